@@ -1,0 +1,93 @@
+# `make` alone lists the targets. Everything that they install goes to .venv.
+
+PORT ?= 8000
+VENV := .venv
+PYTHON_IN_VENV := $(VENV)/bin/python
+
+# The stamps say which requirements .venv holds, so that pip runs only when those change.
+SERVING := $(VENV)/.requirements
+DEVELOPMENT := $(VENV)/.requirements-dev
+
+IS_SUPPORTED := -c 'import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])'
+
+# Sets $python. Looks in every folder of PATH and runs what it finds: a pyenv shim exists for each
+# version ever installed, fails where that version isn't active, and hides the interpreter behind it.
+define find_python
+	python=""; without_venv=""; \
+	search() { \
+	    IFS=:; \
+	    for name in python3.11 python3.12 python3 python; do \
+	        for folder in $$PATH; do \
+	            candidate="$${folder:-.}/$$name"; \
+	            "$$candidate" $(IS_SUPPORTED) >/dev/null 2>&1 || continue; \
+	            if "$$candidate" -c 'import ensurepip, venv' >/dev/null 2>&1; then \
+	                python="$$candidate"; return; \
+	            fi; \
+	            without_venv="$$candidate"; \
+	        done; \
+	    done; \
+	}; \
+	search; unset IFS; \
+	if [ -z "$$python" ] && [ -n "$$without_venv" ]; then \
+	    echo "make: $$without_venv lacks its venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; \
+	    exit 1; \
+	elif [ -z "$$python" ]; then \
+	    echo "make: Policy Server needs Python 3.11 or 3.12, and the PATH has neither" >&2; \
+	    exit 1; \
+	fi
+endef
+
+.DEFAULT_GOAL := help
+.PHONY: help python venv serve test lint check format clean broken-venv
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+python:  ## show which Python .venv would be built with
+	@$(find_python); echo "$$python"
+
+venv: $(SERVING)  ## put what a server needs in .venv
+
+serve: $(SERVING)  ## serve the policy on port 8000 (PORT=... for another)
+	@[ -f "$${POLICY_SERVER_HOME:-.}/saved_model.zip" ] \
+	    || $(PYTHON_IN_VENV) generate.py copy_server_files examples/mouse_and_cheese
+	$(PYTHON_IN_VENV) -m uvicorn app:app --host 0.0.0.0 --port $(PORT)
+
+test: $(DEVELOPMENT)  ## run every test, with coverage
+	$(PYTHON_IN_VENV) -m pytest --cov --cov-report=term-missing:skip-covered
+
+lint: $(DEVELOPMENT)  ## check format, style, types and layers
+	$(PYTHON_IN_VENV) -m ruff format --check .
+	$(PYTHON_IN_VENV) -m ruff check .
+	$(PYTHON_IN_VENV) -m mypy
+	$(VENV)/bin/lint-imports --no-logo
+
+check: lint test  ## run lint, then test: what a commit has to pass
+
+format: $(DEVELOPMENT)  ## format the code and fix what ruff can fix
+	$(PYTHON_IN_VENV) -m ruff format .
+	$(PYTHON_IN_VENV) -m ruff check --fix .
+
+clean:  ## remove .venv, caches and reports; policies stay
+	rm -rf $(VENV) .coverage .coverage.* coverage.xml htmlcov
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment whose interpreter has gone (an upgrade, a folder from another machine) or is of
+# another version is built anew, whatever its stamps say.
+ifneq ($(shell $(PYTHON_IN_VENV) $(IS_SUPPORTED) 2>/dev/null && echo works),works)
+$(SERVING): broken-venv
+endif
+
+$(SERVING): requirements.txt
+	@if ! { $(PYTHON_IN_VENV) $(IS_SUPPORTED) && $(PYTHON_IN_VENV) -m pip --version; } >/dev/null 2>&1; then \
+	    $(find_python); \
+	    echo "$$python -m venv $(VENV)"; \
+	    rm -rf $(VENV) && "$$python" -m venv $(VENV); \
+	fi
+	$(PYTHON_IN_VENV) -m pip install --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(DEVELOPMENT): $(SERVING) requirements-dev.txt
+	$(PYTHON_IN_VENV) -m pip install --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,342 @@
+"""Action distributions in NumPy: probabilities, mode, draws and log-probabilities of many rows at once.
+
+`ActionDistribution` reads rows of `action_dist_inputs` as RLlib does (`ray.rllib.models.tf.tf_action_dist`): categorical
+logits, mean | log_std of a Gaussian, the same before a tanh for SAC, or the action itself. All arithmetic is in float64,
+so that answers are exact to the float32 precision of the inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policy_server.errors import DistributionError
+from policy_server.policy import ActionComponent, Float64Array, Int64Array
+
+__all__ = ["ActionDistribution", "ComponentDistribution", "categorical_log_probabilities", "noise"]
+
+_LOG_2_PI = float(np.log(2 * np.pi))
+# RLlib: SMALL_NUMBER in ray.rllib.utils.numpy.
+_SMALL_NUMBER = 1e-6
+_MAX_SQUASHED_LOG_PROBABILITY = 100.0
+# The largest finite density: JSON has no infinity.
+_MAX_LOG_DENSITY = float(np.log(np.finfo(np.float32).max))
+
+
+@dataclass(frozen=True)
+class ComponentDistribution:
+    """The distribution of one component for B observations.
+
+    Attributes:
+        component: which one.
+        probabilities: float64[B, size] where it is categorical.
+        mean: float64[B, size] where it is (squashed) normal; before the tanh where it is squashed.
+        std: float64[B, size], likewise.
+        value: float64[B, size] where it is deterministic.
+    """
+
+    component: ActionComponent
+    probabilities: Float64Array | None = None
+    mean: Float64Array | None = None
+    std: Float64Array | None = None
+    value: Float64Array | None = None
+
+
+def categorical_log_probabilities(logits: NDArray[np.floating[Any]]) -> Float64Array:
+    """Return the logarithm of each row's softmax.
+
+    Args:
+        logits: float[B, K]; -inf or float32 min marks a masked action.
+
+    Returns:
+        float64[B, K]; the exponentials of a row sum to 1.
+
+    Raises:
+        DistributionError: if a row holds NaN or +inf, or masks every action by -inf.
+
+    Source: RLlib `Categorical`, whose `action_dist_inputs` are logits.
+    """
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    if np.isnan(shifted).any():
+        raise DistributionError(
+            "the policy's logits hold NaN, or mask every action; check the observation and the model"
+        )
+    with np.errstate(under="ignore"):
+        total = np.exp(shifted).sum(axis=1, keepdims=True)
+    log_probabilities: Float64Array = shifted - np.log(total)
+    return log_probabilities
+
+
+def noise(components: Sequence[ActionComponent], seeds: Int64Array) -> list[Float64Array]:
+    """Draw what `ActionDistribution.sample` turns into actions.
+
+    Args:
+        components: the distribution's parts.
+        seeds: int64[B]; the seed of a row's draw, or -1 for an independent one. A seeded row is the same in any batch.
+
+    Returns:
+        One float64[B, columns] a component: uniform in [0, 1) where it is categorical, standard normal elsewhere.
+    """
+    generator = np.random.default_rng()
+    draws = [_draw(generator, part, len(seeds)) for part in components]
+    for row in np.flatnonzero(seeds >= 0):
+        seeded = np.random.default_rng(int(seeds[row]))
+        for part, draw in zip(components, draws, strict=True):
+            draw[row] = _draw(seeded, part, 1)[0]
+    return draws
+
+
+def _draw(generator: np.random.Generator, part: ActionComponent, rows: int) -> Float64Array:
+    shape = (rows, part.columns)
+    return (
+        generator.random(shape) if part.kind == "categorical" else generator.standard_normal(shape)
+    )
+
+
+class ActionDistribution:
+    """The distribution of whole actions, given rows of `action_dist_inputs`.
+
+    Actions are float64[B, A] in columns, integers exact. `in_environment_units` applies schema.yaml's bounds; everything
+    else is in the policy's own space.
+    """
+
+    def __init__(self, components: Sequence[ActionComponent], *, is_greedy: bool = False) -> None:
+        """Keep the parts.
+
+        Args:
+            components: the distribution's parts, ordered by column.
+            is_greedy: take the best action with probability 1, as a policy over Q values does.
+        """
+        self.components = tuple(components)
+        self.is_greedy = is_greedy
+        self._columns = sum(part.columns for part in components)
+        self._has_bounds = any(part.low is not None for part in components)
+
+    def mode(self, inputs: NDArray[np.floating[Any]]) -> Float64Array:
+        """Return each row's deterministic action, as RLlib takes it with exploration off.
+
+        Args:
+            inputs: float[B, K], `action_dist_inputs`.
+
+        Returns:
+            float64[B, A].
+        """
+        actions = np.empty((len(inputs), self._columns))
+        for part in self.components:
+            values = self._slice(inputs, part)
+            if part.kind == "categorical":
+                actions[:, part.first_column] = values.argmax(axis=1)
+                continue
+            center = values[:, : part.size].astype(np.float64)
+            _set(actions, part, np.tanh(center) if part.kind == "squashed_normal" else center)
+        return actions
+
+    def sample(
+        self, inputs: NDArray[np.floating[Any]], draws: Sequence[Float64Array]
+    ) -> Float64Array:
+        """Turn noise into actions.
+
+        Args:
+            inputs: float[B, K], `action_dist_inputs`.
+            draws: what `noise` gave for these components and B rows.
+
+        Returns:
+            float64[B, A]. An action of probability 0 is never drawn.
+
+        Raises:
+            DistributionError: if a row is no distribution.
+        """
+        if self.is_greedy:
+            return self.mode(inputs)
+        actions = np.empty((len(inputs), self._columns))
+        for part, draw in zip(self.components, draws, strict=True):
+            if part.kind == "categorical":
+                cumulated = np.exp(self._log_probabilities(inputs, part)).cumsum(axis=1)
+                chosen = (cumulated <= draw * cumulated[:, -1:]).sum(axis=1)
+                actions[:, part.first_column] = np.minimum(chosen, part.size - 1)
+            elif part.kind == "deterministic":
+                _set(actions, part, self._slice(inputs, part))
+            else:
+                mean, std = self._mean_and_std(inputs, part)
+                value = mean + std * draw
+                _set(actions, part, np.tanh(value) if part.kind == "squashed_normal" else value)
+        return actions
+
+    def log_probability(
+        self, inputs: NDArray[np.floating[Any]], actions: Float64Array
+    ) -> Float64Array:
+        """Return the logarithm of the joint probability, or density, of whole actions.
+
+        Args:
+            inputs: float[B, K], `action_dist_inputs`.
+            actions: float64[B, A] in the policy's own space.
+
+        Returns:
+            float64[B]; 0 for a greedy policy and for deterministic components.
+
+        Raises:
+            DistributionError: if a row is no distribution.
+
+        Source: RLlib `MultiActionDistribution.logp`: the sum over the components.
+        """
+        total = np.zeros(len(inputs))
+        if self.is_greedy:
+            return total
+        for part in self.components:
+            if part.kind == "categorical":
+                index = actions[:, part.first_column].astype(np.int64)[:, None]
+                total += np.take_along_axis(self._log_probabilities(inputs, part), index, axis=1)[
+                    :, 0
+                ]
+            elif part.kind != "deterministic":
+                values = actions[:, part.first_column : part.first_column + part.size]
+                mean, std = self._mean_and_std(inputs, part)
+                total += (_normal if part.kind == "normal" else _squashed_normal)(values, mean, std)
+        return total
+
+    def in_environment_units(self, actions: Float64Array) -> Float64Array:
+        """Rescale and clip bounded actions to schema.yaml's `low` and `high`.
+
+        Args:
+            actions: float64[B, A] in the policy's own space.
+
+        Returns:
+            float64[B, A]; columns without bounds stay as they are.
+
+        Source: RLlib `unsquash_action` and `clip_action` in ray.rllib.utils.spaces.space_utils.
+        """
+        if not self._has_bounds:
+            return actions
+        scaled = actions.copy()
+        for part in self.components:
+            if part.low is not None and part.high is not None:
+                values = actions[:, part.first_column : part.first_column + part.size]
+                _set(scaled, part, np.clip(_rescale(part, values), part.low, part.high))
+        return scaled
+
+    def probability(self, log_probability: Float64Array) -> Float64Array:
+        """Return probabilities, or densities in the units that actions are answered in.
+
+        Args:
+            log_probability: float64[B], in the policy's own space.
+
+        Returns:
+            float64[B]; finite: a density beyond float32 is cut to its largest value.
+        """
+        scale = 0.0
+        for part in self.components:
+            if (
+                part.low is not None
+                and part.high is not None
+                and part.is_normalized
+                and part.kind != "deterministic"
+            ):
+                scale += float(np.log((np.array(part.high) - np.array(part.low)) / 2).sum())
+        with np.errstate(under="ignore"):
+            density: Float64Array = np.exp(np.minimum(log_probability - scale, _MAX_LOG_DENSITY))
+        return density
+
+    def describe(self, inputs: NDArray[np.floating[Any]]) -> list[ComponentDistribution]:
+        """Return every component's exact distribution.
+
+        Args:
+            inputs: float[B, K], `action_dist_inputs`.
+
+        Returns:
+            One a component, in order; (squashed) normal and deterministic ones in the units that actions are answered in,
+            except that a squashed normal's `mean` and `std` are those before the tanh.
+
+        Raises:
+            DistributionError: if a row is no distribution.
+        """
+        return [self._describe(part, inputs) for part in self.components]
+
+    def _describe(
+        self, part: ActionComponent, inputs: NDArray[np.floating[Any]]
+    ) -> ComponentDistribution:
+        values = self._slice(inputs, part)
+        if part.kind == "categorical" and self.is_greedy:
+            return ComponentDistribution(
+                part, probabilities=np.eye(part.size)[values.argmax(axis=1)]
+            )
+        if part.kind == "categorical":
+            with np.errstate(under="ignore"):
+                return ComponentDistribution(
+                    part, probabilities=np.exp(self._log_probabilities(inputs, part))
+                )
+        if part.kind == "deterministic":
+            value = values.astype(np.float64)
+            bounded = (
+                value if part.low is None else np.clip(_rescale(part, value), part.low, part.high)
+            )
+            return ComponentDistribution(part, value=bounded)
+        mean, std = self._mean_and_std(inputs, part)
+        if (
+            part.kind == "normal"
+            and part.low is not None
+            and part.high is not None
+            and part.is_normalized
+        ):
+            std = std * (np.array(part.high) - np.array(part.low)) / 2
+            mean = _rescale(part, mean)
+        return ComponentDistribution(part, mean=mean, std=std)
+
+    def _slice(
+        self, inputs: NDArray[np.floating[Any]], part: ActionComponent
+    ) -> NDArray[np.floating[Any]]:
+        values = inputs[:, part.first_input : part.first_input + part.inputs]
+        if np.isnan(values).any():
+            raise DistributionError(
+                "the policy's outputs hold NaN; check the observation and the model"
+            )
+        return values
+
+    def _log_probabilities(
+        self, inputs: NDArray[np.floating[Any]], part: ActionComponent
+    ) -> Float64Array:
+        return categorical_log_probabilities(self._slice(inputs, part) / part.temperature)
+
+    def _mean_and_std(
+        self, inputs: NDArray[np.floating[Any]], part: ActionComponent
+    ) -> tuple[Float64Array, Float64Array]:
+        values = self._slice(inputs, part).astype(np.float64)
+        mean, log_std = values[:, : part.size], values[:, part.size :]
+        if part.log_std_bounds is not None:
+            log_std = np.clip(log_std, *part.log_std_bounds)
+        with np.errstate(over="ignore"):
+            return mean, np.minimum(np.exp(log_std), np.finfo(np.float32).max)
+
+
+def _set(actions: Float64Array, part: ActionComponent, values: NDArray[np.floating[Any]]) -> None:
+    actions[:, part.first_column : part.first_column + part.size] = values
+
+
+def _rescale(part: ActionComponent, values: Float64Array) -> Float64Array:
+    if not part.is_normalized:
+        return values
+    low, high = np.array(part.low), np.array(part.high)
+    scaled: Float64Array = low + (values + 1.0) * (high - low) / 2.0
+    return scaled
+
+
+def _normal(values: Float64Array, mean: Float64Array, std: Float64Array) -> Float64Array:
+    """Source: RLlib `DiagGaussian.logp`."""
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        parts = -0.5 * (((values - mean) / std) ** 2 + _LOG_2_PI) - np.log(std)
+    total: Float64Array = parts.sum(axis=1)
+    return total
+
+
+def _squashed_normal(values: Float64Array, mean: Float64Array, std: Float64Array) -> Float64Array:
+    """Source: RLlib `SquashedGaussian.logp`, with its clipping and its small number."""
+    unsquashed = np.arctanh(np.clip(values, -1 + _SMALL_NUMBER, 1 - _SMALL_NUMBER))
+    parts = -0.5 * (((unsquashed - mean) / std) ** 2 + _LOG_2_PI) - np.log(std)
+    parts = np.clip(parts, -_MAX_SQUASHED_LOG_PROBABILITY, _MAX_SQUASHED_LOG_PROBABILITY)
+    correction = np.log(1 - np.tanh(unsquashed) ** 2 + _SMALL_NUMBER)
+    total: Float64Array = (parts - correction).sum(axis=1)
+    return total

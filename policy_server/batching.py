@@ -1,0 +1,175 @@
+"""Many requests, one call: observations that arrive while the policy computes ride together in its next call."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from policy_server.errors import (
+    DistributionError,
+    NotReadyError,
+    OverloadedError,
+    PolicyFailedError,
+    PolicyServerError,
+)
+from policy_server.policy import PolicyBackend, PolicyOutputs
+
+__all__ = ["MicroBatcher"]
+
+logger = logging.getLogger(__name__)
+
+Answer = tuple[PolicyOutputs, int]
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    row: Sequence[float]
+    is_deterministic: bool
+    seed: int
+    answer: asyncio.Future[Answer]
+
+
+class MicroBatcher:
+    """Wraps a backend: one observation a request, one call for all that wait.
+
+    There is no timer: an idle backend is called at once. Used from one event loop.
+    """
+
+    def __init__(
+        self,
+        backend: PolicyBackend,
+        *,
+        max_batch_size: int,
+        max_queue_size: int,
+        timeout_s: float,
+        max_calls_in_flight: int = 2,
+    ) -> None:
+        """Wrap a backend.
+
+        Args:
+            backend: what answers.
+            max_batch_size: the most observations in one call.
+            max_queue_size: the most observations that wait or are being answered.
+            timeout_s: the longest that one waits for its answer, in seconds.
+            max_calls_in_flight: how many calls run at once.
+        """
+        self._backend = backend
+        self._max_batch_size = max_batch_size
+        self._max_queue_size = max_queue_size
+        self._timeout_s = timeout_s
+        self._max_calls_in_flight = max_calls_in_flight
+        self._waiting: deque[_Waiting] = deque()
+        self._calls: set[asyncio.Task[None]] = set()
+        self._size = 0
+        self._is_scheduled = False
+        self._is_closed = False
+
+    async def infer(self, row: Sequence[float], *, is_deterministic: bool, seed: int) -> Answer:
+        """Answer one observation.
+
+        Args:
+            row: its numbers, as many as the policy takes.
+            is_deterministic: whether the mode is asked for, instead of a draw.
+            seed: the seed of the draw, or -1 for an independent one.
+
+        Returns:
+            The answers of the call that it rode in, and its index in them.
+
+        Raises:
+            OverloadedError: if the queue is full, or no answer came in time.
+            NotReadyError: if the server is shutting down.
+            PolicyServerError: what the backend raised.
+        """
+        if self._is_closed:
+            raise NotReadyError("the server is shutting down; try another one")
+        if self._size >= self._max_queue_size:
+            raise OverloadedError(
+                f"{self._size} observations are waiting already; try again in a second"
+            )
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(row, is_deterministic, seed, loop.create_future())
+        self._waiting.append(waiting)
+        self._size += 1
+        if not self._is_scheduled:
+            # What else arrives in this turn of the event loop rides along.
+            self._is_scheduled = True
+            loop.call_soon(self._start_calls)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await waiting.answer
+        except TimeoutError as error:
+            raise OverloadedError(
+                f"no answer within {self._timeout_s:g} s; try again in a second"
+            ) from error
+        finally:
+            self._size -= 1
+
+    async def aclose(self) -> None:
+        """Refuse new observations and answer those that wait."""
+        self._is_closed = True
+        while self._waiting or self._calls:
+            self._start_calls()
+            await asyncio.gather(*self._calls, return_exceptions=True)
+
+    def _start_calls(self) -> None:
+        self._is_scheduled = False
+        while self._waiting and len(self._calls) < self._max_calls_in_flight:
+            batch = self._next_batch()
+            if batch:
+                call = asyncio.create_task(self._call(batch))
+                self._calls.add(call)
+                call.add_done_callback(self._end_call)
+
+    def _end_call(self, call: asyncio.Task[None]) -> None:
+        self._calls.discard(call)
+        self._start_calls()
+
+    def _next_batch(self) -> list[_Waiting]:
+        batch: list[_Waiting] = []
+        while self._waiting and len(batch) < self._max_batch_size:
+            if self._waiting[0].answer.done():
+                # The request was cancelled or timed out: its place is free.
+                self._waiting.popleft()
+            elif batch and len(self._waiting[0].row) != len(batch[0].row):
+                break
+            else:
+                batch.append(self._waiting.popleft())
+        return batch
+
+    async def _call(self, batch: list[_Waiting]) -> None:
+        try:
+            outputs = await self._infer(batch)
+        except (PolicyFailedError, DistributionError) as error:
+            if len(batch) == 1:
+                _fail(batch, error)
+                return
+            # One observation may be to blame: its neighbours are asked again without it.
+            for waiting in batch:
+                await self._call([waiting])
+        except PolicyServerError as error:
+            _fail(batch, error)
+        except Exception:
+            logger.exception("policy call failed")
+            _fail(batch, PolicyFailedError("the policy failed; the server's log has the reason"))
+        else:
+            for index, waiting in enumerate(batch):
+                if not waiting.answer.done():
+                    waiting.answer.set_result((outputs, index))
+
+    async def _infer(self, batch: list[_Waiting]) -> PolicyOutputs:
+        return await self._backend.infer(
+            np.array([waiting.row for waiting in batch], self._backend.signature.row_dtype),
+            is_deterministic=np.array([waiting.is_deterministic for waiting in batch]),
+            seeds=np.array([waiting.seed for waiting in batch], np.int64),
+        )
+
+
+def _fail(batch: list[_Waiting], error: PolicyServerError) -> None:
+    for waiting in batch:
+        if not waiting.answer.done():
+            waiting.answer.set_exception(error)

@@ -1,0 +1,123 @@
+"""The error tree: everything that Policy Server raises on purpose.
+
+Every error carries the HTTP status it is answered with and a message that may be shown to anybody: subject, expected,
+got, remedy, in lower case and without a full stop. Foreign exceptions are translated into these once, where they arise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+__all__ = [
+    "BodyTooLargeError",
+    "DistributionError",
+    "ExportError",
+    "ModelError",
+    "NotReadyError",
+    "ObservationError",
+    "OverloadedError",
+    "PolicyFailedError",
+    "PolicyServerError",
+    "SchemaError",
+    "ServerAnswerError",
+    "SettingsError",
+    "UnauthorizedError",
+    "UnsupportedAnswerError",
+]
+
+
+class PolicyServerError(Exception):
+    """Base of all errors of this package.
+
+    Attributes:
+        status: the HTTP status that the error is answered with.
+        message: one line, safe to show to a client or to print at start-up.
+        headers: HTTP headers that belong to the answer.
+    """
+
+    status: ClassVar[int] = 500
+    headers: Mapping[str, str] = {}
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class SettingsError(PolicyServerError):
+    """An environment variable or an option has a value that can't be used."""
+
+
+class SchemaError(PolicyServerError):
+    """schema.yaml is missing, is no YAML, breaks a rule, or disagrees with the policy."""
+
+
+class ModelError(PolicyServerError):
+    """The model's file can't be read, or can't give the policy."""
+
+
+class ExportError(PolicyServerError):
+    """A trained policy can't be written as a SavedModel, or the written one is not equal to it."""
+
+
+class ServerAnswerError(PolicyServerError):
+    """A running server refused a request of the command line, or could not be reached."""
+
+
+class DistributionError(PolicyServerError):
+    """The policy's outputs are no distribution: a row holds NaN, or masks every action."""
+
+
+class PolicyFailedError(PolicyServerError):
+    """The policy raised while it computed an answer; the cause is in the log, not in the message."""
+
+
+class UnauthorizedError(PolicyServerError):
+    """The request carries no access key, or a wrong one."""
+
+    status = 401
+    headers: Mapping[str, str] = {"www-authenticate": "Bearer"}
+
+
+class BodyTooLargeError(PolicyServerError):
+    """The request's body is larger than `POLICY_SERVER_MAX_BODY_BYTES`."""
+
+    status = 413
+
+
+class ObservationError(PolicyServerError):
+    """An observation is not what schema.yaml describes.
+
+    Attributes:
+        problems: one entry a mistake, in FastAPI's form: `type`, `loc` (starting with "body") and `msg`.
+    """
+
+    status = 422
+
+    def __init__(self, problems: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__("; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in problems))
+        self.problems = list(problems)
+
+    def __reduce__(self) -> tuple[type[ObservationError], tuple[list[Mapping[str, Any]]]]:
+        """Pickle by the problems, since `Exception` would hand the message to `__init__`."""
+        return type(self), (self.problems,)
+
+
+class UnsupportedAnswerError(PolicyServerError):
+    """The policy's family does not allow the answer that a route gives."""
+
+    status = 501
+
+
+class OverloadedError(PolicyServerError):
+    """More requests wait than the queue holds, or one waited longer than its deadline."""
+
+    status = 503
+    headers: Mapping[str, str] = {"retry-after": "1"}
+
+
+class NotReadyError(PolicyServerError):
+    """The policy has not answered its warm-up yet, or the server is shutting down."""
+
+    status = 503
+    headers: Mapping[str, str] = {"retry-after": "1"}

@@ -1,0 +1,303 @@
+"""What a policy is to the rest of the program: its signature, its answers, and the protocol of a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policy_server.errors import SchemaError
+from policy_server.schema import ActionField, ServerSchema
+
+__all__ = [
+    "ActionComponent",
+    "ActionOutput",
+    "ComponentKind",
+    "Float32Array",
+    "Float64Array",
+    "Int64Array",
+    "PolicyBackend",
+    "PolicyOutputs",
+    "PolicySignature",
+    "SignatureTensor",
+    "check_schema_fits",
+    "describe_components",
+]
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+Int64Array = NDArray[np.int64]
+
+ComponentKind = Literal["categorical", "normal", "squashed_normal", "deterministic"]
+
+
+@dataclass(frozen=True)
+class SignatureTensor:
+    """An input or output of the SavedModel's signature.
+
+    Attributes:
+        name: its key in the signature, such as `observations` or `actions_0`.
+        dtype: NumPy's name of its type.
+        shape: its dimensions, None where they are open; None altogether where the rank is unknown.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...] | None
+
+
+@dataclass(frozen=True)
+class ActionOutput:
+    """One action as the environment takes it: an output `actions_i` of the policy.
+
+    Attributes:
+        name: its key in the signature.
+        is_integer: whether its values are integers.
+        columns: how many columns of `PolicyOutputs.actions` it takes.
+        is_vector: whether it has a dimension of its own, (N, k), and not one value a row, (N,).
+    """
+
+    name: str
+    is_integer: bool
+    columns: int
+    is_vector: bool
+
+
+@dataclass(frozen=True)
+class ActionComponent:
+    """One independent part of the action distribution.
+
+    Attributes:
+        kind: the family, which says how `inputs` are read.
+        size: the number of integer choices (categorical), or of dimensions (all others).
+        first_input: the index of its first value in a row of `action_dist_inputs`.
+        first_column: the index of its first column in `PolicyOutputs.actions`.
+        temperature: what the graph divides the logits by before it draws.
+        log_std_bounds: what the graph clips log_std to; None for no clipping.
+        name: how schema.yaml calls it.
+        labels: the names of the integer choices, in order.
+        low: lower bounds in the environment's units, one a dimension.
+        high: upper bounds in the environment's units, one a dimension.
+        is_normalized: the policy's numbers lie in [-1, 1] and are rescaled to [low, high]; otherwise only clipped.
+    """
+
+    kind: ComponentKind
+    size: int
+    first_input: int
+    first_column: int
+    temperature: float = 1.0
+    log_std_bounds: tuple[float, float] | None = None
+    name: str | None = None
+    labels: tuple[str, ...] | None = None
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+    is_normalized: bool = True
+
+    @property
+    def inputs(self) -> int:
+        """Return how many values of `action_dist_inputs` it takes."""
+        return 2 * self.size if self.kind in ("normal", "squashed_normal") else self.size
+
+    @property
+    def columns(self) -> int:
+        """Return how many columns of `PolicyOutputs.actions` it takes."""
+        return 1 if self.kind == "categorical" else self.size
+
+
+@dataclass(frozen=True)
+class PolicySignature:
+    """What the model says of itself, and what was proved of it.
+
+    Attributes:
+        observation_width: how many numbers one observation has; None where the model leaves it open.
+        observation_dtype: NumPy's name of the type of the `observations` input.
+        inputs: the signature's inputs.
+        outputs: the signature's outputs.
+        action_outputs: the actions, in numeric order.
+        components: the action distribution's parts, ordered by column; None where the family is unknown.
+        is_value_based: a greedy policy over Q values: it takes the best action with probability 1.
+        is_proved: `components` reproduce the graph's own log-probabilities and deterministic actions.
+        has_deterministic_action: the model can give its deterministic action.
+        recurrent_inputs: the names of the inputs that carry recurrent state, which starts at zero.
+        findings: how family and sizes were identified and proved, for the log and for `generate.py inspect`.
+    """
+
+    observation_width: int | None
+    observation_dtype: str
+    inputs: tuple[SignatureTensor, ...]
+    outputs: tuple[SignatureTensor, ...]
+    action_outputs: tuple[ActionOutput, ...]
+    components: tuple[ActionComponent, ...] | None
+    is_value_based: bool = False
+    is_proved: bool = False
+    has_deterministic_action: bool = True
+    recurrent_inputs: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
+
+    @property
+    def family(self) -> str:
+        """Return the family in words, such as `categorical(2)` or `normal(1) + categorical(3)`."""
+        if self.components is None:
+            return "unknown"
+        parts = " + ".join(f"{part.kind}({part.size})" for part in self.components)
+        return f"greedy over {parts}" if self.is_value_based else parts
+
+    @property
+    def row_dtype(self) -> type[np.float32] | type[np.float64]:
+        """Return the type that observations travel in: wide enough for the policy's own."""
+        return (
+            np.float32
+            if self.observation_dtype in ("float32", "float16", "bfloat16")
+            else np.float64
+        )
+
+
+@dataclass(frozen=True)
+class PolicyOutputs:
+    """The answers to B observations, in columns.
+
+    Attributes:
+        actions: float64[B, A], one column per action value in the order of `action_outputs`; integers are exact.
+        probability: float64[B], of the whole action: a density where actions are continuous.
+        distribution: float32[B, K], the inputs of the action distribution; None where the family is unknown.
+    """
+
+    actions: Float64Array
+    probability: Float64Array
+    distribution: Float32Array | None
+
+
+class PolicyBackend(Protocol):
+    """Something that answers observations: a replica of Ray Serve, or the policy in this process."""
+
+    @property
+    def signature(self) -> PolicySignature:
+        """Return the signature of the policy that is served."""
+
+    async def infer(
+        self,
+        observations: Float32Array | Float64Array,
+        *,
+        is_deterministic: NDArray[np.bool_],
+        seeds: Int64Array,
+    ) -> PolicyOutputs:
+        """Answer B observations with one call of the policy.
+
+        Args:
+            observations: float[B, observation_width] in the signature's `row_dtype`.
+            is_deterministic: bool[B]; True asks for the mode, False for a draw.
+            seeds: int64[B]; the seed of a row's draw, or -1 for an independent one.
+
+        Returns:
+            The answers, row by row in the order of the observations.
+
+        Raises:
+            PolicyServerError: with the status to answer: the policy failed, is overloaded or not ready.
+        """
+
+    async def is_ready(self) -> bool:
+        """Return whether an observation would be answered now."""
+
+
+def check_schema_fits(schema: ServerSchema, signature: PolicySignature) -> None:
+    """Hold schema.yaml against the policy.
+
+    Args:
+        schema: what schema.yaml says.
+        signature: what the model says.
+
+    Raises:
+        SchemaError: naming the first disagreement with both figures.
+    """
+    expected = signature.observation_width
+    if schema.observations is not None and expected is not None:
+        fewest, most = schema.min_width, schema.max_width
+        if fewest == most != expected:
+            raise SchemaError(
+                f"{schema.source}: gives {fewest} values, the policy expects {expected}; list each value of an "
+                "observation once, in the order of training"
+            )
+        if fewest > expected or (most is not None and most < expected):
+            given = f"at least {fewest}" if fewest > expected else f"at most {most}"
+            raise SchemaError(
+                f"{schema.source}: gives {given} values, the policy expects {expected}; mend the lists' bounds"
+            )
+    _check_flags(schema, signature)
+
+
+def _check_flags(schema: ServerSchema, signature: PolicySignature) -> None:
+    actions = signature.action_outputs
+    integers = [action.is_integer for action in actions]
+    if schema.discrete is not None and schema.discrete not in integers:
+        found = "integers" if all(integers) else "continuous"
+        raise SchemaError(
+            f"{schema.source}: parameters.discrete: is {schema.discrete}, the policy's actions are {found}; "
+            f"set it to {not schema.discrete} or leave it out"
+        )
+    # A MultiDiscrete policy is one vector of several actions: people call it a tuple as often as not.
+    is_multi_discrete = len(actions) == 1 and actions[0].is_integer and actions[0].columns > 1
+    if schema.tuple is not None and schema.tuple != (len(actions) > 1) and not is_multi_discrete:
+        found = f"{len(actions)} actions" if len(actions) > 1 else "one action"
+        raise SchemaError(
+            f"{schema.source}: parameters.tuple: is {schema.tuple}, the policy gives {found}; "
+            f"set it to {not schema.tuple} or leave it out"
+        )
+
+
+def describe_components(
+    components: Sequence[ActionComponent], fields: Sequence[ActionField], source: str
+) -> tuple[ActionComponent, ...]:
+    """Give each component the name, labels and bounds of schema.yaml's `actions` section.
+
+    Args:
+        components: the distribution's parts in order.
+        fields: the entries of the section in order.
+        source: the file's name, for messages.
+
+    Returns:
+        The components with their descriptions.
+
+    Raises:
+        SchemaError: if the number of entries, labels or bounds is not the policy's.
+    """
+    if len(fields) != len(components):
+        raise SchemaError(
+            f"{source}: actions: names {len(fields)} actions, the policy has {len(components)}"
+        )
+    return tuple(
+        _describe(part, entry, source) for part, entry in zip(components, fields, strict=True)
+    )
+
+
+def _describe(part: ActionComponent, entry: ActionField, source: str) -> ActionComponent:
+    where = f"{source}: actions.{entry.name}"
+    is_integer = part.kind == "categorical"
+    if is_integer and entry.low is not None:
+        raise SchemaError(
+            f"{where}: low and high are for continuous actions, the policy's is an integer; remove them"
+        )
+    if not is_integer and entry.choices is not None:
+        raise SchemaError(
+            f"{where}: labels and choices are for integer actions, the policy's is continuous; remove them"
+        )
+    if entry.choices is not None and entry.choices != part.size:
+        raise SchemaError(f"{where}: gives {entry.choices} choices, the policy has {part.size}")
+    bounds = {"low": entry.low, "high": entry.high}
+    for key, values in bounds.items():
+        if values is not None and len(values) not in (1, part.size):
+            raise SchemaError(
+                f"{where}.{key}: gives {len(values)} numbers, the action has {part.size} dimensions"
+            )
+        if values is not None and len(values) == 1:
+            bounds[key] = values * part.size
+    return replace(
+        part,
+        name=entry.name,
+        labels=entry.labels,
+        low=bounds["low"],
+        high=bounds["high"],
+        is_normalized=entry.normalized,
+    )

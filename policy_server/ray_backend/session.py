@@ -1,0 +1,217 @@
+"""Ray's life around the server: started here and ended here, shared by the workers of one uvicorn, or a cluster's.
+
+Ray replaces the process's signal handlers when it starts; uvicorn's have to be put back, or its shutdown never runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+import ray
+
+import policy_server
+from policy_server.errors import NotReadyError, SettingsError
+from policy_server.settings import Settings
+
+__all__ = ["joined_ray"]
+
+logger = logging.getLogger(__name__)
+
+_OBJECT_STORE_BYTES = 100 * 1024 * 1024
+_LAST_WORKER_TIMEOUT_S = 30.0
+_POLL_S = 0.1
+
+
+@asynccontextmanager
+async def joined_ray(settings: Settings, deploy: Callable[[], None]) -> AsyncIterator[None]:
+    """Be connected to Ray while the block runs.
+
+    Args:
+        settings: ports, and what replicas need.
+        deploy: deploys what is served unless it runs already; called once connected, by one process at a time.
+
+    Yields:
+        Nothing; Ray is up and `deploy` is done.
+
+    Raises:
+        SettingsError: if a port is taken.
+        NotReadyError: if Ray does not start, or the cluster does not answer.
+    """
+    if address := os.environ.get("RAY_ADDRESS"):
+        with _translated(), _kept_signal_handlers():
+            _connect(address)
+        await asyncio.to_thread(deploy)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+    elif parent_process() is not None:
+        async with _shared_ray(settings, deploy):
+            yield
+    else:
+        folder = _start(settings)
+        try:
+            await asyncio.to_thread(deploy)
+            yield
+        finally:
+            _end(folder)
+
+
+def _connect(address: str) -> None:
+    package = str(Path(policy_server.__file__).parent)
+    ray.init(
+        address=address, log_to_driver=False, configure_logging=False, runtime_env={"py_modules": [package]}
+    )
+
+
+def _start(settings: Settings) -> Path:
+    """Start Ray on this machine; return its folder for temporary files."""
+    for name, port in (("METRICS_PORT", settings.metrics_port), ("DASHBOARD_PORT", settings.dashboard_port)):
+        _check_free(name, port)
+    folder = Path(tempfile.mkdtemp(prefix="ps-ray-"))
+    has_dashboard = settings.dashboard_port > 0
+    replicas = max(settings.num_replicas, settings.max_replicas)
+    options: dict[str, Any] = {"dashboard_port": settings.dashboard_port} if has_dashboard else {}
+    try:
+        with _translated(), _kept_signal_handlers():
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, math.ceil(replicas * settings.replica_cpus)),
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=has_dashboard,
+                dashboard_host=settings.dashboard_host,
+                log_to_driver=False,
+                configure_logging=False,
+                _metrics_export_port=settings.metrics_port or _free_port(),
+                _temp_dir=str(folder),
+                **options,
+            )
+    except BaseException:
+        _end(folder)
+        raise
+    return folder
+
+
+def _end(folder: Path) -> None:
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise NotReadyError(f"ray: could not start or join: {reason}") from error
+
+
+@contextmanager
+def _kept_signal_handlers() -> Iterator[None]:
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def _check_free(name: str, port: int) -> None:
+    if not port:
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise SettingsError(
+                f"POLICY_SERVER_{name}: port {port} can't be used: {error.strerror}; set another one, or 0"
+            ) from error
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@asynccontextmanager
+async def _shared_ray(settings: Settings, deploy: Callable[[], None]) -> AsyncIterator[None]:
+    """Share one Ray among the workers of `uvicorn --workers N`: the first starts it, the last one out ends it."""
+    shared = Path(tempfile.gettempdir(), f"ps-workers-{os.getppid()}")
+    shared.mkdir(exist_ok=True)
+    mine = shared / f"member-{os.getpid()}"
+    folder = await asyncio.to_thread(_lock, shared)
+    try:
+        owned = _join_or_start(shared, settings)
+        mine.touch()
+        await asyncio.to_thread(deploy)
+    finally:
+        os.close(folder)
+    try:
+        yield
+    finally:
+        mine.unlink(missing_ok=True)
+        if owned is None:
+            ray.shutdown()
+        else:
+            await _wait_for_others(shared)
+            _end(owned)
+            shutil.rmtree(shared, ignore_errors=True)
+
+
+def _lock(shared: Path) -> int:
+    descriptor = os.open(shared / "lock", os.O_CREAT | os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
+
+
+def _join_or_start(shared: Path, settings: Settings) -> Path | None:
+    """Return the folder of a Ray that this process started; None where it joined another worker's."""
+    state = shared / "ray.json"
+    if state.exists():
+        known = json.loads(state.read_text())
+        if _is_alive(known["pid"]):
+            with _translated(), _kept_signal_handlers():
+                ray.init(address=known["address"], log_to_driver=False, configure_logging=False)
+            return None
+    folder = _start(settings)
+    address = ray.get_runtime_context().gcs_address
+    state.write_text(json.dumps({"pid": os.getpid(), "address": address}))
+    return folder
+
+
+async def _wait_for_others(shared: Path) -> None:
+    deadline = time.monotonic() + _LAST_WORKER_TIMEOUT_S
+    while time.monotonic() < deadline:
+        members = [int(path.name.split("-")[1]) for path in shared.glob("member-*")]
+        if not any(_is_alive(pid) for pid in members):
+            return
+        await asyncio.sleep(_POLL_S)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,106 @@
+"""Settings: how a server is deployed, from environment variables and `.env`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from policy_server.errors import SettingsError
+
+__all__ = ["ENV_PREFIX", "Settings", "read_settings"]
+
+ENV_PREFIX = "POLICY_SERVER_"
+
+
+class Settings(BaseSettings):
+    """One field an environment variable, named with the prefix `POLICY_SERVER_`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    home: Path = Field(
+        Path(), description="Folder where schema.yaml, saved_model.zip and models/ lie"
+    )
+    backend: Literal["ray", "local"] = Field(
+        "ray", description="`ray` runs the policy in Ray Serve replicas, `local` in the web process"
+    )
+    api_key: SecretStr | None = Field(None, description="Access key; wins over schema.yaml's")
+    allow_anonymous: bool = Field(default=False, description="Serve without any access key")
+    metrics_port: int = Field(
+        8080, ge=0, le=65535, description="Port of Prometheus metrics; 0 picks a free one"
+    )
+    dashboard_port: int = Field(
+        8256, ge=0, le=65535, description="Port of Ray's dashboard; 0 turns it off"
+    )
+    dashboard_host: str = Field(
+        "127.0.0.1", description="Address that Ray's dashboard listens on; whoever reaches it can run code"
+    )
+    num_replicas: int = Field(1, ge=1, description="Ray Serve replicas of the policy")
+    max_replicas: int = Field(
+        0,
+        ge=0,
+        description="Most replicas that Ray Serve scales to under load; 0 keeps NUM_REPLICAS",
+    )
+    replica_cpus: float = Field(1.0, ge=0, description="CPUs that Ray sets aside for a replica")
+    replica_gpus: float = Field(0.0, ge=0, description="GPUs that Ray sets aside for a replica")
+    max_batch_size: int = Field(
+        256, ge=1, description="Most observations in one call of the policy"
+    )
+    max_queue_size: int = Field(
+        4096, ge=1, description="Observations in flight before requests are answered 503"
+    )
+    request_timeout_s: float = Field(
+        10.0, gt=0, description="Longest wait for an answer, in seconds, then 503"
+    )
+    start_timeout_s: float = Field(
+        300.0, gt=0, description="Longest wait for the policy to load, in seconds"
+    )
+    max_body_bytes: int = Field(
+        1_048_576, ge=1, description="Largest request body, in bytes, else 413"
+    )
+    max_unpacked_bytes: int = Field(
+        2_147_483_648, ge=1, description="Largest size that saved_model.zip may unpack to, in bytes"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Least level that is logged"
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="`json`, `text`, or `auto`: text on a terminal, JSON otherwise"
+    )
+
+    @property
+    def schema_path(self) -> Path:
+        """Return where schema.yaml lies."""
+        return self.home / "schema.yaml"
+
+    @property
+    def zip_path(self) -> Path:
+        """Return where saved_model.zip lies."""
+        return self.home / "saved_model.zip"
+
+    @property
+    def models_path(self) -> Path:
+        """Return the folder of the unzipped policy."""
+        return self.home / "models"
+
+
+def read_settings() -> Settings:
+    """Read the settings from the environment and `.env`.
+
+    Returns:
+        The settings.
+
+    Raises:
+        SettingsError: naming the first variable that can't be used, what was expected and what was found.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        name = f"{ENV_PREFIX}{'_'.join(map(str, problem['loc']))}".upper()
+        expected = problem["msg"].removeprefix("Input should be ")
+        raise SettingsError(f"{name}: expected {expected}, got {problem['input']!r}") from error

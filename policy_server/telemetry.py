@@ -1,0 +1,53 @@
+"""Logs: one event a line, as JSON for machines or as text on a terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Literal
+
+from pythonjsonlogger.json import JsonFormatter
+
+__all__ = ["configure_logging"]
+
+_FIELDS = ("asctime", "levelname", "name", "message")
+
+
+def configure_logging(*, level: str, log_format: Literal["auto", "json", "text"]) -> None:
+    """Send this package's and uvicorn's logs to standard error.
+
+    Args:
+        level: the least level that is logged.
+        log_format: `json`, `text`, or `auto`: text on a terminal, JSON otherwise.
+    """
+    is_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
+    handler = logging.StreamHandler()
+    handler.setFormatter(_json_formatter() if is_json else _TextFormatter())
+    for name in ("policy_server", "uvicorn", "uvicorn.access", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler] if name in ("policy_server", "uvicorn") else []
+        logger.propagate = name not in ("policy_server", "uvicorn")
+        logger.setLevel(level)
+
+
+def _json_formatter() -> logging.Formatter:
+    renamed = {"asctime": "time", "levelname": "level", "name": "logger", "message": "event"}
+    return JsonFormatter(" ".join(f"%({name})s" for name in _FIELDS), rename_fields=renamed)
+
+
+class _TextFormatter(logging.Formatter):
+    """The event, then its fields, as a person reads them."""
+
+    _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {
+        "message",
+        "asctime",
+        "color_message",
+        "taskName",
+    }
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 -- logging's own name
+        fields = [f"{key}={value}" for key, value in vars(record).items() if key not in self._KNOWN]
+        return " ".join([super().formatMessage(record), *fields])

@@ -1,0 +1,139 @@
+"""The application: gate, routes, documentation and lifespan around one served policy."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import fastapi_standalone_docs
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
+from fastapi.responses import HTMLResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from policy_server import __version__
+from policy_server.errors import PolicyServerError
+from policy_server.schema import ServerSchema
+from policy_server.settings import Settings
+from policy_server.web.gate import Gate
+from policy_server.web.openapi import build_openapi
+from policy_server.web.problems import install_error_handlers
+from policy_server.web.routes import policy_routes, server_routes
+from policy_server.web.served_policy import BackendOpener, ServedPolicy
+
+__all__ = ["create_app"]
+
+logger = logging.getLogger(__name__)
+
+_TITLE = "Policy Server"
+
+
+def create_app(
+    schema: ServerSchema, settings: Settings, open_backend: BackendOpener, *, api_key: str | None
+) -> FastAPI:
+    """Build the application; nothing starts before its lifespan does.
+
+    Args:
+        schema: what schema.yaml says; the routes' types come from it.
+        settings: how the server is deployed.
+        open_backend: starts what answers, and ends it again.
+        api_key: the access key; None lets everybody in.
+
+    Returns:
+        The ASGI application.
+    """
+    policy = ServedPolicy(schema, settings, open_backend)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        async with policy.run():
+            app.openapi_schema = None
+            yield
+
+    app = _Application(
+        title=_TITLE,
+        version=__version__,
+        lifespan=lifespan,
+        root_path=schema.root_path,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_middleware(
+        Gate, api_key=api_key, root_path=schema.root_path, max_body_bytes=settings.max_body_bytes
+    )
+    app.include_router(server_routes(policy))
+    app.include_router(policy_routes(policy))
+    _add_documentation(app, schema.root_path)
+    install_error_handlers(app)
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = build_openapi(app, policy)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign] -- FastAPI documents this as the way to extend OpenAPI
+    return app
+
+
+class _Application(FastAPI):
+    """FastAPI, except that a policy which can't be served ends the start with one line and not with a traceback."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await super().__call__(scope, receive, send)
+            return
+        await _run_lifespan(super().__call__, scope, receive, send)
+
+
+async def _run_lifespan(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    failure: Message | None = None
+
+    async def hold_failure(message: Message) -> None:
+        nonlocal failure
+        if message["type"] == "lifespan.startup.failed":
+            failure = message
+        else:
+            await send(message)
+
+    try:
+        await app(scope, receive, hold_failure)
+    except PolicyServerError as error:
+        await send({"type": "lifespan.startup.failed", "message": error.message})
+    except BaseException:
+        if failure is not None:
+            await send(failure)
+        raise
+
+
+def _add_documentation(app: FastAPI, root_path: str) -> None:
+    """Serve Swagger UI and ReDoc from this server's own files, so that they work offline and behind a prefix."""
+    static = Path(fastapi_standalone_docs.__file__).parent / "static"
+    app.mount("/static", StaticFiles(directory=static), name="static")
+    files = f"{root_path}/static"
+    document = f"{root_path}/openapi.json"
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url=document,
+            title=_TITLE,
+            swagger_js_url=f"{files}/swagger/swagger-ui-bundle.js",
+            swagger_css_url=f"{files}/swagger/swagger-ui.css",
+            swagger_favicon_url=f"{files}/fastapi/favicon.png",
+            swagger_ui_parameters={"persistAuthorization": True, "tryItOutEnabled": True},
+        )
+
+    @app.get("/redoc", include_in_schema=False)
+    async def redoc() -> HTMLResponse:
+        return get_redoc_html(
+            openapi_url=document,
+            title=_TITLE,
+            redoc_js_url=f"{files}/redoc/redoc.standalone.js",
+            redoc_favicon_url=f"{files}/fastapi/favicon.png",
+            with_google_fonts=False,
+        )

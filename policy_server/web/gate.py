@@ -1,0 +1,117 @@
+"""The gate that every request passes before routing: request id, trailing slash, access key, size of the body."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from hashlib import sha256
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from policy_server.errors import BodyTooLargeError, PolicyServerError, UnauthorizedError
+from policy_server.web.problems import error_response
+
+__all__ = ["OPEN_PATHS", "Gate"]
+
+logger = logging.getLogger(__name__)
+
+OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/docs", "/redoc", "/openapi.json"})
+_OPEN_PREFIX = "/static/"
+_REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
+
+
+class Gate:
+    """ASGI middleware. Every response carries `x-request-id`, the client's own if it sent a sensible one."""
+
+    def __init__(
+        self, app: ASGIApp, *, api_key: str | None, root_path: str, max_body_bytes: int
+    ) -> None:
+        """Wrap an application.
+
+        Args:
+            app: what answers behind the gate.
+            api_key: the access key; None lets everybody in.
+            root_path: the prefix that a reverse proxy strips; a request that still carries it is answered too.
+            max_body_bytes: the largest body.
+        """
+        self._app = app
+        # Digests have one length, so that comparing them takes one time.
+        self._key_digest = None if api_key is None else sha256(api_key.encode()).digest()
+        self._root_path = root_path
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it with an error."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given_id = headers.get("x-request-id", "")
+        request_id = given_id if _REQUEST_ID.match(given_id) else secrets.token_hex(16)
+        is_started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal is_started
+            if message["type"] == "http.response.start":
+                is_started = True
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        scope["state"] = {**scope.get("state", {}), "request_id": request_id}
+        try:
+            path = self._route_path(scope)
+            if path not in OPEN_PATHS and not path.startswith(_OPEN_PREFIX):
+                self._check_key(headers)
+            await self._app(scope, self._limited(headers, receive), send_with_id)
+        except Exception as error:
+            if is_started:
+                raise
+            if not isinstance(error, PolicyServerError):
+                logger.exception("request_failed", extra={"request_id": request_id})
+            await error_response(error)(scope, receive, send_with_id)
+
+    def _route_path(self, scope: Scope) -> str:
+        """Take a trailing slash, and a prefix that no proxy stripped, off the path that is routed."""
+        path: str = scope["path"]
+        if self._root_path and (path == self._root_path or path.startswith(f"{self._root_path}/")):
+            path = path.removeprefix(self._root_path)
+        path = path.rstrip("/") or "/"
+        scope["path"] = path
+        return path
+
+    def _check_key(self, headers: Headers) -> None:
+        if self._key_digest is None:
+            return
+        given = headers.get("access-token")
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if given is None and scheme.lower() == "bearer":
+            given = token.strip()
+        if given is None:
+            raise UnauthorizedError(
+                "no access key; send it in the header 'access-token' or as 'Authorization: Bearer'"
+            )
+        if not secrets.compare_digest(sha256(given.encode()).digest(), self._key_digest):
+            raise UnauthorizedError("wrong access key")
+
+    def _limited(self, headers: Headers, receive: Receive) -> Receive:
+        limit = self._max_body_bytes
+        too_large = BodyTooLargeError(
+            f"the body is larger than {limit} bytes (POLICY_SERVER_MAX_BODY_BYTES)"
+        )
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length) > limit:
+            raise too_large
+        received = 0
+
+        async def limited_receive() -> Message:
+            nonlocal received
+            message = await receive()
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                if received > limit:
+                    raise too_large
+            return message
+
+        return limited_receive

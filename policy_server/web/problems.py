@@ -1,0 +1,72 @@
+"""Errors over HTTP: one shape, `{"detail": ...}`: a list of mistakes for 422, one sentence otherwise."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from policy_server.errors import ObservationError, PolicyServerError
+
+__all__ = ["error_response", "install_error_handlers"]
+
+logger = logging.getLogger(__name__)
+
+_GENERIC = "internal error; the server's log has the reason"
+
+
+def error_response(error: Exception) -> Response:
+    """Translate an exception into the answer that a client gets.
+
+    Args:
+        error: anything that a route raised. What is no error of ours is a generic 500, and logged with its traceback.
+    """
+    if isinstance(error, ObservationError):
+        return _response(error.status, error.problems, dict(error.headers))
+    if isinstance(error, PolicyServerError):
+        if error.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            logger.error("request_failed", exc_info=error)
+        return _response(error.status, error.message, dict(error.headers))
+    logger.error("request_failed", exc_info=error)
+    return _response(HTTPStatus.INTERNAL_SERVER_ERROR, _GENERIC, {})
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Give every error of the app the one shape.
+
+    Args:
+        app: the application.
+    """
+
+    async def on_our_error(_request: Request, error: Exception) -> Response:
+        return error_response(error)
+
+    async def on_http_error(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException), "registered for it alone"
+        return _response(error.status_code, _detail(error), dict(error.headers or {}))
+
+    async def on_invalid_parameter(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError), "registered for it alone"
+        problems = [
+            {"type": item["type"], "loc": list(item["loc"]), "msg": item["msg"]}
+            for item in error.errors()
+        ]
+        return _response(HTTPStatus.UNPROCESSABLE_ENTITY, problems, {})
+
+    app.add_exception_handler(PolicyServerError, on_our_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(RequestValidationError, on_invalid_parameter)
+
+
+def _detail(error: HTTPException) -> str:
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return "no such route; /docs lists them"
+    return str(error.detail).lower()
+
+
+def _response(status: int, detail: object, headers: dict[str, str]) -> Response:
+    return Response(orjson.dumps({"detail": detail}), status, headers, "application/json")

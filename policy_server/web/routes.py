@@ -1,0 +1,138 @@
+"""The routes of one policy, and those of the server itself."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from policy_server.errors import NotReadyError
+from policy_server.schema import public_schema
+from policy_server.web.served_policy import AnswerKind, ServedPolicy
+
+__all__ = ["ROUTE_TEXTS", "policy_routes", "server_routes"]
+
+_LARGEST_SEED = 2**63 - 1
+Seed = Annotated[
+    int | None,
+    Query(
+        ge=0,
+        le=_LARGEST_SEED,
+        description="Makes the draw reproducible; left out, each draw is new",
+    ),
+]
+
+ROUTE_TEXTS: dict[AnswerKind, tuple[str, str]] = {
+    "predict": (
+        "Draw an action",
+        "Draws an action from the policy's own distribution and gives its probability: a density where actions are "
+        "continuous.",
+    ),
+    "predict_deterministic": (
+        "Give the deterministic action",
+        "Gives the policy's mode, as RLlib does with exploration off, and its probability.",
+    ),
+    "distribution": (
+        "Give the exact action distribution",
+        "Gives every action component's exact distribution, from one forward pass: probabilities, or mean and standard "
+        "deviation.",
+    ),
+}
+
+
+def policy_routes(policy: ServedPolicy) -> APIRouter:
+    """Return the routes that answer observations, and `/schema`.
+
+    Args:
+        policy: what answers. Routes for named observations exist only where its schema names some.
+    """
+    router = APIRouter()
+    for kind, (summary, text) in ROUTE_TEXTS.items():
+        for is_raw in (False, True) if policy.schema.observations is not None else (True,):
+            router.add_api_route(
+                f"/{kind}_raw" if is_raw else f"/{kind}",
+                _endpoint(policy, kind, is_raw=is_raw),
+                methods=["POST"],
+                operation_id=f"{kind}_raw" if is_raw else kind,
+                summary=summary + (" for a flat observation" if is_raw else ""),
+                description=text,
+                tags=["Policy"],
+                response_class=Response,
+            )
+    router.add_api_route(
+        "/schema",
+        _schema_endpoint(policy),
+        operation_id="schema",
+        summary="Give the schema, without the key",
+        tags=["Policy"],
+    )
+    return router
+
+
+def _endpoint(
+    policy: ServedPolicy, kind: AnswerKind, *, is_raw: bool
+) -> Callable[..., Awaitable[Response]]:
+    async def draw(request: Request, seed: Seed = None) -> Response:
+        answer = await policy.answer(kind, await request.body(), is_raw=is_raw, seed=seed)
+        return Response(answer, media_type="application/json")
+
+    async def give(request: Request) -> Response:
+        answer = await policy.answer(kind, await request.body(), is_raw=is_raw)
+        return Response(answer, media_type="application/json")
+
+    return draw if kind == "predict" else give
+
+
+def _schema_endpoint(policy: ServedPolicy) -> Callable[[], Awaitable[dict[str, Any]]]:
+    async def schema() -> dict[str, Any]:
+        document = public_schema(policy.schema)
+        signature = policy.signature
+        if signature is None:
+            raise NotReadyError("the policy is not loaded yet; try again in a few seconds")
+        actions = signature.action_outputs
+        if document["parameters"]["discrete"] is None:
+            document["parameters"]["discrete"] = all(action.is_integer for action in actions)
+        if document["parameters"]["tuple"] is None:
+            document["parameters"]["tuple"] = len(actions) > 1
+        document["policy"] = {
+            "observation_width": signature.observation_width,
+            "family": signature.family,
+            "is_proved": signature.is_proved,
+            "components": [
+                {
+                    key: value
+                    for key, value in asdict(part).items()
+                    if key in ("kind", "size", "name", "labels")
+                }
+                for part in signature.components or ()
+            ],
+        }
+        return document
+
+    return schema
+
+
+def server_routes(policy: ServedPolicy) -> APIRouter:
+    """Return the health routes.
+
+    Args:
+        policy: whose readiness is told.
+    """
+    router = APIRouter(tags=["Health"])
+
+    @router.get("/", operation_id="root", summary="Say that the server runs")
+    @router.get("/livez", operation_id="livez", summary="Say that the process is alive")
+    async def alive() -> str:
+        return "ok"
+
+    @router.get(
+        "/readyz", operation_id="readyz", summary="Say whether an observation would be answered now"
+    )
+    async def ready() -> str:
+        if not await policy.is_ready():
+            raise NotReadyError("the policy is not ready; try again in a few seconds")
+        return "ok"
+
+    return router

@@ -1,0 +1,193 @@
+"""One served policy: everything that its routes are built from, and the way of a request through it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Literal, get_args
+
+import numpy as np
+import orjson
+
+from policy_server.actions import ActionDistribution, ComponentDistribution
+from policy_server.batching import MicroBatcher
+from policy_server.errors import (
+    DistributionError,
+    NotReadyError,
+    ObservationError,
+    UnsupportedAnswerError,
+)
+from policy_server.observations import ObservationSpace
+from policy_server.policy import ActionOutput, PolicyBackend, PolicyOutputs, PolicySignature
+from policy_server.schema import ServerSchema
+from policy_server.settings import Settings
+
+__all__ = ["AnswerKind", "BackendOpener", "ServedPolicy"]
+
+logger = logging.getLogger(__name__)
+
+AnswerKind = Literal["predict", "predict_deterministic", "distribution"]
+BackendOpener = Callable[[], AbstractAsyncContextManager[PolicyBackend]]
+
+_NO_SEED = -1
+
+
+class ServedPolicy:
+    """A policy with its schema, its observation space and, while the server runs, its backend."""
+
+    def __init__(
+        self, schema: ServerSchema, settings: Settings, open_backend: BackendOpener
+    ) -> None:
+        """Keep the parts; nothing is started.
+
+        Args:
+            schema: what schema.yaml says.
+            settings: how the server is deployed.
+            open_backend: starts what answers, and ends it again.
+        """
+        self.schema = schema
+        self.space = ObservationSpace(schema.observations)
+        self._settings = settings
+        self._open_backend = open_backend
+        self.examples: dict[str, Any] = {}
+        self._running: _Running | None = None
+
+    @property
+    def signature(self) -> PolicySignature | None:
+        """Return the policy's signature; None before it is loaded."""
+        return None if self._running is None else self._running.backend.signature
+
+    @property
+    def width(self) -> int | None:
+        """Return how many numbers an observation has; None where that is open or not known yet."""
+        return self.signature.observation_width if self.signature is not None else self.schema.width
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Start the backend and answer requests until the block ends; then finish what is in flight."""
+        async with self._open_backend() as backend:
+            self._running = _Running(backend, self._settings)
+            try:
+                self.examples = await self._real_examples()
+                yield
+            finally:
+                batcher, self._running.is_draining = self._running.batcher, True
+                await batcher.aclose()
+                self._running = None
+
+    async def is_ready(self) -> bool:
+        """Return whether an observation would be answered now."""
+        running = self._running
+        return running is not None and not running.is_draining and await running.backend.is_ready()
+
+    async def answer(
+        self, kind: AnswerKind, body: bytes, *, is_raw: bool, seed: int | None = None
+    ) -> bytes:
+        """Answer the observation in a request's body.
+
+        Args:
+            kind: what is asked.
+            body: the JSON of an observation, named or raw.
+            is_raw: whether it is `{"obs": [...]}`.
+            seed: makes the draw reproducible.
+
+        Returns:
+            The JSON of the answer.
+
+        Raises:
+            ObservationError: if the body is not what schema.yaml describes.
+            PolicyServerError: if the policy can't answer.
+        """
+        running = self._running
+        if running is None:
+            raise NotReadyError("the policy is not loaded yet; try again in a few seconds")
+        row = self.space.parse_raw(body) if is_raw else self.space.parse_named(body)
+        signature = running.backend.signature
+        self.space.check_width(row, signature.observation_width, is_raw=is_raw)
+        if kind == "distribution" and running.distribution is None:
+            raise UnsupportedAnswerError(
+                "this policy's action distribution could not be proved, so it is not served; /predict draws from the model"
+            )
+        outputs, index = await running.batcher.infer(
+            row, is_deterministic=kind != "predict", seed=_NO_SEED if seed is None else seed
+        )
+        if kind == "distribution":
+            assert running.distribution is not None and outputs.distribution is not None, (
+                "checked above"
+            )
+            parts = running.distribution.describe(outputs.distribution[index : index + 1])
+            return orjson.dumps(
+                {"components": [_component(part) for part in parts]},
+                option=orjson.OPT_SERIALIZE_NUMPY,
+            )
+        return _prediction(outputs, index, signature.action_outputs)
+
+    async def _real_examples(self) -> dict[str, Any]:
+        """Warm the whole way of a request up, and keep what the policy answered for the documentation."""
+        body = orjson.dumps({"obs": self.space.raw_example(self.width)})
+        examples = {}
+        for kind in get_args(AnswerKind):
+            try:
+                examples[kind] = orjson.loads(await self.answer(kind, body, is_raw=True, seed=0))
+            except (ObservationError, UnsupportedAnswerError, DistributionError) as error:
+                logger.info("no_example", extra={"kind": kind, "reason": error.message})
+        return examples
+
+
+class _Running:
+    def __init__(self, backend: PolicyBackend, settings: Settings) -> None:
+        self.backend = backend
+        self.batcher = MicroBatcher(
+            backend,
+            max_batch_size=settings.max_batch_size,
+            max_queue_size=settings.max_queue_size,
+            timeout_s=settings.request_timeout_s,
+        )
+        signature = backend.signature
+        self.distribution = (
+            None
+            if signature.components is None
+            else ActionDistribution(signature.components, is_greedy=signature.is_value_based)
+        )
+        self.is_draining = False
+
+
+def _prediction(outputs: PolicyOutputs, index: int, layout: Sequence[ActionOutput]) -> bytes:
+    probability = float(outputs.probability[index])
+    answer = {
+        "actions": _actions(outputs.actions[index].tolist(), layout),
+        "probability": None if math.isnan(probability) else np.float32(probability),
+    }
+    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _actions(values: list[float], layout: Sequence[ActionOutput]) -> list[Any]:
+    if len(layout) == 1:
+        return [_number(value, layout[0]) for value in values]
+    actions: list[Any] = []
+    column = 0
+    for output in layout:
+        numbers = [_number(value, output) for value in values[column : column + output.columns]]
+        actions.append(numbers if output.is_vector else numbers[0])
+        column += output.columns
+    return actions
+
+
+def _number(value: float, output: ActionOutput) -> int | np.float32:
+    return int(value) if output.is_integer else np.float32(value)
+
+
+def _component(part: ComponentDistribution) -> dict[str, Any]:
+    component = part.component
+    document: dict[str, Any] = {"kind": component.kind}
+    if component.name is not None:
+        document["name"] = component.name
+    for key in ("probabilities", "mean", "std", "value"):
+        values = getattr(part, key)
+        if values is not None:
+            document[key] = values[0].astype(np.float32)
+    if component.labels is not None:
+        document["labels"] = list(component.labels)
+    return document
