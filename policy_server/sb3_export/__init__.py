@@ -1,0 +1,94 @@
+"""Turn a stable-baselines3 policy into saved_model.zip and a drafted schema.yaml.
+
+The only package that imports stable-baselines3, sb3-contrib and PyTorch (requirements-train.txt),
+and only inside its functions, so that everything else works without them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from policy_server.errors import ExportError
+from policy_server.saved_model.export import export_policy_zip
+from policy_server.sb3_export.describing import describe_policy
+from policy_server.sb3_export.draft import (
+    draft_action_fields,
+    draft_observation_fields,
+    draft_schema,
+    find_action_mask,
+)
+from policy_server.sb3_export.proof import prove_export
+from policy_server.sb3_export.reading import read_policy
+
+__all__ = ["export_policy"]
+
+
+def export_policy(
+    path: Path | str,
+    output_dir: Path | str,
+    *,
+    observation_names: Sequence[str] | Mapping[str, int] | None = None,
+    action_names: Sequence[str] | None = None,
+    vec_normalize: Path | str | None = None,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Export a trained policy, and prove that the export is the policy.
+
+    Understands PPO and A2C (Discrete, MultiDiscrete and Box actions), MaskablePPO, DQN and SAC with
+    MLP policies. Both files are pickles inside: export only what you trust.
+
+    Args:
+        path: the .zip that `model.save` of stable-baselines3 wrote.
+        output_dir: gets saved_model.zip and schema.yaml; made if missing.
+        observation_names: names for the values of a Box observation in order, or a mapping from
+            each name to how many values it has. What is called `action_mask` is the mask of a
+            maskable policy. The keys of a Dict observation are its names already.
+        action_names: one name for each action component.
+        vec_normalize: the statistics that `VecNormalize.save` wrote, if the policy was trained with
+            them.
+        overwrite: replace the files if they exist.
+
+    Returns:
+        The paths of saved_model.zip and schema.yaml.
+
+    Raises:
+        ExportError: if training's packages are missing, the policy is of another kind, the names
+            don't fit, a file exists, or the export answers otherwise than the policy. Nothing is
+            written then.
+    """
+    output_dir = Path(output_dir)
+    model_file, schema_file = output_dir / "saved_model.zip", output_dir / "schema.yaml"
+    for file in (model_file, schema_file):
+        if file.exists() and not overwrite:
+            raise ExportError(
+                f"{file}: exists; give another folder, or overwrite it with --overwrite"
+            )
+    trained = read_policy(
+        Path(path), vec_normalize=None if vec_normalize is None else Path(vec_normalize)
+    )
+    fields = draft_observation_fields(trained.observation_space, observation_names)
+    mask_start = find_action_mask(fields, trained.action_space) if trained.is_maskable else None
+    described = describe_policy(trained, mask_start=mask_start)
+    actions = draft_action_fields(
+        trained.action_space, action_names, is_normalized=trained.is_squashed
+    )
+    schema = draft_schema(fields, actions, source=Path(path).name)
+
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        export_policy_zip(
+            described, model_file, prove=lambda folder: prove_export(folder, trained, described)
+        )
+        _replace_text(schema_file, schema)
+    except OSError as error:
+        raise ExportError(f"{output_dir}: can't be written: {error.strerror or error}") from error
+    return [model_file, schema_file]
+
+
+def _replace_text(file: Path, text: str) -> None:
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as scratch:
+        written = Path(scratch) / file.name
+        written.write_text(text, encoding="utf-8")
+        written.replace(file)
