@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-from multiprocessing import parent_process
 
 from policy_server.errors import PolicyServerError
-from policy_server.launch import build_app
+from policy_server.launch import build_app, end_supervisor
 
 try:
     app = build_app()
 except PolicyServerError as error:
-    if parent_process() is not None:
-        # A worker of `uvicorn --workers N`, which would start it again for ever.
-        os.kill(os.getppid(), signal.SIGTERM)
+    end_supervisor()
     sys.exit(f"policy server: {error.message}")

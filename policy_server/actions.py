@@ -1,12 +1,14 @@
-"""Action distributions in NumPy: probabilities, mode, draws and log-probabilities of many rows at once.
+"""Action distributions in NumPy: probabilities, mode, draws and log-probabilities of many rows.
 
-`ActionDistribution` reads rows of `action_dist_inputs` as RLlib does (`ray.rllib.models.tf.tf_action_dist`): categorical
-logits, mean | log_std of a Gaussian, the same before a tanh for SAC, or the action itself. All arithmetic is in float64,
-so that answers are exact to the float32 precision of the inputs.
+`ActionDistribution` reads rows of `action_dist_inputs` as RLlib does
+(`ray.rllib.models.tf.tf_action_dist`): categorical logits, mean | log_std of a Gaussian, the same
+before a tanh for SAC, or the action itself. All arithmetic is in float64, so that answers are exact
+to the float32 precision of the inputs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +25,10 @@ _LOG_2_PI = float(np.log(2 * np.pi))
 # RLlib: SMALL_NUMBER in ray.rllib.utils.numpy.
 _SMALL_NUMBER = 1e-6
 _MAX_SQUASHED_LOG_PROBABILITY = 100.0
-# The largest finite density: JSON has no infinity.
-_MAX_LOG_DENSITY = float(np.log(np.finfo(np.float32).max))
+# Answers are 32-bit floats, and JSON has no infinity.
+_FLOAT32 = np.finfo(np.float32)
+_LARGEST = float(_FLOAT32.max)
+_LOG_STD_BOUNDS = (math.log(float(_FLOAT32.tiny)), math.log(_LARGEST))
 
 
 @dataclass(frozen=True)
@@ -61,13 +65,14 @@ def categorical_log_probabilities(logits: NDArray[np.floating[Any]]) -> Float64A
     Source: RLlib `Categorical`, whose `action_dist_inputs` are logits.
     """
     shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        shifted -= shifted.max(axis=1, keepdims=True)
     if np.isnan(shifted).any():
         raise DistributionError(
-            "the policy's logits hold NaN, or mask every action; check the observation and the model"
+            "the policy's logits hold NaN, or mask every action; check the observation and the "
+            "model"
         )
-    with np.errstate(under="ignore"):
-        total = np.exp(shifted).sum(axis=1, keepdims=True)
+    total = np.exp(shifted).sum(axis=1, keepdims=True)
     log_probabilities: Float64Array = shifted - np.log(total)
     return log_probabilities
 
@@ -77,10 +82,12 @@ def noise(components: Sequence[ActionComponent], seeds: Int64Array) -> list[Floa
 
     Args:
         components: the distribution's parts.
-        seeds: int64[B]; the seed of a row's draw, or -1 for an independent one. A seeded row is the same in any batch.
+        seeds: int64[B]; the seed of a row's draw, or -1 for an independent one. A seeded row is the
+            same in any batch.
 
     Returns:
-        One float64[B, columns] a component: uniform in [0, 1) where it is categorical, standard normal elsewhere.
+        One float64[B, columns] a component: uniform in [0, 1) where it is categorical, standard
+        normal elsewhere.
     """
     generator = np.random.default_rng()
     draws = [_draw(generator, part, len(seeds)) for part in components]
@@ -101,8 +108,8 @@ def _draw(generator: np.random.Generator, part: ActionComponent, rows: int) -> F
 class ActionDistribution:
     """The distribution of whole actions, given rows of `action_dist_inputs`.
 
-    Actions are float64[B, A] in columns, integers exact. `in_environment_units` applies schema.yaml's bounds; everything
-    else is in the policy's own space.
+    Actions are float64[B, A] in columns, integers exact. `in_environment_units` applies
+    schema.yaml's bounds; everything else is in the policy's own space.
     """
 
     def __init__(self, components: Sequence[ActionComponent], *, is_greedy: bool = False) -> None:
@@ -128,11 +135,10 @@ class ActionDistribution:
         """
         actions = np.empty((len(inputs), self._columns))
         for part in self.components:
-            values = self._slice(inputs, part)
             if part.kind == "categorical":
-                actions[:, part.first_column] = values.argmax(axis=1)
+                actions[:, part.first_column] = _slice(inputs, part).argmax(axis=1)
                 continue
-            center = values[:, : part.size].astype(np.float64)
+            center = _center(inputs, part)
             _set(actions, part, np.tanh(center) if part.kind == "squashed_normal" else center)
         return actions
 
@@ -156,14 +162,14 @@ class ActionDistribution:
         actions = np.empty((len(inputs), self._columns))
         for part, draw in zip(self.components, draws, strict=True):
             if part.kind == "categorical":
-                cumulated = np.exp(self._log_probabilities(inputs, part)).cumsum(axis=1)
+                cumulated = np.exp(_log_probabilities(inputs, part)).cumsum(axis=1)
                 chosen = (cumulated <= draw * cumulated[:, -1:]).sum(axis=1)
-                actions[:, part.first_column] = np.minimum(chosen, part.size - 1)
+                actions[:, part.first_column] = chosen
             elif part.kind == "deterministic":
-                _set(actions, part, self._slice(inputs, part))
+                _set(actions, part, _center(inputs, part))
             else:
-                mean, std = self._mean_and_std(inputs, part)
-                value = mean + std * draw
+                mean, std = _mean_and_std(inputs, part)
+                value = np.clip(mean + std * draw, -_LARGEST, _LARGEST)
                 _set(actions, part, np.tanh(value) if part.kind == "squashed_normal" else value)
         return actions
 
@@ -190,12 +196,11 @@ class ActionDistribution:
         for part in self.components:
             if part.kind == "categorical":
                 index = actions[:, part.first_column].astype(np.int64)[:, None]
-                total += np.take_along_axis(self._log_probabilities(inputs, part), index, axis=1)[
-                    :, 0
-                ]
+                chances = _log_probabilities(inputs, part)
+                total += np.take_along_axis(chances, index, axis=1)[:, 0]
             elif part.kind != "deterministic":
                 values = actions[:, part.first_column : part.first_column + part.size]
-                mean, std = self._mean_and_std(inputs, part)
+                mean, std = _mean_and_std(inputs, part)
                 total += (_normal if part.kind == "normal" else _squashed_normal)(values, mean, std)
         return total
 
@@ -228,18 +233,10 @@ class ActionDistribution:
         Returns:
             float64[B]; finite: a density beyond float32 is cut to its largest value.
         """
-        scale = 0.0
-        for part in self.components:
-            if (
-                part.low is not None
-                and part.high is not None
-                and part.is_normalized
-                and part.kind != "deterministic"
-            ):
-                scale += float(np.log((np.array(part.high) - np.array(part.low)) / 2).sum())
-        with np.errstate(under="ignore"):
-            density: Float64Array = np.exp(np.minimum(log_probability - scale, _MAX_LOG_DENSITY))
-        return density
+        scales = [_scale(part) for part in self.components if part.kind != "deterministic"]
+        log_scale = sum(float(np.log(scale).sum()) for scale in scales if scale is not None)
+        density = np.exp(np.minimum(log_probability - log_scale, math.log(_LARGEST)))
+        return np.minimum(density, _LARGEST)
 
     def describe(self, inputs: NDArray[np.floating[Any]]) -> list[ComponentDistribution]:
         """Return every component's exact distribution.
@@ -248,8 +245,9 @@ class ActionDistribution:
             inputs: float[B, K], `action_dist_inputs`.
 
         Returns:
-            One a component, in order; (squashed) normal and deterministic ones in the units that actions are answered in,
-            except that a squashed normal's `mean` and `std` are those before the tanh.
+            One a component, in order; (squashed) normal and deterministic ones in the units that
+            actions are answered in, except that a squashed normal's `mean` and `std` are those
+            before the tanh.
 
         Raises:
             DistributionError: if a row is no distribution.
@@ -259,75 +257,80 @@ class ActionDistribution:
     def _describe(
         self, part: ActionComponent, inputs: NDArray[np.floating[Any]]
     ) -> ComponentDistribution:
-        values = self._slice(inputs, part)
-        if part.kind == "categorical" and self.is_greedy:
-            return ComponentDistribution(
-                part, probabilities=np.eye(part.size)[values.argmax(axis=1)]
-            )
         if part.kind == "categorical":
-            with np.errstate(under="ignore"):
-                return ComponentDistribution(
-                    part, probabilities=np.exp(self._log_probabilities(inputs, part))
-                )
+            if self.is_greedy:
+                best = _slice(inputs, part).argmax(axis=1)
+                return ComponentDistribution(part, probabilities=np.eye(part.size)[best])
+            chances = np.exp(_log_probabilities(inputs, part))
+            return ComponentDistribution(part, probabilities=chances)
         if part.kind == "deterministic":
-            value = values.astype(np.float64)
-            bounded = (
-                value if part.low is None else np.clip(_rescale(part, value), part.low, part.high)
-            )
+            value = _rescale(part, _center(inputs, part))
+            bounded = value if part.low is None else np.clip(value, part.low, part.high)
             return ComponentDistribution(part, value=bounded)
-        mean, std = self._mean_and_std(inputs, part)
-        if (
-            part.kind == "normal"
-            and part.low is not None
-            and part.high is not None
-            and part.is_normalized
-        ):
-            std = std * (np.array(part.high) - np.array(part.low)) / 2
-            mean = _rescale(part, mean)
+        mean, std = _mean_and_std(inputs, part)
+        scale = _scale(part)
+        if part.kind == "normal" and scale is not None:
+            mean = np.clip(_rescale(part, mean), -_LARGEST, _LARGEST)
+            std = np.minimum(std * scale, _LARGEST)
         return ComponentDistribution(part, mean=mean, std=std)
 
-    def _slice(
-        self, inputs: NDArray[np.floating[Any]], part: ActionComponent
-    ) -> NDArray[np.floating[Any]]:
-        values = inputs[:, part.first_input : part.first_input + part.inputs]
-        if np.isnan(values).any():
-            raise DistributionError(
-                "the policy's outputs hold NaN; check the observation and the model"
-            )
-        return values
 
-    def _log_probabilities(
-        self, inputs: NDArray[np.floating[Any]], part: ActionComponent
-    ) -> Float64Array:
-        return categorical_log_probabilities(self._slice(inputs, part) / part.temperature)
+def _slice(inputs: NDArray[np.floating[Any]], part: ActionComponent) -> NDArray[np.floating[Any]]:
+    values = inputs[:, part.first_input : part.first_input + part.inputs]
+    if np.isnan(values).any():
+        raise DistributionError(
+            "the policy's outputs hold NaN; check the observation and the model"
+        )
+    return values
 
-    def _mean_and_std(
-        self, inputs: NDArray[np.floating[Any]], part: ActionComponent
-    ) -> tuple[Float64Array, Float64Array]:
-        values = self._slice(inputs, part).astype(np.float64)
-        mean, log_std = values[:, : part.size], values[:, part.size :]
-        if part.log_std_bounds is not None:
-            log_std = np.clip(log_std, *part.log_std_bounds)
-        with np.errstate(over="ignore"):
-            return mean, np.minimum(np.exp(log_std), np.finfo(np.float32).max)
+
+def _log_probabilities(inputs: NDArray[np.floating[Any]], part: ActionComponent) -> Float64Array:
+    # In float64, since float32 min over a temperature below 1 is no float32.
+    logits = _slice(inputs, part).astype(np.float64)
+    return categorical_log_probabilities(logits / part.temperature)
+
+
+def _center(inputs: NDArray[np.floating[Any]], part: ActionComponent) -> Float64Array:
+    center = _slice(inputs, part)[:, : part.size].astype(np.float64)
+    if np.isinf(center).any():
+        raise DistributionError(
+            "the policy's outputs hold infinity; check the observation and the model"
+        )
+    return center
+
+
+def _mean_and_std(
+    inputs: NDArray[np.floating[Any]], part: ActionComponent
+) -> tuple[Float64Array, Float64Array]:
+    log_std = _slice(inputs, part)[:, part.size :].astype(np.float64)
+    if part.log_std_bounds is not None:
+        log_std = np.clip(log_std, *part.log_std_bounds)
+    return _center(inputs, part), np.exp(np.clip(log_std, *_LOG_STD_BOUNDS))
 
 
 def _set(actions: Float64Array, part: ActionComponent, values: NDArray[np.floating[Any]]) -> None:
     actions[:, part.first_column : part.first_column + part.size] = values
 
 
+def _scale(part: ActionComponent) -> Float64Array | None:
+    """Return the environment's units in one of the policy's; None where they are the same."""
+    if part.low is None or part.high is None or not part.is_normalized:
+        return None
+    scale: Float64Array = (np.array(part.high) - np.array(part.low)) / 2.0
+    return scale
+
+
 def _rescale(part: ActionComponent, values: Float64Array) -> Float64Array:
-    if not part.is_normalized:
+    scale = _scale(part)
+    if scale is None:
         return values
-    low, high = np.array(part.low), np.array(part.high)
-    scaled: Float64Array = low + (values + 1.0) * (high - low) / 2.0
+    scaled: Float64Array = np.array(part.low) + (values + 1.0) * scale
     return scaled
 
 
 def _normal(values: Float64Array, mean: Float64Array, std: Float64Array) -> Float64Array:
     """Source: RLlib `DiagGaussian.logp`."""
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        parts = -0.5 * (((values - mean) / std) ** 2 + _LOG_2_PI) - np.log(std)
+    parts = -0.5 * (((values - mean) / std) ** 2 + _LOG_2_PI) - np.log(std)
     total: Float64Array = parts.sum(axis=1)
     return total
 

@@ -1,4 +1,4 @@
-"""Many requests, one call: observations that arrive while the policy computes ride together in its next call."""
+"""Many requests, one call: what arrives while the policy computes rides in its next call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from policy_server.errors import (
     PolicyFailedError,
     PolicyServerError,
 )
-from policy_server.policy import PolicyBackend, PolicyOutputs
+from policy_server.policy import Float32Array, Float64Array, PolicyBackend, PolicyOutputs
 
 __all__ = ["MicroBatcher"]
 
@@ -103,9 +103,7 @@ class MicroBatcher:
             async with asyncio.timeout(self._timeout_s):
                 return await waiting.answer
         except TimeoutError as error:
-            raise OverloadedError(
-                f"no answer within {self._timeout_s:g} s; try again in a second"
-            ) from error
+            raise self._late() from error
         finally:
             self._size -= 1
 
@@ -148,25 +146,40 @@ class MicroBatcher:
             if len(batch) == 1:
                 _fail(batch, error)
                 return
-            # One observation may be to blame: its neighbours are asked again without it.
-            for waiting in batch:
-                await self._call([waiting])
+            # One observation may be to blame: each half is asked again without the other.
+            middle = len(batch) // 2
+            await self._call(batch[:middle])
+            await self._call(batch[middle:])
         except PolicyServerError as error:
             _fail(batch, error)
+        except TimeoutError:
+            _fail(batch, self._late())
         except Exception:
-            logger.exception("policy call failed")
+            logger.exception("policy_call_failed")
             _fail(batch, PolicyFailedError("the policy failed; the server's log has the reason"))
         else:
-            for index, waiting in enumerate(batch):
-                if not waiting.answer.done():
-                    waiting.answer.set_result((outputs, index))
+            _succeed(batch, outputs)
+
+    def _late(self) -> OverloadedError:
+        return OverloadedError(f"no answer within {self._timeout_s:g} s; try again in a second")
 
     async def _infer(self, batch: list[_Waiting]) -> PolicyOutputs:
-        return await self._backend.infer(
-            np.array([waiting.row for waiting in batch], self._backend.signature.row_dtype),
-            is_deterministic=np.array([waiting.is_deterministic for waiting in batch]),
-            seeds=np.array([waiting.seed for waiting in batch], np.int64),
+        rows: Float32Array | Float64Array = np.array(  # type: ignore[assignment]  # NumPy's stubs join the two types to a wider one
+            [waiting.row for waiting in batch], self._backend.signature.row_dtype
         )
+        # Nobody waits longer than this, so that a call which hangs must not keep its place.
+        async with asyncio.timeout(self._timeout_s):
+            return await self._backend.infer(
+                rows,
+                is_deterministic=np.array([waiting.is_deterministic for waiting in batch]),
+                seeds=np.array([waiting.seed for waiting in batch], np.int64),
+            )
+
+
+def _succeed(batch: list[_Waiting], outputs: PolicyOutputs) -> None:
+    for index, waiting in enumerate(batch):
+        if not waiting.answer.done():
+            waiting.answer.set_result((outputs, index))
 
 
 def _fail(batch: list[_Waiting], error: PolicyServerError) -> None:

@@ -1,7 +1,8 @@
 """The error tree: everything that Policy Server raises on purpose.
 
-Every error carries the HTTP status it is answered with and a message that may be shown to anybody: subject, expected,
-got, remedy, in lower case and without a full stop. Foreign exceptions are translated into these once, where they arise.
+Every error carries the HTTP status it is answered with and a message that may be shown to anybody:
+subject, expected, got, remedy, in lower case and without a full stop. Foreign exceptions are
+translated into these once, where they arise.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class DistributionError(PolicyServerError):
 
 
 class PolicyFailedError(PolicyServerError):
-    """The policy raised while it computed an answer; the cause is in the log, not in the message."""
+    """The policy raised while it computed; the cause is in the log, not in the message."""
 
 
 class UnauthorizedError(PolicyServerError):
@@ -89,7 +90,8 @@ class ObservationError(PolicyServerError):
     """An observation is not what schema.yaml describes.
 
     Attributes:
-        problems: one entry a mistake, in FastAPI's form: `type`, `loc` (starting with "body") and `msg`.
+        problems: one entry a mistake, in FastAPI's form: `type`, `loc` (starting with "body") and
+            `msg`.
     """
 
     status = 422

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from multiprocessing import parent_process
 
-from fastapi import FastAPI
-
-from policy_server.errors import SettingsError
+from policy_server.errors import PolicyServerError, SettingsError
 from policy_server.model_store import prepare_model
 from policy_server.policy import PolicyBackend
 from policy_server.schema import ServerSchema, read_schema
 from policy_server.settings import Settings, read_settings
 from policy_server.telemetry import configure_logging
-from policy_server.web import create_app
+from policy_server.web import Application, create_app
 
-__all__ = ["build_app", "resolve_api_key"]
+__all__ = ["build_app", "end_supervisor", "resolve_api_key"]
 
 logger = logging.getLogger(__name__)
 
 
-def build_app() -> FastAPI:
+def build_app() -> Application:
     """Build the application from the environment, `.env` and schema.yaml.
 
     Returns:
@@ -37,9 +39,13 @@ def build_app() -> FastAPI:
 
     @asynccontextmanager
     async def open_backend() -> AsyncIterator[PolicyBackend]:
-        async with _open_backend(settings, schema) as backend:
-            _report(settings, schema, backend)
-            yield backend
+        try:
+            async with _open_backend(settings, schema) as backend:
+                _report(settings, schema, backend)
+                yield backend
+        except PolicyServerError:
+            end_supervisor()
+            raise
 
     return create_app(schema, settings, open_backend, api_key=api_key)
 
@@ -62,9 +68,15 @@ def resolve_api_key(settings: Settings, schema: ServerSchema) -> str | None:
     if schema.api_key is not None or settings.allow_anonymous:
         return schema.api_key
     raise SettingsError(
-        f"{schema.source}: parameters.api_key: is missing; set it, or POLICY_SERVER_API_KEY, or let everybody in with "
-        "POLICY_SERVER_ALLOW_ANONYMOUS=true"
+        f"{schema.source}: parameters.api_key: is missing; set it, or POLICY_SERVER_API_KEY, "
+        "or let everybody in with POLICY_SERVER_ALLOW_ANONYMOUS=true"
     )
+
+
+def end_supervisor() -> None:
+    """End `uvicorn --workers N`, which would start a worker that can't serve for ever."""
+    if parent_process() is not None:
+        os.kill(os.getppid(), signal.SIGTERM)
 
 
 @asynccontextmanager
@@ -87,7 +99,26 @@ def _report(settings: Settings, schema: ServerSchema, backend: PolicyBackend) ->
     signature = backend.signature
     for finding in signature.findings:
         logger.info("policy_identified", extra={"finding": finding})
-    logger.info(
-        "policy_loaded",
-        extra={"family": signature.family, "width": signature.observation_width, "backend": settings.backend},
-    )
+    url = f"http://127.0.0.1:{_port()}{schema.root_path}"
+    places = {
+        "family": signature.family,
+        "values": signature.observation_width,
+        "backend": settings.backend,
+        "docs": f"{url}/docs",
+        "predict": f"POST {url}/{'predict' if schema.observations is not None else 'predict_raw'}",
+    }
+    if settings.backend == "ray" and "RAY_ADDRESS" not in os.environ:
+        places["metrics"] = f"http://127.0.0.1:{settings.metrics_port}/metrics"
+        if settings.dashboard_port:
+            places["dashboard"] = f"http://{settings.dashboard_host}:{settings.dashboard_port}"
+    logger.info("policy_served", extra=places)
+
+
+def _port() -> str:
+    """Return the port that uvicorn was told to listen on; it tells nobody itself."""
+    for index, argument in enumerate(sys.argv):
+        if argument.startswith("--port="):
+            return argument.removeprefix("--port=")
+        if argument == "--port" and index + 1 < len(sys.argv):
+            return sys.argv[index + 1]
+    return os.environ.get("UVICORN_PORT", "8000")

@@ -9,10 +9,16 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from numpy.typing import NDArray
 import numpy as np
+from numpy.typing import NDArray
 
-from policy_server.policy import Float32Array, Float64Array, Int64Array, PolicyOutputs, PolicySignature
+from policy_server.policy import (
+    Float32Array,
+    Float64Array,
+    Int64Array,
+    PolicyOutputs,
+    PolicySignature,
+)
 from policy_server.saved_model import TensorFlowPolicy, load_policy
 from policy_server.schema import ServerSchema
 
@@ -33,10 +39,16 @@ class LocalBackend:
         return self._policy.signature
 
     async def infer(
-        self, observations: Float32Array | Float64Array, *, is_deterministic: NDArray[np.bool_], seeds: Int64Array
+        self,
+        observations: Float32Array | Float64Array,
+        *,
+        is_deterministic: NDArray[np.bool_],
+        seeds: Int64Array,
     ) -> PolicyOutputs:
         """Answer B observations; see `PolicyBackend.infer`."""
-        call = partial(self._policy.infer, observations, is_deterministic=is_deterministic, seeds=seeds)
+        call = partial(
+            self._policy.infer, observations, is_deterministic=is_deterministic, seeds=seeds
+        )
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
     async def is_ready(self) -> bool:
@@ -60,5 +72,7 @@ async def open_local_backend(folder: Path, schema: ServerSchema) -> AsyncIterato
         SchemaError: if schema.yaml disagrees with the policy.
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy") as executor:
-        policy = await asyncio.get_running_loop().run_in_executor(executor, load_policy, folder, schema)
+        policy = await asyncio.get_running_loop().run_in_executor(
+            executor, load_policy, folder, schema
+        )
         yield LocalBackend(policy, executor)

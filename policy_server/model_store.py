@@ -1,4 +1,4 @@
-"""The model's file: saved_model.zip, or a folder, becomes a verified `models/`, replaced as a whole or not at all."""
+"""The model's file: saved_model.zip becomes a verified `models/`, as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import errno
 import fcntl
 import hashlib
 import logging
-import os
+import re
 import shutil
 import stat
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -26,8 +27,12 @@ logger = logging.getLogger(__name__)
 MODEL_FILE = "saved_model.pb"
 _SOURCE_MARK = ".source-sha256"
 _MOST_MEMBERS = 10_000
-_CHUNK_BYTES = 1 << 20
 _MOUNT_POINT_ERRNOS = (errno.EBUSY, errno.EXDEV)
+_DRIVE = re.compile(r"[A-Za-z]:")
+# zipfile unpacks the others by whole blocks: a few bytes of them may fill the memory.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# What zipfile lets through for members that are encrypted, of another version or damaged.
+_UNPACKING_ERRORS = (NotImplementedError, RuntimeError, zlib.error, EOFError)
 
 
 def prepare_model(settings: Settings) -> Path:
@@ -49,8 +54,8 @@ def prepare_model(settings: Settings) -> Path:
     if (folder := find_model(settings.models_path)) is not None:
         return folder
     raise ModelError(
-        f"{settings.zip_path}: not found; put your policy's saved_model.zip there, or try an example with "
-        "`python generate.py copy_server_files examples/mouse_and_cheese`"
+        f"{settings.zip_path}: not found; put your policy's saved_model.zip there, or try an "
+        "example with `python generate.py copy_server_files examples/mouse_and_cheese`"
     )
 
 
@@ -100,23 +105,42 @@ def unpack_model(zip_path: Path, models: Path, *, max_bytes: int) -> Path:
         `models`, which holds saved_model.pb itself.
 
     Raises:
-        ModelError: if the zip is damaged, is too large, holds no single policy, or would write outside the folder. The
-            folder is then as it was.
+        ModelError: if the zip is damaged, is too large, holds no single policy, or would write
+            outside the folder. The folder is then as it was.
     """
     digest = _digest(zip_path)
+    if _is_unpacked(models, digest):
+        return models
     with _locked(models):
-        mark = models / _SOURCE_MARK
-        if (models / MODEL_FILE).exists() and mark.exists() and mark.read_text() == digest:
-            return models
-        new = Path(tempfile.mkdtemp(prefix=f".{models.name}-", dir=models.parent))
-        try:
+        # Another process may have been first.
+        if not _is_unpacked(models, digest):
+            _unpack(zip_path, models, digest, max_bytes)
+    return models
+
+
+def _is_unpacked(models: Path, digest: str) -> bool:
+    mark = models / _SOURCE_MARK
+    try:
+        return (models / MODEL_FILE).is_file() and mark.read_bytes() == digest.encode()
+    except OSError:
+        return False
+
+
+def _unpack(zip_path: Path, models: Path, digest: str, max_bytes: int) -> None:
+    try:
+        with tempfile.TemporaryDirectory(
+            prefix=f".{models.name}-", dir=models.parent, ignore_cleanup_errors=True
+        ) as scratch:
+            new = Path(scratch) / "new"
+            new.mkdir()
             _extract(zip_path, new, max_bytes)
             (new / _SOURCE_MARK).write_text(digest)
-            _replace(models, new)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+            _replace(models, new, Path(scratch) / "old")
+    except OSError as error:
+        raise ModelError(
+            f"{zip_path}: can't be unpacked to {models}: {error.strerror or error}"
+        ) from error
     logger.info("model_unpacked", extra={"path": str(zip_path), "sha256": digest})
-    return models
 
 
 def _digest(path: Path) -> str:
@@ -135,7 +159,8 @@ def _locked(models: Path) -> Iterator[None]:
         file = path.open("w")
     except OSError as error:
         raise ModelError(
-            f"{models.parent}: can't be written: {error.strerror or error}; unpack the policy to {models}"
+            f"{models.parent}: can't be written: {error.strerror or error}; unpack the policy to "
+            f"{models}"
         ) from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -146,67 +171,59 @@ def _extract(zip_path: Path, target: Path, max_bytes: int) -> None:
     try:
         with zipfile.ZipFile(zip_path) as archive:
             members = _checked_members(archive, zip_path, max_bytes)
-            root = PurePosixPath(
-                _choose_root(
-                    [m.filename for m in members if _base_name(m) == MODEL_FILE], str(zip_path)
-                )
-            )
-            remaining = max_bytes
-            for member in members:
-                path = PurePosixPath(member.filename)
+            models = [str(path) for path in members if path.name == MODEL_FILE]
+            root = _choose_root(models, str(zip_path))
+            for path, member in members.items():
                 if path.is_relative_to(root) and _is_part_of_model(path.relative_to(root)):
-                    remaining -= _copy(
-                        archive, member, target / path.relative_to(root), remaining, zip_path
-                    )
-    except zipfile.BadZipFile as error:
+                    _copy(archive, member, target / path.relative_to(root))
+    except (zipfile.BadZipFile, UnicodeDecodeError, struct.error) as error:
         raise ModelError(
             f"{zip_path}: is no zip file or is damaged ({error}); zip the exported folder again"
         ) from error
-    except (NotImplementedError, RuntimeError, zlib.error, EOFError) as error:
+    except _UNPACKING_ERRORS as error:
         raise ModelError(
-            f"{zip_path}: can't be unpacked: {error}; zip the exported folder again without a password"
-        ) from error
-    except OSError as error:
-        raise ModelError(
-            f"{zip_path}: can't be unpacked to {target.parent}: {error.strerror or error}"
+            f"{zip_path}: can't be unpacked: {error}; zip the exported folder again, without a "
+            "password"
         ) from error
 
 
 def _checked_members(
     archive: zipfile.ZipFile, zip_path: Path, max_bytes: int
-) -> list[zipfile.ZipInfo]:
+) -> dict[PurePosixPath, zipfile.ZipInfo]:
+    """Return the files by their paths, once each is known to be harmless."""
     members = archive.infolist()
     if len(members) > _MOST_MEMBERS:
         raise ModelError(
-            f"{zip_path}: holds {len(members)} files, more than {_MOST_MEMBERS}; a SavedModel has a few"
+            f"{zip_path}: holds {len(members)} files, more than {_MOST_MEMBERS}; a SavedModel has "
+            "a few"
         )
     for member in members:
-        path = PurePosixPath(member.filename.replace("\\", "/"))
-        if (
-            path.is_absolute()
-            or ".." in path.parts
-            or ":" in path.parts[0:1]
-            or "\0" in member.orig_filename
-        ):
-            raise ModelError(
-                f"{zip_path}: the member {member.filename!r} climbs out of the folder; refused"
-            )
-        if stat.S_ISLNK(member.external_attr >> 16):
-            raise ModelError(f"{zip_path}: the member {member.filename!r} is a link; refused")
+        _check_member(member, zip_path)
     size = sum(member.file_size for member in members)
     if size > max_bytes:
         raise ModelError(
-            f"{zip_path}: unpacks to {size} bytes, more than POLICY_SERVER_MAX_UNPACKED_BYTES={max_bytes}"
+            f"{zip_path}: unpacks to {size} bytes, more than "
+            f"POLICY_SERVER_MAX_UNPACKED_BYTES={max_bytes}; raise it if you trust the file"
         )
-    return [
-        member
-        for member in members
-        if not member.is_dir() and "__MACOSX" not in PurePosixPath(member.filename).parts
-    ]
+    files = {_path_of(item): item for item in members if not item.filename.endswith(("/", "\\"))}
+    return {path: member for path, member in files.items() if "__MACOSX" not in path.parts}
 
 
-def _base_name(member: zipfile.ZipInfo) -> str:
-    return PurePosixPath(member.filename).name
+def _check_member(member: zipfile.ZipInfo, zip_path: Path) -> None:
+    where = f"{zip_path}: the member {member.filename!r}"
+    path = _path_of(member)
+    is_outside = path.is_absolute() or ".." in path.parts or _DRIVE.match(str(path))
+    if is_outside or "\0" in member.orig_filename:
+        raise ModelError(f"{where} climbs out of the folder; refused")
+    if stat.S_ISLNK(member.external_attr >> 16):
+        raise ModelError(f"{where} is a link; refused")
+    if member.compress_type not in _METHODS:
+        raise ModelError(f"{where} is compressed in an unusual way; zip the exported folder again")
+
+
+def _path_of(member: zipfile.ZipInfo) -> PurePosixPath:
+    # Some Windows tools write backslashes, against the standard.
+    return PurePosixPath(member.filename.replace("\\", "/"))
 
 
 def _choose_root(files: list[str], where: str) -> str:
@@ -227,44 +244,35 @@ def _is_part_of_model(path: Path | PurePosixPath) -> bool:
     return not path.name.startswith("events.out.tfevents") and not path.name.startswith(".")
 
 
-def _copy(
-    archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, limit: int, zip_path: Path
-) -> int:
+def _copy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    written = 0
+    # zipfile reads no more than the stated size, which was held against the limit.
     with archive.open(member) as source, target.open("wb") as file:
-        while chunk := source.read(_CHUNK_BYTES):
-            written += len(chunk)
-            if written > limit:
-                # The directory of a zip may lie about sizes.
-                raise ModelError(
-                    f"{zip_path}: unpacks to more than POLICY_SERVER_MAX_UNPACKED_BYTES"
-                )
-            file.write(chunk)
-    return written
+        shutil.copyfileobj(source, file)
 
 
-def _replace(models: Path, new: Path) -> None:
+def _replace(models: Path, new: Path, old: Path) -> None:
     new.chmod(0o755)
-    for keep in (".gitkeep",):
-        if (models / keep).exists():
-            (new / keep).touch()
-    old = Path(tempfile.mkdtemp(prefix=f".{models.name}-old-", dir=models.parent))
+    if (models / ".gitkeep").exists():
+        (new / ".gitkeep").touch()
     try:
         if models.exists():
-            os.rename(models, old / models.name)
-        os.rename(new, models)
+            models.rename(old)
+        new.rename(models)
     except OSError as error:
+        if old.exists():
+            old.rename(models)
         if error.errno not in _MOUNT_POINT_ERRNOS:
-            raise ModelError(f"{models}: can't be replaced: {error.strerror or error}") from error
+            raise
         _fill_mount_point(models, new)
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _fill_mount_point(models: Path, new: Path) -> None:
-    """Replace the contents of a folder that can't be renamed, a volume's, the model's file last."""
-    for path in models.iterdir():
+    """Replace the contents of a folder that can't be renamed, a volume's.
+
+    The model's file goes first and comes last, so that what is half done is no model.
+    """
+    for path in sorted(models.iterdir(), key=lambda item: item.name != MODEL_FILE):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

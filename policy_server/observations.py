@@ -1,25 +1,32 @@
-"""Observations: a request's bytes are validated once, against schema.yaml, and become one row of numbers."""
+"""Observations: a request's bytes are validated once, by schema.yaml, and become one row."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, TypeVar
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, create_model
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    create_model,
+)
+from pydantic_core import ErrorDetails
 
 from policy_server.errors import ObservationError
-from policy_server.schema import ObservationField
+from policy_server.schema import FLOAT32_MAX, Kind, ObservationField
 
 __all__ = ["ObservationSpace", "problem"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
-_PYTHON_TYPES: dict[str, type] = {"int": int, "float": float, "bool": bool}
 _JSON_TYPES = {"int": "integer", "float": "number", "bool": "boolean"}
 _STRICT = ConfigDict(strict=True, extra="forbid")
+_MOST_PROBLEMS = 100
 
 
 def problem(kind: str, loc: Sequence[str | int], message: str) -> dict[str, Any]:
@@ -39,7 +46,8 @@ def problem(kind: str, loc: Sequence[str | int], message: str) -> dict[str, Any]
 class ObservationSpace:
     """The observations that one schema.yaml allows.
 
-    A row is a list of numbers in the order of training: scalars as they are, lists item by item, booleans as 0 and 1.
+    A row is a list of numbers in the order of training: scalars as they are, lists item by item,
+    booleans as 0 and 1.
     """
 
     def __init__(self, fields: tuple[ObservationField, ...] | None) -> None:
@@ -54,7 +62,7 @@ class ObservationSpace:
 
     @functools.cached_property
     def example(self) -> dict[str, Any] | None:
-        """Return a valid named observation: the schema's examples, or values made from types and bounds."""
+        """Return a valid named observation: the schema's examples, or values within its bounds."""
         return (
             None if self.fields is None else {field.name: _example(field) for field in self.fields}
         )
@@ -97,7 +105,8 @@ class ObservationSpace:
             The row.
 
         Raises:
-            ObservationError: naming each field that is missing, unknown, of the wrong type, length or range.
+            ObservationError: naming each field that is missing, unknown, of the wrong type, length
+                or range; the first 100 of them, and the first wrong item of a list.
         """
         assert self._named is not None, (
             "routes for named observations exist only where the schema names some"
@@ -114,7 +123,7 @@ class ObservationSpace:
             The row.
 
         Raises:
-            ObservationError: naming each item that is no finite number.
+            ObservationError: naming the first item that is no finite number.
         """
         row: list[float] = _validate(self._raw, body).__dict__["obs"]
         return row
@@ -146,7 +155,7 @@ class ObservationSpace:
         raise ObservationError([problem(kind, ["body", *open_lists[:1]], message)])
 
 
-def _flatten(values: Sequence[Any] | Any) -> list[float]:  # noqa: ANN401 -- a dictionary's values are no Sequence
+def _flatten(values: Iterable[Any]) -> list[float]:
     row: list[float] = []
     for value in values:
         if isinstance(value, list):
@@ -157,7 +166,7 @@ def _flatten(values: Sequence[Any] | Any) -> list[float]:  # noqa: ANN401 -- a d
 
 
 def _observation_model(fields: tuple[ObservationField, ...]) -> type[BaseModel]:
-    # The names are aliases, so that `copy`, `json` or `_id` don't meet what pydantic's models have already.
+    # The names are aliases, so that `copy`, `json` or `_id` don't meet what pydantic has already.
     definitions: dict[str, Any] = {
         f"field_{i}": (_annotation(field), _pydantic_field(field)) for i, field in enumerate(fields)
     }
@@ -165,35 +174,34 @@ def _observation_model(fields: tuple[ObservationField, ...]) -> type[BaseModel]:
 
 
 def _raw_model() -> type[BaseModel]:
-    numbers = list[_number("float", None, None)]  # type: ignore[misc] -- the annotation is made at run time
     description = "The values in the order of training; booleans are 0 and 1"
+    numbers: Any = _list_of(_number("float", None, None))
     return create_model(
         "RawObservation", __config__=_STRICT, obs=(numbers, Field(description=description))
     )
 
 
-def _annotation(field: ObservationField) -> Any:  # noqa: ANN401 -- an annotation made at run time
+def _annotation(field: ObservationField) -> Any:  # noqa: ANN401 -- made at run time
     item = _number(field.kind, field.minimum, field.maximum)
-    return list[item] if field.is_list else item  # type: ignore[valid-type] -- likewise
+    return _list_of(item) if field.is_list else item
 
 
-def _number(kind: str, minimum: float | None, maximum: float | None) -> Any:  # noqa: ANN401 -- likewise
+def _list_of(item: Any) -> Any:  # noqa: ANN401 -- an annotation made at run time
+    # The first wrong item is enough: a body of a million would make a longer answer than itself.
+    return Annotated[list[item], FailFast()]
+
+
+def _number(kind: Kind, minimum: float | None, maximum: float | None) -> Any:  # noqa: ANN401 -- likewise
     document: dict[str, Any] = {"type": _JSON_TYPES[kind]}
     if kind == "bool":
         return Annotated[bool, WithJsonSchema(document)]
-    document |= {
-        key: value
-        for key, value in (("minimum", minimum), ("maximum", maximum))
-        if value is not None
-    }
-    low, high = (
-        -_FLOAT32_MAX if minimum is None else minimum,
-        _FLOAT32_MAX if maximum is None else maximum,
-    )
-    bounds = (
-        Field(ge=low, le=high, allow_inf_nan=False) if kind == "float" else Field(ge=low, le=high)
-    )
-    return Annotated[_PYTHON_TYPES[kind], bounds, WithJsonSchema(document)]
+    bounds = (("minimum", minimum), ("maximum", maximum))
+    document |= {key: value for key, value in bounds if value is not None}
+    low = -FLOAT32_MAX if minimum is None else minimum
+    high = FLOAT32_MAX if maximum is None else maximum
+    if kind == "int":
+        return Annotated[int, Field(ge=int(low), le=int(high)), WithJsonSchema(document)]
+    return Annotated[float, Field(ge=low, le=high, allow_inf_nan=False), WithJsonSchema(document)]
 
 
 def _pydantic_field(field: ObservationField) -> Any:  # noqa: ANN401 -- pydantic types Field() so
@@ -212,29 +220,27 @@ def _example(field: ObservationField) -> Any:  # noqa: ANN401 -- a value of the 
         return field.example
     value: bool | int | float = False
     if field.kind != "bool":
-        low = field.minimum if field.minimum is not None else min(0, field.maximum or 0)
-        value = max(low, 0) if field.maximum is None else min(max(low, 0), field.maximum)
+        low = -FLOAT32_MAX if field.minimum is None else field.minimum
+        high = FLOAT32_MAX if field.maximum is None else field.maximum
+        value = min(max(low, 0), high)
         value = float(value) if field.kind == "float" else int(value)
-    return [value] * max(field.min_items, min(1, field.max_items or 1)) if field.is_list else value
+    if not field.is_list:
+        return value
+    return [value] * max(field.min_items, 1)
 
 
 def _validate(model: type[Model], body: bytes) -> Model:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        raise ObservationError(
-            [_translate(item) for item in error.errors(include_url=False)]
-        ) from error
+        found = error.errors(include_url=False, include_input=False)
+        raise ObservationError([_translate(item) for item in found[:_MOST_PROBLEMS]]) from error
 
 
-def _translate(item: Mapping[str, Any]) -> dict[str, Any]:
+def _translate(item: ErrorDetails) -> dict[str, Any]:
+    loc, context = ["body", *item["loc"]], item.get("ctx", {})
     if item["type"] == "json_invalid":
-        return problem("json_invalid", ["body"], f"JSON decode error: {item['ctx']['error']}")
-    if (
-        item["type"] in ("less_than_equal", "greater_than_equal")
-        and abs(next(iter(item["ctx"].values()))) == _FLOAT32_MAX
-    ):
-        return problem(
-            "number_too_large", ["body", *item["loc"]], "Input should fit a 32-bit float"
-        )
-    return problem(item["type"], ["body", *item["loc"]], item["msg"])
+        return problem("json_invalid", ["body"], f"JSON decode error: {context['error']}")
+    if FLOAT32_MAX in (context.get("le"), -context.get("ge", 0)):
+        return problem("number_too_large", loc, "Input should fit a 32-bit float")
+    return problem(item["type"], loc, item["msg"])

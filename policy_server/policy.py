@@ -1,4 +1,4 @@
-"""What a policy is to the rest of the program: its signature, its answers, and the protocol of a backend."""
+"""What a policy is to the rest of the program: signature, answers, and a backend's protocol."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ class ActionComponent:
         labels: the names of the integer choices, in order.
         low: lower bounds in the environment's units, one a dimension.
         high: upper bounds in the environment's units, one a dimension.
-        is_normalized: the policy's numbers lie in [-1, 1] and are rescaled to [low, high]; otherwise only clipped.
+        is_normalized: the policy's numbers lie in [-1, 1] and are rescaled to [low, high];
+            otherwise only clipped.
     """
 
     kind: ComponentKind
@@ -112,17 +113,21 @@ class PolicySignature:
     """What the model says of itself, and what was proved of it.
 
     Attributes:
-        observation_width: how many numbers one observation has; None where the model leaves it open.
+        observation_width: how many numbers one observation has; None where the model leaves it
+            open.
         observation_dtype: NumPy's name of the type of the `observations` input.
         inputs: the signature's inputs.
         outputs: the signature's outputs.
         action_outputs: the actions, in numeric order.
-        components: the action distribution's parts, ordered by column; None where the family is unknown.
+        components: the action distribution's parts, ordered by column; None where the family is
+            unknown.
         is_value_based: a greedy policy over Q values: it takes the best action with probability 1.
-        is_proved: `components` reproduce the graph's own log-probabilities and deterministic actions.
+        is_proved: `components` reproduce the graph's own log-probabilities and deterministic
+            actions.
         has_deterministic_action: the model can give its deterministic action.
         recurrent_inputs: the names of the inputs that carry recurrent state, which starts at zero.
-        findings: how family and sizes were identified and proved, for the log and for `generate.py inspect`.
+        findings: how family and sizes were identified and proved, for the log and for `generate.py
+            inspect`.
     """
 
     observation_width: int | None
@@ -160,9 +165,11 @@ class PolicyOutputs:
     """The answers to B observations, in columns.
 
     Attributes:
-        actions: float64[B, A], one column per action value in the order of `action_outputs`; integers are exact.
+        actions: float64[B, A], one column per action value in the order of `action_outputs`;
+            integers are exact.
         probability: float64[B], of the whole action: a density where actions are continuous.
-        distribution: float32[B, K], the inputs of the action distribution; None where the family is unknown.
+        distribution: float32[B, K], the inputs of the action distribution; None where the family is
+            unknown.
     """
 
     actions: Float64Array
@@ -171,7 +178,7 @@ class PolicyOutputs:
 
 
 class PolicyBackend(Protocol):
-    """Something that answers observations: a replica of Ray Serve, or the policy in this process."""
+    """Something that answers observations: Ray Serve's replicas, or the policy in this process."""
 
     @property
     def signature(self) -> PolicySignature:
@@ -195,7 +202,8 @@ class PolicyBackend(Protocol):
             The answers, row by row in the order of the observations.
 
         Raises:
-            PolicyServerError: with the status to answer: the policy failed, is overloaded or not ready.
+            PolicyServerError: with the status to answer: the policy failed, is overloaded or not
+                ready.
         """
 
     async def is_ready(self) -> bool:
@@ -217,13 +225,14 @@ def check_schema_fits(schema: ServerSchema, signature: PolicySignature) -> None:
         fewest, most = schema.min_width, schema.max_width
         if fewest == most != expected:
             raise SchemaError(
-                f"{schema.source}: gives {fewest} values, the policy expects {expected}; list each value of an "
-                "observation once, in the order of training"
+                f"{schema.source}: gives {fewest} values, the policy expects {expected}; list each "
+                "value of an observation once, in the order of training"
             )
         if fewest > expected or (most is not None and most < expected):
             given = f"at least {fewest}" if fewest > expected else f"at most {most}"
             raise SchemaError(
-                f"{schema.source}: gives {given} values, the policy expects {expected}; mend the lists' bounds"
+                f"{schema.source}: gives {given} values, the policy expects {expected}; mend the "
+                "lists' bounds"
             )
     _check_flags(schema, signature)
 
@@ -234,10 +243,10 @@ def _check_flags(schema: ServerSchema, signature: PolicySignature) -> None:
     if schema.discrete is not None and schema.discrete not in integers:
         found = "integers" if all(integers) else "continuous"
         raise SchemaError(
-            f"{schema.source}: parameters.discrete: is {schema.discrete}, the policy's actions are {found}; "
-            f"set it to {not schema.discrete} or leave it out"
+            f"{schema.source}: parameters.discrete: is {schema.discrete}, the policy's actions are "
+            f"{found}; set it to {not schema.discrete} or leave it out"
         )
-    # A MultiDiscrete policy is one vector of several actions: people call it a tuple as often as not.
+    # A MultiDiscrete policy is one vector of several actions: some people call it a tuple.
     is_multi_discrete = len(actions) == 1 and actions[0].is_integer and actions[0].columns > 1
     if schema.tuple is not None and schema.tuple != (len(actions) > 1) and not is_multi_discrete:
         found = f"{len(actions)} actions" if len(actions) > 1 else "one action"
@@ -265,7 +274,8 @@ def describe_components(
     """
     if len(fields) != len(components):
         raise SchemaError(
-            f"{source}: actions: names {len(fields)} actions, the policy has {len(components)}"
+            f"{source}: actions: names {len(fields)} actions, the policy has {len(components)}; "
+            "list each once, in order"
         )
     return tuple(
         _describe(part, entry, source) for part, entry in zip(components, fields, strict=True)
@@ -275,29 +285,38 @@ def describe_components(
 def _describe(part: ActionComponent, entry: ActionField, source: str) -> ActionComponent:
     where = f"{source}: actions.{entry.name}"
     is_integer = part.kind == "categorical"
-    if is_integer and entry.low is not None:
+    if is_integer and (entry.low is not None or entry.dimensions is not None):
         raise SchemaError(
-            f"{where}: low and high are for continuous actions, the policy's is an integer; remove them"
+            f"{where}: low, high and dimensions are for continuous actions, the policy's is an "
+            "integer; remove them"
         )
     if not is_integer and entry.choices is not None:
         raise SchemaError(
-            f"{where}: labels and choices are for integer actions, the policy's is continuous; remove them"
+            f"{where}: labels and choices are for integer actions, the policy's is continuous; "
+            "remove them"
         )
     if entry.choices is not None and entry.choices != part.size:
         raise SchemaError(f"{where}: gives {entry.choices} choices, the policy has {part.size}")
-    bounds = {"low": entry.low, "high": entry.high}
-    for key, values in bounds.items():
-        if values is not None and len(values) not in (1, part.size):
-            raise SchemaError(
-                f"{where}.{key}: gives {len(values)} numbers, the action has {part.size} dimensions"
-            )
-        if values is not None and len(values) == 1:
-            bounds[key] = values * part.size
+    if entry.dimensions not in (None, part.size):
+        raise SchemaError(
+            f"{where}: gives {entry.dimensions} dimensions, the policy has {part.size}"
+        )
     return replace(
         part,
         name=entry.name,
         labels=entry.labels,
-        low=bounds["low"],
-        high=bounds["high"],
+        low=_bounds(entry.low, part.size, f"{where}.low"),
+        high=_bounds(entry.high, part.size, f"{where}.high"),
         is_normalized=entry.normalized,
     )
+
+
+def _bounds(values: tuple[float, ...] | None, size: int, where: str) -> tuple[float, ...] | None:
+    if values is None or len(values) == size:
+        return values
+    if len(values) > 1:
+        raise SchemaError(
+            f"{where}: gives {len(values)} numbers, the action has {size} dimensions; give one, or "
+            "one a dimension"
+        )
+    return values * size

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from policy_server.errors import SettingsError
@@ -13,6 +15,8 @@ from policy_server.errors import SettingsError
 __all__ = ["ENV_PREFIX", "Settings", "read_settings"]
 
 ENV_PREFIX = "POLICY_SERVER_"
+
+_HEADER_TEXT = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 
 
 class Settings(BaseSettings):
@@ -37,7 +41,8 @@ class Settings(BaseSettings):
         8256, ge=0, le=65535, description="Port of Ray's dashboard; 0 turns it off"
     )
     dashboard_host: str = Field(
-        "127.0.0.1", description="Address that Ray's dashboard listens on; whoever reaches it can run code"
+        "127.0.0.1",
+        description="Address that Ray's dashboard listens on; whoever reaches it can run code",
     )
     num_replicas: int = Field(1, ge=1, description="Ray Serve replicas of the policy")
     max_replicas: int = Field(
@@ -45,8 +50,12 @@ class Settings(BaseSettings):
         ge=0,
         description="Most replicas that Ray Serve scales to under load; 0 keeps NUM_REPLICAS",
     )
-    replica_cpus: float = Field(1.0, ge=0, description="CPUs that Ray sets aside for a replica")
-    replica_gpus: float = Field(0.0, ge=0, description="GPUs that Ray sets aside for a replica")
+    replica_cpus: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="CPUs that Ray sets aside for a replica"
+    )
+    replica_gpus: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="GPUs that Ray sets aside for a replica"
+    )
     max_batch_size: int = Field(
         256, ge=1, description="Most observations in one call of the policy"
     )
@@ -54,10 +63,16 @@ class Settings(BaseSettings):
         4096, ge=1, description="Observations in flight before requests are answered 503"
     )
     request_timeout_s: float = Field(
-        10.0, gt=0, description="Longest wait for an answer, in seconds, then 503"
+        30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Longest wait for an answer, in seconds, then 503",
     )
     start_timeout_s: float = Field(
-        300.0, gt=0, description="Longest wait for the policy to load, in seconds"
+        300.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Longest wait for the policy to load, in seconds",
     )
     max_body_bytes: int = Field(
         1_048_576, ge=1, description="Largest request body, in bytes, else 413"
@@ -71,6 +86,16 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="`json`, `text`, or `auto`: text on a terminal, JSON otherwise"
     )
+
+    @field_validator("api_key")
+    @classmethod
+    def _check_api_key(cls, api_key: SecretStr | None) -> SecretStr | None:
+        if api_key is not None and not _HEADER_TEXT.fullmatch(api_key.get_secret_value()):
+            raise PydanticCustomError(
+                "api_key",
+                "printable ASCII text without spaces at its ends; HTTP headers carry nothing else",
+            )
+        return api_key
 
     @property
     def schema_path(self) -> Path:
@@ -95,12 +120,17 @@ def read_settings() -> Settings:
         The settings.
 
     Raises:
-        SettingsError: naming the first variable that can't be used, what was expected and what was found.
+        SettingsError: naming the first variable that can't be used, what was expected and what was
+            found, or `.env` if that can't be read.
     """
     try:
         return Settings()
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        name = f"{ENV_PREFIX}{'_'.join(map(str, problem['loc']))}".upper()
+        field = str(problem["loc"][0])
         expected = problem["msg"].removeprefix("Input should be ")
-        raise SettingsError(f"{name}: expected {expected}, got {problem['input']!r}") from error
+        got = "" if field == "api_key" else f", got {problem['input']!r}"
+        raise SettingsError(f"{ENV_PREFIX}{field.upper()}: expected {expected}{got}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "expected text in UTF-8"
+        raise SettingsError(f".env: can't be read: {reason}; mend it or remove it") from error

@@ -6,10 +6,13 @@ import logging
 import sys
 from typing import Literal
 
+from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
 __all__ = ["configure_logging"]
 
+# What uvicorn and Ray add to records for their own formatters.
+_FOREIGN_FIELDS = ("color_message", "_ray_timestamp_ns")
 _FIELDS = ("asctime", "levelname", "name", "message")
 
 
@@ -25,6 +28,9 @@ def configure_logging(*, level: str, log_format: Literal["auto", "json", "text"]
     handler.setFormatter(_json_formatter() if is_json else _TextFormatter())
     for name in ("policy_server", "uvicorn", "uvicorn.access", "uvicorn.error"):
         logger = logging.getLogger(name)
+        if name == "uvicorn.access" and not logger.handlers and not logger.propagate:
+            # uvicorn was started with --no-access-log.
+            continue
         logger.handlers = [handler] if name in ("policy_server", "uvicorn") else []
         logger.propagate = name not in ("policy_server", "uvicorn")
         logger.setLevel(level)
@@ -32,7 +38,11 @@ def configure_logging(*, level: str, log_format: Literal["auto", "json", "text"]
 
 def _json_formatter() -> logging.Formatter:
     renamed = {"asctime": "time", "levelname": "level", "name": "logger", "message": "event"}
-    return JsonFormatter(" ".join(f"%({name})s" for name in _FIELDS), rename_fields=renamed)
+    return JsonFormatter(
+        " ".join(f"%({name})s" for name in _FIELDS),
+        rename_fields=renamed,
+        reserved_attrs=[*RESERVED_ATTRS, *_FOREIGN_FIELDS],
+    )
 
 
 class _TextFormatter(logging.Formatter):
@@ -41,13 +51,22 @@ class _TextFormatter(logging.Formatter):
     _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {
         "message",
         "asctime",
-        "color_message",
         "taskName",
+        *_FOREIGN_FIELDS,
     }
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 -- logging's own name
-        fields = [f"{key}={value}" for key, value in vars(record).items() if key not in self._KNOWN]
+        fields = [
+            f"{key}={_on_one_line(value)}"
+            for key, value in vars(record).items()
+            if key not in self._KNOWN
+        ]
         return " ".join([super().formatMessage(record), *fields])
+
+
+def _on_one_line(value: object) -> str:
+    text = str(value)
+    return text if text.isprintable() else repr(text)

@@ -1,4 +1,4 @@
-"""The policy in Ray Serve replicas, on this machine or on a cluster. The only place that imports Ray."""
+"""The policy in Ray Serve replicas, here or on a cluster. The only place that imports Ray."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Ray's life around the server: started here and ended here, shared by the workers of one uvicorn, or a cluster's.
+"""Ray's life around the server: started and ended here, shared by workers, or a cluster's.
 
-Ray replaces the process's signal handlers when it starts; uvicorn's have to be put back, or its shutdown never runs.
+Ray replaces the process's signal handlers when it starts; uvicorn's have to be put back, or its
+shutdown never runs.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import logging
 import math
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -24,6 +26,7 @@ from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
+from ray._raylet import Config  # type: ignore[attr-defined]  # a compiled module
 
 import policy_server
 from policy_server.errors import NotReadyError, SettingsError
@@ -44,7 +47,8 @@ async def joined_ray(settings: Settings, deploy: Callable[[], None]) -> AsyncIte
 
     Args:
         settings: ports, and what replicas need.
-        deploy: deploys what is served unless it runs already; called once connected, by one process at a time.
+        deploy: deploys what is served unless it runs already; called once connected, by one
+            process at a time.
 
     Yields:
         Nothing; Ray is up and `deploy` is done.
@@ -73,17 +77,37 @@ async def joined_ray(settings: Settings, deploy: Callable[[], None]) -> AsyncIte
             _end(folder)
 
 
+def _use_token(token: str) -> None:
+    """Let only those who know a secret use the Ray that this server starts.
+
+    Who reaches it can run code. Ray would write one to the home folder, which a container may
+    not have; its own way of taking
+    over a changed environment is `Config.initialize`.
+    """
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
+        Config.initialize("")
+
+
 def _connect(address: str) -> None:
     package = str(Path(policy_server.__file__).parent)
     ray.init(
-        address=address, log_to_driver=False, configure_logging=False, runtime_env={"py_modules": [package]}
+        address=address,
+        log_to_driver=False,
+        configure_logging=False,
+        runtime_env={"py_modules": [package]},
     )
 
 
 def _start(settings: Settings) -> Path:
     """Start Ray on this machine; return its folder for temporary files."""
-    for name, port in (("METRICS_PORT", settings.metrics_port), ("DASHBOARD_PORT", settings.dashboard_port)):
+    for name, port in (
+        ("METRICS_PORT", settings.metrics_port),
+        ("DASHBOARD_PORT", settings.dashboard_port),
+    ):
         _check_free(name, port)
+    _use_token(secrets.token_hex(32))
+    # Ray puts sockets there, whose paths may have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="ps-ray-"))
     has_dashboard = settings.dashboard_port > 0
     replicas = max(settings.num_replicas, settings.max_replicas)
@@ -141,7 +165,8 @@ def _check_free(name: str, port: int) -> None:
             probe.bind(("", port))
         except OSError as error:
             raise SettingsError(
-                f"POLICY_SERVER_{name}: port {port} can't be used: {error.strerror}; set another one, or 0"
+                f"POLICY_SERVER_{name}: port {port} can't be used: {error.strerror}; "
+                "set another one, or 0"
             ) from error
 
 
@@ -154,18 +179,23 @@ def _free_port() -> int:
 
 @asynccontextmanager
 async def _shared_ray(settings: Settings, deploy: Callable[[], None]) -> AsyncIterator[None]:
-    """Share one Ray among the workers of `uvicorn --workers N`: the first starts it, the last one out ends it."""
+    """Share one Ray among uvicorn's workers: the first starts it, the last one out ends it."""
     shared = Path(tempfile.gettempdir(), f"ps-workers-{os.getppid()}")
-    shared.mkdir(exist_ok=True)
+    shared.mkdir(mode=0o700, exist_ok=True)
+    if shared.stat().st_uid != os.getuid():
+        raise SettingsError(
+            f"{shared}: belongs to somebody else; set TMPDIR to a folder of your own"
+        )
     mine = shared / f"member-{os.getpid()}"
-    folder = await asyncio.to_thread(_lock, shared)
+    lock = await asyncio.to_thread(_lock, shared)
+    owned: Path | None = None
     try:
-        owned = _join_or_start(shared, settings)
-        mine.touch()
-        await asyncio.to_thread(deploy)
-    finally:
-        os.close(folder)
-    try:
+        try:
+            owned = _join_or_start(shared, settings)
+            mine.touch()
+            await asyncio.to_thread(deploy)
+        finally:
+            os.close(lock)
         yield
     finally:
         mine.unlink(missing_ok=True)
@@ -180,21 +210,28 @@ async def _shared_ray(settings: Settings, deploy: Callable[[], None]) -> AsyncIt
 def _lock(shared: Path) -> int:
     descriptor = os.open(shared / "lock", os.O_CREAT | os.O_RDWR)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
+    if not os.fstat(descriptor).st_nlink:
+        os.close(descriptor)
+        raise NotReadyError(
+            "ray: the worker that started it could not serve; its own line says why"
+        )
     return descriptor
 
 
 def _join_or_start(shared: Path, settings: Settings) -> Path | None:
-    """Return the folder of a Ray that this process started; None where it joined another worker's."""
+    """Return the folder of the Ray that this worker started; None where it joined another's."""
     state = shared / "ray.json"
     if state.exists():
         known = json.loads(state.read_text())
         if _is_alive(known["pid"]):
+            _use_token(known["token"])
             with _translated(), _kept_signal_handlers():
                 ray.init(address=known["address"], log_to_driver=False, configure_logging=False)
             return None
     folder = _start(settings)
     address = ray.get_runtime_context().gcs_address
-    state.write_text(json.dumps({"pid": os.getpid(), "address": address}))
+    token = os.environ.get("RAY_AUTH_TOKEN", "")
+    state.write_text(json.dumps({"pid": os.getpid(), "address": address, "token": token}))
     return folder
 
 

@@ -1,43 +1,59 @@
-"""Reading a SavedModel: any version's file becomes one frozen graph whose only input is the observation.
+"""Reading a SavedModel: any version's file becomes one frozen graph and what its signature says.
 
-TensorFlow 1 exports (Ray 1.0 to 2.0) and Keras ones (Ray 2.1 and later) take the same way: a v1 session restores them,
-variables become constants, and functions are inlined, so that everything above sees one flat graph. Every input but the
-observation is filled in inside the graph, from the signature alone: `is_training` False, `timestep` large, `seq_lens`
-ones, previous actions, rewards and recurrent states zeros.
+RLlib's exports differ in the inputs that they list, in those that they forget to list, and in the
+outputs. What is read here is the signature alone; `freezing` makes the graph flat, and `runner`
+fills every input but the observation in.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
-from numpy.typing import NDArray
-from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
-from tensorflow.python.grappler import tf_optimizer
+from tensorflow.core.protobuf import saved_model_pb2
 
 from policy_server.errors import ModelError
 from policy_server.policy import SignatureTensor
+from policy_server.saved_model.freezing import freeze, node_of
 
-__all__ = ["GraphRunner", "LoadedGraph", "load_graph", "natural_key"]
-
-logger = logging.getLogger(__name__)
-v1 = tf.compat.v1
+__all__ = [
+    "ACTIONS",
+    "DISTRIBUTION_INPUTS",
+    "FILLED_INPUTS",
+    "LOG_PROBABILITY",
+    "OBSERVATIONS",
+    "PROBABILITY",
+    "LoadedGraph",
+    "load_graph",
+    "natural_key",
+    "reason_of",
+    "translated",
+    "width_of",
+]
 
 OBSERVATIONS = "observations"
-# Exploration schedules (epsilon-greedy, random_timesteps) are long over at this step; it fits int32 too.
-_LATE_TIMESTEP = 1_000_000_000
-_VARIABLE_OPS = ("VarHandleOp", "VariableV2", "Variable")
-_ASSIGNMENT_OPS = ("AssignVariableOp", "AssignAddVariableOp", "Assign", "AssignAdd")
-_INLINED_OPS = ("PartitionedCall", "StatefulPartitionedCall")
+ACTIONS = "actions_"
+DISTRIBUTION_INPUTS, LOG_PROBABILITY = "action_dist_inputs", "action_logp"
+PROBABILITY = "action_prob"
+# The inputs that have one right value in service; `runner` gives it.
+FILLED_INPUTS = ("is_training", "timestep", "prev_action", "prev_reward", "seq_lens")
+_SYNONYMS = {
+    "prev_actions": "prev_action",
+    "prev_rewards": "prev_reward",
+    "seq_len": "seq_lens",
+    "keras_learning_phase": "is_training",
+}
+# TensorFlow names the node and its Python stack around the reason.
+_EXECUTION_ERROR = re.compile(r"\nNode: '[^']*'\n(.*?)(?:\n\t \[\[|$)", re.DOTALL)
+_REASON_CHARACTERS = 200
+_EXPLORING = ("is_exploring", "explore")
 
 
 @dataclass(frozen=True)
@@ -46,25 +62,33 @@ class LoadedGraph:
 
     Attributes:
         graph_def: the flat graph, without variables and functions.
-        inputs: the signature's inputs; the tensor's name in the graph is in `tensors`.
-        outputs: the signature's outputs, in natural order.
-        tensors: the graph's tensor for each input and output.
-        exploring: the tensor of the unlisted `is_exploring` switch; None where there is none.
-        unlisted: placeholders that the policy needs and the signature leaves out, such as Ray 1.0's `timestep`; the key
-            is the graph's tensor.
+        inputs: the signature's inputs in natural order; the observation's is called `observations`.
+        outputs: the signature's outputs in natural order.
+        feeds: the inputs that have to be filled in; the key is the graph's tensor. Those that Ray
+            1.0 leaves out of the signature are among them.
+        observations: the graph's tensor that takes the observation.
+        fetches: the graph's tensor for each output that is of use.
+        exploring: the tensor of the switch that turns sampling on; None where there is none.
     """
 
     graph_def: Any
     inputs: tuple[SignatureTensor, ...]
     outputs: tuple[SignatureTensor, ...]
-    tensors: Mapping[str, str]
-    exploring: str | None
-    unlisted: Mapping[str, SignatureTensor] = field(default_factory=dict)
+    observations: str
+    fetches: Mapping[str, str]
+    feeds: Mapping[str, SignatureTensor] = field(default_factory=dict)
+    exploring: str | None = None
 
     @property
-    def observations(self) -> SignatureTensor:
+    def observation_input(self) -> SignatureTensor:
         """Return the input that takes the observation."""
         return next(item for item in self.inputs if item.name == OBSERVATIONS)
+
+    @property
+    def recurrent_inputs(self) -> tuple[str, ...]:
+        """Return the names of the inputs that carry recurrent state."""
+        known = (OBSERVATIONS, *FILLED_INPUTS)
+        return tuple(item.name for item in self.feeds.values() if item.name not in known)
 
 
 def natural_key(name: str) -> list[tuple[bool, int, str]]:
@@ -73,7 +97,57 @@ def natural_key(name: str) -> list[tuple[bool, int, str]]:
     Args:
         name: a key of the signature.
     """
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
+    return [
+        (part.isdigit(), int(part) if part.isdigit() else 0, part)
+        for part in re.split(r"(\d+)", name)
+    ]
+
+
+def width_of(item: SignatureTensor) -> int | None:
+    """Return how many numbers one row of an input has; None where that is open.
+
+    Args:
+        item: the input.
+    """
+    if item.shape is None or any(size is None for size in item.shape[1:]):
+        return None
+    return math.prod(size for size in item.shape[1:] if size is not None)
+
+
+def reason_of(error: Exception) -> str:
+    """Return one line of what TensorFlow says, without its stack traces.
+
+    Args:
+        error: what TensorFlow raised.
+    """
+    text = str(getattr(error, "message", error))
+    found = _EXECUTION_ERROR.search(text)
+    return " ".join((found[1] if found else text).split())[:_REASON_CHARACTERS]
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn TensorFlow's errors into one line.
+
+    Raises:
+        ModelError: for all that TensorFlow raises on a graph that it can't use.
+    """
+    try:
+        yield
+    except (
+        tf.errors.OpError,
+        OSError,
+        ValueError,
+        RuntimeError,
+        TypeError,
+        LookupError,
+        AttributeError,
+    ) as error:
+        reason = reason_of(error)
+        raise ModelError(
+            f"saved_model.pb: can't be restored by TensorFlow {tf.__version__} ({reason}); export "
+            "the policy again"
+        ) from error
 
 
 def load_graph(folder: Path) -> LoadedGraph:
@@ -86,257 +160,196 @@ def load_graph(folder: Path) -> LoadedGraph:
         The frozen graph with its signature.
 
     Raises:
-        ModelError: if the files are no SavedModel that can be restored, or have no signature with an observation.
+        ModelError: if the files are no SavedModel that can be restored, or have no signature with
+            an observation.
     """
-    tags, signature = _read_signature(folder)
-    with _translated(folder), v1.Session(graph=tf.Graph(), config=session_config()) as session, session.graph.as_default():
-        with _quiet():
-            v1.saved_model.loader.load(session, tags, str(folder))
-        graph_def = _without_assignments(session.graph.as_graph_def())
-        exploring = _exploring(graph_def)
-        tensors = {key: info.name for key, info in (*signature.inputs.items(), *signature.outputs.items())}
-        # An input and an output may share a key; the input's tensor is kept under its own.
-        tensors |= {key: info.name for key, info in signature.inputs.items()}
-        kept = [tensor.split(":")[0] for tensor in tensors.values()]
-        with _quiet():
-            frozen = v1.graph_util.convert_variables_to_constants(session, graph_def, sorted(set(kept)))
-        _end_schedules(frozen, {node.name for node in graph_def.node if node.op in _VARIABLE_OPS})
-        frozen = _inline(frozen, [*tensors.values(), *([exploring] if exploring else [])])
-    if exploring is not None and exploring.split(":")[0] not in {node.name for node in frozen.node}:
-        exploring = None
-    inputs = tuple(_signature_tensor(key, signature.inputs[key]) for key in sorted(signature.inputs, key=natural_key))
-    outputs = tuple(_signature_tensor(key, signature.outputs[key]) for key in sorted(signature.outputs, key=natural_key))
-    unlisted = _unlisted(frozen, {info.name for info in signature.inputs.values()} | {exploring})
-    return _with_observations(LoadedGraph(frozen, inputs, outputs, tensors, exploring, unlisted))
+    meta_graph = _read_meta_graph(folder)
+    signature = _signature(meta_graph)
+    inputs, infos = _inputs(signature)
+    outputs = tuple(
+        _signature_tensor(key, signature.outputs[key])
+        for key in sorted(signature.outputs, key=natural_key)
+    )
+    fetches = {
+        item.name: _tensor(signature.outputs[item.name])
+        for item in outputs
+        if _is_used(item.name, outputs)
+    }
+    exploring = next((infos[key] for key in _EXPLORING if key in infos), None)
+    if exploring is None:
+        exploring = _unlisted_exploring(meta_graph.graph_def)
+    kept = [*fetches.values(), *infos.values(), *([exploring] if exploring else [])]
+    with translated():
+        graph_def = freeze(meta_graph, folder, kept)
+    needed = _ancestors(graph_def, fetches.values())
+    feeds = {
+        infos[item.name]: _with_training_shape(item, meta_graph.graph_def)
+        for item in inputs
+        if _is_filled(item, infos, needed)
+    }
+    known = {node_of(tensor) for tensor in (*infos.values(), *([exploring] if exploring else []))}
+    return LoadedGraph(
+        graph_def=graph_def,
+        inputs=inputs,
+        outputs=outputs,
+        observations=infos[OBSERVATIONS],
+        fetches=fetches,
+        feeds=feeds | _unlisted(needed, known),
+        exploring=exploring if exploring is not None and node_of(exploring) in needed else None,
+    )
 
 
-def _read_signature(folder: Path) -> tuple[list[str], Any]:
+def _read_meta_graph(folder: Path) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
     path = folder / "saved_model.pb"
     document = saved_model_pb2.SavedModel()
     try:
         document.ParseFromString(path.read_bytes())
     except FileNotFoundError as error:
-        raise ModelError(f"{folder}: holds no saved_model.pb; expected a TensorFlow SavedModel") from error
+        raise ModelError(
+            f"{folder}: holds no saved_model.pb; expected a TensorFlow SavedModel"
+        ) from error
     except (DecodeError, OSError) as error:
-        raise ModelError(f"{path.name}: is damaged or no SavedModel ({error}); export the policy again") from error
+        raise ModelError(
+            f"{path.name}: is damaged or no SavedModel ({error}); export the policy again"
+        ) from error
     graphs = [graph for graph in document.meta_graphs if "serve" in graph.meta_info_def.tags]
     if not graphs:
-        raise ModelError(f"{path.name}: holds no graph for serving; expected the tag 'serve', as export_policy_model writes it")
-    signatures = {key: item for key, item in graphs[0].signature_def.items() if item.inputs and item.outputs}
-    name = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
-    if name is None or (name != "serving_default" and len(signatures) > 1):
-        found = ", ".join(sorted(signatures)) or "none"
-        raise ModelError(f"{path.name}: has no signature 'serving_default', got {found}; export the policy with export_policy_model")
-    return list(graphs[0].meta_info_def.tags), signatures[name]
+        raise ModelError(
+            f"{path.name}: holds no graph for serving; expected the tag 'serve', as "
+            "export_policy_model writes it"
+        )
+    return graphs[0]
 
 
-@contextmanager
-def _translated(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except ModelError:
-        raise
-    except (tf.errors.OpError, OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
-        reason = " ".join(str(getattr(error, "message", error)).split())[:300]
-        raise ModelError(f"{folder}: the SavedModel can't be restored: {reason}; export the policy again") from error
+def _signature(meta_graph: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
+    usable = {
+        key: item for key, item in meta_graph.signature_def.items() if item.inputs and item.outputs
+    }
+    name = "serving_default" if "serving_default" in usable else next(iter(usable), None)
+    if name is None or (name != "serving_default" and len(usable) > 1):
+        found = ", ".join(sorted(usable)) or "none"
+        raise ModelError(
+            f"saved_model.pb: has no signature 'serving_default', got {found}; export the policy "
+            "with "
+            "export_policy_model"
+        )
+    return usable[name]
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep TensorFlow's advice to use version 2's API, which can't do this, out of the server's log."""
-    previous = v1.logging.get_verbosity()
-    v1.logging.set_verbosity(v1.logging.ERROR)
-    try:
-        yield
-    finally:
-        v1.logging.set_verbosity(previous)
+def _inputs(signature: Any) -> tuple[tuple[SignatureTensor, ...], dict[str, str]]:  # noqa: ANN401 -- TensorFlow is untyped
+    """Read the inputs, and call the observation's by its name: a Keras model may have another."""
+    keys = sorted(signature.inputs, key=natural_key)
+    names = {key: _SYNONYMS.get(key, key) for key in keys}
+    if OBSERVATIONS not in keys:
+        candidates = [key for key in keys if names[key] not in (*FILLED_INPUTS, *_EXPLORING)]
+        if len(candidates) != 1:
+            raise ModelError(
+                f"saved_model.pb: expected an input 'observations', got {', '.join(keys)}; "
+                "export a policy whose observation is one flat vector"
+            )
+        names[candidates[0]] = OBSERVATIONS
+    inputs = tuple(_signature_tensor(names[key], signature.inputs[key]) for key in keys)
+    for item in inputs:
+        if not _is_number(item.dtype):
+            raise ModelError(
+                f"saved_model.pb: the input '{item.name}' takes {item.dtype}, expected numbers; "
+                "export a policy whose "
+                "observation is one flat vector"
+            )
+    return inputs, {names[key]: _tensor(signature.inputs[key]) for key in keys}
 
 
-def session_config() -> Any:  # noqa: ANN401 -- TensorFlow is untyped
-    """Return a session's configuration: one thread, since a policy is small and replicas are many."""
-    return v1.ConfigProto(
-        intra_op_parallelism_threads=1, inter_op_parallelism_threads=1, use_per_session_threads=True, device_count={"GPU": 0}
-    )
+def _is_number(dtype: str) -> bool:
+    known = tf.dtypes.as_dtype(dtype)
+    return bool(known.is_floating or known.is_integer or known.is_bool)
 
 
-def _exploring(graph_def: Any) -> str | None:  # noqa: ANN401 -- TensorFlow is untyped
+def _tensor(info: Any) -> str:  # noqa: ANN401 -- TensorFlow is untyped
+    return str(info.name)
+
+
+def _signature_tensor(name: str, info: Any) -> SignatureTensor:  # noqa: ANN401 -- TensorFlow is untyped
+    return SignatureTensor(name, tf.dtypes.as_dtype(info.dtype).name, _shape(info.tensor_shape))
+
+
+def _shape(shape: Any) -> tuple[int | None, ...] | None:  # noqa: ANN401 -- TensorFlow is untyped
+    if shape.unknown_rank:
+        return None
+    return tuple(dim.size if dim.size >= 0 else None for dim in shape.dim)
+
+
+def _is_used(name: str, outputs: tuple[SignatureTensor, ...]) -> bool:
+    """Leave value heads and recurrent states out, but where nothing says what the outputs are."""
+    has_actions = any(item.name.startswith(ACTIONS) for item in outputs)
+    used = (DISTRIBUTION_INPUTS, LOG_PROBABILITY, PROBABILITY)
+    return not has_actions or name.startswith(ACTIONS) or name in used
+
+
+def _unlisted_exploring(graph_def: Any) -> str | None:  # noqa: ANN401 -- TensorFlow is untyped
     names = [
         node.name
         for node in graph_def.node
-        if node.op == "PlaceholderWithDefault" and node.name.split("/")[-1].startswith("is_exploring")
+        if node.op == "PlaceholderWithDefault"
+        and node.name.split("/")[-1].startswith("is_exploring")
     ]
     return f"{min(names, key=len)}:0" if names else None
 
 
-def _unlisted(graph_def: Any, listed: set[str | None]) -> dict[str, SignatureTensor]:  # noqa: ANN401 -- TensorFlow is untyped
-    found = {}
-    for node in graph_def.node:
-        name = re.sub(r"_\d+$", "", node.name.split("/")[-1])
-        # A default is kept, but for the two that a policy in service needs otherwise.
-        is_needed = node.op == "Placeholder" or (node.op == "PlaceholderWithDefault" and name in ("timestep", "is_training"))
-        if is_needed and f"{node.name}:0" not in listed:
-            shape = node.attr["shape"].shape
-            sizes = None if shape.unknown_rank else tuple(dim.size if dim.size >= 0 else None for dim in shape.dim)
-            dtype = tf.dtypes.as_dtype(node.attr["dtype"].type).name
-            found[f"{node.name}:0"] = SignatureTensor(name, dtype, sizes)
+def _ancestors(graph_def: Any, tensors: Any) -> dict[str, Any]:  # noqa: ANN401 -- TensorFlow is untyped
+    nodes = {node.name: node for node in graph_def.node}
+    found: dict[str, Any] = {}
+    waiting = [node_of(tensor) for tensor in tensors]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found[name] = nodes[name]
+            waiting += [node_of(item) for item in nodes[name].input]
     return found
 
 
-def _without_assignments(graph_def: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
-    """Cut the step counters' updates, which exploration hangs before each action: constants can't be assigned."""
-    targets = {node.name: node.input[0] for node in graph_def.node if node.op in _ASSIGNMENT_OPS}
-    for node in graph_def.node:
-        kept = [name for name in node.input if name.removeprefix("^") not in targets]
-        if len(kept) == len(node.input) or node.name in targets:
-            continue
-        # A TensorFlow 1 assignment also returns its variable.
-        kept = [targets.get(name.split(":")[0], name) for name in node.input if not (name[0] == "^" and name[1:] in targets)]
-        del node.input[:]
-        node.input.extend(kept)
-    return graph_def
+def _is_filled(item: SignatureTensor, infos: Mapping[str, str], needed: Mapping[str, Any]) -> bool:
+    """Tell the inputs that need a value: the outputs depend on them, and they have no default."""
+    if item.name in (OBSERVATIONS, *_EXPLORING) or node_of(infos[item.name]) not in needed:
+        return False
+    return item.name in FILLED_INPUTS or needed[node_of(infos[item.name])].op == "Placeholder"
 
 
-def _end_schedules(graph_def: Any, variables: set[str]) -> None:  # noqa: ANN401 -- TensorFlow is untyped
-    """Set the step counters that RLlib keeps in variables, so that random first steps and epsilon are over."""
-    for node in graph_def.node:
-        if node.op == "Const" and node.name in variables and node.name.split("/")[-1].startswith("timestep"):
-            value = tf.make_ndarray(node.attr["value"].tensor)
-            if value.shape == () and np.issubdtype(value.dtype, np.integer):
-                late = np.array(_LATE_TIMESTEP, value.dtype)
-                node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(late))
+def _with_training_shape(item: SignatureTensor, graph_def: Any) -> SignatureTensor:  # noqa: ANN401 -- TensorFlow is untyped
+    """Close an open length, as attention's memory has, by the placeholder that training fed.
 
-
-def _inline(graph_def: Any, kept: Sequence[str]) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
-    if not graph_def.library.function:
-        return graph_def
-    graph = tf.Graph()
-    with graph.as_default():
-        tf.import_graph_def(graph_def, name="")
-    meta = v1.train.export_meta_graph(graph_def=graph.as_graph_def(), graph=graph)
-    fetches = meta_graph_pb2.CollectionDef()
-    fetches.node_list.value.extend(kept)
-    meta.collection_def["train_op"].CopyFrom(fetches)
-    for function in meta.graph_def.library.function:
-        if "api_implements" in function.attr:
-            del function.attr["api_implements"]
-        function.attr["_noinline"].b = False
-    config = config_pb2.ConfigProto()
-    config.graph_options.rewrite_options.min_graph_nodes = -1
-    config.graph_options.rewrite_options.meta_optimizer_iterations = 1
-    config.graph_options.rewrite_options.optimizers.append("function")
-    flat = tf_optimizer.OptimizeGraph(config, meta)
-    if not any(node.op in _INLINED_OPS for node in flat.node):
-        del flat.library.function[:]
-    return flat
-
-
-def _signature_tensor(name: str, info: Any) -> SignatureTensor:  # noqa: ANN401 -- TensorFlow is untyped
-    dtype = tf.dtypes.as_dtype(info.dtype).name
-    if info.tensor_shape.unknown_rank:
-        return SignatureTensor(name, dtype, None)
-    return SignatureTensor(name, dtype, tuple(dim.size if dim.size >= 0 else None for dim in info.tensor_shape.dim))
-
-
-def _with_observations(loaded: LoadedGraph) -> LoadedGraph:
-    """Find the input that takes the observation, and call it so: a Keras model may name it otherwise."""
-    names = [item.name for item in loaded.inputs]
-    if OBSERVATIONS in names:
-        return loaded
-    known = ("is_training", "timestep", "prev_action", "prev_reward", "seq_lens")
-    candidates = [item for item in loaded.inputs if item.name not in known and item.dtype != "string"]
-    if len(candidates) != 1:
-        raise ModelError(
-            f"saved_model.pb: expected an input 'observations', got {', '.join(names) or 'none'}; "
-            "export a policy whose observation is one flat vector"
-        )
-    found = candidates[0]
-    renamed = SignatureTensor(OBSERVATIONS, found.dtype, found.shape)
-    inputs = tuple(renamed if item is found else item for item in loaded.inputs)
-    tensors = {**loaded.tensors, OBSERVATIONS: loaded.tensors[found.name]}
-    return replace(loaded, inputs=inputs, tensors=tensors)
-
-
-class GraphRunner:
-    """A frozen policy in a session of its own: rows of observations in, arrays out."""
-
-    def __init__(self, loaded: LoadedGraph, *, row_dtype: type[np.float32] | type[np.float64]) -> None:
-        """Import the graph with every input but the observation filled in.
-
-        Args:
-            loaded: the frozen graph.
-            row_dtype: the type that observations come in.
-
-        Raises:
-            ModelError: if the graph can't be imported.
-        """
-        self._graph = tf.Graph()
-        fetched = {item.name: loaded.tensors[item.name] for item in loaded.outputs}
-        with _translated(Path("saved_model.pb")), self._graph.as_default():
-            shape = loaded.observations.shape
-            self._rows = v1.placeholder(row_dtype, [None, None], name="policy_server/rows")
-            batch = tf.shape(self._rows)[0]
-            observations = tf.cast(self._rows, tf.dtypes.as_dtype(loaded.observations.dtype))
-            if shape is not None and len(shape) != 2:
-                observations = tf.reshape(observations, tf.stack([batch, *(size or -1 for size in shape[1:])]))
-            feeds = {loaded.tensors[OBSERVATIONS]: observations}
-            feeds |= {loaded.tensors[i.name]: _fill(i, batch) for i in loaded.inputs if i.name != OBSERVATIONS}
-            feeds |= {tensor: _fill(item, batch) for tensor, item in loaded.unlisted.items()}
-            self._is_exploring = v1.placeholder(tf.bool, [], name="policy_server/is_exploring")
-            if loaded.exploring is not None:
-                feeds[loaded.exploring] = self._is_exploring
-            tensors = tf.import_graph_def(
-                loaded.graph_def, input_map=feeds, return_elements=list(fetched.values()), name="policy"
-            )
-        self._outputs = dict(zip(fetched, tensors, strict=True))
-        self._session = v1.Session(graph=self._graph, config=session_config())
-        self._callables: dict[tuple[str, ...], Any] = {}
-
-    def run(self, names: Sequence[str], rows: NDArray[np.floating[Any]], *, is_exploring: bool = False) -> list[NDArray[Any]]:
-        """Compute outputs of the signature.
-
-        Args:
-            names: which outputs.
-            rows: float[B, observation_width].
-            is_exploring: whether the graph samples its actions.
-
-        Returns:
-            One array an output, with B rows.
-
-        Raises:
-            tf.errors.OpError: if the graph fails on these observations.
-        """
-        key = tuple(names)
-        if key not in self._callables:
-            fetches = [self._outputs[name] for name in names]
-            self._callables[key] = self._session.make_callable(fetches, [self._rows, self._is_exploring])
-        arrays: list[NDArray[Any]] = self._callables[key](rows, is_exploring)
-        return arrays
-
-    def close(self) -> None:
-        """Free the session."""
-        self._session.close()
-
-
-def _fill(item: SignatureTensor, batch: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
-    dtype = tf.dtypes.as_dtype(item.dtype)
-    if item.name == "is_training":
-        return tf.constant(value=False, dtype=dtype)
-    if item.name == "timestep":
-        return tf.constant(min(_LATE_TIMESTEP, int(dtype.max)), dtype=dtype)
-    if item.shape is None or item.shape == ():
-        return tf.zeros([], dtype)
-    # Zeros here crash a recurrent model: every row is a sequence of one step.
-    fill = tf.ones if item.name == "seq_lens" else tf.zeros
-    first = batch if item.shape[0] is None else item.shape[0]
-    return fill(tf.stack([first, *(1 if size is None else size for size in item.shape[1:])]), dtype)
-
-
-def width_of(item: SignatureTensor) -> int | None:
-    """Return how many numbers one row of an input has; None where that is open.
-
-    Args:
-        item: the input.
+    Source: RLlib `GTrXLNet`, whose view requirement has the length `memory_inference`.
     """
-    if item.shape is None or any(size is None for size in item.shape[1:]):
-        return None
-    return math.prod(size for size in item.shape[1:] if size is not None)
+    if item.shape is None or None not in item.shape[1:]:
+        return item
+    found = {
+        shape[1:]
+        for node in graph_def.node
+        if node.op == "Placeholder"
+        if (shape := _shape(node.attr["shape"].shape)) is not None
+        if len(shape) == len(item.shape) and None not in shape[1:]
+        if all(
+            mine in (None, theirs) for mine, theirs in zip(item.shape[1:], shape[1:], strict=True)
+        )
+    }
+    return replace(item, shape=(item.shape[0], *found.pop())) if len(found) == 1 else item
+
+
+def _unlisted(needed: Mapping[str, Any], known: set[str]) -> dict[str, SignatureTensor]:
+    found = {}
+    for name, node in needed.items():
+        if name in known or node.op not in ("Placeholder", "PlaceholderWithDefault"):
+            continue
+        plain = re.sub(r"_\d+$", "", name.split("/")[-1])
+        plain = _SYNONYMS.get(plain, plain)
+        # A default is kept, but for the two that a policy in service needs otherwise.
+        if node.op == "PlaceholderWithDefault" and plain not in ("timestep", "is_training"):
+            continue
+        if plain not in FILLED_INPUTS:
+            raise ModelError(
+                f"saved_model.pb: its actions need the input '{name}', which the signature leaves "
+                "out; export the policy "
+                "with export_policy_model"
+            )
+        dtype = tf.dtypes.as_dtype(node.attr["dtype"].type).name
+        found[f"{name}:0"] = SignatureTensor(plain, dtype, _shape(node.attr["shape"].shape))
+    return found

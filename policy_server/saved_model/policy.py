@@ -12,7 +12,12 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from policy_server.actions import ActionDistribution, noise
-from policy_server.errors import DistributionError, ModelError, PolicyFailedError, UnsupportedAnswerError
+from policy_server.errors import (
+    DistributionError,
+    ModelError,
+    PolicyFailedError,
+    UnsupportedAnswerError,
+)
 from policy_server.policy import (
     Float32Array,
     Float64Array,
@@ -23,17 +28,28 @@ from policy_server.policy import (
     describe_components,
 )
 from policy_server.saved_model.bare import logits_output, read_from_schema
-from policy_server.saved_model.graph import GraphRunner, LoadedGraph, load_graph, width_of
-from policy_server.saved_model.identify import gather_evidence, identify_actions, probe_rows
-from policy_server.saved_model.structure import DISTRIBUTION_INPUTS
+from policy_server.saved_model.evidence import gather_evidence, probe_rows
+from policy_server.saved_model.graph import (
+    ACTIONS,
+    DISTRIBUTION_INPUTS,
+    LOG_PROBABILITY,
+    PROBABILITY,
+    LoadedGraph,
+    load_graph,
+    width_of,
+)
+from policy_server.saved_model.identify import identify_actions
+from policy_server.saved_model.network import find_width
+from policy_server.saved_model.runner import GraphRunner
 from policy_server.schema import ServerSchema
 
 __all__ = ["TensorFlowPolicy", "load_policy"]
 
 logger = logging.getLogger(__name__)
 
-_RECURRENT_HINTS = ("seq_lens",)
 _WARM_UP_BATCHES = (1, 2, 8, 32)
+# Rounding of a sum of probabilities.
+_LARGEST_PROBABILITY = 1.0 + 1e-5
 
 
 def load_policy(folder: Path, schema: ServerSchema | None = None) -> TensorFlowPolicy:
@@ -41,7 +57,8 @@ def load_policy(folder: Path, schema: ServerSchema | None = None) -> TensorFlowP
 
     Args:
         folder: holds saved_model.pb and variables/.
-        schema: what schema.yaml says; it names actions, gives bounds, and says what a keras-only export leaves out.
+        schema: what schema.yaml says; it names actions, gives bounds, and says what a keras-only
+            export leaves out.
 
     Returns:
         The policy, ready to answer.
@@ -51,66 +68,99 @@ def load_policy(folder: Path, schema: ServerSchema | None = None) -> TensorFlowP
         SchemaError: if schema.yaml disagrees with the policy.
     """
     loaded = load_graph(folder)
-    width = width_of(loaded.observations)
     signature = PolicySignature(
-        observation_width=width,
-        observation_dtype=loaded.observations.dtype,
+        observation_width=_width(loaded, schema),
+        observation_dtype=loaded.observation_input.dtype,
         inputs=loaded.inputs,
         outputs=loaded.outputs,
         action_outputs=(),
         components=None,
-        recurrent_inputs=_recurrent_inputs(loaded),
+        recurrent_inputs=loaded.recurrent_inputs,
     )
-    if schema is not None and width is not None:
+    if schema is not None:
         # Before the policy runs: a wrong width has the clearer words here.
         check_schema_fits(replace(schema, discrete=None, tuple=None), signature)
-    runner = GraphRunner(loaded, row_dtype=signature.row_dtype)
-    probe_width = width if width is not None else (schema.width if schema is not None else None)
-    if any(item.name.startswith("actions_") for item in loaded.outputs):
-        signature = _prove(loaded, runner, signature, probe_width)
-        distribution = DISTRIBUTION_INPUTS
+    if any(item.name.startswith(ACTIONS) for item in loaded.outputs):
+        _check_inputs(loaded)
+        runner = GraphRunner(loaded, row_dtype=signature.row_dtype)
+        signature, distribution = _identify(loaded, runner, signature), DISTRIBUTION_INPUTS
     else:
         output = logits_output(loaded)
+        runner = GraphRunner(loaded, row_dtype=signature.row_dtype)
         signature, distribution = read_from_schema(signature, schema, output), output.name
-    if schema is not None:
-        check_schema_fits(schema, signature)
-        if schema.actions is not None and signature.components is not None:
-            described = describe_components(signature.components, schema.actions, schema.source)
-            signature = replace(signature, components=described)
-    policy = TensorFlowPolicy(runner, signature, distribution=distribution)
-    if probe_width is not None:
-        policy.warm_up(probe_width)
+    policy = TensorFlowPolicy(runner, _described(signature, schema), distribution=distribution)
+    policy.warm_up()
     return policy
 
 
-def _recurrent_inputs(loaded: LoadedGraph) -> tuple[str, ...]:
-    if not any(item.name in _RECURRENT_HINTS for item in loaded.inputs):
-        return ()
-    known = ("observations", "is_training", "timestep", "prev_action", "prev_reward", "seq_lens")
-    return tuple(item.name for item in loaded.inputs if item.name not in known)
-
-
-def _prove(loaded: LoadedGraph, runner: GraphRunner, signature: PolicySignature, width: int | None) -> PolicySignature:
+def _width(loaded: LoadedGraph, schema: ServerSchema | None) -> int:
+    """Return an observation's width: by the signature, else the weights, else schema.yaml."""
+    width = width_of(loaded.observation_input)
+    if width is None:
+        width = find_width(loaded)
+    if width is None and schema is not None:
+        width = schema.width
     if width is None:
         raise ModelError(
-            "saved_model.pb: leaves the width of an observation open; list the observations in schema.yaml, with max_items "
-            "for every list, so that the policy can be checked"
+            "saved_model.pb: leaves the width of an observation open, and its weights don't tell "
+            "it; list the observations "
+            "in schema.yaml, every list with min_items and max_items alike"
         )
-    evidence = gather_evidence(loaded, runner, probe_rows(width, signature.row_dtype))
+    return width
+
+
+def _check_inputs(loaded: LoadedGraph) -> None:
+    """Refuse what zeros can't stand for."""
+    names = loaded.recurrent_inputs
+    if names and not any(item.name == "seq_lens" for item in loaded.inputs):
+        raise ModelError(
+            f"saved_model.pb: needs the input '{names[0]}' beside the observation; export a policy "
+            "whose observation is one "
+            "flat vector"
+        )
+    for item in loaded.feeds.values():
+        if item.name in names and (item.shape is None or None in item.shape[1:]):
+            raise ModelError(
+                f"saved_model.pb: the input '{item.name}' is a memory of open length, as attention "
+                "has, and the file does "
+                "not hold the length that the policy was trained with; export a policy without "
+                "memory, or with an LSTM"
+            )
+
+
+def _identify(
+    loaded: LoadedGraph, runner: GraphRunner, signature: PolicySignature
+) -> PolicySignature:
+    assert signature.observation_width is not None, "load_policy has found it"
+    rows = probe_rows(signature.observation_width, signature.row_dtype)
+    evidence = gather_evidence(loaded, runner, rows)
     known = replace(
-        signature, action_outputs=evidence.actions, has_deterministic_action=evidence.deterministic is not None
+        signature,
+        action_outputs=evidence.actions,
+        has_deterministic_action=evidence.deterministic is not None,
     )
     identified = identify_actions(loaded, evidence, known)
-    return replace(
-        identified,
-        has_deterministic_action=identified.components is not None or known.has_deterministic_action,
-    )
+    if identified.components is None:
+        return identified
+    return replace(identified, has_deterministic_action=True)
+
+
+def _described(signature: PolicySignature, schema: ServerSchema | None) -> PolicySignature:
+    if schema is None:
+        return signature
+    check_schema_fits(schema, signature)
+    if schema.actions is None or signature.components is None:
+        return signature
+    components = describe_components(signature.components, schema.actions, schema.source)
+    return replace(signature, components=components)
 
 
 class TensorFlowPolicy:
     """The policy in this process. Not thread-safe; one call at a time."""
 
-    def __init__(self, runner: GraphRunner, signature: PolicySignature, *, distribution: str) -> None:
+    def __init__(
+        self, runner: GraphRunner, signature: PolicySignature, *, distribution: str
+    ) -> None:
         """Keep the parts.
 
         Args:
@@ -127,22 +177,36 @@ class TensorFlowPolicy:
             else ActionDistribution(signature.components, is_greedy=signature.is_value_based)
         )
 
-    def warm_up(self, width: int) -> None:
-        """Answer batches of several sizes, so that the first request finds everything traced and allocated.
+    def warm_up(self) -> None:
+        """Answer batches of several sizes, so that the first request finds all in its place.
 
-        Args:
-            width: how many numbers an observation has.
+        Raises:
+            ModelError: if the policy answers no observation at all.
         """
-        for size in _WARM_UP_BATCHES:
-            rows = np.zeros((size, width), self.signature.row_dtype)
-            try:
-                self.infer(rows, is_deterministic=np.zeros(size, bool), seeds=np.full(size, -1, np.int64))
-            except DistributionError:
-                # An observation of zeros may mask every action; the graph has run all the same.
-                logger.debug("warm-up observation masks every action")
+        assert self.signature.observation_width is not None, "load_policy has found it"
+        probes = probe_rows(self.signature.observation_width, self.signature.row_dtype)
+        answered = [self._is_answered(probes[:size]) for size in _WARM_UP_BATCHES]
+        if not any(answered) and not any(self._is_answered(row[None]) for row in probes):
+            raise ModelError(
+                "saved_model.pb: the policy gives NaN, or fails, whatever the observation; its "
+                "weights are damaged: export "
+                "an earlier checkpoint"
+            )
+
+    def _is_answered(self, rows: NDArray[np.floating[Any]]) -> bool:
+        size = len(rows)
+        try:
+            self._infer(rows, np.zeros(size, bool), np.full(size, -1, np.int64))
+        except (DistributionError, tf.errors.OpError):
+            return False
+        return True
 
     def infer(
-        self, observations: NDArray[np.floating[Any]], *, is_deterministic: NDArray[np.bool_], seeds: Int64Array
+        self,
+        observations: NDArray[np.floating[Any]],
+        *,
+        is_deterministic: NDArray[np.bool_],
+        seeds: Int64Array,
     ) -> PolicyOutputs:
         """Answer B observations; see `PolicyBackend.infer`.
 
@@ -160,52 +224,83 @@ class TensorFlowPolicy:
             UnsupportedAnswerError: if the graph alone can't give what is asked.
         """
         try:
-            if self._actions is None:
-                return self._infer_by_graph(observations, is_deterministic=is_deterministic, seeds=seeds)
-            inputs = self._runner.run([self._distribution_output], observations)[0]
+            return self._infer(observations, is_deterministic, seeds)
         except tf.errors.OpError as error:
-            logger.exception("policy failed")
-            raise PolicyFailedError("the policy failed on this observation; the server's log has the reason") from error
-        return _answer(self._actions, inputs.astype(np.float32, copy=False), is_deterministic, seeds)
+            logger.exception("policy_failed")
+            raise PolicyFailedError(
+                "the policy failed on this observation; the server's log has the reason"
+            ) from error
 
-    def _infer_by_graph(
-        self, observations: NDArray[np.floating[Any]], *, is_deterministic: NDArray[np.bool_], seeds: Int64Array
+    def _infer(
+        self,
+        observations: NDArray[np.floating[Any]],
+        is_deterministic: NDArray[np.bool_],
+        seeds: Int64Array,
     ) -> PolicyOutputs:
+        if self._actions is None:
+            self._check_graph_can(is_deterministic, seeds)
+            return self._infer_by_graph(observations, is_deterministic)
+        inputs = self._runner.run([self._distribution_output], observations)[0]
+        return _answer(
+            self._actions, inputs.astype(np.float32, copy=False), is_deterministic, seeds
+        )
+
+    def _check_graph_can(self, is_deterministic: NDArray[np.bool_], seeds: Int64Array) -> None:
         if (seeds >= 0).any():
             raise UnsupportedAnswerError(
-                "a seed needs a policy whose distribution is known; this one's actions are drawn inside its own graph"
+                "a seed needs a policy whose distribution is known; this one's actions are drawn "
+                "inside its own graph"
             )
         if is_deterministic.any() and not self.signature.has_deterministic_action:
-            raise UnsupportedAnswerError(
-                "this policy has no deterministic action: its distribution could not be proved and its graph has no switch "
-                "for exploration"
-            )
+            reason = self.signature.findings[-1].partition(":")[0]
+            raise UnsupportedAnswerError(f"this policy has no deterministic action: {reason}")
+
+    def _infer_by_graph(
+        self, observations: NDArray[np.floating[Any]], is_deterministic: NDArray[np.bool_]
+    ) -> PolicyOutputs:
+        # A draw of a policy over Q values is its best action: epsilon belongs to training.
+        drawn = self._graph_outputs(observations, is_exploring=not self.signature.is_value_based)
         if not is_deterministic.any():
-            return self._graph_outputs(observations, is_exploring=True)
-        if is_deterministic.all():
-            return self._graph_outputs(observations, is_exploring=False)
-        drawn = self._graph_outputs(observations, is_exploring=True)
+            return drawn
         sure = self._graph_outputs(observations, is_exploring=False)
         return PolicyOutputs(
             actions=np.where(is_deterministic[:, None], sure.actions, drawn.actions),
-            probability=np.where(is_deterministic, sure.probability, drawn.probability),
+            # The graph calls every deterministic action certain.
+            probability=np.where(is_deterministic, np.nan, drawn.probability),
             distribution=None,
         )
 
-    def _graph_outputs(self, observations: NDArray[np.floating[Any]], *, is_exploring: bool) -> PolicyOutputs:
+    def _graph_outputs(
+        self, observations: NDArray[np.floating[Any]], *, is_exploring: bool
+    ) -> PolicyOutputs:
         names = [action.name for action in self.signature.action_outputs]
-        chance = next((item.name for item in self.signature.outputs if item.name in ("action_prob", "action_logp")), None)
-        values = self._runner.run([*names, *([chance] if chance else [])], observations, is_exploring=is_exploring)
-        columns = [value.reshape(len(observations), -1).astype(np.float64) for value in values[: len(names)]]
-        probability = np.full(len(observations), np.nan)
-        if chance is not None:
-            probability = values[-1].reshape(len(observations)).astype(np.float64)
-            probability = np.exp(probability) if chance == "action_logp" else probability
-        return PolicyOutputs(np.concatenate(columns, axis=1), probability, None)
+        known = {item.name for item in self.signature.outputs}
+        chance = next((name for name in (PROBABILITY, LOG_PROBABILITY) if name in known), None)
+        asked = [*names, *([chance] if chance else [])]
+        values = self._runner.run(asked, observations, is_exploring=is_exploring)
+        rows = len(observations)
+        columns = [value.reshape(rows, -1).astype(np.float64) for value in values[: len(names)]]
+        actions = np.concatenate(columns, axis=1)
+        if not np.isfinite(actions).all():
+            raise DistributionError(
+                "the policy's actions hold NaN; check the observation and the model"
+            )
+        probability = np.full(rows, np.nan)
+        if chance is not None and is_exploring:
+            probability = values[-1].reshape(rows).astype(np.float64)
+            probability = np.exp(probability) if chance == LOG_PROBABILITY else probability
+            if all(action.is_integer for action in self.signature.action_outputs):
+                # Some models' log-probability is none; better nothing than a wrong number.
+                is_possible = (probability >= 0.0) & (probability <= _LARGEST_PROBABILITY)
+                probability = np.where(is_possible, probability, np.nan)
+        return PolicyOutputs(actions, probability, None)
 
 
 def _answer(
-    distribution: ActionDistribution, inputs: Float32Array, is_deterministic: NDArray[np.bool_], seeds: Int64Array
+    distribution: ActionDistribution,
+    inputs: Float32Array,
+    is_deterministic: NDArray[np.bool_],
+    seeds: Int64Array,
 ) -> PolicyOutputs:
     if is_deterministic.all():
         actions: Float64Array = distribution.mode(inputs)

@@ -25,7 +25,7 @@ from policy_server.web.problems import install_error_handlers
 from policy_server.web.routes import policy_routes, server_routes
 from policy_server.web.served_policy import BackendOpener, ServedPolicy
 
-__all__ = ["create_app"]
+__all__ = ["Application", "create_app"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ _TITLE = "Policy Server"
 
 def create_app(
     schema: ServerSchema, settings: Settings, open_backend: BackendOpener, *, api_key: str | None
-) -> FastAPI:
+) -> Application:
     """Build the application; nothing starts before its lifespan does.
 
     Args:
@@ -54,17 +54,19 @@ def create_app(
             app.openapi_schema = None
             yield
 
-    app = _Application(
+    app = Application(
         title=_TITLE,
         version=__version__,
         lifespan=lifespan,
-        root_path=schema.root_path,
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
     )
     app.add_middleware(
-        Gate, api_key=api_key, root_path=schema.root_path, max_body_bytes=settings.max_body_bytes
+        Gate,
+        api_key=api_key,
+        root_path=schema.root_path,
+        max_body_bytes=settings.max_body_bytes,
     )
     app.include_router(server_routes(policy))
     app.include_router(policy_routes(policy))
@@ -76,14 +78,15 @@ def create_app(
             app.openapi_schema = build_openapi(app, policy)
         return app.openapi_schema
 
-    app.openapi = openapi  # type: ignore[method-assign] -- FastAPI documents this as the way to extend OpenAPI
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
 
 
-class _Application(FastAPI):
-    """FastAPI, except that a policy which can't be served ends the start with one line and not with a traceback."""
+class Application(FastAPI):
+    """FastAPI, except that a policy which can't be served ends the start with one line."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer by ASGI."""
         if scope["type"] != "lifespan":
             await super().__call__(scope, receive, send)
             return
@@ -103,6 +106,8 @@ async def _run_lifespan(app: ASGIApp, scope: Scope, receive: Receive, send: Send
     try:
         await app(scope, receive, hold_failure)
     except PolicyServerError as error:
+        if failure is None:
+            raise
         await send({"type": "lifespan.startup.failed", "message": error.message})
     except BaseException:
         if failure is not None:
@@ -111,7 +116,7 @@ async def _run_lifespan(app: ASGIApp, scope: Scope, receive: Receive, send: Send
 
 
 def _add_documentation(app: FastAPI, root_path: str) -> None:
-    """Serve Swagger UI and ReDoc from this server's own files, so that they work offline and behind a prefix."""
+    """Serve Swagger UI and ReDoc from our own files: they work offline and behind a prefix."""
     static = Path(fastapi_standalone_docs.__file__).parent / "static"
     app.mount("/static", StaticFiles(directory=static), name="static")
     files = f"{root_path}/static"

@@ -1,4 +1,4 @@
-"""The gate that every request passes before routing: request id, trailing slash, access key, size of the body."""
+"""The gate before routing: request id, trailing slash, access key, size of the body."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import secrets
 from hashlib import sha256
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from policy_server.errors import BodyTooLargeError, PolicyServerError, UnauthorizedError
+from policy_server.errors import BodyTooLargeError, UnauthorizedError
 from policy_server.web.problems import error_response
 
 __all__ = ["OPEN_PATHS", "Gate"]
@@ -19,11 +20,12 @@ logger = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/docs", "/redoc", "/openapi.json"})
 _OPEN_PREFIX = "/static/"
-_REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_LENGTH = re.compile(r"[0-9]{1,18}")
 
 
 class Gate:
-    """ASGI middleware. Every response carries `x-request-id`, the client's own if it sent a sensible one."""
+    """ASGI middleware. Every response carries `x-request-id`: the client's if it is sensible."""
 
     def __init__(
         self, app: ASGIApp, *, api_key: str | None, root_path: str, max_body_bytes: int
@@ -33,7 +35,7 @@ class Gate:
         Args:
             app: what answers behind the gate.
             api_key: the access key; None lets everybody in.
-            root_path: the prefix that a reverse proxy strips; a request that still carries it is answered too.
+            root_path: the prefix that a reverse proxy strips; empty takes the server's own.
             max_body_bytes: the largest body.
         """
         self._app = app
@@ -49,7 +51,7 @@ class Gate:
             return
         headers = Headers(scope=scope)
         given_id = headers.get("x-request-id", "")
-        request_id = given_id if _REQUEST_ID.match(given_id) else secrets.token_hex(16)
+        request_id = given_id if _REQUEST_ID.fullmatch(given_id) else secrets.token_hex(16)
         is_started = False
 
         async def send_with_id(message: Message) -> None:
@@ -61,24 +63,30 @@ class Gate:
 
         scope["state"] = {**scope.get("state", {}), "request_id": request_id}
         try:
-            path = self._route_path(scope)
+            path = self._normalise(scope)
             if path not in OPEN_PATHS and not path.startswith(_OPEN_PREFIX):
                 self._check_key(headers)
             await self._app(scope, self._limited(headers, receive), send_with_id)
+        except ClientDisconnect:
+            logger.info("client_disconnected", extra={"request_id": request_id})
         except Exception as error:
             if is_started:
                 raise
-            if not isinstance(error, PolicyServerError):
-                logger.exception("request_failed", extra={"request_id": request_id})
-            await error_response(error)(scope, receive, send_with_id)
+            answer = error_response(error, request_id=request_id)
+            await answer(scope, receive, send_with_id)
 
-    def _route_path(self, scope: Scope) -> str:
-        """Take a trailing slash, and a prefix that no proxy stripped, off the path that is routed."""
+    def _normalise(self, scope: Scope) -> str:
+        """Give the path its prefix and no trailing slash, as ASGI wants it, and return the route.
+
+        A proxy may have stripped the prefix or not. The router takes it off once, so that what is
+        checked here is what is routed.
+        """
+        prefix: str = self._root_path or scope.get("root_path", "")
         path: str = scope["path"]
-        if self._root_path and (path == self._root_path or path.startswith(f"{self._root_path}/")):
-            path = path.removeprefix(self._root_path)
+        if prefix and (path == prefix or path.startswith(f"{prefix}/")):
+            path = path.removeprefix(prefix)
         path = path.rstrip("/") or "/"
-        scope["path"] = path
+        scope["root_path"], scope["path"] = prefix, prefix + path
         return path
 
     def _check_key(self, headers: Headers) -> None:
@@ -100,8 +108,8 @@ class Gate:
         too_large = BodyTooLargeError(
             f"the body is larger than {limit} bytes (POLICY_SERVER_MAX_BODY_BYTES)"
         )
-        length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > limit:
+        length = headers.get("content-length", "")
+        if _LENGTH.fullmatch(length) and int(length) > limit:
             raise too_large
         received = 0
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's own for the routes, with the types that belong to exactly this policy."""
+"""The OpenAPI document: FastAPI's own, with the types that belong to exactly this policy."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ Document = dict[str, Any]
 
 _DESCRIPTION = """Serves a trained reinforcement-learning policy: observations in, actions out.
 
-Every route but the health checks and the documentation takes the access key in the header `access-token`, or as
-`Authorization: Bearer`. Errors have the shape `{"detail": ...}`; every answer carries an `x-request-id`."""
+Every route but the health checks and the documentation takes the access key in the header
+`access-token`, or as `Authorization: Bearer`. Errors have the shape `{"detail": ...}`; every answer
+carries an `x-request-id`."""
 _ERRORS = {
     401: (
         "no access key, or a wrong one",
@@ -42,7 +43,7 @@ _ERRORS = {
         "4096 observations are waiting already; try again in a second",
     ),
 }
-_SECURITY = [{"accessToken": []}, {"bearer": []}]
+_SECURITY: list[dict[str, list[str]]] = [{"accessToken": []}, {"bearer": []}]
 
 
 def build_openapi(app: FastAPI, policy: ServedPolicy) -> Document:
@@ -50,7 +51,8 @@ def build_openapi(app: FastAPI, policy: ServedPolicy) -> Document:
 
     Args:
         app: whose routes are described.
-        policy: whose observations and actions are described; their widths are exact once it is loaded.
+        policy: whose observations and actions are described; their widths are exact once it is
+            loaded.
     """
     document = get_openapi(
         title=app.title,
@@ -149,12 +151,13 @@ def _prediction(policy: ServedPolicy) -> Document:
             "actions": {
                 "type": "array",
                 "items": _action_items(policy),
-                "description": "The whole action: one value an action component, a nested list for a vector in a tuple",
+                "description": "The whole action: one value an action component, a nested list for "
+                "a vector in a tuple",
             },
             "probability": {
                 "type": ["number", "null"],
-                "description": "The probability of the whole action: a density where actions are continuous, null where "
-                "the model gives none",
+                "description": "The probability of the whole action: a density where actions are "
+                "continuous, null where the model gives none",
             },
         }
     )
@@ -195,7 +198,8 @@ def _component() -> Document:
             },
             "mean": {
                 **numbers,
-                "description": "Normal: the mean of each dimension; before the tanh where it is squashed",
+                "description": "Normal: the mean of each dimension; before the tanh where it is "
+                "squashed",
             },
             "std": {
                 **numbers,

@@ -1,8 +1,9 @@
-"""Errors over HTTP: one shape, `{"detail": ...}`: a list of mistakes for 422, one sentence otherwise."""
+"""Errors over HTTP: `{"detail": ...}`, a list of mistakes for 422, one sentence otherwise."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from http import HTTPStatus
 
 import orjson
@@ -19,20 +20,21 @@ logger = logging.getLogger(__name__)
 _GENERIC = "internal error; the server's log has the reason"
 
 
-def error_response(error: Exception) -> Response:
+def error_response(error: Exception, *, request_id: str) -> Response:
     """Translate an exception into the answer that a client gets.
 
     Args:
-        error: anything that a route raised. What is no error of ours is a generic 500, and logged with its traceback.
+        error: anything that a route raised. What is no error of ours is a generic 500, and logged
+            with its traceback.
+        request_id: what the log names the request by.
     """
     if isinstance(error, ObservationError):
-        return _response(error.status, error.problems, dict(error.headers))
-    if isinstance(error, PolicyServerError):
-        if error.status == HTTPStatus.INTERNAL_SERVER_ERROR:
-            logger.error("request_failed", exc_info=error)
-        return _response(error.status, error.message, dict(error.headers))
-    logger.error("request_failed", exc_info=error)
-    return _response(HTTPStatus.INTERNAL_SERVER_ERROR, _GENERIC, {})
+        return _response(error.status, error.problems, error.headers)
+    if not isinstance(error, PolicyServerError) or error.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.error("request_failed", exc_info=error, extra={"request_id": request_id})
+    if not isinstance(error, PolicyServerError):
+        return _response(HTTPStatus.INTERNAL_SERVER_ERROR, _GENERIC)
+    return _response(error.status, error.message, error.headers)
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -42,12 +44,12 @@ def install_error_handlers(app: FastAPI) -> None:
         app: the application.
     """
 
-    async def on_our_error(_request: Request, error: Exception) -> Response:
-        return error_response(error)
+    async def on_our_error(request: Request, error: Exception) -> Response:
+        return error_response(error, request_id=request.state.request_id)
 
     async def on_http_error(_request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException), "registered for it alone"
-        return _response(error.status_code, _detail(error), dict(error.headers or {}))
+        return _response(error.status_code, _detail(error), error.headers)
 
     async def on_invalid_parameter(_request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError), "registered for it alone"
@@ -55,7 +57,7 @@ def install_error_handlers(app: FastAPI) -> None:
             {"type": item["type"], "loc": list(item["loc"]), "msg": item["msg"]}
             for item in error.errors()
         ]
-        return _response(HTTPStatus.UNPROCESSABLE_ENTITY, problems, {})
+        return _response(HTTPStatus.UNPROCESSABLE_ENTITY, problems)
 
     app.add_exception_handler(PolicyServerError, on_our_error)
     app.add_exception_handler(HTTPException, on_http_error)
@@ -68,5 +70,6 @@ def _detail(error: HTTPException) -> str:
     return str(error.detail).lower()
 
 
-def _response(status: int, detail: object, headers: dict[str, str]) -> Response:
-    return Response(orjson.dumps({"detail": detail}), status, headers, "application/json")
+def _response(status: int, detail: object, headers: Mapping[str, str] | None = None) -> Response:
+    content = orjson.dumps({"detail": detail})
+    return Response(content, status, headers, media_type="application/json")

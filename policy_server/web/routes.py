@@ -27,8 +27,8 @@ Seed = Annotated[
 ROUTE_TEXTS: dict[AnswerKind, tuple[str, str]] = {
     "predict": (
         "Draw an action",
-        "Draws an action from the policy's own distribution and gives its probability: a density where actions are "
-        "continuous.",
+        "Draws an action from the policy's own distribution and gives its probability: a density "
+        "where actions are continuous.",
     ),
     "predict_deterministic": (
         "Give the deterministic action",
@@ -36,8 +36,8 @@ ROUTE_TEXTS: dict[AnswerKind, tuple[str, str]] = {
     ),
     "distribution": (
         "Give the exact action distribution",
-        "Gives every action component's exact distribution, from one forward pass: probabilities, or mean and standard "
-        "deviation.",
+        "Gives every action component's exact distribution, from one forward pass: probabilities, "
+        "or mean and standard deviation.",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""One served policy: everything that its routes are built from, and the way of a request through it."""
+"""One served policy: what its routes are built from, and the way of a request through it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from policy_server.errors import (
 )
 from policy_server.observations import ObservationSpace
 from policy_server.policy import ActionOutput, PolicyBackend, PolicyOutputs, PolicySignature
-from policy_server.schema import ServerSchema
+from policy_server.schema import FLOAT32_MAX, ServerSchema
 from policy_server.settings import Settings
 
 __all__ = ["AnswerKind", "BackendOpener", "ServedPolicy"]
@@ -66,7 +66,7 @@ class ServedPolicy:
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
-        """Start the backend and answer requests until the block ends; then finish what is in flight."""
+        """Start the backend and answer until the block ends; then finish what is in flight."""
         async with self._open_backend() as backend:
             self._running = _Running(backend, self._settings)
             try:
@@ -108,29 +108,30 @@ class ServedPolicy:
         self.space.check_width(row, signature.observation_width, is_raw=is_raw)
         if kind == "distribution" and running.distribution is None:
             raise UnsupportedAnswerError(
-                "this policy's action distribution could not be proved, so it is not served; /predict draws from the model"
+                "this policy's action distribution could not be proved, so it is not served; "
+                "/predict draws from the model"
             )
         outputs, index = await running.batcher.infer(
             row, is_deterministic=kind != "predict", seed=_NO_SEED if seed is None else seed
         )
         if kind == "distribution":
-            assert running.distribution is not None and outputs.distribution is not None, (
-                "checked above"
-            )
+            assert running.distribution is not None, "checked above"
+            assert outputs.distribution is not None, "a known family has its inputs"
             parts = running.distribution.describe(outputs.distribution[index : index + 1])
-            return orjson.dumps(
-                {"components": [_component(part) for part in parts]},
-                option=orjson.OPT_SERIALIZE_NUMPY,
-            )
+            document = {"components": [_component(part) for part in parts]}
+            return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
         return _prediction(outputs, index, signature.action_outputs)
 
     async def _real_examples(self) -> dict[str, Any]:
-        """Warm the whole way of a request up, and keep what the policy answered for the documentation."""
+        """Warm the whole way of a request up, and keep the answers for the documentation."""
+        assert self._running is not None, "called while the backend runs"
+        # Only a draw of ours takes a seed.
+        seed = None if self._running.distribution is None else 0
         body = orjson.dumps({"obs": self.space.raw_example(self.width)})
         examples = {}
         for kind in get_args(AnswerKind):
             try:
-                examples[kind] = orjson.loads(await self.answer(kind, body, is_raw=True, seed=0))
+                examples[kind] = orjson.loads(await self.answer(kind, body, is_raw=True, seed=seed))
             except (ObservationError, UnsupportedAnswerError, DistributionError) as error:
                 logger.info("no_example", extra={"kind": kind, "reason": error.message})
         return examples
@@ -155,10 +156,17 @@ class _Running:
 
 
 def _prediction(outputs: PolicyOutputs, index: int, layout: Sequence[ActionOutput]) -> bytes:
+    values = outputs.actions[index].tolist()
+    if not all(map(math.isfinite, values)):
+        raise DistributionError(
+            "the policy's action holds NaN or infinity; check the observation and the model"
+        )
     probability = float(outputs.probability[index])
     answer = {
-        "actions": _actions(outputs.actions[index].tolist(), layout),
-        "probability": None if math.isnan(probability) else np.float32(probability),
+        "actions": _actions(values, layout),
+        "probability": None
+        if math.isnan(probability)
+        else np.float32(min(probability, FLOAT32_MAX)),
     }
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 

@@ -1,0 +1,125 @@
+"""Running a frozen policy: rows of observations in, arrays out.
+
+Every input but the observation is filled in inside the graph: `is_training` False, `timestep`
+large, `seq_lens` ones, previous actions, rewards and recurrent states zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from policy_server.policy import SignatureTensor
+from policy_server.saved_model.freezing import LATE_TIMESTEP, session_config
+from policy_server.saved_model.graph import LoadedGraph, translated
+
+__all__ = ["GraphRunner"]
+
+v1 = tf.compat.v1
+
+
+class GraphRunner:
+    """A frozen policy in a session of its own."""
+
+    def __init__(
+        self, loaded: LoadedGraph, *, row_dtype: type[np.float32] | type[np.float64]
+    ) -> None:
+        """Import the graph with every input but the observation filled in.
+
+        Args:
+            loaded: the frozen graph.
+            row_dtype: the type that observations come in.
+
+        Raises:
+            ModelError: if the graph can't be imported.
+        """
+        self._graph = tf.Graph()
+        item = loaded.observation_input
+        self._batch = item.shape[0] if item.shape else None
+        with translated(), self._graph.as_default():
+            self._rows = v1.placeholder(row_dtype, [None, None], name="policy_server/rows")
+            self._is_exploring = v1.placeholder(tf.bool, [], name="policy_server/is_exploring")
+            batch = tf.shape(self._rows)[0]
+            feeds = {loaded.observations: _observations(self._rows, batch, item)}
+            feeds |= {tensor: _fill(part, batch) for tensor, part in loaded.feeds.items()}
+            if loaded.exploring is not None:
+                feeds[loaded.exploring] = self._is_exploring
+            tensors = tf.import_graph_def(
+                loaded.graph_def,
+                input_map=feeds,
+                return_elements=list(loaded.fetches.values()),
+                name="policy",
+            )
+        self._outputs: Mapping[str, Any] = dict(zip(loaded.fetches, tensors, strict=True))
+        self._session = v1.Session(graph=self._graph, config=session_config())
+        self._callables: dict[tuple[str, ...], Any] = {}
+
+    def run(
+        self, names: Sequence[str], rows: NDArray[np.floating[Any]], *, is_exploring: bool = False
+    ) -> list[NDArray[Any]]:
+        """Compute outputs of the signature.
+
+        Args:
+            names: which outputs.
+            rows: float[B, observation_width].
+            is_exploring: whether the graph samples its actions.
+
+        Returns:
+            One array an output, with B rows.
+
+        Raises:
+            tf.errors.OpError: if the graph fails on these observations.
+        """
+        key = tuple(names)
+        if key not in self._callables:
+            fetches = [self._outputs[name] for name in names]
+            self._callables[key] = self._session.make_callable(
+                fetches, [self._rows, self._is_exploring]
+            )
+        call = self._callables[key]
+        if self._batch is None or len(rows) == self._batch:
+            arrays: list[NDArray[Any]] = call(rows, is_exploring)
+            return arrays
+        return _in_batches(call, rows, self._batch, is_exploring=is_exploring)
+
+
+def _in_batches(
+    call: Any,  # noqa: ANN401 -- TensorFlow is untyped
+    rows: NDArray[Any],
+    batch: int,
+    *,
+    is_exploring: bool,
+) -> list[NDArray[Any]]:
+    """Answer any number of rows by a graph for a fixed one; the last row fills its batch up."""
+    missing = -len(rows) % batch
+    padded = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
+    parts = [call(padded[at : at + batch], is_exploring) for at in range(0, len(padded), batch)]
+    return [np.concatenate(arrays)[: len(rows)] for arrays in zip(*parts, strict=True)]
+
+
+def _observations(rows: Any, batch: Any, item: SignatureTensor) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
+    values = tf.cast(rows, tf.dtypes.as_dtype(item.dtype))
+    if item.shape is None or len(item.shape) == 2:
+        return values
+    return tf.reshape(values, tf.stack([batch, *(size or -1 for size in item.shape[1:])]))
+
+
+def _fill(item: SignatureTensor, batch: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
+    dtype = tf.dtypes.as_dtype(item.dtype)
+    if item.name == "timestep":
+        value = tf.constant(min(LATE_TIMESTEP, int(dtype.max)), dtype=dtype)
+    elif item.name == "seq_lens":
+        # Zeros here crash a recurrent model: every row is a sequence of one step.
+        value = tf.ones([], dtype)
+    else:
+        value = tf.zeros([], dtype)
+    if not item.shape:
+        return value
+    first = batch if item.shape[0] is None else item.shape[0]
+    return tf.fill(
+        tf.stack([first, *(1 if size is None else size for size in item.shape[1:])]), value
+    )

@@ -1,0 +1,197 @@
+"""The document's keys and types, by pydantic, and a mistake in them as one line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import reprlib
+from dataclasses import dataclass
+from typing import Annotated, Any, cast
+
+from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from policy_server.schema.fields import FLOAT32_MAX, Kind, Number
+
+__all__ = [
+    "ActionEntry",
+    "Document",
+    "ObservationEntry",
+    "Parameters",
+    "describe_problems",
+    "show",
+    "show_type",
+]
+
+_TYPE = re.compile(r"[Ll]ist\[\s*(int|float|bool)\s*\]|(int|float|bool)")
+_TYPES = "one of int, float, bool, List[int], List[float], List[bool]"
+
+
+_MAPPINGS = {
+    ("observations", 1): "a mapping of names, such as 'speed: {type: float}'",
+    ("observations", 2): "a mapping, such as {type: float}",
+    ("actions", 1): "a mapping of names, such as 'move: {labels: [left, right]}'",
+    ("actions", 2): "a mapping, such as {labels: [left, right]}",
+    ("parameters", 1): "a mapping, such as 'discrete: True', with a space after each colon",
+}
+
+# Numbers that YAML 1.1 takes for text, since they lack the point or the exponent's sign.
+
+
+_TYPE_NAMES: dict[type, str] = {
+    str: "text",
+    bool: "a truth value",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "a mapping",
+}
+_SHOWN_CHARACTERS = 60
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = _SHOWN_CHARACTERS
+_SHORT.maxlevel = 2
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(frozen=True)
+class _Type:
+    kind: Kind
+    is_list: bool
+
+    def __str__(self) -> str:
+        return f"List[{self.kind}]" if self.is_list else self.kind
+
+
+def _parse_type(value: object) -> _Type:
+    match = _TYPE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise PydanticCustomError("observation_type", _TYPES)
+    return _Type(cast("Kind", match[1] or match[2]), is_list=match[1] is not None)
+
+
+def _parse_number(value: object) -> Number:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PydanticCustomError("number", "a number")
+    if not abs(value) <= FLOAT32_MAX:
+        raise PydanticCustomError("number", "a finite number that fits a 32-bit float")
+    return value
+
+
+def _parse_numbers(value: object) -> tuple[float, ...]:
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise PydanticCustomError("number", "a number, or one for each dimension")
+    return tuple(float(_parse_number(item)) for item in values)
+
+
+_Number = Annotated[int | float, PlainValidator(_parse_number)]
+_Numbers = Annotated[tuple[float, ...], PlainValidator(_parse_numbers)]
+
+
+class ObservationEntry(_Strict):
+    """One entry under `observations`."""
+
+    type: Annotated[_Type, PlainValidator(_parse_type)]
+    min_items: int | None = None
+    max_items: int | None = None
+    description: str | None = None
+    example: Any = None
+    minimum: _Number | None = None
+    maximum: _Number | None = None
+
+
+class ActionEntry(_Strict):
+    """One entry under `actions`."""
+
+    description: str | None = None
+    choices: int | None = None
+    labels: list[Any] | None = None
+    dimensions: int | None = None
+    low: _Numbers | None = None
+    high: _Numbers | None = None
+    normalized: bool = True
+
+
+class Parameters(_Strict):
+    """The section `parameters`."""
+
+    discrete: bool | None = None
+    tuple: bool | None = None
+    api_key: str | None = None
+    url_path: str | None = None
+
+
+class Document(_Strict):
+    """The whole file; the names of observations and actions are checked later."""
+
+    observations: dict[Any, ObservationEntry] | None = None
+    actions: dict[Any, ActionEntry] | None = None
+    parameters: Parameters | None = None
+
+
+def describe_problems(error: ValidationError) -> str:
+    """Return the first mistake as one line without the file's name, and how many more there are.
+
+    Args:
+        error: what pydantic found in a `Document`.
+    """
+    problems = error.errors(include_url=False)
+    more = len(problems) - 1
+    text = _describe(problems[0])
+    return (
+        text if more == 0 else f"{text} (and {more} more {'mistake' if more == 1 else 'mistakes'})"
+    )
+
+
+def _describe(problem: ErrorDetails) -> str:
+    path = [str(part) for part in problem["loc"]]
+    where, got = ".".join(path), problem["input"]
+    match problem["type"]:
+        case "extra_forbidden":
+            return _describe_unknown_key(path)
+        case "missing":
+            return f"{where}: is missing; expected {_TYPES}"
+        case "dict_type" | "model_type":
+            shown = show_type(got) if path == ["parameters"] else show(got)
+            return f"{where}: expected {_MAPPINGS[path[0], len(path)]}, got {shown}"
+        case "string_type":
+            return f"{where}: expected text, got {show_type(got)}; put it in quotes"
+    return f"{where}: expected {problem['msg'].removeprefix('Input should be ')}, got {show(got)}"
+
+
+def _describe_unknown_key(path: list[str]) -> str:
+    *parents, key = path
+    if ":" in key:
+        # The rest of it is hidden, since it may be the key to the server.
+        name = key.partition(":")[0]
+        return f"{'.'.join([*parents, name])}: put a space after the colon"
+    models: dict[str, type[BaseModel]] = {"observations": ObservationEntry, "actions": ActionEntry}
+    model = Parameters if parents == ["parameters"] else models.get(path[0], Document)
+    known = list((model if parents else Document).model_fields)
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"expected one of {', '.join(known)}"
+    return f"{'.'.join(path)}: unknown key; {hint}"
+
+
+def show(value: object) -> str:
+    """Return a value as a message quotes it: short, and on one line.
+
+    Args:
+        value: anything that YAML gives; not the access key.
+    """
+    # An integer of more than 4300 digits has no decimal text, and reprlib asks for it.
+    if isinstance(value, int) and abs(value) >= 10**_SHOWN_CHARACTERS:
+        return "an integer that is too large"
+    return "nothing" if value is None else _SHORT.repr(value)
+
+
+def show_type(value: object) -> str:
+    """Return what a value is, where a message must not quote it.
+
+    Args:
+        value: anything that YAML gives.
+    """
+    return "nothing" if value is None else _TYPE_NAMES.get(type(value), "a date or the like")

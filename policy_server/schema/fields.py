@@ -1,0 +1,172 @@
+"""What a schema.yaml says, as frozen values that the rest of the program trusts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+__all__ = [
+    "FLOAT32_MAX",
+    "ActionField",
+    "Kind",
+    "Number",
+    "ObservationField",
+    "ServerSchema",
+    "public_schema",
+]
+
+Kind = Literal["int", "float", "bool"]
+Number = int | float
+
+# The largest number that rounds to a finite 32-bit float, half a step beyond the float itself.
+FLOAT32_MAX = 3.4028235677973362e38
+
+
+@dataclass(frozen=True)
+class ObservationField:
+    """One named observation.
+
+    Attributes:
+        name: its key in a request.
+        kind: the type of its value or, for a list, of each item.
+        is_list: whether it is a list.
+        min_items: the fewest items of a list.
+        max_items: the most items of a list; None for no bound.
+        description: what it means, for people.
+        example: a value as a client would send it.
+        minimum: the smallest value, of each item in a list.
+        maximum: the largest value, of each item in a list.
+    """
+
+    name: str
+    kind: Kind
+    is_list: bool = False
+    min_items: int = 0
+    max_items: int | None = None
+    description: str | None = None
+    example: bool | int | float | list[bool] | list[int] | list[float] | None = None
+    minimum: Number | None = None
+    maximum: Number | None = None
+
+
+@dataclass(frozen=True)
+class ActionField:
+    """What schema.yaml says of one action component.
+
+    Attributes:
+        name: what the component is called.
+        description: what it means, for people.
+        choices: how many integer choices it has.
+        labels: the names of the integer choices, in order.
+        dimensions: how many numbers a continuous action has.
+        low: lower bounds in the environment's units: one for all dimensions, or one a dimension.
+        high: upper bounds, likewise.
+        normalized: the policy's numbers lie in [-1, 1] and are rescaled to [low, high], as RLlib's
+            `normalize_actions` does; False for numbers that are in the environment's units already
+            and are only clipped.
+    """
+
+    name: str
+    description: str | None = None
+    choices: int | None = None
+    labels: tuple[str, ...] | None = None
+    dimensions: int | None = None
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+    normalized: bool = True
+
+
+@dataclass(frozen=True)
+class ServerSchema:
+    """A whole schema.yaml.
+
+    Attributes:
+        source: the file's name, for messages.
+        observations: the named observations in the order of training; None serves the raw routes
+            only.
+        actions: the action components; None where the file has no such section.
+        discrete: whether the actions are integers; None is inferred from the policy.
+        tuple: whether the policy gives several actions; None is inferred from the policy.
+        api_key: the access key; None where the environment has to give it.
+        url_path: the prefix that a reverse proxy strips, without slashes at its ends; empty for
+            none.
+    """
+
+    source: str = "schema.yaml"
+    observations: tuple[ObservationField, ...] | None = None
+    actions: tuple[ActionField, ...] | None = None
+    discrete: bool | None = None
+    tuple: bool | None = None
+    api_key: str | None = None
+    url_path: str = ""
+
+    @property
+    def min_width(self) -> int:
+        """Return the fewest numbers that an observation can have."""
+        return sum(item.min_items if item.is_list else 1 for item in self.observations or ())
+
+    @property
+    def max_width(self) -> int | None:
+        """Return the most numbers an observation can have; None where a list has no upper bound."""
+        most = 0
+        for item in self.observations or ():
+            if item.is_list and item.max_items is None:
+                return None
+            most += cast("int", item.max_items) if item.is_list else 1
+        return most
+
+    @property
+    def width(self) -> int | None:
+        """Return how many numbers every observation has; None where that is open."""
+        is_exact = self.observations is not None and self.min_width == self.max_width
+        return self.max_width if is_exact else None
+
+    @property
+    def root_path(self) -> str:
+        """Return the proxy's prefix as ASGI's `root_path`: empty, or with a leading slash."""
+        return f"/{self.url_path}" if self.url_path else ""
+
+
+def public_schema(schema: ServerSchema) -> dict[str, Any]:
+    """Return the schema as a client may see it: schema.yaml's own shape, without the key.
+
+    Args:
+        schema: what is served.
+
+    Returns:
+        A document that JSON can carry; `parameters` states `discrete` and `tuple` as they stand in
+        `schema`.
+    """
+    document: dict[str, Any] = {}
+    if schema.observations is not None:
+        document["observations"] = {
+            item.name: _public_observation(item) for item in schema.observations
+        }
+    if schema.actions is not None:
+        document["actions"] = {item.name: _public_action(item) for item in schema.actions}
+    document["parameters"] = {
+        "discrete": schema.discrete,
+        "tuple": schema.tuple,
+        "url_path": schema.url_path,
+    }
+    return document
+
+
+def _public_observation(item: ObservationField) -> dict[str, Any]:
+    known: dict[str, Any] = {"type": f"List[{item.kind}]" if item.is_list else item.kind}
+    if item.is_list:
+        known |= {"min_items": item.min_items, "max_items": item.max_items}
+    known |= {key: getattr(item, key) for key in ("description", "example", "minimum", "maximum")}
+    return {key: value for key, value in known.items() if value is not None}
+
+
+def _public_action(item: ActionField) -> dict[str, Any]:
+    keys = ("description", "choices", "labels", "dimensions", "low", "high")
+    known = {key: getattr(item, key) for key in keys}
+    if item.low is not None:
+        known["normalized"] = item.normalized
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in known.items()
+        if value is not None
+    }

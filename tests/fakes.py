@@ -1,0 +1,141 @@
+"""Small fakes that stand on both sides of a policy: a backend over real arrays, and signatures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policy_server.actions import ActionDistribution, noise
+from policy_server.policy import (
+    ActionComponent,
+    ActionOutput,
+    ComponentKind,
+    Float32Array,
+    Float64Array,
+    Int64Array,
+    PolicyOutputs,
+    PolicySignature,
+    SignatureTensor,
+)
+
+
+def components_of(*parts: tuple[ComponentKind, int]) -> tuple[ActionComponent, ...]:
+    """Return components that follow each other in inputs and columns."""
+    components: list[ActionComponent] = []
+    first_input = first_column = 0
+    for kind, size in parts:
+        part = ActionComponent(kind, size, first_input, first_column)
+        components.append(part)
+        first_input += part.inputs
+        first_column += part.columns
+    return tuple(components)
+
+
+def outputs_of(components: Sequence[ActionComponent]) -> tuple[ActionOutput, ...]:
+    """Return one action a component, as a tuple policy gives them."""
+    return tuple(
+        ActionOutput(
+            f"actions_{index}",
+            is_integer=part.kind == "categorical",
+            columns=part.columns,
+            is_vector=part.kind != "categorical",
+        )
+        for index, part in enumerate(components)
+    )
+
+
+def signature_of(
+    components: tuple[ActionComponent, ...] | None,
+    *,
+    width: int | None = 2,
+    outputs: tuple[ActionOutput, ...] | None = None,
+) -> PolicySignature:
+    """Return a signature; without `outputs` each component is an action of its own."""
+    return PolicySignature(
+        observation_width=width,
+        observation_dtype="float32",
+        inputs=(SignatureTensor("observations", "float32", (None, width)),),
+        outputs=(SignatureTensor("action_dist_inputs", "float32", (None, None)),),
+        action_outputs=outputs_of(components or ()) if outputs is None else outputs,
+        components=components,
+        is_proved=components is not None,
+    )
+
+
+@dataclass
+class FakeBackend:
+    """A policy whose `action_dist_inputs` are `bias`, plus the first value of the observation.
+
+    Attributes:
+        signature: what the policy says of itself.
+        bias: the inputs of the distribution for an observation that starts with 0.
+        error: raised by each call for an observation that starts with `poison`.
+        poison: what an observation starts with that makes the call fail.
+        batches: how many observations each call had.
+        gate: calls wait for it.
+        is_up: what `is_ready` answers.
+        actions: the graph's own action and probability, where the family is unknown.
+    """
+
+    signature: PolicySignature
+    bias: Sequence[float]
+    error: Exception | None = None
+    poison: float = 666.0
+    batches: list[int] = field(default_factory=list)
+    gate: asyncio.Event | None = None
+    is_up: bool = True
+    actions: tuple[Sequence[float], float] = ((), float("nan"))
+
+    async def infer(
+        self,
+        observations: Float32Array | Float64Array,
+        *,
+        is_deterministic: NDArray[np.bool_],
+        seeds: Int64Array,
+    ) -> PolicyOutputs:
+        """Answer as a real backend does, or fail."""
+        self.batches.append(len(observations))
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None and (observations[:, 0] == self.poison).any():
+            raise self.error
+        rows = len(observations)
+        if self.signature.components is None:
+            values, chance = self.actions
+            return PolicyOutputs(np.tile(values, (rows, 1)), np.full(rows, chance), None)
+        inputs = np.tile(np.array(self.bias, np.float32), (rows, 1))
+        inputs[:, 0] += observations[:, 0].astype(np.float32)
+        distribution = ActionDistribution(
+            self.signature.components, is_greedy=self.signature.is_value_based
+        )
+        drawn = distribution.sample(inputs, noise(self.signature.components, seeds))
+        actions = np.where(is_deterministic[:, None], distribution.mode(inputs), drawn)
+        probability = distribution.probability(distribution.log_probability(inputs, actions))
+        return PolicyOutputs(distribution.in_environment_units(actions), probability, inputs)
+
+    async def is_ready(self) -> bool:
+        """Return what the test set."""
+        return self.is_up
+
+
+def integer_backend(bias: Sequence[float] = (0.0, 1.0, 2.0)) -> FakeBackend:
+    """Return a policy of one integer action over observations of two numbers."""
+    action = ActionOutput("actions_0", is_integer=True, columns=1, is_vector=False)
+    components = components_of(("categorical", len(bias)))
+    return FakeBackend(signature_of(components, outputs=(action,)), bias)
+
+
+def renamed(backend: FakeBackend, components: tuple[ActionComponent, ...]) -> FakeBackend:
+    """Return the backend with other components."""
+    return replace(backend, signature=replace(backend.signature, components=components))
+
+
+@asynccontextmanager
+async def opened(backend: FakeBackend) -> AsyncIterator[FakeBackend]:
+    """Open a backend as the composition root does."""
+    yield backend

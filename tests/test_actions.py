@@ -1,0 +1,325 @@
+"""Action distributions, held against scipy-free reference formulas and their own draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
+from policy_server.actions import ActionDistribution, categorical_log_probabilities, noise
+from policy_server.errors import DistributionError
+from policy_server.policy import ActionComponent, ComponentKind
+from tests.fakes import components_of
+
+FLOAT32_MIN = float(np.finfo(np.float32).min)
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+LOGITS = arrays(
+    np.float32,
+    st.tuples(st.integers(1, 4), st.integers(1, 6)),
+    elements=st.floats(-(2.0**100), 2.0**100, width=32)
+    | st.sampled_from([FLOAT32_MIN, -math.inf, 0.0]),
+)
+
+
+def rows(*values: Sequence[float]) -> NDArray[np.float32]:
+    """Return `action_dist_inputs`."""
+    return np.array(values, np.float32)
+
+
+def bounded(kind: ComponentKind, *, is_normalized: bool = True) -> ActionComponent:
+    """Return a continuous component of two dimensions with bounds."""
+    part = ActionComponent(kind, 2, 0, 0)
+    return replace(part, low=(0.0, -4.0), high=(10.0, 4.0), is_normalized=is_normalized)
+
+
+@given(LOGITS)
+def test_softmax_sums_to_one_wherever_an_action_is_left(logits: NDArray[np.float32]) -> None:
+    logits[:, 0] = 0.0
+
+    chances = np.exp(categorical_log_probabilities(logits))
+
+    assert chances.sum(axis=1) == pytest.approx(1.0)
+    assert (chances >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [[0.0, math.nan], [0.0, math.inf], [-math.inf, -math.inf]],
+    ids=["NaN", "infinity", "all masked"],
+)
+@pytest.mark.parametrize("method", ["log_probability", "sample", "describe"])
+def test_logits_that_are_no_distribution_are_refused(row: list[float], method: str) -> None:
+    components = components_of(("categorical", 2))
+    arguments: dict[str, tuple[Any, ...]] = {
+        "log_probability": (np.zeros((1, 1)),),
+        "sample": (noise(components, np.array([1])),),
+        "describe": (),
+    }
+
+    with pytest.raises(DistributionError):
+        getattr(ActionDistribution(components), method)(rows(row), *arguments[method])
+
+
+def test_masked_actions_have_probability_zero_and_never_happen() -> None:
+    components = components_of(("categorical", 4))
+    distribution = ActionDistribution(components)
+    inputs = rows([FLOAT32_MIN, 0.0, 1.0, -math.inf])
+
+    (described,) = distribution.describe(inputs)
+    extremes = [
+        distribution.sample(inputs, [np.array([[draw]])])[0, 0] for draw in (0.0, 1 - 2.0**-53)
+    ]
+
+    assert described.probabilities is not None
+    assert described.probabilities[0] == pytest.approx(
+        [0, 1 / (1 + math.e), math.e / (1 + math.e), 0]
+    )
+    assert extremes == [1, 2]
+
+
+@given(LOGITS, st.floats(0, 1, exclude_max=True))
+def test_drawn_action_has_a_positive_probability(logits: NDArray[np.float32], draw: float) -> None:
+    logits[:, 0] = 0.0
+    distribution = ActionDistribution(components_of(("categorical", logits.shape[1])))
+
+    actions = distribution.sample(logits, [np.full((len(logits), 1), draw)])
+
+    assert np.isfinite(distribution.log_probability(logits, actions)).all()
+
+
+def test_temperature_divides_the_logits() -> None:
+    part = replace(components_of(("categorical", 3))[0], temperature=0.5)
+
+    (described,) = ActionDistribution([part]).describe(rows([0.0, 1.0, FLOAT32_MIN]))
+
+    assert described.probabilities is not None
+    assert described.probabilities[0] == pytest.approx(
+        [1 / (1 + math.e**2), 1 / (1 + math.e**-2), 0]
+    )
+
+
+def test_draws_have_the_stated_probabilities() -> None:
+    """Chi-square over 20,000 seeded draws; 30.7 is its 1e-6 quantile at three degrees."""
+    components = components_of(("categorical", 4))
+    distribution = ActionDistribution(components)
+    inputs = np.tile(rows([0.0, 1.0, -1.0, 2.0]), (20_000, 1))
+
+    actions = distribution.sample(inputs, noise(components, np.arange(20_000)))
+    (described,) = distribution.describe(inputs[:1])
+
+    assert described.probabilities is not None
+    expected = described.probabilities[0] * 20_000
+    found = np.bincount(actions[:, 0].astype(int), minlength=4)
+    assert ((found - expected) ** 2 / expected).sum() < 30.7
+
+
+def test_normal_draws_have_the_stated_mean_and_deviation() -> None:
+    components = components_of(("normal", 1))
+    inputs = np.tile(rows([3.0, math.log(0.5)]), (20_000, 1))
+
+    actions = ActionDistribution(components).sample(inputs, noise(components, np.arange(20_000)))
+
+    assert actions.mean() == pytest.approx(3.0, abs=0.02)
+    assert actions.std() == pytest.approx(0.5, abs=0.02)
+
+
+def test_unseeded_draws_differ() -> None:
+    components = components_of(("categorical", 2), ("normal", 2))
+
+    first, second = (noise(components, np.full(3, -1)) for _ in range(2))
+
+    assert [draw.shape for draw in first] == [(3, 1), (3, 2)]
+    assert all((one != two).all() for one, two in zip(first, second, strict=True))
+    assert len(np.unique(first[1])) == 6
+
+
+@given(st.lists(st.integers(-1, 5), min_size=1, max_size=8), st.integers(0, 2**63 - 1))
+def test_seeded_draw_does_not_depend_on_the_batch(others: list[int], seed: int) -> None:
+    components = components_of(("categorical", 2), ("normal", 2))
+
+    alone = noise(components, np.array([seed]))
+    among = noise(components, np.array([*others, seed, *others]))
+
+    for one, many in zip(alone, among, strict=True):
+        assert (one[0] == many[len(others)]).all()
+
+
+def test_log_probability_of_a_tuple_is_the_sum_of_its_parts() -> None:
+    components = components_of(("categorical", 2), ("normal", 1), ("deterministic", 1))
+    distribution = ActionDistribution(components)
+    inputs = rows([0.0, 1.0, 2.0, math.log(3.0), 7.0])
+
+    logp = distribution.log_probability(inputs, np.array([[1.0, 5.0, 7.0]]))
+
+    chance = math.log(math.e / (1 + math.e))
+    density = -0.5 * ((5 - 2) / 3) ** 2 - math.log(3 * math.sqrt(2 * math.pi))
+    assert logp[0] == pytest.approx(chance + density)
+
+
+def test_squashed_density_integrates_to_one() -> None:
+    distribution = ActionDistribution(components_of(("squashed_normal", 1)))
+    grid = np.linspace(-1 + 1e-5, 1 - 1e-5, 20_001)
+    inputs = np.tile(rows([0.3, -1.0]), (len(grid), 1))
+
+    density = distribution.probability(distribution.log_probability(inputs, grid[:, None]))
+
+    assert np.trapezoid(density, grid) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "expected"),
+    [
+        ("categorical", [0.0, 3.0, 3.0], [1.0]),
+        ("normal", [0.5, -2.0, 0.0, 9.0], [0.5, -2.0]),
+        ("squashed_normal", [0.5, -2.0, 0.0, 9.0], [math.tanh(0.5), math.tanh(-2.0)]),
+        ("deterministic", [0.5, -2.0], [0.5, -2.0]),
+    ],
+)
+def test_mode_is_the_best_action_or_the_center(
+    kind: ComponentKind, row: list[float], expected: list[float]
+) -> None:
+    size = 3 if kind == "categorical" else 2
+    distribution = ActionDistribution(components_of((kind, size)))
+
+    assert distribution.mode(rows(row))[0] == pytest.approx(expected)
+
+
+def test_greedy_policy_takes_the_best_action_for_certain() -> None:
+    components = components_of(("categorical", 3))
+    distribution = ActionDistribution(components, is_greedy=True)
+    inputs = rows([1.0, 5.0, 2.0], [9.0, 5.0, 2.0])
+
+    actions = distribution.sample(inputs, noise(components, np.array([1, 2])))
+    (described,) = distribution.describe(inputs)
+
+    assert actions[:, 0].tolist() == [1, 0]
+    assert distribution.probability(distribution.log_probability(inputs, actions)).tolist() == [
+        1,
+        1,
+    ]
+    assert described.probabilities is not None
+    assert described.probabilities.tolist() == [[0, 1, 0], [1, 0, 0]]
+
+
+@pytest.mark.parametrize("kind", ["normal", "squashed_normal", "deterministic"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_center_that_is_no_number_is_refused(kind: ComponentKind, value: float) -> None:
+    components = components_of((kind, 1))
+    distribution = ActionDistribution(components)
+    inputs = rows([value, 0.0])[:, : components[0].inputs]
+
+    for call in (distribution.mode, distribution.describe):
+        with pytest.raises(DistributionError, match="the policy's outputs hold"):
+            call(inputs)
+    with pytest.raises(DistributionError):
+        distribution.sample(inputs, noise(components, np.array([1])))
+
+
+@pytest.mark.parametrize("log_std", [-1000.0, -math.inf, 1000.0, math.inf, 88.8])
+@pytest.mark.parametrize("kind", ["normal", "squashed_normal"])
+def test_extreme_deviation_still_gives_finite_answers(kind: ComponentKind, log_std: float) -> None:
+    components = components_of((kind, 1))
+    distribution = ActionDistribution(components)
+    inputs = rows([3.0, log_std])
+
+    for actions in (
+        distribution.mode(inputs),
+        distribution.sample(inputs, noise(components, np.array([3]))),
+    ):
+        probability = distribution.probability(distribution.log_probability(inputs, actions))
+        assert np.isfinite(actions.astype(np.float32)).all()
+        assert np.isfinite(probability.astype(np.float32)).all()
+    (described,) = distribution.describe(inputs)
+    assert described.std is not None
+    assert np.isfinite(described.std.astype(np.float32)).all()
+    assert (described.std > 0).all()
+
+
+def test_density_beyond_float32_is_cut_to_its_largest() -> None:
+    distribution = ActionDistribution(components_of(("normal", 1)))
+
+    density = distribution.probability(np.array([1000.0, 0.0]))
+
+    assert density.astype(np.float32).tolist() == [FLOAT32_MAX, 1.0]
+
+
+def test_deviation_is_clipped_as_the_graph_clips_it() -> None:
+    part = replace(components_of(("squashed_normal", 1))[0], log_std_bounds=(-20.0, 2.0))
+
+    (described,) = ActionDistribution([part]).describe(rows([0.0, 9.0]))
+
+    assert described.std is not None
+    assert described.std[0, 0] == pytest.approx(math.exp(2))
+
+
+@pytest.mark.parametrize("is_normalized", [True, False], ids=["normalized", "clipped only"])
+def test_actions_are_answered_in_the_environments_units(*, is_normalized: bool) -> None:
+    part = bounded("normal", is_normalized=is_normalized)
+
+    actions = ActionDistribution([part]).in_environment_units(np.array([[-0.5, 0.5], [9.0, -9.0]]))
+
+    rescaled = [[2.5, 2.0], [10.0, -4.0]]
+    clipped = [[0.0, 0.5], [9.0, -4.0]]
+    assert actions.tolist() == (rescaled if is_normalized else clipped)
+
+
+def test_actions_without_bounds_stay_as_they_are() -> None:
+    free, bound = ActionComponent("normal", 2, 0, 0), replace(bounded("normal"), first_column=2)
+    actions = np.array([[7.0, 8.0, 0.0, 0.0]])
+
+    assert ActionDistribution([free]).in_environment_units(actions) is actions
+    mixed = ActionDistribution([free, bound]).in_environment_units(actions)
+    assert mixed.tolist() == [[7.0, 8.0, 5.0, 0.0]]
+
+
+def test_distribution_and_density_are_in_the_environments_units() -> None:
+    distribution = ActionDistribution([bounded("normal")])
+
+    (described,) = distribution.describe(rows([0.0, 0.5, 0.0, math.log(0.5)]))
+    density = distribution.probability(np.array([0.0]))
+
+    assert described.mean is not None
+    assert described.std is not None
+    assert described.mean.tolist() == [[5.0, 2.0]]
+    assert described.std[0] == pytest.approx([5.0, 2.0])
+    assert density[0] == pytest.approx(1 / (5 * 4))
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "expected", "density"),
+    [
+        (bounded("normal", is_normalized=False), "mean", [0.5, -9.0], 1.0),
+        (bounded("squashed_normal"), "mean", [0.5, -9.0], 1 / 20),
+        (bounded("deterministic"), "value", [7.5, -4.0], 1.0),
+        (ActionComponent("deterministic", 2, 0, 0), "value", [0.5, -9.0], 1.0),
+    ],
+    ids=["clipped normal", "squashed normal", "deterministic", "without bounds"],
+)
+def test_each_family_states_its_own_parameters(
+    part: ActionComponent, field: str, expected: list[float], density: float
+) -> None:
+    distribution = ActionDistribution([part])
+
+    (described,) = distribution.describe(rows([0.5, -9.0, 0.0, 0.0])[:, : part.inputs])
+
+    assert getattr(described, field)[0].tolist() == expected
+    assert distribution.probability(np.array([0.0]))[0] == pytest.approx(density)
+
+
+def test_mean_and_deviation_beyond_float32_are_cut() -> None:
+    part = replace(bounded("normal"), low=(-3e38, -3e38), high=(3e38, 3e38))
+
+    (described,) = ActionDistribution([part]).describe(rows([3e38, -3e38, 80.0, 0.0]))
+
+    assert described.mean is not None
+    assert described.std is not None
+    assert described.mean.tolist() == [[FLOAT32_MAX, -FLOAT32_MAX]]
+    assert described.std[0].tolist() == [FLOAT32_MAX, 3e38]

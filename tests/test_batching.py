@@ -1,0 +1,268 @@
+"""Many requests, one call: batches, limits, deadlines, and one bad observation among good ones."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+
+from policy_server.batching import MicroBatcher
+from policy_server.errors import (
+    DistributionError,
+    NotReadyError,
+    OverloadedError,
+    PolicyFailedError,
+    PolicyServerError,
+    UnsupportedAnswerError,
+)
+from tests.fakes import FakeBackend, integer_backend
+
+
+def batcher_of(backend: FakeBackend, **changes: Any) -> MicroBatcher:  # noqa: ANN401 -- options
+    """Return a batcher with limits that a test changes."""
+    limits = {"max_batch_size": 4, "max_queue_size": 100, "timeout_s": 5.0}
+    return MicroBatcher(backend, **{**limits, **changes})
+
+
+async def ask(batcher: MicroBatcher, *starts: float) -> list[Any]:
+    """Ask for several observations at once; give the actions, or the errors."""
+    answers = await asyncio.gather(
+        *(batcher.infer([start, 0.0], is_deterministic=True, seed=-1) for start in starts),
+        return_exceptions=True,
+    )
+    return [
+        answer if isinstance(answer, BaseException) else answer[0].actions[answer[1], 0]
+        for answer in answers
+    ]
+
+
+async def test_requests_of_one_moment_share_calls_and_get_their_own_answers() -> None:
+    backend = integer_backend()
+    batcher = batcher_of(backend)
+
+    answers = await ask(batcher, 0.0, 9.0, 0.0, 9.0, 9.0, 0.0)
+
+    assert answers == [2, 0, 2, 0, 0, 2]
+    assert backend.batches == [4, 2]
+
+
+async def test_lone_request_is_called_at_once() -> None:
+    backend = integer_backend()
+
+    assert await ask(batcher_of(backend), 0.0) == [2]
+    assert backend.batches == [1]
+
+
+async def test_what_arrives_during_a_call_rides_in_the_next() -> None:
+    backend = integer_backend()
+    backend.gate = asyncio.Event()
+    batcher = batcher_of(backend, max_calls_in_flight=1)
+
+    first = asyncio.create_task(ask(batcher, 0.0))
+    await asyncio.sleep(0.01)
+    later = [asyncio.create_task(ask(batcher, 9.0)) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    during = list(backend.batches)
+    backend.gate.set()
+
+    assert (await first, [await task for task in later]) == ([2], [[0]] * 3)
+    assert (during, backend.batches) == ([1], [1, 3])
+
+
+async def test_rows_of_different_widths_never_share_a_call() -> None:
+    backend = integer_backend()
+    batcher = batcher_of(backend)
+
+    await asyncio.gather(
+        *(batcher.infer([0.0] * width, is_deterministic=True, seed=-1) for width in (2, 2, 3, 2))
+    )
+
+    assert backend.batches == [2, 1, 1]
+
+
+async def test_seeds_and_kinds_stay_with_their_rows() -> None:
+    batcher = batcher_of(integer_backend((0.0, 0.0, 0.0, 0.0)))
+
+    async def draw(seed: int) -> float:
+        outputs, index = await batcher.infer([0.0, 0.0], is_deterministic=False, seed=seed)
+        return float(outputs.actions[index, 0])
+
+    alone = [await draw(seed) for seed in range(8)]
+
+    assert await asyncio.gather(*map(draw, range(8))) == alone
+    assert len(set(alone)) > 1
+
+
+@pytest.mark.parametrize("kind", [PolicyFailedError, DistributionError])
+@pytest.mark.parametrize("place", range(4))
+async def test_one_bad_observation_fails_alone(kind: type[PolicyServerError], place: int) -> None:
+    backend = integer_backend()
+    backend.error = kind("no")
+    starts = [9.0] * 4
+    starts[place] = backend.poison
+
+    answers = await ask(batcher_of(backend), *starts)
+
+    assert isinstance(answers.pop(place), kind)
+    assert answers == [0, 0, 0]
+    assert len(backend.batches) <= 1 + 2 * 2
+
+
+async def test_error_of_all_is_given_to_all_without_asking_again() -> None:
+    backend = integer_backend()
+    backend.error = UnsupportedAnswerError("no seed")
+
+    answers = await ask(batcher_of(backend), backend.poison, 0.0)
+
+    assert [type(answer) for answer in answers] == [UnsupportedAnswerError] * 2
+    assert backend.batches == [2]
+
+
+async def test_foreign_error_is_logged_and_hidden(caplog: pytest.LogCaptureFixture) -> None:
+    backend = integer_backend()
+    backend.error = ValueError("secret path")
+
+    with caplog.at_level(logging.ERROR, "policy_server"):
+        (answer,) = await ask(batcher_of(backend), backend.poison)
+
+    assert isinstance(answer, PolicyFailedError)
+    assert answer.message == "the policy failed; the server's log has the reason"
+    assert "secret path" in caplog.text
+
+
+async def test_full_queue_refuses_and_frees_its_places() -> None:
+    backend = integer_backend()
+    backend.gate = asyncio.Event()
+    batcher = batcher_of(backend, max_queue_size=2)
+
+    waiting = asyncio.create_task(ask(batcher, 0.0, 0.0))
+    await asyncio.sleep(0.01)
+    (refused,) = await ask(batcher, 0.0)
+    backend.gate.set()
+
+    assert isinstance(refused, OverloadedError)
+    assert refused.message == "2 observations are waiting already; try again in a second"
+    assert await waiting == [2, 2]
+    assert await ask(batcher, 0.0, 0.0) == [2, 2]
+
+
+async def test_late_answer_is_an_overload() -> None:
+    backend = integer_backend()
+    backend.gate = asyncio.Event()
+
+    (answer,) = await ask(batcher_of(backend, timeout_s=0.02), 0.0)
+
+    assert isinstance(answer, OverloadedError)
+    assert answer.message == "no answer within 0.02 s; try again in a second"
+
+
+async def test_call_that_hangs_gives_its_place_up() -> None:
+    backend = integer_backend()
+    backend.gate = asyncio.Event()
+    batcher = batcher_of(backend, timeout_s=0.05, max_calls_in_flight=1)
+
+    late = await ask(batcher, 0.0)
+    await asyncio.sleep(0.05)
+    backend.gate = None
+
+    assert isinstance(late[0], OverloadedError)
+    assert await ask(batcher, 0.0) == [2]
+
+
+async def test_request_that_gave_up_takes_no_place_in_a_batch() -> None:
+    backend = integer_backend()
+    backend.gate = asyncio.Event()
+    batcher = batcher_of(backend, max_calls_in_flight=1)
+
+    first = asyncio.create_task(ask(batcher, 0.0))
+    await asyncio.sleep(0.01)
+    abandoned = [asyncio.create_task(ask(batcher, 0.0)) for _ in range(2)]
+    kept = asyncio.create_task(ask(batcher, 9.0))
+    await asyncio.sleep(0.01)
+    for task in abandoned:
+        task.cancel()
+    await asyncio.sleep(0.01)
+    backend.gate.set()
+
+    assert (await first, await kept) == ([2], [0])
+    assert backend.batches == [1, 1]
+
+
+async def test_request_that_gives_up_during_its_call_is_forgotten() -> None:
+    backend = integer_backend()
+    backend.gate = asyncio.Event()
+    batcher = batcher_of(backend)
+
+    both = [asyncio.create_task(ask(batcher, 0.0)) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    both[0].cancel()
+    await asyncio.sleep(0.01)
+    backend.gate.set()
+
+    assert await both[1] == [2]
+    assert both[0].cancelled()
+
+
+async def test_request_that_gives_up_before_a_failing_call_is_forgotten() -> None:
+    backend = integer_backend()
+    backend.gate = asyncio.Event()
+    backend.error = PolicyFailedError("no")
+    batcher = batcher_of(backend)
+
+    both = [asyncio.create_task(ask(batcher, backend.poison)) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    both[0].cancel()
+    await asyncio.sleep(0.01)
+    backend.gate.set()
+
+    (answer,) = await both[1]
+    assert isinstance(answer, PolicyFailedError)
+
+
+async def test_queue_of_abandoned_requests_makes_no_call() -> None:
+    backend = integer_backend()
+    batcher = batcher_of(backend)
+
+    task = asyncio.create_task(batcher.infer([0.0, 0.0], is_deterministic=True, seed=-1))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(0.01)
+
+    assert task.cancelled()
+    assert backend.batches == []
+
+
+async def test_closing_answers_what_waits_and_refuses_what_comes() -> None:
+    backend = integer_backend()
+    backend.gate = asyncio.Event()
+    batcher = batcher_of(backend, max_batch_size=1, max_calls_in_flight=1)
+
+    waiting = asyncio.create_task(ask(batcher, 0.0, 9.0, 0.0))
+    await asyncio.sleep(0.01)
+    closing = asyncio.create_task(batcher.aclose())
+    await asyncio.sleep(0.01)
+    (refused,) = await ask(batcher, 0.0)
+    backend.gate.set()
+    await closing
+
+    assert isinstance(refused, NotReadyError)
+    assert await waiting == [2, 0, 2]
+
+
+async def test_rows_have_the_policys_own_precision() -> None:
+    seen: list[np.dtype[Any]] = []
+
+    class Recording(FakeBackend):
+        async def infer(self, observations: Any, **options: Any) -> Any:  # noqa: ANN401 -- recorded only
+            seen.append(observations.dtype)
+            return await super().infer(observations, **options)
+
+    fake = integer_backend()
+    for dtype in ("float32", "int64"):
+        signature = type(fake.signature)(**{**vars(fake.signature), "observation_dtype": dtype})
+        await ask(batcher_of(Recording(signature, fake.bias)), 0.0)
+
+    assert seen == [np.float32, np.float64]

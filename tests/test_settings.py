@@ -1,0 +1,110 @@
+"""Settings: defaults, the environment, `.env` and mistakes in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from policy_server.errors import SettingsError
+from policy_server.settings import ENV_PREFIX, Settings, read_settings
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"{ENV_PREFIX}{name.upper()}", raising=False)
+
+
+def test_files_lie_in_the_working_directory_by_default() -> None:
+    settings = read_settings()
+
+    assert settings.schema_path == Path("schema.yaml")
+    assert settings.zip_path == Path("saved_model.zip")
+    assert settings.models_path == Path("models")
+    assert (settings.backend, settings.metrics_port) == ("ray", 8080)
+    assert settings.api_key is None
+
+
+def test_environment_wins_over_dotenv(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("POLICY_SERVER_HOME=from-file\nPOLICY_SERVER_BACKEND=local\nOTHER=1\n")
+    monkeypatch.setenv("POLICY_SERVER_HOME", "from-environment")
+
+    settings = read_settings()
+
+    assert settings.models_path == Path("from-environment/models")
+    assert settings.backend == "local"
+
+
+def test_empty_variable_means_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLICY_SERVER_API_KEY", "")
+    monkeypatch.setenv("POLICY_SERVER_METRICS_PORT", "")
+
+    assert read_settings() == Settings()
+
+
+def test_key_does_not_show_in_the_settings_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLICY_SERVER_API_KEY", "hunter2")
+
+    settings = read_settings()
+
+    assert settings.api_key is not None
+    assert settings.api_key.get_secret_value() == "hunter2"
+    assert "hunter2" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("BACKEND", "gpu", "expected 'ray' or 'local', got 'gpu'"),
+        (
+            "METRICS_PORT",
+            "http",
+            "expected a valid integer, unable to parse string as an integer, got 'http'",
+        ),
+        ("METRICS_PORT", "70000", "expected less than or equal to 65535, got '70000'"),
+        ("NUM_REPLICAS", "0", "expected greater than or equal to 1, got '0'"),
+        ("REQUEST_TIMEOUT_S", "nan", "expected a finite number, got 'nan'"),
+        ("REQUEST_TIMEOUT_S", "inf", "expected a finite number, got 'inf'"),
+        ("REQUEST_TIMEOUT_S", "0", "expected greater than 0, got '0'"),
+        (
+            "ALLOW_ANONYMOUS",
+            "maybe",
+            "expected a valid boolean, unable to interpret input, got 'maybe'",
+        ),
+        ("LOG_LEVEL", "LOUD", "expected 'DEBUG', 'INFO', 'WARNING' or 'ERROR', got 'LOUD'"),
+    ],
+    ids=lambda value: value.lower()[:16],
+)
+def test_mistake_is_one_line_that_names_the_variable(
+    name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"POLICY_SERVER_{name}", value)
+
+    with pytest.raises(SettingsError) as caught:
+        read_settings()
+
+    assert caught.value.message == f"POLICY_SERVER_{name}: {message}"
+
+
+@pytest.mark.parametrize("key", [" hunter2", "hunter2\n", "schlüssel", "a\tb", " "])
+def test_key_that_no_header_can_carry_is_refused_without_being_shown(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLICY_SERVER_API_KEY", key)
+
+    with pytest.raises(SettingsError) as caught:
+        read_settings()
+
+    assert caught.value.message == (
+        "POLICY_SERVER_API_KEY: expected printable ASCII text without spaces at its ends; HTTP "
+        "headers carry nothing else"
+    )
+
+
+def test_dotenv_that_is_no_text_is_one_line() -> None:
+    Path(".env").write_bytes(b"POLICY_SERVER_HOME=\xff\xfe\n")
+
+    with pytest.raises(SettingsError, match=r"^\.env: can't be read: expected text in UTF-8; mend"):
+        read_settings()

@@ -1,0 +1,118 @@
+"""Logs: one event a line, with its fields."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from policy_server.telemetry import configure_logging
+
+NAMES = ("policy_server", "uvicorn", "uvicorn.access", "uvicorn.error")
+
+
+@pytest.fixture(autouse=True)
+def _keep_the_loggers() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in NAMES]
+    before = [(item.handlers, item.propagate, item.level) for item in loggers]
+    yield
+    for item, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        item.handlers, item.propagate = handlers, propagate
+        item.setLevel(level)
+
+
+def test_json_log_is_one_document_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="INFO", log_format="json")
+
+    logging.getLogger("policy_server.web").info("policy_loaded", extra={"width": 4})
+
+    document = json.loads(capsys.readouterr().err)
+    assert document.pop("time")
+    assert document == {
+        "level": "INFO",
+        "logger": "policy_server.web",
+        "event": "policy_loaded",
+        "width": 4,
+    }
+
+
+def test_json_log_of_an_error_has_its_traceback_on_the_same_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging(level="INFO", log_format="json")
+
+    try:
+        int("no")
+    except ValueError:
+        logging.getLogger("policy_server").exception("request_failed")
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "ValueError: invalid literal" in json.loads(line)["exc_info"]
+
+
+def test_text_log_has_the_event_and_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="INFO", log_format="text")
+
+    logging.getLogger("policy_server").warning("no_example", extra={"kind": "predict", "n": 2})
+
+    assert capsys.readouterr().err.endswith(" WARNING no_example kind=predict n=2\n")
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_uvicorns_logs_appear_once_and_without_its_colours(
+    log_format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging(level="INFO", log_format=log_format)  # type: ignore[arg-type]  # a parameter
+
+    logging.getLogger("uvicorn.error").info("up %s", 1, extra={"color_message": "\x1b[1mup"})
+    logging.getLogger("uvicorn.access").info("GET /")
+
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "up 1" in lines[0]
+    assert "\x1b" not in lines[0]
+
+
+def test_level_holds_for_all(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="ERROR", log_format="text")
+
+    for name in NAMES:
+        logging.getLogger(name).warning("quiet")
+
+    assert capsys.readouterr().err == ""
+
+
+def test_auto_is_json_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="INFO", log_format="auto")
+
+    logging.getLogger("policy_server").info("ready")
+
+    assert json.loads(capsys.readouterr().err)["event"] == "ready"
+
+
+def test_field_with_a_line_break_forges_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="INFO", log_format="text")
+
+    logging.getLogger("policy_server").info("seen", extra={"path": "/x\n12:00:00 INFO fake"})
+
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_rays_own_field_stays_out(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="INFO", log_format="json")
+
+    logging.getLogger("policy_server").info("up", extra={"_ray_timestamp_ns": 1})
+
+    assert "_ray_timestamp_ns" not in json.loads(capsys.readouterr().err)
+
+
+def test_access_log_stays_off_where_uvicorn_was_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    access = logging.getLogger("uvicorn.access")
+    access.handlers, access.propagate = [], False
+
+    configure_logging(level="INFO", log_format="json")
+    access.info("GET /")
+
+    assert not capsys.readouterr().err

@@ -1,0 +1,201 @@
+"""The OpenAPI document and the pages that show it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema  # type: ignore[import-untyped]  # its types are a package of their own
+import pytest
+
+from policy_server.policy import ActionOutput
+from tests.fakes import FakeBackend, components_of, integer_backend, signature_of
+from tests.web.harness import KEY, OBSERVATION, SCHEMA, build, client_of, serve
+
+PREFIXED = SCHEMA + "  url_path: app/v1\n"
+KINDS = ["predict", "predict_deterministic", "distribution"]
+OPEN = ["/", "/livez", "/readyz"]
+
+
+async def document_of(**options: Any) -> dict[str, Any]:  # noqa: ANN401 -- what `serve` takes
+    """Return the OpenAPI document of a server."""
+    async with serve(key=None, **options) as client:
+        return dict((await client.get("/openapi.json")).json())
+
+
+def nodes_of(node: object) -> Iterator[dict[str, Any]]:
+    """Go through every object of a document."""
+    if isinstance(node, dict):
+        yield node
+    for child in (
+        node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    ):
+        yield from nodes_of(child)
+
+
+def validator_of(document: dict[str, Any], name: str) -> jsonschema.Draft202012Validator:
+    """Return what checks an instance of a schema of the document."""
+    reference = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
+    return jsonschema.Draft202012Validator(reference)
+
+
+async def test_document_is_made_once_a_start() -> None:
+    async with serve() as client:
+        first, second = [(await client.get("/openapi.json")).content for _ in range(2)]
+
+    assert first == second
+
+
+async def test_document_describes_every_route_once() -> None:
+    document = await document_of()
+
+    assert document["openapi"].startswith("3.1")
+    assert set(document["paths"]) == {
+        *OPEN,
+        "/schema",
+        *(f"/{kind}{suffix}" for kind in KINDS for suffix in ("", "_raw")),
+    }
+    names = [item["operationId"] for path in document["paths"].values() for item in path.values()]
+    assert len(names) == len(set(names))
+    assert KEY not in str(document)
+
+
+async def test_document_of_a_raw_schema_has_raw_routes_only() -> None:
+    document = await document_of(schema="parameters: {}")
+
+    assert {path for path in document["paths"] if "predict" in path or "dist" in path} == {
+        f"/{kind}_raw" for kind in KINDS
+    }
+    assert "Observation" not in document["components"]["schemas"]
+
+
+async def test_every_reference_resolves_and_every_schema_is_valid() -> None:
+    document = await document_of()
+
+    for node in nodes_of(document):
+        if "$ref" in node:
+            section, kind, name = node["$ref"].removeprefix("#/").split("/")
+            assert name in document[section][kind]
+    for schema in document["components"]["schemas"].values():
+        jsonschema.Draft202012Validator.check_schema(schema)
+
+
+async def test_every_answer_has_a_description_and_errors_have_examples() -> None:
+    document = await document_of()
+
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            responses = operation["responses"]
+            assert all(response["description"] for response in responses.values())
+            assert ("401" in responses) == ("security" in operation) == (path not in OPEN)
+    predict = document["paths"]["/predict"]["post"]["responses"]
+    assert sorted(predict) == ["200", "401", "413", "422", "500", "501", "503"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_examples_are_real_requests_and_real_answers(kind: str) -> None:
+    async with serve() as client:
+        document = (await client.get("/openapi.json")).json()
+        schemas = document["components"]["schemas"]
+        named = await client.post(f"/{kind}", json=schemas["Observation"]["examples"][0])
+        raw = await client.post(
+            f"/{kind}_raw?seed=0", json=schemas["RawObservation"]["examples"][0]
+        )
+
+    operation = document["paths"][f"/{kind}_raw"]["post"]
+    answer = operation["responses"]["200"]["content"]["application/json"]
+    assert (named.status_code, raw.status_code) == (200, 200)
+    assert answer["example"] == raw.json()
+    validator_of(document, answer["schema"]["$ref"].rpartition("/")[2]).validate(raw.json())
+
+
+async def test_schemas_take_what_the_server_takes_and_refuse_what_it_refuses() -> None:
+    bodies: list[dict[str, Any]] = [
+        OBSERVATION,
+        {"cat": 0},
+        {**OBSERVATION, "dog": 1},
+        {"cat": "0", "mouse": 1},
+        {"cat": 0, "mouse": 11},
+        {"cat": 0, "mouse": None},
+    ]
+    async with serve() as client:
+        document = (await client.get("/openapi.json")).json()
+        statuses = [(await client.post("/predict", json=body)).status_code for body in bodies]
+
+    valid = [validator_of(document, "Observation").is_valid(body) for body in bodies]
+    assert valid == [status == 200 for status in statuses] == [True] + [False] * 5
+
+
+BOX = ActionOutput("actions_0", is_integer=False, columns=1, is_vector=True)
+ITEMS = {
+    "integer": (integer_backend(), {"type": "integer"}),
+    "Box": (
+        FakeBackend(signature_of(components_of(("normal", 1)), outputs=(BOX,)), (0, 0)),
+        {"type": "number", "format": "float"},
+    ),
+    "mixed tuple": (
+        FakeBackend(
+            signature_of(components_of(("categorical", 2), ("normal", 1), ("categorical", 2))),
+            (0,) * 6,
+        ),
+        {
+            "anyOf": [
+                {"type": "integer"},
+                {"type": "array", "items": {"type": "number", "format": "float"}},
+            ]
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize(("backend", "items"), ITEMS.values(), ids=ITEMS)
+async def test_actions_have_the_policys_type(backend: FakeBackend, items: dict[str, Any]) -> None:
+    document = await document_of(backend=backend, schema="parameters: {}")
+
+    prediction = document["components"]["schemas"]["Prediction"]
+    assert prediction["properties"]["actions"]["items"] == items
+
+
+@pytest.mark.parametrize(("discrete", "kind"), [("True", "integer"), ("False", "number")])
+async def test_document_before_the_start_takes_the_schemas_word(discrete: str, kind: str) -> None:
+    app = build(schema=f"parameters: {{discrete: {discrete}}}")
+    async with client_of(app) as client:
+        document = (await client.get("/openapi.json")).json()
+
+    prediction = document["components"]["schemas"]["Prediction"]
+    assert prediction["properties"]["actions"]["items"]["type"] == kind
+
+
+async def test_raw_width_is_stated_once_the_policy_is_loaded() -> None:
+    document = await document_of(schema="parameters: {}")
+
+    obs = document["components"]["schemas"]["RawObservation"]["properties"]["obs"]
+    assert (obs["minItems"], obs["maxItems"]) == (2, 2)
+
+
+@pytest.mark.parametrize(("schema", "servers"), [(SCHEMA, []), (PREFIXED, [{"url": "/app/v1"}])])
+async def test_servers_name_the_proxys_prefix_once(
+    schema: str, servers: list[dict[str, str]]
+) -> None:
+    assert (await document_of(schema=schema)).get("servers", []) == servers
+
+
+@pytest.mark.parametrize("page", ["/docs", "/redoc"])
+@pytest.mark.parametrize(("schema", "prefix"), [(SCHEMA, ""), (PREFIXED, "/app/v1")])
+@pytest.mark.parametrize("is_stripped", [True, False])
+async def test_pages_take_everything_from_this_server(
+    page: str, schema: str, prefix: str, *, is_stripped: bool
+) -> None:
+    async with serve(key=None, schema=schema) as client:
+        response = await client.get(page if is_stripped else prefix + page)
+        links = re.findall(r"""(?:src|href|url|spec-url)(?:=|: )["']([^"']+)["']""", response.text)
+        fetched = [
+            await client.get(link.removeprefix(prefix) if is_stripped else link) for link in links
+        ]
+
+    assert response.headers["content-type"].startswith("text/html")
+    assert "://" not in response.text
+    assert len(links) >= 3
+    assert all(link.startswith(f"{prefix}/") for link in links)
+    assert [item.status_code for item in fetched] == [200] * len(links)
