@@ -1,0 +1,300 @@
+"""A client of a running server: requests, and errors in words."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import requests
+
+from policy_server.errors import SchemaError, ServerAnswerError, SettingsError
+from policy_server.schema import read_schema
+from policy_server.settings import Settings
+
+__all__ = [
+    "PolicyClient",
+    "ask",
+    "choose_answer",
+    "example_observation",
+    "find_api_key",
+    "read_observation",
+]
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_SHOWN_CHARACTERS = 60
+
+
+class PolicyClient:
+    """One connection to a server. Not for several threads at once."""
+
+    def __init__(self, url: str, api_key: str | None, *, timeout_s: float = 30.0) -> None:
+        """Check the address; nothing is sent.
+
+        Args:
+            url: where the server answers, with a proxy's prefix if there is one.
+            api_key: the access key; None to send none.
+            timeout_s: the longest wait for an answer, in seconds.
+
+        Raises:
+            SettingsError: if the address or the key can't be used.
+        """
+        if not url.startswith(("http://", "https://")):
+            raise SettingsError(
+                f"--url: expected an address such as http://127.0.0.1:8000, got {url!r}"
+            )
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise SettingsError(
+                "the access key: expected printable ASCII text; HTTP headers carry nothing else"
+            )
+        self.url = url.rstrip("/")
+        self._timeout_s = timeout_s
+        self._session = requests.Session()
+        # No proxy leads to this machine, whatever the environment says.
+        self._session.trust_env = urlsplit(url).hostname not in _LOOPBACK
+        if api_key is not None:
+            self._session.headers["access-token"] = api_key
+
+    def __enter__(self) -> Self:
+        """Return the client; the block's end closes the connection."""
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        """Close the connection."""
+        self._session.close()
+
+    def get(self, route: str) -> Any:  # noqa: ANN401 -- any JSON
+        """Ask for a document.
+
+        Args:
+            route: such as /schema.
+
+        Returns:
+            The answer's JSON.
+
+        Raises:
+            ServerAnswerError: if the server can't be reached or refuses, in words.
+        """
+        return self._ask("GET", route)
+
+    def post(self, route: str, body: bytes, *, seed: int | None = None) -> Any:  # noqa: ANN401 -- any JSON
+        """Ask about an observation.
+
+        Args:
+            route: such as /predict.
+            body: JSON.
+            seed: makes a draw reproducible.
+
+        Returns:
+            The answer's JSON.
+
+        Raises:
+            ServerAnswerError: if the server can't be reached or refuses, in words.
+        """
+        parameters = {} if seed is None else {"seed": str(seed)}
+        return self._ask("POST", route, data=body, params=parameters)
+
+    def _ask(
+        self, method: str, route: str, *, data: bytes = b"", params: Mapping[str, str] | None = None
+    ) -> Any:  # noqa: ANN401 -- any JSON
+        try:
+            response = self._session.request(
+                method,
+                self.url + route,
+                data=data,
+                params=params,
+                headers={"content-type": "application/json"},
+                timeout=self._timeout_s,
+                allow_redirects=False,
+            )
+        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
+            raise SettingsError(
+                f"--url: expected an address such as http://127.0.0.1:8000, got {self.url!r}"
+            ) from error
+        except requests.Timeout as error:
+            raise ServerAnswerError(
+                f"{self.url}: no answer within {self._timeout_s:g} s; look into the server's log"
+            ) from error
+        except requests.exceptions.SSLError as error:
+            raise ServerAnswerError(f"{self.url}: no secure connection: {error}") from error
+        except requests.RequestException as error:
+            raise ServerAnswerError(
+                f"{self.url}: no server answers there; start one with `uvicorn app:app`, or name "
+                "another with --url"
+            ) from error
+        if response.ok and response.status_code < HTTPStatus.MULTIPLE_CHOICES:
+            return self._json(response)
+        raise ServerAnswerError(self._explain(route, response))
+
+    def _json(self, response: requests.Response) -> Any:  # noqa: ANN401 -- any JSON
+        try:
+            return response.json()
+        except requests.JSONDecodeError as error:
+            raise ServerAnswerError(
+                f"{self.url}: the answer is no JSON; is it a Policy Server that listens there?"
+            ) from error
+
+    def _explain(self, route: str, response: requests.Response) -> str:
+        detail = None
+        with contextlib.suppress(requests.JSONDecodeError, AttributeError):
+            detail = response.json().get("detail")
+        if response.status_code == HTTPStatus.UNAUTHORIZED:
+            return (
+                f"{self.url}: {detail or 'access denied'}; the command line takes it from --key, "
+                "POLICY_SERVER_API_KEY or the local schema.yaml"
+            )
+        if isinstance(detail, list):
+            return "\n".join([f"{self.url}{route}: refused, since", *map(_problem, detail)])
+        reason = detail if isinstance(detail, str) else response.reason
+        return f"{self.url}{route}: answered {response.status_code}: {reason}"
+
+
+def find_api_key(key: str | None, settings: Settings) -> str | None:
+    """Return the key to send: the one given, else the environment's, else the local schema.yaml's.
+
+    Args:
+        key: what the user gave.
+        settings: the environment, and where schema.yaml lies.
+
+    Returns:
+        The key; None where there is none, as for a server that lets everybody in.
+    """
+    if key is not None:
+        return key
+    if settings.api_key is not None:
+        return settings.api_key.get_secret_value()
+    # The server may be another one: what is wrong in the local file is no reason not to ask it.
+    with contextlib.suppress(SchemaError):
+        return read_schema(settings.schema_path).api_key
+    return None
+
+
+def read_observation(text: str, read_standard_input: Callable[[], str]) -> str:
+    """Return the JSON that an argument stands for.
+
+    Args:
+        text: JSON, `-` for standard input, or a file's name.
+        read_standard_input: gives what is piped in.
+
+    Returns:
+        The text of a JSON object or list; its numbers are as they were written.
+
+    Raises:
+        SettingsError: if it is neither.
+    """
+    where, content = "the observation", text
+    if text == "-":
+        where, content = "standard input", read_standard_input()
+    elif not text.lstrip().startswith(("{", "[")):
+        where, content = text, _read_file(text)
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise SettingsError(f"{where}: expected JSON, got {_show(content)} ({error})") from error
+    if not isinstance(value, dict | list):
+        raise SettingsError(
+            f"{where}: expected a JSON object, or a list for a flat observation, got "
+            f"{_show(content)}"
+        )
+    return content
+
+
+def example_observation(client: PolicyClient) -> str:
+    """Return the observation that a server's own OpenAPI document gives as the example.
+
+    Args:
+        client: of that server.
+
+    Returns:
+        The text of a JSON object, or of a list where the server takes flat observations only.
+
+    Raises:
+        ServerAnswerError: if the server can't be reached, or gives no example.
+    """
+    document = client.get("/openapi.json")
+    try:
+        schemas = document["components"]["schemas"]
+        if "Observation" in schemas:
+            return json.dumps(schemas["Observation"]["examples"][0])
+        return json.dumps(schemas["RawObservation"]["examples"][0]["obs"])
+    except (LookupError, TypeError) as error:
+        raise ServerAnswerError(
+            f"{client.url}/openapi.json: gives no example; name an observation"
+        ) from error
+
+
+def choose_answer(*, is_deterministic: bool, is_distribution: bool, seed: int | None) -> str:
+    """Return the route's name for what is asked.
+
+    Args:
+        is_deterministic: ask for the mode.
+        is_distribution: ask for the distribution.
+        seed: of the draw.
+
+    Raises:
+        SettingsError: if these don't go together.
+    """
+    if is_deterministic and is_distribution:
+        raise SettingsError("--deterministic and --distribution ask for two answers; give one")
+    if seed is not None and (is_deterministic or is_distribution):
+        raise SettingsError(
+            "--seed is for draws; leave it out with --deterministic or --distribution"
+        )
+    if is_deterministic:
+        return "predict_deterministic"
+    return "distribution" if is_distribution else "predict"
+
+
+def ask(client: PolicyClient, observation: str, answer: str, *, seed: int | None = None) -> str:
+    """Ask about an observation; it goes out as it was written, so that the server judges it.
+
+    Args:
+        client: of the server.
+        observation: the text of a JSON object; for a flat observation that of a list, or of an
+            object with nothing but the list `obs`.
+        answer: the route's name, such as `predict`.
+        seed: makes a draw reproducible.
+
+    Returns:
+        The answer's JSON on one line.
+
+    Raises:
+        ServerAnswerError: if the server can't be reached or refuses, in words.
+    """
+    value = json.loads(observation)
+    is_list = isinstance(value, list)
+    is_raw = is_list or (list(value) == ["obs"] and isinstance(value["obs"], list))
+    body = f'{{"obs": {observation}}}' if is_list else observation
+    route = f"/{answer}_raw" if is_raw else f"/{answer}"
+    return json.dumps(client.post(route, body.encode(), seed=seed), ensure_ascii=False)
+
+
+def _read_file(name: str) -> str:
+    try:
+        return Path(name).read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise SettingsError(
+            f"the observation: expected JSON, a file, or - for standard input, got {_show(name)}"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{_show(name)}: expected a readable text file: {error}") from error
+
+
+def _problem(item: Mapping[str, Any]) -> str:
+    place = ".".join(str(part) for part in item["loc"][1:]) or "the observation"
+    return f"  {place}: {item['msg']}"
+
+
+def _show(text: str) -> str:
+    flat = " ".join(text.split())
+    return repr(flat if len(flat) <= _SHOWN_CHARACTERS else f"{flat[:_SHOWN_CHARACTERS]}...")

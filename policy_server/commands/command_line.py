@@ -1,0 +1,201 @@
+"""From arguments to an exit code: what python-fire leaves to be done.
+
+Fire guesses types (`[1,2]` becomes a list, `{"a": true}` a mapping of words), runs a command before
+it looks at the arguments that are left over, and shows its help in a pager. Here arguments have the
+types that the command's annotations state, a command starts when all of them are accepted, and help
+is what the docstrings say.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ParamSpec, Protocol, get_type_hints
+
+import fire
+from fire.core import FireError
+
+from policy_server.commands.help_text import command_help, overview
+from policy_server.errors import PolicyServerError
+
+__all__ = ["Task", "Terminal", "command", "progress_bar", "run"]
+
+Parameters = ParamSpec("Parameters")
+
+_PROGRAM = "generate.py"
+_FAILED = 1
+# What a shell reports of a program ended by the signals INT and PIPE: 128 and the signal's number.
+_INTERRUPTED = 130
+_BROKEN_PIPE = 141
+_BAR_WIDTH = 40
+# A bare `-` is fire's separator of chained calls; here it is standard input.
+_UNUSED_SEPARATOR = "\x1f"
+
+
+class Task:
+    """A command whose arguments are known and which has not run."""
+
+    def __init__(self, start: Callable[[], Iterator[str]]) -> None:
+        """Keep what to run.
+
+        Args:
+            start: gives the lines to print.
+        """
+        self._start = start
+
+
+def command(method: Callable[Parameters, Iterator[str]]) -> Callable[Parameters, Task]:
+    """Make a command of a method that yields the lines to print.
+
+    Args:
+        method: its arguments are annotated with str, int or bool, or None besides.
+
+    Returns:
+        The method as fire calls it, with the arguments as the user typed them.
+    """
+    signature, types = inspect.signature(method), get_type_hints(method)
+
+    @functools.wraps(method)
+    def prepare(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Task:
+        given = signature.bind(*args, **kwargs)
+        for name, value in given.arguments.items():
+            if isinstance(value, str):
+                given.arguments[name] = _parse(name, value, types[name])
+        return Task(functools.partial(method, *given.args, **given.kwargs))
+
+    return prepare
+
+
+def run(commands: type, arguments: Sequence[str]) -> int:
+    """Run a command.
+
+    Args:
+        commands: its public methods are the commands.
+        arguments: what stands behind the program's name.
+
+    Returns:
+        The exit code: 0, or 1 after one line on standard error.
+
+    Raises:
+        SystemExit: with 2 for a wrong usage, which fire has explained.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    methods = dict(inspect.getmembers(commands, inspect.isfunction))
+    methods = {name: method for name, method in methods.items() if not name.startswith("_")}
+    try:
+        _run(commands, methods, arguments)
+        sys.stdout.flush()
+    except PolicyServerError as error:
+        return _fail(error.message)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes standard output once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except Exception as error:
+        if sys.flags.dev_mode:
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return _fail(f"unexpected {reason}; `python -X dev {_PROGRAM} ...` shows where")
+    return 0
+
+
+class Terminal(Protocol):
+    """What a progress bar needs of a stream."""
+
+    def isatty(self) -> bool:
+        """Return whether somebody looks on."""
+
+    def write(self, text: str, /) -> int:
+        """Write text."""
+
+    def flush(self) -> None:
+        """Show it."""
+
+
+def progress_bar(stream: Terminal) -> Callable[[int, int], None]:
+    """Return what draws a bar on a terminal, and nothing anywhere else.
+
+    Args:
+        stream: where to.
+
+    Returns:
+        A function of what is done and of all there is to do. The bar goes when both are equal.
+    """
+
+    def draw(done: int, total: int) -> None:
+        filled = _BAR_WIDTH * done // total
+        bar = "#" * filled + "." * (_BAR_WIDTH - filled)
+        stream.write("\r\x1b[K" if done == total else f"\r[{bar}] {done} of {total}")
+        stream.flush()
+
+    return draw if stream.isatty() else lambda _done, _total: None
+
+
+def _run(
+    commands: type, methods: Mapping[str, Callable[..., Any]], arguments: Sequence[str]
+) -> None:
+    is_help = "--help" in arguments or "-h" in arguments
+    named = methods.get(arguments[0].replace("-", "_")) if arguments else None
+    if not arguments or (is_help and arguments[0] in ("--help", "-h")):
+        sys.stdout.write(overview(_PROGRAM, commands, methods))
+    elif is_help and named is not None:
+        sys.stdout.write(command_help(_PROGRAM, named))
+    else:
+        fire.parser.DefaultParseValue = str
+        # Fire answers a wish for help on a command that there is not with help on the program.
+        typed = arguments[:1] if is_help else arguments
+        words = [*_spell_out_flags(methods, typed), "--separator", _UNUSED_SEPARATOR]
+        fire.Fire(commands(), command=words, name=_PROGRAM, serialize=_start)
+
+
+def _start(result: object) -> object:
+    # Fire lists the public members of a result in its usage.
+    return result._start() if isinstance(result, Task) else result  # noqa: SLF001 -- so it is private
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(f"{_PROGRAM}: {message}\n")
+    return _FAILED
+
+
+def _parse(name: str, text: str, hint: Any) -> str | int | bool:  # noqa: ANN401 -- a type
+    option = f"--{name.replace('_', '-')}"
+    if hint is bool:
+        if text not in ("True", "False"):
+            raise FireError(f"{option}: takes no value, got {text!r}")
+        return text == "True"
+    if hint in (int, int | None):
+        try:
+            return int(text)
+        except ValueError as error:
+            raise FireError(f"{option}: expected a whole number, got {text!r}") from error
+    return text
+
+
+def _spell_out_flags(
+    methods: Mapping[str, Callable[..., Any]], arguments: Sequence[str]
+) -> list[str]:
+    """Give flags their value, since fire would take the next argument for it.
+
+    Args:
+        methods: the commands; their bool arguments are the flags.
+        arguments: what the user typed.
+
+    Returns:
+        The arguments, and `--` behind them where fire's own options begin.
+    """
+    flags = {
+        f"--{name}"
+        for method in methods.values()
+        for name, hint in get_type_hints(method).items()
+        if hint is bool
+    }
+    spelled = [f"{argument}=True" if argument in flags else argument for argument in arguments]
+    return spelled if "--" in spelled else [*spelled, "--"]

@@ -1,0 +1,101 @@
+"""Help from docstrings, at once: fire's own hides positional arguments and starts a pager."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fire import docstrings
+
+__all__ = ["command_help", "overview"]
+
+_WIDTH = 100
+_NO_BREAK = "\N{NO-BREAK SPACE}"
+
+
+def overview(program: str, commands: type, methods: Mapping[str, Callable[..., Any]]) -> str:
+    """Return what the program is for, and its commands.
+
+    Args:
+        program: its name.
+        commands: has the docstring.
+        methods: the commands by name.
+    """
+    about = docstrings.parse(inspect.getdoc(commands))
+    rows = [
+        (name, docstrings.parse(inspect.getdoc(method)).summary) for name, method in methods.items()
+    ]
+    return "\n".join(
+        [
+            f"python {program} COMMAND [ARGUMENTS]",
+            "",
+            about.summary,
+            "",
+            *_table(rows),
+            "",
+            *textwrap.wrap(" ".join(about.description.split()), _WIDTH),
+            f"What a command takes: python {program} COMMAND --help",
+            "",
+        ]
+    )
+
+
+def command_help(program: str, method: Callable[..., Any]) -> str:
+    """Return what a command does, and its arguments.
+
+    Args:
+        program: its name.
+        method: the command.
+    """
+    about = docstrings.parse(inspect.getdoc(method))
+    parameters = [
+        item for item in inspect.signature(method).parameters.values() if item.name != "self"
+    ]
+    described = {item.name: " ".join(item.description.split()) for item in about.args or ()}
+    rows = [(_title(item), described[item.name] + _default(item)) for item in parameters]
+    words = [_word(item) for item in parameters]
+    usage = textwrap.wrap(
+        " ".join(["python", program, method.__name__, *words]),
+        _WIDTH,
+        subsequent_indent="    ",
+        break_on_hyphens=False,
+    )
+    paragraphs = [about.summary, *(about.description or "").split("\n\n")]
+    text = [line for part in paragraphs if part for line in ("", *textwrap.wrap(part, _WIDTH))]
+    usage = [line.replace(_NO_BREAK, " ") for line in usage]
+    return "\n".join([*usage, *text, *(["", *_table(rows)] if rows else []), ""])
+
+
+def _is_option(item: inspect.Parameter) -> bool:
+    return item.kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def _title(item: inspect.Parameter) -> str:
+    name = item.name.replace("_", "-")
+    if not _is_option(item):
+        return name.upper()
+    return f"--{name}" if item.default is False else f"--{name} {name.upper().split('-')[-1]}"
+
+
+def _word(item: inspect.Parameter) -> str:
+    title = _title(item)
+    return (
+        title if item.default is inspect.Parameter.empty else f"[{title.replace(' ', _NO_BREAK)}]"
+    )
+
+
+def _default(item: inspect.Parameter) -> str:
+    has_default = item.default not in (inspect.Parameter.empty, None, False)
+    return f" (default: {item.default})" if has_default else ""
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
+    column = max(len(name) for name, _ in rows) + 4
+    lines = []
+    for name, text in rows:
+        wrapped = textwrap.wrap(text, _WIDTH - column)
+        lines.append(f"  {name:<{column - 2}}{wrapped[0]}")
+        lines += [" " * column + line for line in wrapped[1:]]
+    return lines

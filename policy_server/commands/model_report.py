@@ -1,0 +1,308 @@
+"""What a model says of itself: the report of `inspect` and the draft of `schema`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from policy_server.commands.native_logs import hidden_native_logs
+from policy_server.errors import ModelError, SchemaError
+from policy_server.model_store import find_model, unpack_model
+from policy_server.policy import ActionComponent, ActionOutput, PolicySignature, SignatureTensor
+from policy_server.schema import ServerSchema, parse_schema, read_schema
+from policy_server.settings import Settings
+
+__all__ = [
+    "ModelReport",
+    "draft_schema",
+    "inspect_model",
+    "report_as_json",
+    "report_as_text",
+    "write_draft",
+]
+
+_SOME_LABELS = 4
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """A model, and the schema.yaml that lies beside it.
+
+    Attributes:
+        source: the zip or folder that was looked at.
+        signature: what was found; with the schema's names where that fits.
+        schema: the schema.yaml; None where there is none.
+        problem: why the schema can't be served with this model; None where it can.
+    """
+
+    source: Path
+    signature: PolicySignature
+    schema: Path | None
+    problem: str | None
+
+    def check_fits(self) -> None:
+        """Raise a SchemaError if there is a schema.yaml that can't be served with the model."""
+        if self.problem is not None:
+            raise SchemaError(self.problem)
+
+
+def inspect_model(path: Path | None, settings: Settings) -> ModelReport:
+    """Load a model, prove what it is, and hold the schema.yaml beside it against it.
+
+    Args:
+        path: a zip, or a folder with saved_model.zip or saved_model.pb; None for the served policy.
+        settings: where that lies.
+
+    Returns:
+        What was found.
+
+    Raises:
+        ModelError: if there is no model, or it can't give a policy.
+        SchemaError: if the model can't be read without the schema, and that is wrong.
+    """
+    source = _find_source(path, settings)
+    schema = _find_schema(source, settings)
+    with _unzipped(source, settings) as folder:
+        if schema is None:
+            return ModelReport(source, _load(folder, None), None, None)
+        try:
+            return ModelReport(source, _load(folder, read_schema(schema)), schema, None)
+        except SchemaError as error:
+            try:
+                return ModelReport(source, _load(folder, None), schema, error.message)
+            except ModelError:
+                raise error from None
+
+
+def report_as_text(report: ModelReport) -> list[str]:
+    """Return the report as aligned lines.
+
+    Args:
+        report: what was found.
+    """
+    signature = report.signature
+    width = signature.observation_width
+    values = "any number of values" if width is None else _count(width, "value")
+    fits = "there is none; draft one with `python generate.py schema`"
+    if report.schema is not None:
+        fits = (
+            f"{report.schema} fits" if report.problem is None else f"does not fit: {report.problem}"
+        )
+    sections: dict[str, Sequence[str]] = {
+        "model": [str(report.source)],
+        "inputs": _table([_tensor(item) for item in signature.inputs]),
+        "outputs": _table([_tensor(item) for item in signature.outputs]),
+        "observation": [f"{values} of {signature.observation_dtype}"],
+        "actions": _table([_action(item) for item in signature.action_outputs]),
+        "family": [signature.family],
+        "components": _table([_component(*item) for item in enumerate(signature.components or ())])
+        or ["unknown"],
+        "proved": ["yes" if signature.is_proved else "no"],
+        "findings": signature.findings or ["none"],
+        "recurrent": signature.recurrent_inputs or ["no"],
+        "schema": [fits],
+    }
+    return _table(
+        [
+            (key if i == 0 else "", line)
+            for key, lines in sections.items()
+            for i, line in enumerate(lines)
+        ]
+    )
+
+
+def report_as_json(report: ModelReport) -> str:
+    """Return the report as a JSON object on one line.
+
+    Args:
+        report: what was found.
+    """
+    document: dict[str, Any] = asdict(report.signature)
+    document |= {
+        "model": str(report.source),
+        "family": report.signature.family,
+        "schema": None if report.schema is None else str(report.schema),
+        "schema_fits": None if report.schema is None else report.problem is None,
+        "schema_problem": report.problem,
+    }
+    return json.dumps(document)
+
+
+def draft_schema(path: Path | None, settings: Settings) -> str:
+    """Write the text of a schema.yaml that fits a model.
+
+    Args:
+        path: as `inspect_model` takes it.
+        settings: where the served policy lies.
+
+    Returns:
+        YAML with a random access key.
+
+    Raises:
+        ModelError: if there is no model, or it can't give a policy.
+    """
+    source = _find_source(path, settings)
+    note = ""
+    with _unzipped(source, settings) as folder:
+        try:
+            signature = _load(folder, None)
+        except ModelError:
+            # A file that holds the network only: the most common kind of policy is the draft.
+            signature = _load(folder, ServerSchema(discrete=True))
+            note = (
+                "# The file does not say what the network's output means: if the actions are\n"
+                "# continuous, set discrete to False and give dimensions in place of choices.\n"
+            )
+    text = _draft(signature, source.name, note)
+    parse_schema(text)
+    return text
+
+
+def write_draft(text: str, file: Path, *, overwrite: bool) -> None:
+    """Write a drafted schema.yaml.
+
+    Args:
+        text: its text.
+        file: where to.
+        overwrite: replace the file if it exists.
+
+    Raises:
+        SchemaError: if the file exists, or can't be written.
+    """
+    if file.exists() and not overwrite:
+        raise SchemaError(f"{file}: exists; give another file, or overwrite it with --overwrite")
+    try:
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as scratch:
+            written = Path(scratch) / file.name
+            written.write_text(text, encoding="utf-8")
+            written.replace(file)
+    except OSError as error:
+        raise SchemaError(f"{file}: can't be written: {error.strerror or error}") from error
+
+
+def _find_source(path: Path | None, settings: Settings) -> Path:
+    if path is not None and path.is_file():
+        return path
+    folder = settings.home if path is None else path
+    zip_path = folder / settings.zip_path.name
+    if zip_path.is_file():
+        return zip_path
+    model = find_model(settings.models_path if path is None else path)
+    if model is not None:
+        return model
+    if path is None:
+        raise ModelError(
+            f"{zip_path}: not found; name a zip or a folder, or put a policy there with "
+            "`python generate.py copy_server_files FOLDER`"
+        )
+    what = f"holds no {zip_path.name} and no saved_model.pb" if path.is_dir() else "not found"
+    raise ModelError(f"{path}: {what}; expected a zip, an unzipped policy, or an example's folder")
+
+
+def _find_schema(source: Path, settings: Settings) -> Path | None:
+    folder = source.parent if source.is_file() else source
+    if folder.resolve() == settings.models_path.resolve():
+        folder = settings.home
+    schema = folder / settings.schema_path.name
+    return schema if schema.is_file() else None
+
+
+@contextlib.contextmanager
+def _unzipped(source: Path, settings: Settings) -> Iterator[Path]:
+    if source.is_dir():
+        yield source
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        models = Path(scratch) / settings.models_path.name
+        yield unpack_model(source, models, max_bytes=settings.max_unpacked_bytes)
+
+
+def _load(folder: Path, schema: ServerSchema | None) -> PolicySignature:
+    with hidden_native_logs():
+        # Imported here since TensorFlow takes seconds to, and the other commands do without it.
+        from policy_server.saved_model import load_policy
+
+        return load_policy(folder, schema).signature
+
+
+def _tensor(item: SignatureTensor) -> tuple[str, str]:
+    if item.shape is None:
+        return item.name, f"{item.dtype} of any shape"
+    dimensions = ", ".join("N" if size is None else str(size) for size in item.shape)
+    return item.name, f"{item.dtype} ({dimensions})"
+
+
+def _action(item: ActionOutput) -> tuple[str, str]:
+    kind = "integer" if item.is_integer else "continuous"
+    return item.name, f"{kind}, {_count(item.columns, 'value')}"
+
+
+def _component(index: int, item: ActionComponent) -> tuple[str, str]:
+    size = _count(item.size, "choice" if item.kind == "categorical" else "dimension")
+    parts = [f"{item.kind}, {size}"]
+    if item.labels is not None:
+        parts.append(", ".join(item.labels))
+    if item.low is not None and item.high is not None:
+        scaling = "rescaled" if item.is_normalized else "clipped"
+        parts.append(f"{scaling} to {list(item.low)} .. {list(item.high)}")
+    if item.temperature != 1.0:
+        parts.append(f"temperature {item.temperature:g}")
+    return item.name or str(index), ": ".join(parts)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
+    column = max((len(key) for key, _ in rows), default=0)
+    return [f"{key:<{column}}  {value}" for key, value in rows]
+
+
+def _draft(signature: PolicySignature, source: str, note: str) -> str:
+    actions = signature.action_outputs
+    is_discrete = all(action.is_integer for action in actions)
+    return f"""\
+# Drafted from {source}.
+# Give each value a name of its own, in the order of training, such as
+#   speed: {{type: float, description: in m/s, minimum: 0, maximum: 30, example: 12.5}}
+# Types: int, float, bool, List[int], List[float], List[bool].
+{note}observations:
+{_draft_observation(signature)}{_draft_actions(signature)}parameters:
+  discrete: {is_discrete}
+  tuple: {len(actions) > 1}
+  api_key: {json.dumps(secrets.token_urlsafe(18))}
+"""
+
+
+def _draft_observation(signature: PolicySignature) -> str:
+    width = signature.observation_width
+    text = '  observation:\n    type: "List[float]"\n'
+    return text if width is None else f"{text}    min_items: {width}\n    max_items: {width}\n"
+
+
+def _draft_actions(signature: PolicySignature) -> str:
+    parts = signature.components or ()
+    if not parts:
+        return ""
+    names = ["action"] if len(parts) == 1 else [f"action_{index}" for index in range(len(parts))]
+    return "actions:\n" + "".join(map(_draft_action, names, parts))
+
+
+def _draft_action(name: str, part: ActionComponent) -> str:
+    if part.kind == "categorical":
+        some = ", ".join(f"choice_{index}" for index in range(min(part.size, _SOME_LABELS)))
+        labels = some if part.size <= _SOME_LABELS else f"{some}, ..."
+        return f"  {name}:\n    choices: {part.size}\n    # labels: [{labels}]\n"
+    low, high = [-1.0] * part.size, [1.0] * part.size
+    return (
+        f"  {name}:\n    dimensions: {part.size}\n"
+        "    # The bounds in the environment's units, to which the policy's [-1, 1] is rescaled:\n"
+        f"    # low: {low}\n    # high: {high}\n"
+    )

@@ -1,0 +1,147 @@
+"""The files of the policy being served: put in place, unzipped, removed; without TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from policy_server.errors import ModelError
+from policy_server.model_store import unpack_model
+from policy_server.schema import read_schema
+from policy_server.settings import Settings
+
+__all__ = ["clean", "copy_server_files", "unzip"]
+
+_KEPT = ".gitkeep"
+_CLIENTS = "clients"
+
+
+def copy_server_files(source: Path, settings: Settings) -> None:
+    """Put the schema.yaml and saved_model.zip of a folder in place, and unzip the policy.
+
+    Args:
+        source: the folder, such as examples/lpoc.
+        settings: where the server looks for the two.
+
+    Raises:
+        SchemaError: if schema.yaml is wrong.
+        ModelError: if the zip is refused, a file is missing, or the new files can't be written. The
+            old files are then all in their place.
+    """
+    schema, model = source / settings.schema_path.name, source / settings.zip_path.name
+    _check_is_there(source, [schema, model])
+    read_schema(schema)
+    targets = [settings.schema_path, settings.zip_path]
+    with _translated_os_errors(settings.home):
+        settings.home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=settings.home, prefix=".incoming-") as folder:
+            staging = Path(folder)
+            # Nothing but unpacking it shows that a zip is sound.
+            unpack_model(model, staging / "models", max_bytes=settings.max_unpacked_bytes)
+            for file in (schema, model):
+                shutil.copyfile(file, staging / file.name)
+            with _replaced(targets, staging):
+                unzip(settings)
+
+
+def unzip(settings: Settings) -> Path:
+    """Unzip saved_model.zip to models/.
+
+    Args:
+        settings: where both lie.
+
+    Returns:
+        The folder that holds saved_model.pb.
+
+    Raises:
+        ModelError: if the zip is missing or refused; models/ is then as it was.
+    """
+    if not settings.zip_path.exists():
+        raise ModelError(
+            f"{settings.zip_path}: not found; put your policy's saved_model.zip there, or copy it "
+            "and its schema with `python generate.py copy_server_files FOLDER`"
+        )
+    return unpack_model(
+        settings.zip_path, settings.models_path, max_bytes=settings.max_unpacked_bytes
+    )
+
+
+def clean(settings: Settings) -> list[Path]:
+    """Remove saved_model.zip, the unzipped policy and the generated clients; schema.yaml stays.
+
+    Args:
+        settings: where they lie.
+
+    Returns:
+        What was removed.
+
+    Raises:
+        ModelError: if something can't be removed.
+    """
+    models = settings.models_path
+    unzipped = (
+        sorted(path for path in models.iterdir() if path.name != _KEPT) if models.is_dir() else []
+    )
+    found = [
+        path
+        for path in (settings.zip_path, *unzipped, settings.home / _CLIENTS)
+        if os.path.lexists(path)
+    ]
+    with _translated_os_errors(settings.home):
+        for path in found:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    return found
+
+
+def _check_is_there(source: Path, files: Sequence[Path]) -> None:
+    names = " and ".join(file.name for file in files)
+    if not source.is_dir():
+        what = "is a file" if source.exists() else "not found"
+        raise ModelError(f"{source}: {what}; expected a folder with {names}")
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise ModelError(
+            f"{source}: holds no {' and no '.join(missing)}; expected a folder with {names}"
+        )
+
+
+@contextlib.contextmanager
+def _replaced(targets: Sequence[Path], staging: Path) -> Iterator[None]:
+    """Put the new files in place for good if the block succeeds, and the old ones back if it fails.
+
+    Args:
+        targets: the files to replace.
+        staging: holds the new files under the same names, on the same file system.
+    """
+    old = staging / "old"
+    old.mkdir()
+    for target in targets:
+        if target.exists():
+            shutil.copy2(target, old / target.name)
+    try:
+        for target in targets:
+            (staging / target.name).replace(target)
+        yield
+    except BaseException:
+        for target in targets:
+            if (old / target.name).exists():
+                (old / target.name).replace(target)
+            elif not (staging / target.name).exists():
+                target.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _translated_os_errors(home: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = error.filename2 or error.filename or home
+        raise ModelError(f"{where}: can't be changed: {error.strerror or error}") from error

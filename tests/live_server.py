@@ -1,0 +1,108 @@
+"""A real server on a free port, over a backend that needs no TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import uvicorn
+from numpy.typing import NDArray
+
+from policy_server.actions import ActionDistribution, noise
+from policy_server.policy import (
+    ActionComponent,
+    ActionOutput,
+    Float32Array,
+    Float64Array,
+    Int64Array,
+    PolicyBackend,
+    PolicyOutputs,
+    PolicySignature,
+    SignatureTensor,
+)
+from policy_server.schema import parse_schema
+from policy_server.settings import Settings
+from policy_server.web import create_app
+
+__all__ = ["KEY", "SCHEMA", "live_server"]
+
+KEY = "secret"
+SCHEMA = f"""
+observations:
+  links: {{type: "List[float]", min_items: 2, max_items: 2}}
+  is_open: {{type: bool, example: true}}
+parameters: {{api_key: {KEY}}}
+"""
+_WIDTH = 3
+_PROBABILITIES = (0.2, 0.8)
+
+
+@dataclass(frozen=True)
+class _FixedPolicy:
+    """Takes action 1 four times out of five, whatever it sees."""
+
+    signature = PolicySignature(
+        observation_width=_WIDTH,
+        observation_dtype="float32",
+        inputs=(SignatureTensor("observations", "float32", (None, _WIDTH)),),
+        outputs=(SignatureTensor("actions_0", "int64", (None,)),),
+        action_outputs=(ActionOutput("actions_0", is_integer=True, columns=1, is_vector=False),),
+        components=(ActionComponent("categorical", 2, first_input=0, first_column=0),),
+        is_proved=True,
+    )
+
+    async def infer(
+        self,
+        observations: Float32Array | Float64Array,
+        *,
+        is_deterministic: NDArray[np.bool_],
+        seeds: Int64Array,
+    ) -> PolicyOutputs:
+        assert self.signature.components is not None
+        distribution = ActionDistribution(self.signature.components)
+        inputs = np.tile(np.log(np.array(_PROBABILITIES, np.float32)), (len(observations), 1))
+        draws = distribution.sample(inputs, noise(distribution.components, seeds))
+        actions = np.where(is_deterministic[:, None], distribution.mode(inputs), draws)
+        probability = np.exp(distribution.log_probability(inputs, actions))
+        return PolicyOutputs(actions, probability, inputs)
+
+    async def is_ready(self) -> bool:
+        return True
+
+
+@asynccontextmanager
+async def _open_backend() -> AsyncIterator[PolicyBackend]:
+    yield _FixedPolicy()
+
+
+@contextlib.contextmanager
+def live_server(schema: str = SCHEMA) -> Iterator[str]:
+    """Serve the fixed policy until the block ends.
+
+    Args:
+        schema: the text of schema.yaml; its observations have three numbers.
+
+    Yields:
+        The server's address.
+    """
+    parsed = parse_schema(schema)
+    app = create_app(parsed, Settings(home=Path("nowhere")), _open_backend, api_key=parsed.api_key)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            while not server.started:
+                assert thread.is_alive(), "the server did not start"
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
