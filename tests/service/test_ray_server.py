@@ -1,0 +1,241 @@
+"""The whole thing: uvicorn, FastAPI, Ray Serve and TensorFlow, started as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.service.servers import (
+    EXPORTS,
+    Server,
+    descendants,
+    free_port,
+    home_of,
+    is_running,
+    running_server,
+    started_server,
+)
+
+pytestmark = pytest.mark.service
+
+CASES = json.loads((EXPORTS / "ppo_discrete" / "cases.json").read_text())
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(home_of("ppo_discrete", tmp_path_factory.mktemp("home"))) as server:
+        yield server
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
+def wait_until(condition: object, timeout_s: float = 30.0) -> bool:
+    assert callable(condition)
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_distribution_through_ray_equals_rllibs(server: Server) -> None:
+    with server.client() as client:
+        for case in CASES:
+            answer = client.post("/distribution", json=case["observation"]).json()
+
+            [component] = answer["components"]
+            assert component["kind"] == "categorical"
+            assert component["probabilities"] == pytest.approx(
+                case["expected"]["probabilities"], abs=TOLERANCE
+            )
+
+
+def test_deterministic_action_through_ray_equals_rllibs(server: Server) -> None:
+    with server.client() as client:
+        for case in CASES:
+            answer = client.post("/predict_deterministic", json=case["observation"]).json()
+
+            assert answer["actions"] == [case["expected"]["deterministic_action"]]
+
+
+def test_raw_observation_gives_the_same_answer_as_a_named_one(server: Server) -> None:
+    with server.client() as client:
+        named = client.post("/distribution", json=CASES[0]["observation"]).json()
+        raw = client.post("/distribution_raw", json={"obs": CASES[0]["raw"]}).json()
+
+    assert named == raw
+
+
+def test_draws_follow_the_distribution(server: Server) -> None:
+    draws = 1000
+    expected = CASES[0]["expected"]["probabilities"]
+
+    with server.client() as client, ThreadPoolExecutor(8) as pool:
+        answers = list(
+            pool.map(
+                lambda _: client.post("/predict", json=CASES[0]["observation"]).json(), range(draws)
+            )
+        )
+
+    share = np.mean([answer["actions"][0] for answer in answers])
+    # Five standard errors: fails by chance once in two million runs.
+    assert share == pytest.approx(expected[1], abs=5 * np.sqrt(expected[0] * expected[1] / draws))
+    for answer in answers:
+        assert answer["probability"] == pytest.approx(expected[answer["actions"][0]], abs=TOLERANCE)
+
+
+def test_seed_makes_a_draw_reproducible(server: Server) -> None:
+    with server.client() as client:
+        answers = [
+            client.post("/predict?seed=7", json=CASES[0]["observation"]).json() for _ in range(5)
+        ]
+
+    assert all(answer == answers[0] for answer in answers)
+
+
+def test_web_process_does_not_import_tensorflow(server: Server) -> None:
+    loaded = Path(f"/proc/{server.process.pid}/maps").read_text()
+
+    assert "ray" in loaded
+    assert "tensorflow" not in loaded
+
+
+def test_ray_serves_its_metrics_on_the_metrics_port(server: Server) -> None:
+    def has_metrics() -> bool:
+        try:
+            return "ray_serve" in httpx.get(server.metrics_url, timeout=5).text
+        except httpx.TransportError:
+            return False
+
+    assert wait_until(has_metrics)
+
+
+def test_replica_that_dies_causes_no_error(server: Server) -> None:
+    [replica] = [
+        pid for pid in descendants(server.process.pid) if "ServeReplica" in command_line(pid)
+    ]
+    with server.client() as client, ThreadPoolExecutor(4) as pool:
+        answers = [
+            pool.submit(client.post, "/predict", json=CASES[0]["observation"]) for _ in range(20)
+        ]
+        os.kill(replica, signal.SIGKILL)
+        answers += [
+            pool.submit(client.post, "/predict", json=CASES[0]["observation"]) for _ in range(20)
+        ]
+
+        statuses = {answer.result().status_code for answer in answers}
+
+    assert statuses == {httpx.codes.OK}
+
+
+def test_sigterm_answers_what_is_in_flight_and_leaves_no_process(tmp_path: Path) -> None:
+    with running_server(home_of("ppo_discrete", tmp_path)) as server:
+        processes = [server.process.pid, *descendants(server.process.pid)]
+        with server.client() as client, ThreadPoolExecutor(8) as pool:
+            pending = [
+                pool.submit(client.post, "/predict", json=CASES[0]["observation"]) for _ in range(8)
+            ]
+            time.sleep(0.02)
+            server.process.send_signal(signal.SIGTERM)
+            answers = [future.exception() or future.result() for future in pending]
+
+        server.process.wait(60)
+
+        # A connection that was never accepted may be refused; an accepted request is answered.
+        statuses = {answer.status_code for answer in answers if isinstance(answer, httpx.Response)}
+        assert statuses <= {httpx.codes.OK, httpx.codes.SERVICE_UNAVAILABLE}
+        assert wait_until(lambda: not any(is_running(pid) for pid in processes))
+        assert "Traceback" not in server.output()
+
+
+def test_two_workers_share_one_ray_and_leave_no_process(tmp_path: Path) -> None:
+    with running_server(home_of("ppo_discrete", tmp_path), "--workers", "2") as server:
+        processes = [server.process.pid, *descendants(server.process.pid)]
+        lines = [command_line(pid) for pid in processes]
+        with server.client() as client:
+            answers = [client.post("/predict", json=CASES[0]["observation"]) for _ in range(10)]
+
+        assert {answer.status_code for answer in answers} == {httpx.codes.OK}
+        assert sum("gcs_server" in line for line in lines) == 1
+        assert sum("ServeReplica" in line for line in lines) == 1
+
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(60)
+        assert wait_until(lambda: not any(is_running(pid) for pid in processes))
+
+
+def test_server_joins_a_cluster_and_leaves_it_running(tmp_path: Path) -> None:
+    port = free_port()
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    # Ray puts sockets there, whose paths may have 107 characters: pytest's folder is too long.
+    folder = tempfile.mkdtemp(prefix="ray-")
+    command = f"start --head --block --port={port} --include-dashboard=false --disable-usage-stats"
+    head = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            *command.split(),
+            f"--temp-dir={folder}",
+        ],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        joining = {"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_AUTH_MODE": "disabled"}
+        wait_until(lambda: _accepts(port))
+        with running_server(
+            home_of("ppo_discrete", tmp_path / "home"), environment=joining
+        ) as server:
+            with server.client() as client:
+                answer = client.post("/distribution", json=CASES[0]["observation"]).json()
+            assert answer["components"][0]["probabilities"] == pytest.approx(
+                CASES[0]["expected"]["probabilities"], abs=TOLERANCE
+            )
+        assert head.poll() is None
+    finally:
+        below = descendants(head.pid)
+        head.kill()
+        head.wait(30)
+        for pid in filter(is_running, below):
+            os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_policy_that_does_not_fit_the_schema_ends_the_start_in_one_line(tmp_path: Path) -> None:
+    home = home_of("ppo_discrete", tmp_path)
+    (home / "schema.yaml").write_text((EXPORTS / "ppo_tuple" / "schema.yaml").read_text())
+
+    with started_server(home) as server:
+        status = server.process.wait(120)
+
+    assert status != 0
+    assert "schema.yaml: gives 6 values, the policy expects 4" in server.output()
+    assert "Traceback" not in server.output()
