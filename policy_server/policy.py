@@ -247,7 +247,7 @@ def _check_flags(schema: ServerSchema, signature: PolicySignature) -> None:
             f"{found}; set it to {not schema.discrete} or leave it out"
         )
     # A MultiDiscrete policy is one vector of several actions: some people call it a tuple.
-    is_multi_discrete = len(actions) == 1 and actions[0].is_integer and actions[0].columns > 1
+    is_multi_discrete = len(actions) == 1 and actions[0].is_integer and actions[0].is_vector
     if schema.tuple is not None and schema.tuple != (len(actions) > 1) and not is_multi_discrete:
         found = f"{len(actions)} actions" if len(actions) > 1 else "one action"
         raise SchemaError(

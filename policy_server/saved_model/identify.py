@@ -134,8 +134,7 @@ def _prove_log_probabilities(distribution: ActionDistribution, evidence: Evidenc
     if evidence.log_probability is None:
         raise _Disproved("the model gives no log-probability to compare with")
     if evidence.deterministic is not None and not evidence.log_probability.any():
-        # RLlib's `Random` and the noise of continuous policies: the log-probability is a constant
-        # 0.
+        # RLlib's `Random` and the noise of continuous policies: the log-probability is always 0.
         return "the graph explores without its distribution, which is read from action_dist_inputs"
     share, worst = _agreement_of_log_probabilities(distribution, evidence)
     if share < _PROVED_SHARE:
@@ -203,12 +202,13 @@ def _rounding(
     epsilon = 4 * float(np.finfo(np.float32).eps)
     if part.kind == "normal":
         deviation, error = (values - mean) / std, epsilon * (np.abs(values) + np.abs(mean)) / std
-        rounding: NDArray[np.float64] = ((np.abs(deviation) + 1) * error).sum(axis=1)
-        return rounding
-    bounded = np.clip(np.abs(values), 0, 1 - 1e-6)
-    deviation = (np.arctanh(bounded) + np.abs(mean)) / std
-    error = epsilon * (1 / (1 - bounded**2) + np.abs(mean)) / std
-    rounding = ((deviation + 1) * error + epsilon / (1 - bounded**2)).sum(axis=1)
+        terms = (np.abs(deviation) + 1) * error
+    else:
+        bounded = np.clip(np.abs(values), 0, 1 - 1e-6)
+        deviation = (np.arctanh(bounded) + np.abs(mean)) / std
+        error = epsilon * (1 / (1 - bounded**2) + np.abs(mean)) / std
+        terms = (deviation + 1) * error + epsilon / (1 - bounded**2)
+    rounding: NDArray[np.float64] = terms.sum(axis=1)
     return rounding
 
 

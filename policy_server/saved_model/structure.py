@@ -95,9 +95,8 @@ class GraphStructure:
                 self._note_temperature(node, tensor)
                 self._note_clip(node, tensor)
                 for part, segment in self._parts(node, tensor):
-                    if part not in self._segments:
-                        self._segments[part] = segment
-                        waiting.append(part)
+                    self._segments[part] = segment
+                    waiting.append(part)
 
     def _parts(self, node: Any, tensor: str) -> list[tuple[str, Segment]]:  # noqa: ANN401 -- TensorFlow is untyped
         """Return the tensors that a node makes of a part, each with what it holds of a row."""

@@ -56,7 +56,7 @@ def test_step_counter_in_a_variable_is_late(
         counter = v1.get_variable("policy/timestep", initializer=initial, use_resource=False)
         return logits + tf.reduce_sum(tf.cast(counter, tf.float32))
 
-    loaded = load_graph(V1Policy(network=steps).save(tmp_path / "m"))
+    loaded = load_graph(V1Policy(network=steps, inputs=()).save(tmp_path / "m"))
 
     node = next(node for node in loaded.graph_def.node if node.name == "policy/timestep")
     assert tf.make_ndarray(node.attr["value"].tensor).tolist() == expected
