@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from policy_server.errors import (
     OverloadedError,
     PolicyFailedError,
     PolicyServerError,
+    UnsupportedAnswerError,
 )
 from policy_server.policy import Float32Array, Float64Array, PolicyBackend, PolicyOutputs
 
@@ -23,26 +25,31 @@ __all__ = ["MicroBatcher"]
 
 logger = logging.getLogger(__name__)
 
-Answer = tuple[PolicyOutputs, int]
+Answers = TypeVar("Answers")
+
+# How late, as a share of the deadline, an observation that still waits may be told so.
+_SWEEP_SHARE = 0.1
 
 
 @dataclass(eq=False, slots=True)
-class _Waiting:
+class _Waiting(Generic[Answers]):
     row: Sequence[float]
     is_deterministic: bool
     seed: int
-    answer: asyncio.Future[Answer]
+    deadline: float
+    answer: asyncio.Future[tuple[Answers, int]]
 
 
-class MicroBatcher:
+class MicroBatcher(Generic[Answers]):
     """Wraps a backend: one observation a request, one call for all that wait.
 
-    There is no timer: an idle backend is called at once. Used from one event loop.
+    There is no delay: an idle backend is called at once. Used from one event loop.
     """
 
     def __init__(
         self,
         backend: PolicyBackend,
+        finish: Callable[[PolicyOutputs], Answers],
         *,
         max_batch_size: int,
         max_queue_size: int,
@@ -53,23 +60,28 @@ class MicroBatcher:
 
         Args:
             backend: what answers.
+            finish: what is made of a call's outputs, once for all that rode in it.
             max_batch_size: the most observations in one call.
             max_queue_size: the most observations that wait or are being answered.
             timeout_s: the longest that one waits for its answer, in seconds.
             max_calls_in_flight: how many calls run at once.
         """
         self._backend = backend
+        self._finish = finish
         self._max_batch_size = max_batch_size
         self._max_queue_size = max_queue_size
         self._timeout_s = timeout_s
         self._max_calls_in_flight = max_calls_in_flight
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[_Waiting[Answers]] = deque()
         self._calls: set[asyncio.Task[None]] = set()
         self._size = 0
         self._is_scheduled = False
+        self._is_sweeping = False
         self._is_closed = False
 
-    async def infer(self, row: Sequence[float], *, is_deterministic: bool, seed: int) -> Answer:
+    async def infer(
+        self, row: Sequence[float], *, is_deterministic: bool, seed: int
+    ) -> tuple[Answers, int]:
         """Answer one observation.
 
         Args:
@@ -78,7 +90,7 @@ class MicroBatcher:
             seed: the seed of the draw, or -1 for an independent one.
 
         Returns:
-            The answers of the call that it rode in, and its index in them.
+            What `finish` made of the call that it rode in, and its index in that.
 
         Raises:
             OverloadedError: if the queue is full, or no answer came in time.
@@ -92,18 +104,19 @@ class MicroBatcher:
                 f"{self._size} observations are waiting already; try again in a second"
             )
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(row, is_deterministic, seed, loop.create_future())
+        deadline = loop.time() + self._timeout_s
+        waiting = _Waiting[Answers](row, is_deterministic, seed, deadline, loop.create_future())
         self._waiting.append(waiting)
         self._size += 1
+        if not self._is_sweeping:
+            self._is_sweeping = True
+            loop.call_later(self._timeout_s * _SWEEP_SHARE, self._sweep)
         if not self._is_scheduled:
             # What else arrives in this turn of the event loop rides along.
             self._is_scheduled = True
             loop.call_soon(self._start_calls)
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await waiting.answer
-        except TimeoutError as error:
-            raise self._late() from error
+            return await waiting.answer
         finally:
             self._size -= 1
 
@@ -113,6 +126,15 @@ class MicroBatcher:
         while self._waiting or self._calls:
             self._start_calls()
             await asyncio.gather(*self._calls, return_exceptions=True)
+
+    def _sweep(self) -> None:
+        """Tell those that waited for too long; one timer for all costs less than one for each."""
+        loop = asyncio.get_running_loop()
+        while self._waiting and self._waiting[0].deadline <= loop.time():
+            _fail([self._waiting.popleft()], self._late())
+        self._is_sweeping = bool(self._size)
+        if self._is_sweeping:
+            loop.call_later(self._timeout_s * _SWEEP_SHARE, self._sweep)
 
     def _start_calls(self) -> None:
         self._is_scheduled = False
@@ -127,11 +149,11 @@ class MicroBatcher:
         self._calls.discard(call)
         self._start_calls()
 
-    def _next_batch(self) -> list[_Waiting]:
-        batch: list[_Waiting] = []
+    def _next_batch(self) -> list[_Waiting[Answers]]:
+        batch: list[_Waiting[Answers]] = []
         while self._waiting and len(batch) < self._max_batch_size:
             if self._waiting[0].answer.done():
-                # The request was cancelled or timed out: its place is free.
+                # The request was cancelled: its place is free.
                 self._waiting.popleft()
             elif batch and len(self._waiting[0].row) != len(batch[0].row):
                 break
@@ -139,10 +161,10 @@ class MicroBatcher:
                 batch.append(self._waiting.popleft())
         return batch
 
-    async def _call(self, batch: list[_Waiting]) -> None:
+    async def _call(self, batch: list[_Waiting[Answers]]) -> None:
         try:
-            outputs = await self._infer(batch)
-        except (PolicyFailedError, DistributionError) as error:
+            answers = self._finish(await self._infer(batch))
+        except (PolicyFailedError, DistributionError, UnsupportedAnswerError) as error:
             if len(batch) == 1:
                 _fail(batch, error)
                 return
@@ -158,17 +180,17 @@ class MicroBatcher:
             logger.exception("policy_call_failed")
             _fail(batch, PolicyFailedError("the policy failed; the server's log has the reason"))
         else:
-            _succeed(batch, outputs)
+            _succeed(batch, answers)
 
     def _late(self) -> OverloadedError:
         return OverloadedError(f"no answer within {self._timeout_s:g} s; try again in a second")
 
-    async def _infer(self, batch: list[_Waiting]) -> PolicyOutputs:
+    async def _infer(self, batch: list[_Waiting[Answers]]) -> PolicyOutputs:
         rows: Float32Array | Float64Array = np.array(  # type: ignore[assignment]  # NumPy's stubs join the two types to a wider one
             [waiting.row for waiting in batch], self._backend.signature.row_dtype
         )
         # Nobody waits longer than this, so that a call which hangs must not keep its place.
-        async with asyncio.timeout(self._timeout_s):
+        async with asyncio.timeout_at(batch[-1].deadline):
             return await self._backend.infer(
                 rows,
                 is_deterministic=np.array([waiting.is_deterministic for waiting in batch]),
@@ -176,13 +198,13 @@ class MicroBatcher:
             )
 
 
-def _succeed(batch: list[_Waiting], outputs: PolicyOutputs) -> None:
+def _succeed(batch: list[_Waiting[Answers]], answers: Answers) -> None:
     for index, waiting in enumerate(batch):
         if not waiting.answer.done():
-            waiting.answer.set_result((outputs, index))
+            waiting.answer.set_result((answers, index))
 
 
-def _fail(batch: list[_Waiting], error: PolicyServerError) -> None:
+def _fail(batch: list[_Waiting[Answers]], error: PolicyServerError) -> None:
     for waiting in batch:
         if not waiting.answer.done():
             waiting.answer.set_exception(error)

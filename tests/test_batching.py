@@ -18,16 +18,17 @@ from policy_server.errors import (
     PolicyServerError,
     UnsupportedAnswerError,
 )
+from policy_server.policy import PolicyOutputs
 from tests.fakes import FakeBackend, integer_backend
 
 
-def batcher_of(backend: FakeBackend, **changes: Any) -> MicroBatcher:  # noqa: ANN401 -- options
+def batcher_of(backend: FakeBackend, **changes: Any) -> MicroBatcher[PolicyOutputs]:  # noqa: ANN401 -- options
     """Return a batcher with limits that a test changes."""
     limits = {"max_batch_size": 4, "max_queue_size": 100, "timeout_s": 5.0}
-    return MicroBatcher(backend, **{**limits, **changes})
+    return MicroBatcher(backend, lambda outputs: outputs, **{**limits, **changes})
 
 
-async def ask(batcher: MicroBatcher, *starts: float) -> list[Any]:
+async def ask(batcher: MicroBatcher[PolicyOutputs], *starts: float) -> list[Any]:
     """Ask for several observations at once; give the actions, or the errors."""
     answers = await asyncio.gather(
         *(batcher.infer([start, 0.0], is_deterministic=True, seed=-1) for start in starts),
@@ -96,7 +97,7 @@ async def test_seeds_and_kinds_stay_with_their_rows() -> None:
     assert len(set(alone)) > 1
 
 
-@pytest.mark.parametrize("kind", [PolicyFailedError, DistributionError])
+@pytest.mark.parametrize("kind", [PolicyFailedError, DistributionError, UnsupportedAnswerError])
 @pytest.mark.parametrize("place", range(4))
 async def test_one_bad_observation_fails_alone(kind: type[PolicyServerError], place: int) -> None:
     backend = integer_backend()
@@ -113,11 +114,11 @@ async def test_one_bad_observation_fails_alone(kind: type[PolicyServerError], pl
 
 async def test_error_of_all_is_given_to_all_without_asking_again() -> None:
     backend = integer_backend()
-    backend.error = UnsupportedAnswerError("no seed")
+    backend.error = NotReadyError("no replica")
 
     answers = await ask(batcher_of(backend), backend.poison, 0.0)
 
-    assert [type(answer) for answer in answers] == [UnsupportedAnswerError] * 2
+    assert [type(answer) for answer in answers] == [NotReadyError] * 2
     assert backend.batches == [2]
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+from collections.abc import Mapping
 from hashlib import sha256
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from policy_server.errors import BodyTooLargeError, UnauthorizedError
+from policy_server.errors import BodyTooLargeError, PolicyServerError, UnauthorizedError
 from policy_server.web.problems import error_response
 
 __all__ = ["OPEN_PATHS", "Gate"]
@@ -19,6 +19,7 @@ __all__ = ["OPEN_PATHS", "Gate"]
 logger = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/docs", "/redoc", "/openapi.json"})
+_HEADERS = frozenset({b"access-token", b"authorization", b"content-length", b"x-request-id"})
 _OPEN_PREFIX = "/static/"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _LENGTH = re.compile(r"[0-9]{1,18}")
@@ -49,31 +50,34 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        given_id = headers.get("x-request-id", "")
+        # The first of several counts; ASGI's header names are in lower case.
+        headers = {
+            name: value.decode("latin-1")
+            for name, value in reversed(scope["headers"])
+            if name in _HEADERS
+        }
+        given_id = headers.get(b"x-request-id", "")
         request_id = given_id if _REQUEST_ID.fullmatch(given_id) else secrets.token_hex(16)
-        is_started = False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal is_started
             if message["type"] == "http.response.start":
-                is_started = True
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
-        scope["state"] = {**scope.get("state", {}), "request_id": request_id}
+        path = self._normalise(scope)
+        scope["state"] = {**scope.get("state", {}), "request_id": request_id, "route": path}
         try:
-            path = self._normalise(scope)
             if path not in OPEN_PATHS and not path.startswith(_OPEN_PREFIX):
                 self._check_key(headers)
-            await self._app(scope, self._limited(headers, receive), send_with_id)
-        except ClientDisconnect:
-            logger.info("client_disconnected", extra={"request_id": request_id})
-        except Exception as error:
-            if is_started:
-                raise
+            limited = self._limited(headers, receive)
+        except PolicyServerError as error:
             answer = error_response(error, request_id=request_id)
             await answer(scope, receive, send_with_id)
+            return
+        try:
+            await self._app(scope, limited, send_with_id)
+        except ClientDisconnect:
+            logger.info("client_disconnected", extra={"request_id": request_id})
 
     def _normalise(self, scope: Scope) -> str:
         """Give the path its prefix and no trailing slash, as ASGI wants it, and return the route.
@@ -89,11 +93,11 @@ class Gate:
         scope["root_path"], scope["path"] = prefix, prefix + path
         return path
 
-    def _check_key(self, headers: Headers) -> None:
+    def _check_key(self, headers: Mapping[bytes, str]) -> None:
         if self._key_digest is None:
             return
-        given = headers.get("access-token")
-        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = headers.get(b"access-token")
+        scheme, _, token = headers.get(b"authorization", "").partition(" ")
         if given is None and scheme.lower() == "bearer":
             given = token.strip()
         if given is None:
@@ -103,14 +107,14 @@ class Gate:
         if not secrets.compare_digest(sha256(given.encode()).digest(), self._key_digest):
             raise UnauthorizedError("wrong access key")
 
-    def _limited(self, headers: Headers, receive: Receive) -> Receive:
+    def _limited(self, headers: Mapping[bytes, str], receive: Receive) -> Receive:
         limit = self._max_body_bytes
-        too_large = BodyTooLargeError(
-            f"the body is larger than {limit} bytes (POLICY_SERVER_MAX_BODY_BYTES)"
-        )
-        length = headers.get("content-length", "")
-        if _LENGTH.fullmatch(length) and int(length) > limit:
-            raise too_large
+        length = headers.get(b"content-length", "")
+        if _LENGTH.fullmatch(length):
+            if int(length) > limit:
+                raise self._too_large()
+            # The HTTP server reads no more than the length that the client states.
+            return receive
         received = 0
 
         async def limited_receive() -> Message:
@@ -119,7 +123,13 @@ class Gate:
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
                 if received > limit:
-                    raise too_large
+                    raise self._too_large()
             return message
 
         return limited_receive
+
+    def _too_large(self) -> BodyTooLargeError:
+        limit = self._max_body_bytes
+        return BodyTooLargeError(
+            f"the body is larger than {limit} bytes (POLICY_SERVER_MAX_BODY_BYTES)"
+        )

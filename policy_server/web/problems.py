@@ -10,6 +10,8 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from policy_server.errors import ObservationError, PolicyServerError
 
@@ -44,6 +46,8 @@ def install_error_handlers(app: FastAPI) -> None:
         app: the application.
     """
 
+    app.add_middleware(_Guard)
+
     async def on_our_error(request: Request, error: Exception) -> Response:
         return error_response(error, request_id=request.state.request_id)
 
@@ -62,6 +66,31 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(PolicyServerError, on_our_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid_parameter)
+
+
+class _Guard:
+    """Answer what no handler foresaw; Starlette's own way logs it a second time."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal is_started
+            is_started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except ClientDisconnect:
+            raise
+        except Exception as error:
+            if is_started:
+                raise
+            response = error_response(error, request_id=scope["state"]["request_id"])
+            await response(scope, receive, send)
 
 
 def _detail(error: HTTPException) -> str:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal, get_args
 
-import numpy as np
 import orjson
 
-from policy_server.actions import ActionDistribution, ComponentDistribution
+from policy_server.actions import ActionDistribution
 from policy_server.batching import MicroBatcher
 from policy_server.errors import (
     DistributionError,
@@ -20,9 +18,10 @@ from policy_server.errors import (
     UnsupportedAnswerError,
 )
 from policy_server.observations import ObservationSpace
-from policy_server.policy import ActionOutput, PolicyBackend, PolicyOutputs, PolicySignature
-from policy_server.schema import FLOAT32_MAX, ServerSchema
+from policy_server.policy import PolicyBackend, PolicyOutputs, PolicySignature
+from policy_server.schema import ServerSchema
 from policy_server.settings import Settings
+from policy_server.web.rendering import RenderedAnswers
 
 __all__ = ["AnswerKind", "BackendOpener", "ServedPolicy"]
 
@@ -111,16 +110,10 @@ class ServedPolicy:
                 "this policy's action distribution could not be proved, so it is not served; "
                 "/predict draws from the model"
             )
-        outputs, index = await running.batcher.infer(
+        answers, index = await running.batcher.infer(
             row, is_deterministic=kind != "predict", seed=_NO_SEED if seed is None else seed
         )
-        if kind == "distribution":
-            assert running.distribution is not None, "checked above"
-            assert outputs.distribution is not None, "a known family has its inputs"
-            parts = running.distribution.describe(outputs.distribution[index : index + 1])
-            document = {"components": [_component(part) for part in parts]}
-            return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-        return _prediction(outputs, index, signature.action_outputs)
+        return answers.distribution(index) if kind == "distribution" else answers.prediction(index)
 
     async def _real_examples(self) -> dict[str, Any]:
         """Warm the whole way of a request up, and keep the answers for the documentation."""
@@ -140,8 +133,9 @@ class ServedPolicy:
 class _Running:
     def __init__(self, backend: PolicyBackend, settings: Settings) -> None:
         self.backend = backend
-        self.batcher = MicroBatcher(
+        self.batcher: MicroBatcher[RenderedAnswers] = MicroBatcher(
             backend,
+            self._render,
             max_batch_size=settings.max_batch_size,
             max_queue_size=settings.max_queue_size,
             timeout_s=settings.request_timeout_s,
@@ -154,48 +148,5 @@ class _Running:
         )
         self.is_draining = False
 
-
-def _prediction(outputs: PolicyOutputs, index: int, layout: Sequence[ActionOutput]) -> bytes:
-    values = outputs.actions[index].tolist()
-    if not all(map(math.isfinite, values)):
-        raise DistributionError(
-            "the policy's action holds NaN or infinity; check the observation and the model"
-        )
-    probability = float(outputs.probability[index])
-    answer = {
-        "actions": _actions(values, layout),
-        "probability": None
-        if math.isnan(probability)
-        else np.float32(min(probability, FLOAT32_MAX)),
-    }
-    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _actions(values: list[float], layout: Sequence[ActionOutput]) -> list[Any]:
-    if len(layout) == 1:
-        return [_number(value, layout[0]) for value in values]
-    actions: list[Any] = []
-    column = 0
-    for output in layout:
-        numbers = [_number(value, output) for value in values[column : column + output.columns]]
-        actions.append(numbers if output.is_vector else numbers[0])
-        column += output.columns
-    return actions
-
-
-def _number(value: float, output: ActionOutput) -> int | np.float32:
-    return int(value) if output.is_integer else np.float32(value)
-
-
-def _component(part: ComponentDistribution) -> dict[str, Any]:
-    component = part.component
-    document: dict[str, Any] = {"kind": component.kind}
-    if component.name is not None:
-        document["name"] = component.name
-    for key in ("probabilities", "mean", "std", "value"):
-        values = getattr(part, key)
-        if values is not None:
-            document[key] = values[0].astype(np.float32)
-    if component.labels is not None:
-        document["labels"] = list(component.labels)
-    return document
+    def _render(self, outputs: PolicyOutputs) -> RenderedAnswers:
+        return RenderedAnswers(outputs, self.backend.signature.action_outputs, self.distribution)

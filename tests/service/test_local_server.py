@@ -33,7 +33,7 @@ def test_local_server_answers_without_ray(tmp_path: Path) -> None:
 def test_two_servers_run_side_by_side(tmp_path: Path) -> None:
     first_home, second_home = (
         home_of("ppo_discrete", tmp_path / "a"),
-        home_of("ppo_box", tmp_path / "b"),
+        home_of("sac_box", tmp_path / "b"),
     )
 
     with (
@@ -49,7 +49,7 @@ def test_two_servers_run_side_by_side(tmp_path: Path) -> None:
             for client, width in ((discrete, 4), (continuous, 3))
         ]
 
-    assert kinds == ["categorical", "normal"]
+    assert kinds == ["categorical", "squashed_normal"]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def build(
     schema: str = SCHEMA,
     api_key: str | None = KEY,
     open_backend: Callable[[], AbstractAsyncContextManager[PolicyBackend]] | None = None,
+    has_fast_path: bool = True,
     **settings: Any,  # noqa: ANN401 -- the settings' own types
 ) -> Application:
     """Build an app over a fake backend."""
@@ -46,6 +47,7 @@ def build(
         Settings(**settings),
         open_backend or (lambda: opened(used)),
         api_key=api_key,
+        has_fast_path=has_fast_path,
     )
 
 
