@@ -8,7 +8,7 @@ from pathlib import Path
 
 try:
     from policy_server import __version__
-    from policy_server.commands import client, evaluation, export, model_report, served_files
+    from policy_server.commands import client, evaluation, export, fetch, model_report, served_files
     from policy_server.commands.command_line import command, progress_bar, run
     from policy_server.settings import read_settings
 except ModuleNotFoundError as error:
@@ -44,6 +44,18 @@ class Commands:
         yield f"unzipped the policy to {settings.models_path}"
         yield "serve the policy:  uvicorn app:app"
         yield "look into it:      python generate.py inspect"
+
+    @command
+    def fetch(self, uri: str, *, schema_uri: str | None = None) -> Iterator[str]:
+        """Fetch a policy from s3://, gs://, https:// or a file, and put it in place.
+
+        The old files stay if the new ones are not sound.
+
+        Args:
+            uri: Address of saved_model.zip; with #sha256=... behind it, no other content is taken.
+            schema_uri: Address of schema.yaml, likewise; the one that is there stays if left out.
+        """
+        yield from fetch.fetch(uri, schema_uri, read_settings(), terminal=sys.stderr)
 
     @command
     def unzip(self) -> Iterator[str]:

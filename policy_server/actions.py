@@ -17,7 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.errors import DistributionError
-from policy_server.policy import ActionComponent, Float64Array, Int64Array
+from policy_server.policy import (
+    ActionComponent,
+    Float32Array,
+    Float64Array,
+    Int64Array,
+    PolicyOutputs,
+)
 
 __all__ = ["ActionDistribution", "ComponentDistribution", "categorical_log_probabilities", "noise"]
 
@@ -77,19 +83,21 @@ def categorical_log_probabilities(logits: NDArray[np.floating[Any]]) -> Float64A
     return log_probabilities
 
 
-def noise(components: Sequence[ActionComponent], seeds: Int64Array) -> list[Float64Array]:
+def noise(
+    components: Sequence[ActionComponent], seeds: Int64Array, generator: np.random.Generator
+) -> list[Float64Array]:
     """Draw what `ActionDistribution.sample` turns into actions.
 
     Args:
         components: the distribution's parts.
         seeds: int64[B]; the seed of a row's draw, or -1 for an independent one. A seeded row is the
             same in any batch.
+        generator: draws the rows without a seed.
 
     Returns:
         One float64[B, columns] a component: uniform in [0, 1) where it is categorical, standard
         normal elsewhere.
     """
-    generator = np.random.default_rng()
     draws = [_draw(generator, part, len(seeds)) for part in components]
     for row in np.flatnonzero(seeds >= 0):
         seeded = np.random.default_rng(int(seeds[row]))
@@ -123,6 +131,36 @@ class ActionDistribution:
         self.is_greedy = is_greedy
         self._columns = sum(part.columns for part in components)
         self._has_bounds = any(part.low is not None for part in components)
+        self._generator = np.random.default_rng()
+
+    def answer(
+        self,
+        inputs: Float32Array,
+        *,
+        is_deterministic: NDArray[np.bool_],
+        seeds: Int64Array,
+    ) -> PolicyOutputs:
+        """Answer rows of one forward pass, each with its draw or its mode.
+
+        Args:
+            inputs: float32[B, K], `action_dist_inputs`.
+            is_deterministic: bool[B]; True takes the mode, False a draw.
+            seeds: int64[B]; the seed of a row's draw, or -1 for an independent one.
+
+        Returns:
+            The answers, in the units that actions are answered in.
+
+        Raises:
+            DistributionError: if a row is no distribution.
+        """
+        if is_deterministic.all():
+            actions = self.mode(inputs)
+        else:
+            actions = self.sample(inputs, noise(self.components, seeds, self._generator))
+            if is_deterministic.any():
+                actions[is_deterministic] = self.mode(inputs[is_deterministic])
+        probability = self.probability(self.log_probability(inputs, actions))
+        return PolicyOutputs(self.in_environment_units(actions), probability, inputs)
 
     def mode(self, inputs: NDArray[np.floating[Any]]) -> Float64Array:
         """Return each row's deterministic action, as RLlib takes it with exploration off.

@@ -6,13 +6,15 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from multiprocessing import parent_process
 
 from policy_server.errors import PolicyServerError, SettingsError
 from policy_server.model_store import prepare_model
 from policy_server.policy import PolicyBackend
+from policy_server.remote_files import bring_files
 from policy_server.schema import ServerSchema, read_schema
 from policy_server.settings import Settings, read_settings
 from policy_server.telemetry import configure_logging
@@ -30,18 +32,20 @@ def build_app() -> Application:
         The application; the policy is loaded when its lifespan starts.
 
     Raises:
-        PolicyServerError: if settings or schema can't be used.
+        PolicyServerError: if settings or schema can't be used, or remote files can't be had.
     """
     settings = read_settings()
     configure_logging(level=settings.log_level, log_format=settings.log_format)
+    with _ended_by_signals():
+        bring_files(settings)
     schema = read_schema(settings.schema_path)
     api_key = resolve_api_key(settings, schema)
 
     @asynccontextmanager
     async def open_backend() -> AsyncIterator[PolicyBackend]:
         try:
-            async with _open_backend(settings, schema) as backend:
-                _report(settings, schema, backend)
+            async with _open_backend(settings, schema) as (backend, places):
+                _report(schema, backend, places)
                 yield backend
         except PolicyServerError:
             end_supervisor()
@@ -79,39 +83,57 @@ def end_supervisor() -> None:
         os.kill(os.getppid(), signal.SIGTERM)
 
 
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let signals end a download: while uvicorn imports the application, it only notes them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    noted = {number: signal.signal(number, _end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in noted.items():
+            signal.signal(number, handler)
+
+
+def _end(number: int, _frame: object) -> None:
+    # What a shell reports of a program that a signal ended.
+    sys.exit(128 + number)
+
+
 @asynccontextmanager
-async def _open_backend(settings: Settings, schema: ServerSchema) -> AsyncIterator[PolicyBackend]:
+async def _open_backend(
+    settings: Settings, schema: ServerSchema
+) -> AsyncIterator[tuple[PolicyBackend, Mapping[str, str]]]:
     folder = prepare_model(settings)
     # Each backend brings what the other must not need: TensorFlow here, Ray there.
     if settings.backend == "local":
         from policy_server.local_backend import open_local_backend
 
-        async with open_local_backend(folder, schema) as local:
-            yield local
+        async with open_local_backend(folder, schema, settings) as local:
+            yield local, {}
     else:
         from policy_server.ray_backend import open_ray_backend
 
         async with open_ray_backend(folder, schema, settings) as replicas:
-            yield replicas
+            yield replicas, replicas.places
 
 
-def _report(settings: Settings, schema: ServerSchema, backend: PolicyBackend) -> None:
+def _report(schema: ServerSchema, backend: PolicyBackend, places: Mapping[str, str]) -> None:
     signature = backend.signature
     for finding in signature.findings:
         logger.info("policy_identified", extra={"finding": finding})
     url = f"http://127.0.0.1:{_port()}{schema.root_path}"
-    places = {
-        "family": signature.family,
-        "values": signature.observation_width,
-        "backend": settings.backend,
+    route = "predict" if schema.observations is not None else "predict_raw"
+    known = {
+        "policy": f"{signature.family} of {signature.observation_width} values",
+        "engine": signature.engine,
+        "predict": f"POST {url}/{route}",
         "docs": f"{url}/docs",
-        "predict": f"POST {url}/{'predict' if schema.observations is not None else 'predict_raw'}",
+        **places,
     }
-    if settings.backend == "ray" and "RAY_ADDRESS" not in os.environ:
-        places["metrics"] = f"http://127.0.0.1:{settings.metrics_port}/metrics"
-        if settings.dashboard_port:
-            places["dashboard"] = f"http://{settings.dashboard_host}:{settings.dashboard_port}"
-    logger.info("policy_served", extra=places)
+    logger.info("policy_served", extra={"places": known})
 
 
 def _port() -> str:

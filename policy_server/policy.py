@@ -126,6 +126,7 @@ class PolicySignature:
             actions.
         has_deterministic_action: the model can give its deterministic action.
         recurrent_inputs: the names of the inputs that carry recurrent state, which starts at zero.
+        engine: what computes the policy.
         findings: how family and sizes were identified and proved, for the log and for `generate.py
             inspect`.
     """
@@ -141,6 +142,7 @@ class PolicySignature:
     has_deterministic_action: bool = True
     recurrent_inputs: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
+    engine: Literal["numpy", "tensorflow"] = "tensorflow"
 
     @property
     def family(self) -> str:

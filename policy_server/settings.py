@@ -12,9 +12,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from policy_server.errors import SettingsError
 
-__all__ = ["ENV_PREFIX", "Settings", "read_settings"]
+__all__ = ["ENV_PREFIX", "Engine", "Settings", "read_settings"]
 
 ENV_PREFIX = "POLICY_SERVER_"
+Engine = Literal["auto", "numpy", "tensorflow"]
 
 _HEADER_TEXT = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 
@@ -29,6 +30,20 @@ class Settings(BaseSettings):
     home: Path = Field(
         Path(), description="Folder where schema.yaml, saved_model.zip and models/ lie"
     )
+    model_uri: SecretStr | None = Field(
+        None,
+        description="Where saved_model.zip is fetched from at the start: s3://, gs://, https://, "
+        "file:// or a path; #sha256=... pins it",
+    )
+    schema_uri: SecretStr | None = Field(
+        None, description="Where schema.yaml is fetched from at the start, likewise"
+    )
+    download_timeout_s: float = Field(
+        600.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Longest time that fetching one file may take, in seconds, retries included",
+    )
     backend: Literal["ray", "local"] = Field(
         "ray", description="`ray` runs the policy in Ray Serve replicas, `local` in the web process"
     )
@@ -39,6 +54,11 @@ class Settings(BaseSettings):
     )
     dashboard_port: int = Field(
         8256, ge=0, le=65535, description="Port of Ray's dashboard; 0 turns it off"
+    )
+    engine: Engine = Field(
+        "auto",
+        description="What computes the policy: `numpy`, `tensorflow`, or `auto`: NumPy where it is "
+        "proved equal",
     )
     dashboard_host: str = Field(
         "127.0.0.1",
@@ -111,6 +131,11 @@ class Settings(BaseSettings):
     def models_path(self) -> Path:
         """Return the folder of the unzipped policy."""
         return self.home / "models"
+
+    @property
+    def sdks_path(self) -> Path:
+        """Return the folder that keeps generated client libraries."""
+        return self.home / ".clients-cache"
 
 
 def read_settings() -> Settings:

@@ -59,12 +59,20 @@ class _TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 -- logging's own name
-        fields = [
-            f"{key}={_on_one_line(value)}"
-            for key, value in vars(record).items()
-            if key not in self._KNOWN
+        fields = {key: value for key, value in vars(record).items() if key not in self._KNOWN}
+        # What a person looks for at a start stands below each other.
+        blocks = [value for value in fields.values() if isinstance(value, dict)]
+        lines = [
+            f"\n    {key:<16} {_on_one_line(item)}"
+            for block in blocks
+            for key, item in block.items()
         ]
-        return " ".join([super().formatMessage(record), *fields])
+        flat = [
+            f"{key}={_on_one_line(value)}"
+            for key, value in fields.items()
+            if not isinstance(value, dict)
+        ]
+        return " ".join([super().formatMessage(record), *flat]) + "".join(lines)
 
 
 def _on_one_line(value: object) -> str:

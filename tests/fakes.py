@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_server.actions import ActionDistribution, noise
+from policy_server.actions import ActionDistribution
 from policy_server.policy import (
     ActionComponent,
     ActionOutput,
@@ -113,10 +113,7 @@ class FakeBackend:
         distribution = ActionDistribution(
             self.signature.components, is_greedy=self.signature.is_value_based
         )
-        drawn = distribution.sample(inputs, noise(self.signature.components, seeds))
-        actions = np.where(is_deterministic[:, None], distribution.mode(inputs), drawn)
-        probability = distribution.probability(distribution.log_probability(inputs, actions))
-        return PolicyOutputs(distribution.in_environment_units(actions), probability, inputs)
+        return distribution.answer(inputs, is_deterministic=is_deterministic, seeds=seeds)
 
     async def is_ready(self) -> bool:
         """Return what the test set."""

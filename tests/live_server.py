@@ -15,7 +15,7 @@ import numpy as np
 import uvicorn
 from numpy.typing import NDArray
 
-from policy_server.actions import ActionDistribution, noise
+from policy_server.actions import ActionDistribution
 from policy_server.policy import (
     ActionComponent,
     ActionOutput,
@@ -68,10 +68,7 @@ class _FixedPolicy:
         assert self.signature.components is not None
         distribution = ActionDistribution(self.signature.components)
         inputs = np.tile(np.log(np.array(_PROBABILITIES, np.float32)), (len(observations), 1))
-        draws = distribution.sample(inputs, noise(distribution.components, seeds))
-        actions = np.where(is_deterministic[:, None], distribution.mode(inputs), draws)
-        probability = np.exp(distribution.log_probability(inputs, actions))
-        return PolicyOutputs(actions, probability, inputs)
+        return distribution.answer(inputs, is_deterministic=is_deterministic, seeds=seeds)
 
     async def is_ready(self) -> bool:
         return True

@@ -29,6 +29,13 @@ LOGITS = arrays(
 )
 
 
+def draws_of(
+    components: Sequence[ActionComponent], seeds: NDArray[np.int64]
+) -> list[NDArray[np.float64]]:
+    """Return noise of a generator of its own."""
+    return noise(components, seeds, np.random.default_rng())
+
+
 def rows(*values: Sequence[float]) -> NDArray[np.float32]:
     """Return `action_dist_inputs`."""
     return np.array(values, np.float32)
@@ -60,7 +67,7 @@ def test_logits_that_are_no_distribution_are_refused(row: list[float], method: s
     components = components_of(("categorical", 2))
     arguments: dict[str, tuple[Any, ...]] = {
         "log_probability": (np.zeros((1, 1)),),
-        "sample": (noise(components, np.array([1])),),
+        "sample": (draws_of(components, np.array([1])),),
         "describe": (),
     }
 
@@ -112,7 +119,7 @@ def test_draws_have_the_stated_probabilities() -> None:
     distribution = ActionDistribution(components)
     inputs = np.tile(rows([0.0, 1.0, -1.0, 2.0]), (20_000, 1))
 
-    actions = distribution.sample(inputs, noise(components, np.arange(20_000)))
+    actions = distribution.sample(inputs, draws_of(components, np.arange(20_000)))
     (described,) = distribution.describe(inputs[:1])
 
     assert described.probabilities is not None
@@ -125,7 +132,7 @@ def test_normal_draws_have_the_stated_mean_and_deviation() -> None:
     components = components_of(("normal", 1))
     inputs = np.tile(rows([3.0, math.log(0.5)]), (20_000, 1))
 
-    actions = ActionDistribution(components).sample(inputs, noise(components, np.arange(20_000)))
+    actions = ActionDistribution(components).sample(inputs, draws_of(components, np.arange(20_000)))
 
     assert actions.mean() == pytest.approx(3.0, abs=0.02)
     assert actions.std() == pytest.approx(0.5, abs=0.02)
@@ -134,7 +141,7 @@ def test_normal_draws_have_the_stated_mean_and_deviation() -> None:
 def test_unseeded_draws_differ() -> None:
     components = components_of(("categorical", 2), ("normal", 2))
 
-    first, second = (noise(components, np.full(3, -1)) for _ in range(2))
+    first, second = (draws_of(components, np.full(3, -1)) for _ in range(2))
 
     assert [draw.shape for draw in first] == [(3, 1), (3, 2)]
     assert all((one != two).all() for one, two in zip(first, second, strict=True))
@@ -145,8 +152,8 @@ def test_unseeded_draws_differ() -> None:
 def test_seeded_draw_does_not_depend_on_the_batch(others: list[int], seed: int) -> None:
     components = components_of(("categorical", 2), ("normal", 2))
 
-    alone = noise(components, np.array([seed]))
-    among = noise(components, np.array([*others, seed, *others]))
+    alone = draws_of(components, np.array([seed]))
+    among = draws_of(components, np.array([*others, seed, *others]))
 
     for one, many in zip(alone, among, strict=True):
         assert (one[0] == many[len(others)]).all()
@@ -197,7 +204,7 @@ def test_greedy_policy_takes_the_best_action_for_certain() -> None:
     distribution = ActionDistribution(components, is_greedy=True)
     inputs = rows([1.0, 5.0, 2.0], [9.0, 5.0, 2.0])
 
-    actions = distribution.sample(inputs, noise(components, np.array([1, 2])))
+    actions = distribution.sample(inputs, draws_of(components, np.array([1, 2])))
     (described,) = distribution.describe(inputs)
 
     assert actions[:, 0].tolist() == [1, 0]
@@ -220,7 +227,7 @@ def test_center_that_is_no_number_is_refused(kind: ComponentKind, value: float) 
         with pytest.raises(DistributionError, match="the policy's outputs hold"):
             call(inputs)
     with pytest.raises(DistributionError):
-        distribution.sample(inputs, noise(components, np.array([1])))
+        distribution.sample(inputs, draws_of(components, np.array([1])))
 
 
 @pytest.mark.parametrize("log_std", [-1000.0, -math.inf, 1000.0, math.inf, 88.8])
@@ -232,7 +239,7 @@ def test_extreme_deviation_still_gives_finite_answers(kind: ComponentKind, log_s
 
     for actions in (
         distribution.mode(inputs),
-        distribution.sample(inputs, noise(components, np.array([3]))),
+        distribution.sample(inputs, draws_of(components, np.array([3]))),
     ):
         probability = distribution.probability(distribution.log_probability(inputs, actions))
         assert np.isfinite(actions.astype(np.float32)).all()

@@ -14,6 +14,7 @@ STATUSES = {
     "NotReadyError": 503,
     "ObservationError": 422,
     "OverloadedError": 503,
+    "SdkPendingError": 503,
     "UnauthorizedError": 401,
     "UnsupportedAnswerError": 501,
 }
@@ -40,8 +41,9 @@ def test_each_error_has_its_status_and_survives_a_process_boundary(name: str) ->
         (errors.UnauthorizedError("wrong"), ("www-authenticate", "Bearer")),
         (errors.OverloadedError("full"), ("retry-after", "1")),
         (errors.NotReadyError("loading"), ("retry-after", "1")),
+        (errors.SdkPendingError("generated"), ("retry-after", "5")),
     ],
-    ids=["401", "overloaded", "not ready"],
+    ids=["401", "overloaded", "not ready", "pending"],
 )
 def test_answer_carries_the_header_of_its_status(
     error: PolicyServerError, header: tuple[str, str]

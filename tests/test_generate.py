@@ -26,6 +26,7 @@ COMMANDS = [
     "copy_server_files",
     "evaluate",
     "export",
+    "fetch",
     "inspect",
     "predict",
     "schema",

@@ -12,14 +12,19 @@ import pytest
 from policy_server.errors import ModelError
 from policy_server.local_backend import open_local_backend
 from policy_server.schema import ServerSchema
+from policy_server.settings import Settings
 from tests.saved_model.hand_built import Part, V1Policy, observations
+
+TENSORFLOW = Settings(engine="tensorflow")
 
 
 async def test_policy_answers_on_a_thread_of_its_own(tmp_path: Path) -> None:
     built = V1Policy()
     rows = observations().astype(np.float32)
 
-    async with open_local_backend(built.save(tmp_path / "m"), ServerSchema()) as backend:
+    async with open_local_backend(
+        built.save(tmp_path / "m"), ServerSchema(), TENSORFLOW
+    ) as backend:
         threads = [thread.name for thread in threading.enumerate()]
         outputs = await backend.infer(
             rows, is_deterministic=np.ones(len(rows), bool), seeds=np.full(len(rows), -1)
@@ -36,7 +41,9 @@ async def test_policy_answers_on_a_thread_of_its_own(tmp_path: Path) -> None:
 async def test_event_loop_stays_free_while_the_policy_answers(tmp_path: Path) -> None:
     built = V1Policy(parts=(Part(sizes=(2,)),))
 
-    async with open_local_backend(built.save(tmp_path / "m"), ServerSchema()) as backend:
+    async with open_local_backend(
+        built.save(tmp_path / "m"), ServerSchema(), TENSORFLOW
+    ) as backend:
         rows = observations(4096).astype(np.float32)
         call = asyncio.ensure_future(
             backend.infer(rows, is_deterministic=np.zeros(4096, bool), seeds=np.full(4096, -1))
@@ -48,5 +55,23 @@ async def test_event_loop_stays_free_while_the_policy_answers(tmp_path: Path) ->
 
 async def test_model_that_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"holds no saved_model\.pb"):
-        async with open_local_backend(tmp_path, ServerSchema()):
+        async with open_local_backend(tmp_path, ServerSchema(), TENSORFLOW):
             pytest.fail("a backend without a model was opened")
+
+
+async def test_compiled_policy_is_kept_and_gives_the_same_answers(tmp_path: Path) -> None:
+    built = V1Policy()
+    folder = built.save(tmp_path / "m")
+    rows = observations(8).astype(np.float32)
+    ask = {"is_deterministic": np.zeros(8, bool), "seeds": np.arange(8)}
+    outputs = []
+    for engine in ("tensorflow", "numpy", "auto"):
+        async with open_local_backend(folder, ServerSchema(), Settings(engine=engine)) as backend:
+            outputs.append((backend.signature.engine, await backend.infer(rows, **ask)))
+
+    engines = [engine for engine, _ in outputs]
+    assert engines == ["tensorflow", "numpy", "numpy"]
+    assert (folder / ".compiled-policy.npz").exists()
+    for _, found in outputs[1:]:
+        assert (found.actions == outputs[0][1].actions).all()
+        assert found.probability == pytest.approx(outputs[0][1].probability, abs=1e-6)

@@ -116,3 +116,19 @@ def test_access_log_stays_off_where_uvicorn_was_told_so(capsys: pytest.CaptureFi
     access.info("GET /")
 
     assert not capsys.readouterr().err
+
+
+def test_block_of_fields_stands_below_each_other_in_text(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging(level="INFO", log_format="text")
+
+    places = {"docs": "http://127.0.0.1:8000/docs", "metrics": "a\nb"}
+    logging.getLogger("policy_server").info("policy_served", extra={"places": places})
+
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first.endswith("policy_served")
+    assert [line.split() for line in others] == [
+        ["docs", "http://127.0.0.1:8000/docs"],
+        ["metrics", r"'a\nb'"],
+    ]

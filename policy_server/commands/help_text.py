@@ -87,8 +87,9 @@ def _word(item: inspect.Parameter) -> str:
 
 
 def _default(item: inspect.Parameter) -> str:
-    has_default = item.default not in (inspect.Parameter.empty, None, False)
-    return f" (default: {item.default})" if has_default else ""
+    if item.default is False or item.default in (inspect.Parameter.empty, None):
+        return ""
+    return f" (default: {item.default})"
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> list[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from policy_server.errors import ModelError
 from policy_server.model_store import unpack_model
+from policy_server.replacement import incoming_folder, replaced
 from policy_server.schema import read_schema
 from policy_server.settings import Settings
 
@@ -30,22 +30,19 @@ def copy_server_files(source: Path, settings: Settings) -> None:
     Raises:
         SchemaError: if schema.yaml is wrong.
         ModelError: if the zip is refused, a file is missing, or the new files can't be written. The
-            old files are then all in their place.
+            old files are then all in their place; if the process is killed, the next start puts
+            them there.
     """
     schema, model = source / settings.schema_path.name, source / settings.zip_path.name
     _check_is_there(source, [schema, model])
     read_schema(schema)
-    targets = [settings.schema_path, settings.zip_path]
-    with _translated_os_errors(settings.home):
-        settings.home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=settings.home, prefix=".incoming-") as folder:
-            staging = Path(folder)
-            # Nothing but unpacking it shows that a zip is sound.
-            unpack_model(model, staging / "models", max_bytes=settings.max_unpacked_bytes)
-            for file in (schema, model):
-                shutil.copyfile(file, staging / file.name)
-            with _replaced(targets, staging):
-                unzip(settings)
+    with _translated_os_errors(settings.home), incoming_folder(settings.home) as folder:
+        # Nothing but unpacking it shows that a zip is sound.
+        unpack_model(model, folder / "models", max_bytes=settings.max_unpacked_bytes)
+        for file in (schema, model):
+            shutil.copyfile(file, folder / file.name)
+        with replaced([schema.name, model.name], folder):
+            unzip(settings)
 
 
 def unzip(settings: Settings) -> Path:
@@ -110,32 +107,6 @@ def _check_is_there(source: Path, files: Sequence[Path]) -> None:
         raise ModelError(
             f"{source}: holds no {' and no '.join(missing)}; expected a folder with {names}"
         )
-
-
-@contextlib.contextmanager
-def _replaced(targets: Sequence[Path], staging: Path) -> Iterator[None]:
-    """Put the new files in place for good if the block succeeds, and the old ones back if it fails.
-
-    Args:
-        targets: the files to replace.
-        staging: holds the new files under the same names, on the same file system.
-    """
-    old = staging / "old"
-    old.mkdir()
-    for target in targets:
-        if target.exists():
-            shutil.copy2(target, old / target.name)
-    try:
-        for target in targets:
-            (staging / target.name).replace(target)
-        yield
-    except BaseException:
-        for target in targets:
-            if (old / target.name).exists():
-                (old / target.name).replace(target)
-            elif not (staging / target.name).exists():
-                target.unlink(missing_ok=True)
-        raise
 
 
 @contextlib.contextmanager

@@ -11,8 +11,9 @@ import hashlib
 import logging
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
+from policy_server.compiled_cache import digest_of, read_compiled, write_compiled
 from policy_server.errors import (
     NotReadyError,
     OverloadedError,
@@ -30,6 +32,7 @@ from policy_server.errors import (
     PolicyServerError,
 )
 from policy_server.model_store import read_model_files
+from policy_server.numpy_network import CompiledPolicy, NetworkPolicy
 from policy_server.policy import (
     Float32Array,
     Float64Array,
@@ -39,7 +42,7 @@ from policy_server.policy import (
 )
 from policy_server.ray_backend.session import joined_ray
 from policy_server.schema import ServerSchema
-from policy_server.settings import Settings
+from policy_server.settings import Engine, Settings
 
 __all__ = ["PolicyReplica", "RayBackend", "open_ray_backend"]
 
@@ -51,6 +54,13 @@ _HEALTH_CHECK_PERIOD_S = 1.0
 _MOST_TRIES = 3
 # Two calls are in flight from each web process; the rest leaves room for more of those.
 _MAX_ONGOING_CALLS = 64
+# One thread a replica: a policy is small, and replicas are many.
+_ENVIRONMENT = {
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "TF_ENABLE_ONEDNN_OPTS": "0",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 class PolicyReplica:
@@ -59,16 +69,28 @@ class PolicyReplica:
     A replica that can't load its policy says so, instead of being restarted for ever.
     """
 
-    def __init__(self, files: Mapping[str, bytes], schema: ServerSchema) -> None:
+    def __init__(
+        self,
+        files: Mapping[str, bytes],
+        schema: ServerSchema,
+        engine: Engine = "auto",
+        compiled: CompiledPolicy | None = None,
+    ) -> None:
         """Load the policy.
 
         Args:
             files: the SavedModel's files by relative path: a replica may run on a machine without
                 them.
             schema: what schema.yaml says.
+            engine: what computes the policy.
+            compiled: what an earlier start proved of the same files; then TensorFlow is not needed.
         """
-        self._policy = None
+        self._policy: Any = None if compiled is None else NetworkPolicy(compiled)
         self._failure: PolicyServerError | None = None
+        if compiled is None:
+            self._load(files, schema, engine)
+
+    def _load(self, files: Mapping[str, bytes], schema: ServerSchema, engine: Engine) -> None:
         with tempfile.TemporaryDirectory(prefix="policy-") as folder:
             for name, content in files.items():
                 path = Path(folder, name)
@@ -78,7 +100,7 @@ class PolicyReplica:
                 # TensorFlow is imported by replicas only.
                 from policy_server.saved_model import load_policy
 
-                self._policy = load_policy(Path(folder), schema)
+                self._policy = load_policy(Path(folder), schema, engine=engine)
             except PolicyServerError as error:
                 self._failure = error
             except Exception as error:
@@ -95,6 +117,11 @@ class PolicyReplica:
         """
         signature: PolicySignature = self._loaded().signature
         return signature
+
+    async def compiled(self) -> CompiledPolicy | None:
+        """Return the compiled policy, to be kept for the next start; None where there is none."""
+        compiled: CompiledPolicy | None = self._loaded().compiled
+        return compiled
 
     async def infer(
         self,
@@ -117,14 +144,23 @@ class PolicyReplica:
 class RayBackend:
     """A `PolicyBackend` over the replicas of one Ray Serve deployment."""
 
-    def __init__(self, handle: Any, signature: PolicySignature, *, timeout_s: float) -> None:  # noqa: ANN401 -- Ray's handle is generic
+    def __init__(
+        self,
+        handle: Any,  # noqa: ANN401 -- Ray's handle is generic
+        signature: PolicySignature,
+        places: Mapping[str, str],
+        *,
+        timeout_s: float,
+    ) -> None:
         """Keep the handle.
 
         Args:
             handle: Ray Serve's handle of the deployment.
             signature: what the replicas serve.
+            places: where people find what Ray serves, by name.
             timeout_s: the longest that a call may take, in seconds.
         """
+        self.places = places
         self._infer = handle.options(method_name="infer", _by_reference=False)
         self._describe = handle.options(method_name="describe", _by_reference=False)
         self._signature = signature
@@ -215,14 +251,19 @@ async def open_ray_backend(
         NotReadyError: if no replica is ready in time.
     """
     files = read_model_files(folder)
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(
-            joined_ray(settings, lambda: _deploy(files, schema, settings))
-        )
-        handle = serve.get_app_handle(_application_name(files, schema, settings))
-        yield RayBackend(
-            handle, await _signature(handle, settings), timeout_s=settings.request_timeout_s
-        )
+    digest = digest_of(files, schema)
+    known = None if settings.engine == "tensorflow" else read_compiled(folder, digest)
+    name = _application_name(digest, settings)
+    replica = partial(
+        serve.Deployment.bind, files=files, schema=schema, engine=settings.engine, compiled=known
+    )
+    async with joined_ray(settings, lambda: _deploy(name, replica, settings)) as places:
+        handle = serve.get_app_handle(name)
+        signature = await _signature(handle, settings)
+        if known is None and signature.engine == "numpy":
+            compiled = await handle.options(method_name="compiled").remote()
+            write_compiled(folder, digest, compiled)
+        yield RayBackend(handle, signature, places, timeout_s=settings.request_timeout_s)
 
 
 async def _signature(handle: Any, settings: Settings) -> PolicySignature:  # noqa: ANN401 -- Ray's handle is generic
@@ -241,19 +282,22 @@ async def _signature(handle: Any, settings: Settings) -> PolicySignature:  # noq
     return signature
 
 
-def _application_name(files: Mapping[str, bytes], schema: ServerSchema, settings: Settings) -> str:
+def _application_name(digest: str, settings: Settings) -> str:
     """Return one name for one policy: web processes that serve the same share its replicas."""
-    digest = hashlib.sha256(
-        repr((schema, settings.num_replicas, settings.max_replicas, settings.replica_cpus)).encode()
+    replicas = (
+        settings.num_replicas,
+        settings.max_replicas,
+        settings.replica_cpus,
+        settings.replica_gpus,
+        settings.engine,
     )
-    for name in sorted(files):
-        digest.update(name.encode() + b"\0" + files[name])
-    return f"policy-{digest.hexdigest()[:12]}"
+    return f"policy-{hashlib.sha256(f'{digest} {replicas}'.encode()).hexdigest()[:12]}"
 
 
-def _deploy(files: Mapping[str, bytes], schema: ServerSchema, settings: Settings) -> None:
+def _deploy(
+    name: str, bind: Callable[[serve.Deployment], serve.Application], settings: Settings
+) -> None:
     """Deploy the policy unless it runs already."""
-    name = _application_name(files, schema, settings)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
     serve.start(proxy_location="Disabled", logging_config=quiet)
@@ -270,9 +314,7 @@ def _deploy(files: Mapping[str, bytes], schema: ServerSchema, settings: Settings
         ray_actor_options={
             "num_cpus": settings.replica_cpus,
             "num_gpus": settings.replica_gpus,
-            "runtime_env": {
-                "env_vars": {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
-            },
+            "runtime_env": {"env_vars": _ENVIRONMENT},
         },
         max_ongoing_requests=_MAX_ONGOING_CALLS,
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,
@@ -282,7 +324,7 @@ def _deploy(files: Mapping[str, bytes], schema: ServerSchema, settings: Settings
     )(PolicyReplica)
     started = time.monotonic()
     try:
-        serve.run(deployment.bind(dict(files), schema), name=name, route_prefix=None)
+        serve.run(bind(deployment), name=name, route_prefix=None)
     except RuntimeError as error:
         raise NotReadyError(
             f"ray: could not deploy the policy: {' '.join(str(error).split())}"

@@ -18,8 +18,9 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,9 @@ _POLL_S = 0.1
 
 
 @asynccontextmanager
-async def joined_ray(settings: Settings, deploy: Callable[[], None]) -> AsyncIterator[None]:
+async def joined_ray(
+    settings: Settings, deploy: Callable[[], None]
+) -> AsyncIterator[Mapping[str, str]]:
     """Be connected to Ray while the block runs.
 
     Args:
@@ -51,7 +54,7 @@ async def joined_ray(settings: Settings, deploy: Callable[[], None]) -> AsyncIte
             process at a time.
 
     Yields:
-        Nothing; Ray is up and `deploy` is done.
+        Where people find what Ray serves, by name; Ray is up and `deploy` is done.
 
     Raises:
         SettingsError: if a port is taken.
@@ -60,32 +63,32 @@ async def joined_ray(settings: Settings, deploy: Callable[[], None]) -> AsyncIte
     if address := os.environ.get("RAY_ADDRESS"):
         with _translated(), _kept_signal_handlers():
             _connect(address)
-        await asyncio.to_thread(deploy)
         try:
-            yield
+            await asyncio.to_thread(deploy)
+            yield {}
         finally:
             ray.shutdown()
     elif parent_process() is not None:
-        async with _shared_ray(settings, deploy):
-            yield
+        async with _shared_ray(settings, deploy) as places:
+            yield places
     else:
-        folder = _start(settings)
+        own = _start(settings)
         try:
             await asyncio.to_thread(deploy)
-            yield
+            yield own.places
         finally:
-            _end(folder)
+            own.end()
 
 
 def _use_token(token: str) -> None:
     """Let only those who know a secret use the Ray that this server starts.
 
-    Who reaches it can run code. Ray would write one to the home folder, which a container may
-    not have; its own way of taking
-    over a changed environment is `Config.initialize`.
+    Who reaches it can run code. Ray would write one to the home folder, which a container may not
+    have; its own way of taking over a changed environment is `Config.initialize`.
     """
     if "RAY_AUTH_MODE" not in os.environ:
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", token)
         Config.initialize("")
 
 
@@ -99,8 +102,19 @@ def _connect(address: str) -> None:
     )
 
 
-def _start(settings: Settings) -> Path:
-    """Start Ray on this machine; return its folder for temporary files."""
+@dataclass(frozen=True)
+class _OwnRay:
+    """A Ray that this process started: its folder for temporary files, and where people find it."""
+
+    folder: Path
+    places: Mapping[str, str]
+
+    def end(self) -> None:
+        ray.shutdown()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _start(settings: Settings) -> _OwnRay:
     for name, port in (
         ("METRICS_PORT", settings.metrics_port),
         ("DASHBOARD_PORT", settings.dashboard_port),
@@ -112,6 +126,15 @@ def _start(settings: Settings) -> Path:
     has_dashboard = settings.dashboard_port > 0
     replicas = max(settings.num_replicas, settings.max_replicas)
     options: dict[str, Any] = {"dashboard_port": settings.dashboard_port} if has_dashboard else {}
+    metrics_port = settings.metrics_port or _free_port()
+    places = {"metrics": f"http://127.0.0.1:{metrics_port}/metrics"}
+    if has_dashboard:
+        places["dashboard"] = f"http://{settings.dashboard_host}:{settings.dashboard_port}"
+        if token := os.environ.get("RAY_AUTH_TOKEN"):
+            (folder / "dashboard-token").touch(mode=0o600)
+            (folder / "dashboard-token").write_text(token)
+            places["dashboard_token"] = str(folder / "dashboard-token")
+    own = _OwnRay(folder, places)
     try:
         with _translated(), _kept_signal_handlers():
             ray.init(
@@ -122,19 +145,14 @@ def _start(settings: Settings) -> Path:
                 dashboard_host=settings.dashboard_host,
                 log_to_driver=False,
                 configure_logging=False,
-                _metrics_export_port=settings.metrics_port or _free_port(),
+                _metrics_export_port=metrics_port,
                 _temp_dir=str(folder),
                 **options,
             )
     except BaseException:
-        _end(folder)
+        own.end()
         raise
-    return folder
-
-
-def _end(folder: Path) -> None:
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    return own
 
 
 @contextmanager
@@ -143,7 +161,8 @@ def _translated() -> Iterator[None]:
         yield
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise NotReadyError(f"ray: could not start or join: {reason}") from error
+        hint = "; a cluster with tokens wants RAY_AUTH_MODE and RAY_AUTH_TOKEN here too"
+        raise NotReadyError(f"ray: could not start or join: {reason}{hint}") from error
 
 
 @contextmanager
@@ -178,7 +197,9 @@ def _free_port() -> int:
 
 
 @asynccontextmanager
-async def _shared_ray(settings: Settings, deploy: Callable[[], None]) -> AsyncIterator[None]:
+async def _shared_ray(
+    settings: Settings, deploy: Callable[[], None]
+) -> AsyncIterator[Mapping[str, str]]:
     """Share one Ray among uvicorn's workers: the first starts it, the last one out ends it."""
     shared = Path(tempfile.gettempdir(), f"ps-workers-{os.getppid()}")
     shared.mkdir(mode=0o700, exist_ok=True)
@@ -188,22 +209,22 @@ async def _shared_ray(settings: Settings, deploy: Callable[[], None]) -> AsyncIt
         )
     mine = shared / f"member-{os.getpid()}"
     lock = await asyncio.to_thread(_lock, shared)
-    owned: Path | None = None
+    own: _OwnRay | None = None
     try:
         try:
-            owned = _join_or_start(shared, settings)
+            own = _join_or_start(shared, settings)
             mine.touch()
             await asyncio.to_thread(deploy)
         finally:
             os.close(lock)
-        yield
+        yield {} if own is None else own.places
     finally:
         mine.unlink(missing_ok=True)
-        if owned is None:
+        if own is None:
             ray.shutdown()
         else:
             await _wait_for_others(shared)
-            _end(owned)
+            own.end()
             shutil.rmtree(shared, ignore_errors=True)
 
 
@@ -218,8 +239,8 @@ def _lock(shared: Path) -> int:
     return descriptor
 
 
-def _join_or_start(shared: Path, settings: Settings) -> Path | None:
-    """Return the folder of the Ray that this worker started; None where it joined another's."""
+def _join_or_start(shared: Path, settings: Settings) -> _OwnRay | None:
+    """Return the Ray that this worker started; None where it joined another's."""
     state = shared / "ray.json"
     if state.exists():
         known = json.loads(state.read_text())
@@ -228,11 +249,11 @@ def _join_or_start(shared: Path, settings: Settings) -> Path | None:
             with _translated(), _kept_signal_handlers():
                 ray.init(address=known["address"], log_to_driver=False, configure_logging=False)
             return None
-    folder = _start(settings)
+    own = _start(settings)
     address = ray.get_runtime_context().gcs_address
     token = os.environ.get("RAY_AUTH_TOKEN", "")
     state.write_text(json.dumps({"pid": os.getpid(), "address": address, "token": token}))
-    return folder
+    return own
 
 
 async def _wait_for_others(shared: Path) -> None:

@@ -11,16 +11,15 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from policy_server.actions import ActionDistribution, noise
+from policy_server.actions import ActionDistribution
 from policy_server.errors import (
     DistributionError,
     ModelError,
     PolicyFailedError,
     UnsupportedAnswerError,
 )
+from policy_server.numpy_network import CompiledPolicy, NetworkPolicy
 from policy_server.policy import (
-    Float32Array,
-    Float64Array,
     Int64Array,
     PolicyOutputs,
     PolicySignature,
@@ -28,6 +27,7 @@ from policy_server.policy import (
     describe_components,
 )
 from policy_server.saved_model.bare import logits_output, read_from_schema
+from policy_server.saved_model.compiling import compile_network, is_equal
 from policy_server.saved_model.evidence import gather_evidence, probe_rows
 from policy_server.saved_model.graph import (
     ACTIONS,
@@ -42,6 +42,7 @@ from policy_server.saved_model.identify import identify_actions
 from policy_server.saved_model.network import find_width
 from policy_server.saved_model.runner import GraphRunner
 from policy_server.schema import ServerSchema
+from policy_server.settings import Engine
 
 __all__ = ["TensorFlowPolicy", "load_policy"]
 
@@ -52,19 +53,23 @@ _WARM_UP_BATCHES = (1, 2, 8, 32)
 _LARGEST_PROBABILITY = 1.0 + 1e-5
 
 
-def load_policy(folder: Path, schema: ServerSchema | None = None) -> TensorFlowPolicy:
+def load_policy(
+    folder: Path, schema: ServerSchema | None = None, *, engine: Engine = "auto"
+) -> TensorFlowPolicy | NetworkPolicy:
     """Load the SavedModel in a folder, identify its family, prove it, and warm it up.
 
     Args:
         folder: holds saved_model.pb and variables/.
         schema: what schema.yaml says; it names actions, gives bounds, and says what a keras-only
             export leaves out.
+        engine: `numpy` serves the network by NumPy, `tensorflow` by TensorFlow, `auto` by NumPy
+            where that is proved equal.
 
     Returns:
         The policy, ready to answer.
 
     Raises:
-        ModelError: if the file can't give a policy.
+        ModelError: if the file can't give a policy, or not by the engine that was asked for.
         SchemaError: if schema.yaml disagrees with the policy.
     """
     loaded = load_graph(folder)
@@ -90,7 +95,40 @@ def load_policy(folder: Path, schema: ServerSchema | None = None) -> TensorFlowP
         signature, distribution = read_from_schema(signature, schema, output), output.name
     policy = TensorFlowPolicy(runner, _described(signature, schema), distribution=distribution)
     policy.warm_up()
-    return policy
+    if engine == "tensorflow":
+        return policy
+    compiled = _compiled(loaded, policy, distribution)
+    if compiled is None and engine == "numpy":
+        raise ModelError(
+            "saved_model.pb: NumPy can't compute this policy, or not equally; set "
+            "POLICY_SERVER_ENGINE to auto or tensorflow"
+        )
+    return policy if compiled is None else NetworkPolicy(compiled)
+
+
+def _compiled(
+    loaded: LoadedGraph, policy: TensorFlowPolicy, distribution: str
+) -> CompiledPolicy | None:
+    """Return the policy as NumPy operations, where they give what the graph gives."""
+    width = policy.signature.observation_width
+    if width is None or policy.signature.components is None:
+        return None
+    network = compile_network(loaded, distribution)
+    if network is None:
+        return None
+    rows = policy.answered(probe_rows(width, policy.signature.row_dtype))
+    try:
+        with np.errstate(all="ignore"):
+            ours = network.compile()(rows)
+    except (ValueError, TypeError, IndexError, FloatingPointError) as error:
+        logger.info("network_not_compiled", extra={"reason": str(error)})
+        return None
+    if not is_equal(ours, policy.distribution_inputs(rows)):
+        logger.info("network_not_equal")
+        return None
+    text = f"served by NumPy: {len(network.steps)} operations, equal on {len(rows)} probes"
+    findings = (*policy.signature.findings, text)
+    return CompiledPolicy(replace(policy.signature, findings=findings, engine="numpy"), network)
 
 
 def _width(loaded: LoadedGraph, schema: ServerSchema | None) -> int:
@@ -146,6 +184,9 @@ def _identify(
 
 
 def _described(signature: PolicySignature, schema: ServerSchema | None) -> PolicySignature:
+    if signature.recurrent_inputs:
+        text = "recurrent: every answer starts from the zero state, without memory of earlier ones"
+        signature = replace(signature, findings=(*signature.findings, text))
     if schema is None:
         return signature
     check_schema_fits(schema, signature)
@@ -169,6 +210,7 @@ class TensorFlowPolicy:
             distribution: the output that holds the distribution's inputs.
         """
         self.signature = signature
+        self.compiled: CompiledPolicy | None = None
         self._runner = runner
         self._distribution_output = distribution
         self._actions = (
@@ -200,6 +242,27 @@ class TensorFlowPolicy:
         except (DistributionError, tf.errors.OpError):
             return False
         return True
+
+    def answered(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return those observations that the policy answers.
+
+        Args:
+            rows: float[B, observation_width].
+        """
+        if self._is_answered(rows):
+            return rows
+        return np.stack([row for row in rows if self._is_answered(row[None])])
+
+    def distribution_inputs(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return what the action distribution is read from.
+
+        Args:
+            rows: float[B, observation_width], all answered.
+
+        Returns:
+            float[B, K].
+        """
+        return self._runner.run([self._distribution_output], rows)[0]
 
     def infer(
         self,
@@ -241,8 +304,8 @@ class TensorFlowPolicy:
             self._check_graph_can(is_deterministic, seeds)
             return self._infer_by_graph(observations, is_deterministic)
         inputs = self._runner.run([self._distribution_output], observations)[0]
-        return _answer(
-            self._actions, inputs.astype(np.float32, copy=False), is_deterministic, seeds
+        return self._actions.answer(
+            inputs.astype(np.float32, copy=False), is_deterministic=is_deterministic, seeds=seeds
         )
 
     def _check_graph_can(self, is_deterministic: NDArray[np.bool_], seeds: Int64Array) -> None:
@@ -294,19 +357,3 @@ class TensorFlowPolicy:
                 is_possible = (probability >= 0.0) & (probability <= _LARGEST_PROBABILITY)
                 probability = np.where(is_possible, probability, np.nan)
         return PolicyOutputs(actions, probability, None)
-
-
-def _answer(
-    distribution: ActionDistribution,
-    inputs: Float32Array,
-    is_deterministic: NDArray[np.bool_],
-    seeds: Int64Array,
-) -> PolicyOutputs:
-    if is_deterministic.all():
-        actions: Float64Array = distribution.mode(inputs)
-    else:
-        actions = distribution.sample(inputs, noise(distribution.components, seeds))
-        if is_deterministic.any():
-            actions[is_deterministic] = distribution.mode(inputs[is_deterministic])
-    probability = distribution.probability(distribution.log_probability(inputs, actions))
-    return PolicyOutputs(distribution.in_environment_units(actions), probability, inputs)

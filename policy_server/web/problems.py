@@ -45,7 +45,6 @@ def install_error_handlers(app: FastAPI) -> None:
     Args:
         app: the application.
     """
-
     app.add_middleware(_Guard)
 
     async def on_our_error(request: Request, error: Exception) -> Response:

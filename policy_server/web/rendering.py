@@ -72,8 +72,7 @@ class RenderedAnswers:
 
     @functools.cached_property
     def _is_finite(self) -> list[bool]:
-        is_finite: NDArray[np.bool_] = np.isfinite(self._outputs.actions).all(axis=1)
-        return [bool(row) for row in is_finite]
+        return [bool(row.all()) for row in np.isfinite(self._outputs.actions)]
 
     @functools.cached_property
     def _predictions(self) -> list[bytes]:

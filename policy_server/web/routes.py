@@ -64,7 +64,7 @@ def policy_routes(policy: ServedPolicy) -> APIRouter:
     router.add_api_route(
         "/schema",
         _schema_endpoint(policy),
-        operation_id="schema",
+        operation_id="get_schema",
         summary="Give the schema, without the key",
         tags=["Policy"],
     )
@@ -135,4 +135,7 @@ def server_routes(policy: ServedPolicy) -> APIRouter:
             raise NotReadyError("the policy is not ready; try again in a few seconds")
         return "ok"
 
+    # Load balancers ask so.
+    for path, answer in (("/", alive), ("/livez", alive), ("/readyz", ready)):
+        router.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)
     return router

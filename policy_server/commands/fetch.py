@@ -1,0 +1,46 @@
+"""The command `fetch`: a policy from a remote address, with its progress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from policy_server.commands.command_line import Terminal, progress_bar
+from policy_server.remote_files import fetch_files, parse_uri
+from policy_server.settings import Settings
+from policy_server.telemetry import configure_logging
+
+__all__ = ["fetch"]
+
+
+def fetch(
+    uri: str, schema_uri: str | None, settings: Settings, *, terminal: Terminal
+) -> Iterator[str]:
+    """Fetch saved_model.zip, and schema.yaml if its address is given.
+
+    Args:
+        uri: the zip's address.
+        schema_uri: the schema's address.
+        settings: where to, and the limits.
+        terminal: where a bar is drawn; log events are written where it is none.
+
+    Yields:
+        The lines to print.
+
+    Raises:
+        SettingsError: if an address can't be used.
+        ModelError: if a file can't be had, is not sound, or can't be put in place.
+        SchemaError: if schema.yaml is wrong.
+    """
+    model = parse_uri(uri, name="URI")
+    schema = None if schema_uri is None else parse_uri(schema_uri, name="--schema-uri")
+    # On a terminal the bar and the lines below say the rest.
+    level = "WARNING" if terminal.isatty() else settings.log_level
+    configure_logging(level=level, log_format=settings.log_format)
+    files = fetch_files(settings, model=model, schema=schema, on_progress=progress_bar(terminal))
+    for file in files:
+        verb = "fetched" if file.state == "fetched" else "has already"
+        yield f"{verb} {file.path}: {file.size} bytes, sha256 {file.sha256}"
+        yield f"  from {file.source}"
+    if not settings.schema_path.exists():
+        yield "draft a schema:    python generate.py schema --output schema.yaml"
+    yield "serve the policy:  uvicorn app:app"

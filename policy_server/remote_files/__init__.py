@@ -1,0 +1,12 @@
+"""Remote models: saved_model.zip and schema.yaml from s3://, gs://, https:// and files.
+
+`uris` reads the addresses, `stores` opens them, `failures` says what went wrong there, `download`
+brings one file, `fetching` the pair.
+"""
+
+from __future__ import annotations
+
+from policy_server.remote_files.fetching import FetchedFile, bring_files, fetch_files
+from policy_server.remote_files.uris import RemoteUri, parse_uri
+
+__all__ = ["FetchedFile", "RemoteUri", "bring_files", "fetch_files", "parse_uri"]

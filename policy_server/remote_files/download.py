@@ -1,0 +1,181 @@
+"""One file, downloaded and verified: tried again where that helps, within a time and a size."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from policy_server.errors import ModelError
+from policy_server.remote_files.failures import PassingError
+from policy_server.remote_files.stores import RemoteContent, opened
+from policy_server.remote_files.uris import RemoteUri
+
+__all__ = ["Download", "Limits", "OnProgress", "UnreachableError", "download"]
+
+logger = logging.getLogger(__name__)
+
+OnProgress = Callable[[int, int], None]
+
+_ATTEMPTS = 4
+_FIRST_WAIT_S = 0.5
+_LONGEST_SILENCE_S = 20.0
+_LOG_EVERY_S = 5.0
+
+
+class UnreachableError(ModelError):
+    """A store did not give the file, for a reason that may pass."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a download may take.
+
+    Attributes:
+        max_bytes: the largest size.
+        size_setting: the name and value of the setting that says so, for messages.
+        timeout_s: the longest time, in seconds, with all attempts.
+    """
+
+    max_bytes: int
+    size_setting: str
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Download:
+    """What was downloaded.
+
+    Attributes:
+        size: in bytes.
+        sha256: the content's digest.
+        etag: the store's name for this version, if it has one.
+    """
+
+    size: int
+    sha256: str
+    etag: str | None
+
+
+def download(
+    uri: RemoteUri,
+    target: Path,
+    limits: Limits,
+    *,
+    known_etag: str | None,
+    on_progress: OnProgress,
+) -> Download | None:
+    """Download a file.
+
+    Args:
+        uri: where it lies.
+        target: the file to write; what it holds after an error is of no use.
+        limits: what it may take.
+        known_etag: of the version that is here already, if there is one.
+        on_progress: told the bytes that are done and that there are, where the store says how many.
+
+    Returns:
+        What was written; None if the version is the known one, and nothing was written.
+
+    Raises:
+        UnreachableError: if the store fails in a way that may pass, or takes too long.
+        ModelError: if the file can't be had, is too large, or is not the pinned one.
+    """
+    deadline = time.monotonic() + limits.timeout_s
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            got = _attempt(uri, target, limits, deadline, known_etag, on_progress)
+        except PassingError as error:
+            # Jitter keeps servers that start together from asking together.
+            wait_s = _FIRST_WAIT_S * 2 ** (attempt - 1) * random.uniform(1, 1.5)  # noqa: S311 -- no secret
+            if attempt == _ATTEMPTS or time.monotonic() + wait_s > deadline:
+                raise UnreachableError(f"{uri.public}: {error}; tried {attempt} times") from error
+            logger.warning(
+                "fetch_retried",
+                extra={"source": uri.public, "reason": str(error), "wait_s": round(wait_s, 3)},
+            )
+            time.sleep(wait_s)
+        else:
+            if got is not None:
+                _check_pin(uri, got)
+            return got
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _attempt(
+    uri: RemoteUri,
+    target: Path,
+    limits: Limits,
+    deadline: float,
+    known_etag: str | None,
+    on_progress: OnProgress,
+) -> Download | None:
+    silence_s = min(_LONGEST_SILENCE_S, limits.timeout_s)
+    with opened(uri, known_etag=known_etag, silence_s=silence_s) as content:
+        if content is None:
+            return None
+        digest, done = hashlib.sha256(), 0
+        try:
+            with target.open("wb") as file:
+                for chunk in _watched(uri, content, limits, deadline, on_progress):
+                    digest.update(chunk)
+                    done += len(chunk)
+                    file.write(chunk)
+        except OSError as error:
+            raise ModelError(f"{target}: can't be written: {error.strerror or error}") from error
+        return Download(done, digest.hexdigest(), content.etag)
+
+
+def _watched(
+    uri: RemoteUri,
+    content: RemoteContent,
+    limits: Limits,
+    deadline: float,
+    on_progress: OnProgress,
+) -> Iterator[bytes]:
+    """Hand the chunks on, as long as they are within the limits."""
+    _check_size(uri, content.size or 0, limits)
+    done, next_log = 0, time.monotonic() + _LOG_EVERY_S
+    try:
+        for chunk in content.chunks:
+            done += len(chunk)
+            _check_size(uri, done, limits)
+            now = time.monotonic()
+            if now > deadline:
+                of = "" if content.size is None else f" of {content.size}"
+                raise UnreachableError(
+                    f"{uri.public}: {done}{of} bytes came in {limits.timeout_s:g} s; raise "
+                    "POLICY_SERVER_DOWNLOAD_TIMEOUT_S if the connection is that slow"
+                )
+            if now > next_log:
+                next_log = now + _LOG_EVERY_S
+                logger.info(
+                    "fetch_progress",
+                    extra={"source": uri.public, "bytes": done, "of": content.size},
+                )
+            if content.size:
+                on_progress(done, content.size)
+            yield chunk
+    finally:
+        # A bar that has not come to its end is taken away too.
+        if content.size:
+            on_progress(content.size, content.size)
+
+
+def _check_size(uri: RemoteUri, size: int, limits: Limits) -> None:
+    if size > limits.max_bytes:
+        raise ModelError(
+            f"{uri.public}: has {size} bytes or more, and {limits.size_setting} is the most"
+        )
+
+
+def _check_pin(uri: RemoteUri, got: Download) -> None:
+    if uri.sha256 is not None and got.sha256 != uri.sha256:
+        raise ModelError(
+            f"{uri.public}: expected sha256 {uri.sha256}, got {got.sha256}; refused: it is another "
+            "version, or was tampered with"
+        )

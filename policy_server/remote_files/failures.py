@@ -1,0 +1,168 @@
+"""What the stores' libraries raise, in our words: which errors pass, and what a user can do.
+
+Their own texts are not shown: they hold whole addresses, and with them the signatures of presigned
+ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from http import HTTPStatus
+
+from policy_server.errors import ModelError
+from policy_server.remote_files.uris import RemoteUri, Scheme
+
+__all__ = ["PassingError", "translated"]
+
+_PASSING_STATUSES = (408, 412, 425, 429)
+_SERVER_ERRORS = 500
+_WHERE_CREDENTIALS_COME_FROM: dict[Scheme, str] = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, `gcloud auth application-default login`, or the "
+    "machine's service account",
+    "https": "~/.netrc, or a presigned address",
+}
+_BROKEN = "the connection broke"
+_UNREACHED = "can't be reached"
+
+
+class PassingError(Exception):
+    """A store fails in a way that may pass; the text says how."""
+
+
+@contextlib.contextmanager
+def translated(uri: RemoteUri, *, silence_s: float) -> Iterator[None]:
+    """Translate what a store's library raises.
+
+    Args:
+        uri: what is asked for.
+        silence_s: how long the store may be silent, in seconds, for messages.
+
+    Raises:
+        PassingError: if it may go well later.
+        ModelError: if it won't.
+    """
+    # All of them are imported by then: smart_open does so.
+    import botocore.exceptions as aws
+    import google.api_core.exceptions as google_cloud
+    import google.auth.exceptions as google_auth
+    import urllib3.exceptions as http
+
+    try:
+        yield
+    except (
+        OSError,
+        aws.BotoCoreError,
+        aws.ClientError,
+        google_auth.GoogleAuthError,
+        google_cloud.GoogleAPIError,
+        http.HTTPError,
+    ) as error:
+        if (status := _status_of(error)) is not None:
+            raise _explain_status(status, uri) from error
+        if _lacks_credentials(error):
+            where = _WHERE_CREDENTIALS_COME_FROM[uri.scheme]
+            raise ModelError(
+                f"{uri.public}: no credentials, or they can't be used; they come from {where}"
+            ) from error
+        if (reason := _lasting_reason(error)) is not None:
+            raise ModelError(f"{uri.public}: {reason}") from error
+        raise PassingError(_passing_reason(error, silence_s)) from error
+
+
+def _status_of(error: BaseException) -> int | None:
+    """Return the HTTP status behind an error, if there is one."""
+    from botocore.exceptions import ClientError
+    from google.api_core.exceptions import GoogleAPICallError
+    from requests.exceptions import HTTPError
+
+    if isinstance(error, HTTPError) and error.response is not None:
+        return error.response.status_code
+    if isinstance(error, GoogleAPICallError) and error.code is not None:
+        return int(error.code)
+    # smart_open wraps what S3 answers in an OSError.
+    cause = error if isinstance(error, ClientError) else error.__cause__
+    if isinstance(cause, ClientError):
+        status: int = cause.response["ResponseMetadata"]["HTTPStatusCode"]
+        return status
+    return None
+
+
+def _explain_status(status: int, uri: RemoteUri) -> Exception:
+    try:
+        words = f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        words = str(status)
+    if status in _PASSING_STATUSES or status >= _SERVER_ERRORS:
+        return PassingError(f"answered {words}")
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        where = _WHERE_CREDENTIALS_COME_FROM.get(uri.scheme, "nowhere for http://")
+        return ModelError(
+            f"{uri.public}: access denied ({words}), or there is no such file; credentials come "
+            f"from {where}"
+        )
+    if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
+        return ModelError(f"{uri.public}: not found ({words}); check the address")
+    return ModelError(f"{uri.public}: answered {words}; check the address and the credentials")
+
+
+def _lacks_credentials(error: BaseException) -> bool:
+    import botocore.exceptions as aws
+    import google.auth.exceptions as google_auth
+
+    return isinstance(
+        error,
+        aws.NoCredentialsError
+        | aws.PartialCredentialsError
+        | aws.CredentialRetrievalError
+        | aws.ProfileNotFound
+        | aws.SSOError
+        | aws.TokenRetrievalError
+        | google_auth.DefaultCredentialsError
+        | google_auth.RefreshError,
+    )
+
+
+def _lasting_reason(error: BaseException) -> str | None:
+    import botocore.exceptions as aws
+    import requests.exceptions as http
+
+    if isinstance(error, http.SSLError | aws.SSLError):
+        return "its certificate can't be verified; REQUESTS_CA_BUNDLE and AWS_CA_BUNDLE name others"
+    if isinstance(error, http.TooManyRedirects):
+        return "redirects without end"
+    if isinstance(error, http.InvalidSchema):
+        return "redirects to an address that is not encrypted; refused"
+    if isinstance(error, ValueError):
+        # requests' InvalidURL and its like.
+        return "is no address that can be asked"
+    is_about_connection = isinstance(
+        error,
+        aws.ConnectionError
+        | aws.HTTPClientError
+        | aws.IncompleteReadError
+        | aws.ResponseStreamingError,
+    )
+    if isinstance(error, aws.BotoCoreError) and not is_about_connection:
+        return f"can't be asked for: {' '.join(str(error).split())}"
+    return None
+
+
+def _passing_reason(error: BaseException, silence_s: float) -> str:
+    import botocore.exceptions as aws
+    import requests.exceptions as http
+    import urllib3.exceptions as raw_http
+
+    if isinstance(
+        error,
+        http.Timeout | aws.ConnectTimeoutError | aws.ReadTimeoutError | raw_http.TimeoutError,
+    ):
+        return f"no answer in {silence_s:g} s"
+    if isinstance(
+        error, raw_http.ProtocolError | http.ChunkedEncodingError | aws.IncompleteReadError
+    ):
+        return _BROKEN
+    if isinstance(error, http.ConnectionError | aws.EndpointConnectionError):
+        return _UNREACHED
+    return _BROKEN

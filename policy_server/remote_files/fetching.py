@@ -1,0 +1,263 @@
+"""The served pair from remote addresses: fetched, checked as a whole, put in place as a whole."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from policy_server.errors import ModelError, PolicyServerError, SchemaError
+from policy_server.model_store import unpack_model
+from policy_server.remote_files.download import Limits, OnProgress, UnreachableError, download
+from policy_server.remote_files.uris import RemoteUri, parse_uri
+from policy_server.replacement import incoming_folder, replaced, restore_interrupted
+from policy_server.schema import read_schema
+from policy_server.settings import ENV_PREFIX, Settings
+
+__all__ = ["FetchedFile", "bring_files", "fetch_files"]
+
+logger = logging.getLogger(__name__)
+
+_RECORD = ".fetched.json"
+_MOST_SCHEMA_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class FetchedFile:
+    """A file that is in place.
+
+    Attributes:
+        path: where it lies.
+        source: where it came from, as it may be shown.
+        size: in bytes.
+        sha256: the content's digest.
+        state: `fetched` now; `unchanged`, since it is what was there already; or `outdated` at
+            worst, since the store could not be reached.
+    """
+
+    path: Path
+    source: str
+    size: int
+    sha256: str
+    state: Literal["fetched", "unchanged", "outdated"]
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """A fetched file, as the record tells it and the disk confirms it."""
+
+    identity: str
+    sha256: str
+    size: int
+    etag: str | None
+
+
+def bring_files(settings: Settings) -> None:
+    """Put in place what the settings name, before a server reads it.
+
+    Where a store can't be reached, what was fetched from the same addresses before is kept.
+
+    Args:
+        settings: where from, where to, and the limits.
+
+    Raises:
+        SettingsError: if an address can't be used.
+        ModelError: if a file can't be had or put in place.
+        SchemaError: if the fetched schema.yaml is wrong.
+    """
+    with _translated_os_errors(settings.home):
+        restore_interrupted(settings.home)
+    if settings.model_uri is None and settings.schema_uri is None:
+        return
+    model = schema = None
+    if settings.model_uri is not None:
+        model = parse_uri(settings.model_uri.get_secret_value(), name=f"{ENV_PREFIX}MODEL_URI")
+    if settings.schema_uri is not None:
+        schema = parse_uri(settings.schema_uri.get_secret_value(), name=f"{ENV_PREFIX}SCHEMA_URI")
+    fetch_files(settings, model=model, schema=schema, is_outdated_allowed=True)
+
+
+def fetch_files(
+    settings: Settings,
+    *,
+    model: RemoteUri | None,
+    schema: RemoteUri | None,
+    is_outdated_allowed: bool = False,
+    on_progress: OnProgress = lambda _done, _total: None,
+) -> list[FetchedFile]:
+    """Fetch saved_model.zip, schema.yaml or both, check them, and put them in place together.
+
+    What is there already is not fetched again: a pinned file if its digest is right, any other if
+    the store says that its version is still the same.
+
+    Args:
+        settings: where to, and the limits.
+        model: where saved_model.zip comes from; the one that is there stays if None.
+        schema: where schema.yaml comes from, likewise.
+        is_outdated_allowed: keep a copy from the same address if the store can't be reached.
+        on_progress: told the bytes that are done and that there are, of each file.
+
+    Returns:
+        What is in place now, in the order schema.yaml, saved_model.zip.
+
+    Raises:
+        ModelError: if a file can't be had, is not sound, or can't be put in place. Both files are
+            then as they were.
+        SchemaError: if schema.yaml is wrong, likewise.
+    """
+    wanted = {settings.schema_path: schema, settings.zip_path: model}
+    sources = {path: uri for path, uri in wanted.items() if uri is not None}
+    with _translated_os_errors(settings.home):
+        pinned = [_pinned_file(path, uri) for path, uri in sources.items()]
+        if (kept := [file for file in pinned if file is not None]) and len(kept) == len(pinned):
+            return kept
+        with incoming_folder(settings.home) as folder:
+            fetcher = _Fetcher(settings, folder, on_progress)
+            try:
+                files = [fetcher.fetch(path, uri) for path, uri in sources.items()]
+            except UnreachableError as error:
+                # The two belong together: one new and one old may not fit.
+                copies = fetcher.copies_of(sources)
+                if not is_outdated_allowed or copies is None:
+                    raise
+                logger.warning("fetch_failed_and_copy_served", extra={"reason": error.message})
+                return copies
+            fetcher.put_in_place(files)
+    return files
+
+
+class _Fetcher:
+    """Fetches to a folder, and moves what it fetched from there."""
+
+    def __init__(self, settings: Settings, folder: Path, on_progress: OnProgress) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._on_progress = on_progress
+        self._copies = _read_record(settings)
+        self._new: dict[str, _Copy] = {}
+
+    def fetch(self, path: Path, uri: RemoteUri) -> FetchedFile:
+        if (pinned := _pinned_file(path, uri)) is not None:
+            return pinned
+        copy = self._copy(path, uri)
+        logger.info("fetch_started", extra={"source": uri.public})
+        got = download(
+            uri,
+            self._folder / path.name,
+            self._limits(path),
+            known_etag=None if copy is None else copy.etag,
+            on_progress=self._on_progress,
+        )
+        if got is None:
+            # Only a copy's ETag gives this answer.
+            assert copy is not None
+            logger.info("fetch_unneeded", extra={"source": uri.public, "sha256": copy.sha256})
+            return FetchedFile(path, uri.public, copy.size, copy.sha256, "unchanged")
+        logger.info(
+            "fetched", extra={"source": uri.public, "bytes": got.size, "sha256": got.sha256}
+        )
+        self._check(path, uri)
+        self._new[path.name] = _Copy(uri.identity, got.sha256, got.size, got.etag)
+        is_there = path.is_file() and _digest(path) == got.sha256
+        state: Literal["fetched", "unchanged"] = "unchanged" if is_there else "fetched"
+        return FetchedFile(path, uri.public, got.size, got.sha256, state)
+
+    def copies_of(self, sources: Mapping[Path, RemoteUri]) -> list[FetchedFile] | None:
+        """Return what was fetched from these addresses before; None if one is missing."""
+        copies = [
+            FetchedFile(path, uri.public, copy.size, copy.sha256, "outdated")
+            if (copy := self._copy(path, uri)) is not None
+            else _pinned_file(path, uri)
+            for path, uri in sources.items()
+        ]
+        found = [copy for copy in copies if copy is not None]
+        return found if len(found) == len(copies) else None
+
+    def put_in_place(self, files: Sequence[FetchedFile]) -> None:
+        """Put what is new in place, and note where it came from."""
+        names = [file.path.name for file in files if file.state == "fetched"]
+        settings = self._settings
+        with replaced(names, self._folder):
+            if settings.zip_path.name in names:
+                unpack_model(
+                    settings.zip_path, settings.models_path, max_bytes=settings.max_unpacked_bytes
+                )
+        record = {name: asdict(copy) for name, copy in (self._copies | self._new).items()}
+        file = self._folder / _RECORD
+        file.write_text(json.dumps(record))
+        file.replace(settings.home / _RECORD)
+
+    def _copy(self, path: Path, uri: RemoteUri) -> _Copy | None:
+        """Return the copy in place if it came from this address, and nothing else is asked for."""
+        copy = self._copies.get(path.name)
+        is_wanted = copy is not None and uri.sha256 is None and copy.identity == uri.identity
+        return copy if is_wanted else None
+
+    def _limits(self, path: Path) -> Limits:
+        settings = self._settings
+        if path == settings.schema_path:
+            limit, setting = _MOST_SCHEMA_BYTES, f"{_MOST_SCHEMA_BYTES} of a schema.yaml"
+        else:
+            limit = settings.max_unpacked_bytes
+            setting = f"{ENV_PREFIX}MAX_UNPACKED_BYTES={limit}"
+        return Limits(limit, setting, settings.download_timeout_s)
+
+    def _check(self, path: Path, uri: RemoteUri) -> None:
+        """Hold that a fetched file is sound, in words that name its source."""
+        file = self._folder / path.name
+        try:
+            if path == self._settings.schema_path:
+                read_schema(file)
+            else:
+                # Nothing but unpacking it shows that a zip is sound.
+                limit = self._settings.max_unpacked_bytes
+                unpack_model(file, self._folder / "models", max_bytes=limit)
+        except SchemaError as error:
+            reason = error.message.removeprefix(f"{file.name}: ")
+            raise SchemaError(f"{uri.public}: {reason}") from error
+        except ModelError as error:
+            raise ModelError(error.message.replace(str(file), uri.public)) from error
+
+
+def _pinned_file(path: Path, uri: RemoteUri) -> FetchedFile | None:
+    """Return the file in place if it is the pinned one."""
+    if uri.sha256 is None or not path.is_file() or _digest(path) != uri.sha256:
+        return None
+    return FetchedFile(path, uri.public, path.stat().st_size, uri.sha256, "unchanged")
+
+
+def _read_record(settings: Settings) -> dict[str, _Copy]:
+    """Return what was fetched before and is still in place, byte for byte."""
+    try:
+        record = json.loads((settings.home / _RECORD).read_text())
+        copies = {str(name): _Copy(**entry) for name, entry in record.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        # Without the record, files are fetched again.
+        return {}
+    paths = {path.name: path for path in (settings.schema_path, settings.zip_path)}
+    return {
+        name: copy
+        for name, copy in copies.items()
+        if name in paths and paths[name].is_file() and _digest(paths[name]) == copy.sha256
+    }
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _translated_os_errors(home: Path) -> Iterator[None]:
+    try:
+        yield
+    except PolicyServerError:
+        raise
+    except OSError as error:
+        where = error.filename2 or error.filename or home
+        raise ModelError(f"{where}: can't be changed: {error.strerror or error}") from error

@@ -1,0 +1,211 @@
+"""Opening a remote file through smart_open: one function for S3, Google Cloud, HTTP and files.
+
+smart_open brings the libraries of every store, which take a second to import; so they are imported
+where they are used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from policy_server.errors import ModelError
+from policy_server.remote_files.failures import PassingError, translated
+from policy_server.remote_files.uris import RemoteUri, is_loopback
+
+if TYPE_CHECKING:
+    import requests
+
+__all__ = ["RemoteContent", "http_session", "opened"]
+
+_CHUNK_BYTES = 64 * 1024
+# Google's library asks for this much at a time.
+_GOOGLE_CHUNK_BYTES = 8 * 1024 * 1024
+_MOST_REDIRECTS = 5
+
+
+@dataclass(frozen=True)
+class RemoteContent:
+    """A file that is being read.
+
+    Attributes:
+        size: in bytes; None where the store doesn't say.
+        etag: what tells its versions apart; None where the store doesn't say.
+        chunks: the bytes, read as they are asked for.
+    """
+
+    size: int | None
+    etag: str | None
+    chunks: Iterator[bytes]
+
+
+@contextlib.contextmanager
+def opened(
+    uri: RemoteUri, *, known_etag: str | None, silence_s: float
+) -> Iterator[RemoteContent | None]:
+    """Open a file.
+
+    Args:
+        uri: where it lies.
+        known_etag: of the version that is here already, if there is one.
+        silence_s: how long the store may be silent, in seconds.
+
+    Yields:
+        The file; None if its version is the known one.
+
+    Raises:
+        PassingError: if the store fails in a way that may pass.
+        ModelError: if it fails otherwise.
+    """
+    if uri.scheme == "file":
+        with _open_file(uri) as content:
+            yield content
+        return
+    open_remote = {"s3": _open_s3, "gs": _open_google}.get(uri.scheme, _open_http)
+    with contextlib.ExitStack() as stack:
+        with translated(uri, silence_s=silence_s):
+            file, size, etag = open_remote(uri, known_etag, silence_s)
+        if file is None:
+            yield None
+            return
+        stack.enter_context(contextlib.closing(file))
+        yield RemoteContent(size, etag, _read(uri, file, size, silence_s))
+
+
+@contextlib.contextmanager
+def _open_file(uri: RemoteUri) -> Iterator[RemoteContent]:
+    path = Path(uri.address)
+    if path.is_dir():
+        raise ModelError(f"{path}: is a folder; expected a file")
+    try:
+        file = path.open("rb")
+    except FileNotFoundError as error:
+        raise ModelError(f"{path}: not found") from error
+    except OSError as error:
+        raise ModelError(f"{path}: can't be read: {error.strerror or error}") from error
+    with file:
+        yield RemoteContent(path.stat().st_size, None, iter(lambda: file.read(_CHUNK_BYTES), b""))
+
+
+_Opened = tuple[IO[bytes] | None, int | None, str | None]
+
+
+def _open_s3(uri: RemoteUri, known_etag: str | None, silence_s: float) -> _Opened:
+    import boto3
+    import smart_open.s3
+    from botocore.config import Config
+
+    # Retries are ours: they know the deadline.
+    config = Config(
+        connect_timeout=silence_s, read_timeout=silence_s, retries={"total_max_attempts": 1}
+    )
+    client = boto3.session.Session().client("s3", config=config)
+    parts = smart_open.s3.parse_uri(uri.address)
+    version = {} if parts["version_id"] is None else {"VersionId": parts["version_id"]}
+    head = client.head_object(Bucket=parts["bucket_id"], Key=parts["key_id"], **version)
+    etag: str | None = head.get("ETag")
+    if etag is not None and etag == known_etag:
+        return None, None, None
+    # smart_open continues a broken read, which must not be that of another version.
+    same = {} if etag is None else {"S3.Client.get_object": {"IfMatch": etag}}
+    file = _smart_open(uri, {"client": client, "client_kwargs": same, "buffer_size": _CHUNK_BYTES})
+    return file, head["ContentLength"], etag
+
+
+def _open_google(uri: RemoteUri, known_etag: str | None, silence_s: float) -> _Opened:
+    from google.cloud import storage
+
+    # Reading needs no project, and outside of Google's machines there may be none.
+    client = storage.Client(project=None)
+    request = {"timeout": silence_s, "retry": None}
+    parts = urlsplit(uri.address)
+    blob = client.bucket(parts.netloc).get_blob(uri.address.split("/", 3)[3], **request)
+    if blob is None:
+        raise ModelError(f"{uri.public}: not found; check the address")
+    if blob.etag is not None and blob.etag == known_etag:
+        return None, None, None
+    file = _smart_open(
+        uri,
+        {
+            "client": client,
+            "get_blob_kwargs": {**request, "generation": blob.generation},
+            "blob_open_kwargs": {**request, "chunk_size": _GOOGLE_CHUNK_BYTES},
+        },
+    )
+    return file, blob.size, blob.etag
+
+
+def _open_http(uri: RemoteUri, known_etag: str | None, silence_s: float) -> _Opened:
+    headers = {"Accept-Encoding": "identity"}
+    if known_etag is not None:
+        headers["If-None-Match"] = known_etag
+    file: Any = _smart_open(
+        uri,
+        {
+            "session": http_session(is_open_allowed=uri.scheme == "http"),
+            "timeout": silence_s,
+            "headers": headers,
+            "buffer_size": _CHUNK_BYTES,
+        },
+    )
+    response: requests.Response = file.response
+    if response.status_code == HTTPStatus.NOT_MODIFIED:
+        file.close()
+        return None, None, None
+    size = response.headers.get("Content-Length", "")
+    return file, int(size) if size.isdecimal() else None, response.headers.get("ETag")
+
+
+def http_session(*, is_open_allowed: bool) -> requests.Session:
+    """Return a session that follows redirects to encrypted addresses, or to this machine.
+
+    Args:
+        is_open_allowed: let others be asked without encryption too, but without credentials.
+    """
+    import requests
+    from requests.adapters import HTTPAdapter
+
+    class OpenHttp(HTTPAdapter):
+        def send(
+            self,
+            request: requests.PreparedRequest,
+            *args: Any,  # noqa: ANN401 -- handed on
+            **kwargs: Any,  # noqa: ANN401 -- handed on
+        ) -> requests.Response:
+            if not is_loopback(urlsplit(request.url or "").hostname):
+                if not is_open_allowed:
+                    raise requests.exceptions.InvalidSchema
+                request.headers.pop("Authorization", None)
+            return super().send(request, *args, **kwargs)
+
+    session = requests.Session()
+    session.max_redirects = _MOST_REDIRECTS
+    session.mount("http://", OpenHttp())
+    return session
+
+
+def _smart_open(uri: RemoteUri, parameters: Mapping[str, Any]) -> IO[bytes]:
+    import smart_open
+
+    file: IO[bytes] = smart_open.open(
+        uri.address, "rb", compression="disable", transport_params=dict(parameters)
+    )
+    return file
+
+
+def _read(uri: RemoteUri, file: IO[bytes], size: int | None, silence_s: float) -> Iterator[bytes]:
+    done = 0
+    while True:
+        with translated(uri, silence_s=silence_s):
+            chunk = file.read(_CHUNK_BYTES)
+        if not chunk:
+            break
+        done += len(chunk)
+        yield chunk
+    if size is not None and done != size:
+        raise PassingError(f"ended after {done} of {size} bytes")

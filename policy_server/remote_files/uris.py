@@ -1,0 +1,131 @@
+"""Where a file comes from: an address, its pin, and the form of it that may be shown."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import re
+from dataclasses import dataclass, field
+from typing import Literal, cast
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from policy_server.errors import SettingsError
+
+__all__ = ["RemoteUri", "Scheme", "is_loopback", "parse_uri"]
+
+Scheme = Literal["s3", "gs", "https", "http", "file"]
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_PIN = re.compile(r"sha256=([0-9a-fA-F]{64})")
+_PATH_OF_SCHEME = {"s3": "s3://bucket/key", "gs": "gs://bucket/key", "file": "file:///path"}
+_KNOWN = ("s3", "gs", "https", "http", "file")
+_CREDENTIALS = {
+    "s3": "AWS's variables, profiles and roles",
+    "gs": "Google's application default credentials",
+}
+
+
+@dataclass(frozen=True)
+class RemoteUri:
+    """A file's address.
+
+    Attributes:
+        scheme: which kind of store; `file` for paths too.
+        address: what the store is asked for, without the pin; a path where the scheme is `file`.
+            May hold a signature, so it is never shown.
+        public: the address without its query, for logs and messages.
+        sha256: the content's digest in lower case, if it is pinned.
+    """
+
+    scheme: Scheme
+    address: str = field(repr=False)
+    public: str
+    sha256: str | None
+
+    @property
+    def identity(self) -> str:
+        """Return a digest that tells addresses apart and does not give them away."""
+        return hashlib.sha256(f"{self.scheme} {self.address}".encode()).hexdigest()
+
+
+def parse_uri(text: str, *, name: str) -> RemoteUri:
+    """Parse `s3://`, `gs://`, `https://`, `http://` and `file://` addresses and plain paths.
+
+    Args:
+        text: the address, with `#sha256=` and the content's digest behind it if it is pinned.
+        name: the setting or argument that holds it, for messages.
+
+    Returns:
+        The address.
+
+    Raises:
+        SettingsError: if it can't be used, or holds a user or a password.
+    """
+    address, mark, fragment = text.strip().partition("#")
+    pin = _PIN.fullmatch(fragment)
+    if mark and pin is None:
+        raise SettingsError(
+            f"{name}: expected #sha256= and 64 hexadecimal digits behind the address, got "
+            f"{mark + fragment!r}"
+        )
+    sha256 = None if pin is None else pin[1].lower()
+    found = _SCHEME.match(address)
+    if found is None:
+        if not address:
+            raise SettingsError(f"{name}: expected an address, got none")
+        return RemoteUri("file", address, address, sha256)
+    scheme = found[1].lower()
+    if scheme not in _KNOWN:
+        raise SettingsError(
+            f"{name}: expected s3://, gs://, https://, file:// or a path, got {scheme}://"
+        )
+    address = f"{scheme}{address[len(scheme) :]}"
+    return _parse_known(cast("Scheme", scheme), address, sha256, name)
+
+
+def is_loopback(host: str | None) -> bool:
+    """Return whether a host's name or address is that of this machine itself.
+
+    Args:
+        host: as a URL has it, without brackets.
+    """
+    if host is None:
+        return False
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _parse_known(scheme: Scheme, address: str, sha256: str | None, name: str) -> RemoteUri:
+    try:
+        parts = urlsplit(address)
+        host = parts.hostname
+    except ValueError:
+        # Its text would show the address.
+        raise SettingsError(f"{name}: expected an address, and it can't be read as one") from None
+    public = f"{scheme}://{parts.netloc}{parts.path}" + ("?..." if parts.query else "")
+    _check_no_credentials(scheme, parts, name)
+    if scheme == "file":
+        if host not in (None, "localhost") or not parts.path.strip("/"):
+            raise SettingsError(f"{name}: expected {_PATH_OF_SCHEME[scheme]}, got {public}")
+        return RemoteUri(scheme, unquote(parts.path), public, sha256)
+    if host is None or (scheme in _PATH_OF_SCHEME and not parts.path.strip("/")):
+        wanted = _PATH_OF_SCHEME.get(scheme, f"{scheme}://host/path")
+        raise SettingsError(f"{name}: expected {wanted}, got {public}")
+    if scheme == "http" and sha256 is None and not is_loopback(host):
+        raise SettingsError(
+            f"{name}: {public} is not encrypted, so anybody on the way may change it; use "
+            "https://, or pin the content with #sha256="
+        )
+    return RemoteUri(scheme, address, public, sha256)
+
+
+def _check_no_credentials(scheme: str, parts: SplitResult, name: str) -> None:
+    # A secret key may hold a slash: `s3://id:se/cret@bucket/key` has its @ in what looks as a path.
+    is_hidden_in_path = scheme == "s3" and ":" in parts.netloc and "@" in parts.path
+    if "@" in parts.netloc or is_hidden_in_path:
+        places = _CREDENTIALS.get(scheme, "~/.netrc")
+        raise SettingsError(
+            f"{name}: holds a user or a password; take it out, credentials come from {places} only"
+        )

@@ -1,0 +1,125 @@
+"""Files of one folder, replaced together or not at all, even where the process is killed between.
+
+What is new is gathered in `.incoming/`. Before the first file is replaced, the old ones are copied
+to `.incoming/old/`, and one rename takes that away again once all are in place: as long as it is
+there, the replacement is not finished, and whoever comes next puts the old files back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+__all__ = ["INCOMING", "incoming_folder", "replaced", "restore_interrupted"]
+
+logger = logging.getLogger(__name__)
+
+INCOMING = ".incoming"
+_OLD = "old"
+_ABSENT = ".absent"
+
+
+@contextlib.contextmanager
+def incoming_folder(home: Path) -> Iterator[Path]:
+    """Give an empty folder on the file system of `home`, to one process at a time.
+
+    Args:
+        home: the folder whose files are to be replaced; made if it is missing.
+
+    Yields:
+        The folder; it is removed afterwards.
+
+    Raises:
+        OSError: if it can't be made, or an interrupted replacement can't be undone.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    folder = home / INCOMING
+    with _locked(home):
+        _restore(home)
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            # Old files that could not be put back are the only copies.
+            if not (folder / _OLD).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def replaced(names: Sequence[str], folder: Path) -> Iterator[None]:
+    """Put new files in place for good if the block succeeds, and the old ones back if it fails.
+
+    Args:
+        names: of the files to replace.
+        folder: what `incoming_folder` gave; it holds the new files under these names.
+
+    Raises:
+        OSError: if a file can't be replaced; the old ones are then in their place.
+    """
+    home, old = folder.parent, folder / _OLD
+    _copy_old(names, home, folder / f"{_OLD}.unfinished").rename(old)
+    try:
+        for name in names:
+            (folder / name).replace(home / name)
+        yield
+    except BaseException:
+        _restore(home)
+        raise
+    old.rename(folder / f"{_OLD}.finished")
+
+
+def restore_interrupted(home: Path) -> None:
+    """Put the old files back where a replacement was interrupted; wait for one that is under way.
+
+    Args:
+        home: the folder whose files were replaced.
+
+    Raises:
+        OSError: if a file can't be put back.
+    """
+    if (home / INCOMING / _OLD).exists():
+        with _locked(home):
+            _restore(home)
+
+
+def _copy_old(names: Sequence[str], home: Path, copies: Path) -> Path:
+    copies.mkdir()
+    for name in names:
+        if (home / name).exists():
+            shutil.copy2(home / name, copies / name)
+        else:
+            (copies / f"{name}{_ABSENT}").touch()
+    return copies
+
+
+def _restore(home: Path) -> None:
+    """Put the old files back; may itself be interrupted and repeated."""
+    old = home / INCOMING / _OLD
+    if not old.exists():
+        return
+    for kept in sorted(old.iterdir()):
+        if kept.suffix == _ABSENT:
+            (home / kept.stem).unlink(missing_ok=True)
+        else:
+            kept.replace(home / kept.name)
+    shutil.rmtree(old)
+    logger.warning("interrupted_replacement_undone", extra={"path": str(home)})
+
+
+@contextlib.contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    descriptor = os.open(home, os.O_RDONLY)
+    try:
+        # A network file system that can't lock a folder is used by one process at a time.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,85 @@
+"""A compiled policy on disk: read back whole, or not at all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from policy_server.compiled_cache import digest_of, read_compiled, write_compiled
+from policy_server.numpy_network import CompiledPolicy, NetworkPolicy, NumpyNetwork, Step
+from policy_server.schema import ServerSchema
+from tests.fakes import components_of, signature_of
+
+COMPILED = CompiledPolicy(
+    replace(signature_of(components_of(("categorical", 2))), findings=("proved",), engine="numpy"),
+    NumpyNetwork(
+        {1: np.eye(2, dtype=np.float32)},
+        (Step("MatMul", (0, 1), 2, (("transpose_a", False), ("transpose_b", True))),),
+        result=2,
+        registers=3,
+    ),
+)
+
+
+def test_policy_is_read_back_as_it_was(tmp_path: Path) -> None:
+    write_compiled(tmp_path, "digest", COMPILED)
+
+    found = read_compiled(tmp_path, "digest")
+
+    assert found is not None
+    assert found.signature == COMPILED.signature
+    assert found.network.steps == COMPILED.network.steps
+    rows = np.array([[1.0, 2.0]], np.float32)
+    assert found.network.compile()(rows).tolist() == [[1.0, 2.0]]
+    assert NetworkPolicy(found).compiled is found
+    assert [path.name for path in tmp_path.iterdir()] == [".compiled-policy.npz"]
+
+
+def test_policy_of_other_files_is_not_used(tmp_path: Path) -> None:
+    write_compiled(tmp_path, "digest", COMPILED)
+
+    assert read_compiled(tmp_path, "other") is None
+
+
+def test_without_a_file_there_is_none(tmp_path: Path) -> None:
+    assert read_compiled(tmp_path, "digest") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no zip", b"\x93NUMPY"], ids=str)
+def test_damaged_file_is_passed_over(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / ".compiled-policy.npz").write_bytes(content)
+
+    assert read_compiled(tmp_path, "digest") is None
+
+
+def test_file_of_another_make_is_passed_over(tmp_path: Path) -> None:
+    np.savez(tmp_path / ".compiled-policy.npz", digest="digest", document='{"steps": 3}')
+
+    assert read_compiled(tmp_path, "digest") is None
+
+
+def test_folder_that_can_not_be_written_is_no_error(tmp_path: Path) -> None:
+    write_compiled(tmp_path / "missing", "digest", COMPILED)
+
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("files", "schema"),
+    [
+        ({"a": b"12"}, ServerSchema()),
+        ({"a": b"1", "b": b"2"}, ServerSchema()),
+        ({"a": b"1"}, ServerSchema(discrete=True)),
+    ],
+    ids=["content", "files", "schema"],
+)
+def test_digest_tells_what_the_policy_was_made_of(
+    files: dict[str, bytes], schema: ServerSchema
+) -> None:
+    known = digest_of({"a": b"1"}, ServerSchema())
+
+    assert digest_of({"a": b"1"}, ServerSchema()) == known
+    assert digest_of(files, schema) != known

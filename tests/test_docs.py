@@ -1,0 +1,342 @@
+"""The documentation is a contract: what it names exists, and what exists it names."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+import generate
+from policy_server.errors import PolicyServerError, SchemaError
+from policy_server.policy import ActionOutput, check_schema_fits, describe_components
+from policy_server.schema import parse_schema
+from policy_server.schema.document import ActionEntry, Document, ObservationEntry, Parameters
+from policy_server.settings import ENV_PREFIX, Settings
+from policy_server.web.gate import OPEN_PATHS
+from tests.fakes import components_of, signature_of
+from tests.web.harness import build, client_of
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+DOCS = ROOT / "docs"
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
+EXAMPLES = sorted(path.parent.name for path in ROOT.glob("examples/*/train.py"))
+
+# Served, but no part of what a client generated from OpenAPI would call.
+DOCUMENTATION_ROUTES = {"GET /docs", "GET /redoc", "GET /openapi.json"}
+SCHEMA_SECTIONS: dict[str, type[BaseModel]] = {
+    "Sections": Document,
+    "observations": ObservationEntry,
+    "actions": ActionEntry,
+    "parameters": Parameters,
+}
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def section(page: Path, title: str) -> str:
+    """Return what stands under a heading, up to the next one of any level."""
+    text = without_code(page.read_text(encoding="utf-8"))
+    found = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found is not None, f"{page.name} has no section '{title}'"
+    return found[1]
+
+
+def rows(text: str) -> list[list[str]]:
+    """Return the cells of all tables, without their headings."""
+    lines = [line.strip() for line in text.splitlines()]
+    tables = [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for index, line in enumerate(lines)
+        if line.startswith("|") and not (lines[index + 1 :] or [""])[0].startswith("| ---")
+    ]
+    return [cells for cells in tables if not cells[0].startswith("---")]
+
+
+def names(text: str) -> list[str]:
+    """Return what stands in backticks."""
+    return re.findall(r"`([^`]+)`", text)
+
+
+def code_blocks(page: Path, language: str) -> list[str]:
+    """Return the fenced blocks of a language."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
+
+
+def without_code(text: str) -> str:
+    """Remove fenced blocks: a comment there looks like a heading."""
+    return re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+# Routes
+
+
+@pytest.mark.parametrize(
+    ("page", "title"), [(README, "Endpoints"), (DOCS / "http.md", "Routes")], ids=["readme", "http"]
+)
+def test_table_names_every_route_and_no_other(page: Path, title: str) -> None:
+    paths = build().openapi()["paths"]
+    served = {f"{method.upper()} {path}" for path, item in paths.items() for method in item}
+
+    documented = [name for cells in rows(section(page, title)) for name in names(cells[0])]
+
+    assert len(documented) == len(set(documented))
+    assert set(documented) == served | DOCUMENTATION_ROUTES
+
+
+@pytest.mark.parametrize("route", sorted(DOCUMENTATION_ROUTES))
+async def test_documentation_is_served(route: str) -> None:
+    async with client_of(build(), key=None) as client:
+        answer = await client.get(route.removeprefix("GET "))
+
+    assert answer.status_code == 200
+
+
+def test_open_paths_are_those_that_the_page_names() -> None:
+    sentence = re.search(
+        r"Without it (.*?) are\s+open", section(DOCS / "http.md", "Authentication"), re.DOTALL
+    )
+
+    assert sentence is not None
+    assert set(names(sentence[1])) == OPEN_PATHS
+
+
+def test_table_of_errors_names_every_status() -> None:
+    raised = {kind.status for kind in _subclasses(PolicyServerError)}
+
+    documented = {int(cells[0]) for cells in rows(section(DOCS / "http.md", "Errors"))}
+
+    # The router's own.
+    assert documented == raised | {404, 405}
+
+
+def _subclasses(kind: type[PolicyServerError]) -> Iterator[type[PolicyServerError]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _subclasses(child)
+
+
+# Settings
+
+
+def test_table_names_every_setting_with_its_default_and_no_other() -> None:
+    table = rows(section(DOCS / "settings.md", "Settings"))
+
+    documented = {names(cells[0])[0]: cells[1].strip("`") for cells in table}
+
+    assert documented == {
+        f"{ENV_PREFIX}{name.upper()}": _shown(field.default)
+        for name, field in Settings.model_fields.items()
+    }
+
+
+def _shown(default: object) -> str:
+    if default is None:
+        return "none"
+    if isinstance(default, bool):
+        return str(default).lower()
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+@every_page
+def test_page_names_no_variable_that_does_not_exist(page: Path) -> None:
+    known = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields}
+
+    named = set(re.findall(rf"{ENV_PREFIX}[A-Z_]+", page.read_text(encoding="utf-8")))
+
+    assert named <= known
+
+
+# The command line
+
+
+COMMANDS = {
+    name: method
+    for name, method in inspect.getmembers(generate.Commands, inspect.isfunction)
+    if not name.startswith("_")
+}
+
+
+def test_page_has_a_section_for_every_command_and_no_other() -> None:
+    text = without_code((DOCS / "cli.md").read_text(encoding="utf-8"))
+
+    assert set(re.findall(r"^## (.*)$", text, re.MULTILINE)) == set(COMMANDS)
+
+
+def test_readme_names_every_command_and_no_other() -> None:
+    commands = [names(cells[0])[0].split()[2] for cells in rows(section(README, "Command line"))]
+
+    assert sorted(commands) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_table_of_a_command_names_its_arguments_with_their_defaults(command: str) -> None:
+    parameters = list(inspect.signature(COMMANDS[command]).parameters.values())[1:]
+    text = section(DOCS / "cli.md", command)
+    usage = names(text.replace("\n", " "))[0]
+
+    table = {names(cells[0])[0]: cells[1] for cells in rows(text)}
+
+    assert list(table) == [_title(item) for item in parameters]
+    for item in parameters:
+        assert _title(item) in usage
+        if item.default not in (inspect.Parameter.empty, None) and item.default is not False:
+            assert str(item.default) in table[_title(item)]
+
+
+def _title(item: inspect.Parameter) -> str:
+    is_option = item.kind is inspect.Parameter.KEYWORD_ONLY
+    return f"--{item.name.replace('_', '-')}" if is_option else item.name.upper()
+
+
+@every_page
+def test_page_names_no_command_that_does_not_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+
+    named = set(re.findall(r"python generate\.py ([a-z_]+)", text))
+
+    assert named <= set(COMMANDS)
+
+
+# schema.yaml
+
+
+@pytest.mark.parametrize("title", SCHEMA_SECTIONS)
+def test_table_names_every_key_of_the_schema_with_its_default_and_no_other(title: str) -> None:
+    documented = {
+        names(cells[0])[0]: cells[2] for cells in rows(section(DOCS / "schema.md", title))
+    }
+
+    assert documented == {
+        name: "required" if field.is_required() else str(field.default).replace("None", "none")
+        for name, field in SCHEMA_SECTIONS[title].model_fields.items()
+    }
+
+
+SCHEMAS = [
+    pytest.param(text, id=f"{page.stem}-{index}")
+    for page in PAGES
+    for index, text in enumerate(code_blocks(page, "yaml"))
+]
+
+
+@pytest.mark.parametrize("text", SCHEMAS)
+def test_schema_that_a_page_shows_is_right(text: str) -> None:
+    assert parse_schema(text).api_key is not None
+
+
+def _mistakes(title: str) -> list[Any]:
+    table = rows(section(DOCS / "schema.md", title))
+    return [pytest.param(*(names(cell)[0] for cell in cells), id=cells[0][1:40]) for cells in table]
+
+
+@pytest.mark.parametrize(("text", "message"), _mistakes("Mistakes"))
+def test_message_that_a_page_quotes_is_the_parsers(text: str, message: str) -> None:
+    with pytest.raises(SchemaError) as caught:
+        parse_schema(text)
+
+    assert caught.value.message == message
+
+
+def test_message_of_a_tab_that_a_page_quotes_is_the_parsers() -> None:
+    with pytest.raises(SchemaError) as caught:
+        parse_schema("observations:\n\tspeed: {type: float}\n")
+
+    assert f"{caught.value.message}\n" in code_blocks(DOCS / "schema.md", "text")
+
+
+@pytest.mark.parametrize(("text", "message"), _mistakes("Against the model"))
+def test_message_about_a_model_that_a_page_quotes_is_the_servers(text: str, message: str) -> None:
+    components = components_of(("categorical", 4))
+    action = ActionOutput("actions_0", is_integer=True, columns=1, is_vector=False)
+    signature = signature_of(components, width=6, outputs=(action,))
+    schema = parse_schema(text)
+
+    def hold_against_the_model() -> None:
+        check_schema_fits(schema, signature)
+        describe_components(components, schema.actions or (), schema.source)
+
+    with pytest.raises(SchemaError) as caught:
+        hold_against_the_model()
+
+    assert caught.value.message == message
+
+
+# Examples, modules, links, targets
+
+
+def test_readme_has_a_row_for_every_example() -> None:
+    linked = [
+        re.findall(r"\]\(examples/(\w+)/README\.md\)", cells[0])[0]
+        for cells in rows(section(README, "Examples"))
+    ]
+
+    assert sorted(linked) == EXAMPLES
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_readme_gives_the_figures_of_the_examples_own_page(name: str) -> None:
+    text = (ROOT / "examples" / name / "README.md").read_text(encoding="utf-8")
+    block = text.partition("<!-- figures")[2].partition("<!-- end of figures -->")[0]
+    figures = re.findall(r"-?\d+\.\d+ ± \d+\.\d+", block)
+
+    row = next(cells for cells in rows(section(README, "Examples")) if f"/{name}/" in cells[0])
+
+    assert row[-2:] == [figures[0], figures[-1]]
+
+
+def test_table_of_modules_has_the_layers_that_the_linter_holds() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+        "importlinter"
+    ]["contracts"]
+    layers = [re.findall(r"\w+", layer) for layer in contracts[0]["layers"]]
+    present = {path.stem for path in (ROOT / "policy_server").iterdir()}
+
+    documented: dict[int, set[str]] = {}
+    for cells in rows(section(ROOT / "CONTRIBUTING.md", "Where things go")):
+        documented.setdefault(int(cells[0]), set()).update(names(cells[1]))
+
+    assert documented == {
+        row: present & set(modules) for row, modules in enumerate(layers, start=1)
+    }
+
+
+def _links() -> Iterator[Any]:
+    for page in [*PAGES, *sorted(ROOT.glob("examples/*/README.md"))]:
+        text = without_code(page.read_text(encoding="utf-8"))
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if "://" not in target:
+                yield pytest.param(page, target, id=f"{page.relative_to(ROOT)}-{target}")
+
+
+@pytest.mark.parametrize(("page", "target"), list(_links()))
+def test_link_leads_somewhere(page: Path, target: str) -> None:
+    path, _, anchor = target.partition("#")
+    file = page.parent / path if path else page
+
+    assert file.exists()
+    if anchor:
+        text = without_code(file.read_text(encoding="utf-8"))
+        assert anchor in [_anchor(title) for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)]
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+@every_page
+def test_page_names_no_make_target_that_does_not_exist(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    text = page.read_text(encoding="utf-8")
+
+    named = set(re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE))
+
+    assert named <= targets

@@ -1,0 +1,555 @@
+"""The page as a user sees it, in streamlit's AppTest, against servers that really answer."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import streamlit as st
+from streamlit.dataframe_util import convert_arrow_bytes_to_pandas_df
+from streamlit.testing.v1 import AppTest
+
+from demo.answers import describe_actions, format_probability, split_actions
+from demo.charts import component_chart, density, reward_chart
+from demo.episode import Episode
+from demo.examples import EXAMPLES, example_names, find_example
+from demo.observation_form import flat_example, parse_values
+from demo.server_client import RefusalError, ServerClient
+from demo.server_process import ServerProcess
+from policy_server.errors import SettingsError
+from policy_server.schema import public_schema, read_schema
+from tests.live_server import KEY, live_server
+
+PAGE = str(Path(__file__).parent.parent / "frontend.py")
+START_TIMEOUT_S = 120.0
+SCHEMA = f"""
+observations:
+  speed: {{type: float, description: In m/s, minimum: 0, maximum: 30, example: 12.5}}
+  gear: {{type: int, minimum: 1, maximum: 6}}
+  is_open: {{type: bool, example: true}}
+actions:
+  move: {{description: Where it goes, labels: [stay, go]}}
+parameters: {{api_key: {KEY}}}
+"""
+LISTS = f"""
+observations:
+  links: {{type: "List[float]", min_items: 2, max_items: 2, example: [0.5, 1.5]}}
+  gates: {{type: "List[bool]", min_items: 1, max_items: 4, example: [true]}}
+parameters: {{api_key: {KEY}}}
+"""
+RAW = f"parameters: {{api_key: {KEY}}}\n"
+COMPONENTS = [
+    {"kind": "categorical", "size": 2, "name": "move", "labels": ["stay", "go"]},
+    {"kind": "normal", "size": 2, "name": "force", "labels": None},
+]
+
+
+@pytest.fixture(autouse=True)
+def _page_starts_afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in [name for name in os.environ if name.startswith("POLICY_SERVER_")]:
+        monkeypatch.delenv(name)
+    yield
+    # As a session's end does, it stops a server that a test left behind.
+    st.cache_resource.clear()
+    for thread in threading.enumerate():
+        if "(stop)" in thread.name:
+            thread.join()
+
+
+def opened_page() -> AppTest:
+    page = AppTest.from_file(PAGE, default_timeout=60).run()
+    assert not page.exception
+    return page
+
+
+def connected_page(url: str, key: str = KEY) -> AppTest:
+    page = opened_page()
+    page.segmented_control(key="where").set_value("Connect to one").run()
+    page.text_input(key="url").set_value(url)
+    page.text_input(key="api_key").set_value(key).run()
+    assert not page.exception
+    return page
+
+
+def press(page: AppTest, key: str) -> AppTest:
+    page.button(key=key).click().run()
+    assert not page.exception
+    return page
+
+
+def widget(widgets: Any, label: str) -> Any:  # noqa: ANN401 -- streamlit's own elements
+    return next(item for item in widgets if item.label == label)
+
+
+def text_of(page: AppTest) -> str:
+    elements = [*page.markdown, *page.caption, *page.error, *page.info, *page.code, *page.success]
+    return "\n".join(str(element.value) for element in elements)
+
+
+def chart_rows(page: AppTest) -> list[dict[str, Any]]:
+    """Return the data of the one chart on the page, which travels apart from its description."""
+    (chart,) = page.get("vega_lite_chart")
+    (dataset,) = chart.proto.datasets
+    rows: list[dict[str, Any]] = convert_arrow_bytes_to_pandas_df(dataset.data.data).to_dict(
+        "records"
+    )
+    return rows
+
+
+def run_until(page: AppTest, is_reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not is_reached():
+        assert time.monotonic() < deadline, text_of(page)
+        time.sleep(0.3)
+        page.run()
+        assert not page.exception
+
+
+@contextmanager
+def answering(status: int, detail: object) -> Iterator[str]:
+    """Serve one answer to whatever is asked."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            body = detail if isinstance(detail, bytes) else json.dumps({"detail": detail}).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST  # noqa: N815 -- http.server's own name
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+# What a server refuses, in words
+
+
+@pytest.mark.parametrize(
+    ("status", "detail", "message"),
+    [
+        pytest.param(401, "wrong access key", "access key is wrong", id="wrong key"),
+        pytest.param(401, "no access key; send it", "access key is missing", id="no key"),
+        pytest.param(501, "it is not served", "can't say that: it is not served", id="501"),
+        pytest.param(503, "full", "busy or still starting: full", id="503"),
+        pytest.param(500, "internal error", "answered 500: internal error", id="500"),
+        pytest.param(404, "none", "no such route", id="404"),
+        pytest.param(418, b"<html>", "answered 418: I'm a Teapot", id="not ours"),
+        pytest.param(200, b"<html>", "not as a Policy Server does", id="not JSON"),
+    ],
+)
+def test_refusal_is_said_in_words(status: int, detail: object, message: str) -> None:
+    with answering(status, detail) as url, pytest.raises(RefusalError, match=message):
+        ServerClient(url, KEY).ask("predict", {})
+
+
+def test_refused_observation_lists_its_fields() -> None:
+    detail = [
+        {"type": "less_than_equal", "loc": ["body", "links", 3], "msg": "too large"},
+        {"type": "json_invalid", "loc": ["body"], "msg": "no JSON"},
+    ]
+
+    with answering(422, detail) as url, pytest.raises(RefusalError) as caught:
+        ServerClient(url, KEY).ask("predict", [1.0])
+
+    assert caught.value.problems == (("links[3]", "too large"), ("the observation", "no JSON"))
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "message"),
+    [
+        pytest.param("http://127.0.0.1:1", KEY, "no server answers at", id="refused"),
+        pytest.param("127.0.0.1:8000", KEY, "expected an address such as", id="no scheme"),
+        pytest.param("http://[", KEY, "expected an address such as", id="no address"),
+        pytest.param("http://127.0.0.1:1", "schlüssel", "an HTTP header can't carry", id="key"),
+    ],
+)
+def test_server_that_can_not_be_asked_is_said_in_words(url: str, key: str, message: str) -> None:
+    with pytest.raises(RefusalError, match=message):
+        ServerClient(url, key).schema()
+
+
+# Values and words
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        pytest.param("1, 2.5 -3e2", [1, 2.5, -300.0], id="numbers"),
+        pytest.param("[true,\n False]", [True, False], id="truth values"),
+        pytest.param(" ", [], id="nothing"),
+    ],
+)
+def test_list_is_read_from_text(text: str, values: list[Any]) -> None:
+    assert parse_values(text) == values
+    assert [type(value) for value in parse_values(text)] == [type(value) for value in values]
+
+
+def test_text_that_is_no_list_names_the_word() -> None:
+    with pytest.raises(SettingsError, match="got 'two'"):
+        parse_values("1, two")
+
+
+def test_flat_example_follows_the_examples_and_the_bounds() -> None:
+    schema = {
+        "observations": {
+            "hour": {"type": "float", "example": 11.5},
+            "id": {"type": "int", "minimum": 2},
+            "is_open": {"type": "List[bool]", "min_items": 2, "example": [True, False]},
+        },
+        "policy": {"observation_width": 4},
+    }
+
+    assert flat_example(schema) == [11.5, 2.0, 1.0, 0.0]
+
+
+def test_actions_are_split_by_component_and_named() -> None:
+    actions = [1, [0.25, -1.0]]
+
+    assert split_actions(actions, COMPONENTS) == [[1], [0.25, -1.0]]
+    assert describe_actions(actions, COMPONENTS) == [("move", "go"), ("force", "0.25, -1")]
+    assert describe_actions([3], []) == [("action", "3")]
+
+
+def test_probability_is_called_a_density_where_an_action_is_continuous() -> None:
+    assert format_probability({"probability": 2.5}, COMPONENTS) == "probability density 2.5"
+    assert format_probability({"probability": 0.25}, COMPONENTS[:1]) == "probability 25.0 %"
+    assert format_probability({"probability": None}, []) == "probability unknown"
+
+
+# Charts
+
+
+@pytest.mark.parametrize(
+    ("kind", "bounds", "low", "high"),
+    [
+        pytest.param("normal", {}, -3.5, 4.5, id="normal"),
+        pytest.param("squashed_normal", {}, -1, 1, id="squashed"),
+        pytest.param("squashed_normal", {"low": [-2], "high": [6]}, -2, 6, id="rescaled"),
+        pytest.param(
+            "squashed_normal", {"low": [-2], "high": [6], "normalized": False}, -1, 1, id="clipped"
+        ),
+    ],
+)
+def test_density_covers_the_actions_and_has_the_area_one(
+    kind: str, bounds: dict[str, Any], low: float, high: float
+) -> None:
+    component = {"kind": kind, "mean": [0.1, 0.5], "std": [0.3, 1.0]}
+
+    actions, values = density(component, bounds, 1)
+
+    assert actions[0] == pytest.approx(low, abs=0.01)
+    assert actions[-1] == pytest.approx(high, abs=0.01)
+    assert np.trapezoid(values, actions) == pytest.approx(1.0, abs=0.01)
+
+
+def test_bars_carry_labels_percentages_and_marks() -> None:
+    component = {
+        "kind": "categorical",
+        "name": "move",
+        "labels": ["stay", "go"],
+        "probabilities": [0.9998, 0.0002],
+    }
+
+    chart = component_chart(component, bounds={}, deterministic=[0], drawn=[1]).to_dict()
+
+    (rows,) = chart["datasets"].values()
+    assert [row["choice"] for row in rows] == ["stay", "go"]
+    assert [row["text"] for row in rows] == ["100.0 % ◆", "< 0.1 % ●"]
+
+
+def test_many_choices_show_the_likeliest() -> None:
+    component = {"kind": "categorical", "probabilities": [0.0] * 99 + [1.0]}
+
+    chart = component_chart(component, bounds={}, deterministic=[99], drawn=[99]).to_dict()
+
+    (rows,) = chart["datasets"].values()
+    assert (len(rows), rows[0]["choice"]) == (24, "99")
+
+
+@pytest.mark.parametrize("kind", ["normal", "deterministic"])
+def test_curves_mark_each_dimension(kind: str) -> None:
+    component = {"kind": kind, "name": "force", "mean": [0.0, 1.0], "std": [1.0, 1.0]}
+    if kind == "deterministic":
+        component = {"kind": kind, "name": "force", "value": [0.0, 1.0]}
+
+    chart = component_chart(component, bounds={}, deterministic=[0.0, 1.0], drawn=[0.5, 1.5])
+
+    marks = [row for rows in chart.to_dict()["datasets"].values() for row in rows if "what" in row]
+    assert [(row["dimension"], row["action"]) for row in marks] == [
+        ("force[0]", 0.0),
+        ("force[1]", 1.0),
+        ("force[0]", 0.5),
+        ("force[1]", 1.5),
+    ]
+
+
+def test_reward_chart_adds_the_rewards_up() -> None:
+    (rows,) = reward_chart([1.0, -0.5]).to_dict()["datasets"].values()
+
+    assert [(row["step"], row["return"]) for row in rows] == [(1, 1.0), (2, 0.5)]
+
+
+# Examples and their pictures
+
+
+@pytest.mark.parametrize("name", example_names())
+def test_served_example_is_recognised_by_its_schema(name: str) -> None:
+    assert find_example(public_schema(read_schema(EXAMPLES / name / "schema.yaml"))) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "pieces"),
+    [
+        pytest.param("mouse_and_cheese", ["#ec4899", "#facc15", "#fb923c"], id="mouse_and_cheese"),
+        pytest.param("lpoc", [f">{mover}</text>" for mover in range(4)], id="lpoc"),
+        pytest.param("pendulum", ["<line"], id="pendulum"),
+    ],
+)
+def test_picture_shows_every_piece(name: str, pieces: list[str]) -> None:
+    picture = Episode(name, seed=0).picture()
+
+    assert picture is not None
+    assert [piece for piece in pieces if piece not in picture] == []
+
+
+def test_example_without_a_picture_has_none() -> None:
+    assert Episode("stock", seed=0).picture() is None
+
+
+# The page, connected to a server
+
+
+def test_page_proposes_lpoc_and_shows_its_schema_without_the_key() -> None:
+    page = opened_page()
+
+    assert page.selectbox(key="policy").value == "lpoc"
+    assert page.subheader[0].value == "Movers on a warehouse floor"
+    assert "has_up_neighbour" in page.code[0].value
+    assert "1234567asdfgh" not in text_of(page)
+
+
+def test_form_is_made_from_the_schema() -> None:
+    with live_server(SCHEMA) as url:
+        page = connected_page(url)
+
+    speed, gear = widget(page.number_input, "speed"), widget(page.number_input, "gear")
+    assert (speed.value, speed.min, speed.max) == (12.5, 0, 30)
+    assert (gear.value, gear.min, gear.max, gear.step) == (1, 1, 6, 1)
+    assert widget(page.checkbox, "is_open").value is True
+    assert "In m/s: number from 0 to 30, e.g. 12.5" in text_of(page)
+
+
+def test_prediction_shows_action_probability_and_distribution() -> None:
+    with live_server(SCHEMA) as url:
+        page = press(connected_page(url), "predict")
+
+    text = text_of(page)
+    assert "### 1" in text
+    assert "probability 80.0 %" in text
+    rows = chart_rows(page)
+    assert [row["choice"] for row in rows] == ["0", "1"]
+    assert [row["probability"] for row in rows] == pytest.approx([0.2, 0.8])
+    assert "◆" in rows[1]["text"]
+
+
+def test_requests_are_shown_with_what_was_typed_in_and_without_the_key() -> None:
+    with live_server(SCHEMA) as url:
+        page = connected_page(url)
+        widget(page.number_input, "gear").set_value(4)
+        widget(page.checkbox, "is_open").set_value(False)
+        press(page, "predict")
+
+    shown = page.code[0].value
+    assert '{"speed": 12.5, "gear": 4, "is_open": false}' in shown
+    assert KEY not in shown
+
+
+def test_lists_have_inputs_for_each_item_or_take_text() -> None:
+    with live_server(LISTS) as url:
+        page = connected_page(url)
+        widget(page.number_input, "links[1]").set_value(7.25)
+        press(page, "predict")
+
+    assert [item.value for item in page.text_area] == ["true"]
+    assert '{"links": [0.5, 7.25], "gates": [true]}' in page.code[0].value
+
+
+def test_list_that_can_not_be_read_is_named() -> None:
+    with live_server(LISTS) as url:
+        page = connected_page(url)
+        widget(page.text_area, "gates").set_value("true, maybe")
+        press(page, "predict")
+
+    assert "`gates`: expected numbers, or true and false, got 'maybe'" in page.error[0].value
+
+
+def test_observation_that_the_server_refuses_is_shown_by_field() -> None:
+    with live_server(LISTS) as url:
+        page = connected_page(url)
+        widget(page.text_area, "gates").set_value("true, true, true, true, true")
+        press(page, "predict")
+
+    assert page.error[0].value.startswith("The server does not accept this observation:")
+    assert "`gates`" in page.error[0].value
+
+
+@pytest.mark.parametrize("schema", [RAW, SCHEMA], ids=["only", "besides the fields"])
+def test_flat_observation_is_sent_raw(schema: str) -> None:
+    with live_server(schema) as url:
+        page = connected_page(url)
+        if schema == SCHEMA:
+            page.toggle[0].set_value(True).run()
+        page.text_area[0].set_value("1 2 3")
+        press(page, "predict")
+
+    assert "/predict_raw" in page.code[0].value
+    assert '{"obs": [1, 2, 3]}' in page.code[0].value
+
+
+def test_wrong_key_is_said_and_mended_in_the_password_field() -> None:
+    with live_server(SCHEMA) as url:
+        page = connected_page(url, key="wrong")
+        message = page.error[0].value
+        page.text_input(key="api_key").set_value(KEY).run()
+
+    assert message == "The access key is wrong; type the server's key in on the left."
+    assert (
+        page.text_input(key="api_key").proto.type == page.text_input(key="api_key").proto.PASSWORD
+    )
+    assert not page.error
+
+
+def test_refused_connection_is_said() -> None:
+    page = connected_page("http://127.0.0.1:1")
+
+    assert "No server answers at http://127.0.0.1:1" in page.error[0].value
+
+
+def test_server_that_ends_between_two_requests_is_said() -> None:
+    with live_server(SCHEMA) as url:
+        page = connected_page(url)
+    press(page, "predict")
+
+    assert "No server answers" in page.error[0].value
+
+
+def test_policy_of_no_example_has_no_episode() -> None:
+    with live_server(SCHEMA) as url:
+        page = connected_page(url)
+
+    assert "None of the examples' environments" in text_of(page)
+
+
+# The page, with a server of its own
+
+
+def test_upload_that_is_no_zip_is_refused_in_words() -> None:
+    page = opened_page()
+    page.selectbox(key="policy").set_value("my own policy").run()
+    assert page.button(key="start").disabled
+    page.file_uploader(key="zip").upload("saved_model.zip", b"no zip")
+    page.file_uploader(key="yaml").upload("schema.yaml", RAW.encode()).run()
+    press(page, "start")
+
+    assert page.error[0].value.startswith("The policy can't be served: ")
+    assert "zip" in page.error[0].value
+
+
+@pytest.mark.service
+def test_lpoc_is_started_asked_played_and_stopped() -> None:
+    page = press(opened_page(), "start")
+    assert "Stop the server" in [button.label for button in page.button]
+    run_until(page, lambda: "predict" in [button.key for button in page.button])
+
+    assert page.text_input(key="api_key").value == "1234567asdfgh"
+    press(page, "predict")
+    assert "Where the mover goes" in text_of(page)
+    assert [row["choice"] for row in chart_rows(page)] == ["stay", "up", "right", "down", "left"]
+
+    press(page, "step")
+    assert widget(page.metric, "Steps").value == "1"
+    assert len(page.get("image")) == 1
+    press(page, "run")
+    run_until(page, lambda: page.button(key="run").disabled)
+    assert "The episode is over" in text_of(page)
+    press(page, "reset")
+    assert widget(page.metric, "Steps").value == "0"
+
+    url = next(word for word in text_of(page).split() if word.startswith("http://127"))
+    press(page, "stop")
+    assert page.button(key="start").label == "Start the server from schema"
+    assert not ServerClient(url, "").is_ready()
+
+
+@pytest.mark.service
+def test_policy_that_does_not_fit_its_schema_shows_the_log() -> None:
+    page = opened_page()
+    page.selectbox(key="policy").set_value("my own policy").run()
+    page.file_uploader(key="zip").upload(
+        "saved_model.zip", (EXAMPLES / "lpoc" / "saved_model.zip").read_bytes()
+    )
+    page.file_uploader(key="yaml").upload("schema.yaml", SCHEMA.encode()).run()
+    press(page, "start")
+    run_until(page, lambda: bool(page.error))
+
+    assert "The server ended by itself" in page.error[0].value
+    assert "gives 3 values, the policy expects 11" in page.code[0].value
+
+
+@pytest.mark.service
+def test_server_ends_with_the_session_even_while_it_starts() -> None:
+    page = press(opened_page(), "start")
+    url = next(word for word in text_of(page).split() if word.startswith("http://127"))
+    stopping = [thread for thread in threading.enumerate() if "(stop)" in thread.name]
+
+    st.cache_resource.clear()
+
+    (thread,) = [
+        thread
+        for thread in threading.enumerate()
+        if "(stop)" in thread.name and thread not in stopping
+    ]
+    thread.join()
+    assert not ServerClient(url, "").is_ready()
+    assert not page.exception
+
+
+@pytest.mark.service
+def test_server_is_started_where_it_was_asked_to_and_leaves_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, scratch = tmp_path / "home", tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("POLICY_SERVER_HOME", str(home))
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+
+    server = ServerProcess(EXAMPLES / "lpoc", backend="local", replace_served_policy=True)
+    is_running = server.exit_code is None
+    server.stop()
+    server.stop()
+
+    assert is_running
+    assert server.exit_code is not None
+    assert (home / "saved_model.zip").is_file()
+    assert list(scratch.iterdir()) == []
