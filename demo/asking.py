@@ -1,0 +1,150 @@
+"""The tab that asks about one observation: the form on the left, the answers on the right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, cast
+
+import streamlit as st
+
+from demo.answers import describe_actions, format_probability, split_actions
+from demo.charts import component_chart
+from demo.observation_form import named_inputs, raw_input
+from demo.server_client import AnswerKind, Observation, RefusalError, ServerClient, request_of
+from policy_server.errors import SettingsError
+
+__all__ = ["show_asking", "show_refusal"]
+
+
+def show_asking(client: ServerClient, schema: Mapping[str, Any], *, key: str) -> None:
+    """Draw the tab.
+
+    Args:
+        client: of the server.
+        schema: what it says at /schema.
+        key: keeps what is typed in apart from that of another server.
+    """
+    left, right = st.columns([7, 6], gap="large")
+    with left:
+        fields = schema.get("observations")
+        is_raw = fields is None or st.toggle(
+            "Flat observation", key=f"raw.{key}", help="What `/predict_raw` takes: a list"
+        )
+        with st.form("observation", border=False, enter_to_submit=False):
+            given: Observation | SettingsError = (
+                raw_input(schema, key=f"obs.{key}")
+                if is_raw or fields is None
+                else named_inputs(fields, key=key)
+            )
+            is_pressed = st.form_submit_button(
+                "Predict", type="primary", key="predict", width="stretch"
+            )
+    if is_pressed:
+        unread = _unread(given)
+        st.session_state["answers"] = unread or _ask(client, cast("Observation", given))
+    with right:
+        answers = st.session_state.get("answers")
+        if answers is None:
+            st.info("Fill in an observation and press **Predict**.")
+        elif isinstance(answers, RefusalError):
+            show_refusal(answers)
+        else:
+            _show_answers(client, schema, answers)
+
+
+def _unread(given: Observation | SettingsError) -> RefusalError | None:
+    """Return what of the observation can't be read, in the form of a refusal."""
+    values = given.items() if isinstance(given, Mapping) else [("obs", given)]
+    problems = [(name, value.message) for name, value in values if isinstance(value, SettingsError)]
+    return RefusalError("this is no observation yet", problems=problems) if problems else None
+
+
+def _ask(client: ServerClient, observation: Observation) -> dict[str, Any] | RefusalError:
+    """Return the answer of each kind, and the observation; a kind that is not served refuses."""
+    answers: dict[str, Any] = {"observation": observation}
+    try:
+        answers["predict"] = client.ask("predict", observation)
+    except RefusalError as refusal:
+        return refusal
+    kinds: tuple[AnswerKind, ...] = ("predict_deterministic", "distribution")
+    for kind in kinds:
+        try:
+            answers[kind] = client.ask(kind, observation)
+        except RefusalError as refusal:
+            answers[kind] = refusal
+    return answers
+
+
+def _show_answers(
+    client: ServerClient, schema: Mapping[str, Any], answers: Mapping[str, Any]
+) -> None:
+    components = schema["policy"]["components"]
+    kinds = {"predict": "Drawn action", "predict_deterministic": "Deterministic action"}
+    for column, (kind, title) in zip(st.columns(2), kinds.items(), strict=True):
+        with column.container(border=True, height="stretch"):
+            st.markdown(f"**{title}**")
+            answer = answers[kind]
+            if isinstance(answer, RefusalError):
+                st.caption(answer.message)
+                continue
+            described = describe_actions(answer["actions"], components)
+            if len(described) == 1:
+                st.markdown(f"### {described[0][1]}")
+            else:
+                st.markdown("  \n".join(f"{name}: **{text}**" for name, text in described))
+            st.caption(format_probability(answer, components))
+    distribution = answers["distribution"]
+    if isinstance(distribution, RefusalError):
+        st.info(distribution.message)
+    else:
+        _show_distribution(schema, answers)
+    with st.expander("The requests"):
+        _show_requests(client, answers)
+
+
+def _show_distribution(schema: Mapping[str, Any], answers: Mapping[str, Any]) -> None:
+    components = schema["policy"]["components"]
+    parts = {
+        kind: []
+        if isinstance(answers[kind], RefusalError)
+        else split_actions(answers[kind]["actions"], components)
+        for kind in ("predict", "predict_deterministic")
+    }
+    for index, component in enumerate(answers["distribution"]["components"]):
+        name = component.get("name") or f"action {index}"
+        entry = schema.get("actions", {}).get(name, {})
+        st.markdown(f"**{name}** &nbsp; {entry.get('description', '')}")
+        chart = component_chart(
+            component,
+            bounds=entry,
+            deterministic=next(iter(parts["predict_deterministic"][index : index + 1]), []),
+            drawn=next(iter(parts["predict"][index : index + 1]), []),
+        )
+        st.altair_chart(chart, width="stretch", key=f"chart.{index}")
+    if any(part["kind"] == "categorical" for part in answers["distribution"]["components"]):
+        st.caption("◆ the deterministic action, ● the drawn one")
+
+
+def _show_requests(client: ServerClient, answers: Mapping[str, Any]) -> None:
+    kinds: tuple[AnswerKind, ...] = ("predict", "predict_deterministic", "distribution")
+    for kind in kinds:
+        route, body = request_of(kind, answers["observation"])
+        answer = answers[kind]
+        shown = answer.message if isinstance(answer, RefusalError) else json.dumps(answer)
+        command = (
+            f'curl -s {client.url}{route} -H "access-token: $KEY" \\\n'
+            f"  -H 'content-type: application/json' -d '{body}'"
+        )
+        st.code(f"{command}\n\n{shown}", language="bash", wrap_lines=True)
+
+
+def show_refusal(refusal: RefusalError) -> None:
+    """Say in words why there is no answer.
+
+    Args:
+        refusal: the server's, or that it can't be reached.
+    """
+    message = refusal.message[:1].upper() + refusal.message[1:]
+    problems = [f"- `{field}`: {problem}" for field, problem in refusal.problems]
+    st.error("\n".join([f"{message}{':' if problems else '.'}", "", *problems]))

@@ -1,0 +1,81 @@
+"""The policies that come with the project: their texts and their environments."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from policy_server.commands.evaluation import Environment
+from policy_server.errors import SettingsError
+from policy_server.schema import public_schema, read_schema
+
+__all__ = ["EXAMPLES", "example_introduction", "example_names", "find_example", "make_environment"]
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def example_names() -> list[str]:
+    """Return the names of the examples that can be served."""
+    return sorted(
+        path.parent.name
+        for path in EXAMPLES.glob("*/schema.yaml")
+        if (path.parent / "saved_model.zip").is_file()
+    )
+
+
+def example_introduction(name: str) -> tuple[str, str]:
+    """Return what an example's README begins with: its title and its first paragraph.
+
+    Args:
+        name: the example's.
+    """
+    try:
+        text = (EXAMPLES / name / "README.md").read_text(encoding="utf-8")
+    except OSError:
+        return name, ""
+    title, _, rest = text.partition("\n")
+    return title.removeprefix("# ").strip(), " ".join(rest.strip().split("\n\n")[0].split())
+
+
+def find_example(schema: Mapping[str, Any]) -> str | None:
+    """Return the name of the example whose policy a server serves.
+
+    Args:
+        schema: what the server says at /schema.
+
+    Returns:
+        The name; None where no example has the same observations and actions.
+    """
+    for name in example_names():
+        if _shape(public_schema(read_schema(EXAMPLES / name / "schema.yaml"))) == _shape(schema):
+            return name
+    return None
+
+
+def make_environment(name: str) -> Environment:
+    """Return a new environment of an example.
+
+    Args:
+        name: the example's.
+
+    Raises:
+        SettingsError: if it needs a package that is not installed.
+    """
+    try:
+        module = importlib.import_module(f"examples.{name}.environment")
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"examples/{name}/environment.py: needs the package {error.name}; install what "
+            "requirements-dev.txt lists"
+        ) from error
+    environment: Environment = module.make_environment()
+    return environment
+
+
+def _shape(schema: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[str]]:
+    observations = schema.get("observations", {})
+    return [(name, item["type"]) for name, item in observations.items()], list(
+        schema.get("actions", {})
+    )

@@ -1,0 +1,216 @@
+"""The form for an observation, made from what the server says at /schema."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import streamlit as st
+
+from demo.server_client import Observation
+from policy_server.errors import SettingsError
+from policy_server.schema import FLOAT32_MAX
+
+__all__ = ["flat_example", "named_inputs", "parse_values", "raw_input"]
+
+# What JavaScript counts exactly; streamlit takes no larger integers.
+_LARGEST_INTEGER = 2**53 - 1
+_MOST_INPUTS_IN_A_ROW = 6
+_FIELDS_IN_A_ROW = 2
+_TYPE_NAMES = {"int": "whole number", "float": "number", "bool": "truth value"}
+_WORDS = {"true": True, "false": False}
+
+
+def named_inputs(fields: Mapping[str, Mapping[str, Any]], *, key: str) -> dict[str, Any]:
+    """Draw an input for each named observation, filled with the examples.
+
+    Args:
+        fields: the section `observations` of /schema.
+        key: keeps what is typed in apart from that of another server.
+
+    Returns:
+        The observation; a list whose text can't be read stands as `SettingsError`.
+    """
+    values: dict[str, Any] = {}
+    row: list[Any] = []
+    row_kind = ""
+    for name, field in fields.items():
+        if _is_list(field):
+            row = []
+            with st.container(gap=None):
+                values[name] = _list_input(name, field, key=f"{key}.{name}")
+                _explain(field)
+            continue
+        kind = "check box" if _kind(field) == "bool" else "number"
+        # Check boxes are lower than number inputs: each have rows of their own.
+        if not row or kind != row_kind:
+            row, row_kind = list(st.columns(_FIELDS_IN_A_ROW, gap="medium")), kind
+        with row.pop(0).container(gap="xxsmall"):
+            values[name] = _item_input(name, field, _example(field), key=f"{key}.{name}")
+            _explain(field)
+    return values
+
+
+def raw_input(schema: Mapping[str, Any], *, key: str) -> Observation | SettingsError:
+    """Draw one input for a flat observation.
+
+    Args:
+        schema: what the server says at /schema.
+        key: keeps what is typed in apart from that of another server.
+
+    Returns:
+        The values, or why the text can't be read.
+    """
+    example = flat_example(schema)
+    width = schema["policy"]["observation_width"]
+    how_many = "The values" if width is None else f"{width} numbers"
+    text = st.text_area(
+        "obs", _as_text(example), key=key, help="Numbers with commas or spaces between them"
+    )
+    names = ", ".join(schema.get("observations", {}))
+    st.caption(f"{how_many} in the order of training{f': {names}' if names else ''}.")
+    return _parsed(text)
+
+
+def flat_example(schema: Mapping[str, Any]) -> list[float]:
+    """Return a flat observation to begin with: the examples', or zeros.
+
+    Args:
+        schema: what the server says at /schema.
+    """
+    fields = schema.get("observations")
+    if fields is None:
+        return [0.0] * (schema["policy"]["observation_width"] or 1)
+    values: list[float] = []
+    for field in fields.values():
+        example = _example(field)
+        values += [float(value) for value in (example if _is_list(field) else [example])]
+    return values
+
+
+def parse_values(text: str) -> list[Any]:
+    """Read numbers and truth values; whether they fit is the server's to say.
+
+    Args:
+        text: values with commas, spaces or line ends between them, in brackets or not.
+
+    Raises:
+        SettingsError: naming what can't be read.
+    """
+    values: list[Any] = []
+    for word in re.split(r"[\s,;]+", text.strip().strip("[]").strip(" ,;\n")):
+        if not word:
+            continue
+        try:
+            values.append(_WORDS[word.lower()] if word.lower() in _WORDS else json.loads(word))
+        except ValueError as error:
+            raise SettingsError(f"expected numbers, or true and false, got {word!r}") from error
+    return values
+
+
+def _is_list(field: Mapping[str, Any]) -> bool:
+    return str(field["type"]).startswith("List[")
+
+
+def _kind(field: Mapping[str, Any]) -> str:
+    return str(field["type"]).removeprefix("List[").removesuffix("]")
+
+
+def _example(field: Mapping[str, Any]) -> Any:  # noqa: ANN401 -- of the field's type
+    if "example" in field:
+        return field["example"]
+    if _kind(field) == "bool":
+        value: Any = False
+    else:
+        value = max(0, field.get("minimum", 0))
+        value = min(value, field.get("maximum", value))
+    return [value] * field.get("min_items", 0) if _is_list(field) else value
+
+
+def _item_input(
+    label: str, field: Mapping[str, Any], value: float, *, key: str, shows_label: bool = True
+) -> bool | int | float:
+    low, high = field.get("minimum"), field.get("maximum")
+    visibility: Literal["visible", "collapsed"] = "visible" if shows_label else "collapsed"
+    match _kind(field):
+        case "bool":
+            return st.checkbox(label, bool(value), key=key)
+        case "int":
+            least = -_LARGEST_INTEGER if low is None else max(int(low), -_LARGEST_INTEGER)
+            most = _LARGEST_INTEGER if high is None else min(int(high), _LARGEST_INTEGER)
+            return st.number_input(
+                label,
+                min_value=least,
+                max_value=most,
+                value=min(max(int(value), least), most),
+                step=1,
+                key=key,
+                label_visibility=visibility,
+            )
+    return st.number_input(
+        label,
+        min_value=float(-FLOAT32_MAX if low is None else low),
+        max_value=float(FLOAT32_MAX if high is None else high),
+        value=float(value),
+        # A schema that counts in whole numbers is stepped through in them.
+        step=1.0 if isinstance(value, int) else 0.1,
+        format="%g",
+        key=key,
+        label_visibility=visibility,
+    )
+
+
+def _list_input(name: str, field: Mapping[str, Any], *, key: str) -> list[Any] | SettingsError:
+    example, length = _example(field), field.get("max_items")
+    if length is None or length != field.get("min_items") or length > _MOST_INPUTS_IN_A_ROW:
+        text = st.text_area(name, _as_text(example), key=key, height="content")
+        return _parsed(text)
+    st.markdown(f":small[{name}]")
+    values = []
+    for index, column in enumerate(st.columns(length, gap="xsmall")):
+        with column:
+            label = str(index) if _kind(field) == "bool" else f"{name}[{index}]"
+            values.append(
+                _item_input(label, field, example[index], key=f"{key}.{index}", shows_label=False)
+            )
+    return values
+
+
+def _parsed(text: str) -> list[Any] | SettingsError:
+    try:
+        return parse_values(text)
+    except SettingsError as error:
+        return error
+
+
+def _as_text(values: list[Any]) -> str:
+    return json.dumps(values).strip("[]")
+
+
+def _explain(field: Mapping[str, Any]) -> None:
+    """Write what a field means, and what it may be, below its input."""
+    words = [str(field.get("description", "")).strip().rstrip(".")]
+    # A check box shows all that it may be, and its example.
+    if _is_list(field) or _kind(field) != "bool":
+        example = [f"e.g. {json.dumps(field['example'])}"] if "example" in field else []
+        words.append(", ".join([_limits(field), *example]))
+    st.caption(": ".join(filter(None, words)))
+
+
+def _limits(field: Mapping[str, Any]) -> str:
+    kind, low, high = _kind(field), field.get("minimum"), field.get("maximum")
+    what = f"{_length(field)} {_TYPE_NAMES[kind]}s" if _is_list(field) else _TYPE_NAMES[kind]
+    if low is not None and high is not None:
+        return f"{what} from {low:g} to {high:g}"
+    if low is not None:
+        return f"{what} from {low:g} on"
+    return what if high is None else f"{what} up to {high:g}"
+
+
+def _length(field: Mapping[str, Any]) -> str:
+    fewest, most = field.get("min_items", 0), field.get("max_items")
+    if most is None:
+        return f"{fewest} or more" if fewest else "any number of"
+    return str(most) if fewest == most else f"{fewest} to {most}"

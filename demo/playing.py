@@ -1,0 +1,114 @@
+"""The tab that plays an example's environment with the served policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import streamlit as st
+
+from demo.answers import describe_actions
+from demo.asking import show_refusal
+from demo.charts import reward_chart
+from demo.episode import Episode
+from demo.examples import find_example
+from demo.server_client import RefusalError, ServerClient
+from policy_server.errors import SettingsError
+
+__all__ = ["show_playing"]
+
+_STEP_S = 0.3
+# On a board each step can be followed; the others' episodes are long.
+_STEPS_AT_ONCE = 4
+_DRAWN, _DETERMINISTIC = "drawn", "deterministic"
+
+
+def show_playing(client: ServerClient, schema: Mapping[str, Any]) -> None:
+    """Draw the tab.
+
+    Args:
+        client: of the server.
+        schema: what it says at /schema.
+    """
+    name = find_example(schema)
+    if name is None:
+        st.info("None of the examples' environments has these observations and actions.")
+        return
+    is_running = st.session_state.get("is_running", False)
+    fragment = st.fragment(_play, run_every=_STEP_S if is_running else None)
+    fragment(client, schema, name)
+
+
+def _play(client: ServerClient, schema: Mapping[str, Any], name: str) -> None:
+    state = st.session_state
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="large"):
+        seed = st.number_input("Seed", min_value=0, value=0, step=1, key="seed", width=140)
+        choice = st.radio("Actions are", [_DRAWN, _DETERMINISTIC], horizontal=True, key="choice")
+    if state.get("episode_seed") != (name, seed) or "episode" not in state:
+        try:
+            state["episode"], state["episode_seed"] = Episode(name, seed=seed), (name, seed)
+        except SettingsError as error:
+            st.error(f"{error.message}.")
+            return
+    episode: Episode = state["episode"]
+    steps = _draw_buttons(episode)
+    try:
+        for _ in range(steps):
+            if not episode.is_over:
+                episode.step(client, is_deterministic=choice == _DETERMINISTIC)
+    except RefusalError as refusal:
+        show_refusal(refusal)
+        state["is_running"] = False
+    if episode.is_over and steps:
+        state["is_running"] = False
+        # The buttons are drawn already, and the page still comes back by itself.
+        st.rerun()
+    _show_episode(episode, schema)
+
+
+def _draw_buttons(episode: Episode) -> int:
+    """Return how many steps to take now."""
+    state = st.session_state
+    is_running = state.get("is_running", False)
+    with st.container(horizontal=True):
+        is_run = st.button(
+            "Pause" if is_running else "Run",
+            key="run",
+            type="primary",
+            disabled=episode.is_over,
+            width=100,
+        )
+        is_step = st.button("Step", key="step", disabled=episode.is_over or is_running)
+        is_reset = st.button("Reset", key="reset")
+    if is_reset or is_run:
+        state["is_running"] = is_run and not is_running
+        if is_reset:
+            del state["episode"]
+        st.rerun()
+    if is_running:
+        return 1 if episode.name in Episode.boards else _STEPS_AT_ONCE
+    return int(is_step)
+
+
+def _show_episode(episode: Episode, schema: Mapping[str, Any]) -> None:
+    figures = {
+        "Steps": str(len(episode.rewards)),
+        "Last reward": f"{episode.rewards[-1]:.2f}" if episode.rewards else "-",
+        "Return": f"{sum(episode.rewards):.2f}",
+    }
+    *columns, last = st.columns([1, 1, 1, 2])
+    for column, (label, value) in zip(columns, figures.items(), strict=True):
+        column.metric(label, value)
+    if episode.actions is not None:
+        described = describe_actions(episode.actions, schema["policy"]["components"])
+        actions = [f"{name}: **{text}**" for name, text in described]
+        last.markdown("  \n".join([":small[Last action]", *actions]))
+    picture = episode.picture()
+    left, right = st.columns(2, gap="large") if picture else (None, st.container())
+    if left is not None and picture is not None:
+        left.image(picture, alt=f"state of {episode.name}")
+    with right:
+        if episode.rewards:
+            st.altair_chart(reward_chart(episode.rewards), width="stretch", key="rewards")
+        if episode.is_over:
+            st.success(f"The episode is over after {len(episode.rewards)} steps.")

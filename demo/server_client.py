@@ -1,0 +1,184 @@
+"""A client of a running server for the page: answers, and refusals in words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import requests
+
+from policy_server.errors import PolicyServerError
+
+__all__ = ["AnswerKind", "Observation", "RefusalError", "ServerClient"]
+
+AnswerKind = Literal["predict", "predict_deterministic", "distribution"]
+Observation = Mapping[str, Any] | Sequence[Any]
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_NOT_READY_TIMEOUT_S = 2.0
+
+
+class RefusalError(PolicyServerError):
+    """A server gave no answer, or an error.
+
+    Attributes:
+        answered: the HTTP status that the server answered; None where it gave no answer.
+        problems: what is wrong with the observation: a field, and what was expected.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        answered: int | None = None,
+        problems: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        super().__init__(message)
+        self.answered = answered
+        self.problems = tuple(problems)
+
+
+class ServerClient:
+    """Asks one server; each question has a connection of its own."""
+
+    def __init__(self, url: str, api_key: str, *, timeout_s: float = 30.0) -> None:
+        """Keep the address; nothing is sent.
+
+        Args:
+            url: where the server answers, with a proxy's prefix if there is one.
+            api_key: the access key; empty to send none.
+            timeout_s: the longest wait for an answer, in seconds.
+        """
+        self.url = url.strip().rstrip("/")
+        self._api_key = api_key
+        self._timeout_s = timeout_s
+
+    def schema(self) -> dict[str, Any]:
+        """Return what the server says of its policy.
+
+        Raises:
+            RefusalError: if it can't be reached, or refuses.
+        """
+        document = self._ask("GET", "/schema")
+        if not isinstance(document, dict) or "policy" not in document:
+            raise RefusalError(f"{self.url} answers, but not as a Policy Server does")
+        return document
+
+    def is_ready(self) -> bool:
+        """Return whether the server would answer an observation now."""
+        client = ServerClient(self.url, self._api_key, timeout_s=_NOT_READY_TIMEOUT_S)
+        try:
+            client._ask("GET", "/readyz")
+        except RefusalError:
+            return False
+        return True
+
+    def ask(self, kind: AnswerKind, observation: Observation) -> dict[str, Any]:
+        """Ask about an observation.
+
+        Args:
+            kind: what to ask.
+            observation: by name, or flat.
+
+        Returns:
+            The answer's JSON.
+
+        Raises:
+            RefusalError: if the server can't be reached, or refuses.
+        """
+        route, body = request_of(kind, observation)
+        answer: dict[str, Any] = self._ask("POST", route, body)
+        return answer
+
+    def _ask(self, method: str, route: str, body: str | None = None) -> Any:  # noqa: ANN401 -- any JSON
+        try:
+            with requests.Session() as session:
+                # No proxy leads to this machine, whatever the environment says.
+                session.trust_env = urlsplit(self.url).hostname not in _LOOPBACK
+                response = session.request(
+                    method,
+                    self.url + route,
+                    data=None if body is None else body.encode(),
+                    headers=self._headers(),
+                    timeout=self._timeout_s,
+                    allow_redirects=False,
+                )
+        except (requests.RequestException, ValueError) as error:
+            raise RefusalError(self._why_unreached(error)) from error
+        if response.status_code != HTTPStatus.OK:
+            raise _refusal(response)
+        try:
+            return response.json()
+        except ValueError as error:
+            raise RefusalError(f"{self.url} answers, but not as a Policy Server does") from error
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"content-type": "application/json"}
+        if self._api_key:
+            if not (self._api_key.isascii() and self._api_key.isprintable()):
+                raise RefusalError(
+                    "the access key holds signs that an HTTP header can't carry; expected plain "
+                    "letters, digits and punctuation"
+                )
+            headers["access-token"] = self._api_key
+        return headers
+
+    def _why_unreached(self, error: Exception) -> str:
+        if isinstance(error, requests.Timeout):
+            return f"{self.url} gave no answer within {self._timeout_s:g} s; look into its log"
+        if isinstance(error, requests.exceptions.SSLError):
+            return f"no secure connection to {self.url}: its certificate was not accepted"
+        if isinstance(error, requests.ConnectionError):
+            return (
+                f"no server answers at {self.url}; start one on the left, or with "
+                "`uvicorn app:app`, and check host and port"
+            )
+        return f"expected an address such as http://127.0.0.1:8000, got {self.url!r}"
+
+
+def request_of(kind: AnswerKind, observation: Observation) -> tuple[str, str]:
+    """Return the route and the JSON body that ask about an observation.
+
+    Args:
+        kind: what to ask.
+        observation: by name, or flat.
+    """
+    if isinstance(observation, Mapping):
+        return f"/{kind}", json.dumps(observation)
+    return f"/{kind}_raw", json.dumps({"obs": observation})
+
+
+def _refusal(response: requests.Response) -> RefusalError:
+    status = response.status_code
+    try:
+        detail = response.json()["detail"]
+    except (ValueError, LookupError, TypeError):
+        detail = None
+    if isinstance(detail, list):
+        problems = [(_field(item["loc"]), str(item["msg"])) for item in detail]
+        return RefusalError(
+            "the server does not accept this observation", answered=status, problems=problems
+        )
+    reason = str(detail or response.reason)
+    match status:
+        case HTTPStatus.UNAUTHORIZED:
+            what = "is missing" if reason.startswith("no ") else "is wrong"
+            message = f"the access key {what}; type the server's key in on the left"
+        case HTTPStatus.NOT_FOUND:
+            message = f"the server has no such route; is {response.url} a Policy Server?"
+        case HTTPStatus.NOT_IMPLEMENTED:
+            message = f"this policy can't say that: {reason}"
+        case HTTPStatus.SERVICE_UNAVAILABLE:
+            message = f"the server is busy or still starting: {reason}"
+        case _:
+            message = f"the server answered {status}: {reason}"
+    return RefusalError(message, answered=status)
+
+
+def _field(location: Sequence[str | int]) -> str:
+    """Return a place in the body as a person writes it, such as `links[3]`."""
+    names = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location[1:]]
+    return "".join(names).removeprefix(".") or "the observation"

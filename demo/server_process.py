@@ -1,0 +1,152 @@
+"""A server of the page's own: prepared from two files, started as a user would, and stopped."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Literal
+
+from policy_server.commands.served_files import copy_server_files
+from policy_server.schema import read_schema
+from policy_server.settings import ENV_PREFIX, read_settings
+
+__all__ = ["Backend", "ServerProcess", "ServerSlot"]
+
+Backend = Literal["local", "ray"]
+
+_ROOT = Path(__file__).parent.parent
+# A server that still starts finishes that first, and Ray's takes longest.
+_STOP_TIMEOUT_S = 90.0
+_LOG_BYTES = 20_000
+
+
+class ServerProcess:
+    """`uvicorn app:app` with a policy of its own, on a free port of this machine."""
+
+    def __init__(self, source: Path, *, backend: Backend, replace_served_policy: bool) -> None:
+        """Prepare the files and start the server; it is not ready yet.
+
+        Args:
+            source: folder with schema.yaml and saved_model.zip.
+            backend: what runs the policy.
+            replace_served_policy: prepare the policy where `uvicorn app:app` looks for it, in place
+                of the one there, and not in a folder that goes with the server.
+
+        Raises:
+            PolicyServerError: if the files are refused.
+        """
+        settings = read_settings()
+        self._scratch = Path(tempfile.mkdtemp(prefix="policy-server-"))
+        try:
+            home = settings.home if replace_served_policy else self._scratch / "home"
+            settings = settings.model_copy(update={"home": home.resolve()})
+            copy_server_files(source, settings)
+            schema = read_schema(settings.schema_path)
+            key = settings.api_key.get_secret_value() if settings.api_key else schema.api_key
+            # The server is started for this page, so that a key may be made up for it.
+            self.api_key = key or secrets.token_urlsafe(18)
+            self.backend = backend
+            self.url = f"http://127.0.0.1:{_free_port()}"
+            self._log = self._scratch / "server.log"
+            self._process = self._start(settings.home)
+        except BaseException:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            raise
+        self._started_at = time.monotonic()
+        self._stopping = threading.Lock()
+
+    def _start(self, home: Path) -> subprocess.Popen[bytes]:
+        variables = {
+            "HOME": str(home),
+            "BACKEND": self.backend,
+            "API_KEY": self.api_key,
+            "METRICS_PORT": "0",
+            "DASHBOARD_PORT": "0",
+            "LOG_FORMAT": "text",
+            # The policy chosen on the page counts, not one that the environment would fetch.
+            "MODEL_URI": "",
+            "SCHEMA_URI": "",
+        }
+        environment = os.environ | {ENV_PREFIX + name: text for name, text in variables.items()}
+        command = [sys.executable, "-m", "uvicorn", "app:app", "--port", self.url.split(":")[-1]]
+        with self._log.open("wb") as log:
+            # A group of its own, so that Ctrl-C in the page's terminal leaves the stopping to us.
+            return subprocess.Popen(  # noqa: S603 -- no part of it is the user's
+                command,
+                cwd=_ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    @property
+    def age_s(self) -> float:
+        """Return the seconds since the start."""
+        return time.monotonic() - self._started_at
+
+    @property
+    def exit_code(self) -> int | None:
+        """Return what the process ended with; None while it runs."""
+        return self._process.poll()
+
+    def log_tail(self, lines: int) -> str:
+        """Return the end of what the server has printed.
+
+        Args:
+            lines: how many lines at most.
+        """
+        try:
+            with self._log.open("rb") as log:
+                log.seek(max(self._log.stat().st_size - _LOG_BYTES, 0))
+                text = log.read().decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    def stop(self) -> None:
+        """End the server as an operator would, and remove its files; harmless when repeated."""
+        with self._stopping:
+            if self._process.poll() is None:
+                self._process.send_signal(signal.SIGTERM)
+                try:
+                    self._process.wait(_STOP_TIMEOUT_S)
+                except subprocess.TimeoutExpired:
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                    self._process.wait()
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+class ServerSlot:
+    """What holds the one server of a browser session, while that lasts."""
+
+    def __init__(self) -> None:
+        self.server: ServerProcess | None = None
+
+    def stop(self) -> None:
+        """Stop the server, and wait until it has ended."""
+        server, self.server = self.server, None
+        if server is not None:
+            server.stop()
+
+    def release(self) -> None:
+        """Stop the server without waiting: one that still starts takes a while to end."""
+        server, self.server = self.server, None
+        if server is not None:
+            threading.Thread(target=server.stop).start()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
