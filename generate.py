@@ -8,7 +8,15 @@ from pathlib import Path
 
 try:
     from policy_server import __version__
-    from policy_server.commands import client, evaluation, export, fetch, model_report, served_files
+    from policy_server.commands import (
+        client,
+        clients,
+        evaluation,
+        export,
+        fetch,
+        model_report,
+        served_files,
+    )
     from policy_server.commands.command_line import command, progress_bar, run
     from policy_server.settings import read_settings
 except ModuleNotFoundError as error:
@@ -174,6 +182,25 @@ class Commands:
         )
         yield from (f"wrote {path}" for path in written)
         yield f"serve it:  python generate.py copy_server_files {folder}"
+
+    @command
+    def clients(
+        self, *, languages: str | None = None, output: str = "clients", url: str | None = None
+    ) -> Iterator[str]:
+        """Write client libraries for the policy: source code, and a README with an example.
+
+        Args:
+            languages: Some of python, java, scala, r, typescript, csharp, go and kotlin with commas
+                between them, or all; the first four if left out.
+            output: Folder that gets a folder for each language.
+            url: Where a server answers, to write them for its policy.
+                The policy in this folder if left out.
+        """
+        chosen, settings = clients.choose_languages(languages), read_settings()
+        document = clients.local_document(settings) if url is None else clients.served_document(url)
+        yield from clients.write_clients(
+            document, chosen, Path(output), settings, on_progress=progress_bar(sys.stderr)
+        )
 
     @command
     def evaluate(

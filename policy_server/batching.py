@@ -19,6 +19,7 @@ from policy_server.errors import (
     PolicyServerError,
     UnsupportedAnswerError,
 )
+from policy_server.metrics import Metrics
 from policy_server.policy import Float32Array, Float64Array, PolicyBackend, PolicyOutputs
 
 __all__ = ["MicroBatcher"]
@@ -55,6 +56,7 @@ class MicroBatcher(Generic[Answers]):
         max_queue_size: int,
         timeout_s: float,
         max_calls_in_flight: int = 2,
+        metrics: Metrics | None = None,
     ) -> None:
         """Wrap a backend.
 
@@ -65,6 +67,7 @@ class MicroBatcher(Generic[Answers]):
             max_queue_size: the most observations that wait or are being answered.
             timeout_s: the longest that one waits for its answer, in seconds.
             max_calls_in_flight: how many calls run at once.
+            metrics: where calls, waits and refusals are counted.
         """
         self._backend = backend
         self._finish = finish
@@ -72,6 +75,8 @@ class MicroBatcher(Generic[Answers]):
         self._max_queue_size = max_queue_size
         self._timeout_s = timeout_s
         self._max_calls_in_flight = max_calls_in_flight
+        self._metrics = metrics or Metrics()
+        self._metrics.watch_queue(lambda: self._size)
         self._waiting: deque[_Waiting[Answers]] = deque()
         self._calls: set[asyncio.Task[None]] = set()
         self._size = 0
@@ -98,8 +103,10 @@ class MicroBatcher(Generic[Answers]):
             PolicyServerError: what the backend raised.
         """
         if self._is_closed:
+            self._metrics.count_rejected("shutdown")
             raise NotReadyError("the server is shutting down; try another one")
         if self._size >= self._max_queue_size:
+            self._metrics.count_rejected("queue_full")
             raise OverloadedError(
                 f"{self._size} observations are waiting already; try again in a second"
             )
@@ -183,19 +190,25 @@ class MicroBatcher(Generic[Answers]):
             _succeed(batch, answers)
 
     def _late(self) -> OverloadedError:
+        self._metrics.count_rejected("timeout")
         return OverloadedError(f"no answer within {self._timeout_s:g} s; try again in a second")
 
     async def _infer(self, batch: list[_Waiting[Answers]]) -> PolicyOutputs:
         rows: Float32Array | Float64Array = np.array(  # type: ignore[assignment]  # NumPy's stubs join the two types to a wider one
             [waiting.row for waiting in batch], self._backend.signature.row_dtype
         )
+        started = asyncio.get_running_loop().time()
+        self._metrics.observe_batch(len(batch))
+        self._metrics.observe_stage("queue", started - batch[0].deadline + self._timeout_s)
         # Nobody waits longer than this, so that a call which hangs must not keep its place.
         async with asyncio.timeout_at(batch[-1].deadline):
-            return await self._backend.infer(
+            outputs = await self._backend.infer(
                 rows,
                 is_deterministic=np.array([waiting.is_deterministic for waiting in batch]),
                 seeds=np.array([waiting.seed for waiting in batch], np.int64),
             )
+        self._metrics.observe_stage("policy", asyncio.get_running_loop().time() - started)
+        return outputs
 
 
 def _succeed(batch: list[_Waiting[Answers]], answers: Answers) -> None:

@@ -21,6 +21,8 @@ __all__ = [
     "PolicyFailedError",
     "PolicyServerError",
     "SchemaError",
+    "SdkError",
+    "SdkPendingError",
     "ServerAnswerError",
     "SettingsError",
     "UnauthorizedError",
@@ -63,6 +65,10 @@ class ExportError(PolicyServerError):
 
 class ServerAnswerError(PolicyServerError):
     """A running server refused a request of the command line, or could not be reached."""
+
+
+class SdkError(PolicyServerError):
+    """A client library can't be generated."""
 
 
 class DistributionError(PolicyServerError):
@@ -123,3 +129,10 @@ class NotReadyError(PolicyServerError):
 
     status = 503
     headers: Mapping[str, str] = {"retry-after": "1"}
+
+
+class SdkPendingError(PolicyServerError):
+    """A client library is being generated; its zip is there later."""
+
+    status = 503
+    headers: Mapping[str, str] = {"retry-after": "5"}

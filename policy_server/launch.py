@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing import parent_process
+from pathlib import Path
 
 from policy_server.errors import PolicyServerError, SettingsError
-from policy_server.model_store import prepare_model
+from policy_server.metrics import Metrics, MetricsExporter
+from policy_server.model_store import model_version, prepare_model
 from policy_server.policy import PolicyBackend
 from policy_server.remote_files import bring_files
 from policy_server.schema import ServerSchema, read_schema
@@ -23,6 +29,8 @@ from policy_server.web import Application, create_app
 __all__ = ["build_app", "end_supervisor", "resolve_api_key"]
 
 logger = logging.getLogger(__name__)
+
+_SHARE_EVERY_S = 1.0
 
 
 def build_app() -> Application:
@@ -41,17 +49,30 @@ def build_app() -> Application:
     schema = read_schema(settings.schema_path)
     api_key = resolve_api_key(settings, schema)
 
+    metrics = Metrics()
+
     @asynccontextmanager
     async def open_backend() -> AsyncIterator[PolicyBackend]:
+        started = time.monotonic()
         try:
-            async with _open_backend(settings, schema) as (backend, places):
-                _report(schema, backend, places)
-                yield backend
+            async with (
+                _exported(settings, metrics) as exporter,
+                _open_backend(settings, schema, metrics) as served,
+            ):
+                exporter.foreign_url = served.ray_metrics_url
+                signature = served.backend.signature
+                metrics.describe_model(
+                    version=served.version,
+                    family=signature.family,
+                    load_seconds=time.monotonic() - started,
+                )
+                _report(schema, served, exporter.url)
+                yield served.backend
         except PolicyServerError:
             end_supervisor()
             raise
 
-    return create_app(schema, settings, open_backend, api_key=api_key)
+    return create_app(schema, settings, open_backend, api_key=api_key, metrics=metrics)
 
 
 def resolve_api_key(settings: Settings, schema: ServerSchema) -> str | None:
@@ -102,26 +123,76 @@ def _end(number: int, _frame: object) -> None:
     sys.exit(128 + number)
 
 
+@dataclass(frozen=True)
+class _Served:
+    backend: PolicyBackend
+    version: str
+    places: Mapping[str, str]
+    ray_metrics_url: str | None = None
+
+
+@asynccontextmanager
+async def _exported(settings: Settings, metrics: Metrics) -> AsyncIterator[MetricsExporter]:
+    """Serve metrics; of uvicorn's workers whichever gets the port serves them for all."""
+    is_worker = parent_process() is not None
+    shared = Path(tempfile.gettempdir(), f"ps-metrics-{os.getppid()}") if is_worker else None
+    exporter = MetricsExporter(metrics, port=settings.metrics_port, shared=shared)
+    if shared is None:
+        try:
+            exporter.start()
+        except OSError as error:
+            raise SettingsError(
+                f"POLICY_SERVER_METRICS_PORT: port {settings.metrics_port} can't be used: "
+                f"{error.strerror}; set another one, or 0"
+            ) from error
+        try:
+            yield exporter
+        finally:
+            exporter.stop()
+        return
+    shared.mkdir(mode=0o700, exist_ok=True)
+    sharing = asyncio.create_task(_share(exporter))
+    try:
+        yield exporter
+    finally:
+        sharing.cancel()
+        exporter.stop()
+        (shared / f"metrics-{os.getpid()}.json").unlink(missing_ok=True)
+        with suppress(OSError):
+            shared.rmdir()
+
+
+async def _share(exporter: MetricsExporter) -> None:
+    while True:
+        if exporter.url is None:
+            with suppress(OSError):
+                exporter.start()
+        exporter.share()
+        await asyncio.sleep(_SHARE_EVERY_S)
+
+
 @asynccontextmanager
 async def _open_backend(
-    settings: Settings, schema: ServerSchema
-) -> AsyncIterator[tuple[PolicyBackend, Mapping[str, str]]]:
+    settings: Settings, schema: ServerSchema, metrics: Metrics
+) -> AsyncIterator[_Served]:
     folder = prepare_model(settings)
+    version = model_version(folder)
     # Each backend brings what the other must not need: TensorFlow here, Ray there.
     if settings.backend == "local":
         from policy_server.local_backend import open_local_backend
 
         async with open_local_backend(folder, schema, settings) as local:
-            yield local, {}
+            yield _Served(local, version, {})
     else:
-        from policy_server.ray_backend import open_ray_backend
+        from policy_server.ray_backend import RAY_METRICS, open_ray_backend
 
-        async with open_ray_backend(folder, schema, settings) as replicas:
-            yield replicas, replicas.places
+        async with open_ray_backend(folder, schema, settings, metrics) as replicas:
+            places = {k: v for k, v in replicas.places.items() if k != RAY_METRICS}
+            yield _Served(replicas, version, places, replicas.places.get(RAY_METRICS))
 
 
-def _report(schema: ServerSchema, backend: PolicyBackend, places: Mapping[str, str]) -> None:
-    signature = backend.signature
+def _report(schema: ServerSchema, served: _Served, metrics_url: str | None) -> None:
+    signature = served.backend.signature
     for finding in signature.findings:
         logger.info("policy_identified", extra={"finding": finding})
     url = f"http://127.0.0.1:{_port()}{schema.root_path}"
@@ -131,7 +202,8 @@ def _report(schema: ServerSchema, backend: PolicyBackend, places: Mapping[str, s
         "engine": signature.engine,
         "predict": f"POST {url}/{route}",
         "docs": f"{url}/docs",
-        **places,
+        **({"metrics": metrics_url} if metrics_url is not None else {}),
+        **served.places,
     }
     logger.info("policy_served", extra={"places": known})
 

@@ -27,7 +27,7 @@ from policy_server.schema import ServerSchema
 from policy_server.settings import Settings
 
 if TYPE_CHECKING:
-    from policy_server.saved_model import TensorFlowPolicy
+    from policy_server.saved_model import LoadedPolicy
 
 __all__ = ["LocalBackend", "open_local_backend"]
 
@@ -37,9 +37,7 @@ _MOST_ROWS_AT_ONCE = 512
 class LocalBackend:
     """A `PolicyBackend` over one policy, and one thread for what would hold the event loop up."""
 
-    def __init__(
-        self, policy: TensorFlowPolicy | NetworkPolicy, executor: ThreadPoolExecutor
-    ) -> None:
+    def __init__(self, policy: LoadedPolicy, executor: ThreadPoolExecutor) -> None:
         """Keep the policy and the thread that owns it."""
         self._policy = policy
         self._executor = executor
@@ -95,9 +93,7 @@ async def open_local_backend(
         yield LocalBackend(policy, executor)
 
 
-def _load(
-    folder: Path, schema: ServerSchema, settings: Settings
-) -> TensorFlowPolicy | NetworkPolicy:
+def _load(folder: Path, schema: ServerSchema, settings: Settings) -> LoadedPolicy:
     digest = digest_of(read_model_files(folder), schema)
     compiled = None if settings.engine == "tensorflow" else read_compiled(folder, digest)
     if compiled is not None:

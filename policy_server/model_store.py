@@ -20,7 +20,14 @@ from pathlib import Path, PurePosixPath
 from policy_server.errors import ModelError
 from policy_server.settings import Settings
 
-__all__ = ["MODEL_FILE", "find_model", "prepare_model", "read_model_files", "unpack_model"]
+__all__ = [
+    "MODEL_FILE",
+    "find_model",
+    "model_version",
+    "prepare_model",
+    "read_model_files",
+    "unpack_model",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +96,18 @@ def read_model_files(folder: Path) -> dict[str, bytes]:
         if path.is_file() and _is_part_of_model(path.relative_to(folder))
     )
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def model_version(folder: Path) -> str:
+    """Return what tells this model from another: the start of its files' digest.
+
+    Args:
+        folder: holds saved_model.pb.
+    """
+    digest = hashlib.sha256()
+    for name, content in read_model_files(folder).items():
+        digest.update(name.encode() + content)
+    return digest.hexdigest()[:12]
 
 
 def unpack_model(zip_path: Path, models: Path, *, max_bytes: int) -> Path:

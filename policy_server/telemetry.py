@@ -26,11 +26,14 @@ def configure_logging(*, level: str, log_format: Literal["auto", "json", "text"]
     is_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
     handler = logging.StreamHandler()
     handler.setFormatter(_json_formatter() if is_json else _TextFormatter())
-    for name in ("policy_server", "uvicorn", "uvicorn.access", "uvicorn.error"):
+    access = logging.getLogger("uvicorn.access")
+    if not access.handlers and not access.propagate:
+        # uvicorn was started with --no-access-log.
+        logging.getLogger("policy_server.access").setLevel(logging.WARNING)
+    # Our own line says more: the request's id, its route and how long it took.
+    access.handlers, access.propagate, access.disabled = [], False, True
+    for name in ("policy_server", "uvicorn", "uvicorn.error"):
         logger = logging.getLogger(name)
-        if name == "uvicorn.access" and not logger.handlers and not logger.propagate:
-            # uvicorn was started with --no-access-log.
-            continue
         logger.handlers = [handler] if name in ("policy_server", "uvicorn") else []
         logger.propagate = name not in ("policy_server", "uvicorn")
         logger.setLevel(level)

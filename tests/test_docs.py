@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from policy_server.schema.document import ActionEntry, Document, ObservationEntr
 from policy_server.settings import ENV_PREFIX, Settings
 from policy_server.web.gate import OPEN_PATHS
 from tests.fakes import components_of, signature_of
-from tests.web.harness import build, client_of
+from tests.web.harness import build, client_of, serve
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -97,6 +98,30 @@ async def test_documentation_is_served(route: str) -> None:
         answer = await client.get(route.removeprefix("GET "))
 
     assert answer.status_code == 200
+
+
+async def test_head_is_answered_where_the_page_says_so() -> None:
+    paths = build().openapi()["paths"]
+    sentence = re.search(r"(`[^.]*) answer HEAD", section(DOCS / "http.md", "Routes"))
+    assert sentence is not None
+
+    async with client_of(build()) as client:
+        answers = {path: await client.head(path) for path, item in paths.items() if "get" in item}
+
+    assert set(names(sentence[1])) == {
+        path for path, answer in answers.items() if answer.status_code != 405
+    }
+
+
+async def test_table_of_schema_names_every_key_that_tells_of_the_policy() -> None:
+    documented = [
+        name for cells in rows(section(DOCS / "http.md", "/schema")) for name in names(cells[0])
+    ]
+
+    async with serve() as client:
+        policy = (await client.get("/schema")).json()["policy"]
+
+    assert documented == [*policy, *policy["components"][0]]
 
 
 def test_open_paths_are_those_that_the_page_names() -> None:
@@ -220,16 +245,21 @@ def test_table_names_every_key_of_the_schema_with_its_default_and_no_other(title
     }
 
 
+# Another file's YAML begins with a comment that names it.
 SCHEMAS = [
     pytest.param(text, id=f"{page.stem}-{index}")
     for page in PAGES
     for index, text in enumerate(code_blocks(page, "yaml"))
+    if not re.match(r"# \S+\.ya?ml\n", text)
 ]
 
 
 @pytest.mark.parametrize("text", SCHEMAS)
 def test_schema_that_a_page_shows_is_right(text: str) -> None:
-    assert parse_schema(text).api_key is not None
+    schema = parse_schema(text)
+
+    # Only an excerpt may lack the key.
+    assert schema.api_key is not None or schema.observations is None
 
 
 def _mistakes(title: str) -> list[Any]:
@@ -306,6 +336,44 @@ def test_table_of_modules_has_the_layers_that_the_linter_holds() -> None:
     assert documented == {
         row: present & set(modules) for row, modules in enumerate(layers, start=1)
     }
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_page_is_linked_from_the_readme_and_listed_for_its_writers(page: Path) -> None:
+    name = f"docs/{page.name}"
+
+    assert f"]({name}" in README.read_text(encoding="utf-8")
+    assert f"`{name}`" in section(ROOT / "CONTRIBUTING.md", "Documentation")
+
+
+def test_listed_pages_exist() -> None:
+    listed = [
+        names(cells[0])[0] for cells in rows(section(ROOT / "CONTRIBUTING.md", "Documentation"))
+    ]
+
+    assert len(listed) == len(set(listed))
+    assert all(list(ROOT.glob(pattern)) for pattern in listed)
+
+
+@pytest.mark.parametrize(
+    "picture", sorted((DOCS / "images").iterdir()), ids=lambda picture: picture.name
+)
+def test_picture_is_shown_on_a_page(picture: Path) -> None:
+    assert any(f"images/{picture.name})" in page.read_text(encoding="utf-8") for page in PAGES)
+
+
+def test_readme_says_what_lies_in_every_folder() -> None:
+    named = {name for cells in rows(section(README, "What lies where")) for name in names(cells[0])}
+    # What else lies here is its user's: a policy, an environment.
+    listing = subprocess.run(
+        ["git", "ls-tree", "-d", "--name-only", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
+    if listing.returncode != 0:
+        pytest.skip("this is no clone: git does not say which folders are the project's")
+    folders = {f"{name}/" for name in listing.stdout.split() if not name.startswith(".")}
+
+    assert folders <= named
+    assert all((ROOT / name).exists() for name in named)
 
 
 def _links() -> Iterator[Any]:

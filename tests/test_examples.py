@@ -12,7 +12,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.utils.seeding import np_random
 
-from policy_server.saved_model import TensorFlowPolicy, load_policy
+from policy_server.saved_model import LoadedPolicy, load_policy
 from policy_server.schema import ServerSchema, read_schema
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -34,14 +34,14 @@ def environment_of(name: str) -> Any:  # noqa: ANN401 -- each example has a clas
     return importlib.import_module(f"examples.{name}.environment").make_environment()
 
 
-def policy_of(name: str, folder: Path) -> tuple[ServerSchema, TensorFlowPolicy]:
+def policy_of(name: str, folder: Path) -> tuple[ServerSchema, LoadedPolicy]:
     with zipfile.ZipFile(EXAMPLES / name / "saved_model.zip") as archive:
         archive.extractall(folder)
     schema = read_schema(EXAMPLES / name / "schema.yaml")
     return schema, load_policy(folder, schema)
 
 
-def mean_return(name: str, policy: TensorFlowPolicy | None, *, episodes: int) -> float:
+def mean_return(name: str, policy: LoadedPolicy | None, *, episodes: int) -> float:
     environment, total = environment_of(name), 0.0
     generator, _ = np_random(5)
     for episode in range(episodes):

@@ -23,6 +23,7 @@ from tests.live_server import KEY, SCHEMA, live_server
 ROOT = Path(__file__).parents[1]
 COMMANDS = [
     "clean",
+    "clients",
     "copy_server_files",
     "evaluate",
     "export",

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from policy_server.ray_backend.replicas import PolicyReplica, RayBackend, open_ray_backend
+from policy_server.ray_backend.session import RAY_METRICS
 
-__all__ = ["PolicyReplica", "RayBackend", "open_ray_backend"]
+__all__ = ["RAY_METRICS", "PolicyReplica", "RayBackend", "open_ray_backend"]

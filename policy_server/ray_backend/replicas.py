@@ -31,6 +31,7 @@ from policy_server.errors import (
     PolicyFailedError,
     PolicyServerError,
 )
+from policy_server.metrics import Metrics
 from policy_server.model_store import read_model_files
 from policy_server.numpy_network import CompiledPolicy, NetworkPolicy
 from policy_server.policy import (
@@ -149,6 +150,7 @@ class RayBackend:
         handle: Any,  # noqa: ANN401 -- Ray's handle is generic
         signature: PolicySignature,
         places: Mapping[str, str],
+        metrics: Metrics,
         *,
         timeout_s: float,
     ) -> None:
@@ -158,9 +160,11 @@ class RayBackend:
             handle: Ray Serve's handle of the deployment.
             signature: what the replicas serve.
             places: where people find what Ray serves, by name.
+            metrics: where lost replicas are counted.
             timeout_s: the longest that a call may take, in seconds.
         """
         self.places = places
+        self._metrics = metrics
         self._infer = handle.options(method_name="infer", _by_reference=False)
         self._describe = handle.options(method_name="describe", _by_reference=False)
         self._signature = signature
@@ -190,6 +194,7 @@ class RayBackend:
                         return await self._call(observations, is_deterministic, seeds)
                     except RayError as error:
                         logger.warning("replica_lost", extra={"reason": type(error).__name__})
+                        self._metrics.count_replica_restart()
                 return await self._call(observations, is_deterministic, seeds)
         except TimeoutError as error:
             raise OverloadedError(
@@ -232,7 +237,7 @@ def _cause(error: RayTaskError) -> PolicyServerError:
 
 @asynccontextmanager
 async def open_ray_backend(
-    folder: Path, schema: ServerSchema, settings: Settings
+    folder: Path, schema: ServerSchema, settings: Settings, metrics: Metrics
 ) -> AsyncIterator[RayBackend]:
     """Start Ray on this machine, or join a cluster, and deploy the policy.
 
@@ -240,6 +245,7 @@ async def open_ray_backend(
         folder: holds saved_model.pb.
         schema: what schema.yaml says.
         settings: ports, replicas and deadlines; `RAY_ADDRESS` names a cluster to join.
+        metrics: where lost replicas are counted.
 
     Yields:
         The backend, once a replica has answered its warm-up.
@@ -263,7 +269,7 @@ async def open_ray_backend(
         if known is None and signature.engine == "numpy":
             compiled = await handle.options(method_name="compiled").remote()
             write_compiled(folder, digest, compiled)
-        yield RayBackend(handle, signature, places, timeout_s=settings.request_timeout_s)
+        yield RayBackend(handle, signature, places, metrics, timeout_s=settings.request_timeout_s)
 
 
 async def _signature(handle: Any, settings: Settings) -> PolicySignature:  # noqa: ANN401 -- Ray's handle is generic

@@ -33,7 +33,10 @@ import policy_server
 from policy_server.errors import NotReadyError, SettingsError
 from policy_server.settings import Settings
 
-__all__ = ["joined_ray"]
+__all__ = ["RAY_METRICS", "joined_ray"]
+
+# The name of the place where Ray's own metrics are; people find them among the server's.
+RAY_METRICS = "ray_metrics"
 
 logger = logging.getLogger(__name__)
 
@@ -115,19 +118,15 @@ class _OwnRay:
 
 
 def _start(settings: Settings) -> _OwnRay:
-    for name, port in (
-        ("METRICS_PORT", settings.metrics_port),
-        ("DASHBOARD_PORT", settings.dashboard_port),
-    ):
-        _check_free(name, port)
+    _check_free("DASHBOARD_PORT", settings.dashboard_port)
     _use_token(secrets.token_hex(32))
     # Ray puts sockets there, whose paths may have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="ps-ray-"))
     has_dashboard = settings.dashboard_port > 0
     replicas = max(settings.num_replicas, settings.max_replicas)
     options: dict[str, Any] = {"dashboard_port": settings.dashboard_port} if has_dashboard else {}
-    metrics_port = settings.metrics_port or _free_port()
-    places = {"metrics": f"http://127.0.0.1:{metrics_port}/metrics"}
+    metrics_port = _free_port()
+    places = {RAY_METRICS: f"http://127.0.0.1:{metrics_port}/metrics"}
     if has_dashboard:
         places["dashboard"] = f"http://{settings.dashboard_host}:{settings.dashboard_port}"
         if token := os.environ.get("RAY_AUTH_TOKEN"):
@@ -217,7 +216,7 @@ async def _shared_ray(
             await asyncio.to_thread(deploy)
         finally:
             os.close(lock)
-        yield {} if own is None else own.places
+        yield json.loads((shared / "ray.json").read_text())["places"]
     finally:
         mine.unlink(missing_ok=True)
         if own is None:
@@ -252,7 +251,9 @@ def _join_or_start(shared: Path, settings: Settings) -> _OwnRay | None:
     own = _start(settings)
     address = ray.get_runtime_context().gcs_address
     token = os.environ.get("RAY_AUTH_TOKEN", "")
-    state.write_text(json.dumps({"pid": os.getpid(), "address": address, "token": token}))
+    state.write_text(
+        json.dumps({"pid": os.getpid(), "address": address, "token": token, "places": own.places})
+    )
     return own
 
 

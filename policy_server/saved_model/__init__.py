@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["TensorFlowPolicy", "load_policy"]
+__all__ = ["LoadedPolicy", "load_policy"]
 
 # TensorFlow reads these when it is imported, and at no other time. Its own log is for its
 # developers; small batches are faster without oneDNN (DESIGN.md section 6), whose sums also differ
@@ -46,4 +46,4 @@ def _without_noise() -> Iterator[None]:
 
 
 with _without_noise():
-    from policy_server.saved_model.policy import TensorFlowPolicy, load_policy
+    from policy_server.saved_model.policy import LoadedPolicy, load_policy

@@ -44,7 +44,7 @@ from policy_server.saved_model.runner import GraphRunner
 from policy_server.schema import ServerSchema
 from policy_server.settings import Engine
 
-__all__ = ["TensorFlowPolicy", "load_policy"]
+__all__ = ["LoadedPolicy", "TensorFlowPolicy", "load_policy"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ _LARGEST_PROBABILITY = 1.0 + 1e-5
 
 def load_policy(
     folder: Path, schema: ServerSchema | None = None, *, engine: Engine = "auto"
-) -> TensorFlowPolicy | NetworkPolicy:
+) -> LoadedPolicy:
     """Load the SavedModel in a folder, identify its family, prove it, and warm it up.
 
     Args:
@@ -357,3 +357,6 @@ class TensorFlowPolicy:
                 is_possible = (probability >= 0.0) & (probability <= _LARGEST_PROBABILITY)
                 probability = np.where(is_possible, probability, np.nan)
         return PolicyOutputs(actions, probability, None)
+
+
+LoadedPolicy = TensorFlowPolicy | NetworkPolicy

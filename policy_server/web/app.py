@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from policy_server import __version__
 from policy_server.errors import PolicyServerError
+from policy_server.metrics import Metrics
 from policy_server.schema import ServerSchema
+from policy_server.sdk import SdkStore
 from policy_server.settings import Settings
+from policy_server.web.clients import client_routes
 from policy_server.web.fast_path import FastPath
 from policy_server.web.gate import Gate
 from policy_server.web.openapi import build_openapi
@@ -42,6 +45,7 @@ def create_app(
     *,
     api_key: str | None,
     has_fast_path: bool = True,
+    metrics: Metrics | None = None,
 ) -> Application:
     """Build the application; nothing starts before its lifespan does.
 
@@ -51,15 +55,18 @@ def create_app(
         open_backend: starts what answers, and ends it again.
         api_key: the access key; None lets everybody in.
         has_fast_path: answer observations in front of FastAPI's routing; False leaves all to it.
+        metrics: where requests are counted; None counts them for nobody.
 
     Returns:
         The ASGI application.
     """
-    policy = ServedPolicy(schema, settings, open_backend)
+    counted = metrics or Metrics()
+    policy = ServedPolicy(schema, settings, open_backend, counted)
+    sdks = SdkStore(settings.sdks_path)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with policy.run():
+        async with policy.run(), aclosing(sdks):
             app.openapi_schema = None
             _settle_garbage_collector()
             yield
@@ -77,9 +84,11 @@ def create_app(
         api_key=api_key,
         root_path=schema.root_path,
         max_body_bytes=settings.max_body_bytes,
+        metrics=counted,
     )
     app.include_router(server_routes(policy))
     app.include_router(policy_routes(policy))
+    app.include_router(client_routes(sdks, lambda: app.openapi()))
     _add_documentation(app, schema.root_path)
     install_error_handlers(app)
 

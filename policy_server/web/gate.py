@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+import time
 from collections.abc import Mapping
 from hashlib import sha256
 
@@ -12,13 +13,25 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from policy_server.errors import BodyTooLargeError, PolicyServerError, UnauthorizedError
+from policy_server.metrics import Metrics
 from policy_server.web.problems import error_response
 
-__all__ = ["OPEN_PATHS", "Gate"]
+__all__ = ["OPEN_PATHS", "ROUTES", "Gate"]
 
 logger = logging.getLogger(__name__)
+access = logging.getLogger("policy_server.access")
 
 OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/docs", "/redoc", "/openapi.json"})
+ROUTES = OPEN_PATHS | {
+    "/predict",
+    "/predict_raw",
+    "/predict_deterministic",
+    "/predict_deterministic_raw",
+    "/distribution",
+    "/distribution_raw",
+    "/schema",
+    "/clients",
+}
 _HEADERS = frozenset({b"access-token", b"authorization", b"content-length", b"x-request-id"})
 _OPEN_PREFIX = "/static/"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -29,7 +42,13 @@ class Gate:
     """ASGI middleware. Every response carries `x-request-id`: the client's if it is sensible."""
 
     def __init__(
-        self, app: ASGIApp, *, api_key: str | None, root_path: str, max_body_bytes: int
+        self,
+        app: ASGIApp,
+        *,
+        api_key: str | None,
+        root_path: str,
+        max_body_bytes: int,
+        metrics: Metrics,
     ) -> None:
         """Wrap an application.
 
@@ -38,12 +57,14 @@ class Gate:
             api_key: the access key; None lets everybody in.
             root_path: the prefix that a reverse proxy strips; empty takes the server's own.
             max_body_bytes: the largest body.
+            metrics: where requests are counted.
         """
         self._app = app
         # Digests have one length, so that comparing them takes one time.
         self._key_digest = None if api_key is None else sha256(api_key.encode()).digest()
         self._root_path = root_path
         self._max_body_bytes = max_body_bytes
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with an error."""
@@ -59,12 +80,15 @@ class Gate:
         given_id = headers.get(b"x-request-id", "")
         request_id = given_id if _REQUEST_ID.fullmatch(given_id) else secrets.token_hex(16)
 
+        started = time.perf_counter()
+        path = self._normalise(scope)
+
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
+                self._note(path, scope, message["status"], time.perf_counter() - started)
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
-        path = self._normalise(scope)
         scope["state"] = {**scope.get("state", {}), "request_id": request_id, "route": path}
         try:
             if path not in OPEN_PATHS and not path.startswith(_OPEN_PREFIX):
@@ -78,6 +102,20 @@ class Gate:
             await self._app(scope, limited, send_with_id)
         except ClientDisconnect:
             logger.info("client_disconnected", extra={"request_id": request_id})
+
+    def _note(self, path: str, scope: Scope, status: int, seconds: float) -> None:
+        # Paths are the client's; a label has to be one of few.
+        route = path if path in ROUTES else "other"
+        self._metrics.observe_request(route, status, seconds)
+        if access.isEnabledFor(logging.INFO):
+            fields = {
+                "request_id": scope["state"]["request_id"],
+                "method": scope["method"],
+                "route": route,
+                "status": status,
+                "duration_ms": round(seconds * 1000, 3),
+            }
+            access.info("request", extra=fields)
 
     def _normalise(self, scope: Scope) -> str:
         """Give the path its prefix and no trailing slash, as ASGI wants it, and return the route.

@@ -70,6 +70,8 @@ def build_openapi(app: FastAPI, policy: ServedPolicy) -> Document:
     components["schemas"] = {**components.get("schemas", {}), **_schemas(policy)}
     for path, methods in document["paths"].items():
         for operation in methods.values():
+            for parameter in operation.get("parameters", ()):
+                parameter["schema"] = _without_null(parameter["schema"])
             if path not in OPEN_PATHS:
                 operation["security"] = _SECURITY
                 _describe_error(operation, 401)
@@ -79,6 +81,30 @@ def build_openapi(app: FastAPI, policy: ServedPolicy) -> Document:
         if kind in ROUTE_TEXTS:
             _describe_answer(methods["post"], policy, kind, is_raw=path.endswith("_raw"))
     return document
+
+
+def _without_null(schema: Document) -> Document:
+    """Return the type of a parameter that may be left out, which is all that null meant."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) != 1:
+        return schema
+    rest = {key: value for key, value in schema.items() if key != "anyOf"}
+    return _sized({**kinds[0], **rest})
+
+
+def _sized(schema: Document) -> Document:
+    """Return the schema with the size of its numbers, as typed languages need it.
+
+    Without one, a generated client has 32-bit integers and decimal numbers of any length.
+    """
+    sizes = {"integer": "int64", "number": "double"}
+    kind = schema.get("type")
+    sized = {"format": sizes[kind], **schema} if kind in sizes else dict(schema)
+    if "properties" in schema:
+        sized["properties"] = {name: _sized(part) for name, part in schema["properties"].items()}
+    if "items" in schema:
+        sized["items"] = _sized(schema["items"])
+    return sized
 
 
 def _describe_answer(operation: Document, policy: ServedPolicy, kind: str, *, is_raw: bool) -> None:
@@ -110,7 +136,7 @@ def _json_of(name: str) -> Document:
 
 def _schemas(policy: ServedPolicy) -> Document:
     schemas: Document = {
-        "RawObservation": policy.space.raw_json_schema(policy.width),
+        "RawObservation": _sized(policy.space.raw_json_schema(policy.width)),
         "Prediction": _prediction(policy),
         "Distribution": _object(
             {"components": {"type": "array", "items": {"$ref": "#/components/schemas/Component"}}}
@@ -134,7 +160,7 @@ def _schemas(policy: ServedPolicy) -> Document:
         ),
     }
     observation = policy.space.json_schema()
-    return schemas if observation is None else {"Observation": observation, **schemas}
+    return schemas if observation is None else {"Observation": _sized(observation), **schemas}
 
 
 def _object(properties: Document, *, required: list[str] | None = None) -> Document:
@@ -156,6 +182,7 @@ def _prediction(policy: ServedPolicy) -> Document:
             },
             "probability": {
                 "type": ["number", "null"],
+                "format": "float",
                 "description": "The probability of the whole action: a density where actions are "
                 "continuous, null where the model gives none",
             },

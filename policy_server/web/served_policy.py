@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal, get_args
 
+import numpy as np
 import orjson
 
 from policy_server.actions import ActionDistribution
@@ -17,6 +19,7 @@ from policy_server.errors import (
     ObservationError,
     UnsupportedAnswerError,
 )
+from policy_server.metrics import Metrics
 from policy_server.observations import ObservationSpace
 from policy_server.policy import PolicyBackend, PolicyOutputs, PolicySignature
 from policy_server.schema import ServerSchema
@@ -37,7 +40,11 @@ class ServedPolicy:
     """A policy with its schema, its observation space and, while the server runs, its backend."""
 
     def __init__(
-        self, schema: ServerSchema, settings: Settings, open_backend: BackendOpener
+        self,
+        schema: ServerSchema,
+        settings: Settings,
+        open_backend: BackendOpener,
+        metrics: Metrics,
     ) -> None:
         """Keep the parts; nothing is started.
 
@@ -45,11 +52,13 @@ class ServedPolicy:
             schema: what schema.yaml says.
             settings: how the server is deployed.
             open_backend: starts what answers, and ends it again.
+            metrics: where the stages of a request are counted.
         """
         self.schema = schema
         self.space = ObservationSpace(schema.observations)
         self._settings = settings
         self._open_backend = open_backend
+        self._metrics = metrics
         self.examples: dict[str, Any] = {}
         self._running: _Running | None = None
 
@@ -67,7 +76,7 @@ class ServedPolicy:
     async def run(self) -> AsyncIterator[None]:
         """Start the backend and answer until the block ends; then finish what is in flight."""
         async with self._open_backend() as backend:
-            self._running = _Running(backend, self._settings)
+            self._running = _Running(backend, self._settings, self._metrics)
             try:
                 self.examples = await self._real_examples()
                 yield
@@ -102,9 +111,11 @@ class ServedPolicy:
         running = self._running
         if running is None:
             raise NotReadyError("the policy is not loaded yet; try again in a few seconds")
+        started = time.perf_counter()
         row = self.space.parse_raw(body) if is_raw else self.space.parse_named(body)
-        signature = running.backend.signature
-        self.space.check_width(row, signature.observation_width, is_raw=is_raw)
+        width = running.backend.signature.observation_width
+        self.space.check_width(row, width, is_raw=is_raw)
+        self._metrics.observe_stage("validate", time.perf_counter() - started)
         if kind == "distribution" and running.distribution is None:
             raise UnsupportedAnswerError(
                 "this policy's action distribution could not be proved, so it is not served; "
@@ -131,14 +142,16 @@ class ServedPolicy:
 
 
 class _Running:
-    def __init__(self, backend: PolicyBackend, settings: Settings) -> None:
+    def __init__(self, backend: PolicyBackend, settings: Settings, metrics: Metrics) -> None:
         self.backend = backend
+        self._metrics = metrics
         self.batcher: MicroBatcher[RenderedAnswers] = MicroBatcher(
             backend,
             self._render,
             max_batch_size=settings.max_batch_size,
             max_queue_size=settings.max_queue_size,
             timeout_s=settings.request_timeout_s,
+            metrics=metrics,
         )
         signature = backend.signature
         self.distribution = (
@@ -149,4 +162,9 @@ class _Running:
         self.is_draining = False
 
     def _render(self, outputs: PolicyOutputs) -> RenderedAnswers:
+        for index, part in enumerate(self.backend.signature.components or ()):
+            if part.kind == "categorical":
+                chosen = outputs.actions[:, part.first_column].astype(np.int64)
+                counts = np.bincount(chosen, minlength=part.size).tolist()
+                self._metrics.count_actions(part.name or str(index), counts)
         return RenderedAnswers(outputs, self.backend.signature.action_outputs, self.distribution)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from policy_server.actions import ActionDistribution, ComponentDistribution
 from policy_server.policy import PolicyOutputs
-from policy_server.saved_model import TensorFlowPolicy, load_policy
+from policy_server.saved_model import LoadedPolicy, load_policy
 
 # `policy_server.saved_model` keeps TensorFlow's notes back while it is imported.
 import tensorflow as tf  # isort: skip
@@ -51,7 +51,7 @@ def observations(rows: int = 16, width: int = 4) -> NDArray[np.float64]:
 
 
 def answer(
-    policy: TensorFlowPolicy, rows: NDArray[Any], *, is_deterministic: bool = False, seed: int = -1
+    policy: LoadedPolicy, rows: NDArray[Any], *, is_deterministic: bool = False, seed: int = -1
 ) -> PolicyOutputs:
     """Return the policy's answers to all rows."""
     size = len(rows)
@@ -62,7 +62,7 @@ def answer(
     )
 
 
-def describe(policy: TensorFlowPolicy, rows: NDArray[Any]) -> list[ComponentDistribution]:
+def describe(policy: LoadedPolicy, rows: NDArray[Any]) -> list[ComponentDistribution]:
     """Return every component's distribution."""
     outputs, signature = answer(policy, rows, is_deterministic=True), policy.signature
     assert signature.components is not None

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from policy_server.actions import ComponentDistribution
-from policy_server.saved_model import TensorFlowPolicy
+from policy_server.saved_model import LoadedPolicy
 from policy_server.schema import read_schema
 from tests.saved_model.hand_built import answer, describe, load_policy
 
@@ -38,7 +38,7 @@ TOO_FAR = 16.0
 
 
 @cache
-def load(name: str) -> TensorFlowPolicy:
+def load(name: str) -> LoadedPolicy:
     """Return an export as the server loads it."""
     folder = EXPORTS / name
     unzipped = Path(_FOLDERS[0]) / name

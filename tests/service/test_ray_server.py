@@ -121,14 +121,16 @@ def test_web_process_does_not_import_tensorflow(server: Server) -> None:
     assert "tensorflow" not in loaded
 
 
-def test_ray_serves_its_metrics_on_the_metrics_port(server: Server) -> None:
-    def has_metrics() -> bool:
-        try:
-            return "ray_serve" in httpx.get(server.metrics_url, timeout=5).text
-        except httpx.TransportError:
-            return False
+def test_one_scrape_has_our_metrics_and_rays(server: Server) -> None:
+    with server.client() as client:
+        client.post("/predict", json=CASES[0]["observation"])
 
-    assert wait_until(has_metrics)
+    assert wait_until(lambda: "ray_serve" in httpx.get(server.metrics_url, timeout=5).text)
+    page = httpx.get(server.metrics_url, timeout=5).text
+    assert 'policy_server_requests_total{route="/predict",status="200"}' in page
+    assert 'policy_server_request_seconds_count{stage="policy"}' in page
+    assert 'policy_server_actions_total{action="' in page
+    assert 'family="categorical(2)"' in page
 
 
 def test_replica_that_dies_causes_no_error(server: Server) -> None:
@@ -177,6 +179,8 @@ def test_two_workers_share_one_ray_and_leave_no_process(tmp_path: Path) -> None:
             answers = [client.post("/predict", json=CASES[0]["observation"]) for _ in range(10)]
 
         assert {answer.status_code for answer in answers} == {httpx.codes.OK}
+        counted = 'requests_total{route="/predict",status="200"} 10.0'
+        assert wait_until(lambda: counted in httpx.get(server.metrics_url, timeout=5).text)
         assert sum("gcs_server" in line for line in lines) == 1
         assert sum("ServeReplica" in line for line in lines) == 1
 

@@ -54,6 +54,8 @@ async def test_document_describes_every_route_once() -> None:
     assert set(document["paths"]) == {
         *OPEN,
         "/schema",
+        "/clients",
+        "/clients/{language}",
         *(f"/{kind}{suffix}" for kind in KINDS for suffix in ("", "_raw")),
     }
     names = [item["operationId"] for path in document["paths"].values() for item in path.values()]

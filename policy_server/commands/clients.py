@@ -1,0 +1,170 @@
+"""Client libraries in a folder: for a running server, or for the policy that lies here."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path, PurePosixPath
+
+from policy_server.commands.client import PolicyClient
+from policy_server.commands.native_logs import hidden_native_logs
+from policy_server.errors import SdkError, ServerAnswerError, SettingsError
+from policy_server.policy import PolicyBackend
+from policy_server.schema import read_schema
+from policy_server.sdk import (
+    BUNDLE,
+    LANGUAGES,
+    Document,
+    LanguageName,
+    Sdk,
+    SdkStore,
+    files_of,
+    prepare_document,
+)
+from policy_server.settings import Settings
+
+__all__ = ["choose_languages", "local_document", "served_document", "write_clients"]
+
+Progress = Callable[[int, int], None]
+
+_URL = "http://localhost:8000"
+# What the generator writes into each SDK, so that nothing else is ever replaced.
+_MARK = PurePosixPath(".openapi-generator/VERSION")
+
+
+def choose_languages(text: str | None) -> list[LanguageName]:
+    """Read a list of languages.
+
+    Args:
+        text: names with commas between them, or `all`; None for those of the server's bundle.
+
+    Raises:
+        SettingsError: if one is unknown.
+    """
+    if text is None:
+        return list(BUNDLE)
+    if text == "all":
+        return list(LANGUAGES)
+    wanted = [name.strip().lower() for name in text.split(",")]
+    known = {str(name): name for name in LANGUAGES}
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise SettingsError(
+            f"--languages: expected all, or some of {', '.join(LANGUAGES)} with commas between "
+            f"them, got {unknown[0]!r}"
+        )
+    return list(dict.fromkeys(known[name] for name in wanted))
+
+
+def served_document(url: str) -> Document:
+    """Return what SDKs of a running server are generated from.
+
+    Args:
+        url: where it answers, with a proxy's prefix; the SDKs' default address.
+
+    Raises:
+        ServerAnswerError: if it can't be reached, or is no Policy Server.
+    """
+    with PolicyClient(url, None) as server:
+        document = server.get("/openapi.json")
+        if not isinstance(document, dict) or "/predict_raw" not in document.get("paths", {}):
+            raise ServerAnswerError(f"{server.url}: expected a Policy Server, got another API")
+        return prepare_document({**document, "servers": [{"url": ""}]}, url=server.url)
+
+
+def local_document(settings: Settings) -> Document:
+    """Return what SDKs of the policy in this folder are generated from.
+
+    The policy is loaded, since only it knows the types of its actions.
+
+    Args:
+        settings: where it lies.
+
+    Raises:
+        PolicyServerError: if it can't be served.
+    """
+    with hidden_native_logs():
+        return asyncio.run(_load(settings))
+
+
+async def _load(settings: Settings) -> Document:
+    # Imported here since they bring FastAPI and TensorFlow, which the other commands do without.
+    from policy_server.local_backend import open_local_backend
+    from policy_server.model_store import prepare_model
+    from policy_server.web import create_app
+
+    schema = read_schema(settings.schema_path)
+
+    @asynccontextmanager
+    async def open_backend() -> AsyncIterator[PolicyBackend]:
+        async with open_local_backend(prepare_model(settings), schema, settings) as backend:
+            yield backend
+
+    app = create_app(schema, settings, open_backend, api_key=None)
+    async with app.router.lifespan_context(app):
+        return prepare_document(app.openapi(), url=_URL)
+
+
+def write_clients(
+    document: Document,
+    languages: Sequence[LanguageName],
+    output: Path,
+    settings: Settings,
+    *,
+    on_progress: Progress,
+) -> Iterator[str]:
+    """Write SDKs, each into a folder named after its language.
+
+    Args:
+        document: what `served_document` or `local_document` gave.
+        languages: which.
+        output: the folder above them.
+        settings: where generated SDKs are kept.
+        on_progress: is told how many are there, and of how many.
+
+    Yields:
+        A line for each.
+
+    Raises:
+        SdkError: if one can't be generated or written; the old folder is then in its place.
+    """
+    _check_are_ours([output / name for name in languages])
+    for done, name in enumerate(languages):
+        on_progress(done, len(languages))
+        files = files_of(asyncio.run(_fetch(Sdk.of(document, [name]), settings.sdks_path)))
+        try:
+            _replace(output / name, files)
+        except OSError as error:
+            raise SdkError(f"{output / name}: can't be written: {error.strerror}") from error
+        # The bar goes when all are there, so that it never stands beside a line.
+        on_progress(len(languages), len(languages))
+        yield f"wrote {output / name} ({len(files)} files)"
+
+
+async def _fetch(sdk: Sdk, folder: Path) -> bytes:
+    async with aclosing(SdkStore(folder)) as store:
+        return await store.fetch(sdk)
+
+
+def _check_are_ours(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        if folder.exists() and not (folder / _MARK).is_file():
+            raise SettingsError(
+                f"{folder}: exists and is no client library; remove it, or name another folder "
+                "with --output"
+            )
+
+
+def _replace(folder: Path, files: dict[PurePosixPath, bytes]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".incoming-") as name:
+        staging = Path(name)
+        for path, content in files.items():
+            (staging / "new" / path).parent.mkdir(parents=True, exist_ok=True)
+            (staging / "new" / path).write_bytes(content)
+        if folder.exists():
+            shutil.move(folder, staging / "old")
+        shutil.move(staging / "new", folder)

@@ -1,0 +1,111 @@
+"""The OpenAPI document as the generators understand it.
+
+Each change has its reason in what openapi-generator 7.26.0 writes. The document that the server
+shows stays exact.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+__all__ = ["CLIENTS_TAG", "Document", "prepare_document"]
+
+Document = dict[str, Any]
+
+CLIENTS_TAG = "Clients"
+_KEY_SCHEME = "accessToken"
+_NULL = {"type": "null"}
+
+
+def prepare_document(document: Document, *, url: str) -> Document:
+    """Return what an SDK is generated from.
+
+    Args:
+        document: the OpenAPI document as it is served.
+        url: where the server answers: with the proxy's prefix, or without one if the document
+            names it.
+
+    Returns:
+        A copy. It is the same for two starts of the same policy.
+    """
+    prepared = copy.deepcopy(document)
+    prepared["servers"] = [{"url": _base_url(document, url)}]
+    # A client library that downloads client libraries serves nobody.
+    prepared["paths"] = {
+        path: methods
+        for path, methods in prepared["paths"].items()
+        if not any(CLIENTS_TAG in operation.get("tags", ()) for operation in methods.values())
+    }
+    _use_one_key(prepared)
+    _drop_answers(prepared)
+    for node in list(_nodes(prepared)):
+        _simplify(node)
+    return prepared
+
+
+def _base_url(document: Document, url: str) -> str:
+    servers = document.get("servers") or [{"url": ""}]
+    prefix = str(servers[0]["url"])
+    if urlsplit(prefix).scheme:
+        return prefix
+    base = url.rstrip("/")
+    return base if base.endswith(prefix.rstrip("/")) else base + prefix.rstrip("/")
+
+
+def _use_one_key(document: Document) -> None:
+    """Leave one way to send the key: Scala's methods would take an argument for each."""
+    schemes = document.get("components", {}).get("securitySchemes", {})
+    if _KEY_SCHEME not in schemes:
+        return
+    document["components"]["securitySchemes"] = {_KEY_SCHEME: schemes[_KEY_SCHEME]}
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            if "security" in operation:
+                operation["security"] = [{_KEY_SCHEME: []}]
+
+
+def _drop_answers(document: Document) -> None:
+    """Remove the real answers that stand there as examples: a policy may draw other ones next time.
+
+    Only such that have no seed do; their SDK would be generated again at each start.
+    """
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            for response in operation.get("responses", {}).values():
+                for content in response.get("content", {}).values():
+                    content.pop("example", None)
+
+
+def _nodes(node: object) -> Iterator[Document]:
+    if isinstance(node, dict):
+        yield node
+        children = list(node.values())
+    else:
+        children = node if isinstance(node, list) else []
+    for child in children:
+        yield from _nodes(child)
+
+
+def _simplify(node: Document) -> None:
+    choices = node.get("anyOf")
+    if isinstance(choices, list):
+        # Of a number or a list, Java's code doesn't compile and Scala's is an empty class.
+        del node["anyOf"]
+        kinds = [choice for choice in choices if choice != _NULL]
+        if len(kinds) == 1:
+            node |= {key: value for key, value in kinds[0].items() if key not in node}
+    # Python's code has a property of that name for some of them. Its absence means the same.
+    if node.get("additionalProperties") is False:
+        del node["additionalProperties"]
+    required, properties = node.get("required"), node.get("properties")
+    if isinstance(required, list) and isinstance(properties, dict):
+        # Scala has an Option only for what may be missing.
+        node["required"] = [name for name in required if not _is_nullable(properties[name])]
+
+
+def _is_nullable(schema: Document) -> bool:
+    kind = schema.get("type")
+    return isinstance(kind, list) and "null" in kind

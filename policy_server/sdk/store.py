@@ -1,0 +1,250 @@
+"""Zips of SDKs: generated once for a content, one at a time, and kept on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import functools
+import hashlib
+import io
+import logging
+import os
+import tempfile
+import zipfile
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import orjson
+
+from policy_server.errors import SdkPendingError
+from policy_server.sdk.document import Document
+from policy_server.sdk.generator import Files, generate, generator_version
+from policy_server.sdk.languages import LANGUAGES, SDK_NAME, Language, LanguageName
+
+__all__ = ["Sdk", "SdkStore", "files_of"]
+
+logger = logging.getLogger(__name__)
+
+_KEPT_ZIPS = 32
+_LOCK_POLL_S = 0.1
+# Zip files know no time before 1980, and no time is needed: the same SDK is the same bytes.
+_NO_TIME = (1980, 1, 1, 0, 0, 0)
+_MODE = 0o644 << 16
+
+
+@dataclass(frozen=True)
+class Sdk:
+    """A zip to download.
+
+    Attributes:
+        file_name: what to call it.
+        key: names its content.
+        languages: what is in it.
+        document: what it is generated from.
+    """
+
+    file_name: str
+    key: str
+    languages: tuple[LanguageName, ...]
+    document: Document
+
+    @classmethod
+    def of(cls, document: Document, languages: Sequence[LanguageName]) -> Sdk:
+        """Name the SDK of a document.
+
+        Args:
+            document: what `prepare_document` gave.
+            languages: one, for a zip of its files; or several, each in a folder of its own.
+
+        Raises:
+            SdkError: if the generator is not installed.
+        """
+        single = len(languages) == 1
+        return cls(
+            f"{SDK_NAME}-{languages[0]}.zip" if single else f"{SDK_NAME}s.zip",
+            _key(document, languages),
+            tuple(languages),
+            document,
+        )
+
+
+class SdkStore:
+    """A folder of zips, of which the ones used last are kept. Several processes may share it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        generate: Callable[[Document, Language], Coroutine[Any, Any, Files]] = generate,
+    ) -> None:
+        """Name the folder; it is made when there is something to keep.
+
+        Args:
+            folder: where the zips lie.
+            generate: what writes an SDK.
+        """
+        self._folder = folder
+        self._generate = generate
+        self._running: dict[str, asyncio.Task[bytes]] = {}
+        self._one_at_a_time = asyncio.Lock()
+        # Where the folder can't be written, as in a read-only container.
+        self._in_memory: dict[str, bytes] = {}
+
+    async def fetch(self, sdk: Sdk, *, wait_s: float | None = None) -> bytes:
+        """Return the zip; generate it if it is not there.
+
+        Args:
+            sdk: which.
+            wait_s: the longest wait in seconds. What was started goes on behind it.
+
+        Raises:
+            SdkPendingError: if the wait was not long enough.
+            SdkError: if it can't be generated.
+        """
+        content = await asyncio.to_thread(self._read, sdk.key)
+        if content is not None:
+            return content
+        task = self._running.get(sdk.key)
+        if task is None:
+            task = asyncio.create_task(self._make(sdk))
+            self._running[sdk.key] = task
+            task.add_done_callback(functools.partial(self._forget, sdk.key))
+        done, _ = await asyncio.wait([task], timeout=wait_s)
+        if not done:
+            raise SdkPendingError(
+                "the client library is being generated; try again in a few seconds"
+            )
+        return task.result()
+
+    async def aclose(self) -> None:
+        """Stop what is being generated."""
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _forget(self, key: str, task: asyncio.Task[bytes]) -> None:
+        del self._running[key]
+        # An error that nobody waits for any more is in the log already.
+        if not task.cancelled():
+            task.exception()
+
+    async def _make(self, sdk: Sdk) -> bytes:
+        if len(sdk.languages) > 1:
+            parts = [
+                (name, await self.fetch(Sdk.of(sdk.document, [name]))) for name in sdk.languages
+            ]
+            content = await asyncio.to_thread(_bundle, parts)
+            await asyncio.to_thread(self._write, sdk.key, content)
+            return content
+        async with self._one_at_a_time, self._lock_of_processes():
+            kept = await asyncio.to_thread(self._read, sdk.key)
+            if kept is not None:
+                return kept
+            files = await self._generate(sdk.document, LANGUAGES[sdk.languages[0]])
+            content = await asyncio.to_thread(_zip, files)
+            await asyncio.to_thread(self._write, sdk.key, content)
+        logger.info("sdk_generated", extra={"languages": list(sdk.languages)})
+        return content
+
+    @asynccontextmanager
+    async def _lock_of_processes(self) -> AsyncIterator[None]:
+        """Wait for other processes that generate; where no file can be locked, there are none."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:
+            yield
+            return
+        try:
+            while not _try_lock(descriptor):
+                await asyncio.sleep(_LOCK_POLL_S)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}.zip"
+
+    def _read(self, key: str) -> bytes | None:
+        try:
+            content = self._path(key).read_bytes()
+        except OSError:
+            return self._in_memory.get(key)
+        with suppress(OSError):
+            os.utime(self._path(key))
+        return content
+
+    def _write(self, key: str, content: bytes) -> None:
+        """Keep a zip; it appears complete or not at all."""
+        try:
+            with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
+                file.write(content)
+            Path(file.name).replace(self._path(key))
+            kept = sorted(self._folder.glob("*.zip"), key=lambda path: path.stat().st_mtime)
+            for path in kept[:-_KEPT_ZIPS]:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("sdk_kept_in_memory", extra={"reason": str(error)})
+            self._in_memory[key] = content
+            if len(self._in_memory) > _KEPT_ZIPS:
+                del self._in_memory[next(iter(self._in_memory))]
+
+
+def files_of(content: bytes) -> dict[PurePosixPath, bytes]:
+    """Return the files of a zip.
+
+    Args:
+        content: what `SdkStore.fetch` gave.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return {PurePosixPath(name): archive.read(name) for name in archive.namelist()}
+
+
+def _zip(files: Files) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for path in sorted(files):
+            entry = zipfile.ZipInfo(path.as_posix(), _NO_TIME)
+            entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, _MODE
+            archive.writestr(entry, files[path])
+    return buffer.getvalue()
+
+
+def _bundle(parts: Sequence[tuple[str, bytes]]) -> bytes:
+    return _zip(
+        {
+            PurePosixPath(name) / path: content
+            for name, archive in parts
+            for path, content in files_of(archive).items()
+        }
+    )
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # A network file system that can't lock: two processes may do the same work.
+        return True
+    return True
+
+
+def _key(document: Document, languages: Sequence[LanguageName]) -> str:
+    # The order of the document counts: it is the order of arguments in the code.
+    parts = [document, list(languages), generator_version(), _fingerprint()]
+    return hashlib.sha256(orjson.dumps(parts)).hexdigest()
+
+
+@functools.cache
+def _fingerprint() -> str:
+    """Return what stands for this package's own code, which has the options and the READMEs."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

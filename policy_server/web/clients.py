@@ -1,0 +1,92 @@
+"""The routes that give client libraries for exactly this server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from policy_server.sdk import (
+    BUNDLE,
+    CLIENTS_TAG,
+    LANGUAGES,
+    Document,
+    LanguageName,
+    Sdk,
+    SdkStore,
+    prepare_document,
+)
+
+__all__ = ["client_routes"]
+
+# Shorter than what proxies and client libraries wait for an answer.
+_WAIT_S = 15.0
+_PORT = 8000
+_PROBLEM = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A zip with source code and a README",
+        "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
+    },
+    304: {"description": "The zip of this `etag` is still the right one"},
+    500: {"description": "The generator failed", "content": _PROBLEM},
+    503: {"description": "Being generated; ask again after `retry-after`", "content": _PROBLEM},
+}
+
+
+def client_routes(
+    store: SdkStore, document: Callable[[], Document], *, wait_s: float = _WAIT_S
+) -> APIRouter:
+    """Return the routes below `/clients`.
+
+    Args:
+        store: keeps and makes the zips.
+        document: gives the OpenAPI document as it is served.
+        wait_s: the longest that a client waits for what is being generated, in seconds.
+    """
+    router = APIRouter(tags=[CLIENTS_TAG], default_response_class=Response)
+    names = [LANGUAGES[name].title for name in BUNDLE]
+
+    async def answer(request: Request, languages: Sequence[LanguageName]) -> Response:
+        sdk = Sdk.of(prepare_document(document(), url=_own_url(request)), languages)
+        etag = f'"{sdk.key}"'
+        headers = {"etag": etag, "cache-control": "private, no-cache"}
+        if etag in _etags(request.headers.get("if-none-match", "")):
+            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+        content = await store.fetch(sdk, wait_s=wait_s)
+        headers["content-disposition"] = f'attachment; filename="{sdk.file_name}"'
+        return Response(content, headers=headers, media_type="application/zip")
+
+    @router.get(
+        "/clients",
+        operation_id="get_clients",
+        summary="Give the client libraries for " + ", ".join(names),
+        description="One zip with a folder for each language. The libraries are generated once.",
+        responses=_RESPONSES,
+    )
+    async def get_clients(request: Request) -> Response:
+        return await answer(request, BUNDLE)
+
+    @router.get(
+        "/clients/{language}",
+        operation_id="get_client",
+        summary="Give the client library for a language",
+        description="A zip with source code that has this server's own types, and a README.",
+        responses=_RESPONSES,
+    )
+    async def get_client(request: Request, language: LanguageName) -> Response:
+        return await answer(request, [language])
+
+    return router
+
+
+def _own_url(request: Request) -> str:
+    """Return where the server listens on its machine: what a client calls it may be anything."""
+    _, port = request.scope.get("server") or (None, None)
+    return f"http://localhost:{port or _PORT}"
+
+
+def _etags(header: str) -> list[str]:
+    return [item.strip().removeprefix("W/") for item in header.split(",")]

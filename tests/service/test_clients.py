@@ -1,0 +1,253 @@
+"""Client libraries as their users have them: downloaded, installed by their README, and run.
+
+What is missing on this machine fails the test: a library that nobody compiled is no library.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.resources
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+from policy_server.schema import parse_schema
+from policy_server.sdk import Sdk, files_of, prepare_document
+from policy_server.settings import Settings
+from policy_server.web import create_app
+from tests.fakes import FakeBackend, components_of, opened, signature_of
+from tests.service.servers import KEY, free_port, home_of, running_server
+
+pytestmark = [pytest.mark.service, pytest.mark.timeout(900)]
+
+LOCAL = {"POLICY_SERVER_BACKEND": "local"}
+# What the Debian package libjakarta-annotation-api-java installs; Jackson is in the generator.
+ANNOTATIONS = Path("/usr/share/java/jakarta-annotation-api.jar")
+# An action with a number and a vector, behind a prefix, with names that languages reserve.
+MIXED = f"""
+observations:
+  _id: {{type: int, example: 3}}
+  class: {{type: float, example: -1.5}}
+  hasUp: {{type: bool, example: true}}
+  in: {{type: "List[float]", min_items: 1, max_items: 1, example: [0.5]}}
+parameters: {{api_key: {KEY}, url_path: app/v1}}
+"""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server, the SDKs that it gave, and what an example prints for an action.
+
+    Attributes:
+        folder: has a folder for each language.
+        url: where a client reaches the server.
+        action: an action, with every number as 0.
+    """
+
+    folder: Path
+    url: str
+    action: list[object]
+
+    def run(self, *command: str | Path, folder: Path, **variables: str) -> str:
+        """Run what a user would type; the example finds the server and the key."""
+        own = {"POLICY_SERVER_URL": self.url, "POLICY_SERVER_API_KEY": KEY}
+        done = subprocess.run(
+            ["nice", *command],
+            cwd=folder,
+            env={**os.environ, **own, **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def example(self, language: str, fence: str, name: str) -> Path:
+        """Write the README's example to a file, and return the SDK's folder."""
+        folder = self.folder / language
+        program = re.search(rf"```{fence}\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+        assert program is not None
+        (folder / name).write_text(program[1])
+        return folder
+
+    def assert_printed(self, output: str) -> None:
+        """Hold what an example printed against the shape of the policy's actions."""
+        actions, probability = output.strip().rsplit(maxsplit=1)
+        assert _shape(ast.literal_eval(actions)) == self.action
+        assert float(probability) > 0
+
+
+def _shape(value: object) -> object:
+    return [_shape(item) for item in value] if isinstance(value, list) else type(value)()
+
+
+def tool(name: str, package: str) -> str:
+    """Return a program's path, or fail with what to install."""
+    path = shutil.which(name)
+    assert path is not None, f"{name} is missing: apt-get install {package}"
+    return path
+
+
+@contextmanager
+def mixed_server() -> Iterator[str]:
+    components = components_of(("categorical", 2), ("normal", 2))
+    backend = FakeBackend(signature_of(components, width=4), (0.0,) * 6)
+    schema = parse_schema(MIXED)
+    app = create_app(
+        schema, Settings(home=Path("nowhere")), lambda: opened(backend), api_key=schema.api_key
+    )
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, ws="none"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive(), "the server did not start"
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{port}/app/v1"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def fetch(url: str, route: str) -> httpx.Response:
+    """Download a zip as the 503's Retry-After says."""
+    while True:
+        response = httpx.get(url + route, headers={"access-token": KEY}, timeout=60)
+        if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+            assert response.status_code == httpx.codes.OK, response.text
+            return response
+        time.sleep(float(response.headers["retry-after"]))
+
+
+def unpack(content: bytes, folder: Path) -> None:
+    for path, text in files_of(content).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(text)
+
+
+@pytest.fixture(scope="module", params=["tuple of integers", "number and vector"])
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("sdks")
+    if request.param == "tuple of integers":
+        home = home_of("ppo_tuple", folder / "home")
+        with running_server(home, environment=LOCAL) as server:
+            yield _download(server.url, folder, [0] * 12)
+    else:
+        with mixed_server() as url:
+            yield _download(url, folder, [0, [0.0, 0.0]])
+
+
+def _download(url: str, folder: Path, action: list[object]) -> Served:
+    unpack(fetch(url, "/clients").content, folder)
+    unpack(fetch(url, "/clients/typescript").content, folder / "typescript")
+    return Served(folder, url, action)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a virtual environment that has nothing of ours."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    return folder / "bin"
+
+
+def test_python_sdk_is_installed_and_gets_an_action(served: Served, environment: Path) -> None:
+    folder = served.example("python", "python", "example.py")
+
+    served.run(environment / "pip", "install", "--force-reinstall", ".", folder=folder)
+
+    served.assert_printed(served.run(environment / "python", "example.py", folder=folder))
+
+
+def test_java_sdk_is_compiled_and_gets_an_action(served: Served) -> None:
+    javac, java = (tool(name, "default-jdk-headless") for name in ("javac", "java"))
+    assert ANNOTATIONS.exists(), "apt-get install libjakarta-annotation-api-java"
+    jar = importlib.resources.files("openapi_generator_cli") / "openapi-generator.jar"
+    folder = served.example("java", "java", "Example.java")
+    sources = sorted(map(str, (folder / "src").rglob("*.java")))
+    path = f"{jar}:{ANNOTATIONS}"
+
+    served.run(javac, "-d", "out", "-cp", path, *sources, "Example.java", folder=folder)
+
+    served.assert_printed(served.run(java, "-cp", f"out:{path}", "Example", folder=folder))
+
+
+def test_r_sdk_is_installed_and_gets_an_action(served: Served, tmp_path: Path) -> None:
+    r = tool(
+        "R",
+        "r-base-core r-cran-base64enc r-cran-httr2 r-cran-jsonlite r-cran-r6 r-cran-stringr",
+    )
+    folder = served.example("r", "r", "example.R")
+
+    served.run(r, "CMD", "INSTALL", "--no-test-load", f"--library={tmp_path}", ".", folder=folder)
+    output = served.run("Rscript", "example.R", folder=folder, R_LIBS=str(tmp_path))
+
+    # R prints the numbers of the action in a row, and the probability in another.
+    numbers = " ".join(re.sub(r"^ *\[\d+\]", "", line) for line in output.splitlines()).split()
+    flat = re.findall(r"0", str(served.action).replace("0.0", "0"))
+    assert len(numbers) == len(flat) + 1
+    assert float(numbers[-1]) > 0
+
+
+def test_typescript_sdk_is_compiled_and_gets_an_action(served: Served, tmp_path: Path) -> None:
+    npm, node = tool("npm", "npm"), tool("node", "nodejs")
+    folder = served.example("typescript", "typescript", "example.mjs")
+    quiet = ("--no-audit", "--no-fund")
+
+    served.run(npm, "install", *quiet, folder=folder)
+    (folder / "example.mjs").rename(tmp_path / "example.mjs")
+    served.run(npm, "install", *quiet, folder, folder=tmp_path)
+    output = served.run(node, "example.mjs", folder=tmp_path)
+
+    served.assert_printed(" ".join(output.split()))
+
+
+def test_two_starts_of_the_same_policy_have_the_same_sdk(tmp_path: Path) -> None:
+    home = home_of("ppo_tuple", tmp_path)
+    keys = set()
+
+    for _ in range(2):
+        with running_server(home, environment=LOCAL) as server, server.client() as client:
+            document = prepare_document(client.get("/openapi.json").json(), url="http://localhost")
+            keys.add(Sdk.of(document, ["go"]).key)
+
+    assert len(keys) == 1
+
+
+def test_predictions_go_on_while_an_sdk_is_generated(served: Served) -> None:
+    with httpx.Client(base_url=served.url, headers={"access-token": KEY}, timeout=60) as client:
+        example = client.get("/openapi.json").json()["components"]["schemas"]["Observation"]
+        done = threading.Event()
+
+        def generate() -> None:
+            try:
+                fetch(served.url, "/clients/kotlin")
+            finally:
+                done.set()
+
+        thread = threading.Thread(target=generate)
+        thread.start()
+        answers = 0
+        while not done.is_set():
+            assert client.post("/predict", json=example["examples"][0]).status_code == 200
+            answers += 1
+            # The generator has the lowest priority: without a pause it would hardly ever run.
+            time.sleep(0.02)
+        thread.join()
+
+    assert answers >= 10

@@ -1,0 +1,325 @@
+"""Client libraries: what they are generated from, what is generated, and how it is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import io
+import os
+import zipfile
+from collections.abc import Sequence
+from contextlib import aclosing
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+
+from policy_server.errors import SdkError, SdkPendingError
+from policy_server.sdk import (
+    BUNDLE,
+    LANGUAGES,
+    Document,
+    LanguageName,
+    Sdk,
+    SdkStore,
+    files_of,
+    prepare_document,
+)
+from policy_server.sdk.generator import Files, generate
+from policy_server.sdk.languages import Language
+from tests.web.harness import serve
+
+URL = "http://localhost:8000"
+# Names that a language reserves, or spells in its own way.
+SCHEMA = """
+observations:
+  class: {type: int, example: 3}
+  _id: {type: float, example: -1.5}
+  hasUp: {type: bool, example: true}
+  in: {type: "List[float]", min_items: 1, max_items: 2, example: [0.5, 2]}
+  team_0: {type: "List[bool]", min_items: 1, max_items: 1, example: [false]}
+  self: {type: "List[int]", min_items: 1, max_items: 1, example: [7]}
+parameters: {api_key: key}
+"""
+
+
+async def served_document(schema: str = SCHEMA) -> Document:
+    async with serve(key=None, schema=schema) as client:
+        return dict((await client.get("/openapi.json")).json())
+
+
+def small_document(title: str = "first") -> Document:
+    return {"info": {"title": title, "version": "1"}, "paths": {}, "components": {}}
+
+
+# What SDKs are generated from
+
+
+@pytest.mark.parametrize(
+    ("served", "url", "expected"),
+    [
+        ([], "http://localhost:8000", "http://localhost:8000"),
+        ([{"url": "/app/v1"}], "http://localhost:8000", "http://localhost:8000/app/v1"),
+        ([{"url": "/app/v1"}], "https://host/app/v1/", "https://host/app/v1"),
+        ([{"url": "https://host/p"}], "http://localhost:8000", "https://host/p"),
+    ],
+    ids=["no prefix", "prefix", "prefix twice", "absolute"],
+)
+def test_base_address_has_the_proxys_prefix_once(
+    served: list[dict[str, str]], url: str, expected: str
+) -> None:
+    prepared = prepare_document({**small_document(), "servers": served}, url=url)
+
+    assert prepared["servers"] == [{"url": expected}]
+
+
+async def test_document_is_prepared_without_touching_the_served_one() -> None:
+    served = await served_document()
+    before = copy.deepcopy(served)
+
+    prepare_document(served, url=URL)
+
+    assert served == before
+
+
+async def test_prepared_document_has_the_policys_routes_and_one_way_to_send_the_key() -> None:
+    prepared = prepare_document(await served_document(), url=URL)
+
+    assert "/predict" in prepared["paths"]
+    assert not any(path.startswith("/clients") for path in prepared["paths"])
+    assert list(prepared["components"]["securitySchemes"]) == ["accessToken"]
+    assert prepared["paths"]["/predict"]["post"]["security"] == [{"accessToken": []}]
+
+
+async def test_other_answers_of_the_same_policy_give_the_same_sdk() -> None:
+    first = await served_document()
+    second = copy.deepcopy(first)
+    answer = second["paths"]["/predict"]["post"]["responses"]["200"]["content"]["application/json"]
+    answer["example"]["actions"] = [99]
+
+    keys = {
+        Sdk.of(prepare_document(document, url=URL), ["python"]).key for document in (first, second)
+    }
+
+    assert first != second
+    assert len(keys) == 1
+
+
+@pytest.mark.parametrize(
+    ("schema", "expected"),
+    [
+        (
+            {"anyOf": [{"type": "integer"}, {"type": "null"}], "title": "A"},
+            {"type": "integer", "title": "A"},
+        ),
+        ({"anyOf": [{"type": "integer"}, {"type": "array"}], "title": "A"}, {"title": "A"}),
+        (
+            {
+                "required": ["a", "b"],
+                "properties": {"a": {"type": ["number", "null"]}, "b": {"type": "number"}},
+            },
+            {
+                "required": ["b"],
+                "properties": {"a": {"type": ["number", "null"]}, "b": {"type": "number"}},
+            },
+        ),
+        ({"type": "object", "additionalProperties": False}, {"type": "object"}),
+    ],
+    ids=["nullable", "number or list", "nullable property", "closed object"],
+)
+def test_types_that_generators_write_wrong_are_simplified(
+    schema: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    document = {**small_document(), "components": {"schemas": {"A": schema}}}
+
+    assert prepare_document(document, url=URL)["components"]["schemas"]["A"] == expected
+
+
+# What is generated
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", LANGUAGES)
+async def test_sdk_has_an_example_with_the_policys_own_observation(name: LanguageName) -> None:
+    document = prepare_document(await served_document(), url="http://localhost:1234/app/v1")
+
+    files = await generate(document, LANGUAGES[name])
+
+    readme = files[PurePosixPath("README.md")].decode()
+    text = b"".join(files.values())
+    assert b"http://localhost:1234/app/v1" in text
+    assert "POLICY_SERVER_API_KEY" in readme
+    assert "-1.5" in readme
+    assert "%" not in readme.replace('%% "policy-client" %', "")
+    assert document["info"]["version"].encode() in text
+    assert b"GIT_USER_ID" not in text
+    assert not any("git_push" in path.name for path in files)
+
+
+@pytest.mark.timeout(300)
+async def test_same_document_gives_the_same_bytes() -> None:
+    document = prepare_document(await served_document(), url=URL)
+
+    first, second = [await generate(document, LANGUAGES["csharp"]) for _ in range(2)]
+
+    assert first == second
+
+
+@pytest.mark.timeout(300)
+async def test_document_that_the_generator_refuses_is_an_error_in_words(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(SdkError, match="Go: the generator failed; the log has its output"):
+        await generate(small_document() | {"openapi": "no version"}, LANGUAGES["go"])
+
+    assert "sdk_failed" in caplog.messages
+
+
+# How it is kept
+
+
+class FakeGenerator:
+    """Writes two files, or fails; counts its calls, and how many run at once."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.calls: list[str] = []
+        self.most_at_once = 0
+        self.error = error
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self._at_once = 0
+
+    async def __call__(self, document: Document, language: Language) -> Files:
+        self.calls.append(language.name)
+        self._at_once += 1
+        self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            await self.gate.wait()
+            await asyncio.sleep(0.01)
+        finally:
+            self._at_once -= 1
+        if self.error is not None:
+            raise self.error
+        title = document["info"]["title"].encode()
+        return {PurePosixPath("b/code"): title, PurePosixPath("README.md"): b"words"}
+
+
+def sdk(languages: Sequence[LanguageName] = ("python",), title: str = "first") -> Sdk:
+    return Sdk.of(small_document(title), languages)
+
+
+async def test_sdk_is_generated_once_for_a_content(tmp_path: Path) -> None:
+    fake = FakeGenerator()
+    store = SdkStore(tmp_path / "cache", generate=fake)
+
+    contents = [await store.fetch(sdk()) for _ in range(2)]
+    again = await SdkStore(tmp_path / "cache", generate=fake).fetch(sdk())
+    other = await store.fetch(sdk(title="second"))
+
+    assert fake.calls == ["python", "python"]
+    assert contents == [again, again]
+    assert files_of(again)[PurePosixPath("b/code")] == b"first"
+    assert files_of(other)[PurePosixPath("b/code")] == b"second"
+
+
+async def test_requests_at_once_wait_for_one_generation_at_a_time(tmp_path: Path) -> None:
+    fake = FakeGenerator()
+    stores = [SdkStore(tmp_path, generate=fake) for _ in range(2)]
+
+    await asyncio.gather(
+        *(store.fetch(sdk([name])) for store in stores for name in ("go", "r", "go"))
+    )
+
+    assert sorted(fake.calls) == ["go", "r"]
+    assert fake.most_at_once == 1
+
+
+async def test_bundle_has_a_folder_for_each_language_and_shares_their_zips(tmp_path: Path) -> None:
+    fake = FakeGenerator()
+    store = SdkStore(tmp_path, generate=fake)
+
+    await store.fetch(sdk(["java"]))
+    content = await store.fetch(sdk(BUNDLE))
+
+    assert sorted(fake.calls) == sorted(BUNDLE)
+    assert {path.parts[0] for path in files_of(content)} == set(BUNDLE)
+
+
+async def test_who_does_not_wait_long_enough_gets_it_later(tmp_path: Path) -> None:
+    fake = FakeGenerator()
+    fake.gate.clear()
+    store = SdkStore(tmp_path, generate=fake)
+
+    with pytest.raises(SdkPendingError, match="is being generated"):
+        await store.fetch(sdk(), wait_s=0.01)
+    assert list(tmp_path.glob("*.zip")) == []
+    fake.gate.set()
+
+    assert files_of(await store.fetch(sdk(), wait_s=30))
+    assert fake.calls == ["python"]
+
+
+async def test_generation_that_failed_is_tried_again(tmp_path: Path) -> None:
+    fake = FakeGenerator(SdkError("no"))
+    store = SdkStore(tmp_path, generate=fake)
+
+    with pytest.raises(SdkError):
+        await store.fetch(sdk())
+    fake.error = None
+
+    assert await store.fetch(sdk())
+
+
+async def test_zip_is_the_same_bytes_each_time(tmp_path: Path) -> None:
+    first, second = [
+        await SdkStore(tmp_path / name, generate=FakeGenerator()).fetch(sdk()) for name in "ab"
+    ]
+
+    with zipfile.ZipFile(io.BytesIO(first)) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == ["README.md", "b/code"]
+    assert first == second
+
+
+async def test_zips_used_last_are_kept(tmp_path: Path) -> None:
+    store = SdkStore(tmp_path, generate=FakeGenerator())
+    first, second = sdk(title="0"), sdk(title="1")
+    for age, item in enumerate((first, second)):
+        await store.fetch(item)
+        os.utime(tmp_path / f"{item.key}.zip", (age, age))
+
+    await store.fetch(first)
+    for number in range(2, 33):
+        await store.fetch(sdk(title=str(number)))
+
+    kept = {path.stem for path in tmp_path.glob("*.zip")}
+    assert len(kept) == 32
+    assert first.key in kept
+    assert second.key not in kept
+
+
+async def test_folder_that_cannot_be_written_keeps_nothing_from_being_served(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").touch()
+    fake = FakeGenerator()
+    store = SdkStore(tmp_path / "file" / "cache", generate=fake)
+
+    contents = [await store.fetch(sdk()) for _ in range(2)]
+
+    assert contents[0] == contents[1]
+    assert fake.calls == ["python"]
+
+
+async def test_closing_ends_what_is_being_generated(tmp_path: Path) -> None:
+    fake = FakeGenerator()
+    fake.gate.clear()
+
+    async with aclosing(SdkStore(tmp_path, generate=fake)) as store:
+        with pytest.raises(SdkPendingError):
+            await store.fetch(sdk(BUNDLE), wait_s=0.05)
+
+    fake.gate.set()
+    await asyncio.sleep(0.05)
+    assert len(fake.calls) == 1
+    assert list(tmp_path.glob("*.zip")) == []
