@@ -187,7 +187,7 @@ class Commands:
     def clients(
         self, *, languages: str | None = None, output: str = "clients", url: str | None = None
     ) -> Iterator[str]:
-        """Write client libraries for the policy: source code, and a README with an example.
+        """Write client libraries for the policy, each with an example.
 
         Args:
             languages: Some of python, java, scala, r, typescript, csharp, go and kotlin with commas

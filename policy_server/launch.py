@@ -24,7 +24,7 @@ from policy_server.remote_files import bring_files
 from policy_server.schema import ServerSchema, read_schema
 from policy_server.settings import Settings, read_settings
 from policy_server.telemetry import configure_logging
-from policy_server.web import Application, create_app
+from policy_server.web import Application, create_app, ignore_http2_offers
 
 __all__ = ["build_app", "end_supervisor", "resolve_api_key"]
 
@@ -42,6 +42,7 @@ def build_app() -> Application:
     Raises:
         PolicyServerError: if settings or schema can't be used, or remote files can't be had.
     """
+    ignore_http2_offers()
     settings = read_settings()
     configure_logging(level=settings.log_level, log_format=settings.log_format)
     with _ended_by_signals():

@@ -100,6 +100,16 @@ class Settings(BaseSettings):
     max_unpacked_bytes: int = Field(
         2_147_483_648, ge=1, description="Largest size that saved_model.zip may unpack to, in bytes"
     )
+    prediction_log_rate: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of predictions that is logged: observation, answer and request id",
+    )
+    fluentd_host: str | None = Field(
+        None, description="Host of a fluentd that gets the logged predictions as well"
+    )
+    fluentd_port: int = Field(24224, ge=1, le=65535, description="Port of that fluentd")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least level that is logged"
     )

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 import generate
 from policy_server.errors import PolicyServerError, SchemaError
+from policy_server.metrics import Metrics, MetricsExporter
 from policy_server.policy import ActionOutput, check_schema_fits, describe_components
 from policy_server.schema import parse_schema
 from policy_server.schema.document import ActionEntry, Document, ObservationEntry, Parameters
@@ -177,6 +178,17 @@ def test_page_names_no_variable_that_does_not_exist(page: Path) -> None:
     named = set(re.findall(rf"{ENV_PREFIX}[A-Z_]+", page.read_text(encoding="utf-8")))
 
     assert named <= known
+
+
+# Metrics
+
+
+def test_table_names_every_metric_and_no_other() -> None:
+    page = MetricsExporter(Metrics(), port=0).render().decode()
+
+    documented = [names(cells[0])[0] for cells in rows(section(DOCS / "monitoring.md", "Metrics"))]
+
+    assert documented == re.findall(r"^# TYPE (\w+)", page, re.MULTILINE)
 
 
 # The command line

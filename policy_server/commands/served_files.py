@@ -85,7 +85,7 @@ def clean(settings: Settings) -> list[Path]:
     )
     found = [
         path
-        for path in (settings.zip_path, *unzipped, settings.home / _CLIENTS)
+        for path in (settings.zip_path, *unzipped, settings.home / _CLIENTS, settings.sdks_path)
         if os.path.lexists(path)
     ]
     with _translated_os_errors(settings.home):

@@ -158,7 +158,8 @@ def _start(settings: Settings) -> _OwnRay:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+    except Exception as error:
+        # Ray raises plain exceptions too.
         reason = " ".join(str(error).split())[:300]
         hint = "; a cluster with tokens wants RAY_AUTH_MODE and RAY_AUTH_TOKEN here too"
         raise NotReadyError(f"ray: could not start or join: {reason}{hint}") from error

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from policy_server.web.app import Application, create_app
 from policy_server.web.served_policy import BackendOpener, ServedPolicy
+from policy_server.web.upgrades import ignore_http2_offers
 
-__all__ = ["Application", "BackendOpener", "ServedPolicy", "create_app"]
+__all__ = ["Application", "BackendOpener", "ServedPolicy", "create_app", "ignore_http2_offers"]

@@ -44,7 +44,12 @@ class FastPath:
             return
         kind, is_raw = route
         try:
-            answer = await self._policy.answer(kind, await _body(receive), is_raw=is_raw)
+            answer = await self._policy.answer(
+                kind,
+                await _body(receive),
+                is_raw=is_raw,
+                request_id=scope["state"]["request_id"],
+            )
         except ClientDisconnect:
             raise
         except Exception as error:

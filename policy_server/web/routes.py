@@ -75,11 +75,17 @@ def _endpoint(
     policy: ServedPolicy, kind: AnswerKind, *, is_raw: bool
 ) -> Callable[..., Awaitable[Response]]:
     async def draw(request: Request, seed: Seed = None) -> Response:
-        answer = await policy.answer(kind, await request.body(), is_raw=is_raw, seed=seed)
+        request_id = request.state.request_id
+        answer = await policy.answer(
+            kind, await request.body(), is_raw=is_raw, seed=seed, request_id=request_id
+        )
         return Response(answer, media_type="application/json")
 
     async def give(request: Request) -> Response:
-        answer = await policy.answer(kind, await request.body(), is_raw=is_raw)
+        request_id = request.state.request_id
+        answer = await policy.answer(
+            kind, await request.body(), is_raw=is_raw, request_id=request_id
+        )
         return Response(answer, media_type="application/json")
 
     return draw if kind == "predict" else give

@@ -22,6 +22,7 @@ from policy_server.errors import (
 from policy_server.metrics import Metrics
 from policy_server.observations import ObservationSpace
 from policy_server.policy import PolicyBackend, PolicyOutputs, PolicySignature
+from policy_server.prediction_log import PredictionLog
 from policy_server.schema import ServerSchema
 from policy_server.settings import Settings
 from policy_server.web.rendering import RenderedAnswers
@@ -83,6 +84,7 @@ class ServedPolicy:
             finally:
                 batcher, self._running.is_draining = self._running.batcher, True
                 await batcher.aclose()
+                self._running.log.close()
                 self._running = None
 
     async def is_ready(self) -> bool:
@@ -91,7 +93,13 @@ class ServedPolicy:
         return running is not None and not running.is_draining and await running.backend.is_ready()
 
     async def answer(
-        self, kind: AnswerKind, body: bytes, *, is_raw: bool, seed: int | None = None
+        self,
+        kind: AnswerKind,
+        body: bytes,
+        *,
+        is_raw: bool,
+        seed: int | None = None,
+        request_id: str = "",
     ) -> bytes:
         """Answer the observation in a request's body.
 
@@ -100,6 +108,7 @@ class ServedPolicy:
             body: the JSON of an observation, named or raw.
             is_raw: whether it is `{"obs": [...]}`.
             seed: makes the draw reproducible.
+            request_id: what the logs name the request by.
 
         Returns:
             The JSON of the answer.
@@ -124,7 +133,11 @@ class ServedPolicy:
         answers, index = await running.batcher.infer(
             row, is_deterministic=kind != "predict", seed=_NO_SEED if seed is None else seed
         )
-        return answers.distribution(index) if kind == "distribution" else answers.prediction(index)
+        is_distribution = kind == "distribution"
+        answer = answers.distribution(index) if is_distribution else answers.prediction(index)
+        if request_id:
+            running.log.record(kind, row, answer, request_id=request_id)
+        return answer
 
     async def _real_examples(self) -> dict[str, Any]:
         """Warm the whole way of a request up, and keep the answers for the documentation."""
@@ -160,6 +173,11 @@ class _Running:
             else ActionDistribution(signature.components, is_greedy=signature.is_value_based)
         )
         self.is_draining = False
+        self.log = PredictionLog(
+            rate=settings.prediction_log_rate,
+            fluentd_host=settings.fluentd_host,
+            fluentd_port=settings.fluentd_port,
+        )
 
     def _render(self, outputs: PolicyOutputs) -> RenderedAnswers:
         for index, part in enumerate(self.backend.signature.components or ()):

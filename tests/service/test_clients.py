@@ -101,13 +101,11 @@ def tool(name: str, package: str) -> str:
 
 
 @contextmanager
-def mixed_server() -> Iterator[str]:
+def mixed_server(home: Path) -> Iterator[str]:
     components = components_of(("categorical", 2), ("normal", 2))
     backend = FakeBackend(signature_of(components, width=4), (0.0,) * 6)
     schema = parse_schema(MIXED)
-    app = create_app(
-        schema, Settings(home=Path("nowhere")), lambda: opened(backend), api_key=schema.api_key
-    )
+    app = create_app(schema, Settings(home=home), lambda: opened(backend), api_key=schema.api_key)
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, ws="none"))
     thread = threading.Thread(target=server.run)
@@ -148,7 +146,7 @@ def served(
         with running_server(home, environment=LOCAL) as server:
             yield _download(server.url, folder, [0] * 12)
     else:
-        with mixed_server() as url:
+        with mixed_server(folder) as url:
             yield _download(url, folder, [0, [0.0, 0.0]])
 
 

@@ -1,0 +1,74 @@
+"""The prediction log: what was asked and answered, for a sampled share of the requests.
+
+It goes to the server's own log and, where one is named, to a fluentd collector, on a thread of its
+own: a collector that is down loses lines and never delays a prediction.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+
+import orjson
+from fluent.asyncsender import FluentSender
+
+__all__ = ["PredictionLog"]
+
+logger = logging.getLogger("policy_server.predictions")
+
+_TAG = "policy_server"
+_LABEL = "prediction"
+_MOST_WAITING = 1000
+_TIMEOUT_S = 1.0
+
+
+class PredictionLog:
+    """Records predictions; off where the rate is 0."""
+
+    def __init__(self, *, rate: float, fluentd_host: str | None, fluentd_port: int) -> None:
+        """Open the way to the collector.
+
+        Args:
+            rate: the share of predictions that is recorded, from 0 to 1.
+            fluentd_host: where fluentd listens; None for the server's own log only.
+            fluentd_port: its port.
+        """
+        self._rate = rate
+        self._sender: FluentSender | None = None
+        if rate > 0 and fluentd_host is not None:
+            # When the collector is slow or down, the oldest lines give way to new ones.
+            self._sender = FluentSender(
+                _TAG,
+                host=fluentd_host,
+                port=fluentd_port,
+                timeout=_TIMEOUT_S,
+                queue_maxsize=_MOST_WAITING,
+                queue_circular=True,
+            )
+
+    def record(self, kind: str, row: Sequence[float], answer: bytes, *, request_id: str) -> None:
+        """Record a prediction, if chance wants it.
+
+        Args:
+            kind: which answer was asked for.
+            row: the observation's numbers.
+            answer: the JSON that was answered.
+            request_id: what else the log names the request by.
+        """
+        if not self._rate or random.random() >= self._rate:  # noqa: S311 -- a sample, no secret
+            return
+        fields = {
+            "kind": kind,
+            "observation": list(row),
+            "answer": orjson.loads(answer),
+            "request_id": request_id,
+        }
+        logger.info("prediction", extra=fields)
+        if self._sender is not None:
+            self._sender.emit(_LABEL, fields)
+
+    def close(self) -> None:
+        """Leave the collector; what still waits for it is lost."""
+        if self._sender is not None:
+            self._sender.close(flush=False)

@@ -1,0 +1,267 @@
+"""The Helm chart, rendered by Helm itself, and the KubeRay example against Kubernetes' schemas."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import pytest
+import yaml
+
+from policy_server.settings import ENV_PREFIX, Settings
+from tests.deployment.programs import ROOT, run
+
+CHART = ROOT / "deploy/helm/policy-server"
+CLUSTER = ROOT / "deploy/kuberay/raycluster.yaml"
+OLDEST, NEWEST = "1.29", "1.37"
+SETTINGS = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields}
+OTHERS = {"FORWARDED_ALLOW_IPS", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
+# Kinds of operators, whose schemas are not Kubernetes' own.
+FOREIGN_KINDS = {"ServiceMonitor", "PodMonitor", "RayCluster"}
+
+Manifest = dict[str, Any]
+
+VALUES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "everything": {
+        "apiKey": {"value": "1234567asdfgh"},
+        "policy": {"configMap": "policy"},
+        "ingress": {"enabled": True, "className": "nginx", "path": "/app/v1", "tlsSecret": "tls"},
+        "autoscaling": {"enabled": True},
+        "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+        "ray": {"address": "policy-server-head-svc:6379", "tokenSecret": "policy-server"},
+        "settings": {"NUM_REPLICAS": 2, "LOG_LEVEL": "DEBUG"},
+        "env": [{"name": "AWS_REGION", "value": "eu-central-1"}],
+        "podAnnotations": {"a": "b"},
+        "nodeSelector": {"kubernetes.io/arch": "amd64"},
+        "tolerations": [{"key": "gpu", "operator": "Exists"}],
+    },
+    "fetched": {
+        "backend": "local",
+        "apiKey": {"existingSecret": "mine"},
+        "policy": {
+            "modelUri": "s3://bucket/saved_model.zip",
+            "schemaUri": "s3://bucket/schema.yaml",
+        },
+        "service": {"type": "LoadBalancer"},
+    },
+    "claim": {"policy": {"existingClaim": "policies"}, "settings": {"DASHBOARD_PORT": 8256}},
+}
+
+every_choice = pytest.mark.parametrize("values", VALUES.values(), ids=VALUES.keys())
+
+
+def render(values: dict[str, Any]) -> dict[str, Manifest]:
+    """Return the manifests that Helm makes, by kind and name."""
+    rendered = helm_python.Chart.load(CHART).render(values, name="mouse", namespace="default")
+    manifests = [
+        manifest
+        for path, text in rendered.items()
+        if path.endswith(".yaml")
+        for manifest in yaml.safe_load_all(text)
+        if manifest
+    ]
+    return {f"{one['kind']}/{one['metadata']['name']}": one for one in manifests}
+
+
+def validate(folder: Path, manifests: list[Manifest]) -> None:
+    """Hold manifests against the schemas of the oldest and the newest Kubernetes."""
+    path = folder / "manifests.yaml"
+    path.write_text(yaml.safe_dump_all(manifests))
+    for version in (OLDEST, NEWEST):
+        run(sys.executable, "-m", "kubernetes_validate", "-k", version, "--strict", str(path))
+
+
+def pod_of(manifests: dict[str, Manifest]) -> Manifest:
+    spec: Manifest = manifests["Deployment/mouse-policy-server"]["spec"]["template"]["spec"]
+    return spec
+
+
+def variables_of(pod: Manifest) -> dict[str, Manifest]:
+    return {one["name"]: one for one in pod["containers"][0]["env"]}
+
+
+def test_helm_lint_finds_nothing() -> None:
+    report = helm_python.lint(CHART, strict=True)
+
+    worse_than_info = [one for one in report["messages"] if one["severity"] > 1]
+    assert not report["errors"]
+    assert not worse_than_info
+
+
+@every_choice
+def test_manifests_follow_kubernetes_schemas(values: dict[str, Any], tmp_path: Path) -> None:
+    manifests = render(values)
+
+    validate(tmp_path, [one for one in manifests.values() if one["kind"] not in FOREIGN_KINDS])
+
+
+@every_choice
+def test_pods_are_safe_and_have_what_ray_needs(values: dict[str, Any]) -> None:
+    pod = pod_of(render(values))
+
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert not pod["automountServiceAccountToken"]
+    for container in [*pod["containers"], *pod.get("initContainers", [])]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+    [container] = pod["containers"]
+    mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {"/srv/policy": "policy", "/tmp": "tmp", "/dev/shm": "dshm"}  # noqa: S108 -- paths in a container
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes["dshm"]["emptyDir"]["medium"] == "Memory"
+    assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+
+
+@every_choice
+def test_variables_of_the_pods_are_settings(values: dict[str, Any]) -> None:
+    given = set(variables_of(pod_of(render(values))))
+
+    extra = {one["name"] for one in values.get("env", [])}
+    assert given - extra <= SETTINGS | OTHERS
+
+
+def test_services_meet_the_pods_and_the_monitor_meets_one_service() -> None:
+    manifests = render(VALUES["everything"])
+
+    labels = manifests["Deployment/mouse-policy-server"]["spec"]["template"]["metadata"]["labels"]
+    ports = {port["name"] for port in pod_of(manifests)["containers"][0]["ports"]}
+    services = [one for one in manifests.values() if one["kind"] == "Service"]
+    for service in services:
+        assert service["spec"]["selector"].items() <= labels.items()
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
+    monitor = manifests["ServiceMonitor/mouse-policy-server"]["spec"]
+    wanted = monitor["selector"]["matchLabels"].items()
+    [met] = [one for one in services if wanted <= one["metadata"]["labels"].items()]
+    assert [port["name"] for port in met["spec"]["ports"]] == [monitor["endpoints"][0]["port"]]
+    backend = manifests["Ingress/mouse-policy-server"]["spec"]["rules"][0]["http"]["paths"][0]
+    target = manifests[f"Service/{backend['backend']['service']['name']}"]
+    assert backend["backend"]["service"]["port"]["name"] in {
+        port["name"] for port in target["spec"]["ports"]
+    }
+
+
+def test_monitors_give_the_job_that_dashboard_and_alerts_know() -> None:
+    monitor = render(VALUES["everything"])["ServiceMonitor/mouse-policy-server"]["spec"]
+    pods = yaml.safe_load((ROOT / "deploy/kuberay/podmonitor.yaml").read_text())["spec"]
+
+    for endpoint in (*monitor["endpoints"], *pods["podMetricsEndpoints"]):
+        assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": "policy_server"}]
+
+
+def test_autoscaler_owns_the_number_of_pods() -> None:
+    manifests = render(VALUES["everything"])
+
+    assert "replicas" not in manifests["Deployment/mouse-policy-server"]["spec"]
+    target = manifests["HorizontalPodAutoscaler/mouse-policy-server"]["spec"]["scaleTargetRef"]
+    assert f"{target['kind']}/{target['name']}" in manifests
+
+
+def test_key_comes_from_a_secret_only() -> None:
+    for values in (VALUES["everything"], VALUES["fetched"]):
+        manifests = render(values)
+        variable = variables_of(pod_of(manifests))["POLICY_SERVER_API_KEY"]
+        reference = variable["valueFrom"]["secretKeyRef"]
+
+        assert "value" not in variable
+        secret = manifests.get(f"Secret/{reference['name']}")
+        assert (secret is None) == ("existingSecret" in values["apiKey"])
+        assert secret is None or reference["key"] in secret["stringData"]
+
+
+def test_example_that_is_served_by_default_exists() -> None:
+    [container] = pod_of(render({}))["initContainers"]
+
+    for path in container["command"][1:-1]:
+        assert (ROOT / path.removeprefix("/opt/policy-server/")).exists()
+
+
+def test_server_that_fetches_its_policy_needs_no_copy() -> None:
+    pod = pod_of(render(VALUES["fetched"]))
+
+    assert "initContainers" not in pod
+    assert variables_of(pod)["POLICY_SERVER_MODEL_URI"]["value"] == "s3://bucket/saved_model.zip"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        pytest.param({"typo": 1}, "typo", id="unknown"),
+        pytest.param({"backend": "x"}, "must be one of", id="backend"),
+        pytest.param({"settings": {"POLICY_SERVER_HOME": "/"}}, "POLICY_SERVER", id="prefix"),
+        pytest.param({"apiKey": {"value": "a", "existingSecret": "b"}}, "not both", id="two-keys"),
+        pytest.param({"policy": {"modelUri": "s3://a"}}, "belong together", id="half-a-policy"),
+        pytest.param(
+            {"policy": {"configMap": "a", "existingClaim": "b"}}, "not several", id="two-policies"
+        ),
+        pytest.param({"backend": "local", "ray": {"address": "a:1"}}, "backend: ray", id="ray"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(
+    values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(helm_python.HelmError, match=message):
+        render(values)
+
+
+def cluster_groups() -> dict[str, Manifest]:
+    spec = yaml.safe_load(CLUSTER.read_text())["spec"]
+    return {"head": spec["headGroupSpec"]} | {
+        group["groupName"]: group for group in spec["workerGroupSpecs"]
+    }
+
+
+def test_pods_of_the_ray_cluster_follow_kubernetes_schemas(tmp_path: Path) -> None:
+    pods = [
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, **group["template"]}
+        for name, group in cluster_groups().items()
+    ]
+
+    validate(tmp_path, pods)
+
+
+def test_ray_cluster_runs_the_pinned_ray() -> None:
+    [pinned] = re.findall(
+        r"^ray\[.*\]==(\S+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE
+    )
+
+    assert yaml.safe_load(CLUSTER.read_text())["spec"]["rayVersion"] == pinned
+
+
+def test_ray_cluster_has_the_fields_of_kuberays_api() -> None:
+    # KubeRay 1.5, ray-operator/apis/ray/v1: RayClusterSpec, HeadGroupSpec, WorkerGroupSpec.
+    spec = yaml.safe_load(CLUSTER.read_text())["spec"]
+    groups = cluster_groups()
+    head = groups.pop("head")
+
+    assert set(spec) == {"rayVersion", "authOptions", "headGroupSpec", "workerGroupSpecs"}
+    assert set(head) == {"serviceType", "rayStartParams", "template"}
+    for group in groups.values():
+        assert set(group) == {
+            "groupName",
+            "replicas",
+            "minReplicas",
+            "maxReplicas",
+            "rayStartParams",
+            "template",
+        }
+    for group in (head, *groups.values()):
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+
+
+def test_chart_joins_the_ray_cluster_of_the_example() -> None:
+    name = yaml.safe_load(CLUSTER.read_text())["metadata"]["name"]
+    command = " ".join(
+        line.lstrip("# ") for line in CLUSTER.read_text().splitlines() if line.startswith("#")
+    )
+
+    # KubeRay names the head's service and the token's Secret after the cluster.
+    assert f"ray.address={name}-head-svc:6379" in command
+    assert f"ray.tokenSecret={name}" in command

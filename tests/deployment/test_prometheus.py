@@ -1,0 +1,218 @@
+"""prometheus.yml, the alert rules and the dashboard, in Debian's own Prometheus."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from policy_server.settings import Settings
+from tests.deployment.programs import ROOT, program, run, running
+from tests.service.servers import Server, free_port, home_of, running_server
+
+DASHBOARD = ROOT / "monitoring/grafana/dashboards/policy_server.json"
+ALERTS = ROOT / "monitoring/prometheus/alerts.yml"
+OURS = re.compile(r"\(ray_\)\?(policy_server_\w+)")
+RAYS = re.compile(r"\bray_serve_\w+")
+SCRAPE_TIMEOUT_S = 60.0
+
+
+def promtool(*arguments: str) -> str:
+    return run(program("promtool", package="prometheus"), *arguments)
+
+
+def panels() -> list[dict[str, Any]]:
+    loaded: list[dict[str, Any]] = json.loads(DASHBOARD.read_text())["panels"]
+    return loaded
+
+
+def panel_expressions() -> list[tuple[str, str]]:
+    """Return title and expression of each, with Grafana's variables filled in."""
+    values = {"$__rate_interval": "1m", "$instance": ".*", "$component": ".*"}
+    found = []
+    for panel in panels():
+        for target in panel.get("targets", []):
+            expression = target["expr"]
+            for name, value in values.items():
+                expression = expression.replace(name, value)
+            assert "$" not in expression, panel["title"]
+            found.append((panel["title"], expression))
+    return found
+
+
+def alert_expressions() -> list[tuple[str, str]]:
+    groups = yaml.safe_load(ALERTS.read_text())["groups"]
+    return [(rule["alert"], rule["expr"]) for group in groups for rule in group["rules"]]
+
+
+def names_in_use(pattern: re.Pattern[str]) -> set[str]:
+    text = " ".join(expression for _, expression in [*panel_expressions(), *alert_expressions()])
+    return set(pattern.findall(text))
+
+
+def test_configuration_is_sound_and_names_files_that_exist() -> None:
+    printed = promtool("check", "config", "prometheus.yml")
+
+    assert "1 rule files found" in printed
+    [job] = yaml.safe_load((ROOT / "prometheus.yml").read_text())["scrape_configs"]
+    [discovery] = job["file_sd_configs"]
+    [pattern] = discovery["files"]
+    [targets] = list(ROOT.glob(pattern))
+    default = Settings.model_fields["metrics_port"].default
+    assert yaml.safe_load(targets.read_text()) == [{"targets": [f"localhost:{default}"]}]
+    assert job["job_name"] == "policy_server"
+
+
+def test_every_alert_rule_fires_when_it_should_and_not_otherwise() -> None:
+    printed = promtool("test", "rules", "monitoring/prometheus/alerts_test.yml")
+
+    assert "SUCCESS" in printed
+    cases = yaml.safe_load((ALERTS.parent / "alerts_test.yml").read_text())["tests"]
+    fired = {
+        case["alertname"]
+        for test in cases
+        for case in test["alert_rule_test"]
+        if case["exp_alerts"]
+    }
+    assert fired == {name for name, _ in alert_expressions()}
+
+
+def test_grafana_finds_the_dashboard_and_its_data_source() -> None:
+    provisioning = ROOT / "monitoring/grafana/provisioning"
+    [source] = yaml.safe_load((provisioning / "datasources/prometheus.yml").read_text())[
+        "datasources"
+    ]
+    [provider] = yaml.safe_load((provisioning / "dashboards/policy_server.yml").read_text())[
+        "providers"
+    ]
+
+    used = {
+        json.dumps(part["datasource"], sort_keys=True)
+        for panel in panels()
+        for part in [panel, *panel.get("targets", [])]
+        if "datasource" in part
+    }
+    assert used == {json.dumps({"type": source["type"], "uid": source["uid"]}, sort_keys=True)}
+    mounts = yaml.safe_load((ROOT / "docker-compose.yaml").read_text())["services"]["grafana"][
+        "volumes"
+    ]
+    assert f"./monitoring/grafana/dashboards:{provider['options']['path']}:ro" in mounts
+    assert len({panel["id"] for panel in panels()}) == len(panels())
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(home_of("ppo_discrete", tmp_path_factory.mktemp("home"))) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of a Prometheus that runs with the repository's own files, on free ports."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    shutil.copy(ROOT / "prometheus.yml", folder)
+    shutil.copytree(ROOT / "monitoring/prometheus", folder / "monitoring/prometheus")
+    target = server.metrics_url.removeprefix("http://").removesuffix("/metrics")
+    [targets] = (folder / "monitoring/prometheus/targets").glob("*.yml")
+    targets.write_text(json.dumps([{"targets": [target]}]))
+    configuration = folder / "prometheus.yml"
+    configuration.write_text(configuration.read_text().replace("interval: 15s", "interval: 1s"))
+    url = f"http://127.0.0.1:{free_port()}"
+    with httpx.Client(base_url=url, timeout=10) as client:
+
+        def is_ready() -> bool:
+            try:
+                return client.get("/-/ready").status_code == httpx.codes.OK
+            except httpx.TransportError:
+                return False
+
+        with running(
+            program("prometheus", package="prometheus"),
+            f"--config.file={configuration}",
+            f"--storage.tsdb.path={folder / 'data'}",
+            f"--web.listen-address={url.removeprefix('http://')}",
+            log=folder / "prometheus.log",
+            is_ready=is_ready,
+        ):
+            yield client
+
+
+def query(prometheus: httpx.Client, expression: str) -> list[dict[str, Any]]:
+    answer = prometheus.get("/api/v1/query", params={"query": expression}).json()
+    assert answer["status"] == "success", f"{expression}: {answer.get('error')}"
+    result: list[dict[str, Any]] = answer["data"]["result"]
+    return result
+
+
+def wait_for(prometheus: httpx.Client, expression: str) -> list[dict[str, Any]]:
+    deadline = time.monotonic() + SCRAPE_TIMEOUT_S
+    while not (result := query(prometheus, expression)):
+        assert time.monotonic() < deadline, f"nothing came of {expression}"
+        time.sleep(0.5)
+    return result
+
+
+@pytest.mark.service
+def test_prometheus_scrapes_the_server(prometheus: httpx.Client) -> None:
+    [up] = wait_for(prometheus, 'up{job="policy_server"} == 1')
+
+    assert up["value"][1] == "1"
+    [healthy] = wait_for(prometheus, "sum(ray_serve_deployment_replica_healthy)")
+    assert healthy["value"][1] == "1"
+
+
+@pytest.mark.service
+def test_prometheus_counts_a_request(prometheus: httpx.Client, server: Server) -> None:
+    with server.client() as client:
+        client.post("/predict_raw", json={"obs": [0.0] * 4}).raise_for_status()
+
+    name = '{__name__=~"(ray_)?policy_server_requests_total", route=~".*predict_raw", status="200"}'
+    [counted] = wait_for(prometheus, f"sum({name}) > 0")
+    assert float(counted["value"][1]) >= 1
+
+
+@pytest.mark.service
+def test_server_writes_every_metric_that_dashboard_and_alerts_read(server: Server) -> None:
+    with server.client() as client:
+        client.post("/predict_raw", json={"obs": [0.0] * 4}).raise_for_status()
+    types = re.findall(
+        r"^# TYPE (?:ray_)?(policy_server_\w+) (\w+)$",
+        httpx.get(server.metrics_url).text,
+        re.MULTILINE,
+    )
+
+    written = {
+        f"{name}{suffix}"
+        for name, kind in types
+        for suffix in (("_bucket", "_sum", "_count") if kind == "histogram" else ("",))
+    }
+    used = names_in_use(OURS)
+    assert used
+    assert used <= written, f"nothing writes {sorted(used - written)}"
+
+
+@pytest.mark.service
+def test_prometheus_reads_every_panel_and_ray_writes_its_metrics(
+    prometheus: httpx.Client,
+) -> None:
+    for _, expression in panel_expressions():
+        query(prometheus, expression)
+
+    for name in names_in_use(RAYS):
+        wait_for(prometheus, name)
+
+
+@pytest.mark.service
+def test_prometheus_loads_every_alert(prometheus: httpx.Client) -> None:
+    groups = prometheus.get("/api/v1/rules").json()["data"]["groups"]
+
+    rules = [rule for group in groups for rule in group["rules"]]
+    assert [rule["name"] for rule in rules] == [name for name, _ in alert_expressions()]
+    assert all(not rule.get("lastError") for rule in rules)

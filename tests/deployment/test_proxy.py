@@ -1,0 +1,252 @@
+"""traefik.toml and routes.toml, and the nginx configuration of docs/proxy.md in a real nginx."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import socket
+import threading
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+import yaml
+from starlette.types import Receive, Scope, Send
+from websockets.asyncio.client import connect
+
+from tests.deployment.programs import ROOT, program, running
+from tests.service.servers import KEY, free_port, running_server
+
+PREFIX = "/app/v1"
+OBSERVATION = {
+    "mouse_row": 5,
+    "mouse_column": 0,
+    "cheese_row": 1,
+    "cheese_column": 4,
+    "cat_row": 3,
+    "cat_column": 2,
+}
+
+
+def load(path: str) -> dict[str, Any]:
+    return tomllib.loads((ROOT / path).read_text())
+
+
+def test_traefik_listens_on_9999_and_reads_the_routes_beside_it() -> None:
+    static = load("traefik.toml")
+
+    assert static["entryPoints"]["http"]["address"] == ":9999"
+    assert (ROOT / static["providers"]["file"]["filename"]).is_file()
+    assert static["ping"]["entryPoint"] in static["entryPoints"]
+
+
+def test_routes_strip_the_prefix_and_forward_to_the_server() -> None:
+    routes = load("routes.toml")["http"]
+
+    [router] = routes["routers"].values()
+    assert router["rule"] == f"Path(`{PREFIX}`) || PathPrefix(`{PREFIX}/`)"
+    assert router["entryPoints"] == ["http"]
+    [middleware] = router["middlewares"]
+    assert routes["middlewares"][middleware] == {"stripPrefix": {"prefixes": [PREFIX]}}
+    balancer = routes["services"][router["service"]]["loadBalancer"]
+    assert balancer["servers"] == [{"url": "http://127.0.0.1:8000"}]
+    assert balancer["healthCheck"]["path"] == "/readyz"
+
+
+def test_composes_routes_differ_in_the_address_only() -> None:
+    text = (ROOT / "deploy/compose/routes.toml").read_text()
+
+    same = tomllib.loads(text.replace("http://policy_server:8000", "http://127.0.0.1:8000"))
+    assert same == load("routes.toml")
+
+
+def nginx_configuration(folder: Path, *, listen: int, upstream: int) -> Path:
+    """Write the documentation's block into a whole configuration, on other ports."""
+    text = (ROOT / "docs/proxy.md").read_text()
+    [block] = re.findall(r"```nginx\n(.*?)```", text, re.DOTALL)
+    block, listens = re.subn(r"listen 9999;", f"listen 127.0.0.1:{listen};", block)
+    block, servers = re.subn(r"server 127.0.0.1:8000;", f"server 127.0.0.1:{upstream};", block)
+    assert (listens, servers) == (1, 1)
+    temporary = "\n".join(
+        f"    {kind}_temp_path {folder / kind};"
+        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    path = folder / "nginx.conf"
+    path.write_text(
+        f"pid {folder / 'nginx.pid'};\nerror_log stderr;\nworker_processes 1;\ndaemon off;\n"
+        f"events {{}}\nhttp {{\n    access_log off;\n{temporary}\n{block}}}\n"
+    )
+    return path
+
+
+@contextmanager
+def nginx(folder: Path, *, upstream: int) -> Iterator[str]:
+    listen = free_port()
+    configuration = nginx_configuration(folder, listen=listen, upstream=upstream)
+
+    def is_listening() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", listen)) == 0
+
+    with running(
+        program("nginx", package="nginx-light"),
+        "-c",
+        str(configuration),
+        "-p",
+        str(folder),
+        "-e",
+        "stderr",
+        log=folder / "nginx.log",
+        is_ready=is_listening,
+    ):
+        yield f"http://127.0.0.1:{listen}"
+
+
+@pytest.fixture(scope="module")
+def through_nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of nginx, in front of a server whose schema names the prefix."""
+    home = tmp_path_factory.mktemp("home")
+    example = ROOT / "examples" / "mouse_and_cheese"
+    shutil.copy(example / "saved_model.zip", home)
+    schema = yaml.safe_load((example / "schema.yaml").read_text())
+    schema["parameters"]["url_path"] = PREFIX.strip("/")
+    (home / "schema.yaml").write_text(yaml.safe_dump(schema, sort_keys=False))
+    local = {"POLICY_SERVER_BACKEND": "local"}
+    with (
+        running_server(home, environment=local) as server,
+        nginx(tmp_path_factory.mktemp("nginx"), upstream=int(server.url.rpartition(":")[2])) as url,
+        httpx.Client(base_url=url, headers={"access-token": KEY}, timeout=30) as client,
+    ):
+        yield client
+
+
+@pytest.mark.service
+@pytest.mark.parametrize("path", ["/predict", "/predict/", "/predict_deterministic"])
+def test_predictions_work_behind_the_prefix(through_nginx: httpx.Client, path: str) -> None:
+    answer = through_nginx.post(PREFIX + path, json=OBSERVATION)
+
+    assert answer.status_code == httpx.codes.OK, answer.text
+    assert answer.json()["actions"][0] in range(4)
+    assert not answer.history
+
+
+@pytest.mark.service
+def test_key_is_asked_for_behind_the_prefix(through_nginx: httpx.Client) -> None:
+    answer = through_nginx.post(
+        f"{PREFIX}/predict", json=OBSERVATION, headers={"access-token": "wrong"}
+    )
+
+    assert answer.status_code == httpx.codes.UNAUTHORIZED
+
+
+@pytest.mark.service
+@pytest.mark.parametrize("page", ["/docs", "/redoc"])
+def test_documentation_loads_its_files_behind_the_prefix(
+    through_nginx: httpx.Client, page: str
+) -> None:
+    text = through_nginx.get(PREFIX + page).text
+
+    files = re.findall(r"""(?:src|href)=["'](/[^"']+)""", text)
+    documents = re.findall(r"""(?:url|spec-url)\s*[:=]\s*["'](/[^"']+)""", text)
+    assert len(files) > 1
+    assert documents == [f"{PREFIX}/openapi.json"]
+    for path in files + documents:
+        assert path.startswith(f"{PREFIX}/")
+        assert through_nginx.get(path).status_code == httpx.codes.OK, path
+
+
+@pytest.mark.service
+def test_openapi_sends_try_it_out_and_clients_through_the_proxy(
+    through_nginx: httpx.Client,
+) -> None:
+    document = through_nginx.get(f"{PREFIX}/openapi.json").json()
+
+    assert document["servers"] == [{"url": PREFIX}]
+    assert "/predict" in document["paths"]
+
+
+@pytest.mark.service
+def test_nothing_but_the_prefix_is_forwarded(through_nginx: httpx.Client) -> None:
+    for path in ("/predict", "/readyz", "/app/v10/readyz"):
+        answer = through_nginx.get(path)
+
+        # Every answer of the server carries the header.
+        assert answer.is_client_error, path
+        assert "x-request-id" not in answer.headers, path
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with what arrived: ASGI, over HTTP and web sockets."""
+    if scope["type"] == "lifespan":
+        return
+    headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+    body = {"path": scope["path"], "headers": headers, "client": scope["client"][0]}
+    seen = json.dumps(body | {"scheme": scope["scheme"]})
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": seen.encode()})
+        return
+    await receive()
+    await send({"type": "websocket.accept"})
+    await send({"type": "websocket.send", "text": seen})
+    message = await receive()
+    await send({"type": "websocket.send", "text": message["text"] * 2})
+    await send({"type": "websocket.close"})
+
+
+@pytest.fixture(scope="module")
+def echo_through_nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    config = uvicorn.Config(echo, log_config=None, lifespan="off", ws="websockets-sansio")
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            while not server.started:
+                assert thread.is_alive(), "the echo did not start"
+                time.sleep(0.01)
+            port = listening.getsockname()[1]
+            with nginx(tmp_path_factory.mktemp("echo"), upstream=port) as url:
+                yield url
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def test_proxy_strips_the_prefix_and_says_who_asked(echo_through_nginx: str) -> None:
+    headers = {"x-forwarded-for": "203.0.113.9", "x-request-id": "abc"}
+    seen = httpx.get(f"{echo_through_nginx}{PREFIX}/predict?seed=1", headers=headers).json()
+
+    host = echo_through_nginx.removeprefix("http://")
+    assert seen["path"] == "/predict"
+    assert seen["headers"]["host"] == host
+    assert seen["headers"]["x-forwarded-host"] == host
+    assert seen["headers"]["x-forwarded-for"] == "203.0.113.9, 127.0.0.1"
+    assert seen["headers"]["x-forwarded-proto"] == "http"
+    assert seen["headers"]["x-request-id"] == "abc"
+    # uvicorn believes the proxy, which runs on this machine.
+    assert seen["client"] == "203.0.113.9"
+
+
+def test_web_sockets_pass_the_proxy(echo_through_nginx: str) -> None:
+    async def talk() -> tuple[dict[str, Any], str]:
+        url = f"{echo_through_nginx.replace('http', 'ws', 1)}{PREFIX}/predict/stream"
+        async with connect(url) as socket_:
+            seen = json.loads(await socket_.recv())
+            await socket_.send("ab")
+            answer = await socket_.recv()
+            assert isinstance(answer, str)
+            return seen, answer
+
+    seen, answer = asyncio.run(talk())
+
+    assert seen["path"] == "/predict/stream"
+    assert answer == "abab"
