@@ -148,7 +148,11 @@ class _Snapshot:
 
 
 class Metrics:
-    """What this process counts. Recording is for one event loop; reading may be on any thread."""
+    """What this process counts. Recording is for one event loop; reading may be on any thread.
+
+    Attributes:
+        model_version: the start of the served model's digest; empty before it is loaded.
+    """
 
     def __init__(self) -> None:
         """Start at zero."""
@@ -156,6 +160,7 @@ class Metrics:
         self._lock = threading.Lock()
         self._requests: list[tuple[str, int, float]] = []
         self._stages: list[tuple[str, float]] = []
+        self.model_version = ""
         self._queue_depth: Callable[[], int] = lambda: 0
 
     def watch_queue(self, depth: Callable[[], int]) -> None:
@@ -231,6 +236,7 @@ class Metrics:
             family: the policy's family in words.
             load_seconds: how long the start took.
         """
+        self.model_version = version
         with self._lock:
             self._counted.numbers["model_info"] = {(version, family): 1.0}
             self._counted.numbers["model_load_seconds"] = {(): load_seconds}

@@ -114,6 +114,7 @@ class Gate:
                 "route": route,
                 "status": status,
                 "duration_ms": round(seconds * 1000, 3),
+                "model_version": self._metrics.model_version,
             }
             access.info("request", extra=fields)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import AsyncIterator
 from typing import Any
@@ -376,3 +377,17 @@ async def test_422_has_one_shape() -> None:
     async with serve() as client:
         assert_invalid(await client.post("/predict", json={"cat": 0}), "body.mouse")
         assert_invalid(await client.post("/predict?seed=-1", json=OBSERVATION), "query.seed")
+
+
+async def test_request_is_logged_with_its_id_route_and_duration(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO, logger="policy_server.access"):
+        async with serve() as client:
+            await client.get("/livez", headers={"x-request-id": "abc"})
+            await client.post("/secret-of-a-client", content=b"{}")
+
+    known, other = (vars(item) for item in caplog.records if item.name == "policy_server.access")
+    assert (known["route"], known["status"], known["request_id"]) == ("/livez", 200, "abc")
+    assert known["duration_ms"] >= 0
+    assert (other["route"], other["status"]) == ("other", 404)
