@@ -138,6 +138,7 @@ class MicroBatcher(Generic[Answers]):
         """Tell those that waited for too long; one timer for all costs less than one for each."""
         loop = asyncio.get_running_loop()
         while self._waiting and self._waiting[0].deadline <= loop.time():
+            self._metrics.count_rejected("timeout")
             _fail([self._waiting.popleft()], self._late())
         self._is_sweeping = bool(self._size)
         if self._is_sweeping:
@@ -182,6 +183,7 @@ class MicroBatcher(Generic[Answers]):
         except PolicyServerError as error:
             _fail(batch, error)
         except TimeoutError:
+            self._metrics.count_rejected("timeout", len(batch))
             _fail(batch, self._late())
         except Exception:
             logger.exception("policy_call_failed")
@@ -190,7 +192,6 @@ class MicroBatcher(Generic[Answers]):
             _succeed(batch, answers)
 
     def _late(self) -> OverloadedError:
-        self._metrics.count_rejected("timeout")
         return OverloadedError(f"no answer within {self._timeout_s:g} s; try again in a second")
 
     async def _infer(self, batch: list[_Waiting[Answers]]) -> PolicyOutputs:

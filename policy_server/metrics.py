@@ -201,14 +201,15 @@ class Metrics:
         with self._lock:
             self._counted.observe("batch_size", (), size)
 
-    def count_rejected(self, reason: str) -> None:
-        """Count an observation that was not answered.
+    def count_rejected(self, reason: str, count: int = 1) -> None:
+        """Count observations that were not answered.
 
         Args:
             reason: queue_full, timeout or shutdown.
+            count: how many.
         """
         with self._lock:
-            self._counted.count("rejected", (reason,))
+            self._counted.count("rejected", (reason,), count)
 
     def count_actions(self, component: str, counts: Sequence[int]) -> None:
         """Count integer actions.

@@ -18,6 +18,7 @@ from policy_server.errors import (
     PolicyServerError,
     UnsupportedAnswerError,
 )
+from policy_server.metrics import Metrics
 from policy_server.policy import PolicyOutputs
 from tests.fakes import FakeBackend, integer_backend
 
@@ -267,3 +268,15 @@ async def test_rows_have_the_policys_own_precision() -> None:
         await ask(batcher_of(Recording(signature, fake.bias)), 0.0)
 
     assert seen == [np.float32, np.float64]
+
+
+async def test_every_observation_of_a_call_that_hangs_is_counted() -> None:
+    backend = integer_backend()
+    backend.gate = asyncio.Event()
+    metrics = Metrics()
+    batcher = batcher_of(backend, timeout_s=0.05, metrics=metrics)
+
+    answers = await ask(batcher, 0.0, 9.0, 0.0)
+
+    assert [type(answer) for answer in answers] == [OverloadedError] * 3
+    assert metrics.snapshot().numbers["rejected"] == {("timeout",): 3.0}

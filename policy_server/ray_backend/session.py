@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
 _LAST_WORKER_TIMEOUT_S = 30.0
 _POLL_S = 0.1
+_JOIN_HINT = "; a cluster with tokens wants RAY_AUTH_MODE and RAY_AUTH_TOKEN here too"
 
 
 @asynccontextmanager
@@ -64,7 +65,7 @@ async def joined_ray(
         NotReadyError: if Ray does not start, or the cluster does not answer.
     """
     if address := os.environ.get("RAY_ADDRESS"):
-        with _translated(), _kept_signal_handlers():
+        with _translated(_JOIN_HINT), _kept_signal_handlers():
             _connect(address)
         try:
             await asyncio.to_thread(deploy)
@@ -118,7 +119,7 @@ class _OwnRay:
 
 
 def _start(settings: Settings) -> _OwnRay:
-    _check_free("DASHBOARD_PORT", settings.dashboard_port)
+    _check_dashboard_port(settings.dashboard_port)
     _use_token(secrets.token_hex(32))
     # Ray puts sockets there, whose paths may have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="ps-ray-"))
@@ -155,13 +156,12 @@ def _start(settings: Settings) -> _OwnRay:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated(hint: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
         # Ray raises plain exceptions too.
         reason = " ".join(str(error).split())[:300]
-        hint = "; a cluster with tokens wants RAY_AUTH_MODE and RAY_AUTH_TOKEN here too"
         raise NotReadyError(f"ray: could not start or join: {reason}{hint}") from error
 
 
@@ -175,7 +175,7 @@ def _kept_signal_handlers() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _check_free(name: str, port: int) -> None:
+def _check_dashboard_port(port: int) -> None:
     if not port:
         return
     with socket.socket() as probe:
@@ -184,7 +184,7 @@ def _check_free(name: str, port: int) -> None:
             probe.bind(("", port))
         except OSError as error:
             raise SettingsError(
-                f"POLICY_SERVER_{name}: port {port} can't be used: {error.strerror}; "
+                f"POLICY_SERVER_DASHBOARD_PORT: port {port} can't be used: {error.strerror}; "
                 "set another one, or 0"
             ) from error
 
