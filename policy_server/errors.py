@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 __all__ = [
+    "BodyTimeoutError",
     "BodyTooLargeError",
     "DistributionError",
     "ExportError",
@@ -86,8 +87,14 @@ class UnauthorizedError(PolicyServerError):
     headers: Mapping[str, str] = {"www-authenticate": "Bearer"}
 
 
+class BodyTimeoutError(PolicyServerError):
+    """The request's body takes too long to arrive."""
+
+    status = 408
+
+
 class BodyTooLargeError(PolicyServerError):
-    """The request's body is larger than `POLICY_SERVER_MAX_BODY_BYTES`."""
+    """The request's body, or the batch in it, is larger than a setting allows."""
 
     status = 413
 

@@ -47,6 +47,11 @@ class PredictionLog:
                 queue_circular=True,
             )
 
+    @property
+    def is_on(self) -> bool:
+        """Return whether any prediction is recorded."""
+        return self._rate > 0
+
     def record(self, kind: str, row: Sequence[float], answer: bytes, *, request_id: str) -> None:
         """Record a prediction, if chance wants it.
 

@@ -97,6 +97,10 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         1_048_576, ge=1, description="Largest request body, in bytes, else 413"
     )
+    max_batch_rows: int = Field(100_000, ge=1, description="Most observations in a batch, else 413")
+    max_batch_body_bytes: int = Field(
+        67_108_864, ge=1, description="Largest request body of a batch, in bytes, else 413"
+    )
     max_unpacked_bytes: int = Field(
         2_147_483_648, ge=1, description="Largest size that saved_model.zip may unpack to, in bytes"
     )

@@ -18,6 +18,7 @@ Document = dict[str, Any]
 CLIENTS_TAG = "Clients"
 _KEY_SCHEME = "accessToken"
 _NULL = {"type": "null"}
+_JSON = "application/json"
 
 
 def prepare_document(document: Document, *, url: str) -> Document:
@@ -41,6 +42,7 @@ def prepare_document(document: Document, *, url: str) -> Document:
     }
     _use_one_key(prepared)
     _drop_answers(prepared)
+    _use_one_form(prepared)
     for node in list(_nodes(prepared)):
         _simplify(node)
     return prepared
@@ -77,6 +79,24 @@ def _drop_answers(document: Document) -> None:
             for response in operation.get("responses", {}).values():
                 for content in response.get("content", {}).values():
                     content.pop("example", None)
+
+
+def _use_one_form(document: Document) -> None:
+    """Leave JSON where there are arrays too, and rows where a body may be rows or columns.
+
+    Of several content types and of types without a name, the generators write one method with
+    untyped arguments, or none.
+    """
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            bodies = [operation.get("requestBody", {}), *operation.get("responses", {}).values()]
+            for body in bodies:
+                if _JSON not in body.get("content", {}):
+                    continue
+                form = body["content"] = {_JSON: body["content"][_JSON]}
+                choices = form[_JSON]["schema"].get("oneOf")
+                if choices:
+                    form[_JSON]["schema"] = choices[0]
 
 
 def _nodes(node: object) -> Iterator[Document]:

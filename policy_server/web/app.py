@@ -84,6 +84,7 @@ def create_app(
         api_key=api_key,
         root_path=schema.root_path,
         max_body_bytes=settings.max_body_bytes,
+        max_batch_body_bytes=settings.max_batch_body_bytes,
         metrics=counted,
     )
     app.include_router(server_routes(policy))

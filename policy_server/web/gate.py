@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from policy_server.errors import BodyTooLargeError, PolicyServerError, UnauthorizedError
 from policy_server.metrics import Metrics
+from policy_server.settings import ENV_PREFIX
 from policy_server.web.problems import error_response
 
 __all__ = ["OPEN_PATHS", "ROUTES", "Gate"]
@@ -31,9 +32,16 @@ ROUTES = OPEN_PATHS | {
     "/distribution_raw",
     "/schema",
     "/clients",
+    "/predict/batch",
+    "/predict_raw/batch",
+    "/predict_deterministic/batch",
+    "/predict_deterministic_raw/batch",
+    "/distribution/batch",
+    "/distribution_raw/batch",
 }
 _HEADERS = frozenset({b"access-token", b"authorization", b"content-length", b"x-request-id"})
 _OPEN_PREFIX = "/static/"
+_BATCH = "/batch"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 
@@ -48,6 +56,7 @@ class Gate:
         api_key: str | None,
         root_path: str,
         max_body_bytes: int,
+        max_batch_body_bytes: int,
         metrics: Metrics,
     ) -> None:
         """Wrap an application.
@@ -57,13 +66,20 @@ class Gate:
             api_key: the access key; None lets everybody in.
             root_path: the prefix that a reverse proxy strips; empty takes the server's own.
             max_body_bytes: the largest body.
+            max_batch_body_bytes: the largest body of a batch.
             metrics: where requests are counted.
         """
         self._app = app
         # Digests have one length, so that comparing them takes one time.
         self._key_digest = None if api_key is None else sha256(api_key.encode()).digest()
         self._root_path = root_path
-        self._max_body_bytes = max_body_bytes
+        self._limits = {
+            is_batch: (limit, f"the body is larger than {limit} bytes ({ENV_PREFIX}{name})")
+            for is_batch, limit, name in (
+                (False, max_body_bytes, "MAX_BODY_BYTES"),
+                (True, max_batch_body_bytes, "MAX_BATCH_BODY_BYTES"),
+            )
+        }
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,7 +109,7 @@ class Gate:
         try:
             if path not in OPEN_PATHS and not path.startswith(_OPEN_PREFIX):
                 self._check_key(headers)
-            limited = self._limited(headers, receive)
+            limited = self._limited(path, headers, receive)
         except PolicyServerError as error:
             answer = error_response(error, request_id=request_id)
             await answer(scope, receive, send_with_id)
@@ -146,12 +162,12 @@ class Gate:
         if not secrets.compare_digest(sha256(given.encode()).digest(), self._key_digest):
             raise UnauthorizedError("wrong access key")
 
-    def _limited(self, headers: Mapping[bytes, str], receive: Receive) -> Receive:
-        limit = self._max_body_bytes
+    def _limited(self, path: str, headers: Mapping[bytes, str], receive: Receive) -> Receive:
+        limit, too_large = self._limits[path.endswith(_BATCH)]
         length = headers.get(b"content-length", "")
         if _LENGTH.fullmatch(length):
             if int(length) > limit:
-                raise self._too_large()
+                raise BodyTooLargeError(too_large)
             # The HTTP server reads no more than the length that the client states.
             return receive
         received = 0
@@ -162,13 +178,7 @@ class Gate:
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
                 if received > limit:
-                    raise self._too_large()
+                    raise BodyTooLargeError(too_large)
             return message
 
         return limited_receive
-
-    def _too_large(self) -> BodyTooLargeError:
-        limit = self._max_body_bytes
-        return BodyTooLargeError(
-            f"the body is larger than {limit} bytes (POLICY_SERVER_MAX_BODY_BYTES)"
-        )

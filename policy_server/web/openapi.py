@@ -9,7 +9,8 @@ from fastapi.openapi.utils import get_openapi
 
 from policy_server import __version__
 from policy_server.web.gate import OPEN_PATHS
-from policy_server.web.routes import ROUTE_TEXTS
+from policy_server.web.openapi_schemas import policy_schemas, sized
+from policy_server.web.routes import NPY, ROUTE_TEXTS
 from policy_server.web.served_policy import ServedPolicy
 
 __all__ = ["build_openapi"]
@@ -25,6 +26,10 @@ _ERRORS = {
     401: (
         "no access key, or a wrong one",
         "no access key; send it in the header 'access-token' or as 'Authorization: Bearer'",
+    ),
+    408: (
+        "a body that takes too long to arrive",
+        "the body did not arrive within 30 s; send the batch in parts",
     ),
     413: (
         "a body that is too large",
@@ -43,6 +48,7 @@ _ERRORS = {
         "4096 observations are waiting already; try again in a second",
     ),
 }
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
 _SECURITY: list[dict[str, list[str]]] = [{"accessToken": []}, {"bearer": []}]
 
 
@@ -67,7 +73,7 @@ def build_openapi(app: FastAPI, policy: ServedPolicy) -> Document:
         "accessToken": {"type": "apiKey", "in": "header", "name": "access-token"},
         "bearer": {"type": "http", "scheme": "bearer"},
     }
-    components["schemas"] = {**components.get("schemas", {}), **_schemas(policy)}
+    components["schemas"] = {**components.get("schemas", {}), **policy_schemas(policy)}
     for path, methods in document["paths"].items():
         for operation in methods.values():
             for parameter in operation.get("parameters", ()):
@@ -77,9 +83,11 @@ def build_openapi(app: FastAPI, policy: ServedPolicy) -> Document:
                 _describe_error(operation, 401)
             if path == "/readyz":
                 _describe_error(operation, 503)
-        kind = path.strip("/").removesuffix("_raw")
+        name, _, tail = path.strip("/").partition("/")
+        kind = name.removesuffix("_raw")
         if kind in ROUTE_TEXTS:
-            _describe_answer(methods["post"], policy, kind, is_raw=path.endswith("_raw"))
+            describe = _describe_batch if tail else _describe_answer
+            describe(methods["post"], policy, kind, is_raw=name.endswith("_raw"))
     return document
 
 
@@ -89,22 +97,7 @@ def _without_null(schema: Document) -> Document:
     if len(kinds) != 1:
         return schema
     rest = {key: value for key, value in schema.items() if key != "anyOf"}
-    return _sized({**kinds[0], **rest})
-
-
-def _sized(schema: Document) -> Document:
-    """Return the schema with the size of its numbers, as typed languages need it.
-
-    Without one, a generated client has 32-bit integers and decimal numbers of any length.
-    """
-    sizes = {"integer": "int64", "number": "double"}
-    kind = schema.get("type")
-    sized = {"format": sizes[kind], **schema} if kind in sizes else dict(schema)
-    if "properties" in schema:
-        sized["properties"] = {name: _sized(part) for name, part in schema["properties"].items()}
-    if "items" in schema:
-        sized["items"] = _sized(schema["items"])
-    return sized
+    return sized({**kinds[0], **rest})
 
 
 def _describe_answer(operation: Document, policy: ServedPolicy, kind: str, *, is_raw: bool) -> None:
@@ -115,11 +108,51 @@ def _describe_answer(operation: Document, policy: ServedPolicy, kind: str, *, is
     if example is not None:
         answer["application/json"]["example"] = example
     operation["responses"]["200"] = {"description": "The policy's answer", "content": answer}
+    _describe_errors(operation, 413, 500, 501, 503)
+
+
+def _describe_batch(operation: Document, policy: ServedPolicy, kind: str, *, is_raw: bool) -> None:
+    prefix = "Raw" if is_raw else ""
+    body = _json_of(f"{prefix}Observation")
+    body["application/json"] = {
+        "schema": {
+            "oneOf": [
+                {"type": "array", "items": body["application/json"]["schema"]},
+                {"$ref": f"#/components/schemas/{prefix}ObservationColumns"},
+            ]
+        }
+    }
+    operation["requestBody"] = {"required": True, "content": {**body, NPY: _BINARY}}
+    answer = _json_of("DistributionBatch" if kind == "distribution" else "PredictionBatch")
+    example = policy.examples.get(kind)
+    if example is not None:
+        answer["application/json"]["example"] = _batch_of_one(example)
+    operation["responses"]["200"] = {
+        "description": "The policy's answers",
+        "content": {**answer, NPY: _BINARY},
+    }
+    _describe_errors(operation, 408, 413, 500, 501, 503)
+
+
+def _batch_of_one(answer: Document) -> Document:
+    """Return an answer as that of a batch of one observation: values become columns."""
+    if "components" not in answer:
+        return {name: [value] for name, value in answer.items()}
+    texts = ("kind", "name", "labels")
+    return {
+        "components": [
+            {name: value if name in texts else [value] for name, value in part.items()}
+            for part in answer["components"]
+        ]
+    }
+
+
+def _describe_errors(operation: Document, *statuses: int) -> None:
     operation["responses"]["422"] = {
         "description": "An observation that is not what the schema describes; names each field",
         "content": _json_of("HTTPValidationError"),
     }
-    for status in (413, 500, 501, 503):
+    for status in statuses:
         _describe_error(operation, status)
 
 
@@ -132,107 +165,3 @@ def _describe_error(operation: Document, status: int) -> None:
 
 def _json_of(name: str) -> Document:
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
-
-
-def _schemas(policy: ServedPolicy) -> Document:
-    schemas: Document = {
-        "RawObservation": _sized(policy.space.raw_json_schema(policy.width)),
-        "Prediction": _prediction(policy),
-        "Distribution": _object(
-            {"components": {"type": "array", "items": {"$ref": "#/components/schemas/Component"}}}
-        ),
-        "Component": _component(),
-        "Problem": _object(
-            {"detail": {"type": "string", "description": "What is wrong, in one sentence"}}
-        ),
-        "HTTPValidationError": _object(
-            {"detail": {"type": "array", "items": {"$ref": "#/components/schemas/ValidationError"}}}
-        ),
-        "ValidationError": _object(
-            {
-                "loc": {
-                    "type": "array",
-                    "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
-                },
-                "msg": {"type": "string"},
-                "type": {"type": "string"},
-            }
-        ),
-    }
-    observation = policy.space.json_schema()
-    return schemas if observation is None else {"Observation": _sized(observation), **schemas}
-
-
-def _object(properties: Document, *, required: list[str] | None = None) -> Document:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties) if required is None else required,
-    }
-
-
-def _prediction(policy: ServedPolicy) -> Document:
-    return _object(
-        {
-            "actions": {
-                "type": "array",
-                "items": _action_items(policy),
-                "description": "The whole action: one value an action component, a nested list for "
-                "a vector in a tuple",
-            },
-            "probability": {
-                "type": ["number", "null"],
-                "format": "float",
-                "description": "The probability of the whole action: a density where actions are "
-                "continuous, null where the model gives none",
-            },
-        }
-    )
-
-
-def _action_items(policy: ServedPolicy) -> Document:
-    signature = policy.signature
-    number = {"type": "number", "format": "float"}
-    if signature is None:
-        return {"type": "integer"} if policy.schema.discrete else number
-    kinds: list[Document] = []
-    for action in signature.action_outputs:
-        scalar: Document = {"type": "integer"} if action.is_integer else number
-        is_nested = len(signature.action_outputs) > 1 and action.is_vector
-        kind = {"type": "array", "items": scalar} if is_nested else scalar
-        if kind not in kinds:
-            kinds.append(kind)
-    return kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
-
-
-def _component() -> Document:
-    numbers = {"type": "array", "items": {"type": "number", "format": "float"}}
-    return _object(
-        {
-            "kind": {
-                "type": "string",
-                "enum": ["categorical", "normal", "squashed_normal", "deterministic"],
-            },
-            "name": {"type": "string", "description": "The component's name in the schema"},
-            "probabilities": {
-                **numbers,
-                "description": "Categorical: one probability an action; the index is the action",
-            },
-            "labels": {
-                "type": "array",
-                "items": {"type": "string"},
-                "description": "Names of the actions, in order",
-            },
-            "mean": {
-                **numbers,
-                "description": "Normal: the mean of each dimension; before the tanh where it is "
-                "squashed",
-            },
-            "std": {
-                **numbers,
-                "description": "Normal: the standard deviation of each dimension, likewise",
-            },
-            "value": {**numbers, "description": "Deterministic: the action itself"},
-        },
-        required=["kind"],
-    )

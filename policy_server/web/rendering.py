@@ -8,8 +8,9 @@ are the same: float32's shortest.
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import orjson
@@ -17,11 +18,14 @@ from numpy.typing import NDArray
 
 from policy_server.actions import ActionDistribution, ComponentDistribution
 from policy_server.errors import DistributionError
-from policy_server.policy import ActionOutput, PolicyOutputs
+from policy_server.policy import ActionOutput, Float64Array, PolicyOutputs
 
-__all__ = ["RenderedAnswers"]
+__all__ = ["AnswerKind", "BatchAnswers", "RenderedAnswers"]
+
+AnswerKind = Literal["predict", "predict_deterministic", "distribution"]
 
 _LARGEST = float(np.finfo(np.float32).max)
+_NOT_FINITE = "the policy's action holds NaN or infinity; check the observation and the model"
 
 
 class RenderedAnswers:
@@ -44,6 +48,18 @@ class RenderedAnswers:
         self._layout = layout
         self._distribution = distribution
 
+    def answer(self, kind: AnswerKind, index: int) -> bytes:
+        """Return the JSON that answers one row.
+
+        Args:
+            kind: what is asked.
+            index: which row.
+
+        Raises:
+            DistributionError: if its action holds NaN or infinity, or a row is no distribution.
+        """
+        return self.distribution(index) if kind == "distribution" else self.prediction(index)
+
     def prediction(self, index: int) -> bytes:
         """Return the JSON of `{"actions": [...], "probability": ...}` for one row.
 
@@ -54,9 +70,7 @@ class RenderedAnswers:
             DistributionError: if its action holds NaN or infinity.
         """
         if not self._is_finite[index]:
-            raise DistributionError(
-                "the policy's action holds NaN or infinity; check the observation and the model"
-            )
+            raise DistributionError(_NOT_FINITE)
         return self._predictions[index]
 
     def distribution(self, index: int) -> bytes:
@@ -77,12 +91,8 @@ class RenderedAnswers:
     @functools.cached_property
     def _predictions(self) -> list[bytes]:
         actions = np.where(np.isfinite(self._outputs.actions), self._outputs.actions, 0.0)
-        columns: list[list[bytes]] = []
-        for output in self._layout:
-            dtype = np.int64 if output.is_integer else np.float32
-            for _ in range(output.columns):
-                columns.append(_numbers(actions[:, len(columns)].astype(dtype)))
-        columns.append(_numbers(np.minimum(self._outputs.probability, _LARGEST).astype(np.float32)))
+        columns = _action_columns(actions, self._layout)
+        columns.append(_numbers(_probability(self._outputs)))
         template = _prediction_template(tuple(self._layout))
         return [template % row for row in zip(*columns, strict=True)]
 
@@ -98,28 +108,130 @@ class RenderedAnswers:
         return [template % row for row in zip(*columns, strict=True)]
 
 
+class BatchAnswers:
+    """The answers of a batch, in columns, added call by call in the rows' order."""
+
+    def __init__(
+        self,
+        layout: Sequence[ActionOutput],
+        distribution: ActionDistribution | None,
+        *,
+        kind: AnswerKind,
+        is_npy: bool,
+    ) -> None:
+        """Start without a row.
+
+        Args:
+            layout: the actions in order.
+            distribution: what reads `outputs.distribution`; None where the family is unknown.
+            kind: what is asked.
+            is_npy: whether the answer is an array in npy format, instead of JSON.
+        """
+        self._layout = layout
+        self._distribution = distribution
+        self._is_distribution = kind == "distribution"
+        self._is_npy = is_npy
+        self._parts: dict[int, Any] = {}
+        self._template = b'{"actions":[%b],"probability":[%b]}'
+
+    def add(self, first: int, outputs: PolicyOutputs) -> None:
+        """Render the answers of one call.
+
+        Args:
+            first: the index of its first row in the batch.
+            outputs: the answers.
+
+        Raises:
+            DistributionError: naming the first row whose action holds NaN or infinity, or that is
+                no distribution.
+        """
+        if self._is_distribution:
+            self._add_distributions(first, outputs)
+            return
+        is_finite = np.isfinite(outputs.actions).all(axis=1)
+        if not is_finite.all():
+            row = first + int(is_finite.argmin())
+            raise DistributionError(f"observation {row}: {_NOT_FINITE}")
+        if self._is_npy:
+            chances = _probability(outputs)[:, None]
+            self._parts[first] = np.hstack([outputs.actions, chances]).astype(np.float32)
+        else:
+            self._parts[first] = _actions(outputs, self._layout), _inner(_probability(outputs))
+
+    def finish(self) -> bytes:
+        """Return the body of the answer, once every call was added."""
+        parts = [self._parts[first] for first in sorted(self._parts)]
+        if self._is_npy:
+            file = io.BytesIO()
+            np.save(file, np.concatenate(parts))
+            return file.getvalue()
+        columns = [b",".join(texts) for texts in zip(*parts, strict=True)]
+        return self._template % tuple(columns)
+
+    def _add_distributions(self, first: int, outputs: PolicyOutputs) -> None:
+        assert self._distribution is not None, "the route answers 501 where the family is unknown"
+        assert outputs.distribution is not None, "a known family has its inputs"
+        parts = self._distribution.describe(outputs.distribution)
+        columns = [values.astype(np.float32) for part in parts for _, values in _fields(part)]
+        self._parts[first] = np.hstack(columns) if self._is_npy else [_inner(c) for c in columns]
+        # A column is a list: its template differs from that of one observation by the brackets.
+        components = b",".join(_component_template(part, b"[%b]") for part in parts)
+        self._template = b'{"components":[' + components + b"]}"
+
+
+def _probability(outputs: PolicyOutputs) -> NDArray[np.float32]:
+    return np.minimum(outputs.probability, _LARGEST).astype(np.float32)
+
+
+def _action_columns(actions: Float64Array, layout: Sequence[ActionOutput]) -> list[list[bytes]]:
+    """Return the JSON of each value, by column."""
+    columns: list[list[bytes]] = []
+    for output in layout:
+        dtype = np.int64 if output.is_integer else np.float32
+        for _ in range(output.columns):
+            columns.append(_numbers(actions[:, len(columns)].astype(dtype)))
+    return columns
+
+
+def _actions(outputs: PolicyOutputs, layout: Sequence[ActionOutput]) -> bytes:
+    """Return the JSON of every row's `actions`, without the outer brackets."""
+    if len({output.is_integer for output in layout}) == 1 and (
+        len(layout) == 1 or not any(output.is_vector for output in layout)
+    ):
+        dtype = np.int64 if layout[0].is_integer else np.float32
+        return _inner(outputs.actions.astype(dtype))
+    rows = zip(*_action_columns(outputs.actions, layout), strict=True)
+    template = b"[" + _actions_template(tuple(layout)) + b"]"
+    return b",".join([template % row for row in rows])
+
+
+def _inner(values: NDArray[Any]) -> bytes:
+    """Return the JSON of an array without the outer brackets; NaN is null."""
+    return orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+
+
 def _numbers(column: NDArray[Any]) -> list[bytes]:
     """Return the JSON of each number; NaN is null."""
-    text = orjson.dumps(np.ascontiguousarray(column), option=orjson.OPT_SERIALIZE_NUMPY)
-    return text[1:-1].split(b",")
+    return _inner(column).split(b",")
 
 
 def _rows(values: NDArray[Any]) -> list[bytes]:
     """Return the JSON of each row of a matrix, with its brackets."""
-    text = orjson.dumps(np.ascontiguousarray(values, np.float32), option=orjson.OPT_SERIALIZE_NUMPY)
-    return [b"[" + row + b"]" for row in text[2:-2].split(b"],[")]
+    return [b"[" + row + b"]" for row in _inner(values.astype(np.float32))[1:-1].split(b"],[")]
 
 
 @functools.lru_cache(maxsize=16)
 def _prediction_template(layout: tuple[ActionOutput, ...]) -> bytes:
+    return b'{"actions":[' + _actions_template(layout) + b'],"probability":%b}'
+
+
+def _actions_template(layout: tuple[ActionOutput, ...]) -> bytes:
     if len(layout) == 1:
-        actions = b",".join([b"%b"] * layout[0].columns)
-    else:
-        actions = b",".join(
-            b"[" + b",".join([b"%b"] * output.columns) + b"]" if output.is_vector else b"%b"
-            for output in layout
-        )
-    return b'{"actions":[' + actions + b'],"probability":%b}'
+        return b",".join([b"%b"] * layout[0].columns)
+    return b",".join(
+        b"[" + b",".join([b"%b"] * output.columns) + b"]" if output.is_vector else b"%b"
+        for output in layout
+    )
 
 
 def _fields(part: ComponentDistribution) -> list[tuple[bytes, NDArray[Any]]]:
@@ -132,7 +244,7 @@ def _fields(part: ComponentDistribution) -> list[tuple[bytes, NDArray[Any]]]:
     return [(name, values) for name, values in named if values is not None]
 
 
-def _component_template(part: ComponentDistribution) -> bytes:
+def _component_template(part: ComponentDistribution, value: bytes = b"%b") -> bytes:
     component = part.component
     head: dict[str, Any] = {"kind": component.kind}
     if component.name is not None:
@@ -140,7 +252,7 @@ def _component_template(part: ComponentDistribution) -> bytes:
     labels = (
         b"" if component.labels is None else b',"labels":' + orjson.dumps(list(component.labels))
     )
-    values = b"".join(b',"' + name + b'":%b' for name, _ in _fields(part))
+    values = b"".join(b',"' + name + b'":' + value for name, _ in _fields(part))
     return (
         orjson.dumps(head)[:-1].replace(b"%", b"%%") + values + labels.replace(b"%", b"%%") + b"}"
     )

@@ -10,10 +10,12 @@ from fastapi import APIRouter, Query, Request, Response
 
 from policy_server.errors import NotReadyError
 from policy_server.schema import public_schema
+from policy_server.web.batches import BatchRequest
 from policy_server.web.served_policy import AnswerKind, ServedPolicy
 
-__all__ = ["ROUTE_TEXTS", "policy_routes", "server_routes"]
+__all__ = ["NPY", "ROUTE_TEXTS", "policy_routes", "server_routes"]
 
+NPY = "application/x-npy"
 _LARGEST_SEED = 2**63 - 1
 Seed = Annotated[
     int | None,
@@ -23,6 +25,22 @@ Seed = Annotated[
         description="Makes the draw reproducible; left out, each draw is new",
     ),
 ]
+BatchSeed = Annotated[
+    int | None,
+    Query(
+        ge=0,
+        le=_LARGEST_SEED,
+        description="Makes the draws reproducible: observation i, from 0, is drawn with this plus "
+        "i; left out, each draw is new",
+    ),
+]
+
+_BATCH_BODY = (
+    "The body is a JSON list of observations, or an object with a list for each field, or, with "
+    "the content type `application/x-npy`, a NumPy array of shape (N, width). The answer is in "
+    "columns, in the order of the observations; with `Accept: application/x-npy` it is one array, "
+    "its columns those of the JSON in order."
+)
 
 ROUTE_TEXTS: dict[AnswerKind, tuple[str, str]] = {
     "predict": (
@@ -38,6 +56,23 @@ ROUTE_TEXTS: dict[AnswerKind, tuple[str, str]] = {
         "Give the exact action distribution",
         "Gives every action component's exact distribution, from one forward pass: probabilities, "
         "or mean and standard deviation.",
+    ),
+}
+
+
+BATCH_TEXTS: dict[AnswerKind, tuple[str, str]] = {
+    "predict": (
+        "Draw an action for each observation of a batch",
+        "Draws actions as `/predict` does, for many observations at once. " + _BATCH_BODY,
+    ),
+    "predict_deterministic": (
+        "Give the deterministic action for each observation of a batch",
+        "Gives the policy's modes, for many observations at once. " + _BATCH_BODY,
+    ),
+    "distribution": (
+        "Give the exact action distribution for each observation of a batch",
+        "Gives distributions as `/distribution` does, with a list of rows in place of each list. "
+        + _BATCH_BODY,
     ),
 }
 
@@ -58,6 +93,16 @@ def policy_routes(policy: ServedPolicy) -> APIRouter:
                 operation_id=f"{kind}_raw" if is_raw else kind,
                 summary=summary + (" for a flat observation" if is_raw else ""),
                 description=text,
+                tags=["Policy"],
+                response_class=Response,
+            )
+            router.add_api_route(
+                f"/{kind}_raw/batch" if is_raw else f"/{kind}/batch",
+                _batch_endpoint(policy, kind, is_raw=is_raw),
+                methods=["POST"],
+                operation_id=f"{kind}_raw_batch" if is_raw else f"{kind}_batch",
+                summary=f"{BATCH_TEXTS[kind][0]}{' of flat observations' if is_raw else ''}",
+                description=BATCH_TEXTS[kind][1],
                 tags=["Policy"],
                 response_class=Response,
             )
@@ -89,6 +134,35 @@ def _endpoint(
         return Response(answer, media_type="application/json")
 
     return draw if kind == "predict" else give
+
+
+def _batch_endpoint(
+    policy: ServedPolicy, kind: AnswerKind, *, is_raw: bool
+) -> Callable[..., Awaitable[Response]]:
+    async def answer(request: Request, seed: int | None) -> Response:
+        wanted = request.headers.get("accept", "")
+        batch = BatchRequest(
+            kind,
+            is_raw=is_raw,
+            is_npy=_media_type(request.headers.get("content-type", "")) == NPY,
+            wants_npy=any(_media_type(part) == NPY for part in wanted.split(",")),
+            seed=seed,
+            request_id=request.state.request_id,
+        )
+        body = await policy.answer_batch(batch, request.stream())
+        return Response(body, media_type=NPY if batch.wants_npy else "application/json")
+
+    async def draw(request: Request, seed: BatchSeed = None) -> Response:
+        return await answer(request, seed)
+
+    async def give(request: Request) -> Response:
+        return await answer(request, None)
+
+    return draw if kind == "predict" else give
+
+
+def _media_type(text: str) -> str:
+    return text.partition(";")[0].strip().lower()
 
 
 def _schema_endpoint(policy: ServedPolicy) -> Callable[[], Awaitable[dict[str, Any]]]:

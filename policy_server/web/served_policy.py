@@ -6,9 +6,8 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-import numpy as np
 import orjson
 
 from policy_server.actions import ActionDistribution
@@ -25,16 +24,14 @@ from policy_server.policy import PolicyBackend, PolicyOutputs, PolicySignature
 from policy_server.prediction_log import PredictionLog
 from policy_server.schema import ServerSchema
 from policy_server.settings import Settings
-from policy_server.web.rendering import RenderedAnswers
+from policy_server.web.batches import NO_SEED, BatchAnswering, BatchRequest, count_actions
+from policy_server.web.rendering import AnswerKind, RenderedAnswers
 
 __all__ = ["AnswerKind", "BackendOpener", "ServedPolicy"]
 
 logger = logging.getLogger(__name__)
 
-AnswerKind = Literal["predict", "predict_deterministic", "distribution"]
 BackendOpener = Callable[[], AbstractAsyncContextManager[PolicyBackend]]
-
-_NO_SEED = -1
 
 
 class ServedPolicy:
@@ -77,7 +74,7 @@ class ServedPolicy:
     async def run(self) -> AsyncIterator[None]:
         """Start the backend and answer until the block ends; then finish what is in flight."""
         async with self._open_backend() as backend:
-            self._running = _Running(backend, self._settings, self._metrics)
+            self._running = _Running(backend, self.space, self._settings, self._metrics)
             try:
                 self.examples = await self._real_examples()
                 yield
@@ -117,27 +114,47 @@ class ServedPolicy:
             ObservationError: if the body is not what schema.yaml describes.
             PolicyServerError: if the policy can't answer.
         """
-        running = self._running
-        if running is None:
-            raise NotReadyError("the policy is not loaded yet; try again in a few seconds")
+        running = self._answering(kind)
         started = time.perf_counter()
         row = self.space.parse_raw(body) if is_raw else self.space.parse_named(body)
         width = running.backend.signature.observation_width
         self.space.check_width(row, width, is_raw=is_raw)
         self._metrics.observe_stage("validate", time.perf_counter() - started)
+        answers, index = await running.batcher.infer(
+            row, is_deterministic=kind != "predict", seed=NO_SEED if seed is None else seed
+        )
+        answer = answers.answer(kind, index)
+        if request_id:
+            running.log.record(kind, row, answer, request_id=request_id)
+        return answer
+
+    async def answer_batch(self, request: BatchRequest, body: AsyncIterator[bytes]) -> bytes:
+        """Answer the observations in a request's body.
+
+        Args:
+            request: what is asked.
+            body: the observations, as they arrive.
+
+        Returns:
+            The body of the answer: JSON, or an array in npy format.
+
+        Raises:
+            ObservationError: naming row and field of what schema.yaml does not describe.
+            PolicyServerError: if the policy can't answer.
+        """
+        return await self._answering(request.kind).batches.answer(request, body)
+
+    def _answering(self, kind: AnswerKind) -> _Running:
+        """Return what answers, if it can answer that."""
+        running = self._running
+        if running is None:
+            raise NotReadyError("the policy is not loaded yet; try again in a few seconds")
         if kind == "distribution" and running.distribution is None:
             raise UnsupportedAnswerError(
                 "this policy's action distribution could not be proved, so it is not served; "
                 "/predict draws from the model"
             )
-        answers, index = await running.batcher.infer(
-            row, is_deterministic=kind != "predict", seed=_NO_SEED if seed is None else seed
-        )
-        is_distribution = kind == "distribution"
-        answer = answers.distribution(index) if is_distribution else answers.prediction(index)
-        if request_id:
-            running.log.record(kind, row, answer, request_id=request_id)
-        return answer
+        return running
 
     async def _real_examples(self) -> dict[str, Any]:
         """Warm the whole way of a request up, and keep the answers for the documentation."""
@@ -155,7 +172,13 @@ class ServedPolicy:
 
 
 class _Running:
-    def __init__(self, backend: PolicyBackend, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        backend: PolicyBackend,
+        space: ObservationSpace,
+        settings: Settings,
+        metrics: Metrics,
+    ) -> None:
         self.backend = backend
         self._metrics = metrics
         self.batcher: MicroBatcher[RenderedAnswers] = MicroBatcher(
@@ -178,11 +201,10 @@ class _Running:
             fluentd_host=settings.fluentd_host,
             fluentd_port=settings.fluentd_port,
         )
+        self.batches = BatchAnswering(
+            backend, space, self.distribution, settings, metrics, self.log
+        )
 
     def _render(self, outputs: PolicyOutputs) -> RenderedAnswers:
-        for index, part in enumerate(self.backend.signature.components or ()):
-            if part.kind == "categorical":
-                chosen = outputs.actions[:, part.first_column].astype(np.int64)
-                counts = np.bincount(chosen, minlength=part.size).tolist()
-                self._metrics.count_actions(part.name or str(index), counts)
+        count_actions(outputs, self.backend.signature, self._metrics)
         return RenderedAnswers(outputs, self.backend.signature.action_outputs, self.distribution)

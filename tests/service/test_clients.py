@@ -170,6 +170,14 @@ def test_python_sdk_is_installed_and_gets_an_action(served: Served, environment:
     served.run(environment / "pip", "install", "--force-reinstall", ".", folder=folder)
 
     served.assert_printed(served.run(environment / "python", "example.py", folder=folder))
+    program = (folder / "example.py").read_text()
+    batch = program.replace("predict(observation)", "predict_batch([observation] * 3)")
+    (folder / "batch.py").write_text(batch)
+    actions, _, chances = served.run(environment / "python", "batch.py", folder=folder).rpartition(
+        "["
+    )
+    assert _shape(ast.literal_eval(actions.strip())) == [served.action] * 3
+    assert len(ast.literal_eval(f"[{chances}")) == 3
 
 
 def test_java_sdk_is_compiled_and_gets_an_action(served: Served) -> None:

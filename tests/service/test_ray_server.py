@@ -87,6 +87,24 @@ def test_raw_observation_gives_the_same_answer_as_a_named_one(server: Server) ->
     assert named == raw
 
 
+def test_batch_of_many_calls_equals_rllibs(server: Server) -> None:
+    count = 5000
+    chosen = [CASES[i % len(CASES)] for i in range(count)]
+    expected = np.array([case["expected"]["probabilities"] for case in chosen])
+
+    with server.client() as client:
+        rows = client.post("/distribution/batch", json=[case["observation"] for case in chosen])
+        actions = client.post(
+            "/predict_deterministic_raw/batch", json={"obs": [case["raw"] for case in chosen]}
+        )
+
+    [component] = rows.json()["components"]
+    assert np.allclose(component["probabilities"], expected, atol=TOLERANCE)
+    assert actions.json()["actions"] == [
+        [case["expected"]["deterministic_action"]] for case in chosen
+    ]
+
+
 def test_draws_follow_the_distribution(server: Server) -> None:
     draws = 1000
     expected = CASES[0]["expected"]["probabilities"]

@@ -46,7 +46,14 @@ def client_of(folder: Path, generator: Generator, *, wait_s: float = 30) -> http
     store = SdkStore(folder, generate=generator)
     app.include_router(client_routes(store, lambda: DOCUMENT, wait_s=wait_s))
     install_error_handlers(app)
-    gate = Gate(app, api_key=None, root_path="", max_body_bytes=1, metrics=Metrics())
+    gate = Gate(
+        app,
+        api_key=None,
+        root_path="",
+        max_batch_body_bytes=1024,
+        max_body_bytes=1,
+        metrics=Metrics(),
+    )
     transport = httpx.ASGITransport(gate, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://somewhere")
 

@@ -15,6 +15,8 @@ from tests.web.harness import KEY, OBSERVATION, SCHEMA, build, client_of, serve
 
 PREFIXED = SCHEMA + "  url_path: app/v1\n"
 KINDS = ["predict", "predict_deterministic", "distribution"]
+RAW = ["", "_raw"]
+BATCH = ["", "/batch"]
 OPEN = ["/", "/livez", "/readyz"]
 
 
@@ -56,7 +58,7 @@ async def test_document_describes_every_route_once() -> None:
         "/schema",
         "/clients",
         "/clients/{language}",
-        *(f"/{kind}{suffix}" for kind in KINDS for suffix in ("", "_raw")),
+        *(f"/{kind}{raw}{batch}" for kind in KINDS for raw in RAW for batch in BATCH),
     }
     names = [item["operationId"] for path in document["paths"].values() for item in path.values()]
     assert len(names) == len(set(names))
@@ -67,7 +69,7 @@ async def test_document_of_a_raw_schema_has_raw_routes_only() -> None:
     document = await document_of(schema="parameters: {}")
 
     assert {path for path in document["paths"] if "predict" in path or "dist" in path} == {
-        f"/{kind}_raw" for kind in KINDS
+        f"/{kind}_raw{batch}" for kind in KINDS for batch in BATCH
     }
     assert "Observation" not in document["components"]["schemas"]
 

@@ -1,0 +1,23 @@
+"""Observations: what a request's bytes have to be, and the rows of numbers that they become.
+
+`models` generates the pydantic models from schema.yaml, `space` reads one observation with them,
+and `json_batches` and `npy_batches` read many, piece by piece as they arrive.
+"""
+
+from __future__ import annotations
+
+from policy_server.observations.batches import BatchLayout, BatchReader, Matrix
+from policy_server.observations.json_batches import JsonBatchReader
+from policy_server.observations.models import problem
+from policy_server.observations.npy_batches import NpyBatchReader
+from policy_server.observations.space import ObservationSpace
+
+__all__ = [
+    "BatchLayout",
+    "BatchReader",
+    "JsonBatchReader",
+    "Matrix",
+    "NpyBatchReader",
+    "ObservationSpace",
+    "problem",
+]

@@ -1,0 +1,196 @@
+"""Observations: a request's bytes are validated once, by schema.yaml, and become one row."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+
+from policy_server.errors import ObservationError
+from policy_server.observations.models import (
+    columns_model,
+    example_of,
+    flatten,
+    observation_model,
+    problem,
+    raw_columns_model,
+    raw_model,
+    validate,
+)
+from policy_server.schema import ObservationField
+
+__all__ = ["ObservationSpace"]
+
+
+class ObservationSpace:
+    """The observations that one schema.yaml allows.
+
+    A row is a list of numbers in the order of training: scalars as they are, lists item by item,
+    booleans as 0 and 1.
+    """
+
+    def __init__(self, fields: tuple[ObservationField, ...] | None) -> None:
+        """Generate the pydantic models.
+
+        Args:
+            fields: the named observations in order; None where only raw observations are taken.
+        """
+        self.fields = fields
+        self._named = None if fields is None else observation_model(fields)
+        self._raw = raw_model()
+        has_lists = any(field.is_list for field in fields or ())
+        self._row: Callable[[Iterable[Any]], list[float]] = flatten if has_lists else list
+
+    @functools.cached_property
+    def example(self) -> dict[str, Any] | None:
+        """Return a valid named observation: the schema's examples, or values within its bounds."""
+        return (
+            None
+            if self.fields is None
+            else {field.name: example_of(field) for field in self.fields}
+        )
+
+    def raw_example(self, width: int | None) -> list[float]:
+        """Return a valid raw observation.
+
+        Args:
+            width: how many numbers the policy takes; None where it leaves that open.
+        """
+        row = [] if self.example is None else flatten(list(self.example.values()))
+        if width is not None and len(row) != width:
+            row = [0.0] * width
+        return [float(value) for value in row]
+
+    def json_schema(self) -> dict[str, Any] | None:
+        """Return the JSON schema of a named observation, with an example."""
+        if self._named is None:
+            return None
+        return self._named.model_json_schema() | {"examples": [self.example]}
+
+    def raw_json_schema(self, width: int | None) -> dict[str, Any]:
+        """Return the JSON schema of a raw observation, with an example.
+
+        Args:
+            width: how many numbers the policy takes; None where it leaves that open.
+        """
+        document = self._raw.model_json_schema()
+        if width is not None:
+            document["properties"]["obs"] |= {"minItems": width, "maxItems": width}
+        return document | {"examples": [{"obs": self.raw_example(width)}]}
+
+    def parse_named(self, body: bytes) -> list[float]:
+        """Turn the JSON of a named observation into a row.
+
+        Args:
+            body: UTF-8 JSON, an object with exactly the schema's fields.
+
+        Returns:
+            The row.
+
+        Raises:
+            ObservationError: naming each field that is missing, unknown, of the wrong type, length
+                or range; the first 100 of them, and the first wrong item of a list.
+        """
+        assert self._named is not None, (
+            "routes for named observations exist only where the schema names some"
+        )
+        return self._row(validate(self._named.model_validate_json, body).__dict__.values())
+
+    def parse_raw(self, body: bytes) -> list[float]:
+        """Turn the JSON of a raw observation, `{"obs": [...]}`, into a row.
+
+        Args:
+            body: UTF-8 JSON.
+
+        Returns:
+            The row.
+
+        Raises:
+            ObservationError: naming the first item that is no finite number.
+        """
+        row: list[float] = validate(self._raw.model_validate_json, body).__dict__["obs"]
+        return row
+
+    def names(self, *, is_raw: bool) -> list[str]:
+        """Return the names of an observation's fields in order.
+
+        Args:
+            is_raw: whether it is `{"obs": [...]}`.
+        """
+        return ["obs"] if is_raw else [field.name for field in self.fields or ()]
+
+    def parse_rows(self, body: bytes, *, is_raw: bool) -> list[list[float]]:
+        """Turn a JSON list of observations into rows.
+
+        Args:
+            body: UTF-8 JSON.
+            is_raw: whether each is `{"obs": [...]}`.
+
+        Returns:
+            The rows.
+
+        Raises:
+            ObservationError: as for one observation, with the row's index before the field.
+        """
+        found = validate(self._lists[is_raw].validate_json, body)
+        if is_raw:
+            return [item.__dict__["obs"] for item in found]
+        return [self._row(item.__dict__.values()) for item in found]
+
+    def parse_columns(self, body: bytes, *, is_raw: bool) -> dict[str, list[Any]]:
+        """Return the columns of a JSON object that has a list for each field, a value a row.
+
+        Args:
+            body: UTF-8 JSON; fields may be missing.
+            is_raw: whether the one field is `obs`, a list of lists.
+
+        Returns:
+            The columns that are there, by the fields' names.
+
+        Raises:
+            ObservationError: as for one observation, with the row's index behind the field.
+        """
+        found = validate(self._columns[is_raw].model_validate_json, body)
+        names = zip(type(found).model_fields, self.names(is_raw=is_raw), strict=True)
+        return {
+            name: found.__dict__[field] for field, name in names if field in found.model_fields_set
+        }
+
+    @functools.cached_property
+    def _lists(self) -> tuple[TypeAdapter[Any], TypeAdapter[Any]]:
+        """Return what reads lists of observations: named ones, raw ones."""
+        models: Any = (self._raw if self._named is None else self._named, self._raw)
+        return TypeAdapter(list[models[0]]), TypeAdapter(list[models[1]])
+
+    @functools.cached_property
+    def _columns(self) -> tuple[type[BaseModel], type[BaseModel]]:
+        """Return the models of observations by column: named ones, raw ones."""
+        return columns_model(self.fields or ()), raw_columns_model()
+
+    def check_width(self, row: Sequence[float], width: int | None, *, is_raw: bool) -> None:
+        """Hold a row's length against the policy.
+
+        Args:
+            row: the numbers.
+            width: how many the policy expects; None where it leaves that open.
+            is_raw: whether the row came from `obs`, for the error's place.
+
+        Raises:
+            ObservationError: if the length is not the policy's.
+        """
+        if width is None or len(row) == width:
+            return
+        kind = "too_short" if len(row) < width else "too_long"
+        if is_raw:
+            raise ObservationError(
+                [problem(kind, ["body", "obs"], f"List should have {width} items, not {len(row)}")]
+            )
+        open_lists = [
+            item.name
+            for item in self.fields or ()
+            if item.is_list and item.min_items != item.max_items
+        ]
+        message = f"The observation should have {width} values in all, not {len(row)}"
+        raise ObservationError([problem(kind, ["body", *open_lists[:1]], message)])

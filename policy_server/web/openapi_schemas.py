@@ -1,0 +1,182 @@
+"""The JSON schemas of the OpenAPI document: what belongs to exactly this policy, and errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from policy_server.web.served_policy import ServedPolicy
+
+__all__ = ["policy_schemas", "sized"]
+
+Document = dict[str, Any]
+
+_SIZES = {"integer": "int64", "number": "double"}
+
+
+def policy_schemas(policy: ServedPolicy) -> Document:
+    """Return the schemas of one policy's observations and answers, and of errors, by name.
+
+    Args:
+        policy: whose they are; widths are exact once it is loaded.
+    """
+    schemas: Document = {
+        "RawObservation": sized(policy.space.raw_json_schema(policy.width)),
+        "Prediction": _prediction(policy),
+        "Distribution": _object(
+            {"components": {"type": "array", "items": {"$ref": "#/components/schemas/Component"}}}
+        ),
+        "Component": _component(is_batch=False),
+        "RawObservationColumns": _columns_of(policy.space.raw_json_schema(policy.width)),
+        "PredictionBatch": _prediction_batch(policy),
+        "DistributionBatch": _object(
+            {
+                "components": {
+                    "type": "array",
+                    "items": {"$ref": "#/components/schemas/ComponentBatch"},
+                }
+            }
+        ),
+        "ComponentBatch": _component(is_batch=True),
+        "Problem": _object(
+            {"detail": {"type": "string", "description": "What is wrong, in one sentence"}}
+        ),
+        "HTTPValidationError": _object(
+            {"detail": {"type": "array", "items": {"$ref": "#/components/schemas/ValidationError"}}}
+        ),
+        "ValidationError": _object(
+            {
+                "loc": {
+                    "type": "array",
+                    "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
+                },
+                "msg": {"type": "string"},
+                "type": {"type": "string"},
+            }
+        ),
+    }
+    observation = policy.space.json_schema()
+    if observation is None:
+        return schemas
+    columns = _columns_of(observation)
+    return {"Observation": sized(observation), **schemas, "ObservationColumns": columns}
+
+
+def _columns_of(observation: Document) -> Document:
+    """Return the type of many observations by column."""
+    properties = {
+        name: {"type": "array", "items": sized(schema)}
+        for name, schema in observation["properties"].items()
+    }
+    return {**_object(properties), "additionalProperties": False}
+
+
+def _object(properties: Document, *, required: list[str] | None = None) -> Document:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties) if required is None else required,
+    }
+
+
+def _prediction(policy: ServedPolicy) -> Document:
+    return _object(
+        {
+            "actions": {
+                "type": "array",
+                "items": _action_items(policy),
+                "description": "The whole action: one value an action component, a nested list for "
+                "a vector in a tuple",
+            },
+            "probability": {
+                "type": ["number", "null"],
+                "format": "float",
+                "description": "The probability of the whole action: a density where actions are "
+                "continuous, null where the model gives none",
+            },
+        }
+    )
+
+
+def _prediction_batch(policy: ServedPolicy) -> Document:
+    one = _prediction(policy)["properties"]
+    return _object(
+        {
+            "actions": {
+                "type": "array",
+                "items": {"type": "array", "items": one["actions"]["items"]},
+                "description": "For each observation its whole action, as `/predict` gives it",
+            },
+            "probability": {
+                "type": "array",
+                "items": {"type": ["number", "null"], "format": "float"},
+                "description": "For each observation the probability of its whole action",
+            },
+        }
+    )
+
+
+def _action_items(policy: ServedPolicy) -> Document:
+    signature = policy.signature
+    number = {"type": "number", "format": "float"}
+    if signature is None:
+        return {"type": "integer"} if policy.schema.discrete else number
+    kinds: list[Document] = []
+    for action in signature.action_outputs:
+        scalar: Document = {"type": "integer"} if action.is_integer else number
+        is_nested = len(signature.action_outputs) > 1 and action.is_vector
+        kind = {"type": "array", "items": scalar} if is_nested else scalar
+        if kind not in kinds:
+            kinds.append(kind)
+    return kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
+
+
+def _component(*, is_batch: bool) -> Document:
+    numbers: Document = {"type": "array", "items": {"type": "number", "format": "float"}}
+    if is_batch:
+        numbers = {"type": "array", "items": numbers}
+    return _object(
+        {
+            "kind": {
+                "type": "string",
+                "enum": ["categorical", "normal", "squashed_normal", "deterministic"],
+            },
+            "name": {"type": "string", "description": "The component's name in the schema"},
+            "probabilities": {
+                **numbers,
+                "description": "Categorical: one probability an action; the index is the action",
+            },
+            "labels": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "Names of the actions, in order",
+            },
+            "mean": {
+                **numbers,
+                "description": "Normal: the mean of each dimension; before the tanh where it is "
+                "squashed",
+            },
+            "std": {
+                **numbers,
+                "description": "Normal: the standard deviation of each dimension, likewise",
+            },
+            "value": {**numbers, "description": "Deterministic: the action itself"},
+        },
+        required=["kind"],
+    )
+
+
+def sized(schema: Document) -> Document:
+    """Return the schema with the size of its numbers, as typed languages need it.
+
+    Without one, a generated client has 32-bit integers and decimal numbers of any length.
+
+    Args:
+        schema: a JSON schema.
+    """
+    kind = schema.get("type")
+    result = {"format": _SIZES[kind], **schema} if kind in _SIZES else dict(schema)
+    if "properties" in schema:
+        result["properties"] = {name: sized(part) for name, part in schema["properties"].items()}
+    if "items" in schema:
+        result["items"] = sized(schema["items"])
+    return result
