@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +18,6 @@ from tests.service.servers import (
     EXPORTS,
     Server,
     descendants,
-    free_port,
     home_of,
     is_running,
     running_server,
@@ -205,50 +199,6 @@ def test_two_workers_share_one_ray_and_leave_no_process(tmp_path: Path) -> None:
         server.process.send_signal(signal.SIGTERM)
         server.process.wait(60)
         assert wait_until(lambda: not any(is_running(pid) for pid in processes))
-
-
-def test_server_joins_a_cluster_and_leaves_it_running(tmp_path: Path) -> None:
-    port = free_port()
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-    # Ray puts sockets there, whose paths may have 107 characters: pytest's folder is too long.
-    folder = tempfile.mkdtemp(prefix="ray-")
-    command = f"start --head --block --port={port} --include-dashboard=false --disable-usage-stats"
-    head = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "ray.scripts.scripts",
-            *command.split(),
-            f"--temp-dir={folder}",
-        ],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        joining = {"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_AUTH_MODE": "disabled"}
-        wait_until(lambda: _accepts(port))
-        with running_server(
-            home_of("ppo_discrete", tmp_path / "home"), environment=joining
-        ) as server:
-            with server.client() as client:
-                answer = client.post("/distribution", json=CASES[0]["observation"]).json()
-            assert answer["components"][0]["probabilities"] == pytest.approx(
-                CASES[0]["expected"]["probabilities"], abs=TOLERANCE
-            )
-        assert head.poll() is None
-    finally:
-        below = descendants(head.pid)
-        head.kill()
-        head.wait(30)
-        for pid in filter(is_running, below):
-            os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _accepts(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_policy_that_does_not_fit_the_schema_ends_the_start_in_one_line(tmp_path: Path) -> None:
