@@ -102,6 +102,34 @@ class MicroBatcher(Generic[Answers]):
             NotReadyError: if the server is shutting down.
             PolicyServerError: what the backend raised.
         """
+        answer = self._enqueue(row, is_deterministic=is_deterministic, seed=seed)
+        try:
+            return await answer
+        finally:
+            self._size -= 1
+
+    def submit(
+        self, row: Sequence[float], *, is_deterministic: bool, seed: int
+    ) -> asyncio.Future[tuple[Answers, int]]:
+        """Ask for one observation's answer, and be told later; see `infer`.
+
+        Returns:
+            What `infer` returns or raises. Cancelling it frees the observation's place.
+        """
+        answer = self._enqueue(row, is_deterministic=is_deterministic, seed=seed)
+        answer.add_done_callback(self._leave)
+        return answer
+
+    async def aclose(self) -> None:
+        """Refuse new observations and answer those that wait."""
+        self._is_closed = True
+        while self._waiting or self._calls:
+            self._start_calls()
+            await asyncio.gather(*self._calls, return_exceptions=True)
+
+    def _enqueue(
+        self, row: Sequence[float], *, is_deterministic: bool, seed: int
+    ) -> asyncio.Future[tuple[Answers, int]]:
         if self._is_closed:
             self._metrics.count_rejected("shutdown")
             raise NotReadyError("the server is shutting down; try another one")
@@ -122,17 +150,10 @@ class MicroBatcher(Generic[Answers]):
             # What else arrives in this turn of the event loop rides along.
             self._is_scheduled = True
             loop.call_soon(self._start_calls)
-        try:
-            return await waiting.answer
-        finally:
-            self._size -= 1
+        return waiting.answer
 
-    async def aclose(self) -> None:
-        """Refuse new observations and answer those that wait."""
-        self._is_closed = True
-        while self._waiting or self._calls:
-            self._start_calls()
-            await asyncio.gather(*self._calls, return_exceptions=True)
+    def _leave(self, _answer: asyncio.Future[tuple[Answers, int]]) -> None:
+        self._size -= 1
 
     def _sweep(self) -> None:
         """Tell those that waited for too long; one timer for all costs less than one for each."""

@@ -28,6 +28,7 @@ __all__ = [
     "SettingsError",
     "UnauthorizedError",
     "UnsupportedAnswerError",
+    "UpgradeRequiredError",
 ]
 
 
@@ -116,6 +117,13 @@ class ObservationError(PolicyServerError):
     def __reduce__(self) -> tuple[type[ObservationError], tuple[list[Mapping[str, Any]]]]:
         """Pickle by the problems, since `Exception` would hand the message to `__init__`."""
         return type(self), (self.problems,)
+
+
+class UpgradeRequiredError(PolicyServerError):
+    """A route that takes web sockets was asked without one."""
+
+    status = 426
+    headers: Mapping[str, str] = {"upgrade": "websocket", "connection": "upgrade"}
 
 
 class UnsupportedAnswerError(PolicyServerError):

@@ -42,6 +42,7 @@ _HELP = {
     "request_seconds": "Seconds by stage: validate, queue and policy (one a call), and total",
     "batch_size": "Observations in one call of the policy",
     "queue_depth": "Observations that wait or are being answered",
+    "stream_connections": "Web sockets that are open",
     "rejected": "Observations that were not answered, by reason",
     "actions": "Integer actions answered, by component",
     "replica_restarts": "Calls that were asked again because a replica died",
@@ -56,7 +57,7 @@ _LABELS = {
     "model_info": ("version", "family"),
 }
 _BOUNDS = {"request_seconds": _SECONDS, "batch_size": _SIZES}
-_GAUGES = ("queue_depth", "model_info", "model_load_seconds")
+_GAUGES = ("queue_depth", "stream_connections", "model_info", "model_load_seconds")
 # Gauges of the model are the same in every worker; adding them up would be wrong.
 _SAME_EVERYWHERE = ("model_info", "model_load_seconds")
 
@@ -161,6 +162,7 @@ class Metrics:
         self._requests: list[tuple[str, int, float]] = []
         self._stages: list[tuple[str, float]] = []
         self.model_version = ""
+        self._streams = 0
         self._queue_depth: Callable[[], int] = lambda: 0
 
     def watch_queue(self, depth: Callable[[], int]) -> None:
@@ -182,6 +184,14 @@ class Metrics:
         self._requests.append((route, status, seconds))
         if len(self._requests) >= _FOLD_AT:
             self._fold()
+
+    def count_stream(self, change: int) -> None:
+        """Count a web socket.
+
+        Args:
+            change: 1 when it is opened, -1 when it is closed.
+        """
+        self._streams += change
 
     def observe_stage(self, stage: str, seconds: float) -> None:
         """Record how long a stage took.
@@ -249,6 +259,7 @@ class Metrics:
             copy = _Snapshot()
             copy.add(self._counted)
         copy.numbers["queue_depth"] = {(): float(self._queue_depth())}
+        copy.numbers["stream_connections"] = {(): float(self._streams)}
         copy.numbers.setdefault("replica_restarts", {(): 0.0})
         return copy
 

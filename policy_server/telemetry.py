@@ -37,6 +37,9 @@ def configure_logging(*, level: str, log_format: Literal["auto", "json", "text"]
         logger.handlers = [handler] if name in ("policy_server", "uvicorn") else []
         logger.propagate = name not in ("policy_server", "uvicorn")
         logger.setLevel(level)
+    if level == "DEBUG":
+        # Of web sockets uvicorn then logs every header, and the access key is one.
+        logging.getLogger("uvicorn.error").setLevel("INFO")
 
 
 def _json_formatter() -> logging.Formatter:

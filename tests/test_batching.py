@@ -280,3 +280,29 @@ async def test_every_observation_of_a_call_that_hangs_is_counted() -> None:
 
     assert [type(answer) for answer in answers] == [OverloadedError] * 3
     assert metrics.snapshot().numbers["rejected"] == {("timeout",): 3.0}
+
+
+async def test_submitted_observation_rides_along_and_leaves_its_place_when_it_is_done() -> None:
+    backend = integer_backend()
+    batcher = batcher_of(backend, max_queue_size=2)
+
+    asked = [batcher.submit([float(i), 0.0], is_deterministic=True, seed=-1) for i in range(2)]
+    with pytest.raises(OverloadedError):
+        batcher.submit([0.0, 0.0], is_deterministic=True, seed=-1)
+    indices = [(await answer)[1] for answer in asked]
+
+    assert indices == [0, 1]
+    assert backend.batches == [2]
+    await batcher.submit([0.0, 0.0], is_deterministic=True, seed=-1)
+
+
+async def test_cancelled_submission_frees_its_place() -> None:
+    backend = integer_backend()
+    batcher = batcher_of(backend, max_queue_size=1)
+
+    batcher.submit([0.0, 0.0], is_deterministic=True, seed=-1).cancel()
+    await asyncio.sleep(0)
+    answer, _ = await batcher.submit([0.0, 0.0], is_deterministic=True, seed=-1)
+
+    assert len(answer.actions) == 1
+    assert backend.batches == [1]

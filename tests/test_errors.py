@@ -10,6 +10,7 @@ from policy_server import errors
 from policy_server.errors import ObservationError, PolicyServerError
 
 STATUSES = {
+    "BodyTimeoutError": 408,
     "BodyTooLargeError": 413,
     "NotReadyError": 503,
     "ObservationError": 422,
@@ -17,6 +18,7 @@ STATUSES = {
     "SdkPendingError": 503,
     "UnauthorizedError": 401,
     "UnsupportedAnswerError": 501,
+    "UpgradeRequiredError": 426,
 }
 
 

@@ -85,6 +85,9 @@ def test_calls_and_refusals_and_restarts_are_counted() -> None:
     metrics.count_rejected("queue_full")
     metrics.count_replica_restart()
     metrics.watch_queue(lambda: 7)
+    metrics.count_stream(1)
+    metrics.count_stream(1)
+    metrics.count_stream(-1)
 
     page = rendered(metrics)
 
@@ -94,6 +97,7 @@ def test_calls_and_refusals_and_restarts_are_counted() -> None:
     assert page["policy_server_rejected_total[('reason', 'queue_full')]"] == 1
     assert page["policy_server_replica_restarts_total[]"] == 1
     assert page["policy_server_queue_depth[]"] == 7
+    assert page["policy_server_stream_connections[]"] == 1
 
 
 def test_actions_beyond_a_bound_share_one_series() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -273,3 +274,37 @@ def test_example_is_the_given_one_or_lies_within_the_bounds(
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=20))
 def test_raw_numbers_arrive_without_loss(values: list[float]) -> None:
     assert SPACE.parse_raw(json.dumps({"obs": values}).encode()) == values
+
+
+NUMBERS = st.one_of(
+    st.integers(-(2**63), 2**64 - 1), st.floats(), st.floats(width=32), st.booleans()
+)
+LEAVES = st.one_of(NUMBERS, st.none(), st.text(max_size=3))
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner),
+    max_leaves=4,
+)
+NEARLY = st.fixed_dictionaries(
+    {
+        "n": st.integers(-3, 10) | VALUES,
+        "x": NUMBERS,
+        "on_": st.booleans(),
+        "l": st.lists(NUMBERS, max_size=4) | VALUES,
+    },
+    optional={"more": VALUES},
+)
+
+
+@given(NEARLY | VALUES | st.fixed_dictionaries({"obs": st.lists(NUMBERS) | VALUES}), st.booleans())
+def test_values_are_taken_and_refused_as_their_json_is(values: object, is_raw: bool) -> None:  # noqa: FBT001 -- hypothesis gives it
+    def outcome(parse: Callable[[], list[float]]) -> str:
+        try:
+            return repr(parse())
+        except ObservationError as error:
+            return repr(error.problems)
+
+    body = json.dumps(values).encode()
+    from_json = outcome(lambda: (SPACE.parse_raw if is_raw else SPACE.parse_named)(body))
+
+    assert outcome(lambda: SPACE.parse_values(values, is_raw=is_raw)) == from_json

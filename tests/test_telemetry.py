@@ -133,3 +133,13 @@ def test_block_of_fields_stands_below_each_other_in_text(
         ["docs", "http://127.0.0.1:8000/docs"],
         ["metrics", r"'a\nb'"],
     ]
+
+
+def test_debug_does_not_log_the_headers_of_web_sockets(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="DEBUG", log_format="text")
+
+    logging.getLogger("policy_server").debug("ours")
+    logging.getLogger("uvicorn.error").debug("< access-token: secret")
+
+    assert "ours" in (printed := capsys.readouterr().err)
+    assert "secret" not in printed

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from policy_server.errors import ObservationError
 from policy_server.observations.models import (
@@ -113,6 +114,30 @@ class ObservationSpace:
         row: list[float] = validate(self._raw.model_validate_json, body).__dict__["obs"]
         return row
 
+    def parse_values(self, values: object, *, is_raw: bool) -> list[float]:
+        """Turn what another encoding than JSON gave into a row.
+
+        Args:
+            values: an observation as dictionaries, lists and scalars.
+            is_raw: whether it is `{"obs": [...]}`.
+
+        Returns:
+            The row that the same values as JSON would give.
+
+        Raises:
+            ObservationError: likewise.
+        """
+        model = self._raw if is_raw else self._named
+        assert model is not None, "see parse_named"
+        try:
+            found = model.model_validate(values).__dict__
+        except ValidationError:
+            # pydantic words a few mistakes by the language that they came from.
+            body = _as_json(values)
+            return self.parse_raw(body) if is_raw else self.parse_named(body)
+        row: list[float] = found["obs"] if is_raw else self._row(found.values())
+        return row
+
     def names(self, *, is_raw: bool) -> list[str]:
         """Return the names of an observation's fields in order.
 
@@ -194,3 +219,13 @@ class ObservationSpace:
         ]
         message = f"The observation should have {width} values in all, not {len(row)}"
         raise ObservationError([problem(kind, ["body", *open_lists[:1]], message)])
+
+
+def _as_json(values: object) -> bytes:
+    try:
+        return json.dumps(values).encode()
+    except (TypeError, RecursionError) as error:
+        message = (
+            "Input should hold numbers, booleans, text, lists and maps only, less deeply nested"
+        )
+        raise ObservationError([problem("value_invalid", ["body"], message)]) from error

@@ -29,6 +29,7 @@ from policy_server.web.openapi import build_openapi
 from policy_server.web.problems import install_error_handlers
 from policy_server.web.routes import policy_routes, server_routes
 from policy_server.web.served_policy import BackendOpener, ServedPolicy
+from policy_server.web.stream import Streams, stream_hints
 
 __all__ = ["Application", "create_app"]
 
@@ -81,6 +82,7 @@ def create_app(
     )
     app.answer_http = Gate(
         FastPath(app.answer_http, policy) if has_fast_path else app.answer_http,
+        streams=Streams(policy, max_frame_bytes=settings.max_body_bytes, metrics=counted),
         api_key=api_key,
         root_path=schema.root_path,
         max_body_bytes=settings.max_body_bytes,
@@ -89,6 +91,7 @@ def create_app(
     )
     app.include_router(server_routes(policy))
     app.include_router(policy_routes(policy))
+    app.include_router(stream_hints(policy))
     app.include_router(client_routes(sdks, lambda: app.openapi()))
     _add_documentation(app, schema.root_path)
     install_error_handlers(app)

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from hashlib import sha256
+from http import HTTPStatus
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from policy_server.errors import BodyTooLargeError, PolicyServerError, UnauthorizedError
 from policy_server.metrics import Metrics
 from policy_server.settings import ENV_PREFIX
-from policy_server.web.problems import error_response
+from policy_server.web.problems import send_error
 
 __all__ = ["OPEN_PATHS", "ROUTES", "Gate"]
 
@@ -23,23 +24,24 @@ logger = logging.getLogger(__name__)
 access = logging.getLogger("policy_server.access")
 
 OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/docs", "/redoc", "/openapi.json"})
-ROUTES = OPEN_PATHS | {
-    "/predict",
-    "/predict_raw",
-    "/predict_deterministic",
-    "/predict_deterministic_raw",
-    "/distribution",
-    "/distribution_raw",
-    "/schema",
-    "/clients",
-    "/predict/batch",
-    "/predict_raw/batch",
-    "/predict_deterministic/batch",
-    "/predict_deterministic_raw/batch",
-    "/distribution/batch",
-    "/distribution_raw/batch",
-}
+_ANSWERS = frozenset(
+    {
+        "/predict",
+        "/predict_raw",
+        "/predict_deterministic",
+        "/predict_deterministic_raw",
+        "/distribution",
+        "/distribution_raw",
+    }
+)
+ROUTES = (
+    OPEN_PATHS
+    | {f"{path}{form}" for path in _ANSWERS for form in ("", "/batch", "/stream")}
+    | {"/schema", "/clients"}
+)
 _HEADERS = frozenset({b"access-token", b"authorization", b"content-length", b"x-request-id"})
+# What the answer to a request begins with, or to a web socket's handshake.
+_STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 _OPEN_PREFIX = "/static/"
 _BATCH = "/batch"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -53,6 +55,7 @@ class Gate:
         self,
         app: ASGIApp,
         *,
+        streams: ASGIApp,
         api_key: str | None,
         root_path: str,
         max_body_bytes: int,
@@ -63,6 +66,7 @@ class Gate:
 
         Args:
             app: what answers behind the gate.
+            streams: what answers web sockets.
             api_key: the access key; None lets everybody in.
             root_path: the prefix that a reverse proxy strips; empty takes the server's own.
             max_body_bytes: the largest body.
@@ -70,6 +74,7 @@ class Gate:
             metrics: where requests are counted.
         """
         self._app = app
+        self._streams = streams
         # Digests have one length, so that comparing them takes one time.
         self._key_digest = None if api_key is None else sha256(api_key.encode()).digest()
         self._root_path = root_path
@@ -84,9 +89,6 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with an error."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         # The first of several counts; ASGI's header names are in lower case.
         headers = {
             name: value.decode("latin-1")
@@ -100,9 +102,11 @@ class Gate:
         path = self._normalise(scope)
 
         async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                self._note(path, scope, message["status"], time.perf_counter() - started)
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            if message["type"] in _STARTS:
+                status = message.get("status", HTTPStatus.SWITCHING_PROTOCOLS)
+                self._note(path, scope, status, time.perf_counter() - started)
+                given = message.get("headers", ())
+                message["headers"] = [*given, (b"x-request-id", request_id.encode())]
             await send(message)
 
         scope["state"] = {**scope.get("state", {}), "request_id": request_id, "route": path}
@@ -111,11 +115,13 @@ class Gate:
                 self._check_key(headers)
             limited = self._limited(path, headers, receive)
         except PolicyServerError as error:
-            answer = error_response(error, request_id=request_id)
-            await answer(scope, receive, send_with_id)
+            await send_error(error, scope, receive, send_with_id)
             return
         try:
-            await self._app(scope, limited, send_with_id)
+            if scope["type"] == "websocket":
+                await self._streams(scope, receive, send_with_id)
+            else:
+                await self._app(scope, limited, send_with_id)
         except ClientDisconnect:
             logger.info("client_disconnected", extra={"request_id": request_id})
 
@@ -123,10 +129,11 @@ class Gate:
         # Paths are the client's; a label has to be one of few.
         route = path if path in ROUTES else "other"
         self._metrics.observe_request(route, status, seconds)
-        if access.isEnabledFor(logging.INFO):
+        # A web socket has its line when it ends.
+        if status != HTTPStatus.SWITCHING_PROTOCOLS and access.isEnabledFor(logging.INFO):
             fields = {
                 "request_id": scope["state"]["request_id"],
-                "method": scope["method"],
+                "method": scope.get("method", "GET"),
                 "route": route,
                 "status": status,
                 "duration_ms": round(seconds * 1000, 3),

@@ -21,7 +21,10 @@ _DESCRIPTION = """Serves a trained reinforcement-learning policy: observations i
 
 Every route but the health checks and the documentation takes the access key in the header
 `access-token`, or as `Authorization: Bearer`. Errors have the shape `{"detail": ...}`; every answer
-carries an `x-request-id`."""
+carries an `x-request-id`.
+
+Each route that answers one observation has a twin for web sockets, such as `WS /predict/stream`:
+one observation a frame in JSON or MessagePack, one answer a frame, in order, many in flight."""
 _ERRORS = {
     401: (
         "no access key, or a wrong one",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from http import HTTPStatus
 
 import orjson
@@ -15,10 +17,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from policy_server.errors import ObservationError, PolicyServerError
 
-__all__ = ["error_response", "install_error_handlers"]
+__all__ = ["describe_error", "error_response", "install_error_handlers", "send_error"]
 
 logger = logging.getLogger(__name__)
 
+# ASGI's extension by which a server answers a web socket's handshake by HTTP.
+_REFUSAL = "websocket.http.response"
+_POLICY_VIOLATION = 1008
+_GONE_AFTER_S = 1.0
 _GENERIC = "internal error; the server's log has the reason"
 
 
@@ -30,13 +36,58 @@ def error_response(error: Exception, *, request_id: str) -> Response:
             with its traceback.
         request_id: what the log names the request by.
     """
+    status, detail, headers = describe_error(error, request_id=request_id)
+    return _response(status, detail, headers)
+
+
+async def send_error(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request, or refuse a web socket, with an error.
+
+    Args:
+        error: see `error_response`.
+        scope: the request's, as the gate leaves it.
+        receive: likewise.
+        send: likewise.
+    """
+    if scope["type"] == "websocket" and _REFUSAL not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+        return
+    response = error_response(error, request_id=scope["state"]["request_id"])
+    await response(scope, receive, send)
+    if scope["type"] == "websocket":
+        await _until_gone(receive)
+
+
+async def _until_gone(receive: Receive) -> None:
+    """Wait for a refused web socket's end; before it, uvicorn logs that it was forgotten."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_GONE_AFTER_S):
+            # It was connected, it is refused, it is gone.
+            for _ in range(3):
+                await receive()
+
+
+def describe_error(
+    error: Exception, *, request_id: str
+) -> tuple[int, object, Mapping[str, str] | None]:
+    """Say what a client is told of an exception, and log what is no client's fault.
+
+    Args:
+        error: anything; see `error_response`.
+        request_id: what the log names the request by.
+
+    Returns:
+        Its status, what stands in `detail`, and the headers that belong to it.
+    """
     if isinstance(error, ObservationError):
-        return _response(error.status, error.problems, error.headers)
+        return error.status, error.problems, error.headers
+    if isinstance(error, HTTPException):
+        return error.status_code, _detail(error), error.headers
     if not isinstance(error, PolicyServerError) or error.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.error("request_failed", exc_info=error, extra={"request_id": request_id})
     if not isinstance(error, PolicyServerError):
-        return _response(HTTPStatus.INTERNAL_SERVER_ERROR, _GENERIC)
-    return _response(error.status, error.message, error.headers)
+        return HTTPStatus.INTERNAL_SERVER_ERROR, _GENERIC, None
+    return error.status, error.message, error.headers
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -47,12 +98,8 @@ def install_error_handlers(app: FastAPI) -> None:
     """
     app.add_middleware(_Guard)
 
-    async def on_our_error(request: Request, error: Exception) -> Response:
+    async def on_error(request: Request, error: Exception) -> Response:
         return error_response(error, request_id=request.state.request_id)
-
-    async def on_http_error(_request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException), "registered for it alone"
-        return _response(error.status_code, _detail(error), error.headers)
 
     async def on_invalid_parameter(_request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError), "registered for it alone"
@@ -62,8 +109,8 @@ def install_error_handlers(app: FastAPI) -> None:
         ]
         return _response(HTTPStatus.UNPROCESSABLE_ENTITY, problems)
 
-    app.add_exception_handler(PolicyServerError, on_our_error)
-    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(PolicyServerError, on_error)
+    app.add_exception_handler(HTTPException, on_error)
     app.add_exception_handler(RequestValidationError, on_invalid_parameter)
 
 
@@ -88,8 +135,7 @@ class _Guard:
         except Exception as error:
             if is_started:
                 raise
-            response = error_response(error, request_id=scope["state"]["request_id"])
-            await response(scope, receive, send)
+            await send_error(error, scope, receive, send)
 
 
 def _detail(error: HTTPException) -> str:

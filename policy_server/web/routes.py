@@ -13,15 +13,15 @@ from policy_server.schema import public_schema
 from policy_server.web.batches import BatchRequest
 from policy_server.web.served_policy import AnswerKind, ServedPolicy
 
-__all__ = ["NPY", "ROUTE_TEXTS", "policy_routes", "server_routes"]
+__all__ = ["LARGEST_SEED", "NPY", "ROUTE_TEXTS", "Seed", "policy_routes", "server_routes"]
 
 NPY = "application/x-npy"
-_LARGEST_SEED = 2**63 - 1
+LARGEST_SEED = 2**63 - 1
 Seed = Annotated[
     int | None,
     Query(
         ge=0,
-        le=_LARGEST_SEED,
+        le=LARGEST_SEED,
         description="Makes the draw reproducible; left out, each draw is new",
     ),
 ]
@@ -29,7 +29,7 @@ BatchSeed = Annotated[
     int | None,
     Query(
         ge=0,
-        le=_LARGEST_SEED,
+        le=LARGEST_SEED,
         description="Makes the draws reproducible: observation i, from 0, is drawn with this plus "
         "i; left out, each draw is new",
     ),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import orjson
@@ -27,7 +29,7 @@ from policy_server.settings import Settings
 from policy_server.web.batches import NO_SEED, BatchAnswering, BatchRequest, count_actions
 from policy_server.web.rendering import AnswerKind, RenderedAnswers
 
-__all__ = ["AnswerKind", "BackendOpener", "ServedPolicy"]
+__all__ = ["AnswerKind", "BackendOpener", "PendingAnswer", "ServedPolicy"]
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +130,42 @@ class ServedPolicy:
             running.log.record(kind, row, answer, request_id=request_id)
         return answer
 
+    def ask(
+        self,
+        kind: AnswerKind,
+        parse: Callable[[ObservationSpace], list[float]],
+        *,
+        is_raw: bool,
+        seed: int | None,
+        request_id: str,
+    ) -> PendingAnswer:
+        """Ask for an answer that is fetched later; see `answer`.
+
+        Args:
+            kind: what is asked.
+            parse: gives the observation's row.
+            is_raw: whether it was `{"obs": [...]}`.
+            seed: makes the draw reproducible.
+            request_id: what the logs name the request by.
+
+        Returns:
+            What will hold the answer.
+
+        Raises:
+            ObservationError: if the observation is not what schema.yaml describes.
+            PolicyServerError: if the policy can't answer.
+        """
+        running = self._answering(kind)
+        started = time.perf_counter()
+        row = parse(self.space)
+        width = running.backend.signature.observation_width
+        self.space.check_width(row, width, is_raw=is_raw)
+        self._metrics.observe_stage("validate", time.perf_counter() - started)
+        future = running.batcher.submit(
+            row, is_deterministic=kind != "predict", seed=NO_SEED if seed is None else seed
+        )
+        return PendingAnswer(running.log, kind, row, request_id, future)
+
     async def answer_batch(self, request: BatchRequest, body: AsyncIterator[bytes]) -> bytes:
         """Answer the observations in a request's body.
 
@@ -169,6 +207,34 @@ class ServedPolicy:
             except (ObservationError, UnsupportedAnswerError, DistributionError) as error:
                 logger.info("no_example", extra={"kind": kind, "reason": error.message})
         return examples
+
+
+@dataclass(eq=False, slots=True)
+class PendingAnswer:
+    """An answer that was asked for."""
+
+    _log: PredictionLog
+    _kind: AnswerKind
+    _row: list[float]
+    _request_id: str
+    _future: asyncio.Future[tuple[RenderedAnswers, int]]
+
+    async def fetch(self) -> bytes:
+        """Wait for the JSON of the answer; a cancelled wait frees the observation's place.
+
+        Raises:
+            PolicyServerError: if the policy can't answer.
+        """
+        answers, index = await self._future
+        answer = answers.answer(self._kind, index)
+        self._log.record(self._kind, self._row, answer, request_id=self._request_id)
+        return answer
+
+    def abandon(self) -> None:
+        """Free the observation's place, where nobody waits for its answer any more."""
+        if not self._future.cancel() and not self._future.cancelled():
+            # asyncio reports an error that nobody has looked at.
+            self._future.exception()
 
 
 class _Running:

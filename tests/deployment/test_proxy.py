@@ -139,6 +139,21 @@ def test_predictions_work_behind_the_prefix(through_nginx: httpx.Client, path: s
 
 
 @pytest.mark.service
+async def test_stream_works_behind_the_prefix(through_nginx: httpx.Client) -> None:
+    address = str(through_nginx.base_url).replace("http", "ws").rstrip("/")
+    expected = through_nginx.post(f"{PREFIX}/predict_deterministic", json=OBSERVATION).json()
+
+    async with connect(
+        f"{address}{PREFIX}/predict_deterministic/stream",
+        additional_headers={"access-token": KEY},
+    ) as stream:
+        await stream.send(json.dumps(OBSERVATION))
+        answer = json.loads(await stream.recv())
+
+    assert answer == expected
+
+
+@pytest.mark.service
 def test_key_is_asked_for_behind_the_prefix(through_nginx: httpx.Client) -> None:
     answer = through_nginx.post(
         f"{PREFIX}/predict", json=OBSERVATION, headers={"access-token": "wrong"}

@@ -70,13 +70,16 @@ def home_of(export: str, folder: Path) -> Path:
 
 @contextmanager
 def started_server(
-    home: Path, *arguments: str, environment: Mapping[str, str] | None = None
+    home: Path,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    port: int | None = None,
 ) -> Iterator[Server]:
     """Start `uvicorn app:app` as a user would; it may still be starting, or have failed.
 
     Whatever is left of it afterwards is killed by its process id.
     """
-    port, metrics_port = free_port(), free_port()
+    port, metrics_port = port or free_port(), free_port()
     log = home / "server.log"
     variables = {
         **{
@@ -108,10 +111,13 @@ def started_server(
 
 @contextmanager
 def running_server(
-    home: Path, *arguments: str, environment: Mapping[str, str] | None = None
+    home: Path,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    port: int | None = None,
 ) -> Iterator[Server]:
     """Start a server, wait until it is ready, and stop it as an operator would."""
-    with started_server(home, *arguments, environment=environment) as server:
+    with started_server(home, *arguments, environment=environment, port=port) as server:
         _wait_until_ready(server)
         yield server
 

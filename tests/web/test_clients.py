@@ -48,6 +48,7 @@ def client_of(folder: Path, generator: Generator, *, wait_s: float = 30) -> http
     install_error_handlers(app)
     gate = Gate(
         app,
+        streams=app,
         api_key=None,
         root_path="",
         max_batch_body_bytes=1024,

@@ -1,0 +1,275 @@
+import java.io.BufferedReader;
+import java.io.IOException;
+import java.io.InputStreamReader;
+import java.net.URI;
+import java.net.http.HttpClient;
+import java.net.http.WebSocket;
+import java.net.http.WebSocketHandshakeException;
+import java.nio.charset.StandardCharsets;
+import java.time.Duration;
+import java.util.ArrayDeque;
+import java.util.ArrayList;
+import java.util.Deque;
+import java.util.Iterator;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.CompletionException;
+import java.util.concurrent.CompletionStage;
+import java.util.concurrent.ConcurrentLinkedDeque;
+import java.util.concurrent.ExecutionException;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.TimeoutException;
+import java.util.function.Consumer;
+
+/**
+ * Asks a served policy over one web socket: the closed loop of a simulator. Java 17, no libraries.
+ *
+ * <pre>{@code
+ * try (var policy = new PolicyStream(URI.create("ws://127.0.0.1:8000/predict/stream"), key)) {
+ *     List<Object> action = policy.predict(Map.of("mouse_row", 5, ...));
+ * }
+ * }</pre>
+ *
+ * <p>As a program it reads observations from standard input, one JSON object a line, and prints each
+ * answer. A connection that breaks is opened again: a prediction changes nothing on the server, so
+ * what was not answered is simply asked again. One thread at a time may use an instance.
+ */
+public final class PolicyStream implements AutoCloseable {
+    private static final int ATTEMPTS = 6;
+    private static final long FIRST_PAUSE_MS = 100;
+    private static final Duration TIMEOUT = Duration.ofSeconds(30);
+    private static final int BUSY = 503;
+
+    /** The server refused an observation, or the connection. */
+    public static final class PolicyException extends Exception {
+        private static final long serialVersionUID = 1L;
+
+        /** As the POST routes answer it: 422 is a wrong observation, 401 a wrong key. */
+        public final int status;
+
+        /** The server's answer as JSON: its "detail" says what is wrong. */
+        public final String answer;
+
+        PolicyException(int status, String answer) {
+            super(status + ": " + answer);
+            this.status = status;
+            this.answer = answer;
+        }
+    }
+
+    private final HttpClient client = HttpClient.newHttpClient();
+    private final URI address;
+    private final String key;
+    private WebSocket socket;
+    private Answers answers;
+
+    /**
+     * Keeps where the policy is; the first question connects.
+     *
+     * @param address a stream's address, ws:// or wss://
+     * @param key the access key; null where everybody is let in
+     */
+    public PolicyStream(URI address, String key) {
+        this.address = address;
+        this.key = key;
+    }
+
+    /**
+     * Returns the action for an observation: numbers are Long or Double, vectors lists of these.
+     *
+     * @param observation what the route takes; values are numbers, booleans, or lists of them
+     */
+    @SuppressWarnings("unchecked")
+    public List<Object> predict(Map<String, ?> observation)
+            throws PolicyException, IOException, InterruptedException {
+        List<String> texts = new ArrayList<>();
+        answer(List.of(Json.write(observation)).iterator(), 1, texts::add);
+        Map<String, Object> answer = (Map<String, Object>) Json.read(texts.get(0));
+        if (answer.get("status") instanceof Long status) {
+            throw new PolicyException(status.intValue(), texts.get(0));
+        }
+        return (List<Object>) answer.get("actions");
+    }
+
+    /**
+     * Asks for many observations without waiting for each.
+     *
+     * @param observations JSON texts
+     * @param inFlight how many are asked before the first of them is answered
+     * @param consumer gets each answer's JSON, in order; one with a "status" is an error
+     */
+    public void answer(Iterator<String> observations, int inFlight, Consumer<String> consumer)
+            throws PolicyException, IOException, InterruptedException {
+        Deque<String> asked = new ArrayDeque<>();
+        int failures = 0;
+        while (!asked.isEmpty() || observations.hasNext()) {
+            String text;
+            try {
+                connect(asked);
+                while (asked.size() < inFlight && observations.hasNext()) {
+                    asked.add(observations.next());
+                    send(asked.getLast());
+                }
+                text = answers.next(TIMEOUT);
+            } catch (IOException broken) {
+                abort();
+                if (++failures == ATTEMPTS) {
+                    throw broken;
+                }
+                Thread.sleep(FIRST_PAUSE_MS << (failures - 1));
+                continue;
+            }
+            failures = 0;
+            asked.remove();
+            consumer.accept(text);
+        }
+    }
+
+    /** Ends the connection. */
+    @Override
+    public void close() {
+        if (socket != null && !socket.isOutputClosed()) {
+            socket.sendClose(WebSocket.NORMAL_CLOSURE, "").exceptionally(gone -> null).join();
+        }
+        abort();
+    }
+
+    private void abort() {
+        if (socket != null) {
+            socket.abort();
+            socket = null;
+        }
+    }
+
+    private void connect(Iterable<String> unanswered)
+            throws PolicyException, IOException, InterruptedException {
+        if (socket != null) {
+            return;
+        }
+        WebSocket.Builder builder = client.newWebSocketBuilder().connectTimeout(TIMEOUT);
+        if (key != null) {
+            builder.header("access-token", key);
+        }
+        answers = new Answers();
+        try {
+            socket = builder.buildAsync(address, answers).join();
+        } catch (CompletionException failed) {
+            if (failed.getCause() instanceof WebSocketHandshakeException refused
+                    && refused.getResponse().statusCode() != BUSY) {
+                int status = refused.getResponse().statusCode();
+                throw new PolicyException(status, "the server refused the connection");
+            }
+            throw new IOException(address + ": " + failed.getCause(), failed);
+        }
+        for (String text : unanswered) {
+            send(text);
+        }
+    }
+
+    private void send(String text) throws IOException {
+        try {
+            // A web socket takes the next message when the last one has left.
+            answers.expect();
+            socket.sendText(text, true).join();
+        } catch (CompletionException closed) {
+            throw new IOException(closed.getCause());
+        }
+    }
+
+    /** Puts messages together and hands them out in the order of the questions. */
+    private static final class Answers implements WebSocket.Listener {
+        private final Deque<CompletableFuture<String>> expected = new ConcurrentLinkedDeque<>();
+        private final Deque<CompletableFuture<String>> waiting = new ArrayDeque<>();
+        private final StringBuilder parts = new StringBuilder();
+        private volatile IOException end;
+
+        void expect() {
+            CompletableFuture<String> answer = new CompletableFuture<>();
+            waiting.add(answer);
+            expected.add(answer);
+            if (end != null) {
+                answer.completeExceptionally(end);
+            }
+        }
+
+        String next(Duration timeout) throws IOException, InterruptedException {
+            try {
+                String text = waiting.element().get(timeout.toMillis(), TimeUnit.MILLISECONDS);
+                waiting.remove();
+                return text;
+            } catch (ExecutionException | TimeoutException failed) {
+                throw new IOException("no answer: " + failed.getMessage(), failed);
+            }
+        }
+
+        @Override
+        public CompletionStage<?> onText(WebSocket socket, CharSequence part, boolean isLast) {
+            parts.append(part);
+            if (isLast) {
+                expected.remove().complete(parts.toString());
+                parts.setLength(0);
+            }
+            socket.request(1);
+            return null;
+        }
+
+        @Override
+        public CompletionStage<?> onClose(WebSocket socket, int code, String reason) {
+            end(new IOException("the server closed the connection: " + code));
+            return null;
+        }
+
+        @Override
+        public void onError(WebSocket socket, Throwable error) {
+            end(new IOException(error));
+        }
+
+        private void end(IOException reason) {
+            end = reason;
+            expected.forEach(answer -> answer.completeExceptionally(reason));
+        }
+    }
+
+    private static final String HELP =
+            """
+            usage: java PolicyStream [--help] [--url URL] [--key KEY] [--in-flight N]
+
+            Ask a served policy: one JSON observation a line in, one answer a line out.
+
+              --url URL      default: ws://127.0.0.1:8000/predict/stream
+              --key KEY      default: the environment's POLICY_SERVER_API_KEY
+              --in-flight N  questions that wait at once; default: 1""";
+
+    public static void main(String[] arguments) throws InterruptedException {
+        Map<String, String> options = new LinkedHashMap<>();
+        for (int i = 0; i < arguments.length; i += 2) {
+            boolean isKnown = List.of("--url", "--key", "--in-flight").contains(arguments[i]);
+            if (!isKnown || i + 1 == arguments.length) {
+                System.out.println(HELP);
+                System.exit(arguments[i].equals("--help") ? 0 : 2);
+            }
+            options.put(arguments[i], arguments[i + 1]);
+        }
+        URI address = URI.create(options.getOrDefault("--url", "ws://127.0.0.1:8000/predict/stream"));
+        String key = options.getOrDefault("--key", System.getenv("POLICY_SERVER_API_KEY"));
+        int inFlight = Integer.parseInt(options.getOrDefault("--in-flight", "1"));
+        var input = new InputStreamReader(System.in, StandardCharsets.UTF_8);
+        Iterator<String> lines = new BufferedReader(input).lines().filter(x -> !x.isBlank()).iterator();
+        boolean[] isWrong = {false};
+        try (PolicyStream policy = new PolicyStream(address, key)) {
+            policy.answer(
+                    lines,
+                    inFlight,
+                    answer -> {
+                        isWrong[0] |= answer.startsWith("{\"status\"");
+                        System.out.println(answer);
+                    });
+        } catch (PolicyException | IOException error) {
+            System.err.println(error.getMessage());
+            System.exit(2);
+        }
+        System.exit(isWrong[0] ? 1 : 0);
+    }
+}

@@ -1,0 +1,87 @@
+"""The two encodings of a stream's frames: text is JSON, binary is MessagePack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+import orjson
+from starlette.types import Message
+
+from policy_server.errors import BodyTooLargeError, ObservationError
+from policy_server.observations import ObservationSpace, problem
+
+__all__ = ["answer_frame", "error_frame", "parse_frame"]
+
+
+def parse_frame(
+    message: Message, space: ObservationSpace, *, is_raw: bool, max_bytes: int
+) -> list[float]:
+    """Turn a frame into a row.
+
+    Args:
+        message: what ASGI gives: `text` is JSON, `bytes` is MessagePack.
+        space: the observations that schema.yaml allows.
+        is_raw: whether the frame is `{"obs": [...]}`.
+        max_bytes: the largest frame.
+
+    Returns:
+        The row, equal to that of the same observation in a POST.
+
+    Raises:
+        BodyTooLargeError: if the frame is larger.
+        ObservationError: if it is not what the schema describes; likewise equal.
+    """
+    text = message.get("text")
+    body: bytes = message["bytes"] if text is None else text.encode()
+    if len(body) > max_bytes:
+        raise BodyTooLargeError(
+            f"the frame is larger than {max_bytes} bytes (POLICY_SERVER_MAX_BODY_BYTES)"
+        )
+    if text is None:
+        return space.parse_values(_unpack(body), is_raw=is_raw)
+    return space.parse_raw(body) if is_raw else space.parse_named(body)
+
+
+def answer_frame(answer: bytes, *, is_text: bool) -> Message:
+    """Return the frame that answers.
+
+    Args:
+        answer: the JSON of the answer.
+        is_text: whether the question was JSON.
+    """
+    if is_text:
+        return {"type": "websocket.send", "text": answer.decode()}
+    return {"type": "websocket.send", "bytes": msgpack.packb(orjson.loads(answer))}
+
+
+def error_frame(status: int, detail: object, *, is_text: bool) -> Message:
+    """Return the frame that says what was wrong with a question.
+
+    Args:
+        status: what a POST would be answered with.
+        detail: likewise.
+        is_text: whether the question was JSON.
+    """
+    return answer_frame(orjson.dumps({"status": status, "detail": detail}), is_text=is_text)
+
+
+def _unpack(body: bytes) -> Any:  # noqa: ANN401 -- what the client sent
+    try:
+        # A container may not say that it holds more than the frame has bytes for.
+        return msgpack.unpackb(body)
+    except msgpack.StackError as error:
+        raise _undecodable("nested too deeply") from error
+    except msgpack.ExtraData as error:
+        raise _undecodable("more than one value in a frame") from error
+    except msgpack.FormatError as error:
+        raise _undecodable("unknown format") from error
+    except ValueError as error:
+        # Truncated, text that is no UTF-8, keys that are no text.
+        raise _undecodable(str(error)) from error
+
+
+def _undecodable(reason: str) -> ObservationError:
+    return ObservationError(
+        [problem("msgpack_invalid", ["body"], f"MessagePack decode error: {reason}")]
+    )

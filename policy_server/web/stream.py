@@ -1,0 +1,302 @@
+"""Web sockets: one observation a frame, its answer back in order, many in flight.
+
+Reading goes on while earlier frames are answered, so that those ride together in the policy's next
+call. What a client has not fetched yet is bounded: beyond, the server stops reading and TCP holds
+the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import get_args
+
+from fastapi import APIRouter
+from pydantic import TypeAdapter, ValidationError
+from starlette.datastructures import QueryParams
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope, Send
+
+from policy_server.errors import NotReadyError, ObservationError, UpgradeRequiredError
+from policy_server.metrics import Metrics
+from policy_server.observations import problem
+from policy_server.web.frames import answer_frame, error_frame, parse_frame
+from policy_server.web.problems import describe_error, send_error
+from policy_server.web.routes import LARGEST_SEED, Seed
+from policy_server.web.served_policy import AnswerKind, PendingAnswer, ServedPolicy
+
+__all__ = ["MOST_IN_FLIGHT", "STREAM_SUFFIX", "Streams", "stream_hints"]
+
+logger = logging.getLogger(__name__)
+access = logging.getLogger("policy_server.access")
+
+STREAM_SUFFIX = "/stream"
+MOST_IN_FLIGHT = 256
+
+# RFC 6455, section 7.4.1, and the registry that it opens.
+_SERVICE_RESTART = 1012
+_INTERNAL_ERROR = 1011
+_NO_CODE = 1005
+_OK = 200
+
+# What a server raises when something is sent to a client that has gone, or that it has left.
+_CLOSED = (OSError, RuntimeError)
+
+_SEED = TypeAdapter[int | None](Seed)
+
+
+def _routes(policy: ServedPolicy) -> dict[str, tuple[AnswerKind, bool]]:
+    forms = (
+        (("_raw", True),) if policy.schema.observations is None else (("_raw", True), ("", False))
+    )
+    return {
+        f"/{kind}{suffix}{STREAM_SUFFIX}": (kind, is_raw)
+        for kind in get_args(AnswerKind)
+        for suffix, is_raw in forms
+    }
+
+
+def stream_hints(policy: ServedPolicy) -> APIRouter:
+    """Return routes that tell who asks a stream's address without a web socket.
+
+    Args:
+        policy: whose streams exist.
+    """
+    router = APIRouter()
+
+    async def hint() -> None:
+        raise UpgradeRequiredError(
+            "a web socket is expected here; a proxy in between has to pass the header 'upgrade'"
+        )
+
+    for path in _routes(policy):
+        router.add_api_route(path, hint, include_in_schema=False)
+    return router
+
+
+class Streams:
+    """ASGI application for web sockets, behind the gate, which has checked the key."""
+
+    def __init__(self, policy: ServedPolicy, *, max_frame_bytes: int, metrics: Metrics) -> None:
+        """Keep what answers.
+
+        Args:
+            policy: what answers observations.
+            max_frame_bytes: the largest frame.
+            metrics: where connections and frames are counted.
+        """
+        self._policy = policy
+        self._max_frame_bytes = max_frame_bytes
+        self._metrics = metrics
+        self._routes = _routes(policy)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a connection's frames until it ends, or refuse it."""
+        try:
+            stream = self._open(scope, receive, send)
+        except (HTTPException, NotReadyError, ObservationError) as error:
+            await send_error(error, scope, receive, send)
+            return
+        await stream.run()
+
+    def _open(self, scope: Scope, receive: Receive, send: Send) -> _Stream:
+        route = scope["state"]["route"]
+        if route not in self._routes:
+            raise HTTPException(404)
+        kind, is_raw = self._routes[route]
+        query = QueryParams(scope["query_string"])
+        # uvicorn logs the address of each connection: what a query holds is nobody's business.
+        scope["query_string"] = b""
+        if self._policy.signature is None:
+            raise NotReadyError("the policy is not loaded yet; try again in a few seconds")
+        questions = _Questions(
+            self._policy,
+            kind,
+            is_raw=is_raw,
+            first_seed=_first_seed(query) if kind == "predict" else None,
+            request_id=scope["state"]["request_id"],
+            max_frame_bytes=self._max_frame_bytes,
+        )
+        return _Stream(route, questions, receive, send, self._metrics)
+
+
+def _first_seed(query: QueryParams) -> int | None:
+    try:
+        return _SEED.validate_python(query.get("seed"))
+    except ValidationError as error:
+        raise ObservationError(
+            [problem(item["type"], ["query", "seed"], item["msg"]) for item in error.errors()]
+        ) from error
+
+
+@dataclass(eq=False, slots=True)
+class _Question:
+    """A frame that is not answered yet.
+
+    Attributes:
+        is_text: whether it was JSON.
+        received: when it came, by `time.perf_counter`.
+        answer: what answers it, or the status and the detail of what was wrong with it.
+    """
+
+    is_text: bool
+    received: float
+    answer: PendingAnswer | tuple[int, object]
+
+
+class _Questions:
+    """Asks the policy what a connection's frames ask."""
+
+    def __init__(
+        self,
+        policy: ServedPolicy,
+        kind: AnswerKind,
+        *,
+        is_raw: bool,
+        first_seed: int | None,
+        request_id: str,
+        max_frame_bytes: int,
+    ) -> None:
+        self._policy = policy
+        self._kind = kind
+        self._is_raw = is_raw
+        self._first_seed = first_seed
+        self._max_frame_bytes = max_frame_bytes
+        self.request_id = request_id
+        self.asked = 0
+
+    def ask(self, message: Message) -> _Question:
+        """Start to answer a frame; its mistakes wait for their turn like an answer."""
+        received = time.perf_counter()
+        is_text = message.get("text") is not None
+        first, seed = self._first_seed, None
+        if first is not None:
+            seed = (first + self.asked) % (LARGEST_SEED + 1)
+        self.asked += 1
+        answer: PendingAnswer | tuple[int, object]
+        try:
+            answer = self._policy.ask(
+                self._kind,
+                lambda space: parse_frame(
+                    message, space, is_raw=self._is_raw, max_bytes=self._max_frame_bytes
+                ),
+                is_raw=self._is_raw,
+                seed=seed,
+                request_id=self.request_id,
+            )
+        except Exception as error:
+            answer = self.failure(error)
+        return _Question(is_text, received, answer)
+
+    def failure(self, error: Exception) -> tuple[int, object]:
+        """Return the status and the detail of what was wrong with a frame."""
+        status, detail, _ = describe_error(error, request_id=self.request_id)
+        return status, detail
+
+
+class _Stream:
+    """One open connection: a reader, a writer, and the questions between them."""
+
+    def __init__(
+        self, route: str, questions: _Questions, receive: Receive, send: Send, metrics: Metrics
+    ) -> None:
+        self._route = route
+        self._questions = questions
+        self._receive = receive
+        self._send = send
+        self._metrics = metrics
+        self._in_flight: deque[_Question] = deque()
+        self._arrived = asyncio.Event()
+        self._moved = asyncio.Event()
+        self._errors = 0
+
+    async def run(self) -> None:
+        """Answer until either side ends the connection."""
+        await self._receive()
+        await self._send({"type": "websocket.accept"})
+        started = time.perf_counter()
+        self._metrics.count_stream(1)
+        code = _INTERNAL_ERROR
+        writer = asyncio.create_task(self._write())
+        writer.add_done_callback(lambda _: self._moved.set())
+        try:
+            code = await self._read(writer)
+        finally:
+            writer.cancel()
+            await asyncio.wait([writer])
+            for question in self._in_flight:
+                if isinstance(question.answer, PendingAnswer):
+                    question.answer.abandon()
+            self._metrics.count_stream(-1)
+            self._note(code, time.perf_counter() - started)
+
+    async def _read(self, writer: asyncio.Task[None]) -> int:
+        """Take frames in until the connection ends; return the code that it ended with."""
+        while not writer.done():
+            message = await self._receive()
+            if message["type"] == "websocket.disconnect":
+                code: int = message.get("code", _NO_CODE)
+                if code == _SERVICE_RESTART:
+                    await self._until_in_flight(0, writer)
+                    await self._close(code)
+                return code
+            self._in_flight.append(self._questions.ask(message))
+            self._arrived.set()
+            if len(self._in_flight) >= MOST_IN_FLIGHT:
+                await self._until_in_flight(MOST_IN_FLIGHT - 1, writer)
+        return _NO_CODE
+
+    async def _until_in_flight(self, count: int, writer: asyncio.Task[None]) -> None:
+        while len(self._in_flight) > count and not writer.done():
+            self._moved.clear()
+            await self._moved.wait()
+
+    async def _write(self) -> None:
+        """Answer in order."""
+        while True:
+            while not self._in_flight:
+                self._arrived.clear()
+                await self._arrived.wait()
+            question = self._in_flight[0]
+            status, frame = await self._answer(question)
+            try:
+                await self._send(frame)
+            except _CLOSED:
+                # The reader hears of it too.
+                return
+            self._in_flight.popleft()
+            self._moved.set()
+            self._errors += status != _OK
+            seconds = time.perf_counter() - question.received
+            self._metrics.observe_request(self._route, status, seconds)
+
+    async def _answer(self, question: _Question) -> tuple[int, Message]:
+        failure = question.answer
+        if isinstance(failure, PendingAnswer):
+            try:
+                return _OK, answer_frame(await failure.fetch(), is_text=question.is_text)
+            except Exception as error:
+                failure = self._questions.failure(error)
+        status, detail = failure
+        return status, error_frame(status, detail, is_text=question.is_text)
+
+    async def _close(self, code: int) -> None:
+        with suppress(*_CLOSED):
+            await self._send({"type": "websocket.close", "code": code})
+
+    def _note(self, code: int, seconds: float) -> None:
+        if access.isEnabledFor(logging.INFO):
+            fields = {
+                "request_id": self._questions.request_id,
+                "route": self._route,
+                "frames": self._questions.asked,
+                "errors": self._errors,
+                "code": code,
+                "duration_ms": round(seconds * 1000, 3),
+                "model_version": self._metrics.model_version,
+            }
+            access.info("stream", extra=fields)
