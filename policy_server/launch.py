@@ -24,7 +24,13 @@ from policy_server.remote_files import bring_files
 from policy_server.schema import ServerSchema, read_schema
 from policy_server.settings import Settings, read_settings
 from policy_server.telemetry import configure_logging
-from policy_server.web import Application, create_app, ignore_http2_offers, tune_web_sockets
+from policy_server.web import (
+    Application,
+    create_app,
+    ignore_http2_offers,
+    join_writes,
+    tune_web_sockets,
+)
 
 __all__ = ["build_app", "end_supervisor", "resolve_api_key"]
 
@@ -43,6 +49,7 @@ def build_app() -> Application:
         PolicyServerError: if settings or schema can't be used, or remote files can't be had.
     """
     ignore_http2_offers()
+    join_writes()
     tune_web_sockets()
     settings = read_settings()
     configure_logging(level=settings.log_level, log_format=settings.log_format)

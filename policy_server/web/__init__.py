@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from policy_server.web.app import Application, create_app
+from policy_server.web.joined_writes import join_writes
 from policy_server.web.served_policy import BackendOpener, ServedPolicy
 from policy_server.web.upgrades import ignore_http2_offers
 from policy_server.web.web_sockets import tune_web_sockets
@@ -13,5 +14,6 @@ __all__ = [
     "ServedPolicy",
     "create_app",
     "ignore_http2_offers",
+    "join_writes",
     "tune_web_sockets",
 ]

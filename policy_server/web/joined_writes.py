@@ -1,0 +1,78 @@
+"""One write a response: uvicorn writes head and body apart, each by a system call.
+
+What is written to a connection within one turn of the event loop goes out together at its end: the
+two parts of a response, or the frames of a web socket that are answered together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+__all__ = ["JoinedWrites", "join_writes"]
+
+# More than this is handed on at once, so that the transport can say when it is full.
+_MOST_BYTES = 65536
+
+
+class JoinedWrites:
+    """A transport that holds back what is written until the turn of the event loop ends."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        """Wrap a transport.
+
+        Args:
+            transport: what really writes; it answers for everything else too.
+        """
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def write(self, data: bytes) -> None:
+        """Write soon.
+
+        Args:
+            data: what follows.
+        """
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > _MOST_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is held back, and close."""
+        self._flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 -- whatever the transport has
+        """Return what the transport has under that name."""
+        return getattr(self._transport, name)
+
+    def _flush(self) -> None:
+        if self._parts:
+            whole = b"".join(self._parts)
+            self._parts.clear()
+            self._size = 0
+            self._transport.write(whole)
+
+
+def join_writes() -> None:
+    """Teach uvicorn's fast parser to write a response at once; a second time changes nothing."""
+    try:
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    except ImportError:
+        # Without httptools uvicorn takes h11, where the parser costs more than this saves.
+        return
+    connect = HttpToolsProtocol.connection_made
+    if getattr(connect, "joins_writes", False):
+        return
+
+    def connection_made(self: HttpToolsProtocol, transport: asyncio.Transport) -> None:
+        connect(self, transport)
+        self.transport = JoinedWrites(transport)  # type: ignore[assignment]  # it answers for one
+
+    connection_made.joins_writes = True  # type: ignore[attr-defined]  # a mark on a function
+    HttpToolsProtocol.connection_made = connection_made  # type: ignore[method-assign]  # see above
