@@ -1,22 +1,28 @@
 """Action distributions in NumPy: probabilities, mode, draws and log-probabilities of many rows.
 
-`ActionDistribution` reads rows of `action_dist_inputs` as RLlib does
-(`ray.rllib.models.tf.tf_action_dist`): categorical logits, mean | log_std of a Gaussian, the same
-before a tanh for SAC, or the action itself. All arithmetic is in float64, so that answers are exact
-to the float32 precision of the inputs.
+`ActionDistribution` turns rows of `action_dist_inputs` into whole actions; what the rows of one
+part mean stands in `component_rows`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_server.errors import DistributionError
+from policy_server.component_rows import (
+    LARGEST,
+    CategoricalLayout,
+    CategoricalRows,
+    ContinuousRows,
+    center_of,
+    clip,
+    refuse_nan,
+)
 from policy_server.policy import (
     ActionComponent,
     Float32Array,
@@ -25,16 +31,10 @@ from policy_server.policy import (
     PolicyOutputs,
 )
 
-__all__ = ["ActionDistribution", "ComponentDistribution", "categorical_log_probabilities", "noise"]
+__all__ = ["ActionDistribution", "ComponentDistribution", "noise"]
 
-_LOG_2_PI = float(np.log(2 * np.pi))
-# RLlib: SMALL_NUMBER in ray.rllib.utils.numpy.
-_SMALL_NUMBER = 1e-6
-_MAX_SQUASHED_LOG_PROBABILITY = 100.0
-# Answers are 32-bit floats, and JSON has no infinity.
-_FLOAT32 = np.finfo(np.float32)
-_LARGEST = float(_FLOAT32.max)
-_LOG_STD_BOUNDS = (math.log(float(_FLOAT32.tiny)), math.log(_LARGEST))
+_LOG_LARGEST = math.log(LARGEST)
+_NORMAL = ("normal", "squashed_normal")
 
 
 @dataclass(frozen=True)
@@ -56,33 +56,6 @@ class ComponentDistribution:
     value: Float64Array | None = None
 
 
-def categorical_log_probabilities(logits: NDArray[np.floating[Any]]) -> Float64Array:
-    """Return the logarithm of each row's softmax.
-
-    Args:
-        logits: float[B, K]; -inf or float32 min marks a masked action.
-
-    Returns:
-        float64[B, K]; the exponentials of a row sum to 1.
-
-    Raises:
-        DistributionError: if a row holds NaN or +inf, or masks every action by -inf.
-
-    Source: RLlib `Categorical`, whose `action_dist_inputs` are logits.
-    """
-    shifted = logits.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        shifted -= shifted.max(axis=1, keepdims=True)
-    if np.isnan(shifted).any():
-        raise DistributionError(
-            "the policy's logits hold NaN, or mask every action; check the observation and the "
-            "model"
-        )
-    total = np.exp(shifted).sum(axis=1, keepdims=True)
-    log_probabilities: Float64Array = shifted - np.log(total)
-    return log_probabilities
-
-
 def noise(
     components: Sequence[ActionComponent], seeds: Int64Array, generator: np.random.Generator
 ) -> list[Float64Array]:
@@ -99,10 +72,12 @@ def noise(
         normal elsewhere.
     """
     draws = [_draw(generator, part, len(seeds)) for part in components]
-    for row in np.flatnonzero(seeds >= 0):
-        seeded = np.random.default_rng(int(seeds[row]))
-        for part, draw in zip(components, draws, strict=True):
-            draw[row] = _draw(seeded, part, 1)[0]
+    is_seeded = seeds >= 0
+    if np.count_nonzero(is_seeded):
+        for row in np.flatnonzero(is_seeded):
+            seeded = np.random.default_rng(int(seeds[row]))
+            for part, draw in zip(components, draws, strict=True):
+                draw[row] = _draw(seeded, part, 1)[0]
     return draws
 
 
@@ -111,6 +86,21 @@ def _draw(generator: np.random.Generator, part: ActionComponent, rows: int) -> F
     return (
         generator.random(shape) if part.kind == "categorical" else generator.standard_normal(shape)
     )
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """The distributions of B rows, each part read once however much is asked of it.
+
+    Attributes:
+        inputs: float[B, K].
+        categorical: all categorical parts; None where there is none.
+        normals: each (squashed) normal part by its place among the components.
+    """
+
+    inputs: NDArray[np.floating[Any]]
+    categorical: CategoricalRows | None
+    normals: Mapping[int, ContinuousRows]
 
 
 class ActionDistribution:
@@ -129,8 +119,16 @@ class ActionDistribution:
         """
         self.components = tuple(components)
         self.is_greedy = is_greedy
+        places = range(len(components))
+        self._categorical = [i for i in places if components[i].kind == "categorical"]
+        self._normal = [i for i in places if components[i].kind in _NORMAL]
+        self._fixed = [part for part in components if part.kind == "deterministic"]
+        chosen = [components[place] for place in self._categorical]
+        self._layout = CategoricalLayout(chosen) if chosen else None
         self._columns = sum(part.columns for part in components)
         self._has_bounds = any(part.low is not None for part in components)
+        scales = [_scale(part) for part in components if part.kind != "deterministic"]
+        self._log_scale = sum(float(np.log(scale).sum()) for scale in scales if scale is not None)
         self._generator = np.random.default_rng()
 
     def answer(
@@ -153,13 +151,19 @@ class ActionDistribution:
         Raises:
             DistributionError: if a row is no distribution.
         """
-        if is_deterministic.all():
+        reading = None if self.is_greedy else self._read(inputs)
+        modes = np.count_nonzero(is_deterministic)
+        if reading is None or modes == len(is_deterministic):
             actions = self.mode(inputs)
         else:
-            actions = self.sample(inputs, noise(self.components, seeds, self._generator))
-            if is_deterministic.any():
+            draws = noise(self.components, seeds, self._generator)
+            actions = self._sampled_actions(reading, draws)
+            if modes:
                 actions[is_deterministic] = self.mode(inputs[is_deterministic])
-        probability = self.probability(self.log_probability(inputs, actions))
+        log_probability = (
+            np.zeros(len(inputs)) if reading is None else self._log_probability(reading, actions)
+        )
+        probability = self.probability(log_probability)
         return PolicyOutputs(self.in_environment_units(actions), probability, inputs)
 
     def mode(self, inputs: NDArray[np.floating[Any]]) -> Float64Array:
@@ -174,9 +178,11 @@ class ActionDistribution:
         actions = np.empty((len(inputs), self._columns))
         for part in self.components:
             if part.kind == "categorical":
-                actions[:, part.first_column] = _slice(inputs, part).argmax(axis=1)
+                values = inputs[:, part.first_input : part.first_input + part.size]
+                refuse_nan(values)
+                actions[:, part.first_column] = values.argmax(axis=1)
                 continue
-            center = _center(inputs, part)
+            center = center_of(part, inputs)
             _set(actions, part, np.tanh(center) if part.kind == "squashed_normal" else center)
         return actions
 
@@ -197,19 +203,7 @@ class ActionDistribution:
         """
         if self.is_greedy:
             return self.mode(inputs)
-        actions = np.empty((len(inputs), self._columns))
-        for part, draw in zip(self.components, draws, strict=True):
-            if part.kind == "categorical":
-                cumulated = np.exp(_log_probabilities(inputs, part)).cumsum(axis=1)
-                chosen = (cumulated <= draw * cumulated[:, -1:]).sum(axis=1)
-                actions[:, part.first_column] = chosen
-            elif part.kind == "deterministic":
-                _set(actions, part, _center(inputs, part))
-            else:
-                mean, std = _mean_and_std(inputs, part)
-                value = np.clip(mean + std * draw, -_LARGEST, _LARGEST)
-                _set(actions, part, np.tanh(value) if part.kind == "squashed_normal" else value)
-        return actions
+        return self._sampled_actions(self._read(inputs), draws)
 
     def log_probability(
         self, inputs: NDArray[np.floating[Any]], actions: Float64Array
@@ -228,18 +222,37 @@ class ActionDistribution:
 
         Source: RLlib `MultiActionDistribution.logp`: the sum over the components.
         """
-        total = np.zeros(len(inputs))
         if self.is_greedy:
-            return total
-        for part in self.components:
-            if part.kind == "categorical":
-                index = actions[:, part.first_column].astype(np.int64)[:, None]
-                chances = _log_probabilities(inputs, part)
-                total += np.take_along_axis(chances, index, axis=1)[:, 0]
-            elif part.kind != "deterministic":
-                values = actions[:, part.first_column : part.first_column + part.size]
-                mean, std = _mean_and_std(inputs, part)
-                total += (_normal if part.kind == "normal" else _squashed_normal)(values, mean, std)
+            return np.zeros(len(inputs))
+        return self._log_probability(self._read(inputs), actions)
+
+    def _read(self, inputs: NDArray[np.floating[Any]]) -> _Reading:
+        return _Reading(
+            inputs,
+            None if self._layout is None else CategoricalRows(self._layout, inputs),
+            {place: ContinuousRows(self.components[place], inputs) for place in self._normal},
+        )
+
+    def _sampled_actions(self, reading: _Reading, draws: Sequence[Float64Array]) -> Float64Array:
+        actions = np.empty((len(reading.inputs), self._columns))
+        if reading.categorical is not None and self._layout is not None:
+            uniform = np.array([draws[place][:, 0] for place in self._categorical])
+            actions[:, self._layout.columns] = reading.categorical.draw(uniform).T
+        for place, rows in reading.normals.items():
+            _set(actions, self.components[place], rows.draw(draws[place]))
+        for part in self._fixed:
+            _set(actions, part, center_of(part, reading.inputs))
+        return actions
+
+    def _log_probability(self, reading: _Reading, actions: Float64Array) -> Float64Array:
+        total = np.zeros(len(actions))
+        if reading.categorical is not None and self._layout is not None:
+            chosen = actions[:, self._layout.columns].T.astype(np.intp)
+            total += reading.categorical.log_probability(chosen)
+        for place, rows in reading.normals.items():
+            part = self.components[place]
+            values = actions[:, part.first_column : part.first_column + part.size]
+            total += rows.log_probability(values)
         return total
 
     def in_environment_units(self, actions: Float64Array) -> Float64Array:
@@ -259,7 +272,7 @@ class ActionDistribution:
         for part in self.components:
             if part.low is not None and part.high is not None:
                 values = actions[:, part.first_column : part.first_column + part.size]
-                _set(scaled, part, np.clip(_rescale(part, values), part.low, part.high))
+                _set(scaled, part, clip(_rescale(part, values), part.low, part.high))
         return scaled
 
     def probability(self, log_probability: Float64Array) -> Float64Array:
@@ -271,10 +284,8 @@ class ActionDistribution:
         Returns:
             float64[B]; finite: a density beyond float32 is cut to its largest value.
         """
-        scales = [_scale(part) for part in self.components if part.kind != "deterministic"]
-        log_scale = sum(float(np.log(scale).sum()) for scale in scales if scale is not None)
-        density = np.exp(np.minimum(log_probability - log_scale, math.log(_LARGEST)))
-        return np.minimum(density, _LARGEST)
+        density = np.exp(np.minimum(log_probability - self._log_scale, _LOG_LARGEST))
+        return np.minimum(density, LARGEST)
 
     def describe(self, inputs: NDArray[np.floating[Any]]) -> list[ComponentDistribution]:
         """Return every component's exact distribution.
@@ -290,60 +301,42 @@ class ActionDistribution:
         Raises:
             DistributionError: if a row is no distribution.
         """
-        return [self._describe(part, inputs) for part in self.components]
+        if self.is_greedy:
+            best = self.mode(inputs).astype(np.intp)
+            return [
+                ComponentDistribution(
+                    part, probabilities=np.eye(part.size)[best[:, part.first_column]]
+                )
+                for part in self.components
+            ]
+        reading = self._read(inputs)
+        return [self._describe(place, reading) for place in range(len(self.components))]
 
-    def _describe(
-        self, part: ActionComponent, inputs: NDArray[np.floating[Any]]
-    ) -> ComponentDistribution:
-        if part.kind == "categorical":
-            if self.is_greedy:
-                best = _slice(inputs, part).argmax(axis=1)
-                return ComponentDistribution(part, probabilities=np.eye(part.size)[best])
-            chances = np.exp(_log_probabilities(inputs, part))
-            return ComponentDistribution(part, probabilities=chances)
-        if part.kind == "deterministic":
-            value = _rescale(part, _center(inputs, part))
-            bounded = value if part.low is None else np.clip(value, part.low, part.high)
-            return ComponentDistribution(part, value=bounded)
-        mean, std = _mean_and_std(inputs, part)
-        scale = _scale(part)
-        if part.kind == "normal" and scale is not None:
-            mean = np.clip(_rescale(part, mean), -_LARGEST, _LARGEST)
-            std = np.minimum(std * scale, _LARGEST)
-        return ComponentDistribution(part, mean=mean, std=std)
+    def _describe(self, place: int, reading: _Reading) -> ComponentDistribution:
+        part = self.components[place]
+        if place in reading.normals:
+            return _describe_normal(part, reading.normals[place])
+        if reading.categorical is None or part.kind == "deterministic":
+            return _describe_value(part, reading.inputs)
+        chances = reading.categorical.probabilities(self._categorical.index(place))
+        return ComponentDistribution(part, probabilities=chances)
 
 
-def _slice(inputs: NDArray[np.floating[Any]], part: ActionComponent) -> NDArray[np.floating[Any]]:
-    values = inputs[:, part.first_input : part.first_input + part.inputs]
-    if np.isnan(values).any():
-        raise DistributionError(
-            "the policy's outputs hold NaN; check the observation and the model"
-        )
-    return values
+def _describe_value(
+    part: ActionComponent, inputs: NDArray[np.floating[Any]]
+) -> ComponentDistribution:
+    value = _rescale(part, center_of(part, inputs))
+    bounded = value if part.low is None else clip(value, part.low, part.high)
+    return ComponentDistribution(part, value=bounded)
 
 
-def _log_probabilities(inputs: NDArray[np.floating[Any]], part: ActionComponent) -> Float64Array:
-    # In float64, since float32 min over a temperature below 1 is no float32.
-    logits = _slice(inputs, part).astype(np.float64)
-    return categorical_log_probabilities(logits / part.temperature)
-
-
-def _center(inputs: NDArray[np.floating[Any]], part: ActionComponent) -> Float64Array:
-    center = _slice(inputs, part)[:, : part.size].astype(np.float64)
-    if np.isinf(center).any():
-        raise DistributionError(
-            "the policy's outputs hold infinity; check the observation and the model"
-        )
-    return center
-
-
-def _mean_and_std(
-    inputs: NDArray[np.floating[Any]], part: ActionComponent
-) -> tuple[Float64Array, Float64Array]:
-    log_std = _slice(inputs, part)[:, part.size :].astype(np.float64)
-    if part.log_std_bounds is not None:
-        log_std = np.clip(log_std, *part.log_std_bounds)
-    return _center(inputs, part), np.exp(np.clip(log_std, *_LOG_STD_BOUNDS))
+def _describe_normal(part: ActionComponent, rows: ContinuousRows) -> ComponentDistribution:
+    mean, std = rows.mean, rows.std
+    scale = _scale(part)
+    if part.kind == "normal" and scale is not None:
+        mean = clip(_rescale(part, mean), -LARGEST, LARGEST)
+        std = np.minimum(std * scale, LARGEST)
+    return ComponentDistribution(part, mean=mean, std=std)
 
 
 def _set(actions: Float64Array, part: ActionComponent, values: NDArray[np.floating[Any]]) -> None:
@@ -364,20 +357,3 @@ def _rescale(part: ActionComponent, values: Float64Array) -> Float64Array:
         return values
     scaled: Float64Array = np.array(part.low) + (values + 1.0) * scale
     return scaled
-
-
-def _normal(values: Float64Array, mean: Float64Array, std: Float64Array) -> Float64Array:
-    """Source: RLlib `DiagGaussian.logp`."""
-    parts = -0.5 * (((values - mean) / std) ** 2 + _LOG_2_PI) - np.log(std)
-    total: Float64Array = parts.sum(axis=1)
-    return total
-
-
-def _squashed_normal(values: Float64Array, mean: Float64Array, std: Float64Array) -> Float64Array:
-    """Source: RLlib `SquashedGaussian.logp`, with its clipping and its small number."""
-    unsquashed = np.arctanh(np.clip(values, -1 + _SMALL_NUMBER, 1 - _SMALL_NUMBER))
-    parts = -0.5 * (((unsquashed - mean) / std) ** 2 + _LOG_2_PI) - np.log(std)
-    parts = np.clip(parts, -_MAX_SQUASHED_LOG_PROBABILITY, _MAX_SQUASHED_LOG_PROBABILITY)
-    correction = np.log(1 - np.tanh(unsquashed) ** 2 + _SMALL_NUMBER)
-    total: Float64Array = (parts - correction).sum(axis=1)
-    return total

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from policy_server.actions import ActionDistribution, categorical_log_probabilities, noise
+from policy_server.actions import ActionDistribution, noise
 from policy_server.errors import DistributionError
 from policy_server.policy import ActionComponent, ComponentKind
 from tests.fakes import components_of
@@ -51,8 +51,12 @@ def bounded(kind: ComponentKind, *, is_normalized: bool = True) -> ActionCompone
 def test_softmax_sums_to_one_wherever_an_action_is_left(logits: NDArray[np.float32]) -> None:
     logits[:, 0] = 0.0
 
-    chances = np.exp(categorical_log_probabilities(logits))
+    parts = components_of(("categorical", logits.shape[1]))
 
+    (described,) = ActionDistribution(parts).describe(logits)
+
+    chances = described.probabilities
+    assert chances is not None
     assert chances.sum(axis=1) == pytest.approx(1.0)
     assert (chances >= 0).all()
 

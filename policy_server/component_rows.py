@@ -1,0 +1,305 @@
+"""Rows of `action_dist_inputs`, read as the families that RLlib draws actions from.
+
+A row is read as RLlib does (`ray.rllib.models.tf.tf_action_dist`): categorical logits, mean |
+log_std of a Gaussian, the same before a tanh for SAC, or the action itself. All arithmetic is in
+float64, so that answers are exact to the float32 precision of the inputs. Everything is computed
+for many rows, and for all categorical parts, at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policy_server.errors import DistributionError
+from policy_server.policy import ActionComponent, Float64Array
+
+__all__ = [
+    "LARGEST",
+    "CategoricalLayout",
+    "CategoricalRows",
+    "ContinuousRows",
+    "center_of",
+    "clip",
+    "refuse_nan",
+]
+
+Rows = NDArray[np.floating[Any]]
+
+# Answers are 32-bit floats, and JSON has no infinity.
+_FLOAT32 = np.finfo(np.float32)
+LARGEST = float(_FLOAT32.max)
+_LOG_STD_BOUNDS = (math.log(float(_FLOAT32.tiny)), math.log(LARGEST))
+_LOG_2_PI = float(np.log(2 * np.pi))
+# RLlib: SMALL_NUMBER in ray.rllib.utils.numpy.
+_SMALL_NUMBER = 1e-6
+_MAX_SQUASHED_LOG_PROBABILITY = 100.0
+# So many choices are counted in one byte.
+_MOST_IN_INT8 = 127
+
+
+class CategoricalLayout:
+    """Where the P categorical parts of a distribution lie in a row.
+
+    Attributes:
+        sizes: how many choices each part has.
+        columns: the columns of the parts' actions: intp[P], or a slice where P is 1.
+    """
+
+    def __init__(self, parts: Sequence[ActionComponent]) -> None:
+        """Work out the columns.
+
+        Args:
+            parts: the categorical components in order, at least one.
+        """
+        columns = [part.first_column for part in parts]
+        self.columns: slice | NDArray[np.intp] = (
+            slice(columns[0], columns[0] + 1) if len(parts) == 1 else np.array(columns, np.intp)
+        )
+        self.sizes = [part.size for part in parts]
+        self._most = max(self.sizes)
+        firsts = np.array([part.first_input for part in parts], np.intp)
+        choices = np.arange(self._most)[:, None]
+        # Parts of unequal size are filled up with choices that never happen.
+        self._filled = choices >= np.array(self.sizes)
+        self._index = np.where(self._filled, 0, firsts + choices)
+        self._has_filled = bool(self._filled.any())
+        temperatures = np.array([part.temperature for part in parts])
+        self._temperatures = None if (temperatures == 1.0).all() else temperatures[:, None]
+        self._slice = slice(firsts[0], firsts[0] + self._most) if len(parts) == 1 else None
+
+    def logits(self, inputs: Rows) -> Float64Array:
+        """Return the logits over the temperature, choice by choice.
+
+        Args:
+            inputs: float[B, K], `action_dist_inputs`.
+
+        Returns:
+            float64[C, P, B], C of the largest part; -inf where a part has fewer choices.
+        """
+        turned = inputs.T
+        if self._slice is not None:
+            logits = np.array(turned[self._slice], np.float64, order="C")[:, None]
+        else:
+            logits = turned[self._index].astype(np.float64, order="C")
+            if self._has_filled:
+                logits[self._filled] = -np.inf
+        if self._temperatures is not None:
+            # In float64, since float32 min over a temperature below 1 is no float32.
+            logits /= self._temperatures
+        return logits
+
+
+class CategoricalRows:
+    """The P categorical parts of B rows.
+
+    The softmax is kept as RLlib's `Categorical` has it, less its division: `weights` over `total`.
+    """
+
+    def __init__(self, layout: CategoricalLayout, inputs: Rows) -> None:
+        """Read the rows.
+
+        Args:
+            layout: where the parts lie.
+            inputs: float[B, K], `action_dist_inputs`; -inf or float32 min marks a masked action.
+
+        Raises:
+            DistributionError: if a part holds NaN or +inf, or masks every action by -inf.
+        """
+        self._layout = layout
+        shifted = layout.logits(inputs)
+        largest = np.maximum.reduce(shifted, axis=0)
+        if not np.isfinite(largest).all():
+            refuse_nan(largest)
+            raise DistributionError(
+                "the policy's logits hold NaN, or mask every action; check the observation and the "
+                "model"
+            )
+        shifted -= largest
+        self._shifted = shifted
+        self._weights = np.exp(shifted)
+        self._log_total = np.log(np.add.reduce(self._weights, axis=0))
+
+    def draw(self, uniform: Float64Array) -> NDArray[np.integer[Any]]:
+        """Return the choices that numbers in [0, 1) fall on; never one of probability 0.
+
+        Args:
+            uniform: float64[P, B].
+
+        Returns:
+            int[P, B].
+        """
+        cumulated = _cumulated(self._weights)
+        is_passed = cumulated <= uniform * cumulated[-1]
+        dtype = np.int8 if len(cumulated) <= _MOST_IN_INT8 else np.intp
+        chosen: NDArray[np.integer[Any]] = np.add.reduce(
+            is_passed.view(np.int8), axis=0, dtype=dtype
+        )
+        return chosen
+
+    def log_probability(self, chosen: NDArray[np.integer[Any]]) -> Float64Array:
+        """Return the logarithm of the probability of all parts' choices together.
+
+        Args:
+            chosen: int[P, B].
+
+        Returns:
+            float64[B].
+        """
+        index = chosen.astype(np.intp)
+        index *= index.size
+        index += np.arange(index.size).reshape(index.shape)
+        parts: Float64Array = self._shifted.ravel().take(index)
+        parts -= self._log_total
+        total: Float64Array = parts[0] if len(parts) == 1 else np.add.reduce(parts, axis=0)
+        return total
+
+    def probabilities(self, part: int) -> Float64Array:
+        """Return the probabilities of one part's choices.
+
+        Args:
+            part: which of the P.
+
+        Returns:
+            float64[B, size]; every row sums to 1.
+        """
+        size = self._layout.sizes[part]
+        chances: Float64Array = np.exp(self._shifted[:size, part] - self._log_total[part])
+        return np.ascontiguousarray(chances.T)
+
+
+def _cumulated(weights: Float64Array) -> Float64Array:
+    """Return the running sums over the first axis."""
+    if weights[0].size < len(weights):
+        return weights.cumsum(axis=0)
+    # NumPy's own goes along the first axis number by number.
+    sums = np.empty_like(weights)
+    sums[0] = weights[0]
+    for choice in range(1, len(weights)):
+        np.add(sums[choice - 1], weights[choice], out=sums[choice])
+    return sums
+
+
+class ContinuousRows:
+    """One normal or squashed normal part of B rows.
+
+    Attributes:
+        mean: float64[B, size]; before the tanh where it is squashed.
+        std: float64[B, size], likewise.
+    """
+
+    def __init__(self, part: ActionComponent, inputs: Rows) -> None:
+        """Read the rows.
+
+        Args:
+            part: the component.
+            inputs: float[B, K], `action_dist_inputs`.
+
+        Raises:
+            DistributionError: if the mean is no number, or the deviation NaN.
+        """
+        self._is_squashed = part.kind == "squashed_normal"
+        self.mean = center_of(part, inputs)
+        first = part.first_input + part.size
+        log_std = inputs[:, first : first + part.size].astype(np.float64)
+        refuse_nan(log_std)
+        if part.log_std_bounds is not None:
+            log_std = clip(log_std, *part.log_std_bounds)
+        self.std: Float64Array = np.exp(clip(log_std, *_LOG_STD_BOUNDS))
+
+    def draw(self, normal: Float64Array) -> Float64Array:
+        """Return the actions that standard normal numbers give.
+
+        Args:
+            normal: float64[B, size].
+
+        Returns:
+            float64[B, size].
+        """
+        value = clip(self.mean + self.std * normal, -LARGEST, LARGEST)
+        return np.tanh(value) if self._is_squashed else value
+
+    def log_probability(self, values: Float64Array) -> Float64Array:
+        """Return the logarithm of the density of all dimensions together.
+
+        Args:
+            values: float64[B, size], actions.
+
+        Returns:
+            float64[B].
+
+        Source: RLlib `DiagGaussian.logp`, and `SquashedGaussian.logp` with its clipping and its
+        small number.
+        """
+        if not self._is_squashed:
+            return _row_sums(self._log_density(values))
+        unsquashed = np.arctanh(clip(values, -1 + _SMALL_NUMBER, 1 - _SMALL_NUMBER))
+        limit = _MAX_SQUASHED_LOG_PROBABILITY
+        correction = np.log(1 - np.tanh(unsquashed) ** 2 + _SMALL_NUMBER)
+        return _row_sums(clip(self._log_density(unsquashed), -limit, limit) - correction)
+
+    @functools.cached_property
+    def _log_std(self) -> Float64Array:
+        return np.log(self.std)
+
+    def _log_density(self, values: Float64Array) -> Float64Array:
+        parts: Float64Array = (
+            -0.5 * (((values - self.mean) / self.std) ** 2 + _LOG_2_PI) - self._log_std
+        )
+        return parts
+
+
+def center_of(part: ActionComponent, inputs: Rows) -> Float64Array:
+    """Return the mean of a part, or the action itself where that is deterministic.
+
+    Args:
+        part: the component, not categorical.
+        inputs: float[B, K], `action_dist_inputs`.
+
+    Returns:
+        float64[B, size].
+
+    Raises:
+        DistributionError: if one is NaN or infinite.
+    """
+    center = inputs[:, part.first_input : part.first_input + part.size].astype(np.float64)
+    if not np.isfinite(center).all():
+        refuse_nan(center)
+        raise DistributionError(
+            "the policy's outputs hold infinity; check the observation and the model"
+        )
+    return center
+
+
+def refuse_nan(values: Rows) -> None:
+    """Raise a DistributionError if one of the policy's outputs is NaN.
+
+    Args:
+        values: any of them.
+    """
+    if np.isnan(values).any():
+        raise DistributionError(
+            "the policy's outputs hold NaN; check the observation and the model"
+        )
+
+
+def clip(values: Float64Array, low: Any, high: Any) -> Float64Array:  # noqa: ANN401 -- numbers or arrays of them
+    """Return the values cut to bounds; `np.clip` costs more for a single row.
+
+    Args:
+        values: float64[...].
+        low: the lower bounds.
+        high: the upper bounds.
+    """
+    clipped: Float64Array = np.minimum(np.maximum(values, low), high)
+    return clipped
+
+
+def _row_sums(values: Float64Array) -> Float64Array:
+    sums: Float64Array = values[:, 0] if values.shape[1] == 1 else np.add.reduce(values, axis=1)
+    return sums
