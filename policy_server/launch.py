@@ -208,7 +208,7 @@ def _report(schema: ServerSchema, served: _Served, metrics_url: str | None) -> N
     route = "predict" if schema.observations is not None else "predict_raw"
     known = {
         "policy": f"{signature.family} of {signature.observation_width} values",
-        "engine": signature.engine,
+        "engine": f"{signature.engine}: {signature.engine_reason}",
         "predict": f"POST {url}/{route}",
         "docs": f"{url}/docs",
         **({"metrics": metrics_url} if metrics_url is not None else {}),

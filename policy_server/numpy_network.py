@@ -1,12 +1,13 @@
 """A policy network as a list of NumPy operations, served where it is proved equal to the model.
 
 One forward pass of a small network costs TensorFlow a hundred microseconds and more of its own;
-NumPy takes ten. The operations are those of TensorFlow that feed-forward policies are made of,
-under TensorFlow's names.
+NumPy takes ten. The operations are those of `numpy_operations`.
 """
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.actions import ActionDistribution
+from policy_server.numpy_operations import OPERATIONS
 from policy_server.policy import Int64Array, PolicyOutputs, PolicySignature
 
-__all__ = ["OPERATIONS", "CompiledPolicy", "NetworkPolicy", "NumpyNetwork", "Step"]
+__all__ = ["CompiledPolicy", "NetworkPolicy", "NumpyNetwork", "Step"]
 
 Array = NDArray[Any]
+
+# So many rows are computed at once: what lies between two layers then stays in the cache.
+_ROWS_AT_ONCE = 512
+_SUMS = ("Add", "AddV2", "BiasAdd")
+_ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "Relu": lambda x: np.maximum(x, 0, out=x),
+    "Tanh": lambda x: np.tanh(x, out=x),
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class NumpyNetwork:
         for register, value in self.constants.items():
             template[register] = value
         program = [
-            (OPERATIONS[step.operation], step.inputs, step.output, dict(step.attributes))
+            (step.output, _in_place(step) if self._is_in_place(step) else _apart(step))
             for step in self.steps
         ]
         result = self.result
@@ -69,192 +79,67 @@ class NumpyNetwork:
         def run(observations: Array) -> Array:
             registers = template.copy()
             registers[0] = observations
-            for operation, inputs, output, attributes in program:
-                registers[output] = operation(*[registers[i] for i in inputs], **attributes)
+            for output, operation in program:
+                registers[output] = operation(registers)
             answer: Array = registers[result]
             return answer
 
         return run
 
+    @functools.cached_property
+    def _layers(self) -> Mapping[int, Array]:
+        """Return the registers that only hold a layer's product on its way, with its weights."""
+        readers = Counter(register for step in self.steps for register in step.inputs)
+        readers[self.result] += 1
+        found: dict[int, Array] = {}
+        for step in self.steps:
+            first, *others = step.inputs
+            weights = self.constants.get(others[0]) if others else None
+            if (
+                step.operation == "MatMul"
+                and weights is not None
+                and not any(value for _, value in step.attributes)
+            ):
+                found[step.output] = weights
+            elif first in found and readers[first] == 1 and self._fits(step, found[first]):
+                found[step.output] = found[first]
+        return found
 
-def _matmul(a: Array, b: Array, *, transpose_a: bool = False, transpose_b: bool = False) -> Array:
-    product: Array = (a.T if transpose_a else a) @ (b.T if transpose_b else b)
-    return product
-
-
-def _relu(x: Array) -> Array:
-    result: Array = np.maximum(x, x.dtype.type(0))
-    return result
-
-
-def _sigmoid(x: Array) -> Array:
-    result: Array = 1 / (1 + np.exp(-x))
-    return result
-
-
-def _elu(x: Array) -> Array:
-    return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
-
-
-def _selu(x: Array) -> Array:
-    scale, alpha = 1.0507009873554805, 1.6732632423543772
-    return np.where(x > 0, scale * x, scale * alpha * np.expm1(np.minimum(x, 0))).astype(x.dtype)
-
-
-def _softmax(x: Array) -> Array:
-    shifted = np.exp(x - x.max(axis=-1, keepdims=True))
-    result: Array = shifted / shifted.sum(axis=-1, keepdims=True)
-    return result
-
-
-def _concat(*parts: Array) -> Array:
-    return np.concatenate(parts[:-1], axis=int(parts[-1]))
-
-
-def _reshape(x: Array, shape: Array) -> Array:
-    return x.reshape([int(size) for size in shape])
-
-
-def _split(axis: Array, x: Array, *, num_split: int, port: int) -> Array:
-    parts: Array = np.split(x, num_split, axis=int(axis))[port]
-    return parts
-
-
-def _split_v(x: Array, sizes: Array, axis: Array, *, port: int) -> Array:
-    ends = np.cumsum(sizes)
-    index: list[Any] = [slice(None)] * x.ndim
-    index[int(axis)] = slice(int(ends[port] - sizes[port]), int(ends[port]))
-    part: Array = x[tuple(index)]
-    return part
-
-
-def _slice(x: Array, begin: Array, size: Array) -> Array:
-    index = tuple(
-        slice(int(b), None if s < 0 else int(b) + int(s)) for b, s in zip(begin, size, strict=True)
-    )
-    part: Array = x[index]
-    return part
-
-
-def _strided_slice(x: Array, begin: Array, end: Array, strides: Array, **masks: int) -> Array:
-    """Slice by TensorFlow's masks, which have one bit a dimension."""
-    index: list[Any] = []
-    for axis, (first, last, stride) in enumerate(zip(begin, end, strides, strict=True)):
-        is_set = {name: bool(mask >> axis & 1) for name, mask in masks.items()}
-        if is_set["ellipsis_mask"]:
-            index.append(Ellipsis)
-        elif is_set["new_axis_mask"]:
-            index.append(None)
-        elif is_set["shrink_axis_mask"]:
-            index.append(int(first))
-        else:
-            start = None if is_set["begin_mask"] else int(first)
-            index.append(slice(start, None if is_set["end_mask"] else int(last), int(stride)))
-    part: Array = np.asarray(x)[tuple(index)]
-    return part
-
-
-def _reduction(function: Callable[..., Any]) -> Callable[..., Array]:
-    def reduce(x: Array, axes: Array, *, keep_dims: bool) -> Array:
-        result: Array = function(
-            x, axis=tuple(int(axis) for axis in np.ravel(axes)), keepdims=keep_dims
+    def _fits(self, step: Step, weights: Array) -> bool:
+        """Return whether a step leaves shape and type of a layer's product as they are."""
+        if step.operation in _ACTIVATIONS:
+            return len(step.inputs) == 1
+        other = self.constants.get(step.inputs[-1])
+        return (
+            step.operation in _SUMS
+            and other is not None
+            and other.shape == weights.shape[1:]
+            and other.dtype == weights.dtype
         )
-        return result
 
-    return reduce
-
-
-def _one_hot(
-    indices: Array, depth: Array, on_value: Array, off_value: Array, *, axis: int
-) -> Array:
-    values = np.where(np.arange(int(depth)) == indices[..., None], on_value, off_value)
-    return np.moveaxis(values, -1, axis)
+    def _is_in_place(self, step: Step) -> bool:
+        return step.operation != "MatMul" and step.output in self._layers
 
 
-def _cast(x: Array, *, dtype: str) -> Array:
-    return np.asarray(x).astype(dtype)
+def _apart(step: Step) -> Callable[[list[Any]], Array]:
+    """Return a step that makes a new array."""
+    function = functools.partial(OPERATIONS[step.operation], **dict(step.attributes))
+    if len(step.inputs) == 1:
+        (only,) = step.inputs
+        return lambda registers: function(registers[only])
+    if len(step.inputs) == 2:
+        first, second = step.inputs
+        return lambda registers: function(registers[first], registers[second])
+    return lambda registers: function(*[registers[register] for register in step.inputs])
 
 
-def _squeeze(x: Array, *, squeeze_dims: tuple[int, ...]) -> Array:
-    return np.squeeze(x, axis=squeeze_dims or None)
-
-
-def _pack(*parts: Array, axis: int) -> Array:
-    return np.stack(parts, axis=axis)
-
-
-def _range(start: Any, limit: Any, delta: Any) -> Array:  # noqa: ANN401 -- zero-dimensional arrays
-    return np.arange(start, limit, delta, dtype=start.dtype)
-
-
-def _where(condition: Array, a: Array, b: Array) -> Array:
-    return np.where(condition, a, b)
-
-
-def _leaky_relu(x: Array, *, alpha: float) -> Array:
-    result: Array = np.maximum(x, x * x.dtype.type(alpha))
-    return result
-
-
-OPERATIONS: Mapping[str, Callable[..., Array]] = {
-    "Abs": np.abs,
-    "Add": np.add,
-    "AddN": lambda *parts: np.sum(np.stack(parts), axis=0),
-    "AddV2": np.add,
-    "BiasAdd": np.add,
-    "Cast": _cast,
-    "ConcatV2": _concat,
-    "Elu": _elu,
-    "Equal": np.equal,
-    "Exp": np.exp,
-    "ExpandDims": lambda x, axis: np.expand_dims(x, int(axis)),
-    "Fill": lambda shape, value: np.full([int(size) for size in shape], value),
-    "Greater": np.greater,
-    "LeakyRelu": _leaky_relu,
-    "Less": np.less,
-    "Log": np.log,
-    "LogicalAnd": np.logical_and,
-    "LogicalNot": np.logical_not,
-    "MatMul": _matmul,
-    "Max": _reduction(np.max),
-    "Maximum": np.maximum,
-    "Mean": _reduction(np.mean),
-    "Min": _reduction(np.min),
-    "Minimum": np.minimum,
-    "Mul": np.multiply,
-    "Neg": np.negative,
-    "NotEqual": np.not_equal,
-    "OneHot": _one_hot,
-    "OnesLike": np.ones_like,
-    "Pack": _pack,
-    "Pow": np.power,
-    "Range": _range,
-    "RealDiv": np.divide,
-    "Relu": _relu,
-    "Reshape": _reshape,
-    "Rsqrt": lambda x: 1 / np.sqrt(x),
-    "Select": _where,
-    "SelectV2": _where,
-    "Selu": _selu,
-    "Shape": lambda x, dtype="int32": np.array(np.shape(x), dtype),
-    "Sigmoid": _sigmoid,
-    "Slice": _slice,
-    "Softmax": _softmax,
-    "Softplus": lambda x: np.logaddexp(x, x.dtype.type(0)),
-    "Softsign": lambda x: x / (1 + np.abs(x)),
-    "Split": _split,
-    "SplitV": _split_v,
-    "Sqrt": np.sqrt,
-    "Square": np.square,
-    "SquaredDifference": lambda a, b: np.square(a - b),
-    "Squeeze": _squeeze,
-    "StridedSlice": _strided_slice,
-    "Sub": np.subtract,
-    "Sum": _reduction(np.sum),
-    "Tanh": np.tanh,
-    "Tile": lambda x, multiples: np.tile(x, multiples),
-    "ZerosLike": np.zeros_like,
-}
+def _in_place(step: Step) -> Callable[[list[Any]], Array]:
+    """Return a step that writes over its first input, which nothing else reads."""
+    first, second = step.inputs[0], step.inputs[-1]
+    if step.operation in _ACTIVATIONS:
+        activate = _ACTIVATIONS[step.operation]
+        return lambda registers: activate(registers[first])
+    return lambda registers: np.add(registers[first], registers[second], out=registers[first])
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,6 +191,25 @@ class NetworkPolicy:
         Raises:
             DistributionError: if the network's outputs are no distribution.
         """
+        total = len(observations)
+        if total <= _ROWS_AT_ONCE:
+            return self._infer(observations, is_deterministic, seeds)
+        parts = [slice(first, first + _ROWS_AT_ONCE) for first in range(0, total, _ROWS_AT_ONCE)]
+        answers = [
+            self._infer(observations[part], is_deterministic[part], seeds[part]) for part in parts
+        ]
+        return PolicyOutputs(
+            np.concatenate([answer.actions for answer in answers]),
+            np.concatenate([answer.probability for answer in answers]),
+            np.concatenate([answer.distribution for answer in answers]),
+        )
+
+    def _infer(
+        self,
+        observations: NDArray[np.floating[Any]],
+        is_deterministic: NDArray[np.bool_],
+        seeds: Int64Array,
+    ) -> PolicyOutputs:
         with np.errstate(all="ignore"):
             inputs = self._run(observations)
         return self._actions.answer(

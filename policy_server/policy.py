@@ -127,6 +127,7 @@ class PolicySignature:
         has_deterministic_action: the model can give its deterministic action.
         recurrent_inputs: the names of the inputs that carry recurrent state, which starts at zero.
         engine: what computes the policy.
+        engine_reason: why that, in words.
         findings: how family and sizes were identified and proved, for the log and for `generate.py
             inspect`.
     """
@@ -143,6 +144,7 @@ class PolicySignature:
     recurrent_inputs: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
     engine: Literal["numpy", "tensorflow"] = "tensorflow"
+    engine_reason: str = ""
 
     @property
     def family(self) -> str:

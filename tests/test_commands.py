@@ -371,6 +371,7 @@ def test_inspect_shows_what_is_not_known() -> None:
         outputs=(),
         action_outputs=(),
         components=None,
+        engine_reason="its family is unknown",
     )
     hot = replace(unknown, components=(ActionComponent("categorical", 2, 0, 0, temperature=0.5),))
 
@@ -384,6 +385,7 @@ def test_inspect_shows_what_is_not_known() -> None:
         "components   unknown",
         "proved       no",
         "findings     none",
+        "engine       tensorflow: its family is unknown",
         "recurrent    no",
     ]
     assert "components   0  categorical, 2 choices: temperature 0.5" in (

@@ -1,171 +1,15 @@
-"""A network as NumPy operations: each does what TensorFlow's of that name does."""
+"""A network as NumPy operations: any number of rows, and no array written over too early."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import pytest
-import tensorflow as tf
-from numpy.typing import NDArray
 
-from policy_server.numpy_network import (
-    OPERATIONS,
-    CompiledPolicy,
-    NetworkPolicy,
-    NumpyNetwork,
-    Step,
-)
+from policy_server.numpy_network import CompiledPolicy, NetworkPolicy, NumpyNetwork, Step
 from tests.fakes import components_of, signature_of
 
-MATRIX = np.array([[-1.5, 0.0, 2.0], [0.5, -0.25, 1.0]], np.float32)
-OTHER = np.array([[2.0, 1.0, 0.5], [3.0, -1.0, 4.0]], np.float32)
-POSITIVE = np.abs(MATRIX) + 0.5
-INDEX = np.array([2, 0], np.int64)
-TWO = np.array([3, 2], np.int32)
-ALL_AXES: Mapping[str, Any] = {"keep_dims": False}
-NO_MASKS = {"shrink_axis_mask": 0, "ellipsis_mask": 0, "new_axis_mask": 0}
-CASES: Mapping[str, tuple[tuple[Any, ...], Mapping[str, Any]]] = {
-    "Abs": ((MATRIX,), {}),
-    "Add": ((MATRIX, OTHER), {}),
-    "AddN": ((MATRIX, OTHER, OTHER), {}),
-    "AddV2": ((MATRIX, OTHER), {}),
-    "BiasAdd": ((MATRIX, OTHER[0]), {}),
-    "ConcatV2": ((MATRIX, OTHER, np.int32(1)), {}),
-    "Elu": ((MATRIX,), {}),
-    "Equal": ((MATRIX, MATRIX), {}),
-    "Exp": ((MATRIX,), {}),
-    "ExpandDims": ((MATRIX, np.int32(1)), {}),
-    "Fill": ((TWO, np.float32(7)), {}),
-    "Greater": ((MATRIX, OTHER), {}),
-    "LeakyRelu": ((MATRIX,), {"alpha": 0.2}),
-    "Less": ((MATRIX, OTHER), {}),
-    "Log": ((POSITIVE,), {}),
-    "LogicalAnd": ((MATRIX > 0, OTHER > 0), {}),
-    "LogicalNot": ((MATRIX > 0,), {}),
-    "MatMul": ((MATRIX, OTHER), {"transpose_a": False, "transpose_b": True}),
-    "Max": ((MATRIX, np.int32(1)), {"keep_dims": True}),
-    "Maximum": ((MATRIX, OTHER), {}),
-    "Mean": ((MATRIX, np.array([1], np.int32)), ALL_AXES),
-    "Min": ((MATRIX, np.int32(0)), ALL_AXES),
-    "Minimum": ((MATRIX, OTHER), {}),
-    "Mul": ((MATRIX, OTHER), {}),
-    "Neg": ((MATRIX,), {}),
-    "NotEqual": ((MATRIX, MATRIX), {}),
-    "OneHot": ((INDEX, np.int32(4), np.float32(1), np.float32(0)), {"axis": -1}),
-    "OnesLike": ((MATRIX,), {}),
-    "Pack": ((MATRIX, OTHER), {"axis": 1}),
-    "Pow": ((POSITIVE, OTHER), {}),
-    "Range": ((np.int32(1), np.int32(7), np.int32(2)), {}),
-    "RealDiv": ((MATRIX, OTHER), {}),
-    "Relu": ((MATRIX,), {}),
-    "Reshape": ((MATRIX, TWO), {}),
-    "Rsqrt": ((POSITIVE,), {}),
-    "Select": ((MATRIX > 0, MATRIX, OTHER), {}),
-    "SelectV2": ((MATRIX > 0, MATRIX, OTHER), {}),
-    "Selu": ((MATRIX,), {}),
-    "Shape": ((MATRIX,), {}),
-    "Sigmoid": ((MATRIX,), {}),
-    "Slice": ((MATRIX, np.array([0, 1], np.int32), np.array([-1, 2], np.int32)), {}),
-    "Softmax": ((MATRIX,), {}),
-    "Softplus": ((MATRIX,), {}),
-    "Softsign": ((MATRIX,), {}),
-    "Sqrt": ((POSITIVE,), {}),
-    "Square": ((MATRIX,), {}),
-    "SquaredDifference": ((MATRIX, OTHER), {}),
-    "Squeeze": ((MATRIX[:, None],), {"squeeze_dims": (1,)}),
-    "StridedSlice": (
-        (MATRIX, *(np.array(pair, np.int32) for pair in ([0, 1], [0, 3], [1, 1]))),
-        {"begin_mask": 1, "end_mask": 1, **NO_MASKS},
-    ),
-    "Sub": ((MATRIX, OTHER), {}),
-    "Sum": ((MATRIX, np.int32(-1)), ALL_AXES),
-    "Tanh": ((MATRIX,), {}),
-    "Tile": ((MATRIX, np.array([2, 1], np.int32)), {}),
-    "ZerosLike": ((MATRIX,), {}),
-}
-# Their own names in TensorFlow's Python interface, where the generic call does not do.
-SPECIAL: Mapping[str, tuple[Any, NDArray[Any]]] = {
-    "Cast": (OPERATIONS["Cast"](MATRIX, dtype="int64"), tf.cast(MATRIX, tf.int64).numpy()),
-    "Split": (
-        OPERATIONS["Split"](np.int32(1), MATRIX, num_split=3, port=2),
-        tf.split(MATRIX, 3, axis=1)[2].numpy(),
-    ),
-    "SplitV": (
-        OPERATIONS["SplitV"](MATRIX, np.array([1, 2]), np.int32(1), port=1),
-        tf.split(MATRIX, [1, 2], axis=1)[1].numpy(),
-    ),
-}
-
-
-@pytest.mark.parametrize("operation", sorted(CASES))
-def test_operation_equals_tensorflows(operation: str) -> None:
-    inputs, attributes = CASES[operation]
-
-    ours = OPERATIONS[operation](*map(np.asarray, inputs), **attributes)
-
-    expected = _tensorflow(operation, inputs, attributes)
-    assert ours.shape == expected.shape
-    assert ours.dtype == expected.dtype
-    assert ours == pytest.approx(expected, abs=1e-6)
-
-
-@pytest.mark.parametrize("operation", sorted(SPECIAL))
-def test_operation_of_one_output_among_several_equals_tensorflows(operation: str) -> None:
-    ours, expected = SPECIAL[operation]
-
-    assert ours == pytest.approx(expected)
-    assert ours.dtype == expected.dtype
-
-
-def test_every_operation_is_held_against_tensorflow() -> None:
-    assert set(CASES) | set(SPECIAL) == set(OPERATIONS)
-
-
-def _tensorflow(operation: str, inputs: tuple[Any, ...], attributes: Mapping[str, Any]) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
-    call = getattr(tf.raw_ops, operation)
-    names = list(call.__signature__.parameters) if hasattr(call, "__signature__") else None
-    arguments = dict(attributes)
-    tensors = [tf.constant(value) for value in inputs]
-    if operation in ("AddN", "Pack"):
-        return call(**{_first(call): tensors}, **arguments).numpy()
-    if operation == "ConcatV2":
-        return call(values=tensors[:-1], axis=tensors[-1]).numpy()
-    if operation == "Squeeze":
-        return call(input=tensors[0], axis=list(attributes["squeeze_dims"])).numpy()
-    parameters = names or _parameters(call)
-    return call(**dict(zip(parameters, tensors, strict=False)), **arguments).numpy()
-
-
-def _parameters(call: Any) -> list[str]:  # noqa: ANN401 -- TensorFlow is untyped
-    import inspect
-
-    return list(inspect.signature(call).parameters)
-
-
-def _first(call: Any) -> str:  # noqa: ANN401 -- TensorFlow is untyped
-    return _parameters(call)[0]
-
-
-@pytest.mark.parametrize(
-    ("begin", "masks"),
-    [
-        ([0, 1], {"shrink_axis_mask": 2, "begin_mask": 1, "end_mask": 1}),
-        ([0, 0], {"new_axis_mask": 2, "begin_mask": 1, "end_mask": 1}),
-        ([0, 1], {"ellipsis_mask": 1, "end_mask": 2}),
-    ],
-    ids=["one column", "new axis", "ellipsis"],
-)
-def test_strided_slice_reads_every_mask_as_tensorflow(
-    begin: list[int], masks: dict[str, int]
-) -> None:
-    bounds = [np.array(pair, np.int32) for pair in (begin, [2, 2], [1, 1])]
-    attributes = {**NO_MASKS, "begin_mask": 0, "end_mask": 0, **masks}
-
-    ours = OPERATIONS["StridedSlice"](MATRIX, *bounds, **attributes)
-
-    assert ours.tolist() == _tensorflow("StridedSlice", (MATRIX, *bounds), attributes).tolist()
+WEIGHTS = np.array([[1.0, -2.0], [2.0, 0.5]], np.float32)
+BIAS = np.array([0.5, -0.5], np.float32)
 
 
 def test_network_runs_its_steps_for_any_batch() -> None:
@@ -190,3 +34,60 @@ def test_compiled_policy_answers_from_its_network() -> None:
 
     assert outputs.actions.tolist() == [[1.0], [0.0]]
     assert outputs.probability == pytest.approx(1 / (1 + np.exp(-5.0)))
+
+
+def test_activation_does_not_write_over_what_is_read_again() -> None:
+    """A residual network adds a layer's product to what its activation made of it."""
+    steps = (
+        Step("MatMul", (0, 1), 3),
+        Step("BiasAdd", (3, 2), 4),
+        Step("Tanh", (4,), 5),
+        Step("Add", (4, 5), 6),
+        Step("Relu", (0,), 7),
+        Step("Sub", (6, 7), 8),
+    )
+    run = NumpyNetwork({1: WEIGHTS, 2: BIAS}, steps, result=8, registers=9).compile()
+    rows = np.array([[1.0, -1.0], [0.25, 0.5]], np.float32)
+    sent = rows.copy()
+
+    first, second = run(rows), run(rows)
+
+    product = sent @ WEIGHTS + BIAS
+    assert first == pytest.approx(product + np.tanh(product) - np.maximum(sent, 0))
+    assert (first == second).all()
+    assert (rows == sent).all()
+
+
+def test_result_that_a_later_step_reads_too_stays_as_it_is() -> None:
+    steps = (Step("MatMul", (0, 1), 2), Step("Tanh", (2,), 3), Step("Neg", (3,), 4))
+    run = NumpyNetwork({1: WEIGHTS}, steps, result=2, registers=5).compile()
+    rows = np.array([[1.0, 1.0]], np.float32)
+
+    assert run(rows).tolist() == (rows @ WEIGHTS).tolist()
+
+
+def test_sum_of_another_shape_makes_a_new_array() -> None:
+    """A column of products plus a row of numbers is a matrix."""
+    steps = (Step("MatMul", (0, 1), 3), Step("AddV2", (3, 2), 4))
+    run = NumpyNetwork({1: WEIGHTS[:, :1], 2: BIAS}, steps, result=4, registers=5).compile()
+
+    assert run(np.array([[1.0, 1.0]], np.float32)).tolist() == [[3.5, 2.5]]
+
+
+def test_many_rows_are_answered_as_few_are() -> None:
+    signature = signature_of(components_of(("categorical", 2)))
+    network = NumpyNetwork({1: WEIGHTS}, (Step("MatMul", (0, 1), 2),), result=2, registers=3)
+    policy = NetworkPolicy(CompiledPolicy(signature, network))
+    rows = np.random.default_rng(5).normal(size=(1100, 2)).astype(np.float32)
+    is_deterministic = np.arange(1100) % 3 == 0
+    seeds = np.arange(1100)
+
+    whole = policy.infer(rows, is_deterministic=is_deterministic, seeds=seeds)
+
+    parts = [
+        policy.infer(rows[part], is_deterministic=is_deterministic[part], seeds=seeds[part])
+        for part in (slice(0, 300), slice(300, 800), slice(800, 1100))
+    ]
+    assert whole.actions.tolist() == np.concatenate([part.actions for part in parts]).tolist()
+    assert whole.probability == pytest.approx(np.concatenate([part.probability for part in parts]))
+    assert whole.distribution == pytest.approx(rows @ WEIGHTS, abs=1e-6)

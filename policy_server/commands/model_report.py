@@ -105,6 +105,7 @@ def report_as_text(report: ModelReport) -> list[str]:
         or ["unknown"],
         "proved": ["yes" if signature.is_proved else "no"],
         "findings": signature.findings or ["none"],
+        "engine": [f"{signature.engine}: {signature.engine_reason}"],
         "recurrent": signature.recurrent_inputs or ["no"],
         "schema": [fits],
     }

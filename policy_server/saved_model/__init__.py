@@ -46,4 +46,4 @@ def _without_noise() -> Iterator[None]:
 
 
 with _without_noise():
-    from policy_server.saved_model.policy import LoadedPolicy, load_policy
+    from policy_server.saved_model.loading import LoadedPolicy, load_policy

@@ -5,18 +5,23 @@ The result is served only after it was proved equal to the graph on the probes.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from policy_server.numpy_network import OPERATIONS, NumpyNetwork, Step
+from policy_server.numpy_network import NumpyNetwork
+from policy_server.numpy_operations import OPERATIONS
+from policy_server.policy import SignatureTensor
+from policy_server.saved_model.building import NetworkBuilder
 from policy_server.saved_model.freezing import node_of
 from policy_server.saved_model.graph import LoadedGraph
 from policy_server.saved_model.nodes import GraphNodes
+from policy_server.saved_model.runner import filled_value
 
-__all__ = ["compile_network", "is_equal"]
+__all__ = ["NotCompiledError", "compile_network", "largest_difference"]
 
 _TOLERANCE = 1e-5
 _FEWEST_PROBES = 16
@@ -37,73 +42,124 @@ _ATTRIBUTES = {
         "new_axis_mask",
         "shrink_axis_mask",
     ),
+    "Prod": ("keep_dims",),
     "Sum": ("keep_dims",),
 }
-_CHECKS = ("Assert", "CheckNumerics", "CheckNumericsV2", "Abort")
 _PORTED = ("Split", "SplitV")
+# How many turns of a loop are unrolled: RLlib's recurrent layers take one for one observation.
+_MOST_TURNS = 16
+_ARRAY_OPS = (
+    "TensorArrayV3",
+    "TensorArrayScatterV3",
+    "TensorArrayReadV3",
+    "TensorArrayWriteV3",
+    "TensorArrayGatherV3",
+    "TensorArraySizeV3",
+)
+_PASSED = (*_ARRAY_OPS, "Enter")
+_WITH_OUTPUTS = (*_PORTED, "TensorArrayV3")
+_CHECKS = ("Assert", "CheckNumerics", "CheckNumericsV2", "Abort")
 
 
-def compile_network(loaded: LoadedGraph, output: str) -> NumpyNetwork | None:
+class NotCompiledError(Exception):
+    """A policy can't be computed by NumPy; the message says what is missing."""
+
+
+def compile_network(loaded: LoadedGraph, output: str, width: int) -> NumpyNetwork:
     """Return the network that computes an output.
 
     Args:
         loaded: the frozen graph.
         output: a key of the signature, such as `action_dist_inputs`.
+        width: how many numbers one observation has.
 
     Returns:
-        The network; None where the output needs an operation that NumPy has no equal of, or
-        anything but the observation.
+        The network.
+
+    Raises:
+        NotCompiledError: saying why, where the output needs what NumPy has no equal of.
     """
     shape = loaded.observation_input.shape
-    if shape is None or len(shape) != 2 or shape[0] is not None:
-        return None
+    if shape is None or len(shape) < 2 or shape[0] is not None:
+        raise NotCompiledError("the policy takes batches of one size only")
     try:
-        return _Compiler(loaded).compile(loaded.fetches[output])
-    except _UnsupportedError:
-        return None
+        return _Compiler(loaded, width).compile(loaded.fetches[output])
+    except (ValueError, TypeError, IndexError) as error:
+        raise NotCompiledError(f"NumPy refuses a step: {error}") from error
 
 
-def is_equal(ours: NDArray[Any], graphs: NDArray[Any]) -> bool:
-    """Return whether a compiled network gives what the graph gives.
+def largest_difference(network: NumpyNetwork, rows: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Prove that a network gives what the graph gives, and return how far apart they are at most.
 
     Args:
-        ours: float[N, K] for the probes.
-        graphs: the same of the graph.
+        network: the network.
+        rows: float[N, D], the probes.
+        expected: float[N, K], what the graph gives for them.
 
     Returns:
-        True if every finite row is equal within 1e-5, relative above 1.
+        The largest difference over the finite rows, relative above 1; at most 1e-5.
+
+    Raises:
+        NotCompiledError: if it is larger, for the batch or for a row by itself.
     """
-    if ours.shape != graphs.shape:
-        return False
-    rows = np.isfinite(graphs).all(axis=1)
-    if rows.sum() < _FEWEST_PROBES:
-        return False
-    difference = np.abs(ours[rows].astype(np.float64) - graphs[rows].astype(np.float64))
-    return bool((difference <= _TOLERANCE * (1 + np.abs(graphs[rows].astype(np.float64)))).all())
+    run = network.compile()
+    try:
+        with np.errstate(all="ignore"):
+            ours = [run(rows), run(rows[:1])]
+    except (ValueError, TypeError, IndexError) as error:
+        raise NotCompiledError(f"NumPy refuses a step: {error}") from error
+    is_finite = np.isfinite(expected).all(axis=1)
+    if is_finite.sum() < _FEWEST_PROBES:
+        raise NotCompiledError(f"fewer than {_FEWEST_PROBES} probes have finite outputs")
+    largest = 0.0
+    for found in ours:
+        theirs, is_compared = expected[: len(found)], is_finite[: len(found)]
+        if found.shape != theirs.shape:
+            raise NotCompiledError(f"NumPy's result has the shape {found.shape}")
+        known = theirs[is_compared].astype(np.float64)
+        difference = np.abs(found[is_compared].astype(np.float64) - known) / (1 + np.abs(known))
+        largest = max(largest, float(difference.max(initial=0.0)))
+        # NaN has to fail too.
+        if not (difference <= _TOLERANCE).all():
+            raise NotCompiledError(f"NumPy differs from TensorFlow by {largest:.1e}")
+    return largest
 
 
-class _UnsupportedError(Exception):
-    pass
+# A value, or the elements of a TensorArray.
+_Known = int | tuple[int, ...]
 
 
 class _Compiler:
-    def __init__(self, loaded: LoadedGraph) -> None:
+    def __init__(self, loaded: LoadedGraph, width: int) -> None:
         self._nodes = GraphNodes(loaded.graph_def)
-        self._registers: dict[str, int] = {}
-        self._constants: dict[int, NDArray[Any]] = {}
-        self._steps: list[Step] = []
-        self._count = 1
-        observations = self._nodes.source(loaded.observations)
-        cast = (("dtype", loaded.observation_input.dtype),)
-        self._registers[observations] = self._add("Cast", (0,), cast)
-        for tensor, item in loaded.feeds.items():
-            if item.name == "is_training" and not item.shape:
-                self._registers[self._nodes.source(tensor)] = self._keep(np.array(False))  # noqa: FBT003 -- NumPy's own signature
+        self._graph = loaded.graph_def
+        self._builder = NetworkBuilder(width)
+        self._known: dict[str, _Known] = {}
+        item = loaded.observation_input
+        rows = self._builder.add("Cast", (0,), (("dtype", item.dtype),))
+        shape = self._builder.add("Shape", (0,))
+        self._batch = self._element(shape, 0)
+        if item.shape is not None and len(item.shape) > 2:
+            sizes = np.array([-1, *(size or -1 for size in item.shape[1:])])
+            rows = self._builder.add("Reshape", (rows, self._builder.keep(sizes)))
+        self._known[self._nodes.source(loaded.observations)] = rows
+        for tensor, part in loaded.feeds.items():
+            self._known[self._nodes.source(tensor)] = self._fill(part)
 
     def compile(self, tensor: str) -> NumpyNetwork:
         self._refuse_checks(node_of(tensor))
-        result = self._visit(self._nodes.source(tensor))
-        return NumpyNetwork(self._constants, tuple(self._steps), result, self._count)
+        return self._builder.finish(self._value(self._nodes.source(tensor)))
+
+    def _fill(self, item: SignatureTensor) -> int:
+        """Return what `runner` fills an input with."""
+        value = self._builder.keep(filled_value(item))
+        if not item.shape:
+            return value
+        keep = self._builder.keep
+        first = self._batch if item.shape[0] is None else keep(np.array(item.shape[0], np.int32))
+        rest = [keep(np.array(1 if size is None else size, np.int32)) for size in item.shape[1:]]
+        shape = self._builder.add("Pack", (first, *rest), (("axis", 0),))
+        return self._builder.add("Fill", (shape, value))
 
     def _refuse_checks(self, name: str) -> None:
         """Leave a graph that checks its observations to TensorFlow: NumPy would answer them."""
@@ -111,49 +167,126 @@ class _Compiler:
         while waiting:
             node = self._nodes.node(waiting.pop())
             if node.op in _CHECKS:
-                raise _UnsupportedError(node.op)
+                raise NotCompiledError(f"NumPy has no {node.op}")
             following = {node_of(item.removeprefix("^")) for item in node.input} - seen
             seen |= following
             waiting += following
 
-    def _visit(self, tensor: str) -> int:
+    def _value(self, tensor: str) -> int:
+        known = self._visit(tensor)
+        if isinstance(known, tuple):
+            raise NotCompiledError("the result is a TensorArray")
+        return known
+
+    def _visit(self, tensor: str) -> _Known:
         """Return the register of a tensor, after the steps that compute it."""
         # An explicit stack: a deep network is deeper than Python's.
         waiting = [tensor]
         while waiting:
             current = waiting[-1]
-            if current in self._registers:
+            if current in self._known:
                 waiting.pop()
                 continue
             node = self._nodes.node(current)
+            if node.op == "Exit":
+                self._known[current] = self._loop(current)
+                continue
             value = self._nodes.constant(current)
             if value is not None:
-                self._registers[current] = self._keep(value)
+                self._known[current] = self._builder.keep(value)
                 continue
-            if node.op not in OPERATIONS:
-                raise _UnsupportedError(node.op)
-            missing = [name for name in self._nodes.inputs_of(node) if name not in self._registers]
+            is_other_output = node.op not in _WITH_OUTPUTS and not current.endswith(":0")
+            if is_other_output or node.op not in (*OPERATIONS, *_PASSED):
+                raise NotCompiledError(f"NumPy has no {node.op}")
+            inputs = self._nodes.inputs_of(node)
+            missing = [name for name in inputs if name not in self._known]
             if missing:
                 waiting += missing
                 continue
-            inputs = tuple(self._registers[name] for name in self._nodes.inputs_of(node))
-            self._registers[current] = self._add(node.op, inputs, _attributes(node, current))
-        return self._registers[tensor]
+            self._known[current] = self._result(node, current, [self._known[i] for i in inputs])
+        return self._known[tensor]
 
-    def _add(
-        self, operation: str, inputs: tuple[int, ...], attributes: tuple[tuple[str, Any], ...]
-    ) -> int:
-        if all(register in self._constants for register in inputs):
-            values = [self._constants[register] for register in inputs]
-            return self._keep(np.asarray(OPERATIONS[operation](*values, **dict(attributes))))
-        self._steps.append(Step(operation, inputs, self._count, attributes))
-        self._count += 1
-        return self._count - 1
+    def _result(self, node: Any, tensor: str, inputs: list[_Known]) -> _Known:  # noqa: ANN401 -- TensorFlow is untyped
+        if node.op == "Enter":
+            return inputs[0]
+        if node.op in _ARRAY_OPS:
+            return self._array(node, inputs)
+        registers = [item for item in inputs if isinstance(item, int)]
+        if len(registers) < len(inputs):
+            raise NotCompiledError(f"NumPy has no {node.op}")
+        return self._builder.add(node.op, registers, _attributes(node, tensor))
 
-    def _keep(self, value: NDArray[Any]) -> int:
-        self._constants[self._count] = value
-        self._count += 1
-        return self._count - 1
+    def _array(self, node: Any, inputs: list[_Known]) -> _Known:  # noqa: ANN401 -- TensorFlow is untyped
+        """Follow a TensorArray by its elements' registers; its flow stands for it."""
+        if node.op == "TensorArrayV3":
+            return (0,) * int(self._constant(inputs[0]))
+        flow = inputs[-1]
+        assert isinstance(flow, tuple), "TensorFlow checks the types of a graph"
+        if node.op == "TensorArraySizeV3":
+            return self._builder.keep(np.array(len(flow), np.int32))
+        indices = [int(index) for index in np.ravel(self._constant(inputs[1]))]
+        if node.op == "TensorArrayReadV3":
+            return flow[indices[0]]
+        if node.op == "TensorArrayGatherV3":
+            return self._builder.add("Pack", [flow[index] for index in indices], (("axis", 0),))
+        value = inputs[2]
+        assert isinstance(value, int), "TensorFlow checks the types of a graph"
+        elements = list(flow)
+        for place, index in enumerate(indices):
+            is_one = node.op == "TensorArrayWriteV3"
+            elements[index] = value if is_one else self._element(value, place)
+        return tuple(elements)
+
+    def _element(self, register: int, index: int) -> int:
+        bounds = [self._builder.keep(np.array([at], np.int32)) for at in (index, index + 1, 1)]
+        masks = {name: 0 for name in _ATTRIBUTES["StridedSlice"]} | {"shrink_axis_mask": 1}
+        return self._builder.add("StridedSlice", (register, *bounds), tuple(masks.items()))
+
+    def _constant(self, known: _Known) -> NDArray[Any]:
+        value = self._builder.constant(known) if isinstance(known, int) else None
+        if value is None:
+            raise NotCompiledError("a loop or an array whose size depends on the observation")
+        return value
+
+    def _loop(self, tensor: str) -> _Known:
+        """Unroll a loop of a fixed number of turns, and return what leaves it.
+
+        Source: TensorFlow's control flow of version 1, where a variable is a Merge of what enters
+        and what the last turn gave, and a Switch leads it into the next turn or to its Exit.
+        """
+        wanted = self._nodes.source(self._nodes.node(tensor).input[0])
+        frame = self._frame(self._nodes.node(wanted))
+        merges = {
+            f"{node.name}:0": node
+            for node in self._graph.node
+            if node.op == "Merge" and self._frame(node) == frame
+        }
+        condition = next(
+            self._nodes.source(self._nodes.node(node.input[1]).input[0])
+            for node in self._graph.node
+            if node.op == "Switch" and self._nodes.source(node.input[0]) == wanted
+        )
+        outside = dict(self._known)
+        state = {
+            name: self._visit(self._nodes.source(node.input[0])) for name, node in merges.items()
+        }
+        for _ in range(_MOST_TURNS):
+            self._known = outside | state
+            is_going_on = bool(self._constant(self._visit(condition)))
+            if not is_going_on:
+                self._known = outside
+                return state[wanted]
+            state = {
+                name: self._visit(self._nodes.inputs_of(self._nodes.node(node.input[1]))[0])
+                for name, node in merges.items()
+            }
+        raise NotCompiledError(f"a loop of more than {_MOST_TURNS} turns")
+
+    def _frame(self, merge: Any) -> str:  # noqa: ANN401 -- TensorFlow is untyped
+        if merge.op != "Merge":
+            raise NotCompiledError(f"NumPy has no {merge.op}")
+        enter = self._nodes.node(self._nodes.source(merge.input[0]))
+        return str(enter.attr["frame_name"].s) if enter.op == "Enter" else ""
 
 
 def _attributes(node: Any, tensor: str) -> tuple[tuple[str, Any], ...]:  # noqa: ANN401 -- TensorFlow is untyped
@@ -163,10 +296,39 @@ def _attributes(node: Any, tensor: str) -> tuple[tuple[str, Any], ...]:  # noqa:
         known.append((name, getattr(value, value.WhichOneof("value") or "i")))
     if node.op in _PORTED:
         known.append(("port", int(tensor.partition(":")[2] or 0)))
-    if node.op == "Cast":
-        known.append(("dtype", tf.dtypes.as_dtype(node.attr["DstT"].type).name))
-    if node.op == "Shape":
-        known.append(("dtype", tf.dtypes.as_dtype(node.attr["out_type"].type).name))
-    if node.op == "Squeeze":
-        known.append(("squeeze_dims", tuple(node.attr["squeeze_dims"].list.i)))
+    if node.op in _CONVERTED:
+        known += _CONVERTED[node.op](node)
     return tuple(known)
+
+
+def _type(node: Any, attribute: str) -> list[tuple[str, Any]]:  # noqa: ANN401 -- TensorFlow is untyped
+    return [("dtype", tf.dtypes.as_dtype(node.attr[attribute].type).name)]
+
+
+def _convolution(node: Any) -> list[tuple[str, Any]]:  # noqa: ANN401 -- TensorFlow is untyped
+    padding, layout = node.attr["padding"].s.decode(), node.attr["data_format"].s.decode()
+    if (
+        layout != "NHWC"
+        or padding not in ("SAME", "VALID")
+        or set(node.attr["dilations"].list.i) > {1}
+    ):
+        raise NotCompiledError(f"NumPy has no Conv2D of {layout}, {padding} or dilated")
+    return [("strides", tuple(node.attr["strides"].list.i)), ("padding", padding)]
+
+
+def _normalisation(node: Any) -> list[tuple[str, Any]]:  # noqa: ANN401 -- TensorFlow is untyped
+    if not node.attr["is_training"].b:
+        raise NotCompiledError("NumPy has no FusedBatchNormV3 but layer normalisation")
+    layout = node.attr["data_format"].s.decode()
+    return [("epsilon", node.attr["epsilon"].f), ("data_format", layout)]
+
+
+# The attributes that NumPy takes in another form.
+_CONVERTED: Mapping[str, Callable[[Any], list[tuple[str, Any]]]] = {
+    "Cast": lambda node: _type(node, "DstT"),
+    "Conv2D": _convolution,
+    "Einsum": lambda node: [("equation", node.attr["equation"].s.decode())],
+    "FusedBatchNormV3": _normalisation,
+    "Shape": lambda node: _type(node, "out_type"),
+    "Squeeze": lambda node: [("squeeze_dims", tuple(node.attr["squeeze_dims"].list.i))],
+}

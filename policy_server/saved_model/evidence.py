@@ -70,16 +70,18 @@ def probe_rows(width: int, dtype: type[np.float32] | type[np.float64]) -> NDArra
     """
     generator = np.random.default_rng(20)
     size = (_PROBES_A_KIND, width)
+    one_hot = np.zeros(size)
     kinds = (
         generator.standard_normal(size),
         generator.random(size),
         generator.integers(0, 2, size),
         generator.integers(0, 5, size),
         generator.standard_normal(size) * 10,
-        np.eye(width)[generator.integers(0, width, _PROBES_A_KIND)],
+        one_hot,
         np.ones((1, width)),
         np.zeros((1, width)),
     )
+    one_hot[np.arange(_PROBES_A_KIND), generator.integers(0, width, _PROBES_A_KIND)] = 1
     return np.concatenate([np.asarray(kind, dtype) for kind in kinds])
 
 

@@ -17,7 +17,7 @@ from policy_server.policy import SignatureTensor
 from policy_server.saved_model.freezing import LATE_TIMESTEP, session_config
 from policy_server.saved_model.graph import LoadedGraph, translated
 
-__all__ = ["GraphRunner"]
+__all__ = ["GraphRunner", "filled_value"]
 
 v1 = tf.compat.v1
 
@@ -108,15 +108,21 @@ def _observations(rows: Any, batch: Any, item: SignatureTensor) -> Any:  # noqa:
     return tf.reshape(values, tf.stack([batch, *(size or -1 for size in item.shape[1:])]))
 
 
-def _fill(item: SignatureTensor, batch: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
+def filled_value(item: SignatureTensor) -> NDArray[Any]:
+    """Return the one value that an input other than the observation has in service.
+
+    Args:
+        item: the input.
+    """
     dtype = tf.dtypes.as_dtype(item.dtype)
     if item.name == "timestep":
-        value = tf.constant(min(LATE_TIMESTEP, int(dtype.max)), dtype=dtype)
-    elif item.name == "seq_lens":
-        # Zeros here crash a recurrent model: every row is a sequence of one step.
-        value = tf.ones([], dtype)
-    else:
-        value = tf.zeros([], dtype)
+        return np.array(min(LATE_TIMESTEP, int(dtype.max)), dtype.as_numpy_dtype)
+    # Zeros here crash a recurrent model: every row is a sequence of one step.
+    return np.array(item.name == "seq_lens", dtype.as_numpy_dtype)
+
+
+def _fill(item: SignatureTensor, batch: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
+    value = tf.constant(filled_value(item))
     if not item.shape:
         return value
     first = batch if item.shape[0] is None else item.shape[0]

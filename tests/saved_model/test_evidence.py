@@ -96,3 +96,11 @@ def test_policy_without_distribution_inputs_has_draws_only(tmp_path: Path) -> No
     assert evidence.log_probability is None
     assert evidence.deterministic is None
     assert not evidence.is_noisy
+
+
+def test_probes_of_an_images_width_take_no_more_than_their_rows() -> None:
+    """One-hots of an image's width would take gigabytes if they were cut from a unit matrix."""
+    wide = probe_rows(30_000, np.float32)
+
+    assert wide.shape == (194, 30_000)
+    assert (wide[160:192].sum(axis=1) == 1).all()

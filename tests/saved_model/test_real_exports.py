@@ -101,6 +101,14 @@ def test_distribution_and_mode_of_a_real_export_are_rllibs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_real_export_is_served_by_numpy(name: str) -> None:
+    signature = load(name).signature
+
+    assert signature.engine == "numpy"
+    assert "equal to TensorFlow on 194 probes" in signature.engine_reason
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_draws_of_a_real_export_follow_rllibs_distribution(name: str) -> None:
     policy = load(name)
     rows, _ = cases(name)

@@ -1,0 +1,217 @@
+"""Building a `NumpyNetwork` step by step, and leaving out what needs no computing.
+
+Every step is tried at once on observations of several batch sizes. What depends on the batch size
+alone, as the shapes, masks and zero states of recurrent policies do, is thereby known, and most of
+it folds away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policy_server.numpy_network import NumpyNetwork, Step
+from policy_server.numpy_operations import OPERATIONS
+
+__all__ = ["NetworkBuilder"]
+
+Array = NDArray[Any]
+Attributes = tuple[tuple[str, Any], ...]
+
+_BATCH_SIZES = (1, 2, 3, 5)
+_OF_THE_SHAPE = ("Shape", "ZerosLike", "OnesLike")
+# These give their first input's values in another order, and compute none.
+_MOVES = ("ExpandDims", "Pack", "Reshape", "Squeeze", "StridedSlice", "Transpose")
+_BROADCASTS = ("Add", "AddV2", "Maximum", "Minimum", "Mul", "RealDiv", "Sub")
+_SUMS = ("Add", "AddV2", "BiasAdd")
+_SELECTIONS = ("Select", "SelectV2")
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What a register held at each of the batch sizes.
+
+    Attributes:
+        values: one array a batch size.
+        is_fixed: it depends on the batch size alone, not on the observations.
+        origin: the register whose values these are in another order; None where they are new.
+        order: the places in it, at each batch size.
+    """
+
+    values: tuple[Array, ...]
+    is_fixed: bool = False
+    origin: int | None = None
+    order: tuple[Array, ...] = ()
+
+
+class NetworkBuilder:
+    """A network that grows. Register 0 holds the observations."""
+
+    def __init__(self, width: int) -> None:
+        """Begin with the observations.
+
+        Args:
+            width: how many numbers one observation has.
+        """
+        generator = np.random.default_rng(0)
+        rows = tuple(generator.normal(size=(size, width)) for size in _BATCH_SIZES)
+        self._trials = [_Trial(rows)]
+        self._constants: dict[int, Array] = {}
+        self._steps: list[Step] = []
+
+    def keep(self, value: Array) -> int:
+        """Return the register of a constant.
+
+        Args:
+            value: the constant.
+        """
+        register = self._hold(_Trial((value,) * len(_BATCH_SIZES), is_fixed=True))
+        self._constants[register] = value
+        return register
+
+    def constant(self, register: int) -> Array | None:
+        """Return the value of a register that always holds the same; None where it does not.
+
+        Args:
+            register: which.
+        """
+        return self._constants.get(register)
+
+    def add(self, operation: str, inputs: Sequence[int], attributes: Attributes = ()) -> int:
+        """Return the register of an operation's result, after a step for it where it needs one.
+
+        Args:
+            operation: its name in `OPERATIONS`.
+            inputs: the registers that it reads.
+            attributes: its constant attributes.
+
+        Raises:
+            ValueError, TypeError, IndexError: in NumPy's words, if it fails on these inputs.
+        """
+        trial = self._try(operation, inputs, attributes)
+        if trial.is_fixed and all(_is_same(trial.values[0], other) for other in trial.values):
+            return self.keep(trial.values[0])
+        known = self._known(operation, inputs, trial)
+        if known is not None:
+            return known
+        if operation == "Reshape":
+            inputs = (inputs[0], self._open_shape(inputs[1]))
+        elif operation in _BROADCASTS:
+            first, second = inputs
+            inputs = (
+                self._one_row(first, beside=second, result=trial),
+                self._one_row(second, beside=first, result=trial),
+            )
+        register = self._hold(trial)
+        self._steps.append(Step(operation, tuple(inputs), register, attributes))
+        return register
+
+    def finish(self, result: int) -> NumpyNetwork:
+        """Return the network without the steps that its result does not need.
+
+        Args:
+            result: the register of the result.
+        """
+        needed = {result}
+        steps: list[Step] = []
+        for step in reversed(self._steps):
+            if step.output in needed:
+                steps.append(step)
+                needed.update(step.inputs)
+        constants = {
+            register: self._constants[register] for register in needed & {*self._constants}
+        }
+        return NumpyNetwork(constants, tuple(reversed(steps)), result, len(self._trials))
+
+    def _hold(self, trial: _Trial) -> int:
+        self._trials.append(trial)
+        return len(self._trials) - 1
+
+    def _try(self, operation: str, inputs: Sequence[int], attributes: Attributes) -> _Trial:
+        function, named = OPERATIONS[operation], dict(attributes)
+        trials = [self._trials[register] for register in inputs]
+        with np.errstate(all="ignore"):
+            values = tuple(
+                np.asarray(function(*arguments, **named))
+                for arguments in zip(*(trial.values for trial in trials), strict=True)
+            )
+            is_fixed = operation in _OF_THE_SHAPE or all(trial.is_fixed for trial in trials)
+            if operation not in _MOVES or (operation == "Pack" and len(inputs) > 1):
+                return _Trial(values, is_fixed)
+            places = trials[0].order or tuple(map(_places, trials[0].values))
+            order = tuple(
+                np.asarray(function(*arguments, **named))
+                for arguments in zip(places, *(trial.values for trial in trials[1:]), strict=True)
+            )
+        origin = inputs[0] if trials[0].origin is None else trials[0].origin
+        return _Trial(values, is_fixed, origin, order)
+
+    def _known(self, operation: str, inputs: Sequence[int], trial: _Trial) -> int | None:
+        """Return a register that already holds a step's result."""
+        if trial.origin is not None:
+            places = map(_places, self._trials[trial.origin].values)
+            if all(map(_is_same, trial.order, places)):
+                return trial.origin
+        if operation in _SELECTIONS:
+            return self._selected(inputs, trial)
+        if operation in _SUMS:
+            for term, other in (inputs, inputs[::-1]):
+                if self._is_zero(other) and self._has_shape_of(term, trial):
+                    return term
+        return None
+
+    def _selected(self, inputs: Sequence[int], trial: _Trial) -> int | None:
+        condition = self._trials[inputs[0]]
+        if not condition.is_fixed:
+            return None
+        for branch, is_taken in ((inputs[1], True), (inputs[2], False)):
+            if all((value == is_taken).all() for value in condition.values):
+                return branch if self._has_shape_of(branch, trial) else None
+        return None
+
+    def _is_zero(self, register: int) -> bool:
+        trial = self._trials[register]
+        return trial.is_fixed and not any(value.any() for value in trial.values)
+
+    def _has_shape_of(self, register: int, trial: _Trial) -> bool:
+        pairs = zip(self._trials[register].values, trial.values, strict=True)
+        return all(
+            mine.shape == theirs.shape and mine.dtype == theirs.dtype for mine, theirs in pairs
+        )
+
+    def _open_shape(self, register: int) -> int:
+        """Return a shape that leaves the size which varies to NumPy, in place of computing it."""
+        trial = self._trials[register]
+        if register in self._constants or not trial.is_fixed:
+            return register
+        shapes = np.stack(trial.values)
+        is_open = (shapes != shapes[0]).any(axis=0)
+        return self.keep(np.where(is_open, -1, shapes[0])) if is_open.sum() == 1 else register
+
+    def _one_row(self, register: int, *, beside: int, result: _Trial) -> int:
+        """Return one row for an operand that repeats it, where the other gives the batch size."""
+        trial = self._trials[register]
+        if (
+            register in self._constants
+            or not trial.is_fixed
+            or not self._has_shape_of(beside, result)
+        ):
+            return register
+        row = trial.values[0]
+        is_repeated = row.ndim > 0 and all(
+            _is_same(value, np.repeat(row, size, axis=0))
+            for value, size in zip(trial.values, _BATCH_SIZES, strict=True)
+        )
+        return self.keep(row) if is_repeated else register
+
+
+def _places(value: Array) -> Array:
+    return np.arange(value.size).reshape(value.shape)
+
+
+def _is_same(a: Array, b: Array) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all())
