@@ -125,6 +125,7 @@ class PolicySignature:
         is_proved: `components` reproduce the graph's own log-probabilities and deterministic
             actions.
         has_deterministic_action: the model can give its deterministic action.
+        is_tuple_of_one: its only action is a tuple's only part, and looks as the part alone would.
         recurrent_inputs: the names of the inputs that carry recurrent state, which starts at zero.
         engine: what computes the policy.
         engine_reason: why that, in words.
@@ -141,6 +142,7 @@ class PolicySignature:
     is_value_based: bool = False
     is_proved: bool = False
     has_deterministic_action: bool = True
+    is_tuple_of_one: bool = False
     recurrent_inputs: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
     engine: Literal["numpy", "tensorflow"] = "tensorflow"
@@ -252,7 +254,8 @@ def _check_flags(schema: ServerSchema, signature: PolicySignature) -> None:
         )
     # A MultiDiscrete policy is one vector of several actions: some people call it a tuple.
     is_multi_discrete = len(actions) == 1 and actions[0].is_integer and actions[0].is_vector
-    if schema.tuple is not None and schema.tuple != (len(actions) > 1) and not is_multi_discrete:
+    is_either = is_multi_discrete or signature.is_tuple_of_one
+    if schema.tuple is not None and schema.tuple != (len(actions) > 1) and not is_either:
         found = f"{len(actions)} actions" if len(actions) > 1 else "one action"
         raise SchemaError(
             f"{schema.source}: parameters.tuple: is {schema.tuple}, the policy gives {found}; "

@@ -113,6 +113,13 @@ def test_fitting_flags_pass(flags: str, outputs: tuple[ActionOutput, ...]) -> No
     check_schema_fits(parse_schema(f"parameters: {{{flags}}}"), signature_of(None, outputs=outputs))
 
 
+@pytest.mark.parametrize("flag", ["True", "False"])
+def test_tuple_of_one_action_fits_either_flag(flag: str) -> None:
+    signature = replace(signature_of(None, outputs=(INTEGER,)), is_tuple_of_one=True)
+
+    check_schema_fits(parse_schema(f"parameters: {{tuple: {flag}}}"), signature)
+
+
 @pytest.mark.parametrize(
     ("flags", "outputs", "message"),
     [

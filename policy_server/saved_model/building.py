@@ -49,7 +49,11 @@ class _Trial:
 
 
 class NetworkBuilder:
-    """A network that grows. Register 0 holds the observations."""
+    """A network that grows. Register 0 holds the observations.
+
+    Attributes:
+        in_convolutions: how many multiplications its convolutions take for one observation.
+    """
 
     def __init__(self, width: int) -> None:
         """Begin with the observations.
@@ -62,6 +66,7 @@ class NetworkBuilder:
         self._trials = [_Trial(rows)]
         self._constants: dict[int, Array] = {}
         self._steps: list[Step] = []
+        self.in_convolutions = 0
 
     def keep(self, value: Array) -> int:
         """Return the register of a constant.
@@ -93,6 +98,9 @@ class NetworkBuilder:
             ValueError, TypeError, IndexError: in NumPy's words, if it fails on these inputs.
         """
         trial = self._try(operation, inputs, attributes)
+        if operation == "Conv2D":
+            height, width, channels, _ = self._trials[inputs[1]].values[0].shape
+            self.in_convolutions += trial.values[0].size * height * width * channels
         if trial.is_fixed and all(_is_same(trial.values[0], other) for other in trial.values):
             return self.keep(trial.values[0])
         known = self._known(operation, inputs, trial)

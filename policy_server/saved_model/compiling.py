@@ -65,13 +65,17 @@ class NotCompiledError(Exception):
     """A policy can't be computed by NumPy; the message says what is missing."""
 
 
-def compile_network(loaded: LoadedGraph, output: str, width: int) -> NumpyNetwork:
+def compile_network(
+    loaded: LoadedGraph, output: str, width: int, *, most_in_convolutions: int | None = None
+) -> NumpyNetwork:
     """Return the network that computes an output.
 
     Args:
         loaded: the frozen graph.
         output: a key of the signature, such as `action_dist_inputs`.
         width: how many numbers one observation has.
+        most_in_convolutions: how many multiplications its convolutions may take for one
+            observation; None for any number.
 
     Returns:
         The network.
@@ -83,7 +87,7 @@ def compile_network(loaded: LoadedGraph, output: str, width: int) -> NumpyNetwor
     if shape is None or len(shape) < 2 or shape[0] is not None:
         raise NotCompiledError("the policy takes batches of one size only")
     try:
-        return _Compiler(loaded, width).compile(loaded.fetches[output])
+        return _Compiler(loaded, width).compile(loaded.fetches[output], most_in_convolutions)
     except (ValueError, TypeError, IndexError) as error:
         raise NotCompiledError(f"NumPy refuses a step: {error}") from error
 
@@ -146,9 +150,16 @@ class _Compiler:
         for tensor, part in loaded.feeds.items():
             self._known[self._nodes.source(tensor)] = self._fill(part)
 
-    def compile(self, tensor: str) -> NumpyNetwork:
+    def compile(self, tensor: str, most_in_convolutions: int | None) -> NumpyNetwork:
         self._refuse_checks(node_of(tensor))
-        return self._builder.finish(self._value(self._nodes.source(tensor)))
+        result = self._value(self._nodes.source(tensor))
+        found = self._builder.in_convolutions
+        if most_in_convolutions is not None and found > most_in_convolutions:
+            raise NotCompiledError(
+                f"its convolutions take {found / 1e6:.1f} million multiplications an observation; "
+                f"NumPy is slower above {most_in_convolutions / 1e6:.1f}"
+            )
+        return self._builder.finish(result)
 
     def _fill(self, item: SignatureTensor) -> int:
         """Return what `runner` fills an input with."""

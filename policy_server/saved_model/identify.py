@@ -58,6 +58,8 @@ def identify_actions(
     assert evidence.inputs is not None, "why_unreadable has looked"
     width = evidence.inputs.shape[1]
     structure = GraphStructure(loaded, distribution=DISTRIBUTION_INPUTS, width=width)
+    is_tuple_of_one = structure.is_split_into_one and len(evidence.actions) == 1
+    signature = replace(signature, is_tuple_of_one=is_tuple_of_one)
     has_q_values = any(item.name == "q_values" for item in loaded.outputs)
     failures: list[str] = []
     for components in _hypotheses(structure, evidence):

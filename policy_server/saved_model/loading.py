@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import timeit
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
 from policy_server.numpy_network import CompiledPolicy, NetworkPolicy
@@ -35,11 +29,10 @@ from policy_server.saved_model.runner import GraphRunner
 from policy_server.schema import ServerSchema
 from policy_server.settings import Engine
 
-__all__ = ["LoadedPolicy", "check_is_faster", "load_policy"]
+__all__ = ["LoadedPolicy", "load_policy"]
 
-# NumPy is given up for this: it also saves the next start from loading TensorFlow.
-_MUCH_SLOWER = 1.5
-_TIMED_ROWS, _TIMED_CALLS = 32, 5
+# TensorFlow's own convolutions are twice as fast above this many multiplications an observation.
+_MOST_IN_CONVOLUTIONS = 1_000_000
 
 LoadedPolicy = TensorFlowPolicy | NetworkPolicy
 
@@ -54,7 +47,7 @@ def load_policy(
         schema: what schema.yaml says; it names actions, gives bounds, and says what a keras-only
             export leaves out.
         engine: `numpy` serves the network by NumPy, `tensorflow` by TensorFlow, `auto` by NumPy
-            where that is proved equal and TensorFlow is not much faster.
+            where that is proved equal and no slower.
 
     Returns:
         The policy, ready to answer.
@@ -90,9 +83,7 @@ def load_policy(
         policy.explain_engine("POLICY_SERVER_ENGINE asks for it")
         return policy
     try:
-        compiled = _compiled(loaded, policy, distribution)
-        if engine == "auto":
-            check_is_faster(compiled, policy)
+        compiled = _compiled(loaded, policy, distribution, is_forced=engine == "numpy")
     except NotCompiledError as error:
         if engine == "numpy":
             raise ModelError(
@@ -104,7 +95,9 @@ def load_policy(
     return NetworkPolicy(compiled)
 
 
-def _compiled(loaded: LoadedGraph, policy: TensorFlowPolicy, distribution: str) -> CompiledPolicy:
+def _compiled(
+    loaded: LoadedGraph, policy: TensorFlowPolicy, distribution: str, *, is_forced: bool
+) -> CompiledPolicy:
     """Return the policy as NumPy operations, proved to give what the graph gives.
 
     Raises:
@@ -114,7 +107,8 @@ def _compiled(loaded: LoadedGraph, policy: TensorFlowPolicy, distribution: str) 
     assert width is not None, "load_policy has found it"
     if policy.signature.components is None:
         raise NotCompiledError("its family is unknown")
-    network = compile_network(loaded, distribution, width)
+    most = None if is_forced else _MOST_IN_CONVOLUTIONS
+    network = compile_network(loaded, distribution, width, most_in_convolutions=most)
     rows = policy.answered(probe_rows(width, policy.signature.row_dtype))
     if policy.signature.observation_dtype.startswith("uint"):
         # What a negative number becomes is not defined.
@@ -126,41 +120,6 @@ def _compiled(loaded: LoadedGraph, policy: TensorFlowPolicy, distribution: str) 
     )
     signature = replace(policy.signature, engine="numpy", engine_reason=reason)
     return CompiledPolicy(signature, network)
-
-
-class _Timed(Protocol):
-    """What TensorFlow computes, as far as it is timed."""
-
-    @property
-    def signature(self) -> PolicySignature: ...
-    def answered(self, rows: NDArray[Any], /) -> NDArray[Any]: ...
-    def distribution_inputs(self, rows: NDArray[Any], /) -> NDArray[Any]: ...
-
-
-def check_is_faster(compiled: CompiledPolicy, policy: _Timed) -> None:
-    """Hold the time of a call of 32 rows against TensorFlow's.
-
-    Args:
-        compiled: the policy as NumPy operations.
-        policy: the same in TensorFlow.
-
-    Raises:
-        NotCompiledError: if TensorFlow is much faster.
-    """
-    assert policy.signature.observation_width is not None, "load_policy has found it"
-    rows = probe_rows(policy.signature.observation_width, policy.signature.row_dtype)
-    rows = policy.answered(rows[:_TIMED_ROWS])
-    run = compiled.network.compile()
-    with np.errstate(all="ignore"):
-        ours, theirs = (
-            min(timeit.repeat(functools.partial(call, rows), number=1, repeat=_TIMED_CALLS))
-            for call in (run, policy.distribution_inputs)
-        )
-    if ours > _MUCH_SLOWER * theirs:
-        raise NotCompiledError(
-            f"NumPy gives the same, but takes {ours * 1e3:.1f} ms for {len(rows)} observations, "
-            f"TensorFlow {theirs * 1e3:.1f}"
-        )
 
 
 def _width(loaded: LoadedGraph, schema: ServerSchema | None) -> int:

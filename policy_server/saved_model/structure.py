@@ -27,6 +27,9 @@ class GraphStructure:
     """A walk over the frozen graph.
 
     Segments are (start, length) in a row of `action_dist_inputs`.
+
+    Attributes:
+        is_split_into_one: the inputs are split as a tuple's are, into one part.
     """
 
     def __init__(self, loaded: LoadedGraph, *, distribution: str, width: int) -> None:
@@ -43,7 +46,14 @@ class GraphStructure:
         self._segments: dict[str, Segment] = {}
         self._temperatures: set[float] = set()
         self._clips: dict[Segment, tuple[float, float]] = {}
-        self._follow_splits(self._nodes.source(loaded.fetches[distribution]))
+        root = self._nodes.source(loaded.fetches[distribution])
+        self._follow_splits(root)
+        # RLlib's MultiActionDistribution splits by the list of its parts' sizes, of one too.
+        self.is_split_into_one = any(
+            len(sizes) == 1
+            for node in self._nodes.consumers_of(root)
+            if node.op == "SplitV" and (sizes := self._sizes(node, width)[0]) is not None
+        )
 
     @property
     def temperatures(self) -> list[float]:

@@ -121,7 +121,12 @@ def test_convolution_and_flattening_are_computed() -> None:
         images = tf.reshape(rows, [-1, 1, 3, 1])
         return tf.reshape(tf.nn.conv2d(images, filters, 1, "SAME"), [-1, 6])
 
-    assert "Conv2D" in operations_of(proved(graph_of(build)))
+    loaded = graph_of(build)
+
+    assert "Conv2D" in operations_of(proved(loaded))
+    compile_network(loaded, "out", 3, most_in_convolutions=18)
+    with pytest.raises(NotCompiledError, match=r"convolutions take 0.0 million multiplications"):
+        compile_network(loaded, "out", 3, most_in_convolutions=17)
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,22 @@ def test_each_action_has_the_part_that_it_is_drawn_from(cut: Cut, tmp_path: Path
     assert structure.segments_of("actions_0") == [(4, 2)]
 
 
+@pytest.mark.parametrize(
+    ("cut", "expected"),
+    [
+        (lambda inputs: {"actions_0": tf.argmax(tf.split(inputs, [6], axis=1)[0], axis=1)}, True),
+        (lambda inputs: {"actions_0": tf.argmax(inputs / 1.0, axis=1)}, False),
+        (lambda inputs: two(*tf.split(inputs, [4, 2], axis=1)), False),
+        (lambda inputs: two(*tf.split(inputs, 2, axis=1)), False),
+    ],
+    ids=["tuple of one", "one action", "tuple of two", "mean and deviation"],
+)
+def test_tuple_of_one_action_is_told_from_the_action_alone(
+    cut: Cut, *, expected: bool, tmp_path: Path
+) -> None:
+    assert structure_of(cut, tmp_path / "m").is_split_into_one == expected
+
+
 def test_equal_parts_are_read_from_the_number_of_splits(tmp_path: Path) -> None:
     structure = structure_of(lambda inputs: two(*tf.split(inputs, 2, axis=1)), tmp_path / "m")
 
