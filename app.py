@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
+
+# NumPy reads it at its import. Where the other core is busy, each product of two threads waits for
+# the one that has none: a large policy took thirty times as long.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from policy_server.errors import PolicyServerError
 from policy_server.launch import build_app, end_supervisor
