@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from policy_server.numpy_network import NumpyNetwork
 from policy_server.numpy_operations import OPERATIONS
 from policy_server.policy import SignatureTensor
+from policy_server.saved_model import slim_tensorflow as tf
 from policy_server.saved_model.building import NetworkBuilder
 from policy_server.saved_model.freezing import node_of
 from policy_server.saved_model.graph import LoadedGraph

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
 from policy_server.policy import ActionOutput, Float64Array
+from policy_server.saved_model import slim_tensorflow as tf
 from policy_server.saved_model.graph import (
     ACTIONS,
     DISTRIBUTION_INPUTS,

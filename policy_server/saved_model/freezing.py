@@ -14,15 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
-from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
-from tensorflow.python.grappler import tf_optimizer
 
 from policy_server.errors import ModelError
+from policy_server.saved_model import slim_tensorflow as tf
 
 __all__ = ["LATE_TIMESTEP", "freeze", "node_of", "session_config"]
 
-v1 = tf.compat.v1
 
 # Exploration schedules (epsilon-greedy, random_timesteps) are long over at this step; it fits
 # int32 too.
@@ -49,13 +46,13 @@ def freeze(meta_graph: Any, folder: Path, kept: Sequence[str]) -> Any:  # noqa: 
     """
     pruned = _pruned(meta_graph, [node_of(tensor) for tensor in kept])
     graph = tf.Graph()
-    with _quiet(), graph.as_default(), v1.Session(config=session_config()) as session:
-        saver = v1.train.import_meta_graph(pruned, clear_devices=True)
+    with _quiet(), graph.as_default(), tf.Session(config=session_config()) as session:
+        saver = tf.import_meta_graph(pruned, clear_devices=True)
         if saver is not None:
             saver.restore(session, str(_variables(folder)))
         graph_def = graph.as_graph_def()
         names = sorted({node_of(tensor) for tensor in kept})
-        frozen = v1.graph_util.convert_variables_to_constants(session, graph_def, names)
+        frozen = tf.convert_variables_to_constants(session, graph_def, names)
     _end_schedules(frozen, {node.name for node in graph_def.node if node.op in _VARIABLE_OPS})
     return _inlined(frozen, kept)
 
@@ -81,7 +78,7 @@ def node_of(tensor: str) -> str:
 
 def session_config() -> Any:  # noqa: ANN401 -- TensorFlow is untyped
     """Return a session's configuration: one thread, since policies are small, replicas many."""
-    return v1.ConfigProto(
+    return tf.ConfigProto(
         intra_op_parallelism_threads=1,
         inter_op_parallelism_threads=1,
         use_per_session_threads=True,
@@ -92,12 +89,12 @@ def session_config() -> Any:  # noqa: ANN401 -- TensorFlow is untyped
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep TensorFlow's advice to use version 2's API, which can't do this, out of the log."""
-    previous = v1.logging.get_verbosity()
-    v1.logging.set_verbosity(v1.logging.ERROR)
+    previous = tf.logging.get_verbosity()
+    tf.logging.set_verbosity(tf.logging.ERROR)
     try:
         yield
     finally:
-        v1.logging.set_verbosity(previous)
+        tf.logging.set_verbosity(previous)
 
 
 def _pruned(meta_graph: Any, kept: Sequence[str]) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
@@ -115,7 +112,7 @@ def _pruned(meta_graph: Any, kept: Sequence[str]) -> Any:  # noqa: ANN401 -- Ten
     unneeded = {
         name for name in restoring & assignments if node_of(nodes[name].input[0]) not in policy
     }
-    result = meta_graph_pb2.MetaGraphDef()
+    result = tf.meta_graph_pb2.MetaGraphDef()
     result.CopyFrom(meta_graph)
     result.ClearField("collection_def")
     result.ClearField("object_graph_def")
@@ -192,16 +189,16 @@ def _inlined(graph_def: Any, kept: Sequence[str]) -> Any:  # noqa: ANN401 -- Ten
     graph = tf.Graph()
     with graph.as_default():
         tf.import_graph_def(graph_def, name="")
-    meta_graph = v1.train.export_meta_graph(graph_def=graph.as_graph_def(), graph=graph)
+    meta_graph = tf.export_meta_graph(graph_def=graph.as_graph_def(), graph=graph)
     _allow_inlining(meta_graph.graph_def)
-    fetches = meta_graph_pb2.CollectionDef()
+    fetches = tf.meta_graph_pb2.CollectionDef()
     fetches.node_list.value.extend(kept)
     meta_graph.collection_def["train_op"].CopyFrom(fetches)
-    config = config_pb2.ConfigProto()
+    config = tf.ConfigProto()
     config.graph_options.rewrite_options.min_graph_nodes = -1
     config.graph_options.rewrite_options.meta_optimizer_iterations = 1
     config.graph_options.rewrite_options.optimizers.append("function")
-    return tf_optimizer.OptimizeGraph(config, meta_graph)
+    return tf.tf_optimizer.OptimizeGraph(config, meta_graph)
 
 
 def _allow_inlining(graph_def: Any) -> None:  # noqa: ANN401 -- TensorFlow is untyped

@@ -15,12 +15,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
 from google.protobuf.message import DecodeError
-from tensorflow.core.protobuf import saved_model_pb2
 
 from policy_server.errors import ModelError
 from policy_server.policy import SignatureTensor
+from policy_server.saved_model import slim_tensorflow as tf
 from policy_server.saved_model.freezing import freeze, node_of
 
 __all__ = [
@@ -145,7 +144,7 @@ def translated() -> Iterator[None]:
     ) as error:
         reason = reason_of(error)
         raise ModelError(
-            f"saved_model.pb: can't be restored by TensorFlow {tf.__version__} ({reason}); export "
+            f"saved_model.pb: can't be restored by TensorFlow {tf.VERSION} ({reason}); export "
             "the policy again"
         ) from error
 
@@ -201,7 +200,7 @@ def load_graph(folder: Path) -> LoadedGraph:
 
 def _read_meta_graph(folder: Path) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
     path = folder / "saved_model.pb"
-    document = saved_model_pb2.SavedModel()
+    document = tf.saved_model_pb2.SavedModel()
     try:
         document.ParseFromString(path.read_bytes())
     except FileNotFoundError as error:

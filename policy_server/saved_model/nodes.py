@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import tensorflow as tf
 from numpy.typing import NDArray
 
+from policy_server.saved_model import slim_tensorflow as tf
 from policy_server.saved_model.freezing import node_of
 
 __all__ = ["SHAPE_OPS", "GraphNodes"]

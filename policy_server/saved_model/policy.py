@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from policy_server.actions import ActionDistribution
@@ -19,6 +18,7 @@ from policy_server.errors import (
 )
 from policy_server.numpy_network import CompiledPolicy
 from policy_server.policy import Int64Array, PolicyOutputs, PolicySignature
+from policy_server.saved_model import slim_tensorflow as tf
 from policy_server.saved_model.evidence import probe_rows
 from policy_server.saved_model.graph import LOG_PROBABILITY, PROBABILITY
 from policy_server.saved_model.runner import GraphRunner

@@ -10,16 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from policy_server.policy import SignatureTensor
+from policy_server.saved_model import slim_tensorflow as tf
 from policy_server.saved_model.freezing import LATE_TIMESTEP, session_config
 from policy_server.saved_model.graph import LoadedGraph, translated
 
 __all__ = ["GraphRunner", "filled_value"]
-
-v1 = tf.compat.v1
 
 
 class GraphRunner:
@@ -41,8 +39,8 @@ class GraphRunner:
         item = loaded.observation_input
         self._batch = item.shape[0] if item.shape else None
         with translated(), self._graph.as_default():
-            self._rows = v1.placeholder(row_dtype, [None, None], name="policy_server/rows")
-            self._is_exploring = v1.placeholder(tf.bool, [], name="policy_server/is_exploring")
+            self._rows = tf.placeholder(row_dtype, [None, None], name="policy_server/rows")
+            self._is_exploring = tf.placeholder(tf.bool, [], name="policy_server/is_exploring")
             batch = tf.shape(self._rows)[0]
             feeds = {loaded.observations: _observations(self._rows, batch, item)}
             feeds |= {tensor: _fill(part, batch) for tensor, part in loaded.feeds.items()}
@@ -55,7 +53,7 @@ class GraphRunner:
                 name="policy",
             )
         self._outputs: Mapping[str, Any] = dict(zip(loaded.fetches, tensors, strict=True))
-        self._session = v1.Session(graph=self._graph, config=session_config())
+        self._session = tf.Session(graph=self._graph, config=session_config())
         self._callables: dict[tuple[str, ...], Any] = {}
 
     def run(

@@ -1,0 +1,92 @@
+"""The parts of TensorFlow that a policy is loaded and run with, under TensorFlow's own names.
+
+`import tensorflow` executes the package's front door, which also brings Keras, LiteRT, data
+pipelines and distribution strategies: more than twice the time, and 200 MB that nobody uses. The
+parts are therefore imported from where they are defined, past the front door; whoever imports
+TensorFlow before or after gets the whole of it, with the same classes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+__all__ = [
+    "VERSION",
+    "ConfigProto",
+    "Graph",
+    "Session",
+    "bool",
+    "cast",
+    "constant",
+    "convert_variables_to_constants",
+    "dtypes",
+    "errors",
+    "export_meta_graph",
+    "fill",
+    "import_graph_def",
+    "import_meta_graph",
+    "logging",
+    "make_ndarray",
+    "make_tensor_proto",
+    "meta_graph_pb2",
+    "ones",
+    "placeholder",
+    "reshape",
+    "saved_model_pb2",
+    "shape",
+    "stack",
+    "tf_optimizer",
+    "zeros",
+]
+
+_PACKAGE = "tensorflow"
+
+
+@contextmanager
+def _past_the_front_door() -> Iterator[None]:
+    """Let modules of TensorFlow be imported without executing the package itself."""
+    if _PACKAGE in sys.modules:
+        yield
+        return
+    spec = importlib.util.find_spec(_PACKAGE)
+    assert spec is not None, "requirements.txt names it"
+    package = ModuleType(_PACKAGE)
+    package.__spec__, package.__path__ = spec, list(spec.submodule_search_locations or ())
+    sys.modules[_PACKAGE] = package
+    try:
+        yield
+    finally:
+        # A later `import tensorflow` executes it after all, and finds these parts in place.
+        del sys.modules[_PACKAGE]
+
+
+with _past_the_front_door():
+    from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
+    from tensorflow.python.client.session import Session
+    from tensorflow.python.compat import v2_compat
+    from tensorflow.python.framework import dtypes, errors
+    from tensorflow.python.framework.constant_op import constant
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants
+    from tensorflow.python.framework.dtypes import bool  # noqa: A004 -- TensorFlow's own name
+    from tensorflow.python.framework.importer import import_graph_def
+    from tensorflow.python.framework.ops import Graph
+    from tensorflow.python.framework.tensor_util import (
+        MakeNdarray as make_ndarray,  # noqa: N813 -- its public name
+    )
+    from tensorflow.python.framework.tensor_util import make_tensor_proto
+    from tensorflow.python.framework.versions import VERSION
+    from tensorflow.python.grappler import tf_optimizer
+    from tensorflow.python.ops.array_ops import fill, ones, placeholder, reshape, zeros
+    from tensorflow.python.ops.array_ops import shape_v2 as shape
+    from tensorflow.python.ops.array_ops_stack import stack
+    from tensorflow.python.ops.math_ops import cast
+    from tensorflow.python.platform import tf_logging as logging
+    from tensorflow.python.proto_exports import ConfigProto
+    from tensorflow.python.training.saver import export_meta_graph, import_meta_graph
+
+    # As the front door does: version 2's behaviour holds for graphs too.
+    v2_compat.enable_v2_behavior()
