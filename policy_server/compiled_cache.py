@@ -1,20 +1,19 @@
-"""A compiled policy on disk, so that the next start needs no TensorFlow.
+"""A compiled policy as a file, so that the next start needs no TensorFlow.
 
 It lies beside the model and is bound by a digest to everything it was made of: the model's files,
-schema.yaml, and the versions of this program and of NumPy. The file holds arrays and JSON, nothing
-that could run.
+schema.yaml, and the versions of this program and of NumPy. That a policy needs TensorFlow is kept
+too. The file holds arrays and JSON, nothing that could run.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
-import os
 import tempfile
 import zipfile
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from policy_server.numpy_network import CompiledPolicy, NumpyNetwork, Step
 from policy_server.policy import PolicySignature
 from policy_server.schema import ServerSchema
 
-__all__ = ["digest_of", "read_compiled", "write_compiled"]
+__all__ = ["Outcome", "decode", "digest_of", "encode", "read_outcome", "write_outcome"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,68 +33,112 @@ _FILE = ".compiled-policy.npz"
 _DOCUMENT, _DIGEST = "document", "digest"
 
 
-def digest_of(files: Mapping[str, bytes], schema: ServerSchema) -> str:
+@dataclass(frozen=True)
+class Outcome:
+    """What came of compiling a policy.
+
+    Attributes:
+        compiled: the policy; None where TensorFlow has to compute it.
+    """
+
+    compiled: CompiledPolicy | None
+
+
+def digest_of(model: str, schema: ServerSchema) -> str:
     """Return what a compiled policy is bound to.
 
     Args:
-        files: the SavedModel's files by relative path.
+        model: the digest of the model's files.
         schema: what schema.yaml says.
     """
-    digest = hashlib.sha256(f"{__version__} {np.__version__} {schema!r}".encode())
-    for name in sorted(files):
-        digest.update(f"\0{name}\0{len(files[name])}\0".encode() + files[name])
-    return digest.hexdigest()
+    made_of = f"{__version__} {np.__version__} {model} {schema!r}"
+    return hashlib.sha256(made_of.encode()).hexdigest()
 
 
-def read_compiled(folder: Path, digest: str) -> CompiledPolicy | None:
-    """Return the compiled policy that an earlier start kept.
+def encode(outcome: Outcome, digest: str) -> bytes:
+    """Return an outcome as bytes.
+
+    Args:
+        outcome: what came of compiling.
+        digest: what it is bound to.
+    """
+    document: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
+    if (compiled := outcome.compiled) is not None:
+        network = compiled.network
+        document = {
+            "signature": asdict(compiled.signature),
+            "steps": [asdict(step) for step in network.steps],
+            "result": network.result,
+            "registers": network.registers,
+        }
+        arrays = {str(key): value for key, value in network.constants.items()}
+    buffer = io.BytesIO()
+    arrays |= {_DOCUMENT: json.dumps(document), _DIGEST: digest}
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def decode(content: bytes, digest: str) -> Outcome | None:
+    """Return the outcome that `encode` wrote.
+
+    Args:
+        content: what it returned.
+        digest: what the outcome has to be bound to.
+
+    Returns:
+        The outcome; None where it belongs to something else.
+
+    Raises:
+        ValueError: if the content is damaged.
+    """
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            if str(arrays[_DIGEST]) != digest:
+                return None
+            document = json.loads(str(arrays[_DOCUMENT]))
+            if not document:
+                return Outcome(None)
+            constants = {int(name): arrays[name] for name in arrays.files if name.isdigit()}
+        signature = TypeAdapter(PolicySignature).validate_python(document["signature"])
+        steps = TypeAdapter(tuple[Step, ...]).validate_python(document["steps"])
+        network = NumpyNetwork(constants, steps, document["result"], document["registers"])
+    except (KeyError, EOFError, zipfile.BadZipFile, ValidationError) as error:
+        raise ValueError(str(error)) from error
+    return Outcome(CompiledPolicy(signature, network))
+
+
+def read_outcome(folder: Path, digest: str) -> Outcome | None:
+    """Return what an earlier start kept.
 
     Args:
         folder: the unzipped policy's.
         digest: what it has to be bound to.
 
     Returns:
-        The policy; None where there is none, or it belongs to something else.
+        The outcome; None where there is none, or it belongs to something else.
     """
     path = folder / _FILE
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if str(arrays[_DIGEST]) != digest:
-                return None
-            document = json.loads(str(arrays[_DOCUMENT]))
-            constants = {int(name): arrays[name] for name in arrays.files if name.isdigit()}
-        signature = TypeAdapter(PolicySignature).validate_python(document["signature"])
-        steps = TypeAdapter(tuple[Step, ...]).validate_python(document["steps"])
-        network = NumpyNetwork(constants, steps, document["result"], document["registers"])
+        return decode(path.read_bytes(), digest)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, ValidationError) as error:
+    except (OSError, ValueError) as error:
         logger.warning("compiled_policy_unusable", extra={"path": str(path), "reason": str(error)})
         return None
-    return CompiledPolicy(signature, network)
 
 
-def write_compiled(folder: Path, digest: str, compiled: CompiledPolicy) -> None:
-    """Keep a compiled policy for the next start; a folder that can't be written is no error.
+def write_outcome(folder: Path, content: bytes) -> None:
+    """Keep an outcome for the next start; a folder that can't be written is no error.
 
     Args:
         folder: the unzipped policy's.
-        digest: what it is bound to.
-        compiled: the policy.
+        content: the outcome, encoded.
     """
-    network = compiled.network
-    document = {
-        "signature": asdict(compiled.signature),
-        "steps": [asdict(step) for step in network.steps],
-        "result": network.result,
-        "registers": network.registers,
-    }
-    arrays: dict[str, Any] = {str(key): value for key, value in network.constants.items()}
-    arrays |= {_DOCUMENT: json.dumps(document), _DIGEST: digest}
     try:
-        descriptor, name = tempfile.mkstemp(dir=folder, prefix=".compiled-", suffix=".npz")
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, **arrays)
-        Path(name).replace(folder / _FILE)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".compiled-") as scratch:
+            path = Path(scratch, _FILE)
+            path.write_bytes(content)
+            path.replace(folder / _FILE)
     except OSError as error:
         logger.info("compiled_policy_not_kept", extra={"path": str(folder), "reason": str(error)})

@@ -11,14 +11,15 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from pathlib import Path
+from types import FrameType
 
-from policy_server.errors import PolicyServerError, SettingsError
+from policy_server.errors import NotReadyError, PolicyServerError, SettingsError
 from policy_server.metrics import Metrics, MetricsExporter
-from policy_server.model_store import model_version, prepare_model
+from policy_server.model_store import identify_model, prepare_model
 from policy_server.policy import PolicyBackend
 from policy_server.remote_files import bring_files
 from policy_server.schema import ServerSchema, read_schema
@@ -63,11 +64,13 @@ def build_app() -> Application:
     @asynccontextmanager
     async def open_backend() -> AsyncIterator[PolicyBackend]:
         started = time.monotonic()
+        logger.info("loading_policy", extra={"backend": settings.backend})
         try:
-            async with (
-                _exported(settings, metrics) as exporter,
-                _open_backend(settings, schema, metrics) as served,
-            ):
+            async with AsyncExitStack() as stack:
+                with _cancelled_by_signals():
+                    exporter = await stack.enter_async_context(_exported(settings, metrics))
+                    opening = _open_backend(settings, schema, metrics)
+                    served = await stack.enter_async_context(opening)
                 exporter.foreign_url = served.ray_metrics_url
                 signature = served.backend.signature
                 metrics.describe_model(
@@ -124,6 +127,42 @@ def _ended_by_signals() -> Iterator[None]:
         yield
     finally:
         for number, handler in noted.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _cancelled_by_signals() -> Iterator[None]:
+    """Let signals end the start: until it is over, uvicorn only notes them.
+
+    Raises:
+        NotReadyError: if a signal came.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None, "a lifespan is a task"
+    noting = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    came: list[signal.Signals] = []
+
+    def cancel(number: int, frame: FrameType | None) -> None:
+        came.append(signal.Signals(number))
+        loop.call_soon_threadsafe(task.cancel)
+        note = noting[came[-1]]
+        if callable(note):
+            note(number, frame)
+
+    for number in noting:
+        signal.signal(number, cancel)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not came:
+            raise
+        task.uncancel()
+        raise NotReadyError(f"the start was ended by {came[0].name}") from None
+    finally:
+        for number, handler in noting.items():
             signal.signal(number, handler)
 
 
@@ -184,20 +223,19 @@ async def _share(exporter: MetricsExporter) -> None:
 async def _open_backend(
     settings: Settings, schema: ServerSchema, metrics: Metrics
 ) -> AsyncIterator[_Served]:
-    folder = prepare_model(settings)
-    version = model_version(folder)
+    model = identify_model(prepare_model(settings))
     # Each backend brings what the other must not need: TensorFlow here, Ray there.
     if settings.backend == "local":
         from policy_server.local_backend import open_local_backend
 
-        async with open_local_backend(folder, schema, settings) as local:
-            yield _Served(local, version, {})
+        async with open_local_backend(model, schema, settings) as local:
+            yield _Served(local, model.version, {})
     else:
         from policy_server.ray_backend import RAY_METRICS, open_ray_backend
 
-        async with open_ray_backend(folder, schema, settings, metrics) as replicas:
+        async with open_ray_backend(model, schema, settings, metrics) as replicas:
             places = {k: v for k, v in replicas.places.items() if k != RAY_METRICS}
-            yield _Served(replicas, version, places, replicas.places.get(RAY_METRICS))
+            yield _Served(replicas, model.version, places, replicas.places.get(RAY_METRICS))
 
 
 def _report(schema: ServerSchema, served: _Served, metrics_url: str | None) -> None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_server.compiled_cache import digest_of, read_compiled, write_compiled
-from policy_server.model_store import read_model_files
+from policy_server.compiling_process import find_compiled
+from policy_server.model_store import Model
 from policy_server.numpy_network import NetworkPolicy
 from policy_server.policy import (
     Float32Array,
@@ -70,12 +70,12 @@ class LocalBackend:
 
 @asynccontextmanager
 async def open_local_backend(
-    folder: Path, schema: ServerSchema, settings: Settings
+    model: Model, schema: ServerSchema, settings: Settings
 ) -> AsyncIterator[LocalBackend]:
     """Load the policy in this process.
 
     Args:
-        folder: holds saved_model.pb.
+        model: the policy's file.
         schema: what schema.yaml says.
         settings: which engine computes the policy.
 
@@ -85,23 +85,21 @@ async def open_local_backend(
     Raises:
         ModelError: if the file can't give a policy.
         SchemaError: if schema.yaml disagrees with the policy.
+        NotReadyError: if compiling the policy fails for another reason.
     """
+    compiled = await find_compiled(model, schema, settings)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy") as executor:
-        policy = await asyncio.get_running_loop().run_in_executor(
-            executor, _load, folder, schema, settings
-        )
+        if compiled is not None:
+            policy: LoadedPolicy = NetworkPolicy(compiled)
+        else:
+            policy = await asyncio.get_running_loop().run_in_executor(
+                executor, _load_with_tensorflow, model.folder, schema
+            )
         yield LocalBackend(policy, executor)
 
 
-def _load(folder: Path, schema: ServerSchema, settings: Settings) -> LoadedPolicy:
-    digest = digest_of(read_model_files(folder), schema)
-    compiled = None if settings.engine == "tensorflow" else read_compiled(folder, digest)
-    if compiled is not None:
-        return NetworkPolicy(compiled)
-    # TensorFlow takes seconds to import: only where it is needed.
+def _load_with_tensorflow(folder: Path, schema: ServerSchema) -> LoadedPolicy:
+    # Only where it is needed: it takes seconds and hundreds of megabytes.
     from policy_server.saved_model import load_policy
 
-    policy = load_policy(folder, schema, engine=settings.engine)
-    if policy.compiled is not None:
-        write_compiled(folder, digest, policy.compiled)
-    return policy
+    return load_policy(folder, schema, engine="tensorflow")

@@ -15,6 +15,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from policy_server.errors import ModelError
@@ -22,8 +23,9 @@ from policy_server.settings import Settings
 
 __all__ = [
     "MODEL_FILE",
+    "Model",
     "find_model",
-    "model_version",
+    "identify_model",
     "prepare_model",
     "read_model_files",
     "unpack_model",
@@ -40,6 +42,24 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # What zipfile lets through for members that are encrypted, of another version or damaged.
 _UNPACKING_ERRORS = (NotImplementedError, RuntimeError, zlib.error, EOFError)
+
+
+@dataclass(frozen=True)
+class Model:
+    """An unzipped model.
+
+    Attributes:
+        folder: holds saved_model.pb.
+        digest: the SHA-256 of its files and their names, in hexadecimal.
+    """
+
+    folder: Path
+    digest: str
+
+    @property
+    def version(self) -> str:
+        """Return the start of the digest, which people tell models apart by."""
+        return self.digest[:12]
 
 
 def prepare_model(settings: Settings) -> Path:
@@ -90,24 +110,28 @@ def read_model_files(folder: Path) -> dict[str, bytes]:
     Returns:
         The contents by path relative to the folder.
     """
+    return {name: path.read_bytes() for name, path in _files(folder).items()}
+
+
+def _files(folder: Path) -> dict[str, Path]:
     paths = sorted(
         path
         for path in folder.rglob("*")
         if path.is_file() and _is_part_of_model(path.relative_to(folder))
     )
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    return {path.relative_to(folder).as_posix(): path for path in paths}
 
 
-def model_version(folder: Path) -> str:
-    """Return what tells this model from another: the start of its files' digest.
+def identify_model(folder: Path) -> Model:
+    """Return the model in a folder, and what tells it from another.
 
     Args:
         folder: holds saved_model.pb.
     """
     digest = hashlib.sha256()
-    for name, content in read_model_files(folder).items():
-        digest.update(name.encode() + content)
-    return digest.hexdigest()[:12]
+    for name, path in _files(folder).items():
+        digest.update(f"\0{name}\0{_digest(path)}".encode())
+    return Model(folder, digest.hexdigest())
 
 
 def unpack_model(zip_path: Path, models: Path, *, max_bytes: int) -> Path:

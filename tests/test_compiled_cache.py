@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from policy_server.compiled_cache import digest_of, read_compiled, write_compiled
+from policy_server.compiled_cache import (
+    Outcome,
+    decode,
+    digest_of,
+    encode,
+    read_outcome,
+    write_outcome,
+)
 from policy_server.numpy_network import CompiledPolicy, NetworkPolicy, NumpyNetwork, Step
 from policy_server.schema import ServerSchema
 from tests.fakes import components_of, signature_of
@@ -25,10 +32,12 @@ COMPILED = CompiledPolicy(
 
 
 def test_policy_is_read_back_as_it_was(tmp_path: Path) -> None:
-    write_compiled(tmp_path, "digest", COMPILED)
+    write_outcome(tmp_path, encode(Outcome(COMPILED), "digest"))
 
-    found = read_compiled(tmp_path, "digest")
+    outcome = read_outcome(tmp_path, "digest")
 
+    assert outcome is not None
+    found = outcome.compiled
     assert found is not None
     assert found.signature == COMPILED.signature
     assert found.network.steps == COMPILED.network.steps
@@ -39,47 +48,56 @@ def test_policy_is_read_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_policy_of_other_files_is_not_used(tmp_path: Path) -> None:
-    write_compiled(tmp_path, "digest", COMPILED)
+    write_outcome(tmp_path, encode(Outcome(COMPILED), "digest"))
 
-    assert read_compiled(tmp_path, "other") is None
+    assert read_outcome(tmp_path, "other") is None
 
 
 def test_without_a_file_there_is_none(tmp_path: Path) -> None:
-    assert read_compiled(tmp_path, "digest") is None
+    assert read_outcome(tmp_path, "digest") is None
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no zip", b"\x93NUMPY"], ids=str)
 def test_damaged_file_is_passed_over(tmp_path: Path, content: bytes) -> None:
     (tmp_path / ".compiled-policy.npz").write_bytes(content)
 
-    assert read_compiled(tmp_path, "digest") is None
+    assert read_outcome(tmp_path, "digest") is None
 
 
 def test_file_of_another_make_is_passed_over(tmp_path: Path) -> None:
     np.savez(tmp_path / ".compiled-policy.npz", digest="digest", document='{"steps": 3}')
 
-    assert read_compiled(tmp_path, "digest") is None
+    assert read_outcome(tmp_path, "digest") is None
 
 
 def test_folder_that_can_not_be_written_is_no_error(tmp_path: Path) -> None:
-    write_compiled(tmp_path / "missing", "digest", COMPILED)
+    write_outcome(tmp_path / "missing", encode(Outcome(COMPILED), "digest"))
 
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("files", "schema"),
-    [
-        ({"a": b"12"}, ServerSchema()),
-        ({"a": b"1", "b": b"2"}, ServerSchema()),
-        ({"a": b"1"}, ServerSchema(discrete=True)),
-    ],
-    ids=["content", "files", "schema"],
-)
-def test_digest_tells_what_the_policy_was_made_of(
-    files: dict[str, bytes], schema: ServerSchema
-) -> None:
-    known = digest_of({"a": b"1"}, ServerSchema())
+def test_that_tensorflow_is_needed_is_kept_too(tmp_path: Path) -> None:
+    write_outcome(tmp_path, encode(Outcome(None), "digest"))
 
-    assert digest_of({"a": b"1"}, ServerSchema()) == known
-    assert digest_of(files, schema) != known
+    assert read_outcome(tmp_path, "digest") == Outcome(None)
+    assert read_outcome(tmp_path, "other") is None
+
+
+def test_damaged_bytes_are_one_kind_of_error() -> None:
+    content = encode(Outcome(COMPILED), "digest")
+
+    for damaged in (b"", content[:100], content[: len(content) // 2]):
+        with pytest.raises(ValueError, match=r".*"):
+            decode(damaged, "digest")
+
+
+@pytest.mark.parametrize(
+    ("model", "schema"),
+    [("1", ServerSchema()), ("0", ServerSchema(discrete=True))],
+    ids=["model", "schema"],
+)
+def test_digest_tells_what_the_policy_was_made_of(model: str, schema: ServerSchema) -> None:
+    known = digest_of("0", ServerSchema())
+
+    assert digest_of("0", ServerSchema()) == known
+    assert digest_of(model, schema) != known

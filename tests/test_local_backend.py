@@ -11,6 +11,7 @@ import pytest
 
 from policy_server.errors import ModelError
 from policy_server.local_backend import open_local_backend
+from policy_server.model_store import identify_model
 from policy_server.schema import ServerSchema
 from policy_server.settings import Settings
 from tests.saved_model.hand_built import Part, V1Policy, observations
@@ -22,9 +23,8 @@ async def test_policy_answers_on_a_thread_of_its_own(tmp_path: Path) -> None:
     built = V1Policy()
     rows = observations().astype(np.float32)
 
-    async with open_local_backend(
-        built.save(tmp_path / "m"), ServerSchema(), TENSORFLOW
-    ) as backend:
+    model = identify_model(built.save(tmp_path / "m"))
+    async with open_local_backend(model, ServerSchema(), TENSORFLOW) as backend:
         threads = [thread.name for thread in threading.enumerate()]
         outputs = await backend.infer(
             rows, is_deterministic=np.ones(len(rows), bool), seeds=np.full(len(rows), -1)
@@ -41,9 +41,8 @@ async def test_policy_answers_on_a_thread_of_its_own(tmp_path: Path) -> None:
 async def test_event_loop_stays_free_while_the_policy_answers(tmp_path: Path) -> None:
     built = V1Policy(parts=(Part(sizes=(2,)),))
 
-    async with open_local_backend(
-        built.save(tmp_path / "m"), ServerSchema(), TENSORFLOW
-    ) as backend:
+    model = identify_model(built.save(tmp_path / "m"))
+    async with open_local_backend(model, ServerSchema(), TENSORFLOW) as backend:
         rows = observations(4096).astype(np.float32)
         call = asyncio.ensure_future(
             backend.infer(rows, is_deterministic=np.zeros(4096, bool), seeds=np.full(4096, -1))
@@ -55,7 +54,7 @@ async def test_event_loop_stays_free_while_the_policy_answers(tmp_path: Path) ->
 
 async def test_model_that_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"holds no saved_model\.pb"):
-        async with open_local_backend(tmp_path, ServerSchema(), TENSORFLOW):
+        async with open_local_backend(identify_model(tmp_path), ServerSchema(), TENSORFLOW):
             pytest.fail("a backend without a model was opened")
 
 
@@ -66,7 +65,8 @@ async def test_compiled_policy_is_kept_and_gives_the_same_answers(tmp_path: Path
     ask = {"is_deterministic": np.zeros(8, bool), "seeds": np.arange(8)}
     outputs = []
     for engine in ("tensorflow", "numpy", "auto"):
-        async with open_local_backend(folder, ServerSchema(), Settings(engine=engine)) as backend:
+        settings = Settings(engine=engine)
+        async with open_local_backend(identify_model(folder), ServerSchema(), settings) as backend:
             outputs.append((backend.signature.engine, await backend.infer(rows, **ask)))
 
     engines = [engine for engine, _ in outputs]

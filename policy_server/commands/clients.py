@@ -93,14 +93,15 @@ def local_document(settings: Settings) -> Document:
 async def _load(settings: Settings) -> Document:
     # Imported here since they bring FastAPI and TensorFlow, which the other commands do without.
     from policy_server.local_backend import open_local_backend
-    from policy_server.model_store import prepare_model
+    from policy_server.model_store import identify_model, prepare_model
     from policy_server.web import create_app
 
     schema = read_schema(settings.schema_path)
 
     @asynccontextmanager
     async def open_backend() -> AsyncIterator[PolicyBackend]:
-        async with open_local_backend(prepare_model(settings), schema, settings) as backend:
+        model = identify_model(prepare_model(settings))
+        async with open_local_backend(model, schema, settings) as backend:
             yield backend
 
     app = create_app(schema, settings, open_backend, api_key=None)

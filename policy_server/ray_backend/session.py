@@ -1,204 +1,136 @@
-"""Ray's life around the server: started and ended here, shared by workers, or a cluster's.
-
-Ray replaces the process's signal handlers when it starts; uvicorn's have to be put back, or its
-shutdown never runs.
-"""
+"""Ray's life around the server: started and ended here, shared by workers, or a cluster's."""
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
 import json
-import logging
-import math
 import os
-import secrets
 import shutil
 import signal
-import socket
 import tempfile
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
-from ray._raylet import Config  # type: ignore[attr-defined]  # a compiled module
 
 import policy_server
 from policy_server.errors import NotReadyError, SettingsError
+from policy_server.ray_backend.node import OwnRay, connect, translated, use_token
 from policy_server.settings import Settings
 
-__all__ = ["RAY_METRICS", "joined_ray"]
+__all__ = ["Deployment", "joined_ray"]
 
-# The name of the place where Ray's own metrics are; people find them among the server's.
-RAY_METRICS = "ray_metrics"
-
-logger = logging.getLogger(__name__)
-
-_OBJECT_STORE_BYTES = 100 * 1024 * 1024
 _LAST_WORKER_TIMEOUT_S = 30.0
 _POLL_S = 0.1
 _JOIN_HINT = "; a cluster with tokens wants RAY_AUTH_MODE and RAY_AUTH_TOKEN here too"
 
+OnRaysThread = Callable[..., Awaitable[Any]]
+
+
+class Deployment(Protocol):
+    """What is deployed once Ray is there."""
+
+    async def prepare(self) -> Any:  # noqa: ANN401 -- its own business
+        """Get ready what needs no Ray; runs while Ray starts, and is cancelled if that fails."""
+        ...
+
+    async def deploy(self, prepared: Awaitable[Any]) -> None:
+        """Deploy what is served unless it runs already, and wait until it answers."""
+        ...
+
 
 @asynccontextmanager
 async def joined_ray(
-    settings: Settings, deploy: Callable[[], None]
+    settings: Settings, deployment: Deployment
 ) -> AsyncIterator[Mapping[str, str]]:
     """Be connected to Ray while the block runs.
 
     Args:
         settings: ports, and what replicas need.
-        deploy: deploys what is served unless it runs already; called once connected, by one
-            process at a time.
+        deployment: what is deployed; by one process at a time.
 
     Yields:
-        Where people find what Ray serves, by name; Ray is up and `deploy` is done.
+        Where people find what Ray serves, by name; what is deployed answers.
 
     Raises:
         SettingsError: if a port is taken.
         NotReadyError: if Ray does not start, or the cluster does not answer.
     """
-    if address := os.environ.get("RAY_ADDRESS"):
-        with _translated(_JOIN_HINT), _kept_signal_handlers():
-            _connect(address)
-        try:
-            await asyncio.to_thread(deploy)
-            yield {}
-        finally:
-            ray.shutdown()
-    elif parent_process() is not None:
-        async with _shared_ray(settings, deploy) as places:
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray") as executor:
+
+        def call(function: Callable[..., Any], *arguments: Any) -> Awaitable[Any]:  # noqa: ANN401 -- what the function takes
+            return asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
+
+        if address := os.environ.get("RAY_ADDRESS"):
+            joining = _cluster(address, deployment, call)
+        elif parent_process() is not None:
+            joining = _shared_ray(settings, deployment, call)
+        else:
+            joining = _own_ray(settings, deployment, call)
+        async with joining as places:
             yield places
-    else:
-        own = _start(settings)
-        try:
-            await asyncio.to_thread(deploy)
-            yield own.places
-        finally:
-            own.end()
 
 
-def _use_token(token: str) -> None:
-    """Let only those who know a secret use the Ray that this server starts.
-
-    Who reaches it can run code. Ray would write one to the home folder, which a container may not
-    have; its own way of taking over a changed environment is `Config.initialize`.
-    """
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", token)
-        Config.initialize("")
-
-
-def _connect(address: str) -> None:
-    package = str(Path(policy_server.__file__).parent)
-    ray.init(
-        address=address,
-        log_to_driver=False,
-        configure_logging=False,
-        runtime_env={"py_modules": [package]},
-    )
-
-
-@dataclass(frozen=True)
-class _OwnRay:
-    """A Ray that this process started: its folder for temporary files, and where people find it."""
-
-    folder: Path
-    places: Mapping[str, str]
-
-    def end(self) -> None:
-        ray.shutdown()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _start(settings: Settings) -> _OwnRay:
-    _check_dashboard_port(settings.dashboard_port)
-    _use_token(secrets.token_hex(32))
-    # Ray puts sockets there, whose paths may have 107 characters.
-    folder = Path(tempfile.mkdtemp(prefix="ps-ray-"))
-    has_dashboard = settings.dashboard_port > 0
-    replicas = max(settings.num_replicas, settings.max_replicas)
-    options: dict[str, Any] = {"dashboard_port": settings.dashboard_port} if has_dashboard else {}
-    metrics_port = _free_port()
-    places = {RAY_METRICS: f"http://127.0.0.1:{metrics_port}/metrics"}
-    if has_dashboard:
-        places["dashboard"] = f"http://{settings.dashboard_host}:{settings.dashboard_port}"
-        if token := os.environ.get("RAY_AUTH_TOKEN"):
-            (folder / "dashboard-token").touch(mode=0o600)
-            (folder / "dashboard-token").write_text(token)
-            places["dashboard_token"] = str(folder / "dashboard-token")
-    own = _OwnRay(folder, places)
+@asynccontextmanager
+async def _begun(deployment: Deployment) -> AsyncIterator[Awaitable[Any]]:
+    preparing = asyncio.create_task(deployment.prepare())
     try:
-        with _translated(), _kept_signal_handlers():
-            ray.init(
-                address="local",
-                num_cpus=max(os.cpu_count() or 1, math.ceil(replicas * settings.replica_cpus)),
-                object_store_memory=_OBJECT_STORE_BYTES,
-                include_dashboard=has_dashboard,
-                dashboard_host=settings.dashboard_host,
-                log_to_driver=False,
-                configure_logging=False,
-                _metrics_export_port=metrics_port,
-                _temp_dir=str(folder),
-                **options,
-            )
-    except BaseException:
-        own.end()
-        raise
-    return own
-
-
-@contextmanager
-def _translated(hint: str = "") -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        # Ray raises plain exceptions too.
-        reason = " ".join(str(error).split())[:300]
-        raise NotReadyError(f"ray: could not start or join: {reason}{hint}") from error
-
-
-@contextmanager
-def _kept_signal_handlers() -> Iterator[None]:
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
+        yield preparing
     finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
+        preparing.cancel()
+        await asyncio.gather(preparing, return_exceptions=True)
 
 
-def _check_dashboard_port(port: int) -> None:
-    if not port:
-        return
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise SettingsError(
-                f"POLICY_SERVER_DASHBOARD_PORT: port {port} can't be used: {error.strerror}; "
-                "set another one, or 0"
-            ) from error
+def _restore_signal_handlers() -> None:
+    """Put uvicorn's handlers back: Ray replaces them below Python, and prints where it was hit."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.getsignal(number))
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-        return port
+@asynccontextmanager
+async def _cluster(
+    address: str, deployment: Deployment, call: OnRaysThread
+) -> AsyncIterator[Mapping[str, str]]:
+    package = str(Path(policy_server.__file__).parent)
+    try:
+        async with _begun(deployment) as prepared:
+            with translated(_JOIN_HINT):
+                await call(connect, address, {"py_modules": [package]})
+            _restore_signal_handlers()
+            await deployment.deploy(prepared)
+        yield {}
+    finally:
+        await call(ray.shutdown)
+
+
+@asynccontextmanager
+async def _own_ray(
+    settings: Settings, deployment: Deployment, call: OnRaysThread
+) -> AsyncIterator[Mapping[str, str]]:
+    own = OwnRay(settings)
+    try:
+        async with _begun(deployment) as prepared:
+            await call(own.start)
+            _restore_signal_handlers()
+            await deployment.deploy(prepared)
+        call(own.start_dashboard)
+        yield own.places
+    finally:
+        # After whatever of it still runs on the thread.
+        await call(own.end)
 
 
 @asynccontextmanager
 async def _shared_ray(
-    settings: Settings, deploy: Callable[[], None]
+    settings: Settings, deployment: Deployment, call: OnRaysThread
 ) -> AsyncIterator[Mapping[str, str]]:
     """Share one Ray among uvicorn's workers: the first starts it, the last one out ends it."""
     shared = Path(tempfile.gettempdir(), f"ps-workers-{os.getppid()}")
@@ -208,29 +140,42 @@ async def _shared_ray(
             f"{shared}: belongs to somebody else; set TMPDIR to a folder of your own"
         )
     mine = shared / f"member-{os.getpid()}"
-    lock = await asyncio.to_thread(_lock, shared)
-    own: _OwnRay | None = None
+    own = OwnRay(settings)
+    lock = await _locked(shared)
+    has_started = False
     try:
         try:
-            own = _join_or_start(shared, settings)
-            mine.touch()
-            await asyncio.to_thread(deploy)
+            async with _begun(deployment) as prepared:
+                if not await call(_join, shared):
+                    has_started = True
+                    await call(_start, own, shared)
+                _restore_signal_handlers()
+                mine.touch()
+                await deployment.deploy(prepared)
         finally:
             os.close(lock)
+        if has_started:
+            call(own.start_dashboard)
         yield json.loads((shared / "ray.json").read_text())["places"]
     finally:
         mine.unlink(missing_ok=True)
-        if own is None:
-            ray.shutdown()
-        else:
+        if has_started:
             await _wait_for_others(shared)
-            own.end()
+            await call(own.end)
             shutil.rmtree(shared, ignore_errors=True)
+        else:
+            await call(ray.shutdown)
 
 
-def _lock(shared: Path) -> int:
+async def _locked(shared: Path) -> int:
+    """Return the descriptor of the lock that one worker holds at a time."""
     descriptor = os.open(shared / "lock", os.O_CREAT | os.O_RDWR)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        while not _has_locked(descriptor):
+            await asyncio.sleep(_POLL_S)
+    except BaseException:
+        os.close(descriptor)
+        raise
     if not os.fstat(descriptor).st_nlink:
         os.close(descriptor)
         raise NotReadyError(
@@ -239,23 +184,37 @@ def _lock(shared: Path) -> int:
     return descriptor
 
 
-def _join_or_start(shared: Path, settings: Settings) -> _OwnRay | None:
-    """Return the Ray that this worker started; None where it joined another's."""
+def _has_locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _join(shared: Path) -> bool:
+    """Join the Ray that another worker started; False where there is none."""
     state = shared / "ray.json"
-    if state.exists():
-        known = json.loads(state.read_text())
-        if _is_alive(known["pid"]):
-            _use_token(known["token"])
-            with _translated(), _kept_signal_handlers():
-                ray.init(address=known["address"], log_to_driver=False, configure_logging=False)
-            return None
-    own = _start(settings)
-    address = ray.get_runtime_context().gcs_address
-    token = os.environ.get("RAY_AUTH_TOKEN", "")
-    state.write_text(
-        json.dumps({"pid": os.getpid(), "address": address, "token": token, "places": own.places})
-    )
-    return own
+    if not state.exists():
+        return False
+    known = json.loads(state.read_text())
+    if not _is_alive(known["pid"]):
+        return False
+    use_token(known["token"])
+    with translated():
+        connect(known["address"])
+    return True
+
+
+def _start(own: OwnRay, shared: Path) -> None:
+    own.start()
+    known = {
+        "pid": os.getpid(),
+        "address": own.address,
+        "token": os.environ.get("RAY_AUTH_TOKEN", ""),
+        "places": own.places,
+    }
+    (shared / "ray.json").write_text(json.dumps(known))
 
 
 async def _wait_for_others(shared: Path) -> None:

@@ -26,7 +26,7 @@ def test_local_server_answers_without_ray(tmp_path: Path) -> None:
     assert answer["components"][10]["probabilities"] == pytest.approx(
         case["expected"]["components"][10]["probabilities"], abs=1e-5
     )
-    assert "tensorflow" in loaded
+    assert "tensorflow" not in loaded
     assert "_raylet" not in loaded
 
 

@@ -126,11 +126,20 @@ def test_seed_makes_a_draw_reproducible(server: Server) -> None:
     assert all(answer == answers[0] for answer in answers)
 
 
-def test_web_process_does_not_import_tensorflow(server: Server) -> None:
-    loaded = Path(f"/proc/{server.process.pid}/maps").read_text()
+def test_no_process_that_serves_has_imported_tensorflow(server: Server) -> None:
+    processes = [server.process.pid, *descendants(server.process.pid)]
+    maps = {command_line(pid): Path(f"/proc/{pid}/maps").read_text() for pid in processes}
 
-    assert "ray" in loaded
-    assert "tensorflow" not in loaded
+    assert any("ServeReplica" in name for name in maps)
+    assert [name for name, loaded in maps.items() if "tensorflow" in loaded] == []
+    assert "policy_compiled" in server.output()
+
+
+def test_only_what_serving_needs_of_ray_runs(server: Server) -> None:
+    lines = [command_line(pid) for pid in descendants(server.process.pid)]
+    needed = ("gcs_server", "raylet/raylet", "Agent", "ServeController", "ServeReplica")
+
+    assert [line for line in lines if not any(name in line for name in needed)] == []
 
 
 def test_one_scrape_has_our_metrics_and_rays(server: Server) -> None:
@@ -181,6 +190,57 @@ def test_sigterm_answers_what_is_in_flight_and_leaves_no_process(tmp_path: Path)
         assert statuses <= {httpx.codes.OK, httpx.codes.SERVICE_UNAVAILABLE}
         assert wait_until(lambda: not any(is_running(pid) for pid in processes))
         assert "Traceback" not in server.output()
+
+
+@pytest.mark.parametrize("event", ["loading_policy", "compiling_policy", "ray_started"])
+def test_sigterm_during_the_start_ends_it_and_leaves_nothing(tmp_path: Path, event: str) -> None:
+    # Ray puts sockets there, whose paths may have 107 characters: pytest's folder is too long.
+    folder = Path(tempfile.mkdtemp(prefix="ps-"))
+    with started_server(
+        home_of("ppo_discrete", tmp_path), environment={"TMPDIR": str(folder)}
+    ) as server:
+        assert wait_until(lambda: event in server.output(), 60)
+        processes = [server.process.pid, *descendants(server.process.pid)]
+        server.process.send_signal(signal.SIGTERM)
+        status = server.process.wait(60)
+        output = server.output()
+
+        assert status != 0
+        assert "the start was ended by SIGTERM" in output
+        assert "Traceback" not in output
+        assert wait_until(lambda: not any(is_running(pid) for pid in processes))
+        assert [path.name for path in folder.iterdir()] == []
+    folder.rmdir()
+
+
+def test_dashboard_comes_after_the_policy_answers(tmp_path: Path) -> None:
+    port = free_port()
+    environment = {"POLICY_SERVER_DASHBOARD_PORT": str(port)}
+    with running_server(home_of("ppo_discrete", tmp_path), environment=environment) as server:
+        processes = [server.process.pid, *descendants(server.process.pid)]
+        with server.client() as client:
+            assert client.post("/predict", json=CASES[0]["observation"]).status_code == 200
+
+        assert wait_until(lambda: _accepts(port), 60)
+        assert httpx.get(f"http://127.0.0.1:{port}/api/version", timeout=10).status_code == 401
+        processes += descendants(server.process.pid)
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(60)
+
+    assert wait_until(lambda: not any(is_running(pid) for pid in processes))
+
+
+def test_policy_that_needs_tensorflow_is_served_by_it(tmp_path: Path) -> None:
+    with running_server(home_of("ppo_lstm", tmp_path)) as server:
+        replicas = [
+            pid for pid in descendants(server.process.pid) if "ServeReplica" in command_line(pid)
+        ]
+        loaded = ["tensorflow" in Path(f"/proc/{pid}/maps").read_text() for pid in replicas]
+        web = Path(f"/proc/{server.process.pid}/maps").read_text()
+
+    assert loaded == [True]
+    assert "tensorflow" not in web
+    assert "engine=tensorflow" in server.output() or '"engine": "tensorflow"' in server.output()
 
 
 def test_two_workers_share_one_ray_and_leave_no_process(tmp_path: Path) -> None:
