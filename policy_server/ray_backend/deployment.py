@@ -108,6 +108,8 @@ class PolicyDeployment:
         if not await asyncio.to_thread(self._is_running):
             await asyncio.to_thread(self._run, await prepared)
         self.handle = await asyncio.to_thread(serve.get_app_handle, self._name)
+        # In this loop, and not in a thread that every call would be handed to and back.
+        self.handle._init(_run_router_in_separate_loop=False)  # noqa: SLF001 -- Ray's own way to say so
         self.signature = await self._ask_signature()
         seconds = round(time.monotonic() - started, 1)
         logger.info("policy_deployed", extra={"application": self._name, "seconds": seconds})

@@ -40,6 +40,8 @@ REPLICA_ENVIRONMENT = {
     "TF_ENABLE_ONEDNN_OPTS": "0",
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
+    # A call of the policy is shorter than handing it to a thread and back.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
 }
 
 logger = logging.getLogger(__name__)
@@ -81,6 +83,7 @@ class OwnRay:
             NotReadyError: if Ray does not start.
         """
         started = time.monotonic()
+        logging.getLogger("ray").setLevel(logging.WARNING)
         _check_dashboard_port(self._settings.dashboard_port)
         use_token(secrets.token_hex(32))
         # Ray puts sockets there, whose paths may have 107 characters.
