@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +20,7 @@ from tests.service.servers import (
     EXPORTS,
     Server,
     descendants,
+    free_port,
     home_of,
     is_running,
     running_server,
@@ -211,6 +214,11 @@ def test_sigterm_during_the_start_ends_it_and_leaves_nothing(tmp_path: Path, eve
         assert wait_until(lambda: not any(is_running(pid) for pid in processes))
         assert [path.name for path in folder.iterdir()] == []
     folder.rmdir()
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_dashboard_comes_after_the_policy_answers(tmp_path: Path) -> None:
