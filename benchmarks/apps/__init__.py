@@ -1,0 +1,1 @@
+"""Applications that are measured beside the real one, each a factory for `uvicorn --factory`."""

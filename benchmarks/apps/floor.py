@@ -1,0 +1,106 @@
+"""The same application over other backends: what the web side costs by itself."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policy_server.launch import resolve_api_key
+from policy_server.local_backend import open_local_backend
+from policy_server.metrics import Metrics
+from policy_server.model_store import prepare_model
+from policy_server.policy import (
+    ActionComponent,
+    ActionOutput,
+    Float32Array,
+    Float64Array,
+    Int64Array,
+    PolicyBackend,
+    PolicyOutputs,
+    PolicySignature,
+    SignatureTensor,
+)
+from policy_server.schema import ServerSchema, read_schema
+from policy_server.settings import Settings, read_settings
+from policy_server.telemetry import configure_logging
+from policy_server.web import Application, create_app
+
+__all__ = ["CONSTANT_ANSWER", "constant", "without_fast_path"]
+
+# The action and the probability that the constant backend answers.
+CONSTANT_ANSWER = (0, 0.70287585)
+_WIDTH, _ACTIONS = 6, 4
+
+Opener = Callable[[], AbstractAsyncContextManager[PolicyBackend]]
+
+
+class ConstantBackend:
+    """A `PolicyBackend` that computes nothing."""
+
+    signature = PolicySignature(
+        observation_width=_WIDTH,
+        observation_dtype="float32",
+        inputs=(SignatureTensor("observations", "float32", (None, _WIDTH)),),
+        outputs=(SignatureTensor("action_dist_inputs", "float32", (None, _ACTIONS)),),
+        action_outputs=(ActionOutput("actions_0", is_integer=True, columns=1, is_vector=False),),
+        components=(ActionComponent("categorical", _ACTIONS, first_input=0, first_column=0),),
+        is_proved=True,
+    )
+
+    async def infer(
+        self,
+        observations: Float32Array | Float64Array,
+        *,
+        is_deterministic: NDArray[np.bool_],  # noqa: ARG002 -- the protocol's
+        seeds: Int64Array,  # noqa: ARG002 -- the protocol's
+    ) -> PolicyOutputs:
+        """Answer B observations alike."""
+        rows = len(observations)
+        action, probability = CONSTANT_ANSWER
+        return PolicyOutputs(
+            np.full((rows, 1), float(action)),
+            np.full(rows, probability),
+            np.zeros((rows, _ACTIONS), np.float32),
+        )
+
+    async def is_ready(self) -> bool:
+        """Return True."""
+        return True
+
+
+def constant() -> Application:
+    """Build the application over a backend that answers a constant."""
+
+    @asynccontextmanager
+    async def open_constant() -> AsyncIterator[PolicyBackend]:
+        yield ConstantBackend()
+
+    return _application(lambda _schema, _settings: open_constant, has_fast_path=True)
+
+
+def without_fast_path() -> Application:
+    """Build the application over the local backend, with FastAPI's own routes alone."""
+
+    def opener(schema: ServerSchema, settings: Settings) -> Opener:
+        return lambda: open_local_backend(prepare_model(settings), schema, settings)
+
+    return _application(opener, has_fast_path=False)
+
+
+def _application(
+    opener: Callable[[ServerSchema, Settings], Opener], *, has_fast_path: bool
+) -> Application:
+    settings = read_settings()
+    configure_logging(level=settings.log_level, log_format=settings.log_format)
+    schema = read_schema(settings.schema_path)
+    return create_app(
+        schema,
+        settings,
+        opener(schema, settings),
+        api_key=resolve_api_key(settings, schema),
+        has_fast_path=has_fast_path,
+        metrics=Metrics(),
+    )

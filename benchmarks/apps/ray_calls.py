@@ -1,0 +1,112 @@
+"""One Ray call a request: FastAPI in front of a Ray Serve handle, as many build it by hand.
+
+The replica is Policy Server's own; only the way to it differs.
+"""
+
+import gc
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request
+from ray import serve
+from ray.serve.schema import LoggingConfig
+
+from benchmarks.peers.observation import Answer, Observation
+from policy_server.compiled_cache import digest_of, read_compiled
+from policy_server.model_store import prepare_model, read_model_files
+from policy_server.policy import PolicyOutputs
+from policy_server.ray_backend import PolicyReplica
+from policy_server.ray_backend.session import joined_ray
+from policy_server.schema import read_schema
+from policy_server.settings import read_settings
+
+__all__ = ["default", "tuned"]
+
+_NAME = "ray-calls"
+_MAX_ONGOING_REQUESTS = 1024
+_MAX_BATCH_SIZE = 256
+
+Ask = Callable[[list[float]], Awaitable[Answer]]
+
+
+class BatchingReplica(PolicyReplica):
+    """The replica with Ray Serve's own batching: one row a call, many rows an answer."""
+
+    @serve.batch(max_batch_size=_MAX_BATCH_SIZE, batch_wait_timeout_s=0)
+    async def draw(self, rows: list[Any]) -> list[tuple[int, float]]:
+        """Draw an action for each row."""
+        outputs = await self.infer(np.array(rows, np.float32), *_draws(len(rows)))
+        return [_answer(outputs, index) for index in range(len(rows))]
+
+
+def default() -> FastAPI:
+    """Build the application with Ray Serve's defaults."""
+
+    def ask_by(handle: Any) -> Ask:  # noqa: ANN401 -- Ray's handle is generic
+        infer = handle.options(method_name="infer")
+
+        async def ask(row: list[float]) -> Answer:
+            outputs = await infer.remote(np.array([row], np.float32), *_draws(1))
+            action, probability = _answer(outputs, 0)
+            return Answer(actions=[action], probability=probability)
+
+        return ask
+
+    return _application(PolicyReplica, ask_by)
+
+
+def tuned() -> FastAPI:
+    """Build the application with what was found to help: see docs/benchmarks.md."""
+
+    def ask_by(handle: Any) -> Ask:  # noqa: ANN401 -- Ray's handle is generic
+        draw = handle.options(method_name="draw", _by_reference=False)
+
+        async def ask(row: list[float]) -> Answer:
+            action, probability = await draw.remote(row)
+            return Answer(actions=[action], probability=probability)
+
+        gc.collect()
+        gc.freeze()
+        return ask
+
+    return _application(BatchingReplica, ask_by)
+
+
+def _draws(rows: int) -> tuple[Any, Any]:
+    return np.zeros(rows, bool), np.full(rows, -1, np.int64)
+
+
+def _answer(outputs: PolicyOutputs, index: int) -> tuple[int, float]:
+    return int(outputs.actions[index, 0]), float(outputs.probability[index])
+
+
+def _application(replica: type[PolicyReplica], ask_by: Callable[[Any], Ask]) -> FastAPI:
+    settings = read_settings()
+
+    def deploy() -> None:
+        folder, schema = prepare_model(settings), read_schema(settings.schema_path)
+        files = read_model_files(folder)
+        quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
+        serve.start(proxy_location="Disabled", logging_config=quiet)
+        deployment = serve.deployment(
+            max_ongoing_requests=_MAX_ONGOING_REQUESTS, logging_config=quiet
+        )(replica)
+        compiled = read_compiled(folder, digest_of(files, schema))
+        serve.run(deployment.bind(files, schema, "auto", compiled), name=_NAME, route_prefix=None)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with joined_ray(settings, deploy):
+            app.state.ask = ask_by(serve.get_app_handle(_NAME))
+            yield
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.post("/predict")
+    async def predict(observation: Observation, request: Request) -> Answer:
+        ask: Ask = request.app.state.ask
+        return await ask(observation.row())
+
+    return app

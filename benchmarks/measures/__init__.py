@@ -1,0 +1,1 @@
+"""One module a question: each fills its part of `Results`."""

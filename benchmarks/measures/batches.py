@@ -1,0 +1,183 @@
+"""Rows a second of the batch route, and single predictions beside it."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.failures import BenchmarkError
+from benchmarks.load import Load, Request, drive, post
+from benchmarks.progress import say
+from benchmarks.results import BatchCell, Results
+from benchmarks.subjects import KEY, OBSERVATION, SUBJECTS, Serving, Workplace, serving
+
+__all__ = ["BODIES", "check_columns", "measure_batches"]
+
+_ROUTE = "/predict/batch"
+_TOLERANCE = 1e-4
+# Room for 100,000 rows of JSON.
+_MORE = {"POLICY_SERVER_MAX_BODY_BYTES": str(64 * 1024 * 1024)}
+
+
+def _rows(count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return float32[count, 6]: observations that differ, the first being `OBSERVATION`."""
+    rows = np.random.default_rng(0).integers(0, 6, (count, len(OBSERVATION)))
+    rows[0] = list(OBSERVATION.values())
+    return rows.astype(np.float32)
+
+
+def _json(document: object) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def _json_rows(count: int) -> Request:
+    named = [dict(zip(OBSERVATION, row, strict=True)) for row in _rows(count).tolist()]
+    return Request(_ROUTE, _json(named), {"content-type": "application/json", "access-token": KEY})
+
+
+def _json_columns(count: int) -> Request:
+    columns = dict(zip(OBSERVATION, _rows(count).T.tolist(), strict=True))
+    return Request(
+        _ROUTE, _json(columns), {"content-type": "application/json", "access-token": KEY}
+    )
+
+
+def _npy(count: int) -> Request:
+    buffer = io.BytesIO()
+    np.save(buffer, _rows(count))
+    kind = "application/x-npy"
+    headers = {"content-type": kind, "accept": kind, "access-token": KEY}
+    return Request(_ROUTE, buffer.getvalue(), headers)
+
+
+BODIES: dict[str, Callable[[int], Request]] = {
+    "JSON rows": _json_rows,
+    "JSON columns": _json_columns,
+    "npy": _npy,
+}
+
+
+def measure_batches(
+    results: Results,
+    workplace: Workplace,
+    environment: Mapping[str, str],
+    *,
+    subjects: Sequence[str],
+    rows: Iterable[int],
+    seconds: float,
+    repeats: int,
+) -> None:
+    """Send many observations a request, alone, and beside single predictions.
+
+    Args:
+        results: gets the cells, and why there are none.
+        workplace: what the subjects need.
+        environment: what they inherit.
+        subjects: their names.
+        rows: how many observations a request has.
+        seconds: how long each cell takes.
+        repeats: how many rounds.
+    """
+    sizes = sorted(rows)
+    for number in range(repeats):
+        for name in subjects:
+            try:
+                with serving(SUBJECTS[name], workplace, environment, more=_MORE) as running:
+                    for size in sizes:
+                        _measure(
+                            results,
+                            running,
+                            workplace,
+                            number=number,
+                            size=size,
+                            seconds=seconds,
+                            has_singles=size == sizes[-1],
+                        )
+            except BenchmarkError as error:
+                results.missing[f"batches of {name}"] = str(error)
+                say(f"{name}: batches left out: {error}")
+
+
+def _measure(
+    results: Results,
+    running: Serving,
+    workplace: Workplace,
+    *,
+    number: int,
+    size: int,
+    seconds: float,
+    has_singles: bool,
+) -> None:
+    name = running.subject.name
+    for body, request_of in BODIES.items():
+        # A server without this kind of body says so at once to a small one.
+        post(running.url, request_of(1))
+        request = request_of(size)
+        check_columns(post(running.url, request), size, body, workplace.probabilities)
+        load = drive(running.url, request, connections=1, seconds=seconds)
+        single = _beside(running, request, seconds) if has_singles else None
+        cell = BatchCell(
+            subject=name,
+            body=body,
+            rows=size,
+            round=number,
+            rows_per_s=round(load.requests_per_s * size),
+            p50_ms=load.p50_ms,
+            single_p50_ms=None if single is None else single.p50_ms,
+            errors=load.errors,
+        )
+        results.batches.append(cell)
+        beside = (
+            "" if single is None else f"   single predictions meanwhile: {single.p50_ms:.3g} ms"
+        )
+        say(
+            f"batches  {name:<15} {size:>7} x {body:<13} {cell.rows_per_s:>9.0f} rows/s   "
+            f"p50 {cell.p50_ms:.3g} ms{beside}"
+        )
+
+
+def _beside(running: Serving, request: Request, seconds: float) -> Load:
+    """Return the latency of single predictions while batches are answered."""
+    thread = threading.Thread(
+        target=drive,
+        args=(running.url, request),
+        kwargs={"connections": 1, "seconds": seconds + 1},
+    )
+    thread.start()
+    try:
+        return drive(running.url, running.subject.request, connections=1, seconds=seconds)
+    finally:
+        thread.join()
+
+
+def check_columns(body: bytes, rows: int, kind: str, probabilities: Sequence[float]) -> None:
+    """Hold a batch's answer against the policy.
+
+    Args:
+        body: the answer.
+        rows: how many observations were asked.
+        kind: one of `BODIES`.
+        probabilities: what is right for the first observation.
+
+    Raises:
+        BenchmarkError: if it is not the policy's.
+    """
+    if kind == "npy":
+        answer = np.load(io.BytesIO(body), allow_pickle=False)
+        given = len(answer)
+        first = np.asarray(answer[0].tolist() if answer.dtype.names else answer[0]).ravel()
+        action, probability = int(first[0]), float(first[-1])
+    else:
+        document = json.loads(body)
+        given = len(document["actions"])
+        action, probability = document["actions"][0][0], document["probability"][0]
+    if given != rows or abs(probability - probabilities[action]) > _TOLERANCE:
+        raise BenchmarkError(
+            f"{_ROUTE}, {kind}: {given} answers for {rows} rows, the first is action {action} with "
+            f"probability {probability}"
+        )

@@ -1,0 +1,73 @@
+"""How long a server takes to its first answer, and what memory it holds then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.failures import BenchmarkError
+from benchmarks.load import drive
+from benchmarks.progress import say
+from benchmarks.results import Results, Start
+from benchmarks.subjects import SUBJECTS, Workplace, serving
+from benchmarks.workplace import fill_home
+
+__all__ = ["measure_starts"]
+
+_LOAD_CONNECTIONS = 32
+_LOAD_S = 2.0
+
+
+def measure_starts(
+    results: Results,
+    workplace: Workplace,
+    environment: Mapping[str, str],
+    *,
+    subjects: Sequence[str],
+    repeats: int,
+) -> None:
+    """Start each subject with a policy that is new to it, and again with what it has kept.
+
+    Args:
+        results: gets the starts.
+        workplace: what the subjects need.
+        environment: what they inherit.
+        subjects: their names.
+        repeats: how many rounds.
+    """
+    for number in range(repeats):
+        for name in subjects:
+            home = workplace.scratch / f"home-{name}-{number}"
+            fill_home(home)
+            for is_first in (True, False):
+                try:
+                    start = _start(name, workplace, environment, home)
+                except BenchmarkError as error:
+                    results.missing[f"start of {name}"] = str(error)
+                    say(f"{name}: {error}")
+                    continue
+                results.starts.append(replace(start, is_first=is_first, round=number))
+                say(
+                    f"start    {name:<15} {'first' if is_first else 'again'}: {start.seconds:.1f} s"
+                    f", {start.memory_mb:.0f} MB in {start.processes} processes"
+                )
+
+
+def _start(name: str, workplace: Workplace, environment: Mapping[str, str], home: Path) -> Start:
+    with serving(SUBJECTS[name], replace(workplace, home=home), environment) as running:
+        drive(
+            running.url,
+            running.subject.request,
+            connections=_LOAD_CONNECTIONS,
+            seconds=_LOAD_S,
+        )
+        size, processes = running.server.memory_bytes()
+    return Start(
+        subject=name,
+        is_first=False,
+        round=0,
+        seconds=round(running.start_s, 3),
+        memory_mb=round(size / 1e6, 1),
+        processes=processes,
+    )

@@ -1,0 +1,157 @@
+"""What the server is held to, as ratios and limits of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+from benchmarks.results import Results
+
+__all__ = ["TARGETS", "Outcome", "Target", "outcomes"]
+
+_PEERS = ("mlserver", "bentoml", "litserve", "ray-http", "pytriton")
+Unit = Literal["x", "ms", "rows/s", "s", "MB"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One figure to reach.
+
+    Attributes:
+        title: what is compared.
+        bound: the figure.
+        unit: its unit; `x` for ratios.
+        measure: returns the measured figure; None where the run did not measure it.
+        is_least: the measured figure has to be at least this; otherwise below it.
+    """
+
+    title: str
+    bound: float
+    unit: Unit
+    measure: Callable[[Results], float | None]
+    is_least: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A target and what was measured; None where it was not."""
+
+    target: Target
+    measured: float | None
+
+    @property
+    def is_met(self) -> bool | None:
+        """Return whether the target was reached; None where it was not measured."""
+        if self.measured is None:
+            return None
+        if self.target.is_least:
+            return self.measured >= self.target.bound
+        return self.measured < self.target.bound
+
+
+def outcomes(results: Results) -> list[Outcome]:
+    """Return every target with what a run measured."""
+    return [Outcome(target, target.measure(results)) for target in TARGETS]
+
+
+def _ratio(subject: str, other: str, connections: int) -> Callable[[Results], float | None]:
+    def measure(results: Results) -> float | None:
+        ours = results.median_of(subject, connections, "requests_per_s")
+        theirs = results.median_of(other, connections, "requests_per_s")
+        return None if ours is None or theirs is None else ours / theirs
+
+    return measure
+
+
+def _best_peer(subject: str, connections: int) -> Callable[[Results], float | None]:
+    def measure(results: Results) -> float | None:
+        ratios = [_ratio(subject, peer, connections)(results) for peer in _PEERS]
+        return min((ratio for ratio in ratios if ratio is not None), default=None)
+
+    return measure
+
+
+def _latency(subject: str, connections: int, value: str) -> Callable[[Results], float | None]:
+    return lambda results: results.median_of(subject, connections, value)
+
+
+def _rows_per_s(body: str) -> Callable[[Results], float | None]:
+    def measure(results: Results) -> float | None:
+        """Return the better backend's figure at the largest request."""
+        cells = [cell for cell in results.batches if cell.body == body and not cell.errors]
+        most = max((cell.rows for cell in cells), default=0)
+        figures = [
+            median(cell.rows_per_s for cell in cells if (cell.subject, cell.rows) == (name, most))
+            for name in dict.fromkeys(cell.subject for cell in cells if cell.rows == most)
+        ]
+        return max(figures, default=None)
+
+    return measure
+
+
+def _start(
+    subject: str, value: str, *, is_first: bool = False
+) -> Callable[[Results], float | None]:
+    def measure(results: Results) -> float | None:
+        figures = [
+            getattr(start, value)
+            for start in results.starts
+            if start.subject == subject and start.is_first == is_first
+        ]
+        return median(figures) if figures else None
+
+    return measure
+
+
+def _at_least(
+    title: str, bound: float, unit: Unit, measure: Callable[[Results], float | None]
+) -> Target:
+    return Target(title, bound, unit, measure, is_least=True)
+
+
+TARGETS = (
+    _at_least(
+        "req/s with Ray against one Ray call a request, 128 connections",
+        *(30, "x", _ratio("ray", "ray-call", 128)),
+    ),
+    _at_least(
+        "req/s with Ray against the best peer, 32 connections",
+        *(2.5, "x", _best_peer("ray", 32)),
+    ),
+    _at_least(
+        "req/s with Ray against the best peer, 128 connections",
+        *(4, "x", _best_peer("ray", 128)),
+    ),
+    _at_least(
+        "req/s with Ray against the constant answer, 128 connections",
+        *(0.5, "x", _ratio("ray", "constant", 128)),
+    ),
+    _at_least(
+        "req/s local against the constant answer, 128 connections",
+        *(0.75, "x", _ratio("local", "constant", 128)),
+    ),
+    Target("p50 with Ray, 1 connection", 2.0, "ms", _latency("ray", 1, "p50_ms")),
+    Target("p50 local, 1 connection", 0.3, "ms", _latency("local", 1, "p50_ms")),
+    Target("p99 with Ray, 128 connections", 15, "ms", _latency("ray", 128, "p99_ms")),
+    _at_least("batch route, JSON rows", 150_000, "rows/s", _rows_per_s("JSON rows")),
+    _at_least("batch route, JSON columns", 300_000, "rows/s", _rows_per_s("JSON columns")),
+    _at_least("batch route, npy", 400_000, "rows/s", _rows_per_s("npy")),
+    _at_least(
+        "req/s of the fast path against FastAPI's own route, 128 connections",
+        *(2.5, "x", _ratio("local", "fastapi-route", 128)),
+    ),
+    Target("first answer with Ray", 10, "s", _start("ray", "seconds")),
+    Target(
+        "first answer with Ray, of a policy never served before",
+        *(10, "s", _start("ray", "seconds", is_first=True)),
+    ),
+    Target("first answer, local", 4, "s", _start("local", "seconds")),
+    Target(
+        "first answer, local, of a policy never served before",
+        *(4, "s", _start("local", "seconds", is_first=True)),
+    ),
+    Target("memory of all processes with Ray", 900, "MB", _start("ray", "memory_mb")),
+    Target("memory of all processes, local", 400, "MB", _start("local", "memory_mb")),
+)
