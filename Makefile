@@ -38,7 +38,7 @@ define find_python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help python venv serve test lint check format clean broken-venv
+.PHONY: help python venv serve test lint check format bench clean broken-venv
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -68,8 +68,11 @@ format: $(DEVELOPMENT)  ## format the code and fix what ruff can fix
 	$(PYTHON_IN_VENV) -m ruff format .
 	$(PYTHON_IN_VENV) -m ruff check --fix .
 
+bench: $(DEVELOPMENT)  ## measure the server and others, in some 20 minutes (BENCH="--quick" for fewer)
+	$(PYTHON_IN_VENV) -m benchmarks $(BENCH)
+
 clean:  ## remove .venv, caches and reports; policies stay
-	rm -rf $(VENV) .coverage .coverage.* coverage.xml htmlcov
+	rm -rf $(VENV) benchmarks/.venvs .coverage .coverage.* coverage.xml htmlcov
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -82,7 +82,6 @@ def _parser() -> argparse.ArgumentParser:
         "--parts",
         type=_names(_PARTS),
         metavar="NAMES",
-        default=list(_PARTS),
         help=f"questions to answer (default: all): {','.join(_PARTS)}",
     )
     parser.add_argument(
@@ -103,8 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output",
         type=Path,
-        help="folder for benchmark.json, .md and .svg (default: benchmarks/results; quick: "
-        "benchmarks/results/quick)",
+        help="folder for benchmark.json, .md and .svg (default: benchmarks/results; with --quick, "
+        "--subjects or --parts benchmarks/results/partial)",
     )
     parser.add_argument(
         "--render-only",
@@ -116,13 +115,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _with_defaults(options: argparse.Namespace) -> argparse.Namespace:
     is_quick = options.quick
+    is_partial = is_quick or options.subjects is not None or options.parts is not None
     options.subjects = options.subjects or list(_QUICK_SUBJECTS if is_quick else SUBJECTS)
     options.connections = options.connections or list(
         _QUICK_CONNECTIONS if is_quick else _CONNECTIONS
     )
     options.seconds = options.seconds or (1 if is_quick else 3)
     options.repeats = options.repeats or (1 if is_quick else 3)
-    options.output = options.output or (_RESULTS / "quick" if is_quick else _RESULTS)
+    options.parts = options.parts or list(_PARTS)
+    options.output = options.output or (_RESULTS / "partial" if is_partial else _RESULTS)
     return options
 
 

@@ -26,7 +26,7 @@ def describe_machine() -> dict[str, str]:
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": f"{pages * page / 1e9:.0f} GB",
         "busy before the run": f"load average {os.getloadavg()[0]:.1f}",
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {platform.machine()}",
         "Python": platform.python_version(),
         "packages": ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
     }

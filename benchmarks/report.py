@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
-from benchmarks.measures.stages import LOG, WHOLE
+from benchmarks.measures.stages import WHOLE
 from benchmarks.results import Cell, Results
 from benchmarks.targets import Outcome, outcomes
 
@@ -15,6 +15,7 @@ _ABSENT = "-"
 _ROLES = ("web", "replica", "Ray", "wrk")
 _SERVER_STAGES = ("validate", "queue", "policy", "total", "batch")
 _FEWEST_DIGITS_BELOW = 100
+_HTTP = "sockets, HTTP and event loop: the running server's time less that"
 
 
 def number(value: float | None, *, digits: int = 3) -> str:
@@ -189,13 +190,9 @@ def _stages(results: Results) -> list[str]:
         if spent and (WHOLE, size) in known:
             known[_HTTP, size] = median(spent) - known[WHOLE, size]
     if any(name == _HTTP for name, _ in known):
-        rows.insert(
-            names.index(LOG), [_HTTP, *(number(known.get((_HTTP, size))) for size in sizes)]
-        )
+        row = [_HTTP, *(number(known.get((_HTTP, size))) for size in sizes)]
+        rows.insert(names.index(WHOLE) + 1, row)
     return _table(["µs of processor time a request", *(f"{size} at once" for size in sizes)], rows)
-
-
-_HTTP = "sockets, HTTP and event loop: the running server's time less that"
 
 
 def _batches(results: Results) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -9,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -127,15 +127,19 @@ def install_peer(peer: str) -> None:
     Raises:
         BenchmarkError: if something can't be installed.
     """
+    ENVIRONMENTS.mkdir(exist_ok=True)
+    with (ENVIRONMENTS / f"{peer}.lock").open("w") as lock:
+        # Another benchmark may be at it.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _install(peer)
+
+
+def _install(peer: str) -> None:
     requirements = ROOT / "benchmarks" / f"requirements-{peer}.txt"
     folder = ENVIRONMENTS / peer
     stamp = folder / "installed.json"
-    wanted = json.dumps(
-        {
-            "python": sys.version,
-            "requirements": hashlib.sha256(requirements.read_bytes()).hexdigest(),
-        }
-    )
+    digest = hashlib.sha256(requirements.read_bytes()).hexdigest()
+    wanted = json.dumps({"python": sys.version, "requirements": digest})
     if stamp.exists() and stamp.read_text() == wanted:
         return
     venv.create(folder, clear=True, with_pip=True)
@@ -144,13 +148,9 @@ def install_peer(peer: str) -> None:
         [*command, "--disable-pip-version-check", "-r", str(requirements)],
         capture_output=True,
         text=True,
-        env=_pip_environment(),
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
     )
     if done.returncode != 0:
         said = " / ".join(done.stderr.strip().splitlines()[-_LINES_SHOWN:])
         raise BenchmarkError(f"pip can't install benchmarks/{requirements.name}: {said[:300]}")
     stamp.write_text(wanted)
-
-
-def _pip_environment() -> Mapping[str, str]:
-    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

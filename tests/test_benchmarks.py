@@ -1,0 +1,504 @@
+"""The benchmarks: what they read, compute and write, and one small run."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import struct
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.apps.floor import CONSTANT_ANSWER
+from benchmarks.failures import BenchmarkError
+from benchmarks.load import check_wrk, parse_wrk
+from benchmarks.measures.batches import BODIES, check_columns
+from benchmarks.peers.network import Network
+from benchmarks.peers.observation import Observation
+from benchmarks.plot import draw
+from benchmarks.processes import free_ports, started
+from benchmarks.report import number, render
+from benchmarks.results import BatchCell, Cell, EngineCell, Results, Stage, Start, StreamCell
+from benchmarks.subjects import OBSERVATION, ROOT, SUBJECTS, Workplace
+from benchmarks.targets import outcomes
+from benchmarks.websocket import BINARY, TEXT, encode_frame, read_frames
+from policy_server.observations import ObservationSpace
+from policy_server.schema import read_schema
+
+# What Debian's wrk 4.1.0 printed.
+FINE = """Running 2s test @ http://127.0.0.1:8731/predict
+  1 threads and 32 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency     3.73ms    2.44ms  22.54ms   89.13%
+    Req/Sec     8.98k     1.62k   12.14k    70.00%
+  Latency Distribution
+     50%    2.95ms
+     75%    4.21ms
+     90%    6.42ms
+     99%   14.57ms
+  17949 requests in 2.01s, 3.63MB read
+Requests/sec:   8938.54
+Transfer/sec:      1.81MB
+"""
+REFUSED = """Running 1s test @ http://127.0.0.1:8731/predict
+  1 threads and 1 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency   434.93us    1.19ms  14.38ms   92.49%
+    Req/Sec     6.93k     2.20k   10.61k    70.00%
+  Latency Distribution
+     50%  128.00us
+     75%  164.00us
+     90%  824.00us
+     99%    5.53ms
+  6917 requests in 1.00s, 1.57MB read
+  Non-2xx or 3xx responses: 6917
+Requests/sec:   6887.99
+Transfer/sec:      1.57MB
+"""
+SLOW = """Running 4s test @ http://127.0.0.1:8799/
+  1 threads and 2 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency     1.20s   100.53ms   1.30s    66.67%
+    Req/Sec     1.00      0.00     1.00    100.00%
+  Latency Distribution
+     50%    1.20s
+     75%    1.25s
+     90%    1.30s
+     99%    1.30s
+  6 requests in 4.01s, 0.88KB read
+  Socket errors: connect 0, read 3, write 1, timeout 2
+Requests/sec:      1.50
+Transfer/sec:     225.00B
+"""
+NOTHING = """Running 1s test @ http://127.0.0.1:8799/
+  1 threads and 2 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency     0.00us    0.00us   0.00us    -nan%
+    Req/Sec     0.00      0.00     0.00      -nan%
+  Latency Distribution
+     50%    0.00us
+     75%    0.00us
+     90%    0.00us
+     99%    0.00us
+  0 requests in 1.00s, 0.00B read
+Requests/sec:      0.00
+Transfer/sec:       0.00B
+"""
+PROBABILITIES = (0.7, 0.2, 0.06, 0.04)
+
+
+# wrk
+
+
+@pytest.mark.parametrize(
+    ("text", "rate", "p50_ms", "p99_ms", "errors"),
+    [
+        pytest.param(FINE, 8938.54, 2.95, 14.57, 0, id="milliseconds"),
+        pytest.param(REFUSED, 6887.99, 0.128, 5.53, 6917, id="microseconds-and-refusals"),
+        pytest.param(SLOW, 1.5, 1200.0, 1300.0, 6, id="seconds-and-socket-errors"),
+    ],
+)
+def test_output_of_wrk_is_read(
+    text: str, rate: float, p50_ms: float, p99_ms: float, errors: int
+) -> None:
+    load = parse_wrk(text)
+
+    assert (load.requests_per_s, load.p50_ms, load.p99_ms) == (rate, p50_ms, p99_ms)
+    assert load.errors == errors
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(NOTHING, id="no-answer"),
+        pytest.param("unable to connect to 127.0.0.1:8739 Connection refused\n", id="nobody"),
+        pytest.param("", id="empty"),
+        pytest.param(FINE.replace("99%", "98%"), id="no-percentile"),
+    ],
+)
+def test_output_of_wrk_without_figures_is_refused(text: str) -> None:
+    with pytest.raises(BenchmarkError, match=r"^wrk: "):
+        parse_wrk(text)
+
+
+def test_missing_wrk_is_one_line_that_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(BenchmarkError) as caught:
+        check_wrk()
+
+    assert str(caught.value) == "wrk is not there; on Debian and Ubuntu: apt-get install wrk"
+
+
+# Results
+
+
+def cell(subject: str, connections: int, rate: float, *, round: int = 0, errors: int = 0) -> Cell:  # noqa: A002 -- the attribute's name
+    return Cell(
+        subject=subject,
+        connections=connections,
+        round=round,
+        requests_per_s=rate,
+        p50_ms=1000 * connections / rate,
+        p99_ms=3000 * connections / rate,
+        errors=errors,
+        cpu_us={"web": 60.0, "wrk": 7.0},
+        stages={"validate": 4.0, "total": 900.0, "batch": 50.5} if subject == "ray" else {},
+    )
+
+
+def results_of(*cells: Cell) -> Results:
+    return Results(
+        machine={"cores": "2"},
+        options={"connections": [1, 128]},
+        titles={name: subject.title for name, subject in SUBJECTS.items()},
+        groups={name: subject.group for name, subject in SUBJECTS.items()},
+        cells=list(cells),
+    )
+
+
+def whole_results() -> Results:
+    results = results_of(
+        *(cell("ray", 128, rate, round=n) for n, rate in enumerate((6000.0, 5000.0, 9000.0))),
+        cell("ray", 1, 600.0),
+        cell("ray-call", 128, 250.0),
+        cell("mlserver", 128, 1000.0),
+        cell("bentoml", 128, 800.0),
+        cell("local", 128, 12_000.0),
+        cell("constant", 128, 15_000.0),
+    )
+    results.batches = [
+        BatchCell("ray", "npy", 10_000, 0, 900_000.0, 11.0, None, 0),
+        BatchCell("ray", "npy", 100_000, 0, 390_000.0, 250.0, 2.5, 0),
+        BatchCell("local", "npy", 100_000, 0, 410_000.0, 240.0, 0.9, 0),
+    ]
+    results.streams = [StreamCell("local", "msgpack", 64, 0, 21_000.0, 2.9)]
+    results.starts = [
+        Start("ray", is_first=True, round=0, seconds=21.5, memory_mb=1200.0, processes=13),
+        Start("ray", is_first=False, round=0, seconds=9.5, memory_mb=700.0, processes=11),
+    ]
+    results.engines = [EngineCell("numpy", 1, 9.0, 80.0), EngineCell("tensorflow", 1, None, 300.0)]
+    results.stages = [Stage("the whole application", 128, 33.3)]
+    results.missing = {"pytriton": "pip can't install it"}
+    return results
+
+
+def test_median_is_that_of_the_rounds() -> None:
+    assert whole_results().median_of("ray", 128, "requests_per_s") == 6000.0
+
+
+def test_a_round_with_errors_takes_the_median_away() -> None:
+    results = results_of(cell("ray", 128, 6000.0), cell("ray", 128, 6000.0, round=1, errors=3))
+
+    assert results.median_of("ray", 128, "requests_per_s") is None
+    assert "| Policy Server, Ray | 3 errors |" in render(results)
+
+
+def test_results_come_back_from_their_file(tmp_path: Path) -> None:
+    results = whole_results()
+
+    results.write(tmp_path / "benchmark.json")
+
+    assert Results.read(tmp_path / "benchmark.json") == results
+
+
+def outcome_of(results: Results, title: str) -> tuple[float | None, bool | None]:
+    found = {item.target.title: item for item in outcomes(results)}[title]
+    return found.measured, found.is_met
+
+
+@pytest.mark.parametrize(
+    ("title", "measured", "is_met"),
+    [
+        ("req/s with Ray against one Ray call a request, 128 connections", 24.0, False),
+        ("req/s with Ray against the best peer, 128 connections", 6.0, True),
+        ("req/s with Ray against the best peer, 32 connections", None, None),
+        ("req/s local against the constant answer, 128 connections", 0.8, True),
+        ("p50 with Ray, 1 connection", 1000 / 600, True),
+        ("p99 with Ray, 128 connections", 64.0, False),
+        ("batch route, npy", 410_000.0, True),
+        ("batch route, JSON rows", None, None),
+        ("first answer with Ray", 9.5, True),
+        ("first answer with Ray, of a policy never served before", 21.5, False),
+        ("memory of all processes with Ray", 700.0, True),
+    ],
+)
+def test_target_is_held_against_the_run(
+    title: str,
+    measured: float | None,
+    is_met: bool | None,  # noqa: FBT001 -- pytest gives it by name
+) -> None:
+    found, is_reached = outcome_of(whole_results(), title)
+
+    assert found == (None if measured is None else pytest.approx(measured))
+    assert is_reached is is_met
+
+
+def test_target_counts_no_peer_with_errors() -> None:
+    results = whole_results()
+    results.cells = [
+        replace(item, errors=1) if item.subject == "mlserver" else item for item in results.cells
+    ]
+
+    measured, _ = outcome_of(results, "req/s with Ray against the best peer, 128 connections")
+
+    assert measured == 6000.0 / 800.0
+
+
+# The page and the picture
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (12_345.6, "12,346"),
+        (99.96, "100"),
+        (2.3456, "2.35"),
+        (0.1284, "0.128"),
+        (0, "0"),
+    ],
+)
+def test_figure_is_shown_with_three_digits(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def test_page_shows_every_part_of_a_run() -> None:
+    page = render(whole_results())
+
+    assert "| Policy Server, Ray | 600 (1.67 / 5) | 6,000 (21.3 / 64) |" in page
+    assert "| FastAPI, one Ray call a request | - | 24 x |" in page
+    assert "| batch route, npy | ≥ 400,000 rows/s | 410,000 rows/s | met |" in page
+    assert "| Policy Server, Ray, 128 | 60 | - | - | 7 |" in page
+    assert "| Policy Server, Ray, 128 | 4 | - | - | 900 | 50.5 |" in page
+    assert "less that | 26.7 |" in page
+    assert "| Policy Server, Ray | npy | 100,000 | 390,000 | 250 | 2.5 |" in page
+    assert "| Policy Server, local | msgpack | 64 | 21,000 | 2.9 |" in page
+    assert "| Policy Server, Ray | served before | 9.5 | 700 | 11 |" in page
+    assert "| tensorflow: the network | - |" in page
+    assert "- PyTriton: pip can't install it" in page
+
+
+def test_page_of_one_part_has_no_empty_table() -> None:
+    page = render(results_of(cell("local", 8, 100.0)))
+
+    assert "## Requests a second" in page
+    assert "## Batch route" not in page
+    assert "## Engines" not in page
+
+
+def test_picture_has_a_bar_for_each_figure() -> None:
+    picture = draw(whole_results())
+
+    root = ElementTree.fromstring(picture)  # noqa: S314 -- we have just drawn it
+    texts = [item.text for item in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "6,000" in texts
+    assert texts.count("not measured") == 5
+    assert "FastAPI's" not in picture
+
+
+# What is sent and what comes back
+
+
+def test_body_of_each_kind_holds_the_same_observations() -> None:
+    rows = json.loads(BODIES["JSON rows"](3).body)
+    columns = json.loads(BODIES["JSON columns"](3).body)
+    array = np.load(io.BytesIO(BODIES["npy"](3).body))
+
+    assert rows[0] == OBSERVATION
+    assert {name: [row[name] for row in rows] for name in OBSERVATION} == columns
+    assert array.tolist() == [list(row.values()) for row in rows]
+    assert array.dtype == np.float32
+
+
+@pytest.mark.parametrize("rows", [1, 3], ids=["too-few", "right"])
+def test_answer_of_a_batch_is_held_against_the_policy(rows: int) -> None:
+    body = json.dumps({"actions": [[1]] * rows, "probability": [0.2] * rows}).encode()
+
+    if rows == 3:
+        check_columns(body, 3, "JSON rows", PROBABILITIES)
+    else:
+        with pytest.raises(BenchmarkError, match="1 answers for 3 rows"):
+            check_columns(body, 3, "JSON rows", PROBABILITIES)
+
+
+@pytest.mark.parametrize(
+    ("body", "is_right"),
+    [
+        (b'{"actions": [0], "probability": 0.7}', True),
+        (b'{"actions": [0], "probability": 0.2}', False),
+        (b'{"actions": [4], "probability": 0.7}', False),
+        (b'{"detail": "overloaded"}', False),
+        (b"<html>", False),
+    ],
+    ids=["right", "wrong-probability", "no-such-action", "an-error", "no-json"],
+)
+def test_answer_of_a_subject_is_held_against_the_policy(
+    body: bytes,
+    is_right: bool,  # noqa: FBT001 -- pytest gives it by name
+    tmp_path: Path,
+) -> None:
+    workplace = Workplace(tmp_path, tmp_path, tmp_path, tmp_path, PROBABILITIES)
+
+    if is_right:
+        SUBJECTS["local"].check_answer(body, workplace)
+    else:
+        with pytest.raises(BenchmarkError, match=r"^local: "):
+            SUBJECTS["local"].check_answer(body, workplace)
+
+
+def test_observation_of_peers_is_the_schemas() -> None:
+    schema = read_schema(ROOT / "examples" / "mouse_and_cheese" / "schema.yaml")
+    space = ObservationSpace(schema.observations)
+    body = json.dumps(OBSERVATION).encode()
+
+    assert Observation.model_validate_json(body).row() == space.parse_named(body)
+    assert schema.api_key == SUBJECTS["local"].request.headers["access-token"]
+
+
+def test_network_of_peers_draws_by_its_logits() -> None:
+    logits = np.log(np.array(PROBABILITIES, np.float32))
+    network = Network([(np.zeros((6, 4), np.float32), logits)])
+
+    actions, chances = network.draw(np.zeros((20_000, 6), np.float32))
+
+    shares = np.bincount(actions, minlength=4) / len(actions)
+    assert shares == pytest.approx(PROBABILITIES, abs=0.02)
+    assert chances == pytest.approx(np.array(PROBABILITIES)[actions])
+
+
+# WebSocket frames
+
+
+@pytest.mark.parametrize("length", [5, 125, 126, 300])
+def test_frame_of_a_client_is_masked_by_zeros(length: int) -> None:
+    frame = encode_frame(TEXT, b"x" * length)
+
+    assert frame[0] == 0x81
+    assert frame[1] & 0x80
+    assert frame.endswith(bytes(4) + b"x" * length)
+    assert len(frame) == length + (6 if length < 126 else 8)
+
+
+def test_frames_of_a_server_are_read_as_they_arrive() -> None:
+    long = bytes([0x80 | BINARY, 126]) + struct.pack("!H", 300) + b"y" * 300
+    stream = bytes([0x80 | TEXT, 2]) + b"ok" + long
+    buffer = bytearray()
+    frames = []
+
+    for byte in stream:
+        buffer.append(byte)
+        frames += read_frames(buffer)
+
+    assert frames == [(TEXT, b"ok"), (BINARY, b"y" * 300)]
+    assert not buffer
+
+
+# Processes
+
+
+def test_all_processes_of_a_server_are_found_and_ended(tmp_path: Path) -> None:
+    # The inner one outlives its parent and has a session of its own, as Ray's may.
+    program = "import subprocess, time; subprocess.Popen(['setsid', 'sleep', '60']); time.sleep(60)"
+
+    with started(
+        [sys.executable, "-c", program], environment={}, folder=tmp_path, log=tmp_path / "log"
+    ) as server:
+        while len(server.pids()) < 2:
+            server.check_alive()
+        size, processes = server.memory_bytes()
+        assert server.cpu_by_role()["web"] >= 0
+
+    assert processes == 2
+    assert size > 1_000_000
+    assert server.pids() == []
+
+
+def test_server_that_ends_is_told_with_its_last_words(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import sys; sys.exit('port is taken')"]
+
+    with started(command, environment={}, folder=tmp_path, log=tmp_path / "log") as server:
+        server.process.wait()
+        with pytest.raises(BenchmarkError, match="ended with 1: port is taken"):
+            server.check_alive()
+
+
+def test_free_ports_differ() -> None:
+    assert len(set(free_ports(5))) == 5
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--subjects", "triton"], "triton: choose from ray, ray-logs"),
+        (["--connections", "1,x"], "1,x: expected numbers like 1,32,128"),
+        (["--seconds", "0"], "0: expected numbers from 1"),
+    ],
+    ids=["subject", "connections", "seconds"],
+)
+def test_wrong_option_is_explained(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+
+    assert says in capsys.readouterr().err
+
+
+def test_page_and_picture_are_made_again_from_the_results(tmp_path: Path) -> None:
+    whole_results().write(tmp_path / "benchmark.json")
+
+    main(["--render-only", "--output", str(tmp_path)])
+
+    assert (tmp_path / "benchmark.md").read_text() == render(whole_results())
+    assert (tmp_path / "benchmark.svg").read_text() == draw(whole_results())
+
+
+def test_nothing_to_render_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(BenchmarkError, match=r"benchmark\.json: is not there"):
+        main(["--render-only", "--output", str(tmp_path)])
+
+
+@pytest.mark.service
+def test_a_run_measures_and_writes(tmp_path: Path) -> None:
+    if shutil.which("wrk") is None:
+        pytest.fail("wrk is missing; on Debian and Ubuntu: apt-get install wrk")
+    options = ["--subjects", "constant", "--parts", "requests", "--connections", "2"]
+    more = ["--seconds", "1", "--repeats", "1", "--output", str(tmp_path)]
+
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *options, *more],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = Results.read(tmp_path / "benchmark.json")
+    assert [item.subject for item in results.cells] == ["constant"]
+    assert results.cells[0].requests_per_s > 100
+    assert results.cells[0].errors == 0
+    assert results.cells[0].cpu_us["web"] > 0
+    assert not results.missing
+    assert "a constant answer" in (tmp_path / "benchmark.md").read_text()
+    assert (tmp_path / "benchmark.svg").exists()
+
+
+def test_constant_answer_is_the_policys() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    action, probability = CONSTANT_ANSWER
+
+    assert f'{{"actions":[{action}],"probability":{probability}}}' in readme
