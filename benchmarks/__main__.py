@@ -25,7 +25,9 @@ from benchmarks.results import Results
 from benchmarks.subjects import ROOT, SUBJECTS
 from benchmarks.workplace import clean_environment, install_peer, prepare_workplace
 
-_PARTS = ("requests", "batches", "streams", "starts", "engines", "stages")
+__all__ = ["PARTS", "main"]
+
+PARTS = ("requests", "batches", "streams", "starts", "engines", "stages")
 _BACKENDS = ("ray", "local")
 _CONNECTIONS = (1, 8, 32, 128, 256)
 _QUICK_CONNECTIONS = (1, 32, 128)
@@ -80,9 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--parts",
-        type=_names(_PARTS),
+        type=_names(PARTS),
         metavar="NAMES",
-        help=f"questions to answer (default: all): {','.join(_PARTS)}",
+        help=f"questions to answer (default: all): {','.join(PARTS)}",
     )
     parser.add_argument(
         "--connections",
@@ -122,7 +124,7 @@ def _with_defaults(options: argparse.Namespace) -> argparse.Namespace:
     )
     options.seconds = options.seconds or (1 if is_quick else 3)
     options.repeats = options.repeats or (1 if is_quick else 3)
-    options.parts = options.parts or list(_PARTS)
+    options.parts = options.parts or list(PARTS)
     options.output = options.output or (_RESULTS / "partial" if is_partial else _RESULTS)
     return options
 

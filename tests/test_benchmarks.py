@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
+import re
 import shutil
 import struct
 import subprocess
@@ -15,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.__main__ import main
+from benchmarks.__main__ import PARTS, main
 from benchmarks.apps.floor import CONSTANT_ANSWER
 from benchmarks.failures import BenchmarkError
 from benchmarks.load import check_wrk, parse_wrk
@@ -494,6 +496,72 @@ def test_a_run_measures_and_writes(tmp_path: Path) -> None:
     assert not results.missing
     assert "a constant answer" in (tmp_path / "benchmark.md").read_text()
     assert (tmp_path / "benchmark.svg").exists()
+
+
+# Documentation and layers
+
+
+def _table(title: str) -> list[list[str]]:
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    text = page.partition(f"## {title}\n")[2].partition("\n##")[0]
+    return [
+        [cell.strip(" `") for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("| `")
+    ]
+
+
+def test_page_names_every_subject_and_no_other() -> None:
+    assert [row[0] for row in _table("Subjects")] == list(SUBJECTS)
+
+
+def test_page_names_every_part_and_no_other() -> None:
+    assert sorted(row[0] for row in _table("What is measured")) == sorted(PARTS)
+
+
+def test_page_names_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    usage = " ".join(capsys.readouterr().out.split())
+
+    table = {row[0]: row[1] for row in _table("Options")}
+
+    assert set(re.findall(r"--[a-z-]+", usage)) - {"--help"} == set(table)
+    for default in table.values():
+        assert default == "off" or f"default: {default}" in usage
+
+
+def test_every_peer_has_its_requirements_and_no_other_file_is_there() -> None:
+    files = {
+        path.stem.removeprefix("requirements-")
+        for path in (ROOT / "benchmarks").glob("requirements-*.txt")
+    }
+
+    assert files == {item.peer for item in SUBJECTS.values()} - {None}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks" / "peers").glob("[a-z]*.py")), ids=lambda path: path.stem
+)
+def test_peers_do_without_policy_server(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imported = {
+        name
+        for node in ast.walk(tree)
+        for name in (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else []
+        )
+    }
+
+    assert imported
+    assert not any(name.startswith("policy_server") for name in imported)
+    assert all(
+        name.startswith("benchmarks.peers") for name in imported if name.startswith("benchmarks")
+    )
 
 
 def test_constant_answer_is_the_policys() -> None:

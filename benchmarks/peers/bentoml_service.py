@@ -1,4 +1,8 @@
-"""BentoML: `bentoml serve benchmarks.peers.bentoml_service:PolicyService`."""
+"""BentoML: `bentoml serve benchmarks.peers.bentoml_service:PolicyService`.
+
+Without its adaptive batching, which costs such a small policy more than it saves: see
+docs/benchmarks.md.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +13,16 @@ from benchmarks.peers.network import load_network
 from benchmarks.peers.observation import Answer, Observation
 
 
-@bentoml.service(workers=1, traffic={"timeout": 30, "max_concurrency": 4096})
+@bentoml.service(workers=1, traffic={"timeout": 30}, logging={"access": {"enabled": False}})
 class PolicyService:
-    """The policy, with BentoML's adaptive batching."""
+    """The policy in BentoML's one worker."""
 
     def __init__(self) -> None:
-        """Load the policy in BentoML's worker."""
+        """Load the policy."""
         self.network = load_network()
 
-    @bentoml.api(batchable=True, max_batch_size=256, max_latency_ms=10_000)
-    async def predict(self, observations: list[Observation]) -> list[Answer]:
-        """Draw an action for each observation of one or more requests."""
-        rows = np.array([observation.row() for observation in observations], np.float32)
-        actions, chances = self.network.draw(rows)
-        return [
-            Answer(actions=[action], probability=chance)
-            for action, chance in zip(actions.tolist(), chances.tolist(), strict=True)
-        ]
+    @bentoml.api
+    async def predict(self, observation: Observation) -> Answer:
+        """Draw an action."""
+        actions, chances = self.network.draw(np.array([observation.row()], np.float32))
+        return Answer(actions=[int(actions[0])], probability=float(chances[0]))

@@ -17,7 +17,7 @@ __all__ = ["PEERS"]
 
 _HEADERS = {"content-type": "application/json"}
 _NAMED = Request("/predict", json.dumps(OBSERVATION).encode(), _HEADERS)
-_LISTED = Request("/predict", json.dumps({"observations": [OBSERVATION]}).encode(), _HEADERS)
+_WRAPPED = Request("/predict", json.dumps({"observation": OBSERVATION}).encode(), _HEADERS)
 _TENSOR = {
     "name": "observations",
     "shape": [1, len(OBSERVATION)],
@@ -31,10 +31,6 @@ _MLSERVER_BATCH = {"max_batch_size": 256, "max_batch_time": 0.0005}
 
 def _read(answer: Any) -> tuple[int, float]:  # noqa: ANN401 -- JSON
     return answer["actions"][0], answer["probability"]
-
-
-def _read_listed(answer: Any) -> tuple[int, float]:  # noqa: ANN401 -- JSON
-    return _read(answer[0])
 
 
 def _read_v2(answer: Any) -> tuple[int, float]:  # noqa: ANN401 -- JSON
@@ -108,8 +104,8 @@ PEERS = (
         name="bentoml",
         title="BentoML",
         group="peer",
-        request=_LISTED,
-        read=_read_listed,
+        request=_WRAPPED,
+        read=_read,
         command=lambda workplace, ports: [
             *(_program(workplace, "bentoml", "bentoml"), "serve"),
             "benchmarks.peers.bentoml_service:PolicyService",
