@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         default=list(_ROWS),
         help=f"observations in a batch request (default: {','.join(map(str, _ROWS))})",
     )
-    parser.add_argument("--seconds", type=_positive, help="length of a cell (default: 3; quick: 1)")
+    parser.add_argument("--seconds", type=_positive, help="length of a cell (default: 2; quick: 1)")
     parser.add_argument("--repeats", type=_positive, help="rounds (default: 3; quick: 1)")
     parser.add_argument(
         "--output",
@@ -122,7 +122,7 @@ def _with_defaults(options: argparse.Namespace) -> argparse.Namespace:
     options.connections = options.connections or list(
         _QUICK_CONNECTIONS if is_quick else _CONNECTIONS
     )
-    options.seconds = options.seconds or (1 if is_quick else 3)
+    options.seconds = options.seconds or (1 if is_quick else 2)
     options.repeats = options.repeats or (1 if is_quick else 3)
     options.parts = options.parts or list(PARTS)
     options.output = options.output or (_RESULTS / "partial" if is_partial else _RESULTS)
@@ -130,16 +130,17 @@ def _with_defaults(options: argparse.Namespace) -> argparse.Namespace:
 
 
 def _install_peers(results: Results, subjects: Sequence[str]) -> None:
-    for name in subjects:
-        peer = SUBJECTS[name].peer
+    peers = dict.fromkeys(SUBJECTS[name].peer for name in subjects)
+    for peer in peers:
         if peer is None:
             continue
         say(f"environment of {peer}")
         try:
             install_peer(peer)
         except BenchmarkError as error:
-            results.missing[name] = str(error)
-            say(f"{name}: left out: {error}")
+            missing = [name for name in subjects if SUBJECTS[name].peer == peer]
+            results.missing |= dict.fromkeys(missing, str(error))
+            say(f"{peer}: left out: {error}")
 
 
 def _measure(results: Results, options: argparse.Namespace, scratch: Path) -> None:

@@ -22,7 +22,7 @@ from benchmarks.failures import BenchmarkError
 __all__ = ["RunningServer", "free_ports", "started"]
 
 _MARK = "POLICY_BENCHMARK_SERVER"
-_STOP_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 20.0
 _LINES_SHOWN = 3
 _MICROSECONDS_A_TICK = 1_000_000 / os.sysconf("SC_CLK_TCK")
 # What a process is, by what its command line holds; the first that fits.

@@ -11,7 +11,6 @@ from benchmarks.results import Results
 
 __all__ = ["TARGETS", "Outcome", "Target", "outcomes"]
 
-_PEERS = ("mlserver", "bentoml", "litserve", "ray-http", "pytriton")
 Unit = Literal["x", "ms", "rows/s", "s", "MB"]
 
 
@@ -67,7 +66,8 @@ def _ratio(subject: str, other: str, connections: int) -> Callable[[Results], fl
 
 def _best_peer(subject: str, connections: int) -> Callable[[Results], float | None]:
     def measure(results: Results) -> float | None:
-        ratios = [_ratio(subject, peer, connections)(results) for peer in _PEERS]
+        peers = [name for name, group in results.groups.items() if group == "peer"]
+        ratios = [_ratio(subject, peer, connections)(results) for peer in peers]
         return min((ratio for ratio in ratios if ratio is not None), default=None)
 
     return measure

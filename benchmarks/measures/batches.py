@@ -20,8 +20,6 @@ __all__ = ["BODIES", "check_columns", "measure_batches"]
 
 _ROUTE = "/predict/batch"
 _TOLERANCE = 1e-4
-# Room for 100,000 rows of JSON.
-_MORE = {"POLICY_SERVER_MAX_BODY_BYTES": str(64 * 1024 * 1024)}
 
 
 def _rows(count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -87,7 +85,7 @@ def measure_batches(
     for number in range(repeats):
         for name in subjects:
             try:
-                with serving(SUBJECTS[name], workplace, environment, more=_MORE) as running:
+                with serving(SUBJECTS[name], workplace, environment) as running:
                     for size in sizes:
                         _measure(
                             results,

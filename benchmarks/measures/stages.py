@@ -56,7 +56,6 @@ __all__ = ["LOG", "REST", "WHOLE", "measure_stages"]
 _BATCHES = (1, 128)
 _ROUNDS = 5
 _BODY = json.dumps(OBSERVATION).encode()
-_LIMIT = 1_048_576
 WHOLE = "the whole application"
 REST = "fast path, futures, turns of the event loop"
 LOG = "access log, where it is on"
@@ -165,7 +164,15 @@ async def _gate_us(batch: int) -> float:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    gate = Gate(answer, api_key=KEY, root_path="", max_body_bytes=_LIMIT, metrics=Metrics())
+    settings = Settings()
+    gate = Gate(
+        answer,
+        api_key=KEY,
+        root_path="",
+        max_body_bytes=settings.max_body_bytes,
+        max_batch_body_bytes=settings.max_batch_body_bytes,
+        metrics=Metrics(),
+    )
     return await _each_us(batch, lambda: gate(_scope(), _receive, _send))
 
 

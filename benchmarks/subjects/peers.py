@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ __all__ = ["PEERS"]
 _HEADERS = {"content-type": "application/json"}
 _NAMED = Request("/predict", json.dumps(OBSERVATION).encode(), _HEADERS)
 _WRAPPED = Request("/predict", json.dumps({"observation": OBSERVATION}).encode(), _HEADERS)
+_ARRAY = Request(
+    "/predict", json.dumps({"observations": [list(OBSERVATION.values())]}).encode(), _HEADERS
+)
 _TENSOR = {
     "name": "observations",
     "shape": [1, len(OBSERVATION)],
@@ -26,11 +29,16 @@ _TENSOR = {
 }
 # The Open Inference Protocol, version 2: tensors, without names of their columns.
 _V2 = Request("/v2/models/policy/infer", json.dumps({"inputs": [_TENSOR]}).encode(), _HEADERS)
-_MLSERVER_BATCH = {"max_batch_size": 256, "max_batch_time": 0.0005}
+_MLSERVER_BATCHING = {"max_batch_size": 256, "max_batch_time": 0.0005}
 
 
 def _read(answer: Any) -> tuple[int, float]:  # noqa: ANN401 -- JSON
     return answer["actions"][0], answer["probability"]
+
+
+def _read_array(answer: Any) -> tuple[int, float]:  # noqa: ANN401 -- JSON
+    action, probability = answer[0]
+    return int(action), probability
 
 
 def _read_v2(answer: Any) -> tuple[int, float]:  # noqa: ANN401 -- JSON
@@ -60,35 +68,32 @@ def _pytriton_variables(workplace: Workplace, ports: list[int]) -> Mapping[str, 
     return {**_variables(workplace, ports), "LD_LIBRARY_PATH": libraries}
 
 
-def _mlserver_folder(workplace: Workplace, ports: list[int]) -> Path:
-    """Write MLServer's configuration.
+def _mlserver(name: str, title: str, batching: Mapping[str, float]) -> Subject:
+    """Return MLServer with one process: with its pool of processes it answered less."""
 
-    One process: with the inference pool that it has by default it answered less.
-    """
-    folder = workplace.scratch / "mlserver"
-    folder.mkdir(exist_ok=True)
-    settings = {
-        "debug": False,
-        "host": "127.0.0.1",
-        "http_port": ports[0],
-        "grpc_port": ports[1],
-        "metrics_endpoint": None,
-        "parallel_workers": 0,
-    }
-    model = {
-        "name": "policy",
-        "implementation": "benchmarks.peers.mlserver_runtime.PolicyRuntime",
-        **_MLSERVER_BATCH,
-    }
-    (folder / "settings.json").write_text(json.dumps(settings))
-    (folder / "model-settings.json").write_text(json.dumps(model))
-    return folder
+    def folder(workplace: Workplace, ports: list[int]) -> Path:
+        place = workplace.scratch / name
+        place.mkdir(exist_ok=True)
+        settings = {
+            "debug": False,
+            "host": "127.0.0.1",
+            "http_port": ports[0],
+            "grpc_port": ports[1],
+            "metrics_endpoint": None,
+            "parallel_workers": 0,
+        }
+        model = {
+            "name": "policy",
+            "implementation": "benchmarks.peers.mlserver_runtime.PolicyRuntime",
+            **batching,
+        }
+        (place / "settings.json").write_text(json.dumps(settings))
+        (place / "model-settings.json").write_text(json.dumps(model))
+        return place
 
-
-PEERS = (
-    Subject(
-        name="mlserver",
-        title="MLServer",
+    return Subject(
+        name=name,
+        title=title,
         group="peer",
         request=_V2,
         read=_read_v2,
@@ -97,36 +102,59 @@ PEERS = (
         ],
         environment=_variables,
         ports=2,
-        folder=_mlserver_folder,
+        folder=folder,
         peer="mlserver",
-    ),
-    Subject(
-        name="bentoml",
-        title="BentoML",
+    )
+
+
+def _bentoml(
+    name: str,
+    title: str,
+    service: str,
+    request: Request,
+    read: Callable[[Any], tuple[int, float]],
+) -> Subject:
+    return Subject(
+        name=name,
+        title=title,
         group="peer",
-        request=_WRAPPED,
-        read=_read,
+        request=request,
+        read=read,
         command=lambda workplace, ports: [
             *(_program(workplace, "bentoml", "bentoml"), "serve"),
-            "benchmarks.peers.bentoml_service:PolicyService",
+            f"benchmarks.peers.bentoml_service:{service}",
             *("--host", "127.0.0.1", "--port", str(ports[0]), "--do-not-track", "--quiet"),
         ],
         environment=_variables,
         peer="bentoml",
-    ),
-    Subject(
-        name="litserve",
-        title="LitServe",
+    )
+
+
+def _litserve(name: str, title: str, *arguments: str) -> Subject:
+    return Subject(
+        name=name,
+        title=title,
         group="peer",
         request=_NAMED,
         read=_read,
         command=lambda workplace, ports: [
             *(_program(workplace, "litserve", "python"), "-m"),
-            *("benchmarks.peers.litserve_server", str(ports[0])),
+            *("benchmarks.peers.litserve_server", str(ports[0]), *arguments),
         ],
         environment=_variables,
         peer="litserve",
+    )
+
+
+PEERS = (
+    _mlserver("mlserver", "MLServer", {}),
+    _mlserver("mlserver-batching", "MLServer, adaptive batching", _MLSERVER_BATCHING),
+    _bentoml("bentoml", "BentoML", "PolicyService", _WRAPPED, _read),
+    _bentoml(
+        "bentoml-batching", "BentoML, adaptive batching", "BatchingService", _ARRAY, _read_array
     ),
+    _litserve("litserve", "LitServe"),
+    _litserve("litserve-batching", "LitServe, dynamic batching", "batching"),
     Subject(
         name="ray-http",
         title="Ray Serve's HTTP ingress",

@@ -125,8 +125,6 @@ def serving(
     subject: Subject,
     workplace: Workplace,
     environment: Mapping[str, str],
-    *,
-    more: Mapping[str, str] | None = None,
 ) -> Iterator[Serving]:
     """Start a subject and wait until it has answered rightly.
 
@@ -134,7 +132,6 @@ def serving(
         subject: what is started.
         workplace: what it needs.
         environment: the caller's environment, without settings of ours.
-        more: variables that win over the subject's own.
 
     Yields:
         The subject.
@@ -143,7 +140,7 @@ def serving(
         BenchmarkError: if it ends, answers wrongly, or does not answer in time.
     """
     ports = free_ports(subject.ports)
-    variables = {**environment, **subject.environment(workplace, ports), **(more or {})}
+    variables = {**environment, **subject.environment(workplace, ports)}
     began = time.perf_counter()
     with started(
         subject.command(workplace, ports),
