@@ -322,15 +322,22 @@ def test_body_of_each_kind_holds_the_same_observations() -> None:
     assert array.dtype == np.float32
 
 
-@pytest.mark.parametrize("rows", [1, 3], ids=["too-few", "right"])
-def test_answer_of_a_batch_is_held_against_the_policy(rows: int) -> None:
-    body = json.dumps({"actions": [[1]] * rows, "probability": [0.2] * rows}).encode()
+def _columns(kind: str, rows: int, probability: float) -> bytes:
+    if kind != "npy":
+        return json.dumps({"actions": [[1]] * rows, "probability": [probability] * rows}).encode()
+    buffer = io.BytesIO()
+    np.save(buffer, np.tile(np.array([1, probability], np.float32), (rows, 1)))
+    return buffer.getvalue()
 
-    if rows == 3:
-        check_columns(body, 3, "JSON rows", PROBABILITIES)
-    else:
-        with pytest.raises(BenchmarkError, match="1 answers for 3 rows"):
-            check_columns(body, 3, "JSON rows", PROBABILITIES)
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_answer_of_a_batch_is_held_against_the_policy(kind: str) -> None:
+    check_columns(_columns(kind, 3, 0.2), 3, kind, PROBABILITIES)
+
+    with pytest.raises(BenchmarkError, match="1 answers for 3 rows"):
+        check_columns(_columns(kind, 1, 0.2), 3, kind, PROBABILITIES)
+    with pytest.raises(BenchmarkError, match=r"action 1 with probability 0\.7"):
+        check_columns(_columns(kind, 3, 0.7), 3, kind, PROBABILITIES)
 
 
 @pytest.mark.parametrize(

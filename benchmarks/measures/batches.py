@@ -134,7 +134,7 @@ def _measure(
             "" if single is None else f"   single predictions meanwhile: {single.p50_ms:.3g} ms"
         )
         say(
-            f"batches  {name:<15} {size:>7} x {body:<13} {cell.rows_per_s:>9.0f} rows/s   "
+            f"batches  {name:<18} {size:>7} x {body:<13} {cell.rows_per_s:>9.0f} rows/s   "
             f"p50 {cell.p50_ms:.3g} ms{beside}"
         )
 
@@ -168,8 +168,7 @@ def check_columns(body: bytes, rows: int, kind: str, probabilities: Sequence[flo
     if kind == "npy":
         answer = np.load(io.BytesIO(body), allow_pickle=False)
         given = len(answer)
-        first = np.asarray(answer[0].tolist() if answer.dtype.names else answer[0]).ravel()
-        action, probability = int(first[0]), float(first[-1])
+        action, probability = int(answer[0, 0]), float(answer[0, -1])
     else:
         document = json.loads(body)
         given = len(document["actions"])
@@ -177,5 +176,5 @@ def check_columns(body: bytes, rows: int, kind: str, probabilities: Sequence[flo
     if given != rows or abs(probability - probabilities[action]) > _TOLERANCE:
         raise BenchmarkError(
             f"{_ROUTE}, {kind}: {given} answers for {rows} rows, the first is action {action} with "
-            f"probability {probability}"
+            f"probability {probability:.6g}"
         )

@@ -45,7 +45,7 @@ def measure_engines(results: Results, home: Path, environment: Mapping[str, str]
     results.engines = [EngineCell(**item) for item in document["cells"]]
     results.missing |= document["missing"]
     for cell in results.engines:
-        say(f"engine   {cell.engine:<15} batch {cell.batch:>5}: {cell.call_us:.0f} us a call")
+        say(f"engine   {cell.engine:<18} batch {cell.batch:>5}: {cell.call_us:.0f} us a call")
 
 
 def _measure(home: Path) -> dict[str, Any]:

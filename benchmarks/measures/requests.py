@@ -85,7 +85,7 @@ def _round(
         )
         cells.append(cell)
         say(
-            f"round {number + 1}  {subject.name:<15} {count:>4} connections "
+            f"round {number + 1}  {subject.name:<18} {count:>4} connections "
             f"{cell.requests_per_s:>9.0f} req/s   p50 {cell.p50_ms:.3g} ms   "
             f"p99 {cell.p99_ms:.3g} ms" + (f"   {cell.errors} ERRORS" if cell.errors else "")
         )

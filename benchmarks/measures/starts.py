@@ -49,7 +49,7 @@ def measure_starts(
                     continue
                 results.starts.append(replace(start, is_first=is_first, round=number))
                 say(
-                    f"start    {name:<15} {'first' if is_first else 'again'}: {start.seconds:.1f} s"
+                    f"start    {name:<18} {'first' if is_first else 'again'}: {start.seconds:.1f} s"
                     f", {start.memory_mb:.0f} MB in {start.processes} processes"
                 )
 

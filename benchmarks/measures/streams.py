@@ -70,6 +70,6 @@ def _measure(
             )
             results.streams.append(cell)
             say(
-                f"stream   {cell.subject:<15} {frames:<7} {in_flight:>2} in flight "
+                f"stream   {cell.subject:<18} {frames:<7} {in_flight:>2} in flight "
                 f"{cell.round_trips_per_s:>9.0f} round trips/s   p50 {cell.p50_ms:.3g} ms"
             )
