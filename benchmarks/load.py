@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import resource
 import shutil
 import subprocess
 import tempfile
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -15,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.failures import BenchmarkError
 
-__all__ = ["Load", "Request", "check_wrk", "drive", "parse_wrk", "post"]
+__all__ = ["Load", "Request", "check_wrk", "drive", "parse_wrk", "post", "post_repeatedly"]
 
 _UNITS_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0, "h": 3_600_000.0}
 _TIMEOUT_S = 30
@@ -190,3 +193,47 @@ def post(url: str, request: Request, *, timeout_s: float = _TIMEOUT_S) -> bytes:
     except OSError as error:
         raise BenchmarkError(f"{request.path}: {error}") from error
     return body
+
+
+def post_repeatedly(
+    url: str, request: Request, *, seconds: float, least: int, until: threading.Event | None = None
+) -> list[float]:
+    """Send a large request over and over on one connection, and time each answer.
+
+    wrk counts whole answers, of which there may be few a second. Here the client only moves bytes.
+
+    Args:
+        url: the server's, without a path.
+        request: what is sent.
+        seconds: for how long.
+        least: how many answers there have to be, however long they take.
+        until: ends it when set, instead of the time.
+
+    Returns:
+        The milliseconds of each answer.
+
+    Raises:
+        BenchmarkError: if an answer is no 200, or nobody answers.
+    """
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=_TIMEOUT_S)
+    times: list[float] = []
+    began = time.perf_counter()
+    try:
+        while len(times) < least or (
+            time.perf_counter() - began < seconds if until is None else not until.is_set()
+        ):
+            sent = time.perf_counter()
+            connection.request("POST", request.path, request.body, dict(request.headers))
+            answer = connection.getresponse()
+            body = answer.read()
+            if answer.status != http.client.OK:
+                raise BenchmarkError(
+                    f"{request.path}: answered {answer.status}: "
+                    f"{body[:200].decode(errors='replace')}"
+                )
+            times.append((time.perf_counter() - sent) * 1000)
+    except (OSError, http.client.HTTPException) as error:
+        raise BenchmarkError(f"{request.path}: {error}") from error
+    finally:
+        connection.close()
+    return times

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.sax.saxutils import escape
 
-from benchmarks.report import number
+from benchmarks.progress import number
 from benchmarks.results import Results
 
 __all__ = ["draw"]

@@ -6,31 +6,15 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
 from benchmarks.measures.stages import WHOLE
+from benchmarks.progress import ABSENT, number
 from benchmarks.results import Cell, Results
 from benchmarks.targets import Outcome, outcomes
 
-__all__ = ["number", "render"]
+__all__ = ["render"]
 
-_ABSENT = "-"
 _ROLES = ("web", "replica", "Ray", "wrk")
 _SERVER_STAGES = ("validate", "queue", "policy", "total", "batch")
-_FEWEST_DIGITS_BELOW = 100
 _HTTP = "sockets, HTTP and event loop: the running server's time less that"
-
-
-def number(value: float | None, *, digits: int = 3) -> str:
-    """Return a figure as tables show it: so many significant digits, thousands apart.
-
-    Args:
-        value: the figure; None shows a dash.
-        digits: how many are significant below 100.
-    """
-    if value is None:
-        return _ABSENT
-    if abs(value) >= _FEWEST_DIGITS_BELOW:
-        return f"{value:,.0f}"
-    text = f"{value:.{digits}g}"
-    return f"{float(text):g}"
 
 
 def render(results: Results) -> str:
@@ -91,7 +75,7 @@ def _requests(results: Results) -> list[str]:
             results.median_of(name, connections, value)
             for value in ("requests_per_s", "p50_ms", "p99_ms")
         )
-        return _ABSENT if rate is None else f"{number(rate)} ({number(p50)} / {number(p99)})"
+        return ABSENT if rate is None else f"{number(rate)} ({number(p50)} / {number(p99)})"
 
     head = ["connections", *map(str, results.connections())]
     rows = [
@@ -123,7 +107,7 @@ def _ratios(results: Results) -> list[str]:
 def _ratio(results: Results, ours: str, other: str, connections: int) -> str:
     a = results.median_of(ours, connections, "requests_per_s")
     b = results.median_of(other, connections, "requests_per_s")
-    return _ABSENT if a is None or b is None else f"{number(a / b, digits=2)} x"
+    return ABSENT if a is None or b is None else f"{number(a / b, digits=2)} x"
 
 
 def _targets(results: Results) -> list[str]:
@@ -131,7 +115,7 @@ def _targets(results: Results) -> list[str]:
         target, unit = outcome.target, outcome.target.unit
         bound = f"{number(target.bound)} {unit}"
         met = {True: "met", False: "**not met**", None: "not measured"}[outcome.is_met]
-        measured = _ABSENT if outcome.measured is None else f"{number(outcome.measured)} {unit}"
+        measured = ABSENT if outcome.measured is None else f"{number(outcome.measured)} {unit}"
         return [target.title, f"≥ {bound}" if target.is_least else f"< {bound}", measured, met]
 
     return _table(
@@ -141,7 +125,7 @@ def _targets(results: Results) -> list[str]:
 
 def _medians(cells: Sequence[Cell], values: Callable[[Cell], dict[str, float]], key: str) -> str:
     figures = [values(cell)[key] for cell in cells if key in values(cell)]
-    return number(median(figures)) if figures else _ABSENT
+    return number(median(figures)) if figures else ABSENT
 
 
 def _ends(results: Results) -> list[int]:
@@ -205,15 +189,14 @@ def _batches(results: Results) -> list[str]:
             if (cell.subject, cell.body, cell.rows) == (name, body, size)
         ]
         singles = [cell.single_p50_ms for cell in cells if cell.single_p50_ms is not None]
-        errors = sum(cell.errors for cell in cells)
         rows.append(
             [
                 results.titles[name],
                 body,
                 f"{size:,}",
-                f"{errors} errors" if errors else number(median(cell.rows_per_s for cell in cells)),
+                number(median(cell.rows_per_s for cell in cells)),
                 number(median(cell.p50_ms for cell in cells)),
-                number(median(singles)) if singles else _ABSENT,
+                number(median(singles)) if singles else ABSENT,
             ]
         )
     head = ["", "body", "rows a request", "rows/s", "p50 in ms", "p50 of single predictions beside"]

@@ -51,7 +51,6 @@ class BatchCell:
         rows_per_s: observations answered a second.
         p50_ms: the median latency of a request.
         single_p50_ms: the median latency of single predictions meanwhile; None where not measured.
-        errors: answers that were none.
     """
 
     subject: str
@@ -61,7 +60,6 @@ class BatchCell:
     rows_per_s: float
     p50_ms: float
     single_p50_ms: float | None
-    errors: int
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def _latency(subject: str, connections: int, value: str) -> Callable[[Results], 
 def _rows_per_s(body: str) -> Callable[[Results], float | None]:
     def measure(results: Results) -> float | None:
         """Return the better backend's figure at the largest request."""
-        cells = [cell for cell in results.batches if cell.body == body and not cell.errors]
+        cells = [cell for cell in results.batches if cell.body == body]
         most = max((cell.rows for cell in cells), default=0)
         figures = [
             median(cell.rows_per_s for cell in cells if (cell.subject, cell.rows) == (name, most))

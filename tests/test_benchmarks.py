@@ -26,7 +26,8 @@ from benchmarks.peers.network import Network
 from benchmarks.peers.observation import Observation
 from benchmarks.plot import draw
 from benchmarks.processes import free_ports, started
-from benchmarks.report import number, render
+from benchmarks.progress import number
+from benchmarks.report import render
 from benchmarks.results import BatchCell, Cell, EngineCell, Results, Stage, Start, StreamCell
 from benchmarks.subjects import OBSERVATION, ROOT, SUBJECTS, Workplace
 from benchmarks.targets import outcomes
@@ -179,9 +180,9 @@ def whole_results() -> Results:
         cell("constant", 128, 15_000.0),
     )
     results.batches = [
-        BatchCell("ray", "npy", 10_000, 0, 900_000.0, 11.0, None, 0),
-        BatchCell("ray", "npy", 100_000, 0, 390_000.0, 250.0, 2.5, 0),
-        BatchCell("local", "npy", 100_000, 0, 410_000.0, 240.0, 0.9, 0),
+        BatchCell("ray", "npy", 10_000, 0, 900_000.0, 11.0, None),
+        BatchCell("ray", "npy", 100_000, 0, 390_000.0, 250.0, 2.5),
+        BatchCell("local", "npy", 100_000, 0, 410_000.0, 240.0, 0.9),
     ]
     results.streams = [StreamCell("local", "msgpack", 64, 0, 21_000.0, 2.9)]
     results.starts = [

@@ -6,12 +6,14 @@ import io
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
 from typing import Any
 
 import numpy as np
 
 from benchmarks.failures import BenchmarkError
-from benchmarks.load import Load, Request, drive, post
+from benchmarks.load import Load, Request, drive, post, post_repeatedly
 from benchmarks.progress import say
 from benchmarks.results import BatchCell, Results
 from benchmarks.subjects import KEY, OBSERVATION, SUBJECTS, Serving, Workplace, serving
@@ -20,6 +22,7 @@ __all__ = ["BODIES", "check_columns", "measure_batches"]
 
 _ROUTE = "/predict/batch"
 _TOLERANCE = 1e-4
+_LEAST_ANSWERS = 3
 
 
 def _rows(count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -82,7 +85,7 @@ def measure_batches(
         repeats: how many rounds.
     """
     sizes = sorted(rows)
-    for number in range(repeats):
+    for index in range(repeats):
         for name in subjects:
             try:
                 with serving(SUBJECTS[name], workplace, environment) as running:
@@ -91,7 +94,7 @@ def measure_batches(
                             results,
                             running,
                             workplace,
-                            number=number,
+                            number_of_round=index,
                             size=size,
                             seconds=seconds,
                             has_singles=size == sizes[-1],
@@ -106,7 +109,7 @@ def _measure(
     running: Serving,
     workplace: Workplace,
     *,
-    number: int,
+    number_of_round: int,
     size: int,
     seconds: float,
     has_singles: bool,
@@ -117,17 +120,16 @@ def _measure(
         post(running.url, request_of(1))
         request = request_of(size)
         check_columns(post(running.url, request), size, body, workplace.probabilities)
-        load = drive(running.url, request, connections=1, seconds=seconds)
+        times = post_repeatedly(running.url, request, seconds=seconds, least=_LEAST_ANSWERS)
         single = _beside(running, request, seconds) if has_singles else None
         cell = BatchCell(
             subject=name,
             body=body,
             rows=size,
-            round=number,
-            rows_per_s=round(load.requests_per_s * size),
-            p50_ms=load.p50_ms,
+            round=number_of_round,
+            rows_per_s=round(size / median(times) * 1000),
+            p50_ms=round(median(times), 3),
             single_p50_ms=None if single is None else single.p50_ms,
-            errors=load.errors,
         )
         results.batches.append(cell)
         beside = (
@@ -141,16 +143,16 @@ def _measure(
 
 def _beside(running: Serving, request: Request, seconds: float) -> Load:
     """Return the latency of single predictions while batches are answered."""
-    thread = threading.Thread(
-        target=drive,
-        args=(running.url, request),
-        kwargs={"connections": 1, "seconds": seconds + 1},
-    )
-    thread.start()
-    try:
-        return drive(running.url, running.subject.request, connections=1, seconds=seconds)
-    finally:
-        thread.join()
+    is_over = threading.Event()
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        batches = executor.submit(
+            post_repeatedly, running.url, request, seconds=seconds, least=1, until=is_over
+        )
+        try:
+            return drive(running.url, running.subject.request, connections=1, seconds=seconds)
+        finally:
+            is_over.set()
+            batches.result()
 
 
 def check_columns(body: bytes, rows: int, kind: str, probabilities: Sequence[float]) -> None:
