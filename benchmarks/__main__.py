@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -224,7 +225,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _write(results, options.output)
 
 
+def _end(number: int, _frame: object) -> None:
+    # What a shell reports of a program that a signal ended; servers are ended on the way out.
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _end)
     try:
         main()
     except BenchmarkError as error:

@@ -144,8 +144,7 @@ def _processor(results: Results) -> list[str]:
         for count in _ends(results)
         if (cells := results.cells_of(name, count))
     ]
-    table = _table(["µs a request, by connections", *_ROLES], rows)
-    return table and [*table]
+    return _table(["µs a request, by connections", *_ROLES], rows)
 
 
 def _server_stages(results: Results) -> list[str]:

@@ -129,7 +129,7 @@ def _measure(
             round=number_of_round,
             rows_per_s=round(size / median(times) * 1000),
             p50_ms=round(median(times), 3),
-            single_p50_ms=None if single is None else single.p50_ms,
+            single_p50_ms=None if single is None or single.errors else single.p50_ms,
         )
         results.batches.append(cell)
         beside = (
