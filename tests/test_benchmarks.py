@@ -10,12 +10,18 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from http import HTTPStatus
 from pathlib import Path
 
 import numpy as np
 import pytest
+from websockets.http11 import Request, Response
+from websockets.sync.server import ServerConnection, serve
 
 from benchmarks.__main__ import PARTS, main
 from benchmarks.apps.floor import CONSTANT_ANSWER
@@ -31,7 +37,7 @@ from benchmarks.report import render
 from benchmarks.results import BatchCell, Cell, EngineCell, Results, Stage, Start, StreamCell
 from benchmarks.subjects import OBSERVATION, ROOT, SUBJECTS, Workplace
 from benchmarks.targets import outcomes
-from benchmarks.websocket import BINARY, TEXT, encode_frame, read_frames
+from benchmarks.websocket import BINARY, TEXT, connected, encode_frame, read_frames
 from policy_server.observations import ObservationSpace
 from policy_server.schema import read_schema
 
@@ -411,6 +417,50 @@ def test_frames_of_a_server_are_read_as_they_arrive() -> None:
 
     assert frames == [(TEXT, b"ok"), (BINARY, b"y" * 300)]
     assert not buffer
+
+
+@contextmanager
+def echo_server() -> Iterator[int]:
+    """Answer each frame with itself to those who have the key; yield the port."""
+
+    def echo(link: ServerConnection) -> None:
+        for message in link:
+            link.send(message)
+
+    def check(link: ServerConnection, request: Request) -> Response | None:
+        is_known = request.headers.get("access-token") == "key"
+        return None if is_known else link.respond(HTTPStatus.FORBIDDEN, "no key")
+
+    with serve(echo, "127.0.0.1", 0, process_request=check) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.socket.getsockname()[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("payload", [b'{"cat": 1}', b"z" * 500], ids=["short", "long"])
+def test_round_trips_are_counted(payload: bytes) -> None:
+    frame = encode_frame(BINARY, payload)
+
+    with echo_server() as port, connected(port, "/", {"access-token": "key"}) as connection:
+        answer = connection.ask(frame)
+        rate, p50_ms = connection.round_trips(frame, in_flight=8, seconds=0.2)
+
+    assert answer == payload
+    # Eight are in flight all the time.
+    assert rate * p50_ms / 1000 == pytest.approx(8, rel=0.9)
+
+
+def test_refused_handshake_is_one_line() -> None:
+    with (
+        echo_server() as port,
+        pytest.raises(BenchmarkError, match=r"^WS /predict/stream: answered 403 Forbidden$"),
+        connected(port, "/predict/stream", {}),
+    ):
+        pass
 
 
 # Processes
