@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.failures import BenchmarkError
 from benchmarks.load import check_wrk
-from benchmarks.machine import describe_machine
+from benchmarks.machine import LOAD, describe_machine, is_busy
 from benchmarks.measures.batches import measure_batches
 from benchmarks.measures.engines import measure_engines
 from benchmarks.measures.requests import measure_requests
@@ -21,7 +21,7 @@ from benchmarks.measures.starts import measure_starts
 from benchmarks.measures.streams import measure_streams
 from benchmarks.plot import draw
 from benchmarks.progress import say
-from benchmarks.report import render
+from benchmarks.report import BUSY, render
 from benchmarks.results import Results
 from benchmarks.subjects import ROOT, SUBJECTS
 from benchmarks.workplace import clean_environment, install_peer, prepare_workplace
@@ -218,6 +218,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         titles={name: subject.title for name, subject in SUBJECTS.items()},
         groups={name: subject.group for name, subject in SUBJECTS.items()},
     )
+    if is_busy(results.machine):
+        say(f"{BUSY} Load average: {results.machine[LOAD]}")
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         _measure(results, options, Path(scratch))

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.subjects import ROOT
 
-__all__ = ["describe_machine"]
+__all__ = ["LOAD", "describe_machine", "is_busy"]
+
+LOAD = "load average before the run"
+# More than this, and others take what is measured.
+_MOST_LOAD = 0.5
 
 _PACKAGES = ("fastapi", "numpy", "orjson", "pydantic", "ray", "tensorflow", "uvicorn")
 
@@ -25,11 +30,20 @@ def describe_machine() -> dict[str, str]:
         "processor": _processor(),
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": f"{pages * page / 1e9:.0f} GB",
-        "busy before the run": f"load average {os.getloadavg()[0]:.1f}",
+        LOAD: f"{os.getloadavg()[0]:.1f}",
         "system": f"{platform.system()} {platform.machine()}",
         "Python": platform.python_version(),
         "packages": ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
     }
+
+
+def is_busy(machine: Mapping[str, str]) -> bool:
+    """Return whether the machine had other work before the run.
+
+    Args:
+        machine: what `describe_machine` returned.
+    """
+    return float(machine.get(LOAD, 0.0)) > _MOST_LOAD
 
 
 def _commit() -> str:

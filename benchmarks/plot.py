@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from xml.sax.saxutils import escape
 
+from benchmarks.machine import is_busy
 from benchmarks.progress import number
 from benchmarks.results import Results
 
@@ -35,12 +36,13 @@ def draw(results: Results) -> str:
     names = [name for name in results.subjects() if not name.endswith("-logs")]
     width = _LABELS + len(panels) * (_PANEL + _GAP)
     height = _TOP + len(names) * _ROW + _BOTTOM
+    busy = " (on a busy machine: to be run again)" if is_busy(results.machine) else ""
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         'font-family="sans-serif" font-size="13">',
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
         '<text x="16" y="26" font-size="16" font-weight="bold" fill="#1f2328">'
-        "Predictions a second, one observation a request</text>",
+        f"Predictions a second, one observation a request{busy}</text>",
         *(
             _text(_LABELS - 12, _middle(row), results.titles[name], anchor="end")
             for row, name in enumerate(names)

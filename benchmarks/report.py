@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
+from benchmarks.machine import is_busy
 from benchmarks.measures.stages import WHOLE
 from benchmarks.progress import ABSENT, number
 from benchmarks.results import Cell, Results
 from benchmarks.targets import Outcome, outcomes
 
-__all__ = ["render"]
+__all__ = ["BUSY", "render"]
 
+BUSY = "The machine was busy with other work before the run: its figures, ratios and targets tell little."
 _ROLES = ("web", "replica", "Ray", "wrk")
 _SERVER_STAGES = ("validate", "queue", "policy", "total", "batch")
 _HTTP = "sockets, HTTP and event loop: the running server's time less that"
@@ -50,6 +52,7 @@ def _head(results: Results) -> list[str]:
     return [
         "Written by `make bench`. What the figures mean stands in "
         "[docs/benchmarks.md](../../docs/benchmarks.md).",
+        *(["", f"**{BUSY}**"] if is_busy(results.machine) else []),
         "",
         *lines,
         f"- options: {options}",

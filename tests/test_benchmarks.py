@@ -27,13 +27,14 @@ from benchmarks.__main__ import PARTS, main
 from benchmarks.apps.floor import CONSTANT_ANSWER
 from benchmarks.failures import BenchmarkError
 from benchmarks.load import check_wrk, parse_wrk
+from benchmarks.machine import LOAD
 from benchmarks.measures.batches import BODIES, check_columns
 from benchmarks.peers.network import Network
 from benchmarks.peers.observation import Observation
 from benchmarks.plot import draw
 from benchmarks.processes import free_ports, started
 from benchmarks.progress import number
-from benchmarks.report import render
+from benchmarks.report import BUSY, render
 from benchmarks.results import BatchCell, Cell, EngineCell, Results, Stage, Start, StreamCell
 from benchmarks.subjects import OBSERVATION, ROOT, SUBJECTS, Workplace
 from benchmarks.targets import outcomes
@@ -295,6 +296,15 @@ def test_page_shows_every_part_of_a_run() -> None:
     assert "| Policy Server, Ray | served before | 9.5 | 700 | 11 |" in page
     assert "| tensorflow: the network | - |" in page
     assert "- PyTriton: pip can't install it" in page
+
+
+@pytest.mark.parametrize("load", ["0.2", "1.4"], ids=["quiet", "busy"])
+def test_page_and_picture_say_that_the_machine_was_busy(load: str) -> None:
+    results = whole_results()
+    results.machine[LOAD] = load
+
+    assert (BUSY in render(results)) is (load == "1.4")
+    assert ("busy machine" in draw(results)) is (load == "1.4")
 
 
 def test_page_of_one_part_has_no_empty_table() -> None:

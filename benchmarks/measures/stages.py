@@ -167,6 +167,7 @@ async def _gate_us(batch: int) -> float:
     settings = Settings()
     gate = Gate(
         answer,
+        streams=answer,
         api_key=KEY,
         root_path="",
         max_body_bytes=settings.max_body_bytes,
