@@ -13,7 +13,10 @@ from benchmarks.targets import Outcome, outcomes
 
 __all__ = ["BUSY", "render"]
 
-BUSY = "The machine was busy with other work before the run: its figures, ratios and targets tell little."
+BUSY = (
+    "The machine was busy with other work before the run: "
+    "its figures, its ratios and its targets say little."
+)
 _ROLES = ("web", "replica", "Ray", "wrk")
 _SERVER_STAGES = ("validate", "queue", "policy", "total", "batch")
 _HTTP = "sockets, HTTP and event loop: the running server's time less that"

@@ -69,7 +69,7 @@ def _pytriton_variables(workplace: Workplace, ports: list[int]) -> Mapping[str, 
 
 
 def _mlserver(name: str, title: str, batching: Mapping[str, float]) -> Subject:
-    """Return MLServer with one process: with its pool of processes it answered less."""
+    """Return MLServer in one process: its pool is for models that keep a core busy."""
 
     def folder(workplace: Workplace, ports: list[int]) -> Path:
         place = workplace.scratch / name
