@@ -18,7 +18,7 @@ _MEANINGS = {
     "peer": "other servers",
 }
 _PANELS = (1, 32, 128)
-_LABELS, _PANEL, _GAP = 330, 250, 30
+_LABELS, _PANEL, _GAP = 390, 250, 30
 _ROW, _TOP, _BOTTOM = 24, 64, 44
 _BAR = 15
 _FIGURE = 62
