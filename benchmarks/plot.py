@@ -83,7 +83,7 @@ def _legend(results: Results, y: int) -> list[str]:
                 f'<rect x="{left}" y="{y - 11}" width="12" height="12" rx="2" fill="{colour}"/>'
             )
             parts.append(_text(left + 18, y, _MEANINGS[group]))
-            left += 170
+            left += 190
     return parts
 
 
