@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import hashlib
 import json
@@ -17,8 +18,8 @@ import numpy as np
 from benchmarks.failures import BenchmarkError
 from benchmarks.peers.network import Network
 from benchmarks.subjects import OBSERVATION, ROOT, Workplace
-from policy_server.compiled_cache import digest_of, read_compiled, write_compiled
-from policy_server.model_store import prepare_model, read_model_files
+from policy_server.compiling_process import find_compiled
+from policy_server.model_store import identify_model, prepare_model
 from policy_server.numpy_network import CompiledPolicy, NumpyNetwork
 from policy_server.policy import Float32Array
 from policy_server.schema import read_schema
@@ -86,18 +87,11 @@ def load_compiled(home: Path) -> CompiledPolicy:
     Args:
         home: holds schema.yaml and saved_model.zip.
     """
-    folder, schema = prepare_model(Settings(home=home)), read_schema(home / "schema.yaml")
-    digest = digest_of(read_model_files(folder), schema)
-    known = read_compiled(folder, digest)
-    if known is not None:
-        return known
-    # TensorFlow takes seconds to import.
-    from policy_server.saved_model import load_policy
-
-    compiled = load_policy(folder, schema).compiled
+    settings = Settings(home=home)
+    model, schema = identify_model(prepare_model(settings)), read_schema(settings.schema_path)
+    compiled = asyncio.run(find_compiled(model, schema, settings))
     if compiled is None:
         raise BenchmarkError(f"{EXAMPLE.name}: is not computed by NumPy")
-    write_compiled(folder, digest, compiled)
     return compiled
 
 

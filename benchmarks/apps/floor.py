@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from policy_server.launch import resolve_api_key
 from policy_server.local_backend import open_local_backend
 from policy_server.metrics import Metrics
-from policy_server.model_store import prepare_model
+from policy_server.model_store import identify_model, prepare_model
 from policy_server.policy import (
     ActionComponent,
     ActionOutput,
@@ -85,7 +85,7 @@ def without_fast_path() -> Application:
     """Build the application over the local backend, with FastAPI's own routes alone."""
 
     def opener(schema: ServerSchema, settings: Settings) -> Opener:
-        return lambda: open_local_backend(prepare_model(settings), schema, settings)
+        return lambda: open_local_backend(identify_model(prepare_model(settings)), schema, settings)
 
     return _application(opener, has_fast_path=False)
 

@@ -3,6 +3,7 @@
 The replica is Policy Server's own; only the way to it differs.
 """
 
+import asyncio
 import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -14,13 +15,14 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from benchmarks.peers.observation import Answer, Observation
-from policy_server.compiled_cache import digest_of, read_compiled
-from policy_server.model_store import prepare_model, read_model_files
+from policy_server.compiling_process import find_compiled
+from policy_server.model_store import identify_model, prepare_model
+from policy_server.numpy_network import CompiledPolicy
 from policy_server.policy import PolicyOutputs
 from policy_server.ray_backend import PolicyReplica
 from policy_server.ray_backend.session import joined_ray
 from policy_server.schema import read_schema
-from policy_server.settings import read_settings
+from policy_server.settings import Settings, read_settings
 
 __all__ = ["default", "tuned"]
 
@@ -82,23 +84,36 @@ def _answer(outputs: PolicyOutputs, index: int) -> tuple[int, float]:
     return int(outputs.actions[index, 0]), float(outputs.probability[index])
 
 
-def _application(replica: type[PolicyReplica], ask_by: Callable[[Any], Ask]) -> FastAPI:
-    settings = read_settings()
+class _Calls:
+    """The replica, deployed as Ray's documentation does it."""
 
-    def deploy() -> None:
-        folder, schema = prepare_model(settings), read_schema(settings.schema_path)
-        files = read_model_files(folder)
+    def __init__(self, replica: type[PolicyReplica], settings: Settings) -> None:
+        self._replica = replica
+        self._settings = settings
+        self._schema = read_schema(settings.schema_path)
+
+    async def prepare(self) -> CompiledPolicy | None:
+        model = identify_model(prepare_model(self._settings))
+        return await find_compiled(model, self._schema, self._settings)
+
+    async def deploy(self, prepared: Awaitable[CompiledPolicy | None]) -> None:
+        await asyncio.to_thread(self._run, await prepared)
+
+    def _run(self, compiled: CompiledPolicy | None) -> None:
         quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
         serve.start(proxy_location="Disabled", logging_config=quiet)
         deployment = serve.deployment(
             max_ongoing_requests=_MAX_ONGOING_REQUESTS, logging_config=quiet
-        )(replica)
-        compiled = read_compiled(folder, digest_of(files, schema))
-        serve.run(deployment.bind(files, schema, "auto", compiled), name=_NAME, route_prefix=None)
+        )(self._replica)
+        serve.run(deployment.bind(self._schema, compiled, {}), name=_NAME, route_prefix=None)
+
+
+def _application(replica: type[PolicyReplica], ask_by: Callable[[Any], Ask]) -> FastAPI:
+    settings = read_settings()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with joined_ray(settings, deploy):
+        async with joined_ray(settings, _Calls(replica, settings)):
             app.state.ask = ask_by(serve.get_app_handle(_NAME))
             yield
 
