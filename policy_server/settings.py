@@ -76,6 +76,10 @@ class Settings(BaseSettings):
     replica_gpus: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="GPUs that Ray sets aside for a replica"
     )
+    direct_calls: bool = Field(
+        default=True,
+        description="Call replicas straight, by a socket to each; false sends calls by Ray Serve",
+    )
     max_batch_size: int = Field(
         256, ge=1, description="Most observations in one call of the policy"
     )

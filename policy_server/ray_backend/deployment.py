@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from ray import serve
@@ -23,6 +24,7 @@ from policy_server.metrics import Metrics
 from policy_server.model_store import Model, read_model_files
 from policy_server.numpy_network import CompiledPolicy
 from policy_server.policy import PolicySignature
+from policy_server.ray_backend.direct_calls import DirectCalls
 from policy_server.ray_backend.node import REPLICA_ENVIRONMENT
 from policy_server.ray_backend.replicas import PolicyReplica, RayBackend, cause_of
 from policy_server.ray_backend.session import joined_ray
@@ -63,12 +65,13 @@ async def open_ray_backend(
         NotReadyError: if no replica is ready in time.
     """
     deployed = PolicyDeployment(model, schema, settings)
-    async with joined_ray(settings, deployed) as places:
+    async with joined_ray(settings, deployed) as places, deployed.direct_calls() as direct:
         yield RayBackend(
             deployed.handle,
             deployed.signature,
             places,
             metrics,
+            direct=direct,
             timeout_s=settings.request_timeout_s,
         )
 
@@ -114,6 +117,21 @@ class PolicyDeployment:
         seconds = round(time.monotonic() - started, 1)
         logger.info("policy_deployed", extra={"application": self._name, "seconds": seconds})
 
+    @asynccontextmanager
+    async def direct_calls(self) -> AsyncIterator[DirectCalls | None]:
+        """Connect to the replicas while the block runs; gives None where Ray Serve scales them.
+
+        It counts the calls that go its way, and starts and ends replicas by that.
+        """
+        settings = self._settings
+        if not settings.direct_calls or settings.max_replicas > settings.num_replicas:
+            yield None
+            return
+        address = self.handle.options(method_name="address", _by_reference=False)
+        find = partial(_ask, address)
+        async with DirectCalls(find, replicas=settings.num_replicas) as direct:
+            yield direct
+
     def _is_running(self) -> bool:
         """Start Ray Serve unless it runs, and return whether the policy does."""
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -156,7 +174,7 @@ class PolicyDeployment:
     async def _ask_signature(self) -> PolicySignature:
         describe = self.handle.options(method_name="describe", _by_reference=False)
         watching = asyncio.create_task(self._watch())
-        answering = asyncio.create_task(_result(describe.remote()))
+        answering = asyncio.create_task(_ask(describe))
         try:
             async with asyncio.timeout(self._settings.start_timeout_s):
                 await asyncio.wait([watching, answering], return_when=asyncio.FIRST_COMPLETED)
@@ -184,8 +202,8 @@ class PolicyDeployment:
         raise _not_deployed(message)
 
 
-async def _result(response: Any) -> Any:  # noqa: ANN401 -- Ray's response is generic
-    return await response
+async def _ask(method: Any) -> Any:  # noqa: ANN401 -- Ray's handle is generic
+    return await method.remote()
 
 
 def _not_deployed(reason: object) -> NotReadyError:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 from numpy.typing import NDArray
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
@@ -32,6 +33,12 @@ from policy_server.policy import (
     Int64Array,
     PolicyOutputs,
     PolicySignature,
+)
+from policy_server.ray_backend.direct_calls import (
+    CallServer,
+    ConnectionLostError,
+    DirectCalls,
+    ReplicaAddress,
 )
 from policy_server.schema import ServerSchema
 
@@ -64,6 +71,7 @@ class PolicyReplica:
         self._failure: PolicyServerError | None = None
         if compiled is None:
             self._load(files, schema)
+        self._calls: CallServer | None = None
 
     def _load(self, files: Mapping[str, bytes], schema: ServerSchema) -> None:
         with tempfile.TemporaryDirectory(prefix="policy-") as folder:
@@ -93,6 +101,12 @@ class PolicyReplica:
         signature: PolicySignature = self._loaded().signature
         return signature
 
+    async def address(self) -> ReplicaAddress:
+        """Return where this replica takes calls that come straight to it."""
+        if self._calls is None:
+            self._calls = CallServer(self.infer, ray.util.get_node_ip_address())
+        return await self._calls.address()
+
     async def infer(
         self,
         observations: NDArray[np.floating[Any]],
@@ -121,6 +135,7 @@ class RayBackend:
         places: Mapping[str, str],
         metrics: Metrics,
         *,
+        direct: DirectCalls | None,
         timeout_s: float,
     ) -> None:
         """Keep the handle.
@@ -130,9 +145,11 @@ class RayBackend:
             signature: what the replicas serve.
             places: where people find what Ray serves, by name.
             metrics: where lost replicas are counted.
+            direct: calls that go straight to a replica; None sends all of them by Ray Serve.
             timeout_s: the longest that a call may take, in seconds.
         """
         self.places = places
+        self._direct = direct
         self._metrics = metrics
         self._infer = handle.options(method_name="infer", _by_reference=False)
         self._describe = handle.options(method_name="describe", _by_reference=False)
@@ -161,10 +178,10 @@ class RayBackend:
                 for _ in range(_MOST_TRIES - 1):
                     try:
                         return await self._call(observations, is_deterministic, seeds)
-                    except RayError as error:
+                    except (RayError, ConnectionLostError) as error:
                         logger.warning("replica_lost", extra={"reason": type(error).__name__})
                         self._metrics.count_replica_restart()
-                return await self._call(observations, is_deterministic, seeds)
+                return await self._call_by_serve(observations, is_deterministic, seeds)
         except TimeoutError as error:
             raise OverloadedError(
                 f"no replica answered within {self._timeout_s:g} s; try again in a second"
@@ -184,6 +201,16 @@ class RayBackend:
         return True
 
     async def _call(
+        self,
+        observations: Float32Array | Float64Array,
+        is_deterministic: NDArray[np.bool_],
+        seeds: Int64Array,
+    ) -> PolicyOutputs:
+        if self._direct is not None and self._direct.is_connected:
+            return await self._direct.infer(observations, is_deterministic, seeds)
+        return await self._call_by_serve(observations, is_deterministic, seeds)
+
+    async def _call_by_serve(
         self,
         observations: Float32Array | Float64Array,
         is_deterministic: NDArray[np.bool_],

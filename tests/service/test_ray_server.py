@@ -238,8 +238,9 @@ def test_dashboard_comes_after_the_policy_answers(tmp_path: Path) -> None:
     assert wait_until(lambda: not any(is_running(pid) for pid in processes))
 
 
-def test_policy_that_needs_tensorflow_is_served_by_it(tmp_path: Path) -> None:
-    with running_server(home_of("ppo_lstm", tmp_path)) as server:
+def test_policy_is_served_by_tensorflow_where_that_is_asked_for(tmp_path: Path) -> None:
+    engine = {"POLICY_SERVER_ENGINE": "tensorflow"}
+    with running_server(home_of("ppo_lstm", tmp_path), environment=engine) as server:
         replicas = [
             pid for pid in descendants(server.process.pid) if "ServeReplica" in command_line(pid)
         ]
@@ -248,7 +249,7 @@ def test_policy_that_needs_tensorflow_is_served_by_it(tmp_path: Path) -> None:
 
     assert loaded == [True]
     assert "tensorflow" not in web
-    assert "engine=tensorflow" in server.output() or '"engine": "tensorflow"' in server.output()
+    assert '"engine": "tensorflow: ' in server.output()
 
 
 def test_two_workers_share_one_ray_and_leave_no_process(tmp_path: Path) -> None:
