@@ -143,3 +143,19 @@ def test_debug_does_not_log_the_headers_of_web_sockets(capsys: pytest.CaptureFix
 
     assert "ours" in (printed := capsys.readouterr().err)
     assert "secret" not in printed
+
+
+def test_line_of_a_request_is_the_librarys(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="INFO", log_format="json")
+    logger = logging.getLogger("policy_server.access")
+    fields = {"request_id": 'a"\u00e9', "status": 200, "duration_ms": 0.25}
+    record = logger.makeRecord(logger.name, logging.INFO, "f", 1, "request", (), None, extra=fields)
+
+    for name in ("policy_server.access", "policy_server.other"):
+        record.name = name
+        logging.getLogger("policy_server").handle(record)
+    fast, librarys = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+
+    assert list(fast) == list(librarys)
+    assert {**fast, "logger": ""} == {**librarys, "logger": ""}
+    assert fast["request_id"] == 'a"\u00e9'
