@@ -31,7 +31,7 @@ __all__ = ["ROWS_PER_CALL", "BulkCalls", "BulkRows"]
 
 logger = logging.getLogger(__name__)
 
-ROWS_PER_CALL = 2048
+ROWS_PER_CALL = 1024
 _MAX_CALLS_IN_FLIGHT = 2
 
 
