@@ -24,6 +24,10 @@ __all__ = ["RunningServer", "free_ports", "started"]
 _MARK = "POLICY_BENCHMARK_SERVER"
 _STOP_TIMEOUT_S = 20.0
 _LINES_SHOWN = 3
+_SETTLE_TIMEOUT_S = 20.0
+_SETTLE_STEP_S = 1.0
+# Of one core; an idle Ray with its dashboard takes a tenth.
+_SETTLED_SHARE = 0.25
 _MICROSECONDS_A_TICK = 1_000_000 / os.sysconf("SC_CLK_TCK")
 # What a process is, by what its command line holds; the first that fits.
 _ROLES = (
@@ -86,6 +90,16 @@ class RunningServer:
                 ticks = int(fields[11]) + int(fields[12])
                 spent[role] = spent.get(role, 0.0) + ticks * _MICROSECONDS_A_TICK
         return spent
+
+    def settle(self) -> None:
+        """Wait until what goes on after the first answer is over, such as Ray's dashboard."""
+        deadline = time.monotonic() + _SETTLE_TIMEOUT_S
+        while time.monotonic() < deadline:
+            before = sum(self.cpu_by_role().values())
+            time.sleep(_SETTLE_STEP_S)
+            spent_us = sum(self.cpu_by_role().values()) - before
+            if spent_us < _SETTLED_SHARE * _SETTLE_STEP_S * 1e6:
+                return
 
     def memory_bytes(self) -> tuple[int, int]:
         """Return the proportional set size of all processes, in bytes, and their number.

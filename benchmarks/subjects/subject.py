@@ -126,7 +126,7 @@ def serving(
     workplace: Workplace,
     environment: Mapping[str, str],
 ) -> Iterator[Serving]:
-    """Start a subject and wait until it has answered rightly.
+    """Start a subject and wait until it has answered rightly and is at rest.
 
     Args:
         subject: what is started.
@@ -152,6 +152,7 @@ def serving(
         answer = _first_answer(subject, server, url, began)
         start_s = time.perf_counter() - began
         subject.check_answer(answer, workplace)
+        server.settle()
         yield Serving(subject, server, url, ports, start_s)
 
 
