@@ -140,6 +140,18 @@ def test_batch_may_be_small(body: str) -> None:
     assert len(found) == ("cat" in body)
 
 
+def test_space_before_a_batch_is_not_kept() -> None:
+    reader = JsonBatchReader(layout_of())
+
+    for _ in range(100):
+        assert list(reader.feed(b" \n" * 100)) == []
+        # What is kept would be searched again with each part.
+        assert len(reader._buffer) == 0  # noqa: SLF001 -- there is no other sign
+
+    with pytest.raises(ObservationError, match=r"at line 10001 column 2$"):
+        read(reader, b"[x]")
+
+
 def test_columns_without_a_row_are_an_empty_batch() -> None:
     body = json.dumps({name: [] for name in ROWS[0]})
 

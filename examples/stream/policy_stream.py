@@ -176,6 +176,13 @@ class PolicyStream:
         time.sleep(_FIRST_PAUSE_S * 2 ** (failures - 1))
 
 
+def _read(line: str) -> Any:  # noqa: ANN401 -- whatever the line says
+    try:
+        return json.loads(line)
+    except ValueError:
+        return line
+
+
 def main() -> int:
     """Answer the observations of standard input."""
     parser = argparse.ArgumentParser(
@@ -190,7 +197,8 @@ def main() -> int:
     parser.add_argument("--in-flight", type=int, default=1, help="questions that wait at once")
     parser.add_argument("--msgpack", action="store_true", help="speak MessagePack, not JSON")
     options = parser.parse_args()
-    observations = (json.loads(line) for line in sys.stdin if line.strip())
+    # A line that is no JSON is the server's to refuse, like any other mistake: as text it is one.
+    observations = (_read(line) for line in sys.stdin if line.strip())
     is_wrong = False
     with PolicyStream(options.url, options.key, is_msgpack=options.msgpack) as policy:
         try:

@@ -47,10 +47,10 @@ class JsonBatchReader:
         """Take the next bytes; see `BatchReader.feed`."""
         self._buffer += data
         if self._form is None:
-            first = self._buffer.lstrip(_SPACE)[:1]
-            if not first:
+            self._drop(self._leading_space(), b"")
+            if not self._buffer:
                 return
-            self._form = (_Columns if first == b"{" else _Rows)(self._layout)
+            self._form = (_Columns if self._buffer[:1] == b"{" else _Rows)(self._layout)
         cut = self._find_cut(self._form)
         if cut is not None:
             end, following = cut
@@ -62,7 +62,7 @@ class JsonBatchReader:
         form = self._form or _Rows(self._layout)
         if self._opening and self._buffer.lstrip(_SPACE)[:1] == form.closing:
             # With its comma gone it would pass.
-            self._drop(len(self._buffer) - len(self._buffer.lstrip(_SPACE)), self._opening)
+            self._drop(self._leading_space(), self._opening)
             message = f"trailing comma at line {self._line} column {self._column}"
             raise ObservationError(
                 [problem("json_invalid", ["body"], f"JSON decode error: {message}")]
@@ -85,6 +85,9 @@ class JsonBatchReader:
                 return end + 1, comma.end()
         self._searched = len(self._buffer)
         return None
+
+    def _leading_space(self) -> int:
+        return len(self._buffer) - len(self._buffer.lstrip(_SPACE))
 
     def _drop(self, count: int, opening: bytes) -> None:
         gone = self._buffer[:count]

@@ -52,11 +52,12 @@ class JoinedWrites:
         return getattr(self._transport, name)
 
     def _flush(self) -> None:
-        if self._parts:
+        # Who has gone reads nothing more.
+        if self._parts and not self._transport.is_closing():
             whole = b"".join(self._parts)
-            self._parts.clear()
-            self._size = 0
             self._transport.write(whole)
+        self._parts.clear()
+        self._size = 0
 
 
 def join_writes() -> None:

@@ -131,7 +131,8 @@ class _Guard:
         try:
             await self._app(scope, receive, watched)
         except ClientDisconnect:
-            raise
+            # Nobody reads an answer, and nothing went wrong here.
+            logger.info("client_disconnected", extra={"request_id": scope["state"]["request_id"]})
         except Exception as error:
             if is_started:
                 raise

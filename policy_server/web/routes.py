@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from policy_server.web.served_policy import AnswerKind, ServedPolicy
 __all__ = ["LARGEST_SEED", "NPY", "ROUTE_TEXTS", "Seed", "policy_routes", "server_routes"]
 
 NPY = "application/x-npy"
+_QUALITY = re.compile(r";\s*q=([01](?:\.[0-9]{0,3})?)\s*(?:;|$)", re.IGNORECASE)
 LARGEST_SEED = 2**63 - 1
 Seed = Annotated[
     int | None,
@@ -140,12 +142,12 @@ def _batch_endpoint(
     policy: ServedPolicy, kind: AnswerKind, *, is_raw: bool
 ) -> Callable[..., Awaitable[Response]]:
     async def answer(request: Request, seed: int | None) -> Response:
-        wanted = request.headers.get("accept", "")
+        accepted = _qualities(request.headers.get("accept", ""))
         batch = BatchRequest(
             kind,
             is_raw=is_raw,
             is_npy=_media_type(request.headers.get("content-type", "")) == NPY,
-            wants_npy=any(_media_type(part) == NPY for part in wanted.split(",")),
+            wants_npy=accepted.get(NPY, 0) > accepted.get("application/json", 0),
             seed=seed,
             request_id=request.state.request_id,
         )
@@ -163,6 +165,15 @@ def _batch_endpoint(
 
 def _media_type(text: str) -> str:
     return text.partition(";")[0].strip().lower()
+
+
+def _qualities(accept: str) -> dict[str, float]:
+    """Return how much each media type is wanted (RFC 9110, section 12.5.1)."""
+    qualities = {}
+    for part in accept.split(","):
+        found = _QUALITY.search(part)
+        qualities[_media_type(part)] = float(found[1]) if found else 1.0
+    return qualities
 
 
 def _schema_endpoint(policy: ServedPolicy) -> Callable[[], Awaitable[dict[str, Any]]]:

@@ -17,8 +17,17 @@ from numpy.typing import NDArray
 
 from policy_server.bulk_calls import ROWS_PER_CALL
 from policy_server.errors import PolicyFailedError
+from policy_server.web.batches import MOST_AT_ONCE
 from tests.fakes import FakeBackend, integer_backend, signature_of
-from tests.web.harness import SCHEMA, assert_error, assert_invalid, serve
+from tests.web.harness import (
+    KEY,
+    SCHEMA,
+    assert_error,
+    assert_invalid,
+    build,
+    running,
+    serve,
+)
 from tests.web.test_served_policy import SHAPES
 
 RAW = "parameters: {}"
@@ -109,6 +118,23 @@ async def test_every_form_of_a_body_gets_the_same_answer(kind: str) -> None:
         ]
 
     assert all(answer == answers[0] for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("*/*", "application/json"),
+        ("application/x-npy;q=0", "application/json"),
+        ("application/json, application/x-npy;q=0.5", "application/json"),
+        ("application/json;q=0.2, application/x-npy;q=0.5", "application/x-npy"),
+        ("application/x-npy, */*", "application/x-npy"),
+    ],
+)
+async def test_answer_is_an_array_where_that_is_wanted_most(accept: str, expected: str) -> None:
+    async with serve() as client:
+        response = await client.post("/predict/batch", json=ROWS, headers={"accept": accept})
+
+    assert response.headers["content-type"] == expected
 
 
 @pytest.mark.parametrize("accept", ["application/x-npy", "text/html, Application/X-NPY;q=0.9"])
@@ -250,6 +276,38 @@ async def test_body_that_takes_too_long_is_a_408() -> None:
     assert_error(response, 408, "did not arrive within 0.1 s")
 
 
+async def test_client_that_leaves_during_its_upload_is_no_failure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = build()
+    to_app = [
+        {"type": "http.request", "body": b"[", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    sent: list[Any] = []
+
+    async def receive() -> Any:  # noqa: ANN401 -- ASGI's messages
+        return to_app.pop(0)
+
+    async def send(message: Any) -> None:  # noqa: ANN401 -- likewise
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/predict/batch",
+        "query_string": b"",
+        "headers": [(b"access-token", KEY.encode()), (b"content-length", b"1000")],
+    }
+    caplog.set_level(logging.INFO)
+    async with running(app):
+        await app(scope, receive, send)
+
+    assert sent == []
+    assert "client_disconnected" in caplog.messages
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 async def test_more_batches_than_places_wait_and_then_are_503() -> None:
     async def never() -> AsyncIterator[bytes]:
         yield b"["
@@ -259,9 +317,10 @@ async def test_more_batches_than_places_wait_and_then_are_503() -> None:
         slow = [asyncio.create_task(client.post("/predict/batch", content=never()))]
         await asyncio.sleep(0.05)
         beside = await client.post("/predict/batch", json=ROWS)
-        # Eight have a place, eight get theirs, and this one waits for too long.
+        # As many again have a place and then get one, and this one waits for too long.
         slow += [
-            asyncio.create_task(client.post("/predict/batch", content=never())) for _ in range(15)
+            asyncio.create_task(client.post("/predict/batch", content=never()))
+            for _ in range(2 * MOST_AT_ONCE - 1)
         ]
         await asyncio.sleep(0.05)
         refused = await client.post("/predict/batch", json=ROWS)
@@ -269,7 +328,7 @@ async def test_more_batches_than_places_wait_and_then_are_503() -> None:
         after = await client.post("/predict/batch", json=ROWS)
 
     assert beside.status_code == after.status_code == 200
-    assert_error(refused, 503, "8 batches are being answered already")
+    assert_error(refused, 503, f"{MOST_AT_ONCE} batches are being answered already")
     assert refused.headers["retry-after"] == "1"
     assert statuses == {408}
 

@@ -23,6 +23,10 @@ class Transport(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__({"peername": ("127.0.0.1", 1)})
         self.events: list[object] = []
+        self.is_gone = False
+
+    def is_closing(self) -> bool:
+        return self.is_gone
 
     def write(self, data: Any) -> None:  # noqa: ANN401 -- any buffer
         self.events.append(bytes(data))
@@ -67,6 +71,20 @@ async def test_much_is_handed_on_at_once() -> None:
     assert transport.events == [b"x" * 80_000]
     await asyncio.sleep(0)
     assert transport.events == [b"x" * 80_000, b"x" * 40_000]
+
+
+async def test_client_that_has_gone_is_written_nothing() -> None:
+    transport = Transport()
+    joined = JoinedWrites(transport)
+
+    joined.write(b"answer")
+    transport.is_gone = True
+    await asyncio.sleep(0)
+    transport.is_gone = False
+    joined.write(b"later")
+    await asyncio.sleep(0)
+
+    assert transport.events == [b"later"]
 
 
 async def test_everything_else_is_the_transports() -> None:
