@@ -104,7 +104,10 @@ def test_field_with_a_line_break_forges_no_line(capsys: pytest.CaptureFixture[st
 def test_rays_own_field_stays_out(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(level="INFO", log_format="json")
 
-    logging.getLogger("policy_server").info("up", extra={"_ray_timestamp_ns": 1})
+    logger = logging.getLogger("policy_server")
+    record = logger.makeRecord(logger.name, logging.INFO, "f", 1, "up", (), None)
+    vars(record)["_ray_timestamp_ns"] = 1
+    logger.handle(record)
 
     assert "_ray_timestamp_ns" not in json.loads(capsys.readouterr().err)
 

@@ -199,8 +199,8 @@ class _Games:
 
         self._done = 0
         with ThreadPoolExecutor(parallel) as executor:
-            threads = [executor.submit(play_some, first) for first in range(parallel)]
             try:
+                threads = [executor.submit(play_some, first) for first in range(parallel)]
                 for thread in as_completed(threads):
                     thread.result()
             except BaseException:
