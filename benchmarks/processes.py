@@ -68,12 +68,21 @@ class RunningServer:
     def pids(self) -> list[int]:
         """Return the ids of all its processes that run now."""
         needle = f"{_MARK}={self.mark}".encode()
-        found = []
+        found, children = set(), dict[int, list[int]]()
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
+                pid = int(folder.name)
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(pid)
                 if needle in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append(int(folder.name))
-        return found
+                    found.add(pid)
+        # What changes its title, as the dashboard's processes do, writes over its environment.
+        waiting = list(found)
+        while waiting:
+            below = set(children.get(waiting.pop(), ())) - found
+            found |= below
+            waiting += below
+        return sorted(found)
 
     def cpu_by_role(self) -> dict[str, float]:
         """Return the microseconds of processor time spent so far, by what spent them.
