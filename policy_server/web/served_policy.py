@@ -117,11 +117,8 @@ class ServedPolicy:
             PolicyServerError: if the policy can't answer.
         """
         running = self._answering(kind)
-        started = time.perf_counter()
-        row = self.space.parse_raw(body) if is_raw else self.space.parse_named(body)
-        width = running.backend.signature.observation_width
-        self.space.check_width(row, width, is_raw=is_raw)
-        self._metrics.observe_stage("validate", time.perf_counter() - started)
+        parse = self.space.parse_raw if is_raw else self.space.parse_named
+        row = self._validated(running, lambda: parse(body), is_raw=is_raw)
         answers, index = await running.batcher.infer(
             row, is_deterministic=kind != "predict", seed=NO_SEED if seed is None else seed
         )
@@ -156,11 +153,7 @@ class ServedPolicy:
             PolicyServerError: if the policy can't answer.
         """
         running = self._answering(kind)
-        started = time.perf_counter()
-        row = parse(self.space)
-        width = running.backend.signature.observation_width
-        self.space.check_width(row, width, is_raw=is_raw)
-        self._metrics.observe_stage("validate", time.perf_counter() - started)
+        row = self._validated(running, lambda: parse(self.space), is_raw=is_raw)
         future = running.batcher.submit(
             row, is_deterministic=kind != "predict", seed=NO_SEED if seed is None else seed
         )
@@ -181,6 +174,17 @@ class ServedPolicy:
             PolicyServerError: if the policy can't answer.
         """
         return await self._answering(request.kind).batches.answer(request, body)
+
+    def _validated(
+        self, running: _Running, parse: Callable[[], list[float]], *, is_raw: bool
+    ) -> list[float]:
+        """Return an observation's row, held against the policy's width."""
+        started = time.perf_counter()
+        row = parse()
+        width = running.backend.signature.observation_width
+        self.space.check_width(row, width, is_raw=is_raw)
+        self._metrics.observe_stage("validate", time.perf_counter() - started)
+        return row
 
     def _answering(self, kind: AnswerKind) -> _Running:
         """Return what answers, if it can answer that."""
