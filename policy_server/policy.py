@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.errors import SchemaError
-from policy_server.schema import ActionField, ServerSchema
+from policy_server.schema import ActionField, ServerSchema, number_range
 
 __all__ = [
     "ActionComponent",
@@ -240,6 +240,8 @@ def check_schema_fits(schema: ServerSchema, signature: PolicySignature) -> None:
                 f"{schema.source}: gives {given} values, the policy expects {expected}; mend the "
                 "lists' bounds"
             )
+    numbers = number_range(signature.observation_dtype)
+    numbers.check_fields(schema.observations or (), schema.source)
     _check_flags(schema, signature)
 
 

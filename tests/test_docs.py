@@ -7,6 +7,7 @@ import re
 import subprocess
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +300,7 @@ def test_message_about_a_model_that_a_page_quotes_is_the_servers(text: str, mess
     components = components_of(("categorical", 4))
     action = ActionOutput("actions_0", is_integer=True, columns=1, is_vector=False)
     signature = signature_of(components, width=6, outputs=(action,))
+    signature = replace(signature, observation_dtype="uint8")
     schema = parse_schema(text)
 
     def hold_against_the_model() -> None:

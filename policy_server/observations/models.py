@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -14,12 +14,21 @@ from pydantic import (
     WithJsonSchema,
     create_model,
 )
-from pydantic_core import ErrorDetails
+from pydantic.annotated_handlers import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 from policy_server.errors import ObservationError
-from policy_server.schema import FLOAT32_MAX, Kind, ObservationField
+from policy_server.schema import (
+    EXACT_INTEGER_MAX,
+    FLOAT32_MAX,
+    Kind,
+    Number,
+    NumberRange,
+    ObservationField,
+)
 
 __all__ = [
+    "TOO_LARGE",
     "columns_model",
     "example_of",
     "flatten",
@@ -35,6 +44,22 @@ Parsed = TypeVar("Parsed")
 _JSON_TYPES = {"int": "integer", "float": "number", "bool": "boolean"}
 _STRICT = ConfigDict(strict=True, extra="forbid")
 _MOST_PROBLEMS = 100
+
+# What a number beyond one of these bounds is told.
+TOO_LARGE: Mapping[float, str] = {
+    FLOAT32_MAX: "fit a 32-bit float",
+    EXACT_INTEGER_MAX: f"be at most {EXACT_INTEGER_MAX} in absolute value, to arrive exactly",
+}
+
+
+class _Whole:
+    """Annotates a float that has to be a whole number, however it is written: 2, 2.0 or 2e0."""
+
+    def __get_pydantic_core_schema__(
+        self, source: object, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Check the float first, so that neither text nor a truth value is a number."""
+        return core_schema.chain_schema([handler(source), core_schema.int_schema(strict=False)])
 
 
 def problem(kind: str, loc: Sequence[str | int], message: str) -> dict[str, Any]:
@@ -66,56 +91,70 @@ def flatten(values: Iterable[Any]) -> list[float]:
     return row
 
 
-def observation_model(fields: tuple[ObservationField, ...]) -> type[BaseModel]:
+def observation_model(
+    fields: tuple[ObservationField, ...], numbers: NumberRange
+) -> type[BaseModel]:
     """Return the model of a named observation.
 
     Args:
         fields: its fields in order; they are the model's own in that order.
+        numbers: what the policy's type holds.
     """
     # The names are aliases, so that `copy`, `json` or `_id` don't meet what pydantic has already.
     definitions: dict[str, Any] = {
-        f"field_{i}": (_annotation(field), _pydantic_field(field)) for i, field in enumerate(fields)
+        f"field_{i}": (_annotation(field, numbers), _pydantic_field(field, numbers))
+        for i, field in enumerate(fields)
     }
     return create_model("Observation", __config__=_STRICT, **definitions)
 
 
-def raw_model() -> type[BaseModel]:
-    """Return the model of a raw observation, `{"obs": [...]}`."""
+def raw_model(numbers: NumberRange) -> type[BaseModel]:
+    """Return the model of a raw observation, `{"obs": [...]}`.
+
+    Args:
+        numbers: what the policy's type holds.
+    """
     description = "The values in the order of training; booleans are 0 and 1"
-    numbers: Any = _list_of(_number("float", None, None))
+    items: Any = _list_of(_raw_number(numbers))
     return create_model(
-        "RawObservation", __config__=_STRICT, obs=(numbers, Field(description=description))
+        "RawObservation", __config__=_STRICT, obs=(items, Field(description=description))
     )
 
 
-def columns_model(fields: tuple[ObservationField, ...]) -> type[BaseModel]:
+def columns_model(fields: tuple[ObservationField, ...], numbers: NumberRange) -> type[BaseModel]:
     """Return the model of many named observations by column: any of the fields, a value a row.
 
     Args:
         fields: an observation's fields in order.
+        numbers: what the policy's type holds.
     """
     definitions: dict[str, Any] = {
-        f"field_{i}": (_list_of(_item_of_column(field)), Field(None, alias=field.name))
+        f"field_{i}": (_list_of(_item_of_column(field, numbers)), Field(None, alias=field.name))
         for i, field in enumerate(fields)
     }
     return create_model("ObservationColumns", __config__=_STRICT, **definitions)
 
 
-def raw_columns_model() -> type[BaseModel]:
-    """Return the model of many raw observations by column, `{"obs": [[...], ...]}`."""
-    rows: Any = _list_of(_list_of(_number("float", None, None)))
+def raw_columns_model(numbers: NumberRange) -> type[BaseModel]:
+    """Return the model of many raw observations by column, `{"obs": [[...], ...]}`.
+
+    Args:
+        numbers: what the policy's type holds.
+    """
+    rows: Any = _list_of(_list_of(_raw_number(numbers)))
     return create_model("RawObservationColumns", __config__=_STRICT, obs=(rows, Field(None)))
 
 
-def _item_of_column(field: ObservationField) -> Any:  # noqa: ANN401 -- made at run time
-    kind = _annotation(field)
+def _item_of_column(field: ObservationField, numbers: NumberRange) -> Any:  # noqa: ANN401 -- made at run time
+    kind = _annotation(field, numbers)
     if not field.is_list:
         return kind
     return Annotated[kind, Field(min_length=field.min_items or None, max_length=field.max_items)]
 
 
-def _annotation(field: ObservationField) -> Any:  # noqa: ANN401 -- made at run time
-    item = _number(field.kind, field.minimum, field.maximum)
+def _annotation(field: ObservationField, numbers: NumberRange) -> Any:  # noqa: ANN401 -- likewise
+    low, high = numbers.within(field)
+    item = _number(field.kind, low, high, is_integer=numbers.is_integer)
     return _list_of(item) if field.is_list else item
 
 
@@ -124,20 +163,25 @@ def _list_of(item: Any) -> Any:  # noqa: ANN401 -- an annotation made at run tim
     return Annotated[list[item], FailFast()]
 
 
-def _number(kind: Kind, minimum: float | None, maximum: float | None) -> Any:  # noqa: ANN401 -- likewise
-    document: dict[str, Any] = {"type": _JSON_TYPES[kind]}
+def _raw_number(numbers: NumberRange) -> Any:  # noqa: ANN401 -- likewise
+    return _number("float", numbers.low, numbers.high, is_integer=numbers.is_integer)
+
+
+def _number(kind: Kind, low: Number, high: Number, *, is_integer: bool) -> Any:  # noqa: ANN401 -- likewise
+    document: dict[str, Any] = {"type": _JSON_TYPES["int" if is_integer else kind]}
     if kind == "bool":
-        return Annotated[bool, WithJsonSchema(document)]
-    bounds = (("minimum", minimum), ("maximum", maximum))
-    document |= {key: value for key, value in bounds if value is not None}
-    low = -FLOAT32_MAX if minimum is None else minimum
-    high = FLOAT32_MAX if maximum is None else maximum
+        return Annotated[bool, WithJsonSchema({"type": _JSON_TYPES[kind]})]
+    bounds = {"minimum": low, "maximum": high}
+    document |= {key: value for key, value in bounds.items() if abs(value) < FLOAT32_MAX}
     if kind == "int":
-        return Annotated[int, Field(ge=int(low), le=int(high)), WithJsonSchema(document)]
-    return Annotated[float, Field(ge=low, le=high, allow_inf_nan=False), WithJsonSchema(document)]
+        return Annotated[int, Field(ge=low, le=high), WithJsonSchema(document)]
+    number = Annotated[float, Field(ge=low, le=high, allow_inf_nan=False)]
+    if is_integer:
+        return Annotated[number, _Whole(), WithJsonSchema(document)]
+    return Annotated[number, WithJsonSchema(document)]
 
 
-def _pydantic_field(field: ObservationField) -> Any:  # noqa: ANN401 -- pydantic types Field() so
+def _pydantic_field(field: ObservationField, numbers: NumberRange) -> Any:  # noqa: ANN401 -- pydantic types Field() so
     known: dict[str, Any] = {
         "alias": field.name,
         "title": field.name,
@@ -145,23 +189,24 @@ def _pydantic_field(field: ObservationField) -> Any:  # noqa: ANN401 -- pydantic
     }
     if field.is_list:
         known |= {"min_length": field.min_items or None, "max_length": field.max_items}
-    return Field(**known, examples=[example_of(field)])
+    return Field(**known, examples=[example_of(field, numbers)])
 
 
-def example_of(field: ObservationField) -> Any:  # noqa: ANN401 -- a value of the field's own type
+def example_of(field: ObservationField, numbers: NumberRange) -> Any:  # noqa: ANN401 -- a value of the field's own type
     """Return the schema's example, or a value within the bounds.
 
     Args:
         field: what is to be shown.
+        numbers: what the policy's type holds.
     """
     if field.example is not None:
         return field.example
     value: bool | int | float = False
     if field.kind != "bool":
-        low = -FLOAT32_MAX if field.minimum is None else field.minimum
-        high = FLOAT32_MAX if field.maximum is None else field.maximum
+        low, high = numbers.within(field)
         value = min(max(low, 0), high)
-        value = float(value) if field.kind == "float" else int(value)
+        is_float = field.kind == "float" and not numbers.is_integer
+        value = float(value) if is_float else int(value)
     if not field.is_list:
         return value
     return [value] * max(field.min_items, 1)
@@ -191,6 +236,7 @@ def _translate(item: ErrorDetails) -> dict[str, Any]:
     loc, context = ["body", *item["loc"]], item.get("ctx", {})
     if item["type"] == "json_invalid":
         return problem("json_invalid", ["body"], f"JSON decode error: {context['error']}")
-    if FLOAT32_MAX in (context.get("le"), -context.get("ge", 0)):
-        return problem("number_too_large", loc, "Input should fit a 32-bit float")
+    wanted = TOO_LARGE.get(context.get("le", -context.get("ge", 0)))
+    if wanted is not None:
+        return problem("number_too_large", loc, f"Input should {wanted}")
     return problem(item["type"], loc, item["msg"])

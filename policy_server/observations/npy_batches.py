@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from policy_server.errors import ObservationError
 from policy_server.observations.batches import BatchLayout, Matrix
-from policy_server.observations.models import problem
+from policy_server.observations.models import TOO_LARGE, problem
 from policy_server.schema import FLOAT32_MAX, ObservationField
 
 __all__ = ["NpyBatchReader"]
@@ -154,11 +154,15 @@ class _Rules:
                 )
                 self._places += places
                 self._columns += [field] * len(places)
-        self._is_integer = np.array([field.kind != "float" for field in self._columns], bool)
-        self._low, self._high = (
-            np.array([_bounds(field) for field in self._columns]).reshape(-1, 2).T
+        numbers = layout.space.numbers
+        bounds = [numbers.within(field) for field in self._columns]
+        # One for every column where fields are not told apart.
+        self._low, self._high = np.array(bounds or [(numbers.low, numbers.high)], np.float64).T
+        self._is_integer = np.array(
+            [numbers.is_integer or field.kind != "float" for field in self._columns]
+            or [numbers.is_integer]
         )
-        self._has_bounds = bool(np.isfinite([self._low, self._high]).any())
+        self._has_bounds = bool((np.abs([self._low, self._high]) < FLOAT32_MAX).any())
 
     def check(self, values: NDArray[Any], first: int) -> None:
         """Hold rows against the rules.
@@ -171,45 +175,47 @@ class _Rules:
             ObservationError: naming row and field of the first 100 mistakes of one kind.
         """
         if values.dtype.kind == "f":
-            self._refuse(~np.isfinite(values), first, "finite_number", "be a finite number")
+            is_bad = ~np.isfinite(values)
+            self._refuse(is_bad, first, lambda _: ("finite_number", "be a finite number"))
             if values.dtype.itemsize > np.dtype(np.float32).itemsize:
-                over = np.abs(values) > FLOAT32_MAX
-                self._refuse(over, first, "number_too_large", "fit a 32-bit float")
+                is_over = np.abs(values) > FLOAT32_MAX
+                self._refuse(is_over, first, lambda _: ("number_too_large", TOO_LARGE[FLOAT32_MAX]))
             if self._is_integer.any():
-                broken = (values != np.rint(values)) & self._is_integer
-                self._refuse(broken, first, "int_type", "be a whole number")
+                is_broken = (values != np.rint(values)) & self._is_integer
+                self._refuse(is_broken, first, lambda _: ("int_type", "be a whole number"))
         if self._has_bounds:
-            below, above = values < self._low, values > self._high
-            self._refuse(
-                below, first, "greater_than_equal", "be greater than or equal to", self._low
-            )
-            self._refuse(above, first, "less_than_equal", "be less than or equal to", self._high)
+            self._refuse(values < self._low, first, self._below)
+            self._refuse(values > self._high, first, self._above)
+
+    def _below(self, column: int) -> tuple[str, str]:
+        bound = self._low[column % len(self._low)]
+        return _beyond(bound, "greater_than_equal", "be greater than or equal to")
+
+    def _above(self, column: int) -> tuple[str, str]:
+        bound = self._high[column % len(self._high)]
+        return _beyond(bound, "less_than_equal", "be less than or equal to")
 
     def _refuse(
         self,
         wrong: NDArray[np.bool_],
         first: int,
-        kind: str,
-        wanted: str,
-        bounds: NDArray[np.float64] | None = None,
+        mistake: Callable[[int], tuple[str, str]],
     ) -> None:
         if not wrong.any():
             return
         problems = []
         for row, column in np.argwhere(wrong)[:_MOST_PROBLEMS].tolist():
             place = self._places[column] if self._places else [*self._unnamed, column]
-            bound = "" if bounds is None else f" {bounds[column]:g}"
-            problems.append(
-                problem(kind, ["body", first + row, *place], f"Input should {wanted}{bound}")
-            )
+            kind, wanted = mistake(column)
+            problems.append(problem(kind, ["body", first + row, *place], f"Input should {wanted}"))
         raise ObservationError(problems)
 
 
-def _bounds(field: ObservationField) -> tuple[float, float]:
-    if field.kind == "bool":
-        return 0.0, 1.0
-    low = -np.inf if field.minimum is None else float(field.minimum)
-    return low, np.inf if field.maximum is None else float(field.maximum)
+def _beyond(bound: float, kind: str, wanted: str) -> tuple[str, str]:
+    """Return type and words of the mistake of a number beyond a bound, as JSON's have them."""
+    if abs(bound) in TOO_LARGE:
+        return "number_too_large", TOO_LARGE[abs(bound)]
+    return kind, f"{wanted} {int(bound) if bound.is_integer() else bound}"
 
 
 def _refuse(kind: str, message: str) -> NoReturn:

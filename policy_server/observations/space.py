@@ -20,27 +20,32 @@ from policy_server.observations.models import (
     raw_model,
     validate,
 )
-from policy_server.schema import ObservationField
+from policy_server.schema import NumberRange, ObservationField, number_range
 
 __all__ = ["ObservationSpace"]
 
 
 class ObservationSpace:
-    """The observations that one schema.yaml allows.
+    """The observations that one schema.yaml and the policy's own type allow.
 
     A row is a list of numbers in the order of training: scalars as they are, lists item by item,
     booleans as 0 and 1.
     """
 
-    def __init__(self, fields: tuple[ObservationField, ...] | None) -> None:
+    def __init__(
+        self, fields: tuple[ObservationField, ...] | None, numbers: NumberRange | None = None
+    ) -> None:
         """Generate the pydantic models.
 
         Args:
             fields: the named observations in order; None where only raw observations are taken.
+            numbers: what the policy's type holds; None takes 32-bit floats, as long as the policy
+                is not loaded.
         """
         self.fields = fields
-        self._named = None if fields is None else observation_model(fields)
-        self._raw = raw_model()
+        self.numbers = number_range("float32") if numbers is None else numbers
+        self._named = None if fields is None else observation_model(fields, self.numbers)
+        self._raw = raw_model(self.numbers)
         has_lists = any(field.is_list for field in fields or ())
         self._row: Callable[[Iterable[Any]], list[float]] = flatten if has_lists else list
 
@@ -50,7 +55,7 @@ class ObservationSpace:
         return (
             None
             if self.fields is None
-            else {field.name: example_of(field) for field in self.fields}
+            else {field.name: example_of(field, self.numbers) for field in self.fields}
         )
 
     def raw_example(self, width: int | None) -> list[float]:
@@ -62,7 +67,8 @@ class ObservationSpace:
         row = [] if self.example is None else flatten(list(self.example.values()))
         if width is not None and len(row) != width:
             row = [0.0] * width
-        return [float(value) for value in row]
+        number = int if self.numbers.is_integer else float
+        return [number(value) for value in row]
 
     def json_schema(self) -> dict[str, Any] | None:
         """Return the JSON schema of a named observation, with an example."""
@@ -192,7 +198,7 @@ class ObservationSpace:
     @functools.cached_property
     def _columns(self) -> tuple[type[BaseModel], type[BaseModel]]:
         """Return the models of observations by column: named ones, raw ones."""
-        return columns_model(self.fields or ()), raw_columns_model()
+        return columns_model(self.fields or (), self.numbers), raw_columns_model(self.numbers)
 
     def check_width(self, row: Sequence[float], width: int | None, *, is_raw: bool) -> None:
         """Hold a row's length against the policy.

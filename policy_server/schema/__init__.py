@@ -3,6 +3,7 @@
 The file is parsed by pydantic with unknown keys forbidden, and becomes frozen dataclasses that the
 rest of the program trusts. Every mistake is one line: the file, the key, what was expected, what
 was found, and what to do. `yaml_text`, `document` and `reading` hold the three steps.
+`number_range` says which numbers a policy's type of observation holds.
 """
 
 from __future__ import annotations
@@ -11,18 +12,24 @@ from policy_server.schema.fields import (
     FLOAT32_MAX,
     ActionField,
     Kind,
+    Number,
     ObservationField,
     ServerSchema,
     public_schema,
 )
+from policy_server.schema.number_range import EXACT_INTEGER_MAX, NumberRange, number_range
 from policy_server.schema.reading import parse_schema, read_schema
 
 __all__ = [
+    "EXACT_INTEGER_MAX",
     "FLOAT32_MAX",
     "ActionField",
     "Kind",
+    "Number",
+    "NumberRange",
     "ObservationField",
     "ServerSchema",
+    "number_range",
     "parse_schema",
     "public_schema",
     "read_schema",

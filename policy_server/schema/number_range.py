@@ -1,0 +1,118 @@
+"""The numbers that a policy's own type of observation holds: what else is asked is refused.
+
+A number that the type can't hold would be changed on the way to the policy (300 is 44 as uint8, 2.5
+is 2), and the answer would be that to another observation.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from policy_server.errors import SchemaError
+from policy_server.schema.fields import FLOAT32_MAX, Number, ObservationField
+
+__all__ = ["EXACT_INTEGER_MAX", "NumberRange", "number_range"]
+
+# JSON's numbers are read, and observations travel, as 64-bit floats. Up to here no other whole
+# number is rounded to one of these (RFC 8259, section 6).
+EXACT_INTEGER_MAX = 2**53 - 1
+
+_INTEGER = re.compile(r"(u?)int(\d+)")
+# Casting rounds to the nearest one of the type, and what lies beyond to infinity.
+_LARGEST_FLOATS = {"float16": 65504.0, "bfloat16": float.fromhex("0x1.fep+127")}
+
+
+@dataclass(frozen=True)
+class NumberRange:
+    """The numbers that a type of observation holds.
+
+    Attributes:
+        dtype: NumPy's name of the type.
+        is_integer: whether it holds whole numbers only.
+        low: the smallest.
+        high: the largest.
+    """
+
+    dtype: str
+    is_integer: bool
+    low: Number
+    high: Number
+
+    def within(self, field: ObservationField) -> tuple[Number, Number]:
+        """Return the smallest and the largest number that a field and the policy both allow.
+
+        Args:
+            field: an observation of schema.yaml.
+        """
+        if field.kind == "bool":
+            return 0, 1
+        low = self.low if field.minimum is None else max(self.low, field.minimum)
+        high = self.high if field.maximum is None else min(self.high, field.maximum)
+        if self.is_integer or field.kind == "int":
+            return math.ceil(low), math.floor(high)
+        return low, high
+
+    def check_fields(self, fields: Sequence[ObservationField], source: str) -> None:
+        """Refuse fields that allow no number of the type, or show one of another as their example.
+
+        Args:
+            fields: the observations of schema.yaml.
+            source: the file's name, for messages.
+
+        Raises:
+            SchemaError: naming the first of them.
+        """
+        for field in fields:
+            low, high = self.within(field)
+            where = f"{source}: observations.{field.name}"
+            if low > high:
+                raise SchemaError(
+                    f"{where}: its minimum and maximum allow none of the numbers that the policy "
+                    f"takes, {self}; mend them"
+                )
+            values = field.example if isinstance(field.example, list) else [field.example]
+            for value in values:
+                if value is not None and not self._is_within(value, low, high):
+                    raise SchemaError(
+                        f"{where}.example: expected numbers that the policy takes, {self}, got "
+                        f"{value}"
+                    )
+
+    def _is_within(self, value: Number, low: Number, high: Number) -> bool:
+        return low <= value <= high and not (self.is_integer and value % 1)
+
+    def __str__(self) -> str:
+        """Return the range in words, such as `whole numbers from 0 to 255 (uint8)`."""
+        if self.is_integer:
+            return f"whole numbers from {self.low} to {self.high} ({self.dtype})"
+        return f"numbers from {self.low:.8g} to {self.high:.8g} ({self.dtype})"
+
+
+def number_range(dtype: str) -> NumberRange:
+    """Return the numbers that a type of observation holds.
+
+    Args:
+        dtype: NumPy's name of the type, such as a signature's `observation_dtype`.
+
+    Returns:
+        The range of float32 for float64 too, which answers are given in; whole numbers of 64 bits
+        as far as they arrive exactly.
+    """
+    if dtype == "bool":
+        return NumberRange(dtype, is_integer=True, low=0, high=1)
+    integer = _INTEGER.fullmatch(dtype)
+    if integer is None:
+        largest = _LARGEST_FLOATS.get(dtype, FLOAT32_MAX)
+        return NumberRange(dtype, is_integer=False, low=-largest, high=largest)
+    is_unsigned, bits = bool(integer[1]), int(integer[2])
+    high = 2**bits - 1 if is_unsigned else 2 ** (bits - 1) - 1
+    low = 0 if is_unsigned else -high - 1
+    return NumberRange(
+        dtype,
+        is_integer=True,
+        low=max(low, -EXACT_INTEGER_MAX),
+        high=min(high, EXACT_INTEGER_MAX),
+    )
