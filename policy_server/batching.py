@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,19 +11,15 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from policy_server.errors import (
-    DistributionError,
     NotReadyError,
     OverloadedError,
     PolicyFailedError,
     PolicyServerError,
-    UnsupportedAnswerError,
 )
 from policy_server.metrics import Metrics
 from policy_server.policy import Float32Array, Float64Array, PolicyBackend, PolicyOutputs
 
 __all__ = ["MicroBatcher"]
-
-logger = logging.getLogger(__name__)
 
 Answers = TypeVar("Answers")
 
@@ -191,26 +186,42 @@ class MicroBatcher(Generic[Answers]):
         return batch
 
     async def _call(self, batch: list[_Waiting[Answers]]) -> None:
+        """Answer a batch; where its call fails, ask each half again without the other.
+
+        Whatever one observation made fail, the others are answered: for one of n, within
+        2 * log2(n) more calls. Only when the backend as a whole gives no answer, or not in time, is
+        nobody asked again.
+        """
+        error = await self._attempt(batch)
+        if error is None:
+            return
+        if len(batch) == 1 or isinstance(error, (NotReadyError, OverloadedError)):
+            _fail(batch, PolicyFailedError.translate(error))
+            return
+        # A backend may compute without a pause: others come in between.
+        await asyncio.sleep(0)
+        middle = len(batch) // 2
+        for half in (batch[:middle], batch[middle:]):
+            # Who has given up meanwhile needs no answer.
+            asking = [waiting for waiting in half if not waiting.answer.done()]
+            if asking:
+                await self._call(asking)
+
+    async def _attempt(self, batch: list[_Waiting[Answers]]) -> Exception | None:
+        """Answer a batch by one call, or return why that failed.
+
+        It is returned and not raised: the errors of the halves would have it as their context, and
+        the log would tell it again with each of them.
+        """
         try:
             answers = self._finish(await self._infer(batch))
-        except (PolicyFailedError, DistributionError, UnsupportedAnswerError) as error:
-            if len(batch) == 1:
-                _fail(batch, error)
-                return
-            # One observation may be to blame: each half is asked again without the other.
-            middle = len(batch) // 2
-            await self._call(batch[:middle])
-            await self._call(batch[middle:])
-        except PolicyServerError as error:
-            _fail(batch, error)
         except TimeoutError:
             self._metrics.count_rejected("timeout", len(batch))
-            _fail(batch, self._late())
-        except Exception:
-            logger.exception("policy_call_failed")
-            _fail(batch, PolicyFailedError("the policy failed; the server's log has the reason"))
-        else:
-            _succeed(batch, answers)
+            return self._late()
+        except Exception as error:
+            return error
+        _succeed(batch, answers)
+        return None
 
     def _late(self) -> OverloadedError:
         return OverloadedError(f"no answer within {self._timeout_s:g} s; try again in a second")

@@ -7,16 +7,16 @@ more than two of those run at once, whatever the number of batches.
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import dataclass
 
 import numpy as np
 
 from policy_server.errors import (
     DistributionError,
+    NotReadyError,
     OverloadedError,
     PolicyFailedError,
-    PolicyServerError,
+    UnsupportedAnswerError,
 )
 from policy_server.metrics import Metrics
 from policy_server.policy import (
@@ -29,10 +29,10 @@ from policy_server.policy import (
 
 __all__ = ["ROWS_PER_CALL", "BulkCalls", "BulkRows"]
 
-logger = logging.getLogger(__name__)
-
 ROWS_PER_CALL = 1024
 _MAX_CALLS_IN_FLIGHT = 2
+# What no row alone brings: no answer of the backend, or none to the batch's kind and seed.
+_OF_THE_WHOLE = (NotReadyError, OverloadedError, UnsupportedAnswerError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +105,22 @@ class BulkCalls:
             ) from error
 
     async def _infer(self, rows: BulkRows) -> PolicyOutputs:
+        """Answer rows by one call; where that fails, find the first row that makes it fail."""
+        answered = await self._attempt(rows)
+        if isinstance(answered, PolicyOutputs):
+            return answered
+        if isinstance(answered, _OF_THE_WHOLE):
+            raise answered
+        count = len(rows.seeds)
+        if count == 1:
+            raise _of_row(answered, rows.first) from answered
+        # Each half is asked again; the first of them that fails has the row to blame.
+        await self._infer(rows.part(0, count // 2))
+        await self._infer(rows.part(count // 2, count))
+        raise PolicyFailedError.translate(answered)
+
+    async def _attempt(self, rows: BulkRows) -> PolicyOutputs | Exception:
+        """Answer rows by one call, or return why that failed; see `MicroBatcher`."""
         loop = asyncio.get_running_loop()
         started, count = loop.time(), len(rows.seeds)
         try:
@@ -113,18 +129,16 @@ class BulkCalls:
                 is_deterministic=np.full(count, rows.is_deterministic),
                 seeds=rows.seeds,
             )
-        except (PolicyFailedError, DistributionError) as error:
-            if count == 1:
-                raise type(error)(f"observation {rows.first}: {error.message}") from error
-            # Each half is asked again; the first of them that fails has the row to blame.
-            await self._infer(rows.part(0, count // 2))
-            await self._infer(rows.part(count // 2, count))
-            raise
-        except (PolicyServerError, TimeoutError):
+        except TimeoutError:
             raise
         except Exception as error:
-            logger.exception("policy_call_failed")
-            raise PolicyFailedError("the policy failed; the server's log has the reason") from error
+            return error
         self._metrics.observe_batch(count)
         self._metrics.observe_stage("policy", loop.time() - started)
         return outputs
+
+
+def _of_row(error: Exception, row: int) -> DistributionError | PolicyFailedError:
+    """Return the error with the row that is to blame in its message."""
+    kind = DistributionError if isinstance(error, DistributionError) else PolicyFailedError
+    return kind(f"observation {row}: {PolicyFailedError.translate(error).message}")

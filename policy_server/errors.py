@@ -80,6 +80,23 @@ class DistributionError(PolicyServerError):
 class PolicyFailedError(PolicyServerError):
     """The policy raised while it computed; the cause is in the log, not in the message."""
 
+    @classmethod
+    def translate(cls, error: Exception) -> PolicyServerError:
+        """Return the error that a failed call of the policy is answered with.
+
+        Args:
+            error: what the call raised.
+
+        Returns:
+            An error of ours as it is; for any other, whose text may hold what no client should
+            read, one that has it as its cause.
+        """
+        if isinstance(error, PolicyServerError):
+            return error
+        failed = cls("the policy failed; the server's log has the reason")
+        failed.__cause__ = error
+        return failed
+
 
 class UnauthorizedError(PolicyServerError):
     """The request carries no access key, or a wrong one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import traceback
 from typing import Any
 
 import numpy as np
@@ -98,19 +98,100 @@ async def test_seeds_and_kinds_stay_with_their_rows() -> None:
     assert len(set(alone)) > 1
 
 
-@pytest.mark.parametrize("kind", [PolicyFailedError, DistributionError, UnsupportedAnswerError])
+OF_ONE_ROW = [
+    PolicyFailedError("no"),
+    DistributionError("no"),
+    UnsupportedAnswerError("no"),
+    PolicyServerError("no"),
+    ValueError("no"),
+    IndexError("no"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OF_ONE_ROW, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("place", range(4))
-async def test_one_bad_observation_fails_alone(kind: type[PolicyServerError], place: int) -> None:
+async def test_one_bad_observation_fails_alone(error: Exception, place: int) -> None:
     backend = integer_backend()
-    backend.error = kind("no")
+    backend.error = error
     starts = [9.0] * 4
     starts[place] = backend.poison
 
     answers = await ask(batcher_of(backend), *starts)
 
-    assert isinstance(answers.pop(place), kind)
+    expected = type(error) if isinstance(error, PolicyServerError) else PolicyFailedError
+    assert type(answers.pop(place)) is expected
     assert answers == [0, 0, 0]
     assert len(backend.batches) <= 1 + 2 * 2
+
+
+@pytest.mark.parametrize("place", [0, 77, 255])
+async def test_one_bad_observation_of_many_is_found_in_logarithmically_many_calls(
+    place: int,
+) -> None:
+    backend = integer_backend()
+    backend.error = IndexError("no")
+    starts = [9.0] * 256
+    starts[place] = backend.poison
+
+    answers = await ask(batcher_of(backend, max_batch_size=256, max_queue_size=256), *starts)
+
+    assert [index for index, answer in enumerate(answers) if answer != 0] == [place]
+    assert len(backend.batches) == 1 + 2 * 8
+
+
+@pytest.mark.parametrize("error", [DistributionError("no"), ValueError("no")], ids=["ours", "bug"])
+async def test_observation_whose_answer_cannot_be_finished_fails_alone(error: Exception) -> None:
+    def finish(outputs: PolicyOutputs) -> PolicyOutputs:
+        if (outputs.actions == 2).any():
+            raise error
+        return outputs
+
+    backend = integer_backend()
+    batcher = MicroBatcher(backend, finish, max_batch_size=4, max_queue_size=9, timeout_s=5.0)
+
+    answers = await ask(batcher, 9.0, 0.0, 9.0, 9.0)
+
+    assert isinstance(answers.pop(1), DistributionError | PolicyFailedError)
+    assert answers == [0, 0, 0]
+
+
+async def test_search_for_a_bad_observation_keeps_the_deadline() -> None:
+    class Slow(FakeBackend):
+        async def infer(self, observations: Any, **options: Any) -> Any:  # noqa: ANN401 -- the fake's own
+            await asyncio.sleep(0.04)
+            return await super().infer(observations, **options)
+
+    known = integer_backend()
+    backend = Slow(known.signature, known.bias, error=ValueError("no"))
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+
+    answers = await ask(
+        batcher_of(backend, max_batch_size=64, timeout_s=0.15), *[backend.poison] * 64
+    )
+
+    assert loop.time() - started < 0.5
+    assert {type(answer) for answer in answers} == {OverloadedError}
+    assert len(backend.batches) < 10
+
+
+async def test_who_gives_up_during_the_search_is_not_asked_for_again() -> None:
+    backend = integer_backend()
+    backend.error = ValueError("no")
+    backend.gate = asyncio.Event()
+    batcher = batcher_of(backend)
+
+    tasks = [asyncio.create_task(ask(batcher, start)) for start in (backend.poison, 9.0, 9.0, 9.0)]
+    await asyncio.sleep(0.01)
+    for task in tasks[1:]:
+        task.cancel()
+    await asyncio.sleep(0.01)
+    backend.gate.set()
+
+    (answer,) = await tasks[0]
+    assert isinstance(answer, PolicyFailedError)
+    assert backend.batches == [4, 1]
 
 
 async def test_error_of_all_is_given_to_all_without_asking_again() -> None:
@@ -123,16 +204,17 @@ async def test_error_of_all_is_given_to_all_without_asking_again() -> None:
     assert backend.batches == [2]
 
 
-async def test_foreign_error_is_logged_and_hidden(caplog: pytest.LogCaptureFixture) -> None:
+async def test_foreign_error_is_hidden_and_kept_for_the_log() -> None:
     backend = integer_backend()
     backend.error = ValueError("secret path")
 
-    with caplog.at_level(logging.ERROR, "policy_server"):
-        (answer,) = await ask(batcher_of(backend), backend.poison)
+    answers = await ask(batcher_of(backend), backend.poison, 9.0, 9.0)
 
-    assert isinstance(answer, PolicyFailedError)
-    assert answer.message == "the policy failed; the server's log has the reason"
-    assert "secret path" in caplog.text
+    assert isinstance(answers[0], PolicyFailedError)
+    assert answers[0].message == "the policy failed; the server's log has the reason"
+    # Once: the errors of the calls that looked for the observation don't follow from each other.
+    told = "".join(traceback.format_exception(answers[0]))
+    assert told.count("ValueError: secret path") == 1
 
 
 async def test_full_queue_refuses_and_frees_its_places() -> None:

@@ -15,6 +15,7 @@ from policy_server.errors import (
     OverloadedError,
     PolicyFailedError,
     PolicyServerError,
+    UnsupportedAnswerError,
 )
 from policy_server.metrics import Metrics
 from tests.fakes import FakeBackend, integer_backend
@@ -56,15 +57,31 @@ async def test_no_more_than_two_calls_run_at_once() -> None:
     assert (running, len(backend.batches)) == (2, 5)
 
 
-@pytest.mark.parametrize("error", [PolicyFailedError, DistributionError])
+HIDDEN = "the policy failed; the server's log has the reason"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (PolicyFailedError("is wrong"), PolicyFailedError, "is wrong"),
+        (DistributionError("is wrong"), DistributionError, "is wrong"),
+        (PolicyServerError("is wrong"), PolicyFailedError, "is wrong"),
+        (IndexError("secret"), PolicyFailedError, HIDDEN),
+        (ValueError("secret"), PolicyFailedError, HIDDEN),
+    ],
+    ids=["failed", "no distribution", "other", "index", "value"],
+)
 @pytest.mark.parametrize("row", [40, 41, 77, 139])
 async def test_row_to_blame_is_named_by_its_place_in_the_batch(
-    error: type[PolicyServerError], row: int
+    error: Exception, kind: type[PolicyServerError], message: str, row: int
 ) -> None:
-    backend = replace(integer_backend(), error=error("is wrong"), poison=float(row))
+    backend = replace(integer_backend(), error=error, poison=float(row))
 
-    with pytest.raises(error, match=f"^observation {row}: is wrong$"):
+    with pytest.raises(kind, match=f"^observation {row}: {message}$") as caught:
         await calls_of(backend).infer(rows_of(100, first=40))
+
+    assert caught.value.__cause__ is error
+    assert len(backend.batches) <= 1 + 2 * 7
 
 
 async def test_failure_that_no_row_alone_brings_is_not_blamed_on_one() -> None:
@@ -80,22 +97,31 @@ async def test_failure_that_no_row_alone_brings_is_not_blamed_on_one() -> None:
         await calls_of(TooMany(known.signature, known.bias)).infer(rows_of(4))
 
 
-async def test_other_errors_are_the_whole_batchs() -> None:
-    backend = replace(integer_backend(), error=NotReadyError("gone"), poison=3.0)
+@pytest.mark.parametrize(
+    "error",
+    [NotReadyError("gone"), OverloadedError("gone"), UnsupportedAnswerError("gone")],
+    ids=lambda error: type(error).__name__,
+)
+async def test_other_errors_are_the_whole_batchs(error: PolicyServerError) -> None:
+    backend = replace(integer_backend(), error=error, poison=3.0)
 
-    with pytest.raises(NotReadyError, match=r"^gone$"):
+    with pytest.raises(type(error), match=r"^gone$"):
         await calls_of(backend).infer(rows_of(10))
     assert backend.batches == [10]
 
 
-async def test_unforeseen_exception_is_logged_and_told_without_its_text(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    backend = replace(integer_backend(), error=ZeroDivisionError("secret"), poison=3.0)
+async def test_unforeseen_exception_is_told_without_its_text() -> None:
+    class TooMany(FakeBackend):
+        async def infer(self, observations, **options):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003, ANN202 -- the fake's own
+            if len(observations) > 1:
+                raise ZeroDivisionError("secret")
+            return await super().infer(observations, **options)
 
-    with pytest.raises(PolicyFailedError, match="the server's log has the reason"):
-        await calls_of(backend).infer(rows_of(10))
-    assert "secret" in caplog.text
+    known = integer_backend()
+
+    with pytest.raises(PolicyFailedError, match=f"^{HIDDEN}$") as caught:
+        await calls_of(TooMany(known.signature, known.bias)).infer(rows_of(4))
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
 async def test_late_call_is_an_overload_and_frees_its_place() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -115,6 +116,8 @@ async def test_error_of_a_replica_is_raised_and_the_connection_stays(
     error = results[1]
     assert isinstance(error, type(raised) if raised.args[0] != "secret" else PolicyFailedError)
     assert str(error) == expected
+    # The process that asked logs it.
+    assert ("secret" in "".join(traceback.format_exception(error))) == (expected not in str(raised))
     assert [r.actions[0, 0] for r in results if isinstance(r, PolicyOutputs)] == [1, 2]
 
 

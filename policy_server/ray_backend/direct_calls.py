@@ -16,6 +16,7 @@ import pickle
 import secrets
 import socket
 import struct
+import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -25,7 +26,7 @@ from typing import Any
 from policy_server.errors import PolicyFailedError, PolicyServerError
 from policy_server.policy import PolicyOutputs
 
-__all__ = ["CallServer", "ConnectionLostError", "DirectCalls", "ReplicaAddress"]
+__all__ = ["CallServer", "ConnectionLostError", "DirectCalls", "ReplicaAddress", "answer_or_error"]
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ class CallServer:
             writer.write(_framed(True))  # noqa: FBT003 -- a value
             while True:
                 arguments = await _read(reader)
-                writer.write(_framed(await self._answer(arguments)))
+                writer.write(_framed(await answer_or_error(self._infer, *arguments)))
                 await writer.drain()
         except (OSError, EOFError, TimeoutError):
             logger.info("direct_calls_ended")
@@ -114,14 +115,29 @@ class CallServer:
             self._writers.discard(writer)
             writer.close()
 
-    async def _answer(self, arguments: Any) -> PolicyOutputs | PolicyServerError:  # noqa: ANN401 -- what was pickled
-        try:
-            return await self._infer(*arguments)
-        except PolicyServerError as error:
-            return error
-        except Exception:
-            logger.exception("policy_call_failed")
-            return PolicyFailedError("the policy failed; the server's log has the reason")
+
+async def answer_or_error(
+    infer: Callable[..., Awaitable[PolicyOutputs]], *arguments: object
+) -> PolicyOutputs | PolicyServerError:
+    """Answer observations, or return the error to raise in the process that asked.
+
+    Args:
+        infer: answers them, as `PolicyReplica.infer`.
+        arguments: those of it.
+
+    Returns:
+        The answers; or an error with its type. Its cause doesn't cross to another process, so that
+        the traceback goes along as a note: who has asked logs it, once for each observation to
+        blame and not for each call that was made to find that.
+    """
+    try:
+        return await infer(*arguments)
+    except Exception as error:
+        failed = PolicyFailedError.translate(error)
+        if failed.__cause__ is not None:
+            reason = "".join(traceback.format_exception(failed.__cause__))
+            failed.add_note(f"In the replica:\n{reason}")
+        return failed
 
 
 class DirectCalls:

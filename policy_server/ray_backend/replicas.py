@@ -39,6 +39,7 @@ from policy_server.ray_backend.direct_calls import (
     ConnectionLostError,
     DirectCalls,
     ReplicaAddress,
+    answer_or_error,
 )
 from policy_server.schema import ServerSchema
 
@@ -119,6 +120,15 @@ class PolicyReplica:
         )
         return outputs
 
+    async def answer(
+        self,
+        observations: NDArray[np.floating[Any]],
+        is_deterministic: NDArray[np.bool_],
+        seeds: Int64Array,
+    ) -> PolicyOutputs | PolicyServerError:
+        """Answer as `infer` does, and return errors: Ray Serve logs those that are raised."""
+        return await answer_or_error(self.infer, observations, is_deterministic, seeds)
+
     def _loaded(self) -> Any:  # noqa: ANN401 -- naming the type would import TensorFlow here
         if self._policy is None:
             raise self._failure or NotReadyError("the policy is not loaded")
@@ -151,7 +161,7 @@ class RayBackend:
         self.places = places
         self._direct = direct
         self._metrics = metrics
-        self._infer = handle.options(method_name="infer", _by_reference=False)
+        self._answer = handle.options(method_name="answer", _by_reference=False)
         self._describe = handle.options(method_name="describe", _by_reference=False)
         self._signature = signature
         self._timeout_s = timeout_s
@@ -217,10 +227,14 @@ class RayBackend:
         seeds: Int64Array,
     ) -> PolicyOutputs:
         try:
-            outputs: PolicyOutputs = await self._infer.remote(observations, is_deterministic, seeds)
+            answer: PolicyOutputs | PolicyServerError = await self._answer.remote(
+                observations, is_deterministic, seeds
+            )
         except RayTaskError as error:
             raise cause_of(error) from error
-        return outputs
+        if isinstance(answer, PolicyServerError):
+            raise answer
+        return answer
 
 
 def cause_of(error: RayTaskError) -> PolicyServerError:

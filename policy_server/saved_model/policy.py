@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from typing import Any
 
@@ -24,8 +23,6 @@ from policy_server.saved_model.graph import LOG_PROBABILITY, PROBABILITY
 from policy_server.saved_model.runner import GraphRunner
 
 __all__ = ["TensorFlowPolicy"]
-
-logger = logging.getLogger(__name__)
 
 _WARM_UP_BATCHES = (1, 2, 8, 32)
 # Rounding of a sum of probabilities.
@@ -133,7 +130,6 @@ class TensorFlowPolicy:
         try:
             return self._infer(observations, is_deterministic, seeds)
         except tf.errors.OpError as error:
-            logger.exception("policy_failed")
             raise PolicyFailedError(
                 "the policy failed on this observation; the server's log has the reason"
             ) from error

@@ -69,11 +69,15 @@ def count_actions(outputs: PolicyOutputs, signature: PolicySignature, metrics: M
         signature: says which columns are integer components.
         metrics: where they are counted.
     """
+    counted = []
     for index, part in enumerate(signature.components or ()):
         if part.kind == "categorical":
             chosen = outputs.actions[:, part.first_column].astype(np.int64)
             counts = np.bincount(chosen, minlength=part.size).tolist()
-            metrics.count_actions(part.name or str(index), counts)
+            counted.append((part.name or str(index), counts))
+    # All or none: where a row is to blame, the others are answered again.
+    for name, counts in counted:
+        metrics.count_actions(name, counts)
 
 
 class BatchAnswering:
@@ -205,8 +209,8 @@ class BatchAnswering:
 
     async def _call(self, request: BatchRequest, rows: BulkRows, answers: BatchAnswers) -> None:
         outputs = await self._calls.infer(rows)
-        count_actions(outputs, self._backend.signature, self._metrics)
         answers.add(rows.first, outputs)
+        count_actions(outputs, self._backend.signature, self._metrics)
         if self._log.is_on:
             layout = self._backend.signature.action_outputs
             rendered = RenderedAnswers(outputs, layout, self._distribution)

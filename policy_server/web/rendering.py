@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from policy_server.actions import ActionDistribution, ComponentDistribution
 from policy_server.errors import DistributionError
-from policy_server.policy import ActionOutput, Float64Array, PolicyOutputs
+from policy_server.policy import ActionOutput, Float32Array, Float64Array, PolicyOutputs
 
 __all__ = ["AnswerKind", "BatchAnswers", "RenderedAnswers"]
 
@@ -56,7 +56,7 @@ class RenderedAnswers:
             index: which row.
 
         Raises:
-            DistributionError: if its action holds NaN or infinity, or a row is no distribution.
+            DistributionError: if its action holds NaN or infinity, or it is no distribution.
         """
         return self.distribution(index) if kind == "distribution" else self.prediction(index)
 
@@ -80,8 +80,11 @@ class RenderedAnswers:
             index: which row.
 
         Raises:
-            DistributionError: if a row is no distribution.
+            DistributionError: if it is no distribution.
         """
+        if self._distributions is None:
+            # Another row of the call may be to blame.
+            return self._rendered_distributions(slice(index, index + 1))[0]
         return self._distributions[index]
 
     @functools.cached_property
@@ -97,10 +100,17 @@ class RenderedAnswers:
         return [template % row for row in zip(*columns, strict=True)]
 
     @functools.cached_property
-    def _distributions(self) -> list[bytes]:
+    def _distributions(self) -> list[bytes] | None:
+        """Return the JSON of every row; None where a row is no distribution."""
+        try:
+            return self._rendered_distributions(slice(None))
+        except DistributionError:
+            return None
+
+    def _rendered_distributions(self, rows: slice) -> list[bytes]:
         assert self._distribution is not None, "the route answers 501 where the family is unknown"
         assert self._outputs.distribution is not None, "a known family has its inputs"
-        parts = self._distribution.describe(self._outputs.distribution)
+        parts = self._distribution.describe(self._outputs.distribution[rows])
         columns = [_rows(values) for part in parts for _, values in _fields(part)]
         template = (
             b'{"components":[' + b",".join(_component_template(part) for part in parts) + b"]}"
@@ -171,12 +181,27 @@ class BatchAnswers:
     def _add_distributions(self, first: int, outputs: PolicyOutputs) -> None:
         assert self._distribution is not None, "the route answers 501 where the family is unknown"
         assert outputs.distribution is not None, "a known family has its inputs"
-        parts = self._distribution.describe(outputs.distribution)
+        parts = _describe_rows(self._distribution, outputs.distribution, first)
         columns = [values.astype(np.float32) for part in parts for _, values in _fields(part)]
         self._parts[first] = np.hstack(columns) if self._is_npy else [_inner(c) for c in columns]
         # A column is a list: its template differs from that of one observation by the brackets.
         components = b",".join(_component_template(part, b"[%b]") for part in parts)
         self._template = b'{"components":[' + components + b"]}"
+
+
+def _describe_rows(
+    distribution: ActionDistribution, inputs: Float32Array, first: int
+) -> list[ComponentDistribution]:
+    """Return the distributions of a batch's rows; one that is none is named by its place there."""
+    try:
+        return distribution.describe(inputs)
+    except DistributionError as error:
+        if len(inputs) == 1:
+            raise DistributionError(f"observation {first}: {error.message}") from error
+    # The first half that fails has the row to blame.
+    middle = len(inputs) // 2
+    _describe_rows(distribution, inputs[:middle], first)
+    return _describe_rows(distribution, inputs[middle:], first + middle)
 
 
 def _probability(outputs: PolicyOutputs) -> NDArray[np.float32]:

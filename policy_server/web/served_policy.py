@@ -18,6 +18,7 @@ from policy_server.errors import (
     DistributionError,
     NotReadyError,
     ObservationError,
+    PolicyFailedError,
     UnsupportedAnswerError,
 )
 from policy_server.metrics import Metrics
@@ -212,6 +213,9 @@ class ServedPolicy:
                 examples[kind] = orjson.loads(await self.answer(kind, body, is_raw=True, seed=seed))
             except (ObservationError, UnsupportedAnswerError, DistributionError) as error:
                 logger.info("no_example", extra={"kind": kind, "reason": error.message})
+            except PolicyFailedError:
+                logger.exception("warm_up_failed", extra={"kind": kind})
+                raise
         return examples
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import tempfile
@@ -15,9 +16,12 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from websockets.sync.client import connect
 
+from tests.saved_model.hand_built import V1Policy
 from tests.service.servers import (
     EXPORTS,
+    KEY,
     Server,
     descendants,
     free_port,
@@ -26,6 +30,7 @@ from tests.service.servers import (
     running_server,
     started_server,
 )
+from tests.web.test_unanswerable import picking
 
 pytestmark = pytest.mark.service
 
@@ -250,6 +255,37 @@ def test_policy_is_served_by_tensorflow_where_that_is_asked_for(tmp_path: Path) 
     assert loaded == [True]
     assert "tensorflow" not in web
     assert '"engine": "tensorflow: ' in server.output()
+
+
+@pytest.mark.parametrize("calls", ["true", "false"], ids=["direct", "by Ray Serve"])
+def test_observation_that_fails_in_a_replica_costs_its_neighbours_nothing(
+    tmp_path: Path, calls: str
+) -> None:
+    built = V1Policy(network=picking).save(tmp_path / "model")
+    shutil.make_archive(str(tmp_path / "saved_model"), "zip", built)
+    (tmp_path / "schema.yaml").write_text(f"parameters: {{api_key: {KEY}}}\n")
+    rows = [{"obs": [7 if index % 20 == 17 else index % 5, 0, 0, 0]} for index in range(200)]
+    with (
+        running_server(tmp_path, environment={"POLICY_SERVER_DIRECT_CALLS": calls}) as server,
+        connect(
+            f"{server.url.replace('http', 'ws')}/predict_raw/stream",
+            additional_headers={"access-token": KEY},
+            compression=None,
+        ) as stream,
+    ):
+        for row in rows:
+            stream.send(json.dumps(row))
+        answers = [json.loads(stream.recv()) for _ in rows]
+        with server.client() as client:
+            batch = client.post("/predict_raw/batch", json=rows)
+
+    statuses = [answer.get("status", 200) for answer in answers]
+    assert statuses == [500 if row["obs"][0] == 7 else 200 for row in rows]
+    assert batch.status_code == 500
+    assert batch.json()["detail"].startswith("observation 17: the policy failed")
+    # Once for each of them, with the replica's own reason.
+    assert server.output().count('"event": "request_failed"') == 11
+    assert server.output().count("IndexError: index 7 is out of bounds") == 11
 
 
 def test_two_workers_share_one_ray_and_leave_no_process(tmp_path: Path) -> None:

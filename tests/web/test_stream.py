@@ -25,6 +25,7 @@ from policy_server.policy import ActionOutput
 from policy_server.schema import parse_schema
 from policy_server.settings import Settings
 from policy_server.web import create_app, tune_web_sockets
+from policy_server.web.served_policy import BackendOpener
 from policy_server.web.stream import MOST_IN_FLIGHT
 from tests.fakes import FakeBackend, integer_backend, opened, signature_of
 from tests.web.harness import KEY, OBSERVATION, SCHEMA, build, client_of
@@ -75,6 +76,7 @@ async def served(
     *,
     schema: str = SCHEMA,
     api_key: str | None = KEY,
+    open_backend: BackendOpener | None = None,
     **settings: Any,  # noqa: ANN401 -- the settings' own types
 ) -> AsyncIterator[Served]:
     tune_web_sockets()
@@ -83,7 +85,7 @@ async def served(
     app = create_app(
         parse_schema(schema),
         Settings(**settings),
-        lambda: opened(used),
+        open_backend or (lambda: opened(used)),
         api_key=api_key,
         metrics=metrics,
     )
