@@ -152,7 +152,8 @@ def _batch_of_one(answer: Document) -> Document:
 
 def _describe_errors(operation: Document, *statuses: int) -> None:
     operation["responses"]["422"] = {
-        "description": "An observation that is not what the schema describes; names each field",
+        "description": "An observation that is not what the schema describes, or a slip in the "
+        "name of a query parameter; names each",
         "content": _json_of("HTTPValidationError"),
     }
     for status in statuses:

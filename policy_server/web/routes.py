@@ -12,6 +12,7 @@ from fastapi import APIRouter, Query, Request, Response
 from policy_server.errors import NotReadyError
 from policy_server.schema import public_schema
 from policy_server.web.batches import BatchRequest
+from policy_server.web.query import QueryCheckedRoute
 from policy_server.web.served_policy import AnswerKind, ServedPolicy
 
 __all__ = ["LARGEST_SEED", "NPY", "ROUTE_TEXTS", "Seed", "policy_routes", "server_routes"]
@@ -85,7 +86,7 @@ def policy_routes(policy: ServedPolicy) -> APIRouter:
     Args:
         policy: what answers. Routes for named observations exist only where its schema names some.
     """
-    router = APIRouter()
+    router = APIRouter(route_class=QueryCheckedRoute)
     for kind, (summary, text) in ROUTE_TEXTS.items():
         for is_raw in (False, True) if policy.schema.observations is not None else (True,):
             router.add_api_route(

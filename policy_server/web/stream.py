@@ -26,6 +26,7 @@ from policy_server.metrics import Metrics
 from policy_server.observations import problem
 from policy_server.web.frames import answer_frame, error_frame, parse_frame
 from policy_server.web.problems import describe_error, send_error
+from policy_server.web.query import check_query
 from policy_server.web.routes import LARGEST_SEED, Seed
 from policy_server.web.served_policy import AnswerKind, PendingAnswer, ServedPolicy
 
@@ -125,6 +126,7 @@ class Streams:
 
 
 def _first_seed(query: QueryParams) -> int | None:
+    check_query(query, ["seed"])
     try:
         return _SEED.validate_python(query.get("seed"))
     except ValidationError as error:
