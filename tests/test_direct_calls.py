@@ -11,13 +11,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from policy_server.errors import ObservationError, PolicyFailedError
+from policy_server.errors import ModelError, ObservationError, PolicyFailedError
 from policy_server.policy import Float32Array, Int64Array, PolicyOutputs
 from policy_server.ray_backend.direct_calls import (
     CallServer,
     ConnectionLostError,
     DirectCalls,
     ReplicaAddress,
+    answer_or_error,
 )
 
 HOST = "127.0.0.1"
@@ -232,3 +233,18 @@ async def test_wrong_secret_of_ours_is_not_connected() -> None:
     async with DirectCalls(replicas.find, replicas=1) as calls:
         assert not calls.is_connected
     await replicas.end(0)
+
+
+async def test_error_that_a_replica_raises_again_and_again_is_told_once_each_time() -> None:
+    cause = ModelError("no weights")
+    kept = PolicyFailedError("the policy can't be loaded")
+    kept.__cause__ = cause
+
+    async def failing() -> PolicyOutputs:
+        raise kept
+
+    for _ in range(3):
+        answer = await answer_or_error(failing)
+
+    assert answer is kept
+    assert "".join(kept.__notes__).count("no weights") == 1

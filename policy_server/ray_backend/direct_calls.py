@@ -134,7 +134,8 @@ async def answer_or_error(
         return await infer(*arguments)
     except Exception as error:
         failed = PolicyFailedError.translate(error)
-        if failed.__cause__ is not None:
+        # A replica that could not load its policy raises the same error for every call.
+        if failed.__cause__ is not None and not hasattr(failed, "__notes__"):
             reason = "".join(traceback.format_exception(failed.__cause__))
             failed.add_note(f"In the replica:\n{reason}")
         return failed
