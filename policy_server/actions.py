@@ -1,7 +1,7 @@
 """Action distributions in NumPy: probabilities, mode, draws and log-probabilities of many rows.
 
 `ActionDistribution` turns rows of `action_dist_inputs` into whole actions; what the rows of one
-part mean stands in `component_rows`.
+part mean stands in `component_rows` and `continuous_rows`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from policy_server.component_rows import (
     LARGEST,
     CategoricalLayout,
     CategoricalRows,
-    ContinuousRows,
-    center_of,
     clip,
     refuse_nan,
 )
+from policy_server.continuous_rows import ContinuousRows, center_of
 from policy_server.policy import (
     ActionComponent,
     Float32Array,

@@ -1,15 +1,12 @@
-"""Rows of `action_dist_inputs`, read as the families that RLlib draws actions from.
+"""Rows of `action_dist_inputs`, read as the categorical distributions that RLlib draws from.
 
-A row is read as RLlib does (`ray.rllib.models.tf.tf_action_dist`): categorical logits, mean |
-log_std of a Gaussian, the same before a tanh for SAC, or the action itself. All arithmetic is in
+A part's values are its logits (`ray.rllib.models.tf.tf_action_dist`). All arithmetic is in
 float64, so that answers are exact to the float32 precision of the inputs. Everything is computed
-for many rows, and for all categorical parts, at once.
+for many rows, and for all categorical parts, at once. `continuous_rows` reads the other families.
 """
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,8 +20,7 @@ __all__ = [
     "LARGEST",
     "CategoricalLayout",
     "CategoricalRows",
-    "ContinuousRows",
-    "center_of",
+    "Rows",
     "clip",
     "refuse_nan",
 ]
@@ -32,13 +28,7 @@ __all__ = [
 Rows = NDArray[np.floating[Any]]
 
 # Answers are 32-bit floats, and JSON has no infinity.
-_FLOAT32 = np.finfo(np.float32)
-LARGEST = float(_FLOAT32.max)
-_LOG_STD_BOUNDS = (math.log(float(_FLOAT32.tiny)), math.log(LARGEST))
-_LOG_2_PI = float(np.log(2 * np.pi))
-# RLlib: SMALL_NUMBER in ray.rllib.utils.numpy.
-_SMALL_NUMBER = 1e-6
-_MAX_SQUASHED_LOG_PROBABILITY = 100.0
+LARGEST = float(np.finfo(np.float32).max)
 # So many choices are counted in one byte.
 _MOST_IN_INT8 = 127
 
@@ -185,97 +175,6 @@ def _cumulated(weights: Float64Array) -> Float64Array:
     return sums
 
 
-class ContinuousRows:
-    """One normal or squashed normal part of B rows.
-
-    Attributes:
-        mean: float64[B, size]; before the tanh where it is squashed.
-        std: float64[B, size], likewise.
-    """
-
-    def __init__(self, part: ActionComponent, inputs: Rows) -> None:
-        """Read the rows.
-
-        Args:
-            part: the component.
-            inputs: float[B, K], `action_dist_inputs`.
-
-        Raises:
-            DistributionError: if the mean is no number, or the deviation NaN.
-        """
-        self._is_squashed = part.kind == "squashed_normal"
-        self.mean = center_of(part, inputs)
-        first = part.first_input + part.size
-        log_std = inputs[:, first : first + part.size].astype(np.float64)
-        refuse_nan(log_std)
-        if part.log_std_bounds is not None:
-            log_std = clip(log_std, *part.log_std_bounds)
-        self.std: Float64Array = np.exp(clip(log_std, *_LOG_STD_BOUNDS))
-
-    def draw(self, normal: Float64Array) -> Float64Array:
-        """Return the actions that standard normal numbers give.
-
-        Args:
-            normal: float64[B, size].
-
-        Returns:
-            float64[B, size].
-        """
-        value = clip(self.mean + self.std * normal, -LARGEST, LARGEST)
-        return np.tanh(value) if self._is_squashed else value
-
-    def log_probability(self, values: Float64Array) -> Float64Array:
-        """Return the logarithm of the density of all dimensions together.
-
-        Args:
-            values: float64[B, size], actions.
-
-        Returns:
-            float64[B].
-
-        Source: RLlib `DiagGaussian.logp`, and `SquashedGaussian.logp` with its clipping and its
-        small number.
-        """
-        if not self._is_squashed:
-            return _row_sums(self._log_density(values))
-        unsquashed = np.arctanh(clip(values, -1 + _SMALL_NUMBER, 1 - _SMALL_NUMBER))
-        limit = _MAX_SQUASHED_LOG_PROBABILITY
-        correction = np.log(1 - np.tanh(unsquashed) ** 2 + _SMALL_NUMBER)
-        return _row_sums(clip(self._log_density(unsquashed), -limit, limit) - correction)
-
-    @functools.cached_property
-    def _log_std(self) -> Float64Array:
-        return np.log(self.std)
-
-    def _log_density(self, values: Float64Array) -> Float64Array:
-        parts: Float64Array = (
-            -0.5 * (((values - self.mean) / self.std) ** 2 + _LOG_2_PI) - self._log_std
-        )
-        return parts
-
-
-def center_of(part: ActionComponent, inputs: Rows) -> Float64Array:
-    """Return the mean of a part, or the action itself where that is deterministic.
-
-    Args:
-        part: the component, not categorical.
-        inputs: float[B, K], `action_dist_inputs`.
-
-    Returns:
-        float64[B, size].
-
-    Raises:
-        DistributionError: if one is NaN or infinite.
-    """
-    center = inputs[:, part.first_input : part.first_input + part.size].astype(np.float64)
-    if not np.isfinite(center).all():
-        refuse_nan(center)
-        raise DistributionError(
-            "the policy's outputs hold infinity; check the observation and the model"
-        )
-    return center
-
-
 def refuse_nan(values: Rows) -> None:
     """Raise a DistributionError if one of the policy's outputs is NaN.
 
@@ -298,8 +197,3 @@ def clip(values: Float64Array, low: Any, high: Any) -> Float64Array:  # noqa: AN
     """
     clipped: Float64Array = np.minimum(np.maximum(values, low), high)
     return clipped
-
-
-def _row_sums(values: Float64Array) -> Float64Array:
-    sums: Float64Array = values[:, 0] if values.shape[1] == 1 else np.add.reduce(values, axis=1)
-    return sums

@@ -76,7 +76,11 @@ class ActionComponent:
         first_input: the index of its first value in a row of `action_dist_inputs`.
         first_column: the index of its first column in `PolicyOutputs.actions`.
         temperature: what the graph divides the logits by before it draws.
-        log_std_bounds: what the graph clips log_std to; None for no clipping.
+        log_std_bounds: what the graph clips log_std to, None for an open side; None altogether for
+            no clipping.
+        mean_bounds: what the graph clips the mean to, or the action itself of a deterministic
+            component; likewise.
+        std_floor: what the graph adds to the standard deviation: std = exp(log_std) + std_floor.
         name: how schema.yaml calls it.
         labels: the names of the integer choices, in order.
         low: lower bounds in the environment's units, one a dimension.
@@ -90,7 +94,9 @@ class ActionComponent:
     first_input: int
     first_column: int
     temperature: float = 1.0
-    log_std_bounds: tuple[float, float] | None = None
+    log_std_bounds: tuple[float | None, float | None] | None = None
+    mean_bounds: tuple[float | None, float | None] | None = None
+    std_floor: float = 0.0
     name: str | None = None
     labels: tuple[str, ...] | None = None
     low: tuple[float, ...] | None = None

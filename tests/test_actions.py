@@ -271,6 +271,31 @@ def test_deviation_is_clipped_as_the_graph_clips_it() -> None:
     assert described.std[0, 0] == pytest.approx(math.exp(2))
 
 
+@pytest.mark.parametrize("kind", ["normal", "squashed_normal"])
+def test_mode_draws_and_statement_follow_what_the_graph_clips_and_adds(
+    kind: ComponentKind,
+) -> None:
+    part = replace(
+        components_of((kind, 1))[0],
+        mean_bounds=(None, 0.5),
+        log_std_bounds=(-3.0, None),
+        std_floor=0.2,
+    )
+    distribution = ActionDistribution([part])
+    inputs = rows([9.0, -9.0])
+
+    (described,) = distribution.describe(inputs)
+    drawn = distribution.sample(inputs, [np.array([[1.0]])])
+
+    std = math.exp(-3.0) + 0.2
+    squash = np.tanh if kind == "squashed_normal" else float
+    assert described.mean is not None
+    assert described.std is not None
+    assert (described.mean[0, 0], described.std[0, 0]) == pytest.approx((0.5, std))
+    assert distribution.mode(inputs)[0, 0] == pytest.approx(squash(0.5))
+    assert drawn[0, 0] == pytest.approx(squash(0.5 + std))
+
+
 @pytest.mark.parametrize("is_normalized", [True, False], ids=["normalized", "clipped only"])
 def test_actions_are_answered_in_the_environments_units(*, is_normalized: bool) -> None:
     part = bounded("normal", is_normalized=is_normalized)

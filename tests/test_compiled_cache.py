@@ -47,6 +47,22 @@ def test_policy_is_read_back_as_it_was(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [".compiled-policy.npz"]
 
 
+def test_what_the_graph_clips_and_adds_is_read_back() -> None:
+    part = replace(
+        components_of(("normal", 2))[0],
+        log_std_bounds=(None, 2.0),
+        mean_bounds=(-1.0, None),
+        std_floor=0.1,
+    )
+    compiled = replace(COMPILED, signature=signature_of((part,)))
+
+    outcome = decode(encode(Outcome(compiled), "digest"), "digest")
+
+    assert outcome is not None
+    assert outcome.compiled is not None
+    assert outcome.compiled.signature.components == (part,)
+
+
 def test_policy_of_other_files_is_not_used(tmp_path: Path) -> None:
     write_outcome(tmp_path, encode(Outcome(COMPILED), "digest"))
 

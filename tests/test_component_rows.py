@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from policy_server.component_rows import (
     CategoricalLayout,
     CategoricalRows,
-    ContinuousRows,
-    center_of,
     clip,
 )
 from policy_server.errors import DistributionError
@@ -90,27 +88,6 @@ def test_logits_that_are_no_numbers_are_refused_in_words(value: float, message: 
 
     with pytest.raises(DistributionError, match=message):
         read(CATEGORICAL, inputs)
-
-
-@pytest.mark.parametrize("kind", ["normal", "squashed_normal"])
-def test_density_is_the_derivative_of_the_draws_probability(kind: str) -> None:
-    """A draw moves by dx where its standard normal number moves by dz: p(x) = phi(z) dz/dx."""
-    (part,) = components_of((kind, 1))  # type: ignore[arg-type]  # the two names are kinds
-    inputs = np.tile(np.array([[0.3, -0.7]], np.float32), (5, 1))
-    rows = ContinuousRows(part, inputs)
-    z = np.linspace(-1.5, 1.5, 5)[:, None]
-
-    low, middle, high = (rows.draw(z + step) for step in (-1e-5, 0.0, 1e-5))
-
-    phi = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
-    expected = (phi * 2e-5 / (high - low))[:, 0]
-    assert np.exp(rows.log_probability(middle)) == pytest.approx(expected, rel=1e-4)
-
-
-def test_center_is_read_behind_the_parts_before_it() -> None:
-    inputs = np.arange(137, dtype=np.float32)[None]
-
-    assert center_of(UNEQUAL[1], inputs).tolist() == [[3.0]]
 
 
 def test_clip_cuts_to_bounds_and_keeps_nan() -> None:

@@ -200,7 +200,9 @@ def _rounding(
         inputs[:, : part.size].astype(np.float64),
         inputs[:, part.size :].astype(np.float64),
     )
-    std = np.exp(np.clip(log_std, *(part.log_std_bounds or (-50, 50))))
+    low, high = part.log_std_bounds or (None, None)
+    bounds = (-50 if low is None else low, 50 if high is None else high)
+    std = np.exp(np.clip(log_std, *bounds)) + part.std_floor
     epsilon = 4 * float(np.finfo(np.float32).eps)
     if part.kind == "normal":
         deviation, error = (values - mean) / std, epsilon * (np.abs(values) + np.abs(mean)) / std
