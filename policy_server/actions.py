@@ -7,7 +7,7 @@ part mean stands in `component_rows` and `continuous_rows`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from policy_server.component_rows import (
     clip,
     refuse_nan,
 )
-from policy_server.continuous_rows import ContinuousRows, center_of
+from policy_server.continuous_rows import ContinuousRows, center_of, row_sums, unsquashed
 from policy_server.policy import (
     ActionComponent,
     Float32Array,
@@ -121,6 +121,7 @@ class ActionDistribution:
         places = range(len(components))
         self._categorical = [i for i in places if components[i].kind == "categorical"]
         self._normal = [i for i in places if components[i].kind in _NORMAL]
+        self._squashed = [part for part in components if part.kind == "squashed_normal"]
         self._fixed = [part for part in components if part.kind == "deterministic"]
         chosen = [components[place] for place in self._categorical]
         self._layout = CategoricalLayout(chosen) if chosen else None
@@ -150,20 +151,20 @@ class ActionDistribution:
         Raises:
             DistributionError: if a row is no distribution.
         """
-        reading = None if self.is_greedy else self._read(inputs)
+        if self.is_greedy:
+            actions = self.in_environment_units(self.mode(inputs))
+            return PolicyOutputs(actions, np.ones(len(inputs)), inputs)
+        reading = self._read(inputs)
         modes = np.count_nonzero(is_deterministic)
-        if reading is None or modes == len(is_deterministic):
-            actions = self.mode(inputs)
+        if modes == len(is_deterministic):
+            values = self._unsquashed_modes(inputs)
         else:
-            draws = noise(self.components, seeds, self._generator)
-            actions = self._sampled_actions(reading, draws)
+            values = self._unsquashed_draws(reading, noise(self.components, seeds, self._generator))
             if modes:
-                actions[is_deterministic] = self.mode(inputs[is_deterministic])
-        log_probability = (
-            np.zeros(len(inputs)) if reading is None else self._log_probability(reading, actions)
-        )
-        probability = self.probability(log_probability)
-        return PolicyOutputs(self.in_environment_units(actions), probability, inputs)
+                values[is_deterministic] = self._unsquashed_modes(inputs[is_deterministic])
+        probability = self.probability(self._log_probability(reading, values))
+        actions = self.in_environment_units(self._squash(values))
+        return PolicyOutputs(actions, probability, inputs)
 
     def mode(self, inputs: NDArray[np.floating[Any]]) -> Float64Array:
         """Return each row's deterministic action, as RLlib takes it with exploration off.
@@ -174,16 +175,7 @@ class ActionDistribution:
         Returns:
             float64[B, A].
         """
-        actions = np.empty((len(inputs), self._columns))
-        for part in self.components:
-            if part.kind == "categorical":
-                values = inputs[:, part.first_input : part.first_input + part.size]
-                refuse_nan(values)
-                actions[:, part.first_column] = values.argmax(axis=1)
-                continue
-            center = center_of(part, inputs)
-            _set(actions, part, np.tanh(center) if part.kind == "squashed_normal" else center)
-        return actions
+        return self._squash(self._unsquashed_modes(inputs))
 
     def sample(
         self, inputs: NDArray[np.floating[Any]], draws: Sequence[Float64Array]
@@ -202,12 +194,14 @@ class ActionDistribution:
         """
         if self.is_greedy:
             return self.mode(inputs)
-        return self._sampled_actions(self._read(inputs), draws)
+        return self._squash(self._unsquashed_draws(self._read(inputs), draws))
 
     def log_probability(
         self, inputs: NDArray[np.floating[Any]], actions: Float64Array
     ) -> Float64Array:
         """Return the logarithm of the joint probability, or density, of whole actions.
+
+        It is that of the stated distribution, near the bounds of a squashed normal too.
 
         Args:
             inputs: float[B, K], `action_dist_inputs`.
@@ -223,7 +217,31 @@ class ActionDistribution:
         """
         if self.is_greedy:
             return np.zeros(len(inputs))
-        return self._log_probability(self._read(inputs), actions)
+        return self._log_probability(self._read(inputs), self._unsquash(actions))
+
+    def rllib_log_probability(
+        self, inputs: NDArray[np.floating[Any]], actions: Float64Array
+    ) -> Float64Array:
+        """Return the log-probability of whole actions by RLlib's arithmetic, to compare with its.
+
+        Args:
+            inputs: float[B, K], `action_dist_inputs`.
+            actions: float64[B, A] in the policy's own space.
+
+        Returns:
+            float64[B]; what `log_probability` gives, except near the bounds of a squashed normal.
+
+        Raises:
+            DistributionError: if a row is no distribution.
+        """
+        if self.is_greedy:
+            return np.zeros(len(inputs))
+        reading = self._read(inputs)
+        total = self._log_choices(reading, actions)
+        for place, rows in reading.normals.items():
+            values = _values_of(self.components[place], actions)
+            total += row_sums(rows.rllib_log_densities(values))
+        return total
 
     def _read(self, inputs: NDArray[np.floating[Any]]) -> _Reading:
         return _Reading(
@@ -232,7 +250,18 @@ class ActionDistribution:
             {place: ContinuousRows(self.components[place], inputs) for place in self._normal},
         )
 
-    def _sampled_actions(self, reading: _Reading, draws: Sequence[Float64Array]) -> Float64Array:
+    def _unsquashed_modes(self, inputs: NDArray[np.floating[Any]]) -> Float64Array:
+        actions = np.empty((len(inputs), self._columns))
+        for part in self.components:
+            if part.kind == "categorical":
+                values = inputs[:, part.first_input : part.first_input + part.size]
+                refuse_nan(values)
+                actions[:, part.first_column] = values.argmax(axis=1)
+            else:
+                _set(actions, part, center_of(part, inputs))
+        return actions
+
+    def _unsquashed_draws(self, reading: _Reading, draws: Sequence[Float64Array]) -> Float64Array:
         actions = np.empty((len(reading.inputs), self._columns))
         if reading.categorical is not None and self._layout is not None:
             uniform = np.array([draws[place][:, 0] for place in self._categorical])
@@ -243,16 +272,35 @@ class ActionDistribution:
             _set(actions, part, center_of(part, reading.inputs))
         return actions
 
+    def _squash(self, actions: Float64Array) -> Float64Array:
+        return self._with_squashed(np.tanh, actions)
+
+    def _unsquash(self, actions: Float64Array) -> Float64Array:
+        return self._with_squashed(unsquashed, actions)
+
+    def _with_squashed(
+        self, function: Callable[[Float64Array], Float64Array], actions: Float64Array
+    ) -> Float64Array:
+        """Return actions of which a function has changed the squashed parts."""
+        if not self._squashed:
+            return actions
+        changed = actions.copy()
+        for part in self._squashed:
+            _set(changed, part, function(_values_of(part, actions)))
+        return changed
+
     def _log_probability(self, reading: _Reading, actions: Float64Array) -> Float64Array:
-        total = np.zeros(len(actions))
-        if reading.categorical is not None and self._layout is not None:
-            chosen = actions[:, self._layout.columns].T.astype(np.intp)
-            total += reading.categorical.log_probability(chosen)
+        """Return the log-probability of actions before the tanh."""
+        total = self._log_choices(reading, actions)
         for place, rows in reading.normals.items():
-            part = self.components[place]
-            values = actions[:, part.first_column : part.first_column + part.size]
-            total += rows.log_probability(values)
+            total += row_sums(rows.log_densities(_values_of(self.components[place], actions)))
         return total
+
+    def _log_choices(self, reading: _Reading, actions: Float64Array) -> Float64Array:
+        if reading.categorical is None or self._layout is None:
+            return np.zeros(len(actions))
+        chosen = actions[:, self._layout.columns].T.astype(np.intp)
+        return reading.categorical.log_probability(chosen)
 
     def in_environment_units(self, actions: Float64Array) -> Float64Array:
         """Rescale and clip bounded actions to schema.yaml's `low` and `high`.
@@ -270,8 +318,8 @@ class ActionDistribution:
         scaled = actions.copy()
         for part in self.components:
             if part.low is not None and part.high is not None:
-                values = actions[:, part.first_column : part.first_column + part.size]
-                _set(scaled, part, clip(_rescale(part, values), part.low, part.high))
+                rescaled = _rescale(part, _values_of(part, actions))
+                _set(scaled, part, clip(rescaled, part.low, part.high))
         return scaled
 
     def probability(self, log_probability: Float64Array) -> Float64Array:
@@ -336,6 +384,10 @@ def _describe_normal(part: ActionComponent, rows: ContinuousRows) -> ComponentDi
         mean = clip(_rescale(part, mean), -LARGEST, LARGEST)
         std = np.minimum(std * scale, LARGEST)
     return ComponentDistribution(part, mean=mean, std=std)
+
+
+def _values_of(part: ActionComponent, actions: Float64Array) -> Float64Array:
+    return actions[:, part.first_column : part.first_column + part.size]
 
 
 def _set(actions: Float64Array, part: ActionComponent, values: NDArray[np.floating[Any]]) -> None:

@@ -15,13 +15,14 @@ from policy_server.component_rows import LARGEST, Rows, clip, refuse_nan
 from policy_server.errors import DistributionError
 from policy_server.policy import ActionComponent, Float64Array
 
-__all__ = ["ContinuousRows", "center_of"]
+__all__ = ["ContinuousRows", "center_of", "row_sums", "unsquashed"]
 
 _LOG_STD_BOUNDS = (math.log(float(np.finfo(np.float32).tiny)), math.log(LARGEST))
-_LOG_2_PI = math.log(2 * math.pi)
+_LOG_2, _LOG_2_PI = math.log(2), math.log(2 * math.pi)
 # RLlib: SMALL_NUMBER in ray.rllib.utils.numpy.
 _SMALL_NUMBER = 1e-6
 _MAX_SQUASHED_LOG_PROBABILITY = 100.0
+_LARGEST_TANH = math.nextafter(1.0, 0.0)
 
 
 class ContinuousRows:
@@ -60,35 +61,55 @@ class ContinuousRows:
             normal: float64[B, size].
 
         Returns:
-            float64[B, size].
+            float64[B, size]; before the tanh where it is squashed.
         """
-        value = clip(self.mean + self.std * normal, -LARGEST, LARGEST)
-        return np.tanh(value) if self._is_squashed else value
+        return clip(self.mean + self.std * normal, -LARGEST, LARGEST)
 
-    def log_probability(self, values: Float64Array) -> Float64Array:
-        """Return the logarithm of the density of all dimensions together.
+    def log_densities(self, values: Float64Array) -> Float64Array:
+        """Return the logarithm of the density of each dimension.
 
         Args:
-            values: float64[B, size], actions.
+            values: float64[B, size], actions; before the tanh where it is squashed, so that no
+                digit is lost near the bounds.
 
         Returns:
-            float64[B].
+            float64[B, size], finite; the density of the action after the tanh.
 
-        Source: RLlib `DiagGaussian.logp`, and `SquashedGaussian.logp` with its clipping and its
-        small number.
+        Source: log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2 u)), as in TensorFlow Probability's
+        `Tanh.forward_log_det_jacobian`.
+        """
+        densities = self._log_normal(values)
+        if self._is_squashed:
+            size = np.abs(values)
+            densities -= 2 * (_LOG_2 - size - np.log1p(np.exp(-2 * size)))
+        return densities
+
+    def rllib_log_densities(self, values: Float64Array) -> Float64Array:
+        """Return the logarithm of the density of each dimension as RLlib computes it.
+
+        It differs from `log_densities` near the bounds of a squashed normal, where RLlib clips the
+        action and adds a small number.
+
+        Args:
+            values: float64[B, size], actions, after the tanh.
+
+        Returns:
+            float64[B, size].
+
+        Source: RLlib `DiagGaussian.logp` and `SquashedGaussian.logp`.
         """
         if not self._is_squashed:
-            return _row_sums(self._log_density(values))
+            return self._log_normal(values)
         unsquashed = np.arctanh(clip(values, -1 + _SMALL_NUMBER, 1 - _SMALL_NUMBER))
         limit = _MAX_SQUASHED_LOG_PROBABILITY
         correction = np.log(1 - np.tanh(unsquashed) ** 2 + _SMALL_NUMBER)
-        return _row_sums(clip(self._log_density(unsquashed), -limit, limit) - correction)
+        return clip(self._log_normal(unsquashed), -limit, limit) - correction
 
     @functools.cached_property
     def _log_std(self) -> Float64Array:
         return np.log(self.std)
 
-    def _log_density(self, values: Float64Array) -> Float64Array:
+    def _log_normal(self, values: Float64Array) -> Float64Array:
         parts: Float64Array = (
             -0.5 * (((values - self.mean) / self.std) ** 2 + _LOG_2_PI) - self._log_std
         )
@@ -117,11 +138,28 @@ def center_of(part: ActionComponent, inputs: Rows) -> Float64Array:
     return center if part.mean_bounds is None else _between(center, part.mean_bounds)
 
 
+def unsquashed(values: Float64Array) -> Float64Array:
+    """Return the numbers whose tanh the values are.
+
+    Args:
+        values: float64[...] in [-1, 1]; a bound itself is taken as the number next to it.
+
+    Returns:
+        float64[...], finite.
+    """
+    return np.arctanh(clip(values, -_LARGEST_TANH, _LARGEST_TANH))
+
+
+def row_sums(values: Float64Array) -> Float64Array:
+    """Return the sum of each row; NumPy's own costs more where a row holds one number.
+
+    Args:
+        values: float64[B, size].
+    """
+    sums: Float64Array = values[:, 0] if values.shape[1] == 1 else np.add.reduce(values, axis=1)
+    return sums
+
+
 def _between(values: Float64Array, bounds: tuple[float | None, float | None]) -> Float64Array:
     low, high = bounds
     return clip(values, -math.inf if low is None else low, math.inf if high is None else high)
-
-
-def _row_sums(values: Float64Array) -> Float64Array:
-    sums: Float64Array = values[:, 0] if values.shape[1] == 1 else np.add.reduce(values, axis=1)
-    return sums

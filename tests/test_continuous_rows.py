@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from policy_server.continuous_rows import ContinuousRows, center_of
+from policy_server.continuous_rows import ContinuousRows, center_of, row_sums, unsquashed
 from policy_server.policy import ActionComponent, ComponentKind
 from tests.fakes import components_of
 
@@ -78,10 +78,12 @@ def test_density_is_the_derivative_of_the_draws_probability(kind: ComponentKind)
     z = np.linspace(-1.5, 1.5, 5)[:, None]
 
     low, middle, high = (rows.draw(z + step) for step in (-1e-5, 0.0, 1e-5))
+    density = np.exp(rows.log_densities(middle))
+    if kind == "squashed_normal":
+        low, high = np.tanh(low), np.tanh(high)
 
     phi = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
-    expected = (phi * 2e-5 / (high - low))[:, 0]
-    assert np.exp(rows.log_probability(middle)) == pytest.approx(expected, rel=1e-4)
+    assert density == pytest.approx(phi * 2e-5 / (high - low), rel=1e-4)
 
 
 def test_center_is_read_behind_the_parts_before_it() -> None:
@@ -89,3 +91,29 @@ def test_center_is_read_behind_the_parts_before_it() -> None:
     inputs = np.arange(5, dtype=np.float32)[None]
 
     assert center_of(parts[1], inputs).tolist() == [[3.0]]
+
+
+@pytest.mark.parametrize("value", [-40.0, -8.0, -0.1, 0.0, 5.0, 8.0, 25.0, 2.0**100])
+def test_squashed_density_is_exact_wherever_the_tanh_is_flat(value: float) -> None:
+    """1 - tanh(u)^2 is 4 / (e^u + e^-u)^2, whose logarithm near a bound is log 4 - 2 |u|."""
+    rows = rows_of(part_of("squashed_normal"), value, 0.0)
+
+    found = rows.log_densities(np.array([[value]]))[0, 0]
+
+    slope = math.log(4) - 2 * abs(value)
+    if abs(value) < 20:
+        slope = math.log(4 / (math.exp(value) + math.exp(-value)) ** 2)
+    assert found == pytest.approx(-0.5 * math.log(2 * math.pi) - slope, rel=1e-12)
+
+
+@pytest.mark.parametrize("value", [-1.0, -0.5, 0.0, 1 - 1e-9, 1.0])
+def test_value_is_unsquashed_to_what_its_tanh_is(value: float) -> None:
+    found = unsquashed(np.array([value]))
+
+    assert np.isfinite(found).all()
+    assert np.tanh(found)[0] == pytest.approx(value, rel=1e-15)
+
+
+def test_rows_are_summed() -> None:
+    assert row_sums(np.array([[1.0], [2.0]])).tolist() == [1.0, 2.0]
+    assert row_sums(np.array([[1.0, 2.0], [3.0, 4.0]])).tolist() == [3.0, 7.0]

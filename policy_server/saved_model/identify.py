@@ -186,7 +186,7 @@ def _agreement_of_log_probabilities(
     rows = rounding < _USELESS_ROUNDING
     if rows.sum() < _FEWEST_PROBES:
         return 0.0, np.inf
-    ours = distribution.log_probability(inputs[rows], drawn[rows])
+    ours = distribution.rllib_log_probability(inputs[rows], drawn[rows])
     difference = np.abs(ours - theirs[rows])
     agrees = difference <= _LOG_PROBABILITY_TOLERANCE * (1 + np.abs(theirs[rows])) + rounding[rows]
     return float(agrees.mean()), float(difference[agrees].max(initial=0.0))
