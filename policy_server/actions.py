@@ -6,7 +6,6 @@ part mean stands in `component_rows` and `continuous_rows`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.component_rows import (
-    LARGEST,
     CategoricalLayout,
     CategoricalRows,
     clip,
@@ -23,6 +21,7 @@ from policy_server.component_rows import (
 )
 from policy_server.continuous_rows import ContinuousRows, center_of, row_sums, unsquashed
 from policy_server.policy import (
+    LARGEST,
     ActionComponent,
     Float32Array,
     Float64Array,
@@ -32,7 +31,6 @@ from policy_server.policy import (
 
 __all__ = ["ActionDistribution", "ComponentDistribution", "noise"]
 
-_LOG_LARGEST = math.log(LARGEST)
 _NORMAL = ("normal", "squashed_normal")
 
 
@@ -153,7 +151,7 @@ class ActionDistribution:
         """
         if self.is_greedy:
             actions = self.in_environment_units(self.mode(inputs))
-            return PolicyOutputs(actions, np.ones(len(inputs)), inputs)
+            return PolicyOutputs(actions, np.zeros(len(inputs)), inputs)
         reading = self._read(inputs)
         modes = np.count_nonzero(is_deterministic)
         if modes == len(is_deterministic):
@@ -162,9 +160,9 @@ class ActionDistribution:
             values = self._unsquashed_draws(reading, noise(self.components, seeds, self._generator))
             if modes:
                 values[is_deterministic] = self._unsquashed_modes(inputs[is_deterministic])
-        probability = self.probability(self._log_probability(reading, values))
+        log_probability = self._log_probability(reading, values)
         actions = self.in_environment_units(self._squash(values))
-        return PolicyOutputs(actions, probability, inputs)
+        return PolicyOutputs(actions, log_probability, inputs)
 
     def mode(self, inputs: NDArray[np.floating[Any]]) -> Float64Array:
         """Return each row's deterministic action, as RLlib takes it with exploration off.
@@ -208,7 +206,8 @@ class ActionDistribution:
             actions: float64[B, A] in the policy's own space.
 
         Returns:
-            float64[B]; 0 for a greedy policy and for deterministic components.
+            float64[B], finite; a density is that in the units that actions are answered in. 0 for
+            a greedy policy and for deterministic components.
 
         Raises:
             DistributionError: if a row is no distribution.
@@ -229,7 +228,7 @@ class ActionDistribution:
             actions: float64[B, A] in the policy's own space.
 
         Returns:
-            float64[B]; what `log_probability` gives, except near the bounds of a squashed normal.
+            float64[B]; a density is that in the policy's own space.
 
         Raises:
             DistributionError: if a row is no distribution.
@@ -290,10 +289,12 @@ class ActionDistribution:
         return changed
 
     def _log_probability(self, reading: _Reading, actions: Float64Array) -> Float64Array:
-        """Return the log-probability of actions before the tanh."""
+        """Return the log-probability of actions before the tanh, in the units of the answer."""
         total = self._log_choices(reading, actions)
         for place, rows in reading.normals.items():
             total += row_sums(rows.log_densities(_values_of(self.components[place], actions)))
+        if self._log_scale:
+            total -= self._log_scale
         return total
 
     def _log_choices(self, reading: _Reading, actions: Float64Array) -> Float64Array:
@@ -321,18 +322,6 @@ class ActionDistribution:
                 rescaled = _rescale(part, _values_of(part, actions))
                 _set(scaled, part, clip(rescaled, part.low, part.high))
         return scaled
-
-    def probability(self, log_probability: Float64Array) -> Float64Array:
-        """Return probabilities, or densities in the units that actions are answered in.
-
-        Args:
-            log_probability: float64[B], in the policy's own space.
-
-        Returns:
-            float64[B]; finite: a density beyond float32 is cut to its largest value.
-        """
-        density = np.exp(np.minimum(log_probability - self._log_scale, _LOG_LARGEST))
-        return np.minimum(density, LARGEST)
 
     def describe(self, inputs: NDArray[np.floating[Any]]) -> list[ComponentDistribution]:
         """Return every component's exact distribution.

@@ -17,7 +17,6 @@ from policy_server.errors import DistributionError
 from policy_server.policy import ActionComponent, Float64Array
 
 __all__ = [
-    "LARGEST",
     "CategoricalLayout",
     "CategoricalRows",
     "Rows",
@@ -26,9 +25,6 @@ __all__ = [
 ]
 
 Rows = NDArray[np.floating[Any]]
-
-# Answers are 32-bit floats, and JSON has no infinity.
-LARGEST = float(np.finfo(np.float32).max)
 # So many choices are counted in one byte.
 _MOST_IN_INT8 = 127
 

@@ -11,9 +11,9 @@ import math
 
 import numpy as np
 
-from policy_server.component_rows import LARGEST, Rows, clip, refuse_nan
+from policy_server.component_rows import Rows, clip, refuse_nan
 from policy_server.errors import DistributionError
-from policy_server.policy import ActionComponent, Float64Array
+from policy_server.policy import LARGEST, ActionComponent, Float64Array
 
 __all__ = ["ContinuousRows", "center_of", "row_sums", "unsquashed"]
 

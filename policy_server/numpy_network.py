@@ -200,7 +200,7 @@ class NetworkPolicy:
         ]
         return PolicyOutputs(
             np.concatenate([answer.actions for answer in answers]),
-            np.concatenate([answer.probability for answer in answers]),
+            np.concatenate([answer.log_probability for answer in answers]),
             np.concatenate([answer.distribution for answer in answers]),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -13,6 +14,7 @@ from policy_server.errors import SchemaError
 from policy_server.schema import ActionField, ServerSchema, number_range
 
 __all__ = [
+    "LARGEST",
     "ActionComponent",
     "ActionOutput",
     "ComponentKind",
@@ -30,6 +32,10 @@ __all__ = [
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
+
+# Answers are 32-bit floats, and JSON has no infinity.
+LARGEST = float(np.finfo(np.float32).max)
+_LOG_LARGEST = math.log(LARGEST)
 
 ComponentKind = Literal["categorical", "normal", "squashed_normal", "deterministic"]
 
@@ -179,14 +185,21 @@ class PolicyOutputs:
     Attributes:
         actions: float64[B, A], one column per action value in the order of `action_outputs`;
             integers are exact.
-        probability: float64[B], of the whole action: a density where actions are continuous.
+        log_probability: float64[B], of the whole action as it is answered: of a density, in the
+            units of the answer, where actions are continuous; NaN where it is unknown.
         distribution: float32[B, K], the inputs of the action distribution; None where the family is
             unknown.
     """
 
     actions: Float64Array
-    probability: Float64Array
+    log_probability: Float64Array
     distribution: Float32Array | None
+
+    @property
+    def probability(self) -> Float64Array:
+        """Return float64[B]: probabilities or densities, cut to float32's largest number."""
+        chances = np.exp(np.minimum(self.log_probability, _LOG_LARGEST))
+        return np.minimum(chances, LARGEST)
 
 
 class PolicyBackend(Protocol):

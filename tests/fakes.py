@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -107,7 +108,7 @@ class FakeBackend:
         rows = len(observations)
         if self.signature.components is None:
             values, chance = self.actions
-            return PolicyOutputs(np.tile(values, (rows, 1)), np.full(rows, chance), None)
+            return PolicyOutputs(np.tile(values, (rows, 1)), np.full(rows, math.log(chance)), None)
         inputs = np.tile(np.array(self.bias, np.float32), (rows, 1))
         inputs[:, 0] += observations[:, 0].astype(np.float32)
         distribution = ActionDistribution(

@@ -20,6 +20,7 @@ from policy_server.policy import ActionComponent, ComponentKind
 from tests.fakes import components_of
 
 FLOAT32_MIN = float(np.finfo(np.float32).min)
+HUNDREDS = components_of(*((("categorical", 100),) * 200))
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 LOGITS = arrays(
     np.float32,
@@ -180,7 +181,7 @@ def test_squashed_density_integrates_to_one() -> None:
     grid = np.linspace(-1 + 1e-5, 1 - 1e-5, 20_001)
     inputs = np.tile(rows([0.3, -1.0]), (len(grid), 1))
 
-    density = distribution.probability(distribution.log_probability(inputs, grid[:, None]))
+    density = np.exp(distribution.log_probability(inputs, grid[:, None]))
 
     assert np.trapezoid(density, grid) == pytest.approx(1.0, abs=1e-3)
 
@@ -257,10 +258,7 @@ def test_greedy_policy_takes_the_best_action_for_certain() -> None:
     (described,) = distribution.describe(inputs)
 
     assert actions[:, 0].tolist() == [1, 0]
-    assert distribution.probability(distribution.log_probability(inputs, actions)).tolist() == [
-        1,
-        1,
-    ]
+    assert distribution.log_probability(inputs, actions).tolist() == [0, 0]
     assert described.probabilities is not None
     assert described.probabilities.tolist() == [[0, 1, 0], [1, 0, 0]]
 
@@ -286,25 +284,27 @@ def test_extreme_deviation_still_gives_finite_answers(kind: ComponentKind, log_s
     distribution = ActionDistribution(components)
     inputs = rows([3.0, log_std])
 
-    for actions in (
-        distribution.mode(inputs),
-        distribution.sample(inputs, draws_of(components, np.array([3]))),
-    ):
-        probability = distribution.probability(distribution.log_probability(inputs, actions))
-        assert np.isfinite(actions.astype(np.float32)).all()
-        assert np.isfinite(probability.astype(np.float32)).all()
+    for is_mode in (True, False):
+        outputs = distribution.answer(
+            inputs, is_deterministic=np.array([is_mode]), seeds=np.array([3])
+        )
+        assert np.isfinite(outputs.actions.astype(np.float32)).all()
+        assert np.isfinite(outputs.probability.astype(np.float32)).all()
+        assert np.isfinite(outputs.log_probability).all()
     (described,) = distribution.describe(inputs)
     assert described.std is not None
     assert np.isfinite(described.std.astype(np.float32)).all()
     assert (described.std > 0).all()
 
 
-def test_density_beyond_float32_is_cut_to_its_largest() -> None:
-    distribution = ActionDistribution(components_of(("normal", 1)))
+def test_product_that_underflows_is_known_by_its_logarithm() -> None:
+    distribution = ActionDistribution(HUNDREDS)
+    inputs = np.zeros((1, 20_000), np.float32)
 
-    density = distribution.probability(np.array([1000.0, 0.0]))
+    outputs = distribution.answer(inputs, is_deterministic=np.array([False]), seeds=np.array([1]))
 
-    assert density.astype(np.float32).tolist() == [FLOAT32_MAX, 1.0]
+    assert outputs.probability[0] == 0.0
+    assert outputs.log_probability[0] == pytest.approx(-200 * math.log(100))
 
 
 def test_deviation_is_clipped_as_the_graph_clips_it() -> None:
@@ -364,35 +364,45 @@ def test_actions_without_bounds_stay_as_they_are() -> None:
 def test_distribution_and_density_are_in_the_environments_units() -> None:
     distribution = ActionDistribution([bounded("normal")])
 
-    (described,) = distribution.describe(rows([0.0, 0.5, 0.0, math.log(0.5)]))
-    density = distribution.probability(np.array([0.0]))
+    inputs = rows([0.0, 0.5, 0.0, math.log(0.5)])
+    (described,) = distribution.describe(inputs)
+    logarithm = distribution.log_probability(inputs, np.array([[0.0, 0.5]]))
 
     assert described.mean is not None
     assert described.std is not None
     assert described.mean.tolist() == [[5.0, 2.0]]
     assert described.std[0] == pytest.approx([5.0, 2.0])
-    assert density[0] == pytest.approx(1 / (5 * 4))
+    assert math.exp(logarithm[0]) == pytest.approx(1 / (2 * math.pi * 5.0 * 2.0))
 
 
 @pytest.mark.parametrize(
-    ("part", "field", "expected", "density"),
+    ("part", "field", "expected"),
     [
-        (bounded("normal", is_normalized=False), "mean", [0.5, -9.0], 1.0),
-        (bounded("squashed_normal"), "mean", [0.5, -9.0], 1 / 20),
-        (bounded("deterministic"), "value", [7.5, -4.0], 1.0),
-        (ActionComponent("deterministic", 2, 0, 0), "value", [0.5, -9.0], 1.0),
+        (bounded("normal", is_normalized=False), "mean", [0.5, -9.0]),
+        (bounded("squashed_normal"), "mean", [0.5, -9.0]),
+        (bounded("deterministic"), "value", [7.5, -4.0]),
+        (ActionComponent("deterministic", 2, 0, 0), "value", [0.5, -9.0]),
     ],
     ids=["clipped normal", "squashed normal", "deterministic", "without bounds"],
 )
 def test_each_family_states_its_own_parameters(
-    part: ActionComponent, field: str, expected: list[float], density: float
+    part: ActionComponent, field: str, expected: list[float]
 ) -> None:
     distribution = ActionDistribution([part])
 
     (described,) = distribution.describe(rows([0.5, -9.0, 0.0, 0.0])[:, : part.inputs])
 
     assert getattr(described, field)[0].tolist() == expected
-    assert distribution.probability(np.array([0.0]))[0] == pytest.approx(density)
+
+
+def test_density_of_a_squashed_normal_is_in_the_environments_units() -> None:
+    inputs = rows([0.0, 0.0, 0.0, 0.0])
+
+    logarithm = ActionDistribution([bounded("squashed_normal")]).log_probability(
+        inputs, np.zeros((1, 2))
+    )
+
+    assert math.exp(logarithm[0]) == pytest.approx(1 / (2 * math.pi * 5.0 * 4.0))
 
 
 def test_mean_and_deviation_beyond_float32_are_cut() -> None:

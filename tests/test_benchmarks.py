@@ -637,4 +637,4 @@ def test_constant_answer_is_the_policys() -> None:
 
     action, probability = CONSTANT_ANSWER
 
-    assert f'{{"actions":[{action}],"probability":{probability}}}' in readme
+    assert f'{{"actions":[{action}],"probability":{probability},' in readme

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import math
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -512,6 +513,7 @@ def test_asking_takes_named_and_flat_observations(url: str, observation: str, an
         assert json.loads(client.ask(server, observation, answer)) == {
             "actions": [1],
             "probability": 0.8,
+            "log_probability": pytest.approx(math.log(0.8)),
         }
 
 

@@ -89,7 +89,7 @@ async def test_arrays_of_any_size_cross_unchanged() -> None:
 
     assert answer.distribution is not None
     assert (answer.distribution == rows).all()
-    assert (answer.probability == np.arange(50_000)).all()
+    assert (answer.log_probability == np.arange(50_000)).all()
 
 
 @pytest.mark.parametrize(

@@ -89,5 +89,6 @@ def test_many_rows_are_answered_as_few_are() -> None:
         for part in (slice(0, 300), slice(300, 800), slice(800, 1100))
     ]
     assert whole.actions.tolist() == np.concatenate([part.actions for part in parts]).tolist()
-    assert whole.probability == pytest.approx(np.concatenate([part.probability for part in parts]))
+    expected = np.concatenate([part.log_probability for part in parts])
+    assert whole.log_probability == pytest.approx(expected)
     assert whole.distribution == pytest.approx(rows @ WEIGHTS, abs=1e-6)

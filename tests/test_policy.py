@@ -9,9 +9,11 @@ import pytest
 
 from policy_server.errors import SchemaError
 from policy_server.policy import (
+    LARGEST,
     ActionComponent,
     ActionOutput,
     ComponentKind,
+    PolicyOutputs,
     check_schema_fits,
     describe_components,
 )
@@ -221,3 +223,10 @@ def test_wrong_number_of_actions_is_one_line() -> None:
     assert caught.value.message == (
         "schema.yaml: actions: names 0 actions, the policy has 1; list each once, in order"
     )
+
+
+def test_probability_is_cut_to_float32_and_its_logarithm_is_not() -> None:
+    outputs = PolicyOutputs(np.zeros((3, 1)), np.array([1000.0, 0.0, np.nan]), None)
+
+    assert outputs.probability[:2].astype(np.float32).tolist() == [LARGEST, 1.0]
+    assert np.isnan(outputs.probability[2])

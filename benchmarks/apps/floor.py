@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -62,7 +63,7 @@ class ConstantBackend:
         action, probability = CONSTANT_ANSWER
         return PolicyOutputs(
             np.full((rows, 1), float(action)),
-            np.full(rows, probability),
+            np.full(rows, math.log(probability)),
             np.zeros((rows, _ACTIONS), np.float32),
         )
 

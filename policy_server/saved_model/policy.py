@@ -26,7 +26,7 @@ __all__ = ["TensorFlowPolicy"]
 
 _WARM_UP_BATCHES = (1, 2, 8, 32)
 # Rounding of a sum of probabilities.
-_LARGEST_PROBABILITY = 1.0 + 1e-5
+_LARGEST_LOG_PROBABILITY = 1e-5
 
 
 class TensorFlowPolicy:
@@ -169,7 +169,7 @@ class TensorFlowPolicy:
         return PolicyOutputs(
             actions=np.where(is_deterministic[:, None], sure.actions, drawn.actions),
             # The graph calls every deterministic action certain.
-            probability=np.where(is_deterministic, np.nan, drawn.probability),
+            log_probability=np.where(is_deterministic, np.nan, drawn.log_probability),
             distribution=None,
         )
 
@@ -178,7 +178,7 @@ class TensorFlowPolicy:
     ) -> PolicyOutputs:
         names = [action.name for action in self.signature.action_outputs]
         known = {item.name for item in self.signature.outputs}
-        chance = next((name for name in (PROBABILITY, LOG_PROBABILITY) if name in known), None)
+        chance = next((name for name in (LOG_PROBABILITY, PROBABILITY) if name in known), None)
         asked = [*names, *([chance] if chance else [])]
         values = self._runner.run(asked, observations, is_exploring=is_exploring)
         rows = len(observations)
@@ -188,12 +188,15 @@ class TensorFlowPolicy:
             raise DistributionError(
                 "the policy's actions hold NaN; check the observation and the model"
             )
-        probability = np.full(rows, np.nan)
+        log_probability = np.full(rows, np.nan)
         if chance is not None and is_exploring:
-            probability = values[-1].reshape(rows).astype(np.float64)
-            probability = np.exp(probability) if chance == LOG_PROBABILITY else probability
+            log_probability = values[-1].reshape(rows).astype(np.float64)
+            if chance == PROBABILITY:
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    log_probability = np.log(log_probability)
+            # Some models' log-probability is none; better nothing than a wrong number.
+            is_possible = log_probability > -np.inf
             if all(action.is_integer for action in self.signature.action_outputs):
-                # Some models' log-probability is none; better nothing than a wrong number.
-                is_possible = (probability >= 0.0) & (probability <= _LARGEST_PROBABILITY)
-                probability = np.where(is_possible, probability, np.nan)
-        return PolicyOutputs(actions, probability, None)
+                is_possible &= log_probability <= _LARGEST_LOG_PROBABILITY
+            log_probability = np.where(is_possible, log_probability, np.nan)
+        return PolicyOutputs(actions, log_probability, None)

@@ -91,7 +91,13 @@ def _prediction(policy: ServedPolicy) -> Document:
                 "type": ["number", "null"],
                 "format": "float",
                 "description": "The probability of the whole action: a density where actions are "
-                "continuous, null where the model gives none",
+                "continuous, cut to float32's largest number; null where the model gives none",
+            },
+            "log_probability": {
+                "type": ["number", "null"],
+                "format": "float",
+                "description": "The natural logarithm of the probability, which no product of many "
+                "parts rounds to 0; null where `probability` is",
             },
         }
     )
@@ -110,6 +116,11 @@ def _prediction_batch(policy: ServedPolicy) -> Document:
                 "type": "array",
                 "items": {"type": ["number", "null"], "format": "float"},
                 "description": "For each observation the probability of its whole action",
+            },
+            "log_probability": {
+                "type": "array",
+                "items": {"type": ["number", "null"], "format": "float"},
+                "description": "For each observation the logarithm of that probability",
             },
         }
     )

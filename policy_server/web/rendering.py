@@ -18,13 +18,18 @@ from numpy.typing import NDArray
 
 from policy_server.actions import ActionDistribution, ComponentDistribution
 from policy_server.errors import DistributionError
-from policy_server.policy import ActionOutput, Float32Array, Float64Array, PolicyOutputs
+from policy_server.policy import (
+    LARGEST,
+    ActionOutput,
+    Float32Array,
+    Float64Array,
+    PolicyOutputs,
+)
 
 __all__ = ["AnswerKind", "BatchAnswers", "RenderedAnswers"]
 
 AnswerKind = Literal["predict", "predict_deterministic", "distribution"]
 
-_LARGEST = float(np.finfo(np.float32).max)
 _NOT_FINITE = "the policy's action holds NaN or infinity; check the observation and the model"
 
 
@@ -61,7 +66,7 @@ class RenderedAnswers:
         return self.distribution(index) if kind == "distribution" else self.prediction(index)
 
     def prediction(self, index: int) -> bytes:
-        """Return the JSON of `{"actions": [...], "probability": ...}` for one row.
+        """Return the JSON of `{"actions": [...], "probability": ...}` and its logarithm.
 
         Args:
             index: which row.
@@ -69,7 +74,7 @@ class RenderedAnswers:
         Raises:
             DistributionError: if its action holds NaN or infinity.
         """
-        if not self._is_finite[index]:
+        if self._is_finite is not None and not self._is_finite[index]:
             raise DistributionError(_NOT_FINITE)
         return self._predictions[index]
 
@@ -88,14 +93,18 @@ class RenderedAnswers:
         return self._distributions[index]
 
     @functools.cached_property
-    def _is_finite(self) -> list[bool]:
-        return [bool(row.all()) for row in np.isfinite(self._outputs.actions)]
+    def _is_finite(self) -> NDArray[np.bool_] | None:
+        """Return bool[B]; None where every action is finite."""
+        values = np.isfinite(self._outputs.actions)
+        return None if values.all() else np.asarray(values.all(axis=1))
 
     @functools.cached_property
     def _predictions(self) -> list[bytes]:
-        actions = np.where(np.isfinite(self._outputs.actions), self._outputs.actions, 0.0)
+        actions = self._outputs.actions
+        if self._is_finite is not None:
+            actions = np.where(self._is_finite[:, None], actions, 0.0)
         columns = _action_columns(actions, self._layout)
-        columns.append(_numbers(_probability(self._outputs)))
+        columns += [chances.split(b",") for chances in _chances(self._outputs)]
         template = _prediction_template(tuple(self._layout))
         return [template % row for row in zip(*columns, strict=True)]
 
@@ -142,7 +151,7 @@ class BatchAnswers:
         self._is_distribution = kind == "distribution"
         self._is_npy = is_npy
         self._parts: dict[int, Any] = {}
-        self._template = b'{"actions":[%b],"probability":[%b]}'
+        self._template = b'{"actions":[%b],"probability":[%b],"log_probability":[%b]}'
 
     def add(self, first: int, outputs: PolicyOutputs) -> None:
         """Render the answers of one call.
@@ -163,10 +172,10 @@ class BatchAnswers:
             row = first + int(is_finite.argmin())
             raise DistributionError(f"observation {row}: {_NOT_FINITE}")
         if self._is_npy:
-            chances = _probability(outputs)[:, None]
+            chances = outputs.probability[:, None]
             self._parts[first] = np.hstack([outputs.actions, chances]).astype(np.float32)
         else:
-            self._parts[first] = _actions(outputs, self._layout), _inner(_probability(outputs))
+            self._parts[first] = _actions(outputs, self._layout), *_chances(outputs)
 
     def finish(self) -> bytes:
         """Return the body of the answer, once every call was added."""
@@ -204,8 +213,14 @@ def _describe_rows(
     return _describe_rows(distribution, inputs[middle:], first + middle)
 
 
-def _probability(outputs: PolicyOutputs) -> NDArray[np.float32]:
-    return np.minimum(outputs.probability, _LARGEST).astype(np.float32)
+def _chances(outputs: PolicyOutputs) -> tuple[bytes, bytes]:
+    """Return the JSON of every row's probability, and of its logarithm, without the brackets."""
+    chances = np.empty((2, len(outputs.log_probability)), np.float32)
+    chances[0] = outputs.probability
+    chances[1] = np.minimum(np.maximum(outputs.log_probability, -LARGEST), LARGEST)
+    # One call for both costs a single row less than two.
+    probability, _, log_probability = _inner(chances)[1:-1].partition(b"],[")
+    return probability, log_probability
 
 
 def _action_columns(actions: Float64Array, layout: Sequence[ActionOutput]) -> list[list[bytes]]:
@@ -247,7 +262,7 @@ def _rows(values: NDArray[Any]) -> list[bytes]:
 
 @functools.lru_cache(maxsize=16)
 def _prediction_template(layout: tuple[ActionOutput, ...]) -> bytes:
-    return b'{"actions":[' + _actions_template(layout) + b'],"probability":%b}'
+    return b'{"actions":[' + _actions_template(layout) + b'],"probability":%b,"log_probability":%b}'
 
 
 def _actions_template(layout: tuple[ActionOutput, ...]) -> bytes:

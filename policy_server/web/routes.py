@@ -42,14 +42,14 @@ _BATCH_BODY = (
     "The body is a JSON list of observations, or an object with a list for each field, or, with "
     "the content type `application/x-npy`, a NumPy array of shape (N, width). The answer is in "
     "columns, in the order of the observations; with `Accept: application/x-npy` it is one array, "
-    "its columns those of the JSON in order."
+    "its columns the numbers of the action, then the probability."
 )
 
 ROUTE_TEXTS: dict[AnswerKind, tuple[str, str]] = {
     "predict": (
         "Draw an action",
-        "Draws an action from the policy's own distribution and gives its probability: a density "
-        "where actions are continuous.",
+        "Draws an action from the policy's own distribution and gives its probability, and the "
+        "logarithm of that: of a density where actions are continuous.",
     ),
     "predict_deterministic": (
         "Give the deterministic action",

@@ -63,8 +63,7 @@ def rows_of(answer: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a batch's answer as the answers of its rows."""
     if "components" not in answer:
         return [
-            {"actions": actions, "probability": chance}
-            for actions, chance in zip(answer["actions"], answer["probability"], strict=True)
+            dict(zip(answer, values, strict=True)) for values in zip(*answer.values(), strict=True)
         ]
     texts = ("kind", "name", "labels")
     count = len(next(v for k, v in answer["components"][0].items() if k not in texts))
@@ -246,7 +245,7 @@ async def test_policy_without_a_known_family_answers_what_it_can() -> None:
         drawn = await answer_of(client, "/predict/batch", json=ROWS)
         refused = await client.post("/distribution/batch", json=ROWS)
 
-    assert drawn == {"actions": [[1]] * 5, "probability": [None] * 5}
+    assert drawn == {"actions": [[1]] * 5, "probability": [None] * 5, "log_probability": [None] * 5}
     assert_error(refused, 501, "could not be proved")
 
 

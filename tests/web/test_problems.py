@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 
 import pytest
 
@@ -167,7 +168,11 @@ async def test_unproved_family_has_no_distribution_and_says_why(path: str) -> No
         drawn = await client.post("/predict", json=OBSERVATION)
 
     assert_error(refused, 501, "could not be proved", "/predict draws from the model")
-    assert drawn.json() == {"actions": [1], "probability": 0.5}
+    assert drawn.json() == {
+        "actions": [1],
+        "probability": 0.5,
+        "log_probability": pytest.approx(math.log(0.5)),
+    }
 
 
 async def test_overload_is_503_with_when_to_come_back() -> None:

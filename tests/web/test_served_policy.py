@@ -38,6 +38,7 @@ from tests.web.harness import (
 VECTOR = ActionOutput("actions_0", is_integer=False, columns=2, is_vector=True)
 MULTI_DISCRETE = ActionOutput("actions_0", is_integer=True, columns=3, is_vector=True)
 TINY = 5e-4
+HUNDREDS = components_of(*((("categorical", 100),) * 200))
 
 
 def chances_of(*logits: float) -> list[float]:
@@ -72,10 +73,15 @@ async def test_integer_action_is_a_list_of_one_with_its_probability(suffix: str)
         stated = await answer_of(client, f"/distribution{suffix}")
 
     chances = chances_of(0, 1, 2)
-    assert mode == {"actions": [2], "probability": pytest.approx(chances[2])}
+    assert mode == {
+        "actions": [2],
+        "probability": pytest.approx(chances[2]),
+        "log_probability": pytest.approx(math.log(chances[2])),
+    }
     (action,) = drawn["actions"]
     assert type(action) is int
     assert drawn["probability"] == pytest.approx(chances[action])
+    assert drawn["log_probability"] == pytest.approx(math.log(chances[action]))
     assert stated == {
         "components": [{"kind": "categorical", "probabilities": pytest.approx(chances)}]
     }
@@ -86,7 +92,7 @@ async def test_probability_has_float32_precision_without_more_digits() -> None:
         response = await client.post("/predict_deterministic", json=OBSERVATION)
 
     assert np.float32(0.66524094) == np.float32(chances_of(0, 1, 2)[2])
-    assert '"probability":0.66524094}' in response.text
+    assert '"probability":0.66524094,"log_probability":-0.40760598}' in response.text
 
 
 TUPLE = components_of(("categorical", 2), ("normal", 2), ("categorical", 3))
@@ -194,7 +200,11 @@ async def test_probability_that_the_model_does_not_give_is_null() -> None:
     backend = FakeBackend(signature_of(None, outputs=(output,)), (), actions=([0.25], float("nan")))
 
     async with serve(backend) as client:
-        assert await answer_of(client, "/predict") == {"actions": [0.25], "probability": None}
+        assert await answer_of(client, "/predict") == {
+            "actions": [0.25],
+            "probability": None,
+            "log_probability": None,
+        }
 
 
 async def test_density_of_the_graph_beyond_float32_is_cut() -> None:
@@ -205,6 +215,18 @@ async def test_density_of_the_graph_beyond_float32_is_cut() -> None:
         answer = await answer_of(client, "/predict")
 
     assert np.float32(answer["probability"]) == np.finfo(np.float32).max
+    assert np.float32(answer["log_probability"]) == np.finfo(np.float32).max
+
+
+async def test_probability_that_underflows_is_told_by_its_logarithm() -> None:
+    backend = backend_of(HUNDREDS, (0.0,) * 20_000)
+    async with serve(backend, schema="parameters: {}") as client:
+        answer = await answer_of(client, "/predict_raw")
+        batch = await client.post("/predict_raw/batch", json=[{"obs": [0, 1.5]}])
+
+    assert answer["probability"] == 0.0
+    assert answer["log_probability"] == pytest.approx(-200 * math.log(100))
+    assert batch.json()["log_probability"] == [pytest.approx(answer["log_probability"])]
 
 
 async def test_seed_makes_a_draw_reproducible_alone_and_in_company() -> None:

@@ -171,7 +171,7 @@ async def test_mistake_is_the_422_of_the_post_route_and_the_connection_stays(mis
 
     assert expected.status_code == 422
     assert as_json == as_msgpack == {"status": 422, **expected.json()}
-    assert list(after) == ["actions", "probability"]
+    assert list(after) == ["actions", "probability", "log_probability"]
 
 
 @pytest.mark.parametrize(
@@ -573,7 +573,7 @@ async def test_random_frames_are_answered_each_and_nothing_is_logged_as_an_error
     for frame, answer in zip(frames, answers, strict=True):
         found = json.loads(answer) if isinstance(answer, str) else msgpack.unpackb(answer)
         assert isinstance(answer, type(frame))
-        assert list(found) in (["status", "detail"], ["actions", "probability"])
+        assert list(found) in (["status", "detail"], ["actions", "probability", "log_probability"])
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
