@@ -46,6 +46,8 @@ class TensorFlowPolicy:
         self.compiled: CompiledPolicy | None = None
         self._runner = runner
         self._distribution_output = distribution
+        names = {item.name for item in signature.outputs}
+        self._chance_output = next((n for n in (LOG_PROBABILITY, PROBABILITY) if n in names), None)
         self._actions = (
             None
             if signature.components is None
@@ -67,6 +69,8 @@ class TensorFlowPolicy:
                 "weights are damaged: export "
                 "an earlier checkpoint"
             )
+        if self._actions is None and not self._gives_probabilities(probes):
+            self._chance_output = None
 
     def explain_engine(self, reason: str) -> None:
         """Say in the signature why TensorFlow computes the policy.
@@ -75,6 +79,14 @@ class TensorFlowPolicy:
             reason: in words.
         """
         self.signature = replace(self.signature, engine_reason=reason)
+
+    def _gives_probabilities(self, probes: NDArray[np.floating[Any]]) -> bool:
+        """Return whether the graph ever says less of a draw than that it is certain.
+
+        RLlib gives the log-probability 0 to every draw of an exploration by noise or by chance.
+        """
+        drawn = self._graph_outputs(self.answered(probes), is_exploring=True)
+        return bool(drawn.log_probability.any())
 
     def _is_answered(self, rows: NDArray[np.floating[Any]]) -> bool:
         size = len(rows)
@@ -177,8 +189,7 @@ class TensorFlowPolicy:
         self, observations: NDArray[np.floating[Any]], *, is_exploring: bool
     ) -> PolicyOutputs:
         names = [action.name for action in self.signature.action_outputs]
-        known = {item.name for item in self.signature.outputs}
-        chance = next((name for name in (LOG_PROBABILITY, PROBABILITY) if name in known), None)
+        chance = self._chance_output
         asked = [*names, *([chance] if chance else [])]
         values = self._runner.run(asked, observations, is_exploring=is_exploring)
         rows = len(observations)

@@ -338,6 +338,54 @@ def test_log_probability_alone_gives_the_probability_of_a_draw(tmp_path: Path) -
     assert drawn.probability == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize(("output", "value"), [("action_logp", 0.0), ("action_prob", 1.0)])
+def test_log_probability_that_is_always_zero_is_none(
+    output: str, value: float, tmp_path: Path
+) -> None:
+    """RLlib's exploration by noise or by chance calls each draw certain."""
+
+    def policy(observations: tf.Tensor) -> dict[str, tf.Tensor]:
+        rows = tf.shape(observations)[0]
+        drawn = tf.random.uniform([rows], maxval=3, dtype=tf.int64)
+        return {"actions_0": drawn, output: tf.fill([rows], value)}
+
+    save_functions(tmp_path / "m", policy, {"observations": ([None, 4], "float32")})
+
+    drawn = answer(load_policy(tmp_path / "m"), observations())
+
+    assert np.isnan(drawn.log_probability).all()
+    assert np.isnan(drawn.probability).all()
+
+
+def test_draw_that_the_graph_is_sure_of_keeps_its_probability(tmp_path: Path) -> None:
+    """A log-probability of 0 is one where others are not 0."""
+
+    def policy(observations: tf.Tensor) -> dict[str, tf.Tensor]:
+        drawn = tf.cast(observations[:, 0] > 0, tf.int64)
+        chance = tf.where(observations[:, 0] > 0, 0.0, -1.5)
+        return {"actions_0": drawn, "action_logp": chance}
+
+    save_functions(tmp_path / "m", policy, {"observations": ([None, 4], "float32")})
+
+    drawn = answer(load_policy(tmp_path / "m"), np.array([[1.0, 0, 0, 0], [-1.0, 0, 0, 0]]))
+
+    assert drawn.log_probability.tolist() == [0.0, -1.5]
+
+
+def test_density_beyond_float32_and_impossible_probability_are_told_apart(tmp_path: Path) -> None:
+    def policy(observations: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"actions_0": observations[:, :2], "action_prob": observations[:, 2]}
+
+    save_functions(tmp_path / "m", policy, {"observations": ([None, 4], "float32")})
+
+    rows = np.array([[0.0, 0, np.inf, 0], [0.0, 0, -1, 0], [0.0, 0, 0, 0], [0.0, 0, 0.25, 0]])
+    drawn = answer(load_policy(tmp_path / "m"), rows)
+
+    assert drawn.log_probability[0] == np.inf
+    assert np.isnan(drawn.log_probability[1:3]).all()
+    assert drawn.probability[3] == pytest.approx(0.25)
+
+
 def test_impossible_probability_is_left_out(tmp_path: Path) -> None:
     built = V1Policy(parts=(Part(), Part("dirichlet", (3,))), outputs=("action_prob",))
     folder = built.save(tmp_path / "m")
