@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["describe_actions", "format_probability", "split_actions"]
+__all__ = ["describe_actions", "describe_masses", "format_probability", "split_actions"]
 
 _MOST_PERCENT_DIGITS = 0.9995
 
@@ -57,6 +57,8 @@ def describe_actions(
 def format_probability(answer: Mapping[str, Any], components: Sequence[Mapping[str, Any]]) -> str:
     """Return what an answer says of its probability; a density where actions are continuous.
 
+    Numbers that were cut at a bound have a probability of their own.
+
     Args:
         answer: of `/predict` or `/predict_deterministic`.
         components: `policy.components` of /schema.
@@ -64,10 +66,28 @@ def format_probability(answer: Mapping[str, Any], components: Sequence[Mapping[s
     probability = answer.get("probability")
     if probability is None:
         return "probability unknown"
-    if any(component["kind"] != "categorical" for component in components):
-        return f"probability density {probability:.4g}"
+    continuous = sum(part["size"] for part in components if part["kind"] != "categorical")
+    cut = len(answer.get("at_bound", ()))
+    where = f", {cut} of {continuous} numbers at a bound" if cut else ""
+    if cut < continuous:
+        return f"probability density {probability:.4g}{where}"
+    return f"probability {_percent(probability)}{where}"
+
+
+def describe_masses(component: Mapping[str, Any]) -> str:
+    """Return how often each dimension is cut at its bounds; empty where none is.
+
+    Args:
+        component: an entry of `components` in an answer of /distribution.
+    """
+    masses = zip(component.get("mass_at_low", ()), component.get("mass_at_high", ()), strict=True)
+    parts = [f"{_percent(low)} at the lower, {_percent(high)} at the upper" for low, high in masses]
+    return f"Cut at a bound: {'; '.join(parts)}" if parts else ""
+
+
+def _percent(probability: float) -> str:
     digits = 1 if probability < _MOST_PERCENT_DIGITS else 0
-    return f"probability {probability * 100:.{digits}f} %"
+    return f"{probability * 100:.{digits}f} %"
 
 
 def _number(value: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import streamlit as st
 
-from demo.answers import describe_actions, format_probability, split_actions
+from demo.answers import describe_actions, describe_masses, format_probability, split_actions
 from demo.charts import component_chart
 from demo.observation_form import named_inputs, raw_input
 from demo.server_client import AnswerKind, Observation, RefusalError, ServerClient, request_of
@@ -122,6 +122,8 @@ def _show_distribution(schema: Mapping[str, Any], answers: Mapping[str, Any]) ->
             drawn=next(iter(parts["predict"][index : index + 1]), []),
         )
         st.altair_chart(chart, width="stretch", key=f"chart.{index}")
+        if masses := describe_masses(component):
+            st.caption(masses)
     if any(part["kind"] == "categorical" for part in answers["distribution"]["components"]):
         st.caption("◆ the deterministic action, ● the drawn one")
 

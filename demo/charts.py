@@ -83,15 +83,18 @@ def density(
         index: of the dimension.
 
     Returns:
-        Actions in the units that the server answers in, and the density at each. A normal one is
-        that before it is clipped to the bounds.
+        Actions in the units that the server answers in, and the density at each. A normal one that
+        is cut at bounds ends there; the masses at them are not in the curve.
     """
     mean, std = component["mean"][index], max(component["std"][index], 1e-9)
     reach = _STANDARD_DEVIATIONS * std
-    if component["kind"] == "normal":
-        actions = np.linspace(mean - reach, mean + reach, _POINTS)
-        return actions, _normal_density(actions, mean, std)
     low, high = _bounds_of(bounds, index)
+    if component["kind"] == "normal":
+        ends = np.array([mean - reach, mean + reach])
+        if low is not None and high is not None:
+            ends = np.clip(ends, low, high)
+        actions = np.linspace(ends[0], ends[1], _POINTS)
+        return actions, _normal_density(actions, mean, std)
     if low is None or high is None or not bounds.get("normalized", True):
         low, high = -1.0, 1.0
     unsquashed = np.linspace(mean - reach, mean + reach, _POINTS)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from policy_server.action_bounds import ActionBounds
 from policy_server.component_rows import (
     CategoricalLayout,
     CategoricalRows,
@@ -31,6 +32,7 @@ from policy_server.policy import (
 
 __all__ = ["ActionDistribution", "ComponentDistribution", "noise"]
 
+_Number = TypeVar("_Number", np.float64, np.bool_)
 _NORMAL = ("normal", "squashed_normal")
 
 
@@ -43,6 +45,9 @@ class ComponentDistribution:
         probabilities: float64[B, size] where it is categorical.
         mean: float64[B, size] where it is (squashed) normal; before the tanh where it is squashed.
         std: float64[B, size], likewise.
+        mass_at_low: float64[B, size], the probability that the lower bound cuts a dimension, where
+            it is normal and has bounds.
+        mass_at_high: float64[B, size], likewise.
         value: float64[B, size] where it is deterministic.
     """
 
@@ -50,6 +55,8 @@ class ComponentDistribution:
     probabilities: Float64Array | None = None
     mean: Float64Array | None = None
     std: Float64Array | None = None
+    mass_at_low: Float64Array | None = None
+    mass_at_high: Float64Array | None = None
     value: Float64Array | None = None
 
 
@@ -105,6 +112,11 @@ class ActionDistribution:
 
     Actions are float64[B, A] in columns, integers exact. `in_environment_units` applies
     schema.yaml's bounds; everything else is in the policy's own space.
+
+    Attributes:
+        components: the distribution's parts, ordered by column.
+        is_greedy: it takes the best action with probability 1.
+        has_masses: schema.yaml's bounds cut a part, so that an answer at a bound has a mass.
     """
 
     def __init__(self, components: Sequence[ActionComponent], *, is_greedy: bool = False) -> None:
@@ -124,9 +136,12 @@ class ActionDistribution:
         chosen = [components[place] for place in self._categorical]
         self._layout = CategoricalLayout(chosen) if chosen else None
         self._columns = sum(part.columns for part in components)
-        self._has_bounds = any(part.low is not None for part in components)
-        scales = [_scale(part) for part in components if part.kind != "deterministic"]
-        self._log_scale = sum(float(np.log(scale).sum()) for scale in scales if scale is not None)
+        self._bounds = {
+            place: ActionBounds(components[place])
+            for place in places
+            if components[place].low is not None
+        }
+        self.has_masses = any(bounds.is_cutting for bounds in self._bounds.values())
         self._generator = np.random.default_rng()
 
     def answer(
@@ -160,9 +175,8 @@ class ActionDistribution:
             values = self._unsquashed_draws(reading, noise(self.components, seeds, self._generator))
             if modes:
                 values[is_deterministic] = self._unsquashed_modes(inputs[is_deterministic])
-        log_probability = self._log_probability(reading, values)
         actions = self.in_environment_units(self._squash(values))
-        return PolicyOutputs(actions, log_probability, inputs)
+        return PolicyOutputs(actions, self._log_probability(reading, values, actions), inputs)
 
     def mode(self, inputs: NDArray[np.floating[Any]]) -> Float64Array:
         """Return each row's deterministic action, as RLlib takes it with exploration off.
@@ -199,7 +213,8 @@ class ActionDistribution:
     ) -> Float64Array:
         """Return the logarithm of the joint probability, or density, of whole actions.
 
-        It is that of the stated distribution, near the bounds of a squashed normal too.
+        It is that of the stated distribution, near the bounds of a squashed normal too. Where
+        schema.yaml's bounds cut a dimension, the factor of that is the mass at the bound.
 
         Args:
             inputs: float[B, K], `action_dist_inputs`.
@@ -216,7 +231,8 @@ class ActionDistribution:
         """
         if self.is_greedy:
             return np.zeros(len(inputs))
-        return self._log_probability(self._read(inputs), self._unsquash(actions))
+        answers = self.in_environment_units(actions)
+        return self._log_probability(self._read(inputs), self._unsquash(actions), answers)
 
     def rllib_log_probability(
         self, inputs: NDArray[np.floating[Any]], actions: Float64Array
@@ -288,13 +304,19 @@ class ActionDistribution:
             _set(changed, part, function(_values_of(part, actions)))
         return changed
 
-    def _log_probability(self, reading: _Reading, actions: Float64Array) -> Float64Array:
-        """Return the log-probability of actions before the tanh, in the units of the answer."""
+    def _log_probability(
+        self, reading: _Reading, actions: Float64Array, answers: Float64Array
+    ) -> Float64Array:
+        """Return the log-probability of answers, whose actions before the tanh are given too."""
         total = self._log_choices(reading, actions)
         for place, rows in reading.normals.items():
-            total += row_sums(rows.log_densities(_values_of(self.components[place], actions)))
-        if self._log_scale:
-            total -= self._log_scale
+            part, bounds = self.components[place], self._bounds.get(place)
+            values = _values_of(part, actions)
+            total += row_sums(
+                rows.log_densities(values)
+                if bounds is None
+                else bounds.log_densities(rows, values, _values_of(part, answers))
+            )
         return total
 
     def _log_choices(self, reading: _Reading, actions: Float64Array) -> Float64Array:
@@ -312,16 +334,32 @@ class ActionDistribution:
         Returns:
             float64[B, A]; columns without bounds stay as they are.
 
-        Source: RLlib `unsquash_action` and `clip_action` in ray.rllib.utils.spaces.space_utils.
+        Source: `ActionBounds.apply`.
         """
-        if not self._has_bounds:
+        if not self._bounds:
             return actions
         scaled = actions.copy()
-        for part in self.components:
-            if part.low is not None and part.high is not None:
-                rescaled = _rescale(part, _values_of(part, actions))
-                _set(scaled, part, clip(rescaled, part.low, part.high))
+        for place, bounds in self._bounds.items():
+            part = self.components[place]
+            _set(scaled, part, bounds.apply(_values_of(part, actions)))
         return scaled
+
+    def at_bound(self, answers: Float64Array) -> NDArray[np.bool_]:
+        """Return which numbers of an answer a bound has cut, each of which has a mass.
+
+        Args:
+            answers: float64[B, A], in the units that actions are answered in.
+
+        Returns:
+            bool[B, A]; False in the columns of parts that no bound cuts.
+        """
+        found = np.zeros(answers.shape, np.bool_)
+        for place, bounds in self._bounds.items():
+            if bounds.is_cutting:
+                part = self.components[place]
+                is_low, is_high = bounds.is_at(_values_of(part, answers))
+                _values_of(part, found)[:] = is_low | is_high
+        return found
 
     def describe(self, inputs: NDArray[np.floating[Any]]) -> list[ComponentDistribution]:
         """Return every component's exact distribution.
@@ -349,51 +387,34 @@ class ActionDistribution:
         return [self._describe(place, reading) for place in range(len(self.components))]
 
     def _describe(self, place: int, reading: _Reading) -> ComponentDistribution:
-        part = self.components[place]
+        part, bounds = self.components[place], self._bounds.get(place)
         if place in reading.normals:
-            return _describe_normal(part, reading.normals[place])
+            return _describe_normal(part, reading.normals[place], bounds)
         if reading.categorical is None or part.kind == "deterministic":
-            return _describe_value(part, reading.inputs)
+            value = center_of(part, reading.inputs)
+            return ComponentDistribution(part, value=bounds.apply(value) if bounds else value)
         chances = reading.categorical.probabilities(self._categorical.index(place))
         return ComponentDistribution(part, probabilities=chances)
 
 
-def _describe_value(
-    part: ActionComponent, inputs: NDArray[np.floating[Any]]
+def _describe_normal(
+    part: ActionComponent, rows: ContinuousRows, bounds: ActionBounds | None
 ) -> ComponentDistribution:
-    value = _rescale(part, center_of(part, inputs))
-    bounded = value if part.low is None else clip(value, part.low, part.high)
-    return ComponentDistribution(part, value=bounded)
-
-
-def _describe_normal(part: ActionComponent, rows: ContinuousRows) -> ComponentDistribution:
     mean, std = rows.mean, rows.std
-    scale = _scale(part)
-    if part.kind == "normal" and scale is not None:
-        mean = clip(_rescale(part, mean), -LARGEST, LARGEST)
-        std = np.minimum(std * scale, LARGEST)
-    return ComponentDistribution(part, mean=mean, std=std)
+    if bounds is None:
+        return ComponentDistribution(part, mean=mean, std=std)
+    if part.kind == "normal":
+        mean = clip(bounds.rescale(mean), -LARGEST, LARGEST)
+        std = np.minimum(std * bounds.scale, LARGEST)
+    if not bounds.is_cutting:
+        return ComponentDistribution(part, mean=mean, std=std)
+    low, high = (np.exp(masses) for masses in bounds.log_masses(rows))
+    return ComponentDistribution(part, mean=mean, std=std, mass_at_low=low, mass_at_high=high)
 
 
-def _values_of(part: ActionComponent, actions: Float64Array) -> Float64Array:
+def _values_of(part: ActionComponent, actions: NDArray[_Number]) -> NDArray[_Number]:
     return actions[:, part.first_column : part.first_column + part.size]
 
 
 def _set(actions: Float64Array, part: ActionComponent, values: NDArray[np.floating[Any]]) -> None:
     actions[:, part.first_column : part.first_column + part.size] = values
-
-
-def _scale(part: ActionComponent) -> Float64Array | None:
-    """Return the environment's units in one of the policy's; None where they are the same."""
-    if part.low is None or part.high is None or not part.is_normalized:
-        return None
-    scale: Float64Array = (np.array(part.high) - np.array(part.low)) / 2.0
-    return scale
-
-
-def _rescale(part: ActionComponent, values: Float64Array) -> Float64Array:
-    scale = _scale(part)
-    if scale is None:
-        return values
-    scaled: Float64Array = np.array(part.low) + (values + 1.0) * scale
-    return scaled

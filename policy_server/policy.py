@@ -115,6 +115,18 @@ class ActionComponent:
         return 2 * self.size if self.kind in ("normal", "squashed_normal") else self.size
 
     @property
+    def is_clipped(self) -> bool:
+        """Return whether schema.yaml's bounds cut its distribution, so that they have a mass.
+
+        A squashed normal that is rescaled never exceeds them.
+        """
+        if self.low is None or self.high is None:
+            return False
+        if self.kind == "squashed_normal":
+            return not self.is_normalized and (max(self.low) > -1.0 or min(self.high) < 1.0)
+        return self.kind == "normal"
+
+    @property
     def columns(self) -> int:
         """Return how many columns of `PolicyOutputs.actions` it takes."""
         return 1 if self.kind == "categorical" else self.size

@@ -18,7 +18,7 @@ import streamlit as st
 from streamlit.dataframe_util import convert_arrow_bytes_to_pandas_df
 from streamlit.testing.v1 import AppTest
 
-from demo.answers import describe_actions, format_probability, split_actions
+from demo.answers import describe_actions, describe_masses, format_probability, split_actions
 from demo.charts import component_chart, density, reward_chart
 from demo.episode import Episode
 from demo.examples import EXAMPLES, example_names, find_example
@@ -235,6 +235,36 @@ def test_probability_is_called_a_density_where_an_action_is_continuous() -> None
     assert format_probability({"probability": 2.5}, COMPONENTS) == "probability density 2.5"
     assert format_probability({"probability": 0.25}, COMPONENTS[:1]) == "probability 25.0 %"
     assert format_probability({"probability": None}, []) == "probability unknown"
+
+
+def test_probability_of_numbers_at_a_bound_says_so() -> None:
+    answer = {"probability": 0.25, "at_bound": [1, 2]}
+
+    assert format_probability(answer, COMPONENTS) == (
+        "probability 25.0 %, 2 of 2 numbers at a bound"
+    )
+    assert format_probability(answer | {"at_bound": [2]}, COMPONENTS) == (
+        "probability density 0.25, 1 of 2 numbers at a bound"
+    )
+    assert format_probability(answer | {"at_bound": []}, COMPONENTS) == "probability density 0.25"
+
+
+def test_masses_are_described_where_there_are_some() -> None:
+    component = {"kind": "normal", "mass_at_low": [0.125, 0.0], "mass_at_high": [0.5, 1.0]}
+
+    assert describe_masses({"kind": "normal"}) == ""
+    assert describe_masses(component) == (
+        "Cut at a bound: 12.5 % at the lower, 50.0 % at the upper; 0.0 % at the lower, 100 % at "
+        "the upper"
+    )
+
+
+def test_curve_of_a_normal_ends_at_the_bounds_that_cut_it() -> None:
+    component = {"kind": "normal", "mean": [0.5], "std": [1.0]}
+
+    actions, _ = density(component, {"low": [-1], "high": [2]}, 0)
+
+    assert (actions[0], actions[-1]) == (-1.0, 2.0)
 
 
 # Charts

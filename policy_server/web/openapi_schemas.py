@@ -10,6 +10,13 @@ __all__ = ["policy_schemas", "sized"]
 
 Document = dict[str, Any]
 
+_AT_BOUND: Document = {
+    "type": "array",
+    "items": {"type": "integer", "format": "int32"},
+    "description": "The places, from 0, of the numbers in `actions`, nested lists flattened, that "
+    "were cut at a bound of the schema; such a number counts in the probability with the mass at "
+    "its bound, the others with their density",
+}
 _SIZES = {"integer": "int64", "number": "double"}
 
 
@@ -81,26 +88,38 @@ def _object(properties: Document, *, required: list[str] | None = None) -> Docum
 def _prediction(policy: ServedPolicy) -> Document:
     return _object(
         {
-            "actions": {
-                "type": "array",
-                "items": _action_items(policy),
-                "description": "The whole action: one value an action component, a nested list for "
-                "a vector in a tuple",
-            },
-            "probability": {
-                "type": ["number", "null"],
-                "format": "float",
-                "description": "The probability of the whole action: a density where actions are "
-                "continuous, cut to float32's largest number; null where the model gives none",
-            },
-            "log_probability": {
-                "type": ["number", "null"],
-                "format": "float",
-                "description": "The natural logarithm of the probability, which no product of many "
-                "parts rounds to 0; null where `probability` is",
-            },
+            **_answer(policy),
+            **({"at_bound": _AT_BOUND} if _is_clipped(policy) else {}),
         }
     )
+
+
+def _is_clipped(policy: ServedPolicy) -> bool:
+    components = None if policy.signature is None else policy.signature.components
+    return any(part.is_clipped for part in components or ())
+
+
+def _answer(policy: ServedPolicy) -> Document:
+    return {
+        "actions": {
+            "type": "array",
+            "items": _action_items(policy),
+            "description": "The whole action: one value an action component, a nested list for "
+            "a vector in a tuple",
+        },
+        "probability": {
+            "type": ["number", "null"],
+            "format": "float",
+            "description": "The probability of the whole action: a density where actions are "
+            "continuous, cut to float32's largest number; null where the model gives none",
+        },
+        "log_probability": {
+            "type": ["number", "null"],
+            "format": "float",
+            "description": "The natural logarithm of the probability, which no product of many "
+            "parts rounds to 0; null where `probability` is",
+        },
+    }
 
 
 def _prediction_batch(policy: ServedPolicy) -> Document:
@@ -122,6 +141,7 @@ def _prediction_batch(policy: ServedPolicy) -> Document:
                 "items": {"type": ["number", "null"], "format": "float"},
                 "description": "For each observation the logarithm of that probability",
             },
+            **({"at_bound": {"type": "array", "items": _AT_BOUND}} if _is_clipped(policy) else {}),
         }
     )
 
@@ -169,6 +189,15 @@ def _component(*, is_batch: bool) -> Document:
             "std": {
                 **numbers,
                 "description": "Normal: the standard deviation of each dimension, likewise",
+            },
+            "mass_at_low": {
+                **numbers,
+                "description": "Normal with bounds: the probability that each dimension is cut "
+                "at its lower bound",
+            },
+            "mass_at_high": {
+                **numbers,
+                "description": "Normal with bounds: the probability of the upper bound, likewise",
             },
             "value": {**numbers, "description": "Deterministic: the action itself"},
         },

@@ -30,6 +30,9 @@ __all__ = ["AnswerKind", "BatchAnswers", "RenderedAnswers"]
 
 AnswerKind = Literal["predict", "predict_deterministic", "distribution"]
 
+_AT_BOUND, _AT_BOUND_COLUMN = b',"at_bound":%b}', b',"at_bound":[%b]}'
+# The columns of an array are named by their place, which nothing may move.
+_JSON_ONLY = (b"mass_at_low", b"mass_at_high")
 _NOT_FINITE = "the policy's action holds NaN or infinity; check the observation and the model"
 
 
@@ -66,7 +69,9 @@ class RenderedAnswers:
         return self.distribution(index) if kind == "distribution" else self.prediction(index)
 
     def prediction(self, index: int) -> bytes:
-        """Return the JSON of `{"actions": [...], "probability": ...}` and its logarithm.
+        """Return the JSON of `{"actions": [...], "probability": ..., "log_probability": ...}`.
+
+        `at_bound` follows where schema.yaml's bounds cut the policy's distribution.
 
         Args:
             index: which row.
@@ -105,7 +110,10 @@ class RenderedAnswers:
             actions = np.where(self._is_finite[:, None], actions, 0.0)
         columns = _action_columns(actions, self._layout)
         columns += [chances.split(b",") for chances in _chances(self._outputs)]
-        template = _prediction_template(tuple(self._layout))
+        has_masses = self._distribution is not None and self._distribution.has_masses
+        if self._distribution is not None and has_masses:
+            columns.append(_places(self._distribution.at_bound(actions)))
+        template = _prediction_template(tuple(self._layout), has_masses=has_masses)
         return [template % row for row in zip(*columns, strict=True)]
 
     @functools.cached_property
@@ -152,6 +160,8 @@ class BatchAnswers:
         self._is_npy = is_npy
         self._parts: dict[int, Any] = {}
         self._template = b'{"actions":[%b],"probability":[%b],"log_probability":[%b]}'
+        if distribution is not None and distribution.has_masses:
+            self._template = self._template[:-1] + _AT_BOUND_COLUMN
 
     def add(self, first: int, outputs: PolicyOutputs) -> None:
         """Render the answers of one call.
@@ -174,8 +184,11 @@ class BatchAnswers:
         if self._is_npy:
             chances = outputs.probability[:, None]
             self._parts[first] = np.hstack([outputs.actions, chances]).astype(np.float32)
-        else:
-            self._parts[first] = _actions(outputs, self._layout), *_chances(outputs)
+            return
+        columns = [_actions(outputs, self._layout), *_chances(outputs)]
+        if self._distribution is not None and self._distribution.has_masses:
+            columns.append(b",".join(_places(self._distribution.at_bound(outputs.actions))))
+        self._parts[first] = columns
 
     def finish(self) -> bytes:
         """Return the body of the answer, once every call was added."""
@@ -191,7 +204,12 @@ class BatchAnswers:
         assert self._distribution is not None, "the route answers 501 where the family is unknown"
         assert outputs.distribution is not None, "a known family has its inputs"
         parts = _describe_rows(self._distribution, outputs.distribution, first)
-        columns = [values.astype(np.float32) for part in parts for _, values in _fields(part)]
+        columns = [
+            values.astype(np.float32)
+            for part in parts
+            for name, values in _fields(part)
+            if not (self._is_npy and name in _JSON_ONLY)
+        ]
         self._parts[first] = np.hstack(columns) if self._is_npy else [_inner(c) for c in columns]
         # A column is a list: its template differs from that of one observation by the brackets.
         components = b",".join(_component_template(part, b"[%b]") for part in parts)
@@ -221,6 +239,14 @@ def _chances(outputs: PolicyOutputs) -> tuple[bytes, bytes]:
     # One call for both costs a single row less than two.
     probability, _, log_probability = _inner(chances)[1:-1].partition(b"],[")
     return probability, log_probability
+
+
+def _places(is_at: NDArray[np.bool_]) -> list[bytes]:
+    """Return the JSON of the columns that are True, for each row."""
+    return [
+        orjson.dumps([place for place, is_there in enumerate(row) if is_there])
+        for row in is_at.tolist()
+    ]
 
 
 def _action_columns(actions: Float64Array, layout: Sequence[ActionOutput]) -> list[list[bytes]]:
@@ -261,8 +287,10 @@ def _rows(values: NDArray[Any]) -> list[bytes]:
 
 
 @functools.lru_cache(maxsize=16)
-def _prediction_template(layout: tuple[ActionOutput, ...]) -> bytes:
-    return b'{"actions":[' + _actions_template(layout) + b'],"probability":%b,"log_probability":%b}'
+def _prediction_template(layout: tuple[ActionOutput, ...], *, has_masses: bool) -> bytes:
+    actions = b'{"actions":[' + _actions_template(layout)
+    end = _AT_BOUND if has_masses else b"}"
+    return actions + b'],"probability":%b,"log_probability":%b' + end
 
 
 def _actions_template(layout: tuple[ActionOutput, ...]) -> bytes:
@@ -279,6 +307,8 @@ def _fields(part: ComponentDistribution) -> list[tuple[bytes, NDArray[Any]]]:
         (b"probabilities", part.probabilities),
         (b"mean", part.mean),
         (b"std", part.std),
+        (b"mass_at_low", part.mass_at_low),
+        (b"mass_at_high", part.mass_at_high),
         (b"value", part.value),
     ]
     return [(name, values) for name, values in named if values is not None]

@@ -153,7 +153,8 @@ async def test_array_has_the_columns_of_the_json(backend: FakeBackend, accept: s
         for row, chance in zip(answers["actions"], answers["probability"], strict=True)
     ]
     assert np.array_equal(actions, np.array(flat, np.float32))
-    values = [v for part in parts for k, v in part.items() if k not in ("kind", "name", "labels")]
+    other = ("kind", "name", "labels", "mass_at_low", "mass_at_high")
+    values = [v for part in parts for k, v in part.items() if k not in other]
     assert np.array_equal(inputs, np.hstack([np.array(v, np.float32) for v in values]))
 
 

@@ -116,6 +116,14 @@ SHAPES = {
         backend_of(components_of(("deterministic", 2)), (0.5, 0.25), VECTOR),
         [0.5, 0.25],
     ),
+    "Box with bounds": (
+        backend_of(
+            (replace(components_of(("normal", 2))[0], low=(0.0, -4.0), high=(10.0, 4.0)),),
+            (0.5, -2, 0, 0),
+            VECTOR,
+        ),
+        [7.5, -4.0],
+    ),
     "squashed": (
         backend_of(components_of(("squashed_normal", 2)), (0, 9, 0, 0), VECTOR),
         [0, 1],
@@ -191,8 +199,41 @@ async def test_bounds_give_answers_in_the_environments_units() -> None:
         (component,) = (await answer_of(client, "/distribution_raw"))["components"]
 
     assert mode["actions"] == [7.5, -4.0]
-    assert mode["probability"] == pytest.approx(1 / (2 * math.pi) / (5 * 4))
+    mass = 0.5 * math.erfc(-1 / math.sqrt(2))
+    assert mode["at_bound"] == [1]
+    assert mode["probability"] == pytest.approx(mass / math.sqrt(2 * math.pi) / 5)
     assert (component["mean"], component["std"]) == ([7.5, -8.0], [5.0, 4.0])
+    assert component["mass_at_low"][1] == pytest.approx(mass)
+    assert component["mass_at_high"][1] == pytest.approx(0.5 * math.erfc(3 / math.sqrt(2)))
+
+
+async def test_numbers_at_a_bound_are_counted_through_nested_lists() -> None:
+    choice, box = components_of(("categorical", 2), ("normal", 2))
+    box = replace(box, low=(-1.0, -1.0), high=(1.0, 1.0))
+    backend = backend_of((choice, box), (1, 0, 0.5, 9.0, 0, -9.0))
+
+    async with serve(backend, schema="parameters: {}") as client:
+        answer = await answer_of(client, "/predict_deterministic_raw")
+        free = await answer_of(client, "/predict_raw", params={"seed": 1})
+        document = (await client.get("/openapi.json")).json()
+
+    assert answer["actions"] == [0, [0.5, 1.0]]
+    assert list(answer) == ["actions", "probability", "log_probability", "at_bound"]
+    assert (answer["at_bound"], 2 in free["at_bound"]) == ([2], True)
+    schemas = document["components"]["schemas"]
+    assert "at_bound" in schemas["Prediction"]["required"]
+    assert schemas["PredictionBatch"]["properties"]["at_bound"]["items"]["items"]["type"] == (
+        "integer"
+    )
+
+
+async def test_answers_of_other_policies_say_nothing_of_bounds() -> None:
+    async with serve(SHAPES["squashed"][0], schema="parameters: {}") as client:
+        answer = await answer_of(client, "/predict_raw")
+        document = (await client.get("/openapi.json")).json()
+
+    assert list(answer) == ["actions", "probability", "log_probability"]
+    assert list(document["components"]["schemas"]["Prediction"]["properties"]) == list(answer)
 
 
 async def test_probability_that_the_model_does_not_give_is_null() -> None:
