@@ -91,6 +91,13 @@ async def test_prepared_document_has_the_policys_routes_and_one_way_to_send_the_
     assert prepared["paths"]["/predict"]["post"]["security"] == [{"accessToken": []}]
 
 
+async def test_sdk_has_no_parameter_that_is_for_arrays_alone() -> None:
+    prepared = prepare_document(await served_document(), url=URL)
+
+    parameters = prepared["paths"]["/predict/batch"]["post"]["parameters"]
+    assert [parameter["name"] for parameter in parameters] == ["seed"]
+
+
 async def test_other_answers_of_the_same_policy_give_the_same_sdk() -> None:
     first = await served_document()
     second = copy.deepcopy(first)

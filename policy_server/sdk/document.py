@@ -19,6 +19,7 @@ CLIENTS_TAG = "Clients"
 _KEY_SCHEME = "accessToken"
 _NULL = {"type": "null"}
 _JSON = "application/json"
+_FOR_ARRAYS = "log_probability"
 
 
 def prepare_document(document: Document, *, url: str) -> Document:
@@ -85,10 +86,14 @@ def _use_one_form(document: Document) -> None:
     """Leave JSON where there are arrays too, and rows where a body may be rows or columns.
 
     Of several content types and of types without a name, the generators write one method with
-    untyped arguments, or none.
+    untyped arguments, or none. A parameter that is for arrays alone goes with these.
     """
     for methods in document["paths"].values():
         for operation in methods.values():
+            if "parameters" in operation:
+                operation["parameters"] = [
+                    item for item in operation["parameters"] if item["name"] != _FOR_ARRAYS
+                ]
             bodies = [operation.get("requestBody", {}), *operation.get("responses", {}).values()]
             for body in bodies:
                 if _JSON not in body.get("content", {}):

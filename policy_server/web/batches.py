@@ -51,6 +51,7 @@ class BatchRequest:
         wants_npy: whether the answer shall be one.
         seed: row i is drawn with this plus i; None for independent draws.
         request_id: what the logs name the request by.
+        has_log_probability: whether an array has it as its last column.
     """
 
     kind: AnswerKind
@@ -59,6 +60,7 @@ class BatchRequest:
     wants_npy: bool
     seed: int | None
     request_id: str
+    has_log_probability: bool = False
 
 
 def count_actions(outputs: PolicyOutputs, signature: PolicySignature, metrics: Metrics) -> None:
@@ -131,6 +133,7 @@ class BatchAnswering:
             self._distribution,
             kind=request.kind,
             is_npy=request.wants_npy,
+            has_log_probability=request.has_log_probability,
         )
         answers.add(0, self._no_outputs())
         calls: list[asyncio.Task[None]] = []

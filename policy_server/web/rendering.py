@@ -145,6 +145,7 @@ class BatchAnswers:
         *,
         kind: AnswerKind,
         is_npy: bool,
+        has_log_probability: bool = False,
     ) -> None:
         """Start without a row.
 
@@ -153,11 +154,13 @@ class BatchAnswers:
             distribution: what reads `outputs.distribution`; None where the family is unknown.
             kind: what is asked.
             is_npy: whether the answer is an array in npy format, instead of JSON.
+            has_log_probability: whether an array has it as its last column.
         """
         self._layout = layout
         self._distribution = distribution
         self._is_distribution = kind == "distribution"
         self._is_npy = is_npy
+        self._has_log_probability = has_log_probability
         self._parts: dict[int, Any] = {}
         self._template = b'{"actions":[%b],"probability":[%b],"log_probability":[%b]}'
         if distribution is not None and distribution.has_masses:
@@ -182,13 +185,19 @@ class BatchAnswers:
             row = first + int(is_finite.argmin())
             raise DistributionError(f"observation {row}: {_NOT_FINITE}")
         if self._is_npy:
-            chances = outputs.probability[:, None]
-            self._parts[first] = np.hstack([outputs.actions, chances]).astype(np.float32)
+            self._parts[first] = self._table(outputs)
             return
         columns = [_actions(outputs, self._layout), *_chances(outputs)]
         if self._distribution is not None and self._distribution.has_masses:
             columns.append(b",".join(_places(self._distribution.at_bound(outputs.actions))))
         self._parts[first] = columns
+
+    def _table(self, outputs: PolicyOutputs) -> NDArray[np.float32]:
+        """Return float32[B, A + 1], or one column more."""
+        columns = [outputs.actions, outputs.probability[:, None]]
+        if self._has_log_probability:
+            columns.append(_finite(outputs.log_probability)[:, None])
+        return np.hstack(columns).astype(np.float32)
 
     def finish(self) -> bytes:
         """Return the body of the answer, once every call was added."""
@@ -235,10 +244,16 @@ def _chances(outputs: PolicyOutputs) -> tuple[bytes, bytes]:
     """Return the JSON of every row's probability, and of its logarithm, without the brackets."""
     chances = np.empty((2, len(outputs.log_probability)), np.float32)
     chances[0] = outputs.probability
-    chances[1] = np.minimum(np.maximum(outputs.log_probability, -LARGEST), LARGEST)
+    chances[1] = _finite(outputs.log_probability)
     # One call for both costs a single row less than two.
     probability, _, log_probability = _inner(chances)[1:-1].partition(b"],[")
     return probability, log_probability
+
+
+def _finite(values: Float64Array) -> Float64Array:
+    """Return numbers that float32 holds; NaN stays."""
+    finite: Float64Array = np.minimum(np.maximum(values, -LARGEST), LARGEST)
+    return finite
 
 
 def _places(is_at: NDArray[np.bool_]) -> list[bytes]:

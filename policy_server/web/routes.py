@@ -37,6 +37,13 @@ BatchSeed = Annotated[
         "i; left out, each draw is new",
     ),
 ]
+LogProbability = Annotated[
+    bool,
+    Query(
+        description="Appends the log-probability as the last column to an answer in npy format; "
+        "JSON has it in any case",
+    ),
+]
 
 _BATCH_BODY = (
     "The body is a JSON list of observations, or an object with a list for each field, or, with "
@@ -142,7 +149,9 @@ def _endpoint(
 def _batch_endpoint(
     policy: ServedPolicy, kind: AnswerKind, *, is_raw: bool
 ) -> Callable[..., Awaitable[Response]]:
-    async def answer(request: Request, seed: int | None) -> Response:
+    async def answer(
+        request: Request, seed: int | None, *, has_log_probability: bool = False
+    ) -> Response:
         accepted = _qualities(request.headers.get("accept", ""))
         batch = BatchRequest(
             kind,
@@ -151,17 +160,23 @@ def _batch_endpoint(
             wants_npy=accepted.get(NPY, 0) > accepted.get("application/json", 0),
             seed=seed,
             request_id=request.state.request_id,
+            has_log_probability=has_log_probability,
         )
         body = await policy.answer_batch(batch, request.stream())
         return Response(body, media_type=NPY if batch.wants_npy else "application/json")
 
-    async def draw(request: Request, seed: BatchSeed = None) -> Response:
-        return await answer(request, seed)
+    async def draw(
+        request: Request, seed: BatchSeed = None, *, log_probability: LogProbability = False
+    ) -> Response:
+        return await answer(request, seed, has_log_probability=log_probability)
 
-    async def give(request: Request) -> Response:
+    async def give(request: Request, *, log_probability: LogProbability = False) -> Response:
+        return await answer(request, None, has_log_probability=log_probability)
+
+    async def describe(request: Request) -> Response:
         return await answer(request, None)
 
-    return draw if kind == "predict" else give
+    return {"predict": draw, "predict_deterministic": give, "distribution": describe}[kind]
 
 
 def _media_type(text: str) -> str:

@@ -158,6 +158,56 @@ async def test_array_has_the_columns_of_the_json(backend: FakeBackend, accept: s
     assert np.array_equal(inputs, np.hstack([np.array(v, np.float32) for v in values]))
 
 
+@pytest.mark.parametrize("kind", KINDS[:2])
+@pytest.mark.parametrize("backend", [item[0] for item in SHAPES.values()], ids=SHAPES)
+async def test_array_has_the_log_probability_where_it_is_asked_for(
+    backend: FakeBackend, kind: str
+) -> None:
+    seed = {"seed": 3} if kind == "predict" else {}
+    body = {"json": [{"obs": [0.25, 1]}, {"obs": [0.5, 1]}]}
+    accept = {"headers": {"accept": "application/x-npy"}}
+    path, asked = f"/{kind}_raw/batch", seed | {"log_probability": "true"}
+    async with serve(backend, schema=RAW) as client:
+        plain = await answer_of(client, path, params=seed, **body, **accept)
+        more = await answer_of(client, path, params=asked, **body, **accept)
+        answer = await answer_of(client, path, params=asked, **body)
+        same = await answer_of(client, path, params=seed, **body)
+        empty = await answer_of(client, path, params=asked, json=[], **accept)
+
+    assert np.array_equal(more[:, :-1], plain)
+    assert np.array_equal(more[:, -1], np.array(answer["log_probability"], np.float32))
+    assert answer == same
+    assert empty.shape == (0, more.shape[1])
+
+
+async def test_log_probability_of_an_array_is_nan_where_it_is_unknown() -> None:
+    async with serve(UNKNOWN) as client:
+        answer = await answer_of(
+            client,
+            "/predict/batch?log_probability=true",
+            json=ROWS,
+            headers={"accept": "application/x-npy"},
+        )
+
+    assert np.isnan(answer[:, 1:]).all()
+
+
+async def test_parameter_of_the_log_probability_is_declared_and_validated() -> None:
+    async with serve() as client:
+        wrong = await client.post("/predict/batch?log_probability=maybe", json=ROWS)
+        document = (await client.get("/openapi.json")).json()
+
+    assert_invalid(wrong, "query.log_probability")
+    declared = {
+        path
+        for path, methods in document["paths"].items()
+        for operation in methods.values()
+        for parameter in operation.get("parameters", ())
+        if parameter["name"] == "log_probability"
+    }
+    assert declared == {f"/{kind}{form}/batch" for kind in KINDS[:2] for form in ("", "_raw")}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_batch_without_an_observation_has_an_answer_without_a_row(kind: str) -> None:
     async with serve() as client:
