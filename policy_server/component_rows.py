@@ -84,7 +84,8 @@ class CategoricalLayout:
 class CategoricalRows:
     """The P categorical parts of B rows.
 
-    The softmax is kept as RLlib's `Categorical` has it, less its division: `weights` over `total`.
+    The softmax is kept as RLlib's `Categorical` has it, less its division. A row's numbers are the
+    same to the last bit among any others.
     """
 
     def __init__(self, layout: CategoricalLayout, inputs: Rows) -> None:
@@ -108,8 +109,10 @@ class CategoricalRows:
             )
         shifted -= largest
         self._shifted = shifted
-        self._weights = np.exp(shifted)
-        self._log_total = np.log(np.add.reduce(self._weights, axis=0))
+        # The running sums of the softmax's weights. NumPy's own sum adds the numbers of one row in
+        # another order than those of many, and so differs in the last digit.
+        self._cumulated = _cumulated(np.exp(shifted))
+        self._log_total = np.log(self._cumulated[-1])
 
     def draw(self, uniform: Float64Array) -> NDArray[np.integer[Any]]:
         """Return the choices that numbers in [0, 1) fall on; never one of probability 0.
@@ -120,7 +123,7 @@ class CategoricalRows:
         Returns:
             int[P, B].
         """
-        cumulated = _cumulated(self._weights)
+        cumulated = self._cumulated
         is_passed = cumulated <= uniform * cumulated[-1]
         dtype = np.int8 if len(cumulated) <= _MOST_IN_INT8 else np.intp
         chosen: NDArray[np.integer[Any]] = np.add.reduce(
@@ -142,7 +145,13 @@ class CategoricalRows:
         index += np.arange(index.size).reshape(index.shape)
         parts: Float64Array = self._shifted.ravel().take(index)
         parts -= self._log_total
-        total: Float64Array = parts[0] if len(parts) == 1 else np.add.reduce(parts, axis=0)
+        if len(parts) == 1:
+            only: Float64Array = parts[0]
+            return only
+        # One row too is added part by part.
+        total: Float64Array = (
+            parts.cumsum(axis=0)[-1] if parts.shape[1] == 1 else np.add.reduce(parts, axis=0)
+        )
         return total
 
     def probabilities(self, part: int) -> Float64Array:

@@ -19,7 +19,7 @@ from policy_server.actions import ActionDistribution
 from policy_server.numpy_operations import OPERATIONS
 from policy_server.policy import Int64Array, PolicyOutputs, PolicySignature
 
-__all__ = ["CompiledPolicy", "NetworkPolicy", "NumpyNetwork", "Step"]
+__all__ = ["CompiledPolicy", "NetworkPolicy", "NumpyNetwork", "Step", "seeded_apart"]
 
 Array = NDArray[Any]
 
@@ -211,7 +211,36 @@ class NetworkPolicy:
         seeds: Int64Array,
     ) -> PolicyOutputs:
         with np.errstate(all="ignore"):
-            inputs = self._run(observations)
+            inputs = seeded_apart(self._run, observations, seeds)
         return self._actions.answer(
             inputs.astype(np.float32, copy=False), is_deterministic=is_deterministic, seeds=seeds
         )
+
+
+def seeded_apart(
+    run: Callable[[Array], Array], observations: NDArray[np.floating[Any]], seeds: Int64Array
+) -> Array:
+    """Return `action_dist_inputs`, each seeded row computed by itself.
+
+    The last digit of a matrix product depends on the number of its rows, and a seeded draw is the
+    same to the last bit whatever else is asked at once.
+
+    Args:
+        run: the function float[B, D] -> float[B, K].
+        observations: float[B, D].
+        seeds: int64[B]; -1 for a row without a seed.
+
+    Returns:
+        float[B, K].
+    """
+    is_seeded = seeds >= 0
+    rows = np.flatnonzero(is_seeded)
+    if not rows.size or len(observations) == 1:
+        return run(observations)
+    alone = np.concatenate([run(observations[row : row + 1]) for row in rows])
+    if len(rows) == len(observations):
+        return alone
+    inputs = np.empty((len(observations), *alone.shape[1:]), alone.dtype)
+    inputs[is_seeded] = alone
+    inputs[~is_seeded] = run(observations[~is_seeded])
+    return inputs

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+from dataclasses import replace
+from typing import ClassVar
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from policy_server.batching import MicroBatcher
 from policy_server.numpy_network import CompiledPolicy, NetworkPolicy, NumpyNetwork, Step
+from policy_server.policy import (
+    ActionComponent,
+    Float32Array,
+    Float64Array,
+    Int64Array,
+    PolicyOutputs,
+)
 from tests.fakes import components_of, signature_of
 
 WEIGHTS = np.array([[1.0, -2.0], [2.0, 0.5]], np.float32)
@@ -92,3 +106,103 @@ def test_many_rows_are_answered_as_few_are() -> None:
     expected = np.concatenate([part.log_probability for part in parts])
     assert whole.log_probability == pytest.approx(expected)
     assert whole.distribution == pytest.approx(rows @ WEIGHTS, abs=1e-6)
+
+
+SEEDED_PARTS: dict[str, tuple[ActionComponent, ...]] = {
+    "Box": components_of(("normal", 3)),
+    "squashed Box": components_of(("squashed_normal", 9)),
+    "many choices": components_of(("categorical", 37)),
+    "many parts": components_of(*((("categorical", 3), ("categorical", 2)) * 6)),
+    "tuple": components_of(("categorical", 12), ("normal", 2)),
+    "Box with bounds": tuple(
+        replace(part, low=(-1.0,) * 2, high=(3.0,) * 2) for part in components_of(("normal", 2))
+    ),
+}
+seeded = pytest.mark.parametrize("components", SEEDED_PARTS.values(), ids=SEEDED_PARTS)
+
+
+def layered(components: tuple[ActionComponent, ...], width: int = 7) -> NetworkPolicy:
+    """Return a policy of two layers of 64, with random weights."""
+    generator = np.random.default_rng(11)
+    outputs = sum(part.inputs for part in components)
+    sizes = (width, 64, 64, outputs)
+    constants = {
+        place: generator.normal(size=shape).astype(np.float32) / np.float32(8)
+        for place, shape in enumerate(itertools.pairwise(sizes), start=1)
+    }
+    steps = (
+        Step("MatMul", (0, 1), 4),
+        Step("Tanh", (4,), 5),
+        Step("MatMul", (5, 2), 6),
+        Step("Relu", (6,), 7),
+        Step("MatMul", (7, 3), 8),
+    )
+    network = NumpyNetwork(constants, steps, result=8, registers=9)
+    return NetworkPolicy(CompiledPolicy(signature_of(components, width=width), network))
+
+
+def drawn(
+    policy: NetworkPolicy, rows: NDArray[np.float32], seeds: NDArray[np.int64]
+) -> PolicyOutputs:
+    """Return draws."""
+    return policy.infer(rows, is_deterministic=np.zeros(len(rows), bool), seeds=seeds)
+
+
+@seeded
+@pytest.mark.parametrize("size", [2, 3, 8, 33, 600])
+def test_seeded_answer_is_the_same_to_the_last_bit_in_any_batch(
+    components: tuple[ActionComponent, ...], size: int
+) -> None:
+    policy = layered(components)
+    rows = np.random.default_rng(12).normal(size=(size, 7)).astype(np.float32)
+    seeds = np.arange(size)
+    # Some of the neighbours have no seed.
+    seeds[1::3] = -1
+
+    together = drawn(policy, rows, seeds)
+
+    for row in np.flatnonzero(seeds >= 0)[-20:]:
+        alone = drawn(policy, rows[row : row + 1].copy(), seeds[row : row + 1])
+        assert alone.actions[0].tobytes() == together.actions[row].tobytes()
+        assert alone.log_probability[0].tobytes() == together.log_probability[row].tobytes()
+
+
+async def test_seeded_draw_of_a_box_is_the_same_through_the_batcher() -> None:
+    policy = layered(SEEDED_PARTS["Box"])
+    rows = np.random.default_rng(13).normal(size=(40, 7)).astype(np.float32)
+
+    class Backend:
+        signature = policy.signature
+        sizes: ClassVar[list[int]] = []
+
+        async def infer(
+            self,
+            observations: Float32Array | Float64Array,
+            *,
+            is_deterministic: NDArray[np.bool_],
+            seeds: Int64Array,
+        ) -> PolicyOutputs:
+            self.sizes.append(len(observations))
+            return policy.infer(observations, is_deterministic=is_deterministic, seeds=seeds)
+
+        async def is_ready(self) -> bool:
+            return True
+
+    batcher = MicroBatcher[PolicyOutputs](
+        Backend(),
+        lambda outputs: outputs,
+        max_batch_size=32,
+        max_queue_size=100,
+        timeout_s=10.0,
+    )
+
+    async def ask(index: int) -> bytes:
+        seed = index if index % 4 else -1
+        outputs, row = await batcher.infer(rows[index].tolist(), is_deterministic=False, seed=seed)
+        return bytes(outputs.actions[row].tobytes())
+
+    together = await asyncio.gather(*(ask(index) for index in range(40)))
+    alone = [await ask(index) for index in range(40)]
+
+    assert max(Backend.sizes) == 32
+    assert [alone[i] == together[i] for i in range(40) if i % 4] == [True] * 30

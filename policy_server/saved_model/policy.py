@@ -15,7 +15,7 @@ from policy_server.errors import (
     PolicyFailedError,
     UnsupportedAnswerError,
 )
-from policy_server.numpy_network import CompiledPolicy
+from policy_server.numpy_network import CompiledPolicy, seeded_apart
 from policy_server.policy import Int64Array, PolicyOutputs, PolicySignature
 from policy_server.saved_model import slim_tensorflow as tf
 from policy_server.saved_model.evidence import probe_rows
@@ -155,7 +155,7 @@ class TensorFlowPolicy:
         if self._actions is None:
             self._check_graph_can(is_deterministic, seeds)
             return self._infer_by_graph(observations, is_deterministic)
-        inputs = self._runner.run([self._distribution_output], observations)[0]
+        inputs = seeded_apart(self.distribution_inputs, observations, seeds)
         return self._actions.answer(
             inputs.astype(np.float32, copy=False), is_deterministic=is_deterministic, seeds=seeds
         )

@@ -36,7 +36,7 @@ _BYTES_AT_ONCE = 16384
 _TURNS = 4
 # More batches than these wait with their bodies unread, so that memory stays bounded.
 MOST_AT_ONCE = 32
-# A seeded draw takes some twenty microseconds, ten times the rest of a row.
+# A seeded row is computed by itself, in some twenty microseconds: twenty times a row without.
 _SEEDED_ROWS_PER_CALL = ROWS_PER_CALL // 16
 
 

@@ -281,6 +281,25 @@ def test_policy_over_q_values_takes_its_best_action_with_probability_one(
     assert (component.probabilities == np.eye(3)[best[:3]]).all()
 
 
+def test_seeded_draw_of_tensorflow_is_the_same_to_the_last_bit_in_any_batch(
+    tmp_path: Path,
+) -> None:
+    built = V1Policy(parts=(Part("normal", (2,)),), width=9, shape=(9,))
+    policy = load_policy(built.save(tmp_path / "m"), engine="tensorflow")
+    rows = np.random.default_rng(1).normal(size=(33, 9)).astype(np.float32)
+    seeds = np.where(np.arange(33) % 4 == 1, -1, np.arange(33))
+
+    for size in (2, 8, 33):
+        together = policy.infer(
+            rows[:size], is_deterministic=np.zeros(size, bool), seeds=seeds[:size]
+        )
+        for row in np.flatnonzero(seeds[:size] >= 0):
+            alone = policy.infer(
+                rows[row : row + 1], is_deterministic=np.array([False]), seeds=seeds[row : row + 1]
+            )
+            assert alone.actions[0].tobytes() == together.actions[row].tobytes()
+
+
 def test_family_that_cannot_be_proved_is_drawn_by_the_graph(tmp_path: Path) -> None:
     policy = load_policy(V1Policy(parts=(Part("dirichlet", (3,)),)).save(tmp_path / "m"))
 
