@@ -206,10 +206,17 @@ def _show_policy(client: ServerClient) -> None:
         show_playing(client, schema)
 
 
+_BASES = {
+    "structure": "proved: its draws agree with the model's own",
+    "schema": "as schema.yaml states",
+    "graph": "drawn by the model itself",
+}
+
+
 def _describe_policy(schema: Mapping[str, Any]) -> str:
     policy = schema["policy"]
     width = policy["observation_width"]
-    proof = "proved equal to the model" if policy["is_proved"] else "the model draws by itself"
+    proof = _BASES[policy["basis"]]
     observation = "observations of any length" if width is None else f"{width} values in"
     return f"{observation}, {policy['family']} out · {proof}"
 

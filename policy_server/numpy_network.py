@@ -19,7 +19,17 @@ from policy_server.actions import ActionDistribution
 from policy_server.numpy_operations import OPERATIONS
 from policy_server.policy import Int64Array, PolicyOutputs, PolicySignature
 
-__all__ = ["CompiledPolicy", "NetworkPolicy", "NumpyNetwork", "Step", "seeded_apart"]
+__all__ = [
+    "FAILURES",
+    "CompiledPolicy",
+    "NetworkPolicy",
+    "NumpyNetwork",
+    "Step",
+    "seeded_apart",
+]
+
+FAILURES = (IndexError, ValueError, TypeError, ZeroDivisionError)
+"""What a step raises on an observation that it can't compute, such as an index out of range."""
 
 Array = NDArray[Any]
 
@@ -189,6 +199,8 @@ class NetworkPolicy:
             The answers.
 
         Raises:
+            IndexError, ValueError, TypeError, ZeroDivisionError: if the network can't compute an
+                observation (`FAILURES`).
             DistributionError: if the network's outputs are no distribution.
         """
         total = len(observations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,25 @@ from numpy.typing import NDArray
 __all__ = ["OPERATIONS"]
 
 Array = NDArray[Any]
+
+
+def _flushed(x: Array) -> Array:
+    """Return the numbers with denormals as zero, as TensorFlow's threads read them.
+
+    Whatever tells zero from nearly zero has to take them so: a logarithm, a comparison, a division.
+    """
+    if x.dtype.kind != "f":
+        return x
+    return np.where(np.abs(x) < np.finfo(x.dtype).tiny, x * x.dtype.type(0), x)
+
+
+def _compared(function: Callable[..., Array]) -> Callable[[Array, Array], Array]:
+    return lambda a, b: function(_flushed(np.asarray(a)), _flushed(np.asarray(b)))
+
+
+def _divide(a: Array, b: Array) -> Array:
+    # One number divides all: a constant, which needs no look.
+    return np.divide(a, b if np.ndim(b) == 0 else _flushed(b))
 
 
 def _matmul(a: Array, b: Array, *, transpose_a: bool = False, transpose_b: bool = False) -> Array:
@@ -98,12 +118,34 @@ def _strided_slice(x: Array, begin: Array, end: Array, strides: Array, **masks: 
 
 def _reduction(function: Callable[..., Any]) -> Callable[..., Array]:
     def reduce(x: Array, axes: Array, *, keep_dims: bool) -> Array:
-        result: Array = function(
-            x, axis=tuple(int(axis) for axis in np.ravel(axes)), keepdims=keep_dims
-        )
+        axis = tuple(int(axis) for axis in np.ravel(axes))
+        # Sums of integers keep their type, and wrap.
+        named = {"dtype": x.dtype} if function in (np.sum, np.prod) else {}
+        result: Array = function(x, axis=axis, keepdims=keep_dims, **named)
         return result
 
     return reduce
+
+
+def _mean(x: Array, axes: Array, *, keep_dims: bool) -> Array:
+    if x.dtype.kind != "f":
+        raise TypeError("no mean of integers")
+    return _reduction(np.mean)(x, axes, keep_dims=keep_dims)
+
+
+def _gather(x: Array, indices: Array, axis: Array) -> Array:
+    size = np.shape(x)[int(axis)]
+    if np.size(indices) and (np.min(indices) < 0 or np.max(indices) >= size):
+        raise IndexError(f"an index lies outside 0 to {size - 1}")
+    return np.take(x, indices, axis=int(axis))
+
+
+def _floor_divide(a: Array, b: Array) -> Array:
+    if a.dtype.kind == "f":
+        return np.floor(_flushed(_flushed(a) / _flushed(b)))
+    if not np.all(b):
+        raise ZeroDivisionError("an integer is divided by zero")
+    return np.floor_divide(a, b)
 
 
 def _one_hot(
@@ -114,7 +156,8 @@ def _one_hot(
 
 
 def _cast(x: Array, *, dtype: str) -> Array:
-    return np.asarray(x).astype(dtype, copy=False)
+    x = np.asarray(x)
+    return (_flushed(x) if dtype == "bool" else x).astype(dtype, copy=False)
 
 
 def _squeeze(x: Array, *, squeeze_dims: tuple[int, ...]) -> Array:
@@ -133,9 +176,14 @@ def _where(condition: Array, a: Array, b: Array) -> Array:
     return np.where(condition, a, b)
 
 
+def _select(condition: Array, a: Array, b: Array) -> Array:
+    # TensorFlow 1 takes one condition a row.
+    shape = (-1, *(1,) * (np.ndim(a) - 1))
+    return np.where(condition.reshape(shape) if np.ndim(condition) == 1 else condition, a, b)
+
+
 def _leaky_relu(x: Array, *, alpha: float) -> Array:
-    result: Array = np.maximum(x, x * x.dtype.type(alpha))
-    return result
+    return np.where(x > 0, x, x * x.dtype.type(alpha))
 
 
 def _conv(x: Array, filters: Array, *, strides: tuple[int, ...], padding: str) -> Array:
@@ -169,7 +217,7 @@ def _normalise(
 OPERATIONS: Mapping[str, Callable[..., Array]] = {
     "Abs": np.abs,
     "Add": np.add,
-    "AddN": lambda *parts: np.sum(np.stack(parts), axis=0),
+    "AddN": lambda *parts: functools.reduce(np.add, parts),
     "AddV2": np.add,
     "BiasAdd": np.add,
     "Cast": _cast,
@@ -178,40 +226,43 @@ OPERATIONS: Mapping[str, Callable[..., Array]] = {
     "Cos": np.cos,
     "Einsum": lambda *parts, equation: np.einsum(equation, *parts),
     "Elu": _elu,
-    "Equal": np.equal,
+    "Equal": _compared(np.equal),
     "Exp": np.exp,
     "ExpandDims": lambda x, axis: np.expand_dims(x, int(axis)),
     "Fill": lambda shape, value: np.full([int(size) for size in shape], value),
-    "FloorDiv": np.floor_divide,
+    "FloorDiv": _floor_divide,
     "FusedBatchNormV3": _normalise,
-    "GatherV2": lambda x, indices, axis: np.take(x, indices, axis=int(axis)),
-    "Greater": np.greater,
+    "GatherV2": _gather,
+    "Greater": _compared(np.greater),
+    "GreaterEqual": _compared(np.greater_equal),
     "LeakyRelu": _leaky_relu,
-    "Less": np.less,
-    "Log": np.log,
+    "Less": _compared(np.less),
+    "LessEqual": _compared(np.less_equal),
+    "Log": lambda x: np.log(_flushed(x)),
     "LogicalAnd": np.logical_and,
     "LogicalNot": np.logical_not,
+    "LogicalOr": np.logical_or,
     "MatMul": _matmul,
     "Max": _reduction(np.max),
     "Maximum": np.maximum,
-    "Mean": _reduction(np.mean),
+    "Mean": _mean,
     "Min": _reduction(np.min),
     "Minimum": np.minimum,
     "Mul": np.multiply,
     "Neg": np.negative,
-    "NotEqual": np.not_equal,
+    "NotEqual": _compared(np.not_equal),
     "OneHot": _one_hot,
     "OnesLike": np.ones_like,
     "Pack": _pack,
     "Pad": np.pad,
-    "Pow": np.power,
+    "Pow": lambda a, b: np.power(_flushed(np.asarray(a)), b),
     "Prod": _reduction(np.prod),
     "Range": _range,
-    "RealDiv": np.divide,
+    "RealDiv": _divide,
     "Relu": _relu,
     "Reshape": _reshape,
-    "Rsqrt": lambda x: 1 / np.sqrt(x),
-    "Select": _where,
+    "Rsqrt": lambda x: 1 / np.sqrt(_flushed(x)),
+    "Select": _select,
     "SelectV2": _where,
     "Selu": _selu,
     "Shape": lambda x, dtype="int32": np.array(np.shape(x), dtype),

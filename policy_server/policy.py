@@ -17,6 +17,7 @@ __all__ = [
     "LARGEST",
     "ActionComponent",
     "ActionOutput",
+    "Basis",
     "ComponentKind",
     "Float32Array",
     "Float64Array",
@@ -37,6 +38,7 @@ Int64Array = NDArray[np.int64]
 LARGEST = float(np.finfo(np.float32).max)
 _LOG_LARGEST = math.log(LARGEST)
 
+Basis = Literal["structure", "schema", "graph"]
 ComponentKind = Literal["categorical", "normal", "squashed_normal", "deterministic"]
 
 
@@ -146,8 +148,9 @@ class PolicySignature:
         components: the action distribution's parts, ordered by column; None where the family is
             unknown.
         is_value_based: a greedy policy over Q values: it takes the best action with probability 1.
-        is_proved: `components` reproduce the graph's own log-probabilities and deterministic
-            actions.
+        basis: on what an answer rests: `structure` (the graph's structure, draws and modes agree),
+            `schema` (schema.yaml states what the file leaves open), or `graph` (the graph's own
+            outputs are answered).
         has_deterministic_action: the model can give its deterministic action.
         is_tuple_of_one: its only action is a tuple's only part, and looks as the part alone would.
         recurrent_inputs: the names of the inputs that carry recurrent state, which starts at zero.
@@ -164,13 +167,18 @@ class PolicySignature:
     action_outputs: tuple[ActionOutput, ...]
     components: tuple[ActionComponent, ...] | None
     is_value_based: bool = False
-    is_proved: bool = False
+    basis: Basis = "graph"
     has_deterministic_action: bool = True
     is_tuple_of_one: bool = False
     recurrent_inputs: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
     engine: Literal["numpy", "tensorflow"] = "tensorflow"
     engine_reason: str = ""
+
+    @property
+    def is_proved(self) -> bool:
+        """Return whether `components` were read from the graph and held against its answers."""
+        return self.basis == "structure"
 
     @property
     def family(self) -> str:

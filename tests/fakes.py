@@ -64,7 +64,7 @@ def signature_of(
         outputs=(SignatureTensor("action_dist_inputs", "float32", (None, None)),),
         action_outputs=outputs_of(components or ()) if outputs is None else outputs,
         components=components,
-        is_proved=components is not None,
+        basis="graph" if components is None else "structure",
     )
 
 

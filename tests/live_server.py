@@ -55,7 +55,7 @@ class _FixedPolicy:
         outputs=(SignatureTensor("actions_0", "int64", (None,)),),
         action_outputs=(ActionOutput("actions_0", is_integer=True, columns=1, is_vector=False),),
         components=(ActionComponent("categorical", 2, first_input=0, first_column=0),),
-        is_proved=True,
+        basis="structure",
     )
 
     async def infer(

@@ -324,6 +324,7 @@ def test_inspect_as_json_holds_the_same(categorical: Path, settings: Settings) -
 
     assert document["family"] == "categorical(4)"
     assert document["is_proved"] is True
+    assert document["basis"] == "structure"
     assert document["components"][0]["size"] == 4
     assert document["inputs"][1] == {
         "name": "observations",
@@ -385,12 +386,22 @@ def test_inspect_shows_what_is_not_known() -> None:
         "family       unknown",
         "components   unknown",
         "proved       no",
+        "basis        graph: the file's own draws are answered; their distribution is not known",
         "findings     none",
         "engine       tensorflow: its family is unknown",
         "recurrent    no",
     ]
     assert "components   0  categorical, 2 choices: temperature 0.5" in (
         model_report.report_as_text(replace(report, signature=hot))
+    )
+    normal = ActionComponent(
+        "normal", 2, 0, 0, log_std_bounds=(-5.0, None), mean_bounds=(-1.0, 1.0), std_floor=0.1
+    )
+    assert (
+        "components   0  normal, 2 dimensions: mean from -1 to 1: log of the deviation from -5: "
+        "deviation + 0.1"
+    ) in model_report.report_as_text(
+        replace(report, signature=replace(unknown, components=(normal,)))
     )
 
 

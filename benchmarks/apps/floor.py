@@ -48,7 +48,7 @@ class ConstantBackend:
         outputs=(SignatureTensor("action_dist_inputs", "float32", (None, _ACTIONS)),),
         action_outputs=(ActionOutput("actions_0", is_integer=True, columns=1, is_vector=False),),
         components=(ActionComponent("categorical", _ACTIONS, first_input=0, first_column=0),),
-        is_proved=True,
+        basis="structure",
     )
 
     async def infer(

@@ -6,7 +6,7 @@ import contextlib
 import json
 import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,13 @@ from typing import Any
 from policy_server.commands.native_logs import hidden_native_logs
 from policy_server.errors import ModelError, SchemaError
 from policy_server.model_store import find_model, unpack_model
-from policy_server.policy import ActionComponent, ActionOutput, PolicySignature, SignatureTensor
+from policy_server.policy import (
+    ActionComponent,
+    ActionOutput,
+    Basis,
+    PolicySignature,
+    SignatureTensor,
+)
 from policy_server.schema import ServerSchema, parse_schema, read_schema
 from policy_server.settings import Settings
 
@@ -28,6 +34,11 @@ __all__ = [
 ]
 
 _SOME_LABELS = 4
+_BASES: Mapping[Basis, str] = {
+    "structure": "how the file draws its actions was read, and its draws and modes agree",
+    "schema": "schema.yaml states the distribution; the file holds no draw to hold it against",
+    "graph": "the file's own draws are answered; their distribution is not known",
+}
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,7 @@ def report_as_text(report: ModelReport) -> list[str]:
         "components": _table([_component(*item) for item in enumerate(signature.components or ())])
         or ["unknown"],
         "proved": ["yes" if signature.is_proved else "no"],
+        "basis": [f"{signature.basis}: {_BASES[signature.basis]}"],
         "findings": signature.findings or ["none"],
         "engine": [f"{signature.engine}: {signature.engine_reason}"],
         "recurrent": signature.recurrent_inputs or ["no"],
@@ -126,6 +138,7 @@ def report_as_json(report: ModelReport) -> str:
     """
     document: dict[str, Any] = asdict(report.signature)
     document |= {
+        "is_proved": report.signature.is_proved,
         "model": str(report.source),
         "family": report.signature.family,
         "schema": None if report.schema is None else str(report.schema),
@@ -254,6 +267,16 @@ def _component(index: int, item: ActionComponent) -> tuple[str, str]:
         parts.append(f"{scaling} to {list(item.low)} .. {list(item.high)}")
     if item.temperature != 1.0:
         parts.append(f"temperature {item.temperature:g}")
+    for noun, bounds in (
+        ("mean", item.mean_bounds),
+        ("log of the deviation", item.log_std_bounds),
+    ):
+        if bounds is not None:
+            low, high = ("" if bound is None else f"{bound:g}" for bound in bounds)
+            sides = [f"from {low}" if low else "", f"to {high}" if high else ""]
+            parts.append(" ".join([noun, *filter(None, sides)]))
+    if item.std_floor:
+        parts.append(f"deviation + {item.std_floor:g}")
     return item.name or str(index), ": ".join(parts)
 
 

@@ -17,15 +17,20 @@ from policy_server.policy import (
     PolicySignature,
     SignatureTensor,
 )
-from policy_server.saved_model.graph import DISTRIBUTION_INPUTS, LoadedGraph
+from policy_server.saved_model.graph import DISTRIBUTION_INPUTS, Q_VALUES, LoadedGraph
 from policy_server.saved_model.network import is_feature_layer, is_untrained
 from policy_server.schema import ServerSchema
 
 __all__ = ["logits_output", "read_from_schema"]
 
+_RECURRENT_WORDS = ("state", "seq_len", "Placeholder", "memory")
 _HARMLESS_INPUTS = ("is_training", "timestep")
-_LOGITS_NAMES = (DISTRIBUTION_INPUTS, "logits", "fc_out", "q_values")
-_ASK_AGAIN = "export with Ray 2.0.1 or older, whose files hold the whole policy"
+_LOGITS_NAMES = (DISTRIBUTION_INPUTS, "logits", "fc_out", Q_VALUES)
+_ASK_AGAIN = (
+    "Ray 2.1 to 2.9 export the network alone; train and export with Ray 2.0.1 or older and "
+    "framework 'tf', whose files hold the whole policy"
+)
+_NAME_IT = f"give the logits' output the name {DISTRIBUTION_INPUTS}, or, with RLlib: {_ASK_AGAIN}"
 
 
 def logits_output(loaded: LoadedGraph) -> SignatureTensor:
@@ -41,11 +46,16 @@ def logits_output(loaded: LoadedGraph) -> SignatureTensor:
         ModelError: if none or several can be, or if the network is a recurrent or feature trunk.
     """
     others = [item.name for item in loaded.feeds.values() if item.name not in _HARMLESS_INPUTS]
-    if others:
+    if any(word in name for name in others for word in _RECURRENT_WORDS):
         raise ModelError(
             "saved_model.pb: holds only the recurrent trunk of a policy (inputs "
             f"{', '.join(others)}), "
             f"which gives no actions; {_ASK_AGAIN}"
+        )
+    if others:
+        raise ModelError(
+            f"saved_model.pb: needs the inputs {', '.join(others)} beside the observation, and its "
+            "values can't be known; export a network whose only input is one flat observation"
         )
     chosen, width = _candidate(loaded)
     if is_feature_layer(loaded, chosen.name):
@@ -70,20 +80,21 @@ def _candidate(loaded: LoadedGraph) -> tuple[SignatureTensor, int]:
     if not candidates:
         found = ", ".join(item.name for item in loaded.outputs)
         raise ModelError(
-            f"saved_model.pb: no output can be the action logits, got {found}; {_ASK_AGAIN}"
+            f"saved_model.pb: no output can be the action logits, got {found}; expected one of the "
+            f"shape (N, K) beside the value; {_NAME_IT}"
         )
     named = [item for item in candidates if item.name in _LOGITS_NAMES]
     chosen = named if len(candidates) > 1 else candidates
     if len(chosen) != 1:
         found = ", ".join(item.name for item in candidates)
         raise ModelError(
-            f"saved_model.pb: several outputs can be the action logits, got {found}; {_ASK_AGAIN}"
+            f"saved_model.pb: several outputs can be the action logits, got {found}; {_NAME_IT}"
         )
     width = chosen[0].shape[1] if chosen[0].shape else None
     if width is None:
         raise ModelError(
             f"saved_model.pb: the output {chosen[0].name} has no fixed width, so it can't be read; "
-            f"{_ASK_AGAIN}"
+            "export the network with a signature whose outputs have their sizes"
         )
     return chosen[0], width
 
@@ -138,11 +149,13 @@ def read_from_schema(
         signature,
         action_outputs=actions,
         components=tuple(components),
-        is_value_based=output.name == "q_values",
+        is_value_based=output.name == Q_VALUES,
+        basis="schema",
     )
+    source = "its name tells" if output.name == Q_VALUES else f"{schema.source} states"
     found = (
         f"the file holds the network only: its output {output.name} is read as {known.family}, as "
-        "schema.yaml states"
+        f"{source}"
     )
     proof = "sampling is ours; there is nothing in the file to prove it with"
     return replace(known, findings=(found, proof))
@@ -179,14 +192,17 @@ def _single_part(schema: ServerSchema, width: int, name: str) -> tuple[bool, int
     is_discrete = schema.discrete
     if is_discrete is None and schema.actions is not None:
         is_discrete = schema.actions[0].choices is not None
+    if is_discrete is None and name == Q_VALUES:
+        return True, width
     if is_discrete is None:
-        if width % 2:
-            return True, width
+        continuous = (
+            f", or {width // 2} continuous values (discrete: False)" if width % 2 == 0 else ""
+        )
         raise ModelError(
             f"{schema.source}: parameters.discrete: is missing, and this model's file does not say "
-            f"whether its output {name} "
-            f"({width} wide) means {width} integer choices or {width // 2} continuous values; set "
-            "it"
+            f"what its output {name} ({width} wide) means: one action of {width} integer choices "
+            f"(discrete: True){continuous}, or several actions (tuple: True, and 'actions' with "
+            "the choices or dimensions of each); state it"
         )
     if not is_discrete and width % 2:
         raise ModelError(

@@ -7,7 +7,7 @@ it folds away.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,12 @@ from numpy.typing import NDArray
 
 from policy_server.numpy_network import NumpyNetwork, Step
 from policy_server.numpy_operations import OPERATIONS
+from policy_server.saved_model.row_dependence import (
+    ROWS,
+    dependence,
+    is_row_wise,
+    of_observations,
+)
 
 __all__ = ["NetworkBuilder"]
 
@@ -23,6 +29,15 @@ Array = NDArray[Any]
 Attributes = tuple[tuple[str, Any], ...]
 
 _BATCH_SIZES = (1, 2, 3, 5)
+_FOLLOWED = _BATCH_SIZES.index(ROWS)
+# Random observations may be indices that no observation has: these stand in for the operations that
+# refuse them.
+_TRIED: Mapping[str, Callable[..., Array]] = {
+    "FloorDiv": lambda a, b: np.asarray(np.floor_divide(a, np.where(b == 0, 1, b)), a.dtype),
+    "GatherV2": lambda x, indices, axis: np.take(x, indices, axis=int(axis), mode="clip"),
+}
+# What becomes of a number outside an integer's range is defined for the common types alone.
+_CAST_TO = ("bool", "float16", "float32", "float64", "int32", "int64")
 _OF_THE_SHAPE = ("Shape", "ZerosLike", "OnesLike")
 # These give their first input's values in another order, and compute none.
 _MOVES = ("ExpandDims", "Pack", "Reshape", "Squeeze", "StridedSlice", "Transpose")
@@ -40,9 +55,12 @@ class _Trial:
         is_fixed: it depends on the batch size alone, not on the observations.
         origin: the register whose values these are in another order; None where they are new.
         order: the places in it, at each batch size.
+        depends_on: uint8 of the shape at the batch size of `row_dependence.ROWS`: the observations
+            that each number depends on.
     """
 
     values: tuple[Array, ...]
+    depends_on: Array
     is_fixed: bool = False
     origin: int | None = None
     order: tuple[Array, ...] = ()
@@ -63,7 +81,7 @@ class NetworkBuilder:
         """
         generator = np.random.default_rng(0)
         rows = tuple(generator.normal(size=(size, width)) for size in _BATCH_SIZES)
-        self._trials = [_Trial(rows)]
+        self._trials = [_Trial(rows, of_observations(width))]
         self._constants: dict[int, Array] = {}
         self._steps: list[Step] = []
         self.in_convolutions = 0
@@ -74,7 +92,8 @@ class NetworkBuilder:
         Args:
             value: the constant.
         """
-        register = self._hold(_Trial((value,) * len(_BATCH_SIZES), is_fixed=True))
+        nothing = np.zeros(np.shape(value), np.uint8)
+        register = self._hold(_Trial((value,) * len(_BATCH_SIZES), nothing, is_fixed=True))
         self._constants[register] = value
         return register
 
@@ -98,6 +117,8 @@ class NetworkBuilder:
             ValueError, TypeError, IndexError: in NumPy's words, if it fails on these inputs.
         """
         trial = self._try(operation, inputs, attributes)
+        if operation == "Cast" and inputs[0] != 0 and not trial.is_fixed:
+            self._check_cast(self._trials[inputs[0]].values[0], dict(attributes)["dtype"])
         if operation == "Conv2D":
             height, width, channels, _ = self._trials[inputs[1]].values[0].shape
             self.in_convolutions += trial.values[0].size * height * width * channels
@@ -135,12 +156,24 @@ class NetworkBuilder:
         }
         return NumpyNetwork(constants, tuple(reversed(steps)), result, len(self._trials))
 
+    def is_row_wise(self, register: int) -> bool:
+        """Return whether each row of a register depends on its own observation alone.
+
+        Args:
+            register: which.
+        """
+        return is_row_wise(self._trials[register].depends_on)
+
+    def _check_cast(self, value: Array, dtype: str) -> None:
+        if value.dtype.kind == "f" and dtype not in _CAST_TO:
+            raise TypeError(f"a number of any size becomes {dtype}")
+
     def _hold(self, trial: _Trial) -> int:
         self._trials.append(trial)
         return len(self._trials) - 1
 
     def _try(self, operation: str, inputs: Sequence[int], attributes: Attributes) -> _Trial:
-        function, named = OPERATIONS[operation], dict(attributes)
+        function, named = _TRIED.get(operation, OPERATIONS[operation]), dict(attributes)
         trials = [self._trials[register] for register in inputs]
         with np.errstate(all="ignore"):
             values = tuple(
@@ -148,15 +181,24 @@ class NetworkBuilder:
                 for arguments in zip(*(trial.values for trial in trials), strict=True)
             )
             is_fixed = operation in _OF_THE_SHAPE or all(trial.is_fixed for trial in trials)
+            depends_on = np.zeros(values[_FOLLOWED].shape, np.uint8)
+            if not is_fixed:
+                depends_on = dependence(
+                    operation,
+                    [trial.depends_on for trial in trials],
+                    [trial.values[_FOLLOWED] for trial in trials],
+                    values[_FOLLOWED],
+                    named,
+                )
             if operation not in _MOVES or (operation == "Pack" and len(inputs) > 1):
-                return _Trial(values, is_fixed)
+                return _Trial(values, depends_on, is_fixed)
             places = trials[0].order or tuple(map(_places, trials[0].values))
             order = tuple(
                 np.asarray(function(*arguments, **named))
                 for arguments in zip(places, *(trial.values for trial in trials[1:]), strict=True)
             )
         origin = inputs[0] if trials[0].origin is None else trials[0].origin
-        return _Trial(values, is_fixed, origin, order)
+        return _Trial(values, depends_on, is_fixed, origin, order)
 
     def _known(self, operation: str, inputs: Sequence[int], trial: _Trial) -> int | None:
         """Return a register that already holds a step's result."""

@@ -5,7 +5,7 @@ The result is served only after it was proved equal to the graph on the probes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,38 +14,20 @@ from numpy.typing import NDArray
 from policy_server.numpy_network import NumpyNetwork
 from policy_server.numpy_operations import OPERATIONS
 from policy_server.policy import SignatureTensor
-from policy_server.saved_model import slim_tensorflow as tf
+from policy_server.saved_model.attributes import (
+    PORTED,
+    STRIDED_SLICE_MASKS,
+    NotCompiledError,
+    attributes_of,
+)
 from policy_server.saved_model.building import NetworkBuilder
 from policy_server.saved_model.freezing import node_of
 from policy_server.saved_model.graph import LoadedGraph
-from policy_server.saved_model.nodes import GraphNodes
+from policy_server.saved_model.nodes import SHAPE_OPS, GraphNodes
 from policy_server.saved_model.runner import filled_value
 
-__all__ = ["NotCompiledError", "compile_network", "largest_difference"]
+__all__ = ["Compilation", "NotCompiledError", "compile_network"]
 
-_TOLERANCE = 1e-5
-_FEWEST_PROBES = 16
-# TensorFlow's attributes that change what an operation computes, by operation.
-_ATTRIBUTES = {
-    "LeakyRelu": ("alpha",),
-    "MatMul": ("transpose_a", "transpose_b"),
-    "Max": ("keep_dims",),
-    "Mean": ("keep_dims",),
-    "Min": ("keep_dims",),
-    "OneHot": ("axis",),
-    "Pack": ("axis",),
-    "Split": ("num_split",),
-    "StridedSlice": (
-        "begin_mask",
-        "end_mask",
-        "ellipsis_mask",
-        "new_axis_mask",
-        "shrink_axis_mask",
-    ),
-    "Prod": ("keep_dims",),
-    "Sum": ("keep_dims",),
-}
-_PORTED = ("Split", "SplitV")
 # How many turns of a loop are unrolled: RLlib's recurrent layers take one for one observation.
 _MOST_TURNS = 16
 _ARRAY_OPS = (
@@ -57,76 +39,51 @@ _ARRAY_OPS = (
     "TensorArraySizeV3",
 )
 _PASSED = (*_ARRAY_OPS, "Enter")
-_WITH_OUTPUTS = (*_PORTED, "TensorArrayV3")
+_WITH_OUTPUTS = (*PORTED, "TensorArrayV3")
 _CHECKS = ("Assert", "CheckNumerics", "CheckNumericsV2", "Abort")
 
 
-class NotCompiledError(Exception):
-    """A policy can't be computed by NumPy; the message says what is missing."""
+@dataclass(frozen=True)
+class Compilation:
+    """What came of compiling a network.
+
+    Attributes:
+        network: the network in NumPy; None where it can't be.
+        reason: why it can't be; empty where it can.
+        is_row_wise: whether its operations answer each observation by itself; None where not all of
+            them are known.
+        in_convolutions: how many multiplications its convolutions take for one observation.
+    """
+
+    network: NumpyNetwork | None
+    reason: str = ""
+    is_row_wise: bool | None = None
+    in_convolutions: int = 0
 
 
-def compile_network(
-    loaded: LoadedGraph, output: str, width: int, *, most_in_convolutions: int | None = None
-) -> NumpyNetwork:
-    """Return the network that computes an output.
+def compile_network(loaded: LoadedGraph, output: str, width: int) -> Compilation:
+    """Compile what computes an output.
 
     Args:
         loaded: the frozen graph.
         output: a key of the signature, such as `action_dist_inputs`.
         width: how many numbers one observation has.
-        most_in_convolutions: how many multiplications its convolutions may take for one
-            observation; None for any number.
-
-    Returns:
-        The network.
-
-    Raises:
-        NotCompiledError: saying why, where the output needs what NumPy has no equal of.
     """
     shape = loaded.observation_input.shape
     if shape is None or len(shape) < 2 or shape[0] is not None:
-        raise NotCompiledError("the policy takes batches of one size only")
+        return Compilation(None, "the policy takes batches of one size only")
     try:
-        return _Compiler(loaded, width).compile(loaded.fetches[output], most_in_convolutions)
-    except (ValueError, TypeError, IndexError) as error:
-        raise NotCompiledError(f"NumPy refuses a step: {error}") from error
-
-
-def largest_difference(network: NumpyNetwork, rows: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Prove that a network gives what the graph gives, and return how far apart they are at most.
-
-    Args:
-        network: the network.
-        rows: float[N, D], the probes.
-        expected: float[N, K], what the graph gives for them.
-
-    Returns:
-        The largest difference over the finite rows, relative above 1; at most 1e-5.
-
-    Raises:
-        NotCompiledError: if it is larger, for the batch or for a row by itself.
-    """
-    run = network.compile()
-    try:
-        with np.errstate(all="ignore"):
-            ours = [run(rows), run(rows[:1])]
-    except (ValueError, TypeError, IndexError) as error:
-        raise NotCompiledError(f"NumPy refuses a step: {error}") from error
-    is_finite = np.isfinite(expected).all(axis=1)
-    if is_finite.sum() < _FEWEST_PROBES:
-        raise NotCompiledError(f"fewer than {_FEWEST_PROBES} probes have finite outputs")
-    largest = 0.0
-    for found in ours:
-        theirs, is_compared = expected[: len(found)], is_finite[: len(found)]
-        if found.shape != theirs.shape:
-            raise NotCompiledError(f"NumPy's result has the shape {found.shape}")
-        known = theirs[is_compared].astype(np.float64)
-        difference = np.abs(found[is_compared].astype(np.float64) - known) / (1 + np.abs(known))
-        largest = max(largest, float(difference.max(initial=0.0)))
-        # NaN has to fail too.
-        if not (difference <= _TOLERANCE).all():
-            raise NotCompiledError(f"NumPy differs from TensorFlow by {largest:.1e}")
-    return largest
+        compiler = _Compiler(loaded, width)
+        result = compiler.compile(loaded.fetches[output])
+    except NotCompiledError as error:
+        return Compilation(None, str(error))
+    except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
+        return Compilation(None, f"NumPy refuses a step: {error}")
+    return Compilation(
+        compiler.finish(result),
+        is_row_wise=compiler.is_row_wise(result),
+        in_convolutions=compiler.in_convolutions,
+    )
 
 
 # A value, or the elements of a TensorArray.
@@ -137,6 +94,7 @@ class _Compiler:
     def __init__(self, loaded: LoadedGraph, width: int) -> None:
         self._nodes = GraphNodes(loaded.graph_def)
         self._graph = loaded.graph_def
+        self._observation = node_of(loaded.observations)
         self._builder = NetworkBuilder(width)
         self._known: dict[str, _Known] = {}
         item = loaded.observation_input
@@ -150,16 +108,20 @@ class _Compiler:
         for tensor, part in loaded.feeds.items():
             self._known[self._nodes.source(tensor)] = self._fill(part)
 
-    def compile(self, tensor: str, most_in_convolutions: int | None) -> NumpyNetwork:
+    @property
+    def in_convolutions(self) -> int:
+        return self._builder.in_convolutions
+
+    def compile(self, tensor: str) -> int:
+        """Return the register of a tensor's value."""
         self._refuse_checks(node_of(tensor))
-        result = self._value(self._nodes.source(tensor))
-        found = self._builder.in_convolutions
-        if most_in_convolutions is not None and found > most_in_convolutions:
-            raise NotCompiledError(
-                f"its convolutions take {found / 1e6:.1f} million multiplications an observation; "
-                f"NumPy is slower above {most_in_convolutions / 1e6:.1f}"
-            )
-        return self._builder.finish(result)
+        return self._value(self._nodes.source(tensor))
+
+    def is_row_wise(self, register: int) -> bool:
+        return self._builder.is_row_wise(register)
+
+    def finish(self, register: int) -> NumpyNetwork:
+        return self._builder.finish(register)
 
     def _fill(self, item: SignatureTensor) -> int:
         """Return what `runner` fills an input with."""
@@ -177,11 +139,25 @@ class _Compiler:
         waiting, seen = [name], {name}
         while waiting:
             node = self._nodes.node(waiting.pop())
-            if node.op in _CHECKS:
+            if node.op in _CHECKS and self._reads_observation(node):
                 raise NotCompiledError(f"NumPy has no {node.op}")
             following = {node_of(item.removeprefix("^")) for item in node.input} - seen
             seen |= following
             waiting += following
+
+    def _reads_observation(self, check: Any) -> bool:  # noqa: ANN401 -- TensorFlow is untyped
+        """Return whether a check looks at observations, not only at their number."""
+        waiting, seen = [check], {check.name}
+        while waiting:
+            node = waiting.pop()
+            if node.name == self._observation:
+                return True
+            if node.op in SHAPE_OPS:
+                continue
+            following = {node_of(item) for item in node.input if not item.startswith("^")} - seen
+            seen |= following
+            waiting += [self._nodes.node(name) for name in following]
+        return False
 
     def _value(self, tensor: str) -> int:
         known = self._visit(tensor)
@@ -225,7 +201,7 @@ class _Compiler:
         registers = [item for item in inputs if isinstance(item, int)]
         if len(registers) < len(inputs):
             raise NotCompiledError(f"NumPy has no {node.op}")
-        return self._builder.add(node.op, registers, _attributes(node, tensor))
+        return self._builder.add(node.op, registers, attributes_of(node, tensor))
 
     def _array(self, node: Any, inputs: list[_Known]) -> _Known:  # noqa: ANN401 -- TensorFlow is untyped
         """Follow a TensorArray by its elements' registers; its flow stands for it."""
@@ -250,7 +226,7 @@ class _Compiler:
 
     def _element(self, register: int, index: int) -> int:
         bounds = [self._builder.keep(np.array([at], np.int32)) for at in (index, index + 1, 1)]
-        masks = {name: 0 for name in _ATTRIBUTES["StridedSlice"]} | {"shrink_axis_mask": 1}
+        masks = {name: 0 for name in STRIDED_SLICE_MASKS} | {"shrink_axis_mask": 1}
         return self._builder.add("StridedSlice", (register, *bounds), tuple(masks.items()))
 
     def _constant(self, known: _Known) -> NDArray[Any]:
@@ -298,48 +274,3 @@ class _Compiler:
             raise NotCompiledError(f"NumPy has no {merge.op}")
         enter = self._nodes.node(self._nodes.source(merge.input[0]))
         return str(enter.attr["frame_name"].s) if enter.op == "Enter" else ""
-
-
-def _attributes(node: Any, tensor: str) -> tuple[tuple[str, Any], ...]:  # noqa: ANN401 -- TensorFlow is untyped
-    known: list[tuple[str, Any]] = []
-    for name in _ATTRIBUTES.get(node.op, ()):
-        value = node.attr[name]
-        known.append((name, getattr(value, value.WhichOneof("value") or "i")))
-    if node.op in _PORTED:
-        known.append(("port", int(tensor.partition(":")[2] or 0)))
-    if node.op in _CONVERTED:
-        known += _CONVERTED[node.op](node)
-    return tuple(known)
-
-
-def _type(node: Any, attribute: str) -> list[tuple[str, Any]]:  # noqa: ANN401 -- TensorFlow is untyped
-    return [("dtype", tf.dtypes.as_dtype(node.attr[attribute].type).name)]
-
-
-def _convolution(node: Any) -> list[tuple[str, Any]]:  # noqa: ANN401 -- TensorFlow is untyped
-    padding, layout = node.attr["padding"].s.decode(), node.attr["data_format"].s.decode()
-    if (
-        layout != "NHWC"
-        or padding not in ("SAME", "VALID")
-        or set(node.attr["dilations"].list.i) > {1}
-    ):
-        raise NotCompiledError(f"NumPy has no Conv2D of {layout}, {padding} or dilated")
-    return [("strides", tuple(node.attr["strides"].list.i)), ("padding", padding)]
-
-
-def _normalisation(node: Any) -> list[tuple[str, Any]]:  # noqa: ANN401 -- TensorFlow is untyped
-    if not node.attr["is_training"].b:
-        raise NotCompiledError("NumPy has no FusedBatchNormV3 but layer normalisation")
-    layout = node.attr["data_format"].s.decode()
-    return [("epsilon", node.attr["epsilon"].f), ("data_format", layout)]
-
-
-# The attributes that NumPy takes in another form.
-_CONVERTED: Mapping[str, Callable[[Any], list[tuple[str, Any]]]] = {
-    "Cast": lambda node: _type(node, "DstT"),
-    "Conv2D": _convolution,
-    "Einsum": lambda node: [("equation", node.attr["equation"].s.decode())],
-    "FusedBatchNormV3": _normalisation,
-    "Shape": lambda node: _type(node, "out_type"),
-    "Squeeze": lambda node: [("squeeze_dims", tuple(node.attr["squeeze_dims"].list.i))],
-}

@@ -1,4 +1,4 @@
-"""What a policy answers to probe observations: `identify` holds its hypotheses against it."""
+"""What a policy answers to probe observations: `identify` holds its family against it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from policy_server.saved_model.graph import (
 )
 from policy_server.saved_model.runner import GraphRunner
 
-__all__ = ["Evidence", "gather_evidence", "probe_rows"]
+__all__ = ["Evidence", "GraphProbe", "probe_rows"]
 
 _PROBES_A_KIND = 32
-# Two draws tell a random action from a drawn one; more tell epsilon-greedy from random.
 _DRAWS = 4
 _LARGEST_FINITE = 1e30
 # float32 sums may differ in their last digits from run to run.
@@ -37,8 +36,10 @@ class Evidence:
     """What the graph answered to the probes.
 
     Attributes:
-        actions: the action outputs in numeric order.
-        inputs: float[N, K], `action_dist_inputs`; None where the graph gives none.
+        actions: the action outputs in numeric order, as they were when run; empty where they can't
+            be run.
+        rows: float[B, observation_width], the probes that the policy answers.
+        inputs: float[N, K], `action_dist_inputs` at each draw; None where the graph gives none.
         drawn: the actions it drew, float64[N, A].
         log_probability: float64[N] of them; None where it gives neither `action_logp` nor
             `action_prob`.
@@ -50,12 +51,18 @@ class Evidence:
     """
 
     actions: tuple[ActionOutput, ...]
+    rows: NDArray[Any]
     inputs: NDArray[Any] | None
     drawn: Float64Array
     log_probability: Float64Array | None
     deterministic: Float64Array | None
     deterministic_inputs: NDArray[Any] | None
     is_noisy: bool
+
+    @property
+    def is_certain(self) -> bool:
+        """Return whether the graph gives no log-probability of its draws, or always 0."""
+        return self.log_probability is None or not self.log_probability.any()
 
 
 def probe_rows(width: int, dtype: type[np.float32] | type[np.float64]) -> NDArray[Any]:
@@ -85,43 +92,6 @@ def probe_rows(width: int, dtype: type[np.float32] | type[np.float64]) -> NDArra
     return np.concatenate([np.asarray(kind, dtype) for kind in kinds])
 
 
-def gather_evidence(loaded: LoadedGraph, runner: GraphRunner, rows: NDArray[Any]) -> Evidence:
-    """Run the graph over the probes: several draws, and once with exploration off.
-
-    Args:
-        loaded: the frozen graph.
-        runner: runs it.
-        rows: the probes.
-
-    Returns:
-        The evidence.
-
-    Raises:
-        ModelError: if the policy fails on every observation of its own width.
-    """
-    probe = _Probe(loaded, runner)
-    rows = probe.answered(rows)
-    runs = [probe.run(rows, is_exploring=True) for _ in range(_DRAWS)]
-    passes = [probe.read(run) for run in runs]
-    sure = None
-    if loaded.exploring is not None:
-        runs.append(probe.run(rows, is_exploring=False))
-        sure = probe.read(runs[-1])
-    inputs = [item.inputs for item in passes if item.inputs is not None]
-    chances = [item.log_probability for item in passes if item.log_probability is not None]
-    return Evidence(
-        actions=tuple(_action_output(name, runs[0][name]) for name in probe.actions),
-        inputs=np.concatenate(inputs) if inputs else None,
-        drawn=np.concatenate([item.actions for item in passes]),
-        log_probability=np.concatenate(chances) if chances else None,
-        deterministic=None if sure is None else sure.actions,
-        deterministic_inputs=None if sure is None else sure.inputs,
-        is_noisy=_is_noisy(
-            [run[DISTRIBUTION_INPUTS] for run in runs if DISTRIBUTION_INPUTS in run]
-        ),
-    )
-
-
 @dataclass(frozen=True)
 class _Pass:
     inputs: NDArray[Any] | None
@@ -129,23 +99,82 @@ class _Pass:
     log_probability: Float64Array | None
 
 
-class _Probe:
-    """The outputs to ask for, and how to read them."""
+class GraphProbe:
+    """Asks a graph for what its policy is judged by.
+
+    Actions that need a Python callback of training are not run; what they are computed from is.
+    """
 
     def __init__(self, loaded: LoadedGraph, runner: GraphRunner) -> None:
-        names = [item.name for item in loaded.outputs]
-        self.actions = [name for name in names if name.startswith(ACTIONS)]
+        """Choose the outputs to ask for.
+
+        Args:
+            loaded: the frozen graph.
+            runner: runs it, with the distribution's inputs among its outputs where they are known.
+        """
+        names = [*runner.outputs]
+        can_act = not loaded.has_callback
+        self._has_switch = loaded.exploring is not None
+        self._actions = [name for name in names if name.startswith(ACTIONS)] if can_act else []
         self._chance = next(
-            (name for name in (LOG_PROBABILITY, PROBABILITY) if name in names), None
+            (name for name in (LOG_PROBABILITY, PROBABILITY) if name in names and can_act), None
         )
         extra = [name for name in (DISTRIBUTION_INPUTS, self._chance) if name in names]
-        self._names = [*self.actions, *extra]
+        self._names = [*self._actions, *filter(None, extra)]
         self._runner = runner
 
+    def gather(self, rows: NDArray[Any]) -> Evidence:
+        """Run the graph over probes: several draws, and once with exploration off.
+
+        Args:
+            rows: float[B, observation_width], the probes that the policy answers.
+
+        Raises:
+            ModelError: if an output does not have a row for each observation.
+        """
+        runs = [self._run(rows, is_exploring=True) for _ in range(_DRAWS)]
+        passes = [self._read(run) for run in runs]
+        sure = None
+        if self._has_switch and self._actions:
+            runs.append(self._run(rows, is_exploring=False))
+            sure = self._read(runs[-1])
+        inputs = [item.inputs for item in passes if item.inputs is not None]
+        chances = [item.log_probability for item in passes if item.log_probability is not None]
+        return Evidence(
+            actions=tuple(_action_output(name, runs[0][name]) for name in self._actions),
+            rows=rows,
+            inputs=np.concatenate(inputs) if inputs else None,
+            drawn=np.concatenate([item.actions for item in passes]),
+            log_probability=np.concatenate(chances) if chances else None,
+            deterministic=None if sure is None else sure.actions,
+            deterministic_inputs=None if sure is None else sure.inputs,
+            is_noisy=_is_noisy(
+                [run[DISTRIBUTION_INPUTS] for run in runs if DISTRIBUTION_INPUTS in run]
+            ),
+        )
+
+    def is_certain(self, rows: NDArray[Any]) -> bool:
+        """Return whether the graph gives no log-probability of its draws, or always 0.
+
+        Args:
+            rows: float[B, observation_width], the probes that the policy answers.
+        """
+        if self._chance is None:
+            return True
+        logp = self._read(self._run(rows, is_exploring=True)).log_probability
+        return logp is None or not logp.any()
+
     def answered(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Leave out the probes on which the graph fails, as a sampler does without a choice."""
+        """Leave out the probes on which the graph fails, as a sampler does without a choice.
+
+        Args:
+            rows: float[B, observation_width], the probes.
+
+        Raises:
+            ModelError: if the policy fails on every observation of its own width.
+        """
         try:
-            self.run(rows, is_exploring=True)
+            self._run(rows, is_exploring=True)
         except ModelError:
             # A row of the wrong kind fails the whole batch; one that always fails says what is
             # wrong.
@@ -157,12 +186,12 @@ class _Probe:
 
     def _is_answered(self, row: NDArray[Any]) -> bool:
         try:
-            self.run(row, is_exploring=True)
+            self._run(row, is_exploring=True)
         except ModelError:
             return False
         return True
 
-    def run(self, rows: NDArray[Any], *, is_exploring: bool) -> dict[str, NDArray[Any]]:
+    def _run(self, rows: NDArray[Any], *, is_exploring: bool) -> dict[str, NDArray[Any]]:
         try:
             arrays = self._runner.run(self._names, rows, is_exploring=is_exploring)
         except (tf.errors.OpError, ValueError) as error:
@@ -179,12 +208,17 @@ class _Probe:
                 )
         return dict(zip(self._names, arrays, strict=True))
 
-    def read(self, run: dict[str, NDArray[Any]]) -> _Pass:
-        """Take a run without the rows that no policy has to answer, such as a mask of halves."""
+    def _read(self, run: dict[str, NDArray[Any]]) -> _Pass:
+        """Take a run without the rows that no policy has to answer, such as a mask of halves.
+
+        A row whose distribution is one stays, whatever its log-probability: minus infinity speaks
+        against a family that gives the action a chance.
+        """
         columns = [
-            run[name].reshape(len(run[name]), -1).astype(np.float64) for name in self.actions
+            run[name].reshape(len(run[name]), -1).astype(np.float64) for name in self._actions
         ]
-        actions = np.concatenate(columns, axis=1)
+        rows = len(next(iter(run.values())))
+        actions = np.concatenate([np.empty((rows, 0)), *columns], axis=1)
         keep = np.isfinite(actions).all(axis=1)
         inputs, logp = run.get(DISTRIBUTION_INPUTS), None
         if inputs is not None and inputs.ndim == 2:
@@ -195,7 +229,8 @@ class _Probe:
             values = run[self._chance].reshape(len(actions)).astype(np.float64)
             with np.errstate(divide="ignore", invalid="ignore"):
                 logp = values if self._chance == LOG_PROBABILITY else np.log(values)
-            keep &= np.isfinite(logp)
+            if inputs is None:
+                keep &= np.isfinite(logp)
         return _Pass(
             None if inputs is None else inputs[keep],
             actions[keep],

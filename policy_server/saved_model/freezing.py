@@ -18,14 +18,33 @@ import numpy as np
 from policy_server.errors import ModelError
 from policy_server.saved_model import slim_tensorflow as tf
 
-__all__ = ["LATE_TIMESTEP", "freeze", "node_of", "session_config"]
+__all__ = ["LATE_TIMESTEP", "VARIABLE_OPS", "freeze", "node_of", "session_config"]
 
 
 # Exploration schedules (epsilon-greedy, random_timesteps) are long over at this step; it fits
 # int32 too.
 LATE_TIMESTEP = 1_000_000_000
-_VARIABLE_OPS = ("VarHandleOp", "VariableV2", "Variable")
+VARIABLE_OPS = ("VarHandleOp", "VariableV2", "Variable")
 _ASSIGNMENT_OPS = ("AssignVariableOp", "AssignAddVariableOp", "Assign", "AssignAdd")
+# Nodes of one kind that still are not the same.
+_NEVER_SHARED = (
+    "Enter",
+    "Exit",
+    "Merge",
+    "NextIteration",
+    "NoOp",
+    "Placeholder",
+    "PlaceholderWithDefault",
+    "Switch",
+)
+_LARGEST_SHARED_CONSTANT = 4096
+_BY_VALUE = {
+    "RefEnter": "Enter",
+    "RefExit": "Exit",
+    "RefIdentity": "Identity",
+    "RefMerge": "Merge",
+    "RefSwitch": "Switch",
+}
 _CONTROL_FLOW_OPS = ("If", "StatelessIf", "While", "StatelessWhile", "Case", "StatelessCase")
 
 
@@ -53,8 +72,10 @@ def freeze(meta_graph: Any, folder: Path, kept: Sequence[str]) -> Any:  # noqa: 
         graph_def = graph.as_graph_def()
         names = sorted({node_of(tensor) for tensor in kept})
         frozen = tf.convert_variables_to_constants(session, graph_def, names)
-    _end_schedules(frozen, {node.name for node in graph_def.node if node.op in _VARIABLE_OPS})
-    return _inlined(frozen, kept)
+    _end_schedules(frozen, {node.name for node in graph_def.node if node.op in VARIABLE_OPS})
+    flat = _inlined(frozen, kept)
+    _share(flat)
+    return flat
 
 
 def _variables(folder: Path) -> Path:
@@ -116,7 +137,7 @@ def _pruned(meta_graph: Any, kept: Sequence[str]) -> Any:  # noqa: ANN401 -- Ten
     result.CopyFrom(meta_graph)
     result.ClearField("collection_def")
     result.ClearField("object_graph_def")
-    if not any(nodes[name].op in _VARIABLE_OPS for name in policy):
+    if not any(nodes[name].op in VARIABLE_OPS for name in policy):
         result.ClearField("saver_def")
         restoring = set()
     del result.graph_def.node[:]
@@ -128,6 +149,8 @@ def _pruned(meta_graph: Any, kept: Sequence[str]) -> Any:  # noqa: ANN401 -- Ten
         inputs = _policy_inputs(nodes, name, assignments) if name in policy else node.input
         copy.ClearField("input")
         copy.input.extend(item for item in inputs if node_of(item) not in unneeded)
+        # A variable that is a constant now is passed on as any other value.
+        copy.op = _BY_VALUE.get(copy.op, copy.op)
         # Where a node was placed beside one that is gone; there is one device.
         copy.attr.pop("_class", None)
     return result
@@ -209,3 +232,53 @@ def _allow_inlining(graph_def: Any) -> None:  # noqa: ANN401 -- TensorFlow is un
     for node in (*graph_def.node, *(node for function in functions for node in function.node_def)):
         if node.op in _CONTROL_FLOW_OPS:
             node.attr["_lower_using_switch_merge"].b = True
+
+
+def _share(graph_def: Any) -> None:  # noqa: ANN401 -- TensorFlow is untyped
+    """Let nodes that compute the same read from one, so that their reader sees one way.
+
+    Ray 0.8.2 builds SAC's network twice: for the draw, and for the deterministic action.
+    """
+    nodes = {node.name: node for node in graph_def.node}
+    first: dict[tuple[Any, ...], str] = {}
+    shared: dict[str, str] = {}
+    for name in _in_order(nodes):
+        node = nodes[name]
+        for place, item in enumerate(node.input):
+            source, colon, port = item.partition(":")
+            if source in shared:
+                node.input[place] = shared[source] + colon + port
+        if _is_pure(node):
+            attributes = sorted(
+                (key, value.SerializeToString(deterministic=True))
+                for key, value in node.attr.items()
+                if not key.startswith("_")
+            )
+            shared[name] = first.setdefault((node.op, tuple(node.input), *attributes), name)
+
+
+def _is_pure(node: Any) -> bool:  # noqa: ANN401 -- TensorFlow is untyped
+    if any(item.startswith("^") for item in node.input):
+        return False
+    if node.op == "Const":
+        return bool(node.ByteSize() < _LARGEST_SHARED_CONSTANT)
+    return node.op not in _NEVER_SHARED and not tf.op_def_registry.get(node.op).is_stateful
+
+
+def _in_order(nodes: dict[str, Any]) -> list[str]:
+    """Return the nodes behind their inputs; those of a loop, which have no order, are left out."""
+    waiting = {name: {node_of(item) for item in node.input} for name, node in nodes.items()}
+    readers: dict[str, list[str]] = {}
+    for name, inputs in waiting.items():
+        for item in inputs:
+            readers.setdefault(item, []).append(name)
+    ready = [name for name, inputs in waiting.items() if not inputs]
+    order = []
+    while ready:
+        name = ready.pop()
+        order.append(name)
+        for reader in readers.get(name, ()):
+            waiting[reader].discard(name)
+            if not waiting[reader]:
+                ready.append(reader)
+    return order

@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 from policy_server.errors import ModelError
 from policy_server.policy import SignatureTensor
 from policy_server.saved_model import slim_tensorflow as tf
-from policy_server.saved_model.freezing import freeze, node_of
+from policy_server.saved_model.freezing import VARIABLE_OPS, freeze, node_of
 
 __all__ = [
     "ACTIONS",
@@ -29,6 +29,7 @@ __all__ = [
     "LOG_PROBABILITY",
     "OBSERVATIONS",
     "PROBABILITY",
+    "Q_VALUES",
     "LoadedGraph",
     "load_graph",
     "natural_key",
@@ -40,7 +41,7 @@ __all__ = [
 OBSERVATIONS = "observations"
 ACTIONS = "actions_"
 DISTRIBUTION_INPUTS, LOG_PROBABILITY = "action_dist_inputs", "action_logp"
-PROBABILITY = "action_prob"
+PROBABILITY, Q_VALUES = "action_prob", "q_values"
 # The inputs that have one right value in service; `runner` gives it.
 FILLED_INPUTS = ("is_training", "timestep", "prev_action", "prev_reward", "seq_lens")
 _SYNONYMS = {
@@ -49,10 +50,20 @@ _SYNONYMS = {
     "seq_len": "seq_lens",
     "keras_learning_phase": "is_training",
 }
+# Before Ray 0.8.3 an only action has no number, and before 0.8.5 the inputs another name.
+_OUTPUT_SYNONYMS = {"actions": "actions_0", "behaviour_logits": DISTRIBUTION_INPUTS}
 # TensorFlow names the node and its Python stack around the reason.
 _EXECUTION_ERROR = re.compile(r"\nNode: '[^']*'\n(.*?)(?:\n\t \[\[|$)", re.DOTALL)
 _REASON_CHARACTERS = 200
-_EXPLORING = ("is_exploring", "explore")
+# The switch's names; `stochastic` is that of Ray 0.7.
+_EXPLORING = ("is_exploring", "explore", "stochastic")
+# Scalars of Ray 0.7 that only exploration reads: zeros turn it off.
+_EXPLORATION_SCALARS = ("eps", "noise_scale", "pure_exploration_phase")
+# The variables and inputs by which schedules change exploration as training goes on.
+_SCHEDULED = re.compile(
+    r"(timestep|eps|epsilon|cur_epsilon|noise_scale|ou_state|stochastic)(_\d+)?"
+)
+_CALLBACKS = ("PyFunc", "PyFuncStateless", "EagerPyFunc")
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,8 @@ class LoadedGraph:
         observations: the graph's tensor that takes the observation.
         fetches: the graph's tensor for each output that is of use.
         exploring: the tensor of the switch that turns sampling on; None where there is none.
+        exploration_state: the inputs and variables by which schedules change exploration.
+        has_callback: the actions need a Python callback of training, so that they can't be run.
     """
 
     graph_def: Any
@@ -77,6 +90,8 @@ class LoadedGraph:
     fetches: Mapping[str, str]
     feeds: Mapping[str, SignatureTensor] = field(default_factory=dict)
     exploring: str | None = None
+    exploration_state: tuple[str, ...] = ()
+    has_callback: bool = False
 
     @property
     def observation_input(self) -> SignatureTensor:
@@ -84,10 +99,29 @@ class LoadedGraph:
         return next(item for item in self.inputs if item.name == OBSERVATIONS)
 
     @property
+    def only_batch(self) -> int | None:
+        """Return the size of the only batch that the graph takes; None where it takes any."""
+        shape = self.observation_input.shape
+        return shape[0] if shape else None
+
+    @property
     def recurrent_inputs(self) -> tuple[str, ...]:
         """Return the names of the inputs that carry recurrent state."""
         known = (OBSERVATIONS, *FILLED_INPUTS)
-        return tuple(item.name for item in self.feeds.values() if item.name not in known)
+        return tuple(
+            item.name
+            for item in self.feeds.values()
+            if item.name not in known and _plain_name(item.name) not in _EXPLORATION_SCALARS
+        )
+
+    def dtype_of(self, tensor: str) -> str:
+        """Return NumPy's name of the type of a node's floats, as its attribute T tells.
+
+        Args:
+            tensor: one of the graph's tensors.
+        """
+        node = next(node for node in self.graph_def.node if node.name == node_of(tensor))
+        return str(tf.dtypes.as_dtype(node.attr["T"].type or tf.dtypes.float32).name)
 
 
 def natural_key(name: str) -> list[tuple[bool, int, str]]:
@@ -165,16 +199,17 @@ def load_graph(folder: Path) -> LoadedGraph:
     meta_graph = _read_meta_graph(folder)
     signature = _signature(meta_graph)
     inputs, infos = _inputs(signature)
+    keys = {_output_name(key, signature.outputs): key for key in signature.outputs}
     outputs = tuple(
-        _signature_tensor(key, signature.outputs[key])
-        for key in sorted(signature.outputs, key=natural_key)
+        _signature_tensor(name, signature.outputs[keys[name]])
+        for name in sorted(keys, key=natural_key)
     )
     fetches = {
-        item.name: _tensor(signature.outputs[item.name])
+        item.name: _tensor(signature.outputs[keys[item.name]])
         for item in outputs
         if _is_used(item.name, outputs)
     }
-    exploring = next((infos[key] for key in _EXPLORING if key in infos), None)
+    exploring = next((infos[key] for key in infos if _plain_name(key) in _EXPLORING), None)
     if exploring is None:
         exploring = _unlisted_exploring(meta_graph.graph_def)
     kept = [*fetches.values(), *infos.values(), *([exploring] if exploring else [])]
@@ -195,6 +230,38 @@ def load_graph(folder: Path) -> LoadedGraph:
         fetches=fetches,
         feeds=feeds | _unlisted(needed, known),
         exploring=exploring if exploring is not None and node_of(exploring) in needed else None,
+        exploration_state=_exploration_state(needed, meta_graph.graph_def),
+        has_callback=any(
+            node.op in _CALLBACKS
+            for name in fetches
+            if name.startswith(ACTIONS)
+            for node in _ancestors(graph_def, [fetches[name]]).values()
+        ),
+    )
+
+
+def _plain_name(name: str) -> str:
+    """Return a tensor's name without its scope, port and number: `a/eps_1:0` is `eps`."""
+    return re.sub(r"_\d+$", "", name.split("/")[-1].partition(":")[0])
+
+
+def _output_name(key: str, outputs: Mapping[str, Any]) -> str:
+    name = _OUTPUT_SYNONYMS.get(key, key)
+    return key if name in outputs else name
+
+
+def _exploration_state(needed: Mapping[str, Any], graph_def: Any) -> tuple[str, ...]:  # noqa: ANN401 -- TensorFlow is untyped
+    changing = {
+        node.name
+        for node in graph_def.node
+        if node.op in (*VARIABLE_OPS, "Placeholder", "PlaceholderWithDefault")
+    }
+    return tuple(
+        sorted(
+            name.split("/")[-1]
+            for name in changing & needed.keys()
+            if _SCHEDULED.fullmatch(name.split("/")[-1])
+        )
     )
 
 
@@ -240,7 +307,8 @@ def _inputs(signature: Any) -> tuple[tuple[SignatureTensor, ...], dict[str, str]
     keys = sorted(signature.inputs, key=natural_key)
     names = {key: _SYNONYMS.get(key, key) for key in keys}
     if OBSERVATIONS not in keys:
-        candidates = [key for key in keys if names[key] not in (*FILLED_INPUTS, *_EXPLORING)]
+        known = (*FILLED_INPUTS, *_EXPLORING)
+        candidates = [key for key in keys if _plain_name(names[key]) not in known]
         if len(candidates) != 1:
             raise ModelError(
                 f"saved_model.pb: expected an input 'observations', got {', '.join(keys)}; "
@@ -280,7 +348,7 @@ def _shape(shape: Any) -> tuple[int | None, ...] | None:  # noqa: ANN401 -- Tens
 def _is_used(name: str, outputs: tuple[SignatureTensor, ...]) -> bool:
     """Leave value heads and recurrent states out, but where nothing says what the outputs are."""
     has_actions = any(item.name.startswith(ACTIONS) for item in outputs)
-    used = (DISTRIBUTION_INPUTS, LOG_PROBABILITY, PROBABILITY)
+    used = (DISTRIBUTION_INPUTS, LOG_PROBABILITY, PROBABILITY, Q_VALUES)
     return not has_actions or name.startswith(ACTIONS) or name in used
 
 
@@ -308,7 +376,8 @@ def _ancestors(graph_def: Any, tensors: Any) -> dict[str, Any]:  # noqa: ANN401 
 
 def _is_filled(item: SignatureTensor, infos: Mapping[str, str], needed: Mapping[str, Any]) -> bool:
     """Tell the inputs that need a value: the outputs depend on them, and they have no default."""
-    if item.name in (OBSERVATIONS, *_EXPLORING) or node_of(infos[item.name]) not in needed:
+    is_switch = _plain_name(item.name) in _EXPLORING
+    if item.name == OBSERVATIONS or is_switch or node_of(infos[item.name]) not in needed:
         return False
     return item.name in FILLED_INPUTS or needed[node_of(infos[item.name])].op == "Placeholder"
 

@@ -1,15 +1,13 @@
-"""Identify the family of a policy, and prove it on probe observations.
+"""Identify the family of a policy by its graph's structure, and hold it against what it does.
 
-A hypothesis is a list of action components over the distribution's inputs. It is proved when our
-NumPy log-probability of the actions that the graph draws equals the graph's own, and our mode
-equals the graph's action with exploration off. What no hypothesis explains is left to the graph's
-own outputs.
+The structure says which distribution the actions are drawn from (`structure`, `families`). Then the
+graph is run: its log-probabilities and its modes on probe observations, and the frequencies of its
+draws on inputs of all kinds, have to be those of that distribution. Where any of it is missing or
+differs, the family is not claimed, and the graph's own outputs are served.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,140 +15,221 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.actions import ActionDistribution
-from policy_server.errors import DistributionError
-from policy_server.policy import (
-    ActionComponent,
-    ActionOutput,
-    ComponentKind,
-    PolicySignature,
-)
+from policy_server.errors import DistributionError, ModelError
+from policy_server.policy import ActionComponent, Float64Array, PolicySignature
+from policy_server.saved_model import slim_tensorflow as tf
 from policy_server.saved_model.evidence import Evidence
-from policy_server.saved_model.graph import DISTRIBUTION_INPUTS, LoadedGraph
-from policy_server.saved_model.structure import GraphStructure, Segment
+from policy_server.saved_model.families import RecognizedFamily
+from policy_server.saved_model.frequency import judge_draws, sampler_inputs
+from policy_server.saved_model.graph import ACTIONS, DISTRIBUTION_INPUTS, LoadedGraph
+from policy_server.saved_model.runner import SamplerRunner
+from policy_server.saved_model.structure import PolicyStructure
 
 __all__ = ["identify_actions"]
 
 # float32 log-probabilities of many components; squashed ones lose digits near the bounds.
 _LOG_PROBABILITY_TOLERANCE, _ACTION_TOLERANCE = 1e-3, 1e-4
-_USELESS_ROUNDING, _FEWEST_PROBES = 0.1, 16
+_USELESS_ROUNDING, _FEWEST_PROBES = 0.1, 32
+# The rest may be lost to float32: a tie, or an action that it can't hold.
 _PROVED_SHARE = 0.98
-_GREEDY_SHARE = 0.8
+# By chance a right sampler fails one of its tests once in some hundred starts, and never thrice.
+_TRIALS = 3
 _FALLBACK = "the graph's own actions are served"
 
 
 def identify_actions(
-    loaded: LoadedGraph, evidence: Evidence, signature: PolicySignature
+    loaded: LoadedGraph,
+    evidence: Evidence,
+    structure: PolicyStructure | None,
+    sampler: SamplerRunner | None,
+    signature: PolicySignature,
 ) -> PolicySignature:
-    """Find the hypothesis that the evidence proves.
+    """Return the signature with what the policy is.
 
     Args:
         loaded: the frozen graph.
         evidence: its answers to the probes.
+        structure: how its actions are computed; None where nothing shows what from.
+        sampler: draws from any inputs of the distribution; None where nothing shows what they are.
         signature: what is known so far.
 
     Returns:
-        The signature with components, or without where nothing could be proved; `findings` say
-        what was tried.
+        The signature with components, or without where the family is not known; `findings` say
+        what was held against what.
+
+    Raises:
+        ModelError: if neither the distribution nor the graph can give actions.
     """
-    unreadable = _why_unreadable(evidence)
-    if unreadable is not None:
-        return replace(signature, findings=(f"{unreadable}: {_FALLBACK}",))
-    assert evidence.inputs is not None, "why_unreadable has looked"
-    width = evidence.inputs.shape[1]
-    structure = GraphStructure(loaded, distribution=DISTRIBUTION_INPUTS, width=width)
-    is_tuple_of_one = structure.is_split_into_one and len(evidence.actions) == 1
-    signature = replace(signature, is_tuple_of_one=is_tuple_of_one)
-    has_q_values = any(item.name == "q_values" for item in loaded.outputs)
-    failures: list[str] = []
-    for components in _hypotheses(structure, evidence):
-        is_greedy = _is_greedy(components, evidence, has_q_values=has_q_values)
-        known = replace(signature, components=components, is_value_based=is_greedy)
-        try:
-            checks = _prove(components, evidence, is_greedy=is_greedy)
-        except (_Disproved, DistributionError) as error:
-            failures.append(f"not {known.family}: {error}")
-            continue
-        if evidence.is_noisy:
-            return _without_distribution(known)
-        findings = (f"proved as {known.family}: {', '.join(checks)}",)
-        return replace(known, is_proved=True, findings=findings)
-    reason = failures or ["the graph does not tell the sizes of the action components"]
-    return replace(signature, findings=(*reason[:3], f"the family can't be proved: {_FALLBACK}"))
+    problem = _why_unreadable(loaded, evidence, structure)
+    if problem is not None or structure is None or structure.family is None:
+        return _by_graph(loaded, signature, problem or "its family is not known")
+    family = structure.family
+    signature = replace(signature, is_tuple_of_one=structure.is_tuple_of_one)
+    known = replace(signature, components=family.components, is_value_based=family.is_greedy)
+    if structure.noise is not None or evidence.is_noisy:
+        return _without_distribution(loaded, known, structure.noise or "noise")
+    if structure.row_mixing is not None:
+        return _by_graph(
+            loaded, known, f"one observation changes another's answer: {structure.row_mixing}"
+        )
+    try:
+        checks = _checks(loaded, family, evidence, sampler)
+    except (_Disproved, DistributionError) as error:
+        return _by_graph(loaded, signature, f"not {known.family}: {error}")
+    findings = [f"proved as {known.family}: {'; '.join(['by its structure', *checks])}"]
+    if family.exploration is not None:
+        findings.append(
+            f"explores by {family.exploration}, which belongs to training and is left out"
+        )
+    findings += filter(None, [family.note])
+    return replace(known, basis="structure", findings=tuple(findings))
 
 
-def _why_unreadable(evidence: Evidence) -> str | None:
-    if evidence.inputs is None:
-        return f"the model gives no {DISTRIBUTION_INPUTS}"
+def _why_unreadable(
+    loaded: LoadedGraph, evidence: Evidence, structure: PolicyStructure | None
+) -> str | None:
+    if structure is None:
+        is_listed = DISTRIBUTION_INPUTS in loaded.fetches
+        return (
+            f"{DISTRIBUTION_INPUTS} is no matrix"
+            if is_listed
+            else "nothing shows what its actions are drawn from"
+        )
+    assert evidence.inputs is not None, "they were found"
     if not len(evidence.inputs):
         return "no probe gave finite outputs"
-    if evidence.inputs.ndim != 2:
-        return f"{DISTRIBUTION_INPUTS} is no matrix"
-    return None
+    return structure.problem
 
 
-def _without_distribution(known: PolicySignature) -> PolicySignature:
+def _by_graph(loaded: LoadedGraph, signature: PolicySignature, reason: str) -> PolicySignature:
+    """Leave the answers to the graph."""
+    if loaded.has_callback:
+        raise ModelError(
+            "saved_model.pb: its actions need a Python callback of training, which no export of "
+            f"Ray 0.8.2 to 0.8.5 holds, and the rest of the file does not give them ({reason}); "
+            "train and export the policy with Ray 0.8.6 or later"
+        )
+    finding = f"{reason}: {_FALLBACK}"
+    return replace(signature, components=None, is_value_based=False, findings=(finding,))
+
+
+def _without_distribution(
+    loaded: LoadedGraph, known: PolicySignature, noise: str
+) -> PolicySignature:
     """Serve a noisy network's own draws."""
     reason = "the network draws new noise at every pass, so its distribution has no exact form"
+    if loaded.has_callback:
+        return _by_graph(loaded, known, reason)
     return replace(
         known,
         components=None,
         has_deterministic_action=False,
-        findings=(f"{known.family} over a noisy network", f"{reason}: {_FALLBACK}"),
+        findings=(f"{known.family} over a noisy network ({noise})", f"{reason}: {_FALLBACK}"),
     )
 
 
-class _Disproved(Exception):  # noqa: N818 -- no error: the next hypothesis is tried
-    """The evidence contradicts a hypothesis, or can't decide it."""
+class _Disproved(Exception):  # noqa: N818 -- no error: the graph's own actions are served instead
+    """The evidence contradicts a family, or is too little to tell."""
 
 
-def _prove(
-    components: tuple[ActionComponent, ...], evidence: Evidence, *, is_greedy: bool
+def _checks(
+    loaded: LoadedGraph,
+    family: RecognizedFamily,
+    evidence: Evidence,
+    sampler: SamplerRunner | None,
 ) -> list[str]:
-    """Return what was found equal.
+    """Return what was held against what, and how often it agreed.
 
     Raises:
         _Disproved: if the graph's answers are others, or too few to tell.
         DistributionError: if its outputs are no such distribution.
     """
-    distribution = ActionDistribution(components, is_greedy=is_greedy)
+    distribution = ActionDistribution(family.components, is_greedy=family.is_greedy)
+    if loaded.has_callback:
+        return ["its actions need a Python callback of training and were not run"]
     checks: list[str] = []
-    if evidence.deterministic is not None:
-        checks.append(_prove_modes(distribution, evidence))
-    if not is_greedy and not _is_deterministic(components):
-        checks.append(_prove_log_probabilities(distribution, evidence))
-    if not checks:
-        raise _Disproved("the model gives nothing to compare with")
+    if family.is_mode_comparable and evidence.deterministic is not None:
+        checks.append(_compared_modes(distribution, evidence))
+    is_sure = family.is_greedy or all(part.kind == "deterministic" for part in family.components)
+    if not is_sure:
+        checks.append(_compared_log_probabilities(distribution, evidence))
+    assert sampler is not None, "the distribution's inputs were found"
+    if family.exploration is None:
+        checks.append(_compared_frequencies(loaded, distribution, evidence, sampler))
     return checks
 
 
-def _prove_modes(distribution: ActionDistribution, evidence: Evidence) -> str:
+def _compared_modes(distribution: ActionDistribution, evidence: Evidence) -> str:
     assert evidence.deterministic is not None, "the caller has looked"
-    share, worst = _agreement_of_modes(distribution, evidence)
-    if share < _PROVED_SHARE:
-        raise _Disproved(f"its deterministic action differs on {1 - share:.0%} of the probes")
-    count = len(evidence.deterministic)
-    return f"deterministic actions equal on {count} probes (within {worst:.1e})"
+    agrees, worst = _agreement_of_modes(distribution, evidence)
+    count, agreed = len(agrees), int(agrees.sum())
+    if count < _FEWEST_PROBES:
+        raise _Disproved(f"only {count} probes can be used, of {_FEWEST_PROBES} that are needed")
+    if agreed < _PROVED_SHARE * count:
+        raise _Disproved(f"its deterministic action differs on {count - agreed} of {count} probes")
+    return f"modes equal on {agreed} of {count} probes (within {worst:.1e})"
 
 
-def _prove_log_probabilities(distribution: ActionDistribution, evidence: Evidence) -> str:
+def _compared_log_probabilities(distribution: ActionDistribution, evidence: Evidence) -> str:
     if evidence.log_probability is None:
-        raise _Disproved("the model gives no log-probability to compare with")
-    if evidence.deterministic is not None and not evidence.log_probability.any():
-        # RLlib's `Random` and the noise of continuous policies: the log-probability is always 0.
-        return "the graph explores without its distribution, which is read from action_dist_inputs"
-    share, worst = _agreement_of_log_probabilities(distribution, evidence)
-    if share < _PROVED_SHARE:
-        raise _Disproved(f"its log-probability differs on {1 - share:.0%} of the draws")
-    return f"log-probabilities of its draws equal (within {worst:.1e})"
+        return "it gives no log-probability to compare with"
+    if evidence.is_certain:
+        raise _Disproved("its log-probability is always 0, though its actions are drawn")
+    agrees, worst = _agreement_of_log_probabilities(distribution, evidence)
+    count, agreed = len(agrees), int(agrees.sum())
+    if count < _FEWEST_PROBES:
+        raise _Disproved(f"only {count} draws can be used, of {_FEWEST_PROBES} that are needed")
+    if agreed < _PROVED_SHARE * count:
+        raise _Disproved(f"its log-probability differs on {count - agreed} of {count} draws")
+    return f"log-probabilities equal on {agreed} of {count} draws (within {worst:.1e})"
 
 
-def _is_deterministic(components: Sequence[ActionComponent]) -> bool:
-    return all(part.kind == "deterministic" for part in components)
+def _compared_frequencies(
+    loaded: LoadedGraph,
+    distribution: ActionDistribution,
+    evidence: Evidence,
+    sampler: SamplerRunner,
+) -> str:
+    """Draw from inputs of all kinds, and hold the frequencies against the distribution."""
+    assert evidence.inputs is not None, "the caller has looked"
+    generator = np.random.default_rng()
+    width = evidence.inputs.shape[1]
+    draws, is_enough = 0, False
+    for kind, inputs in sampler_inputs(distribution.components, width, evidence.inputs):
+        for trial in range(_TRIALS):
+            drawn = _drawn(loaded, sampler, inputs)
+            if drawn is None:
+                break
+            found = judge_draws(distribution, inputs, drawn, generator)
+            if found.problem is None:
+                draws += found.draws
+                is_enough |= found.is_enough
+                break
+            if trial == _TRIALS - 1:
+                raise _Disproved(f"{found.problem}, on {kind} inputs")
+    if not is_enough:
+        raise _Disproved("its sampler gives too few draws to judge their frequencies")
+    return f"frequencies of {draws} draws fit"
+
+
+def _drawn(
+    loaded: LoadedGraph, sampler: SamplerRunner, inputs: NDArray[Any]
+) -> Float64Array | None:
+    """Return the graph's draws, a row each; None where it fails on such inputs."""
+    names = [name for name in loaded.fetches if name.startswith(ACTIONS)]
+    try:
+        arrays = sampler.run(names, inputs, is_exploring=True)
+    except (tf.errors.OpError, ValueError):
+        return None
+    columns = [array.reshape(len(inputs), -1).astype(np.float64) for array in arrays]
+    drawn: Float64Array = np.concatenate(columns, axis=1)
+    return drawn if np.isfinite(drawn).all() else None
 
 
 def _agreement_of_modes(
     distribution: ActionDistribution, evidence: Evidence
-) -> tuple[float, float]:
+) -> tuple[NDArray[np.bool_], float]:
+    """Return for each probe whether the mode is the graph's, and how far these differ at most."""
     inputs, theirs = evidence.deterministic_inputs, evidence.deterministic
     assert inputs is not None, "why_unreadable has looked"
     assert theirs is not None, "the caller has looked"
@@ -163,13 +242,14 @@ def _agreement_of_modes(
             chosen = np.clip(theirs[:, part.first_column].astype(np.int64), 0, part.size - 1)
             lag = values.max(axis=1) - np.take_along_axis(values, chosen[:, None], axis=1)[:, 0]
             agrees[:, part.first_column] |= lag <= 1e-6 * (1 + np.abs(values.max(axis=1)))
-    rows = agrees.all(axis=1)
-    return float(rows.mean()), float(difference[rows].max(initial=0.0))
+    rows: NDArray[np.bool_] = np.logical_and.reduce(agrees, axis=1)
+    return rows, float(difference[rows].max(initial=0.0))
 
 
 def _agreement_of_log_probabilities(
     distribution: ActionDistribution, evidence: Evidence
-) -> tuple[float, float]:
+) -> tuple[NDArray[np.bool_], float]:
+    """Return for each draw that float32 can tell whether its log-probability is the graph's."""
     inputs, theirs, drawn = evidence.inputs, evidence.log_probability, evidence.drawn
     assert inputs is not None, "why_unreadable has looked"
     assert theirs is not None, "the caller has looked"
@@ -177,19 +257,19 @@ def _agreement_of_log_probabilities(
     for part in distribution.components:
         values = drawn[:, part.first_column : part.first_column + part.columns]
         if part.kind == "categorical" and ((values < 0).any() or (values >= part.size).any()):
-            return 0.0, np.inf
+            return np.zeros(len(drawn), bool), np.inf
         if part.kind in ("normal", "squashed_normal"):
             rounding += _rounding(
                 part, inputs[:, part.first_input : part.first_input + part.inputs], values
             )
     # Where float32 leaves nothing of the log-probability, it proves nothing.
     rows = rounding < _USELESS_ROUNDING
-    if rows.sum() < _FEWEST_PROBES:
-        return 0.0, np.inf
     ours = distribution.rllib_log_probability(inputs[rows], drawn[rows])
     difference = np.abs(ours - theirs[rows])
     agrees = difference <= _LOG_PROBABILITY_TOLERANCE * (1 + np.abs(theirs[rows])) + rounding[rows]
-    return float(agrees.mean()), float(difference[agrees].max(initial=0.0))
+    # What the graph calls impossible, it has drawn all the same.
+    agrees &= np.isfinite(theirs[rows])
+    return agrees, float(difference[agrees].max(initial=0.0))
 
 
 def _rounding(
@@ -214,100 +294,3 @@ def _rounding(
         terms = (deviation + 1) * error + epsilon / (1 - bounded**2)
     rounding: NDArray[np.float64] = terms.sum(axis=1)
     return rounding
-
-
-def _is_greedy(
-    components: Sequence[ActionComponent], evidence: Evidence, *, has_q_values: bool
-) -> bool:
-    """Tell a policy over Q values.
-
-    Some versions leave `q_values` out, but explore by epsilon with log-probability 0.
-    """
-    if not all(part.kind == "categorical" for part in components):
-        return False
-    if has_q_values:
-        return True
-    if (
-        evidence.log_probability is None
-        or evidence.deterministic is None
-        or evidence.log_probability.any()
-    ):
-        return False
-    assert evidence.inputs is not None, "without inputs there is no hypothesis"
-    mode = ActionDistribution(components).mode(evidence.inputs)
-    return bool((evidence.drawn == mode).all(axis=1).mean() > _GREEDY_SHARE)
-
-
-def _hypotheses(
-    structure: GraphStructure, evidence: Evidence
-) -> Iterator[tuple[ActionComponent, ...]]:
-    assert evidence.inputs is not None, "without inputs there is no hypothesis"
-    width = evidence.inputs.shape[1]
-    layouts = [_traced_layout(structure, evidence.actions)]
-    layouts.append(_equal_layout(evidence.actions, width))
-    seen = set()
-    for layout, temperature in itertools.product(layouts, [*structure.temperatures, 1.0]):
-        if layout is None:
-            continue
-        for kinds in itertools.product(
-            *(
-                _kinds(action, segments)
-                for action, segments in zip(evidence.actions, layout, strict=True)
-            )
-        ):
-            components = _components(evidence.actions, layout, kinds, structure, temperature)
-            if components is not None and components not in seen:
-                seen.add(components)
-                yield components
-
-
-def _traced_layout(
-    structure: GraphStructure, actions: Sequence[ActionOutput]
-) -> list[list[Segment]] | None:
-    layout = [structure.segments_of(action.name) for action in actions]
-    return layout if all(layout) else None
-
-
-def _equal_layout(actions: Sequence[ActionOutput], width: int) -> list[list[Segment]] | None:
-    """Guess for a single action whose sizes the graph hides: equal parts."""
-    if len(actions) != 1:
-        return None
-    columns = actions[0].columns if actions[0].is_integer else 1
-    if columns < 1 or width % columns:
-        return None
-    return [[(index * width // columns, width // columns) for index in range(columns)]]
-
-
-def _kinds(action: ActionOutput, segments: Sequence[Segment]) -> list[ComponentKind]:
-    if action.is_integer:
-        return ["categorical"]
-    width = sum(length for _, length in segments)
-    if width == 2 * action.columns:
-        return ["normal", "squashed_normal"]
-    return ["deterministic"] if width == action.columns else []
-
-
-def _components(
-    actions: Sequence[ActionOutput],
-    layout: Sequence[Sequence[Segment]],
-    kinds: Sequence[ComponentKind],
-    structure: GraphStructure,
-    temperature: float,
-) -> tuple[ActionComponent, ...] | None:
-    components: list[ActionComponent] = []
-    column = 0
-    for action, segments, kind in zip(actions, layout, kinds, strict=True):
-        start = segments[0][0]
-        if kind == "categorical":
-            if len(segments) != action.columns:
-                return None
-            parts = [
-                ActionComponent("categorical", length, first, column + index, temperature)
-                for index, (first, length) in enumerate(segments)
-            ]
-        else:
-            clip = structure.clip_of((start + action.columns, action.columns))
-            parts = [ActionComponent(kind, action.columns, start, column, log_std_bounds=clip)]
-        components += parts
-        column += action.columns
-    return tuple(components)

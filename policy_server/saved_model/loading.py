@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
 from policy_server.numpy_network import CompiledPolicy, NetworkPolicy
 from policy_server.policy import PolicySignature, check_schema_fits, describe_components
 from policy_server.saved_model.bare import logits_output, read_from_schema
 from policy_server.saved_model.compiling import (
+    Compilation,
     NotCompiledError,
     compile_network,
-    largest_difference,
 )
-from policy_server.saved_model.evidence import gather_evidence, probe_rows
+from policy_server.saved_model.engine_proof import (
+    batch_sizes,
+    extreme_rows,
+    hold_against_graph,
+    mixes_rows,
+)
+from policy_server.saved_model.evidence import GraphProbe, probe_rows
 from policy_server.saved_model.graph import (
     ACTIONS,
     DISTRIBUTION_INPUTS,
@@ -25,7 +34,8 @@ from policy_server.saved_model.graph import (
 from policy_server.saved_model.identify import identify_actions
 from policy_server.saved_model.network import find_width
 from policy_server.saved_model.policy import TensorFlowPolicy
-from policy_server.saved_model.runner import GraphRunner
+from policy_server.saved_model.runner import GraphRunner, SamplerRunner
+from policy_server.saved_model.structure import find_distribution_inputs, read_structure
 from policy_server.schema import ServerSchema
 from policy_server.settings import Engine
 
@@ -33,6 +43,8 @@ __all__ = ["LoadedPolicy", "load_policy"]
 
 # TensorFlow's own convolutions are twice as fast above this many multiplications an observation.
 _MOST_IN_CONVOLUTIONS = 1_000_000
+# So many observations show whether one depends on the others.
+_ROWS_READ = 3
 
 LoadedPolicy = TensorFlowPolicy | NetworkPolicy
 
@@ -72,18 +84,21 @@ def load_policy(
     if any(item.name.startswith(ACTIONS) for item in loaded.outputs):
         _check_inputs(loaded)
         runner = GraphRunner(loaded, row_dtype=signature.row_dtype)
-        signature, distribution = _identify(loaded, runner, signature), DISTRIBUTION_INPUTS
+        loaded, signature, compilation = _identify(loaded, runner, signature)
+        distribution = DISTRIBUTION_INPUTS
     else:
         output = logits_output(loaded)
         runner = GraphRunner(loaded, row_dtype=signature.row_dtype)
         signature, distribution = read_from_schema(signature, schema, output), output.name
+        assert signature.observation_width is not None, "found above"
+        compilation = compile_network(loaded, distribution, signature.observation_width)
     policy = TensorFlowPolicy(runner, _described(signature, schema), distribution=distribution)
     policy.warm_up()
     if engine == "tensorflow":
         policy.explain_engine("POLICY_SERVER_ENGINE asks for it")
         return policy
     try:
-        compiled = _compiled(loaded, policy, distribution, is_forced=engine == "numpy")
+        compiled = _compiled(policy, compilation, is_forced=engine == "numpy")
     except NotCompiledError as error:
         if engine == "numpy":
             raise ModelError(
@@ -96,30 +111,47 @@ def load_policy(
 
 
 def _compiled(
-    loaded: LoadedGraph, policy: TensorFlowPolicy, distribution: str, *, is_forced: bool
+    policy: TensorFlowPolicy, compilation: Compilation, *, is_forced: bool
 ) -> CompiledPolicy:
-    """Return the policy as NumPy operations, proved to give what the graph gives.
+    """Return the policy as NumPy operations, held against what the graph gives.
 
     Raises:
         NotCompiledError: saying why there are none.
     """
-    width = policy.signature.observation_width
-    assert width is not None, "load_policy has found it"
-    if policy.signature.components is None:
+    signature = policy.signature
+    assert signature.observation_width is not None, "load_policy has found it"
+    if signature.components is None:
         raise NotCompiledError("its family is unknown")
-    most = None if is_forced else _MOST_IN_CONVOLUTIONS
-    network = compile_network(loaded, distribution, width, most_in_convolutions=most)
-    rows = policy.answered(probe_rows(width, policy.signature.row_dtype))
-    if policy.signature.observation_dtype.startswith("uint"):
+    if compilation.network is None:
+        raise NotCompiledError(compilation.reason)
+    found = compilation.in_convolutions
+    if found > _MOST_IN_CONVOLUTIONS and not is_forced:
+        raise NotCompiledError(
+            f"its convolutions take {found / 1e6:.1f} million multiplications an observation; "
+            f"NumPy is slower above {_MOST_IN_CONVOLUTIONS / 1e6:.1f}"
+        )
+    network = compilation.network
+    proof = hold_against_graph(
+        network,
+        policy.distribution_inputs,
+        policy.answered(_common_rows(signature)),
+        extreme_rows(signature.observation_width, signature.observation_dtype, signature.row_dtype),
+        batch_sizes(found),
+    )
+    reason = (
+        f"{len(network.steps)} operations, equal to TensorFlow on {proof.probes} probes "
+        f"(within {proof.largest:.1e}) and on {proof.extremes} extreme ones"
+    )
+    return CompiledPolicy(replace(signature, engine="numpy", engine_reason=reason), network)
+
+
+def _common_rows(signature: PolicySignature) -> NDArray[Any]:
+    assert signature.observation_width is not None, "load_policy has found it"
+    rows = probe_rows(signature.observation_width, signature.row_dtype)
+    if signature.observation_dtype.startswith("uint"):
         # What a negative number becomes is not defined.
         rows = rows[(rows >= 0).all(axis=1)]
-    error = largest_difference(network, rows, policy.distribution_inputs(rows))
-    reason = (
-        f"{len(network.steps)} operations, equal to TensorFlow on {len(rows)} probes "
-        f"(within {error:.1e})"
-    )
-    signature = replace(policy.signature, engine="numpy", engine_reason=reason)
-    return CompiledPolicy(signature, network)
+    return rows
 
 
 def _width(loaded: LoadedGraph, schema: ServerSchema | None) -> int:
@@ -159,19 +191,60 @@ def _check_inputs(loaded: LoadedGraph) -> None:
 
 def _identify(
     loaded: LoadedGraph, runner: GraphRunner, signature: PolicySignature
-) -> PolicySignature:
+) -> tuple[LoadedGraph, PolicySignature, Compilation]:
+    """Return the graph with the distribution's inputs as an output, the policy, and its network."""
     assert signature.observation_width is not None, "load_policy has found it"
-    rows = probe_rows(signature.observation_width, signature.row_dtype)
-    evidence = gather_evidence(loaded, runner, rows)
+    probe = GraphProbe(loaded, runner)
+    rows = probe.answered(probe_rows(signature.observation_width, signature.row_dtype))
+    some = rows[: loaded.only_batch or _ROWS_READ]
+    is_certain = probe.is_certain(rows)
+    structure = sampler = None
+    for tensor in find_distribution_inputs(loaded, runner):
+        shape = runner.evaluate(tensor, some, is_exploring=False).shape
+        if len(shape) == 2 and (structure is None or structure.family is None):
+            found = read_structure(loaded, runner, tensor, some, shape[1], is_certain=is_certain)
+            if found.family is not None or found.is_output:
+                structure = found
+    if structure is not None:
+        listed = loaded.fetches.get(DISTRIBUTION_INPUTS, structure.root)
+        # The output itself may check observations; what is not listed, or another tensor, is new.
+        inputs = listed if structure.is_output else structure.root
+        runner.add_output(DISTRIBUTION_INPUTS, inputs)
+        loaded = replace(loaded, fetches={**loaded.fetches, DISTRIBUTION_INPUTS: inputs})
+        sampler = SamplerRunner(loaded, structure.root, rows[0])
+    compilation = Compilation(None, "its family is unknown")
+    if structure is not None and structure.family is not None:
+        compilation = compile_network(loaded, DISTRIBUTION_INPUTS, signature.observation_width)
+        mixing = structure.row_mixing or _row_mixing(runner, compilation, rows, signature)
+        structure = replace(structure, row_mixing=mixing)
+    evidence = GraphProbe(loaded, runner).gather(rows)
     known = replace(
         signature,
-        action_outputs=evidence.actions,
+        action_outputs=evidence.actions or (structure.outputs if structure else None) or (),
         has_deterministic_action=evidence.deterministic is not None,
     )
-    identified = identify_actions(loaded, evidence, known)
-    if identified.components is None:
-        return identified
-    return replace(identified, has_deterministic_action=True)
+    identified = identify_actions(loaded, evidence, structure, sampler, known)
+    if identified.components is not None:
+        identified = replace(identified, has_deterministic_action=True)
+    return loaded, identified, compilation
+
+
+def _row_mixing(
+    runner: GraphRunner, compilation: Compilation, rows: NDArray[Any], signature: PolicySignature
+) -> str | None:
+    """Return what lets one observation of a batch change another's answer; None for nothing."""
+    if compilation.is_row_wise is not None:
+        return None if compilation.is_row_wise else "its network joins the observations of a batch"
+
+    def graph(batch: NDArray[Any]) -> NDArray[Any]:
+        return runner.run([DISTRIBUTION_INPUTS], batch)[0]
+
+    assert signature.observation_width is not None, "load_policy has found it"
+    others = extreme_rows(
+        signature.observation_width, signature.observation_dtype, signature.row_dtype
+    )
+    size = mixes_rows(graph, rows, others, batch_sizes(compilation.in_convolutions))
+    return None if size is None else f"its answer is another in a batch of {size}"
 
 
 def _described(signature: PolicySignature, schema: ServerSchema | None) -> PolicySignature:

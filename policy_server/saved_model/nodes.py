@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from policy_server.saved_model import slim_tensorflow as tf
 from policy_server.saved_model.freezing import node_of
 
-__all__ = ["SHAPE_OPS", "GraphNodes"]
+__all__ = ["PASSING_OPS", "SHAPE_OPS", "GraphNodes"]
 
 # These read a tensor's size, not its values: a random action takes its batch size from anywhere.
 SHAPE_OPS = ("Shape", "Size", "Rank", "ZerosLike", "OnesLike", "ShapeN")
 # A Switch sends a tensor into one branch or the other.
-_PASSING_OPS = (
+PASSING_OPS = (
     "Identity",
     "IdentityN",
     "StopGradient",
@@ -61,7 +61,7 @@ class GraphNodes:
         """
         name, _, port = tensor.partition(":")
         node = self._nodes[name]
-        while node.op in _PASSING_OPS:
+        while node.op in PASSING_OPS:
             index = int(port or 0) if node.op == "IdentityN" else 0
             name, _, port = node.input[index].partition(":")
             node = self._nodes[name]

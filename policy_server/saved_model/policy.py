@@ -19,7 +19,7 @@ from policy_server.numpy_network import CompiledPolicy, seeded_apart
 from policy_server.policy import Int64Array, PolicyOutputs, PolicySignature
 from policy_server.saved_model import slim_tensorflow as tf
 from policy_server.saved_model.evidence import probe_rows
-from policy_server.saved_model.graph import LOG_PROBABILITY, PROBABILITY
+from policy_server.saved_model.graph import LOG_PROBABILITY, PROBABILITY, reason_of
 from policy_server.saved_model.runner import GraphRunner
 
 __all__ = ["TensorFlowPolicy"]
@@ -64,11 +64,7 @@ class TensorFlowPolicy:
         probes = probe_rows(self.signature.observation_width, self.signature.row_dtype)
         answered = [self._is_answered(probes[:size]) for size in _WARM_UP_BATCHES]
         if not any(answered) and not any(self._is_answered(row[None]) for row in probes):
-            raise ModelError(
-                "saved_model.pb: the policy gives NaN, or fails, whatever the observation; its "
-                "weights are damaged: export "
-                "an earlier checkpoint"
-            )
+            raise self._why_never_answered(probes[:1], len(probes))
         if self._actions is None and not self._gives_probabilities(probes):
             self._chance_output = None
 
@@ -95,6 +91,21 @@ class TensorFlowPolicy:
         except (DistributionError, tf.errors.OpError):
             return False
         return True
+
+    def _why_never_answered(self, rows: NDArray[np.floating[Any]], tried: int) -> ModelError:
+        always = f"on each of {tried} observations that were tried"
+        try:
+            self._infer(rows, np.zeros(1, bool), np.full(1, -1, np.int64))
+        except tf.errors.OpError as error:
+            return ModelError(
+                f"saved_model.pb: the policy fails {always} ({reason_of(error)}); export it again"
+            )
+        except DistributionError as error:
+            return ModelError(
+                f"saved_model.pb: the policy gives no distribution {always} ({error.message}); "
+                "its weights may be damaged: export an earlier checkpoint"
+            )
+        return ModelError(f"saved_model.pb: the policy answers nothing {always}; export it again")
 
     def answered(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Return those observations that the policy answers.

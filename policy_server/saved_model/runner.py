@@ -6,7 +6,7 @@ large, `seq_lens` ones, previous actions, rewards and recurrent states zeros.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from policy_server.saved_model import slim_tensorflow as tf
 from policy_server.saved_model.freezing import LATE_TIMESTEP, session_config
 from policy_server.saved_model.graph import LoadedGraph, translated
 
-__all__ = ["GraphRunner", "filled_value"]
+__all__ = ["GraphRunner", "SamplerRunner", "filled_value"]
 
 
 class GraphRunner:
@@ -46,15 +46,53 @@ class GraphRunner:
             feeds |= {tensor: _fill(part, batch) for tensor, part in loaded.feeds.items()}
             if loaded.exploring is not None:
                 feeds[loaded.exploring] = self._is_exploring
+            self._fed = feeds
             tensors = tf.import_graph_def(
                 loaded.graph_def,
                 input_map=feeds,
                 return_elements=list(loaded.fetches.values()),
                 name="policy",
             )
-        self._outputs: Mapping[str, Any] = dict(zip(loaded.fetches, tensors, strict=True))
+        self._outputs: dict[str, Any] = dict(zip(loaded.fetches, tensors, strict=True))
         self._session = tf.Session(graph=self._graph, config=session_config())
         self._callables: dict[tuple[str, ...], Any] = {}
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Return the names of the outputs that can be computed, in natural order."""
+        return tuple(self._outputs)
+
+    def add_output(self, name: str, tensor: str) -> None:
+        """Give an output to a tensor that the signature does not list.
+
+        Args:
+            name: what `run` calls it.
+            tensor: the graph's name of it.
+        """
+        self._outputs[name] = self._tensor(tensor)
+        self._callables.clear()
+
+    def evaluate(
+        self, tensor: str, rows: NDArray[np.floating[Any]], *, is_exploring: bool
+    ) -> NDArray[Any]:
+        """Compute any tensor of the graph once.
+
+        Args:
+            tensor: the graph's name of it.
+            rows: float[B, observation_width].
+            is_exploring: whether the graph samples its actions.
+
+        Raises:
+            tf.errors.OpError: if it can't be computed.
+        """
+        feeds = {self._rows: rows, self._is_exploring: is_exploring}
+        value: NDArray[Any] = np.asarray(self._session.run(self._tensor(tensor), feeds))
+        return value
+
+    def _tensor(self, name: str) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
+        """Return a tensor of the graph; what is fed stands for those that it replaces."""
+        known = self._fed.get(name)
+        return self._graph.get_tensor_by_name(f"policy/{name}") if known is None else known
 
     def run(
         self, names: Sequence[str], rows: NDArray[np.floating[Any]], *, is_exploring: bool = False
@@ -83,6 +121,70 @@ class GraphRunner:
             arrays: list[NDArray[Any]] = call(rows, is_exploring)
             return arrays
         return _in_batches(call, rows, self._batch, is_exploring=is_exploring)
+
+
+class SamplerRunner:
+    """The part of a frozen policy that draws actions, from inputs of the distribution as given.
+
+    It tries the sampler on any inputs, not only on those that some observation leads to.
+    """
+
+    def __init__(self, loaded: LoadedGraph, root: str, observation: NDArray[Any]) -> None:
+        """Import the graph with the distribution's inputs in place of the network's result.
+
+        Args:
+            loaded: the frozen graph.
+            root: the tensor of the distribution's inputs.
+            observation: float[observation_width], one that the policy answers; it stands in for
+                all, where the sampler asks for their number.
+
+        Raises:
+            ModelError: if the graph can't be imported.
+        """
+        self._graph = tf.Graph()
+        self._observation = observation
+        item = loaded.observation_input
+        with translated(), self._graph.as_default():
+            self._rows = tf.placeholder(observation.dtype, [None, None], name="policy_server/rows")
+            self._is_exploring = tf.placeholder(tf.bool, [], name="policy_server/is_exploring")
+            dtype = tf.dtypes.as_dtype(loaded.dtype_of(root))
+            self._inputs = tf.placeholder(dtype, [None, None], name="policy_server/inputs")
+            batch = tf.shape(self._rows)[0]
+            feeds = {loaded.observations: _observations(self._rows, batch, item)}
+            feeds |= {tensor: _fill(part, batch) for tensor, part in loaded.feeds.items()}
+            if loaded.exploring is not None:
+                feeds[loaded.exploring] = self._is_exploring
+            tensors = tf.import_graph_def(
+                loaded.graph_def,
+                input_map=feeds | {root: self._inputs},
+                return_elements=list(loaded.fetches.values()),
+                name="policy",
+            )
+        self._outputs = dict(zip(loaded.fetches, tensors, strict=True))
+        self._session = tf.Session(graph=self._graph, config=session_config())
+
+    def run(
+        self, names: Sequence[str], inputs: NDArray[Any], *, is_exploring: bool
+    ) -> list[NDArray[Any]]:
+        """Compute outputs of the signature.
+
+        Args:
+            names: which outputs.
+            inputs: float[B, K], the distribution's inputs.
+            is_exploring: whether the graph samples its actions.
+
+        Returns:
+            One array an output, with B rows.
+
+        Raises:
+            tf.errors.OpError: if the graph fails on these inputs.
+        """
+        rows = np.repeat(self._observation[None], len(inputs), axis=0)
+        feeds = {self._rows: rows, self._inputs: inputs, self._is_exploring: is_exploring}
+        arrays: list[NDArray[Any]] = self._session.run(
+            [self._outputs[name] for name in names], feeds
+        )
+        return arrays
 
 
 def _in_batches(

@@ -34,6 +34,7 @@ __all__ = [
     "make_tensor_proto",
     "meta_graph_pb2",
     "ones",
+    "op_def_registry",
     "placeholder",
     "reshape",
     "saved_model_pb2",
@@ -68,7 +69,7 @@ with _past_the_front_door():
     from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
     from tensorflow.python.client.session import Session
     from tensorflow.python.compat import v2_compat
-    from tensorflow.python.framework import dtypes, errors
+    from tensorflow.python.framework import dtypes, errors, op_def_registry
     from tensorflow.python.framework.constant_op import constant
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants
     from tensorflow.python.framework.dtypes import bool  # noqa: A004 -- TensorFlow's own name

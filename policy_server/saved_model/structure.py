@@ -1,180 +1,318 @@
-"""What the graph says of the distribution: from which part of its inputs each action is drawn.
+"""What a graph's structure says of its policy: where the distribution's inputs are, and its family.
 
-The signature holds no sizes. The graph does: constant sizes of the `SplitV` nodes that consume
-`action_dist_inputs`, and the paths from them to the actions, which also undo the order in which a
-dictionary's actions were flattened.
+An export lists the distribution's inputs among its outputs, or leaves them out (A2C and PG of Ray
+0.7): then they are the tensor that all draws are made from.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_server.saved_model.graph import LoadedGraph
-from policy_server.saved_model.nodes import SHAPE_OPS, GraphNodes
+from policy_server.policy import ActionOutput
+from policy_server.saved_model.action_values import NotRecognizedError
+from policy_server.saved_model.families import Exploration, RecognizedFamily, recognize
+from policy_server.saved_model.graph import (
+    ACTIONS,
+    DISTRIBUTION_INPUTS,
+    Q_VALUES,
+    LoadedGraph,
+)
+from policy_server.saved_model.nodes import PASSING_OPS, SHAPE_OPS, GraphNodes
+from policy_server.saved_model.runner import GraphRunner
+from policy_server.saved_model.sampler import SamplerReader
+from policy_server.saved_model.symbolic_operations import RANDOM_OPS, NotReadError
 
-__all__ = ["GraphStructure", "Segment"]
+__all__ = ["PolicyStructure", "find_distribution_inputs", "read_structure"]
 
-Segment = tuple[int, int]
+# Steps between the distribution's inputs and a draw. Of a choice or a selection only the first
+# input, or those behind the condition, are followed.
+_SAMPLING_OPS = frozenset(
+    {
+        "ArgMax",
+        "Cast",
+        "Exp",
+        "ExpandDims",
+        "Merge",
+        "Multinomial",
+        "Pack",
+        "Reshape",
+        "Select",
+        "SelectV2",
+        "Split",
+        "SplitV",
+        "Squeeze",
+        "StridedSlice",
+        "Tanh",
+        "Transpose",
+        "Unpack",
+    }
+)
+_SCALING_OPS = frozenset({"Add", "AddV2", "Div", "Maximum", "Minimum", "Mul", "RealDiv", "Sub"})
+# Functions that TensorFlow could not make part of the flat graph.
+_CALLS = frozenset(
+    {
+        "Case",
+        "If",
+        "PartitionedCall",
+        "StatefulPartitionedCall",
+        "StatelessCase",
+        "StatelessIf",
+        "StatelessWhile",
+        "While",
+    }
+)
+_FEWEST_ROWS = 2
 
-_SCALING_OPS = ("RealDiv", "Div", "DivNoNan", "Mul")
 
-
-class GraphStructure:
-    """A walk over the frozen graph.
-
-    Segments are (start, length) in a row of `action_dist_inputs`.
+@dataclass(frozen=True)
+class PolicyStructure:
+    """A graph's structure.
 
     Attributes:
-        is_split_into_one: the inputs are split as a tuple's are, into one part.
+        root: the tensor of the distribution's inputs.
+        is_output: it is the output `action_dist_inputs`.
+        outputs: the actions, as their formulas show them; None where these can't be read.
+        family: the distribution that the actions are drawn from; None where it is not known.
+        problem: why it is not known; None where it is.
+        is_tuple_of_one: the distribution's inputs are split as a tuple's are, into one part.
+        noise: the operation that makes the distribution's inputs noisy; None where nothing does.
+        row_mixing: an operation above the distribution's inputs that lets one observation change
+            the answer to another, or a branch that depends on them; None where none was seen.
     """
 
-    def __init__(self, loaded: LoadedGraph, *, distribution: str, width: int) -> None:
-        """Index the graph and follow the splits of the distribution's inputs.
+    root: str
+    is_output: bool
+    outputs: tuple[ActionOutput, ...] | None
+    family: RecognizedFamily | None
+    problem: str | None
+    is_tuple_of_one: bool
+    noise: str | None
+    row_mixing: str | None
 
-        Args:
-            loaded: the frozen graph.
-            distribution: the output that holds the distribution's inputs.
-            width: how many values a row of it has.
-        """
-        self._nodes = GraphNodes(loaded.graph_def)
-        self._fetches = loaded.fetches
-        self._whole: Segment = (0, width)
-        self._segments: dict[str, Segment] = {}
-        self._temperatures: set[float] = set()
-        self._clips: dict[Segment, tuple[float, float]] = {}
-        root = self._nodes.source(loaded.fetches[distribution])
-        self._follow_splits(root)
-        # RLlib's MultiActionDistribution splits by the list of its parts' sizes, of one too.
-        self.is_split_into_one = any(
-            len(sizes) == 1
-            for node in self._nodes.consumers_of(root)
-            if node.op == "SplitV" and (sizes := self._sizes(node, width)[0]) is not None
+
+def find_distribution_inputs(loaded: LoadedGraph, runner: GraphRunner) -> list[str]:
+    """Return the tensors that can be the distribution's inputs, the likeliest first.
+
+    Args:
+        loaded: the frozen graph.
+        runner: computes what is constant in service.
+
+    Returns:
+        The output of that name, or what all actions are drawn from; then the only action with
+        exploration off, which is the policy where noise is put on it. Empty where nothing shows.
+    """
+    nodes = GraphNodes(loaded.graph_def)
+    rows = np.zeros((_FEWEST_ROWS, 1))
+    readers = [
+        SamplerReader(loaded, runner, root=None, width=0, rows=rows, is_exploring=is_exploring)
+        for is_exploring in (True, False)
+    ]
+    actions = [loaded.fetches[name] for name in _action_names(loaded)]
+    found = [name for name in (DISTRIBUTION_INPUTS, Q_VALUES) if name in loaded.fetches][:1]
+    roots = [nodes.source(loaded.fetches[name]) for name in found]
+    if not roots:
+        drawn_from = {root for action in actions for root in _roots(nodes, readers[0], action)}
+        roots = [*drawn_from] if len(drawn_from) == 1 else []
+    taken = _taken(nodes, readers[1], actions[0]) if len(actions) == 1 else None
+    return [*roots, *([taken] if taken is not None and taken not in roots else [])]
+
+
+def _action_names(loaded: LoadedGraph) -> list[str]:
+    return [name for name in loaded.fetches if name.startswith(ACTIONS)]
+
+
+def _roots(nodes: GraphNodes, reader: SamplerReader, action: str) -> set[str]:
+    """Return what the draws behind an action are made from; empty where it is not drawn."""
+    found: set[str] = set()
+    is_drawn = False
+    waiting, seen = [action], {action}
+    while waiting:
+        tensor = waiting.pop()
+        node = nodes.node(tensor)
+        following: Iterable[str] = ()
+        if node.op in RANDOM_OPS:
+            is_drawn = True
+            following = reader.live_inputs(tensor)[:1] if node.op == "Multinomial" else ()
+        elif node.op in PASSING_OPS or node.op in _SAMPLING_OPS:
+            following = _data_inputs(nodes, reader, tensor)
+        elif node.op in _SCALING_OPS and _is_of_the_sampler(nodes, reader, tensor):
+            following = [item for item in reader.live_inputs(tensor) if not reader.is_plain(item)]
+        elif node.op not in SHAPE_OPS and not reader.is_plain(tensor):
+            found.add(nodes.source(tensor))
+        waiting += [item for item in following if item not in seen]
+        seen.update(following)
+    return found if is_drawn else set()
+
+
+def _data_inputs(nodes: GraphNodes, reader: SamplerReader, tensor: str) -> list[str]:
+    """Return the inputs of a step that hold values, not shapes, axes or conditions."""
+    node, inputs = nodes.node(tensor), reader.live_inputs(tensor)
+    if node.op in ("Merge", "Pack"):
+        return inputs
+    if node.op in ("Select", "SelectV2"):
+        return inputs[1:]
+    return inputs[1:2] if node.op == "Split" else inputs[:1]
+
+
+def _is_of_the_sampler(nodes: GraphNodes, reader: SamplerReader, tensor: str) -> bool:
+    """Tell a step of the sampler, as mean + noise or logits / 2, from a layer's bias."""
+    inputs = reader.live_inputs(tensor)
+    constants = [item for item in inputs if reader.is_plain(item)]
+    if constants:
+        is_bias = nodes.node(tensor).op in ("Add", "AddV2", "Sub")
+        sources = [nodes.node(nodes.source(item)).op for item in inputs]
+        return not is_bias or not {"MatMul", "Conv2D"} & set(sources)
+    return any(_is_random(nodes, reader, item) for item in inputs)
+
+
+def _is_random(nodes: GraphNodes, reader: SamplerReader, tensor: str) -> bool:
+    waiting, seen = [tensor], {tensor}
+    while waiting:
+        current = waiting.pop()
+        if nodes.node(current).op in RANDOM_OPS:
+            return True
+        following = [item for item in reader.live_inputs(current) if item not in seen]
+        waiting += following
+        seen.update(following)
+    return False
+
+
+def _taken(nodes: GraphNodes, reader: SamplerReader, tensor: str) -> str | None:
+    """Return the tensor behind branches and nodes that only pass it on; None where it is random."""
+    while nodes.node(tensor).op in (*PASSING_OPS, "Merge"):
+        inputs = reader.live_inputs(tensor)
+        if nodes.node(tensor).op == "Merge" and len(inputs) != 1:
+            return None
+        tensor = inputs[0]
+    return None if _is_random(nodes, reader, tensor) else nodes.source(tensor)
+
+
+def read_structure(
+    loaded: LoadedGraph,
+    runner: GraphRunner,
+    root: str,
+    rows: NDArray[Any],
+    width: int,
+    *,
+    is_certain: bool,
+) -> PolicyStructure:
+    """Read a graph's structure.
+
+    Args:
+        loaded: the frozen graph.
+        runner: computes what is constant in service.
+        root: the tensor of the distribution's inputs.
+        is_output: it is the output `action_dist_inputs`.
+        rows: float[B, observation_width], observations that the policy answers.
+        width: how many numbers a row of the distribution's inputs has.
+        is_certain: the graph gives no log-probability of its actions, or always 0.
+    """
+    settings = [True] if loaded.exploring is None else [True, False]
+    readers = [
+        SamplerReader(loaded, runner, root=root, width=width, rows=rows, is_exploring=is_exploring)
+        for is_exploring in settings
+    ]
+    nodes = GraphNodes(loaded.graph_def)
+    noise, mixing = _looked_above(nodes, readers[0], root)
+    outputs = family = problem = None
+    try:
+        drawn, *sure = [_actions(loaded, reader) for reader in readers]
+        outputs = tuple(
+            ActionOutput(name, dtype.startswith(("int", "uint", "bool")), columns, is_vector)
+            for name, dtype, columns, is_vector in _layout(loaded, drawn)
         )
+        family = recognize(
+            outputs,
+            _by_row(drawn),
+            _by_row(sure[0]) if sure else None,
+            _exploration(loaded, nodes, root, is_certain=is_certain),
+        )
+    except (NotReadError, NotRecognizedError) as error:
+        problem = str(error)
+    listed = loaded.fetches.get(DISTRIBUTION_INPUTS)
+    return PolicyStructure(
+        root,
+        listed is not None and nodes.source(listed) == root,
+        outputs,
+        family,
+        problem,
+        _is_split_into_one(nodes, root, width),
+        noise,
+        mixing,
+    )
 
-    @property
-    def temperatures(self) -> list[float]:
-        """Return the constants that logits are divided by before an action is drawn, without 1."""
-        return sorted(self._temperatures)
 
-    def clip_of(self, segment: Segment) -> tuple[float, float] | None:
-        """Return the constants that a part is clipped to, as SAC's log_std is; None for none.
+def _actions(loaded: LoadedGraph, reader: SamplerReader) -> list[NDArray[Any]]:
+    return [reader.formulas(loaded.fetches[name]) for name in _action_names(loaded)]
 
-        Args:
-            segment: a part that the graph cuts.
-        """
-        return self._clips.get(segment)
 
-    def segments_of(self, output: str) -> list[Segment]:
-        """Return the parts of the distribution's inputs that an action is drawn from.
+def _layout(loaded: LoadedGraph, drawn: Sequence[NDArray[Any]]) -> list[tuple[str, str, int, bool]]:
+    dtypes = {item.name: item.dtype for item in loaded.outputs}
+    layout = []
+    for name, values in zip(_action_names(loaded), drawn, strict=True):
+        if values.ndim == 0:
+            raise NotRecognizedError("an action is one number for the whole batch")
+        columns = int(np.prod(values.shape[1:], dtype=np.int64))
+        layout.append((name, dtypes[name], columns, values.ndim > 1))
+    return layout
 
-        Args:
-            output: a key of the signature, such as `actions_0`.
 
-        Returns:
-            The smallest parts that the graph cuts, in order; empty where the action does not
-            depend on them.
-        """
-        waiting = deque([self._nodes.source(self._fetches[output])])
-        seen: set[str] = set()
-        found: set[Segment] = set()
-        while waiting:
-            tensor = waiting.popleft()
-            if tensor in seen:
-                continue
-            seen.add(tensor)
-            if tensor in self._segments:
-                found.add(self._segments[tensor])
-                continue
-            node = self._nodes.node(tensor)
-            if node.op not in SHAPE_OPS:
-                waiting.extend(self._nodes.inputs_of(node))
-        if len(found) > 1:
-            found.discard(self._whole)
-        return sorted(found)
+def _by_row(values: Sequence[NDArray[Any]]) -> list[list[Any]]:
+    """Return each observation's formulas, over all its actions."""
+    if len({len(item) for item in values}) != 1:
+        raise NotRecognizedError("an action has another number of rows than the batch")
+    return [
+        [formula for item in values for formula in np.ravel(item[row])]
+        for row in range(len(values[0]))
+    ]
 
-    def _follow_splits(self, root: str) -> None:
-        self._segments[root] = self._whole
-        waiting = deque([root])
-        while waiting:
-            tensor = waiting.popleft()
-            for node in self._nodes.consumers_of(tensor):
-                self._note_temperature(node, tensor)
-                self._note_clip(node, tensor)
-                for part, segment in self._parts(node, tensor):
-                    self._segments[part] = segment
-                    waiting.append(part)
 
-    def _parts(self, node: Any, tensor: str) -> list[tuple[str, Segment]]:  # noqa: ANN401 -- TensorFlow is untyped
-        """Return the tensors that a node makes of a part, each with what it holds of a row."""
-        start, length = self._segments[tensor]
-        if node.op in _SCALING_OPS:
-            return [(f"{node.name}:0", (start, length))] if self._scale(node, tensor) else []
-        if node.op == "StridedSlice":
-            return self._slice(node, tensor)
-        sizes, axis = self._sizes(node, length)
-        if sizes is None or axis not in (1, -1) or int(sizes.sum()) != length:
-            return []
-        ends = start + np.cumsum(sizes)
-        return [
-            (f"{node.name}:{port}", (int(end - size), int(size)))
-            for port, (end, size) in enumerate(zip(ends, sizes, strict=True))
-        ]
+def _exploration(
+    loaded: LoadedGraph, nodes: GraphNodes, root: str, *, is_certain: bool
+) -> Exploration:
+    q_values = loaded.fetches.get(Q_VALUES)
+    return Exploration(
+        has_schedule=bool(loaded.exploration_state),
+        has_free_epsilon=loaded.has_callback
+        or any(name.startswith(("eps", "cur_eps")) for name in loaded.exploration_state),
+        is_over_q_values=q_values is not None and nodes.source(q_values) == root,
+        is_log_probability_zero=is_certain,
+    )
 
-    def _sizes(self, node: Any, length: int) -> tuple[NDArray[Any] | None, float | None]:  # noqa: ANN401 -- TensorFlow is untyped
-        """Return the sizes that a node splits a row into, and the axis; None where it does not."""
-        if node.op == "SplitV":
-            return self._nodes.constant(node.input[1]), self._nodes.scalar(node.input[2])
-        if node.op == "Split":
-            parts = int(node.attr["num_split"].i)
-            return np.full(parts, length // parts), self._nodes.scalar(node.input[0])
-        if node.op == "Unpack":
-            return np.ones(node.attr["num"].i, np.int64), node.attr["axis"].i
-        return None, None
 
-    def _slice(self, node: Any, tensor: str) -> list[tuple[str, Segment]]:  # noqa: ANN401 -- TensorFlow is untyped
-        """Read `values[:, low:high]`."""
-        start, length = self._segments[tensor]
-        begin, end, strides = (self._nodes.constant(node.input[port]) for port in (1, 2, 3))
-        if begin is None or end is None or strides is None or len(begin) != 2 or strides[1] != 1:
-            return []
-        masks = {
-            key: node.attr[f"{key}_mask"].i for key in ("begin", "end", "ellipsis", "new_axis")
-        }
-        if masks["ellipsis"] or masks["new_axis"] or not masks["begin"] & masks["end"] & 1:
-            return []
-        low = None if masks["begin"] & 2 else int(begin[1])
-        high = None if masks["end"] & 2 else int(end[1])
-        low, high, _ = slice(low, high).indices(length)
-        return [(f"{node.name}:0", (start + low, high - low))] if high > low else []
+def _looked_above(
+    nodes: GraphNodes, reader: SamplerReader, root: str
+) -> tuple[str | None, str | None]:
+    """Look for noise and for what mixes observations above the distribution's inputs."""
+    noise = mixing = None
+    waiting, seen = [root], {root}
+    while waiting:
+        tensor = waiting.pop()
+        node = nodes.node(tensor)
+        if node.op in RANDOM_OPS:
+            noise = noise or node.op
+        inputs = reader.live_inputs(tensor)
+        if node.op in _CALLS:
+            mixing = mixing or f"{node.op}, a function that can't be looked into"
+        if node.op == "Merge" and len(inputs) > 1 and not reader.is_loop(tensor):
+            mixing = mixing or "a branch (cond) that the observations of a batch decide together"
+        waiting += [item for item in inputs if item not in seen]
+        seen.update(inputs)
+    return noise, mixing
 
-    def _scale(self, node: Any, tensor: str) -> float | None:  # noqa: ANN401 -- TensorFlow is untyped
-        """Return the constant that a node divides a part by; None where it does something else."""
-        first, second = self._nodes.inputs_of(node)[:2]
-        if node.op == "Mul":
-            factor = self._nodes.scalar(second if first == tensor else first)
-            return 1 / factor if factor else None
-        return self._nodes.scalar(second) if first == tensor else None
 
-    def _note_temperature(self, node: Any, tensor: str) -> None:  # noqa: ANN401 -- TensorFlow is untyped
-        scale = self._scale(node, tensor) if node.op in _SCALING_OPS else None
-        if scale is not None and scale > 0.0 and scale != 1.0:
-            self._temperatures.add(scale)
+def _is_split_into_one(nodes: GraphNodes, root: str, width: int) -> bool:
+    """Return whether the inputs are split by a list of one size.
 
-    def _note_clip(self, node: Any, tensor: str) -> None:  # noqa: ANN401 -- TensorFlow is untyped
-        """Recognise `tf.clip_by_value`: one op, or a Minimum inside a Maximum."""
-        if node.op == "ClipByValue" and self._nodes.source(node.input[0]) == tensor:
-            bounds = [(self._nodes.scalar(node.input[1]), self._nodes.scalar(node.input[2]))]
-        elif node.op == "Minimum":
-            high = self._nodes.scalar(node.input[1])
-            outer = self._nodes.consumers_of(f"{node.name}:0")
-            lows = [self._nodes.scalar(item.input[1]) for item in outer if item.op == "Maximum"]
-            bounds = [(low, high) for low in lows]
-        else:
-            return
-        for low, high in bounds:
-            if low is not None and high is not None:
-                self._clips[self._segments[tensor]] = (low, high)
+    Source: RLlib `MultiActionDistribution`, which splits by the list of its parts' sizes.
+    """
+    return any(
+        (sizes := nodes.constant(node.input[1])) is not None and sizes.tolist() == [width]
+        for node in nodes.consumers_of(root)
+        if node.op == "SplitV"
+    )

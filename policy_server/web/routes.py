@@ -207,6 +207,7 @@ def _schema_endpoint(policy: ServedPolicy) -> Callable[[], Awaitable[dict[str, A
             "observation_width": signature.observation_width,
             "family": signature.family,
             "is_proved": signature.is_proved,
+            "basis": signature.basis,
             "components": [
                 {
                     key: value

@@ -108,6 +108,8 @@ class V1Policy:
     order: tuple[int, ...] | None = None
     # Changes the network's outputs: (observations, outputs) -> outputs.
     network: Callable[[Any, Any], Any] = field(default=lambda _rows, outputs: outputs)
+    # Draws in place of the parts' own: (observations, outputs) -> draws, log-probability, modes.
+    sampler: Callable[[Any, Any], tuple[list[Any], Any, list[Any]]] | None = None
     # epsilon, or steps of random actions, by `timestep`.
     exploration: str = "distribution"
     has_variable_counter: bool = False
@@ -121,6 +123,20 @@ class V1Policy:
         """Return `action_dist_inputs` as NumPy has them."""
         kernel, bias = weights(self.width, self.size)
         return rows.reshape(len(rows), -1).astype(np.float32) @ kernel + bias
+
+    def draw(self, folder: Path, rows: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the actions that a saved policy draws by itself, a row each."""
+        with tf.Graph().as_default(), v1.Session() as session:
+            loaded = v1.saved_model.load(session, list(self.tags), str(folder))
+            signature = loaded.signature_def[self.signature]
+            feeds = {signature.inputs[self.observations].name: rows}
+            known = {"is_training": False, "timestep": 10**9}
+            feeds |= {signature.inputs[name].name: known[name] for name in self.inputs}
+            names = [f"actions_{index}" for index in range(len(self.parts))]
+            arrays = session.run([signature.outputs[name].name for name in names], feeds)
+        return np.concatenate([item.reshape(len(rows), -1) for item in arrays], axis=1).astype(
+            float
+        )
 
     def save(self, folder: Path) -> Path:
         """Write the SavedModel."""
@@ -158,7 +174,9 @@ class V1Policy:
             inputs /= tf.cast(extra["seq_lens"], tf.float32)[:, None]
         if "action_mask" in extra:
             inputs *= extra["action_mask"]
-        drawn, chance, sure = self._actions(inputs)
+        drawn, chance, sure = (
+            self._actions(inputs) if self.sampler is None else self.sampler(flat, inputs)
+        )
         drawn, chance = self._explored(drawn, chance, sure, extra)
         if self.has_exploring:
             switch = v1.placeholder_with_default(np.True_, [], name="policy/is_exploring")
@@ -213,7 +231,11 @@ class V1Policy:
             drawn = gamma / tf.reduce_sum(gamma, axis=1, keepdims=True)
             return drawn, tf.nn.softmax(values * 2), tf.reduce_sum(tf.math.log(drawn), axis=1)
         if part.kind == "deterministic":
-            return values + tf.random.normal(tf.shape(values)), values, tf.zeros_like(values[:, 0])
+            # RLlib's GaussianNoise: its scale follows a schedule, and it is clipped to the bounds.
+            counter = v1.get_variable("policy/timestep", initializer=np.int64(0), trainable=False)
+            scale = tf.where(counter < 1000, 1.0, 0.2)
+            noisy = values + scale * tf.random.normal(tf.shape(values))
+            return tf.clip_by_value(noisy, -1.0, 1.0), values, tf.zeros_like(values[:, 0])
         mean, log_std = tf.split(values, 2, axis=1)
         if self.log_std_bounds is not None:
             log_std = tf.clip_by_value(log_std, *self.log_std_bounds)

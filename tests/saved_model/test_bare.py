@@ -110,10 +110,25 @@ def test_meaning_of_the_output_is_the_schemas(schema: str, family: str, tmp_path
     assert load_policy(folder, parse_schema(schema)).signature.family == family
 
 
-def test_odd_width_needs_no_schema(tmp_path: Path) -> None:
-    folder = save_network(tmp_path / "m", lambda logits: {"fc_out": logits}, outputs=5)
+@pytest.mark.parametrize("width", [4, 5, 53])
+def test_meaning_that_nothing_states_is_asked_for(width: int, tmp_path: Path) -> None:
+    folder = save_network(tmp_path / "m", lambda logits: {"fc_out": logits}, outputs=width)
 
-    assert load_policy(folder).signature.family == "categorical(5)"
+    with pytest.raises(ModelError, match=rf"fc_out \({width} wide\) means: one action of {width}"):
+        load_policy(folder)
+    with pytest.raises(ModelError, match=r"or several actions .*; state it"):
+        load_policy(folder, parse_schema("observations: {a: {type: 'List[float]'}}"))
+
+
+def test_finding_says_who_states_the_meaning(tmp_path: Path) -> None:
+    stated = save_network(tmp_path / "s", lambda logits: {"fc_out": logits})
+    named = save_network(tmp_path / "n", lambda logits: {"q_values": logits})
+
+    policy = load_policy(stated, parse_schema(DISCRETE))
+
+    assert policy.signature.basis == "schema"
+    assert policy.signature.findings[0].endswith("as schema.yaml states")
+    assert load_policy(named).signature.findings[0].endswith("as its name tells")
 
 
 def test_q_values_are_taken_greedily(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from policy_server.errors import ModelError
-from policy_server.saved_model.evidence import Evidence, gather_evidence, probe_rows
+from policy_server.saved_model.evidence import Evidence, GraphProbe, probe_rows
 from policy_server.saved_model.graph import load_graph
 from policy_server.saved_model.runner import GraphRunner
 from tests.saved_model.hand_built import Part, V1Policy, save_functions, tf
@@ -18,7 +18,8 @@ def gathered(folder: Path) -> Evidence:
     """Return what a policy answers to the probes."""
     loaded = load_graph(folder)
     runner = GraphRunner(loaded, row_dtype=np.float32)
-    return gather_evidence(loaded, runner, probe_rows(4, np.float32))
+    probe = GraphProbe(loaded, runner)
+    return probe.gather(probe.answered(probe_rows(4, np.float32)))
 
 
 def test_probes_are_the_same_at_every_call_and_of_many_kinds() -> None:

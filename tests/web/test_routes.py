@@ -53,6 +53,7 @@ async def test_schema_is_shown_without_the_key() -> None:
             "observation_width": 2,
             "family": "categorical(3)",
             "is_proved": True,
+            "basis": "structure",
             "components": [
                 {"kind": "categorical", "size": 3, "name": None, "labels": None},
             ],
