@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["OPERATIONS"]
+__all__ = ["OPERATIONS", "PLAIN_OPERATIONS"]
 
 Array = NDArray[Any]
 
@@ -26,6 +26,11 @@ def _flushed(x: Array) -> Array:
 
 def _compared(function: Callable[..., Array]) -> Callable[[Array, Array], Array]:
     return lambda a, b: function(_flushed(np.asarray(a)), _flushed(np.asarray(b)))
+
+
+def _log(x: Array) -> Array:
+    is_zero = np.abs(x) < np.finfo(x.dtype).tiny
+    return np.where(is_zero, x.dtype.type(-np.inf), np.log(x))
 
 
 def _divide(a: Array, b: Array) -> Array:
@@ -215,6 +220,13 @@ def _normalise(
 
 
 OPERATIONS: Mapping[str, Callable[..., Array]] = {
+    "PlainEqual": np.equal,
+    "PlainGreater": np.greater,
+    "PlainGreaterEqual": np.greater_equal,
+    "PlainLess": np.less,
+    "PlainLessEqual": np.less_equal,
+    "PlainNotEqual": np.not_equal,
+    "PlainRealDiv": np.divide,
     "Abs": np.abs,
     "Add": np.add,
     "AddN": lambda *parts: functools.reduce(np.add, parts),
@@ -238,7 +250,7 @@ OPERATIONS: Mapping[str, Callable[..., Array]] = {
     "LeakyRelu": _leaky_relu,
     "Less": _compared(np.less),
     "LessEqual": _compared(np.less_equal),
-    "Log": lambda x: np.log(_flushed(x)),
+    "Log": _log,
     "LogicalAnd": np.logical_and,
     "LogicalNot": np.logical_not,
     "LogicalOr": np.logical_or,
@@ -286,3 +298,14 @@ OPERATIONS: Mapping[str, Callable[..., Array]] = {
     "Transpose": np.transpose,
     "ZerosLike": np.zeros_like,
 }
+
+PLAIN_OPERATIONS: Mapping[str, str] = {
+    "Equal": "PlainEqual",
+    "Greater": "PlainGreater",
+    "GreaterEqual": "PlainGreaterEqual",
+    "Less": "PlainLess",
+    "LessEqual": "PlainLessEqual",
+    "NotEqual": "PlainNotEqual",
+    "RealDiv": "PlainRealDiv",
+}
+"""What stands in for an operation where no denormal can come: it needs no look for one."""

@@ -69,7 +69,7 @@ def logits_output(loaded: LoadedGraph) -> SignatureTensor:
             "saved_model.pb: holds the weights that training started from, not the trained ones "
             "(Ray after 2.0.1 writes "
             "them with framework 'tf'); export inside `with policy.get_session().as_default():`, "
-            f"or {_ASK_AGAIN}"
+            "or train with framework 'tf2'"
         )
     return chosen
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.numpy_network import NumpyNetwork, Step
-from policy_server.numpy_operations import OPERATIONS
+from policy_server.numpy_operations import OPERATIONS, PLAIN_OPERATIONS
 from policy_server.saved_model.row_dependence import (
     ROWS,
     dependence,
@@ -44,6 +44,41 @@ _MOVES = ("ExpandDims", "Pack", "Reshape", "Squeeze", "StridedSlice", "Transpose
 _BROADCASTS = ("Add", "AddV2", "Maximum", "Minimum", "Mul", "RealDiv", "Sub")
 _SUMS = ("Add", "AddV2", "BiasAdd")
 _SELECTIONS = ("Select", "SelectV2")
+# These give whole numbers from whole numbers.
+_WHOLE_OPERATIONS = frozenset(
+    {
+        "Abs",
+        "Add",
+        "AddN",
+        "AddV2",
+        "Cast",
+        "ConcatV2",
+        "ExpandDims",
+        "Max",
+        "Maximum",
+        "Min",
+        "Minimum",
+        "Mul",
+        "Neg",
+        "OneHot",
+        "OnesLike",
+        "Pack",
+        "Prod",
+        "Reshape",
+        "Select",
+        "SelectV2",
+        "Split",
+        "SplitV",
+        "Square",
+        "Squeeze",
+        "StridedSlice",
+        "Sub",
+        "Sum",
+        "Tile",
+        "Transpose",
+        "ZerosLike",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -55,12 +90,14 @@ class _Trial:
         is_fixed: it depends on the batch size alone, not on the observations.
         origin: the register whose values these are in another order; None where they are new.
         order: the places in it, at each batch size.
+        is_whole: it holds whole numbers, or infinity, whatever the observations: never a denormal.
         depends_on: uint8 of the shape at the batch size of `row_dependence.ROWS`: the observations
             that each number depends on.
     """
 
     values: tuple[Array, ...]
     depends_on: Array
+    is_whole: bool = False
     is_fixed: bool = False
     origin: int | None = None
     order: tuple[Array, ...] = ()
@@ -93,7 +130,8 @@ class NetworkBuilder:
             value: the constant.
         """
         nothing = np.zeros(np.shape(value), np.uint8)
-        register = self._hold(_Trial((value,) * len(_BATCH_SIZES), nothing, is_fixed=True))
+        trial = _Trial((value,) * len(_BATCH_SIZES), nothing, _are_whole(value), is_fixed=True)
+        register = self._hold(trial)
         self._constants[register] = value
         return register
 
@@ -135,6 +173,8 @@ class NetworkBuilder:
                 self._one_row(first, beside=second, result=trial),
                 self._one_row(second, beside=first, result=trial),
             )
+        if operation in PLAIN_OPERATIONS and self._is_never_denormal(operation, inputs):
+            operation = PLAIN_OPERATIONS[operation]
         register = self._hold(trial)
         self._steps.append(Step(operation, tuple(inputs), register, attributes))
         return register
@@ -164,6 +204,25 @@ class NetworkBuilder:
         """
         return is_row_wise(self._trials[register].depends_on)
 
+    def _is_never_denormal(self, operation: str, inputs: Sequence[int]) -> bool:
+        """Return whether an operation gives the same where denormals count as zero."""
+        first, second = (self._trials[register] for register in inputs)
+        if operation == "RealDiv":
+            return second.is_whole
+        # Beside a number that is far from zero, a denormal compares as zero does.
+        return (first.is_whole and second.is_whole) or any(
+            register in self._constants and _are_far_from_zero(self._constants[register])
+            for register in inputs
+        )
+
+    @staticmethod
+    def _is_whole(operation: str, trials: Sequence[_Trial], value: Array) -> bool:
+        if value.dtype.kind in "iub":
+            return True
+        if operation in _SELECTIONS:
+            trials = trials[1:]
+        return operation in _WHOLE_OPERATIONS and all(trial.is_whole for trial in trials)
+
     def _check_cast(self, value: Array, dtype: str) -> None:
         if value.dtype.kind == "f" and dtype not in _CAST_TO:
             raise TypeError(f"a number of any size becomes {dtype}")
@@ -190,15 +249,16 @@ class NetworkBuilder:
                     values[_FOLLOWED],
                     named,
                 )
+            is_whole = self._is_whole(operation, trials, values[0])
             if operation not in _MOVES or (operation == "Pack" and len(inputs) > 1):
-                return _Trial(values, depends_on, is_fixed)
+                return _Trial(values, depends_on, is_whole, is_fixed)
             places = trials[0].order or tuple(map(_places, trials[0].values))
             order = tuple(
                 np.asarray(function(*arguments, **named))
                 for arguments in zip(places, *(trial.values for trial in trials[1:]), strict=True)
             )
         origin = inputs[0] if trials[0].origin is None else trials[0].origin
-        return _Trial(values, depends_on, is_fixed, origin, order)
+        return _Trial(values, depends_on, is_whole, is_fixed, origin, order)
 
     def _known(self, operation: str, inputs: Sequence[int], trial: _Trial) -> int | None:
         """Return a register that already holds a step's result."""
@@ -257,6 +317,15 @@ class NetworkBuilder:
             for value, size in zip(trial.values, _BATCH_SIZES, strict=True)
         )
         return self.keep(row) if is_repeated else register
+
+
+def _are_whole(value: Array) -> bool:
+    with np.errstate(invalid="ignore"):
+        return value.dtype.kind in "iub" or bool((value == np.rint(value)).all())
+
+
+def _are_far_from_zero(value: Array) -> bool:
+    return value.dtype.kind == "f" and bool((np.abs(value) >= np.finfo(value.dtype).tiny).all())
 
 
 def _places(value: Array) -> Array:

@@ -130,8 +130,9 @@ def _pruned(meta_graph: Any, kept: Sequence[str]) -> Any:  # noqa: ANN401 -- Ten
         if name not in policy
     }
     # A training graph restores its optimiser as well; only the policy's variables are wanted.
+    variables = {name for name in policy if nodes[name].op in VARIABLE_OPS}
     unneeded = {
-        name for name in restoring & assignments if node_of(nodes[name].input[0]) not in policy
+        name for name in restoring & assignments if node_of(nodes[name].input[0]) not in variables
     }
     result = tf.meta_graph_pb2.MetaGraphDef()
     result.CopyFrom(meta_graph)

@@ -114,15 +114,6 @@ class LoadedGraph:
             if item.name not in known and _plain_name(item.name) not in _EXPLORATION_SCALARS
         )
 
-    def dtype_of(self, tensor: str) -> str:
-        """Return NumPy's name of the type of a node's floats, as its attribute T tells.
-
-        Args:
-            tensor: one of the graph's tensors.
-        """
-        node = next(node for node in self.graph_def.node if node.name == node_of(tensor))
-        return str(tf.dtypes.as_dtype(node.attr["T"].type or tf.dtypes.float32).name)
-
 
 def natural_key(name: str) -> list[tuple[bool, int, str]]:
     """Return a sort key that puts `actions_10` behind `actions_2`.
@@ -197,6 +188,7 @@ def load_graph(folder: Path) -> LoadedGraph:
             an observation.
     """
     meta_graph = _read_meta_graph(folder)
+    _free_switch(meta_graph.graph_def)
     signature = _signature(meta_graph)
     inputs, infos = _inputs(signature)
     keys = {_output_name(key, signature.outputs): key for key in signature.outputs}
@@ -352,12 +344,27 @@ def _is_used(name: str, outputs: tuple[SignatureTensor, ...]) -> bool:
     return not has_actions or name.startswith(ACTIONS) or name in used
 
 
+def _free_switch(graph_def: Any) -> None:  # noqa: ANN401 -- TensorFlow is untyped
+    """Make an input of the exploration switch that SAC of Ray 0.7 keeps in a variable."""
+    for node in list(graph_def.node):
+        if node.op != "VariableV2" or _plain_name(node.name) != "stochastic":
+            continue
+        constant = graph_def.node.add(name=f"{node.name}/default", op="Const")
+        constant.attr["dtype"].type = tf.dtypes.bool.as_datatype_enum
+        constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(True))  # noqa: FBT003 -- a value
+        node.op = "PlaceholderWithDefault"
+        node.ClearField("attr")
+        node.input.append(constant.name)
+        node.attr["dtype"].type = tf.dtypes.bool.as_datatype_enum
+        node.attr["shape"].shape.CopyFrom(constant.attr["value"].tensor.tensor_shape)
+
+
 def _unlisted_exploring(graph_def: Any) -> str | None:  # noqa: ANN401 -- TensorFlow is untyped
     names = [
         node.name
         for node in graph_def.node
         if node.op == "PlaceholderWithDefault"
-        and node.name.split("/")[-1].startswith("is_exploring")
+        and _plain_name(node.name) in ("is_exploring", "stochastic")
     ]
     return f"{min(names, key=len)}:0" if names else None
 

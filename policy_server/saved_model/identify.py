@@ -22,7 +22,7 @@ from policy_server.saved_model.evidence import Evidence
 from policy_server.saved_model.families import RecognizedFamily
 from policy_server.saved_model.frequency import judge_draws, sampler_inputs
 from policy_server.saved_model.graph import ACTIONS, DISTRIBUTION_INPUTS, LoadedGraph
-from policy_server.saved_model.runner import SamplerRunner
+from policy_server.saved_model.runner import GraphSampler
 from policy_server.saved_model.structure import PolicyStructure
 
 __all__ = ["identify_actions"]
@@ -41,7 +41,7 @@ def identify_actions(
     loaded: LoadedGraph,
     evidence: Evidence,
     structure: PolicyStructure | None,
-    sampler: SamplerRunner | None,
+    sampler: GraphSampler | None,
     signature: PolicySignature,
 ) -> PolicySignature:
     """Return the signature with what the policy is.
@@ -136,7 +136,7 @@ def _checks(
     loaded: LoadedGraph,
     family: RecognizedFamily,
     evidence: Evidence,
-    sampler: SamplerRunner | None,
+    sampler: GraphSampler | None,
 ) -> list[str]:
     """Return what was held against what, and how often it agreed.
 
@@ -188,7 +188,7 @@ def _compared_frequencies(
     loaded: LoadedGraph,
     distribution: ActionDistribution,
     evidence: Evidence,
-    sampler: SamplerRunner,
+    sampler: GraphSampler,
 ) -> str:
     """Draw from inputs of all kinds, and hold the frequencies against the distribution."""
     assert evidence.inputs is not None, "the caller has looked"
@@ -212,9 +212,7 @@ def _compared_frequencies(
     return f"frequencies of {draws} draws fit"
 
 
-def _drawn(
-    loaded: LoadedGraph, sampler: SamplerRunner, inputs: NDArray[Any]
-) -> Float64Array | None:
+def _drawn(loaded: LoadedGraph, sampler: GraphSampler, inputs: NDArray[Any]) -> Float64Array | None:
     """Return the graph's draws, a row each; None where it fails on such inputs."""
     names = [name for name in loaded.fetches if name.startswith(ACTIONS)]
     try:

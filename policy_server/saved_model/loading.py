@@ -34,7 +34,7 @@ from policy_server.saved_model.graph import (
 from policy_server.saved_model.identify import identify_actions
 from policy_server.saved_model.network import find_width
 from policy_server.saved_model.policy import TensorFlowPolicy
-from policy_server.saved_model.runner import GraphRunner, SamplerRunner
+from policy_server.saved_model.runner import GraphRunner, GraphSampler
 from policy_server.saved_model.structure import find_distribution_inputs, read_structure
 from policy_server.schema import ServerSchema
 from policy_server.settings import Engine
@@ -211,7 +211,7 @@ def _identify(
         inputs = listed if structure.is_output else structure.root
         runner.add_output(DISTRIBUTION_INPUTS, inputs)
         loaded = replace(loaded, fetches={**loaded.fetches, DISTRIBUTION_INPUTS: inputs})
-        sampler = SamplerRunner(loaded, structure.root, rows[0])
+        sampler = GraphSampler(runner, structure.root, rows[0])
     compilation = Compilation(None, "its family is unknown")
     if structure is not None and structure.family is not None:
         compilation = compile_network(loaded, DISTRIBUTION_INPUTS, signature.observation_width)

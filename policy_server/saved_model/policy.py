@@ -102,8 +102,8 @@ class TensorFlowPolicy:
             )
         except DistributionError as error:
             return ModelError(
-                f"saved_model.pb: the policy gives no distribution {always} ({error.message}); "
-                "its weights may be damaged: export an earlier checkpoint"
+                f"saved_model.pb: the policy gives no answer {always} ({error.message}); its "
+                "weights may be damaged: export an earlier checkpoint"
             )
         return ModelError(f"saved_model.pb: the policy answers nothing {always}; export it again")
 

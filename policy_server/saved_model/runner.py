@@ -17,7 +17,7 @@ from policy_server.saved_model import slim_tensorflow as tf
 from policy_server.saved_model.freezing import LATE_TIMESTEP, session_config
 from policy_server.saved_model.graph import LoadedGraph, translated
 
-__all__ = ["GraphRunner", "SamplerRunner", "filled_value"]
+__all__ = ["GraphRunner", "GraphSampler", "filled_value"]
 
 
 class GraphRunner:
@@ -89,6 +89,35 @@ class GraphRunner:
         value: NDArray[Any] = np.asarray(self._session.run(self._tensor(tensor), feeds))
         return value
 
+    def run_from(
+        self,
+        tensor: str,
+        values: NDArray[Any],
+        names: Sequence[str],
+        rows: NDArray[np.floating[Any]],
+        *,
+        is_exploring: bool,
+    ) -> list[NDArray[Any]]:
+        """Compute outputs of the signature from values for a tensor on the way.
+
+        Args:
+            tensor: the graph's name of the tensor.
+            values: what takes the place of its own.
+            names: which outputs.
+            rows: float[B, observation_width].
+            is_exploring: whether the graph samples its actions.
+
+        Returns:
+            One array an output, with B rows.
+
+        Raises:
+            tf.errors.OpError: if the graph fails on these values.
+        """
+        feeds = {self._rows: rows, self._is_exploring: is_exploring, self._tensor(tensor): values}
+        fetches = [self._outputs[name] for name in names]
+        arrays: list[NDArray[Any]] = self._session.run(fetches, feeds)
+        return arrays
+
     def _tensor(self, name: str) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
         """Return a tensor of the graph; what is fed stands for those that it replaces."""
         known = self._fed.get(name)
@@ -123,45 +152,24 @@ class GraphRunner:
         return _in_batches(call, rows, self._batch, is_exploring=is_exploring)
 
 
-class SamplerRunner:
+class GraphSampler:
     """The part of a frozen policy that draws actions, from inputs of the distribution as given.
 
     It tries the sampler on any inputs, not only on those that some observation leads to.
     """
 
-    def __init__(self, loaded: LoadedGraph, root: str, observation: NDArray[Any]) -> None:
-        """Import the graph with the distribution's inputs in place of the network's result.
+    def __init__(self, runner: GraphRunner, root: str, observation: NDArray[Any]) -> None:
+        """Take the sampler of a policy.
 
         Args:
-            loaded: the frozen graph.
+            runner: runs the policy.
             root: the tensor of the distribution's inputs.
             observation: float[observation_width], one that the policy answers; it stands in for
                 all, where the sampler asks for their number.
-
-        Raises:
-            ModelError: if the graph can't be imported.
         """
-        self._graph = tf.Graph()
+        self._runner = runner
+        self._root = root
         self._observation = observation
-        item = loaded.observation_input
-        with translated(), self._graph.as_default():
-            self._rows = tf.placeholder(observation.dtype, [None, None], name="policy_server/rows")
-            self._is_exploring = tf.placeholder(tf.bool, [], name="policy_server/is_exploring")
-            dtype = tf.dtypes.as_dtype(loaded.dtype_of(root))
-            self._inputs = tf.placeholder(dtype, [None, None], name="policy_server/inputs")
-            batch = tf.shape(self._rows)[0]
-            feeds = {loaded.observations: _observations(self._rows, batch, item)}
-            feeds |= {tensor: _fill(part, batch) for tensor, part in loaded.feeds.items()}
-            if loaded.exploring is not None:
-                feeds[loaded.exploring] = self._is_exploring
-            tensors = tf.import_graph_def(
-                loaded.graph_def,
-                input_map=feeds | {root: self._inputs},
-                return_elements=list(loaded.fetches.values()),
-                name="policy",
-            )
-        self._outputs = dict(zip(loaded.fetches, tensors, strict=True))
-        self._session = tf.Session(graph=self._graph, config=session_config())
 
     def run(
         self, names: Sequence[str], inputs: NDArray[Any], *, is_exploring: bool
@@ -180,11 +188,7 @@ class SamplerRunner:
             tf.errors.OpError: if the graph fails on these inputs.
         """
         rows = np.repeat(self._observation[None], len(inputs), axis=0)
-        feeds = {self._rows: rows, self._inputs: inputs, self._is_exploring: is_exploring}
-        arrays: list[NDArray[Any]] = self._session.run(
-            [self._outputs[name] for name in names], feeds
-        )
-        return arrays
+        return self._runner.run_from(self._root, inputs, names, rows, is_exploring=is_exploring)
 
 
 def _in_batches(

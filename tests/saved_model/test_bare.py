@@ -278,5 +278,5 @@ def test_weights_of_another_norm_are_served(tmp_path: Path) -> None:
 def test_network_of_nan_is_refused(tmp_path: Path) -> None:
     folder = save_network(tmp_path / "m", lambda x: {"fc_out": x * np.nan})
 
-    with pytest.raises(ModelError, match="gives NaN, or fails, whatever the observation"):
+    with pytest.raises(ModelError, match="gives no answer on each of 194 observations"):
         load_policy(folder, parse_schema(DISCRETE))

@@ -16,7 +16,7 @@ from policy_server.policy import PolicySignature
 from policy_server.saved_model.evidence import Evidence, GraphProbe, probe_rows
 from policy_server.saved_model.graph import LoadedGraph, load_graph
 from policy_server.saved_model.identify import identify_actions
-from policy_server.saved_model.runner import GraphRunner, SamplerRunner
+from policy_server.saved_model.runner import GraphRunner, GraphSampler
 from policy_server.saved_model.structure import (
     PolicyStructure,
     find_distribution_inputs,
@@ -24,7 +24,7 @@ from policy_server.saved_model.structure import (
 )
 from tests.saved_model.hand_built import Part, V1Policy, save_functions, tf
 
-Gathered = tuple[LoadedGraph, Evidence, PolicyStructure, SamplerRunner, PolicySignature]
+Gathered = tuple[LoadedGraph, Evidence, PolicyStructure, GraphSampler, PolicySignature]
 
 
 def gathered(folder: Path) -> Gathered:
@@ -42,7 +42,7 @@ def gathered(folder: Path) -> Gathered:
         evidence.inputs.shape[1],
         is_certain=evidence.is_certain,
     )
-    sampler = SamplerRunner(loaded, structure.root, evidence.rows[0])
+    sampler = GraphSampler(runner, structure.root, evidence.rows[0])
     signature = PolicySignature(4, "float32", loaded.inputs, loaded.outputs, evidence.actions, None)
     return loaded, evidence, structure, sampler, signature
 
@@ -120,8 +120,9 @@ def test_certainty_of_what_is_drawn_disproves_a_family(tmp_path: Path) -> None:
 
 def test_frequencies_of_another_distribution_disprove_a_family(tmp_path: Path) -> None:
     loaded, evidence, structure, _, signature = gathered(V1Policy().save(tmp_path / "m"))
+    runner = GraphRunner(loaded, row_dtype=np.float32)
 
-    class Bold(SamplerRunner):
+    class Bold(GraphSampler):
         """Draws from the logits times two."""
 
         def run(
@@ -129,7 +130,7 @@ def test_frequencies_of_another_distribution_disprove_a_family(tmp_path: Path) -
         ) -> list[NDArray[Any]]:
             return super().run(names, inputs * 2, is_exploring=is_exploring)
 
-    sampler = Bold(loaded, structure.root, evidence.rows[0])
+    sampler = Bold(runner, structure.root, evidence.rows[0])
 
     identified = identify_actions(loaded, evidence, structure, sampler, signature)
 
