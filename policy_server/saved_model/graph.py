@@ -20,7 +20,15 @@ from google.protobuf.message import DecodeError
 from policy_server.errors import ModelError
 from policy_server.policy import SignatureTensor
 from policy_server.saved_model import slim_tensorflow as tf
-from policy_server.saved_model.freezing import VARIABLE_OPS, freeze, node_of
+from policy_server.saved_model.exploration import (
+    exploration_state,
+    find_switch,
+    free_switch,
+    is_exploration_scalar,
+    is_switch,
+    runs_callback,
+)
+from policy_server.saved_model.freezing import freeze, node_of
 
 __all__ = [
     "ACTIONS",
@@ -55,15 +63,6 @@ _OUTPUT_SYNONYMS = {"actions": "actions_0", "behaviour_logits": DISTRIBUTION_INP
 # TensorFlow names the node and its Python stack around the reason.
 _EXECUTION_ERROR = re.compile(r"\nNode: '[^']*'\n(.*?)(?:\n\t \[\[|$)", re.DOTALL)
 _REASON_CHARACTERS = 200
-# The switch's names; `stochastic` is that of Ray 0.7.
-_EXPLORING = ("is_exploring", "explore", "stochastic")
-# Scalars of Ray 0.7 that only exploration reads: zeros turn it off.
-_EXPLORATION_SCALARS = ("eps", "noise_scale", "pure_exploration_phase")
-# The variables and inputs by which schedules change exploration as training goes on.
-_SCHEDULED = re.compile(
-    r"(timestep|eps|epsilon|cur_epsilon|noise_scale|ou_state|stochastic)(_\d+)?"
-)
-_CALLBACKS = ("PyFunc", "PyFuncStateless", "EagerPyFunc")
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class LoadedGraph:
         return tuple(
             item.name
             for item in self.feeds.values()
-            if item.name not in known and _plain_name(item.name) not in _EXPLORATION_SCALARS
+            if item.name not in known and not is_exploration_scalar(item.name)
         )
 
 
@@ -188,7 +187,7 @@ def load_graph(folder: Path) -> LoadedGraph:
             an observation.
     """
     meta_graph = _read_meta_graph(folder)
-    _free_switch(meta_graph.graph_def)
+    free_switch(meta_graph.graph_def)
     signature = _signature(meta_graph)
     inputs, infos = _inputs(signature)
     keys = {_output_name(key, signature.outputs): key for key in signature.outputs}
@@ -201,9 +200,7 @@ def load_graph(folder: Path) -> LoadedGraph:
         for item in outputs
         if _is_used(item.name, outputs)
     }
-    exploring = next((infos[key] for key in infos if _plain_name(key) in _EXPLORING), None)
-    if exploring is None:
-        exploring = _unlisted_exploring(meta_graph.graph_def)
+    exploring = find_switch(infos, meta_graph.graph_def)
     kept = [*fetches.values(), *infos.values(), *([exploring] if exploring else [])]
     with translated():
         graph_def = freeze(meta_graph, folder, kept)
@@ -222,39 +219,18 @@ def load_graph(folder: Path) -> LoadedGraph:
         fetches=fetches,
         feeds=feeds | _unlisted(needed, known),
         exploring=exploring if exploring is not None and node_of(exploring) in needed else None,
-        exploration_state=_exploration_state(needed, meta_graph.graph_def),
-        has_callback=any(
-            node.op in _CALLBACKS
-            for name in fetches
-            if name.startswith(ACTIONS)
-            for node in _ancestors(graph_def, [fetches[name]]).values()
+        exploration_state=exploration_state(needed, meta_graph.graph_def),
+        has_callback=runs_callback(
+            _ancestors(
+                graph_def, [tensor for name, tensor in fetches.items() if name.startswith(ACTIONS)]
+            ).values()
         ),
     )
-
-
-def _plain_name(name: str) -> str:
-    """Return a tensor's name without its scope, port and number: `a/eps_1:0` is `eps`."""
-    return re.sub(r"_\d+$", "", name.split("/")[-1].partition(":")[0])
 
 
 def _output_name(key: str, outputs: Mapping[str, Any]) -> str:
     name = _OUTPUT_SYNONYMS.get(key, key)
     return key if name in outputs else name
-
-
-def _exploration_state(needed: Mapping[str, Any], graph_def: Any) -> tuple[str, ...]:  # noqa: ANN401 -- TensorFlow is untyped
-    changing = {
-        node.name
-        for node in graph_def.node
-        if node.op in (*VARIABLE_OPS, "Placeholder", "PlaceholderWithDefault")
-    }
-    return tuple(
-        sorted(
-            name.split("/")[-1]
-            for name in changing & needed.keys()
-            if _SCHEDULED.fullmatch(name.split("/")[-1])
-        )
-    )
 
 
 def _read_meta_graph(folder: Path) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
@@ -299,8 +275,7 @@ def _inputs(signature: Any) -> tuple[tuple[SignatureTensor, ...], dict[str, str]
     keys = sorted(signature.inputs, key=natural_key)
     names = {key: _SYNONYMS.get(key, key) for key in keys}
     if OBSERVATIONS not in keys:
-        known = (*FILLED_INPUTS, *_EXPLORING)
-        candidates = [key for key in keys if _plain_name(names[key]) not in known]
+        candidates = [key for key in keys if names[key] not in FILLED_INPUTS and not is_switch(key)]
         if len(candidates) != 1:
             raise ModelError(
                 f"saved_model.pb: expected an input 'observations', got {', '.join(keys)}; "
@@ -344,31 +319,6 @@ def _is_used(name: str, outputs: tuple[SignatureTensor, ...]) -> bool:
     return not has_actions or name.startswith(ACTIONS) or name in used
 
 
-def _free_switch(graph_def: Any) -> None:  # noqa: ANN401 -- TensorFlow is untyped
-    """Make an input of the exploration switch that SAC of Ray 0.7 keeps in a variable."""
-    for node in list(graph_def.node):
-        if node.op != "VariableV2" or _plain_name(node.name) != "stochastic":
-            continue
-        constant = graph_def.node.add(name=f"{node.name}/default", op="Const")
-        constant.attr["dtype"].type = tf.dtypes.bool.as_datatype_enum
-        constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(True))  # noqa: FBT003 -- a value
-        node.op = "PlaceholderWithDefault"
-        node.ClearField("attr")
-        node.input.append(constant.name)
-        node.attr["dtype"].type = tf.dtypes.bool.as_datatype_enum
-        node.attr["shape"].shape.CopyFrom(constant.attr["value"].tensor.tensor_shape)
-
-
-def _unlisted_exploring(graph_def: Any) -> str | None:  # noqa: ANN401 -- TensorFlow is untyped
-    names = [
-        node.name
-        for node in graph_def.node
-        if node.op == "PlaceholderWithDefault"
-        and _plain_name(node.name) in ("is_exploring", "stochastic")
-    ]
-    return f"{min(names, key=len)}:0" if names else None
-
-
 def _ancestors(graph_def: Any, tensors: Any) -> dict[str, Any]:  # noqa: ANN401 -- TensorFlow is untyped
     nodes = {node.name: node for node in graph_def.node}
     found: dict[str, Any] = {}
@@ -383,8 +333,7 @@ def _ancestors(graph_def: Any, tensors: Any) -> dict[str, Any]:  # noqa: ANN401 
 
 def _is_filled(item: SignatureTensor, infos: Mapping[str, str], needed: Mapping[str, Any]) -> bool:
     """Tell the inputs that need a value: the outputs depend on them, and they have no default."""
-    is_switch = _plain_name(item.name) in _EXPLORING
-    if item.name == OBSERVATIONS or is_switch or node_of(infos[item.name]) not in needed:
+    if item.name == OBSERVATIONS or is_switch(item.name) or node_of(infos[item.name]) not in needed:
         return False
     return item.name in FILLED_INPUTS or needed[node_of(infos[item.name])].op == "Placeholder"
 

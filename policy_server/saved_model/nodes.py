@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from policy_server.saved_model import slim_tensorflow as tf
 from policy_server.saved_model.freezing import node_of
 
-__all__ = ["PASSING_OPS", "SHAPE_OPS", "GraphNodes"]
+__all__ = ["PASSING_OPS", "PYTHON_OPS", "SHAPE_OPS", "GraphNodes"]
 
 # These read a tensor's size, not its values: a random action takes its batch size from anywhere.
 SHAPE_OPS = ("Shape", "Size", "Rank", "ZerosLike", "OnesLike", "ShapeN")
+# These call a function of the process that trained the policy.
+PYTHON_OPS = ("PyFunc", "PyFuncStateless", "EagerPyFunc")
 # A Switch sends a tensor into one branch or the other.
 PASSING_OPS = (
     "Identity",

@@ -19,7 +19,7 @@ from policy_server.saved_model import slim_tensorflow as tf
 from policy_server.saved_model.attributes import NotCompiledError, attributes_of
 from policy_server.saved_model.freezing import node_of
 from policy_server.saved_model.graph import LoadedGraph
-from policy_server.saved_model.nodes import PASSING_OPS, SHAPE_OPS, GraphNodes
+from policy_server.saved_model.nodes import PASSING_OPS, PYTHON_OPS, SHAPE_OPS, GraphNodes
 from policy_server.saved_model.runner import GraphRunner, filled_value
 from policy_server.saved_model.symbolic_operations import (
     RANDOM_OPS,
@@ -31,7 +31,6 @@ from policy_server.saved_model.symbols import PYTHON_CALLBACK, Input, Opaque
 
 __all__ = ["SamplerReader"]
 
-_PYTHON_OPS = ("PyFunc", "PyFuncStateless", "EagerPyFunc")
 _LOOP_OPS = ("Enter", "Exit", "LoopCond", "NextIteration")
 # What NumPy raises on shapes, indices and types that a step is not made for.
 _FAILURES = (*FAILURES, KeyError, NotCompiledError)
@@ -298,7 +297,7 @@ class SamplerReader:
             return values[0]
         if operation in RANDOM_OPS:
             return draw_noise(node, values)
-        if operation in _PYTHON_OPS:
+        if operation in PYTHON_OPS:
             return _opaque(PYTHON_CALLBACK)
         if any(value.dtype == object for value in values):
             return run_on_formulas(node, tensor, values)
@@ -339,7 +338,7 @@ class SamplerReader:
             if (
                 node.name == self._observation
                 or node.op in RANDOM_OPS
-                or node.op in _PYTHON_OPS
+                or node.op in PYTHON_OPS
                 or f"{node.name}:0" == self._root
             ):
                 return False
