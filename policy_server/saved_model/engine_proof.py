@@ -42,11 +42,13 @@ class EngineProof:
         probes: how many common observations were compared.
         extremes: how many extreme ones.
         largest: the largest difference on the common ones, relative above 1.
+        largest_on_extremes: the largest on the extreme ones, relative to the row's largest number.
     """
 
     probes: int
     extremes: int
     largest: float
+    largest_on_extremes: float
 
 
 def extreme_rows(width: int, observation_dtype: str, row_dtype: type[Any]) -> Rows:
@@ -137,11 +139,10 @@ def hold_against_graph(
         if found.shape != theirs.shape:
             raise NotCompiledError(f"NumPy's result has the shape {found.shape}")
         largest = max(largest, _compared(found, theirs, _TOLERANCE, f"in batches of {size}"))
-    _compare_extremes(run, graph, extremes)
-    return EngineProof(len(probes), len(extremes), largest)
+    return EngineProof(len(probes), len(extremes), largest, _compare_extremes(run, graph, extremes))
 
 
-def _compare_extremes(run: Run, graph: Run, rows: Rows) -> None:
+def _compare_extremes(run: Run, graph: Run, rows: Rows) -> float:
     theirs, refused = _answers(graph, rows, tf.errors.OpError)
     ours, failed = _answers(run, rows, *FAILURES)
     if (refused != failed).any():
@@ -149,8 +150,9 @@ def _compare_extremes(run: Run, graph: Run, rows: Rows) -> None:
         words = ("answers", "refuses") if refused[which] else ("refuses", "answers")
         raise NotCompiledError(f"NumPy {words[0]} an extreme observation, TensorFlow {words[1]} it")
     known = ~refused
-    if known.any():
-        _compared(ours[known], theirs[known], _EXTREME_TOLERANCE, "on extreme observations")
+    if not known.any():
+        return 0.0
+    return _compared(ours[known], theirs[known], _EXTREME_TOLERANCE, "on extreme observations")
 
 
 def _answers(

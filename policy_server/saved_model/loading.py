@@ -140,7 +140,8 @@ def _compiled(
     )
     reason = (
         f"{len(network.steps)} operations, equal to TensorFlow on {proof.probes} probes "
-        f"(within {proof.largest:.1e}) and on {proof.extremes} extreme ones"
+        f"(within {proof.largest:.1e}) and on {proof.extremes} extreme ones "
+        f"(within {proof.largest_on_extremes:.1e})"
     )
     return CompiledPolicy(replace(signature, engine="numpy", engine_reason=reason), network)
 
