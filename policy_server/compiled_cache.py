@@ -13,7 +13,7 @@ import json
 import logging
 import tempfile
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from policy_server import __version__
 from policy_server.numpy_network import CompiledPolicy, NumpyNetwork, Step
-from policy_server.policy import PolicySignature
+from policy_server.policy import ActionComponent, ActionOutput, PolicySignature
 from policy_server.schema import ServerSchema
 
 __all__ = ["Outcome", "decode", "digest_of", "encode", "read_outcome", "write_outcome"]
@@ -30,6 +30,8 @@ __all__ = ["Outcome", "decode", "digest_of", "encode", "read_outcome", "write_ou
 logger = logging.getLogger(__name__)
 
 _FILE = ".compiled-policy.npz"
+# What the file holds: one that was written with other fields is not read.
+_KEPT = (PolicySignature, ActionComponent, ActionOutput, Step)
 _DOCUMENT, _DIGEST = "document", "digest"
 
 
@@ -51,7 +53,8 @@ def digest_of(model: str, schema: ServerSchema) -> str:
         model: the digest of the model's files.
         schema: what schema.yaml says.
     """
-    made_of = f"{__version__} {np.__version__} {model} {schema!r}"
+    layout = [item.name for kind in _KEPT for item in fields(kind)]
+    made_of = f"{__version__} {np.__version__} {layout} {model} {schema!r}"
     return hashlib.sha256(made_of.encode()).hexdigest()
 
 

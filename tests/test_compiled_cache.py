@@ -117,3 +117,11 @@ def test_digest_tells_what_the_policy_was_made_of(model: str, schema: ServerSche
 
     assert digest_of("0", ServerSchema()) == known
     assert digest_of(model, schema) != known
+
+
+def test_outcome_of_other_fields_belongs_to_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = digest_of("model", ServerSchema())
+
+    monkeypatch.setattr("policy_server.compiled_cache._KEPT", (Step,))
+
+    assert digest_of("model", ServerSchema()) != before
