@@ -378,9 +378,7 @@ class ActionDistribution:
         if self.is_greedy:
             best = self.mode(inputs).astype(np.intp)
             return [
-                ComponentDistribution(
-                    part, probabilities=np.eye(part.size)[best[:, part.first_column]]
-                )
+                ComponentDistribution(part, _one_hot(best[:, part.first_column], part.size))
                 for part in self.components
             ]
         reading = self._read(inputs)
@@ -418,3 +416,9 @@ def _values_of(part: ActionComponent, actions: NDArray[_Number]) -> NDArray[_Num
 
 def _set(actions: Float64Array, part: ActionComponent, values: NDArray[np.floating[Any]]) -> None:
     actions[:, part.first_column : part.first_column + part.size] = values
+
+
+def _one_hot(chosen: NDArray[np.intp], size: int) -> Float64Array:
+    probabilities = np.zeros((len(chosen), size))
+    probabilities[np.arange(len(chosen)), chosen] = 1.0
+    return probabilities

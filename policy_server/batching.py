@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ Answers = TypeVar("Answers")
 
 # How late, as a share of the deadline, an observation that still waits may be told so.
 _SWEEP_SHARE = 0.1
+# So many abandoned observations may stay in the queue before they are looked for.
+_FEWEST_FORGOTTEN = 64
 
 
 @dataclass(eq=False, slots=True)
@@ -32,6 +35,7 @@ class _Waiting(Generic[Answers]):
     row: Sequence[float]
     is_deterministic: bool
     seed: int
+    asked: float
     deadline: float
     answer: asyncio.Future[tuple[Answers, int]]
 
@@ -134,8 +138,17 @@ class MicroBatcher(Generic[Answers]):
                 f"{self._size} observations are waiting already; try again in a second"
             )
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeout_s
-        waiting = _Waiting[Answers](row, is_deterministic, seed, deadline, loop.create_future())
+        waiting = _Waiting[Answers](
+            row,
+            is_deterministic,
+            seed,
+            # The loop's own clock is too coarse for a stage: uvloop's has milliseconds.
+            asked=time.perf_counter(),
+            deadline=loop.time() + self._timeout_s,
+            answer=loop.create_future(),
+        )
+        if len(self._waiting) > 2 * self._size + _FEWEST_FORGOTTEN:
+            self._forget_abandoned()
         self._waiting.append(waiting)
         self._size += 1
         if not self._is_sweeping:
@@ -147,6 +160,10 @@ class MicroBatcher(Generic[Answers]):
             loop.call_soon(self._start_calls)
         return waiting.answer
 
+    def _forget_abandoned(self) -> None:
+        """Drop the observations that nobody waits for: a call that hangs takes none of them out."""
+        self._waiting = deque(item for item in self._waiting if not item.answer.done())
+
     def _leave(self, _answer: asyncio.Future[tuple[Answers, int]]) -> None:
         self._size -= 1
 
@@ -154,8 +171,10 @@ class MicroBatcher(Generic[Answers]):
         """Tell those that waited for too long; one timer for all costs less than one for each."""
         loop = asyncio.get_running_loop()
         while self._waiting and self._waiting[0].deadline <= loop.time():
-            self._metrics.count_rejected("timeout")
-            _fail([self._waiting.popleft()], self._late())
+            waiting = self._waiting.popleft()
+            if not waiting.answer.done():
+                self._metrics.count_rejected("timeout")
+                _fail([waiting], self._late())
         self._is_sweeping = bool(self._size)
         if self._is_sweeping:
             loop.call_later(self._timeout_s * _SWEEP_SHARE, self._sweep)
@@ -230,9 +249,9 @@ class MicroBatcher(Generic[Answers]):
         rows: Float32Array | Float64Array = np.array(  # type: ignore[assignment]  # NumPy's stubs join the two types to a wider one
             [waiting.row for waiting in batch], self._backend.signature.row_dtype
         )
-        started = asyncio.get_running_loop().time()
+        started = time.perf_counter()
         self._metrics.observe_batch(len(batch))
-        self._metrics.observe_stage("queue", started - batch[0].deadline + self._timeout_s)
+        self._metrics.observe_stage("queue", started - batch[0].asked)
         # Nobody waits longer than this, so that a call which hangs must not keep its place.
         async with asyncio.timeout_at(batch[-1].deadline):
             outputs = await self._backend.infer(
@@ -240,7 +259,7 @@ class MicroBatcher(Generic[Answers]):
                 is_deterministic=np.array([waiting.is_deterministic for waiting in batch]),
                 seeds=np.array([waiting.seed for waiting in batch], np.int64),
             )
-        self._metrics.observe_stage("policy", asyncio.get_running_loop().time() - started)
+        self._metrics.observe_stage("policy", time.perf_counter() - started)
         return outputs
 
 

@@ -7,6 +7,7 @@ more than two of those run at once, whatever the number of batches.
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,8 +122,7 @@ class BulkCalls:
 
     async def _attempt(self, rows: BulkRows) -> PolicyOutputs | Exception:
         """Answer rows by one call, or return why that failed; see `MicroBatcher`."""
-        loop = asyncio.get_running_loop()
-        started, count = loop.time(), len(rows.seeds)
+        started, count = time.perf_counter(), len(rows.seeds)
         try:
             outputs = await self._backend.infer(
                 rows.observations,
@@ -134,7 +134,7 @@ class BulkCalls:
         except Exception as error:
             return error
         self._metrics.observe_batch(count)
-        self._metrics.observe_stage("policy", loop.time() - started)
+        self._metrics.observe_stage("policy", time.perf_counter() - started)
         return outputs
 
 

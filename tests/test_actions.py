@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -414,3 +415,19 @@ def test_mean_and_deviation_beyond_float32_are_cut() -> None:
     assert described.std is not None
     assert described.mean.tolist() == [[FLOAT32_MAX, -FLOAT32_MAX]]
     assert described.std[0].tolist() == [FLOAT32_MAX, 3e38]
+
+
+def test_distribution_of_a_greedy_policy_needs_no_square_of_its_choices() -> None:
+    greedy = ActionDistribution((ActionComponent("categorical", 30_000, 0, 0),), is_greedy=True)
+    values = np.zeros((2, 30_000), np.float32)
+    values[0, 7] = values[1, 29_999] = 1.0
+
+    tracemalloc.start()
+    [stated] = greedy.describe(values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert stated.probabilities is not None
+    assert stated.probabilities.argmax(axis=1).tolist() == [7, 29_999]
+    assert stated.probabilities.sum() == 2.0
+    assert peak < 50e6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+import weakref
 from typing import Any
 
 import numpy as np
@@ -388,3 +389,32 @@ async def test_cancelled_submission_frees_its_place() -> None:
 
     assert len(answer.actions) == 1
     assert backend.batches == [1]
+
+
+async def test_abandoned_observations_do_not_pile_up_behind_a_call_that_hangs() -> None:
+    class Row(list[float]):
+        """An observation that can be seen to be gone."""
+
+    backend = integer_backend()
+    backend.gate = asyncio.Event()
+    metrics = Metrics()
+    batcher = batcher_of(
+        backend, max_queue_size=10, timeout_s=0.2, max_calls_in_flight=1, metrics=metrics
+    )
+    hanging = asyncio.create_task(ask(batcher, 0.0))
+    await asyncio.sleep(0)
+    rows: list[weakref.ref[Row]] = []
+
+    for _ in range(3000):
+        row = Row([0.0, 0.0])
+        rows.append(weakref.ref(row))
+        batcher.submit(row, is_deterministic=True, seed=-1).cancel()
+        del row
+        await asyncio.sleep(0)
+
+    assert sum(row() is not None for row in rows) < 100
+    assert isinstance((await hanging)[0], OverloadedError)
+    await asyncio.sleep(0.1)
+    backend.gate = None
+    assert await ask(batcher, 0.0) == [2]
+    assert metrics.snapshot().numbers["rejected"] == {("timeout",): 1.0}

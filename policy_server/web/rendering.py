@@ -281,6 +281,8 @@ def _actions(outputs: PolicyOutputs, layout: Sequence[ActionOutput]) -> bytes:
     ):
         dtype = np.int64 if layout[0].is_integer else np.float32
         return _inner(outputs.actions.astype(dtype))
+    if not len(outputs.actions):
+        return b""
     rows = zip(*_action_columns(outputs.actions, layout), strict=True)
     template = b"[" + _actions_template(tuple(layout)) + b"]"
     return b",".join([template % row for row in rows])

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from policy_server.bulk_calls import ROWS_PER_CALL
 from policy_server.errors import PolicyFailedError
 from policy_server.web.batches import MOST_AT_ONCE
-from tests.fakes import FakeBackend, integer_backend, signature_of
+from tests.fakes import FakeBackend, components_of, integer_backend, signature_of
 from tests.web.harness import (
     KEY,
     SCHEMA,
@@ -218,6 +218,18 @@ async def test_batch_without_an_observation_has_an_answer_without_a_row(kind: st
 
     assert rows_of(answer) == []
     assert array.shape == (0, 3 if kind == "distribution" else 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_empty_batch_of_a_policy_that_mixes_numbers_and_vectors_is_json(kind: str) -> None:
+    mixed = FakeBackend(
+        signature_of(components_of(("categorical", 3), ("normal", 2))), (0.0, 1.0, 2.0, *[0.0] * 4)
+    )
+
+    async with serve(mixed) as client:
+        answer = await answer_of(client, f"/{kind}/batch", json=[])
+
+    assert rows_of(answer) == []
 
 
 async def test_large_batch_is_cut_into_calls_and_answered_in_order() -> None:
