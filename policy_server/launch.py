@@ -21,6 +21,7 @@ from policy_server.errors import NotReadyError, PolicyServerError, SettingsError
 from policy_server.metrics import Metrics, MetricsExporter
 from policy_server.model_store import identify_model, prepare_model
 from policy_server.policy import PolicyBackend
+from policy_server.public_key import host_of, warn_of_public_key
 from policy_server.remote_files import bring_files
 from policy_server.schema import ServerSchema, read_schema
 from policy_server.settings import Settings, read_settings
@@ -58,6 +59,7 @@ def build_app() -> Application:
         bring_files(settings)
     schema = read_schema(settings.schema_path)
     api_key = resolve_api_key(settings, schema)
+    warn_of_public_key(api_key, host=host_of(sys.argv))
 
     metrics = Metrics()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -17,11 +18,15 @@ from tests.deployment.programs import ROOT, run
 TEXT = (ROOT / "docker-compose.yaml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-SMALL = {"policy_server", "traefik", "prometheus", "grafana"}
+SMALL = {"guard", "policy_server", "traefik", "prometheus", "grafana"}
+# They do their part and end.
+ENDING = {"guard", "kibana_account"}
 LOGGING = {"fluentd", "elasticsearch", "kibana", "kibana_account"}
 SETTINGS = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields}
 # Read by other software than ours: uvicorn, Ray, and docker-compose itself.
 OTHERS = {"FORWARDED_ALLOW_IPS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
+PASSWORDS = {"GRAFANA_PASSWORD", "ELASTIC_PASSWORD", "KIBANA_PASSWORD"}
+OWN = dict.fromkeys([f"{ENV_PREFIX}API_KEY", *PASSWORDS], "my own")
 VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?::-([^}]*))?\}")
 
 every_service = pytest.mark.parametrize("name", sorted(SERVICES))
@@ -73,7 +78,7 @@ def test_service_has_limits_and_a_pinned_image(name: str) -> None:
 
 @every_service
 def test_service_has_a_health_check_unless_it_ends_by_itself(name: str) -> None:
-    if name == "kibana_account":
+    if name in ENDING:
         assert "restart" not in SERVICES[name]
     elif name == "policy_server":
         assert "HEALTHCHECK" in (ROOT / "Dockerfile").read_text()
@@ -84,9 +89,10 @@ def test_service_has_a_health_check_unless_it_ends_by_itself(name: str) -> None:
 @every_service
 def test_what_a_service_waits_for_can_come_true(name: str) -> None:
     for other, condition in SERVICES[name].get("depends_on", {}).items():
-        assert set(SERVICES[name]["networks"]) & set(SERVICES[other]["networks"])
-        if condition["condition"] == "service_completed_successfully":
-            assert "healthcheck" not in SERVICES[other]
+        if other != "guard":
+            assert set(SERVICES[name]["networks"]) & set(SERVICES[other]["networks"])
+        is_awaited_to_end = condition["condition"] == "service_completed_successfully"
+        assert is_awaited_to_end == (other in ENDING)
 
 
 @every_service
@@ -101,7 +107,7 @@ def test_mounted_files_and_volumes_exist(name: str) -> None:
 
 def test_every_volume_and_network_is_used() -> None:
     used = {source for name in SERVICES for source, _ in mounts(name) if source[0] not in "./"}
-    networks = {network for service in SERVICES.values() for network in service["networks"]}
+    networks = {network for service in SERVICES.values() for network in service.get("networks", [])}
 
     assert used == set(COMPOSE["volumes"])
     assert networks == set(COMPOSE["networks"])
@@ -128,18 +134,75 @@ def test_ports_of_the_others_are_what_their_files_say() -> None:
     assert "ports" not in SERVICES["elasticsearch"]
 
 
-def test_only_traefik_listens_on_the_network() -> None:
-    for name, service in SERVICES.items():
+def test_stack_is_reached_from_this_machine_only() -> None:
+    for service in SERVICES.values():
         for port in service.get("ports", []):
-            expected = "0.0.0.0" if name == "traefik" else "127.0.0.1"  # noqa: S104 -- what is asked for
-            assert filled_in(port).split(":")[0] == expected
+            assert filled_in(port).split(":")[0] == "127.0.0.1"
+
+
+def test_metrics_port_moves_in_the_container_on_the_host_and_for_prometheus() -> None:
+    port = "${POLICY_SERVER_METRICS_PORT:-8080}"
+
+    assert f"${{BIND_ADDRESS:-127.0.0.1}}:{port}:{port}" in SERVICES["policy_server"]["ports"]
+    assert f"policy_server:{port}" in COMPOSE["configs"]["targets"]["content"]
+
+
+def waits_for_the_guard(name: str) -> bool:
+    return name == "guard" or any(
+        waits_for_the_guard(other) for other in SERVICES[name].get("depends_on", {})
+    )
+
+
+@every_service
+def test_nothing_starts_before_the_guard_has_agreed(name: str) -> None:
+    assert waits_for_the_guard(name)
+
+
+def guarded(**given: str) -> subprocess.CompletedProcess[str]:
+    """Run the guard as Compose would, with these lines in .env."""
+    environment = SERVICES["guard"]["environment"]
+    variables = {name: given.get(name, filled_in(value)) for name, value in environment.items()}
+    command = ["sh", str(ROOT / "deploy/compose/guard.sh")]
+    return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param({}, id="as-it-is"),
+        pytest.param({"PROXY_ADDRESS": "127.0.0.1", "BIND_ADDRESS": "::1"}, id="this-machine"),
+        pytest.param({"PROXY_ADDRESS": "0.0.0.0", **OWN}, id="network"),  # noqa: S104 -- what is asked for
+    ],
+)
+def test_guard_agrees(given: dict[str, str]) -> None:
+    done = guarded(**given)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("address", ["PROXY_ADDRESS", "BIND_ADDRESS"])
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("value", [None, "", "public"], ids=["default", "empty", "public"])
+def test_network_is_let_in_only_with_a_key_and_passwords_of_ones_own(
+    address: str, name: str, value: str | None
+) -> None:
+    public = {"GRAFANA_PASSWORD": "admin", "POLICY_SERVER_API_KEY": "1234567asdfgh"}
+    given = {address: "192.0.2.1", **OWN}
+    del given[name]
+    if value is not None:
+        given[name] = public.get(name, "policy_server") if value else ""
+
+    done = guarded(**given)
+
+    assert done.returncode == 1
+    assert f"for {name};" in done.stderr
 
 
 def test_addresses_inside_the_stack_are_services_on_a_common_network() -> None:
     grafana = SERVICES["grafana"]["environment"]["PROMETHEUS_URL"]
     assert grafana == "http://prometheus:9090"
     assert set(SERVICES["grafana"]["networks"]) & set(SERVICES["prometheus"]["networks"])
-    [targets] = yaml.safe_load((ROOT / "deploy/compose/targets.yml").read_text())
+    [targets] = yaml.safe_load(filled_in(COMPOSE["configs"]["targets"]["content"]))
     metrics_port = Settings.model_fields["metrics_port"].default
     assert targets == {"targets": [f"policy_server:{metrics_port}"]}
     assert set(SERVICES["prometheus"]["networks"]) & set(SERVICES["policy_server"]["networks"])
@@ -160,14 +223,46 @@ def test_prometheus_finds_its_files_where_its_configuration_looks() -> None:
     [rules] = configuration["rule_files"]
     assert places[f"./{rules}"] == str(folder / rules)
     [files] = configuration["scrape_configs"][0]["file_sd_configs"][0]["files"]
-    assert Path(places["./deploy/compose/targets.yml"]).match(str(folder / files))
+    [targets] = SERVICES["prometheus"]["configs"]
+    assert Path(targets["target"]).match(str(folder / files))
 
 
-def test_variables_of_the_server_are_settings() -> None:
-    given = set(SERVICES["policy_server"]["environment"])
+def test_every_setting_reaches_the_server() -> None:
+    given: dict[str, str | None] = dict(SERVICES["policy_server"]["environment"])
 
-    assert given <= SETTINGS | OTHERS
-    assert {name for name in given if not name.startswith(ENV_PREFIX)} == OTHERS
+    assert set(given) == SETTINGS | OTHERS | PASSWORDS
+    # The home is the volume's place in the container.
+    assert given.pop("POLICY_SERVER_HOME") in dict(mounts("policy_server")).values()
+    # A password of others that stands in .env ends here.
+    assert {given.pop(name) for name in PASSWORDS} == {""}
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        # Passed on where it is set: Ray takes an empty one for a value.
+        assert given.pop(name) is None
+    for name, value in given.items():
+        assert value is not None
+        assert value.startswith(f"${{{name}:-"), name
+
+
+def test_misspelt_setting_of_env_reaches_the_server_which_refuses_it() -> None:
+    assert SERVICES["policy_server"]["env_file"] == [{"path": ".env", "required": False}]
+
+
+def test_variable_that_the_image_sets_keeps_its_value() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    image = re.findall(rf"^ +({ENV_PREFIX}\w+)=(\S+)", dockerfile, re.MULTILINE)
+
+    # An empty one would be the server's default instead.
+    assert len(image) == 2
+    for name, value in image:
+        assert filled_in(SERVICES["policy_server"]["environment"][name]) == value
+
+
+def test_policy_is_taken_from_the_folder_unless_an_address_is_given() -> None:
+    environment = SERVICES["policy_server"]["environment"]
+    [given] = [target for _, target in mounts("policy_server") if target != "/srv/policy"]
+
+    assert filled_in(environment["POLICY_SERVER_MODEL_URI"]) == f"{given}/saved_model.zip"
+    assert filled_in(environment["POLICY_SERVER_SCHEMA_URI"]) == f"{given}/schema.yaml"
 
 
 def test_variables_of_fluentd_are_those_that_its_configuration_reads() -> None:
@@ -181,15 +276,21 @@ def test_env_example_has_every_variable_with_its_default() -> None:
     written = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", example, re.MULTILINE))
 
     used: dict[str, str] = dict(VARIABLE.findall(TEXT))
-    passed_on = {
-        name
-        for service in SERVICES.values()
-        for name, value in service.get("environment", {}).items()
-        if value is None
-    }
-    assert set(written) == set(used) | passed_on | {"COMPOSE_PROFILES"}
+    assert set(written) == SETTINGS | set(used) | OTHERS | {"COMPOSE_PROFILES"}
     # What is shown for the logging stack turns it on.
-    shown = {name: value for name, value in written.items() if name in used}
-    assert shown.pop("POLICY_SERVER_FLUENTD_HOST") in SERVICES
-    assert shown == {name: used[name] for name in shown}
+    assert written.pop("POLICY_SERVER_FLUENTD_HOST") in SERVICES
     assert written["COMPOSE_PROFILES"] == "logging"
+    defaults = {f"{ENV_PREFIX}{name.upper()}": shown(name) for name in Settings.model_fields}
+    for name in (SETTINGS | set(used)) & set(written):
+        # Where the two files come from needs no word: POLICY_FOLDER says it.
+        expected = "" if name.endswith("_URI") else used.get(name) or defaults.get(name, "")
+        assert written[name] == expected, name
+
+
+def shown(name: str) -> str:
+    default = Settings.model_fields[name].default
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, float):
+        return f"{default:g}"
+    return "" if default is None else str(default)

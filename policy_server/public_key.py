@@ -1,0 +1,57 @@
+"""A warning where other machines reach a server by a key that everybody can read."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+from collections.abc import Mapping, Sequence
+
+__all__ = ["PUBLIC_KEY", "host_of", "warn_of_public_key"]
+
+logger = logging.getLogger(__name__)
+
+# The key of every example's schema.yaml, and of the documentation.
+PUBLIC_KEY = "1234567asdfgh"
+_DEFAULT_HOST = "127.0.0.1"
+
+
+def warn_of_public_key(api_key: str | None, *, host: str) -> None:
+    """Log a warning if other machines reach the server and its key is the examples' public one.
+
+    Args:
+        api_key: the access key; None where everybody is let in on purpose.
+        host: the address or name that uvicorn listens on.
+    """
+    if api_key == PUBLIC_KEY and not _is_loopback(host):
+        logger.warning(
+            "public_api_key",
+            extra={
+                "host": host,
+                "reason": "other machines reach this server, and its access key is the one of the "
+                "examples, which everybody can read; set POLICY_SERVER_API_KEY, or "
+                "parameters.api_key in schema.yaml, to a key of your own",
+            },
+        )
+
+
+def host_of(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> str:
+    """Return the address that uvicorn was told to listen on; it tells nobody itself.
+
+    Args:
+        arguments: the command line of this process.
+        environment: its variables.
+    """
+    for index, argument in enumerate(arguments):
+        if argument.startswith("--host="):
+            return argument.removeprefix("--host=")
+        if argument == "--host" and index + 1 < len(arguments):
+            return arguments[index + 1]
+    return environment.get("UVICORN_HOST", _DEFAULT_HOST)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
