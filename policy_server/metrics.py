@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import json
 import os
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -34,6 +35,10 @@ _SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 _FOLD_AT = 4096
 _FOREIGN_TIMEOUT_S = 2.0
+# Of Ray Serve: 1 or 0 for each replica.
+_HEALTHY_REPLICA = re.compile(rb"^ray_serve_deployment_replica_healthy\{.*\} (\S+)$", re.MULTILINE)
+# Ray's page is on this machine: no proxy is in between.
+_LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 # One series an action: more choices than these share one.
 _MOST_ACTIONS = 64
 
@@ -45,6 +50,7 @@ _HELP = {
     "stream_connections": "Web sockets that are open",
     "rejected": "Observations that were not answered, by reason",
     "actions": "Integer actions answered, by component",
+    "replicas": "Replicas of the policy that Ray Serve finds healthy",
     "replica_restarts": "Calls that were asked again because a replica died",
     "model_info": "The policy that is served",
     "model_load_seconds": "Seconds from start to the first answer",
@@ -57,7 +63,7 @@ _LABELS = {
     "model_info": ("version", "family"),
 }
 _BOUNDS = {"request_seconds": _SECONDS, "batch_size": _SIZES}
-_GAUGES = ("queue_depth", "stream_connections", "model_info", "model_load_seconds")
+_GAUGES = ("queue_depth", "stream_connections", "replicas", "model_info", "model_load_seconds")
 # Gauges of the model are the same in every worker; adding them up would be wrong.
 _SAME_EVERYWHERE = ("model_info", "model_load_seconds")
 
@@ -283,7 +289,10 @@ class _Registered:
 
 
 class MetricsExporter:
-    """Serves `/metrics`: this process's counts, its sister workers', and Ray's own."""
+    """Serves `/metrics`: this process's counts and its sister workers'; `/metrics/ray`: Ray's own.
+
+    Ray writes some 1,600 lines of its own; what matters of them for a policy is `replicas`.
+    """
 
     def __init__(self, metrics: Metrics, *, port: int, shared: Path | None = None) -> None:
         """Keep what is served; nothing listens yet.
@@ -332,20 +341,23 @@ class MetricsExporter:
             part.replace(path)
 
     def render(self) -> bytes:
-        """Return the page: ours, then Ray's."""
+        """Return the server's own page."""
         total = self._metrics.snapshot()
         for path in self._shared.glob("metrics-*.json") if self._shared is not None else ():
             if path.name != f"metrics-{os.getpid()}.json":
                 total.add(_Snapshot.from_json(path.read_text()))
+        if healthy := _HEALTHY_REPLICA.findall(self.render_ray()):
+            total.numbers["replicas"] = {(): sum(map(float, healthy))}
         registry = CollectorRegistry()
         registry.register(_Registered(total))
-        return generate_latest(registry) + self._foreign()
+        return generate_latest(registry)
 
-    def _foreign(self) -> bytes:
+    def render_ray(self) -> bytes:
+        """Return Ray's page; empty where there is no Ray, and while it does not answer."""
         if self.foreign_url is None:
             return b""
         try:
-            with urllib.request.urlopen(self.foreign_url, timeout=_FOREIGN_TIMEOUT_S) as answer:  # noqa: S310 -- Ray's own port on this machine
+            with _LOCAL.open(self.foreign_url, timeout=_FOREIGN_TIMEOUT_S) as answer:
                 page: bytes = answer.read()
         except (urllib.error.URLError, TimeoutError, OSError):
             return b""
@@ -355,9 +367,11 @@ class MetricsExporter:
 def _handler_of(exporter: MetricsExporter) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            is_known = self.path.split("?")[0].rstrip("/") in ("", "/metrics")
-            body = exporter.render() if is_known else b"see /metrics\n"
-            self.send_response(200 if is_known else 404)
+            pages = {"": exporter.render, "/metrics": exporter.render}
+            pages["/metrics/ray"] = exporter.render_ray
+            page = pages.get(self.path.split("?")[0].rstrip("/"))
+            body = b"see /metrics or /metrics/ray\n" if page is None else page()
+            self.send_response(404 if page is None else 200)
             self.send_header("content-type", _CONTENT_TYPE)
             self.send_header("content-length", str(len(body)))
             self.end_headers()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -157,23 +159,71 @@ def test_page_is_served_and_other_paths_are_not() -> None:
     assert exporter.url is None
 
 
-def test_rays_page_follows_ours() -> None:
-    ray = Metrics()
-    ray.observe_request("/ray", 200, 0.5)
+RAYS_PAGE = b"""# HELP ray_serve_deployment_replica_healthy Whether the replica is healthy
+# TYPE ray_serve_deployment_replica_healthy gauge
+ray_serve_deployment_replica_healthy{application="policy-1",replica="a"} 1.0
+ray_serve_deployment_replica_healthy{application="policy-1",replica="b"} 1.0
+ray_serve_deployment_replica_healthy{application="policy-1",replica="c"} 0.0
+# TYPE ray_object_store_memory gauge
+ray_object_store_memory{Location="IN_MEMORY"} 0.0
+"""
 
-    with exported(ray) as other, exported(Metrics()) as exporter:
-        exporter.foreign_url = other.url
-        assert exporter.url is not None
-        _, page = get(exporter.url)
 
-    assert b'route="/ray"' in page
+class _Ray(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(RAYS_PAGE)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- the base class's own
+        """Keep the tests' output clean."""
+
+
+@pytest.fixture
+def beside_ray() -> Iterator[MetricsExporter]:
+    """An exporter on a free port, beside a Ray that has a page of its own."""
+    ray = HTTPServer(("127.0.0.1", 0), _Ray)
+    thread = threading.Thread(target=ray.serve_forever)
+    thread.start()
+    try:
+        with exported(Metrics()) as exporter:
+            exporter.foreign_url = f"http://127.0.0.1:{ray.server_address[1]}/metrics"
+            yield exporter
+    finally:
+        ray.shutdown()
+        thread.join()
+        ray.server_close()
+
+
+def test_page_has_no_metric_of_rays_but_its_healthy_replicas(beside_ray: MetricsExporter) -> None:
+    assert beside_ray.url is not None
+    _, page = get(beside_ray.url)
+
+    lines = [line for line in page.decode().splitlines() if not line.startswith("#")]
+    assert all(line.startswith("policy_server_") for line in lines)
+    assert "policy_server_replicas 2.0" in lines
+
+
+def test_rays_own_page_has_a_path_of_its_own(beside_ray: MetricsExporter) -> None:
+    assert beside_ray.url is not None
+    status, page = get(f"{beside_ray.url}/ray")
+
+    assert (status, page) == (200, RAYS_PAGE)
+
+
+def test_rays_page_is_empty_where_there_is_none() -> None:
+    with exported(Metrics()) as exporter:
+        assert get(f"{exporter.url}/ray") == (200, b"")
 
 
 def test_page_stands_without_ray() -> None:
     exporter = MetricsExporter(Metrics(), port=0)
     exporter.foreign_url = "http://127.0.0.1:9/metrics"
 
-    assert b"policy_server_queue_depth 0.0" in exporter.render()
+    page = exporter.render()
+
+    assert b"policy_server_queue_depth 0.0" in page
+    assert b"\npolicy_server_replicas " not in page
 
 
 def test_taken_port_is_an_error() -> None:

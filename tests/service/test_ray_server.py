@@ -150,12 +150,15 @@ def test_only_what_serving_needs_of_ray_runs(server: Server) -> None:
     assert [line for line in lines if not any(name in line for name in needed)] == []
 
 
-def test_one_scrape_has_our_metrics_and_rays(server: Server) -> None:
+def test_scrape_has_our_metrics_only_and_rays_have_a_path_of_their_own(server: Server) -> None:
     with server.client() as client:
         client.post("/predict", json=CASES[0]["observation"])
 
-    assert wait_until(lambda: "ray_serve" in httpx.get(server.metrics_url, timeout=5).text)
+    shown = f"{server.metrics_url}/ray"
+    assert wait_until(lambda: "ray_serve_deployment_replica_healthy" in httpx.get(shown).text)
     page = httpx.get(server.metrics_url, timeout=5).text
+    assert "policy_server_replicas 1.0" in page
+    assert all(line.startswith(("policy_server_", "# ")) for line in page.splitlines())
     assert 'policy_server_requests_total{route="/predict",status="200"}' in page
     assert 'policy_server_request_seconds_count{stage="policy"}' in page
     assert 'policy_server_actions_total{action="' in page
