@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import helm_python
 import pytest
 import yaml
 
+from policy_server.metrics import Metrics, MetricsExporter
 from policy_server.settings import ENV_PREFIX, Settings
 from tests.deployment.programs import ROOT, run
 
@@ -20,7 +22,9 @@ OLDEST, NEWEST = "1.29", "1.37"
 SETTINGS = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields}
 OTHERS = {"FORWARDED_ALLOW_IPS", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
 # Kinds of operators, whose schemas are not Kubernetes' own.
-FOREIGN_KINDS = {"ServiceMonitor", "PodMonitor", "RayCluster"}
+FOREIGN_KINDS = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "RayCluster"}
+# What the chart has values of its own for, or sets itself.
+ELSEWHERE = {"HOME", "MODEL_URI", "SCHEMA_URI", "BACKEND", "API_KEY"}
 
 Manifest = dict[str, Any]
 
@@ -30,10 +34,18 @@ VALUES: dict[str, dict[str, Any]] = {
         "apiKey": {"value": "1234567asdfgh"},
         "policy": {"configMap": "policy"},
         "ingress": {"enabled": True, "className": "nginx", "path": "/app/v1", "tlsSecret": "tls"},
-        "autoscaling": {"enabled": True},
+        "autoscaling": {"enabled": True, "targetQueueDepth": 32},
+        "podDisruptionBudget": {"enabled": True},
+        "networkPolicy": {
+            "enabled": True,
+            "clients": [{"podSelector": {"matchLabels": {"role": "simulator"}}}],
+            "monitoring": [{"namespaceSelector": {"matchLabels": {"role": "monitoring"}}}],
+        },
+        "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
+        "serviceAccountName": "reads-policies",
         "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
         "ray": {"address": "policy-server-head-svc:6379", "tokenSecret": "policy-server"},
-        "settings": {"NUM_REPLICAS": 2, "LOG_LEVEL": "DEBUG"},
+        "settings": {"NUM_REPLICAS": 2, "LOG_LEVEL": "DEBUG", "LOG_FORMAT": "text"},
         "env": [{"name": "AWS_REGION", "value": "eu-central-1"}],
         "podAnnotations": {"a": "b"},
         "nodeSelector": {"kubernetes.io/arch": "amd64"},
@@ -48,6 +60,7 @@ VALUES: dict[str, dict[str, Any]] = {
         },
         "service": {"type": "LoadBalancer"},
     },
+    "moved": {"settings": {"METRICS_PORT": 8081}, "ray": {"address": "head:6379"}},
     "claim": {"policy": {"existingClaim": "policies"}, "settings": {"DASHBOARD_PORT": 8256}},
 }
 
@@ -122,10 +135,95 @@ def test_pods_are_safe_and_have_what_ray_needs(values: dict[str, Any]) -> None:
 
 @every_choice
 def test_variables_of_the_pods_are_settings(values: dict[str, Any]) -> None:
-    given = set(variables_of(pod_of(render(values))))
+    pod = pod_of(render(values))
+    given = set(variables_of(pod))
 
+    assert len(given) == len(pod["containers"][0]["env"])
     extra = {one["name"] for one in values.get("env", [])}
     assert given - extra <= SETTINGS | OTHERS
+
+
+def test_chart_takes_every_setting_and_no_other() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["settings"]
+
+    assert not schema["additionalProperties"]
+    assert set(schema["properties"]) == {name.upper() for name in Settings.model_fields} - ELSEWHERE
+
+
+@pytest.mark.parametrize("port", [9100, "9100"])
+def test_metrics_port_moves_in_the_server_the_container_and_the_service(port: int | str) -> None:
+    manifests = render({"settings": {"METRICS_PORT": port}})
+    [container] = pod_of(manifests)["containers"]
+
+    [named] = [item for item in container["ports"] if item["name"] == "metrics"]
+    [served] = manifests["Service/mouse-policy-server-metrics"]["spec"]["ports"]
+    assert named["containerPort"] == served["port"] == 9100
+    assert variables_of(pod_of(manifests))["POLICY_SERVER_METRICS_PORT"]["value"] == "9100"
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"), [("everything", "8081"), ("moved", "8082")], ids=["apart", "moved"]
+)
+def test_metrics_of_a_pods_ray_have_a_port_of_their_own(values: str, expected: str) -> None:
+    command = pod_of(render(VALUES[values]))["containers"][0]["args"][-1]
+
+    assert f"--metrics-export-port={expected} " in command
+
+
+def test_pods_run_under_the_service_account_that_is_named() -> None:
+    assert pod_of(render(VALUES["everything"]))["serviceAccountName"] == "reads-policies"
+    assert "serviceAccountName" not in pod_of(render({}))
+
+
+def test_pods_spread_over_the_nodes_unless_told_otherwise() -> None:
+    own = [
+        {
+            "maxSkew": 2,
+            "topologyKey": "topology.kubernetes.io/zone",
+            "whenUnsatisfiable": "DoNotSchedule",
+        }
+    ]
+    manifests = render({})
+    labels = manifests["Deployment/mouse-policy-server"]["spec"]["template"]["metadata"]["labels"]
+
+    [spread] = pod_of(manifests)["topologySpreadConstraints"]
+    assert spread["topologyKey"] == "kubernetes.io/hostname"
+    assert spread["whenUnsatisfiable"] == "ScheduleAnyway"
+    assert spread["labelSelector"]["matchLabels"].items() <= labels.items()
+    given = render({"topologySpreadConstraints": own})
+    assert pod_of(given)["topologySpreadConstraints"] == own
+
+
+def test_budget_and_network_policy_are_about_the_pods() -> None:
+    manifests = render(VALUES["everything"])
+    labels = manifests["Deployment/mouse-policy-server"]["spec"]["template"]["metadata"]["labels"]
+
+    budget = manifests["PodDisruptionBudget/mouse-policy-server"]["spec"]
+    assert budget["maxUnavailable"] == 1
+    policy = manifests["NetworkPolicy/mouse-policy-server"]["spec"]
+    for selector in (budget["selector"], policy["podSelector"]):
+        assert selector["matchLabels"].items() <= labels.items()
+    ports = {port["name"] for port in pod_of(manifests)["containers"][0]["ports"]}
+    requests, scrapes, cluster = policy["ingress"]
+    assert {rule["ports"][0]["port"] for rule in (requests, scrapes)} == ports
+    assert requests["from"] == VALUES["everything"]["networkPolicy"]["clients"]
+    assert scrapes["from"] == VALUES["everything"]["networkPolicy"]["monitoring"]
+    assert "ports" not in cluster
+
+
+def test_network_policy_lets_everybody_ask_where_no_clients_are_named() -> None:
+    policy = render({"networkPolicy": {"enabled": True}})["NetworkPolicy/mouse-policy-server"]
+
+    assert [set(rule) for rule in policy["spec"]["ingress"]] == [{"ports"}, {"ports"}]
+
+
+def test_alerts_of_the_chart_are_those_of_prometheus() -> None:
+    alerts = (ROOT / "monitoring/prometheus/alerts.yml").read_text()
+    rule = render(VALUES["everything"])["PrometheusRule/mouse-policy-server"]
+
+    assert (CHART / "files/alerts.yml").read_text() == alerts
+    assert rule["spec"] == yaml.safe_load(alerts)
+    assert rule["metadata"]["labels"]["release"] == "prometheus"
 
 
 def test_services_meet_the_pods_and_the_monitor_meets_one_service() -> None:
@@ -164,6 +262,33 @@ def test_autoscaler_owns_the_number_of_pods() -> None:
     assert f"{target['kind']}/{target['name']}" in manifests
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        pytest.param({}, ["cpu"], id="cpu"),
+        pytest.param({"targetQueueDepth": 32}, ["cpu", "policy_server_queue_depth"], id="both"),
+        pytest.param(
+            {"targetQueueDepth": 32, "targetCPUUtilizationPercentage": 0},
+            ["policy_server_queue_depth"],
+            id="queue",
+        ),
+    ],
+)
+def test_autoscaler_goes_by_cpu_and_by_the_servers_own_metric(
+    values: dict[str, Any], expected: list[str]
+) -> None:
+    manifests = render({"autoscaling": {"enabled": True, **values}})
+    metrics = manifests["HorizontalPodAutoscaler/mouse-policy-server"]["spec"]["metrics"]
+
+    named = [
+        one["resource"]["name"] if one["type"] == "Resource" else one["pods"]["metric"]["name"]
+        for one in metrics
+    ]
+    assert named == expected
+    page = MetricsExporter(Metrics(), port=0).render().decode()
+    assert "# TYPE policy_server_queue_depth gauge" in page
+
+
 def test_key_comes_from_a_secret_only() -> None:
     for values in (VALUES["everything"], VALUES["fetched"]):
         manifests = render(values)
@@ -196,6 +321,14 @@ def test_server_that_fetches_its_policy_needs_no_copy() -> None:
         pytest.param({"typo": 1}, "typo", id="unknown"),
         pytest.param({"backend": "x"}, "must be one of", id="backend"),
         pytest.param({"settings": {"POLICY_SERVER_HOME": "/"}}, "POLICY_SERVER", id="prefix"),
+        pytest.param({"settings": {"NUM_REPLICA": 2}}, "NUM_REPLICA", id="misspelt-setting"),
+        pytest.param({"settings": {"BACKEND": "local"}}, "BACKEND", id="setting-of-the-chart"),
+        pytest.param({"settings": {"METRICS_PORT": 0}}, "METRICS_PORT", id="any-port"),
+        pytest.param(
+            {"autoscaling": {"enabled": True, "targetCPUUtilizationPercentage": 0}},
+            "targetQueueDepth",
+            id="autoscaling-by-nothing",
+        ),
         pytest.param({"apiKey": {"value": "a", "existingSecret": "b"}}, "not both", id="two-keys"),
         pytest.param({"policy": {"modelUri": "s3://a"}}, "belong together", id="half-a-policy"),
         pytest.param(

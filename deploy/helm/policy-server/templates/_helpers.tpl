@@ -58,3 +58,11 @@ readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
 {{- end -}}
+
+{{- define "policy-server.metricsPort" -}}
+{{- .Values.settings.METRICS_PORT | default 8080 | toString -}}
+{{- end -}}
+
+{{- define "policy-server.rayMetricsPort" -}}
+{{- if eq (include "policy-server.metricsPort" .) "8081" }}8082{{ else }}8081{{ end -}}
+{{- end -}}
