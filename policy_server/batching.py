@@ -124,7 +124,9 @@ class MicroBatcher(Generic[Answers]):
         self._is_closed = True
         while self._waiting or self._calls:
             self._start_calls()
-            await asyncio.gather(*self._calls, return_exceptions=True)
+            if self._calls:
+                # From Python 3.12 on, gather gives nobody else a turn where all of them have ended.
+                await asyncio.wait(self._calls)
 
     def _enqueue(
         self, row: Sequence[float], *, is_deterministic: bool, seed: int
