@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from policy_server import __version__
 from policy_server.settings import ENV_PREFIX, Settings
@@ -112,10 +116,37 @@ def test_constraints_pin_what_requirements_do_not() -> None:
     assert not {name_of(line) for line in constraints} & direct
 
 
-def test_tensorflow_is_pinned_in_the_form_that_the_build_replaces() -> None:
-    [line] = [one for one in requirements("requirements.txt") if name_of(one) == "tensorflow"]
+def tensorflow_of_the_image(folder: Path, *, architecture: str, form: str = "") -> list[str]:
+    """Return the requirements of TensorFlow that the Dockerfile's own command writes."""
+    [command] = re.findall(r"(if \[ -n .* > requirements-image\.txt)", INSTRUCTIONS)
+    shutil.copy(ROOT / "requirements.txt", folder)
+    subprocess.run(["sh", "-c", command], cwd=folder, env={"TENSORFLOW": form}, check=True)
+    written = (folder / "requirements-image.txt").read_text()
+    given = [Requirement(line) for line in re.findall(r"^tensorflow.*$", written, re.MULTILINE)]
+    machine = {"platform_machine": architecture}
+    return [
+        f"{one.name}{''.join(f'[{extra}]' for extra in one.extras)}{one.specifier}"
+        for one in given
+        if one.marker is None or one.marker.evaluate(machine)
+    ]
 
-    assert line.startswith("tensorflow==")
+
+@pytest.mark.parametrize(
+    ("architecture", "form", "expected"),
+    [
+        pytest.param("x86_64", "", "tensorflow-cpu", id="x86-64"),
+        pytest.param("aarch64", "", "tensorflow", id="arm64"),
+        pytest.param("x86_64", "tensorflow[and-cuda]", "tensorflow[and-cuda]", id="gpu"),
+    ],
+)
+def test_tensorflow_of_the_image_is_the_pinned_one_in_the_architectures_form(
+    architecture: str, form: str, expected: str, tmp_path: Path
+) -> None:
+    [pinned] = [one for one in requirements("requirements.txt") if name_of(one) == "tensorflow"]
+
+    chosen = tensorflow_of_the_image(tmp_path, architecture=architecture, form=form)
+
+    assert chosen == [pinned.replace("tensorflow", expected)]
 
 
 def test_image_in_kubernetes_examples_is_this_version() -> None:
