@@ -8,7 +8,7 @@ PYTHON_IN_VENV := $(VENV)/bin/python
 SERVING := $(VENV)/.requirements
 DEVELOPMENT := $(VENV)/.requirements-dev
 
-IS_SUPPORTED := -c 'import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])'
+IS_SUPPORTED := -c 'import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12), (3, 13)])'
 
 # Sets $python. Looks in every folder of PATH and runs what it finds: a pyenv shim exists for each
 # version ever installed, fails where that version isn't active, and hides the interpreter behind it.
@@ -16,7 +16,7 @@ define find_python
 	python=""; without_venv=""; \
 	search() { \
 	    IFS=:; \
-	    for name in python3.11 python3.12 python3 python; do \
+	    for name in python3.11 python3.12 python3.13 python3 python; do \
 	        for folder in $$PATH; do \
 	            candidate="$${folder:-.}/$$name"; \
 	            "$$candidate" $(IS_SUPPORTED) >/dev/null 2>&1 || continue; \
@@ -32,7 +32,7 @@ define find_python
 	    echo "make: $$without_venv lacks its venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; \
 	    exit 1; \
 	elif [ -z "$$python" ]; then \
-	    echo "make: Policy Server needs Python 3.11 or 3.12, and the PATH has neither" >&2; \
+	    echo "make: Policy Server needs Python 3.11, 3.12 or 3.13, and the PATH has none of them" >&2; \
 	    exit 1; \
 	fi
 endef

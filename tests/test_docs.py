@@ -390,6 +390,26 @@ def test_readme_says_what_lies_in_every_folder() -> None:
     assert all((ROOT / name).exists() for name in named)
 
 
+def test_every_place_names_the_same_versions_of_python() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    prefix = "Programming Language :: Python :: "
+    classified = [
+        line.removeprefix(prefix) for line in project["classifiers"] if line.startswith(prefix)
+    ]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    [checked] = re.findall(r"version_info\[:2\] not in \[(.*?)\]", makefile)
+    [searched] = re.findall(r"for name in (.*) python3 python;", makefile)
+    oldest, newest = classified[0], classified[-1]
+
+    assert project["requires-python"] == f">={oldest},<3.{int(newest.removeprefix('3.')) + 1}"
+    assert [f"{a}.{b}" for a, b in re.findall(r"\((\d+), (\d+)\)", checked)] == classified
+    assert searched.split() == [f"python{version}" for version in classified]
+    listed = f"Python {', '.join(classified[:-1])} or {newest}"
+    assert f"needs {listed}," in makefile
+    for page in (README, ROOT / "CONTRIBUTING.md"):
+        assert listed in page.read_text(encoding="utf-8")
+
+
 def _links() -> Iterator[Any]:
     for page in [*PAGES, *sorted(ROOT.glob("examples/*/README.md"))]:
         text = without_code(page.read_text(encoding="utf-8"))
