@@ -29,6 +29,7 @@ __all__ = [
     "UnauthorizedError",
     "UnsupportedAnswerError",
     "UpgradeRequiredError",
+    "UsageError",
 ]
 
 
@@ -51,6 +52,10 @@ class PolicyServerError(Exception):
 
 class SettingsError(PolicyServerError):
     """An environment variable or an option has a value that can't be used."""
+
+
+class UsageError(SettingsError):
+    """The command line has an argument that is unknown, is missing, or can't be used."""
 
 
 class SchemaError(PolicyServerError):

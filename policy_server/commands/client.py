@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from policy_server.errors import SchemaError, ServerAnswerError, SettingsError
+from policy_server.errors import SchemaError, ServerAnswerError, SettingsError, UsageError
 from policy_server.schema import read_schema
 from policy_server.settings import Settings
 
@@ -42,10 +42,11 @@ class PolicyClient:
             timeout_s: the longest wait for an answer, in seconds.
 
         Raises:
-            SettingsError: if the address or the key can't be used.
+            UsageError: if the address can't be used.
+            SettingsError: if the key can't be used.
         """
         if not url.startswith(("http://", "https://")):
-            raise SettingsError(
+            raise UsageError(
                 f"--url: expected an address such as http://127.0.0.1:8000, got {url!r}"
             )
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
@@ -118,7 +119,7 @@ class PolicyClient:
                 allow_redirects=False,
             )
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
-            raise SettingsError(
+            raise UsageError(
                 f"--url: expected an address such as http://127.0.0.1:8000, got {self.url!r}"
             ) from error
         except requests.Timeout as error:
@@ -242,14 +243,12 @@ def choose_answer(*, is_deterministic: bool, is_distribution: bool, seed: int | 
         seed: of the draw.
 
     Raises:
-        SettingsError: if these don't go together.
+        UsageError: if these don't go together.
     """
     if is_deterministic and is_distribution:
-        raise SettingsError("--deterministic and --distribution ask for two answers; give one")
+        raise UsageError("--deterministic and --distribution ask for two answers; give one")
     if seed is not None and (is_deterministic or is_distribution):
-        raise SettingsError(
-            "--seed is for draws; leave it out with --deterministic or --distribution"
-        )
+        raise UsageError("--seed is for draws; leave it out with --deterministic or --distribution")
     if is_deterministic:
         return "predict_deterministic"
     return "distribution" if is_distribution else "predict"

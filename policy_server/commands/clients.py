@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from policy_server.commands.client import PolicyClient
 from policy_server.commands.native_logs import hidden_native_logs
-from policy_server.errors import SdkError, ServerAnswerError, SettingsError
+from policy_server.errors import SdkError, ServerAnswerError, SettingsError, UsageError
 from policy_server.policy import PolicyBackend
 from policy_server.schema import read_schema
 from policy_server.sdk import (
@@ -42,7 +42,7 @@ def choose_languages(text: str | None) -> list[LanguageName]:
         text: names with commas between them, or `all`; None for those of the server's bundle.
 
     Raises:
-        SettingsError: if one is unknown.
+        UsageError: if one is unknown.
     """
     if text is None:
         return list(BUNDLE)
@@ -52,7 +52,7 @@ def choose_languages(text: str | None) -> list[LanguageName]:
     known = {str(name): name for name in LANGUAGES}
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise SettingsError(
+        raise UsageError(
             f"--languages: expected all, or some of {', '.join(LANGUAGES)} with commas between "
             f"them, got {unknown[0]!r}"
         )

@@ -8,6 +8,7 @@ is what the docstrings say.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import io
@@ -17,10 +18,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, Protocol, get_type_hints
 
 import fire
-from fire.core import FireError
+from fire.core import FireError, FireExit
 
-from policy_server.commands.help_text import command_help, overview
-from policy_server.errors import PolicyServerError
+from policy_server.commands.help_text import command_help, overview, usage
+from policy_server.commands.usage import check_values, explain, named_method
+from policy_server.errors import PolicyServerError, UsageError
 
 __all__ = ["Task", "Terminal", "command", "progress_bar", "run"]
 
@@ -28,6 +30,7 @@ Parameters = ParamSpec("Parameters")
 
 _PROGRAM = "generate.py"
 _FAILED = 1
+_WRONG_USAGE = 2
 # What a shell reports of a program ended by the signals INT and PIPE: 128 and the signal's number.
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
@@ -46,6 +49,11 @@ class Task:
             start: gives the lines to print.
         """
         self._start = start
+
+    def run(self) -> None:
+        """Print the lines while they come."""
+        for line in self._start():
+            print(line)
 
 
 def command(method: Callable[Parameters, Iterator[str]]) -> Callable[Parameters, Task]:
@@ -78,10 +86,8 @@ def run(commands: type, arguments: Sequence[str]) -> int:
         arguments: what stands behind the program's name.
 
     Returns:
-        The exit code: 0, or 1 after one line on standard error.
-
-    Raises:
-        SystemExit: with 2 for a wrong usage, which fire has explained.
+        The exit code: 0; 1 after an error in one line on standard error; 2 after a wrong usage,
+        which is explained there.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
@@ -90,6 +96,10 @@ def run(commands: type, arguments: Sequence[str]) -> int:
     try:
         _run(commands, methods, arguments)
         sys.stdout.flush()
+    except UsageError as error:
+        _fail(error.message)
+        sys.stderr.write(_how_to(methods, arguments))
+        return _WRONG_USAGE
     except PolicyServerError as error:
         return _fail(error.message)
     except KeyboardInterrupt:
@@ -142,22 +152,50 @@ def _run(
     commands: type, methods: Mapping[str, Callable[..., Any]], arguments: Sequence[str]
 ) -> None:
     is_help = "--help" in arguments or "-h" in arguments
-    named = methods.get(arguments[0].replace("-", "_")) if arguments else None
+    named = named_method(methods, arguments)
     if not arguments or (is_help and arguments[0] in ("--help", "-h")):
         sys.stdout.write(overview(_PROGRAM, commands, methods))
     elif is_help and named is not None:
         sys.stdout.write(command_help(_PROGRAM, named))
     else:
-        fire.parser.DefaultParseValue = str
+        if named is not None:
+            check_values(named, arguments[1:])
         # Fire answers a wish for help on a command that there is not with help on the program.
-        typed = arguments[:1] if is_help else arguments
-        words = [*_spell_out_flags(methods, typed), "--separator", _UNUSED_SEPARATOR]
-        fire.Fire(commands(), command=words, name=_PROGRAM, serialize=_start)
+        _understand(commands, methods, arguments[:1] if is_help else arguments).run()
 
 
-def _start(result: object) -> object:
-    # Fire lists the public members of a result in its usage.
-    return result._start() if isinstance(result, Task) else result  # noqa: SLF001 -- so it is private
+def _understand(
+    commands: type, methods: Mapping[str, Callable[..., Any]], arguments: Sequence[str]
+) -> Task:
+    """Return the command that the arguments ask for, with all of them accepted.
+
+    Raises:
+        UsageError: if they ask for none.
+    """
+    fire.parser.DefaultParseValue = str
+    words = [*_spell_out_flags(methods, arguments), "--separator", _UNUSED_SEPARATOR]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            # Fire prints what a command gives; it is run only afterwards.
+            task = fire.Fire(commands(), command=words, name=_PROGRAM, serialize=lambda _: None)
+    except FireExit as ended:
+        if ended.code == 0:
+            # Asked for by fire's own options behind `--`.
+            sys.stderr.write(said.getvalue())
+            raise
+        raise explain(ended.trace.elements[-1].ErrorAsStr(), methods, arguments) from ended
+    if not isinstance(task, Task):
+        raise UsageError(f"expected a command, got {' '.join(arguments)!r}")
+    return task
+
+
+def _how_to(methods: Mapping[str, Callable[..., Any]], arguments: Sequence[str]) -> str:
+    named = named_method(methods, arguments)
+    if named is None:
+        return f"usage: python {_PROGRAM} COMMAND [ARGUMENTS]\n"
+    lines = usage(_PROGRAM, named)
+    return "\n".join([f"usage: {lines[0]}", *lines[1:], ""])
 
 
 def _fail(message: str) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 
 from policy_server.commands.client import PolicyClient
-from policy_server.errors import SchemaError, ServerAnswerError, SettingsError
+from policy_server.errors import SchemaError, ServerAnswerError, SettingsError, UsageError
 from policy_server.schema import public_schema, read_schema
 
 __all__ = ["Environment", "Evaluation", "MeanReturn", "evaluate"]
@@ -119,11 +119,12 @@ def evaluate(
         Both mean returns.
 
     Raises:
-        SettingsError: if environment.py is missing or broken, or a number can't be used.
+        UsageError: if a number can't be used.
+        SettingsError: if environment.py is missing or broken.
         ServerAnswerError: if the server can't be reached, refuses, or serves another schema.
     """
     if episodes < _FEWEST_EPISODES or parallel < 1 or seed < 0:
-        raise SettingsError(
+        raise UsageError(
             f"expected --episodes from {_FEWEST_EPISODES}, --parallel from 1 and --seed from 0 on, "
             f"got {episodes}, {parallel} and {seed}"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from policy_server.commands.native_logs import hidden_native_logs
-from policy_server.errors import SettingsError
+from policy_server.errors import UsageError
 
 __all__ = ["export_policy", "parse_names"]
 
@@ -34,7 +34,7 @@ def export_policy(
 
     Raises:
         ExportError: if the policy can't be exported.
-        SettingsError: if the names can't be read.
+        UsageError: if the names can't be read.
     """
     observations = (
         None if observation_names is None else parse_names("observation-names", observation_names)
@@ -66,13 +66,13 @@ def parse_names(option: str, text: str) -> dict[str, int]:
         The number of values of each name, in order.
 
     Raises:
-        SettingsError: if a name is empty or given twice, or a number is no number.
+        UsageError: if a name is empty or given twice, or a number is no number.
     """
     names: dict[str, int] = {}
     for part in text.split(","):
         name, colon, count = part.strip().partition(":")
         if not name or name in names or (colon and not count.isdecimal()):
-            raise SettingsError(
+            raise UsageError(
                 f"--{option}: expected names such as speed,position:2, each once, got {text!r}"
             )
         names[name] = int(count) if colon else 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from policy_server.commands.command_line import Terminal, progress_bar
+from policy_server.errors import SettingsError, UsageError
 from policy_server.remote_files import fetch_files, parse_uri
 from policy_server.settings import Settings
 from policy_server.telemetry import configure_logging
@@ -27,12 +28,15 @@ def fetch(
         The lines to print.
 
     Raises:
-        SettingsError: if an address can't be used.
+        UsageError: if an address can't be used.
         ModelError: if a file can't be had, is not sound, or can't be put in place.
         SchemaError: if schema.yaml is wrong.
     """
-    model = parse_uri(uri, name="URI")
-    schema = None if schema_uri is None else parse_uri(schema_uri, name="--schema-uri")
+    try:
+        model = parse_uri(uri, name="URI")
+        schema = None if schema_uri is None else parse_uri(schema_uri, name="--schema-uri")
+    except SettingsError as error:
+        raise UsageError(error.message) from error
     # On a terminal the bar and the lines below say the rest.
     level = "WARNING" if terminal.isatty() else settings.log_level
     configure_logging(level=level, log_format=settings.log_format)

@@ -9,7 +9,7 @@ from typing import Any
 
 from fire import docstrings
 
-__all__ = ["command_help", "overview"]
+__all__ = ["command_help", "overview", "usage"]
 
 _WIDTH = 100
 _NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -55,17 +55,27 @@ def command_help(program: str, method: Callable[..., Any]) -> str:
     ]
     described = {item.name: " ".join(item.description.split()) for item in about.args or ()}
     rows = [(_title(item), described[item.name] + _default(item)) for item in parameters]
-    words = [_word(item) for item in parameters]
-    usage = textwrap.wrap(
+    paragraphs = [about.summary, *(about.description or "").split("\n\n")]
+    text = [line for part in paragraphs if part for line in ("", *textwrap.wrap(part, _WIDTH))]
+    return "\n".join([*usage(program, method), *text, *(["", *_table(rows)] if rows else []), ""])
+
+
+def usage(program: str, method: Callable[..., Any]) -> list[str]:
+    """Return how a command is written, with its arguments.
+
+    Args:
+        program: its name.
+        method: the command.
+    """
+    parameters = inspect.signature(method).parameters.values()
+    words = [_word(item) for item in parameters if item.name != "self"]
+    lines = textwrap.wrap(
         " ".join(["python", program, method.__name__, *words]),
         _WIDTH,
         subsequent_indent="    ",
         break_on_hyphens=False,
     )
-    paragraphs = [about.summary, *(about.description or "").split("\n\n")]
-    text = [line for part in paragraphs if part for line in ("", *textwrap.wrap(part, _WIDTH))]
-    usage = [line.replace(_NO_BREAK, " ") for line in usage]
-    return "\n".join([*usage, *text, *(["", *_table(rows)] if rows else []), ""])
+    return [line.replace(_NO_BREAK, " ") for line in lines]
 
 
 def _is_option(item: inspect.Parameter) -> bool:
