@@ -28,6 +28,7 @@ __all__ = [
     "SignatureTensor",
     "check_schema_fits",
     "describe_components",
+    "settings_without_effect",
 ]
 
 Float32Array = NDArray[np.float32]
@@ -293,15 +294,32 @@ def _check_flags(schema: ServerSchema, signature: PolicySignature) -> None:
             f"{schema.source}: parameters.discrete: is {schema.discrete}, the policy's actions are "
             f"{found}; set it to {not schema.discrete} or leave it out"
         )
+    if schema.tuple is False and len(actions) > 1:
+        raise SchemaError(
+            f"{schema.source}: parameters.tuple: is False, the policy gives {len(actions)} "
+            "actions; set it to True or leave it out"
+        )
+
+
+def settings_without_effect(schema: ServerSchema, signature: PolicySignature) -> tuple[str, ...]:
+    """Return the disagreements between schema.yaml and the policy that change no answer.
+
+    Args:
+        schema: what schema.yaml says, which `check_schema_fits` has passed.
+        signature: what the model says.
+
+    Returns:
+        A line for each, as the log shows it.
+    """
+    actions = signature.action_outputs
     # A MultiDiscrete policy is one vector of several actions: some people call it a tuple.
     is_multi_discrete = len(actions) == 1 and actions[0].is_integer and actions[0].is_vector
-    is_either = is_multi_discrete or signature.is_tuple_of_one
-    if schema.tuple is not None and schema.tuple != (len(actions) > 1) and not is_either:
-        found = f"{len(actions)} actions" if len(actions) > 1 else "one action"
-        raise SchemaError(
-            f"{schema.source}: parameters.tuple: is {schema.tuple}, the policy gives {found}; "
-            f"set it to {not schema.tuple} or leave it out"
-        )
+    if not schema.tuple or len(actions) != 1 or is_multi_discrete or signature.is_tuple_of_one:
+        return ()
+    return (
+        f"{schema.source}: parameters.tuple: is True, the policy gives one action; that changes "
+        "nothing, as every answer lists its actions",
+    )
 
 
 def describe_components(

@@ -14,8 +14,10 @@ from policy_server.policy import (
     ActionOutput,
     ComponentKind,
     PolicyOutputs,
+    PolicySignature,
     check_schema_fits,
     describe_components,
+    settings_without_effect,
 )
 from policy_server.schema import ActionField, parse_schema
 from tests.fakes import components_of, signature_of
@@ -137,17 +139,12 @@ def test_tuple_of_one_action_fits_either_flag(flag: str) -> None:
             "discrete: is False, the policy's actions are integers; set it to True or leave it out",
         ),
         (
-            "tuple: True",
-            (INTEGER,),
-            "tuple: is True, the policy gives one action; set it to False or leave it out",
-        ),
-        (
             "tuple: False",
             (INTEGER, BOX),
             "tuple: is False, the policy gives 2 actions; set it to True or leave it out",
         ),
     ],
-    ids=["discrete", "continuous", "one action", "several actions"],
+    ids=["discrete", "continuous", "several actions"],
 )
 def test_wrong_flag_is_one_line(
     flags: str, outputs: tuple[ActionOutput, ...], message: str
@@ -158,6 +155,34 @@ def test_wrong_flag_is_one_line(
         )
 
     assert caught.value.message == f"schema.yaml: parameters.{message}"
+
+
+@pytest.mark.parametrize("output", [INTEGER, BOX], ids=["integer", "box"])
+def test_tuple_of_a_policy_of_one_action_changes_nothing_and_is_told(output: ActionOutput) -> None:
+    schema = parse_schema("parameters: {tuple: True}")
+    signature = signature_of(None, outputs=(output,))
+
+    check_schema_fits(schema, signature)
+
+    assert settings_without_effect(schema, signature) == (
+        "schema.yaml: parameters.tuple: is True, the policy gives one action; that changes "
+        "nothing, as every answer lists its actions",
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "signature"),
+    [
+        ("tuple: False", signature_of(None, outputs=(INTEGER,))),
+        ("url_path: a", signature_of(None, outputs=(INTEGER,))),
+        ("tuple: True", signature_of(None, outputs=(MULTI_DISCRETE,))),
+        ("tuple: True", signature_of(None, outputs=(INTEGER, BOX))),
+        ("tuple: True", replace(signature_of(None, outputs=(BOX,)), is_tuple_of_one=True)),
+    ],
+    ids=["no tuple", "nothing stated", "multi-discrete", "several actions", "tuple of one"],
+)
+def test_nothing_is_told_where_the_flag_fits(flags: str, signature: PolicySignature) -> None:
+    assert settings_without_effect(parse_schema(f"parameters: {{{flags}}}"), signature) == ()
 
 
 def test_components_take_names_labels_and_bounds_of_the_schema() -> None:

@@ -10,7 +10,12 @@ from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
 from policy_server.numpy_network import CompiledPolicy, NetworkPolicy
-from policy_server.policy import PolicySignature, check_schema_fits, describe_components
+from policy_server.policy import (
+    PolicySignature,
+    check_schema_fits,
+    describe_components,
+    settings_without_effect,
+)
 from policy_server.saved_model.bare import logits_output, read_from_schema
 from policy_server.saved_model.compiling import (
     Compilation,
@@ -255,6 +260,8 @@ def _described(signature: PolicySignature, schema: ServerSchema | None) -> Polic
     if schema is None:
         return signature
     check_schema_fits(schema, signature)
+    moot = settings_without_effect(schema, signature)
+    signature = replace(signature, findings=(*signature.findings, *moot))
     if schema.actions is None or signature.components is None:
         return signature
     components = describe_components(signature.components, schema.actions, schema.source)
