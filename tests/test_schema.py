@@ -112,6 +112,126 @@ def test_exponents_are_numbers(text: str, value: float) -> None:
     assert schema.observations[0].minimum == value
 
 
+TEXTS = [
+    *("06:00", "14:30", "22:15", "010", "0x1f", "1e3", "1_000", "1.50", "7", "-0", ".5", "1."),
+    *("no", "No", "on", "OFF", "yes", "y", "true", "True", "~", "null", ".inf", ".nan", "=", "<<"),
+    *("2024-01-01", "2024-01-01 10:00:00", "1:20:30", "12e03", "0o17", "0b1", "1,5", "+1"),
+]
+
+
+def test_labels_are_the_texts_that_stand_there() -> None:
+    schema = parse_schema(
+        f"actions: {{a: {{labels: [{', '.join(TEXTS)}]}}}}".replace("1,5", "'1,5'")
+    )
+
+    assert schema.actions is not None
+    assert schema.actions[0].labels == tuple(TEXTS)
+    assert {type(label) for label in schema.actions[0].labels} == {str}
+
+
+@pytest.mark.parametrize("text", [item for item in TEXTS if item not in ("~", "null")])
+def test_text_is_the_text_that_stands_there(text: str) -> None:
+    schema = parse_schema(
+        f"observations:\n  a:\n    type: int\n    description: {text}\n"
+        f"actions:\n  b:\n    description: {text}\nparameters:\n  api_key: {text}\n"
+    )
+
+    assert schema.observations is not None
+    assert schema.actions is not None
+    found = (schema.observations[0].description, schema.actions[0].description, schema.api_key)
+    assert found == (text, text, text)
+    assert {type(item) for item in found} == {str}
+
+
+@pytest.mark.parametrize("name", ["on", "no", "Yes", "y", "null", "true", "_1"])
+def test_name_is_the_text_that_stands_there(name: str) -> None:
+    schema = parse_schema(
+        f"observations: {{{name}: {{type: int}}}}\nactions: {{{name}: {{choices: 2}}}}"
+    )
+
+    assert schema.observations is not None
+    assert schema.actions is not None
+    assert (schema.observations[0].name, schema.actions[0].name) == (name, name)
+    assert type(schema.observations[0].name) is str
+
+
+@pytest.mark.parametrize("path", ["010", "1e3", "no", "1.5"])
+def test_url_path_is_the_text_that_stands_there(path: str) -> None:
+    assert parse_schema(f"parameters: {{url_path: {path}}}").url_path == path
+
+
+@pytest.mark.parametrize("nothing", ["", "~", "null"])
+def test_key_that_says_nothing_is_as_if_left_out(nothing: str) -> None:
+    text = f"parameters: {{api_key: {nothing}, discrete: {nothing}, url_path: {nothing}}}"
+
+    assert parse_schema(text) == ServerSchema()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *[("010", 10), ("-010", -10), ("1e3", 1000), ("1E+3", 1000), ("+7", 7), ("5.0", 5)],
+        *[("1_000", 1000), ("0x10", 16), ("0o10", 8), ("0b11", 3), ("12e03", 12000), ("00", 0)],
+    ],
+)
+def test_number_is_the_one_that_a_person_reads(text: str, value: int) -> None:
+    schema = parse_schema(
+        f"observations:\n  a: {{type: int, minimum: {text}, maximum: {text}, example: {text}}}\n"
+        f"  b: {{type: 'List[int]', example: [{text}], minimum: {text}}}\n"
+        f"  c: {{type: float, minimum: {text}, example: {text}}}\n"
+        f"actions: {{d: {{low: {text}, high: [90000.5]}}}}"
+    )
+
+    assert schema.observations is not None
+    assert schema.actions is not None
+    a, b, c = schema.observations
+    numbers = [a.minimum, a.maximum, a.example, b.minimum, *b.example]  # type: ignore[misc]  # a list
+    assert numbers == [value] * 5
+    assert {type(number) for number in numbers} == {int}
+    assert (c.minimum, c.example) == (value, value)
+    assert schema.actions[0].low == (value,)
+
+
+@pytest.mark.parametrize("text", ["010", "1e1", "10.0", "0xa"])
+def test_count_is_the_number_that_a_person_reads(text: str) -> None:
+    schema = parse_schema(
+        f"observations: {{a: {{type: 'List[int]', min_items: {text}, max_items: {text}}}}}\n"
+        f"actions: {{b: {{choices: {text}}}, c: {{dimensions: {text}}}}}"
+    )
+
+    assert schema.width == 10
+    assert schema.actions is not None
+    assert (schema.actions[0].choices, schema.actions[1].dimensions) == (10, 10)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("True", True), ("yes", True), ("ON", True), ("off", False), ("no", False)]
+)
+def test_truth_value_is_one_of_yamls_words(text: str, *, value: bool) -> None:
+    schema = parse_schema(
+        f"observations: {{a: {{type: bool, example: {text}}}}}\n"
+        f"actions: {{b: {{low: 0, high: 1, normalized: {text}}}}}\n"
+        f"parameters: {{discrete: {text}, tuple: {text}}}"
+    )
+
+    assert schema.observations is not None
+    assert schema.actions is not None
+    assert schema.observations[0].example is value
+    assert schema.actions[0].normalized is value
+    assert (schema.discrete, schema.tuple) == (value, value)
+
+
+def test_values_by_an_explicit_tag_keep_their_type() -> None:
+    schema = parse_schema(
+        "observations: {a: {type: float, minimum: !!float 1, maximum: !!int 2, description: !!str 3}}"
+        "\nparameters: {discrete: !!bool yes}"
+    )
+
+    assert schema.observations is not None
+    a = schema.observations[0]
+    assert (a.minimum, a.maximum, a.description, schema.discrete) == (1.0, 2, "3", True)
+
+
 def test_anchors_and_merges_are_understood() -> None:
     schema = parse_schema(
         "observations:\n  a: &angle {type: float, minimum: -1}\n  b: {<<: *angle, minimum: -2}\n"
@@ -127,18 +247,18 @@ MISTAKES = {
     "comment only": ("# later\n", ": is empty; expected the sections 'observations' and 'parameters'"),
     "a list": ("- a", ": expected the sections 'observations' and 'parameters', got a list; put a space after each colon"),
     "text": ("hello", ": expected the sections 'observations' and 'parameters', got text; put a space after each colon"),
-    "a number": ("7", ": expected the sections 'observations' and 'parameters', got a number; put a space after each colon"),
-    "not YAML": ("observations: {a", " line 1: is no YAML: while parsing a flow mapping: expected ',' or '}', but got '<stream end>'"),
-    "unclosed quote": ("a: 'b", " line 1: is no YAML: while scanning a quoted scalar: found unexpected end of stream"),
-    "two documents": ("a: 1\n---\nb: 2", " line 2: is no YAML: expected a single document in the stream: but found another document"),
+    "a number": ("7", ": expected the sections 'observations' and 'parameters', got text; put a space after each colon"),
+    "not YAML": ("observations: {a", " line 1: is no YAML: a bracket is not closed; close { by } and [ by ]"),
+    "unclosed quote": ("a: 'b", " line 1: is no YAML: a quote is not closed; close it at the end of the text"),
+    "two documents": ("a: 1\n---\nb: 2", " line 2: is no YAML: a second document starts; remove the line '---'"),
     "control character": ("a: \x00", ": is no YAML: holds the control character 0; remove it"),
     "tab": ("observations:\n\ta: {type: int}", " line 2: a tab indents the line; YAML allows spaces only: replace it"),
     "tab after spaces": ("observations:\n  \ta: {type: int}", " line 2: a tab indents the line; YAML allows spaces only: replace it"),
     "bare list": ("observations:\n  a: {type: List[float], min_items: 2}", " line 2: List[...] inside {...} is no YAML; put it in quotes"),
     "duplicate observation": ("observations:\n  a: {type: int}\n  a: {type: int}", " line 3: the key 'a' is given twice; remove one"),
     "duplicate section": ("parameters: {}\nparameters: {}", " line 2: the key 'parameters' is given twice; remove one"),
-    "unhashable key": ("{[a]: 1}", " line 1: is no YAML: while constructing a mapping: found unhashable key"),
-    "bad date": ("a: 2020-13-45", ": is no YAML: holds a number or date that can't be read; put text in quotes"),
+    "unhashable key": ("{[a]: 1}", " line 1: is no YAML: a name is a mapping or a list; put text in braces or brackets in quotes"),
+    "bad date": ("a: !!timestamp 2020-13-45", ": is no YAML: holds a number or date that can't be read; put text in quotes"),
     "too deep": ("a: " + "[" * 20_000, ": is nested too deeply; expected three levels"),
     # Keys.
     "unknown section": ("observation: {}", ": observation: unknown key; did you mean 'observations'?"),
@@ -160,6 +280,11 @@ MISTAKES = {
     "no observations": ("observations:", ": observations: is empty; list at least one, or leave the section out for raw observations"),
     "empty observations": ("observations: {}", ": observations: is empty; list at least one, or leave the section out for raw observations"),
     "no actions": ("actions: {}", ": actions: is empty; name each action component, or leave the section out"),
+    "colon missing before braces": ("observations:\n  speed {type: float}", ": observations: a name lacks its colon; write 'speed: {...}'"),
+    "misspelt type": ("observations: {a: {typ: int}}", ": observations.a.typ: unknown key; did you mean 'type'? (and 1 more mistake)"),
+    "no space before the type": ("observations: {a: {type:int}}", ": observations.a.type: put a space after the colon (and 1 more mistake)"),
+    "no space before another name": ("observations:\n  b:{type: int}", ": observations: a name lacks its space; write 'b: {...}'"),
+    "two colons": ("observations: {a: {type:: int}}", ": observations.a.type: remove the second colon (and 1 more mistake)"),
     # Types.
     "unknown type": ("observations: {a: {type: str}}", ": observations.a.type: expected one of int, float, bool, List[int], List[float], List[bool], got 'str'"),
     "unknown item type": ("observations: {a: {type: 'List[str]'}}", ": observations.a.type: expected one of int, float, bool, List[int], List[float], List[bool], got 'List[str]'"),
@@ -167,18 +292,15 @@ MISTAKES = {
     "type is a list": ("observations: {a: {type: [int]}}", ": observations.a.type: expected one of int, float, bool, List[int], List[float], List[bool], got ['int']"),
     "type is nothing": ("observations: {a: {type: }}", ": observations.a.type: expected one of int, float, bool, List[int], List[float], List[bool], got nothing"),
     "discrete as text": ("parameters: {discrete: 'True'}", ": parameters.discrete: expected a valid boolean, got 'True'"),
-    "parameters as date": ("parameters: 2020-01-01", ": parameters: expected a mapping, such as 'discrete: True', with a space after each colon, got a date or the like"),
+    "parameters as date": ("parameters: 2020-01-01", ": parameters: expected a mapping, such as 'discrete: True', with a space after each colon, got text"),
     "description as mapping": ("observations: {a: {type: int, description: {b: 1}}}", ": observations.a.description: expected text, got a mapping; put it in quotes"),
-    "description as truth value": ("observations: {a: {type: int, description: yes}}", ": observations.a.description: expected text, got a truth value; put it in quotes"),
     "tuple as number": ("parameters: {tuple: 1}", ": parameters.tuple: expected a valid boolean, got 1"),
-    "description as number": ("observations: {a: {type: int, description: 5}}", ": observations.a.description: expected text, got a number; put it in quotes"),
     # Names.
     "name with a blank": ("observations: {a b: {type: int}}", ": observations: the name 'a b' can't be used; expected letters, digits and underscores, not starting with a digit"),
     "name with a digit first": ("observations: {1a: {type: int}}", ": observations: the name '1a' can't be used; expected letters, digits and underscores, not starting with a digit"),
-    "number as name": ("observations: {7: {type: int}}", ": observations: the name 7 can't be used; expected letters, digits and underscores, not starting with a digit"),
+    "number as name": ("observations: {7: {type: int}}", ": observations: the name '7' can't be used; expected letters, digits and underscores, not starting with a digit"),
     "name with a line break": ('observations: {"a\\n": {type: int}}', ": observations: the name 'a\\n' can't be used; expected letters, digits and underscores, not starting with a digit"),
     "empty name": ("observations: {'': {type: int}}", ": observations: the name '' can't be used; expected letters, digits and underscores, not starting with a digit"),
-    "truth value as name": ("observations: {on: {type: int}}", ": observations: the name True is a truth value (YAML reads on, off, yes and no so); put it in quotes"),
     "action's name": ("actions: {a-b: {choices: 2}}", ": actions: the name 'a-b' can't be used; expected letters, digits and underscores, not starting with a digit"),
     # Lengths.
     "min over max": ("observations: {a: {type: 'List[int]', min_items: 3, max_items: 2}}", ": observations.a: min_items 3 is larger than max_items 2; swap them"),
@@ -191,12 +313,15 @@ MISTAKES = {
     # Ranges.
     "minimum over maximum": ("observations: {a: {type: int, minimum: 3, maximum: 2}}", ": observations.a: minimum 3 is larger than maximum 2; swap them"),
     "minimum of a bool": ("observations: {a: {type: bool, minimum: 0}}", ": observations.a.minimum: is for numbers, the type is bool; remove it"),
+    "minimum in quotes": ("observations: {a: {type: int, minimum: '1'}}", ": observations.a.minimum: expected a number, got '1'"),
+    "minimum as time": ("observations: {a: {type: int, minimum: 14:30}}", ": observations.a.minimum: expected a number, got '14:30'"),
+    "minimum as date": ("observations: {a: {type: int, minimum: 2024-01-01}}", ": observations.a.minimum: expected a number, got '2024-01-01'"),
     "minimum as text": ("observations: {a: {type: int, minimum: low}}", ": observations.a.minimum: expected a number, got 'low'"),
     "minimum as bool": ("observations: {a: {type: int, minimum: True}}", ": observations.a.minimum: expected a number, got True"),
     "infinite maximum": ("observations: {a: {type: float, maximum: .inf}}", ": observations.a.maximum: expected a finite number that fits a 32-bit float, got inf"),
     "maximum that is no number": ("observations: {a: {type: float, maximum: .nan}}", ": observations.a.maximum: expected a finite number that fits a 32-bit float, got nan"),
     "huge maximum": ("observations: {a: {type: int, maximum: 0x1" + "0" * 5000 + "}}", ": observations.a.maximum: expected a finite number that fits a 32-bit float, got an integer that is too large"),
-    "endless digits": ("observations: {a: {type: int, maximum: 1" + "0" * 5000 + "}}", ": is no YAML: holds a number or date that can't be read; put text in quotes"),
+    "endless digits": ("observations: {a: {type: int, maximum: 1" + "0" * 5000 + "}}", ": observations.a.maximum: expected a finite number that fits a 32-bit float, got inf"),
     "fraction for an int": ("observations: {a: {type: int, minimum: 0.5}}", ": observations.a.minimum: expected an integer as the type is int, got 0.5"),
     # Examples.
     "example of another type": ("observations: {a: {type: int, example: 1.5}}", ": observations.a.example: expected a value of type int within its bounds, got 1.5"),
@@ -211,7 +336,11 @@ MISTAKES = {
     "equal labels": ("actions: {a: {labels: [x, x]}}", ": actions.a.labels: expected a label of its own for each choice, got ['x', 'x']"),
     "labels equal as text": ("actions: {a: {labels: [1, '1']}}", ": actions.a.labels: expected a label of its own for each choice, got [1, '1']"),
     "no labels": ("actions: {a: {labels: []}}", ": actions.a.labels: expected a label of its own for each choice, got []"),
-    "truth value as label": ("actions: {a: {labels: [yes, maybe]}}", ": actions.a.labels: expected text, got True; put it in quotes"),
+    "label as a mapping": ("actions: {a: {labels: [x: y]}}", ": actions.a.labels: expected text, got {'x': 'y'}; put it in quotes"),
+    "empty label": ("actions: {a: {labels:\n  - x\n  -\n  }}", " line 2: is no YAML: a list item '- ...' stands where none can; put each on a line of its own below its name, or write [...]"),
+    "nothing as label": ("actions:\n  a:\n    labels:\n      - x\n      -", ": actions.a.labels: expected text, got nothing; put it in quotes"),
+    "number by its tag as label": ("actions: {a: {labels: [!!int 1, x]}}", ": actions.a.labels: expected text, got 1; put it in quotes"),
+    "labels that hold themselves": ("actions: {a: {labels: &x [*x]}}", ": actions.a.labels: expected text, got [[[...]]]; put it in quotes"),
     "labels and choices": ("actions: {a: {labels: [x, y], choices: 3}}", ": actions.a: gives 2 labels for 3 choices; give one a choice"),
     "no choices": ("actions: {a: {choices: 0}}", ": actions.a.choices: expected a positive number, got 0"),
     "no dimensions": ("actions: {a: {dimensions: -1}}", ": actions.a.dimensions: expected a positive number, got -1"),
@@ -228,8 +357,126 @@ MISTAKES = {
     # Parameters.
     "url_path with a scheme": ("parameters: {url_path: 'http://x/app'}", ": parameters.url_path: expected a path such as app/v1, got 'http://x/app'"),
     "url_path that climbs": ("parameters: {url_path: a/../b}", ": parameters.url_path: expected a path such as app/v1, got 'a/../b'"),
-    "url_path as number": ("parameters: {url_path: 1}", ": parameters.url_path: expected text, got a number; put it in quotes"),
 }  # fmt: skip
+
+
+_TAB = "is no YAML: a tab stands outside quotes; YAML allows spaces only there: replace it"
+_COLON = "is no YAML: text holds a colon followed by a space; put the text in quotes"
+_COMMA = "is no YAML: a comma is missing, a bracket is not closed, or text with a colon lacks its quotes; mend it"
+_MARK = "is no YAML: put text that starts with * or ! or & in quotes"
+_INDENTED = (
+    "is no YAML: the indentation is that of no line above; give all lines of one level the same"
+)
+_CLOSING = "is no YAML: a bracket closes that was not opened; remove it"
+_MISSING = "is no YAML: a value is missing before a comma or bracket; add it, or put text that starts with one in quotes"
+_BEHIND = "is no YAML: text goes on behind its closing quote; put the whole text in quotes, and write '' for a ' inside"
+_ITEM = "is no YAML: a list item '- ...' stands where none can; put each on a line of its own below its name, or write [...]"
+_BLOCK = "is no YAML: put text that starts with > or | in quotes"
+_ABOVE = "is no YAML: the line is indented too far, or the one above lacks its colon; mend either"
+_STRANGE = "is no YAML: text that starts with @, % or ` has to stand in quotes"
+_SPACE = "a space of another kind indents the line; YAML allows plain ones only: replace it"
+SLIPS = {
+    "tab after a colon": ("a:\n  b:\t1", 2, _TAB),
+    "tab after a colon in braces": ("a: {type:\tint}", 1, _TAB),
+    "tab after a comma": ("a: [1,\t2]", 1, _TAB),
+    "tab after a dash": ("-\ta", 1, _TAB),
+    "tab at the end": ("a: b\t", 1, _TAB),
+    "tab before a comment": ("a: b\t# c", 1, _TAB),
+    "tab inside text": ("a: b\tc", 1, _TAB),
+    "tab indents a list": (
+        "a:\n\t- b",
+        2,
+        "a tab indents the line; YAML allows spaces only: replace it",
+    ),
+    "space of another kind": ("a:\n\u00a0\u00a0b: 1", 2, _SPACE),
+    "wide space": ("a:\n\u3000b: 1", 2, _SPACE),
+    "colon in text": ("a: in m/s: fast", 1, _COLON),
+    "quote in text with a colon": ("a: don't: x", 1, _COLON),
+    "too far": ("a: 1\n   b: 2", 2, _ABOVE),
+    "first colon missing": ("speed\nb: 1", 2, _ABOVE),
+    "last colon missing": (
+        "b: 1\nspeed",
+        2,
+        "is no YAML: a line lacks its colon; write 'name: value'",
+    ),
+    "colon missing between": (
+        "b: 1\nspeed\nc: 2",
+        2,
+        "is no YAML: a line lacks its colon; write 'name: value'",
+    ),
+    "indented between two levels": ("a:\n  b: 1\n c: 2", 3, _INDENTED),
+    "behind braces": ("a: {b: 1}\n  c: 2", 2, _INDENTED),
+    "names after a list": ("- a\nb: 1", 2, _INDENTED),
+    "unclosed single quote": (
+        "a: 'b\nc: 1\n",
+        1,
+        "is no YAML: a quote is not closed; close it at the end of the text",
+    ),
+    "unclosed double quote": (
+        'a: "b\nc: 1\n',
+        1,
+        "is no YAML: a quote is not closed; close it at the end of the text",
+    ),
+    "unclosed bracket": (
+        "a: [b",
+        1,
+        "is no YAML: a bracket is not closed; close { by } and [ by ]",
+    ),
+    "unclosed brace before a line": ("a: {b: 1\nc: 2", 1, _COMMA),
+    "missing comma": ("a: {b: int min: 2}", 1, _COMMA),
+    "bracket too many": ("a: [x]]", 1, _CLOSING),
+    "brace too many": ("a: {b: 1}}", 1, _CLOSING),
+    "comma too many": ("a: [x,,y]", 1, _MISSING),
+    "comma first": ("a: , x", 1, _MISSING),
+    "text starts with a star": ("a: *x", 1, _MARK),
+    "star alone": ("a: *", 1, _MARK),
+    "text starts with an ampersand": ("a: & b", 1, _MARK),
+    "text starts with an exclamation mark": ("a: !x", 1, _MARK),
+    "tag with a handle": ("a: !x!y", 1, _MARK),
+    "text starts with an at sign": ("a: @x", 1, _STRANGE),
+    "text starts with a backtick": ("a: `x`", 1, _STRANGE),
+    "text starts with a percent sign": ("a: %x", 1, _STRANGE),
+    "text starts with an arrow": ("a: >5 m", 1, _BLOCK),
+    "text starts with a bar": ("a: |x", 1, _BLOCK),
+    "text starts with a question mark": (
+        "a: ? b",
+        1,
+        "is no YAML: put text that starts with ? in quotes",
+    ),
+    "backslash": (
+        'a: "\\d"',
+        1,
+        "is no YAML: a backslash in double quotes starts an escape; put the text in single quotes",
+    ),
+    "apostrophe in quotes": ("a: 'it's'", 1, _BEHIND),
+    "text behind quotes": ('a: "x" y', 1, _BEHIND),
+    "item behind a name": ("a: - b", 1, _ITEM),
+    "item in brackets": ("a: [- b]", 1, _ITEM),
+    "item among names": ("a: 1\n- b", 2, _ITEM),
+    "braces in braces": (
+        "a: {{ x }}",
+        1,
+        "is no YAML: a name is a mapping or a list; put text in braces or brackets in quotes",
+    ),
+    "names after braces": (
+        "{a: 1}\nb: 2",
+        2,
+        "is no YAML: the line belongs to nothing above it; give all sections the same indentation",
+    ),
+    "merge of a value": (
+        "a: {<<: 1}",
+        1,
+        "is no YAML: '<<' merges a mapping; name one by its anchor, as in '<<: *name'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "line", "message"), SLIPS.values(), ids=SLIPS)
+def test_slip_in_yaml_has_its_own_remedy(text: str, line: int, message: str) -> None:
+    with pytest.raises(SchemaError) as caught:
+        parse_schema(text)
+
+    assert caught.value.message == f"schema.yaml line {line}: {message}"
 
 
 @pytest.mark.parametrize(("text", "message"), MISTAKES.values(), ids=MISTAKES)
@@ -242,9 +489,17 @@ def test_mistake_is_one_line_with_place_expectation_and_finding(text: str, messa
 
 
 SECRETS = {
-    "a number": "parameters: {api_key: 8112233}",
+    "a number by its tag": "parameters: {api_key: !!int 8112233}",
     "a list": "parameters: {api_key: [s8112233]}",
-    "a date": "parameters: {api_key: 8112-12-31}",
+    "a date by its tag": "parameters: {api_key: !!timestamp 8112-12-31}",
+    "a tab": "parameters:\n  api_key:\ts8112233",
+    "a percent sign": "parameters: {api_key: %s8112233}",
+    "an ampersand": "parameters: {api_key: & s8112233}",
+    "a colon inside": "parameters:\n  api_key: s8112233: 8112",
+    "text behind a quote": "parameters:\n  api_key: 's8112233' 8112",
+    "no colon": "parameters:\n  discrete: True\n  api_key s8112233\n  url_path: a",
+    "a block": "parameters:\n  api_key: >s8112233",
+    "a backslash": 'parameters: {api_key: "\\s8112233"}',
     "no space after the colon": "parameters:\n  api_key:s8112233\n",
     "no space after the colon, in braces": "parameters: {discrete: True, api_key:s8112233}",
     "no space after the colon, at the top": "api_key:s8112233",

@@ -3,6 +3,7 @@
 The file is parsed by pydantic with unknown keys forbidden, and becomes frozen dataclasses that the
 rest of the program trusts. Every mistake is one line: the file, the key, what was expected, what
 was found, and what to do. `yaml_text`, `document` and `reading` hold the three steps.
+`scalars` reads a value without quotes as its key means it, `yaml_slips` words mistakes in YAML, and
 `number_range` says which numbers a policy's type of observation holds.
 """
 

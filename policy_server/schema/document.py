@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import reprlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
@@ -12,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from policy_server.schema.fields import FLOAT32_MAX, Kind, Number
+from policy_server.schema.scalars import Unquoted, as_looks, read_flag, read_number
 
 __all__ = [
     "ActionEntry",
@@ -26,7 +29,6 @@ __all__ = [
 _TYPE = re.compile(r"[Ll]ist\[\s*(int|float|bool)\s*\]|(int|float|bool)")
 _TYPES = "one of int, float, bool, List[int], List[float], List[bool]"
 
-
 _MAPPINGS = {
     ("observations", 1): "a mapping of names, such as 'speed: {type: float}'",
     ("observations", 2): "a mapping, such as {type: float}",
@@ -34,9 +36,6 @@ _MAPPINGS = {
     ("actions", 2): "a mapping, such as {labels: [left, right]}",
     ("parameters", 1): "a mapping, such as 'discrete: True', with a space after each colon",
 }
-
-# Numbers that YAML 1.1 takes for text, since they lack the point or the exponent's sign.
-
 
 _TYPE_NAMES: dict[type, str] = {
     str: "text",
@@ -72,12 +71,33 @@ def _parse_type(value: object) -> _Type:
     return _Type(cast("Kind", match[1] or match[2]), is_list=match[1] is not None)
 
 
+def _parse_text(value: object) -> str:
+    if not isinstance(value, str):
+        raise PydanticCustomError("text", "text")
+    return str(value)
+
+
+def _parse_flag(value: object) -> bool:
+    found = read_flag(value)
+    if found is None:
+        raise PydanticCustomError("flag", "a valid boolean")
+    return found
+
+
+def _parse_count(value: object) -> int:
+    found = read_number(value)
+    if found is None or not math.isfinite(found) or found % 1:
+        raise PydanticCustomError("count", "a valid integer")
+    return int(found)
+
+
 def _parse_number(value: object) -> Number:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    found = read_number(value)
+    if found is None:
         raise PydanticCustomError("number", "a number")
-    if not abs(value) <= FLOAT32_MAX:
+    if not abs(found) <= FLOAT32_MAX:
         raise PydanticCustomError("number", "a finite number that fits a 32-bit float")
-    return value
+    return found
 
 
 def _parse_numbers(value: object) -> tuple[float, ...]:
@@ -87,6 +107,9 @@ def _parse_numbers(value: object) -> tuple[float, ...]:
     return tuple(float(_parse_number(item)) for item in values)
 
 
+_Text = Annotated[str, PlainValidator(_parse_text)]
+_Flag = Annotated[bool, PlainValidator(_parse_flag)]
+_Count = Annotated[int, PlainValidator(_parse_count)]
 _Number = Annotated[int | float, PlainValidator(_parse_number)]
 _Numbers = Annotated[tuple[float, ...], PlainValidator(_parse_numbers)]
 
@@ -95,9 +118,9 @@ class ObservationEntry(_Strict):
     """One entry under `observations`."""
 
     type: Annotated[_Type, PlainValidator(_parse_type)]
-    min_items: int | None = None
-    max_items: int | None = None
-    description: str | None = None
+    min_items: _Count | None = None
+    max_items: _Count | None = None
+    description: _Text | None = None
     example: Any = None
     minimum: _Number | None = None
     maximum: _Number | None = None
@@ -106,22 +129,22 @@ class ObservationEntry(_Strict):
 class ActionEntry(_Strict):
     """One entry under `actions`."""
 
-    description: str | None = None
-    choices: int | None = None
+    description: _Text | None = None
+    choices: _Count | None = None
     labels: list[Any] | None = None
-    dimensions: int | None = None
+    dimensions: _Count | None = None
     low: _Numbers | None = None
     high: _Numbers | None = None
-    normalized: bool = True
+    normalized: _Flag = True
 
 
 class Parameters(_Strict):
     """The section `parameters`."""
 
-    discrete: bool | None = None
-    tuple: bool | None = None
-    api_key: str | None = None
-    url_path: str | None = None
+    discrete: _Flag | None = None
+    tuple: _Flag | None = None
+    api_key: _Text | None = None
+    url_path: _Text | None = None
 
 
 class Document(_Strict):
@@ -140,10 +163,20 @@ def describe_problems(error: ValidationError) -> str:
     """
     problems = error.errors(include_url=False)
     more = len(problems) - 1
-    text = _describe(problems[0])
+    text = _describe(_explaining(problems))
     return (
         text if more == 0 else f"{text} (and {more} more {'mistake' if more == 1 else 'mistakes'})"
     )
+
+
+def _explaining(problems: Sequence[ErrorDetails]) -> ErrorDetails:
+    """Return the first mistake; where a key is missing, the unknown one that stands for it."""
+    first = problems[0]
+    if first["type"] != "missing":
+        return first
+    unknown = (item for item in problems if item["type"] == "extra_forbidden")
+    beside = (item for item in unknown if item["loc"][:-1] == first["loc"][:-1])
+    return next(beside, first)
 
 
 def _describe(problem: ErrorDetails) -> str:
@@ -154,10 +187,15 @@ def _describe(problem: ErrorDetails) -> str:
             return _describe_unknown_key(path)
         case "missing":
             return f"{where}: is missing; expected {_TYPES}"
+        case "dict_type" | "model_type" if "{" in path[-1]:
+            name = path[-1].partition("{")[0].strip()
+            lacks = "space" if name.endswith(":") else "colon"
+            meant = f"'{name.rstrip(':')}: {{...}}'"
+            return f"{'.'.join(path[:-1])}: a name lacks its {lacks}; write {meant}"
         case "dict_type" | "model_type":
             shown = show_type(got) if path == ["parameters"] else show(got)
             return f"{where}: expected {_MAPPINGS[path[0], len(path)]}, got {shown}"
-        case "string_type":
+        case "text":
             return f"{where}: expected text, got {show_type(got)}; put it in quotes"
     return f"{where}: expected {problem['msg'].removeprefix('Input should be ')}, got {show(got)}"
 
@@ -166,8 +204,9 @@ def _describe_unknown_key(path: list[str]) -> str:
     *parents, key = path
     if ":" in key:
         # The rest of it is hidden, since it may be the key to the server.
-        name = key.partition(":")[0]
-        return f"{'.'.join([*parents, name])}: put a space after the colon"
+        name, _, rest = key.partition(":")
+        remedy = "put a space after the colon" if rest else "remove the second colon"
+        return f"{'.'.join([*parents, name])}: {remedy}"
     models: dict[str, type[BaseModel]] = {"observations": ObservationEntry, "actions": ActionEntry}
     model = Parameters if parents == ["parameters"] else models.get(path[0], Document)
     known = list((model if parents else Document).model_fields)
@@ -182,6 +221,7 @@ def show(value: object) -> str:
     Args:
         value: anything that YAML gives; not the access key.
     """
+    value = as_looks(value)
     # An integer of more than 4300 digits has no decimal text, and reprlib asks for it.
     if isinstance(value, int) and abs(value) >= 10**_SHOWN_CHARACTERS:
         return "an integer that is too large"
@@ -194,4 +234,6 @@ def show_type(value: object) -> str:
     Args:
         value: anything that YAML gives.
     """
+    if isinstance(value, Unquoted):
+        return "text"
     return "nothing" if value is None else _TYPE_NAMES.get(type(value), "a date or the like")

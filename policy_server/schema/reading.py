@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -21,10 +22,12 @@ from policy_server.schema.document import (
 from policy_server.schema.fields import (
     FLOAT32_MAX,
     ActionField,
+    Kind,
     Number,
     ObservationField,
     ServerSchema,
 )
+from policy_server.schema.scalars import is_nothing, read_flag, read_number
 from policy_server.schema.yaml_text import load_yaml
 
 __all__ = ["parse_schema", "read_schema"]
@@ -76,7 +79,7 @@ def parse_schema(text: str, *, source: str = "schema.yaml") -> ServerSchema:
         SchemaError: if it is wrong, in one line.
     """
     document = load_yaml(text, source)
-    if document is None:
+    if document is None or is_nothing(document):
         raise SchemaError(f"{source}: is empty; expected the sections {_SECTIONS}")
     if not isinstance(document, dict):
         # Its type alone: what lacks a space after its colon may be the key.
@@ -112,11 +115,6 @@ def _observations(parsed: Document, source: str) -> tuple[ObservationField, ...]
 
 
 def _check_name(name: object, section: str, source: str) -> str:
-    if isinstance(name, bool):
-        raise SchemaError(
-            f"{source}: {section}: the name {name} is a truth value (YAML reads on, off, yes and "
-            "no so); put it in quotes"
-        )
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise SchemaError(
             f"{source}: {section}: the name {show(name)} can't be used; expected letters, digits "
@@ -130,6 +128,9 @@ def _observation(key: object, item: ObservationEntry, source: str) -> Observatio
     where = f"{source}: observations.{name}"
     _check_items(item, where)
     _check_range(item, where)
+    minimum, maximum, example = (
+        _value_of(value, item.type.kind) for value in (item.minimum, item.maximum, item.example)
+    )
     field = ObservationField(
         name=name,
         kind=item.type.kind,
@@ -137,16 +138,26 @@ def _observation(key: object, item: ObservationEntry, source: str) -> Observatio
         min_items=item.min_items or 0,
         max_items=item.max_items,
         description=item.description,
-        example=item.example,
-        minimum=item.minimum,
-        maximum=item.maximum,
+        example=example,
+        minimum=minimum,
+        maximum=maximum,
     )
-    if item.example is not None and not _is_example_of(item.example, field):
+    if item.example is not None and not _is_example_of(example, field):
         expected = f"a List[{field.kind}]" if field.is_list else f"a value of type {field.kind}"
         raise SchemaError(
             f"{where}.example: expected {expected} within its bounds, got {show(item.example)}"
         )
     return field
+
+
+def _value_of(value: object, kind: Kind) -> Any:  # noqa: ANN401 -- a value of that type, or its list
+    """Return a value, or each of a list, as its type reads it; as it stands where it does not."""
+    if isinstance(value, list):
+        return [_value_of(item, kind) for item in value]
+    found = read_flag(value) if kind == "bool" else read_number(value)
+    if kind == "int" and isinstance(found, float) and found.is_integer():
+        return int(found)
+    return value if found is None else found
 
 
 def _check_items(item: ObservationEntry, where: str) -> None:
@@ -172,7 +183,7 @@ def _check_range(item: ObservationEntry, where: str) -> None:
             continue
         if item.type.kind == "bool":
             raise SchemaError(f"{where}.{key}: is for numbers, the type is {item.type}; remove it")
-        if item.type.kind == "int" and not isinstance(value, int):
+        if item.type.kind == "int" and value % 1:
             raise SchemaError(
                 f"{where}.{key}: expected an integer as the type is {item.type}, got {value}"
             )
@@ -247,7 +258,9 @@ def _labels(item: ActionEntry, where: str) -> tuple[str, ...] | None:
     if item.labels is None:
         return None
     for label in item.labels:
-        if isinstance(label, bool) or not isinstance(label, str | int | float):
+        # A number or a truth value is one by its tag, as in `!!int 5`: text without quotes is text.
+        is_text = isinstance(label, str) and not (is_nothing(label) and not label)
+        if not is_text:
             raise SchemaError(f"{where}.labels: expected text, got {show(label)}; put it in quotes")
     labels = tuple(map(str, item.labels))
     if not labels or len(set(labels)) != len(labels):

@@ -3,41 +3,76 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 import yaml
 
 from policy_server.errors import SchemaError
+from policy_server.schema.scalars import Unquoted, is_nothing
+from policy_server.schema.yaml_slips import describe_slip
 
 __all__ = ["load_yaml"]
 
-_EXPONENT = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
 _MERGE_TAG = "tag:yaml.org,2002:merge"
-_BARE_LIST = re.compile(r"\{.*:\s*[Ll]ist\[")
-_QUOTED = re.compile(r" '[^'<]{2,}'.*")
-# What PyYAML's constructors let through for values such as 2020-13-45.
+_TEXT_TAG = "tag:yaml.org,2002:str"
+# What PyYAML's constructors let through for values such as `!!timestamp 2020-13-45`.
 _PYYAML_ERRORS = (ValueError, ArithmeticError, LookupError, AttributeError)
 
 
-class _DuplicateKeyError(yaml.MarkedYAMLError):
-    """A key stands twice in one mapping."""
+class _WrongKeyError(Exception):
+    """A key stands twice in one mapping, or behind spaces that are none to YAML.
+
+    Attributes:
+        line: the number of its line, from 1.
+    """
+
+    def __init__(self, problem: str, line: int) -> None:
+        super().__init__(problem)
+        self.line = line
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, except that a key given twice is an error, and that 1e6 is a number."""
+    """YAML's safe loader, except that it guesses no types, and refuses a key that is given twice.
+
+    Every value without quotes is `Unquoted`, or None where it stands behind a key and says that
+    there is none.
+    """
+
+    # By the first character; all others of YAML 1.1 turn text into something else.
+    yaml_implicit_resolvers = {"<": [(_MERGE_TAG, re.compile("<<"))]}  # noqa: RUF012 -- PyYAML's own
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 -- PyYAML's own signature
         seen: set[str] = set()
         for key_node, _ in node.value:
             if isinstance(key_node, yaml.ScalarNode) and key_node.tag != _MERGE_TAG:
-                if key_node.value in seen:
-                    problem = f"the key '{key_node.value}' is given twice; remove one"
-                    raise _DuplicateKeyError(problem=problem, problem_mark=key_node.start_mark)
+                _check_key(key_node, seen)
                 seen.add(key_node.value)
-        return super().construct_mapping(node, deep=deep)
+        found = super().construct_mapping(node, deep=deep)
+        return {_key(key): None if is_nothing(item) else item for key, item in found.items()}
+
+    def construct_text(self, node: yaml.ScalarNode) -> str:
+        return str(node.value) if node.style else Unquoted(node.value)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+for _tag in (_TEXT_TAG, _MERGE_TAG):
+    _Loader.add_constructor(_tag, _Loader.construct_text)
+
+
+def _check_key(node: yaml.ScalarNode, seen: Collection[str]) -> None:
+    problem = None
+    if node.value in seen:
+        problem = f"the key '{node.value}' is given twice; remove one"
+    elif not node.style and node.value != node.value.strip():
+        problem = (
+            "a space of another kind indents the line; YAML allows plain ones only: replace it"
+        )
+    if problem is not None:
+        raise _WrongKeyError(problem, node.start_mark.line + 1)
+
+
+def _key(key: object) -> object:
+    return str(key) if isinstance(key, Unquoted) else key
 
 
 def load_yaml(text: str, source: str) -> object:
@@ -48,18 +83,19 @@ def load_yaml(text: str, source: str) -> object:
         source: the file's name, for messages.
 
     Returns:
-        Mappings, lists, texts, numbers, truth values, dates and None.
+        Mappings, lists, texts, unquoted values, None, and what an explicit tag makes of a value.
 
     Raises:
         SchemaError: if it is no YAML or gives a key twice; it shows no values.
     """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 -- a subclass of SafeLoader
+    except _WrongKeyError as error:
+        raise SchemaError(f"{source} line {error.line}: {error}") from error
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = (text.splitlines() or [""])[mark.line : mark.line + 1] if mark else []
-        where = f"{source} line {mark.line + 1}" if mark else source
-        raise SchemaError(f"{where}: {_yaml_problem(error, ''.join(line))}") from error
+        line, slip = describe_slip(error, text)
+        where = source if line is None else f"{source} line {line}"
+        raise SchemaError(f"{where}: {slip}") from error
     except yaml.reader.ReaderError as error:
         raise SchemaError(
             f"{source}: is no YAML: holds the control character {error.character!r}; remove it"
@@ -70,17 +106,3 @@ def load_yaml(text: str, source: str) -> object:
         ) from error
     except RecursionError as error:
         raise SchemaError(f"{source}: is nested too deeply; expected three levels") from error
-
-
-def _yaml_problem(error: yaml.MarkedYAMLError, line: str) -> str:
-    """Say what PyYAML found, without the texts that it quotes: one may be the key."""
-    if isinstance(error, _DuplicateKeyError):
-        return str(error.problem)
-    if "\t" in line[: len(line) - len(line.lstrip())]:
-        return "a tab indents the line; YAML allows spaces only: replace it"
-    if _BARE_LIST.search(line):
-        return "List[...] inside {...} is no YAML; put it in quotes"
-    problem = ": ".join(part for part in (error.context, error.problem) if part)
-    safe = _QUOTED.sub("", " ".join(problem.split()))
-    remedy = "; put text that starts with * or ! in quotes" if safe != problem else ""
-    return f"is no YAML: {safe}{remedy}"
