@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 
 from policy_server.errors import ObservationError
 from policy_server.observations import ObservationSpace
-from policy_server.schema import ObservationField, parse_schema
+from policy_server.schema import (
+    EXACT_INTEGER_MAX,
+    FLOAT32_MAX,
+    ObservationField,
+    parse_schema,
+)
 
 SPACE = ObservationSpace(
     parse_schema(
@@ -69,7 +74,11 @@ def problem_places(space: ObservationSpace, body: bytes) -> list[str]:
     [
         ('"n": "1"', "body.n", "int_type"),
         ('"n": true', "body.n", "int_type"),
-        ('"n": 1.0', "body.n", "int_type"),
+        ('"n": 1.5', "body.n", "int_from_float"),
+        ('"n": 1e-9', "body.n", "int_from_float"),
+        ('"n": "1.0"', "body.n", "int_type"),
+        ('"n": 1e400', "body.n", "int_type"),
+        ('"n": 1e23', "body.n", "less_than_equal"),
         ('"n": null', "body.n", "int_type"),
         ('"n": NaN', "body.n", "int_type"),
         ('"n": 10', "body.n", "less_than_equal"),
@@ -100,6 +109,14 @@ def test_wrong_value_is_named_with_its_place(change: str, place: str, kind: str)
     ((found_place, found_kind, _),) = problems_of(f"{{{GOOD}, {change}}}")
 
     assert (found_place, found_kind) == (place, kind)
+
+
+@pytest.mark.parametrize("text", ["5", "5.0", "5e0", "0.5e1", "50E-1", "5.000"])
+def test_int_is_a_whole_number_however_it_is_written(text: str) -> None:
+    row = SPACE.parse_named(f'{{{GOOD}, "n": {text}}}'.encode())
+
+    assert row[0] == 5
+    assert type(row[0]) is int
 
 
 def test_every_missing_field_is_named() -> None:
@@ -210,13 +227,25 @@ def test_json_schema_states_types_bounds_and_an_example() -> None:
         "type": "object",
         "additionalProperties": False,
         "properties": {
-            "n": {"title": "n", "type": "integer", "maximum": 9, "examples": [0]},
-            "x": {"title": "x", "type": "number", "examples": [0.0]},
+            "n": {
+                "title": "n",
+                "type": "integer",
+                "minimum": -EXACT_INTEGER_MAX,
+                "maximum": 9,
+                "examples": [0],
+            },
+            "x": {
+                "title": "x",
+                "type": "number",
+                "minimum": -FLOAT32_MAX,
+                "maximum": FLOAT32_MAX,
+                "examples": [0.0],
+            },
             "on_": {"title": "on_", "type": "boolean", "examples": [False]},
             "l": {
                 "title": "l",
                 "type": "array",
-                "items": {"type": "number"},
+                "items": {"type": "number", "minimum": -FLOAT32_MAX, "maximum": FLOAT32_MAX},
                 "minItems": 1,
                 "maxItems": 3,
                 "examples": [[0.0]],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -52,14 +53,33 @@ TOO_LARGE: Mapping[float, str] = {
 }
 
 
+@dataclass(frozen=True)
 class _Whole:
-    """Annotates a float that has to be a whole number, however it is written: 2, 2.0 or 2e0."""
+    """Annotates an int that may be written as any number that is whole: 2, 2.0 or 2e0.
+
+    Attributes:
+        low: the smallest.
+        high: the largest.
+    """
+
+    low: Number
+    high: Number
 
     def __get_pydantic_core_schema__(
         self, source: object, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        """Check the float first, so that neither text nor a truth value is a number."""
-        return core_schema.chain_schema([handler(source), core_schema.int_schema(strict=False)])
+        """Check for a number first, so that neither text nor a truth value is one.
+
+        The bounds are those of a float, since an int's step knows no number beyond 64 bits.
+        """
+        number = core_schema.float_schema(strict=True, allow_inf_nan=False)
+        return core_schema.chain_schema(
+            [
+                core_schema.custom_error_schema(number, custom_error_type="int_type"),
+                core_schema.float_schema(ge=self.low, le=self.high),
+                core_schema.int_schema(strict=False),
+            ]
+        )
 
 
 def problem(kind: str, loc: Sequence[str | int], message: str) -> dict[str, Any]:
@@ -168,17 +188,14 @@ def _raw_number(numbers: NumberRange) -> Any:  # noqa: ANN401 -- likewise
 
 
 def _number(kind: Kind, low: Number, high: Number, *, is_integer: bool) -> Any:  # noqa: ANN401 -- likewise
-    document: dict[str, Any] = {"type": _JSON_TYPES["int" if is_integer else kind]}
     if kind == "bool":
         return Annotated[bool, WithJsonSchema({"type": _JSON_TYPES[kind]})]
-    bounds = {"minimum": low, "maximum": high}
-    document |= {key: value for key, value in bounds.items() if abs(value) < FLOAT32_MAX}
-    if kind == "int":
-        return Annotated[int, Field(ge=low, le=high), WithJsonSchema(document)]
-    number = Annotated[float, Field(ge=low, le=high, allow_inf_nan=False)]
-    if is_integer:
-        return Annotated[number, _Whole(), WithJsonSchema(document)]
-    return Annotated[number, WithJsonSchema(document)]
+    is_whole = is_integer or kind == "int"
+    name = _JSON_TYPES["int" if is_whole else kind]
+    document = WithJsonSchema({"type": name, "minimum": low, "maximum": high})
+    if is_whole:
+        return Annotated[int, _Whole(low, high), document]
+    return Annotated[float, Field(ge=low, le=high, allow_inf_nan=False), document]
 
 
 def _pydantic_field(field: ObservationField, numbers: NumberRange) -> Any:  # noqa: ANN401 -- pydantic types Field() so

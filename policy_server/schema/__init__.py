@@ -16,6 +16,7 @@ from policy_server.schema.fields import (
     Number,
     ObservationField,
     ServerSchema,
+    fit_lists,
     public_schema,
 )
 from policy_server.schema.number_range import EXACT_INTEGER_MAX, NumberRange, number_range
@@ -30,6 +31,7 @@ __all__ = [
     "NumberRange",
     "ObservationField",
     "ServerSchema",
+    "fit_lists",
     "number_range",
     "parse_schema",
     "public_schema",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Number",
     "ObservationField",
     "ServerSchema",
+    "fit_lists",
     "public_schema",
 ]
 
@@ -20,6 +21,8 @@ Number = int | float
 
 # The largest number that rounds to a finite 32-bit float, half a step beyond the float itself.
 FLOAT32_MAX = 3.4028235677973362e38
+# More than any list holds, in sums of lengths.
+_ENDLESS = 10**9
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,51 @@ class ServerSchema:
     def root_path(self) -> str:
         """Return the proxy's prefix as ASGI's `root_path`: empty, or with a leading slash."""
         return f"/{self.url_path}" if self.url_path else ""
+
+
+def fit_lists(
+    fields: tuple[ObservationField, ...] | None, width: int | None
+) -> tuple[ObservationField, ...] | None:
+    """Return the observations with the lengths of their lists that the policy's width leaves.
+
+    Args:
+        fields: the observations of schema.yaml.
+        width: how many numbers the policy expects; None where it leaves that open.
+
+    Returns:
+        The same, where no list is open or the width is, or does not fit them. A list's example of
+        another length is left out.
+    """
+    if fields is None or width is None:
+        return fields
+    fewest = sum(_fewest(item) for item in fields)
+    most = sum(_most(item) for item in fields)
+    if not fewest <= width <= most:
+        return fields
+    return tuple(
+        _fit_list(item, width - most + _most(item), width - fewest + _fewest(item))
+        if item.is_list and item.min_items != item.max_items
+        else item
+        for item in fields
+    )
+
+
+def _fewest(item: ObservationField) -> int:
+    return item.min_items if item.is_list else 1
+
+
+def _most(item: ObservationField) -> int:
+    if not item.is_list:
+        return 1
+    return _ENDLESS if item.max_items is None else item.max_items
+
+
+def _fit_list(item: ObservationField, low: int, high: int) -> ObservationField:
+    fewest = max(item.min_items, low)
+    most = high if item.max_items is None else min(item.max_items, high)
+    shown = item.example if isinstance(item.example, list) else None
+    example = shown if shown is not None and fewest <= len(shown) <= most else None
+    return replace(item, min_items=fewest, max_items=most, example=example)
 
 
 def public_schema(schema: ServerSchema) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from policy_server.errors import SchemaError
 from policy_server.schema.fields import FLOAT32_MAX, Number, ObservationField
@@ -49,11 +49,19 @@ class NumberRange:
         """
         if field.kind == "bool":
             return 0, 1
-        low = self.low if field.minimum is None else max(self.low, field.minimum)
-        high = self.high if field.maximum is None else min(self.high, field.maximum)
-        if self.is_integer or field.kind == "int":
+        known = self.whole if field.kind == "int" else self
+        low = known.low if field.minimum is None else max(known.low, field.minimum)
+        high = known.high if field.maximum is None else min(known.high, field.maximum)
+        if known.is_integer:
             return math.ceil(low), math.floor(high)
         return low, high
+
+    @property
+    def whole(self) -> NumberRange:
+        """Return the whole numbers among them, as far as they arrive exactly."""
+        low = max(math.ceil(self.low), -EXACT_INTEGER_MAX)
+        high = min(math.floor(self.high), EXACT_INTEGER_MAX)
+        return replace(self, is_integer=True, low=low, high=high)
 
     def check_fields(self, fields: Sequence[ObservationField], source: str) -> None:
         """Refuse fields that allow no number of the type, or show one of another as their example.
@@ -67,17 +75,18 @@ class NumberRange:
         """
         for field in fields:
             low, high = self.within(field)
+            known = self.whole if field.kind == "int" else self
             where = f"{source}: observations.{field.name}"
             if low > high:
                 raise SchemaError(
                     f"{where}: its minimum and maximum allow none of the numbers that the policy "
-                    f"takes, {self}; mend them"
+                    f"takes, {known}; mend them"
                 )
             values = field.example if isinstance(field.example, list) else [field.example]
             for value in values:
                 if value is not None and not self._is_within(value, low, high):
                     raise SchemaError(
-                        f"{where}.example: expected numbers that the policy takes, {self}, got "
+                        f"{where}.example: expected numbers that the policy takes, {known}, got "
                         f"{value}"
                     )
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+from policy_server.schema import EXACT_INTEGER_MAX, FLOAT32_MAX
+
 __all__ = ["CLIENTS_TAG", "Document", "prepare_document"]
 
 Document = dict[str, Any]
@@ -19,6 +21,7 @@ CLIENTS_TAG = "Clients"
 _KEY_SCHEME = "accessToken"
 _NULL = {"type": "null"}
 _JSON = "application/json"
+_WIDEST = (FLOAT32_MAX, EXACT_INTEGER_MAX)
 _FOR_ARRAYS = "log_probability"
 
 
@@ -122,6 +125,10 @@ def _simplify(node: Document) -> None:
         kinds = [choice for choice in choices if choice != _NULL]
         if len(kinds) == 1:
             node |= {key: value for key, value in kinds[0].items() if key not in node}
+    for bound in ("minimum", "maximum"):
+        # What a type holds in any case. Of more than 64 bits, C#'s code doesn't compile.
+        if abs(node.get(bound, 0)) in _WIDEST:
+            del node[bound]
     # Python's code has a property of that name for some of them. Its absence means the same.
     if node.get("additionalProperties") is False:
         del node["additionalProperties"]

@@ -51,6 +51,10 @@ _ERRORS = {
         "4096 observations are waiting already; try again in a second",
     ),
 }
+_COLUMNS = (
+    "In place of the list an object is taken too, with a list for each field, all of one length: "
+    "the schema `ObservationColumns`"
+)
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _SECURITY: list[dict[str, list[str]]] = [{"accessToken": []}, {"bearer": []}]
 
@@ -117,15 +121,16 @@ def _describe_answer(operation: Document, policy: ServedPolicy, kind: str, *, is
 def _describe_batch(operation: Document, policy: ServedPolicy, kind: str, *, is_raw: bool) -> None:
     prefix = "Raw" if is_raw else ""
     body = _json_of(f"{prefix}Observation")
-    body["application/json"] = {
-        "schema": {
-            "oneOf": [
-                {"type": "array", "items": body["application/json"]["schema"]},
-                {"$ref": f"#/components/schemas/{prefix}ObservationColumns"},
-            ]
-        }
-    }
+    rows = {"type": "array", "items": body["application/json"]["schema"]}
+    columns = {"$ref": f"#/components/schemas/{prefix}ObservationColumns"}
     operation["requestBody"] = {"required": True, "content": {**body, NPY: _BINARY}}
+    # JSON Schema can't say that several lists are of one length, so that it would allow others.
+    if len(policy.space.names(is_raw=is_raw)) == 1:
+        rows = {"oneOf": [rows, columns]}
+    else:
+        operation["requestBody"]["description"] = _COLUMNS
+    body["application/json"] = {"schema": rows}
+    operation["requestBody"]["content"] |= body
     answer = _json_of("DistributionBatch" if kind == "distribution" else "PredictionBatch")
     example = policy.examples.get(kind)
     if example is not None:

@@ -25,7 +25,7 @@ from policy_server.metrics import Metrics
 from policy_server.observations import ObservationSpace
 from policy_server.policy import PolicyBackend, PolicyOutputs, PolicySignature
 from policy_server.prediction_log import PredictionLog
-from policy_server.schema import ServerSchema, number_range
+from policy_server.schema import ServerSchema, fit_lists, number_range
 from policy_server.settings import Settings
 from policy_server.web.batches import NO_SEED, BatchAnswering, BatchRequest, count_actions
 from policy_server.web.rendering import AnswerKind, RenderedAnswers
@@ -77,8 +77,9 @@ class ServedPolicy:
     async def run(self) -> AsyncIterator[None]:
         """Start the backend and answer until the block ends; then finish what is in flight."""
         async with self._open_backend() as backend:
-            numbers = number_range(backend.signature.observation_dtype)
-            self.space = ObservationSpace(self.schema.observations, numbers)
+            signature = backend.signature
+            fields = fit_lists(self.schema.observations, signature.observation_width)
+            self.space = ObservationSpace(fields, number_range(signature.observation_dtype))
             self._running = _Running(backend, self.space, self._settings, self._metrics)
             try:
                 self.examples = await self._real_examples()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from policy_server.schema import FLOAT32_MAX
 from tests.fakes import FakeBackend, components_of, integer_backend, signature_of
 from tests.web.harness import KEY, SCHEMA, build, serve
 from tests.web.test_openapi import validator_of
@@ -204,25 +205,105 @@ async def test_number_that_the_type_holds_arrives_exactly(dtype: str, values: li
 
 NUMBERS: list[Any] = [
     *(-1, 0, 1, 2, 2.0, 2.5, 127, 128, 255, 256, 65504, 65505, 1e10, EXACT, 2**53, 2**63, 10**30),
+    *(-0.0, -EXACT, -(2**53), 1e23, -1e30, FLOAT32_MAX, -FLOAT32_MAX, 3.5e38, -1e39, 10**39, 1e300),
     *(None, True, "1"),
 ]
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "int64", "uint64", "bool", "float16"])
+@pytest.mark.parametrize("dtype", [*RIGHT, "bfloat16"])
 async def test_document_allows_what_is_answered_and_forbids_what_is_refused(dtype: str) -> None:
     async with serve(backend_of(dtype), schema=FIELDS) as client:
         document = (await client.get("/openapi.json")).json()
         for value in NUMBERS:
             for route, name, body in (
                 ("/predict", "Observation", {"x": value, "n": 1, "l": [1]}),
+                ("/predict", "Observation", {"x": 1, "n": value, "l": [1]}),
                 ("/predict", "Observation", {"x": 1, "n": 1, "l": [value]}),
                 ("/predict_raw", "RawObservation", {"obs": [value, 1, 1]}),
                 ("/predict/batch", "ObservationColumns", {"x": [value], "n": [1], "l": [[1]]}),
+                ("/predict/batch", "ObservationColumns", {"x": [1], "n": [value], "l": [[1]]}),
                 ("/predict_raw/batch", "RawObservationColumns", {"obs": [[value, 1, 1]]}),
             ):
                 status = (await client.post(route, json=body)).status_code
                 is_valid = validator_of(document, name).is_valid(body)
                 assert is_valid == (status == 200), (route, body, status)
+
+
+WHOLE = ["1", "1.0", "1e0", "10E-1", "0.1e1"]
+
+
+@pytest.mark.parametrize("text", WHOLE)
+async def test_int_is_a_whole_number_in_every_form(text: str) -> None:
+    named, raw = f'{{"x": 0, "n": {text}, "l": [0]}}', f'{{"obs": [0, {text}, 0]}}'
+    columns = f'{{"x": [0], "n": [{text}], "l": [[0]]}}'
+    array = npy_of([[0, float(text), 0]], "f8")
+    app = build(backend_of("float32"), schema=FIELDS)
+    with TestClient(app, headers={"access-token": KEY}) as client:
+        statuses = [
+            client.post("/predict", content=named).status_code,
+            client.post("/predict_raw", content=raw).status_code,
+            client.post("/predict/batch", content=f"[{named}]").status_code,
+            client.post("/predict_raw/batch", content=f"[{raw}]").status_code,
+            client.post("/predict/batch", content=columns).status_code,
+            client.post("/predict/batch", content=array, headers=NPY).status_code,
+        ]
+        with client.websocket_connect("/predict/stream") as stream:
+            stream.send_text(named)
+            answers = [json.loads(stream.receive_text())]
+            stream.send_bytes(msgpack.packb(json.loads(named)))
+            answers.append(msgpack.unpackb(stream.receive_bytes()))
+
+    assert statuses == [200] * 6
+    assert all("actions" in answer for answer in answers)
+
+
+async def test_int_with_a_fraction_is_refused_in_every_form() -> None:
+    named, columns = {"x": 0, "n": 5.5, "l": [0]}, {"x": [0], "n": [5.5], "l": [[0]]}
+    async with serve(backend_of("float32"), schema=FIELDS) as client:
+        array = npy_of([[0, 5.5, 0]], "f8")
+        places = [
+            await problems_of(client, "/predict", json=named),
+            await problems_of(client, "/predict/batch", json=[named]),
+            await problems_of(client, "/predict/batch", json=columns),
+            await problems_of(client, "/predict/batch", content=array, headers=NPY),
+        ]
+
+    assert places == [[["body", "n"]], [["body", 0, "n"]], [["body", "n", 0]], [["body", 0, "n"]]]
+
+
+@pytest.mark.parametrize(
+    ("lists", "length"),
+    [
+        ("l: {type: 'List[float]'}", 3),
+        ("l: {type: 'List[float]', min_items: 1, max_items: 9}", 3),
+        ("a: {type: int}, l: {type: 'List[float]', min_items: 1, example: [1]}", 2),
+        ("a: {type: 'List[int]', max_items: 1, min_items: 1}, l: {type: 'List[float]'}", 2),
+    ],
+)
+async def test_document_states_the_length_that_the_policys_width_leaves(
+    lists: str, length: int
+) -> None:
+    async with serve(backend_of("float32"), schema=f"observations: {{{lists}}}") as client:
+        document = (await client.get("/openapi.json")).json()
+        observation = document["components"]["schemas"]["Observation"]
+        answer = await client.post("/predict", json=observation["examples"][0])
+        wrong = await client.post("/predict", json={**observation["examples"][0], "l": []})
+
+    known = observation["properties"]["l"]
+    assert (known["minItems"], known["maxItems"]) == (length, length)
+    assert len(observation["examples"][0]["l"]) == length
+    assert (answer.status_code, wrong.status_code) == (200, 422)
+
+
+async def test_document_leaves_columns_of_different_lengths_out() -> None:
+    async with serve(backend_of("float32"), schema=FIELDS) as client:
+        paths = (await client.get("/openapi.json")).json()["paths"]
+
+    named = paths["/predict/batch"]["post"]["requestBody"]
+    raw = paths["/predict_raw/batch"]["post"]["requestBody"]
+    assert named["content"]["application/json"]["schema"]["type"] == "array"
+    assert "`ObservationColumns`" in named["description"]
+    assert len(raw["content"]["application/json"]["schema"]["oneOf"]) == 2
 
 
 async def test_document_states_the_types_own_numbers_and_an_example_of_them() -> None:

@@ -56,7 +56,7 @@ async def test_wrong_method_is_405_with_the_right_one(method: str, path: str, al
         (b'{"cat": 1' + b"0" * 400 + b', "mouse": 1}', "body.cat"),
         (b'{"cat": "0", "mouse": 1}', "body.cat"),
         (b'{"cat": true, "mouse": 1}', "body.cat"),
-        (b'{"cat": 0.0, "mouse": 1}', "body.cat"),
+        (b'{"cat": 0.5, "mouse": 1}', "body.cat"),
         (b'{"cat": 0}', "body.mouse"),
         (b'{"cat": 0, "mouse": 1, "dog": 2}', "body.dog"),
         (b'{"cat": 0, "mouse": 1, "\\ud83d\\ude00<script>": 2}', "body.\U0001f600<script>"),

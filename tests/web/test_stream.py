@@ -148,7 +148,7 @@ MISTAKES: list[Any] = [
     {"cat": 0, "mouse": 1, "dog": 2},
     {"cat": "0", "mouse": 1},
     {"cat": True, "mouse": 1},
-    {"cat": 0.0, "mouse": 1},
+    {"cat": 0.5, "mouse": 1},
     {"cat": 0, "mouse": True},
     {"cat": 0, "mouse": None},
     {"cat": 0, "mouse": 11},
