@@ -15,6 +15,7 @@ __all__ = [
     "BodyTooLargeError",
     "DistributionError",
     "ExportError",
+    "ForbiddenOriginError",
     "ModelError",
     "NotReadyError",
     "ObservationError",
@@ -108,6 +109,12 @@ class UnauthorizedError(PolicyServerError):
 
     status = 401
     headers: Mapping[str, str] = {"www-authenticate": "Bearer"}
+
+
+class ForbiddenOriginError(PolicyServerError):
+    """A page of an origin that is not allowed opens a web socket."""
+
+    status = 403
 
 
 class BodyTimeoutError(PolicyServerError):

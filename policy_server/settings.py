@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from policy_server.errors import SettingsError
 
@@ -17,6 +17,8 @@ __all__ = ["ENV_PREFIX", "Engine", "Settings", "read_settings"]
 ENV_PREFIX = "POLICY_SERVER_"
 Engine = Literal["auto", "numpy", "tensorflow"]
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[^\s/?#@\[\]:]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+_USUAL_PORTS = {"http": ":80", "https": ":443"}
 _HEADER_TEXT = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 
 
@@ -49,6 +51,11 @@ class Settings(BaseSettings):
     )
     api_key: SecretStr | None = Field(None, description="Access key; wins over schema.yaml's")
     allow_anonymous: bool = Field(default=False, description="Serve without any access key")
+    cors_origins: Annotated[tuple[str, ...] | None, NoDecode] = Field(
+        None,
+        description="Origins whose web pages may call the server, separated by commas, or `*` for "
+        "all",
+    )
     metrics_port: int = Field(
         8080, ge=0, le=65535, description="Port of Prometheus metrics; 0 picks a free one"
     )
@@ -135,6 +142,13 @@ class Settings(BaseSettings):
             )
         return api_key
 
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(_origin(item) for item in re.split(r"[\s,]+", value.strip(" ,\t\r\n[]")))
+
     @property
     def schema_path(self) -> Path:
         """Return where schema.yaml lies."""
@@ -154,6 +168,20 @@ class Settings(BaseSettings):
     def sdks_path(self) -> Path:
         """Return the folder that keeps generated client libraries."""
         return self.home / ".clients-cache"
+
+
+def _origin(text: str) -> str:
+    """Return an origin as browsers write it: in lower case, without a slash or a usual port."""
+    origin = text.strip("\"'").rstrip("/").lower()
+    scheme, _, host = origin.partition("://")
+    usual_port = _USUAL_PORTS.get(scheme)
+    if usual_port is not None:
+        origin = origin.removesuffix(usual_port)
+    if origin != "*" and (not _ORIGIN.fullmatch(origin) or "*" in host):
+        raise PydanticCustomError(
+            "origin", "origins such as https://app.example.com, separated by commas, or * for all"
+        )
+    return origin
 
 
 def read_settings() -> Settings:

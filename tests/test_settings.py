@@ -108,3 +108,52 @@ def test_dotenv_that_is_no_text_is_one_line() -> None:
 
     with pytest.raises(SettingsError, match=r"^\.env: can't be read: expected text in UTF-8; mend"):
         read_settings()
+
+
+ORIGINS = {
+    "one": ("https://app.example.com", ("https://app.example.com",)),
+    "all": ("*", ("*",)),
+    "commas": ("https://a.example, http://b.example:3000", ("https://a.example", "http://b.example:3000")),
+    "spaces": (" https://a.example  http://b.example ", ("https://a.example", "http://b.example")),
+    "JSON": ('["https://a.example", "http://b.example"]', ("https://a.example", "http://b.example")),
+    "as a person writes it": ("HTTPS://App.Example.com/", ("https://app.example.com",)),
+    "usual ports": ("https://a.example:443,http://b.example:80", ("https://a.example", "http://b.example")),
+    "address": ("http://[::1]:3000,http://127.0.0.1:80", ("http://[::1]:3000", "http://127.0.0.1")),
+    "an app's": ("capacitor://localhost", ("capacitor://localhost",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "origins"), ORIGINS.values(), ids=ORIGINS)
+def test_origins_are_read_as_browsers_write_them(
+    text: str, origins: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLICY_SERVER_CORS_ORIGINS", text)
+
+    assert read_settings().cors_origins == origins
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("app.example.com", "https://app.example.com/page", "https://*.example.com", "https://"),
+        *(
+            "true",
+            "null",
+            "https://a.example;https://b.example/x",
+            "https://me@a.example",
+            "https:///",
+        ),
+    ],
+)
+def test_origin_that_no_browser_sends_is_refused(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLICY_SERVER_CORS_ORIGINS", text)
+
+    with pytest.raises(SettingsError) as caught:
+        read_settings()
+
+    assert caught.value.message == (
+        "POLICY_SERVER_CORS_ORIGINS: expected origins such as https://app.example.com, separated "
+        f"by commas, or * for all, got {text!r}"
+    )

@@ -23,6 +23,7 @@ from policy_server.schema import ServerSchema
 from policy_server.sdk import SdkStore
 from policy_server.settings import Settings
 from policy_server.web.clients import client_routes
+from policy_server.web.cross_origin import CrossOrigin
 from policy_server.web.fast_path import FastPath
 from policy_server.web.gate import Gate
 from policy_server.web.openapi import build_openapi
@@ -88,6 +89,7 @@ def create_app(
         max_body_bytes=settings.max_body_bytes,
         max_batch_body_bytes=settings.max_batch_body_bytes,
         metrics=counted,
+        cross_origin=CrossOrigin(settings.cors_origins) if settings.cors_origins else None,
     )
     app.include_router(server_routes(policy))
     app.include_router(policy_routes(policy))

@@ -13,9 +13,15 @@ from http import HTTPStatus
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from policy_server.errors import BodyTooLargeError, PolicyServerError, UnauthorizedError
+from policy_server.errors import (
+    BodyTooLargeError,
+    ForbiddenOriginError,
+    PolicyServerError,
+    UnauthorizedError,
+)
 from policy_server.metrics import Metrics
 from policy_server.settings import ENV_PREFIX
+from policy_server.web.cross_origin import CrossOrigin
 from policy_server.web.problems import send_error
 
 __all__ = ["OPEN_PATHS", "ROUTES", "Gate"]
@@ -39,10 +45,20 @@ ROUTES = (
     | {f"{path}{form}" for path in _ANSWERS for form in ("", "/batch", "/stream")}
     | {"/schema", "/clients"}
 )
-_HEADERS = frozenset({b"access-token", b"authorization", b"content-length", b"x-request-id"})
+_HEADERS = frozenset(
+    {
+        b"access-control-request-method",
+        b"access-token",
+        b"authorization",
+        b"content-length",
+        b"origin",
+        b"x-request-id",
+    }
+)
 # What the answer to a request begins with, or to a web socket's handshake.
 _STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 _OPEN_PREFIX = "/static/"
+_CLIENTS = "/clients/"
 _BATCH = "/batch"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _LENGTH = re.compile(r"[0-9]{1,18}")
@@ -61,6 +77,7 @@ class Gate:
         max_body_bytes: int,
         max_batch_body_bytes: int,
         metrics: Metrics,
+        cross_origin: CrossOrigin | None = None,
     ) -> None:
         """Wrap an application.
 
@@ -72,6 +89,7 @@ class Gate:
             max_body_bytes: the largest body.
             max_batch_body_bytes: the largest body of a batch.
             metrics: where requests are counted.
+            cross_origin: which other origins' pages may call; None leaves browsers without word.
         """
         self._app = app
         self._streams = streams
@@ -86,6 +104,7 @@ class Gate:
             )
         }
         self._metrics = metrics
+        self._cross_origin = cross_origin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with an error."""
@@ -107,12 +126,16 @@ class Gate:
                 self._note(path, scope, status, time.perf_counter() - started)
                 given = message.get("headers", ())
                 message["headers"] = [*given, (b"x-request-id", request_id.encode())]
+                if self._cross_origin is not None:
+                    message["headers"] += self._cross_origin.headers(headers.get(b"origin"))
             await send(message)
 
         scope["state"] = {**scope.get("state", {}), "request_id": request_id, "route": path}
+        if self._cross_origin is not None and self._cross_origin.is_preflight(scope, headers):
+            await self._cross_origin.answer_preflight(send_with_id)
+            return
         try:
-            if path not in OPEN_PATHS and not path.startswith(_OPEN_PREFIX):
-                self._check_key(headers)
+            self._admit(path, scope, headers)
             limited = self._limited(path, headers, receive)
         except PolicyServerError as error:
             await send_error(error, scope, receive, send_with_id)
@@ -154,6 +177,28 @@ class Gate:
         path = path.rstrip("/") or "/"
         scope["root_path"], scope["path"] = prefix, prefix + path
         return path
+
+    def _admit(self, path: str, scope: Scope, headers: Mapping[bytes, str]) -> None:
+        """Refuse who has no key where one is needed, and web sockets of pages not allowed.
+
+        OPTIONS needs no key on the routes that exist: its answer says no more than OpenAPI does.
+        """
+        if path in OPEN_PATHS or path.startswith(_OPEN_PREFIX):
+            return
+        if scope["type"] == "websocket":
+            self._check_origin(scope, headers)
+        elif scope["method"] == "OPTIONS" and (path in ROUTES or path.startswith(_CLIENTS)):
+            return
+        self._check_key(headers)
+
+    def _check_origin(self, scope: Scope, headers: Mapping[bytes, str]) -> None:
+        """Hold a web socket's page to the allowed origins, since browsers don't."""
+        known = self._cross_origin
+        if known is not None and not known.allows_stream(scope, headers):
+            raise ForbiddenOriginError(
+                f"pages of {headers[b'origin']} may not open a stream here; allow them by "
+                f"{ENV_PREFIX}CORS_ORIGINS"
+            )
 
     def _check_key(self, headers: Mapping[bytes, str]) -> None:
         if self._key_digest is None:
