@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from dotenv import dotenv_values
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -19,14 +23,33 @@ Engine = Literal["auto", "numpy", "tensorflow"]
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[^\s/?#@\[\]:]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _USUAL_PORTS = {"http": ":80", "https": ":443"}
+_ENV_FILE = ".env"
 _HEADER_TEXT = re.compile(r"[!-~](?:[ -~]*[!-~])?")
+# What the examples of the client libraries read.
+_OF_CLIENTS = ("URL",)
+# What people look for here and uvicorn has.
+_OF_UVICORN = {
+    "HOST": "uvicorn's --host or UVICORN_HOST says where it listens",
+    "PORT": "uvicorn's --port or UVICORN_PORT says where it listens",
+    "WORKERS": "uvicorn's --workers or WEB_CONCURRENCY says how many web processes there are",
+}
+# Kubernetes tells each container of the services beside it, in variables that are named after them:
+# a service `policy-server-metrics` gives POLICY_SERVER_METRICS_PORT=tcp://10.0.0.1:8080.
+_OF_KUBERNETES = re.compile(
+    r"(?:.+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_.+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_.+)?)"
+)
+_KUBERNETES_PORT = re.compile(r"(?:tcp|udp|sctp)://", re.IGNORECASE)
 
 
 class Settings(BaseSettings):
     """One field an environment variable, named with the prefix `POLICY_SERVER_`."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+        env_prefix=ENV_PREFIX,
+        env_file=_ENV_FILE,
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
     )
 
     home: Path = Field(
@@ -132,6 +155,21 @@ class Settings(BaseSettings):
         "auto", description="`json`, `text`, or `auto`: text on a terminal, JSON otherwise"
     )
 
+    @field_validator("backend", "engine", "log_format", "log_level", mode="before")
+    @classmethod
+    def _take_any_case(cls, text: object, info: ValidationInfo) -> object:
+        if not isinstance(text, str):
+            return text
+        return text.upper() if info.field_name == "log_level" else text.lower()
+
+    @field_validator("metrics_port", "dashboard_port", "fluentd_port", mode="before")
+    @classmethod
+    def _pass_over_kubernetes(cls, port: object, info: ValidationInfo) -> object:
+        if isinstance(port, str) and _KUBERNETES_PORT.match(port):
+            assert info.field_name is not None, "it is a field's validator"
+            return cls.model_fields[info.field_name].default
+        return port
+
     @field_validator("api_key")
     @classmethod
     def _check_api_key(cls, api_key: SecretStr | None) -> SecretStr | None:
@@ -191,10 +229,12 @@ def read_settings() -> Settings:
         The settings.
 
     Raises:
-        SettingsError: naming the first variable that can't be used, what was expected and what was
-            found, or `.env` if that can't be read.
+        SettingsError: naming the first variable that is no setting or can't be used, what was
+            expected and what was found, or `.env` if that can't be read.
     """
     try:
+        _check_names(os.environ, place="")
+        _check_names(dotenv_values(_ENV_FILE, encoding="utf-8"), place=f"{_ENV_FILE}: ")
         return Settings()
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
@@ -204,4 +244,33 @@ def read_settings() -> Settings:
         raise SettingsError(f"{ENV_PREFIX}{field.upper()}: expected {expected}{got}") from error
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "expected text in UTF-8"
-        raise SettingsError(f".env: can't be read: {reason}; mend it or remove it") from error
+        raise SettingsError(
+            f"{_ENV_FILE}: can't be read: {reason}; mend it or remove it"
+        ) from error
+
+
+def _check_names(variables: Mapping[str, str | None], *, place: str) -> None:
+    """Refuse names that look like a setting and are none: a slip would change nothing, silently."""
+    known = [name.upper() for name in Settings.model_fields]
+    for variable, value in sorted(variables.items()):
+        name = variable.upper()
+        if not name.startswith(ENV_PREFIX):
+            continue
+        name = name.removeprefix(ENV_PREFIX)
+        if name not in known and not _is_anothers(name, value or ""):
+            # The value may be a secret.
+            raise SettingsError(f"{place}{variable}: is no setting; {_remedy(name, known)}")
+
+
+def _is_anothers(name: str, value: str) -> bool:
+    """Return whether a variable is one that clients read, or that Kubernetes injects."""
+    is_link = name.endswith("PORT") and _KUBERNETES_PORT.match(value) is not None
+    return name in _OF_CLIENTS or is_link or _OF_KUBERNETES.fullmatch(name) is not None
+
+
+def _remedy(name: str, known: list[str]) -> str:
+    if name in _OF_UVICORN:
+        return _OF_UVICORN[name]
+    if close := difflib.get_close_matches(name, known, n=1):
+        return f"did you mean {ENV_PREFIX}{close[0]}?"
+    return "docs/settings.md lists them"

@@ -15,12 +15,12 @@ import pytest
 from pydantic import BaseModel
 
 import generate
-from policy_server.errors import PolicyServerError, SchemaError
+from policy_server.errors import PolicyServerError, SchemaError, SettingsError
 from policy_server.metrics import Metrics, MetricsExporter
 from policy_server.policy import ActionOutput, check_schema_fits, describe_components
 from policy_server.schema import parse_schema
 from policy_server.schema.document import ActionEntry, Document, ObservationEntry, Parameters
-from policy_server.settings import ENV_PREFIX, Settings
+from policy_server.settings import ENV_PREFIX, Settings, read_settings
 from policy_server.web.gate import OPEN_PATHS, ROUTES
 from tests.fakes import components_of, signature_of
 from tests.web.harness import build, client_of, serve
@@ -34,6 +34,8 @@ EXAMPLES = sorted(path.parent.name for path in ROOT.glob("examples/*/train.py"))
 # Served, but no part of what a client generated from OpenAPI would call.
 DOCUMENTATION_ROUTES = {"GET /docs", "GET /redoc", "GET /openapi.json"}
 STREAM_ROUTES = {f"WS {path}" for path in ROUTES if path.endswith("/stream")}
+# A slip, for its message.
+REFUSED_NAME = f"{ENV_PREFIX}APIKEY"
 SCHEMA_SECTIONS: dict[str, type[BaseModel]] = {
     "Sections": Document,
     "observations": ObservationEntry,
@@ -176,10 +178,25 @@ def _shown(default: object) -> str:
 @every_page
 def test_page_names_no_variable_that_does_not_exist(page: Path) -> None:
     known = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields}
+    # The examples of the client libraries read it.
+    known.add(f"{ENV_PREFIX}URL")
 
-    named = set(re.findall(rf"{ENV_PREFIX}[A-Z_]+", page.read_text(encoding="utf-8")))
+    text = page.read_text(encoding="utf-8").replace(REFUSED_NAME, "")
+    named = set(re.findall(rf"{ENV_PREFIX}[A-Z_]+", text))
 
     assert named <= known
+
+
+def test_message_of_an_unknown_name_that_a_page_quotes_is_the_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(".env").write_text(f"{REFUSED_NAME}=my-secret\n")
+
+    with pytest.raises(SettingsError) as caught:
+        read_settings()
+
+    assert f"policy server: {caught.value.message}\n" in code_blocks(DOCS / "settings.md", "text")
 
 
 # Metrics

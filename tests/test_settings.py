@@ -157,3 +157,67 @@ def test_origin_that_no_browser_sends_is_refused(
         "POLICY_SERVER_CORS_ORIGINS: expected origins such as https://app.example.com, separated "
         f"by commas, or * for all, got {text!r}"
     )
+
+
+def test_words_are_taken_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"LOG_LEVEL": "debug", "LOG_FORMAT": "JSON", "BACKEND": "Local"}.items():
+        monkeypatch.setenv(f"{ENV_PREFIX}{name}", value)
+
+    settings = read_settings()
+
+    assert (settings.log_level, settings.log_format, settings.backend) == ("DEBUG", "json", "local")
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("POLICY_SERVER_APIKEY", "did you mean POLICY_SERVER_API_KEY?"),
+        ("POLICY_SERVER_KEY", "did you mean POLICY_SERVER_API_KEY?"),
+        ("policy_server_log_leve", "did you mean POLICY_SERVER_LOG_LEVEL?"),
+        ("POLICY_SERVER_METRIC_PORT", "did you mean POLICY_SERVER_METRICS_PORT?"),
+        ("POLICY_SERVER_PORT", "uvicorn's --port or UVICORN_PORT says where it listens"),
+        ("POLICY_SERVER_COLOUR", "docs/settings.md lists them"),
+    ],
+)
+@pytest.mark.parametrize("place", ["environment", ".env"])
+def test_name_that_is_no_setting_is_refused_without_its_value(
+    name: str, remedy: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if place == ".env":
+        Path(".env").write_text(f"{name}=hunter2\n")
+    else:
+        monkeypatch.setenv(name, "hunter2")
+
+    with pytest.raises(SettingsError) as caught:
+        read_settings()
+
+    prefix = ".env: " if place == ".env" else ""
+    assert caught.value.message == f"{prefix}{name}: is no setting; {remedy}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("POLICY_SERVER_URL", "http://127.0.0.1:8000"),
+        ("POLICY_SERVER_SERVICE_HOST", "10.0.0.1"),
+        ("POLICY_SERVER_SERVICE_PORT", "8000"),
+        ("POLICY_SERVER_SERVICE_PORT_HTTP", "8000"),
+        ("POLICY_SERVER_PORT", "tcp://10.0.0.1:8000"),
+        ("POLICY_SERVER_PORT_8000_TCP", "tcp://10.0.0.1:8000"),
+        ("POLICY_SERVER_PORT_8000_TCP_ADDR", "10.0.0.1"),
+        ("POLICY_SERVER_CANARY_SERVICE_HOST", "10.0.0.1"),
+        ("POLICY_SERVER_CANARY_PORT", "udp://10.0.0.1:8000"),
+        ("POLICY_SERVER_CANARY_PORT_53_UDP_PROTO", "udp"),
+        # Services that are named as a setting is.
+        ("POLICY_SERVER_METRICS_PORT", "tcp://10.0.0.1:9000"),
+        ("POLICY_SERVER_DASHBOARD_PORT", "tcp://10.0.0.1:9000"),
+        ("POLICY_SERVER_FLUENTD_PORT", "tcp://10.0.0.1:9000"),
+        ("POLICY_SERVERS", "2"),
+    ],
+)
+def test_variable_of_clients_and_of_kubernetes_passes(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+
+    assert read_settings() == Settings(metrics_port=8080)
