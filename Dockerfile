@@ -70,6 +70,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
+    UVICORN_LOG_CONFIG=policy_server/log_config.json \
     POLICY_SERVER_HOME=/srv/policy \
     POLICY_SERVER_DASHBOARD_HOST=0.0.0.0
 

@@ -16,16 +16,18 @@ from dataclasses import dataclass
 from multiprocessing import parent_process
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from policy_server.errors import NotReadyError, PolicyServerError, SettingsError
 from policy_server.metrics import Metrics, MetricsExporter
 from policy_server.model_store import identify_model, prepare_model
 from policy_server.policy import PolicyBackend
 from policy_server.public_key import host_of, warn_of_public_key
+from policy_server.process_output import drain_output, take_output
 from policy_server.remote_files import bring_files
 from policy_server.schema import ServerSchema, read_schema
-from policy_server.settings import Settings, read_settings
-from policy_server.telemetry import configure_logging
+from policy_server.settings import LogFormat, Settings, find_log_format, read_settings
+from policy_server.telemetry import configure_logging, is_json, log_uncaught
 from policy_server.web import (
     Application,
     create_app,
@@ -34,11 +36,13 @@ from policy_server.web import (
     tune_web_sockets,
 )
 
-__all__ = ["build_app", "end_supervisor", "resolve_api_key"]
+__all__ = ["build_app", "end_start", "resolve_api_key"]
 
 logger = logging.getLogger(__name__)
 
 _SHARE_EVERY_S = 1.0
+# The status by which uvicorn tells its supervisor that another try would fail too.
+_START_FAILED = 3
 
 
 def build_app() -> Application:
@@ -54,7 +58,7 @@ def build_app() -> Application:
     join_writes()
     tune_web_sockets()
     settings = read_settings()
-    configure_logging(level=settings.log_level, log_format=settings.log_format)
+    _configure_logging(settings.log_level, settings.log_format)
     with _ended_by_signals():
         bring_files(settings)
     schema = read_schema(settings.schema_path)
@@ -85,8 +89,19 @@ def build_app() -> Application:
         except PolicyServerError:
             end_supervisor()
             raise
+        finally:
+            drain_output()
 
     return create_app(schema, settings, open_backend, api_key=api_key, metrics=metrics)
+
+
+def _configure_logging(level: str, log_format: LogFormat) -> None:
+    stream = None
+    if is_json(log_format):
+        # Lines of others would be no JSON.
+        stream = take_output()
+        log_uncaught()
+    configure_logging(level=level, log_format=log_format, stream=stream)
 
 
 def resolve_api_key(settings: Settings, schema: ServerSchema) -> str | None:
@@ -110,6 +125,25 @@ def resolve_api_key(settings: Settings, schema: ServerSchema) -> str | None:
         f"{schema.source}: parameters.api_key: is missing; set it, or POLICY_SERVER_API_KEY, "
         "or let everybody in with POLICY_SERVER_ALLOW_ANONYMOUS=true"
     )
+
+
+def end_start(error: Exception) -> NoReturn:
+    """End a start that can't succeed: one line says why, and a supervisor hears of it.
+
+    Args:
+        error: what `build_app` raised.
+    """
+    end_supervisor()
+    log_format = find_log_format()
+    if not isinstance(error, PolicyServerError):
+        _configure_logging("INFO", log_format)
+        logger.critical("start_failed", exc_info=error)
+    elif is_json(log_format):
+        _configure_logging("INFO", log_format)
+        logger.critical("start_failed", extra={"reason": error.message})
+    else:
+        sys.stderr.write(f"policy server: {error.message}\n")
+    sys.exit(_START_FAILED)
 
 
 def end_supervisor() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
@@ -16,10 +17,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from policy_server.errors import SettingsError
 
-__all__ = ["ENV_PREFIX", "Engine", "Settings", "read_settings"]
+__all__ = ["ENV_PREFIX", "Engine", "LogFormat", "Settings", "find_log_format", "read_settings"]
 
 ENV_PREFIX = "POLICY_SERVER_"
 Engine = Literal["auto", "numpy", "tensorflow"]
+LogFormat = Literal["auto", "json", "text"]
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[^\s/?#@\[\]:]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _USUAL_PORTS = {"http": ":80", "https": ":443"}
@@ -151,7 +153,7 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least level that is logged"
     )
-    log_format: Literal["auto", "json", "text"] = Field(
+    log_format: LogFormat = Field(
         "auto", description="`json`, `text`, or `auto`: text on a terminal, JSON otherwise"
     )
 
@@ -247,6 +249,21 @@ def read_settings() -> Settings:
         raise SettingsError(
             f"{_ENV_FILE}: can't be read: {reason}; mend it or remove it"
         ) from error
+
+
+def find_log_format() -> LogFormat:
+    """Return the format of logs, even where another setting is wrong and has to be reported."""
+    variable = f"{ENV_PREFIX}LOG_FORMAT"
+    given = os.environ.get(variable)
+    if not given:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            given = dotenv_values(_ENV_FILE, encoding="utf-8").get(variable)
+    match (given or "").lower():
+        case "json":
+            return "json"
+        case "text":
+            return "text"
+    return "auto"
 
 
 def _check_names(variables: Mapping[str, str | None], *, place: str) -> None:

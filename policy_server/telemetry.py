@@ -3,51 +3,173 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
-from typing import Literal
+import threading
+import time
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Literal, TextIO
 
 import orjson
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
-__all__ = ["configure_logging"]
+__all__ = [
+    "adopt_loggers",
+    "configure_logging",
+    "is_json",
+    "log_uncaught",
+    "new_formatter",
+]
 
-# What uvicorn and Ray add to records for their own formatters.
-_FOREIGN_FIELDS = ("color_message", "_ray_timestamp_ns")
-_FIELDS = ("asctime", "levelname", "name", "message")
-_KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {
-    "message",
-    "asctime",
-    "taskName",
-    *_FOREIGN_FIELDS,
-}
+LogFormat = Literal["auto", "json", "text"]
+
+# What uvicorn, Ray and asyncio add to records for their own formatters.
+_FOREIGN_FIELDS = ("color_message", "_ray_timestamp_ns", "taskName")
+_FIELDS = ("asctime", "levelname", "name", "process", "message")
+_KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", *_FOREIGN_FIELDS}
 _ACCESS = "policy_server.access"
+_OWN = ("policy_server", "uvicorn")
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_WORD = re.compile(r"\w+")
+_MOST_COMPARED = 500
+_REPEATS_S = 10.0
+# Of different ones, in that time.
+_MOST_LINES = 200
+_Line = tuple[str, int, str]
+
+logger = logging.getLogger(__name__)
 
 
-def configure_logging(*, level: str, log_format: Literal["auto", "json", "text"]) -> None:
-    """Send this package's and uvicorn's logs to standard error.
+def is_json(log_format: LogFormat) -> bool:
+    """Return whether logs are JSON: where that is asked for, or nobody watches.
 
     Args:
-        level: the least level that is logged.
         log_format: `json`, `text`, or `auto`: text on a terminal, JSON otherwise.
     """
-    is_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
-    handler = logging.StreamHandler()
-    handler.setFormatter(_json_formatter() if is_json else _TextFormatter())
+    return log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
+
+
+def configure_logging(*, level: str, log_format: LogFormat, stream: TextIO | None = None) -> None:
+    """Send the logs of this package, of uvicorn and of all other libraries to one stream.
+
+    Args:
+        level: the least level that is logged; of other libraries at least warnings.
+        log_format: `json`, `text`, or `auto`: text on a terminal, JSON otherwise.
+        stream: where to; None is standard error.
+    """
+    handler = _Handler(stream)
+    handler.setFormatter(new_formatter(log_format))
+    handler.addFilter(_Foreign())
     access = logging.getLogger("uvicorn.access")
     if not access.handlers and not access.propagate:
         # uvicorn was started with --no-access-log.
         logging.getLogger(_ACCESS).setLevel(logging.WARNING)
     # Our own line says more: the request's id, its route and how long it took.
     access.handlers, access.propagate, access.disabled = [], False, True
-    for name in ("policy_server", "uvicorn", "uvicorn.error"):
-        logger = logging.getLogger(name)
-        logger.handlers = [handler] if name in ("policy_server", "uvicorn") else []
-        logger.propagate = name not in ("policy_server", "uvicorn")
-        logger.setLevel(level)
+    for name in (*_OWN, "uvicorn.error"):
+        own = logging.getLogger(name)
+        own.handlers = [handler] if name in _OWN else []
+        own.propagate = name not in _OWN
+        own.setLevel(level)
     if level == "DEBUG":
         # Of web sockets uvicorn then logs every header, and the access key is one.
         logging.getLogger("uvicorn.error").setLevel("INFO")
+    root = logging.getLogger()
+    root.handlers = [*(item for item in root.handlers if not _is_printing(item)), handler]
+    root.setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level]))
+    adopt_loggers()
+
+
+def adopt_loggers() -> None:
+    """Let the loggers of other libraries write to where ours do, and not to the terminal.
+
+    Ray gives its loggers handlers of their own, at its import and again when it starts.
+    """
+    for name, item in list(logging.root.manager.loggerDict.items()):
+        if isinstance(item, logging.Logger) and name.partition(".")[0] not in _OWN:
+            kept = [each for each in item.handlers if not _is_printing(each)]
+            if len(kept) < len(item.handlers):
+                item.handlers, item.propagate = kept, True
+
+
+def log_uncaught() -> None:
+    """Log warnings, and errors that nobody catches, instead of printing them."""
+    logging.captureWarnings(capture=True)
+
+    def log(
+        kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            sys.__excepthook__(kind, error or kind(), trace)
+            return
+        logger.critical("uncaught_error", exc_info=(kind, error or kind(), trace))
+
+    sys.excepthook = log
+    threading.excepthook = lambda hook: log(hook.exc_type, hook.exc_value, hook.exc_traceback)
+    sys.unraisablehook = lambda hook: log(hook.exc_type, hook.exc_value, hook.exc_traceback)
+
+
+def new_formatter(log_format: LogFormat) -> logging.Formatter:
+    """Return what renders the records of a log.
+
+    Args:
+        log_format: `json`, `text`, or `auto`: text on a terminal, JSON otherwise.
+    """
+    return _json_formatter() if is_json(log_format) else _TextFormatter()
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """The one handler of a process."""
+
+
+def _is_printing(handler: logging.Handler) -> bool:
+    printed = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+    return isinstance(handler, _Handler) or (
+        isinstance(handler, logging.StreamHandler) and handler.stream in printed
+    )
+
+
+class _Foreign(logging.Filter):
+    """Other libraries' lines: without colours, and not the same one hundreds of times a second.
+
+    Two lines are the same where they differ in words with digits only, such as ids. One is logged
+    every ten seconds, with how many came in between.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        self._began = time.monotonic()
+        self._left_out: dict[_Line, int] = {}
+        self._left_out_before: dict[_Line, int] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a record is logged; it may get the field `repeated`."""
+        if record.name.partition(".")[0] in _OWN:
+            return True
+        message = _COLOURS.sub("", record.getMessage())
+        record.msg, record.args = message, None
+        line = (record.name, record.levelno, _WORD.sub(_constant, message[:_MOST_COMPARED]))
+        with self._lock:
+            if time.monotonic() - self._began > _REPEATS_S:
+                self._began = time.monotonic()
+                self._left_out_before, self._left_out = self._left_out, {}
+            if line in self._left_out:
+                self._left_out[line] += 1
+                return False
+            if len(self._left_out) >= _MOST_LINES:
+                return False
+            self._left_out[line] = 0
+            if repeated := self._left_out_before.pop(line, 0):
+                vars(record)["repeated"] = repeated
+        return True
+
+
+def _constant(word: re.Match[str]) -> str:
+    return "#" if any(letter.isdigit() for letter in word[0]) else word[0]
 
 
 class _JsonFormatter(JsonFormatter):
@@ -56,6 +178,11 @@ class _JsonFormatter(JsonFormatter):
     Its fields are plain values, which need none of the library's care.
     """
 
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802 -- logging's own
+        """Return the time in UTC, as RFC 3339 writes it: 2026-11-22T09:38:57.828Z."""
+        moment = datetime.fromtimestamp(record.created, UTC).replace(tzinfo=None)
+        return f"{moment.isoformat(timespec='milliseconds')}Z"
+
     def format(self, record: logging.LogRecord) -> str:
         if record.name != _ACCESS:
             return super().format(record)
@@ -63,6 +190,7 @@ class _JsonFormatter(JsonFormatter):
             "time": self.formatTime(record),
             "level": record.levelname,
             "logger": record.name,
+            "pid": record.process,
             "event": record.msg,
         }
         line |= {key: value for key, value in vars(record).items() if key not in _KNOWN}
@@ -70,7 +198,13 @@ class _JsonFormatter(JsonFormatter):
 
 
 def _json_formatter() -> logging.Formatter:
-    renamed = {"asctime": "time", "levelname": "level", "name": "logger", "message": "event"}
+    renamed = {
+        "asctime": "time",
+        "levelname": "level",
+        "name": "logger",
+        "process": "pid",
+        "message": "event",
+    }
     return _JsonFormatter(
         " ".join(f"%({name})s" for name in _FIELDS),
         rename_fields=renamed,

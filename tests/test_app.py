@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -28,7 +29,13 @@ def test_numpy_computes_on_one_thread_unless_told_otherwise(
     given: dict[str, str], expected: str, tmp_path: Path
 ) -> None:
     kept = {name: text for name, text in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
-    environment = {**kept, "POLICY_SERVER_HOME": str(tmp_path), **given}
+    environment = {
+        **kept,
+        "POLICY_SERVER_HOME": str(tmp_path),
+        # Else what is printed becomes a line of the log.
+        "POLICY_SERVER_LOG_FORMAT": "text",
+        **given,
+    }
 
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
@@ -41,3 +48,43 @@ def test_numpy_computes_on_one_thread_unless_told_otherwise(
     )
 
     assert done.stdout.split() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({}, "schema.yaml: not found"),
+        ({"POLICY_SERVER_NUM_REPLICAS": "0"}, "POLICY_SERVER_NUM_REPLICAS: expected greater than"),
+        ({"POLICY_SERVER_COLOUR": "1"}, "POLICY_SERVER_COLOUR: is no setting"),
+    ],
+    ids=["no policy", "wrong setting", "unknown setting"],
+)
+@pytest.mark.parametrize("log_format", ["auto", "json", "JSON", "text"])
+def test_start_that_fails_is_one_line_in_the_form_of_the_log(
+    given: dict[str, str], reason: str, log_format: str, tmp_path: Path
+) -> None:
+    environment = {
+        **os.environ,
+        "POLICY_SERVER_HOME": str(tmp_path),
+        "POLICY_SERVER_LOG_FORMAT": log_format,
+        **given,
+    }
+
+    done = subprocess.run(
+        [sys.executable, "-c", "import app"],
+        env=environment,
+        cwd=APP.parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    (line,) = done.stderr.splitlines()
+    told = line if log_format == "text" else f"policy server: {json.loads(line)['reason']}"
+    assert (
+        told.removeprefix(f"policy server: {tmp_path}/")
+        .removeprefix("policy server: ")
+        .startswith(reason)
+    )
+    assert (done.returncode, done.stdout) == (3, "")

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import os
+import re
+import sys
 from collections.abc import Iterator
 
 import pytest
 
-from policy_server.telemetry import configure_logging
+from policy_server.telemetry import adopt_loggers, configure_logging
 
-NAMES = ("policy_server", "policy_server.access", "uvicorn", "uvicorn.access", "uvicorn.error")
+NAMES = (
+    "",
+    "policy_server",
+    "policy_server.access",
+    "uvicorn",
+    "uvicorn.access",
+    "uvicorn.error",
+    "ray",
+    "ray.serve",
+)
 
 
 @pytest.fixture(autouse=True)
 def _keep_the_loggers() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in NAMES]
-    before = [(item.handlers, item.propagate, item.level) for item in loggers]
+    before = [(list(item.handlers), item.propagate, item.level) for item in loggers]
     yield
     for item, (handlers, propagate, level) in zip(loggers, before, strict=True):
         item.handlers, item.propagate = handlers, propagate
@@ -29,7 +42,9 @@ def test_json_log_is_one_document_a_line(capsys: pytest.CaptureFixture[str]) -> 
     logging.getLogger("policy_server.web").info("policy_loaded", extra={"width": 4})
 
     document = json.loads(capsys.readouterr().err)
-    assert document.pop("time")
+    # RFC 3339, in UTC.
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", document.pop("time"))
+    assert document.pop("pid") == os.getpid()
     assert document == {
         "level": "INFO",
         "logger": "policy_server.web",
@@ -162,3 +177,60 @@ def test_line_of_a_request_is_the_librarys(capsys: pytest.CaptureFixture[str]) -
     assert list(fast) == list(librarys)
     assert {**fast, "logger": ""} == {**librarys, "logger": ""}
     assert fast["request_id"] == 'a"\u00e9'
+
+
+def test_logs_of_other_libraries_are_json_without_colours(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    serve = logging.getLogger("ray.serve")
+    serve.addHandler(logging.StreamHandler(sys.stderr))
+    serve.propagate = False
+    configure_logging(level="INFO", log_format="json")
+    # As Ray does when it starts.
+    serve.addHandler(logging.StreamHandler(sys.stderr))
+    adopt_loggers()
+
+    serve.warning("\x1b[33m(raylet)\x1b[0m a worker\ndied: %s", "7")
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["event"] == "(raylet) a worker\ndied: 7"
+
+
+def test_line_that_others_repeat_is_logged_once_in_a_while(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("policy_server.telemetry.time.monotonic", lambda: now)
+    configure_logging(level="INFO", log_format="json")
+    serve = logging.getLogger("ray.serve")
+
+    for number in range(600):
+        serve.warning("Replica(id='zoqb%d') is temporarily unavailable.", number)
+    serve.warning("another")
+    now += 11
+    serve.warning("Replica(id='zoqb9') is temporarily unavailable.")
+
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["event"].split("(")[0] for line in lines] == ["Replica", "another", "Replica"]
+    assert [line.get("repeated") for line in lines] == [None, None, 599]
+
+
+def test_lines_of_others_are_few_even_where_each_is_another(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging(level="INFO", log_format="json")
+
+    for letters in itertools.product("abcdefgh", repeat=3):
+        logging.getLogger("ray.serve").warning("".join(letters))
+
+    assert len(capsys.readouterr().err.splitlines()) == 200
+
+
+def test_no_line_of_ours_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="INFO", log_format="json")
+
+    for name in ("policy_server.web", "uvicorn.error"):
+        for _ in range(300):
+            logging.getLogger(name).warning("the same")
+
+    assert len(capsys.readouterr().err.splitlines()) == 600

@@ -30,6 +30,7 @@ from policy_server.ray_backend.replicas import PolicyReplica, RayBackend, cause_
 from policy_server.ray_backend.session import joined_ray
 from policy_server.schema import ServerSchema
 from policy_server.settings import Settings
+from policy_server.telemetry import adopt_loggers
 
 __all__ = ["open_ray_backend"]
 
@@ -136,6 +137,7 @@ class PolicyDeployment:
         """Start Ray Serve unless it runs, and return whether the policy does."""
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled", logging_config=_QUIET)
+        adopt_loggers()
         return self._status() == "RUNNING"
 
     def _status(self) -> str:

@@ -29,6 +29,7 @@ from ray._raylet import Config  # type: ignore[attr-defined]  # a compiled modul
 import policy_server
 from policy_server.errors import NotReadyError, SettingsError
 from policy_server.settings import Settings
+from policy_server.telemetry import adopt_loggers
 
 __all__ = ["RAY_METRICS", "REPLICA_ENVIRONMENT", "OwnRay", "connect", "translated", "use_token"]
 
@@ -191,6 +192,7 @@ def connect(address: str, runtime_env: Mapping[str, object] | None = None) -> No
     """
     # It says that it can't replace the handlers of signals from this thread, which are uvicorn's.
     logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
+    adopt_loggers()
     ray.init(
         address=address,
         log_to_driver=False,

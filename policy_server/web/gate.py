@@ -130,7 +130,14 @@ class Gate:
                     message["headers"] += self._cross_origin.headers(headers.get(b"origin"))
             await send(message)
 
-        scope["state"] = {**scope.get("state", {}), "request_id": request_id, "route": path}
+        # Behind a proxy that uvicorn trusts, the client is the one that it forwards for.
+        client = scope.get("client")
+        scope["state"] = {
+            **scope.get("state", {}),
+            "request_id": request_id,
+            "route": path,
+            "client": None if client is None else client[0],
+        }
         if self._cross_origin is not None and self._cross_origin.is_preflight(scope, headers):
             await self._cross_origin.answer_preflight(send_with_id)
             return
@@ -156,6 +163,7 @@ class Gate:
         if status != HTTPStatus.SWITCHING_PROTOCOLS and access.isEnabledFor(logging.INFO):
             fields = {
                 "request_id": scope["state"]["request_id"],
+                "client": scope["state"]["client"],
                 "method": scope.get("method", "GET"),
                 "route": route,
                 "status": status,

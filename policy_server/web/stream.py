@@ -122,7 +122,8 @@ class Streams:
             request_id=scope["state"]["request_id"],
             max_frame_bytes=self._max_frame_bytes,
         )
-        return _Stream(route, questions, receive, send, self._metrics)
+        client = scope["state"]["client"]
+        return _Stream(route, client, questions, receive, send, self._metrics)
 
 
 def _first_seed(query: QueryParams) -> int | None:
@@ -204,9 +205,16 @@ class _Stream:
     """One open connection: a reader, a writer, and the questions between them."""
 
     def __init__(
-        self, route: str, questions: _Questions, receive: Receive, send: Send, metrics: Metrics
+        self,
+        route: str,
+        client: str | None,
+        questions: _Questions,
+        receive: Receive,
+        send: Send,
+        metrics: Metrics,
     ) -> None:
         self._route = route
+        self._client = client
         self._questions = questions
         self._receive = receive
         self._send = send
@@ -294,6 +302,7 @@ class _Stream:
         if access.isEnabledFor(logging.INFO):
             fields = {
                 "request_id": self._questions.request_id,
+                "client": self._client,
                 "route": self._route,
                 "frames": self._questions.asked,
                 "errors": self._errors,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import json
 import signal
 import threading
 import time
@@ -82,11 +83,9 @@ def test_wrong_digest_is_one_line_and_no_start(tmp_path: Path) -> None:
     with started_server(tmp_path, environment=environment) as server:
         status = server.process.wait(60)
 
-    last = server.output().splitlines()[-1]
+    last = json.loads(server.output().splitlines()[-1])
     assert status != 0
-    assert last.startswith(
-        f"policy server: file://{address}: expected sha256 {wrong}, got {digest}"
-    )
+    assert last["reason"].startswith(f"file://{address}: expected sha256 {wrong}, got {digest}")
     assert "Traceback" not in server.output()
     assert [path.name for path in tmp_path.iterdir()] == ["server.log"]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from tests.fakes import integer_backend
 from tests.web.harness import (
@@ -390,4 +391,39 @@ async def test_request_is_logged_with_its_id_route_and_duration(
     known, other = (vars(item) for item in caplog.records if item.name == "policy_server.access")
     assert (known["route"], known["status"], known["request_id"]) == ("/livez", 200, "abc")
     assert known["duration_ms"] >= 0
+    assert known["client"] == "127.0.0.1"
     assert (other["route"], other["status"]) == ("other", 404)
+
+
+@pytest.mark.parametrize(
+    ("connected", "trusted", "client"),
+    [
+        (("10.0.0.9", 4711), "10.0.0.0/8", "203.0.113.7"),
+        (("192.0.2.1", 4711), "10.0.0.0/8", "192.0.2.1"),
+        # A UNIX socket.
+        (None, "10.0.0.0/8", None),
+    ],
+    ids=["trusted proxy", "stranger", "socket"],
+)
+async def test_log_names_the_client_behind_a_trusted_proxy(
+    connected: tuple[str, int] | None,
+    trusted: str,
+    client: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = build()
+    # What uvicorn puts around an application.
+    proxied = ProxyHeadersMiddleware(app, trusted_hosts=trusted)  # type: ignore[arg-type]  # ASGI
+    transport = httpx.ASGITransport(
+        proxied,  # type: ignore[arg-type]  # ASGI
+        client=connected,  # type: ignore[arg-type]  # None is what uvicorn gives too
+    )
+    with caplog.at_level(logging.INFO, logger="policy_server.access"):
+        async with (
+            running(app),
+            httpx.AsyncClient(transport=transport, base_url="http://s") as asked,
+        ):
+            await asked.get("/livez", headers={"x-forwarded-for": "203.0.113.7"})
+
+    (line,) = (vars(item) for item in caplog.records if item.name == "policy_server.access")
+    assert line["client"] == client

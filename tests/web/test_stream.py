@@ -545,6 +545,7 @@ async def test_connection_is_counted_and_has_one_line_in_the_log(
     assert line["message"] == "stream"
     assert (line["request_id"], line["route"]) == ("abc", "/predict/stream")
     assert (line["frames"], line["errors"], line["code"]) == (3, 1, 1000)
+    assert line["client"] == "127.0.0.1"
     assert line["duration_ms"] > 0
 
 

@@ -1,0 +1,19 @@
+"""The log of `uvicorn --workers N` itself: the process that starts the workers imports no app.
+
+log_config.json names this; uvicorn reads that file with `--log-config`, or where UVICORN_LOG_CONFIG
+says so.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from policy_server.settings import find_log_format
+from policy_server.telemetry import new_formatter
+
+__all__ = ["supervisor_formatter"]
+
+
+def supervisor_formatter() -> logging.Formatter:
+    """Return what renders uvicorn's own lines as the workers' are rendered."""
+    return new_formatter(find_log_format())

@@ -1,0 +1,76 @@
+"""What libraries and child processes print becomes records of the log."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+PROGRAM = """
+import os, subprocess, sys, threading, warnings
+from policy_server.process_output import drain_output, take_output
+from policy_server.telemetry import configure_logging, log_uncaught
+
+configure_logging(level="INFO", log_format="json", stream=take_output())
+log_uncaught()
+{body}
+"""
+
+
+def printed(body: str, *, status: int = 0) -> list[dict[str, Any]]:
+    """Run a program whose output is taken, and return the documents that it logged."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(body=body)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == status
+    assert done.stdout == ""
+    return [json.loads(line) for line in done.stderr.splitlines()]
+
+
+def test_what_is_printed_is_logged_in_order_and_without_colours() -> None:
+    lines = printed(
+        "print('\\x1b[33m(raylet)\\x1b[0m a worker died', flush=True)\n"
+        "os.write(2, b'E0000 00:00:17.5 12 proxy.cc:7] refused\\n\\nI1125 fine\\n')\n"
+    )
+
+    assert [(line["level"], line["event"]) for line in lines] == [
+        ("WARNING", "(raylet) a worker died"),
+        ("ERROR", "E0000 00:00:17.5 12 proxy.cc:7] refused"),
+    ]
+
+
+def test_what_a_child_prints_is_logged() -> None:
+    lines = printed("subprocess.run(['sh', '-c', 'echo one; echo two >&2'])")
+
+    assert [line["event"] for line in lines] == ["one", "two"]
+
+
+def test_line_without_an_end_is_logged_when_the_process_ends() -> None:
+    lines = printed("os.write(2, b'abrupt')")
+
+    assert [line["event"] for line in lines] == ["abrupt"]
+
+
+def test_drain_waits_for_what_was_printed() -> None:
+    lines = printed("os.write(2, b'last\\n')\ndrain_output()\nos._exit(0)")
+
+    assert [line["event"] for line in lines] == ["last"]
+
+
+def test_warning_and_uncaught_errors_are_one_document_each() -> None:
+    lines = printed(
+        "warnings.warn('old')\n"
+        "thread = threading.Thread(target=lambda: 1 / 0)\nthread.start()\nthread.join()\n"
+        "raise ValueError('no')",
+        status=1,
+    )
+
+    assert [line["logger"] for line in lines] == ["py.warnings", *["policy_server.telemetry"] * 2]
+    assert "UserWarning: old" in lines[0]["event"]
+    assert "ZeroDivisionError" in lines[1]["exc_info"]
+    assert "ValueError: no" in lines[2]["exc_info"]
