@@ -211,6 +211,16 @@ def test_rays_own_page_has_a_path_of_its_own(beside_ray: MetricsExporter) -> Non
     assert (status, page) == (200, RAYS_PAGE)
 
 
+def test_rays_page_is_read_past_a_proxy(
+    beside_ray: MetricsExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    # For the test's own question.
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+
+    assert get(f"{beside_ray.url}/ray") == (200, RAYS_PAGE)
+
+
 def test_rays_page_is_empty_where_there_is_none() -> None:
     with exported(Metrics()) as exporter:
         assert get(f"{exporter.url}/ray") == (200, b"")

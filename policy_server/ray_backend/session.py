@@ -11,9 +11,9 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,10 +25,11 @@ from policy_server.errors import NotReadyError, SettingsError
 from policy_server.ray_backend.node import OwnRay, connect, translated, use_token
 from policy_server.settings import Settings
 
-__all__ = ["Deployment", "joined_ray"]
+__all__ = ["Deployment", "joined_ray", "without_proxies"]
 
 _LAST_WORKER_TIMEOUT_S = 30.0
 _POLL_S = 0.1
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 _JOIN_HINT = "; a cluster with tokens wants RAY_AUTH_MODE and RAY_AUTH_TOKEN here too"
 
 OnRaysThread = Callable[..., Awaitable[Any]]
@@ -63,7 +64,10 @@ async def joined_ray(
         SettingsError: if a port is taken.
         NotReadyError: if Ray does not start, or the cluster does not answer.
     """
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray") as executor:
+    with (
+        without_proxies(),
+        ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray") as executor,
+    ):
 
         def call(function: Callable[..., Any], *arguments: Any) -> Awaitable[Any]:  # noqa: ANN401 -- what the function takes
             return asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
@@ -76,6 +80,22 @@ async def joined_ray(
             joining = _own_ray(settings, deployment, call)
         async with joining as places:
             yield places
+
+
+@contextmanager
+def without_proxies() -> Iterator[None]:
+    """Keep the environment's proxies from Ray while the block runs.
+
+    Ray's processes call each other by the machine's own address, which nobody lists in NO_PROXY;
+    gRPC would ask the proxy for it. What is downloaded is here before Ray is.
+    """
+    proxies = {name: text for name, text in os.environ.items() if name.lower() in _PROXIES}
+    for name in proxies:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(proxies)
 
 
 @asynccontextmanager

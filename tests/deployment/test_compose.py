@@ -294,3 +294,10 @@ def shown(name: str) -> str:
     if isinstance(default, float):
         return f"{default:g}"
     return "" if default is None else str(default)
+
+
+def test_no_proxy_stands_between_a_service_and_its_own_health() -> None:
+    asking = [line for line in TEXT.splitlines() if re.search(r"\bcurl\b", line)]
+
+    assert asking
+    assert all("--noproxy" in line for line in asking)

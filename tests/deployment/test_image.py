@@ -94,6 +94,8 @@ def test_ports_are_the_servers() -> None:
     [exposed] = re.findall(r"^EXPOSE (.*)$", FINAL, re.MULTILINE)
     assert [int(port) for port in exposed.split()] == [8000, *defaults]
     assert "http://127.0.0.1:8000/readyz" in FINAL
+    # A container may be given a proxy for its downloads.
+    assert "ProxyHandler({})" in FINAL
 
 
 def test_variables_are_settings() -> None:

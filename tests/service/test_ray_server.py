@@ -181,6 +181,10 @@ def test_replica_that_dies_causes_no_error(server: Server) -> None:
         statuses = {answer.result().status_code for answer in answers}
 
     assert statuses == {httpx.codes.OK}
+    # Ray tells of it too, in colours where it writes itself.
+    events = [json.loads(line) for line in server.output().splitlines()]
+    assert any(event["logger"].startswith("ray") for event in events)
+    assert not any("\x1b" in event["event"] for event in events)
 
 
 def test_sigterm_answers_what_is_in_flight_and_leaves_no_process(tmp_path: Path) -> None:
@@ -244,6 +248,24 @@ def test_dashboard_comes_after_the_policy_answers(tmp_path: Path) -> None:
         server.process.wait(60)
 
     assert wait_until(lambda: not any(is_running(pid) for pid in processes))
+
+
+def test_proxy_in_the_environment_is_not_asked_for_this_machine(tmp_path: Path) -> None:
+    proxy = "http://127.0.0.1:9"
+    environment = {
+        name: proxy
+        for base in ("http_proxy", "https_proxy", "all_proxy")
+        for name in (base, base.upper())
+    }
+    with running_server(home_of("ppo_discrete", tmp_path), environment=environment) as server:
+        with server.client() as client:
+            answer = client.post("/predict", json=CASES[0]["observation"])
+        assert wait_until(lambda: "ray_serve" in httpx.get(server.metrics_url, timeout=5).text)
+        lines = server.output().splitlines()
+
+    assert answer.status_code == 200
+    assert len(lines) < 50
+    assert all(json.loads(line)["pid"] == server.process.pid for line in lines)
 
 
 def test_policy_is_served_by_tensorflow_where_that_is_asked_for(tmp_path: Path) -> None:
