@@ -22,8 +22,8 @@ from policy_server.errors import NotReadyError, PolicyServerError, SettingsError
 from policy_server.metrics import Metrics, MetricsExporter
 from policy_server.model_store import identify_model, prepare_model
 from policy_server.policy import PolicyBackend
-from policy_server.public_key import host_of, warn_of_public_key
 from policy_server.process_output import drain_output, take_output
+from policy_server.public_key import host_of, warn_of_public_key
 from policy_server.remote_files import bring_files
 from policy_server.schema import ServerSchema, read_schema
 from policy_server.settings import LogFormat, Settings, find_log_format, read_settings
