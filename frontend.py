@@ -130,9 +130,10 @@ def _offer_start(slot: ServerSlot) -> None:
                 for file, upload in uploads.items():
                     assert upload is not None, "the button is disabled"
                     (source / file).write_bytes(upload.getvalue())
-            slot.server = ServerProcess(
-                source, backend=cast("Backend", backend), replace_served_policy=replaces
-            )
+            with st.spinner("Loading the policy to see whether it can be served …"):
+                slot.server = ServerProcess(
+                    source, backend=cast("Backend", backend), replace_served_policy=replaces
+                )
     except PolicyServerError as error:
         st.error(f"The policy can't be served: {error.message}.")
         return

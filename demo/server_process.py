@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from policy_server.commands.served_files import copy_server_files
+from policy_server.errors import PolicyServerError
 from policy_server.schema import read_schema
 from policy_server.settings import ENV_PREFIX, read_settings
 
@@ -46,20 +47,23 @@ class ServerProcess:
         """
         settings = read_settings()
         self._scratch = Path(tempfile.mkdtemp(prefix="policy-server-"))
+        self._home = self._scratch / "home"
         try:
-            home = settings.home if replace_served_policy else self._scratch / "home"
+            home = settings.home if replace_served_policy else self._home
             settings = settings.model_copy(update={"home": home.resolve()})
-            copy_server_files(source, settings)
+            # The server is started for this page, so that a key may be made up for it.
+            copy_server_files(source, settings.model_copy(update={"allow_anonymous": True}))
             schema = read_schema(settings.schema_path)
             key = settings.api_key.get_secret_value() if settings.api_key else schema.api_key
-            # The server is started for this page, so that a key may be made up for it.
             self.api_key = key or secrets.token_urlsafe(18)
             self.backend = backend
             self.url = f"http://127.0.0.1:{_free_port()}"
             self._log = self._scratch / "server.log"
             self._process = self._start(settings.home)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(self._scratch, ignore_errors=True)
+            if isinstance(error, PolicyServerError):
+                raise type(error)(_without_folders(error.message, source, self._home)) from error
             raise
         self._started_at = time.monotonic()
         self._stopping = threading.Lock()
@@ -112,7 +116,7 @@ class ServerProcess:
                 text = log.read().decode(errors="replace")
         except FileNotFoundError:
             return ""
-        return "\n".join(text.splitlines()[-lines:])
+        return _without_folders("\n".join(text.splitlines()[-lines:]), self._home)
 
     def stop(self) -> None:
         """End the server as an operator would, and remove its files; harmless when repeated."""
@@ -125,6 +129,14 @@ class ServerProcess:
                     os.killpg(self._process.pid, signal.SIGKILL)
                     self._process.wait()
             shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def _without_folders(text: str, *folders: Path) -> str:
+    """Return a text with the names alone of the files in folders that nobody has chosen."""
+    for folder in folders:
+        for name in (folder.resolve(), folder):
+            text = text.replace(f"{name}{os.sep}", "")
+    return text
 
 
 class ServerSlot:

@@ -25,7 +25,15 @@ from policy_server.numpy_network import CompiledPolicy, NumpyNetwork, Step
 from policy_server.policy import ActionComponent, ActionOutput, PolicySignature
 from policy_server.schema import ServerSchema
 
-__all__ = ["Outcome", "decode", "digest_of", "encode", "read_outcome", "write_outcome"]
+__all__ = [
+    "Outcome",
+    "carry_outcome",
+    "decode",
+    "digest_of",
+    "encode",
+    "read_outcome",
+    "write_outcome",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +137,17 @@ def read_outcome(folder: Path, digest: str) -> Outcome | None:
     except (OSError, ValueError) as error:
         logger.warning("compiled_policy_unusable", extra={"path": str(path), "reason": str(error)})
         return None
+
+
+def carry_outcome(source: Path, target: Path) -> None:
+    """Keep for another folder of the same model what compiling it gave.
+
+    Args:
+        source: a folder of the unzipped policy, where it may have been compiled.
+        target: the folder that a server will look in.
+    """
+    if (source / _FILE).is_file():
+        write_outcome(target, (source / _FILE).read_bytes())
 
 
 def write_outcome(folder: Path, content: bytes) -> None:

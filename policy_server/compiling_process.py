@@ -31,7 +31,7 @@ from policy_server.numpy_network import CompiledPolicy
 from policy_server.schema import ServerSchema
 from policy_server.settings import Engine, Settings
 
-__all__ = ["find_compiled"]
+__all__ = ["check_policy", "find_compiled"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +39,34 @@ _ROOT = Path(__file__).parents[1]
 _REFUSED = "error"
 
 
+async def check_policy(model: Model, schema: ServerSchema | None, settings: Settings) -> None:
+    """Load a policy as a start would, and keep what comes of it for that start.
+
+    Args:
+        model: the policy's file.
+        schema: what schema.yaml says; None for a policy that has none yet.
+        settings: the engine, and how long loading may take.
+
+    Raises:
+        ModelError: if the file can't give a policy, or not by the engine that was asked for.
+        SchemaError: if schema.yaml disagrees with the policy.
+        NotReadyError: if the process that loads it dies, or takes too long.
+    """
+    if schema is not None and settings.engine != "tensorflow":
+        await find_compiled(model, schema, settings, is_quiet=True)
+        return
+    try:
+        await _compile(model.folder, "", schema, settings, is_quiet=True)
+    except ModelError:
+        if schema is not None:
+            raise
+        # A file that holds the network only needs a statement of what its output means.
+        stated = ServerSchema(discrete=True)
+        await _compile(model.folder, "", stated, settings, is_quiet=True)
+
+
 async def find_compiled(
-    model: Model, schema: ServerSchema, settings: Settings
+    model: Model, schema: ServerSchema, settings: Settings, *, is_quiet: bool = False
 ) -> CompiledPolicy | None:
     """Return the policy as NumPy computes it: what an earlier start kept, else compiled now.
 
@@ -50,6 +76,7 @@ async def find_compiled(
         model: the policy's file.
         schema: what schema.yaml says.
         settings: the engine, and how long a start may take.
+        is_quiet: keep what TensorFlow and tracebacks would write to standard error to ourselves.
 
     Returns:
         The policy; None where TensorFlow has to compute it.
@@ -67,7 +94,7 @@ async def find_compiled(
         return kept.compiled
     started = time.monotonic()
     logger.info("compiling_policy", extra={"path": str(model.folder)})
-    content = await _compile(model.folder, digest, schema, settings)
+    content = await _compile(model.folder, digest, schema, settings, is_quiet=is_quiet)
     outcome = decode(content, digest)
     assert outcome is not None, "the digest was the process's own argument"
     write_outcome(model.folder, content)
@@ -77,7 +104,14 @@ async def find_compiled(
     return outcome.compiled
 
 
-async def _compile(folder: Path, digest: str, schema: ServerSchema, settings: Settings) -> bytes:
+async def _compile(
+    folder: Path,
+    digest: str,
+    schema: ServerSchema | None,
+    settings: Settings,
+    *,
+    is_quiet: bool,
+) -> bytes:
     """Run the process, and return what it answers."""
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = await asyncio.create_subprocess_exec(
@@ -86,6 +120,7 @@ async def _compile(folder: Path, digest: str, schema: ServerSchema, settings: Se
         __name__,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL if is_quiet else None,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     )
     request = pickle.dumps((folder.resolve(), digest, schema, settings.engine))
@@ -124,7 +159,7 @@ def _content_of(answer: bytes) -> bytes:
     return content
 
 
-def _answer(folder: Path, digest: str, schema: ServerSchema, engine: Engine) -> bytes:
+def _answer(folder: Path, digest: str, schema: ServerSchema | None, engine: Engine) -> bytes:
     """Compile the policy, and return one line of JSON and the outcome; or the error in the line."""
     try:
         # TensorFlow: the reason why this is a process of its own.

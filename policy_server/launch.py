@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
 from types import FrameType
@@ -26,6 +27,7 @@ from policy_server.process_output import drain_output, take_output
 from policy_server.public_key import host_of, warn_of_public_key
 from policy_server.remote_files import bring_files
 from policy_server.schema import ServerSchema, read_schema
+from policy_server.servable import check_servable, resolve_api_key
 from policy_server.settings import LogFormat, Settings, find_log_format, read_settings
 from policy_server.telemetry import configure_logging, is_json, log_uncaught
 from policy_server.web import (
@@ -36,7 +38,7 @@ from policy_server.web import (
     tune_web_sockets,
 )
 
-__all__ = ["build_app", "end_start", "resolve_api_key"]
+__all__ = ["build_app", "end_start"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ def build_app() -> Application:
     settings = read_settings()
     _configure_logging(settings.log_level, settings.log_format)
     with _ended_by_signals():
-        bring_files(settings)
+        bring_files(settings, check=partial(check_servable, settings=settings))
     schema = read_schema(settings.schema_path)
     api_key = resolve_api_key(settings, schema)
     warn_of_public_key(api_key, host=host_of(sys.argv))
@@ -102,29 +104,6 @@ def _configure_logging(level: str, log_format: LogFormat) -> None:
         stream = take_output()
         log_uncaught()
     configure_logging(level=level, log_format=log_format, stream=stream)
-
-
-def resolve_api_key(settings: Settings, schema: ServerSchema) -> str | None:
-    """Return the access key: the environment's, else schema.yaml's.
-
-    Args:
-        settings: how the server is deployed.
-        schema: what schema.yaml says.
-
-    Returns:
-        The key; None where everybody is let in on purpose.
-
-    Raises:
-        SettingsError: if there is no key and nobody said that there should be none.
-    """
-    if settings.api_key is not None:
-        return settings.api_key.get_secret_value()
-    if schema.api_key is not None or settings.allow_anonymous:
-        return schema.api_key
-    raise SettingsError(
-        f"{schema.source}: parameters.api_key: is missing; set it, or POLICY_SERVER_API_KEY, "
-        "or let everybody in with POLICY_SERVER_ALLOW_ANONYMOUS=true"
-    )
 
 
 def end_start(error: Exception) -> NoReturn:

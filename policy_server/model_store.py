@@ -25,6 +25,8 @@ __all__ = [
     "MODEL_FILE",
     "Model",
     "find_model",
+    "find_policy",
+    "has_policy",
     "identify_model",
     "prepare_model",
     "read_model_files",
@@ -74,16 +76,42 @@ def prepare_model(settings: Settings) -> Path:
     Raises:
         ModelError: if there is neither a zip nor an unzipped policy, or the zip is refused.
     """
-    if settings.zip_path.exists():
-        return unpack_model(
-            settings.zip_path, settings.models_path, max_bytes=settings.max_unpacked_bytes
+    found = find_policy(settings)
+    if found is None:
+        raise ModelError(
+            f"{settings.zip_path}: not found; put your policy's saved_model.zip there, or try an "
+            "example with `python generate.py copy_server_files examples/mouse_and_cheese`"
         )
-    if (folder := find_model(settings.models_path)) is not None:
-        return folder
-    raise ModelError(
-        f"{settings.zip_path}: not found; put your policy's saved_model.zip there, or try an "
-        "example with `python generate.py copy_server_files examples/mouse_and_cheese`"
-    )
+    if found != settings.zip_path:
+        return found
+    return unpack_model(found, settings.models_path, max_bytes=settings.max_unpacked_bytes)
+
+
+def find_policy(settings: Settings) -> Path | None:
+    """Return what a start would serve: saved_model.zip, else the unzipped policy's folder.
+
+    Args:
+        settings: where both lie.
+
+    Returns:
+        The path; None where there is no policy.
+
+    Raises:
+        ModelError: if there is no zip, and several policies lie unzipped at the same depth.
+    """
+    return settings.zip_path if settings.zip_path.exists() else find_model(settings.models_path)
+
+
+def has_policy(settings: Settings) -> bool:
+    """Return whether a start would have a policy: in its place, or fetched from an address.
+
+    Args:
+        settings: where it lies or comes from.
+
+    Raises:
+        ModelError: as `find_policy`.
+    """
+    return settings.model_uri is not None or find_policy(settings) is not None
 
 
 def find_model(folder: Path) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import math
+import shutil
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ import tensorflow as tf
 from policy_server.commands import client, evaluation, export, model_report, served_files
 from policy_server.commands.client import PolicyClient
 from policy_server.commands.native_logs import hidden_native_logs
+from policy_server.compiled_cache import digest_of, read_outcome
 from policy_server.errors import (
     ModelError,
     PolicyServerError,
@@ -28,6 +30,7 @@ from policy_server.errors import (
     ServerAnswerError,
     SettingsError,
 )
+from policy_server.model_store import identify_model, unpack_model
 from policy_server.policy import ActionComponent, PolicySignature, SignatureTensor
 from policy_server.saved_model.export import pack_saved_model, write_saved_model
 from policy_server.saved_model.mlp_policy import (
@@ -37,11 +40,12 @@ from policy_server.saved_model.mlp_policy import (
     Normal,
     SquashedNormal,
 )
-from policy_server.schema import parse_schema
+from policy_server.schema import parse_schema, read_schema
 from policy_server.settings import Settings
 from tests.live_server import KEY, SCHEMA, live_server
 
 WIDTH = 3
+MOUSE = Path(__file__).parents[1] / "examples" / "mouse_and_cheese"
 
 
 @pytest.fixture(autouse=True)
@@ -65,11 +69,29 @@ def source(tmp_path: Path) -> Path:
 
 
 def put_policy(folder: Path, content: str) -> None:
-    """Write a pair of files that passes as a policy wherever TensorFlow is not asked."""
+    """Write a pair of files: an example's policy if `new`, else what is none if it is loaded."""
     folder.mkdir(exist_ok=True)
     (folder / "schema.yaml").write_text(f"parameters: {{api_key: {content}}}\n")
+    if content == "new":
+        shutil.copyfile(MOUSE / "saved_model.zip", folder / "saved_model.zip")
+        return
     with zipfile.ZipFile(folder / "saved_model.zip", "w") as archive:
         archive.writestr("exported/saved_model.pb", content)
+
+
+def put_old(settings: Settings) -> dict[str, bytes]:
+    """Put a policy in its place as an earlier start has left it; return what lies there."""
+    put_policy(settings.home, "old")
+    unpack_model(settings.zip_path, settings.models_path, max_bytes=1000)
+    return contents(settings.home)
+
+
+def without_weights(path: Path) -> None:
+    """Remove variables/ from a policy's zip."""
+    with zipfile.ZipFile(path) as archive:
+        model = archive.read("saved_model.pb")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("saved_model.pb", model)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -87,14 +109,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_copying_replaces_both_files_and_the_unzipped_policy(
     source: Path, settings: Settings
 ) -> None:
-    put_policy(settings.home, "old")
-    served_files.unzip(settings)
+    put_old(settings)
 
     served_files.copy_server_files(source, settings)
 
     assert settings.schema_path.read_bytes() == (source / "schema.yaml").read_bytes()
     assert settings.zip_path.read_bytes() == (source / "saved_model.zip").read_bytes()
-    assert (settings.models_path / "saved_model.pb").read_text() == "new"
+    assert (settings.models_path / "saved_model.pb").read_text("latin-1") != "old"
 
 
 def test_copying_makes_the_folder_and_leaves_nothing_else_in_it(
@@ -103,8 +124,11 @@ def test_copying_makes_the_folder_and_leaves_nothing_else_in_it(
     served_files.copy_server_files(source, settings)
 
     assert sorted(contents(settings.home)) == [
+        "models/.compiled-policy.npz",
         "models/.source-sha256",
         "models/saved_model.pb",
+        "models/variables/variables.data-00000-of-00001",
+        "models/variables/variables.index",
         "saved_model.zip",
         "schema.yaml",
     ]
@@ -130,9 +154,7 @@ def test_copying_a_folder_onto_itself_keeps_it(source: Path) -> None:
 def test_files_that_are_not_sound_change_nothing(
     source: Path, settings: Settings, file: str, content: bytes | None, message: str
 ) -> None:
-    put_policy(settings.home, "old")
-    served_files.unzip(settings)
-    before = contents(settings.home)
+    before = put_old(settings)
     (source / file).unlink()
     if content is not None:
         (source / file).write_bytes(content)
@@ -179,14 +201,86 @@ def test_copying_to_what_is_no_folder_is_said(source: Path, tmp_path: Path) -> N
         served_files.copy_server_files(source, Settings(home=tmp_path / "file"))
 
 
+UNSERVABLE: dict[str, tuple[str, bool, dict[str, Any], str]] = {
+    "no_weights": ("parameters: {api_key: x}", True, {}, "its weights are missing"),
+    "no_weights_for_tensorflow": (
+        "parameters: {api_key: x}",
+        True,
+        {"engine": "tensorflow"},
+        "its weights are missing",
+    ),
+    "wrong_width": (
+        "observations: {a: {type: float}}\nparameters: {api_key: x}",
+        False,
+        {},
+        "gives 1 values, the policy expects 6",
+    ),
+    "wrong_actions": (
+        "actions: {move: {choices: 9}}\nparameters: {api_key: x}",
+        False,
+        {},
+        "gives 9 choices, the policy has 4",
+    ),
+    "no_key": ("parameters: {discrete: true}", False, {}, r"parameters\.api_key: is missing"),
+}
+
+
+@pytest.mark.parametrize(
+    ("schema", "has_no_weights", "options", "message"), UNSERVABLE.values(), ids=UNSERVABLE
+)
+def test_what_a_start_would_refuse_is_refused_before_anything_is_replaced(
+    source: Path,
+    settings: Settings,
+    schema: str,
+    has_no_weights: bool,  # noqa: FBT001 -- a parameter
+    options: dict[str, Any],
+    message: str,
+) -> None:
+    (source / "schema.yaml").write_text(schema)
+    if has_no_weights:
+        without_weights(source / "saved_model.zip")
+    before = put_old(settings)
+
+    with pytest.raises(PolicyServerError, match=message) as caught:
+        served_files.copy_server_files(source, settings.model_copy(update=options))
+
+    assert ".incoming" not in caught.value.message
+    assert contents(settings.home) == before
+
+
+def test_unzipping_what_a_start_would_refuse_leaves_the_unzipped_policy(settings: Settings) -> None:
+    put_old(settings)
+    put_policy(settings.home, "new")
+    without_weights(settings.zip_path)
+    before = contents(settings.home)
+
+    with pytest.raises(ModelError, match="its weights are missing"):
+        served_files.unzip(settings)
+
+    assert contents(settings.home) == before
+
+
+def test_a_start_does_not_compile_again_what_was_checked(source: Path, settings: Settings) -> None:
+    served_files.copy_server_files(source, settings)
+
+    model = identify_model(settings.models_path)
+    schema = read_schema(settings.schema_path)
+    assert read_outcome(model.folder, digest_of(model.digest, schema)) is not None
+
+
+async def test_files_are_checked_inside_a_running_loop(source: Path, settings: Settings) -> None:
+    served_files.copy_server_files(source, settings)
+
+    assert settings.zip_path.exists()
+
+
 def test_unzipping_without_a_zip_says_what_to_do(settings: Settings) -> None:
     with pytest.raises(ModelError, match=r"saved_model\.zip: not found; .*copy_server_files"):
         served_files.unzip(settings)
 
 
 def test_cleaning_removes_the_policy_and_the_clients_only(settings: Settings) -> None:
-    put_policy(settings.home, "old")
-    served_files.unzip(settings)
+    put_old(settings)
     (settings.models_path / ".gitkeep").touch()
     (settings.models_path / "variables").mkdir()
     (settings.home / "clients").mkdir()

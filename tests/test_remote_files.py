@@ -53,6 +53,8 @@ def policy(content: str, *, padding: int = 0) -> bytes:
 
 
 NEW = policy("new")
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SERVABLE = (EXAMPLES / "mouse_and_cheese" / "saved_model.zip").read_bytes()
 
 
 def digest(content: bytes) -> str:
@@ -102,13 +104,22 @@ def put_old(settings: Settings) -> dict[str, bytes]:
     return contents(settings.home)
 
 
+def pass_any(_model: Path, _schema: Path | None) -> None:
+    """Stand in for the check that loads the policy."""
+
+
 def uri(text: str) -> RemoteUri:
     return parse_uri(text, name="URI")
 
 
 def fetch(settings: Settings, model: str, schema: str | None = None) -> list[str]:
     """Fetch; return the states."""
-    files = fetch_files(settings, model=uri(model), schema=None if schema is None else uri(schema))
+    files = fetch_files(
+        settings,
+        model=uri(model),
+        schema=None if schema is None else uri(schema),
+        check=pass_any,
+    )
     return [file.state for file in files]
 
 
@@ -688,6 +699,7 @@ def test_progress_is_told_in_bytes(web: WebServer, settings: Settings) -> None:
         settings,
         model=uri(web.answer("/m", Reply(big))),
         schema=None,
+        check=pass_any,
         on_progress=lambda done, total: told.append((done, total)),
     )
 
@@ -755,6 +767,28 @@ def test_files_that_are_not_sound_change_nothing(
     assert contents(settings.home) == before
 
 
+@pytest.mark.parametrize("case", ["pair", "model", "schema"])
+def test_what_can_not_be_served_changes_nothing(
+    web: WebServer, settings: Settings, case: str
+) -> None:
+    before = put_old(settings)
+    model = None if case == "schema" else uri(web.answer("/m", Reply(NEW)))
+    schema = None if case == "model" else uri(web.answer("/s", Reply(SCHEMA)))
+    asked: list[tuple[str, str]] = []
+
+    def refuse(folder: Path, path: Path | None) -> None:
+        assert path is not None
+        asked.append(((folder / "saved_model.pb").read_text(), path.read_text()))
+        raise ModelError("unservable")
+
+    with pytest.raises(ModelError, match="unservable"):
+        fetch_files(settings, model=model, schema=schema, check=refuse)
+
+    held = ("old" if case == "schema" else "new", SCHEMA if model is None or schema else None)
+    assert asked == [(held[0], (held[1] or before["schema.yaml"]).decode())]
+    assert contents(settings.home) == before
+
+
 def served_from(web: WebServer, home: Path) -> Settings:
     return Settings(
         home=home,
@@ -769,12 +803,12 @@ def test_store_that_is_down_leaves_the_fetched_pair(
     settings = served_from(web, tmp_path / "home")
     web.answer("/m", Reply(NEW))
     web.answer("/s", Reply(SCHEMA))
-    bring_files(settings)
+    bring_files(settings, check=pass_any)
     before = contents(settings.home)
     web.answer("/s", Reply(SCHEMA + b"# newer\n"))
     web.answer("/m", Reply(status=503))
 
-    bring_files(settings)
+    bring_files(settings, check=pass_any)
 
     # The new schema is not taken without its model.
     assert contents(settings.home) == before
@@ -793,7 +827,7 @@ def test_copy_is_not_served_for_anything_else(web: WebServer, tmp_path: Path, ca
     if case == "never fetched":
         put_old(settings)
     else:
-        bring_files(settings)
+        bring_files(settings, check=pass_any)
     web.answer("/m", Reply(status=403 if case == "denied" else 503))
     pins = {"other address": "/m?v=2", "pinned": f"/m?signature=hush#sha256={'0' * 64}"}
     if case in pins:
@@ -802,7 +836,7 @@ def test_copy_is_not_served_for_anything_else(web: WebServer, tmp_path: Path, ca
         settings.zip_path.write_bytes(policy("by hand"))
 
     with pytest.raises(ModelError, match=r"answered 503|access denied"):
-        bring_files(settings)
+        bring_files(settings, check=pass_any)
 
 
 def test_damaged_record_is_no_error(web: WebServer, settings: Settings) -> None:
@@ -818,7 +852,7 @@ def test_only_one_of_two_may_come_from_afar(web: WebServer, tmp_path: Path) -> N
     settings = Settings(home=tmp_path / "home", model_uri=SecretStr(web.answer("/m", Reply(NEW))))
     before = put_old(settings)
 
-    bring_files(settings)
+    bring_files(settings, check=pass_any)
 
     assert settings.zip_path.read_bytes() == NEW
     assert settings.schema_path.read_bytes() == before["schema.yaml"]
@@ -828,7 +862,7 @@ def test_setting_that_is_no_address_is_named(tmp_path: Path) -> None:
     for field_name in ("model_uri", "schema_uri"):
         settings = Settings(home=tmp_path).model_copy(update={field_name: SecretStr("ftp://x")})
         with pytest.raises(SettingsError, match=f"^POLICY_SERVER_{field_name.upper()}: expected"):
-            bring_files(settings)
+            bring_files(settings, check=pass_any)
 
 
 def test_addresses_do_not_show_in_the_settings_text() -> None:
@@ -836,7 +870,7 @@ def test_addresses_do_not_show_in_the_settings_text() -> None:
 
 
 def test_without_addresses_nothing_is_made(tmp_path: Path) -> None:
-    bring_files(Settings(home=tmp_path / "home"))
+    bring_files(Settings(home=tmp_path / "home"), check=pass_any)
 
     assert not (tmp_path / "home").exists()
 
@@ -885,7 +919,7 @@ def test_command_fetches_pair_and_says_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("POLICY_SERVER_HOME", str(settings.home))
-    model = web.answer("/m", Reply(NEW, headers={"ETag": '"1"'}))
+    model = web.answer("/m", Reply(SERVABLE, headers={"ETag": '"1"'}))
     schema = web.answer("/s", Reply(SCHEMA))
 
     code, out, err = type_in("fetch", f"{model}?hush", "--schema-uri", schema)
@@ -894,7 +928,7 @@ def test_command_fetches_pair_and_says_so(
     assert out == (
         f"fetched {settings.schema_path}: {len(SCHEMA)} bytes, sha256 {digest(SCHEMA)}\n"
         f"  from {schema}\n"
-        f"fetched {settings.zip_path}: {len(NEW)} bytes, sha256 {digest(NEW)}\n"
+        f"fetched {settings.zip_path}: {len(SERVABLE)} bytes, sha256 {digest(SERVABLE)}\n"
         f"  from {model}?...\n"
         "serve the policy:  uvicorn app:app\n"
     )
@@ -912,7 +946,10 @@ class _Terminal(StringIO):
 @pytest.mark.usefixtures("_logging_as_it_was")
 def test_command_draws_a_bar_on_a_terminal(web: WebServer, settings: Settings) -> None:
     terminal = _Terminal()
-    big = policy("new", padding=200_000)
+    written = BytesIO(SERVABLE)
+    with zipfile.ZipFile(written, "a") as archive:
+        archive.writestr("assets/padding", os.urandom(200_000))
+    big = written.getvalue()
     address = web.answer("/m", Reply(big, announced=len(big) + 1), Reply(big))
 
     lines = list(fetch_command(address, None, settings, terminal=terminal))
@@ -927,7 +964,7 @@ def test_command_without_a_schema_says_how_to_get_one(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("POLICY_SERVER_HOME", str(settings.home))
-    Path("it.zip").write_bytes(NEW)
+    Path("it.zip").write_bytes(SERVABLE)
 
     assert generate.main(["fetch", "it.zip"]) == 0
 
@@ -948,3 +985,34 @@ def test_command_says_what_is_wrong(
         "generate.py: URI: expected s3://, gs://, https://, file:// or a path, got ftp://",
         "generate.py: --schema-uri: expected s3://bucket/key, got s3://x",
     ]
+
+
+@pytest.mark.usefixtures("_logging_as_it_was")
+def test_command_does_not_replace_a_policy_by_one_that_the_schema_does_not_fit(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("POLICY_SERVER_HOME", str(settings.home))
+    put_old(settings)
+    settings.schema_path.write_bytes((EXAMPLES / "mouse_and_cheese/schema.yaml").read_bytes())
+    before = contents(settings.home)
+
+    assert generate.main(["fetch", str(EXAMPLES / "lpoc/saved_model.zip")]) == 1
+
+    assert "gives 6 values, the policy expects 11; fetch the policy's own schema.yaml" in (
+        capsys.readouterr().err
+    )
+    assert contents(settings.home) == before
+
+
+@pytest.mark.usefixtures("_logging_as_it_was")
+def test_command_fetches_a_first_policy_beside_the_schema_that_the_project_ships(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("POLICY_SERVER_HOME", str(settings.home))
+    settings.home.mkdir()
+    settings.schema_path.write_bytes((EXAMPLES / "mouse_and_cheese/schema.yaml").read_bytes())
+
+    assert generate.main(["fetch", str(EXAMPLES / "lpoc/saved_model.zip")]) == 0
+
+    assert "schema.yaml is the example's (mouse_and_cheese); draft" in capsys.readouterr().out
+    assert settings.zip_path.exists()

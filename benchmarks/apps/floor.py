@@ -9,7 +9,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_server.launch import resolve_api_key
 from policy_server.local_backend import open_local_backend
 from policy_server.metrics import Metrics
 from policy_server.model_store import identify_model, prepare_model
@@ -25,6 +24,7 @@ from policy_server.policy import (
     SignatureTensor,
 )
 from policy_server.schema import ServerSchema, read_schema
+from policy_server.servable import resolve_api_key
 from policy_server.settings import Settings, read_settings
 from policy_server.telemetry import configure_logging
 from policy_server.web import Application, create_app

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from policy_server.commands.command_line import Terminal, progress_bar
-from policy_server.errors import SettingsError, UsageError
-from policy_server.remote_files import fetch_files, parse_uri
+from policy_server.errors import SchemaError, SettingsError, UsageError
+from policy_server.model_store import find_policy
+from policy_server.remote_files import PairCheck, fetch_files, parse_uri
+from policy_server.schema import find_example_of
+from policy_server.servable import check_servable
 from policy_server.settings import Settings
 from policy_server.telemetry import configure_logging
 
@@ -30,7 +34,7 @@ def fetch(
     Raises:
         UsageError: if an address can't be used.
         ModelError: if a file can't be had, is not sound, or can't be put in place.
-        SchemaError: if schema.yaml is wrong.
+        SchemaError: if schema.yaml is wrong, or not the policy's.
     """
     try:
         model = parse_uri(uri, name="URI")
@@ -40,11 +44,45 @@ def fetch(
     # On a terminal the bar and the lines below say the rest.
     level = "WARNING" if terminal.isatty() else settings.log_level
     configure_logging(level=level, log_format=settings.log_format)
-    files = fetch_files(settings, model=model, schema=schema, on_progress=progress_bar(terminal))
+    files = fetch_files(
+        settings,
+        model=model,
+        schema=schema,
+        check=_check_pair(settings) if schema is None else _check_fetched_pair(settings),
+        on_progress=progress_bar(terminal),
+    )
     for file in files:
         verb = "fetched" if file.state == "fetched" else "has already"
         yield f"{verb} {file.path}: {file.size} bytes, sha256 {file.sha256}"
         yield f"  from {file.source}"
     if not settings.schema_path.exists():
         yield "draft a schema:    python generate.py schema --output schema.yaml"
+    elif schema is None and (example := find_example_of(settings.schema_path)) is not None:
+        yield f"schema.yaml is the example's ({example}); draft your policy's own with"
+        yield "                   python generate.py schema --output schema.yaml"
     yield "serve the policy:  uvicorn app:app"
+
+
+def _check_fetched_pair(settings: Settings) -> PairCheck:
+    return lambda folder, schema: check_servable(folder, schema, settings)
+
+
+def _check_pair(settings: Settings) -> PairCheck:
+    """Return the check of a policy with the schema.yaml that is there already."""
+    is_first = find_policy(settings) is None
+
+    def check(folder: Path, schema: Path | None) -> None:
+        try:
+            check_servable(folder, schema, settings)
+        except SchemaError as error:
+            assert schema is not None, "there is no schema to be wrong"
+            # A file that comes with the project keeps nobody from fetching a first policy.
+            if is_first and find_example_of(schema) is not None:
+                check_servable(folder, None, settings)
+                return
+            problem = error.message.partition("; ")[0]
+            raise SchemaError(
+                f"{problem}; fetch the policy's own schema.yaml with it (--schema-uri)"
+            ) from error
+
+    return check

@@ -8,10 +8,11 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from policy_server.compiled_cache import carry_outcome
 from policy_server.errors import ModelError
 from policy_server.model_store import unpack_model
 from policy_server.replacement import incoming_folder, replaced
-from policy_server.schema import read_schema
+from policy_server.servable import check_servable
 from policy_server.settings import Settings
 
 __all__ = ["clean", "copy_server_files", "unzip"]
@@ -28,21 +29,18 @@ def copy_server_files(source: Path, settings: Settings) -> None:
         settings: where the server looks for the two.
 
     Raises:
-        SchemaError: if schema.yaml is wrong.
-        ModelError: if the zip is refused, a file is missing, or the new files can't be written. The
-            old files are then all in their place; if the process is killed, the next start puts
-            them there.
+        PolicyServerError: if a start would refuse the new files, one is missing, or they can't be
+            written. The old files are then all in their place; if the process is killed, the next
+            start puts them there.
     """
     schema, model = source / settings.schema_path.name, source / settings.zip_path.name
     _check_is_there(source, [schema, model])
-    read_schema(schema)
     with _translated_os_errors(settings.home), incoming_folder(settings.home) as folder:
-        # Nothing but unpacking it shows that a zip is sound.
-        unpack_model(model, folder / "models", max_bytes=settings.max_unpacked_bytes)
+        unzipped = _unzip_servable(model, schema, folder, settings)
         for file in (schema, model):
             shutil.copyfile(file, folder / file.name)
         with replaced([schema.name, model.name], folder):
-            unzip(settings)
+            _unzip_in_place(unzipped, settings)
 
 
 def unzip(settings: Settings) -> Path:
@@ -55,16 +53,18 @@ def unzip(settings: Settings) -> Path:
         The folder that holds saved_model.pb.
 
     Raises:
-        ModelError: if the zip is missing or refused; models/ is then as it was.
+        PolicyServerError: if the zip is missing, or a start would refuse it with the schema.yaml
+            beside it, if there is one; models/ is then as it was.
     """
     if not settings.zip_path.exists():
         raise ModelError(
             f"{settings.zip_path}: not found; put your policy's saved_model.zip there, or copy it "
             "and its schema with `python generate.py copy_server_files FOLDER`"
         )
-    return unpack_model(
-        settings.zip_path, settings.models_path, max_bytes=settings.max_unpacked_bytes
-    )
+    schema = settings.schema_path if settings.schema_path.exists() else None
+    with _translated_os_errors(settings.home), incoming_folder(settings.home) as folder:
+        unzipped = _unzip_servable(settings.zip_path, schema, folder, settings)
+        return _unzip_in_place(unzipped, settings)
 
 
 def clean(settings: Settings) -> list[Path]:
@@ -95,6 +95,23 @@ def clean(settings: Settings) -> list[Path]:
             else:
                 path.unlink()
     return found
+
+
+def _unzip_servable(zip_path: Path, schema: Path | None, folder: Path, settings: Settings) -> Path:
+    """Unzip a policy to a folder of its own, and hold that a server could start with it."""
+    models = folder / settings.models_path.name
+    unzipped = unpack_model(zip_path, models, max_bytes=settings.max_unpacked_bytes)
+    check_servable(unzipped, schema, settings)
+    return unzipped
+
+
+def _unzip_in_place(unzipped: Path, settings: Settings) -> Path:
+    """Unzip saved_model.zip to models/, with what compiling it gave elsewhere."""
+    models = unpack_model(
+        settings.zip_path, settings.models_path, max_bytes=settings.max_unpacked_bytes
+    )
+    carry_outcome(unzipped, models)
+    return models
 
 
 def _check_is_there(source: Path, files: Sequence[Path]) -> None:

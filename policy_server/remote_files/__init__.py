@@ -6,7 +6,7 @@ brings one file, `fetching` the pair.
 
 from __future__ import annotations
 
-from policy_server.remote_files.fetching import FetchedFile, bring_files, fetch_files
+from policy_server.remote_files.fetching import FetchedFile, PairCheck, bring_files, fetch_files
 from policy_server.remote_files.uris import RemoteUri, parse_uri
 
-__all__ = ["FetchedFile", "RemoteUri", "bring_files", "fetch_files", "parse_uri"]
+__all__ = ["FetchedFile", "PairCheck", "RemoteUri", "bring_files", "fetch_files", "parse_uri"]

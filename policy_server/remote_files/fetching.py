@@ -6,25 +6,30 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from policy_server.compiled_cache import carry_outcome
 from policy_server.errors import ModelError, PolicyServerError, SchemaError
-from policy_server.model_store import unpack_model
+from policy_server.model_store import find_policy, unpack_model
 from policy_server.remote_files.download import Limits, OnProgress, UnreachableError, download
 from policy_server.remote_files.uris import RemoteUri, parse_uri
 from policy_server.replacement import incoming_folder, replaced, restore_interrupted
 from policy_server.schema import read_schema
 from policy_server.settings import ENV_PREFIX, Settings
 
-__all__ = ["FetchedFile", "bring_files", "fetch_files"]
+__all__ = ["FetchedFile", "PairCheck", "bring_files", "fetch_files"]
 
 logger = logging.getLogger(__name__)
 
 _RECORD = ".fetched.json"
 _MOST_SCHEMA_BYTES = 1024 * 1024
+
+# Raises what a start would with an unzipped policy and the schema.yaml for it, None where there is
+# none.
+PairCheck = Callable[[Path, Path | None], None]
 
 
 @dataclass(frozen=True)
@@ -57,18 +62,20 @@ class _Copy:
     etag: str | None
 
 
-def bring_files(settings: Settings) -> None:
+def bring_files(settings: Settings, *, check: PairCheck) -> None:
     """Put in place what the settings name, before a server reads it.
 
     Where a store can't be reached, what was fetched from the same addresses before is kept.
 
     Args:
         settings: where from, where to, and the limits.
+        check: what the two have to pass before they are put in place.
 
     Raises:
         SettingsError: if an address can't be used.
         ModelError: if a file can't be had or put in place.
         SchemaError: if the fetched schema.yaml is wrong.
+        PolicyServerError: what `check` raises.
     """
     with _translated_os_errors(settings.home):
         restore_interrupted(settings.home)
@@ -79,7 +86,7 @@ def bring_files(settings: Settings) -> None:
         model = parse_uri(settings.model_uri.get_secret_value(), name=f"{ENV_PREFIX}MODEL_URI")
     if settings.schema_uri is not None:
         schema = parse_uri(settings.schema_uri.get_secret_value(), name=f"{ENV_PREFIX}SCHEMA_URI")
-    fetch_files(settings, model=model, schema=schema, is_outdated_allowed=True)
+    fetch_files(settings, model=model, schema=schema, check=check, is_outdated_allowed=True)
 
 
 def fetch_files(
@@ -87,6 +94,7 @@ def fetch_files(
     *,
     model: RemoteUri | None,
     schema: RemoteUri | None,
+    check: PairCheck,
     is_outdated_allowed: bool = False,
     on_progress: OnProgress = lambda _done, _total: None,
 ) -> list[FetchedFile]:
@@ -99,6 +107,7 @@ def fetch_files(
         settings: where to, and the limits.
         model: where saved_model.zip comes from; the one that is there stays if None.
         schema: where schema.yaml comes from, likewise.
+        check: what the two have to pass before they are put in place.
         is_outdated_allowed: keep a copy from the same address if the store can't be reached.
         on_progress: told the bytes that are done and that there are, of each file.
 
@@ -109,6 +118,7 @@ def fetch_files(
         ModelError: if a file can't be had, is not sound, or can't be put in place. Both files are
             then as they were.
         SchemaError: if schema.yaml is wrong, likewise.
+        PolicyServerError: what `check` raises, likewise.
     """
     wanted = {settings.schema_path: schema, settings.zip_path: model}
     sources = {path: uri for path, uri in wanted.items() if uri is not None}
@@ -127,7 +137,7 @@ def fetch_files(
                     raise
                 logger.warning("fetch_failed_and_copy_served", extra={"reason": error.message})
                 return copies
-            fetcher.put_in_place(files)
+            fetcher.put_in_place(files, check)
     return files
 
 
@@ -178,19 +188,39 @@ class _Fetcher:
         found = [copy for copy in copies if copy is not None]
         return found if len(found) == len(copies) else None
 
-    def put_in_place(self, files: Sequence[FetchedFile]) -> None:
-        """Put what is new in place, and note where it came from."""
+    def put_in_place(self, files: Sequence[FetchedFile], check: PairCheck) -> None:
+        """Put what is new in place if it can be served, and note where it came from."""
         names = [file.path.name for file in files if file.state == "fetched"]
         settings = self._settings
+        unzipped = self._unzipped(names) if names else None
+        if unzipped is not None:
+            check(unzipped, self._schema(names))
         with replaced(names, self._folder):
             if settings.zip_path.name in names:
-                unpack_model(
-                    settings.zip_path, settings.models_path, max_bytes=settings.max_unpacked_bytes
-                )
+                models, most = settings.models_path, settings.max_unpacked_bytes
+                unpack_model(settings.zip_path, models, max_bytes=most)
+            if unzipped is not None:
+                carry_outcome(unzipped, settings.models_path)
         record = {name: asdict(copy) for name, copy in (self._copies | self._new).items()}
         file = self._folder / _RECORD
         file.write_text(json.dumps(record))
         file.replace(settings.home / _RECORD)
+
+    def _unzipped(self, names: Sequence[str]) -> Path | None:
+        """Return the folder of the policy that will be served, unzipped; None if there is none."""
+        unzipped = self._folder / "models"
+        if self._settings.zip_path.name in names:
+            return unzipped
+        found = find_policy(self._settings)
+        if found != self._settings.zip_path:
+            return found
+        return unpack_model(found, unzipped, max_bytes=self._settings.max_unpacked_bytes)
+
+    def _schema(self, names: Sequence[str]) -> Path | None:
+        """Return the schema.yaml that it will be served with; None if there is none."""
+        there = self._settings.schema_path
+        new = self._folder / there.name
+        return new if there.name in names else there if there.exists() else None
 
     def _copy(self, path: Path, uri: RemoteUri) -> _Copy | None:
         """Return the copy in place if it came from this address, and nothing else is asked for."""

@@ -3,8 +3,9 @@
 The file is parsed by pydantic with unknown keys forbidden, and becomes frozen dataclasses that the
 rest of the program trusts. Every mistake is one line: the file, the key, what was expected, what
 was found, and what to do. `yaml_text`, `document` and `reading` hold the three steps.
-`scalars` reads a value without quotes as its key means it, `yaml_slips` words mistakes in YAML, and
-`number_range` says which numbers a policy's type of observation holds.
+`scalars` reads a value without quotes as its key means it, `yaml_slips` words mistakes in YAML,
+`shipped` knows the examples' files, and `number_range` says which numbers a policy's type of
+observation holds.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from policy_server.schema.fields import (
 )
 from policy_server.schema.number_range import EXACT_INTEGER_MAX, NumberRange, number_range
 from policy_server.schema.reading import parse_schema, read_schema
+from policy_server.schema.shipped import find_example_of, named_as_example
 
 __all__ = [
     "EXACT_INTEGER_MAX",
@@ -31,7 +33,9 @@ __all__ = [
     "NumberRange",
     "ObservationField",
     "ServerSchema",
+    "find_example_of",
     "fit_lists",
+    "named_as_example",
     "number_range",
     "parse_schema",
     "public_schema",

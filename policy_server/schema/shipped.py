@@ -1,0 +1,60 @@
+"""Which schema.yaml is an example's, unchanged: nobody's own, and often another policy's."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from policy_server.errors import SchemaError
+
+__all__ = ["find_example_of", "named_as_example"]
+
+_EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def find_example_of(path: Path) -> str | None:
+    """Return the name of the example whose schema.yaml a file is a copy of.
+
+    Args:
+        path: a schema.yaml; it need not exist.
+
+    Returns:
+        The example's name; None where the file is missing, or is somebody's own.
+    """
+    lines = _lines(path)
+    if lines is None:
+        return None
+    shipped = sorted(_EXAMPLES.glob("*/schema.yaml"))
+    return next((file.parent.name for file in shipped if _lines(file) == lines), None)
+
+
+@contextlib.contextmanager
+def named_as_example(path: Path) -> Iterator[None]:
+    """Say of a schema.yaml that is refused that it is an example's, where it is.
+
+    Args:
+        path: the schema.yaml that the block holds against a policy.
+
+    Raises:
+        SchemaError: the block's own, with the remedy for a file that was made for another policy.
+    """
+    try:
+        yield
+    except SchemaError as error:
+        example = find_example_of(path)
+        if example is None:
+            raise
+        problem = error.message.partition("; ")[0]
+        raise SchemaError(
+            f"{problem}; this schema.yaml is the example's ({example}), unchanged: draft your "
+            "policy's own with `python generate.py schema --output schema.yaml`"
+        ) from error
+
+
+def _lines(path: Path) -> list[str] | None:
+    """Return a file's lines, whichever way they end; None where there are none to read."""
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
