@@ -156,7 +156,7 @@ class Commands:
         output: str | None = None,
         observation_names: str | None = None,
         action_names: str | None = None,
-        vec_normalize: str | None = None,
+        normalization: str | None = None,
         overwrite: bool = False,
     ) -> Iterator[str]:
         """Turn a stable-baselines3 policy into saved_model.zip and a drafted schema.yaml.
@@ -168,19 +168,23 @@ class Commands:
             output: Folder to write to; named after the policy if left out.
             observation_names: Names in order, such as speed,position:2 for three values.
             action_names: Names of the action components in order, such as left,right.
-            vec_normalize: What VecNormalize.save() wrote, if the policy was trained with it.
+            normalization: What VecNormalize.save() wrote, if the policy was trained with it; or
+                none, if its observations were not scaled, whatever its file shows.
             overwrite: Replace the files if they exist.
         """
         folder = Path(policy).stem if output is None else output
+        notes: list[str] = []
         written = export.export_policy(
             Path(policy),
             Path(folder),
             observation_names=observation_names,
             action_names=action_names,
-            vec_normalize=vec_normalize,
+            normalization=normalization,
             overwrite=overwrite,
+            on_note=notes.append,
         )
         yield from (f"wrote {path}" for path in written)
+        yield from (f"note: {note}" for note in notes)
         yield f"serve it:  python generate.py copy_server_files {folder}"
 
     @command

@@ -169,6 +169,7 @@ def export_example(
             Path(scratch) / "exported",
             observation_names=observation_names,
             vec_normalize=statistics if scaling is not None else None,
+            is_unscaled=scaling is None,
         )
         output.mkdir(parents=True, exist_ok=True)
         shutil.move(written, output / "saved_model.zip")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from policy_server.errors import SchemaError
-from policy_server.schema import FLOAT32_MAX, number_range, parse_schema
+from policy_server.schema import FLOAT32_MAX, ObservationField, number_range, parse_schema
 
 EXACT = 2**53 - 1
 
@@ -103,3 +103,14 @@ def test_field_that_the_policy_takes_passes(dtype: str) -> None:
     )
 
     number_range(dtype).check_fields(schema.observations or (), schema.source)
+
+
+@pytest.mark.parametrize("bound", [2.3, 4.8, 0.1, 1e-45, 3.4e38])
+def test_float_bound_takes_the_float32_nearest_to_it(bound: float) -> None:
+    field = ObservationField("x", "float", minimum=-bound, maximum=bound)
+
+    low, high = number_range("float32").within(field)
+
+    assert low <= -bound <= bound <= high
+    assert low <= np.float64(np.float32(-bound)) <= np.float64(np.float32(bound)) <= high
+    assert high == max(bound, np.float64(np.float32(bound)))

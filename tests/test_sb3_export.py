@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import json
+import pickle
 import sys
 import zipfile
 from collections.abc import Callable
@@ -13,8 +16,11 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from pydantic import ValidationError
 
+from policy_server.actions import ActionDistribution
 from policy_server.errors import ExportError
+from policy_server.observations.models import observation_model
 from policy_server.saved_model import load_policy
 from policy_server.saved_model.export import write_saved_model
 from policy_server.saved_model.mlp_policy import Normal
@@ -27,12 +33,16 @@ from policy_server.sb3_export.draft import (
     find_action_mask,
     observation_width,
 )
+from policy_server.sb3_export.normalization import check_unscaled
 from policy_server.sb3_export.proof import prove_export
 from policy_server.sb3_export.reading import TrainedPolicy, read_policy
-from policy_server.schema import ServerSchema, parse_schema, read_schema
+from policy_server.sb3_export.spaces import name_keys, open_bounds
+from policy_server.sb3_export.unpickling import ForeignNameError, MissingNameError, unpickle
+from policy_server.schema import ServerSchema, number_range, parse_schema, read_schema
 
 HAS_TRAINING = all(importlib.util.find_spec(name) for name in ("sb3_contrib", "torch"))
 BOX = spaces.Box(-1.0, 1.0, (6,), np.float32)
+POLICIES = Path(__file__).parent / "data" / "policies"
 MASKABLE = spaces.Dict(
     {"position": spaces.Box(-9.0, 9.0, (2,)), "action_mask": spaces.MultiBinary(4)}
 )
@@ -123,18 +133,92 @@ def test_dictionary_keeps_its_keys_and_their_order() -> None:
 
     assert [(field.name, field.kind, field.max_items) for field in fields] == [
         ("a_mode", "int", 3),
-        ("flags", "bool", 2),
+        ("flags", "int", 2),
         ("grid", "int", 4),
         ("pair", "int", 5),
     ]
     assert observation_width(fields) == 14
     assert [field.example for field in fields] == [
         [1, 0, 0],
-        [False, False],
+        [0, 0],
         [0, 0, 0, 0],
         [1, 0, 1, 0, 0],
     ]
     assert "one-hot" in (fields[0].description or "")
+    assert "'a mode' in the environment" in (fields[0].description or "")
+
+
+def test_multi_binary_takes_the_zeros_and_ones_that_gymnasium_gives() -> None:
+    (field,) = draft_observation_fields(spaces.MultiBinary(3))
+    model = observation_model((field,), number_range("float32"))
+
+    assert (field.kind, field.minimum, field.maximum) == ("int", 0, 1)
+    model.model_validate_json('{"observation": [0, 1, 1]}')
+    with pytest.raises(ValidationError):
+        model.model_validate_json('{"observation": [0, 1, 2]}')
+
+
+@pytest.mark.parametrize("bound", [2.3, 0.1, 4.8, 1.2, 3e-5, 1e20], ids=str)
+def test_bounds_are_drafted_as_people_write_them(bound: float) -> None:
+    space = spaces.Box(-bound, bound, (1,), np.float32)
+
+    (field,) = draft_observation_fields(space)
+    (action,) = draft_action_fields(space)
+
+    assert (field.minimum, field.maximum) == (-bound, bound)
+    assert (action.low, action.high) == ((-bound,), (bound,))
+    # What the environment gives at its bound, printed as NumPy's `tolist` has it, is taken too.
+    model = observation_model((field,), number_range("float32"))
+    for at_bound in (bound, -bound, float(np.float32(bound)), float(np.float32(-bound))):
+        model.model_validate_json(f'{{"observation": {at_bound!r}}}')
+
+
+def test_bounds_of_doubles_stay_as_they_are() -> None:
+    space = spaces.Box(-np.pi, 1 / 3, (1,), np.float64)
+
+    (field,) = draft_observation_fields(space)
+
+    assert (field.minimum, field.maximum) == (-np.pi, 1 / 3)
+
+
+def test_bounds_that_only_say_that_there_is_none_are_left_out() -> None:
+    most = float(np.finfo(np.float32).max)
+    space = spaces.Dict({"speed": spaces.Box(-most, most, (1,)), "mode": spaces.Discrete(2)})
+
+    _, speed = draft_observation_fields(open_bounds(space))
+
+    assert (speed.minimum, speed.maximum) == (None, None)
+
+
+KEYS: dict[str, tuple[list[str], list[str]]] = {
+    "three_that_are_one": (
+        ["speed x", "speed-x", "speed_x"],
+        ["speed_x_2", "speed_x_3", "speed_x"],
+    ),
+    "the_number_is_taken": (["a b", "a-b", "a_b_2"], ["a_b", "a_b_3", "a_b_2"]),
+    "digits": (["1", "_1", "1 "], ["_1_2", "_1", "_1_"]),
+    "no_letter_of_ours": (["速度", "位置", "-", ""], ["__", "___2", "_", "__2"]),
+    "names_already": (["b", "a"], ["b", "a"]),
+}
+
+
+@pytest.mark.parametrize(("keys", "names"), KEYS.values(), ids=KEYS)
+def test_each_key_has_a_name_of_its_own(keys: list[str], names: list[str]) -> None:
+    assert name_keys(keys) == dict(zip(keys, names, strict=True))
+
+
+def test_keys_that_would_be_one_name_are_all_drafted() -> None:
+    keys = ["speed x", "speed-x", "speed_x"]
+    space = spaces.Dict([(key, spaces.Box(0, index + 1, (1,))) for index, key in enumerate(keys)])
+
+    fields = draft_observation_fields(space)
+    text = draft_schema(fields, draft_action_fields(spaces.Discrete(2)), source="model.zip")
+
+    assert [(item.name, item.maximum) for item in parse_schema(text).observations or ()] == [
+        ("speed_x_2", 1),
+        ("speed_x_3", 2),
+        ("speed_x", 3),
+    ]
 
 
 WRONG_OBSERVATIONS: dict[str, tuple[spaces.Space[Any], Any, str]] = {
@@ -187,6 +271,7 @@ def test_box_without_bounds_has_none_in_the_schema() -> None:
 WRONG_ACTIONS: dict[str, tuple[spaces.Space[Any], Any, bool, str]] = {
     "two_names_for_one": (spaces.Discrete(3), ["a", "b"], False, "expected a list of 1, .* got 2"),
     "text_for_a_list": (spaces.MultiDiscrete([2, 2]), "ab", False, "expected a list of 2"),
+    "name_given_twice": (spaces.MultiDiscrete([2, 2]), ["a", "a"], False, "each name once"),
     "multi_binary": (spaces.MultiBinary(3), None, False, "expected Box, or Discrete"),
     "discrete_from_one": (spaces.Discrete(3, start=1), None, False, "expected Box, or Discrete"),
     "squashed_without_bounds": (
@@ -368,6 +453,225 @@ def test_scaling_of_vec_normalize_is_part_of_the_export(tmp_path: Path) -> None:
     assert scaling is not None
     np.testing.assert_allclose(scaling.mean, environments.obs_rms.mean, rtol=1e-5)
     assert scaling.limit == 1
+
+
+SPACE = spaces.Box(-1, 1, (2,), np.float32)
+INSIDE, OUTSIDE = np.array([[0.5, -1]], np.float32), np.array([[0.5, -3]], np.float32)
+LAST: dict[str, tuple[Any, Any, bool, bool]] = {
+    "on_policy": (INSIDE, INSIDE, True, True),
+    "on_policy_without": (INSIDE, None, True, False),
+    "off_policy_outside_of_the_space": (OUTSIDE, INSIDE, False, True),
+    "off_policy_of_another_type": (INSIDE, INSIDE.astype(np.float64), False, True),
+    "off_policy_without": (INSIDE, INSIDE / 2, False, False),
+    "off_policy_of_an_environment_that_leaves_its_space": (OUTSIDE, OUTSIDE, False, False),
+    "untrained": (None, None, False, False),
+}
+
+
+@pytest.mark.parametrize(
+    ("last", "original", "is_on_policy", "is_refused"), LAST.values(), ids=LAST
+)
+def test_policy_whose_file_shows_vec_normalize_is_refused_without_it(
+    last: Any,  # noqa: ANN401 -- as stable-baselines3 keeps it
+    original: Any,  # noqa: ANN401 -- likewise
+    is_on_policy: bool,  # noqa: FBT001 -- a parameter
+    is_refused: bool,  # noqa: FBT001 -- likewise
+) -> None:
+    for space, kept in (
+        (SPACE, (last, original)),
+        (
+            spaces.Dict({"x": SPACE}),
+            tuple(None if item is None else {"x": item} for item in (last, original)),
+        ),
+    ):
+        if not is_refused:
+            check_unscaled(Path("model.zip"), space, *kept, is_on_policy=is_on_policy)
+            continue
+        with pytest.raises(ExportError, match=r"--normalization vec_normalize\.pkl.* none"):
+            check_unscaled(Path("model.zip"), space, *kept, is_on_policy=is_on_policy)
+
+
+@training
+def test_forgotten_vec_normalize_is_asked_for(tmp_path: Path) -> None:
+    saved = POLICIES / "sb3_ppo_vecnorm" / "policy.zip"
+    statistics = POLICIES / "sb3_ppo_vecnorm" / "vec_normalize.pkl"
+
+    with pytest.raises(ExportError, match=r"was trained with VecNormalize, .* --normalization"):
+        export_policy(saved, tmp_path / "without")
+    assert not (tmp_path / "without").exists()
+
+    export_policy(saved, tmp_path / "with", vec_normalize=statistics)
+    export_policy(saved, tmp_path / "denied", is_unscaled=True)
+
+
+@training
+def test_off_policy_file_that_shows_nothing_is_exported_with_a_note(tmp_path: Path) -> None:
+    from stable_baselines3 import DQN
+
+    environment = RandomEnvironment(SPACE, spaces.Discrete(2))
+    model = DQN("MlpPolicy", environment, learning_starts=10, device="cpu", seed=1)
+    model.learn(20)
+    model.save(tmp_path / "model.zip")
+    notes: list[str] = []
+
+    export_policy(tmp_path / "model.zip", tmp_path / "out", on_note=notes.append)
+    (note,) = notes
+    assert "does not show whether VecNormalize" in note
+    export_policy(
+        tmp_path / "model.zip",
+        tmp_path / "out",
+        is_unscaled=True,
+        overwrite=True,
+        on_note=notes.append,
+    )
+    assert len(notes) == 1
+
+
+@training
+def test_keys_under_another_name_are_told(tmp_path: Path) -> None:
+    space = spaces.Dict({"speed x": SPACE, "speed_x": SPACE})
+    notes: list[str] = []
+
+    export_policy(
+        save_untrained(tmp_path, "PPO", space, spaces.Discrete(2)),
+        tmp_path / "out",
+        on_note=notes.append,
+    )
+
+    assert notes == ["the observation 'speed x' is called speed_x_2 in schema.yaml"]
+
+
+@training
+def test_policy_of_gym_answers_as_it_did_in_stable_baselines3_1(tmp_path: Path) -> None:
+    folder = POLICIES / "sb3_v18_ppo_discrete"
+
+    model, schema = export_policy(folder / "policy.zip", tmp_path / "out")
+
+    with zipfile.ZipFile(model) as archive:
+        archive.extractall(tmp_path / "model")
+    policy = load_policy(tmp_path / "model", read_schema(schema))
+    cases = json.loads((folder / "cases.json").read_text())
+    rows = np.array([case["raw"] for case in cases], np.float32)
+    outputs = policy.infer(
+        rows, is_deterministic=np.ones(len(rows), np.bool_), seeds=np.full(len(rows), -1)
+    )
+    assert outputs.distribution is not None
+    (part,) = ActionDistribution(policy.signature.components or ()).describe(outputs.distribution)
+    wanted = [case["expected"]["probabilities"] for case in cases]
+    assert part.probabilities is not None
+    np.testing.assert_allclose(part.probabilities, wanted, atol=1e-6)
+
+
+def foreign(name: str) -> bytes:
+    """Return a pickle that calls what it names, with a file's name."""
+    module, _, function = name.rpartition(".")
+    return b"c" + module.encode() + b"\n" + function.encode() + b"\n(S'called'\ntR."
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.mkdir",
+        "builtins.exec",
+        "builtins.getattr",
+        "numpy.save",
+        "numpy.f2py.crackfortran.markinnerspaces",
+        "torch.hub.load",
+        "my_project.networks.Extractor",
+        "stable_baselines3.common.save_util.open_path",
+        "gymnasium.spaces.space.seeding",
+        "cloudpickle.cloudpickle._make_function",
+    ],
+)
+def test_what_is_not_on_the_list_is_not_called(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(ForeignNameError) as caught:
+        unpickle(foreign(name))
+
+    assert caught.value.name == name
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_name_that_the_installed_packages_lack_is_told_from_a_foreign_one() -> None:
+    with pytest.raises(MissingNameError, match=r"gym\.spaces\.older\.Older"):
+        unpickle(foreign("gym.spaces.older.Older"))
+
+
+def test_spaces_of_gym_become_those_of_gymnasium() -> None:
+    pickled = pickle.dumps(spaces.Dict({"a": spaces.Discrete(3), "b": BOX}), protocol=3)
+
+    assert unpickle(pickled.replace(b"cgymnasium.", b"cgym.")) == spaces.Dict(
+        {"a": spaces.Discrete(3), "b": BOX}
+    )
+
+
+def changed(saved: Path, target: Path, **parts: bytes) -> Path:
+    """Write a policy's file with other pickles in its `data`."""
+    with zipfile.ZipFile(saved) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    data = json.loads(files["data"])
+    for key, pickled in parts.items():
+        data[key] = {":type:": "changed", ":serialized:": base64.b64encode(pickled).decode()}
+    files["data"] = json.dumps(data).encode()
+    with zipfile.ZipFile(target, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return target
+
+
+MISSING: dict[str, tuple[dict[str, bytes], str]] = {
+    "own_class": (
+        {"policy_kwargs": b"(S'activation_fn'\ncmy_project.networks\nSwish\nd."},
+        "policy_kwargs names my_project.networks.Swish, a class or function from outside",
+    ),
+    "older_class": (
+        {"policy_class": b"cstable_baselines3.older.policies\nOldPolicy\n."},
+        r"policy_class names .*OldPolicy, which the packages of .* don't have; the file was saved "
+        r"by stable-baselines3 1\.8\.0",
+    ),
+    "damaged": ({"action_space": b"nonsense"}, "is not what .* writes: action_space: "),
+}
+
+
+@training
+@pytest.mark.parametrize(("parts", "message"), MISSING.values(), ids=MISSING)
+def test_missing_code_is_not_called_damage(
+    parts: dict[str, bytes], message: str, tmp_path: Path
+) -> None:
+    saved = POLICIES / "sb3_v18_ppo_discrete" / "policy.zip"
+
+    with pytest.raises(ExportError, match=message) as caught:
+        export_policy(changed(saved, tmp_path / "model.zip", **parts), tmp_path / "out")
+
+    assert ("is not what" in str(caught.value)) == ("is not what" in message)
+
+
+@training
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (foreign("os.mkdir"), r"names os\.mkdir; expected the statistics of VecNormalize\.save"),
+        (b"(l.", r"expected the statistics of VecNormalize\.save, got a list"),
+        (b"no pickle", "can't be read as the statistics"),
+    ],
+    ids=["foreign", "another_object", "damaged"],
+)
+def test_file_that_holds_no_statistics_is_refused(
+    content: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    statistics = tmp_path / "statistics.pkl"
+    statistics.write_bytes(content)
+
+    with pytest.raises(ExportError, match=message):
+        export_policy(
+            POLICIES / "sb3_ppo_vecnorm" / "policy.zip", tmp_path / "out", vec_normalize=statistics
+        )
+
+    assert list(tmp_path.iterdir()) == [statistics]
 
 
 REFUSED: dict[str, tuple[str, spaces.Space[Any], spaces.Space[Any], dict[str, Any], str]] = {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from policy_server.commands.native_logs import hidden_native_logs
 from policy_server.errors import UsageError
 
 __all__ = ["export_policy", "parse_names"]
+
+_NONE = "none"
 
 
 def export_policy(
@@ -16,8 +19,9 @@ def export_policy(
     *,
     observation_names: str | None,
     action_names: str | None,
-    vec_normalize: str | None,
+    normalization: str | None,
     overwrite: bool,
+    on_note: Callable[[str], None],
 ) -> list[Path]:
     """Export a stable-baselines3 policy.
 
@@ -26,8 +30,10 @@ def export_policy(
         folder: gets saved_model.zip and schema.yaml.
         observation_names: such as `speed,position:2`; None to draft them.
         action_names: such as `left,right`; None to draft them.
-        vec_normalize: what `VecNormalize.save` wrote; None where there was none.
+        normalization: the file that `VecNormalize.save` wrote, or `none` where the observations
+            were not scaled; None to go by what the policy's file shows.
         overwrite: replace the files if they exist.
+        on_note: told in a line each what else is to be known.
 
     Returns:
         What was written.
@@ -49,8 +55,10 @@ def export_policy(
             folder,
             observation_names=observations,
             action_names=actions,
-            vec_normalize=None if vec_normalize is None else Path(vec_normalize),
+            vec_normalize=None if normalization in (None, _NONE) else Path(normalization),
+            is_unscaled=normalization == _NONE,
             overwrite=overwrite,
+            on_note=on_note,
         )
 
 

@@ -7,7 +7,7 @@ and only inside its functions, so that everything else works without them.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from policy_server.errors import ExportError
@@ -20,7 +20,8 @@ from policy_server.sb3_export.draft import (
     find_action_mask,
 )
 from policy_server.sb3_export.proof import prove_export
-from policy_server.sb3_export.reading import read_policy
+from policy_server.sb3_export.reading import TrainedPolicy, read_policy
+from policy_server.sb3_export.spaces import name_keys
 
 __all__ = ["export_policy"]
 
@@ -32,12 +33,15 @@ def export_policy(
     observation_names: Sequence[str] | Mapping[str, int] | None = None,
     action_names: Sequence[str] | None = None,
     vec_normalize: Path | str | None = None,
+    is_unscaled: bool = False,
     overwrite: bool = False,
+    on_note: Callable[[str], None] = lambda _note: None,
 ) -> list[Path]:
     """Export a trained policy, and prove that the export is the policy.
 
     Understands PPO and A2C (Discrete, MultiDiscrete and Box actions), MaskablePPO, DQN and SAC with
-    MLP policies. Both files are pickles inside: export only what you trust.
+    MLP policies, of stable-baselines3 1.x too. No code of either file is run: what their pickles
+    may name is on a list.
 
     Args:
         path: the .zip that `model.save` of stable-baselines3 wrote.
@@ -48,7 +52,9 @@ def export_policy(
         action_names: one name for each action component.
         vec_normalize: the statistics that `VecNormalize.save` wrote, if the policy was trained with
             them.
+        is_unscaled: its observations were not scaled in training, whatever the file shows.
         overwrite: replace the files if they exist.
+        on_note: told, in a line each, what else is to be known of the two files.
 
     Returns:
         The paths of saved_model.zip and schema.yaml.
@@ -66,7 +72,9 @@ def export_policy(
                 f"{file}: exists; give another folder, or overwrite it with --overwrite"
             )
     trained = read_policy(
-        Path(path), vec_normalize=None if vec_normalize is None else Path(vec_normalize)
+        Path(path),
+        vec_normalize=None if vec_normalize is None else Path(vec_normalize),
+        is_unscaled=is_unscaled,
     )
     fields = draft_observation_fields(trained.observation_space, observation_names)
     mask_start = find_action_mask(fields, trained.action_space) if trained.is_maskable else None
@@ -84,7 +92,21 @@ def export_policy(
         _replace_text(schema_file, schema)
     except OSError as error:
         raise ExportError(f"{output_dir}: can't be written: {error.strerror or error}") from error
+    for note in _notes(trained):
+        on_note(note)
     return [model_file, schema_file]
+
+
+def _notes(trained: TrainedPolicy) -> Iterator[str]:
+    keys = list(getattr(trained.observation_space, "spaces", ()))
+    for key, name in name_keys(keys).items():
+        if name != key:
+            yield f"the observation {key!r} is called {name} in schema.yaml"
+    if not trained.is_scaling_known:
+        yield (
+            "the file does not show whether VecNormalize scaled the observations in training; if "
+            "it did, export again with its statistics: --normalization vec_normalize.pkl"
+        )
 
 
 def _replace_text(file: Path, text: str) -> None:

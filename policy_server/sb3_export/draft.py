@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import repeat
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from policy_server.errors import ExportError, SchemaError
+from policy_server.sb3_export.spaces import (
+    Values,
+    flatten_space,
+    list_choices,
+    name_keys,
+    shortest_decimals,
+)
 from policy_server.schema import (
     ActionField,
     ObservationField,
@@ -35,17 +40,6 @@ __all__ = [
 ACTION_MASK = "action_mask"
 
 _Space = Any  # gymnasium.Space; gymnasium is there for training and tests only.
-
-
-@dataclass(frozen=True)
-class _Values:
-    """A flat run of an observation's numbers and what is known of each."""
-
-    kind: Literal["int", "float", "bool"]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-    example: NDArray[np.float64]
-    description: str = ""
 
 
 def draft_observation_fields(
@@ -72,7 +66,9 @@ def draft_observation_fields(
                 "observation names: the keys of the Dict observation are the names; leave them out"
             )
         return tuple(
-            field for key, part in space.spaces.items() for field in _whole(part, _identifier(key))
+            _say_key(field, key)
+            for key, name in name_keys(list(space.spaces)).items()
+            for field in _whole(space.spaces[key], name)
         )
     if names is None:
         return _whole(space, "observation")
@@ -82,7 +78,7 @@ def draft_observation_fields(
                 f"observation names: expected one for a {type(space).__name__}, got {len(names)}"
             )
         return _whole(space, next(iter(names)))
-    return _named(_flatten(space, "observation"), names)
+    return _named(flatten_space(space, "observation"), names)
 
 
 def draft_action_fields(
@@ -106,7 +102,7 @@ def draft_action_fields(
     from gymnasium import spaces
 
     if isinstance(space, spaces.Box):
-        low, high = (bound.astype(np.float64).ravel() for bound in (space.low, space.high))
+        low, high = (shortest_decimals(bound) for bound in (space.low, space.high))
         is_bounded = bool(np.isfinite(low).all() and np.isfinite(high).all())
         if is_normalized and not is_bounded:
             raise ExportError(
@@ -134,6 +130,8 @@ def draft_action_fields(
         raise ExportError(
             f"action names: expected a list of {len(fields)}, one for each component, got {given}"
         )
+    if len(set(names)) != len(names):
+        raise ExportError(f"action names: expected each name once, got {list(names)}")
     return tuple(replace(field, name=str(name)) for field, name in zip(fields, names, strict=True))
 
 
@@ -149,7 +147,7 @@ def action_sizes(space: _Space) -> tuple[int, ...]:
     Raises:
         ExportError: if the space is another.
     """
-    sizes = _choices(space)
+    sizes = list_choices(space)
     if sizes is None:
         raise ExportError(
             f"the action space: expected Box, or Discrete or MultiDiscrete from 0 on, got {space}"
@@ -236,12 +234,12 @@ def _width(field: ObservationField) -> int:
 
 
 def _whole(space: _Space, name: str) -> tuple[ObservationField, ...]:
-    values = _flatten(space, name)
+    values = flatten_space(space, name)
     return _named(values, {name: values.low.size})
 
 
 def _named(
-    values: _Values, names: Sequence[str] | Mapping[str, int]
+    values: Values, names: Sequence[str] | Mapping[str, int]
 ) -> tuple[ObservationField, ...]:
     width = values.low.size
     if isinstance(names, str):
@@ -258,13 +256,11 @@ def _named(
     return tuple(_fields(values, pairs))
 
 
-def _fields(values: _Values, pairs: Sequence[tuple[str, int]]) -> Iterator[ObservationField]:
+def _fields(values: Values, pairs: Sequence[tuple[str, int]]) -> Iterator[ObservationField]:
     start = 0
     for name, count in pairs:
         low, high = values.low[start : start + count], values.high[start : start + count]
-        convert = {"int": int, "float": float, "bool": bool}[values.kind]
-        # YAML and JSON have no infinity, so a value without a bound is left open.
-        has_bounds = values.kind != "bool"
+        convert = {"int": int, "float": float}[values.kind]
         # A mask that forbids everything is no example of an observation.
         values_shown = (
             np.clip(1.0, low, high)
@@ -281,50 +277,16 @@ def _fields(values: _Values, pairs: Sequence[tuple[str, int]]) -> Iterator[Obser
             max_items=count if is_list else None,
             description=values.description or None,
             example=example if is_list else example[0],
-            minimum=convert(low.min()) if has_bounds and np.isfinite(low).all() else None,
-            maximum=convert(high.max()) if has_bounds and np.isfinite(high).all() else None,
+            # YAML and JSON have no infinity, so a value without a bound is left open.
+            minimum=convert(low.min()) if np.isfinite(low).all() else None,
+            maximum=convert(high.max()) if np.isfinite(high).all() else None,
         )
         start += count
 
 
-def _flatten(space: _Space, name: str) -> _Values:
-    from gymnasium import spaces
-
-    if isinstance(space, spaces.Box):
-        if space.dtype == np.uint8 and len(space.shape) == 3:
-            raise ExportError(f"{name}: is an image {space.shape}; only vectors can be exported")
-        kind: Literal["int", "float"] = "int" if np.issubdtype(space.dtype, np.integer) else "float"
-        low, high = (bound.astype(np.float64).ravel() for bound in (space.low, space.high))
-        shape = "" if len(space.shape) == 1 else f"an array {space.shape}, row by row"
-        return _Values(kind, low, high, np.clip(0.0, low, high), shape)
-    if isinstance(space, spaces.MultiBinary):
-        width = int(np.prod(space.shape))
-        return _Values("bool", np.zeros(width), np.ones(width), np.zeros(width))
-    sizes = _choices(space)
-    if sizes is None:
-        raise ExportError(
-            f"{name}: expected a Box, Discrete, MultiDiscrete or MultiBinary space, or a Dict of "
-            f"these, got {space}"
-        )
-    each = "" if len(sizes) == 1 else f" for each of the parts {list(sizes)} in turn"
-    note = (
-        f"one-hot, as stable-baselines3 trains it: 1 at the index of the value, 0 elsewhere{each}"
-    )
-    width = sum(sizes)
-    example = np.concatenate([np.eye(size)[0] for size in sizes])
-    return _Values("int", np.zeros(width), np.ones(width), example, note)
-
-
-def _choices(space: _Space) -> tuple[int, ...] | None:
-    from gymnasium import spaces
-
-    if isinstance(space, spaces.Discrete) and space.start == 0:
-        return (int(space.n),)
-    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1 and not np.any(space.start):
-        return tuple(int(size) for size in space.nvec)
-    return None
-
-
-def _identifier(key: str) -> str:
-    name = re.sub(r"\W", "_", key, flags=re.ASCII)
-    return f"_{name}" if name[:1].isdigit() else name
+def _say_key(field: ObservationField, key: str) -> ObservationField:
+    """Describe a field that could not be called as its key is."""
+    if field.name == key:
+        return field
+    known = [f"{key!r} in the environment", *filter(None, [field.description])]
+    return replace(field, description="; ".join(known))

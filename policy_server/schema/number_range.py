@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -44,6 +45,9 @@ class NumberRange:
     def within(self, field: ObservationField) -> tuple[Number, Number]:
         """Return the smallest and the largest number that a field and the policy both allow.
 
+        A bound such as 4.8 takes the 32-bit float that is nearest to it, 4.800000190734863, too:
+        an environment that is bounded there gives that one.
+
         Args:
             field: an observation of schema.yaml.
         """
@@ -54,7 +58,7 @@ class NumberRange:
         high = known.high if field.maximum is None else min(known.high, field.maximum)
         if known.is_integer:
             return math.ceil(low), math.floor(high)
-        return low, high
+        return min(low, _as_float32(low)), max(high, _as_float32(high))
 
     @property
     def whole(self) -> NumberRange:
@@ -98,6 +102,14 @@ class NumberRange:
         if self.is_integer:
             return f"whole numbers from {self.low} to {self.high} ({self.dtype})"
         return f"numbers from {self.low:.8g} to {self.high:.8g} ({self.dtype})"
+
+
+def _as_float32(number: Number) -> Number:
+    """Return the 32-bit float that is nearest to a number; the number itself beyond them."""
+    if abs(number) >= FLOAT32_MAX:
+        return number
+    nearest: float = struct.unpack("f", struct.pack("f", number))[0]
+    return nearest
 
 
 def number_range(dtype: str) -> NumberRange:
