@@ -49,8 +49,7 @@ python:  ## show which Python .venv would be built with
 venv: $(SERVING)  ## put what a server needs in .venv
 
 serve: $(SERVING)  ## serve the policy on port 8000 (PORT=... for another)
-	@[ -f "$${POLICY_SERVER_HOME:-.}/saved_model.zip" ] \
-	    || $(PYTHON_IN_VENV) generate.py copy_server_files examples/mouse_and_cheese
+	@$(PYTHON_IN_VENV) generate.py copy_server_files examples/mouse_and_cheese --if-missing
 	$(PYTHON_IN_VENV) -m uvicorn app:app --host 0.0.0.0 --port $(PORT)
 
 test: $(DEVELOPMENT)  ## run every test, with coverage

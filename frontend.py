@@ -18,7 +18,7 @@ from demo.asking import show_asking, show_refusal
 from demo.examples import EXAMPLES, example_introduction, example_names
 from demo.playing import show_playing
 from demo.server_client import RefusalError, ServerClient
-from demo.server_process import Backend, ServerProcess, ServerSlot
+from demo.server_process import Backend, ServerProcess, ServerSlot, has_served_policy
 from policy_server.errors import PolicyServerError
 
 _DEFAULT_EXAMPLE = "lpoc"
@@ -108,7 +108,7 @@ def _offer_start(slot: ServerSlot) -> None:
         persist_state="session",
     )
     replaces = st.checkbox(
-        "Replace the served policy",
+        "Replace the served policy" if has_served_policy() else "Keep it as the served policy",
         key="replace",
         help="Copy the two files to where `uvicorn app:app` looks for them, in place of those "
         "there. Otherwise they go to a folder that is removed with the server.",

@@ -38,15 +38,18 @@ class Commands:
     """
 
     @command
-    def copy_server_files(self, path: str) -> Iterator[str]:
+    def copy_server_files(self, path: str, *, if_missing: bool = False) -> Iterator[str]:
         """Serve the policy of a folder: check, copy and unzip it.
 
-        The old files stay if the new ones are not sound.
+        The old files stay if a server could not start with the new ones.
 
         Args:
             path: Folder with schema.yaml and saved_model.zip, such as examples/lpoc.
+            if_missing: Do nothing where a server has a policy already.
         """
         settings = read_settings()
+        if if_missing and served_files.is_served(settings):
+            return
         served_files.copy_server_files(Path(path), settings)
         yield f"copied schema.yaml and saved_model.zip from {path} to {settings.home.resolve()}"
         yield f"unzipped the policy to {settings.models_path}"
@@ -106,7 +109,8 @@ class Commands:
             path: A zip, or a folder with saved_model.zip or saved_model.pb.
                 The policy being served if left out.
             output: File to write; standard output if left out.
-            overwrite: Replace that file if it exists.
+            overwrite: Replace that file if it exists. An example's unchanged schema.yaml is
+                replaced without.
         """
         text = model_report.draft_schema(None if path is None else Path(path), read_settings())
         if output is None:

@@ -17,10 +17,11 @@ from typing import Literal
 
 from policy_server.commands.served_files import copy_server_files
 from policy_server.errors import PolicyServerError
+from policy_server.model_store import has_policy
 from policy_server.schema import read_schema
 from policy_server.settings import ENV_PREFIX, read_settings
 
-__all__ = ["Backend", "ServerProcess", "ServerSlot"]
+__all__ = ["Backend", "ServerProcess", "ServerSlot", "has_served_policy"]
 
 Backend = Literal["local", "ray"]
 
@@ -129,6 +130,17 @@ class ServerProcess:
                     os.killpg(self._process.pid, signal.SIGKILL)
                     self._process.wait()
             shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def has_served_policy() -> bool:
+    """Return whether `uvicorn app:app` would have a policy, which the page's could replace.
+
+    Also where that can't be told: the start says why then.
+    """
+    try:
+        return has_policy(read_settings())
+    except PolicyServerError:
+        return True
 
 
 def _without_folders(text: str, *folders: Path) -> str:

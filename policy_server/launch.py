@@ -26,7 +26,7 @@ from policy_server.policy import PolicyBackend
 from policy_server.process_output import drain_output, take_output
 from policy_server.public_key import host_of, warn_of_public_key
 from policy_server.remote_files import bring_files
-from policy_server.schema import ServerSchema, read_schema
+from policy_server.schema import ServerSchema, named_as_example, read_schema
 from policy_server.servable import check_servable, resolve_api_key
 from policy_server.settings import LogFormat, Settings, find_log_format, read_settings
 from policy_server.telemetry import configure_logging, is_json, log_uncaught
@@ -75,7 +75,7 @@ def build_app() -> Application:
         logger.info("loading_policy", extra={"backend": settings.backend})
         try:
             async with AsyncExitStack() as stack:
-                with _cancelled_by_signals():
+                with _cancelled_by_signals(), named_as_example(settings.schema_path):
                     exporter = await stack.enter_async_context(_exported(settings, metrics))
                     opening = _open_backend(settings, schema, metrics)
                     served = await stack.enter_async_context(opening)

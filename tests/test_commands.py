@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from pydantic import SecretStr
 
 from policy_server.commands import client, evaluation, export, model_report, served_files
 from policy_server.commands.client import PolicyClient
@@ -277,6 +278,35 @@ async def test_files_are_checked_inside_a_running_loop(source: Path, settings: S
 def test_unzipping_without_a_zip_says_what_to_do(settings: Settings) -> None:
     with pytest.raises(ModelError, match=r"saved_model\.zip: not found; .*copy_server_files"):
         served_files.unzip(settings)
+
+
+@pytest.mark.parametrize("place", ["zip", "unzipped", "address"])
+def test_example_is_left_out_where_a_start_has_a_policy(settings: Settings, place: str) -> None:
+    put_old(settings)
+    if place != "zip":
+        settings.zip_path.unlink()
+    if place == "address":
+        shutil.rmtree(settings.models_path)
+        settings = settings.model_copy(update={"model_uri": SecretStr("s3://b/k")})
+
+    assert served_files.is_served(settings)
+
+
+def test_example_is_taken_where_there_is_no_policy_or_only_an_examples_schema(
+    settings: Settings,
+) -> None:
+    assert not served_files.is_served(settings)
+    settings.home.mkdir()
+    shutil.copyfile(MOUSE / "schema.yaml", settings.schema_path)
+    assert not served_files.is_served(settings)
+
+
+def test_schema_of_ones_own_without_its_policy_is_told(settings: Settings) -> None:
+    put_policy(settings.home, "mine")
+    settings.zip_path.unlink()
+
+    with pytest.raises(ModelError, match=r"schema\.yaml: is no example's, .* put its saved_model"):
+        served_files.is_served(settings)
 
 
 def test_cleaning_removes_the_policy_and_the_clients_only(settings: Settings) -> None:
@@ -572,6 +602,18 @@ def test_a_draft_is_not_written_over_a_file_unasked(tmp_path: Path) -> None:
     assert file.read_text() == "old"
     model_report.write_draft("new", file, overwrite=True)
     assert file.read_text() == "new"
+
+
+def test_draft_takes_the_place_of_an_examples_schema_only_while_that_is_unchanged(
+    tmp_path: Path,
+) -> None:
+    file = Path(shutil.copyfile(MOUSE / "schema.yaml", tmp_path / "schema.yaml"))
+
+    model_report.write_draft("mine", file, overwrite=False)
+    with pytest.raises(SchemaError, match="exists; give another file"):
+        model_report.write_draft("new", file, overwrite=False)
+
+    assert file.read_text() == "mine"
 
 
 def test_a_draft_for_a_folder_that_is_missing_is_refused(tmp_path: Path) -> None:

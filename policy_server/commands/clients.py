@@ -13,7 +13,7 @@ from policy_server.commands.client import PolicyClient
 from policy_server.commands.native_logs import hidden_native_logs
 from policy_server.errors import SdkError, ServerAnswerError, SettingsError, UsageError
 from policy_server.policy import PolicyBackend
-from policy_server.schema import read_schema
+from policy_server.schema import named_as_example, read_schema
 from policy_server.sdk import (
     BUNDLE,
     LANGUAGES,
@@ -105,8 +105,9 @@ async def _load(settings: Settings) -> Document:
             yield backend
 
     app = create_app(schema, settings, open_backend, api_key=None)
-    async with app.router.lifespan_context(app):
-        return prepare_document(app.openapi(), url=_URL)
+    with named_as_example(settings.schema_path):
+        async with app.router.lifespan_context(app):
+            return prepare_document(app.openapi(), url=_URL)
 
 
 def write_clients(

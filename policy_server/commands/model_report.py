@@ -21,7 +21,13 @@ from policy_server.policy import (
     PolicySignature,
     SignatureTensor,
 )
-from policy_server.schema import ServerSchema, parse_schema, read_schema
+from policy_server.schema import (
+    ServerSchema,
+    find_example_of,
+    named_as_example,
+    parse_schema,
+    read_schema,
+)
 from policy_server.settings import Settings
 
 __all__ = [
@@ -83,7 +89,8 @@ def inspect_model(path: Path | None, settings: Settings) -> ModelReport:
         if schema is None:
             return ModelReport(source, _load(folder, None), None, None)
         try:
-            return ModelReport(source, _load(folder, read_schema(schema)), schema, None)
+            with named_as_example(schema):
+                return ModelReport(source, _load(folder, read_schema(schema)), schema, None)
         except SchemaError as error:
             try:
                 return ModelReport(source, _load(folder, None), schema, error.message)
@@ -187,9 +194,9 @@ def write_draft(text: str, file: Path, *, overwrite: bool) -> None:
         overwrite: replace the file if it exists.
 
     Raises:
-        SchemaError: if the file exists, or can't be written.
+        SchemaError: if the file exists and is no example's, or can't be written.
     """
-    if file.exists() and not overwrite:
+    if file.exists() and not overwrite and find_example_of(file) is None:
         raise SchemaError(f"{file}: exists; give another file, or overwrite it with --overwrite")
     try:
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as scratch:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from policy_server.compiled_cache import carry_outcome
 from policy_server.errors import ModelError
-from policy_server.model_store import unpack_model
+from policy_server.model_store import has_policy, unpack_model
 from policy_server.replacement import incoming_folder, replaced
+from policy_server.schema import find_example_of
 from policy_server.servable import check_servable
 from policy_server.settings import Settings
 
-__all__ = ["clean", "copy_server_files", "unzip"]
+__all__ = ["clean", "copy_server_files", "is_served", "unzip"]
 
 _KEPT = ".gitkeep"
 _CLIENTS = "clients"
@@ -41,6 +42,26 @@ def copy_server_files(source: Path, settings: Settings) -> None:
             shutil.copyfile(file, folder / file.name)
         with replaced([schema.name, model.name], folder):
             _unzip_in_place(unzipped, settings)
+
+
+def is_served(settings: Settings) -> bool:
+    """Return whether a start would have a policy, so that an example needn't take its place.
+
+    Args:
+        settings: where it lies or comes from.
+
+    Raises:
+        ModelError: if several policies lie there, or a schema.yaml of somebody's own without one.
+    """
+    if has_policy(settings):
+        return True
+    schema = settings.schema_path
+    if schema.exists() and find_example_of(schema) is None:
+        raise ModelError(
+            f"{schema}: is no example's, and there is no policy for it; put its "
+            f"{settings.zip_path.name} beside it, or move it away"
+        )
+    return False
 
 
 def unzip(settings: Settings) -> Path:

@@ -22,6 +22,7 @@ from policy_server.sb3_export.draft import (
 from policy_server.sb3_export.proof import prove_export
 from policy_server.sb3_export.reading import TrainedPolicy, read_policy
 from policy_server.sb3_export.spaces import name_keys
+from policy_server.schema import find_example_of
 
 __all__ = ["export_policy"]
 
@@ -67,7 +68,7 @@ def export_policy(
     output_dir = Path(output_dir)
     model_file, schema_file = output_dir / "saved_model.zip", output_dir / "schema.yaml"
     for file in (model_file, schema_file):
-        if file.exists() and not overwrite:
+        if file.exists() and not overwrite and find_example_of(file) is None:
             raise ExportError(
                 f"{file}: exists; give another folder, or overwrite it with --overwrite"
             )
