@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 MODEL_FILE = "saved_model.pb"
 _SOURCE_MARK = ".source-sha256"
+_VERSION_DIGITS = 12
 _MOST_MEMBERS = 10_000
 _MOUNT_POINT_ERRNOS = (errno.EBUSY, errno.EXDEV)
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -53,15 +54,18 @@ class Model:
     Attributes:
         folder: holds saved_model.pb.
         digest: the SHA-256 of its files and their names, in hexadecimal.
+        zip_digest: the SHA-256 of the saved_model.zip that it was unpacked from, which a pin
+            states; None where somebody else put its files there.
     """
 
     folder: Path
     digest: str
+    zip_digest: str | None = None
 
     @property
     def version(self) -> str:
-        """Return the start of the digest, which people tell models apart by."""
-        return self.digest[:12]
+        """Return the start of the zip's digest, or else of the files', to tell models apart by."""
+        return (self.zip_digest or self.digest)[:_VERSION_DIGITS]
 
 
 def prepare_model(settings: Settings) -> Path:
@@ -159,7 +163,14 @@ def identify_model(folder: Path) -> Model:
     digest = hashlib.sha256()
     for name, path in _files(folder).items():
         digest.update(f"\0{name}\0{_digest(path)}".encode())
-    return Model(folder, digest.hexdigest())
+    return Model(folder, digest.hexdigest(), _zip_digest(folder))
+
+
+def _zip_digest(folder: Path) -> str | None:
+    try:
+        return (folder / _SOURCE_MARK).read_text()
+    except OSError:
+        return None
 
 
 def unpack_model(zip_path: Path, models: Path, *, max_bytes: int) -> Path:

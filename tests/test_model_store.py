@@ -21,7 +21,13 @@ from pathlib import Path
 import pytest
 
 from policy_server.errors import ModelError
-from policy_server.model_store import find_model, prepare_model, read_model_files, unpack_model
+from policy_server.model_store import (
+    find_model,
+    identify_model,
+    prepare_model,
+    read_model_files,
+    unpack_model,
+)
 from policy_server.settings import Settings
 
 FILES = {
@@ -416,6 +422,25 @@ def test_folder_that_cant_be_written_is_one_line(tmp_path: Path) -> None:
 
 
 @needs_permissions
+def test_version_is_the_start_of_the_digest_that_a_pin_states(tmp_path: Path) -> None:
+    zipped = zip_of(tmp_path / "saved_model.zip")
+
+    model = identify_model(unpack(zipped))
+
+    assert model.version == hashlib.sha256(zipped.read_bytes()).hexdigest()[:12]
+
+
+def test_version_of_files_without_a_zip_is_that_of_their_contents(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "saved_model.pb").write_bytes(folder.name.encode())
+
+    first, second = (identify_model(folder) for folder in folders)
+
+    assert first.version == first.digest[:12] != second.version
+
+
 def test_unpacked_model_is_used_where_nothing_can_be_written(tmp_path: Path) -> None:
     path = zip_of(tmp_path / "saved_model.zip")
     unpack(path)
