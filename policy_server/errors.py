@@ -29,6 +29,7 @@ __all__ = [
     "SettingsError",
     "UnauthorizedError",
     "UnsupportedAnswerError",
+    "UnsupportedEncodingError",
     "UpgradeRequiredError",
     "UsageError",
 ]
@@ -127,6 +128,13 @@ class BodyTooLargeError(PolicyServerError):
     """The request's body, or the batch in it, is larger than a setting allows."""
 
     status = 413
+
+
+class UnsupportedEncodingError(PolicyServerError):
+    """The request's body is packed or encoded in a way that is not taken."""
+
+    status = 415
+    headers: Mapping[str, str] = {"accept-encoding": "gzip, identity"}
 
 
 class ObservationError(PolicyServerError):

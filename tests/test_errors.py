@@ -17,7 +17,9 @@ STATUSES = {
     "OverloadedError": 503,
     "SdkPendingError": 503,
     "UnauthorizedError": 401,
+    "ForbiddenOriginError": 403,
     "UnsupportedAnswerError": 501,
+    "UnsupportedEncodingError": 415,
     "UpgradeRequiredError": 426,
 }
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from policy_server.errors import ObservationError
 from policy_server.observations.batches import BatchLayout, Matrix
+from policy_server.observations.encodings import UTF8_MARK
 from policy_server.observations.models import flatten, problem
 
 __all__ = ["JsonBatchReader"]
@@ -38,6 +39,8 @@ class JsonBatchReader:
         """
         self._layout = layout
         self._form: _Rows | _Columns | None = None
+        # Whether the byte-order mark that may come first has been looked for.
+        self._is_marked = False
         self._buffer = bytearray()
         # Where the buffer starts in the body; what of it has been searched for a place to cut.
         self._line, self._column, self._searched = 1, 1, 0
@@ -47,8 +50,7 @@ class JsonBatchReader:
         """Take the next bytes; see `BatchReader.feed`."""
         self._buffer += data
         if self._form is None:
-            self._drop(self._leading_space(), b"")
-            if not self._buffer:
+            if not self._is_begun() or not self._buffer:
                 return
             self._form = (_Columns if self._buffer[:1] == b"{" else _Rows)(self._layout)
         cut = self._find_cut(self._form)
@@ -56,6 +58,17 @@ class JsonBatchReader:
             end, following = cut
             yield from self._take(self._form, bytes(self._buffer[:end]) + self._form.closing)
             self._drop(following, self._form.opening)
+
+    def _is_begun(self) -> bool:
+        """Take off what stands before the first character; return whether enough is there."""
+        if not self._is_marked:
+            if len(self._buffer) < len(UTF8_MARK) and UTF8_MARK.startswith(self._buffer):
+                return False
+            self._is_marked = True
+            if self._buffer.startswith(UTF8_MARK):
+                del self._buffer[: len(UTF8_MARK)]
+        self._drop(self._leading_space(), b"")
+        return True
 
     def close(self) -> Iterator[Matrix]:
         """Take the end of the body; see `BatchReader.close`."""

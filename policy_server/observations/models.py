@@ -19,6 +19,7 @@ from pydantic.annotated_handlers import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 from policy_server.errors import ObservationError
+from policy_server.observations.encodings import UTF8_MARK, check_encoding
 from policy_server.schema import (
     EXACT_INTEGER_MAX,
     FLOAT32_MAX,
@@ -234,25 +235,32 @@ def validate(parse: Callable[[bytes], Parsed], body: bytes) -> Parsed:
 
     Args:
         parse: pydantic's function.
-        body: UTF-8 JSON.
+        body: UTF-8 JSON; a byte-order mark in front is passed over.
 
     Returns:
         What was parsed.
 
     Raises:
         ObservationError: with the first 100 mistakes.
+        UnsupportedEncodingError: if the body is no text in UTF-8.
     """
     try:
         return parse(body)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
+        if found[0]["type"] == "json_invalid":
+            # Looked at here alone, since other bodies are nearly all.
+            if body.startswith(UTF8_MARK):
+                return validate(parse, body.removeprefix(UTF8_MARK))
+            check_encoding(body)
         raise ObservationError([_translate(item) for item in found[:_MOST_PROBLEMS]]) from error
 
 
 def _translate(item: ErrorDetails) -> dict[str, Any]:
     loc, context = ["body", *item["loc"]], item.get("ctx", {})
     if item["type"] == "json_invalid":
-        return problem("json_invalid", ["body"], f"JSON decode error: {context['error']}")
+        reason = context["error"].replace("invalid unicode code point", "no character of UTF-8")
+        return problem("json_invalid", ["body"], f"JSON decode error: {reason}")
     wanted = TOO_LARGE.get(context.get("le", -context.get("ge", 0)))
     if wanted is not None:
         return problem("number_too_large", loc, f"Input should {wanted}")

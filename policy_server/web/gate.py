@@ -22,6 +22,7 @@ from policy_server.errors import (
 from policy_server.metrics import Metrics
 from policy_server.settings import ENV_PREFIX
 from policy_server.web.cross_origin import CrossOrigin
+from policy_server.web.packed_bodies import unpacked
 from policy_server.web.problems import send_error
 
 __all__ = ["OPEN_PATHS", "ROUTES", "Gate"]
@@ -50,6 +51,7 @@ _HEADERS = frozenset(
         b"access-control-request-method",
         b"access-token",
         b"authorization",
+        b"content-encoding",
         b"content-length",
         b"origin",
         b"x-request-id",
@@ -97,7 +99,7 @@ class Gate:
         self._key_digest = None if api_key is None else sha256(api_key.encode()).digest()
         self._root_path = root_path
         self._limits = {
-            is_batch: (limit, f"the body is larger than {limit} bytes ({ENV_PREFIX}{name})")
+            is_batch: (limit, f"body is larger than {limit} bytes ({ENV_PREFIX}{name})")
             for is_batch, limit, name in (
                 (False, max_body_bytes, "MAX_BODY_BYTES"),
                 (True, max_batch_body_bytes, "MAX_BATCH_BODY_BYTES"),
@@ -143,7 +145,7 @@ class Gate:
             return
         try:
             self._admit(path, scope, headers)
-            limited = self._limited(path, headers, receive)
+            limited = self._limited(path, scope, headers, receive)
         except PolicyServerError as error:
             await send_error(error, scope, receive, send_with_id)
             return
@@ -222,23 +224,35 @@ class Gate:
         if not secrets.compare_digest(sha256(given.encode()).digest(), self._key_digest):
             raise UnauthorizedError("wrong access key")
 
-    def _limited(self, path: str, headers: Mapping[bytes, str], receive: Receive) -> Receive:
+    def _limited(
+        self, path: str, scope: Scope, headers: Mapping[bytes, str], receive: Receive
+    ) -> Receive:
         limit, too_large = self._limits[path.endswith(_BATCH)]
         length = headers.get(b"content-length", "")
         if _LENGTH.fullmatch(length):
             if int(length) > limit:
-                raise BodyTooLargeError(too_large)
+                raise BodyTooLargeError(f"the {too_large}")
             # The HTTP server reads no more than the length that the client states.
-            return receive
-        received = 0
+            counted = receive
+        else:
+            counted = _counted(receive, limit, f"the {too_large}")
+        coding = headers.get(b"content-encoding")
+        if coding is None or scope.get("method") != "POST":
+            return counted
+        return unpacked(counted, coding, limit=limit, too_large=f"the unpacked {too_large}")
 
-        async def limited_receive() -> Message:
-            nonlocal received
-            message = await receive()
-            if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                if received > limit:
-                    raise BodyTooLargeError(too_large)
-            return message
 
-        return limited_receive
+def _counted(receive: Receive, limit: int, too_large: str) -> Receive:
+    """Return what gives a body up to a limit."""
+    received = 0
+
+    async def counted_receive() -> Message:
+        nonlocal received
+        message = await receive()
+        if message["type"] == "http.request":
+            received += len(message.get("body", b""))
+            if received > limit:
+                raise BodyTooLargeError(too_large)
+        return message
+
+    return counted_receive

@@ -21,7 +21,8 @@ _DESCRIPTION = """Serves a trained reinforcement-learning policy: observations i
 
 Every route but the health checks and the documentation takes the access key in the header
 `access-token`, or as `Authorization: Bearer`. Errors have the shape `{"detail": ...}`; every answer
-carries an `x-request-id`.
+carries an `x-request-id`. Bodies are JSON in UTF-8, or arrays where a route takes them; with the
+header `content-encoding: gzip` they may be packed.
 
 Each route that answers one observation has a twin for web sockets, such as `WS /predict/stream`:
 one observation a frame in JSON or MessagePack, one answer a frame, in order, many in flight."""
@@ -37,6 +38,10 @@ _ERRORS = {
     413: (
         "a body that is too large",
         "the body is larger than 1048576 bytes (POLICY_SERVER_MAX_BODY_BYTES)",
+    ),
+    415: (
+        "a body that is packed or encoded in a way that is not taken",
+        "content-encoding 'br' is not taken; send the body packed with gzip, or as it is",
     ),
     500: (
         "a policy that fails",
@@ -115,7 +120,7 @@ def _describe_answer(operation: Document, policy: ServedPolicy, kind: str, *, is
     if example is not None:
         answer["application/json"]["example"] = example
     operation["responses"]["200"] = {"description": "The policy's answer", "content": answer}
-    _describe_errors(operation, 413, 500, 501, 503)
+    _describe_errors(operation, 413, 415, 500, 501, 503)
 
 
 def _describe_batch(operation: Document, policy: ServedPolicy, kind: str, *, is_raw: bool) -> None:
@@ -139,7 +144,7 @@ def _describe_batch(operation: Document, policy: ServedPolicy, kind: str, *, is_
         "description": "The policy's answers",
         "content": {**answer, NPY: _BINARY},
     }
-    _describe_errors(operation, 408, 413, 500, 501, 503)
+    _describe_errors(operation, 408, 413, 415, 500, 501, 503)
 
 
 def _batch_of_one(answer: Document) -> Document:
