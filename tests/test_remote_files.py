@@ -978,10 +978,11 @@ def test_command_says_what_is_wrong(
     monkeypatch.setenv("POLICY_SERVER_HOME", str(settings.home))
 
     assert generate.main(["fetch", "none.zip"]) == 1
-    assert generate.main(["fetch", "ftp://x", "--schema-uri", "x"]) == 1
-    assert generate.main(["fetch", "x", "--schema-uri", "s3://x"]) == 1
+    assert generate.main(["fetch", "ftp://x", "--schema-uri", "x"]) == 2
+    assert generate.main(["fetch", "x", "--schema-uri", "s3://x"]) == 2
 
-    assert capsys.readouterr().err.splitlines()[-2:] == [
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("generate.py: ")][-2:] == [
         "generate.py: URI: expected s3://, gs://, https://, file:// or a path, got ftp://",
         "generate.py: --schema-uri: expected s3://bucket/key, got s3://x",
     ]

@@ -24,6 +24,9 @@ from policy_server.schema import NumberRange, ObservationField, number_range
 
 __all__ = ["ObservationSpace"]
 
+# Lists in lists: what pydantic reads of JSON.
+_DEEPEST = 200
+
 
 class ObservationSpace:
     """The observations that one schema.yaml and the policy's own type allow.
@@ -228,10 +231,24 @@ class ObservationSpace:
 
 
 def _as_json(values: object) -> bytes:
+    message = "Input should hold numbers, booleans, text, lists and maps only, less deeply nested"
+    refused = ObservationError([problem("value_invalid", ["body"], message)])
+    if _is_deeper(values, _DEEPEST):
+        raise refused
     try:
         return json.dumps(values).encode()
-    except (TypeError, RecursionError) as error:
-        message = (
-            "Input should hold numbers, booleans, text, lists and maps only, less deeply nested"
-        )
-        raise ObservationError([problem("value_invalid", ["body"], message)]) from error
+    except TypeError as error:
+        raise refused from error
+
+
+def _is_deeper(values: object, levels: int) -> bool:
+    containers = [values]
+    for _ in range(levels + 1):
+        # Not by recursion, whose limit is another one in each version of Python.
+        containers = [
+            item
+            for container in containers
+            if isinstance(container, (list, dict))
+            for item in (container.values() if isinstance(container, dict) else container)
+        ]
+    return bool(containers)

@@ -183,6 +183,7 @@ async def test_mistake_is_the_422_of_the_post_route_and_the_connection_stays(mis
         pytest.param(b"\xc0\xc0", "msgpack_invalid", id="two values"),
         pytest.param(b"\x91" * 5000, "msgpack_invalid", id="too deep to unpack"),
         pytest.param(b"\x91" * 990 + b"\xc0", "value_invalid", id="too deep for JSON"),
+        pytest.param(b"\x91" * 201 + b"\xc0", "value_invalid", id="just too deep for JSON"),
         pytest.param(b"\xdf\xff\xff\xff\xff", "msgpack_invalid", id="map of four billion"),
         pytest.param(msgpack.packb({1: 2}), "msgpack_invalid", id="number as a key"),
         pytest.param(b"\x81\xa1\xff\x01", "msgpack_invalid", id="no UTF-8"),
