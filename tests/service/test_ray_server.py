@@ -260,7 +260,9 @@ def test_proxy_in_the_environment_is_not_asked_for_this_machine(tmp_path: Path) 
     with running_server(home_of("ppo_discrete", tmp_path), environment=environment) as server:
         with server.client() as client:
             answer = client.post("/predict", json=CASES[0]["observation"])
-        assert wait_until(lambda: "ray_serve" in httpx.get(server.metrics_url, timeout=5).text)
+        # A figure that comes from Ray's own page.
+        metrics = server.metrics_url
+        assert wait_until(lambda: "policy_server_replicas 1.0" in httpx.get(metrics).text)
         lines = server.output().splitlines()
 
     assert answer.status_code == 200
