@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import importlib.resources
-import json
 import logging
 import re
 import subprocess
@@ -23,6 +22,8 @@ import orjson
 from policy_server.errors import SdkError
 from policy_server.sdk.document import Document
 from policy_server.sdk.languages import Language
+from policy_server.sdk.mends import mend
+from policy_server.sdk.names import observation_names
 from policy_server.sdk.readme import observation_model, render_readme
 
 __all__ = ["Files", "generate", "generator_version"]
@@ -41,31 +42,6 @@ _JVM_OPTIONS = (
     "-XX:-UsePerfData",
     "-XX:ActiveProcessorCount=1",
     "-Xmx512m",
-)
-_PLACEHOLDER = b"GIT_USER_ID"
-_MENDED = (
-    ("go.mod", rb"(?m)^module .*$", b"module policyclient"),
-    # It holds every item of a list to be text, numbers too.
-    ("*.R", rb"(?m)^ *sapply\(.*stopifnot\(is\.character\(x\)\)\)\n", b""),
-    # It leaves a list of anything empty.
-    (
-        "*.R",
-        rb"ApiClient\$new\(\)\$deserializeObj\((\S+), \"array\[AnyType\]\", .*\)",
-        rb"as.list(\1)",
-    ),
-    # It refuses NULL, which is the default of the very argument.
-    ("*.R", rb"      if \(!missing\(`\w+`\) && is\.null\(`\w+`\)\) \{\n.*\n      \}\n", b""),
-    # Java's client asks for HTTP/2 at first, and uvicorn loses the body of a request that does.
-    (
-        "ApiClient.java",
-        rb"HttpClient\.newBuilder\(\)",
-        b"HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1)",
-    ),
-    (
-        "api/*.scala",
-        rb"(?m)^( +)basicRequest$",
-        rb"\1basicRequest\n\1  .httpVersion(sttp.model.HttpVersion.HTTP_1_1)",
-    ),
 )
 _LOGGED_CHARACTERS = 4000
 _UNUSED_PARTS = "apiTests=false,modelTests=false,apiDocs=false,modelDocs=false"
@@ -125,6 +101,7 @@ def _command(document: Document, language: Language, folder: Path) -> list[str]:
         *("--global-property", _UNUSED_PARTS),
         *("--additional-properties", _joined(options)),
         *("--operation-id-name-mappings", _joined(_operation_names(document, language))),
+        *("--name-mappings", _joined(observation_names(document, language.name))),
     ]
 
 
@@ -171,10 +148,11 @@ async def _run(command: Sequence[str], language: Language) -> None:
 
 def _collect(folder: Path, document: Document, language: Language) -> Files:
     files: dict[PurePosixPath, bytes] = {}
+    names = observation_names(document, language.name)
     for path in folder.rglob("*"):
         file = PurePosixPath(path.relative_to(folder).as_posix())
         if path.is_file() and language.keeps(file):
-            files[file] = _tidy(file, path.read_bytes())
+            files[file] = mend(file, path.read_bytes(), names)
     model = observation_model(document)
     snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", model).lower()
     source = PurePosixPath(language.model.format(name=model, snake=snake))
@@ -182,18 +160,3 @@ def _collect(folder: Path, document: Document, language: Language) -> Files:
         raise SdkError(f"{language.title}: the generator wrote no {source}")
     readme = render_readme(document, language, files[source].decode())
     return {**files, PurePosixPath("README.md"): readme.encode()}
-
-
-def _tidy(file: PurePosixPath, content: bytes) -> bytes:
-    """Mend what openapi-generator 7.26.0 writes wrong, or with placeholders of a repository."""
-    if file.name == "package.json":
-        package = json.loads(content)
-        package.pop("repository", None)
-        return json.dumps(package | {"license": "Apache-2.0"}, indent=2).encode() + b"\n"
-    for name, pattern, replacement in _MENDED:
-        if file.match(name):
-            content = re.sub(pattern, replacement, content)
-    if _PLACEHOLDER in content:
-        lines = content.splitlines(keepends=True)
-        return b"".join(line for line in lines if _PLACEHOLDER not in line)
-    return content

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -28,8 +27,6 @@ class Language:
         options: what it takes as `--additional-properties`; see docs/generators of its repository.
         version_option: the option that takes the version.
         model: the file of the model `{name}`.
-        property_pattern: finds the names of a model's properties in that file, in the document's
-            order: some are changed, since a language has reserved words and rules of its own.
         dropped: patterns of files that its users don't need.
         raw: what the names of methods for flat observations end in.
     """
@@ -40,7 +37,6 @@ class Language:
     options: Mapping[str, str]
     version_option: str
     model: str
-    property_pattern: re.Pattern[str]
     dropped: tuple[str, ...] = ()
     raw: str = "raw"
 
@@ -75,7 +71,6 @@ _ALL = (
         {"packageName": "policy_client", "projectName": SDK_NAME},
         "packageVersion",
         "policy_client/models/{snake}.py",
-        re.compile(r"^    (\w+): (?!ClassVar)", re.MULTILINE),
         dropped=("setup.py", "setup.cfg", "tox.ini", "requirements.txt", "test-requirements.txt"),
     ),
     Language(
@@ -95,9 +90,6 @@ _ALL = (
         },
         "artifactVersion",
         f"src/main/java/{_JVM_FOLDER}/model/{{name}}.java",
-        re.compile(
-            r"^  public [A-Z]\w* (?!add[A-Z]\w*Item\()(\w+)\(@\S+ \S+ \w+\) \{", re.MULTILINE
-        ),
         dropped=("build.*", "settings.gradle", "gradle.properties", "AndroidManifest.xml"),
     ),
     Language(
@@ -108,16 +100,14 @@ _ALL = (
         {**_MAVEN, "mainPackage": _JVM_PACKAGE, "modelPropertyNaming": "original"},
         "artifactVersion",
         f"src/main/scala/{_JVM_FOLDER}/model/{{name}}.scala",
-        re.compile(r"^  (`?\w+`?): ", re.MULTILINE),
     ),
     Language(
         "r",
         "R",
         "r",
-        {"packageName": "policyclient", "library": "httr2"},
+        {"packageName": "policyclient", "library": "httr2", "returnExceptionOnFailure": "true"},
         "packageVersion",
         "R/{snake}.R",
-        re.compile(r"^    (`\w+`) = NULL,$", re.MULTILINE),
         dropped=("tests/*", "tests/*/*", ".lintr"),
     ),
     Language(
@@ -127,7 +117,6 @@ _ALL = (
         {"npmName": SDK_NAME, "modelPropertyNaming": "original"},
         "npmVersion",
         "src/models/{name}.ts",
-        re.compile(r"^    (\w+)\??: ", re.MULTILINE),
         # Of each method there is a twin that ends in Raw already: it gives the response itself.
         raw="flat",
     ),
@@ -143,7 +132,6 @@ _ALL = (
         },
         "packageVersion",
         "src/PolicyClient/Model/{name}.cs",
-        re.compile(r"[ <>](\w+) = default(?=[,)])"),
         dropped=("src/PolicyClient.Test/*",),
     ),
     Language(
@@ -153,7 +141,6 @@ _ALL = (
         {"packageName": "policyclient"},
         "packageVersion",
         "model_{snake}.go",
-        re.compile(r"^\t(\w+) .*`json:", re.MULTILINE),
     ),
     Language(
         "kotlin",
@@ -162,7 +149,6 @@ _ALL = (
         {**_MAVEN, "packageName": _JVM_PACKAGE},
         "artifactVersion",
         f"src/main/kotlin/{_JVM_FOLDER}/models/{{name}}.kt",
-        re.compile(r"^    val (`?\w+`?): ", re.MULTILINE),
     ),
 )
 LANGUAGES: Mapping[LanguageName, Language] = {language.name: language for language in _ALL}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,9 +11,11 @@ from policy_server.errors import SdkError
 from policy_server.sdk.document import Document
 from policy_server.sdk.examples import EXAMPLES
 from policy_server.sdk.languages import Language
+from policy_server.sdk.names import NAMINGS, observation_names
 
 __all__ = ["observation_model", "render_readme"]
 
+_NAME = re.compile(r"`\w+`|\w+")
 Literal = Callable[[Any], str]
 
 _README = """# {title} client of Policy Server
@@ -57,19 +60,20 @@ def render_readme(document: Document, language: Language, source: str) -> str:
     Args:
         document: what the SDK is generated from.
         language: of the SDK.
-        source: the generated file of `observation_model`, which has the properties' names.
+        source: the generated file of `observation_model`.
 
     Raises:
-        SdkError: if the names can't be read from it.
+        SdkError: if a property of the example is not in it.
     """
     model = observation_model(document)
     schema = document["components"]["schemas"][model]
     observation: dict[str, Any] = schema["examples"][0]
-    names = language.property_pattern.findall(source)
-    if len(names) != len(observation):
+    names = observation_names(document, language.name)
+    missing = sorted(set(names.values()) - set(_NAME.findall(source)))
+    if missing:
         raise SdkError(
-            f"{language.title}: expected {len(observation)} properties of {model}, found "
-            f"{len(names)}; is another version of openapi-generator-cli installed?"
+            f"{language.title}: expected the property {missing[0]} in {model}, found none; is "
+            "another version of openapi-generator-cli installed?"
         )
     kinds = [_kind(schema["properties"][name]) for name in observation]
     values = [
@@ -79,7 +83,7 @@ def render_readme(document: Document, language: Language, source: str) -> str:
     example = EXAMPLES[language.name]
     raw = language.raw if model == "RawObservation" else ""
     words = {
-        "%properties%": _properties(language, names, values),
+        "%properties%": _properties(language, [names[name] for name in observation], values),
         "%model%": model,
         "%argument%": model[0].lower() + model[1:],
         "%url%": document["servers"][0]["url"],
@@ -120,7 +124,11 @@ def _describe_actions(document: Document) -> str:
 def _properties(language: Language, names: Sequence[str], values: Sequence[str]) -> str:
     """Return one line a property, in the way that the language names them."""
     before, between, after, last = _FORMS[language.name]
-    lines = [f"{before}{name}{between}{value}" for name, value in zip(names, values, strict=True)]
+    argument = NAMINGS[language.name].argument
+    lines = [
+        f"{before}{argument(name)}{between}{value}"
+        for name, value in zip(names, values, strict=True)
+    ]
     return (after + "\n").join(lines) + last
 
 
@@ -129,7 +137,7 @@ _FORMS = {
     "python": ("    ", "=", ",", ","),
     "java": ("            .", "(", ")", ")"),
     "scala": ("    ", " = ", ",", ""),
-    "r": ("  ", " = ", ",", ""),
+    "r": ("  `", "` = ", ",", ""),
     "typescript": ("    ", ": ", ",", ","),
     "csharp": ("    ", ": ", ",", ""),
     "go": ("\t\t", ": ", ",", ","),

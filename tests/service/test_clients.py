@@ -35,15 +35,21 @@ pytestmark = [pytest.mark.service, pytest.mark.timeout(900)]
 LOCAL = {"POLICY_SERVER_BACKEND": "local"}
 # What the Debian package libjakarta-annotation-api-java installs; Jackson is in the generator.
 ANNOTATIONS = Path("/usr/share/java/jakarta-annotation-api.jar")
-# An action with a number and a vector, behind a prefix, with names that languages reserve.
+# An action with a number and a vector, behind a prefix, with names that languages reserve or spell
+# alike.
+_NAMES = (
+    *("_id", "class", "hasUp", "T", "t", "a_b", "aB", "a__b", "true", "if", "from", "self", "type"),
+    *("object", "default", "nil", "fun", "val", "None", "copy", "toJSON", "com", "this", "print"),
+)
 MIXED = f"""
 observations:
-  _id: {{type: int, example: 3}}
-  class: {{type: float, example: -1.5}}
-  hasUp: {{type: bool, example: true}}
+{"".join(f'  "{name}": {{type: int, example: {i}}}' + chr(10) for i, name in enumerate(_NAMES))}
+  up: {{type: bool, example: true}}
   in: {{type: "List[float]", min_items: 1, max_items: 1, example: [0.5]}}
+  self_value: {{type: float, example: -1.5}}
 parameters: {{api_key: {KEY}, url_path: app/v1}}
 """
+WIDTH = len(_NAMES) + 3
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ def tool(name: str, package: str) -> str:
 @contextmanager
 def mixed_server(home: Path) -> Iterator[str]:
     components = components_of(("categorical", 2), ("normal", 2))
-    backend = FakeBackend(signature_of(components, width=4), (0.0,) * 6)
+    backend = FakeBackend(signature_of(components, width=WIDTH), (0.0,) * 6)
     schema = parse_schema(MIXED)
     app = create_app(schema, Settings(home=home), lambda: opened(backend), api_key=schema.api_key)
     port = free_port()
@@ -152,7 +158,8 @@ def served(
 
 def _download(url: str, folder: Path, action: list[object]) -> Served:
     unpack(fetch(url, "/clients").content, folder)
-    unpack(fetch(url, "/clients/typescript").content, folder / "typescript")
+    for name in ("typescript", "go"):
+        unpack(fetch(url, f"/clients/{name}").content, folder / name)
     return Served(folder, url, action)
 
 
@@ -210,6 +217,29 @@ def test_r_sdk_is_installed_and_gets_an_action(served: Served, tmp_path: Path) -
     assert float(numbers[-1]) > 0
 
 
+def test_r_sdk_sends_lists_as_lists_and_stops_on_an_error(served: Served, tmp_path: Path) -> None:
+    r = tool("R", "r-base-core")
+    folder = served.example("r", "r", "example.R")
+    program = (folder / "example.R").read_text()
+    vectors, _, _ = program.replace("list(", "c(").partition("answer <-")
+    (folder / "lists.R").write_text(
+        vectors + "cat(observation$toJSONString())\n"
+        "cat('', class(policy$Predict(observation)$actions))\n"
+        "policy$api_client$api_keys <- c('access-token' = 'wrong')\n"
+        "tryCatch(policy$Predict(observation), error = function(e) cat('', conditionMessage(e)))\n"
+    )
+    served.run(r, "CMD", "INSTALL", "--no-test-load", f"--library={tmp_path}", ".", folder=folder)
+
+    output = served.run("Rscript", "lists.R", folder=folder, R_LIBS=str(tmp_path))
+
+    sent, kind, error = output.split(" ", 2)
+    assert httpx.post(
+        served.url + "/predict", content=sent, headers={"access-token": KEY}
+    ).is_success
+    assert kind == "list"
+    assert error.startswith('401 {"detail":')
+
+
 def test_typescript_sdk_is_compiled_and_gets_an_action(served: Served, tmp_path: Path) -> None:
     npm, node = tool("npm", "npm"), tool("node", "nodejs")
     folder = served.example("typescript", "typescript", "example.mjs")
@@ -221,6 +251,31 @@ def test_typescript_sdk_is_compiled_and_gets_an_action(served: Served, tmp_path:
     output = served.run(node, "example.mjs", folder=tmp_path)
 
     served.assert_printed(" ".join(output.split()))
+
+
+def test_go_sdk_is_compiled_and_gets_an_action(served: Served, tmp_path: Path) -> None:
+    go = tool("go", "golang-go")
+    folder = served.example("go", "go", "example.go")
+    (folder / "example.go").rename(tmp_path / "example.go")
+    # It states a newer Go than Debian 12 has, and uses nothing of it.
+    module = (folder / "go.mod").read_text()
+    (folder / "go.mod").write_text(re.sub(r"(?m)^go .*$", "go 1.19", module))
+    offline = {"GOFLAGS": "-mod=mod", "GOPROXY": "off", "GOCACHE": str(tmp_path / "cache")}
+
+    served.run(go, "mod", "init", "example", folder=tmp_path, **offline)
+    required = ("-require=policyclient@v0.0.0", f"-replace=policyclient={folder}")
+    served.run(go, "mod", "edit", *required, folder=tmp_path, **offline)
+    output = served.run(go, "run", "example.go", folder=tmp_path, **offline)
+
+    actions, probability = output.strip().rsplit(maxsplit=1)
+    assert re.sub(r"[\d.e-]+", "0", actions) == _in_go(served.action)
+    assert float(probability) > 0
+
+
+def _in_go(action: object) -> str:
+    if isinstance(action, list):
+        return f"[{' '.join(map(_in_go, action))}]"
+    return "0"
 
 
 def test_two_starts_of_the_same_policy_have_the_same_sdk(tmp_path: Path) -> None:

@@ -1,0 +1,121 @@
+"""What openapi-generator 7.26.0 writes wrong, or with placeholders of a repository, made right."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+
+__all__ = ["mend"]
+
+_PLACEHOLDER = b"GIT_USER_ID"
+_PATTERNS = (
+    ("go.mod", rb"(?m)^module .*$", b"module policyclient"),
+    # It holds every item of a list to be text, numbers too, and refuses an empty list.
+    ("*.R", rb"(?m)^ *(?:\w+ <- )?sapply\(.*stopifnot\(is\.character\(x\)\)\)\n", b""),
+    ("*.R", rb"stopifnot\(is\.vector\((\S+)\), length\(\S+\) != 0\)", rb"stopifnot(is.vector(\1))"),
+    # It makes a list of one number a number, and leaves a list of anything empty.
+    (
+        "*.R",
+        rb"(jsonlite::fromJSON\((?:input_json|input|raw_response))\)",
+        rb"\1, simplifyVector = FALSE)",
+    ),
+    (
+        "api_client.R",
+        rb" *if \(c\(inner_return_type\) %in% primitive_types\) \{\n(?:.*\n)+?"
+        rb"(?=      \} else if \(exists)",
+        b"        return_obj <- lapply(obj, function(item) {\n"
+        b"          self$deserializeObj(item, inner_return_type, pkg_env)\n"
+        b"        })\n",
+    ),
+    (
+        "api_client.R",
+        rb"jsonlite::toJSON\(obj, digits = NA, auto_unbox = TRUE\)",
+        b'jsonlite::toJSON(obj, digits = NA, auto_unbox = TRUE, null = "null")',
+    ),
+    # It refuses NULL, which is the default of the very argument.
+    ("*.R", rb"      if \(!missing\(`\w+`\) && is\.null\(`\w+`\)\) \{\n.*\n      \}\n", b""),
+    # Its errors don't tell the status, and its retries call functions that no package has.
+    (
+        "*_api.R",
+        rb"stop\(local_var_error_msg\)",
+        b"stop(paste(local_var_resp$status_code, local_var_error_msg), call. = FALSE)",
+    ),
+    (
+        "api_client.R",
+        rb" *req <- req %>% retry_max_tries\(.*\n *req <- req %>% retry_max_seconds\(.*\n",
+        b"        retry <- list(req = req, max_tries = self$max_retry_attempts)\n"
+        b"        # From httr2 1.1.0 on a lost connection is tried again on demand only.\n"
+        b'        if ("retry_on_failure" %in% names(formals(req_retry))) {\n'
+        b"          retry$retry_on_failure <- TRUE\n"
+        b"        }\n"
+        b"        req <- do.call(req_retry, retry)\n",
+    ),
+    # Java's client asks for HTTP/2 at first, and uvicorn loses the body of a request that does.
+    (
+        "ApiClient.java",
+        rb"HttpClient\.newBuilder\(\)",
+        b"HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1)",
+    ),
+    (
+        "api/*.scala",
+        rb"(?m)^( +)basicRequest$",
+        rb"\1basicRequest\n\1  .httpVersion(sttp.model.HttpVersion.HTTP_1_1)",
+    ),
+    # Without brackets it would set what the object inherits from.
+    ("*.ts", rb"'__proto__':", b"['__proto__']:"),
+)
+
+
+def mend(file: PurePosixPath, content: bytes, names: Mapping[str, str]) -> bytes:
+    """Return a generated file as it has to be.
+
+    Args:
+        file: its path in the SDK.
+        content: what the generator wrote.
+        names: what each observation is called in the SDK's language.
+    """
+    if file.name == "package.json":
+        package = json.loads(content)
+        package.pop("repository", None)
+        return json.dumps(package | {"license": "Apache-2.0"}, indent=2).encode() + b"\n"
+    for name, pattern, replacement in _PATTERNS:
+        if file.match(name):
+            content = re.sub(pattern, replacement, content)
+    if file.name == "JsonSupport.scala":
+        content = _rename_in_scala(content, names)
+    elif file.suffix == ".R":
+        content = _send_lists_as_lists(content)
+    if _PLACEHOLDER in content:
+        lines = content.splitlines(keepends=True)
+        return b"".join(line for line in lines if _PLACEHOLDER not in line)
+    return content
+
+
+def _rename_in_scala(content: bytes, names: Mapping[str, str]) -> bytes:
+    """Send each observation under its own name; json4s takes that of the class."""
+    renamed = [
+        f'FieldSerializer.renameTo("{chosen}", "{name}")'
+        for name, chosen in names.items()
+        if chosen.strip("`") != name
+    ]
+    if not renamed:
+        return content
+    joined = " orElse\n    ".join(renamed)
+    serializer = f"FieldSerializer[Observation](\n    {joined}\n  )"
+    return re.sub(
+        rb"(?m)^  implicit val format: .*$",
+        lambda line: line[0] + f" +\n  {serializer}".encode(),
+        content,
+    )
+
+
+def _send_lists_as_lists(content: bytes) -> bytes:
+    """Make lists of R's vectors, since jsonlite writes a vector of one number as a number."""
+    for name in set(re.findall(rb"stopifnot\(is\.vector\((`\w+`)\)\)", content)):
+        own = rb"self$" + name
+        content = re.sub(
+            rb"(?m)(?<=<-\n)( +)(" + re.escape(own) + rb")$", rb"\1as.list(\2)", content
+        )
+    return content
