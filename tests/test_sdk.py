@@ -42,6 +42,27 @@ observations:
 parameters: {api_key: key}
 """
 
+TIMEOUTS = {
+    "python": "_request_timeout=10",
+    "java": "setReadTimeout(Duration.ofSeconds(10))",
+    "scala": "readTimeout(10.seconds)",
+    "r": "timeout = 10",
+    "typescript": "AbortSignal.timeout(10_000)",
+    "csharp": "Timeout = TimeSpan.FromSeconds(10)",
+    "go": "Timeout: 10 * time.Second",
+    "kotlin": "callTimeout(Duration.ofSeconds(10))",
+}
+RETRIES = {
+    "python": "urllib3.Retry(3, allowed_methods=None",
+    "java": '"jdk.httpclient.enableAllMethodRetry", "true"',
+    "scala": '"jdk.httpclient.enableAllMethodRetry", "true"',
+    "r": "max_retry_attempts = 3",
+    "typescript": "fetchApi: fetchAgain",
+    "csharp": "new HttpClient(new Retrying())",
+    "go": "Transport: retrying{}",
+    "kotlin": "retryOnConnectionFailure(true)",
+}
+
 
 async def served_document(schema: str = SCHEMA) -> Document:
     async with serve(key=None, schema=schema) as client:
@@ -157,6 +178,9 @@ async def test_sdk_has_an_example_with_the_policys_own_observation(name: Languag
     assert b"http://localhost:1234/app/v1" in text
     assert "POLICY_SERVER_API_KEY" in readme
     assert "-1.5" in readme
+    assert RETRIES[name] in readme
+    assert TIMEOUTS[name] in readme
+    assert "401 for a wrong key" in readme
     assert "%" not in readme.replace('%% "policy-client" %', "")
     assert document["info"]["version"].encode() in text
     assert b"GIT_USER_ID" not in text
@@ -225,8 +249,8 @@ async def test_sdk_is_generated_once_for_a_content(tmp_path: Path) -> None:
 
     assert fake.calls == ["python", "python"]
     assert contents == [again, again]
-    assert files_of(again)[PurePosixPath("b/code")] == b"first"
-    assert files_of(other)[PurePosixPath("b/code")] == b"second"
+    assert files_of(again)[PurePosixPath("python/b/code")] == b"first"
+    assert files_of(other)[PurePosixPath("python/b/code")] == b"second"
 
 
 async def test_requests_at_once_wait_for_one_generation_at_a_time(tmp_path: Path) -> None:
@@ -284,7 +308,7 @@ async def test_zip_is_the_same_bytes_each_time(tmp_path: Path) -> None:
 
     with zipfile.ZipFile(io.BytesIO(first)) as archive:
         assert archive.testzip() is None
-        assert archive.namelist() == ["README.md", "b/code"]
+        assert archive.namelist() == ["python/README.md", "python/b/code"]
     assert first == second
 
 

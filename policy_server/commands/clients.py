@@ -136,7 +136,8 @@ def write_clients(
     _check_are_ours([output / name for name in languages])
     for done, name in enumerate(languages):
         on_progress(done, len(languages))
-        files = files_of(asyncio.run(_fetch(Sdk.of(document, [name]), settings.sdks_path)))
+        content = asyncio.run(_fetch(Sdk.of(document, [name]), settings.sdks_path))
+        files = {path.relative_to(name): text for path, text in files_of(content).items()}
         try:
             _replace(output / name, files)
         except OSError as error:

@@ -41,7 +41,11 @@ the policy's mode, `distribution` the exact distribution of the actions; each ha
 observations, whose name ends in `{raw}`. They are spelled as is usual in {title}.
 The `actions` of this policy are {actions}.
 
-An error of the server has the status and the body `{{"detail": ...}}`.
+The example waits ten seconds for an answer. A prediction changes nothing on the server, so one
+whose connection was lost is asked again.
+
+Where the server answers an error (401 for a wrong key, 422 for a wrong observation), a method
+{error}. The body is `{{"detail": ...}}`.
 """
 
 
@@ -99,6 +103,7 @@ def render_readme(document: Document, language: Language, source: str) -> str:
         fence=example.fence,
         example=_fill(example.program, words).strip("\n"),
         raw=language.raw,
+        error=example.error,
         actions=_describe_actions(document),
     )
 

@@ -57,7 +57,7 @@ class Sdk:
 
         Args:
             document: what `prepare_document` gave.
-            languages: one, for a zip of its files; or several, each in a folder of its own.
+            languages: one or several, each in a folder of its own.
 
         Raises:
             SdkError: if the generator is not installed.
@@ -134,9 +134,7 @@ class SdkStore:
 
     async def _make(self, sdk: Sdk) -> bytes:
         if len(sdk.languages) > 1:
-            parts = [
-                (name, await self.fetch(Sdk.of(sdk.document, [name]))) for name in sdk.languages
-            ]
+            parts = [await self.fetch(Sdk.of(sdk.document, [name])) for name in sdk.languages]
             content = await asyncio.to_thread(_bundle, parts)
             await asyncio.to_thread(self._write, sdk.key, content)
             return content
@@ -145,6 +143,8 @@ class SdkStore:
             if kept is not None:
                 return kept
             files = await self._generate(sdk.document, LANGUAGES[sdk.languages[0]])
+            folder = PurePosixPath(sdk.languages[0])
+            files = {folder / path: text for path, text in files.items()}
             content = await asyncio.to_thread(_zip, files)
             await asyncio.to_thread(self._write, sdk.key, content)
         logger.info("sdk_generated", extra={"languages": list(sdk.languages)})
@@ -195,7 +195,7 @@ class SdkStore:
 
 
 def files_of(content: bytes) -> dict[PurePosixPath, bytes]:
-    """Return the files of a zip.
+    """Return the files of a zip; the first part of a path is the language.
 
     Args:
         content: what `SdkStore.fetch` gave.
@@ -214,14 +214,8 @@ def _zip(files: Files) -> bytes:
     return buffer.getvalue()
 
 
-def _bundle(parts: Sequence[tuple[str, bytes]]) -> bytes:
-    return _zip(
-        {
-            PurePosixPath(name) / path: content
-            for name, archive in parts
-            for path, content in files_of(archive).items()
-        }
-    )
+def _bundle(parts: Sequence[bytes]) -> bytes:
+    return _zip({path: text for part in parts for path, text in files_of(part).items()})
 
 
 def _try_lock(descriptor: int) -> bool:

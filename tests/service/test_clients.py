@@ -159,7 +159,7 @@ def served(
 def _download(url: str, folder: Path, action: list[object]) -> Served:
     unpack(fetch(url, "/clients").content, folder)
     for name in ("typescript", "go"):
-        unpack(fetch(url, f"/clients/{name}").content, folder / name)
+        unpack(fetch(url, f"/clients/{name}").content, folder)
     return Served(folder, url, action)
 
 

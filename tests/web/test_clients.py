@@ -68,7 +68,7 @@ async def test_clients_of_one_language_are_a_zip_of_its_files(tmp_path: Path) ->
     assert response.headers["content-disposition"] == (
         'attachment; filename="policy-client-typescript.zip"'
     )
-    assert files_of(response.content)[PurePosixPath("language")] == b"typescript"
+    assert files_of(response.content)[PurePosixPath("typescript/language")] == b"typescript"
 
 
 async def test_clients_are_one_zip_with_four_languages(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ async def test_sdk_calls_this_machine_whatever_name_the_client_used(tmp_path: Pa
     async with client_of(tmp_path, Generator()) as client:
         response = await client.get("/clients/go", headers={"host": "evil.example"})
 
-    assert files_of(response.content)[PurePosixPath("address")] == b"http://localhost:8000"
+    assert files_of(response.content)[PurePosixPath("go/address")] == b"http://localhost:8000"
 
 
 async def test_zip_that_the_client_has_is_not_sent_again(tmp_path: Path) -> None:
