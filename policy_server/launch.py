@@ -7,19 +7,18 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import parent_process
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from policy_server.errors import NotReadyError, PolicyServerError, SettingsError
+from policy_server.http_server import Address, find_http_server
+from policy_server.listening import reason_of
 from policy_server.metrics import Metrics, MetricsExporter
 from policy_server.model_store import identify_model, prepare_model
 from policy_server.policy import PolicyBackend
@@ -37,12 +36,16 @@ from policy_server.web import (
     join_writes,
     tune_web_sockets,
 )
+from policy_server.web_process import METRICS_PORT, WebProcess
+from policy_server.workers import Worker
 
 __all__ = ["build_app", "end_start"]
 
 logger = logging.getLogger(__name__)
 
 _SHARE_EVERY_S = 1.0
+# Of an application that another server runs.
+_UNKNOWN = Address("")
 # The status by which uvicorn tells its supervisor that another try would fail too.
 _START_FAILED = 3
 
@@ -61,6 +64,8 @@ def build_app() -> Application:
     tune_web_sockets()
     settings = read_settings()
     _configure_logging(settings.log_level, settings.log_format)
+    process = WebProcess.join()
+    process.claim_ports(settings)
     with _ended_by_signals():
         bring_files(settings, check=partial(check_servable, settings=settings))
     schema = read_schema(settings.schema_path)
@@ -71,12 +76,16 @@ def build_app() -> Application:
 
     @asynccontextmanager
     async def open_backend() -> AsyncIterator[PolicyBackend]:
-        started = time.monotonic()
+        started, is_started = time.monotonic(), False
         logger.info("loading_policy", extra={"backend": settings.backend})
+        server = process.server or find_http_server()
+        if server is not None:
+            server.keep_alive(settings.keep_alive_s)
         try:
             async with AsyncExitStack() as stack:
                 with _cancelled_by_signals(), named_as_example(settings.schema_path):
-                    exporter = await stack.enter_async_context(_exported(settings, metrics))
+                    exporting = _exported(settings, metrics, process.worker)
+                    exporter = await stack.enter_async_context(exporting)
                     opening = _open_backend(settings, schema, metrics)
                     served = await stack.enter_async_context(opening)
                 exporter.foreign_url = served.ray_metrics_url
@@ -86,10 +95,13 @@ def build_app() -> Application:
                     family=signature.family,
                     load_seconds=time.monotonic() - started,
                 )
-                _report(schema, served, exporter.url)
+                address = _UNKNOWN if server is None else server.address()
+                _report(schema, served, exporter.url, address)
+                is_started = True
                 yield served.backend
-        except PolicyServerError:
-            end_supervisor()
+        except Exception:
+            if not is_started:
+                process.end_all()
             raise
         finally:
             drain_output()
@@ -112,7 +124,6 @@ def end_start(error: Exception) -> NoReturn:
     Args:
         error: what `build_app` raised.
     """
-    end_supervisor()
     log_format = find_log_format()
     if not isinstance(error, PolicyServerError):
         _configure_logging("INFO", log_format)
@@ -122,13 +133,9 @@ def end_start(error: Exception) -> NoReturn:
         logger.critical("start_failed", extra={"reason": error.message})
     else:
         sys.stderr.write(f"policy server: {error.message}\n")
+    with suppress(PolicyServerError):
+        WebProcess.join().end_all()
     sys.exit(_START_FAILED)
-
-
-def end_supervisor() -> None:
-    """End `uvicorn --workers N`, which would start a worker that can't serve for ever."""
-    if parent_process() is not None:
-        os.kill(os.getppid(), signal.SIGTERM)
 
 
 @contextmanager
@@ -195,25 +202,25 @@ class _Served:
 
 
 @asynccontextmanager
-async def _exported(settings: Settings, metrics: Metrics) -> AsyncIterator[MetricsExporter]:
+async def _exported(
+    settings: Settings, metrics: Metrics, worker: Worker | None
+) -> AsyncIterator[MetricsExporter]:
     """Serve metrics; of uvicorn's workers whichever gets the port serves them for all."""
-    is_worker = parent_process() is not None
-    shared = Path(tempfile.gettempdir(), f"ps-metrics-{os.getppid()}") if is_worker else None
+    shared = None if worker is None else worker.folder
     exporter = MetricsExporter(metrics, port=settings.metrics_port, shared=shared)
-    if shared is None:
+    if worker is None or shared is None:
         try:
             exporter.start()
         except OSError as error:
             raise SettingsError(
-                f"POLICY_SERVER_METRICS_PORT: port {settings.metrics_port} can't be used: "
-                f"{error.strerror}; set another one, or 0"
+                f"{METRICS_PORT}: port {settings.metrics_port} can't be used: "
+                f"{reason_of(error)}; set another one, or 0"
             ) from error
         try:
             yield exporter
         finally:
             exporter.stop()
         return
-    shared.mkdir(mode=0o700, exist_ok=True)
     sharing = asyncio.create_task(_share(exporter))
     try:
         yield exporter
@@ -221,8 +228,7 @@ async def _exported(settings: Settings, metrics: Metrics) -> AsyncIterator[Metri
         sharing.cancel()
         exporter.stop()
         (shared / f"metrics-{os.getpid()}.json").unlink(missing_ok=True)
-        with suppress(OSError):
-            shared.rmdir()
+        worker.leave()
 
 
 async def _share(exporter: MetricsExporter) -> None:
@@ -253,28 +259,20 @@ async def _open_backend(
             yield _Served(replicas, model.version, places, replicas.places.get(RAY_METRICS))
 
 
-def _report(schema: ServerSchema, served: _Served, metrics_url: str | None) -> None:
+def _report(
+    schema: ServerSchema, served: _Served, metrics_url: str | None, address: Address
+) -> None:
     signature = served.backend.signature
     for finding in signature.findings:
         logger.info("policy_identified", extra={"finding": finding})
-    url = f"http://127.0.0.1:{_port()}{schema.root_path}"
+    root = schema.root_path
     route = "predict" if schema.observations is not None else "predict_raw"
     known = {
         "policy": f"{signature.family} of {signature.observation_width} values",
         "engine": f"{signature.engine}: {signature.engine_reason}",
-        "predict": f"POST {url}/{route}",
-        "docs": f"{url}/docs",
+        "predict": f"POST {address.of(f'{root}/{route}')}",
+        "docs": address.of(f"{root}/docs"),
         **({"metrics": metrics_url} if metrics_url is not None else {}),
         **served.places,
     }
     logger.info("policy_served", extra={"places": known})
-
-
-def _port() -> str:
-    """Return the port that uvicorn was told to listen on; it tells nobody itself."""
-    for index, argument in enumerate(sys.argv):
-        if argument.startswith("--port="):
-            return argument.removeprefix("--port=")
-        if argument == "--port" and index + 1 < len(sys.argv):
-            return sys.argv[index + 1]
-    return os.environ.get("UVICORN_PORT", "8000")

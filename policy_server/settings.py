@@ -124,6 +124,13 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="Longest wait for an answer, in seconds, then 503",
     )
+    keep_alive_s: float = Field(
+        75.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="How long an idle connection stays open, in seconds; uvicorn's "
+        "`--timeout-keep-alive` wins",
+    )
     start_timeout_s: float = Field(
         300.0,
         gt=0,

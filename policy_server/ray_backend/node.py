@@ -12,7 +12,6 @@ import math
 import os
 import secrets
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -27,7 +26,8 @@ from ray._private.parameter import RayParams
 from ray._raylet import Config  # type: ignore[attr-defined]  # a compiled module
 
 import policy_server
-from policy_server.errors import NotReadyError, SettingsError
+from policy_server.errors import NotReadyError
+from policy_server.listening import free_port
 from policy_server.settings import Settings
 from policy_server.telemetry import adopt_loggers
 
@@ -80,16 +80,14 @@ class OwnRay:
         """Start Ray's processes and connect to them.
 
         Raises:
-            SettingsError: if the dashboard's port is taken.
             NotReadyError: if Ray does not start.
         """
         started = time.monotonic()
         logging.getLogger("ray").setLevel(logging.WARNING)
-        _check_dashboard_port(self._settings.dashboard_port)
         use_token(secrets.token_hex(32))
         # Ray puts sockets there, whose paths may have 107 characters.
         self._folder = Path(tempfile.mkdtemp(prefix="ps-ray-"))
-        metrics_port = _free_port()
+        metrics_port = free_port("")
         self.places[RAY_METRICS] = f"http://127.0.0.1:{metrics_port}/metrics"
         if self._settings.dashboard_port:
             self._announce_dashboard(self._folder)
@@ -217,24 +215,3 @@ def translated(hint: str = "") -> Iterator[None]:
         # Ray raises plain exceptions too.
         reason = " ".join(str(error).split())[:300]
         raise NotReadyError(f"ray: could not start or join: {reason}{hint}") from error
-
-
-def _check_dashboard_port(port: int) -> None:
-    if not port:
-        return
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise SettingsError(
-                f"POLICY_SERVER_DASHBOARD_PORT: port {port} can't be used: {error.strerror}; "
-                "set another one, or 0"
-            ) from error
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-        return port

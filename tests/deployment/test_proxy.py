@@ -22,6 +22,7 @@ import yaml
 from starlette.types import Receive, Scope, Send
 from websockets.asyncio.client import connect
 
+from policy_server.settings import Settings
 from tests.deployment.programs import ROOT, program, running
 from tests.service.servers import KEY, free_port, running_server
 
@@ -46,6 +47,13 @@ def test_traefik_listens_on_9999_and_reads_the_routes_beside_it() -> None:
     assert static["entryPoints"]["http"]["address"] == ":9999"
     assert (ROOT / static["providers"]["file"]["filename"]).is_file()
     assert static["ping"]["entryPoint"] in static["entryPoints"]
+
+
+def test_traefik_gives_idle_connections_up_before_the_server_does() -> None:
+    timeouts = load("traefik.toml")["serversTransport"]["forwardingTimeouts"]
+
+    seconds = float(timeouts["idleConnTimeout"].removesuffix("s"))
+    assert seconds < Settings.model_fields["keep_alive_s"].default
 
 
 def test_routes_strip_the_prefix_and_forward_to_the_server() -> None:

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
+import socket
+import subprocess
+import time
 from pathlib import Path
 
+import httpx
 import pytest
 
-from tests.service.servers import EXPORTS, home_of, running_server, started_server
+from tests.service.servers import (
+    EXPORTS,
+    descendants,
+    free_port,
+    home_of,
+    is_running,
+    running_server,
+    started_server,
+)
 
 pytestmark = pytest.mark.service
 
@@ -105,3 +118,120 @@ def test_damaged_zip_leaves_the_served_policy_as_it_was(tmp_path: Path) -> None:
     assert status != 0
     assert "is no zip file or is damaged" in server.output()
     assert (home / "models" / "saved_model.pb").read_bytes() == served
+
+
+def _is_kept(url: httpx.URL, idle_s: float) -> bool:
+    """Return whether a connection still answers after it was idle."""
+    assert url.port is not None
+    ask = b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", url.port), timeout=10) as connection:
+        connection.sendall(ask)
+        assert _is_answered(connection)
+        time.sleep(idle_s)
+        try:
+            connection.sendall(ask)
+            return _is_answered(connection)
+        except OSError:
+            return False
+
+
+def _is_answered(connection: socket.socket) -> bool:
+    answer = b""
+    while not answer.endswith(b'"ok"') and (piece := connection.recv(65536)):
+        answer += piece
+    return bool(answer)
+
+
+@pytest.mark.parametrize(
+    ("setting", "arguments", "idle_s", "is_kept"),
+    [
+        ({}, [], 6.0, True),
+        ({}, ["--workers", "2"], 6.0, True),
+        ({}, ["--http", "h11"], 6.0, True),
+        ({"POLICY_SERVER_KEEP_ALIVE_S": "0.3"}, [], 1.0, False),
+        ({}, ["--timeout-keep-alive", "1"], 2.0, False),
+        ({"POLICY_SERVER_KEEP_ALIVE_S": "1"}, ["--timeout-keep-alive=5"], 2.0, True),
+    ],
+    ids=["default", "workers", "h11", "setting", "option", "option wins"],
+)
+def test_idle_connection_is_kept_as_long_as_is_said(
+    setting: dict[str, str],
+    arguments: list[str],
+    idle_s: float,
+    is_kept: bool,  # noqa: FBT001 -- a parameter
+    tmp_path: Path,
+) -> None:
+    environment = {**LOCAL, **setting}
+    home = home_of("ppo_discrete", tmp_path)
+    with running_server(home, *arguments, environment=environment) as server:
+        assert _is_kept(httpx.URL(server.url), idle_s) == is_kept
+
+
+@pytest.mark.parametrize("fault", ["no policy", "schema that doesn't fit", "port taken"])
+def test_failing_start_of_workers_ends_with_a_status_and_leaves_nothing(
+    fault: str, tmp_path: Path
+) -> None:
+    home = home_of("ppo_discrete", tmp_path)
+    if fault == "no policy":
+        (home / "saved_model.zip").unlink()
+    if fault == "schema that doesn't fit":
+        shutil.copy(EXPORTS / "ppo_tuple" / "schema.yaml", home)
+    reason = {
+        "no policy": "saved_model.zip: not found",
+        "schema that doesn't fit": "gives 6 values, the policy expects 4",
+        "port taken": "POLICY_SERVER_METRICS_PORT: port",
+    }[fault]
+    with socket.create_server(("", 0)) as taken:
+        ports = {"POLICY_SERVER_METRICS_PORT": str(taken.getsockname()[1])}
+        environment = {**LOCAL, "TMPDIR": str(tmp_path), **(ports if "port" in fault else {})}
+        with started_server(home, "--workers", "3", environment=environment) as server:
+            processes = set()
+            while server.process.poll() is None:
+                processes |= set(descendants(server.process.pid))
+                time.sleep(0.1)
+
+    assert server.process.returncode != 0
+    assert reason in server.output()
+    assert "Traceback" not in server.output()
+    deadline = time.monotonic() + 10
+    while any(is_running(pid) for pid in processes) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(is_running(pid) for pid in processes)
+    assert not list(tmp_path.glob("ps-*"))
+
+
+def test_workers_log_json_too_where_uvicorn_is_given_the_file(tmp_path: Path) -> None:
+    arguments = ["--workers", "2", "--log-config", "policy_server/log_config.json"]
+    with running_server(home_of("ppo_discrete", tmp_path), *arguments, environment=LOCAL) as server:
+        parent = server.process.pid
+
+    events = [json.loads(line) for line in server.output().splitlines()]
+    assert {event["pid"] == parent for event in events} == {True, False}
+
+
+@pytest.mark.parametrize("way", ["--uds", "--ssl", "--port"])
+def test_place_that_the_log_names_is_the_real_one(way: str, tmp_path: Path) -> None:
+    home = home_of("ppo_discrete", tmp_path)
+    path, key, certificate = (str(tmp_path / name) for name in ("s", "key", "certificate"))
+    if way == "--ssl":
+        request = f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {key} -out {certificate}"
+        subprocess.run([*request.split(), "-subj", "/CN=localhost"], check=True, timeout=60)
+    arguments = {
+        "--uds": ["--uds", path],
+        "--ssl": ["--ssl-keyfile", key, "--ssl-certfile", certificate],
+        "--port": [],
+    }[way]
+
+    with started_server(home, *arguments, environment=LOCAL, port=free_port()) as server:
+        deadline = time.monotonic() + 60
+        while "Uvicorn running" not in server.output() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        events = [json.loads(line) for line in server.output().splitlines()]
+        [docs] = [e["places"]["docs"] for e in events if e["event"] == "policy_served"]
+        transport = httpx.HTTPTransport(verify=False, uds=path if way == "--uds" else None)
+        with httpx.Client(transport=transport) as client:
+            answer = client.get(docs.split(" ")[0])
+
+    assert answer.status_code == 200
+    assert docs.startswith("https://" if way == "--ssl" else "http://")
+    assert (path in docs) == (way == "--uds")

@@ -1,0 +1,109 @@
+"""One of several web processes, which `uvicorn --workers N` starts and watches."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import tempfile
+import time
+from contextlib import suppress
+from multiprocessing import parent_process
+from pathlib import Path
+
+from policy_server.errors import SettingsError
+
+__all__ = ["Worker"]
+
+_LAST_WORD = "failed"
+_SISTERS_TIMEOUT_S = 60.0
+_POLL_S = 0.05
+# What multiprocessing starts a worker with; its other child has no such argument.
+_WORKERS_ARGUMENT = "--multiprocessing-fork"
+# Not one of those that uvicorn's supervisor catches.
+_FATAL = signal.SIGALRM
+
+
+class Worker:
+    """This process among its sisters.
+
+    Attributes:
+        folder: shared with them.
+        is_first: whether it was there before any sister.
+    """
+
+    def __init__(self) -> None:
+        """Join the sisters.
+
+        Raises:
+            SettingsError: if somebody else has their folder.
+        """
+        parent = parent_process()
+        assert parent is not None, "a worker has a supervisor"
+        assert parent.pid is not None, "it was started"
+        self._supervisor: int = parent.pid
+        began = _stat_of(self._supervisor)[19]
+        self.folder = Path(tempfile.gettempdir(), f"ps-metrics-{self._supervisor}-{began}")
+        try:
+            self.folder.mkdir(mode=0o700)
+            self.is_first = True
+        except FileExistsError:
+            self.is_first = False
+        found = self.folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise SettingsError(
+                f"{self.folder}: belongs to somebody else; set TMPDIR to a folder of your own"
+            )
+
+    def leave(self) -> None:
+        """Remove what the sisters shared, if this is the last."""
+        with suppress(OSError):
+            self.folder.rmdir()
+
+    def end_all(self, *, uds: str | None = None) -> None:
+        """End the supervisor and the sisters, since another worker would fail too.
+
+        uvicorn's supervisor ends with status 0 whatever its workers ended with. So it is told to
+        stop them, and when this is the last of them a signal that it doesn't catch ends it.
+
+        Args:
+            uds: the UNIX socket that the supervisor opened, which it would have removed.
+        """
+        if os.getppid() != self._supervisor:
+            return
+        os.kill(self._supervisor, signal.SIGTERM)
+        try:
+            # A sister that has left may have removed it.
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            (self.folder / _LAST_WORD).touch(exist_ok=False)
+        except OSError:
+            # A sister fails too, and has the last word.
+            return
+        deadline = time.monotonic() + _SISTERS_TIMEOUT_S
+        while self._has_sisters() and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        if uds is not None:
+            Path(uds).unlink(missing_ok=True)
+        (self.folder / _LAST_WORD).unlink(missing_ok=True)
+        if os.getppid() == self._supervisor:
+            os.kill(self._supervisor, _FATAL)
+
+    def _has_sisters(self) -> bool:
+        return any(
+            pid != os.getpid() and _is_worker_of(self._supervisor, pid)
+            for pid in (int(path.name) for path in Path("/proc").glob("[0-9]*"))
+        )
+
+
+def _is_worker_of(supervisor: int, pid: int) -> bool:
+    try:
+        is_child = int(_stat_of(pid)[1]) == supervisor
+        # Of what has ended it is empty.
+        return is_child and _WORKERS_ARGUMENT in Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return False
+
+
+def _stat_of(pid: int) -> list[str]:
+    """Return what the kernel says of a process, from its state on (proc(5), field 3)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
