@@ -12,7 +12,8 @@ from pathlib import Path
 
 from policy_server.errors import ModelError
 from policy_server.remote_files.failures import PassingError
-from policy_server.remote_files.stores import RemoteContent, opened
+from policy_server.remote_files.pump import DeadlineError, opened_until
+from policy_server.remote_files.stores import RemoteContent
 from policy_server.remote_files.uris import RemoteUri
 
 __all__ = ["Download", "Limits", "OnProgress", "UnreachableError", "download"]
@@ -25,6 +26,7 @@ _ATTEMPTS = 4
 _FIRST_WAIT_S = 0.5
 _LONGEST_SILENCE_S = 20.0
 _LOG_EVERY_S = 5.0
+_SLOW = "raise POLICY_SERVER_DOWNLOAD_TIMEOUT_S if the connection is that slow"
 
 
 class UnreachableError(ModelError):
@@ -89,6 +91,10 @@ def download(
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             got = _attempt(uri, target, limits, deadline, known_etag, on_progress)
+        except DeadlineError as error:
+            raise UnreachableError(
+                f"{uri.public}: no answer in {limits.timeout_s:g} s; {_SLOW}"
+            ) from error
         except PassingError as error:
             # Jitter keeps servers that start together from asking together.
             wait_s = _FIRST_WAIT_S * 2 ** (attempt - 1) * random.uniform(1, 1.5)  # noqa: S311 -- no secret
@@ -115,13 +121,13 @@ def _attempt(
     on_progress: OnProgress,
 ) -> Download | None:
     silence_s = min(_LONGEST_SILENCE_S, limits.timeout_s)
-    with opened(uri, known_etag=known_etag, silence_s=silence_s) as content:
+    with opened_until(deadline, uri, known_etag=known_etag, silence_s=silence_s) as content:
         if content is None:
             return None
         digest, done = hashlib.sha256(), 0
         try:
             with target.open("wb") as file:
-                for chunk in _watched(uri, content, limits, deadline, on_progress):
+                for chunk in _watched(uri, content, limits, on_progress):
                     digest.update(chunk)
                     done += len(chunk)
                     file.write(chunk)
@@ -134,7 +140,6 @@ def _watched(
     uri: RemoteUri,
     content: RemoteContent,
     limits: Limits,
-    deadline: float,
     on_progress: OnProgress,
 ) -> Iterator[bytes]:
     """Hand the chunks on, as long as they are within the limits."""
@@ -144,15 +149,8 @@ def _watched(
         for chunk in content.chunks:
             done += len(chunk)
             _check_size(uri, done, limits)
-            now = time.monotonic()
-            if now > deadline:
-                of = "" if content.size is None else f" of {content.size}"
-                raise UnreachableError(
-                    f"{uri.public}: {done}{of} bytes came in {limits.timeout_s:g} s; raise "
-                    "POLICY_SERVER_DOWNLOAD_TIMEOUT_S if the connection is that slow"
-                )
-            if now > next_log:
-                next_log = now + _LOG_EVERY_S
+            if time.monotonic() > next_log:
+                next_log = time.monotonic() + _LOG_EVERY_S
                 logger.info(
                     "fetch_progress",
                     extra={"source": uri.public, "bytes": done, "of": content.size},
@@ -160,6 +158,11 @@ def _watched(
             if content.size:
                 on_progress(done, content.size)
             yield chunk
+    except DeadlineError as error:
+        of = "" if content.size is None else f" of {content.size}"
+        raise UnreachableError(
+            f"{uri.public}: {done}{of} bytes came in {limits.timeout_s:g} s; {_SLOW}"
+        ) from error
     finally:
         # A bar that has not come to its end is taken away too.
         if content.size:

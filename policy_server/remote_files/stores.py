@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from policy_server.errors import ModelError
@@ -158,7 +158,24 @@ def _open_http(uri: RemoteUri, known_etag: str | None, silence_s: float) -> _Ope
         file.close()
         return None, None, None
     size = response.headers.get("Content-Length", "")
-    return file, int(size) if size.isdecimal() else None, response.headers.get("ETag")
+    body = cast("IO[bytes]", _RawBody(file))
+    return body, int(size) if size.isdecimal() else None, response.headers.get("ETag")
+
+
+class _RawBody:
+    """The body of an answer, in the pieces that it comes in; smart_open waits for whole blocks."""
+
+    def __init__(self, file: Any) -> None:  # noqa: ANN401 -- smart_open's reader has no public type
+        self._file = file
+
+    def read(self, size: int) -> bytes:
+        """Return what is there, at least a byte; nothing at the end."""
+        piece: bytes = self._file.response.raw.read1(size)
+        return piece
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._file.close()
 
 
 def http_session(*, is_open_allowed: bool) -> requests.Session:
