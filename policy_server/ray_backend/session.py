@@ -172,6 +172,12 @@ async def _shared_ray(
                 _restore_signal_handlers()
                 mine.touch()
                 await deployment.deploy(prepared)
+        except BaseException:
+            if has_started:
+                # Before the lock goes: a sister would join a Ray that is about to end, and wait
+                # for it for a minute.
+                shutil.rmtree(shared, ignore_errors=True)
+            raise
         finally:
             os.close(lock)
         if has_started:
@@ -198,6 +204,8 @@ async def _locked(shared: Path) -> int:
         raise
     if not os.fstat(descriptor).st_nlink:
         os.close(descriptor)
+        # It ends all of them when it has said why, and meanwhile ends its Ray.
+        await asyncio.sleep(_LAST_WORKER_TIMEOUT_S)
         raise NotReadyError(
             "ray: the worker that started it could not serve; its own line says why"
         )

@@ -333,11 +333,14 @@ def test_two_workers_share_one_ray_and_leave_no_process(tmp_path: Path) -> None:
         assert wait_until(lambda: not any(is_running(pid) for pid in processes))
 
 
-def test_policy_that_does_not_fit_the_schema_ends_the_start_in_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [[], ["--workers", "2"]], ids=["alone", "workers"])
+def test_policy_that_does_not_fit_the_schema_ends_the_start_in_one_line(
+    workers: list[str], tmp_path: Path
+) -> None:
     home = home_of("ppo_discrete", tmp_path)
     (home / "schema.yaml").write_text((EXPORTS / "ppo_tuple" / "schema.yaml").read_text())
 
-    with started_server(home) as server:
+    with started_server(home, *workers) as server:
         status = server.process.wait(120)
 
     assert status != 0
