@@ -209,12 +209,22 @@ def _conv(x: Array, filters: Array, *, strides: tuple[int, ...], padding: str) -
 
 
 def _normalise(
-    x: Array, scale: Array, offset: Array, *_moments: Array, epsilon: float, data_format: str
+    x: Array,
+    scale: Array,
+    offset: Array,
+    *moments: Array,
+    epsilon: float,
+    data_format: str,
+    is_training: bool,
 ) -> Array:
-    """Normalise each channel by its own moments, as Keras builds layer normalisation."""
+    """Normalise each channel: by its own moments, as Keras's layer normalisation, or by given."""
     axes, shape = ((0, 2, 3), (1, -1, 1, 1)) if data_format == "NCHW" else ((0, 1, 2), (-1,))
-    centered = x - x.mean(axis=axes, keepdims=True)
-    variance = np.square(centered).mean(axis=axes, keepdims=True)
+    if is_training:
+        centered = x - x.mean(axis=axes, keepdims=True)
+        variance = np.square(centered).mean(axis=axes, keepdims=True)
+    else:
+        centered = x - moments[0].reshape(shape)
+        variance = moments[1].reshape(shape)
     result: Array = centered / np.sqrt(variance + x.dtype.type(epsilon))
     return result * scale.reshape(shape) + offset.reshape(shape)
 

@@ -152,7 +152,7 @@ def test_layer_normalisation_equals_tensorflows(layout: str) -> None:
     empty = np.zeros(0, np.float32)
 
     ours = OPERATIONS["FusedBatchNormV3"](
-        x, scale, offset, empty, empty, epsilon=1e-3, data_format=layout
+        x, scale, offset, empty, empty, epsilon=1e-3, is_training=True, data_format=layout
     )
 
     expected = tf.raw_ops.FusedBatchNormV3(
@@ -162,6 +162,7 @@ def test_layer_normalisation_equals_tensorflows(layout: str) -> None:
         mean=empty,
         variance=empty,
         epsilon=1e-3,
+        is_training=True,
         data_format=layout,
     ).y.numpy()
     assert ours.dtype == expected.dtype

@@ -8,7 +8,7 @@ with words for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from policy_server.saved_model.symbols import (
@@ -19,8 +19,8 @@ from policy_server.saved_model.symbols import (
     Input,
     Noise,
     Opaque,
-    affine,
     is_number,
+    scaled,
     walk,
 )
 
@@ -38,6 +38,8 @@ __all__ = [
 _STANDARD_NORMAL = ("RandomStandardNormal",)
 # How far from -1 and 1 a clip behind the tanh may stand: RLlib's SMALL_NUMBER is 1e-6.
 _SQUASH_MARGIN = 1e-5
+_SMALLEST_SCALE, _LARGEST_SCALE = 0.1, 10.0
+_MOST_TERMS = 64
 
 Bounds = tuple[float | None, float | None]
 """What a clip limits to; None is an open side."""
@@ -134,9 +136,9 @@ def _choice(values: Sequence[Formula], row: int, *, is_drawn: bool) -> Choice:
     scales: set[float] = set()
     indices: list[int] = []
     for value in values:
-        rest, scale, shift = (value, 1.0, 0.0) if is_number(value) else affine(value)
-        if shift or scale <= 0.0:
-            raise NotRecognizedError("a constant is added to logits, or they change their sign")
+        rest, scale = (value, 1.0) if is_number(value) else scaled(value)
+        if scale <= 0.0:
+            raise NotRecognizedError("logits change their sign")
         indices.append(_index(rest, row, "a logit"))
         scales.add(scale)
     first = indices[0]
@@ -176,7 +178,13 @@ def _squashed(formula: Formula) -> Formula | None:
     inner = formula
     while isinstance(inner, Apply) and inner.operation != "Tanh":
         followed = [item for item in inner.arguments if not is_number(item)]
-        if len(followed) != 1 or inner.operation not in _MONOTONE:
+        numbers = [abs(float(item)) for item in inner.arguments if is_number(item)]
+        # RLlib scales by 1 and 2; by much more, float32 would lose digits.
+        if (
+            len(followed) != 1
+            or inner.operation not in _MONOTONE
+            or not all(_SMALLEST_SCALE <= number <= _LARGEST_SCALE for number in numbers if number)
+        ):
             return None
         inner = followed[0]
     if not isinstance(inner, Apply):
@@ -187,26 +195,29 @@ def _squashed(formula: Formula) -> Formula | None:
     return inner.arguments[0]
 
 
-_MONOTONE = ("Add", "Sub", "Mul", "Div", "Neg", "Maximum", "Minimum")
+_MONOTONE: Mapping[str, Callable[[float, float], float]] = {
+    "Add": lambda first, second: first + second,
+    "Div": lambda first, second: first / second if second else math.nan,
+    "Maximum": max,
+    "Minimum": min,
+    "Mul": lambda first, second: first * second,
+    "Neg": lambda first, _: -first,
+    "Sub": lambda first, second: first - second,
+}
 
 
 def _at(formula: Formula, atom: Formula, value: float) -> float:
-    """Return a formula's value where one of its parts has a given value."""
-    if formula is atom:
-        return value
-    if is_number(formula):
-        return float(formula)
-    parts = [_at(item, atom, value) for item in formula.arguments]
-    first, second = parts[0], parts[-1]
-    return {
-        "Add": lambda: first + second,
-        "Sub": lambda: first - second,
-        "Mul": lambda: first * second,
-        "Div": lambda: first / second if second else math.nan,
-        "Neg": lambda: -first,
-        "Maximum": lambda: max(first, second),
-        "Minimum": lambda: min(first, second),
-    }[formula.operation]()
+    """Return a formula's value where one of its parts, in which it is monotone, has a value."""
+    steps = []
+    while formula is not atom:
+        followed = next(item for item in formula.arguments if not is_number(item))
+        steps.append((formula, formula.arguments[0] is followed))
+        formula = followed
+    for step, is_first in reversed(steps):
+        number = next((float(item) for item in step.arguments if is_number(item)), math.nan)
+        first, second = (value, number) if is_first else (number, value)
+        value = _MONOTONE[step.operation](first, second)
+    return value
 
 
 def unclipped(formula: Formula) -> tuple[Formula, Bounds | None]:
@@ -238,33 +249,47 @@ def unclipped(formula: Formula) -> tuple[Formula, Bounds | None]:
     )
 
 
-def terms_of(formula: Formula, sign: float = 1.0) -> Iterable[tuple[Formula, float]]:
-    """Yield the terms of a sum, each with its sign.
+def terms_of(formula: Formula) -> list[tuple[Formula, float]]:
+    """Return the terms of a sum, each with its sign.
 
     Args:
         formula: any.
-        sign: that of the whole.
+
+    Raises:
+        NotRecognizedError: if there are more than a sampler has.
     """
-    if isinstance(formula, Apply) and formula.operation in ("Add", "Sub"):
-        first, second = formula.arguments
-        yield from terms_of(first, sign)
-        yield from terms_of(second, sign if formula.operation == "Add" else -sign)
-    elif isinstance(formula, Apply) and formula.operation == "Neg":
-        yield from terms_of(formula.arguments[0], -sign)
-    else:
-        yield formula, sign
+    found: list[tuple[Formula, float]] = []
+    waiting = [(formula, 1.0)]
+    while waiting:
+        if len(found) + len(waiting) > _MOST_TERMS:
+            raise NotRecognizedError("its draws are a sum of many terms")
+        current, sign = waiting.pop()
+        if isinstance(current, Apply) and current.operation in ("Add", "Sub"):
+            first, second = current.arguments
+            waiting += [(first, sign), (second, sign if current.operation == "Add" else -sign)]
+        elif isinstance(current, Apply) and current.operation == "Neg":
+            waiting.append((current.arguments[0], -sign))
+        else:
+            found.append((current, sign))
+    return found
 
 
-def _factors(formula: Formula) -> Iterable[Formula]:
-    if isinstance(formula, Apply) and formula.operation == "Mul":
-        for item in formula.arguments:
-            yield from _factors(item)
-    else:
-        yield formula
+def _factors(formula: Formula) -> list[Formula]:
+    found: list[Formula] = []
+    waiting = [formula]
+    while waiting:
+        if len(found) + len(waiting) > _MOST_TERMS:
+            raise NotRecognizedError("its draws are a product of many factors")
+        current = waiting.pop()
+        if isinstance(current, Apply) and current.operation == "Mul":
+            waiting += current.arguments
+        else:
+            found.append(current)
+    return found
 
 
 def _normal(formula: Formula, row: int, *, is_squashed: bool) -> NormalDraw:
-    terms = list(terms_of(formula))
+    terms = terms_of(formula)
     noisy = [term for term, _ in terms if _has_noise(term)]
     calm = [term for term, sign in terms if not _has_noise(term) and sign > 0]
     if len(noisy) != 1 or len(terms) != 2 or len(calm) != 1:
@@ -273,7 +298,7 @@ def _normal(formula: Formula, row: int, *, is_squashed: bool) -> NormalDraw:
         raise NotRecognizedError("its draws are not mean + deviation x noise")
     mean, mean_bounds = unclipped(calm[0])
     index = _index(mean, row, "the mean")
-    factors = list(_factors(noisy[0]))
+    factors = _factors(noisy[0])
     noise = [factor for factor in factors if _has_noise(factor)]
     others = [factor for factor in factors if not _has_noise(factor)]
     if len(noise) != 1 or not isinstance(noise[0], Noise):

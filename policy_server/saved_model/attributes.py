@@ -75,10 +75,12 @@ def _convolution(node: Any) -> list[tuple[str, Any]]:  # noqa: ANN401 -- TensorF
 
 
 def _normalisation(node: Any) -> list[tuple[str, Any]]:  # noqa: ANN401 -- TensorFlow is untyped
-    if not node.attr["is_training"].b:
-        raise NotCompiledError("NumPy has no FusedBatchNormV3 but layer normalisation")
     layout = node.attr["data_format"].s.decode()
-    return [("epsilon", node.attr["epsilon"].f), ("data_format", layout)]
+    return [
+        ("epsilon", node.attr["epsilon"].f),
+        ("data_format", layout),
+        ("is_training", node.attr["is_training"].b),
+    ]
 
 
 # The attributes that NumPy takes in another form.

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from policy_server.numpy_network import NumpyNetwork, Step
 from policy_server.numpy_operations import OPERATIONS, PLAIN_OPERATIONS
 from policy_server.saved_model.row_dependence import (
+    FOLLOWED,
     ROWS,
     dependence,
     is_row_wise,
@@ -28,7 +29,7 @@ __all__ = ["NetworkBuilder"]
 Array = NDArray[Any]
 Attributes = tuple[tuple[str, Any], ...]
 
-_BATCH_SIZES = (1, 2, 3, 5)
+_BATCH_SIZES = (1, 2, 3, 5, 7, 64)
 _FOLLOWED = _BATCH_SIZES.index(ROWS)
 # Random observations may be indices that no observation has: these stand in for the operations that
 # refuse them.
@@ -108,6 +109,8 @@ class NetworkBuilder:
 
     Attributes:
         in_convolutions: how many multiplications its convolutions take for one observation.
+        unserved: an operation that NumPy is not trusted with; None for none.
+        depends_on_size: whether the number of observations goes into the values of one.
     """
 
     def __init__(self, width: int) -> None:
@@ -122,6 +125,8 @@ class NetworkBuilder:
         self._constants: dict[int, Array] = {}
         self._steps: list[Step] = []
         self.in_convolutions = 0
+        self.unserved: str | None = None
+        self.depends_on_size = False
 
     def keep(self, value: Array) -> int:
         """Return the register of a constant.
@@ -155,11 +160,7 @@ class NetworkBuilder:
             ValueError, TypeError, IndexError: in NumPy's words, if it fails on these inputs.
         """
         trial = self._try(operation, inputs, attributes)
-        if operation == "Cast" and inputs[0] != 0 and not trial.is_fixed:
-            self._check_cast(self._trials[inputs[0]].values[0], dict(attributes)["dtype"])
-        if operation == "Conv2D":
-            height, width, channels, _ = self._trials[inputs[1]].values[0].shape
-            self.in_convolutions += trial.values[0].size * height * width * channels
+        self._note(operation, inputs, attributes, trial)
         if trial.is_fixed and all(_is_same(trial.values[0], other) for other in trial.values):
             return self.keep(trial.values[0])
         known = self._known(operation, inputs, trial)
@@ -204,6 +205,32 @@ class NetworkBuilder:
         """
         return is_row_wise(self._trials[register].depends_on)
 
+    def _reckons_with_size(self, operation: str, inputs: Sequence[int], trial: _Trial) -> bool:
+        """Return whether a number that changes with the batch's size goes into an observation's."""
+        if trial.is_fixed or operation not in (*_BROADCASTS, *_SELECTIONS, "MatMul", "Pow"):
+            return False
+        return any(
+            item.is_fixed and not _are_repeated(item.values)
+            for item in (self._trials[register] for register in inputs)
+        )
+
+    def _note(
+        self, operation: str, inputs: Sequence[int], attributes: Attributes, trial: _Trial
+    ) -> None:
+        """Note what an operation says of the whole network.
+
+        Raises:
+            TypeError: if NumPy can't be trusted to do it alike.
+        """
+        if operation in FOLLOWED:
+            self.unserved = self.unserved or operation
+        self.depends_on_size |= self._reckons_with_size(operation, inputs, trial)
+        if operation == "Cast" and inputs[0] != 0 and not trial.is_fixed:
+            self._check_cast(self._trials[inputs[0]].values[0], dict(attributes)["dtype"])
+        if operation == "Conv2D":
+            height, width, channels, _ = self._trials[inputs[1]].values[0].shape
+            self.in_convolutions += trial.values[0].size * height * width * channels
+
     def _is_never_denormal(self, operation: str, inputs: Sequence[int]) -> bool:
         """Return whether an operation gives the same where denormals count as zero."""
         first, second = (self._trials[register] for register in inputs)
@@ -232,7 +259,7 @@ class NetworkBuilder:
         return len(self._trials) - 1
 
     def _try(self, operation: str, inputs: Sequence[int], attributes: Attributes) -> _Trial:
-        function, named = _TRIED.get(operation, OPERATIONS[operation]), dict(attributes)
+        function, named = _function_of(operation), dict(attributes)
         trials = [self._trials[register] for register in inputs]
         with np.errstate(all="ignore"):
             values = tuple(
@@ -317,6 +344,23 @@ class NetworkBuilder:
             for value, size in zip(trial.values, _BATCH_SIZES, strict=True)
         )
         return self.keep(row) if is_repeated else register
+
+
+def _function_of(operation: str) -> Callable[..., Array]:
+    return _TRIED.get(operation) or FOLLOWED.get(operation) or OPERATIONS[operation]
+
+
+def _are_repeated(values: Sequence[Array]) -> bool:
+    """Return whether values at several batch sizes are one row, or one value, over again."""
+    first = values[0]
+    if all(_is_same(value, first) for value in values):
+        return True
+    return first.ndim > 0 and all(
+        value.ndim == first.ndim
+        and value.shape[1:] == first.shape[1:]
+        and bool((value == first[:1]).all())
+        for value in values
+    )
 
 
 def _are_whole(value: Array) -> bool:

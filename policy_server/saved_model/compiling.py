@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_server.numpy_network import NumpyNetwork
+from policy_server.numpy_network import FAILURES, NumpyNetwork
 from policy_server.numpy_operations import OPERATIONS
 from policy_server.policy import SignatureTensor
 from policy_server.saved_model.attributes import (
@@ -24,6 +24,7 @@ from policy_server.saved_model.building import NetworkBuilder
 from policy_server.saved_model.freezing import node_of
 from policy_server.saved_model.graph import LoadedGraph
 from policy_server.saved_model.nodes import SHAPE_OPS, GraphNodes
+from policy_server.saved_model.row_dependence import FOLLOWED
 from policy_server.saved_model.runner import filled_value
 
 __all__ = ["Compilation", "NotCompiledError", "compile_network"]
@@ -77,13 +78,12 @@ def compile_network(loaded: LoadedGraph, output: str, width: int) -> Compilation
         result = compiler.compile(loaded.fetches[output])
     except NotCompiledError as error:
         return Compilation(None, str(error))
-    except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
+    except FAILURES as error:
         return Compilation(None, f"NumPy refuses a step: {error}")
-    return Compilation(
-        compiler.finish(result),
-        is_row_wise=compiler.is_row_wise(result),
-        in_convolutions=compiler.in_convolutions,
-    )
+    is_row_wise = compiler.is_row_wise(result)
+    if compiler.unserved is not None:
+        return Compilation(None, f"NumPy has no {compiler.unserved}", is_row_wise)
+    return Compilation(compiler.finish(result), "", is_row_wise, compiler.in_convolutions)
 
 
 # A value, or the elements of a TensorArray.
@@ -95,6 +95,7 @@ class _Compiler:
         self._nodes = GraphNodes(loaded.graph_def)
         self._graph = loaded.graph_def
         self._observation = node_of(loaded.observations)
+        self._check: str | None = None
         self._builder = NetworkBuilder(width)
         self._known: dict[str, _Known] = {}
         item = loaded.observation_input
@@ -114,11 +115,16 @@ class _Compiler:
 
     def compile(self, tensor: str) -> int:
         """Return the register of a tensor's value."""
-        self._refuse_checks(node_of(tensor))
+        self._check = self._find_check(node_of(tensor))
         return self._value(self._nodes.source(tensor))
 
+    @property
+    def unserved(self) -> str | None:
+        """Return an operation that NumPy can't serve, though it can be followed."""
+        return self._check or self._builder.unserved
+
     def is_row_wise(self, register: int) -> bool:
-        return self._builder.is_row_wise(register)
+        return self._builder.is_row_wise(register) and not self._builder.depends_on_size
 
     def finish(self, register: int) -> NumpyNetwork:
         return self._builder.finish(register)
@@ -134,16 +140,17 @@ class _Compiler:
         shape = self._builder.add("Pack", (first, *rest), (("axis", 0),))
         return self._builder.add("Fill", (shape, value))
 
-    def _refuse_checks(self, name: str) -> None:
-        """Leave a graph that checks its observations to TensorFlow: NumPy would answer them."""
+    def _find_check(self, name: str) -> str | None:
+        """Return an operation that checks observations: NumPy would answer what it refuses."""
         waiting, seen = [name], {name}
         while waiting:
             node = self._nodes.node(waiting.pop())
             if node.op in _CHECKS and self._reads_observation(node):
-                raise NotCompiledError(f"NumPy has no {node.op}")
+                return str(node.op)
             following = {node_of(item.removeprefix("^")) for item in node.input} - seen
             seen |= following
             waiting += following
+        return None
 
     def _reads_observation(self, check: Any) -> bool:  # noqa: ANN401 -- TensorFlow is untyped
         """Return whether a check looks at observations, not only at their number."""
@@ -183,7 +190,7 @@ class _Compiler:
                 self._known[current] = self._builder.keep(value)
                 continue
             is_other_output = node.op not in _WITH_OUTPUTS and not current.endswith(":0")
-            if is_other_output or node.op not in (*OPERATIONS, *_PASSED):
+            if is_other_output or node.op not in (*OPERATIONS, *FOLLOWED, *_PASSED):
                 raise NotCompiledError(f"NumPy has no {node.op}")
             inputs = self._nodes.inputs_of(node)
             missing = [name for name in inputs if name not in self._known]

@@ -25,7 +25,7 @@ _EXTREME_TOLERANCE = 1e-3
 _FEWEST_PROBES = 32
 _ROWS_A_KIND = 16
 # Past the sizes of a call (1,024) and of what NumPy computes at once (512).
-_BATCH_SIZES = (1, 2, 3, 5, 513, 1025)
+_BATCH_SIZES = (1, 2, 3, 5, 7, 64, 513, 1025)
 _MOST_MULTIPLICATIONS = 50_000_000
 _FLOAT32 = np.finfo(np.float32)
 _LARGEST = {"float16": 65504.0, "bfloat16": 3e38}
@@ -87,6 +87,8 @@ def extreme_rows(width: int, observation_dtype: str, row_dtype: type[Any]) -> Ro
         *(common * scale for scale in (1e2, 1e4, 1e8, 1e20, 1e30)),
         *(common * scale for scale in (1e-20, 1e-38, 1e-40, 1e-45)),
         huge,
+        *(common * scale for scale in (1e36, 5e36, 2e37, 1e38)),
+        np.where(generator.random(size) < 0.5, common * 1e-39, huge),
         np.where(generator.random(size) < 0.1, huge, common),
         np.where(generator.random(size) < 0.1, -largest, masks),
         np.where(masks == 0, 1e-40, masks),

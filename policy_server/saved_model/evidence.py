@@ -221,6 +221,9 @@ class GraphProbe:
         actions = np.concatenate([np.empty((rows, 0)), *columns], axis=1)
         keep = np.isfinite(actions).all(axis=1)
         inputs, logp = run.get(DISTRIBUTION_INPUTS), None
+        if inputs is not None:
+            # As they are served: float32.
+            inputs = inputs.astype(np.float32)
         if inputs is not None and inputs.ndim == 2:
             # float32 min is what RLlib adds to masked logits; twice that is -inf.
             largest = inputs.max(axis=1)

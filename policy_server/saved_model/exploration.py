@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from policy_server.saved_model import slim_tensorflow as tf
-from policy_server.saved_model.freezing import VARIABLE_OPS
+from policy_server.saved_model.freezing import VARIABLE_OPS, node_of
 from policy_server.saved_model.nodes import PYTHON_OPS
 
 __all__ = [
+    "changed_variables",
     "exploration_state",
     "find_switch",
     "free_switch",
@@ -24,6 +25,7 @@ _EXPLORING = ("is_exploring", "explore", "stochastic")
 # Scalars of Ray 0.7 that only exploration reads: zeros turn it off.
 _EXPLORATION_SCALARS = ("eps", "noise_scale", "pure_exploration_phase")
 # The variables and inputs by which schedules change exploration as training goes on.
+_ASSIGNING = re.compile("Assign|Scatter.*(Update|Add|Sub)|StatefulUniform|RngSkip")
 _SCHEDULED = re.compile(
     r"(timestep|eps|epsilon|cur_epsilon|noise_scale|ou_state|stochastic)(_\d+)?"
 )
@@ -111,6 +113,53 @@ def exploration_state(needed: Iterable[str], graph_def: Any) -> tuple[str, ...]:
             if _SCHEDULED.fullmatch(name.split("/")[-1])
         )
     )
+
+
+def changed_variables(graph_def: Any, outputs: Iterable[str]) -> tuple[str, ...]:  # noqa: ANN401 -- TensorFlow is untyped
+    """Return the variables that a graph changes each time it answers, and reads for its answer.
+
+    Those of exploration's schedules are left out: they are read for no policy.
+
+    Args:
+        graph_def: the graph before its variables became constants.
+        outputs: the tensors of the policy's outputs.
+    """
+    nodes = {node.name: node for node in graph_def.node}
+    reached = _reached(nodes, outputs, past_assignments=True)
+    read = _reached(nodes, outputs, past_assignments=False)
+    changed = {
+        _variable_of(nodes, nodes[name].input[0]) for name in reached if _is_assignment(nodes[name])
+    }
+    return tuple(
+        sorted(name for name in changed & read if not _SCHEDULED.fullmatch(name.split("/")[-1]))
+    )
+
+
+def _is_assignment(node: Any) -> bool:  # noqa: ANN401 -- TensorFlow is untyped
+    return bool(node.input) and _ASSIGNING.search(node.op) is not None
+
+
+def _variable_of(nodes: Mapping[str, Any], tensor: str) -> str:
+    name = node_of(tensor)
+    while nodes[name].op not in VARIABLE_OPS and nodes[name].input:
+        name = node_of(nodes[name].input[0])
+    return name
+
+
+def _reached(
+    nodes: Mapping[str, Any], outputs: Iterable[str], *, past_assignments: bool
+) -> set[str]:
+    found: set[str] = set()
+    waiting = [node_of(tensor) for tensor in outputs]
+    while waiting:
+        name = waiting.pop()
+        if name in found or name not in nodes:
+            continue
+        found.add(name)
+        node = nodes[name]
+        if past_assignments or not _is_assignment(node):
+            waiting += [node_of(item) for item in node.input]
+    return found
 
 
 def runs_callback(nodes: Iterable[Any]) -> bool:

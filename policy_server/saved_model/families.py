@@ -209,7 +209,8 @@ def _explored(
     components = _components(outputs, values)
     if all(isinstance(value, Choice) and not value.is_drawn for value in values):
         for best, formula, one in zip(known, drawn, sure, strict=True):
-            if best != one or not (exploration.is_over_q_values or _is_of_valid_ones(formula)):
+            is_rllibs = exploration.is_over_q_values or _is_of_valid_ones(_random_branch(formula))
+            if best != one or not is_rllibs or not exploration.is_log_probability_zero:
                 raise reason
         return RecognizedFamily(
             components,
@@ -235,25 +236,39 @@ def _random_or_best(formula: Formula) -> Best | None:
     if not isinstance(condition, Apply) or condition.operation not in ("Less", "LessEqual"):
         return None
     chance, epsilon = condition.arguments
-    if not isinstance(chance, Noise) or not isinstance(best, Best):
-        return None
-    is_random = any(isinstance(item, Noise | Draw) for item in walk(random))
+    is_chance = isinstance(chance, Noise) and chance.operation == "RandomUniform"
     is_constant = is_number(epsilon) or (
         isinstance(epsilon, Opaque) and not _is_of_the_policy(epsilon)
     )
-    return best if is_random and is_constant else None
+    is_epsilon_greedy = is_chance and is_constant and _is_any_action(random)
+    return best if is_epsilon_greedy and isinstance(best, Best) else None
+
+
+def _random_branch(formula: Formula) -> Formula:
+    return formula.arguments[1] if isinstance(formula, Apply) else formula
+
+
+def _is_any_action(formula: Formula) -> bool:
+    """Return whether an action is drawn from all with one probability, or from all valid ones."""
+    if isinstance(formula, Noise):
+        return formula.operation.startswith("RandomUniformInt")
+    return isinstance(formula, Draw) and (
+        (is_number(formula.logits[0]) and len(set(formula.logits)) == 1)
+        or _is_of_valid_ones(formula)
+    )
 
 
 def _is_of_valid_ones(formula: Formula) -> bool:
     """Return whether the random action is one of those that are not masked, as RLlib draws it."""
-    random = formula.arguments[1]
-    return isinstance(random, Draw) and all(
+    return isinstance(formula, Draw) and all(
         isinstance(logit, Apply)
         and logit.operation == "Select"
         and isinstance(logit.arguments[0], Apply)
         and logit.arguments[0].operation == "Equal"
         and logit.arguments[0].arguments[1] == _FLOAT32_MIN
-        for logit in random.logits
+        and all(map(is_number, logit.arguments[1:]))
+        and logit.arguments[1] == _FLOAT32_MIN
+        for logit in formula.logits
     )
 
 
@@ -262,15 +277,30 @@ def _is_noisy(formula: Formula, center: Formula) -> bool:
     inner, bounds = unclipped(formula)
     if bounds is None or None in bounds:
         return False
-    terms = list(terms_of(inner))
+    terms = terms_of(inner)
     rest = [term for term, _ in terms if term != center]
-    hidden = [item for term in rest for item in walk(term) if isinstance(item, Input | Opaque)]
-    return len(rest) == len(terms) - 1 and not any(map(_is_of_the_policy, hidden))
+    return len(rest) == len(terms) - 1 and all(map(_is_noise, rest))
 
 
-def _is_of_the_policy(item: Input | Opaque) -> bool:
-    # The scale of the noise comes from a callback in Ray 0.8.2 to 0.8.5.
-    return isinstance(item, Input) or item.source != PYTHON_CALLBACK
+def _is_noise(formula: Formula) -> bool:
+    """Return whether a formula is made of numbers and standard normal noise alone, times a scale.
+
+    The scale comes from a callback in Ray 0.8.2 to 0.8.5.
+    """
+    for item in walk(formula):
+        if isinstance(item, Apply) and item.operation not in ("Add", "Sub", "Mul", "Div"):
+            return False
+        if isinstance(item, Noise) and item.operation != "RandomStandardNormal":
+            return False
+        if isinstance(item, Input | Draw | Best) or (
+            isinstance(item, Opaque) and _is_of_the_policy(item)
+        ):
+            return False
+    return True
+
+
+def _is_of_the_policy(item: Opaque) -> bool:
+    return item.source != PYTHON_CALLBACK
 
 
 def _components(

@@ -8,6 +8,7 @@ exist.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = ["LATE_TIMESTEP", "VARIABLE_OPS", "freeze", "node_of", "session_config
 # Exploration schedules (epsilon-greedy, random_timesteps) are long over at this step; it fits
 # int32 too.
 LATE_TIMESTEP = 1_000_000_000
+_COUNTER = re.compile(r"timestep(_\d+)?")
 VARIABLE_OPS = ("VarHandleOp", "VariableV2", "Variable")
 _ASSIGNMENT_OPS = ("AssignVariableOp", "AssignAddVariableOp", "Assign", "AssignAdd")
 # Nodes of one kind that still are not the same.
@@ -198,7 +200,7 @@ def _reachable(
 def _end_schedules(graph_def: Any, variables: set[str]) -> None:  # noqa: ANN401 -- TensorFlow is untyped
     """Set the step counters that RLlib keeps in variables, so that epsilon is at its end."""
     for node in graph_def.node:
-        is_counter = node.name.split("/")[-1].startswith("timestep")
+        is_counter = _COUNTER.fullmatch(node.name.split("/")[-1]) is not None
         if node.op != "Const" or node.name not in variables or not is_counter:
             continue
         value = tf.make_ndarray(node.attr["value"].tensor)

@@ -21,6 +21,7 @@ from policy_server.errors import ModelError
 from policy_server.policy import SignatureTensor
 from policy_server.saved_model import slim_tensorflow as tf
 from policy_server.saved_model.exploration import (
+    changed_variables,
     exploration_state,
     find_switch,
     free_switch,
@@ -79,6 +80,7 @@ class LoadedGraph:
         fetches: the graph's tensor for each output that is of use.
         exploring: the tensor of the switch that turns sampling on; None where there is none.
         exploration_state: the inputs and variables by which schedules change exploration.
+        changed_variables: the variables that it changes at each call and answers by.
         has_callback: the actions need a Python callback of training, so that they can't be run.
     """
 
@@ -91,6 +93,7 @@ class LoadedGraph:
     exploring: str | None = None
     exploration_state: tuple[str, ...] = ()
     has_callback: bool = False
+    changed_variables: tuple[str, ...] = ()
 
     @property
     def observation_input(self) -> SignatureTensor:
@@ -220,6 +223,7 @@ def load_graph(folder: Path) -> LoadedGraph:
         feeds=feeds | _unlisted(needed, known),
         exploring=exploring if exploring is not None and node_of(exploring) in needed else None,
         exploration_state=exploration_state(needed, meta_graph.graph_def),
+        changed_variables=changed_variables(meta_graph.graph_def, fetches.values()),
         has_callback=runs_callback(
             _ancestors(
                 graph_def, [tensor for name, tensor in fetches.items() if name.startswith(ACTIONS)]

@@ -69,9 +69,7 @@ def identify_actions(
     if structure.noise is not None or evidence.is_noisy:
         return _without_distribution(loaded, known, structure.noise or "noise")
     if structure.row_mixing is not None:
-        return _by_graph(
-            loaded, known, f"one observation changes another's answer: {structure.row_mixing}"
-        )
+        return _by_graph(loaded, known, structure.row_mixing)
     try:
         checks = _checks(loaded, family, evidence, sampler)
     except (_Disproved, DistributionError) as error:
@@ -200,7 +198,9 @@ def _compared_frequencies(
             drawn = _drawn(loaded, sampler, inputs)
             if drawn is None:
                 break
-            found = judge_draws(distribution, inputs, drawn, generator)
+            # Draws beyond float32 can't be judged; the others have to fit.
+            kept = np.isfinite(drawn).all(axis=1)
+            found = judge_draws(distribution, inputs[kept], drawn[kept], generator)
             if found.problem is None:
                 draws += found.draws
                 is_enough |= found.is_enough
@@ -221,7 +221,7 @@ def _drawn(loaded: LoadedGraph, sampler: GraphSampler, inputs: NDArray[Any]) -> 
         return None
     columns = [array.reshape(len(inputs), -1).astype(np.float64) for array in arrays]
     drawn: Float64Array = np.concatenate(columns, axis=1)
-    return drawn if np.isfinite(drawn).all() else None
+    return drawn if np.isfinite(drawn).all(axis=1).any() else None
 
 
 def _agreement_of_modes(

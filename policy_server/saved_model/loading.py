@@ -48,8 +48,10 @@ __all__ = ["LoadedPolicy", "load_policy"]
 
 # TensorFlow's own convolutions are twice as fast above this many multiplications an observation.
 _MOST_IN_CONVOLUTIONS = 1_000_000
-# So many observations show whether one depends on the others.
-_ROWS_READ = 3
+# So many observations show whether one depends on the others. The number is one that the size of
+# the distribution is no multiple of, so that the batch's size is told from other sizes.
+_ROWS_READ = (3, 5, 7, 11)
+_MOST_ROWS_READ = max(_ROWS_READ)
 
 LoadedPolicy = TensorFlowPolicy | NetworkPolicy
 
@@ -202,13 +204,14 @@ def _identify(
     assert signature.observation_width is not None, "load_policy has found it"
     probe = GraphProbe(loaded, runner)
     rows = probe.answered(probe_rows(signature.observation_width, signature.row_dtype))
-    some = rows[: loaded.only_batch or _ROWS_READ]
+    some = rows[: loaded.only_batch or _MOST_ROWS_READ]
     is_certain = probe.is_certain(rows)
     structure = sampler = None
     for tensor in find_distribution_inputs(loaded, runner):
         shape = runner.evaluate(tensor, some, is_exploring=False).shape
         if len(shape) == 2 and (structure is None or structure.family is None):
-            found = read_structure(loaded, runner, tensor, some, shape[1], is_certain=is_certain)
+            few = some if loaded.only_batch else some[: _rows_read(shape[1])]
+            found = read_structure(loaded, runner, tensor, few, shape[1], is_certain=is_certain)
             if found.family is not None or found.is_output:
                 structure = found
     if structure is not None:
@@ -221,7 +224,9 @@ def _identify(
     compilation = Compilation(None, "its family is unknown")
     if structure is not None and structure.family is not None:
         compilation = compile_network(loaded, DISTRIBUTION_INPUTS, signature.observation_width)
-        mixing = structure.row_mixing or _row_mixing(runner, compilation, rows, signature)
+        mixing = structure.row_mixing or _row_mixing(
+            runner, compilation, rows, signature, has_odd_shape=_has_odd_shape(loaded)
+        )
         structure = replace(structure, row_mixing=mixing)
     evidence = GraphProbe(loaded, runner).gather(rows)
     known = replace(
@@ -235,12 +240,40 @@ def _identify(
     return loaded, identified, compilation
 
 
+def _rows_read(width: int) -> int:
+    return next((rows for rows in _ROWS_READ if width % rows), _MOST_ROWS_READ)
+
+
+def _has_odd_shape(loaded: LoadedGraph) -> bool:
+    """Return whether observations come in a shape that the engine has no network for."""
+    shape = loaded.observation_input.shape
+    return (
+        shape is None
+        or len(shape) < 2
+        or shape[0] is not None
+        or shape[1:].count(None) > 1
+        or (len(shape) > 2 and None in shape[1:])
+    )
+
+
 def _row_mixing(
-    runner: GraphRunner, compilation: Compilation, rows: NDArray[Any], signature: PolicySignature
+    runner: GraphRunner,
+    compilation: Compilation,
+    rows: NDArray[Any],
+    signature: PolicySignature,
+    *,
+    has_odd_shape: bool,
 ) -> str | None:
     """Return what lets one observation of a batch change another's answer; None for nothing."""
     if compilation.is_row_wise is not None:
         return None if compilation.is_row_wise else "its network joins the observations of a batch"
+    # The recurrent layers of TensorFlow 2 keep their steps in lists, which are not followed.
+    is_recurrent = bool(signature.recurrent_inputs) and "TensorList" in compilation.reason
+    if not has_odd_shape and not is_recurrent:
+        return (
+            "it is not known whether its network joins the observations of a batch "
+            f"({compilation.reason})"
+        )
 
     def graph(batch: NDArray[Any]) -> NDArray[Any]:
         return runner.run([DISTRIBUTION_INPUTS], batch)[0]

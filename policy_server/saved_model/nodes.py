@@ -10,12 +10,28 @@ from numpy.typing import NDArray
 from policy_server.saved_model import slim_tensorflow as tf
 from policy_server.saved_model.freezing import node_of
 
-__all__ = ["PASSING_OPS", "PYTHON_OPS", "SHAPE_OPS", "GraphNodes"]
+__all__ = ["CALLS", "PASSING_OPS", "PYTHON_OPS", "SHAPE_OPS", "GraphNodes", "is_stateful"]
 
 # These read a tensor's size, not its values: a random action takes its batch size from anywhere.
 SHAPE_OPS = ("Shape", "Size", "Rank", "ZerosLike", "OnesLike", "ShapeN")
 # These call a function of the process that trained the policy.
 PYTHON_OPS = ("PyFunc", "PyFuncStateless", "EagerPyFunc")
+# Functions that TensorFlow could not make part of the flat graph.
+CALLS = frozenset(
+    {
+        "Case",
+        "If",
+        "PartitionedCall",
+        "StatefulPartitionedCall",
+        "StatelessCase",
+        "StatelessIf",
+        "StatelessWhile",
+        "While",
+        "XlaLaunch",
+    }
+)
+# Stateful only so that they are not left out.
+_CHECKS = ("Assert", "Print", "PrintV2", "Abort", "CheckNumerics", "CheckNumericsV2")
 # A Switch sends a tensor into one branch or the other.
 PASSING_OPS = (
     "Identity",
@@ -27,6 +43,24 @@ PASSING_OPS = (
     "CheckNumerics",
     "Switch",
 )
+
+
+def is_stateful(node: Any) -> bool:  # noqa: ANN401 -- TensorFlow is untyped
+    """Return whether a node may give something else at each call, such as a random number.
+
+    Args:
+        node: one of a graph without variables.
+    """
+    if node.op in _CHECKS or node.op in ("Placeholder", "PlaceholderWithDefault"):
+        return False
+    known = tf.op_def_registry.get(node.op)
+    return (
+        known is None
+        or node.op in CALLS
+        or node.op.startswith("StatelessRandom")
+        or node.op in ("StatelessMultinomial", "StatelessTruncatedNormal", *PYTHON_OPS)
+        or bool(known.is_stateful)
+    )
 
 
 class GraphNodes:

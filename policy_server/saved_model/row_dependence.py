@@ -8,6 +8,7 @@ that no choice of probes can hide it.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,37 @@ from numpy.typing import NDArray
 
 from policy_server.numpy_operations import OPERATIONS
 
-__all__ = ["ROWS", "dependence", "is_row_wise", "of_observations"]
+__all__ = ["FOLLOWED", "ROWS", "dependence", "is_row_wise", "of_observations"]
+
+FOLLOWED: Mapping[str, Callable[..., Array]] = {
+    "Acos": np.arccos,
+    "Asin": np.arcsin,
+    "Atan": np.arctan,
+    "Atan2": np.arctan2,
+    "Ceil": np.ceil,
+    "ClipByValue": np.clip,
+    "Cosh": np.cosh,
+    "Erf": np.vectorize(math.erf, otypes=[np.float32]),
+    "Erfc": np.vectorize(math.erfc, otypes=[np.float32]),
+    "Expm1": np.expm1,
+    "Floor": np.floor,
+    "FloorMod": np.mod,
+    "Inv": np.reciprocal,
+    "IsFinite": np.isfinite,
+    "IsInf": np.isinf,
+    "IsNan": np.isnan,
+    "Log1p": np.log1p,
+    "LogicalXor": np.logical_xor,
+    "Mod": np.fmod,
+    "Reciprocal": np.reciprocal,
+    "Relu6": lambda x: np.clip(x, 0, 6),
+    "Rint": np.rint,
+    "Round": np.rint,
+    "Sign": np.sign,
+    "Sinh": np.sinh,
+    "Tan": np.tan,
+}
+"""Operations number by number that the engine does not serve, but whose rows can be followed."""
 
 ROWS = 3
 """How many observations are followed."""
@@ -131,7 +162,7 @@ def dependence(
     Returns:
         uint8 of the result's shape: bit i stands for observation i.
     """
-    if operation in _ELEMENTWISE:
+    if operation in _ELEMENTWISE or operation in FOLLOWED:
         found = functools.reduce(functools.partial(_joined, operation), sets)
     elif operation in _MOVES or operation in _JOINS:
         # The engine's own operation, on sets in place of values.
@@ -140,9 +171,14 @@ def dependence(
             for place, item in enumerate(sets)
         ]
         found = np.asarray(OPERATIONS[operation](*arguments, **attributes))
+        # An index, a shape or an axis that depends on observations moves everything by them.
+        for place, item in enumerate(sets):
+            if not _is_moved(operation, place, len(sets)):
+                found = found | np.bitwise_or.reduce(item, axis=None)
     elif operation in _REDUCTIONS:
         axes = tuple(int(axis) for axis in np.ravel(values[1]))
         found = np.bitwise_or.reduce(sets[0], axis=axes, keepdims=attributes["keep_dims"])
+        found = found | np.bitwise_or.reduce(sets[1], axis=None)
     elif operation in _LINEAR:
         found = _of_products(operation, sets, values, attributes)
     else:
@@ -194,6 +230,8 @@ def _softmax(sets: Sequence[Array], _values: Sequence[Array], _named: Mapping[st
 
 
 def _normalised(sets: Sequence[Array], _values: Sequence[Array], named: Mapping[str, Any]) -> Array:
+    if not named["is_training"]:
+        return sets[0]
     is_channels_first = named["data_format"] == "NCHW"
     axes = (0, 2, 3) if is_channels_first else (0, 1, 2)
     shape = (1, -1, 1, 1) if is_channels_first else (-1,)
@@ -205,7 +243,10 @@ def _normalised(sets: Sequence[Array], _values: Sequence[Array], named: Mapping[
 
 def _one_hot(sets: Sequence[Array], _values: Sequence[Array], named: Mapping[str, Any]) -> Array:
     axis = named["axis"]
-    return np.expand_dims(sets[0], sets[0].ndim if axis == -1 else axis)
+    own: Array = np.expand_dims(sets[0], sets[0].ndim if axis == -1 else axis)
+    for item in sets[1:]:
+        own = own | np.bitwise_or.reduce(item, axis=None)
+    return own
 
 
 def _gathered(sets: Sequence[Array], values: Sequence[Array], _named: Mapping[str, Any]) -> Array:
@@ -217,7 +258,7 @@ def _gathered(sets: Sequence[Array], values: Sequence[Array], _named: Mapping[st
     )
     place = axis % table.ndim
     shape = (1,) * place + indices.shape + (1,) * (table.ndim - place - 1)
-    joined: Array = picked | indices.reshape(shape)
+    joined: Array = picked | indices.reshape(shape) | np.bitwise_or.reduce(sets[2], axis=None)
     return joined
 
 

@@ -19,13 +19,20 @@ from policy_server.saved_model import slim_tensorflow as tf
 from policy_server.saved_model.attributes import NotCompiledError, attributes_of
 from policy_server.saved_model.freezing import node_of
 from policy_server.saved_model.graph import LoadedGraph
-from policy_server.saved_model.nodes import PASSING_OPS, PYTHON_OPS, SHAPE_OPS, GraphNodes
+from policy_server.saved_model.nodes import (
+    PASSING_OPS,
+    PYTHON_OPS,
+    SHAPE_OPS,
+    GraphNodes,
+    is_stateful,
+)
 from policy_server.saved_model.runner import GraphRunner, filled_value
 from policy_server.saved_model.symbolic_operations import (
     RANDOM_OPS,
     NotReadError,
     draw_noise,
     run_on_formulas,
+    shape_of,
 )
 from policy_server.saved_model.symbols import PYTHON_CALLBACK, Input, Opaque
 
@@ -71,6 +78,7 @@ class SamplerReader:
         self._is_exploring = is_exploring
         self._root = root
         self._known: dict[str, Values | None] = {}
+        self._alive_tensors: dict[str, bool] = {}
         count = len(rows)
         if root is not None:
             self._known[root] = np.array(
@@ -120,6 +128,12 @@ class SamplerReader:
 
     def _is_alive(self, tensor: str) -> bool:
         """Return whether a tensor is computed; True where that depends on the observation."""
+        known = self._alive_tensors.get(tensor)
+        if known is None:
+            known = self._alive_tensors[tensor] = self._is_reached(tensor)
+        return known
+
+    def _is_reached(self, tensor: str) -> bool:
         waiting, seen = [tensor], {tensor}
         while waiting:
             current = waiting.pop()
@@ -296,11 +310,11 @@ class SamplerReader:
         if operation in PASSING_OPS:
             return values[0]
         if operation in RANDOM_OPS:
-            return draw_noise(node, values)
+            return draw_noise(node, values, len(self._rows))
         if operation in PYTHON_OPS:
             return _opaque(PYTHON_CALLBACK)
-        if any(value.dtype == object for value in values):
-            return run_on_formulas(node, tensor, values)
+        if operation in SHAPE_OPS or any(value.dtype == object for value in values):
+            return run_on_formulas(node, tensor, values, len(self._rows))
         if operation in OPERATIONS:
             with np.errstate(all="ignore"):
                 return np.asarray(
@@ -320,11 +334,27 @@ class SamplerReader:
             value = self._runner.evaluate(tensor, self._rows, is_exploring=self._is_exploring)
         except (tf.errors.OpError, ValueError, TypeError) as error:
             raise NotReadError(f"{tensor} can't be computed") from error
+        if self._nodes.node(tensor).op == "Shape":
+            return shape_of(value.tolist(), len(self._rows))
+        if is_plain and self._is_sized(tensor):
+            raise NotReadError("the size of the batch is reckoned with")
         if is_plain:
             return value
         hidden = np.empty(value.shape, object)
         hidden.fill(Opaque("the network, past the distribution's inputs"))
         return hidden
+
+    def _is_sized(self, tensor: str) -> bool:
+        """Return whether the number of observations goes into a value."""
+        waiting, seen = [node_of(tensor)], {node_of(tensor)}
+        while waiting:
+            node = self._nodes.node(waiting.pop())
+            if node.op in SHAPE_OPS:
+                return True
+            following = {node_of(name) for name in node.input if not name.startswith("^")} - seen
+            seen |= following
+            waiting += following
+        return False
 
     def is_plain(self, tensor: str) -> bool:
         """Return whether a tensor depends on nothing but constants and the batch's size.
@@ -337,8 +367,7 @@ class SamplerReader:
             node = self._nodes.node(waiting.pop())
             if (
                 node.name == self._observation
-                or node.op in RANDOM_OPS
-                or node.op in PYTHON_OPS
+                or is_stateful(node)
                 or f"{node.name}:0" == self._root
             ):
                 return False

@@ -22,7 +22,7 @@ from policy_server.saved_model.graph import (
     Q_VALUES,
     LoadedGraph,
 )
-from policy_server.saved_model.nodes import PASSING_OPS, SHAPE_OPS, GraphNodes
+from policy_server.saved_model.nodes import CALLS, PASSING_OPS, SHAPE_OPS, GraphNodes, is_stateful
 from policy_server.saved_model.runner import GraphRunner
 from policy_server.saved_model.sampler import SamplerReader
 from policy_server.saved_model.symbolic_operations import RANDOM_OPS, NotReadError
@@ -53,19 +53,6 @@ _SAMPLING_OPS = frozenset(
     }
 )
 _SCALING_OPS = frozenset({"Add", "AddV2", "Div", "Maximum", "Minimum", "Mul", "RealDiv", "Sub"})
-# Functions that TensorFlow could not make part of the flat graph.
-_CALLS = frozenset(
-    {
-        "Case",
-        "If",
-        "PartitionedCall",
-        "StatefulPartitionedCall",
-        "StatelessCase",
-        "StatelessIf",
-        "StatelessWhile",
-        "While",
-    }
-)
 _FEWEST_ROWS = 2
 
 
@@ -234,6 +221,10 @@ def read_structure(
         )
     except (NotReadError, NotRecognizedError) as error:
         problem = str(error)
+    except RecursionError:
+        problem = "its actions are computed in too many steps"
+    if loaded.changed_variables:
+        family, problem = None, f"it changes {loaded.changed_variables[0]} each time it answers"
     listed = loaded.fetches.get(DISTRIBUTION_INPUTS)
     return PolicyStructure(
         root,
@@ -294,16 +285,21 @@ def _looked_above(
     while waiting:
         tensor = waiting.pop()
         node = nodes.node(tensor)
-        if node.op in RANDOM_OPS:
+        if is_stateful(node) and node.op not in CALLS and not _is_loop_array(node):
             noise = noise or node.op
         inputs = reader.live_inputs(tensor)
-        if node.op in _CALLS:
+        if node.op in CALLS:
             mixing = mixing or f"{node.op}, a function that can't be looked into"
         if node.op == "Merge" and len(inputs) > 1 and not reader.is_loop(tensor):
             mixing = mixing or "a branch (cond) that the observations of a batch decide together"
         waiting += [item for item in inputs if item not in seen]
         seen.update(inputs)
     return noise, mixing
+
+
+def _is_loop_array(node: Any) -> bool:  # noqa: ANN401 -- TensorFlow is untyped
+    """Return whether a node belongs to the arrays that a loop reads and writes."""
+    return str(node.op).startswith(("TensorArray", "Stack"))
 
 
 def _is_split_into_one(nodes: GraphNodes, root: str, width: int) -> bool:

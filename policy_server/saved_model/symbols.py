@@ -8,7 +8,7 @@ knows of the families.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +19,16 @@ __all__ = [
     "ELEMENTWISE",
     "PYTHON_CALLBACK",
     "Apply",
+    "BatchSize",
     "Best",
     "Draw",
     "Formula",
     "Input",
     "Noise",
     "Opaque",
-    "affine",
     "apply",
     "is_number",
+    "scaled",
     "walk",
 ]
 
@@ -99,6 +100,11 @@ class Opaque:
     """
 
     source: str
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSize:
+    """The number of observations that are asked for at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,37 +249,28 @@ ELEMENTWISE = {name: _elementwise(name) for name in (*_NUMERIC, *_ALIASES, "Clip
 """The operations that work number by number, under TensorFlow's names, on arrays of formulas."""
 
 
-def affine(formula: Formula) -> tuple[Formula, float, float]:
-    """Split a formula into `scale * rest + shift`.
+def scaled(formula: Formula) -> tuple[Formula, float]:
+    """Split a constant factor off a formula.
+
+    Sums are not split: a large constant that is added and taken away again costs float32 digits.
 
     Args:
         formula: any but a number.
 
     Returns:
-        The rest, which is no sum or product with a constant, the scale and the shift.
+        The rest and the factor, of which no step is smaller or larger than float32 bears well.
     """
-    scale, shift = 1.0, 0.0
-    while isinstance(formula, Apply):
-        step = _AFFINE.get(formula.operation)
-        numbers = [item for item in formula.arguments if is_number(item)]
+    factor = 1.0
+    while isinstance(formula, Apply) and formula.operation in ("Mul", "Div", "Neg"):
+        numbers = [float(item) for item in formula.arguments if is_number(item)]
         others = [item for item in formula.arguments if not is_number(item)]
-        if step is None or len(others) != 1 or (formula.operation == "Div" and not numbers):
+        number = numbers[0] if numbers else -1.0
+        is_fraction = formula.operation == "Div" and formula.arguments[0] is not others[0]
+        if len(others) != 1 or is_fraction or not _SMALLEST <= abs(number) <= _LARGEST:
             break
-        number = float(numbers[0]) if numbers else 0.0
-        is_behind = formula.arguments[0] is others[0]
-        if formula.operation == "Div" and (not is_behind or number == 0.0):
-            break
-        factor, constant = step(number, is_behind)
-        formula, scale, shift = others[0], scale * factor, shift + scale * constant
-    return formula, scale, shift
+        factor = factor / number if formula.operation == "Div" else factor * number
+        formula = others[0]
+    return formula, factor
 
 
-# For each operation with a constant: the factor of the other argument, and what is added; `True`
-# where the constant stands behind it.
-_AFFINE: Mapping[str, Callable[[float, bool], tuple[float, float]]] = {
-    "Add": lambda number, _: (1.0, number),
-    "Div": lambda number, _: (1.0 / number, 0.0),
-    "Mul": lambda number, _: (number, 0.0),
-    "Neg": lambda _number, _: (-1.0, 0.0),
-    "Sub": lambda number, is_behind: (1.0, -number) if is_behind else (-1.0, number),
-}
+_SMALLEST, _LARGEST = 1e-6, 1e6

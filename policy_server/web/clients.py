@@ -73,7 +73,7 @@ def client_routes(
         "/clients/{language}",
         operation_id="get_client",
         summary="Give the client library for a language",
-        description="A zip with a folder of source code with this server's own types, and a README.",
+        description="A zip with a folder of source code, with this server's types, and a README.",
         responses=_RESPONSES,
     )
     async def get_client(request: Request, language: LanguageName) -> Response:

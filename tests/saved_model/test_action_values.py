@@ -106,7 +106,7 @@ def test_value_of_a_known_family_is_read(formula: Formula, expected: object) -> 
         (apply("Add", X, Opaque("the observation")), "the actions depend on the observation"),
         (Draw((X, Opaque("the observation")), "d", 0), "a logit depends on the observation"),
         (Draw((X, 0.0), "d", 0), "a logit is a constant"),
-        (Draw((X, apply("Neg", Input(0, 1))), "d", 0), "change their sign"),
+        (Draw((X, apply("Neg", Input(0, 1))), "d", 0), "logits change their sign"),
         (apply("Softplus", X), "a value goes through Softplus"),
     ],
 )

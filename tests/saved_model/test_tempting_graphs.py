@@ -204,7 +204,152 @@ def noisy_when_large(rows: Any, values: Any) -> Any:  # noqa: ANN401 -- TensorFl
     return values + tf.where(tf.abs(rows[:, :1]) > 1e4, noise, tf.zeros_like(noise))
 
 
+def variable(name: str, value: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
+    """Return a variable of the policy."""
+    return tf.compat.v1.get_variable(f"policy/{name}", initializer=np.float32(value))
+
+
+def updated(_rows: Any, logits: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
+    """Return a choice by a temperature that each call sets first."""
+    temperature = tf.compat.v1.get_variable(
+        "policy/heat", initializer=np.float32(1.0), use_resource=True
+    )
+    with tf.control_dependencies([tf.compat.v1.assign(temperature, 5.0)]):
+        return categorical(logits / temperature.read_value())
+
+
+def of_one_seed(_rows: Any, logits: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
+    """Return two choices that are drawn with one seed."""
+    one, other = tf.split(logits, [3, 3], axis=1)
+    first = tf.random.categorical(one, 1, seed=9)[:, 0]
+    second = tf.random.categorical(other, 1, seed=9)[:, 0]
+    [_], chance, [mode] = categorical(one, sampled=first)
+    [_], other_chance, [other_mode] = categorical(other, sampled=second)
+    return [first, second], chance + other_chance, [mode, other_mode]
+
+
+def greedy_but(chance: Any, random: Any) -> Sampler:  # noqa: ANN401 -- TensorFlow is untyped
+    """Return a sampler that looks like epsilon-greedy over Q values."""
+
+    def sampler(rows: Any, values: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
+        best = tf.argmax(values, axis=1)
+        drawn = tf.where(chance(rows_of(values)), random(rows, values), best)
+        return [drawn], tf.zeros_like(values[:, 0]), [best]
+
+    return sampler
+
+
+def noisy_center(noise: Any) -> Sampler:  # noqa: ANN401 -- TensorFlow is untyped
+    """Return a sampler that looks like a computed action with RLlib's noise."""
+
+    def sampler(_rows: Any, values: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
+        counter = tf.compat.v1.get_variable(
+            "policy/timestep", initializer=np.int64(0), trainable=False
+        )
+        scale = tf.where(counter < 1000, 1.0, 0.5)
+        drawn = tf.clip_by_value(values + scale * noise(values), -100.0, 100.0)
+        return [drawn], tf.zeros_like(values[:, 0]), [values]
+
+    return sampler
+
+
+def is_marked(rows: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
+    """Return 1 where an observation of the batch is one that no probe is, else 0."""
+    return tf.reduce_max(tf.cast(tf.equal(rows[:, 0], 77.25), tf.int32))
+
+
+Q_VALUES = ("action_dist_inputs", "action_logp", "q_values")
 LEFT_TO_THE_GRAPH: dict[str, V1Policy] = {
+    "temperature of a lone observation": V1Policy(
+        sampler=lambda _, x: categorical(x / tf.where(tf.equal(rows_of(x), 1), 5.0, 1.0), stated=x)
+    ),
+    "temperature of the sixth observation": V1Policy(
+        sampler=lambda _, x: categorical(
+            x / tf.where(tf.equal(tf.range(rows_of(x))[:, None], 5), 5.0, 1.0), stated=x
+        )
+    ),
+    "observations swapped in pairs": V1Policy(
+        sampler=lambda _, x: categorical(
+            tf.cond(tf.equal(rows_of(x), 2), lambda: x[::-1], lambda: x), stated=x
+        )
+    ),
+    "a variable that each call sets": V1Policy(sampler=updated),
+    "choices of one seed": V1Policy(parts=(Part(), Part()), sampler=of_one_seed),
+    "noise of one seed": V1Policy(
+        parts=BOX,
+        sampler=with_noise(
+            lambda s: tf.stack(
+                [tf.random.normal(s[:1], seed=5), tf.random.normal(s[:1], seed=5)], axis=1
+            )
+        ),
+    ),
+    "digits lost to a constant": V1Policy(
+        sampler=lambda _, x: categorical((x + variable("far", 1e9)) - variable("back", 1e9))
+    ),
+    "digits lost to a factor": V1Policy(
+        sampler=lambda _, x: categorical((x * variable("up", 1e36)) / variable("down", 1e36))
+    ),
+    "candidates drawn uniformly": V1Policy(
+        sampler=lambda _, x: categorical(
+            x
+            / tf.where(
+                tf.random.uniform_candidate_sampler([[0]], 1, 1, unique=False, range_max=5)[0][0]
+                > 0,
+                5.0,
+                1.0,
+            )
+        )
+    ),
+    "the time of day": V1Policy(
+        sampler=lambda _, x: categorical(
+            x / tf.where(tf.cast(tf.timestamp(), tf.float32) > variable("then", 1e9), 5.0, 1.0)
+        )
+    ),
+    "logits of half precision": V1Policy(
+        parts=BOX,
+        sampler=with_noise(lambda s: tf.cast(tf.random.normal(s, dtype=tf.float16), tf.float32)),
+    ),
+    "epsilon-greedy with a softmax draw": V1Policy(
+        outputs=Q_VALUES,
+        sampler=greedy_but(
+            lambda n: tf.random.uniform([n]) < 0.3, lambda _, x: tf.random.categorical(x, 1)[:, 0]
+        ),
+    ),
+    "epsilon-greedy by a normal number": V1Policy(
+        outputs=Q_VALUES,
+        sampler=greedy_but(
+            lambda n: tf.random.normal([n]) < 0.5,
+            lambda _, x: tf.random.uniform([rows_of(x)], maxval=3, dtype=tf.int64),
+        ),
+    ),
+    "epsilon-greedy with an action of the observation": V1Policy(
+        outputs=Q_VALUES,
+        sampler=greedy_but(
+            lambda n: tf.random.uniform([n]) < 0.3,
+            lambda rows, _: tf.random.categorical(rows[:, :3], 1)[:, 0],
+        ),
+    ),
+    "noise that is no normal number": V1Policy(
+        parts=MEANS, sampler=noisy_center(lambda x: tf.exp(tf.random.normal(tf.shape(x))))
+    ),
+    "noise that follows the action": V1Policy(
+        parts=MEANS, sampler=noisy_center(lambda x: x * tf.random.normal(tf.shape(x)))
+    ),
+    "a slice that an observation moves": V1Policy(
+        network=lambda rows, x: tf.slice(
+            tf.concat([x, -x], axis=1), tf.stack([0, 3 * is_marked(rows)]), [-1, 3]
+        )
+    ),
+    "a one-hot that an observation scales": V1Policy(
+        network=lambda rows, x: (
+            x + tf.one_hot(tf.argmax(x, 1), 3, on_value=5.0 * tf.cast(is_marked(rows), tf.float32))
+        )
+    ),
+    "a sign that an observation turns": V1Policy(
+        network=lambda rows, x: tf.where(tf.reduce_any(tf.equal(rows[:, 0], 77.25)), -x, x)
+    ),
+    "sums over the batch": V1Policy(network=lambda _, x: tf.cumsum(x, axis=0)),
+    "sorted over the batch": V1Policy(network=lambda _, x: tf.sort(x, axis=0)),
     "another temperature in the sampler": V1Policy(
         sampler=lambda _, x: categorical(x, sampled=tf.random.categorical(x / 3, 1)[:, 0], stated=x)
     ),
@@ -339,6 +484,28 @@ STATED: dict[str, tuple[V1Policy, str]] = {
     "no switch": (V1Policy(has_exploring=False), "categorical(3)"),
     "no log-probability": (V1Policy(outputs=("action_dist_inputs",)), "categorical(3)"),
     "no distribution's inputs": (V1Policy(outputs=("action_logp",)), "categorical(3)"),
+    "a variable named as a counter": (
+        V1Policy(
+            sampler=lambda _, x: categorical(
+                x
+                / tf.where(
+                    tf.compat.v1.get_variable("policy/timestep_trained", initializer=np.int64(10))
+                    < 1000,
+                    5.0,
+                    1.0,
+                )
+            )
+        ),
+        "categorical(3)",
+    ),
+    "an activation that NumPy does not serve": (
+        V1Policy(network=lambda _, x: tf.nn.gelu(x)),
+        "categorical(3)",
+    ),
+    "batch normalisation by given moments": (
+        V1Policy(network=lambda _, x: (x - 0.25) * tf.math.rsqrt(tf.constant([1.5, 2.0, 0.5]))),
+        "categorical(3)",
+    ),
     "mixed": (
         V1Policy(parts=(Part(), Part("normal", (2,)), Part("multi_discrete", (2, 4)))),
         "categorical(3) + normal(2) + categorical(2) + categorical(4)",
