@@ -209,11 +209,15 @@ def _identify(
     structure = sampler = None
     for tensor in find_distribution_inputs(loaded, runner):
         shape = runner.evaluate(tensor, some, is_exploring=False).shape
-        if len(shape) == 2 and (structure is None or structure.family is None):
-            few = some if loaded.only_batch else some[: _rows_read(shape[1])]
-            found = read_structure(loaded, runner, tensor, few, shape[1], is_certain=is_certain)
-            if found.family is not None or found.is_output:
-                structure = found
+        if len(shape) != 2:
+            continue
+        few = some if loaded.only_batch else some[: _rows_read(shape[1])]
+        found = read_structure(loaded, runner, tensor, few, shape[1], is_certain=is_certain)
+        if found.family is not None or found.is_output:
+            structure = found
+        if found.family is not None:
+            # Each further look costs TensorFlow tens of milliseconds.
+            break
     if structure is not None:
         listed = loaded.fetches.get(DISTRIBUTION_INPUTS, structure.root)
         # The output itself may check observations; what is not listed, or another tensor, is new.
