@@ -34,6 +34,7 @@ from policy_server.web import (
     create_app,
     ignore_http2_offers,
     join_writes,
+    release_connections,
     tune_web_sockets,
 )
 from policy_server.web_process import METRICS_PORT, WebProcess
@@ -62,6 +63,7 @@ def build_app() -> Application:
     ignore_http2_offers()
     join_writes()
     tune_web_sockets()
+    release_connections()
     settings = read_settings()
     _configure_logging(settings.log_level, settings.log_format)
     process = WebProcess.join()
