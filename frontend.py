@@ -28,10 +28,23 @@ _START_HERE, _CONNECT = "Start one here", "Connect to one"
 _BACKENDS = {"local": "local: starts in seconds", "ray": "ray: as in production"}
 _LOG_LINES = 20
 # Streamlit keeps as much room above a page as for its own tool bar, which is hidden.
-_STYLE = (
-    "<style>.stMainBlockContainer {padding-top: 2.5rem;} h1 {font-size: 1.75rem !important;}"
-    "</style>"
-)
+# Its captions and the colours of code are fainter than WCAG 2 AA allows. On a phone its bar covers
+# what stands at the top, and the sidebar is behind a button that has no name.
+_STYLE = """<style>
+.stMainBlockContainer {padding-top: 2.5rem;}
+h1 {font-size: 1.75rem !important;}
+h2 {font-size: 1.5rem !important;}
+[data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] p {
+  color: inherit !important; opacity: 1 !important;
+}
+[data-testid="stCode"] .token {color: inherit !important;}
+[data-testid^="stBaseButton-primary"] {background-color: #1d4ed8; border-color: #1d4ed8;}
+@media (max-width: 640px) {
+  .stMainBlockContainer {padding-top: 4.5rem;}
+  [data-testid="stExpandSidebarButton"] {width: auto !important; padding: 0 0.5rem;}
+  [data-testid="stExpandSidebarButton"]::after {content: "Server"; font-size: 1rem;}
+}
+</style>"""
 _REFRESH_S = 1.0
 
 
@@ -155,11 +168,11 @@ def _welcome() -> None:
     title, text = example_introduction(name)
     schema = (EXAMPLES / name / "schema.yaml").read_text(encoding="utf-8")
     with st.container(border=True):
-        st.subheader(title, anchor=False)
+        st.header(title, anchor=False)
         st.markdown(text)
         with st.expander("schema.yaml", expanded=True):
             # The key is for the password field.
-            st.code("".join(_without_key(schema)), language="yaml")
+            st.code("".join(_without_key(schema)), language="yaml", wrap_lines=True)
 
 
 def _without_key(schema: str) -> list[str]:
@@ -173,7 +186,9 @@ def _watch_start(server: ServerProcess) -> None:
             f"The server ended by itself (exit code {server.exit_code}). The end of its log says "
             "why; stop it on the left to choose again."
         )
-        st.code(server.log_tail(_LOG_LINES) or "(it printed nothing)", language=None)
+        st.code(
+            server.log_tail(_LOG_LINES) or "(it printed nothing)", language=None, wrap_lines=True
+        )
         return
 
     def progress() -> None:

@@ -90,7 +90,7 @@ def _show_answers(
                 continue
             described = describe_actions(answer["actions"], components)
             if len(described) == 1:
-                st.markdown(f"### {described[0][1]}")
+                st.markdown(f"## {described[0][1]}")
             else:
                 st.markdown("  \n".join(f"{name}: **{text}**" for name, text in described))
             st.caption(format_probability(answer, components))
@@ -120,6 +120,7 @@ def _show_distribution(schema: Mapping[str, Any], answers: Mapping[str, Any]) ->
             bounds=entry,
             deterministic=next(iter(parts["predict_deterministic"][index : index + 1]), []),
             drawn=next(iter(parts["predict"][index : index + 1]), []),
+            is_dark=st.context.theme.type == "dark",
         )
         st.altair_chart(chart, width="stretch", key=f"chart.{index}")
         if masses := describe_masses(component):

@@ -13,7 +13,8 @@ __all__ = ["component_chart", "density", "reward_chart"]
 
 _DETERMINISTIC = "◆ deterministic"
 _DRAWN = "● drawn"
-_BLUE, _LIGHT_BLUE, _ORANGE, _GREY = "#2563eb", "#93b4f5", "#f97316", "#94a3b8"
+_BLUE, _LIGHT_BLUE, _ORANGE = "#2563eb", "#93b4f5", "#f97316"
+_DARK, _PALE = "#475569", "#cbd5e1"
 _MOST_BARS = 24
 _BAR_STEP_PX = 30
 _SMALLEST_SHOWN = 0.001
@@ -35,6 +36,7 @@ def component_chart(
     bounds: Mapping[str, Any],
     deterministic: Sequence[float],
     drawn: Sequence[float],
+    is_dark: bool = False,
 ) -> Layers:
     """Return the chart of one action component: bars of choices, or curves of densities.
 
@@ -43,9 +45,10 @@ def component_chart(
         bounds: what schema.yaml says of it: `low`, `high` and `normalized`, or nothing.
         deterministic: the component's values in the deterministic action; empty if unknown.
         drawn: those in the drawn action.
+        is_dark: the page is; a chart's own texts don't follow its theme.
     """
     if component["kind"] == "categorical":
-        return _bars(component, deterministic, drawn)
+        return _bars(component, deterministic, drawn, _PALE if is_dark else _DARK)
     return _curves(component, bounds, deterministic, drawn)
 
 
@@ -63,10 +66,12 @@ def reward_chart(rewards: Sequence[float]) -> Layers:
     data = _chart(rows)
     steps = alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, format="d"))
     bars = data.mark_bar(color=_LIGHT_BLUE, size=3).encode(
-        x=steps, y=alt.Y("reward:Q", title="reward of the step"), tooltip=["step:Q", "reward:Q"]
+        x=steps,
+        y=alt.Y("reward:Q", title="reward of the step (bars)"),
+        tooltip=["step:Q", "reward:Q"],
     )
     line = data.mark_line(color=_ORANGE, strokeWidth=2.5).encode(
-        x=steps, y=alt.Y("return:Q", title="return so far", axis=alt.Axis(titleColor=_ORANGE))
+        x=steps, y=alt.Y("return:Q", title="return so far (line)")
     )
     layers: Layers = alt.layer(bars, line).resolve_scale(y="independent").properties(height=300)
     return layers
@@ -107,7 +112,10 @@ def density(
 
 
 def _bars(
-    component: Mapping[str, Any], deterministic: Sequence[float], drawn: Sequence[float]
+    component: Mapping[str, Any],
+    deterministic: Sequence[float],
+    drawn: Sequence[float],
+    text_color: str,
 ) -> Layers:
     probabilities = component["probabilities"]
     labels = component.get("labels") or [str(choice) for choice in range(len(probabilities))]
@@ -137,7 +145,7 @@ def _bars(
     bars = base.mark_bar(cornerRadiusEnd=3, height={"band": 0.7}).encode(
         color=alt.condition("datum.is_mode", alt.value(_BLUE), alt.value(_LIGHT_BLUE))
     )
-    texts = base.mark_text(align="left", dx=6, color=_GREY, fontSize=13).encode(text="text:N")
+    texts = base.mark_text(align="left", dx=6, color=text_color, fontSize=13).encode(text="text:N")
     return alt.layer(bars, texts).properties(height=alt.Step(_BAR_STEP_PX))
 
 

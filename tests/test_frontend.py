@@ -375,7 +375,7 @@ def test_page_proposes_lpoc_and_shows_its_schema_without_the_key() -> None:
     page = opened_page()
 
     assert page.selectbox(key="policy").value == "lpoc"
-    assert page.subheader[0].value == "Movers on a warehouse floor"
+    assert page.header[0].value == "Movers on a warehouse floor"
     assert "has_up_neighbour" in page.code[0].value
     assert "1234567asdfgh" not in text_of(page)
 
@@ -396,7 +396,7 @@ def test_prediction_shows_action_probability_and_distribution() -> None:
         page = press(connected_page(url), "predict")
 
     text = text_of(page)
-    assert "### 1" in text
+    assert "## 1" in text
     assert "probability 80.0 %" in text
     rows = chart_rows(page)
     assert [row["choice"] for row in rows] == ["0", "1"]
@@ -594,3 +594,23 @@ def test_server_is_started_where_it_was_asked_to_and_leaves_nothing_else(
     assert server.exit_code is not None
     assert (home / "saved_model.zip").is_file()
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_dark", [False, True], ids=["light", "dark"])
+def test_texts_of_a_chart_can_be_read_on_the_page(is_dark: bool) -> None:  # noqa: FBT001 -- a parameter
+    component = {"kind": "categorical", "probabilities": [0.2, 0.8]}
+    chart = component_chart(component, bounds={}, deterministic=[0], drawn=[1], is_dark=is_dark)
+    _, texts = chart.to_dict()["layer"]
+
+    text, page = (luminance(color) for color in (texts["mark"]["color"], "#171615"))
+    contrast = (text + 0.05) / (page + 0.05) if is_dark else 1.05 / (text + 0.05)
+    assert contrast >= 4.5
+
+
+def luminance(color: str) -> float:
+    """Return the relative luminance of `#rrggbb` (WCAG 2.2)."""
+    parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
