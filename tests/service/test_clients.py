@@ -178,7 +178,7 @@ def test_python_sdk_is_installed_and_gets_an_action(served: Served, environment:
 
     served.assert_printed(served.run(environment / "python", "example.py", folder=folder))
     program = (folder / "example.py").read_text()
-    batch = program.replace("predict(observation)", "predict_batch([observation] * 3)")
+    batch = program.replace("predict(observation,", "predict_batch([observation] * 3,")
     (folder / "batch.py").write_text(batch)
     actions, _, chances = served.run(environment / "python", "batch.py", folder=folder).rpartition(
         "["
