@@ -84,15 +84,18 @@ def configure_logging(*, level: str, log_format: LogFormat, stream: TextIO | Non
 
 
 def adopt_loggers() -> None:
-    """Let the loggers of other libraries write to where ours do, and not to the terminal.
+    """Send the logs of other libraries to where ours go, from the least level that is logged.
 
-    Ray gives its loggers handlers of their own, at its import and again when it starts.
+    Ray gives its loggers handlers and levels of their own, at its import and again when it starts.
     """
+    least = logging.getLogger().level
     for name, item in list(logging.root.manager.loggerDict.items()):
         if isinstance(item, logging.Logger) and name.partition(".")[0] not in _OWN:
             kept = [each for each in item.handlers if not _is_printing(each)]
             if len(kept) < len(item.handlers):
                 item.handlers, item.propagate = kept, True
+            if item.level < least:
+                item.setLevel(logging.NOTSET)
 
 
 def log_uncaught() -> None:

@@ -92,6 +92,10 @@ def test_uvicorns_logs_appear_once_and_without_its_colours(
 
 
 def test_level_holds_for_all(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("ray", "ray.serve"):
+        # As Ray does at its import.
+        logging.getLogger(name).setLevel("INFO")
+
     configure_logging(level="ERROR", log_format="text")
 
     for name in NAMES:
