@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# Ray reads these when it is imported.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# A call that still runs when Ray is shut down would start another Ray, and wait for it.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 from policy_server.ray_backend.deployment import open_ray_backend
 from policy_server.ray_backend.node import RAY_METRICS
 from policy_server.ray_backend.replicas import PolicyReplica, RayBackend
