@@ -30,6 +30,10 @@ NAMES = (
 def _keep_the_loggers() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in NAMES]
     before = [(list(item.handlers), item.propagate, item.level) for item in loggers]
+    for name in ("ray", "ray.serve"):
+        # Where Ray is imported already, its handlers write to what was standard error then.
+        logging.getLogger(name).handlers = []
+        logging.getLogger(name).propagate = True
     yield
     for item, (handlers, propagate, level) in zip(loggers, before, strict=True):
         item.handlers, item.propagate = handlers, propagate
