@@ -135,7 +135,6 @@ class PolicyDeployment:
 
     def _is_running(self) -> bool:
         """Start Ray Serve unless it runs, and return whether the policy does."""
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled", logging_config=_QUIET)
         adopt_loggers()
         return self._status() == "RUNNING"

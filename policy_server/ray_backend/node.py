@@ -82,7 +82,7 @@ class OwnRay:
             NotReadyError: if Ray does not start.
         """
         started = time.monotonic()
-        logging.getLogger("ray").setLevel(logging.WARNING)
+        adopt_loggers()
         use_token(secrets.token_hex(32))
         # Ray puts sockets there, whose paths may have 107 characters.
         self._folder = Path(tempfile.mkdtemp(prefix="ps-ray-"))

@@ -160,12 +160,8 @@ def _checks(
 def _compared_modes(distribution: ActionDistribution, evidence: Evidence) -> str:
     assert evidence.deterministic is not None, "the caller has looked"
     agrees, worst = _agreement_of_modes(distribution, evidence)
-    count, agreed = len(agrees), int(agrees.sum())
-    if count < _FEWEST_PROBES:
-        raise _Disproved(f"only {count} probes can be used, of {_FEWEST_PROBES} that are needed")
-    if agreed < _PROVED_SHARE * count:
-        raise _Disproved(f"its deterministic action differs on {count - agreed} of {count} probes")
-    return f"modes equal on {agreed} of {count} probes (within {worst:.1e})"
+    share = _sufficient(agrees, "probes", "its deterministic action")
+    return f"modes equal on {share} (within {worst:.1e})"
 
 
 def _compared_log_probabilities(distribution: ActionDistribution, evidence: Evidence) -> str:
@@ -174,12 +170,22 @@ def _compared_log_probabilities(distribution: ActionDistribution, evidence: Evid
     if evidence.is_certain:
         raise _Disproved("its log-probability is always 0, though its actions are drawn")
     agrees, worst = _agreement_of_log_probabilities(distribution, evidence)
+    share = _sufficient(agrees, "draws", "its log-probability")
+    return f"log-probabilities equal on {share} (within {worst:.1e})"
+
+
+def _sufficient(agrees: NDArray[np.bool_], unit: str, subject: str) -> str:
+    """Return on how many of which the graph agrees, such as `194 of 194 probes`.
+
+    Raises:
+        _Disproved: if it agrees on too few, or too few can be used.
+    """
     count, agreed = len(agrees), int(agrees.sum())
     if count < _FEWEST_PROBES:
-        raise _Disproved(f"only {count} draws can be used, of {_FEWEST_PROBES} that are needed")
+        raise _Disproved(f"only {count} {unit} can be used, of {_FEWEST_PROBES} that are needed")
     if agreed < _PROVED_SHARE * count:
-        raise _Disproved(f"its log-probability differs on {count - agreed} of {count} draws")
-    return f"log-probabilities equal on {agreed} of {count} draws (within {worst:.1e})"
+        raise _Disproved(f"{subject} differs on {count - agreed} of {count} {unit}")
+    return f"{agreed} of {count} {unit}"
 
 
 def _compared_frequencies(
