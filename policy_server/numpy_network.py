@@ -1,4 +1,4 @@
-"""A policy network as a list of NumPy operations, served where it is proved equal to the model.
+"""A policy network as a list of NumPy operations, served where it agrees with the model on probes.
 
 One forward pass of a small network costs TensorFlow a hundred microseconds and more of its own;
 NumPy takes ten. The operations are those of `numpy_operations`.

@@ -89,8 +89,8 @@ class Settings(BaseSettings):
     )
     engine: Engine = Field(
         "auto",
-        description="What computes the policy: `numpy`, `tensorflow`, or `auto`: NumPy where it is "
-        "proved equal",
+        description="What computes the policy: `numpy`, `tensorflow`, or `auto`: NumPy where it "
+        "agrees with TensorFlow on probes",
     )
     dashboard_host: str = Field(
         "127.0.0.1",

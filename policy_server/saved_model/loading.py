@@ -66,7 +66,7 @@ def load_policy(
         schema: what schema.yaml says; it names actions, gives bounds, and says what a keras-only
             export leaves out.
         engine: `numpy` serves the network by NumPy, `tensorflow` by TensorFlow, `auto` by NumPy
-            where that is proved equal and no slower.
+            where that agrees with TensorFlow on probes and is no slower.
 
     Returns:
         The policy, ready to answer.
