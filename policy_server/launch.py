@@ -17,11 +17,21 @@ from types import FrameType
 from typing import NoReturn
 
 from policy_server.errors import NotReadyError, PolicyServerError, SettingsError
-from policy_server.http_server import Address, find_http_server
-from policy_server.listening import reason_of
+from policy_server.formats.model_files import identify_model, prepare_model
+from policy_server.http_server import (
+    METRICS_PORT,
+    Address,
+    WebProcess,
+    Worker,
+    find_http_server,
+    ignore_http2_offers,
+    join_writes,
+    release_connections,
+    tune_web_sockets,
+)
 from policy_server.metrics import Metrics, MetricsExporter
-from policy_server.model_store import identify_model, prepare_model
 from policy_server.policy import PolicyBackend
+from policy_server.ports import reason_of
 from policy_server.process_output import drain_output, take_output
 from policy_server.public_key import host_of, warn_of_public_key
 from policy_server.remote_files import bring_files
@@ -29,16 +39,7 @@ from policy_server.schema import ServerSchema, named_as_example, read_schema
 from policy_server.servable import check_servable, resolve_api_key
 from policy_server.settings import LogFormat, Settings, find_log_format, read_settings
 from policy_server.telemetry import configure_logging, is_json, log_uncaught
-from policy_server.web import (
-    Application,
-    create_app,
-    ignore_http2_offers,
-    join_writes,
-    release_connections,
-    tune_web_sockets,
-)
-from policy_server.web_process import METRICS_PORT, WebProcess
-from policy_server.workers import Worker
+from policy_server.web import Application, create_app
 
 __all__ = ["build_app", "end_start"]
 
@@ -249,12 +250,12 @@ async def _open_backend(
     model = identify_model(prepare_model(settings))
     # Each backend brings what the other must not need: TensorFlow here, Ray there.
     if settings.backend == "local":
-        from policy_server.local_backend import open_local_backend
+        from policy_server.backends.local import open_local_backend
 
         async with open_local_backend(model, schema, settings) as local:
             yield _Served(local, model.version, {})
     else:
-        from policy_server.ray_backend import RAY_METRICS, open_ray_backend
+        from policy_server.backends.ray import RAY_METRICS, open_ray_backend
 
         async with open_ray_backend(model, schema, settings, metrics) as replicas:
             places = {k: v for k, v in replicas.places.items() if k != RAY_METRICS}

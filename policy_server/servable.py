@@ -8,9 +8,9 @@ from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from policy_server.compiling_process import check_policy
 from policy_server.errors import PolicyServerError, SettingsError
-from policy_server.model_store import identify_model
+from policy_server.formats.compiling_process import check_policy
+from policy_server.formats.model_files import identify_model
 from policy_server.schema import ServerSchema, named_as_example, read_schema
 from policy_server.settings import Settings
 

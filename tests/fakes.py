@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_server.actions import ActionDistribution
+from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.policy import (
     ActionComponent,
     ActionOutput,

@@ -15,7 +15,7 @@ import numpy as np
 import uvicorn
 from numpy.typing import NDArray
 
-from policy_server.actions import ActionDistribution
+from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.policy import (
     ActionComponent,
     ActionOutput,

@@ -17,9 +17,10 @@ from pydantic import BaseModel
 import generate
 from policy_server.errors import PolicyServerError, SchemaError, SettingsError
 from policy_server.metrics import Metrics, MetricsExporter
-from policy_server.policy import ActionOutput, check_schema_fits, describe_components
+from policy_server.policy import ActionOutput
 from policy_server.schema import parse_schema
-from policy_server.schema.document import ActionEntry, Document, ObservationEntry, Parameters
+from policy_server.schema.yaml_document import ActionEntry, Document, ObservationEntry, Parameters
+from policy_server.schema_fit import check_schema_fits, describe_components
 from policy_server.settings import ENV_PREFIX, Settings, read_settings
 from policy_server.web.gate import OPEN_PATHS, ROUTES
 from tests.fakes import components_of, signature_of

@@ -12,7 +12,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.utils.seeding import np_random
 
-from policy_server.saved_model import LoadedPolicy, load_policy
+from policy_server.formats.saved_model import LoadedPolicy, load_policy
 from policy_server.schema import ServerSchema, read_schema
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -15,11 +15,9 @@ from policy_server.policy import (
     ComponentKind,
     PolicyOutputs,
     PolicySignature,
-    check_schema_fits,
-    describe_components,
-    settings_without_effect,
 )
 from policy_server.schema import ActionField, parse_schema
+from policy_server.schema_fit import check_schema_fits, describe_components, settings_without_effect
 from tests.fakes import components_of, signature_of
 
 LISTS = "observations: {a: {type: 'List[int]', min_items: %s, max_items: %s}}"

@@ -9,9 +9,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_server.local_backend import open_local_backend
+from policy_server.backends.local import open_local_backend
+from policy_server.formats.model_files import identify_model, prepare_model
 from policy_server.metrics import Metrics
-from policy_server.model_store import identify_model, prepare_model
 from policy_server.policy import (
     ActionComponent,
     ActionOutput,

@@ -15,12 +15,12 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from benchmarks.peers.observation import Answer, Observation
-from policy_server.compiling_process import find_compiled
-from policy_server.model_store import identify_model, prepare_model
-from policy_server.numpy_network import CompiledPolicy
+from policy_server.backends.ray import PolicyReplica
+from policy_server.backends.ray.cluster import joined_ray
+from policy_server.engine.network import CompiledPolicy
+from policy_server.formats.compiling_process import find_compiled
+from policy_server.formats.model_files import identify_model, prepare_model
 from policy_server.policy import PolicyOutputs
-from policy_server.ray_backend import PolicyReplica
-from policy_server.ray_backend.session import joined_ray
 from policy_server.schema import read_schema
 from policy_server.settings import Settings, read_settings
 

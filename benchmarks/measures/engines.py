@@ -19,7 +19,7 @@ from benchmarks.own_process import median_us, run_module
 from benchmarks.progress import say
 from benchmarks.results import EngineCell, Results
 from policy_server.errors import PolicyServerError
-from policy_server.model_store import prepare_model
+from policy_server.formats.model_files import prepare_model
 from policy_server.schema import read_schema
 from policy_server.settings import Engine, Settings
 
@@ -50,7 +50,7 @@ def measure_engines(results: Results, home: Path, environment: Mapping[str, str]
 
 def _measure(home: Path) -> dict[str, Any]:
     # Only this process imports TensorFlow.
-    from policy_server.saved_model import load_policy
+    from policy_server.formats.saved_model import load_policy
 
     folder, schema = prepare_model(Settings(home=home)), read_schema(home / "schema.yaml")
     cells, missing = [], {}

@@ -31,11 +31,10 @@ from benchmarks.progress import say
 from benchmarks.results import Results, Stage
 from benchmarks.subjects import KEY, OBSERVATION
 from benchmarks.workplace import load_compiled
-from policy_server.actions import ActionDistribution
-from policy_server.batching import MicroBatcher
-from policy_server.local_backend import LocalBackend
+from policy_server.backends.local import LocalBackend
+from policy_server.distributions.action_distribution import ActionDistribution
+from policy_server.engine.network import CompiledPolicy, NetworkPolicy
 from policy_server.metrics import Metrics
-from policy_server.numpy_network import CompiledPolicy, NetworkPolicy
 from policy_server.observations import ObservationSpace
 from policy_server.policy import (
     Float32Array,
@@ -45,6 +44,7 @@ from policy_server.policy import (
     PolicyOutputs,
 )
 from policy_server.schema import ServerSchema, read_schema
+from policy_server.serving.batching import MicroBatcher
 from policy_server.settings import Settings
 from policy_server.telemetry import configure_logging
 from policy_server.web import create_app

@@ -92,8 +92,8 @@ def local_document(settings: Settings) -> Document:
 
 async def _load(settings: Settings) -> Document:
     # Imported here since they bring FastAPI and TensorFlow, which the other commands do without.
-    from policy_server.local_backend import open_local_backend
-    from policy_server.model_store import identify_model, prepare_model
+    from policy_server.backends.local import open_local_backend
+    from policy_server.formats.model_files import identify_model, prepare_model
     from policy_server.web import create_app
 
     schema = read_schema(settings.schema_path)

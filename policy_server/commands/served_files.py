@@ -8,10 +8,10 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from policy_server.compiled_cache import carry_outcome
+from policy_server.engine.cache import carry_outcome
 from policy_server.errors import ModelError
-from policy_server.model_store import has_policy, unpack_model
-from policy_server.replacement import incoming_folder, replaced
+from policy_server.files.replacement import incoming_folder, replaced
+from policy_server.formats.model_files import has_policy, unpack_model
 from policy_server.schema import find_example_of
 from policy_server.servable import check_servable
 from policy_server.settings import Settings

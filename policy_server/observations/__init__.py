@@ -6,7 +6,7 @@ and `json_batches` and `npy_batches` read many, piece by piece as they arrive.
 
 from __future__ import annotations
 
-from policy_server.observations.batches import BatchLayout, BatchReader, Matrix
+from policy_server.observations.batch_layout import BatchLayout, BatchReader, Matrix
 from policy_server.observations.json_batches import JsonBatchReader
 from policy_server.observations.models import problem
 from policy_server.observations.npy_batches import NpyBatchReader

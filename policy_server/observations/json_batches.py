@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from policy_server.errors import ObservationError
-from policy_server.observations.batches import BatchLayout, Matrix
+from policy_server.observations.batch_layout import BatchLayout, Matrix
 from policy_server.observations.encodings import UTF8_MARK
 from policy_server.observations.models import flatten, problem
 

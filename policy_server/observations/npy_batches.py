@@ -14,7 +14,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from policy_server.errors import ObservationError
-from policy_server.observations.batches import BatchLayout, Matrix
+from policy_server.observations.batch_layout import BatchLayout, Matrix
 from policy_server.observations.models import TOO_LARGE, problem
 from policy_server.schema import FLOAT32_MAX, ObservationField
 

@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from policy_server.compiled_cache import carry_outcome
+from policy_server.engine.cache import carry_outcome
 from policy_server.errors import ModelError, PolicyServerError, SchemaError
-from policy_server.model_store import find_policy, unpack_model
+from policy_server.files.replacement import incoming_folder, replaced, restore_interrupted
+from policy_server.formats.model_files import find_policy, unpack_model
 from policy_server.remote_files.download import Limits, OnProgress, UnreachableError, download
 from policy_server.remote_files.uris import RemoteUri, parse_uri
-from policy_server.replacement import incoming_folder, replaced, restore_interrupted
 from policy_server.schema import read_schema
 from policy_server.settings import ENV_PREFIX, Settings
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from policy_server.errors import ExportError
-from policy_server.saved_model.export import export_policy_zip
+from policy_server.formats.saved_model.writing import export_policy_zip
 from policy_server.sb3_export.describing import describe_policy
 from policy_server.sb3_export.draft import (
     draft_action_fields,
@@ -20,7 +20,7 @@ from policy_server.sb3_export.draft import (
     find_action_mask,
 )
 from policy_server.sb3_export.proof import prove_export
-from policy_server.sb3_export.reading import TrainedPolicy, read_policy
+from policy_server.sb3_export.saved_policy import TrainedPolicy, read_policy
 from policy_server.sb3_export.spaces import name_keys
 from policy_server.schema import find_example_of
 

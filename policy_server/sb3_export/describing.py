@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from policy_server.errors import ExportError
-from policy_server.policy import Float32Array
-from policy_server.saved_model.mlp_policy import (
+from policy_server.formats.saved_model.mlp_policy import (
     Activation,
     Categorical,
     DenseLayer,
@@ -19,8 +18,9 @@ from policy_server.saved_model.mlp_policy import (
     ObservationScaling,
     SquashedNormal,
 )
+from policy_server.policy import Float32Array
 from policy_server.sb3_export.draft import action_sizes, draft_observation_fields, observation_width
-from policy_server.sb3_export.reading import UNDERSTOOD, TrainedPolicy
+from policy_server.sb3_export.saved_policy import UNDERSTOOD, TrainedPolicy
 
 __all__ = ["describe_policy"]
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_server.actions import ActionDistribution
+from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.errors import ExportError
+from policy_server.formats.saved_model import load_policy
+from policy_server.formats.saved_model.mlp_policy import Categorical, GreedyValues, MlpPolicy
 from policy_server.policy import Float32Array
-from policy_server.saved_model import load_policy
-from policy_server.saved_model.mlp_policy import Categorical, GreedyValues, MlpPolicy
-from policy_server.sb3_export.reading import TrainedPolicy
+from policy_server.sb3_export.saved_policy import TrainedPolicy
 
 __all__ = ["prove_export"]
 

@@ -21,7 +21,7 @@ from policy_server.schema.fields import (
     public_schema,
 )
 from policy_server.schema.number_range import EXACT_INTEGER_MAX, NumberRange, number_range
-from policy_server.schema.reading import parse_schema, read_schema
+from policy_server.schema.sections import parse_schema, read_schema
 from policy_server.schema.shipped import find_example_of, named_as_example
 
 __all__ = [

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from policy_server.sdk.document import CLIENTS_TAG, Document, prepare_document
 from policy_server.sdk.languages import BUNDLE, LANGUAGES, LanguageName
+from policy_server.sdk.openapi_document import CLIENTS_TAG, Document, prepare_document
 from policy_server.sdk.store import Sdk, SdkStore, files_of
 
 __all__ = [

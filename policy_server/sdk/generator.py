@@ -20,10 +20,10 @@ from pathlib import Path, PurePosixPath
 import orjson
 
 from policy_server.errors import SdkError
-from policy_server.sdk.document import Document
 from policy_server.sdk.languages import Language
 from policy_server.sdk.mends import mend
 from policy_server.sdk.names import observation_names
+from policy_server.sdk.openapi_document import Document
 from policy_server.sdk.readme import observation_model, render_readme
 
 __all__ = ["Files", "generate", "generator_version"]

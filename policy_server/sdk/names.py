@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from policy_server.sdk.document import Document
+from policy_server.sdk.openapi_document import Document
 from policy_server.sdk.words import (
     CSHARP_WORDS,
     GO_WORDS,

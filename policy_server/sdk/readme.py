@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from policy_server.errors import SdkError
-from policy_server.sdk.document import Document
 from policy_server.sdk.examples import EXAMPLES
 from policy_server.sdk.languages import Language
 from policy_server.sdk.names import NAMINGS, observation_names
+from policy_server.sdk.openapi_document import Document
 
 __all__ = ["observation_model", "render_readme"]
 

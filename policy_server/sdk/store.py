@@ -20,9 +20,9 @@ from typing import Any
 import orjson
 
 from policy_server.errors import SdkPendingError
-from policy_server.sdk.document import Document
 from policy_server.sdk.generator import Files, generate, generator_version
 from policy_server.sdk.languages import LANGUAGES, SDK_NAME, Language, LanguageName
+from policy_server.sdk.openapi_document import Document
 
 __all__ = ["Sdk", "SdkStore", "files_of"]
 

@@ -22,13 +22,13 @@ from policy_server.metrics import Metrics
 from policy_server.schema import ServerSchema
 from policy_server.sdk import SdkStore
 from policy_server.settings import Settings
-from policy_server.web.clients import client_routes
 from policy_server.web.cross_origin import CrossOrigin
 from policy_server.web.fast_path import FastPath
 from policy_server.web.gate import Gate
 from policy_server.web.openapi import build_openapi
 from policy_server.web.problems import install_error_handlers
 from policy_server.web.routes import policy_routes, server_routes
+from policy_server.web.sdk_routes import client_routes
 from policy_server.web.served_policy import BackendOpener, ServedPolicy
 from policy_server.web.stream import Streams, stream_hints
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policy_server.actions import ActionDistribution
-from policy_server.bulk_calls import ROWS_PER_CALL, BulkCalls, BulkRows
+from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.errors import BodyTimeoutError, OverloadedError
 from policy_server.metrics import Metrics
 from policy_server.observations import (
@@ -23,6 +22,7 @@ from policy_server.observations import (
 )
 from policy_server.policy import PolicyBackend, PolicyOutputs, PolicySignature
 from policy_server.prediction_log import PredictionLog
+from policy_server.serving.bulk_calls import ROWS_PER_CALL, BulkCalls, BulkRows
 from policy_server.settings import Settings
 from policy_server.web.rendering import AnswerKind, BatchAnswers, RenderedAnswers
 

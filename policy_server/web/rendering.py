@@ -16,7 +16,10 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from policy_server.actions import ActionDistribution, ComponentDistribution
+from policy_server.distributions.action_distribution import (
+    ActionDistribution,
+    ComponentDistribution,
+)
 from policy_server.errors import DistributionError
 from policy_server.policy import (
     LARGEST,

@@ -12,8 +12,7 @@ from typing import Any, get_args
 
 import orjson
 
-from policy_server.actions import ActionDistribution
-from policy_server.batching import MicroBatcher
+from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.errors import (
     DistributionError,
     NotReadyError,
@@ -26,6 +25,7 @@ from policy_server.observations import ObservationSpace
 from policy_server.policy import PolicyBackend, PolicyOutputs, PolicySignature
 from policy_server.prediction_log import PredictionLog
 from policy_server.schema import ServerSchema, fit_lists, number_range
+from policy_server.serving.batching import MicroBatcher
 from policy_server.settings import Settings
 from policy_server.web.batches import NO_SEED, BatchAnswering, BatchRequest, count_actions
 from policy_server.web.rendering import AnswerKind, RenderedAnswers

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from websockets.sync.client import connect
 
-from tests.saved_model.hand_built import V1Policy
+from tests.formats.saved_model.hand_built import V1Policy
 from tests.service.servers import (
     EXPORTS,
     KEY,

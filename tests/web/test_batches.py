@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from policy_server.bulk_calls import ROWS_PER_CALL
 from policy_server.errors import PolicyFailedError
+from policy_server.serving.bulk_calls import ROWS_PER_CALL
 from policy_server.web.batches import MOST_AT_ONCE
 from tests.fakes import FakeBackend, components_of, integer_backend, signature_of
 from tests.web.harness import (

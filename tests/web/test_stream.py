@@ -20,11 +20,12 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from policy_server.errors import PolicyFailedError
+from policy_server.http_server import tune_web_sockets
 from policy_server.metrics import Metrics, MetricsExporter
 from policy_server.policy import ActionOutput
 from policy_server.schema import parse_schema
 from policy_server.settings import Settings
-from policy_server.web import create_app, tune_web_sockets
+from policy_server.web import create_app
 from policy_server.web.served_policy import BackendOpener
 from policy_server.web.stream import MOST_IN_FLIGHT
 from tests.fakes import FakeBackend, integer_backend, opened, signature_of

@@ -13,12 +13,12 @@ import httpx
 import numpy as np
 import pytest
 
-from policy_server.local_backend import open_local_backend
-from policy_server.model_store import identify_model
+from policy_server.backends.local import open_local_backend
+from policy_server.formats.model_files import identify_model
 from policy_server.schema import ServerSchema
 from policy_server.settings import Engine, Settings
 from tests.fakes import FakeBackend, integer_backend
-from tests.saved_model.hand_built import Part, V1Policy, tf
+from tests.formats.saved_model.hand_built import Part, V1Policy, tf
 from tests.web.harness import KEY, assert_error
 from tests.web.test_stream import Served, served
 

@@ -1,0 +1,166 @@
+"""A compiled policy as a file, so that the next start needs no TensorFlow.
+
+It lies beside the model and is bound by a digest to everything it was made of: the model's files,
+schema.yaml, and the versions of this program and of NumPy. That a policy needs TensorFlow is kept
+too. The file holds arrays and JSON, nothing that could run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import tempfile
+import zipfile
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from policy_server import __version__
+from policy_server.engine.network import CompiledPolicy, NumpyNetwork, Step
+from policy_server.policy import ActionComponent, ActionOutput, PolicySignature
+from policy_server.schema import ServerSchema
+
+__all__ = [
+    "Outcome",
+    "carry_outcome",
+    "decode",
+    "digest_of",
+    "encode",
+    "read_outcome",
+    "write_outcome",
+]
+
+logger = logging.getLogger(__name__)
+
+_FILE = ".compiled-policy.npz"
+# What the file holds: one that was written with other fields is not read.
+_KEPT = (PolicySignature, ActionComponent, ActionOutput, Step)
+_DOCUMENT, _DIGEST = "document", "digest"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of compiling a policy.
+
+    Attributes:
+        compiled: the policy; None where TensorFlow has to compute it.
+    """
+
+    compiled: CompiledPolicy | None
+
+
+def digest_of(model: str, schema: ServerSchema) -> str:
+    """Return what a compiled policy is bound to.
+
+    Args:
+        model: the digest of the model's files.
+        schema: what schema.yaml says.
+    """
+    layout = [item.name for kind in _KEPT for item in fields(kind)]
+    made_of = f"{__version__} {np.__version__} {layout} {model} {schema!r}"
+    return hashlib.sha256(made_of.encode()).hexdigest()
+
+
+def encode(outcome: Outcome, digest: str) -> bytes:
+    """Return an outcome as bytes.
+
+    Args:
+        outcome: what came of compiling.
+        digest: what it is bound to.
+    """
+    document: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
+    if (compiled := outcome.compiled) is not None:
+        network = compiled.network
+        document = {
+            "signature": asdict(compiled.signature),
+            "steps": [asdict(step) for step in network.steps],
+            "result": network.result,
+            "registers": network.registers,
+        }
+        arrays = {str(key): value for key, value in network.constants.items()}
+    buffer = io.BytesIO()
+    arrays |= {_DOCUMENT: json.dumps(document), _DIGEST: digest}
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def decode(content: bytes, digest: str) -> Outcome | None:
+    """Return the outcome that `encode` wrote.
+
+    Args:
+        content: what it returned.
+        digest: what the outcome has to be bound to.
+
+    Returns:
+        The outcome; None where it belongs to something else.
+
+    Raises:
+        ValueError: if the content is damaged.
+    """
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            if str(arrays[_DIGEST]) != digest:
+                return None
+            document = json.loads(str(arrays[_DOCUMENT]))
+            if not document:
+                return Outcome(None)
+            constants = {int(name): arrays[name] for name in arrays.files if name.isdigit()}
+        signature = TypeAdapter(PolicySignature).validate_python(document["signature"])
+        steps = TypeAdapter(tuple[Step, ...]).validate_python(document["steps"])
+        network = NumpyNetwork(constants, steps, document["result"], document["registers"])
+    except (KeyError, EOFError, zipfile.BadZipFile, ValidationError) as error:
+        raise ValueError(str(error)) from error
+    return Outcome(CompiledPolicy(signature, network))
+
+
+def read_outcome(folder: Path, digest: str) -> Outcome | None:
+    """Return what an earlier start kept.
+
+    Args:
+        folder: the unzipped policy's.
+        digest: what it has to be bound to.
+
+    Returns:
+        The outcome; None where there is none, or it belongs to something else.
+    """
+    path = folder / _FILE
+    try:
+        return decode(path.read_bytes(), digest)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        logger.warning("compiled_policy_unusable", extra={"path": str(path), "reason": str(error)})
+        return None
+
+
+def carry_outcome(source: Path, target: Path) -> None:
+    """Keep for another folder of the same model what compiling it gave.
+
+    Args:
+        source: a folder of the unzipped policy, where it may have been compiled.
+        target: the folder that a server will look in.
+    """
+    if (source / _FILE).is_file():
+        write_outcome(target, (source / _FILE).read_bytes())
+
+
+def write_outcome(folder: Path, content: bytes) -> None:
+    """Keep an outcome for the next start; a folder that can't be written is no error.
+
+    Args:
+        folder: the unzipped policy's.
+        content: the outcome, encoded.
+    """
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".compiled-") as scratch:
+            path = Path(scratch, _FILE)
+            path.write_bytes(content)
+            path.replace(folder / _FILE)
+    except OSError as error:
+        logger.info("compiled_policy_not_kept", extra={"path": str(folder), "reason": str(error)})

@@ -1,0 +1,240 @@
+"""Holding a compiled network against the graph: on common observations and on extreme ones.
+
+TensorFlow and NumPy could differ where a number is tiny, huge or no index, or where the size of a
+batch matters; there the two are compared on purpose. A network that differs is not served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policy_server.engine.building import NotCompiledError
+from policy_server.engine.network import FAILURES, NumpyNetwork
+
+__all__ = ["EngineProof", "batch_sizes", "extreme_rows", "hold_against_graph", "mixes_rows"]
+
+_TOLERANCE = 1e-5
+# Where observations are huge, float32 itself has lost digits in either engine.
+_EXTREME_TOLERANCE = 1e-3
+_FEWEST_PROBES = 32
+_ROWS_A_KIND = 16
+# Past the sizes of a call (1,024) and of what NumPy computes at once (512).
+_BATCH_SIZES = (1, 2, 3, 5, 7, 64, 513, 1025)
+_MOST_MULTIPLICATIONS = 50_000_000
+_FLOAT32 = np.finfo(np.float32)
+_LARGEST = {"float16": 65504.0, "bfloat16": 3e38}
+
+Rows = NDArray[Any]
+Run = Callable[[Rows], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class EngineProof:
+    """How far a network was held against the graph.
+
+    Attributes:
+        probes: how many common observations were compared.
+        extremes: how many extreme ones.
+        largest: the largest difference on the common ones, relative above 1.
+        largest_on_extremes: the largest on the extreme ones, relative to the row's largest number.
+    """
+
+    probes: int
+    extremes: int
+    largest: float
+    largest_on_extremes: float
+
+
+def extreme_rows(width: int, observation_dtype: str, row_dtype: type[Any]) -> Rows:
+    """Return observations that few policies meet: tiny, huge, negative, and at a type's ends.
+
+    Args:
+        width: how many numbers an observation has.
+        observation_dtype: the type that the policy takes, in which all of them can be held.
+        row_dtype: the rows' type.
+
+    Returns:
+        float[N, width], the same at every call.
+    """
+    generator = np.random.default_rng(21)
+    size = (_ROWS_A_KIND, width)
+    kind = np.dtype(observation_dtype).kind if observation_dtype != "bfloat16" else "f"
+    if kind == "b":
+        return generator.integers(0, 2, size).astype(row_dtype)
+    if kind in "iu":
+        limits = np.iinfo(observation_dtype)
+        # What a float64 holds exactly.
+        low, high = max(limits.min, -(2**53)), min(limits.max, 2**53)
+        ends = np.where(generator.random(size) < 0.5, low, high)
+        kinds = [
+            generator.integers(max(low, -3), 300, size).clip(low, high),
+            generator.integers(low, high, size, endpoint=True),
+            ends,
+            np.where(generator.random(size) < 0.2, ends, generator.integers(0, 5, size)),
+        ]
+        return np.concatenate(kinds).astype(row_dtype)
+    largest = _LARGEST.get(observation_dtype, float(_FLOAT32.max))
+    common = generator.standard_normal(size)
+    masks = generator.integers(0, 2, size)
+    huge = np.sign(common) * largest * (1 - generator.random(size) / 2)
+    kinds = [
+        *(common * scale for scale in (1e2, 1e4, 1e8, 1e20, 1e30)),
+        *(common * scale for scale in (1e-20, 1e-38, 1e-40, 1e-45)),
+        huge,
+        *(common * scale for scale in (1e36, 5e36, 2e37, 1e38)),
+        np.where(generator.random(size) < 0.5, common * 1e-39, huge),
+        np.where(generator.random(size) < 0.1, huge, common),
+        np.where(generator.random(size) < 0.1, -largest, masks),
+        np.where(masks == 0, 1e-40, masks),
+        generator.integers(-3, 300, size),
+    ]
+    with np.errstate(over="ignore"):
+        rows = np.concatenate(kinds).clip(-largest, largest).astype(np.float32)
+    return rows.astype(row_dtype)
+
+
+def batch_sizes(in_convolutions: int) -> list[int]:
+    """Return the sizes of batches to try.
+
+    Args:
+        in_convolutions: how many multiplications one observation takes; large images take few.
+    """
+    return [size for size in _BATCH_SIZES if size * in_convolutions <= _MOST_MULTIPLICATIONS]
+
+
+def hold_against_graph(
+    network: NumpyNetwork,
+    graph: Run,
+    probes: Rows,
+    extremes: Rows,
+    sizes: list[int],
+    *,
+    refusal: type[Exception],
+) -> EngineProof:
+    """Hold a network against the graph.
+
+    Args:
+        network: the network.
+        graph: gives the graph's result for observations.
+        probes: float[N, D], common observations that the policy answers.
+        extremes: float[M, D], others, which it may refuse.
+        sizes: of the batches to try.
+        refusal: what `graph` raises for an observation that it refuses.
+
+    Returns:
+        How far they were compared.
+
+    Raises:
+        NotCompiledError: saying where they differ.
+    """
+    run = _without_warnings(network.compile())
+    expected = graph(probes)
+    is_finite = np.isfinite(expected).all(axis=1)
+    if is_finite.sum() < _FEWEST_PROBES:
+        raise NotCompiledError(f"fewer than {_FEWEST_PROBES} probes have finite outputs")
+    largest = 0.0
+    for size in sorted({*sizes, len(probes)}):
+        try:
+            found = run(np.resize(probes, (size, probes.shape[1])))
+        except FAILURES as error:
+            raise NotCompiledError(f"NumPy refuses a step: {error}") from error
+        theirs = np.resize(expected, (size, expected.shape[1]))
+        if found.shape != theirs.shape:
+            raise NotCompiledError(f"NumPy's result has the shape {found.shape}")
+        largest = max(largest, _compared(found, theirs, _TOLERANCE, f"in batches of {size}"))
+    on_extremes = _compare_extremes(run, graph, extremes, refusal)
+    return EngineProof(len(probes), len(extremes), largest, on_extremes)
+
+
+def _compare_extremes(run: Run, graph: Run, rows: Rows, refusal: type[Exception]) -> float:
+    theirs, refused = _answers(graph, rows, refusal)
+    ours, failed = _answers(run, rows, *FAILURES)
+    if (refused != failed).any():
+        which = int(np.flatnonzero(refused != failed)[0])
+        words = ("answers", "refuses") if refused[which] else ("refuses", "answers")
+        raise NotCompiledError(f"NumPy {words[0]} an extreme observation, TensorFlow {words[1]} it")
+    known = ~refused
+    if not known.any():
+        return 0.0
+    return _compared(ours[known], theirs[known], _EXTREME_TOLERANCE, "on extreme observations")
+
+
+def _answers(
+    run: Run, rows: Rows, *failures: type[Exception]
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Return what is answered, and which observations are refused."""
+    try:
+        return run(rows), np.zeros(len(rows), bool)
+    except failures:
+        answers: list[NDArray[Any] | None] = []
+        for row in rows:
+            try:
+                answers.append(run(row[None])[0])
+            except failures:
+                answers.append(None)
+    known = next((answer for answer in answers if answer is not None), np.empty(0))
+    values = [np.zeros_like(known) if answer is None else answer for answer in answers]
+    return np.stack(values), np.array([answer is None for answer in answers])
+
+
+def _compared(ours: NDArray[Any], theirs: NDArray[Any], tolerance: float, where: str) -> float:
+    """Return the largest difference, relative to the row's largest number above 1."""
+    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
+    is_finite = np.isfinite(theirs)
+    others = (np.isnan(theirs) == np.isnan(ours)) & (np.isposinf(theirs) == np.isposinf(ours))
+    others &= np.isneginf(theirs) == np.isneginf(ours)
+    if not others.all():
+        raise NotCompiledError(f"NumPy and TensorFlow give NaN or infinity apart {where}")
+    known = np.where(is_finite, theirs, 0.0)
+    scale = 1 + np.abs(known) if tolerance == _TOLERANCE else 1 + np.abs(known).max(axis=1)[:, None]
+    difference = np.where(is_finite, np.abs(np.where(is_finite, ours, 0.0) - known) / scale, 0.0)
+    largest = float(difference.max(initial=0.0))
+    if not largest <= tolerance:
+        raise NotCompiledError(f"NumPy differs from TensorFlow by {largest:.1e} {where}")
+    return largest
+
+
+def _without_warnings(run: Run) -> Run:
+    def quiet(rows: Rows) -> NDArray[Any]:
+        with np.errstate(all="ignore"):
+            return run(rows)
+
+    return quiet
+
+
+def mixes_rows(
+    graph: Run, rows: Rows, others: Rows, sizes: list[int], *, refusal: type[Exception]
+) -> int | None:
+    """Return the size of a batch in which other observations change an answer; None for none.
+
+    It stands in where a network's operations are not all known.
+
+    Args:
+        graph: gives the graph's result for observations.
+        rows: float[N, D], observations that the policy answers.
+        others: float[M, D], what shares their batches.
+        sizes: of the batches to try.
+        refusal: what `graph` raises for an observation that it refuses.
+    """
+    own = rows[:4]
+    try:
+        alone = np.concatenate([graph(row[None]) for row in own]).astype(np.float64)
+        for size in sizes:
+            if size <= len(own):
+                continue
+            crowd = np.resize(np.concatenate([others, rows]), (size - len(own), rows.shape[1]))
+            found = graph(np.concatenate([own, crowd]))[: len(own)].astype(np.float64)
+            scale = 1 + np.abs(np.nan_to_num(alone))
+            if not np.allclose(found / scale, alone / scale, rtol=0, atol=1e-4, equal_nan=True):
+                return size
+    except refusal:
+        # A graph that checks its observations fails with the batch of one that it refuses.
+        if others is rows:
+            return None
+        return mixes_rows(graph, rows, rows, sizes, refusal=refusal)
+    return None

@@ -1,0 +1,190 @@
+"""Compiling a policy in a process of its own, which ends when that is done.
+
+Compiling needs TensorFlow, serving what was compiled does not: what imports TensorFlow keeps some
+400 MB of it for as long as it lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import pickle
+import signal
+import sys
+import time
+from pathlib import Path
+
+from policy_server import errors
+from policy_server.engine.cache import (
+    Outcome,
+    decode,
+    digest_of,
+    encode,
+    read_outcome,
+    write_outcome,
+)
+from policy_server.engine.network import CompiledPolicy
+from policy_server.errors import ModelError, NotReadyError, PolicyServerError
+from policy_server.formats.model_files import Model
+from policy_server.schema import ServerSchema
+from policy_server.settings import Engine, Settings
+
+__all__ = ["check_policy", "find_compiled"]
+
+logger = logging.getLogger(__name__)
+
+_ROOT = Path(__file__).parents[2]
+_REFUSED = "error"
+
+
+async def check_policy(model: Model, schema: ServerSchema | None, settings: Settings) -> None:
+    """Load a policy as a start would, and keep what comes of it for that start.
+
+    Args:
+        model: the policy's file.
+        schema: what schema.yaml says; None for a policy that has none yet.
+        settings: the engine, and how long loading may take.
+
+    Raises:
+        ModelError: if the file can't give a policy, or not by the engine that was asked for.
+        SchemaError: if schema.yaml disagrees with the policy.
+        NotReadyError: if the process that loads it dies, or takes too long.
+    """
+    if schema is not None and settings.engine != "tensorflow":
+        await find_compiled(model, schema, settings, is_quiet=True)
+        return
+    try:
+        await _compile(model.folder, "", schema, settings, is_quiet=True)
+    except ModelError:
+        if schema is not None:
+            raise
+        # A file that holds the network only needs a statement of what its output means.
+        stated = ServerSchema(discrete=True)
+        await _compile(model.folder, "", stated, settings, is_quiet=True)
+
+
+async def find_compiled(
+    model: Model, schema: ServerSchema, settings: Settings, *, is_quiet: bool = False
+) -> CompiledPolicy | None:
+    """Return the policy as NumPy computes it: what an earlier start kept, else compiled now.
+
+    What comes of it is kept for the next start. Cancelling this ends the process.
+
+    Args:
+        model: the policy's file.
+        schema: what schema.yaml says.
+        settings: the engine, and how long a start may take.
+        is_quiet: keep what TensorFlow and tracebacks would write to standard error to ourselves.
+
+    Returns:
+        The policy; None where TensorFlow has to compute it.
+
+    Raises:
+        ModelError: if the file can't give a policy, or not by the engine that was asked for.
+        SchemaError: if schema.yaml disagrees with the policy.
+        NotReadyError: if the process dies, or takes too long.
+    """
+    if settings.engine == "tensorflow":
+        return None
+    digest = digest_of(model.digest, schema)
+    kept = read_outcome(model.folder, digest)
+    if kept is not None and (kept.compiled is not None or settings.engine == "auto"):
+        return kept.compiled
+    started = time.monotonic()
+    logger.info("compiling_policy", extra={"path": str(model.folder)})
+    content = await _compile(model.folder, digest, schema, settings, is_quiet=is_quiet)
+    outcome = decode(content, digest)
+    assert outcome is not None, "the digest was the process's own argument"
+    write_outcome(model.folder, content)
+    engine = "tensorflow" if outcome.compiled is None else "numpy"
+    seconds = round(time.monotonic() - started, 1)
+    logger.info("policy_compiled", extra={"engine": engine, "seconds": seconds})
+    return outcome.compiled
+
+
+async def _compile(
+    folder: Path,
+    digest: str,
+    schema: ServerSchema | None,
+    settings: Settings,
+    *,
+    is_quiet: bool,
+) -> bytes:
+    """Run the process, and return what it answers."""
+    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        __name__,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL if is_quiet else None,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    )
+    request = pickle.dumps((folder.resolve(), digest, schema, settings.engine))
+    try:
+        async with asyncio.timeout(settings.start_timeout_s):
+            answer, _ = await process.communicate(request)
+    except TimeoutError as error:
+        raise NotReadyError(
+            f"the policy was not compiled within {settings.start_timeout_s:g} s; "
+            "raise POLICY_SERVER_START_TIMEOUT_S"
+        ) from error
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        raise NotReadyError(_reason(process.returncode))
+    return _content_of(answer)
+
+
+def _reason(status: int) -> str:
+    what = f"with status {status}" if status > 0 else f"by {signal.Signals(-status).name}"
+    return (
+        f"the process that compiles the policy was ended {what}; start again with more memory, or "
+        "with POLICY_SERVER_ENGINE=tensorflow"
+    )
+
+
+def _content_of(answer: bytes) -> bytes:
+    """Return the encoded outcome of an answer, or raise the error that it tells."""
+    head, _, content = answer.partition(b"\n")
+    known = json.loads(head)
+    if _REFUSED in known:
+        name, message = known[_REFUSED]
+        raise getattr(errors, name)(message)
+    return content
+
+
+def _answer(folder: Path, digest: str, schema: ServerSchema | None, engine: Engine) -> bytes:
+    """Compile the policy, and return one line of JSON and the outcome; or the error in the line."""
+    try:
+        # TensorFlow: the reason why this is a process of its own.
+        from policy_server.formats.saved_model import load_policy
+
+        policy = load_policy(folder, schema, engine=engine)
+    except PolicyServerError as error:
+        return json.dumps({_REFUSED: (type(error).__name__, error.message)}).encode()
+    except Exception as error:
+        logger.exception("policy_not_loaded")
+        message = f"the policy can't be loaded: {type(error).__name__}: {error}"
+        return json.dumps({_REFUSED: (ModelError.__name__, message)}).encode()
+    return b"{}\n" + encode(Outcome(policy.compiled), digest)
+
+
+def _main() -> None:
+    # The terminal's Ctrl-C is for the server, which ends this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    request = pickle.load(sys.stdin.buffer)  # noqa: S301 -- the process that started this one wrote it
+    # What libraries print must not get among the answer.
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    with os.fdopen(answers, "wb") as file:
+        file.write(_answer(*request))
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,383 @@
+"""Reading a SavedModel: any version's file becomes one frozen graph and what its signature says.
+
+RLlib's exports differ in the inputs that they list, in those that they forget to list, and in the
+outputs. What is read here is the signature alone; `freezing` makes the graph flat, and `runner`
+fills every input but the observation in.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from policy_server.errors import ModelError
+from policy_server.formats.saved_model import slim_tensorflow as tf
+from policy_server.formats.saved_model.exploration import (
+    changed_variables,
+    exploration_state,
+    find_switch,
+    free_switch,
+    is_exploration_scalar,
+    is_switch,
+    runs_callback,
+)
+from policy_server.formats.saved_model.freezing import freeze, node_of
+from policy_server.policy import SignatureTensor
+
+__all__ = [
+    "ACTIONS",
+    "DISTRIBUTION_INPUTS",
+    "FILLED_INPUTS",
+    "LOG_PROBABILITY",
+    "OBSERVATIONS",
+    "PROBABILITY",
+    "Q_VALUES",
+    "LoadedGraph",
+    "load_graph",
+    "natural_key",
+    "reason_of",
+    "translated",
+    "width_of",
+]
+
+OBSERVATIONS = "observations"
+ACTIONS = "actions_"
+DISTRIBUTION_INPUTS, LOG_PROBABILITY = "action_dist_inputs", "action_logp"
+PROBABILITY, Q_VALUES = "action_prob", "q_values"
+# The inputs that have one right value in service; `runner` gives it.
+FILLED_INPUTS = ("is_training", "timestep", "prev_action", "prev_reward", "seq_lens")
+_SYNONYMS = {
+    "prev_actions": "prev_action",
+    "prev_rewards": "prev_reward",
+    "seq_len": "seq_lens",
+    "keras_learning_phase": "is_training",
+}
+# Before Ray 0.8.3 an only action has no number, and before 0.8.5 the inputs another name.
+_OUTPUT_SYNONYMS = {"actions": "actions_0", "behaviour_logits": DISTRIBUTION_INPUTS}
+# TensorFlow names the node and its Python stack around the reason.
+_EXECUTION_ERROR = re.compile(r"\nNode: '[^']*'\n(.*?)(?:\n\t \[\[|$)", re.DOTALL)
+_REASON_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class LoadedGraph:
+    """A frozen policy.
+
+    Attributes:
+        graph_def: the flat graph, without variables and functions.
+        inputs: the signature's inputs in natural order; the observation's is called `observations`.
+        outputs: the signature's outputs in natural order.
+        feeds: the inputs that have to be filled in; the key is the graph's tensor. Those that Ray
+            1.0 leaves out of the signature are among them.
+        observations: the graph's tensor that takes the observation.
+        fetches: the graph's tensor for each output that is of use.
+        exploring: the tensor of the switch that turns sampling on; None where there is none.
+        exploration_state: the inputs and variables by which schedules change exploration.
+        changed_variables: the variables that it changes at each call and answers by.
+        has_callback: the actions need a Python callback of training, so that they can't be run.
+    """
+
+    graph_def: Any
+    inputs: tuple[SignatureTensor, ...]
+    outputs: tuple[SignatureTensor, ...]
+    observations: str
+    fetches: Mapping[str, str]
+    feeds: Mapping[str, SignatureTensor] = field(default_factory=dict)
+    exploring: str | None = None
+    exploration_state: tuple[str, ...] = ()
+    has_callback: bool = False
+    changed_variables: tuple[str, ...] = ()
+
+    @property
+    def observation_input(self) -> SignatureTensor:
+        """Return the input that takes the observation."""
+        return next(item for item in self.inputs if item.name == OBSERVATIONS)
+
+    @property
+    def only_batch(self) -> int | None:
+        """Return the size of the only batch that the graph takes; None where it takes any."""
+        shape = self.observation_input.shape
+        return shape[0] if shape else None
+
+    @property
+    def recurrent_inputs(self) -> tuple[str, ...]:
+        """Return the names of the inputs that carry recurrent state."""
+        known = (OBSERVATIONS, *FILLED_INPUTS)
+        return tuple(
+            item.name
+            for item in self.feeds.values()
+            if item.name not in known and not is_exploration_scalar(item.name)
+        )
+
+
+def natural_key(name: str) -> list[tuple[bool, int, str]]:
+    """Return a sort key that puts `actions_10` behind `actions_2`.
+
+    Args:
+        name: a key of the signature.
+    """
+    return [
+        (part.isdigit(), int(part) if part.isdigit() else 0, part)
+        for part in re.split(r"(\d+)", name)
+    ]
+
+
+def width_of(item: SignatureTensor) -> int | None:
+    """Return how many numbers one row of an input has; None where that is open.
+
+    Args:
+        item: the input.
+    """
+    if item.shape is None or any(size is None for size in item.shape[1:]):
+        return None
+    return math.prod(size for size in item.shape[1:] if size is not None)
+
+
+def reason_of(error: Exception) -> str:
+    """Return one line of what TensorFlow says, without its stack traces.
+
+    Args:
+        error: what TensorFlow raised.
+    """
+    text = str(getattr(error, "message", error))
+    found = _EXECUTION_ERROR.search(text)
+    return " ".join((found[1] if found else text).split())[:_REASON_CHARACTERS]
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn TensorFlow's errors into one line.
+
+    Raises:
+        ModelError: for all that TensorFlow raises on a graph that it can't use.
+    """
+    try:
+        yield
+    except (
+        tf.errors.OpError,
+        OSError,
+        ValueError,
+        RuntimeError,
+        TypeError,
+        LookupError,
+        AttributeError,
+    ) as error:
+        reason = reason_of(error)
+        raise ModelError(
+            f"saved_model.pb: can't be restored by TensorFlow {tf.VERSION} ({reason}); export "
+            "the policy again"
+        ) from error
+
+
+def load_graph(folder: Path) -> LoadedGraph:
+    """Read, freeze and flatten the SavedModel in a folder.
+
+    Args:
+        folder: holds saved_model.pb and variables/.
+
+    Returns:
+        The frozen graph with its signature.
+
+    Raises:
+        ModelError: if the files are no SavedModel that can be restored, or have no signature with
+            an observation.
+    """
+    meta_graph = _read_meta_graph(folder)
+    free_switch(meta_graph.graph_def)
+    signature = _signature(meta_graph)
+    inputs, infos = _inputs(signature)
+    keys = {_output_name(key, signature.outputs): key for key in signature.outputs}
+    outputs = tuple(
+        _signature_tensor(name, signature.outputs[keys[name]])
+        for name in sorted(keys, key=natural_key)
+    )
+    fetches = {
+        item.name: _tensor(signature.outputs[keys[item.name]])
+        for item in outputs
+        if _is_used(item.name, outputs)
+    }
+    exploring = find_switch(infos, meta_graph.graph_def)
+    kept = [*fetches.values(), *infos.values(), *([exploring] if exploring else [])]
+    with translated():
+        graph_def = freeze(meta_graph, folder, kept)
+    needed = _ancestors(graph_def, fetches.values())
+    feeds = {
+        infos[item.name]: _with_training_shape(item, meta_graph.graph_def)
+        for item in inputs
+        if _is_filled(item, infos, needed)
+    }
+    known = {node_of(tensor) for tensor in (*infos.values(), *([exploring] if exploring else []))}
+    return LoadedGraph(
+        graph_def=graph_def,
+        inputs=inputs,
+        outputs=outputs,
+        observations=infos[OBSERVATIONS],
+        fetches=fetches,
+        feeds=feeds | _unlisted(needed, known),
+        exploring=exploring if exploring is not None and node_of(exploring) in needed else None,
+        exploration_state=exploration_state(needed, meta_graph.graph_def),
+        changed_variables=changed_variables(meta_graph.graph_def, fetches.values()),
+        has_callback=runs_callback(
+            _ancestors(
+                graph_def, [tensor for name, tensor in fetches.items() if name.startswith(ACTIONS)]
+            ).values()
+        ),
+    )
+
+
+def _output_name(key: str, outputs: Mapping[str, Any]) -> str:
+    name = _OUTPUT_SYNONYMS.get(key, key)
+    return key if name in outputs else name
+
+
+def _read_meta_graph(folder: Path) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
+    path = folder / "saved_model.pb"
+    document = tf.saved_model_pb2.SavedModel()
+    try:
+        document.ParseFromString(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{folder}: holds no saved_model.pb; expected a TensorFlow SavedModel"
+        ) from error
+    except (DecodeError, OSError) as error:
+        raise ModelError(
+            f"{path.name}: is damaged or no SavedModel ({error}); export the policy again"
+        ) from error
+    graphs = [graph for graph in document.meta_graphs if "serve" in graph.meta_info_def.tags]
+    if not graphs:
+        raise ModelError(
+            f"{path.name}: holds no graph for serving; expected the tag 'serve', as "
+            "export_policy_model writes it"
+        )
+    return graphs[0]
+
+
+def _signature(meta_graph: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
+    usable = {
+        key: item for key, item in meta_graph.signature_def.items() if item.inputs and item.outputs
+    }
+    name = "serving_default" if "serving_default" in usable else next(iter(usable), None)
+    if name is None or (name != "serving_default" and len(usable) > 1):
+        found = ", ".join(sorted(usable)) or "none"
+        raise ModelError(
+            f"saved_model.pb: has no signature 'serving_default', got {found}; export the policy "
+            "with "
+            "export_policy_model"
+        )
+    return usable[name]
+
+
+def _inputs(signature: Any) -> tuple[tuple[SignatureTensor, ...], dict[str, str]]:  # noqa: ANN401 -- TensorFlow is untyped
+    """Read the inputs, and call the observation's by its name: a Keras model may have another."""
+    keys = sorted(signature.inputs, key=natural_key)
+    names = {key: _SYNONYMS.get(key, key) for key in keys}
+    if OBSERVATIONS not in keys:
+        candidates = [key for key in keys if names[key] not in FILLED_INPUTS and not is_switch(key)]
+        if len(candidates) != 1:
+            raise ModelError(
+                f"saved_model.pb: expected an input 'observations', got {', '.join(keys)}; "
+                "export a policy whose observation is one flat vector"
+            )
+        names[candidates[0]] = OBSERVATIONS
+    inputs = tuple(_signature_tensor(names[key], signature.inputs[key]) for key in keys)
+    for item in inputs:
+        if not _is_number(item.dtype):
+            raise ModelError(
+                f"saved_model.pb: the input '{item.name}' takes {item.dtype}, expected numbers; "
+                "export a policy whose "
+                "observation is one flat vector"
+            )
+    return inputs, {names[key]: _tensor(signature.inputs[key]) for key in keys}
+
+
+def _is_number(dtype: str) -> bool:
+    known = tf.dtypes.as_dtype(dtype)
+    return bool(known.is_floating or known.is_integer or known.is_bool)
+
+
+def _tensor(info: Any) -> str:  # noqa: ANN401 -- TensorFlow is untyped
+    return str(info.name)
+
+
+def _signature_tensor(name: str, info: Any) -> SignatureTensor:  # noqa: ANN401 -- TensorFlow is untyped
+    return SignatureTensor(name, tf.dtypes.as_dtype(info.dtype).name, _shape(info.tensor_shape))
+
+
+def _shape(shape: Any) -> tuple[int | None, ...] | None:  # noqa: ANN401 -- TensorFlow is untyped
+    if shape.unknown_rank:
+        return None
+    return tuple(dim.size if dim.size >= 0 else None for dim in shape.dim)
+
+
+def _is_used(name: str, outputs: tuple[SignatureTensor, ...]) -> bool:
+    """Leave value heads and recurrent states out, but where nothing says what the outputs are."""
+    has_actions = any(item.name.startswith(ACTIONS) for item in outputs)
+    used = (DISTRIBUTION_INPUTS, LOG_PROBABILITY, PROBABILITY, Q_VALUES)
+    return not has_actions or name.startswith(ACTIONS) or name in used
+
+
+def _ancestors(graph_def: Any, tensors: Any) -> dict[str, Any]:  # noqa: ANN401 -- TensorFlow is untyped
+    nodes = {node.name: node for node in graph_def.node}
+    found: dict[str, Any] = {}
+    waiting = [node_of(tensor) for tensor in tensors]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found[name] = nodes[name]
+            waiting += [node_of(item) for item in nodes[name].input]
+    return found
+
+
+def _is_filled(item: SignatureTensor, infos: Mapping[str, str], needed: Mapping[str, Any]) -> bool:
+    """Tell the inputs that need a value: the outputs depend on them, and they have no default."""
+    if item.name == OBSERVATIONS or is_switch(item.name) or node_of(infos[item.name]) not in needed:
+        return False
+    return item.name in FILLED_INPUTS or needed[node_of(infos[item.name])].op == "Placeholder"
+
+
+def _with_training_shape(item: SignatureTensor, graph_def: Any) -> SignatureTensor:  # noqa: ANN401 -- TensorFlow is untyped
+    """Close an open length, as attention's memory has, by the placeholder that training fed.
+
+    Source: RLlib `GTrXLNet`, whose view requirement has the length `memory_inference`.
+    """
+    if item.shape is None or None not in item.shape[1:]:
+        return item
+    found = {
+        shape[1:]
+        for node in graph_def.node
+        if node.op == "Placeholder"
+        if (shape := _shape(node.attr["shape"].shape)) is not None
+        if len(shape) == len(item.shape) and None not in shape[1:]
+        if all(
+            mine in (None, theirs) for mine, theirs in zip(item.shape[1:], shape[1:], strict=True)
+        )
+    }
+    return replace(item, shape=(item.shape[0], *found.pop())) if len(found) == 1 else item
+
+
+def _unlisted(needed: Mapping[str, Any], known: set[str]) -> dict[str, SignatureTensor]:
+    found = {}
+    for name, node in needed.items():
+        if name in known or node.op not in ("Placeholder", "PlaceholderWithDefault"):
+            continue
+        plain = re.sub(r"_\d+$", "", name.split("/")[-1])
+        plain = _SYNONYMS.get(plain, plain)
+        # A default is kept, but for the two that a policy in service needs otherwise.
+        if node.op == "PlaceholderWithDefault" and plain not in ("timestep", "is_training"):
+            continue
+        if plain not in FILLED_INPUTS:
+            raise ModelError(
+                f"saved_model.pb: its actions need the input '{name}', which the signature leaves "
+                "out; export the policy "
+                "with export_policy_model"
+            )
+        dtype = tf.dtypes.as_dtype(node.attr["dtype"].type).name
+        found[f"{name}:0"] = SignatureTensor(plain, dtype, _shape(node.attr["shape"].shape))
+    return found

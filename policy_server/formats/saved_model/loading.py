@@ -1,0 +1,304 @@
+"""Loading: from a SavedModel's folder to a policy that answers, by the engine that suits it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from policy_server.engine.building import NotCompiledError
+from policy_server.engine.network import CompiledPolicy, NetworkPolicy
+from policy_server.engine.proof import (
+    batch_sizes,
+    extreme_rows,
+    hold_against_graph,
+    mixes_rows,
+)
+from policy_server.errors import ModelError
+from policy_server.formats.saved_model import slim_tensorflow as tf
+from policy_server.formats.saved_model.bare import logits_output, read_from_schema
+from policy_server.formats.saved_model.evidence import GraphProbe, probe_rows
+from policy_server.formats.saved_model.graph import (
+    ACTIONS,
+    DISTRIBUTION_INPUTS,
+    LoadedGraph,
+    load_graph,
+    width_of,
+)
+from policy_server.formats.saved_model.graph_compiler import (
+    Compilation,
+    compile_network,
+)
+from policy_server.formats.saved_model.identify import identify_actions
+from policy_server.formats.saved_model.runner import GraphRunner, GraphSampler
+from policy_server.formats.saved_model.structure import find_distribution_inputs, read_structure
+from policy_server.formats.saved_model.tensorflow_policy import TensorFlowPolicy
+from policy_server.formats.saved_model.weights import find_width
+from policy_server.policy import PolicySignature
+from policy_server.schema import ServerSchema
+from policy_server.schema_fit import check_schema_fits, describe_components, settings_without_effect
+from policy_server.settings import Engine
+
+__all__ = ["LoadedPolicy", "load_policy"]
+
+# TensorFlow's own convolutions are twice as fast above this many multiplications an observation.
+_MOST_IN_CONVOLUTIONS = 1_000_000
+# So many observations show whether one depends on the others. The number is one that the size of
+# the distribution is no multiple of, so that the batch's size is told from other sizes.
+_ROWS_READ = (3, 5, 7, 11)
+_MOST_ROWS_READ = max(_ROWS_READ)
+
+LoadedPolicy = TensorFlowPolicy | NetworkPolicy
+
+
+def load_policy(
+    folder: Path, schema: ServerSchema | None = None, *, engine: Engine = "auto"
+) -> LoadedPolicy:
+    """Load the SavedModel in a folder, identify its family, prove it, and warm it up.
+
+    Args:
+        folder: holds saved_model.pb and variables/.
+        schema: what schema.yaml says; it names actions, gives bounds, and says what a keras-only
+            export leaves out.
+        engine: `numpy` serves the network by NumPy, `tensorflow` by TensorFlow, `auto` by NumPy
+            where that agrees with TensorFlow on probes and is no slower.
+
+    Returns:
+        The policy, ready to answer.
+
+    Raises:
+        ModelError: if the file can't give a policy, or not by the engine that was asked for.
+        SchemaError: if schema.yaml disagrees with the policy.
+    """
+    loaded = load_graph(folder)
+    signature = PolicySignature(
+        observation_width=_width(loaded, schema),
+        observation_dtype=loaded.observation_input.dtype,
+        inputs=loaded.inputs,
+        outputs=loaded.outputs,
+        action_outputs=(),
+        components=None,
+        recurrent_inputs=loaded.recurrent_inputs,
+    )
+    if schema is not None:
+        # Before the policy runs: a wrong width has the clearer words here.
+        check_schema_fits(replace(schema, discrete=None, tuple=None), signature)
+    if any(item.name.startswith(ACTIONS) for item in loaded.outputs):
+        _check_inputs(loaded)
+        runner = GraphRunner(loaded, row_dtype=signature.row_dtype)
+        loaded, signature, compilation = _identify(loaded, runner, signature)
+        distribution = DISTRIBUTION_INPUTS
+    else:
+        output = logits_output(loaded)
+        runner = GraphRunner(loaded, row_dtype=signature.row_dtype)
+        signature, distribution = read_from_schema(signature, schema, output), output.name
+        assert signature.observation_width is not None, "found above"
+        compilation = compile_network(loaded, distribution, signature.observation_width)
+    policy = TensorFlowPolicy(runner, _described(signature, schema), distribution=distribution)
+    policy.warm_up()
+    if engine == "tensorflow":
+        policy.explain_engine("POLICY_SERVER_ENGINE asks for it")
+        return policy
+    try:
+        compiled = _compiled(policy, compilation, is_forced=engine == "numpy")
+    except NotCompiledError as error:
+        if engine == "numpy":
+            raise ModelError(
+                f"saved_model.pb: can't be computed by NumPy: {error}; set POLICY_SERVER_ENGINE to "
+                "auto or tensorflow"
+            ) from error
+        policy.explain_engine(str(error))
+        return policy
+    return NetworkPolicy(compiled)
+
+
+def _compiled(
+    policy: TensorFlowPolicy, compilation: Compilation, *, is_forced: bool
+) -> CompiledPolicy:
+    """Return the policy as NumPy operations, held against what the graph gives.
+
+    Raises:
+        NotCompiledError: saying why there are none.
+    """
+    signature = policy.signature
+    assert signature.observation_width is not None, "load_policy has found it"
+    if signature.components is None:
+        raise NotCompiledError("its family is unknown")
+    if compilation.network is None:
+        raise NotCompiledError(compilation.reason)
+    found = compilation.in_convolutions
+    if found > _MOST_IN_CONVOLUTIONS and not is_forced:
+        raise NotCompiledError(
+            f"its convolutions take {found / 1e6:.1f} million multiplications an observation; "
+            f"NumPy is slower above {_MOST_IN_CONVOLUTIONS / 1e6:.1f}"
+        )
+    network = compilation.network
+    proof = hold_against_graph(
+        network,
+        policy.distribution_inputs,
+        policy.answered(_common_rows(signature)),
+        extreme_rows(signature.observation_width, signature.observation_dtype, signature.row_dtype),
+        batch_sizes(found),
+        refusal=tf.errors.OpError,
+    )
+    reason = (
+        f"{len(network.steps)} operations, equal to TensorFlow on {proof.probes} probes "
+        f"(within {proof.largest:.1e}) and on {proof.extremes} extreme ones "
+        f"(within {proof.largest_on_extremes:.1e})"
+    )
+    return CompiledPolicy(replace(signature, engine="numpy", engine_reason=reason), network)
+
+
+def _common_rows(signature: PolicySignature) -> NDArray[Any]:
+    assert signature.observation_width is not None, "load_policy has found it"
+    rows = probe_rows(signature.observation_width, signature.row_dtype)
+    if signature.observation_dtype.startswith("uint"):
+        # What a negative number becomes is not defined.
+        rows = rows[(rows >= 0).all(axis=1)]
+    return rows
+
+
+def _width(loaded: LoadedGraph, schema: ServerSchema | None) -> int:
+    """Return an observation's width: by the signature, else the weights, else schema.yaml."""
+    width = width_of(loaded.observation_input)
+    if width is None:
+        width = find_width(loaded)
+    if width is None and schema is not None:
+        width = schema.width
+    if width is None:
+        raise ModelError(
+            "saved_model.pb: leaves the width of an observation open, and its weights don't tell "
+            "it; list the observations "
+            "in schema.yaml, every list with min_items and max_items alike"
+        )
+    return width
+
+
+def _check_inputs(loaded: LoadedGraph) -> None:
+    """Refuse what zeros can't stand for."""
+    names = loaded.recurrent_inputs
+    if names and not any(item.name == "seq_lens" for item in loaded.inputs):
+        raise ModelError(
+            f"saved_model.pb: needs the input '{names[0]}' beside the observation; export a policy "
+            "whose observation is one "
+            "flat vector"
+        )
+    for item in loaded.feeds.values():
+        if item.name in names and (item.shape is None or None in item.shape[1:]):
+            raise ModelError(
+                f"saved_model.pb: the input '{item.name}' is a memory of open length, as attention "
+                "has, and the file does "
+                "not hold the length that the policy was trained with; export a policy without "
+                "memory, or with an LSTM"
+            )
+
+
+def _identify(
+    loaded: LoadedGraph, runner: GraphRunner, signature: PolicySignature
+) -> tuple[LoadedGraph, PolicySignature, Compilation]:
+    """Return the graph with the distribution's inputs as an output, the policy, and its network."""
+    assert signature.observation_width is not None, "load_policy has found it"
+    probe = GraphProbe(loaded, runner)
+    rows = probe.answered(probe_rows(signature.observation_width, signature.row_dtype))
+    some = rows[: loaded.only_batch or _MOST_ROWS_READ]
+    is_certain = probe.is_certain(rows)
+    structure = sampler = None
+    for tensor in find_distribution_inputs(loaded, runner):
+        shape = runner.evaluate(tensor, some, is_exploring=False).shape
+        if len(shape) != 2:
+            continue
+        few = some if loaded.only_batch else some[: _rows_read(shape[1])]
+        found = read_structure(loaded, runner, tensor, few, shape[1], is_certain=is_certain)
+        if found.family is not None or found.is_output:
+            structure = found
+        if found.family is not None:
+            # Each further look costs TensorFlow tens of milliseconds.
+            break
+    if structure is not None:
+        listed = loaded.fetches.get(DISTRIBUTION_INPUTS, structure.root)
+        # The output itself may check observations; what is not listed, or another tensor, is new.
+        inputs = listed if structure.is_output else structure.root
+        runner.add_output(DISTRIBUTION_INPUTS, inputs)
+        loaded = replace(loaded, fetches={**loaded.fetches, DISTRIBUTION_INPUTS: inputs})
+        sampler = GraphSampler(runner, structure.root, rows[0])
+    compilation = Compilation(None, "its family is unknown")
+    if structure is not None and structure.family is not None:
+        compilation = compile_network(loaded, DISTRIBUTION_INPUTS, signature.observation_width)
+        mixing = structure.row_mixing or _row_mixing(
+            runner, compilation, rows, signature, has_odd_shape=_has_odd_shape(loaded)
+        )
+        structure = replace(structure, row_mixing=mixing)
+    evidence = GraphProbe(loaded, runner).gather(rows)
+    known = replace(
+        signature,
+        action_outputs=evidence.actions or (structure.outputs if structure else None) or (),
+        has_deterministic_action=evidence.deterministic is not None,
+    )
+    identified = identify_actions(loaded, evidence, structure, sampler, known)
+    if identified.components is not None:
+        identified = replace(identified, has_deterministic_action=True)
+    return loaded, identified, compilation
+
+
+def _rows_read(width: int) -> int:
+    return next((rows for rows in _ROWS_READ if width % rows), _MOST_ROWS_READ)
+
+
+def _has_odd_shape(loaded: LoadedGraph) -> bool:
+    """Return whether observations come in a shape that the engine has no network for."""
+    shape = loaded.observation_input.shape
+    return (
+        shape is None
+        or len(shape) < 2
+        or shape[0] is not None
+        or shape[1:].count(None) > 1
+        or (len(shape) > 2 and None in shape[1:])
+    )
+
+
+def _row_mixing(
+    runner: GraphRunner,
+    compilation: Compilation,
+    rows: NDArray[Any],
+    signature: PolicySignature,
+    *,
+    has_odd_shape: bool,
+) -> str | None:
+    """Return what lets one observation of a batch change another's answer; None for nothing."""
+    if compilation.is_row_wise is not None:
+        return None if compilation.is_row_wise else "its network joins the observations of a batch"
+    # The recurrent layers of TensorFlow 2 keep their steps in lists, which are not followed.
+    is_recurrent = bool(signature.recurrent_inputs) and "TensorList" in compilation.reason
+    if not has_odd_shape and not is_recurrent:
+        return (
+            "it is not known whether its network joins the observations of a batch "
+            f"({compilation.reason})"
+        )
+
+    def graph(batch: NDArray[Any]) -> NDArray[Any]:
+        return runner.run([DISTRIBUTION_INPUTS], batch)[0]
+
+    assert signature.observation_width is not None, "load_policy has found it"
+    others = extreme_rows(
+        signature.observation_width, signature.observation_dtype, signature.row_dtype
+    )
+    sizes = batch_sizes(compilation.in_convolutions)
+    size = mixes_rows(graph, rows, others, sizes, refusal=tf.errors.OpError)
+    return None if size is None else f"its answer is another in a batch of {size}"
+
+
+def _described(signature: PolicySignature, schema: ServerSchema | None) -> PolicySignature:
+    if signature.recurrent_inputs:
+        text = "recurrent: every answer starts from the zero state, without memory of earlier ones"
+        signature = replace(signature, findings=(*signature.findings, text))
+    if schema is None:
+        return signature
+    check_schema_fits(schema, signature)
+    moot = settings_without_effect(schema, signature)
+    signature = replace(signature, findings=(*signature.findings, *moot))
+    if schema.actions is None or signature.components is None:
+        return signature
+    components = describe_components(signature.components, schema.actions, schema.source)
+    return replace(signature, components=components)

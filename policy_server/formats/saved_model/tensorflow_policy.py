@@ -1,0 +1,224 @@
+"""A policy that TensorFlow computes: observations in, actions and probabilities out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policy_server.distributions.action_distribution import ActionDistribution
+from policy_server.engine.network import CompiledPolicy, seeded_apart
+from policy_server.errors import (
+    DistributionError,
+    ModelError,
+    PolicyFailedError,
+    UnsupportedAnswerError,
+)
+from policy_server.formats.saved_model import slim_tensorflow as tf
+from policy_server.formats.saved_model.evidence import probe_rows
+from policy_server.formats.saved_model.graph import LOG_PROBABILITY, PROBABILITY, reason_of
+from policy_server.formats.saved_model.runner import GraphRunner
+from policy_server.policy import Int64Array, PolicyOutputs, PolicySignature
+
+__all__ = ["TensorFlowPolicy"]
+
+_WARM_UP_BATCHES = (1, 2, 8, 32)
+# Rounding of a sum of probabilities.
+_LARGEST_LOG_PROBABILITY = 1e-5
+
+
+class TensorFlowPolicy:
+    """The policy in this process. Not thread-safe; one call at a time."""
+
+    def __init__(
+        self, runner: GraphRunner, signature: PolicySignature, *, distribution: str
+    ) -> None:
+        """Keep the parts.
+
+        Args:
+            runner: the frozen graph.
+            signature: what is known of it.
+            distribution: the output that holds the distribution's inputs.
+        """
+        self.signature = signature
+        self.compiled: CompiledPolicy | None = None
+        self._runner = runner
+        self._distribution_output = distribution
+        names = {item.name for item in signature.outputs}
+        self._chance_output = next((n for n in (LOG_PROBABILITY, PROBABILITY) if n in names), None)
+        self._actions = (
+            None
+            if signature.components is None
+            else ActionDistribution(signature.components, is_greedy=signature.is_value_based)
+        )
+
+    def warm_up(self) -> None:
+        """Answer batches of several sizes, so that the first request finds all in its place.
+
+        Raises:
+            ModelError: if the policy answers no observation at all.
+        """
+        assert self.signature.observation_width is not None, "load_policy has found it"
+        probes = probe_rows(self.signature.observation_width, self.signature.row_dtype)
+        answered = [self._is_answered(probes[:size]) for size in _WARM_UP_BATCHES]
+        if not any(answered) and not any(self._is_answered(row[None]) for row in probes):
+            raise self._why_never_answered(probes[:1], len(probes))
+        if self._actions is None and not self._gives_probabilities(probes):
+            self._chance_output = None
+
+    def explain_engine(self, reason: str) -> None:
+        """Say in the signature why TensorFlow computes the policy.
+
+        Args:
+            reason: in words.
+        """
+        self.signature = replace(self.signature, engine_reason=reason)
+
+    def _gives_probabilities(self, probes: NDArray[np.floating[Any]]) -> bool:
+        """Return whether the graph ever says less of a draw than that it is certain.
+
+        RLlib gives the log-probability 0 to every draw of an exploration by noise or by chance.
+        """
+        drawn = self._graph_outputs(self.answered(probes), is_exploring=True)
+        return bool(drawn.log_probability.any())
+
+    def _is_answered(self, rows: NDArray[np.floating[Any]]) -> bool:
+        size = len(rows)
+        try:
+            self._infer(rows, np.zeros(size, bool), np.full(size, -1, np.int64))
+        except (DistributionError, tf.errors.OpError):
+            return False
+        return True
+
+    def _why_never_answered(self, rows: NDArray[np.floating[Any]], tried: int) -> ModelError:
+        always = f"on each of {tried} observations that were tried"
+        try:
+            self._infer(rows, np.zeros(1, bool), np.full(1, -1, np.int64))
+        except tf.errors.OpError as error:
+            return ModelError(
+                f"saved_model.pb: the policy fails {always} ({reason_of(error)}); export it again"
+            )
+        except DistributionError as error:
+            return ModelError(
+                f"saved_model.pb: the policy gives no answer {always} ({error.message}); its "
+                "weights may be damaged: export an earlier checkpoint"
+            )
+        return ModelError(f"saved_model.pb: the policy answers nothing {always}; export it again")
+
+    def answered(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return those observations that the policy answers.
+
+        Args:
+            rows: float[B, observation_width].
+        """
+        if self._is_answered(rows):
+            return rows
+        return np.stack([row for row in rows if self._is_answered(row[None])])
+
+    def distribution_inputs(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return what the action distribution is read from.
+
+        Args:
+            rows: float[B, observation_width], all answered.
+
+        Returns:
+            float[B, K].
+        """
+        return self._runner.run([self._distribution_output], rows)[0]
+
+    def infer(
+        self,
+        observations: NDArray[np.floating[Any]],
+        *,
+        is_deterministic: NDArray[np.bool_],
+        seeds: Int64Array,
+    ) -> PolicyOutputs:
+        """Answer B observations; see `PolicyBackend.infer`.
+
+        Args:
+            observations: float[B, observation_width].
+            is_deterministic: bool[B]; True asks for the mode, False for a draw.
+            seeds: int64[B]; the seed of a row's draw, or -1 for an independent one.
+
+        Returns:
+            The answers.
+
+        Raises:
+            PolicyFailedError: if the graph fails.
+            DistributionError: if its outputs are no distribution.
+            UnsupportedAnswerError: if the graph alone can't give what is asked.
+        """
+        try:
+            return self._infer(observations, is_deterministic, seeds)
+        except tf.errors.OpError as error:
+            raise PolicyFailedError(
+                "the policy failed on this observation; the server's log has the reason"
+            ) from error
+
+    def _infer(
+        self,
+        observations: NDArray[np.floating[Any]],
+        is_deterministic: NDArray[np.bool_],
+        seeds: Int64Array,
+    ) -> PolicyOutputs:
+        if self._actions is None:
+            self._check_graph_can(is_deterministic, seeds)
+            return self._infer_by_graph(observations, is_deterministic)
+        inputs = seeded_apart(self.distribution_inputs, observations, seeds)
+        return self._actions.answer(
+            inputs.astype(np.float32, copy=False), is_deterministic=is_deterministic, seeds=seeds
+        )
+
+    def _check_graph_can(self, is_deterministic: NDArray[np.bool_], seeds: Int64Array) -> None:
+        if (seeds >= 0).any():
+            raise UnsupportedAnswerError(
+                "a seed needs a policy whose distribution is known; this one's actions are drawn "
+                "inside its own graph"
+            )
+        if is_deterministic.any() and not self.signature.has_deterministic_action:
+            reason = self.signature.findings[-1].partition(":")[0]
+            raise UnsupportedAnswerError(f"this policy has no deterministic action: {reason}")
+
+    def _infer_by_graph(
+        self, observations: NDArray[np.floating[Any]], is_deterministic: NDArray[np.bool_]
+    ) -> PolicyOutputs:
+        # A draw of a policy over Q values is its best action: epsilon belongs to training.
+        drawn = self._graph_outputs(observations, is_exploring=not self.signature.is_value_based)
+        if not is_deterministic.any():
+            return drawn
+        sure = self._graph_outputs(observations, is_exploring=False)
+        return PolicyOutputs(
+            actions=np.where(is_deterministic[:, None], sure.actions, drawn.actions),
+            # The graph calls every deterministic action certain.
+            log_probability=np.where(is_deterministic, np.nan, drawn.log_probability),
+            distribution=None,
+        )
+
+    def _graph_outputs(
+        self, observations: NDArray[np.floating[Any]], *, is_exploring: bool
+    ) -> PolicyOutputs:
+        names = [action.name for action in self.signature.action_outputs]
+        chance = self._chance_output
+        asked = [*names, *([chance] if chance else [])]
+        values = self._runner.run(asked, observations, is_exploring=is_exploring)
+        rows = len(observations)
+        columns = [value.reshape(rows, -1).astype(np.float64) for value in values[: len(names)]]
+        actions = np.concatenate(columns, axis=1)
+        if not np.isfinite(actions).all():
+            raise DistributionError(
+                "the policy's actions hold NaN; check the observation and the model"
+            )
+        log_probability = np.full(rows, np.nan)
+        if chance is not None and is_exploring:
+            log_probability = values[-1].reshape(rows).astype(np.float64)
+            if chance == PROBABILITY:
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    log_probability = np.log(log_probability)
+            # Some models' log-probability is none; better nothing than a wrong number.
+            is_possible = log_probability > -np.inf
+            if all(action.is_integer for action in self.signature.action_outputs):
+                is_possible &= log_probability <= _LARGEST_LOG_PROBABILITY
+            log_probability = np.where(is_possible, log_probability, np.nan)
+        return PolicyOutputs(actions, log_probability, None)

@@ -1,0 +1,155 @@
+"""The uvicorn that serves this process: how it was started, where it listens, what is set in it."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import uvicorn
+
+from policy_server.errors import SettingsError
+from policy_server.ports import free_port, open_listener, reason_of
+
+__all__ = ["Address", "HttpServer", "find_http_server"]
+
+_OPTION = "--timeout-keep-alive"
+_VARIABLE = "UVICORN_TIMEOUT_KEEP_ALIVE"
+_KEEP_ALIVE_S: int = inspect.signature(uvicorn.Config).parameters["timeout_keep_alive"].default
+# What listens on every address is reached by these.
+_REACHED_BY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 -- a name, nothing listens
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where people reach the server.
+
+    Attributes:
+        url: scheme, host and port.
+        by: what else a client has to know, such as a UNIX socket; empty where that is all.
+    """
+
+    url: str
+    by: str = ""
+
+    def of(self, path: str) -> str:
+        """Return a route's address, for people."""
+        return f"{self.url}{path}{self.by}"
+
+
+@dataclass(frozen=True)
+class HttpServer:
+    """The uvicorn of this process.
+
+    Attributes:
+        config: its configuration, which it reads anew for each connection.
+        sockets: what its supervisor opened for it; none where it listens by itself.
+    """
+
+    config: uvicorn.Config
+    sockets: Sequence[socket.socket] = ()
+
+    @property
+    def port(self) -> int | None:
+        """Return the port that it will open by itself; None where it opens none."""
+        is_given = bool(self.sockets) or self.config.fd is not None or self.config.uds is not None
+        return None if is_given else self.config.port
+
+    def keep_alive(self, seconds: float) -> None:
+        """Keep idle connections open that long, unless uvicorn was told how long.
+
+        Args:
+            seconds: from an answer to the next request.
+        """
+        is_given = self.config.timeout_keep_alive != _KEEP_ALIVE_S or _is_option_given()
+        if not is_given:
+            # A timer takes fractions too.
+            self.config.timeout_keep_alive = seconds  # type: ignore[assignment]  # see above
+
+    def claim(self) -> None:
+        """Hold that the address is free; a port that uvicorn was to choose is chosen now.
+
+        uvicorn looks when all is loaded, and tells nobody which port it chose.
+
+        Raises:
+            SettingsError: if another program has it, or it is none of this machine's.
+        """
+        if self.config.uds is not None and not self.sockets:
+            _check_socket(self.config.uds)
+        if self.port is None:
+            return
+        host = self.config.host
+        try:
+            open_listener(host, self.config.port)
+            if not self.config.port:
+                self.config.port = free_port(host)
+        except socket.gaierror as error:
+            raise SettingsError(f"--host: {host!r} is no address: {error.strerror}") from error
+        except OSError as error:
+            raise SettingsError(
+                f"port {self.config.port} of {host or 'all addresses'} can't be used: "
+                f"{reason_of(error)}; stop what has it, or choose another with --port"
+            ) from error
+
+    def address(self) -> Address:
+        """Return where people reach it."""
+        scheme = "https" if self.config.is_ssl else "http"
+        host, port, path = self.config.host, self.config.port, self.config.uds
+        if (given := self._given_name()) is not None:
+            host, port, path = (*given[:2], None) if isinstance(given, tuple) else ("", 0, given)
+        if path is not None:
+            return Address(f"{scheme}://localhost", f" (UNIX socket {path})")
+        host = _REACHED_BY.get(host, host)
+        return Address(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}")
+
+    def _given_name(self) -> tuple[str, int] | str | None:
+        """Return the name of the socket that it was given, if it was given one."""
+        if self.sockets:
+            return _name_of(self.sockets[0])
+        if self.config.fd is None:
+            return None
+        with socket.socket(fileno=os.dup(self.config.fd)) as given:
+            return _name_of(given)
+
+
+def find_http_server() -> HttpServer | None:
+    """Return the uvicorn that calls us, if one does.
+
+    It tells an application nothing of itself, but its configuration is on the stack: of the import
+    of the application, and of the lifespan.
+    """
+    frame = inspect.currentframe()
+    config: uvicorn.Config | None = None
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        found = caller if isinstance(caller, uvicorn.Config) else getattr(caller, "config", None)
+        if isinstance(found, uvicorn.Config):
+            config = config or found
+            if isinstance(caller, uvicorn.Server):
+                return HttpServer(config, tuple(frame.f_locals.get("sockets") or ()))
+        frame = frame.f_back
+    return None if config is None else HttpServer(config)
+
+
+def _is_option_given() -> bool:
+    is_on_command_line = any(
+        text == _OPTION or text.startswith(f"{_OPTION}=") for text in sys.argv[1:]
+    )
+    return is_on_command_line or bool(os.environ.get(_VARIABLE))
+
+
+def _check_socket(path: str) -> None:
+    """Refuse the path of a UNIX socket that another program answers at: uvicorn would take it."""
+    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+        probe.settimeout(1)
+        probe.connect(path)
+        raise SettingsError(f"--uds: {path} can't be used: another server answers there")
+
+
+def _name_of(given: socket.socket) -> tuple[str, int] | str:
+    name: tuple[str, int] | str = given.getsockname()
+    return name

@@ -1,0 +1,75 @@
+"""The process that serves HTTP: the uvicorn in it, its sisters, and the ports of all of them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from multiprocessing import parent_process
+
+from policy_server.errors import SettingsError
+from policy_server.http_server.running_server import HttpServer, find_http_server
+from policy_server.http_server.workers import Worker
+from policy_server.ports import check_port
+from policy_server.settings import ENV_PREFIX, Settings
+
+__all__ = ["METRICS_PORT", "WebProcess"]
+
+METRICS_PORT = f"{ENV_PREFIX}METRICS_PORT"
+_DASHBOARD_PORT = f"{ENV_PREFIX}DASHBOARD_PORT"
+
+
+@dataclass(frozen=True)
+class WebProcess:
+    """This process.
+
+    Attributes:
+        server: the uvicorn that runs the application; None where something else does.
+        worker: its place among the workers of `uvicorn --workers N`; None where it is alone.
+    """
+
+    server: HttpServer | None
+    worker: Worker | None
+
+    @classmethod
+    def join(cls) -> WebProcess:
+        """Return this process as it was started, and join its sisters.
+
+        Raises:
+            SettingsError: if somebody else has the sisters' folder.
+        """
+        server = find_http_server()
+        is_alone = parent_process() is None or (server is not None and server.config.reload)
+        return cls(server, None if is_alone else Worker())
+
+    def claim_ports(self, settings: Settings) -> None:
+        """Hold that all ports are free, before anything is loaded.
+
+        Args:
+            settings: which ports there are besides uvicorn's.
+
+        Raises:
+            SettingsError: naming the first that is not.
+        """
+        if self.server is not None:
+            self.server.claim()
+        if self.worker is not None and not self.worker.is_first:
+            # A sister may listen by now.
+            return
+        own_port = None if self.server is None else self.server.port
+        ports = {METRICS_PORT: (settings.metrics_port, "0.0.0.0")}  # noqa: S104 -- where metrics listen
+        if settings.backend == "ray" and "RAY_ADDRESS" not in os.environ:
+            ports[_DASHBOARD_PORT] = (settings.dashboard_port, settings.dashboard_host)
+        taken = {own_port: "uvicorn"}
+        for setting, (port, host) in ports.items():
+            check_port(port, host=host, setting=setting)
+            if port and port in taken:
+                raise SettingsError(
+                    f"{setting}: port {port} is {taken[port]}'s already; set another one, or 0"
+                )
+            taken[port] = setting
+
+    def end_all(self) -> None:
+        """End the supervisor too, which would start a worker that can't serve for ever."""
+        if self.worker is not None:
+            self.worker.end_all(uds=None if self.server is None else self.server.config.uds)
+            self.worker.leave()

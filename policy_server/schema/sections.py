@@ -1,0 +1,316 @@
+"""From the file to the values: the rules that types don't state, each with its own line."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from policy_server.errors import SchemaError
+from policy_server.schema.fields import (
+    FLOAT32_MAX,
+    ActionField,
+    Kind,
+    Number,
+    ObservationField,
+    ServerSchema,
+)
+from policy_server.schema.scalars import is_nothing, read_flag, read_number
+from policy_server.schema.yaml_document import (
+    ActionEntry,
+    Document,
+    ObservationEntry,
+    Parameters,
+    describe_problems,
+    show,
+    show_type,
+)
+from policy_server.schema.yaml_text import load_yaml
+
+__all__ = ["parse_schema", "read_schema"]
+
+_SECTIONS = "'observations' and 'parameters'"
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_URL_PATH = re.compile(r"[A-Za-z0-9._~-]+(?:/[A-Za-z0-9._~-]+)*")
+_HEADER_TEXT = re.compile(r"[!-~](?:[ -~]*[!-~])?")
+_MOST_ITEMS = 1_000_000
+
+
+def read_schema(path: Path) -> ServerSchema:
+    """Read a schema.yaml.
+
+    Args:
+        path: the file.
+
+    Returns:
+        What it says.
+
+    Raises:
+        SchemaError: if it is missing, unreadable or wrong, in one line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise SchemaError(
+            f"{path}: not found; write one (docs/schema.md), or draft it from the model with "
+            "`python generate.py schema`"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise SchemaError(f"{path}: expected text in UTF-8; save it in that encoding") from error
+    except OSError as error:
+        raise SchemaError(f"{path}: can't be read: {error.strerror or error}") from error
+    return parse_schema(text, source=path.name)
+
+
+def parse_schema(text: str, *, source: str = "schema.yaml") -> ServerSchema:
+    """Parse the text of a schema.yaml.
+
+    Args:
+        text: the YAML document.
+        source: the file's name, for messages.
+
+    Returns:
+        What it says.
+
+    Raises:
+        SchemaError: if it is wrong, in one line.
+    """
+    document = load_yaml(text, source)
+    if document is None or is_nothing(document):
+        raise SchemaError(f"{source}: is empty; expected the sections {_SECTIONS}")
+    if not isinstance(document, dict):
+        # Its type alone: what lacks a space after its colon may be the key.
+        raise SchemaError(
+            f"{source}: expected the sections {_SECTIONS}, got {show_type(document)}; "
+            "put a space after each colon"
+        )
+    try:
+        parsed = Document.model_validate(document)
+    except ValidationError as error:
+        raise SchemaError(f"{source}: {describe_problems(error)}") from error
+    parameters = parsed.parameters or Parameters()
+    return ServerSchema(
+        source=source,
+        observations=_observations(parsed, source),
+        actions=_actions(parsed, source),
+        discrete=parameters.discrete,
+        tuple=parameters.tuple,
+        api_key=_api_key(parameters.api_key, source),
+        url_path=_url_path(parameters.url_path, source),
+    )
+
+
+def _observations(parsed: Document, source: str) -> tuple[ObservationField, ...] | None:
+    if "observations" not in parsed.model_fields_set:
+        return None
+    if not parsed.observations:
+        raise SchemaError(
+            f"{source}: observations: is empty; list at least one, or leave the section out for "
+            "raw observations"
+        )
+    return tuple(_observation(name, item, source) for name, item in parsed.observations.items())
+
+
+def _check_name(name: object, section: str, source: str) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise SchemaError(
+            f"{source}: {section}: the name {show(name)} can't be used; expected letters, digits "
+            "and underscores, not starting with a digit"
+        )
+    return name
+
+
+def _observation(key: object, item: ObservationEntry, source: str) -> ObservationField:
+    name = _check_name(key, "observations", source)
+    where = f"{source}: observations.{name}"
+    _check_items(item, where)
+    _check_range(item, where)
+    minimum, maximum, example = (
+        _value_of(value, item.type.kind) for value in (item.minimum, item.maximum, item.example)
+    )
+    field = ObservationField(
+        name=name,
+        kind=item.type.kind,
+        is_list=item.type.is_list,
+        min_items=item.min_items or 0,
+        max_items=item.max_items,
+        description=item.description,
+        example=example,
+        minimum=minimum,
+        maximum=maximum,
+    )
+    if item.example is not None and not _is_example_of(example, field):
+        expected = f"a List[{field.kind}]" if field.is_list else f"a value of type {field.kind}"
+        raise SchemaError(
+            f"{where}.example: expected {expected} within its bounds, got {show(item.example)}"
+        )
+    return field
+
+
+def _value_of(value: object, kind: Kind) -> Any:  # noqa: ANN401 -- a value of that type, or its list
+    """Return a value, or each of a list, as its type reads it; as it stands where it does not."""
+    if isinstance(value, list):
+        return [_value_of(item, kind) for item in value]
+    found = read_flag(value) if kind == "bool" else read_number(value)
+    if kind == "int" and isinstance(found, float) and found.is_integer():
+        return int(found)
+    return value if found is None else found
+
+
+def _check_items(item: ObservationEntry, where: str) -> None:
+    for key, value, least in (("min_items", item.min_items, 0), ("max_items", item.max_items, 1)):
+        if value is None:
+            continue
+        if not item.type.is_list:
+            raise SchemaError(
+                f"{where}.{key}: is for lists, the type is {item.type}; remove it or make the type "
+                f"List[{item.type}]"
+            )
+        if not least <= value <= _MOST_ITEMS:
+            raise SchemaError(
+                f"{where}.{key}: expected a number from {least} to {_MOST_ITEMS}, got {show(value)}"
+            )
+    if item.min_items is not None and item.max_items is not None:
+        _check_order(where, ("min_items", item.min_items), ("max_items", item.max_items))
+
+
+def _check_range(item: ObservationEntry, where: str) -> None:
+    for key, value in (("minimum", item.minimum), ("maximum", item.maximum)):
+        if value is None:
+            continue
+        if item.type.kind == "bool":
+            raise SchemaError(f"{where}.{key}: is for numbers, the type is {item.type}; remove it")
+        if item.type.kind == "int" and value % 1:
+            raise SchemaError(
+                f"{where}.{key}: expected an integer as the type is {item.type}, got {value}"
+            )
+    if item.minimum is not None and item.maximum is not None:
+        _check_order(where, ("minimum", item.minimum), ("maximum", item.maximum))
+
+
+def _check_order(where: str, low: tuple[str, Number], high: tuple[str, Number]) -> None:
+    if low[1] > high[1]:
+        raise SchemaError(
+            f"{where}: {low[0]} {low[1]} is larger than {high[0]} {high[1]}; swap them"
+        )
+
+
+def _is_example_of(example: object, field: ObservationField) -> bool:
+    if not field.is_list:
+        return _is_value_of(example, field)
+    if not isinstance(example, list):
+        return False
+    most = math.inf if field.max_items is None else field.max_items
+    is_long_enough = field.min_items <= len(example) <= most
+    return is_long_enough and all(_is_value_of(value, field) for value in example)
+
+
+def _is_value_of(value: object, field: ObservationField) -> bool:
+    if field.kind == "bool" or isinstance(value, bool):
+        return field.kind == "bool" and isinstance(value, bool)
+    if not isinstance(value, int if field.kind == "int" else int | float):
+        return False
+    low = -FLOAT32_MAX if field.minimum is None else field.minimum
+    high = FLOAT32_MAX if field.maximum is None else field.maximum
+    return low <= value <= high
+
+
+def _actions(parsed: Document, source: str) -> tuple[ActionField, ...] | None:
+    if "actions" not in parsed.model_fields_set:
+        return None
+    if not parsed.actions:
+        raise SchemaError(
+            f"{source}: actions: is empty; name each action component, or leave the section out"
+        )
+    return tuple(_action(name, item, source) for name, item in parsed.actions.items())
+
+
+def _action(key: object, item: ActionEntry, source: str) -> ActionField:
+    name = _check_name(key, "actions", source)
+    where = f"{source}: actions.{name}"
+    for count, value in (("choices", item.choices), ("dimensions", item.dimensions)):
+        if value is not None and value < 1:
+            raise SchemaError(f"{where}.{count}: expected a positive number, got {show(value)}")
+    labels = _labels(item, where)
+    _check_bounds(item, where)
+    choices = item.choices if labels is None else len(labels)
+    if choices is not None and (item.low is not None or item.dimensions is not None):
+        raise SchemaError(
+            f"{where}: labels and choices are for integer actions, low, high and dimensions for "
+            "continuous ones; keep one kind"
+        )
+    return ActionField(
+        name=name,
+        description=item.description,
+        choices=choices,
+        labels=labels,
+        dimensions=item.dimensions,
+        low=item.low,
+        high=item.high,
+        normalized=item.normalized,
+    )
+
+
+def _labels(item: ActionEntry, where: str) -> tuple[str, ...] | None:
+    if item.labels is None:
+        return None
+    for label in item.labels:
+        # A number or a truth value is one by its tag, as in `!!int 5`: text without quotes is text.
+        is_text = isinstance(label, str) and not (is_nothing(label) and not label)
+        if not is_text:
+            raise SchemaError(f"{where}.labels: expected text, got {show(label)}; put it in quotes")
+    labels = tuple(map(str, item.labels))
+    if not labels or len(set(labels)) != len(labels):
+        raise SchemaError(
+            f"{where}.labels: expected a label of its own for each choice, got {show(item.labels)}"
+        )
+    if item.choices not in (None, len(labels)):
+        raise SchemaError(
+            f"{where}: gives {len(labels)} labels for {item.choices} choices; give one a choice"
+        )
+    return labels
+
+
+def _check_bounds(item: ActionEntry, where: str) -> None:
+    if (item.low is None) != (item.high is None):
+        missing = "low" if item.low is None else "high"
+        raise SchemaError(
+            f"{where}.{missing}: is missing; continuous actions are bounded by low and high "
+            "together"
+        )
+    if item.low is None or item.high is None:
+        return
+    if len(item.low) != len(item.high):
+        raise SchemaError(
+            f"{where}: low has {len(item.low)} numbers and high {len(item.high)}; give both the "
+            "same length"
+        )
+    if item.dimensions is not None and len(item.low) not in (1, item.dimensions):
+        raise SchemaError(
+            f"{where}: low and high have {len(item.low)} numbers for {item.dimensions} dimensions; "
+            "give one, or one a dimension"
+        )
+    for low, high in zip(item.low, item.high, strict=True):
+        if low >= high:
+            raise SchemaError(f"{where}: expected low below high, got low {low} and high {high}")
+
+
+def _api_key(api_key: str | None, source: str) -> str | None:
+    if api_key is not None and not _HEADER_TEXT.fullmatch(api_key):
+        raise SchemaError(
+            f"{source}: parameters.api_key: expected printable ASCII text without spaces at its "
+            "ends; HTTP headers carry nothing else"
+        )
+    return api_key
+
+
+def _url_path(url_path: str | None, source: str) -> str:
+    path = (url_path or "").strip("/")
+    if path and (not _URL_PATH.fullmatch(path) or {".", ".."} & set(path.split("/"))):
+        raise SchemaError(
+            f"{source}: parameters.url_path: expected a path such as app/v1, got {show(url_path)}"
+        )
+    return path

@@ -1,0 +1,500 @@
+"""The command line, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import generate
+from policy_server import __version__
+from policy_server.commands.command_line import command, progress_bar, run
+from tests.live_server import KEY, SCHEMA, live_server
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = [
+    "clean",
+    "clients",
+    "copy_server_files",
+    "evaluate",
+    "export",
+    "fetch",
+    "inspect",
+    "predict",
+    "schema",
+    "unzip",
+]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every command works in a folder of its own, which has the live server's schema."""
+    monkeypatch.delenv("POLICY_SERVER_API_KEY", raising=False)
+    monkeypatch.setenv("POLICY_SERVER_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "schema.yaml").write_text(SCHEMA)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with live_server() as address:
+        yield address
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "generate.py"), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def type_in(*arguments: str, piped: str = "") -> tuple[int, str, str]:
+    """Run the program; return its exit code, standard output and standard error."""
+    process = start(*arguments)
+    out, err = process.communicate(piped, timeout=100)
+    return process.returncode, out, err
+
+
+# Help and usage
+
+
+def test_without_arguments_the_commands_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate.main([]) == 0
+    text = capsys.readouterr().out
+    assert [line.split()[0] for line in text.splitlines() if line.startswith("  ")] == COMMANDS
+    assert generate.main(["--help"]) == generate.main(["-h"]) == 0
+    assert capsys.readouterr().out == text * 2
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_a_help_text(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate.main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"python generate.py {name}")
+    assert all(len(line) <= 100 for line in text.splitlines())
+
+
+def test_a_help_text_names_arguments_options_and_defaults(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    generate.main(["evaluate", "examples/lpoc", "-h"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "evaluate PATH [--url URL]" in text
+    assert "[--episodes EPISODES]" in text
+    assert (
+        "--episodes EPISODES How many the policy plays, and how many are played at random." in text
+    )
+    assert "(default: 100)" in text
+    assert "--deterministic Take the policy's mode" in text
+
+
+def test_help_is_quick_and_needs_no_terminal() -> None:
+    code = (
+        "import sys, runpy; sys.argv = ['generate.py', '--help']\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        f"try: runpy.run_path({str(ROOT / 'generate.py')!r}, run_name='__main__')\n"
+        "except SystemExit as exit: assert exit.code == 0\n"
+        "print(sorted({'fastapi', 'ray', 'tensorflow', 'torch'} & set(sys.modules)))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "[]"
+    assert ended.stderr == ""
+
+
+def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"Policy Server {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["frobnicate"], "frobnicate: is no command; expected one of clean, clients, "),
+        (["frobnicate", "--help"], "frobnicate: is no command"),
+        (["inspekt"], "inspekt: is no command; did you mean inspect?"),
+        (["--url=x"], "--url=x: is no command"),
+        (["copy_server_files"], "PATH: is missing"),
+        (["copy-server-files"], "PATH: is missing"),
+        (["unzip", "a", "b"], "a: is one argument too many"),
+        (["unzip", "--fast"], "--fast: is no option of unzip; it takes none"),
+        (["inspect", "--josn"], "--josn: is no option of inspect; did you mean --json?"),
+        (["fetch", "x", "--schema-url=y"], "--schema-url: is no option of fetch; did you mean"),
+        (["schema", "--output"], "--output: expected a value, got none"),
+        (["predict", "--url", "--deterministic"], "--url: expected a value, got none"),
+        (["predict", "--url", "here"], "--url: expected an address such as"),
+        (["predict", "--deterministic", "--distribution"], "ask for two answers"),
+        (["predict", "--seed=1", "--distribution"], "--seed is for draws"),
+        (["evaluate", "x", "--episodes=0"], "expected --episodes from 2"),
+        (["clients", "--languages=cobol"], "--languages: expected all, or some of"),
+        (["fetch", "ftp://x"], "URI: expected s3://"),
+        (["export", "x.zip", "--observation-names=a,,b"], "--observation-names: expected names"),
+        (["inspect", "--json=yes"], "--json: takes no value, got 'yes'"),
+        (["evaluate", "x", "--episodes", "many"], "--episodes: expected a whole number"),
+        (["predict", "--seed=1.5"], "--seed: expected a whole number, got '1.5'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_usage_ends_with_2_and_says_why(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("generate.py: ")
+    assert message in captured.err.splitlines()[0]
+    assert "\nusage: python generate.py " in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_usage_after_a_mistake_is_that_of_the_help(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generate.main([name, "--help"])
+    shown = capsys.readouterr().out.partition("\n\n")[0]
+    assert generate.main([name, "--no-such-option"]) == 2
+    usage = capsys.readouterr().err.partition("usage: ")[2]
+    assert usage == f"{shown}\n"
+    assert "_" not in usage.replace(name, "")
+
+
+def test_a_command_does_not_run_where_its_arguments_are_wrong(home: Path) -> None:
+    (home / "saved_model.zip").touch()
+    assert generate.main(["clean", "--dry-run"]) == 2
+    assert (home / "saved_model.zip").exists()
+
+
+# Errors
+
+
+def test_an_error_is_one_line_and_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate.main(["copy_server_files", "nowhere"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
+        "generate.py: nowhere: not found; expected a folder with schema.yaml and saved_model.zip\n"
+    )
+
+
+def test_a_python_without_the_packages_is_told_what_to_do() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-S", str(ROOT / "generate.py")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("generate.py: needs the package ")
+    assert "requirements.txt" in ended.stderr
+
+
+def test_a_setting_that_cannot_be_used_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("POLICY_SERVER_BACKEND", "cloud")
+    assert generate.main(["clean"]) == 1
+    assert capsys.readouterr().err.startswith("generate.py: POLICY_SERVER_BACKEND: expected")
+
+
+class _Failing:
+    """Commands that fail."""
+
+    @command
+    def crash(self) -> Iterator[str]:
+        """Fail unforeseen."""
+        yield "so far"
+        raise ValueError("two\nlines")
+
+    @command
+    def stop(self) -> Iterator[str]:
+        """Be interrupted."""
+        yield "so far"
+        raise KeyboardInterrupt
+
+
+def test_an_unforeseen_error_is_one_line_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(_Failing, ["crash"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "so far\n"
+    assert captured.err == (
+        "generate.py: unexpected ValueError: two lines; `python -X dev generate.py ...` shows "
+        "where\n"
+    )
+
+
+def test_an_interrupted_command_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(_Failing, ["stop"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_an_interrupted_evaluation_ends_with_130_and_no_traceback(home: Path, url: str) -> None:
+    (home / "environment.py").write_text(
+        textwrap.dedent(
+            """
+            import pathlib, time
+
+            class Endless:
+                def reset(self, *, seed=None):
+                    return [0.0, 0.0, 0.0], {}
+
+                def step(self, action):
+                    pathlib.Path("started").touch()
+                    return [0.0, 0.0, 0.0], 0.0, False, False, {}
+
+                def named_observation(self, observation):
+                    return observation
+
+                def action_from(self, actions):
+                    return actions[0]
+
+            make_environment = Endless
+            """
+        )
+    )
+    process = start("evaluate", ".", "--url", url)
+    while not (home / "started").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "")
+
+
+def test_a_reader_that_goes_away_is_no_error(home: Path) -> None:
+    script = (
+        "from policy_server.commands.command_line import command, run\n"
+        "import sys\n"
+        "class Commands:\n"
+        "    @command\n"
+        "    def count(self):\n"
+        "        yield from ('x' * 1000 for _ in range(10_000))\n"
+        "sys.exit(run(Commands, ['count']))\n"
+    )
+    (home / "count.py").write_text(script)
+    with subprocess.Popen(
+        [sys.executable, str(home / "count.py")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
+# Commands
+
+
+def test_a_policy_is_put_in_place_and_removed_again(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = home / "source"
+    source.mkdir()
+    (source / "schema.yaml").write_text("parameters: {api_key: x}")
+    model = ROOT / "examples" / "mouse_and_cheese" / "saved_model.zip"
+    shutil.copyfile(model, source / "saved_model.zip")
+
+    assert type_in("copy_server_files", "source") == (
+        0,
+        f"copied schema.yaml and saved_model.zip from source to {home}\n"
+        f"unzipped the policy to {home}/models\n"
+        "serve the policy:  uvicorn app:app\n"
+        "look into it:      python generate.py inspect\n",
+        "",
+    )
+    assert (home / "models" / "saved_model.pb").exists()
+    assert generate.main(["copy-server-files", "source"]) == 0
+    assert generate.main(["unzip"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"unzipped {home}/saved_model.zip to {home}/models"
+    )
+    assert generate.main(["clean"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"removed {home}/saved_model.zip"
+    assert generate.main(["clean"]) == 0
+    assert capsys.readouterr().out == "nothing to remove\n"
+
+
+def test_inspect_and_schema_work_on_an_example(home: Path) -> None:
+    example = str(ROOT / "examples" / "mouse_and_cheese")
+
+    code, out, err = type_in("inspect", example)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1].endswith("schema.yaml fits")
+
+    assert type_in("schema", example, "--output", "schema.yaml")[0] == 1
+    assert (home / "schema.yaml").read_text() == SCHEMA
+    assert type_in("schema", example, "--output=schema.yaml", "--overwrite")[0] == 0
+    code, out, err = type_in("schema", example)
+    assert (code, err) == (0, "")
+    without_key = [line for line in out.splitlines() if "api_key" not in line]
+    drafted = (home / "schema.yaml").read_text().splitlines()
+    assert without_key == [line for line in drafted if "api_key" not in line]
+
+
+def test_inspect_ends_with_1_where_the_schema_does_not_fit(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = ROOT / "examples" / "mouse_and_cheese"
+    (home / "saved_model.zip").write_bytes((example / "saved_model.zip").read_bytes())
+
+    assert generate.main(["inspect", "--json", "saved_model.zip"]) == 1
+
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["schema_fits"] is False
+    assert "gives 3 values, the policy expects 6" in captured.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["[1,2,1]"],
+        ['{"links": [1, 2], "is_open": true}'],
+        ["--deterministic", '{"links": [1, 2], "is_open": true}'],
+        ["--observation", "[1, 2, 1]", "--key", KEY],
+        ["observation.json"],
+        ["-"],
+        [],
+    ],
+    ids=["list", "object", "behind-a-flag", "options", "file", "stdin", "example"],
+)
+def test_predict_takes_an_observation_in_every_form(
+    home: Path, url: str, arguments: list[str]
+) -> None:
+    observation = '{"links": [1e-3, 2], "is_open": false}'
+    (home / "observation.json").write_text(observation)
+
+    code, out, err = type_in("predict", *arguments, "--url", url, piped=observation)
+
+    assert code == 0
+    assert json.loads(out)["actions"] in ([0], [1])
+    example = 'the server\'s example: {"links": [0.0, 0.0], "is_open": true}\n'
+    assert err == ("" if arguments else example)
+
+
+def test_predict_gives_the_distribution(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate.main(["predict", "[1, 2, 1]", "--distribution", f"--url={url}"]) == 0
+    (component,) = json.loads(capsys.readouterr().out)["components"]
+    assert component["probabilities"] == pytest.approx([0.2, 0.8])
+
+
+def test_predict_is_reproducible_with_a_seed(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert generate.main(["predict", "[1, 2, 1]", "--seed", "7", "--url", url]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+
+
+def test_predict_puts_refusals_in_words(url: str) -> None:
+    code, out, err = type_in("predict", '{"links": [1], "is_open": 1}', "--url", url)
+    assert (code, out) == (1, "")
+    assert err.splitlines() == [
+        f"generate.py: {url}/predict: refused, since",
+        "  links: List should have at least 2 items after validation, not 1",
+        "  is_open: Input should be a valid boolean",
+    ]
+
+
+def test_predict_takes_the_key_of_the_environment(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("POLICY_SERVER_API_KEY", "wrong")
+    assert generate.main(["predict", "[1, 2, 1]", "--url", url]) == 1
+    assert "wrong access key" in capsys.readouterr().err
+
+
+def test_evaluate_prints_a_table_or_a_row(
+    home: Path, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "environment.py").write_text(
+        textwrap.dedent(
+            """
+            class Once:
+                def reset(self, *, seed=None):
+                    return [0.0, 0.0, 0.0], {}
+
+                def step(self, action):
+                    return [0.0, 0.0, 0.0], float(action), True, False, {}
+
+                def named_observation(self, observation):
+                    return observation
+
+                def action_from(self, actions):
+                    return actions[0]
+
+                def random_action(self, generator):
+                    return 0
+
+            make_environment = Once
+            """
+        )
+    )
+    arguments = ["evaluate", ".", "--episodes", "3", "--deterministic", "--url", url]
+
+    assert generate.main(arguments) == 0
+    assert generate.main([*arguments, "--markdown"]) == 0
+
+    *table, row = capsys.readouterr().out.splitlines()
+    assert table[1:] == ["policy as served  1.00 ± 0.00", "random actions    0.00 ± 0.00"]
+    assert row == f"| {home.name} | 3 | 1.00 ± 0.00 | 0.00 ± 0.00 |"
+
+
+def test_export_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate.main(["export", "nowhere.zip", "--observation-names", "a,b"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("generate.py: ")
+    assert "unexpected" not in captured.err
+    assert generate.main(["export", "nowhere.zip", "--observation-names", "a,a"]) == 2
+    assert "--observation-names: expected names" in capsys.readouterr().err
+
+
+# The progress bar
+
+
+class _Stream:
+    """Standard error, as much of it as a bar needs."""
+
+    def __init__(self, *, is_terminal: bool) -> None:
+        self.is_terminal = is_terminal
+        self.text = ""
+
+    def isatty(self) -> bool:
+        return self.is_terminal
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing: what is written is there."""
+
+
+def test_a_terminal_gets_a_bar_that_goes_when_all_is_done() -> None:
+    stream = _Stream(is_terminal=True)
+    draw = progress_bar(stream)
+    draw(1, 4)
+    assert stream.text == f"\r[{'#' * 10}{'.' * 30}] 1 of 4"
+    draw(4, 4)
+    assert stream.text.endswith("\r\x1b[K")
+
+
+def test_anything_else_gets_no_bar() -> None:
+    stream = _Stream(is_terminal=False)
+    progress_bar(stream)(1, 4)
+    assert stream.text == ""

@@ -1,0 +1,127 @@
+"""A compiled policy on disk: read back whole, or not at all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from policy_server.engine.cache import (
+    Outcome,
+    decode,
+    digest_of,
+    encode,
+    read_outcome,
+    write_outcome,
+)
+from policy_server.engine.network import CompiledPolicy, NetworkPolicy, NumpyNetwork, Step
+from policy_server.schema import ServerSchema
+from tests.fakes import components_of, signature_of
+
+COMPILED = CompiledPolicy(
+    replace(signature_of(components_of(("categorical", 2))), findings=("proved",), engine="numpy"),
+    NumpyNetwork(
+        {1: np.eye(2, dtype=np.float32)},
+        (Step("MatMul", (0, 1), 2, (("transpose_a", False), ("transpose_b", True))),),
+        result=2,
+        registers=3,
+    ),
+)
+
+
+def test_policy_is_read_back_as_it_was(tmp_path: Path) -> None:
+    write_outcome(tmp_path, encode(Outcome(COMPILED), "digest"))
+
+    outcome = read_outcome(tmp_path, "digest")
+
+    assert outcome is not None
+    found = outcome.compiled
+    assert found is not None
+    assert found.signature == COMPILED.signature
+    assert found.network.steps == COMPILED.network.steps
+    rows = np.array([[1.0, 2.0]], np.float32)
+    assert found.network.compile()(rows).tolist() == [[1.0, 2.0]]
+    assert NetworkPolicy(found).compiled is found
+    assert [path.name for path in tmp_path.iterdir()] == [".compiled-policy.npz"]
+
+
+def test_what_the_graph_clips_and_adds_is_read_back() -> None:
+    part = replace(
+        components_of(("normal", 2))[0],
+        log_std_bounds=(None, 2.0),
+        mean_bounds=(-1.0, None),
+        std_floor=0.1,
+    )
+    compiled = replace(COMPILED, signature=signature_of((part,)))
+
+    outcome = decode(encode(Outcome(compiled), "digest"), "digest")
+
+    assert outcome is not None
+    assert outcome.compiled is not None
+    assert outcome.compiled.signature.components == (part,)
+
+
+def test_policy_of_other_files_is_not_used(tmp_path: Path) -> None:
+    write_outcome(tmp_path, encode(Outcome(COMPILED), "digest"))
+
+    assert read_outcome(tmp_path, "other") is None
+
+
+def test_without_a_file_there_is_none(tmp_path: Path) -> None:
+    assert read_outcome(tmp_path, "digest") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no zip", b"\x93NUMPY"], ids=str)
+def test_damaged_file_is_passed_over(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / ".compiled-policy.npz").write_bytes(content)
+
+    assert read_outcome(tmp_path, "digest") is None
+
+
+def test_file_of_another_make_is_passed_over(tmp_path: Path) -> None:
+    np.savez(tmp_path / ".compiled-policy.npz", digest="digest", document='{"steps": 3}')
+
+    assert read_outcome(tmp_path, "digest") is None
+
+
+def test_folder_that_can_not_be_written_is_no_error(tmp_path: Path) -> None:
+    write_outcome(tmp_path / "missing", encode(Outcome(COMPILED), "digest"))
+
+    assert not list(tmp_path.iterdir())
+
+
+def test_that_tensorflow_is_needed_is_kept_too(tmp_path: Path) -> None:
+    write_outcome(tmp_path, encode(Outcome(None), "digest"))
+
+    assert read_outcome(tmp_path, "digest") == Outcome(None)
+    assert read_outcome(tmp_path, "other") is None
+
+
+def test_damaged_bytes_are_one_kind_of_error() -> None:
+    content = encode(Outcome(COMPILED), "digest")
+
+    for damaged in (b"", content[:100], content[: len(content) // 2]):
+        with pytest.raises(ValueError, match=r".*"):
+            decode(damaged, "digest")
+
+
+@pytest.mark.parametrize(
+    ("model", "schema"),
+    [("1", ServerSchema()), ("0", ServerSchema(discrete=True))],
+    ids=["model", "schema"],
+)
+def test_digest_tells_what_the_policy_was_made_of(model: str, schema: ServerSchema) -> None:
+    known = digest_of("0", ServerSchema())
+
+    assert digest_of("0", ServerSchema()) == known
+    assert digest_of(model, schema) != known
+
+
+def test_outcome_of_other_fields_belongs_to_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = digest_of("model", ServerSchema())
+
+    monkeypatch.setattr("policy_server.engine.cache._KEPT", (Step,))
+
+    assert digest_of("model", ServerSchema()) != before

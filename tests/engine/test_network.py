@@ -1,0 +1,208 @@
+"""A network as NumPy operations: any number of rows, and no array written over too early."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from policy_server.engine.network import CompiledPolicy, NetworkPolicy, NumpyNetwork, Step
+from policy_server.policy import (
+    ActionComponent,
+    Float32Array,
+    Float64Array,
+    Int64Array,
+    PolicyOutputs,
+)
+from policy_server.serving.batching import MicroBatcher
+from tests.fakes import components_of, signature_of
+
+WEIGHTS = np.array([[1.0, -2.0], [2.0, 0.5]], np.float32)
+BIAS = np.array([0.5, -0.5], np.float32)
+
+
+def test_network_runs_its_steps_for_any_batch() -> None:
+    weights, bias = np.array([[1.0], [2.0]], np.float32), np.array([0.5], np.float32)
+    steps = (Step("MatMul", (0, 1), 3), Step("BiasAdd", (3, 2), 4), Step("Relu", (4,), 5))
+    run = NumpyNetwork({1: weights, 2: bias}, steps, result=5, registers=6).compile()
+
+    assert run(np.array([[1.0, 1.0], [-1.0, -1.0]], np.float32)).tolist() == [[3.5], [0.0]]
+    assert run(np.array([[0.0, 1.0]], np.float32)).tolist() == [[2.5]]
+
+
+def test_compiled_policy_answers_from_its_network() -> None:
+    signature = signature_of(components_of(("categorical", 2)))
+    network = NumpyNetwork({}, (Step("Neg", (0,), 1),), result=1, registers=2)
+    policy = NetworkPolicy(CompiledPolicy(signature, network))
+
+    outputs = policy.infer(
+        np.array([[5.0, 0.0], [0.0, 5.0]], np.float32),
+        is_deterministic=np.array([True, True]),
+        seeds=np.array([-1, -1]),
+    )
+
+    assert outputs.actions.tolist() == [[1.0], [0.0]]
+    assert outputs.probability == pytest.approx(1 / (1 + np.exp(-5.0)))
+
+
+def test_activation_does_not_write_over_what_is_read_again() -> None:
+    """A residual network adds a layer's product to what its activation made of it."""
+    steps = (
+        Step("MatMul", (0, 1), 3),
+        Step("BiasAdd", (3, 2), 4),
+        Step("Tanh", (4,), 5),
+        Step("Add", (4, 5), 6),
+        Step("Relu", (0,), 7),
+        Step("Sub", (6, 7), 8),
+    )
+    run = NumpyNetwork({1: WEIGHTS, 2: BIAS}, steps, result=8, registers=9).compile()
+    rows = np.array([[1.0, -1.0], [0.25, 0.5]], np.float32)
+    sent = rows.copy()
+
+    first, second = run(rows), run(rows)
+
+    product = sent @ WEIGHTS + BIAS
+    assert first == pytest.approx(product + np.tanh(product) - np.maximum(sent, 0))
+    assert (first == second).all()
+    assert (rows == sent).all()
+
+
+def test_result_that_a_later_step_reads_too_stays_as_it_is() -> None:
+    steps = (Step("MatMul", (0, 1), 2), Step("Tanh", (2,), 3), Step("Neg", (3,), 4))
+    run = NumpyNetwork({1: WEIGHTS}, steps, result=2, registers=5).compile()
+    rows = np.array([[1.0, 1.0]], np.float32)
+
+    assert run(rows).tolist() == (rows @ WEIGHTS).tolist()
+
+
+def test_sum_of_another_shape_makes_a_new_array() -> None:
+    """A column of products plus a row of numbers is a matrix."""
+    steps = (Step("MatMul", (0, 1), 3), Step("AddV2", (3, 2), 4))
+    run = NumpyNetwork({1: WEIGHTS[:, :1], 2: BIAS}, steps, result=4, registers=5).compile()
+
+    assert run(np.array([[1.0, 1.0]], np.float32)).tolist() == [[3.5, 2.5]]
+
+
+def test_many_rows_are_answered_as_few_are() -> None:
+    signature = signature_of(components_of(("categorical", 2)))
+    network = NumpyNetwork({1: WEIGHTS}, (Step("MatMul", (0, 1), 2),), result=2, registers=3)
+    policy = NetworkPolicy(CompiledPolicy(signature, network))
+    rows = np.random.default_rng(5).normal(size=(1100, 2)).astype(np.float32)
+    is_deterministic = np.arange(1100) % 3 == 0
+    seeds = np.arange(1100)
+
+    whole = policy.infer(rows, is_deterministic=is_deterministic, seeds=seeds)
+
+    parts = [
+        policy.infer(rows[part], is_deterministic=is_deterministic[part], seeds=seeds[part])
+        for part in (slice(0, 300), slice(300, 800), slice(800, 1100))
+    ]
+    assert whole.actions.tolist() == np.concatenate([part.actions for part in parts]).tolist()
+    expected = np.concatenate([part.log_probability for part in parts])
+    assert whole.log_probability == pytest.approx(expected)
+    assert whole.distribution == pytest.approx(rows @ WEIGHTS, abs=1e-6)
+
+
+SEEDED_PARTS: dict[str, tuple[ActionComponent, ...]] = {
+    "Box": components_of(("normal", 3)),
+    "squashed Box": components_of(("squashed_normal", 9)),
+    "many choices": components_of(("categorical", 37)),
+    "many parts": components_of(*((("categorical", 3), ("categorical", 2)) * 6)),
+    "tuple": components_of(("categorical", 12), ("normal", 2)),
+    "Box with bounds": tuple(
+        replace(part, low=(-1.0,) * 2, high=(3.0,) * 2) for part in components_of(("normal", 2))
+    ),
+}
+seeded = pytest.mark.parametrize("components", SEEDED_PARTS.values(), ids=SEEDED_PARTS)
+
+
+def layered(components: tuple[ActionComponent, ...], width: int = 7) -> NetworkPolicy:
+    """Return a policy of two layers of 64, with random weights."""
+    generator = np.random.default_rng(11)
+    outputs = sum(part.inputs for part in components)
+    sizes = (width, 64, 64, outputs)
+    constants = {
+        place: generator.normal(size=shape).astype(np.float32) / np.float32(8)
+        for place, shape in enumerate(itertools.pairwise(sizes), start=1)
+    }
+    steps = (
+        Step("MatMul", (0, 1), 4),
+        Step("Tanh", (4,), 5),
+        Step("MatMul", (5, 2), 6),
+        Step("Relu", (6,), 7),
+        Step("MatMul", (7, 3), 8),
+    )
+    network = NumpyNetwork(constants, steps, result=8, registers=9)
+    return NetworkPolicy(CompiledPolicy(signature_of(components, width=width), network))
+
+
+def drawn(
+    policy: NetworkPolicy, rows: NDArray[np.float32], seeds: NDArray[np.int64]
+) -> PolicyOutputs:
+    """Return draws."""
+    return policy.infer(rows, is_deterministic=np.zeros(len(rows), bool), seeds=seeds)
+
+
+@seeded
+@pytest.mark.parametrize("size", [2, 3, 8, 33, 600])
+def test_seeded_answer_is_the_same_to_the_last_bit_in_any_batch(
+    components: tuple[ActionComponent, ...], size: int
+) -> None:
+    policy = layered(components)
+    rows = np.random.default_rng(12).normal(size=(size, 7)).astype(np.float32)
+    seeds = np.arange(size)
+    # Some of the neighbours have no seed.
+    seeds[1::3] = -1
+
+    together = drawn(policy, rows, seeds)
+
+    for row in np.flatnonzero(seeds >= 0)[-20:]:
+        alone = drawn(policy, rows[row : row + 1].copy(), seeds[row : row + 1])
+        assert alone.actions[0].tobytes() == together.actions[row].tobytes()
+        assert alone.log_probability[0].tobytes() == together.log_probability[row].tobytes()
+
+
+async def test_seeded_draw_of_a_box_is_the_same_through_the_batcher() -> None:
+    policy = layered(SEEDED_PARTS["Box"])
+    rows = np.random.default_rng(13).normal(size=(40, 7)).astype(np.float32)
+
+    class Backend:
+        signature = policy.signature
+        sizes: ClassVar[list[int]] = []
+
+        async def infer(
+            self,
+            observations: Float32Array | Float64Array,
+            *,
+            is_deterministic: NDArray[np.bool_],
+            seeds: Int64Array,
+        ) -> PolicyOutputs:
+            self.sizes.append(len(observations))
+            return policy.infer(observations, is_deterministic=is_deterministic, seeds=seeds)
+
+        async def is_ready(self) -> bool:
+            return True
+
+    batcher = MicroBatcher[PolicyOutputs](
+        Backend(),
+        lambda outputs: outputs,
+        max_batch_size=32,
+        max_queue_size=100,
+        timeout_s=10.0,
+    )
+
+    async def ask(index: int) -> bytes:
+        seed = index if index % 4 else -1
+        outputs, row = await batcher.infer(rows[index].tolist(), is_deterministic=False, seed=seed)
+        return bytes(outputs.actions[row].tobytes())
+
+    together = await asyncio.gather(*(ask(index) for index in range(40)))
+    alone = [await ask(index) for index in range(40)]
+
+    assert max(Backend.sizes) == 32
+    assert [alone[i] == together[i] for i in range(40) if i % 4] == [True] * 30

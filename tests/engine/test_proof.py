@@ -1,0 +1,198 @@
+"""A compiled network held against the graph: common observations, extreme ones, many sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from policy_server.engine.building import NotCompiledError
+from policy_server.engine.network import NumpyNetwork, Step
+from policy_server.engine.proof import (
+    extreme_rows,
+    hold_against_graph,
+    mixes_rows,
+)
+from policy_server.formats.saved_model.graph_compiler import compile_network
+from policy_server.formats.saved_model.runner import GraphRunner
+from tests.formats.saved_model.hand_built import tf
+from tests.formats.saved_model.test_graph_compiler import ROWS, WEIGHTS, graph_of
+
+NEGATED = NumpyNetwork({}, (Step("Neg", (0,), 1),), result=1, registers=2)
+EXTREMES = extreme_rows(3, "float32", np.float32)
+
+
+def test_difference_is_measured_and_limited() -> None:
+    def nearly(rows: NDArray[Any]) -> NDArray[Any]:
+        return -rows + np.where(rows == ROWS[7, 1], 1e-3, 0.0)
+
+    assert (
+        hold_against_graph(
+            NEGATED, np.negative, ROWS, EXTREMES, [1], refusal=tf.errors.OpError
+        ).largest
+        == 0.0
+    )
+    with pytest.raises(NotCompiledError, match=r"differs from TensorFlow by \d.* in batches of 40"):
+        hold_against_graph(NEGATED, nearly, ROWS, EXTREMES, [1], refusal=tf.errors.OpError)
+
+
+def test_network_that_gives_nan_where_the_graph_does_not_is_refused() -> None:
+    network = NumpyNetwork({}, (Step("Log", (0,), 1),), result=1, registers=2)
+
+    with pytest.raises(NotCompiledError, match="give NaN or infinity apart in batches of"):
+        hold_against_graph(
+            network, np.negative, -np.abs(ROWS), EXTREMES, [1], refusal=tf.errors.OpError
+        )
+
+
+def test_difference_on_extreme_observations_alone_is_found() -> None:
+    def careful(rows: NDArray[Any]) -> NDArray[Any]:
+        return np.where(np.abs(rows) > 1e6, 0.0, -rows)
+
+    with pytest.raises(NotCompiledError, match=r"differs from TensorFlow by .* on extreme"):
+        hold_against_graph(NEGATED, careful, ROWS, EXTREMES, [1], refusal=tf.errors.OpError)
+
+
+def test_observation_that_tensorflow_refuses_has_to_be_refused() -> None:
+    def picky(rows: NDArray[Any]) -> NDArray[Any]:
+        if (np.abs(rows) > 1e6).any():
+            raise tf.errors.InvalidArgumentError(None, None, "too large")
+        return -rows
+
+    with pytest.raises(NotCompiledError, match="NumPy answers an extreme observation"):
+        hold_against_graph(NEGATED, picky, ROWS, EXTREMES, [1], refusal=tf.errors.OpError)
+
+
+def test_too_few_finite_probes_prove_nothing() -> None:
+    def broken(rows: NDArray[Any]) -> NDArray[Any]:
+        return np.where(np.arange(len(rows))[:, None] >= 10, np.nan, -rows)
+
+    with pytest.raises(NotCompiledError, match="fewer than 32 probes"):
+        hold_against_graph(NEGATED, broken, ROWS, EXTREMES, [1], refusal=tf.errors.OpError)
+
+
+def test_result_that_depends_on_the_size_of_the_batch_is_found() -> None:
+    """The builder tries sizes up to five; a change beyond them has to show here."""
+    loaded = graph_of(lambda rows: tf.where(tf.shape(rows)[0] > 300, rows * 2, rows))
+    network = compile_network(loaded, "out", 3).network
+    assert network is not None
+    runner = GraphRunner(loaded, row_dtype=np.float32)
+
+    def graph(rows: NDArray[Any]) -> NDArray[Any]:
+        return runner.run(["out"], rows)[0]
+
+    many = np.resize(ROWS, (400, 3))
+    assert (graph(many) == many * 2).all()
+    assert mixes_rows(graph, ROWS, EXTREMES, [1, 5, 257, 513], refusal=tf.errors.OpError) == 513
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda rows: tf.math.log(rows),
+        lambda rows: tf.maximum(tf.math.log(tf.abs(rows)), tf.float32.min) + rows,
+        lambda rows: tf.cast(rows > 0, tf.float32),
+        lambda rows: tf.cast(tf.not_equal(rows, 0), tf.float32) * 2,
+        lambda rows: tf.cast(tf.cast(rows, tf.bool), tf.float32) + rows,
+        lambda rows: 1 / rows,
+        lambda rows: tf.math.rsqrt(tf.abs(rows)),
+        lambda rows: tf.math.floordiv(rows, 0.1 + 0 * rows),
+        lambda rows: tf.nn.leaky_relu(rows, 1.5),
+        lambda rows: tf.cast(tf.reduce_sum(tf.cast(rows, tf.int32), 1, keepdims=True), tf.float32),
+        lambda rows: tf.add_n([rows, rows, rows]),
+        lambda rows: tf.math.softplus(rows) + tf.nn.elu(rows) + tf.nn.selu(rows),
+        lambda rows: tf.reduce_mean(rows, 1, keepdims=True) + tf.square(rows),
+        lambda rows: tf.tanh(rows @ WEIGHTS) + tf.sigmoid(rows @ WEIGHTS),
+    ],
+    ids=[
+        "log",
+        "mask",
+        "above zero",
+        "not zero",
+        "bool",
+        "reciprocal",
+        "reciprocal root",
+        "floor division",
+        "steep leaky relu",
+        "wrapping sum",
+        "sum of many",
+        "activations",
+        "mean and square",
+        "layer",
+    ],
+)
+def test_numpy_gives_what_tensorflow_gives_for_extreme_numbers(build: Any) -> None:  # noqa: ANN401 -- TensorFlow is untyped
+    loaded = graph_of(build)
+    network = compile_network(loaded, "out", 3).network
+    assert network is not None
+    runner = GraphRunner(loaded, row_dtype=np.float32)
+    positive = np.abs(ROWS) + 0.1
+
+    proof = hold_against_graph(
+        network,
+        lambda rows: runner.run(["out"], rows)[0],
+        positive,
+        EXTREMES,
+        [1, 513],
+        refusal=tf.errors.OpError,
+    )
+
+    assert proof.extremes == len(EXTREMES)
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (
+            lambda rows: tf.cast(tf.cast(rows, tf.uint8), tf.float32),
+            "a number of any size becomes uint8",
+        ),
+        (
+            lambda rows: tf.cast(
+                tf.reduce_mean(tf.cast(rows, tf.int32), 1, keepdims=True), tf.float32
+            ),
+            "no mean of integers",
+        ),
+    ],
+    ids=["overflow", "integer mean"],
+)
+def test_operation_that_numpy_can_not_do_alike_is_left_to_tensorflow(
+    build: Any,  # noqa: ANN401 -- TensorFlow is untyped
+    reason: str,
+) -> None:
+    assert reason in compile_network(graph_of(build), "out", 3).reason
+
+
+def test_index_out_of_range_is_refused_as_tensorflow_refuses_it() -> None:
+    loaded = graph_of(lambda rows: tf.gather(WEIGHTS, tf.cast(rows[:, 0], tf.int32)))
+    network = compile_network(loaded, "out", 3).network
+    assert network is not None
+    runner = GraphRunner(loaded, row_dtype=np.float32)
+    valid = np.random.default_rng(0).integers(0, 3, (64, 3)).astype(np.float32)
+    others = np.array([[-1, 0, 0], [3, 0, 0], [2, 0, 0], [-5, 1, 1]], np.float32)
+
+    proof = hold_against_graph(
+        network,
+        lambda rows: runner.run(["out"], rows)[0],
+        valid,
+        others,
+        [1, 513],
+        refusal=tf.errors.OpError,
+    )
+
+    assert proof.largest == 0.0
+    for index in (-1, 3):
+        with pytest.raises(IndexError, match="an index lies outside 0 to 2"):
+            network.compile()(np.array([[index, 0, 0]], np.float32))
+
+
+def test_extreme_observations_stay_within_the_policys_own_type() -> None:
+    for name in ("uint8", "int8", "int32", "int64", "bool", "float16"):
+        rows = extreme_rows(4, name, np.float64)
+        kept = rows.astype(np.dtype(name)).astype(np.float64)
+        if np.dtype(name).kind == "f":
+            assert np.isfinite(kept).all()
+        else:
+            assert (kept == rows).all()

@@ -1,0 +1,130 @@
+"""Files that are replaced together, whoever is killed or waits meanwhile."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+
+from policy_server.files.replacement import incoming_folder, replaced, restore_interrupted
+from policy_server.remote_files import bring_files
+from policy_server.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A folder with an old pair."""
+    (tmp_path / "schema.yaml").write_bytes(b"old schema")
+    (tmp_path / "saved_model.zip").write_bytes(b"old model")
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("is_failing", [False, True], ids=["success", "failure"])
+def test_files_are_replaced_together_or_not_at_all(home: Path, *, is_failing: bool) -> None:
+    before = contents(home)
+
+    def replace() -> None:
+        with incoming_folder(home) as folder:
+            for name in before:
+                (folder / name).write_bytes(b"new")
+            with replaced([*before], folder):
+                assert set(contents(home).values()) >= {b"new"}
+                if is_failing:
+                    raise KeyboardInterrupt
+
+    if is_failing:
+        with pytest.raises(KeyboardInterrupt):
+            replace()
+    else:
+        replace()
+
+    assert contents(home) == (before if is_failing else dict.fromkeys(before, b"new"))
+
+
+def test_old_files_that_cannot_be_put_back_are_kept(home: Path) -> None:
+    def replace() -> None:
+        with incoming_folder(home) as folder:
+            (folder / "schema.yaml").write_bytes(b"new")
+            with replaced(["schema.yaml"], folder):
+                # A folder in a file's place can't be replaced by a file.
+                (home / "schema.yaml").unlink()
+                (home / "schema.yaml").mkdir()
+                raise ValueError
+
+    with pytest.raises(IsADirectoryError):
+        replace()
+
+    (home / "schema.yaml").rmdir()
+    restore_interrupted(home)
+
+    assert (home / "schema.yaml").read_bytes() == b"old schema"
+
+
+@pytest.mark.parametrize("had_schema", [True, False], ids=["replacing", "first"])
+@pytest.mark.parametrize("moment", ["before", "between", "after"])
+def test_killed_replacement_is_undone_by_the_next_start(
+    home: Path, moment: str, *, had_schema: bool
+) -> None:
+    before = contents(home)
+    if not had_schema:
+        (home / "schema.yaml").unlink()
+        del before["schema.yaml"]
+    script = f"""
+        import os, pathlib, signal
+        from policy_server.files import replacement
+        replace = pathlib.Path.replace
+        def killed(self, target):
+            if self.name == "schema.yaml" and "{moment}" == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(self, target)
+            if self.name == "schema.yaml" and "{moment}" == "between":
+                os.kill(os.getpid(), signal.SIGKILL)
+        pathlib.Path.replace = killed
+        with replacement.incoming_folder(pathlib.Path({str(home)!r})) as folder:
+            for name in ("schema.yaml", "saved_model.zip"):
+                (folder / name).write_text("new")
+            with replacement.replaced(["schema.yaml", "saved_model.zip"], folder):
+                os.kill(os.getpid(), signal.SIGKILL)
+    """
+    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, cwd=ROOT)
+    assert ended.returncode == -signal.SIGKILL
+    assert (home / ".incoming" / "old").exists()
+
+    bring_files(Settings(home=home), check=lambda _model, _schema: None)
+
+    assert {
+        name: content
+        for name, content in contents(home).items()
+        if not name.startswith(".incoming")
+    } == before
+    with incoming_folder(home):
+        pass
+    assert contents(home) == before
+
+
+def test_start_waits_for_a_replacement_that_is_under_way(home: Path) -> None:
+    with incoming_folder(home) as folder:
+        (folder / "schema.yaml").write_text("new")
+        with replaced(["schema.yaml"], folder):
+            start = threading.Thread(target=restore_interrupted, args=[home])
+            start.start()
+            start.join(0.2)
+            assert start.is_alive()
+    start.join()
+
+    assert (home / "schema.yaml").read_text() == "new"

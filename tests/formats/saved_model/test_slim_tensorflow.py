@@ -1,0 +1,62 @@
+"""TensorFlow without its front door, in processes that have not imported it otherwise."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXPORTS = Path(__file__).parents[2] / "data" / "exports"
+LOADING = """
+import sys
+from pathlib import Path
+from policy_server.formats.model_files import unpack_model
+from policy_server.formats.saved_model import load_policy
+from policy_server.schema import read_schema
+target, *exports = map(Path, sys.argv[1:])
+for export in exports:
+    folder = unpack_model(export / "saved_model.zip", target / export.name, max_bytes=10**9)
+    policy = load_policy(folder, read_schema(export / "schema.yaml"), engine="tensorflow")
+    print(export.name, policy.signature.is_proved)
+print("whole", "tensorflow" in sys.modules, "keras" in sys.modules)
+"""
+BOTH = """
+import sys
+if sys.argv[1] == "before":
+    import tensorflow
+from policy_server.formats.saved_model.slim_tensorflow import Graph, Session, errors
+import tensorflow
+same = (
+    tensorflow.Graph is Graph,
+    tensorflow.compat.v1.Session is Session,
+    tensorflow.errors.OpError is errors.OpError,
+)
+layer = tensorflow.keras.layers.Dense(2)
+print(same, layer(tensorflow.ones([3, 4])).shape, tensorflow.executing_eagerly())
+"""
+
+
+def run(program: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_exports_are_loaded_and_proved_without_the_rest_of_tensorflow(tmp_path: Path) -> None:
+    folders = sorted(path.parent for path in EXPORTS.glob("*/saved_model.zip"))
+
+    *loaded, whole = run(LOADING, str(tmp_path), *map(str, folders)).splitlines()
+
+    # A Keras-only export has nothing in it to prove its family with.
+    proved = {line.split()[0] for line in loaded if line.endswith("True")}
+    assert {folder.name for folder in folders} - proved == {"ray29_tf2_ppo_discrete"}
+    assert whole == "whole False False"
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_whole_tensorflow_may_be_imported_too(order: str) -> None:
+    assert run(BOTH, order) == "(True, True, True) (3, 2) True"

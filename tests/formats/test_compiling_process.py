@@ -1,0 +1,159 @@
+"""The process that compiles a policy: what it answers, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from policy_server.engine.network import CompiledPolicy
+from policy_server.errors import ModelError, NotReadyError, PolicyServerError, SchemaError
+from policy_server.formats.compiling_process import find_compiled
+from policy_server.formats.model_files import Model, identify_model
+from policy_server.schema import ServerSchema, parse_schema
+from policy_server.settings import Engine, Settings
+from tests.formats.saved_model.hand_built import Part, V1Policy, observations
+from tests.service.servers import descendants, is_running
+
+KEPT = ".compiled-policy.npz"
+FINDING = """
+import asyncio, sys
+from pathlib import Path
+from policy_server.formats.compiling_process import find_compiled
+from policy_server.formats.model_files import identify_model
+from policy_server.schema import ServerSchema
+from policy_server.settings import Settings
+model = identify_model(Path(sys.argv[1]))
+compiled = asyncio.run(find_compiled(model, ServerSchema(), Settings()))
+maps = Path("/proc/self/maps").read_text()
+print(compiled is not None, "tensorflow" in maps)
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    return identify_model(V1Policy().save(tmp_path / "m"))
+
+
+@pytest.fixture
+def uncompilable(tmp_path: Path) -> Model:
+    return identify_model(V1Policy(parts=(Part("dirichlet", (3,)),)).save(tmp_path / "m"))
+
+
+async def find(
+    model: Model, engine: Engine = "auto", start_timeout_s: float = 300.0
+) -> CompiledPolicy | None:
+    settings = Settings(engine=engine, start_timeout_s=start_timeout_s)
+    return await find_compiled(model, ServerSchema(), settings)
+
+
+def test_the_process_that_asks_does_not_import_tensorflow(model: Model) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FINDING, str(model.folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout.split() == ["True", "False"]
+
+
+async def test_compiled_policy_answers_as_the_model_does(tmp_path: Path) -> None:
+    built = V1Policy()
+    model = identify_model(built.save(tmp_path / "m"))
+    rows = observations(32).astype(np.float32)
+
+    compiled = await find_compiled(model, ServerSchema(), Settings())
+
+    assert compiled is not None
+    assert compiled.signature.engine == "numpy"
+    assert compiled.network.compile()(rows) == pytest.approx(built.expected_inputs(rows), abs=1e-5)
+
+
+async def test_what_was_compiled_is_kept(model: Model) -> None:
+    await find(model)
+    kept = (model.folder / KEPT).stat().st_mtime_ns
+
+    assert await find(model) is not None
+    assert (model.folder / KEPT).stat().st_mtime_ns == kept
+
+
+async def test_that_tensorflow_is_needed_is_kept(uncompilable: Model) -> None:
+    assert await find(uncompilable) is None
+    # What is kept is believed: without the model nothing could be compiled.
+    (uncompilable.folder / "saved_model.pb").unlink()
+
+    assert await find(uncompilable) is None
+
+
+async def test_numpy_alone_is_refused_where_tensorflow_is_needed(uncompilable: Model) -> None:
+    await find(uncompilable)
+
+    with pytest.raises(ModelError, match="can't be computed by NumPy"):
+        await find(uncompilable, "numpy")
+
+
+async def test_tensorflow_alone_compiles_nothing(model: Model) -> None:
+    assert await find(model, "tensorflow") is None
+    assert not (model.folder / KEPT).exists()
+
+
+async def test_policy_is_handed_over_where_it_can_not_be_kept(model: Model) -> None:
+    # A folder in the file's place: nothing can be put there, not even by root.
+    (model.folder / KEPT / "in the way").mkdir(parents=True)
+
+    assert await find(model) is not None
+    assert [path.name for path in model.folder.glob(".compiled-*")] == [KEPT]
+
+
+@pytest.mark.parametrize(
+    ("schema", "kind", "message"),
+    [
+        ("observations: {a: {type: int}}", SchemaError, "gives 1 values, the policy expects 4"),
+        (None, ModelError, r"holds no saved_model\.pb"),
+    ],
+    ids=["schema", "model"],
+)
+async def test_errors_come_back_as_they_were(
+    model: Model, schema: str | None, kind: type[PolicyServerError], message: str
+) -> None:
+    if schema is None:
+        (model.folder / "saved_model.pb").unlink()
+    parsed = parse_schema(schema or "parameters: {discrete: true}")
+
+    with pytest.raises(kind, match=message):
+        await find_compiled(model, parsed, Settings())
+
+
+async def test_killed_process_is_one_line(model: Model) -> None:
+    asking = asyncio.create_task(find(model))
+    while not (below := descendants(os.getpid())):
+        await asyncio.sleep(0.01)
+    os.kill(below[0], signal.SIGKILL)
+
+    with pytest.raises(NotReadyError, match="was ended by SIGKILL; start again with more memory"):
+        await asking
+
+
+async def test_cancelling_ends_the_process(model: Model) -> None:
+    asking = asyncio.create_task(find(model))
+    while not (below := descendants(os.getpid())):
+        await asyncio.sleep(0.01)
+    asking.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert not any(map(is_running, below))
+
+
+async def test_process_that_takes_too_long_is_ended(model: Model) -> None:
+    with pytest.raises(NotReadyError, match=r"was not compiled within 0\.2 s"):
+        await find(model, start_timeout_s=0.2)
+
+    assert not descendants(os.getpid())

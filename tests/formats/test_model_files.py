@@ -1,0 +1,507 @@
+"""The model's file: what is unpacked where, what is refused, and what a reader sees meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import multiprocessing
+import os
+import random
+import shutil
+import stat
+import struct
+import subprocess
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from policy_server.errors import ModelError
+from policy_server.formats.model_files import (
+    find_model,
+    identify_model,
+    prepare_model,
+    read_model_files,
+    unpack_model,
+)
+from policy_server.settings import Settings
+
+FILES = {
+    "saved_model.pb": b"graph",
+    "variables/variables.index": b"index",
+    "variables/variables.data-00000-of-00001": b"weights" * 100,
+}
+BIG = 1 << 20
+needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+
+
+def zip_of(
+    path: Path, files: Mapping[str, bytes] = FILES, *, under: str = "", method: int = 8
+) -> Path:
+    """Write a zip; the names are taken as they are, however hostile."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in files.items():
+            info = zipfile.ZipInfo(under + name)
+            info.compress_type = method
+            archive.writestr(info, content)
+    return path
+
+
+def unpack(path: Path, *, max_bytes: int = BIG) -> Path:
+    """Unpack beside the zip."""
+    return unpack_model(path, path.parent / "models", max_bytes=max_bytes)
+
+
+def assert_refused(path: Path, *says: str, max_bytes: int = BIG) -> None:
+    """Hold that a zip is refused in one line, and that nothing has changed on the disk."""
+    before = contents(path.parent)
+    with pytest.raises(ModelError) as caught:
+        unpack(path, max_bytes=max_bytes)
+    assert contents(path.parent) == before
+    assert "\n" not in caught.value.message
+    assert caught.value.message.startswith(str(path))
+    for words in says:
+        assert words in caught.value.message
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return all files but the lock."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".models.lock"
+    }
+
+
+@pytest.mark.parametrize("under", ["", "models/", "a/b/c/export/", "./"])
+def test_model_at_any_depth_becomes_the_folder_itself(tmp_path: Path, under: str) -> None:
+    folder = unpack(zip_of(tmp_path / "saved_model.zip", under=under))
+
+    assert folder == tmp_path / "models"
+    assert read_model_files(folder) == FILES
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".models-")] == []
+
+
+def test_archive_without_compression_is_unpacked(tmp_path: Path) -> None:
+    assert read_model_files(unpack(zip_of(tmp_path / "saved_model.zip", method=0))) == FILES
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA], ids=["bz2", "xz"])
+def test_compression_that_may_fill_the_memory_is_refused(tmp_path: Path, method: int) -> None:
+    path = zip_of(tmp_path / "saved_model.zip", method=method)
+
+    assert_refused(path, "the member 'saved_model.pb' is compressed in an unusual way")
+
+
+def test_what_is_not_the_model_stays_behind(tmp_path: Path) -> None:
+    others = {
+        "__MACOSX/export/._saved_model.pb": b"x",
+        "__MACOSX/saved_model.pb": b"x",
+        "export/.DS_Store": b"x",
+        "export/events.out.tfevents.1.host": b"x",
+        "notes.txt": b"x",
+        "export/": b"",
+    }
+    files = {f"export/{name}": content for name, content in FILES.items()}
+
+    folder = unpack(zip_of(tmp_path / "saved_model.zip", {**others, **files}))
+
+    assert set(contents(folder)) == {*FILES, ".source-sha256"}
+
+
+def test_backslashes_of_windows_tools_are_folders(tmp_path: Path) -> None:
+    files = {f"export\\{name}".replace("/", "\\"): content for name, content in FILES.items()}
+
+    folder = unpack(zip_of(tmp_path / "saved_model.zip", {"export\\": b"", **files}))
+
+    assert read_model_files(folder) == FILES
+
+
+def test_highest_of_nested_models_is_the_policy(tmp_path: Path) -> None:
+    files = {"saved_model.pb": b"outer", "checkpoint/saved_model.pb": b"inner"}
+
+    folder = unpack(zip_of(tmp_path / "saved_model.zip", files))
+
+    assert (folder / "saved_model.pb").read_bytes() == b"outer"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../evil", "a/../../evil", "/evil", "\\evil", "..\\evil", "C:/evil", "C:\\evil", "a/.."],
+)
+def test_member_that_climbs_out_is_refused(tmp_path: Path, name: str) -> None:
+    path = zip_of(tmp_path / "saved_model.zip", {**FILES, name: b"x"})
+
+    assert_refused(path, "climbs out of the folder; refused")
+
+
+def test_member_with_a_hidden_tail_is_refused(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip", {**FILES, "variables/eviX": b"x"})
+    path.write_bytes(path.read_bytes().replace(b"variables/eviX", b"variables/evi\0"))
+
+    assert_refused(path, "climbs out of the folder; refused")
+
+
+def test_link_is_refused(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    link = zipfile.ZipInfo("variables/link")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(link, "/etc/passwd")
+
+    assert_refused(path, "the member 'variables/link' is a link; refused")
+
+
+def test_archive_that_states_to_be_too_large_is_refused(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip", {**FILES, "variables/zeros": bytes(BIG)})
+
+    assert_refused(path, "unpacks to 1049", "more than POLICY_SERVER_MAX_UNPACKED_BYTES=1048576")
+
+
+def test_archive_that_lies_about_its_size_is_refused(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip", {**FILES, "variables/zeros": bytes(BIG)})
+    path.write_bytes(path.read_bytes().replace(struct.pack("<L", BIG), struct.pack("<L", 10)))
+
+    assert_refused(path, "is damaged")
+
+
+def test_limit_holds_for_all_files_together(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    total = sum(map(len, FILES.values()))
+
+    assert_refused(path, "unpacks to", max_bytes=total - 1)
+    assert read_model_files(unpack(path, max_bytes=total)) == FILES
+
+
+def test_archive_of_very_many_files_is_refused(tmp_path: Path) -> None:
+    files = {f"{index}": b"" for index in range(10_001)}
+
+    assert_refused(
+        zip_of(tmp_path / "saved_model.zip", files, method=0), "holds 10001 files, more than 10000"
+    )
+
+
+def test_two_policies_are_refused_by_name(tmp_path: Path) -> None:
+    files = {"b/saved_model.pb": b"1", "a/saved_model.pb": b"2"}
+
+    assert_refused(zip_of(tmp_path / "saved_model.zip", files), "holds 2 policies (a, b); keep one")
+
+
+def test_archive_without_a_model_is_refused(tmp_path: Path) -> None:
+    assert_refused(
+        zip_of(tmp_path / "saved_model.zip", {"weights.h5": b"x"}),
+        "holds no saved_model.pb; expected the folder that export_policy_model writes",
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x05\x06" + bytes(18)])
+def test_file_that_is_no_archive_of_a_model_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "saved_model.zip"
+    path.write_bytes(content)
+
+    assert_refused(path)
+
+
+def test_encrypted_archive_is_refused(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    data = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(signature) + offset] |= 1
+    path.write_bytes(data)
+
+    assert_refused(path, "can't be unpacked", "encrypted", "without a password")
+
+
+def test_damaged_weights_are_refused(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip", method=0)
+    path.write_bytes(path.read_bytes().replace(b"weights", b"weighty", 1))
+
+    assert_refused(path, "is damaged", "zip the exported folder again")
+
+
+@pytest.mark.parametrize("method", [0, 8], ids=["stored", "deflate"])
+def test_any_damage_is_one_line_or_harmless(tmp_path: Path, method: int) -> None:
+    """A few hundred archives with changed bytes; the seed is fixed."""
+    path = zip_of(tmp_path / "saved_model.zip", method=method)
+    good = path.read_bytes()
+    chance = random.Random(method)  # noqa: S311 -- no secret is drawn
+
+    for _ in range(150):
+        data = bytearray(good)
+        for _ in range(chance.randint(1, 4)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        path.write_bytes(data[: chance.choice([len(data), chance.randrange(len(data))])])
+        try:
+            unpack(path)
+        except ModelError as error:
+            assert "\n" not in error.message  # noqa: PT017 -- many archives pass
+        shutil.rmtree(tmp_path / "models", ignore_errors=True)
+
+
+def test_member_that_is_file_and_folder_is_one_line(tmp_path: Path) -> None:
+    files = {"saved_model.pb": b"1", "variables": b"2", "variables/index": b"3"}
+
+    assert_refused(zip_of(tmp_path / "saved_model.zip", files), "can't be unpacked to")
+
+
+def test_folder_named_as_the_zip_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "saved_model.zip").mkdir()
+
+    assert_refused(tmp_path / "saved_model.zip", "can't be read: Is a directory")
+
+
+def test_new_zip_replaces_the_old_model_whole(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip", {**FILES, "assets/old": b"x"})
+    unpack(path)
+    (tmp_path / "models" / ".gitkeep").touch()
+
+    folder = unpack(zip_of(path, {**FILES, "assets/new": b"y"}))
+
+    assert set(contents(folder)) == {*FILES, "assets/new", ".source-sha256", ".gitkeep"}
+
+
+def test_same_zip_is_not_unpacked_again(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    before = unpack(path).stat().st_ino
+
+    assert unpack(path).stat().st_ino == before
+
+
+@pytest.mark.parametrize("lost", ["saved_model.pb", ".source-sha256"])
+def test_incomplete_folder_is_unpacked_again(tmp_path: Path, lost: str) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    (unpack(path) / lost).unlink()
+
+    assert read_model_files(unpack(path)) == FILES
+
+
+def test_refused_zip_leaves_the_old_model_in_place(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    unpack(path)
+    path.write_bytes(b"no zip")
+
+    assert_refused(path, "is no zip file")
+    assert read_model_files(tmp_path / "models") == FILES
+
+
+def test_reader_never_sees_a_half(tmp_path: Path) -> None:
+    versions = [{"saved_model.pb": b"%d" % n, "variables/w": b"%d" % n} for n in range(2)]
+    zips = [zip_of(tmp_path / f"{n}.zip", files) for n, files in enumerate(versions)]
+    unpack_model(zips[0], tmp_path / "models", max_bytes=BIG)
+    seen: list[dict[str, bytes]] = []
+    is_done = threading.Event()
+
+    def read() -> None:
+        while not is_done.is_set():
+            try:
+                descriptor = os.open(tmp_path / "models", os.O_RDONLY)
+                folder = Path(f"/proc/self/fd/{descriptor}")
+                seen.append({name: (folder / name).read_bytes() for name in versions[0]})
+                os.close(descriptor)
+            except FileNotFoundError:
+                """Between two renames, or removed as a whole after it was opened."""
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for turn in range(60):
+        unpack_model(zips[turn % 2], tmp_path / "models", max_bytes=BIG)
+    is_done.set()
+    reader.join()
+
+    assert seen
+    assert all(files in versions for files in seen)
+
+
+def _unpack_in_a_process(path: Path, results: multiprocessing.Queue[str]) -> None:
+    results.put(str(unpack(path)))
+
+
+def test_processes_may_unpack_at_once(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    context = multiprocessing.get_context("fork")
+    results: multiprocessing.Queue[str] = context.Queue()
+    workers = [context.Process(target=_unpack_in_a_process, args=(path, results)) for _ in range(4)]
+
+    for worker in workers:
+        worker.start()
+    folders = {results.get(timeout=30) for _ in workers}
+    for worker in workers:
+        worker.join()
+
+    assert folders == {str(tmp_path / "models")}
+    assert read_model_files(tmp_path / "models") == FILES
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".models-")] == []
+
+
+def test_process_that_waited_for_another_finds_its_work(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    models = tmp_path / "models"
+
+    with (tmp_path / ".models.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=unpack, args=(path,))
+        waiting.start()
+        while not _is_waiting(tmp_path):
+            time.sleep(0.001)
+        models.mkdir()
+        (models / "saved_model.pb").write_bytes(b"of the other")
+        (models / ".source-sha256").write_text(digest)
+    waiting.join()
+
+    assert (models / "saved_model.pb").read_bytes() == b"of the other"
+
+
+def _is_waiting(folder: Path) -> bool:
+    """Return whether somebody waits for the folder's lock."""
+    inode = (folder / ".models.lock").stat().st_ino
+    lines = Path("/proc/locks").read_text().splitlines()
+    return any("->" in line and f":{inode} " in line for line in lines)
+
+
+@pytest.fixture
+def mount_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder that can't be renamed, as the system refuses it for a volume's."""
+    models = tmp_path / "models"
+    models.mkdir()
+    rename: Callable[[Path, Path], Path] = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if models in (self, target):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    return models
+
+
+def test_mount_point_is_filled_in_place(tmp_path: Path, mount_point: Path) -> None:
+    (mount_point / "old").mkdir()
+    (mount_point / "link").symlink_to(tmp_path)
+    (mount_point / "saved_model.pb").write_bytes(b"old")
+    inode = mount_point.stat().st_ino
+    path = zip_of(tmp_path / "saved_model.zip")
+
+    folder = unpack(path)
+
+    assert folder.stat().st_ino == inode
+    assert set(contents(folder)) == {*FILES, ".source-sha256"}
+    assert path.exists()
+
+
+def test_model_comes_back_if_the_new_one_cant_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    unpack(path)
+    rename: Callable[[Path, Path], Path] = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+
+    assert_refused(zip_of(path, {"saved_model.pb": b"new"}), "Input/output error")
+
+
+@needs_permissions
+def test_folder_that_cant_be_written_is_one_line(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    tmp_path.chmod(0o555)
+
+    with pytest.raises(ModelError, match="can't be written: Permission denied; unpack the policy"):
+        unpack(path)
+    tmp_path.chmod(0o755)
+
+
+@needs_permissions
+def test_version_is_the_start_of_the_digest_that_a_pin_states(tmp_path: Path) -> None:
+    zipped = zip_of(tmp_path / "saved_model.zip")
+
+    model = identify_model(unpack(zipped))
+
+    assert model.version == hashlib.sha256(zipped.read_bytes()).hexdigest()[:12]
+
+
+def test_version_of_files_without_a_zip_is_that_of_their_contents(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "saved_model.pb").write_bytes(folder.name.encode())
+
+    first, second = (identify_model(folder) for folder in folders)
+
+    assert first.version == first.digest[:12] != second.version
+
+
+def test_unpacked_model_is_used_where_nothing_can_be_written(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    unpack(path)
+    (tmp_path / ".models.lock").unlink()
+    tmp_path.chmod(0o555)
+
+    assert read_model_files(unpack(path)) == FILES
+    tmp_path.chmod(0o755)
+
+
+def test_file_in_place_of_the_home_is_one_line(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+
+    with pytest.raises(ModelError, match="can't be written"):
+        unpack_model(path, path / "models", max_bytes=BIG)
+
+
+def test_prepare_unpacks_the_zip_of_the_home(tmp_path: Path) -> None:
+    zip_of(tmp_path / "saved_model.zip")
+
+    folder = prepare_model(Settings(home=tmp_path))
+
+    assert read_model_files(folder) == FILES
+
+
+def test_prepare_takes_an_unzipped_policy_as_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "export"
+    folder.mkdir(parents=True)
+    (folder / "saved_model.pb").write_bytes(b"graph")
+
+    assert prepare_model(Settings(home=tmp_path)) == folder
+
+
+@pytest.mark.parametrize("has_folder", [True, False])
+def test_prepare_without_any_policy_says_what_to_do(tmp_path: Path, *, has_folder: bool) -> None:
+    if has_folder:
+        (tmp_path / "models").mkdir()
+
+    with pytest.raises(ModelError) as caught:
+        prepare_model(Settings(home=tmp_path))
+
+    assert caught.value.message == (
+        f"{tmp_path}/saved_model.zip: not found; put your policy's saved_model.zip there, or try "
+        "an example with `python generate.py copy_server_files examples/mouse_and_cheese`"
+    )
+
+
+def test_two_unzipped_policies_are_refused(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "saved_model.pb").touch()
+
+    with pytest.raises(ModelError, match=r"holds 2 policies \(a, b\); keep one"):
+        find_model(tmp_path)
+
+
+def test_zip_of_a_command_line_is_unpacked(tmp_path: Path) -> None:
+    if shutil.which("zip") is None:
+        pytest.skip("needs zip")
+    folder = unpack(zip_of(tmp_path / "made.zip"))
+    subprocess.run(["zip", "-qr", "saved_model.zip", "models"], cwd=tmp_path, check=True)
+    shutil.rmtree(folder)
+
+    assert read_model_files(unpack(tmp_path / "saved_model.zip")) == FILES

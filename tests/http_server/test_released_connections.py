@@ -1,0 +1,92 @@
+"""Nothing of a web socket stays when it has gone, without any collection."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+from collections.abc import Awaitable, Callable, Iterator
+
+import httpx
+import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.server import ServerProtocol
+
+from policy_server.http_server import release_connections
+from tests.web.harness import OBSERVATION
+from tests.web.test_stream import KEY_HEADER, Served, served
+
+_HELD = (HttpToolsProtocol, WebSocketsSansIOProtocol, ServerProtocol)
+
+
+@pytest.fixture
+def _no_collections() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+async def ask_and_close(server: Served) -> None:
+    async with server.stream(compression="deflate") as stream:
+        await stream.send(json.dumps(OBSERVATION))
+        await stream.recv()
+
+
+async def break_off(server: Served) -> None:
+    async with server.stream(compression="deflate") as stream:
+        await stream.send(json.dumps(OBSERVATION))
+        stream.transport.abort()
+
+
+async def send_nonsense(server: Served) -> None:
+    async with server.stream(compression="deflate") as stream:
+        stream.transport.write(b"\xff\xff\xff\xff")
+        with pytest.raises(ConnectionClosed):
+            await stream.recv()
+
+
+async def shake_hands_wrongly(server: Served) -> None:
+    upgrade = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+    async with httpx.AsyncClient(headers={**KEY_HEADER, **upgrade}) as client:
+        assert (await client.get(f"{server.url}/predict/stream")).status_code == 400
+
+
+async def be_refused(server: Served) -> None:
+    with pytest.raises(InvalidStatus):
+        await server.stream(additional_headers={"access-token": "wrong"})
+
+
+@pytest.mark.usefixtures("_no_collections")
+@pytest.mark.parametrize(
+    "use", [ask_and_close, break_off, send_nonsense, shake_hands_wrongly, be_refused]
+)
+async def test_connection_that_has_gone_is_freed_at_once(
+    use: Callable[[Served], Awaitable[None]],
+) -> None:
+    release_connections()
+    async with served() as server:
+        for _ in range(3):
+            await use(server)
+        for _ in range(100):
+            if not server.server.server_state.connections:
+                break
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.05)
+        held = [type(item).__name__ for item in gc.get_objects() if type(item) in _HELD]
+
+    assert held == []
+
+
+def test_release_a_second_time_changes_nothing() -> None:
+    release_connections()
+    before = HttpToolsProtocol.handle_websocket_upgrade, WebSocketsSansIOProtocol.connection_lost
+
+    release_connections()
+
+    assert before == (
+        HttpToolsProtocol.handle_websocket_upgrade,
+        WebSocketsSansIOProtocol.connection_lost,
+    )

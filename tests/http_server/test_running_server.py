@@ -1,0 +1,158 @@
+"""How uvicorn was started: its address, its keep-alive, and whether its port is free."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from policy_server.errors import SettingsError
+from policy_server.http_server.running_server import HttpServer, find_http_server
+
+
+async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+    """Answer nobody."""
+
+
+def server_of(*sockets: socket.socket, **options: Any) -> HttpServer:  # noqa: ANN401 -- uvicorn's own
+    return HttpServer(uvicorn.Config(app, log_config=None, **options), sockets)
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "address"),
+    [
+        ({}, "http://127.0.0.1:8000/docs"),
+        ({"port": 8001}, "http://127.0.0.1:8001/docs"),
+        ({"host": "203.0.113.7"}, "http://203.0.113.7:8000/docs"),
+        ({"host": "0.0.0.0"}, "http://127.0.0.1:8000/docs"),  # noqa: S104 -- a name, nothing listens
+        ({"host": "::"}, "http://[::1]:8000/docs"),
+        ({"host": "2001:db8::1"}, "http://[2001:db8::1]:8000/docs"),
+        ({"ssl_certfile": "a.pem", "ssl_keyfile": "b.pem"}, "https://127.0.0.1:8000/docs"),
+        ({"uds": "/run/p.sock"}, "http://localhost/docs (UNIX socket /run/p.sock)"),
+    ],
+    ids=["none", "port", "host", "all", "all of IPv6", "IPv6", "TLS", "socket"],
+)
+def test_address_is_where_people_reach_the_server(options: dict[str, Any], address: str) -> None:
+    assert server_of(**options).address().of("/docs") == address
+
+
+def test_address_is_that_of_sockets_which_the_server_was_given(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with (
+        socket.create_server(("127.0.0.1", 0)) as bound,
+        socket.socket(socket.AF_UNIX) as local,
+    ):
+        local.bind(str(path))
+        port = bound.getsockname()[1]
+        addresses = [
+            server_of(bound, port=0).address(),
+            server_of(local).address(),
+            server_of(fd=bound.fileno()).address(),
+        ]
+
+    assert [item.of("/") for item in addresses] == [
+        f"http://127.0.0.1:{port}/",
+        f"http://localhost/ (UNIX socket {path})",
+        f"http://127.0.0.1:{port}/",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments", "variables", "expected"),
+    [
+        ({}, [], {}, 75.0),
+        ({"timeout_keep_alive": 20}, [], {}, 20),
+        ({"timeout_keep_alive": 5}, ["--timeout-keep-alive", "5"], {}, 5),
+        ({"timeout_keep_alive": 5}, ["--timeout-keep-alive=5"], {}, 5),
+        ({"timeout_keep_alive": 5}, [], {"UVICORN_TIMEOUT_KEEP_ALIVE": "5"}, 5),
+    ],
+    ids=["default", "in code", "option", "option with =", "variable"],
+)
+def test_keep_alive_is_ours_unless_uvicorn_was_told(
+    options: dict[str, int],
+    arguments: list[str],
+    variables: dict[str, str],
+    expected: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["uvicorn", "app:app", *arguments])
+    for name, text in variables.items():
+        monkeypatch.setenv(name, text)
+    server = server_of(**options)
+
+    server.keep_alive(75.0)
+
+    assert server.config.timeout_keep_alive == expected
+
+
+def test_taken_port_is_refused_before_anything_is_loaded(taken: int) -> None:
+    with pytest.raises(SettingsError) as caught:
+        server_of(port=taken).claim()
+
+    assert caught.value.message == (
+        f"port {taken} of 127.0.0.1 can't be used: Address already in use; stop what has it, or "
+        "choose another with --port"
+    )
+
+
+def test_host_that_is_not_of_this_machine_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"8000 of 203\.0\.113\.7 can't be used: Cannot assign"):
+        server_of(host="203.0.113.7").claim()
+    with pytest.raises(SettingsError, match=r"--host: 'no\.such\.host\.invalid' is no address"):
+        server_of(host="no.such.host.invalid").claim()
+
+
+def test_port_that_uvicorn_was_to_choose_is_chosen() -> None:
+    server = server_of(port=0)
+
+    server.claim()
+
+    assert server.config.port > 0
+    assert str(server.config.port) in server.address().url
+
+
+def test_unix_socket_that_another_server_answers_at_is_refused(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(path)
+        other.listen()
+        with pytest.raises(SettingsError, match="another server answers there"):
+            server_of(uds=path).claim()
+
+    # What a server that died left behind.
+    server_of(uds=path).claim()
+
+
+def test_opened_sockets_are_not_looked_at(taken: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        server_of(bound, port=taken).claim()
+
+    assert server_of(uds="/nowhere").port is None
+
+
+async def test_uvicorn_is_found_from_the_lifespan_and_only_there() -> None:
+    found: list[HttpServer | None] = []
+
+    async def looking(_scope: Scope, receive: Receive, send: Send) -> None:
+        found.append(find_http_server())
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "enough"})
+
+    config = uvicorn.Config(looking, log_config=None, port=0, lifespan="on")
+    with pytest.raises(SystemExit):
+        await uvicorn.Server(config).serve()
+
+    assert find_http_server() is None
+    assert [server.config for server in found if server is not None] == [config]

@@ -1,0 +1,1092 @@
+"""Remote files: real stores on this machine, and what is left on the disk after each failure."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.server
+import ipaddress
+import json
+import logging
+import os
+import re
+import socket
+import ssl
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.message import Message
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Protocol
+
+import boto3
+import pytest
+import requests
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from moto.server import ThreadedMotoServer
+from pydantic import SecretStr
+
+import generate
+from policy_server.commands.fetch import fetch as fetch_command
+from policy_server.errors import ModelError, PolicyServerError, SchemaError, SettingsError
+from policy_server.remote_files import RemoteUri, bring_files, fetch_files, parse_uri
+from policy_server.remote_files.stores import http_session
+from policy_server.settings import Settings
+from tests.commands.test_generate import type_in
+
+SCHEMA = b"parameters: {api_key: remote}\n"
+BUCKET = "policies"
+
+
+def policy(content: str, *, padding: int = 0) -> bytes:
+    """Return a zip that passes as a policy wherever TensorFlow is not asked."""
+    written = BytesIO()
+    with zipfile.ZipFile(written, "w") as archive:
+        archive.writestr("saved_model.pb", content)
+        archive.writestr("variables/padding", os.urandom(padding))
+    return written.getvalue()
+
+
+NEW = policy("new")
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SERVABLE = (EXAMPLES / "mouse_and_cheese" / "saved_model.zip").read_bytes()
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home")
+
+
+@pytest.fixture(autouse=True)
+def _no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [*os.environ]:
+        if name.startswith(("AWS_", "GOOGLE_", "STORAGE_", "POLICY_SERVER_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def waits(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> Callable[[], list[float]]:
+    """Shorten the waits between attempts a hundredfold; return what gives them."""
+    monkeypatch.setattr("policy_server.remote_files.download._FIRST_WAIT_S", 0.005)
+    return lambda: [vars(item)["wait_s"] for item in caplog.records if "wait_s" in vars(item)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file but the lock."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.endswith(".lock")
+    }
+
+
+def put_old(settings: Settings) -> dict[str, bytes]:
+    """Put a pair in place by hand; return what lies there."""
+    settings.home.mkdir()
+    settings.schema_path.write_bytes(b"parameters: {api_key: old}\n")
+    settings.zip_path.write_bytes(policy("old"))
+    return contents(settings.home)
+
+
+def pass_any(_model: Path, _schema: Path | None) -> None:
+    """Stand in for the check that loads the policy."""
+
+
+def uri(text: str) -> RemoteUri:
+    return parse_uri(text, name="URI")
+
+
+def fetch(settings: Settings, model: str, schema: str | None = None) -> list[str]:
+    """Fetch; return the states."""
+    files = fetch_files(
+        settings,
+        model=uri(model),
+        schema=None if schema is None else uri(schema),
+        check=pass_any,
+    )
+    return [file.state for file in files]
+
+
+def assert_refused(settings: Settings, address: str, *says: str) -> str:
+    """Hold that a fetch fails in one line, and that nothing has changed on the disk."""
+    before = contents(settings.home) if settings.home.exists() else {}
+    with pytest.raises(PolicyServerError) as caught:
+        fetch(settings, address)
+    assert (contents(settings.home) if settings.home.exists() else {}) == before
+    message = caught.value.message
+    assert "\n" not in message
+    for words in says:
+        assert words in message
+    return message
+
+
+# Stores
+
+
+class S3Client(Protocol):
+    """The part of boto3's client that tests use; boto3 has no types."""
+
+    def create_bucket(self, **arguments: str) -> object: ...
+
+    def put_bucket_versioning(self, **arguments: object) -> object: ...
+
+    def put_object(self, **arguments: object) -> dict[str, str]: ...
+
+
+@dataclass
+class Reply:
+    """What a web server answers."""
+
+    body: bytes = b""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    announced: int | None = None
+    is_sized: bool = True
+    pause_s: float = 0.0
+    has_ranges: bool = False
+
+    def fitting(self, asked: Message[str, str]) -> Reply:
+        """Return the answer to a request's If-None-Match and Range headers."""
+        if "ETag" in self.headers and self.headers["ETag"] == asked.get("If-None-Match"):
+            return Reply(status=304, is_sized=False)
+        return self._part(asked["Range"]) if self.has_ranges and "Range" in asked else self
+
+    def all_headers(self) -> dict[str, str]:
+        size = len(self.body) if self.announced is None else self.announced
+        sized = {"Content-Length": str(size)} if self.is_sized else {}
+        return {**self.headers, **sized, "Connection": "close"}
+
+    def _part(self, wanted: str) -> Reply:
+        first, _, last = wanted.removeprefix("bytes=").partition("-")
+        body = self.body[int(first) : int(last) + 1]
+        headers = {"Content-Range": f"bytes {first}-{int(first) + len(body) - 1}/{len(self.body)}"}
+        return Reply(body, status=206, headers=headers)
+
+
+@dataclass
+class WebServer:
+    """A web server that answers as it is told, and remembers what it was asked."""
+
+    url: str
+    replies: dict[str, list[Reply]]
+    asked: list[tuple[str, dict[str, str]]]
+    server: http.server.HTTPServer
+
+    def answer(self, path: str, *replies: Reply) -> str:
+        """Give these replies to the path, one after another, the last for ever; return its URL."""
+        self.replies[path] = list(replies)
+        return self.url + path
+
+
+@pytest.fixture
+def web() -> Iterator[WebServer]:
+    """A server on loopback, which speaks what https:// carries."""
+    replies: dict[str, list[Reply]] = {}
+    asked: list[tuple[str, dict[str, str]]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            asked.append((self.path, {key.lower(): value for key, value in self.headers.items()}))
+            queue = replies.get(self.path.partition("?")[0], [Reply(status=404)])
+            reply = queue.pop(0) if len(queue) > 1 else queue[0]
+            reply = reply.fitting(self.headers)
+            self.send_response(reply.status)
+            for key, value in reply.all_headers().items():
+                self.send_header(key, value)
+            self.end_headers()
+            self.close_connection = True
+            if self.command == "HEAD":
+                return
+            with contextlib.suppress(ConnectionError):
+                for start in range(0, len(reply.body), 65536):
+                    time.sleep(reply.pause_s)
+                    self.wfile.write(reply.body[start : start + 65536])
+
+        do_HEAD = do_GET  # noqa: N815 -- http.server's own name
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield WebServer(f"http://127.0.0.1:{server.server_port}", replies, asked, server)
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """An S3 server."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_client(s3_url: str) -> S3Client:
+    """A client of a server with an empty bucket."""
+    session = boto3.session.Session("id", "hush", region_name="us-east-1")
+    client: S3Client = session.client("s3", endpoint_url=s3_url)
+    client.create_bucket(Bucket=BUCKET)
+    return client
+
+
+@pytest.fixture
+def s3(s3_url: str, s3_client: S3Client, monkeypatch: pytest.MonkeyPatch) -> S3Client:
+    """A client, and its server's address and credentials in the environment."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+    return s3_client
+
+
+@pytest.fixture
+def google(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bytes], None]:
+    """A part of Google Cloud Storage's JSON API: an object's metadata, and its content."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", web.url)
+
+    def put(key: str, content: bytes) -> None:
+        generation = str(len(web.asked) + 1)
+        metadata = {
+            "kind": "storage#object",
+            "bucket": BUCKET,
+            "name": key,
+            "size": str(len(content)),
+            "generation": generation,
+            "etag": digest(content)[:8],
+        }
+        headers = {"Content-Type": "application/json"}
+        web.answer(
+            f"/storage/v1/b/{BUCKET}/o/{key.replace('/', '%2F')}",
+            Reply(json.dumps(metadata).encode(), headers=headers),
+        )
+        web.answer(
+            f"/download/storage/v1/b/{BUCKET}/o/{key.replace('/', '%2F')}",
+            Reply(content, has_ranges=True),
+        )
+
+    return put
+
+
+# Addresses
+
+
+@pytest.mark.parametrize(
+    ("text", "scheme", "address", "public"),
+    [
+        ("s3://b/a/k.zip", "s3", "s3://b/a/k.zip", "s3://b/a/k.zip"),
+        ("S3://b/K", "s3", "s3://b/K", "s3://b/K"),
+        ("gs://b/k", "gs", "gs://b/k", "gs://b/k"),
+        (
+            "https://h/p?X-Amz-Signature=hush",
+            "https",
+            "https://h/p?X-Amz-Signature=hush",
+            "https://h/p?...",
+        ),
+        ("http://127.0.0.1:80/p", "http", "http://127.0.0.1:80/p", "http://127.0.0.1:80/p"),
+        ("http://[::1]/p", "http", "http://[::1]/p", "http://[::1]/p"),
+        ("http://localhost/p", "http", "http://localhost/p", "http://localhost/p"),
+        ("file:///a%20b.zip", "file", "/a b.zip", "file:///a%20b.zip"),
+        ("a/b.zip", "file", "a/b.zip", "a/b.zip"),
+    ],
+)
+def test_address_is_read(text: str, scheme: str, address: str, public: str) -> None:
+    for pin in (None, "AB" * 32):
+        found = uri(text if pin is None else f"{text}#sha256={pin}")
+
+        assert (found.scheme, found.address, found.public) == (scheme, address, public)
+        assert found.sha256 == (None if pin is None else pin.lower())
+        assert "hush" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ftp://h/p", "expected s3://, gs://, https://, file:// or a path, got ftp://"),
+        ("", "expected an address, got none"),
+        ("s3://bucket", "expected s3://bucket/key, got s3://bucket"),
+        ("gs:///key", "expected gs://bucket/key, got gs:///key"),
+        ("file://host/p", "expected file:///path, got file://host/p"),
+        ("https:///p", "expected https://host/path, got https:///p"),
+        ("https://[h/p?hush", "can't be read as one"),
+        ("http://store.example/p", "use https://, or pin the content with #sha256="),
+        ("s3://b/k#sha256=12", "64 hexadecimal digits behind the address, got '#sha256=12'"),
+        ("s3://b/k#md5=12", "expected #sha256= and 64 hexadecimal digits"),
+        ("https://me:hush@h/p", "credentials come from ~/.netrc only"),
+        ("https://hush@h/p", "holds a user or a password"),
+        ("s3://id:hush@b/k", "credentials come from AWS's variables, profiles and roles only"),
+        ("s3://id:hu/hush@b/k", "holds a user or a password"),
+        ("gs://hush@b/k", "Google's application default credentials only"),
+    ],
+)
+def test_address_that_cannot_be_used_is_one_line(text: str, message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_uri(text, name="POLICY_SERVER_MODEL_URI")
+
+    assert caught.value.message.startswith("POLICY_SERVER_MODEL_URI: ")
+    assert message in caught.value.message
+    assert "hush" not in caught.value.message
+
+
+def test_plain_http_is_for_this_machine_or_for_pinned_content() -> None:
+    assert uri(f"http://store.example/p#sha256={'0' * 64}").scheme == "http"
+
+
+# From each store
+
+
+def test_pair_is_fetched_from_s3_and_unzipped(s3: S3Client, settings: Settings) -> None:
+    s3.put_object(Bucket=BUCKET, Key="a b/model.zip", Body=NEW)
+    s3.put_object(Bucket=BUCKET, Key="schema.yaml", Body=SCHEMA)
+    put_old(settings)
+
+    states = fetch(settings, f"s3://{BUCKET}/a b/model.zip", f"s3://{BUCKET}/schema.yaml")
+
+    assert states == ["fetched", "fetched"]
+    assert settings.zip_path.read_bytes() == NEW
+    assert settings.schema_path.read_bytes() == SCHEMA
+    assert (settings.models_path / "saved_model.pb").read_text() == "new"
+    assert not (settings.home / ".incoming").exists()
+
+
+def test_s3_object_is_fetched_again_only_when_it_has_changed(
+    s3: S3Client, settings: Settings
+) -> None:
+    address = f"s3://{BUCKET}/model.zip"
+    s3.put_object(Bucket=BUCKET, Key="model.zip", Body=NEW)
+
+    assert fetch(settings, address) == ["fetched"]
+    assert fetch(settings, address) == ["unchanged"]
+    settings.zip_path.write_bytes(policy("by hand"))
+    assert fetch(settings, address) == ["fetched"]
+    newer = policy("newer")
+    s3.put_object(Bucket=BUCKET, Key="model.zip", Body=newer)
+    assert fetch(settings, address) == ["fetched"]
+    assert settings.zip_path.read_bytes() == newer
+
+
+def test_version_of_an_s3_object_may_be_named(s3: S3Client, settings: Settings) -> None:
+    s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
+    first = s3.put_object(Bucket=BUCKET, Key="versions.zip", Body=NEW)["VersionId"]
+    s3.put_object(Bucket=BUCKET, Key="versions.zip", Body=policy("newer"))
+
+    fetch(settings, f"s3://{BUCKET}/versions.zip?versionId={first}")
+
+    assert settings.zip_path.read_bytes() == NEW
+
+
+@pytest.mark.usefixtures("s3")
+def test_missing_s3_objects_are_one_line_and_not_tried_again(
+    settings: Settings, waits: Callable[[], list[float]]
+) -> None:
+    assert_refused(settings, f"s3://{BUCKET}/none", f"s3://{BUCKET}/none: not found (404")
+    assert_refused(settings, "s3://no-such-bucket/none", "not found (404")
+    assert_refused(settings, "s3://B!/none", "can't be asked for: Parameter validation failed")
+    assert waits() == []
+
+
+@pytest.mark.usefixtures("s3")
+def test_s3_without_credentials_says_where_they_come_from(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+
+    assert_refused(settings, f"s3://{BUCKET}/k", "no credentials", "AWS_ACCESS_KEY_ID and")
+
+
+@pytest.mark.usefixtures("s3")
+def test_s3_that_is_down_is_tried_again(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    unused_tcp_port: int,
+    waits: Callable[[], list[float]],
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused_tcp_port}")
+
+    assert_refused(settings, f"s3://{BUCKET}/k", "can't be reached; tried 4 times")
+
+    assert len(waits()) == 3
+
+
+@pytest.mark.usefixtures("s3")
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [(403, "access denied (403 Forbidden)"), (503, "answered 503 Service Unavailable; tried 4")],
+)
+def test_s3_errors_pass_or_last(
+    web: WebServer,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    message: str,
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", web.url)
+    web.answer(f"/{BUCKET}/k", Reply(status=status))
+
+    assert_refused(settings, f"s3://{BUCKET}/k", message)
+
+
+def test_pair_is_fetched_from_google(
+    google: Callable[[str, bytes], None], settings: Settings
+) -> None:
+    big = policy("new", padding=9 * 1024 * 1024)
+    google("a/model.zip", big)
+    google("schema.yaml", SCHEMA)
+    addresses = f"gs://{BUCKET}/a/model.zip", f"gs://{BUCKET}/schema.yaml"
+
+    assert fetch(settings, *addresses) == ["fetched", "fetched"]
+    assert settings.zip_path.read_bytes() == big
+    assert fetch(settings, *addresses) == ["unchanged", "unchanged"]
+    google("a/model.zip", NEW)
+    assert fetch(settings, *addresses) == ["unchanged", "fetched"]
+    assert settings.zip_path.read_bytes() == NEW
+
+
+@pytest.mark.usefixtures("google")
+def test_google_errors_pass_or_last(
+    web: WebServer,
+    settings: Settings,
+    waits: Callable[[], list[float]],
+) -> None:
+    assert_refused(settings, f"gs://{BUCKET}/none", f"gs://{BUCKET}/none: not found")
+    web.answer(f"/storage/v1/b/{BUCKET}/o/none", Reply(status=403))
+    assert_refused(settings, f"gs://{BUCKET}/none", "access denied (403 Forbidden)", "gcloud auth")
+    assert waits() == []
+    web.answer(f"/storage/v1/b/{BUCKET}/o/none", Reply(status=503))
+    assert_refused(settings, f"gs://{BUCKET}/none", "answered 503 Service Unavailable; tried 4")
+
+
+def test_google_without_credentials_says_where_they_come_from(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
+
+    assert_refused(settings, f"gs://{BUCKET}/k", "no credentials", "GOOGLE_APPLICATION_CREDENTIALS")
+
+
+@pytest.mark.parametrize("form", ["model.zip", "{}/model.zip", "file://{}/model.zip"])
+def test_pair_is_fetched_from_files(settings: Settings, tmp_path: Path, form: str) -> None:
+    (tmp_path / "model.zip").write_bytes(NEW)
+    (tmp_path / "it.yaml").write_bytes(SCHEMA)
+
+    fetch(settings, form.format(tmp_path), str(tmp_path / "it.yaml"))
+
+    assert settings.zip_path.read_bytes() == NEW
+    assert settings.schema_path.read_bytes() == SCHEMA
+
+
+def test_files_that_are_not_there_are_one_line(settings: Settings, tmp_path: Path) -> None:
+    assert_refused(settings, "none.zip", "none.zip: not found")
+    assert_refused(settings, str(tmp_path), "is a folder; expected a file")
+    assert_refused(settings, f"{__file__}/x", "can't be read: Not a directory")
+
+
+# The web
+
+
+def test_passing_errors_are_tried_again_with_growing_waits(
+    web: WebServer,
+    settings: Settings,
+    waits: Callable[[], list[float]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "policy_server")
+    address = web.answer("/m", Reply(status=500), Reply(status=500), Reply(NEW))
+
+    assert fetch(settings, f"{address}?X-Amz-Signature=hush") == ["fetched"]
+
+    assert settings.zip_path.read_bytes() == NEW
+    first, second = waits()
+    assert 0.005 <= first <= 0.0075
+    assert 0.010 <= second <= 0.015
+    events = [record.message for record in caplog.records if record.name.startswith("policy_")]
+    assert events == [
+        "fetch_started",
+        "fetch_retried",
+        "fetch_retried",
+        "fetched",
+        "model_unpacked",
+        "model_unpacked",
+    ]
+    assert "hush" not in "".join(str(vars(record)) for record in caplog.records)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
+def test_lasting_errors_are_not_tried_again(
+    web: WebServer, settings: Settings, status: int, waits: Callable[[], list[float]]
+) -> None:
+    address = web.answer("/m", Reply(status=status))
+
+    message = assert_refused(settings, f"{address}?X-Amz-Signature=hush", f"{address}?...: ")
+
+    assert str(status) in message
+    assert "hush" not in message
+    assert (len(web.asked), waits()) == (1, [])
+
+
+def test_body_that_breaks_off_is_tried_again(web: WebServer, settings: Settings) -> None:
+    address = web.answer("/m", Reply(NEW[:-5], announced=len(NEW)), Reply(NEW))
+
+    assert fetch(settings, address) == ["fetched"]
+    assert settings.zip_path.read_bytes() == NEW
+
+
+def test_body_that_always_breaks_off_changes_nothing(web: WebServer, settings: Settings) -> None:
+    put_old(settings)
+    address = web.answer("/m", Reply(NEW[:-5], announced=len(NEW)))
+
+    assert_refused(settings, address, "tried 4 times")
+
+
+def test_redirects_are_followed_to_a_point(web: WebServer, settings: Settings) -> None:
+    web.answer("/b", Reply(NEW))
+    address = web.answer("/a", Reply(status=302, headers={"Location": "/b"}))
+    assert fetch(settings, address) == ["fetched"]
+
+    web.answer("/a", Reply(status=302, headers={"Location": "/a"}))
+    assert_refused(settings, address, "redirects without end")
+
+
+def test_redirect_from_https_to_an_open_address_is_refused(web: WebServer) -> None:
+    session = http_session(is_open_allowed=False)
+    with pytest.raises(requests.exceptions.InvalidSchema):
+        session.get("http://store.example/p", timeout=1)
+    web.answer("/a", Reply(status=302, headers={"Location": "http://store.example/p"}))
+    with pytest.raises(requests.exceptions.InvalidSchema):
+        session.get(f"{web.url}/a", timeout=1)
+
+
+def test_credentials_come_from_netrc_and_go_nowhere_unencrypted(
+    web: WebServer, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "netrc").write_text("default login me password hush\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    fetch(settings, web.answer("/m", Reply(NEW)))
+    # As a proxy, the web server sees what is sent to any other.
+    monkeypatch.setenv("http_proxy", web.url)
+    web.answer("http://store.example/m", Reply(policy("other")))
+    other = web.replies["http://store.example/m"][0].body
+
+    fetch(settings, f"http://store.example/m#sha256={digest(other)}")
+
+    assert settings.zip_path.read_bytes() == other
+    assert [path for path, _ in web.asked] == ["/m", "http://store.example/m"]
+    assert ["authorization" in headers for _, headers in web.asked] == [True, False]
+
+
+def write_certificate(path: Path) -> None:
+    """Write a certificate for 127.0.0.1 that nobody has signed, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            critical=False,
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path.write_bytes(
+        certificate.public_bytes(Encoding.PEM)
+        + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+
+
+def test_https_needs_a_certificate_that_can_be_verified(
+    web: WebServer,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    waits: Callable[[], list[float]],
+) -> None:
+    write_certificate(tmp_path / "certificate.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "certificate.pem")
+    web.server.socket = context.wrap_socket(web.server.socket, server_side=True)
+    address = web.answer("/m", Reply(NEW)).replace("http://", "https://")
+
+    assert_refused(settings, address, "its certificate can't be verified; REQUESTS_CA_BUNDLE")
+    assert waits() == []
+
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "certificate.pem"))
+    assert fetch(settings, address) == ["fetched"]
+
+
+def test_etag_keeps_what_has_not_changed(web: WebServer, settings: Settings) -> None:
+    address = web.answer("/m", Reply(NEW, headers={"ETag": '"1"'}))
+
+    assert fetch(settings, address) == ["fetched"]
+    assert fetch(settings, address) == ["unchanged"]
+    # Another address is another file, whatever its ETag.
+    fetch(settings, f"{address}?other")
+    assert [headers.get("if-none-match") for _, headers in web.asked] == [None, '"1"', None]
+
+
+def test_the_same_content_does_not_replace_the_files(web: WebServer, settings: Settings) -> None:
+    addresses = web.answer("/m", Reply(NEW)), web.answer("/s", Reply(SCHEMA))
+    assert fetch(settings, *addresses) == ["fetched", "fetched"]
+    before = settings.zip_path.stat()
+
+    assert fetch(settings, *addresses) == ["unchanged", "unchanged"]
+
+    assert len(web.asked) == 4
+    assert settings.zip_path.stat().st_ino == before.st_ino
+
+
+def test_silence_is_said(web: WebServer, tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "home", download_timeout_s=0.2)
+    address = web.answer("/m", Reply(NEW, pause_s=1))
+
+    message = assert_refused(settings, address, "in 0.2 s")
+    assert re.search(r"no answer|0 of \d+ bytes came", message)
+
+
+def test_slow_store_is_given_up(web: WebServer, tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "home", download_timeout_s=0.5)
+    big = policy("new", padding=1 << 20)
+    address = web.answer("/m", Reply(big, pause_s=0.2))
+
+    assert_refused(
+        settings, address, f"of {len(big)} bytes came in 0.5 s; raise POLICY_SERVER_DOWNLOAD_TIME"
+    )
+
+
+@contextlib.contextmanager
+def trickling(start: bytes, piece: bytes) -> Iterator[str]:
+    """Answer each request with `start`, then with a piece every 20 ms for a long while."""
+    is_over = threading.Event()
+
+    def answer(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(start)
+            while not is_over.wait(0.02):
+                connection.sendall(piece)
+
+    def serve(listening: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=answer, args=(listening.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=serve, args=(listening,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            is_over.set()
+            listening.shutdown(socket.SHUT_RDWR)
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("start", "piece", "says"),
+    [
+        (b"", b"H", "no answer in 0.6 s; raise"),
+        (OK, b"x-more: 1\r\n", "no answer in 0.6 s; raise"),
+        (OK + b"content-length: 5000\r\n\r\n", b"x", r"\d\d? of 5000 bytes came in 0.6 s; raise"),
+        (OK + b"\r\n", b"x", r"\d\d? bytes came in 0.6 s; raise"),
+        (
+            OK + b"transfer-encoding: chunked\r\n\r\n",
+            b"1\r\nx\r\n",
+            r"\d\d? bytes came in 0.6 s; raise",
+        ),
+    ],
+    ids=["status", "headers", "body", "body without an end", "chunks"],
+)
+def test_store_that_trickles_is_given_up_at_the_deadline(
+    start: bytes, piece: bytes, says: str, tmp_path: Path
+) -> None:
+    settings = Settings(home=tmp_path / "home", download_timeout_s=0.6)
+    with trickling(start, piece) as url:
+        started = time.monotonic()
+        message = assert_refused(settings, f"{url}/m")
+
+    # What is more than the deadline is this machine's.
+    assert time.monotonic() - started < 3
+    assert re.search(says, message)
+
+
+def test_deadline_holds_for_s3_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+    # Its libraries take a while to import.
+    settings = Settings(home=tmp_path / "home", download_timeout_s=3)
+    with trickling(OK + b"content-length: 5000\r\n\r\n", b"x") as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        started = time.monotonic()
+        assert_refused(settings, "s3://bucket/m", " in 3 s; raise")
+
+    assert time.monotonic() - started < 6
+
+
+@pytest.mark.parametrize("is_sized", [True, False], ids=["announced", "unannounced"])
+def test_too_large_a_file_is_refused(web: WebServer, tmp_path: Path, *, is_sized: bool) -> None:
+    settings = Settings(home=tmp_path / "home", max_unpacked_bytes=100_000)
+    address = web.answer("/m", Reply(bytes(300_000), is_sized=is_sized))
+
+    assert_refused(settings, address, "and POLICY_SERVER_MAX_UNPACKED_BYTES=100000 is the most")
+
+
+def test_too_large_a_schema_is_refused(web: WebServer, settings: Settings) -> None:
+    model, schema = web.answer("/m", Reply(NEW)), web.answer("/s", Reply(bytes(1 << 21)))
+
+    with pytest.raises(ModelError, match=r"1048576 of a schema\.yaml is the most"):
+        fetch(settings, model, schema)
+    assert contents(settings.home) == {}
+
+
+def test_progress_is_told_in_bytes(web: WebServer, settings: Settings) -> None:
+    big = policy("new", padding=200_000)
+    told: list[tuple[int, int]] = []
+
+    fetch_files(
+        settings,
+        model=uri(web.answer("/m", Reply(big))),
+        schema=None,
+        check=pass_any,
+        on_progress=lambda done, total: told.append((done, total)),
+    )
+
+    assert {total for _, total in told} == {len(big)}
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert len({done for done, _ in told}) > 2
+    assert told[-1] == (len(big), len(big))
+
+
+# Pins, soundness and the copy that is there
+
+
+def test_pin_is_held_against_the_content(web: WebServer, settings: Settings) -> None:
+    put_old(settings)
+    address = web.answer("/m", Reply(NEW))
+    wrong = "0" * 64
+
+    assert_refused(
+        settings,
+        f"{address}#sha256={wrong}",
+        f"expected sha256 {wrong}, got {digest(NEW)}; refused",
+    )
+
+    assert fetch(settings, f"{address}#sha256={digest(NEW).upper()}") == ["fetched"]
+
+
+def test_pinned_files_that_are_there_need_no_store(settings: Settings) -> None:
+    settings.home.mkdir()
+    settings.zip_path.write_bytes(NEW)
+    settings.schema_path.write_bytes(SCHEMA)
+
+    states = fetch(
+        settings,
+        f"s3://{BUCKET}/m#sha256={digest(NEW)}",
+        f"https://nowhere.invalid/s#sha256={digest(SCHEMA)}",
+    )
+
+    assert states == ["unchanged", "unchanged"]
+    assert sorted(contents(settings.home)) == ["saved_model.zip", "schema.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("model", "schema", "error", "message"),
+    [
+        (b"no zip", SCHEMA, ModelError, "/m: is no zip file or is damaged"),
+        (NEW, b"parameters: {key: 1}", SchemaError, "/s: parameters.key"),
+        (NEW, b"\xff", SchemaError, "expected text in UTF-8"),
+    ],
+    ids=["no-zip", "wrong-schema", "no-text"],
+)
+def test_files_that_are_not_sound_change_nothing(
+    web: WebServer,
+    settings: Settings,
+    model: bytes,
+    schema: bytes,
+    error: type[Exception],
+    message: str,
+) -> None:
+    before = put_old(settings)
+
+    with pytest.raises(error, match=message) as caught:
+        fetch(settings, web.answer("/m", Reply(model)), web.answer("/s", Reply(schema)))
+
+    assert str(caught.value).startswith(web.url)
+    assert contents(settings.home) == before
+
+
+@pytest.mark.parametrize("case", ["pair", "model", "schema"])
+def test_what_can_not_be_served_changes_nothing(
+    web: WebServer, settings: Settings, case: str
+) -> None:
+    before = put_old(settings)
+    model = None if case == "schema" else uri(web.answer("/m", Reply(NEW)))
+    schema = None if case == "model" else uri(web.answer("/s", Reply(SCHEMA)))
+    asked: list[tuple[str, str]] = []
+
+    def refuse(folder: Path, path: Path | None) -> None:
+        assert path is not None
+        asked.append(((folder / "saved_model.pb").read_text(), path.read_text()))
+        raise ModelError("unservable")
+
+    with pytest.raises(ModelError, match="unservable"):
+        fetch_files(settings, model=model, schema=schema, check=refuse)
+
+    held = ("old" if case == "schema" else "new", SCHEMA if model is None or schema else None)
+    assert asked == [(held[0], (held[1] or before["schema.yaml"]).decode())]
+    assert contents(settings.home) == before
+
+
+def served_from(web: WebServer, home: Path) -> Settings:
+    return Settings(
+        home=home,
+        model_uri=SecretStr(f"{web.url}/m?signature=hush"),
+        schema_uri=SecretStr(f"{web.url}/s"),
+    )
+
+
+def test_store_that_is_down_leaves_the_fetched_pair(
+    web: WebServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = served_from(web, tmp_path / "home")
+    web.answer("/m", Reply(NEW))
+    web.answer("/s", Reply(SCHEMA))
+    bring_files(settings, check=pass_any)
+    before = contents(settings.home)
+    web.answer("/s", Reply(SCHEMA + b"# newer\n"))
+    web.answer("/m", Reply(status=503))
+
+    bring_files(settings, check=pass_any)
+
+    # The new schema is not taken without its model.
+    assert contents(settings.home) == before
+    record = caplog.records[-1]
+    assert record.levelname == "WARNING"
+    assert record.message == "fetch_failed_and_copy_served"
+    assert "answered 503 Service Unavailable; tried 4 times" in vars(record)["reason"]
+    assert "hush" not in str(vars(record))
+
+
+@pytest.mark.parametrize("case", ["never fetched", "other address", "by hand", "denied", "pinned"])
+def test_copy_is_not_served_for_anything_else(web: WebServer, tmp_path: Path, case: str) -> None:
+    settings = served_from(web, tmp_path / "home")
+    web.answer("/m", Reply(NEW))
+    web.answer("/s", Reply(SCHEMA))
+    if case == "never fetched":
+        put_old(settings)
+    else:
+        bring_files(settings, check=pass_any)
+    web.answer("/m", Reply(status=403 if case == "denied" else 503))
+    pins = {"other address": "/m?v=2", "pinned": f"/m?signature=hush#sha256={'0' * 64}"}
+    if case in pins:
+        settings = settings.model_copy(update={"model_uri": SecretStr(web.url + pins[case])})
+    if case == "by hand":
+        settings.zip_path.write_bytes(policy("by hand"))
+
+    with pytest.raises(ModelError, match=r"answered 503|access denied"):
+        bring_files(settings, check=pass_any)
+
+
+def test_damaged_record_is_no_error(web: WebServer, settings: Settings) -> None:
+    address = web.answer("/m", Reply(NEW, headers={"ETag": '"1"'}))
+    for record in ("", "[]", "{}", '{"saved_model.zip": {"x": 1}}', '{"saved_model.zip": 1}'):
+        settings.home.mkdir(exist_ok=True)
+        (settings.home / ".fetched.json").write_text(record)
+        fetch(settings, address)
+    assert [headers.get("if-none-match") for _, headers in web.asked] == [None] * 5
+
+
+def test_only_one_of_two_may_come_from_afar(web: WebServer, tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "home", model_uri=SecretStr(web.answer("/m", Reply(NEW))))
+    before = put_old(settings)
+
+    bring_files(settings, check=pass_any)
+
+    assert settings.zip_path.read_bytes() == NEW
+    assert settings.schema_path.read_bytes() == before["schema.yaml"]
+
+
+def test_setting_that_is_no_address_is_named(tmp_path: Path) -> None:
+    for field_name in ("model_uri", "schema_uri"):
+        settings = Settings(home=tmp_path).model_copy(update={field_name: SecretStr("ftp://x")})
+        with pytest.raises(SettingsError, match=f"^POLICY_SERVER_{field_name.upper()}: expected"):
+            bring_files(settings, check=pass_any)
+
+
+def test_addresses_do_not_show_in_the_settings_text() -> None:
+    assert "hush" not in repr(Settings(model_uri=SecretStr("https://h/p?hush")))
+
+
+def test_without_addresses_nothing_is_made(tmp_path: Path) -> None:
+    bring_files(Settings(home=tmp_path / "home"), check=pass_any)
+
+    assert not (tmp_path / "home").exists()
+
+
+def test_folder_that_cannot_be_written_is_one_line(web: WebServer, tmp_path: Path) -> None:
+    (tmp_path / "home").touch()
+
+    with pytest.raises(ModelError, match=r"home: can't be changed: File exists"):
+        fetch(Settings(home=tmp_path / "home"), web.answer("/m", Reply(NEW)))
+
+
+def test_servers_that_start_together_fetch_once(web: WebServer, settings: Settings) -> None:
+    address = web.answer("/m", Reply(NEW, headers={"ETag": '"1"'}))
+    states: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: states.extend(fetch(settings, address))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(states) == ["fetched", "unchanged", "unchanged", "unchanged"]
+
+
+# The command
+
+
+@pytest.fixture
+def _logging_as_it_was() -> Iterator[None]:
+    """The command configures logging for its process, which here is the tests'."""
+    names = ("policy_server", "uvicorn", "uvicorn.access", "uvicorn.error")
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(item.handlers, item.propagate, item.level) for item in loggers]
+    yield
+    for item, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        item.handlers, item.propagate = handlers, propagate
+        item.setLevel(level)
+
+
+@pytest.mark.usefixtures("_logging_as_it_was")
+def test_command_fetches_pair_and_says_so(
+    web: WebServer,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("POLICY_SERVER_HOME", str(settings.home))
+    model = web.answer("/m", Reply(SERVABLE, headers={"ETag": '"1"'}))
+    schema = web.answer("/s", Reply(SCHEMA))
+
+    code, out, err = type_in("fetch", f"{model}?hush", "--schema-uri", schema)
+
+    assert code == 0
+    assert out == (
+        f"fetched {settings.schema_path}: {len(SCHEMA)} bytes, sha256 {digest(SCHEMA)}\n"
+        f"  from {schema}\n"
+        f"fetched {settings.zip_path}: {len(SERVABLE)} bytes, sha256 {digest(SERVABLE)}\n"
+        f"  from {model}?...\n"
+        "serve the policy:  uvicorn app:app\n"
+    )
+    events = [json.loads(line)["event"] for line in err.splitlines()]
+    assert events[:2] == ["fetch_started", "fetched"]
+    assert generate.main(["fetch", f"{model}?hush"]) == 0
+    assert capsys.readouterr().out.startswith(f"has already {settings.zip_path}: ")
+
+
+class _Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("_logging_as_it_was")
+def test_command_draws_a_bar_on_a_terminal(web: WebServer, settings: Settings) -> None:
+    terminal = _Terminal()
+    written = BytesIO(SERVABLE)
+    with zipfile.ZipFile(written, "a") as archive:
+        archive.writestr("assets/padding", os.urandom(200_000))
+    big = written.getvalue()
+    address = web.answer("/m", Reply(big, announced=len(big) + 1), Reply(big))
+
+    lines = list(fetch_command(address, None, settings, terminal=terminal))
+
+    assert lines[0] == f"fetched {settings.zip_path}: {len(big)} bytes, sha256 {digest(big)}"
+    assert re.search(rf"\] \d+ of {len(big)}", terminal.getvalue())
+    assert terminal.getvalue().endswith("\r\x1b[K")
+
+
+@pytest.mark.usefixtures("_logging_as_it_was")
+def test_command_without_a_schema_says_how_to_get_one(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("POLICY_SERVER_HOME", str(settings.home))
+    Path("it.zip").write_bytes(SERVABLE)
+
+    assert generate.main(["fetch", "it.zip"]) == 0
+
+    assert "generate.py schema --output schema.yaml" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_logging_as_it_was")
+def test_command_says_what_is_wrong(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("POLICY_SERVER_HOME", str(settings.home))
+
+    assert generate.main(["fetch", "none.zip"]) == 1
+    assert generate.main(["fetch", "ftp://x", "--schema-uri", "x"]) == 2
+    assert generate.main(["fetch", "x", "--schema-uri", "s3://x"]) == 2
+
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("generate.py: ")][-2:] == [
+        "generate.py: URI: expected s3://, gs://, https://, file:// or a path, got ftp://",
+        "generate.py: --schema-uri: expected s3://bucket/key, got s3://x",
+    ]
+
+
+@pytest.mark.usefixtures("_logging_as_it_was")
+def test_command_does_not_replace_a_policy_by_one_that_the_schema_does_not_fit(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("POLICY_SERVER_HOME", str(settings.home))
+    put_old(settings)
+    settings.schema_path.write_bytes((EXAMPLES / "mouse_and_cheese/schema.yaml").read_bytes())
+    before = contents(settings.home)
+
+    assert generate.main(["fetch", str(EXAMPLES / "lpoc/saved_model.zip")]) == 1
+
+    assert "gives 6 values, the policy expects 11; fetch the policy's own schema.yaml" in (
+        capsys.readouterr().err
+    )
+    assert contents(settings.home) == before
+
+
+@pytest.mark.usefixtures("_logging_as_it_was")
+def test_command_fetches_a_first_policy_beside_the_schema_that_the_project_ships(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("POLICY_SERVER_HOME", str(settings.home))
+    settings.home.mkdir()
+    settings.schema_path.write_bytes((EXAMPLES / "mouse_and_cheese/schema.yaml").read_bytes())
+
+    assert generate.main(["fetch", str(EXAMPLES / "lpoc/saved_model.zip")]) == 0
+
+    assert "schema.yaml is the example's (mouse_and_cheese); draft" in capsys.readouterr().out
+    assert settings.zip_path.exists()

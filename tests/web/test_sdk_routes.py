@@ -1,0 +1,136 @@
+"""The routes that give client libraries."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path, PurePosixPath
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from policy_server.errors import SdkError
+from policy_server.metrics import Metrics
+from policy_server.sdk import BUNDLE, Document, SdkStore, files_of
+from policy_server.sdk.generator import Files
+from policy_server.sdk.languages import Language
+from policy_server.web.gate import Gate
+from policy_server.web.problems import install_error_handlers
+from policy_server.web.sdk_routes import client_routes
+from tests.web.harness import assert_error, assert_invalid, serve
+
+DOCUMENT: Document = {"info": {"title": "a", "version": "1"}, "paths": {}, "components": {}}
+
+
+class Generator:
+    """Writes the address that an SDK calls, when the gate is open."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.error: SdkError | None = None
+
+    async def __call__(self, document: Document, language: Language) -> Files:
+        await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        address = document["servers"][0]["url"].encode()
+        return {
+            PurePosixPath("address"): address,
+            PurePosixPath("language"): language.name.encode(),
+        }
+
+
+def client_of(folder: Path, generator: Generator, *, wait_s: float = 30) -> httpx.AsyncClient:
+    app = FastAPI()
+    store = SdkStore(folder, generate=generator)
+    app.include_router(client_routes(store, lambda: DOCUMENT, wait_s=wait_s))
+    install_error_handlers(app)
+    gate = Gate(
+        app,
+        streams=app,
+        api_key=None,
+        root_path="",
+        max_batch_body_bytes=1024,
+        max_body_bytes=1,
+        metrics=Metrics(),
+    )
+    transport = httpx.ASGITransport(gate, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://somewhere")
+
+
+async def test_clients_of_one_language_are_a_zip_of_its_files(tmp_path: Path) -> None:
+    async with client_of(tmp_path, Generator()) as client:
+        response = await client.get("/clients/typescript")
+
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/zip"
+    assert response.headers["content-disposition"] == (
+        'attachment; filename="policy-client-typescript.zip"'
+    )
+    assert files_of(response.content)[PurePosixPath("typescript/language")] == b"typescript"
+
+
+async def test_clients_are_one_zip_with_four_languages(tmp_path: Path) -> None:
+    async with client_of(tmp_path, Generator()) as client:
+        response = await client.get("/clients/")
+
+    assert response.headers["content-disposition"] == 'attachment; filename="policy-clients.zip"'
+    assert {path.parts[0] for path in files_of(response.content)} == set(BUNDLE)
+
+
+async def test_sdk_calls_this_machine_whatever_name_the_client_used(tmp_path: Path) -> None:
+    async with client_of(tmp_path, Generator()) as client:
+        response = await client.get("/clients/go", headers={"host": "evil.example"})
+
+    assert files_of(response.content)[PurePosixPath("go/address")] == b"http://localhost:8000"
+
+
+async def test_zip_that_the_client_has_is_not_sent_again(tmp_path: Path) -> None:
+    async with client_of(tmp_path, Generator()) as client:
+        first = await client.get("/clients/r")
+        etag = first.headers["etag"]
+        second = await client.get("/clients/r", headers={"if-none-match": f'"old", W/{etag}'})
+        other = await client.get("/clients/java", headers={"if-none-match": etag})
+
+    assert (second.status_code, second.content) == (304, b"")
+    assert second.headers["etag"] == etag
+    assert other.status_code == 200
+
+
+async def test_who_asks_while_it_is_generated_is_told_to_ask_again(tmp_path: Path) -> None:
+    generator = Generator()
+    generator.gate.clear()
+    async with client_of(tmp_path, generator, wait_s=0.01) as client:
+        early = await client.get("/clients/python")
+        generator.gate.set()
+        for _ in range(100):
+            late = await client.get("/clients/python")
+            if late.status_code == 200:
+                break
+            await asyncio.sleep(0.02)
+
+    assert_error(early, 503, "being generated", "try again")
+    assert early.headers["retry-after"] == "5"
+    assert files_of(late.content)
+
+
+async def test_generator_that_fails_is_a_500_in_words(tmp_path: Path) -> None:
+    generator = Generator()
+    generator.error = SdkError("the generator failed; the log has its output")
+    async with client_of(tmp_path, generator) as client:
+        assert_error(await client.get("/clients/python"), 500, "the generator failed")
+
+
+@pytest.mark.parametrize("route", ["/clients", "/clients/", "/clients/python"])
+async def test_clients_need_the_key(route: str) -> None:
+    async with serve(key=None) as client:
+        assert_error(await client.get(route), 401, "no access key")
+
+
+async def test_unknown_language_is_invalid_and_names_the_known_ones() -> None:
+    async with serve() as client:
+        response = await client.get("/clients/rust")
+
+    assert_invalid(response, "path.language")
+    assert "kotlin" in response.json()["detail"][0]["msg"]
