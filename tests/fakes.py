@@ -9,16 +9,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.policy import (
     ActionComponent,
     ActionOutput,
     ComponentKind,
-    Float32Array,
-    Float64Array,
-    Int64Array,
+    PolicyInputs,
     PolicyOutputs,
     PolicySignature,
     SignatureTensor,
@@ -81,6 +78,7 @@ class FakeBackend:
         gate: calls wait for it.
         is_up: what `is_ready` answers.
         actions: the graph's own action and probability, where the family is unknown.
+        capacity: how many calls it says that it computes at the same time.
     """
 
     signature: PolicySignature
@@ -92,14 +90,11 @@ class FakeBackend:
     is_up: bool = True
     actions: tuple[Sequence[float], float] = ((), float("nan"))
 
-    async def infer(
-        self,
-        observations: Float32Array | Float64Array,
-        *,
-        is_deterministic: NDArray[np.bool_],
-        seeds: Int64Array,
-    ) -> PolicyOutputs:
+    capacity: int = 1
+
+    async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
         """Answer as a real backend does, or fail."""
+        observations = inputs.observations
         self.batches.append(len(observations))
         if self.gate is not None:
             await self.gate.wait()
@@ -107,14 +102,19 @@ class FakeBackend:
             raise self.error
         rows = len(observations)
         if self.signature.components is None:
-            values, chance = self.actions
-            return PolicyOutputs(np.tile(values, (rows, 1)), np.full(rows, math.log(chance)), None)
-        inputs = np.tile(np.array(self.bias, np.float32), (rows, 1))
-        inputs[:, 0] += observations[:, 0].astype(np.float32)
+            actions, chance = self.actions
+            return PolicyOutputs(np.tile(actions, (rows, 1)), np.full(rows, math.log(chance)), None)
+        values = np.tile(np.array(self.bias, np.float32), (rows, 1))
+        values[:, 0] += observations[:, 0].astype(np.float32)
         distribution = ActionDistribution(
             self.signature.components, is_greedy=self.signature.is_value_based
         )
-        return distribution.answer(inputs, is_deterministic=is_deterministic, seeds=seeds)
+        return distribution.answer(
+            values,
+            is_deterministic=inputs.is_deterministic,
+            seeds=inputs.seeds,
+            wants_distribution=inputs.wants_distribution,
+        )
 
     async def is_ready(self) -> bool:
         """Return what the test set."""

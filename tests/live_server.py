@@ -13,16 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import uvicorn
-from numpy.typing import NDArray
 
 from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.policy import (
     ActionComponent,
     ActionOutput,
-    Float32Array,
-    Float64Array,
-    Int64Array,
     PolicyBackend,
+    PolicyInputs,
     PolicyOutputs,
     PolicySignature,
     SignatureTensor,
@@ -58,17 +55,15 @@ class _FixedPolicy:
         basis="structure",
     )
 
-    async def infer(
-        self,
-        observations: Float32Array | Float64Array,
-        *,
-        is_deterministic: NDArray[np.bool_],
-        seeds: Int64Array,
-    ) -> PolicyOutputs:
+    capacity = 1
+
+    async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
         assert self.signature.components is not None
         distribution = ActionDistribution(self.signature.components)
-        inputs = np.tile(np.log(np.array(_PROBABILITIES, np.float32)), (len(observations), 1))
-        return distribution.answer(inputs, is_deterministic=is_deterministic, seeds=seeds)
+        values = np.tile(np.log(np.array(_PROBABILITIES, np.float32)), (len(inputs), 1))
+        return distribution.answer(
+            values, is_deterministic=inputs.is_deterministic, seeds=inputs.seeds
+        )
 
     async def is_ready(self) -> bool:
         return True

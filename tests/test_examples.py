@@ -13,6 +13,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.utils.seeding import np_random
 
 from policy_server.formats.saved_model import LoadedPolicy, load_policy
+from policy_server.policy import PolicyInputs
 from policy_server.schema import ServerSchema, read_schema
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -54,7 +55,7 @@ def mean_return(name: str, policy: LoadedPolicy | None, *, episodes: int) -> flo
                 named = environment.named_observation(observation)
                 row = flat_values(named)[None].astype(np.float32)
                 seeds = np.full(1, -1)
-                outputs = policy.infer(row, is_deterministic=np.ones(1, np.bool_), seeds=seeds)
+                outputs = policy.infer(PolicyInputs.of(row, is_deterministic=True, seeds=seeds))
                 action = environment.action_from(outputs.actions[0].tolist())
             observation, reward, is_terminated, is_truncated, _ = environment.step(action)
             total += reward

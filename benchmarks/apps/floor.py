@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import numpy as np
-from numpy.typing import NDArray
 
 from policy_server.backends.local import open_local_backend
 from policy_server.formats.model_files import identify_model, prepare_model
@@ -15,10 +14,8 @@ from policy_server.metrics import Metrics
 from policy_server.policy import (
     ActionComponent,
     ActionOutput,
-    Float32Array,
-    Float64Array,
-    Int64Array,
     PolicyBackend,
+    PolicyInputs,
     PolicyOutputs,
     PolicySignature,
     SignatureTensor,
@@ -51,15 +48,11 @@ class ConstantBackend:
         basis="structure",
     )
 
-    async def infer(
-        self,
-        observations: Float32Array | Float64Array,
-        *,
-        is_deterministic: NDArray[np.bool_],  # noqa: ARG002 -- the protocol's
-        seeds: Int64Array,  # noqa: ARG002 -- the protocol's
-    ) -> PolicyOutputs:
+    capacity = 1
+
+    async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
         """Answer B observations alike."""
-        rows = len(observations)
+        rows = len(inputs)
         action, probability = CONSTANT_ANSWER
         return PolicyOutputs(
             np.full((rows, 1), float(action)),

@@ -20,7 +20,7 @@ from policy_server.backends.ray.cluster import joined_ray
 from policy_server.engine.network import CompiledPolicy
 from policy_server.formats.compiling_process import find_compiled
 from policy_server.formats.model_files import identify_model, prepare_model
-from policy_server.policy import PolicyOutputs
+from policy_server.policy import PolicyInputs, PolicyOutputs
 from policy_server.schema import read_schema
 from policy_server.settings import Settings, read_settings
 
@@ -39,7 +39,7 @@ class BatchingReplica(PolicyReplica):
     @serve.batch(max_batch_size=_MAX_BATCH_SIZE, batch_wait_timeout_s=0)
     async def draw(self, rows: list[Any]) -> list[tuple[int, float]]:
         """Draw an action for each row."""
-        outputs = await self.infer(np.array(rows, np.float32), *_draws(len(rows)))
+        outputs = await self.infer(_draws(rows))
         return [_answer(outputs, index) for index in range(len(rows))]
 
 
@@ -50,7 +50,7 @@ def default() -> FastAPI:
         infer = handle.options(method_name="infer")
 
         async def ask(row: list[float]) -> Answer:
-            outputs = await infer.remote(np.array([row], np.float32), *_draws(1))
+            outputs = await infer.remote(_draws([row]))
             action, probability = _answer(outputs, 0)
             return Answer(actions=[action], probability=probability)
 
@@ -76,8 +76,8 @@ def tuned() -> FastAPI:
     return _application(BatchingReplica, ask_by)
 
 
-def _draws(rows: int) -> tuple[Any, Any]:
-    return np.zeros(rows, bool), np.full(rows, -1, np.int64)
+def _draws(rows: list[Any]) -> PolicyInputs:
+    return PolicyInputs.of(np.array(rows, np.float32))
 
 
 def _answer(outputs: PolicyOutputs, index: int) -> tuple[int, float]:

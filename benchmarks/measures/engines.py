@@ -20,6 +20,7 @@ from benchmarks.progress import say
 from benchmarks.results import EngineCell, Results
 from policy_server.errors import PolicyServerError
 from policy_server.formats.model_files import prepare_model
+from policy_server.policy import PolicyInputs
 from policy_server.schema import read_schema
 from policy_server.settings import Engine, Settings
 
@@ -68,9 +69,9 @@ def _measure(home: Path) -> dict[str, Any]:
 def _cell(engine: str, policy: Any, batch: int) -> EngineCell:  # noqa: ANN401 -- one class an engine
     width = policy.signature.observation_width
     rows = np.random.default_rng(0).uniform(0, 5, (batch, width)).astype(np.float32)
-    is_deterministic, seeds = np.zeros(batch, bool), np.full(batch, -1, np.int64)
+    inputs = PolicyInputs.of(rows)
     forward = _forward(policy)
-    call_us = median_us(lambda: policy.infer(rows, is_deterministic=is_deterministic, seeds=seeds))
+    call_us = median_us(lambda: policy.infer(inputs))
     return EngineCell(
         engine=engine,
         batch=batch,

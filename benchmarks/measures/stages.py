@@ -37,10 +37,8 @@ from policy_server.engine.network import CompiledPolicy, NetworkPolicy
 from policy_server.metrics import Metrics
 from policy_server.observations import ObservationSpace
 from policy_server.policy import (
-    Float32Array,
-    Float64Array,
-    Int64Array,
     PolicyBackend,
+    PolicyInputs,
     PolicyOutputs,
 )
 from policy_server.schema import ServerSchema, read_schema
@@ -194,14 +192,10 @@ async def _queue_us(compiled: CompiledPolicy, batch: int) -> float:
 
         signature = compiled.signature
 
-        async def infer(
-            self,
-            observations: Float32Array | Float64Array,
-            *,
-            is_deterministic: NDArray[np.bool_],
-            seeds: Int64Array,
-        ) -> PolicyOutputs:
-            assert len(observations) == len(is_deterministic) == len(seeds)
+        capacity = 1
+
+        async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+            assert len(inputs) == len(outputs)
             return outputs
 
         async def is_ready(self) -> bool:
@@ -223,11 +217,7 @@ def _rows(batch: int) -> NDArray[np.float32]:
 
 
 def _outputs(compiled: CompiledPolicy, batch: int) -> PolicyOutputs:
-    return NetworkPolicy(compiled).infer(
-        _rows(batch),
-        is_deterministic=np.zeros(batch, bool),
-        seeds=np.full(batch, -1, np.int64),
-    )
+    return NetworkPolicy(compiled).infer(PolicyInputs.of(_rows(batch)))
 
 
 def _policy_us(compiled: CompiledPolicy, batch: int) -> dict[str, float]:

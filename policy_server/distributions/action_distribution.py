@@ -155,6 +155,7 @@ class ActionDistribution:
         *,
         is_deterministic: NDArray[np.bool_],
         seeds: Int64Array,
+        wants_distribution: bool = True,
     ) -> PolicyOutputs:
         """Answer rows of one forward pass, each with its draw or its mode.
 
@@ -162,6 +163,7 @@ class ActionDistribution:
             inputs: float32[B, K], `action_dist_inputs`.
             is_deterministic: bool[B]; True takes the mode, False a draw.
             seeds: int64[B]; the seed of a row's draw, or -1 for an independent one.
+            wants_distribution: whether the answers hold `inputs`.
 
         Returns:
             The answers, in the units that actions are answered in.
@@ -169,9 +171,10 @@ class ActionDistribution:
         Raises:
             DistributionError: if a row is no distribution.
         """
+        kept = inputs if wants_distribution else None
         if self.is_greedy:
             actions = self.in_environment_units(self.mode(inputs))
-            return PolicyOutputs(actions, np.zeros(len(inputs)), inputs)
+            return PolicyOutputs(actions, np.zeros(len(inputs)), kept)
         reading = self._read(inputs)
         modes = np.count_nonzero(is_deterministic)
         if modes == len(is_deterministic):
@@ -181,7 +184,7 @@ class ActionDistribution:
             if modes:
                 values[is_deterministic] = self._unsquashed_modes(inputs[is_deterministic])
         actions = self.in_environment_units(self._squash(values))
-        return PolicyOutputs(actions, self._log_probability(reading, values, actions), inputs)
+        return PolicyOutputs(actions, self._log_probability(reading, values, actions), kept)
 
     def mode(self, inputs: NDArray[np.floating[Any]]) -> Float64Array:
         """Return each row's deterministic action, as RLlib takes it with exploration off.

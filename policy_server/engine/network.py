@@ -6,7 +6,9 @@ NumPy takes ten. The operations are those of `numpy_operations`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +19,14 @@ from numpy.typing import NDArray
 
 from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.engine.operations import OPERATIONS
-from policy_server.policy import Int64Array, PolicyOutputs, PolicySignature
+from policy_server.errors import DistributionError
+from policy_server.policy import (
+    Int64Array,
+    PolicyInputs,
+    PolicyOutputs,
+    PolicySignature,
+    refuse_memory_and_masks,
+)
 
 __all__ = [
     "FAILURES",
@@ -35,6 +44,9 @@ Array = NDArray[Any]
 
 # So many rows are computed at once: what lies between two layers then stays in the cache.
 _ROWS_AT_ONCE = 512
+# The sizes of the calls whose times tell that of every call, and how often each is tried.
+_MEASURED_ROWS = (1, 33)
+_MEASURED_TIMES = 3
 _SUMS = ("Add", "AddV2", "BiasAdd")
 _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "Relu": lambda x: np.maximum(x, 0, out=x),
@@ -181,19 +193,11 @@ class NetworkPolicy:
         assert components is not None, "only a policy of a known family is compiled"
         self._actions = ActionDistribution(components, is_greedy=self.signature.is_value_based)
 
-    def infer(
-        self,
-        observations: NDArray[np.floating[Any]],
-        *,
-        is_deterministic: NDArray[np.bool_],
-        seeds: Int64Array,
-    ) -> PolicyOutputs:
-        """Answer B observations; see `PolicyBackend.infer`.
+    def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+        """Answer B observations; see `Policy.infer`.
 
         Args:
-            observations: float[B, observation_width].
-            is_deterministic: bool[B]; True asks for the mode, False for a draw.
-            seeds: int64[B]; the seed of a row's draw, or -1 for an independent one.
+            inputs: the observations, and what is asked of each.
 
         Returns:
             The answers.
@@ -202,30 +206,58 @@ class NetworkPolicy:
             IndexError, ValueError, TypeError, ZeroDivisionError: if the network can't compute an
                 observation (`FAILURES`).
             DistributionError: if the network's outputs are no distribution.
+            UnsupportedAnswerError: if a memory or a mask is given.
         """
-        total = len(observations)
+        refuse_memory_and_masks(inputs)
+        total = len(inputs)
         if total <= _ROWS_AT_ONCE:
-            return self._infer(observations, is_deterministic, seeds)
-        parts = [slice(first, first + _ROWS_AT_ONCE) for first in range(0, total, _ROWS_AT_ONCE)]
-        answers = [
-            self._infer(observations[part], is_deterministic[part], seeds[part]) for part in parts
-        ]
-        return PolicyOutputs(
-            np.concatenate([answer.actions for answer in answers]),
-            np.concatenate([answer.log_probability for answer in answers]),
-            np.concatenate([answer.distribution for answer in answers]),
+            return self._infer(inputs)
+        return PolicyOutputs.joined(
+            [
+                self._infer(inputs.part(first, first + _ROWS_AT_ONCE))
+                for first in range(0, total, _ROWS_AT_ONCE)
+            ]
         )
 
-    def _infer(
-        self,
-        observations: NDArray[np.floating[Any]],
-        is_deterministic: NDArray[np.bool_],
-        seeds: Int64Array,
-    ) -> PolicyOutputs:
+    def seconds_for(self, rows: int) -> float:
+        """Return about how long a call takes; see `Policy.seconds_for`.
+
+        Args:
+            rows: how many observations the call has.
+        """
+        for_one, for_another = self._cost
+        return for_one + (rows - 1) * for_another
+
+    @functools.cached_property
+    def _cost(self) -> tuple[float, float]:
+        """Return the seconds for one observation, and for each further one, as measured now."""
+        width = self.signature.observation_width
+        assert width is not None, "only a policy of a known width is compiled"
+        fewest, most = (
+            self._seconds(np.zeros((rows, width), self.signature.row_dtype))
+            for rows in _MEASURED_ROWS
+        )
+        return fewest, max(most - fewest, 0.0) / (_MEASURED_ROWS[1] - _MEASURED_ROWS[0])
+
+    def _seconds(self, rows: Array) -> float:
+        inputs = PolicyInputs.of(rows)
+        taken = []
+        for _ in range(_MEASURED_TIMES):
+            started = time.perf_counter()
+            # A policy may refuse an observation of zeros; that takes its time too.
+            with contextlib.suppress(*FAILURES, DistributionError):
+                self._infer(inputs)
+            taken.append(time.perf_counter() - started)
+        return min(taken)
+
+    def _infer(self, asked: PolicyInputs) -> PolicyOutputs:
         with np.errstate(all="ignore"):
-            inputs = seeded_apart(self._run, observations, seeds)
+            inputs = seeded_apart(self._run, asked.observations, asked.seeds)
         return self._actions.answer(
-            inputs.astype(np.float32, copy=False), is_deterministic=is_deterministic, seeds=seeds
+            inputs.astype(np.float32, copy=False),
+            is_deterministic=asked.is_deterministic,
+            seeds=asked.seeds,
+            wants_distribution=asked.wants_distribution,
         )
 
 

@@ -13,7 +13,7 @@ from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.errors import ExportError
 from policy_server.formats.saved_model import load_policy
 from policy_server.formats.saved_model.mlp_policy import Categorical, GreedyValues, MlpPolicy
-from policy_server.policy import Float32Array
+from policy_server.policy import Float32Array, PolicyInputs
 from policy_server.sb3_export.saved_policy import TrainedPolicy
 
 __all__ = ["prove_export"]
@@ -83,9 +83,7 @@ def _exported_answers(folder: Path, observations: Float32Array) -> _Answers:
     policy, rows = load_policy(folder), len(observations)
     if policy.signature.components is None or not policy.signature.is_proved:
         raise ExportError(f"the exported policy is not proved: {policy.signature.findings}")
-    outputs = policy.infer(
-        observations, is_deterministic=np.ones(rows, np.bool_), seeds=np.full(rows, -1)
-    )
+    outputs = policy.infer(PolicyInputs.of(observations, is_deterministic=True))
     assert outputs.distribution is not None
     answers: dict[str, NDArray[Any]] = {_Q_VALUES: outputs.distribution, _MODE: outputs.actions}
     parts = ActionDistribution(policy.signature.components).describe(outputs.distribution)

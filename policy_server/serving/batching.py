@@ -18,7 +18,13 @@ from policy_server.errors import (
     PolicyServerError,
 )
 from policy_server.metrics import Metrics
-from policy_server.policy import Float32Array, Float64Array, PolicyBackend, PolicyOutputs
+from policy_server.policy import (
+    Float32Array,
+    Float64Array,
+    PolicyBackend,
+    PolicyInputs,
+    PolicyOutputs,
+)
 
 __all__ = ["MicroBatcher"]
 
@@ -257,9 +263,11 @@ class MicroBatcher(Generic[Answers]):
         # Nobody waits longer than this, so that a call which hangs must not keep its place.
         async with asyncio.timeout_at(batch[-1].deadline):
             outputs = await self._backend.infer(
-                rows,
-                is_deterministic=np.array([waiting.is_deterministic for waiting in batch]),
-                seeds=np.array([waiting.seed for waiting in batch], np.int64),
+                PolicyInputs(
+                    rows,
+                    np.array([waiting.is_deterministic for waiting in batch]),
+                    np.array([waiting.seed for waiting in batch], np.int64),
+                )
             )
         self._metrics.observe_stage("policy", time.perf_counter() - started)
         return outputs

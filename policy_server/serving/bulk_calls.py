@@ -25,6 +25,7 @@ from policy_server.policy import (
     Float64Array,
     Int64Array,
     PolicyBackend,
+    PolicyInputs,
     PolicyOutputs,
 )
 
@@ -125,9 +126,7 @@ class BulkCalls:
         started, count = time.perf_counter(), len(rows.seeds)
         try:
             outputs = await self._backend.infer(
-                rows.observations,
-                is_deterministic=np.full(count, rows.is_deterministic),
-                seeds=rows.seeds,
+                PolicyInputs(rows.observations, np.full(count, rows.is_deterministic), rows.seeds)
             )
         except TimeoutError:
             raise

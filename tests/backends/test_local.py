@@ -12,6 +12,7 @@ import pytest
 from policy_server.backends.local import open_local_backend
 from policy_server.errors import ModelError
 from policy_server.formats.model_files import identify_model
+from policy_server.policy import PolicyInputs
 from policy_server.schema import ServerSchema
 from policy_server.settings import Settings
 from tests.formats.saved_model.hand_built import Part, V1Policy, observations
@@ -26,9 +27,7 @@ async def test_policy_answers_on_a_thread_of_its_own(tmp_path: Path) -> None:
     model = identify_model(built.save(tmp_path / "m"))
     async with open_local_backend(model, ServerSchema(), TENSORFLOW) as backend:
         threads = [thread.name for thread in threading.enumerate()]
-        outputs = await backend.infer(
-            rows, is_deterministic=np.ones(len(rows), bool), seeds=np.full(len(rows), -1)
-        )
+        outputs = await backend.infer(PolicyInputs.of(rows, is_deterministic=True))
         assert await backend.is_ready()
         assert backend.signature.family == "categorical(3)"
 
@@ -44,9 +43,7 @@ async def test_event_loop_stays_free_while_the_policy_answers(tmp_path: Path) ->
     model = identify_model(built.save(tmp_path / "m"))
     async with open_local_backend(model, ServerSchema(), TENSORFLOW) as backend:
         rows = observations(4096).astype(np.float32)
-        call = asyncio.ensure_future(
-            backend.infer(rows, is_deterministic=np.zeros(4096, bool), seeds=np.full(4096, -1))
-        )
+        call = asyncio.ensure_future(backend.infer(PolicyInputs.of(rows)))
         await asyncio.sleep(0)
         assert not call.done()
         assert (await call).actions.shape == (4096, 1)
@@ -62,12 +59,12 @@ async def test_compiled_policy_is_kept_and_gives_the_same_answers(tmp_path: Path
     built = V1Policy()
     folder = built.save(tmp_path / "m")
     rows = observations(8).astype(np.float32)
-    ask = {"is_deterministic": np.zeros(8, bool), "seeds": np.arange(8)}
+    inputs = PolicyInputs.of(rows, seeds=np.arange(8))
     outputs = []
     for engine in ("tensorflow", "numpy", "auto"):
         settings = Settings(engine=engine)
         async with open_local_backend(identify_model(folder), ServerSchema(), settings) as backend:
-            outputs.append((backend.signature.engine, await backend.infer(rows, **ask)))
+            outputs.append((backend.signature.engine, await backend.infer(inputs)))
 
     engines = [engine for engine, _ in outputs]
     assert engines == ["tensorflow", "numpy", "numpy"]

@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 from policy_server.engine.network import CompiledPolicy, NetworkPolicy, NumpyNetwork, Step
 from policy_server.policy import (
     ActionComponent,
-    Float32Array,
-    Float64Array,
-    Int64Array,
+    PolicyInputs,
     PolicyOutputs,
 )
 from policy_server.serving.batching import MicroBatcher
@@ -40,11 +38,8 @@ def test_compiled_policy_answers_from_its_network() -> None:
     network = NumpyNetwork({}, (Step("Neg", (0,), 1),), result=1, registers=2)
     policy = NetworkPolicy(CompiledPolicy(signature, network))
 
-    outputs = policy.infer(
-        np.array([[5.0, 0.0], [0.0, 5.0]], np.float32),
-        is_deterministic=np.array([True, True]),
-        seeds=np.array([-1, -1]),
-    )
+    rows = np.array([[5.0, 0.0], [0.0, 5.0]], np.float32)
+    outputs = policy.infer(PolicyInputs.of(rows, is_deterministic=True))
 
     assert outputs.actions.tolist() == [[1.0], [0.0]]
     assert outputs.probability == pytest.approx(1 / (1 + np.exp(-5.0)))
@@ -96,12 +91,10 @@ def test_many_rows_are_answered_as_few_are() -> None:
     is_deterministic = np.arange(1100) % 3 == 0
     seeds = np.arange(1100)
 
-    whole = policy.infer(rows, is_deterministic=is_deterministic, seeds=seeds)
+    inputs = PolicyInputs(rows, is_deterministic, seeds)
+    whole = policy.infer(inputs)
 
-    parts = [
-        policy.infer(rows[part], is_deterministic=is_deterministic[part], seeds=seeds[part])
-        for part in (slice(0, 300), slice(300, 800), slice(800, 1100))
-    ]
+    parts = [policy.infer(inputs.part(*part)) for part in ((0, 300), (300, 800), (800, 1100))]
     assert whole.actions.tolist() == np.concatenate([part.actions for part in parts]).tolist()
     expected = np.concatenate([part.log_probability for part in parts])
     assert whole.log_probability == pytest.approx(expected)
@@ -145,7 +138,7 @@ def drawn(
     policy: NetworkPolicy, rows: NDArray[np.float32], seeds: NDArray[np.int64]
 ) -> PolicyOutputs:
     """Return draws."""
-    return policy.infer(rows, is_deterministic=np.zeros(len(rows), bool), seeds=seeds)
+    return policy.infer(PolicyInputs.of(rows, seeds=seeds))
 
 
 @seeded
@@ -175,15 +168,11 @@ async def test_seeded_draw_of_a_box_is_the_same_through_the_batcher() -> None:
         signature = policy.signature
         sizes: ClassVar[list[int]] = []
 
-        async def infer(
-            self,
-            observations: Float32Array | Float64Array,
-            *,
-            is_deterministic: NDArray[np.bool_],
-            seeds: Int64Array,
-        ) -> PolicyOutputs:
-            self.sizes.append(len(observations))
-            return policy.infer(observations, is_deterministic=is_deterministic, seeds=seeds)
+        capacity = 1
+
+        async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+            self.sizes.append(len(inputs))
+            return policy.infer(inputs)
 
         async def is_ready(self) -> bool:
             return True

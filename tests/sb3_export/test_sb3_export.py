@@ -24,6 +24,7 @@ from policy_server.formats.saved_model import load_policy
 from policy_server.formats.saved_model.mlp_policy import Normal
 from policy_server.formats.saved_model.writing import write_saved_model
 from policy_server.observations.models import observation_model
+from policy_server.policy import PolicyInputs
 from policy_server.sb3_export import export_policy
 from policy_server.sb3_export.describing import describe_policy
 from policy_server.sb3_export.draft import (
@@ -552,9 +553,7 @@ def test_policy_of_gym_answers_as_it_did_in_stable_baselines3_1(tmp_path: Path) 
     policy = load_policy(tmp_path / "model", read_schema(schema))
     cases = json.loads((folder / "cases.json").read_text())
     rows = np.array([case["raw"] for case in cases], np.float32)
-    outputs = policy.infer(
-        rows, is_deterministic=np.ones(len(rows), np.bool_), seeds=np.full(len(rows), -1)
-    )
+    outputs = policy.infer(PolicyInputs.of(rows, is_deterministic=True))
     assert outputs.distribution is not None
     (part,) = ActionDistribution(policy.signature.components or ()).describe(outputs.distribution)
     wanted = [case["expected"]["probabilities"] for case in cases]

@@ -19,7 +19,7 @@ from policy_server.errors import (
     UnsupportedAnswerError,
 )
 from policy_server.metrics import Metrics
-from policy_server.policy import PolicyOutputs
+from policy_server.policy import PolicyInputs, PolicyOutputs
 from policy_server.serving.batching import MicroBatcher
 from tests.fakes import FakeBackend, integer_backend
 
@@ -159,9 +159,9 @@ async def test_observation_whose_answer_cannot_be_finished_fails_alone(error: Ex
 
 async def test_search_for_a_bad_observation_keeps_the_deadline() -> None:
     class Slow(FakeBackend):
-        async def infer(self, observations: Any, **options: Any) -> Any:  # noqa: ANN401 -- the fake's own
+        async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
             await asyncio.sleep(0.04)
-            return await super().infer(observations, **options)
+            return await super().infer(inputs)
 
     known = integer_backend()
     backend = Slow(known.signature, known.bias, error=ValueError("no"))
@@ -341,9 +341,9 @@ async def test_rows_have_the_policys_own_precision() -> None:
     seen: list[np.dtype[Any]] = []
 
     class Recording(FakeBackend):
-        async def infer(self, observations: Any, **options: Any) -> Any:  # noqa: ANN401 -- recorded only
-            seen.append(observations.dtype)
-            return await super().infer(observations, **options)
+        async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+            seen.append(inputs.observations.dtype)
+            return await super().infer(inputs)
 
     fake = integer_backend()
     for dtype in ("float32", "int64"):

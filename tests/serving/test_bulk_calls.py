@@ -17,6 +17,7 @@ from policy_server.errors import (
     UnsupportedAnswerError,
 )
 from policy_server.metrics import Metrics
+from policy_server.policy import PolicyInputs, PolicyOutputs
 from policy_server.serving.bulk_calls import BulkCalls, BulkRows
 from tests.fakes import FakeBackend, integer_backend
 
@@ -86,10 +87,10 @@ async def test_row_to_blame_is_named_by_its_place_in_the_batch(
 
 async def test_failure_that_no_row_alone_brings_is_not_blamed_on_one() -> None:
     class TooMany(FakeBackend):
-        async def infer(self, observations, **options):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003, ANN202 -- the fake's own
-            if len(observations) > 1:
+        async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+            if len(inputs) > 1:
                 raise PolicyFailedError("too many")
-            return await super().infer(observations, **options)
+            return await super().infer(inputs)
 
     known = integer_backend()
 
@@ -112,10 +113,10 @@ async def test_other_errors_are_the_whole_batchs(error: PolicyServerError) -> No
 
 async def test_unforeseen_exception_is_told_without_its_text() -> None:
     class TooMany(FakeBackend):
-        async def infer(self, observations, **options):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003, ANN202 -- the fake's own
-            if len(observations) > 1:
+        async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+            if len(inputs) > 1:
                 raise ZeroDivisionError("secret")
-            return await super().infer(observations, **options)
+            return await super().infer(inputs)
 
     known = integer_backend()
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from policy_server.policy import PolicyInputs, PolicyOutputs
 from policy_server.schema import FLOAT32_MAX
 from tests.fakes import FakeBackend, components_of, integer_backend, signature_of
 from tests.web.harness import KEY, SCHEMA, build, serve
@@ -175,9 +176,9 @@ async def test_number_that_the_type_holds_arrives_exactly(dtype: str, values: li
     seen: list[list[float]] = []
 
     class Recording(FakeBackend):
-        async def infer(self, observations: Any, **options: Any) -> Any:  # noqa: ANN401 -- recorded only
-            seen.extend(observations.tolist())
-            return await super().infer(observations * 0, **options)
+        async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+            seen.extend(inputs.observations.tolist())
+            return await super().infer(replace(inputs, observations=inputs.observations * 0))
 
     known = backend_of(dtype)
     rows = [[value, 1, value] for value in values]

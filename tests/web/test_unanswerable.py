@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from policy_server.backends.local import open_local_backend
 from policy_server.formats.model_files import identify_model
+from policy_server.policy import PolicyInputs, PolicyOutputs
 from policy_server.schema import ServerSchema
 from policy_server.settings import Engine, Settings
 from tests.fakes import FakeBackend, integer_backend
@@ -115,10 +117,11 @@ async def test_bad_observation_costs_its_neighbours_nothing_and_is_logged_once(
 class LateNaN(FakeBackend):
     """A policy that leaves it to its caller to find what is no distribution."""
 
-    async def infer(self, observations: Any, **options: Any) -> Any:  # noqa: ANN401 -- the fake's own
+    async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
         """Answer with NaN among the distribution's inputs for an observation of 7."""
-        is_wrong = observations[:, 0] == 7.0
-        outputs = await super().infer(np.where(is_wrong[:, None], 0, observations), **options)
+        is_wrong = inputs.observations[:, 0] == 7.0
+        rows = np.where(is_wrong[:, None], np.float32(0), inputs.observations)
+        outputs = await super().infer(replace(inputs, observations=rows))
         assert outputs.distribution is not None
         outputs.distribution[is_wrong] = np.nan
         return outputs

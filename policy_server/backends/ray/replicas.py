@@ -13,9 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
@@ -35,9 +33,7 @@ from policy_server.errors import (
 )
 from policy_server.metrics import Metrics
 from policy_server.policy import (
-    Float32Array,
-    Float64Array,
-    Int64Array,
+    PolicyInputs,
     PolicyOutputs,
     PolicySignature,
 )
@@ -108,26 +104,14 @@ class PolicyReplica:
             self._calls = CallServer(self.infer, ray.util.get_node_ip_address())
         return await self._calls.address()
 
-    async def infer(
-        self,
-        observations: NDArray[np.floating[Any]],
-        is_deterministic: NDArray[np.bool_],
-        seeds: Int64Array,
-    ) -> PolicyOutputs:
+    async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
         """Answer B observations; see `PolicyBackend.infer`."""
-        outputs: PolicyOutputs = self._loaded().infer(
-            observations, is_deterministic=is_deterministic, seeds=seeds
-        )
+        outputs: PolicyOutputs = self._loaded().infer(inputs)
         return outputs
 
-    async def answer(
-        self,
-        observations: NDArray[np.floating[Any]],
-        is_deterministic: NDArray[np.bool_],
-        seeds: Int64Array,
-    ) -> PolicyOutputs | PolicyServerError:
+    async def answer(self, inputs: PolicyInputs) -> PolicyOutputs | PolicyServerError:
         """Answer as `infer` does, and return errors: Ray Serve logs those that are raised."""
-        return await answer_or_error(self.infer, observations, is_deterministic, seeds)
+        return await answer_or_error(self.infer, inputs)
 
     def _loaded(self) -> Any:  # noqa: ANN401 -- naming the type would import TensorFlow here
         if self._policy is None:
@@ -171,13 +155,7 @@ class RayBackend:
         """Return the signature of the policy that is served."""
         return self._signature
 
-    async def infer(
-        self,
-        observations: Float32Array | Float64Array,
-        *,
-        is_deterministic: NDArray[np.bool_],
-        seeds: Int64Array,
-    ) -> PolicyOutputs:
+    async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
         """Answer B observations with one call of one replica; see `PolicyBackend.infer`.
 
         A replica that dies meanwhile is no error: a prediction has no side effect, so another one
@@ -187,11 +165,11 @@ class RayBackend:
             async with asyncio.timeout(self._timeout_s):
                 for _ in range(_MOST_TRIES - 1):
                     try:
-                        return await self._call(observations, is_deterministic, seeds)
+                        return await self._call(inputs)
                     except (RayError, ConnectionLostError) as error:
                         logger.warning("replica_lost", extra={"reason": type(error).__name__})
                         self._metrics.count_replica_restart()
-                return await self._call_by_serve(observations, is_deterministic, seeds)
+                return await self._call_by_serve(inputs)
         except TimeoutError as error:
             raise OverloadedError(
                 f"no replica answered within {self._timeout_s:g} s; try again in a second"
@@ -200,6 +178,11 @@ class RayBackend:
             raise NotReadyError(
                 "no replica of the policy is alive; try again in a few seconds"
             ) from error
+
+    @property
+    def capacity(self) -> int:
+        """Return how many calls are computed at the same time: one a replica."""
+        return 1
 
     async def is_ready(self) -> bool:
         """Return whether an observation would be answered now."""
@@ -210,26 +193,14 @@ class RayBackend:
             return False
         return True
 
-    async def _call(
-        self,
-        observations: Float32Array | Float64Array,
-        is_deterministic: NDArray[np.bool_],
-        seeds: Int64Array,
-    ) -> PolicyOutputs:
+    async def _call(self, inputs: PolicyInputs) -> PolicyOutputs:
         if self._direct is not None and self._direct.is_connected:
-            return await self._direct.infer(observations, is_deterministic, seeds)
-        return await self._call_by_serve(observations, is_deterministic, seeds)
+            return await self._direct.infer(inputs)
+        return await self._call_by_serve(inputs)
 
-    async def _call_by_serve(
-        self,
-        observations: Float32Array | Float64Array,
-        is_deterministic: NDArray[np.bool_],
-        seeds: Int64Array,
-    ) -> PolicyOutputs:
+    async def _call_by_serve(self, inputs: PolicyInputs) -> PolicyOutputs:
         try:
-            answer: PolicyOutputs | PolicyServerError = await self._answer.remote(
-                observations, is_deterministic, seeds
-            )
+            answer: PolicyOutputs | PolicyServerError = await self._answer.remote(inputs)
         except RayTaskError as error:
             raise cause_of(error) from error
         if isinstance(answer, PolicyServerError):

@@ -20,11 +20,19 @@ from policy_server.formats.saved_model import slim_tensorflow as tf
 from policy_server.formats.saved_model.evidence import probe_rows
 from policy_server.formats.saved_model.graph import LOG_PROBABILITY, PROBABILITY, reason_of
 from policy_server.formats.saved_model.runner import GraphRunner
-from policy_server.policy import Int64Array, PolicyOutputs, PolicySignature
+from policy_server.policy import (
+    Int64Array,
+    PolicyInputs,
+    PolicyOutputs,
+    PolicySignature,
+    refuse_memory_and_masks,
+)
 
 __all__ = ["TensorFlowPolicy"]
 
 _WARM_UP_BATCHES = (1, 2, 8, 32)
+# A session's call of a small graph takes a tenth of this, which is still more than a thread does.
+_SECONDS_A_CALL = 1e-3
 # Rounding of a sum of probabilities.
 _LARGEST_LOG_PROBABILITY = 1e-5
 
@@ -85,9 +93,8 @@ class TensorFlowPolicy:
         return bool(drawn.log_probability.any())
 
     def _is_answered(self, rows: NDArray[np.floating[Any]]) -> bool:
-        size = len(rows)
         try:
-            self._infer(rows, np.zeros(size, bool), np.full(size, -1, np.int64))
+            self._infer(PolicyInputs.of(rows))
         except (DistributionError, tf.errors.OpError):
             return False
         return True
@@ -95,7 +102,7 @@ class TensorFlowPolicy:
     def _why_never_answered(self, rows: NDArray[np.floating[Any]], tried: int) -> ModelError:
         always = f"on each of {tried} observations that were tried"
         try:
-            self._infer(rows, np.zeros(1, bool), np.full(1, -1, np.int64))
+            self._infer(PolicyInputs.of(rows))
         except tf.errors.OpError as error:
             return ModelError(
                 f"saved_model.pb: the policy fails {always} ({reason_of(error)}); export it again"
@@ -128,19 +135,11 @@ class TensorFlowPolicy:
         """
         return self._runner.run([self._distribution_output], rows)[0]
 
-    def infer(
-        self,
-        observations: NDArray[np.floating[Any]],
-        *,
-        is_deterministic: NDArray[np.bool_],
-        seeds: Int64Array,
-    ) -> PolicyOutputs:
-        """Answer B observations; see `PolicyBackend.infer`.
+    def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+        """Answer B observations; see `Policy.infer`.
 
         Args:
-            observations: float[B, observation_width].
-            is_deterministic: bool[B]; True asks for the mode, False for a draw.
-            seeds: int64[B]; the seed of a row's draw, or -1 for an independent one.
+            inputs: the observations, and what is asked of each.
 
         Returns:
             The answers.
@@ -150,25 +149,32 @@ class TensorFlowPolicy:
             DistributionError: if its outputs are no distribution.
             UnsupportedAnswerError: if the graph alone can't give what is asked.
         """
+        refuse_memory_and_masks(inputs)
         try:
-            return self._infer(observations, is_deterministic, seeds)
+            return self._infer(inputs)
         except tf.errors.OpError as error:
             raise PolicyFailedError(
                 "the policy failed on this observation; the server's log has the reason"
             ) from error
 
-    def _infer(
-        self,
-        observations: NDArray[np.floating[Any]],
-        is_deterministic: NDArray[np.bool_],
-        seeds: Int64Array,
-    ) -> PolicyOutputs:
+    def seconds_for(self, rows: int) -> float:  # noqa: ARG002 -- TensorFlow's threads compute it
+        """Return about how long a call takes: even the smallest some tenths of a millisecond.
+
+        Args:
+            rows: how many observations the call has.
+        """
+        return _SECONDS_A_CALL
+
+    def _infer(self, asked: PolicyInputs) -> PolicyOutputs:
         if self._actions is None:
-            self._check_graph_can(is_deterministic, seeds)
-            return self._infer_by_graph(observations, is_deterministic)
-        inputs = seeded_apart(self.distribution_inputs, observations, seeds)
+            self._check_graph_can(asked.is_deterministic, asked.seeds)
+            return self._infer_by_graph(asked.observations, asked.is_deterministic)
+        inputs = seeded_apart(self.distribution_inputs, asked.observations, asked.seeds)
         return self._actions.answer(
-            inputs.astype(np.float32, copy=False), is_deterministic=is_deterministic, seeds=seeds
+            inputs.astype(np.float32, copy=False),
+            is_deterministic=asked.is_deterministic,
+            seeds=asked.seeds,
+            wants_distribution=asked.wants_distribution,
         )
 
     def _check_graph_can(self, is_deterministic: NDArray[np.bool_], seeds: Int64Array) -> None:

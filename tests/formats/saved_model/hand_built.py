@@ -19,7 +19,7 @@ from policy_server.distributions.action_distribution import (
     ComponentDistribution,
 )
 from policy_server.formats.saved_model import LoadedPolicy, load_policy
-from policy_server.policy import PolicyOutputs
+from policy_server.policy import Float32Array, Float64Array, PolicyInputs, PolicyOutputs
 
 # `policy_server.formats.saved_model` keeps TensorFlow's notes back while it is imported.
 import tensorflow as tf  # isort: skip
@@ -57,11 +57,13 @@ def answer(
     policy: LoadedPolicy, rows: NDArray[Any], *, is_deterministic: bool = False, seed: int = -1
 ) -> PolicyOutputs:
     """Return the policy's answers to all rows."""
-    size = len(rows)
+    typed: Float32Array | Float64Array = rows.astype(policy.signature.row_dtype)  # type: ignore[assignment]  # one of the two
     return policy.infer(
-        rows.astype(policy.signature.row_dtype),
-        is_deterministic=np.full(size, is_deterministic),
-        seeds=np.full(size, seed, np.int64),
+        PolicyInputs.of(
+            typed,
+            is_deterministic=is_deterministic,
+            seeds=[seed] * len(rows),
+        )
     )
 
 

@@ -16,6 +16,7 @@ from policy_server.errors import (
     UnsupportedAnswerError,
 )
 from policy_server.formats.saved_model import _without_noise
+from policy_server.policy import PolicyInputs
 from policy_server.schema import parse_schema
 from tests.formats.saved_model.hand_built import (
     FLOAT32_MIN,
@@ -290,13 +291,9 @@ def test_seeded_draw_of_tensorflow_is_the_same_to_the_last_bit_in_any_batch(
     seeds = np.where(np.arange(33) % 4 == 1, -1, np.arange(33))
 
     for size in (2, 8, 33):
-        together = policy.infer(
-            rows[:size], is_deterministic=np.zeros(size, bool), seeds=seeds[:size]
-        )
+        together = policy.infer(PolicyInputs.of(rows[:size], seeds=seeds[:size]))
         for row in np.flatnonzero(seeds[:size] >= 0):
-            alone = policy.infer(
-                rows[row : row + 1], is_deterministic=np.array([False]), seeds=seeds[row : row + 1]
-            )
+            alone = policy.infer(PolicyInputs.of(rows[row : row + 1], seeds=seeds[row : row + 1]))
             assert alone.actions[0].tobytes() == together.actions[row].tobytes()
 
 
@@ -319,9 +316,7 @@ def test_batch_of_draws_and_modes_is_told_apart_by_the_graph(tmp_path: Path) -> 
     policy = load_policy(V1Policy(parts=(Part("dirichlet", (3,)),)).save(tmp_path / "m"))
     rows = observations(4).astype(np.float32)
 
-    mixed = policy.infer(
-        rows, is_deterministic=np.array([True, False] * 2), seeds=np.full(4, -1, np.int64)
-    )
+    mixed = policy.infer(PolicyInputs(rows, np.array([True, False] * 2), np.full(4, -1)))
 
     sure = answer(policy, rows, is_deterministic=True)
     assert (mixed.actions[::2] == sure.actions[::2]).all()
@@ -461,7 +456,7 @@ def test_draws_and_modes_of_one_batch_are_told_apart(tmp_path: Path) -> None:
     rows = np.repeat(observations(1), 400, axis=0).astype(np.float32)
     is_deterministic = np.arange(400) % 2 == 0
 
-    mixed = policy.infer(rows, is_deterministic=is_deterministic, seeds=np.full(400, -1, np.int64))
+    mixed = policy.infer(PolicyInputs(rows, is_deterministic, np.full(400, -1)))
 
     best = built.expected_inputs(rows).argmax(axis=1)
     assert (mixed.actions[is_deterministic, 0] == best[is_deterministic]).all()
