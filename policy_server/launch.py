@@ -29,8 +29,8 @@ from policy_server.http_server import (
     release_connections,
     tune_web_sockets,
 )
-from policy_server.metrics import Metrics, MetricsExporter
-from policy_server.policy import PolicyBackend
+from policy_server.metrics import Metrics, MetricsExporter, PolicyMetrics
+from policy_server.policy import DEFAULT_POLICY, PolicyBackend
 from policy_server.ports import reason_of
 from policy_server.process_output import drain_output, take_output
 from policy_server.public_key import host_of, warn_of_public_key
@@ -76,6 +76,7 @@ def build_app() -> Application:
     warn_of_public_key(api_key, host=host_of(sys.argv))
 
     metrics = Metrics()
+    counted = metrics.of(DEFAULT_POLICY)
 
     @asynccontextmanager
     async def open_backend() -> AsyncIterator[PolicyBackend]:
@@ -89,11 +90,11 @@ def build_app() -> Application:
                 with _cancelled_by_signals(), named_as_example(settings.schema_path):
                     exporting = _exported(settings, metrics, process.worker)
                     exporter = await stack.enter_async_context(exporting)
-                    opening = _open_backend(settings, schema, metrics)
+                    opening = _open_backend(settings, schema, counted)
                     served = await stack.enter_async_context(opening)
                 exporter.foreign_url = served.ray_metrics_url
                 signature = served.backend.signature
-                metrics.describe_model(
+                counted.describe_model(
                     version=served.version,
                     family=signature.family,
                     load_seconds=time.monotonic() - started,
@@ -245,7 +246,7 @@ async def _share(exporter: MetricsExporter) -> None:
 
 @asynccontextmanager
 async def _open_backend(
-    settings: Settings, schema: ServerSchema, metrics: Metrics
+    settings: Settings, schema: ServerSchema, metrics: PolicyMetrics
 ) -> AsyncIterator[_Served]:
     model = identify_model(prepare_model(settings))
     # Each backend brings what the other must not need: TensorFlow here, Ray there.

@@ -14,6 +14,7 @@ from policy_server.errors import UnsupportedAnswerError
 
 __all__ = [
     "ANSWER_KINDS",
+    "DEFAULT_POLICY",
     "LARGEST",
     "NO_SEED",
     "ActionComponent",
@@ -36,6 +37,9 @@ __all__ = [
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
+
+# The name of the policy that the routes without a name ask.
+DEFAULT_POLICY = "default"
 
 # Answers are 32-bit floats, and JSON has no infinity.
 LARGEST = float(np.finfo(np.float32).max)

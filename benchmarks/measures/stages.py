@@ -37,6 +37,7 @@ from policy_server.engine.network import CompiledPolicy, NetworkPolicy
 from policy_server.metrics import Metrics
 from policy_server.observations import ObservationSpace
 from policy_server.policy import (
+    DEFAULT_POLICY,
     PolicyBackend,
     PolicyInputs,
     PolicyOutputs,
@@ -207,6 +208,7 @@ async def _queue_us(compiled: CompiledPolicy, batch: int) -> float:
         max_batch_size=256,
         max_queue_size=4096,
         timeout_s=30.0,
+        metrics=Metrics().of(DEFAULT_POLICY),
     )
     row = [float(value) for value in OBSERVATION.values()]
     return await _each_us(batch, lambda: batcher.infer(row, is_deterministic=False, seed=-1))

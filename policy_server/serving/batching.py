@@ -17,7 +17,7 @@ from policy_server.errors import (
     PolicyFailedError,
     PolicyServerError,
 )
-from policy_server.metrics import Metrics
+from policy_server.metrics import PolicyMetrics
 from policy_server.policy import (
     Float32Array,
     Float64Array,
@@ -60,8 +60,8 @@ class MicroBatcher(Generic[Answers]):
         max_batch_size: int,
         max_queue_size: int,
         timeout_s: float,
+        metrics: PolicyMetrics,
         max_calls_in_flight: int = 2,
-        metrics: Metrics | None = None,
     ) -> None:
         """Wrap a backend.
 
@@ -71,8 +71,8 @@ class MicroBatcher(Generic[Answers]):
             max_batch_size: the most observations in one call.
             max_queue_size: the most observations that wait or are being answered.
             timeout_s: the longest that one waits for its answer, in seconds.
-            max_calls_in_flight: how many calls run at once.
             metrics: where calls, waits and refusals are counted.
+            max_calls_in_flight: how many calls run at once.
         """
         self._backend = backend
         self._finish = finish
@@ -80,8 +80,8 @@ class MicroBatcher(Generic[Answers]):
         self._max_queue_size = max_queue_size
         self._timeout_s = timeout_s
         self._max_calls_in_flight = max_calls_in_flight
-        self._metrics = metrics or Metrics()
-        self._metrics.watch_queue(lambda: self._size)
+        self._metrics = metrics
+        self._forget_queue = metrics.watch_queue(lambda: self._size)
         self._waiting: deque[_Waiting[Answers]] = deque()
         self._calls: set[asyncio.Task[None]] = set()
         self._size = 0
@@ -133,6 +133,7 @@ class MicroBatcher(Generic[Answers]):
             if self._calls:
                 # From Python 3.12 on, gather gives nobody else a turn where all of them have ended.
                 await asyncio.wait(self._calls)
+        self._forget_queue()
 
     def _enqueue(
         self, row: Sequence[float], *, is_deterministic: bool, seed: int

@@ -19,7 +19,7 @@ from policy_server.errors import (
     PolicyFailedError,
     UnsupportedAnswerError,
 )
-from policy_server.metrics import Metrics
+from policy_server.metrics import PolicyMetrics
 from policy_server.policy import (
     Float32Array,
     Float64Array,
@@ -71,7 +71,7 @@ class BulkRows:
 class BulkCalls:
     """Calls a backend for batches. Used from one event loop."""
 
-    def __init__(self, backend: PolicyBackend, *, timeout_s: float, metrics: Metrics) -> None:
+    def __init__(self, backend: PolicyBackend, *, timeout_s: float, metrics: PolicyMetrics) -> None:
         """Keep the backend.
 
         Args:

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from policy_server import __version__
 from policy_server.errors import PolicyServerError
 from policy_server.metrics import Metrics
+from policy_server.policy import DEFAULT_POLICY
 from policy_server.schema import ServerSchema
 from policy_server.sdk import SdkStore
 from policy_server.settings import Settings
@@ -63,7 +64,7 @@ def create_app(
         The ASGI application.
     """
     counted = metrics or Metrics()
-    policy = ServedPolicy(schema, settings, open_backend, counted)
+    policy = ServedPolicy(schema, settings, open_backend, counted.of(DEFAULT_POLICY))
     sdks = SdkStore(settings.sdks_path)
 
     @asynccontextmanager

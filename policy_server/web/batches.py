@@ -11,7 +11,7 @@ import numpy as np
 
 from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.errors import BodyTimeoutError, OverloadedError
-from policy_server.metrics import Metrics
+from policy_server.metrics import PolicyMetrics
 from policy_server.observations import (
     BatchLayout,
     BatchReader,
@@ -63,7 +63,9 @@ class BatchRequest:
     has_log_probability: bool = False
 
 
-def count_actions(outputs: PolicyOutputs, signature: PolicySignature, metrics: Metrics) -> None:
+def count_actions(
+    outputs: PolicyOutputs, signature: PolicySignature, metrics: PolicyMetrics
+) -> None:
     """Count the integer actions of a call.
 
     Args:
@@ -91,7 +93,7 @@ class BatchAnswering:
         space: ObservationSpace,
         distribution: ActionDistribution | None,
         settings: Settings,
-        metrics: Metrics,
+        metrics: PolicyMetrics,
         log: PredictionLog,
     ) -> None:
         """Keep the parts.

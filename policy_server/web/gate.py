@@ -20,6 +20,7 @@ from policy_server.errors import (
     UnauthorizedError,
 )
 from policy_server.metrics import Metrics
+from policy_server.policy import DEFAULT_POLICY
 from policy_server.settings import ENV_PREFIX
 from policy_server.web.cross_origin import CrossOrigin
 from policy_server.web.packed_bodies import unpacked
@@ -41,11 +42,10 @@ _ANSWERS = frozenset(
         "/distribution_raw",
     }
 )
-ROUTES = (
-    OPEN_PATHS
-    | {f"{path}{form}" for path in _ANSWERS for form in ("", "/batch", "/stream")}
-    | {"/schema", "/clients"}
+_POLICY_ROUTES = frozenset(
+    {f"{path}{form}" for path in _ANSWERS for form in ("", "/batch", "/stream")} | {"/schema"}
 )
+ROUTES = OPEN_PATHS | _POLICY_ROUTES | {"/clients"}
 _HEADERS = frozenset(
     {
         b"access-control-request-method",
@@ -160,7 +160,8 @@ class Gate:
     def _note(self, path: str, scope: Scope, status: int, seconds: float) -> None:
         # Paths are the client's; a label has to be one of few.
         route = path if path in ROUTES else "other"
-        self._metrics.observe_request(route, status, seconds)
+        policy = DEFAULT_POLICY if path in _POLICY_ROUTES else ""
+        self._metrics.observe_request(policy, route, status, seconds)
         # A web socket has its line when it ends.
         if status != HTTPStatus.SWITCHING_PROTOCOLS and access.isEnabledFor(logging.INFO):
             fields = {
@@ -170,7 +171,7 @@ class Gate:
                 "route": route,
                 "status": status,
                 "duration_ms": round(seconds * 1000, 3),
-                "model_version": self._metrics.model_version,
+                "model_version": self._metrics.model_version(DEFAULT_POLICY),
             }
             access.info("request", extra=fields)
 

@@ -20,7 +20,7 @@ from policy_server.errors import (
     PolicyFailedError,
     UnsupportedAnswerError,
 )
-from policy_server.metrics import Metrics
+from policy_server.metrics import PolicyMetrics
 from policy_server.observations import ObservationSpace
 from policy_server.policy import PolicyBackend, PolicyOutputs, PolicySignature
 from policy_server.prediction_log import PredictionLog
@@ -45,7 +45,7 @@ class ServedPolicy:
         schema: ServerSchema,
         settings: Settings,
         open_backend: BackendOpener,
-        metrics: Metrics,
+        metrics: PolicyMetrics,
     ) -> None:
         """Keep the parts; nothing is started.
 
@@ -254,7 +254,7 @@ class _Running:
         backend: PolicyBackend,
         space: ObservationSpace,
         settings: Settings,
-        metrics: Metrics,
+        metrics: PolicyMetrics,
     ) -> None:
         self.backend = backend
         self._metrics = metrics

@@ -24,6 +24,7 @@ from starlette.types import Message, Receive, Scope, Send
 from policy_server.errors import NotReadyError, ObservationError, UpgradeRequiredError
 from policy_server.metrics import Metrics
 from policy_server.observations import problem
+from policy_server.policy import DEFAULT_POLICY
 from policy_server.web.frames import answer_frame, error_frame, parse_frame
 from policy_server.web.problems import describe_error, send_error
 from policy_server.web.query import check_query
@@ -282,7 +283,7 @@ class _Stream:
             self._moved.set()
             self._errors += status != _OK
             seconds = time.perf_counter() - question.received
-            self._metrics.observe_request(self._route, status, seconds)
+            self._metrics.observe_request(DEFAULT_POLICY, self._route, status, seconds)
 
     async def _answer(self, question: _Question) -> tuple[int, Message]:
         failure = question.answer
@@ -308,6 +309,6 @@ class _Stream:
                 "errors": self._errors,
                 "code": code,
                 "duration_ms": round(seconds * 1000, 3),
-                "model_version": self._metrics.model_version,
+                "model_version": self._metrics.model_version(DEFAULT_POLICY),
             }
             access.info("stream", extra=fields)

@@ -12,7 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from policy_server.engine.network import CompiledPolicy, NetworkPolicy, NumpyNetwork, Step
+from policy_server.metrics import Metrics
 from policy_server.policy import (
+    DEFAULT_POLICY,
     ActionComponent,
     PolicyInputs,
     PolicyOutputs,
@@ -183,6 +185,7 @@ async def test_seeded_draw_of_a_box_is_the_same_through_the_batcher() -> None:
         max_batch_size=32,
         max_queue_size=100,
         timeout_s=10.0,
+        metrics=Metrics().of(DEFAULT_POLICY),
     )
 
     async def ask(index: int) -> bytes:

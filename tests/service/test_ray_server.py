@@ -159,8 +159,8 @@ def test_scrape_has_our_metrics_only_and_rays_have_a_path_of_their_own(server: S
     page = httpx.get(server.metrics_url, timeout=5).text
     assert "policy_server_replicas 1.0" in page
     assert all(line.startswith(("policy_server_", "# ")) for line in page.splitlines())
-    assert 'policy_server_requests_total{route="/predict",status="200"}' in page
-    assert 'policy_server_request_seconds_count{stage="policy"}' in page
+    assert 'policy_server_requests_total{policy="default",route="/predict",status="200"}' in page
+    assert 'policy_server_request_seconds_count{policy="default",stage="policy"}' in page
     assert 'policy_server_actions_total{action="' in page
     assert 'family="categorical(2)"' in page
 
@@ -323,7 +323,7 @@ def test_two_workers_share_one_ray_and_leave_no_process(tmp_path: Path) -> None:
             answers = [client.post("/predict", json=CASES[0]["observation"]) for _ in range(10)]
 
         assert {answer.status_code for answer in answers} == {httpx.codes.OK}
-        counted = 'requests_total{route="/predict",status="200"} 10.0'
+        counted = 'requests_total{policy="default",route="/predict",status="200"} 10.0'
         assert wait_until(lambda: counted in httpx.get(server.metrics_url, timeout=5).text)
         assert sum("gcs_server" in line for line in lines) == 1
         assert sum("ServeReplica" in line for line in lines) == 1

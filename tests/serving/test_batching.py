@@ -19,7 +19,7 @@ from policy_server.errors import (
     UnsupportedAnswerError,
 )
 from policy_server.metrics import Metrics
-from policy_server.policy import PolicyInputs, PolicyOutputs
+from policy_server.policy import DEFAULT_POLICY, PolicyInputs, PolicyOutputs
 from policy_server.serving.batching import MicroBatcher
 from tests.fakes import FakeBackend, integer_backend
 
@@ -27,6 +27,7 @@ from tests.fakes import FakeBackend, integer_backend
 def batcher_of(backend: FakeBackend, **changes: Any) -> MicroBatcher[PolicyOutputs]:  # noqa: ANN401 -- options
     """Return a batcher with limits that a test changes."""
     limits = {"max_batch_size": 4, "max_queue_size": 100, "timeout_s": 5.0}
+    changes.setdefault("metrics", Metrics().of(DEFAULT_POLICY))
     return MicroBatcher(backend, lambda outputs: outputs, **{**limits, **changes})
 
 
@@ -149,7 +150,14 @@ async def test_observation_whose_answer_cannot_be_finished_fails_alone(error: Ex
         return outputs
 
     backend = integer_backend()
-    batcher = MicroBatcher(backend, finish, max_batch_size=4, max_queue_size=9, timeout_s=5.0)
+    batcher = MicroBatcher(
+        backend,
+        finish,
+        max_batch_size=4,
+        max_queue_size=9,
+        timeout_s=5.0,
+        metrics=Metrics().of(DEFAULT_POLICY),
+    )
 
     answers = await ask(batcher, 9.0, 0.0, 9.0, 9.0)
 
@@ -357,12 +365,12 @@ async def test_every_observation_of_a_call_that_hangs_is_counted() -> None:
     backend = integer_backend()
     backend.gate = asyncio.Event()
     metrics = Metrics()
-    batcher = batcher_of(backend, timeout_s=0.05, metrics=metrics)
+    batcher = batcher_of(backend, timeout_s=0.05, metrics=metrics.of("walker"))
 
     answers = await ask(batcher, 0.0, 9.0, 0.0)
 
     assert [type(answer) for answer in answers] == [OverloadedError] * 3
-    assert metrics.snapshot().numbers["rejected"] == {("timeout",): 3.0}
+    assert metrics.snapshot().numbers["rejected"] == {("timeout", "walker"): 3.0}
 
 
 async def test_submitted_observation_rides_along_and_leaves_its_place_when_it_is_done() -> None:
@@ -399,7 +407,11 @@ async def test_abandoned_observations_do_not_pile_up_behind_a_call_that_hangs() 
     backend.gate = asyncio.Event()
     metrics = Metrics()
     batcher = batcher_of(
-        backend, max_queue_size=10, timeout_s=0.2, max_calls_in_flight=1, metrics=metrics
+        backend,
+        max_queue_size=10,
+        timeout_s=0.2,
+        max_calls_in_flight=1,
+        metrics=metrics.of("walker"),
     )
     hanging = asyncio.create_task(ask(batcher, 0.0))
     await asyncio.sleep(0)
@@ -417,4 +429,4 @@ async def test_abandoned_observations_do_not_pile_up_behind_a_call_that_hangs() 
     await asyncio.sleep(0.1)
     backend.gate = None
     assert await ask(batcher, 0.0) == [2]
-    assert metrics.snapshot().numbers["rejected"] == {("timeout",): 1.0}
+    assert metrics.snapshot().numbers["rejected"] == {("timeout", "walker"): 1.0}

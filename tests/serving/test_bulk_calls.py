@@ -17,14 +17,14 @@ from policy_server.errors import (
     UnsupportedAnswerError,
 )
 from policy_server.metrics import Metrics
-from policy_server.policy import PolicyInputs, PolicyOutputs
+from policy_server.policy import DEFAULT_POLICY, PolicyInputs, PolicyOutputs
 from policy_server.serving.bulk_calls import BulkCalls, BulkRows
 from tests.fakes import FakeBackend, integer_backend
 
 
 def calls_of(backend: FakeBackend, *, timeout_s: float = 5.0) -> BulkCalls:
     """Return the calls of a backend."""
-    return BulkCalls(backend, timeout_s=timeout_s, metrics=Metrics())
+    return BulkCalls(backend, timeout_s=timeout_s, metrics=Metrics().of(DEFAULT_POLICY))
 
 
 def rows_of(count: int, *, first: int = 0) -> BulkRows:

@@ -315,7 +315,7 @@ async def test_no_key_or_a_wrong_one_refuses_the_handshake(
         response = await server.refusal(
             path, additional_headers={**headers, "x-request-id": "mine"}
         )
-        await until(lambda: server.counted('policy_server_requests_total{route="') == 1)
+        await until(lambda: server.counted("policy_server_requests_total{") == 1)
 
     assert response.status_code == 401
     assert response.headers["www-authenticate"] == "Bearer"
@@ -538,7 +538,7 @@ async def test_connection_is_counted_and_has_one_line_in_the_log(
                     await ask(stream, frame)
                 is_open = server.counted("policy_server_stream_connections")
             await until(lambda: server.counted("policy_server_stream_connections") == 0)
-            route = 'policy_server_requests_total{route="/predict/stream",status='
+            route = 'policy_server_requests_total{policy="default",route="/predict/stream",status='
             counted = [server.counted(f'{route}"{status}"}}') for status in (101, 200, 422)]
 
     assert is_open == 1

@@ -26,7 +26,7 @@ from policy_server.engine.network import CompiledPolicy
 from policy_server.errors import NotReadyError
 from policy_server.formats.compiling_process import find_compiled
 from policy_server.formats.model_files import Model, read_model_files
-from policy_server.metrics import Metrics
+from policy_server.metrics import PolicyMetrics
 from policy_server.policy import PolicySignature
 from policy_server.schema import ServerSchema
 from policy_server.settings import Settings
@@ -46,7 +46,7 @@ _QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
 
 @asynccontextmanager
 async def open_ray_backend(
-    model: Model, schema: ServerSchema, settings: Settings, metrics: Metrics
+    model: Model, schema: ServerSchema, settings: Settings, metrics: PolicyMetrics
 ) -> AsyncIterator[RayBackend]:
     """Start Ray on this machine, or join a cluster, and deploy the policy.
 

@@ -31,7 +31,7 @@ from policy_server.errors import (
     PolicyFailedError,
     PolicyServerError,
 )
-from policy_server.metrics import Metrics
+from policy_server.metrics import PolicyMetrics
 from policy_server.policy import (
     PolicyInputs,
     PolicyOutputs,
@@ -127,7 +127,7 @@ class RayBackend:
         handle: Any,  # noqa: ANN401 -- Ray's handle is generic
         signature: PolicySignature,
         places: Mapping[str, str],
-        metrics: Metrics,
+        metrics: PolicyMetrics,
         *,
         direct: DirectCalls | None,
         timeout_s: float,
@@ -168,7 +168,7 @@ class RayBackend:
                         return await self._call(inputs)
                     except (RayError, ConnectionLostError) as error:
                         logger.warning("replica_lost", extra={"reason": type(error).__name__})
-                        self._metrics.count_replica_restart()
+                        self._metrics.count_replica_lost()
                 return await self._call_by_serve(inputs)
         except TimeoutError as error:
             raise OverloadedError(

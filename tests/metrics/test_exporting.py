@@ -1,4 +1,4 @@
-"""What a server counts, and the page that Prometheus scrapes."""
+"""The port that Prometheus scrapes."""
 
 from __future__ import annotations
 
@@ -12,23 +12,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from policy_server.metrics import Metrics, MetricsExporter
-
-
-def samples(page: bytes) -> dict[str, float]:
-    """Return the page's numbers by name and labels."""
-    return {
-        f"{sample.name}{sorted(sample.labels.items())}": sample.value
-        for family in text_string_to_metric_families(page.decode())
-        for sample in family.samples
-    }
-
-
-def rendered(metrics: Metrics, shared: Path | None = None) -> dict[str, float]:
-    """Return what an exporter would show."""
-    return samples(MetricsExporter(metrics, port=0, shared=shared).render())
+from tests.metrics.pages import samples
 
 
 @contextmanager
@@ -52,101 +38,28 @@ def get(url: str) -> tuple[int, bytes]:
             return error.code, error.read()
 
 
-def test_requests_are_counted_by_route_and_status_with_their_seconds() -> None:
-    metrics = Metrics()
-    for status, seconds in ((200, 0.002), (200, 0.02), (422, 0.0001)):
-        metrics.observe_request("/predict", status, seconds)
-
-    page = rendered(metrics)
-
-    requests = "policy_server_requests_total[('route', '/predict'), ('status', '{}')]"
-    assert page[requests.format(200)] == 2
-    assert page[requests.format(422)] == 1
-    total = "policy_server_request_seconds_{}[{}('stage', 'total')]"
-    assert page[total.format("count", "")] == 3
-    assert page[total.format("sum", "")] == pytest.approx(0.0221)
-    assert page[total.format("bucket", "('le', '0.0001'), ")] == 1
-    assert page[total.format("bucket", "('le', '0.003'), ")] == 2
-    assert page[total.format("bucket", "('le', '+Inf'), ")] == 3
-
-
-def test_many_requests_are_folded_without_losing_one() -> None:
-    metrics = Metrics()
-    for _ in range(10_000):
-        metrics.observe_request("/", 200, 0.5)
-
-    assert (
-        rendered(metrics)["policy_server_requests_total[('route', '/'), ('status', '200')]"] == 1e4
-    )
-
-
-def test_calls_and_refusals_and_restarts_are_counted() -> None:
-    metrics = Metrics()
-    metrics.observe_batch(3)
-    metrics.observe_stage("policy", 0.001)
-    metrics.count_rejected("queue_full")
-    metrics.count_replica_restart()
-    metrics.watch_queue(lambda: 7)
-    metrics.count_stream(1)
-    metrics.count_stream(1)
-    metrics.count_stream(-1)
-
-    page = rendered(metrics)
-
-    assert page["policy_server_batch_size_bucket[('le', '4.0')]"] == 1
-    assert page["policy_server_batch_size_sum[]"] == 3
-    assert page["policy_server_request_seconds_count[('stage', 'policy')]"] == 1
-    assert page["policy_server_rejected_total[('reason', 'queue_full')]"] == 1
-    assert page["policy_server_replica_restarts_total[]"] == 1
-    assert page["policy_server_queue_depth[]"] == 7
-    assert page["policy_server_stream_connections[]"] == 1
-
-
-def test_actions_beyond_a_bound_share_one_series() -> None:
-    metrics = Metrics()
-    metrics.count_actions("move", [2, 0, 1, *[1] * 100])
-
-    page = rendered(metrics)
-
-    series = "policy_server_actions_total[('action', '{}'), ('component', 'move')]"
-    assert page[series.format(0)] == 2
-    assert series.format(1) not in page
-    assert page[series.format("other")] == 39
-    assert sum("actions_total" in name for name in page) == 64
-
-
-def test_model_is_described() -> None:
-    metrics = Metrics()
-    metrics.describe_model(version="abc", family="categorical(2)", load_seconds=1.5)
-
-    page = rendered(metrics)
-
-    assert page["policy_server_model_info[('family', 'categorical(2)'), ('version', 'abc')]"] == 1
-    assert page["policy_server_model_load_seconds[]"] == 1.5
-
-
 def test_workers_figures_add_up(tmp_path: Path) -> None:
     ours, sisters = Metrics(), Metrics()
     for metrics in (ours, sisters):
-        metrics.observe_request("/predict", 200, 0.01)
-        metrics.describe_model(version="abc", family="normal(1)", load_seconds=2.0)
+        metrics.observe_request("walker", "/predict", 200, 0.01)
+        metrics.of("walker").describe_model(version="abc", family="normal(1)", load_seconds=2.0)
     sister = MetricsExporter(sisters, port=0, shared=tmp_path)
     sister.share()
     # What the same process wrote counts once; a sister has another process id.
     own_file = tmp_path / f"metrics-{os.getpid()}.json"
     own_file.rename(tmp_path / "metrics-1.json")
 
-    page = rendered(ours, tmp_path)
+    page = samples(MetricsExporter(ours, port=0, shared=tmp_path).render())
 
-    assert page["policy_server_requests_total[('route', '/predict'), ('status', '200')]"] == 2
-    assert page["policy_server_request_seconds_count[('stage', 'total')]"] == 2
-    assert page["policy_server_model_load_seconds[]"] == 2.0
+    assert page["requests_total policy=walker route=/predict status=200"] == 2
+    assert page["request_seconds_count policy=walker stage=total"] == 2
+    assert page["model_load_seconds policy=walker"] == 2.0
     assert sister.url is None
 
 
 def test_page_is_served_and_other_paths_are_not() -> None:
     metrics = Metrics()
-    metrics.observe_request("/", 200, 0.5)
+    metrics.observe_request("", "/", 200, 0.5)
 
     with exported(metrics) as exporter:
         assert exporter.url is not None
@@ -232,7 +145,7 @@ def test_page_stands_without_ray() -> None:
 
     page = exporter.render()
 
-    assert b"policy_server_queue_depth 0.0" in page
+    assert b"policy_server_stream_connections 0.0" in page
     assert b"\npolicy_server_replicas " not in page
 
 

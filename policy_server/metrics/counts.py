@@ -1,0 +1,207 @@
+"""The metrics that exist, and what one process has counted of them."""
+
+from __future__ import annotations
+
+import bisect
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+
+__all__ = ["Counts", "Labels"]
+
+Labels = tuple[str, ...]
+
+_PREFIX = "policy_server_"
+_SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+_SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
+
+
+@dataclass(frozen=True)
+class _Family:
+    """One metric.
+
+    Attributes:
+        name: without the prefix, and without the suffix that Prometheus gives it by its kind.
+        kind: a counter's and a histogram's numbers only grow.
+        text: one line for a reader of the page.
+        labels: names of its labels, in the order in which they are recorded.
+        bounds: the upper bounds of a histogram's buckets.
+        is_alike: whether each web process has the same value, so that adding them up is wrong.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    text: str
+    labels: Labels = ()
+    bounds: tuple[float, ...] = ()
+    is_alike: bool = False
+
+
+_FAMILIES = {
+    family.name: family
+    for family in (
+        _Family(
+            "requests",
+            "counter",
+            "Requests by route and status; policy is empty where the route belongs to none",
+            ("route", "status", "policy"),
+        ),
+        _Family(
+            "request_seconds",
+            "histogram",
+            "Seconds by stage: validate, queue and policy (one a call), and total",
+            ("stage", "policy"),
+            _SECONDS,
+        ),
+        _Family(
+            "batch_size",
+            "histogram",
+            "Observations in one call of the policy",
+            ("policy",),
+            _SIZES,
+        ),
+        _Family(
+            "queue_depth", "gauge", "Observations that wait or are being answered", ("policy",)
+        ),
+        _Family("stream_connections", "gauge", "Web sockets that are open"),
+        _Family(
+            "rejected",
+            "counter",
+            "Observations that were not answered, by reason",
+            ("reason", "policy"),
+        ),
+        _Family(
+            "actions",
+            "counter",
+            "Integer actions answered, by component",
+            ("component", "action", "policy"),
+        ),
+        _Family("replicas", "gauge", "Replicas of the policy that Ray Serve finds healthy"),
+        _Family("replica_restarts", "counter", "Replicas whose connection was lost", ("policy",)),
+        _Family(
+            "model_info",
+            "gauge",
+            "The policy that is served",
+            ("version", "family", "policy"),
+            is_alike=True,
+        ),
+        _Family(
+            "model_load_seconds",
+            "gauge",
+            "Seconds from start to the first answer",
+            ("policy",),
+            is_alike=True,
+        ),
+    )
+}
+
+
+@dataclass
+class _Histogram:
+    counts: list[int]
+    total: float = 0.0
+
+    def add(self, other: _Histogram) -> None:
+        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
+
+
+@dataclass
+class Counts:
+    """The counts of one process, or of several that were added up.
+
+    Attributes:
+        numbers: values of counters and gauges, by the metric's name and then by its labels.
+        histograms: those of histograms.
+    """
+
+    numbers: dict[str, dict[Labels, float]] = field(default_factory=dict)
+    histograms: dict[str, dict[Labels, _Histogram]] = field(default_factory=dict)
+
+    def count(self, name: str, labels: Labels, amount: float = 1.0) -> None:
+        """Add to a counter.
+
+        Args:
+            name: the metric's, without its prefix, such as `requests`.
+            labels: their values, such as `("/predict", "200", "default")`.
+            amount: how much.
+        """
+        series = self.numbers.setdefault(name, {})
+        series[labels] = series.get(labels, 0.0) + amount
+
+    def observe(self, name: str, labels: Labels, value: float) -> None:
+        """Add one value to a histogram; `name` and `labels` as in `count`."""
+        bounds = _FAMILIES[name].bounds
+        series = self.histograms.setdefault(name, {})
+        histogram = series.get(labels)
+        if histogram is None:
+            histogram = series[labels] = _Histogram([0] * (len(bounds) + 1))
+        histogram.counts[bisect.bisect_left(bounds, value)] += 1
+        histogram.total += value
+
+    def add(self, other: Counts) -> None:
+        """Add another process's counts."""
+        for name, numbers in other.numbers.items():
+            for labels, value in numbers.items():
+                if _FAMILIES[name].is_alike:
+                    self.numbers.setdefault(name, {})[labels] = value
+                else:
+                    self.count(name, labels, value)
+        for name, histograms in other.histograms.items():
+            for labels, histogram in histograms.items():
+                known = self.histograms.setdefault(name, {}).get(labels)
+                if known is None:
+                    copy = _Histogram(list(histogram.counts), histogram.total)
+                    self.histograms[name][labels] = copy
+                else:
+                    known.add(histogram)
+
+    def to_json(self) -> str:
+        """Return the counts as text; `from_json` reads it."""
+        numbers = [[n, list(k), v] for n, series in self.numbers.items() for k, v in series.items()]
+        histograms = [
+            [name, list(labels), item.counts, item.total]
+            for name, series in self.histograms.items()
+            for labels, item in series.items()
+        ]
+        return json.dumps({"numbers": numbers, "histograms": histograms})
+
+    @classmethod
+    def from_json(cls, text: str) -> Counts:
+        """Return the counts that `to_json` has written."""
+        document, counts = json.loads(text), cls()
+        for name, labels, value in document["numbers"]:
+            counts.numbers.setdefault(name, {})[tuple(labels)] = value
+        for name, labels, buckets, total in document["histograms"]:
+            counts.histograms.setdefault(name, {})[tuple(labels)] = _Histogram(buckets, total)
+        return counts
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric that exists, those without a value too, as Prometheus' client does."""
+        for family in _FAMILIES.values():
+            if family.kind == "histogram":
+                yield self._histogram(family)
+            else:
+                kind = GaugeMetricFamily if family.kind == "gauge" else CounterMetricFamily
+                metric = kind(_PREFIX + family.name, family.text, labels=family.labels)
+                for labels, value in self.numbers.get(family.name, {}).items():
+                    metric.add_metric(labels, value)
+                yield metric
+
+    def _histogram(self, family: _Family) -> Metric:
+        metric = HistogramMetricFamily(_PREFIX + family.name, family.text, labels=family.labels)
+        for labels, item in self.histograms.get(family.name, {}).items():
+            buckets, below = [], 0
+            for bound, count in zip((*family.bounds, float("inf")), item.counts, strict=True):
+                below += count
+                buckets.append(("+Inf" if bound == float("inf") else str(bound), below))
+            metric.add_metric(labels, buckets, item.total)
+        return metric

@@ -1,0 +1,131 @@
+"""The port that Prometheus scrapes: this process's counts, its sister workers' and Ray's own."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
+
+from policy_server.metrics.counts import Counts
+from policy_server.metrics.recording import Metrics
+
+__all__ = ["MetricsExporter"]
+
+_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_FOREIGN_TIMEOUT_S = 2.0
+# Of Ray Serve: 1 or 0 for each replica.
+_HEALTHY_REPLICA = re.compile(rb"^ray_serve_deployment_replica_healthy\{.*\} (\S+)$", re.MULTILINE)
+# Ray's page is on this machine: no proxy is in between.
+_LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class _Registered:
+    def __init__(self, snapshot: Counts) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterable[Metric]:
+        return self._snapshot.collect()
+
+
+class MetricsExporter:
+    """Serves `/metrics`: this process's counts and its sister workers'; `/metrics/ray`: Ray's own.
+
+    Ray writes some 1,600 lines of its own; what matters of them for a policy is `replicas`.
+    """
+
+    def __init__(self, metrics: Metrics, *, port: int, shared: Path | None = None) -> None:
+        """Keep what is served; nothing listens yet.
+
+        Args:
+            metrics: this process's counts.
+            port: where to listen; 0 picks a free one.
+            shared: a folder that sister workers share; None where there are none.
+        """
+        self._metrics = metrics
+        self._port = port
+        self._shared = shared
+        self._server: ThreadingHTTPServer | None = None
+        self.foreign_url: str | None = None
+
+    @property
+    def url(self) -> str | None:
+        """Return where metrics are served; None where a sister worker serves them."""
+        if self._server is None:
+            return None
+        return f"http://127.0.0.1:{self._server.server_address[1]}/metrics"
+
+    def start(self) -> None:
+        """Listen, on a thread of its own.
+
+        Raises:
+            OSError: if the port is taken.
+        """
+        self._server = ThreadingHTTPServer(("", self._port), _handler_of(self))
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop listening."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    def share(self) -> None:
+        """Write this process's counts for the sister that holds the port."""
+        if self._shared is not None:
+            path = self._shared / f"metrics-{os.getpid()}.json"
+            part = path.with_suffix(".part")
+            part.write_text(self._metrics.snapshot().to_json())
+            part.replace(path)
+
+    def render(self) -> bytes:
+        """Return the server's own page."""
+        total = self._metrics.snapshot()
+        for path in self._shared.glob("metrics-*.json") if self._shared is not None else ():
+            if path.name != f"metrics-{os.getpid()}.json":
+                total.add(Counts.from_json(path.read_text()))
+        if healthy := _HEALTHY_REPLICA.findall(self.render_ray()):
+            total.numbers["replicas"] = {(): sum(map(float, healthy))}
+        registry = CollectorRegistry()
+        registry.register(_Registered(total))
+        return generate_latest(registry)
+
+    def render_ray(self) -> bytes:
+        """Return Ray's page; empty where there is no Ray, and while it does not answer."""
+        if self.foreign_url is None:
+            return b""
+        try:
+            with _LOCAL.open(self.foreign_url, timeout=_FOREIGN_TIMEOUT_S) as answer:
+                page: bytes = answer.read()
+        except (urllib.error.URLError, TimeoutError, OSError):
+            return b""
+        return page
+
+
+def _handler_of(exporter: MetricsExporter) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            pages = {"": exporter.render, "/metrics": exporter.render}
+            pages["/metrics/ray"] = exporter.render_ray
+            page = pages.get(self.path.split("?")[0].rstrip("/"))
+            body = b"see /metrics or /metrics/ray\n" if page is None else page()
+            self.send_response(404 if page is None else 200)
+            self.send_header("content-type", _CONTENT_TYPE)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ANN401 -- the base class's own
+            """Scrapes are no events."""
+
+    return Handler

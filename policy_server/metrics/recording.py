@@ -1,0 +1,233 @@
+"""Recording: a request costs an append to a list, which is added up when somebody looks."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from policy_server.metrics.counts import Counts, Labels
+
+__all__ = ["Metrics", "PolicyMetrics"]
+
+_FOLD_AT = 4096
+Item = TypeVar("Item")
+
+# One series an action: more choices than these share one.
+_MOST_ACTIONS = 64
+
+
+class Metrics:
+    """The metrics of this process. Recording is for one event loop; reading may be on any thread.
+
+    Example:
+        >>> metrics = Metrics()
+        >>> metrics.observe_request("default", "/predict", 200, 0.001)
+        >>> metrics.of("default").observe_batch(3)
+    """
+
+    def __init__(self) -> None:
+        """Own the counts of this process, from zero, for as long as it lives."""
+        self._tally = _Tally()
+        self._policies: dict[str, PolicyMetrics] = {}
+        self._streams = 0
+
+    def of(self, policy: str) -> PolicyMetrics:
+        """Return the recorder of one policy; its metrics carry the label `policy`.
+
+        Args:
+            policy: its name.
+        """
+        if policy not in self._policies:
+            self._policies[policy] = PolicyMetrics(policy, self._tally)
+        return self._policies[policy]
+
+    def model_version(self, policy: str) -> str:
+        """Return the start of a policy's digest; empty before it is loaded.
+
+        Args:
+            policy: its name.
+        """
+        known = self._policies.get(policy)
+        return "" if known is None else known.model_version
+
+    def observe_request(self, policy: str, route: str, status: int, seconds: float) -> None:
+        """Count a request.
+
+        Args:
+            policy: the name of the policy that the route belongs to; empty where it is none's.
+            route: one of a bounded set.
+            status: of its answer.
+            seconds: from its arrival to its answer.
+        """
+        self._tally.requests.append((policy, route, status, seconds))
+        if len(self._tally.requests) >= _FOLD_AT:
+            self._tally.fold()
+
+    def count_stream(self, change: int) -> None:
+        """Count a web socket.
+
+        Args:
+            change: 1 when it is opened, -1 when it is closed.
+        """
+        self._streams += change
+
+    def snapshot(self) -> Counts:
+        """Return a copy of what was counted so far, and the gauges as they are now."""
+        counts = self._tally.snapshot()
+        counts.numbers["stream_connections"] = {(): float(self._streams)}
+        return counts
+
+
+class PolicyMetrics:
+    """The metrics of one policy, as `Metrics.of` returns it.
+
+    Attributes:
+        policy: its name.
+        model_version: the start of the served model's digest; empty before it is loaded.
+    """
+
+    def __init__(self, policy: str, tally: _Tally) -> None:
+        """Record into the counts of the process.
+
+        Args:
+            policy: the policy's name.
+            tally: the counts of the process.
+        """
+        self.policy = policy
+        self.model_version = ""
+        self._tally = tally
+        # A counter that begins with its first count has no increase for Prometheus.
+        tally.count("replica_restarts", {(policy,): 0.0})
+
+    def observe_stage(self, stage: str, seconds: float) -> None:
+        """Record how long a stage took.
+
+        Args:
+            stage: validate, queue or policy.
+            seconds: how long.
+        """
+        self._tally.stages.append((self.policy, stage, seconds))
+
+    def observe_batch(self, size: int) -> None:
+        """Record a call's size.
+
+        Args:
+            size: how many observations rode in it.
+        """
+        self._tally.sizes.append((self.policy, size))
+
+    def count_rejected(self, reason: str, count: int = 1) -> None:
+        """Count observations that were not answered.
+
+        Args:
+            reason: queue_full, timeout or shutdown.
+            count: how many.
+        """
+        self._tally.count("rejected", {(reason, self.policy): count})
+
+    def count_actions(self, component: str, counts: Sequence[int]) -> None:
+        """Count integer actions.
+
+        Args:
+            component: its name, or its index.
+            counts: how often each action was answered, by action.
+        """
+        amounts: dict[Labels, float] = {
+            (component, str(action), self.policy): count
+            for action, count in enumerate(counts[:_MOST_ACTIONS])
+            if count
+        }
+        if others := sum(counts[_MOST_ACTIONS:]):
+            amounts[component, "other", self.policy] = others
+        self._tally.count("actions", amounts)
+
+    def count_replica_lost(self) -> None:
+        """Count a replica whose connection was lost: once, however many calls waited for it."""
+        self._tally.count("replica_restarts", {(self.policy,): 1.0})
+
+    def watch_queue(self, depth: Callable[[], int]) -> Callable[[], None]:
+        """Add a scheduler's queue to the policy's queue depth, which is the sum of all of them.
+
+        Args:
+            depth: returns how many observations wait or are being answered.
+
+        Returns:
+            Takes the queue out again, such as when its scheduler is closed.
+        """
+        return self._tally.watch_queue(self.policy, depth)
+
+    def describe_model(self, *, version: str, family: str, load_seconds: float) -> None:
+        """Say which model the policy is; it replaces the one before.
+
+        Args:
+            version: the start of the model's digest.
+            family: the policy's family in words.
+            load_seconds: how long the start took.
+        """
+        self.model_version = version
+        self._tally.describe_model(self.policy, version, family, load_seconds)
+
+
+class _Tally:
+    """The counts of this process: lists that are appended to, and what they were added up to."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, str, int, float]] = []
+        self.stages: list[tuple[str, str, float]] = []
+        self.sizes: list[tuple[str, int]] = []
+        self._counts = Counts()
+        self._queues: defaultdict[str, list[Callable[[], int]]] = defaultdict(list)
+        self._lock = threading.Lock()
+
+    def count(self, name: str, amounts: Mapping[Labels, float]) -> None:
+        with self._lock:
+            for labels, amount in amounts.items():
+                self._counts.count(name, labels, amount)
+
+    def watch_queue(self, policy: str, depth: Callable[[], int]) -> Callable[[], None]:
+        def forget() -> None:
+            with self._lock:
+                self._queues[policy].remove(depth)
+
+        with self._lock:
+            self._queues[policy].append(depth)
+        return forget
+
+    def describe_model(self, policy: str, version: str, family: str, load_seconds: float) -> None:
+        with self._lock:
+            infos = self._counts.numbers.setdefault("model_info", {})
+            for labels in [labels for labels in infos if labels[-1] == policy]:
+                del infos[labels]
+            infos[version, family, policy] = 1.0
+            self._counts.numbers.setdefault("model_load_seconds", {})[(policy,)] = load_seconds
+
+    def snapshot(self) -> Counts:
+        self.fold()
+        copy = Counts()
+        with self._lock:
+            copy.add(self._counts)
+            copy.numbers["queue_depth"] = {
+                (policy,): float(sum(depth() for depth in depths))
+                for policy, depths in self._queues.items()
+                if depths
+            }
+        return copy
+
+    def fold(self) -> None:
+        with self._lock:
+            for policy, route, status, seconds in _taken(self.requests):
+                self._counts.count("requests", (route, str(status), policy))
+                self._counts.observe("request_seconds", ("total", policy), seconds)
+            for policy, stage, seconds in _taken(self.stages):
+                self._counts.observe("request_seconds", (stage, policy), seconds)
+            for policy, size in _taken(self.sizes):
+                self._counts.observe("batch_size", (policy,), size)
+
+
+def _taken(items: list[Item]) -> list[Item]:
+    """Take all out of a list to which another thread may append meanwhile."""
+    taken = items[:]
+    del items[: len(taken)]
+    return taken
