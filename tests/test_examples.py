@@ -12,8 +12,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.utils.seeding import np_random
 
-from policy_server.formats.saved_model import LoadedPolicy, load_policy
-from policy_server.policy import PolicyInputs
+from policy_server.formats import load_policy
+from policy_server.policy import Policy, PolicyInputs
 from policy_server.schema import ServerSchema, read_schema
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -35,14 +35,14 @@ def environment_of(name: str) -> Any:  # noqa: ANN401 -- each example has a clas
     return importlib.import_module(f"examples.{name}.environment").make_environment()
 
 
-def policy_of(name: str, folder: Path) -> tuple[ServerSchema, LoadedPolicy]:
+def policy_of(name: str, folder: Path) -> tuple[ServerSchema, Policy]:
     with zipfile.ZipFile(EXAMPLES / name / "saved_model.zip") as archive:
         archive.extractall(folder)
     schema = read_schema(EXAMPLES / name / "schema.yaml")
     return schema, load_policy(folder, schema)
 
 
-def mean_return(name: str, policy: LoadedPolicy | None, *, episodes: int) -> float:
+def mean_return(name: str, policy: Policy | None, *, episodes: int) -> float:
     environment, total = environment_of(name), 0.0
     generator, _ = np_random(5)
     for episode in range(episodes):

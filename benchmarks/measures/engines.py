@@ -19,6 +19,7 @@ from benchmarks.own_process import median_us, run_module
 from benchmarks.progress import say
 from benchmarks.results import EngineCell, Results
 from policy_server.errors import PolicyServerError
+from policy_server.formats import load_policy
 from policy_server.formats.model_files import prepare_model
 from policy_server.policy import PolicyInputs
 from policy_server.schema import read_schema
@@ -50,9 +51,6 @@ def measure_engines(results: Results, home: Path, environment: Mapping[str, str]
 
 
 def _measure(home: Path) -> dict[str, Any]:
-    # Only this process imports TensorFlow.
-    from policy_server.formats.saved_model import load_policy
-
     folder, schema = prepare_model(Settings(home=home)), read_schema(home / "schema.yaml")
     cells, missing = [], {}
     engines: list[Engine] = [name for name in get_args(Engine) if name != "auto"]

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from pathlib import Path
+from functools import partial
 
 from policy_server.engine.network import NetworkPolicy
+from policy_server.formats import load_policy
 from policy_server.formats.compiling_process import find_compiled
 from policy_server.formats.model_files import Model
 from policy_server.policy import Policy, PolicyInputs, PolicyOutputs, PolicySignature
@@ -77,13 +78,6 @@ async def open_local_backend(
             policy: Policy = NetworkPolicy(compiled)
         else:
             policy = await asyncio.get_running_loop().run_in_executor(
-                executor, _load_with_tensorflow, model.folder, schema
+                executor, partial(load_policy, model.folder, schema, engine="tensorflow")
             )
         yield LocalBackend(policy, executor)
-
-
-def _load_with_tensorflow(folder: Path, schema: ServerSchema) -> Policy:
-    # Only where it is needed: it takes seconds and hundreds of megabytes.
-    from policy_server.formats.saved_model import load_policy
-
-    return load_policy(folder, schema, engine="tensorflow")

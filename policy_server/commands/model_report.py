@@ -13,6 +13,7 @@ from typing import Any
 
 from policy_server.commands.native_logs import hidden_native_logs
 from policy_server.errors import ModelError, SchemaError
+from policy_server.formats import load_policy
 from policy_server.formats.model_files import find_model, unpack_model
 from policy_server.policy import (
     ActionComponent,
@@ -246,9 +247,6 @@ def _unzipped(source: Path, settings: Settings) -> Iterator[Path]:
 
 def _load(folder: Path, schema: ServerSchema | None) -> PolicySignature:
     with hidden_native_logs():
-        # Imported here since TensorFlow takes seconds to, and the other commands do without it.
-        from policy_server.formats.saved_model import load_policy
-
         return load_policy(folder, schema).signature
 
 

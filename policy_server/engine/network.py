@@ -187,7 +187,7 @@ class NetworkPolicy:
             compiled: what was proved.
         """
         self.signature = compiled.signature
-        self.compiled: CompiledPolicy | None = compiled
+        self.compiled = compiled
         self._run = compiled.network.compile()
         components = compiled.signature.components
         assert components is not None, "only a policy of a known family is compiled"

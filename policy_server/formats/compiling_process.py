@@ -25,9 +25,10 @@ from policy_server.engine.cache import (
     read_outcome,
     write_outcome,
 )
-from policy_server.engine.network import CompiledPolicy
+from policy_server.engine.network import CompiledPolicy, NetworkPolicy
 from policy_server.errors import ModelError, NotReadyError, PolicyServerError
 from policy_server.formats.model_files import Model
+from policy_server.formats.registry import load_policy
 from policy_server.schema import ServerSchema
 from policy_server.settings import Engine, Settings
 
@@ -162,9 +163,6 @@ def _content_of(answer: bytes) -> bytes:
 def _answer(folder: Path, digest: str, schema: ServerSchema | None, engine: Engine) -> bytes:
     """Compile the policy, and return one line of JSON and the outcome; or the error in the line."""
     try:
-        # TensorFlow: the reason why this is a process of its own.
-        from policy_server.formats.saved_model import load_policy
-
         policy = load_policy(folder, schema, engine=engine)
     except PolicyServerError as error:
         return json.dumps({_REFUSED: (type(error).__name__, error.message)}).encode()
@@ -172,7 +170,8 @@ def _answer(folder: Path, digest: str, schema: ServerSchema | None, engine: Engi
         logger.exception("policy_not_loaded")
         message = f"the policy can't be loaded: {type(error).__name__}: {error}"
         return json.dumps({_REFUSED: (ModelError.__name__, message)}).encode()
-    return b"{}\n" + encode(Outcome(policy.compiled), digest)
+    compiled = policy.compiled if isinstance(policy, NetworkPolicy) else None
+    return b"{}\n" + encode(Outcome(compiled), digest)
 
 
 def _main() -> None:

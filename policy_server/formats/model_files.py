@@ -24,6 +24,7 @@ from policy_server.settings import Settings
 __all__ = [
     "MODEL_FILE",
     "Model",
+    "files_of_model",
     "find_model",
     "find_policy",
     "has_policy",
@@ -142,10 +143,17 @@ def read_model_files(folder: Path) -> dict[str, bytes]:
     Returns:
         The contents by path relative to the folder.
     """
-    return {name: path.read_bytes() for name, path in _files(folder).items()}
+    return {name: path.read_bytes() for name, path in files_of_model(folder).items()}
 
 
-def _files(folder: Path) -> dict[str, Path]:
+def files_of_model(folder: Path) -> dict[str, Path]:
+    """Return a model's files by their names below its folder, in the order of their paths.
+
+    TensorBoard's events and hidden files, such as what an earlier start kept there, are none.
+
+    Args:
+        folder: where the model lies.
+    """
     paths = sorted(
         path
         for path in folder.rglob("*")
@@ -161,7 +169,7 @@ def identify_model(folder: Path) -> Model:
         folder: holds saved_model.pb.
     """
     digest = hashlib.sha256()
-    for name, path in _files(folder).items():
+    for name, path in files_of_model(folder).items():
         digest.update(f"\0{name}\0{_digest(path)}".encode())
     return Model(folder, digest.hexdigest(), _zip_digest(folder))
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.errors import ExportError
-from policy_server.formats.saved_model import load_policy
+from policy_server.formats import load_policy
 from policy_server.formats.saved_model.mlp_policy import Categorical, GreedyValues, MlpPolicy
 from policy_server.policy import Float32Array, PolicyInputs
 from policy_server.sb3_export.saved_policy import TrainedPolicy

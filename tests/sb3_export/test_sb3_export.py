@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.errors import ExportError
-from policy_server.formats.saved_model import load_policy
+from policy_server.formats.saved_model.loading import load_policy
 from policy_server.formats.saved_model.mlp_policy import Normal
 from policy_server.formats.saved_model.writing import write_saved_model
 from policy_server.observations.models import observation_model

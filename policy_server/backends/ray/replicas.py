@@ -31,6 +31,7 @@ from policy_server.errors import (
     PolicyFailedError,
     PolicyServerError,
 )
+from policy_server.formats import load_policy
 from policy_server.metrics import PolicyMetrics
 from policy_server.policy import (
     PolicyInputs,
@@ -77,9 +78,6 @@ class PolicyReplica:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
             try:
-                # TensorFlow is imported where it is needed only.
-                from policy_server.formats.saved_model import load_policy
-
                 self._policy = load_policy(Path(folder), schema, engine="tensorflow")
             except PolicyServerError as error:
                 self._failure = error

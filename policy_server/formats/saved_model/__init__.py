@@ -1,49 +1,36 @@
 """TensorFlow SavedModels as RLlib exports them: load, inspect, prove and export.
 
-The only place that imports TensorFlow.
+The only place that imports TensorFlow, and only when a policy is loaded or written.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from pathlib import Path
 
-__all__ = ["LoadedPolicy", "load_policy"]
+from policy_server.formats.model_files import MODEL_FILE
+from policy_server.policy import Policy
+from policy_server.schema import ServerSchema
+from policy_server.settings import Engine
 
-# TensorFlow reads these when it is imported, and at no other time. Its own log is for its
-# developers; small batches are faster without oneDNN (DESIGN.md section 6), whose sums also differ
-# in the last bits.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
-_NOISE = re.compile(rb"^(WARNING: All log messages before absl::InitializeLog|[IW]\d{4} \d\d:)")
+__all__ = ["SavedModelFormat"]
 
 
-@contextmanager
-def _without_noise() -> Iterator[None]:
-    """Hold standard error back while TensorFlow is imported, and pass on all but its own notes.
+class SavedModelFormat:
+    """The `Format` of TensorFlow's SavedModels."""
 
-    Its libraries write some before they read any setting, on the file descriptor itself.
-    """
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(terminal, 2)
-            os.close(terminal)
-            held.seek(0)
-            kept = [line for line in held if not _NOISE.match(line)]
-            if kept:
-                os.write(2, b"".join(kept))
+    name = "TensorFlow SavedModel"
+    mark = MODEL_FILE
 
+    def can_read(self, files: Mapping[str, Path]) -> bool:
+        """Return whether the files are a SavedModel's; see `Format.can_read`."""
+        return MODEL_FILE in files
 
-with _without_noise():
-    from policy_server.formats.saved_model.loading import LoadedPolicy, load_policy
+    def load(
+        self, files: Mapping[str, Path], schema: ServerSchema | None, *, engine: Engine
+    ) -> Policy:
+        """Load the policy; see `Format.load`."""
+        # TensorFlow takes seconds to import, and some 400 MB for as long as the process lives.
+        from policy_server.formats.saved_model.loading import load_policy
+
+        return load_policy(files[MODEL_FILE].parent, schema, engine=engine)

@@ -242,10 +242,6 @@ def _read_meta_graph(folder: Path) -> Any:  # noqa: ANN401 -- TensorFlow is unty
     document = tf.saved_model_pb2.SavedModel()
     try:
         document.ParseFromString(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"{folder}: holds no saved_model.pb; expected a TensorFlow SavedModel"
-        ) from error
     except (DecodeError, OSError) as error:
         raise ModelError(
             f"{path.name}: is damaged or no SavedModel ({error}); export the policy again"

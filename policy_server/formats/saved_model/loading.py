@@ -36,12 +36,12 @@ from policy_server.formats.saved_model.runner import GraphRunner, GraphSampler
 from policy_server.formats.saved_model.structure import find_distribution_inputs, read_structure
 from policy_server.formats.saved_model.tensorflow_policy import TensorFlowPolicy
 from policy_server.formats.saved_model.weights import find_width
-from policy_server.policy import PolicySignature
+from policy_server.policy import Policy, PolicySignature
 from policy_server.schema import ServerSchema
 from policy_server.schema_fit import check_schema_fits, describe_components, settings_without_effect
 from policy_server.settings import Engine
 
-__all__ = ["LoadedPolicy", "load_policy"]
+__all__ = ["load_policy"]
 
 # TensorFlow's own convolutions are twice as fast above this many multiplications an observation.
 _MOST_IN_CONVOLUTIONS = 1_000_000
@@ -50,12 +50,10 @@ _MOST_IN_CONVOLUTIONS = 1_000_000
 _ROWS_READ = (3, 5, 7, 11)
 _MOST_ROWS_READ = max(_ROWS_READ)
 
-LoadedPolicy = TensorFlowPolicy | NetworkPolicy
-
 
 def load_policy(
     folder: Path, schema: ServerSchema | None = None, *, engine: Engine = "auto"
-) -> LoadedPolicy:
+) -> Policy:
     """Load the SavedModel in a folder, identify its family, prove it, and warm it up.
 
     Args:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+from policy_server.formats.saved_model.quiet_import import quiet_import
+
 __all__ = [
     "VERSION",
     "ConfigProto",
@@ -65,7 +67,7 @@ def _past_the_front_door() -> Iterator[None]:
         del sys.modules[_PACKAGE]
 
 
-with _past_the_front_door():
+with quiet_import(), _past_the_front_door():
     from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
     from tensorflow.python.client.session import Session
     from tensorflow.python.compat import v2_compat

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.distributions.action_distribution import ActionDistribution
-from policy_server.engine.network import CompiledPolicy, seeded_apart
+from policy_server.engine.network import seeded_apart
 from policy_server.errors import (
     DistributionError,
     ModelError,
@@ -51,7 +51,6 @@ class TensorFlowPolicy:
             distribution: the output that holds the distribution's inputs.
         """
         self.signature = signature
-        self.compiled: CompiledPolicy | None = None
         self._runner = runner
         self._distribution_output = distribution
         names = {item.name for item in signature.outputs}

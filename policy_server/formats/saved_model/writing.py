@@ -13,9 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
-from tensorflow.core.protobuf import meta_graph_pb2
-
 from policy_server.errors import ExportError
 from policy_server.formats.saved_model.mlp_policy import (
     Activation,
@@ -26,7 +23,12 @@ from policy_server.formats.saved_model.mlp_policy import (
     ObservationScaling,
     SquashedNormal,
 )
+from policy_server.formats.saved_model.quiet_import import quiet_import
 from policy_server.policy import Float32Array
+
+with quiet_import():
+    import tensorflow as tf
+    from tensorflow.core.protobuf import meta_graph_pb2
 
 __all__ = ["export_policy_zip", "pack_saved_model", "write_saved_model"]
 

@@ -18,10 +18,16 @@ from policy_server.distributions.action_distribution import (
     ActionDistribution,
     ComponentDistribution,
 )
-from policy_server.formats.saved_model import LoadedPolicy, load_policy
-from policy_server.policy import Float32Array, Float64Array, PolicyInputs, PolicyOutputs
+from policy_server.formats.saved_model.loading import load_policy
+from policy_server.policy import (
+    Float32Array,
+    Float64Array,
+    Policy,
+    PolicyInputs,
+    PolicyOutputs,
+)
 
-# `policy_server.formats.saved_model` keeps TensorFlow's notes back while it is imported.
+# The import above keeps TensorFlow's notes back.
 import tensorflow as tf  # isort: skip
 
 __all__ = [
@@ -54,7 +60,7 @@ def observations(rows: int = 16, width: int = 4) -> NDArray[np.float64]:
 
 
 def answer(
-    policy: LoadedPolicy, rows: NDArray[Any], *, is_deterministic: bool = False, seed: int = -1
+    policy: Policy, rows: NDArray[Any], *, is_deterministic: bool = False, seed: int = -1
 ) -> PolicyOutputs:
     """Return the policy's answers to all rows."""
     typed: Float32Array | Float64Array = rows.astype(policy.signature.row_dtype)  # type: ignore[assignment]  # one of the two
@@ -67,7 +73,7 @@ def answer(
     )
 
 
-def describe(policy: LoadedPolicy, rows: NDArray[Any]) -> list[ComponentDistribution]:
+def describe(policy: Policy, rows: NDArray[Any]) -> list[ComponentDistribution]:
     """Return every component's distribution."""
     outputs, signature = answer(policy, rows, is_deterministic=True), policy.signature
     assert signature.components is not None

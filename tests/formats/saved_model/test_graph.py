@@ -123,10 +123,6 @@ def test_memory_of_open_length_has_the_length_that_training_fed(tmp_path: Path) 
     assert shapes == {"memory": (None, 6, 8), "seq_lens": (None,)}
 
 
-def test_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    assert "holds no saved_model.pb" in refusal(tmp_path)
-
-
 @pytest.mark.parametrize("content", [b"no protobuf", b"\xff" * 40], ids=["text", "bytes"])
 def test_damaged_document_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "saved_model.pb").write_bytes(content)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from policy_server.distributions.action_distribution import ComponentDistribution
-from policy_server.formats.saved_model import LoadedPolicy
+from policy_server.policy import Policy
 from policy_server.schema import read_schema
 from tests.formats.saved_model.hand_built import answer, describe, load_policy
 
@@ -45,7 +45,7 @@ TOO_FAR = 16.0
 
 
 @cache
-def load(name: str) -> LoadedPolicy:
+def load(name: str) -> Policy:
     """Return an export as the server loads it."""
     folder = EXPORTS / name
     unzipped = Path(_FOLDERS[0]) / name

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from policy_server.distributions.action_distribution import ActionDistribution
-from policy_server.formats.saved_model import LoadedPolicy
 from policy_server.formats.saved_model.frequency import judge_draws
+from policy_server.policy import Policy
 from tests.formats.saved_model.hand_built import Part, V1Policy, answer, load_policy, tf
 
 DISCRETE = (Part(),)
@@ -520,7 +520,7 @@ def probed() -> np.ndarray:
     return np.repeat(np.concatenate(some), 300, axis=0).astype(np.float32)
 
 
-def why_refuted(policy: LoadedPolicy, built: V1Policy, folder: Path) -> str | None:
+def why_refuted(policy: Policy, built: V1Policy, folder: Path) -> str | None:
     """Return what the graph's own draws say against the stated distribution; None for nothing."""
     rows = probed()
     signature = policy.signature

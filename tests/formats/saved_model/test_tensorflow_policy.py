@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from policy_server.errors import (
     SchemaError,
     UnsupportedAnswerError,
 )
-from policy_server.formats.saved_model import _without_noise
 from policy_server.policy import PolicyInputs
 from policy_server.schema import parse_schema
 from tests.formats.saved_model.hand_built import (
@@ -672,12 +670,3 @@ def test_functions_and_branches_are_read_like_a_flat_graph(tmp_path: Path) -> No
     assert loaded.signature.is_proved
     assert first.probabilities == pytest.approx(softmax(logits[:, :3]), abs=1e-6)
     assert second.probabilities == pytest.approx(softmax(logits[:, 3:]), abs=1e-6)
-
-
-def test_import_keeps_what_is_no_note_of_tensorflows(capfd: pytest.CaptureFixture[str]) -> None:
-    with _without_noise():
-        os.write(2, b"WARNING: All log messages before absl::InitializeLog() is called\n")
-        os.write(2, b"I0000 00:00:1 1 cudart_stub.cc:31] Could not find cuda drivers\n")
-        os.write(2, b"a line of somebody else\n")
-
-    assert capfd.readouterr().err == "a line of somebody else\n"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.errors import ExportError
-from policy_server.formats.saved_model import load_policy
+from policy_server.formats.saved_model.loading import load_policy
 from policy_server.formats.saved_model.mlp_policy import (
     Activation,
     Categorical,

@@ -1,0 +1,96 @@
+"""The formats that a policy may be stored in, and the one way from its files to the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from policy_server.errors import ModelError
+from policy_server.formats.model_files import files_of_model
+from policy_server.formats.saved_model import SavedModelFormat
+from policy_server.policy import Policy
+from policy_server.schema import ServerSchema
+from policy_server.settings import Engine
+
+__all__ = ["FORMATS", "Format", "load_policy"]
+
+
+class Format(Protocol):
+    """A way to store a trained policy in files, such as TensorFlow's SavedModel.
+
+    Importing its package imports no training library; `load` does.
+    """
+
+    @property
+    def name(self) -> str:
+        """Return the format's name, such as `TensorFlow SavedModel`."""
+
+    @property
+    def mark(self) -> str:
+        """Return the file that every policy of the format has, such as `saved_model.pb`."""
+
+    def can_read(self, files: Mapping[str, Path]) -> bool:
+        """Return whether the files are a policy of this format.
+
+        Args:
+            files: the model's files by their names below its folder, such as
+                `variables/variables.index`. The folder's own name says nothing of a format.
+        """
+
+    def load(
+        self, files: Mapping[str, Path], schema: ServerSchema | None, *, engine: Engine
+    ) -> Policy:
+        """Load the policy that the files hold, prove it, and warm it up.
+
+        Args:
+            files: as `can_read` took them.
+            schema: what schema.yaml says; None for a policy that has none yet.
+            engine: `numpy`, `tensorflow`, or `auto` for the one that suits the policy.
+
+        Returns:
+            The policy, ready to answer.
+
+        Raises:
+            ModelError: if the files can't give a policy, or not by the engine that was asked for.
+            SchemaError: if schema.yaml disagrees with the policy.
+        """
+
+
+# A further format needs its own package, and a line here.
+FORMATS: Sequence[Format] = (SavedModelFormat(),)
+
+
+def load_policy(
+    folder: Path,
+    schema: ServerSchema | None = None,
+    *,
+    engine: Engine = "auto",
+    formats: Sequence[Format] = FORMATS,
+) -> Policy:
+    """Load the policy in a folder, by the format that can read its files.
+
+    Example:
+        `load_policy(Path("models"), read_schema(Path("schema.yaml"))).signature.family` is
+        `categorical(2)` for a policy that chooses one of two actions.
+
+    Args:
+        folder: holds the model's files.
+        schema: what schema.yaml says; None for a policy that has none yet.
+        engine: `numpy`, `tensorflow`, or `auto` for the one that suits the policy.
+        formats: those that may read the files.
+
+    Returns:
+        The policy, ready to answer.
+
+    Raises:
+        ModelError: if no format reads the files, or they can't give a policy.
+        SchemaError: if schema.yaml disagrees with the policy.
+    """
+    files = files_of_model(folder)
+    for form in formats:
+        if form.can_read(files):
+            return form.load(files, schema, engine=engine)
+    marks = " and no ".join(form.mark for form in formats)
+    names = " or a ".join(form.name for form in formats)
+    raise ModelError(f"{folder}: holds no {marks}; expected a {names}")
