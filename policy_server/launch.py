@@ -37,6 +37,7 @@ from policy_server.public_key import host_of, warn_of_public_key
 from policy_server.remote_files import bring_files
 from policy_server.schema import ServerSchema, named_as_example, read_schema
 from policy_server.servable import check_servable, resolve_api_key
+from policy_server.serving import OpenedPolicy, PolicyRegistry, PolicySlot
 from policy_server.settings import LogFormat, Settings, find_log_format, read_settings
 from policy_server.telemetry import configure_logging, is_json, log_uncaught
 from policy_server.web import Application, create_app
@@ -79,7 +80,7 @@ def build_app() -> Application:
     counted = metrics.of(DEFAULT_POLICY)
 
     @asynccontextmanager
-    async def open_backend() -> AsyncIterator[PolicyBackend]:
+    async def open_policy() -> AsyncIterator[OpenedPolicy]:
         started, is_started = time.monotonic(), False
         logger.info("loading_policy", extra={"backend": settings.backend})
         server = process.server or find_http_server()
@@ -102,7 +103,7 @@ def build_app() -> Application:
                 address = _UNKNOWN if server is None else server.address()
                 _report(schema, served, exporter.url, address)
                 is_started = True
-                yield served.backend
+                yield OpenedPolicy(served.backend, served.version)
         except Exception:
             if not is_started:
                 process.end_all()
@@ -110,7 +111,14 @@ def build_app() -> Application:
         finally:
             drain_output()
 
-    return create_app(schema, settings, open_backend, api_key=api_key, metrics=metrics)
+    slot = PolicySlot(DEFAULT_POLICY, schema, open_policy, settings=settings, metrics=metrics)
+    return create_app(
+        PolicyRegistry([slot]),
+        settings,
+        api_key=api_key,
+        root_path=schema.root_path,
+        metrics=metrics,
+    )
 
 
 def _configure_logging(level: str, log_format: LogFormat) -> None:

@@ -11,15 +11,21 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from policy_server.distributions.action_distribution import ActionDistribution
+from policy_server.metrics import Metrics
 from policy_server.policy import (
+    DEFAULT_POLICY,
     ActionComponent,
     ActionOutput,
     ComponentKind,
+    PolicyBackend,
     PolicyInputs,
     PolicyOutputs,
     PolicySignature,
     SignatureTensor,
 )
+from policy_server.schema import ServerSchema
+from policy_server.serving import OpenedPolicy, PolicyOpener, PolicyRegistry, PolicySlot
+from policy_server.settings import Settings
 
 
 def components_of(*parts: tuple[ComponentKind, int]) -> tuple[ActionComponent, ...]:
@@ -134,6 +140,32 @@ def renamed(backend: FakeBackend, components: tuple[ActionComponent, ...]) -> Fa
 
 
 @asynccontextmanager
-async def opened(backend: FakeBackend) -> AsyncIterator[FakeBackend]:
+async def opened(backend: PolicyBackend) -> AsyncIterator[OpenedPolicy]:
     """Open a backend as the composition root does."""
-    yield backend
+    yield OpenedPolicy(backend)
+
+
+def slot_of(
+    backend: PolicyBackend | PolicyOpener,
+    schema: ServerSchema,
+    *,
+    name: str = DEFAULT_POLICY,
+    settings: Settings | None = None,
+    metrics: Metrics | None = None,
+) -> PolicySlot:
+    """Return the slot of a policy that computes in a fake backend, or is opened by a fake."""
+    open_policy = backend if callable(backend) else lambda: opened(backend)
+    return PolicySlot(
+        name, schema, open_policy, settings=settings or Settings(), metrics=metrics or Metrics()
+    )
+
+
+def registry_of(
+    backend: PolicyBackend | PolicyOpener,
+    schema: ServerSchema,
+    *,
+    settings: Settings | None = None,
+    metrics: Metrics | None = None,
+) -> PolicyRegistry:
+    """Return a registry of one policy; see `slot_of`."""
+    return PolicyRegistry([slot_of(backend, schema, settings=settings, metrics=metrics)])

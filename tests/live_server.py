@@ -6,8 +6,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.policy import (
     ActionComponent,
     ActionOutput,
-    PolicyBackend,
     PolicyInputs,
     PolicyOutputs,
     PolicySignature,
@@ -27,6 +25,7 @@ from policy_server.policy import (
 from policy_server.schema import parse_schema
 from policy_server.settings import Settings
 from policy_server.web import create_app
+from tests.fakes import registry_of
 
 __all__ = ["KEY", "SCHEMA", "live_server"]
 
@@ -69,11 +68,6 @@ class _FixedPolicy:
         return True
 
 
-@asynccontextmanager
-async def _open_backend() -> AsyncIterator[PolicyBackend]:
-    yield _FixedPolicy()
-
-
 @contextlib.contextmanager
 def live_server(schema: str = SCHEMA) -> Iterator[str]:
     """Serve the fixed policy until the block ends.
@@ -85,7 +79,12 @@ def live_server(schema: str = SCHEMA) -> Iterator[str]:
         The server's address.
     """
     parsed = parse_schema(schema)
-    app = create_app(parsed, Settings(home=Path("nowhere")), _open_backend, api_key=parsed.api_key)
+    app = create_app(
+        registry_of(_FixedPolicy(), parsed),
+        Settings(home=Path("nowhere")),
+        api_key=parsed.api_key,
+        root_path=parsed.root_path,
+    )
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, args=([listening],))

@@ -22,9 +22,9 @@ from policy_server.schema import parse_schema
 from policy_server.schema.yaml_document import ActionEntry, Document, ObservationEntry, Parameters
 from policy_server.schema_fit import check_schema_fits, describe_components
 from policy_server.settings import ENV_PREFIX, Settings, read_settings
-from policy_server.web.gate import OPEN_PATHS, ROUTES
-from tests.fakes import components_of, signature_of
-from tests.web.harness import build, client_of, serve
+from policy_server.web.route_table import RouteTable
+from tests.fakes import components_of, integer_backend, registry_of, signature_of
+from tests.web.harness import SCHEMA, build, client_of, serve
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -34,7 +34,8 @@ EXAMPLES = sorted(path.parent.name for path in ROOT.glob("examples/*/train.py"))
 
 # Served, but no part of what a client generated from OpenAPI would call.
 DOCUMENTATION_ROUTES = {"GET /docs", "GET /redoc", "GET /openapi.json"}
-STREAM_ROUTES = {f"WS {path}" for path in ROUTES if path.endswith("/stream")}
+TABLE = RouteTable(registry_of(integer_backend(), parse_schema(SCHEMA)))
+STREAM_ROUTES = {f"WS {route.path}" for route in TABLE.answering("stream")}
 # A slip, for its message.
 REFUSED_NAME = f"{ENV_PREFIX}APIKEY"
 SCHEMA_SECTIONS: dict[str, type[BaseModel]] = {
@@ -136,7 +137,9 @@ def test_open_paths_are_those_that_the_page_names() -> None:
     )
 
     assert sentence is not None
-    assert set(names(sentence[1])) == OPEN_PATHS
+    assert set(names(sentence[1])) == {
+        route.path for route in TABLE if route.access == "open" and not route.is_folder
+    }
 
 
 def test_table_of_errors_names_every_status() -> None:

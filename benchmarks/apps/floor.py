@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 
 import numpy as np
 
@@ -12,9 +12,9 @@ from policy_server.backends.local import open_local_backend
 from policy_server.formats.model_files import identify_model, prepare_model
 from policy_server.metrics import Metrics
 from policy_server.policy import (
+    DEFAULT_POLICY,
     ActionComponent,
     ActionOutput,
-    PolicyBackend,
     PolicyInputs,
     PolicyOutputs,
     PolicySignature,
@@ -22,6 +22,7 @@ from policy_server.policy import (
 )
 from policy_server.schema import ServerSchema, read_schema
 from policy_server.servable import resolve_api_key
+from policy_server.serving import OpenedPolicy, PolicyOpener, PolicyRegistry, PolicySlot
 from policy_server.settings import Settings, read_settings
 from policy_server.telemetry import configure_logging
 from policy_server.web import Application, create_app
@@ -31,8 +32,6 @@ __all__ = ["CONSTANT_ANSWER", "constant", "without_fast_path"]
 # The action and the probability that the constant backend answers.
 CONSTANT_ANSWER = (0, 0.70287585)
 _WIDTH, _ACTIONS = 6, 4
-
-Opener = Callable[[], AbstractAsyncContextManager[PolicyBackend]]
 
 
 class ConstantBackend:
@@ -69,8 +68,8 @@ def constant() -> Application:
     """Build the application over a backend that answers a constant."""
 
     @asynccontextmanager
-    async def open_constant() -> AsyncIterator[PolicyBackend]:
-        yield ConstantBackend()
+    async def open_constant() -> AsyncIterator[OpenedPolicy]:
+        yield OpenedPolicy(ConstantBackend())
 
     return _application(lambda _schema, _settings: open_constant, has_fast_path=True)
 
@@ -78,23 +77,31 @@ def constant() -> Application:
 def without_fast_path() -> Application:
     """Build the application over the local backend, with FastAPI's own routes alone."""
 
-    def opener(schema: ServerSchema, settings: Settings) -> Opener:
-        return lambda: open_local_backend(identify_model(prepare_model(settings)), schema, settings)
+    def opener(schema: ServerSchema, settings: Settings) -> PolicyOpener:
+        @asynccontextmanager
+        async def open_local() -> AsyncIterator[OpenedPolicy]:
+            model = identify_model(prepare_model(settings))
+            async with open_local_backend(model, schema, settings) as backend:
+                yield OpenedPolicy(backend, model.version)
+
+        return open_local
 
     return _application(opener, has_fast_path=False)
 
 
 def _application(
-    opener: Callable[[ServerSchema, Settings], Opener], *, has_fast_path: bool
+    opener: Callable[[ServerSchema, Settings], PolicyOpener], *, has_fast_path: bool
 ) -> Application:
     settings = read_settings()
     configure_logging(level=settings.log_level, log_format=settings.log_format)
     schema = read_schema(settings.schema_path)
+    metrics, open_policy = Metrics(), opener(schema, settings)
+    slot = PolicySlot(DEFAULT_POLICY, schema, open_policy, settings=settings, metrics=metrics)
     return create_app(
-        schema,
+        PolicyRegistry([slot]),
         settings,
-        opener(schema, settings),
         api_key=resolve_api_key(settings, schema),
+        root_path=schema.root_path,
         has_fast_path=has_fast_path,
-        metrics=Metrics(),
+        metrics=metrics,
     )

@@ -25,6 +25,7 @@ import uvloop
 from numpy.typing import NDArray
 from starlette.types import Message, Receive, Scope, Send
 
+from benchmarks.apps.floor import ConstantBackend
 from benchmarks.failures import BenchmarkError
 from benchmarks.own_process import median_us, median_us_async, run_module
 from benchmarks.progress import say
@@ -43,12 +44,21 @@ from policy_server.policy import (
     PolicyOutputs,
 )
 from policy_server.schema import ServerSchema, read_schema
-from policy_server.serving.batching import MicroBatcher
+from policy_server.serving import (
+    Answer,
+    Limits,
+    OpenedPolicy,
+    PolicyRegistry,
+    PolicySlot,
+    Question,
+    Scheduler,
+)
 from policy_server.settings import Settings
 from policy_server.telemetry import configure_logging
 from policy_server.web import create_app
 from policy_server.web.gate import Gate
 from policy_server.web.rendering import RenderedAnswers
+from policy_server.web.route_table import RouteTable
 
 __all__ = ["LOG", "REST", "WHOLE", "measure_stages"]
 
@@ -166,6 +176,7 @@ async def _gate_us(batch: int) -> float:
     settings = Settings()
     gate = Gate(
         answer,
+        table=RouteTable(_registry(ConstantBackend(), ServerSchema())),
         streams=answer,
         api_key=KEY,
         root_path="",
@@ -202,16 +213,23 @@ async def _queue_us(compiled: CompiledPolicy, batch: int) -> float:
         async def is_ready(self) -> bool:
             return True
 
-    batcher: MicroBatcher[PolicyOutputs] = MicroBatcher(
-        Answered(),
-        lambda answers: answers,
-        max_batch_size=256,
-        max_queue_size=4096,
-        timeout_s=30.0,
-        metrics=Metrics().of(DEFAULT_POLICY),
-    )
+    limits = Limits(max_batch_size=256, max_queue_size=4096, timeout_s=30.0)
+    scheduler = Scheduler(Answered(), limits, Metrics().of(DEFAULT_POLICY))
     row = [float(value) for value in OBSERVATION.values()]
-    return await _each_us(batch, lambda: batcher.infer(row, is_deterministic=False, seed=-1))
+
+    async def ask() -> Answer:
+        return await scheduler.ask(Question(row, "predict"))
+
+    return await _each_us(batch, ask)
+
+
+def _registry(backend: PolicyBackend, schema: ServerSchema) -> PolicyRegistry:
+    @asynccontextmanager
+    async def open_policy() -> AsyncIterator[OpenedPolicy]:
+        yield OpenedPolicy(backend)
+
+    slot = PolicySlot(DEFAULT_POLICY, schema, open_policy, settings=Settings(), metrics=Metrics())
+    return PolicyRegistry([slot])
 
 
 def _rows(batch: int) -> NDArray[np.float32]:
@@ -250,11 +268,7 @@ async def _whole_us(compiled: CompiledPolicy, schema: ServerSchema, batch: int) 
     with ThreadPoolExecutor(max_workers=1) as executor:
         backend = LocalBackend(NetworkPolicy(compiled), executor)
 
-        @asynccontextmanager
-        async def open_backend() -> AsyncIterator[PolicyBackend]:
-            yield backend
-
-        app = create_app(schema, Settings(), open_backend, api_key=KEY)
+        app = create_app(_registry(backend, schema), Settings(), api_key=KEY)
         async with app.router.lifespan_context(app):
             return await _each_us(batch, lambda: app(_scope(), _receive, _send))
 

@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 from policy_server.commands.client import PolicyClient
 from policy_server.commands.native_logs import hidden_native_logs
 from policy_server.errors import SdkError, ServerAnswerError, SettingsError, UsageError
-from policy_server.policy import PolicyBackend
+from policy_server.metrics import Metrics
+from policy_server.policy import DEFAULT_POLICY
 from policy_server.schema import named_as_example, read_schema
 from policy_server.sdk import (
     BUNDLE,
@@ -94,17 +95,19 @@ async def _load(settings: Settings) -> Document:
     # Imported here since they bring FastAPI and TensorFlow, which the other commands do without.
     from policy_server.backends.local import open_local_backend
     from policy_server.formats.model_files import identify_model, prepare_model
+    from policy_server.serving import OpenedPolicy, PolicyRegistry, PolicySlot
     from policy_server.web import create_app
 
     schema = read_schema(settings.schema_path)
 
     @asynccontextmanager
-    async def open_backend() -> AsyncIterator[PolicyBackend]:
+    async def open_policy() -> AsyncIterator[OpenedPolicy]:
         model = identify_model(prepare_model(settings))
         async with open_local_backend(model, schema, settings) as backend:
-            yield backend
+            yield OpenedPolicy(backend, model.version)
 
-    app = create_app(schema, settings, open_backend, api_key=None)
+    slot = PolicySlot(DEFAULT_POLICY, schema, open_policy, settings=settings, metrics=Metrics())
+    app = create_app(PolicyRegistry([slot]), settings, api_key=None, root_path=schema.root_path)
     with named_as_example(settings.schema_path):
         async with app.router.lifespan_context(app):
             return prepare_document(app.openapi(), url=_URL)

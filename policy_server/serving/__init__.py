@@ -1,1 +1,25 @@
-"""What is served: the scheduler that turns many observations into few calls of a backend."""
+"""Policies that are served: each a version in its slot, all slots in one registry.
+
+A scheduler in front of each version gathers many questions into few calls of its backend.
+"""
+
+from __future__ import annotations
+
+from policy_server.serving.questions import Answer, Question
+from policy_server.serving.registry import PolicyRegistry
+from policy_server.serving.scheduler import ROWS_PER_CALL, Limits, Scheduler
+from policy_server.serving.slot import PolicyOpener, PolicySlot
+from policy_server.serving.version import OpenedPolicy, PolicyVersion
+
+__all__ = [
+    "ROWS_PER_CALL",
+    "Answer",
+    "Limits",
+    "OpenedPolicy",
+    "PolicyOpener",
+    "PolicyRegistry",
+    "PolicySlot",
+    "PolicyVersion",
+    "Question",
+    "Scheduler",
+]

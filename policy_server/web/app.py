@@ -1,4 +1,4 @@
-"""The application: gate, routes, documentation and lifespan around one served policy."""
+"""The application: gate, routes, documentation and lifespan around the registry of policies."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from policy_server import __version__
 from policy_server.errors import PolicyServerError
 from policy_server.metrics import Metrics
-from policy_server.policy import DEFAULT_POLICY
-from policy_server.schema import ServerSchema
 from policy_server.sdk import SdkStore
+from policy_server.serving import PolicyRegistry
 from policy_server.settings import Settings
+from policy_server.web.answering import PolicyAnswering
 from policy_server.web.cross_origin import CrossOrigin
 from policy_server.web.fast_path import FastPath
 from policy_server.web.gate import Gate
 from policy_server.web.openapi import build_openapi
 from policy_server.web.problems import install_error_handlers
+from policy_server.web.route_table import RouteTable
 from policy_server.web.routes import policy_routes, server_routes
 from policy_server.web.sdk_routes import client_routes
-from policy_server.web.served_policy import BackendOpener, ServedPolicy
 from policy_server.web.stream import Streams, stream_hints
 
 __all__ = ["Application", "create_app"]
@@ -42,34 +42,35 @@ _GC_THRESHOLDS = (50_000, 20, 100)
 
 
 def create_app(
-    schema: ServerSchema,
+    registry: PolicyRegistry,
     settings: Settings,
-    open_backend: BackendOpener,
     *,
     api_key: str | None,
+    root_path: str = "",
     has_fast_path: bool = True,
     metrics: Metrics | None = None,
 ) -> Application:
     """Build the application; nothing starts before its lifespan does.
 
     Args:
-        schema: what schema.yaml says; the routes' types come from it.
-        settings: how the server is deployed.
-        open_backend: starts what answers, and ends it again.
+        registry: the policies; the routes' types come from their schemas.
+        settings: limits, and allowed origins.
         api_key: the access key; None lets everybody in.
+        root_path: the prefix of all addresses; empty takes the server's own.
         has_fast_path: answer observations in front of FastAPI's routing; False leaves all to it.
-        metrics: where requests are counted; None counts them for nobody.
+        metrics: counts requests; None counts them for nobody.
 
     Returns:
         The ASGI application.
     """
     counted = metrics or Metrics()
-    policy = ServedPolicy(schema, settings, open_backend, counted.of(DEFAULT_POLICY))
+    table = RouteTable(registry)
+    policies = {slot.name: PolicyAnswering(slot) for slot in registry}
     sdks = SdkStore(settings.sdks_path)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with policy.run(), aclosing(sdks):
+        async with registry.running(), aclosing(sdks):
             app.openapi_schema = None
             _settle_garbage_collector()
             yield
@@ -83,25 +84,26 @@ def create_app(
         redoc_url=None,
     )
     app.answer_http = Gate(
-        FastPath(app.answer_http, policy) if has_fast_path else app.answer_http,
-        streams=Streams(policy, max_frame_bytes=settings.max_body_bytes, metrics=counted),
+        FastPath(app.answer_http, table, policies) if has_fast_path else app.answer_http,
+        table=table,
+        streams=Streams(table, policies, max_frame_bytes=settings.max_body_bytes, metrics=counted),
         api_key=api_key,
-        root_path=schema.root_path,
+        root_path=root_path,
         max_body_bytes=settings.max_body_bytes,
         max_batch_body_bytes=settings.max_batch_body_bytes,
         metrics=counted,
         cross_origin=CrossOrigin(settings.cors_origins) if settings.cors_origins else None,
     )
-    app.include_router(server_routes(policy))
-    app.include_router(policy_routes(policy))
-    app.include_router(stream_hints(policy))
+    app.include_router(server_routes(registry))
+    app.include_router(policy_routes(table, policies, settings))
+    app.include_router(stream_hints(table))
     app.include_router(client_routes(sdks, lambda: app.openapi()))
-    _add_documentation(app, schema.root_path)
+    _add_documentation(app, root_path)
     install_error_handlers(app)
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = build_openapi(app, policy)
+            app.openapi_schema = build_openapi(app, table, registry, root_path=root_path)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it

@@ -1,19 +1,21 @@
 """The fast path: the routes that answer one observation, in front of FastAPI's routing.
 
-It calls the same `ServedPolicy.answer` and the same `error_response` as FastAPI's own routes,
+It calls the same `PolicyAnswering.answer` and the same `error_response` as FastAPI's own routes,
 which stay for OpenAPI, for requests with a query, and for every other method: only the machinery
 between is left out.
 """
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Mapping
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from policy_server.policy import AnswerKind
+from policy_server.web.answering import PolicyAnswering
 from policy_server.web.problems import error_response
-from policy_server.web.served_policy import AnswerKind, ServedPolicy
+from policy_server.web.route_table import RouteTable
 
 __all__ = ["FastPath"]
 
@@ -21,30 +23,31 @@ __all__ = ["FastPath"]
 class FastPath:
     """ASGI middleware behind the gate, which has checked the key and counts the body's bytes."""
 
-    def __init__(self, app: ASGIApp, policy: ServedPolicy) -> None:
+    def __init__(
+        self, app: ASGIApp, table: RouteTable, policies: Mapping[str, PolicyAnswering]
+    ) -> None:
         """Wrap an application.
 
         Args:
-            app: what answers everything else.
-            policy: what answers observations.
+            app: answers everything else.
+            table: the server's routes.
+            policies: answer observations, by the policies' names.
         """
         self._app = app
-        self._policy = policy
-        self._routes: dict[str, tuple[AnswerKind, bool]] = {}
-        for kind in get_args(AnswerKind):
-            self._routes[f"/{kind}_raw"] = (kind, True)
-            if policy.schema.observations is not None:
-                self._routes[f"/{kind}"] = (kind, False)
+        self._routes: dict[str, tuple[PolicyAnswering, AnswerKind, bool]] = {
+            route.path: (policies[route.policy], route.kind, route.is_raw)
+            for route in table.answering("single")
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer an observation, or pass the request on."""
-        route = self._routes.get(scope["state"]["route"]) if scope["type"] == "http" else None
+        route = self._routes.get(scope["state"]["path"]) if scope["type"] == "http" else None
         if route is None or scope["method"] != "POST" or scope["query_string"]:
             await self._app(scope, receive, send)
             return
-        kind, is_raw = route
+        policy, kind, is_raw = route
         try:
-            answer = await self._policy.answer(
+            answer = await policy.answer(
                 kind,
                 await _body(receive),
                 is_raw=is_raw,

@@ -20,32 +20,17 @@ from policy_server.errors import (
     UnauthorizedError,
 )
 from policy_server.metrics import Metrics
-from policy_server.policy import DEFAULT_POLICY
 from policy_server.settings import ENV_PREFIX
 from policy_server.web.cross_origin import CrossOrigin
 from policy_server.web.packed_bodies import unpacked
 from policy_server.web.problems import send_error
+from policy_server.web.route_table import Route, RouteTable
 
-__all__ = ["OPEN_PATHS", "ROUTES", "Gate"]
+__all__ = ["Gate"]
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("policy_server.access")
 
-OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/docs", "/redoc", "/openapi.json"})
-_ANSWERS = frozenset(
-    {
-        "/predict",
-        "/predict_raw",
-        "/predict_deterministic",
-        "/predict_deterministic_raw",
-        "/distribution",
-        "/distribution_raw",
-    }
-)
-_POLICY_ROUTES = frozenset(
-    {f"{path}{form}" for path in _ANSWERS for form in ("", "/batch", "/stream")} | {"/schema"}
-)
-ROUTES = OPEN_PATHS | _POLICY_ROUTES | {"/clients"}
 _HEADERS = frozenset(
     {
         b"access-control-request-method",
@@ -59,11 +44,10 @@ _HEADERS = frozenset(
 )
 # What the answer to a request begins with, or to a web socket's handshake.
 _STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
-_OPEN_PREFIX = "/static/"
-_CLIENTS = "/clients/"
-_BATCH = "/batch"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _LENGTH = re.compile(r"[0-9]{1,18}")
+# Addresses are the client's: those that are none of the table's share a label.
+_UNKNOWN = Route(path="other")
 
 
 class Gate:
@@ -73,6 +57,7 @@ class Gate:
         self,
         app: ASGIApp,
         *,
+        table: RouteTable,
         streams: ASGIApp,
         api_key: str | None,
         root_path: str,
@@ -84,8 +69,9 @@ class Gate:
         """Wrap an application.
 
         Args:
-            app: what answers behind the gate.
-            streams: what answers web sockets.
+            app: answers behind the gate.
+            table: the server's routes.
+            streams: answers web sockets.
             api_key: the access key; None lets everybody in.
             root_path: the prefix that a reverse proxy strips; empty takes the server's own.
             max_body_bytes: the largest body.
@@ -94,15 +80,16 @@ class Gate:
             cross_origin: which other origins' pages may call; None leaves browsers without word.
         """
         self._app = app
+        self._table = table
         self._streams = streams
         # Digests have one length, so that comparing them takes one time.
         self._key_digest = None if api_key is None else sha256(api_key.encode()).digest()
         self._root_path = root_path
         self._limits = {
-            is_batch: (limit, f"body is larger than {limit} bytes ({ENV_PREFIX}{name})")
-            for is_batch, limit, name in (
-                (False, max_body_bytes, "MAX_BODY_BYTES"),
-                (True, max_batch_body_bytes, "MAX_BATCH_BODY_BYTES"),
+            of: (limit, f"body is larger than {limit} bytes ({ENV_PREFIX}{name})")
+            for of, limit, name in (
+                ("single", max_body_bytes, "MAX_BODY_BYTES"),
+                ("batch", max_batch_body_bytes, "MAX_BATCH_BODY_BYTES"),
             )
         }
         self._metrics = metrics
@@ -121,11 +108,12 @@ class Gate:
 
         started = time.perf_counter()
         path = self._normalise(scope)
+        route = self._table.find(path) or _UNKNOWN
 
         async def send_with_id(message: Message) -> None:
             if message["type"] in _STARTS:
                 status = message.get("status", HTTPStatus.SWITCHING_PROTOCOLS)
-                self._note(path, scope, status, time.perf_counter() - started)
+                self._note(route, scope, status, time.perf_counter() - started)
                 given = message.get("headers", ())
                 message["headers"] = [*given, (b"x-request-id", request_id.encode())]
                 if self._cross_origin is not None:
@@ -137,15 +125,15 @@ class Gate:
         scope["state"] = {
             **scope.get("state", {}),
             "request_id": request_id,
-            "route": path,
+            "path": path,
             "client": None if client is None else client[0],
         }
         if self._cross_origin is not None and self._cross_origin.is_preflight(scope, headers):
             await self._cross_origin.answer_preflight(send_with_id)
             return
         try:
-            self._admit(path, scope, headers)
-            limited = self._limited(path, scope, headers, receive)
+            self._admit(route, scope, headers)
+            limited = self._limited(route, scope, headers, receive)
         except PolicyServerError as error:
             await send_error(error, scope, receive, send_with_id)
             return
@@ -157,21 +145,18 @@ class Gate:
         except ClientDisconnect:
             logger.info("client_disconnected", extra={"request_id": request_id})
 
-    def _note(self, path: str, scope: Scope, status: int, seconds: float) -> None:
-        # Paths are the client's; a label has to be one of few.
-        route = path if path in ROUTES else "other"
-        policy = DEFAULT_POLICY if path in _POLICY_ROUTES else ""
-        self._metrics.observe_request(policy, route, status, seconds)
+    def _note(self, route: Route, scope: Scope, status: int, seconds: float) -> None:
+        self._metrics.observe_request(route.policy, route.label, status, seconds)
         # A web socket has its line when it ends.
         if status != HTTPStatus.SWITCHING_PROTOCOLS and access.isEnabledFor(logging.INFO):
             fields = {
                 "request_id": scope["state"]["request_id"],
                 "client": scope["state"]["client"],
                 "method": scope.get("method", "GET"),
-                "route": route,
+                "route": route.label,
                 "status": status,
                 "duration_ms": round(seconds * 1000, 3),
-                "model_version": self._metrics.model_version(DEFAULT_POLICY),
+                "model_version": self._metrics.model_version(route.policy or self._table.default),
             }
             access.info("request", extra=fields)
 
@@ -189,16 +174,16 @@ class Gate:
         scope["root_path"], scope["path"] = prefix, prefix + path
         return path
 
-    def _admit(self, path: str, scope: Scope, headers: Mapping[bytes, str]) -> None:
-        """Refuse who has no key where one is needed, and web sockets of pages not allowed.
+    def _admit(self, route: Route, scope: Scope, headers: Mapping[bytes, str]) -> None:
+        """Refuse clients without a key where one is needed, and web sockets of foreign pages.
 
         OPTIONS needs no key on the routes that exist: its answer says no more than OpenAPI does.
         """
-        if path in OPEN_PATHS or path.startswith(_OPEN_PREFIX):
+        if route.access == "open":
             return
         if scope["type"] == "websocket":
             self._check_origin(scope, headers)
-        elif scope["method"] == "OPTIONS" and (path in ROUTES or path.startswith(_CLIENTS)):
+        elif scope["method"] == "OPTIONS" and route is not _UNKNOWN:
             return
         self._check_key(headers)
 
@@ -226,9 +211,9 @@ class Gate:
             raise UnauthorizedError("wrong access key")
 
     def _limited(
-        self, path: str, scope: Scope, headers: Mapping[bytes, str], receive: Receive
+        self, route: Route, scope: Scope, headers: Mapping[bytes, str], receive: Receive
     ) -> Receive:
-        limit, too_large = self._limits[path.endswith(_BATCH)]
+        limit, too_large = self._limits[route.body_limit]
         length = headers.get(b"content-length", "")
         if _LENGTH.fullmatch(length):
             if int(length) > limit:

@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's own, with the types that belong to exactly this policy."""
+"""The OpenAPI document: FastAPI's own, with the types of exactly these policies."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from policy_server import __version__
-from policy_server.web.gate import OPEN_PATHS
-from policy_server.web.openapi_schemas import policy_schemas, sized
-from policy_server.web.routes import NPY, ROUTE_TEXTS
-from policy_server.web.served_policy import ServedPolicy
+from policy_server.serving import PolicyRegistry, PolicySlot
+from policy_server.web.answering import render_examples
+from policy_server.web.openapi_schemas import TypeNames, error_schemas, policy_schemas, sized
+from policy_server.web.route_table import AnswerRoute, RouteTable
+from policy_server.web.routes import NPY
 
 __all__ = ["build_openapi"]
 
@@ -64,20 +65,23 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _SECURITY: list[dict[str, list[str]]] = [{"accessToken": []}, {"bearer": []}]
 
 
-def build_openapi(app: FastAPI, policy: ServedPolicy) -> Document:
+def build_openapi(
+    app: FastAPI, table: RouteTable, registry: PolicyRegistry, *, root_path: str
+) -> Document:
     """Return the OpenAPI 3.1 document.
 
     Args:
-        app: whose routes are described.
-        policy: whose observations and actions are described; their widths are exact once it is
-            loaded.
+        app: has the routes.
+        table: the server's routes.
+        registry: the policies; the widths of their observations are exact once they are loaded.
+        root_path: the server's own prefix.
     """
     document = get_openapi(
         title=app.title,
         version=__version__,
         description=_DESCRIPTION,
         routes=app.routes,
-        servers=[{"url": policy.schema.root_path}] if policy.schema.root_path else None,
+        servers=[{"url": root_path}] if root_path else None,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     components = document.setdefault("components", {})
@@ -85,21 +89,26 @@ def build_openapi(app: FastAPI, policy: ServedPolicy) -> Document:
         "accessToken": {"type": "apiKey", "in": "header", "name": "access-token"},
         "bearer": {"type": "http", "scheme": "bearer"},
     }
-    components["schemas"] = {**components.get("schemas", {}), **policy_schemas(policy)}
+    schemas = components["schemas"] = dict(components.get("schemas", {}))
+    for page in table.schemas():
+        schemas |= policy_schemas(registry[page.policy], namespace=page.namespace)
+    schemas |= error_schemas()
+    examples = {slot.name: render_examples(slot) for slot in registry}
     for path, methods in document["paths"].items():
+        route = table.find(path)
+        assert route is not None, "FastAPI's routes are the table's"
         for operation in methods.values():
             for parameter in operation.get("parameters", ()):
                 parameter["schema"] = _without_null(parameter["schema"])
-            if path not in OPEN_PATHS:
+            if route.access == "key":
                 operation["security"] = _SECURITY
                 _describe_error(operation, 401)
             if path == "/readyz":
                 _describe_error(operation, 503)
-        name, _, tail = path.strip("/").partition("/")
-        kind = name.removesuffix("_raw")
-        if kind in ROUTE_TEXTS:
-            describe = _describe_batch if tail else _describe_answer
-            describe(methods["post"], policy, kind, is_raw=name.endswith("_raw"))
+        if isinstance(route, AnswerRoute):
+            describe = _describe_batch if route.transport == "batch" else _describe_answer
+            example = examples[route.policy].get(route.kind)
+            describe(methods["post"], route, registry[route.policy], example)
     return document
 
 
@@ -112,32 +121,43 @@ def _without_null(schema: Document) -> Document:
     return sized({**kinds[0], **rest})
 
 
-def _describe_answer(operation: Document, policy: ServedPolicy, kind: str, *, is_raw: bool) -> None:
-    body = "RawObservation" if is_raw else "Observation"
+def _describe_answer(
+    operation: Document,
+    route: AnswerRoute,
+    _slot: PolicySlot,
+    example: Document | None,
+) -> None:
+    names = TypeNames(route.namespace)
+    body = names.of("RawObservation" if route.is_raw else "Observation")
     operation["requestBody"] = {"required": True, "content": _json_of(body)}
-    answer = _json_of("Distribution" if kind == "distribution" else "Prediction")
-    example = policy.examples.get(kind)
+    kind = "Distribution" if route.kind == "distribution" else "Prediction"
+    answer = _json_of(names.of(kind))
     if example is not None:
         answer["application/json"]["example"] = example
     operation["responses"]["200"] = {"description": "The policy's answer", "content": answer}
     _describe_errors(operation, 413, 415, 500, 501, 503)
 
 
-def _describe_batch(operation: Document, policy: ServedPolicy, kind: str, *, is_raw: bool) -> None:
-    prefix = "Raw" if is_raw else ""
-    body = _json_of(f"{prefix}Observation")
+def _describe_batch(
+    operation: Document,
+    route: AnswerRoute,
+    slot: PolicySlot,
+    example: Document | None,
+) -> None:
+    names, prefix = TypeNames(route.namespace), "Raw" if route.is_raw else ""
+    body = _json_of(names.of(f"{prefix}Observation"))
     rows = {"type": "array", "items": body["application/json"]["schema"]}
-    columns = {"$ref": f"#/components/schemas/{prefix}ObservationColumns"}
+    columns = names.reference(f"{prefix}ObservationColumns")
     operation["requestBody"] = {"required": True, "content": {**body, NPY: _BINARY}}
     # JSON Schema can't say that several lists are of one length, so that it would allow others.
-    if len(policy.space.names(is_raw=is_raw)) == 1:
+    if len(slot.space.names(is_raw=route.is_raw)) == 1:
         rows = {"oneOf": [rows, columns]}
     else:
         operation["requestBody"]["description"] = _COLUMNS
     body["application/json"] = {"schema": rows}
     operation["requestBody"]["content"] |= body
-    answer = _json_of("DistributionBatch" if kind == "distribution" else "PredictionBatch")
-    example = policy.examples.get(kind)
+    kind = "DistributionBatch" if route.kind == "distribution" else "PredictionBatch"
+    answer = _json_of(names.of(kind))
     if example is not None:
         answer["application/json"]["example"] = _batch_of_one(example)
     operation["responses"]["200"] = {

@@ -1,12 +1,14 @@
-"""The JSON schemas of the OpenAPI document: what belongs to exactly this policy, and errors."""
+"""The JSON schemas of the OpenAPI document: those of exactly these policies, and errors."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import Any
 
-from policy_server.web.served_policy import ServedPolicy
+from policy_server.serving import PolicySlot
 
-__all__ = ["policy_schemas", "sized"]
+__all__ = ["TypeNames", "error_schemas", "policy_schemas", "sized"]
 
 Document = dict[str, Any]
 
@@ -20,30 +22,59 @@ _AT_BOUND: Document = {
 _SIZES = {"integer": "int64", "number": "double"}
 
 
-def policy_schemas(policy: ServedPolicy) -> Document:
-    """Return the schemas of one policy's observations and answers, and of errors, by name.
+@dataclass(frozen=True)
+class TypeNames:
+    """The names of a policy's types.
+
+    Attributes:
+        namespace: the policy's name where others are served too; empty for the short addresses.
+    """
+
+    namespace: str = ""
+
+    def of(self, name: str) -> str:
+        """Return a type's name: `Observation`, or `DoorOpenerObservation` of `door-opener`."""
+        words = re.split(r"[-_]", self.namespace)
+        return "".join(word[:1].upper() + word[1:] for word in words) + name
+
+    def reference(self, name: str) -> Document:
+        """Return a JSON schema that refers to a type."""
+        return {"$ref": f"#/components/schemas/{self.of(name)}"}
+
+
+def policy_schemas(slot: PolicySlot, *, namespace: str = "") -> Document:
+    """Return the schemas of one policy's observations and answers, by name.
 
     Args:
-        policy: whose they are; widths are exact once it is loaded.
+        slot: the policy; widths are exact once it is loaded.
+        namespace: see `TypeNames`.
     """
+    names = TypeNames(namespace)
+    raw = slot.space.raw_json_schema(slot.width)
     schemas: Document = {
-        "RawObservation": sized(policy.space.raw_json_schema(policy.width)),
-        "Prediction": _prediction(policy),
-        "Distribution": _object(
-            {"components": {"type": "array", "items": {"$ref": "#/components/schemas/Component"}}}
-        ),
+        "RawObservation": sized(raw),
+        "Prediction": _prediction(slot),
+        "Distribution": _components_of(names.reference("Component")),
         "Component": _component(is_batch=False),
-        "RawObservationColumns": _columns_of(policy.space.raw_json_schema(policy.width)),
-        "PredictionBatch": _prediction_batch(policy),
-        "DistributionBatch": _object(
-            {
-                "components": {
-                    "type": "array",
-                    "items": {"$ref": "#/components/schemas/ComponentBatch"},
-                }
-            }
-        ),
+        "RawObservationColumns": _columns_of(raw),
+        "PredictionBatch": _prediction_batch(slot),
+        "DistributionBatch": _components_of(names.reference("ComponentBatch")),
         "ComponentBatch": _component(is_batch=True),
+    }
+    observation = slot.space.json_schema()
+    if observation is not None:
+        columns = _columns_of(observation)
+        schemas = {"Observation": sized(observation), **schemas, "ObservationColumns": columns}
+    return {names.of(name): schema for name, schema in schemas.items()}
+
+
+def _components_of(component: Document) -> Document:
+    return _object({"components": {"type": "array", "items": component}})
+
+
+def error_schemas() -> Document:
+    """Return the schemas of errors, by name."""
+    return {
         "Problem": _object(
             {"detail": {"type": "string", "description": "What is wrong, in one sentence"}}
         ),
@@ -61,11 +92,6 @@ def policy_schemas(policy: ServedPolicy) -> Document:
             }
         ),
     }
-    observation = policy.space.json_schema()
-    if observation is None:
-        return schemas
-    columns = _columns_of(observation)
-    return {"Observation": sized(observation), **schemas, "ObservationColumns": columns}
 
 
 def _columns_of(observation: Document) -> Document:
@@ -85,25 +111,25 @@ def _object(properties: Document, *, required: list[str] | None = None) -> Docum
     }
 
 
-def _prediction(policy: ServedPolicy) -> Document:
+def _prediction(slot: PolicySlot) -> Document:
     return _object(
         {
-            **_answer(policy),
-            **({"at_bound": _AT_BOUND} if _is_clipped(policy) else {}),
+            **_answer(slot),
+            **({"at_bound": _AT_BOUND} if _is_clipped(slot) else {}),
         }
     )
 
 
-def _is_clipped(policy: ServedPolicy) -> bool:
-    components = None if policy.signature is None else policy.signature.components
+def _is_clipped(slot: PolicySlot) -> bool:
+    components = None if slot.signature is None else slot.signature.components
     return any(part.is_clipped for part in components or ())
 
 
-def _answer(policy: ServedPolicy) -> Document:
+def _answer(slot: PolicySlot) -> Document:
     return {
         "actions": {
             "type": "array",
-            "items": _action_items(policy),
+            "items": _action_items(slot),
             "description": "The whole action: one value an action component, a nested list for "
             "a vector in a tuple",
         },
@@ -122,8 +148,8 @@ def _answer(policy: ServedPolicy) -> Document:
     }
 
 
-def _prediction_batch(policy: ServedPolicy) -> Document:
-    one = _prediction(policy)["properties"]
+def _prediction_batch(slot: PolicySlot) -> Document:
+    one = _prediction(slot)["properties"]
     return _object(
         {
             "actions": {
@@ -141,16 +167,16 @@ def _prediction_batch(policy: ServedPolicy) -> Document:
                 "items": {"type": ["number", "null"], "format": "float"},
                 "description": "For each observation the logarithm of that probability",
             },
-            **({"at_bound": {"type": "array", "items": _AT_BOUND}} if _is_clipped(policy) else {}),
+            **({"at_bound": {"type": "array", "items": _AT_BOUND}} if _is_clipped(slot) else {}),
         }
     )
 
 
-def _action_items(policy: ServedPolicy) -> Document:
-    signature = policy.signature
+def _action_items(slot: PolicySlot) -> Document:
+    signature = slot.signature
     number = {"type": "number", "format": "float"}
     if signature is None:
-        return {"type": "integer"} if policy.schema.discrete else number
+        return {"type": "integer"} if slot.schema.discrete else number
     kinds: list[Document] = []
     for action in signature.action_outputs:
         scalar: Document = {"type": "integer"} if action.is_integer else number

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import orjson
@@ -24,14 +24,13 @@ from policy_server.errors import DistributionError
 from policy_server.policy import (
     LARGEST,
     ActionOutput,
+    AnswerKind,
     Float32Array,
     Float64Array,
     PolicyOutputs,
 )
 
-__all__ = ["AnswerKind", "BatchAnswers", "RenderedAnswers"]
-
-AnswerKind = Literal["predict", "predict_deterministic", "distribution"]
+__all__ = ["BatchAnswers", "RenderedAnswers"]
 
 _AT_BOUND, _AT_BOUND_COLUMN = b',"at_bound":%b}', b',"at_bound":[%b]}'
 # The columns of an array are named by their place, which nothing may move.

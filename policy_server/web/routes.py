@@ -1,19 +1,23 @@
-"""The routes of one policy, and those of the server itself."""
+"""FastAPI's routes: those of the policies, made from the table, and those of the server itself."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
 from policy_server.errors import NotReadyError
+from policy_server.policy import AnswerKind
 from policy_server.schema import public_schema
-from policy_server.web.batches import BatchRequest
+from policy_server.serving import PolicyRegistry, PolicySlot
+from policy_server.settings import Settings
+from policy_server.web.answering import PolicyAnswering
+from policy_server.web.batch_answering import BatchAnswering, BatchRequest
 from policy_server.web.query import QueryCheckedRoute
-from policy_server.web.served_policy import AnswerKind, ServedPolicy
+from policy_server.web.route_table import AnswerRoute, Route, RouteTable
 
 __all__ = ["LARGEST_SEED", "NPY", "ROUTE_TEXTS", "Seed", "policy_routes", "server_routes"]
 
@@ -87,48 +91,53 @@ BATCH_TEXTS: dict[AnswerKind, tuple[str, str]] = {
 }
 
 
-def policy_routes(policy: ServedPolicy) -> APIRouter:
-    """Return the routes that answer observations, and `/schema`.
+def policy_routes(
+    table: RouteTable, policies: Mapping[str, PolicyAnswering], settings: Settings
+) -> APIRouter:
+    """Return the routes that answer observations, and each policy's `/schema`.
 
     Args:
-        policy: what answers. Routes for named observations exist only where its schema names some.
+        table: the server's routes.
+        policies: answer observations, by the policies' names.
+        settings: limits of batches.
     """
     router = APIRouter(route_class=QueryCheckedRoute)
-    for kind, (summary, text) in ROUTE_TEXTS.items():
-        for is_raw in (False, True) if policy.schema.observations is not None else (True,):
-            router.add_api_route(
-                f"/{kind}_raw" if is_raw else f"/{kind}",
-                _endpoint(policy, kind, is_raw=is_raw),
-                methods=["POST"],
-                operation_id=f"{kind}_raw" if is_raw else kind,
-                summary=summary + (" for a flat observation" if is_raw else ""),
-                description=text,
-                tags=["Policy"],
-                response_class=Response,
-            )
-            router.add_api_route(
-                f"/{kind}_raw/batch" if is_raw else f"/{kind}/batch",
-                _batch_endpoint(policy, kind, is_raw=is_raw),
-                methods=["POST"],
-                operation_id=f"{kind}_raw_batch" if is_raw else f"{kind}_batch",
-                summary=f"{BATCH_TEXTS[kind][0]}{' of flat observations' if is_raw else ''}",
-                description=BATCH_TEXTS[kind][1],
-                tags=["Policy"],
-                response_class=Response,
-            )
-    router.add_api_route(
-        "/schema",
-        _schema_endpoint(policy),
-        operation_id="get_schema",
-        summary="Give the schema, without the key",
-        tags=["Policy"],
-    )
+    batches = {name: BatchAnswering(policy.slot, settings) for name, policy in policies.items()}
+    for route in table.answering("single", "batch"):
+        is_batch = route.transport == "batch"
+        summary, text = (BATCH_TEXTS if is_batch else ROUTE_TEXTS)[route.kind]
+        flat = " of flat observations" if is_batch else " for a flat observation"
+        router.add_api_route(
+            route.path,
+            _batch_endpoint(batches[route.policy], route)
+            if is_batch
+            else _endpoint(policies[route.policy], route),
+            methods=["POST"],
+            operation_id=route.operation,
+            summary=summary + (flat if route.is_raw else ""),
+            description=text,
+            tags=[_tag(route)],
+            response_class=Response,
+        )
+    for page in table.schemas():
+        router.add_api_route(
+            page.path,
+            _schema_endpoint(policies[page.policy].slot),
+            operation_id=f"get_{page.operation}",
+            summary="Give the schema, without the key",
+            tags=[_tag(page)],
+        )
     return router
 
 
-def _endpoint(
-    policy: ServedPolicy, kind: AnswerKind, *, is_raw: bool
-) -> Callable[..., Awaitable[Response]]:
+def _tag(route: Route) -> str:
+    """Return the section of the documentation that a route stands in."""
+    return f"Policy {route.namespace}" if route.namespace else "Policy"
+
+
+def _endpoint(policy: PolicyAnswering, route: AnswerRoute) -> Callable[..., Awaitable[Response]]:
+    kind, is_raw = route.kind, route.is_raw
+
     async def draw(request: Request, seed: Seed = None) -> Response:
         request_id = request.state.request_id
         answer = await policy.answer(
@@ -147,22 +156,22 @@ def _endpoint(
 
 
 def _batch_endpoint(
-    policy: ServedPolicy, kind: AnswerKind, *, is_raw: bool
+    answering: BatchAnswering, route: AnswerRoute
 ) -> Callable[..., Awaitable[Response]]:
     async def answer(
         request: Request, seed: int | None, *, has_log_probability: bool = False
     ) -> Response:
         accepted = _qualities(request.headers.get("accept", ""))
         batch = BatchRequest(
-            kind,
-            is_raw=is_raw,
+            route.kind,
+            is_raw=route.is_raw,
             is_npy=_media_type(request.headers.get("content-type", "")) == NPY,
             wants_npy=accepted.get(NPY, 0) > accepted.get("application/json", 0),
             seed=seed,
             request_id=request.state.request_id,
             has_log_probability=has_log_probability,
         )
-        body = await policy.answer_batch(batch, request.stream())
+        body = await answering.answer(batch, request.stream())
         return Response(body, media_type=NPY if batch.wants_npy else "application/json")
 
     async def draw(
@@ -176,7 +185,7 @@ def _batch_endpoint(
     async def describe(request: Request) -> Response:
         return await answer(request, None)
 
-    return {"predict": draw, "predict_deterministic": give, "distribution": describe}[kind]
+    return {"predict": draw, "predict_deterministic": give, "distribution": describe}[route.kind]
 
 
 def _media_type(text: str) -> str:
@@ -192,12 +201,10 @@ def _qualities(accept: str) -> dict[str, float]:
     return qualities
 
 
-def _schema_endpoint(policy: ServedPolicy) -> Callable[[], Awaitable[dict[str, Any]]]:
+def _schema_endpoint(slot: PolicySlot) -> Callable[[], Awaitable[dict[str, Any]]]:
     async def schema() -> dict[str, Any]:
-        document = public_schema(policy.schema)
-        signature = policy.signature
-        if signature is None:
-            raise NotReadyError("the policy is not loaded yet; try again in a few seconds")
+        document = public_schema(slot.schema)
+        signature = slot.current().signature
         actions = signature.action_outputs
         if document["parameters"]["discrete"] is None:
             document["parameters"]["discrete"] = all(action.is_integer for action in actions)
@@ -222,11 +229,11 @@ def _schema_endpoint(policy: ServedPolicy) -> Callable[[], Awaitable[dict[str, A
     return schema
 
 
-def server_routes(policy: ServedPolicy) -> APIRouter:
+def server_routes(registry: PolicyRegistry) -> APIRouter:
     """Return the health routes.
 
     Args:
-        policy: whose readiness is told.
+        registry: the policies, all of which have to be ready.
     """
     router = APIRouter(tags=["Health"])
 
@@ -239,7 +246,7 @@ def server_routes(policy: ServedPolicy) -> APIRouter:
         "/readyz", operation_id="readyz", summary="Say whether an observation would be answered now"
     )
     async def ready() -> str:
-        if not await policy.is_ready():
+        if not await registry.is_ready():
             raise NotReadyError("the policy is not ready; try again in a few seconds")
         return "ok"
 

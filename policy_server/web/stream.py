@@ -11,9 +11,9 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import get_args
 
 from fastapi import APIRouter
 from pydantic import TypeAdapter, ValidationError
@@ -24,19 +24,18 @@ from starlette.types import Message, Receive, Scope, Send
 from policy_server.errors import NotReadyError, ObservationError, UpgradeRequiredError
 from policy_server.metrics import Metrics
 from policy_server.observations import problem
-from policy_server.policy import DEFAULT_POLICY
+from policy_server.web.answering import PendingAnswer, PolicyAnswering
 from policy_server.web.frames import answer_frame, error_frame, parse_frame
 from policy_server.web.problems import describe_error, send_error
 from policy_server.web.query import check_query
+from policy_server.web.route_table import AnswerRoute, RouteTable
 from policy_server.web.routes import LARGEST_SEED, Seed
-from policy_server.web.served_policy import AnswerKind, PendingAnswer, ServedPolicy
 
-__all__ = ["MOST_IN_FLIGHT", "STREAM_SUFFIX", "Streams", "stream_hints"]
+__all__ = ["MOST_IN_FLIGHT", "Streams", "stream_hints"]
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("policy_server.access")
 
-STREAM_SUFFIX = "/stream"
 MOST_IN_FLIGHT = 256
 
 # RFC 6455, section 7.4.1, and the registry that it opens.
@@ -51,22 +50,11 @@ _CLOSED = (OSError, RuntimeError)
 _SEED = TypeAdapter[int | None](Seed)
 
 
-def _routes(policy: ServedPolicy) -> dict[str, tuple[AnswerKind, bool]]:
-    forms = (
-        (("_raw", True),) if policy.schema.observations is None else (("_raw", True), ("", False))
-    )
-    return {
-        f"/{kind}{suffix}{STREAM_SUFFIX}": (kind, is_raw)
-        for kind in get_args(AnswerKind)
-        for suffix, is_raw in forms
-    }
-
-
-def stream_hints(policy: ServedPolicy) -> APIRouter:
-    """Return routes that tell who asks a stream's address without a web socket.
+def stream_hints(table: RouteTable) -> APIRouter:
+    """Return routes that tell those who ask a stream's address without a web socket.
 
     Args:
-        policy: whose streams exist.
+        table: the server's routes.
     """
     router = APIRouter()
 
@@ -75,26 +63,34 @@ def stream_hints(policy: ServedPolicy) -> APIRouter:
             "a web socket is expected here; a proxy in between has to pass the header 'upgrade'"
         )
 
-    for path in _routes(policy):
-        router.add_api_route(path, hint, include_in_schema=False)
+    for route in table.answering("stream"):
+        router.add_api_route(route.path, hint, include_in_schema=False)
     return router
 
 
 class Streams:
     """ASGI application for web sockets, behind the gate, which has checked the key."""
 
-    def __init__(self, policy: ServedPolicy, *, max_frame_bytes: int, metrics: Metrics) -> None:
-        """Keep what answers.
+    def __init__(
+        self,
+        table: RouteTable,
+        policies: Mapping[str, PolicyAnswering],
+        *,
+        max_frame_bytes: int,
+        metrics: Metrics,
+    ) -> None:
+        """Answer web sockets on the table's stream routes.
 
         Args:
-            policy: what answers observations.
+            table: the server's routes.
+            policies: answer observations, by the policies' names.
             max_frame_bytes: the largest frame.
             metrics: where connections and frames are counted.
         """
-        self._policy = policy
+        self._policies = policies
         self._max_frame_bytes = max_frame_bytes
         self._metrics = metrics
-        self._routes = _routes(policy)
+        self._routes = {route.path: route for route in table.answering("stream")}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a connection's frames until it ends, or refuse it."""
@@ -106,20 +102,19 @@ class Streams:
         await stream.run()
 
     def _open(self, scope: Scope, receive: Receive, send: Send) -> _Stream:
-        route = scope["state"]["route"]
-        if route not in self._routes:
+        route = self._routes.get(scope["state"]["path"])
+        if route is None:
             raise HTTPException(404)
-        kind, is_raw = self._routes[route]
+        policy = self._policies[route.policy]
         query = QueryParams(scope["query_string"])
         # uvicorn logs the address of each connection: what a query holds is nobody's business.
         scope["query_string"] = b""
-        if self._policy.signature is None:
-            raise NotReadyError("the policy is not loaded yet; try again in a few seconds")
+        # A policy that is not loaded refuses the handshake.
+        policy.slot.current()
         questions = _Questions(
-            self._policy,
-            kind,
-            is_raw=is_raw,
-            first_seed=_first_seed(query) if kind == "predict" else None,
+            policy,
+            route,
+            first_seed=_first_seed(query) if route.kind == "predict" else None,
             request_id=scope["state"]["request_id"],
             max_frame_bytes=self._max_frame_bytes,
         )
@@ -157,17 +152,16 @@ class _Questions:
 
     def __init__(
         self,
-        policy: ServedPolicy,
-        kind: AnswerKind,
+        policy: PolicyAnswering,
+        route: AnswerRoute,
         *,
-        is_raw: bool,
         first_seed: int | None,
         request_id: str,
         max_frame_bytes: int,
     ) -> None:
         self._policy = policy
-        self._kind = kind
-        self._is_raw = is_raw
+        self._kind = route.kind
+        self._is_raw = route.is_raw
         self._first_seed = first_seed
         self._max_frame_bytes = max_frame_bytes
         self.request_id = request_id
@@ -207,7 +201,7 @@ class _Stream:
 
     def __init__(
         self,
-        route: str,
+        route: AnswerRoute,
         client: str | None,
         questions: _Questions,
         receive: Receive,
@@ -283,7 +277,8 @@ class _Stream:
             self._moved.set()
             self._errors += status != _OK
             seconds = time.perf_counter() - question.received
-            self._metrics.observe_request(DEFAULT_POLICY, self._route, status, seconds)
+            route = self._route
+            self._metrics.observe_request(route.policy, route.label, status, seconds)
 
     async def _answer(self, question: _Question) -> tuple[int, Message]:
         failure = question.answer
@@ -304,11 +299,11 @@ class _Stream:
             fields = {
                 "request_id": self._questions.request_id,
                 "client": self._client,
-                "route": self._route,
+                "route": self._route.label,
                 "frames": self._questions.asked,
                 "errors": self._errors,
                 "code": code,
                 "duration_ms": round(seconds * 1000, 3),
-                "model_version": self._metrics.model_version(DEFAULT_POLICY),
+                "model_version": self._metrics.model_version(self._route.policy),
             }
             access.info("stream", extra=fields)

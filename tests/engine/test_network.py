@@ -19,7 +19,7 @@ from policy_server.policy import (
     PolicyInputs,
     PolicyOutputs,
 )
-from policy_server.serving.batching import MicroBatcher
+from policy_server.serving import Limits, Question, Scheduler
 from tests.fakes import components_of, signature_of
 
 WEIGHTS = np.array([[1.0, -2.0], [2.0, 0.5]], np.float32)
@@ -162,7 +162,7 @@ def test_seeded_answer_is_the_same_to_the_last_bit_in_any_batch(
         assert alone.log_probability[0].tobytes() == together.log_probability[row].tobytes()
 
 
-async def test_seeded_draw_of_a_box_is_the_same_through_the_batcher() -> None:
+async def test_seeded_draw_of_a_box_is_the_same_through_the_scheduler() -> None:
     policy = layered(SEEDED_PARTS["Box"])
     rows = np.random.default_rng(13).normal(size=(40, 7)).astype(np.float32)
 
@@ -179,19 +179,13 @@ async def test_seeded_draw_of_a_box_is_the_same_through_the_batcher() -> None:
         async def is_ready(self) -> bool:
             return True
 
-    batcher = MicroBatcher[PolicyOutputs](
-        Backend(),
-        lambda outputs: outputs,
-        max_batch_size=32,
-        max_queue_size=100,
-        timeout_s=10.0,
-        metrics=Metrics().of(DEFAULT_POLICY),
-    )
+    limits = Limits(max_batch_size=32, max_queue_size=100, timeout_s=10.0)
+    scheduler = Scheduler(Backend(), limits, Metrics().of(DEFAULT_POLICY))
 
     async def ask(index: int) -> bytes:
         seed = index if index % 4 else -1
-        outputs, row = await batcher.infer(rows[index].tolist(), is_deterministic=False, seed=seed)
-        return bytes(outputs.actions[row].tobytes())
+        answer = await scheduler.ask(Question(rows[index].tolist(), "predict", seed))
+        return bytes(answer.call.outputs.actions[answer.index].tobytes())
 
     together = await asyncio.gather(*(ask(index) for index in range(40)))
     alone = [await ask(index) for index in range(40)]

@@ -27,7 +27,7 @@ from policy_server.schema import parse_schema
 from policy_server.sdk import Sdk, files_of, prepare_document
 from policy_server.settings import Settings
 from policy_server.web import create_app
-from tests.fakes import FakeBackend, components_of, opened, signature_of
+from tests.fakes import FakeBackend, components_of, registry_of, signature_of
 from tests.service.servers import KEY, free_port, home_of, running_server
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(900)]
@@ -111,7 +111,12 @@ def mixed_server(home: Path) -> Iterator[str]:
     components = components_of(("categorical", 2), ("normal", 2))
     backend = FakeBackend(signature_of(components, width=WIDTH), (0.0,) * 6)
     schema = parse_schema(MIXED)
-    app = create_app(schema, Settings(home=home), lambda: opened(backend), api_key=schema.api_key)
+    app = create_app(
+        registry_of(backend, schema),
+        Settings(home=home),
+        api_key=schema.api_key,
+        root_path=schema.root_path,
+    )
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, ws="none"))
     thread = threading.Thread(target=server.run)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 
-from policy_server.policy import PolicyBackend
+from policy_server.metrics import Metrics
 from policy_server.schema import parse_schema
+from policy_server.serving import PolicyOpener
 from policy_server.settings import Settings
 from policy_server.web import Application, create_app
-from tests.fakes import FakeBackend, integer_backend, opened
+from tests.fakes import FakeBackend, integer_backend, registry_of
 
 KEY = "1234567asdfgh"
 SCHEMA = """
@@ -36,18 +37,20 @@ def build(
     *,
     schema: str = SCHEMA,
     api_key: str | None = KEY,
-    open_backend: Callable[[], AbstractAsyncContextManager[PolicyBackend]] | None = None,
+    open_policy: PolicyOpener | None = None,
     has_fast_path: bool = True,
     **settings: Any,  # noqa: ANN401 -- the settings' own types
 ) -> Application:
     """Build an app over a fake backend."""
     used = integer_backend() if backend is None else backend
+    parsed, known, metrics = parse_schema(schema), Settings(**settings), Metrics()
     return create_app(
-        parse_schema(schema),
-        Settings(**settings),
-        open_backend or (lambda: opened(used)),
+        registry_of(open_policy or used, parsed, settings=known, metrics=metrics),
+        known,
         api_key=api_key,
+        root_path=parsed.root_path,
         has_fast_path=has_fast_path,
+        metrics=metrics,
     )
 
 

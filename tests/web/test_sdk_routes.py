@@ -11,12 +11,15 @@ from fastapi import FastAPI
 
 from policy_server.errors import SdkError
 from policy_server.metrics import Metrics
+from policy_server.schema import ServerSchema
 from policy_server.sdk import BUNDLE, Document, SdkStore, files_of
 from policy_server.sdk.generator import Files
 from policy_server.sdk.languages import Language
 from policy_server.web.gate import Gate
 from policy_server.web.problems import install_error_handlers
+from policy_server.web.route_table import RouteTable
 from policy_server.web.sdk_routes import client_routes
+from tests.fakes import integer_backend, registry_of
 from tests.web.harness import assert_error, assert_invalid, serve
 
 DOCUMENT: Document = {"info": {"title": "a", "version": "1"}, "paths": {}, "components": {}}
@@ -46,8 +49,10 @@ def client_of(folder: Path, generator: Generator, *, wait_s: float = 30) -> http
     store = SdkStore(folder, generate=generator)
     app.include_router(client_routes(store, lambda: DOCUMENT, wait_s=wait_s))
     install_error_handlers(app)
+    table = RouteTable(registry_of(integer_backend(), ServerSchema()))
     gate = Gate(
         app,
+        table=table,
         streams=app,
         api_key=None,
         root_path="",

@@ -24,11 +24,11 @@ from policy_server.http_server import tune_web_sockets
 from policy_server.metrics import Metrics, MetricsExporter
 from policy_server.policy import ActionOutput
 from policy_server.schema import parse_schema
+from policy_server.serving import PolicyOpener
 from policy_server.settings import Settings
 from policy_server.web import create_app
-from policy_server.web.served_policy import BackendOpener
 from policy_server.web.stream import MOST_IN_FLIGHT
-from tests.fakes import FakeBackend, integer_backend, opened, signature_of
+from tests.fakes import FakeBackend, integer_backend, registry_of, signature_of
 from tests.web.harness import KEY, OBSERVATION, SCHEMA, build, client_of
 
 KEY_HEADER = {"access-token": KEY}
@@ -77,17 +77,18 @@ async def served(
     *,
     schema: str = SCHEMA,
     api_key: str | None = KEY,
-    open_backend: BackendOpener | None = None,
+    open_policy: PolicyOpener | None = None,
     **settings: Any,  # noqa: ANN401 -- the settings' own types
 ) -> AsyncIterator[Served]:
     tune_web_sockets()
     used = integer_backend() if backend is None else backend
     metrics = Metrics()
+    parsed, known = parse_schema(schema), Settings(**settings)
     app = create_app(
-        parse_schema(schema),
-        Settings(**settings),
-        open_backend or (lambda: opened(used)),
+        registry_of(open_policy or used, parsed, settings=known, metrics=metrics),
+        known,
         api_key=api_key,
+        root_path=parsed.root_path,
         metrics=metrics,
     )
     server = uvicorn.Server(uvicorn.Config(app, log_config=None))

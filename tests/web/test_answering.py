@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from policy_server.errors import PolicyFailedError
-from policy_server.policy import ActionComponent, ActionOutput, PolicyBackend
+from policy_server.policy import ActionComponent, ActionOutput
+from policy_server.serving import OpenedPolicy
 from tests.fakes import (
     FakeBackend,
     components_of,
@@ -335,20 +336,20 @@ async def test_policy_that_fails_its_warm_up_ends_the_start_in_one_line() -> Non
             pass
 
 
-async def _fail(error: Exception) -> PolicyBackend:
+async def _fail(error: Exception) -> OpenedPolicy:
     raise error
 
 
 @asynccontextmanager
-async def failing_at_the_start(error: Exception) -> AsyncIterator[PolicyBackend]:
+async def failing_at_the_start(error: Exception) -> AsyncIterator[OpenedPolicy]:
     """Open no backend."""
     yield await _fail(error)
 
 
 @asynccontextmanager
-async def failing_at_the_end(error: Exception) -> AsyncIterator[PolicyBackend]:
+async def failing_at_the_end(error: Exception) -> AsyncIterator[OpenedPolicy]:
     """Open a backend that can't be closed."""
-    yield integer_backend()
+    yield OpenedPolicy(integer_backend())
     await _fail(error)
 
 
@@ -356,7 +357,7 @@ async def test_backend_that_cant_start_ends_the_start_in_one_line() -> None:
     error = PolicyFailedError("saved_model.pb: holds no policy")
 
     with pytest.raises(StartFailedError, match=r"^saved_model\.pb: holds no policy$"):
-        async with running(build(open_backend=lambda: failing_at_the_start(error))):
+        async with running(build(open_policy=lambda: failing_at_the_start(error))):
             pass
 
 
@@ -364,7 +365,7 @@ async def test_foreign_failure_at_the_start_keeps_its_traceback() -> None:
     error = RuntimeError("out of ports")
 
     with pytest.raises(StartFailedError, match=r"(?s)Traceback.*out of ports"):
-        async with running(build(open_backend=lambda: failing_at_the_start(error))):
+        async with running(build(open_policy=lambda: failing_at_the_start(error))):
             pass
 
 
@@ -373,7 +374,7 @@ async def test_failure_at_the_end_is_no_failed_start(kind: type[Exception]) -> N
     error = kind("a replica did not end")
 
     with pytest.raises(kind, match="a replica did not end"):
-        async with running(build(open_backend=lambda: failing_at_the_end(error))):
+        async with running(build(open_policy=lambda: failing_at_the_end(error))):
             pass
 
 

@@ -16,8 +16,8 @@ import pytest
 from numpy.typing import NDArray
 
 from policy_server.errors import PolicyFailedError
-from policy_server.serving.bulk_calls import ROWS_PER_CALL
-from policy_server.web.batches import MOST_AT_ONCE
+from policy_server.serving import ROWS_PER_CALL
+from policy_server.web.batch_answering import MOST_AT_ONCE
 from tests.fakes import FakeBackend, components_of, integer_backend, signature_of
 from tests.web.harness import (
     KEY,
@@ -28,7 +28,7 @@ from tests.web.harness import (
     running,
     serve,
 )
-from tests.web.test_served_policy import SHAPES
+from tests.web.test_answering import SHAPES
 
 RAW = "parameters: {}"
 NPY = {"content-type": "application/x-npy"}

@@ -1,4 +1,4 @@
-"""A batch's way through one policy: read as it arrives, called in parts, answered in columns."""
+"""Batches: read as they arrive, asked in parts, answered in columns."""
 
 from __future__ import annotations
 
@@ -9,26 +9,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.errors import BodyTimeoutError, OverloadedError
-from policy_server.metrics import PolicyMetrics
 from policy_server.observations import (
     BatchLayout,
     BatchReader,
     JsonBatchReader,
     Matrix,
     NpyBatchReader,
-    ObservationSpace,
 )
-from policy_server.policy import PolicyBackend, PolicyOutputs, PolicySignature
-from policy_server.prediction_log import PredictionLog
-from policy_server.serving.bulk_calls import ROWS_PER_CALL, BulkCalls, BulkRows
+from policy_server.policy import NO_SEED, AnswerKind, PolicyInputs, PolicyOutputs, PolicySignature
+from policy_server.serving import ROWS_PER_CALL, PolicySlot, PolicyVersion
 from policy_server.settings import Settings
-from policy_server.web.rendering import AnswerKind, BatchAnswers, RenderedAnswers
+from policy_server.web.rendering import BatchAnswers, RenderedAnswers
 
-__all__ = ["MOST_AT_ONCE", "NO_SEED", "BatchAnswering", "BatchRequest", "count_actions"]
+__all__ = ["MOST_AT_ONCE", "BatchAnswering", "BatchRequest"]
 
-NO_SEED = -1
+StartCall = Callable[[int, PolicyInputs], None]
+
 _SEED_BITS = np.uint64(2**63 - 1)
 # What is validated at once: some hundred microseconds of JSON.
 _BYTES_AT_ONCE = 16384
@@ -63,56 +60,18 @@ class BatchRequest:
     has_log_probability: bool = False
 
 
-def count_actions(
-    outputs: PolicyOutputs, signature: PolicySignature, metrics: PolicyMetrics
-) -> None:
-    """Count the integer actions of a call.
-
-    Args:
-        outputs: its answers.
-        signature: says which columns are integer components.
-        metrics: where they are counted.
-    """
-    counted = []
-    for index, part in enumerate(signature.components or ()):
-        if part.kind == "categorical":
-            chosen = outputs.actions[:, part.first_column].astype(np.int64)
-            counts = np.bincount(chosen, minlength=part.size).tolist()
-            counted.append((part.name or str(index), counts))
-    # All or none: where a row is to blame, the others are answered again.
-    for name, counts in counted:
-        metrics.count_actions(name, counts)
-
-
 class BatchAnswering:
-    """Answers batches by one backend."""
+    """The answers to batches of one policy, whichever version of it is live."""
 
-    def __init__(
-        self,
-        backend: PolicyBackend,
-        space: ObservationSpace,
-        distribution: ActionDistribution | None,
-        settings: Settings,
-        metrics: PolicyMetrics,
-        log: PredictionLog,
-    ) -> None:
-        """Keep the parts.
+    def __init__(self, slot: PolicySlot, settings: Settings) -> None:
+        """Answer by the live version of a slot.
 
         Args:
-            backend: what answers.
-            space: the observations of schema.yaml.
-            distribution: what reads the distribution's inputs; None where the family is unknown.
+            slot: the policy's slot.
             settings: deadlines, and the most rows.
-            metrics: where calls and refusals are counted.
-            log: where predictions are recorded.
         """
-        self._backend = backend
-        self._space = space
-        self._distribution = distribution
+        self._slot = slot
         self._settings = settings
-        self._metrics = metrics
-        self._log = log
-        self._calls = BulkCalls(backend, timeout_s=settings.request_timeout_s, metrics=metrics)
         self._places = asyncio.Semaphore(MOST_AT_ONCE)
 
     async def answer(self, request: BatchRequest, body: AsyncIterator[bytes]) -> bytes:
@@ -130,35 +89,33 @@ class BatchAnswering:
             BodyTimeoutError: if the body takes too long to arrive.
             PolicyServerError: if the policy can't answer.
         """
+        version = self._slot.current()
+        version.check_answers(request.kind)
         answers = BatchAnswers(
-            self._backend.signature.action_outputs,
-            self._distribution,
+            version.signature.action_outputs,
+            version.distribution,
             kind=request.kind,
             is_npy=request.wants_npy,
             has_log_probability=request.has_log_probability,
         )
-        answers.add(0, self._no_outputs())
+        answers.add(0, _no_outputs(version.signature))
         calls: list[asyncio.Task[None]] = []
         async with self._place():
 
-            def start_call(rows: BulkRows) -> None:
-                calls.append(asyncio.create_task(self._call(request, rows, answers)))
+            def start_call(first: int, rows: PolicyInputs) -> None:
+                call = _call(version, request, first, rows, answers)
+                calls.append(asyncio.create_task(call))
 
             try:
-                await self._read(request, body, start_call)
-                for call in calls:
-                    await call
+                with version.scheduler.held():
+                    await self._read(version, request, body, start_call)
+                    for call in calls:
+                        await call
             finally:
                 for call in calls:
                     call.cancel()
                 await asyncio.gather(*calls, return_exceptions=True)
         return answers.finish()
-
-    def _no_outputs(self) -> PolicyOutputs:
-        signature = self._backend.signature
-        actions = sum(output.columns for output in signature.action_outputs)
-        inputs = sum(part.inputs for part in signature.components or ())
-        return PolicyOutputs(np.empty((0, actions)), np.empty(0), np.empty((0, inputs), np.float32))
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:
@@ -167,7 +124,7 @@ class BatchAnswering:
             async with asyncio.timeout(timeout_s):
                 await self._places.acquire()
         except TimeoutError as error:
-            self._metrics.count_rejected("queue_full")
+            self._slot.metrics.count_rejected("queue_full")
             raise OverloadedError(
                 f"{MOST_AT_ONCE} batches are being answered already; try again in a second"
             ) from error
@@ -178,12 +135,13 @@ class BatchAnswering:
 
     async def _read(
         self,
+        version: PolicyVersion,
         request: BatchRequest,
         body: AsyncIterator[bytes],
-        start_call: Callable[[BulkRows], None],
+        start_call: StartCall,
     ) -> None:
         """Start the calls of a batch, each as soon as its rows are there."""
-        reader, cutter = self._reader(request), _Cutter(request, start_call)
+        reader, cutter = self._reader(version, request), _Cutter(request, start_call)
         timeout_s = self._settings.request_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
@@ -201,10 +159,10 @@ class BatchAnswering:
             await _let_others_in()
         cutter.end()
 
-    def _reader(self, request: BatchRequest) -> BatchReader:
-        signature = self._backend.signature
+    def _reader(self, version: PolicyVersion, request: BatchRequest) -> BatchReader:
+        signature = version.signature
         layout = BatchLayout(
-            self._space,
+            version.space,
             request.is_raw,
             signature.observation_width,
             signature.row_dtype,
@@ -212,16 +170,29 @@ class BatchAnswering:
         )
         return NpyBatchReader(layout) if request.is_npy else JsonBatchReader(layout)
 
-    async def _call(self, request: BatchRequest, rows: BulkRows, answers: BatchAnswers) -> None:
-        outputs = await self._calls.infer(rows)
-        answers.add(rows.first, outputs)
-        count_actions(outputs, self._backend.signature, self._metrics)
-        if self._log.is_on:
-            layout = self._backend.signature.action_outputs
-            rendered = RenderedAnswers(outputs, layout, self._distribution)
-            for index, row in enumerate(rows.observations.tolist()):
-                answer = rendered.answer(request.kind, index)
-                self._log.record(request.kind, row, answer, request_id=request.request_id)
+
+async def _call(
+    version: PolicyVersion,
+    request: BatchRequest,
+    first: int,
+    rows: PolicyInputs,
+    answers: BatchAnswers,
+) -> None:
+    """Answer some rows of a batch, and record the share of them that is logged."""
+    outputs = await version.scheduler.infer(rows, first=first)
+    answers.add(first, outputs)
+    if version.log.is_on:
+        layout = version.signature.action_outputs
+        rendered = RenderedAnswers(outputs, layout, version.distribution)
+        for index, row in enumerate(rows.observations.tolist()):
+            answer = rendered.answer(request.kind, index)
+            version.log.record(request.kind, row, answer, request_id=request.request_id)
+
+
+def _no_outputs(signature: PolicySignature) -> PolicyOutputs:
+    actions = sum(output.columns for output in signature.action_outputs)
+    inputs = sum(part.inputs for part in signature.components or ())
+    return PolicyOutputs(np.empty((0, actions)), np.empty(0), np.empty((0, inputs), np.float32))
 
 
 async def _let_others_in() -> None:
@@ -233,7 +204,7 @@ async def _let_others_in() -> None:
 class _Cutter:
     """Cuts the rows of a batch, as they come, into calls."""
 
-    def __init__(self, request: BatchRequest, start_call: Callable[[BulkRows], None]) -> None:
+    def __init__(self, request: BatchRequest, start_call: StartCall) -> None:
         self._request = request
         self._start_call = start_call
         self._rows_per_call = ROWS_PER_CALL if request.seed is None else _SEEDED_ROWS_PER_CALL
@@ -263,5 +234,11 @@ class _Cutter:
         if seed is not None:
             seeds = ((np.uint64(seed) + index) & _SEED_BITS).astype(np.int64)
         is_deterministic = self._request.kind != "predict"
-        self._start_call(BulkRows(rows, self._first, is_deterministic, seeds))
+        inputs = PolicyInputs(
+            rows,
+            np.full(len(rows), is_deterministic),
+            seeds,
+            wants_distribution=self._request.kind == "distribution",
+        )
+        self._start_call(self._first, inputs)
         self._first += len(rows)

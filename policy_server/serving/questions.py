@@ -1,0 +1,304 @@
+"""A question about one observation, its answer, and the calls that carry many of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from policy_server.errors import (
+    DistributionError,
+    NotReadyError,
+    OverloadedError,
+    PolicyFailedError,
+    PolicyServerError,
+    UnsupportedAnswerError,
+)
+from policy_server.policy import (
+    NO_SEED,
+    AnswerKind,
+    Float32Array,
+    Float64Array,
+    PolicyInputs,
+    PolicyOutputs,
+)
+
+__all__ = [
+    "Answer",
+    "AnsweredCall",
+    "BulkAnswer",
+    "BulkCall",
+    "Call",
+    "Question",
+    "SingleCall",
+    "Waiting",
+]
+
+View = TypeVar("View")
+
+
+@dataclass(eq=False, slots=True)
+class Question:
+    """One observation, and what is asked of it.
+
+    Attributes:
+        row: the observation's numbers, as many as the policy takes.
+        kind: what is asked.
+        seed: makes the draw reproducible; -1 for an independent one.
+    """
+
+    row: Sequence[float]
+    kind: AnswerKind
+    seed: int = NO_SEED
+
+
+class AnsweredCall:
+    """The outputs of one call, shared by the answers to all the questions that rode in it.
+
+    Attributes:
+        outputs: the answers, row by row.
+    """
+
+    __slots__ = ("_view", "outputs")
+
+    def __init__(self, outputs: PolicyOutputs) -> None:
+        """Hold the outputs for as long as an answer refers to them."""
+        self.outputs = outputs
+        self._view: Any = None
+
+    def view(self, make: Callable[[PolicyOutputs], View]) -> View:
+        """Return the outputs in another form, made once for all answers of the call.
+
+        For example, all rows are rendered as JSON together when the first of them is sent.
+
+        Args:
+            make: makes the form; the same function for every answer of the call.
+        """
+        if self._view is None:
+            self._view = make(self.outputs)
+        view: View = self._view
+        return view
+
+
+@dataclass(eq=False, slots=True)
+class Answer:
+    """The answer to one question.
+
+    Attributes:
+        call: the call that the question rode in.
+        index: the question's row in it.
+    """
+
+    call: AnsweredCall
+    index: int
+
+
+@dataclass(eq=False, slots=True)
+class Waiting:
+    """A question that is not answered yet.
+
+    Attributes:
+        question: what is asked.
+        asked: when it was asked, by `time.perf_counter`.
+        deadline: when its answer is too late, by the event loop's clock.
+        answer: holds the answer, or the error, once it is there.
+    """
+
+    question: Question
+    asked: float
+    deadline: float
+    answer: asyncio.Future[Answer]
+
+
+class Call(Protocol):
+    """Rows that ask a backend together."""
+
+    @property
+    def of_the_whole(self) -> tuple[type[PolicyServerError], ...]:
+        """Return the errors that no row alone brings: no half is asked again."""
+
+    @property
+    def asked(self) -> float:
+        """Return when the longest-waiting row was asked, by `time.perf_counter`."""
+
+    @property
+    def deadline(self) -> float:
+        """Return when nobody waits any more, by the event loop's clock."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    def is_wanted(self) -> bool:
+        """Return whether anybody still waits for it."""
+
+    def inputs(self, dtype: type[np.floating[Any]]) -> PolicyInputs:
+        """Return its rows as a backend takes them."""
+
+    def halves(self) -> tuple[Call, Call]:
+        """Return two calls of half the rows each."""
+
+    def succeed(self, outputs: PolicyOutputs) -> None:
+        """Give the answers to all who wait for them."""
+
+    def fail(self, error: Exception) -> None:
+        """Give the error to all who wait."""
+
+
+class SingleCall:
+    """Questions of many requests that ride in one call."""
+
+    of_the_whole: tuple[type[PolicyServerError], ...] = (NotReadyError, OverloadedError)
+
+    def __init__(self, waiting: list[Waiting]) -> None:
+        """Hold the questions, at least one, until the call ends."""
+        self._waiting = waiting
+
+    @property
+    def asked(self) -> float:
+        """Return when the first question was asked."""
+        return self._waiting[0].asked
+
+    @property
+    def deadline(self) -> float:
+        """Return when the last question is given up."""
+        return self._waiting[-1].deadline
+
+    def __len__(self) -> int:
+        """Return the number of questions."""
+        return len(self._waiting)
+
+    def is_wanted(self) -> bool:
+        """Return whether any request still waits."""
+        return any(not item.answer.done() for item in self._waiting)
+
+    def inputs(self, dtype: type[np.floating[Any]]) -> PolicyInputs:
+        """Return the questions' rows in columns; see `Call.inputs`."""
+        questions = [item.question for item in self._waiting]
+        rows: Float32Array | Float64Array = np.array([item.row for item in questions], dtype)
+        kinds = [item.kind for item in questions]
+        return PolicyInputs(
+            rows,
+            np.array([kind != "predict" for kind in kinds]),
+            np.array([item.seed for item in questions], np.int64),
+            wants_distribution="distribution" in kinds,
+        )
+
+    def halves(self) -> tuple[SingleCall, SingleCall]:
+        """Return the questions that are still waited for, in two calls; either may be empty."""
+        middle = len(self._waiting) // 2
+        first, second = (
+            SingleCall([item for item in half if not item.answer.done()])
+            for half in (self._waiting[:middle], self._waiting[middle:])
+        )
+        return first, second
+
+    def succeed(self, outputs: PolicyOutputs) -> None:
+        """Answer every question that is still waited for."""
+        call = AnsweredCall(outputs)
+        for index, item in enumerate(self._waiting):
+            if not item.answer.done():
+                item.answer.set_result(Answer(call, index))
+
+    def fail(self, error: Exception) -> None:
+        """Give every question that is still waited for the error."""
+        failed = PolicyFailedError.translate(error)
+        for item in self._waiting:
+            if not item.answer.done():
+                item.answer.set_exception(failed)
+
+
+class BulkAnswer:
+    """The answer to many rows, put together from the calls that they were cut into.
+
+    Attributes:
+        outputs: holds the answers in the rows' order, or the error, once it is there.
+    """
+
+    def __init__(self, rows: int) -> None:
+        """Wait for the answers of some rows.
+
+        Args:
+            rows: how many.
+        """
+        self.outputs: asyncio.Future[PolicyOutputs] = asyncio.get_running_loop().create_future()
+        self._missing = rows
+        self._parts: dict[int, PolicyOutputs] = {}
+
+    def add(self, first: int, outputs: PolicyOutputs) -> None:
+        """Take the answers of one call.
+
+        Args:
+            first: the index of its first row.
+            outputs: the answers.
+        """
+        self._parts[first] = outputs
+        self._missing -= len(outputs)
+        if not self._missing and not self.outputs.done():
+            parts = [self._parts[key] for key in sorted(self._parts)]
+            self.outputs.set_result(PolicyOutputs.joined(parts))
+
+    def fail(self, error: PolicyServerError) -> None:
+        """End with an error, unless it has ended."""
+        if not self.outputs.done():
+            self.outputs.set_exception(error)
+
+
+@dataclass(frozen=True, eq=False)
+class BulkCall:
+    """Rows of one request that follow each other.
+
+    Attributes:
+        rows: the rows, and what is asked of each.
+        first: the index of the first row in the request, which errors name.
+        answer: takes the outputs.
+        asked: when they were asked, by `time.perf_counter`.
+        deadline: when nobody waits any more, by the event loop's clock.
+    """
+
+    rows: PolicyInputs
+    first: int
+    answer: BulkAnswer
+    asked: float
+    deadline: float
+
+    @property
+    def of_the_whole(self) -> tuple[type[PolicyServerError], ...]:
+        """Return the errors of the backend, and of the batch's kind or seed."""
+        return (NotReadyError, OverloadedError, UnsupportedAnswerError)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.rows)
+
+    def is_wanted(self) -> bool:
+        """Return whether the request still waits, and no other row has failed."""
+        return not self.answer.outputs.done()
+
+    def inputs(self, dtype: type[np.floating[Any]]) -> PolicyInputs:  # noqa: ARG002 -- theirs is right
+        """Return the rows; see `Call.inputs`."""
+        return self.rows
+
+    def halves(self) -> tuple[BulkCall, BulkCall]:
+        """Return two calls of half the rows each; the first that fails has the row to blame."""
+        middle = len(self) // 2
+        return self._part(0, middle), self._part(middle, len(self))
+
+    def _part(self, start: int, stop: int) -> BulkCall:
+        rows, first = self.rows.part(start, stop), self.first + start
+        return BulkCall(rows, first, self.answer, self.asked, self.deadline)
+
+    def succeed(self, outputs: PolicyOutputs) -> None:
+        """Hand the outputs to the request."""
+        self.answer.add(self.first, outputs)
+
+    def fail(self, error: Exception) -> None:
+        """End the request with the error; where one row is to blame, the message names it."""
+        failed = PolicyFailedError.translate(error)
+        if not isinstance(error, self.of_the_whole):
+            kind = DistributionError if isinstance(error, DistributionError) else PolicyFailedError
+            failed = kind(f"observation {self.first}: {failed.message}")
+            failed.__cause__ = error
+        self.answer.fail(failed)

@@ -1,0 +1,323 @@
+"""Many questions, few calls: whatever arrives while the policy computes rides in its next call.
+
+Questions of single requests and the rows of batches have a lane each, so that a batch of 100,000
+rows holds nobody up: calls of both share one budget, of which neither lane gets all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from policy_server.errors import NotReadyError, OverloadedError
+from policy_server.metrics import PolicyMetrics
+from policy_server.policy import PolicyBackend, PolicyInputs, PolicyOutputs, PolicySignature
+from policy_server.serving.questions import (
+    Answer,
+    BulkAnswer,
+    BulkCall,
+    Call,
+    Question,
+    SingleCall,
+    Waiting,
+)
+
+__all__ = ["ROWS_PER_CALL", "Limits", "Scheduler"]
+
+# A call of so many rows is short enough for single questions to come in between.
+ROWS_PER_CALL = 1024
+# For each call that the backend computes: while one is computed, the next is on its way. The third
+# place keeps one free for the other lane.
+_CALLS_A_LANE = 2
+_CALLS_IN_ALL = 3
+# Replicas share what waits evenly, but not in calls so short that sending them takes longer.
+_SHORTEST_CALL_S = 1e-3
+# How much the newest call counts in the average of what a row costs.
+_NEWEST_SHARE = 0.2
+# How late, as a share of the deadline, a question that still waits may be told so.
+_SWEEP_SHARE = 0.1
+# So many abandoned questions may stay in the queue before they are looked for.
+_FEWEST_FORGOTTEN = 64
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of a scheduler.
+
+    Attributes:
+        max_batch_size: the most questions in one call.
+        max_queue_size: the most questions that wait or are being answered.
+        timeout_s: the longest that one waits for its answer, in seconds.
+    """
+
+    max_batch_size: int
+    max_queue_size: int
+    timeout_s: float
+
+
+class Scheduler:
+    """A `PolicyBackend` that gathers questions into calls of another one.
+
+    There is no delay: an idle backend is called at once. Used from one event loop.
+    """
+
+    def __init__(self, backend: PolicyBackend, limits: Limits, metrics: PolicyMetrics) -> None:
+        """Own the queue in front of a backend, until `aclose`.
+
+        Args:
+            backend: computes the policy.
+            limits: how much may wait, and for how long.
+            metrics: counts calls, waits and refusals.
+        """
+        self._backend = backend
+        self._limits = limits
+        self._metrics = metrics
+        self._stop_watching = metrics.watch_queue(lambda: self._size)
+        self._waiting: deque[Waiting] = deque()
+        self._bulk: deque[BulkCall] = deque()
+        self._single_calls: set[asyncio.Task[None]] = set()
+        self._bulk_calls: set[asyncio.Task[None]] = set()
+        self._size = 0
+        self._holders = 0
+        self._is_released = asyncio.Event()
+        self._seconds_a_row = 0.0
+        self._is_scheduled = False
+        self._is_sweeping = False
+        self._is_closed = False
+
+    @property
+    def signature(self) -> PolicySignature:
+        """Return the signature of the policy that is served."""
+        return self._backend.signature
+
+    @property
+    def capacity(self) -> int:
+        """Return how many calls the backend computes at the same time."""
+        return self._backend.capacity
+
+    async def is_ready(self) -> bool:
+        """Return whether a question would be answered now."""
+        return not self._is_closed and await self._backend.is_ready()
+
+    def ask(self, question: Question) -> asyncio.Future[Answer]:
+        """Ask for one observation's answer.
+
+        Args:
+            question: the observation, and what is asked of it.
+
+        Returns:
+            A future of the answer, or of a PolicyServerError. Cancelling it frees its place.
+
+        Raises:
+            OverloadedError: if the queue is full.
+            NotReadyError: if the scheduler is closed.
+        """
+        if self._is_closed:
+            self._metrics.count_rejected("shutdown")
+            raise NotReadyError("the server is shutting down; try another one")
+        if self._size >= self._limits.max_queue_size:
+            self._metrics.count_rejected("queue_full")
+            raise OverloadedError(
+                f"{self._size} observations are waiting already; try again in a second"
+            )
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Answer] = loop.create_future()
+        answer.add_done_callback(self._leave)
+        # The loop's own clock is too coarse for a stage: uvloop's has milliseconds.
+        asked, deadline = time.perf_counter(), loop.time() + self._limits.timeout_s
+        if len(self._waiting) > 2 * self._size + _FEWEST_FORGOTTEN:
+            self._forget_abandoned()
+        self._waiting.append(Waiting(question, asked, deadline, answer))
+        self._size += 1
+        self._schedule()
+        return answer
+
+    async def infer(self, inputs: PolicyInputs, *, first: int = 0) -> PolicyOutputs:
+        """Answer many rows of one request, by as many calls as they need.
+
+        Args:
+            inputs: the rows, and what is asked of each.
+            first: the index of the first of them in the request, which errors name.
+
+        Returns:
+            The answers in the rows' order.
+
+        Raises:
+            OverloadedError: if they are not answered in time.
+            PolicyServerError: as the backend raised it; if one row is to blame, it is named.
+        """
+        answer = BulkAnswer(len(inputs))
+        asked = time.perf_counter()
+        deadline = asyncio.get_running_loop().time() + self._limits.timeout_s
+        for start in range(0, len(inputs), ROWS_PER_CALL):
+            rows = inputs.part(start, start + ROWS_PER_CALL)
+            self._bulk.append(BulkCall(rows, first + start, answer, asked, deadline))
+        self._schedule()
+        return await answer.outputs
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the scheduler open for the calls of a batch while its body is still read."""
+        self._holders += 1
+        try:
+            yield
+        finally:
+            self._holders -= 1
+            self._is_released.set()
+
+    async def aclose(self) -> None:
+        """Refuse new questions, and answer those that wait."""
+        self._is_closed = True
+        while self._waiting or self._bulk or self._calls or self._holders:
+            self._start_calls()
+            if self._calls:
+                # From Python 3.12 on, gather gives nobody else a turn where all of them have ended.
+                await asyncio.wait(self._calls)
+            elif self._holders:
+                self._is_released.clear()
+                await self._is_released.wait()
+        self._stop_watching()
+
+    @property
+    def _calls(self) -> set[asyncio.Task[None]]:
+        return self._single_calls | self._bulk_calls
+
+    def _schedule(self) -> None:
+        loop = asyncio.get_running_loop()
+        if not self._is_sweeping:
+            self._is_sweeping = True
+            loop.call_later(self._limits.timeout_s * _SWEEP_SHARE, self._sweep)
+        if not self._is_scheduled:
+            # What else arrives in this turn of the event loop rides along.
+            self._is_scheduled = True
+            loop.call_soon(self._start_calls)
+
+    def _leave(self, _answer: asyncio.Future[Answer]) -> None:
+        self._size -= 1
+
+    def _forget_abandoned(self) -> None:
+        """Drop the questions that nobody waits for: a call that hangs takes none of them out."""
+        self._waiting = deque(item for item in self._waiting if not item.answer.done())
+
+    def _sweep(self) -> None:
+        """Tell those that waited too long; one timer for all costs less than one for each."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        while self._waiting and self._waiting[0].deadline <= now:
+            self._give_up(SingleCall([self._waiting.popleft()]))
+        while self._bulk and self._bulk[0].deadline <= now:
+            self._give_up(self._bulk.popleft())
+        self._is_sweeping = bool(self._size or self._bulk)
+        if self._is_sweeping:
+            loop.call_later(self._limits.timeout_s * _SWEEP_SHARE, self._sweep)
+
+    def _give_up(self, call: Call) -> None:
+        if call.is_wanted():
+            self._metrics.count_rejected("timeout", len(call))
+            call.fail(self._late())
+
+    def _late(self) -> OverloadedError:
+        timeout_s = self._limits.timeout_s
+        return OverloadedError(f"no answer within {timeout_s:g} s; try again in a second")
+
+    def _start_calls(self) -> None:
+        self._is_scheduled = False
+        capacity = max(self._backend.capacity, 1)
+        most = self._rows_of_a_share(capacity)
+        while len(self._single_calls) + len(self._bulk_calls) < _CALLS_IN_ALL * capacity:
+            if self._waiting and len(self._single_calls) < _CALLS_A_LANE * capacity:
+                if call := self._next_singles(most):
+                    self._start(call, self._single_calls)
+            elif self._bulk and len(self._bulk_calls) < _CALLS_A_LANE * capacity:
+                bulk = self._bulk.popleft()
+                if bulk.is_wanted():
+                    self._start(bulk, self._bulk_calls)
+            else:
+                break
+
+    def _rows_of_a_share(self, capacity: int) -> int:
+        """Return how many of the questions that wait ride in one call.
+
+        For example, 1,024 questions are 128 for each of eight replicas. Where a row takes
+        microseconds, few questions stay together.
+        """
+        share = math.ceil(len(self._waiting) / capacity)
+        if capacity > 1 and self._seconds_a_row:
+            share = max(share, math.ceil(_SHORTEST_CALL_S / self._seconds_a_row))
+        return min(share, self._limits.max_batch_size)
+
+    def _next_singles(self, most: int) -> SingleCall | None:
+        batch: list[Waiting] = []
+        while self._waiting and len(batch) < most:
+            if self._waiting[0].answer.done():
+                # The request was cancelled: its place is free.
+                self._waiting.popleft()
+            elif batch and len(self._waiting[0].question.row) != len(batch[0].question.row):
+                break
+            else:
+                batch.append(self._waiting.popleft())
+        return SingleCall(batch) if batch else None
+
+    def _start(self, call: Call, lane: set[asyncio.Task[None]]) -> None:
+        task = asyncio.create_task(self._answer(call))
+        lane.add(task)
+
+        def end(ended: asyncio.Task[None]) -> None:
+            lane.discard(ended)
+            self._start_calls()
+
+        task.add_done_callback(end)
+
+    async def _answer(self, call: Call) -> None:
+        """Answer a call; where it fails, ask each half again without the other.
+
+        Whatever one row made fail, the others are answered: for one of n, within 2 * log2(n) more
+        calls. Only when the backend as a whole gives no answer, or not in time, is nobody asked
+        again.
+        """
+        error = await self._attempt(call)
+        if error is None:
+            return
+        if len(call) == 1 or isinstance(error, call.of_the_whole):
+            call.fail(error)
+            return
+        # A backend may compute without a pause: others come in between.
+        await asyncio.sleep(0)
+        for half in call.halves():
+            # Who has given up meanwhile needs no answer.
+            if half.is_wanted():
+                await self._answer(half)
+
+    async def _attempt(self, call: Call) -> Exception | None:
+        """Answer a call, or return why it failed.
+
+        The error is returned and not raised: the errors of the halves would have it as their
+        context, and the log would tell it again with each of them.
+        """
+        try:
+            outputs = await self._infer(call)
+        except TimeoutError:
+            self._metrics.count_rejected("timeout", len(call))
+            return self._late()
+        except Exception as error:
+            return error
+        call.succeed(outputs)
+        return None
+
+    async def _infer(self, call: Call) -> PolicyOutputs:
+        inputs = call.inputs(self._backend.signature.row_dtype)
+        started, rows = time.perf_counter(), len(inputs)
+        self._metrics.observe_batch(rows)
+        self._metrics.observe_stage("queue", started - call.asked)
+        # Nobody waits longer than this, so that a call which hangs must not keep its place.
+        async with asyncio.timeout_at(call.deadline):
+            outputs = await self._backend.infer(inputs)
+        seconds = time.perf_counter() - started
+        self._metrics.observe_stage("policy", seconds)
+        self._seconds_a_row += _NEWEST_SHARE * (seconds / rows - self._seconds_a_row)
+        return outputs

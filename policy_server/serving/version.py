@@ -1,0 +1,215 @@
+"""One version of a policy, with everything that belongs to it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from policy_server.distributions.action_distribution import ActionDistribution
+from policy_server.errors import (
+    DistributionError,
+    ObservationError,
+    PolicyFailedError,
+    UnsupportedAnswerError,
+)
+from policy_server.metrics import PolicyMetrics
+from policy_server.observations import ObservationSpace
+from policy_server.policy import (
+    ANSWER_KINDS,
+    NO_SEED,
+    AnswerKind,
+    PolicyBackend,
+    PolicyInputs,
+    PolicyOutputs,
+    PolicySignature,
+)
+from policy_server.prediction_log import PredictionLog
+from policy_server.schema import ServerSchema, fit_lists, number_range
+from policy_server.serving.questions import Answer, Question
+from policy_server.serving.scheduler import Limits, Scheduler
+from policy_server.settings import Settings
+
+__all__ = ["OpenedPolicy", "PolicyVersion"]
+
+logger = logging.getLogger(__name__)
+
+_EXAMPLE_SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedPolicy:
+    """A policy that was loaded, and computes.
+
+    Attributes:
+        backend: where it computes.
+        digest: the start of the model's digest, by which people tell versions apart.
+    """
+
+    backend: PolicyBackend
+    digest: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class PolicyVersion:
+    """A policy that answers, and what its answers depend on. Nothing of it ever changes.
+
+    Attributes:
+        name: the policy's name.
+        digest: the start of the model's digest, by which people tell versions apart.
+        schema: what schema.yaml says of it.
+        space: the observations that schema and signature allow.
+        signature: what the model says of itself, and what was proved of it.
+        scheduler: takes questions, and asks the backend few of them at a time.
+        distribution: reads `PolicyOutputs.distribution`; None where the family is unknown.
+        log: where a share of the predictions is recorded.
+        examples: the answers to an example of an observation, by kind, for the documentation.
+    """
+
+    name: str
+    digest: str
+    schema: ServerSchema
+    space: ObservationSpace
+    signature: PolicySignature
+    scheduler: Scheduler
+    distribution: ActionDistribution | None
+    log: PredictionLog
+    examples: Mapping[AnswerKind, Answer] = field(default_factory=dict)
+
+    @classmethod
+    async def prepare(
+        cls,
+        name: str,
+        opened: OpenedPolicy,
+        schema: ServerSchema,
+        settings: Settings,
+        metrics: PolicyMetrics,
+    ) -> PolicyVersion:
+        """Return a version that has answered every kind of question once.
+
+        Args:
+            name: the policy's name.
+            opened: the loaded policy.
+            schema: what schema.yaml says of it.
+            settings: limits, and the prediction log.
+            metrics: counts its calls, refusals and actions.
+
+        Raises:
+            PolicyFailedError: if the policy fails on the example.
+        """
+        signature = opened.backend.signature
+        fields = fit_lists(schema.observations, signature.observation_width)
+        limits = Limits(
+            settings.max_batch_size, settings.max_queue_size, settings.request_timeout_s
+        )
+        counted = _CountedBackend(opened.backend, metrics)
+        version = cls(
+            name=name,
+            digest=opened.digest,
+            schema=schema,
+            space=ObservationSpace(fields, number_range(signature.observation_dtype)),
+            signature=signature,
+            scheduler=Scheduler(counted, limits, metrics),
+            distribution=(
+                None
+                if signature.components is None
+                else ActionDistribution(signature.components, is_greedy=signature.is_value_based)
+            ),
+            log=PredictionLog(
+                rate=settings.prediction_log_rate,
+                fluentd_host=settings.fluentd_host,
+                fluentd_port=settings.fluentd_port,
+            ),
+        )
+        try:
+            return replace(version, examples=await version._warm_up())
+        except BaseException:
+            await version.aclose()
+            raise
+
+    def ask(self, question: Question) -> asyncio.Future[Answer]:
+        """Ask for one observation's answer; see `Scheduler.ask`.
+
+        Args:
+            question: the observation, and what is asked of it.
+
+        Raises:
+            PolicyServerError: if the policy can't be asked that, or not now.
+        """
+        self.check_answers(question.kind)
+        return self.scheduler.ask(question)
+
+    def check_answers(self, kind: AnswerKind) -> None:
+        """Refuse what the policy's family does not allow.
+
+        Args:
+            kind: what is asked.
+
+        Raises:
+            UnsupportedAnswerError: if this version can't answer that.
+        """
+        if kind == "distribution" and self.distribution is None:
+            raise UnsupportedAnswerError(
+                "this policy's action distribution could not be proved, so it is not served; "
+                "/predict draws from the model"
+            )
+
+    async def aclose(self) -> None:
+        """Answer the questions that wait, refuse others, and end the prediction log."""
+        await self.scheduler.aclose()
+        self.log.close()
+
+    async def _warm_up(self) -> dict[AnswerKind, Answer]:
+        """Ask for an answer of each kind, so that the first request finds all in its place."""
+        width = self.signature.observation_width
+        row = self.space.raw_example(width)
+        # Only a draw of ours takes a seed.
+        seed = NO_SEED if self.distribution is None else _EXAMPLE_SEED
+        examples: dict[AnswerKind, Answer] = {}
+        for kind in ANSWER_KINDS:
+            try:
+                self.space.check_width(row, width, is_raw=True)
+                asked = Question(row, kind, seed if kind == "predict" else NO_SEED)
+                examples[kind] = await self.ask(asked)
+            except (ObservationError, UnsupportedAnswerError, DistributionError) as error:
+                logger.info("no_example", extra={"kind": kind, "reason": error.message})
+            except PolicyFailedError:
+                logger.exception("warm_up_failed", extra={"kind": kind})
+                raise
+        return examples
+
+
+class _CountedBackend:
+    """A `PolicyBackend` that counts the integer actions which another one answers."""
+
+    def __init__(self, backend: PolicyBackend, metrics: PolicyMetrics) -> None:
+        """Wrap a backend for as long as the version lives."""
+        self._backend = backend
+        self._metrics = metrics
+
+    @property
+    def signature(self) -> PolicySignature:
+        return self._backend.signature
+
+    @property
+    def capacity(self) -> int:
+        return self._backend.capacity
+
+    async def is_ready(self) -> bool:
+        return await self._backend.is_ready()
+
+    async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+        outputs = await self._backend.infer(inputs)
+        counted = []
+        for index, part in enumerate(self.signature.components or ()):
+            if part.kind == "categorical":
+                chosen = outputs.actions[:, part.first_column].astype(np.int64)
+                counts = np.bincount(chosen, minlength=part.size).tolist()
+                counted.append((part.name or str(index), counts))
+        # All or none: where a row is to blame, the others are asked again.
+        for name, counts in counted:
+            self._metrics.count_actions(name, counts)
+        return outputs

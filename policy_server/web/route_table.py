@@ -1,0 +1,167 @@
+"""Every route of the server as data: the one place that knows their addresses.
+
+The gate, the fast path, FastAPI's routes, web sockets, OpenAPI, the metrics' labels and the tests
+of the documentation are all made from it. For example, `/policies/door/predict_raw/batch` is the
+kind `predict` in the form `raw` by the transport `batch` for the policy `door`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from policy_server.policy import ANSWER_KINDS, AnswerKind
+from policy_server.serving import PolicyRegistry, PolicySlot
+
+__all__ = ["Access", "AnswerRoute", "BodyLimit", "Form", "Route", "RouteTable", "Transport"]
+
+Form = Literal["named", "raw"]
+Transport = Literal["single", "batch", "stream"]
+Access = Literal["open", "key"]
+BodyLimit = Literal["single", "batch"]
+
+_SCHEMA = "/schema"
+_FORMS: dict[Form, str] = {"named": "", "raw": "_raw"}
+_TRANSPORTS: dict[Transport, str] = {"single": "", "batch": "/batch", "stream": "/stream"}
+_POLICIES = "/policies"
+# What belongs to no policy. A trailing slash stands for every path below.
+_PAGES: dict[str, Access] = {
+    "/": "open",
+    "/livez": "open",
+    "/readyz": "open",
+    "/docs": "open",
+    "/redoc": "open",
+    "/openapi.json": "open",
+    "/static/": "open",
+    "/clients": "key",
+    "/clients/": "key",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """One address of the server.
+
+    Attributes:
+        path: the address below the server's own prefix; a trailing slash stands for all below it.
+        policy: the name of the policy that it belongs to; empty for the server's own pages.
+        access: whether it takes the access key.
+        body_limit: which of the two limits its bodies have.
+        namespace: sets the names in OpenAPI apart from those of other policies: empty for the short
+            addresses, else the policy's name.
+    """
+
+    path: str
+    policy: str = ""
+    access: Access = "key"
+    body_limit: BodyLimit = "single"
+    namespace: str = ""
+
+    @property
+    def operation(self) -> str:
+        """Return the route's name in OpenAPI, such as `predict_raw_batch`."""
+        below = self.path.removeprefix(f"{_POLICIES}/")
+        return below.strip("/").replace("/", "_").replace("-", "_")
+
+    @property
+    def label(self) -> str:
+        """Return the address as metrics and logs name it."""
+        return f"{self.path}*" if self.is_folder else self.path
+
+    @property
+    def is_folder(self) -> bool:
+        """Return whether it stands for all addresses below it."""
+        return self.path.endswith("/") and self.path != "/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerRoute(Route):
+    """A route that answers observations.
+
+    Attributes:
+        kind: what is asked of the policy.
+        form: whether observations are named or flat.
+        transport: one observation a request, a batch, or a web socket.
+    """
+
+    kind: AnswerKind
+    form: Form
+    transport: Transport
+
+    @property
+    def is_raw(self) -> bool:
+        """Return whether it takes flat observations."""
+        return self.form == "raw"
+
+
+class RouteTable:
+    """The routes of a registry's policies, and the server's own.
+
+    Attributes:
+        default: the name of the policy that has the short addresses.
+    """
+
+    def __init__(self, registry: PolicyRegistry) -> None:
+        """List the routes; they stay the same for as long as the server runs.
+
+        Args:
+            registry: the policies. Named observations have routes where the schema lists some. The
+                default policy has the short addresses; where there are several, each has its own
+                below `/policies/`.
+        """
+        self.default = registry.default.name
+        pages = [Route(path=path, access=access) for path, access in _PAGES.items()]
+        routes: list[Route] = [*pages, *_routes_of(registry.default)]
+        if len(registry) > 1:
+            for slot in registry:
+                routes += _routes_of(slot, namespace=slot.name)
+        self._routes = {route.path: route for route in routes}
+        self._folders = tuple(route for route in routes if route.is_folder)
+
+    def __iter__(self) -> Iterator[Route]:
+        """Iterate over all routes."""
+        return iter(self._routes.values())
+
+    def answering(self, *transports: Transport) -> Iterator[AnswerRoute]:
+        """Iterate over the routes that answer observations.
+
+        Args:
+            transports: only those.
+        """
+        for route in self:
+            if isinstance(route, AnswerRoute) and route.transport in transports:
+                yield route
+
+    def schemas(self) -> Iterator[Route]:
+        """Iterate over the routes that give a policy's schema."""
+        return (route for route in self if route.path.endswith(_SCHEMA))
+
+    def find(self, path: str) -> Route | None:
+        """Return the route of an address; None where there is none.
+
+        Args:
+            path: the address without the server's prefix, and without a trailing slash.
+        """
+        known = self._routes.get(path)
+        if known is not None:
+            return known
+        return next((route for route in self._folders if path.startswith(route.path)), None)
+
+
+def _routes_of(slot: PolicySlot, *, namespace: str = "") -> Iterator[Route]:
+    prefix = f"{_POLICIES}/{namespace}" if namespace else ""
+    forms: tuple[Form, ...] = ("raw",) if slot.schema.observations is None else ("named", "raw")
+    for kind in ANSWER_KINDS:
+        for form in forms:
+            for transport, suffix in _TRANSPORTS.items():
+                yield AnswerRoute(
+                    path=f"{prefix}/{kind}{_FORMS[form]}{suffix}",
+                    policy=slot.name,
+                    kind=kind,
+                    form=form,
+                    transport=transport,
+                    body_limit="batch" if transport == "batch" else "single",
+                    namespace=namespace,
+                )
+    yield Route(path=f"{prefix}{_SCHEMA}", policy=slot.name, namespace=namespace)

@@ -1,0 +1,676 @@
+"""Many requests, one call: batches, limits, deadlines, and one bad observation among good ones."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from policy_server.errors import (
+    DistributionError,
+    NotReadyError,
+    OverloadedError,
+    PolicyFailedError,
+    PolicyServerError,
+    UnsupportedAnswerError,
+)
+from policy_server.metrics import Metrics, PolicyMetrics
+from policy_server.policy import (
+    ANSWER_KINDS,
+    DEFAULT_POLICY,
+    PolicyBackend,
+    PolicyInputs,
+    PolicyOutputs,
+)
+from policy_server.serving import Answer, Limits, Question, Scheduler
+from tests.fakes import FakeBackend, integer_backend
+
+
+def scheduler_of(
+    backend: PolicyBackend,
+    *,
+    metrics: PolicyMetrics | None = None,
+    **changes: Any,  # noqa: ANN401 -- limits
+) -> Scheduler:
+    """Return a scheduler with limits that a test changes."""
+    limits = {"max_batch_size": 4, "max_queue_size": 100, "timeout_s": 5.0, **changes}
+    return Scheduler(backend, Limits(**limits), metrics or Metrics().of(DEFAULT_POLICY))
+
+
+def question(start: float = 0.0, *, width: int = 2) -> Question:
+    """Return a question about the mode for an observation that starts with a number."""
+    return Question([start, *[0.0] * (width - 1)], "predict_deterministic")
+
+
+async def ask(scheduler: Scheduler, *starts: float) -> list[Any]:
+    """Ask for several observations at once; give the actions, or the errors."""
+
+    async def one(start: float) -> Answer:
+        return await scheduler.ask(question(start))
+
+    answers = await asyncio.gather(*map(one, starts), return_exceptions=True)
+    return [
+        answer
+        if isinstance(answer, BaseException)
+        else answer.call.outputs.actions[answer.index, 0]
+        for answer in answers
+    ]
+
+
+async def occupied(scheduler: Scheduler, backend: FakeBackend) -> list[asyncio.Task[list[Any]]]:
+    """Start as many calls as the scheduler has in flight at once; they wait at the gate."""
+    tasks = []
+    for _ in range(2):
+        tasks.append(asyncio.create_task(ask(scheduler, 0.0)))
+        await until(lambda: len(backend.batches) == len(tasks))
+    return tasks
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def test_requests_of_one_moment_share_calls_and_get_their_own_answers() -> None:
+    backend = integer_backend()
+    scheduler = scheduler_of(backend)
+
+    answers = await ask(scheduler, 0.0, 9.0, 0.0, 9.0, 9.0, 0.0)
+
+    assert answers == [2, 0, 2, 0, 0, 2]
+    assert backend.batches == [4, 2]
+
+
+async def test_lone_request_is_called_at_once() -> None:
+    backend = integer_backend()
+
+    assert await ask(scheduler_of(backend), 0.0) == [2]
+    assert backend.batches == [1]
+
+
+async def test_what_arrives_during_a_call_rides_in_the_next() -> None:
+    backend = integer_backend()
+    backend.gate = asyncio.Event()
+    scheduler = scheduler_of(backend)
+
+    first = await occupied(scheduler, backend)
+    later = [asyncio.create_task(ask(scheduler, 9.0)) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    during = list(backend.batches)
+    backend.gate.set()
+
+    assert [await task for task in first] == [[2]] * 2
+    assert [await task for task in later] == [[0]] * 3
+    assert (during, backend.batches) == ([1, 1], [1, 1, 3])
+
+
+async def test_rows_of_different_widths_never_share_a_call() -> None:
+    backend = integer_backend()
+    scheduler = scheduler_of(backend)
+
+    await asyncio.gather(*(scheduler.ask(question(width=width)) for width in (2, 2, 3, 2)))
+
+    assert backend.batches == [2, 1, 1]
+
+
+async def test_seeds_and_kinds_stay_with_their_rows() -> None:
+    scheduler = scheduler_of(integer_backend((0.0, 0.0, 0.0, 0.0)))
+
+    async def draw(seed: int) -> float:
+        answer = await scheduler.ask(Question([0.0, 0.0], "predict", seed))
+        return float(answer.call.outputs.actions[answer.index, 0])
+
+    alone = [await draw(seed) for seed in range(8)]
+
+    assert await asyncio.gather(*map(draw, range(8))) == alone
+    assert len(set(alone)) > 1
+
+
+OF_ONE_ROW = [
+    PolicyFailedError("no"),
+    DistributionError("no"),
+    UnsupportedAnswerError("no"),
+    PolicyServerError("no"),
+    ValueError("no"),
+    IndexError("no"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OF_ONE_ROW, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("place", range(4))
+async def test_one_bad_observation_fails_alone(error: Exception, place: int) -> None:
+    backend = integer_backend()
+    backend.error = error
+    starts = [9.0] * 4
+    starts[place] = backend.poison
+
+    answers = await ask(scheduler_of(backend), *starts)
+
+    expected = type(error) if isinstance(error, PolicyServerError) else PolicyFailedError
+    assert type(answers.pop(place)) is expected
+    assert answers == [0, 0, 0]
+    assert len(backend.batches) <= 1 + 2 * 2
+
+
+@pytest.mark.parametrize("place", [0, 77, 255])
+async def test_one_bad_observation_of_many_is_found_in_logarithmically_many_calls(
+    place: int,
+) -> None:
+    backend = integer_backend()
+    backend.error = IndexError("no")
+    starts = [9.0] * 256
+    starts[place] = backend.poison
+
+    answers = await ask(scheduler_of(backend, max_batch_size=256, max_queue_size=256), *starts)
+
+    assert [index for index, answer in enumerate(answers) if answer != 0] == [place]
+    assert len(backend.batches) == 1 + 2 * 8
+
+
+async def test_search_for_a_bad_observation_keeps_the_deadline() -> None:
+    class Slow(FakeBackend):
+        async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+            await asyncio.sleep(0.04)
+            return await super().infer(inputs)
+
+    known = integer_backend()
+    backend = Slow(known.signature, known.bias, error=ValueError("no"))
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+
+    answers = await ask(
+        scheduler_of(backend, max_batch_size=64, timeout_s=0.15), *[backend.poison] * 64
+    )
+
+    assert loop.time() - started < 0.5
+    assert {type(answer) for answer in answers} == {OverloadedError}
+    assert len(backend.batches) < 10
+
+
+async def test_who_gives_up_during_the_search_is_not_asked_for_again() -> None:
+    backend = integer_backend()
+    backend.error = ValueError("no")
+    backend.gate = asyncio.Event()
+    scheduler = scheduler_of(backend)
+
+    tasks = [
+        asyncio.create_task(ask(scheduler, start)) for start in (backend.poison, 9.0, 9.0, 9.0)
+    ]
+    await asyncio.sleep(0.01)
+    for task in tasks[1:]:
+        task.cancel()
+    await asyncio.sleep(0.01)
+    backend.gate.set()
+
+    (answer,) = await tasks[0]
+    assert isinstance(answer, PolicyFailedError)
+    assert backend.batches == [4, 1]
+
+
+async def test_error_of_all_is_given_to_all_without_asking_again() -> None:
+    backend = integer_backend()
+    backend.error = NotReadyError("no replica")
+
+    answers = await ask(scheduler_of(backend), backend.poison, 0.0)
+
+    assert [type(answer) for answer in answers] == [NotReadyError] * 2
+    assert backend.batches == [2]
+
+
+async def test_foreign_error_is_hidden_and_kept_for_the_log() -> None:
+    backend = integer_backend()
+    backend.error = ValueError("secret path")
+
+    answers = await ask(scheduler_of(backend), backend.poison, 9.0, 9.0)
+
+    assert isinstance(answers[0], PolicyFailedError)
+    assert answers[0].message == "the policy failed; the server's log has the reason"
+    # Once: the errors of the calls that looked for the observation don't follow from each other.
+    told = "".join(traceback.format_exception(answers[0]))
+    assert told.count("ValueError: secret path") == 1
+
+
+async def test_full_queue_refuses_and_frees_its_places() -> None:
+    backend = integer_backend()
+    backend.gate = asyncio.Event()
+    scheduler = scheduler_of(backend, max_queue_size=2)
+
+    waiting = asyncio.create_task(ask(scheduler, 0.0, 0.0))
+    await asyncio.sleep(0.01)
+    (refused,) = await ask(scheduler, 0.0)
+    backend.gate.set()
+
+    assert isinstance(refused, OverloadedError)
+    assert refused.message == "2 observations are waiting already; try again in a second"
+    assert await waiting == [2, 2]
+    assert await ask(scheduler, 0.0, 0.0) == [2, 2]
+
+
+async def test_late_answer_is_an_overload() -> None:
+    backend = integer_backend()
+    backend.gate = asyncio.Event()
+
+    (answer,) = await ask(scheduler_of(backend, timeout_s=0.02), 0.0)
+
+    assert isinstance(answer, OverloadedError)
+    assert answer.message == "no answer within 0.02 s; try again in a second"
+
+
+async def test_call_that_hangs_gives_its_place_up() -> None:
+    backend = integer_backend()
+    backend.gate = asyncio.Event()
+    scheduler = scheduler_of(backend, timeout_s=0.05)
+
+    late = await ask(scheduler, 0.0)
+    await asyncio.sleep(0.05)
+    backend.gate = None
+
+    assert isinstance(late[0], OverloadedError)
+    assert await ask(scheduler, 0.0) == [2]
+
+
+async def test_request_that_gave_up_takes_no_place_in_a_batch() -> None:
+    backend = integer_backend()
+    backend.gate = asyncio.Event()
+    scheduler = scheduler_of(backend)
+
+    first = await occupied(scheduler, backend)
+    abandoned = [asyncio.create_task(ask(scheduler, 0.0)) for _ in range(2)]
+    kept = asyncio.create_task(ask(scheduler, 9.0))
+    await asyncio.sleep(0.01)
+    for task in abandoned:
+        task.cancel()
+    await asyncio.sleep(0.01)
+    backend.gate.set()
+
+    assert ([await task for task in first], await kept) == ([[2]] * 2, [0])
+    assert backend.batches == [1, 1, 1]
+
+
+async def test_request_that_gives_up_during_its_call_is_forgotten() -> None:
+    backend = integer_backend()
+    backend.gate = asyncio.Event()
+    scheduler = scheduler_of(backend)
+
+    both = [asyncio.create_task(ask(scheduler, 0.0)) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    both[0].cancel()
+    await asyncio.sleep(0.01)
+    backend.gate.set()
+
+    assert await both[1] == [2]
+    assert both[0].cancelled()
+
+
+async def test_request_that_gives_up_before_a_failing_call_is_forgotten() -> None:
+    backend = integer_backend()
+    backend.gate = asyncio.Event()
+    backend.error = PolicyFailedError("no")
+    scheduler = scheduler_of(backend)
+
+    both = [asyncio.create_task(ask(scheduler, backend.poison)) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    both[0].cancel()
+    await asyncio.sleep(0.01)
+    backend.gate.set()
+
+    (answer,) = await both[1]
+    assert isinstance(answer, PolicyFailedError)
+
+
+async def test_queue_of_abandoned_requests_makes_no_call() -> None:
+    backend = integer_backend()
+    scheduler = scheduler_of(backend)
+
+    answer = scheduler.ask(question())
+    answer.cancel()
+    await asyncio.sleep(0.01)
+
+    assert answer.cancelled()
+    assert backend.batches == []
+
+
+async def test_closing_answers_what_waits_and_refuses_what_comes() -> None:
+    backend = integer_backend()
+    backend.gate = asyncio.Event()
+    scheduler = scheduler_of(backend, max_batch_size=1)
+
+    waiting = asyncio.create_task(ask(scheduler, 0.0, 9.0, 0.0))
+    await asyncio.sleep(0.01)
+    closing = asyncio.create_task(scheduler.aclose())
+    await asyncio.sleep(0.01)
+    (refused,) = await ask(scheduler, 0.0)
+    backend.gate.set()
+    await closing
+
+    assert isinstance(refused, NotReadyError)
+    assert await waiting == [2, 0, 2]
+
+
+async def test_rows_have_the_policys_own_precision() -> None:
+    seen: list[np.dtype[Any]] = []
+
+    class Recording(FakeBackend):
+        async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+            seen.append(inputs.observations.dtype)
+            return await super().infer(inputs)
+
+    fake = integer_backend()
+    for dtype in ("float32", "int64"):
+        signature = type(fake.signature)(**{**vars(fake.signature), "observation_dtype": dtype})
+        await ask(scheduler_of(Recording(signature, fake.bias)), 0.0)
+
+    assert seen == [np.float32, np.float64]
+
+
+async def test_every_observation_of_a_call_that_hangs_is_counted() -> None:
+    backend = integer_backend()
+    backend.gate = asyncio.Event()
+    metrics = Metrics()
+    scheduler = scheduler_of(backend, timeout_s=0.05, metrics=metrics.of("walker"))
+
+    answers = await ask(scheduler, 0.0, 9.0, 0.0)
+
+    assert [type(answer) for answer in answers] == [OverloadedError] * 3
+    assert metrics.snapshot().numbers["rejected"] == {("timeout", "walker"): 3.0}
+
+
+async def test_observation_rides_along_and_leaves_its_place_when_it_is_done() -> None:
+    backend = integer_backend()
+    scheduler = scheduler_of(backend, max_queue_size=2)
+
+    asked = [scheduler.ask(question(float(i))) for i in range(2)]
+    with pytest.raises(OverloadedError):
+        scheduler.ask(question())
+    indices = [(await answer).index for answer in asked]
+
+    assert indices == [0, 1]
+    assert backend.batches == [2]
+    await scheduler.ask(question())
+
+
+async def test_cancelled_question_frees_its_place() -> None:
+    backend = integer_backend()
+    scheduler = scheduler_of(backend, max_queue_size=1)
+
+    scheduler.ask(question()).cancel()
+    await asyncio.sleep(0)
+    answer = await scheduler.ask(question())
+
+    assert len(answer.call.outputs) == 1
+    assert backend.batches == [1]
+
+
+async def test_abandoned_observations_do_not_pile_up_behind_a_call_that_hangs() -> None:
+    class Row(list[float]):
+        """An observation that can be seen to be gone."""
+
+    backend = integer_backend()
+    backend.gate = asyncio.Event()
+    metrics = Metrics()
+    scheduler = scheduler_of(
+        backend,
+        max_queue_size=10,
+        timeout_s=0.2,
+        metrics=metrics.of("walker"),
+    )
+    hanging = asyncio.create_task(ask(scheduler, 0.0))
+    await asyncio.sleep(0)
+    rows: list[weakref.ref[Row]] = []
+
+    for _ in range(3000):
+        row = Row([0.0, 0.0])
+        rows.append(weakref.ref(row))
+        scheduler.ask(Question(row, "predict")).cancel()
+        del row
+        await asyncio.sleep(0)
+
+    assert sum(row() is not None for row in rows) < 100
+    assert isinstance((await hanging)[0], OverloadedError)
+    await asyncio.sleep(0.1)
+    backend.gate = None
+    assert await ask(scheduler, 0.0) == [2]
+    assert metrics.snapshot().numbers["rejected"] == {("timeout", "walker"): 1.0}
+
+
+def rows_of(count: int, *, first: int = 0) -> PolicyInputs:
+    """Return observations whose first number is their index in the batch."""
+    observations = np.zeros((count, 2), np.float32)
+    observations[:, 0] = np.arange(first, first + count)
+    return PolicyInputs.of(observations, is_deterministic=True)
+
+
+async def test_rows_are_answered_by_one_call() -> None:
+    backend = integer_backend()
+
+    outputs = await scheduler_of(backend).infer(rows_of(100))
+
+    assert backend.batches == [100]
+    assert outputs.actions[:, 0].tolist() == [2, 2] + [0] * 98
+
+
+async def test_no_more_than_two_calls_run_at_once() -> None:
+    backend = replace(integer_backend(), gate=asyncio.Event())
+    assert backend.gate is not None
+    scheduler = scheduler_of(backend)
+    tasks = [asyncio.create_task(scheduler.infer(rows_of(3))) for _ in range(5)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+    running = len(backend.batches)
+    backend.gate.set()
+    await asyncio.gather(*tasks)
+
+    assert (running, len(backend.batches)) == (2, 5)
+
+
+HIDDEN = "the policy failed; the server's log has the reason"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (PolicyFailedError("is wrong"), PolicyFailedError, "is wrong"),
+        (DistributionError("is wrong"), DistributionError, "is wrong"),
+        (PolicyServerError("is wrong"), PolicyFailedError, "is wrong"),
+        (IndexError("secret"), PolicyFailedError, HIDDEN),
+        (ValueError("secret"), PolicyFailedError, HIDDEN),
+    ],
+    ids=["failed", "no distribution", "other", "index", "value"],
+)
+@pytest.mark.parametrize("row", [40, 41, 77, 139])
+async def test_row_to_blame_is_named_by_its_place_in_the_batch(
+    error: Exception, kind: type[PolicyServerError], message: str, row: int
+) -> None:
+    backend = replace(integer_backend(), error=error, poison=float(row))
+
+    with pytest.raises(kind, match=f"^observation {row}: {message}$") as caught:
+        await scheduler_of(backend).infer(rows_of(100, first=40), first=40)
+
+    assert caught.value.__cause__ is error
+    assert len(backend.batches) <= 1 + 2 * 7
+
+
+async def test_rows_that_fail_only_together_are_answered() -> None:
+    class TooMany(FakeBackend):
+        async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+            if len(inputs) > 1:
+                raise PolicyFailedError("too many")
+            return await super().infer(inputs)
+
+    known = integer_backend()
+
+    outputs = await scheduler_of(TooMany(known.signature, known.bias)).infer(rows_of(4))
+
+    assert outputs.actions[:, 0].tolist() == [2, 2, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [NotReadyError("gone"), OverloadedError("gone"), UnsupportedAnswerError("gone")],
+    ids=lambda error: type(error).__name__,
+)
+async def test_other_errors_are_the_whole_batchs(error: PolicyServerError) -> None:
+    backend = replace(integer_backend(), error=error, poison=3.0)
+
+    with pytest.raises(type(error), match=r"^gone$"):
+        await scheduler_of(backend).infer(rows_of(10))
+    assert backend.batches == [10]
+
+
+async def test_late_call_is_an_overload_and_frees_its_place() -> None:
+    backend = replace(integer_backend(), gate=asyncio.Event())
+    assert backend.gate is not None
+    scheduler = scheduler_of(backend, timeout_s=0.05)
+
+    late = await asyncio.gather(
+        *(scheduler.infer(rows_of(3)) for _ in range(3)), return_exceptions=True
+    )
+    backend.gate.set()
+    outputs = await scheduler.infer(rows_of(3))
+
+    assert all(isinstance(error, OverloadedError) for error in late)
+    assert len(outputs.actions) == 3
+
+
+async def test_batch_is_cut_into_calls_and_put_together_in_order() -> None:
+    backend = integer_backend()
+
+    outputs = await scheduler_of(backend).infer(rows_of(2500))
+
+    assert backend.batches == [1024, 1024, 452]
+    assert outputs.actions[:, 0].tolist() == [2, 2] + [0] * 2498
+
+
+async def test_single_question_does_not_wait_for_a_batch() -> None:
+    backend = replace(integer_backend(), gate=asyncio.Event())
+    assert backend.gate is not None
+    scheduler = scheduler_of(backend)
+    batch = asyncio.create_task(scheduler.infer(rows_of(10_240)))
+    await until(lambda: len(backend.batches) == 2)
+
+    single = asyncio.create_task(ask(scheduler, 9.0))
+    await until(lambda: len(backend.batches) == 3)
+    during = list(backend.batches)
+    backend.gate.set()
+
+    assert (await single, len(await batch)) == ([0], 10_240)
+    assert during == [1024, 1024, 1]
+
+
+async def test_batch_does_not_wait_for_single_questions() -> None:
+    backend = replace(integer_backend(), gate=asyncio.Event())
+    assert backend.gate is not None
+    scheduler = scheduler_of(backend, max_batch_size=1)
+    singles = asyncio.create_task(ask(scheduler, *[0.0] * 50))
+    await until(lambda: len(backend.batches) == 2)
+
+    batch = asyncio.create_task(scheduler.infer(rows_of(7)))
+    await until(lambda: len(backend.batches) == 3)
+    during = list(backend.batches)
+    backend.gate.set()
+
+    assert (await singles, len(await batch)) == ([2] * 50, 7)
+    assert during == [1, 1, 7]
+
+
+async def test_distribution_travels_only_when_it_was_asked_for() -> None:
+    wanted: list[bool] = []
+
+    class Recording(FakeBackend):
+        async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+            wanted.append(inputs.wants_distribution)
+            return await super().infer(inputs)
+
+    known = integer_backend()
+    scheduler = scheduler_of(Recording(known.signature, known.bias))
+
+    without = await scheduler.ask(Question([0.0, 0.0], "predict"))
+    among = [scheduler.ask(Question([0.0, 0.0], kind)) for kind in ANSWER_KINDS]
+    answers = await asyncio.gather(*among)
+
+    assert without.call.outputs.distribution is None
+    assert answers[2].call.outputs.distribution is not None
+    assert wanted == [False, True]
+
+
+@dataclass
+class Replicas(FakeBackend):
+    """Replicas, each of which takes a millisecond for an observation, one call after another.
+
+    Attributes:
+        most_busy: how many of them computed at once.
+    """
+
+    most_busy: int = 0
+    _busy: int = 0
+
+    async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+        while self._busy >= self.capacity:
+            await asyncio.sleep(0)
+        self._busy += 1
+        self.most_busy = max(self.most_busy, self._busy)
+        try:
+            await asyncio.sleep(len(inputs) * 1e-3)
+            return await super().infer(inputs)
+        finally:
+            self._busy -= 1
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 8])
+async def test_replicas_share_what_waits(replicas: int) -> None:
+    known = integer_backend()
+    backend = Replicas(known.signature, known.bias, capacity=replicas)
+    scheduler = scheduler_of(backend, max_batch_size=1024, max_queue_size=1024)
+    # What a row costs is known from the first call on.
+    await ask(scheduler, 0.0)
+
+    answers = await ask(scheduler, *[9.0] * 1024)
+
+    assert answers == [0] * 1024
+    shares = backend.batches[1:]
+    assert max(shares) == 1024 // replicas
+    assert backend.most_busy == replicas
+
+
+async def test_questions_of_a_fast_policy_stay_together_whatever_the_replicas() -> None:
+    known = integer_backend()
+    backend = replace(known, capacity=8)
+    scheduler = scheduler_of(backend, max_batch_size=256)
+    await ask(scheduler, 0.0)
+
+    await ask(scheduler, *[9.0] * 8)
+
+    assert backend.batches == [1, 8]
+
+
+async def test_closing_waits_for_a_batch_whose_body_is_still_read() -> None:
+    scheduler = scheduler_of(integer_backend())
+    with scheduler.held():
+        closing = asyncio.create_task(scheduler.aclose())
+        await asyncio.sleep(0)
+        outputs = await scheduler.infer(rows_of(5))
+        was_closed = closing.done()
+    await closing
+
+    assert (len(outputs), was_closed) == (5, False)
+
+
+async def test_queue_is_watched_until_the_scheduler_is_closed() -> None:
+    metrics = Metrics()
+    schedulers = [scheduler_of(integer_backend(), metrics=metrics.of(name)) for name in ("a", "b")]
+
+    before = metrics.snapshot().numbers["queue_depth"]
+    await schedulers[0].aclose()
+
+    assert before == {("a",): 0.0, ("b",): 0.0}
+    assert metrics.snapshot().numbers["queue_depth"] == {("b",): 0.0}
