@@ -26,6 +26,7 @@ from policy_server.serving.questions import (
     SingleCall,
     Waiting,
 )
+from policy_server.serving.row_cost import RowCost
 
 __all__ = ["ROWS_PER_CALL", "Limits", "Scheduler"]
 
@@ -37,8 +38,6 @@ _CALLS_A_LANE = 2
 _CALLS_IN_ALL = 3
 # Replicas share what waits evenly, but not in calls so short that sending them takes longer.
 _SHORTEST_CALL_S = 1e-3
-# How much the newest call counts in the average of what a row costs.
-_NEWEST_SHARE = 0.2
 # How late, as a share of the deadline, a question that still waits may be told so.
 _SWEEP_SHARE = 0.1
 # So many abandoned questions may stay in the queue before they are looked for.
@@ -85,7 +84,7 @@ class Scheduler:
         self._size = 0
         self._holders = 0
         self._is_released = asyncio.Event()
-        self._seconds_a_row = 0.0
+        self._row_cost = RowCost()
         self._is_scheduled = False
         self._is_sweeping = False
         self._is_closed = False
@@ -104,37 +103,38 @@ class Scheduler:
         """Return whether a question would be answered now."""
         return not self._is_closed and await self._backend.is_ready()
 
+    async def answer(self, question: Question) -> Answer:
+        """Answer one observation; a cancelled wait frees its place.
+
+        Args:
+            question: the observation, and what is asked of it.
+
+        Raises:
+            OverloadedError: if the queue is full, or no answer came in time.
+            NotReadyError: if the scheduler is closed.
+            PolicyServerError: as the backend raised it.
+        """
+        answer = self._enqueue(question)
+        try:
+            return await answer
+        finally:
+            self._size -= 1
+
     def ask(self, question: Question) -> asyncio.Future[Answer]:
-        """Ask for one observation's answer.
+        """Ask for one observation's answer, which comes later; see `answer`.
 
         Args:
             question: the observation, and what is asked of it.
 
         Returns:
-            A future of the answer, or of a PolicyServerError. Cancelling it frees its place.
+            A future of what `answer` returns or raises. Cancelling it frees its place.
 
         Raises:
             OverloadedError: if the queue is full.
             NotReadyError: if the scheduler is closed.
         """
-        if self._is_closed:
-            self._metrics.count_rejected("shutdown")
-            raise NotReadyError("the server is shutting down; try another one")
-        if self._size >= self._limits.max_queue_size:
-            self._metrics.count_rejected("queue_full")
-            raise OverloadedError(
-                f"{self._size} observations are waiting already; try again in a second"
-            )
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Answer] = loop.create_future()
+        answer = self._enqueue(question)
         answer.add_done_callback(self._leave)
-        # The loop's own clock is too coarse for a stage: uvloop's has milliseconds.
-        asked, deadline = time.perf_counter(), loop.time() + self._limits.timeout_s
-        if len(self._waiting) > 2 * self._size + _FEWEST_FORGOTTEN:
-            self._forget_abandoned()
-        self._waiting.append(Waiting(question, asked, deadline, answer))
-        self._size += 1
-        self._schedule()
         return answer
 
     async def infer(self, inputs: PolicyInputs, *, first: int = 0) -> PolicyOutputs:
@@ -182,6 +182,26 @@ class Scheduler:
                 self._is_released.clear()
                 await self._is_released.wait()
         self._stop_watching()
+
+    def _enqueue(self, question: Question) -> asyncio.Future[Answer]:
+        if self._is_closed:
+            self._metrics.count_rejected("shutdown")
+            raise NotReadyError("the server is shutting down; try another one")
+        if self._size >= self._limits.max_queue_size:
+            self._metrics.count_rejected("queue_full")
+            raise OverloadedError(
+                f"{self._size} observations are waiting already; try again in a second"
+            )
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Answer] = loop.create_future()
+        # The loop's own clock is too coarse for a stage: uvloop's has milliseconds.
+        asked, deadline = time.perf_counter(), loop.time() + self._limits.timeout_s
+        if len(self._waiting) > 2 * self._size + _FEWEST_FORGOTTEN:
+            self._forget_abandoned()
+        self._waiting.append(Waiting(question, asked, deadline, answer))
+        self._size += 1
+        self._schedule()
+        return answer
 
     @property
     def _calls(self) -> set[asyncio.Task[None]]:
@@ -247,20 +267,23 @@ class Scheduler:
         microseconds, few questions stay together.
         """
         share = math.ceil(len(self._waiting) / capacity)
-        if capacity > 1 and self._seconds_a_row:
-            share = max(share, math.ceil(_SHORTEST_CALL_S / self._seconds_a_row))
-        return min(share, self._limits.max_batch_size)
+        most = self._limits.max_batch_size
+        if capacity > 1:
+            seconds = self._row_cost.seconds
+            share = max(share, math.ceil(_SHORTEST_CALL_S / seconds) if seconds > 0 else most)
+        return min(share, most)
 
     def _next_singles(self, most: int) -> SingleCall | None:
         batch: list[Waiting] = []
         while self._waiting and len(batch) < most:
-            if self._waiting[0].answer.done():
+            item = self._waiting.popleft()
+            if item.answer.done():
                 # The request was cancelled: its place is free.
-                self._waiting.popleft()
-            elif batch and len(self._waiting[0].question.row) != len(batch[0].question.row):
+                continue
+            if batch and len(item.question.row) != len(batch[0].question.row):
+                self._waiting.appendleft(item)
                 break
-            else:
-                batch.append(self._waiting.popleft())
+            batch.append(item)
         return SingleCall(batch) if batch else None
 
     def _start(self, call: Call, lane: set[asyncio.Task[None]]) -> None:
@@ -319,5 +342,5 @@ class Scheduler:
             outputs = await self._backend.infer(inputs)
         seconds = time.perf_counter() - started
         self._metrics.observe_stage("policy", seconds)
-        self._seconds_a_row += _NEWEST_SHARE * (seconds / rows - self._seconds_a_row)
+        self._row_cost.observe(rows, seconds)
         return outputs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -130,18 +129,6 @@ class PolicyVersion:
             await version.aclose()
             raise
 
-    def ask(self, question: Question) -> asyncio.Future[Answer]:
-        """Ask for one observation's answer; see `Scheduler.ask`.
-
-        Args:
-            question: the observation, and what is asked of it.
-
-        Raises:
-            PolicyServerError: if the policy can't be asked that, or not now.
-        """
-        self.check_answers(question.kind)
-        return self.scheduler.ask(question)
-
     def check_answers(self, kind: AnswerKind) -> None:
         """Refuse what the policy's family does not allow.
 
@@ -172,8 +159,9 @@ class PolicyVersion:
         for kind in ANSWER_KINDS:
             try:
                 self.space.check_width(row, width, is_raw=True)
+                self.check_answers(kind)
                 asked = Question(row, kind, seed if kind == "predict" else NO_SEED)
-                examples[kind] = await self.ask(asked)
+                examples[kind] = await self.scheduler.answer(asked)
             except (ObservationError, UnsupportedAnswerError, DistributionError) as error:
                 logger.info("no_example", extra={"kind": kind, "reason": error.message})
             except PolicyFailedError:

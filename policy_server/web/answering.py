@@ -61,7 +61,9 @@ class PolicyAnswering:
         space = version.space
         parse = space.parse_raw if is_raw else space.parse_named
         row = self._validated(version, partial(parse, body), is_raw=is_raw)
-        answer = await version.ask(Question(row, kind, NO_SEED if seed is None else seed))
+        answer = await version.scheduler.answer(
+            Question(row, kind, NO_SEED if seed is None else seed)
+        )
         text = _render(version, kind, answer)
         version.log.record(kind, row, text, request_id=request_id)
         return text
@@ -95,7 +97,7 @@ class PolicyAnswering:
         version.check_answers(kind)
         row = self._validated(version, partial(parse, version.space), is_raw=is_raw)
         question = Question(row, kind, NO_SEED if seed is None else seed)
-        return PendingAnswer(version, question, request_id, version.ask(question))
+        return PendingAnswer(version, question, request_id, version.scheduler.ask(question))
 
     def _validated(
         self, version: PolicyVersion, parse: Callable[[], list[float]], *, is_raw: bool

@@ -7,6 +7,7 @@ kind `predict` in the form `raw` by the transport `batch` for the policy `door`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -64,7 +65,7 @@ class Route:
         below = self.path.removeprefix(f"{_POLICIES}/")
         return below.strip("/").replace("/", "_").replace("-", "_")
 
-    @property
+    @functools.cached_property
     def label(self) -> str:
         """Return the address as metrics and logs name it."""
         return f"{self.path}*" if self.is_folder else self.path

@@ -22,7 +22,7 @@ ZERO, TWO = (9.0, 0.0, 0.0), (0.0, 0.0, 9.0)
 
 async def mode_of(slot: PolicySlot, kind: AnswerKind = "predict_deterministic") -> float:
     """Return the action that a slot's live version answers."""
-    answer = await slot.current().ask(Question([0.0, 0.0], kind))
+    answer = await slot.current().scheduler.answer(Question([0.0, 0.0], kind))
     return float(answer.call.outputs.actions[answer.index, 0])
 
 
