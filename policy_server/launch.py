@@ -24,10 +24,6 @@ from policy_server.http_server import (
     WebProcess,
     Worker,
     find_http_server,
-    ignore_http2_offers,
-    join_writes,
-    release_connections,
-    tune_web_sockets,
 )
 from policy_server.metrics import Metrics, MetricsExporter, PolicyMetrics
 from policy_server.policy import DEFAULT_POLICY, PolicyBackend
@@ -62,10 +58,6 @@ def build_app() -> Application:
     Raises:
         PolicyServerError: if settings or schema can't be used, or remote files can't be had.
     """
-    ignore_http2_offers()
-    join_writes()
-    tune_web_sockets()
-    release_connections()
     settings = read_settings()
     _configure_logging(settings.log_level, settings.log_format)
     process = WebProcess.join()
@@ -86,6 +78,7 @@ def build_app() -> Application:
         server = process.server or find_http_server()
         if server is not None:
             server.keep_alive(settings.keep_alive_s)
+            server.use_protocols()
         try:
             async with AsyncExitStack() as stack:
                 with _cancelled_by_signals(), named_as_example(settings.schema_path):

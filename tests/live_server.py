@@ -9,9 +9,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import uvicorn
+from starlette.types import ASGIApp
 
 from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.policy import (
@@ -27,7 +29,7 @@ from policy_server.settings import Settings
 from policy_server.web import create_app
 from tests.fakes import registry_of
 
-__all__ = ["KEY", "SCHEMA", "live_server"]
+__all__ = ["KEY", "SCHEMA", "live_server", "served_app"]
 
 KEY = "secret"
 SCHEMA = f"""
@@ -85,7 +87,22 @@ def live_server(schema: str = SCHEMA) -> Iterator[str]:
         api_key=parsed.api_key,
         root_path=parsed.root_path,
     )
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
+    with served_app(app, ws="none") as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def served_app(app: ASGIApp, **options: Any) -> Iterator[int]:  # noqa: ANN401 -- uvicorn's own
+    """Serve an application by uvicorn, in a thread, until the block ends.
+
+    Args:
+        app: the application.
+        **options: uvicorn's.
+
+    Yields:
+        The port of 127.0.0.1 that it listens on.
+    """
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, **options))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
@@ -93,7 +110,7 @@ def live_server(schema: str = SCHEMA) -> Iterator[str]:
             while not server.started:
                 assert thread.is_alive(), "the server did not start"
                 time.sleep(0.01)
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+            yield listening.getsockname()[1]
         finally:
             server.should_exit = True
             thread.join()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-__all__ = ["JoinedWrites", "join_writes"]
+__all__ = ["JoinedWrites"]
 
 # More than this is handed on at once, so that the transport can say when it is full.
 _MOST_BYTES = 65536
@@ -58,22 +58,3 @@ class JoinedWrites:
             self._transport.write(whole)
         self._parts.clear()
         self._size = 0
-
-
-def join_writes() -> None:
-    """Teach uvicorn's fast parser to write a response at once; a second time changes nothing."""
-    try:
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-    except ImportError:
-        # Without httptools uvicorn takes h11, where the parser costs more than this saves.
-        return
-    connect = HttpToolsProtocol.connection_made
-    if getattr(connect, "joins_writes", False):
-        return
-
-    def connection_made(self: HttpToolsProtocol, transport: asyncio.Transport) -> None:
-        connect(self, transport)
-        self.transport = JoinedWrites(transport)  # type: ignore[assignment]  # it answers for one
-
-    connection_made.joins_writes = True  # type: ignore[attr-defined]  # a mark on a function
-    HttpToolsProtocol.connection_made = connection_made  # type: ignore[method-assign]  # see above

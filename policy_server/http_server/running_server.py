@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import uvicorn
 
 from policy_server.errors import SettingsError
+from policy_server.http_server.protocols import use_protocols
 from policy_server.ports import free_port, open_listener, reason_of
 
 __all__ = ["Address", "HttpServer", "find_http_server"]
@@ -69,6 +70,10 @@ class HttpServer:
         if not is_given:
             # A timer takes fractions too.
             self.config.timeout_keep_alive = seconds  # type: ignore[assignment]  # see above
+
+    def use_protocols(self) -> None:
+        """Serve by this room's protocols; called from the lifespan, when uvicorn has its own."""
+        use_protocols(self.config)
 
     def claim(self) -> None:
         """Hold that the address is free; a port that uvicorn was to choose is chosen now.

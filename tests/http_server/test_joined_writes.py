@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
 from typing import Any
 
-import httpx
-import pytest
-import uvicorn
-from uvicorn.protocols.http import httptools_impl
-
-from policy_server.http_server import join_writes
 from policy_server.http_server.joined_writes import JoinedWrites
-from tests.web.harness import KEY, OBSERVATION, build
 
 
 class Transport(asyncio.Transport):
@@ -89,47 +80,3 @@ async def test_client_that_has_gone_is_written_nothing() -> None:
 
 async def test_everything_else_is_the_transports() -> None:
     assert JoinedWrites(Transport()).get_extra_info("peername") == ("127.0.0.1", 1)
-
-
-@pytest.fixture
-def writes(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """Serve an app by uvicorn, ask it twice, and give what was written."""
-    join_writes()
-    join_writes()
-    written: list[bytes] = []
-    connect = httptools_impl.HttpToolsProtocol.connection_made
-
-    class Recorded:
-        def __init__(self, transport: asyncio.Transport) -> None:
-            self._transport = transport
-
-        def __getattr__(self, name: str) -> Any:  # noqa: ANN401 -- the transport's own
-            return getattr(self._transport, name)
-
-        def write(self, data: bytes) -> None:
-            written.append(data)
-            self._transport.write(data)
-
-    def connection_made(self: Any, transport: asyncio.Transport) -> None:  # noqa: ANN401 -- uvicorn's
-        connect(self, Recorded(transport))  # type: ignore[arg-type]  # it answers for one
-
-    monkeypatch.setattr(httptools_impl.HttpToolsProtocol, "connection_made", connection_made)
-    config = uvicorn.Config(build(), port=0, log_config=None, ws="none", http="httptools")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"access-token": KEY}) as client:
-        answers = [client.post("/predict", json=OBSERVATION) for _ in range(2)]
-    server.should_exit = True
-    thread.join()
-    assert [answer.status_code for answer in answers] == [200, 200]
-    return written
-
-
-def test_response_of_uvicorn_is_one_write(writes: list[bytes]) -> None:
-    assert len(writes) == 2
-    assert all(data.startswith(b"HTTP/1.1 200 OK") for data in writes)
-    assert all(data.endswith(b"}") for data in writes)

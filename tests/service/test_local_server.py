@@ -14,6 +14,7 @@ import pytest
 
 from tests.service.servers import (
     EXPORTS,
+    KEY,
     descendants,
     free_port,
     home_of,
@@ -118,6 +119,40 @@ def test_damaged_zip_leaves_the_served_policy_as_it_was(tmp_path: Path) -> None:
     assert status != 0
     assert "is no zip file or is damaged" in server.output()
     assert (home / "models" / "saved_model.pb").read_bytes() == served
+
+
+OFFER = (
+    b"POST /predict_raw HTTP/1.1\r\nhost: a\r\naccess-token: %b\r\nconnection: upgrade\r\n"
+    b"upgrade: h2c\r\ncontent-length: 30\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--workers", "2"],
+        ["--http", "policy_server.http_server.http_protocol:HttpProtocol"],
+        ["--http", "h11"],
+    ],
+    ids=["alone", "workers", "named", "h11"],
+)
+def test_offer_of_http2_is_answered_with_its_body_read(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    home = home_of("ppo_discrete", tmp_path)
+    with running_server(home, *arguments, environment=LOCAL) as server:
+        url = httpx.URL(server.url)
+        assert url.port is not None
+        with socket.create_connection(("127.0.0.1", url.port), timeout=10) as connection:
+            connection.sendall(OFFER % KEY.encode() + b'{"obs": "POST / HTTP/1.1\\r\\n"}')
+            answer = b""
+            while not answer.endswith(b"}") and (piece := connection.recv(65536)):
+                answer += piece
+
+    assert answer.startswith(b"HTTP/1.1 422 ")
+    assert b'"obs"' in answer
+    assert "uvicorns_own_protocol" not in server.output()
 
 
 def _is_kept(url: httpx.URL, idle_s: float) -> bool:

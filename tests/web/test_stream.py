@@ -20,7 +20,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from policy_server.errors import PolicyFailedError
-from policy_server.http_server import tune_web_sockets
+from policy_server.http_server.http_protocol import HttpProtocol
+from policy_server.http_server.web_socket_protocol import WebSocketProtocol
 from policy_server.metrics import Metrics, MetricsExporter
 from policy_server.policy import ActionOutput
 from policy_server.schema import parse_schema
@@ -80,7 +81,6 @@ async def served(
     open_policy: PolicyOpener | None = None,
     **settings: Any,  # noqa: ANN401 -- the settings' own types
 ) -> AsyncIterator[Served]:
-    tune_web_sockets()
     used = integer_backend() if backend is None else backend
     metrics = Metrics()
     parsed, known = parse_schema(schema), Settings(**settings)
@@ -91,7 +91,9 @@ async def served(
         root_path=parsed.root_path,
         metrics=metrics,
     )
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_config=None, http=HttpProtocol, ws=WebSocketProtocol)
+    )
     with closing(socket.create_server(("127.0.0.1", 0))) as listening:
         serving = asyncio.create_task(server.serve([listening]))
         while not server.started:

@@ -1,0 +1,119 @@
+"""The protocols that uvicorn serves with: put in place once, where it would have taken its own.
+
+uvicorn looks a protocol up before it imports the application, and reads it from its configuration
+for each connection. A lifespan can therefore put another there before the first client comes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+
+__all__ = ["use_protocols"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """One protocol of uvicorn's, and the subclass that is served instead.
+
+    Attributes:
+        attribute: where uvicorn's configuration has the class.
+        option: the name of uvicorn's option that chooses it.
+        choices: of that option, those that mean uvicorn's class.
+        replaced: module and name of uvicorn's class.
+        served: module and name of the subclass.
+        inner_names: what the subclass uses of an instance; CONTRIBUTING.md has the table.
+    """
+
+    attribute: str
+    option: str
+    choices: tuple[str, ...]
+    replaced: tuple[str, str]
+    served: tuple[str, str]
+    inner_names: tuple[str, ...]
+
+
+_ROOM = __name__.rpartition(".")[0]
+_CHANGES = (
+    _Change(
+        "http_protocol_class",
+        "http",
+        ("auto", "httptools"),
+        ("uvicorn.protocols.http.httptools_impl", "HttpToolsProtocol"),
+        (f"{_ROOM}.http_protocol", "HttpProtocol"),
+        (
+            "_should_upgrade",
+            "connection_made",
+            "data_received",
+            "handle_websocket_upgrade",
+            "headers",
+            "parser",
+            "url",
+        ),
+    ),
+    _Change(
+        "ws_protocol_class",
+        "ws",
+        ("auto", "websockets-sansio"),
+        ("uvicorn.protocols.websockets.websockets_sansio_impl", "WebSocketsSansIOProtocol"),
+        (f"{_ROOM}.web_socket_protocol", "WebSocketProtocol"),
+        (
+            "close_sent",
+            "conn",
+            "connection_lost",
+            "handshake_complete",
+            "loop",
+            "queue",
+            "shutdown",
+            "stop_keepalive",
+            "transport",
+        ),
+    ),
+)
+
+
+def use_protocols(config: uvicorn.Config) -> None:
+    """Let uvicorn serve the next connections by this room's protocols.
+
+    A protocol that somebody chose (`--http h11`, `--ws none`, a class of their own) stays. Where a
+    uvicorn of another version lacks what a subclass builds on, uvicorn's own class stays too, and
+    one line of the log says so.
+
+    Args:
+        config: of a uvicorn that has loaded its application, on whose event loop this runs.
+    """
+    for change in _CHANGES:
+        found = getattr(config, change.attribute)
+        if getattr(config, change.option) not in change.choices:
+            continue
+        if (reason := _unfit(change, found, config)) is not None:
+            logger.warning(
+                "uvicorns_own_protocol", extra={"option": change.option, "reason": reason}
+            )
+            continue
+        setattr(config, change.attribute, _class_at(change.served))
+
+
+def _unfit(change: _Change, found: type | None, config: uvicorn.Config) -> str | None:
+    """Return why the subclass can't be served; None where it can."""
+    if found is None or (found.__module__, found.__qualname__) != change.replaced:
+        return f"uvicorn takes {getattr(found, '__qualname__', found)}"
+    try:
+        made = _class_at(change.replaced)(config, uvicorn.Server(config).server_state, {})
+        # Some of its insides are there from the first request on.
+        made.data_received(b"GET / ")
+    except (AttributeError, TypeError) as error:
+        return f"{change.replaced[1]}: {error}"
+    missing = [name for name in change.inner_names if not hasattr(made, name)]
+    return f"{change.replaced[1]} has no {', '.join(missing)}" if missing else None
+
+
+def _class_at(place: tuple[str, str]) -> Any:  # noqa: ANN401 -- a class of uvicorn's, or of this room
+    module, name = place
+    return getattr(importlib.import_module(module), name)
