@@ -9,6 +9,8 @@ import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing import parent_process
+from pathlib import Path
 
 import uvicorn
 
@@ -21,6 +23,8 @@ __all__ = ["Address", "HttpServer", "find_http_server"]
 _OPTION = "--timeout-keep-alive"
 _VARIABLE = "UVICORN_TIMEOUT_KEEP_ALIVE"
 _KEEP_ALIVE_S: int = inspect.signature(uvicorn.Config).parameters["timeout_keep_alive"].default
+# Commands whose only work is uvicorn's: a program that calls `uvicorn.run` has its own to finish.
+_SUPERVISORS = ("uvicorn", "policy-server", "policy_server")
 # What listens on every address is reached by these.
 _REACHED_BY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 -- a name, nothing listens
 
@@ -59,6 +63,16 @@ class HttpServer:
         """Return the port that it will open by itself; None where it opens none."""
         is_given = bool(self.sockets) or self.config.fd is not None or self.config.uds is not None
         return None if is_given else self.config.port
+
+    @property
+    def is_supervised(self) -> bool:
+        """Return whether a `uvicorn --workers N` started this process, and does nothing else."""
+        # multiprocessing hands the parent's arguments down; `python -m` makes a path of the first.
+        command = Path(sys.argv[0])
+        name = command.parent.name if command.name == "__main__.py" else command.name
+        has_workers = self.config.workers > 1 and not self.config.reload
+        is_child = bool(self.sockets) and parent_process() is not None
+        return has_workers and is_child and name in _SUPERVISORS
 
     def keep_alive(self, seconds: float) -> None:
         """Keep idle connections open that long, unless uvicorn was told how long.

@@ -69,7 +69,12 @@ class WebProcess:
             taken[port] = setting
 
     def end_all(self) -> None:
-        """End the supervisor too, which would start a worker that can't serve for ever."""
-        if self.worker is not None:
-            self.worker.end_all(uds=None if self.server is None else self.server.config.uds)
-            self.worker.leave()
+        """End uvicorn's supervisor too, since its next worker could not serve either.
+
+        Any other program that started this process goes on.
+        """
+        if self.worker is None:
+            return
+        if self.server is not None and self.server.is_supervised:
+            self.worker.end_all(uds=self.server.config.uds)
+        self.worker.leave()

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import stat
-import tempfile
 import time
 from contextlib import suppress
 from multiprocessing import parent_process
 from pathlib import Path
 
 from policy_server.errors import SettingsError
+from policy_server.files.shared_folders import share_folder
 
 __all__ = ["Worker"]
 
+_PURPOSE = "metrics"
 _LAST_WORD = "failed"
 _SISTERS_TIMEOUT_S = 60.0
 _POLL_S = 0.05
@@ -28,7 +28,7 @@ class Worker:
     """This process among its sisters.
 
     Attributes:
-        folder: shared with them.
+        folder: shared with them; it goes with the last one that leaves.
         is_first: whether it was there before any sister.
     """
 
@@ -36,24 +36,14 @@ class Worker:
         """Join the sisters.
 
         Raises:
-            SettingsError: if somebody else has their folder.
+            SettingsError: if their folder can't be private.
         """
         parent = parent_process()
         assert parent is not None, "a worker has a supervisor"
         assert parent.pid is not None, "it was started"
-        self._supervisor: int = parent.pid
-        began = _stat_of(self._supervisor)[19]
-        self.folder = Path(tempfile.gettempdir(), f"ps-metrics-{self._supervisor}-{began}")
-        try:
-            self.folder.mkdir(mode=0o700)
-            self.is_first = True
-        except FileExistsError:
-            self.is_first = False
-        found = self.folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            raise SettingsError(
-                f"{self.folder}: belongs to somebody else; set TMPDIR to a folder of your own"
-            )
+        self._parent: int = parent.pid
+        shared = share_folder(_PURPOSE, parent=self._parent)
+        self.folder, self.is_first = shared.path, shared.is_new
 
     def leave(self) -> None:
         """Remove what the sisters shared, if this is the last."""
@@ -61,22 +51,22 @@ class Worker:
             self.folder.rmdir()
 
     def end_all(self, *, uds: str | None = None) -> None:
-        """End the supervisor and the sisters, since another worker would fail too.
+        """End uvicorn's supervisor and the sisters, since another worker would fail too.
 
-        uvicorn's supervisor ends with status 0 whatever its workers ended with. So it is told to
+        The supervisor ends with status 0 whatever its workers ended with. So it is told to
         stop them, and when this is the last of them a signal that it doesn't catch ends it.
 
         Args:
             uds: the UNIX socket that the supervisor opened, which it would have removed.
         """
-        if os.getppid() != self._supervisor:
+        if os.getppid() != self._parent:
             return
-        os.kill(self._supervisor, signal.SIGTERM)
+        os.kill(self._parent, signal.SIGTERM)
         try:
-            # A sister that has left may have removed it.
-            self.folder.mkdir(mode=0o700, exist_ok=True)
+            # A sister that has left may have removed the folder.
+            share_folder(_PURPOSE, parent=self._parent)
             (self.folder / _LAST_WORD).touch(exist_ok=False)
-        except OSError:
+        except (OSError, SettingsError):
             # A sister fails too, and has the last word.
             return
         deadline = time.monotonic() + _SISTERS_TIMEOUT_S
@@ -85,25 +75,22 @@ class Worker:
         if uds is not None:
             Path(uds).unlink(missing_ok=True)
         (self.folder / _LAST_WORD).unlink(missing_ok=True)
-        if os.getppid() == self._supervisor:
-            os.kill(self._supervisor, _FATAL)
+        if os.getppid() == self._parent:
+            os.kill(self._parent, _FATAL)
 
     def _has_sisters(self) -> bool:
         return any(
-            pid != os.getpid() and _is_worker_of(self._supervisor, pid)
+            pid != os.getpid() and _is_worker_of(self._parent, pid)
             for pid in (int(path.name) for path in Path("/proc").glob("[0-9]*"))
         )
 
 
-def _is_worker_of(supervisor: int, pid: int) -> bool:
+def _is_worker_of(parent: int, pid: int) -> bool:
     try:
-        is_child = int(_stat_of(pid)[1]) == supervisor
+        # From the process's state on (proc(5), field 3): the parent is the second.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        is_child = int(fields[1]) == parent
         # Of what has ended it is empty.
         return is_child and _WORKERS_ARGUMENT in Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
         return False
-
-
-def _stat_of(pid: int) -> list[str]:
-    """Return what the kernel says of a process, from its state on (proc(5), field 3)."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

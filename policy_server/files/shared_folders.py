@@ -1,0 +1,87 @@
+"""Private folders among the temporary files, each shared by the processes that one parent started.
+
+Everybody on a machine may put something under such a folder's name before it is made: a link, that
+would lead what is written there to another place, or a folder in which others read and write.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from policy_server.errors import SettingsError
+
+__all__ = ["SharedFolder", "share_folder"]
+
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+@dataclass(frozen=True)
+class SharedFolder:
+    """A folder that only this user's processes can look into.
+
+    Attributes:
+        path: where it is.
+        is_new: whether this process made it, before any of its sisters.
+    """
+
+    path: Path
+    is_new: bool
+
+
+def share_folder(purpose: str, *, parent: int) -> SharedFolder:
+    """Make the folder that a parent's processes share, or join those that have it.
+
+    Example:
+        `share_folder("metrics", parent=4711).path` is `/tmp/ps-metrics-4711-90210` in each process
+        that 4711 started: 90210 is when it began, since process ids come again.
+
+    Args:
+        purpose: the middle of its name.
+        parent: the process id of the parent.
+
+    Raises:
+        SettingsError: if somebody else has that name, or others may look into the folder.
+    """
+    path = Path(tempfile.gettempdir(), f"ps-{purpose}-{parent}-{_beginning_of(parent)}")
+    is_new = False
+    try:
+        with suppress(FileExistsError):
+            path.mkdir(mode=stat.S_IRWXU)
+            is_new = True
+        found = path.lstat()
+    except OSError as error:
+        raise SettingsError(
+            f"{path}: can't be made: {error.strerror}; set TMPDIR to a folder of your own"
+        ) from error
+    if (fault := _fault_of(found)) is not None:
+        raise SettingsError(
+            f"{path}: expected a folder of this user's alone, got {fault}; "
+            "remove it, or set TMPDIR to a folder of your own"
+        )
+    return SharedFolder(path, is_new)
+
+
+def _fault_of(found: os.stat_result) -> str | None:
+    """Return why what was found is no private folder; None where it is one."""
+    if stat.S_ISLNK(found.st_mode):
+        return "a link"
+    if not stat.S_ISDIR(found.st_mode):
+        return "a file"
+    if found.st_uid != os.getuid():
+        return f"a folder of user {found.st_uid}"
+    if found.st_mode & _OTHERS:
+        return f"mode {stat.S_IMODE(found.st_mode):04o}"
+    return None
+
+
+def _beginning_of(process: int) -> str:
+    """Return when a process began, in the kernel's ticks (proc(5), field 22); "0" if unknown."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return "0"

@@ -1,0 +1,132 @@
+"""Folders among the temporary files that sister processes share."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from policy_server.errors import SettingsError
+from policy_server.files.shared_folders import share_folder
+
+IS_ROOT = os.getuid() == 0
+
+
+@pytest.fixture(autouse=True)
+def _temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
+def name_of_today(tmp_path: Path) -> Path:
+    """Return the name that the folder has, as somebody who looks on learns it."""
+    path = share_folder("x", parent=os.getpid()).path
+    assert path.parent == tmp_path
+    path.rmdir()
+    return path
+
+
+def test_first_process_makes_the_folder_and_its_sisters_join_it(tmp_path: Path) -> None:
+    first = share_folder("x", parent=os.getpid())
+    code = (
+        "import os; from policy_server.files.shared_folders import share_folder as share;"
+        "print(*vars(share('x', parent=os.getppid())).values())"
+    )
+    sister = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert first.is_new
+    assert stat.S_IMODE(first.path.stat().st_mode) == 0o700
+    assert sister.stdout.split() == [str(first.path), "False"]
+    assert share_folder("y", parent=os.getpid()).path != first.path
+    assert share_folder("x", parent=os.getppid()).path != first.path
+
+
+def plant_link(path: Path) -> None:
+    (path.parent / "elsewhere").mkdir(mode=0o700)
+    path.symlink_to(path.parent / "elsewhere")
+
+
+def plant_dangling_link(path: Path) -> None:
+    path.symlink_to(path.parent / "nowhere")
+
+
+def plant_file(path: Path) -> None:
+    path.touch()
+
+
+def plant_open_folder(path: Path) -> None:
+    path.mkdir()
+    path.chmod(0o770)
+
+
+def plant_readable_folder(path: Path) -> None:
+    path.mkdir()
+    path.chmod(0o701)
+
+
+def plant_foreign_folder(path: Path) -> None:
+    path.mkdir(mode=0o700)
+    os.chown(path, 65534, -1)
+
+
+@pytest.mark.parametrize(
+    ("plant", "fault"),
+    [
+        (plant_link, "a link"),
+        (plant_dangling_link, "a link"),
+        (plant_file, "a file"),
+        (plant_open_folder, "mode 0770"),
+        (plant_readable_folder, "mode 0701"),
+        pytest.param(
+            plant_foreign_folder,
+            "a folder of user 65534",
+            marks=pytest.mark.skipif(not IS_ROOT, reason="only root gives folders away"),
+        ),
+    ],
+    ids=lambda item: getattr(item, "__name__", None),
+)
+def test_planted_name_is_refused_and_stays_as_it_is(
+    plant: Callable[[Path], None], fault: str, tmp_path: Path
+) -> None:
+    path = name_of_today(tmp_path)
+    plant(path)
+    before = path.lstat()
+
+    with pytest.raises(SettingsError) as caught:
+        share_folder("x", parent=os.getpid())
+
+    assert caught.value.message == (
+        f"{path}: expected a folder of this user's alone, got {fault}; "
+        "remove it, or set TMPDIR to a folder of your own"
+    )
+    assert path.lstat() == before
+    assert not [
+        file for folder in tmp_path.glob("*") if folder.is_dir() for file in folder.iterdir()
+    ]
+
+
+def test_folder_that_cannot_be_made_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+
+    with pytest.raises(SettingsError, match="can't be made: No such file or directory; set TMPDIR"):
+        share_folder("x", parent=os.getpid())
+
+
+def test_parent_that_has_ended_has_a_folder_too(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+
+    assert share_folder("x", parent=ended.pid).path == tmp_path / f"ps-x-{ended.pid}-0"
