@@ -13,13 +13,13 @@ from typing import Any
 
 import uvicorn
 
-__all__ = ["use_protocols"]
+__all__ = ["PROTOCOLS", "ServedProtocol", "use_protocols"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Change:
+class ServedProtocol:
     """One protocol of uvicorn's, and the subclass that is served instead.
 
     Attributes:
@@ -40,14 +40,14 @@ class _Change:
 
 
 _ROOM = __name__.rpartition(".")[0]
-_CHANGES = (
-    _Change(
-        "http_protocol_class",
-        "http",
-        ("auto", "httptools"),
-        ("uvicorn.protocols.http.httptools_impl", "HttpToolsProtocol"),
-        (f"{_ROOM}.http_protocol", "HttpProtocol"),
-        (
+PROTOCOLS = (
+    ServedProtocol(
+        attribute="http_protocol_class",
+        option="http",
+        choices=("auto", "httptools"),
+        replaced=("uvicorn.protocols.http.httptools_impl", "HttpToolsProtocol"),
+        served=(f"{_ROOM}.http_protocol", "HttpProtocol"),
+        inner_names=(
             "_should_upgrade",
             "connection_made",
             "data_received",
@@ -57,13 +57,16 @@ _CHANGES = (
             "url",
         ),
     ),
-    _Change(
-        "ws_protocol_class",
-        "ws",
-        ("auto", "websockets-sansio"),
-        ("uvicorn.protocols.websockets.websockets_sansio_impl", "WebSocketsSansIOProtocol"),
-        (f"{_ROOM}.web_socket_protocol", "WebSocketProtocol"),
-        (
+    ServedProtocol(
+        attribute="ws_protocol_class",
+        option="ws",
+        choices=("auto", "websockets-sansio"),
+        replaced=(
+            "uvicorn.protocols.websockets.websockets_sansio_impl",
+            "WebSocketsSansIOProtocol",
+        ),
+        served=(f"{_ROOM}.web_socket_protocol", "WebSocketProtocol"),
+        inner_names=(
             "close_sent",
             "conn",
             "connection_lost",
@@ -88,30 +91,30 @@ def use_protocols(config: uvicorn.Config) -> None:
     Args:
         config: of a uvicorn that has loaded its application, on whose event loop this runs.
     """
-    for change in _CHANGES:
-        found = getattr(config, change.attribute)
-        if getattr(config, change.option) not in change.choices:
+    for protocol in PROTOCOLS:
+        found = getattr(config, protocol.attribute)
+        if getattr(config, protocol.option) not in protocol.choices:
             continue
-        if (reason := _unfit(change, found, config)) is not None:
+        if (reason := _unfit(protocol, found, config)) is not None:
             logger.warning(
-                "uvicorns_own_protocol", extra={"option": change.option, "reason": reason}
+                "uvicorns_own_protocol", extra={"option": protocol.option, "reason": reason}
             )
             continue
-        setattr(config, change.attribute, _class_at(change.served))
+        setattr(config, protocol.attribute, _class_at(protocol.served))
 
 
-def _unfit(change: _Change, found: type | None, config: uvicorn.Config) -> str | None:
+def _unfit(protocol: ServedProtocol, found: type | None, config: uvicorn.Config) -> str | None:
     """Return why the subclass can't be served; None where it can."""
-    if found is None or (found.__module__, found.__qualname__) != change.replaced:
+    if found is None or (found.__module__, found.__qualname__) != protocol.replaced:
         return f"uvicorn takes {getattr(found, '__qualname__', found)}"
     try:
-        made = _class_at(change.replaced)(config, uvicorn.Server(config).server_state, {})
+        made = _class_at(protocol.replaced)(config, uvicorn.Server(config).server_state, {})
         # Some of its insides are there from the first request on.
         made.data_received(b"GET / ")
     except (AttributeError, TypeError) as error:
-        return f"{change.replaced[1]}: {error}"
-    missing = [name for name in change.inner_names if not hasattr(made, name)]
-    return f"{change.replaced[1]} has no {', '.join(missing)}" if missing else None
+        return f"{protocol.replaced[1]}: {error}"
+    missing = [name for name in protocol.inner_names if not hasattr(made, name)]
+    return f"{protocol.replaced[1]} has no {', '.join(missing)}" if missing else None
 
 
 def _class_at(place: tuple[str, str]) -> Any:  # noqa: ANN401 -- a class of uvicorn's, or of this room
