@@ -1,4 +1,9 @@
-"""uvicorn, and what is changed in it. The only place that imports it."""
+"""uvicorn: how this process was started by it, what it serves with, its workers; its sole importer.
+
+`http_protocol` and `web_socket_protocol` are the protocols that clients are served by, and
+`protocols` puts them in place; `running_server` is the uvicorn of this process, `workers` the
+processes beside this one, and `web_process` both.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """One write a response: uvicorn writes head and body apart, each by a system call.
 
-What is written to a connection within one turn of the event loop goes out together at its end: the
-two parts of a response, or the frames of a web socket that are answered together.
+The bytes that are written to a connection within one turn of the event loop leave together at its
+end: the two parts of a response, or the frames of a web socket that are answered together.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class JoinedWrites:
     """A transport that holds back what is written until the turn of the event loop ends."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
-        """Wrap a transport.
+        """Own what was written in this turn of the event loop; the transport outlives it.
 
         Args:
-            transport: what really writes; it answers for everything else too.
+            transport: the connection, to which everything but writing is handed on.
         """
         self._transport = transport
         self._loop = asyncio.get_running_loop()
@@ -30,10 +30,10 @@ class JoinedWrites:
         self._size = 0
 
     def write(self, data: bytes) -> None:
-        """Write soon.
+        """Write at the end of this turn, or at once when much is held back.
 
         Args:
-            data: what follows.
+            data: the next bytes of the connection.
         """
         if not self._parts:
             self._loop.call_soon(self._flush)
@@ -43,16 +43,16 @@ class JoinedWrites:
             self._flush()
 
     def close(self) -> None:
-        """Write what is held back, and close."""
+        """Write the bytes that are held back, and close the connection."""
         self._flush()
         self._transport.close()
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 -- whatever the transport has
-        """Return what the transport has under that name."""
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 -- any member of the transport
+        """Return the transport's own member of that name."""
         return getattr(self._transport, name)
 
     def _flush(self) -> None:
-        # Who has gone reads nothing more.
+        # A client that has gone reads nothing more.
         if self._parts and not self._transport.is_closing():
             whole = b"".join(self._parts)
             self._transport.write(whole)

@@ -1,4 +1,4 @@
-"""The uvicorn that serves this process: how it was started, where it listens, what is set in it."""
+"""The uvicorn of this process: how it was started, where it listens, what is set in it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ __all__ = ["Address", "HttpServer", "find_http_server"]
 _OPTION = "--timeout-keep-alive"
 _VARIABLE = "UVICORN_TIMEOUT_KEEP_ALIVE"
 _KEEP_ALIVE_S: int = inspect.signature(uvicorn.Config).parameters["timeout_keep_alive"].default
-# Commands whose only work is uvicorn's: a program that calls `uvicorn.run` has its own to finish.
-_SUPERVISORS = ("uvicorn", "policy-server", "policy_server")
-# What listens on every address is reached by these.
+# A program that calls `uvicorn.run` has work of its own to finish.
+_COMMAND = "uvicorn"
+# A server that listens on every address is reached by these.
 _REACHED_BY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 -- a name, nothing listens
 
 
@@ -35,7 +35,7 @@ class Address:
 
     Attributes:
         url: scheme, host and port.
-        by: what else a client has to know, such as a UNIX socket; empty where that is all.
+        by: a UNIX socket, in words, where the server listens on one; else empty.
     """
 
     url: str
@@ -52,7 +52,7 @@ class HttpServer:
 
     Attributes:
         config: its configuration, which it reads anew for each connection.
-        sockets: what its supervisor opened for it; none where it listens by itself.
+        sockets: opened for it by its supervisor; none where it listens by itself.
     """
 
     config: uvicorn.Config
@@ -72,7 +72,7 @@ class HttpServer:
         name = command.parent.name if command.name == "__main__.py" else command.name
         has_workers = self.config.workers > 1 and not self.config.reload
         is_child = bool(self.sockets) and parent_process() is not None
-        return has_workers and is_child and name in _SUPERVISORS
+        return has_workers and is_child and name == _COMMAND
 
     def keep_alive(self, seconds: float) -> None:
         """Keep idle connections open that long, unless uvicorn was told how long.
@@ -136,10 +136,10 @@ class HttpServer:
 
 
 def find_http_server() -> HttpServer | None:
-    """Return the uvicorn that calls us, if one does.
+    """Return the uvicorn that imports this application or runs its lifespan; None where none does.
 
-    It tells an application nothing of itself, but its configuration is on the stack: of the import
-    of the application, and of the lifespan.
+    uvicorn tells an application nothing of itself, but its configuration is a local name of the
+    functions that are running meanwhile.
     """
     frame = inspect.currentframe()
     config: uvicorn.Config | None = None

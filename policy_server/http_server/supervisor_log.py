@@ -15,5 +15,5 @@ __all__ = ["supervisor_formatter"]
 
 
 def supervisor_formatter() -> logging.Formatter:
-    """Return what renders uvicorn's own lines as the workers' are rendered."""
+    """Return the formatter of the supervisor's lines: the workers' own."""
     return new_formatter(find_log_format())

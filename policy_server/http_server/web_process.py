@@ -24,7 +24,7 @@ class WebProcess:
 
     Attributes:
         server: the uvicorn that runs the application; None where something else does.
-        worker: its place among the workers of `uvicorn --workers N`; None where it is alone.
+        worker: this process among those that one parent started; None where it is alone.
     """
 
     server: HttpServer | None
@@ -35,7 +35,7 @@ class WebProcess:
         """Return this process as it was started, and join its sisters.
 
         Raises:
-            SettingsError: if somebody else has the sisters' folder.
+            SettingsError: if the sisters' folder can't be private.
         """
         server = find_http_server()
         is_alone = parent_process() is None or (server is not None and server.config.reload)

@@ -1,4 +1,4 @@
-"""One of several web processes, which `uvicorn --workers N` starts and watches."""
+"""One of several web processes that one parent started, as `uvicorn --workers N` does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PURPOSE = "metrics"
 _LAST_WORD = "failed"
 _SISTERS_TIMEOUT_S = 60.0
 _POLL_S = 0.05
-# What multiprocessing starts a worker with; its other child has no such argument.
+# An argument of each worker; multiprocessing's other child, which tracks resources, has none.
 _WORKERS_ARGUMENT = "--multiprocessing-fork"
 # Not one of those that uvicorn's supervisor catches.
 _FATAL = signal.SIGALRM
