@@ -12,12 +12,19 @@ from benchmarks.load import drive, post
 from benchmarks.progress import say
 from benchmarks.results import Cell, Results
 from benchmarks.subjects import SUBJECTS, Serving, Workplace, serving
+from policy_server.policy import DEFAULT_POLICY
 
 __all__ = ["measure_requests"]
 
 _WARM_UP_CONNECTIONS = 32
 _WARM_UP_S = 1.0
 _STAGES = ("validate", "queue", "policy", "total")
+# The server's histograms, with the label that tells their series apart.
+_HISTOGRAMS = {
+    "policy_server_stage_seconds": "stage",
+    "policy_server_request_seconds": "route",
+    "policy_server_batch_size": "policy",
+}
 
 
 def measure_requests(
@@ -105,17 +112,17 @@ def _stage_sums(running: Serving) -> dict[str, tuple[float, float]]:
     url = f"http://127.0.0.1:{running.ports[1]}/metrics"
     with urllib.request.urlopen(url, timeout=10) as answer:
         page = answer.read().decode()
+    # The columns of the report: the whole of a request is that of the route that is driven.
+    columns = {running.subject.request.path: "total", DEFAULT_POLICY: "batch"}
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
     for family in text_string_to_metric_families(page):
-        if family.name not in ("policy_server_request_seconds", "policy_server_batch_size"):
-            continue
-        for sample in family.samples:
-            stage = sample.labels.get("stage", "batch")
+        for sample in family.samples if family.name in _HISTOGRAMS else ():
+            series = sample.labels[_HISTOGRAMS[family.name]]
             if sample.name.endswith("_sum"):
-                sums[stage] = sample.value
+                sums[columns.get(series, series)] = sample.value
             elif sample.name.endswith("_count"):
-                counts[stage] = sample.value
+                counts[columns.get(series, series)] = sample.value
     return {stage: (sums[stage], counts[stage]) for stage in sums}
 
 

@@ -20,7 +20,11 @@ __all__ = ["Counts", "Labels"]
 Labels = tuple[str, ...]
 
 _PREFIX = "policy_server_"
-_SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+# Answers take from tens of microseconds to seconds; three bounds a decade tell their median well.
+_SECONDS = (
+    *(5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2),
+    *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
+)
 _SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 
 
@@ -34,7 +38,8 @@ class _Family:
         text: one line for a reader of the page.
         labels: names of its labels, in the order in which they are recorded.
         bounds: the upper bounds of a histogram's buckets.
-        is_alike: whether each web process has the same value, so that adding them up is wrong.
+        is_alike: whether each web process sees the same, so that the largest value counts and not
+            their sum.
     """
 
     name: str
@@ -57,7 +62,14 @@ _FAMILIES = {
         _Family(
             "request_seconds",
             "histogram",
-            "Seconds by stage: validate, queue and policy (one a call), and total",
+            "Seconds from a request's arrival to its answer",
+            ("route", "policy"),
+            _SECONDS,
+        ),
+        _Family(
+            "stage_seconds",
+            "histogram",
+            "Seconds by stage: validate (one an observation), queue and policy (one a call)",
             ("stage", "policy"),
             _SECONDS,
         ),
@@ -85,7 +97,13 @@ _FAMILIES = {
             ("component", "action", "policy"),
         ),
         _Family("replicas", "gauge", "Replicas of the policy that Ray Serve finds healthy"),
-        _Family("replica_restarts", "counter", "Replicas whose connection was lost", ("policy",)),
+        _Family(
+            "replica_restarts",
+            "counter",
+            "Replicas whose connection was lost",
+            ("policy",),
+            is_alike=True,
+        ),
         _Family(
             "model_info",
             "gauge",
@@ -152,7 +170,8 @@ class Counts:
         for name, numbers in other.numbers.items():
             for labels, value in numbers.items():
                 if _FAMILIES[name].is_alike:
-                    self.numbers.setdefault(name, {})[labels] = value
+                    series = self.numbers.setdefault(name, {})
+                    series[labels] = max(value, series.get(labels, value))
                 else:
                     self.count(name, labels, value)
         for name, histograms in other.histograms.items():

@@ -19,7 +19,7 @@ from tests.service.servers import Server, free_port, home_of, running_server
 
 DASHBOARD = ROOT / "monitoring/grafana/dashboards/policy_server.json"
 ALERTS = ROOT / "monitoring/prometheus/alerts.yml"
-OURS = re.compile(r"(?:\(ray_\)\?)?(policy_server_\w+)")
+OURS = re.compile(r"policy_server_\w+")
 SCRAPE_TIMEOUT_S = 60.0
 
 
@@ -34,7 +34,7 @@ def panels() -> list[dict[str, Any]]:
 
 def panel_expressions() -> list[tuple[str, str]]:
     """Return title and expression of each, with Grafana's variables filled in."""
-    values = {"$__rate_interval": "1m", "$instance": ".*", "$component": ".*"}
+    values = {"$__rate_interval": "1m", "$instance": ".*", "$policy": ".*", "$component": ".*"}
     found = []
     for panel in panels():
         for target in panel.get("targets", []):
@@ -179,7 +179,7 @@ def test_prometheus_counts_a_request(prometheus: httpx.Client, server: Server) -
     with server.client() as client:
         client.post("/predict_raw", json={"obs": [0.0] * 4}).raise_for_status()
 
-    name = '{__name__=~"(ray_)?policy_server_requests_total", route=~".*predict_raw", status="200"}'
+    name = 'policy_server_requests_total{route=~".*predict_raw", status="200"}'
     [counted] = wait_for(prometheus, f"sum({name}) > 0")
     assert float(counted["value"][1]) >= 1
 
@@ -189,7 +189,7 @@ def test_server_writes_every_metric_that_dashboard_and_alerts_read(server: Serve
     with server.client() as client:
         client.post("/predict_raw", json={"obs": [0.0] * 4}).raise_for_status()
     types = re.findall(
-        r"^# TYPE (?:ray_)?(policy_server_\w+) (\w+)$",
+        r"^# TYPE (policy_server_\w+) (\w+)$",
         httpx.get(server.metrics_url).text,
         re.MULTILINE,
     )

@@ -52,7 +52,7 @@ def test_workers_figures_add_up(tmp_path: Path) -> None:
     page = samples(MetricsExporter(ours, port=0, shared=tmp_path).render())
 
     assert page["requests_total policy=walker route=/predict status=200"] == 2
-    assert page["request_seconds_count policy=walker stage=total"] == 2
+    assert page["request_seconds_count policy=walker route=/predict"] == 2
     assert page["model_load_seconds policy=walker"] == 2.0
     assert sister.url is None
 

@@ -23,6 +23,61 @@ def test_requests_are_counted_by_policy_route_and_status() -> None:
     assert page["requests_total policy= route=/clients status=200"] == 1
 
 
+def test_seconds_of_requests_stand_apart_by_route() -> None:
+    metrics = Metrics()
+    for seconds in (0.00003, 0.0004, 0.002):
+        metrics.observe_request("walker", "/predict", 200, seconds)
+    metrics.observe_request("walker", "/predict/batch", 200, 8.0)
+    metrics.observe_request("", "/clients", 200, 9.9)
+
+    page = rendered(metrics)
+
+    predict = "request_seconds_{} policy=walker route=/predict"
+    assert page[predict.format("count")] == 3
+    assert page[predict.format("sum")] == pytest.approx(0.00243)
+    within = {
+        float(name.split()[1].removeprefix("le=")): count
+        for name, count in page.items()
+        if name.startswith("request_seconds_bucket") and name.endswith("route=/predict")
+    }
+    bounds = (
+        5e-5,
+        1e-4,
+        2e-4,
+        5e-4,
+        1e-3,
+        2e-3,
+        5e-3,
+        0.01,
+        0.02,
+        0.05,
+        0.1,
+        0.2,
+        0.5,
+        1,
+        2,
+        5,
+        10,
+    )
+    assert list(within) == [*bounds, float("inf")]
+    assert [within[bound] for bound in bounds[:6]] == [1, 1, 1, 2, 2, 3]
+    assert page["request_seconds_bucket le=10.0 policy= route=/clients"] == 1
+    assert page["request_seconds_bucket le=5.0 policy= route=/clients"] == 0
+
+
+def test_stages_of_a_call_are_a_metric_of_their_own() -> None:
+    metrics = Metrics()
+    for stage, seconds in (("validate", 0.00002), ("queue", 0.0001), ("policy", 0.0004)):
+        metrics.of("walker").observe_stage(stage, seconds)
+
+    page = rendered(metrics)
+
+    assert page["stage_seconds_bucket le=5e-05 policy=walker stage=validate"] == 1
+    assert page["stage_seconds_bucket le=5e-05 policy=walker stage=queue"] == 0
+    assert page["stage_seconds_sum policy=walker stage=policy"] == 0.0004
+    assert not any(name.startswith("request_seconds") for name in page)
+
+
 def test_many_requests_are_folded_without_losing_one() -> None:
     metrics = Metrics()
     for _ in range(10_000):

@@ -160,7 +160,7 @@ def test_scrape_has_our_metrics_only_and_rays_have_a_path_of_their_own(server: S
     assert "policy_server_replicas 1.0" in page
     assert all(line.startswith(("policy_server_", "# ")) for line in page.splitlines())
     assert 'policy_server_requests_total{policy="default",route="/predict",status="200"}' in page
-    assert 'policy_server_request_seconds_count{policy="default",stage="policy"}' in page
+    assert 'policy_server_stage_seconds_count{policy="default",stage="policy"}' in page
     assert 'policy_server_actions_total{action="' in page
     assert 'family="categorical(2)"' in page
 

@@ -11,7 +11,11 @@ import httpx
 import pytest
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from tests.fakes import integer_backend
+from policy_server.metrics import Metrics
+from policy_server.schema import parse_schema
+from policy_server.settings import Settings
+from policy_server.web import create_app
+from tests.fakes import integer_backend, registry_of
 from tests.web.harness import (
     KEY,
     OBSERVATION,
@@ -378,6 +382,26 @@ async def test_422_has_one_shape() -> None:
     async with serve() as client:
         assert_invalid(await client.post("/predict", json={"cat": 0}), "body.mouse")
         assert_invalid(await client.post("/predict?seed=-1", json=OBSERVATION), "query.seed")
+
+
+async def test_request_is_counted_by_route_status_and_policy() -> None:
+    schema, settings, metrics = parse_schema(SCHEMA), Settings(), Metrics()
+    policies = registry_of(integer_backend(), schema, settings=settings, metrics=metrics)
+    app = create_app(policies, settings, api_key=KEY, root_path="", metrics=metrics)
+    async with running(app), client_of(app) as client:
+        await client.post("/predict", json=OBSERVATION)
+        await client.post("/predict/batch", json=[OBSERVATION])
+        await client.post("/predict", json={})
+        await client.get("/livez")
+        await client.get("/nowhere")
+
+    assert metrics.snapshot().numbers["requests"] == {
+        ("/predict", "200", "default"): 1,
+        ("/predict/batch", "200", "default"): 1,
+        ("/predict", "422", "default"): 1,
+        ("/livez", "200", ""): 1,
+        ("other", "404", ""): 1,
+    }
 
 
 async def test_request_is_logged_with_its_id_route_and_duration(
