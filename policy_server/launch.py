@@ -212,7 +212,9 @@ async def _exported(
 ) -> AsyncIterator[MetricsExporter]:
     """Serve metrics; of uvicorn's workers whichever gets the port serves them for all."""
     shared = None if worker is None else worker.folder
-    exporter = MetricsExporter(metrics, port=settings.metrics_port, shared=shared)
+    exporter = MetricsExporter(
+        metrics, port=settings.metrics_port, host=settings.metrics_host, shared=shared
+    )
     if worker is None or shared is None:
         try:
             exporter.start()

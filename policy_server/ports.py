@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 from policy_server.errors import SettingsError
 
-__all__ = ["check_port", "free_port", "open_listener", "reason_of"]
+__all__ = ["bound_sockets", "check_port", "free_port", "open_listener", "reason_of"]
 
 
 def check_port(port: int, *, host: str, setting: str) -> None:
@@ -38,19 +38,43 @@ def open_listener(host: str, port: int) -> None:
     Raises:
         OSError: if that can't be.
     """
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    for family, kind, protocol, _, address in found:
-        try:
-            probe = socket.socket(family, kind, protocol)
-        except OSError:
-            # This machine has no IPv6; servers pass over it too.
-            continue
-        with closing(probe):
+    for probe in bound_sockets(host, port):
+        probe.close()
+
+
+def bound_sockets(host: str, port: int) -> list[socket.socket]:
+    """Return a socket for each address of a host, bound and not listening yet.
+
+    Args:
+        host: a name or an address; empty for all of this machine's.
+        port: the port; 0 picks one that is free on the first address.
+
+    Raises:
+        OSError: if one can't be bound; then none is left open.
+    """
+    try:
+        found = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except UnicodeError as error:
+        raise OSError(f"{host!r} is no host name") from error
+    bound: list[socket.socket] = []
+    with ExitStack() as stack:
+        for family, kind, protocol, _, address in found:
+            try:
+                opened = stack.enter_context(socket.socket(family, kind, protocol))
+            except OSError:
+                # This machine has no IPv6; servers pass over it too.
+                continue
             # As servers do: without it, connections that ended a minute ago are in the way.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            probe.bind(address)
+                opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            chosen = port or (bound[0].getsockname()[1] if bound else 0)
+            opened.bind((address[0], chosen, *address[2:]))
+            bound.append(opened)
+        stack.pop_all()
+    return bound
 
 
 def free_port(host: str) -> int:
@@ -69,5 +93,8 @@ def free_port(host: str) -> int:
 
 
 def reason_of(error: OSError) -> str:
-    """Return the system's own words for what is wrong with a port."""
+    """Return the system's own words for what is wrong with a port or its host."""
+    if isinstance(error, socket.gaierror):
+        # Its numbers are those of the resolver.
+        return error.strerror or str(error)
     return os.strerror(error.errno) if error.errno else str(error)

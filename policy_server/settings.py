@@ -84,6 +84,10 @@ class Settings(BaseSettings):
     metrics_port: int = Field(
         8080, ge=0, le=65535, description="Port of Prometheus metrics; 0 picks a free one"
     )
+    metrics_host: str = Field(
+        "0.0.0.0",  # noqa: S104 -- Prometheus is on another machine, mostly
+        description="Address that the port of metrics listens on",
+    )
     dashboard_port: int = Field(
         8256, ge=0, le=65535, description="Port of Ray's dashboard; 0 turns it off"
     )

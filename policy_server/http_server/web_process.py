@@ -56,7 +56,7 @@ class WebProcess:
             # A sister may listen by now.
             return
         own_port = None if self.server is None else self.server.port
-        ports = {METRICS_PORT: (settings.metrics_port, "0.0.0.0")}  # noqa: S104 -- where metrics listen
+        ports = {METRICS_PORT: (settings.metrics_port, settings.metrics_host)}
         if settings.backend == "ray" and "RAY_ADDRESS" not in os.environ:
             ports[_DASHBOARD_PORT] = (settings.dashboard_port, settings.dashboard_host)
         taken = {own_port: "uvicorn"}

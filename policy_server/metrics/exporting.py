@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 
 from policy_server.metrics.counts import Counts
+from policy_server.metrics.page_server import PageServer
 from policy_server.metrics.recording import Metrics
 
 __all__ = ["MetricsExporter"]
 
-_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _FOREIGN_TIMEOUT_S = 2.0
+_ALL_INTERFACES = ("", "0.0.0.0", "::")  # noqa: S104 -- compared with, not bound to
 # Of Ray Serve: 1 or 0 for each replica.
 _HEALTHY_REPLICA = re.compile(rb"^ray_serve_deployment_replica_healthy\{.*\} (\S+)$", re.MULTILINE)
 # Ray's page is on this machine: no proxy is in between.
@@ -42,18 +40,22 @@ class MetricsExporter:
     Ray writes some 1,600 lines of its own; what matters of them for a policy is `replicas`.
     """
 
-    def __init__(self, metrics: Metrics, *, port: int, shared: Path | None = None) -> None:
-        """Keep what is served; nothing listens yet.
+    def __init__(
+        self, metrics: Metrics, *, port: int, host: str = "127.0.0.1", shared: Path | None = None
+    ) -> None:
+        """Own the port from `start` to `stop`; nothing listens yet.
 
         Args:
             metrics: this process's counts.
             port: where to listen; 0 picks a free one.
+            host: the address to listen on.
             shared: a folder that sister workers share; None where there are none.
         """
         self._metrics = metrics
         self._port = port
+        self._host = host
         self._shared = shared
-        self._server: ThreadingHTTPServer | None = None
+        self._server: PageServer | None = None
         self.foreign_url: str | None = None
 
     @property
@@ -61,23 +63,22 @@ class MetricsExporter:
         """Return where metrics are served; None where a sister worker serves them."""
         if self._server is None:
             return None
-        return f"http://127.0.0.1:{self._server.server_address[1]}/metrics"
+        host = "127.0.0.1" if self._host in _ALL_INTERFACES else self._host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self._server.port}/metrics"
 
     def start(self) -> None:
         """Listen, on a thread of its own.
 
         Raises:
-            OSError: if the port is taken.
+            OSError: if the port is taken, or the host is not this machine's.
         """
-        self._server = ThreadingHTTPServer(("", self._port), _handler_of(self))
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+        pages = {"": self.render, "/metrics": self.render, "/metrics/ray": self.render_ray}
+        self._server = PageServer(pages, host=self._host, port=self._port)
 
     def stop(self) -> None:
         """Stop listening."""
         if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
+            self._server.stop()
             self._server = None
 
     def share(self) -> None:
@@ -110,22 +111,3 @@ class MetricsExporter:
         except (urllib.error.URLError, TimeoutError, OSError):
             return b""
         return page
-
-
-def _handler_of(exporter: MetricsExporter) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            pages = {"": exporter.render, "/metrics": exporter.render}
-            pages["/metrics/ray"] = exporter.render_ray
-            page = pages.get(self.path.split("?")[0].rstrip("/"))
-            body = b"see /metrics or /metrics/ray\n" if page is None else page()
-            self.send_response(404 if page is None else 200)
-            self.send_header("content-type", _CONTENT_TYPE)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ANN401 -- the base class's own
-            """Scrapes are no events."""
-
-    return Handler

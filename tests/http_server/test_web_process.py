@@ -37,6 +37,31 @@ def test_taken_port_is_one_line_that_names_the_setting(name: str, taken: int) ->
     )
 
 
+def test_metrics_port_is_claimed_on_its_own_host(taken: int) -> None:
+    others = Settings(**{**FREE, "metrics_port": taken, "metrics_host": "127.0.0.2"})
+
+    WebProcess(None, None).claim_ports(others)
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        (":::", "Name or service not known"),
+        ("a..b", "'a..b' is no host name"),
+        ("192.0.2.7", "Cannot assign requested address"),
+    ],
+)
+def test_metrics_host_that_is_none_is_one_line(host: str, reason: str) -> None:
+    settings = Settings(**{**FREE, "metrics_port": 8080, "metrics_host": host})
+
+    with pytest.raises(SettingsError) as caught:
+        WebProcess(None, None).claim_ports(settings)
+
+    assert caught.value.message == (
+        f"POLICY_SERVER_METRICS_PORT: port 8080 can't be used: {reason}; set another one, or 0"
+    )
+
+
 def test_dashboards_port_counts_only_where_this_server_starts_ray(
     taken: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -147,6 +148,39 @@ def test_page_stands_without_ray() -> None:
 
     assert b"policy_server_stream_connections 0.0" in page
     assert b"\npolicy_server_replicas " not in page
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [
+        pytest.param("127.0.0.2", "127.0.0.2", id="one address"),
+        pytest.param("0.0.0.0", "127.0.0.1", id="all of IPv4"),  # noqa: S104 -- the default
+        pytest.param("::1", "[::1]", id="IPv6"),
+        pytest.param("localhost", "localhost", id="name"),
+    ],
+)
+def test_page_is_served_on_the_host_that_was_asked_for(host: str, shown: str) -> None:
+    exporter = MetricsExporter(Metrics(), port=0, host=host)
+    exporter.start()
+    try:
+        assert exporter.url is not None
+        assert exporter.url.startswith(f"http://{shown}:")
+        assert get(exporter.url)[0] == 200
+    finally:
+        exporter.stop()
+
+
+def test_idle_connections_take_no_thread_and_hold_nobody_up() -> None:
+    with exported(Metrics()) as exporter, ExitStack() as idle:
+        assert exporter.url is not None
+        address = ("127.0.0.1", int(exporter.url.split(":")[2].split("/")[0]))
+        threads = threading.active_count()
+        for _ in range(150):
+            idle.enter_context(socket.create_connection(address, timeout=5))
+        status, _ = get(exporter.url)
+
+        assert status == 200
+        assert threading.active_count() - threads < 10
 
 
 def test_taken_port_is_an_error() -> None:

@@ -1,0 +1,166 @@
+"""A small HTTP server for pages that a program fetches now and then: one thread, one event loop.
+
+A library's server would answer each connection with a thread, or bring a framework. Prometheus
+sends GET requests without a body and reads one answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from http import HTTPStatus
+
+from policy_server.ports import bound_sockets
+
+__all__ = ["PageServer"]
+
+logger = logging.getLogger(__name__)
+
+_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_MOST_CONNECTIONS = 256
+_MOST_HEAD_BYTES = 16_384
+# "On, zero seconds": what is not sent yet is thrown away (socket(7), SO_LINGER).
+_RESET = struct.pack("ii", 1, 0)
+_ACCEPT_AGAIN_S = 1.0
+# To send a request, and then to take its answer.
+_CLIENT_TIMEOUT_S = 5.0
+
+
+class PageServer:
+    """Serves pages over HTTP/1.1, one request a connection.
+
+    Pages are rendered on the event loop's pool of threads, whose number is bounded. A client that
+    sends nothing, or does not read, holds nobody up and is cut off.
+
+    Attributes:
+        port: where it listens.
+    """
+
+    def __init__(
+        self,
+        pages: Mapping[str, Callable[[], bytes]],
+        *,
+        host: str,
+        port: int,
+        client_timeout_s: float = _CLIENT_TIMEOUT_S,
+    ) -> None:
+        """Own the port and a thread that serves it, until `stop`.
+
+        Args:
+            pages: renders the page of each path, such as `/metrics`, with no slash at its end.
+            host: the address to listen on.
+            port: the port there; 0 picks a free one.
+            client_timeout_s: how long a client may take to send its request, and to read the
+                answer, in seconds.
+
+        Raises:
+            OSError: if the port is taken, or the host is not this machine's.
+        """
+        self._pages = pages
+        self._client_timeout_s = client_timeout_s
+        self._connections: set[asyncio.Task[None]] = set()
+        self._stopping = asyncio.Event()
+        sockets = bound_sockets(host, port)
+        with ExitStack() as stack:
+            for opened in sockets:
+                stack.enter_context(opened)
+            for opened in sockets:
+                opened.listen()
+            stack.pop_all()
+        # Whatever loop the application runs on.
+        self._loop = asyncio.SelectorEventLoop()
+        self.port: int = sockets[0].getsockname()[1]
+        self._thread = threading.Thread(
+            target=self._run, args=(sockets,), name="metrics", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop listening, and cut the connections off."""
+        self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join()
+
+    def _run(self, sockets: list[socket.socket]) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve(sockets))
+
+    async def _serve(self, sockets: list[socket.socket]) -> None:
+        # asyncio's own server loses a connection that it is accepting while it is closed.
+        for listening in sockets:
+            listening.settimeout(0)
+            self._loop.add_reader(listening, self._accept, listening)
+        await self._stopping.wait()
+        for listening in sockets:
+            self._loop.remove_reader(listening)
+            listening.close()
+        # By then each task has begun, and closes its connection.
+        await asyncio.sleep(0)
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    def _accept(self, listening: socket.socket) -> None:
+        try:
+            connection, _ = listening.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError:
+            # The process has no file left; the connection waits.
+            self._loop.remove_reader(listening)
+            self._loop.call_later(_ACCEPT_AGAIN_S, self._accept_again, listening)
+            return
+        if len(self._connections) >= _MOST_CONNECTIONS:
+            connection.close()
+            return
+        connection.settimeout(0)
+        task = self._loop.create_task(self._answer(connection))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    def _accept_again(self, listening: socket.socket) -> None:
+        if not self._stopping.is_set():
+            self._loop.add_reader(listening, self._accept, listening)
+
+    async def _answer(self, connection: socket.socket) -> None:
+        with connection:
+            reader, writer = await asyncio.open_connection(sock=connection, limit=_MOST_HEAD_BYTES)
+            try:
+                async with asyncio.timeout(self._client_timeout_s):
+                    head = await reader.readuntil(b"\r\n\r\n")
+                writer.write(await self._response(head))
+                async with asyncio.timeout(self._client_timeout_s):
+                    writer.close()
+                    await writer.wait_closed()
+            except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
+                # A client that left, or took too long. The kernel shall not keep the rest for it.
+                with suppress(OSError):
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            except Exception:
+                logger.exception("metrics_page_failed")
+            finally:
+                # Of a connection that is closed already this does nothing.
+                writer.transport.abort()
+
+    async def _response(self, head: bytes) -> bytes:
+        method, _, rest = head.decode("latin-1").partition(" ")
+        page = self._pages.get(rest.split(" ")[0].split("?")[0].rstrip("/"))
+        status, body = HTTPStatus.OK, b""
+        if method not in ("GET", "HEAD"):
+            status, body = HTTPStatus.METHOD_NOT_ALLOWED, b"GET or HEAD\n"
+        elif page is None:
+            status, body = HTTPStatus.NOT_FOUND, b"see /metrics or /metrics/ray\n"
+        else:
+            body = await asyncio.to_thread(page)
+        fields = [
+            f"HTTP/1.1 {status.value} {status.phrase}",
+            f"content-type: {_CONTENT_TYPE}",
+            f"content-length: {len(body)}",
+            "connection: close",
+        ]
+        sent = b"" if method == "HEAD" else body
+        return "\r\n".join(fields).encode() + b"\r\n\r\n" + sent
