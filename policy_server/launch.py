@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import sys
 import threading
@@ -228,23 +227,27 @@ async def _exported(
         finally:
             exporter.stop()
         return
-    sharing = asyncio.create_task(_share(exporter))
+    stopping = asyncio.Event()
+    sharing = asyncio.create_task(_share(exporter, stopping))
     try:
         yield exporter
     finally:
-        sharing.cancel()
+        stopping.set()
+        await sharing
         exporter.stop()
-        (shared / f"metrics-{os.getpid()}.json").unlink(missing_ok=True)
+        exporter.leave()
         worker.leave()
 
 
-async def _share(exporter: MetricsExporter) -> None:
-    while True:
+async def _share(exporter: MetricsExporter, stopping: asyncio.Event) -> None:
+    """Write this worker's counts every second, and take the port once no sister has it."""
+    while not stopping.is_set():
         if exporter.url is None:
             with suppress(OSError):
                 exporter.start()
-        exporter.share()
-        await asyncio.sleep(_SHARE_EVERY_S)
+        await asyncio.to_thread(exporter.share)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), _SHARE_EVERY_S)
 
 
 @asynccontextmanager

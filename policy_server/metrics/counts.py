@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import bisect
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -183,24 +182,45 @@ class Counts:
                 else:
                     known.add(histogram)
 
-    def to_json(self) -> str:
-        """Return the counts as text; `from_json` reads it."""
+    def without_gauges(self) -> Counts:
+        """Return a copy without the gauges: counters and histograms, which only grow."""
+        copy = Counts()
+        copy.add(self)
+        copy.numbers = {
+            name: series
+            for name, series in copy.numbers.items()
+            if _FAMILIES[name].kind == "counter"
+        }
+        return copy
+
+    def to_document(self) -> dict[str, list[list[Any]]]:
+        """Return the counts as JSON can hold them; `from_document` reads it."""
         numbers = [[n, list(k), v] for n, series in self.numbers.items() for k, v in series.items()]
         histograms = [
             [name, list(labels), item.counts, item.total]
             for name, series in self.histograms.items()
             for labels, item in series.items()
         ]
-        return json.dumps({"numbers": numbers, "histograms": histograms})
+        return {"numbers": numbers, "histograms": histograms}
 
     @classmethod
-    def from_json(cls, text: str) -> Counts:
-        """Return the counts that `to_json` has written."""
-        document, counts = json.loads(text), cls()
-        for name, labels, value in document["numbers"]:
-            counts.numbers.setdefault(name, {})[tuple(labels)] = value
-        for name, labels, buckets, total in document["histograms"]:
-            counts.histograms.setdefault(name, {})[tuple(labels)] = _Histogram(buckets, total)
+    def from_document(cls, document: Any) -> Counts:  # noqa: ANN401 -- any JSON
+        """Return the counts that `to_document` has given.
+
+        Raises:
+            ValueError: if the document is another one.
+        """
+        counts = cls()
+        try:
+            for name, labels, value in document["numbers"]:
+                series = counts.numbers.setdefault(name, {})
+                series[_known(name, labels, 0)] = float(value)
+            for name, labels, buckets, total in document["histograms"]:
+                item = _Histogram([int(count) for count in buckets], float(total))
+                histograms = counts.histograms.setdefault(name, {})
+                histograms[_known(name, labels, len(buckets))] = item
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"expected the counts of a worker: {error!r}") from error
         return counts
 
     def collect(self) -> Iterator[Metric]:
@@ -224,3 +244,12 @@ class Counts:
                 buckets.append(("+Inf" if bound == float("inf") else str(bound), below))
             metric.add_metric(labels, buckets, item.total)
         return metric
+
+
+def _known(name: str, labels: list[str], buckets: int) -> Labels:
+    """Return the labels of a series, held against the metric that it belongs to."""
+    family = _FAMILIES[name]
+    expected = len(family.bounds) + 1 if family.kind == "histogram" else 0
+    if len(labels) != len(family.labels) or buckets != expected:
+        raise ValueError(f"{name}: {len(labels)} labels and {buckets} buckets")
+    return tuple(map(str, labels))

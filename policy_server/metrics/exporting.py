@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -15,8 +16,11 @@ from prometheus_client.core import Metric
 from policy_server.metrics.counts import Counts
 from policy_server.metrics.page_server import PageServer
 from policy_server.metrics.recording import Metrics
+from policy_server.metrics.sharing import SharedCounts
 
 __all__ = ["MetricsExporter"]
+
+logger = logging.getLogger(__name__)
 
 _FOREIGN_TIMEOUT_S = 2.0
 _ALL_INTERFACES = ("", "0.0.0.0", "::")  # noqa: S104 -- compared with, not bound to
@@ -54,7 +58,8 @@ class MetricsExporter:
         self._metrics = metrics
         self._port = port
         self._host = host
-        self._shared = shared
+        self._shared = None if shared is None else SharedCounts(shared)
+        self._failing: set[str] = set()
         self._server: PageServer | None = None
         self.foreign_url: str | None = None
 
@@ -82,19 +87,29 @@ class MetricsExporter:
             self._server = None
 
     def share(self) -> None:
-        """Write this process's counts for the sister that holds the port."""
+        """Write this process's counts for the sister that holds the port.
+
+        A file that can't be written is logged once, until it can be again.
+        """
         if self._shared is not None:
-            path = self._shared / f"metrics-{os.getpid()}.json"
-            part = path.with_suffix(".part")
-            part.write_text(self._metrics.snapshot().to_json())
-            part.replace(path)
+            with self._reporting("write"):
+                self._shared.write(self._metrics.snapshot())
+
+    def leave(self) -> None:
+        """Leave this process's counters to its sisters."""
+        if self._shared is not None:
+            with self._reporting("leave"):
+                self._shared.leave(self._metrics.snapshot())
 
     def render(self) -> bytes:
         """Return the server's own page."""
         total = self._metrics.snapshot()
-        for path in self._shared.glob("metrics-*.json") if self._shared is not None else ():
-            if path.name != f"metrics-{os.getpid()}.json":
-                total.add(Counts.from_json(path.read_text()))
+        if self._shared is not None:
+            # What Prometheus has seen must not be less on the next page, whoever renders that.
+            with self._reporting("write"):
+                self._shared.write(total)
+            with self._reporting("read"):
+                total.add(self._shared.read_others())
         if healthy := _HEALTHY_REPLICA.findall(self.render_ray()):
             total.numbers["replicas"] = {(): sum(map(float, healthy))}
         registry = CollectorRegistry()
@@ -111,3 +126,15 @@ class MetricsExporter:
         except (urllib.error.URLError, TimeoutError, OSError):
             return b""
         return page
+
+    @contextmanager
+    def _reporting(self, step: str) -> Iterator[None]:
+        """Log the first error of a step; the next time it is tried again."""
+        try:
+            yield
+        except OSError as error:
+            if step not in self._failing:
+                self._failing.add(step)
+                logger.warning("metrics_not_shared", extra={"step": step, "reason": str(error)})
+        else:
+            self._failing.discard(step)

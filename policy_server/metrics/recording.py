@@ -75,7 +75,7 @@ class Metrics:
         self._streams += change
 
     def snapshot(self) -> Counts:
-        """Return a copy of what was counted so far, and the gauges as they are now."""
+        """Return a copy of the counts so far, and the gauges as they are now."""
         counts = self._tally.snapshot()
         counts.numbers["stream_connections"] = {(): float(self._streams)}
         return counts
@@ -172,7 +172,7 @@ class PolicyMetrics:
 
 
 class _Tally:
-    """The counts of this process: lists that are appended to, and what they were added up to."""
+    """The counts of this process: lists that are appended to, and the sums of those before."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, int, float]] = []

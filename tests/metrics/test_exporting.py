@@ -29,6 +29,11 @@ def exported(metrics: Metrics) -> Iterator[MetricsExporter]:
         exporter.stop()
 
 
+def began(process: int) -> str:
+    """Return when a process began, as the kernel counts."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+
+
 def get(url: str) -> tuple[int, bytes]:
     """Ask for a page of this machine."""
     try:
@@ -39,23 +44,67 @@ def get(url: str) -> tuple[int, bytes]:
             return error.code, error.read()
 
 
-def test_workers_figures_add_up(tmp_path: Path) -> None:
+def test_figures_of_workers_add_up(tmp_path: Path) -> None:
     ours, sisters = Metrics(), Metrics()
     for metrics in (ours, sisters):
         metrics.observe_request("walker", "/predict", 200, 0.01)
         metrics.of("walker").describe_model(version="abc", family="normal(1)", load_seconds=2.0)
+        metrics.of("walker").watch_queue(lambda: 3)
     sister = MetricsExporter(sisters, port=0, shared=tmp_path)
     sister.share()
-    # What the same process wrote counts once; a sister has another process id.
-    own_file = tmp_path / f"metrics-{os.getpid()}.json"
-    own_file.rename(tmp_path / "metrics-1.json")
+    (own,) = tmp_path.iterdir()
+    # As if another living process had written it.
+    own.rename(tmp_path / f"metrics-{os.getppid()}-{began(os.getppid())}.json")
 
     page = samples(MetricsExporter(ours, port=0, shared=tmp_path).render())
 
     assert page["requests_total policy=walker route=/predict status=200"] == 2
     assert page["request_seconds_count policy=walker route=/predict"] == 2
+    assert page["queue_depth policy=walker"] == 6
     assert page["model_load_seconds policy=walker"] == 2.0
     assert sister.url is None
+
+
+def test_next_page_has_no_less_when_another_worker_renders_it(tmp_path: Path) -> None:
+    metrics = Metrics()
+    exporter = MetricsExporter(metrics, port=0, shared=tmp_path)
+    exporter.share()
+    metrics.observe_request("walker", "/predict", 200, 0.01)
+    exporter.render()
+    (own,) = tmp_path.iterdir()
+    # As if the process that rendered the page had been killed.
+    own.rename(tmp_path / f"metrics-{os.getpid()}-1.json")
+
+    page = samples(MetricsExporter(Metrics(), port=0, shared=tmp_path).render())
+
+    assert page["requests_total policy=walker route=/predict status=200"] == 1
+
+
+def test_folder_that_is_gone_is_logged_once_and_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "shared"
+    metrics = Metrics()
+    metrics.observe_request("walker", "/predict", 200, 0.01)
+    exporter = MetricsExporter(metrics, port=0, shared=folder)
+
+    for _ in range(3):
+        exporter.share()
+        page = samples(exporter.render())
+    folder.mkdir()
+    exporter.share()
+
+    assert page["requests_total policy=walker route=/predict status=200"] == 1
+    assert [vars(record)["step"] for record in caplog.records] == ["write", "read"]
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_worker_that_leaves_takes_its_files_along(tmp_path: Path) -> None:
+    exporter = MetricsExporter(Metrics(), port=0, shared=tmp_path)
+    exporter.share()
+    exporter.leave()
+
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_page_is_served_and_other_paths_are_not() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -232,6 +234,56 @@ def test_failing_start_of_workers_ends_with_a_status_and_leaves_nothing(
     while any(is_running(pid) for pid in processes) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(is_running(pid) for pid in processes)
+    assert not list(tmp_path.glob("ps-*"))
+
+
+def test_figures_outlive_the_worker_that_shows_them(tmp_path: Path) -> None:
+    case = json.loads((EXPORTS / "ppo_discrete" / "cases.json").read_text())[0]
+    environment = {**LOCAL, "TMPDIR": str(tmp_path)}
+    home = home_of("ppo_discrete", tmp_path / "home")
+    answered = 'policy_server_requests_total{policy="default",route="/predict",status="200"}'
+
+    def shown(name: str) -> float | None:
+        """Return a figure of the page; None while no worker has its port."""
+        try:
+            page = httpx.get(server.metrics_url, timeout=5).text
+        except httpx.TransportError:
+            return None
+        return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith(name))
+
+    def wait_for(name: str, expected: float) -> None:
+        deadline = time.monotonic() + 30
+        while (found := shown(name)) != expected:
+            # A counter that goes down is a restart for Prometheus.
+            assert name != answered or found is None or found <= expected
+            assert time.monotonic() < deadline, f"{name}: {found}"
+            time.sleep(0.05)
+
+    arguments = ["--workers", "2", "--log-config", "policy_server/log_config.json"]
+    with running_server(home, *arguments, environment=environment) as server:
+        for _ in range(20):
+            with server.client() as client:
+                client.post("/predict", json=case["observation"]).raise_for_status()
+        wait_for(answered, 20)
+        events = [json.loads(line) for line in server.output().splitlines()]
+        [holder] = [
+            event["pid"]
+            for event in events
+            if event["event"] == "policy_served" and "metrics" in event["places"]
+        ]
+        os.kill(holder, signal.SIGKILL)
+
+        seen: list[float] = []
+        deadline = time.monotonic() + 30
+        while len(seen) < 40 and time.monotonic() < deadline:
+            if (figure := shown(answered)) is not None:
+                seen.append(figure)
+            time.sleep(0.05)
+        assert seen == [20.0] * 40
+        wait_for("policy_server_model_info{", 1)
+        (folder,) = tmp_path.glob("ps-metrics-*")
+        assert (folder / "departed.json").exists()
+
     assert not list(tmp_path.glob("ps-*"))
 
 

@@ -1,0 +1,216 @@
+"""The files by which uvicorn's workers share what they have counted.
+
+Each worker writes its counts to a file of its own, and whichever holds the port adds the files up.
+What a worker has counted outlives it: Prometheus takes a counter that goes down for a restart. So
+its counters are kept in the file of the departed, once; its gauges go with it, since the queue and
+the web sockets of a process that has ended are gone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from policy_server.metrics.counts import Counts
+
+__all__ = ["SharedCounts"]
+
+logger = logging.getLogger(__name__)
+
+_WORKERS = "metrics-*.json"
+_WORKER = re.compile(r"metrics-(\d+)-(\d+)")
+_DEPARTED = "departed.json"
+
+
+class SharedCounts:
+    """This worker's file in the folder that it shares with its sisters.
+
+    Example:
+        The folder holds `metrics-4712-90211.json`, which process 4712 writes, that of its sister
+        4713, and `departed.json` with the counters of 4710, which was killed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Own one file of the folder, from the first `write` to `leave`.
+
+        Args:
+            folder: a folder that only this user's processes can look into.
+        """
+        self._folder = folder
+        self._own = folder / f"metrics-{os.getpid()}-{_beginning_of(os.getpid())}.json"
+        self._reported: set[str] = set()
+
+    def write(self, counts: Counts) -> None:
+        """Replace this worker's file.
+
+        Args:
+            counts: all that this worker has counted.
+
+        Raises:
+            OSError: if it can't be written.
+        """
+        with self._locked():
+            _write_whole(self._own, json.dumps(counts.to_document()))
+
+    def read_others(self) -> Counts:
+        """Return the counts of the sisters, with the counters of those that have ended.
+
+        A file that can't be used is left out, and that is logged once.
+
+        Raises:
+            OSError: if the folder can't be used.
+        """
+        with self._locked():
+            departed = self._read_departed()
+            total = Counts()
+            for path in sorted(self._folder.glob(_WORKERS)):
+                if path == self._own or path.name in departed.names:
+                    continue
+                counts = self._read_worker(path)
+                if counts is None:
+                    continue
+                if _is_alive(path):
+                    total.add(counts)
+                else:
+                    departed.add(path.name, counts)
+            total.add(departed.counts)
+            self._keep(departed)
+        return total
+
+    def leave(self, counts: Counts) -> None:
+        """Keep this worker's counters for its sisters; remove all files if it is the last.
+
+        Args:
+            counts: all that this worker has counted.
+
+        Raises:
+            OSError: if the folder can't be used.
+        """
+        with self._locked():
+            others = [path for path in self._folder.glob(_WORKERS) if path != self._own]
+            if any(_is_alive(path) for path in others):
+                departed = self._read_departed()
+                departed.add(self._own.name, counts)
+                self._keep(departed)
+            else:
+                for path in (*others, self._own, self._folder / _DEPARTED):
+                    path.unlink(missing_ok=True)
+
+    def _keep(self, departed: _Departed) -> None:
+        """Write the file of the departed, then remove theirs: an interruption counts nobody twice.
+
+        The names in it say whose counters it has, until their files are gone.
+        """
+        files = {path.name for path in self._folder.glob(_WORKERS)}
+        if departed.is_new:
+            _write_whole(self._folder / _DEPARTED, departed.to_json(files))
+        for name in departed.names & files:
+            (self._folder / name).unlink(missing_ok=True)
+
+    def _read_departed(self) -> _Departed:
+        try:
+            return _Departed.from_json(_read(self._folder / _DEPARTED))
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            self._report(_DEPARTED, error)
+        return _Departed(Counts(), set())
+
+    def _read_worker(self, path: Path) -> Counts | None:
+        try:
+            return Counts.from_document(json.loads(_read(path)))
+        except FileNotFoundError:
+            # Its worker has left in this moment.
+            return None
+        except (OSError, ValueError) as error:
+            self._report(path.name, error)
+        if not _is_alive(path):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        return None
+
+    def _report(self, name: str, error: Exception) -> None:
+        if name not in self._reported:
+            self._reported.add(name)
+            logger.warning("metrics_file_left_out", extra={"file": name, "reason": str(error)})
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+class _Departed:
+    """The counters of workers that have ended, and the names of the files that they are from."""
+
+    def __init__(self, counts: Counts, names: set[str]) -> None:
+        self.counts = counts
+        self.names = names
+        self.is_new = False
+
+    def add(self, name: str, counts: Counts) -> None:
+        self.counts.add(counts.without_gauges())
+        self.names.add(name)
+        self.is_new = True
+
+    def to_json(self, files: set[str]) -> str:
+        return json.dumps(
+            {"counts": self.counts.to_document(), "names": sorted(self.names & files)}
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> _Departed:
+        document = json.loads(text)
+        try:
+            names = set(map(str, document["names"]))
+            return cls(Counts.from_document(document["counts"]), names)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"expected counts and names, got {text[:80]!r}") from error
+
+
+def _is_alive(path: Path) -> bool:
+    """Return whether the process that a worker's file is named after is still there."""
+    named = _WORKER.fullmatch(path.stem)
+    return named is not None and _beginning_of(int(named[1])) == named[2]
+
+
+def _beginning_of(process: int) -> str | None:
+    """Return when a process began, since process ids come again; None if it has ended.
+
+    Returns:
+        The kernel's ticks (proc(5), field 22); "0" on a system without that.
+    """
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        """It is there, and another user's."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return "0"
+
+
+def _read(path: Path) -> str:
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), encoding="utf-8") as file:
+        return file.read()
+
+
+def _write_whole(path: Path, text: str) -> None:
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    with os.fdopen(os.open(part, flags, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+    part.replace(path)
