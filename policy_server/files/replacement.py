@@ -8,12 +8,12 @@ there, the replacement is not finished, and whoever comes next puts the old file
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from policy_server.files.locks import FileLock
 
 __all__ = ["INCOMING", "incoming_folder", "replaced", "restore_interrupted"]
 
@@ -39,7 +39,7 @@ def incoming_folder(home: Path) -> Iterator[Path]:
     """
     home.mkdir(parents=True, exist_ok=True)
     folder = home / INCOMING
-    with _locked(home):
+    with FileLock(home, is_folder=True):
         _restore(home)
         if folder.exists():
             shutil.rmtree(folder)
@@ -85,7 +85,7 @@ def restore_interrupted(home: Path) -> None:
         OSError: if a file can't be put back.
     """
     if (home / INCOMING / _OLD).exists():
-        with _locked(home):
+        with FileLock(home, is_folder=True):
             _restore(home)
 
 
@@ -111,15 +111,3 @@ def _restore(home: Path) -> None:
             kept.replace(home / kept.name)
     shutil.rmtree(old)
     logger.warning("interrupted_replacement_undone", extra={"path": str(home)})
-
-
-@contextlib.contextmanager
-def _locked(home: Path) -> Iterator[None]:
-    descriptor = os.open(home, os.O_RDONLY)
-    try:
-        # A network file system that can't lock a folder is used by one process at a time.
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

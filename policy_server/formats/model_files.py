@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import logging
-import re
-import shutil
-import stat
-import struct
-import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from policy_server.errors import ModelError
-from policy_server.settings import Settings
+from policy_server.files.archives import ArchiveLimits, open_archive
+from policy_server.files.atomic import whole_folder
+from policy_server.files.locks import FileLock
+from policy_server.settings import ENV_PREFIX, Settings
 
 __all__ = [
     "MODEL_FILE",
@@ -39,13 +33,8 @@ logger = logging.getLogger(__name__)
 MODEL_FILE = "saved_model.pb"
 _SOURCE_MARK = ".source-sha256"
 _VERSION_DIGITS = 12
-_MOST_MEMBERS = 10_000
-_MOUNT_POINT_ERRNOS = (errno.EBUSY, errno.EXDEV)
-_DRIVE = re.compile(r"[A-Za-z]:")
-# zipfile unpacks the others by whole blocks: a few bytes of them may fill the memory.
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# What zipfile lets through for members that are encrypted, of another version or damaged.
-_UNPACKING_ERRORS = (NotImplementedError, RuntimeError, zlib.error, EOFError)
+# Keeps the folder in the repository.
+_KEPT = ".gitkeep"
 
 
 @dataclass(frozen=True)
@@ -218,14 +207,12 @@ def _is_unpacked(models: Path, digest: str) -> bool:
 
 def _unpack(zip_path: Path, models: Path, digest: str, max_bytes: int) -> None:
     try:
-        with tempfile.TemporaryDirectory(
-            prefix=f".{models.name}-", dir=models.parent, ignore_cleanup_errors=True
-        ) as scratch:
-            new = Path(scratch) / "new"
-            new.mkdir()
+        with whole_folder(models, key=MODEL_FILE) as new:
+            new.chmod(0o755)
             _extract(zip_path, new, max_bytes)
             (new / _SOURCE_MARK).write_text(digest)
-            _replace(models, new, Path(scratch) / "old")
+            if (models / _KEPT).exists():
+                (new / _KEPT).touch()
     except OSError as error:
         raise ModelError(
             f"{zip_path}: can't be unpacked to {models}: {error.strerror or error}"
@@ -243,77 +230,30 @@ def _digest(path: Path) -> str:
 
 @contextlib.contextmanager
 def _locked(models: Path) -> Iterator[None]:
-    path = models.parent / f".{models.name}.lock"
     try:
         models.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
+        lock = FileLock(models.parent / f".{models.name}.lock")
     except OSError as error:
         raise ModelError(
             f"{models.parent}: can't be written: {error.strerror or error}; unpack the policy to "
             f"{models}"
         ) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with lock:
         yield
 
 
 def _extract(zip_path: Path, target: Path, max_bytes: int) -> None:
-    try:
-        with zipfile.ZipFile(zip_path) as archive:
-            members = _checked_members(archive, zip_path, max_bytes)
-            models = [str(path) for path in members if path.name == MODEL_FILE]
-            root = _choose_root(models, str(zip_path))
-            for path, member in members.items():
-                if path.is_relative_to(root) and _is_part_of_model(path.relative_to(root)):
-                    _copy(archive, member, target / path.relative_to(root))
-    except (zipfile.BadZipFile, UnicodeDecodeError, struct.error) as error:
-        raise ModelError(
-            f"{zip_path}: is no zip file or is damaged ({error}); zip the exported folder again"
-        ) from error
-    except _UNPACKING_ERRORS as error:
-        raise ModelError(
-            f"{zip_path}: can't be unpacked: {error}; zip the exported folder again, without a "
-            "password"
-        ) from error
-
-
-def _checked_members(
-    archive: zipfile.ZipFile, zip_path: Path, max_bytes: int
-) -> dict[PurePosixPath, zipfile.ZipInfo]:
-    """Return the files by their paths, once each is known to be harmless."""
-    members = archive.infolist()
-    if len(members) > _MOST_MEMBERS:
-        raise ModelError(
-            f"{zip_path}: holds {len(members)} files, more than {_MOST_MEMBERS}; a SavedModel has "
-            "a few"
-        )
-    for member in members:
-        _check_member(member, zip_path)
-    size = sum(member.file_size for member in members)
-    if size > max_bytes:
-        raise ModelError(
-            f"{zip_path}: unpacks to {size} bytes, more than "
-            f"POLICY_SERVER_MAX_UNPACKED_BYTES={max_bytes}; raise it if you trust the file"
-        )
-    files = {_path_of(item): item for item in members if not item.filename.endswith(("/", "\\"))}
-    return {path: member for path, member in files.items() if "__MACOSX" not in path.parts}
-
-
-def _check_member(member: zipfile.ZipInfo, zip_path: Path) -> None:
-    where = f"{zip_path}: the member {member.filename!r}"
-    path = _path_of(member)
-    is_outside = path.is_absolute() or ".." in path.parts or _DRIVE.match(str(path))
-    if is_outside or "\0" in member.orig_filename:
-        raise ModelError(f"{where} climbs out of the folder; refused")
-    if stat.S_ISLNK(member.external_attr >> 16):
-        raise ModelError(f"{where} is a link; refused")
-    if member.compress_type not in _METHODS:
-        raise ModelError(f"{where} is compressed in an unusual way; zip the exported folder again")
-
-
-def _path_of(member: zipfile.ZipInfo) -> PurePosixPath:
-    # Some Windows tools write backslashes, against the standard.
-    return PurePosixPath(member.filename.replace("\\", "/"))
+    limits = ArchiveLimits(max_bytes, f"{ENV_PREFIX}MAX_UNPACKED_BYTES={max_bytes}")
+    with open_archive(zip_path, limits) as archive:
+        models = [str(path) for path in archive.paths if path.name == MODEL_FILE]
+        zips = [str(path) for path in archive.paths if path.suffix.lower() == ".zip"]
+        if zips and not models:
+            raise ModelError(
+                f"{zip_path}: holds no {MODEL_FILE}, but the zip {zips[0]!r}; unzip it once and "
+                "give that"
+            )
+        root = PurePosixPath(_choose_root(models, str(zip_path)))
+        archive.extract(root, target, is_wanted=_is_part_of_model)
 
 
 def _choose_root(files: list[str], where: str) -> str:
@@ -332,40 +272,3 @@ def _choose_root(files: list[str], where: str) -> str:
 
 def _is_part_of_model(path: Path | PurePosixPath) -> bool:
     return not path.name.startswith("events.out.tfevents") and not path.name.startswith(".")
-
-
-def _copy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # zipfile reads no more than the stated size, which was held against the limit.
-    with archive.open(member) as source, target.open("wb") as file:
-        shutil.copyfileobj(source, file)
-
-
-def _replace(models: Path, new: Path, old: Path) -> None:
-    new.chmod(0o755)
-    if (models / ".gitkeep").exists():
-        (new / ".gitkeep").touch()
-    try:
-        if models.exists():
-            models.rename(old)
-        new.rename(models)
-    except OSError as error:
-        if old.exists():
-            old.rename(models)
-        if error.errno not in _MOUNT_POINT_ERRNOS:
-            raise
-        _fill_mount_point(models, new)
-
-
-def _fill_mount_point(models: Path, new: Path) -> None:
-    """Replace the contents of a folder that can't be renamed, a volume's.
-
-    The model's file goes first and comes last, so that what is half done is no model.
-    """
-    for path in sorted(models.iterdir(), key=lambda item: item.name != MODEL_FILE):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    for path in sorted(new.iterdir(), key=lambda item: item.name == MODEL_FILE):
-        shutil.move(path, models / path.name)

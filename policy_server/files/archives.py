@@ -1,0 +1,200 @@
+"""Zip files of strangers: every member is checked before the first one is unpacked."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from policy_server.errors import ModelError
+
+__all__ = ["Archive", "ArchiveLimits", "open_archive"]
+
+_DRIVE = re.compile(r"[A-Za-z]:")
+# zipfile unpacks the others by whole blocks: a few bytes of them may fill the memory.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# What zipfile lets through for members that are encrypted, of another version or damaged.
+_UNPACKING_ERRORS = (NotImplementedError, RuntimeError, zlib.error, EOFError)
+_ZIP_AGAIN = "zip the exported folder again"
+# File systems take 255 bytes between two slashes; a path also has to fit behind the folder's own.
+_MOST_BYTES = 255
+_MOST_BYTES_OF_A_PATH = 1024
+_LETTERS_SHOWN = 60
+
+
+@dataclass(frozen=True)
+class ArchiveLimits:
+    """What an archive may hold.
+
+    Attributes:
+        max_bytes: the largest size of all files together, unpacked.
+        size_setting: the name and value of the setting that says so, for messages.
+        max_members: the largest number of files and folders.
+    """
+
+    max_bytes: int
+    size_setting: str
+    max_members: int = 10_000
+
+
+class Archive:
+    """A zip file whose members were all checked; it is open as long as `open_archive`'s block."""
+
+    def __init__(
+        self, archive: zipfile.ZipFile, members: dict[PurePosixPath, zipfile.ZipInfo]
+    ) -> None:
+        """Own the members, not the file.
+
+        Args:
+            archive: the open file.
+            members: its files by their paths.
+        """
+        self._archive = archive
+        self._members = members
+
+    @property
+    def paths(self) -> Sequence[PurePosixPath]:
+        """Return the paths of the files, in the archive's order."""
+        return tuple(self._members)
+
+    def extract(
+        self, root: PurePosixPath, target: Path, *, is_wanted: Callable[[PurePosixPath], bool]
+    ) -> None:
+        """Unpack the files below one of the archive's folders.
+
+        Args:
+            root: the archive's folder; `PurePosixPath()` for all.
+            target: the folder that gets what lies below it.
+            is_wanted: is asked with each file's path below `root`.
+
+        Raises:
+            OSError: if a file can't be written.
+        """
+        for path, member in self._members.items():
+            if not path.is_relative_to(root) or not is_wanted(path.relative_to(root)):
+                continue
+            file = target / path.relative_to(root)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # zipfile reads no more than the stated size, which was held against the limit.
+            with self._archive.open(member) as source, file.open("wb") as written:
+                shutil.copyfileobj(source, written)
+
+
+@contextlib.contextmanager
+def open_archive(path: Path, limits: ArchiveLimits) -> Iterator[Archive]:
+    """Open a zip file and check its members.
+
+    Example:
+        A member called `../evil` gives `saved_model.zip: the member '../evil' climbs out of the
+        folder; refused`.
+
+    Args:
+        path: the zip file.
+        limits: what it may hold.
+
+    Yields:
+        The archive, without the notes that macOS adds.
+
+    Raises:
+        ModelError: if it is no zip file, is damaged or encrypted, holds more than the limits allow,
+            or a member that is a link, is there twice, or would be written outside the folder. What
+            shows only while a file is unpacked is raised then.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield Archive(archive, _checked_members(archive, path, limits))
+    except (zipfile.BadZipFile, UnicodeDecodeError, struct.error) as error:
+        raise ModelError(f"{path}: is no zip file or is damaged ({error}); {_ZIP_AGAIN}") from error
+    except _UNPACKING_ERRORS as error:
+        raise ModelError(
+            f"{path}: can't be unpacked: {error}; {_ZIP_AGAIN}, without a password"
+        ) from error
+
+
+def _checked_members(
+    archive: zipfile.ZipFile, path: Path, limits: ArchiveLimits
+) -> dict[PurePosixPath, zipfile.ZipInfo]:
+    """Return the files by their paths, once each is known to be harmless."""
+    members = archive.infolist()
+    if len(members) > limits.max_members:
+        raise ModelError(
+            f"{path}: holds {len(members)} files, more than {limits.max_members}; a policy has a "
+            "few"
+        )
+    for member in members:
+        if (fault := _fault_of(member)) is not None:
+            raise ModelError(f"{path}: the member {_shown(member)} {fault}")
+    size = sum(member.file_size for member in members)
+    if size > limits.max_bytes:
+        raise ModelError(
+            f"{path}: unpacks to {size} bytes, more than {limits.size_setting}; raise it if you "
+            "trust the file"
+        )
+    return _files_by_path([item for item in members if not _is_note_of_macos(item)], path)
+
+
+def _files_by_path(
+    members: Sequence[zipfile.ZipInfo], archive: Path
+) -> dict[PurePosixPath, zipfile.ZipInfo]:
+    files: dict[PurePosixPath, zipfile.ZipInfo] = {}
+    folders: set[PurePosixPath] = set()
+    for member in members:
+        path = _path_of(member)
+        folders.update(path.parents)
+        if member.filename.endswith(("/", "\\")):
+            folders.add(path)
+        elif path in files:
+            raise ModelError(f"{archive}: the member {_shown(member)} is there twice; {_ZIP_AGAIN}")
+        else:
+            files[path] = member
+    if both := folders & files.keys():
+        member = files[min(both)]
+        raise ModelError(
+            f"{archive}: the member {_shown(member)} is both a file and a folder; {_ZIP_AGAIN}"
+        )
+    return files
+
+
+def _fault_of(member: zipfile.ZipInfo) -> str | None:
+    """Return why a member is refused by itself; None for one that is harmless."""
+    path = _path_of(member)
+    if "\0" in member.orig_filename:
+        return "has a name with a NUL character in it; refused"
+    if path.is_absolute() or ".." in path.parts or _DRIVE.match(str(path)):
+        return "climbs out of the folder; refused"
+    if stat.S_ISLNK(member.external_attr >> 16):
+        return "is a link; refused"
+    size = _size_of(str(path))
+    if size > _MOST_BYTES_OF_A_PATH or max(map(_size_of, path.parts), default=0) > _MOST_BYTES:
+        return (
+            f"has a name of {size} bytes; expected at most {_MOST_BYTES_OF_A_PATH}, and "
+            f"{_MOST_BYTES} between two slashes"
+        )
+    if member.compress_type not in _METHODS:
+        return f"is compressed in an unusual way; {_ZIP_AGAIN}"
+    return None
+
+
+def _size_of(name: str) -> int:
+    return len(name.encode(errors="surrogatepass"))
+
+
+def _shown(member: zipfile.ZipInfo) -> str:
+    name = member.filename
+    return repr(name if len(name) <= _LETTERS_SHOWN else f"{name[:_LETTERS_SHOWN]}...")
+
+
+def _is_note_of_macos(member: zipfile.ZipInfo) -> bool:
+    return "__MACOSX" in _path_of(member).parts
+
+
+def _path_of(member: zipfile.ZipInfo) -> PurePosixPath:
+    # Some Windows tools write backslashes, against the standard.
+    return PurePosixPath(member.filename.replace("\\", "/"))

@@ -1,0 +1,125 @@
+"""Files and folders that are written whole: at every moment the old one is there, or the new one.
+
+What is new is written beside what it replaces, under a hidden name, and takes its place by a
+rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["scratch_folder", "whole_folder", "write_whole"]
+
+_MOUNT_POINT_ERRNOS = (errno.EBUSY, errno.EXDEV)
+
+
+def write_whole(path: Path, content: bytes | str, *, is_durable: bool = False) -> None:
+    """Write a file whole: a reader, or a crash, never finds half of it.
+
+    Args:
+        path: the file; one that exists is replaced and keeps its permissions.
+        content: its bytes, or its text in UTF-8.
+        is_durable: return only when the disk has it, so that a power cut doesn't take it away.
+
+    Raises:
+        OSError: if it can't be written; the file is then as it was.
+    """
+    aside = path.with_name(f".unfinished-{secrets.token_hex(8)}")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            with contextlib.suppress(FileNotFoundError):
+                os.fchmod(descriptor, stat.S_IMODE(path.stat().st_mode))
+            file.write(content.encode() if isinstance(content, str) else content)
+            if is_durable:
+                file.flush()
+                os.fsync(descriptor)
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    if is_durable:
+        _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def scratch_folder(beside: Path) -> Iterator[Path]:
+    """Give an empty hidden folder on the file system of a path; it is removed afterwards.
+
+    Args:
+        beside: the file or folder that is worked on; its parent has to exist.
+
+    Raises:
+        OSError: if it can't be made.
+    """
+    with tempfile.TemporaryDirectory(
+        prefix=f".{beside.name}-", dir=beside.parent, ignore_cleanup_errors=True
+    ) as name:
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path, *, key: str | None = None) -> Iterator[Path]:
+    """Give an empty folder, which takes the place of another if the block succeeds.
+
+    Example:
+        `with whole_folder(Path("models")) as new: (new / "saved_model.pb").write_bytes(graph)`
+
+    Args:
+        folder: the folder to replace, or to make; its parent has to exist.
+        key: the file without which the folder is nothing. Where the folder can't be renamed, since
+            it is a volume, its files are replaced one by one; the key goes first and comes last.
+
+    Yields:
+        The folder to fill.
+
+    Raises:
+        OSError: if the new folder can't take the place of the old one, which is then as it was.
+    """
+    with scratch_folder(folder) as scratch:
+        new = scratch / "new"
+        new.mkdir()
+        yield new
+        _swap(folder, new, scratch / "old", key)
+
+
+def _swap(folder: Path, new: Path, old: Path, key: str | None) -> None:
+    try:
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except OSError as error:
+        if old.exists():
+            old.rename(folder)
+        if error.errno not in _MOUNT_POINT_ERRNOS:
+            raise
+        _refill(folder, new, key)
+
+
+def _refill(folder: Path, new: Path, key: str | None) -> None:
+    """Replace the contents of a folder that can't be renamed, a volume's."""
+    for path in sorted(folder.iterdir(), key=lambda item: item.name != key):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    for path in sorted(new.iterdir(), key=lambda item: item.name == key):
+        shutil.move(path, folder / path.name)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Some network file systems can't, and say so; the file itself is on the disk.
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,78 @@
+"""The lock by which processes take turns at a file or a folder."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from pathlib import Path
+from typing import Self
+
+__all__ = ["FileLock"]
+
+_POLL_S = 0.1
+
+
+class FileLock:
+    """A lock that one holder has at a time, among all processes and threads of a machine.
+
+    `with` waits for it, `async with` waits without holding the event loop up; leaving the block, or
+    the end of the process, frees it. A lock is for one block. On a file system that can't lock, as
+    some network ones, nobody waits for anybody: who has to be alone there, has to see to it.
+
+    Example:
+        `with FileLock(home / ".lock"): ...`
+    """
+
+    def __init__(self, path: Path, *, is_folder: bool = False) -> None:
+        """Open what is locked, and own its descriptor until the block is left.
+
+        Args:
+            path: a file, which is made if it is missing and stays empty.
+            is_folder: lock a folder itself, which has to exist; no file is then left in it.
+
+        Raises:
+            OSError: if it can't be made or opened, such as a new file in a read-only folder.
+        """
+        flags = os.O_RDONLY | os.O_DIRECTORY if is_folder else os.O_RDWR | os.O_CREAT
+        self._descriptor = os.open(path, flags, 0o666)
+
+    def __enter__(self) -> Self:
+        """Wait for the lock."""
+        try:
+            self._lock(fcntl.LOCK_EX)
+        except BaseException:
+            self._free()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Free the lock."""
+        self._free()
+
+    async def __aenter__(self) -> Self:
+        """Wait for the lock; cancelling the wait gives it up."""
+        try:
+            while not self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB):
+                await asyncio.sleep(_POLL_S)
+        except BaseException:
+            self._free()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Free the lock."""
+        self._free()
+
+    def _lock(self, operation: int) -> bool:
+        """Return whether the lock is had, or none can be had on this file system."""
+        try:
+            fcntl.flock(self._descriptor, operation)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
+    def _free(self) -> None:
+        os.close(self._descriptor)

@@ -1,0 +1,208 @@
+"""Files and folders that are written whole, whatever goes wrong meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from policy_server.files.atomic import scratch_folder, whole_folder, write_whole
+
+ROOT = Path(__file__).parents[2]
+WRITING = """
+import resource, signal, sys
+from pathlib import Path
+from policy_server.files.atomic import write_whole
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+# Python ignores it.
+if sys.argv[2] == "killed":
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    write_whole(Path(sys.argv[1]), b"new" * 1000)
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("is_durable", [False, True], ids=["plain", "durable"])
+@pytest.mark.parametrize("content", [b"\xff\x00", "épée\n"], ids=["bytes", "text"])
+def test_file_holds_what_was_written_and_nothing_else_is_left(
+    tmp_path: Path, content: bytes | str, *, is_durable: bool
+) -> None:
+    file = tmp_path / "schema.yaml"
+    file.write_text("a longer content that was there before")
+
+    write_whole(file, content, is_durable=is_durable)
+
+    expected = content if isinstance(content, bytes) else content.encode()
+    assert file.read_bytes() == expected
+    assert names(tmp_path) == ["schema.yaml"]
+
+
+def test_new_file_has_the_permissions_that_others_get(tmp_path: Path) -> None:
+    (tmp_path / "usual").write_text("")
+
+    write_whole(tmp_path / "whole", "")
+
+    assert (tmp_path / "whole").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o444])
+def test_file_that_is_replaced_keeps_its_permissions(tmp_path: Path, mode: int) -> None:
+    file = tmp_path / "schema.yaml"
+    file.write_text("old")
+    file.chmod(mode)
+
+    write_whole(file, "new")
+
+    assert stat.S_IMODE(file.stat().st_mode) == mode
+    assert file.read_text() == "new"
+
+
+def test_folder_in_the_files_place_is_an_error_that_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "schema.yaml" / "in the way").mkdir(parents=True)
+
+    with pytest.raises(OSError, match="Is a directory"):
+        write_whole(tmp_path / "schema.yaml", "new")
+
+    assert names(tmp_path) == ["schema.yaml"]
+
+
+@pytest.mark.parametrize("end", ["full", "killed"])
+def test_write_that_ends_halfway_leaves_the_old_file(tmp_path: Path, end: str) -> None:
+    """The process may write 1,000 bytes only, and is refused more or ended by a signal."""
+    file = tmp_path / "kept.npz"
+    file.write_bytes(b"old")
+
+    done = subprocess.run(
+        [sys.executable, "-c", WRITING, str(file), end],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert file.read_bytes() == b"old"
+    if end == "full":
+        assert done.stdout == "File too large\n"
+        assert names(tmp_path) == ["kept.npz"]
+    else:
+        assert done.returncode == -signal.SIGXFSZ
+
+
+def test_writers_at_once_each_write_whole(tmp_path: Path) -> None:
+    file = tmp_path / "shared"
+    contents = [bytes([number]) * 100_000 for number in range(8)]
+    threads = [threading.Thread(target=write_whole, args=(file, item)) for item in contents]
+
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert file.read_bytes() in contents
+    assert names(tmp_path) == ["shared"]
+
+
+def test_scratch_folder_lies_beside_and_goes(tmp_path: Path) -> None:
+    with scratch_folder(tmp_path / "model.zip") as scratch:
+        (scratch / "file").write_text("x")
+        assert scratch.parent == tmp_path
+        assert scratch.name.startswith(".model.zip-")
+
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("was_there", [True, False], ids=["replaced", "made"])
+def test_folder_is_replaced_whole(tmp_path: Path, *, was_there: bool) -> None:
+    folder = tmp_path / "python"
+    if was_there:
+        (folder / "old").mkdir(parents=True)
+
+    with whole_folder(folder) as new:
+        (new / "file").write_text("x")
+        assert names(tmp_path) != ["python"]
+        assert not (folder / "file").exists()
+
+    assert names(tmp_path) == ["python"]
+    assert names(folder) == ["file"]
+
+
+def test_folder_stays_if_the_block_fails(tmp_path: Path) -> None:
+    (tmp_path / "python" / "old").mkdir(parents=True)
+
+    def fill() -> None:
+        with whole_folder(tmp_path / "python") as new:
+            (new / "file").write_text("x")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill()
+
+    assert names(tmp_path) == ["python"]
+    assert names(tmp_path / "python") == ["old"]
+
+
+def refuse_renames(
+    monkeypatch: pytest.MonkeyPatch, number: int, is_refused: Callable[[Path, Path], bool]
+) -> None:
+    """Let the system refuse some renames, as it does for a volume or a broken disk."""
+    rename: Callable[[Path, Path], Path] = Path.rename
+
+    def refusing(self: Path, target: Path) -> Path:
+        if is_refused(self, target):
+            raise OSError(number, os.strerror(number))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refusing)
+
+
+def test_folder_comes_back_if_the_new_one_cant_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "python" / "old").mkdir(parents=True)
+    refuse_renames(monkeypatch, errno.EIO, lambda source, _: source.name == "new")
+
+    def fill() -> None:
+        with whole_folder(tmp_path / "python") as new:
+            (new / "file").write_text("x")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        fill()
+
+    assert names(tmp_path) == ["python"]
+    assert names(tmp_path / "python") == ["old"]
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.EXDEV])
+def test_volume_is_filled_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    folder, outside = tmp_path / "models", tmp_path / "outside"
+    (folder / "variables").mkdir(parents=True)
+    outside.mkdir()
+    (outside / "precious").touch()
+    (folder / "link").symlink_to(outside)
+    inode = folder.stat().st_ino
+    refuse_renames(monkeypatch, number, lambda source, target: folder in (source, target))
+
+    with whole_folder(folder, key="saved_model.pb") as new:
+        (new / "saved_model.pb").write_text("x")
+        (new / "assets").mkdir()
+
+    assert folder.stat().st_ino == inode
+    assert names(folder) == ["assets", "saved_model.pb"]
+    assert names(outside) == ["precious"]

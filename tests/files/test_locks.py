@@ -1,0 +1,201 @@
+"""The lock of processes: who waits for whom, and what frees it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from policy_server.files.locks import FileLock
+
+ROOT = Path(__file__).parents[2]
+HOLDING = """
+import sys
+from pathlib import Path
+from policy_server.files.locks import FileLock
+path = Path(sys.argv[1])
+with FileLock(path, is_folder=path.is_dir()):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+
+
+@pytest.fixture(params=["file", "folder"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Return a file that is not there yet, or a folder."""
+    return tmp_path / ".lock" if request.param == "file" else tmp_path
+
+
+@pytest.fixture
+def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process, which holds the lock."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDING, str(path)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def is_held(path: Path) -> bool:
+    """Return whether the lock can't be had now."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def is_waited_for(path: Path) -> bool:
+    lines = Path("/proc/locks").read_text().splitlines()
+    return any("->" in line and f":{path.stat().st_ino} " in line for line in lines)
+
+
+def open_descriptors() -> set[str]:
+    return {str(item.readlink()) for item in Path("/proc/self/fd").iterdir() if item.exists()}
+
+
+def test_lock_is_held_in_its_block_only(path: Path) -> None:
+    with FileLock(path, is_folder=path.is_dir()):
+        assert is_held(path)
+
+    assert not is_held(path)
+
+
+async def test_lock_is_held_in_its_asynchronous_block_only(path: Path) -> None:
+    async with FileLock(path, is_folder=path.is_dir()):
+        assert is_held(path)
+
+    assert not is_held(path)
+
+
+def test_lock_is_freed_where_the_block_fails(path: Path) -> None:
+    def fail() -> None:
+        with FileLock(path, is_folder=path.is_dir()):
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011 -- it has no text
+        fail()
+
+    assert not is_held(path)
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=["ended", "killed"])
+def test_process_waits_until_the_holder_is_gone(
+    path: Path, holder: subprocess.Popen[str], end: signal.Signals
+) -> None:
+    order: list[str] = []
+
+    def wait() -> None:
+        with FileLock(path, is_folder=path.is_dir()):
+            order.append("had")
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    while not is_waited_for(path):
+        time.sleep(0.001)
+    order.append("freed")
+    holder.send_signal(end)
+    waiting.join(timeout=30)
+
+    assert order == ["freed", "had"]
+
+
+async def test_waiting_leaves_the_event_loop_free(
+    path: Path, holder: subprocess.Popen[str]
+) -> None:
+    async def wait() -> bool:
+        async with FileLock(path, is_folder=path.is_dir()):
+            return is_held(path)
+
+    waiting = asyncio.create_task(wait())
+    # Each of these is a turn of the loop, which a wait in it would never give.
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    holder.kill()
+
+    assert await asyncio.wait_for(waiting, 30)
+    assert not is_held(path)
+
+
+async def test_cancelled_wait_leaves_nothing_open(
+    path: Path, holder: subprocess.Popen[str]
+) -> None:
+    async def wait() -> None:
+        async with FileLock(path, is_folder=path.is_dir()):
+            pytest.fail("the lock is another's")
+
+    before = open_descriptors()
+    waiting = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    waiting.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert open_descriptors() == before
+    assert holder.poll() is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF])
+async def test_file_system_that_cant_lock_is_worked_on_without(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(_descriptor: int, _operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    entered = []
+
+    with FileLock(path, is_folder=path.is_dir()):
+        entered.append("with")
+    async with FileLock(path, is_folder=path.is_dir()):
+        entered.append("async with")
+
+    assert entered == ["with", "async with"]
+
+
+def test_file_of_the_lock_stays_empty(tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".lock"):
+        """Nothing is written."""
+
+    assert (tmp_path / ".lock").read_bytes() == b""
+
+
+@needs_permissions
+def test_read_only_folder_has_a_lock_and_a_new_file_in_it_is_an_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+
+    with FileLock(tmp_path, is_folder=True):
+        assert is_held(tmp_path)
+    with pytest.raises(PermissionError):
+        FileLock(tmp_path / ".lock")
+    tmp_path.chmod(0o755)
+
+
+def test_file_and_folder_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    (tmp_path / "home").touch()
+
+    with pytest.raises(NotADirectoryError):
+        FileLock(tmp_path / "home" / ".lock")
+    with pytest.raises(IsADirectoryError):
+        FileLock(tmp_path)
