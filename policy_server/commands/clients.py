@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path, PurePosixPath
@@ -12,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from policy_server.commands.client import PolicyClient
 from policy_server.commands.native_logs import hidden_native_logs
 from policy_server.errors import SdkError, ServerAnswerError, SettingsError, UsageError
+from policy_server.files.atomic import whole_folder
 from policy_server.metrics import Metrics
 from policy_server.policy import DEFAULT_POLICY
 from policy_server.schema import named_as_example, read_schema
@@ -166,11 +165,7 @@ def _check_are_ours(folders: Sequence[Path]) -> None:
 
 def _replace(folder: Path, files: dict[PurePosixPath, bytes]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".incoming-") as name:
-        staging = Path(name)
+    with whole_folder(folder) as new:
         for path, content in files.items():
-            (staging / "new" / path).parent.mkdir(parents=True, exist_ok=True)
-            (staging / "new" / path).write_bytes(content)
-        if folder.exists():
-            shutil.move(folder, staging / "old")
-        shutil.move(staging / "new", folder)
+            (new / path).parent.mkdir(parents=True, exist_ok=True)
+            (new / path).write_bytes(content)

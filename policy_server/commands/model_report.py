@@ -13,6 +13,7 @@ from typing import Any
 
 from policy_server.commands.native_logs import hidden_native_logs
 from policy_server.errors import ModelError, SchemaError
+from policy_server.files.atomic import write_whole
 from policy_server.formats import load_policy
 from policy_server.formats.model_files import find_model, unpack_model
 from policy_server.policy import (
@@ -200,10 +201,7 @@ def write_draft(text: str, file: Path, *, overwrite: bool) -> None:
     if file.exists() and not overwrite and find_example_of(file) is None:
         raise SchemaError(f"{file}: exists; give another file, or overwrite it with --overwrite")
     try:
-        with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as scratch:
-            written = Path(scratch) / file.name
-            written.write_text(text, encoding="utf-8")
-            written.replace(file)
+        write_whole(file, text, is_durable=True)
     except OSError as error:
         raise SchemaError(f"{file}: can't be written: {error.strerror or error}") from error
 

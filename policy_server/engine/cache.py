@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import logging
-import tempfile
 import zipfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from policy_server import __version__
 from policy_server.engine.network import CompiledPolicy, NumpyNetwork, Step
+from policy_server.files.atomic import write_whole
 from policy_server.policy import ActionComponent, ActionOutput, PolicySignature
 from policy_server.schema import ServerSchema
 
@@ -158,9 +158,6 @@ def write_outcome(folder: Path, content: bytes) -> None:
         content: the outcome, encoded.
     """
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".compiled-") as scratch:
-            path = Path(scratch, _FILE)
-            path.write_bytes(content)
-            path.replace(folder / _FILE)
+        write_whole(folder / _FILE, content)
     except OSError as error:
         logger.info("compiled_policy_not_kept", extra={"path": str(folder), "reason": str(error)})

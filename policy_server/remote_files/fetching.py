@@ -13,6 +13,7 @@ from typing import Literal
 
 from policy_server.engine.cache import carry_outcome
 from policy_server.errors import ModelError, PolicyServerError, SchemaError
+from policy_server.files.atomic import write_whole
 from policy_server.files.replacement import incoming_folder, replaced, restore_interrupted
 from policy_server.formats.model_files import find_policy, unpack_model
 from policy_server.remote_files.download import Limits, OnProgress, UnreachableError, download
@@ -202,9 +203,7 @@ class _Fetcher:
             if unzipped is not None:
                 carry_outcome(unzipped, settings.models_path)
         record = {name: asdict(copy) for name, copy in (self._copies | self._new).items()}
-        file = self._folder / _RECORD
-        file.write_text(json.dumps(record))
-        file.replace(settings.home / _RECORD)
+        write_whole(settings.home / _RECORD, json.dumps(record))
 
     def _unzipped(self, names: Sequence[str]) -> Path | None:
         """Return the folder of the policy that will be served, unzipped; None if there is none."""

@@ -6,11 +6,11 @@ and only inside its functions, so that everything else works without them.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from policy_server.errors import ExportError
+from policy_server.files.atomic import write_whole
 from policy_server.formats.saved_model.writing import export_policy_zip
 from policy_server.sb3_export.describing import describe_policy
 from policy_server.sb3_export.draft import (
@@ -90,7 +90,7 @@ def export_policy(
         export_policy_zip(
             described, model_file, prove=lambda folder: prove_export(folder, trained, described)
         )
-        _replace_text(schema_file, schema)
+        write_whole(schema_file, schema, is_durable=True)
     except OSError as error:
         raise ExportError(f"{output_dir}: can't be written: {error.strerror or error}") from error
     for note in _notes(trained):
@@ -108,10 +108,3 @@ def _notes(trained: TrainedPolicy) -> Iterator[str]:
             "the file does not show whether VecNormalize scaled the observations in training; if "
             "it did, export again with its statistics: --normalization vec_normalize.pkl"
         )
-
-
-def _replace_text(file: Path, text: str) -> None:
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as scratch:
-        written = Path(scratch) / file.name
-        written.write_text(text, encoding="utf-8")
-        written.replace(file)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import functools
 import hashlib
 import io
 import logging
 import os
-import tempfile
 import zipfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,6 +18,8 @@ from typing import Any
 import orjson
 
 from policy_server.errors import SdkPendingError
+from policy_server.files.atomic import write_whole
+from policy_server.files.locks import FileLock
 from policy_server.sdk.generator import Files, generate, generator_version
 from policy_server.sdk.languages import LANGUAGES, SDK_NAME, Language, LanguageName
 from policy_server.sdk.openapi_document import Document
@@ -29,7 +29,6 @@ __all__ = ["Sdk", "SdkStore", "files_of"]
 logger = logging.getLogger(__name__)
 
 _KEPT_ZIPS = 32
-_LOCK_POLL_S = 0.1
 # Zip files know no time before 1980, and no time is needed: the same SDK is the same bytes.
 _NO_TIME = (1980, 1, 1, 0, 0, 0)
 _MODE = 0o644 << 16
@@ -150,21 +149,13 @@ class SdkStore:
         logger.info("sdk_generated", extra={"languages": list(sdk.languages)})
         return content
 
-    @asynccontextmanager
-    async def _lock_of_processes(self) -> AsyncIterator[None]:
-        """Wait for other processes that generate; where no file can be locked, there are none."""
+    def _lock_of_processes(self) -> AbstractAsyncContextManager[object]:
+        """Return what processes that generate take turns by: nothing in a read-only folder."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+            return FileLock(self._folder / ".lock")
         except OSError:
-            yield
-            return
-        try:
-            while not _try_lock(descriptor):
-                await asyncio.sleep(_LOCK_POLL_S)
-            yield
-        finally:
-            os.close(descriptor)
+            return nullcontext()
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.zip"
@@ -181,9 +172,7 @@ class SdkStore:
     def _write(self, key: str, content: bytes) -> None:
         """Keep a zip; it appears complete or not at all."""
         try:
-            with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
-                file.write(content)
-            Path(file.name).replace(self._path(key))
+            write_whole(self._path(key), content)
             kept = sorted(self._folder.glob("*.zip"), key=lambda path: path.stat().st_mtime)
             for path in kept[:-_KEPT_ZIPS]:
                 path.unlink(missing_ok=True)
@@ -216,17 +205,6 @@ def _zip(files: Files) -> bytes:
 
 def _bundle(parts: Sequence[bytes]) -> bytes:
     return _zip({path: text for part in parts for path, text in files_of(part).items()})
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        # A network file system that can't lock: two processes may do the same work.
-        return True
-    return True
 
 
 def _key(document: Document, languages: Sequence[LanguageName]) -> str:

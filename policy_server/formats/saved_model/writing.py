@@ -7,13 +7,13 @@ that RLlib's `export_policy_model` would have built, so that one loader serves b
 from __future__ import annotations
 
 import math
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from policy_server.errors import ExportError
+from policy_server.files.atomic import scratch_folder, write_whole
 from policy_server.formats.saved_model.mlp_policy import (
     Activation,
     Categorical,
@@ -106,7 +106,7 @@ def export_policy_zip(policy: MlpPolicy, target: Path, *, prove: Callable[[Path]
 
     Args:
         policy: what to write.
-        target: the zip, replaced in one rename; its folder must exist.
+        target: the zip, replaced whole; its folder must exist.
         prove: is given a folder unpacked from the finished zip, and raises if that is not the
             policy.
 
@@ -115,16 +115,13 @@ def export_policy_zip(policy: MlpPolicy, target: Path, *, prove: Callable[[Path]
             `target` is then as before.
     """
     try:
-        with tempfile.TemporaryDirectory(
-            dir=target.parent, prefix=f".{target.name}."
-        ) as scratch_name:
-            scratch = Path(scratch_name)
+        with scratch_folder(target) as scratch:
             write_saved_model(policy, scratch / "written")
             pack_saved_model(scratch / "written", scratch / target.name)
             with zipfile.ZipFile(scratch / target.name) as archive:
                 archive.extractall(scratch / "unpacked")
             prove(scratch / "unpacked")
-            (scratch / target.name).replace(target)
+            write_whole(target, (scratch / target.name).read_bytes(), is_durable=True)
     except OSError as error:
         raise ExportError(f"{target}: can't be written: {error.strerror or error}") from error
 
