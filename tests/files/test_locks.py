@@ -66,6 +66,7 @@ def is_held(path: Path) -> bool:
 
 
 def is_waited_for(path: Path) -> bool:
+    """Return whether somebody waits for the lock of a file or folder."""
     lines = Path("/proc/locks").read_text().splitlines()
     return any("->" in line and f":{path.stat().st_ino} " in line for line in lines)
 

@@ -27,6 +27,7 @@ from policy_server.formats.model_files import (
     unpack_model,
 )
 from policy_server.settings import Settings
+from tests.files.test_locks import is_waited_for
 from tests.files.zips import FILES, zip_of
 
 BIG = 1 << 20
@@ -263,7 +264,7 @@ def test_process_that_waited_for_another_finds_its_work(tmp_path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         waiting = threading.Thread(target=unpack, args=(path,))
         waiting.start()
-        while not _is_waiting(tmp_path):
+        while not is_waited_for(tmp_path / ".models.lock"):
             time.sleep(0.001)
         models.mkdir()
         (models / "saved_model.pb").write_bytes(b"of the other")
@@ -271,13 +272,6 @@ def test_process_that_waited_for_another_finds_its_work(tmp_path: Path) -> None:
     waiting.join()
 
     assert (models / "saved_model.pb").read_bytes() == b"of the other"
-
-
-def _is_waiting(folder: Path) -> bool:
-    """Return whether somebody waits for the folder's lock."""
-    inode = (folder / ".models.lock").stat().st_ino
-    lines = Path("/proc/locks").read_text().splitlines()
-    return any("->" in line and f":{inode} " in line for line in lines)
 
 
 @pytest.fixture
