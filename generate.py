@@ -1,251 +1,18 @@
-"""The command line: python generate.py COMMAND, with --help for each."""
+"""The command line of a clone: python generate.py COMMAND, with --help for each."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 try:
-    from policy_server import __version__
-    from policy_server.commands import (
-        client,
-        clients,
-        evaluation,
-        export,
-        fetch,
-        model_report,
-        served_files,
-    )
-    from policy_server.commands.command_line import command, progress_bar, run
-    from policy_server.settings import read_settings
+    from policy_server.commands import program
 except ModuleNotFoundError as error:
     sys.exit(
         f"generate.py: needs the package {error.name}; install what requirements.txt lists, or use "
         ".venv/bin/python after `make venv`"
     )
 
-__all__ = ["Commands", "main"]
-
-_URL = "http://127.0.0.1:8000"
-
-
-class Commands:
-    """Prepare, look into, ask and measure the policy that Policy Server serves.
-
-    Files are looked for in the working directory, or where POLICY_SERVER_HOME says.
-    Exit codes: 0, 1 after an error in one line, 2 for a wrong usage.
-    """
-
-    @command
-    def copy_server_files(self, path: str, *, if_missing: bool = False) -> Iterator[str]:
-        """Serve the policy of a folder: check, copy and unzip it.
-
-        The old files stay if a server could not start with the new ones.
-
-        Args:
-            path: Folder with schema.yaml and saved_model.zip, such as examples/lpoc.
-            if_missing: Do nothing where a server has a policy already.
-        """
-        settings = read_settings()
-        if if_missing and served_files.is_served(settings):
-            return
-        served_files.copy_server_files(Path(path), settings)
-        yield f"copied schema.yaml and saved_model.zip from {path} to {settings.home.resolve()}"
-        yield f"unzipped the policy to {settings.models_path}"
-        yield "serve the policy:  uvicorn app:app"
-        yield "look into it:      python generate.py inspect"
-
-    @command
-    def fetch(self, uri: str, *, schema_uri: str | None = None) -> Iterator[str]:
-        """Fetch a policy from s3://, gs://, https:// or a file, and put it in place.
-
-        The old files stay if the new ones are not sound.
-
-        Args:
-            uri: Address of saved_model.zip; with #sha256=... behind it, no other content is taken.
-            schema_uri: Address of schema.yaml, likewise; the one that is there stays if left out.
-        """
-        yield from fetch.fetch(uri, schema_uri, read_settings(), terminal=sys.stderr)
-
-    @command
-    def unzip(self) -> Iterator[str]:
-        """Unzip saved_model.zip to models/, as a start of the server does by itself."""
-        settings = read_settings()
-        yield f"unzipped {settings.zip_path} to {served_files.unzip(settings)}"
-
-    @command
-    def clean(self) -> Iterator[str]:
-        """Remove saved_model.zip, the unzipped policy and clients/; schema.yaml stays."""
-        removed = served_files.clean(read_settings())
-        yield from (f"removed {path}" for path in removed)
-        if not removed:
-            yield "nothing to remove"
-
-    @command
-    def inspect(self, path: str | None = None, *, json: bool = False) -> Iterator[str]:
-        """Show what a model is, what of that was proved, and whether schema.yaml fits it.
-
-        Exit code 1 if it doesn't fit.
-
-        Args:
-            path: A zip, or a folder with saved_model.zip or saved_model.pb.
-                The policy being served if left out.
-            json: Print one JSON object.
-        """
-        report = model_report.inspect_model(None if path is None else Path(path), read_settings())
-        yield from (
-            [model_report.report_as_json(report)] if json else model_report.report_as_text(report)
-        )
-        report.check_fits()
-
-    @command
-    def schema(
-        self, path: str | None = None, *, output: str | None = None, overwrite: bool = False
-    ) -> Iterator[str]:
-        """Draft a schema.yaml that fits a model.
-
-        Args:
-            path: A zip, or a folder with saved_model.zip or saved_model.pb.
-                The policy being served if left out.
-            output: File to write; standard output if left out.
-            overwrite: Replace that file if it exists. An example's unchanged schema.yaml is
-                replaced without.
-        """
-        text = model_report.draft_schema(None if path is None else Path(path), read_settings())
-        if output is None:
-            yield from text.splitlines()
-        else:
-            model_report.write_draft(text, Path(output), overwrite=overwrite)
-            yield f"wrote {output}; give the observations their names there"
-
-    @command
-    def predict(
-        self,
-        observation: str | None = None,
-        *,
-        url: str = _URL,
-        key: str | None = None,
-        deterministic: bool = False,
-        distribution: bool = False,
-        seed: int | None = None,
-    ) -> Iterator[str]:
-        """Ask a running server for an action.
-
-        Args:
-            observation: JSON, a file with JSON, or - for standard input.
-                A list is a flat observation. The server's own example if left out.
-            url: Where the server answers.
-            key: Its access key; POLICY_SERVER_API_KEY or the local schema.yaml's if left out.
-            deterministic: Ask for the policy's mode instead of a draw.
-            distribution: Ask for the exact distribution of the actions.
-            seed: Make the draw reproducible.
-        """
-        answer = client.choose_answer(
-            is_deterministic=deterministic, is_distribution=distribution, seed=seed
-        )
-        with client.PolicyClient(url, client.find_api_key(key, read_settings())) as server:
-            if observation is None:
-                text = client.example_observation(server)
-                print(f"the server's example: {text}", file=sys.stderr)
-            else:
-                text = client.read_observation(observation, sys.stdin.read)
-            yield client.ask(server, text, answer, seed=seed)
-
-    @command
-    def export(
-        self,
-        policy: str,
-        *,
-        output: str | None = None,
-        observation_names: str | None = None,
-        action_names: str | None = None,
-        normalization: str | None = None,
-        overwrite: bool = False,
-    ) -> Iterator[str]:
-        """Turn a stable-baselines3 policy into saved_model.zip and a drafted schema.yaml.
-
-        Needs the packages of requirements-train.txt. What is written is proved equal to the policy.
-
-        Args:
-            policy: What model.save() wrote.
-            output: Folder to write to; named after the policy if left out.
-            observation_names: Names in order, such as speed,position:2 for three values.
-            action_names: Names of the action components in order, such as left,right.
-            normalization: What VecNormalize.save() wrote, if the policy was trained with it; or
-                none, if its observations were not scaled, whatever its file shows.
-            overwrite: Replace the files if they exist.
-        """
-        folder = Path(policy).stem if output is None else output
-        notes: list[str] = []
-        written = export.export_policy(
-            Path(policy),
-            Path(folder),
-            observation_names=observation_names,
-            action_names=action_names,
-            normalization=normalization,
-            overwrite=overwrite,
-            on_note=notes.append,
-        )
-        yield from (f"wrote {path}" for path in written)
-        yield from (f"note: {note}" for note in notes)
-        yield f"serve it:  python generate.py copy_server_files {folder}"
-
-    @command
-    def clients(
-        self, *, languages: str | None = None, output: str = "clients", url: str | None = None
-    ) -> Iterator[str]:
-        """Write client libraries for the policy, each with an example.
-
-        Args:
-            languages: Some of python, java, scala, r, typescript, csharp, go and kotlin with commas
-                between them, or all; the first four if left out.
-            output: Folder that gets a folder for each language.
-            url: Where a server answers, to write them for its policy.
-                The policy in this folder if left out.
-        """
-        chosen, settings = clients.choose_languages(languages), read_settings()
-        document = clients.local_document(settings) if url is None else clients.served_document(url)
-        yield from clients.write_clients(
-            document, chosen, Path(output), settings, on_progress=progress_bar(sys.stderr)
-        )
-
-    @command
-    def evaluate(
-        self,
-        path: str,
-        *,
-        url: str = _URL,
-        key: str | None = None,
-        episodes: int = 100,
-        seed: int = 0,
-        deterministic: bool = False,
-        parallel: int = 8,
-        markdown: bool = False,
-    ) -> Iterator[str]:
-        """Measure the policy as a running server serves it, against random actions.
-
-        Args:
-            path: Folder with environment.py, such as examples/lpoc.
-            url: Where the server answers.
-            key: Its access key; POLICY_SERVER_API_KEY or the local schema.yaml's if left out.
-            episodes: How many the policy plays, and how many are played at random.
-            seed: Of the episodes and of the draws.
-            deterministic: Take the policy's mode instead of a draw.
-            parallel: Episodes that are played at once.
-            markdown: Print a row of a table: name, episodes, policy, random.
-        """
-        api_key = client.find_api_key(key, read_settings())
-        result = evaluation.evaluate(
-            Path(path),
-            lambda: client.PolicyClient(url, api_key),
-            episodes=episodes,
-            seed=seed,
-            is_deterministic=deterministic,
-            parallel=parallel,
-            on_progress=progress_bar(sys.stderr),
-        )
-        yield from [result.as_markdown()] if markdown else result.as_text()
+__all__ = ["main"]
 
 
 def main(arguments: list[str]) -> int:
@@ -257,10 +24,7 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit code.
     """
-    if arguments == ["--version"]:
-        print(f"Policy Server {__version__}")
-        return 0
-    return run(Commands, arguments)
+    return program.main(arguments, program="python generate.py")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ __all__ = [
     "DistributionError",
     "ExportError",
     "ForbiddenOriginError",
+    "MissingPackageError",
     "ModelError",
     "NotReadyError",
     "ObservationError",
@@ -165,6 +166,12 @@ class UpgradeRequiredError(PolicyServerError):
 
 class UnsupportedAnswerError(PolicyServerError):
     """The policy's family does not allow the answer that a route gives."""
+
+    status = 501
+
+
+class MissingPackageError(PolicyServerError):
+    """An optional package is not installed, which what was asked for needs."""
 
     status = 501
 

@@ -9,9 +9,14 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import orjson
-from fluent.asyncsender import FluentSender
+
+from policy_server.installation import require
+
+if TYPE_CHECKING:
+    from fluent.asyncsender import FluentSender
 
 __all__ = ["PredictionLog"]
 
@@ -33,10 +38,16 @@ class PredictionLog:
             rate: the share of predictions that is recorded, from 0 to 1.
             fluentd_host: where fluentd listens; None for the server's own log only.
             fluentd_port: its port.
+
+        Raises:
+            MissingPackageError: if the package that speaks to fluentd is not installed.
         """
         self._rate = rate
         self._sender: FluentSender | None = None
         if rate > 0 and fluentd_host is not None:
+            require("fluentd", use="POLICY_SERVER_FLUENTD_HOST")
+            from fluent.asyncsender import FluentSender
+
             # When the collector is slow or down, the oldest lines give way to new ones.
             self._sender = FluentSender(
                 _TAG,

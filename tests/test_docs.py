@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-import generate
+from policy_server.commands.program import Commands
 from policy_server.errors import PolicyServerError, SchemaError, SettingsError
 from policy_server.metrics import Metrics, MetricsExporter
 from policy_server.policy import ActionOutput
@@ -219,7 +219,7 @@ def test_table_names_every_metric_and_no_other() -> None:
 
 COMMANDS = {
     name: method
-    for name, method in inspect.getmembers(generate.Commands, inspect.isfunction)
+    for name, method in inspect.getmembers(Commands, inspect.isfunction)
     if not name.startswith("_")
 }
 

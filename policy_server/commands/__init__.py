@@ -1,1 +1,1 @@
-"""What the command line does, one module a subject; `generate.py` only names the commands."""
+"""What the command line does, one module a subject; `program` names the commands."""

@@ -11,6 +11,7 @@ from policy_server.commands.client import PolicyClient
 from policy_server.commands.native_logs import hidden_native_logs
 from policy_server.errors import SdkError, ServerAnswerError, SettingsError, UsageError
 from policy_server.files.atomic import whole_folder
+from policy_server.installation import require
 from policy_server.metrics import Metrics
 from policy_server.policy import DEFAULT_POLICY
 from policy_server.schema import named_as_example, read_schema
@@ -43,7 +44,10 @@ def choose_languages(text: str | None) -> list[LanguageName]:
 
     Raises:
         UsageError: if one is unknown.
+        MissingPackageError: if the generator is not installed.
     """
+    # Before a policy is loaded for it, which takes seconds.
+    require("sdk", use="generating client libraries")
     if text is None:
         return list(BUNDLE)
     if text == "all":

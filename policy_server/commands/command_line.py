@@ -28,7 +28,6 @@ __all__ = ["Task", "Terminal", "command", "progress_bar", "run"]
 
 Parameters = ParamSpec("Parameters")
 
-_PROGRAM = "generate.py"
 _FAILED = 1
 _WRONG_USAGE = 2
 # What a shell reports of a program ended by the signals INT and PIPE: 128 and the signal's number.
@@ -78,12 +77,13 @@ def command(method: Callable[Parameters, Iterator[str]]) -> Callable[Parameters,
     return prepare
 
 
-def run(commands: type, arguments: Sequence[str]) -> int:
+def run(commands: type, arguments: Sequence[str], *, program: str) -> int:
     """Run a command.
 
     Args:
         commands: its public methods are the commands.
         arguments: what stands behind the program's name.
+        program: how it is called, such as `python generate.py`; its last word begins messages.
 
     Returns:
         The exit code: 0; 1 after an error in one line on standard error; 2 after a wrong usage,
@@ -94,14 +94,14 @@ def run(commands: type, arguments: Sequence[str]) -> int:
     methods = dict(inspect.getmembers(commands, inspect.isfunction))
     methods = {name: method for name, method in methods.items() if not name.startswith("_")}
     try:
-        _run(commands, methods, arguments)
+        _run(commands, methods, arguments, program)
         sys.stdout.flush()
     except UsageError as error:
-        _fail(error.message)
-        sys.stderr.write(_how_to(methods, arguments))
+        _fail(program, error.message)
+        sys.stderr.write(_how_to(methods, arguments, program))
         return _WRONG_USAGE
     except PolicyServerError as error:
-        return _fail(error.message)
+        return _fail(program, error.message)
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
@@ -112,7 +112,7 @@ def run(commands: type, arguments: Sequence[str]) -> int:
         if sys.flags.dev_mode:
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return _fail(f"unexpected {reason}; `python -X dev {_PROGRAM} ...` shows where")
+        return _fail(program, f"unexpected {reason}; `PYTHONDEVMODE=1 {program} ...` shows where")
     return 0
 
 
@@ -149,23 +149,30 @@ def progress_bar(stream: Terminal) -> Callable[[int, int], None]:
 
 
 def _run(
-    commands: type, methods: Mapping[str, Callable[..., Any]], arguments: Sequence[str]
+    commands: type,
+    methods: Mapping[str, Callable[..., Any]],
+    arguments: Sequence[str],
+    program: str,
 ) -> None:
     is_help = "--help" in arguments or "-h" in arguments
     named = named_method(methods, arguments)
     if not arguments or (is_help and arguments[0] in ("--help", "-h")):
-        sys.stdout.write(overview(_PROGRAM, commands, methods))
+        sys.stdout.write(overview(program, commands, methods))
     elif is_help and named is not None:
-        sys.stdout.write(command_help(_PROGRAM, named))
+        sys.stdout.write(command_help(program, named))
     else:
         if named is not None:
             check_values(named, arguments[1:])
         # Fire answers a wish for help on a command that there is not with help on the program.
-        _understand(commands, methods, arguments[:1] if is_help else arguments).run()
+        given = arguments[:1] if is_help else arguments
+        _understand(commands, methods, given, program).run()
 
 
 def _understand(
-    commands: type, methods: Mapping[str, Callable[..., Any]], arguments: Sequence[str]
+    commands: type,
+    methods: Mapping[str, Callable[..., Any]],
+    arguments: Sequence[str],
+    program: str,
 ) -> Task:
     """Return the command that the arguments ask for, with all of them accepted.
 
@@ -178,7 +185,7 @@ def _understand(
     try:
         with contextlib.redirect_stderr(said):
             # Fire prints what a command gives; it is run only afterwards.
-            task = fire.Fire(commands(), command=words, name=_PROGRAM, serialize=lambda _: None)
+            task = fire.Fire(commands(), command=words, name=program, serialize=lambda _: None)
     except FireExit as ended:
         if ended.code == 0:
             # Asked for by fire's own options behind `--`.
@@ -190,16 +197,18 @@ def _understand(
     return task
 
 
-def _how_to(methods: Mapping[str, Callable[..., Any]], arguments: Sequence[str]) -> str:
+def _how_to(
+    methods: Mapping[str, Callable[..., Any]], arguments: Sequence[str], program: str
+) -> str:
     named = named_method(methods, arguments)
     if named is None:
-        return f"usage: python {_PROGRAM} COMMAND [ARGUMENTS]\n"
-    lines = usage(_PROGRAM, named)
+        return f"usage: {program} COMMAND [ARGUMENTS]\n"
+    lines = usage(program, named)
     return "\n".join([f"usage: {lines[0]}", *lines[1:], ""])
 
 
-def _fail(message: str) -> int:
-    sys.stderr.write(f"{_PROGRAM}: {message}\n")
+def _fail(program: str, message: str) -> int:
+    sys.stderr.write(f"{program.split()[-1]}: {message}\n")
     return _FAILED
 
 

@@ -17,6 +17,7 @@ import orjson
 
 from policy_server.commands.client import PolicyClient
 from policy_server.errors import SchemaError, ServerAnswerError, SettingsError, UsageError
+from policy_server.installation import command_for
 from policy_server.schema import public_schema, read_schema
 
 __all__ = ["Environment", "Evaluation", "MeanReturn", "evaluate"]
@@ -265,7 +266,7 @@ def _check_serves(folder: Path, url: str, served: Mapping[str, Any]) -> None:
     if _types(expected) != _types(served):
         raise ServerAnswerError(
             f"{url}: serves another schema than {folder / 'schema.yaml'}; serve that with "
-            f"`python generate.py copy_server_files {folder}`, and start the server again"
+            f"`{command_for(f'copy_server_files {folder}')}`, and start the server again"
         )
 
 

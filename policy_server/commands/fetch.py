@@ -8,6 +8,7 @@ from pathlib import Path
 from policy_server.commands.command_line import Terminal, progress_bar
 from policy_server.errors import SchemaError, SettingsError, UsageError
 from policy_server.formats.model_files import find_policy
+from policy_server.installation import command_for, serving_command
 from policy_server.remote_files import PairCheck, fetch_files, parse_uri
 from policy_server.schema import find_example_of
 from policy_server.servable import check_servable
@@ -55,12 +56,13 @@ def fetch(
         verb = "fetched" if file.state == "fetched" else "has already"
         yield f"{verb} {file.path}: {file.size} bytes, sha256 {file.sha256}"
         yield f"  from {file.source}"
+    draft = command_for("schema --output schema.yaml")
     if not settings.schema_path.exists():
-        yield "draft a schema:    python generate.py schema --output schema.yaml"
+        yield f"draft a schema:    {draft}"
     elif schema is None and (example := find_example_of(settings.schema_path)) is not None:
         yield f"schema.yaml is the example's ({example}); draft your policy's own with"
-        yield "                   python generate.py schema --output schema.yaml"
-    yield "serve the policy:  uvicorn app:app"
+        yield f"                   {draft}"
+    yield f"serve the policy:  {serving_command()}"
 
 
 def _check_fetched_pair(settings: Settings) -> PairCheck:

@@ -19,7 +19,7 @@ def overview(program: str, commands: type, methods: Mapping[str, Callable[..., A
     """Return what the program is for, and its commands.
 
     Args:
-        program: its name.
+        program: how it is called, such as `python generate.py`.
         commands: has the docstring.
         methods: the commands by name.
     """
@@ -29,14 +29,14 @@ def overview(program: str, commands: type, methods: Mapping[str, Callable[..., A
     ]
     return "\n".join(
         [
-            f"python {program} COMMAND [ARGUMENTS]",
+            f"{program} COMMAND [ARGUMENTS]",
             "",
             about.summary,
             "",
             *_table(rows),
             "",
             *textwrap.wrap(" ".join(about.description.split()), _WIDTH),
-            f"What a command takes: python {program} COMMAND --help",
+            f"What a command takes: {program} COMMAND --help",
             "",
         ]
     )
@@ -46,7 +46,7 @@ def command_help(program: str, method: Callable[..., Any]) -> str:
     """Return what a command does, and its arguments.
 
     Args:
-        program: its name.
+        program: how it is called, such as `python generate.py`.
         method: the command.
     """
     about = docstrings.parse(inspect.getdoc(method))
@@ -64,13 +64,13 @@ def usage(program: str, method: Callable[..., Any]) -> list[str]:
     """Return how a command is written, with its arguments.
 
     Args:
-        program: its name.
+        program: how it is called, such as `python generate.py`.
         method: the command.
     """
     parameters = inspect.signature(method).parameters.values()
     words = [_word(item) for item in parameters if item.name != "self"]
     lines = textwrap.wrap(
-        " ".join(["python", program, method.__name__, *words]),
+        " ".join([program, method.__name__, *words]),
         _WIDTH,
         subsequent_indent="    ",
         break_on_hyphens=False,

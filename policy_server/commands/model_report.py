@@ -16,6 +16,7 @@ from policy_server.errors import ModelError, SchemaError
 from policy_server.files.atomic import write_whole
 from policy_server.formats import load_policy
 from policy_server.formats.model_files import find_model, unpack_model
+from policy_server.installation import command_for
 from policy_server.policy import (
     ActionComponent,
     ActionOutput,
@@ -109,7 +110,7 @@ def report_as_text(report: ModelReport) -> list[str]:
     signature = report.signature
     width = signature.observation_width
     values = "any number of values" if width is None else _count(width, "value")
-    fits = "there is none; draft one with `python generate.py schema`"
+    fits = f"there is none; draft one with `{command_for('schema')}`"
     if report.schema is not None:
         fits = (
             f"{report.schema} fits" if report.problem is None else f"does not fit: {report.problem}"
@@ -219,7 +220,7 @@ def _find_source(path: Path | None, settings: Settings) -> Path:
     if path is None:
         raise ModelError(
             f"{zip_path}: not found; name a zip or a folder, or put a policy there with "
-            "`python generate.py copy_server_files FOLDER`"
+            f"`{command_for('copy_server_files FOLDER')}`"
         )
     what = f"holds no {zip_path.name} and no saved_model.pb" if path.is_dir() else "not found"
     raise ModelError(f"{path}: {what}; expected a zip, an unzipped policy, or an example's folder")

@@ -12,6 +12,7 @@ from policy_server.engine.cache import carry_outcome
 from policy_server.errors import ModelError
 from policy_server.files.replacement import incoming_folder, replaced
 from policy_server.formats.model_files import has_policy, unpack_model
+from policy_server.installation import command_for, examples_folder
 from policy_server.schema import find_example_of
 from policy_server.servable import check_servable
 from policy_server.settings import Settings
@@ -26,7 +27,8 @@ def copy_server_files(source: Path, settings: Settings) -> None:
     """Put the schema.yaml and saved_model.zip of a folder in place, and unzip the policy.
 
     Args:
-        source: the folder, such as examples/lpoc.
+        source: the folder; or, where there is none of that name, an example's, such as
+            examples/lpoc, which an installed package has too.
         settings: where the server looks for the two.
 
     Raises:
@@ -34,6 +36,7 @@ def copy_server_files(source: Path, settings: Settings) -> None:
             written. The old files are then all in their place; if the process is killed, the next
             start puts them there.
     """
+    source = _example_of(source) or source
     schema, model = source / settings.schema_path.name, source / settings.zip_path.name
     _check_is_there(source, [schema, model])
     with _translated_os_errors(settings.home), incoming_folder(settings.home) as folder:
@@ -80,7 +83,7 @@ def unzip(settings: Settings) -> Path:
     if not settings.zip_path.exists():
         raise ModelError(
             f"{settings.zip_path}: not found; put your policy's saved_model.zip there, or copy it "
-            "and its schema with `python generate.py copy_server_files FOLDER`"
+            f"and its schema with `{command_for('copy_server_files FOLDER')}`"
         )
     schema = settings.schema_path if settings.schema_path.exists() else None
     with _translated_os_errors(settings.home), incoming_folder(settings.home) as folder:
@@ -133,6 +136,14 @@ def _unzip_in_place(unzipped: Path, settings: Settings) -> Path:
     )
     carry_outcome(unzipped, models)
     return models
+
+
+def _example_of(source: Path) -> Path | None:
+    """Return the example that a path names which is not there."""
+    examples = examples_folder()
+    example = examples / source.name
+    is_named = not source.exists() and source.parent in (Path(), Path(examples.name))
+    return example if is_named and example.is_dir() else None
 
 
 def _check_is_there(source: Path, files: Sequence[Path]) -> None:

@@ -13,6 +13,7 @@ from policy_server.errors import ModelError
 from policy_server.files.archives import ArchiveLimits, open_archive
 from policy_server.files.atomic import whole_folder
 from policy_server.files.locks import FileLock
+from policy_server.installation import command_for
 from policy_server.settings import ENV_PREFIX, Settings
 
 __all__ = [
@@ -74,7 +75,7 @@ def prepare_model(settings: Settings) -> Path:
     if found is None:
         raise ModelError(
             f"{settings.zip_path}: not found; put your policy's saved_model.zip there, or try an "
-            "example with `python generate.py copy_server_files examples/mouse_and_cheese`"
+            f"example with `{command_for('copy_server_files examples/mouse_and_cheese')}`"
         )
     if found != settings.zip_path:
         return found

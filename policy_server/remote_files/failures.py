@@ -7,8 +7,10 @@ ones.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
+from typing import Any
 
 from policy_server.errors import ModelError
 from policy_server.remote_files.uris import RemoteUri, Scheme
@@ -23,6 +25,8 @@ _WHERE_CREDENTIALS_COME_FROM: dict[Scheme, str] = {
     "machine's service account",
     "https": "~/.netrc, or a presigned address",
 }
+_AWS = "botocore.exceptions"
+_GOOGLE, _GOOGLE_AUTH = "google.api_core.exceptions", "google.auth.exceptions"
 _BROKEN = "the connection broke"
 _UNREACHED = "can't be reached"
 
@@ -43,22 +47,9 @@ def translated(uri: RemoteUri, *, silence_s: float) -> Iterator[None]:
         PassingError: if it may go well later.
         ModelError: if it won't.
     """
-    # All of them are imported by then: smart_open does so.
-    import botocore.exceptions as aws
-    import google.api_core.exceptions as google_cloud
-    import google.auth.exceptions as google_auth
-    import urllib3.exceptions as http
-
     try:
         yield
-    except (
-        OSError,
-        aws.BotoCoreError,
-        aws.ClientError,
-        google_auth.GoogleAuthError,
-        google_cloud.GoogleAPIError,
-        http.HTTPError,
-    ) as error:
+    except _translatable() as error:
         if (status := _status_of(error)) is not None:
             raise _explain_status(status, uri) from error
         if _lacks_credentials(error):
@@ -71,20 +62,39 @@ def translated(uri: RemoteUri, *, silence_s: float) -> Iterator[None]:
         raise PassingError(_passing_reason(error, silence_s)) from error
 
 
+def _translatable() -> tuple[type[BaseException], ...]:
+    import urllib3.exceptions as http
+
+    return (
+        OSError,
+        http.HTTPError,
+        *_errors(_AWS, "BotoCoreError", "ClientError"),
+        *_errors(_GOOGLE_AUTH, "GoogleAuthError"),
+        *_errors(_GOOGLE, "GoogleAPIError"),
+    )
+
+
+def _errors(module: str, *names: str) -> tuple[type[BaseException], ...]:
+    """Return errors of a store's library; none where it was never imported: it raised nothing."""
+    library = sys.modules.get(module)
+    return () if library is None else tuple(getattr(library, name) for name in names)
+
+
 def _status_of(error: BaseException) -> int | None:
     """Return the HTTP status behind an error, if there is one."""
-    from botocore.exceptions import ClientError
-    from google.api_core.exceptions import GoogleAPICallError
     from requests.exceptions import HTTPError
 
     if isinstance(error, HTTPError) and error.response is not None:
         return error.response.status_code
-    if isinstance(error, GoogleAPICallError) and error.code is not None:
-        return int(error.code)
+    code: int | None = getattr(error, "code", None)
+    if isinstance(error, _errors(_GOOGLE, "GoogleAPICallError")) and code is not None:
+        return int(code)
     # smart_open wraps what S3 answers in an OSError.
-    cause = error if isinstance(error, ClientError) else error.__cause__
-    if isinstance(cause, ClientError):
-        status: int = cause.response["ResponseMetadata"]["HTTPStatusCode"]
+    client_error = _errors(_AWS, "ClientError")
+    cause = error if isinstance(error, client_error) else error.__cause__
+    if isinstance(cause, client_error):
+        answer: Mapping[str, Any] = getattr(cause, "response", {})
+        status: int = answer["ResponseMetadata"]["HTTPStatusCode"]
         return status
     return None
 
@@ -108,27 +118,27 @@ def _explain_status(status: int, uri: RemoteUri) -> Exception:
 
 
 def _lacks_credentials(error: BaseException) -> bool:
-    import botocore.exceptions as aws
-    import google.auth.exceptions as google_auth
-
     return isinstance(
         error,
-        aws.NoCredentialsError
-        | aws.PartialCredentialsError
-        | aws.CredentialRetrievalError
-        | aws.ProfileNotFound
-        | aws.SSOError
-        | aws.TokenRetrievalError
-        | google_auth.DefaultCredentialsError
-        | google_auth.RefreshError,
+        (
+            *_errors(
+                _AWS,
+                "NoCredentialsError",
+                "PartialCredentialsError",
+                "CredentialRetrievalError",
+                "ProfileNotFound",
+                "SSOError",
+                "TokenRetrievalError",
+            ),
+            *_errors(_GOOGLE_AUTH, "DefaultCredentialsError", "RefreshError"),
+        ),
     )
 
 
 def _lasting_reason(error: BaseException) -> str | None:
-    import botocore.exceptions as aws
     import requests.exceptions as http
 
-    if isinstance(error, http.SSLError | aws.SSLError):
+    if isinstance(error, (http.SSLError, *_errors(_AWS, "SSLError"))):
         return "its certificate can't be verified; REQUESTS_CA_BUNDLE and AWS_CA_BUNDLE name others"
     if isinstance(error, http.TooManyRedirects):
         return "redirects without end"
@@ -137,32 +147,25 @@ def _lasting_reason(error: BaseException) -> str | None:
     if isinstance(error, ValueError):
         # requests' InvalidURL and its like.
         return "is no address that can be asked"
-    is_about_connection = isinstance(
-        error,
-        aws.ConnectionError
-        | aws.HTTPClientError
-        | aws.IncompleteReadError
-        | aws.ResponseStreamingError,
+    about_connection = _errors(
+        _AWS, "ConnectionError", "HTTPClientError", "IncompleteReadError", "ResponseStreamingError"
     )
-    if isinstance(error, aws.BotoCoreError) and not is_about_connection:
+    is_boto = isinstance(error, _errors(_AWS, "BotoCoreError"))
+    if is_boto and not isinstance(error, about_connection):
         return f"can't be asked for: {' '.join(str(error).split())}"
     return None
 
 
 def _passing_reason(error: BaseException, silence_s: float) -> str:
-    import botocore.exceptions as aws
     import requests.exceptions as http
     import urllib3.exceptions as raw_http
 
-    if isinstance(
-        error,
-        http.Timeout | aws.ConnectTimeoutError | aws.ReadTimeoutError | raw_http.TimeoutError,
-    ):
+    late = (http.Timeout, raw_http.TimeoutError)
+    if isinstance(error, (*late, *_errors(_AWS, "ConnectTimeoutError", "ReadTimeoutError"))):
         return f"no answer in {silence_s:g} s"
-    if isinstance(
-        error, raw_http.ProtocolError | http.ChunkedEncodingError | aws.IncompleteReadError
-    ):
+    broken = (raw_http.ProtocolError, http.ChunkedEncodingError)
+    if isinstance(error, (*broken, *_errors(_AWS, "IncompleteReadError"))):
         return _BROKEN
-    if isinstance(error, http.ConnectionError | aws.EndpointConnectionError):
+    if isinstance(error, (http.ConnectionError, *_errors(_AWS, "EndpointConnectionError"))):
         return _UNREACHED
     return _BROKEN

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from policy_server.errors import ModelError
+from policy_server.installation import require
 from policy_server.remote_files.failures import PassingError, translated
 from policy_server.remote_files.uris import RemoteUri, is_loopback
 
@@ -61,6 +62,7 @@ def opened(
     Raises:
         PassingError: if the store fails in a way that may pass.
         ModelError: if it fails otherwise.
+        MissingPackageError: if the library of the store is not installed.
     """
     if uri.scheme == "file":
         with _open_file(uri) as content:
@@ -96,6 +98,7 @@ _Opened = tuple[IO[bytes] | None, int | None, str | None]
 
 
 def _open_s3(uri: RemoteUri, known_etag: str | None, silence_s: float) -> _Opened:
+    require("s3", use=uri.public)
     import boto3
     import smart_open.s3
     from botocore.config import Config
@@ -118,6 +121,7 @@ def _open_s3(uri: RemoteUri, known_etag: str | None, silence_s: float) -> _Opene
 
 
 def _open_google(uri: RemoteUri, known_etag: str | None, silence_s: float) -> _Opened:
+    require("gcs", use=uri.public)
     from google.cloud import storage
 
     # Reading needs no project, and outside of Google's machines there may be none.

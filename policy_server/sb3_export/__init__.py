@@ -61,9 +61,9 @@ def export_policy(
         The paths of saved_model.zip and schema.yaml.
 
     Raises:
-        ExportError: if training's packages are missing, the policy is of another kind, the names
-            don't fit, a file exists, or the export answers otherwise than the policy. Nothing is
-            written then.
+        MissingPackageError: if training's packages are not installed.
+        ExportError: if the policy is of another kind, the names don't fit, a file exists, or the
+            export answers otherwise than the policy. Nothing is written then.
     """
     output_dir = Path(output_dir)
     model_file, schema_file = output_dir / "saved_model.zip", output_dir / "schema.yaml"

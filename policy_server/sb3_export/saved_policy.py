@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from policy_server.errors import ExportError
+from policy_server.installation import require
 from policy_server.sb3_export.draft import draft_observation_fields, observation_width
 from policy_server.sb3_export.normalization import check_unscaled, read_statistics
 from policy_server.sb3_export.spaces import open_bounds
@@ -88,10 +89,11 @@ def read_policy(
         The policy.
 
     Raises:
-        ExportError: if training's packages are missing, a file can't be read, holds another kind of
-            policy, or one that was trained with statistics that are not given.
+        MissingPackageError: if training's packages are not installed.
+        ExportError: if a file can't be read, holds another kind of policy, or one that was trained
+            with statistics that are not given.
     """
-    _check_packages()
+    _register_classes()
     if not path.is_file():
         raise ExportError(
             f"{path}: not found; expected the .zip that stable-baselines3's model.save wrote"
@@ -134,16 +136,10 @@ def read_policy(
     )
 
 
-def _check_packages() -> None:
-    try:
-        import sb3_contrib  # noqa: F401 -- registers the classes that a file may name
-        import stable_baselines3  # noqa: F401 -- only asked whether it is there
-        import torch  # noqa: F401 -- likewise
-    except ImportError as error:
-        raise ExportError(
-            f"the export needs the package {error.name or error}, which is not installed: "
-            "pip install -r requirements-train.txt"
-        ) from error
+def _register_classes() -> None:
+    """Import the packages whose classes a file may name."""
+    require("sb3", use="exporting a stable-baselines3 policy")
+    import sb3_contrib  # noqa: F401 -- see above; it imports stable_baselines3
 
 
 def _read_zip(path: Path) -> tuple[dict[str, Any], dict[str, Any], str]:

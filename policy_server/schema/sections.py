@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from policy_server.errors import SchemaError
+from policy_server.installation import command_for
 from policy_server.schema.fields import (
     FLOAT32_MAX,
     ActionField,
@@ -56,7 +57,7 @@ def read_schema(path: Path) -> ServerSchema:
     except FileNotFoundError as error:
         raise SchemaError(
             f"{path}: not found; write one (docs/schema.md), or draft it from the model with "
-            "`python generate.py schema`"
+            f"`{command_for('schema')}`"
         ) from error
     except UnicodeDecodeError as error:
         raise SchemaError(f"{path}: expected text in UTF-8; save it in that encoding") from error

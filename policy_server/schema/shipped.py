@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from policy_server.errors import SchemaError
+from policy_server.installation import command_for, examples_folder
 
 __all__ = ["find_example_of", "named_as_example"]
-
-_EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def find_example_of(path: Path) -> str | None:
@@ -25,7 +24,7 @@ def find_example_of(path: Path) -> str | None:
     lines = _lines(path)
     if lines is None:
         return None
-    shipped = sorted(_EXAMPLES.glob("*/schema.yaml"))
+    shipped = sorted(examples_folder().glob("*/schema.yaml"))
     return next((file.parent.name for file in shipped if _lines(file) == lines), None)
 
 
@@ -48,7 +47,7 @@ def named_as_example(path: Path) -> Iterator[None]:
         problem = error.message.partition("; ")[0]
         raise SchemaError(
             f"{problem}; this schema.yaml is the example's ({example}), unchanged: draft your "
-            "policy's own with `python generate.py schema --output schema.yaml`"
+            f"policy's own with `{command_for('schema --output schema.yaml')}`"
         ) from error
 
 

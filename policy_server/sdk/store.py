@@ -59,7 +59,7 @@ class Sdk:
             languages: one or several, each in a folder of its own.
 
         Raises:
-            SdkError: if the generator is not installed.
+            MissingPackageError: if the generator is not installed.
         """
         single = len(languages) == 1
         return cls(

@@ -32,6 +32,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     },
     304: {"description": "The zip of this `etag` is still the right one"},
     500: {"description": "The generator failed", "content": _PROBLEM},
+    501: {"description": "The server has no generator", "content": _PROBLEM},
     503: {"description": "Being generated; ask again after `retry-after`", "content": _PROBLEM},
 }
 

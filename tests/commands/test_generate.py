@@ -31,6 +31,7 @@ COMMANDS = [
     "inspect",
     "predict",
     "schema",
+    "serve",
     "unzip",
 ]
 
@@ -225,17 +226,17 @@ class _Failing:
 
 
 def test_an_unforeseen_error_is_one_line_too(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(_Failing, ["crash"]) == 1
+    assert run(_Failing, ["crash"], program="python generate.py") == 1
     captured = capsys.readouterr()
     assert captured.out == "so far\n"
     assert captured.err == (
-        "generate.py: unexpected ValueError: two lines; `python -X dev generate.py ...` shows "
-        "where\n"
+        "generate.py: unexpected ValueError: two lines; `PYTHONDEVMODE=1 python generate.py ...` "
+        "shows where\n"
     )
 
 
 def test_an_interrupted_command_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(_Failing, ["stop"]) == 130
+    assert run(_Failing, ["stop"], program="python generate.py") == 130
     assert capsys.readouterr().err == ""
 
 
@@ -280,7 +281,7 @@ def test_a_reader_that_goes_away_is_no_error(home: Path) -> None:
         "    @command\n"
         "    def count(self):\n"
         "        yield from ('x' * 1000 for _ in range(10_000))\n"
-        "sys.exit(run(Commands, ['count']))\n"
+        "sys.exit(run(Commands, ['count'], program='count.py'))\n"
     )
     (home / "count.py").write_text(script)
     with subprocess.Popen(

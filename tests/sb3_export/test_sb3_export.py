@@ -19,7 +19,7 @@ from gymnasium import spaces
 from pydantic import ValidationError
 
 from policy_server.distributions.action_distribution import ActionDistribution
-from policy_server.errors import ExportError
+from policy_server.errors import ExportError, MissingPackageError
 from policy_server.formats.saved_model.loading import load_policy
 from policy_server.formats.saved_model.mlp_policy import Normal
 from policy_server.formats.saved_model.writing import write_saved_model
@@ -342,7 +342,7 @@ def test_missing_packages_are_named_with_the_remedy(
 ) -> None:
     monkeypatch.setitem(sys.modules, "sb3_contrib", None)
 
-    with pytest.raises(ExportError, match=r"pip install -r requirements-train\.txt"):
+    with pytest.raises(MissingPackageError, match=r"pip install -r requirements-train\.txt"):
         export_policy(tmp_path / "model.zip", tmp_path / "out")
 
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ __all__ = [
 KEY = "1234567asdfgh"
 ROOT = Path(__file__).parents[2]
 EXPORTS = ROOT / "tests" / "data" / "exports"
+_UVICORN = (sys.executable, "-m", "uvicorn", "app:app")
 _START_TIMEOUT_S = 150.0
 _STOP_TIMEOUT_S = 60.0
 
@@ -74,6 +75,8 @@ def started_server(
     *arguments: str,
     environment: Mapping[str, str] | None = None,
     port: int | None = None,
+    command: Sequence[str] = _UVICORN,
+    cwd: Path = ROOT,
 ) -> Iterator[Server]:
     """Start `uvicorn app:app` as a user would; it may still be starting, or have failed.
 
@@ -92,10 +95,14 @@ def started_server(
         "POLICY_SERVER_DASHBOARD_PORT": "0",
         **(environment or {}),
     }
-    command = [sys.executable, "-m", "uvicorn", "app:app", "--port", str(port), *arguments]
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=variables, stdout=output, stderr=output, text=True
+            [*command, "--port", str(port), *arguments],
+            cwd=cwd,
+            env=variables,
+            stdout=output,
+            stderr=output,
+            text=True,
         )
     server = Server(
         process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics_port}/metrics", log
@@ -115,9 +122,14 @@ def running_server(
     *arguments: str,
     environment: Mapping[str, str] | None = None,
     port: int | None = None,
+    command: Sequence[str] = _UVICORN,
+    cwd: Path = ROOT,
 ) -> Iterator[Server]:
     """Start a server, wait until it is ready, and stop it as an operator would."""
-    with started_server(home, *arguments, environment=environment, port=port) as server:
+    starting = started_server(
+        home, *arguments, environment=environment, port=port, command=command, cwd=cwd
+    )
+    with starting as server:
         _wait_until_ready(server)
         yield server
 

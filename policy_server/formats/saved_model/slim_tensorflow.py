@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from types import ModuleType
 
 from policy_server.formats.saved_model.quiet_import import quiet_import
+from policy_server.installation import require
 
 __all__ = [
     "VERSION",
@@ -55,8 +56,9 @@ def _past_the_front_door() -> Iterator[None]:
     if _PACKAGE in sys.modules:
         yield
         return
+    require("tensorflow", use="loading saved_model.pb")
     spec = importlib.util.find_spec(_PACKAGE)
-    assert spec is not None, "requirements.txt names it"
+    assert spec is not None, "it is installed"
     package = ModuleType(_PACKAGE)
     package.__spec__, package.__path__ = spec, list(spec.submodule_search_locations or ())
     sys.modules[_PACKAGE] = package

@@ -1,0 +1,23 @@
+"""The application as uvicorn imports it: built from settings and schema.yaml when this is imported.
+
+`policy-server serve` runs `uvicorn policy_server.asgi:app`; `app.py` of the repository gives the
+same by the name `app:app`. A program that mounts a policy in an application of its own takes
+`policy_server.create_app` instead.
+"""
+
+from __future__ import annotations
+
+import os
+
+# NumPy reads it at its import. Where the other core is busy, each product of two threads waits for
+# the one that has none: a large policy took thirty times as long.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from policy_server.launch import build_app, end_start
+
+__all__ = ["app"]
+
+try:
+    app = build_app()
+except Exception as error:
+    end_start(error)

