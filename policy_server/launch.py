@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -37,11 +38,12 @@ from policy_server.settings import LogFormat, Settings, find_log_format, read_se
 from policy_server.telemetry import configure_logging, is_json, log_uncaught
 from policy_server.web import Application, create_app
 
-__all__ = ["build_app", "end_start"]
+__all__ = ["build_app", "end_start", "exported", "opened_backend"]
 
 logger = logging.getLogger(__name__)
 
 _SHARE_EVERY_S = 1.0
+_GC_THRESHOLDS = (50_000, 20, 100)
 # Of an application that another server runs.
 _UNKNOWN = Address("")
 # The status by which uvicorn tells its supervisor that another try would fail too.
@@ -81,9 +83,9 @@ def build_app() -> Application:
         try:
             async with AsyncExitStack() as stack:
                 with _cancelled_by_signals(), named_as_example(settings.schema_path):
-                    exporting = _exported(settings, metrics, process.worker)
+                    exporting = exported(settings, metrics, process.worker)
                     exporter = await stack.enter_async_context(exporting)
-                    opening = _open_backend(settings, schema, counted)
+                    opening = opened_backend(settings, schema, counted)
                     served = await stack.enter_async_context(opening)
                 exporter.foreign_url = served.ray_metrics_url
                 signature = served.backend.signature
@@ -110,7 +112,18 @@ def build_app() -> Application:
         api_key=api_key,
         root_path=schema.root_path,
         metrics=metrics,
+        on_started=_settle_garbage_collector,
     )
+
+
+def _settle_garbage_collector() -> None:
+    """Leave what lives as long as the server out of collections, and collect less often.
+
+    A full collection over FastAPI's and Ray's objects stops every request for tens of milliseconds.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 def _configure_logging(level: str, log_format: LogFormat) -> None:
@@ -198,7 +211,16 @@ def _end(number: int, _frame: object) -> None:
 
 
 @dataclass(frozen=True)
-class _Served:
+class ServedBackend:
+    """A policy that can be asked.
+
+    Attributes:
+        backend: where it computes.
+        version: the start of its file's digest.
+        places: what belongs to it beside the HTTP server, such as Ray's dashboard, by name.
+        ray_metrics_url: where Ray's own metrics are; None without Ray.
+    """
+
     backend: PolicyBackend
     version: str
     places: Mapping[str, str]
@@ -206,10 +228,22 @@ class _Served:
 
 
 @asynccontextmanager
-async def _exported(
+async def exported(
     settings: Settings, metrics: Metrics, worker: Worker | None
 ) -> AsyncIterator[MetricsExporter]:
-    """Serve metrics; of uvicorn's workers whichever gets the port serves them for all."""
+    """Serve metrics; of uvicorn's workers whichever gets the port serves them for all.
+
+    Args:
+        settings: which port.
+        metrics: the counts.
+        worker: one of uvicorn's workers, where there are several.
+
+    Yields:
+        The exporter, which knows its address.
+
+    Raises:
+        SettingsError: if the port can't be used.
+    """
     shared = None if worker is None else worker.folder
     exporter = MetricsExporter(
         metrics, port=settings.metrics_port, host=settings.metrics_host, shared=shared
@@ -251,26 +285,39 @@ async def _share(exporter: MetricsExporter, stopping: asyncio.Event) -> None:
 
 
 @asynccontextmanager
-async def _open_backend(
+async def opened_backend(
     settings: Settings, schema: ServerSchema, metrics: PolicyMetrics
-) -> AsyncIterator[_Served]:
+) -> AsyncIterator[ServedBackend]:
+    """Load the policy where the settings say, and end what was started for it.
+
+    Args:
+        settings: where the policy's files lie, and which backend computes it.
+        schema: what schema.yaml says.
+        metrics: counts the policy's calls.
+
+    Yields:
+        The policy, which has answered its warm-up.
+
+    Raises:
+        PolicyServerError: if it can't be loaded, or not in time.
+    """
     model = identify_model(prepare_model(settings))
     # Each backend brings what the other must not need: TensorFlow here, Ray there.
     if settings.backend == "local":
         from policy_server.backends.local import open_local_backend
 
         async with open_local_backend(model, schema, settings) as local:
-            yield _Served(local, model.version, {})
+            yield ServedBackend(local, model.version, {})
     else:
         from policy_server.backends.ray import RAY_METRICS, open_ray_backend
 
         async with open_ray_backend(model, schema, settings, metrics) as replicas:
             places = {k: v for k, v in replicas.places.items() if k != RAY_METRICS}
-            yield _Served(replicas, model.version, places, replicas.places.get(RAY_METRICS))
+            yield ServedBackend(replicas, model.version, places, replicas.places.get(RAY_METRICS))
 
 
 def _report(
-    schema: ServerSchema, served: _Served, metrics_url: str | None, address: Address
+    schema: ServerSchema, served: ServedBackend, metrics_url: str | None, address: Address
 ) -> None:
     signature = served.backend.signature
     for finding in signature.findings:

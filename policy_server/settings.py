@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -235,8 +235,13 @@ def _origin(text: str) -> str:
     return origin
 
 
-def read_settings() -> Settings:
+def read_settings(
+    **given: Any,  # noqa: ANN401 -- the settings' own types, which are checked
+) -> Settings:
     """Read the settings from the environment and `.env`.
+
+    Args:
+        given: settings by their names in lower case, which win over both.
 
     Returns:
         The settings.
@@ -245,16 +250,23 @@ def read_settings() -> Settings:
         SettingsError: naming the first variable that is no setting or can't be used, what was
             expected and what was found, or `.env` if that can't be read.
     """
+    known = list(Settings.model_fields)
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            remedy = f"did you mean {close[0]}?" if close else "docs/settings.md lists them"
+            raise SettingsError(f"{name}: is no setting; {remedy}")
     try:
         _check_names(os.environ, place="")
         _check_names(dotenv_values(_ENV_FILE, encoding="utf-8"), place=f"{_ENV_FILE}: ")
-        return Settings()
+        return Settings(**given)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         field = str(problem["loc"][0])
         expected = problem["msg"].removeprefix("Input should be ")
         got = "" if field == "api_key" else f", got {problem['input']!r}"
-        raise SettingsError(f"{ENV_PREFIX}{field.upper()}: expected {expected}{got}") from error
+        name = field if field in given else f"{ENV_PREFIX}{field.upper()}"
+        raise SettingsError(f"{name}: expected {expected}{got}") from error
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "expected text in UTF-8"
         raise SettingsError(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import fastapi_standalone_docs
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
@@ -38,7 +37,6 @@ __all__ = ["Application", "create_app"]
 logger = logging.getLogger(__name__)
 
 _TITLE = "Policy Server"
-_GC_THRESHOLDS = (50_000, 20, 100)
 
 
 def create_app(
@@ -49,6 +47,7 @@ def create_app(
     root_path: str = "",
     has_fast_path: bool = True,
     metrics: Metrics | None = None,
+    on_started: Callable[[], None] = lambda: None,
 ) -> Application:
     """Build the application; nothing starts before its lifespan does.
 
@@ -59,6 +58,7 @@ def create_app(
         root_path: the prefix of all addresses; empty takes the server's own.
         has_fast_path: answer observations in front of FastAPI's routing; False leaves all to it.
         metrics: counts requests; None counts them for nobody.
+        on_started: called when the policies are loaded, before the first request.
 
     Returns:
         The ASGI application.
@@ -72,7 +72,7 @@ def create_app(
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         async with registry.running(), aclosing(sdks):
             app.openapi_schema = None
-            _settle_garbage_collector()
+            on_started()
             yield
 
     app = Application(
@@ -98,7 +98,7 @@ def create_app(
     app.include_router(policy_routes(table, policies, settings))
     app.include_router(stream_hints(table))
     app.include_router(client_routes(sdks, lambda: app.openapi()))
-    _add_documentation(app, root_path)
+    _add_documentation(app)
     install_error_handlers(app)
 
     def openapi() -> dict[str, Any]:
@@ -108,16 +108,6 @@ def create_app(
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
-
-
-def _settle_garbage_collector() -> None:
-    """Leave what lives as long as the server out of collections, and collect less often.
-
-    A full collection over FastAPI's and Ray's objects stops every request for tens of milliseconds.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 class Application(FastAPI):
@@ -133,6 +123,20 @@ class Application(FastAPI):
         """Build FastAPI."""
         super().__init__(**options)
         self.answer_http: ASGIApp = super().__call__
+
+    @asynccontextmanager
+    async def lifespan(self, _host: object = None) -> AsyncIterator[None]:
+        """Load the policy, and let it go at the end: the lifespan, for a host to run.
+
+        Example:
+            `FastAPI(lifespan=policy.lifespan)`, or `async with policy.lifespan():` inside a
+            lifespan of the host's own.
+
+        Args:
+            _host: the application that this one is mounted in, which FastAPI hands over.
+        """
+        async with self.router.lifespan_context(self):
+            yield
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer by ASGI."""
@@ -164,30 +168,31 @@ async def _run_lifespan(app: ASGIApp, scope: Scope, receive: Receive, send: Send
         raise
 
 
-def _add_documentation(app: FastAPI, root_path: str) -> None:
+def _add_documentation(app: FastAPI) -> None:
     """Serve Swagger UI and ReDoc from our own files: they work offline and behind a prefix."""
     static = Path(fastapi_standalone_docs.__file__).parent / "static"
     app.mount("/static", StaticFiles(directory=static), name="static")
-    files = f"{root_path}/static"
-    document = f"{root_path}/openapi.json"
 
+    # The gate has set the prefix: schema.yaml's, else the path that a host mounts us at.
     @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
+    async def docs(request: Request) -> HTMLResponse:
+        prefix = request.scope["root_path"]
         return get_swagger_ui_html(
-            openapi_url=document,
+            openapi_url=f"{prefix}/openapi.json",
             title=_TITLE,
-            swagger_js_url=f"{files}/swagger/swagger-ui-bundle.js",
-            swagger_css_url=f"{files}/swagger/swagger-ui.css",
-            swagger_favicon_url=f"{files}/fastapi/favicon.png",
+            swagger_js_url=f"{prefix}/static/swagger/swagger-ui-bundle.js",
+            swagger_css_url=f"{prefix}/static/swagger/swagger-ui.css",
+            swagger_favicon_url=f"{prefix}/static/fastapi/favicon.png",
             swagger_ui_parameters={"persistAuthorization": True, "tryItOutEnabled": True},
         )
 
     @app.get("/redoc", include_in_schema=False)
-    async def redoc() -> HTMLResponse:
+    async def redoc(request: Request) -> HTMLResponse:
+        prefix = request.scope["root_path"]
         return get_redoc_html(
-            openapi_url=document,
+            openapi_url=f"{prefix}/openapi.json",
             title=_TITLE,
-            redoc_js_url=f"{files}/redoc/redoc.standalone.js",
-            redoc_favicon_url=f"{files}/fastapi/favicon.png",
+            redoc_js_url=f"{prefix}/static/redoc/redoc.standalone.js",
+            redoc_favicon_url=f"{prefix}/static/fastapi/favicon.png",
             with_google_fonts=False,
         )

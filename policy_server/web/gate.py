@@ -163,13 +163,14 @@ class Gate:
     def _normalise(self, scope: Scope) -> str:
         """Give the path its prefix and no trailing slash, as ASGI wants it, and return the route.
 
-        A proxy may have stripped the prefix or not. The router takes it off once, so that what is
-        checked here is what is routed.
+        A proxy may have stripped the prefix or not; a host that mounts us leaves its own in the
+        path. The router takes the prefix off once, so that what is checked here is what is routed.
         """
-        prefix: str = self._root_path or scope.get("root_path", "")
-        path: str = scope["path"]
-        if prefix and (path == prefix or path.startswith(f"{prefix}/")):
-            path = path.removeprefix(prefix)
+        mount: str = scope.get("root_path", "")
+        prefix = self._root_path or mount
+        path = _without(mount, scope["path"])
+        if prefix != mount:
+            path = _without(prefix, path)
         path = path.rstrip("/") or "/"
         scope["root_path"], scope["path"] = prefix, prefix + path
         return path
@@ -226,6 +227,11 @@ class Gate:
         if coding is None or scope.get("method") != "POST":
             return counted
         return unpacked(counted, coding, limit=limit, too_large=f"the unpacked {too_large}")
+
+
+def _without(prefix: str, path: str) -> str:
+    is_below = path == prefix or path.startswith(f"{prefix}/")
+    return path.removeprefix(prefix) if is_below else path
 
 
 def _counted(receive: Receive, limit: int, too_large: str) -> Receive:

@@ -84,9 +84,14 @@ def client_routes(
 
 
 def _own_url(request: Request) -> str:
-    """Return where the server listens on its machine: what a client calls it may be anything."""
+    """Return where the server listens on its machine: what a client calls it may be anything.
+
+    A host that mounts the application has left its own prefix beside the mount's.
+    """
     _, port = request.scope.get("server") or (None, None)
-    return f"http://localhost:{port or _PORT}"
+    own, above = request.scope["root_path"], request.scope.get("app_root_path")
+    mount = "" if above is None else own.removeprefix(above)
+    return f"http://localhost:{port or _PORT}{mount}"
 
 
 def _etags(header: str) -> list[str]:

@@ -44,13 +44,13 @@ class Generator:
         }
 
 
-def client_of(folder: Path, generator: Generator, *, wait_s: float = 30) -> httpx.AsyncClient:
+def gate_of(folder: Path, generator: Generator, *, wait_s: float = 30) -> Gate:
     app = FastAPI()
     store = SdkStore(folder, generate=generator)
     app.include_router(client_routes(store, lambda: DOCUMENT, wait_s=wait_s))
     install_error_handlers(app)
     table = RouteTable(registry_of(integer_backend(), ServerSchema()))
-    gate = Gate(
+    return Gate(
         app,
         table=table,
         streams=app,
@@ -60,6 +60,10 @@ def client_of(folder: Path, generator: Generator, *, wait_s: float = 30) -> http
         max_body_bytes=1,
         metrics=Metrics(),
     )
+
+
+def client_of(folder: Path, generator: Generator, *, wait_s: float = 30) -> httpx.AsyncClient:
+    gate = gate_of(folder, generator, wait_s=wait_s)
     transport = httpx.ASGITransport(gate, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://somewhere")
 
@@ -74,6 +78,18 @@ async def test_clients_of_one_language_are_a_zip_of_its_files(tmp_path: Path) ->
         'attachment; filename="policy-client-typescript.zip"'
     )
     assert files_of(response.content)[PurePosixPath("typescript/language")] == b"typescript"
+
+
+async def test_clients_of_a_mounted_application_call_the_path_of_the_mount(tmp_path: Path) -> None:
+    host = FastAPI()
+    host.mount("/policies/mouse", gate_of(tmp_path, Generator()))
+    transport = httpx.ASGITransport(host)
+
+    async with httpx.AsyncClient(transport=transport, base_url="http://somewhere:81") as client:
+        response = await client.get("/policies/mouse/clients/go")
+
+    address = files_of(response.content)[PurePosixPath("go/address")]
+    assert address == b"http://localhost:81/policies/mouse"
 
 
 async def test_clients_are_one_zip_with_four_languages(tmp_path: Path) -> None:
