@@ -16,7 +16,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["scratch_folder", "whole_folder", "write_whole"]
+__all__ = ["UNFINISHED", "scratch_folder", "whole_folder", "write_whole"]
+
+# The names of files that a process which is killed while it writes leaves behind.
+UNFINISHED = ".unfinished-*"
 
 _MOUNT_POINT_ERRNOS = (errno.EBUSY, errno.EXDEV)
 
@@ -32,7 +35,7 @@ def write_whole(path: Path, content: bytes | str, *, is_durable: bool = False) -
     Raises:
         OSError: if it can't be written; the file is then as it was.
     """
-    aside = path.with_name(f".unfinished-{secrets.token_hex(8)}")
+    aside = path.with_name(UNFINISHED.replace("*", secrets.token_hex(8)))
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:

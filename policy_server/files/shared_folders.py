@@ -15,7 +15,7 @@ from pathlib import Path
 
 from policy_server.errors import SettingsError
 
-__all__ = ["SharedFolder", "share_folder"]
+__all__ = ["SharedFolder", "beginning_of", "share_folder"]
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
@@ -47,7 +47,7 @@ def share_folder(purpose: str, *, parent: int) -> SharedFolder:
     Raises:
         SettingsError: if somebody else has that name, or others may look into the folder.
     """
-    path = Path(tempfile.gettempdir(), f"ps-{purpose}-{parent}-{_beginning_of(parent)}")
+    path = Path(tempfile.gettempdir(), f"ps-{purpose}-{parent}-{beginning_of(parent) or 0}")
     is_new = False
     try:
         with suppress(FileExistsError):
@@ -66,6 +66,25 @@ def share_folder(purpose: str, *, parent: int) -> SharedFolder:
     return SharedFolder(path, is_new)
 
 
+def beginning_of(process: int) -> str | None:
+    """Return when a process began, which tells it from later ones of its process id.
+
+    Returns:
+        The kernel's ticks (proc(5), field 22), "0" on a system without those, and None where the
+        process has ended.
+    """
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        """It is another user's."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return "0"
+
+
 def _fault_of(found: os.stat_result) -> str | None:
     """Return why what was found is no private folder; None where it is one."""
     if stat.S_ISLNK(found.st_mode):
@@ -77,11 +96,3 @@ def _fault_of(found: os.stat_result) -> str | None:
     if found.st_mode & _OTHERS:
         return f"mode {stat.S_IMODE(found.st_mode):04o}"
     return None
-
-
-def _beginning_of(process: int) -> str:
-    """Return when a process began, in the kernel's ticks (proc(5), field 22); "0" if unknown."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return "0"

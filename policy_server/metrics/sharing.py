@@ -8,15 +8,16 @@ the web sockets of a process that has ended are gone.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
+from policy_server.files.atomic import UNFINISHED, write_whole
+from policy_server.files.locks import FileLock
+from policy_server.files.shared_folders import beginning_of
 from policy_server.metrics.counts import Counts
 
 __all__ = ["SharedCounts"]
@@ -43,7 +44,7 @@ class SharedCounts:
             folder: a folder that only this user's processes can look into.
         """
         self._folder = folder
-        self._own = folder / f"metrics-{os.getpid()}-{_beginning_of(os.getpid())}.json"
+        self._own = folder / f"metrics-{os.getpid()}-{beginning_of(os.getpid())}.json"
         self._reported: set[str] = set()
 
     def write(self, counts: Counts) -> None:
@@ -55,8 +56,8 @@ class SharedCounts:
         Raises:
             OSError: if it can't be written.
         """
-        with self._locked():
-            _write_whole(self._own, json.dumps(counts.to_document()))
+        with self._lock():
+            write_whole(self._own, json.dumps(counts.to_document()))
 
     def read_others(self) -> Counts:
         """Return the counts of the sisters, with the counters of those that have ended.
@@ -66,7 +67,7 @@ class SharedCounts:
         Raises:
             OSError: if the folder can't be used.
         """
-        with self._locked():
+        with self._lock():
             departed = self._read_departed()
             total = Counts()
             for path in sorted(self._folder.glob(_WORKERS)):
@@ -92,14 +93,15 @@ class SharedCounts:
         Raises:
             OSError: if the folder can't be used.
         """
-        with self._locked():
+        with self._lock():
             others = [path for path in self._folder.glob(_WORKERS) if path != self._own]
             if any(_is_alive(path) for path in others):
                 departed = self._read_departed()
                 departed.add(self._own.name, counts)
                 self._keep(departed)
             else:
-                for path in (*others, self._own, self._folder / _DEPARTED):
+                unfinished = self._folder.glob(UNFINISHED)
+                for path in (*others, *unfinished, self._own, self._folder / _DEPARTED):
                     path.unlink(missing_ok=True)
 
     def _keep(self, departed: _Departed) -> None:
@@ -109,7 +111,7 @@ class SharedCounts:
         """
         files = {path.name for path in self._folder.glob(_WORKERS)}
         if departed.is_new:
-            _write_whole(self._folder / _DEPARTED, departed.to_json(files))
+            write_whole(self._folder / _DEPARTED, departed.to_json(files))
         for name in departed.names & files:
             (self._folder / name).unlink(missing_ok=True)
 
@@ -140,14 +142,8 @@ class SharedCounts:
             self._reported.add(name)
             logger.warning("metrics_file_left_out", extra={"file": name, "reason": str(error)})
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+    def _lock(self) -> FileLock:
+        return FileLock(self._folder, is_folder=True)
 
 
 class _Departed:
@@ -181,36 +177,9 @@ class _Departed:
 def _is_alive(path: Path) -> bool:
     """Return whether the process that a worker's file is named after is still there."""
     named = _WORKER.fullmatch(path.stem)
-    return named is not None and _beginning_of(int(named[1])) == named[2]
-
-
-def _beginning_of(process: int) -> str | None:
-    """Return when a process began, since process ids come again; None if it has ended.
-
-    Returns:
-        The kernel's ticks (proc(5), field 22); "0" on a system without that.
-    """
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        """It is there, and another user's."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return "0"
+    return named is not None and beginning_of(int(named[1])) == named[2]
 
 
 def _read(path: Path) -> str:
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), encoding="utf-8") as file:
         return file.read()
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    with os.fdopen(os.open(part, flags, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
-    part.replace(path)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from policy_server.errors import SettingsError
-from policy_server.files.shared_folders import share_folder
+from policy_server.files.shared_folders import beginning_of, share_folder
 
 IS_ROOT = os.getuid() == 0
 
@@ -130,3 +130,15 @@ def test_parent_that_has_ended_has_a_folder_too(tmp_path: Path) -> None:
     ended.wait()
 
     assert share_folder("x", parent=ended.pid).path == tmp_path / f"ps-x-{ended.pid}-0"
+
+
+def test_beginning_of_a_process_is_known_until_it_ends() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    began = beginning_of(process.pid)
+    again = beginning_of(process.pid)
+    process.communicate(b"\n")
+
+    assert began is not None
+    assert int(began) >= int(beginning_of(os.getpid()) or 0) > 0
+    assert again == began
+    assert beginning_of(process.pid) is None

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from policy_server.files.shared_folders import beginning_of
 from policy_server.metrics import Metrics, MetricsExporter
 from tests.metrics.pages import samples
 
@@ -27,11 +28,6 @@ def exported(metrics: Metrics) -> Iterator[MetricsExporter]:
         yield exporter
     finally:
         exporter.stop()
-
-
-def began(process: int) -> str:
-    """Return when a process began, as the kernel counts."""
-    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
 
 
 def get(url: str) -> tuple[int, bytes]:
@@ -54,7 +50,7 @@ def test_figures_of_workers_add_up(tmp_path: Path) -> None:
     sister.share()
     (own,) = tmp_path.iterdir()
     # As if another living process had written it.
-    own.rename(tmp_path / f"metrics-{os.getppid()}-{began(os.getppid())}.json")
+    own.rename(tmp_path / f"metrics-{os.getppid()}-{beginning_of(os.getppid())}.json")
 
     page = samples(MetricsExporter(ours, port=0, shared=tmp_path).render())
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from policy_server.files.atomic import UNFINISHED
 from policy_server.metrics.counts import Counts, Labels
 from policy_server.metrics.sharing import SharedCounts
 
@@ -182,8 +183,10 @@ def test_link_is_neither_read_nor_written_through(tmp_path: Path) -> None:
     assert json.loads(elsewhere.read_text())["numbers"]
 
 
-def test_files_are_this_users_alone(tmp_path: Path) -> None:
-    SharedCounts(tmp_path).write(Counts())
+def test_last_worker_removes_what_a_killed_one_was_writing(tmp_path: Path) -> None:
+    ours = SharedCounts(tmp_path)
+    ours.write(Counts())
+    (tmp_path / UNFINISHED.replace("*", "1")).touch()
+    ours.leave(Counts())
 
-    (file,) = tmp_path.iterdir()
-    assert file.stat().st_mode & 0o777 == 0o600
+    assert file_names(tmp_path) == []
