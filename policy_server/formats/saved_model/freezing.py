@@ -210,7 +210,7 @@ def _end_schedules(graph_def: Any, variables: set[str]) -> None:  # noqa: ANN401
 
 
 def _inlined(graph_def: Any, kept: Sequence[str]) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
-    if not graph_def.library.function:
+    if not graph_def.library.function or tf.tf_optimizer is None:
         return graph_def
     graph = tf.Graph()
     with graph.as_default():
@@ -265,7 +265,8 @@ def _is_pure(node: Any) -> bool:  # noqa: ANN401 -- TensorFlow is untyped
         return False
     if node.op == "Const":
         return bool(node.ByteSize() < _LARGEST_SHARED_CONSTANT)
-    return node.op not in _NEVER_SHARED and not tf.op_def_registry.get(node.op).is_stateful
+    known = tf.op_def_registry.get(node.op)
+    return node.op not in _NEVER_SHARED and known is not None and not known.is_stateful
 
 
 def _in_order(nodes: dict[str, Any]) -> list[str]:

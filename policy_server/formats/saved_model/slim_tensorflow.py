@@ -12,6 +12,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import getLogger
 from types import ModuleType
 
 from policy_server.formats.saved_model.quiet_import import quiet_import
@@ -47,6 +48,8 @@ __all__ = [
     "zeros",
 ]
 
+logger = getLogger(__name__)
+
 _PACKAGE = "tensorflow"
 
 
@@ -69,29 +72,61 @@ def _past_the_front_door() -> Iterator[None]:
         del sys.modules[_PACKAGE]
 
 
-with quiet_import(), _past_the_front_door():
-    from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
-    from tensorflow.python.client.session import Session
-    from tensorflow.python.compat import v2_compat
-    from tensorflow.python.framework import dtypes, errors, op_def_registry
-    from tensorflow.python.framework.constant_op import constant
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants
-    from tensorflow.python.framework.dtypes import bool  # noqa: A004 -- TensorFlow's own name
-    from tensorflow.python.framework.importer import import_graph_def
-    from tensorflow.python.framework.ops import Graph
-    from tensorflow.python.framework.tensor_util import (
-        MakeNdarray as make_ndarray,  # noqa: N813 -- its public name
-    )
-    from tensorflow.python.framework.tensor_util import make_tensor_proto
-    from tensorflow.python.framework.versions import VERSION
-    from tensorflow.python.grappler import tf_optimizer
-    from tensorflow.python.ops.array_ops import fill, ones, placeholder, reshape, zeros
-    from tensorflow.python.ops.array_ops import shape_v2 as shape
-    from tensorflow.python.ops.array_ops_stack import stack
-    from tensorflow.python.ops.math_ops import cast
-    from tensorflow.python.platform import tf_logging as logging
-    from tensorflow.python.proto_exports import ConfigProto
-    from tensorflow.python.training.saver import export_meta_graph, import_meta_graph
+try:
+    with quiet_import(), _past_the_front_door():
+        from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
+        from tensorflow.python.client.session import Session
+        from tensorflow.python.compat import v2_compat
+        from tensorflow.python.framework import dtypes, errors, op_def_registry
+        from tensorflow.python.framework.constant_op import constant
+        from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants
+        from tensorflow.python.framework.dtypes import bool  # noqa: A004 -- TensorFlow's own name
+        from tensorflow.python.framework.importer import import_graph_def
+        from tensorflow.python.framework.ops import Graph
+        from tensorflow.python.framework.tensor_util import (
+            MakeNdarray as make_ndarray,  # noqa: N813 -- its public name
+        )
+        from tensorflow.python.framework.tensor_util import make_tensor_proto
+        from tensorflow.python.framework.versions import VERSION
+        from tensorflow.python.grappler import tf_optimizer
+        from tensorflow.python.ops.array_ops import fill, ones, placeholder, reshape, zeros
+        from tensorflow.python.ops.array_ops import shape_v2 as shape
+        from tensorflow.python.ops.array_ops_stack import stack
+        from tensorflow.python.ops.math_ops import cast
+        from tensorflow.python.platform import tf_logging as logging
+        from tensorflow.python.proto_exports import ConfigProto
+        from tensorflow.python.training.saver import export_meta_graph, import_meta_graph
 
-    # As the front door does: version 2's behaviour holds for graphs too.
-    v2_compat.enable_v2_behavior()
+        # As the front door does: version 2's behaviour holds for graphs too.
+        v2_compat.enable_v2_behavior()
+except ImportError as error:
+    logger.warning("tensorflow_parts_moved", extra={"reason": str(error)})
+    from policy_server.formats.saved_model.whole_tensorflow import (
+        VERSION,
+        ConfigProto,
+        Graph,
+        Session,
+        bool,  # noqa: A004 -- TensorFlow's own name
+        cast,
+        constant,
+        convert_variables_to_constants,
+        dtypes,
+        errors,
+        export_meta_graph,
+        fill,
+        import_graph_def,
+        import_meta_graph,
+        logging,
+        make_ndarray,
+        make_tensor_proto,
+        meta_graph_pb2,
+        ones,
+        op_def_registry,
+        placeholder,
+        reshape,
+        saved_model_pb2,
+        shape,
+        stack,
+        tf_optimizer,
+        zeros,
+    )

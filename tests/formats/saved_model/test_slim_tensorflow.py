@@ -22,6 +22,19 @@ for export in exports:
     print(export.name, policy.signature.is_proved)
 print("whole", "tensorflow" in sys.modules, "keras" in sys.modules)
 """
+MOVED = """
+import logging
+import sys
+import tensorflow
+from tensorflow.python import framework, grappler
+from tensorflow.python.ops import array_ops
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+del array_ops.shape_v2
+if sys.argv.pop(1) == "all":
+    for package, name in (framework, "op_def_registry"), (grappler, "tf_optimizer"):
+        delattr(package, name)
+        sys.modules[f"{package.__name__}.{name}"] = None
+"""
 BOTH = """
 import sys
 if sys.argv[1] == "before":
@@ -60,3 +73,20 @@ def test_exports_are_loaded_and_proved_without_the_rest_of_tensorflow(tmp_path: 
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_whole_tensorflow_may_be_imported_too(order: str) -> None:
     assert run(BOTH, order) == "(True, True, True) (3, 2) True"
+
+
+@pytest.mark.parametrize(
+    ("gone", "is_proved"), [("one", True), ("all", False)], ids=["one with a public name", "all"]
+)
+def test_tensorflow_whose_parts_have_moved_loads_policies_by_its_public_names(
+    gone: str,
+    is_proved: bool,  # noqa: FBT001 -- a parameter
+    tmp_path: Path,
+) -> None:
+    exports = ["ppo_tuple", "ray082_ppo_box", "ray29_tf2_ppo_discrete"]
+    folders = [str(EXPORTS / name) for name in exports]
+
+    warning, *loaded, _ = run(MOVED + LOADING, gone, str(tmp_path), *folders).splitlines()
+
+    assert warning == "tensorflow_parts_moved"
+    assert loaded == [f"{name} {is_proved}" for name in exports[:2]] + [f"{exports[2]} False"]
