@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from typing import TypeGuard
 
 import pytest
 
@@ -31,30 +32,45 @@ def documented(module: str) -> set[str]:
 
 def insides_of(module: str) -> set[str]:
     """Return the insides of other libraries that a module's text uses, found by its syntax."""
-    tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
-    found = {name for node in ast.walk(tree) for name in _names_in(node)}
+    nodes = list(ast.walk(ast.parse((PACKAGE / module).read_text(encoding="utf-8"))))
+    found = {name for node in nodes for name in _names_in(node)}
+    members = [node for node in nodes if isinstance(node, ast.Attribute)]
+    defined = {getattr(node, "name", None) for node in nodes} | {
+        node.attr for node in members if _is_among_names(node.value, "self", "cls")
+    }
+    found |= {node.attr for node in members if _is_foreign(node, defined)}
     return {_as_documented(name) for name in found}
 
 
 def _names_in(node: ast.AST) -> Iterator[str]:
-    """Give private modules, arguments and members that a node names."""
+    """Give private modules and arguments that a node names."""
     if isinstance(node, ast.Import):
         yield from (item.name for item in node.names if _is_inner(item.name))
     elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
         yield from (name for name in [node.module] if _is_inner(name))
     elif isinstance(node, ast.keyword) and node.arg is not None and _is_private(node.arg):
         yield node.arg
-    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-        # A module or a logger by its name.
-        if _PRIVATE_PLACE.fullmatch(node.value) and _is_inner(node.value):
-            yield node.value
-    elif isinstance(node, ast.Attribute) and _is_private(node.attr) and not _is_own(node.value):
-        yield node.attr
+    elif isinstance(node, ast.Constant) and _is_place(node.value):
+        yield node.value
 
 
-def _is_own(owner: ast.expr) -> bool:
-    """Return whether a member is the class's own; `super()._name` is the extended class's."""
-    return isinstance(owner, ast.Name) and owner.id in {"self", "cls"}
+def _is_place(value: object) -> TypeGuard[str]:
+    """Return whether a constant is the name of a private module, or of its logger."""
+    return isinstance(value, str) and bool(_PRIVATE_PLACE.fullmatch(value)) and _is_inner(value)
+
+
+def _is_foreign(member: ast.Attribute, defined: set[str | None]) -> bool:
+    """Return whether a private member is a library's: `super()._name`, or defined nowhere here."""
+    if not _is_private(member.attr) or _is_among_names(member.value, "self", "cls"):
+        return False
+    is_inherited = isinstance(member.value, ast.Call) and _is_among_names(
+        member.value.func, "super"
+    )
+    return is_inherited or member.attr not in defined
+
+
+def _is_among_names(owner: ast.expr, *known: str) -> bool:
+    return isinstance(owner, ast.Name) and owner.id in known
 
 
 def _is_private(name: str) -> bool:
