@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from policy_server.launch import exported, opened_backend
-from policy_server.metrics import Metrics
-from policy_server.policy import DEFAULT_POLICY
+from policy_server.http_server import exported_metrics
+from policy_server.policies import Policies
 from policy_server.remote_files import bring_files
-from policy_server.schema import named_as_example, read_schema
+from policy_server.schema import read_schema
 from policy_server.servable import check_servable, resolve_api_key
-from policy_server.serving import OpenedPolicy, PolicyRegistry, PolicySlot
 from policy_server.settings import read_settings
 from policy_server.web import Application
 from policy_server.web import create_app as create_web_app
@@ -59,31 +56,22 @@ def create_app(
     known = read_settings(**{"backend": "local", **given})
     bring_files(known, check=partial(check_servable, settings=known))
     schema = read_schema(known.schema_path)
-    metrics = Metrics()
-    counted = metrics.of(DEFAULT_POLICY)
+    policies = Policies(known, schema)
 
     @asynccontextmanager
-    async def open_policy() -> AsyncIterator[OpenedPolicy]:
-        started = time.monotonic()
+    async def running() -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            with named_as_example(known.schema_path):
-                if _METRICS_PORT in settings:
-                    await stack.enter_async_context(exported(known, metrics, None))
-                opening = opened_backend(known, schema, counted)
-                served = await stack.enter_async_context(opening)
-            counted.describe_model(
-                version=served.version,
-                family=served.backend.signature.family,
-                load_seconds=time.monotonic() - started,
-            )
-            yield OpenedPolicy(served.backend, served.version)
+            if _METRICS_PORT in settings:
+                exporting = exported_metrics(known, policies.metrics, None)
+                await stack.enter_async_context(exporting)
+            await stack.enter_async_context(policies.running())
+            yield
 
-    api_key = resolve_api_key(known, schema)
-    slot = PolicySlot(DEFAULT_POLICY, schema, open_policy, settings=known, metrics=metrics)
     return create_web_app(
-        PolicyRegistry([slot]),
+        policies.registry,
         known,
-        api_key=api_key,
+        running=running,
+        api_key=resolve_api_key(known, schema),
         root_path=schema.root_path,
-        metrics=metrics,
+        metrics=policies.metrics,
     )

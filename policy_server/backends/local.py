@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 
 from policy_server.engine.network import NetworkPolicy
 from policy_server.formats import load_policy
 from policy_server.formats.compiling_process import find_compiled
 from policy_server.formats.model_files import Model
+from policy_server.metrics import PolicyMetrics
 from policy_server.policy import Policy, PolicyInputs, PolicyOutputs, PolicySignature
 from policy_server.schema import ServerSchema
 from policy_server.settings import Settings
 
-__all__ = ["LocalBackend", "open_local_backend"]
+__all__ = ["LocalBackend", "LocalBackends", "open_local_backend"]
 
 # A call that is shorter than this is over before a thread would have begun with it, or nearly;
 # a longer one would hold up what else the event loop has to do.
@@ -51,6 +52,30 @@ class LocalBackend:
     async def is_ready(self) -> bool:
         """Return whether an observation would be answered now: always, once loaded."""
         return True
+
+
+class LocalBackends:
+    """Policies in this process, each with a thread of its own; see `Backends`."""
+
+    addresses: Mapping[str, str] = {}
+    metrics_url = None
+
+    def __init__(self, settings: Settings) -> None:
+        """Open policies by these settings.
+
+        Args:
+            settings: which engine computes a policy.
+        """
+        self._settings = settings
+
+    def open(
+        self,
+        model: Model,
+        schema: ServerSchema,
+        metrics: PolicyMetrics,  # noqa: ARG002 -- no replica can be lost
+    ) -> AbstractAsyncContextManager[LocalBackend]:
+        """Load a policy version, and unload it when the block ends; see `Backends.open`."""
+        return open_local_backend(model, schema, self._settings)
 
 
 @asynccontextmanager

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing
 from pathlib import Path, PurePosixPath
 
 from policy_server.commands.client import PolicyClient
@@ -12,9 +12,7 @@ from policy_server.commands.native_logs import hidden_native_logs
 from policy_server.errors import SdkError, ServerAnswerError, SettingsError, UsageError
 from policy_server.files.atomic import whole_folder
 from policy_server.installation import require
-from policy_server.metrics import Metrics
-from policy_server.policy import DEFAULT_POLICY
-from policy_server.schema import named_as_example, read_schema
+from policy_server.schema import read_schema
 from policy_server.sdk import (
     BUNDLE,
     LANGUAGES,
@@ -95,25 +93,21 @@ def local_document(settings: Settings) -> Document:
 
 
 async def _load(settings: Settings) -> Document:
-    # Imported here since they bring FastAPI and TensorFlow, which the other commands do without.
-    from policy_server.backends.local import open_local_backend
-    from policy_server.formats.model_files import identify_model, prepare_model
-    from policy_server.serving import OpenedPolicy, PolicyRegistry, PolicySlot
+    # Imported here since they bring FastAPI, which the other commands do without.
+    from policy_server.policies import Policies
     from policy_server.web import create_app
 
     schema = read_schema(settings.schema_path)
-
-    @asynccontextmanager
-    async def open_policy() -> AsyncIterator[OpenedPolicy]:
-        model = identify_model(prepare_model(settings))
-        async with open_local_backend(model, schema, settings) as backend:
-            yield OpenedPolicy(backend, model.version)
-
-    slot = PolicySlot(DEFAULT_POLICY, schema, open_policy, settings=settings, metrics=Metrics())
-    app = create_app(PolicyRegistry([slot]), settings, api_key=None, root_path=schema.root_path)
-    with named_as_example(settings.schema_path):
-        async with app.router.lifespan_context(app):
-            return prepare_document(app.openapi(), url=_URL)
+    policies = Policies(settings.model_copy(update={"backend": "local"}), schema)
+    app = create_app(
+        policies.registry,
+        settings,
+        running=policies.running,
+        api_key=None,
+        root_path=schema.root_path,
+    )
+    async with app.router.lifespan_context(app):
+        return prepare_document(app.openapi(), url=_URL)
 
 
 def write_clients(

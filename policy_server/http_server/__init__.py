@@ -7,7 +7,9 @@ processes beside this one, and `web_process` both.
 
 from __future__ import annotations
 
+from policy_server.http_server.metrics_port import exported_metrics
 from policy_server.http_server.running_server import Address, HttpServer, find_http_server
+from policy_server.http_server.start_signals import cancelled_by_signals, ended_by_signals
 from policy_server.http_server.web_process import METRICS_PORT, WebProcess
 from policy_server.http_server.workers import Worker
 
@@ -17,5 +19,8 @@ __all__ = [
     "HttpServer",
     "WebProcess",
     "Worker",
+    "cancelled_by_signals",
+    "ended_by_signals",
+    "exported_metrics",
     "find_http_server",
 ]

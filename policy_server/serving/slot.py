@@ -114,12 +114,18 @@ class PolicySlot:
         Raises:
             PolicyServerError: if the new version can't be loaded or does not answer.
         """
+        started = time.monotonic()
         async with AsyncExitStack() as stack:
             opened = await stack.enter_async_context(open_policy())
             version = await PolicyVersion.prepare(
                 self.name, opened, self.schema, self._settings, self.metrics
             )
             self._resources[version] = stack.pop_all()
+        self.metrics.describe_model(
+            version=version.digest,
+            family=version.signature.family,
+            load_seconds=time.monotonic() - started,
+        )
         before, self._live = self._live, version
         # The old version's readiness says nothing of this one.
         self._is_ready = None

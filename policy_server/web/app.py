@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def create_app(
     root_path: str = "",
     has_fast_path: bool = True,
     metrics: Metrics | None = None,
-    on_started: Callable[[], None] = lambda: None,
+    running: Callable[[], AbstractAsyncContextManager[object]] | None = None,
 ) -> Application:
     """Build the application; nothing starts before its lifespan does.
 
@@ -58,7 +58,8 @@ def create_app(
         root_path: the prefix of all addresses; empty takes the server's own.
         has_fast_path: answer observations in front of FastAPI's routing; False leaves all to it.
         metrics: counts requests; None counts them for nobody.
-        on_started: called when the policies are loaded, before the first request.
+        running: runs the registry, and what surrounds it, for as long as the application does; None
+            runs the registry alone.
 
     Returns:
         The ASGI application.
@@ -70,9 +71,8 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with registry.running(), aclosing(sdks):
+        async with (running or registry.running)(), aclosing(sdks):
             app.openapi_schema = None
-            on_started()
             yield
 
     app = Application(
