@@ -143,6 +143,10 @@ def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
         (["fetch", "ftp://x"], "URI: expected s3://"),
         (["export", "x.zip", "--observation-names=a,,b"], "--observation-names: expected names"),
         (["inspect", "--json=yes"], "--json: takes no value, got 'yes'"),
+        (["serve", "--port", "65536"], "--port: expected a number from 0 to 65535, got 65536"),
+        (["serve", "--workers=0"], "--workers: expected a number from 1, got 0"),
+        (["serve", "--reload", "--workers=2"], "--reload: starts one process again; leave"),
+        (["serve", "app:app"], "app:app: is one argument too many"),
         (["evaluate", "x", "--episodes", "many"], "--episodes: expected a whole number"),
         (["predict", "--seed=1.5"], "--seed: expected a whole number, got '1.5'"),
     ],
@@ -499,3 +503,24 @@ def test_anything_else_gets_no_bar() -> None:
     stream = _Stream(is_terminal=False)
     progress_bar(stream)(1, 4)
     assert stream.text == ""
+
+
+def test_example_is_named_from_anywhere_unless_a_folder_has_its_name(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lpoc = (ROOT / "examples" / "lpoc" / "schema.yaml").read_text()
+
+    for name in ("lpoc", "examples/lpoc"):
+        (home / "schema.yaml").unlink()
+        assert generate.main(["copy_server_files", name]) == 0
+        assert (home / "schema.yaml").read_text() == lpoc
+    assert generate.main(["copy_server_files", "elsewhere/lpoc"]) == 1
+    (home / "lpoc").mkdir()
+    assert generate.main(["copy_server_files", "lpoc"]) == 1
+
+    assert capsys.readouterr().err == (
+        "generate.py: elsewhere/lpoc: not found; expected a folder with schema.yaml and "
+        "saved_model.zip\n"
+        "generate.py: lpoc: holds no schema.yaml and no saved_model.zip; expected a folder with "
+        "schema.yaml and saved_model.zip\n"
+    )
