@@ -61,10 +61,13 @@ def create_app(
     @asynccontextmanager
     async def running() -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            exporter = None
             if _METRICS_PORT in settings:
                 exporting = exported_metrics(known, policies.metrics, None)
-                await stack.enter_async_context(exporting)
-            await stack.enter_async_context(policies.running())
+                exporter = await stack.enter_async_context(exporting)
+            backends = await stack.enter_async_context(policies.running())
+            if exporter is not None:
+                exporter.foreign_url = backends.metrics_url
             yield
 
     return create_web_app(

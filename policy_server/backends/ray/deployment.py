@@ -19,7 +19,7 @@ from ray.serve.schema import LoggingConfig
 
 from policy_server.backends.ray.cluster import joined_ray
 from policy_server.backends.ray.direct_calls import DirectCalls
-from policy_server.backends.ray.own_ray import REPLICA_ENVIRONMENT
+from policy_server.backends.ray.own_ray import RAY_METRICS, REPLICA_ENVIRONMENT
 from policy_server.backends.ray.replicas import PolicyReplica, RayBackend, cause_of
 from policy_server.engine.cache import digest_of
 from policy_server.engine.network import CompiledPolicy
@@ -222,3 +222,29 @@ def _application_name(model: Model, schema: ServerSchema, settings: Settings) ->
     )
     contents = f"{digest_of(model.digest, schema)} {replicas}"
     return f"policy-{hashlib.sha256(contents.encode()).hexdigest()[:12]}"
+
+
+@asynccontextmanager
+async def open_ray_cluster(settings: Settings) -> AsyncIterator[RayCluster]:
+    """Open the backends of policies that Ray Serve deploys; see `Backends`."""
+    yield RayCluster(settings)
+
+
+class RayCluster:
+    """Deployments of policy versions; see `Backends`."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Deploy by these settings."""
+        self._settings = settings
+        self.addresses: dict[str, str] = {}
+        self.metrics_url: str | None = None
+
+    @asynccontextmanager
+    async def open(
+        self, model: Model, schema: ServerSchema, metrics: PolicyMetrics
+    ) -> AsyncIterator[RayBackend]:
+        """Deploy a policy version; see `Backends.open`."""
+        async with open_ray_backend(model, schema, self._settings, metrics) as backend:
+            self.addresses = dict(backend.places)
+            self.metrics_url = self.addresses.pop(RAY_METRICS, None)
+            yield backend

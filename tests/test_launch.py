@@ -1,0 +1,48 @@
+"""The composition root, in a process of its own: it sets what belongs to the whole process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+STARTED = """
+import asyncio, gc
+from policy_server.asgi import app
+
+async def main():
+    before = gc.get_threshold()
+    async with app.lifespan():
+        during = gc.get_threshold(), gc.get_freeze_count() > 0
+    return before, during
+
+before, (threshold, is_frozen) = asyncio.run(main())
+print(threshold != before, threshold, is_frozen)
+"""
+
+
+def test_server_settles_the_collector_and_sets_its_log(tmp_path: Path) -> None:
+    for file in ("schema.yaml", "saved_model.zip"):
+        shutil.copy(ROOT / "examples" / "mouse_and_cheese" / file, tmp_path)
+    environment = {
+        **os.environ,
+        "POLICY_SERVER_HOME": str(tmp_path),
+        "POLICY_SERVER_BACKEND": "local",
+        "POLICY_SERVER_METRICS_PORT": "0",
+        "POLICY_SERVER_LOG_FORMAT": "text",
+    }
+
+    ended = subprocess.run(
+        [sys.executable, "-c", STARTED],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+    assert ended.stdout.splitlines()[-1].startswith("True (50000, 20, 100) True"), ended.stderr
+    assert "policy_served" in ended.stderr
