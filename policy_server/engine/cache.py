@@ -59,10 +59,10 @@ def digest_of(model: str, schema: ServerSchema) -> str:
 
     Args:
         model: the digest of the model's files.
-        schema: what schema.yaml says.
+        schema: what schema.yaml says; only the part that the policy depends on counts.
     """
     layout = [item.name for kind in _KEPT for item in fields(kind)]
-    made_of = f"{__version__} {np.__version__} {layout} {model} {schema!r}"
+    made_of = f"{__version__} {np.__version__} {layout} {model} {schema.policy_part()!r}"
     return hashlib.sha256(made_of.encode()).hexdigest()
 
 

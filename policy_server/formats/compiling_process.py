@@ -124,7 +124,8 @@ async def _compile(
         stderr=asyncio.subprocess.DEVNULL if is_quiet else None,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     )
-    request = pickle.dumps((folder.resolve(), digest, schema, settings.engine))
+    part = None if schema is None else schema.policy_part()
+    request = pickle.dumps((folder.resolve(), digest, part, settings.engine))
     try:
         async with asyncio.timeout(settings.start_timeout_s):
             answer, _ = await process.communicate(request)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 __all__ = [
     "FLOAT32_MAX",
@@ -79,6 +79,9 @@ class ActionField:
     normalized: bool = True
 
 
+_Field = TypeVar("_Field", ObservationField, ActionField)
+
+
 @dataclass(frozen=True)
 class ServerSchema:
     """A whole schema.yaml.
@@ -128,6 +131,25 @@ class ServerSchema:
     def root_path(self) -> str:
         """Return the proxy's prefix as ASGI's `root_path`: empty, or with a leading slash."""
         return f"/{self.url_path}" if self.url_path else ""
+
+    def policy_part(self) -> ServerSchema:
+        """Return the part of the schema that a policy's answers depend on.
+
+        It goes to the processes that compile and compute the policy, and into the digest of the
+        results. It has no access key, proxy prefix or descriptions, so that a new key needs no new
+        compiling and no new replicas.
+        """
+        return replace(
+            self,
+            api_key=None,
+            url_path="",
+            observations=_undescribed(self.observations),
+            actions=_undescribed(self.actions),
+        )
+
+
+def _undescribed(fields: tuple[_Field, ...] | None) -> tuple[_Field, ...] | None:
+    return None if fields is None else tuple(replace(item, description=None) for item in fields)
 
 
 def fit_lists(

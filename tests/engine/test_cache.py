@@ -17,7 +17,7 @@ from policy_server.engine.cache import (
     write_outcome,
 )
 from policy_server.engine.network import CompiledPolicy, NetworkPolicy, NumpyNetwork, Step
-from policy_server.schema import ServerSchema
+from policy_server.schema import ActionField, ObservationField, ServerSchema
 from tests.fakes import components_of, signature_of
 
 COMPILED = CompiledPolicy(
@@ -125,3 +125,23 @@ def test_outcome_of_other_fields_belongs_to_something_else(monkeypatch: pytest.M
     monkeypatch.setattr("policy_server.engine.cache._KEPT", (Step,))
 
     assert digest_of("model", ServerSchema()) != before
+
+
+def test_digest_does_not_depend_on_the_access_key_or_on_words_for_people() -> None:
+    schema = ServerSchema(
+        observations=(ObservationField("speed", "float", description="in m/s"),),
+        actions=(ActionField("turn", description="left or right", choices=2),),
+        api_key="first",
+        url_path="app/v1",
+    )
+    rotated = replace(schema, api_key="second", url_path="")
+    reworded = replace(
+        schema,
+        observations=(ObservationField("speed", "float"),),
+        actions=(ActionField("turn", choices=2),),
+    )
+    renamed = replace(schema, actions=(ActionField("steer", choices=2),))
+
+    digests = [digest_of("model", item) for item in (schema, rotated, reworded, renamed)]
+
+    assert digests[0] == digests[1] == digests[2] != digests[3]

@@ -167,7 +167,9 @@ class PolicyDeployment:
         )(PolicyReplica)
         files = {} if compiled is not None else read_model_files(self._model.folder)
         target = serve.RunTarget(
-            deployment.bind(self._schema, compiled, files), name=self._name, route_prefix=None
+            deployment.bind(self._schema.policy_part(), compiled, files),
+            name=self._name,
+            route_prefix=None,
         )
         # Its own wait asks once a second; whoever asks the replicas is answered by the first.
         serve.run_many([target], wait_for_applications_running=False)
