@@ -1,11 +1,11 @@
 # docker build . -t policy_server
 # docker run --shm-size=16GB -p 8000:8000 -p 8080:8080 -p 8256:8256 policy_server
 #
-# docs/deployment-docker.md has the rest: your own policy, a read-only root, GPUs.
+# docs/deployment-docker.md has the rest: your own policy, a read-only root.
 
 FROM python:3.11-slim-bookworm AS build
 
-# For GPUs: --build-arg TENSORFLOW='tensorflow[and-cuda]'
+# Another build of TensorFlow: --build-arg TENSORFLOW='tensorflow'
 ARG TENSORFLOW
 
 # strip comes from binutils.

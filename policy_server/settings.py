@@ -109,9 +109,6 @@ class Settings(BaseSettings):
     replica_cpus: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="CPUs that Ray sets aside for a replica"
     )
-    replica_gpus: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="GPUs that Ray sets aside for a replica"
-    )
     direct_calls: bool = Field(
         default=True,
         description="Call replicas straight, by a socket to each; false sends calls by Ray Serve",

@@ -156,7 +156,6 @@ class PolicyDeployment:
             name=_DEPLOYMENT,
             ray_actor_options={
                 "num_cpus": settings.replica_cpus,
-                "num_gpus": settings.replica_gpus,
                 **({"runtime_env": {"env_vars": REPLICA_ENVIRONMENT}} if is_joined else {}),
             },
             max_ongoing_requests=_MAX_ONGOING_CALLS,
@@ -219,7 +218,6 @@ def _application_name(model: Model, schema: ServerSchema, settings: Settings) ->
         settings.num_replicas,
         settings.max_replicas,
         settings.replica_cpus,
-        settings.replica_gpus,
         settings.engine,
     )
     contents = f"{digest_of(model.digest, schema)} {replicas}"
