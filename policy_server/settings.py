@@ -107,7 +107,10 @@ class Settings(BaseSettings):
         description="Most replicas that Ray Serve scales to under load; 0 keeps NUM_REPLICAS",
     )
     replica_cpus: float = Field(
-        1.0, ge=0, allow_inf_nan=False, description="CPUs that Ray sets aside for a replica"
+        1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="CPUs that a Ray cluster sets aside for a replica",
     )
     direct_calls: bool = Field(
         default=True,

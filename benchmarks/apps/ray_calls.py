@@ -5,8 +5,11 @@ The replica is Policy Server's own; only the way to it differs.
 
 import asyncio
 import gc
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +19,9 @@ from ray.serve.schema import LoggingConfig
 
 from benchmarks.peers.observation import Answer, Observation
 from policy_server.backends.ray import PolicyReplica
-from policy_server.backends.ray.cluster import joined_ray
-from policy_server.engine.network import CompiledPolicy
+from policy_server.backends.ray.ledger import FilesHere
+from policy_server.backends.ray.own_ray import OwnRay
+from policy_server.engine.cache import Outcome, encode
 from policy_server.formats.compiling_process import find_compiled
 from policy_server.formats.model_files import identify_model, prepare_model
 from policy_server.policy import PolicyInputs, PolicyOutputs
@@ -84,28 +88,16 @@ def _answer(outputs: PolicyOutputs, index: int) -> tuple[int, float]:
     return int(outputs.actions[index, 0]), float(outputs.probability[index])
 
 
-class _Calls:
-    """The replica, deployed as Ray's documentation does it."""
-
-    def __init__(self, replica: type[PolicyReplica], settings: Settings) -> None:
-        self._replica = replica
-        self._settings = settings
-        self._schema = read_schema(settings.schema_path)
-
-    async def prepare(self) -> CompiledPolicy | None:
-        model = identify_model(prepare_model(self._settings))
-        return await find_compiled(model, self._schema, self._settings)
-
-    async def deploy(self, prepared: Awaitable[CompiledPolicy | None]) -> None:
-        await asyncio.to_thread(self._run, await prepared)
-
-    def _run(self, compiled: CompiledPolicy | None) -> None:
-        quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
-        serve.start(proxy_location="Disabled", logging_config=quiet)
-        deployment = serve.deployment(
-            max_ongoing_requests=_MAX_ONGOING_REQUESTS, logging_config=quiet
-        )(self._replica)
-        serve.run(deployment.bind(self._schema, compiled, {}), name=_NAME, route_prefix=None)
+def _run(replica: type[PolicyReplica], settings: Settings, folder: Path) -> None:
+    """Deploy the replica as Ray's documentation does it."""
+    quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
+    serve.start(proxy_location="Disabled", logging_config=quiet)
+    deployment = serve.deployment(max_ongoing_requests=_MAX_ONGOING_REQUESTS, logging_config=quiet)(
+        replica
+    )
+    schema = read_schema(settings.schema_path)
+    bound = deployment.bind(FilesHere(folder), schema.policy_part(), "")
+    serve.run(bound, name=_NAME, route_prefix=None)
 
 
 def _application(replica: type[PolicyReplica], ask_by: Callable[[Any], Ask]) -> FastAPI:
@@ -113,9 +105,24 @@ def _application(replica: type[PolicyReplica], ask_by: Callable[[Any], Ask]) -> 
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with joined_ray(settings, _Calls(replica, settings)):
-            app.state.ask = ask_by(serve.get_app_handle(_NAME))
-            yield
+        model = identify_model(prepare_model(settings))
+        compiled = await find_compiled(model, read_schema(settings.schema_path), settings)
+        assert compiled is not None, "the policies that are measured are computed by NumPy"
+        own = OwnRay(settings)
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            ThreadPoolExecutor(max_workers=1) as executor,
+        ):
+            file = Path(folder, PolicyReplica.COMPILED_FILE)
+            file.write_bytes(encode(Outcome(compiled), ""))
+            loop = asyncio.get_running_loop()
+            try:
+                await loop.run_in_executor(executor, own.start)
+                await asyncio.to_thread(_run, replica, settings, Path(folder))
+                app.state.ask = ask_by(serve.get_app_handle(_NAME))
+                yield
+            finally:
+                await loop.run_in_executor(executor, own.end)
 
     app = FastAPI(lifespan=lifespan)
 

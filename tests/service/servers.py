@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,14 @@ import httpx
 __all__ = [
     "KEY",
     "Server",
+    "command_line",
     "descendants",
     "free_port",
     "home_of",
     "is_running",
     "running_server",
     "started_server",
+    "wait_until",
 ]
 
 KEY = "1234567asdfgh"
@@ -164,6 +166,24 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 30.0) -> bool:
+    """Wait for something that comes soon, and return whether it came."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def command_line(pid: int) -> str:
+    """Return a process's command line; empty where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
 
 
 def descendants(pid: int) -> list[int]:

@@ -10,9 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -21,11 +24,14 @@ import pytest
 from tests.service.servers import (
     EXPORTS,
     Server,
+    command_line,
     descendants,
     free_port,
     home_of,
     is_running,
     running_server,
+    started_server,
+    wait_until,
 )
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(300)]
@@ -88,8 +94,13 @@ def end_node(node: subprocess.Popen[bytes]) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+@contextmanager
+def running_cluster(logs: Path) -> Iterator[Cluster]:
+    """Start a cluster, and end it.
+
+    Args:
+        logs: a folder for what the nodes print.
+    """
     port = free_port()
     # Ray puts sockets there, whose paths may have 107 characters: pytest's folder is too long.
     folder = tempfile.mkdtemp(prefix="ray-")
@@ -97,8 +108,8 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     nodes: list[subprocess.Popen[bytes]] = []
     try:
         first = (f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}")
-        nodes.append(start_node(HEAD, tmp_path / "head.log", "--head", *first))
-        nodes.append(start_node(OTHER, tmp_path / "other.log", f"--address={address}"))
+        nodes.append(start_node(HEAD, logs / "head.log", "--head", *first))
+        nodes.append(start_node(OTHER, logs / "other.log", f"--address={address}"))
         yield Cluster(address, *nodes)
     finally:
         for node in nodes:
@@ -107,16 +118,29 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """Give a cluster that a test may harm."""
+    with running_cluster(tmp_path) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Give one cluster to the tests that leave it as it is, but for deployments."""
+    with running_cluster(tmp_path_factory.mktemp("steady")) as cluster:
+        yield cluster
+
+
+def pids_below(cluster: Cluster, application: str = "policy") -> set[int]:
+    """Return the processes of replicas of an application, or of all policies."""
+    below = [*descendants(cluster.head.pid), *descendants(cluster.other.pid)]
+    return {pid for pid in below if f"ServeReplica:{application}" in command_line(pid)}
+
+
 def replicas_below(node: subprocess.Popen[bytes]) -> int:
     """Return how many replicas of the policy a node runs."""
     return sum("ServeReplica:policy" in command_line(pid) for pid in descendants(node.pid))
-
-
-def command_line(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return ""
 
 
 def ask(client: httpx.Client, count: int) -> None:
@@ -146,6 +170,99 @@ def test_replicas_are_spread_over_two_nodes_and_one_node_may_die(
         ask(client, 200)
 
     assert spread == [1, 1]
+
+
+def light(cluster: Cluster, **settings: str) -> dict[str, str]:
+    """Return what a server needs to join with replicas that find room beside others."""
+    given = {f"POLICY_SERVER_{name}": value for name, value in settings.items()}
+    return {**cluster.environment, "POLICY_SERVER_REPLICA_CPUS": "0.1", **given}
+
+
+def application_of(server: Server) -> str:
+    """Return the name of the application that a server has deployed or found."""
+    [deployed] = [line for line in server.output().splitlines() if "policy_deployed" in line]
+    name: str = json.loads(deployed)["application"]
+    return name
+
+
+def test_three_servers_that_join_at_once_restart_nobodys_replicas(
+    steady: Cluster, tmp_path: Path
+) -> None:
+    environment = light(steady)
+    homes = [home_of("ppo_discrete", tmp_path / name) for name in "abc"]
+    seen: set[int] = set()
+    with ExitStack() as stack:
+        servers = [
+            stack.enter_context(started_server(home, environment=environment)) for home in homes
+        ]
+
+        def is_served(server: Server) -> bool:
+            seen.update(pids_below(steady))
+            assert server.process.poll() is None, server.output()
+            return "policy_served" in server.output()
+
+        assert all(wait_until(partial(is_served, server), 120) for server in servers)
+        names = {application_of(server) for server in servers}
+        for server in servers:
+            with server.client() as client:
+                ask(client, 20)
+
+    assert len(names) == 1
+    assert len(seen) == 2
+    assert pids_below(steady) == seen
+
+
+def test_replicas_come_back_when_the_server_that_deployed_them_has_gone(
+    steady: Cluster, tmp_path: Path
+) -> None:
+    # More than the machines' object stores hold.
+    home = home_of("ppo_discrete", tmp_path / "large")
+    with zipfile.ZipFile(home / "saved_model.zip", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("assets.extra/padding", bytes(250_000_000))
+    environment = light(steady, ENGINE="tensorflow", NUM_REPLICAS="1")
+    with running_server(home, environment=environment) as first:
+        application = application_of(first)
+    died = pids_below(steady, application)
+    for pid in died:
+        os.kill(pid, signal.SIGKILL)
+
+    assert len(died) == 1
+    assert wait_until(lambda: pids_below(steady, application) - died, 60)
+    with running_server(home, environment=environment) as second, second.client() as client:
+        ask(client, 20)
+        assert application_of(second) == application
+    assert not pids_below(steady, application) & died
+
+
+def test_version_that_is_replaced_goes_when_its_last_server_has(
+    steady: Cluster, tmp_path: Path
+) -> None:
+    environment = light(steady, NUM_REPLICAS="1")
+    old_home = home_of("ppo_discrete", tmp_path / "old")
+    with running_server(home_of("ppo_box", tmp_path / "new"), environment=environment) as new:
+        with running_server(old_home, environment=environment) as old, old.client() as client:
+            replaced = application_of(old)
+            used = pids_below(steady, replaced)
+            # Longer than servers take to tell what they use.
+            time.sleep(12)
+            ask(client, 20)
+            assert len(used) == 1
+            assert pids_below(steady, replaced) == used
+
+        assert wait_until(lambda: not pids_below(steady, replaced))
+        assert len(pids_below(steady, application_of(new))) == 1
+
+
+def test_version_that_finds_no_room_says_what_it_needs(steady: Cluster, tmp_path: Path) -> None:
+    environment = light(steady, REPLICA_CPUS="1.5", START_TIMEOUT_S="15")
+    with started_server(home_of("ppo_discrete", tmp_path), environment=environment) as server:
+        status = server.process.wait(120)
+        output = server.output()
+
+    assert status != 0
+    assert "no replica was ready within 15 s: a replica needs 1.5 CPUs on one machine" in output
+    assert "at most 1 on one machine" in output
+    assert "Traceback" not in output
 
 
 def test_servers_share_the_deployment_and_leave_the_cluster_running(

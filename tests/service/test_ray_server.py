@@ -23,12 +23,14 @@ from tests.service.servers import (
     EXPORTS,
     KEY,
     Server,
+    command_line,
     descendants,
     free_port,
     home_of,
     is_running,
     running_server,
     started_server,
+    wait_until,
 )
 from tests.web.test_unanswerable import picking
 
@@ -42,23 +44,6 @@ TOLERANCE = 1e-5
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with running_server(home_of("ppo_discrete", tmp_path_factory.mktemp("home"))) as server:
         yield server
-
-
-def command_line(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except OSError:
-        return ""
-
-
-def wait_until(condition: object, timeout_s: float = 30.0) -> bool:
-    assert callable(condition)
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def test_distribution_through_ray_equals_rllibs(server: Server) -> None:
@@ -346,3 +331,71 @@ def test_policy_that_does_not_fit_the_schema_ends_the_start_in_one_line(
     assert status != 0
     assert "schema.yaml: gives 6 values, the policy expects 4" in server.output()
     assert "Traceback" not in server.output()
+
+
+# What a Ray looks like whose insides have moved: Python runs this at the start of each process.
+_MOVED = """
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
+
+
+class Moved(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "policy_server.backends.ray.lean_node":
+            raise ImportError("cannot import name 'Node' from 'ray._private.node'")
+        if name == "ray.serve.handle":
+            sys.meta_path.remove(self)
+            spec = PathFinder.find_spec(name, path)
+            execute = spec.loader.exec_module
+
+            def exec_module(module):
+                execute(module)
+                refuse(module.DeploymentHandle)
+
+            spec.loader.exec_module = exec_module
+            sys.meta_path.insert(0, self)
+            return spec
+        return None
+
+
+def refuse(handle):
+    init, options = handle._init, handle.options
+
+    def public_init(self):
+        init(self)
+
+    def public_options(self, *, method_name):
+        return options(self, method_name=method_name)
+
+    handle._init, handle.options = public_init, public_options
+
+
+sys.meta_path.insert(0, Moved())
+"""
+
+
+def test_ray_whose_private_parts_have_moved_is_started_the_public_way(tmp_path: Path) -> None:
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(_MOVED)
+    environment = {"PYTHONPATH": str(hook), "POLICY_SERVER_DIRECT_CALLS": "false"}
+    home = home_of("ppo_discrete", tmp_path / "home")
+
+    with running_server(home, environment=environment) as server:
+        processes = [server.process.pid, *descendants(server.process.pid)]
+        with server.client() as client:
+            for case in CASES:
+                answer = client.post("/distribution", json=case["observation"])
+                assert answer.json()["components"][0]["probabilities"] == pytest.approx(
+                    case["expected"]["probabilities"], abs=TOLERANCE
+                )
+        events = [json.loads(line)["event"] for line in server.output().splitlines()]
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(60)
+
+    assert [event for event in events if event in ("ray_started_whole", "ray_handle_plain")] == [
+        "ray_started_whole",
+        "ray_handle_plain",
+    ]
+    assert wait_until(lambda: not any(is_running(pid) for pid in processes))

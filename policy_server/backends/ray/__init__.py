@@ -1,15 +1,28 @@
-"""The policy in Ray Serve replicas, here or on a cluster. The only place that imports Ray."""
+"""Policies in Ray Serve replicas, here or on a cluster. The only place that imports Ray."""
 
 from __future__ import annotations
 
 import os
+import secrets
+import sys
 
 # Ray reads these when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # A call that still runs when Ray is shut down would start another Ray, and wait for it.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
-from policy_server.backends.ray.deployment import open_ray_backend, open_ray_cluster
-from policy_server.backends.ray.own_ray import RAY_METRICS
-from policy_server.backends.ray.replicas import PolicyReplica, RayBackend
+# A Ray that this process starts is for those who know a secret. Ray would write one to the home
+# folder, which a container may not have.
+if "ray" not in sys.modules and not {"RAY_AUTH_MODE", "RAY_ADDRESS"} & os.environ.keys():
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+from policy_server.backends.ray.backend import RayBackend
+from policy_server.backends.ray.cluster import RayCluster, VersionDescription, open_ray_cluster
+from policy_server.backends.ray.replicas import PolicyReplica
 
-__all__ = ["RAY_METRICS", "PolicyReplica", "RayBackend", "open_ray_backend", "open_ray_cluster"]
+__all__ = [
+    "PolicyReplica",
+    "RayBackend",
+    "RayCluster",
+    "VersionDescription",
+    "open_ray_cluster",
+]

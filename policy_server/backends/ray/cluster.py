@@ -1,69 +1,92 @@
-"""Ray's life around the server: started and ended here, shared by workers, or a cluster's."""
+"""One Ray for all policies of this process, and the policy versions that are deployed on it.
+
+Example:
+    async with open_ray_cluster(settings) as cluster:
+        backend = await cluster.deploy(VersionDescription("default", model, schema))
+        outputs = await backend.infer(inputs)
+        await cluster.undeploy(backend)
+"""
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import json
+import logging
 import os
-import shutil
-import signal
-import tempfile
-import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, suppress
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
-import policy_server
-from policy_server.backends.ray.own_ray import OwnRay, connect, translated, use_token
-from policy_server.errors import NotReadyError, SettingsError
+from policy_server.backends.ray.applications import (
+    Application,
+    VersionDescription,
+    application_names,
+    missing_room,
+    remove_application,
+    start_serve,
+)
+from policy_server.backends.ray.backend import Handle, RayBackend
+from policy_server.backends.ray.cluster_ledger import RENEWAL_PERIOD_S, ClusterLedger
+from policy_server.backends.ray.connection import restore_signal_handlers, without_proxies
+from policy_server.backends.ray.ledger import FolderLedger, Ledger
+from policy_server.backends.ray.membership import (
+    ClusterMember,
+    Membership,
+    OnRaysThread,
+    SoleOwner,
+)
+from policy_server.backends.ray.own_ray import RAY_METRICS
+from policy_server.backends.ray.shared_ray import SharedRay
+from policy_server.engine.network import CompiledPolicy
+from policy_server.errors import NotReadyError, PolicyServerError, SettingsError
+from policy_server.formats.compiling_process import find_compiled
+from policy_server.formats.model_files import Model
+from policy_server.metrics import PolicyMetrics
+from policy_server.policy import PolicySignature
+from policy_server.schema import ServerSchema
 from policy_server.settings import Settings
 
-__all__ = ["Deployment", "joined_ray", "without_proxies"]
+__all__ = ["RayCluster", "VersionDescription", "open_ray_cluster"]
 
-_LAST_WORKER_TIMEOUT_S = 30.0
-_POLL_S = 0.1
-_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
-_JOIN_HINT = "; a cluster with tokens wants RAY_AUTH_MODE and RAY_AUTH_TOKEN here too"
+logger = logging.getLogger(__name__)
 
-OnRaysThread = Callable[..., Awaitable[Any]]
+# What is locked while Ray Serve itself starts.
+_SERVE = "serve"
+_STATUS_PERIOD_S = 1.0
+_HEARING_PERIOD_S = 0.05
+_LEAVE_TIMEOUT_S = 10.0
 
-
-class Deployment(Protocol):
-    """What is deployed once Ray is there."""
-
-    async def prepare(self) -> Any:  # noqa: ANN401 -- its own business
-        """Get ready what needs no Ray; runs while Ray starts, and is cancelled if that fails."""
-        ...
-
-    async def deploy(self, prepared: Awaitable[Any]) -> None:
-        """Deploy what is served unless it runs already, and wait until it answers."""
-        ...
+Compiling = Awaitable[CompiledPolicy | None]
 
 
 @asynccontextmanager
-async def joined_ray(
-    settings: Settings, deployment: Deployment
-) -> AsyncIterator[Mapping[str, str]]:
-    """Be connected to Ray while the block runs.
+async def open_ray_cluster(settings: Settings) -> AsyncIterator[RayCluster]:
+    """Start Ray on this machine, or join the one of uvicorn's workers or of `RAY_ADDRESS`.
 
     Args:
-        settings: ports, and what replicas need.
-        deployment: what is deployed; by one process at a time.
+        settings: ports, replicas and deadlines.
 
     Yields:
-        Where people find what Ray serves, by name; what is deployed answers.
+        The cluster, while Ray still starts: policies are compiled meanwhile, and the first
+        deployment waits for it and raises where it fails.
 
     Raises:
-        SettingsError: if a port is taken.
-        NotReadyError: if Ray does not start, or the cluster does not answer.
+        SettingsError: if this process is connected to a Ray already; it can have one at a time.
     """
+    if ray.is_initialized():
+        raise SettingsError(
+            "ray: this process is connected to a Ray already, and can have one at a time; serve "
+            "both policies by one RayCluster, or this one by backend='local'"
+        )
     with (
         without_proxies(),
         ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray") as executor,
@@ -72,193 +95,305 @@ async def joined_ray(
         def call(function: Callable[..., Any], *arguments: Any) -> Awaitable[Any]:  # noqa: ANN401 -- what the function takes
             return asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
 
-        if address := os.environ.get("RAY_ADDRESS"):
-            joining = _cluster(address, deployment, call)
-        elif parent_process() is not None:
-            joining = _shared_ray(settings, deployment, call)
-        else:
-            joining = _own_ray(settings, deployment, call)
-        async with joining as places:
-            yield places
-
-
-@contextmanager
-def without_proxies() -> Iterator[None]:
-    """Keep the environment's proxies from Ray while the block runs.
-
-    Ray's processes call each other by the machine's own address, which nobody lists in NO_PROXY;
-    gRPC would ask the proxy for it. What is downloaded is here before Ray is.
-    """
-    proxies = {name: text for name, text in os.environ.items() if name.lower() in _PROXIES}
-    for name in proxies:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(proxies)
-
-
-@asynccontextmanager
-async def _begun(deployment: Deployment) -> AsyncIterator[Awaitable[Any]]:
-    preparing = asyncio.create_task(deployment.prepare())
-    try:
-        yield preparing
-    finally:
-        preparing.cancel()
-        await asyncio.gather(preparing, return_exceptions=True)
-
-
-def _restore_signal_handlers() -> None:
-    """Put uvicorn's handlers back: Ray replaces them below Python, and prints where it was hit."""
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.getsignal(number))
-
-
-@asynccontextmanager
-async def _cluster(
-    address: str, deployment: Deployment, call: OnRaysThread
-) -> AsyncIterator[Mapping[str, str]]:
-    package = str(Path(policy_server.__file__).parent)
-    try:
-        async with _begun(deployment) as prepared:
-            with translated(_JOIN_HINT):
-                await call(connect, address, {"py_modules": [package]})
-            _restore_signal_handlers()
-            await deployment.deploy(prepared)
-        yield {}
-    finally:
-        await call(ray.shutdown)
-
-
-@asynccontextmanager
-async def _own_ray(
-    settings: Settings, deployment: Deployment, call: OnRaysThread
-) -> AsyncIterator[Mapping[str, str]]:
-    own = OwnRay(settings)
-    try:
-        async with _begun(deployment) as prepared:
-            await call(own.start)
-            _restore_signal_handlers()
-            await deployment.deploy(prepared)
-        call(own.start_dashboard)
-        yield own.places
-    finally:
-        # After whatever of it still runs on the thread.
-        await call(own.end)
-
-
-@asynccontextmanager
-async def _shared_ray(
-    settings: Settings, deployment: Deployment, call: OnRaysThread
-) -> AsyncIterator[Mapping[str, str]]:
-    """Share one Ray among uvicorn's workers: the first starts it, the last one out ends it."""
-    shared = Path(tempfile.gettempdir(), f"ps-workers-{os.getppid()}")
-    shared.mkdir(mode=0o700, exist_ok=True)
-    if shared.stat().st_uid != os.getuid():
-        raise SettingsError(
-            f"{shared}: belongs to somebody else; set TMPDIR to a folder of your own"
-        )
-    mine = shared / f"member-{os.getpid()}"
-    own = OwnRay(settings)
-    lock = await _locked(shared)
-    has_started = False
-    try:
+        cluster = RayCluster(settings, _membership(settings, call))
         try:
-            async with _begun(deployment) as prepared:
-                if not await call(_join, shared):
-                    has_started = True
-                    await call(_start, own, shared)
-                _restore_signal_handlers()
-                mine.touch()
-                await deployment.deploy(prepared)
-        except BaseException:
-            if has_started:
-                # Before the lock goes: a sister would join a Ray that is about to end, and wait
-                # for it for a minute.
-                shutil.rmtree(shared, ignore_errors=True)
-            raise
+            yield cluster
         finally:
-            os.close(lock)
-        if has_started:
-            call(own.start_dashboard)
-        yield json.loads((shared / "ray.json").read_text())["places"]
-    finally:
-        mine.unlink(missing_ok=True)
-        if has_started:
-            await _wait_for_others(shared)
-            await call(own.end)
-            shutil.rmtree(shared, ignore_errors=True)
-        else:
-            await call(ray.shutdown)
+            await cluster.aclose()
 
 
-async def _locked(shared: Path) -> int:
-    """Return the descriptor of the lock that one worker holds at a time."""
-    descriptor = os.open(shared / "lock", os.O_CREAT | os.O_RDWR)
-    try:
-        while not _has_locked(descriptor):
-            await asyncio.sleep(_POLL_S)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    if not os.fstat(descriptor).st_nlink:
-        os.close(descriptor)
-        # It ends all of them when it has said why, and meanwhile ends its Ray.
-        await asyncio.sleep(_LAST_WORKER_TIMEOUT_S)
-        raise NotReadyError(
-            "ray: the worker that started it could not serve; its own line says why"
+def _membership(settings: Settings, call: OnRaysThread) -> Membership:
+    if address := os.environ.get("RAY_ADDRESS"):
+        return ClusterMember(address, call)
+    if parent_process() is not None:
+        return SharedRay(settings, call)
+    return SoleOwner(settings, call)
+
+
+def _not_counted() -> None:
+    """Count no lost replica."""
+
+
+class RayCluster:
+    """A Ray that this process belongs to; policy versions come and go on it while calls run."""
+
+    def __init__(self, settings: Settings, membership: Membership) -> None:
+        """Own the process's membership in Ray until `aclose`, and the backends; begins to join.
+
+        Args:
+            settings: replicas and deadlines.
+            membership: of this process in a Ray; not joined yet.
+        """
+        self._settings = settings
+        self._membership = membership
+        self._applications: dict[str, Application] = {}
+        self._uses: Counter[str] = Counter()
+        self._backends: set[RayBackend] = set()
+        self._handles: dict[str, Handle] = {}
+        self._building = asyncio.Lock()
+        self._keeping: asyncio.Task[None] | None = None
+        self._joining = asyncio.create_task(self._join())
+
+    @property
+    def addresses(self) -> Mapping[str, str]:
+        """Return the addresses of pages of Ray's, by name; there once a version is deployed."""
+        places = self._membership.places
+        return {name: address for name, address in places.items() if name != RAY_METRICS}
+
+    @property
+    def metrics_url(self) -> str | None:
+        """Return the address of Ray's own metrics; None where it has none, or on a cluster."""
+        return self._membership.places.get(RAY_METRICS)
+
+    @asynccontextmanager
+    async def open(
+        self, model: Model, schema: ServerSchema, metrics: PolicyMetrics
+    ) -> AsyncIterator[RayBackend]:
+        """Deploy a policy version, and leave it when the block ends; see `Backends.open`.
+
+        A Ray of this process's own ends the replicas then. A cluster keeps them for servers that
+        are restarted, until another version has the place of this one and nobody uses it.
+        """
+        version = VersionDescription(metrics.policy, model, schema)
+        backend = await self.deploy(version, count_lost=metrics.count_replica_lost)
+        try:
+            yield backend
+        finally:
+            await self._end(backend, is_retired=not self._membership.is_crowded)
+
+    async def deploy(
+        self, version: VersionDescription, *, count_lost: Callable[[], None] = _not_counted
+    ) -> RayBackend:
+        """Deploy a policy version unless it runs or is coming up, and wait until it answers.
+
+        Args:
+            version: the policy's files and schema.
+            count_lost: called once for each replica that dies.
+
+        Returns:
+            The backend; `undeploy` ends it.
+
+        Raises:
+            ModelError: if the file can't give a policy.
+            SchemaError: if schema.yaml disagrees with the policy.
+            SettingsError: if Ray can't start with these settings.
+            NotReadyError: if Ray does not start, or no replica is ready in time.
+        """
+        application = Application(version, self._settings, self._membership.is_crowded)
+        compiling = asyncio.create_task(
+            find_compiled(version.model, version.schema, self._settings)
         )
-    return descriptor
+        try:
+            ledger = await asyncio.shield(self._joining)
+            backend = await self._deployed(application, ledger, compiling, count_lost)
+        finally:
+            compiling.cancel()
+            await asyncio.gather(compiling, return_exceptions=True)
+        await self._membership.has_served()
+        return backend
 
+    async def undeploy(self, backend: RayBackend) -> None:
+        """Retire a policy version whose calls have been answered.
 
-def _has_locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        Its replicas end, unless another backend or another server process uses them.
 
+        Args:
+            backend: as `deploy` returned it.
+        """
+        await self._end(backend, is_retired=True)
 
-def _join(shared: Path) -> bool:
-    """Join the Ray that another worker started; False where there is none."""
-    state = shared / "ray.json"
-    if not state.exists():
-        return False
-    known = json.loads(state.read_text())
-    if not _is_alive(known["pid"]):
-        return False
-    use_token(known["token"])
-    with translated():
-        connect(known["address"])
-    return True
+    async def aclose(self) -> None:
+        """Leave Ray, and end it if it is this process's; a cluster's applications go on."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+        # A start is not broken off: what it has begun has to be ended.
+        await asyncio.gather(self._joining, *self._all_kept(), return_exceptions=True)
+        for backend in self._backends:
+            await backend.aclose()
+        if not self._joining.cancelled() and not self._joining.exception():
+            for name in list(self._applications):
+                with suppress(RayError, RayServeException):
+                    await self._leave(name, is_retired=False)
+        await self._membership.leave()
 
+    async def _end(self, backend: RayBackend, *, is_retired: bool) -> None:
+        self._backends.discard(backend)
+        await backend.aclose()
+        try:
+            async with asyncio.timeout(_LEAVE_TIMEOUT_S):
+                await self._leave(backend.application, is_retired=is_retired)
+        except (RayError, RayServeException, TimeoutError) as error:
+            # A Ray that has died has no replicas either.
+            logger.warning("application_not_left", extra={"reason": repr(error)[:300]})
 
-def _start(own: OwnRay, shared: Path) -> None:
-    own.start()
-    known = {
-        "pid": os.getpid(),
-        "address": own.address,
-        "token": os.environ.get("RAY_AUTH_TOKEN", ""),
-        "places": own.places,
-    }
-    (shared / "ray.json").write_text(json.dumps(known))
+    def _all_kept(self) -> list[asyncio.Task[None]]:
+        return [] if self._keeping is None else [self._keeping]
 
+    async def _join(self) -> Ledger:
+        await self._membership.join()
+        restore_signal_handlers()
+        ledger = await asyncio.to_thread(_ledger, self._membership.ledger_folder)
+        if isinstance(ledger, ClusterLedger):
+            self._keeping = asyncio.create_task(self._keep(ledger))
+        return ledger
 
-async def _wait_for_others(shared: Path) -> None:
-    deadline = time.monotonic() + _LAST_WORKER_TIMEOUT_S
-    while time.monotonic() < deadline:
-        members = [int(path.name.split("-")[1]) for path in shared.glob("member-*")]
-        if not any(_is_alive(pid) for pid in members):
+    async def _deployed(
+        self,
+        application: Application,
+        ledger: Ledger,
+        compiling: Compiling,
+        count_lost: Callable[[], None],
+    ) -> RayBackend:
+        started, name = time.monotonic(), application.name
+        self._applications[name] = application
+        self._uses[name] += 1
+        try:
+            await asyncio.to_thread(ledger.enter, name)
+            if not await asyncio.to_thread(application.is_present):
+                compiled = await compiling
+                # Ray Serve can't build two deployments at once in one process.
+                async with self._building:
+                    await asyncio.to_thread(_run, application, ledger, compiled)
+            handle = await self._handle(name)
+            signature = await self._signature(application, handle)
+        except BaseException:
+            with suppress(RayError, RayServeException):
+                await self._leave(name, is_retired=True)
+            raise
+        backend = self._backend(application, handle, signature, count_lost)
+        self._backends.add(backend)
+        await backend.connect()
+        seconds = round(time.monotonic() - started, 1)
+        logger.info("policy_deployed", extra={"application": name, "seconds": seconds})
+        return backend
+
+    async def _handle(self, name: str) -> Handle:
+        """Return the application's handle: Ray Serve has one for each name, for good."""
+        found = await asyncio.to_thread(serve.get_app_handle, name)
+        if name not in self._handles:
+            self._handles[name] = Handle(found)
+        return self._handles[name]
+
+    def _backend(
+        self,
+        application: Application,
+        handle: Handle,
+        signature: PolicySignature,
+        count_lost: Callable[[], None],
+    ) -> RayBackend:
+        return RayBackend(
+            handle,
+            signature,
+            application=application.name,
+            replicas=application.most_replicas,
+            # Ray Serve counts the calls that go its way, and scales replicas by that.
+            is_direct=self._settings.direct_calls and not application.is_scaled,
+            timeout_s=self._settings.request_timeout_s,
+            count_lost=count_lost,
+        )
+
+    async def _leave(self, name: str, *, is_retired: bool) -> None:
+        self._uses[name] -= 1
+        if is_retired and self._uses[name]:
             return
-        await asyncio.sleep(_POLL_S)
+        self._applications.pop(name, None)
+        ledger = await self._joining
+        await asyncio.to_thread(ledger.leave, name, is_retired=is_retired)
+
+    async def _signature(self, application: Application, handle: Handle) -> PolicySignature:
+        """Return the signature by the first replica that answers."""
+        watching = asyncio.create_task(_watch(application))
+        answering = asyncio.create_task(_describe(handle))
+        try:
+            async with asyncio.timeout(self._settings.start_timeout_s):
+                await asyncio.wait([watching, answering], return_when=asyncio.FIRST_COMPLETED)
+                signature: PolicySignature = await (answering if answering.done() else watching)
+        except PolicyServerError as error:
+            if hasattr(error, "__notes__"):
+                # The replica's own traceback, which is on another machine otherwise.
+                logger.exception("policy_not_loaded")
+            raise
+        except (RayError, RayServeException) as error:
+            raise _not_deployed(error) from error
+        except TimeoutError as error:
+            raise NotReadyError(await self._late(application)) from error
+        finally:
+            watching.cancel()
+            answering.cancel()
+            await asyncio.gather(watching, answering, return_exceptions=True)
+        return signature
+
+    async def _late(self, application: Application) -> str:
+        late = f"no replica was ready within {self._settings.start_timeout_s:g} s"
+        missing = ""
+        if application.is_crowded:
+            missing = await asyncio.to_thread(missing_room, self._settings)
+        return (
+            f"{late}: {missing}"
+            if missing
+            else (f"{late}; see Ray's logs, or raise POLICY_SERVER_START_TIMEOUT_S")
+        )
+
+    async def _keep(self, ledger: Ledger) -> None:
+        """Tell a cluster again and again what this process uses, and give it files it has lost."""
+        while True:
+            await asyncio.sleep(RENEWAL_PERIOD_S)
+            try:
+                for name in await asyncio.to_thread(ledger.renew, list(self._applications)):
+                    await self._store_again(self._applications[name], ledger)
+            except (RayError, PolicyServerError) as error:
+                # It is tried again; replicas that run need neither.
+                logger.warning("ledger_not_renewed", extra={"reason": str(error)[:300]})
+
+    async def _store_again(self, application: Application, ledger: Ledger) -> None:
+        version = application.version
+        compiled = await find_compiled(version.model, version.schema, self._settings)
+        await asyncio.to_thread(ledger.store, application.name, application.files(compiled))
 
 
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _ledger(folder: Path | None) -> Ledger:
+    """Start Ray Serve, unless it runs, and return the ledger of its applications.
+
+    Args:
+        folder: where this machine's ledger lies; None for a cluster's.
+    """
+    ledger: Ledger
+    if folder is not None:
+        ledger = FolderLedger(folder, remove_application)
+    else:
+        ledger = ClusterLedger(remove_application, application_names)
+    # Of two that start it at once Ray Serve fails one.
+    with ledger.deploying(_SERVE):
+        start_serve()
+    return ledger
+
+
+def _run(application: Application, ledger: Ledger, compiled: CompiledPolicy | None) -> None:
+    """Deploy an application, unless another process has done so meanwhile."""
+    with ledger.deploying(application.name):
+        if not application.is_present():
+            application.run(ledger.store(application.name, application.files(compiled)))
+
+
+async def _describe(handle: Handle) -> PolicySignature:
+    """Return the signature; a handle hears late of an application that went and came again."""
+    while True:
+        try:
+            signature: PolicySignature = await handle.call("describe")
+        except DeploymentUnavailableError:
+            await asyncio.sleep(_HEARING_PERIOD_S)
+        else:
+            return signature
+
+
+async def _watch(application: Application) -> PolicySignature:
+    """Raise an error when Ray Serve gives the application up."""
+    while True:
+        state, message = await asyncio.to_thread(application.state)
+        if state == "DEPLOY_FAILED":
+            raise _not_deployed(message)
+        await asyncio.sleep(_STATUS_PERIOD_S)
+
+
+def _not_deployed(reason: object) -> NotReadyError:
+    return NotReadyError(f"ray: could not deploy the policy: {' '.join(str(reason).split())}")

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from policy_server.errors import PolicyFailedError, PolicyServerError
 from policy_server.policy import PolicyOutputs
@@ -29,6 +29,8 @@ from policy_server.policy import PolicyOutputs
 __all__ = ["CallServer", "ConnectionLostError", "DirectCalls", "ReplicaAddress", "answer_or_error"]
 
 logger = logging.getLogger(__name__)
+
+_Answer = TypeVar("_Answer")
 
 _LENGTH = struct.Struct("<Q")
 _SECRET_BYTES = 32
@@ -50,11 +52,13 @@ class ReplicaAddress:
         host: its machine's address.
         port: its port there.
         secret: what a connection starts with.
+        replica: Ray's name of the replica, its actor's id.
     """
 
     host: str
     port: int
     secret: bytes
+    replica: str
 
 
 class ConnectionLostError(Exception):
@@ -64,13 +68,17 @@ class ConnectionLostError(Exception):
 class CallServer:
     """A replica's side: answers calls one after another."""
 
-    def __init__(self, infer: Callable[..., Awaitable[PolicyOutputs]], host: str) -> None:
-        """Keep the parts; nothing listens yet.
+    def __init__(
+        self, infer: Callable[..., Awaitable[PolicyOutputs]], host: str, *, replica: str
+    ) -> None:
+        """Own a port, from the first `address` to `aclose`, and the connections to it.
 
         Args:
             infer: answers observations, as `PolicyReplica.infer`.
             host: the address to listen on.
+            replica: Ray's name of the replica.
         """
+        self._replica = replica
         self._infer = infer
         self._host = host
         self._secret = secrets.token_bytes(_SECRET_BYTES)
@@ -86,7 +94,7 @@ class CallServer:
                     self._serve, self._host, 0, limit=_BUFFER_BYTES
                 )
         port: int = self._server.sockets[0].getsockname()[1]
-        return ReplicaAddress(self._host, port, self._secret)
+        return ReplicaAddress(self._host, port, self._secret, self._replica)
 
     async def aclose(self) -> None:
         """Take no more calls, and end the connections."""
@@ -117,21 +125,21 @@ class CallServer:
 
 
 async def answer_or_error(
-    infer: Callable[..., Awaitable[PolicyOutputs]], *arguments: object
-) -> PolicyOutputs | PolicyServerError:
-    """Answer observations, or return the error to raise in the process that asked.
+    method: Callable[..., Awaitable[_Answer]], *arguments: object
+) -> _Answer | PolicyServerError:
+    """Answer a call, or return the error to raise in the process that asked.
 
     Args:
-        infer: answers them, as `PolicyReplica.infer`.
-        arguments: those of it.
+        method: answers it, as `PolicyReplica.infer` does.
+        arguments: the method's.
 
     Returns:
-        The answers; or an error with its type. Its cause doesn't cross to another process, so that
+        The answer; or an error with its type. Its cause doesn't cross to another process, so that
         the traceback goes along as a note: who has asked logs it, once for each observation to
         blame and not for each call that was made to find that.
     """
     try:
-        return await infer(*arguments)
+        return await method(*arguments)
     except Exception as error:
         failed = PolicyFailedError.translate(error)
         # A replica that could not load its policy raises the same error for every call.
@@ -144,32 +152,45 @@ async def answer_or_error(
 class DirectCalls:
     """A web process's side: connections to as many replicas as are found, kept up meanwhile."""
 
-    def __init__(self, find: Callable[[], Awaitable[ReplicaAddress]], *, replicas: int) -> None:
-        """Keep the parts.
+    def __init__(
+        self,
+        find: Callable[[], Awaitable[ReplicaAddress]],
+        *,
+        replicas: int,
+        on_lost: Callable[[str], None],
+    ) -> None:
+        """Own the connections, from `open` to `aclose`.
 
         Args:
             find: returns the address of any replica.
             replicas: how many there shall be.
+            on_lost: called with Ray's name of a replica when its connection has ended.
         """
         self._find = find
         self._replicas = replicas
+        self._on_lost = on_lost
+        self._is_closing = False
         self._connections: dict[ReplicaAddress, _Connection] = {}
         self._is_lost = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> DirectCalls:
+    async def open(self) -> None:
         """Connect, as far as that goes at once; the rest follows."""
         await self._connect_one()
         self._keeper = asyncio.create_task(self._keep())
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def aclose(self) -> None:
         """End every connection."""
-        assert self._keeper is not None, "entered before"
-        self._keeper.cancel()
-        await asyncio.gather(self._keeper, return_exceptions=True)
+        self._is_closing = True
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
         for connection in list(self._connections.values()):
             await connection.aclose()
+
+    def __len__(self) -> int:
+        """Return how many replicas are connected."""
+        return len(self._connections)
 
     @property
     def is_connected(self) -> bool:
@@ -219,6 +240,8 @@ class DirectCalls:
     def _drop(self, address: ReplicaAddress) -> None:
         self._connections.pop(address, None)
         self._is_lost.set()
+        if not self._is_closing:
+            self._on_lost(address.replica)
 
 
 class _Connection:

@@ -1,36 +1,27 @@
-"""The Ray that this server starts on its machine: what serving needs of it, and nothing else.
-
-`ray.init` also starts the autoscaler's monitor, the log monitor and the dashboard's server, even
-where the dashboard is off, and waits for them: seconds, and some 170 MB. Its own `Node` can leave
-them out; the dashboard follows when the policy answers.
-"""
+"""The Ray that this server starts on its machine: what serving needs of it, and nothing else."""
 
 from __future__ import annotations
 
 import logging
-import math
 import os
-import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-from ray._private.node import Node
-from ray._private.parameter import RayParams
-from ray._raylet import Config  # type: ignore[attr-defined]  # a compiled module
 
 import policy_server
-from policy_server.errors import NotReadyError
+from policy_server.backends.ray.connection import connect, translated, use_token
 from policy_server.ports import free_port
 from policy_server.settings import Settings
 from policy_server.telemetry import adopt_loggers
 
-__all__ = ["RAY_METRICS", "REPLICA_ENVIRONMENT", "OwnRay", "connect", "translated", "use_token"]
+if TYPE_CHECKING:
+    from policy_server.backends.ray.lean_node import LeanNode
+
+__all__ = ["RAY_METRICS", "REPLICA_ENVIRONMENT", "OwnRay"]
 
 # The name of the place where Ray's own metrics are; people find them among the server's.
 RAY_METRICS = "ray_metrics"
@@ -47,8 +38,8 @@ REPLICA_ENVIRONMENT = {
 logger = logging.getLogger(__name__)
 
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
-# Workers import these while Ray Serve's controller starts, not when it asks for a replica.
-_PRELOADED = ("ray.serve._private.replica", "policy_server.backends.ray.replicas")
+# What a private part of Ray raises that has moved or takes other arguments.
+_MOVED = (ImportError, AttributeError, TypeError)
 
 
 class OwnRay:
@@ -62,17 +53,22 @@ class OwnRay:
     """
 
     def __init__(self, settings: Settings) -> None:
-        """Keep the settings; nothing is started."""
+        """Own nothing yet; from `start` to `end`, Ray's processes and their folder."""
         self.places: dict[str, str] = {}
         self._settings = settings
         self._folder: Path | None = None
-        self._node: _LeanNode | None = None
+        self._node: LeanNode | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder that goes when Ray does."""
+        assert self._folder is not None, "it is started"
+        return self._folder
 
     @property
     def address(self) -> str:
         """Return where other processes join it."""
-        assert self._node is not None, "it is started"
-        address: str = self._node.gcs_address
+        address: str = ray.get_runtime_context().gcs_address
         return address
 
     def start(self) -> None:
@@ -80,24 +76,21 @@ class OwnRay:
 
         Raises:
             NotReadyError: if Ray does not start.
+            SettingsError: if it would be open to everybody.
         """
         started = time.monotonic()
+        use_token()
         adopt_loggers()
-        use_token(secrets.token_hex(32))
         # Ray puts sockets there, whose paths may have 107 characters.
         self._folder = Path(tempfile.mkdtemp(prefix="ps-ray-"))
-        metrics_port = free_port("")
-        self.places[RAY_METRICS] = f"http://127.0.0.1:{metrics_port}/metrics"
         if self._settings.dashboard_port:
             self._announce_dashboard(self._folder)
         with translated():
-            self._node = _LeanNode(
-                self._parameters(self._folder, metrics_port),
-                head=True,
-                shutdown_at_exit=False,
-                spawn_reaper=True,
-            )
-            connect(self._node.gcs_address)
+            try:
+                self._start_lean(self._folder)
+            except _MOVED as error:
+                logger.warning("ray_started_whole", extra={"reason": str(error)})
+                self._start_whole(self._folder)
         logger.info("ray_started", extra={"seconds": round(time.monotonic() - started, 1)})
 
     def start_dashboard(self) -> None:
@@ -115,7 +108,7 @@ class OwnRay:
         """Disconnect, end Ray's processes, and remove its folder."""
         ray.shutdown()
         if self._node is not None:
-            self._node.kill_all_processes(check_alive=False, allow_graceful=True)
+            self._node.end()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -127,90 +120,44 @@ class OwnRay:
             (folder / "dashboard-token").write_text(token)
             self.places["dashboard_token"] = str(folder / "dashboard-token")
 
-    def _parameters(self, folder: Path, metrics_port: int) -> RayParams:
+    def _start_lean(self, folder: Path) -> None:
+        from policy_server.backends.ray.lean_node import start_lean_node
+
+        metrics_port = free_port("")
+        self._node = start_lean_node(
+            self._options(),
+            folder=str(folder),
+            metrics_port=metrics_port,
+            environment=self._environment(),
+        )
+        self.places[RAY_METRICS] = f"http://127.0.0.1:{metrics_port}/metrics"
+        connect(self._node.gcs_address)
+
+    def _start_whole(self, folder: Path) -> None:
+        """Start Ray the public way: seconds and some 170 MB more, and its metrics where it says."""
+        given = os.environ.get("RAY_TMPDIR")
+        os.environ["RAY_TMPDIR"] = str(folder)
+        try:
+            connect(None, {"env_vars": self._environment()}, **self._options())
+        finally:
+            if given is None:
+                del os.environ["RAY_TMPDIR"]
+            else:
+                os.environ["RAY_TMPDIR"] = given
+
+    def _options(self) -> dict[str, Any]:
         settings = self._settings
-        replicas = max(settings.num_replicas, settings.max_replicas)
-        python_path = [str(Path(policy_server.__file__).parents[1])]
-        python_path += filter(None, [os.environ.get("PYTHONPATH")])
-        options: dict[str, Any] = {
-            # Ray starts as many workers at once: the replicas, and Ray Serve's controller.
-            "num_cpus": math.ceil(replicas * settings.replica_cpus) + 1,
+        return {
+            # Ray starts as many workers at once: the replicas, and Ray Serve's controller. Nothing
+            # is set aside for them, so that none ever waits.
+            "num_cpus": max(settings.num_replicas, settings.max_replicas) + 1,
             "object_store_memory": _OBJECT_STORE_BYTES,
             "include_dashboard": settings.dashboard_port > 0,
             "dashboard_host": settings.dashboard_host,
             "dashboard_port": settings.dashboard_port,
-            "include_log_monitor": False,
-            "no_monitor": True,
-            "metrics_export_port": metrics_port,
-            "temp_dir": str(folder),
-            # A runtime environment would cost each replica a second worker.
-            "env_vars": {**REPLICA_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(python_path)},
-            "_system_config": {"preload_python_modules": list(_PRELOADED)},
         }
-        # Ray's annotations differ from what it takes.
-        return RayParams(**options)
 
-
-class _LeanNode(Node):
-    """Ray's processes, without waiting for the dashboard."""
-
-    def start_api_server(
-        self,
-        *,
-        include_dashboard: bool | None,  # noqa: ARG002 -- Ray's own
-        raise_on_failure: bool,  # noqa: ARG002 -- Ray's own
-    ) -> None:
-        """Leave the dashboard for later."""
-        self._webui_url = None
-
-    def start_dashboard(self) -> None:
-        """Start the dashboard, and wait until it answers."""
-        super().start_api_server(include_dashboard=True, raise_on_failure=True)
-
-
-def use_token(token: str) -> None:
-    """Let only those who know a secret use the Ray that this server starts.
-
-    Who reaches it can run code. Ray would write one to the home folder, which a container may not
-    have; its own way of taking over a changed environment is `Config.initialize`.
-    """
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", token)
-        Config.initialize("")
-
-
-def connect(address: str, runtime_env: Mapping[str, object] | None = None) -> None:
-    """Connect to a Ray that runs.
-
-    Args:
-        address: where it is.
-        runtime_env: what its workers need beyond what is installed.
-    """
-    # It says that it can't replace the handlers of signals from this thread, which are uvicorn's.
-    logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
-    adopt_loggers()
-    ray.init(
-        address=address,
-        log_to_driver=False,
-        configure_logging=False,
-        runtime_env=dict(runtime_env or {}),
-    )
-
-
-@contextmanager
-def translated(hint: str = "") -> Iterator[None]:
-    """Turn what Ray raises into one line.
-
-    Args:
-        hint: what a person may try, appended to Ray's own words.
-
-    Raises:
-        NotReadyError: for whatever Ray raises.
-    """
-    try:
-        yield
-    except Exception as error:
-        # Ray raises plain exceptions too.
-        reason = " ".join(str(error).split())[:300]
-        raise NotReadyError(f"ray: could not start or join: {reason}{hint}") from error
+    def _environment(self) -> dict[str, str]:
+        python_path = [str(Path(policy_server.__file__).parents[1])]
+        python_path += filter(None, [os.environ.get("PYTHONPATH")])
+        return {**REPLICA_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(python_path)}

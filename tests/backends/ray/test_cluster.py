@@ -1,27 +1,173 @@
-"""What surrounds Ray's life in a server's process."""
+"""Policies on one Ray: several at a time, side by side, coming and going; and Ray itself."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
 
+import numpy as np
 import pytest
+import pytest_asyncio
 
-from policy_server.backends.ray.cluster import without_proxies
-
-PROXY = "http://127.0.0.1:9"
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["http_proxy", "https_proxy", "HTTPS_PROXY", "HTTP_PROXY", "all_proxy", "grpc_proxy"],
+from policy_server.backends.ray import (
+    RayBackend,
+    RayCluster,
+    VersionDescription,
+    open_ray_cluster,
 )
-def test_ray_sees_no_proxy_and_downloads_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(name, PROXY)
-    monkeypatch.setenv("no_proxy", "localhost")
+from policy_server.engine.network import NetworkPolicy
+from policy_server.errors import SettingsError
+from policy_server.formats.compiling_process import find_compiled
+from policy_server.formats.model_files import identify_model, unpack_model
+from policy_server.policy import PolicyInputs
+from policy_server.schema import read_schema
+from policy_server.settings import Settings
+from tests.service.servers import EXPORTS, command_line, descendants
 
-    with without_proxies():
-        inside = dict(os.environ)
+pytestmark = [pytest.mark.service, pytest.mark.asyncio(loop_scope="module")]
 
-    assert name not in inside
-    assert inside["no_proxy"] == "localhost"
-    assert os.environ[name] == PROXY
+# More than any machine has: on a Ray of its own a server sets none aside.
+SETTINGS = Settings(dashboard_port=0, replica_cpus=4096)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder for unpacked models: compiled by the first test, kept for the others."""
+    return tmp_path_factory.mktemp("models")
+
+
+def version_of(export: str, models: Path, *, name: str = "default") -> VersionDescription:
+    """Return a version of a real export."""
+    folder = unpack_model(EXPORTS / export / "saved_model.zip", models / export, max_bytes=10**9)
+    schema = read_schema(EXPORTS / export / "schema.yaml")
+    return VersionDescription(name, identify_model(folder), schema)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster() -> AsyncIterator[RayCluster]:
+    """Start a Ray for the tests of this module."""
+    async with open_ray_cluster(SETTINGS) as cluster:
+        yield cluster
+
+
+async def check_answers(backend: RayBackend, version: VersionDescription) -> None:
+    """Hold a backend's modes against those that the policy has in this process."""
+    compiled = await find_compiled(version.model, version.schema, SETTINGS)
+    assert compiled is not None, "the policies here are computed by NumPy"
+    width = backend.signature.observation_width
+    assert width is not None
+    rows = np.random.default_rng(0).random((20, width), np.float32)
+    inputs = PolicyInputs.of(rows, is_deterministic=True)
+
+    outputs = await backend.infer(inputs)
+
+    expected = NetworkPolicy(compiled).infer(inputs)
+    assert (outputs.actions == expected.actions).all()
+    assert (outputs.log_probability == expected.log_probability).all()
+
+
+def processes_of(kind: str) -> list[int]:
+    """Return the processes below this one of a kind, such as `gcs_server`."""
+    return [pid for pid in descendants(os.getpid()) if kind in command_line(pid)]
+
+
+async def until_no_replica_of(name: str) -> None:
+    """Wait until the replicas of a policy have ended."""
+    async with asyncio.timeout(30):
+        while processes_of(f"ServeReplica:policy-{name}-"):
+            await asyncio.sleep(0.1)
+
+
+async def test_three_policies_answer_side_by_side_on_one_ray(
+    cluster: RayCluster, models: Path
+) -> None:
+    exports = {"a": "ppo_discrete", "b": "ppo_box", "c": "ppo_tuple"}
+    versions = [version_of(export, models, name=name) for name, export in exports.items()]
+
+    backends = await asyncio.gather(*map(cluster.deploy, versions))
+    await asyncio.gather(*map(check_answers, backends, versions))
+
+    assert len(processes_of("gcs_server")) == 1
+    assert len(processes_of("ServeReplica:policy-")) == 3
+    for backend in backends:
+        await cluster.undeploy(backend)
+
+
+async def test_second_ray_of_a_process_is_refused_and_harms_nobody(
+    cluster: RayCluster, models: Path
+) -> None:
+    version = version_of("ppo_discrete", models)
+    backend = await cluster.deploy(version)
+
+    with pytest.raises(SettingsError, match="is connected to a Ray already"):
+        async with open_ray_cluster(SETTINGS):
+            pass
+
+    await check_answers(backend, version)
+    await cluster.undeploy(backend)
+
+
+async def test_version_goes_while_another_answers(cluster: RayCluster, models: Path) -> None:
+    version = version_of("ppo_discrete", models, name="kept")
+    kept = await cluster.deploy(version)
+    retired = await cluster.deploy(version_of("ppo_box", models, name="retired"))
+
+    async def ask_until(retiring: asyncio.Task[None]) -> int:
+        asked = 0
+        while not retiring.done():
+            await check_answers(kept, version)
+            asked += 1
+        return asked
+
+    retiring = asyncio.create_task(cluster.undeploy(retired))
+    asked = await ask_until(retiring)
+    await until_no_replica_of("retired")
+
+    assert asked > 0
+    await check_answers(kept, version)
+    await cluster.undeploy(kept)
+
+
+async def test_two_users_of_a_version_share_its_replicas(cluster: RayCluster, models: Path) -> None:
+    version = version_of("ppo_discrete", models, name="shared")
+    first, second = await asyncio.gather(cluster.deploy(version), cluster.deploy(version))
+    replicas = processes_of("ServeReplica:policy-shared-")
+
+    await cluster.undeploy(first)
+    await check_answers(second, version)
+
+    assert processes_of("ServeReplica:policy-shared-") == replicas
+    assert len(replicas) == 1
+    await cluster.undeploy(second)
+    await until_no_replica_of("shared")
+
+
+async def test_version_that_went_comes_again(cluster: RayCluster, models: Path) -> None:
+    version = version_of("ppo_discrete", models, name="again")
+    await cluster.undeploy(await cluster.deploy(version))
+
+    backend = await cluster.deploy(version)
+
+    await check_answers(backend, version)
+    await cluster.undeploy(backend)
+
+
+async def test_replica_that_dies_comes_back_and_is_counted_once(
+    cluster: RayCluster, models: Path
+) -> None:
+    lost: list[None] = []
+    version = version_of("ppo_discrete", models, name="mortal")
+    backend = await cluster.deploy(version, count_lost=lambda: lost.append(None))
+    [replica] = processes_of("ServeReplica:policy-mortal-")
+
+    calls = [asyncio.create_task(check_answers(backend, version)) for _ in range(20)]
+    os.kill(replica, signal.SIGKILL)
+    calls += [asyncio.create_task(check_answers(backend, version)) for _ in range(20)]
+    await asyncio.gather(*calls)
+
+    assert len(lost) == 1
+    assert processes_of("ServeReplica:policy-mortal-") != [replica]
+    await cluster.undeploy(backend)

@@ -39,8 +39,17 @@ class Replicas:
     """Replicas that come and go, found one after another as Ray Serve's router finds them."""
 
     def __init__(self, *infers: Infer) -> None:
-        self.servers = [CallServer(infer, HOST) for infer in infers]
+        self.servers = [self._server(index, infer) for index, infer in enumerate(infers)]
         self.asked = 0
+        self.lost: list[str] = []
+
+    @staticmethod
+    def _server(index: int, infer: Infer) -> CallServer:
+        return CallServer(infer, HOST, replica=f"replica {index}")
+
+    def calls(self, count: int = 1) -> DirectCalls:
+        """Return calls to as many of them."""
+        return DirectCalls(self.find, replicas=count, on_lost=self.lost.append)
 
     async def find(self) -> ReplicaAddress:
         self.asked += 1
@@ -61,11 +70,21 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @asynccontextmanager
+async def opened(calls: DirectCalls) -> AsyncIterator[DirectCalls]:
+    """Have calls connect, and end their connections."""
+    await calls.open()
+    try:
+        yield calls
+    finally:
+        await calls.aclose()
+
+
+@asynccontextmanager
 async def connected(replicas: Replicas, *, count: int = 1) -> AsyncIterator[DirectCalls]:
     """Connect to replicas, and wait until all are found."""
     try:
-        async with DirectCalls(replicas.find, replicas=count) as calls:
-            await until(lambda: len(calls._connections) == count)  # noqa: SLF001 -- there is no other sign
+        async with opened(replicas.calls(count)) as calls:
+            await until(lambda: len(calls) == count)
             yield calls
     finally:
         for server in replicas.servers:
@@ -177,6 +196,17 @@ async def test_calls_in_flight_are_told_when_their_replica_dies() -> None:
 
     assert all(isinstance(result, ConnectionLostError) for result in results)
     assert not is_connected
+    # Once, however many calls it had.
+    assert replicas.lost == ["replica 0"]
+
+
+async def test_connection_that_is_closed_here_is_no_lost_replica() -> None:
+    replicas = Replicas(doubled, doubled)
+
+    async with connected(replicas, count=2) as calls:
+        await calls.infer(1)
+
+    assert replicas.lost == []
 
 
 async def test_replica_that_takes_its_place_is_found() -> None:
@@ -185,7 +215,7 @@ async def test_replica_that_takes_its_place_is_found() -> None:
         await replicas.end(0)
         await until(lambda: not calls.is_connected)
         await asyncio.sleep(0.2)
-        replicas.servers.append(CallServer(doubled, HOST))
+        replicas.servers.append(CallServer(doubled, HOST, replica="another"))
         await until(lambda: calls.is_connected)
 
         assert (await calls.infer(4)).actions[0, 0] == 8
@@ -197,7 +227,7 @@ async def test_replica_that_can_not_be_reached_is_no_error() -> None:
             return replace(await super().find(), port=1)
 
     replicas = Unreachable(doubled)
-    async with DirectCalls(replicas.find, replicas=1) as calls:
+    async with opened(replicas.calls()) as calls:
         await asyncio.sleep(0.1)
 
         assert not calls.is_connected
@@ -209,7 +239,7 @@ async def test_who_does_not_know_the_secret_is_shown_the_door(given: bytes) -> N
     async def untouched(*_: object) -> PolicyOutputs:
         raise AssertionError("nothing of it may be read")
 
-    server = CallServer(untouched, HOST)
+    server = CallServer(untouched, HOST, replica="untouched")
     address = await server.address()
     reader, writer = await asyncio.open_connection(address.host, address.port)
     writer.write(given)
@@ -230,7 +260,7 @@ async def test_wrong_secret_of_ours_is_not_connected() -> None:
             return replace(await super().find(), secret=b"y" * 32)
 
     replicas = Stranger(doubled)
-    async with DirectCalls(replicas.find, replicas=1) as calls:
+    async with opened(replicas.calls()) as calls:
         assert not calls.is_connected
     await replicas.end(0)
 

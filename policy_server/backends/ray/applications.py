@@ -1,0 +1,198 @@
+"""A policy version as an application of Ray Serve: its name, its replicas, its state."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.schema import LoggingConfig
+
+from policy_server.backends.ray.ledger import PolicyFiles
+from policy_server.backends.ray.own_ray import REPLICA_ENVIRONMENT
+from policy_server.backends.ray.replicas import PolicyReplica
+from policy_server.engine.cache import Outcome, digest_of, encode
+from policy_server.engine.network import CompiledPolicy
+from policy_server.formats.model_files import Model, files_of_model
+from policy_server.schema import ServerSchema
+from policy_server.settings import Settings
+from policy_server.telemetry import adopt_loggers
+
+__all__ = [
+    "Application",
+    "VersionDescription",
+    "application_names",
+    "missing_room",
+    "remove_application",
+    "start_serve",
+]
+
+_DEPLOYMENT = "policy"
+_CPU = "CPU"
+_HEALTH_CHECK_PERIOD_S = 1.0
+# Two calls are in flight from each web process; the rest leaves room for more of those.
+_MAX_ONGOING_CALLS = 64
+_CALLS_OF_A_REPLICA = 2
+_QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
+# One that is coming up, or is getting a new replica, is there: to deploy it again would restart it.
+_PRESENT = ("NOT_STARTED", "DEPLOYING", "RUNNING", "UNHEALTHY")
+
+
+@dataclass(frozen=True)
+class VersionDescription:
+    """A policy version that is to be deployed.
+
+    Attributes:
+        name: the policy's name.
+        model: the policy's file.
+        schema: what schema.yaml says.
+    """
+
+    name: str
+    model: Model
+    schema: ServerSchema
+
+
+@dataclass(frozen=True)
+class Application:
+    """A policy version as Ray Serve runs it.
+
+    Server processes that serve the same version with as many replicas have one name for it, and so
+    share its replicas.
+
+    Attributes:
+        version: the policy version.
+        settings: how many replicas it has, and what each of them needs.
+        is_crowded: whether replicas ask Ray for room, because others use it too.
+    """
+
+    version: VersionDescription
+    settings: Settings
+    is_crowded: bool
+
+    @property
+    def name(self) -> str:
+        """Return the application's name, such as `policy-default-1f2e3d4c5b6a`."""
+        settings = self.settings
+        replicas = (settings.num_replicas, self.most_replicas, settings.replica_cpus)
+        contents = f"{self.digest} {replicas} {settings.engine}"
+        digest = hashlib.sha256(contents.encode()).hexdigest()
+        return f"policy-{self.version.name}-{digest[:12]}"
+
+    @property
+    def digest(self) -> str:
+        """Return the digest that the compiled policy is bound to."""
+        return digest_of(self.version.model.digest, self.version.schema)
+
+    @property
+    def most_replicas(self) -> int:
+        """Return how many replicas there can be under load."""
+        return max(self.settings.max_replicas, self.settings.num_replicas)
+
+    @property
+    def is_scaled(self) -> bool:
+        """Return whether Ray Serve adds and removes replicas, by the calls that it sees."""
+        return self.most_replicas > self.settings.num_replicas
+
+    def is_present(self) -> bool:
+        """Return whether the application runs or is coming up."""
+        return self.state()[0] in _PRESENT
+
+    def state(self) -> tuple[str, str]:
+        """Return the application's state in Ray Serve's word, and what it says of it."""
+        known = serve.status().applications.get(self.name)
+        return ("", "") if known is None else (str(known.status.value), known.message)
+
+    def files(self, compiled: CompiledPolicy | None) -> Mapping[str, Path | bytes]:
+        """Return the files that a replica loads the policy from, by name.
+
+        Args:
+            compiled: the policy as NumPy computes it; None where TensorFlow has to.
+        """
+        if compiled is not None:
+            return {PolicyReplica.COMPILED_FILE: encode(Outcome(compiled), self.digest)}
+        return dict(files_of_model(self.version.model.folder))
+
+    def run(self, files: PolicyFiles) -> None:
+        """Have Ray Serve start the replicas; they answer later.
+
+        Args:
+            files: those of `files`, where a replica gets at them.
+        """
+        settings = self.settings
+        scaling: dict[str, Any] = {"num_replicas": settings.num_replicas}
+        if self.is_scaled:
+            bounds = {"min_replicas": settings.num_replicas, "max_replicas": self.most_replicas}
+            load = {"target_ongoing_requests": _CALLS_OF_A_REPLICA}
+            scaling = {"autoscaling_config": {**bounds, **load}}
+        deployment = serve.deployment(
+            name=_DEPLOYMENT,
+            ray_actor_options=self._needs(),
+            max_ongoing_requests=_MAX_ONGOING_CALLS,
+            health_check_period_s=_HEALTH_CHECK_PERIOD_S,
+            graceful_shutdown_timeout_s=settings.request_timeout_s,
+            logging_config=_QUIET,
+            **scaling,
+        )(PolicyReplica)
+        bound = deployment.bind(files, self.version.schema.policy_part(), self.digest)
+        target = serve.RunTarget(bound, name=self.name, route_prefix=None)
+        # Its own wait asks once a second; whoever asks the replicas is answered by the first.
+        serve.run_many([target], wait_for_applications_running=False)
+
+    def _needs(self) -> dict[str, Any]:
+        if not self.is_crowded:
+            return {"num_cpus": 0}
+        # A Ray that the server starts has the environment already.
+        environment = {"env_vars": REPLICA_ENVIRONMENT}
+        return {"num_cpus": self.settings.replica_cpus, "runtime_env": environment}
+
+
+def start_serve() -> None:
+    """Start Ray Serve, unless it runs, without an HTTP server."""
+    serve.start(proxy_location="Disabled", logging_config=_QUIET)
+    adopt_loggers()
+
+
+def application_names() -> list[str]:
+    """Return the names of the applications that Ray Serve has."""
+    return list(serve.status().applications)
+
+
+def remove_application(name: str) -> None:
+    """Have an application's replicas end once they have answered, and forget it.
+
+    Args:
+        name: the application's.
+    """
+    try:
+        # A replica that never found room takes as long to end as a request may last.
+        serve.delete(name, _blocking=False)
+    except TypeError:
+        serve.delete(name)
+
+
+def missing_room(settings: Settings) -> str:
+    """Return what a replica needs of a cluster that is full, in words; empty where there is room.
+
+    Args:
+        settings: what a replica needs.
+    """
+    try:
+        total = ray.cluster_resources().get(_CPU, 0.0)
+        free = ray.available_resources().get(_CPU, 0.0)
+        machines = [node["Resources"].get(_CPU, 0.0) for node in ray.nodes() if node["Alive"]]
+    except RayError:
+        return ""
+    largest = max(machines, default=0.0)
+    if min(free, largest) >= settings.replica_cpus:
+        return ""
+    return (
+        f"a replica needs {settings.replica_cpus:g} CPUs on one machine, and the cluster has "
+        f"{total:g}, of which {free:g} are free, at most {largest:g} on one machine; add machines, "
+        "or lower POLICY_SERVER_REPLICA_CPUS"
+    )

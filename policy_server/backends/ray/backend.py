@@ -1,0 +1,202 @@
+"""The backend that calls the replicas of one Ray Serve application."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+
+from policy_server.backends.ray.direct_calls import ConnectionLostError, DirectCalls
+from policy_server.errors import (
+    NotReadyError,
+    OverloadedError,
+    PolicyFailedError,
+    PolicyServerError,
+)
+from policy_server.policy import PolicyInputs, PolicyOutputs, PolicySignature
+
+__all__ = ["Handle", "RayBackend"]
+
+logger = logging.getLogger(__name__)
+
+_READY_TIMEOUT_S = 2.0
+_MOST_TRIES = 3
+_MOST_KNOWN_LOSSES = 256
+_ACTOR_ID = re.compile(r"actor_id: ([0-9a-f]+)")
+
+
+class Handle:
+    """Ray Serve's handle of an application, whose answers are values or errors of ours."""
+
+    def __init__(self, handle: Any) -> None:  # noqa: ANN401 -- Ray's handle is generic
+        """Own the handle's router, in this loop, for as long as the application is used.
+
+        Args:
+            handle: as `serve.get_app_handle` returns it.
+        """
+        try:
+            # In this loop, and not in a thread that every call would be handed to and back.
+            handle._init(_run_router_in_separate_loop=False)  # noqa: SLF001 -- Ray's own way to say so
+            self._options: Mapping[str, Any] = {"_by_reference": False}
+            handle.options(**self._options)
+        except (AttributeError, TypeError, ValueError) as error:
+            logger.warning("ray_handle_plain", extra={"reason": str(error)})
+            self._options = {}
+        self._handle = handle
+        self._methods: dict[str, Any] = {}
+
+    async def call(self, method: str, *arguments: Any) -> Any:  # noqa: ANN401 -- what the method returns
+        """Call a method of any replica.
+
+        Args:
+            method: one of `PolicyReplica`.
+            arguments: the method's.
+
+        Raises:
+            PolicyServerError: what the replica raised or returned.
+            RayError, RayServeException: if no replica answers.
+        """
+        bound = self._methods.get(method)
+        if bound is None:
+            bound = self._handle.options(method_name=method, **self._options)
+            self._methods[method] = bound
+        try:
+            answer = await bound.remote(*arguments)
+        except RayTaskError as error:
+            raise _cause_of(error) from error
+        if isinstance(answer, PolicyServerError):
+            raise answer
+        return answer
+
+
+class RayBackend:
+    """A `PolicyBackend` over the replicas of one Ray Serve application."""
+
+    def __init__(
+        self,
+        handle: Handle,
+        signature: PolicySignature,
+        *,
+        application: str,
+        replicas: int,
+        is_direct: bool,
+        timeout_s: float,
+        count_lost: Callable[[], None],
+    ) -> None:
+        """Own the connections to the replicas, from `connect` to `aclose`.
+
+        Args:
+            handle: the application's.
+            signature: that of the policy.
+            application: the application's name.
+            replicas: how many there can be.
+            is_direct: whether calls go straight to a replica, or all of them by Ray Serve.
+            timeout_s: the longest that a call may take, in seconds.
+            count_lost: called once for each replica that dies.
+        """
+        self.application = application
+        self._handle = handle
+        self._signature = signature
+        self._replicas = replicas
+        self._timeout_s = timeout_s
+        self._count_lost = count_lost
+        self._lost: deque[str] = deque(maxlen=_MOST_KNOWN_LOSSES)
+        self._direct: DirectCalls | None = None
+        if is_direct:
+            find = partial(handle.call, "address")
+            self._direct = DirectCalls(find, replicas=replicas, on_lost=self._note_lost)
+
+    @property
+    def signature(self) -> PolicySignature:
+        """Return the signature of the policy that is served."""
+        return self._signature
+
+    @property
+    def capacity(self) -> int:
+        """Return how many calls are computed at the same time: one a replica.
+
+        Where Ray Serve scales them it is the most that there can be: it adds replicas only when
+        more calls come than those that run can take.
+        """
+        if self._direct is not None and self._direct.is_connected:
+            return len(self._direct)
+        return self._replicas
+
+    async def connect(self) -> None:
+        """Connect to the replicas, as far as that goes at once; the rest follows."""
+        if self._direct is not None:
+            await self._direct.open()
+
+    async def aclose(self) -> None:
+        """End the connections; calls in flight are lost."""
+        if self._direct is not None:
+            await self._direct.aclose()
+
+    async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+        """Answer B observations with one call of one replica; see `PolicyBackend.infer`.
+
+        A replica that dies meanwhile is no error: a prediction has no side effect, so another one
+        is asked.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                for _ in range(_MOST_TRIES - 1):
+                    try:
+                        return await self._call(inputs)
+                    except ConnectionLostError:
+                        continue
+                    except ActorDiedError as error:
+                        found = _ACTOR_ID.search(str(error))
+                        self._note_lost(found[1] if found else str(error))
+                    except RayError as error:
+                        logger.warning("call_lost", extra={"reason": type(error).__name__})
+                return await self._call_by_serve(inputs)
+        except TimeoutError as error:
+            raise OverloadedError(
+                f"no replica answered within {self._timeout_s:g} s; try again in a second"
+            ) from error
+        except (RayError, RayServeException) as error:
+            raise NotReadyError(
+                "no replica of the policy is alive; try again in a few seconds"
+            ) from error
+
+    async def is_ready(self) -> bool:
+        """Return whether an observation would be answered now."""
+        try:
+            async with asyncio.timeout(_READY_TIMEOUT_S):
+                await self._handle.call("describe")
+        except (TimeoutError, RayError, RayServeException, PolicyServerError):
+            return False
+        return True
+
+    async def _call(self, inputs: PolicyInputs) -> PolicyOutputs:
+        if self._direct is not None and self._direct.is_connected:
+            return await self._direct.infer(inputs)
+        return await self._call_by_serve(inputs)
+
+    async def _call_by_serve(self, inputs: PolicyInputs) -> PolicyOutputs:
+        outputs: PolicyOutputs = await self._handle.call("answer", inputs)
+        return outputs
+
+    def _note_lost(self, replica: str) -> None:
+        """Count a replica's death, however many calls and connections tell of it."""
+        if replica not in self._lost:
+            self._lost.append(replica)
+            logger.warning("replica_lost", extra={"replica": replica})
+            self._count_lost()
+
+
+def _cause_of(error: RayTaskError) -> PolicyServerError:
+    """Return the error that a replica raised; one of Ray's or Python's has its text as a note."""
+    if isinstance(error.cause, PolicyServerError):
+        return error.cause
+    failed = PolicyFailedError("the policy failed; the server's log has the reason")
+    failed.add_note(f"In the replica:\n{error}")
+    return failed

@@ -1,0 +1,65 @@
+"""Ray's processes without those that serving does not need, by private parts of Ray.
+
+`ray.init` also starts the autoscaler's monitor, the log monitor and the dashboard's server, even
+where the dashboard is off, and waits for them: seconds, and some 170 MB. Ray's own `Node` can leave
+them out. Where these parts have moved, `OwnRay` takes `ray.init`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray._private.node import Node
+from ray._private.parameter import RayParams
+
+__all__ = ["LeanNode", "start_lean_node"]
+
+# Workers import these while Ray Serve's controller starts, not when it asks for a replica.
+_PRELOADED = ("ray.serve._private.replica", "policy_server.backends.ray.replicas")
+
+
+class LeanNode(Node):
+    """Ray's processes, without waiting for the dashboard."""
+
+    def start_api_server(
+        self,
+        *,
+        include_dashboard: bool | None,  # noqa: ARG002 -- Ray's own
+        raise_on_failure: bool,  # noqa: ARG002 -- Ray's own
+    ) -> None:
+        """Leave the dashboard for later."""
+        self._webui_url = None
+
+    def start_dashboard(self) -> None:
+        """Start the dashboard, and wait until it answers."""
+        super().start_api_server(include_dashboard=True, raise_on_failure=True)
+
+    def end(self) -> None:
+        """End Ray's processes."""
+        self.kill_all_processes(check_alive=False, allow_graceful=True)
+
+
+def start_lean_node(
+    options: dict[str, Any], *, folder: str, metrics_port: int, environment: dict[str, str]
+) -> LeanNode:
+    """Start Ray's processes.
+
+    Args:
+        options: those that `ray.init` takes too.
+        folder: where Ray puts its logs and sockets.
+        metrics_port: where Ray's own metrics are.
+        environment: the variables of its workers; a runtime environment would cost each replica a
+            second worker.
+    """
+    # Ray's annotations differ from what it takes.
+    known: dict[str, Any] = {
+        **options,
+        "include_log_monitor": False,
+        "no_monitor": True,
+        "metrics_export_port": metrics_port,
+        "temp_dir": folder,
+        "env_vars": environment,
+        "_system_config": {"preload_python_modules": list(_PRELOADED)},
+    }
+    parameters = RayParams(**known)
+    return LeanNode(parameters, head=True, shutdown_at_exit=False, spawn_reaper=True)

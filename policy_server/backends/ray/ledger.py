@@ -1,0 +1,155 @@
+"""Which deployments a Ray has: their files, the servers that use them, and who may change them.
+
+Ray Serve knows its applications but not who calls them, so that nobody could tell when one may go.
+Each server process enters the applications that it uses; the last one out removes an application
+that is retired.
+
+An application is named after its policy and a digest of all that it is made of, such as
+`policy-default-1f2e3d4c5b6a`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from policy_server.files.locks import FileLock
+
+__all__ = ["FilesHere", "FolderLedger", "Ledger", "PolicyFiles", "Remove", "is_alive"]
+
+Remove = Callable[[str], None]
+
+
+class PolicyFiles(Protocol):
+    """A policy's files as a replica gets at them, on whatever machine; it crosses to replicas."""
+
+    def opened(self) -> AbstractContextManager[Path]:
+        """Give a folder with the files while the block runs.
+
+        Raises:
+            NotReadyError: if they are nowhere at the moment.
+        """
+
+
+class Ledger(Protocol):
+    """The record of one Ray's deployments; its methods block."""
+
+    def enter(self, application: str) -> None:
+        """Say that this process uses an application, from before it looks for it."""
+
+    def leave(self, application: str, *, is_retired: bool) -> None:
+        """Say that this process uses an application no more.
+
+        Args:
+            application: its name.
+            is_retired: remove it, unless another process uses it.
+        """
+
+    def deploying(self, application: str) -> AbstractContextManager[None]:
+        """Let one process at a time deploy an application."""
+
+    def store(self, application: str, files: Mapping[str, Path | bytes]) -> PolicyFiles:
+        """Keep an application's files for its replicas until it is removed.
+
+        Args:
+            application: its name.
+            files: paths to files, or contents, by names such as `variables/variables.index`.
+        """
+
+    def renew(self, applications: list[str]) -> list[str]:
+        """Say that this process still uses applications, and remove those that they replace.
+
+        Args:
+            applications: the names of those in use.
+
+        Returns:
+            Those whose files have been lost, and have to be stored anew.
+        """
+
+
+@dataclass(frozen=True)
+class FilesHere:
+    """Files in a folder of this machine."""
+
+    folder: Path
+
+    @contextmanager
+    def opened(self) -> Iterator[Path]:
+        """Give the folder itself."""
+        yield self.folder
+
+
+class FolderLedger:
+    """The ledger of a Ray that runs on this machine only: a folder that goes when Ray does."""
+
+    def __init__(self, folder: Path, remove: Remove) -> None:
+        """Own this process's entries in the folder.
+
+        Args:
+            folder: shared by the processes that use the Ray; made where it is missing.
+            remove: removes an application from Ray Serve.
+        """
+        self._folder = folder
+        self._remove = remove
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+    def enter(self, application: str) -> None:
+        """See `Ledger.enter`."""
+        with FileLock(self._folder / "lock"):
+            entries = self._entries(application)
+            entries.mkdir(parents=True, exist_ok=True)
+            (entries / str(os.getpid())).touch()
+
+    def leave(self, application: str, *, is_retired: bool) -> None:
+        """See `Ledger.leave`."""
+        with FileLock(self._folder / "lock"):
+            entries = self._entries(application)
+            (entries / str(os.getpid())).unlink(missing_ok=True)
+            if is_retired and not any(is_alive(int(entry.name)) for entry in entries.iterdir()):
+                self._remove(application)
+                shutil.rmtree(self._folder / application, ignore_errors=True)
+
+    @contextmanager
+    def deploying(self, application: str) -> Iterator[None]:
+        """See `Ledger.deploying`."""
+        with FileLock(self._folder / f"{application}.lock"):
+            yield
+
+    def store(self, application: str, files: Mapping[str, Path | bytes]) -> PolicyFiles:
+        """See `Ledger.store`."""
+        folder = self._folder / application / "files"
+        for name, content in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, Path):
+                shutil.copyfile(content, path)
+            else:
+                path.write_bytes(content)
+        return FilesHere(folder)
+
+    def renew(self, applications: list[str]) -> list[str]:  # noqa: ARG002 -- the protocol's
+        """See `Ledger.renew`: entries here end with their processes, and files with Ray."""
+        return []
+
+    def _entries(self, application: str) -> Path:
+        return self._folder / application / "users"
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process exists.
+
+    Args:
+        pid: its number.
+    """
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

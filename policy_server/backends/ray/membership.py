@@ -1,0 +1,122 @@
+"""How this process belongs to a Ray: as its sole owner, or as one of many who use a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+
+import policy_server
+from policy_server.backends.ray.connection import connect, translated
+from policy_server.backends.ray.own_ray import OwnRay
+from policy_server.settings import Settings
+
+__all__ = ["ClusterMember", "Membership", "OnRaysThread", "SoleOwner"]
+
+_JOIN_HINT = "; a cluster with tokens wants RAY_AUTH_MODE and RAY_AUTH_TOKEN here too"
+
+OnRaysThread = Callable[..., Awaitable[Any]]
+
+
+class Membership(Protocol):
+    """A process's membership in a Ray."""
+
+    @property
+    def is_crowded(self) -> bool:
+        """Return whether others use this Ray for their own, so that replicas ask for room."""
+
+    @property
+    def places(self) -> Mapping[str, str]:
+        """Return where people find what Ray serves, by name; there once it is joined."""
+
+    @property
+    def ledger_folder(self) -> Path | None:
+        """Return where this machine's ledger lies; None where the cluster keeps it."""
+
+    async def join(self) -> None:
+        """Connect to Ray, or start it.
+
+        Raises:
+            SettingsError: if it can't start with these settings.
+            NotReadyError: if it does not start, or the cluster does not answer.
+        """
+
+    async def has_served(self) -> None:
+        """Say that a first policy answers."""
+
+    async def leave(self) -> None:
+        """Disconnect from Ray, and end it if it is this process's; also where `join` failed."""
+
+
+class SoleOwner:
+    """The membership of a process that starts a Ray for itself."""
+
+    is_crowded = False
+
+    def __init__(self, settings: Settings, call: OnRaysThread) -> None:
+        """Own nothing yet; from `join` to `leave`, the Ray.
+
+        Args:
+            settings: ports, and how many replicas there are.
+            call: runs a function on Ray's thread.
+        """
+        self._own = OwnRay(settings)
+        self._call = call
+        self._has_served = False
+
+    @property
+    def places(self) -> Mapping[str, str]:
+        """See `Membership.places`."""
+        return self._own.places
+
+    @property
+    def ledger_folder(self) -> Path:
+        """See `Membership.ledger_folder`."""
+        return self._own.folder / "ledger"
+
+    async def join(self) -> None:
+        """See `Membership.join`."""
+        await self._call(self._own.start)
+
+    async def has_served(self) -> None:
+        """Start the dashboard."""
+        if not self._has_served:
+            self._has_served = True
+            self._call(self._own.start_dashboard)
+
+    async def leave(self) -> None:
+        """See `Membership.leave`; after whatever of it still runs on the thread."""
+        await self._call(self._own.end)
+
+
+class ClusterMember:
+    """The membership of a process that joins a cluster, `RAY_ADDRESS`."""
+
+    is_crowded = True
+    ledger_folder = None
+
+    def __init__(self, address: str, call: OnRaysThread) -> None:
+        """Own the connection, from `join` to `leave`.
+
+        Args:
+            address: where the cluster is.
+            call: runs a function on Ray's thread.
+        """
+        self.places: dict[str, str] = {}
+        self._address = address
+        self._call = call
+
+    async def join(self) -> None:
+        """See `Membership.join`."""
+        package = str(Path(policy_server.__file__).parent)
+        with translated(_JOIN_HINT):
+            await self._call(connect, self._address, {"py_modules": [package]})
+
+    async def has_served(self) -> None:
+        """Do nothing: the cluster has its own dashboard."""
+
+    async def leave(self) -> None:
+        """See `Membership.leave`."""
+        await self._call(ray.shutdown)

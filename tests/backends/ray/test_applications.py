@@ -1,0 +1,49 @@
+"""A policy version as an application: one name for all who serve the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from policy_server.backends.ray.applications import Application, VersionDescription
+from policy_server.formats.model_files import Model
+from policy_server.schema import ServerSchema
+from policy_server.settings import Settings
+
+VERSION = VersionDescription(
+    "default", Model(Path("models"), "digest"), ServerSchema(api_key="secret", url_path="app/v1")
+)
+SETTINGS = Settings()
+
+
+def name_of(version: VersionDescription = VERSION, settings: Settings = SETTINGS) -> str:
+    """Return the name of a version's application."""
+    return Application(version, settings, is_crowded=False).name
+
+
+def test_name_tells_the_policy_and_not_the_access_key() -> None:
+    rotated = replace(VERSION, schema=replace(VERSION.schema, api_key="another", url_path=""))
+
+    assert name_of(rotated) == name_of()
+    assert name_of().startswith("policy-default-")
+    assert "secret" not in repr(VERSION.schema.policy_part())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(VERSION, name="another"),
+        replace(VERSION, model=replace(VERSION.model, digest="another")),
+        replace(VERSION, schema=ServerSchema(discrete=True)),
+    ],
+    ids=["policy", "model", "schema"],
+)
+def test_name_differs_where_the_answers_may(other: VersionDescription) -> None:
+    assert name_of(other) != name_of()
+
+
+def test_name_differs_where_the_replicas_do() -> None:
+    assert name_of(settings=Settings(num_replicas=2)) != name_of()
+    assert name_of(settings=Settings(max_replicas=1)) == name_of()

@@ -1,0 +1,191 @@
+"""The backend: as many calls at a time as there are replicas, and each death counted once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+from ray.exceptions import ActorDiedError
+
+from policy_server.backends.ray.backend import Handle, RayBackend
+from policy_server.backends.ray.direct_calls import CallServer
+from policy_server.errors import NotReadyError
+from policy_server.policy import PolicyInputs, PolicyOutputs
+from tests.backends.ray.test_direct_calls import until
+from tests.fakes import components_of, signature_of
+
+SIGNATURE = signature_of(components_of(("categorical", 2)))
+INPUTS = PolicyInputs.of(np.zeros((1, 2), np.float32))
+ANSWER = PolicyOutputs(np.zeros((1, 1)), np.zeros(1), None)
+
+Infer = Callable[[PolicyInputs], Awaitable[PolicyOutputs]]
+
+
+class RaysHandle:
+    """Ray Serve's handle of fake replicas: each call goes to the next one.
+
+    Attributes:
+        is_whole: whether it takes the private options of Ray's own.
+        errors: raised by calls, one after another, before replicas answer.
+    """
+
+    def __init__(self, *servers: CallServer, is_whole: bool = True) -> None:
+        self.servers = list(servers)
+        self.is_whole = is_whole
+        self.errors: list[Exception] = []
+        self.asked = 0
+
+    def _init(self, **options: object) -> None:
+        if options and not self.is_whole:
+            raise TypeError("got an unexpected keyword argument")
+
+    def options(self, *, method_name: str = "", **options: object) -> _Method:
+        """Return the method of any replica."""
+        if options and not self.is_whole:
+            raise TypeError("got an unexpected keyword argument")
+        return _Method(self, method_name)
+
+    async def call(self, method: str) -> object:
+        """Answer as a replica does."""
+        if self.errors:
+            raise self.errors.pop(0)
+        if method != "address":
+            return ANSWER
+        self.asked += 1
+        return await self.servers[self.asked % len(self.servers)].address()
+
+
+class _Method:
+    def __init__(self, handle: RaysHandle, name: str) -> None:
+        self._handle = handle
+        self._name = name
+
+    async def remote(self, *_: object) -> object:
+        return await self._handle.call(self._name)
+
+
+def backend_over(
+    handle: RaysHandle, *, replicas: int = 1, is_direct: bool = True
+) -> tuple[RayBackend, list[None]]:
+    """Return a backend, and one entry for each replica that it counts as lost."""
+    lost: list[None] = []
+    backend = RayBackend(
+        Handle(handle),
+        SIGNATURE,
+        application="policy-default-0123456789ab",
+        replicas=replicas,
+        is_direct=is_direct,
+        timeout_s=10,
+        count_lost=lambda: lost.append(None),
+    )
+    return backend, lost
+
+
+@asynccontextmanager
+async def connected(
+    infer: Infer, count: int
+) -> AsyncIterator[tuple[RayBackend, RaysHandle, list[None]]]:
+    """Connect a backend to as many replicas."""
+    servers = [CallServer(infer, "127.0.0.1", replica=f"{index}") for index in range(count)]
+    handle = RaysHandle(*servers)
+    backend, lost = backend_over(handle, replicas=count)
+    await backend.connect()
+    try:
+        await until(lambda: backend.capacity == count)
+        yield backend, handle, lost
+    finally:
+        await backend.aclose()
+        for server in servers:
+            await server.aclose()
+
+
+async def test_eight_replicas_compute_eight_calls_at_a_time() -> None:
+    running, most = 0, 0
+
+    async def slow(_: PolicyInputs) -> PolicyOutputs:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        # All that can compute do, or the eighth never comes.
+        async with asyncio.timeout(5):
+            while most < 8:
+                await asyncio.sleep(0.001)
+        running -= 1
+        return ANSWER
+
+    async with connected(slow, 8) as (backend, _, _):
+        answers = await asyncio.gather(*(backend.infer(INPUTS) for _ in range(2 * 8)))
+
+    assert len(answers) == 16
+    assert most == 8
+
+
+async def test_capacity_is_what_ray_serve_may_scale_to() -> None:
+    backend, _ = backend_over(RaysHandle(), replicas=6, is_direct=False)
+
+    await backend.connect()
+
+    assert backend.capacity == 6
+
+
+async def test_death_of_a_replica_is_counted_once_however_many_calls_it_had() -> None:
+    is_asked = asyncio.Event()
+
+    async def never(_: PolicyInputs) -> PolicyOutputs:
+        is_asked.set()
+        await asyncio.Event().wait()
+        return ANSWER
+
+    async with connected(never, 1) as (backend, handle, lost):
+        calls = [asyncio.create_task(backend.infer(INPUTS)) for _ in range(4)]
+        await is_asked.wait()
+        # Ray Serve's router tells of the same death.
+        handle.errors = [_died("0"), _died("0")]
+        await handle.servers[0].aclose()
+        answers = await asyncio.gather(*calls)
+
+    assert answers == [ANSWER] * 4
+    assert len(lost) == 1
+
+
+def _died(actor: str) -> ActorDiedError:
+    """Return the error that a call raises whose replica has died."""
+    error = ActorDiedError()
+    error.args = (f"The actor died unexpectedly.\n\tactor_id: {actor}\n",)
+    error.error_msg = error.args[0]
+    return error
+
+
+async def test_each_replica_that_ray_serve_lost_is_counted_once() -> None:
+    handle = RaysHandle()
+    backend, lost = backend_over(handle, is_direct=False)
+    handle.errors = [_died("a1"), _died("a1")]
+    await backend.infer(INPUTS)
+    handle.errors = [_died("a1"), _died("b2")]
+    await backend.infer(INPUTS)
+
+    assert len(lost) == 2
+
+
+async def test_call_is_given_up_when_no_replica_is_alive() -> None:
+    handle = RaysHandle()
+    backend, _ = backend_over(handle, is_direct=False)
+    handle.errors = [_died("a1")] * 3
+
+    with pytest.raises(NotReadyError, match="no replica of the policy is alive"):
+        await backend.infer(INPUTS)
+
+
+async def test_handle_without_its_private_options_calls_all_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        backend, _ = backend_over(RaysHandle(is_whole=False), is_direct=False)
+        answer = await backend.infer(INPUTS)
+
+    assert answer is ANSWER
+    assert [record.message for record in caplog.records] == ["ray_handle_plain"]

@@ -1,0 +1,110 @@
+"""The ledger of a Ray on one machine: who uses an application, and when it may go."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from policy_server.backends.ray.ledger import FolderLedger
+
+APPLICATION = "policy-default-0123456789ab"
+# More than Linux gives a process.
+NOBODY = 2**22 + 1
+
+
+class Serve:
+    """Remembers what was removed."""
+
+    def __init__(self) -> None:
+        self.removed: list[str] = []
+
+
+def ledger_in(folder: Path) -> tuple[FolderLedger, Serve]:
+    """Return a ledger, and what it removes applications from."""
+    serve = Serve()
+    return FolderLedger(folder / "ledger", serve.removed.append), serve
+
+
+def enter_as(folder: Path, pid: int) -> None:
+    """Enter an application for another process."""
+    (folder / "ledger" / APPLICATION / "users" / str(pid)).touch()
+
+
+def test_retired_application_goes_with_its_last_user(tmp_path: Path) -> None:
+    ledger, serve = ledger_in(tmp_path)
+    ledger.enter(APPLICATION)
+    enter_as(tmp_path, os.getppid())
+
+    ledger.leave(APPLICATION, is_retired=True)
+    while_used = list(serve.removed)
+    (tmp_path / "ledger" / APPLICATION / "users" / str(os.getppid())).unlink()
+    ledger.enter(APPLICATION)
+    ledger.leave(APPLICATION, is_retired=True)
+
+    assert while_used == []
+    assert serve.removed == [APPLICATION]
+
+
+def test_process_that_died_uses_nothing(tmp_path: Path) -> None:
+    ledger, serve = ledger_in(tmp_path)
+    ledger.enter(APPLICATION)
+    enter_as(tmp_path, NOBODY)
+
+    ledger.leave(APPLICATION, is_retired=True)
+
+    assert serve.removed == [APPLICATION]
+
+
+def test_application_that_is_not_retired_stays_without_users(tmp_path: Path) -> None:
+    ledger, serve = ledger_in(tmp_path)
+    ledger.enter(APPLICATION)
+
+    ledger.leave(APPLICATION, is_retired=False)
+
+    assert serve.removed == []
+
+
+@pytest.mark.parametrize("content", [b"", b"weights" * 1000], ids=["empty", "some"])
+def test_files_are_there_for_replicas_until_the_application_goes(
+    content: bytes, tmp_path: Path
+) -> None:
+    ledger, _ = ledger_in(tmp_path)
+    source = tmp_path / "saved_model.pb"
+    source.write_bytes(content)
+    ledger.enter(APPLICATION)
+
+    files = ledger.store(APPLICATION, {"saved_model.pb": source, "variables/index": content})
+    # A replica that is restarted later reads them again.
+    source.unlink()
+    for _ in range(2):
+        with files.opened() as folder:
+            read = [(folder / name).read_bytes() for name in ("saved_model.pb", "variables/index")]
+            assert read == [content, content]
+    ledger.leave(APPLICATION, is_retired=True)
+
+    assert not folder.exists()
+
+
+def test_one_process_at_a_time_deploys_an_application(tmp_path: Path) -> None:
+    first, second = ledger_in(tmp_path)[0], ledger_in(tmp_path)[0]
+    is_deploying = threading.Event()
+
+    def deploy() -> None:
+        with second.deploying(APPLICATION):
+            is_deploying.set()
+
+    with first.deploying(APPLICATION):
+        other = threading.Thread(target=deploy)
+        other.start()
+        with second.deploying("policy-another-0123456789ab"):
+            has_waited = not is_deploying.wait(0.2)
+    started = time.monotonic()
+    other.join(10)
+
+    assert has_waited
+    assert is_deploying.is_set()
+    assert time.monotonic() - started < 10
