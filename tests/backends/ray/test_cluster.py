@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import pytest_asyncio
@@ -22,10 +25,15 @@ from policy_server.engine.network import NetworkPolicy
 from policy_server.errors import SettingsError
 from policy_server.formats.compiling_process import find_compiled
 from policy_server.formats.model_files import identify_model, unpack_model
+from policy_server.metrics import Metrics
 from policy_server.policy import PolicyInputs
 from policy_server.schema import read_schema
+from policy_server.serving import OpenedPolicy, PolicyRegistry, PolicySlot
 from policy_server.settings import Settings
+from policy_server.web import Application, create_app
+from tests.fakes import slot_of
 from tests.service.servers import EXPORTS, command_line, descendants
+from tests.web.harness import client_of, running
 
 pytestmark = [pytest.mark.service, pytest.mark.asyncio(loop_scope="module")]
 
@@ -94,6 +102,67 @@ async def test_three_policies_answer_side_by_side_on_one_ray(
     assert len(processes_of("ServeReplica:policy-")) == 3
     for backend in backends:
         await cluster.undeploy(backend)
+
+
+def app_of(cluster: RayCluster, models: Path, exports: dict[str, str]) -> Application:
+    """Build an application of some policies, by name, that compute on the cluster."""
+    metrics = Metrics()
+
+    def slot_on_ray(name: str, export: str) -> PolicySlot:
+        version = version_of(export, models, name=name)
+
+        @asynccontextmanager
+        async def open_policy() -> AsyncIterator[OpenedPolicy]:
+            opening = cluster.open(version.model, version.schema, metrics.of(name))
+            async with opening as backend:
+                yield OpenedPolicy(backend, version.model.version)
+
+        return slot_of(open_policy, version.schema, name=name, metrics=metrics)
+
+    slots = [slot_on_ray(name, export) for name, export in exports.items()]
+    return create_app(PolicyRegistry(slots), Settings(), api_key=None, metrics=metrics)
+
+
+async def modes_differ(client: httpx.AsyncClient, address: str, export: str) -> int:
+    """Ask for the mode of each of an export's cases; count those that are not RLlib's."""
+    cases = json.loads((EXPORTS / export / "cases.json").read_text())
+    differing = 0
+    for case in cases:
+        answer = await client.post(
+            f"{address}/predict_deterministic_raw", json={"obs": case["raw"]}
+        )
+        expected = case["expected"]["deterministic_action"]
+        found = np.hstack(answer.json()["actions"])
+        differing += not np.allclose(found, np.hstack([expected]), atol=1e-5)
+    assert cases
+    return differing
+
+
+async def test_two_applications_with_three_policies_answer_on_one_ray(
+    cluster: RayCluster, models: Path
+) -> None:
+    three = {"door": "ppo_discrete", "lift": "ppo_box", "lamp": "dqn_discrete"}
+    first = app_of(cluster, models, three)
+    second = app_of(cluster, models, {"other": "ppo_discrete"})
+
+    async with (
+        running(first),
+        running(second),
+        client_of(first) as client,
+        client_of(second) as other,
+    ):
+        differing = await asyncio.gather(
+            *(modes_differ(client, f"/policies/{name}", three[name]) for name in three),
+            modes_differ(client, "", "ppo_discrete"),
+            modes_differ(other, "", "ppo_discrete"),
+        )
+        ready = (await client.get("/readyz")).status_code, (await other.get("/readyz")).status_code
+        rays, replicas = len(processes_of("gcs_server")), len(processes_of("ServeReplica:policy-"))
+
+    assert differing == [0] * 5
+    assert ready == (200, 200)
+    assert (rays, replicas) == (1, 4)
+    await until_no_replica_of("door")
 
 
 async def test_second_ray_of_a_process_is_refused_and_harms_nobody(
