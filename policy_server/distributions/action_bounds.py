@@ -1,7 +1,7 @@
 """schema.yaml's bounds of continuous actions, and the probability that they cut one.
 
-An action beyond a bound is answered as the bound, which is so drawn with a probability of its own:
-the normal distribution's mass beyond it.
+An action beyond a bound is answered as the bound. The bound is thus drawn with a probability above
+zero: the normal distribution's mass beyond it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Bools = NDArray[np.bool_]
 
 
 class ActionBounds:
-    """The bounds of one continuous part, which rescale its actions and cut them.
+    """The bounds of one continuous component, which rescale its actions and cut them.
 
     Attributes:
         is_cutting: the distribution goes beyond the bounds, so that each has a mass.
@@ -33,7 +33,7 @@ class ActionBounds:
     """
 
     def __init__(self, part: ActionComponent) -> None:
-        """Work the limits out.
+        """Work out the limits of one component.
 
         Args:
             part: the component; it has bounds.
@@ -82,7 +82,7 @@ class ActionBounds:
         return np.where(inside == 1.0, self._high, np.minimum(self.rescale(inside), self._high))
 
     def is_at(self, answers: Float64Array) -> tuple[Bools, Bools]:
-        """Return which answers a bound has cut.
+        """Return a mask of the answers that a bound has cut.
 
         Args:
             answers: float64[B, size], as `apply` returns them.
@@ -96,7 +96,7 @@ class ActionBounds:
         """Return the logarithm of the probability at each bound.
 
         Args:
-            rows: the part's rows.
+            rows: the component's rows.
 
         Returns:
             float64[B, size] at the lower bounds, and at the upper ones; -inf where nothing is cut.
@@ -111,7 +111,7 @@ class ActionBounds:
         """Return the logarithm of each dimension's mass where a bound cuts it, else of its density.
 
         Args:
-            rows: the part's rows.
+            rows: the component's rows.
             values: float64[B, size], the actions in the policy's own space, before the tanh.
             answers: float64[B, size], as `apply` returns them.
 

@@ -1,7 +1,7 @@
 """Action distributions in NumPy: probabilities, mode, draws and log-probabilities of many rows.
 
-`ActionDistribution` turns rows of `action_dist_inputs` into whole actions; what the rows of one
-part mean stands in `component_rows` and `continuous_rows`.
+`ActionDistribution` turns rows of `action_dist_inputs` into whole actions; `component_rows` and
+`continuous_rows` read the columns of single components.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ class ComponentDistribution:
     """The distribution of one component for B observations.
 
     Attributes:
-        component: which one.
+        component: the component.
         probabilities: float64[B, size] where it is categorical.
         mean: float64[B, size] where it is (squashed) normal; before the tanh where it is squashed.
-        std: float64[B, size], likewise.
+        std: float64[B, size] where there is a mean; before the tanh too.
         mass_at_low: float64[B, size], the probability that the lower bound cuts a dimension, where
             it is normal and has bounds.
-        mass_at_high: float64[B, size], likewise.
+        mass_at_high: float64[B, size], the same for the upper bound.
         value: float64[B, size] where it is deterministic.
     """
 
@@ -68,10 +68,10 @@ class ComponentDistribution:
 def noise(
     components: Sequence[ActionComponent], seeds: Int64Array, generator: np.random.Generator
 ) -> list[Float64Array]:
-    """Draw what `ActionDistribution.sample` turns into actions.
+    """Draw the noise that `ActionDistribution.sample` turns into actions.
 
     Args:
-        components: the distribution's parts.
+        components: the distribution's components.
         seeds: int64[B]; the seed of a row's draw, or -1 for an independent one. A seeded row is the
             same in any batch.
         generator: draws the rows without a seed.
@@ -99,12 +99,12 @@ def _draw(generator: np.random.Generator, part: ActionComponent, rows: int) -> F
 
 @dataclass(frozen=True)
 class _Reading:
-    """The distributions of B rows, each part read once however much is asked of it.
+    """The distributions of B rows: each component is read once, for all that is asked of it.
 
     Attributes:
         inputs: float[B, K].
-        categorical: all categorical parts; None where there is none.
-        normals: each (squashed) normal part by its place among the components.
+        categorical: all categorical components; None where there is none.
+        normals: each (squashed) normal component by its index.
     """
 
     inputs: NDArray[np.floating[Any]]
@@ -119,16 +119,16 @@ class ActionDistribution:
     schema.yaml's bounds; everything else is in the policy's own space.
 
     Attributes:
-        components: the distribution's parts, ordered by column.
+        components: the distribution's components, ordered by column.
         is_greedy: it takes the best action with probability 1.
-        has_masses: schema.yaml's bounds cut a part, so that an answer at a bound has a mass.
+        has_masses: schema.yaml's bounds cut a component, so that an answer at a bound has a mass.
     """
 
     def __init__(self, components: Sequence[ActionComponent], *, is_greedy: bool = False) -> None:
-        """Keep the parts.
+        """Own the layout of a row, for as long as the policy lives.
 
         Args:
-            components: the distribution's parts, ordered by column.
+            components: the distribution's components, ordered by column.
             is_greedy: take the best action with probability 1, as a policy over Q values does.
         """
         self.components = tuple(components)
@@ -204,7 +204,7 @@ class ActionDistribution:
 
         Args:
             inputs: float[B, K], `action_dist_inputs`.
-            draws: what `noise` gave for these components and B rows.
+            draws: the result of `noise` for these components and B rows.
 
         Returns:
             float64[B, A]. An action of probability 0 is never drawn.
@@ -245,7 +245,7 @@ class ActionDistribution:
     def rllib_log_probability(
         self, inputs: NDArray[np.floating[Any]], actions: Float64Array
     ) -> Float64Array:
-        """Return the log-probability of whole actions by RLlib's arithmetic, to compare with its.
+        """Return the log-probability of whole actions as RLlib computes it, to compare the two.
 
         Args:
             inputs: float[B, K], `action_dist_inputs`.
@@ -304,7 +304,7 @@ class ActionDistribution:
     def _with_squashed(
         self, function: Callable[[Float64Array], Float64Array], actions: Float64Array
     ) -> Float64Array:
-        """Return actions of which a function has changed the squashed parts."""
+        """Return the actions, with a function applied to the squashed components."""
         if not self._squashed:
             return actions
         changed = actions.copy()
@@ -353,13 +353,13 @@ class ActionDistribution:
         return scaled
 
     def at_bound(self, answers: Float64Array) -> NDArray[np.bool_]:
-        """Return which numbers of an answer a bound has cut, each of which has a mass.
+        """Return a mask of the numbers of an answer that a bound has cut; each of them has a mass.
 
         Args:
             answers: float64[B, A], in the units that actions are answered in.
 
         Returns:
-            bool[B, A]; False in the columns of parts that no bound cuts.
+            bool[B, A]; False in the columns of components that no bound cuts.
         """
         found = np.zeros(answers.shape, np.bool_)
         for place, bounds in self._bounds.items():
@@ -370,7 +370,7 @@ class ActionDistribution:
         return found
 
     def describe(self, inputs: NDArray[np.floating[Any]]) -> list[ComponentDistribution]:
-        """Return every component's exact distribution.
+        """Return every component's distribution, computed in closed form.
 
         Args:
             inputs: float[B, K], `action_dist_inputs`.

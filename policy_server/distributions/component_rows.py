@@ -1,8 +1,9 @@
 """Rows of `action_dist_inputs`, read as the categorical distributions that RLlib draws from.
 
-A part's values are its logits (`ray.rllib.models.tf.tf_action_dist`). All arithmetic is in
+A component's values are its logits (`ray.rllib.models.tf.tf_action_dist`). All arithmetic is in
 float64, so that answers are exact to the float32 precision of the inputs. Everything is computed
-for many rows, and for all categorical parts, at once. `continuous_rows` reads the other families.
+for many rows, and for all categorical components (here: parts), at once. `continuous_rows` reads
+the other families.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ __all__ = [
 ]
 
 Rows = NDArray[np.floating[Any]]
-# So many choices are counted in one byte.
+# A byte counts this many choices.
 _MOST_IN_INT8 = 127
 
 
 class CategoricalLayout:
-    """Where the P categorical parts of a distribution lie in a row.
+    """The columns of a row that hold the P categorical parts of a distribution.
 
     Attributes:
         sizes: how many choices each part has.
@@ -158,7 +159,7 @@ class CategoricalRows:
         """Return the probabilities of one part's choices.
 
         Args:
-            part: which of the P.
+            part: the index of the part, below P.
 
         Returns:
             float64[B, size]; every row sums to 1.
@@ -172,7 +173,7 @@ def _cumulated(weights: Float64Array) -> Float64Array:
     """Return the running sums over the first axis."""
     if weights[0].size < len(weights):
         return weights.cumsum(axis=0)
-    # NumPy's own goes along the first axis number by number.
+    # NumPy's own function goes along the first axis number by number, which is slower.
     sums = np.empty_like(weights)
     sums[0] = weights[0]
     for choice in range(1, len(weights)):
@@ -184,7 +185,7 @@ def refuse_nan(values: Rows) -> None:
     """Raise a DistributionError if one of the policy's outputs is NaN.
 
     Args:
-        values: any of them.
+        values: any of the outputs.
     """
     if np.isnan(values).any():
         raise DistributionError(

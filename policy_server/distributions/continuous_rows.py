@@ -26,11 +26,11 @@ _LARGEST_TANH = math.nextafter(1.0, 0.0)
 
 
 class ContinuousRows:
-    """One normal or squashed normal part of B rows.
+    """One normal or squashed normal component of B rows.
 
     Attributes:
         mean: float64[B, size]; before the tanh where it is squashed.
-        std: float64[B, size], likewise.
+        std: float64[B, size], of the same normal distribution as `mean`.
     """
 
     def __init__(self, part: ActionComponent, inputs: Rows) -> None:
@@ -117,7 +117,7 @@ class ContinuousRows:
 
 
 def center_of(part: ActionComponent, inputs: Rows) -> Float64Array:
-    """Return the mean of a part, or the action itself where that is deterministic.
+    """Return the mean of a component, or the action itself where that is deterministic.
 
     Args:
         part: the component, not categorical.

@@ -1,1 +1,1 @@
-"""A policy's network as NumPy operations: built, held against the model, kept, computed."""
+"""A policy's network as NumPy operations: built, compared with the model, cached, computed."""

@@ -1,8 +1,8 @@
-"""Building a `NumpyNetwork` step by step, and leaving out what needs no computing.
+"""Building a `NumpyNetwork` step by step, without the steps whose results are constant.
 
-Every step is tried at once on observations of several batch sizes. What depends on the batch size
-alone, as the shapes, masks and zero states of recurrent policies do, is thereby known, and most of
-it folds away.
+Every step is tried at once on observations of several batch sizes. This shows which values depend
+on the batch size alone, as the shapes, masks and zero states of recurrent policies do; most of them
+become constants.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TRIED: Mapping[str, Callable[..., Array]] = {
     "FloorDiv": lambda a, b: np.asarray(np.floor_divide(a, np.where(b == 0, 1, b)), a.dtype),
     "GatherV2": lambda x, indices, axis: np.take(x, indices, axis=int(axis), mode="clip"),
 }
-# What becomes of a number outside an integer's range is defined for the common types alone.
+# A cast of a number outside an integer's range is defined for the common types alone.
 _CAST_TO = ("bool", "float16", "float32", "float64", "int32", "int64")
 _OF_THE_SHAPE = ("Shape", "ZerosLike", "OnesLike")
 # These give their first input's values in another order, and compute none.
@@ -84,13 +84,13 @@ _WHOLE_OPERATIONS = frozenset(
 
 @dataclass(frozen=True)
 class _Trial:
-    """What a register held at each of the batch sizes.
+    """The values that a register held at each of the batch sizes.
 
     Attributes:
         values: one array a batch size.
         is_fixed: it depends on the batch size alone, not on the observations.
         origin: the register whose values these are in another order; None where they are new.
-        order: the places in it, at each batch size.
+        order: the positions in it, at each batch size.
         is_whole: it holds whole numbers, or infinity, whatever the observations: never a denormal.
         depends_on: uint8 of the shape at the batch size of `row_dependence.ROWS`: the observations
             that each number depends on.
@@ -145,15 +145,15 @@ class NetworkBuilder:
         return register
 
     def constant(self, register: int) -> Array | None:
-        """Return the value of a register that always holds the same; None where it does not.
+        """Return the value of a register that always holds the same value; None where it varies.
 
         Args:
-            register: which.
+            register: its number.
         """
         return self._constants.get(register)
 
     def add(self, operation: str, inputs: Sequence[int], attributes: Attributes = ()) -> int:
-        """Return the register of an operation's result, after a step for it where it needs one.
+        """Return the register of an operation's result; add a step where no register holds it yet.
 
         Args:
             operation: its name in `OPERATIONS`.
@@ -205,12 +205,12 @@ class NetworkBuilder:
         """Return whether each row of a register depends on its own observation alone.
 
         Args:
-            register: which.
+            register: its number.
         """
         return is_row_wise(self._trials[register].depends_on)
 
     def _reckons_with_size(self, operation: str, inputs: Sequence[int], trial: _Trial) -> bool:
-        """Return whether a number that changes with the batch's size goes into an observation's."""
+        """Return whether an observation's values are combined with a number such as the size."""
         if trial.is_fixed or operation not in (*_BROADCASTS, *_SELECTIONS, "MatMul", "Pow"):
             return False
         return any(
@@ -221,10 +221,10 @@ class NetworkBuilder:
     def _note(
         self, operation: str, inputs: Sequence[int], attributes: Attributes, trial: _Trial
     ) -> None:
-        """Note what an operation says of the whole network.
+        """Record the consequences of an operation for the whole network, such as its convolutions.
 
         Raises:
-            TypeError: if NumPy can't be trusted to do it alike.
+            TypeError: if NumPy may compute it differently from TensorFlow.
         """
         if operation in FOLLOWED:
             self.unserved = self.unserved or operation
@@ -283,10 +283,12 @@ class NetworkBuilder:
             is_whole = self._is_whole(operation, trials, values[0])
             if operation not in _MOVES or (operation == "Pack" and len(inputs) > 1):
                 return _Trial(values, depends_on, is_whole, is_fixed)
-            places = trials[0].order or tuple(map(_places, trials[0].values))
+            positions = trials[0].order or tuple(map(_positions, trials[0].values))
             order = tuple(
                 np.asarray(function(*arguments, **named))
-                for arguments in zip(places, *(trial.values for trial in trials[1:]), strict=True)
+                for arguments in zip(
+                    positions, *(trial.values for trial in trials[1:]), strict=True
+                )
             )
         origin = inputs[0] if trials[0].origin is None else trials[0].origin
         return _Trial(values, depends_on, is_whole, is_fixed, origin, order)
@@ -294,8 +296,8 @@ class NetworkBuilder:
     def _known(self, operation: str, inputs: Sequence[int], trial: _Trial) -> int | None:
         """Return a register that already holds a step's result."""
         if trial.origin is not None:
-            places = map(_places, self._trials[trial.origin].values)
-            if all(map(_is_same, trial.order, places)):
+            positions = map(_positions, self._trials[trial.origin].values)
+            if all(map(_is_same, trial.order, positions)):
                 return trial.origin
         if operation in _SELECTIONS:
             return self._selected(inputs, trial)
@@ -325,7 +327,7 @@ class NetworkBuilder:
         )
 
     def _open_shape(self, register: int) -> int:
-        """Return a shape that leaves the size which varies to NumPy, in place of computing it."""
+        """Return a shape with -1 for the size that varies, so that NumPy works it out."""
         trial = self._trials[register]
         if register in self._constants or not trial.is_fixed:
             return register
@@ -376,7 +378,7 @@ def _are_far_from_zero(value: Array) -> bool:
     return value.dtype.kind == "f" and bool((np.abs(value) >= np.finfo(value.dtype).tiny).all())
 
 
-def _places(value: Array) -> Array:
+def _positions(value: Array) -> Array:
     return np.arange(value.size).reshape(value.shape)
 
 

@@ -1,8 +1,9 @@
 """A compiled policy as a file, so that the next start needs no TensorFlow.
 
-It lies beside the model and is bound by a digest to everything it was made of: the model's files,
-schema.yaml, and the versions of this program and of NumPy. That a policy needs TensorFlow is kept
-too. The file holds arrays and JSON, nothing that could run.
+The file lies beside the model. A digest in it stands for everything that it was made of: the
+model's files, schema.yaml, and the versions of this program and of NumPy; with another digest it is
+not used. A policy that needs TensorFlow has a file too, which says so. It holds arrays and JSON,
+no code.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _FILE = ".compiled-policy.npz"
-# What the file holds: one that was written with other fields is not read.
+# The types in the file: one that was written with other fields is not read.
 _KEPT = (PolicySignature, ActionComponent, ActionOutput, Step)
 _DOCUMENT, _DIGEST = "document", "digest"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of compiling a policy.
+    """The outcome of compiling a policy.
 
     Attributes:
         compiled: the policy; None where TensorFlow has to compute it.
@@ -55,7 +56,7 @@ class Outcome:
 
 
 def digest_of(model: str, schema: ServerSchema) -> str:
-    """Return what a compiled policy is bound to.
+    """Return the digest of all that a compiled policy is made from.
 
     Args:
         model: the digest of the model's files.
@@ -70,8 +71,8 @@ def encode(outcome: Outcome, digest: str) -> bytes:
     """Return an outcome as bytes.
 
     Args:
-        outcome: what came of compiling.
-        digest: what it is bound to.
+        outcome: the outcome of compiling.
+        digest: of all that it was made from.
     """
     document: dict[str, Any] = {}
     arrays: dict[str, Any] = {}
@@ -94,11 +95,11 @@ def decode(content: bytes, digest: str) -> Outcome | None:
     """Return the outcome that `encode` wrote.
 
     Args:
-        content: what it returned.
-        digest: what the outcome has to be bound to.
+        content: the bytes that `encode` returned.
+        digest: the digest that the outcome must have.
 
     Returns:
-        The outcome; None where it belongs to something else.
+        The outcome; None where it has another digest.
 
     Raises:
         ValueError: if the content is damaged.
@@ -120,14 +121,14 @@ def decode(content: bytes, digest: str) -> Outcome | None:
 
 
 def read_outcome(folder: Path, digest: str) -> Outcome | None:
-    """Return what an earlier start kept.
+    """Return the outcome that an earlier start wrote.
 
     Args:
         folder: the unzipped policy's.
-        digest: what it has to be bound to.
+        digest: the digest that it must have.
 
     Returns:
-        The outcome; None where there is none, or it belongs to something else.
+        The outcome; None where there is none, or it has another digest.
     """
     path = folder / _FILE
     try:
@@ -140,7 +141,7 @@ def read_outcome(folder: Path, digest: str) -> Outcome | None:
 
 
 def carry_outcome(source: Path, target: Path) -> None:
-    """Keep for another folder of the same model what compiling it gave.
+    """Copy the outcome of compiling a model to another folder of the same model.
 
     Args:
         source: a folder of the unzipped policy, where it may have been compiled.
@@ -151,7 +152,7 @@ def carry_outcome(source: Path, target: Path) -> None:
 
 
 def write_outcome(folder: Path, content: bytes) -> None:
-    """Keep an outcome for the next start; a folder that can't be written is no error.
+    """Write an outcome for the next start; a folder that can't be written is no error.
 
     Args:
         folder: the unzipped policy's.

@@ -1,7 +1,7 @@
-"""A policy network as a list of NumPy operations, served where it agrees with the model on probes.
+"""A policy network as NumPy operations, served where its outputs agree with the model's.
 
 One forward pass of a small network costs TensorFlow a hundred microseconds and more of its own;
-NumPy takes ten. The operations are those of `numpy_operations`.
+NumPy takes ten. The operations stand in `operations`; `proof` compares the outputs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FAILURES = (IndexError, ValueError, TypeError, ZeroDivisionError)
 
 Array = NDArray[Any]
 
-# So many rows are computed at once: what lies between two layers then stays in the cache.
+# So many rows are computed at once: the numbers between two layers then stay in the cache.
 _ROWS_AT_ONCE = 512
 # The sizes of the calls whose times tell that of every call, and how often each is tried.
 _MEASURED_ROWS = (1, 33)
@@ -166,10 +166,10 @@ def _in_place(step: Step) -> Callable[[list[Any]], Array]:
 
 @dataclass(frozen=True, eq=False)
 class CompiledPolicy:
-    """All that serving needs of a policy whose family and network were proved.
+    """A policy whose distribution and network agree with the model: all that serving needs.
 
     Attributes:
-        signature: what is known of it.
+        signature: its inputs, outputs and distribution.
         network: computes its `action_dist_inputs`.
     """
 
@@ -181,10 +181,10 @@ class NetworkPolicy:
     """A compiled policy, ready to answer: without TensorFlow, in microseconds."""
 
     def __init__(self, compiled: CompiledPolicy) -> None:
-        """Make the network a function.
+        """Own the network as a function, for as long as the policy is served.
 
         Args:
-            compiled: what was proved.
+            compiled: the network and its signature.
         """
         self.signature = compiled.signature
         self.compiled = compiled

@@ -1,4 +1,4 @@
-"""TensorFlow's operations in NumPy, under TensorFlow's names: those that policies are made of."""
+"""The operations of TensorFlow that policies are made of, in NumPy, by TensorFlow's names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Array = NDArray[Any]
 def _flushed(x: Array) -> Array:
     """Return the numbers with denormals as zero, as TensorFlow's threads read them.
 
-    Whatever tells zero from nearly zero has to take them so: a logarithm, a comparison, a division.
+    A logarithm, a comparison and a division need this: they tell zero from nearly zero.
     """
     if x.dtype.kind != "f":
         return x

@@ -1,4 +1,4 @@
-"""Holding a compiled network against the graph: on common observations and on extreme ones.
+"""Comparing a compiled network with the graph, on common observations and on extreme ones.
 
 TensorFlow and NumPy could differ where a number is tiny, huge or no index, or where the size of a
 batch matters; there the two are compared on purpose. A network that differs is not served.
@@ -35,7 +35,7 @@ Run = Callable[[Rows], NDArray[Any]]
 
 @dataclass(frozen=True)
 class EngineProof:
-    """How far a network was held against the graph.
+    """The result of comparing a network with the graph.
 
     Attributes:
         probes: how many common observations were compared.
@@ -68,7 +68,7 @@ def extreme_rows(width: int, observation_dtype: str, row_dtype: type[Any]) -> Ro
         return generator.integers(0, 2, size).astype(row_dtype)
     if kind in "iu":
         limits = np.iinfo(observation_dtype)
-        # What a float64 holds exactly.
+        # The integers that a float64 holds exactly.
         low, high = max(limits.min, -(2**53)), min(limits.max, 2**53)
         ends = np.where(generator.random(size) < 0.5, low, high)
         kinds = [
@@ -99,7 +99,7 @@ def extreme_rows(width: int, observation_dtype: str, row_dtype: type[Any]) -> Ro
 
 
 def batch_sizes(in_convolutions: int) -> list[int]:
-    """Return the sizes of batches to try.
+    """Return the sizes of the batches in which a network is compared.
 
     Args:
         in_convolutions: how many multiplications one observation takes; large images take few.
@@ -116,18 +116,18 @@ def hold_against_graph(
     *,
     refusal: type[Exception],
 ) -> EngineProof:
-    """Hold a network against the graph.
+    """Compare a network with the graph.
 
     Args:
         network: the network.
         graph: gives the graph's result for observations.
         probes: float[N, D], common observations that the policy answers.
         extremes: float[M, D], others, which it may refuse.
-        sizes: of the batches to try.
-        refusal: what `graph` raises for an observation that it refuses.
+        sizes: the sizes of the batches to try.
+        refusal: the error of `graph` for an observation that it refuses.
 
     Returns:
-        How far they were compared.
+        The number of observations compared, and the largest differences.
 
     Raises:
         NotCompiledError: saying where they differ.
@@ -167,7 +167,7 @@ def _compare_extremes(run: Run, graph: Run, rows: Rows, refusal: type[Exception]
 def _answers(
     run: Run, rows: Rows, *failures: type[Exception]
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Return what is answered, and which observations are refused."""
+    """Return the answers, and a mask of the observations that are refused."""
     try:
         return run(rows), np.zeros(len(rows), bool)
     except failures:
@@ -217,9 +217,9 @@ def mixes_rows(
     Args:
         graph: gives the graph's result for observations.
         rows: float[N, D], observations that the policy answers.
-        others: float[M, D], what shares their batches.
-        sizes: of the batches to try.
-        refusal: what `graph` raises for an observation that it refuses.
+        others: float[M, D], observations that share their batches.
+        sizes: the sizes of the batches to try.
+        refusal: the error of `graph` for an observation that it refuses.
     """
     own = rows[:4]
     try:

@@ -1,8 +1,8 @@
-"""Which observations of a batch each number of a network depends on.
+"""The observations of a batch that each number of a network depends on.
 
-A network answers each observation by itself only if no number that belongs to one depends on
-another. That is followed operation by operation, as sets of observations in the bits of a byte, so
-that no choice of probes can hide it.
+A network answers each observation by itself only if no number of its row depends on another row.
+That is followed through the graph, operation by operation, with a set of observations for each
+number: bit i of a byte stands for observation i. Probes alone might miss such a dependence.
 """
 
 from __future__ import annotations
@@ -120,10 +120,10 @@ _LINEAR = frozenset({"Conv2D", "Einsum", "MatMul"})
 
 
 def of_observations(width: int) -> Array:
-    """Return what the observations depend on: each on itself.
+    """Return the sets of the observations themselves: each depends on itself.
 
     Args:
-        width: how many numbers one has.
+        width: how many numbers an observation has.
 
     Returns:
         uint8[ROWS, width].
@@ -139,7 +139,7 @@ def is_row_wise(sets: Array) -> bool:
     """
     own = 2 ** np.arange(ROWS, dtype=np.uint8)
     return len(sets) == ROWS and all(
-        not (row & ~own[place]).any() for place, row in enumerate(sets)
+        not (row & ~own[position]).any() for position, row in enumerate(sets)
     )
 
 
@@ -150,13 +150,13 @@ def dependence(
     result: Array,
     attributes: Mapping[str, Any],
 ) -> Array:
-    """Return what an operation's result depends on.
+    """Return the observations that each number of an operation's result depends on.
 
     Args:
         operation: its name in `OPERATIONS`.
         sets: for each input, uint8 of its shape.
         values: the inputs.
-        result: what it gives for them.
+        result: its result for these values.
         attributes: its constant attributes.
 
     Returns:
@@ -165,15 +165,15 @@ def dependence(
     if operation in _ELEMENTWISE or operation in FOLLOWED:
         found = functools.reduce(functools.partial(_joined, operation), sets)
     elif operation in _MOVES or operation in _JOINS:
-        # The engine's own operation, on sets in place of values.
+        # The engine's own operation, applied to sets instead of values.
         arguments = [
-            item if _is_moved(operation, place, len(sets)) else values[place]
-            for place, item in enumerate(sets)
+            item if _is_moved(operation, position, len(sets)) else values[position]
+            for position, item in enumerate(sets)
         ]
         found = np.asarray(OPERATIONS[operation](*arguments, **attributes))
         # An index, a shape or an axis that depends on observations moves everything by them.
-        for place, item in enumerate(sets):
-            if not _is_moved(operation, place, len(sets)):
+        for position, item in enumerate(sets):
+            if not _is_moved(operation, position, len(sets)):
                 found = found | np.bitwise_or.reduce(item, axis=None)
     elif operation in _REDUCTIONS:
         axes = tuple(int(axis) for axis in np.ravel(values[1]))
@@ -183,20 +183,20 @@ def dependence(
         found = _of_products(operation, sets, values, attributes)
     else:
         special = _SPECIAL.get(operation)
-        # What is not known may depend on everything.
+        # The result of an unknown operation may depend on every observation.
         found = (
             np.full(result.shape, _ALL) if special is None else special(sets, values, attributes)
         )
     return np.broadcast_to(found, result.shape)
 
 
-def _is_moved(operation: str, place: int, inputs: int) -> bool:
+def _is_moved(operation: str, position: int, inputs: int) -> bool:
     """Return whether an input holds values that are moved, not shapes or axes."""
     if operation == "Pack":
         return True
     if operation == "ConcatV2":
-        return place < inputs - 1
-    return place == (1 if operation == "Split" else 0)
+        return position < inputs - 1
+    return position == (1 if operation == "Split" else 0)
 
 
 def _joined(operation: str, first: Array, second: Array) -> Array:
@@ -212,14 +212,14 @@ def _of_products(
     """Follow sums of products: one of ones and zeros is above zero where any factor depends."""
     total: Any = np.uint8(0)
     for row in range(ROWS):
-        for place in range(len(sets)):
+        for position in range(len(sets)):
             marks = [
                 ((item >> row) & 1).astype(np.float32)
-                if at == place
+                if at == position
                 else np.ones(value.shape, "f4")
                 for at, (item, value) in enumerate(zip(sets, values, strict=True))
             ]
-            if marks[place].any():
+            if marks[position].any():
                 is_touched = np.asarray(OPERATIONS[operation](*marks, **attributes)) > 0
                 total = total | (is_touched.astype(np.uint8) << row)
     return np.asarray(total, np.uint8)
@@ -256,8 +256,8 @@ def _gathered(sets: Sequence[Array], values: Sequence[Array], _named: Mapping[st
         values[1],
         axis=axis,
     )
-    place = axis % table.ndim
-    shape = (1,) * place + indices.shape + (1,) * (table.ndim - place - 1)
+    position = axis % table.ndim
+    shape = (1,) * position + indices.shape + (1,) * (table.ndim - position - 1)
     joined: Array = picked | indices.reshape(shape) | np.bitwise_or.reduce(sets[2], axis=None)
     return joined
 

@@ -20,7 +20,7 @@ __all__ = ["Archive", "ArchiveLimits", "open_archive"]
 _DRIVE = re.compile(r"[A-Za-z]:")
 # zipfile unpacks the others by whole blocks: a few bytes of them may fill the memory.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# What zipfile lets through for members that are encrypted, of another version or damaged.
+# zipfile's own errors for members that are encrypted, of another version or damaged.
 _UNPACKING_ERRORS = (NotImplementedError, RuntimeError, zlib.error, EOFError)
 _ZIP_AGAIN = "zip the exported folder again"
 # File systems take 255 bytes between two slashes; a path also has to fit behind the folder's own.
@@ -31,7 +31,7 @@ _LETTERS_SHOWN = 60
 
 @dataclass(frozen=True)
 class ArchiveLimits:
-    """What an archive may hold.
+    """The limits of an archive's contents.
 
     Attributes:
         max_bytes: the largest size of all files together, unpacked.
@@ -97,7 +97,7 @@ def open_archive(path: Path, limits: ArchiveLimits) -> Iterator[Archive]:
 
     Args:
         path: the zip file.
-        limits: what it may hold.
+        limits: the largest archive that is unpacked.
 
     Yields:
         The archive, without the notes that macOS adds.

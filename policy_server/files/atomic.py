@@ -1,7 +1,6 @@
 """Files and folders that are written whole: at every moment the old one is there, or the new one.
 
-What is new is written beside what it replaces, under a hidden name, and takes its place by a
-rename.
+A new file is written beside the one that it replaces, under a hidden name, and then renamed.
 """
 
 from __future__ import annotations

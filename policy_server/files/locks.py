@@ -18,14 +18,14 @@ class FileLock:
 
     `with` waits for it, `async with` waits without holding the event loop up; leaving the block, or
     the end of the process, frees it. A lock is for one block. On a file system that can't lock, as
-    some network ones, nobody waits for anybody: who has to be alone there, has to see to it.
+    some network ones, no process waits: there the operator has to start one process only.
 
     Example:
         `with FileLock(home / ".lock"): ...`
     """
 
     def __init__(self, path: Path, *, is_folder: bool = False) -> None:
-        """Open what is locked, and own its descriptor until the block is left.
+        """Open the file or folder, and own its descriptor until the block is left.
 
         Args:
             path: a file, which is made if it is missing and stays empty.
@@ -65,7 +65,7 @@ class FileLock:
         self._free()
 
     def _lock(self, operation: int) -> bool:
-        """Return whether the lock is had, or none can be had on this file system."""
+        """Return True once the lock is taken, or where this file system has no locks."""
         try:
             fcntl.flock(self._descriptor, operation)
         except BlockingIOError:

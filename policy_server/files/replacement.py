@@ -1,8 +1,8 @@
 """Files of one folder, replaced together or not at all, even where the process is killed between.
 
-What is new is gathered in `.incoming/`. Before the first file is replaced, the old ones are copied
-to `.incoming/old/`, and one rename takes that away again once all are in place: as long as it is
-there, the replacement is not finished, and whoever comes next puts the old files back.
+New files are gathered in `.incoming/`. Before the first file is replaced, the old ones are copied
+to `.incoming/old/`; after the last, one rename takes that folder away. As long as it is there, the
+replacement is not finished, and the next process puts the old files back.
 """
 
 from __future__ import annotations

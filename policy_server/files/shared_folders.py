@@ -1,7 +1,7 @@
 """Private folders among the temporary files, each shared by the processes that one parent started.
 
-Everybody on a machine may put something under such a folder's name before it is made: a link, that
-would lead what is written there to another place, or a folder in which others read and write.
+Any user of a machine may take such a folder's name before it is made: by a link, so that the files
+are written to another folder, or by a folder in which others read and write.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class SharedFolder:
 
     Attributes:
         path: where it is.
-        is_new: whether this process made it, before any of its sisters.
+        is_new: whether this process made it, before any other process.
     """
 
     path: Path
@@ -86,7 +86,7 @@ def beginning_of(process: int) -> str | None:
 
 
 def _fault_of(found: os.stat_result) -> str | None:
-    """Return why what was found is no private folder; None where it is one."""
+    """Return why an entry of that name is no private folder; None where it is one."""
     if stat.S_ISLNK(found.st_mode):
         return "a link"
     if not stat.S_ISDIR(found.st_mode):

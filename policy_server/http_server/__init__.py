@@ -1,7 +1,7 @@
-"""uvicorn: how this process was started by it, what it serves with, its workers; its sole importer.
+"""uvicorn, and the only room that imports it: its start, its protocols, its workers.
 
-`http_protocol` and `web_socket_protocol` are the protocols that clients are served by, and
-`protocols` puts them in place; `running_server` is the uvicorn of this process, `workers` the
+`http_protocol` and `web_socket_protocol` are the protocols that serve clients, and `protocols`
+makes uvicorn use them; `running_server` is the uvicorn of this process, `workers` the
 processes beside this one, and `web_process` both.
 """
 

@@ -1,4 +1,4 @@
-"""The protocols that uvicorn serves with: put in place once, where it would have taken its own.
+"""The protocols that uvicorn serves with: set once, where it would have taken its own.
 
 uvicorn looks a protocol up before it imports the application, and reads it from its configuration
 for each connection. A lifespan can therefore put another there before the first client comes.
@@ -82,7 +82,7 @@ PROTOCOLS = (
 
 
 def use_protocols(config: uvicorn.Config) -> None:
-    """Let uvicorn serve the next connections by this room's protocols.
+    """Make uvicorn serve new connections with the protocols of this room.
 
     A protocol that somebody chose (`--http h11`, `--ws none`, a class of their own) stays. Where a
     uvicorn of another version lacks what a subclass builds on, uvicorn's own class stays too, and
@@ -117,6 +117,6 @@ def _unfit(protocol: ServedProtocol, found: type | None, config: uvicorn.Config)
     return f"{protocol.replaced[1]} has no {', '.join(missing)}" if missing else None
 
 
-def _class_at(place: tuple[str, str]) -> Any:  # noqa: ANN401 -- a class of uvicorn's, or of this room
-    module, name = place
+def _class_at(address: tuple[str, str]) -> Any:  # noqa: ANN401 -- a class of uvicorn's, or of this room
+    module, name = address
     return getattr(importlib.import_module(module), name)

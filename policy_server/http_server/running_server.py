@@ -1,4 +1,4 @@
-"""The uvicorn of this process: how it was started, where it listens, what is set in it."""
+"""The uvicorn of this process: its start, its addresses, and the options set in it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _REACHED_BY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S1
 
 @dataclass(frozen=True)
 class Address:
-    """Where people reach the server.
+    """The address of the server, for people.
 
     Attributes:
         url: scheme, host and port.
@@ -75,7 +75,7 @@ class HttpServer:
         return has_workers and is_child and name == _COMMAND
 
     def keep_alive(self, seconds: float) -> None:
-        """Keep idle connections open that long, unless uvicorn was told how long.
+        """Set how long idle connections stay open, unless uvicorn was told it already.
 
         Args:
             seconds: from an answer to the next request.
@@ -90,7 +90,7 @@ class HttpServer:
         use_protocols(self.config)
 
     def claim(self) -> None:
-        """Hold that the address is free; a port that uvicorn was to choose is chosen now.
+        """Refuse an address that is taken; choose the port now where uvicorn was to choose one.
 
         uvicorn looks when all is loaded, and tells nobody which port it chose.
 
@@ -115,7 +115,7 @@ class HttpServer:
             ) from error
 
     def address(self) -> Address:
-        """Return where people reach it."""
+        """Return the address by which people reach the server."""
         scheme = "https" if self.config.is_ssl else "http"
         host, port, path = self.config.host, self.config.port, self.config.uds
         if (given := self._given_name()) is not None:

@@ -1,4 +1,4 @@
-"""The log of `uvicorn --workers N` itself: the process that starts the workers imports no app.
+"""The log of the process that starts the workers of `uvicorn --workers N`: it imports no app.
 
 log_config.json names this; uvicorn reads that file with `--log-config`, or where UVICORN_LOG_CONFIG
 says so.

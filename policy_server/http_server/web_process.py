@@ -1,4 +1,4 @@
-"""The process that serves HTTP: the uvicorn in it, its sisters, and the ports of all of them."""
+"""The process that serves HTTP: the uvicorn in it, the workers beside it, and their ports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DASHBOARD_PORT = f"{ENV_PREFIX}DASHBOARD_PORT"
 
 @dataclass(frozen=True)
 class WebProcess:
-    """This process.
+    """The web process that this code runs in.
 
     Attributes:
         server: the uvicorn that runs the application; None where something else does.
@@ -32,28 +32,28 @@ class WebProcess:
 
     @classmethod
     def join(cls) -> WebProcess:
-        """Return this process as it was started, and join its sisters.
+        """Return this process as it was started, and join the other workers if there are any.
 
         Raises:
-            SettingsError: if the sisters' folder can't be private.
+            SettingsError: if the workers' folder can't be private.
         """
         server = find_http_server()
         is_alone = parent_process() is None or (server is not None and server.config.reload)
         return cls(server, None if is_alone else Worker())
 
     def claim_ports(self, settings: Settings) -> None:
-        """Hold that all ports are free, before anything is loaded.
+        """Refuse a port that is taken, before anything is loaded.
 
         Args:
-            settings: which ports there are besides uvicorn's.
+            settings: the ports besides uvicorn's.
 
         Raises:
-            SettingsError: naming the first that is not.
+            SettingsError: naming the first port that is not free.
         """
         if self.server is not None:
             self.server.claim()
         if self.worker is not None and not self.worker.is_first:
-            # A sister may listen by now.
+            # Another worker may listen by now.
             return
         own_port = None if self.server is None else self.server.port
         ports = {METRICS_PORT: (settings.metrics_port, settings.metrics_host)}

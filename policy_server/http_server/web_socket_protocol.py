@@ -55,7 +55,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
 
 def _forget_traceback(error: BaseException | None) -> None:
-    """Let go of the frames that an error went through: it has been answered."""
+    """Let go of the frames in an error's traceback: the error has been answered."""
     while error is not None:
         error.__traceback__ = None
         error = error.__cause__ or error.__context__

@@ -16,7 +16,7 @@ __all__ = ["Worker"]
 
 _PURPOSE = "metrics"
 _LAST_WORD = "failed"
-_SISTERS_TIMEOUT_S = 60.0
+_OTHERS_TIMEOUT_S = 60.0
 _POLL_S = 0.05
 # An argument of each worker; multiprocessing's other child, which tracks resources, has none.
 _WORKERS_ARGUMENT = "--multiprocessing-fork"
@@ -25,18 +25,18 @@ _FATAL = signal.SIGALRM
 
 
 class Worker:
-    """This process among its sisters.
+    """This web process, one of several that `uvicorn --workers N` started.
 
     Attributes:
-        folder: shared with them; it goes with the last one that leaves.
-        is_first: whether it was there before any sister.
+        folder: shared by all workers of one uvicorn; the last one that leaves removes it.
+        is_first: whether this worker was there before any other.
     """
 
     def __init__(self) -> None:
-        """Join the sisters.
+        """Own a share in the workers' folder, from now until `leave`.
 
         Raises:
-            SettingsError: if their folder can't be private.
+            SettingsError: if the folder can't be private.
         """
         parent = parent_process()
         assert parent is not None, "a worker has a supervisor"
@@ -46,12 +46,12 @@ class Worker:
         self.folder, self.is_first = shared.path, shared.is_new
 
     def leave(self) -> None:
-        """Remove what the sisters shared, if this is the last."""
+        """Remove the workers' folder, if this worker is the last one in it."""
         with suppress(OSError):
             self.folder.rmdir()
 
     def end_all(self, *, uds: str | None = None) -> None:
-        """End uvicorn's supervisor and the sisters, since another worker would fail too.
+        """End uvicorn's supervisor and its other workers, since each new one would fail too.
 
         The supervisor ends with status 0 whatever its workers ended with. So it is told to
         stop them, and when this is the last of them a signal that it doesn't catch ends it.
@@ -63,14 +63,14 @@ class Worker:
             return
         os.kill(self._parent, signal.SIGTERM)
         try:
-            # A sister that has left may have removed the folder.
+            # Another worker that has left may have removed the folder.
             share_folder(_PURPOSE, parent=self._parent)
             (self.folder / _LAST_WORD).touch(exist_ok=False)
         except (OSError, SettingsError):
-            # A sister fails too, and has the last word.
+            # Another worker fails too, and is the one that ends the supervisor.
             return
-        deadline = time.monotonic() + _SISTERS_TIMEOUT_S
-        while self._has_sisters() and time.monotonic() < deadline:
+        deadline = time.monotonic() + _OTHERS_TIMEOUT_S
+        while self._has_other_workers() and time.monotonic() < deadline:
             time.sleep(_POLL_S)
         if uds is not None:
             Path(uds).unlink(missing_ok=True)
@@ -78,7 +78,7 @@ class Worker:
         if os.getppid() == self._parent:
             os.kill(self._parent, _FATAL)
 
-    def _has_sisters(self) -> bool:
+    def _has_other_workers(self) -> bool:
         return any(
             pid != os.getpid() and _is_worker_of(self._parent, pid)
             for pid in (int(path.name) for path in Path("/proc").glob("[0-9]*"))
@@ -90,7 +90,7 @@ def _is_worker_of(parent: int, pid: int) -> bool:
         # From the process's state on (proc(5), field 3): the parent is the second.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         is_child = int(fields[1]) == parent
-        # Of what has ended it is empty.
+        # It is empty where the process has ended.
         return is_child and _WORKERS_ARGUMENT in Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
         return False

@@ -1,4 +1,4 @@
-"""The metrics that exist, and what one process has counted of them."""
+"""The metrics that exist, and the counts of them in one process."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class _Family:
         text: one line for a reader of the page.
         labels: names of its labels, in the order in which they are recorded.
         bounds: the upper bounds of a histogram's buckets.
-        is_alike: whether each web process sees the same, so that the largest value counts and not
-            their sum.
+        is_alike: whether each web process sees the same value, so that the page shows the largest
+            and not the sum.
     """
 
     name: str

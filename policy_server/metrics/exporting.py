@@ -1,4 +1,4 @@
-"""The port that Prometheus scrapes: this process's counts, its sister workers' and Ray's own."""
+"""The port that Prometheus scrapes: this process's counts, the other workers' and Ray's own."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Registered:
 
 
 class MetricsExporter:
-    """Serves `/metrics`: this process's counts and its sister workers'; `/metrics/ray`: Ray's own.
+    """Serves `/metrics`, the counts of all workers, and `/metrics/ray`, Ray's own.
 
     Ray writes some 1,600 lines of its own; what matters of them for a policy is `replicas`.
     """
@@ -53,7 +53,7 @@ class MetricsExporter:
             metrics: this process's counts.
             port: where to listen; 0 picks a free one.
             host: the address to listen on.
-            shared: a folder that sister workers share; None where there are none.
+            shared: a folder that all workers share; None where this process is the only one.
         """
         self._metrics = metrics
         self._port = port
@@ -65,7 +65,7 @@ class MetricsExporter:
 
     @property
     def url(self) -> str | None:
-        """Return where metrics are served; None where a sister worker serves them."""
+        """Return where metrics are served; None where another worker serves them."""
         if self._server is None:
             return None
         host = "127.0.0.1" if self._host in _ALL_INTERFACES else self._host
@@ -87,7 +87,7 @@ class MetricsExporter:
             self._server = None
 
     def share(self) -> None:
-        """Write this process's counts for the sister that holds the port.
+        """Write this process's counts for the worker that holds the port.
 
         A file that can't be written is logged once, until it can be again.
         """
@@ -96,7 +96,7 @@ class MetricsExporter:
                 self._shared.write(self._metrics.snapshot())
 
     def leave(self) -> None:
-        """Leave this process's counters to its sisters."""
+        """Leave this process's counters to the other workers."""
         if self._shared is not None:
             with self._reporting("leave"):
                 self._shared.leave(self._metrics.snapshot())

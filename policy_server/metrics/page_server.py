@@ -27,7 +27,7 @@ _MOST_HEAD_BYTES = 16_384
 # "On, zero seconds": what is not sent yet is thrown away (socket(7), SO_LINGER).
 _RESET = struct.pack("ii", 1, 0)
 _ACCEPT_AGAIN_S = 1.0
-# To send a request, and then to take its answer.
+# The seconds for sending a request, and again for reading its answer.
 _CLIENT_TIMEOUT_S = 5.0
 
 
@@ -35,7 +35,7 @@ class PageServer:
     """Serves pages over HTTP/1.1, one request a connection.
 
     Pages are rendered on the event loop's pool of threads, whose number is bounded. A client that
-    sends nothing, or does not read, holds nobody up and is cut off.
+    sends nothing, or does not read, delays no other client and is cut off.
 
     Attributes:
         port: where it listens.

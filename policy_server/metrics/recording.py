@@ -57,7 +57,7 @@ class Metrics:
         """Count a request.
 
         Args:
-            policy: the name of the policy that the route belongs to; empty where it is none's.
+            policy: the name of the policy that the route belongs to; empty for the server's own.
             route: one of a bounded set.
             status: of its answer.
             seconds: from its arrival to its answer.
@@ -160,7 +160,7 @@ class PolicyMetrics:
         return self._tally.watch_queue(self.policy, depth)
 
     def describe_model(self, *, version: str, family: str, load_seconds: float) -> None:
-        """Say which model the policy is; it replaces the one before.
+        """Record the model that is served now, in place of the one before.
 
         Args:
             version: the start of the model's digest.

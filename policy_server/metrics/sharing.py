@@ -30,11 +30,11 @@ _DEPARTED = "departed.json"
 
 
 class SharedCounts:
-    """This worker's file in the folder that it shares with its sisters.
+    """This worker's file in the folder that all workers of one uvicorn share.
 
     Example:
-        The folder holds `metrics-4712-90211.json`, which process 4712 writes, that of its sister
-        4713, and `departed.json` with the counters of 4710, which was killed.
+        The folder holds `metrics-4712-90211.json`, which process 4712 writes, the file of worker
+        4713, and `departed.json` with the counters of worker 4710, which was killed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,7 +60,7 @@ class SharedCounts:
             write_whole(self._own, json.dumps(counts.to_document()))
 
     def read_others(self) -> Counts:
-        """Return the counts of the sisters, with the counters of those that have ended.
+        """Return the counts of the other workers, with the counters of those that have ended.
 
         A file that can't be used is left out, and that is logged once.
 
@@ -85,7 +85,7 @@ class SharedCounts:
         return total
 
     def leave(self, counts: Counts) -> None:
-        """Keep this worker's counters for its sisters; remove all files if it is the last.
+        """Save this worker's counters for the others; remove all files if it is the last.
 
         Args:
             counts: all that this worker has counted.
@@ -105,9 +105,10 @@ class SharedCounts:
                     path.unlink(missing_ok=True)
 
     def _keep(self, departed: _Departed) -> None:
-        """Write the file of the departed, then remove theirs: an interruption counts nobody twice.
+        """Write the file of the departed workers, then remove their own files.
 
-        The names in it say whose counters it has, until their files are gone.
+        The file lists the names of the files whose counters it holds, until those are gone: an
+        interruption in between counts no worker twice.
         """
         files = {path.name for path in self._folder.glob(_WORKERS)}
         if departed.is_new:

@@ -1,4 +1,4 @@
-"""Observations: what a request's bytes have to be, and the rows of numbers that they become.
+"""Observations: a request's bytes are validated, and become rows of numbers.
 
 `models` generates the pydantic models from schema.yaml, `space` reads one observation with them,
 and `json_batches` and `npy_batches` read many, piece by piece as they arrive.

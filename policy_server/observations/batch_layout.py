@@ -1,4 +1,4 @@
-"""What the readers of many observations share: the layout of their rows, and their limit."""
+"""The layout of a batch's rows and their limit, for the readers of JSON and of npy."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Matrix = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """What the rows of a batch have to be.
+    """The form that the rows of a batch must have.
 
     Attributes:
         space: the observations of schema.yaml.
-        is_raw: whether they are flat ones.
+        is_raw: whether the observations are flat, `{"obs": [...]}`.
         width: how many numbers a row has; None where the policy leaves that open.
-        dtype: what rows travel in.
+        dtype: the type of the rows' numbers.
         max_rows: the most rows of a batch.
     """
 
@@ -36,10 +36,10 @@ class BatchLayout:
     max_rows: int
 
     def check_rows(self, rows: int) -> None:
-        """Hold a batch's length against the limit.
+        """Refuse a batch that is longer than the limit.
 
         Args:
-            rows: how many there are so far.
+            rows: the number of rows so far.
 
         Raises:
             BodyTooLargeError: if there are too many.
@@ -58,7 +58,7 @@ class BatchReader(Protocol):
         """Take the next bytes.
 
         Args:
-            data: what follows.
+            data: the next bytes of the body.
 
         Yields:
             float[B, width]: the rows that are complete, in order.

@@ -1,4 +1,4 @@
-"""What a body is that is no JSON in UTF-8: its first bytes tell it."""
+"""The encoding of a body that is no JSON in UTF-8, told by its first bytes."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _OTHERS = (
 
 
 def check_encoding(body: bytes) -> None:
-    """Refuse what is no text in UTF-8 from its first byte on, and say what it is.
+    """Refuse a body that is no text in UTF-8 from its first byte on, and name its encoding.
 
     Args:
-        body: what could not be read as JSON, from its beginning.
+        body: the whole body, which could not be read as JSON.
 
     Raises:
-        UnsupportedEncodingError: naming what it is. A wrong byte further inside is a mistake in
+        UnsupportedEncodingError: naming the encoding. A wrong byte further inside is a mistake in
             JSON, which has a line and a column.
     """
     for pattern, words in _OTHERS:

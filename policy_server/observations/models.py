@@ -47,7 +47,7 @@ _JSON_TYPES = {"int": "integer", "float": "number", "bool": "boolean"}
 _STRICT = ConfigDict(strict=True, extra="forbid")
 _MOST_PROBLEMS = 100
 
-# What a number beyond one of these bounds is told.
+# The message for a number beyond one of these bounds.
 TOO_LARGE: Mapping[float, str] = {
     FLOAT32_MAX: "fit a 32-bit float",
     EXACT_INTEGER_MAX: f"be at most {EXACT_INTEGER_MAX} in absolute value, to arrive exactly",
@@ -119,7 +119,7 @@ def observation_model(
 
     Args:
         fields: its fields in order; they are the model's own in that order.
-        numbers: what the policy's type holds.
+        numbers: the numbers that the policy's type holds.
     """
     # The names are aliases, so that `copy`, `json` or `_id` don't meet what pydantic has already.
     definitions: dict[str, Any] = {
@@ -133,7 +133,7 @@ def raw_model(numbers: NumberRange) -> type[BaseModel]:
     """Return the model of a raw observation, `{"obs": [...]}`.
 
     Args:
-        numbers: what the policy's type holds.
+        numbers: the numbers that the policy's type holds.
     """
     description = "The values in the order of training; booleans are 0 and 1"
     items: Any = _list_of(_raw_number(numbers))
@@ -147,7 +147,7 @@ def columns_model(fields: tuple[ObservationField, ...], numbers: NumberRange) ->
 
     Args:
         fields: an observation's fields in order.
-        numbers: what the policy's type holds.
+        numbers: the numbers that the policy's type holds.
     """
     definitions: dict[str, Any] = {
         f"field_{i}": (_list_of(_item_of_column(field, numbers)), Field(None, alias=field.name))
@@ -160,7 +160,7 @@ def raw_columns_model(numbers: NumberRange) -> type[BaseModel]:
     """Return the model of many raw observations by column, `{"obs": [[...], ...]}`.
 
     Args:
-        numbers: what the policy's type holds.
+        numbers: the numbers that the policy's type holds.
     """
     rows: Any = _list_of(_list_of(_raw_number(numbers)))
     return create_model("RawObservationColumns", __config__=_STRICT, obs=(rows, Field(None)))
@@ -173,7 +173,7 @@ def _item_of_column(field: ObservationField, numbers: NumberRange) -> Any:  # no
     return Annotated[kind, Field(min_length=field.min_items or None, max_length=field.max_items)]
 
 
-def _annotation(field: ObservationField, numbers: NumberRange) -> Any:  # noqa: ANN401 -- likewise
+def _annotation(field: ObservationField, numbers: NumberRange) -> Any:  # noqa: ANN401 -- made at run time
     low, high = numbers.within(field)
     item = _number(field.kind, low, high, is_integer=numbers.is_integer)
     return _list_of(item) if field.is_list else item
@@ -184,11 +184,11 @@ def _list_of(item: Any) -> Any:  # noqa: ANN401 -- an annotation made at run tim
     return Annotated[list[item], FailFast()]
 
 
-def _raw_number(numbers: NumberRange) -> Any:  # noqa: ANN401 -- likewise
+def _raw_number(numbers: NumberRange) -> Any:  # noqa: ANN401 -- made at run time
     return _number("float", numbers.low, numbers.high, is_integer=numbers.is_integer)
 
 
-def _number(kind: Kind, low: Number, high: Number, *, is_integer: bool) -> Any:  # noqa: ANN401 -- likewise
+def _number(kind: Kind, low: Number, high: Number, *, is_integer: bool) -> Any:  # noqa: ANN401 -- made at run time
     if kind == "bool":
         return Annotated[bool, WithJsonSchema({"type": _JSON_TYPES[kind]})]
     is_whole = is_integer or kind == "int"
@@ -214,8 +214,8 @@ def example_of(field: ObservationField, numbers: NumberRange) -> Any:  # noqa: A
     """Return the schema's example, or a value within the bounds.
 
     Args:
-        field: what is to be shown.
-        numbers: what the policy's type holds.
+        field: an observation of schema.yaml.
+        numbers: the numbers that the policy's type holds.
     """
     if field.example is not None:
         return field.example
@@ -231,14 +231,14 @@ def example_of(field: ObservationField, numbers: NumberRange) -> Any:  # noqa: A
 
 
 def validate(parse: Callable[[bytes], Parsed], body: bytes) -> Parsed:
-    """Parse a body, and translate pydantic's errors.
+    """Parse a body, and raise pydantic's errors as an ObservationError.
 
     Args:
         parse: pydantic's function.
         body: UTF-8 JSON; a byte-order mark in front is passed over.
 
     Returns:
-        What was parsed.
+        The result of `parse`.
 
     Raises:
         ObservationError: with the first 100 mistakes.
@@ -249,14 +249,14 @@ def validate(parse: Callable[[bytes], Parsed], body: bytes) -> Parsed:
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
         if found[0]["type"] == "json_invalid":
-            # Looked at here alone, since other bodies are nearly all.
+            # Only here, since nearly all bodies are valid and need no such look.
             if body.startswith(UTF8_MARK):
                 return validate(parse, body.removeprefix(UTF8_MARK))
             check_encoding(body)
-        raise ObservationError([_translate(item) for item in found[:_MOST_PROBLEMS]]) from error
+        raise ObservationError([_as_problem(item) for item in found[:_MOST_PROBLEMS]]) from error
 
 
-def _translate(item: ErrorDetails) -> dict[str, Any]:
+def _as_problem(item: ErrorDetails) -> dict[str, Any]:
     loc, context = ["body", *item["loc"]], item.get("ctx", {})
     if item["type"] == "json_invalid":
         reason = context["error"].replace("invalid unicode code point", "no character of UTF-8")

@@ -36,14 +36,14 @@ class NpyBatchReader:
     """Reads an array of numbers of shape (N, width).
 
     Named observations are held to the types and bounds of schema.yaml where its lists have fixed
-    lengths, which says what each column is.
+    lengths: only then is it known to which field a column belongs.
     """
 
     def __init__(self, layout: BatchLayout) -> None:
         """Wait for the first bytes.
 
         Args:
-            layout: what the rows have to be.
+            layout: the form that the rows must have.
         """
         self._layout = layout
         self._buffer = bytearray()
@@ -138,7 +138,7 @@ class NpyBatchReader:
 
 
 class _Rules:
-    """What each number has to be, by column."""
+    """The types and bounds of the numbers, by column."""
 
     def __init__(self, layout: BatchLayout) -> None:
         fields = () if layout.is_raw else layout.space.fields or ()
@@ -165,7 +165,7 @@ class _Rules:
         self._has_bounds = bool((np.abs([self._low, self._high]) < FLOAT32_MAX).any())
 
     def check(self, values: NDArray[Any], first: int) -> None:
-        """Hold rows against the rules.
+        """Refuse rows with a number that its column does not allow.
 
         Args:
             values: number[B, width].
@@ -212,7 +212,7 @@ class _Rules:
 
 
 def _beyond(bound: float, kind: str, wanted: str) -> tuple[str, str]:
-    """Return type and words of the mistake of a number beyond a bound, as JSON's have them."""
+    """Return type and message of the mistake of a number beyond a bound, the same as for JSON."""
     if abs(bound) in TOO_LARGE:
         return "number_too_large", TOO_LARGE[abs(bound)]
     return kind, f"{wanted} {int(bound) if bound.is_integer() else bound}"

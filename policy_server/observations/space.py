@@ -24,7 +24,7 @@ from policy_server.schema import NumberRange, ObservationField, number_range
 
 __all__ = ["ObservationSpace"]
 
-# Lists in lists: what pydantic reads of JSON.
+# The deepest lists in lists that pydantic reads in JSON.
 _DEEPEST = 200
 
 
@@ -42,8 +42,8 @@ class ObservationSpace:
 
         Args:
             fields: the named observations in order; None where only raw observations are taken.
-            numbers: what the policy's type holds; None takes 32-bit floats, as long as the policy
-                is not loaded.
+            numbers: the numbers that the policy's type holds; None, before the policy is loaded,
+                takes those of float32.
         """
         self.fields = fields
         self.numbers = number_range("float32") if numbers is None else numbers
@@ -124,7 +124,7 @@ class ObservationSpace:
         return row
 
     def parse_values(self, values: object, *, is_raw: bool) -> list[float]:
-        """Turn what another encoding than JSON gave into a row.
+        """Turn an observation that came in another encoding, such as MessagePack, into a row.
 
         Args:
             values: an observation as dictionaries, lists and scalars.
@@ -134,7 +134,7 @@ class ObservationSpace:
             The row that the same values as JSON would give.
 
         Raises:
-            ObservationError: likewise.
+            ObservationError: as `parse_named` and `parse_raw` raise it.
         """
         model = self._raw if is_raw else self._named
         assert model is not None, "see parse_named"
@@ -194,7 +194,7 @@ class ObservationSpace:
 
     @functools.cached_property
     def _lists(self) -> tuple[TypeAdapter[Any], TypeAdapter[Any]]:
-        """Return what reads lists of observations: named ones, raw ones."""
+        """Return the adapters that read lists of observations: named ones, raw ones."""
         models: Any = (self._raw if self._named is None else self._named, self._raw)
         return TypeAdapter(list[models[0]]), TypeAdapter(list[models[1]])
 
@@ -204,12 +204,12 @@ class ObservationSpace:
         return columns_model(self.fields or (), self.numbers), raw_columns_model(self.numbers)
 
     def check_width(self, row: Sequence[float], width: int | None, *, is_raw: bool) -> None:
-        """Hold a row's length against the policy.
+        """Refuse a row whose length is not the policy's.
 
         Args:
             row: the numbers.
             width: how many the policy expects; None where it leaves that open.
-            is_raw: whether the row came from `obs`, for the error's place.
+            is_raw: whether the row came from `obs`; the error names its field.
 
         Raises:
             ObservationError: if the length is not the policy's.

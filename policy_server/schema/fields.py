@@ -1,4 +1,4 @@
-"""What a schema.yaml says, as frozen values that the rest of the program trusts."""
+"""The contents of a schema.yaml, as frozen values that the rest of the program trusts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ObservationField:
         is_list: whether it is a list.
         min_items: the fewest items of a list.
         max_items: the most items of a list; None for no bound.
-        description: what it means, for people.
+        description: its meaning, for people.
         example: a value as a client would send it.
         minimum: the smallest value, of each item in a list.
         maximum: the largest value, of each item in a list.
@@ -54,16 +54,16 @@ class ObservationField:
 
 @dataclass(frozen=True)
 class ActionField:
-    """What schema.yaml says of one action component.
+    """The entry of one action component under `actions`.
 
     Attributes:
-        name: what the component is called.
-        description: what it means, for people.
+        name: the component's name.
+        description: its meaning, for people.
         choices: how many integer choices it has.
         labels: the names of the integer choices, in order.
         dimensions: how many numbers a continuous action has.
         low: lower bounds in the environment's units: one for all dimensions, or one a dimension.
-        high: upper bounds, likewise.
+        high: upper bounds, in the same units and number.
         normalized: the policy's numbers lie in [-1, 1] and are rescaled to [low, high], as RLlib's
             `normalize_actions` does; False for numbers that are in the environment's units already
             and are only clipped.
@@ -155,15 +155,15 @@ def _undescribed(fields: tuple[_Field, ...] | None) -> tuple[_Field, ...] | None
 def fit_lists(
     fields: tuple[ObservationField, ...] | None, width: int | None
 ) -> tuple[ObservationField, ...] | None:
-    """Return the observations with the lengths of their lists that the policy's width leaves.
+    """Return the observations with the open length of a list worked out from the policy's width.
 
     Args:
         fields: the observations of schema.yaml.
         width: how many numbers the policy expects; None where it leaves that open.
 
     Returns:
-        The same, where no list is open or the width is, or does not fit them. A list's example of
-        another length is left out.
+        The observations as they were where no list is open, or several are, or the width is open
+        or does not fit. An example of another length is left out.
     """
     if fields is None or width is None:
         return fields
@@ -201,7 +201,7 @@ def public_schema(schema: ServerSchema) -> dict[str, Any]:
     """Return the schema as a client may see it: schema.yaml's own shape, without the key.
 
     Args:
-        schema: what is served.
+        schema: a whole schema.yaml.
 
     Returns:
         A document that JSON can carry; `parameters` states `discrete` and `tuple` as they stand in

@@ -1,4 +1,4 @@
-"""The numbers that a policy's own type of observation holds: what else is asked is refused.
+"""The numbers that a policy's own type of observation holds; any other number is refused.
 
 A number that the type can't hold would be changed on the way to the policy (300 is 44 as uint8, 2.5
 is 2), and the answer would be that to another observation.
@@ -22,7 +22,7 @@ __all__ = ["EXACT_INTEGER_MAX", "NumberRange", "number_range"]
 EXACT_INTEGER_MAX = 2**53 - 1
 
 _INTEGER = re.compile(r"(u?)int(\d+)")
-# Casting rounds to the nearest one of the type, and what lies beyond to infinity.
+# Casting rounds to the nearest number of the type, and a larger number to infinity.
 _LARGEST_FLOATS = {"float16": 65504.0, "bfloat16": float.fromhex("0x1.fep+127")}
 
 
@@ -62,13 +62,13 @@ class NumberRange:
 
     @property
     def whole(self) -> NumberRange:
-        """Return the whole numbers among them, as far as they arrive exactly."""
+        """Return the range of the whole numbers in this one, as far as 64-bit floats hold them."""
         low = max(math.ceil(self.low), -EXACT_INTEGER_MAX)
         high = min(math.floor(self.high), EXACT_INTEGER_MAX)
         return replace(self, is_integer=True, low=low, high=high)
 
     def check_fields(self, fields: Sequence[ObservationField], source: str) -> None:
-        """Refuse fields that allow no number of the type, or show one of another as their example.
+        """Refuse fields whose bounds leave no number of the type, or whose example is none of it.
 
         Args:
             fields: the observations of schema.yaml.
@@ -119,8 +119,8 @@ def number_range(dtype: str) -> NumberRange:
         dtype: NumPy's name of the type, such as a signature's `observation_dtype`.
 
     Returns:
-        The range of float32 for float64 too, which answers are given in; whole numbers of 64 bits
-        as far as they arrive exactly.
+        The range of float32 for float64 too, since answers are given in float32; whole numbers of
+        64 bits as far as 64-bit floats hold them exactly.
     """
     if dtype == "bool":
         return NumberRange(dtype, is_integer=True, low=0, high=1)

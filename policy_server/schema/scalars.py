@@ -1,7 +1,7 @@
-"""Unquoted values of a schema.yaml: text as it stands there, until a key says what is meant.
+"""Unquoted values of a schema.yaml: text as it stands in the file, until a key gives its type.
 
 YAML 1.1 decides by the value's looks: `14:30` is the number 870 in base 60, `010` is 8, `1e3` is
-text, `no` is false, `2024-01-01` a date. Nobody who writes a label or a bound means that.
+text, `no` is false, `2024-01-01` a date. None of these is meant by a label or a bound.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Unquoted(str):
 
 
 def is_nothing(value: object) -> bool:
-    """Return whether a value says that there is none: an empty one, `~` or `null`.
+    """Return whether a value is empty: nothing behind the colon, `~` or `null`.
 
     Args:
         value: anything that YAML gives.
@@ -36,7 +36,7 @@ def is_nothing(value: object) -> bool:
 
 
 def read_number(value: object) -> int | float | None:
-    """Return the number that a person reads; None for what is none.
+    """Return the number that a person reads in a value; None where it is no number.
 
     Args:
         value: anything that YAML gives. `010` is 10 and `1e3` 1000; text in quotes is no number,
@@ -65,7 +65,7 @@ def _integer(text: str, *, base: int) -> int | float | None:
 
 
 def read_flag(value: object) -> bool | None:
-    """Return the truth value that YAML's words say; None for what is none.
+    """Return the truth value that a word of YAML stands for; None where it is no such word.
 
     Args:
         value: anything that YAML gives; text in quotes is no truth value.
@@ -82,7 +82,7 @@ def read_flag(value: object) -> bool | None:
 
 
 def as_looks(value: object, *, depth: int = 4) -> Any:  # noqa: ANN401 -- whatever it looks like
-    """Return a value as it looks, for messages: `5` as a number, `yes` as a truth value.
+    """Return a value in the type that it looks like: `5` a number, `yes` a truth value.
 
     Args:
         value: anything that YAML gives.

@@ -1,4 +1,4 @@
-"""From the file to the values: the rules that types don't state, each with its own line."""
+"""From the file to a `ServerSchema`: the rules beyond types, each with a message of its own."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def read_schema(path: Path) -> ServerSchema:
         path: the file.
 
     Returns:
-        What it says.
+        Its contents.
 
     Raises:
         SchemaError: if it is missing, unreadable or wrong, in one line.
@@ -74,7 +74,7 @@ def parse_schema(text: str, *, source: str = "schema.yaml") -> ServerSchema:
         source: the file's name, for messages.
 
     Returns:
-        What it says.
+        Its contents.
 
     Raises:
         SchemaError: if it is wrong, in one line.
@@ -152,7 +152,7 @@ def _observation(key: object, item: ObservationEntry, source: str) -> Observatio
 
 
 def _value_of(value: object, kind: Kind) -> Any:  # noqa: ANN401 -- a value of that type, or its list
-    """Return a value, or each of a list, as its type reads it; as it stands where it does not."""
+    """Return a value, or each item of a list, read by its type; unchanged where that fails."""
     if isinstance(value, list):
         return [_value_of(item, kind) for item in value]
     found = read_flag(value) if kind == "bool" else read_number(value)

@@ -1,4 +1,4 @@
-"""Which schema.yaml is an example's, unchanged: nobody's own, and often another policy's."""
+"""The examples' own schema.yaml files, to tell an unchanged copy, made for another policy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def find_example_of(path: Path) -> str | None:
         path: a schema.yaml; it need not exist.
 
     Returns:
-        The example's name; None where the file is missing, or is somebody's own.
+        The example's name; None where the file is missing or is no such copy.
     """
     lines = _lines(path)
     if lines is None:
@@ -30,10 +30,10 @@ def find_example_of(path: Path) -> str | None:
 
 @contextlib.contextmanager
 def named_as_example(path: Path) -> Iterator[None]:
-    """Say of a schema.yaml that is refused that it is an example's, where it is.
+    """Add to a refusal of a schema.yaml that the file is an example's, where it is.
 
     Args:
-        path: the schema.yaml that the block holds against a policy.
+        path: the schema.yaml that the block compares with a policy.
 
     Raises:
         SchemaError: the block's own, with the remedy for a file that was made for another policy.
@@ -52,7 +52,7 @@ def named_as_example(path: Path) -> Iterator[None]:
 
 
 def _lines(path: Path) -> list[str] | None:
-    """Return a file's lines, whichever way they end; None where there are none to read."""
+    """Return a file's lines, without their ends; None where the file can't be read."""
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError):

@@ -156,10 +156,10 @@ class Document(_Strict):
 
 
 def describe_problems(error: ValidationError) -> str:
-    """Return the first mistake as one line without the file's name, and how many more there are.
+    """Return the first mistake, as one line without the file's name, and the number of the others.
 
     Args:
-        error: what pydantic found in a `Document`.
+        error: pydantic's error about a `Document`.
     """
     problems = error.errors(include_url=False)
     more = len(problems) - 1
@@ -170,7 +170,7 @@ def describe_problems(error: ValidationError) -> str:
 
 
 def _explaining(problems: Sequence[ErrorDetails]) -> ErrorDetails:
-    """Return the first mistake; where a key is missing, the unknown one that stands for it."""
+    """Return the first mistake; for a missing key, the unknown key that was written instead."""
     first = problems[0]
     if first["type"] != "missing":
         return first
@@ -229,7 +229,7 @@ def show(value: object) -> str:
 
 
 def show_type(value: object) -> str:
-    """Return what a value is, where a message must not quote it.
+    """Return the kind of a value in words, where a message must not quote the value.
 
     Args:
         value: anything that YAML gives.

@@ -20,10 +20,10 @@ class _Slip:
     """One way of getting YAML wrong.
 
     Attributes:
-        pattern: what PyYAML says of it: its context, a colon, its problem.
-        words: what is wrong, and what to do.
-        is_where_it_began: whether the line is that of the context, where PyYAML has noticed the
-            slip at a later place only.
+        pattern: PyYAML's text about it: its context, a colon, its problem.
+        words: the mistake and its remedy.
+        is_where_it_began: whether the message names the context's line, since PyYAML notices the
+            slip some lines later.
     """
 
     pattern: re.Pattern[str]
@@ -111,10 +111,10 @@ _SLIPS = (
 
 
 def describe_slip(error: yaml.MarkedYAMLError, text: str) -> tuple[int | None, str]:
-    """Say what PyYAML found, without the texts that it quotes: one may be the key.
+    """Return PyYAML's finding in words, without the texts that it quotes: one may be the key.
 
     Args:
-        error: what it raised.
+        error: PyYAML's error.
         text: the document.
 
     Returns:

@@ -33,10 +33,9 @@ class _WrongKeyError(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, except that it guesses no types, and refuses a key that is given twice.
+    """YAML's safe loader, but it guesses no types and refuses a key that is given twice.
 
-    Every value without quotes is `Unquoted`, or None where it stands behind a key and says that
-    there is none.
+    Every value without quotes is `Unquoted`, or None where a key has an empty value.
     """
 
     # By the first character; all others of YAML 1.1 turn text into something else.

@@ -1,4 +1,4 @@
-"""Folders among the temporary files that sister processes share."""
+"""Folders among the temporary files that the processes of one parent share."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def name_of_today(tmp_path: Path) -> Path:
     return path
 
 
-def test_first_process_makes_the_folder_and_its_sisters_join_it(tmp_path: Path) -> None:
+def test_first_process_makes_the_folder_and_the_others_join_it(tmp_path: Path) -> None:
     first = share_folder("x", parent=os.getpid())
     code = (
         "import os; from policy_server.files.shared_folders import share_folder as share;"
         "print(*vars(share('x', parent=os.getppid())).values())"
     )
-    sister = subprocess.run(
+    other = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "TMPDIR": str(tmp_path)},
         capture_output=True,
@@ -47,7 +47,7 @@ def test_first_process_makes_the_folder_and_its_sisters_join_it(tmp_path: Path) 
 
     assert first.is_new
     assert stat.S_IMODE(first.path.stat().st_mode) == 0o700
-    assert sister.stdout.split() == [str(first.path), "False"]
+    assert other.stdout.split() == [str(first.path), "False"]
     assert share_folder("y", parent=os.getpid()).path != first.path
     assert share_folder("x", parent=os.getppid()).path != first.path
 

@@ -41,13 +41,13 @@ def get(url: str) -> tuple[int, bytes]:
 
 
 def test_figures_of_workers_add_up(tmp_path: Path) -> None:
-    ours, sisters = Metrics(), Metrics()
-    for metrics in (ours, sisters):
+    ours, theirs = Metrics(), Metrics()
+    for metrics in (ours, theirs):
         metrics.observe_request("walker", "/predict", 200, 0.01)
         metrics.of("walker").describe_model(version="abc", family="normal(1)", load_seconds=2.0)
         metrics.of("walker").watch_queue(lambda: 3)
-    sister = MetricsExporter(sisters, port=0, shared=tmp_path)
-    sister.share()
+    other = MetricsExporter(theirs, port=0, shared=tmp_path)
+    other.share()
     (own,) = tmp_path.iterdir()
     # As if another living process had written it.
     own.rename(tmp_path / f"metrics-{os.getppid()}-{beginning_of(os.getppid())}.json")
@@ -58,7 +58,7 @@ def test_figures_of_workers_add_up(tmp_path: Path) -> None:
     assert page["request_seconds_count policy=walker route=/predict"] == 2
     assert page["queue_depth policy=walker"] == 6
     assert page["model_load_seconds policy=walker"] == 2.0
-    assert sister.url is None
+    assert other.url is None
 
 
 def test_next_page_has_no_less_when_another_worker_renders_it(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ REQUESTS: dict[Labels, float] = {("/predict", "200", "walker"): 3.0}
 
 
 @contextmanager
-def sister(folder: Path) -> Iterator[subprocess.Popen[str]]:
+def other_worker(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """Run a process that has written its counts, until it is told to leave or killed."""
     command = [sys.executable, "-c", PROGRAM, str(folder)]
     with subprocess.Popen(
@@ -58,12 +58,12 @@ def file_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_counts_of_a_sister_are_read_and_ones_own_are_not(tmp_path: Path) -> None:
+def test_counts_of_another_worker_are_read_and_ones_own_are_not(tmp_path: Path) -> None:
     ours = SharedCounts(tmp_path)
     own = Counts(numbers={"requests": {("/", "200", ""): 1.0}})
     ours.write(own)
 
-    with sister(tmp_path):
+    with other_worker(tmp_path):
         read = ours.read_others()
 
     assert read.numbers == {"requests": REQUESTS, "queue_depth": {("walker",): 7.0}}
@@ -71,7 +71,7 @@ def test_counts_of_a_sister_are_read_and_ones_own_are_not(tmp_path: Path) -> Non
 
 def test_killed_worker_leaves_its_counters_once_and_no_gauge(tmp_path: Path) -> None:
     ours = SharedCounts(tmp_path)
-    with sister(tmp_path):
+    with other_worker(tmp_path):
         pass
 
     for _ in range(3):
@@ -85,7 +85,7 @@ def test_killed_worker_leaves_its_counters_once_and_no_gauge(tmp_path: Path) -> 
 def test_counters_of_several_that_were_killed_add_up(tmp_path: Path) -> None:
     ours = SharedCounts(tmp_path)
     for _ in range(3):
-        with sister(tmp_path):
+        with other_worker(tmp_path):
             pass
         ours.read_others()
 
@@ -94,7 +94,7 @@ def test_counters_of_several_that_were_killed_add_up(tmp_path: Path) -> None:
 
 def test_interrupted_keeping_counts_nobody_twice(tmp_path: Path) -> None:
     ours = SharedCounts(tmp_path)
-    with sister(tmp_path):
+    with other_worker(tmp_path):
         (file,) = tmp_path.iterdir()
         content = file.read_text()
     ours.read_others()
@@ -117,10 +117,10 @@ def test_process_id_that_came_again_is_no_living_worker(tmp_path: Path) -> None:
     assert ours.read_others().numbers == {}
 
 
-def test_worker_that_leaves_keeps_its_counters_for_its_sisters(tmp_path: Path) -> None:
+def test_worker_that_leaves_keeps_its_counters_for_the_others(tmp_path: Path) -> None:
     ours = SharedCounts(tmp_path)
     ours.write(Counts())
-    with sister(tmp_path) as process:
+    with other_worker(tmp_path) as process:
         leave(process)
 
     assert ours.read_others().numbers == {"requests": REQUESTS}
@@ -129,7 +129,7 @@ def test_worker_that_leaves_keeps_its_counters_for_its_sisters(tmp_path: Path) -
 def test_last_worker_leaves_no_file(tmp_path: Path) -> None:
     ours = SharedCounts(tmp_path)
     ours.write(Counts())
-    with sister(tmp_path):
+    with other_worker(tmp_path):
         pass
     ours.read_others()
     ours.leave(Counts())
@@ -142,7 +142,7 @@ def test_broken_file_is_left_out_with_one_line(
     content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ours = SharedCounts(tmp_path)
-    with sister(tmp_path), sister(tmp_path):
+    with other_worker(tmp_path), other_worker(tmp_path):
         broken = next(tmp_path.iterdir())
         broken.write_text(content)
         read = [ours.read_others() for _ in range(3)]
@@ -156,7 +156,7 @@ def test_broken_file_of_the_departed_is_replaced(
 ) -> None:
     ours = SharedCounts(tmp_path)
     (tmp_path / "departed.json").write_text("{}")
-    with sister(tmp_path):
+    with other_worker(tmp_path):
         pass
 
     assert ours.read_others().numbers == {"requests": REQUESTS}
