@@ -1,7 +1,7 @@
 """Compiling a policy in a process of its own, which ends when that is done.
 
-Compiling needs TensorFlow, serving what was compiled does not: what imports TensorFlow keeps some
-400 MB of it for as long as it lives.
+Compiling a policy needs TensorFlow, serving a compiled one does not; a process that has imported
+TensorFlow keeps some 400 MB of it until it ends.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _REFUSED = "error"
 
 
 async def check_policy(model: Model, schema: ServerSchema | None, settings: Settings) -> None:
-    """Load a policy as a start would, and keep what comes of it for that start.
+    """Load a policy as a start would, and write the outcome for that start.
 
     Args:
         model: the policy's file.
-        schema: what schema.yaml says; None for a policy that has none yet.
+        schema: the contents of schema.yaml; None for a policy that has none yet.
         settings: the engine, and how long loading may take.
 
     Raises:
@@ -69,15 +69,15 @@ async def check_policy(model: Model, schema: ServerSchema | None, settings: Sett
 async def find_compiled(
     model: Model, schema: ServerSchema, settings: Settings, *, is_quiet: bool = False
 ) -> CompiledPolicy | None:
-    """Return the policy as NumPy computes it: what an earlier start kept, else compiled now.
+    """Return the policy as NumPy computes it: from an earlier start's file, else compiled now.
 
-    What comes of it is kept for the next start. Cancelling this ends the process.
+    The outcome is written for the next start. Cancelling this call ends the process.
 
     Args:
         model: the policy's file.
-        schema: what schema.yaml says.
+        schema: the contents of schema.yaml.
         settings: the engine, and how long a start may take.
-        is_quiet: keep what TensorFlow and tracebacks would write to standard error to ourselves.
+        is_quiet: drop the output of TensorFlow, and tracebacks, instead of writing them.
 
     Returns:
         The policy; None where TensorFlow has to compute it.
@@ -113,7 +113,7 @@ async def _compile(
     *,
     is_quiet: bool,
 ) -> bytes:
-    """Run the process, and return what it answers."""
+    """Run the process, and return its answer."""
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -152,7 +152,7 @@ def _reason(status: int) -> str:
 
 
 def _content_of(answer: bytes) -> bytes:
-    """Return the encoded outcome of an answer, or raise the error that it tells."""
+    """Return the encoded outcome of an answer, or raise the error in it."""
     head, _, content = answer.partition(b"\n")
     known = json.loads(head)
     if _REFUSED in known:
@@ -179,7 +179,7 @@ def _main() -> None:
     # The terminal's Ctrl-C is for the server, which ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     request = pickle.load(sys.stdin.buffer)  # noqa: S301 -- the process that started this one wrote it
-    # What libraries print must not get among the answer.
+    # The output of libraries must not get into the answer.
     answers = os.dup(1)
     os.dup2(2, 1)
     with os.fdopen(answers, "wb") as file:

@@ -46,7 +46,7 @@ class Model:
         folder: holds saved_model.pb.
         digest: the SHA-256 of its files and their names, in hexadecimal.
         zip_digest: the SHA-256 of the saved_model.zip that it was unpacked from, which a pin
-            states; None where somebody else put its files there.
+            states; None where the files came without a zip.
     """
 
     folder: Path
@@ -83,7 +83,7 @@ def prepare_model(settings: Settings) -> Path:
 
 
 def find_policy(settings: Settings) -> Path | None:
-    """Return what a start would serve: saved_model.zip, else the unzipped policy's folder.
+    """Return the files that a start would serve: saved_model.zip, else the unzipped folder.
 
     Args:
         settings: where both lie.
@@ -98,7 +98,7 @@ def find_policy(settings: Settings) -> Path | None:
 
 
 def has_policy(settings: Settings) -> bool:
-    """Return whether a start would have a policy: in its place, or fetched from an address.
+    """Return whether a start would have a policy: on disk, or fetched from an address.
 
     Args:
         settings: where it lies or comes from.
@@ -139,7 +139,7 @@ def read_model_files(folder: Path) -> dict[str, bytes]:
 def files_of_model(folder: Path) -> dict[str, Path]:
     """Return a model's files by their names below its folder, in the order of their paths.
 
-    TensorBoard's events and hidden files, such as what an earlier start kept there, are none.
+    TensorBoard's events and hidden files, such as an earlier start's compiled policy, are none.
 
     Args:
         folder: where the model lies.
@@ -153,7 +153,7 @@ def files_of_model(folder: Path) -> dict[str, Path]:
 
 
 def identify_model(folder: Path) -> Model:
-    """Return the model in a folder, and what tells it from another.
+    """Return the model in a folder, with the digests that tell it from another.
 
     Args:
         folder: holds saved_model.pb.

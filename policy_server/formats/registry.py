@@ -35,17 +35,17 @@ class Format(Protocol):
 
         Args:
             files: the model's files by their names below its folder, such as
-                `variables/variables.index`. The folder's own name says nothing of a format.
+                `variables/variables.index`. The folder's own name tells no format.
         """
 
     def load(
         self, files: Mapping[str, Path], schema: ServerSchema | None, *, engine: Engine
     ) -> Policy:
-        """Load the policy that the files hold, prove it, and warm it up.
+        """Load the policy that the files hold, check its distribution, and warm it up.
 
         Args:
             files: as `can_read` took them.
-            schema: what schema.yaml says; None for a policy that has none yet.
+            schema: the contents of schema.yaml; None for a policy that has none yet.
             engine: `numpy`, `tensorflow`, or `auto` for the one that suits the policy.
 
         Returns:
@@ -76,7 +76,7 @@ def load_policy(
 
     Args:
         folder: holds the model's files.
-        schema: what schema.yaml says; None for a policy that has none yet.
+        schema: the contents of schema.yaml; None for a policy that has none yet.
         engine: `numpy`, `tensorflow`, or `auto` for the one that suits the policy.
         formats: those that may read the files.
 

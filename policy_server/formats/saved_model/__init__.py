@@ -1,6 +1,6 @@
-"""TensorFlow SavedModels as RLlib exports them: load, inspect, prove and export.
+"""TensorFlow SavedModels as RLlib exports them: load, check and export.
 
-The only place that imports TensorFlow, and only when a policy is loaded or written.
+The only package that imports TensorFlow, and only when a policy is loaded or written.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""One action value: what its formula says that it is.
+"""The meaning of one action value, read from its formula.
 
-A choice among logits or Q values, a draw of a normal distribution, squashed or not, or a value that
-is computed. Clips by constants are read as bounds; every other step on the way ends the reading,
-with words for it.
+It is a choice among logits or Q values, a draw of a normal distribution, squashed or not, or a
+computed value. Clips by constants are read as bounds; any other step ends the reading with an error
+that names the step.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Bounds = tuple[float | None, float | None]
 
 
 class NotRecognizedError(Exception):
-    """The formulas are no draws of a family that is known; the message says what is in the way."""
+    """The formulas are no draws of a known family; the message names the step that is not."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Choice:
     Attributes:
         first: the first of the distribution's inputs among them.
         size: how many they are; they lie side by side.
-        temperature: what they are divided by.
+        temperature: the divisor of the values.
         is_drawn: it is drawn from their softmax; otherwise the largest is taken.
     """
 
@@ -71,11 +71,11 @@ class NormalDraw:
     """A draw of a normal distribution.
 
     Attributes:
-        mean: which of the distribution's inputs its mean is.
-        mean_bounds: what the mean is clipped to; None for no clip.
-        log_std: which of the inputs the log of its deviation is.
-        log_std_bounds: what that is clipped to; None for no clip.
-        std_floor: what is added to the deviation.
+        mean: the index of its mean among the distribution's inputs.
+        mean_bounds: the bounds that the mean is clipped to; None for no clip.
+        log_std: the index of the log of its deviation among the inputs.
+        log_std_bounds: the bounds that the log is clipped to; None for no clip.
+        std_floor: the constant that is added to the deviation.
         is_squashed: whether a tanh follows.
     """
 
@@ -92,8 +92,8 @@ class Center:
     """A value that is computed: one of the distribution's inputs.
 
     Attributes:
-        mean: which one.
-        mean_bounds: what it is clipped to; None for no clip.
+        mean: the index of the input.
+        mean_bounds: the bounds that it is clipped to; None for no clip.
         is_squashed: whether a tanh follows.
     """
 
@@ -106,14 +106,14 @@ ActionValue = Choice | NormalDraw | Center
 
 
 def read_value(formula: Formula, row: int) -> ActionValue:
-    """Return what one action value is.
+    """Return the meaning of one action value.
 
     Args:
         formula: its formula.
-        row: of which observation.
+        row: the index of the observation.
 
     Raises:
-        NotRecognizedError: if it is none of the known.
+        NotRecognizedError: if it is a value of no known family.
     """
     if isinstance(formula, Draw):
         return _choice(formula.logits, row, is_drawn=True)
@@ -150,10 +150,10 @@ def _choice(values: Sequence[Formula], row: int, *, is_drawn: bool) -> Choice:
 
 
 def _index(formula: Formula, row: int, noun: str) -> int:
-    """Return which input a formula is.
+    """Return the index of the input that a formula is.
 
     Raises:
-        NotRecognizedError: if it is not just one.
+        NotRecognizedError: if it is more than one input.
     """
     if isinstance(formula, Input):
         if formula.row != row:
@@ -168,7 +168,7 @@ def _index(formula: Formula, row: int, noun: str) -> int:
 
 
 def _squashed(formula: Formula) -> Formula | None:
-    """Return what stands in the tanh, where the rest is scaling to [-1, 1] and a clip to it.
+    """Return the formula inside the tanh, if the rest only scales to [-1, 1] and clips to it.
 
     Source: RLlib `SquashedGaussian._squash`.
 
@@ -207,7 +207,7 @@ _MONOTONE: Mapping[str, Callable[[float, float], float]] = {
 
 
 def _at(formula: Formula, atom: Formula, value: float) -> float:
-    """Return a formula's value where one of its parts, in which it is monotone, has a value."""
+    """Return a formula's value where one formula in it, in which it is monotone, has a value."""
     steps = []
     while formula is not atom:
         followed = next(item for item in formula.arguments if not is_number(item))
@@ -316,7 +316,7 @@ def _has_noise(formula: Formula) -> bool:
 
 
 def _deviation(formula: Formula, row: int) -> tuple[int, Bounds | None, float]:
-    """Return which input the log of the deviation is, its bounds, and what is added to it."""
+    """Return the index of the log of the deviation, its bounds, and the constant added to it."""
     floor = 0.0
     if isinstance(formula, Apply) and formula.operation == "Add":
         numbers = [float(item) for item in formula.arguments if is_number(item)]

@@ -40,10 +40,10 @@ def attributes_of(node: Any, tensor: str) -> tuple[tuple[str, Any], ...]:  # noq
 
     Args:
         node: the operation.
-        tensor: which of its results is meant.
+        tensor: the result that is meant.
 
     Raises:
-        NotCompiledError: if NumPy has no equal of the operation with these attributes.
+        NotCompiledError: if the engine can't compute the operation with these attributes.
     """
     known: list[tuple[str, Any]] = []
     for name in _ATTRIBUTES.get(node.op, ()):

@@ -1,8 +1,8 @@
 """Keras-only exports (Ray after 2.0.1): the network without its action distribution.
 
-Nothing in such a file says what the network's output means, so schema.yaml does: `discrete`,
-`tuple` and the `actions` section. What is certainly no policy (a recurrent trunk, a layer of
-features, only a value) is refused in plain words.
+Such a file does not tell the meaning of the network's output, so schema.yaml has to: `discrete`,
+`tuple` and the `actions` section. A network that is certainly no policy (a recurrent trunk, a layer
+of features, only a value) is refused in plain words.
 """
 
 from __future__ import annotations
@@ -114,12 +114,12 @@ def read_from_schema(
     """Give the network's output the meaning that schema.yaml states.
 
     Args:
-        signature: what is known so far.
-        schema: what schema.yaml says; None where there is none.
+        signature: the signature without components.
+        schema: the contents of schema.yaml; None where there is none.
         output: the output that holds the distribution's inputs.
 
     Returns:
-        The signature with components. They are stated, not proved.
+        The signature with components, which schema.yaml states and nothing in the file confirms.
 
     Raises:
         ModelError: if schema.yaml does not say enough, or says what the output's width contradicts.

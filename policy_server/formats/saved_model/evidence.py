@@ -1,4 +1,4 @@
-"""What a policy answers to probe observations: `identify` holds its family against it."""
+"""A policy's answers to probe observations, with which `identify` compares its family."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _REPEATABLE = 1e-4
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the graph answered to the probes.
+    """The graph's answers to the probes.
 
     Attributes:
         actions: the action outputs in numeric order, as they were when run; empty where they can't
@@ -100,13 +100,13 @@ class _Pass:
 
 
 class GraphProbe:
-    """Asks a graph for what its policy is judged by.
+    """Runs a graph over probe observations, to judge its policy by the answers.
 
-    Actions that need a Python callback of training are not run; what they are computed from is.
+    Actions that need a Python callback of training are not run, only the tensors behind them.
     """
 
     def __init__(self, loaded: LoadedGraph, runner: GraphRunner) -> None:
-        """Choose the outputs to ask for.
+        """Own the list of outputs to ask for; the runner owns the session.
 
         Args:
             loaded: the frozen graph.
@@ -209,7 +209,7 @@ class GraphProbe:
         return dict(zip(self._names, arrays, strict=True))
 
     def _read(self, run: dict[str, NDArray[Any]]) -> _Pass:
-        """Take a run without the rows that no policy has to answer, such as a mask of halves.
+        """Return a run without the rows that no policy has to answer, such as a mask of halves.
 
         A row whose distribution is one stays, whatever its log-probability: minus infinity speaks
         against a family that gives the action a chance.

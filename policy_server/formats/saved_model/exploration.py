@@ -1,4 +1,4 @@
-"""What a graph holds of RLlib's exploration: the switch that turns it off, and its schedules."""
+"""RLlib's exploration in a graph: the switch that turns it off, and its schedules."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Families by structure: which distribution the formulas of the actions are draws of.
+"""Families by structure: the distribution whose draws the formulas of the actions are.
 
 A family is claimed only where every step between the distribution's inputs and the actions is
 accounted for: the split, a temperature, `exp`, `tanh`, and clips that can be stated as constants
-of a component. Everything else ends the claim, with words for it.
+of a component. Any other step ends the claim with an error that names it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Row = Sequence[Formula]
 
 @dataclass(frozen=True)
 class Exploration:
-    """What is known of a graph's exploration besides its formulas.
+    """The facts about a graph's exploration that its formulas don't show.
 
     Attributes:
         has_schedule: it takes a time step, an epsilon or a scale of noise, which a schedule sets.
@@ -66,13 +66,13 @@ class RecognizedFamily:
     """A distribution, read from a graph's structure.
 
     Attributes:
-        components: its parts, ordered by column.
+        components: its components, ordered by column.
         is_greedy: it takes the largest of Q values.
         exploration: the exploration that the graph puts behind it, in words; None where it has
             none of its own.
         is_mode_comparable: the graph's action with exploration off is the mode; False where it has
             no such action, or RLlib's own is at fault.
-        note: what else has to be told; None for nothing.
+        note: a further finding for the log; None for nothing.
     """
 
     components: tuple[ActionComponent, ...]
@@ -94,13 +94,13 @@ def recognize(
         outputs: the actions in order.
         drawn: the formulas of each row's actions with exploration on.
         sure: the same with exploration off; None where the graph has no such switch.
-        exploration: what is known of its exploration.
+        exploration: the facts about its exploration.
 
     Returns:
         The family; the same for every row.
 
     Raises:
-        NotRecognizedError: naming what is in the way.
+        NotRecognizedError: naming the step that fits no family.
     """
     _check_noise(drawn)
     try:
@@ -126,7 +126,7 @@ def _check_noise(drawn: Sequence[Row]) -> None:
     for row in drawn:
         for value in row:
             own = {
-                (item.node, item.place) for item in walk(value) if isinstance(item, Noise | Draw)
+                (item.node, item.index) for item in walk(value) if isinstance(item, Noise | Draw)
             }
             if own & seen:
                 raise NotRecognizedError("two action values are drawn with the same noise")
@@ -336,11 +336,11 @@ def _continuous(values: Sequence[ActionValue], column: int) -> ActionComponent:
     if first is None or isinstance(first, Choice):
         raise NotRecognizedError("a continuous action is a choice among logits")
     size = len(values)
-    for place, value in enumerate(values):
-        wanted: ActionValue = replace(first, mean=first.mean + place)
+    for position, value in enumerate(values):
+        wanted: ActionValue = replace(first, mean=first.mean + position)
         if isinstance(wanted, NormalDraw):
             # RLlib's halves: all means, then all logs of deviations.
-            wanted = replace(wanted, log_std=first.mean + size + place)
+            wanted = replace(wanted, log_std=first.mean + size + position)
         if value != wanted:
             raise NotRecognizedError(
                 "the dimensions of an action are drawn in different ways, or their means and "

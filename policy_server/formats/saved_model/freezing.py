@@ -247,10 +247,10 @@ def _share(graph_def: Any) -> None:  # noqa: ANN401 -- TensorFlow is untyped
     shared: dict[str, str] = {}
     for name in _in_order(nodes):
         node = nodes[name]
-        for place, item in enumerate(node.input):
+        for position, item in enumerate(node.input):
             source, colon, port = item.partition(":")
             if source in shared:
-                node.input[place] = shared[source] + colon + port
+                node.input[position] = shared[source] + colon + port
         if _is_pure(node):
             attributes = sorted(
                 (key, value.SerializeToString(deterministic=True))

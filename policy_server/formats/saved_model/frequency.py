@@ -42,12 +42,12 @@ _EQUAL = 1e-4
 
 @dataclass(frozen=True)
 class FrequencyTest:
-    """What came of the tests.
+    """The result of the tests.
 
     Attributes:
         draws: how many draws of action values were judged.
         is_enough: whether every action value had enough of them to tell.
-        problem: what does not fit, in words; None where all does.
+        problem: the first misfit in words; None where all fits.
     """
 
     draws: int
@@ -61,7 +61,7 @@ def sampler_inputs(
     """Return inputs of the distribution to draw from: saturated, unsaturated and masked ones.
 
     Args:
-        components: the distribution's parts.
+        components: the distribution's components.
         width: how many numbers a row has.
         probes: float[N, width], the inputs at the probe observations.
 
@@ -93,10 +93,10 @@ def judge_draws(
     actions: Float64Array,
     generator: np.random.Generator,
 ) -> FrequencyTest:
-    """Hold draws against the stated distribution.
+    """Compare draws with the stated distribution.
 
     Args:
-        distribution: what is stated.
+        distribution: the stated distribution.
         inputs: float[B, K], the distribution's inputs.
         actions: float64[B, A], one draw of the graph for each row.
         generator: spreads a choice over the width of its probability.

@@ -1,7 +1,7 @@
-"""Reading a SavedModel: any version's file becomes one frozen graph and what its signature says.
+"""Reading a SavedModel: the file of any version becomes a frozen graph with a signature.
 
 RLlib's exports differ in the inputs that they list, in those that they forget to list, and in the
-outputs. What is read here is the signature alone; `freezing` makes the graph flat, and `runner`
+outputs. This module reads the signature; `freezing` makes the graph flat, and `runner`
 fills every input but the observation in.
 """
 
@@ -40,10 +40,10 @@ __all__ = [
     "PROBABILITY",
     "Q_VALUES",
     "LoadedGraph",
+    "as_model_errors",
     "load_graph",
     "natural_key",
     "reason_of",
-    "translated",
     "width_of",
 ]
 
@@ -141,10 +141,10 @@ def width_of(item: SignatureTensor) -> int | None:
 
 
 def reason_of(error: Exception) -> str:
-    """Return one line of what TensorFlow says, without its stack traces.
+    """Return the reason in an error of TensorFlow as one line, without its stack traces.
 
     Args:
-        error: what TensorFlow raised.
+        error: TensorFlow's error.
     """
     text = str(getattr(error, "message", error))
     found = _EXECUTION_ERROR.search(text)
@@ -152,11 +152,11 @@ def reason_of(error: Exception) -> str:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """Turn TensorFlow's errors into one line.
+def as_model_errors() -> Iterator[None]:
+    """Raise TensorFlow's errors as a ModelError of one line.
 
     Raises:
-        ModelError: for all that TensorFlow raises on a graph that it can't use.
+        ModelError: for every error of TensorFlow about a graph that it can't use.
     """
     try:
         yield
@@ -205,7 +205,7 @@ def load_graph(folder: Path) -> LoadedGraph:
     }
     exploring = find_switch(infos, meta_graph.graph_def)
     kept = [*fetches.values(), *infos.values(), *([exploring] if exploring else [])]
-    with translated():
+    with as_model_errors():
         graph_def = freeze(meta_graph, folder, kept)
     needed = _ancestors(graph_def, fetches.values())
     feeds = {
@@ -271,7 +271,7 @@ def _signature(meta_graph: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
 
 
 def _inputs(signature: Any) -> tuple[tuple[SignatureTensor, ...], dict[str, str]]:  # noqa: ANN401 -- TensorFlow is untyped
-    """Read the inputs, and call the observation's by its name: a Keras model may have another."""
+    """Read the inputs, and name the observation's `observations`, as a Keras model may not."""
     keys = sorted(signature.inputs, key=natural_key)
     names = {key: _SYNONYMS.get(key, key) for key in keys}
     if OBSERVATIONS not in keys:
@@ -313,7 +313,7 @@ def _shape(shape: Any) -> tuple[int | None, ...] | None:  # noqa: ANN401 -- Tens
 
 
 def _is_used(name: str, outputs: tuple[SignatureTensor, ...]) -> bool:
-    """Leave value heads and recurrent states out, but where nothing says what the outputs are."""
+    """Return whether an output is used: value heads and states are not, where actions are named."""
     has_actions = any(item.name.startswith(ACTIONS) for item in outputs)
     used = (DISTRIBUTION_INPUTS, LOG_PROBABILITY, PROBABILITY, Q_VALUES)
     return not has_actions or name.startswith(ACTIONS) or name in used
@@ -332,7 +332,7 @@ def _ancestors(graph_def: Any, tensors: Any) -> dict[str, Any]:  # noqa: ANN401 
 
 
 def _is_filled(item: SignatureTensor, infos: Mapping[str, str], needed: Mapping[str, Any]) -> bool:
-    """Tell the inputs that need a value: the outputs depend on them, and they have no default."""
+    """Return whether an input needs a value: an output depends on it, and it has no default."""
     if item.name == OBSERVATIONS or is_switch(item.name) or node_of(infos[item.name]) not in needed:
         return False
     return item.name in FILLED_INPUTS or needed[node_of(infos[item.name])].op == "Placeholder"

@@ -1,4 +1,4 @@
-"""From a frozen graph to NumPy operations, where all that leads to the distribution has one.
+"""From a frozen graph to NumPy operations, as far as the distribution's inputs.
 
 The result is served only where it agrees with the graph: on the
 probes within 1e-5, on extreme ones within 1e-3.
@@ -46,11 +46,11 @@ _CHECKS = ("Assert", "CheckNumerics", "CheckNumericsV2", "Abort")
 
 @dataclass(frozen=True)
 class Compilation:
-    """What came of compiling a network.
+    """The result of compiling a network.
 
     Attributes:
-        network: the network in NumPy; None where it can't be.
-        reason: why it can't be; empty where it can.
+        network: the network in NumPy; None where NumPy can't compute it.
+        reason: why NumPy can't compute it; empty where it can.
         is_row_wise: whether its operations answer each observation by itself; None where not all of
             them are known.
         in_convolutions: how many multiplications its convolutions take for one observation.
@@ -63,7 +63,7 @@ class Compilation:
 
 
 def compile_network(loaded: LoadedGraph, output: str, width: int) -> Compilation:
-    """Compile what computes an output.
+    """Compile the part of a graph that computes an output.
 
     Args:
         loaded: the frozen graph.
@@ -120,7 +120,7 @@ class _Compiler:
 
     @property
     def unserved(self) -> str | None:
-        """Return an operation that NumPy can't serve, though it can be followed."""
+        """Return an operation whose rows can be followed but which NumPy can't serve."""
         return self._check or self._builder.unserved
 
     def is_row_wise(self, register: int) -> bool:
@@ -130,7 +130,7 @@ class _Compiler:
         return self._builder.finish(register)
 
     def _fill(self, item: SignatureTensor) -> int:
-        """Return what `runner` fills an input with."""
+        """Return the register of the constant that `runner` gives an input."""
         value = self._builder.keep(filled_value(item))
         if not item.shape:
             return value
@@ -226,9 +226,9 @@ class _Compiler:
         value = inputs[2]
         assert isinstance(value, int), "TensorFlow checks the types of a graph"
         elements = list(flow)
-        for place, index in enumerate(indices):
+        for position, index in enumerate(indices):
             is_one = node.op == "TensorArrayWriteV3"
-            elements[index] = value if is_one else self._element(value, place)
+            elements[index] = value if is_one else self._element(value, position)
         return tuple(elements)
 
     def _element(self, register: int, index: int) -> int:
@@ -243,7 +243,7 @@ class _Compiler:
         return value
 
     def _loop(self, tensor: str) -> _Known:
-        """Unroll a loop of a fixed number of turns, and return what leaves it.
+        """Unroll a loop of a fixed number of turns, and return the register of its result.
 
         Source: TensorFlow's control flow of version 1, where a variable is a Merge of what enters
         and what the last turn gave, and a Switch leads it into the next turn or to its Exit.

@@ -1,9 +1,9 @@
-"""Identify the family of a policy by its graph's structure, and hold it against what it does.
+"""Identify the family of a policy by its graph's structure, and check it by running the graph.
 
-The structure says which distribution the actions are drawn from (`structure`, `families`). Then the
-graph is run: its log-probabilities and its modes on probe observations, and the frequencies of its
-draws on inputs of all kinds, have to be those of that distribution. Where any of it is missing or
-differs, the family is not claimed, and the graph's own outputs are served.
+The structure tells the distribution that the actions are drawn from (`structure`, `families`). Then
+the graph is run: its log-probabilities and its modes on probe observations, and the frequencies of
+its draws on inputs of all kinds, have to be those of that distribution. Where one of these checks
+is missing or fails, the family is not claimed, and the graph's own outputs are served.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ def identify_actions(
     sampler: GraphSampler | None,
     signature: PolicySignature,
 ) -> PolicySignature:
-    """Return the signature with what the policy is.
+    """Return the signature with the components of the policy's distribution.
 
     Args:
         loaded: the frozen graph.
         evidence: its answers to the probes.
-        structure: how its actions are computed; None where nothing shows what from.
-        sampler: draws from any inputs of the distribution; None where nothing shows what they are.
-        signature: what is known so far.
+        structure: how its actions are computed; None where the distribution's inputs are unknown.
+        sampler: draws from any inputs of the distribution; None where these are unknown.
+        signature: the signature without components.
 
     Returns:
-        The signature with components, or without where the family is not known; `findings` say
-        what was held against what.
+        The signature with components, or without where the family is not known; `findings` list
+        the checks and how often each agreed.
 
     Raises:
         ModelError: if neither the distribution nor the graph can give actions.
@@ -100,7 +100,7 @@ def _why_unreadable(
 
 
 def _by_graph(loaded: LoadedGraph, signature: PolicySignature, reason: str) -> PolicySignature:
-    """Leave the answers to the graph."""
+    """Return a signature that leaves the answers to the graph."""
     if loaded.has_callback:
         raise ModelError(
             "saved_model.pb: its actions need a Python callback of training, which no export of "
@@ -114,7 +114,7 @@ def _by_graph(loaded: LoadedGraph, signature: PolicySignature, reason: str) -> P
 def _without_distribution(
     loaded: LoadedGraph, known: PolicySignature, noise: str
 ) -> PolicySignature:
-    """Serve a noisy network's own draws."""
+    """Return a signature that serves the draws of a noisy network as they are."""
     reason = "the network draws new noise at every pass, so its distribution has no exact form"
     if loaded.has_callback:
         return _by_graph(loaded, known, reason)
@@ -136,7 +136,7 @@ def _checks(
     evidence: Evidence,
     sampler: GraphSampler | None,
 ) -> list[str]:
-    """Return what was held against what, and how often it agreed.
+    """Return a line for each check: the figures compared, and how often they agreed.
 
     Raises:
         _Disproved: if the graph's answers are others, or too few to tell.
@@ -175,7 +175,7 @@ def _compared_log_probabilities(distribution: ActionDistribution, evidence: Evid
 
 
 def _sufficient(agrees: NDArray[np.bool_], unit: str, subject: str) -> str:
-    """Return on how many of which the graph agrees, such as `194 of 194 probes`.
+    """Return the number of agreements in words, such as `194 of 194 probes`.
 
     Raises:
         _Disproved: if it agrees on too few, or too few can be used.
@@ -194,7 +194,7 @@ def _compared_frequencies(
     evidence: Evidence,
     sampler: GraphSampler,
 ) -> str:
-    """Draw from inputs of all kinds, and hold the frequencies against the distribution."""
+    """Draw from inputs of all kinds, and compare the frequencies with the distribution."""
     assert evidence.inputs is not None, "the caller has looked"
     generator = np.random.default_rng()
     width = evidence.inputs.shape[1]
@@ -271,7 +271,7 @@ def _agreement_of_log_probabilities(
     ours = distribution.rllib_log_probability(inputs[rows], drawn[rows])
     difference = np.abs(ours - theirs[rows])
     agrees = difference <= _LOG_PROBABILITY_TOLERANCE * (1 + np.abs(theirs[rows])) + rounding[rows]
-    # What the graph calls impossible, it has drawn all the same.
+    # The graph has drawn an action that it calls impossible.
     agrees &= np.isfinite(theirs[rows])
     return agrees, float(difference[agrees].max(initial=0.0))
 

@@ -54,12 +54,12 @@ _MOST_ROWS_READ = max(_ROWS_READ)
 def load_policy(
     folder: Path, schema: ServerSchema | None = None, *, engine: Engine = "auto"
 ) -> Policy:
-    """Load the SavedModel in a folder, identify its family, prove it, and warm it up.
+    """Load the SavedModel in a folder, identify and check its family, and warm it up.
 
     Args:
         folder: holds saved_model.pb and variables/.
-        schema: what schema.yaml says; it names actions, gives bounds, and says what a keras-only
-            export leaves out.
+        schema: the contents of schema.yaml: names and bounds of actions, and the distribution that
+            a keras-only export leaves out.
         engine: `numpy` serves the network by NumPy, `tensorflow` by TensorFlow, `auto` by NumPy
             where that agrees with TensorFlow on probes and is no slower.
 
@@ -115,10 +115,10 @@ def load_policy(
 def _compiled(
     policy: TensorFlowPolicy, compilation: Compilation, *, is_forced: bool
 ) -> CompiledPolicy:
-    """Return the policy as NumPy operations, held against what the graph gives.
+    """Return the policy as NumPy operations, after comparing its outputs with the graph's.
 
     Raises:
-        NotCompiledError: saying why there are none.
+        NotCompiledError: saying why NumPy can't compute it.
     """
     signature = policy.signature
     assert signature.observation_width is not None, "load_policy has found it"
@@ -153,7 +153,7 @@ def _common_rows(signature: PolicySignature) -> NDArray[Any]:
     assert signature.observation_width is not None, "load_policy has found it"
     rows = probe_rows(signature.observation_width, signature.row_dtype)
     if signature.observation_dtype.startswith("uint"):
-        # What a negative number becomes is not defined.
+        # The cast of a negative number is not defined.
         rows = rows[(rows >= 0).all(axis=1)]
     return rows
 
@@ -175,7 +175,7 @@ def _width(loaded: LoadedGraph, schema: ServerSchema | None) -> int:
 
 
 def _check_inputs(loaded: LoadedGraph) -> None:
-    """Refuse what zeros can't stand for."""
+    """Refuse inputs that can't be filled with zeros."""
     names = loaded.recurrent_inputs
     if names and not any(item.name == "seq_lens" for item in loaded.inputs):
         raise ModelError(
@@ -264,7 +264,7 @@ def _row_mixing(
     *,
     has_odd_shape: bool,
 ) -> str | None:
-    """Return what lets one observation of a batch change another's answer; None for nothing."""
+    """Return why an observation may change the answer to another of its batch; None if none may."""
     if compilation.is_row_wise is not None:
         return None if compilation.is_row_wise else "its network joins the observations of a batch"
     # The recurrent layers of TensorFlow 2 keep their steps in lists, which are not followed.

@@ -1,4 +1,4 @@
-"""What an MLP policy is, in NumPy: the description that a trainer gives and `export` writes."""
+"""An MLP policy described in NumPy: a trainer gives the description, `export` writes it."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class DenseLayer:
     Attributes:
         weights: float32[inputs, outputs].
         bias: float32[outputs].
-        activation: what follows; `leaky_relu` has the slope 0.01, `gelu` is the exact one, as in
-            PyTorch.
+        activation: the function of the sum; `leaky_relu` has the slope 0.01, `gelu` is the exact
+            one, as in PyTorch.
     """
 
     weights: Float32Array
@@ -141,7 +141,7 @@ class MlpPolicy:
         observation_width: how many numbers an observation has.
         layers: from the observation to the inputs of the distribution.
         distribution: how the last layer's outputs become an action.
-        scaling: what is done to an observation first; None for nothing.
+        scaling: the transformation ahead of the first layer; None for none.
 
     Raises:
         ExportError: if widths don't match or a weight is not finite.
@@ -153,7 +153,7 @@ class MlpPolicy:
     scaling: ObservationScaling | None = None
 
     def __post_init__(self) -> None:
-        """Check that the parts fit together."""
+        """Check that the widths match and the weights are finite."""
         widths = [self.observation_width, *(layer.weights.shape[-1] for layer in self.layers)]
         for index, (layer, (before, after)) in enumerate(
             zip(self.layers, pairwise(widths), strict=True)

@@ -1,4 +1,4 @@
-"""An index over a frozen graph's nodes, for the modules that read what a graph does."""
+"""An index over a frozen graph's nodes, for the modules that read its operations."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class GraphNodes:
     """
 
     def __init__(self, graph_def: Any) -> None:  # noqa: ANN401 -- TensorFlow is untyped
-        """Index the nodes.
+        """Own the index; the graph is not copied.
 
         Args:
             graph_def: a flat GraphDef.

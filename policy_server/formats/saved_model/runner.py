@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from policy_server.formats.saved_model import slim_tensorflow as tf
 from policy_server.formats.saved_model.freezing import LATE_TIMESTEP, session_config
-from policy_server.formats.saved_model.graph import LoadedGraph, translated
+from policy_server.formats.saved_model.graph import LoadedGraph, as_model_errors
 from policy_server.policy import SignatureTensor
 
 __all__ = ["GraphRunner", "GraphSampler", "filled_value"]
@@ -26,7 +26,7 @@ class GraphRunner:
     def __init__(
         self, loaded: LoadedGraph, *, row_dtype: type[np.float32] | type[np.float64]
     ) -> None:
-        """Import the graph with every input but the observation filled in.
+        """Own a session over the graph, in which every input but the observation is filled in.
 
         Args:
             loaded: the frozen graph.
@@ -38,7 +38,7 @@ class GraphRunner:
         self._graph = tf.Graph()
         item = loaded.observation_input
         self._batch = item.shape[0] if item.shape else None
-        with translated(), self._graph.as_default():
+        with as_model_errors(), self._graph.as_default():
             self._rows = tf.placeholder(row_dtype, [None, None], name="policy_server/rows")
             self._is_exploring = tf.placeholder(tf.bool, [], name="policy_server/is_exploring")
             batch = tf.shape(self._rows)[0]
@@ -66,7 +66,7 @@ class GraphRunner:
         """Give an output to a tensor that the signature does not list.
 
         Args:
-            name: what `run` calls it.
+            name: the output's name in `run`.
             tensor: the graph's name of it.
         """
         self._outputs[name] = self._tensor(tensor)
@@ -102,8 +102,8 @@ class GraphRunner:
 
         Args:
             tensor: the graph's name of the tensor.
-            values: what takes the place of its own.
-            names: which outputs.
+            values: the values to use instead of the tensor's own.
+            names: the outputs to compute.
             rows: float[B, observation_width].
             is_exploring: whether the graph samples its actions.
 
@@ -119,7 +119,7 @@ class GraphRunner:
         return arrays
 
     def _tensor(self, name: str) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
-        """Return a tensor of the graph; what is fed stands for those that it replaces."""
+        """Return a tensor of the graph, or the placeholder that is fed in its stead."""
         known = self._fed.get(name)
         return self._graph.get_tensor_by_name(f"policy/{name}") if known is None else known
 
@@ -129,7 +129,7 @@ class GraphRunner:
         """Compute outputs of the signature.
 
         Args:
-            names: which outputs.
+            names: the outputs to compute.
             rows: float[B, observation_width].
             is_exploring: whether the graph samples its actions.
 
@@ -159,7 +159,7 @@ class GraphSampler:
     """
 
     def __init__(self, runner: GraphRunner, root: str, observation: NDArray[Any]) -> None:
-        """Take the sampler of a policy.
+        """Own the sampler of a policy, as part of the runner's session.
 
         Args:
             runner: runs the policy.
@@ -177,7 +177,7 @@ class GraphSampler:
         """Compute outputs of the signature.
 
         Args:
-            names: which outputs.
+            names: the outputs to compute.
             inputs: float[B, K], the distribution's inputs.
             is_exploring: whether the graph samples its actions.
 

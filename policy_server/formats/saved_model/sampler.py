@@ -1,8 +1,8 @@
-"""Reading how a graph makes its actions: a formula for each, over the distribution's inputs.
+"""Reading a graph's actions as formulas over the distribution's inputs.
 
 The graph is run once in Python, for a few rows, with symbols in place of the numbers that a
-request brings. What is constant in service (the exploration switch, `timestep`, previous actions)
-has its value, so that a branch which is never taken is never read.
+request brings. Inputs that are constant in service (the exploration switch, `timestep`, previous
+actions) have their value, so that a branch which is never taken is never read.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from policy_server.formats.saved_model.symbols import PYTHON_CALLBACK, Input, Op
 __all__ = ["SamplerReader"]
 
 _LOOP_OPS = ("Enter", "Exit", "LoopCond", "NextIteration")
-# What NumPy raises on shapes, indices and types that a step is not made for.
+# NumPy's errors on shapes, indices and types that a step is not made for.
 _FAILURES = (*FAILURES, KeyError, NotCompiledError)
 
 Values = NDArray[Any]
@@ -63,11 +63,11 @@ class SamplerReader:
         rows: NDArray[Any],
         is_exploring: bool,
     ) -> None:
-        """Start at the distribution's inputs.
+        """Own the formulas that are known so far: those of the distribution's inputs.
 
         Args:
             loaded: the frozen graph.
-            runner: computes what is constant in service.
+            runner: computes the tensors that are constant in service.
             root: the tensor of the distribution's inputs; None reads a graph that has none apart.
             width: how many numbers a row of it has.
             rows: float[B, observation_width], observations that the policy answers.
@@ -104,7 +104,7 @@ class SamplerReader:
             Formula[B, ...].
 
         Raises:
-            NotReadError: naming what is not understood on the way.
+            NotReadError: naming the operation on the way that is not understood.
         """
         try:
             return self._value(tensor)
@@ -252,7 +252,7 @@ class SamplerReader:
         """Return whether a Merge belongs to a loop, not to a branch.
 
         Args:
-            tensor: what it gives.
+            tensor: the tensor that the Merge gives.
         """
         return self._is_loop(self._nodes.node(tensor))
 

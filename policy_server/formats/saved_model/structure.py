@@ -1,4 +1,4 @@
-"""What a graph's structure says of its policy: where the distribution's inputs are, and its family.
+"""The structure of a graph: the tensor of the distribution's inputs, and the policy's family.
 
 An export lists the distribution's inputs among its outputs, or leaves them out (A2C and PG of Ray
 0.7): then they are the tensor that all draws are made from.
@@ -69,10 +69,10 @@ class PolicyStructure:
     Attributes:
         root: the tensor of the distribution's inputs.
         is_output: it is the output `action_dist_inputs`.
-        outputs: the actions, as their formulas show them; None where these can't be read.
+        outputs: the actions by their formulas; None where these can't be read.
         family: the distribution that the actions are drawn from; None where it is not known.
         problem: why it is not known; None where it is.
-        is_tuple_of_one: the distribution's inputs are split as a tuple's are, into one part.
+        is_tuple_of_one: the distribution's inputs are split as a tuple's are, into one component.
         noise: the operation that makes the distribution's inputs noisy; None where nothing does.
         row_mixing: an operation above the distribution's inputs that lets one observation change
             the answer to another, or a branch that depends on them; None where none was seen.
@@ -93,11 +93,12 @@ def find_distribution_inputs(loaded: LoadedGraph, runner: GraphRunner) -> list[s
 
     Args:
         loaded: the frozen graph.
-        runner: computes what is constant in service.
+        runner: computes the tensors that are constant in service.
 
     Returns:
-        The output of that name, or what all actions are drawn from; then the only action with
-        exploration off, which is the policy where noise is put on it. Empty where nothing shows.
+        The output of that name, or the tensor that all actions are drawn from; then the only
+        action with exploration off, which is the policy where noise is added to it. Empty where
+        there is none of them.
     """
     nodes = GraphNodes(loaded.graph_def)
     rows = np.zeros((_FEWEST_ROWS, 1))
@@ -120,7 +121,7 @@ def _action_names(loaded: LoadedGraph) -> list[str]:
 
 
 def _roots(nodes: GraphNodes, reader: SamplerReader, action: str) -> set[str]:
-    """Return what the draws behind an action are made from; empty where it is not drawn."""
+    """Return the tensors that an action's draws are made from; empty where it is not drawn."""
     found: set[str] = set()
     is_drawn = False
     waiting, seen = [action], {action}
@@ -153,7 +154,7 @@ def _data_inputs(nodes: GraphNodes, reader: SamplerReader, tensor: str) -> list[
 
 
 def _is_of_the_sampler(nodes: GraphNodes, reader: SamplerReader, tensor: str) -> bool:
-    """Tell a step of the sampler, as mean + noise or logits / 2, from a layer's bias."""
+    """Return whether a step belongs to the sampler, as mean + noise, not to a layer, as a bias."""
     inputs = reader.live_inputs(tensor)
     constants = [item for item in inputs if reader.is_plain(item)]
     if constants:
@@ -198,7 +199,7 @@ def read_structure(
 
     Args:
         loaded: the frozen graph.
-        runner: computes what is constant in service.
+        runner: computes the tensors that are constant in service.
         root: the tensor of the distribution's inputs.
         is_output: it is the output `action_dist_inputs`.
         rows: float[B, observation_width], observations that the policy answers.
@@ -285,7 +286,7 @@ def _exploration(
 def _looked_above(
     nodes: GraphNodes, reader: SamplerReader, root: str
 ) -> tuple[str | None, str | None]:
-    """Look for noise and for what mixes observations above the distribution's inputs."""
+    """Return the noise and the mixing of observations above the distribution's inputs, if any."""
     noise = mixing = None
     waiting, seen = [root], {root}
     while waiting:
@@ -311,7 +312,7 @@ def _is_loop_array(node: Any) -> bool:  # noqa: ANN401 -- TensorFlow is untyped
 def _is_split_into_one(nodes: GraphNodes, root: str, width: int) -> bool:
     """Return whether the inputs are split by a list of one size.
 
-    Source: RLlib `MultiActionDistribution`, which splits by the list of its parts' sizes.
+    Source: RLlib `MultiActionDistribution`, which splits by the list of its components' sizes.
     """
     return any(
         (sizes := nodes.constant(node.input[1])) is not None and sizes.tolist() == [width]

@@ -73,7 +73,7 @@ _MOVES = frozenset(
         "Transpose",
     }
 )
-# Which input of an operation is a shape, in which the batch's size may stand.
+# The input of an operation that is a shape, in which the batch's size may stand.
 _SHAPE_ARGUMENTS = {"BroadcastTo": 1, "Fill": 0, "Reshape": 1, "Tile": 1}
 _MOST_NUMBERS = 1_000_000
 _SMALLEST_FLOAT = 4
@@ -82,7 +82,7 @@ Values = NDArray[Any]
 
 
 class NotReadError(Exception):
-    """The way from the distribution's inputs to the actions holds what is not understood."""
+    """A step between the distribution's inputs and the actions is not understood."""
 
 
 def run_on_formulas(
@@ -95,20 +95,20 @@ def run_on_formulas(
 
     Args:
         node: the operation.
-        tensor: which of its results is meant.
+        tensor: the result that is meant.
         values: its inputs, at least one of them formulas.
         rows: how many observations there are.
 
     Raises:
-        NotReadError: if it is none that is followed.
+        NotReadError: if the operation is not one that can be followed.
     """
     operation = node.op
     if operation in SHAPE_OPS:
         return _OF_THE_SHAPE[operation](values[0], rows)
     if operation in _SHAPE_ARGUMENTS:
-        place = _SHAPE_ARGUMENTS[operation]
+        position = _SHAPE_ARGUMENTS[operation]
         values = [
-            resolved(value, rows) if at == place else value for at, value in enumerate(values)
+            resolved(value, rows) if at == position else value for at, value in enumerate(values)
         ]
     if operation in ELEMENTWISE:
         return _bounded(ELEMENTWISE[operation](*values))
@@ -150,10 +150,10 @@ def draw_noise(node: Any, values: Sequence[Values], rows: int) -> Values:  # noq
     numbers = int(np.prod(shape))
     if numbers > _MOST_NUMBERS:
         raise NotReadError(f"{operation} gives {numbers} numbers")
-    # What bounds the numbers has to be looked at too.
+    # The inputs that bound the numbers have to be read too.
     bounds = "" if len(values) == 1 else f" {[value.tolist() for value in values[1:]]}"
     noise = np.empty(numbers, object)
-    noise[:] = [Noise(operation + bounds, name, place) for place in range(numbers)]
+    noise[:] = [Noise(operation + bounds, name, position) for position in range(numbers)]
     return noise.reshape(shape)
 
 
@@ -184,9 +184,9 @@ def shape_of(sizes: Sequence[int], rows: int) -> Values:
         rows: how many observations there are; no other size is a multiple of it.
     """
     shape = np.empty(len(sizes), object)
-    for place, size in enumerate(sizes):
+    for position, size in enumerate(sizes):
         is_multiple = size > 0 and size % rows == 0
-        shape[place] = apply("Mul", BatchSize(), size // rows) if is_multiple else size
+        shape[position] = apply("Mul", BatchSize(), size // rows) if is_multiple else size
     return shape
 
 
@@ -195,8 +195,8 @@ def _joined_shape(first: Values, second: Values) -> Values:
     length = max(len(first), len(second))
     padded = [[1] * (length - len(item)) + list(item) for item in (first, second)]
     joined = np.empty(length, object)
-    for place, (one, other) in enumerate(zip(*padded, strict=True)):
-        joined[place] = other if is_number(one) and one == 1 else one
+    for position, (one, other) in enumerate(zip(*padded, strict=True)):
+        joined[position] = other if is_number(one) and one == 1 else one
     return joined
 
 
@@ -207,7 +207,7 @@ def _bounded(values: Values) -> Values:
 
 
 def _total(operation: str) -> Callable[[Any, str, Sequence[Values]], Values]:
-    """Return what adds up, or multiplies, a shape's sizes."""
+    """Return the function that adds, or multiplies, a shape's sizes."""
 
     def total(node: Any, tensor: str, values: Sequence[Values]) -> Values:  # noqa: ANN401 -- TensorFlow is untyped
         if any(not is_number(item) and not _is_size(item) for item in values[0].flat):
@@ -238,8 +238,8 @@ def _unpacked(node: Any, tensor: str, values: Sequence[Values]) -> Values:  # no
 def _best(values: Values, axis: int) -> Values:
     moved = np.moveaxis(values, axis, -1)
     found = np.empty(moved.shape[:-1], object)
-    for place in np.ndindex(*moved.shape[:-1]):
-        found[place] = Best(tuple(moved[place]))
+    for position in np.ndindex(*moved.shape[:-1]):
+        found[position] = Best(tuple(moved[position]))
     return found
 
 

@@ -1,9 +1,9 @@
-"""Formulas: what an action is computed from, number by number, in one row of a batch.
+"""Formulas: how each number of an action is computed from one row of a batch.
 
 `sampler` runs the part of a graph between the distribution's inputs and the actions with symbols in
-place of numbers. What comes out is a formula for each action, such as
-`Sum(Input(0, 0), Product(Exp(Input(0, 1)), Noise(...)))`, which `families` compares with what it
-knows of the families.
+place of numbers. The result is a formula for each action, such as
+`Sum(Input(0, 0), Product(Exp(Input(0, 1)), Noise(...)))`, which `families` compares with the
+formulas of the families that it knows.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Input:
     """One number of `action_dist_inputs`.
 
     Attributes:
-        row: of which observation.
-        index: its place in the row.
+        row: the index of the observation.
+        index: its index in the row.
     """
 
     row: int
@@ -56,13 +56,13 @@ class Noise:
 
     Attributes:
         operation: TensorFlow's name of the operation, such as `RandomStandardNormal`.
-        node: which of the graph's.
-        place: which of the numbers that it gives in one call.
+        node: the name of the operation's node in the graph.
+        index: its index among the numbers that the node gives in one call.
     """
 
     operation: str
     node: str
-    place: int
+    index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +71,13 @@ class Draw:
 
     Attributes:
         logits: the formulas of the logits.
-        node: which of the graph's Multinomial nodes draws.
-        place: which of its draws.
+        node: the name of the Multinomial node that draws.
+        index: its index among the node's draws.
     """
 
     logits: tuple[Formula, ...]
     node: str
-    place: int
+    index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Opaque:
     """A number whose formula is not known.
 
     Attributes:
-        source: what gives it, in words, such as `the observation`.
+        source: its origin in words, such as `the observation`.
     """
 
     source: str
@@ -113,7 +113,7 @@ class Apply:
 
     Attributes:
         operation: TensorFlow's name, such as `Exp`.
-        arguments: what it is applied to.
+        arguments: the formulas that it is applied to.
     """
 
     operation: str
@@ -130,7 +130,7 @@ def is_number(formula: Formula) -> bool:
 
 
 def walk(formula: Formula) -> Iterator[Formula]:
-    """Yield a formula and all that it is made of.
+    """Yield a formula and all formulas in it.
 
     Args:
         formula: any.
@@ -138,7 +138,7 @@ def walk(formula: Formula) -> Iterator[Formula]:
     waiting, seen = [formula], set[int]()
     while waiting:
         current = waiting.pop()
-        # One formula may stand in thousands of places: a mask that all logits share.
+        # One formula may occur thousands of times: a mask that all logits share.
         if id(current) in seen:
             continue
         seen.add(id(current))
@@ -197,7 +197,7 @@ _NEUTRAL_BEHIND = {"Sub": 0, "Div": 1}
 def apply(operation: str, *arguments: Formula) -> Formula:
     """Return an operation's result: a number where it can be worked out, else a formula.
 
-    What changes nothing is left out: adding 0, multiplying by 1, `Select` by a known condition.
+    Operations without effect are left out: adding 0, multiplying by 1, a known `Select`.
 
     Args:
         operation: TensorFlow's name.

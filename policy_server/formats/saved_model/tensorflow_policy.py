@@ -38,16 +38,16 @@ _LARGEST_LOG_PROBABILITY = 1e-5
 
 
 class TensorFlowPolicy:
-    """The policy in this process. Not thread-safe; one call at a time."""
+    """A `Policy` that TensorFlow computes. Not thread-safe; one call at a time."""
 
     def __init__(
         self, runner: GraphRunner, signature: PolicySignature, *, distribution: str
     ) -> None:
-        """Keep the parts.
+        """Own the runner's session, for as long as the policy is served.
 
         Args:
             runner: the frozen graph.
-            signature: what is known of it.
+            signature: its inputs, outputs and distribution.
             distribution: the output that holds the distribution's inputs.
         """
         self.signature = signature
@@ -62,7 +62,7 @@ class TensorFlowPolicy:
         )
 
     def warm_up(self) -> None:
-        """Answer batches of several sizes, so that the first request finds all in its place.
+        """Answer batches of several sizes, so that the first request is as fast as later ones.
 
         Raises:
             ModelError: if the policy answers no observation at all.
@@ -84,7 +84,7 @@ class TensorFlowPolicy:
         self.signature = replace(self.signature, engine_reason=reason)
 
     def _gives_probabilities(self, probes: NDArray[np.floating[Any]]) -> bool:
-        """Return whether the graph ever says less of a draw than that it is certain.
+        """Return whether the graph gives any draw a log-probability other than 0.
 
         RLlib gives the log-probability 0 to every draw of an exploration by noise or by chance.
         """
@@ -124,7 +124,7 @@ class TensorFlowPolicy:
         return np.stack([row for row in rows if self._is_answered(row[None])])
 
     def distribution_inputs(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Return what the action distribution is read from.
+        """Return the inputs of the action distribution.
 
         Args:
             rows: float[B, observation_width], all answered.
@@ -146,7 +146,7 @@ class TensorFlowPolicy:
         Raises:
             PolicyFailedError: if the graph fails.
             DistributionError: if its outputs are no distribution.
-            UnsupportedAnswerError: if the graph alone can't give what is asked.
+            UnsupportedAnswerError: if the graph alone can't give the answer that is asked for.
         """
         refuse_memory_and_masks(inputs)
         try:

@@ -1,4 +1,4 @@
-"""What the weights tell where the file does not: the input's width, and what is no policy."""
+"""Facts that only the weights show: the input's width, and networks that are no policy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ACTIVATION_OPS = (
     "Erf",
     "Erfc",
 )
-# What may stand between a layer and its activation: swish is x * sigmoid(x), GELU holds an Erf,
+# Operations between a layer and its activation: swish is x * sigmoid(x), GELU holds an Erf,
 # hard ones clip.
 _ELEMENTWISE_OPS = (
     "Mul",
@@ -119,7 +119,7 @@ def _depends_on(nodes: GraphNodes, tensor: str, searched: str) -> bool:
 
 
 def is_untrained(loaded: LoadedGraph) -> bool:
-    """Return whether every weight still is what RLlib started from.
+    """Return whether every weight still has the value that RLlib started from.
 
     Ray 2.1 and later with `framework="tf"` writes the Keras model from a session of its own, with
     new weights.

@@ -1,4 +1,4 @@
-"""Write an MLP policy as a SavedModel as RLlib 2.0.1 does, proved before it is put in place.
+"""Write an MLP policy as a SavedModel as RLlib 2.0.1 does, checked before it is put in place.
 
 A trainer other than RLlib describes its policy in NumPy (`MlpPolicy`); this module builds the graph
 that RLlib's `export_policy_model` would have built, so that one loader serves both.
@@ -50,7 +50,7 @@ def write_saved_model(policy: MlpPolicy, folder: Path) -> None:
     mode, and its log-probability zero, as RLlib does.
 
     Args:
-        policy: what to write.
+        policy: the policy to write.
         folder: must not exist, or be empty; gets saved_model.pb and variables/, the same bytes for
             the same policy.
     """
@@ -102,10 +102,10 @@ def pack_saved_model(folder: Path, target: Path) -> None:
 
 
 def export_policy_zip(policy: MlpPolicy, target: Path, *, prove: Callable[[Path], None]) -> None:
-    """Write a policy as a zip that takes its place only after it has been proved.
+    """Write a policy as a zip that replaces an older one only after it has been checked.
 
     Args:
-        policy: what to write.
+        policy: the policy to write.
         target: the zip, replaced whole; its folder must exist.
         prove: is given a folder unpacked from the finished zip, and raises if that is not the
             policy.

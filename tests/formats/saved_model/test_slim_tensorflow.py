@@ -1,4 +1,4 @@
-"""TensorFlow without its front door, in processes that have not imported it otherwise."""
+"""TensorFlow without its `__init__`, in processes that have not imported it otherwise."""
 
 from __future__ import annotations
 
