@@ -1,6 +1,6 @@
 """The demo page, `streamlit run frontend.py`: start a policy's server, ask it, watch it play.
 
-The page knows of a policy only what a server answers over HTTP.
+The page knows a policy only by a server's answers over HTTP.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BACKENDS = {"local": "local: starts in seconds", "ray": "ray: as in production"
 _LOG_LINES = 20
 # Streamlit keeps as much room above a page as for its own tool bar, which is hidden.
 # Its captions and the colours of code are fainter than WCAG 2 AA allows. On a phone its bar covers
-# what stands at the top, and the sidebar is behind a button that has no name.
+# the top of the page, and the sidebar is behind a button that has no name.
 _STYLE = """<style>
 .stMainBlockContainer {padding-top: 2.5rem;}
 h1 {font-size: 1.75rem !important;}
@@ -50,7 +50,7 @@ _REFRESH_S = 1.0
 
 @st.cache_resource(scope="session", on_release=lambda slot: slot.release(), show_spinner=False)
 def _slot() -> ServerSlot:
-    """Return what holds this browser session's server; it ends with the session."""
+    """Return the slot of this browser session's server; the server ends with the session."""
     return ServerSlot()
 
 
@@ -210,7 +210,7 @@ def _show_policy(client: ServerClient) -> None:
         return
     digest = hashlib.sha256(f"{client.url} {json.dumps(schema)}".encode()).hexdigest()[:12]
     if st.session_state.get("shown") != digest:
-        # What was asked of another policy says nothing about this one.
+        # Answers of another policy say nothing about this one.
         st.session_state["shown"] = digest
         for stale in ("answers", "episode", "is_running"):
             st.session_state.pop(stale, None)

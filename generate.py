@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> int:
     """Run the command that the arguments name.
 
     Args:
-        arguments: what stands behind the program's name.
+        arguments: the arguments behind the program's name.
 
     Returns:
         The exit code.

@@ -55,7 +55,7 @@ def describe_actions(
 
 
 def format_probability(answer: Mapping[str, Any], components: Sequence[Mapping[str, Any]]) -> str:
-    """Return what an answer says of its probability; a density where actions are continuous.
+    """Return an answer's probability in words; a density where actions are continuous.
 
     Numbers that were cut at a bound have a probability of their own.
 

@@ -22,7 +22,7 @@ def show_asking(client: ServerClient, schema: Mapping[str, Any], *, key: str) ->
 
     Args:
         client: of the server.
-        schema: what it says at /schema.
+        schema: the server's answer at /schema.
         key: keeps what is typed in apart from that of another server.
     """
     left, right = st.columns([7, 6], gap="large")
@@ -54,7 +54,7 @@ def show_asking(client: ServerClient, schema: Mapping[str, Any], *, key: str) ->
 
 
 def _unread(given: Observation | SettingsError) -> RefusalError | None:
-    """Return what of the observation can't be read, in the form of a refusal."""
+    """Return the fields whose text can't be read, in the form of a refusal."""
     values = given.items() if isinstance(given, Mapping) else [("obs", given)]
     problems = [(name, value.message) for name, value in values if isinstance(value, SettingsError)]
     return RefusalError("this is no observation yet", problems=problems) if problems else None
@@ -143,10 +143,10 @@ def _show_requests(client: ServerClient, answers: Mapping[str, Any]) -> None:
 
 
 def show_refusal(refusal: RefusalError) -> None:
-    """Say in words why there is no answer.
+    """Show in words why there is no answer.
 
     Args:
-        refusal: the server's, or that it can't be reached.
+        refusal: the server's refusal, or the failure to reach it.
     """
     message = refusal.message[:1].upper() + refusal.message[1:]
     problems = [f"- `{field}`: {problem}" for field, problem in refusal.problems]

@@ -42,10 +42,10 @@ def component_chart(
 
     Args:
         component: an entry of `components` in an answer of /distribution.
-        bounds: what schema.yaml says of it: `low`, `high` and `normalized`, or nothing.
+        bounds: its `low`, `high` and `normalized` in schema.yaml, or nothing.
         deterministic: the component's values in the deterministic action; empty if unknown.
-        drawn: those in the drawn action.
-        is_dark: the page is; a chart's own texts don't follow its theme.
+        drawn: its values in the drawn action.
+        is_dark: whether the page is dark; a chart's texts don't follow the page's theme.
     """
     if component["kind"] == "categorical":
         return _bars(component, deterministic, drawn, _PALE if is_dark else _DARK)

@@ -24,7 +24,7 @@ class Episode:
 
     Attributes:
         name: the example's.
-        observation: what the policy sees next, as its server takes it.
+        observation: the next observation, as the server takes it.
         rewards: of each step so far.
         actions: of the last answer; None before the first step.
         is_over: whether the episode has ended.
@@ -33,7 +33,7 @@ class Episode:
     boards: ClassVar = ("lpoc", "mouse_and_cheese")
 
     def __init__(self, name: str, *, seed: int) -> None:
-        """Begin.
+        """Own an environment, from its first state on.
 
         Args:
             name: the example's.
@@ -81,7 +81,7 @@ def draw(name: str, environment: object, observation: Observation) -> str | None
     Args:
         name: the example's.
         environment: its environment.
-        observation: what the policy sees.
+        observation: the observation of this state.
     """
     if name == "pendulum" and isinstance(observation, Mapping):
         return _pendulum(observation)

@@ -26,7 +26,7 @@ def example_names() -> list[str]:
 
 
 def example_introduction(name: str) -> tuple[str, str]:
-    """Return what an example's README begins with: its title and its first paragraph.
+    """Return the beginning of an example's README: its title and its first paragraph.
 
     Args:
         name: the example's.
@@ -43,7 +43,7 @@ def find_example(schema: Mapping[str, Any]) -> str | None:
     """Return the name of the example whose policy a server serves.
 
     Args:
-        schema: what the server says at /schema.
+        schema: the server's answer at /schema.
 
     Returns:
         The name; None where no example has the same observations and actions.

@@ -1,4 +1,4 @@
-"""The form for an observation, made from what the server says at /schema."""
+"""The form for an observation, made from the server's answer at /schema."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def raw_input(schema: Mapping[str, Any], *, key: str) -> Observation | SettingsE
     """Draw one input for a flat observation.
 
     Args:
-        schema: what the server says at /schema.
+        schema: the server's answer at /schema.
         key: keeps what is typed in apart from that of another server.
 
     Returns:
@@ -78,7 +78,7 @@ def flat_example(schema: Mapping[str, Any]) -> list[float]:
     """Return a flat observation to begin with: the examples', or zeros.
 
     Args:
-        schema: what the server says at /schema.
+        schema: the server's answer at /schema.
     """
     fields = schema.get("observations")
     if fields is None:
@@ -91,13 +91,13 @@ def flat_example(schema: Mapping[str, Any]) -> list[float]:
 
 
 def parse_values(text: str) -> list[Any]:
-    """Read numbers and truth values; whether they fit is the server's to say.
+    """Read numbers and truth values; the server checks whether they fit.
 
     Args:
         text: values with commas, spaces or line ends between them, in brackets or not.
 
     Raises:
-        SettingsError: naming what can't be read.
+        SettingsError: naming the first value that can't be read.
     """
     values: list[Any] = []
     for word in re.split(r"[\s,;]+", text.strip().strip("[]").strip(" ,;\n")):
@@ -190,9 +190,9 @@ def _as_text(values: list[Any]) -> str:
 
 
 def _explain(field: Mapping[str, Any]) -> None:
-    """Write what a field means, and what it may be, below its input."""
+    """Write the meaning of a field, and its limits, below its input."""
     words = [str(field.get("description", "")).strip().rstrip(".")]
-    # A check box shows all that it may be, and its example.
+    # A check box shows both its values, and its example.
     if _is_list(field) or _kind(field) != "bool":
         example = [f"e.g. {json.dumps(field['example'])}"] if "example" in field else []
         words.append(", ".join([_limits(field), *example]))

@@ -28,7 +28,7 @@ def show_playing(client: ServerClient, schema: Mapping[str, Any]) -> None:
 
     Args:
         client: of the server.
-        schema: what it says at /schema.
+        schema: the server's answer at /schema.
     """
     name = find_example(schema)
     if name is None:

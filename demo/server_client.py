@@ -26,7 +26,7 @@ class RefusalError(PolicyServerError):
 
     Attributes:
         answered: the HTTP status that the server answered; None where it gave no answer.
-        problems: what is wrong with the observation: a field, and what was expected.
+        problems: the mistakes in the observation: each a field, and the value that was expected.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class ServerClient:
     """Asks one server; each question has a connection of its own."""
 
     def __init__(self, url: str, api_key: str, *, timeout_s: float = 30.0) -> None:
-        """Keep the address; nothing is sent.
+        """Own the address and the key; nothing is sent yet.
 
         Args:
-            url: where the server answers, with a proxy's prefix if there is one.
+            url: the server's address, with a proxy's prefix if there is one.
             api_key: the access key; empty to send none.
             timeout_s: the longest wait for an answer, in seconds.
         """
@@ -57,7 +57,7 @@ class ServerClient:
         self._timeout_s = timeout_s
 
     def schema(self) -> dict[str, Any]:
-        """Return what the server says of its policy.
+        """Return the server's description of its policy.
 
         Raises:
             RefusalError: if it can't be reached, or refuses.
@@ -80,7 +80,7 @@ class ServerClient:
         """Ask about an observation.
 
         Args:
-            kind: what to ask.
+            kind: the kind of answer.
             observation: by name, or flat.
 
         Returns:
@@ -143,7 +143,7 @@ def request_of(kind: AnswerKind, observation: Observation) -> tuple[str, str]:
     """Return the route and the JSON body that ask about an observation.
 
     Args:
-        kind: what to ask.
+        kind: the kind of answer.
         observation: by name, or flat.
     """
     if isinstance(observation, Mapping):
@@ -179,6 +179,6 @@ def _refusal(response: requests.Response) -> RefusalError:
 
 
 def _field(location: Sequence[str | int]) -> str:
-    """Return a place in the body as a person writes it, such as `links[3]`."""
+    """Return the path of a field in the body as a person writes it, such as `links[3]`."""
     names = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location[1:]]
     return "".join(names).removeprefix(".") or "the observation"

@@ -1,4 +1,4 @@
-"""A server of the page's own: prepared from two files, started as a user would, and stopped."""
+"""A server that the page starts: prepared from two files, started as a user would, stopped."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class ServerProcess:
     """`uvicorn app:app` with a policy of its own, on a free port of this machine."""
 
     def __init__(self, source: Path, *, backend: Backend, replace_served_policy: bool) -> None:
-        """Prepare the files and start the server; it is not ready yet.
+        """Own a child process and its files, until `stop`; the server is not ready yet.
 
         Args:
             source: folder with schema.yaml and saved_model.zip.
-            backend: what runs the policy.
+            backend: `local` or `ray`.
             replace_served_policy: prepare the policy where `uvicorn app:app` looks for it, in place
                 of the one there, and not in a folder that goes with the server.
 
@@ -102,11 +102,11 @@ class ServerProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """Return what the process ended with; None while it runs."""
+        """Return the exit code of the process; None while it runs."""
         return self._process.poll()
 
     def log_tail(self, lines: int) -> str:
-        """Return the end of what the server has printed.
+        """Return the last lines that the server has printed.
 
         Args:
             lines: how many lines at most.
@@ -135,7 +135,7 @@ class ServerProcess:
 def has_served_policy() -> bool:
     """Return whether `uvicorn app:app` would have a policy, which the page's could replace.
 
-    Also where that can't be told: the start says why then.
+    True also where that can't be told: the start then gives the reason.
     """
     try:
         return has_policy(read_settings())
@@ -144,7 +144,7 @@ def has_served_policy() -> bool:
 
 
 def _without_folders(text: str, *folders: Path) -> str:
-    """Return a text with the names alone of the files in folders that nobody has chosen."""
+    """Return a text in which files of temporary folders are named without their folder."""
     for folder in folders:
         for name in (folder.resolve(), folder):
             text = text.replace(f"{name}{os.sep}", "")
@@ -152,7 +152,7 @@ def _without_folders(text: str, *folders: Path) -> str:
 
 
 class ServerSlot:
-    """What holds the one server of a browser session, while that lasts."""
+    """The place of the one server of a browser session, as long as the session lasts."""
 
     def __init__(self) -> None:
         self.server: ServerProcess | None = None

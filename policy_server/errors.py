@@ -1,8 +1,8 @@
 """The error tree: everything that Policy Server raises on purpose.
 
 Every error carries the HTTP status it is answered with and a message that may be shown to anybody:
-subject, expected, got, remedy, in lower case and without a full stop. Foreign exceptions are
-translated into these once, where they arise.
+subject, expected, got, remedy, in lower case and without a full stop. The exceptions of libraries
+become these once, at the calls that raise them.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ModelError(PolicyServerError):
 
 
 class ExportError(PolicyServerError):
-    """A trained policy can't be written as a SavedModel, or the written one is not equal to it."""
+    """A trained policy can't be written as a SavedModel, or the written one answers otherwise."""
 
 
 class ServerAnswerError(PolicyServerError):
@@ -93,7 +93,7 @@ class PolicyFailedError(PolicyServerError):
         """Return the error that a failed call of the policy is answered with.
 
         Args:
-            error: what the call raised.
+            error: the exception of the call.
 
         Returns:
             An error of ours as it is; for any other, whose text may hold what no client should
@@ -171,7 +171,7 @@ class UnsupportedAnswerError(PolicyServerError):
 
 
 class MissingPackageError(PolicyServerError):
-    """An optional package is not installed, which what was asked for needs."""
+    """An optional package that the request or command needs is not installed."""
 
     status = 501
 

@@ -1,4 +1,4 @@
-"""How Policy Server came to this machine, so that messages name commands that work here.
+"""How Policy Server was installed, so that messages name commands that work here.
 
 It runs from a clone of its repository, where requirements.txt lists all packages and `generate.py`
 is the command line, or from an installed package, which has the command `policy-server`, and extras
@@ -26,7 +26,7 @@ __all__ = [
 Extra = Literal["fluentd", "gcs", "s3", "sb3", "sdk", "tensorflow"]
 
 _PACKAGE = Path(__file__).parent
-# What an extra is there for: the modules that are imported only where it is needed.
+# The modules that each extra brings; they are imported only where they are needed.
 _MODULES: Mapping[Extra, Sequence[str]] = {
     "fluentd": ("fluent",),
     "gcs": ("google.cloud.storage",),
@@ -43,7 +43,7 @@ def is_repository() -> bool:
 
 
 def command_for(words: str) -> str:
-    """Return how a command is typed here.
+    """Return a command as it is typed here.
 
     Args:
         words: the command and its arguments, such as `schema --output schema.yaml`.
@@ -56,7 +56,7 @@ def command_for(words: str) -> str:
 
 
 def serving_command() -> str:
-    """Return how the server is started here."""
+    """Return the command that starts the server here."""
     return "uvicorn app:app" if is_repository() else "policy-server serve"
 
 
@@ -66,11 +66,11 @@ def examples_folder() -> Path:
 
 
 def require(extra: Extra, *, use: str) -> None:
-    """Hold that the modules of an extra are installed; nothing of them is imported.
+    """Refuse to go on where a module of an extra is missing; none of them is imported.
 
     Args:
-        extra: brings the modules.
-        use: what they are needed for, as the message's subject.
+        extra: the name of the extra.
+        use: the purpose of the modules, as the message's subject.
 
     Raises:
         MissingPackageError: if one is missing, such as `an s3:// address: needs boto3, which is not

@@ -54,7 +54,7 @@ ComponentKind = Literal["categorical", "normal", "squashed_normal", "determinist
 
 @dataclass(frozen=True)
 class SignatureTensor:
-    """An input or output of the SavedModel's signature.
+    """An input or output of the model's signature.
 
     Attributes:
         name: its key in the signature, such as `observations` or `actions_0`.
@@ -89,17 +89,17 @@ class ActionComponent:
     """One independent part of the action distribution.
 
     Attributes:
-        kind: the family, which says how `inputs` are read.
+        kind: the family, which tells how its columns of `action_dist_inputs` are read.
         size: the number of integer choices (categorical), or of dimensions (all others).
         first_input: the index of its first value in a row of `action_dist_inputs`.
         first_column: the index of its first column in `PolicyOutputs.actions`.
-        temperature: what the graph divides the logits by before it draws.
-        log_std_bounds: what the graph clips log_std to, None for an open side; None altogether for
-            no clipping.
-        mean_bounds: what the graph clips the mean to, or the action itself of a deterministic
-            component; likewise.
-        std_floor: what the graph adds to the standard deviation: std = exp(log_std) + std_floor.
-        name: how schema.yaml calls it.
+        temperature: the number that the graph divides the logits by before it draws.
+        log_std_bounds: the bounds that the graph clips log_std to, None for an open side; None
+            altogether for no clipping.
+        mean_bounds: the bounds that the graph clips the mean to, or a deterministic component's
+            action; None as in `log_std_bounds`.
+        std_floor: the number that the graph adds to the deviation: std = exp(log_std) + std_floor.
+        name: its name in schema.yaml.
         labels: the names of the integer choices, in order.
         low: lower bounds in the environment's units, one a dimension.
         high: upper bounds in the environment's units, one a dimension.
@@ -146,7 +146,7 @@ class ActionComponent:
 
 @dataclass(frozen=True)
 class PolicySignature:
-    """What the model says of itself, and what was proved of it.
+    """A policy's inputs, outputs and action distribution, with the checks that confirmed them.
 
     Attributes:
         observation_width: how many numbers one observation has; None where the model leaves it
@@ -155,19 +155,19 @@ class PolicySignature:
         inputs: the signature's inputs.
         outputs: the signature's outputs.
         action_outputs: the actions, in numeric order.
-        components: the action distribution's parts, ordered by column; None where the family is
-            unknown.
+        components: the action distribution's components, ordered by column; None where the family
+            is unknown.
         is_value_based: a greedy policy over Q values: it takes the best action with probability 1.
-        basis: on what an answer rests: `structure` (the graph's structure, draws and modes agree),
-            `schema` (schema.yaml states what the file leaves open), or `graph` (the graph's own
-            outputs are answered).
+        basis: the source of the distribution: `structure` (read from the graph's structure, and the
+            graph's draws and modes agree with it), `schema` (schema.yaml states it, since the file
+            does not), or `graph` (none is known: the graph's own outputs are answered).
         has_deterministic_action: the model can give its deterministic action.
-        is_tuple_of_one: its only action is a tuple's only part, and looks as the part alone would.
+        is_tuple_of_one: its only action is a tuple's only component, which the file hardly shows.
         recurrent_inputs: the names of the inputs that carry recurrent state, which starts at zero.
-        engine: what computes the policy.
-        engine_reason: why that, in words.
-        findings: how family and sizes were identified and proved, for the log and for `generate.py
-            inspect`.
+        engine: the library that computes the policy.
+        engine_reason: why that library, in words.
+        findings: how family and sizes were identified and checked, for the log and for
+            `generate.py inspect`.
     """
 
     observation_width: int | None
@@ -187,7 +187,7 @@ class PolicySignature:
 
     @property
     def is_proved(self) -> bool:
-        """Return whether `components` were read from the graph and held against its answers."""
+        """Return whether `components` were read from the graph and agree with its answers."""
         return self.basis == "structure"
 
     @property
@@ -210,7 +210,7 @@ class PolicySignature:
 
 @dataclass(frozen=True, eq=False)
 class PolicyInputs:
-    """B observations with what is asked of each, in columns: what one call of a policy takes.
+    """The inputs of one call of a policy: B observations and the options of each, in columns.
 
     It crosses to the replicas: arrays and nothing else.
 
@@ -340,17 +340,17 @@ class Policy(Protocol):
         """Answer B observations.
 
         Args:
-            inputs: the observations, and what is asked of each.
+            inputs: the observations, and the options of each.
 
         Returns:
             The answers, row by row in the order of the observations.
 
         Raises:
-            PolicyServerError: if the policy can't answer a row, or not what is asked of it.
+            PolicyServerError: if the policy can't answer a row, or can't give the kind asked for.
         """
 
     def seconds_for(self, rows: int) -> float:
-        """Return about how long a call takes, so that its caller knows whether to wait for it.
+        """Return about how many seconds a call takes; a caller may wait for a short one.
 
         Args:
             rows: how many observations the call has.
@@ -372,7 +372,7 @@ class PolicyBackend(Protocol):
         """Answer B observations with one call of the policy.
 
         Args:
-            inputs: the observations, and what is asked of each.
+            inputs: the observations, and the options of each.
 
         Returns:
             The answers, row by row in the order of the observations.
@@ -390,7 +390,7 @@ def refuse_memory_and_masks(inputs: PolicyInputs) -> None:
     """Refuse inputs that a policy without memory, whose actions are always allowed, can't use.
 
     Args:
-        inputs: what is asked of the policy.
+        inputs: the inputs of a call.
 
     Raises:
         UnsupportedAnswerError: if a state or a mask is given.

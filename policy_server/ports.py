@@ -12,7 +12,7 @@ __all__ = ["bound_sockets", "check_port", "free_port", "open_listener", "reason_
 
 
 def check_port(port: int, *, host: str, setting: str) -> None:
-    """Hold that a port can be listened on.
+    """Refuse a port that can't be listened on.
 
     Args:
         port: 0 is always free.
@@ -20,7 +20,7 @@ def check_port(port: int, *, host: str, setting: str) -> None:
         setting: the variable that names the port.
 
     Raises:
-        SettingsError: if it can't, naming the setting.
+        SettingsError: naming the setting.
     """
     if not port:
         return

@@ -1,4 +1,4 @@
-"""The prediction log: what was asked and answered, for a sampled share of the requests.
+"""The prediction log: observation and answer of a sampled share of the requests.
 
 It goes to the server's own log and, where one is named, to a fluentd collector, on a thread of its
 own: a collector that is down loses lines and never delays a prediction.
@@ -32,11 +32,11 @@ class PredictionLog:
     """Records predictions; off where the rate is 0."""
 
     def __init__(self, *, rate: float, fluentd_host: str | None, fluentd_port: int) -> None:
-        """Open the way to the collector.
+        """Own the connection to the collector, until `close`.
 
         Args:
             rate: the share of predictions that is recorded, from 0 to 1.
-            fluentd_host: where fluentd listens; None for the server's own log only.
+            fluentd_host: the host of fluentd; None for the server's own log only.
             fluentd_port: its port.
 
         Raises:
@@ -64,13 +64,13 @@ class PredictionLog:
         return self._rate > 0
 
     def record(self, kind: str, row: Sequence[float], answer: bytes, *, request_id: str) -> None:
-        """Record a prediction, if chance wants it.
+        """Record a prediction, with the probability `rate`.
 
         Args:
-            kind: which answer was asked for.
+            kind: the kind of answer, such as `predict`.
             row: the observation's numbers.
             answer: the JSON that was answered.
-            request_id: what else the log names the request by.
+            request_id: the id of the request in the access log.
         """
         if not self._rate or random.random() >= self._rate:  # noqa: S311 -- a sample, no secret
             return
@@ -85,6 +85,6 @@ class PredictionLog:
             self._sender.emit(_LABEL, fields)
 
     def close(self) -> None:
-        """Leave the collector; what still waits for it is lost."""
+        """Close the connection to the collector; lines that still wait are lost."""
         if self._sender is not None:
             self._sender.close(flush=False)

@@ -1,4 +1,4 @@
-"""What libraries and child processes print, as records of the log.
+"""The output that libraries and child processes print, as records of the log.
 
 Ray prints to standard output, gRPC and TensorFlow write to the file descriptors from C++: no logger
 of Python sees either. So the descriptors lead to a pipe, and each line that comes out of it is
@@ -48,13 +48,13 @@ class _TakenOutput:
         ).start()
 
     def drain(self) -> None:
-        """Wait until what was written so far is logged."""
+        """Wait until all output so far is logged."""
         self._drained.clear()
         os.write(self._inlet, b"\n" + _END_OF_BATCH + b"\n")
         self._drained.wait(_DRAIN_TIMEOUT_S)
 
     def give_back(self) -> None:
-        """Let the descriptors lead to where they led, and log what is left in the pipe."""
+        """Give the descriptors their old targets back, and log the rest of the pipe."""
         for number, original in self._originals.items():
             os.dup2(original, number)
         self.drain()
@@ -76,10 +76,10 @@ _taken: list[_TakenOutput] = []
 
 
 def take_output() -> TextIO:
-    """Log what is printed from now on, by this process and by those that it starts.
+    """Log all output from now on, of this process and of those that it starts.
 
     Returns:
-        A stream to where standard error leads, for the log itself. Once taken, it stays so until
+        A stream to the standard error that there was, for the log itself. The output is taken until
         the process ends; a second call returns the first one's stream.
     """
     if not _taken:
@@ -89,7 +89,7 @@ def take_output() -> TextIO:
 
 
 def drain_output() -> None:
-    """Wait until what was printed so far is logged; a process that a signal ends loses the rest."""
+    """Wait until all output so far is logged; a process that a signal ends loses the rest."""
     for taken in _taken:
         taken.drain()
 

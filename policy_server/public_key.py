@@ -1,4 +1,4 @@
-"""A warning where other machines reach a server by a key that everybody can read."""
+"""A warning where other machines reach a server by a key that is published."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def warn_of_public_key(api_key: str | None, *, host: str) -> None:
     """Log a warning if other machines reach the server and its key is the examples' public one.
 
     Args:
-        api_key: the access key; None where everybody is let in on purpose.
+        api_key: the access key; None for a server without access control.
         host: the address or name that uvicorn listens on.
     """
     if api_key == PUBLIC_KEY and not _is_loopback(host):
@@ -36,11 +36,11 @@ def warn_of_public_key(api_key: str | None, *, host: str) -> None:
 
 
 def host_of(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> str:
-    """Return the address that uvicorn was told to listen on; it tells nobody itself.
+    """Return the address that uvicorn was told to listen on, by its options or variables.
 
     Args:
         arguments: the command line of this process.
-        environment: its variables.
+        environment: its environment variables.
     """
     for index, argument in enumerate(arguments):
         if argument.startswith("--host="):

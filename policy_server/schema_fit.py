@@ -1,4 +1,4 @@
-"""schema.yaml held against the policy that it describes."""
+"""Whether schema.yaml fits the policy that it describes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["check_schema_fits", "describe_components", "settings_without_effect"
 
 
 def check_schema_fits(schema: ServerSchema, signature: PolicySignature) -> None:
-    """Hold schema.yaml against the policy.
+    """Refuse a schema.yaml that does not fit the policy.
 
     Args:
-        schema: what schema.yaml says.
-        signature: what the model says.
+        schema: the contents of schema.yaml.
+        signature: the policy's signature.
 
     Raises:
         SchemaError: naming the first disagreement with both figures.
@@ -61,8 +61,8 @@ def settings_without_effect(schema: ServerSchema, signature: PolicySignature) ->
     """Return the disagreements between schema.yaml and the policy that change no answer.
 
     Args:
-        schema: what schema.yaml says, which `check_schema_fits` has passed.
-        signature: what the model says.
+        schema: the contents of schema.yaml, which `check_schema_fits` has passed.
+        signature: the policy's signature.
 
     Returns:
         A line for each, as the log shows it.
@@ -84,7 +84,7 @@ def describe_components(
     """Give each component the name, labels and bounds of schema.yaml's `actions` section.
 
     Args:
-        components: the distribution's parts in order.
+        components: the distribution's components in order.
         fields: the entries of the section in order.
         source: the file's name, for messages.
 

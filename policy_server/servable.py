@@ -18,10 +18,10 @@ __all__ = ["check_servable", "resolve_api_key"]
 
 
 def check_servable(folder: Path, schema_path: Path | None, settings: Settings) -> None:
-    """Refuse what a start would refuse, by the start's own steps; Ray is not started.
+    """Refuse a policy and schema.yaml that a start would refuse; Ray is not started.
 
     Loading the policy takes seconds; a start with the same two files then doesn't do it again, if
-    `carry_outcome` brings along what was kept in the folder. An event loop may be running.
+    `carry_outcome` brings along the compiled policy in the folder. An event loop may be running.
 
     Args:
         folder: the unzipped policy.
@@ -50,13 +50,13 @@ def resolve_api_key(settings: Settings, schema: ServerSchema) -> str | None:
 
     Args:
         settings: how the server is deployed.
-        schema: what schema.yaml says.
+        schema: the contents of schema.yaml.
 
     Returns:
-        The key; None where everybody is let in on purpose.
+        The key; None for a server without access control.
 
     Raises:
-        SettingsError: if there is no key and nobody said that there should be none.
+        SettingsError: if there is no key, and POLICY_SERVER_ALLOW_ANONYMOUS is not true.
     """
     if settings.api_key is not None:
         return settings.api_key.get_secret_value()

@@ -27,9 +27,9 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[^\s/?#@\[\]:]+|\[[0-9a-f:.]+\])(?
 _USUAL_PORTS = {"http": ":80", "https": ":443"}
 _ENV_FILE = ".env"
 _HEADER_TEXT = re.compile(r"[!-~](?:[ -~]*[!-~])?")
-# What the examples of the client libraries read.
+# Variables that the examples of the client libraries read.
 _OF_CLIENTS = ("URL",)
-# What people look for here and uvicorn has.
+# Options of uvicorn that people look for here.
 _OF_UVICORN = {
     "HOST": "uvicorn's --host or UVICORN_HOST says where it listens",
     "PORT": "uvicorn's --port or UVICORN_PORT says where it listens",
@@ -63,7 +63,7 @@ class Settings(BaseSettings):
         "file:// or a path; #sha256=... pins it",
     )
     schema_uri: SecretStr | None = Field(
-        None, description="Where schema.yaml is fetched from at the start, likewise"
+        None, description="Where schema.yaml is fetched from at the start, in the same forms"
     )
     download_timeout_s: float = Field(
         600.0,
@@ -290,7 +290,7 @@ def find_log_format() -> LogFormat:
 
 
 def _check_names(variables: Mapping[str, str | None], *, place: str) -> None:
-    """Refuse names that look like a setting and are none: a slip would change nothing, silently."""
+    """Refuse names that look like a setting and are none, so that no slip goes unnoticed."""
     known = [name.upper() for name in Settings.model_fields]
     for variable, value in sorted(variables.items()):
         name = variable.upper()
@@ -303,7 +303,7 @@ def _check_names(variables: Mapping[str, str | None], *, place: str) -> None:
 
 
 def _is_anothers(name: str, value: str) -> bool:
-    """Return whether a variable is one that clients read, or that Kubernetes injects."""
+    """Return whether a variable is meant for clients, or injected by Kubernetes."""
     is_link = name.endswith("PORT") and _KUBERNETES_PORT.match(value) is not None
     return name in _OF_CLIENTS or is_link or _OF_KUBERNETES.fullmatch(name) is not None
 

@@ -25,7 +25,7 @@ __all__ = [
 
 LogFormat = Literal["auto", "json", "text"]
 
-# What uvicorn, Ray and asyncio add to records for their own formatters.
+# Fields that uvicorn, Ray and asyncio add to records for their own formatters.
 _FOREIGN_FIELDS = ("color_message", "_ray_timestamp_ns", "taskName")
 _FIELDS = ("asctime", "levelname", "name", "process", "message")
 _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", *_FOREIGN_FIELDS}
@@ -36,7 +36,7 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _WORD = re.compile(r"\w+")
 _MOST_COMPARED = 500
 _REPEATS_S = 10.0
-# Of different ones, in that time.
+# The number of different lines, in that time.
 _MOST_LINES = 200
 _Line = tuple[str, int, str]
 
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 def is_json(log_format: LogFormat) -> bool:
-    """Return whether logs are JSON: where that is asked for, or nobody watches.
+    """Return whether logs are JSON: by the setting, or since standard error is no terminal.
 
     Args:
         log_format: `json`, `text`, or `auto`: text on a terminal, JSON otherwise.
@@ -58,7 +58,7 @@ def configure_logging(*, level: str, log_format: LogFormat, stream: TextIO | Non
     Args:
         level: the least level that is logged; of other libraries at least warnings.
         log_format: `json`, `text`, or `auto`: text on a terminal, JSON otherwise.
-        stream: where to; None is standard error.
+        stream: the stream to write to; None is standard error.
     """
     handler = _Handler(stream)
     handler.setFormatter(new_formatter(log_format))
@@ -84,7 +84,7 @@ def configure_logging(*, level: str, log_format: LogFormat, stream: TextIO | Non
 
 
 def adopt_loggers() -> None:
-    """Send the logs of other libraries to where ours go, from the least level that is logged.
+    """Send the logs of other libraries to our stream, from the least level that is logged.
 
     Ray gives its loggers handlers and levels of their own, at its import and again when it starts.
     """
@@ -99,7 +99,7 @@ def adopt_loggers() -> None:
 
 
 def log_uncaught() -> None:
-    """Log warnings, and errors that nobody catches, instead of printing them."""
+    """Log warnings and uncaught errors instead of printing them."""
     logging.captureWarnings(capture=True)
 
     def log(
@@ -116,7 +116,7 @@ def log_uncaught() -> None:
 
 
 def new_formatter(log_format: LogFormat) -> logging.Formatter:
-    """Return what renders the records of a log.
+    """Return the formatter of the log's records.
 
     Args:
         log_format: `json`, `text`, or `auto`: text on a terminal, JSON otherwise.
@@ -223,7 +223,7 @@ class _TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 -- logging's own name
         fields = {key: value for key, value in vars(record).items() if key not in _KNOWN}
-        # What a person looks for at a start stands below each other.
+        # The fields that a person looks for at a start stand below each other.
         blocks = [value for value in fields.values() if isinstance(value, dict)]
         lines = [
             f"\n    {key:<16} {_on_one_line(item)}"

@@ -1,1 +1,1 @@
-"""What the command line does, one module a subject; `program` names the commands."""
+"""The command line, one module for each subject; `program` lists the commands."""

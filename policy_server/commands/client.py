@@ -37,7 +37,7 @@ class PolicyClient:
         """Check the address; nothing is sent.
 
         Args:
-            url: where the server answers, with a proxy's prefix if there is one.
+            url: the server's address, with a proxy's prefix if there is one.
             api_key: the access key; None to send none.
             timeout_s: the longest wait for an answer, in seconds.
 
@@ -164,17 +164,17 @@ def find_api_key(key: str | None, settings: Settings) -> str | None:
     """Return the key to send: the one given, else the environment's, else the local schema.yaml's.
 
     Args:
-        key: what the user gave.
-        settings: the environment, and where schema.yaml lies.
+        key: the key that the user gave.
+        settings: the environment, and the path of schema.yaml.
 
     Returns:
-        The key; None where there is none, as for a server that lets everybody in.
+        The key; None where there is none, as for a server without access control.
     """
     if key is not None:
         return key
     if settings.api_key is not None:
         return settings.api_key.get_secret_value()
-    # The server may be another one: what is wrong in the local file is no reason not to ask it.
+    # The server may serve another policy: a mistake in the local file is no reason not to ask it.
     with contextlib.suppress(SchemaError):
         return read_schema(settings.schema_path).api_key
     return None
@@ -185,13 +185,13 @@ def read_observation(text: str, read_standard_input: Callable[[], str]) -> str:
 
     Args:
         text: JSON, `-` for standard input, or a file's name.
-        read_standard_input: gives what is piped in.
+        read_standard_input: gives the text that is piped in.
 
     Returns:
         The text of a JSON object or list; its numbers are as they were written.
 
     Raises:
-        SettingsError: if it is neither.
+        SettingsError: if it is none of these.
     """
     where, content = "the observation", text
     if text == "-":
@@ -235,7 +235,7 @@ def example_observation(client: PolicyClient) -> str:
 
 
 def choose_answer(*, is_deterministic: bool, is_distribution: bool, seed: int | None) -> str:
-    """Return the route's name for what is asked.
+    """Return the name of the route that gives an answer of this kind.
 
     Args:
         is_deterministic: ask for the mode.

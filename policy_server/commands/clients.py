@@ -30,7 +30,7 @@ __all__ = ["choose_languages", "local_document", "served_document", "write_clien
 Progress = Callable[[int, int], None]
 
 _URL = "http://localhost:8000"
-# What the generator writes into each SDK, so that nothing else is ever replaced.
+# A file that is in each SDK: no folder without it is ever replaced.
 _MARK = PurePosixPath(".openapi-generator/VERSION")
 
 
@@ -62,10 +62,10 @@ def choose_languages(text: str | None) -> list[LanguageName]:
 
 
 def served_document(url: str) -> Document:
-    """Return what SDKs of a running server are generated from.
+    """Return the OpenAPI document for SDKs of a running server.
 
     Args:
-        url: where it answers, with a proxy's prefix; the SDKs' default address.
+        url: its address, with a proxy's prefix; the SDKs' default address.
 
     Raises:
         ServerAnswerError: if it can't be reached, or is no Policy Server.
@@ -78,12 +78,12 @@ def served_document(url: str) -> Document:
 
 
 def local_document(settings: Settings) -> Document:
-    """Return what SDKs of the policy in this folder are generated from.
+    """Return the OpenAPI document for SDKs of the policy in this folder.
 
     The policy is loaded, since only it knows the types of its actions.
 
     Args:
-        settings: where it lies.
+        settings: the folder of the policy.
 
     Raises:
         PolicyServerError: if it can't be served.
@@ -121,11 +121,11 @@ def write_clients(
     """Write SDKs, each into a folder named after its language.
 
     Args:
-        document: what `served_document` or `local_document` gave.
-        languages: which.
+        document: the result of `served_document` or `local_document`.
+        languages: the languages to write.
         output: the folder above them.
         settings: where generated SDKs are kept.
-        on_progress: is told how many are there, and of how many.
+        on_progress: is called with the number of SDKs done, and of all.
 
     Yields:
         A line for each.

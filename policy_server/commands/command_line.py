@@ -1,4 +1,4 @@
-"""From arguments to an exit code: what python-fire leaves to be done.
+"""From arguments to an exit code: the work that python-fire does not do.
 
 Fire guesses types (`[1,2]` becomes a list, `{"a": true}` a mapping of words), runs a command before
 it looks at the arguments that are left over, and shows its help in a pager. Here arguments have the
@@ -42,10 +42,10 @@ class Task:
     """A command whose arguments are known and which has not run."""
 
     def __init__(self, start: Callable[[], Iterator[str]]) -> None:
-        """Keep what to run.
+        """Own the command until it runs.
 
         Args:
-            start: gives the lines to print.
+            start: begins the command and gives the lines to print.
         """
         self._start = start
 
@@ -82,8 +82,8 @@ def run(commands: type, arguments: Sequence[str], *, program: str) -> int:
 
     Args:
         commands: its public methods are the commands.
-        arguments: what stands behind the program's name.
-        program: how it is called, such as `python generate.py`; its last word begins messages.
+        arguments: the arguments behind the program's name.
+        program: the program's name, such as `python generate.py`; its last word begins messages.
 
     Returns:
         The exit code: 0; 1 after an error in one line on standard error; 2 after a wrong usage,
@@ -117,10 +117,10 @@ def run(commands: type, arguments: Sequence[str], *, program: str) -> int:
 
 
 class Terminal(Protocol):
-    """What a progress bar needs of a stream."""
+    """The methods of a stream that a progress bar uses."""
 
     def isatty(self) -> bool:
-        """Return whether somebody looks on."""
+        """Return whether the stream is a terminal."""
 
     def write(self, text: str, /) -> int:
         """Write text."""
@@ -130,13 +130,13 @@ class Terminal(Protocol):
 
 
 def progress_bar(stream: Terminal) -> Callable[[int, int], None]:
-    """Return what draws a bar on a terminal, and nothing anywhere else.
+    """Return a function that draws a bar on a terminal, and does nothing on any other stream.
 
     Args:
-        stream: where to.
+        stream: the stream that the bar is drawn on.
 
     Returns:
-        A function of what is done and of all there is to do. The bar goes when both are equal.
+        A function of the number done and the number of all. The bar goes when both are equal.
     """
 
     def draw(done: int, total: int) -> None:
@@ -233,7 +233,7 @@ def _spell_out_flags(
 
     Args:
         methods: the commands; their bool arguments are the flags.
-        arguments: what the user typed.
+        arguments: the words that the user typed.
 
     Returns:
         The arguments, and `--` behind them where fire's own options begin.

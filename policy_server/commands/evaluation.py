@@ -1,4 +1,4 @@
-"""How good a policy is as served: whole episodes over HTTP, against actions at random."""
+"""The mean return of a served policy: whole episodes over HTTP, compared with random actions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FEWEST_EPISODES = 2
 
 
 class Environment(Protocol):
-    """What `make_environment()` returns: gymnasium's methods and three of our own."""
+    """The result of `make_environment()`: gymnasium's methods and three of our own."""
 
     def reset(self, *, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode; give the first observation."""
@@ -42,7 +42,7 @@ class Environment(Protocol):
         """Return the JSON that a server takes; a list where its schema names no observations."""
 
     def action_from(self, actions: list[Any]) -> Any:  # noqa: ANN401 -- gymnasium's own
-        """Return what `step` takes for the `actions` of a server's answer."""
+        """Return the action that `step` takes for the `actions` of a server's answer."""
 
     def random_action(self, generator: np.random.Generator) -> Any:  # noqa: ANN401 -- gymnasium's own
         """Return an action drawn uniformly."""
@@ -50,11 +50,11 @@ class Environment(Protocol):
 
 @dataclass(frozen=True)
 class MeanReturn:
-    """What an agent collects in an episode.
+    """The rewards that an agent collects in an episode, on average.
 
     Attributes:
-        mean: over the episodes.
-        standard_error: of that mean.
+        mean: the mean over the episodes.
+        standard_error: the standard error of that mean.
     """
 
     mean: float
@@ -67,7 +67,7 @@ class MeanReturn:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The policy against chance, on episodes with the same seeds.
+    """The policy's return beside that of random actions, on episodes with the same seeds.
 
     Attributes:
         name: the example's.
@@ -111,10 +111,10 @@ def evaluate(
         folder: holds environment.py.
         connect: opens a connection to the server; each thread has its own.
         episodes: how many each agent plays.
-        seed: of the episodes and of all draws: the same seed gives the same returns.
+        seed: the seed of the episodes and of all draws: the same seed gives the same returns.
         is_deterministic: take the policy's mode instead of a draw.
         parallel: episodes that are played at once.
-        on_progress: is told after each episode how many of how many are done.
+        on_progress: is called after each episode with the number done, and of all.
 
     Returns:
         Both mean returns.
@@ -167,7 +167,7 @@ def evaluate(
 
 
 class _StoppedError(Exception):
-    """Another thread failed, or the user has had enough."""
+    """Another thread failed, or the user ended the command."""
 
 
 class _Games:
@@ -238,7 +238,7 @@ def _import_environment(file: Path) -> Callable[[], Environment]:
     name = "policy_server_environment"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None, "it is a .py file"
-    assert spec.loader is not None, "likewise"
+    assert spec.loader is not None, "a file of Python has a loader"
     module = importlib.util.module_from_spec(spec)
     # Dataclasses look their module up there.
     sys.modules[name] = module
@@ -258,7 +258,7 @@ def _import_environment(file: Path) -> Callable[[], Environment]:
 
 
 def _check_serves(folder: Path, url: str, served: Mapping[str, Any]) -> None:
-    """Hold the example's schema against the served one; another policy would answer nonsense."""
+    """Refuse a server whose schema is not the example's: another policy would answer nonsense."""
     try:
         expected = public_schema(read_schema(folder / "schema.yaml"))
     except SchemaError:

@@ -27,17 +27,17 @@ def export_policy(
     """Export a stable-baselines3 policy.
 
     Args:
-        policy: what `model.save` wrote.
+        policy: the file that `model.save` wrote.
         folder: gets saved_model.zip and schema.yaml.
         observation_names: such as `speed,position:2`; None to draft them.
         action_names: such as `left,right`; None to draft them.
         normalization: the file that `VecNormalize.save` wrote, or `none` where the observations
             were not scaled; None to go by what the policy's file shows.
         overwrite: replace the files if they exist.
-        on_note: told in a line each what else is to be known.
+        on_note: is called with a line for each further fact about the two files.
 
     Returns:
-        What was written.
+        The paths of saved_model.zip and schema.yaml.
 
     Raises:
         ExportError: if the policy can't be exported.

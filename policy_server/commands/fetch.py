@@ -26,16 +26,16 @@ def fetch(
     Args:
         uri: the zip's address.
         schema_uri: the schema's address.
-        settings: where to, and the limits.
-        terminal: where a bar is drawn; log events are written where it is none.
+        settings: the folder and the limits.
+        terminal: the stream for a progress bar; where it is no terminal, log events are written.
 
     Yields:
         The lines to print.
 
     Raises:
         UsageError: if an address can't be used.
-        ModelError: if a file can't be had, is not sound, or can't be put in place.
-        SchemaError: if schema.yaml is wrong, or not the policy's.
+        ModelError: if a file can't be fetched, is damaged, or can't be put in place.
+        SchemaError: if schema.yaml is wrong, or does not fit the policy.
     """
     try:
         model = parse_uri(uri, name="URI")
@@ -70,7 +70,7 @@ def _check_fetched_pair(settings: Settings) -> PairCheck:
 
 
 def _check_pair(settings: Settings) -> PairCheck:
-    """Return the check of a policy with the schema.yaml that is there already."""
+    """Return a check of the fetched policy, by the schema.yaml that is there already."""
     is_first = find_policy(settings) is None
 
     def check(folder: Path, schema: Path | None) -> None:

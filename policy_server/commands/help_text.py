@@ -1,4 +1,4 @@
-"""Help from docstrings, at once: fire's own hides positional arguments and starts a pager."""
+"""Help from docstrings, printed at once: fire's hides positional arguments and starts a pager."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def overview(program: str, commands: type, methods: Mapping[str, Callable[..., Any]]) -> str:
-    """Return what the program is for, and its commands.
+    """Return the help of the program: its purpose and its commands.
 
     Args:
-        program: how it is called, such as `python generate.py`.
+        program: the program's name, such as `python generate.py`.
         commands: has the docstring.
         methods: the commands by name.
     """
@@ -43,10 +43,10 @@ def overview(program: str, commands: type, methods: Mapping[str, Callable[..., A
 
 
 def command_help(program: str, method: Callable[..., Any]) -> str:
-    """Return what a command does, and its arguments.
+    """Return the help of a command: its purpose and its arguments.
 
     Args:
-        program: how it is called, such as `python generate.py`.
+        program: the program's name, such as `python generate.py`.
         method: the command.
     """
     about = docstrings.parse(inspect.getdoc(method))
@@ -64,7 +64,7 @@ def usage(program: str, method: Callable[..., Any]) -> list[str]:
     """Return how a command is written, with its arguments.
 
     Args:
-        program: how it is called, such as `python generate.py`.
+        program: the program's name, such as `python generate.py`.
         method: the command.
     """
     parameters = inspect.signature(method).parameters.values()

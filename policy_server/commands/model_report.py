@@ -1,4 +1,4 @@
-"""What a model says of itself: the report of `inspect` and the draft of `schema`."""
+"""The report of `inspect` about a model, and the schema.yaml that `schema` drafts from it."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class ModelReport:
     """A model, and the schema.yaml that lies beside it.
 
     Attributes:
-        source: the zip or folder that was looked at.
-        signature: what was found; with the schema's names where that fits.
+        source: the zip or folder of the model.
+        signature: its inputs, outputs and distribution; with the schema's names where that fits.
         schema: the schema.yaml; None where there is none.
         problem: why the schema can't be served with this model; None where it can.
     """
@@ -73,14 +73,14 @@ class ModelReport:
 
 
 def inspect_model(path: Path | None, settings: Settings) -> ModelReport:
-    """Load a model, prove what it is, and hold the schema.yaml beside it against it.
+    """Load a model, check its distribution, and compare it with the schema.yaml beside it.
 
     Args:
         path: a zip, or a folder with saved_model.zip or saved_model.pb; None for the served policy.
-        settings: where that lies.
+        settings: the path of the served policy.
 
     Returns:
-        What was found.
+        The report.
 
     Raises:
         ModelError: if there is no model, or it can't give a policy.
@@ -105,7 +105,7 @@ def report_as_text(report: ModelReport) -> list[str]:
     """Return the report as aligned lines.
 
     Args:
-        report: what was found.
+        report: the report of `inspect_model`.
     """
     signature = report.signature
     width = signature.observation_width
@@ -144,7 +144,7 @@ def report_as_json(report: ModelReport) -> str:
     """Return the report as a JSON object on one line.
 
     Args:
-        report: what was found.
+        report: the report of `inspect_model`.
     """
     document: dict[str, Any] = asdict(report.signature)
     document |= {
@@ -163,7 +163,7 @@ def draft_schema(path: Path | None, settings: Settings) -> str:
 
     Args:
         path: as `inspect_model` takes it.
-        settings: where the served policy lies.
+        settings: the path of the served policy.
 
     Returns:
         YAML with a random access key.
@@ -193,7 +193,7 @@ def write_draft(text: str, file: Path, *, overwrite: bool) -> None:
 
     Args:
         text: its text.
-        file: where to.
+        file: the file to write.
         overwrite: replace the file if it exists.
 
     Raises:

@@ -1,4 +1,4 @@
-"""TensorFlow's C++ writes to standard error when it is imported, whatever its log level is."""
+"""The notes that TensorFlow's C++ writes to standard error at its import, at any log level."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _STANDARD_ERROR = 2
 
 @contextlib.contextmanager
 def hidden_native_logs() -> Iterator[None]:
-    """Keep what a library writes to standard error to ourselves, unless the block fails unforeseen.
+    """Hold standard error back in the block; write it only if an unforeseen error ends the block.
 
-    An error of this package says in its own words what is wrong; for any other the library's may be
-    the only ones.
+    An error of this package explains itself; for any other error, the library's own lines may be
+    the only explanation.
     """
     sys.stderr.flush()
     shown = os.dup(_STANDARD_ERROR)

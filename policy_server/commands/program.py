@@ -101,7 +101,8 @@ class Commands:
 
         Args:
             uri: Address of saved_model.zip; with #sha256=... behind it, no other content is taken.
-            schema_uri: Address of schema.yaml, likewise; the one that is there stays if left out.
+            schema_uri: Address of schema.yaml, with or without #sha256=... too.
+                The schema.yaml that is there stays if left out.
         """
         yield from fetch.fetch(uri, schema_uri, read_settings(), terminal=sys.stderr)
 
@@ -289,7 +290,7 @@ def main(arguments: Sequence[str], *, program: str) -> int:
     """Run the command that the arguments name.
 
     Args:
-        arguments: what stands behind the program's name.
+        arguments: the arguments behind the program's name.
         program: how the program is called, for help and messages.
 
     Returns:

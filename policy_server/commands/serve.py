@@ -25,7 +25,7 @@ def serve(settings: Settings, options: Mapping[str, str | int | None], *, reload
     """Replace this process by uvicorn; signals and exit code are uvicorn's from here on.
 
     Args:
-        settings: where the policy lies, for `reload`.
+        settings: the paths of the policy's files, for `reload`.
         options: uvicorn's, such as `{"port": 8000}`; None leaves one to uvicorn, which reads
             UVICORN_PORT before it takes its default.
         reload: start again when schema.yaml or saved_model.zip changes.

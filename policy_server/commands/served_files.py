@@ -1,4 +1,4 @@
-"""The files of the policy being served: put in place, unzipped, removed; without TensorFlow."""
+"""The files of the served policy: copied, unzipped, removed; without TensorFlow."""
 
 from __future__ import annotations
 
@@ -29,17 +29,16 @@ def copy_server_files(source: Path, settings: Settings) -> None:
     Args:
         source: the folder; or, where there is none of that name, an example's, such as
             examples/lpoc, which an installed package has too.
-        settings: where the server looks for the two.
+        settings: the folder of the server's files.
 
     Raises:
         PolicyServerError: if a start would refuse the new files, one is missing, or they can't be
-            written. The old files are then all in their place; if the process is killed, the next
-            start puts them there.
+            written. The old files are then all there; after a kill, the next start puts them back.
     """
     source = _example_of(source) or source
     schema, model = source / settings.schema_path.name, source / settings.zip_path.name
     _check_is_there(source, [schema, model])
-    with _translated_os_errors(settings.home), incoming_folder(settings.home) as folder:
+    with _as_model_errors(settings.home), incoming_folder(settings.home) as folder:
         unzipped = _unzip_servable(model, schema, folder, settings)
         for file in (schema, model):
             shutil.copyfile(file, folder / file.name)
@@ -48,13 +47,13 @@ def copy_server_files(source: Path, settings: Settings) -> None:
 
 
 def is_served(settings: Settings) -> bool:
-    """Return whether a start would have a policy, so that an example needn't take its place.
+    """Return whether a start would have a policy, so that no example has to be copied.
 
     Args:
-        settings: where it lies or comes from.
+        settings: the folder, and the address if it is fetched.
 
     Raises:
-        ModelError: if several policies lie there, or a schema.yaml of somebody's own without one.
+        ModelError: if several policies lie there, or only a schema.yaml that is no example's.
     """
     if has_policy(settings):
         return True
@@ -71,7 +70,7 @@ def unzip(settings: Settings) -> Path:
     """Unzip saved_model.zip to models/.
 
     Args:
-        settings: where both lie.
+        settings: the folder of both.
 
     Returns:
         The folder that holds saved_model.pb.
@@ -86,7 +85,7 @@ def unzip(settings: Settings) -> Path:
             f"and its schema with `{command_for('copy_server_files FOLDER')}`"
         )
     schema = settings.schema_path if settings.schema_path.exists() else None
-    with _translated_os_errors(settings.home), incoming_folder(settings.home) as folder:
+    with _as_model_errors(settings.home), incoming_folder(settings.home) as folder:
         unzipped = _unzip_servable(settings.zip_path, schema, folder, settings)
         return _unzip_in_place(unzipped, settings)
 
@@ -95,10 +94,10 @@ def clean(settings: Settings) -> list[Path]:
     """Remove saved_model.zip, the unzipped policy and the generated clients; schema.yaml stays.
 
     Args:
-        settings: where they lie.
+        settings: the folder of the files.
 
     Returns:
-        What was removed.
+        The paths that were removed.
 
     Raises:
         ModelError: if something can't be removed.
@@ -112,7 +111,7 @@ def clean(settings: Settings) -> list[Path]:
         for path in (settings.zip_path, *unzipped, settings.home / _CLIENTS, settings.sdks_path)
         if os.path.lexists(path)
     ]
-    with _translated_os_errors(settings.home):
+    with _as_model_errors(settings.home):
         for path in found:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -122,7 +121,7 @@ def clean(settings: Settings) -> list[Path]:
 
 
 def _unzip_servable(zip_path: Path, schema: Path | None, folder: Path, settings: Settings) -> Path:
-    """Unzip a policy to a folder of its own, and hold that a server could start with it."""
+    """Unzip a policy to a folder of its own, and check that a server could start with it."""
     models = folder / settings.models_path.name
     unzipped = unpack_model(zip_path, models, max_bytes=settings.max_unpacked_bytes)
     check_servable(unzipped, schema, settings)
@@ -130,7 +129,7 @@ def _unzip_servable(zip_path: Path, schema: Path | None, folder: Path, settings:
 
 
 def _unzip_in_place(unzipped: Path, settings: Settings) -> Path:
-    """Unzip saved_model.zip to models/, with what compiling it gave elsewhere."""
+    """Unzip saved_model.zip to models/, and copy the compiled policy from another folder."""
     models = unpack_model(
         settings.zip_path, settings.models_path, max_bytes=settings.max_unpacked_bytes
     )
@@ -139,7 +138,7 @@ def _unzip_in_place(unzipped: Path, settings: Settings) -> Path:
 
 
 def _example_of(source: Path) -> Path | None:
-    """Return the example that a path names which is not there."""
+    """Return the example that a missing path names."""
     examples = examples_folder()
     example = examples / source.name
     is_named = not source.exists() and source.parent in (Path(), Path(examples.name))
@@ -159,7 +158,7 @@ def _check_is_there(source: Path, files: Sequence[Path]) -> None:
 
 
 @contextlib.contextmanager
-def _translated_os_errors(home: Path) -> Iterator[None]:
+def _as_model_errors(home: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

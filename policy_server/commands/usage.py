@@ -1,4 +1,4 @@
-"""What is wrong with a command line, in the words of the documentation rather than fire's."""
+"""Mistakes in a command line, in the words of the documentation rather than fire's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def named_method(methods: Methods, arguments: Sequence[str]) -> Callable[..., An
 
     Args:
         methods: the commands by name.
-        arguments: what the user typed.
+        arguments: the words that the user typed.
     """
     return methods.get(arguments[0].replace("-", "_")) if arguments else None
 
@@ -32,7 +32,7 @@ def check_values(method: Callable[..., Any], arguments: Sequence[str]) -> None:
 
     Args:
         method: the command.
-        arguments: what the user typed behind its name.
+        arguments: the words that the user typed behind its name.
 
     Raises:
         UsageError: naming the option.
@@ -45,12 +45,12 @@ def check_values(method: Callable[..., Any], arguments: Sequence[str]) -> None:
 
 
 def explain(message: str, methods: Methods, arguments: Sequence[str]) -> UsageError:
-    """Return what fire found wrong, as an error in our words.
+    """Return fire's finding as an error in our words.
 
     Args:
-        message: fire's own, or that of a value that can't be used.
+        message: fire's message, or that of a value that can't be used.
         methods: the commands by name.
-        arguments: what the user typed.
+        arguments: the words that the user typed.
     """
     method = named_method(methods, arguments)
     if message.startswith(_MISSING):

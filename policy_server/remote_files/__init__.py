@@ -1,7 +1,7 @@
 """Remote models: saved_model.zip and schema.yaml from s3://, gs://, https:// and files.
 
-`uris` reads the addresses, `stores` opens them, `failures` says what went wrong there, `pump` holds
-the deadline, `download` brings one file, `fetching` the pair.
+`uris` reads the addresses, `stores` opens them, `failures` puts their errors into words, `pump`
+ends a slow read at the deadline, `download` fetches one file, `fetching` both.
 """
 
 from __future__ import annotations

@@ -30,17 +30,17 @@ _SLOW = "raise POLICY_SERVER_DOWNLOAD_TIMEOUT_S if the connection is that slow"
 
 
 class UnreachableError(ModelError):
-    """A store did not give the file, for a reason that may pass."""
+    """A store did not give the file, but it may later."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a download may take.
+    """The limits of a download.
 
     Attributes:
         max_bytes: the largest size.
         size_setting: the name and value of the setting that says so, for messages.
-        timeout_s: the longest time, in seconds, with all attempts.
+        timeout_s: the longest time of all attempts together, in seconds.
     """
 
     max_bytes: int
@@ -50,7 +50,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Download:
-    """What was downloaded.
+    """A file that was downloaded.
 
     Attributes:
         size: in bytes.
@@ -74,18 +74,18 @@ def download(
     """Download a file.
 
     Args:
-        uri: where it lies.
-        target: the file to write; what it holds after an error is of no use.
-        limits: what it may take.
-        known_etag: of the version that is here already, if there is one.
-        on_progress: told the bytes that are done and that there are, where the store says how many.
+        uri: the address of the file.
+        target: the file to write; after an error its content is of no use.
+        limits: the largest size and the longest time.
+        known_etag: the ETag of the version that is here already, if there is one.
+        on_progress: is called with the bytes done and, where the store says so, all bytes.
 
     Returns:
-        What was written; None if the version is the known one, and nothing was written.
+        The file; None if the version is the known one, and nothing was written.
 
     Raises:
-        UnreachableError: if the store fails in a way that may pass, or takes too long.
-        ModelError: if the file can't be had, is too large, or is not the pinned one.
+        UnreachableError: if the store fails but may answer later, or takes too long.
+        ModelError: if the file can't be fetched, is too large, or is not the pinned one.
     """
     deadline = time.monotonic() + limits.timeout_s
     for attempt in range(1, _ATTEMPTS + 1):
@@ -142,7 +142,7 @@ def _watched(
     limits: Limits,
     on_progress: OnProgress,
 ) -> Iterator[bytes]:
-    """Hand the chunks on, as long as they are within the limits."""
+    """Yield the chunks, as long as they are within the limits."""
     _check_size(uri, content.size or 0, limits)
     done, next_log = 0, time.monotonic() + _LOG_EVERY_S
     try:

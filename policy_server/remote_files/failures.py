@@ -1,4 +1,4 @@
-"""What the stores' libraries raise, in our words: which errors pass, and what a user can do.
+"""The errors of the stores' libraries, in our words: whether to try again, and the remedy.
 
 Their own texts are not shown: they hold whole addresses, and with them the signatures of presigned
 ones.
@@ -15,7 +15,7 @@ from typing import Any
 from policy_server.errors import ModelError
 from policy_server.remote_files.uris import RemoteUri, Scheme
 
-__all__ = ["PassingError", "translated"]
+__all__ = ["PassingError", "as_store_errors"]
 
 _PASSING_STATUSES = (408, 412, 425, 429)
 _SERVER_ERRORS = 500
@@ -32,24 +32,24 @@ _UNREACHED = "can't be reached"
 
 
 class PassingError(Exception):
-    """A store fails in a way that may pass; the text says how."""
+    """A store fails but may answer later; the text gives the reason."""
 
 
 @contextlib.contextmanager
-def translated(uri: RemoteUri, *, silence_s: float) -> Iterator[None]:
-    """Translate what a store's library raises.
+def as_store_errors(uri: RemoteUri, *, silence_s: float) -> Iterator[None]:
+    """Raise the errors of a store's library as errors of this package.
 
     Args:
-        uri: what is asked for.
+        uri: the address of the file.
         silence_s: how long the store may be silent, in seconds, for messages.
 
     Raises:
-        PassingError: if it may go well later.
-        ModelError: if it won't.
+        PassingError: if a later attempt may succeed.
+        ModelError: if none will.
     """
     try:
         yield
-    except _translatable() as error:
+    except _library_errors() as error:
         if (status := _status_of(error)) is not None:
             raise _explain_status(status, uri) from error
         if _lacks_credentials(error):
@@ -62,7 +62,7 @@ def translated(uri: RemoteUri, *, silence_s: float) -> Iterator[None]:
         raise PassingError(_passing_reason(error, silence_s)) from error
 
 
-def _translatable() -> tuple[type[BaseException], ...]:
+def _library_errors() -> tuple[type[BaseException], ...]:
     import urllib3.exceptions as http
 
     return (

@@ -1,4 +1,4 @@
-"""The served pair from remote addresses: fetched, checked as a whole, put in place as a whole."""
+"""Fetching saved_model.zip and schema.yaml: both are checked together and replaced together."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ PairCheck = Callable[[Path, Path | None], None]
 
 @dataclass(frozen=True)
 class FetchedFile:
-    """A file that is in place.
+    """A file that was fetched, now or before.
 
     Attributes:
-        path: where it lies.
-        source: where it came from, as it may be shown.
+        path: the file on this machine.
+        source: its address, in the form that may be shown.
         size: in bytes.
         sha256: the content's digest.
         state: `fetched` now; `unchanged`, since it is what was there already; or `outdated` at
@@ -55,7 +55,7 @@ class FetchedFile:
 
 @dataclass(frozen=True)
 class _Copy:
-    """A fetched file, as the record tells it and the disk confirms it."""
+    """A file fetched before: the record names it, and the file on disk still has its digest."""
 
     identity: str
     sha256: str
@@ -64,21 +64,21 @@ class _Copy:
 
 
 def bring_files(settings: Settings, *, check: PairCheck) -> None:
-    """Put in place what the settings name, before a server reads it.
+    """Fetch the files that the settings name, before a server reads them.
 
-    Where a store can't be reached, what was fetched from the same addresses before is kept.
+    Where a store can't be reached, files fetched earlier from the same addresses are served.
 
     Args:
-        settings: where from, where to, and the limits.
-        check: what the two have to pass before they are put in place.
+        settings: the addresses, the folder, and the limits.
+        check: the check that both have to pass before they replace the old files.
 
     Raises:
         SettingsError: if an address can't be used.
-        ModelError: if a file can't be had or put in place.
+        ModelError: if a file can't be fetched or put in place.
         SchemaError: if the fetched schema.yaml is wrong.
-        PolicyServerError: what `check` raises.
+        PolicyServerError: as `check` raises it.
     """
-    with _translated_os_errors(settings.home):
+    with _as_model_errors(settings.home):
         restore_interrupted(settings.home)
     if settings.model_uri is None and settings.schema_uri is None:
         return
@@ -101,29 +101,29 @@ def fetch_files(
 ) -> list[FetchedFile]:
     """Fetch saved_model.zip, schema.yaml or both, check them, and put them in place together.
 
-    What is there already is not fetched again: a pinned file if its digest is right, any other if
-    the store says that its version is still the same.
+    A file that is there already is not fetched again: a pinned one if its digest is right, any
+    other if the store says that its version is still the same.
 
     Args:
-        settings: where to, and the limits.
-        model: where saved_model.zip comes from; the one that is there stays if None.
-        schema: where schema.yaml comes from, likewise.
-        check: what the two have to pass before they are put in place.
+        settings: the folder and the limits.
+        model: the address of saved_model.zip; None leaves the file that is there.
+        schema: the address of schema.yaml; None leaves the file that is there.
+        check: the check that both have to pass before they replace the old files.
         is_outdated_allowed: keep a copy from the same address if the store can't be reached.
-        on_progress: told the bytes that are done and that there are, of each file.
+        on_progress: is called with the bytes done and all bytes, for each file.
 
     Returns:
-        What is in place now, in the order schema.yaml, saved_model.zip.
+        The files that were asked for, in the order schema.yaml, saved_model.zip.
 
     Raises:
-        ModelError: if a file can't be had, is not sound, or can't be put in place. Both files are
-            then as they were.
-        SchemaError: if schema.yaml is wrong, likewise.
-        PolicyServerError: what `check` raises, likewise.
+        ModelError: if a file can't be fetched, is damaged, or can't be put in place.
+        SchemaError: if schema.yaml is wrong.
+        PolicyServerError: as `check` raises it. After any of these errors both files are as they
+            were before.
     """
     wanted = {settings.schema_path: schema, settings.zip_path: model}
     sources = {path: uri for path, uri in wanted.items() if uri is not None}
-    with _translated_os_errors(settings.home):
+    with _as_model_errors(settings.home):
         pinned = [_pinned_file(path, uri) for path, uri in sources.items()]
         if (kept := [file for file in pinned if file is not None]) and len(kept) == len(pinned):
             return kept
@@ -132,7 +132,7 @@ def fetch_files(
             try:
                 files = [fetcher.fetch(path, uri) for path, uri in sources.items()]
             except UnreachableError as error:
-                # The two belong together: one new and one old may not fit.
+                # Both are kept or none: a new file and an old one may not fit.
                 copies = fetcher.copies_of(sources)
                 if not is_outdated_allowed or copies is None:
                     raise
@@ -143,7 +143,7 @@ def fetch_files(
 
 
 class _Fetcher:
-    """Fetches to a folder, and moves what it fetched from there."""
+    """Fetches files to a folder of its own, and moves them from there."""
 
     def __init__(self, settings: Settings, folder: Path, on_progress: OnProgress) -> None:
         self._settings = settings
@@ -179,7 +179,7 @@ class _Fetcher:
         return FetchedFile(path, uri.public, got.size, got.sha256, state)
 
     def copies_of(self, sources: Mapping[Path, RemoteUri]) -> list[FetchedFile] | None:
-        """Return what was fetched from these addresses before; None if one is missing."""
+        """Return the files fetched before from these addresses; None if one is missing."""
         copies = [
             FetchedFile(path, uri.public, copy.size, copy.sha256, "outdated")
             if (copy := self._copy(path, uri)) is not None
@@ -190,7 +190,7 @@ class _Fetcher:
         return found if len(found) == len(copies) else None
 
     def put_in_place(self, files: Sequence[FetchedFile], check: PairCheck) -> None:
-        """Put what is new in place if it can be served, and note where it came from."""
+        """Replace the old files by the new if they can be served, and record their addresses."""
         names = [file.path.name for file in files if file.state == "fetched"]
         settings = self._settings
         unzipped = self._unzipped(names) if names else None
@@ -216,13 +216,13 @@ class _Fetcher:
         return unpack_model(found, unzipped, max_bytes=self._settings.max_unpacked_bytes)
 
     def _schema(self, names: Sequence[str]) -> Path | None:
-        """Return the schema.yaml that it will be served with; None if there is none."""
+        """Return the schema.yaml that the policy will be served with; None if there is none."""
         there = self._settings.schema_path
         new = self._folder / there.name
         return new if there.name in names else there if there.exists() else None
 
     def _copy(self, path: Path, uri: RemoteUri) -> _Copy | None:
-        """Return the copy in place if it came from this address, and nothing else is asked for."""
+        """Return the file fetched before if it came from this address, and no digest is pinned."""
         copy = self._copies.get(path.name)
         is_wanted = copy is not None and uri.sha256 is None and copy.identity == uri.identity
         return copy if is_wanted else None
@@ -237,7 +237,7 @@ class _Fetcher:
         return Limits(limit, setting, settings.download_timeout_s)
 
     def _check(self, path: Path, uri: RemoteUri) -> None:
-        """Hold that a fetched file is sound, in words that name its source."""
+        """Refuse a damaged file, in a message that names its address."""
         file = self._folder / path.name
         try:
             if path == self._settings.schema_path:
@@ -254,14 +254,14 @@ class _Fetcher:
 
 
 def _pinned_file(path: Path, uri: RemoteUri) -> FetchedFile | None:
-    """Return the file in place if it is the pinned one."""
+    """Return the file that is there if it has the pinned digest."""
     if uri.sha256 is None or not path.is_file() or _digest(path) != uri.sha256:
         return None
     return FetchedFile(path, uri.public, path.stat().st_size, uri.sha256, "unchanged")
 
 
 def _read_record(settings: Settings) -> dict[str, _Copy]:
-    """Return what was fetched before and is still in place, byte for byte."""
+    """Return the files of the record that are still there unchanged, byte for byte."""
     try:
         record = json.loads((settings.home / _RECORD).read_text())
         copies = {str(name): _Copy(**entry) for name, entry in record.items()}
@@ -282,7 +282,7 @@ def _digest(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _translated_os_errors(home: Path) -> Iterator[None]:
+def _as_model_errors(home: Path) -> Iterator[None]:
     try:
         yield
     except PolicyServerError:

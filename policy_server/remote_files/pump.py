@@ -1,7 +1,7 @@
 """A deadline for a store, however slowly its bytes trickle.
 
-The libraries of the stores know a longest silence only: a byte a second goes on for ever. So they
-read on a thread of its own, and whoever waits for it stops at the deadline.
+The libraries of the stores only limit a silence: a byte a second may go on for ever. So a thread of
+its own reads, and the thread that needs the bytes waits for it until the deadline.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ def opened_until(
     """Open a file as `opened` does, and end each wait for it at the deadline.
 
     Args:
-        deadline: as `time.monotonic` counts.
-        uri: where it lies.
-        known_etag: of the version that is here already, if there is one.
+        deadline: by the clock of `time.monotonic`.
+        uri: the address of the file.
+        known_etag: the ETag of the version that is here already, if there is one.
         silence_s: how long the store may be silent, in seconds.
 
     Yields:
         The file; None if its version is the known one.
 
     Raises:
-        DeadlineError: if the deadline comes first; while the chunks are read, too.
-        PassingError: if the store fails in a way that may pass.
+        DeadlineError: if the deadline comes first, also while the chunks are read.
+        PassingError: if the store fails but may answer later.
         ModelError: if it fails otherwise.
     """
     pump = _Pump(deadline)
@@ -62,7 +62,7 @@ _Item = RemoteContent | bytes | BaseException | None
 
 
 class _Pump:
-    """What passes between the thread that reads and the one that waits."""
+    """The queue between the thread that reads and the thread that waits."""
 
     def __init__(self, deadline: float) -> None:
         self.is_wanted = threading.Event()
@@ -71,7 +71,7 @@ class _Pump:
         self._items: queue.Queue[_Item] = queue.Queue(_MOST_CHUNKS)
 
     def run(self, uri: RemoteUri, known_etag: str | None, silence_s: float) -> None:
-        """Read the file, until its end or until nobody wants it."""
+        """Read the file, until its end or until the waiting thread has stopped."""
         try:
             with opened(uri, known_etag=known_etag, silence_s=silence_s) as content:
                 self._send(content)
@@ -85,7 +85,7 @@ class _Pump:
             self._send(error)
 
     def receive(self) -> _Item:
-        """Return what was read next; raise what went wrong there."""
+        """Return the next item that was read, or raise the reader's error."""
         try:
             item = self._items.get(timeout=max(self._deadline - time.monotonic(), 0))
         except queue.Empty:

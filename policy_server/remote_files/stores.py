@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from policy_server.errors import ModelError
 from policy_server.installation import require
-from policy_server.remote_files.failures import PassingError, translated
+from policy_server.remote_files.failures import PassingError, as_store_errors
 from policy_server.remote_files.uris import RemoteUri, is_loopback
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class RemoteContent:
 
     Attributes:
         size: in bytes; None where the store doesn't say.
-        etag: what tells its versions apart; None where the store doesn't say.
+        etag: the store's name of this version; None where the store gives none.
         chunks: the bytes, read as they are asked for.
     """
 
@@ -52,15 +52,15 @@ def opened(
     """Open a file.
 
     Args:
-        uri: where it lies.
-        known_etag: of the version that is here already, if there is one.
+        uri: the address of the file.
+        known_etag: the ETag of the version that is here already, if there is one.
         silence_s: how long the store may be silent, in seconds.
 
     Yields:
         The file; None if its version is the known one.
 
     Raises:
-        PassingError: if the store fails in a way that may pass.
+        PassingError: if the store fails but may answer later.
         ModelError: if it fails otherwise.
         MissingPackageError: if the library of the store is not installed.
     """
@@ -70,7 +70,7 @@ def opened(
         return
     open_remote = {"s3": _open_s3, "gs": _open_google}.get(uri.scheme, _open_http)
     with contextlib.ExitStack() as stack:
-        with translated(uri, silence_s=silence_s):
+        with as_store_errors(uri, silence_s=silence_s):
             file, size, etag = open_remote(uri, known_etag, silence_s)
         if file is None:
             yield None
@@ -167,13 +167,13 @@ def _open_http(uri: RemoteUri, known_etag: str | None, silence_s: float) -> _Ope
 
 
 class _RawBody:
-    """The body of an answer, in the pieces that it comes in; smart_open waits for whole blocks."""
+    """The body of an answer, read in the pieces that arrive; smart_open waits for whole blocks."""
 
     def __init__(self, file: Any) -> None:  # noqa: ANN401 -- smart_open's reader has no public type
         self._file = file
 
     def read(self, size: int) -> bytes:
-        """Return what is there, at least a byte; nothing at the end."""
+        """Return the bytes that have arrived, at least one; none at the end."""
         piece: bytes = self._file.response.raw.read1(size)
         return piece
 
@@ -222,7 +222,7 @@ def _smart_open(uri: RemoteUri, parameters: Mapping[str, Any]) -> IO[bytes]:
 def _read(uri: RemoteUri, file: IO[bytes], size: int | None, silence_s: float) -> Iterator[bytes]:
     done = 0
     while True:
-        with translated(uri, silence_s=silence_s):
+        with as_store_errors(uri, silence_s=silence_s):
             chunk = file.read(_CHUNK_BYTES)
         if not chunk:
             break

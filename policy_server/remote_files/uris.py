@@ -1,4 +1,4 @@
-"""Where a file comes from: an address, its pin, and the form of it that may be shown."""
+"""The address of a remote file: its digest if one is pinned, and the form that may be shown."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class RemoteUri:
     """A file's address.
 
     Attributes:
-        scheme: which kind of store; `file` for paths too.
-        address: what the store is asked for, without the pin; a path where the scheme is `file`.
-            May hold a signature, so it is never shown.
+        scheme: the kind of store; `file` for paths too.
+        address: the address without the digest, as the store takes it; a path where the scheme
+            is `file`. May hold a signature, so it is never shown.
         public: the address without its query, for logs and messages.
         sha256: the content's digest in lower case, if it is pinned.
     """
@@ -87,7 +87,7 @@ def is_loopback(host: str | None) -> bool:
     """Return whether a host's name or address is that of this machine itself.
 
     Args:
-        host: as a URL has it, without brackets.
+        host: a URL's host, without brackets.
     """
     if host is None:
         return False

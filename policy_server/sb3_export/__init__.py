@@ -38,24 +38,24 @@ def export_policy(
     overwrite: bool = False,
     on_note: Callable[[str], None] = lambda _note: None,
 ) -> list[Path]:
-    """Export a trained policy, and prove that the export is the policy.
+    """Export a trained policy, and check that the export answers as the policy does.
 
     Understands PPO and A2C (Discrete, MultiDiscrete and Box actions), MaskablePPO, DQN and SAC with
-    MLP policies, of stable-baselines3 1.x too. No code of either file is run: what their pickles
-    may name is on a list.
+    MLP policies, of stable-baselines3 1.x too. No code of either file is run: their pickles may
+    only name classes and functions that are on a list.
 
     Args:
         path: the .zip that `model.save` of stable-baselines3 wrote.
         output_dir: gets saved_model.zip and schema.yaml; made if missing.
         observation_names: names for the values of a Box observation in order, or a mapping from
-            each name to how many values it has. What is called `action_mask` is the mask of a
+            each name to how many values it has. The name `action_mask` is the mask of a
             maskable policy. The keys of a Dict observation are its names already.
         action_names: one name for each action component.
         vec_normalize: the statistics that `VecNormalize.save` wrote, if the policy was trained with
             them.
         is_unscaled: its observations were not scaled in training, whatever the file shows.
         overwrite: replace the files if they exist.
-        on_note: told, in a line each, what else is to be known of the two files.
+        on_note: is called with a line for each further fact about the two files.
 
     Returns:
         The paths of saved_model.zip and schema.yaml.

@@ -25,7 +25,7 @@ from policy_server.sb3_export.saved_policy import UNDERSTOOD, TrainedPolicy
 __all__ = ["describe_policy"]
 
 _Module = Any  # torch.nn.Module; PyTorch is there for training only.
-_Space = Any  # gymnasium.Space, likewise.
+_Space = Any  # gymnasium.Space; gymnasium is there for training only.
 
 
 def describe_policy(trained: TrainedPolicy, *, mask_start: int | None = None) -> MlpPolicy:
@@ -39,7 +39,7 @@ def describe_policy(trained: TrainedPolicy, *, mask_start: int | None = None) ->
         The description.
 
     Raises:
-        ExportError: if a part of it is more than an MLP.
+        ExportError: if it is more than an MLP.
     """
     policy, space = trained.policy, trained.action_space
     if trained.family == "dqn":
@@ -120,7 +120,7 @@ def _dense_layers(network: _Module) -> list[DenseLayer]:
 
 
 def _head(modules: Sequence[_Module]) -> DenseLayer:
-    """Return one layer that gives the outputs of several side by side."""
+    """Return one layer whose outputs are those of several, side by side."""
     for module in modules:
         _check_class(module, ("Linear",), "a layer")
     weights = np.concatenate([_array(module.weight) for module in modules]).T

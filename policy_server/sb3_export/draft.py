@@ -199,7 +199,7 @@ def draft_schema(
     Args:
         fields: the observation.
         actions: the action components.
-        source: what it was drafted from, for its first line.
+        source: the policy's origin in words, for the first line.
 
     Returns:
         YAML that `parse_schema` accepts.
@@ -285,7 +285,7 @@ def _fields(values: Values, pairs: Sequence[tuple[str, int]]) -> Iterator[Observ
 
 
 def _say_key(field: ObservationField, key: str) -> ObservationField:
-    """Describe a field that could not be called as its key is."""
+    """Return the field, with its key in the description where that is no name for a field."""
     if field.name == key:
         return field
     known = [f"{key!r} in the environment", *filter(None, [field.description])]

@@ -38,13 +38,13 @@ def check_unscaled(
 
     Args:
         path: the policy's file, for messages.
-        space: of its observations.
+        space: the space of its observations.
         last: the last observation that the policy saw in training; None where it saw none.
-        original: the last one that was kept as the environment gave it, likewise.
+        original: the last observation as the environment gave it; None where none was kept.
         is_on_policy: the algorithm learns from its own episodes.
 
     Raises:
-        ExportError: if it was.
+        ExportError: if it was trained with VecNormalize.
     """
     if original is None or not (is_on_policy or _is_scaled(space, last, original)):
         return
@@ -54,7 +54,7 @@ def check_unscaled(
 
 
 def read_statistics(path: Path, width: int) -> Any:  # noqa: ANN401 -- VecNormalize
-    """Read what `VecNormalize.save` wrote.
+    """Read the statistics that `VecNormalize.save` wrote.
 
     Args:
         path: the file.

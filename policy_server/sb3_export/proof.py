@@ -1,4 +1,4 @@
-"""Prove that an exported policy, as the server will load it, is the one that was trained."""
+"""Check that an exported policy, as the server will load it, answers as the trained one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def prove_export(folder: Path, trained: TrainedPolicy, described: MlpPolicy) -> 
     Args:
         folder: the unpacked SavedModel.
         trained: stable-baselines3's own policy.
-        described: what was written to the folder.
+        described: the policy that was written to the folder.
 
     Raises:
         ExportError: if a number differs by more than 1e-5 (relative where it is larger than 1).
@@ -52,7 +52,7 @@ def prove_export(folder: Path, trained: TrainedPolicy, described: MlpPolicy) -> 
 def _random_observations(
     trained: TrainedPolicy, described: MlpPolicy
 ) -> tuple[Float32Array, list[Any]]:
-    """Return observations as a server gets them, and the same as the environment gives them."""
+    """Return random observations in two forms: the server's, and the environment's."""
     from gymnasium.spaces.utils import flatten, unflatten
 
     space, generator = trained.observation_space, np.random.default_rng(0)

@@ -39,7 +39,7 @@ _UNREADABLE = (
 )
 
 _Module = Any  # torch.nn.Module; PyTorch is there for training only.
-_Space = Any  # gymnasium.Space, likewise.
+_Space = Any  # gymnasium.Space; gymnasium is there for training only.
 _Family = Literal["actor_critic", "maskable", "dqn", "sac"]
 
 
@@ -49,12 +49,12 @@ class TrainedPolicy:
 
     Attributes:
         policy: the PyTorch policy, in evaluation mode on the CPU.
-        family: which kind it is.
-        observation_space: what it was trained on.
-        action_space: likewise.
+        family: its algorithm.
+        observation_space: the space of the observations in training.
+        action_space: the space of its actions.
         statistics: the VecNormalize that scaled its observations; None where it was trained
             without.
-        is_scaling_known: whether the file shows, or somebody has said, how they were scaled.
+        is_scaling_known: whether the file shows, or the user has said, how they were scaled.
     """
 
     policy: _Module
@@ -82,7 +82,7 @@ def read_policy(
 
     Args:
         path: the .zip.
-        vec_normalize: what `VecNormalize.save` wrote, if the policy was trained with it.
+        vec_normalize: the file that `VecNormalize.save` wrote, if the policy was trained with it.
         is_unscaled: the policy's observations were not scaled, whatever the file shows.
 
     Returns:
@@ -113,7 +113,7 @@ def read_policy(
             f"stable-baselines3 {version} can; {UNDERSTOOD}, with a net_arch of its own for each"
         )
     observation_space = open_bounds(data["observation_space"])
-    # Says in plain words what can't be exported, before the policy's own code meets it.
+    # Refuses in plain words a policy that can't be exported, before its own code runs.
     width = observation_width(draft_observation_fields(observation_space))
     try:
         policy = policy_class(observation_space, data["action_space"], lambda _: 0.0, **arguments)

@@ -1,4 +1,4 @@
-"""What a training environment's spaces say: names, numbers and bounds."""
+"""The spaces of a training environment, as names, numbers and bounds."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _Space = Any  # gymnasium.Space; gymnasium is there for training and tests only.
 
 @dataclass(frozen=True)
 class Values:
-    """A flat run of an observation's numbers and what is known of each.
+    """A run of an observation's numbers, flattened, with the bounds of each.
 
     Attributes:
         kind: their type in schema.yaml.
         low: the smallest of each; -inf for none.
         high: the largest of each; inf for none.
         example: one observation.
-        description: what the numbers are, where that is no matter of course.
+        description: the meaning of the numbers, where the name does not tell it.
     """
 
     kind: Literal["int", "float"]
@@ -49,7 +49,7 @@ def flatten_space(space: _Space, name: str) -> Values:
 
     Args:
         space: Box, Discrete, MultiDiscrete or MultiBinary.
-        name: what it is called, for messages.
+        name: its name, for messages.
 
     Raises:
         ExportError: if the space has another type, or is an image.
@@ -118,7 +118,7 @@ def name_keys(keys: Sequence[str]) -> dict[str, str]:
 
 
 def open_bounds(space: _Space) -> _Space:
-    """Return an observation space without the bounds that only say that there is none.
+    """Return an observation space with infinity for bounds that only stand for no bound.
 
     Args:
         space: a space; gym's and older environments give the largest float32 in place of infinity.

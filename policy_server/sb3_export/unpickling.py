@@ -1,4 +1,4 @@
-"""Unpickle what describes a policy, by a list of names that it may use: no other code is run.
+"""Unpickle the description of a policy, by a list of names that it may use: no other code runs.
 
 stable-baselines3 keeps spaces, classes and the statistics of VecNormalize as pickles, which may
 name any function of any module to be called. Spaces of gym, which stable-baselines3 1.x used,
@@ -45,10 +45,10 @@ _RENAMED = (
 
 
 class ForeignNameError(Exception):
-    """A pickle names what is not on the list.
+    """A pickle names a class or function that is not on the list.
 
     Attributes:
-        name: with its module, as the file has it.
+        name: the name with its module, as in the file.
     """
 
     def __init__(self, name: str) -> None:
@@ -57,28 +57,28 @@ class ForeignNameError(Exception):
 
 
 class MissingNameError(ForeignNameError):
-    """A pickle names what is on the list, and not in the packages that are installed."""
+    """A pickle names a class on the list that the installed packages don't have."""
 
 
 def unpickle(content: bytes) -> Any:  # noqa: ANN401 -- a pickle may hold anything
-    """Return what a pickle holds.
+    """Return the object that a pickle holds.
 
     Args:
         content: the pickle.
 
     Raises:
-        ForeignNameError: if it names what is not on the list.
-        MissingNameError: if the installed packages lack what it names.
+        ForeignNameError: if it names a class or function that is not on the list.
+        MissingNameError: if the installed packages lack a class that it names.
         Exception: of other types, if it is damaged.
     """
     return _Unpickler(io.BytesIO(content)).load()
 
 
 class _Unused:
-    """Takes the place of an object that nothing is asked of."""
+    """A stand-in for an object that is never used."""
 
     def __init__(self, *arguments: object) -> None:
-        """Take what the object would be made of, and drop it."""
+        """Drop the arguments of the object."""
 
     def __setstate__(self, state: object) -> None:
         """Drop the state too."""
@@ -86,7 +86,7 @@ class _Unused:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 -- a class or a function
-        """Return what the file names, if it is on the list."""
+        """Return the class or function that the file names, if it is on the list."""
         stated = f"{module}.{name}"
         for old, new in _RENAMED:
             module = old.sub(new, module) if old.match(module) else module

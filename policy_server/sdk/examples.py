@@ -1,6 +1,6 @@
 """The words of each README: how the SDK is installed, and a program that asks for one action.
 
-`%name%` marks what `policy_server.sdk.readme` fills in.
+`policy_server.sdk.readme` replaces each `%name%`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class Example:
         install: how to install the SDK, in Markdown.
         program: asks for one action.
         fence: the program's language in Markdown.
-        error: what a method does where the server answers an error, in Markdown.
-        intro: what the program is, a sentence and a space behind it.
+        error: how a method reports an error of the server, in Markdown.
+        intro: a sentence about the program, with a space behind it.
     """
 
     install: str

@@ -62,8 +62,8 @@ async def generate(document: Document, language: Language) -> Files:
     """Generate an SDK, in a process of the lowest priority.
 
     Args:
-        document: what `prepare_document` gave.
-        language: which.
+        document: the result of `prepare_document`.
+        language: the SDK's language.
 
     Returns:
         The files by their path in the SDK. The same input gives the same bytes.

@@ -1,4 +1,4 @@
-"""What is generated for each language: openapi-generator's options, and names of what it writes."""
+"""The languages of SDKs: openapi-generator's options for each, and names in the code it writes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Language:
         name: as it stands in the route.
         title: the language's own name.
         generator: openapi-generator's name for it.
-        options: what it takes as `--additional-properties`; see docs/generators of its repository.
+        options: its `--additional-properties`; see docs/generators of its repository.
         version_option: the option that takes the version.
         model: the file of the model `{name}`.
         dropped: patterns of files that its users don't need.
-        raw: what the names of methods for flat observations end in.
+        raw: the ending of the names of methods for flat observations.
     """
 
     name: LanguageName
@@ -49,7 +49,7 @@ class Language:
         return not any(file.match(pattern) for pattern in (*_DROPPED, *self.dropped))
 
 
-# Continuous integration and publishing of a project that the SDK is not.
+# Files for the continuous integration and publishing of a project.
 _DROPPED = (
     "git_push.*",
     ".travis.yml",

@@ -1,4 +1,4 @@
-"""What openapi-generator 7.26.0 writes wrong, or with placeholders of a repository, made right."""
+"""Corrections to the files that openapi-generator 7.26.0 writes: its faults, its placeholders."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ _PATTERNS = (
 
 
 def mend(file: PurePosixPath, content: bytes, names: Mapping[str, str]) -> bytes:
-    """Return a generated file as it has to be.
+    """Return a generated file, corrected.
 
     Args:
         file: its path in the SDK.
-        content: what the generator wrote.
-        names: what each observation is called in the SDK's language.
+        content: the file as the generator wrote it.
+        names: the name of each observation in the SDK's language.
     """
     if file.name == "package.json":
         package = json.loads(content)

@@ -38,12 +38,12 @@ class Naming:
     """How a language spells the names of a model's properties.
 
     Attributes:
-        spell: a name as the language spells it.
+        spell: spells a name as the language does.
         reserved: names that the language, or the code of a generated model, needs for itself.
-        rename: a reserved name made usable.
-        number: the n-th of the names that would be one.
-        key: what tells two names apart.
-        accessors: what the generator names the methods of the property `{}`.
+        rename: makes a reserved name usable.
+        number: makes the n-th of several equal names different.
+        key: gives two names the same key if the language takes them for one.
+        accessors: the generator's names of the methods of the property `{}`.
         argument: a property's name as an argument of the model's constructor.
     """
 
@@ -189,7 +189,7 @@ def observation_names(document: Document, language: str) -> dict[str, str]:
     """Return the name of each property of the model that is sent, in the document's order.
 
     Args:
-        document: what the SDK is generated from.
+        document: the OpenAPI document of the SDK.
         language: of the SDK.
     """
     schemas: Document = document["components"].get("schemas", {})

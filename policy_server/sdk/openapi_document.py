@@ -26,11 +26,11 @@ _FOR_ARRAYS = "log_probability"
 
 
 def prepare_document(document: Document, *, url: str) -> Document:
-    """Return what an SDK is generated from.
+    """Return the OpenAPI document that an SDK is generated from.
 
     Args:
         document: the OpenAPI document as it is served.
-        url: where the server answers: with the proxy's prefix, or without one if the document
+        url: the server's address: with the proxy's prefix, or without one if the document
             names it.
 
     Returns:
@@ -38,7 +38,7 @@ def prepare_document(document: Document, *, url: str) -> Document:
     """
     prepared = copy.deepcopy(document)
     prepared["servers"] = [{"url": _base_url(document, url)}]
-    # A client library that downloads client libraries serves nobody.
+    # No program needs a client library that downloads client libraries.
     prepared["paths"] = {
         path: methods
         for path, methods in prepared["paths"].items()
@@ -74,9 +74,9 @@ def _use_one_key(document: Document) -> None:
 
 
 def _drop_answers(document: Document) -> None:
-    """Remove the real answers that stand there as examples: a policy may draw other ones next time.
+    """Remove the real answers that are examples: without a seed they differ from start to start.
 
-    Only such that have no seed do; their SDK would be generated again at each start.
+    With them the SDK would be generated again at each start.
     """
     for methods in document["paths"].values():
         for operation in methods.values():
@@ -86,7 +86,7 @@ def _drop_answers(document: Document) -> None:
 
 
 def _use_one_form(document: Document) -> None:
-    """Leave JSON where there are arrays too, and rows where a body may be rows or columns.
+    """Leave only JSON where a body may be an array too, and only rows where it may be columns.
 
     Of several content types and of types without a name, the generators write one method with
     untyped arguments, or none. A parameter that is for arrays alone goes with these.

@@ -53,7 +53,7 @@ def observation_model(document: Document) -> str:
     """Return the name of the model that the example sends.
 
     Args:
-        document: what the SDK is generated from.
+        document: the OpenAPI document of the SDK.
     """
     return "Observation" if "/predict" in document["paths"] else "RawObservation"
 
@@ -62,7 +62,7 @@ def render_readme(document: Document, language: Language, source: str) -> str:
     """Return the README.
 
     Args:
-        document: what the SDK is generated from.
+        document: the OpenAPI document of the SDK.
         language: of the SDK.
         source: the generated file of `observation_model`.
 

@@ -39,10 +39,10 @@ class Sdk:
     """A zip to download.
 
     Attributes:
-        file_name: what to call it.
-        key: names its content.
-        languages: what is in it.
-        document: what it is generated from.
+        file_name: its name when it is downloaded.
+        key: the digest of all that it is made from.
+        languages: the languages in it.
+        document: the OpenAPI document that it is generated from.
     """
 
     file_name: str
@@ -55,7 +55,7 @@ class Sdk:
         """Name the SDK of a document.
 
         Args:
-            document: what `prepare_document` gave.
+            document: the result of `prepare_document`.
             languages: one or several, each in a folder of its own.
 
         Raises:
@@ -79,11 +79,11 @@ class SdkStore:
         *,
         generate: Callable[[Document, Language], Coroutine[Any, Any, Files]] = generate,
     ) -> None:
-        """Name the folder; it is made when there is something to keep.
+        """Own the zips in a folder, which is made with the first one.
 
         Args:
-            folder: where the zips lie.
-            generate: what writes an SDK.
+            folder: holds the zips.
+            generate: writes an SDK.
         """
         self._folder = folder
         self._generate = generate
@@ -96,8 +96,8 @@ class SdkStore:
         """Return the zip; generate it if it is not there.
 
         Args:
-            sdk: which.
-            wait_s: the longest wait in seconds. What was started goes on behind it.
+            sdk: the zip that is asked for.
+            wait_s: the longest wait in seconds. The generator runs on after it.
 
         Raises:
             SdkPendingError: if the wait was not long enough.
@@ -119,7 +119,7 @@ class SdkStore:
         return task.result()
 
     async def aclose(self) -> None:
-        """Stop what is being generated."""
+        """Stop the generators that still run."""
         tasks = list(self._running.values())
         for task in tasks:
             task.cancel()
@@ -150,7 +150,7 @@ class SdkStore:
         return content
 
     def _lock_of_processes(self) -> AbstractAsyncContextManager[object]:
-        """Return what processes that generate take turns by: nothing in a read-only folder."""
+        """Return the lock by which processes take turns; in a read-only folder there is none."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             return FileLock(self._folder / ".lock")
@@ -170,7 +170,7 @@ class SdkStore:
         return content
 
     def _write(self, key: str, content: bytes) -> None:
-        """Keep a zip; it appears complete or not at all."""
+        """Write a zip; it appears complete or not at all."""
         try:
             write_whole(self._path(key), content)
             kept = sorted(self._folder.glob("*.zip"), key=lambda path: path.stat().st_mtime)
@@ -187,7 +187,7 @@ def files_of(content: bytes) -> dict[PurePosixPath, bytes]:
     """Return the files of a zip; the first part of a path is the language.
 
     Args:
-        content: what `SdkStore.fetch` gave.
+        content: the result of `SdkStore.fetch`.
     """
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         return {PurePosixPath(name): archive.read(name) for name in archive.namelist()}
@@ -215,7 +215,7 @@ def _key(document: Document, languages: Sequence[LanguageName]) -> str:
 
 @functools.cache
 def _fingerprint() -> str:
-    """Return what stands for this package's own code, which has the options and the READMEs."""
+    """Return the digest of this package's own code, which has the options and the READMEs."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())

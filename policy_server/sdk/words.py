@@ -1,6 +1,6 @@
 """Words that a property can't be named in each language, in the language's own spelling.
 
-They are the language's keywords and literals, and what the code of a generated model uses.
+They are the language's keywords and literals, and the names in the code of a generated model.
 """
 
 from __future__ import annotations
