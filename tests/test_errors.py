@@ -12,6 +12,7 @@ from policy_server.errors import ObservationError, PolicyServerError
 STATUSES = {
     "BodyTimeoutError": 408,
     "BodyTooLargeError": 413,
+    "MissingPackageError": 501,
     "NotReadyError": 503,
     "ObservationError": 422,
     "OverloadedError": 503,
