@@ -1,0 +1,50 @@
+"""The core types: a policy's signature, its inputs and outputs, and where it computes."""
+
+from __future__ import annotations
+
+from policy_server.policy.calls import (
+    ANSWER_KINDS,
+    LARGEST,
+    NO_SEED,
+    AnswerKind,
+    Float32Array,
+    Float64Array,
+    Int64Array,
+    PolicyInputs,
+    PolicyOutputs,
+    refuse_memory_and_masks,
+)
+from policy_server.policy.protocols import Policy, PolicyBackend
+from policy_server.policy.signature import (
+    ActionComponent,
+    ActionOutput,
+    Basis,
+    ComponentKind,
+    PolicySignature,
+    SignatureTensor,
+)
+
+__all__ = [
+    "ANSWER_KINDS",
+    "DEFAULT_POLICY",
+    "LARGEST",
+    "NO_SEED",
+    "ActionComponent",
+    "ActionOutput",
+    "AnswerKind",
+    "Basis",
+    "ComponentKind",
+    "Float32Array",
+    "Float64Array",
+    "Int64Array",
+    "Policy",
+    "PolicyBackend",
+    "PolicyInputs",
+    "PolicyOutputs",
+    "PolicySignature",
+    "SignatureTensor",
+    "refuse_memory_and_masks",
+]
+
+# The name of the policy that the routes without a name ask.
+DEFAULT_POLICY = "default"

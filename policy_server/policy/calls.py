@@ -1,0 +1,171 @@
+"""One call of a policy: observations with what is asked of each, and their answers, in columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policy_server.errors import UnsupportedAnswerError
+
+__all__ = [
+    "ANSWER_KINDS",
+    "LARGEST",
+    "NO_SEED",
+    "AnswerKind",
+    "Float32Array",
+    "Float64Array",
+    "Int64Array",
+    "PolicyInputs",
+    "PolicyOutputs",
+    "refuse_memory_and_masks",
+]
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+Int64Array = NDArray[np.int64]
+
+# Answers are 32-bit floats, and JSON has no infinity.
+LARGEST = float(np.finfo(np.float32).max)
+_LOG_LARGEST = math.log(LARGEST)
+
+AnswerKind = Literal["predict", "predict_deterministic", "distribution"]
+ANSWER_KINDS: tuple[AnswerKind, ...] = get_args(AnswerKind)
+NO_SEED = -1
+
+
+@dataclass(frozen=True, eq=False)
+class PolicyInputs:
+    """The inputs of one call of a policy: B observations and the options of each, in columns.
+
+    It crosses to the replicas: arrays and nothing else.
+
+    Attributes:
+        observations: float[B, observation_width] in the signature's `row_dtype`.
+        is_deterministic: bool[B]; True asks for the mode, False for a draw.
+        seeds: int64[B]; the seed of a row's draw, or -1 for an independent one.
+        wants_distribution: whether `PolicyOutputs.distribution` is asked for.
+        state: the memory of each row's episode, float[B, ...] for each of the policy's state
+            tensors in order; empty starts every row from the zero state.
+        masks: bool[B, choices], the integer actions that are allowed; None allows all.
+    """
+
+    observations: Float32Array | Float64Array
+    is_deterministic: NDArray[np.bool_]
+    seeds: Int64Array
+    wants_distribution: bool = True
+    state: tuple[NDArray[Any], ...] = ()
+    masks: NDArray[np.bool_] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        observations: Float32Array | Float64Array,
+        *,
+        is_deterministic: bool = False,
+        seeds: Sequence[int] | Int64Array | None = None,
+        wants_distribution: bool = True,
+    ) -> PolicyInputs:
+        """Return inputs that ask the same of every row.
+
+        Args:
+            observations: float[B, observation_width].
+            is_deterministic: True asks for modes, False for draws.
+            seeds: a seed for each row; None for independent draws.
+            wants_distribution: whether the distribution is asked for.
+        """
+        rows = len(observations)
+        return cls(
+            observations,
+            np.full(rows, is_deterministic),
+            np.full(rows, NO_SEED) if seeds is None else np.asarray(seeds, np.int64),
+            wants_distribution=wants_distribution,
+        )
+
+    def __len__(self) -> int:
+        """Return the number of rows, B."""
+        return len(self.seeds)
+
+    def part(self, start: int, stop: int) -> PolicyInputs:
+        """Return the inputs of some rows.
+
+        Args:
+            start: the index of the first row.
+            stop: the index after the last row.
+        """
+        return PolicyInputs(
+            self.observations[start:stop],
+            self.is_deterministic[start:stop],
+            self.seeds[start:stop],
+            self.wants_distribution,
+            tuple(values[start:stop] for values in self.state),
+            None if self.masks is None else self.masks[start:stop],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PolicyOutputs:
+    """The answers to B observations, in columns.
+
+    Attributes:
+        actions: float64[B, A], one column per action value in the order of `action_outputs`;
+            integers are exact.
+        log_probability: float64[B], of the whole action as it is answered: of a density, in the
+            units of the answer, where actions are continuous; NaN where it is unknown.
+        distribution: float32[B, K], the inputs of the action distribution; None where the family is
+            unknown, or where the distribution was not asked for.
+        state: the memory of each row's episode after this step, as `PolicyInputs.state`; empty for
+            a policy without memory.
+    """
+
+    actions: Float64Array
+    log_probability: Float64Array
+    distribution: Float32Array | None
+    state: tuple[NDArray[Any], ...] = ()
+
+    def __len__(self) -> int:
+        """Return the number of rows, B."""
+        return len(self.actions)
+
+    @property
+    def probability(self) -> Float64Array:
+        """Return float64[B]: probabilities or densities, cut to float32's largest number."""
+        chances = np.exp(np.minimum(self.log_probability, _LOG_LARGEST))
+        return np.minimum(chances, LARGEST)
+
+    @classmethod
+    def joined(cls, parts: Sequence[PolicyOutputs]) -> PolicyOutputs:
+        """Return the answers of several calls as those of one, in order.
+
+        Args:
+            parts: at least one; either all of them have a distribution or none.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        distributions = [part.distribution for part in parts if part.distribution is not None]
+        states = zip(*(part.state for part in parts), strict=True)
+        return cls(
+            np.concatenate([part.actions for part in parts]),
+            np.concatenate([part.log_probability for part in parts]),
+            np.concatenate(distributions) if distributions else None,
+            tuple(np.concatenate(values) for values in states),
+        )
+
+
+def refuse_memory_and_masks(inputs: PolicyInputs) -> None:
+    """Refuse inputs that a policy without memory, whose actions are always allowed, can't use.
+
+    Args:
+        inputs: the inputs of a call.
+
+    Raises:
+        UnsupportedAnswerError: if a state or a mask is given.
+    """
+    if inputs.state:
+        raise UnsupportedAnswerError("this policy takes no state; ask without one")
+    if inputs.masks is not None:
+        raise UnsupportedAnswerError("this policy takes no action mask; ask without one")

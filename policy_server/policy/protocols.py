@@ -1,0 +1,70 @@
+"""The two boundaries around a policy: computed at once, or by a backend that is waited for."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from policy_server.policy.calls import PolicyInputs, PolicyOutputs
+from policy_server.policy.signature import PolicySignature
+
+__all__ = ["Policy", "PolicyBackend"]
+
+
+class Policy(Protocol):
+    """Something that computes action distributions from observations, at once and in this thread.
+
+    Every format's loader returns one. Calls come from one thread at a time.
+    """
+
+    @property
+    def signature(self) -> PolicySignature:
+        """Return the policy's signature."""
+
+    def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+        """Answer B observations.
+
+        Args:
+            inputs: the observations, and the options of each.
+
+        Returns:
+            The answers, row by row in the order of the observations.
+
+        Raises:
+            PolicyServerError: if the policy can't answer a row, or can't give the kind asked for.
+        """
+
+    def seconds_for(self, rows: int) -> float:
+        """Return about how many seconds a call takes; a caller may wait for a short one.
+
+        Args:
+            rows: how many observations the call has.
+        """
+
+
+class PolicyBackend(Protocol):
+    """Where a policy computes, asynchronously: Ray Serve's replicas, or this process."""
+
+    @property
+    def signature(self) -> PolicySignature:
+        """Return the signature of the policy that is served."""
+
+    @property
+    def capacity(self) -> int:
+        """Return how many calls are computed at the same time: one a replica."""
+
+    async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+        """Answer B observations with one call of the policy.
+
+        Args:
+            inputs: the observations, and the options of each.
+
+        Returns:
+            The answers, row by row in the order of the observations.
+
+        Raises:
+            PolicyServerError: with the status to answer: the policy failed, is overloaded or not
+                ready.
+        """
+
+    async def is_ready(self) -> bool:
+        """Return whether an observation would be answered now."""

@@ -1,0 +1,176 @@
+"""The signature of a policy: its observations, its actions, and their distribution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+__all__ = [
+    "ActionComponent",
+    "ActionOutput",
+    "Basis",
+    "ComponentKind",
+    "PolicySignature",
+    "SignatureTensor",
+]
+
+Basis = Literal["structure", "schema", "graph"]
+ComponentKind = Literal["categorical", "normal", "squashed_normal", "deterministic"]
+
+
+@dataclass(frozen=True)
+class SignatureTensor:
+    """An input or output of the model's signature.
+
+    Attributes:
+        name: its key in the signature, such as `observations` or `actions_0`.
+        dtype: NumPy's name of its type.
+        shape: its dimensions, None where they are open; None altogether where the rank is unknown.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...] | None
+
+
+@dataclass(frozen=True)
+class ActionOutput:
+    """One action as the environment takes it: an output `actions_i` of the policy.
+
+    Attributes:
+        name: its key in the signature.
+        is_integer: whether its values are integers.
+        columns: how many columns of `PolicyOutputs.actions` it takes.
+        is_vector: whether it has a dimension of its own, (N, k), and not one value a row, (N,).
+    """
+
+    name: str
+    is_integer: bool
+    columns: int
+    is_vector: bool
+
+
+@dataclass(frozen=True)
+class ActionComponent:
+    """One independent part of the action distribution.
+
+    Attributes:
+        kind: the family, which tells how its columns of `action_dist_inputs` are read.
+        size: the number of integer choices (categorical), or of dimensions (all others).
+        first_input: the index of its first value in a row of `action_dist_inputs`.
+        first_column: the index of its first column in `PolicyOutputs.actions`.
+        temperature: the number that the graph divides the logits by before it draws.
+        log_std_bounds: the bounds that the graph clips log_std to, None for an open side; None
+            altogether for no clipping.
+        mean_bounds: the bounds that the graph clips the mean to, or a deterministic component's
+            action; None as in `log_std_bounds`.
+        std_floor: the number that the graph adds to the deviation: std = exp(log_std) + std_floor.
+        name: its name in schema.yaml.
+        labels: the names of the integer choices, in order.
+        low: lower bounds in the environment's units, one a dimension.
+        high: upper bounds in the environment's units, one a dimension.
+        is_normalized: the policy's numbers lie in [-1, 1] and are rescaled to [low, high];
+            otherwise only clipped.
+    """
+
+    kind: ComponentKind
+    size: int
+    first_input: int
+    first_column: int
+    temperature: float = 1.0
+    log_std_bounds: tuple[float | None, float | None] | None = None
+    mean_bounds: tuple[float | None, float | None] | None = None
+    std_floor: float = 0.0
+    name: str | None = None
+    labels: tuple[str, ...] | None = None
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+    is_normalized: bool = True
+
+    @property
+    def inputs(self) -> int:
+        """Return how many values of `action_dist_inputs` it takes."""
+        return 2 * self.size if self.kind in ("normal", "squashed_normal") else self.size
+
+    @property
+    def is_clipped(self) -> bool:
+        """Return whether schema.yaml's bounds cut its distribution, so that they have a mass.
+
+        A squashed normal that is rescaled never exceeds them.
+        """
+        if self.low is None or self.high is None:
+            return False
+        if self.kind == "squashed_normal":
+            return not self.is_normalized and (max(self.low) > -1.0 or min(self.high) < 1.0)
+        return self.kind == "normal"
+
+    @property
+    def columns(self) -> int:
+        """Return how many columns of `PolicyOutputs.actions` it takes."""
+        return 1 if self.kind == "categorical" else self.size
+
+
+@dataclass(frozen=True)
+class PolicySignature:
+    """A policy's inputs, outputs and action distribution, with the checks that confirmed them.
+
+    Attributes:
+        observation_width: how many numbers one observation has; None where the model leaves it
+            open.
+        observation_dtype: NumPy's name of the type of the `observations` input.
+        inputs: the signature's inputs.
+        outputs: the signature's outputs.
+        action_outputs: the actions, in numeric order.
+        components: the action distribution's components, ordered by column; None where the family
+            is unknown.
+        is_value_based: a greedy policy over Q values: it takes the best action with probability 1.
+        basis: the source of the distribution: `structure` (read from the graph's structure, and the
+            graph's draws and modes agree with it), `schema` (schema.yaml states it, since the file
+            does not), or `graph` (none is known: the graph's own outputs are answered).
+        has_deterministic_action: the model can give its deterministic action.
+        is_tuple_of_one: its only action is a tuple's only component, which the file hardly shows.
+        recurrent_inputs: the names of the inputs that carry recurrent state, which starts at zero.
+        engine: the library that computes the policy.
+        engine_reason: why that library, in words.
+        findings: how family and sizes were identified and checked, for the log and for
+            `generate.py inspect`.
+    """
+
+    observation_width: int | None
+    observation_dtype: str
+    inputs: tuple[SignatureTensor, ...]
+    outputs: tuple[SignatureTensor, ...]
+    action_outputs: tuple[ActionOutput, ...]
+    components: tuple[ActionComponent, ...] | None
+    is_value_based: bool = False
+    basis: Basis = "graph"
+    has_deterministic_action: bool = True
+    is_tuple_of_one: bool = False
+    recurrent_inputs: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
+    engine: Literal["numpy", "tensorflow"] = "tensorflow"
+    engine_reason: str = ""
+
+    @property
+    def is_proved(self) -> bool:
+        """Return whether `components` were read from the graph and agree with its answers."""
+        return self.basis == "structure"
+
+    @property
+    def family(self) -> str:
+        """Return the family in words, such as `categorical(2)` or `normal(1) + categorical(3)`."""
+        if self.components is None:
+            return "unknown"
+        parts = " + ".join(f"{part.kind}({part.size})" for part in self.components)
+        return f"greedy over {parts}" if self.is_value_based else parts
+
+    @property
+    def row_dtype(self) -> type[np.float32] | type[np.float64]:
+        """Return the type that observations travel in: wide enough for the policy's own."""
+        return (
+            np.float32
+            if self.observation_dtype in ("float32", "float16", "bfloat16")
+            else np.float64
+        )
