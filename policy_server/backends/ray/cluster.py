@@ -24,13 +24,12 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
+from ray.serve.exceptions import RayServeException
 
 from policy_server.backends.ray.applications import (
     Application,
     VersionDescription,
     application_names,
-    missing_room,
     remove_application,
     start_serve,
 )
@@ -46,8 +45,9 @@ from policy_server.backends.ray.membership import (
 )
 from policy_server.backends.ray.own_ray import RAY_METRICS
 from policy_server.backends.ray.shared_ray import SharedRay
+from policy_server.backends.ray.signatures import find_signature
 from policy_server.engine.network import CompiledPolicy
-from policy_server.errors import NotReadyError, PolicyServerError, SettingsError
+from policy_server.errors import PolicyServerError, SettingsError
 from policy_server.formats.compiling_process import find_compiled
 from policy_server.formats.model_files import Model
 from policy_server.metrics import PolicyMetrics
@@ -61,8 +61,6 @@ logger = logging.getLogger(__name__)
 
 # What is locked while Ray Serve itself starts.
 _SERVE = "serve"
-_STATUS_PERIOD_S = 1.0
-_HEARING_PERIOD_S = 0.05
 _LEAVE_TIMEOUT_S = 10.0
 
 Compiling = Awaitable[CompiledPolicy | None]
@@ -208,7 +206,7 @@ class RayCluster:
             self._keeping.cancel()
         # A start is not broken off: what it has begun has to be ended.
         await asyncio.gather(self._joining, *self._all_kept(), return_exceptions=True)
-        for backend in self._backends:
+        for backend in list(self._backends):
             await backend.aclose()
         if not self._joining.cancelled() and not self._joining.exception():
             for name in list(self._applications):
@@ -255,7 +253,7 @@ class RayCluster:
                 async with self._building:
                     await asyncio.to_thread(_run, application, ledger, compiled)
             handle = await self._handle(name)
-            signature = await self._signature(application, handle)
+            signature = await find_signature(application, handle)
         except BaseException:
             with suppress(RayError, RayServeException):
                 await self._leave(name, is_retired=True)
@@ -300,40 +298,6 @@ class RayCluster:
         ledger = await self._joining
         await asyncio.to_thread(ledger.leave, name, is_retired=is_retired)
 
-    async def _signature(self, application: Application, handle: Handle) -> PolicySignature:
-        """Return the signature by the first replica that answers."""
-        watching = asyncio.create_task(_watch(application))
-        answering = asyncio.create_task(_describe(handle))
-        try:
-            async with asyncio.timeout(self._settings.start_timeout_s):
-                await asyncio.wait([watching, answering], return_when=asyncio.FIRST_COMPLETED)
-                signature: PolicySignature = await (answering if answering.done() else watching)
-        except PolicyServerError as error:
-            if hasattr(error, "__notes__"):
-                # The replica's own traceback, which is on another machine otherwise.
-                logger.exception("policy_not_loaded")
-            raise
-        except (RayError, RayServeException) as error:
-            raise _not_deployed(error) from error
-        except TimeoutError as error:
-            raise NotReadyError(await self._late(application)) from error
-        finally:
-            watching.cancel()
-            answering.cancel()
-            await asyncio.gather(watching, answering, return_exceptions=True)
-        return signature
-
-    async def _late(self, application: Application) -> str:
-        late = f"no replica was ready within {self._settings.start_timeout_s:g} s"
-        missing = ""
-        if application.is_crowded:
-            missing = await asyncio.to_thread(missing_room, self._settings)
-        return (
-            f"{late}: {missing}"
-            if missing
-            else (f"{late}; see Ray's logs, or raise POLICY_SERVER_START_TIMEOUT_S")
-        )
-
     async def _keep(self, ledger: Ledger) -> None:
         """Tell a cluster again and again what this process uses, and give it files it has lost."""
         while True:
@@ -373,27 +337,3 @@ def _run(application: Application, ledger: Ledger, compiled: CompiledPolicy | No
     with ledger.deploying(application.name):
         if not application.is_present():
             application.run(ledger.store(application.name, application.files(compiled)))
-
-
-async def _describe(handle: Handle) -> PolicySignature:
-    """Return the signature; a handle hears late of an application that went and came again."""
-    while True:
-        try:
-            signature: PolicySignature = await handle.call("describe")
-        except DeploymentUnavailableError:
-            await asyncio.sleep(_HEARING_PERIOD_S)
-        else:
-            return signature
-
-
-async def _watch(application: Application) -> PolicySignature:
-    """Raise an error when Ray Serve gives the application up."""
-    while True:
-        state, message = await asyncio.to_thread(application.state)
-        if state == "DEPLOY_FAILED":
-            raise _not_deployed(message)
-        await asyncio.sleep(_STATUS_PERIOD_S)
-
-
-def _not_deployed(reason: object) -> NotReadyError:
-    return NotReadyError(f"ray: could not deploy the policy: {' '.join(str(reason).split())}")

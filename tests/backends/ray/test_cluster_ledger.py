@@ -115,6 +115,18 @@ def test_server_that_died_while_it_deployed_holds_nobody_up(cluster: Cluster) ->
     assert cluster.book.begin("b", NEW)
 
 
+def test_server_that_deploys_for_long_and_is_heard_of_keeps_others_waiting(
+    cluster: Cluster,
+) -> None:
+    cluster.book.begin("a", NEW)
+
+    for _ in range(10):
+        cluster.wait(20)
+        cluster.book.enter("a", [NEW])
+
+    assert not cluster.book.begin("b", NEW)
+
+
 def test_server_hears_which_files_are_lost(cluster: Cluster) -> None:
     cluster.book.store(NEW, {"saved_model.pb": []})
 
