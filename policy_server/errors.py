@@ -89,7 +89,7 @@ class PolicyFailedError(PolicyServerError):
     """The policy raised while it computed; the cause is in the log, not in the message."""
 
     @classmethod
-    def translate(cls, error: Exception) -> PolicyServerError:
+    def of(cls, error: Exception) -> PolicyServerError:
         """Return the error that a failed call of the policy is answered with.
 
         Args:

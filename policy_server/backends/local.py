@@ -19,16 +19,16 @@ from policy_server.settings import Settings
 
 __all__ = ["LocalBackend", "LocalBackends", "open_local_backend"]
 
-# A call that is shorter than this is over before a thread would have begun with it, or nearly;
-# a longer one would hold up what else the event loop has to do.
+# A shorter call ends before a thread would have begun with it, or nearly; a longer one would delay
+# the event loop's other work.
 _LONGEST_IN_LOOP_S = 0.5e-3
 
 
 class LocalBackend:
-    """A `PolicyBackend` over one policy, and one thread for what would hold the event loop up."""
+    """A `PolicyBackend` over one policy, and one thread for calls too long for the event loop."""
 
     def __init__(self, policy: Policy, executor: ThreadPoolExecutor) -> None:
-        """Keep the policy and the thread that owns it."""
+        """Own the policy; the thread belongs to the caller, which ends it."""
         self._policy = policy
         self._executor = executor
 
@@ -61,10 +61,10 @@ class LocalBackends:
     metrics_url = None
 
     def __init__(self, settings: Settings) -> None:
-        """Open policies by these settings.
+        """Own nothing but the settings: each policy belongs to the block that opens it.
 
         Args:
-            settings: which engine computes a policy.
+            settings: the engine.
         """
         self._settings = settings
 
@@ -86,8 +86,8 @@ async def open_local_backend(
 
     Args:
         model: the policy's file.
-        schema: what schema.yaml says.
-        settings: which engine computes the policy.
+        schema: the contents of schema.yaml.
+        settings: the engine.
 
     Yields:
         The backend.

@@ -33,7 +33,7 @@ class Backends(Protocol):
 
         Args:
             model: the policy's files.
-            schema: what schema.yaml says of it.
+            schema: the contents of schema.yaml.
             metrics: counts its calls, under its name.
 
         Raises:
@@ -46,7 +46,7 @@ async def open_backends(settings: Settings) -> AsyncIterator[Backends]:
     """Open the backends that the settings name; they end with the block.
 
     Args:
-        settings: `backend`, and how many replicas with which ports and deadlines.
+        settings: `backend`; the number of replicas, ports and deadlines.
 
     Yields:
         The backends, for any number of policy versions.

@@ -65,7 +65,7 @@ async def exported_metrics(
 
 
 async def _share(exporter: MetricsExporter, stopping: asyncio.Event) -> None:
-    """Write this worker's counts every second, and take the port once no sister has it."""
+    """Write this worker's counts every second, and take the port once no other worker has it."""
     while not stopping.is_set():
         if exporter.url is None:
             with suppress(OSError):

@@ -204,7 +204,7 @@ class SingleCall:
 
     def fail(self, error: Exception) -> None:
         """Give every question that is still waited for the error."""
-        failed = PolicyFailedError.translate(error)
+        failed = PolicyFailedError.of(error)
         for item in self._waiting:
             if not item.answer.done():
                 item.answer.set_exception(failed)
@@ -296,7 +296,7 @@ class BulkCall:
 
     def fail(self, error: Exception) -> None:
         """End the request with the error; where one row is to blame, the message names it."""
-        failed = PolicyFailedError.translate(error)
+        failed = PolicyFailedError.of(error)
         if not isinstance(error, self.of_the_whole):
             kind = DistributionError if isinstance(error, DistributionError) else PolicyFailedError
             failed = kind(f"observation {self.first}: {failed.message}")

@@ -39,7 +39,7 @@ _HEALTH_CHECK_PERIOD_S = 1.0
 _MAX_ONGOING_CALLS = 64
 _CALLS_OF_A_REPLICA = 2
 _QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
-# One that is coming up, or is getting a new replica, is there: to deploy it again would restart it.
+# An application that is coming up, or gets a new replica, counts: deploying it again restarts it.
 _PRESENT = ("NOT_STARTED", "DEPLOYING", "RUNNING", "UNHEALTHY")
 
 
@@ -50,7 +50,7 @@ class VersionDescription:
     Attributes:
         name: the policy's name.
         model: the policy's file.
-        schema: what schema.yaml says.
+        schema: the contents of schema.yaml.
     """
 
     name: str
@@ -67,8 +67,8 @@ class Application:
 
     Attributes:
         version: the policy version.
-        settings: how many replicas it has, and what each of them needs.
-        is_crowded: whether replicas ask Ray for room, because others use it too.
+        settings: the number of replicas, and the CPUs of each.
+        is_crowded: whether replicas have to ask Ray for CPUs, because other programs use it too.
     """
 
     version: VersionDescription
@@ -86,7 +86,7 @@ class Application:
 
     @property
     def digest(self) -> str:
-        """Return the digest that the compiled policy is bound to."""
+        """Return the digest of all that the compiled policy is made from."""
         return digest_of(self.version.model.digest, self.version.schema)
 
     @property
@@ -104,7 +104,7 @@ class Application:
         return self.state()[0] in _PRESENT
 
     def state(self) -> tuple[str, str]:
-        """Return the application's state in Ray Serve's word, and what it says of it."""
+        """Return Ray Serve's word for the application's state, and its message about it."""
         known = serve.status().applications.get(self.name)
         return ("", "") if known is None else (str(known.status.value), known.message)
 
@@ -122,7 +122,7 @@ class Application:
         """Have Ray Serve start the replicas; they answer later.
 
         Args:
-            files: those of `files`, where a replica gets at them.
+            files: the files of `files`, stored for the replicas.
         """
         settings = self.settings
         scaling: dict[str, Any] = {"num_replicas": settings.num_replicas}
@@ -141,7 +141,7 @@ class Application:
         )(PolicyReplica)
         bound = deployment.bind(files, self.version.schema.policy_part(), self.digest)
         target = serve.RunTarget(bound, name=self.name, route_prefix=None)
-        # Its own wait asks once a second; whoever asks the replicas is answered by the first.
+        # Ray Serve's own wait asks once a second; a call is answered as soon as a replica is up.
         serve.run_many([target], wait_for_applications_running=False)
 
     def _needs(self) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def application_names() -> list[str]:
 
 
 def remove_application(name: str) -> None:
-    """Have an application's replicas end once they have answered, and forget it.
+    """Remove an application: its replicas end once they have answered.
 
     Args:
         name: the application's.
@@ -177,10 +177,10 @@ def remove_application(name: str) -> None:
 
 
 def missing_room(settings: Settings) -> str:
-    """Return what a replica needs of a cluster that is full, in words; empty where there is room.
+    """Return the CPUs that a full cluster lacks for a replica, in words; empty if it has room.
 
     Args:
-        settings: what a replica needs.
+        settings: the CPUs of a replica.
     """
     try:
         total = ray.cluster_resources().get(_CPU, 0.0)

@@ -42,7 +42,7 @@ class Handle:
             handle: as `serve.get_app_handle` returns it.
         """
         try:
-            # In this loop, and not in a thread that every call would be handed to and back.
+            # In this loop: another thread would cost each call two changes of thread.
             handle._init(_run_router_in_separate_loop=False)  # noqa: SLF001 -- Ray's own way to say so
             self._options: Mapping[str, Any] = {"_by_reference": False}
             handle.options(**self._options)
@@ -60,7 +60,7 @@ class Handle:
             arguments: the method's.
 
         Raises:
-            PolicyServerError: what the replica raised or returned.
+            PolicyServerError: the error that the replica raised or returned.
             RayError, RayServeException: if no replica answers.
         """
         bound = self._methods.get(method)
@@ -96,8 +96,8 @@ class RayBackend:
             handle: the application's.
             signature: that of the policy.
             application: the application's name.
-            replicas: how many there can be.
-            is_direct: whether calls go straight to a replica, or all of them by Ray Serve.
+            replicas: the largest number of them.
+            is_direct: whether calls go straight to a replica; False sends all of them by Ray Serve.
             timeout_s: the longest that a call may take, in seconds.
             count_lost: called once for each replica that dies.
         """
@@ -194,7 +194,7 @@ class RayBackend:
 
 
 def _cause_of(error: RayTaskError) -> PolicyServerError:
-    """Return the error that a replica raised; one of Ray's or Python's has its text as a note."""
+    """Return the error that a replica raised, with the text of Ray's or Python's own as a note."""
     if isinstance(error.cause, PolicyServerError):
         return error.cause
     failed = PolicyFailedError("the policy failed; the server's log has the reason")

@@ -59,7 +59,7 @@ __all__ = ["RayCluster", "VersionDescription", "open_ray_cluster"]
 
 logger = logging.getLogger(__name__)
 
-# What is locked while Ray Serve itself starts.
+# The name of the lock that is held while Ray Serve itself starts.
 _SERVE = "serve"
 _LEAVE_TIMEOUT_S = 10.0
 
@@ -109,14 +109,14 @@ def _membership(settings: Settings, call: OnRaysThread) -> Membership:
 
 
 def _not_counted() -> None:
-    """Count no lost replica."""
+    """Ignore a lost replica."""
 
 
 class RayCluster:
-    """A Ray that this process belongs to; policy versions come and go on it while calls run."""
+    """A Ray that this process belongs to; policy versions come and go while calls run."""
 
     def __init__(self, settings: Settings, membership: Membership) -> None:
-        """Own the process's membership in Ray until `aclose`, and the backends; begins to join.
+        """Own the membership in Ray and the backends until `aclose`; joining begins at once.
 
         Args:
             settings: replicas and deadlines.
@@ -134,14 +134,14 @@ class RayCluster:
 
     @property
     def addresses(self) -> Mapping[str, str]:
-        """Return the addresses of pages of Ray's, by name; there once a version is deployed."""
-        places = self._membership.places
-        return {name: address for name, address in places.items() if name != RAY_METRICS}
+        """Return the addresses of Ray's pages, by name; empty before a version is deployed."""
+        addresses = self._membership.addresses
+        return {name: address for name, address in addresses.items() if name != RAY_METRICS}
 
     @property
     def metrics_url(self) -> str | None:
         """Return the address of Ray's own metrics; None where it has none, or on a cluster."""
-        return self._membership.places.get(RAY_METRICS)
+        return self._membership.addresses.get(RAY_METRICS)
 
     @asynccontextmanager
     async def open(
@@ -150,7 +150,7 @@ class RayCluster:
         """Deploy a policy version, and leave it when the block ends; see `Backends.open`.
 
         A Ray of this process's own ends the replicas then. A cluster keeps them for servers that
-        are restarted, until another version has the place of this one and nobody uses it.
+        are restarted, until another version has replaced this one and no server uses it.
         """
         version = VersionDescription(metrics.policy, model, schema)
         backend = await self.deploy(version, count_lost=metrics.count_replica_lost)
@@ -299,7 +299,7 @@ class RayCluster:
         await asyncio.to_thread(ledger.leave, name, is_retired=is_retired)
 
     async def _keep(self, ledger: Ledger) -> None:
-        """Tell a cluster again and again what this process uses, and give it files it has lost."""
+        """Renew this process's entries in a cluster's ledger, and store lost files again."""
         while True:
             await asyncio.sleep(RENEWAL_PERIOD_S)
             try:
@@ -319,7 +319,7 @@ def _ledger(folder: Path | None) -> Ledger:
     """Start Ray Serve, unless it runs, and return the ledger of its applications.
 
     Args:
-        folder: where this machine's ledger lies; None for a cluster's.
+        folder: the folder of this machine's ledger; None for a cluster's.
     """
     ledger: Ledger
     if folder is not None:

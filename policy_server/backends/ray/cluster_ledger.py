@@ -31,7 +31,7 @@ __all__ = ["RENEWAL_PERIOD_S", "ClusterFiles", "ClusterLedger", "LedgerBook"]
 _ACTOR = "policy-server-ledger-1"
 _NAMESPACE = "policy_server"
 RENEWAL_PERIOD_S = 5.0
-# A server that has not been heard of for so long has gone.
+# A server that has not renewed its entries for so long has ended.
 _LEASE_S = 30.0
 _DEPLOYING_S = 20.0
 _POLL_S = 0.2
@@ -43,7 +43,7 @@ Pieces = dict[str, list[Any]]
 
 
 class LedgerBook:
-    """The actor's contents: what is in use, by whom and until when; and files."""
+    """The actor's contents: the servers that use each application, until when, and its files."""
 
     def __init__(
         self,
@@ -80,9 +80,9 @@ class LedgerBook:
             self._drop(application)
 
     def remove_replaced(self, application: str) -> None:
-        """Remove the applications of the same policy that nobody uses any more."""
+        """Remove older applications of the same policies that no server uses any more."""
         if self._clock() < self._since + 2 * RENEWAL_PERIOD_S:
-            # An actor that was restarted has not heard of everybody yet.
+            # An actor that was restarted does not know all servers yet.
             return
         policy = _policy_of(application)
         for other in self._names():
@@ -91,7 +91,7 @@ class LedgerBook:
                 self._drop(other)
 
     def begin(self, server: str, application: str) -> bool:
-        """Return whether a server may deploy an application now, which nobody else is doing."""
+        """Return whether a server may deploy an application now: no other server is doing so."""
         holder, until = self._deploying.get(application, ("", 0.0))
         # Files of gigabytes take longer; a server that still stores them is heard of.
         until = max(until, self._leases.get(application, {}).get(holder, 0.0))
@@ -101,20 +101,20 @@ class LedgerBook:
         return True
 
     def end(self, server: str, application: str) -> None:
-        """Note that a server has deployed an application, or has given it up."""
+        """Note that a server has deployed an application, or failed to."""
         if self._deploying.get(application, ("",))[0] == server:
             del self._deploying[application]
 
     def put(self, piece: NDArray[np.uint8]) -> list[Any]:
-        """Put a piece of a file to Ray's object store, as its owner, and return where it is."""
+        """Put a piece of a file to Ray's object store, as its owner, and return its reference."""
         return [ray.put(piece)]
 
     def store(self, application: str, files: Pieces) -> None:
-        """Keep an application's files, from pieces that `put` returned."""
+        """Store an application's files, as the references that `put` returned."""
         self._files[application] = files
 
     def files(self, application: str) -> Pieces | None:
-        """Return where the pieces of an application's files are; None where it has none."""
+        """Return the references of an application's files, by name; None where it has none."""
         return self._files.get(application)
 
     def _is_used(self, application: str) -> bool:
@@ -178,7 +178,7 @@ class ClusterLedger:
 
         Args:
             remove: removes an application from Ray Serve; it is called in the actor.
-            names: returns the applications that Ray Serve has; likewise in the actor.
+            names: returns the applications that Ray Serve has; it is called in the actor too.
         """
         self._server = uuid.uuid4().hex
         book: Any = ray.remote(LedgerBook)

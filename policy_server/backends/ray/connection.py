@@ -1,4 +1,4 @@
-"""This process's connection to a Ray: with which token, past which proxies, in which words."""
+"""This process's connection to a Ray: its token, the proxies that it avoids, its errors."""
 
 from __future__ import annotations
 
@@ -16,17 +16,23 @@ import ray
 from policy_server.errors import NotReadyError, SettingsError
 from policy_server.telemetry import adopt_loggers
 
-__all__ = ["connect", "restore_signal_handlers", "translated", "use_token", "without_proxies"]
+__all__ = [
+    "as_not_ready_error",
+    "connect",
+    "restore_signal_handlers",
+    "use_token",
+    "without_proxies",
+]
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 
 
 @contextmanager
 def without_proxies() -> Iterator[None]:
-    """Keep the environment's proxies from Ray while the block runs.
+    """Hide the environment's proxies from Ray while the block runs.
 
     Ray's processes call each other by the machine's own address, which nobody lists in NO_PROXY;
-    gRPC would ask the proxy for it. What is downloaded is here before Ray is.
+    gRPC would ask the proxy for it. Remote files are fetched before Ray starts.
     """
     proxies = {name: text for name, text in os.environ.items() if name.lower() in _PROXIES}
     for name in proxies:
@@ -38,10 +44,11 @@ def without_proxies() -> Iterator[None]:
 
 
 def use_token() -> None:
-    """Let only those who know a secret use the Ray that this process starts.
+    """Guard the Ray that this process starts by a token.
 
-    Whoever reaches a Ray can run code. The package chooses a token when it is imported, unless a
-    person has chosen one or none; here it does for a program that has imported Ray before.
+    Any program that reaches an unguarded Ray can run code. The package chooses a token when it is
+    imported, unless the operator has chosen one or none; this function does so for a program that
+    has imported Ray before.
 
     Raises:
         SettingsError: if Ray can't be told any more that there is a token.
@@ -70,8 +77,8 @@ def connect(
     """Connect to a Ray that runs, or start one.
 
     Args:
-        address: where it is; None starts one.
-        runtime_env: what its workers need beyond what is installed.
+        address: the Ray's address; None starts one.
+        runtime_env: the environment of its workers.
         options: of a Ray that is started.
     """
     # It says that it can't replace the handlers of signals from this thread, which are uvicorn's.
@@ -87,14 +94,14 @@ def connect(
 
 
 @contextmanager
-def translated(hint: str = "") -> Iterator[None]:
-    """Turn what Ray raises into one line.
+def as_not_ready_error(hint: str = "") -> Iterator[None]:
+    """Raise an error of Ray's as a NotReadyError of one line.
 
     Args:
         hint: what a person may try, appended to Ray's own words.
 
     Raises:
-        NotReadyError: for whatever Ray raises.
+        NotReadyError: for every error of Ray's.
     """
     try:
         yield

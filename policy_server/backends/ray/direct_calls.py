@@ -1,11 +1,11 @@
 """Calls straight to a replica: one socket from each web process to each replica.
 
-Ray Serve's own way to a replica takes milliseconds of both processors for each call, whatever is in
-it. Ray Serve still starts, places, watches and replaces the replicas, and tells where they listen;
-whatever a socket can't do, such as a call when its replica has gone, goes Ray Serve's way.
+A call by Ray Serve takes milliseconds of both processors, however few rows it has. Ray Serve still
+starts, watches and replaces the replicas, and gives their addresses; a call that finds no
+connection, such as after its replica has ended, goes by Ray Serve.
 
-A frame is its length, then a pickle. Who may use Ray may run code anyway; nobody else gets the
-secret that a connection starts with, without which nothing of it is read.
+A frame is its length, then a pickle. A connection starts with a secret, and nothing else of it is
+read without. Only programs that may use Ray get the secret, and those may run code anyway.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ _PAUSE_GROWTH = 1.3
 
 @dataclass(frozen=True)
 class ReplicaAddress:
-    """Where a replica takes calls.
+    """The address at which a replica takes calls.
 
     Attributes:
         host: its machine's address.
         port: its port there.
-        secret: what a connection starts with.
+        secret: the bytes that a connection starts with.
         replica: Ray's name of the replica, its actor's id.
     """
 
@@ -62,7 +62,7 @@ class ReplicaAddress:
 
 
 class ConnectionLostError(Exception):
-    """A replica's connection ended before it answered: it is asked again, another way."""
+    """A replica's connection ended before the answer: the call is made again by another one."""
 
 
 class CallServer:
@@ -87,7 +87,7 @@ class CallServer:
         self._starting = asyncio.Lock()
 
     async def address(self) -> ReplicaAddress:
-        """Return where calls are taken; the first time begins to."""
+        """Return the address for calls; listening begins with the first call of this."""
         async with self._starting:
             if self._server is None:
                 self._server = await asyncio.start_server(
@@ -141,7 +141,7 @@ async def answer_or_error(
     try:
         return await method(*arguments)
     except Exception as error:
-        failed = PolicyFailedError.translate(error)
+        failed = PolicyFailedError.of(error)
         # A replica that could not load its policy raises the same error for every call.
         if failed.__cause__ is not None and not hasattr(failed, "__notes__"):
             reason = "".join(traceback.format_exception(failed.__cause__))
@@ -163,7 +163,7 @@ class DirectCalls:
 
         Args:
             find: returns the address of any replica.
-            replicas: how many there shall be.
+            replicas: the number of replicas to connect to.
             on_lost: called with Ray's name of a replica when its connection has ended.
         """
         self._find = find
@@ -205,13 +205,13 @@ class DirectCalls:
 
         Raises:
             ConnectionLostError: if the connection ends meanwhile.
-            PolicyServerError: what the replica raised.
+            PolicyServerError: the error that the replica raised.
         """
         connection = min(self._connections.values(), key=len)
         return await connection.call(arguments)
 
     async def _keep(self) -> None:
-        """Look for replicas that are missing, often at first and then seldom."""
+        """Connect to missing replicas, trying often at first and then seldom."""
         pause_s = _FIRST_PAUSE_S
         while True:
             if len(self._connections) >= self._replicas:
@@ -223,7 +223,7 @@ class DirectCalls:
             pause_s = min(pause_s * _PAUSE_GROWTH, _LONGEST_PAUSE_S)
 
     async def _connect_one(self) -> None:
-        """Connect to any replica, unless that is done already."""
+        """Connect to the replica that Ray Serve names, unless it is connected already."""
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
                 address = await self._find()
@@ -234,7 +234,7 @@ class DirectCalls:
                         "replica_connected", extra={"host": address.host, "port": address.port}
                     )
         except Exception as error:
-            # Nothing is lost but time: calls go Ray Serve's way.
+            # Only time is lost: calls go by Ray Serve.
             logger.info("replica_not_connected", extra={"reason": repr(error)})
 
     def _drop(self, address: ReplicaAddress) -> None:
@@ -265,10 +265,10 @@ class _Connection:
     async def open(
         cls, address: ReplicaAddress, drop: Callable[[ReplicaAddress], None]
     ) -> _Connection:
-        """Connect and be let in.
+        """Connect, and send the secret.
 
         Args:
-            address: where.
+            address: the replica's address.
             drop: called when the connection has ended.
         """
         reader, writer = await asyncio.open_connection(

@@ -1,4 +1,4 @@
-"""Ray's processes without those that serving does not need, by private parts of Ray.
+"""Ray without the processes that serving does not need, by private parts of Ray.
 
 `ray.init` also starts the autoscaler's monitor, the log monitor and the dashboard's server, even
 where the dashboard is off, and waits for them: seconds, and some 170 MB. Ray's own `Node` can leave
@@ -27,7 +27,7 @@ class LeanNode(Node):
         include_dashboard: bool | None,  # noqa: ARG002 -- Ray's own
         raise_on_failure: bool,  # noqa: ARG002 -- Ray's own
     ) -> None:
-        """Leave the dashboard for later."""
+        """Do nothing: the dashboard is started after the policy answers."""
         self._webui_url = None
 
     def start_dashboard(self) -> None:
@@ -46,8 +46,8 @@ def start_lean_node(
 
     Args:
         options: those that `ray.init` takes too.
-        folder: where Ray puts its logs and sockets.
-        metrics_port: where Ray's own metrics are.
+        folder: the folder of Ray's logs and sockets.
+        metrics_port: the port of Ray's own metrics.
         environment: the variables of its workers; a runtime environment would cost each replica a
             second worker.
     """

@@ -1,8 +1,8 @@
-"""Which deployments a Ray has: their files, the servers that use them, and who may change them.
+"""The ledger of a Ray's applications: their files, and the servers that use or deploy them.
 
-Ray Serve knows its applications but not who calls them, so that nobody could tell when one may go.
-Each server process enters the applications that it uses; the last one out removes an application
-that is retired.
+Ray Serve knows its applications but not the servers that call them, so it can't tell when one may
+be removed. Each server process enters the applications that it uses; the last one to leave a
+retired application removes it.
 
 An application is named after its policy and a digest of all that it is made of, such as
 `policy-default-1f2e3d4c5b6a`.
@@ -26,24 +26,24 @@ Remove = Callable[[str], None]
 
 
 class PolicyFiles(Protocol):
-    """A policy's files as a replica gets at them, on whatever machine; it crosses to replicas."""
+    """The way by which a replica gets a policy's files, on any machine; it is sent to replicas."""
 
     def opened(self) -> AbstractContextManager[Path]:
         """Give a folder with the files while the block runs.
 
         Raises:
-            NotReadyError: if they are nowhere at the moment.
+            NotReadyError: if no machine has them at the moment.
         """
 
 
 class Ledger(Protocol):
-    """The record of one Ray's deployments; its methods block."""
+    """The record of one Ray's applications; its methods block."""
 
     def enter(self, application: str) -> None:
-        """Say that this process uses an application, from before it looks for it."""
+        """Note that this process uses an application, before it looks for the application."""
 
     def leave(self, application: str, *, is_retired: bool) -> None:
-        """Say that this process uses an application no more.
+        """Note that this process uses an application no more.
 
         Args:
             application: its name.
@@ -54,7 +54,7 @@ class Ledger(Protocol):
         """Let one process at a time deploy an application."""
 
     def store(self, application: str, files: Mapping[str, Path | bytes]) -> PolicyFiles:
-        """Keep an application's files for its replicas until it is removed.
+        """Store an application's files for its replicas until it is removed.
 
         Args:
             application: its name.
@@ -62,7 +62,7 @@ class Ledger(Protocol):
         """
 
     def renew(self, applications: list[str]) -> list[str]:
-        """Say that this process still uses applications, and remove those that they replace.
+        """Note that this process still uses applications, and remove those that they replace.
 
         Args:
             applications: the names of those in use.
@@ -85,7 +85,7 @@ class FilesHere:
 
 
 class FolderLedger:
-    """The ledger of a Ray that runs on this machine only: a folder that goes when Ray does."""
+    """The ledger of a Ray on this machine only: a folder that is removed with Ray's own."""
 
     def __init__(self, folder: Path, remove: Remove) -> None:
         """Own this process's entries in the folder.

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import ray
 
 import policy_server
-from policy_server.backends.ray.connection import connect, translated
+from policy_server.backends.ray.connection import as_not_ready_error, connect
 from policy_server.backends.ray.own_ray import OwnRay
 from policy_server.settings import Settings
 
@@ -25,15 +25,15 @@ class Membership(Protocol):
 
     @property
     def is_crowded(self) -> bool:
-        """Return whether others use this Ray for their own, so that replicas ask for room."""
+        """Return whether other programs use this Ray too, so that replicas have to ask for CPUs."""
 
     @property
-    def places(self) -> Mapping[str, str]:
-        """Return where people find what Ray serves, by name; there once it is joined."""
+    def addresses(self) -> Mapping[str, str]:
+        """Return the addresses of Ray's pages, by name; empty before `join`."""
 
     @property
     def ledger_folder(self) -> Path | None:
-        """Return where this machine's ledger lies; None where the cluster keeps it."""
+        """Return the folder of this machine's ledger; None where the cluster keeps the ledger."""
 
     async def join(self) -> None:
         """Connect to Ray, or start it.
@@ -44,7 +44,7 @@ class Membership(Protocol):
         """
 
     async def has_served(self) -> None:
-        """Say that a first policy answers."""
+        """Take note that a first policy answers."""
 
     async def leave(self) -> None:
         """Disconnect from Ray, and end it if it is this process's; also where `join` failed."""
@@ -56,7 +56,7 @@ class SoleOwner:
     is_crowded = False
 
     def __init__(self, settings: Settings, call: OnRaysThread) -> None:
-        """Own nothing yet; from `join` to `leave`, the Ray.
+        """Own the Ray from `join` to `leave`, and nothing before.
 
         Args:
             settings: ports, and how many replicas there are.
@@ -67,9 +67,9 @@ class SoleOwner:
         self._has_served = False
 
     @property
-    def places(self) -> Mapping[str, str]:
-        """See `Membership.places`."""
-        return self._own.places
+    def addresses(self) -> Mapping[str, str]:
+        """See `Membership.addresses`."""
+        return self._own.addresses
 
     @property
     def ledger_folder(self) -> Path:
@@ -87,7 +87,7 @@ class SoleOwner:
             self._call(self._own.start_dashboard)
 
     async def leave(self) -> None:
-        """See `Membership.leave`; after whatever of it still runs on the thread."""
+        """See `Membership.leave`; waits for the calls on Ray's thread."""
         await self._call(self._own.end)
 
 
@@ -101,17 +101,17 @@ class ClusterMember:
         """Own the connection, from `join` to `leave`.
 
         Args:
-            address: where the cluster is.
+            address: the cluster's address.
             call: runs a function on Ray's thread.
         """
-        self.places: dict[str, str] = {}
+        self.addresses: dict[str, str] = {}
         self._address = address
         self._call = call
 
     async def join(self) -> None:
         """See `Membership.join`."""
         package = str(Path(policy_server.__file__).parent)
-        with translated(_JOIN_HINT):
+        with as_not_ready_error(_JOIN_HINT):
             await self._call(connect, self._address, {"py_modules": [package]})
 
     async def has_served(self) -> None:

@@ -1,4 +1,4 @@
-"""The Ray that this server starts on its machine: what serving needs of it, and nothing else."""
+"""The Ray that this server starts on its machine: only the processes that serving needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 import policy_server
-from policy_server.backends.ray.connection import connect, translated, use_token
+from policy_server.backends.ray.connection import as_not_ready_error, connect, use_token
 from policy_server.ports import free_port
 from policy_server.settings import Settings
 from policy_server.telemetry import adopt_loggers
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RAY_METRICS", "REPLICA_ENVIRONMENT", "OwnRay"]
 
-# The name of the place where Ray's own metrics are; people find them among the server's.
+# The name of the address of Ray's own metrics; people read them on the server's port.
 RAY_METRICS = "ray_metrics"
 # One thread a replica: a policy is small, and replicas are many.
 REPLICA_ENVIRONMENT = {
@@ -38,7 +38,7 @@ REPLICA_ENVIRONMENT = {
 logger = logging.getLogger(__name__)
 
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
-# What a private part of Ray raises that has moved or takes other arguments.
+# The errors of a private part of Ray that has moved or takes other arguments.
 _MOVED = (ImportError, AttributeError, TypeError)
 
 
@@ -49,25 +49,25 @@ class OwnRay:
     kernel ends Ray's processes with the thread that started them.
 
     Attributes:
-        places: where people find what Ray serves, by name.
+        addresses: the addresses of Ray's pages, by name.
     """
 
     def __init__(self, settings: Settings) -> None:
         """Own nothing yet; from `start` to `end`, Ray's processes and their folder."""
-        self.places: dict[str, str] = {}
+        self.addresses: dict[str, str] = {}
         self._settings = settings
         self._folder: Path | None = None
         self._node: LeanNode | None = None
 
     @property
     def folder(self) -> Path:
-        """Return the folder that goes when Ray does."""
+        """Return the folder of this Ray, which is removed at its end."""
         assert self._folder is not None, "it is started"
         return self._folder
 
     @property
     def address(self) -> str:
-        """Return where other processes join it."""
+        """Return the address by which other processes join it."""
         address: str = ray.get_runtime_context().gcs_address
         return address
 
@@ -76,7 +76,7 @@ class OwnRay:
 
         Raises:
             NotReadyError: if Ray does not start.
-            SettingsError: if it would be open to everybody.
+            SettingsError: if it would run without a token.
         """
         started = time.monotonic()
         use_token()
@@ -85,7 +85,7 @@ class OwnRay:
         self._folder = Path(tempfile.mkdtemp(prefix="ps-ray-"))
         if self._settings.dashboard_port:
             self._announce_dashboard(self._folder)
-        with translated():
+        with as_not_ready_error():
             try:
                 self._start_lean(self._folder)
             except _MOVED as error:
@@ -94,7 +94,7 @@ class OwnRay:
         logger.info("ray_started", extra={"seconds": round(time.monotonic() - started, 1)})
 
     def start_dashboard(self) -> None:
-        """Start the dashboard, where there shall be one; the policy is served without it too."""
+        """Start the dashboard if the settings have one; a dashboard that fails is only logged."""
         if self._node is None or not self._settings.dashboard_port:
             return
         try:
@@ -114,11 +114,11 @@ class OwnRay:
 
     def _announce_dashboard(self, folder: Path) -> None:
         host, port = self._settings.dashboard_host, self._settings.dashboard_port
-        self.places["dashboard"] = f"http://{host}:{port}"
+        self.addresses["dashboard"] = f"http://{host}:{port}"
         if token := os.environ.get("RAY_AUTH_TOKEN"):
             (folder / "dashboard-token").touch(mode=0o600)
             (folder / "dashboard-token").write_text(token)
-            self.places["dashboard_token"] = str(folder / "dashboard-token")
+            self.addresses["dashboard_token"] = str(folder / "dashboard-token")
 
     def _start_lean(self, folder: Path) -> None:
         from policy_server.backends.ray.lean_node import start_lean_node
@@ -130,11 +130,11 @@ class OwnRay:
             metrics_port=metrics_port,
             environment=self._environment(),
         )
-        self.places[RAY_METRICS] = f"http://127.0.0.1:{metrics_port}/metrics"
+        self.addresses[RAY_METRICS] = f"http://127.0.0.1:{metrics_port}/metrics"
         connect(self._node.gcs_address)
 
     def _start_whole(self, folder: Path) -> None:
-        """Start Ray the public way: seconds and some 170 MB more, and its metrics where it says."""
+        """Start Ray by `ray.init`: seconds and some 170 MB more; Ray chooses the port of its metrics."""
         given = os.environ.get("RAY_TMPDIR")
         os.environ["RAY_TMPDIR"] = str(folder)
         try:

@@ -36,10 +36,10 @@ class PolicyReplica:
         Args:
             files: the compiled policy's file, or the model's files for TensorFlow.
             schema: the part of the schema that the policy depends on.
-            digest: what the compiled policy is bound to.
+            digest: the digest of all that the compiled policy is made from.
 
         Raises:
-            NotReadyError: if the files can't be had at the moment: Ray Serve tries again.
+            NotReadyError: if no machine has the files at the moment: Ray Serve tries again.
         """
         self._policy: Policy | None = None
         self._failure: PolicyServerError | None = None
@@ -56,7 +56,7 @@ class PolicyReplica:
                 self._failure.__cause__ = error
 
     async def describe(self) -> PolicySignature | PolicyServerError:
-        """Return the policy's signature, or the error why the policy could not be loaded."""
+        """Return the policy's signature, or the error by which loading it failed."""
 
         async def signature() -> PolicySignature:
             return self._loaded().signature
@@ -64,7 +64,7 @@ class PolicyReplica:
         return await answer_or_error(signature)
 
     async def address(self) -> ReplicaAddress:
-        """Return where this replica takes calls that come straight to it."""
+        """Return the address at which this replica takes direct calls."""
         if self._calls is None:
             context = ray.get_runtime_context()
             self._calls = CallServer(

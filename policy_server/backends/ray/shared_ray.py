@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from policy_server.backends.ray.connection import connect, translated
+from policy_server.backends.ray.connection import as_not_ready_error, connect
 from policy_server.backends.ray.ledger import is_alive
 from policy_server.backends.ray.membership import OnRaysThread
 from policy_server.backends.ray.own_ray import OwnRay
@@ -29,10 +29,10 @@ _POLL_S = 0.1
 
 
 class SharedRay:
-    """A worker's membership in the Ray that it shares with its sisters.
+    """A worker's membership in the Ray that all workers of one uvicorn share.
 
-    One worker at a time joins, and keeps the lock until it has served: where the first one finds
-    that its policy can't be served, its Ray ends before a sister has joined it.
+    One worker at a time joins, and holds the lock until its first policy answers: if the first
+    worker's policy can't be served, its Ray ends before another worker has joined it.
     """
 
     is_crowded = False
@@ -50,18 +50,18 @@ class SharedRay:
         self._entry = self._folder / f"member-{os.getpid()}"
         self._has_started = False
         self._lock: AsyncExitStack | None = None
-        self.places: dict[str, str] = {}
+        self.addresses: dict[str, str] = {}
         self.ledger_folder = Path()
 
     async def join(self) -> None:
-        """Join the Ray that a sister has started, or start it."""
+        """Join the Ray that another worker has started, or start it."""
         self._lock = await _locked(self._folder)
-        if not await self._call(self._join_sisters):
+        if not await self._call(self._join_others):
             self._has_started = True
             await self._call(self._start)
 
     async def has_served(self) -> None:
-        """Let the next worker join: what this one serves can be served."""
+        """Let the next worker join, since this one's policy answers."""
         if self._lock is not None:
             self._entry.touch()
             await self._unlock()
@@ -69,19 +69,19 @@ class SharedRay:
                 self._call(self._own.start_dashboard)
 
     async def leave(self) -> None:
-        """Leave Ray, or end it when all sisters have left."""
+        """Leave Ray, or end it when all other workers have left."""
         self._entry.unlink(missing_ok=True)
         if not self._has_started:
             await self._unlock()
             await self._call(ray.shutdown)
             return
         if self._lock is None:
-            await self._wait_for_sisters()
+            await self._wait_for_others()
             await self._call(self._own.end)
             shutil.rmtree(self._folder, ignore_errors=True)
         else:
-            # Before the lock goes: a sister would join a Ray that is about to end, and wait for it
-            # for a minute.
+            # Before the lock is freed: another worker would join a Ray that is about to end, and
+            # wait for it for a minute.
             shutil.rmtree(self._folder, ignore_errors=True)
             await self._unlock()
             await self._call(self._own.end)
@@ -91,7 +91,7 @@ class SharedRay:
             await self._lock.aclose()
             self._lock = None
 
-    def _join_sisters(self) -> bool:
+    def _join_others(self) -> bool:
         state = self._folder / "ray.json"
         if not state.exists():
             return False
@@ -100,7 +100,7 @@ class SharedRay:
             return False
         if known["token"]:
             os.environ["RAY_AUTH_TOKEN"] = known["token"]
-        with translated():
+        with as_not_ready_error():
             connect(known["address"])
         self._take(known)
         return True
@@ -111,17 +111,17 @@ class SharedRay:
             "pid": os.getpid(),
             "address": self._own.address,
             "token": os.environ.get("RAY_AUTH_TOKEN", ""),
-            "places": self._own.places,
+            "addresses": self._own.addresses,
             "folder": str(self._own.folder),
         }
         (self._folder / "ray.json").write_text(json.dumps(known))
         self._take(known)
 
     def _take(self, known: dict[str, Any]) -> None:
-        self.places = known["places"]
+        self.addresses = known["addresses"]
         self.ledger_folder = Path(known["folder"], "ledger")
 
-    async def _wait_for_sisters(self) -> None:
+    async def _wait_for_others(self) -> None:
         deadline = time.monotonic() + _LAST_WORKER_TIMEOUT_S
         while time.monotonic() < deadline:
             members = [int(path.name.split("-")[1]) for path in self._folder.glob("member-*")]
