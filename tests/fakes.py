@@ -7,6 +7,7 @@ import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from policy_server.policy import (
     ActionComponent,
     ActionOutput,
     ComponentKind,
+    Policy,
     PolicyBackend,
     PolicyInputs,
     PolicyOutputs,
@@ -78,9 +80,12 @@ class FakeBackend:
     Attributes:
         signature: what the policy says of itself.
         bias: the inputs of the distribution for an observation that starts with 0.
+        weight: what the first value of the observation counts.
+        policy: computes the answers in place of the bias.
         error: raised by each call for an observation that starts with `poison`.
         poison: what an observation starts with that makes the call fail.
         batches: how many observations each call had.
+        calls: what each call was given.
         gate: calls wait for it.
         is_up: what `is_ready` answers.
         actions: the graph's own action and probability, where the family is unknown.
@@ -91,27 +96,32 @@ class FakeBackend:
     bias: Sequence[float]
     error: Exception | None = None
     poison: float = 666.0
+    weight: float = 1.0
+    policy: Policy | None = None
     batches: list[int] = field(default_factory=list)
+    calls: list[PolicyInputs] = field(default_factory=list)
     gate: asyncio.Event | None = None
     is_up: bool = True
     actions: tuple[Sequence[float], float] = ((), float("nan"))
-
     capacity: int = 1
 
     async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
         """Answer as a real backend does, or fail."""
         observations = inputs.observations
         self.batches.append(len(observations))
+        self.calls.append(inputs)
         if self.gate is not None:
             await self.gate.wait()
         if self.error is not None and (observations[:, 0] == self.poison).any():
             raise self.error
+        if self.policy is not None:
+            return self.policy.infer(inputs)
         rows = len(observations)
         if self.signature.components is None:
             actions, chance = self.actions
             return PolicyOutputs(np.tile(actions, (rows, 1)), np.full(rows, math.log(chance)), None)
         values = np.tile(np.array(self.bias, np.float32), (rows, 1))
-        values[:, 0] += observations[:, 0].astype(np.float32)
+        values[:, 0] += self.weight * observations[:, 0].astype(np.float32)
         distribution = ActionDistribution(
             self.signature.components, is_greedy=self.signature.is_value_based
         )
@@ -127,11 +137,16 @@ class FakeBackend:
         return self.is_up
 
 
-def integer_backend(bias: Sequence[float] = (0.0, 1.0, 2.0)) -> FakeBackend:
-    """Return a policy of one integer action over observations of two numbers."""
+def integer_backend(
+    bias: Sequence[float] = (0.0, 1.0, 2.0),
+    *,
+    width: int = 2,
+    **options: Any,  # noqa: ANN401 -- what a `FakeBackend` has
+) -> FakeBackend:
+    """Return a policy of one integer action over observations of `width` numbers."""
     action = ActionOutput("actions_0", is_integer=True, columns=1, is_vector=False)
     components = components_of(("categorical", len(bias)))
-    return FakeBackend(signature_of(components, outputs=(action,)), bias)
+    return FakeBackend(signature_of(components, width=width, outputs=(action,)), bias, **options)
 
 
 def renamed(backend: FakeBackend, components: tuple[ActionComponent, ...]) -> FakeBackend:

@@ -28,7 +28,7 @@ from demo.server_client import RefusalError, ServerClient
 from demo.server_process import ServerProcess
 from policy_server.errors import SettingsError
 from policy_server.schema import public_schema, read_schema
-from tests.live_server import KEY, live_server
+from tests.support.servers import KEY, live_server
 
 PAGE = str(Path(__file__).parent.parent / "frontend.py")
 START_TIMEOUT_S = 120.0

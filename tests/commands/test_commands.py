@@ -43,7 +43,7 @@ from policy_server.formats.saved_model.writing import pack_saved_model, write_sa
 from policy_server.policy import ActionComponent, PolicySignature, SignatureTensor
 from policy_server.schema import parse_schema, read_schema
 from policy_server.settings import Settings
-from tests.live_server import KEY, SCHEMA, live_server
+from tests.support.servers import KEY, SCHEMA, live_server
 
 WIDTH = 3
 MOUSE = Path(__file__).parents[2] / "examples" / "mouse_and_cheese"

@@ -18,7 +18,7 @@ import pytest
 import generate
 from policy_server import __version__
 from policy_server.commands.command_line import command, progress_bar, run
-from tests.live_server import KEY, SCHEMA, live_server
+from tests.support.servers import KEY, SCHEMA, live_server
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [

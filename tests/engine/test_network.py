@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from dataclasses import replace
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from policy_server.policy import (
     PolicyOutputs,
 )
 from policy_server.serving import Limits, Question, Scheduler
-from tests.fakes import components_of, signature_of
+from tests.fakes import FakeBackend, components_of, signature_of
 
 WEIGHTS = np.array([[1.0, -2.0], [2.0, 0.5]], np.float32)
 BIAS = np.array([0.5, -0.5], np.float32)
@@ -166,21 +165,9 @@ async def test_seeded_draw_of_a_box_is_the_same_through_the_scheduler() -> None:
     policy = layered(SEEDED_PARTS["Box"])
     rows = np.random.default_rng(13).normal(size=(40, 7)).astype(np.float32)
 
-    class Backend:
-        signature = policy.signature
-        sizes: ClassVar[list[int]] = []
-
-        capacity = 1
-
-        async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
-            self.sizes.append(len(inputs))
-            return policy.infer(inputs)
-
-        async def is_ready(self) -> bool:
-            return True
-
+    backend = FakeBackend(policy.signature, (), policy=policy)
     limits = Limits(max_batch_size=32, max_queue_size=100, timeout_s=10.0)
-    scheduler = Scheduler(Backend(), limits, Metrics().of(DEFAULT_POLICY))
+    scheduler = Scheduler(backend, limits, Metrics().of(DEFAULT_POLICY))
 
     async def ask(index: int) -> bytes:
         seed = index if index % 4 else -1
@@ -190,5 +177,5 @@ async def test_seeded_draw_of_a_box_is_the_same_through_the_scheduler() -> None:
     together = await asyncio.gather(*(ask(index) for index in range(40)))
     alone = [await ask(index) for index in range(40)]
 
-    assert max(Backend.sizes) == 32
+    assert max(backend.batches) == 32
     assert [alone[i] == together[i] for i in range(40) if i % 4] == [True] * 30

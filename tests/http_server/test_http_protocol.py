@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from policy_server.http_server.http_protocol import HttpProtocol
-from tests.live_server import served_app
+from tests.support.servers import served_app
 from tests.web.harness import KEY, OBSERVATION, build
 
 BODY = json.dumps(OBSERVATION).encode()

@@ -19,7 +19,7 @@ from policy_server.http_server.protocols import use_protocols
 from policy_server.http_server.web_socket_protocol import WebSocketProtocol
 from tests.http_server.test_http_protocol import CHUNKED
 from tests.http_server.test_running_server import app
-from tests.live_server import served_app
+from tests.support.servers import served_app
 
 
 class Theirs(HttpToolsProtocol):

@@ -15,6 +15,7 @@ from policy_server.policy import AnswerKind
 from policy_server.schema import parse_schema
 from policy_server.serving import OpenedPolicy, PolicyRegistry, PolicySlot, Question
 from tests.fakes import FakeBackend, integer_backend, opened, slot_of
+from tests.support.waiting import turns, until
 
 SCHEMA = parse_schema("observations: {cat: {type: int}, mouse: {type: float}}")
 ZERO, TWO = (9.0, 0.0, 0.0), (0.0, 0.0, 9.0)
@@ -91,12 +92,10 @@ async def test_new_version_takes_over_at_once_and_the_old_one_answers_what_it_ha
     await slot.start()
     old.gate = asyncio.Event()
     waiting = asyncio.create_task(mode_of(slot))
-    while len(old.batches) < 4:
-        await asyncio.sleep(0)
+    await until(lambda: len(old.batches) == 4)
 
     swapping = asyncio.create_task(slot.swap(lambda: opened(new)))
-    while slot.current().signature is not new.signature:
-        await asyncio.sleep(0)
+    await until(lambda: slot.current().signature is new.signature)
     during = await mode_of(slot)
     was_draining = not swapping.done()
     old.gate.set()
@@ -137,7 +136,7 @@ async def test_readiness_is_asked_once_for_all_who_ask_within_a_second() -> None
         async def is_ready(self) -> bool:
             nonlocal asked
             asked += 1
-            await asyncio.sleep(0)
+            await turns(1)
             return True
 
     known = integer_backend()

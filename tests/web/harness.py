@@ -39,18 +39,19 @@ def build(
     api_key: str | None = KEY,
     open_policy: PolicyOpener | None = None,
     has_fast_path: bool = True,
+    metrics: Metrics | None = None,
     **settings: Any,  # noqa: ANN401 -- the settings' own types
 ) -> Application:
     """Build an app over a fake backend."""
     used = integer_backend() if backend is None else backend
-    parsed, known, metrics = parse_schema(schema), Settings(**settings), Metrics()
+    parsed, known, counted = parse_schema(schema), Settings(**settings), metrics or Metrics()
     return create_app(
-        registry_of(open_policy or used, parsed, settings=known, metrics=metrics),
+        registry_of(open_policy or used, parsed, settings=known, metrics=counted),
         known,
         api_key=api_key,
         root_path=parsed.root_path,
         has_fast_path=has_fast_path,
-        metrics=metrics,
+        metrics=counted,
     )
 
 

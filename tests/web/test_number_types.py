@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from policy_server.policy import PolicyInputs, PolicyOutputs
 from policy_server.schema import FLOAT32_MAX
 from tests.fakes import FakeBackend, components_of, integer_backend, signature_of
 from tests.web.harness import KEY, SCHEMA, build, serve
@@ -173,19 +172,12 @@ RIGHT: dict[str, tuple[str, list[float]]] = {
 
 @pytest.mark.parametrize(("dtype", "values"), RIGHT.values(), ids=RIGHT)
 async def test_number_that_the_type_holds_arrives_exactly(dtype: str, values: list[float]) -> None:
-    seen: list[list[float]] = []
-
-    class Recording(FakeBackend):
-        async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
-            seen.extend(inputs.observations.tolist())
-            return await super().infer(replace(inputs, observations=inputs.observations * 0))
-
-    known = backend_of(dtype)
+    backend = replace(backend_of(dtype), weight=0.0)
     rows = [[value, 1, value] for value in values]
     named = [{"x": value, "n": 1, "l": [value]} for value in values]
     columns = {name: [row[name] for row in named] for name in named[0]}
-    async with serve(Recording(known.signature, known.bias), schema=FIELDS) as client:
-        seen.clear()
+    async with serve(backend, schema=FIELDS) as client:
+        backend.calls.clear()
         statuses = [
             *[(await client.post("/predict", json=body)).status_code for body in named],
             *[(await client.post("/predict_raw", json={"obs": row})).status_code for row in rows],
@@ -198,9 +190,10 @@ async def test_number_that_the_type_holds_arrives_exactly(dtype: str, values: li
         ]
 
     assert set(statuses) == {200}
-    row_dtype = known.signature.row_dtype
+    row_dtype = backend.signature.row_dtype
+    seen = [row for inputs in backend.calls for row in inputs.observations.tolist()]
     assert seen == np.array(rows * 6, row_dtype).tolist()
-    if known.signature.row_dtype is np.float64:
+    if row_dtype is np.float64:
         assert seen == rows * 6
 
 

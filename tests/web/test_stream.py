@@ -6,111 +6,23 @@ import asyncio
 import json
 import logging
 import random
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-import httpx
 import msgpack
 import pytest
-import uvicorn
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
 
 from policy_server.errors import PolicyFailedError
-from policy_server.http_server.http_protocol import HttpProtocol
-from policy_server.http_server.web_socket_protocol import WebSocketProtocol
-from policy_server.metrics import Metrics, MetricsExporter
 from policy_server.policy import ActionOutput
-from policy_server.schema import parse_schema
-from policy_server.serving import PolicyOpener
-from policy_server.settings import Settings
-from policy_server.web import create_app
 from policy_server.web.stream import MOST_IN_FLIGHT
-from tests.fakes import FakeBackend, integer_backend, registry_of, signature_of
+from tests.fakes import FakeBackend, integer_backend, signature_of
+from tests.support.streams import KEY_HEADER, served
+from tests.support.waiting import until
 from tests.web.harness import KEY, OBSERVATION, SCHEMA, build, client_of
 
-KEY_HEADER = {"access-token": KEY}
 KINDS = ["predict", "predict_deterministic", "distribution"]
-
-
-@dataclass
-class Served:
-    """A server in this event loop.
-
-    Attributes:
-        url: its address, `http://...`.
-        server: uvicorn; `should_exit` ends it.
-        metrics: what it counts.
-    """
-
-    url: str
-    server: uvicorn.Server
-    metrics: Metrics
-
-    def stream(self, path: str = "/predict/stream", **options: Any) -> connect:  # noqa: ANN401 -- websockets' own
-        """Open a stream with the key."""
-        known = {"additional_headers": KEY_HEADER, "compression": None, **options}
-        return connect(f"{self.url.replace('http', 'ws')}{path}", **known)
-
-    async def post(self, path: str, content: bytes) -> httpx.Response:
-        """Ask the POST route."""
-        async with httpx.AsyncClient(base_url=self.url, headers=KEY_HEADER) as client:
-            return await client.post(path, content=content)
-
-    async def refusal(self, path: str, **options: Any) -> Any:  # noqa: ANN401 -- websockets' own
-        """Return the HTTP answer to a handshake that is refused."""
-        with pytest.raises(InvalidStatus) as caught:
-            await self.stream(path, **options)
-        return caught.value.response
-
-    def counted(self, name: str) -> float:
-        """Return a figure of the metrics page."""
-        page = MetricsExporter(self.metrics, port=0).render().decode()
-        return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith(name))
-
-
-@asynccontextmanager
-async def served(
-    backend: FakeBackend | None = None,
-    *,
-    schema: str = SCHEMA,
-    api_key: str | None = KEY,
-    open_policy: PolicyOpener | None = None,
-    **settings: Any,  # noqa: ANN401 -- the settings' own types
-) -> AsyncIterator[Served]:
-    used = integer_backend() if backend is None else backend
-    metrics = Metrics()
-    parsed, known = parse_schema(schema), Settings(**settings)
-    app = create_app(
-        registry_of(open_policy or used, parsed, settings=known, metrics=metrics),
-        known,
-        api_key=api_key,
-        root_path=parsed.root_path,
-        metrics=metrics,
-    )
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, http=HttpProtocol, ws=WebSocketProtocol)
-    )
-    with closing(socket.create_server(("127.0.0.1", 0))) as listening:
-        serving = asyncio.create_task(server.serve([listening]))
-        while not server.started:
-            await asyncio.sleep(0.01)
-        try:
-            yield Served(f"http://127.0.0.1:{listening.getsockname()[1]}", server, metrics)
-        finally:
-            if used.gate is not None:
-                used.gate.set()
-            server.should_exit = True
-            await serving
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def ask(stream: ClientConnection, message: str | bytes) -> Any:  # noqa: ANN401 -- an answer

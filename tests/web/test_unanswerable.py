@@ -21,8 +21,8 @@ from policy_server.schema import ServerSchema
 from policy_server.settings import Engine, Settings
 from tests.fakes import FakeBackend, integer_backend, opened
 from tests.formats.saved_model.hand_built import Part, V1Policy, tf
+from tests.support.streams import Served, served
 from tests.web.harness import KEY, assert_error
-from tests.web.test_stream import Served, served
 
 RAW = f"parameters: {{api_key: {KEY}}}"
 COUNT = 200

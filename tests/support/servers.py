@@ -1,0 +1,180 @@
+"""Servers in a thread, and in the event loop, of a test."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvicorn
+from starlette.types import ASGIApp
+
+from policy_server.schema import parse_schema
+from policy_server.settings import Settings
+from policy_server.web import create_app
+from tests.fakes import integer_backend, registry_of
+from tests.support.waiting import until, wait_until
+
+__all__ = [
+    "KEY",
+    "SCHEMA",
+    "Handler",
+    "answered_by",
+    "app_in_loop",
+    "free_port",
+    "in_thread",
+    "live_server",
+    "served_app",
+]
+
+KEY = "secret"
+SCHEMA = f"""
+observations:
+  links: {{type: "List[float]", min_items: 2, max_items: 2}}
+  is_open: {{type: bool, example: true}}
+parameters: {{api_key: {KEY}}}
+"""
+_PROBABILITIES = (0.2, 0.8)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def in_thread(
+    serve: Callable[[], object], stop: Callable[[], object]
+) -> Iterator[threading.Thread]:
+    """Run a server in a thread until the block ends.
+
+    Args:
+        serve: serves until `stop` is called.
+        stop: tells it to end.
+
+    Yields:
+        The thread.
+    """
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        stop()
+        thread.join()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Handles requests of a server that `answered_by` starts, without a log."""
+
+    def reply(self, status: int, body: bytes = b"", **headers: str) -> None:
+        """Send a whole answer; `_` in a header's name stands for `-`."""
+        self.send_response(status)
+        for name, value in {**headers, "content_length": str(len(body))}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Stay silent."""
+
+
+@contextmanager
+def answered_by(handler: type[Handler]) -> Iterator[str]:
+    """Serve HTTP by a handler, one thread for each connection, until the block ends.
+
+    Yields:
+        The server's address, `http://127.0.0.1:...`.
+    """
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), handler) as server,
+        in_thread(partial(server.serve_forever, 0.01), server.shutdown),
+    ):
+        yield f"http://127.0.0.1:{server.server_port}"
+
+
+@contextmanager
+def live_server(schema: str = SCHEMA) -> Iterator[str]:
+    """Serve a policy that takes action 1 four times out of five, whatever it sees.
+
+    Args:
+        schema: the text of schema.yaml; its observations have three numbers.
+
+    Yields:
+        The server's address.
+    """
+    parsed = parse_schema(schema)
+    backend = integer_backend(np.log(_PROBABILITIES).tolist(), width=3, weight=0.0)
+    app = create_app(
+        registry_of(backend, parsed),
+        Settings(home=Path("nowhere")),
+        api_key=parsed.api_key,
+        root_path=parsed.root_path,
+    )
+    with served_app(app, ws="none") as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def served_app(app: ASGIApp, **options: Any) -> Iterator[int]:  # noqa: ANN401 -- uvicorn's own
+    """Serve an application by uvicorn, in a thread, until the block ends.
+
+    Args:
+        app: the application.
+        **options: uvicorn's.
+
+    Yields:
+        The port of 127.0.0.1 that it listens on.
+    """
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, **options))
+
+    def is_started() -> bool:
+        assert thread.is_alive(), "the server did not start"
+        return server.started
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        in_thread(partial(server.run, [listening]), partial(_exit, server)) as thread,
+    ):
+        wait_until(is_started)
+        yield listening.getsockname()[1]
+
+
+@asynccontextmanager
+async def app_in_loop(
+    app: ASGIApp,
+    **options: Any,  # noqa: ANN401 -- uvicorn's own
+) -> AsyncIterator[tuple[str, uvicorn.Server]]:
+    """Serve an application by uvicorn in this event loop, so that tests can hold its policy up.
+
+    Args:
+        app: the application.
+        **options: uvicorn's.
+
+    Yields:
+        The server's address, `http://127.0.0.1:...`, and uvicorn; its `should_exit` ends it.
+    """
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, **options))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        serving = asyncio.create_task(server.serve([listening]))
+        try:
+            await until(lambda: server.started or serving.done())
+            assert server.started, "the server did not start"
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}", server
+        finally:
+            _exit(server)
+            await serving
+
+
+def _exit(server: uvicorn.Server) -> None:
+    server.should_exit = True

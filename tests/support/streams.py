@@ -1,0 +1,78 @@
+"""A server in the event loop of a test, which streams and counts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from policy_server.http_server.http_protocol import HttpProtocol
+from policy_server.http_server.web_socket_protocol import WebSocketProtocol
+from policy_server.metrics import Metrics, MetricsExporter
+from tests.fakes import FakeBackend, integer_backend
+from tests.support.servers import app_in_loop
+from tests.web.harness import KEY, build
+
+__all__ = ["KEY_HEADER", "Served", "served"]
+
+KEY_HEADER = {"access-token": KEY}
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server in this event loop.
+
+    Attributes:
+        url: its address, `http://...`.
+        server: uvicorn; `should_exit` ends it.
+        metrics: what it counts.
+    """
+
+    url: str
+    server: uvicorn.Server
+    metrics: Metrics
+
+    def stream(self, path: str = "/predict/stream", **options: Any) -> connect:  # noqa: ANN401 -- websockets' own
+        """Open a stream with the key."""
+        known = {"additional_headers": KEY_HEADER, "compression": None, **options}
+        return connect(f"{self.url.replace('http', 'ws')}{path}", **known)
+
+    async def post(self, path: str, content: bytes) -> httpx.Response:
+        """Ask the POST route."""
+        async with httpx.AsyncClient(base_url=self.url, headers=KEY_HEADER) as client:
+            return await client.post(path, content=content)
+
+    async def refusal(self, path: str, **options: Any) -> Any:  # noqa: ANN401 -- websockets' own
+        """Return the HTTP answer to a handshake that is refused."""
+        with pytest.raises(InvalidStatus) as caught:
+            await self.stream(path, **options)
+        return caught.value.response
+
+    def counted(self, name: str) -> float:
+        """Return a figure of the metrics page, summed over its labels."""
+        page = MetricsExporter(self.metrics, port=0).render().decode()
+        return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith(name))
+
+
+@asynccontextmanager
+async def served(
+    backend: FakeBackend | None = None,
+    **options: Any,  # noqa: ANN401 -- what `build` takes
+) -> AsyncIterator[Served]:
+    """Serve a policy with this project's protocols; see `build` for the options."""
+    used = integer_backend() if backend is None else backend
+    metrics = Metrics()
+    app = build(used, metrics=metrics, **options)
+    async with app_in_loop(app, http=HttpProtocol, ws=WebSocketProtocol) as (url, server):
+        try:
+            yield Served(url, server, metrics)
+        finally:
+            if used.gate is not None:
+                used.gate.set()
