@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-APP = Path(__file__).parent.parent / "app.py"
+from tests.support.folders import ROOT
+
+APP = ROOT / "app.py"
 # Without a policy the start ends, after the imports.
 PROGRAM = f"""
 import os, runpy

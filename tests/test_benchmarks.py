@@ -10,7 +10,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +40,8 @@ from benchmarks.targets import outcomes
 from benchmarks.websocket import BINARY, TEXT, connected, encode_frame, read_frames
 from policy_server.observations import ObservationSpace
 from policy_server.schema import read_schema
+from tests.support.servers import in_thread
+from tests.support.waiting import wait_until
 
 # What Debian's wrk 4.1.0 printed.
 FINE = """Running 2s test @ http://127.0.0.1:8731/predict
@@ -441,14 +442,11 @@ def echo_server() -> Iterator[int]:
         is_known = request.headers.get("access-token") == "key"
         return None if is_known else link.respond(HTTPStatus.FORBIDDEN, "no key")
 
-    with serve(echo, "127.0.0.1", 0, process_request=check) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server.socket.getsockname()[1]
-        finally:
-            server.shutdown()
-            thread.join()
+    with (
+        serve(echo, "127.0.0.1", 0, process_request=check) as server,
+        in_thread(server.serve_forever, server.shutdown),
+    ):
+        yield server.socket.getsockname()[1]
 
 
 @pytest.mark.parametrize("payload", [b'{"cat": 1}', b"z" * 500], ids=["short", "long"])
@@ -483,8 +481,12 @@ def test_all_processes_of_a_server_are_found_and_ended(tmp_path: Path) -> None:
     with started(
         [sys.executable, "-c", program], environment={}, folder=tmp_path, log=tmp_path / "log"
     ) as server:
-        while len(server.pids()) < 2:
+
+        def has_both() -> bool:
             server.check_alive()
+            return len(server.pids()) == 2
+
+        wait_until(has_both)
         size, processes = server.memory_bytes()
         assert server.cpu_by_role()["web"] >= 0
 

@@ -24,9 +24,10 @@ from policy_server.schema_fit import check_schema_fits, describe_components
 from policy_server.settings import ENV_PREFIX, Settings, read_settings
 from policy_server.web.route_table import RouteTable
 from tests.fakes import components_of, integer_backend, registry_of, signature_of
+from tests.support.documents import code_blocks, names, rows, section, without_code
+from tests.support.folders import ROOT
 from tests.web.harness import SCHEMA, build, client_of, serve
 
-ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
@@ -46,41 +47,6 @@ SCHEMA_SECTIONS: dict[str, type[BaseModel]] = {
 }
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-
-
-def section(page: Path, title: str) -> str:
-    """Return what stands under a heading, up to the next one of any level."""
-    text = without_code(page.read_text(encoding="utf-8"))
-    found = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)
-    assert found is not None, f"{page.name} has no section '{title}'"
-    return found[1]
-
-
-def rows(text: str) -> list[list[str]]:
-    """Return the cells of all tables, without their headings."""
-    lines = [line.strip() for line in text.splitlines()]
-    tables = [
-        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-        for index, line in enumerate(lines)
-        if line.startswith("|") and not (lines[index + 1 :] or [""])[0].startswith("| ---")
-    ]
-    return [cells for cells in tables if not cells[0].startswith("---")]
-
-
-def names(text: str) -> list[str]:
-    """Return what stands in backticks."""
-    return re.findall(r"`([^`]+)`", text)
-
-
-def code_blocks(page: Path, language: str) -> list[str]:
-    """Return the fenced blocks of a language."""
-    text = page.read_text(encoding="utf-8")
-    return re.findall(rf"^ *```{language}\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
-
-
-def without_code(text: str) -> str:
-    """Remove fenced blocks: a comment there looks like a heading."""
-    return re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
 # Routes
@@ -387,6 +353,7 @@ def test_listed_pages_exist() -> None:
     ]
 
     assert len(listed) == len(set(listed))
+    assert listed
     assert all(list(ROOT.glob(pattern)) for pattern in listed)
 
 
@@ -407,6 +374,7 @@ def test_readme_says_what_lies_in_every_folder() -> None:
         pytest.skip("this is no clone: git does not say which folders are the project's")
     folders = {f"{name}/" for name in listing.stdout.split() if not name.startswith(".")}
 
+    assert "policy_server/" in folders
     assert folders <= named
     assert all((ROOT / name).exists() for name in named)
 

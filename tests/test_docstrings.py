@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from tests.test_docs import ROOT, names, rows, section
+from tests.support.documents import names, rows, section
+from tests.support.folders import ROOT
 
 MODULES = sorted((ROOT / "policy_server").rglob("*.py"))
 GLOSSARY = rows(section(ROOT / "CONTRIBUTING.md", "Words"))

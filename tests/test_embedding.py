@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,9 +17,11 @@ import policy_server
 from policy_server import create_app
 from policy_server.errors import SchemaError, SettingsError
 from policy_server.web import Application
+from tests.support.folders import ROOT
+from tests.support.processes import run
+from tests.support.servers import free_port
 from tests.web.harness import assert_error
 
-ROOT = Path(__file__).parents[1]
 KEY = "1234567asdfgh"
 MOUSE = {"obs": [5, 0, 1, 4, 3, 2]}
 LPOC = {"obs": [1] * 11}
@@ -250,8 +251,6 @@ def test_home_without_a_schema_is_named(tmp_path: Path) -> None:
 
 
 async def test_metrics_are_shown_on_a_port_where_one_is_given(homes: dict[str, Path]) -> None:
-    from tests.service.servers import free_port
-
     port = free_port()
     host = host_of(mouse=create_app(homes["mouse"], metrics_port=port))
 
@@ -308,12 +307,6 @@ print(len(threading.enumerate()), "ray" in sys.modules, "tensorflow" in sys.modu
 
 
 def test_host_keeps_its_logs_signals_collector_and_http_server(homes: dict[str, Path]) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", UNTOUCHED, str(homes["mouse"])],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    ended = run(sys.executable, "-c", UNTOUCHED, homes["mouse"])
 
     assert (ended.stdout.strip(), ended.stderr) == ("1 False False", "")

@@ -15,8 +15,9 @@ from gymnasium.utils.seeding import np_random
 from policy_server.formats import load_policy
 from policy_server.policy import Policy, PolicyInputs
 from policy_server.schema import ServerSchema, read_schema
+from tests.support.folders import ROOT
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = ROOT / "examples"
 # The return that a policy has to have in the mean of ten episodes: far from a random policy's.
 NAMES_AND_RETURNS = {
     "action_masking": 140.0,

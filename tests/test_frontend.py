@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,9 +26,11 @@ from demo.server_client import RefusalError, ServerClient
 from demo.server_process import ServerProcess
 from policy_server.errors import SettingsError
 from policy_server.schema import public_schema, read_schema
-from tests.support.servers import KEY, live_server
+from tests.support.folders import ROOT
+from tests.support.servers import KEY, Handler, answered_by, live_server
+from tests.support.waiting import wait_until
 
-PAGE = str(Path(__file__).parent.parent / "frontend.py")
+PAGE = str(ROOT / "frontend.py")
 START_TIMEOUT_S = 120.0
 SCHEMA = f"""
 observations:
@@ -107,40 +107,28 @@ def chart_rows(page: AppTest) -> list[dict[str, Any]]:
 
 
 def run_until(page: AppTest, is_reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not is_reached():
-        assert time.monotonic() < deadline, text_of(page)
-        time.sleep(0.3)
+    def has_run() -> bool:
+        if is_reached():
+            return True
         page.run()
         assert not page.exception
+        return False
+
+    wait_until(has_run, timeout_s=START_TIMEOUT_S, pause_s=0.3, told=lambda: text_of(page))
 
 
 @contextmanager
 def answering(status: int, detail: object) -> Iterator[str]:
     """Serve one answer to whatever is asked."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
+    class Refusing(Handler):
+        def answer(self) -> None:
             self.rfile.read(int(self.headers.get("content-length", 0)))
             body = detail if isinstance(detail, bytes) else json.dumps({"detail": detail}).encode()
-            self.send_response(status)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.reply(status, body)
 
-        do_GET = do_POST  # noqa: N815 -- http.server's own name
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with answered_by(Refusing) as url:
+        yield url
 
 
 # What a server refuses, in words

@@ -18,8 +18,7 @@ from policy_server.installation import (
     require,
     serving_command,
 )
-
-ROOT = Path(__file__).parents[1]
+from tests.support.folders import ROOT
 
 
 @pytest.fixture(scope="module")

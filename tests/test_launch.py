@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.support.folders import ROOT
+
 STARTED = """
 import asyncio, gc
 from policy_server.asgi import app

@@ -13,9 +13,9 @@ import pytest
 
 from policy_server.errors import MissingPackageError
 from policy_server.prediction_log import PredictionLog
+from tests.support.folders import ROOT
 from tests.web.harness import assert_error, build, client_of, serve
 
-ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "mouse_and_cheese"
 # A child of a child is to lack the package too.
 BLOCKER = """

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -15,8 +14,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from policy_server.installation import Extra
+from tests.support.folders import ROOT
 
-ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXAMPLES = sorted(path.parent.name for path in ROOT.glob("examples/*/saved_model.zip"))
 # Whose private parts are used, or whose every byte is held by tests: one minor version only.

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import pytest
 import yaml
 
 from policy_server.public_key import PUBLIC_KEY, host_of, warn_of_public_key
-
-ROOT = Path(__file__).parent.parent
+from tests.support.folders import ROOT
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "policy.example.com", ""])  # noqa: S104 -- what is warned of

@@ -10,7 +10,8 @@ from typing import TypeGuard
 import pytest
 
 from policy_server.http_server.protocols import PROTOCOLS, ServedProtocol
-from tests.test_docs import ROOT, names, rows, section
+from tests.support.documents import names, rows, section
+from tests.support.folders import ROOT
 
 PACKAGE = ROOT / "policy_server"
 TABLE = rows(section(ROOT / "CONTRIBUTING.md", "Third parties' insides"))

@@ -16,6 +16,7 @@ from policy_server.policy import PolicyInputs
 from policy_server.schema import ServerSchema
 from policy_server.settings import Settings
 from tests.formats.saved_model.hand_built import Part, V1Policy, observations
+from tests.support.waiting import turns
 
 TENSORFLOW = Settings(engine="tensorflow")
 
@@ -44,7 +45,7 @@ async def test_event_loop_stays_free_while_the_policy_answers(tmp_path: Path) ->
     async with open_local_backend(model, ServerSchema(), TENSORFLOW) as backend:
         rows = observations(4096).astype(np.float32)
         call = asyncio.ensure_future(backend.infer(PolicyInputs.of(rows)))
-        await asyncio.sleep(0)
+        await turns(1)
         assert not call.done()
         assert (await call).actions.shape == (4096, 1)
 

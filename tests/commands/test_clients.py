@@ -12,9 +12,8 @@ import generate
 from policy_server.commands.clients import choose_languages
 from policy_server.errors import SettingsError
 from policy_server.sdk import BUNDLE, LANGUAGES
+from tests.support.folders import EXPORTS
 from tests.support.servers import live_server
-
-EXPORTS = Path(__file__).parents[1] / "data" / "exports"
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,8 @@ import http.server
 import json
 import math
 import shutil
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,10 +41,11 @@ from policy_server.formats.saved_model.writing import pack_saved_model, write_sa
 from policy_server.policy import ActionComponent, PolicySignature, SignatureTensor
 from policy_server.schema import parse_schema, read_schema
 from policy_server.settings import Settings
-from tests.support.servers import KEY, SCHEMA, live_server
+from tests.support.folders import ROOT
+from tests.support.servers import KEY, SCHEMA, Handler, answered_by, live_server
 
 WIDTH = 3
-MOUSE = Path(__file__).parents[2] / "examples" / "mouse_and_cheese"
+MOUSE = ROOT / "examples" / "mouse_and_cheese"
 
 
 @pytest.fixture(autouse=True)
@@ -715,30 +714,11 @@ def test_a_refused_key_says_where_it_is_taken_from(url: str, key: str | None, wo
         client.ask(server, "[0, 0, 0]", "predict")
 
 
-class _Odd(http.server.BaseHTTPRequestHandler):
-    """Answers as no Policy Server does."""
-
-    def do_GET(self) -> None:
+class _Odd(Handler):
+    def answer(self) -> None:
         status = int(self.path.strip("/").split("/")[0])
-        self.send_response(status)
         body = b"<html>" if status == 200 else b"{}" if status == 202 else b"[]"
-        self.send_header("location", "/")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_args: object) -> None:
-        """Stay silent."""
-
-
-@contextmanager
-def odd_server() -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Odd) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+        self.reply(status, body, location="/")
 
 
 @pytest.mark.parametrize(
@@ -752,7 +732,7 @@ def odd_server() -> Iterator[str]:
 )
 def test_an_odd_answer_is_said(status: int, message: str) -> None:
     with (
-        odd_server() as address,
+        answered_by(_Odd) as address,
         PolicyClient(f"{address}/{status}", None) as server,
         pytest.raises(ServerAnswerError, match=message),
     ):

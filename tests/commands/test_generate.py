@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,9 +17,11 @@ import pytest
 import generate
 from policy_server import __version__
 from policy_server.commands.command_line import command, progress_bar, run
+from tests.support.command_line import started_command, type_in
+from tests.support.folders import ROOT
+from tests.support.processes import child
 from tests.support.servers import KEY, SCHEMA, live_server
 
-ROOT = Path(__file__).parents[2]
 COMMANDS = [
     "clean",
     "clients",
@@ -50,23 +51,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def url() -> Iterator[str]:
     with live_server() as address:
         yield address
-
-
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "generate.py"), *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def type_in(*arguments: str, piped: str = "") -> tuple[int, str, str]:
-    """Run the program; return its exit code, standard output and standard error."""
-    process = start(*arguments)
-    out, err = process.communicate(piped, timeout=100)
-    return process.returncode, out, err
 
 
 # Help and usage
@@ -268,13 +252,10 @@ def test_an_interrupted_evaluation_ends_with_130_and_no_traceback(home: Path, ur
             """
         )
     )
-    process = start("evaluate", ".", "--url", url)
-    while not (home / "started").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (130, "", "")
+    with started_command("evaluate", ".", "--url", url) as program:
+        program.wait_until((home / "started").exists)
+        program.process.send_signal(signal.SIGINT)
+        assert program.finish() == (130, "", "")
 
 
 def test_a_reader_that_goes_away_is_no_error(home: Path) -> None:
@@ -288,19 +269,14 @@ def test_a_reader_that_goes_away_is_no_error(home: Path) -> None:
         "sys.exit(run(Commands, ['count'], program='count.py'))\n"
     )
     (home / "count.py").write_text(script)
-    with subprocess.Popen(
-        [sys.executable, str(home / "count.py")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.readline()
-        process.stdout.close()
-        assert process.stderr.read() == ""
-    assert process.returncode == 141
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with child(sys.executable, home / "count.py", environment=environment) as program:
+        assert program.process.stdout is not None
+        assert program.process.stderr is not None
+        program.read_line()
+        program.process.stdout.close()
+        assert program.process.stderr.read() == ""
+        assert program.process.wait(60) == 141
 
 
 # Commands

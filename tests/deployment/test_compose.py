@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from policy_server.settings import ENV_PREFIX, Settings
-from tests.deployment.programs import ROOT, run
+from tests.support.folders import ROOT
+from tests.support.processes import run
 
 TEXT = (ROOT / "docker-compose.yaml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)

@@ -13,7 +13,8 @@ from packaging.requirements import Requirement
 
 from policy_server import __version__
 from policy_server.settings import ENV_PREFIX, Settings
-from tests.deployment.programs import ROOT, run, script
+from tests.support.folders import ROOT
+from tests.support.processes import run, script
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 FINAL = DOCKERFILE.rpartition("\nFROM ")[2]
@@ -48,7 +49,7 @@ def is_in_context(path: str) -> bool:
 
 @pytest.mark.parametrize("path", ["Dockerfile", "monitoring/fluentd/Dockerfile"])
 def test_hadolint_finds_nothing(path: str) -> None:
-    assert run(script("hadolint"), path) == ""
+    assert run(script("hadolint"), path).stdout == ""
 
 
 def test_what_is_copied_exists_and_is_sent_to_the_builder() -> None:
@@ -74,7 +75,10 @@ def test_secrets_policies_and_history_stay_out(path: str) -> None:
 
 
 def test_every_module_of_the_server_is_sent_to_the_builder() -> None:
-    for path in (ROOT / "policy_server").rglob("*.py"):
+    modules = list((ROOT / "policy_server").rglob("*.py"))
+
+    assert len(modules) > 100
+    for path in modules:
         assert is_in_context(path.relative_to(ROOT).as_posix()), path
 
 
@@ -114,6 +118,7 @@ def test_constraints_pin_what_requirements_do_not() -> None:
     direct = {name_of(line) for line in requirements("requirements.txt")}
 
     constraints = requirements("deploy/image-constraints.txt")
+    assert constraints
     assert all(re.fullmatch(r"[\w.-]+==[\w.+!]+", line) for line in constraints)
     assert not {name_of(line) for line in constraints} & direct
 

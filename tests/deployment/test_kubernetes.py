@@ -14,7 +14,8 @@ import yaml
 
 from policy_server.metrics import Metrics, MetricsExporter
 from policy_server.settings import ENV_PREFIX, Settings
-from tests.deployment.programs import ROOT, run
+from tests.support.folders import ROOT
+from tests.support.processes import run
 
 CHART = ROOT / "deploy/helm/policy-server"
 CLUSTER = ROOT / "deploy/kuberay/raycluster.yaml"
@@ -82,6 +83,7 @@ def render(values: dict[str, Any]) -> dict[str, Manifest]:
 
 def validate(folder: Path, manifests: list[Manifest]) -> None:
     """Hold manifests against the schemas of the oldest and the newest Kubernetes."""
+    assert manifests
     path = folder / "manifests.yaml"
     path.write_text(yaml.safe_dump_all(manifests))
     for version in (OLDEST, NEWEST):
@@ -250,7 +252,9 @@ def test_monitors_give_the_job_that_dashboard_and_alerts_know() -> None:
     monitor = render(VALUES["everything"])["ServiceMonitor/mouse-policy-server"]["spec"]
     pods = yaml.safe_load((ROOT / "deploy/kuberay/podmonitor.yaml").read_text())["spec"]
 
-    for endpoint in (*monitor["endpoints"], *pods["podMetricsEndpoints"]):
+    endpoints = [*monitor["endpoints"], *pods["podMetricsEndpoints"]]
+    assert len(endpoints) >= 2
+    for endpoint in endpoints:
         assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": "policy_server"}]
 
 
@@ -304,7 +308,9 @@ def test_key_comes_from_a_secret_only() -> None:
 def test_example_that_is_served_by_default_exists() -> None:
     [container] = pod_of(render({}))["initContainers"]
 
-    for path in container["command"][1:-1]:
+    paths = container["command"][1:-1]
+    assert paths
+    for path in paths:
         assert (ROOT / path.removeprefix("/opt/policy-server/")).exists()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,17 +13,20 @@ import pytest
 import yaml
 
 from policy_server.settings import Settings
-from tests.deployment.programs import ROOT, program, run, running
-from tests.service.servers import Server, free_port, home_of, running_server
+from tests.service.servers import Server, home_of, running_server
+from tests.support.folders import ROOT
+from tests.support.processes import child, program, run
+from tests.support.servers import free_port, status_of
+from tests.support.waiting import wait_until
 
 DASHBOARD = ROOT / "monitoring/grafana/dashboards/policy_server.json"
 ALERTS = ROOT / "monitoring/prometheus/alerts.yml"
 OURS = re.compile(r"policy_server_\w+")
-SCRAPE_TIMEOUT_S = 60.0
 
 
 def promtool(*arguments: str) -> str:
-    return run(program("promtool", package="prometheus"), *arguments)
+    done = run(program("promtool", package="prometheus"), *arguments)
+    return done.stdout + done.stderr
 
 
 def panels() -> list[dict[str, Any]]:
@@ -124,23 +126,18 @@ def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
     configuration = folder / "prometheus.yml"
     configuration.write_text(configuration.read_text().replace("interval: 15s", "interval: 1s"))
     url = f"http://127.0.0.1:{free_port()}"
-    with httpx.Client(base_url=url, timeout=10) as client:
-
-        def is_ready() -> bool:
-            try:
-                return client.get("/-/ready").status_code == httpx.codes.OK
-            except httpx.TransportError:
-                return False
-
-        with running(
-            program("prometheus", package="prometheus"),
-            f"--config.file={configuration}",
-            f"--storage.tsdb.path={folder / 'data'}",
-            f"--web.listen-address={url.removeprefix('http://')}",
-            log=folder / "prometheus.log",
-            is_ready=is_ready,
-        ):
-            yield client
+    command = (
+        program("prometheus", package="prometheus"),
+        f"--config.file={configuration}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={url.removeprefix('http://')}",
+    )
+    with (
+        httpx.Client(base_url=url, timeout=10) as client,
+        child(*command, log=folder / "prometheus.log") as started,
+    ):
+        started.wait_until(lambda: status_of(f"{url}/-/ready") == httpx.codes.OK)
+        yield client
 
 
 def query(prometheus: httpx.Client, expression: str) -> list[dict[str, Any]]:
@@ -151,11 +148,12 @@ def query(prometheus: httpx.Client, expression: str) -> list[dict[str, Any]]:
 
 
 def wait_for(prometheus: httpx.Client, expression: str) -> list[dict[str, Any]]:
-    deadline = time.monotonic() + SCRAPE_TIMEOUT_S
-    while not (result := query(prometheus, expression)):
-        assert time.monotonic() < deadline, f"nothing came of {expression}"
-        time.sleep(0.5)
-    return result
+    return wait_until(
+        lambda: query(prometheus, expression),
+        timeout_s=60.0,
+        pause_s=0.5,
+        told=lambda: f"nothing came of {expression}",
+    )
 
 
 @pytest.mark.service
@@ -206,7 +204,9 @@ def test_server_writes_every_metric_that_dashboard_and_alerts_read(server: Serve
 
 @pytest.mark.service
 def test_prometheus_reads_every_panel(prometheus: httpx.Client) -> None:
-    for _, expression in panel_expressions():
+    expressions = panel_expressions()
+    assert len(expressions) > 10
+    for _, expression in expressions:
         query(prometheus, expression)
 
 
@@ -215,5 +215,6 @@ def test_prometheus_loads_every_alert(prometheus: httpx.Client) -> None:
     groups = prometheus.get("/api/v1/rules").json()["data"]["groups"]
 
     rules = [rule for group in groups for rule in group["rules"]]
+    assert rules
     assert [rule["name"] for rule in rules] == [name for name, _ in alert_expressions()]
     assert all(not rule.get("lastError") for rule in rules)

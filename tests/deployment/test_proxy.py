@@ -7,8 +7,6 @@ import json
 import re
 import shutil
 import socket
-import threading
-import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,14 +15,15 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 import yaml
 from starlette.types import Receive, Scope, Send
 from websockets.asyncio.client import connect
 
 from policy_server.settings import Settings
-from tests.deployment.programs import ROOT, program, running
-from tests.service.servers import KEY, free_port, running_server
+from tests.service.servers import KEY, running_server
+from tests.support.folders import ROOT
+from tests.support.processes import child, program
+from tests.support.servers import free_port, served_app
 
 PREFIX = "/app/v1"
 OBSERVATION = {
@@ -104,17 +103,9 @@ def nginx(folder: Path, *, upstream: int) -> Iterator[str]:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", listen)) == 0
 
-    with running(
-        program("nginx", package="nginx-light"),
-        "-c",
-        str(configuration),
-        "-p",
-        str(folder),
-        "-e",
-        "stderr",
-        log=folder / "nginx.log",
-        is_ready=is_listening,
-    ):
+    command = (program("nginx", package="nginx-light"), "-c", configuration, "-p", folder)
+    with child(*command, "-e", "stderr", log=folder / "nginx.log") as started:
+        started.wait_until(is_listening)
         yield f"http://127.0.0.1:{listen}"
 
 
@@ -227,21 +218,11 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.fixture(scope="module")
 def echo_through_nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    config = uvicorn.Config(echo, log_config=None, lifespan="off", ws="websockets-sansio")
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        try:
-            while not server.started:
-                assert thread.is_alive(), "the echo did not start"
-                time.sleep(0.01)
-            port = listening.getsockname()[1]
-            with nginx(tmp_path_factory.mktemp("echo"), upstream=port) as url:
-                yield url
-        finally:
-            server.should_exit = True
-            thread.join()
+    with (
+        served_app(echo, lifespan="off", ws="websockets-sansio") as port,
+        nginx(tmp_path_factory.mktemp("echo"), upstream=port) as url,
+    ):
+        yield url
 
 
 def test_proxy_strips_the_prefix_and_says_who_asked(echo_through_nginx: str) -> None:

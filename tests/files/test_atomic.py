@@ -8,17 +8,20 @@ import signal
 import stat
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from policy_server.files.atomic import scratch_folder, whole_folder, write_whole
+from tests.support.folders import ROOT
 
-ROOT = Path(__file__).parents[2]
 WRITING = """
 import resource, signal, sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from policy_server.files.atomic import write_whole
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -106,12 +109,9 @@ def test_write_that_ends_halfway_leaves_the_old_file(tmp_path: Path, end: str) -
 def test_writers_at_once_each_write_whole(tmp_path: Path) -> None:
     file = tmp_path / "shared"
     contents = [bytes([number]) * 100_000 for number in range(8)]
-    threads = [threading.Thread(target=write_whole, args=(file, item)) for item in contents]
 
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(contents)) as executor:
+        list(executor.map(partial(write_whole, file), contents))
 
     assert file.read_bytes() in contents
     assert names(tmp_path) == ["shared"]

@@ -9,16 +9,16 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from policy_server.files.locks import FileLock
+from tests.support.processes import child
+from tests.support.waiting import is_waited_for, turns, wait_until
 
-ROOT = Path(__file__).parents[2]
 HOLDING = """
 import sys
 from pathlib import Path
@@ -40,17 +40,9 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 @pytest.fixture
 def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process, which holds the lock."""
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDING, str(path)],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        yield process
-        process.kill()
+    with child(sys.executable, "-c", HOLDING, path) as holding:
+        assert holding.read_line() == "held"
+        yield holding.process
 
 
 def is_held(path: Path) -> bool:
@@ -63,12 +55,6 @@ def is_held(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
-
-
-def is_waited_for(path: Path) -> bool:
-    """Return whether somebody waits for the lock of a file or folder."""
-    lines = Path("/proc/locks").read_text().splitlines()
-    return any("->" in line and f":{path.stat().st_ino} " in line for line in lines)
 
 
 def open_descriptors() -> set[str]:
@@ -110,13 +96,12 @@ def test_process_waits_until_the_holder_is_gone(
         with FileLock(path, is_folder=path.is_dir()):
             order.append("had")
 
-    waiting = threading.Thread(target=wait)
-    waiting.start()
-    while not is_waited_for(path):
-        time.sleep(0.001)
-    order.append("freed")
-    holder.send_signal(end)
-    waiting.join(timeout=30)
+    with ThreadPoolExecutor(1) as executor:
+        waiting = executor.submit(wait)
+        wait_until(lambda: is_waited_for(path))
+        order.append("freed")
+        holder.send_signal(end)
+        waiting.result(timeout=30)
 
     assert order == ["freed", "had"]
 
@@ -130,8 +115,7 @@ async def test_waiting_leaves_the_event_loop_free(
 
     waiting = asyncio.create_task(wait())
     # Each of these is a turn of the loop, which a wait in it would never give.
-    for _ in range(10):
-        await asyncio.sleep(0)
+    await turns()
     assert not waiting.done()
     holder.kill()
 
@@ -148,7 +132,7 @@ async def test_cancelled_wait_leaves_nothing_open(
 
     before = open_descriptors()
     waiting = asyncio.create_task(wait())
-    await asyncio.sleep(0)
+    await turns(1)
     waiting.cancel()
 
     with pytest.raises(asyncio.CancelledError):

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,8 @@ import pytest
 from policy_server.files.replacement import incoming_folder, replaced, restore_interrupted
 from policy_server.remote_files import bring_files
 from policy_server.settings import Settings
-
-ROOT = Path(__file__).parents[2]
+from tests.support.folders import ROOT
+from tests.support.waiting import is_waited_for, wait_until
 
 
 @pytest.fixture
@@ -118,13 +118,11 @@ def test_killed_replacement_is_undone_by_the_next_start(
 
 
 def test_start_waits_for_a_replacement_that_is_under_way(home: Path) -> None:
-    with incoming_folder(home) as folder:
+    with ThreadPoolExecutor(1) as executor, incoming_folder(home) as folder:
         (folder / "schema.yaml").write_text("new")
         with replaced(["schema.yaml"], folder):
-            start = threading.Thread(target=restore_interrupted, args=[home])
-            start.start()
-            start.join(0.2)
-            assert start.is_alive()
-    start.join()
+            start = executor.submit(restore_interrupted, home)
+            wait_until(lambda: is_waited_for(home))
+    start.result()
 
     assert (home / "schema.yaml").read_text() == "new"

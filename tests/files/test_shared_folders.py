@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import pytest
 
 from policy_server.errors import SettingsError
 from policy_server.files.shared_folders import beginning_of, share_folder
+from tests.support.processes import child, run
 
 IS_ROOT = os.getuid() == 0
 
@@ -37,13 +37,7 @@ def test_first_process_makes_the_folder_and_the_others_join_it(tmp_path: Path) -
         "import os; from policy_server.files.shared_folders import share_folder as share;"
         "print(*vars(share('x', parent=os.getppid())).values())"
     )
-    other = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    other = run(sys.executable, "-c", code, environment={**os.environ, "TMPDIR": str(tmp_path)})
 
     assert first.is_new
     assert stat.S_IMODE(first.path.stat().st_mode) == 0o700
@@ -126,19 +120,20 @@ def test_folder_that_cannot_be_made_is_one_line(
 
 
 def test_parent_that_has_ended_has_a_folder_too(tmp_path: Path) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
+    with child(sys.executable, "-c", "") as ended:
+        ended.process.wait(60)
+    pid = ended.process.pid
 
-    assert share_folder("x", parent=ended.pid).path == tmp_path / f"ps-x-{ended.pid}-0"
+    assert share_folder("x", parent=pid).path == tmp_path / f"ps-x-{pid}-0"
 
 
 def test_beginning_of_a_process_is_known_until_it_ends() -> None:
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    began = beginning_of(process.pid)
-    again = beginning_of(process.pid)
-    process.communicate(b"\n")
+    with child(sys.executable, "-c", "input()") as other:
+        pid = other.process.pid
+        began, again = beginning_of(pid), beginning_of(pid)
+        other.finish("\n")
 
     assert began is not None
     assert int(began) >= int(beginning_of(os.getpid()) or 0) > 0
     assert again == began
-    assert beginning_of(process.pid) is None
+    assert beginning_of(pid) is None

@@ -19,7 +19,8 @@ from policy_server.formats.model_files import Model, identify_model
 from policy_server.schema import ServerSchema, parse_schema
 from policy_server.settings import Engine, Settings
 from tests.formats.saved_model.hand_built import Part, V1Policy, observations
-from tests.service.servers import descendants, is_running
+from tests.support.processes import descendants, is_running
+from tests.support.waiting import until
 
 KEPT = ".compiled-policy.npz"
 FINDING = """
@@ -133,8 +134,7 @@ async def test_errors_come_back_as_they_were(
 
 async def test_killed_process_is_one_line(model: Model) -> None:
     asking = asyncio.create_task(find(model))
-    while not (below := descendants(os.getpid())):
-        await asyncio.sleep(0.01)
+    below = await until(lambda: descendants(os.getpid()))
     os.kill(below[0], signal.SIGKILL)
 
     with pytest.raises(NotReadyError, match="was ended by SIGKILL; start again with more memory"):
@@ -143,8 +143,7 @@ async def test_killed_process_is_one_line(model: Model) -> None:
 
 async def test_cancelling_ends_the_process(model: Model) -> None:
     asking = asyncio.create_task(find(model))
-    while not (below := descendants(os.getpid())):
-        await asyncio.sleep(0.01)
+    below = await until(lambda: descendants(os.getpid()))
     asking.cancel()
 
     with pytest.raises(asyncio.CancelledError):

@@ -16,6 +16,7 @@ from uvicorn.server import ServerState
 
 from policy_server.http_server.http_protocol import HttpProtocol
 from tests.support.servers import served_app
+from tests.support.waiting import turns
 from tests.web.harness import KEY, OBSERVATION, build
 
 BODY = json.dumps(OBSERVATION).encode()
@@ -89,10 +90,10 @@ async def received(*segments: bytes) -> tuple[Recorder, Transport]:
     protocol.connection_made(transport)
     for segment in segments:
         protocol.data_received(segment)
-        await asyncio.sleep(0)
+        await turns(1)
     while state.tasks:
         await asyncio.gather(*state.tasks)
-        await asyncio.sleep(0)
+        await turns(1)
     protocol.connection_lost(None)
     return recorder, transport
 

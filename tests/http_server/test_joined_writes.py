@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from policy_server.http_server.joined_writes import JoinedWrites
+from tests.support.waiting import turns
 
 
 class Transport(asyncio.Transport):
@@ -33,9 +34,9 @@ async def test_writes_of_one_turn_are_one_write_and_those_of_the_next_another() 
     joined.write(b"head ")
     joined.write(b"body")
     before = list(transport.events)
-    await asyncio.sleep(0)
+    await turns(1)
     joined.write(b"next")
-    await asyncio.sleep(0)
+    await turns(1)
 
     assert before == []
     assert transport.events == [b"head body", b"next"]
@@ -47,7 +48,7 @@ async def test_nothing_is_lost_and_nothing_doubled_by_a_close() -> None:
 
     joined.write(b"last")
     joined.close()
-    await asyncio.sleep(0)
+    await turns(1)
 
     assert transport.events == [b"last", "closed"]
 
@@ -60,7 +61,7 @@ async def test_much_is_handed_on_at_once() -> None:
         joined.write(b"x" * 40_000)
 
     assert transport.events == [b"x" * 80_000]
-    await asyncio.sleep(0)
+    await turns(1)
     assert transport.events == [b"x" * 80_000, b"x" * 40_000]
 
 
@@ -70,10 +71,10 @@ async def test_client_that_has_gone_is_written_nothing() -> None:
 
     joined.write(b"answer")
     transport.is_gone = True
-    await asyncio.sleep(0)
+    await turns(1)
     transport.is_gone = False
     joined.write(b"later")
-    await asyncio.sleep(0)
+    await turns(1)
 
     assert transport.events == [b"later"]
 

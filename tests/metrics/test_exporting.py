@@ -9,14 +9,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from policy_server.files.shared_folders import beginning_of
 from policy_server.metrics import Metrics, MetricsExporter
-from tests.metrics.pages import samples
+from tests.support.pages import samples
+from tests.support.servers import Handler, answered_by
 
 
 @contextmanager
@@ -128,30 +128,17 @@ ray_object_store_memory{Location="IN_MEMORY"} 0.0
 """
 
 
-class _Ray(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(RAYS_PAGE)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- the base class's own
-        """Keep the tests' output clean."""
+class _Ray(Handler):
+    def answer(self) -> None:
+        self.reply(200, RAYS_PAGE)
 
 
 @pytest.fixture
 def beside_ray() -> Iterator[MetricsExporter]:
     """An exporter on a free port, beside a Ray that has a page of its own."""
-    ray = HTTPServer(("127.0.0.1", 0), _Ray)
-    thread = threading.Thread(target=ray.serve_forever)
-    thread.start()
-    try:
-        with exported(Metrics()) as exporter:
-            exporter.foreign_url = f"http://127.0.0.1:{ray.server_address[1]}/metrics"
-            yield exporter
-    finally:
-        ray.shutdown()
-        thread.join()
-        ray.server_close()
+    with answered_by(_Ray) as url, exported(Metrics()) as exporter:
+        exporter.foreign_url = f"{url}/metrics"
+        yield exporter
 
 
 def test_page_has_no_metric_of_rays_but_its_healthy_replicas(beside_ray: MetricsExporter) -> None:
@@ -159,6 +146,7 @@ def test_page_has_no_metric_of_rays_but_its_healthy_replicas(beside_ray: Metrics
     _, page = get(beside_ray.url)
 
     lines = [line for line in page.decode().splitlines() if not line.startswith("#")]
+    assert lines
     assert all(line.startswith("policy_server_") for line in lines)
     assert "policy_server_replicas 2.0" in lines
 

@@ -7,7 +7,8 @@ import threading
 import pytest
 
 from policy_server.metrics import Metrics
-from tests.metrics.pages import rendered
+from tests.support.pages import rendered
+from tests.support.servers import in_thread
 
 
 def test_requests_are_counted_by_policy_route_and_status() -> None:
@@ -89,20 +90,19 @@ def test_many_requests_are_folded_without_losing_one() -> None:
 def test_requests_that_come_while_a_page_is_rendered_are_not_lost() -> None:
     metrics = Metrics()
     is_over = threading.Event()
+    looks = 0
 
     def look() -> None:
+        nonlocal looks
         while not is_over.is_set():
             metrics.snapshot()
+            looks += 1
 
-    readers = [threading.Thread(target=look) for _ in range(2)]
-    for reader in readers:
-        reader.start()
-    for _ in range(50_000):
-        metrics.observe_request("", "/", 200, 0.5)
-    is_over.set()
-    for reader in readers:
-        reader.join()
+    with in_thread(look, is_over.set), in_thread(look, is_over.set):
+        for _ in range(50_000):
+            metrics.observe_request("", "/", 200, 0.5)
 
+    assert looks > 10
     assert rendered(metrics)["requests_total policy= route=/ status=200"] == 5e4
 
 

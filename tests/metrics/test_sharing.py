@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import pytest
 from policy_server.files.atomic import UNFINISHED
 from policy_server.metrics.counts import Counts, Labels
 from policy_server.metrics.sharing import SharedCounts
+from tests.support.processes import Child, child
 
 PROGRAM = """
 import sys
@@ -35,23 +35,17 @@ REQUESTS: dict[Labels, float] = {("/predict", "200", "walker"): 3.0}
 
 
 @contextmanager
-def other_worker(folder: Path) -> Iterator[subprocess.Popen[str]]:
+def other_worker(folder: Path) -> Iterator[Child]:
     """Run a process that has written its counts, until it is told to leave or killed."""
-    command = [sys.executable, "-c", PROGRAM, str(folder)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "written\n"
-            yield process
-        finally:
-            process.kill()
+    with child(sys.executable, "-c", PROGRAM, folder) as started:
+        assert started.read_line() == "written"
+        yield started
+        started.process.kill()
 
 
-def leave(process: subprocess.Popen[str]) -> None:
-    process.communicate("leave\n", timeout=20)
-    assert process.returncode == 0
+def leave(process: Child) -> None:
+    status, _, err = process.finish("leave\n")
+    assert (status, err) == (0, "")
 
 
 def file_names(folder: Path) -> list[str]:

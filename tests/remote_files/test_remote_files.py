@@ -10,15 +10,16 @@ import json
 import logging
 import os
 import re
-import socket
 import ssl
 import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.message import Message
+from functools import partial
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Protocol
@@ -39,7 +40,9 @@ from policy_server.errors import ModelError, PolicyServerError, SchemaError, Set
 from policy_server.remote_files import RemoteUri, bring_files, fetch_files, parse_uri
 from policy_server.remote_files.stores import http_session
 from policy_server.settings import Settings
-from tests.commands.test_generate import type_in
+from tests.support.command_line import type_in
+from tests.support.folders import ROOT
+from tests.support.servers import Handler, answered_by, in_thread
 
 SCHEMA = b"parameters: {api_key: remote}\n"
 BUCKET = "policies"
@@ -55,7 +58,7 @@ def policy(content: str, *, padding: int = 0) -> bytes:
 
 
 NEW = policy("new")
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 SERVABLE = (EXAMPLES / "mouse_and_cheese" / "saved_model.zip").read_bytes()
 
 
@@ -202,10 +205,10 @@ def web() -> Iterator[WebServer]:
     replies: dict[str, list[Reply]] = {}
     asked: list[tuple[str, dict[str, str]]] = []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Web(Handler):
         protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:
+        def answer(self) -> None:
             asked.append((self.path, {key.lower(): value for key, value in self.headers.items()}))
             queue = replies.get(self.path.partition("?")[0], [Reply(status=404)])
             reply = queue.pop(0) if len(queue) > 1 else queue[0]
@@ -222,16 +225,11 @@ def web() -> Iterator[WebServer]:
                     time.sleep(reply.pause_s)
                     self.wfile.write(reply.body[start : start + 65536])
 
-        do_HEAD = do_GET  # noqa: N815 -- http.server's own name
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield WebServer(f"http://127.0.0.1:{server.server_port}", replies, asked, server)
-    server.shutdown()
-    server.server_close()
+    with (
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), Web) as server,
+        in_thread(partial(server.serve_forever, 0.01), server.shutdown),
+    ):
+        yield WebServer(f"http://127.0.0.1:{server.server_port}", replies, asked, server)
 
 
 @pytest.fixture(scope="session")
@@ -683,25 +681,17 @@ def trickling(start: bytes, piece: bytes) -> Iterator[str]:
     """Answer each request with `start`, then with a piece every 20 ms for a long while."""
     is_over = threading.Event()
 
-    def answer(connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            connection.recv(65536)
-            connection.sendall(start)
-            while not is_over.wait(0.02):
-                connection.sendall(piece)
+    class Trickling(Handler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                self.request.recv(65536)
+                self.request.sendall(start)
+                while not is_over.wait(0.02):
+                    self.request.sendall(piece)
 
-    def serve(listening: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                threading.Thread(target=answer, args=(listening.accept()[0],), daemon=True).start()
-
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        threading.Thread(target=serve, args=(listening,), daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            is_over.set()
-            listening.shutdown(socket.SHUT_RDWR)
+    with answered_by(Trickling) as url:
+        yield url
+        is_over.set()
 
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -957,15 +947,10 @@ def test_folder_that_cannot_be_written_is_one_line(web: WebServer, tmp_path: Pat
 
 def test_servers_that_start_together_fetch_once(web: WebServer, settings: Settings) -> None:
     address = web.answer("/m", Reply(NEW, headers={"ETag": '"1"'}))
-    states: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: states.extend(fetch(settings, address))) for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as executor:
+        fetched = list(executor.map(lambda _: fetch(settings, address), range(4)))
 
+    states = [state for states in fetched for state in states]
     assert sorted(states) == ["fetched", "unchanged", "unchanged", "unchanged"]
 
 

@@ -40,10 +40,11 @@ from policy_server.sb3_export.saved_policy import TrainedPolicy, read_policy
 from policy_server.sb3_export.spaces import name_keys, open_bounds
 from policy_server.sb3_export.unpickling import ForeignNameError, MissingNameError, unpickle
 from policy_server.schema import ServerSchema, number_range, parse_schema, read_schema
+from tests.support.folders import ROOT
 
 HAS_TRAINING = all(importlib.util.find_spec(name) for name in ("sb3_contrib", "torch"))
 BOX = spaces.Box(-1.0, 1.0, (6,), np.float32)
-POLICIES = Path(__file__).parents[1] / "data" / "policies"
+POLICIES = ROOT / "tests" / "data" / "policies"
 MASKABLE = spaces.Dict(
     {"position": spaces.Box(-9.0, 9.0, (2,)), "action_mask": spaces.MultiBinary(4)}
 )

@@ -9,8 +9,8 @@ import pytest
 
 from policy_server.errors import SchemaError
 from policy_server.schema import find_example_of, named_as_example
+from tests.support.folders import ROOT
 
-ROOT = Path(__file__).parents[2]
 MOUSE = ROOT / "examples" / "mouse_and_cheese" / "schema.yaml"
 MISFIT = "schema.yaml: gives 6 values, the policy expects 4; list each value once"
 

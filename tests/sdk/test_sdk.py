@@ -27,6 +27,7 @@ from policy_server.sdk import (
 )
 from policy_server.sdk.generator import Files, generate
 from policy_server.sdk.languages import Language
+from tests.support.waiting import turns
 from tests.web.harness import serve
 
 URL = "http://localhost:8000"
@@ -226,7 +227,7 @@ class FakeGenerator:
         self.most_at_once = max(self.most_at_once, self._at_once)
         try:
             await self.gate.wait()
-            await asyncio.sleep(0.01)
+            await turns()
         finally:
             self._at_once -= 1
         if self.error is not None:
@@ -351,6 +352,6 @@ async def test_closing_ends_what_is_being_generated(tmp_path: Path) -> None:
             await store.fetch(sdk(BUNDLE), wait_s=0.05)
 
     fake.gate.set()
-    await asyncio.sleep(0.05)
+    await turns()
     assert len(fake.calls) == 1
     assert list(tmp_path.glob("*.zip")) == []

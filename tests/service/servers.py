@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
+from tests.support.folders import EXPORTS, ROOT
+from tests.support.pages import summed
+from tests.support.processes import Child, child, command_line, descendants, is_running
+from tests.support.servers import free_port, status_of
+from tests.support.waiting import wait_until
+
 __all__ = [
+    "EXPORTS",
     "KEY",
+    "ROOT",
     "Server",
     "command_line",
     "descendants",
@@ -30,37 +35,37 @@ __all__ = [
 ]
 
 KEY = "1234567asdfgh"
-ROOT = Path(__file__).parents[2]
-EXPORTS = ROOT / "tests" / "data" / "exports"
 _UVICORN = (sys.executable, "-m", "uvicorn", "app:app")
 _START_TIMEOUT_S = 150.0
-_STOP_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
 class Server:
     """A server process and how to reach it."""
 
-    process: subprocess.Popen[str]
+    child: Child
     url: str
     metrics_url: str
-    log: Path
+
+    @property
+    def process(self) -> subprocess.Popen[str]:
+        """Return the server's own process, above its workers and Ray."""
+        return self.child.process
 
     def client(self) -> httpx.Client:
         """Return a client with the access key."""
         return httpx.Client(base_url=self.url, headers={"access-token": KEY}, timeout=60)
 
+    def figure(self, name: str) -> float | None:
+        """Return a number of the metrics page; None while no process has its port."""
+        try:
+            return summed(httpx.get(self.metrics_url, timeout=5).text, name)
+        except httpx.TransportError:
+            return None
+
     def output(self) -> str:
         """Return what the server has printed so far."""
-        return self.log.read_text()
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return self.child.output()
 
 
 def home_of(export: str, folder: Path) -> Path:
@@ -82,10 +87,9 @@ def started_server(
 ) -> Iterator[Server]:
     """Start `uvicorn app:app` as a user would; it may still be starting, or have failed.
 
-    Whatever is left of it afterwards is killed by its process id.
+    It and the processes below it are ended with the block.
     """
     port, metrics_port = port or free_port(), free_port()
-    log = home / "server.log"
     variables = {
         **{
             key: value
@@ -97,25 +101,11 @@ def started_server(
         "POLICY_SERVER_DASHBOARD_PORT": "0",
         **(environment or {}),
     }
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, "--port", str(port), *arguments],
-            cwd=cwd,
-            env=variables,
-            stdout=output,
-            stderr=output,
-            text=True,
+    words = (*command, "--port", str(port), *arguments)
+    with child(*words, log=home / "server.log", folder=cwd, environment=variables) as started:
+        yield Server(
+            started, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics_port}/metrics"
         )
-    server = Server(
-        process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics_port}/metrics", log
-    )
-    try:
-        yield server
-    finally:
-        children = descendants(process.pid)
-        _stop(process)
-        for pid in children:
-            _kill(pid)
 
 
 @contextmanager
@@ -132,81 +122,8 @@ def running_server(
         home, *arguments, environment=environment, port=port, command=command, cwd=cwd
     )
     with starting as server:
-        _wait_until_ready(server)
+        ready = f"{server.url}/readyz"
+        server.child.wait_until(
+            lambda: status_of(ready) == httpx.codes.OK, timeout_s=_START_TIMEOUT_S
+        )
         yield server
-
-
-def _wait_until_ready(server: Server) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if server.process.poll() is not None:
-            raise AssertionError(
-                f"the server ended with {server.process.returncode}:\n{server.output()}"
-            )
-        try:
-            if httpx.get(f"{server.url}/readyz", timeout=5).status_code == httpx.codes.OK:
-                return
-        except httpx.TransportError:
-            time.sleep(0.1)
-    raise AssertionError(f"the server was not ready in {_START_TIMEOUT_S} s:\n{server.output()}")
-
-
-def _stop(process: subprocess.Popen[str]) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(_STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 30.0) -> bool:
-    """Wait for something that comes soon, and return whether it came."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return False
-
-
-def command_line(pid: int) -> str:
-    """Return a process's command line; empty where it has ended."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except OSError:
-        return ""
-
-
-def descendants(pid: int) -> list[int]:
-    """Return the ids of all processes below one, which Ray's are."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = entry.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        children.setdefault(int(fields[1]), []).append(int(entry.parent.name))
-    found: list[int] = []
-    queue = [pid]
-    while queue:
-        below = children.get(queue.pop(), [])
-        found += below
-        queue += below
-    return found
-
-
-def is_running(pid: int) -> bool:
-    """Return whether a process exists and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

@@ -9,26 +9,26 @@ import ast
 import importlib.resources
 import os
 import re
-import shutil
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 
 from policy_server.schema import parse_schema
 from policy_server.sdk import Sdk, files_of, prepare_document
 from policy_server.settings import Settings
 from policy_server.web import create_app
 from tests.fakes import FakeBackend, components_of, registry_of, signature_of
-from tests.service.servers import KEY, free_port, home_of, running_server
+from tests.service.servers import KEY, home_of, running_server
+from tests.support.processes import program, run
+from tests.support.servers import served_app
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(900)]
 
@@ -50,6 +50,8 @@ observations:
 parameters: {{api_key: {KEY}, url_path: app/v1}}
 """
 WIDTH = len(_NAMES) + 3
+# What a 503 of `/clients` gives as Retry-After.
+PAUSE_S = 5
 
 
 @dataclass(frozen=True)
@@ -69,23 +71,15 @@ class Served:
     def run(self, *command: str | Path, folder: Path, **variables: str) -> str:
         """Run what a user would type; the example finds the server and the key."""
         own = {"POLICY_SERVER_URL": self.url, "POLICY_SERVER_API_KEY": KEY}
-        done = subprocess.run(
-            ["nice", *command],
-            cwd=folder,
-            env={**os.environ, **own, **variables},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
-        return done.stdout
+        known = {**os.environ, **own, **variables}
+        return run("nice", *command, folder=folder, environment=known).stdout
 
     def example(self, language: str, fence: str, name: str) -> Path:
         """Write the README's example to a file, and return the SDK's folder."""
         folder = self.folder / language
-        program = re.search(rf"```{fence}\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-        assert program is not None
-        (folder / name).write_text(program[1])
+        found = re.search(rf"```{fence}\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+        assert found is not None
+        (folder / name).write_text(found[1])
         return folder
 
     def assert_printed(self, output: str) -> None:
@@ -99,13 +93,6 @@ def _shape(value: object) -> object:
     return [_shape(item) for item in value] if isinstance(value, list) else type(value)()
 
 
-def tool(name: str, package: str) -> str:
-    """Return a program's path, or fail with what to install."""
-    path = shutil.which(name)
-    assert path is not None, f"{name} is missing: apt-get install {package}"
-    return path
-
-
 @contextmanager
 def mixed_server(home: Path) -> Iterator[str]:
     components = components_of(("categorical", 2), ("normal", 2))
@@ -117,28 +104,24 @@ def mixed_server(home: Path) -> Iterator[str]:
         api_key=schema.api_key,
         root_path=schema.root_path,
     )
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, ws="none"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive(), "the server did not start"
-            time.sleep(0.01)
+    with served_app(app, ws="none") as port:
         yield f"http://127.0.0.1:{port}/app/v1"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def fetch(url: str, route: str) -> httpx.Response:
     """Download a zip as the 503's Retry-After says."""
-    while True:
+
+    def answer() -> httpx.Response | None:
         response = httpx.get(url + route, headers={"access-token": KEY}, timeout=60)
-        if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-            assert response.status_code == httpx.codes.OK, response.text
-            return response
-        time.sleep(float(response.headers["retry-after"]))
+        if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+            assert int(response.headers["retry-after"]) == PAUSE_S
+            return None
+        assert response.status_code == httpx.codes.OK, response.text
+        return response
+
+    found = wait_until(answer, timeout_s=600, pause_s=PAUSE_S)
+    assert found is not None
+    return found
 
 
 def unpack(content: bytes, folder: Path) -> None:
@@ -182,8 +165,8 @@ def test_python_sdk_is_installed_and_gets_an_action(served: Served, environment:
     served.run(environment / "pip", "install", "--force-reinstall", ".", folder=folder)
 
     served.assert_printed(served.run(environment / "python", "example.py", folder=folder))
-    program = (folder / "example.py").read_text()
-    batch = program.replace("predict(observation,", "predict_batch([observation] * 3,")
+    text = (folder / "example.py").read_text()
+    batch = text.replace("predict(observation,", "predict_batch([observation] * 3,")
     (folder / "batch.py").write_text(batch)
     actions, _, chances = served.run(environment / "python", "batch.py", folder=folder).rpartition(
         "["
@@ -193,7 +176,7 @@ def test_python_sdk_is_installed_and_gets_an_action(served: Served, environment:
 
 
 def test_java_sdk_is_compiled_and_gets_an_action(served: Served) -> None:
-    javac, java = (tool(name, "default-jdk-headless") for name in ("javac", "java"))
+    javac, java = (program(name, package="default-jdk-headless") for name in ("javac", "java"))
     assert ANNOTATIONS.exists(), "apt-get install libjakarta-annotation-api-java"
     jar = importlib.resources.files("openapi_generator_cli") / "openapi-generator.jar"
     folder = served.example("java", "java", "Example.java")
@@ -206,9 +189,10 @@ def test_java_sdk_is_compiled_and_gets_an_action(served: Served) -> None:
 
 
 def test_r_sdk_is_installed_and_gets_an_action(served: Served, tmp_path: Path) -> None:
-    r = tool(
+    r = program(
         "R",
-        "r-base-core r-cran-base64enc r-cran-httr2 r-cran-jsonlite r-cran-r6 r-cran-stringr",
+        package="r-base-core r-cran-base64enc r-cran-httr2 r-cran-jsonlite r-cran-r6 "
+        "r-cran-stringr",
     )
     folder = served.example("r", "r", "example.R")
 
@@ -223,10 +207,10 @@ def test_r_sdk_is_installed_and_gets_an_action(served: Served, tmp_path: Path) -
 
 
 def test_r_sdk_sends_lists_as_lists_and_stops_on_an_error(served: Served, tmp_path: Path) -> None:
-    r = tool("R", "r-base-core")
+    r = program("R", package="r-base-core")
     folder = served.example("r", "r", "example.R")
-    program = (folder / "example.R").read_text()
-    vectors, _, _ = program.replace("list(", "c(").partition("answer <-")
+    text = (folder / "example.R").read_text()
+    vectors, _, _ = text.replace("list(", "c(").partition("answer <-")
     (folder / "lists.R").write_text(
         vectors + "cat(observation$toJSONString())\n"
         "cat('', class(policy$Predict(observation)$actions))\n"
@@ -246,7 +230,7 @@ def test_r_sdk_sends_lists_as_lists_and_stops_on_an_error(served: Served, tmp_pa
 
 
 def test_typescript_sdk_is_compiled_and_gets_an_action(served: Served, tmp_path: Path) -> None:
-    npm, node = tool("npm", "npm"), tool("node", "nodejs")
+    npm, node = program("npm", package="npm"), program("node", package="nodejs")
     folder = served.example("typescript", "typescript", "example.mjs")
     quiet = ("--no-audit", "--no-fund")
 
@@ -259,7 +243,7 @@ def test_typescript_sdk_is_compiled_and_gets_an_action(served: Served, tmp_path:
 
 
 def test_go_sdk_is_compiled_and_gets_an_action(served: Served, tmp_path: Path) -> None:
-    go = tool("go", "golang-go")
+    go = program("go", package="golang-go")
     folder = served.example("go", "go", "example.go")
     (folder / "example.go").rename(tmp_path / "example.go")
     # It states a newer Go than Debian 12 has, and uses nothing of it.
@@ -298,22 +282,18 @@ def test_two_starts_of_the_same_policy_have_the_same_sdk(tmp_path: Path) -> None
 def test_predictions_go_on_while_an_sdk_is_generated(served: Served) -> None:
     with httpx.Client(base_url=served.url, headers={"access-token": KEY}, timeout=60) as client:
         example = client.get("/openapi.json").json()["components"]["schemas"]["Observation"]
-        done = threading.Event()
-
-        def generate() -> None:
-            try:
-                fetch(served.url, "/clients/kotlin")
-            finally:
-                done.set()
-
-        thread = threading.Thread(target=generate)
-        thread.start()
         answers = 0
-        while not done.is_set():
+
+        def ask() -> bool:
+            nonlocal answers
             assert client.post("/predict", json=example["examples"][0]).status_code == 200
             answers += 1
-            # The generator has the lowest priority: without a pause it would hardly ever run.
-            time.sleep(0.02)
-        thread.join()
+            return generated.done()
+
+        with ThreadPoolExecutor(1) as executor:
+            generated = executor.submit(fetch, served.url, "/clients/kotlin")
+            # The generator has the lowest priority: without the pauses it would hardly ever run.
+            wait_until(ask, timeout_s=600)
+        generated.result()
 
     assert answers >= 10

@@ -6,16 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.service.servers import KEY, Server, running_server
+from tests.service.servers import KEY, running_server
+from tests.support.folders import ROOT
+from tests.support.servers import status_of
 
-ROOT = Path(__file__).parents[2]
 PROGRAM = "import sys; from policy_server.commands.program import installed_program as program\n"
 OBSERVATION = [5, 0, 1, 4, 3, 2]
 
@@ -101,16 +101,8 @@ def test_changed_schema_starts_the_server_again(
     with starting as server:
         text = (tmp_path / "schema.yaml").read_text()
         (tmp_path / "schema.yaml").write_text(text.replace(KEY, "another-key"))
-        while status_of(server, "another-key") != httpx.codes.OK:
-            assert server.process.poll() is None, server.output()
-            time.sleep(0.1)
+        server.child.wait_until(
+            lambda: status_of(f"{server.url}/schema", key="another-key") == httpx.codes.OK
+        )
 
     assert "WatchFiles detected changes in 'schema.yaml'" in server.output()
-
-
-def status_of(server: Server, key: str) -> int | None:
-    """Return how `/schema` is answered; None while nobody answers."""
-    try:
-        return httpx.get(f"{server.url}/schema", headers={"access-token": key}).status_code
-    except httpx.TransportError:
-        return None

@@ -24,6 +24,7 @@ from tests.service.servers import (
     running_server,
     started_server,
 )
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.service
 
@@ -222,18 +223,19 @@ def test_failing_start_of_workers_ends_with_a_status_and_leaves_nothing(
         ports = {"POLICY_SERVER_METRICS_PORT": str(taken.getsockname()[1])}
         environment = {**LOCAL, "TMPDIR": str(tmp_path), **(ports if "port" in fault else {})}
         with started_server(home, "--workers", "3", environment=environment) as server:
-            processes = set()
-            while server.process.poll() is None:
-                processes |= set(descendants(server.process.pid))
-                time.sleep(0.1)
+            processes: set[int] = set()
 
+            def is_over() -> bool:
+                processes.update(descendants(server.process.pid))
+                return server.process.poll() is not None
+
+            wait_until(is_over, timeout_s=60, told=server.output)
+
+    assert len(processes) >= 3
     assert server.process.returncode != 0
     assert reason in server.output()
     assert "Traceback" not in server.output()
-    deadline = time.monotonic() + 10
-    while any(is_running(pid) for pid in processes) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(is_running(pid) for pid in processes)
+    wait_until(lambda: not any(is_running(pid) for pid in processes))
     assert not list(tmp_path.glob("ps-*"))
 
 
@@ -243,21 +245,14 @@ def test_figures_outlive_the_worker_that_shows_them(tmp_path: Path) -> None:
     home = home_of("ppo_discrete", tmp_path / "home")
     answered = 'policy_server_requests_total{policy="default",route="/predict",status="200"}'
 
-    def shown(name: str) -> float | None:
-        """Return a figure of the page; None while no worker has its port."""
-        try:
-            page = httpx.get(server.metrics_url, timeout=5).text
-        except httpx.TransportError:
-            return None
-        return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith(name))
-
     def wait_for(name: str, expected: float) -> None:
-        deadline = time.monotonic() + 30
-        while (found := shown(name)) != expected:
-            # A counter that goes down is a restart for Prometheus.
+        def is_reached() -> bool:
+            found = server.figure(name)
+            # A counter that goes up again is a restart for Prometheus.
             assert name != answered or found is None or found <= expected
-            assert time.monotonic() < deadline, f"{name}: {found}"
-            time.sleep(0.05)
+            return found == expected
+
+        server.child.wait_until(is_reached)
 
     arguments = ["--workers", "2", "--log-config", "policy_server/log_config.json"]
     with running_server(home, *arguments, environment=environment) as server:
@@ -274,11 +269,13 @@ def test_figures_outlive_the_worker_that_shows_them(tmp_path: Path) -> None:
         os.kill(holder, signal.SIGKILL)
 
         seen: list[float] = []
-        deadline = time.monotonic() + 30
-        while len(seen) < 40 and time.monotonic() < deadline:
-            if (figure := shown(answered)) is not None:
+
+        def is_seen() -> bool:
+            if (figure := server.figure(answered)) is not None:
                 seen.append(figure)
-            time.sleep(0.05)
+            return len(seen) >= 40
+
+        server.child.wait_until(is_seen)
         assert seen == [20.0] * 40
         wait_for("policy_server_model_info{", 1)
         (folder,) = tmp_path.glob("ps-metrics-*")
@@ -310,9 +307,7 @@ def test_place_that_the_log_names_is_the_real_one(way: str, tmp_path: Path) -> N
     }[way]
 
     with started_server(home, *arguments, environment=LOCAL, port=free_port()) as server:
-        deadline = time.monotonic() + 60
-        while "Uvicorn running" not in server.output() and time.monotonic() < deadline:
-            time.sleep(0.1)
+        server.child.wait_until(lambda: "Uvicorn running" in server.output())
         events = [json.loads(line) for line in server.output().splitlines()]
         [docs] = [e["places"]["docs"] for e in events if e["event"] == "policy_served"]
         transport = httpx.HTTPTransport(verify=False, uds=path if way == "--uds" else None)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import json
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +13,9 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from tests.service.servers import EXPORTS, running_server, started_server
+from tests.service.servers import running_server, started_server
+from tests.support.folders import EXPORTS
+from tests.support.servers import Handler, answered_by
 
 pytestmark = pytest.mark.service
 
@@ -92,26 +92,21 @@ def test_wrong_digest_is_one_line_and_no_start(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["int", "term"])
 def test_signal_ends_a_start_that_downloads(tmp_path: Path, number: signal.Signals) -> None:
-    asked = threading.Event()
+    asked, is_over = threading.Event(), threading.Event()
 
-    class Silent(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+    class Silent(Handler):
+        def answer(self) -> None:
             asked.set()
-            time.sleep(30)
+            is_over.wait(30)
 
-    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Silent)
-    web.daemon_threads = True
-    web.block_on_close = False
-    threading.Thread(target=web.serve_forever, daemon=True).start()
-    environment = {**LOCAL, "POLICY_SERVER_MODEL_URI": f"http://127.0.0.1:{web.server_port}/m"}
+    with answered_by(Silent) as url:
+        environment = {**LOCAL, "POLICY_SERVER_MODEL_URI": f"{url}/m"}
+        with started_server(tmp_path, environment=environment) as server:
+            assert asked.wait(60)
+            server.process.send_signal(number)
+            status = server.process.wait(10)
+        is_over.set()
 
-    with started_server(tmp_path, environment=environment) as server:
-        assert asked.wait(60)
-        server.process.send_signal(number)
-        status = server.process.wait(10)
-
-    web.shutdown()
-    web.server_close()
     assert status == 128 + number
     assert "Traceback" not in server.output()
     assert [path.name for path in tmp_path.iterdir()] == ["server.log"]

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,20 +17,16 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from examples.stream.policy_stream import PolicyError, PolicyStream
-from tests.service.servers import (
-    EXPORTS,
-    KEY,
-    Server,
-    descendants,
-    free_port,
-    home_of,
-    running_server,
-)
+from tests.service.servers import KEY, Server, home_of, running_server
+from tests.support.folders import EXPORTS, ROOT
+from tests.support.processes import Child, child, descendants, program, run
+from tests.support.servers import free_port
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.service
 
 LOCAL = {"POLICY_SERVER_BACKEND": "local"}
-CLIENTS = Path(__file__).parents[2] / "examples" / "stream"
+CLIENTS = ROOT / "examples" / "stream"
 CASES = json.loads((EXPORTS / "ppo_discrete" / "cases.json").read_text())
 OBSERVATIONS = [case["observation"] for case in CASES]
 WRONG: dict[str, Any] = {}
@@ -109,10 +102,10 @@ def test_a_thousand_frames_in_flight_are_answered_in_order(server: Server) -> No
         for index in range(1000)
     ]
     with opened(server, "/predict_deterministic/stream") as stream:
-        sending = threading.Thread(target=_send_all, args=(stream, frames))
-        sending.start()
-        answers = [json.loads(stream.recv(timeout=60)) for _ in frames]
-        sending.join()
+        with ThreadPoolExecutor(1) as executor:
+            sending = executor.submit(_send_all, stream, frames)
+            answers = [json.loads(stream.recv(timeout=60)) for _ in frames]
+        sending.result()
 
     for index, answer in enumerate(answers):
         if index % 50 == 49:
@@ -174,17 +167,16 @@ def test_python_client_reads_no_answers_of_a_loop_that_was_left(server: Server) 
 
 @pytest.fixture(scope="module")
 def java_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("javac")
-    assert compiler is not None, "javac is missing: apt-get install default-jdk"
+    compiler = program("javac", package="default-jdk")
     folder = tmp_path_factory.mktemp("classes")
     items = ", ".join(f'"{name}", {json.dumps(value)}' for name, value in OBSERVATIONS[0].items())
     (folder / "Loop.java").write_text(LOOP % items)
     sources = [*CLIENTS.glob("*.java"), folder / "Loop.java"]
-    subprocess.run([compiler, "-Xlint:all", "-Werror", "-d", folder, *sources], check=True)
+    run(compiler, "-Xlint:all", "-Werror", "-d", folder, *sources)
     return folder
 
 
-def program(language: str, java_classes: Path) -> list[str | Path]:
+def example(language: str, java_classes: Path) -> list[str | Path]:
     if language == "java":
         return ["java", "-cp", java_classes, "PolicyStream"]
     return [sys.executable, CLIENTS / "policy_stream.py"]
@@ -198,19 +190,16 @@ def test_program_answers_the_lines_of_standard_input(
     lines = [*OBSERVATIONS, WRONG, *OBSERVATIONS]
     options = ["--url", address(server), "--in-flight", in_flight]
 
-    done = subprocess.run(
-        [*program(language, java_classes), *options],
-        input="\n".join(map(json.dumps, lines)),
-        env={**os.environ, "POLICY_SERVER_API_KEY": KEY},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+    done = run(
+        *example(language, java_classes),
+        *options,
+        typed="\n".join(map(json.dumps, lines)),
+        environment={**os.environ, "POLICY_SERVER_API_KEY": KEY},
+        status=1,
     )
 
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     expected = posted(server)
-    assert done.returncode == 1, done.stderr
     alike = [like(answer) for answer in expected]
     assert answers[: len(expected)] == alike
     assert answers[len(expected) + 1 :] == alike
@@ -219,22 +208,14 @@ def test_program_answers_the_lines_of_standard_input(
 
 @pytest.mark.parametrize("language", ["python", "java"])
 def test_program_shows_its_options(java_classes: Path, language: str) -> None:
-    command = [*program(language, java_classes), "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = run(*example(language, java_classes), "--help")
 
     assert all(option in done.stdout for option in ("--url", "--key", "--in-flight"))
 
 
 def test_java_client_gives_actions_and_typed_errors(server: Server, java_classes: Path) -> None:
-    done = subprocess.run(
-        ["java", "-cp", java_classes, "Loop", address(server), KEY],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run("java", "-cp", java_classes, "Loop", address(server), KEY)
 
-    assert done.returncode == 0, done.stderr
     first, error, last = done.stdout.splitlines()
     assert json.loads(first) == json.loads(last) == posted(server)[0]["actions"]
     assert error.startswith("422 ")
@@ -248,26 +229,21 @@ def test_client_outlives_a_restart_of_the_server(
     home, port = home_of("ppo_discrete", tmp_path), free_port()
     with ExitStack() as stack:
         with running_server(home, environment=LOCAL, port=port) as server:
-            command = [*program(language, java_classes), "--url", address(server), "--key", KEY]
-            client = stack.enter_context(
-                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            )
+            command = [*example(language, java_classes), "--url", address(server), "--key", KEY]
+            client = stack.enter_context(child(*command))
             before = _answer_of(client)
         with running_server(home, environment=LOCAL, port=port):
             after = _answer_of(client)
-        client.communicate(timeout=30)
+        status, _, _ = client.finish()
 
-    assert client.returncode == 0
+    assert status == 0
     assert before == after
     assert "actions" in before
 
 
-def _answer_of(client: subprocess.Popen[str]) -> Any:  # noqa: ANN401 -- JSON
-    assert client.stdin is not None
-    assert client.stdout is not None
-    client.stdin.write(json.dumps(OBSERVATIONS[0]) + "\n")
-    client.stdin.flush()
-    return json.loads(client.stdout.readline())
+def _answer_of(client: Child) -> Any:  # noqa: ANN401 -- JSON
+    client.tell(json.dumps(OBSERVATIONS[0]))
+    return json.loads(client.read_line())
 
 
 def test_replica_that_dies_causes_no_error_frame(server: Server) -> None:
@@ -282,7 +258,7 @@ def test_replica_that_dies_causes_no_error_frame(server: Server) -> None:
                 os.kill(replicas[0], signal.SIGKILL)
         answers = [json.loads(stream.recv(timeout=60)) for _ in range(200)]
 
-    assert all("actions" in answer for answer in answers)
+    assert ["actions" in answer for answer in answers] == [True] * 200
 
 
 def _is_replica(pid: int) -> bool:
@@ -298,15 +274,17 @@ def test_sigterm_answers_what_is_in_flight_and_closes_with_1012(tmp_path: Path) 
         with opened(server, "/predict/stream") as stream:
             stream.send(frame)
             stream.recv()
+            asked = server.figure("policy_server_batch_size_sum")
+            assert asked is not None
             for _ in range(200):
                 stream.send(frame)
-            time.sleep(0.05)
+            wait_until(lambda: server.figure("policy_server_batch_size_sum") == asked + 200)
             server.process.send_signal(signal.SIGTERM)
             answers = [json.loads(stream.recv(timeout=60)) for _ in range(200)]
             with pytest.raises(ConnectionClosed) as closed:
                 stream.recv(timeout=60)
 
-        assert all("actions" in answer for answer in answers)
+        assert ["actions" in answer for answer in answers] == [True] * 200
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1012
         assert server.process.wait(60) in (0, -signal.SIGTERM)

@@ -7,18 +7,29 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import pytest
 
 from tests.support.folders import ROOT
+from tests.support.waiting import wait_until
 
-__all__ = ["Child", "child", "descendants", "is_running", "program", "run", "script"]
+__all__ = [
+    "Child",
+    "child",
+    "command_line",
+    "descendants",
+    "is_running",
+    "program",
+    "run",
+    "script",
+]
 
+T = TypeVar("T")
 _SYSTEM_FOLDERS = os.pathsep.join(("/usr/sbin", "/usr/local/sbin", "/sbin"))
 _STOP_TIMEOUT_S = 60.0
 
@@ -44,6 +55,17 @@ class Child:
         """Fail with its output if it has ended."""
         status = self.process.poll()
         assert status is None, f"it ended with {status}:\n{self._last_words()}"
+
+    def wait_until(self, condition: Callable[[], T], *, timeout_s: float = 60.0) -> T:
+        """Wait until a condition holds while it runs, and return what the condition returned."""
+
+        def look() -> T:
+            found = condition()
+            if not found:
+                self.check_runs()
+            return found
+
+        return wait_until(look, timeout_s=timeout_s, pause_s=0.1, told=self._last_words)
 
     def tell(self, line: str) -> None:
         """Write a line to its standard input."""
@@ -160,6 +182,14 @@ def script(name: str) -> str:
     if not found.exists():
         pytest.fail(f"{name} is missing; pip install -r requirements-dev.txt")
     return str(found)
+
+
+def command_line(pid: int) -> str:
+    """Return a process's command line; empty where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
 
 
 def descendants(pid: int) -> list[int]:

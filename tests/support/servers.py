@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import uvicorn
 from starlette.types import ASGIApp
@@ -32,6 +33,7 @@ __all__ = [
     "in_thread",
     "live_server",
     "served_app",
+    "status_of",
 ]
 
 KEY = "secret"
@@ -50,6 +52,16 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def status_of(url: str, *, key: str | None = None) -> int | None:
+    """Return how an address answers, or None while nobody answers there."""
+    try:
+        return httpx.get(
+            url, headers={} if key is None else {"access-token": key}, timeout=5
+        ).status_code
+    except httpx.TransportError:
+        return None
 
 
 @contextmanager
@@ -76,6 +88,16 @@ def in_thread(
 
 class Handler(BaseHTTPRequestHandler):
     """Handles requests of a server that `answered_by` starts, without a log."""
+
+    def answer(self) -> None:
+        """Answer a request, whatever its method."""
+        raise NotImplementedError
+
+    def do_GET(self) -> None:
+        """Answer a GET."""
+        self.answer()
+
+    do_HEAD = do_POST = do_GET  # noqa: N815 -- http.server's own names
 
     def reply(self, status: int, body: bytes = b"", **headers: str) -> None:
         """Send a whole answer; `_` in a header's name stands for `-`."""

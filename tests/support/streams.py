@@ -17,6 +17,7 @@ from policy_server.http_server.http_protocol import HttpProtocol
 from policy_server.http_server.web_socket_protocol import WebSocketProtocol
 from policy_server.metrics import Metrics, MetricsExporter
 from tests.fakes import FakeBackend, integer_backend
+from tests.support.pages import summed
 from tests.support.servers import app_in_loop
 from tests.web.harness import KEY, build
 
@@ -57,8 +58,7 @@ class Served:
 
     def counted(self, name: str) -> float:
         """Return a figure of the metrics page, summed over its labels."""
-        page = MetricsExporter(self.metrics, port=0).render().decode()
-        return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith(name))
+        return summed(MetricsExporter(self.metrics, port=0).render().decode(), name)
 
 
 @asynccontextmanager

@@ -25,6 +25,7 @@ from tests.fakes import (
     renamed,
     signature_of,
 )
+from tests.support.waiting import turns, until
 from tests.web.harness import (
     OBSERVATION,
     SCHEMA,
@@ -384,12 +385,13 @@ async def test_end_answers_what_is_in_flight_and_refuses_what_comes() -> None:
     async with client_of(app) as client:
         async with running(app):
             backend.gate = asyncio.Event()
+            backend.batches.clear()
             asking = asyncio.create_task(client.post("/predict", json=OBSERVATION))
-            await asyncio.sleep(0.02)
+            await until(lambda: backend.batches == [1])
             backend_gate = backend.gate
 
             async def finish() -> list[httpx.Response]:
-                await asyncio.sleep(0.02)
+                await turns()
                 during = [
                     await client.get("/readyz"),
                     await client.post("/predict", json=OBSERVATION),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -208,6 +209,7 @@ NUMBERS: list[Any] = [
 async def test_document_allows_what_is_answered_and_forbids_what_is_refused(dtype: str) -> None:
     async with serve(backend_of(dtype), schema=FIELDS) as client:
         document = (await client.get("/openapi.json")).json()
+        statuses = Counter[int]()
         for value in NUMBERS:
             for route, name, body in (
                 ("/predict", "Observation", {"x": value, "n": 1, "l": [1]}),
@@ -220,7 +222,10 @@ async def test_document_allows_what_is_answered_and_forbids_what_is_refused(dtyp
             ):
                 status = (await client.post(route, json=body)).status_code
                 is_valid = validator_of(document, name).is_valid(body)
-                assert is_valid == (status == 200), (route, body, status)
+                assert status == (200 if is_valid else 422), (route, body)
+                statuses[status] += 1
+
+    assert min(statuses[200], statuses[422]) > 20
 
 
 WHOLE = ["1", "1.0", "1e0", "10E-1", "0.1e1"]
@@ -248,7 +253,7 @@ async def test_int_is_a_whole_number_in_every_form(text: str) -> None:
             answers.append(msgpack.unpackb(stream.receive_bytes()))
 
     assert statuses == [200] * 6
-    assert all("actions" in answer for answer in answers)
+    assert ["actions" in answer for answer in answers] == [True, True]
 
 
 async def test_int_with_a_fraction_is_refused_in_every_form() -> None:

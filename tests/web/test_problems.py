@@ -11,6 +11,7 @@ import pytest
 from policy_server.errors import DistributionError, PolicyFailedError
 from policy_server.policy import ActionOutput
 from tests.fakes import FakeBackend, integer_backend, signature_of
+from tests.support.waiting import until
 from tests.web.harness import OBSERVATION, assert_error, assert_invalid, build, client_of, serve
 
 POISON = {"cat": 666, "mouse": 1.5}
@@ -179,8 +180,9 @@ async def test_overload_is_503_with_when_to_come_back() -> None:
     backend = integer_backend()
     async with serve(backend, max_queue_size=1) as client:
         backend.gate = asyncio.Event()
+        backend.batches.clear()
         first = asyncio.create_task(client.post("/predict", json=OBSERVATION))
-        await asyncio.sleep(0.02)
+        await until(lambda: backend.batches == [1])
         second = await client.post("/predict", json=OBSERVATION)
         backend.gate.set()
         answered = await first

@@ -16,8 +16,8 @@ from policy_server.distributions.action_distribution import ComponentDistributio
 from policy_server.policy import Policy
 from policy_server.schema import read_schema
 from tests.formats.saved_model.hand_built import answer, describe, load_policy
+from tests.support.folders import EXPORTS
 
-EXPORTS = Path(__file__).parents[2] / "data" / "exports"
 NAMES = sorted(path.parent.name for path in EXPORTS.glob("*/cases.json"))
 FAMILIES = {
     "dqn_discrete": "greedy over categorical(2)",

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-EXPORTS = Path(__file__).parents[2] / "data" / "exports"
+from tests.support.folders import EXPORTS
+
 LOADING = """
 import sys
 from pathlib import Path

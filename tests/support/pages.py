@@ -18,6 +18,14 @@ def samples(page: bytes) -> dict[str, float]:
     }
 
 
+def summed(page: str, name: str) -> float:
+    """Return a number of a page, summed over the labels that `name` leaves open.
+
+    Example: `summed(page, 'policy_server_requests_total{policy="default"')`.
+    """
+    return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith(name))
+
+
 def rendered(metrics: Metrics) -> dict[str, float]:
     """Return the numbers of the page that an exporter would show."""
     return samples(MetricsExporter(metrics, port=0).render())
