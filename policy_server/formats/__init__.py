@@ -1,5 +1,5 @@
 """From a model's files to a policy: one package for each format that training libraries write."""
 
-from policy_server.formats.registry import load_policy
+from policy_server.formats.known_formats import load_policy
 
 __all__ = ["load_policy"]

@@ -27,8 +27,8 @@ from policy_server.engine.cache import (
 )
 from policy_server.engine.network import CompiledPolicy, NetworkPolicy
 from policy_server.errors import ModelError, NotReadyError, PolicyServerError
+from policy_server.formats.known_formats import load_policy
 from policy_server.formats.model_files import Model
-from policy_server.formats.registry import load_policy
 from policy_server.schema import ServerSchema
 from policy_server.settings import Engine, Settings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from policy_server.policy.boundaries import Policy, PolicyBackend
 from policy_server.policy.calls import (
     ANSWER_KINDS,
     LARGEST,
@@ -14,7 +15,6 @@ from policy_server.policy.calls import (
     PolicyOutputs,
     refuse_memory_and_masks,
 )
-from policy_server.policy.protocols import Policy, PolicyBackend
 from policy_server.policy.signature import (
     ActionComponent,
     ActionOutput,

@@ -19,7 +19,7 @@ from policy_server.sb3_export.draft import (
     draft_schema,
     find_action_mask,
 )
-from policy_server.sb3_export.proof import prove_export
+from policy_server.sb3_export.equality import prove_export
 from policy_server.sb3_export.saved_policy import TrainedPolicy, read_policy
 from policy_server.sb3_export.spaces import name_keys
 from policy_server.schema import find_example_of

@@ -34,8 +34,8 @@ from policy_server.sb3_export.draft import (
     find_action_mask,
     observation_width,
 )
+from policy_server.sb3_export.equality import prove_export
 from policy_server.sb3_export.normalization import check_unscaled
-from policy_server.sb3_export.proof import prove_export
 from policy_server.sb3_export.saved_policy import TrainedPolicy, read_policy
 from policy_server.sb3_export.spaces import name_keys, open_bounds
 from policy_server.sb3_export.unpickling import ForeignNameError, MissingNameError, unpickle

@@ -134,7 +134,7 @@ class OwnRay:
         connect(self._node.gcs_address)
 
     def _start_whole(self, folder: Path) -> None:
-        """Start Ray by `ray.init`: seconds and some 170 MB more; its metrics get a port of its choice."""
+        """Start Ray by `ray.init`: it takes seconds and 170 MB more, and chooses its own ports."""
         given = os.environ.get("RAY_TMPDIR")
         os.environ["RAY_TMPDIR"] = str(folder)
         try:

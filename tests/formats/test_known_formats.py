@@ -12,7 +12,7 @@ import pytest
 from policy_server.engine.network import NetworkPolicy
 from policy_server.errors import ModelError
 from policy_server.formats import load_policy
-from policy_server.formats.registry import FORMATS, Format
+from policy_server.formats.known_formats import FORMATS, Format
 from policy_server.policy import Policy
 from policy_server.schema import ServerSchema, parse_schema
 from policy_server.settings import Engine
@@ -21,7 +21,7 @@ from tests.formats.saved_model.hand_built import V1Policy, answer, observations
 IMPORTS = """
 import sys
 from pathlib import Path
-from policy_server.formats.registry import FORMATS
+from policy_server.formats.known_formats import FORMATS
 import policy_server.backends.local, policy_server.formats.compiling_process
 print([form.can_read({"saved_model.pb": Path("saved_model.pb")}) for form in FORMATS])
 print([name for name in ("tensorflow", "google.protobuf") if name in sys.modules])
