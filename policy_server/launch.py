@@ -49,7 +49,7 @@ def build_app() -> Application:
         The application; the policy is loaded when its lifespan starts.
 
     Raises:
-        PolicyServerError: if settings or schema can't be used, or remote files can't be had.
+        PolicyServerError: if settings or schema can't be used, or remote files can't be fetched.
     """
     settings = read_settings()
     _configure_logging(settings.log_level, settings.log_format)
@@ -101,7 +101,7 @@ def build_app() -> Application:
 
 
 def _settle_garbage_collector() -> None:
-    """Leave what lives as long as the server out of collections, and collect less often.
+    """Leave objects that live as long as the server out of collections, and collect less often.
 
     A full collection over FastAPI's and Ray's objects stops every request for tens of milliseconds.
     """
@@ -113,17 +113,17 @@ def _settle_garbage_collector() -> None:
 def _configure_logging(level: str, log_format: LogFormat) -> None:
     stream = None
     if is_json(log_format):
-        # Lines of others would be no JSON.
+        # The lines of other loggers would be no JSON.
         stream = take_output()
         log_uncaught()
     configure_logging(level=level, log_format=log_format, stream=stream)
 
 
 def end_start(error: Exception) -> NoReturn:
-    """End a start that can't succeed: one line says why, and a supervisor hears of it.
+    """End a start that can't succeed: log the reason in one line, and end the supervisor.
 
     Args:
-        error: what `build_app` raised.
+        error: the error of `build_app`.
     """
     log_format = find_log_format()
     if not isinstance(error, PolicyServerError):
@@ -142,7 +142,7 @@ def end_start(error: Exception) -> NoReturn:
 def _report(
     registry: PolicyRegistry, backends: Backends, metrics_url: str | None, address: Address
 ) -> None:
-    """Log what is served, and the addresses where people find it."""
+    """Log the policy that is served, and the addresses of its pages."""
     version = registry.default.current()
     signature, root = version.signature, version.schema.root_path
     for finding in signature.findings:

@@ -21,15 +21,15 @@ class Policies:
 
     Attributes:
         registry: their slots.
-        metrics: counts what is asked and answered, by policy.
+        metrics: counts questions and answers, by policy.
     """
 
     def __init__(self, settings: Settings, schema: ServerSchema) -> None:
         """Own the registry and, while `running`, the backends; nothing is loaded yet.
 
         Args:
-            settings: where the policies' files lie, where they compute, and limits.
-            schema: what schema.yaml says.
+            settings: the folder of the policies' files, the backend, and limits.
+            schema: the contents of schema.yaml.
         """
         self.metrics = Metrics()
         self._settings = settings

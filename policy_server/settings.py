@@ -98,7 +98,7 @@ class Settings(BaseSettings):
     )
     dashboard_host: str = Field(
         "127.0.0.1",
-        description="Address that Ray's dashboard listens on; whoever reaches it can run code",
+        description="Address that Ray's dashboard listens on; its users can run code",
     )
     num_replicas: int = Field(1, ge=1, description="Ray Serve replicas of the policy")
     max_replicas: int = Field(

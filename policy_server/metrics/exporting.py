@@ -105,7 +105,7 @@ class MetricsExporter:
         """Return the server's own page."""
         total = self._metrics.snapshot()
         if self._shared is not None:
-            # What Prometheus has seen must not be less on the next page, whoever renders that.
+            # A counter that Prometheus has read must not be lower on the next page, of any worker.
             with self._reporting("write"):
                 self._shared.write(total)
             with self._reporting("read"):

@@ -1,4 +1,4 @@
-"""schema.yaml: the observations and actions of a policy, in words of the people who trained it.
+"""schema.yaml: the observations and actions of a policy, by the names that its trainers use.
 
 The file is parsed by pydantic with unknown keys forbidden, and becomes frozen dataclasses that the
 rest of the program trusts. Every mistake is one line: the file, the key, what was expected, what

@@ -42,11 +42,11 @@ View = TypeVar("View")
 
 @dataclass(eq=False, slots=True)
 class Question:
-    """One observation, and what is asked of it.
+    """One observation, with the kind of its answer.
 
     Attributes:
         row: the observation's numbers, as many as the policy takes.
-        kind: what is asked.
+        kind: the kind of answer: a draw, the mode or the distribution.
         seed: makes the draw reproducible; -1 for an independent one.
     """
 
@@ -56,7 +56,7 @@ class Question:
 
 
 class AnsweredCall:
-    """The outputs of one call, shared by the answers to all the questions that rode in it.
+    """The outputs of one call, shared by the answers to all questions in it.
 
     Attributes:
         outputs: the answers, row by row.
@@ -65,7 +65,7 @@ class AnsweredCall:
     __slots__ = ("_view", "outputs")
 
     def __init__(self, outputs: PolicyOutputs) -> None:
-        """Hold the outputs for as long as an answer refers to them."""
+        """Own the outputs, for as long as an answer refers to them."""
         self.outputs = outputs
         self._view: Any = None
 
@@ -88,7 +88,7 @@ class Answer:
     """The answer to one question.
 
     Attributes:
-        call: the call that the question rode in.
+        call: the call that had the question.
         index: the question's row in it.
     """
 
@@ -101,10 +101,10 @@ class Waiting:
     """A question that is not answered yet.
 
     Attributes:
-        question: what is asked.
+        question: the question.
         asked: when it was asked, by `time.perf_counter`.
         deadline: when its answer is too late, by the event loop's clock.
-        answer: holds the answer, or the error, once it is there.
+        answer: a future of the answer.
     """
 
     question: Question
@@ -114,11 +114,11 @@ class Waiting:
 
 
 class Call(Protocol):
-    """Rows that ask a backend together."""
+    """Rows that a backend answers together."""
 
     @property
     def of_the_whole(self) -> tuple[type[PolicyServerError], ...]:
-        """Return the errors that no row alone brings: no half is asked again."""
+        """Return the errors that concern the whole call: no half of it is asked again."""
 
     @property
     def asked(self) -> float:
@@ -126,34 +126,34 @@ class Call(Protocol):
 
     @property
     def deadline(self) -> float:
-        """Return when nobody waits any more, by the event loop's clock."""
+        """Return when the last answer is too late, by the event loop's clock."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
 
     def is_wanted(self) -> bool:
-        """Return whether anybody still waits for it."""
+        """Return whether an answer is still waited for."""
 
     def inputs(self, dtype: type[np.floating[Any]]) -> PolicyInputs:
-        """Return its rows as a backend takes them."""
+        """Return the rows with their options, as a backend takes them."""
 
     def halves(self) -> tuple[Call, Call]:
         """Return two calls of half the rows each."""
 
     def succeed(self, outputs: PolicyOutputs) -> None:
-        """Give the answers to all who wait for them."""
+        """Give each question its answer."""
 
     def fail(self, error: Exception) -> None:
-        """Give the error to all who wait."""
+        """Give each question the error."""
 
 
 class SingleCall:
-    """Questions of many requests that ride in one call."""
+    """Questions of many requests in one call."""
 
     of_the_whole: tuple[type[PolicyServerError], ...] = (NotReadyError, OverloadedError)
 
     def __init__(self, waiting: list[Waiting]) -> None:
-        """Hold the questions, at least one, until the call ends."""
+        """Own the questions, at least one, until the call ends."""
         self._waiting = waiting
 
     @property
@@ -203,7 +203,7 @@ class SingleCall:
                 item.answer.set_result(Answer(call, index))
 
     def fail(self, error: Exception) -> None:
-        """Give every question that is still waited for the error."""
+        """Give the error to every question that is still waited for."""
         failed = PolicyFailedError.of(error)
         for item in self._waiting:
             if not item.answer.done():
@@ -218,10 +218,10 @@ class BulkAnswer:
     """
 
     def __init__(self, rows: int) -> None:
-        """Wait for the answers of some rows.
+        """Own the answers that have come, until all are there.
 
         Args:
-            rows: how many.
+            rows: the number of rows.
         """
         self.outputs: asyncio.Future[PolicyOutputs] = asyncio.get_running_loop().create_future()
         self._missing = rows
@@ -251,11 +251,11 @@ class BulkCall:
     """Rows of one request that follow each other.
 
     Attributes:
-        rows: the rows, and what is asked of each.
+        rows: the rows, with the options of each.
         first: the index of the first row in the request, which errors name.
         answer: takes the outputs.
         asked: when they were asked, by `time.perf_counter`.
-        deadline: when nobody waits any more, by the event loop's clock.
+        deadline: when the answer is too late, by the event loop's clock.
     """
 
     rows: PolicyInputs
@@ -266,7 +266,7 @@ class BulkCall:
 
     @property
     def of_the_whole(self) -> tuple[type[PolicyServerError], ...]:
-        """Return the errors of the backend, and of the batch's kind or seed."""
+        """Return the errors of the backend, and those that the batch's kind or seed brings."""
         return (NotReadyError, OverloadedError, UnsupportedAnswerError)
 
     def __len__(self) -> int:

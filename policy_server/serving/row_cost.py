@@ -1,4 +1,4 @@
-"""About how long one more row makes a call, learned from the calls themselves."""
+"""The cost of one more row in a call, estimated from the calls themselves."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 
 __all__ = ["RowCost"]
 
-# Calls of fewer rows say little of what a row costs: most of their time is the call's own.
+# Calls of fewer rows tell little of a row's cost: most of their time is the call's own.
 _FEWEST_ROWS = 8
 _NEWEST_SHARE = 0.2
-# A call of one row that never took less is no matter of the way to a replica.
+# A call of one row that always takes longer has a slow policy, not a slow way to a replica.
 _SLOW_CALL_S = 1e-3
 
 
@@ -20,20 +20,20 @@ class RowCost:
     """
 
     def __init__(self) -> None:
-        """Know nothing yet."""
+        """Own the estimate, which is unknown at first."""
         self._shortest_s = math.inf
         self._seconds_a_row: float | None = None
 
     @property
     def seconds(self) -> float:
-        """Return the seconds that a row takes; 0 where that is not known to matter."""
+        """Return the seconds that a row takes; 0 as long as calls show no such cost."""
         if self._seconds_a_row is not None:
             return self._seconds_a_row
         is_slow = _SLOW_CALL_S <= self._shortest_s < math.inf
         return self._shortest_s if is_slow else 0.0
 
     def observe(self, rows: int, seconds: float) -> None:
-        """Learn from a call.
+        """Add a call to the estimate.
 
         Args:
             rows: how many it had.

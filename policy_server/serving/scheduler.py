@@ -1,7 +1,7 @@
-"""Many questions, few calls: whatever arrives while the policy computes rides in its next call.
+"""Many questions, few calls: a question that arrives during a call goes into the next one.
 
 Questions of single requests and the rows of batches have a lane each, so that a batch of 100,000
-rows holds nobody up: calls of both share one budget, of which neither lane gets all.
+rows delays no single question: calls of both share one budget, of which no lane gets all.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ __all__ = ["ROWS_PER_CALL", "Limits", "Scheduler"]
 # A call of so many rows is short enough for single questions to come in between.
 ROWS_PER_CALL = 1024
 # For each call that the backend computes: while one is computed, the next is on its way. The third
-# place keeps one free for the other lane.
+# call is for the other lane.
 _CALLS_A_LANE = 2
 _CALLS_IN_ALL = 3
 # Replicas share what waits evenly, but not in calls so short that sending them takes longer.
 _SHORTEST_CALL_S = 1e-3
-# How late, as a share of the deadline, a question that still waits may be told so.
+# How late, as a share of the deadline, a question that still waits may get its error.
 _SWEEP_SHARE = 0.1
-# So many abandoned questions may stay in the queue before they are looked for.
+# So many abandoned questions may stay in the queue before they are searched for.
 _FEWEST_FORGOTTEN = 64
 
 
@@ -51,7 +51,7 @@ class Limits:
     Attributes:
         max_batch_size: the most questions in one call.
         max_queue_size: the most questions that wait or are being answered.
-        timeout_s: the longest that one waits for its answer, in seconds.
+        timeout_s: the longest that a question waits for its answer, in seconds.
     """
 
     max_batch_size: int
@@ -104,10 +104,10 @@ class Scheduler:
         return not self._is_closed and await self._backend.is_ready()
 
     async def answer(self, question: Question) -> Answer:
-        """Answer one observation; a cancelled wait frees its place.
+        """Answer one observation; a cancelled wait takes the question out of the queue.
 
         Args:
-            question: the observation, and what is asked of it.
+            question: the observation, and the kind of its answer.
 
         Raises:
             OverloadedError: if the queue is full, or no answer came in time.
@@ -124,10 +124,10 @@ class Scheduler:
         """Ask for one observation's answer, which comes later; see `answer`.
 
         Args:
-            question: the observation, and what is asked of it.
+            question: the observation, and the kind of its answer.
 
         Returns:
-            A future of what `answer` returns or raises. Cancelling it frees its place.
+            A future with the result of `answer`. Cancelling it takes the question out of the queue.
 
         Raises:
             OverloadedError: if the queue is full.
@@ -141,7 +141,7 @@ class Scheduler:
         """Answer many rows of one request, by as many calls as they need.
 
         Args:
-            inputs: the rows, and what is asked of each.
+            inputs: the rows, with the options of each.
             first: the index of the first of them in the request, which errors name.
 
         Returns:
@@ -162,7 +162,7 @@ class Scheduler:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep the scheduler open for the calls of a batch while its body is still read."""
+        """Hold the scheduler open for the calls of a batch while its body is still read."""
         self._holders += 1
         try:
             yield
@@ -176,7 +176,7 @@ class Scheduler:
         while self._waiting or self._bulk or self._calls or self._holders:
             self._start_calls()
             if self._calls:
-                # From Python 3.12 on, gather gives nobody else a turn where all of them have ended.
+                # From Python 3.12 on, gather gives no other task a turn where all have ended.
                 await asyncio.wait(self._calls)
             elif self._holders:
                 self._is_released.clear()
@@ -213,7 +213,7 @@ class Scheduler:
             self._is_sweeping = True
             loop.call_later(self._limits.timeout_s * _SWEEP_SHARE, self._sweep)
         if not self._is_scheduled:
-            # What else arrives in this turn of the event loop rides along.
+            # Questions that arrive in this turn of the event loop join the call.
             self._is_scheduled = True
             loop.call_soon(self._start_calls)
 
@@ -221,11 +221,11 @@ class Scheduler:
         self._size -= 1
 
     def _forget_abandoned(self) -> None:
-        """Drop the questions that nobody waits for: a call that hangs takes none of them out."""
+        """Drop the questions whose requests have gone: a call that hangs takes none of them out."""
         self._waiting = deque(item for item in self._waiting if not item.answer.done())
 
     def _sweep(self) -> None:
-        """Tell those that waited too long; one timer for all costs less than one for each."""
+        """Fail the questions that waited too long; one timer for all is cheaper than one each."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         while self._waiting and self._waiting[0].deadline <= now:
@@ -261,7 +261,7 @@ class Scheduler:
                 break
 
     def _rows_of_a_share(self, capacity: int) -> int:
-        """Return how many of the questions that wait ride in one call.
+        """Return how many of the waiting questions go into one call.
 
         For example, 1,024 questions are 128 for each of eight replicas. Where a row takes
         microseconds, few questions stay together.
@@ -278,7 +278,7 @@ class Scheduler:
         while self._waiting and len(batch) < most:
             item = self._waiting.popleft()
             if item.answer.done():
-                # The request was cancelled: its place is free.
+                # The request was cancelled.
                 continue
             if batch and len(item.question.row) != len(batch[0].question.row):
                 self._waiting.appendleft(item)
@@ -299,9 +299,8 @@ class Scheduler:
     async def _answer(self, call: Call) -> None:
         """Answer a call; where it fails, ask each half again without the other.
 
-        Whatever one row made fail, the others are answered: for one of n, within 2 * log2(n) more
-        calls. Only when the backend as a whole gives no answer, or not in time, is nobody asked
-        again.
+        If one of n rows makes the call fail, the others are answered within 2 * log2(n) more calls.
+        Only where the backend as a whole gives no answer, or not in time, no half is asked again.
         """
         error = await self._attempt(call)
         if error is None:
@@ -309,10 +308,10 @@ class Scheduler:
         if len(call) == 1 or isinstance(error, call.of_the_whole):
             call.fail(error)
             return
-        # A backend may compute without a pause: others come in between.
+        # A backend may compute without a pause: let other tasks run in between.
         await asyncio.sleep(0)
         for half in call.halves():
-            # Who has given up meanwhile needs no answer.
+            # A request that was given up meanwhile needs no answer.
             if half.is_wanted():
                 await self._answer(half)
 
@@ -337,7 +336,7 @@ class Scheduler:
         started, rows = time.perf_counter(), len(inputs)
         self._metrics.observe_batch(rows)
         self._metrics.observe_stage("queue", started - call.asked)
-        # Nobody waits longer than this, so that a call which hangs must not keep its place.
+        # No question waits longer than this: a call that hangs must not occupy the backend.
         async with asyncio.timeout_at(call.deadline):
             outputs = await self._backend.infer(inputs)
         seconds = time.perf_counter() - started

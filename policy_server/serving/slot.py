@@ -1,4 +1,4 @@
-"""A policy's slot: the version that is live, and how another one takes its place."""
+"""A policy's slot: the version that is live, and how another one replaces it."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ logger = logging.getLogger(__name__)
 
 PolicyOpener = Callable[[], AbstractAsyncContextManager[OpenedPolicy]]
 
-# Whether a replica answers costs a call: one answer serves all who ask within this.
+# Asking a replica whether it is ready costs a call: the answer holds for this long.
 _READY_FOR_S = 1.0
 
 
 class PolicySlot:
-    """The place that a policy has in the server, under its name.
+    """A policy's name in the server, with the version that is live under it.
 
     Attributes:
         name: the policy's name.
-        schema: what schema.yaml says of it; the types of its routes come from it.
-        metrics: counts what is asked and answered.
+        schema: its schema.yaml; the types of its routes come from it.
+        metrics: counts its questions and answers.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class PolicySlot:
 
         Args:
             name: the policy's name.
-            schema: what schema.yaml says of it.
+            schema: its schema.yaml.
             open_policy: loads the first version, and unloads it again.
             settings: limits, and the prediction log.
-            metrics: counts what is asked and answered.
+            metrics: counts its questions and answers.
         """
         self.name = name
         self.schema = schema
@@ -66,7 +66,7 @@ class PolicySlot:
 
     @property
     def live(self) -> PolicyVersion | None:
-        """Return the version that answers; None before one is loaded."""
+        """Return the live version; None before one is loaded."""
         return self._live
 
     @property
@@ -76,7 +76,7 @@ class PolicySlot:
 
     @property
     def space(self) -> ObservationSpace:
-        """Return the observations that are taken: before a version is loaded by schema alone."""
+        """Return the observations that are taken: by schema alone before a version is loaded."""
         return self._space if self._live is None else self._live.space
 
     @property
@@ -85,7 +85,7 @@ class PolicySlot:
         return self.schema.width if self.signature is None else self.signature.observation_width
 
     def current(self) -> PolicyVersion:
-        """Return the version that answers.
+        """Return the live version.
 
         Raises:
             NotReadyError: if none is loaded yet.
@@ -105,8 +105,8 @@ class PolicySlot:
     async def swap(self, open_policy: PolicyOpener) -> None:
         """Bring another version up, make it live at once, and drain the one before.
 
-        Until the new version has answered its warm-up, the old one answers everything; if the new
-        one can't be loaded, nothing changes. Questions that the old one has are answered by it.
+        Until the new version has answered its warm-up, the old one answers all questions; if the
+        new one can't be loaded, nothing changes. The old one answers the questions that it has.
 
         Args:
             open_policy: loads the new version, and unloads it again.

@@ -44,8 +44,8 @@ class OpenedPolicy:
     """A policy that was loaded, and computes.
 
     Attributes:
-        backend: where it computes.
-        digest: the start of the model's digest, by which people tell versions apart.
+        backend: computes it.
+        digest: the start of the model's digest, which names the version.
     """
 
     backend: PolicyBackend
@@ -54,17 +54,17 @@ class OpenedPolicy:
 
 @dataclass(frozen=True, eq=False)
 class PolicyVersion:
-    """A policy that answers, and what its answers depend on. Nothing of it ever changes.
+    """A loaded policy with all that its answers depend on; it never changes.
 
     Attributes:
         name: the policy's name.
-        digest: the start of the model's digest, by which people tell versions apart.
-        schema: what schema.yaml says of it.
+        digest: the start of the model's digest, which names the version.
+        schema: its schema.yaml.
         space: the observations that schema and signature allow.
-        signature: what the model says of itself, and what was proved of it.
+        signature: its inputs, outputs and distribution.
         scheduler: takes questions, and asks the backend few of them at a time.
         distribution: reads `PolicyOutputs.distribution`; None where the family is unknown.
-        log: where a share of the predictions is recorded.
+        log: records a share of the predictions.
         examples: the answers to an example of an observation, by kind, for the documentation.
     """
 
@@ -92,7 +92,7 @@ class PolicyVersion:
         Args:
             name: the policy's name.
             opened: the loaded policy.
-            schema: what schema.yaml says of it.
+            schema: its schema.yaml.
             settings: limits, and the prediction log.
             metrics: counts its calls, refusals and actions.
 
@@ -130,13 +130,13 @@ class PolicyVersion:
             raise
 
     def check_answers(self, kind: AnswerKind) -> None:
-        """Refuse what the policy's family does not allow.
+        """Refuse a kind of answer that the policy's family does not allow.
 
         Args:
-            kind: what is asked.
+            kind: the kind of answer.
 
         Raises:
-            UnsupportedAnswerError: if this version can't answer that.
+            UnsupportedAnswerError: if this version can't give it.
         """
         if kind == "distribution" and self.distribution is None:
             raise UnsupportedAnswerError(
@@ -150,7 +150,7 @@ class PolicyVersion:
         self.log.close()
 
     async def _warm_up(self) -> dict[AnswerKind, Answer]:
-        """Ask for an answer of each kind, so that the first request finds all in its place."""
+        """Ask for an answer of each kind, so that the first request is as fast as later ones."""
         width = self.signature.observation_width
         row = self.space.raw_example(width)
         # Only a draw of ours takes a seed.
@@ -171,10 +171,10 @@ class PolicyVersion:
 
 
 class _CountedBackend:
-    """A `PolicyBackend` that counts the integer actions which another one answers."""
+    """A `PolicyBackend` that counts the integer actions of another one's answers."""
 
     def __init__(self, backend: PolicyBackend, metrics: PolicyMetrics) -> None:
-        """Wrap a backend for as long as the version lives."""
+        """Own nothing: the backend and the metrics outlive this object."""
         self._backend = backend
         self._metrics = metrics
 

@@ -1,4 +1,4 @@
-"""The HTTP interface. The only place that imports FastAPI."""
+"""The HTTP interface. The only package that imports FastAPI."""
 
 from __future__ import annotations
 

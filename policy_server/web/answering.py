@@ -1,4 +1,4 @@
-"""Observations in, answers out, as bytes: the one way that requests and web sockets share."""
+"""From an observation's bytes to the answer's, for requests and web sockets alike."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PolicyAnswering:
     """The answers of one policy, whichever version of it is live."""
 
     def __init__(self, slot: PolicySlot) -> None:
-        """Answer by the live version of a slot.
+        """Own nothing: each answer is the live version's.
 
         Args:
             slot: the policy's slot.
@@ -43,7 +43,7 @@ class PolicyAnswering:
         """Answer the observation in a request's body.
 
         Args:
-            kind: what is asked.
+            kind: the kind of answer.
             body: the JSON of an observation, named or raw.
             is_raw: whether it is `{"obs": [...]}`.
             seed: makes the draw reproducible.
@@ -80,7 +80,7 @@ class PolicyAnswering:
         """Ask for an answer that is fetched later; see `answer`.
 
         Args:
-            kind: what is asked.
+            kind: the kind of answer.
             parse: gives the observation's row.
             is_raw: whether it was `{"obs": [...]}`.
             seed: makes the draw reproducible.
@@ -102,7 +102,7 @@ class PolicyAnswering:
     def _validated(
         self, version: PolicyVersion, parse: Callable[[], list[float]], *, is_raw: bool
     ) -> list[float]:
-        """Return an observation's row, held against the policy's width."""
+        """Return an observation's row; refuse one that is not of the policy's width."""
         started = time.perf_counter()
         row = parse()
         version.space.check_width(row, version.signature.observation_width, is_raw=is_raw)
@@ -120,7 +120,7 @@ class PendingAnswer:
     _future: asyncio.Future[Answer]
 
     async def fetch(self) -> bytes:
-        """Wait for the JSON of the answer; a cancelled wait frees the question's place.
+        """Wait for the JSON of the answer; a cancelled wait takes the question out of the queue.
 
         Raises:
             PolicyServerError: if the policy can't answer.
@@ -131,9 +131,9 @@ class PendingAnswer:
         return text
 
     def abandon(self) -> None:
-        """Free the question's place, where nobody waits for its answer any more."""
+        """Take the question out of the queue: its answer is not wanted any more."""
         if not self._future.cancel() and not self._future.cancelled():
-            # asyncio reports an error that nobody has looked at.
+            # asyncio reports an error that no code has looked at.
             self._future.exception()
 
 

@@ -54,12 +54,12 @@ def create_app(
     Args:
         registry: the policies; the routes' types come from their schemas.
         settings: limits, and allowed origins.
-        api_key: the access key; None lets everybody in.
+        api_key: the access key; None asks for none.
         root_path: the prefix of all addresses; empty takes the server's own.
         has_fast_path: answer observations in front of FastAPI's routing; False leaves all to it.
-        metrics: counts requests; None counts them for nobody.
-        running: runs the registry, and what surrounds it, for as long as the application does; None
-            runs the registry alone.
+        metrics: counts requests; None makes counts that are not shown.
+        running: runs the registry and its backends for as long as the application runs; None runs
+            the registry alone.
 
     Returns:
         The ASGI application.
@@ -116,17 +116,17 @@ class Application(FastAPI):
     A policy which can't be served ends the start with one line and not with a traceback.
 
     Attributes:
-        answer_http: what answers requests: FastAPI's own stack, or what wraps it.
+        answer_http: the ASGI application behind the gate: FastAPI, or the fast path in front of it.
     """
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 -- FastAPI's own
-        """Build FastAPI."""
+        """Own the routes; policies belong to the lifespan."""
         super().__init__(**options)
         self.answer_http: ASGIApp = super().__call__
 
     @asynccontextmanager
     async def lifespan(self, _host: object = None) -> AsyncIterator[None]:
-        """Load the policy, and let it go at the end: the lifespan, for a host to run.
+        """Load the policies, and unload them at the end: the lifespan, for a host to run.
 
         Example:
             `FastAPI(lifespan=policy.lifespan)`, or `async with policy.lifespan():` inside a

@@ -39,15 +39,15 @@ _SEEDED_ROWS_PER_CALL = ROWS_PER_CALL // 16
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """What is asked of a batch.
+    """The options of a batch.
 
     Attributes:
-        kind: what is asked.
+        kind: the kind of answer.
         is_raw: whether its observations are flat ones.
         is_npy: whether the body is an array in npy format, instead of JSON.
         wants_npy: whether the answer shall be one.
         seed: row i is drawn with this plus i; None for independent draws.
-        request_id: what the logs name the request by.
+        request_id: the id of the request in the logs.
         has_log_probability: whether an array has it as its last column.
     """
 
@@ -64,7 +64,7 @@ class BatchAnswering:
     """The answers to batches of one policy, whichever version of it is live."""
 
     def __init__(self, slot: PolicySlot, settings: Settings) -> None:
-        """Answer by the live version of a slot.
+        """Own nothing but a limit of batches at a time: each answer is the live version's.
 
         Args:
             slot: the policy's slot.
@@ -72,20 +72,20 @@ class BatchAnswering:
         """
         self._slot = slot
         self._settings = settings
-        self._places = asyncio.Semaphore(MOST_AT_ONCE)
+        self._turns = asyncio.Semaphore(MOST_AT_ONCE)
 
     async def answer(self, request: BatchRequest, body: AsyncIterator[bytes]) -> bytes:
         """Answer a batch.
 
         Args:
-            request: what is asked.
+            request: the options.
             body: the observations, as they arrive.
 
         Returns:
             The body of the answer.
 
         Raises:
-            ObservationError: naming row and field of what schema.yaml does not describe.
+            ObservationError: naming row and field of the first mistake.
             BodyTimeoutError: if the body takes too long to arrive.
             PolicyServerError: if the policy can't answer.
         """
@@ -122,7 +122,7 @@ class BatchAnswering:
         timeout_s = self._settings.request_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                await self._places.acquire()
+                await self._turns.acquire()
         except TimeoutError as error:
             self._slot.metrics.count_rejected("queue_full")
             raise OverloadedError(
@@ -131,7 +131,7 @@ class BatchAnswering:
         try:
             yield
         finally:
-            self._places.release()
+            self._turns.release()
 
     async def _read(
         self,

@@ -27,10 +27,10 @@ _MAX_AGE_S = b"600"
 
 
 class CrossOrigin:
-    """The origins whose pages may call the server, and what their browsers are told."""
+    """The origins whose pages may call the server, and the headers for their browsers."""
 
     def __init__(self, origins: Collection[str]) -> None:
-        """Keep the origins.
+        """Own the list of origins.
 
         Args:
             origins: such as `https://app.example.com`; `*` for all.
@@ -63,7 +63,7 @@ class CrossOrigin:
         return origin.lower().partition("://")[2] == host.decode("latin-1").lower()
 
     def headers(self, origin: str | None) -> Headers:
-        """Return what every response carries.
+        """Return the headers that every response carries.
 
         Args:
             origin: the request's header, if it has one.
@@ -98,10 +98,10 @@ class CrossOrigin:
 
     @staticmethod
     async def answer_preflight(send: Send) -> None:
-        """Say what may be sent; no key is asked for, since browsers send none with this question.
+        """Answer a preflight; no key is asked for, since browsers send none with it.
 
         Args:
-            send: takes the answer; see `headers` for what it has to add.
+            send: sends the answer, and has to add the headers of `headers`.
         """
         start: Message = {
             "type": "http.response.start",

@@ -1,8 +1,8 @@
 """The fast path: the routes that answer one observation, in front of FastAPI's routing.
 
 It calls the same `PolicyAnswering.answer` and the same `error_response` as FastAPI's own routes,
-which stay for OpenAPI, for requests with a query, and for every other method: only the machinery
-between is left out.
+and leaves out only FastAPI's machinery between the two. FastAPI's routes stay for OpenAPI, for
+requests with a query, and for every other method.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class FastPath:
     def __init__(
         self, app: ASGIApp, table: RouteTable, policies: Mapping[str, PolicyAnswering]
     ) -> None:
-        """Wrap an application.
+        """Own nothing; all but answers to observations is the application's.
 
         Args:
             app: answers everything else.

@@ -20,7 +20,7 @@ def parse_frame(
     """Turn a frame into a row.
 
     Args:
-        message: what ASGI gives: `text` is JSON, `bytes` is MessagePack.
+        message: ASGI's message: `text` is JSON, `bytes` is MessagePack.
         space: the observations that schema.yaml allows.
         is_raw: whether the frame is `{"obs": [...]}`.
         max_bytes: the largest frame.
@@ -30,7 +30,7 @@ def parse_frame(
 
     Raises:
         BodyTooLargeError: if the frame is larger.
-        ObservationError: if it is not what the schema describes; likewise equal.
+        ObservationError: if it is not what the schema describes; the same as for a POST.
     """
     text = message.get("text")
     body: bytes = message["bytes"] if text is None else text.encode()
@@ -44,7 +44,7 @@ def parse_frame(
 
 
 def answer_frame(answer: bytes, *, is_text: bool) -> Message:
-    """Return the frame that answers.
+    """Return the frame of an answer.
 
     Args:
         answer: the JSON of the answer.
@@ -56,11 +56,11 @@ def answer_frame(answer: bytes, *, is_text: bool) -> Message:
 
 
 def error_frame(status: int, detail: object, *, is_text: bool) -> Message:
-    """Return the frame that says what was wrong with a question.
+    """Return the frame of an error.
 
     Args:
-        status: what a POST would be answered with.
-        detail: likewise.
+        status: the status that a POST would be answered with.
+        detail: the `detail` that a POST would be answered with.
         is_text: whether the question was JSON.
     """
     return answer_frame(orjson.dumps({"status": status, "detail": detail}), is_text=is_text)

@@ -42,7 +42,7 @@ _HEADERS = frozenset(
         b"x-request-id",
     }
 )
-# What the answer to a request begins with, or to a web socket's handshake.
+# The messages that begin the answer to a request, or to a web socket's handshake.
 _STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _LENGTH = re.compile(r"[0-9]{1,18}")
@@ -66,18 +66,18 @@ class Gate:
         metrics: Metrics,
         cross_origin: CrossOrigin | None = None,
     ) -> None:
-        """Wrap an application.
+        """Own nothing but the key's digest; requests that pass are the application's.
 
         Args:
             app: answers behind the gate.
             table: the server's routes.
             streams: answers web sockets.
-            api_key: the access key; None lets everybody in.
+            api_key: the access key; None asks for none.
             root_path: the prefix that a reverse proxy strips; empty takes the server's own.
             max_body_bytes: the largest body.
             max_batch_body_bytes: the largest body of a batch.
             metrics: where requests are counted.
-            cross_origin: which other origins' pages may call; None leaves browsers without word.
+            cross_origin: the other origins whose pages may call; None sends no such headers.
         """
         self._app = app
         self._table = table
@@ -189,7 +189,7 @@ class Gate:
         self._check_key(headers)
 
     def _check_origin(self, scope: Scope, headers: Mapping[bytes, str]) -> None:
-        """Hold a web socket's page to the allowed origins, since browsers don't."""
+        """Refuse a web socket of a page whose origin is not allowed, since browsers don't."""
         known = self._cross_origin
         if known is not None and not known.allows_stream(scope, headers):
             raise ForbiddenOriginError(
@@ -235,7 +235,7 @@ def _without(prefix: str, path: str) -> str:
 
 
 def _counted(receive: Receive, limit: int, too_large: str) -> Receive:
-    """Return what gives a body up to a limit."""
+    """Return an ASGI `receive` that gives a body up to a limit."""
     received = 0
 
     async def counted_receive() -> Message:

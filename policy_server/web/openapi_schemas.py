@@ -15,7 +15,7 @@ Document = dict[str, Any]
 _AT_BOUND: Document = {
     "type": "array",
     "items": {"type": "integer", "format": "int32"},
-    "description": "The places, from 0, of the numbers in `actions`, nested lists flattened, that "
+    "description": "The indices, from 0, of the numbers in `actions`, nested lists flattened, that "
     "were cut at a bound of the schema; such a number counts in the probability with the mass at "
     "its bound, the others with their density",
 }
@@ -214,7 +214,8 @@ def _component(*, is_batch: bool) -> Document:
             },
             "std": {
                 **numbers,
-                "description": "Normal: the standard deviation of each dimension, likewise",
+                "description": "Normal: the standard deviation of each dimension; before the tanh "
+                "where it is squashed",
             },
             "mass_at_low": {
                 **numbers,
@@ -223,7 +224,8 @@ def _component(*, is_batch: bool) -> Document:
             },
             "mass_at_high": {
                 **numbers,
-                "description": "Normal with bounds: the probability of the upper bound, likewise",
+                "description": "Normal with bounds: the probability that each dimension is cut "
+                "at its upper bound",
             },
             "value": {**numbers, "description": "Deterministic: the action itself"},
         },

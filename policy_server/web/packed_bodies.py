@@ -22,17 +22,17 @@ _BYTES_AT_ONCE = 65536
 
 
 def unpacked(receive: Receive, coding: str, *, limit: int, too_large: str) -> Receive:
-    """Return what gives the body without its packing.
+    """Return an ASGI `receive` that gives the body unpacked.
 
     Args:
         receive: gives the body as it came.
         coding: the request's header `content-encoding`.
         limit: the largest body without its packing, in bytes.
-        too_large: what is said of a larger one.
+        too_large: the message about a larger one.
 
     Returns:
         ASGI's `receive`. It raises a BodyTooLargeError as soon as more than the limit is unpacked,
-        and an ObservationError for what is no gzip.
+        and an ObservationError for a body that is no gzip.
 
     Raises:
         UnsupportedEncodingError: if the body is packed in another way.
@@ -50,7 +50,7 @@ def unpacked(receive: Receive, coding: str, *, limit: int, too_large: str) -> Re
 
 
 class _Unpacking:
-    """One body on its way."""
+    """One body that is being unpacked."""
 
     def __init__(self, receive: Receive, limit: int, too_large: str) -> None:
         self._receive = receive
@@ -87,7 +87,7 @@ class _Gzip:
         self._member = zlib.decompressobj(_GZIP_BITS)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield what data holds, in pieces of bounded size."""
+        """Yield the unpacked bytes of data, in pieces of bounded size."""
         is_full = False
         while data or is_full:
             if self._member.eof:

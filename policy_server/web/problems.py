@@ -29,12 +29,12 @@ _GENERIC = "internal error; the server's log has the reason"
 
 
 def error_response(error: Exception, *, request_id: str) -> Response:
-    """Translate an exception into the answer that a client gets.
+    """Return the answer that a client gets for an exception.
 
     Args:
-        error: anything that a route raised. What is no error of ours is a generic 500, and logged
-            with its traceback.
-        request_id: what the log names the request by.
+        error: anything that a route raised. An exception that is no error of ours is a generic
+            500, and logged with its traceback.
+        request_id: the id of the request in the log.
     """
     status, detail, headers = describe_error(error, request_id=request_id)
     return _response(status, detail, headers)
@@ -45,9 +45,9 @@ async def send_error(error: Exception, scope: Scope, receive: Receive, send: Sen
 
     Args:
         error: see `error_response`.
-        scope: the request's, as the gate leaves it.
-        receive: likewise.
-        send: likewise.
+        scope: the request's scope, as the gate leaves it.
+        receive: the request's `receive`.
+        send: the request's `send`.
     """
     if scope["type"] == "websocket" and _REFUSAL not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
@@ -70,14 +70,14 @@ async def _until_gone(receive: Receive) -> None:
 def describe_error(
     error: Exception, *, request_id: str
 ) -> tuple[int, object, Mapping[str, str] | None]:
-    """Say what a client is told of an exception, and log what is no client's fault.
+    """Return the answer to an exception, and log one that is no client's fault.
 
     Args:
         error: anything; see `error_response`.
-        request_id: what the log names the request by.
+        request_id: the id of the request in the log.
 
     Returns:
-        Its status, what stands in `detail`, and the headers that belong to it.
+        Its status, its `detail`, and its headers.
     """
     if isinstance(error, ObservationError):
         return error.status, error.problems, error.headers
@@ -115,7 +115,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 class _Guard:
-    """Answer what no handler foresaw; Starlette's own way logs it a second time."""
+    """Answer an exception that no handler foresaw; Starlette's own way logs it a second time."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -131,7 +131,7 @@ class _Guard:
         try:
             await self._app(scope, receive, watched)
         except ClientDisconnect:
-            # Nobody reads an answer, and nothing went wrong here.
+            # No client reads an answer, and nothing went wrong here.
             logger.info("client_disconnected", extra={"request_id": scope["state"]["request_id"]})
         except Exception as error:
             if is_started:

@@ -1,4 +1,4 @@
-"""Query parameters: a slip in the name of one that a route knows is told, not passed over.
+"""Query parameters: a slip in the name of one that a route knows is refused, not ignored.
 
 Gateways add parameters of their own to an address, so that unknown ones are ignored. But `?sed=7`
 would be answered by a draw that no seed makes reproducible, without a word.
@@ -32,7 +32,7 @@ class QueryCheckedRoute(APIRoute):
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return what answers a request; see `check_query` for what it raises."""
+        """Return the function that answers a request; see `check_query` for its errors."""
         answer = super().get_route_handler()
         known = [parameter.alias for parameter in self.dependant.query_params]
 
@@ -84,23 +84,23 @@ def _is_slip(name: str, known: str) -> bool:
         return _added_at(wanted, given) is not None
     if len(given) == len(wanted):
         return _has_one_other(given, wanted)
-    place = _added_at(given, wanted)
+    index = _added_at(given, wanted)
     is_long = len(wanted) >= _FEWEST_LETTERS
-    return place is not None and (is_long or place == len(wanted) or _is_double(given, place))
+    return index is not None and (is_long or index == len(wanted) or _is_double(given, index))
 
 
 def _added_at(longer: str, shorter: str) -> int | None:
-    """Return where one letter more stands, the last such place; None if it is not that alone."""
+    """Return the last index at which one more letter stands; None if that is not all."""
     if len(longer) != len(shorter) + 1:
         return None
-    places = (
+    indices = (
         at for at in reversed(range(len(longer))) if longer[:at] + longer[at + 1 :] == shorter
     )
-    return next(places, None)
+    return next(indices, None)
 
 
-def _is_double(text: str, place: int) -> bool:
-    return place > 0 and text[place - 1] == text[place]
+def _is_double(text: str, index: int) -> bool:
+    return index > 0 and text[index - 1] == text[index]
 
 
 def _has_one_other(given: str, wanted: str) -> bool:

@@ -1,4 +1,4 @@
-"""Answers as JSON, a whole call's at once.
+"""Answers as JSON: all rows of a call are rendered at once.
 
 A batch is rendered by column: one `orjson` call writes a column's numbers, which then go into a
 template row by row. That costs less than a tenth of writing each answer by itself, and the digits
@@ -33,7 +33,7 @@ from policy_server.policy import (
 __all__ = ["BatchAnswers", "RenderedAnswers"]
 
 _AT_BOUND, _AT_BOUND_COLUMN = b',"at_bound":%b}', b',"at_bound":[%b]}'
-# The columns of an array are named by their place, which nothing may move.
+# The columns of an array are known by their index, which must not change.
 _JSON_ONLY = (b"mass_at_low", b"mass_at_high")
 _NOT_FINITE = "the policy's action holds NaN or infinity; check the observation and the model"
 
@@ -47,12 +47,12 @@ class RenderedAnswers:
         layout: Sequence[ActionOutput],
         distribution: ActionDistribution | None,
     ) -> None:
-        """Keep what is rendered later.
+        """Own the outputs until the first answer is rendered.
 
         Args:
             outputs: the answers of one call.
             layout: the actions in order.
-            distribution: what reads `outputs.distribution`; None where the family is unknown.
+            distribution: reads `outputs.distribution`; None where the family is unknown.
         """
         self._outputs = outputs
         self._layout = layout
@@ -62,8 +62,8 @@ class RenderedAnswers:
         """Return the JSON that answers one row.
 
         Args:
-            kind: what is asked.
-            index: which row.
+            kind: the kind of answer.
+            index: the row's index.
 
         Raises:
             DistributionError: if its action holds NaN or infinity, or it is no distribution.
@@ -76,7 +76,7 @@ class RenderedAnswers:
         `at_bound` follows where schema.yaml's bounds cut the policy's distribution.
 
         Args:
-            index: which row.
+            index: the row's index.
 
         Raises:
             DistributionError: if its action holds NaN or infinity.
@@ -89,7 +89,7 @@ class RenderedAnswers:
         """Return the JSON of `{"components": [...]}` for one row.
 
         Args:
-            index: which row.
+            index: the row's index.
 
         Raises:
             DistributionError: if it is no distribution.
@@ -114,7 +114,7 @@ class RenderedAnswers:
         columns += [chances.split(b",") for chances in _chances(self._outputs)]
         has_masses = self._distribution is not None and self._distribution.has_masses
         if self._distribution is not None and has_masses:
-            columns.append(_places(self._distribution.at_bound(actions)))
+            columns.append(_true_columns(self._distribution.at_bound(actions)))
         template = _prediction_template(tuple(self._layout), has_masses=has_masses)
         return [template % row for row in zip(*columns, strict=True)]
 
@@ -149,12 +149,12 @@ class BatchAnswers:
         is_npy: bool,
         has_log_probability: bool = False,
     ) -> None:
-        """Start without a row.
+        """Own the columns, which are empty at first.
 
         Args:
             layout: the actions in order.
-            distribution: what reads `outputs.distribution`; None where the family is unknown.
-            kind: what is asked.
+            distribution: reads `outputs.distribution`; None where the family is unknown.
+            kind: the kind of answer.
             is_npy: whether the answer is an array in npy format, instead of JSON.
             has_log_probability: whether an array has it as its last column.
         """
@@ -191,7 +191,7 @@ class BatchAnswers:
             return
         columns = [_actions(outputs, self._layout), *_chances(outputs)]
         if self._distribution is not None and self._distribution.has_masses:
-            columns.append(b",".join(_places(self._distribution.at_bound(outputs.actions))))
+            columns.append(b",".join(_true_columns(self._distribution.at_bound(outputs.actions))))
         self._parts[first] = columns
 
     def _table(self, outputs: PolicyOutputs) -> NDArray[np.float32]:
@@ -230,7 +230,7 @@ class BatchAnswers:
 def _describe_rows(
     distribution: ActionDistribution, inputs: Float32Array, first: int
 ) -> list[ComponentDistribution]:
-    """Return the distributions of a batch's rows; one that is none is named by its place there."""
+    """Return the distributions of a batch's rows; an error names the row's index in the batch."""
     try:
         return distribution.describe(inputs)
     except DistributionError as error:
@@ -258,10 +258,10 @@ def _finite(values: Float64Array) -> Float64Array:
     return finite
 
 
-def _places(is_at: NDArray[np.bool_]) -> list[bytes]:
-    """Return the JSON of the columns that are True, for each row."""
+def _true_columns(is_at: NDArray[np.bool_]) -> list[bytes]:
+    """Return the JSON of the indices of the columns that are True, for each row."""
     return [
-        orjson.dumps([place for place, is_there in enumerate(row) if is_there])
+        orjson.dumps([column for column, is_there in enumerate(row) if is_there])
         for row in is_at.tolist()
     ]
 

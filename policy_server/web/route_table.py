@@ -1,4 +1,4 @@
-"""Every route of the server as data: the one place that knows their addresses.
+"""Every route of the server as data; no other module knows their addresses.
 
 The gate, the fast path, FastAPI's routes, web sockets, OpenAPI, the metrics' labels and the tests
 of the documentation are all made from it. For example, `/policies/door/predict_raw/batch` is the
@@ -48,7 +48,7 @@ class Route:
         path: the address below the server's own prefix; a trailing slash stands for all below it.
         policy: the name of the policy that it belongs to; empty for the server's own pages.
         access: whether it takes the access key.
-        body_limit: which of the two limits its bodies have.
+        body_limit: the limit of its bodies: an observation's or a batch's.
         namespace: sets the names in OpenAPI apart from those of other policies: empty for the short
             addresses, else the policy's name.
     """
@@ -72,7 +72,7 @@ class Route:
 
     @property
     def is_folder(self) -> bool:
-        """Return whether it stands for all addresses below it."""
+        """Return whether the path stands for all addresses below it."""
         return self.path.endswith("/") and self.path != "/"
 
 
@@ -81,7 +81,7 @@ class AnswerRoute(Route):
     """A route that answers observations.
 
     Attributes:
-        kind: what is asked of the policy.
+        kind: the kind of answer.
         form: whether observations are named or flat.
         transport: one observation a request, a batch, or a web socket.
     """
@@ -104,7 +104,7 @@ class RouteTable:
     """
 
     def __init__(self, registry: PolicyRegistry) -> None:
-        """List the routes; they stay the same for as long as the server runs.
+        """Own the routes, which never change.
 
         Args:
             registry: the policies. Named observations have routes where the schema lists some. The

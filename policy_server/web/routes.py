@@ -193,7 +193,7 @@ def _media_type(text: str) -> str:
 
 
 def _qualities(accept: str) -> dict[str, float]:
-    """Return how much each media type is wanted (RFC 9110, section 12.5.1)."""
+    """Return the quality of each media type in an `accept` (RFC 9110, section 12.5.1)."""
     qualities = {}
     for part in accept.split(","):
         found = _QUALITY.search(part)

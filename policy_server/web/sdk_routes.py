@@ -21,7 +21,7 @@ from policy_server.sdk import (
 
 __all__ = ["client_routes"]
 
-# Shorter than what proxies and client libraries wait for an answer.
+# Shorter than the wait of proxies and client libraries for an answer.
 _WAIT_S = 15.0
 _PORT = 8000
 _PROBLEM = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
@@ -45,7 +45,7 @@ def client_routes(
     Args:
         store: keeps and makes the zips.
         document: gives the OpenAPI document as it is served.
-        wait_s: the longest that a client waits for what is being generated, in seconds.
+        wait_s: the longest that a client waits for a zip to be generated, in seconds.
     """
     router = APIRouter(tags=[CLIENTS_TAG], default_response_class=Response)
     names = [LANGUAGES[name].title for name in BUNDLE]
@@ -84,7 +84,7 @@ def client_routes(
 
 
 def _own_url(request: Request) -> str:
-    """Return where the server listens on its machine: what a client calls it may be anything.
+    """Return the server's address on its own machine: clients may call it by any other.
 
     A host that mounts the application has left its own prefix beside the mount's.
     """

@@ -1,8 +1,8 @@
 """Web sockets: one observation a frame, its answer back in order, many in flight.
 
-Reading goes on while earlier frames are answered, so that those ride together in the policy's next
-call. What a client has not fetched yet is bounded: beyond, the server stops reading and TCP holds
-the client.
+Reading goes on while earlier frames are answered, so that waiting frames share the policy's next
+call. The answers that a client has not fetched are bounded: beyond that the server stops reading,
+and TCP makes the client wait.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ _INTERNAL_ERROR = 1011
 _NO_CODE = 1005
 _OK = 200
 
-# What a server raises when something is sent to a client that has gone, or that it has left.
+# The errors of a server when a frame is sent to a client that has gone, or that it has left.
 _CLOSED = (OSError, RuntimeError)
 
 _SEED = TypeAdapter[int | None](Seed)
 
 
 def stream_hints(table: RouteTable) -> APIRouter:
-    """Return routes that tell those who ask a stream's address without a web socket.
+    """Return routes that answer 426 to a request of a stream's address without a web socket.
 
     Args:
         table: the server's routes.
@@ -79,7 +79,7 @@ class Streams:
         max_frame_bytes: int,
         metrics: Metrics,
     ) -> None:
-        """Answer web sockets on the table's stream routes.
+        """Own the open web sockets of the table's stream routes.
 
         Args:
             table: the server's routes.
@@ -107,7 +107,7 @@ class Streams:
             raise HTTPException(404)
         policy = self._policies[route.policy]
         query = QueryParams(scope["query_string"])
-        # uvicorn logs the address of each connection: what a query holds is nobody's business.
+        # uvicorn logs the address of each connection, and a query may hold anything.
         scope["query_string"] = b""
         # A policy that is not loaded refuses the handshake.
         policy.slot.current()
@@ -139,7 +139,7 @@ class _Question:
     Attributes:
         is_text: whether it was JSON.
         received: when it came, by `time.perf_counter`.
-        answer: what answers it, or the status and the detail of what was wrong with it.
+        answer: the pending answer, or the status and the detail of the error.
     """
 
     is_text: bool
@@ -148,7 +148,7 @@ class _Question:
 
 
 class _Questions:
-    """Asks the policy what a connection's frames ask."""
+    """Turns a connection's frames into questions to the policy."""
 
     def __init__(
         self,
@@ -191,7 +191,7 @@ class _Questions:
         return _Question(is_text, received, answer)
 
     def failure(self, error: Exception) -> tuple[int, object]:
-        """Return the status and the detail of what was wrong with a frame."""
+        """Return the status and the detail of the error about a frame."""
         status, detail, _ = describe_error(error, request_id=self.request_id)
         return status, detail
 
@@ -240,7 +240,7 @@ class _Stream:
             self._note(code, time.perf_counter() - started)
 
     async def _read(self, writer: asyncio.Task[None]) -> int:
-        """Take frames in until the connection ends; return the code that it ended with."""
+        """Read frames until the connection ends; return the code that it ended with."""
         while not writer.done():
             message = await self._receive()
             if message["type"] == "websocket.disconnect":
@@ -261,7 +261,7 @@ class _Stream:
             await self._moved.wait()
 
     async def _write(self) -> None:
-        """Answer in order."""
+        """Write the answers in the order of the frames."""
         while True:
             while not self._in_flight:
                 self._arrived.clear()

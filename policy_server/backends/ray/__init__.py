@@ -10,7 +10,7 @@ import sys
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # A call that still runs when Ray is shut down would start another Ray, and wait for it.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
-# A Ray that this process starts is for those who know a secret. Ray would write one to the home
+# A Ray that this process starts asks for a secret. Ray would write one to the home
 # folder, which a container may not have.
 if "ray" not in sys.modules and not {"RAY_AUTH_MODE", "RAY_ADDRESS"} & os.environ.keys():
     os.environ["RAY_AUTH_MODE"] = "token"

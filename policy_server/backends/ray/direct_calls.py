@@ -135,7 +135,7 @@ async def answer_or_error(
 
     Returns:
         The answer; or an error with its type. Its cause doesn't cross to another process, so that
-        the traceback goes along as a note: who has asked logs it, once for each observation to
+        the traceback goes along as a note: the web process logs it, once for each observation to
         blame and not for each call that was made to find that.
     """
     try:

@@ -1,4 +1,4 @@
-"""How this process belongs to a Ray: as its sole owner, or as one of many who use a cluster."""
+"""How this process belongs to a Ray: as its sole owner, or as one member of a cluster."""
 
 from __future__ import annotations
 
