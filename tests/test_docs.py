@@ -23,10 +23,10 @@ from policy_server.schema.yaml_document import ActionEntry, Document, Observatio
 from policy_server.schema_fit import check_schema_fits, describe_components
 from policy_server.settings import ENV_PREFIX, Settings, read_settings
 from policy_server.web.route_table import RouteTable
-from tests.fakes import components_of, integer_backend, registry_of, signature_of
 from tests.support.documents import code_blocks, names, rows, section, without_code
+from tests.support.fakes import components_of, integer_backend, registry_of, signature_of
 from tests.support.folders import ROOT
-from tests.web.harness import SCHEMA, build, client_of, serve
+from tests.support.web import SCHEMA, build, client_of, serve
 
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
@@ -431,3 +431,14 @@ def test_page_names_no_make_target_that_does_not_exist(page: Path) -> None:
     named = set(re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE))
 
     assert named <= targets
+
+
+# Tests
+
+
+def test_no_test_file_imports_another() -> None:
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    importing = re.compile(r"^ *(from|import) tests\.(?!support\.)", re.MULTILINE)
+
+    assert len(files) > 100
+    assert [path.name for path in files if importing.search(path.read_text("utf-8"))] == []

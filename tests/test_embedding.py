@@ -20,7 +20,7 @@ from policy_server.web import Application
 from tests.support.folders import ROOT
 from tests.support.processes import run
 from tests.support.servers import free_port
-from tests.web.harness import assert_error
+from tests.support.web import assert_error
 
 KEY = "1234567asdfgh"
 MOUSE = {"obs": [5, 0, 1, 4, 3, 2]}

@@ -14,7 +14,7 @@ import pytest
 from policy_server.errors import MissingPackageError
 from policy_server.prediction_log import PredictionLog
 from tests.support.folders import ROOT
-from tests.web.harness import assert_error, build, client_of, serve
+from tests.support.web import assert_error, build, client_of, serve
 
 EXAMPLE = ROOT / "examples" / "mouse_and_cheese"
 # A child of a child is to lack the package too.

@@ -13,7 +13,7 @@ from policy_server.policy import (
     ComponentKind,
     PolicyOutputs,
 )
-from tests.fakes import components_of, signature_of
+from tests.support.fakes import components_of, signature_of
 
 
 @pytest.mark.parametrize(

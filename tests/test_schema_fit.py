@@ -14,7 +14,7 @@ from policy_server.policy import (
 )
 from policy_server.schema import ActionField, parse_schema
 from policy_server.schema_fit import check_schema_fits, describe_components, settings_without_effect
-from tests.fakes import components_of, signature_of
+from tests.support.fakes import components_of, signature_of
 
 LISTS = "observations: {a: {type: 'List[int]', min_items: %s, max_items: %s}}"
 INTEGER = ActionOutput("actions_0", is_integer=True, columns=1, is_vector=False)

@@ -15,7 +15,7 @@ from policy_server.formats.model_files import identify_model
 from policy_server.policy import PolicyInputs
 from policy_server.schema import ServerSchema
 from policy_server.settings import Settings
-from tests.formats.saved_model.hand_built import Part, V1Policy, observations
+from tests.support.hand_built import Part, V1Policy, observations
 from tests.support.waiting import turns
 
 TENSORFLOW = Settings(engine="tensorflow")

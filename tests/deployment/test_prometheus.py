@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from policy_server.settings import Settings
-from tests.service.servers import Server, home_of, running_server
 from tests.support.folders import ROOT
 from tests.support.processes import child, program, run
+from tests.support.server_processes import Server, home_of, running_server
 from tests.support.servers import free_port, status_of
 from tests.support.waiting import wait_until
 

@@ -20,9 +20,9 @@ from starlette.types import Receive, Scope, Send
 from websockets.asyncio.client import connect
 
 from policy_server.settings import Settings
-from tests.service.servers import KEY, running_server
 from tests.support.folders import ROOT
 from tests.support.processes import child, program
+from tests.support.server_processes import KEY, running_server
 from tests.support.servers import free_port, served_app
 
 PREFIX = "/app/v1"

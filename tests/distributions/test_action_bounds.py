@@ -13,7 +13,7 @@ from policy_server.distributions.action_bounds import ActionBounds, log_normal_p
 from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.distributions.continuous_rows import ContinuousRows
 from policy_server.policy import ActionComponent, ComponentKind
-from tests.fakes import components_of
+from tests.support.fakes import components_of
 
 
 def bounded(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from policy_server.distributions.action_distribution import ActionDistribution, noise
 from policy_server.errors import DistributionError
 from policy_server.policy import ActionComponent, ComponentKind
-from tests.fakes import components_of
+from tests.support.fakes import components_of
 
 FLOAT32_MIN = float(np.finfo(np.float32).min)
 HUNDREDS = components_of(*((("categorical", 100),) * 200))

@@ -17,7 +17,7 @@ from policy_server.distributions.component_rows import (
 )
 from policy_server.errors import DistributionError
 from policy_server.policy import ActionComponent
-from tests.fakes import components_of
+from tests.support.fakes import components_of
 
 UNEQUAL = components_of(("categorical", 3), ("normal", 1), ("categorical", 130), ("categorical", 2))
 CATEGORICAL = tuple(part for part in UNEQUAL if part.kind == "categorical")

@@ -15,7 +15,7 @@ from policy_server.distributions.continuous_rows import (
     unsquashed,
 )
 from policy_server.policy import ActionComponent, ComponentKind
-from tests.fakes import components_of
+from tests.support.fakes import components_of
 
 
 def part_of(kind: ComponentKind, size: int = 1, **changes: object) -> ActionComponent:

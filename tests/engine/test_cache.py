@@ -16,19 +16,10 @@ from policy_server.engine.cache import (
     read_outcome,
     write_outcome,
 )
-from policy_server.engine.network import CompiledPolicy, NetworkPolicy, NumpyNetwork, Step
+from policy_server.engine.network import NetworkPolicy, Step
 from policy_server.schema import ActionField, ObservationField, ServerSchema
-from tests.fakes import components_of, signature_of
-
-COMPILED = CompiledPolicy(
-    replace(signature_of(components_of(("categorical", 2))), findings=("proved",), engine="numpy"),
-    NumpyNetwork(
-        {1: np.eye(2, dtype=np.float32)},
-        (Step("MatMul", (0, 1), 2, (("transpose_a", False), ("transpose_b", True))),),
-        result=2,
-        registers=3,
-    ),
-)
+from tests.support.compiled import COMPILED
+from tests.support.fakes import components_of, signature_of
 
 
 def test_policy_is_read_back_as_it_was(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from policy_server.policy import (
     PolicyOutputs,
 )
 from policy_server.serving import Limits, Question, Scheduler
-from tests.fakes import FakeBackend, components_of, signature_of
+from tests.support.fakes import FakeBackend, components_of, signature_of
 
 WEIGHTS = np.array([[1.0, -2.0], [2.0, 0.5]], np.float32)
 BIAS = np.array([0.5, -0.5], np.float32)

@@ -17,8 +17,8 @@ from policy_server.engine.proof import (
 )
 from policy_server.formats.saved_model.graph_compiler import compile_network
 from policy_server.formats.saved_model.runner import GraphRunner
-from tests.formats.saved_model.hand_built import tf
-from tests.formats.saved_model.test_graph_compiler import ROWS, WEIGHTS, graph_of
+from tests.support.graphs import ROWS, WEIGHTS, graph_of
+from tests.support.hand_built import tf
 
 NEGATED = NumpyNetwork({}, (Step("Neg", (0,), 1),), result=1, registers=2)
 EXTREMES = extreme_rows(3, "float32", np.float32)

@@ -12,7 +12,7 @@ import pytest
 
 from policy_server.errors import ModelError
 from policy_server.files.archives import ArchiveLimits, open_archive
-from tests.files.zips import FILES, zip_of
+from tests.support.zips import FILES, zip_of
 
 BIG = 1 << 20
 

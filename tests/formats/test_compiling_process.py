@@ -18,7 +18,7 @@ from policy_server.formats.compiling_process import find_compiled
 from policy_server.formats.model_files import Model, identify_model
 from policy_server.schema import ServerSchema, parse_schema
 from policy_server.settings import Engine, Settings
-from tests.formats.saved_model.hand_built import Part, V1Policy, observations
+from tests.support.hand_built import Part, V1Policy, observations
 from tests.support.processes import descendants, is_running
 from tests.support.waiting import until
 

@@ -16,7 +16,7 @@ from policy_server.formats.known_formats import FORMATS, Format
 from policy_server.policy import Policy
 from policy_server.schema import ServerSchema, parse_schema
 from policy_server.settings import Engine
-from tests.formats.saved_model.hand_built import V1Policy, answer, observations
+from tests.support.hand_built import V1Policy, answer, observations
 
 IMPORTS = """
 import sys

@@ -27,9 +27,9 @@ from policy_server.formats.model_files import (
     unpack_model,
 )
 from policy_server.settings import Settings
-from tests.files.zips import FILES, zip_of
 from tests.support.servers import in_thread
 from tests.support.waiting import is_waited_for, wait_until
+from tests.support.zips import FILES, zip_of
 
 BIG = 1 << 20
 needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

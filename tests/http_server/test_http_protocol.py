@@ -15,9 +15,9 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from policy_server.http_server.http_protocol import HttpProtocol
-from tests.support.servers import served_app
+from tests.support.servers import CHUNKED, served_app
 from tests.support.waiting import turns
-from tests.web.harness import KEY, OBSERVATION, build
+from tests.support.web import KEY, OBSERVATION, build
 
 BODY = json.dumps(OBSERVATION).encode()
 # As Java's HttpClient sends its first request.
@@ -26,10 +26,6 @@ OFFER = (
     b"Host: localhost\r\nHTTP2-Settings: AAEAAEAA\r\nUpgrade: h2c\r\naccess-token: %b\r\n\r\n%b"
 ) % (len(BODY), KEY.encode(), BODY)
 PLAIN = b"POST /plain HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc"
-CHUNKED = (
-    b"POST /chunked?a=%20b HTTP/1.1\r\nUpgrade: h2c\r\nConnection: upgrade\r\nX:  a\tb\r\n"
-    b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n14\r\nPOST / HTTP/1.1\r\nUp:\r\n0\r\n\r\n"
-)
 # A request with an offer, as somebody's body.
 NESTED = b"POST /x HTTP/1.1\r\nupgrade: h2c\r\nConnection: upgrade\r\nContent-Length: 1\r\n\r\nz"
 HOLDING = b"PUT /holding HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(NESTED), NESTED)

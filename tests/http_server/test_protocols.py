@@ -17,9 +17,7 @@ from policy_server.http_server import find_http_server
 from policy_server.http_server.http_protocol import HttpProtocol
 from policy_server.http_server.protocols import use_protocols
 from policy_server.http_server.web_socket_protocol import WebSocketProtocol
-from tests.http_server.test_http_protocol import CHUNKED
-from tests.http_server.test_running_server import app
-from tests.support.servers import served_app
+from tests.support.servers import CHUNKED, served_app, silent
 
 
 class Theirs(HttpToolsProtocol):
@@ -28,7 +26,7 @@ class Theirs(HttpToolsProtocol):
 
 async def chosen(**options: Any) -> tuple[type | None, type | None]:  # noqa: ANN401 -- uvicorn's own
     """Return the protocols that a uvicorn with these options serves by."""
-    config = uvicorn.Config(app, log_config=None, **options)
+    config = uvicorn.Config(silent, log_config=None, **options)
     config.load()
     use_protocols(config)
     return config.http_protocol_class, config.ws_protocol_class
@@ -73,7 +71,7 @@ async def test_only_uvicorns_own_choice_is_replaced(
 
 
 async def test_a_second_call_changes_nothing() -> None:
-    config = uvicorn.Config(app, log_config=None)
+    config = uvicorn.Config(silent, log_config=None)
     config.load()
     use_protocols(config)
 

@@ -14,14 +14,11 @@ from starlette.types import Receive, Scope, Send
 
 from policy_server.errors import SettingsError
 from policy_server.http_server.running_server import HttpServer, find_http_server
-
-
-async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
-    """Answer nobody."""
+from tests.support.servers import silent
 
 
 def server_of(*sockets: socket.socket, **options: Any) -> HttpServer:  # noqa: ANN401 -- uvicorn's own
-    return HttpServer(uvicorn.Config(app, log_config=None, **options), sockets)
+    return HttpServer(uvicorn.Config(silent, log_config=None, **options), sockets)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from policy_server.errors import SettingsError
 from policy_server.http_server.running_server import HttpServer
 from policy_server.http_server.web_process import WebProcess
 from policy_server.settings import Settings
-from tests.http_server.test_running_server import app
+from tests.support.servers import silent
 
 FREE: dict[str, Any] = {"metrics_port": 0, "dashboard_port": 0}
 
@@ -73,7 +73,7 @@ def test_dashboards_port_counts_only_where_this_server_starts_ray(
 
 
 def test_port_that_is_given_twice_is_refused() -> None:
-    config = uvicorn.Config(app, log_config=None, port=0)
+    config = uvicorn.Config(silent, log_config=None, port=0)
     process = WebProcess(HttpServer(config), None)
     process.claim_ports(Settings(**FREE))
 

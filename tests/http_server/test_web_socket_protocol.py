@@ -16,7 +16,7 @@ from policy_server.http_server.http_protocol import HttpProtocol
 from policy_server.http_server.web_socket_protocol import WebSocketProtocol
 from tests.support.streams import KEY_HEADER, Served, served
 from tests.support.waiting import until
-from tests.web.harness import OBSERVATION
+from tests.support.web import OBSERVATION
 
 _HELD = (HttpProtocol, WebSocketProtocol, ServerProtocol)
 

@@ -10,7 +10,7 @@ import pytest
 from policy_server.sdk import LANGUAGES, LanguageName, prepare_document
 from policy_server.sdk.generator import generate
 from policy_server.sdk.names import NAMINGS, observation_names, property_names
-from tests.sdk.test_sdk import URL, served_document
+from tests.support.web import document_of
 
 ALIKE = ("T", "t", "a_b", "aB", "a__b", "_a_b", "hasUp", "set_t", "_", "__", "_1")
 SPECIAL = (
@@ -91,7 +91,7 @@ def test_names_of_answers_stay_what_they_are(language: str) -> None:
 async def test_generated_model_sends_each_observation_by_its_own_name(name: LanguageName) -> None:
     fields = "".join(f'  "{item}": {{type: int, example: 1}}\n' for item in (*ALIKE, *SPECIAL))
     schema = f"observations:\n{fields}parameters: {{api_key: key}}\n"
-    document = prepare_document(await served_document(schema), url=URL)
+    document = prepare_document(await document_of(schema), url="http://localhost:8000")
     language = LANGUAGES[name]
 
     files = await generate(document, language)

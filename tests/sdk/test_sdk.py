@@ -28,7 +28,7 @@ from policy_server.sdk import (
 from policy_server.sdk.generator import Files, generate
 from policy_server.sdk.languages import Language
 from tests.support.waiting import turns
-from tests.web.harness import serve
+from tests.support.web import document_of
 
 URL = "http://localhost:8000"
 # Names that a language reserves, or spells in its own way.
@@ -65,11 +65,6 @@ RETRIES = {
 }
 
 
-async def served_document(schema: str = SCHEMA) -> Document:
-    async with serve(key=None, schema=schema) as client:
-        return dict((await client.get("/openapi.json")).json())
-
-
 def small_document(title: str = "first") -> Document:
     return {"info": {"title": title, "version": "1"}, "paths": {}, "components": {}}
 
@@ -96,7 +91,7 @@ def test_base_address_has_the_proxys_prefix_once(
 
 
 async def test_document_is_prepared_without_touching_the_served_one() -> None:
-    served = await served_document()
+    served = await document_of(SCHEMA)
     before = copy.deepcopy(served)
 
     prepare_document(served, url=URL)
@@ -105,7 +100,7 @@ async def test_document_is_prepared_without_touching_the_served_one() -> None:
 
 
 async def test_prepared_document_has_the_policys_routes_and_one_way_to_send_the_key() -> None:
-    prepared = prepare_document(await served_document(), url=URL)
+    prepared = prepare_document(await document_of(SCHEMA), url=URL)
 
     assert "/predict" in prepared["paths"]
     assert not any(path.startswith("/clients") for path in prepared["paths"])
@@ -114,14 +109,14 @@ async def test_prepared_document_has_the_policys_routes_and_one_way_to_send_the_
 
 
 async def test_sdk_has_no_parameter_that_is_for_arrays_alone() -> None:
-    prepared = prepare_document(await served_document(), url=URL)
+    prepared = prepare_document(await document_of(SCHEMA), url=URL)
 
     parameters = prepared["paths"]["/predict/batch"]["post"]["parameters"]
     assert [parameter["name"] for parameter in parameters] == ["seed"]
 
 
 async def test_other_answers_of_the_same_policy_give_the_same_sdk() -> None:
-    first = await served_document()
+    first = await document_of(SCHEMA)
     second = copy.deepcopy(first)
     answer = second["paths"]["/predict"]["post"]["responses"]["200"]["content"]["application/json"]
     answer["example"]["actions"] = [99]
@@ -170,7 +165,7 @@ def test_types_that_generators_write_wrong_are_simplified(
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", LANGUAGES)
 async def test_sdk_has_an_example_with_the_policys_own_observation(name: LanguageName) -> None:
-    document = prepare_document(await served_document(), url="http://localhost:1234/app/v1")
+    document = prepare_document(await document_of(SCHEMA), url="http://localhost:1234/app/v1")
 
     files = await generate(document, LANGUAGES[name])
 
@@ -190,7 +185,7 @@ async def test_sdk_has_an_example_with_the_policys_own_observation(name: Languag
 
 @pytest.mark.timeout(300)
 async def test_same_document_gives_the_same_bytes() -> None:
-    document = prepare_document(await served_document(), url=URL)
+    document = prepare_document(await document_of(SCHEMA), url=URL)
 
     first, second = [await generate(document, LANGUAGES["csharp"]) for _ in range(2)]
 

@@ -24,9 +24,9 @@ from policy_server.schema import parse_schema
 from policy_server.sdk import Sdk, files_of, prepare_document
 from policy_server.settings import Settings
 from policy_server.web import create_app
-from tests.fakes import FakeBackend, components_of, registry_of, signature_of
-from tests.service.servers import KEY, home_of, running_server
+from tests.support.fakes import FakeBackend, components_of, registry_of, signature_of
 from tests.support.processes import program, run
+from tests.support.server_processes import KEY, home_of, running_server
 from tests.support.servers import served_app
 from tests.support.waiting import wait_until
 

@@ -21,18 +21,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.service.servers import (
-    EXPORTS,
-    Server,
-    command_line,
-    descendants,
-    free_port,
-    home_of,
-    is_running,
-    running_server,
-    started_server,
-    wait_until,
-)
+from tests.support.folders import EXPORTS
+from tests.support.processes import child, command_line, descendants, is_running
+from tests.support.server_processes import Server, home_of, running_server, started_server
+from tests.support.servers import free_port
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(300)]
 
@@ -55,8 +48,8 @@ class Cluster:
     """
 
     address: str
-    head: subprocess.Popen[bytes]
-    other: subprocess.Popen[bytes]
+    head: subprocess.Popen[str]
+    other: subprocess.Popen[str]
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -64,34 +57,30 @@ class Cluster:
         return {**OPEN, "RAY_ADDRESS": self.address, "POLICY_SERVER_NUM_REPLICAS": "2"}
 
 
-def start_node(address: str, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """Start a node with one core as `ray start` does, and wait until it runs."""
-    command = (
-        f"-m ray.scripts.scripts start --block --num-cpus=1 --node-ip-address={address} "
-        "--object-store-memory=100000000 --disable-usage-stats"
-    )
-    with log.open("wb") as output:
-        node = subprocess.Popen(
-            [sys.executable, *command.split(), *arguments],
-            env={**os.environ, **OPEN},
-            stdout=output,
-            stderr=output,
-        )
-    deadline = time.monotonic() + _NODE_TIMEOUT_S
-    while b"Ray runtime started" not in log.read_bytes():
-        assert node.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.1)
-    return node
-
-
-def end_node(node: subprocess.Popen[bytes]) -> None:
+def end_node(node: subprocess.Popen[str]) -> None:
     """End a node as a power failure would."""
     below = descendants(node.pid)
     node.kill()
     node.wait(30)
     for pid in filter(is_running, below):
         os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def running_node(address: str, log: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a node with one core as `ray start` does, and end it as a power failure would."""
+    command = (
+        f"-m ray.scripts.scripts start --block --num-cpus=1 --node-ip-address={address} "
+        "--object-store-memory=100000000 --disable-usage-stats"
+    )
+    words = (sys.executable, *command.split(), *arguments)
+    with child(*words, log=log, environment={**os.environ, **OPEN}) as node:
+        node.wait_until(lambda: "Ray runtime started" in node.output(), timeout_s=_NODE_TIMEOUT_S)
+        try:
+            yield node.process
+        finally:
+            if node.process.poll() is None:
+                end_node(node.process)
 
 
 @contextmanager
@@ -105,16 +94,14 @@ def running_cluster(logs: Path) -> Iterator[Cluster]:
     # Ray puts sockets there, whose paths may have 107 characters: pytest's folder is too long.
     folder = tempfile.mkdtemp(prefix="ray-")
     address = f"{HEAD}:{port}"
-    nodes: list[subprocess.Popen[bytes]] = []
+    first = (f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}")
     try:
-        first = (f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}")
-        nodes.append(start_node(HEAD, logs / "head.log", "--head", *first))
-        nodes.append(start_node(OTHER, logs / "other.log", f"--address={address}"))
-        yield Cluster(address, *nodes)
+        with (
+            running_node(HEAD, logs / "head.log", "--head", *first) as head,
+            running_node(OTHER, logs / "other.log", f"--address={address}") as other,
+        ):
+            yield Cluster(address, head, other)
     finally:
-        for node in nodes:
-            if node.poll() is None:
-                end_node(node)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -138,7 +125,7 @@ def pids_below(cluster: Cluster, application: str = "policy") -> set[int]:
     return {pid for pid in below if f"ServeReplica:{application}" in command_line(pid)}
 
 
-def replicas_below(node: subprocess.Popen[bytes]) -> int:
+def replicas_below(node: subprocess.Popen[str]) -> int:
     """Return how many replicas of the policy a node runs."""
     return sum("ServeReplica:policy" in command_line(pid) for pid in descendants(node.pid))
 
@@ -201,7 +188,8 @@ def test_three_servers_that_join_at_once_restart_nobodys_replicas(
             assert server.process.poll() is None, server.output()
             return "policy_served" in server.output()
 
-        assert all(wait_until(partial(is_served, server), 120) for server in servers)
+        for server in servers:
+            wait_until(partial(is_served, server), timeout_s=120)
         names = {application_of(server) for server in servers}
         for server in servers:
             with server.client() as client:
@@ -227,7 +215,7 @@ def test_replicas_come_back_when_the_server_that_deployed_them_has_gone(
         os.kill(pid, signal.SIGKILL)
 
     assert len(died) == 1
-    assert wait_until(lambda: pids_below(steady, application) - died, 60)
+    wait_until(lambda: pids_below(steady, application) - died, timeout_s=60)
     with running_server(home, environment=environment) as second, second.client() as client:
         ask(client, 20)
         assert application_of(second) == application
@@ -249,7 +237,7 @@ def test_version_that_is_replaced_goes_when_its_last_server_has(
             assert len(used) == 1
             assert pids_below(steady, replaced) == used
 
-        assert wait_until(lambda: not pids_below(steady, replaced))
+        wait_until(lambda: not pids_below(steady, replaced))
         assert len(pids_below(steady, application_of(new))) == 1
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from websockets.sync.client import connect
 
-from tests.service.servers import KEY, ROOT, running_server
+from tests.support.folders import ROOT
+from tests.support.server_processes import KEY, running_server
 
 MOUSE = {"obs": [5, 0, 1, 4, 3, 2]}
 LPOC = {"obs": [1] * 11}

@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.service.servers import KEY, running_server
 from tests.support.folders import ROOT
+from tests.support.server_processes import KEY, running_server
 from tests.support.servers import status_of
 
 PROGRAM = "import sys; from policy_server.commands.program import installed_program as program\n"

@@ -14,16 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.service.servers import (
-    EXPORTS,
-    KEY,
-    descendants,
-    free_port,
-    home_of,
-    is_running,
-    running_server,
-    started_server,
-)
+from tests.support.folders import EXPORTS
+from tests.support.processes import descendants, is_running
+from tests.support.server_processes import KEY, home_of, running_server, started_server
+from tests.support.servers import free_port
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.service

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -18,21 +19,12 @@ import numpy as np
 import pytest
 from websockets.sync.client import connect
 
-from tests.formats.saved_model.hand_built import V1Policy
-from tests.service.servers import (
-    EXPORTS,
-    KEY,
-    Server,
-    command_line,
-    descendants,
-    free_port,
-    home_of,
-    is_running,
-    running_server,
-    started_server,
-    wait_until,
-)
-from tests.web.test_unanswerable import picking
+from tests.support.folders import EXPORTS
+from tests.support.hand_built import V1Policy, picking
+from tests.support.processes import command_line, descendants, is_running
+from tests.support.server_processes import KEY, Server, home_of, running_server, started_server
+from tests.support.servers import free_port
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.service
 
@@ -140,7 +132,7 @@ def test_scrape_has_our_metrics_only_and_rays_have_a_path_of_their_own(server: S
         client.post("/predict", json=CASES[0]["observation"])
 
     shown = f"{server.metrics_url}/ray"
-    assert wait_until(lambda: "ray_serve_deployment_replica_healthy" in httpx.get(shown).text)
+    wait_until(lambda: "ray_serve_deployment_replica_healthy" in httpx.get(shown).text)
     page = httpx.get(server.metrics_url, timeout=5).text
     assert "policy_server_replicas 1.0" in page
     assert all(line.startswith(("policy_server_", "# ")) for line in page.splitlines())
@@ -175,20 +167,29 @@ def test_replica_that_dies_causes_no_error(server: Server) -> None:
 def test_sigterm_answers_what_is_in_flight_and_leaves_no_process(tmp_path: Path) -> None:
     with running_server(home_of("ppo_discrete", tmp_path)) as server:
         processes = [server.process.pid, *descendants(server.process.pid)]
+        answers: list[tuple[float, int]] = []
+
+        def ask(client: httpx.Client) -> None:
+            """Ask until the server refuses."""
+            with suppress(httpx.TransportError):
+                while not answers or answers[-1][1] == httpx.codes.OK:
+                    status = client.post("/predict", json=CASES[0]["observation"]).status_code
+                    answers.append((time.monotonic(), status))
+
         with server.client() as client, ThreadPoolExecutor(8) as pool:
-            pending = [
-                pool.submit(client.post, "/predict", json=CASES[0]["observation"]) for _ in range(8)
-            ]
-            time.sleep(0.02)
+            asking = [pool.submit(ask, client) for _ in range(8)]
+            wait_until(lambda: len(answers) >= 80)
+            stopped = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
-            answers = [future.exception() or future.result() for future in pending]
+        assert [future.result() for future in asking] == [None] * 8
 
         server.process.wait(60)
 
         # A connection that was never accepted may be refused; an accepted request is answered.
-        statuses = {answer.status_code for answer in answers if isinstance(answer, httpx.Response)}
+        statuses = {status for at, status in answers if at > stopped}
+        assert httpx.codes.OK in statuses
         assert statuses <= {httpx.codes.OK, httpx.codes.SERVICE_UNAVAILABLE}
-        assert wait_until(lambda: not any(is_running(pid) for pid in processes))
+        wait_until(lambda: not any(is_running(pid) for pid in processes))
         assert "Traceback" not in server.output()
 
 
@@ -199,7 +200,7 @@ def test_sigterm_during_the_start_ends_it_and_leaves_nothing(tmp_path: Path, eve
     with started_server(
         home_of("ppo_discrete", tmp_path), environment={"TMPDIR": str(folder)}
     ) as server:
-        assert wait_until(lambda: event in server.output(), 60)
+        wait_until(lambda: event in server.output(), timeout_s=60)
         processes = [server.process.pid, *descendants(server.process.pid)]
         server.process.send_signal(signal.SIGTERM)
         status = server.process.wait(60)
@@ -208,7 +209,7 @@ def test_sigterm_during_the_start_ends_it_and_leaves_nothing(tmp_path: Path, eve
         assert status != 0
         assert "the start was ended by SIGTERM" in output
         assert "Traceback" not in output
-        assert wait_until(lambda: not any(is_running(pid) for pid in processes))
+        wait_until(lambda: not any(is_running(pid) for pid in processes))
         assert [path.name for path in folder.iterdir()] == []
     folder.rmdir()
 
@@ -226,13 +227,13 @@ def test_dashboard_comes_after_the_policy_answers(tmp_path: Path) -> None:
         with server.client() as client:
             assert client.post("/predict", json=CASES[0]["observation"]).status_code == 200
 
-        assert wait_until(lambda: _accepts(port), 60)
+        wait_until(lambda: _accepts(port), timeout_s=60)
         assert httpx.get(f"http://127.0.0.1:{port}/api/version", timeout=10).status_code == 401
         processes += descendants(server.process.pid)
         server.process.send_signal(signal.SIGTERM)
         server.process.wait(60)
 
-    assert wait_until(lambda: not any(is_running(pid) for pid in processes))
+    wait_until(lambda: not any(is_running(pid) for pid in processes))
 
 
 def test_proxy_in_the_environment_is_not_asked_for_this_machine(tmp_path: Path) -> None:
@@ -247,7 +248,7 @@ def test_proxy_in_the_environment_is_not_asked_for_this_machine(tmp_path: Path) 
             answer = client.post("/predict", json=CASES[0]["observation"])
         # A figure that comes from Ray's own page.
         metrics = server.metrics_url
-        assert wait_until(lambda: "policy_server_replicas 1.0" in httpx.get(metrics).text)
+        wait_until(lambda: "policy_server_replicas 1.0" in httpx.get(metrics).text)
         lines = server.output().splitlines()
 
     assert answer.status_code == 200
@@ -309,13 +310,13 @@ def test_two_workers_share_one_ray_and_leave_no_process(tmp_path: Path) -> None:
 
         assert {answer.status_code for answer in answers} == {httpx.codes.OK}
         counted = 'requests_total{policy="default",route="/predict",status="200"} 10.0'
-        assert wait_until(lambda: counted in httpx.get(server.metrics_url, timeout=5).text)
+        wait_until(lambda: counted in httpx.get(server.metrics_url, timeout=5).text)
         assert sum("gcs_server" in line for line in lines) == 1
         assert sum("ServeReplica" in line for line in lines) == 1
 
         server.process.send_signal(signal.SIGTERM)
         server.process.wait(60)
-        assert wait_until(lambda: not any(is_running(pid) for pid in processes))
+        wait_until(lambda: not any(is_running(pid) for pid in processes))
 
 
 @pytest.mark.parametrize("workers", [[], ["--workers", "2"]], ids=["alone", "workers"])
@@ -398,4 +399,4 @@ def test_ray_whose_private_parts_have_moved_is_started_the_public_way(tmp_path: 
         "ray_started_whole",
         "ray_handle_plain",
     ]
-    assert wait_until(lambda: not any(is_running(pid) for pid in processes))
+    wait_until(lambda: not any(is_running(pid) for pid in processes))

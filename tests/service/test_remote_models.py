@@ -13,8 +13,8 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from tests.service.servers import running_server, started_server
 from tests.support.folders import EXPORTS
+from tests.support.server_processes import running_server, started_server
 from tests.support.servers import Handler, answered_by
 
 pytestmark = pytest.mark.service

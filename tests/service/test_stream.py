@@ -17,9 +17,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from examples.stream.policy_stream import PolicyError, PolicyStream
-from tests.service.servers import KEY, Server, home_of, running_server
 from tests.support.folders import EXPORTS, ROOT
 from tests.support.processes import Child, child, descendants, program, run
+from tests.support.server_processes import KEY, Server, home_of, running_server
 from tests.support.servers import free_port
 from tests.support.waiting import wait_until
 

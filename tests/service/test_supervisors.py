@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.servers import home_of, started_server
 from tests.support.folders import ROOT
 from tests.support.processes import run
+from tests.support.server_processes import home_of, started_server
 from tests.support.servers import free_port
 
 pytestmark = pytest.mark.service

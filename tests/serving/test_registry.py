@@ -14,7 +14,7 @@ from policy_server.metrics import Metrics
 from policy_server.policy import AnswerKind
 from policy_server.schema import parse_schema
 from policy_server.serving import OpenedPolicy, PolicyRegistry, PolicySlot, Question
-from tests.fakes import FakeBackend, integer_backend, opened, slot_of
+from tests.support.fakes import FakeBackend, integer_backend, opened, slot_of
 from tests.support.waiting import turns, until
 
 SCHEMA = parse_schema("observations: {cat: {type: int}, mouse: {type: float}}")

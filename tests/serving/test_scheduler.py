@@ -28,7 +28,7 @@ from policy_server.policy import (
     PolicyOutputs,
 )
 from policy_server.serving import Limits, Question, Scheduler
-from tests.fakes import FakeBackend, integer_backend
+from tests.support.fakes import FakeBackend, integer_backend
 from tests.support.waiting import turns, until
 
 

@@ -15,15 +15,16 @@ from typing import Any
 import httpx
 import numpy as np
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from policy_server.schema import parse_schema
 from policy_server.settings import Settings
 from policy_server.web import create_app
-from tests.fakes import integer_backend, registry_of
+from tests.support.fakes import integer_backend, registry_of
 from tests.support.waiting import until, wait_until
 
 __all__ = [
+    "CHUNKED",
     "KEY",
     "SCHEMA",
     "Handler",
@@ -33,6 +34,7 @@ __all__ = [
     "in_thread",
     "live_server",
     "served_app",
+    "silent",
     "status_of",
 ]
 
@@ -44,6 +46,15 @@ observations:
 parameters: {{api_key: {KEY}}}
 """
 _PROBABILITIES = (0.2, 0.8)
+# A request that offers HTTP/2, whose chunked body looks like another request.
+CHUNKED = (
+    b"POST /chunked?a=%20b HTTP/1.1\r\nUpgrade: h2c\r\nConnection: upgrade\r\nX:  a\tb\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n14\r\nPOST / HTTP/1.1\r\nUp:\r\n0\r\n\r\n"
+)
+
+
+async def silent(_scope: Scope, _receive: Receive, _send: Send) -> None:
+    """Answer nobody: an application for servers that are only configured."""
 
 
 def free_port() -> int:

@@ -16,10 +16,10 @@ from websockets.exceptions import InvalidStatus
 from policy_server.http_server.http_protocol import HttpProtocol
 from policy_server.http_server.web_socket_protocol import WebSocketProtocol
 from policy_server.metrics import Metrics, MetricsExporter
-from tests.fakes import FakeBackend, integer_backend
+from tests.support.fakes import FakeBackend, integer_backend
 from tests.support.pages import summed
 from tests.support.servers import app_in_loop
-from tests.web.harness import KEY, build
+from tests.support.web import KEY, build
 
 __all__ = ["KEY_HEADER", "Served", "served"]
 

@@ -15,8 +15,8 @@ T = TypeVar("T")
 
 def wait_until(
     condition: Callable[[], T],
-    timeout_s: float = 30.0,
     *,
+    timeout_s: float = 30.0,
     pause_s: float = 0.02,
     told: Callable[[], object] = str,
 ) -> T:
@@ -40,12 +40,14 @@ def wait_until(
     return found
 
 
-async def until(condition: Callable[[], T], *, timeout_s: float = 30.0) -> T:
+async def until(
+    condition: Callable[[], T], *, timeout_s: float = 30.0, pause_s: float = 0.001
+) -> T:
     """Wait until a condition holds, with the event loop left free; see `wait_until`."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < deadline, f"it did not hold within {timeout_s} s"
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(pause_s)
     return found
 
 

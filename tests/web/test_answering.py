@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -16,9 +16,16 @@ import numpy as np
 import pytest
 
 from policy_server.errors import PolicyFailedError
-from policy_server.policy import ActionComponent, ActionOutput
+from policy_server.policy import ActionOutput
 from policy_server.serving import OpenedPolicy
-from tests.fakes import (
+from tests.support.action_shapes import (
+    SHAPES,
+    TUPLE,
+    TUPLE_BIAS,
+    VECTOR,
+    backend_of,
+)
+from tests.support.fakes import (
     FakeBackend,
     components_of,
     integer_backend,
@@ -26,7 +33,7 @@ from tests.fakes import (
     signature_of,
 )
 from tests.support.waiting import turns, until
-from tests.web.harness import (
+from tests.support.web import (
     OBSERVATION,
     SCHEMA,
     StartFailedError,
@@ -37,8 +44,6 @@ from tests.web.harness import (
     serve,
 )
 
-VECTOR = ActionOutput("actions_0", is_integer=False, columns=2, is_vector=True)
-MULTI_DISCRETE = ActionOutput("actions_0", is_integer=True, columns=3, is_vector=True)
 TINY = 5e-4
 HUNDREDS = components_of(*((("categorical", 100),) * 200))
 
@@ -47,15 +52,6 @@ def chances_of(*logits: float) -> list[float]:
     """Return the softmax."""
     weights = [math.exp(value) for value in logits]
     return [weight / sum(weights) for weight in weights]
-
-
-def backend_of(
-    components: tuple[ActionComponent, ...],
-    bias: Sequence[float],
-    *outputs: ActionOutput,
-) -> FakeBackend:
-    """Return a backend of any family."""
-    return FakeBackend(signature_of(components, outputs=outputs or None), bias)
 
 
 async def answer_of(client: httpx.AsyncClient, path: str, **options: Any) -> Any:  # noqa: ANN401 -- JSON
@@ -95,42 +91,6 @@ async def test_probability_has_float32_precision_without_more_digits() -> None:
 
     assert np.float32(0.66524094) == np.float32(chances_of(0, 1, 2)[2])
     assert '"probability":0.66524094,"log_probability":-0.40760598}' in response.text
-
-
-TUPLE = components_of(("categorical", 2), ("normal", 2), ("categorical", 3))
-TUPLE_BIAS = (1.0, 0.0, 0.2, -0.3, 0.0, 0.0, 0.0, 0.0, 5.0)
-SHAPES = {
-    "MultiDiscrete": (
-        backend_of(
-            components_of(("categorical", 2), ("categorical", 2), ("categorical", 4)),
-            (1, 0, 3, 0, 0, 0, 0, 9),
-            MULTI_DISCRETE,
-        ),
-        [0, 0, 3],
-    ),
-    "one Box": (backend_of(components_of(("normal", 2)), (0.3, -1.2, 0, 0), VECTOR), [0.3, -1.2]),
-    "tuple of integers": (
-        backend_of(components_of(("categorical", 2), ("categorical", 3)), (0, 1, 0, 0, 7)),
-        [1, 2],
-    ),
-    "tuple with a Box": (backend_of(TUPLE, TUPLE_BIAS), [0, [0.2, -0.3], 2]),
-    "deterministic": (
-        backend_of(components_of(("deterministic", 2)), (0.5, 0.25), VECTOR),
-        [0.5, 0.25],
-    ),
-    "Box with bounds": (
-        backend_of(
-            (replace(components_of(("normal", 2))[0], low=(0.0, -4.0), high=(10.0, 4.0)),),
-            (0.5, -2, 0, 0),
-            VECTOR,
-        ),
-        [7.5, -4.0],
-    ),
-    "squashed": (
-        backend_of(components_of(("squashed_normal", 2)), (0, 9, 0, 0), VECTOR),
-        [0, 1],
-    ),
-}
 
 
 @pytest.mark.parametrize(("backend", "actions"), SHAPES.values(), ids=SHAPES)

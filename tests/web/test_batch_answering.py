@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from policy_server.errors import PolicyFailedError
 from policy_server.serving import ROWS_PER_CALL
 from policy_server.web.batch_answering import MOST_AT_ONCE
-from tests.fakes import FakeBackend, components_of, integer_backend, signature_of
-from tests.web.harness import (
+from tests.support.action_shapes import SHAPES
+from tests.support.fakes import FakeBackend, components_of, integer_backend, signature_of
+from tests.support.web import (
     KEY,
     SCHEMA,
     assert_error,
@@ -28,7 +29,6 @@ from tests.web.harness import (
     running,
     serve,
 )
-from tests.web.test_answering import SHAPES
 
 RAW = "parameters: {}"
 NPY = {"content-type": "application/x-npy"}

@@ -7,7 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from tests.web.harness import KEY, OBSERVATION, assert_error, build, serve
+from tests.support.web import KEY, OBSERVATION, assert_error, build, serve
 
 PAGE = "https://app.example.com"
 LOCAL = "http://localhost:3000"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from tests.web.harness import KEY, OBSERVATION, assert_error, assert_invalid, build, serve
+from tests.support.web import KEY, OBSERVATION, assert_error, assert_invalid, build, serve
 
 ROWS = [OBSERVATION, {"cat": 1, "mouse": 2.5}]
 BODIES = {

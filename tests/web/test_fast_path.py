@@ -10,7 +10,7 @@ import httpx
 import orjson
 import pytest
 
-from tests.web.harness import KEY, OBSERVATION, build, client_of, running
+from tests.support.web import KEY, OBSERVATION, build, client_of, running
 
 PATHS = [
     "/predict_deterministic",

@@ -15,8 +15,8 @@ from policy_server.metrics import Metrics
 from policy_server.schema import parse_schema
 from policy_server.settings import Settings
 from policy_server.web import create_app
-from tests.fakes import integer_backend, registry_of
-from tests.web.harness import (
+from tests.support.fakes import integer_backend, registry_of
+from tests.support.web import (
     KEY,
     OBSERVATION,
     SCHEMA,

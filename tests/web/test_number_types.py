@@ -15,9 +15,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from policy_server.schema import FLOAT32_MAX
-from tests.fakes import FakeBackend, components_of, integer_backend, signature_of
-from tests.web.harness import KEY, SCHEMA, build, serve
-from tests.web.test_openapi import validator_of
+from tests.support.fakes import FakeBackend, components_of, integer_backend, signature_of
+from tests.support.web import KEY, SCHEMA, build, serve, validator_of
 
 NPY = {"content-type": "application/x-npy"}
 EXACT = 2**53 - 1

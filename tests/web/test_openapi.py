@@ -10,8 +10,8 @@ import jsonschema  # type: ignore[import-untyped]  # its types are a package of 
 import pytest
 
 from policy_server.policy import ActionOutput
-from tests.fakes import FakeBackend, components_of, integer_backend, signature_of
-from tests.web.harness import KEY, OBSERVATION, SCHEMA, build, client_of, serve
+from tests.support.fakes import FakeBackend, components_of, integer_backend, signature_of
+from tests.support.web import KEY, OBSERVATION, SCHEMA, build, client_of, serve, validator_of
 
 PREFIXED = SCHEMA + "  url_path: app/v1\n"
 KINDS = ["predict", "predict_deterministic", "distribution"]
@@ -34,12 +34,6 @@ def nodes_of(node: object) -> Iterator[dict[str, Any]]:
         node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
     ):
         yield from nodes_of(child)
-
-
-def validator_of(document: dict[str, Any], name: str) -> jsonschema.Draft202012Validator:
-    """Return what checks an instance of a schema of the document."""
-    reference = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
-    return jsonschema.Draft202012Validator(reference)
 
 
 async def test_document_is_made_once_a_start() -> None:

@@ -10,9 +10,9 @@ import pytest
 
 from policy_server.errors import DistributionError, PolicyFailedError
 from policy_server.policy import ActionOutput
-from tests.fakes import FakeBackend, integer_backend, signature_of
+from tests.support.fakes import FakeBackend, integer_backend, signature_of
 from tests.support.waiting import until
-from tests.web.harness import OBSERVATION, assert_error, assert_invalid, build, client_of, serve
+from tests.support.web import OBSERVATION, assert_error, assert_invalid, build, client_of, serve
 
 POISON = {"cat": 666, "mouse": 1.5}
 

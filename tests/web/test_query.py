@@ -13,7 +13,7 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 
 from policy_server.errors import ObservationError
 from policy_server.web.query import QueryCheckedRoute, check_query
-from tests.web.harness import KEY, OBSERVATION, assert_invalid, build, serve
+from tests.support.web import KEY, OBSERVATION, assert_invalid, build, serve
 
 BODIES: dict[str, Any] = {
     "/predict": OBSERVATION,

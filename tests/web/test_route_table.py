@@ -7,7 +7,7 @@ import pytest
 from policy_server.schema import parse_schema
 from policy_server.serving import PolicyRegistry
 from policy_server.web.route_table import AnswerRoute, RouteTable
-from tests.fakes import integer_backend, registry_of, slot_of
+from tests.support.fakes import integer_backend, registry_of, slot_of
 
 NAMED = parse_schema("observations: {cat: {type: int}, mouse: {type: float}}")
 FLAT = parse_schema("parameters: {discrete: True}")

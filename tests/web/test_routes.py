@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.fakes import FakeBackend, components_of, integer_backend, renamed, signature_of
-from tests.web.harness import KEY, OBSERVATION, SCHEMA, serve
+from tests.support.fakes import FakeBackend, components_of, integer_backend, renamed, signature_of
+from tests.support.web import KEY, OBSERVATION, SCHEMA, serve
 
 KINDS = ["predict", "predict_deterministic", "distribution"]
 

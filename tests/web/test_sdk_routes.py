@@ -19,9 +19,9 @@ from policy_server.web.gate import Gate
 from policy_server.web.problems import install_error_handlers
 from policy_server.web.route_table import RouteTable
 from policy_server.web.sdk_routes import client_routes
-from tests.fakes import integer_backend, registry_of
+from tests.support.fakes import integer_backend, registry_of
 from tests.support.waiting import until
-from tests.web.harness import assert_error, assert_invalid, serve
+from tests.support.web import assert_error, assert_invalid, serve
 
 DOCUMENT: Document = {"info": {"title": "a", "version": "1"}, "paths": {}, "components": {}}
 

@@ -13,8 +13,8 @@ from policy_server.schema import parse_schema
 from policy_server.serving import PolicyRegistry
 from policy_server.settings import Settings
 from policy_server.web import Application, create_app
-from tests.fakes import integer_backend, slot_of
-from tests.web.harness import KEY, assert_error, assert_invalid, client_of, running
+from tests.support.fakes import integer_backend, slot_of
+from tests.support.web import KEY, assert_error, assert_invalid, client_of, running
 
 DOOR = parse_schema("observations: {cat: {type: int}, mouse: {type: float}}")
 LIFT = parse_schema("observations: {floor: {type: int}, weight: {type: float}}")

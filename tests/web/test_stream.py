@@ -17,10 +17,10 @@ from websockets.exceptions import ConnectionClosed
 from policy_server.errors import PolicyFailedError
 from policy_server.policy import ActionOutput
 from policy_server.web.stream import MOST_IN_FLIGHT
-from tests.fakes import FakeBackend, integer_backend, signature_of
+from tests.support.fakes import FakeBackend, integer_backend, signature_of
 from tests.support.streams import KEY_HEADER, served
 from tests.support.waiting import turns, until
-from tests.web.harness import KEY, OBSERVATION, SCHEMA, build, client_of
+from tests.support.web import KEY, OBSERVATION, SCHEMA, build, client_of
 
 KINDS = ["predict", "predict_deterministic", "distribution"]
 

@@ -19,29 +19,23 @@ from policy_server.formats.model_files import identify_model
 from policy_server.policy import PolicyInputs, PolicyOutputs
 from policy_server.schema import ServerSchema
 from policy_server.settings import Engine, Settings
-from tests.fakes import FakeBackend, integer_backend, opened
-from tests.formats.saved_model.hand_built import Part, V1Policy, tf
+from tests.support.fakes import FakeBackend, integer_backend, opened
+from tests.support.hand_built import Part, V1Policy, picking, tf
 from tests.support.streams import Served, served
-from tests.web.harness import KEY, assert_error
+from tests.support.web import KEY, assert_error
 
 RAW = f"parameters: {{api_key: {KEY}}}"
 COUNT = 200
-TABLE = np.linspace(-1, 1, 15, dtype=np.float32).reshape(5, 3)
 UNKNOWN = (Part("dirichlet"),)
 
 
-def picking(rows: Any, outputs: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
-    """Add a row of a table of five, by an index that may lie beyond it."""
-    return outputs + tf.gather(tf.constant(TABLE), tf.cast(rows[:, 0], tf.int32))
-
-
-def checking(rows: Any, outputs: Any) -> Any:  # noqa: ANN401 -- likewise
+def checking(rows: Any, outputs: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
     """Fail on large numbers."""
     with tf.control_dependencies([tf.debugging.assert_less(rows, 5.0, message="too large")]):
         return tf.identity(outputs)
 
 
-def undefined(rows: Any, outputs: Any) -> Any:  # noqa: ANN401 -- likewise
+def undefined(rows: Any, outputs: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
     """Give NaN for large numbers."""
     return outputs + tf.math.log(5.0 - rows[:, :1])
 

@@ -15,8 +15,8 @@ from policy_server.backends.ray.backend import Handle, RayBackend
 from policy_server.backends.ray.direct_calls import CallServer
 from policy_server.errors import NotReadyError
 from policy_server.policy import PolicyInputs, PolicyOutputs
-from tests.backends.ray.test_direct_calls import until
-from tests.fakes import components_of, signature_of
+from tests.support.fakes import components_of, signature_of
+from tests.support.waiting import until
 
 SIGNATURE = signature_of(components_of(("categorical", 2)))
 INPUTS = PolicyInputs.of(np.zeros((1, 2), np.float32))
@@ -111,9 +111,7 @@ async def test_eight_replicas_compute_eight_calls_at_a_time() -> None:
         running += 1
         most = max(most, running)
         # All that can compute do, or the eighth never comes.
-        async with asyncio.timeout(5):
-            while most < 8:
-                await asyncio.sleep(0.001)
+        await until(lambda: most == 8)
         running -= 1
         return ANSWER
 

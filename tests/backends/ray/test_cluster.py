@@ -16,42 +16,27 @@ import pytest
 import pytest_asyncio
 
 from policy_server.backends.ray import (
-    RayBackend,
     RayCluster,
-    VersionDescription,
     open_ray_cluster,
 )
-from policy_server.engine.network import NetworkPolicy
 from policy_server.errors import SettingsError
-from policy_server.formats.compiling_process import find_compiled
-from policy_server.formats.model_files import identify_model, unpack_model
 from policy_server.metrics import Metrics
-from policy_server.policy import PolicyInputs
-from policy_server.schema import read_schema
 from policy_server.serving import OpenedPolicy, PolicyRegistry, PolicySlot
 from policy_server.settings import Settings
 from policy_server.web import Application, create_app
-from tests.fakes import slot_of
-from tests.service.servers import EXPORTS, command_line, descendants
-from tests.web.harness import client_of, running
+from tests.support.fakes import slot_of
+from tests.support.folders import EXPORTS
+from tests.support.ray_clusters import SETTINGS, check_answers, processes_of, version_of
+from tests.support.waiting import until
+from tests.support.web import client_of, running
 
 pytestmark = [pytest.mark.service, pytest.mark.asyncio(loop_scope="module")]
-
-# More than any machine has: on a Ray of its own a server sets none aside.
-SETTINGS = Settings(dashboard_port=0, replica_cpus=4096)
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder for unpacked models: compiled by the first test, kept for the others."""
     return tmp_path_factory.mktemp("models")
-
-
-def version_of(export: str, models: Path, *, name: str = "default") -> VersionDescription:
-    """Return a version of a real export."""
-    folder = unpack_model(EXPORTS / export / "saved_model.zip", models / export, max_bytes=10**9)
-    schema = read_schema(EXPORTS / export / "schema.yaml")
-    return VersionDescription(name, identify_model(folder), schema)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -61,32 +46,9 @@ async def cluster() -> AsyncIterator[RayCluster]:
         yield cluster
 
 
-async def check_answers(backend: RayBackend, version: VersionDescription) -> None:
-    """Hold a backend's modes against those that the policy has in this process."""
-    compiled = await find_compiled(version.model, version.schema, SETTINGS)
-    assert compiled is not None, "the policies here are computed by NumPy"
-    width = backend.signature.observation_width
-    assert width is not None
-    rows = np.random.default_rng(0).random((20, width), np.float32)
-    inputs = PolicyInputs.of(rows, is_deterministic=True)
-
-    outputs = await backend.infer(inputs)
-
-    expected = NetworkPolicy(compiled).infer(inputs)
-    assert (outputs.actions == expected.actions).all()
-    assert (outputs.log_probability == expected.log_probability).all()
-
-
-def processes_of(kind: str) -> list[int]:
-    """Return the processes below this one of a kind, such as `gcs_server`."""
-    return [pid for pid in descendants(os.getpid()) if kind in command_line(pid)]
-
-
 async def until_no_replica_of(name: str) -> None:
     """Wait until the replicas of a policy have ended."""
-    async with asyncio.timeout(30):
-        while processes_of(f"ServeReplica:policy-{name}-"):
-            await asyncio.sleep(0.1)
+    await until(lambda: not processes_of(f"ServeReplica:policy-{name}-"), pause_s=0.1)
 
 
 async def test_three_policies_answer_side_by_side_on_one_ray(

@@ -20,6 +20,7 @@ from policy_server.backends.ray.direct_calls import (
 )
 from policy_server.errors import ModelError, ObservationError, PolicyFailedError
 from policy_server.policy import Float32Array, Int64Array, PolicyOutputs
+from tests.support.waiting import until
 
 HOST = "127.0.0.1"
 Infer = Callable[..., Awaitable[PolicyOutputs]]
@@ -60,13 +61,6 @@ class Replicas:
     async def end(self, index: int) -> None:
         """End a replica, with its connections."""
         await self.servers.pop(index).aclose()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that comes soon."""
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from policy_server.backends.ray import open_ray_cluster
-from tests.backends.ray.test_cluster import SETTINGS, check_answers, processes_of, version_of
+from tests.support.ray_clusters import SETTINGS, check_answers, processes_of, version_of
 
 pytestmark = pytest.mark.service
 

@@ -16,7 +16,7 @@ from policy_server.engine.cache import Outcome, encode
 from policy_server.errors import PolicyServerError
 from policy_server.policy import PolicyInputs, PolicyOutputs, PolicySignature
 from policy_server.schema import ServerSchema
-from tests.engine.test_cache import COMPILED
+from tests.support.compiled import COMPILED
 
 DIGEST = "digest"
 

@@ -10,7 +10,8 @@ import pytest
 
 from policy_server.backends.ray import RayBackend, open_ray_cluster
 from policy_server.policy import PolicyInputs
-from tests.backends.ray.test_cluster import SETTINGS, check_answers, processes_of, version_of
+from tests.support.ray_clusters import SETTINGS, check_answers, processes_of, version_of
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.service
 
@@ -34,12 +35,16 @@ async def test_replicas_are_added_under_load_up_to_the_most(tmp_path: Path) -> N
 
         # Two calls for each that can be computed at a time, as the scheduler sends them.
         asking = [asyncio.create_task(_ask_for_ever(backend)) for _ in range(2 * backend.capacity)]
-        async with asyncio.timeout(120):
-            while len(replicas := processes_of("ServeReplica:policy-")) < MOST:
-                await asyncio.sleep(0.2)
-            before = {pid: ticks_of(pid) for pid in replicas}
-            while any(ticks_of(pid) < before[pid] + 20 for pid in replicas):
-                await asyncio.sleep(0.2)
+        await until(
+            lambda: len(processes_of("ServeReplica:policy-")) == MOST, timeout_s=120, pause_s=0.2
+        )
+        replicas = processes_of("ServeReplica:policy-")
+        before = {pid: ticks_of(pid) for pid in replicas}
+        await until(
+            lambda: all(ticks_of(pid) >= before[pid] + 20 for pid in replicas),
+            timeout_s=120,
+            pause_s=0.2,
+        )
         await check_answers(backend, version)
         failed = [task for task in asking if task.done()]
         for task in asking:

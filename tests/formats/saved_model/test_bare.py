@@ -11,7 +11,7 @@ import pytest
 
 from policy_server.errors import ModelError, PolicyServerError
 from policy_server.schema import parse_schema
-from tests.formats.saved_model.hand_built import (
+from tests.support.hand_built import (
     describe,
     load_policy,
     observations,

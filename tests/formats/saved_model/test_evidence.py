@@ -11,7 +11,7 @@ from policy_server.errors import ModelError
 from policy_server.formats.saved_model.evidence import Evidence, GraphProbe, probe_rows
 from policy_server.formats.saved_model.graph import load_graph
 from policy_server.formats.saved_model.runner import GraphRunner
-from tests.formats.saved_model.hand_built import Part, V1Policy, save_functions, tf
+from tests.support.hand_built import Part, V1Policy, save_functions, tf
 
 
 def gathered(folder: Path) -> Evidence:

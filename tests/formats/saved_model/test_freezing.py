@@ -9,7 +9,7 @@ import pytest
 
 from policy_server.formats.saved_model.freezing import LATE_TIMESTEP, freeze, node_of
 from policy_server.formats.saved_model.graph import load_graph
-from tests.formats.saved_model.hand_built import V1Policy, answer, load_policy, observations, tf
+from tests.support.hand_built import V1Policy, answer, load_policy, observations, tf
 
 v1 = tf.compat.v1
 

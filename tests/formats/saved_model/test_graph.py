@@ -13,7 +13,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from policy_server.errors import ModelError
 from policy_server.formats.saved_model.graph import load_graph, natural_key, reason_of, width_of
 from policy_server.policy import SignatureTensor
-from tests.formats.saved_model.hand_built import Part, V1Policy, save_functions, tf
+from tests.support.hand_built import Part, V1Policy, save_functions, tf
 
 
 def refusal(folder: Path) -> str:

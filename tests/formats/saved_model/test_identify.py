@@ -22,7 +22,7 @@ from policy_server.formats.saved_model.structure import (
     read_structure,
 )
 from policy_server.policy import PolicySignature
-from tests.formats.saved_model.hand_built import Part, V1Policy, save_functions, tf
+from tests.support.hand_built import Part, V1Policy, save_functions, tf
 
 Gathered = tuple[LoadedGraph, Evidence, PolicyStructure, GraphSampler, PolicySignature]
 

@@ -9,7 +9,7 @@ import pytest
 from policy_server.errors import ModelError
 from policy_server.formats.saved_model.loading import load_policy
 from policy_server.settings import Engine
-from tests.formats.saved_model.hand_built import Part, V1Policy
+from tests.support.hand_built import Part, V1Policy
 
 
 @pytest.mark.parametrize(

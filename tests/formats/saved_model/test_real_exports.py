@@ -15,8 +15,8 @@ import pytest
 from policy_server.distributions.action_distribution import ComponentDistribution
 from policy_server.policy import Policy
 from policy_server.schema import read_schema
-from tests.formats.saved_model.hand_built import answer, describe, load_policy
 from tests.support.folders import EXPORTS
+from tests.support.hand_built import answer, describe, load_policy
 
 NAMES = sorted(path.parent.name for path in EXPORTS.glob("*/cases.json"))
 FAMILIES = {

@@ -17,7 +17,7 @@ from policy_server.formats.saved_model.structure import (
     read_structure,
 )
 from policy_server.policy import ActionComponent
-from tests.formats.saved_model.hand_built import Part, V1Policy, save_functions, tf
+from tests.support.hand_built import Part, V1Policy, save_functions, tf
 
 Cut = Callable[[Any], Mapping[str, Any]]
 

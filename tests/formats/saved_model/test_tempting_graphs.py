@@ -17,7 +17,7 @@ import pytest
 from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.formats.saved_model.frequency import judge_draws
 from policy_server.policy import Policy
-from tests.formats.saved_model.hand_built import Part, V1Policy, answer, load_policy, tf
+from tests.support.hand_built import Part, V1Policy, answer, load_policy, tf
 
 DISCRETE = (Part(),)
 BOX = (Part("normal", (2,)),)

@@ -16,7 +16,7 @@ from policy_server.errors import (
 )
 from policy_server.policy import PolicyInputs
 from policy_server.schema import parse_schema
-from tests.formats.saved_model.hand_built import (
+from tests.support.hand_built import (
     FLOAT32_MIN,
     Part,
     V1Policy,

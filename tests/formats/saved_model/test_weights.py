@@ -11,7 +11,7 @@ import pytest
 
 from policy_server.formats.saved_model.graph import load_graph
 from policy_server.formats.saved_model.weights import find_width, is_feature_layer, is_untrained
-from tests.formats.saved_model.hand_built import save_functions, tf, weights
+from tests.support.hand_built import save_functions, tf, weights
 
 KERNEL, BIAS = weights(6, 3)
 

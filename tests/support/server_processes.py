@@ -15,23 +15,15 @@ import httpx
 
 from tests.support.folders import EXPORTS, ROOT
 from tests.support.pages import summed
-from tests.support.processes import Child, child, command_line, descendants, is_running
+from tests.support.processes import Child, child
 from tests.support.servers import free_port, status_of
-from tests.support.waiting import wait_until
 
 __all__ = [
-    "EXPORTS",
     "KEY",
-    "ROOT",
     "Server",
-    "command_line",
-    "descendants",
-    "free_port",
     "home_of",
-    "is_running",
     "running_server",
     "started_server",
-    "wait_until",
 ]
 
 KEY = "1234567asdfgh"

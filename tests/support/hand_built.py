@@ -32,16 +32,21 @@ import tensorflow as tf  # isort: skip
 
 __all__ = [
     "FLOAT32_MIN",
+    "TABLE",
     "Part",
     "V1Policy",
     "answer",
     "describe",
     "load_policy",
     "observations",
+    "picking",
     "save_functions",
     "tf",
     "weights",
 ]
+
+# What `picking` picks from.
+TABLE = np.linspace(-1, 1, 15, dtype=np.float32).reshape(5, 3)
 
 v1 = tf.compat.v1
 FLOAT32_MIN = float(np.finfo(np.float32).min)
@@ -319,3 +324,8 @@ def save_functions(
     module.answer = tf.function(function, input_signature=names, autograph=False)
     tf.saved_model.save(module, str(folder), signatures={"serving_default": module.answer})
     return folder
+
+
+def picking(rows: Any, outputs: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
+    """Add a row of `TABLE`, by an index that may lie beyond it: a network for `V1Policy`."""
+    return outputs + tf.gather(tf.constant(TABLE), tf.cast(rows[:, 0], tf.int32))

@@ -8,13 +8,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
+import jsonschema  # type: ignore[import-untyped]  # its types are a package of their own
 
 from policy_server.metrics import Metrics
 from policy_server.schema import parse_schema
 from policy_server.serving import PolicyOpener
 from policy_server.settings import Settings
 from policy_server.web import Application, create_app
-from tests.fakes import FakeBackend, integer_backend, registry_of
+from tests.support.fakes import FakeBackend, integer_backend, registry_of
 
 KEY = "1234567asdfgh"
 SCHEMA = """
@@ -101,6 +102,18 @@ async def serve(
     app = build(backend, **options)
     async with running(app), client_of(app, key=key) as client:
         yield client
+
+
+async def document_of(schema: str = SCHEMA) -> dict[str, Any]:
+    """Return the OpenAPI document of a server."""
+    async with serve(key=None, schema=schema) as client:
+        return dict((await client.get("/openapi.json")).json())
+
+
+def validator_of(document: dict[str, Any], name: str) -> jsonschema.Draft202012Validator:
+    """Return what checks an instance of a schema of the document."""
+    reference = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
+    return jsonschema.Draft202012Validator(reference)
 
 
 def assert_error(response: httpx.Response, status: int, *says: str) -> None:
