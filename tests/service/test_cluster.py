@@ -175,7 +175,8 @@ def application_of(server: Server) -> str:
 def test_three_servers_that_join_at_once_restart_nobodys_replicas(
     steady: Cluster, tmp_path: Path
 ) -> None:
-    environment = light(steady)
+    # Replicas that take seconds to come up, in which the other servers find them.
+    environment = light(steady, ENGINE="tensorflow")
     homes = [home_of("ppo_discrete", tmp_path / name) for name in "abc"]
     seen: set[int] = set()
     with ExitStack() as stack:
