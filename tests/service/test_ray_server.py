@@ -313,6 +313,7 @@ def test_two_workers_share_one_ray_and_leave_no_process(tmp_path: Path) -> None:
         wait_until(lambda: counted in httpx.get(server.metrics_url, timeout=5).text)
         assert sum("gcs_server" in line for line in lines) == 1
         assert sum("ServeReplica" in line for line in lines) == 1
+        assert server.output().count("policy_compiled") == 1
 
         server.process.send_signal(signal.SIGTERM)
         server.process.wait(60)

@@ -178,9 +178,7 @@ class RayCluster:
             NotReadyError: if Ray does not start, or no replica is ready in time.
         """
         application = Application(version, self._settings, self._membership.is_crowded)
-        compiling = asyncio.create_task(
-            find_compiled(version.model, version.schema, self._settings)
-        )
+        compiling = asyncio.create_task(self._compiled(version))
         try:
             ledger = await asyncio.shield(self._joining)
             backend = await self._deployed(application, ledger, compiling, count_lost)
@@ -264,6 +262,11 @@ class RayCluster:
         seconds = round(time.monotonic() - started, 1)
         logger.info("policy_deployed", extra={"application": name, "seconds": seconds})
         return backend
+
+    async def _compiled(self, version: VersionDescription) -> CompiledPolicy | None:
+        """Return the policy as NumPy computes it; None where TensorFlow has to."""
+        await self._membership.turn()
+        return await find_compiled(version.model, version.schema, self._settings)
 
     async def _handle(self, name: str) -> Handle:
         """Return the application's handle: Ray Serve has one for each name, for good."""

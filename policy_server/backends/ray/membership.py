@@ -43,6 +43,9 @@ class Membership(Protocol):
             NotReadyError: if it does not start, or the cluster does not answer.
         """
 
+    async def turn(self) -> None:
+        """Wait until this process may compile a policy: workers do so one after another."""
+
     async def has_served(self) -> None:
         """Take note that a first policy answers."""
 
@@ -80,6 +83,9 @@ class SoleOwner:
         """See `Membership.join`."""
         await self._call(self._own.start)
 
+    async def turn(self) -> None:
+        """Return at once: the policy is compiled while Ray starts."""
+
     async def has_served(self) -> None:
         """Start the dashboard."""
         if not self._has_served:
@@ -113,6 +119,9 @@ class ClusterMember:
         package = str(Path(policy_server.__file__).parent)
         with as_not_ready_error(_JOIN_HINT):
             await self._call(connect, self._address, {"py_modules": [package]})
+
+    async def turn(self) -> None:
+        """Return at once: other machines do not see what this one compiles."""
 
     async def has_served(self) -> None:
         """Do nothing: the cluster has its own dashboard."""

@@ -50,15 +50,21 @@ class SharedRay:
         self._entry = self._folder / f"member-{os.getpid()}"
         self._has_started = False
         self._lock: AsyncExitStack | None = None
+        self._has_turn = asyncio.Event()
         self.addresses: dict[str, str] = {}
         self.ledger_folder = Path()
 
     async def join(self) -> None:
         """Join the Ray that another worker has started, or start it."""
         self._lock = await _locked(self._folder)
+        self._has_turn.set()
         if not await self._call(self._join_others):
             self._has_started = True
             await self._call(self._start)
+
+    async def turn(self) -> None:
+        """Wait until this worker joins: it finds what the first one has compiled."""
+        await self._has_turn.wait()
 
     async def has_served(self) -> None:
         """Let the next worker join, since this one's policy answers."""
