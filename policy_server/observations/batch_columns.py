@@ -1,0 +1,120 @@
+"""The numbers of a batch by column that have arrived so far, in arrays instead of JSON."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from policy_server.observations.batch_layout import BatchLayout, Matrix
+
+__all__ = ["BegunRow", "Column"]
+
+
+class Column:
+    """The values of one field, a row each."""
+
+    def __init__(self, layout: BatchLayout) -> None:
+        """Keep the values of one batch, until they are taken.
+
+        Args:
+            layout: what the rows have to be.
+        """
+        self._layout = layout
+        self._parts: deque[Matrix | list[Any]] = deque()
+        self.count = 0
+
+    def add(self, values: Sequence[Any]) -> None:
+        """Add rows at the end; those beyond the limit are counted alone.
+
+        Args:
+            values: numbers, or a list of numbers for each row.
+        """
+        self.count += len(values)
+        if not values or self.count > self._layout.max_rows:
+            return
+        is_ragged = _length(values[0]) >= 0 and len(set(map(len, values))) > 1
+        self._parts.append(list(values) if is_ragged else np.array(values, self._layout.dtype))
+
+    def check_rows(self) -> None:
+        """Hold the length against the limit.
+
+        Raises:
+            BodyTooLargeError: if there are too many rows.
+        """
+        self._layout.check_rows(self.count)
+
+    def next_rows(self, count: int) -> Matrix | list[Any]:
+        """Take rows off the front.
+
+        Args:
+            count: how many; fewer are taken where there are fewer.
+
+        Returns:
+            An array; or a list with a row each, if they differ in length.
+        """
+        taken: list[Matrix | list[Any]] = []
+        while count and self._parts:
+            part = self._parts.popleft()
+            taken.append(part[:count])
+            if len(part) > count:
+                self._parts.appendleft(part[count:])
+            count -= len(taken[-1])
+        arrays = [part for part in taken if isinstance(part, np.ndarray)]
+        if len(arrays) == len(taken) and len({part.shape[1:] for part in arrays}) == 1:
+            return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        return [row for part in taken for row in part]
+
+
+class BegunRow:
+    """The first numbers of one flat observation that is longer than a part."""
+
+    def __init__(self, layout: BatchLayout) -> None:
+        """Keep the numbers until their row ends.
+
+        Args:
+            layout: what the rows have to be.
+        """
+        self._dtype = layout.dtype
+        self._parts: list[Matrix] = []
+
+    def add(self, numbers: Sequence[float]) -> None:
+        """Add numbers at the end.
+
+        Args:
+            numbers: what follows.
+        """
+        self._parts.append(np.array(numbers, self._dtype))
+
+    def drop(self) -> None:
+        """Forget the numbers."""
+        self._parts.clear()
+
+    def finish(self, rows: list[Any]) -> list[Any]:
+        """Return rows of which the first one has these numbers in front.
+
+        Args:
+            rows: lists of numbers.
+        """
+        if self._parts:
+            rows = [np.concatenate([*self._parts, np.array(rows[0], self._dtype)]), *rows[1:]]
+            self.drop()
+        return rows
+
+    def shifted(self, row: int, place: Sequence[str | int]) -> list[str | int]:
+        """Return the place of a mistake in its whole row.
+
+        Args:
+            row: its row in the part.
+            place: the place in the row, whose last step is a number's index.
+        """
+        *outer, last = place or [""]
+        if row or not isinstance(last, int):
+            return list(place)
+        return [*outer, last + sum(map(len, self._parts))]
+
+
+def _length(value: object) -> int:
+    return len(value) if isinstance(value, (list, np.ndarray)) else -1
