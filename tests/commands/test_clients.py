@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from policy_server.commands.clients import choose_languages
 from policy_server.errors import SettingsError
 from policy_server.sdk import BUNDLE, LANGUAGES
 from tests.support.folders import EXPORTS
-from tests.support.servers import live_server
 
 
 @pytest.fixture(autouse=True)
@@ -21,12 +19,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("POLICY_SERVER_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with live_server() as address:
-        yield address
 
 
 @pytest.mark.parametrize(

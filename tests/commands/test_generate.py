@@ -20,7 +20,7 @@ from policy_server.commands.command_line import command, progress_bar, run
 from tests.support.command_line import started_command, type_in
 from tests.support.folders import ROOT
 from tests.support.processes import child
-from tests.support.servers import KEY, SCHEMA, live_server
+from tests.support.servers import KEY, SCHEMA
 
 COMMANDS = [
     "clean",
@@ -45,12 +45,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "schema.yaml").write_text(SCHEMA)
     return tmp_path
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with live_server() as address:
-        yield address
 
 
 # Help and usage

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -104,16 +105,10 @@ def started_server(
 def running_server(
     home: Path,
     *arguments: str,
-    environment: Mapping[str, str] | None = None,
-    port: int | None = None,
-    command: Sequence[str] = _UVICORN,
-    cwd: Path = ROOT,
+    **options: Any,  # noqa: ANN401 -- those of `started_server`
 ) -> Iterator[Server]:
     """Start a server, wait until it is ready, and stop it as an operator would."""
-    starting = started_server(
-        home, *arguments, environment=environment, port=port, command=command, cwd=cwd
-    )
-    with starting as server:
+    with started_server(home, *arguments, **options) as server:
         ready = f"{server.url}/readyz"
         server.child.wait_until(
             lambda: status_of(ready) == httpx.codes.OK, timeout_s=_START_TIMEOUT_S

@@ -1,0 +1,170 @@
+"""A policy is measured by its episodes on a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from policy_server.commands import evaluation
+from policy_server.commands.client import PolicyClient
+from policy_server.errors import ServerAnswerError, SettingsError
+from tests.support.servers import KEY, SCHEMA
+
+ENVIRONMENT = """
+class Coin:
+    '''Pays one for each of ten times that action 1 is taken, and a tenth of the seed's parity.'''
+
+    def reset(self, *, seed=None):
+        self.steps, self.bonus = 0, 0.1 * (seed % 2)
+        return [0.5, 0.5, True], {}
+
+    def step(self, action):
+        assert action in (0, 1)
+        self.steps += 1
+        return [0.5, 0.5, True], action + self.bonus, False, self.steps == 10, {}
+
+    def named_observation(self, observation):
+        return {"links": observation[:2], "is_open": observation[2]}
+
+    def action_from(self, actions):
+        return actions[0]
+
+    def random_action(self, generator):
+        return int(generator.integers(2))
+
+
+def make_environment():
+    return Coin()
+"""
+
+
+@pytest.fixture
+def coin(tmp_path: Path) -> Path:
+    folder = tmp_path / "coin"
+    folder.mkdir()
+    (folder / "environment.py").write_text(ENVIRONMENT)
+    (folder / "schema.yaml").write_text(SCHEMA)
+    return folder
+
+
+def evaluate(folder: Path, url: str, **options: object) -> evaluation.Evaluation:
+    known: dict[str, Any] = {
+        "episodes": 60,
+        "seed": 0,
+        "is_deterministic": False,
+        "parallel": 4,
+        "on_progress": lambda _done, _total: None,
+    }
+    return evaluation.evaluate(folder, lambda: PolicyClient(url, KEY), **known | options)
+
+
+def test_the_policy_is_measured_as_served(coin: Path, url: str) -> None:
+    result = evaluate(coin, url)
+
+    # Ten steps of 0.8 and of 0.5, and 0.5 for the seeds; the errors are those of binomial draws.
+    assert result.served.mean == pytest.approx(8.5, abs=4 * result.served.standard_error)
+    assert result.random.mean == pytest.approx(5.5, abs=4 * result.random.standard_error)
+    assert result.served.standard_error == pytest.approx(1.36 / 60**0.5, rel=0.4)
+    assert (result.name, result.episodes) == ("coin", 60)
+
+
+def test_the_same_seed_gives_the_same_returns_in_any_number_of_threads(
+    coin: Path, url: str
+) -> None:
+    first = evaluate(coin, url, parallel=1, episodes=12)
+
+    assert evaluate(coin, url, parallel=7, episodes=12) == first
+    assert evaluate(coin, url, seed=1000, episodes=12) != first
+
+
+def test_the_mode_is_measured_where_it_is_asked(coin: Path, url: str) -> None:
+    result = evaluate(coin, url, is_deterministic=True, episodes=4)
+
+    assert result.served.mean == pytest.approx(10.5)
+    assert result.served.standard_error == pytest.approx(0.2887, abs=1e-4)
+
+
+def test_a_flat_observation_goes_the_raw_way(coin: Path, url: str) -> None:
+    file = coin / "environment.py"
+    named = 'return {"links": observation[:2], "is_open": observation[2]}'
+    file.write_text(ENVIRONMENT.replace(named, "return [0.5, 0.5, 1.0]"))
+
+    assert evaluate(coin, url, episodes=2, is_deterministic=True).served.mean == 10.5
+
+
+def test_progress_is_told_for_each_episode(coin: Path, url: str) -> None:
+    told: list[tuple[int, int]] = []
+
+    evaluate(coin, url, episodes=5, on_progress=lambda done, total: told.append((done, total)))
+
+    assert told == [(done, 5) for done in range(1, 6)] * 2
+
+
+def test_an_evaluation_reads_well() -> None:
+    result = evaluation.Evaluation(
+        "coin", 9, evaluation.MeanReturn(10.5, 0.25), evaluation.MeanReturn(-1.0, 0.125)
+    )
+
+    assert result.as_text() == [
+        "mean return ± standard error of 9 episodes of coin",
+        "policy as served  10.50 ± 0.25",
+        "random actions    -1.00 ± 0.12",
+    ]
+    assert result.as_markdown() == "| coin | 9 | 10.50 ± 0.25 | -1.00 ± 0.12 |"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"episodes": 1}, {"parallel": 0}, {"seed": -1}],
+    ids=["episodes", "parallel", "seed"],
+)
+def test_numbers_that_measure_nothing_are_refused(coin: Path, options: dict[str, int]) -> None:
+    with pytest.raises(SettingsError, match="expected --episodes from 2"):
+        evaluate(coin, "http://127.0.0.1:1", **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"environment\.py: not found; expected an example's folder"),
+        ("import not_there.at_all", r"environment\.py: needs the package not_there"),
+        ("import", r"environment\.py: can't be imported: SyntaxError"),
+        ("1 / 0", r"environment\.py: can't be imported: ZeroDivisionError: division by zero"),
+        ("", r"environment\.py: has no function make_environment"),
+    ],
+    ids=["missing", "package", "syntax", "error", "empty"],
+)
+def test_an_environment_that_is_none_is_said(coin: Path, text: str | None, message: str) -> None:
+    file = coin / "environment.py"
+    file.unlink()
+    if text is not None:
+        file.write_text(text)
+
+    with pytest.raises(SettingsError, match=message):
+        evaluate(coin, "http://127.0.0.1:1")
+
+
+def test_a_server_with_another_schema_is_said(coin: Path, url: str) -> None:
+    (coin / "schema.yaml").write_text("observations: {other: {type: int}}")
+
+    with pytest.raises(ServerAnswerError, match=r"serves another schema than .*copy_server_files"):
+        evaluate(coin, url)
+
+
+def test_an_example_without_a_schema_is_not_compared(coin: Path, url: str) -> None:
+    (coin / "schema.yaml").unlink()
+
+    assert evaluate(coin, url, episodes=2, is_deterministic=True).served.mean == 10.5
+
+
+def test_a_failing_episode_stops_the_others(coin: Path, url: str) -> None:
+    file = coin / "environment.py"
+    endless = ENVIRONMENT.replace("self.steps == 10", "False")
+    file.write_text(
+        endless.replace("self.steps += 1", "self.steps += 1; assert self.steps < 30 or self.bonus")
+    )
+
+    with pytest.raises(AssertionError):
+        evaluate(coin, url, episodes=2, parallel=2)

@@ -1,0 +1,301 @@
+"""Policies put in place, unzipped and removed."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from policy_server.commands import served_files
+from policy_server.engine.cache import digest_of, read_outcome
+from policy_server.errors import ModelError, PolicyServerError
+from policy_server.formats.model_files import identify_model, unpack_model
+from policy_server.schema import read_schema
+from policy_server.settings import Settings
+from tests.support.folders import ROOT
+
+MOUSE = ROOT / "examples" / "mouse_and_cheese"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    put_policy(folder, "new")
+    return folder
+
+
+def put_policy(folder: Path, content: str) -> None:
+    """Write a pair of files: an example's policy if `new`, else what is none if it is loaded."""
+    folder.mkdir(exist_ok=True)
+    (folder / "schema.yaml").write_text(f"parameters: {{api_key: {content}}}\n")
+    if content == "new":
+        shutil.copyfile(MOUSE / "saved_model.zip", folder / "saved_model.zip")
+        return
+    with zipfile.ZipFile(folder / "saved_model.zip", "w") as archive:
+        archive.writestr("exported/saved_model.pb", content)
+
+
+def put_old(settings: Settings) -> dict[str, bytes]:
+    """Put a policy in its place as an earlier start has left it; return what lies there."""
+    put_policy(settings.home, "old")
+    unpack_model(settings.zip_path, settings.models_path, max_bytes=1000)
+    return contents(settings.home)
+
+
+def without_weights(path: Path) -> None:
+    """Remove variables/ from a policy's zip."""
+    with zipfile.ZipFile(path) as archive:
+        model = archive.read("saved_model.pb")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("saved_model.pb", model)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file but the lock."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.endswith(".lock")
+    }
+
+
+def test_copying_replaces_both_files_and_the_unzipped_policy(
+    source: Path, settings: Settings
+) -> None:
+    put_old(settings)
+
+    served_files.copy_server_files(source, settings)
+
+    assert settings.schema_path.read_bytes() == (source / "schema.yaml").read_bytes()
+    assert settings.zip_path.read_bytes() == (source / "saved_model.zip").read_bytes()
+    assert (settings.models_path / "saved_model.pb").read_text("latin-1") != "old"
+
+
+def test_copying_makes_the_folder_and_leaves_nothing_else_in_it(
+    source: Path, settings: Settings
+) -> None:
+    served_files.copy_server_files(source, settings)
+
+    assert sorted(contents(settings.home)) == [
+        "models/.compiled-policy.npz",
+        "models/.source-sha256",
+        "models/saved_model.pb",
+        "models/variables/variables.data-00000-of-00001",
+        "models/variables/variables.index",
+        "saved_model.zip",
+        "schema.yaml",
+    ]
+
+
+def test_copying_a_folder_onto_itself_keeps_it(source: Path) -> None:
+    before = contents(source)
+
+    served_files.copy_server_files(source, Settings(home=source))
+
+    assert {name: contents(source)[name] for name in before} == before
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        pytest.param("saved_model.zip", b"no zip", "is no zip file or is damaged", id="no-zip"),
+        pytest.param("schema.yaml", b"parameters: {key: 1}", "parameters.key", id="wrong-schema"),
+        pytest.param("saved_model.zip", None, "holds no saved_model.zip; expected", id="zip-lacks"),
+        pytest.param("schema.yaml", None, "holds no schema.yaml; expected", id="schema-lacks"),
+    ],
+)
+def test_files_that_are_not_sound_change_nothing(
+    source: Path, settings: Settings, file: str, content: bytes | None, message: str
+) -> None:
+    before = put_old(settings)
+    (source / file).unlink()
+    if content is not None:
+        (source / file).write_bytes(content)
+
+    with pytest.raises(PolicyServerError, match=message):
+        served_files.copy_server_files(source, settings)
+
+    assert contents(settings.home) == before
+
+
+@pytest.mark.parametrize("old", [["old"], []], ids=["replacing", "first"])
+def test_a_failure_after_copying_puts_the_old_files_back(
+    source: Path, settings: Settings, old: list[str]
+) -> None:
+    settings.home.mkdir()
+    for content in old:
+        put_policy(settings.home, content)
+    before = contents(settings.home)
+    # A folder where the lock of models/ should be: unzipping fails there, and only there.
+    (settings.home / ".models.lock").mkdir()
+
+    with pytest.raises(ModelError, match=r"can't be written"):
+        served_files.copy_server_files(source, settings)
+
+    assert contents(settings.home) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere", "nowhere: not found; expected a folder with schema.yaml and saved_model.zip"),
+        ("source/schema.yaml", "source/schema.yaml: is a file; expected a folder"),
+    ],
+)
+def test_copying_needs_a_folder(source: Path, settings: Settings, name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        served_files.copy_server_files(source.parent / name, settings)
+
+
+def test_copying_to_what_is_no_folder_is_said(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(ModelError, match=r"file: can't be changed: File exists"):
+        served_files.copy_server_files(source, Settings(home=tmp_path / "file"))
+
+
+UNSERVABLE: dict[str, tuple[str, bool, dict[str, Any], str]] = {
+    "no_weights": ("parameters: {api_key: x}", True, {}, "its weights are missing"),
+    "no_weights_for_tensorflow": (
+        "parameters: {api_key: x}",
+        True,
+        {"engine": "tensorflow"},
+        "its weights are missing",
+    ),
+    "wrong_width": (
+        "observations: {a: {type: float}}\nparameters: {api_key: x}",
+        False,
+        {},
+        "gives 1 values, the policy expects 6",
+    ),
+    "wrong_actions": (
+        "actions: {move: {choices: 9}}\nparameters: {api_key: x}",
+        False,
+        {},
+        "gives 9 choices, the policy has 4",
+    ),
+    "no_key": ("parameters: {discrete: true}", False, {}, r"parameters\.api_key: is missing"),
+}
+
+
+@pytest.mark.parametrize(
+    ("schema", "has_no_weights", "options", "message"), UNSERVABLE.values(), ids=UNSERVABLE
+)
+def test_what_a_start_would_refuse_is_refused_before_anything_is_replaced(
+    source: Path,
+    settings: Settings,
+    schema: str,
+    has_no_weights: bool,  # noqa: FBT001 -- a parameter
+    options: dict[str, Any],
+    message: str,
+) -> None:
+    (source / "schema.yaml").write_text(schema)
+    if has_no_weights:
+        without_weights(source / "saved_model.zip")
+    before = put_old(settings)
+
+    with pytest.raises(PolicyServerError, match=message) as caught:
+        served_files.copy_server_files(source, settings.model_copy(update=options))
+
+    assert ".incoming" not in caught.value.message
+    assert contents(settings.home) == before
+
+
+def test_unzipping_what_a_start_would_refuse_leaves_the_unzipped_policy(settings: Settings) -> None:
+    put_old(settings)
+    put_policy(settings.home, "new")
+    without_weights(settings.zip_path)
+    before = contents(settings.home)
+
+    with pytest.raises(ModelError, match="its weights are missing"):
+        served_files.unzip(settings)
+
+    assert contents(settings.home) == before
+
+
+def test_a_start_does_not_compile_again_what_was_checked(source: Path, settings: Settings) -> None:
+    served_files.copy_server_files(source, settings)
+
+    model = identify_model(settings.models_path)
+    schema = read_schema(settings.schema_path)
+    assert read_outcome(model.folder, digest_of(model.digest, schema)) is not None
+
+
+async def test_files_are_checked_inside_a_running_loop(source: Path, settings: Settings) -> None:
+    served_files.copy_server_files(source, settings)
+
+    assert settings.zip_path.exists()
+
+
+def test_unzipping_without_a_zip_says_what_to_do(settings: Settings) -> None:
+    with pytest.raises(ModelError, match=r"saved_model\.zip: not found; .*copy_server_files"):
+        served_files.unzip(settings)
+
+
+@pytest.mark.parametrize("place", ["zip", "unzipped", "address"])
+def test_example_is_left_out_where_a_start_has_a_policy(settings: Settings, place: str) -> None:
+    put_old(settings)
+    if place != "zip":
+        settings.zip_path.unlink()
+    if place == "address":
+        shutil.rmtree(settings.models_path)
+        settings = settings.model_copy(update={"model_uri": SecretStr("s3://b/k")})
+
+    assert served_files.is_served(settings)
+
+
+def test_example_is_taken_where_there_is_no_policy_or_only_an_examples_schema(
+    settings: Settings,
+) -> None:
+    assert not served_files.is_served(settings)
+    settings.home.mkdir()
+    shutil.copyfile(MOUSE / "schema.yaml", settings.schema_path)
+    assert not served_files.is_served(settings)
+
+
+def test_schema_of_ones_own_without_its_policy_is_told(settings: Settings) -> None:
+    put_policy(settings.home, "mine")
+    settings.zip_path.unlink()
+
+    with pytest.raises(ModelError, match=r"schema\.yaml: is no example's, .* put its saved_model"):
+        served_files.is_served(settings)
+
+
+def test_cleaning_removes_the_policy_and_the_clients_only(settings: Settings) -> None:
+    put_old(settings)
+    (settings.models_path / ".gitkeep").touch()
+    (settings.models_path / "variables").mkdir()
+    (settings.home / "clients").mkdir()
+    (settings.home / "clients" / "python.zip").touch()
+
+    removed = served_files.clean(settings)
+
+    assert sorted(path.relative_to(settings.home).as_posix() for path in removed) == [
+        "clients",
+        "models/.source-sha256",
+        "models/saved_model.pb",
+        "models/variables",
+        "saved_model.zip",
+    ]
+    assert sorted(contents(settings.home)) == ["models/.gitkeep", "schema.yaml"]
+    assert served_files.clean(settings) == []
+
+
+def test_cleaning_removes_a_link_and_not_what_it_leads_to(
+    settings: Settings, tmp_path: Path
+) -> None:
+    kept = tmp_path / "elsewhere" / "kept"
+    kept.parent.mkdir()
+    kept.touch()
+    settings.home.mkdir()
+    (settings.home / "clients").symlink_to(kept.parent)
+
+    served_files.clean(settings)
+
+    assert kept.exists()
+    assert not (settings.home / "clients").is_symlink()
