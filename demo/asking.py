@@ -23,7 +23,7 @@ def show_asking(client: ServerClient, schema: Mapping[str, Any], *, key: str) ->
     Args:
         client: of the server.
         schema: the server's answer at /schema.
-        key: keeps what is typed in apart from that of another server.
+        key: sets the inputs apart from those of another server.
     """
     left, right = st.columns([7, 6], gap="large")
     with left:

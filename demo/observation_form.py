@@ -15,7 +15,7 @@ from policy_server.schema import FLOAT32_MAX
 
 __all__ = ["flat_example", "named_inputs", "parse_values", "raw_input"]
 
-# What JavaScript counts exactly; streamlit takes no larger integers.
+# The integers that JavaScript holds exactly; streamlit takes no larger integers.
 _LARGEST_INTEGER = 2**53 - 1
 _MOST_INPUTS_IN_A_ROW = 6
 _FIELDS_IN_A_ROW = 2
@@ -28,7 +28,7 @@ def named_inputs(fields: Mapping[str, Mapping[str, Any]], *, key: str) -> dict[s
 
     Args:
         fields: the section `observations` of /schema.
-        key: keeps what is typed in apart from that of another server.
+        key: sets the inputs apart from those of another server.
 
     Returns:
         The observation; a list whose text can't be read stands as `SettingsError`.
@@ -58,7 +58,7 @@ def raw_input(schema: Mapping[str, Any], *, key: str) -> Observation | SettingsE
 
     Args:
         schema: the server's answer at /schema.
-        key: keeps what is typed in apart from that of another server.
+        key: sets the inputs apart from those of another server.
 
     Returns:
         The values, or why the text can't be read.

@@ -78,7 +78,7 @@ def bound_sockets(host: str, port: int) -> list[socket.socket]:
 
 
 def free_port(host: str) -> int:
-    """Return a port that nobody listens on.
+    """Return a free port.
 
     Args:
         host: the address that it is meant for.
@@ -93,7 +93,7 @@ def free_port(host: str) -> int:
 
 
 def reason_of(error: OSError) -> str:
-    """Return the system's own words for what is wrong with a port or its host."""
+    """Return the system's own words about a port that can't be used."""
     if isinstance(error, socket.gaierror):
         # Its numbers are those of the resolver.
         return error.strerror or str(error)

@@ -78,7 +78,7 @@ def _run(work: Coroutine[None, None, None]) -> None:
             try:
                 done.result()
             except BaseException:
-                # A signal's: the thread ends when what it waits for is cancelled.
+                # A signal's: the thread ends when its coroutine is cancelled.
                 if not done.done():
                     loop.call_soon_threadsafe(task.cancel)
                 raise

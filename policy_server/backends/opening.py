@@ -51,7 +51,7 @@ async def open_backends(settings: Settings) -> AsyncIterator[Backends]:
     Yields:
         The backends, for any number of policy versions.
     """
-    # Each brings what the other must not need: TensorFlow here, Ray there.
+    # Imported here, since neither backend may need the other's library: Ray, TensorFlow.
     if settings.backend == "local":
         from policy_server.backends.local import LocalBackends
 

@@ -3,7 +3,7 @@
 Fire guesses types (`[1,2]` becomes a list, `{"a": true}` a mapping of words), runs a command before
 it looks at the arguments that are left over, and shows its help in a pager. Here arguments have the
 types that the command's annotations state, a command starts when all of them are accepted, and help
-is what the docstrings say.
+is made from the docstrings.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Parameters = ParamSpec("Parameters")
 
 _FAILED = 1
 _WRONG_USAGE = 2
-# What a shell reports of a program ended by the signals INT and PIPE: 128 and the signal's number.
+# A shell's exit codes of programs ended by the signals INT and PIPE: 128 and the signal's number.
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 _BAR_WIDTH = 40
@@ -184,7 +184,7 @@ def _understand(
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            # Fire prints what a command gives; it is run only afterwards.
+            # Fire prints the result of a command; the command is run only afterwards.
             task = fire.Fire(commands(), command=words, name=program, serialize=lambda _: None)
     except FireExit as ended:
         if ended.code == 0:

@@ -32,7 +32,7 @@ def export_policy(
         observation_names: such as `speed,position:2`; None to draft them.
         action_names: such as `left,right`; None to draft them.
         normalization: the file that `VecNormalize.save` wrote, or `none` where the observations
-            were not scaled; None to go by what the policy's file shows.
+            were not scaled; None to go by the policy's file.
         overwrite: replace the files if they exist.
         on_note: is called with a line for each further fact about the two files.
 

@@ -78,7 +78,7 @@ def _check_pair(settings: Settings) -> PairCheck:
             check_servable(folder, schema, settings)
         except SchemaError as error:
             assert schema is not None, "there is no schema to be wrong"
-            # A file that comes with the project keeps nobody from fetching a first policy.
+            # A file that comes with the project must not prevent fetching a first policy.
             if is_first and find_example_of(schema) is not None:
                 check_servable(folder, None, settings)
                 return

@@ -1,4 +1,4 @@
-"""The commands by name: what `policy-server` and the repository's `generate.py` offer."""
+"""The commands of `policy-server` and of the repository's `generate.py`, by name."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class _Trial:
 
 
 class NotCompiledError(Exception):
-    """A policy can't be computed by NumPy; the message says what is missing."""
+    """A policy can't be computed by NumPy; the message names the missing step."""
 
 
 class NetworkBuilder:

@@ -60,7 +60,7 @@ def digest_of(model: str, schema: ServerSchema) -> str:
 
     Args:
         model: the digest of the model's files.
-        schema: what schema.yaml says; only the part that the policy depends on counts.
+        schema: the contents of schema.yaml, of which only the part counts that answers depend on.
     """
     layout = [item.name for kind in _KEPT for item in fields(kind)]
     made_of = f"{__version__} {np.__version__} {layout} {model} {schema.policy_part()!r}"

@@ -197,7 +197,7 @@ class NetworkPolicy:
         """Answer B observations; see `Policy.infer`.
 
         Args:
-            inputs: the observations, and what is asked of each.
+            inputs: the observations, and the options of each.
 
         Returns:
             The answers.

@@ -23,7 +23,7 @@ _TOLERANCE = 1e-5
 _EXTREME_TOLERANCE = 1e-3
 _FEWEST_PROBES = 32
 _ROWS_A_KIND = 16
-# Past the sizes of a call (1,024) and of what NumPy computes at once (512).
+# Past the largest call (1,024) and the rows that NumPy computes at once (512).
 _BATCH_SIZES = (1, 2, 3, 5, 7, 64, 513, 1025)
 _MOST_MULTIPLICATIONS = 50_000_000
 _FLOAT32 = np.finfo(np.float32)

@@ -71,7 +71,7 @@ class Archive:
 
         Args:
             root: the archive's folder; `PurePosixPath()` for all.
-            target: the folder that gets what lies below it.
+            target: the folder that gets the files below `root`.
             is_wanted: is asked with each file's path below `root`.
 
         Raises:

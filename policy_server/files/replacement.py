@@ -58,7 +58,7 @@ def replaced(names: Sequence[str], folder: Path) -> Iterator[None]:
 
     Args:
         names: of the files to replace.
-        folder: what `incoming_folder` gave; it holds the new files under these names.
+        folder: the result of `incoming_folder`; it holds the new files under these names.
 
     Raises:
         OSError: if a file can't be replaced; the old ones are then in their place.

@@ -61,7 +61,7 @@ async def check_policy(model: Model, schema: ServerSchema | None, settings: Sett
     except ModelError:
         if schema is not None:
             raise
-        # A file that holds the network only needs a statement of what its output means.
+        # For a file with the network only, schema.yaml has to state the meaning of its output.
         stated = ServerSchema(discrete=True)
         await _compile(model.folder, "", stated, settings, is_quiet=True)
 

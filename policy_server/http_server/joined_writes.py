@@ -16,10 +16,10 @@ _MOST_BYTES = 65536
 
 
 class JoinedWrites:
-    """A transport that holds back what is written until the turn of the event loop ends."""
+    """A transport that holds written bytes back until the turn of the event loop ends."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
-        """Own what was written in this turn of the event loop; the transport outlives it.
+        """Own the bytes written in this turn of the event loop; the transport outlives it.
 
         Args:
             transport: the connection, to which everything but writing is handed on.

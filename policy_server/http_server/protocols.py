@@ -28,7 +28,7 @@ class ServedProtocol:
         choices: of that option, those that mean uvicorn's class.
         replaced: module and name of uvicorn's class.
         served: module and name of the subclass.
-        inner_names: what the subclass uses of an instance; CONTRIBUTING.md has the table.
+        inner_names: the members that the subclass uses; CONTRIBUTING.md has the table.
     """
 
     attribute: str
@@ -85,7 +85,7 @@ def use_protocols(config: uvicorn.Config) -> None:
     """Make uvicorn serve new connections with the protocols of this room.
 
     A protocol that somebody chose (`--http h11`, `--ws none`, a class of their own) stays. Where a
-    uvicorn of another version lacks what a subclass builds on, uvicorn's own class stays too, and
+    uvicorn of another version lacks a member that a subclass uses, uvicorn's class stays too, and
     one line of the log says so.
 
     Args:

@@ -92,7 +92,7 @@ class HttpServer:
     def claim(self) -> None:
         """Refuse an address that is taken; choose the port now where uvicorn was to choose one.
 
-        uvicorn looks when all is loaded, and tells nobody which port it chose.
+        uvicorn itself opens the port only when all is loaded, and does not tell which one it chose.
 
         Raises:
             SettingsError: if another program has it, or it is none of this machine's.

@@ -66,5 +66,5 @@ def cancelled_by_signals() -> Iterator[None]:
 
 
 def _end(number: int, _frame: object) -> None:
-    # What a shell reports of a program that a signal ended.
+    # A shell's exit code of a program that a signal ended.
     sys.exit(128 + number)

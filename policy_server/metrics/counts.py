@@ -247,7 +247,7 @@ class Counts:
 
 
 def _known(name: str, labels: list[str], buckets: int) -> Labels:
-    """Return the labels of a series, held against the metric that it belongs to."""
+    """Return the labels of a series; refuse labels that its metric does not have."""
     family = _FAMILIES[name]
     expected = len(family.bounds) + 1 if family.kind == "histogram" else 0
     if len(labels) != len(family.labels) or buckets != expected:

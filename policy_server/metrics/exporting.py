@@ -41,7 +41,7 @@ class _Registered:
 class MetricsExporter:
     """Serves `/metrics`, the counts of all workers, and `/metrics/ray`, Ray's own.
 
-    Ray writes some 1,600 lines of its own; what matters of them for a policy is `replicas`.
+    Of some 1,600 lines that Ray writes, only the number of replicas is on the first page.
     """
 
     def __init__(

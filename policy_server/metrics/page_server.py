@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _MOST_CONNECTIONS = 256
 _MOST_HEAD_BYTES = 16_384
-# "On, zero seconds": what is not sent yet is thrown away (socket(7), SO_LINGER).
+# "On, zero seconds": bytes that are not sent yet are thrown away (socket(7), SO_LINGER).
 _RESET = struct.pack("ii", 1, 0)
 _ACCEPT_AGAIN_S = 1.0
 # The seconds for sending a request, and again for reading its answer.

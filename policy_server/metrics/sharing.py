@@ -1,7 +1,7 @@
-"""The files by which uvicorn's workers share what they have counted.
+"""The files by which uvicorn's workers share their counts.
 
 Each worker writes its counts to a file of its own, and whichever holds the port adds the files up.
-What a worker has counted outlives it: Prometheus takes a counter that goes down for a restart. So
+A worker's counts outlive it: Prometheus takes a counter that goes down for a restart. So
 its counters are kept in the file of the departed, once; its gauges go with it, since the queue and
 the web sockets of a process that has ended are gone.
 """

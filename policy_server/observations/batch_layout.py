@@ -64,7 +64,7 @@ class BatchReader(Protocol):
             float[B, width]: the rows that are complete, in order.
 
         Raises:
-            ObservationError: naming row and field of what is wrong.
+            ObservationError: naming row and field of the first mistake.
             BodyTooLargeError: if there are too many rows.
         """
 

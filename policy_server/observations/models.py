@@ -89,7 +89,7 @@ def problem(kind: str, loc: Sequence[str | int], message: str) -> dict[str, Any]
     Args:
         kind: a machine-readable name, such as `too_short`.
         loc: where it is, starting with "body" or "query".
-        message: what was expected, in words.
+        message: the expected value, in words.
 
     Returns:
         The entry of a 422's `detail`.
@@ -121,7 +121,7 @@ def observation_model(
         fields: its fields in order; they are the model's own in that order.
         numbers: the numbers that the policy's type holds.
     """
-    # The names are aliases, so that `copy`, `json` or `_id` don't meet what pydantic has already.
+    # The names are aliases, so that `copy`, `json` or `_id` don't clash with pydantic's own.
     definitions: dict[str, Any] = {
         f"field_{i}": (_annotation(field, numbers), _pydantic_field(field, numbers))
         for i, field in enumerate(fields)

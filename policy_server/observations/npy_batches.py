@@ -23,7 +23,7 @@ __all__ = ["NpyBatchReader"]
 _MAGIC = b"\x93NUMPY"
 _LONGEST_HEADER = 10_000
 _ROWS_AT_ONCE = 4096
-# By the format's major version: the bytes of the header's length, and what reads it.
+# By the format's major version: the bytes of the header's length, and its reader.
 _VERSIONS: Mapping[int, tuple[int, Callable[..., Any]]] = {
     1: (2, npy.read_array_header_1_0),
     2: (4, npy.read_array_header_2_0),

@@ -1,4 +1,4 @@
-"""One call of a policy: observations with what is asked of each, and their answers, in columns."""
+"""One call of a policy: observations with the options of each, and their answers, in columns."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def _status_of(error: BaseException) -> int | None:
     code: int | None = getattr(error, "code", None)
     if isinstance(error, _errors(_GOOGLE, "GoogleAPICallError")) and code is not None:
         return int(code)
-    # smart_open wraps what S3 answers in an OSError.
+    # smart_open wraps S3's answers in an OSError.
     client_error = _errors(_AWS, "ClientError")
     cause = error if isinstance(error, client_error) else error.__cause__
     if isinstance(cause, client_error):

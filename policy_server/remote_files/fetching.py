@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 _RECORD = ".fetched.json"
 _MOST_SCHEMA_BYTES = 1024 * 1024
 
-# Raises what a start would with an unzipped policy and the schema.yaml for it, None where there is
-# none.
+# Raises the errors that a start would have with an unzipped policy and its schema.yaml; None stands
+# for no schema.yaml.
 PairCheck = Callable[[Path, Path | None], None]
 
 

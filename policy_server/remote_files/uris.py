@@ -122,7 +122,7 @@ def _parse_known(scheme: Scheme, address: str, sha256: str | None, name: str) ->
 
 
 def _check_no_credentials(scheme: str, parts: SplitResult, name: str) -> None:
-    # A secret key may hold a slash: `s3://id:se/cret@bucket/key` has its @ in what looks as a path.
+    # A secret key may hold a slash: `s3://id:se/cret@bucket/key` has its @ in a seeming path.
     is_hidden_in_path = scheme == "s3" and ":" in parts.netloc and "@" in parts.path
     if "@" in parts.netloc or is_hidden_in_path:
         places = _CREDENTIALS.get(scheme, "~/.netrc")

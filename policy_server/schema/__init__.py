@@ -1,8 +1,8 @@
 """schema.yaml: the observations and actions of a policy, by the names that its trainers use.
 
 The file is parsed by pydantic with unknown keys forbidden, and becomes frozen dataclasses that the
-rest of the program trusts. Every mistake is one line: the file, the key, what was expected, what
-was found, and what to do. `yaml_text`, `yaml_document` and `sections` hold the three steps.
+rest of the program trusts. Every mistake is one line: the file, the key, the value expected, the
+value found, and the remedy. `yaml_text`, `yaml_document` and `sections` hold the three steps.
 `scalars` reads a value without quotes as its key means it, `yaml_slips` words mistakes in YAML,
 `shipped` knows the examples' files, and `number_range` says which numbers a policy's type of
 observation holds.

@@ -83,7 +83,7 @@ def parse_schema(text: str, *, source: str = "schema.yaml") -> ServerSchema:
     if document is None or is_nothing(document):
         raise SchemaError(f"{source}: is empty; expected the sections {_SECTIONS}")
     if not isinstance(document, dict):
-        # Its type alone: what lacks a space after its colon may be the key.
+        # Its type alone: text without a space after its colon may be the key.
         raise SchemaError(
             f"{source}: expected the sections {_SECTIONS}, got {show_type(document)}; "
             "put a space after each colon"

@@ -16,7 +16,7 @@ __all__ = ["load_yaml"]
 
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 _TEXT_TAG = "tag:yaml.org,2002:str"
-# What PyYAML's constructors let through for values such as `!!timestamp 2020-13-45`.
+# The errors that PyYAML's constructors let through for values such as `!!timestamp 2020-13-45`.
 _PYYAML_ERRORS = (ValueError, ArithmeticError, LookupError, AttributeError)
 
 
@@ -82,7 +82,7 @@ def load_yaml(text: str, source: str) -> object:
         source: the file's name, for messages.
 
     Returns:
-        Mappings, lists, texts, unquoted values, None, and what an explicit tag makes of a value.
+        Mappings, lists, texts, unquoted values, None, and the results of explicit tags.
 
     Raises:
         SchemaError: if it is no YAML or gives a key twice; it shows no values.

@@ -126,7 +126,7 @@ async def _run(command: Sequence[str], language: Language) -> None:
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     try:
-        # A thread waits, since event loops differ in what their own subprocesses can do.
+        # A thread waits, since event loops differ in their subprocesses.
         output, _ = await asyncio.to_thread(process.communicate, timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
         raise SdkError(

@@ -63,7 +63,7 @@ _PATTERNS = (
         rb"(?m)^( +)basicRequest$",
         rb"\1basicRequest\n\1  .httpVersion(sttp.model.HttpVersion.HTTP_1_1)",
     ),
-    # Without brackets it would set what the object inherits from.
+    # Without brackets it would set the object's prototype.
     ("*.ts", rb"'__proto__':", b"['__proto__']:"),
 )
 

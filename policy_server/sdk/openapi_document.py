@@ -1,7 +1,7 @@
 """The OpenAPI document as the generators understand it.
 
-Each change has its reason in what openapi-generator 7.26.0 writes. The document that the server
-shows stays exact.
+Each change has its reason in the code that openapi-generator 7.26.0 writes. The document that the
+server shows stays exact.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _simplify(node: Document) -> None:
         if len(kinds) == 1:
             node |= {key: value for key, value in kinds[0].items() if key not in node}
     for bound in ("minimum", "maximum"):
-        # What a type holds in any case. Of more than 64 bits, C#'s code doesn't compile.
+        # Bounds that a type has in any case: with more than 64 bits, C#'s code doesn't compile.
         if abs(node.get(bound, 0)) in _WIDEST:
             del node[bound]
     # Python's code has a property of that name for some of them. Its absence means the same.
@@ -134,7 +134,7 @@ def _simplify(node: Document) -> None:
         del node["additionalProperties"]
     required, properties = node.get("required"), node.get("properties")
     if isinstance(required, list) and isinstance(properties, dict):
-        # Scala has an Option only for what may be missing.
+        # Scala has an Option only for a property that may be missing.
         node["required"] = [name for name in required if not _is_nullable(properties[name])]
 
 

@@ -127,7 +127,7 @@ class SdkStore:
 
     def _forget(self, key: str, task: asyncio.Task[bytes]) -> None:
         del self._running[key]
-        # An error that nobody waits for any more is in the log already.
+        # The error of a request that has gone is in the log already.
         if not task.cancelled():
             task.exception()
 

@@ -64,7 +64,7 @@ SCALA_WORDS = _words(
     productPrefix synchronized toString wait
     """
 )
-# Members of every model, and what R6 keeps for itself. R's own words stand in backticks.
+# Members of every model, and names that R6 reserves. R's own words stand in backticks.
 R_WORDS = _words(
     """
     clone finalize fromJSON fromJSONString getInvalidFields initialize isValid print private self

@@ -64,7 +64,7 @@ class PolicyRegistry:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Load every policy, answer until the block ends, then answer what waits and unload all.
+        """Load every policy, answer until the block ends, then drain and unload all.
 
         Raises:
             PolicyServerError: if a policy can't be loaded.

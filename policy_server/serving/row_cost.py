@@ -14,7 +14,7 @@ _SLOW_CALL_S = 1e-3
 
 
 class RowCost:
-    """The cost of a row of one backend, apart from what any call costs.
+    """The cost of a row of one backend, apart from the fixed cost of a call.
 
     For example, calls of 1 row that take 0.4 ms and of 101 rows that take 0.5 ms cost 1 us a row.
     """

@@ -36,7 +36,7 @@ ROWS_PER_CALL = 1024
 # call is for the other lane.
 _CALLS_A_LANE = 2
 _CALLS_IN_ALL = 3
-# Replicas share what waits evenly, but not in calls so short that sending them takes longer.
+# Replicas share the waiting questions evenly, but not in calls too short to be worth sending.
 _SHORTEST_CALL_S = 1e-3
 # How late, as a share of the deadline, a question that still waits may get its error.
 _SWEEP_SHARE = 0.1

@@ -27,7 +27,7 @@ __all__ = ["MOST_AT_ONCE", "BatchAnswering", "BatchRequest"]
 StartCall = Callable[[int, PolicyInputs], None]
 
 _SEED_BITS = np.uint64(2**63 - 1)
-# What is validated at once: some hundred microseconds of JSON.
+# The bytes validated at once: some hundred microseconds of JSON.
 _BYTES_AT_ONCE = 16384
 # How many turns of the event loop a single observation takes from its socket and back.
 _TURNS = 4
@@ -72,7 +72,7 @@ class BatchAnswering:
         """
         self._slot = slot
         self._settings = settings
-        self._turns = asyncio.Semaphore(MOST_AT_ONCE)
+        self._at_once = asyncio.Semaphore(MOST_AT_ONCE)
 
     async def answer(self, request: BatchRequest, body: AsyncIterator[bytes]) -> bytes:
         """Answer a batch.
@@ -122,7 +122,7 @@ class BatchAnswering:
         timeout_s = self._settings.request_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                await self._turns.acquire()
+                await self._at_once.acquire()
         except TimeoutError as error:
             self._slot.metrics.count_rejected("queue_full")
             raise OverloadedError(
@@ -131,7 +131,7 @@ class BatchAnswering:
         try:
             yield
         finally:
-            self._turns.release()
+            self._at_once.release()
 
     async def _read(
         self,

@@ -164,7 +164,7 @@ class Gate:
         """Give the path its prefix and no trailing slash, as ASGI wants it, and return the route.
 
         A proxy may have stripped the prefix or not; a host that mounts us leaves its own in the
-        path. The router takes the prefix off once, so that what is checked here is what is routed.
+        path. The router takes the prefix off once, so that the checked path is the routed one.
         """
         mount: str = scope.get("root_path", "")
         prefix = self._root_path or mount

@@ -26,7 +26,7 @@ _SCHEMA = "/schema"
 _FORMS: dict[Form, str] = {"named": "", "raw": "_raw"}
 _TRANSPORTS: dict[Transport, str] = {"single": "", "batch": "/batch", "stream": "/stream"}
 _POLICIES = "/policies"
-# What belongs to no policy. A trailing slash stands for every path below.
+# The routes that belong to no policy. A trailing slash stands for every path below.
 _PAGES: dict[str, Access] = {
     "/": "open",
     "/livez": "open",

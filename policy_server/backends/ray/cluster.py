@@ -202,7 +202,7 @@ class RayCluster:
         """Leave Ray, and end it if it is this process's; a cluster's applications go on."""
         if self._keeping is not None:
             self._keeping.cancel()
-        # A start is not broken off: what it has begun has to be ended.
+        # A start is not broken off: the processes that it has begun have to be ended.
         await asyncio.gather(self._joining, *self._all_kept(), return_exceptions=True)
         for backend in list(self._backends):
             await backend.aclose()

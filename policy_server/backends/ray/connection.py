@@ -31,8 +31,8 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 def without_proxies() -> Iterator[None]:
     """Hide the environment's proxies from Ray while the block runs.
 
-    Ray's processes call each other by the machine's own address, which nobody lists in NO_PROXY;
-    gRPC would ask the proxy for it. Remote files are fetched before Ray starts.
+    Ray's processes call each other by the machine's own address, which NO_PROXY rarely lists; gRPC
+    would ask the proxy for it. Remote files are fetched before Ray starts.
     """
     proxies = {name: text for name, text in os.environ.items() if name.lower() in _PROXIES}
     for name in proxies:
@@ -98,7 +98,7 @@ def as_not_ready_error(hint: str = "") -> Iterator[None]:
     """Raise an error of Ray's as a NotReadyError of one line.
 
     Args:
-        hint: what a person may try, appended to Ray's own words.
+        hint: a remedy, appended to Ray's own words.
 
     Raises:
         NotReadyError: for every error of Ray's.

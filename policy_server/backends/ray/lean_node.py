@@ -51,7 +51,7 @@ def start_lean_node(
         environment: the variables of its workers; a runtime environment would cost each replica a
             second worker.
     """
-    # Ray's annotations differ from what it takes.
+    # Ray's annotations differ from the arguments that it takes.
     known: dict[str, Any] = {
         **options,
         "include_log_monitor": False,

@@ -19,7 +19,7 @@ STRIDED_SLICE_MASKS = (
 )
 # Operations with several results, of which a tensor is one.
 PORTED = ("Split", "SplitV")
-# TensorFlow's attributes that change what an operation computes, by operation.
+# TensorFlow's attributes that change an operation's result, by operation.
 _ATTRIBUTES: Mapping[str, Sequence[str]] = {
     "LeakyRelu": ("alpha",),
     "MatMul": ("transpose_a", "transpose_b"),

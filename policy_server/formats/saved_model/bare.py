@@ -122,7 +122,7 @@ def read_from_schema(
         The signature with components, which schema.yaml states and nothing in the file confirms.
 
     Raises:
-        ModelError: if schema.yaml does not say enough, or says what the output's width contradicts.
+        ModelError: if schema.yaml does not say enough, or contradicts the output's width.
     """
     width = output.shape[1] if output.shape is not None else None
     assert width is not None, "logits_output has looked"

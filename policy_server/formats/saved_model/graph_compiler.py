@@ -141,7 +141,7 @@ class _Compiler:
         return self._builder.add("Fill", (shape, value))
 
     def _find_check(self, name: str) -> str | None:
-        """Return an operation that checks observations: NumPy would answer what it refuses."""
+        """Return an operation that checks observations: NumPy would answer refused ones too."""
         waiting, seen = [name], {name}
         while waiting:
             node = self._nodes.node(waiting.pop())
@@ -245,8 +245,8 @@ class _Compiler:
     def _loop(self, tensor: str) -> _Known:
         """Unroll a loop of a fixed number of turns, and return the register of its result.
 
-        Source: TensorFlow's control flow of version 1, where a variable is a Merge of what enters
-        and what the last turn gave, and a Switch leads it into the next turn or to its Exit.
+        Source: TensorFlow's control flow of version 1, where a variable is a Merge of its first
+        value and that of the last turn, and a Switch leads it into the next turn or to its Exit.
         """
         wanted = self._nodes.source(self._nodes.node(tensor).input[0])
         frame = self._frame(self._nodes.node(wanted))

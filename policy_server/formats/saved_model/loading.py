@@ -216,7 +216,7 @@ def _identify(
             break
     if structure is not None:
         listed = loaded.fetches.get(DISTRIBUTION_INPUTS, structure.root)
-        # The output itself may check observations; what is not listed, or another tensor, is new.
+        # The output itself may check observations; an unlisted output, or another tensor, is new.
         inputs = listed if structure.is_output else structure.root
         runner.add_output(DISTRIBUTION_INPUTS, inputs)
         loaded = replace(loaded, fetches={**loaded.fetches, DISTRIBUTION_INPUTS: inputs})

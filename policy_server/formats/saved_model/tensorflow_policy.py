@@ -138,7 +138,7 @@ class TensorFlowPolicy:
         """Answer B observations; see `Policy.infer`.
 
         Args:
-            inputs: the observations, and what is asked of each.
+            inputs: the observations, and the options of each.
 
         Returns:
             The answers.

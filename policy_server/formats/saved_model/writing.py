@@ -37,7 +37,7 @@ _TANH_MARGIN = 1e-6
 _LOG_DENSITY_LIMIT = 100.0
 _EARLIEST_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
-# What stands below here builds a graph: a tensor is `Any`, since TensorFlow carries no types.
+# The code below builds a graph: a tensor is `Any`, since TensorFlow carries no types.
 _Tensor = Any
 
 
