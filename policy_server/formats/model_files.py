@@ -25,7 +25,6 @@ __all__ = [
     "has_policy",
     "identify_model",
     "prepare_model",
-    "read_model_files",
     "unpack_model",
 ]
 
@@ -122,18 +121,6 @@ def find_model(folder: Path) -> Path | None:
         return None
     found = [path.relative_to(folder).as_posix() for path in folder.rglob(MODEL_FILE)]
     return None if not found else folder / _choose_root(found, str(folder))
-
-
-def read_model_files(folder: Path) -> dict[str, bytes]:
-    """Read a SavedModel's files, to carry it to another machine.
-
-    Args:
-        folder: holds saved_model.pb.
-
-    Returns:
-        The contents by path relative to the folder.
-    """
-    return {name: path.read_bytes() for name, path in files_of_model(folder).items()}
 
 
 def files_of_model(folder: Path) -> dict[str, Path]:

@@ -20,10 +20,10 @@ import pytest
 
 from policy_server.errors import ModelError
 from policy_server.formats.model_files import (
+    files_of_model,
     find_model,
     identify_model,
     prepare_model,
-    read_model_files,
     unpack_model,
 )
 from policy_server.settings import Settings
@@ -38,6 +38,11 @@ needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="root may write
 def unpack(path: Path, *, max_bytes: int = BIG) -> Path:
     """Unpack beside the zip."""
     return unpack_model(path, path.parent / "models", max_bytes=max_bytes)
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Return a model's files by their names."""
+    return {name: path.read_bytes() for name, path in files_of_model(folder).items()}
 
 
 def assert_refused(path: Path, *says: str, max_bytes: int = BIG) -> None:
@@ -66,7 +71,7 @@ def test_model_at_any_depth_becomes_the_folder_itself(tmp_path: Path, under: str
     folder = unpack(zip_of(tmp_path / "saved_model.zip", under=under))
 
     assert folder == tmp_path / "models"
-    assert read_model_files(folder) == FILES
+    assert files_in(folder) == FILES
     assert stat.S_IMODE(folder.stat().st_mode) == 0o755
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".models-")] == []
 
@@ -157,7 +162,7 @@ def test_hostile_archive_leaves_the_policy_in_place(
 
     assert_refused(zip_of(path, files), says)
 
-    assert read_model_files(tmp_path / "models") == FILES
+    assert files_in(tmp_path / "models") == FILES
     assert not [item for item in tmp_path.iterdir() if item.name.startswith(".models-")]
 
 
@@ -199,7 +204,7 @@ def test_incomplete_folder_is_unpacked_again(tmp_path: Path, lost: str) -> None:
     path = zip_of(tmp_path / "saved_model.zip")
     (unpack(path) / lost).unlink()
 
-    assert read_model_files(unpack(path)) == FILES
+    assert files_in(unpack(path)) == FILES
 
 
 def test_refused_zip_leaves_the_old_model_in_place(tmp_path: Path) -> None:
@@ -208,7 +213,7 @@ def test_refused_zip_leaves_the_old_model_in_place(tmp_path: Path) -> None:
     path.write_bytes(b"no zip")
 
     assert_refused(path, "is no zip file")
-    assert read_model_files(tmp_path / "models") == FILES
+    assert files_in(tmp_path / "models") == FILES
 
 
 def test_reader_never_sees_a_half(tmp_path: Path) -> None:
@@ -253,7 +258,7 @@ def test_processes_may_unpack_at_once(tmp_path: Path) -> None:
         worker.join()
 
     assert folders == {str(tmp_path / "models")}
-    assert read_model_files(tmp_path / "models") == FILES
+    assert files_in(tmp_path / "models") == FILES
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".models-")] == []
 
 
@@ -358,7 +363,7 @@ def test_unpacked_model_is_used_where_nothing_can_be_written(tmp_path: Path) -> 
     (tmp_path / ".models.lock").unlink()
     tmp_path.chmod(0o555)
 
-    assert read_model_files(unpack(path)) == FILES
+    assert files_in(unpack(path)) == FILES
     tmp_path.chmod(0o755)
 
 
@@ -374,7 +379,7 @@ def test_prepare_unpacks_the_zip_of_the_home(tmp_path: Path) -> None:
 
     folder = prepare_model(Settings(home=tmp_path))
 
-    assert read_model_files(folder) == FILES
+    assert files_in(folder) == FILES
 
 
 def test_prepare_takes_an_unzipped_policy_as_it_is(tmp_path: Path) -> None:
@@ -415,4 +420,4 @@ def test_zip_of_a_command_line_is_unpacked(tmp_path: Path) -> None:
     subprocess.run(["zip", "-qr", "saved_model.zip", "models"], cwd=tmp_path, check=True)
     shutil.rmtree(folder)
 
-    assert read_model_files(unpack(tmp_path / "saved_model.zip")) == FILES
+    assert files_in(unpack(tmp_path / "saved_model.zip")) == FILES
