@@ -24,7 +24,7 @@ import pytest
 from tests.support.folders import EXPORTS
 from tests.support.processes import child, command_line, descendants, is_running
 from tests.support.server_processes import Server, home_of, running_server, started_server
-from tests.support.servers import free_port
+from tests.support.servers import free_port, status_of
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(300)]
@@ -187,7 +187,7 @@ def test_three_servers_that_join_at_once_restart_nobodys_replicas(
         def is_served(server: Server) -> bool:
             seen.update(pids_below(steady))
             assert server.process.poll() is None, server.output()
-            return "policy_served" in server.output()
+            return status_of(f"{server.url}/readyz") == httpx.codes.OK
 
         for server in servers:
             wait_until(partial(is_served, server), timeout_s=120)
