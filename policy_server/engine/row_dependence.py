@@ -152,6 +152,11 @@ def dependence(
 ) -> Array:
     """Return the observations that each number of an operation's result depends on.
 
+    Example:
+        The product of observations, whose rows have the sets 1, 2 and 4, and of weights, whose
+        sets are 0, has rows of the sets 1, 2 and 4 again. Their sum over the rows has the set 7:
+        it depends on all three observations.
+
     Args:
         operation: its name in `OPERATIONS`.
         sets: for each input, uint8 of its shape.

@@ -86,6 +86,9 @@ class _Whole:
 def problem(kind: str, loc: Sequence[str | int], message: str) -> dict[str, Any]:
     """Return one mistake in FastAPI's form.
 
+    Example:
+        `{"type": "missing", "loc": ["body", "cat_row"], "msg": "Field required"}`.
+
     Args:
         kind: a machine-readable name, such as `too_short`.
         loc: where it is, starting with "body" or "query".

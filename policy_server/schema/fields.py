@@ -155,15 +155,19 @@ def _undescribed(fields: tuple[_Field, ...] | None) -> tuple[_Field, ...] | None
 def fit_lists(
     fields: tuple[ObservationField, ...] | None, width: int | None
 ) -> tuple[ObservationField, ...] | None:
-    """Return the observations with the open length of a list worked out from the policy's width.
+    """Return the observations, with the lengths of lists narrowed by the policy's width.
+
+    Example:
+        With a `speed` and a list `links` of any length, a policy that takes 11 values leaves 10
+        items for `links`.
 
     Args:
         fields: the observations of schema.yaml.
         width: how many numbers the policy expects; None where it leaves that open.
 
     Returns:
-        The observations as they were where no list is open, or several are, or the width is open
-        or does not fit. An example of another length is left out.
+        The observations; as they were where the width is open, or no lengths give it. A list's
+        example of another length is left out.
     """
     if fields is None or width is None:
         return fields

@@ -82,7 +82,10 @@ def read_flag(value: object) -> bool | None:
 
 
 def as_looks(value: object, *, depth: int = 4) -> Any:  # noqa: ANN401 -- whatever it looks like
-    """Return a value in the type that it looks like: `5` a number, `yes` a truth value.
+    """Return a value in the type that it looks like, for messages.
+
+    Example:
+        `5` without quotes is the number 5, `yes` is True, and `keep left` stays text.
 
     Args:
         value: anything that YAML gives.

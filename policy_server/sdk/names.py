@@ -85,6 +85,9 @@ def property_names(
     An observation that is spelled as the language spells it keeps its name; the others get theirs
     in the order of schema.yaml.
 
+    Example:
+        In Python `hasUp` becomes `has_up`; of `T` and `t`, `t` keeps its name and `T` is `t_2`.
+
     Args:
         names: of the observations, in schema.yaml's order.
         naming: of the language.

@@ -223,6 +223,9 @@ def _at(formula: Formula, atom: Formula, value: float) -> float:
 def unclipped(formula: Formula) -> tuple[Formula, Bounds | None]:
     """Split clips by constants off a formula.
 
+    Example:
+        `Minimum(Maximum(Input(0, 1), -20), 2)` gives `(Input(0, 1), (-20.0, 2.0))`.
+
     Args:
         formula: any.
 

@@ -199,6 +199,9 @@ def apply(operation: str, *arguments: Formula) -> Formula:
 
     Operations without effect are left out: adding 0, multiplying by 1, a known `Select`.
 
+    Example:
+        `apply("Mul", 1, Input(0, 0))` is `Input(0, 0)`, and `apply("Mul", 2, 3)` is 6.
+
     Args:
         operation: TensorFlow's name.
         arguments: numbers and formulas.
@@ -253,6 +256,9 @@ def scaled(formula: Formula) -> tuple[Formula, float]:
     """Split a constant factor off a formula.
 
     Sums are not split: a large constant that is added and taken away again costs float32 digits.
+
+    Example:
+        `scaled(apply("Mul", 2, Input(0, 1)))` is `(Input(0, 1), 2.0)`.
 
     Args:
         formula: any but a number.
