@@ -99,6 +99,11 @@ class Scheduler:
         """Return how many calls the backend computes at the same time."""
         return self._backend.capacity
 
+    @property
+    def is_closed(self) -> bool:
+        """Return whether it refuses questions."""
+        return self._is_closed
+
     async def is_ready(self) -> bool:
         """Return whether a question would be answered now."""
         return not self._is_closed and await self._backend.is_ready()
@@ -151,6 +156,10 @@ class Scheduler:
             OverloadedError: if they are not answered in time.
             PolicyServerError: as the backend raised it; if one row is to blame, it is named.
         """
+        if self._is_closed and not self._holders:
+            raise self._closed()
+        if not len(inputs):
+            return await self._backend.infer(inputs)
         answer = BulkAnswer(len(inputs))
         asked = time.perf_counter()
         deadline = asyncio.get_running_loop().time() + self._limits.timeout_s
@@ -185,8 +194,7 @@ class Scheduler:
 
     def _enqueue(self, question: Question) -> asyncio.Future[Answer]:
         if self._is_closed:
-            self._metrics.count_rejected("shutdown")
-            raise NotReadyError("the server is shutting down; try another one")
+            raise self._closed()
         if self._size >= self._limits.max_queue_size:
             self._metrics.count_rejected("queue_full")
             raise OverloadedError(
@@ -240,6 +248,10 @@ class Scheduler:
         if call.is_wanted():
             self._metrics.count_rejected("timeout", len(call))
             call.fail(self._late())
+
+    def _closed(self) -> NotReadyError:
+        self._metrics.count_rejected("shutdown")
+        return NotReadyError("the server is shutting down; try another one")
 
     def _late(self) -> OverloadedError:
         timeout_s = self._limits.timeout_s

@@ -134,6 +134,7 @@ class PolicySlot:
 
     async def aclose(self) -> None:
         """Answer the questions that wait, and unload the policy."""
+        self._is_ready = None
         if self._live is not None:
             await self._end(self._live)
             self._live = None

@@ -159,3 +159,24 @@ async def test_readiness_of_the_old_version_says_nothing_of_the_new_one() -> Non
 
     assert not await slot.is_ready()
     await slot.aclose()
+
+
+async def test_slot_that_is_being_closed_is_not_ready() -> None:
+    backend = integer_backend()
+    slot = slot_of(backend, SCHEMA)
+    await slot.start()
+    assert await slot.is_ready()
+    backend.gate = asyncio.Event()
+    waiting = asyncio.create_task(mode_of(slot))
+    while len(backend.batches) < 4:
+        await asyncio.sleep(0)
+
+    closing = asyncio.create_task(slot.aclose())
+    while not slot.current().scheduler.is_closed:
+        await asyncio.sleep(0)
+    was_ready = await slot.is_ready()
+    backend.gate.set()
+    await closing
+
+    assert not was_ready
+    assert await waiting == 2

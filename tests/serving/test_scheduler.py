@@ -651,3 +651,18 @@ async def test_queue_is_watched_until_the_scheduler_is_closed() -> None:
 
     assert before == {("a",): 0.0, ("b",): 0.0}
     assert metrics.snapshot().numbers["queue_depth"] == {("b",): 0.0}
+
+
+async def test_batch_of_no_rows_has_no_answers() -> None:
+    assert len(await scheduler_of(integer_backend()).infer(rows_of(0))) == 0
+
+
+async def test_closed_scheduler_refuses_batches_too() -> None:
+    backend = integer_backend()
+    scheduler = scheduler_of(backend)
+    await scheduler.aclose()
+
+    with pytest.raises(NotReadyError, match="shutting down"):
+        await scheduler.infer(rows_of(3))
+
+    assert backend.batches == []
