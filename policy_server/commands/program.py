@@ -122,7 +122,7 @@ class Commands:
 
     @command
     def inspect(self, path: str | None = None, *, json: bool = False) -> Iterator[str]:
-        """Show what a model is, what of that was proved, and whether schema.yaml fits it.
+        """Show a model's inputs and distribution, and whether schema.yaml fits it.
 
         Exit code 1 if it doesn't fit.
 
@@ -203,7 +203,8 @@ class Commands:
     ) -> Iterator[str]:
         """Turn a stable-baselines3 policy into saved_model.zip and a drafted schema.yaml.
 
-        Needs the packages of requirements-train.txt. What is written is proved equal to the policy.
+        Needs the packages of requirements-train.txt. The files are written only if their answers
+        are the policy's, within 1e-5, on 256 random observations.
 
         Args:
             policy: What model.save() wrote.

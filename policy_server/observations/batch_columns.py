@@ -17,10 +17,10 @@ class Column:
     """The values of one field, a row each."""
 
     def __init__(self, layout: BatchLayout) -> None:
-        """Keep the values of one batch, until they are taken.
+        """Own the values of one batch, until they are taken.
 
         Args:
-            layout: what the rows have to be.
+            layout: the form that the rows must have.
         """
         self._layout = layout
         self._parts: deque[Matrix | list[Any]] = deque()
@@ -39,7 +39,7 @@ class Column:
         self._parts.append(list(values) if is_ragged else np.array(values, self._layout.dtype))
 
     def check_rows(self) -> None:
-        """Hold the length against the limit.
+        """Refuse more rows than the limit.
 
         Raises:
             BodyTooLargeError: if there are too many rows.
@@ -72,10 +72,10 @@ class BegunRow:
     """The first numbers of one flat observation that is longer than a part."""
 
     def __init__(self, layout: BatchLayout) -> None:
-        """Keep the numbers until their row ends.
+        """Own the numbers until their row ends.
 
         Args:
-            layout: what the rows have to be.
+            layout: the form that the rows must have.
         """
         self._dtype = layout.dtype
         self._parts: list[Matrix] = []
@@ -84,7 +84,7 @@ class BegunRow:
         """Add numbers at the end.
 
         Args:
-            numbers: what follows.
+            numbers: the next numbers of the row.
         """
         self._parts.append(np.array(numbers, self._dtype))
 
@@ -103,16 +103,16 @@ class BegunRow:
             self.drop()
         return rows
 
-    def shifted(self, row: int, place: Sequence[str | int]) -> list[str | int]:
-        """Return the place of a mistake in its whole row.
+    def shifted(self, row: int, path: Sequence[str | int]) -> list[str | int]:
+        """Return the path of a mistake, counted in its whole row.
 
         Args:
             row: its row in the part.
-            place: the place in the row, whose last step is a number's index.
+            path: the path in the row, which ends with a number's index.
         """
-        *outer, last = place or [""]
+        *outer, last = path or [""]
         if row or not isinstance(last, int):
-            return list(place)
+            return list(path)
         return [*outer, last + sum(map(len, self._parts))]
 
 

@@ -24,7 +24,7 @@ from policy_server.observations.models import problem
 
 __all__ = ["LARGEST_PART", "JsonBatchReader"]
 
-# How much text waits for its end before it is cut inside: it is validated in about a millisecond.
+# So much text waits for its end before it is cut inside: it is validated in about a millisecond.
 LARGEST_PART = 32_768
 
 _LIST_END = ord("]")
@@ -34,7 +34,7 @@ _COLUMN = re.compile(
     rb'[ \t\n\r]*+("(?:[^"\\]|\\.)*+")[ \t\n\r]*+:[ \t\n\r]*+(\[?+)[ \t\n\r]*+([^, \t\n\r])',
     re.DOTALL,
 )
-_PLACE = re.compile(r"at line (\d+) column (\d+)$")
+_POSITION = re.compile(r"at line (\d+) column (\d+)$")
 # A part that has not ended may miss more.
 _OF_AN_END = {"too_short", "missing"}
 # An observation of more parts than these is cut inside, or looked at before it ends.
@@ -45,10 +45,10 @@ class JsonBatchReader:
     """Reads `[{...}, ...]` or `{"field": [...], ...}`; the first character tells them apart."""
 
     def __init__(self, layout: BatchLayout, *, largest_part: int = LARGEST_PART) -> None:
-        """Wait for the first bytes of one body.
+        """Own the part of one body that has not been validated yet.
 
         Args:
-            layout: what the rows have to be.
+            layout: the form that the rows must have.
             largest_part: how many bytes wait for the end of their observation or column, before
                 they are cut inside.
         """
@@ -59,9 +59,9 @@ class JsonBatchReader:
         # Whether the byte-order mark that may come first has been looked for.
         self._is_marked = False
         self._buffer = bytearray()
-        # Where the buffer starts in the body; what of it has been searched for a place to cut.
+        # Where the buffer starts in the body; how far it has been searched for the next cut.
         self._line, self._column, self._searched = 1, 1, 0
-        # What stands for the text before the buffer, and the brackets since, where they are needed.
+        # A stand-in for the text before the buffer, and the brackets since, where they are needed.
         self._opening = b""
         self._brackets: Brackets | None = None
         self._is_looked_at = False
@@ -81,7 +81,7 @@ class JsonBatchReader:
             yield from self._shorten()
 
     def _is_begun(self) -> bool:
-        """Take off what stands before the first character; return whether enough is there."""
+        """Take off white space and a byte-order mark; return whether a character follows."""
         if not self._is_marked:
             if len(self._buffer) < len(UTF8_MARK) and UTF8_MARK.startswith(self._buffer):
                 return False
@@ -189,7 +189,7 @@ class JsonBatchReader:
         brackets.follow(self._buffer)
         is_closed = isinstance(form, Items) and brackets.closed_at >= 0
         if brackets.is_too_deep or (is_closed and self._buffer[brackets.closed_at] != _LIST_END):
-            # It is no JSON, and the parser says where.
+            # It is no JSON, and the parser names the position.
             yield from self._take(form, bytes(self._buffer))
         end = brackets.closed_at if is_closed else brackets.item_end
         if end < 0:
@@ -266,18 +266,18 @@ class JsonBatchReader:
     def _refusal(self, form: Form, error: ObservationError) -> ObservationError:
         """Return the mistakes of a part with those before it, or its mistake in JSON alone."""
         if _is_syntax(error):
-            return ObservationError([self._placed(item) for item in error.problems])
+            return ObservationError([self._positioned(item) for item in error.problems])
         return ObservationError([*self._mistakes, *error.problems][: form.most_problems])
 
-    def _placed(self, item: Mapping[str, Any]) -> Mapping[str, Any]:
-        place = _PLACE.search(item["msg"])
-        if place is None:
+    def _positioned(self, item: Mapping[str, Any]) -> Mapping[str, Any]:
+        position = _POSITION.search(item["msg"])
+        if position is None:
             return item
-        line, column = int(place[1]), int(place[2])
+        line, column = int(position[1]), int(position[2])
         if line == 1:
             column += self._column - 1 - len(self._opening)
         where = f"at line {self._line + line - 1} column {column}"
-        return {**item, "msg": item["msg"][: place.start()] + where}
+        return {**item, "msg": item["msg"][: position.start()] + where}
 
 
 def _is_json(text: bytes) -> bool:

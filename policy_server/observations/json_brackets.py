@@ -35,7 +35,7 @@ class Brackets:
     """
 
     def __init__(self, opened: bytes, *, depth: int) -> None:
-        """Start at the beginning of a text, for as long as nothing is cut off there.
+        """Own the brackets of a text from its beginning, until a part is cut off.
 
         Args:
             opened: the brackets that are open there, from the outermost on.
@@ -100,7 +100,7 @@ class Brackets:
 
     def _note_comma(self, text: bytes | bytearray, comma: int) -> None:
         following = _NEXT.match(text, comma)
-        # What follows the last one may still be to come.
+        # The sign behind the last one may still be to come.
         self._is_waiting = following is None
         if following is None:
             comma = text.rfind(b",", self._at, comma)

@@ -18,13 +18,13 @@ from policy_server.observations.models import flatten, problem
 
 __all__ = ["Columns", "Form", "Rows"]
 
-# What one step may hold the event loop up for: about a millisecond.
+# One step may hold the event loop up for about a millisecond.
 _ROWS_AT_ONCE = 2048
 _NUMBERS_AT_ONCE = 131_072
 
 
 class Form(Protocol):
-    """What is the same for every form; `Rows` has the words."""
+    """The members of both forms; `Rows` describes them."""
 
     opening: bytes
     closing: bytes
@@ -34,7 +34,7 @@ class Form(Protocol):
         """Validate a part."""
 
     def add(self, items: Any, text: bytes) -> Iterator[Matrix]:  # noqa: ANN401 -- as `parse` gives it
-        """Take what a part held."""
+        """Add the rows or columns of a part."""
 
     def finish(self) -> Iterator[Matrix]:
         """Yield the rows that are left."""
@@ -46,8 +46,8 @@ class Rows:
     Attributes:
         opening: the text before the first item of a part.
         closing: the text behind its last.
-        start: what an item starts with.
-        end: what an item ends with.
+        start: the sign that an item starts with.
+        end: the sign that an item ends with.
         depth: how many brackets are open around an item.
         most_problems: how many mistakes are named.
         inner_opening: the text before the next number of a flat observation that is begun.
@@ -60,10 +60,10 @@ class Rows:
     inner_opening, inner_closing = b'[{"obs":[', b"]}]"
 
     def __init__(self, layout: BatchLayout) -> None:
-        """Count the rows of one batch from 0.
+        """Own the count of one batch's rows, from 0.
 
         Args:
-            layout: what the rows have to be.
+            layout: the form that the rows must have.
         """
         self._layout = layout
         self._width = layout.width
@@ -144,10 +144,10 @@ class Rows:
         return matrix
 
     def _shifted(self, item: Mapping[str, Any]) -> Mapping[str, Any]:
-        body, *place = item["loc"]
-        if not place:
+        body, *path = item["loc"]
+        if not path:
             return item
-        row, *inner = place
+        row, *inner = path
         return {**item, "loc": [body, self._count + row, *self._begun.shifted(row, inner)]}
 
 
@@ -158,10 +158,10 @@ class Columns:
     most_problems = 100
 
     def __init__(self, layout: BatchLayout) -> None:
-        """Keep the columns of one batch until it has ended.
+        """Own the columns of one batch until it has ended.
 
         Args:
-            layout: what the rows have to be.
+            layout: the form that the rows must have.
         """
         self.layout = layout
         self._known: dict[str, Column] = {}
@@ -182,7 +182,7 @@ class Columns:
         return self.layout.space.parse_columns(text, is_raw=self.layout.is_raw)
 
     def add(self, items: dict[str, list[Any]], text: bytes) -> Iterator[Matrix]:  # noqa: ARG002 -- as of `Rows`
-        """Keep the columns of a part.
+        """Add the columns of a part.
 
         Args:
             items: what `parse` returned.
@@ -197,7 +197,7 @@ class Columns:
         yield from ()
 
     def begin_column(self, name: str) -> Column:
-        """Return a new column, in place of an earlier one of that name.
+        """Return a new column, which replaces an earlier one of that name.
 
         Args:
             name: the field's.
@@ -259,7 +259,7 @@ def _width(value: Any) -> int:  # noqa: ANN401 -- a number or numbers
     return len(value) if isinstance(value, (list, np.ndarray)) else 1
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 -- likewise
+def _plain(value: Any) -> Any:  # noqa: ANN401 -- a number or numbers
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
@@ -267,7 +267,7 @@ def _check_widths(layout: BatchLayout, widths: Sequence[int], width: int, first:
     """Name the first row of another width.
 
     Args:
-        layout: what the rows have to be.
+        layout: the form that the rows must have.
         widths: how many numbers each has.
         width: how many it has to have.
         first: the number of the first one in the batch.
@@ -276,5 +276,5 @@ def _check_widths(layout: BatchLayout, widths: Sequence[int], width: int, first:
         try:
             layout.space.check_width(range(found), width, is_raw=layout.is_raw)
         except ObservationError as error:
-            body, *place = error.problems[0]["loc"]
-            raise ObservationError([{**error.problems[0], "loc": [body, index, *place]}]) from error
+            body, *path = error.problems[0]["loc"]
+            raise ObservationError([{**error.problems[0], "loc": [body, index, *path]}]) from error

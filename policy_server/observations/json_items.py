@@ -20,7 +20,7 @@ _BETWEEN_LISTS = re.compile(rb"\][ \t\n\r]*+,(?=[ \t\n\r]*+\[)")
 _TWO_ENDS = re.compile(rb"\][ \t\n\r]*+\]")
 # Brackets without a comma behind them are rare at the end of some rows.
 _GUESSES = 8
-# A place in a column is its name and a row.
+# A mistake's path in a column begins with the column's name and a row.
 _ROW_OF_COLUMN = 2
 
 
@@ -38,7 +38,7 @@ class Items:
     inner_opening, inner_closing = b'{"obs":[[', b"]]}"
 
     def __init__(self, columns: Columns, key: bytes, *, has_lists: bool) -> None:
-        """Collect the items of a column, until it has ended.
+        """Own the items of a column, until it has ended.
 
         Args:
             columns: get the column.
@@ -53,9 +53,9 @@ class Items:
         self._begun = BegunRow(columns.layout)
 
     def guess_cut(self, text: bytes | bytearray) -> tuple[int, bool] | None:
-        """Return where items end by the look of it, and whether that is the column's end.
+        """Return where items seem to end, and whether the column seems to end there.
 
-        A part that is valid proves the guess, as long as it holds no other key.
+        The guess was right if the part is valid and holds no other key.
 
         Args:
             text: the items that are there.
@@ -93,7 +93,7 @@ class Items:
         return items
 
     def add(self, items: list[Any], text: bytes) -> Iterator[Matrix]:  # noqa: ARG002 -- as of `Rows`
-        """Keep the items of a part.
+        """Add the items of a part.
 
         Args:
             items: what `parse` returned.
@@ -117,7 +117,7 @@ class Items:
         """Pass over a part that holds a mistake: the first one of a column is named."""
 
     def end(self) -> None:
-        """Hold the column's length against the limit.
+        """Refuse a column that is longer than the limit.
 
         Raises:
             BodyTooLargeError: if there are too many rows.
@@ -130,12 +130,12 @@ class Items:
         return self.columns.finish()
 
     def _shifted(self, item: Mapping[str, Any]) -> Mapping[str, Any]:
-        body, *place = item["loc"]
-        if len(place) < _ROW_OF_COLUMN:
+        body, *path = item["loc"]
+        if len(path) < _ROW_OF_COLUMN:
             return item
-        name, row, *inner = place
-        place = [name, self._column.count + row, *self._begun.shifted(row, inner)]
-        return {**item, "loc": [body, *place]}
+        name, row, *inner = path
+        path = [name, self._column.count + row, *self._begun.shifted(row, inner)]
+        return {**item, "loc": [body, *path]}
 
 
 def _end_of_column(text: bytes | bytearray, *, has_lists: bool) -> int:

@@ -143,17 +143,17 @@ class _Rules:
     def __init__(self, layout: BatchLayout) -> None:
         fields = () if layout.is_raw else layout.space.fields or ()
         self._unnamed = ["obs"] if layout.is_raw else []
-        self._places: list[list[str | int]] = []
+        self._paths: list[list[str | int]] = []
         self._columns: list[ObservationField] = []
         if all(not field.is_list or field.min_items == field.max_items for field in fields):
             for field in fields:
-                places: list[list[str | int]] = (
+                paths: list[list[str | int]] = (
                     [[field.name, index] for index in range(field.min_items)]
                     if field.is_list
                     else [[field.name]]
                 )
-                self._places += places
-                self._columns += [field] * len(places)
+                self._paths += paths
+                self._columns += [field] * len(paths)
         numbers = layout.space.numbers
         bounds = [numbers.within(field) for field in self._columns]
         # One for every column where fields are not told apart.
@@ -205,9 +205,9 @@ class _Rules:
             return
         problems = []
         for row, column in np.argwhere(wrong)[:_MOST_PROBLEMS].tolist():
-            place = self._places[column] if self._places else [*self._unnamed, column]
+            path = self._paths[column] if self._paths else [*self._unnamed, column]
             kind, wanted = mistake(column)
-            problems.append(problem(kind, ["body", first + row, *place], f"Input should {wanted}"))
+            problems.append(problem(kind, ["body", first + row, *path], f"Input should {wanted}"))
         raise ObservationError(problems)
 
 
