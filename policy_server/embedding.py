@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from policy_server.backends.opening import Backends, open_backends
 from policy_server.http_server import exported_metrics
 from policy_server.policies import Policies
 from policy_server.remote_files import bring_files
@@ -17,13 +19,66 @@ from policy_server.settings import read_settings
 from policy_server.web import Application
 from policy_server.web import create_app as create_web_app
 
-__all__ = ["create_app"]
+__all__ = ["SharedBackends", "create_app"]
 
 _METRICS_PORT = "metrics_port"
 
 
+class SharedBackends:
+    """Backends that several applications of one process use, such as one Ray for two policies.
+
+    They are opened when the first of the applications starts, and end with the last:
+
+        ray = SharedBackends(backend="ray", num_replicas=2)
+        door = create_app("policies/door", backends=ray)
+        lift = create_app("policies/lift", backends=ray)
+    """
+
+    def __init__(
+        self,
+        **settings: Any,  # noqa: ANN401 -- each setting has a type of its own, which is checked
+    ) -> None:
+        """Own the backends from the first application's start to the last one's end.
+
+        Args:
+            settings: those of docs/settings.md in lower case that tell of backends: `backend`,
+                `num_replicas`, `dashboard_port` and so on.
+
+        Raises:
+            SettingsError: if a setting can't be used.
+        """
+        self._settings = read_settings(**settings)
+        self._stack = AsyncExitStack()
+        self._backends: Backends | None = None
+        self._users = 0
+        self._changing = asyncio.Lock()
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Backends]:
+        """Use the backends while the block runs.
+
+        Yields:
+            The backends, which an application that started before may use already.
+        """
+        async with self._changing:
+            if self._backends is None:
+                opening = open_backends(self._settings)
+                self._backends = await self._stack.enter_async_context(opening)
+            self._users += 1
+        try:
+            yield self._backends
+        finally:
+            async with self._changing:
+                self._users -= 1
+                if not self._users:
+                    self._backends = None
+                    await self._stack.aclose()
+
+
 def create_app(
     home: str | Path | None = None,
+    *,
+    backends: SharedBackends | None = None,
     **settings: Any,  # noqa: ANN401 -- each setting has a type of its own, which is checked
 ) -> Application:
     """Build an application that serves one policy, to be mounted in another one.
@@ -40,6 +95,7 @@ def create_app(
     Args:
         home: the folder with schema.yaml and saved_model.zip; POLICY_SERVER_HOME, else the working
             directory, if left out.
+        backends: those that other applications use too; left out, the application has its own.
         settings: those of docs/settings.md in lower case, such as `api_key="..."`; they win over
             the environment and `.env`. `backend` is `local` unless it is given here, and metrics
             are shown on a port only if `metrics_port` is given here.
@@ -56,7 +112,8 @@ def create_app(
     known = read_settings(**{"backend": "local", **given})
     bring_files(known, check=partial(check_servable, settings=known))
     schema = read_schema(known.schema_path)
-    policies = Policies(known, schema)
+    opening = None if backends is None else backends.opened
+    policies = Policies(known, schema, opening=opening)
 
     @asynccontextmanager
     async def running() -> AsyncIterator[None]:
@@ -65,9 +122,9 @@ def create_app(
             if _METRICS_PORT in settings:
                 exporting = exported_metrics(known, policies.metrics, None)
                 exporter = await stack.enter_async_context(exporting)
-            backends = await stack.enter_async_context(policies.running())
+            used = await stack.enter_async_context(policies.running())
             if exporter is not None:
-                exporter.foreign_url = backends.metrics_url
+                exporter.foreign_url = used.metrics_url
             yield
 
     return create_web_app(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from policy_server.backends.opening import Backends, open_backends
 from policy_server.formats.model_files import identify_model, prepare_model
@@ -15,6 +16,8 @@ from policy_server.settings import Settings
 
 __all__ = ["Policies"]
 
+BackendsOpener = Callable[[], AbstractAsyncContextManager[Backends]]
+
 
 class Policies:
     """The policies that a home folder describes.
@@ -24,16 +27,24 @@ class Policies:
         metrics: counts questions and answers, by policy.
     """
 
-    def __init__(self, settings: Settings, schema: ServerSchema) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        schema: ServerSchema,
+        *,
+        opening: BackendsOpener | None = None,
+    ) -> None:
         """Own the registry and, while `running`, the backends; nothing is loaded yet.
 
         Args:
             settings: the folder of the policies' files, the backend, and limits.
             schema: the contents of schema.yaml.
+            opening: opens backends that others use too; None opens those that the settings name.
         """
         self.metrics = Metrics()
         self._settings = settings
         self._schema = schema
+        self._open_backends = opening or partial(open_backends, settings)
         self._backends: Backends | None = None
         slot = PolicySlot(
             DEFAULT_POLICY,
@@ -54,7 +65,7 @@ class Policies:
         Raises:
             PolicyServerError: if a policy can't be loaded.
         """
-        async with open_backends(self._settings) as backends:
+        async with self._open_backends() as backends:
             self._backends = backends
             async with self.registry.running():
                 yield backends

@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -237,7 +238,9 @@ def test_home_may_come_from_the_environment(
     ids=["slip", "unknown", "value"],
 )
 def test_setting_that_cannot_be_used_is_named_as_it_was_given(
-    settings: dict[str, object], message: str, homes: dict[str, Path]
+    settings: dict[str, Any],
+    message: str,
+    homes: dict[str, Path],
 ) -> None:
     with pytest.raises(SettingsError) as caught:
         create_app(homes["mouse"], **settings)
