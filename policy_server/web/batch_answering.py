@@ -89,7 +89,16 @@ class BatchAnswering:
             BodyTimeoutError: if the body takes too long to arrive.
             PolicyServerError: if the policy can't answer.
         """
-        version = self._slot.current()
+        # The version may be another one once there is a place; only a held one stays open.
+        self._slot.current().check_answers(request.kind)
+        async with self._place():
+            version = self._slot.current()
+            with version.scheduler.held():
+                return await self._answer(version, request, body)
+
+    async def _answer(
+        self, version: PolicyVersion, request: BatchRequest, body: AsyncIterator[bytes]
+    ) -> bytes:
         version.check_answers(request.kind)
         answers = BatchAnswers(
             version.signature.action_outputs,
@@ -100,21 +109,19 @@ class BatchAnswering:
         )
         answers.add(0, _no_outputs(version.signature))
         calls: list[asyncio.Task[None]] = []
-        async with self._place():
 
-            def start_call(first: int, rows: PolicyInputs) -> None:
-                call = _call(version, request, first, rows, answers)
-                calls.append(asyncio.create_task(call))
+        def start_call(first: int, rows: PolicyInputs) -> None:
+            call = _call(version, request, first, rows, answers)
+            calls.append(asyncio.create_task(call))
 
-            try:
-                with version.scheduler.held():
-                    await self._read(version, request, body, start_call)
-                    for call in calls:
-                        await call
-            finally:
-                for call in calls:
-                    call.cancel()
-                await asyncio.gather(*calls, return_exceptions=True)
+        try:
+            await self._read(version, request, body, start_call)
+            for call in calls:
+                await call
+        finally:
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
         return answers.finish()
 
     @asynccontextmanager

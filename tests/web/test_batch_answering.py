@@ -16,10 +16,20 @@ import pytest
 from numpy.typing import NDArray
 
 from policy_server.errors import PolicyFailedError
+from policy_server.schema import parse_schema
 from policy_server.serving import ROWS_PER_CALL
-from policy_server.web.batch_answering import MOST_AT_ONCE
+from policy_server.settings import Settings
+from policy_server.web.batch_answering import MOST_AT_ONCE, BatchAnswering, BatchRequest
 from tests.support.action_shapes import SHAPES
-from tests.support.fakes import FakeBackend, components_of, integer_backend, signature_of
+from tests.support.fakes import (
+    FakeBackend,
+    components_of,
+    integer_backend,
+    opened,
+    signature_of,
+    slot_of,
+)
+from tests.support.waiting import turns, until
 from tests.support.web import (
     KEY,
     SCHEMA,
@@ -393,6 +403,42 @@ async def test_more_batches_than_places_wait_and_then_are_503() -> None:
     assert_error(refused, 503, f"{MOST_AT_ONCE} batches are being answered already")
     assert refused.headers["retry-after"] == "1"
     assert statuses == {408}
+
+
+async def test_batch_that_waited_for_its_place_is_answered_by_the_version_live_by_then() -> None:
+    old, new = integer_backend((9.0, 0.0, 0.0), weight=0.0), integer_backend(weight=0.0)
+    body = json.dumps(ROWS).encode()
+    is_sent = asyncio.Event()
+
+    async def late() -> AsyncIterator[bytes]:
+        yield body[:1]
+        await is_sent.wait()
+        yield body[1:]
+
+    slot = slot_of(old, parse_schema(SCHEMA))
+    answering = BatchAnswering(slot, Settings())
+    await slot.start()
+    request = BatchRequest(
+        kind="predict_deterministic",
+        is_raw=False,
+        is_npy=False,
+        wants_npy=False,
+        seed=None,
+        request_id="",
+    )
+    placed = [asyncio.create_task(answering.answer(request, late())) for _ in range(MOST_AT_ONCE)]
+    await turns()
+    waiting = asyncio.create_task(answering.answer(request, late()))
+    await turns()
+    swapping = asyncio.create_task(slot.swap(lambda: opened(new)))
+    await until(lambda: slot.current().signature is new.signature)
+    is_sent.set()
+    before, after = await asyncio.gather(*placed), await waiting
+    await swapping
+    await slot.aclose()
+
+    assert {json.loads(text)["actions"][0][0] for text in before} == {0}
+    assert json.loads(after)["actions"] == [[2]] * len(ROWS)
 
 
 async def test_single_observations_pass_a_batch() -> None:
