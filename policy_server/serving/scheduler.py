@@ -13,8 +13,9 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NoReturn
 
-from policy_server.errors import NotReadyError, OverloadedError
+from policy_server.errors import NotReadyError, OverloadedError, PolicyFailedError
 from policy_server.metrics import PolicyMetrics
 from policy_server.policy import PolicyBackend, PolicyInputs, PolicyOutputs, PolicySignature
 from policy_server.serving.questions import (
@@ -154,16 +155,16 @@ class Scheduler:
 
         Raises:
             OverloadedError: if they are not answered in time.
+            NotReadyError: if the scheduler is closed, and not held open.
             PolicyServerError: as the backend raised it; if one row is to blame, it is named.
         """
         if self._is_closed and not self._holders:
-            raise self._closed()
-        if not len(inputs):
-            return await self._backend.infer(inputs)
+            self._refuse_closed()
         answer = BulkAnswer(len(inputs))
         asked = time.perf_counter()
         deadline = asyncio.get_running_loop().time() + self._limits.timeout_s
-        for start in range(0, len(inputs), ROWS_PER_CALL):
+        # Inputs without a row are a call too: the backend knows the columns of its outputs.
+        for start in range(0, max(len(inputs), 1), ROWS_PER_CALL):
             rows = inputs.part(start, start + ROWS_PER_CALL)
             self._bulk.append(BulkCall(rows, first + start, answer, asked, deadline))
         self._schedule()
@@ -194,7 +195,7 @@ class Scheduler:
 
     def _enqueue(self, question: Question) -> asyncio.Future[Answer]:
         if self._is_closed:
-            raise self._closed()
+            self._refuse_closed()
         if self._size >= self._limits.max_queue_size:
             self._metrics.count_rejected("queue_full")
             raise OverloadedError(
@@ -210,6 +211,10 @@ class Scheduler:
         self._size += 1
         self._schedule()
         return answer
+
+    def _refuse_closed(self) -> NoReturn:
+        self._metrics.count_rejected("shutdown")
+        raise NotReadyError("the server is shutting down; try another one")
 
     @property
     def _calls(self) -> set[asyncio.Task[None]]:
@@ -304,6 +309,9 @@ class Scheduler:
 
         def end(ended: asyncio.Task[None]) -> None:
             lane.discard(ended)
+            if ended.cancelled():
+                # A backend's own task was cancelled, or the event loop ends: no answer will come.
+                call.fail(NotReadyError("the call of the policy was cancelled; try again"))
             self._start_calls()
 
         task.add_done_callback(end)
@@ -351,6 +359,8 @@ class Scheduler:
         # No question waits longer than this: a call that hangs must not occupy the backend.
         async with asyncio.timeout_at(call.deadline):
             outputs = await self._backend.infer(inputs)
+        if len(outputs) != rows:
+            raise PolicyFailedError(f"expected {rows} answers of the policy, got {len(outputs)}")
         seconds = time.perf_counter() - started
         self._metrics.observe_stage("policy", seconds)
         self._row_cost.observe(rows, seconds)

@@ -653,16 +653,68 @@ async def test_queue_is_watched_until_the_scheduler_is_closed() -> None:
     assert metrics.snapshot().numbers["queue_depth"] == {("b",): 0.0}
 
 
-async def test_batch_of_no_rows_has_no_answers() -> None:
-    assert len(await scheduler_of(integer_backend()).infer(rows_of(0))) == 0
+class OddBackend(FakeBackend):
+    """A policy whose answers are as many as a test says, or that is cancelled within."""
+
+    rows = 0
+    is_cancelled = False
+
+    async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+        """Answer other rows than were asked for."""
+        if self.is_cancelled:
+            raise asyncio.CancelledError
+        width = inputs.observations.shape[1]
+        return await super().infer(PolicyInputs.of(np.zeros((self.rows, width), np.float32)))
 
 
-async def test_closed_scheduler_refuses_batches_too() -> None:
-    backend = integer_backend()
-    scheduler = scheduler_of(backend)
+def odd_backend(*, rows: int = 0, is_cancelled: bool = False) -> OddBackend:
+    """Return a policy that does not keep to `PolicyBackend.infer`."""
+    plain = integer_backend()
+    backend = OddBackend(plain.signature, plain.bias)
+    backend.rows, backend.is_cancelled = rows, is_cancelled
+    return backend
+
+
+@pytest.mark.parametrize("rows", [0, 5])
+async def test_answers_of_another_number_than_the_questions_are_a_failure(rows: int) -> None:
+    scheduler = scheduler_of(odd_backend(rows=rows))
+
+    (single,) = await ask(scheduler, 0.0)
+    with pytest.raises(PolicyFailedError, match=f"observation 0: expected 1 answers .* got {rows}"):
+        await scheduler.infer(PolicyInputs.of(np.zeros((3, 2), np.float32)))
+
+    assert isinstance(single, PolicyFailedError)
+    assert single.message == f"expected 1 answers of the policy, got {rows}"
     await scheduler.aclose()
 
-    with pytest.raises(NotReadyError, match="shutting down"):
-        await scheduler.infer(rows_of(3))
 
-    assert backend.batches == []
+async def test_call_that_the_backend_cancels_is_an_error_for_all_who_wait() -> None:
+    scheduler = scheduler_of(odd_backend(is_cancelled=True))
+
+    singles = await ask(scheduler, 0.0, 1.0)
+    with pytest.raises(NotReadyError, match="cancelled; try again"):
+        await scheduler.infer(PolicyInputs.of(np.zeros((3, 2), np.float32)))
+
+    assert [type(error) for error in singles] == [NotReadyError] * 2
+    await scheduler.aclose()
+
+
+async def test_inputs_without_a_row_have_outputs_without_one() -> None:
+    scheduler = scheduler_of(integer_backend())
+
+    outputs = await scheduler.infer(PolicyInputs.of(np.zeros((0, 2), np.float32)))
+
+    assert (outputs.actions.shape, len(outputs)) == ((0, 1), 0)
+
+
+async def test_rows_are_refused_once_closed_unless_held_open() -> None:
+    scheduler, rows = scheduler_of(integer_backend()), PolicyInputs.of(np.zeros((2, 2), np.float32))
+    with scheduler.held():
+        closing = asyncio.create_task(scheduler.aclose())
+        await turns()
+        held = await scheduler.infer(rows)
+    await closing
+
+    with pytest.raises(NotReadyError, match="shutting down"):
+        await scheduler.infer(rows)
+    assert len(held) == 2
