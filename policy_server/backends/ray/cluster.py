@@ -102,7 +102,7 @@ async def open_ray_cluster(settings: Settings) -> AsyncIterator[RayCluster]:
 
 def _membership(settings: Settings, call: OnRaysThread) -> Membership:
     if address := os.environ.get("RAY_ADDRESS"):
-        return ClusterMember(address, call)
+        return ClusterMember(address, call, timeout_s=settings.start_timeout_s)
     if parent_process() is not None:
         return SharedRay(settings, call)
     return SoleOwner(settings, call)
@@ -202,6 +202,9 @@ class RayCluster:
         """Leave Ray, and end it if it is this process's; a cluster's applications go on."""
         if self._keeping is not None:
             self._keeping.cancel()
+        if self._membership.is_crowded:
+            # No process of the cluster's is this one's: a wait for it can be broken off.
+            self._joining.cancel()
         # A start is not broken off: the processes that it has begun have to be ended.
         await asyncio.gather(self._joining, *self._all_kept(), return_exceptions=True)
         for backend in list(self._backends):

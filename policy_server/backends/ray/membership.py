@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,10 +13,14 @@ import ray
 import policy_server
 from policy_server.backends.ray.connection import as_not_ready_error, connect
 from policy_server.backends.ray.own_ray import OwnRay
+from policy_server.errors import NotReadyError
 from policy_server.settings import Settings
 
 __all__ = ["ClusterMember", "Membership", "OnRaysThread", "SoleOwner"]
 
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.5
 _JOIN_HINT = "; a cluster with tokens wants RAY_AUTH_MODE and RAY_AUTH_TOKEN here too"
 
 OnRaysThread = Callable[..., Awaitable[Any]]
@@ -103,19 +109,22 @@ class ClusterMember:
     is_crowded = True
     ledger_folder = None
 
-    def __init__(self, address: str, call: OnRaysThread) -> None:
+    def __init__(self, address: str, call: OnRaysThread, *, timeout_s: float) -> None:
         """Own the connection, from `join` to `leave`.
 
         Args:
             address: the cluster's address.
             call: runs a function on Ray's thread.
+            timeout_s: the longest wait for the cluster to be there, in seconds.
         """
         self.addresses: dict[str, str] = {}
         self._address = address
+        self._timeout_s = timeout_s
         self._call = call
 
     async def join(self) -> None:
         """See `Membership.join`."""
+        await self._wait_for_cluster()
         package = str(Path(policy_server.__file__).parent)
         with as_not_ready_error(_JOIN_HINT):
             await self._call(connect, self._address, {"py_modules": [package]})
@@ -129,3 +138,38 @@ class ClusterMember:
     async def leave(self) -> None:
         """See `Membership.leave`."""
         await self._call(ray.shutdown)
+
+    async def _wait_for_cluster(self) -> None:
+        """Wait until the address takes a connection, where it has a host and a port.
+
+        Ray itself waits for a quarter of an hour, in a thread that nothing ends.
+
+        Raises:
+            NotReadyError: if it takes none in time.
+        """
+        host, _, port = self._address.rpartition(":")
+        if "://" in host or not port.isdecimal():
+            return
+        reason: OSError | None = None
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                while fault := await _fault_of_connection(host.strip("[]"), int(port)):
+                    if str(fault) != str(reason):
+                        logger.warning("cluster_not_reached", extra={"reason": str(fault)})
+                    reason = fault
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError as error:
+            raise NotReadyError(
+                f"RAY_ADDRESS: expected a cluster at {self._address}, got no connection within "
+                f"{self._timeout_s:g} s; start Ray there, or correct the address"
+            ) from (reason or error)
+
+
+async def _fault_of_connection(host: str, port: int) -> OSError | None:
+    """Connect and disconnect; return why that did not work, or None."""
+    try:
+        _, writer = await asyncio.open_connection(host, port)
+    except OSError as error:
+        return error
+    writer.close()
+    return None

@@ -1,0 +1,71 @@
+"""Joining a cluster: the wait for its address, which a stop breaks off."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from policy_server.backends.ray.cluster import RayCluster
+from policy_server.backends.ray.connection import connect
+from policy_server.backends.ray.membership import ClusterMember
+from policy_server.errors import NotReadyError
+from policy_server.settings import Settings
+from tests.support.servers import free_port
+from tests.support.waiting import turns
+
+
+class RaysThread:
+    """Ray's thread without a Ray: notes the functions that it would run."""
+
+    def __init__(self) -> None:
+        """Own the list of the functions."""
+        self.called: list[Callable[..., Any]] = []
+
+    async def __call__(self, function: Callable[..., Any], *_: object) -> None:
+        """Note a function."""
+        self.called.append(function)
+
+
+async def test_cluster_that_is_not_there_is_an_error_in_time() -> None:
+    thread, address = RaysThread(), f"127.0.0.1:{free_port()}"
+    member = ClusterMember(address, thread, timeout_s=0.1)
+
+    with pytest.raises(
+        NotReadyError, match=f"expected a cluster at {address}, got no connection within 0.1 s"
+    ):
+        await member.join()
+
+    assert thread.called == []
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_cluster_that_comes_up_meanwhile_is_joined(host: str) -> None:
+    thread, port = RaysThread(), free_port()
+    joining = asyncio.create_task(ClusterMember(f"{host}:{port}", thread, timeout_s=30.0).join())
+    await turns()
+    called_before = list(thread.called)
+
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", port):
+        await joining
+
+    assert (called_before, thread.called) == ([], [connect])
+
+
+@pytest.mark.parametrize("address", ["auto", "ray://127.0.0.1:1"])
+async def test_address_without_host_and_port_is_left_to_ray(address: str) -> None:
+    thread = RaysThread()
+
+    await ClusterMember(address, thread, timeout_s=0.1).join()
+
+    assert thread.called == [connect]
+
+
+async def test_stop_breaks_the_wait_for_a_cluster_off() -> None:
+    member = ClusterMember(f"127.0.0.1:{free_port()}", RaysThread(), timeout_s=300.0)
+    cluster = RayCluster(Settings(), member)
+    await turns()
+
+    await asyncio.wait_for(cluster.aclose(), 5)
