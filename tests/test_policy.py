@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from policy_server.policy import (
     LARGEST,
     ActionComponent,
     ComponentKind,
+    PolicyInputs,
     PolicyOutputs,
 )
 from tests.support.fakes import components_of, signature_of
@@ -51,3 +53,27 @@ def test_probability_is_cut_to_float32_and_its_logarithm_is_not() -> None:
 
     assert outputs.probability[:2].astype(np.float32).tolist() == [LARGEST, 1.0]
     assert np.isnan(outputs.probability[2])
+
+
+def test_inputs_and_outputs_cross_to_another_process_whole() -> None:
+    rows = np.arange(6, dtype=np.float32).reshape(2, 3)
+    inputs = PolicyInputs(
+        rows,
+        np.array([True, False]),
+        np.array([-1, 7]),
+        wants_distribution=False,
+        state=(rows * 2,),
+        masks=np.array([[True, False]] * 2),
+    )
+    outputs = PolicyOutputs(np.ones((2, 1)), np.zeros(2), rows, (rows * 3,))
+
+    found, answered = pickle.loads(pickle.dumps((inputs, outputs)))  # noqa: S301 -- written above
+
+    assert (found.observations == rows).all()
+    assert found.is_deterministic.tolist() == [True, False]
+    assert (found.seeds.tolist(), found.wants_distribution) == ([-1, 7], False)
+    assert (found.state[0] == rows * 2).all()
+    assert found.masks.tolist() == [[True, False]] * 2
+    assert (answered.actions.tolist(), answered.log_probability.tolist()) == ([[1], [1]], [0, 0])
+    assert (answered.distribution == rows).all()
+    assert (answered.state[0] == rows * 3).all()

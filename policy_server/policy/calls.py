@@ -61,6 +61,11 @@ class PolicyInputs:
     state: tuple[NDArray[Any], ...] = ()
     masks: NDArray[np.bool_] | None = None
 
+    def __reduce__(self) -> tuple[type[PolicyInputs], tuple[object, ...]]:
+        """Pickle by the values alone: without the names of the fields it takes half the time."""
+        values = (self.observations, self.is_deterministic, self.seeds)
+        return type(self), (*values, self.wants_distribution, self.state, self.masks)
+
     @classmethod
     def of(
         cls,
@@ -126,6 +131,10 @@ class PolicyOutputs:
     log_probability: Float64Array
     distribution: Float32Array | None
     state: tuple[NDArray[Any], ...] = ()
+
+    def __reduce__(self) -> tuple[type[PolicyOutputs], tuple[object, ...]]:
+        """Pickle by the values alone; see `PolicyInputs`."""
+        return type(self), (self.actions, self.log_probability, self.distribution, self.state)
 
     def __len__(self) -> int:
         """Return the number of rows, B."""
