@@ -25,7 +25,7 @@ from policy_server.web.answering import PolicyAnswering
 from policy_server.web.cross_origin import CrossOrigin
 from policy_server.web.fast_path import FastPath
 from policy_server.web.gate import Gate
-from policy_server.web.openapi import build_openapi
+from policy_server.web.openapi import build_openapi, refuse_shared_type_names
 from policy_server.web.problems import install_error_handlers
 from policy_server.web.route_table import RouteTable
 from policy_server.web.routes import policy_routes, server_routes
@@ -63,9 +63,13 @@ def create_app(
 
     Returns:
         The ASGI application.
+
+    Raises:
+        SettingsError: if types of two policies would have one name in OpenAPI.
     """
     counted = metrics or Metrics()
     table = RouteTable(registry)
+    refuse_shared_type_names(table, registry)
     policies = {slot.name: PolicyAnswering(slot) for slot in registry}
     sdks = SdkStore(settings.sdks_path)
 

@@ -8,13 +8,14 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from policy_server import __version__
+from policy_server.errors import SettingsError
 from policy_server.serving import PolicyRegistry, PolicySlot
 from policy_server.web.answering import render_examples
 from policy_server.web.openapi_schemas import TypeNames, error_schemas, policy_schemas, sized
 from policy_server.web.route_table import AnswerRoute, RouteTable
 from policy_server.web.routes import NPY
 
-__all__ = ["build_openapi"]
+__all__ = ["build_openapi", "refuse_shared_type_names"]
 
 Document = dict[str, Any]
 
@@ -110,6 +111,30 @@ def build_openapi(
             example = examples[route.policy].get(route.kind)
             describe(methods["post"], route, registry[route.policy], example)
     return document
+
+
+def refuse_shared_type_names(table: RouteTable, registry: PolicyRegistry) -> None:
+    """Refuse policies whose types would have one name in the document.
+
+    Examples: `lift-2` and `lift_2` both have a Lift2Observation; the flat observation of `door` and
+    the named one of `door-raw` are both a DoorRawObservation.
+
+    Args:
+        table: the server's routes.
+        registry: the policies.
+
+    Raises:
+        SettingsError: naming the two policies and the type.
+    """
+    owners: dict[str, str] = {}
+    for page in table.schemas():
+        for name in policy_schemas(registry[page.policy], namespace=page.namespace):
+            if name in owners:
+                raise SettingsError(
+                    f"policies: {page.policy!r}: its type {name} in OpenAPI has the name of one of "
+                    f"{owners[name]!r}; rename the policy"
+                )
+            owners[name] = page.policy
 
 
 def _without_null(schema: Document) -> Document:

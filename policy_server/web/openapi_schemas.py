@@ -65,7 +65,8 @@ def policy_schemas(slot: PolicySlot, *, namespace: str = "") -> Document:
     if observation is not None:
         columns = _columns_of(observation)
         schemas = {"Observation": sized(observation), **schemas, "ObservationColumns": columns}
-    return {names.of(name): schema for name, schema in schemas.items()}
+    # openapi-generator takes types of one title and one form for one type, and writes one of them.
+    return {names.of(name): {**schema, "title": names.of(name)} for name, schema in schemas.items()}
 
 
 def _components_of(component: Document) -> Document:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
+from policy_server.errors import SettingsError
 from policy_server.metrics import Metrics
 from policy_server.schema import parse_schema
 from policy_server.serving import PolicyRegistry
@@ -106,6 +107,38 @@ async def test_openapi_names_types_and_operations_apart() -> None:
     assert reference == "#/components/schemas/Lift2Observation"
     answer = paths["/policies/lift-2/predict"]["post"]["responses"]["200"]["content"]
     assert answer["application/json"]["example"]["actions"] == [1]
+
+
+async def test_title_of_each_type_is_its_name() -> None:
+    """openapi-generator would write one type of those with equal titles and equal properties."""
+    async with several() as (client, _):
+        schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
+
+    titles = {name: schema.get("title") for name, schema in schemas.items() if name in _types()}
+    assert titles == {name: name for name in _types()}
+
+
+def _types() -> set[str]:
+    kinds = {"Observation", "RawObservation", "Prediction", "ComponentBatch", "ObservationColumns"}
+    return kinds | {f"{policy}{kind}" for policy in ("Door", "Lift2") for kind in kinds}
+
+
+@pytest.mark.parametrize(
+    ("names", "type_name"),
+    [
+        (("lift-2", "lift_2"), "Lift2Observation"),
+        (("door", "Door"), "DoorObservation"),
+        (("door", "door-raw"), "DoorRawObservation"),
+        (("door", "raw"), "RawObservation"),
+    ],
+)
+def test_policies_whose_types_would_have_one_name_are_refused(
+    names: tuple[str, str], type_name: str
+) -> None:
+    registry = PolicyRegistry([slot_of(integer_backend(), DOOR, name=name) for name in names])
+
+    with pytest.raises(SettingsError, match=f"{names[1]}.*its type {type_name} in OpenAPI"):
+        create_app(registry, Settings(), api_key=KEY)
 
 
 async def test_requests_are_counted_by_policy() -> None:
