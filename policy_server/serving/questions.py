@@ -134,6 +134,9 @@ class Call(Protocol):
     def is_wanted(self) -> bool:
         """Return whether an answer is still waited for."""
 
+    def waiting(self) -> int:
+        """Return how many of its rows are still waited for."""
+
     def inputs(self, dtype: type[np.floating[Any]]) -> PolicyInputs:
         """Return the rows with their options, as a backend takes them."""
 
@@ -173,6 +176,22 @@ class SingleCall:
     def is_wanted(self) -> bool:
         """Return whether any request still waits."""
         return any(not item.answer.done() for item in self._waiting)
+
+    def waiting(self) -> int:
+        """Return how many questions are still waited for."""
+        return sum(not item.answer.done() for item in self._waiting)
+
+    def expire(self, now: float, error: PolicyServerError) -> int:
+        """Fail the questions whose deadline has come, and return how many that were.
+
+        Args:
+            now: the time by the event loop's clock.
+            error: the error that they get.
+        """
+        late = [item for item in self._waiting if item.deadline <= now and not item.answer.done()]
+        for item in late:
+            item.answer.set_exception(error)
+        return len(late)
 
     def inputs(self, dtype: type[np.floating[Any]]) -> PolicyInputs:
         """Return the questions' rows in columns; see `Call.inputs`."""
@@ -276,6 +295,10 @@ class BulkCall:
     def is_wanted(self) -> bool:
         """Return whether the request still waits, and no other row has failed."""
         return not self.answer.outputs.done()
+
+    def waiting(self) -> int:
+        """Return the number of rows while the request waits, else 0."""
+        return len(self) if self.is_wanted() else 0
 
     def inputs(self, dtype: type[np.floating[Any]]) -> PolicyInputs:  # noqa: ARG002 -- theirs is right
         """Return the rows; see `Call.inputs`."""

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from policy_server.errors import NotReadyError, OverloadedError, PolicyFailedError
 from policy_server.metrics import PolicyMetrics
@@ -30,6 +30,8 @@ from policy_server.serving.questions import (
 from policy_server.serving.row_cost import RowCost
 
 __all__ = ["ROWS_PER_CALL", "Limits", "Scheduler"]
+
+_Call = TypeVar("_Call", SingleCall, BulkCall)
 
 # A call of so many rows is short enough for single questions to come in between.
 ROWS_PER_CALL = 1024
@@ -80,8 +82,8 @@ class Scheduler:
         self._stop_watching = metrics.watch_queue(lambda: self._size)
         self._waiting: deque[Waiting] = deque()
         self._bulk: deque[BulkCall] = deque()
-        self._single_calls: set[asyncio.Task[None]] = set()
-        self._bulk_calls: set[asyncio.Task[None]] = set()
+        self._single_calls: dict[asyncio.Task[None], SingleCall] = {}
+        self._bulk_calls: dict[asyncio.Task[None], BulkCall] = {}
         self._size = 0
         self._holders = 0
         self._is_released = asyncio.Event()
@@ -218,7 +220,7 @@ class Scheduler:
 
     @property
     def _calls(self) -> set[asyncio.Task[None]]:
-        return self._single_calls | self._bulk_calls
+        return {*self._single_calls, *self._bulk_calls}
 
     def _schedule(self) -> None:
         loop = asyncio.get_running_loop()
@@ -245,18 +247,18 @@ class Scheduler:
             self._give_up(SingleCall([self._waiting.popleft()]))
         while self._bulk and self._bulk[0].deadline <= now:
             self._give_up(self._bulk.popleft())
+        for call in self._single_calls.values():
+            # A call lasts as long as its youngest question waits.
+            if expired := call.expire(now, self._late()):
+                self._metrics.count_rejected("timeout", expired)
         self._is_sweeping = bool(self._size or self._bulk)
         if self._is_sweeping:
             loop.call_later(self._limits.timeout_s * _SWEEP_SHARE, self._sweep)
 
     def _give_up(self, call: Call) -> None:
         if call.is_wanted():
-            self._metrics.count_rejected("timeout", len(call))
+            self._metrics.count_rejected("timeout", call.waiting())
             call.fail(self._late())
-
-    def _closed(self) -> NotReadyError:
-        self._metrics.count_rejected("shutdown")
-        return NotReadyError("the server is shutting down; try another one")
 
     def _late(self) -> OverloadedError:
         timeout_s = self._limits.timeout_s
@@ -303,12 +305,12 @@ class Scheduler:
             batch.append(item)
         return SingleCall(batch) if batch else None
 
-    def _start(self, call: Call, lane: set[asyncio.Task[None]]) -> None:
+    def _start(self, call: _Call, lane: dict[asyncio.Task[None], _Call]) -> None:
         task = asyncio.create_task(self._answer(call))
-        lane.add(task)
+        lane[task] = call
 
         def end(ended: asyncio.Task[None]) -> None:
-            lane.discard(ended)
+            del lane[ended]
             if ended.cancelled():
                 # A backend's own task was cancelled, or the event loop ends: no answer will come.
                 call.fail(NotReadyError("the call of the policy was cancelled; try again"))
@@ -344,7 +346,7 @@ class Scheduler:
         try:
             outputs = await self._infer(call)
         except TimeoutError:
-            self._metrics.count_rejected("timeout", len(call))
+            self._metrics.count_rejected("timeout", call.waiting())
             return self._late()
         except Exception as error:
             return error

@@ -718,3 +718,27 @@ async def test_rows_are_refused_once_closed_unless_held_open() -> None:
     with pytest.raises(NotReadyError, match="shutting down"):
         await scheduler.infer(rows)
     assert len(held) == 2
+
+
+async def test_each_question_of_a_call_that_hangs_has_its_own_deadline() -> None:
+    backend = integer_backend()
+    backend.gate = asyncio.Event()
+    metrics = Metrics()
+    scheduler = scheduler_of(backend, timeout_s=0.4, metrics=metrics.of("walker"))
+    blocking = await occupied(scheduler, backend)
+    await asyncio.sleep(0.15)
+    early = scheduler.ask(question())
+    await asyncio.sleep(0.15)
+    late = scheduler.ask(question())
+    # Both ride in the call that follows when the two that hang are given up.
+    await blocking[0]
+    await until(lambda: backend.batches == [1, 1, 2])
+
+    with pytest.raises(OverloadedError):
+        await early
+    was_waiting = not late.done()
+    with pytest.raises(OverloadedError):
+        await late
+
+    assert was_waiting
+    await until(lambda: metrics.snapshot().numbers["rejected"] == {("timeout", "walker"): 4.0})

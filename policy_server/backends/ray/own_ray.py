@@ -81,16 +81,19 @@ class OwnRay:
         started = time.monotonic()
         use_token()
         adopt_loggers()
-        # Ray puts sockets there, whose paths may have 107 characters.
+        # Ray opens its own folder to everybody; the one around it is this user's alone. Sockets
+        # lie there, whose paths may have 107 characters.
         self._folder = Path(tempfile.mkdtemp(prefix="ps-ray-"))
+        rays_folder = self._folder / "r"
+        rays_folder.mkdir()
         if self._settings.dashboard_port:
             self._announce_dashboard(self._folder)
         with as_not_ready_error():
             try:
-                self._start_lean(self._folder)
+                self._start_lean(rays_folder)
             except _MOVED as error:
                 logger.warning("ray_started_whole", extra={"reason": str(error)})
-                self._start_whole(self._folder)
+                self._start_whole(rays_folder)
         logger.info("ray_started", extra={"seconds": round(time.monotonic() - started, 1)})
 
     def start_dashboard(self) -> None:

@@ -103,6 +103,8 @@ class SharedRay:
             return False
         known = json.loads(state.read_text())
         if not is_alive(known["pid"]):
+            # Its Ray has ended with it, which could not remove its folder any more.
+            shutil.rmtree(known["folder"], ignore_errors=True)
             return False
         if known["token"]:
             os.environ["RAY_AUTH_TOKEN"] = known["token"]
