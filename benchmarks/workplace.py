@@ -20,7 +20,8 @@ from benchmarks.peers.network import Network
 from benchmarks.subjects import OBSERVATION, ROOT, Workplace
 from policy_server.engine.network import CompiledPolicy, NumpyNetwork
 from policy_server.formats.compiling_process import find_compiled
-from policy_server.formats.model_files import identify_model, prepare_model
+from policy_server.formats.finding import prepare_model
+from policy_server.formats.model_files import identify_model
 from policy_server.policy import Float32Array
 from policy_server.schema import read_schema
 from policy_server.settings import Settings

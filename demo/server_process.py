@@ -17,7 +17,7 @@ from typing import Literal
 
 from policy_server.commands.served_files import copy_server_files
 from policy_server.errors import PolicyServerError
-from policy_server.formats.model_files import has_policy
+from policy_server.formats.finding import has_policy
 from policy_server.schema import read_schema
 from policy_server.settings import ENV_PREFIX, read_settings
 

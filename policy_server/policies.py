@@ -7,7 +7,8 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from functools import partial
 
 from policy_server.backends.opening import Backends, open_backends
-from policy_server.formats.model_files import identify_model, prepare_model
+from policy_server.formats.finding import prepare_model
+from policy_server.formats.model_files import identify_model
 from policy_server.metrics import Metrics
 from policy_server.policy import DEFAULT_POLICY
 from policy_server.schema import ServerSchema, named_as_example

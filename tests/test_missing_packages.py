@@ -149,7 +149,8 @@ SERVED = """
 import asyncio
 from policy_server.backends.local import open_local_backend
 from policy_server.errors import PolicyServerError
-from policy_server.formats.model_files import identify_model, prepare_model
+from policy_server.formats.finding import prepare_model
+from policy_server.formats.model_files import identify_model
 from policy_server.schema import read_schema
 from policy_server.settings import read_settings
 

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 import numpy as np
 
 from policy_server.backends.local import open_local_backend
-from policy_server.formats.model_files import identify_model, prepare_model
+from policy_server.formats.finding import prepare_model
+from policy_server.formats.model_files import identify_model
 from policy_server.metrics import Metrics
 from policy_server.policy import (
     DEFAULT_POLICY,

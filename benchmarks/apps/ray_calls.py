@@ -23,7 +23,8 @@ from policy_server.backends.ray.ledger import FilesHere
 from policy_server.backends.ray.own_ray import OwnRay
 from policy_server.engine.cache import Outcome, encode
 from policy_server.formats.compiling_process import find_compiled
-from policy_server.formats.model_files import identify_model, prepare_model
+from policy_server.formats.finding import prepare_model
+from policy_server.formats.model_files import identify_model
 from policy_server.policy import PolicyInputs, PolicyOutputs
 from policy_server.schema import read_schema
 from policy_server.settings import Settings, read_settings

@@ -20,7 +20,7 @@ from benchmarks.progress import say
 from benchmarks.results import EngineCell, Results
 from policy_server.errors import PolicyServerError
 from policy_server.formats import load_policy
-from policy_server.formats.model_files import prepare_model
+from policy_server.formats.finding import prepare_model
 from policy_server.policy import PolicyInputs
 from policy_server.schema import read_schema
 from policy_server.settings import Engine, Settings

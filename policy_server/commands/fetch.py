@@ -7,7 +7,7 @@ from pathlib import Path
 
 from policy_server.commands.command_line import Terminal, progress_bar
 from policy_server.errors import SchemaError, SettingsError, UsageError
-from policy_server.formats.model_files import find_policy
+from policy_server.formats.finding import find_policy
 from policy_server.installation import command_for, serving_command
 from policy_server.remote_files import PairCheck, fetch_files, parse_uri
 from policy_server.schema import find_example_of

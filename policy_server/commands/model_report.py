@@ -15,7 +15,8 @@ from policy_server.commands.native_logs import hidden_native_logs
 from policy_server.errors import ModelError, SchemaError
 from policy_server.files.atomic import write_whole
 from policy_server.formats import load_policy
-from policy_server.formats.model_files import find_model, unpack_model
+from policy_server.formats.finding import find_model
+from policy_server.formats.unpacking import unpack_model
 from policy_server.installation import command_for
 from policy_server.policy import (
     ActionComponent,

@@ -11,7 +11,8 @@ from pathlib import Path
 from policy_server.engine.cache import carry_outcome
 from policy_server.errors import ModelError
 from policy_server.files.replacement import incoming_folder, replaced
-from policy_server.formats.model_files import has_policy, unpack_model
+from policy_server.formats.finding import has_policy
+from policy_server.formats.unpacking import unpack_model
 from policy_server.installation import command_for, examples_folder
 from policy_server.schema import find_example_of
 from policy_server.servable import check_servable

@@ -13,7 +13,7 @@ from policy_server.policy import Policy
 from policy_server.schema import ServerSchema
 from policy_server.settings import Engine
 
-__all__ = ["FORMATS", "Format", "load_policy"]
+__all__ = ["FORMATS", "Format", "expected_formats", "format_of", "load_policy"]
 
 
 class Format(Protocol):
@@ -30,12 +30,20 @@ class Format(Protocol):
     def mark(self) -> str:
         """Return the file that every policy of the format has, such as `saved_model.pb`."""
 
+    @property
+    def beside(self) -> str | None:
+        """Return the file that may lie beside a zip of the format and belongs to it; None for none.
+
+        An example is `vec_normalize.pkl`; it is copied to the folder of the unpacked zip.
+        """
+
     def can_read(self, files: Mapping[str, Path]) -> bool:
-        """Return whether the files are a policy of this format.
+        """Return whether the files are a policy of this format, by their names.
 
         Args:
             files: the model's files by their names below its folder, such as
-                `variables/variables.index`. The folder's own name tells no format.
+                `variables/variables.index`. The folder's own name tells no format. Nothing is to be
+                read from them: before a zip is unpacked, only the names are there.
         """
 
     def load(
@@ -59,6 +67,28 @@ class Format(Protocol):
 
 # A further format needs its own package, and a line here.
 FORMATS: Sequence[Format] = (SavedModelFormat(),)
+
+
+def format_of(files: Mapping[str, Path], formats: Sequence[Format] = FORMATS) -> Format | None:
+    """Return the first format that reads the files; None where none does.
+
+    Args:
+        files: the model's files by their names below its folder.
+        formats: those that may read the files.
+    """
+    return next((form for form in formats if form.can_read(files)), None)
+
+
+def expected_formats(formats: Sequence[Format] = FORMATS) -> str:
+    """Return the formats' names in a phrase for messages, such as `a TensorFlow SavedModel`.
+
+    Args:
+        formats: those that may read a policy's files.
+    """
+    return " or ".join(
+        f"an {form.name}" if form.name.startswith(("RL", "O", "A", "E")) else f"a {form.name}"
+        for form in formats
+    )
 
 
 def load_policy(
@@ -88,9 +118,7 @@ def load_policy(
         SchemaError: if schema.yaml disagrees with the policy.
     """
     files = files_of_model(folder)
-    for form in formats:
-        if form.can_read(files):
-            return form.load(files, schema, engine=engine)
+    if (form := format_of(files, formats)) is not None:
+        return form.load(files, schema, engine=engine)
     marks = " and no ".join(form.mark for form in formats)
-    names = " or a ".join(form.name for form in formats)
-    raise ModelError(f"{folder}: holds no {marks}; expected a {names}")
+    raise ModelError(f"{folder}: holds no {marks}; expected {expected_formats(formats)}")

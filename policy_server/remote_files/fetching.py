@@ -15,7 +15,8 @@ from policy_server.engine.cache import carry_outcome
 from policy_server.errors import ModelError, PolicyServerError, SchemaError
 from policy_server.files.atomic import write_whole
 from policy_server.files.replacement import incoming_folder, replaced, restore_interrupted
-from policy_server.formats.model_files import find_policy, unpack_model
+from policy_server.formats.finding import find_policy
+from policy_server.formats.unpacking import unpack_model
 from policy_server.remote_files.download import Limits, OnProgress, UnreachableError, download
 from policy_server.remote_files.uris import RemoteUri, parse_uri
 from policy_server.schema import read_schema

@@ -13,7 +13,8 @@ from pydantic import SecretStr
 from policy_server.commands import served_files
 from policy_server.engine.cache import digest_of, read_outcome
 from policy_server.errors import ModelError, PolicyServerError
-from policy_server.formats.model_files import identify_model, unpack_model
+from policy_server.formats.model_files import identify_model
+from policy_server.formats.unpacking import unpack_model
 from policy_server.schema import read_schema
 from policy_server.settings import Settings
 from tests.support.folders import ROOT

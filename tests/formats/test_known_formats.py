@@ -33,6 +33,7 @@ class NamedFormat:
 
     name = "policy of a test"
     mark = "weights.txt"
+    beside = None
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy

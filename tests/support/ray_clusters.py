@@ -10,7 +10,8 @@ import numpy as np
 from policy_server.backends.ray import RayBackend, VersionDescription
 from policy_server.engine.network import NetworkPolicy
 from policy_server.formats.compiling_process import find_compiled
-from policy_server.formats.model_files import identify_model, unpack_model
+from policy_server.formats.model_files import identify_model
+from policy_server.formats.unpacking import unpack_model
 from policy_server.policy import PolicyInputs
 from policy_server.schema import read_schema
 from policy_server.settings import Settings

@@ -8,23 +8,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from policy_server.formats.model_files import MODEL_FILE
 from policy_server.policy import Policy
 from policy_server.schema import ServerSchema
 from policy_server.settings import Engine
 
 __all__ = ["SavedModelFormat"]
 
+_MODEL_FILE = "saved_model.pb"
+
 
 class SavedModelFormat:
     """The `Format` of TensorFlow's SavedModels."""
 
     name = "TensorFlow SavedModel"
-    mark = MODEL_FILE
+    mark = _MODEL_FILE
+    beside = None
 
     def can_read(self, files: Mapping[str, Path]) -> bool:
         """Return whether the files are a SavedModel's; see `Format.can_read`."""
-        return MODEL_FILE in files
+        return _MODEL_FILE in files
 
     def load(
         self, files: Mapping[str, Path], schema: ServerSchema | None, *, engine: Engine
@@ -33,4 +35,4 @@ class SavedModelFormat:
         # TensorFlow takes seconds to import, and some 400 MB for as long as the process lives.
         from policy_server.formats.saved_model.loading import load_policy
 
-        return load_policy(files[MODEL_FILE].parent, schema, engine=engine)
+        return load_policy(files[_MODEL_FILE].parent, schema, engine=engine)

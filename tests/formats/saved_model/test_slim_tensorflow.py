@@ -13,7 +13,7 @@ from tests.support.folders import EXPORTS
 LOADING = """
 import sys
 from pathlib import Path
-from policy_server.formats.model_files import unpack_model
+from policy_server.formats.unpacking import unpack_model
 from policy_server.formats.saved_model.loading import load_policy
 from policy_server.schema import read_schema
 target, *exports = map(Path, sys.argv[1:])

@@ -1,0 +1,204 @@
+"""The policy that a server's folder holds: a zip of any name, or a folder that a format reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from policy_server.errors import ModelError
+from policy_server.formats.known_formats import FORMATS, Format, expected_formats, format_of
+from policy_server.formats.model_files import files_of_model, is_part_of_model
+from policy_server.formats.recognition import describe_file, describe_names
+from policy_server.formats.unpacking import choose_root, format_of_zip, unpack_model
+from policy_server.installation import command_for
+from policy_server.settings import Settings
+
+__all__ = ["find_model", "find_policy", "has_policy", "prepare_model"]
+
+# A policy has a few files; a folder of more is a data set, an environment or the like.
+_MOST_FILES = 10_000
+_SOME_FILES = 5
+# The names under which training libraries write their files: others in the folder are no policy.
+_SUFFIXES = frozenset(
+    (
+        *(".ckpt", ".h5", ".keras", ".onnx", ".pickle", ".pkl", ".pt", ".pt2", ".pth"),
+        *(".7z", ".gz", ".rar", ".safetensors", ".tar", ".tgz", ".zst"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A zip or folder of the server's folder that holds a policy."""
+
+    path: Path
+    form: Format
+
+
+def prepare_model(settings: Settings, *, formats: Sequence[Format] = FORMATS) -> Path:
+    """Make sure that the policy of the server's folder lies unzipped.
+
+    Args:
+        settings: the folder, and how much may be unpacked.
+        formats: those that may read the policy.
+
+    Returns:
+        The folder that holds the policy's files, such as saved_model.pb: `models/` for a zip.
+
+    Raises:
+        ModelError: if there is no policy or more than one, or its zip is refused.
+    """
+    found = find_policy(settings, formats=formats)
+    if found is None:
+        raise ModelError(_nothing_found(settings, formats))
+    if found.is_dir() and found != settings.zip_path:
+        return found
+    return unpack_model(
+        found, settings.models_path, max_bytes=settings.max_unpacked_bytes, formats=formats
+    )
+
+
+def find_policy(settings: Settings, *, formats: Sequence[Format] = FORMATS) -> Path | None:
+    """Return the zip or folder that a start would serve.
+
+    Candidates are the zips of the server's folder and, one level below it, the folders whose files
+    a format reads. `models/` is one only where there is no zip, since zips are unpacked there.
+    Beside saved_model.zip a policy of the same format is taken for another version of it, such as
+    the folder that was zipped, and left alone.
+
+    Args:
+        settings: the folder, and how much a zip may unpack to.
+        formats: those that may read the policy.
+
+    Returns:
+        The path; None where there is no policy. A saved_model.zip that can't be read is returned
+        too, so that its fault is told when it is unpacked.
+
+    Raises:
+        ModelError: if there is more than one candidate.
+    """
+    candidates = list(_candidates(settings, formats))
+    first = settings.zip_path
+    if os.path.lexists(first):
+        own = next((item for item in candidates if item.path == first), None)
+        if own is None:
+            return first
+        candidates = [own, *(item for item in candidates if item.form is not own.form)]
+    elif not any(item.path.is_file() for item in candidates):
+        candidates.extend(_unzipped(settings, formats))
+    if len(candidates) > 1:
+        names = ", ".join(_shown(item) for item in candidates)
+        raise ModelError(f"{settings.home}: holds {len(candidates)} policies ({names}); keep one")
+    return candidates[0].path if candidates else None
+
+
+def has_policy(settings: Settings) -> bool:
+    """Return whether a start would have a policy: on disk, or fetched from an address.
+
+    Args:
+        settings: where it lies or comes from.
+
+    Raises:
+        ModelError: as `find_policy`.
+    """
+    return settings.model_uri is not None or find_policy(settings) is not None
+
+
+def find_model(folder: Path, *, formats: Sequence[Format] = FORMATS) -> Path | None:
+    """Return the folder at or below `folder` whose files a format reads; None where there is none.
+
+    Args:
+        folder: where to look.
+        formats: those that may read the files.
+
+    Raises:
+        ModelError: if several lie at the same depth.
+    """
+    paths = [PurePosixPath(name) for name in files_of_model(folder)]
+    root = choose_root(paths, str(folder), formats)
+    return None if root is None else folder / root
+
+
+def _candidates(settings: Settings, formats: Sequence[Format]) -> Iterator[_Candidate]:
+    """Yield the zips and folders with a policy, saved_model.zip among them, without models/."""
+    for path in _entries(settings.home):
+        if path.is_file() and path.suffix.lower() == ".zip":
+            form = _format_of_zip(path, settings, formats)
+        elif path.is_dir() and path.name != settings.models_path.name:
+            form = format_of(_files_of_folder(path), formats)
+        else:
+            continue
+        if form is not None:
+            yield _Candidate(path, form)
+
+
+def _unzipped(settings: Settings, formats: Sequence[Format]) -> Iterator[_Candidate]:
+    model = find_model(settings.models_path, formats=formats)
+    form = None if model is None else format_of(files_of_model(model), formats)
+    if model is not None and form is not None:
+        yield _Candidate(model, form)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return a folder's visible files and folders by name; none where it can't be read."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError:
+        return []
+
+
+def _format_of_zip(path: Path, settings: Settings, formats: Sequence[Format]) -> Format | None:
+    try:
+        return format_of_zip(path, max_bytes=settings.max_unpacked_bytes, formats=formats)
+    except (ModelError, OSError):
+        return None
+
+
+def _files_of_folder(folder: Path) -> dict[str, Path]:
+    """Return the files of a folder that may be a policy; none of one with too many."""
+    files: dict[str, Path] = {}
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if place == str(folder) and not names:
+            return {}
+        paths = [Path(place, name) for name in names]
+        files |= {
+            path.relative_to(folder).as_posix(): path for path in paths if is_part_of_model(path)
+        }
+        if len(files) > _MOST_FILES:
+            return {}
+    return files
+
+
+def _shown(item: _Candidate) -> str:
+    seems = describe_file(item.path) if item.path.is_file() else None
+    return f"{item.path.name}: {seems or expected_formats([item.form])}"
+
+
+def _nothing_found(settings: Settings, formats: Sequence[Format]) -> str:
+    """Return the message for a folder without a policy, with the files that seem to be one."""
+    expected = expected_formats(formats)
+    example = command_for("copy_server_files examples/mouse_and_cheese")
+    seen = [
+        f"{path.name} is {seems}"
+        for path in _entries(settings.home)
+        if (seems := _seeming(path)) is not None
+    ]
+    if seen:
+        found = "; ".join(seen[:_SOME_FILES])
+        return f"{settings.home}: holds no policy: {found}; expected {expected}, zipped or a folder"
+    return (
+        f"{settings.zip_path}: not found; put your policy there, {expected}, zipped, or try an "
+        f"example with `{example}`"
+    )
+
+
+def _seeming(path: Path) -> str | None:
+    if path.is_dir():
+        return describe_names(_files_of_folder(path))
+    suffix = path.suffix.lower()
+    if suffix == ".zip":
+        return describe_file(path) or "a zip without a policy, or damaged"
+    return describe_file(path) if suffix in _SUFFIXES else None

@@ -1,0 +1,155 @@
+"""Recognising a file by its first bytes or by its members' names, so that a refusal can name it."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+__all__ = ["describe_file", "describe_names"]
+
+_HEAD_BYTES = 512
+_MOST_SETTINGS_BYTES = 16 * 1024 * 1024
+_WEB_PAGE = re.compile(rb"\s*(<!--.*?-->\s*)?<(!doctype html|html|head|body)\b", re.I | re.S)
+# ONNX's ModelProto starts with its field ir_version, and the producer's name or the graph follows.
+_ONNX = re.compile(rb"\x08[\x03-\x14](\x12|\x3a|\x42)", re.S)
+_SAFETENSORS = re.compile(rb".{6}\x00\x00\{\s*\"", re.S)
+_PICKLE = re.compile(rb"\x80[\x02-\x05]")
+_TAR_MARK_AT = 257
+_HEADS: Mapping[bytes, str] = {
+    b"version https://git-lfs": "a Git LFS pointer; get the file itself with `git lfs pull`",
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file, such as Keras's weights without their network",
+    b"\x1f\x8b": "a gzip archive; pack the policy as a zip",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive; pack the policy as a zip",
+    b"Rar!": "a rar archive; pack the policy as a zip",
+    b"\x28\xb5\x2f\xfd": "a zstd archive; pack the policy as a zip",
+}
+_PATTERNS: Mapping[re.Pattern[bytes], str] = {
+    _WEB_PAGE: "a web page; the address asks for a login, or shows the file instead of giving it",
+    _ONNX: "an ONNX model, which is not served yet",
+    _SAFETENSORS: "a safetensors file: weights without their network",
+    _PICKLE: "a pickle, which could run any code; give the training library's own checkpoint",
+}
+# stable-baselines3 names the policy's class, whose module is the algorithm's for most.
+_ALGORITHMS = {
+    name.lower(): name for name in ("ARS", "CrossQ", "DQN", "QRDQN", "SAC", "TD3", "TQC")
+} | {"maskable": "MaskablePPO", "recurrent": "RecurrentPPO"}
+
+
+def describe_file(path: Path) -> str | None:
+    """Return a phrase that names a file by its contents, such as `a stable-baselines3 PPO`.
+
+    No pickle is read, nothing is unpacked.
+
+    Args:
+        path: the file, of any size.
+
+    Returns:
+        The phrase, with a remedy where there is one; None for a file that can't be told.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError:
+        return None
+    if not head:
+        return "an empty file"
+    if zipfile.is_zipfile(path):
+        return _describe_zip(path)
+    for start, phrase in _HEADS.items():
+        if head.startswith(start):
+            return phrase
+    if head[_TAR_MARK_AT:].startswith(b"ustar"):
+        return "a tar archive; pack the policy as a zip"
+    return next((phrase for pattern, phrase in _PATTERNS.items() if pattern.match(head)), None)
+
+
+def describe_names(names: Collection[str]) -> str | None:
+    """Return a phrase that names an archive or folder by its members, such as `a Keras file`.
+
+    Args:
+        names: its files, such as `config.json`, below the archive's root or the folder.
+
+    Returns:
+        The phrase; None for members that can't be told.
+    """
+    known = set(names)
+    # PyTorch puts its members in a folder that is named after the file, as does whoever zips one.
+    while len({name.partition("/")[0] for name in known}) == 1 and all("/" in n for n in known):
+        known = {name.partition("/")[2] for name in known}
+    return next((phrase for phrase, is_it in _MEMBERS.items() if is_it(known)), None)
+
+
+def _has(*names: str) -> Callable[[Collection[str]], bool]:
+    return lambda known: all(name in known for name in names)
+
+
+def _has_state(known: Collection[str]) -> bool:
+    return "class_and_ctor_args.pkl" in known and ("state.pkl" in known or "state.msgpack" in known)
+
+
+def _has_code(known: Collection[str]) -> bool:
+    return "constants.pkl" in known and any(name.startswith("code/") for name in known)
+
+
+def _is_torch_program(known: Collection[str]) -> bool:
+    return "archive_format" in known or "serialized_exported_program.json" in known
+
+
+def _is_onnx(known: Collection[str]) -> bool:
+    return any(name.endswith(".onnx") for name in known)
+
+
+def _is_tensorflow_checkpoint(known: Collection[str]) -> bool:
+    return any(name.endswith(".index") for name in known) and any(
+        ".data-0" in name for name in known
+    )
+
+
+_TORCH_REMEDY = "export the network to ONNX with the same library, or give its own checkpoint"
+_MEMBERS: Mapping[str, Callable[[Collection[str]], bool]] = {
+    "a TensorFlow SavedModel": _has("saved_model.pb"),
+    "a stable-baselines3 policy": _has("data", "policy.pth"),
+    "an RLlib policy of the old API stack": _has("rllib_checkpoint.json", "policy_state.pkl"),
+    "an RLlib checkpoint": _has("rllib_checkpoint.json"),
+    "an RLlib module": lambda known: any("module_state." in name for name in known),
+    "the folder of the optimizer or of the environment runner in an RLlib checkpoint, without the "
+    "network; give the whole checkpoint": _has_state,
+    f"a TorchScript module; {_TORCH_REMEDY}": _has_code,
+    f"a torch.export program; {_TORCH_REMEDY}": _is_torch_program,
+    f"a PyTorch file of weights without their network; {_TORCH_REMEDY}": _has("data.pkl"),
+    "a Keras file, which is not served yet; export the model as a SavedModel with "
+    "`model.export(folder)`": _has("config.json", "model.weights.h5"),
+    "an archive of an ONNX model, which is not served yet": _is_onnx,
+    "a TensorFlow checkpoint: weights without their network": _is_tensorflow_checkpoint,
+}
+
+
+def _describe_zip(path: Path) -> str | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if {"data", "policy.pth"} <= set(names):
+                return f"a stable-baselines3 {_algorithm_in(archive)}"
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError):
+        return None
+    return describe_names(names)
+
+
+def _algorithm_in(archive: zipfile.ZipFile) -> str:
+    """Return the algorithm of a stable-baselines3 policy, or `policy` where it can't be told."""
+    if archive.getinfo("data").file_size > _MOST_SETTINGS_BYTES:
+        return "policy"
+    try:
+        data = json.loads(archive.read("data"))
+        module = data["policy_class"]["__module__"]
+    except (ValueError, KeyError, TypeError, RecursionError, zipfile.BadZipFile):
+        return "policy"
+    for part in str(module).split("."):
+        if part in _ALGORITHMS:
+            return _ALGORITHMS[part]
+    if "cg_max_steps" in data:
+        return "TRPO"
+    return "PPO" if "clip_range" in data else "A2C" if "n_steps" in data else "policy"

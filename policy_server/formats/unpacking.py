@@ -1,0 +1,233 @@
+"""A policy's zip becomes a verified `models/`, as a whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from policy_server.errors import ModelError
+from policy_server.files.archives import Archive, ArchiveLimits, open_archive
+from policy_server.files.atomic import whole_folder
+from policy_server.files.locks import FileLock
+from policy_server.formats.known_formats import FORMATS, Format, expected_formats, format_of
+from policy_server.formats.model_files import (
+    BESIDE_MARK,
+    SOURCE_MARK,
+    digest_of_file,
+    files_of_model,
+    is_part_of_model,
+    read_mark,
+)
+from policy_server.formats.recognition import describe_file, describe_names
+from policy_server.settings import ENV_PREFIX
+
+__all__ = ["choose_root", "format_of_zip", "unpack_model"]
+
+logger = logging.getLogger(__name__)
+
+# Keeps the folder in the repository.
+_KEPT = ".gitkeep"
+
+
+def unpack_model(
+    zip_path: Path,
+    models: Path,
+    *,
+    max_bytes: int,
+    beside: Path | None = None,
+    formats: Sequence[Format] = FORMATS,
+) -> Path:
+    """Unpack a zip to a new folder, which then takes the place of `models`.
+
+    A file that a format knows to lie beside its zip, such as vec_normalize.pkl, is copied there
+    too. A zip that is unpacked there already is left as it is. Several processes may call this at
+    once.
+
+    Args:
+        zip_path: the zip, with the policy's files at any depth.
+        models: the folder to replace.
+        max_bytes: the largest size of all files together.
+        beside: the folder to look for a file that belongs to the zip; None for the zip's own.
+        formats: those that may read the files.
+
+    Returns:
+        `models`, which holds the policy's files itself.
+
+    Raises:
+        ModelError: if the zip is damaged, is too large, holds no single policy, or would write
+            outside the folder. The folder is then as it was.
+    """
+    unpacking = _Unpacking(zip_path, models, max_bytes, beside or zip_path.parent, formats)
+    if unpacking.is_done():
+        return models
+    with _locked(models):
+        # Another process may have been first.
+        if not unpacking.is_done():
+            unpacking.unpack()
+    return models
+
+
+def format_of_zip(
+    zip_path: Path, *, max_bytes: int, formats: Sequence[Format] = FORMATS
+) -> Format | None:
+    """Return the format of the policy in a zip, by the names of its files; None for no policy.
+
+    Args:
+        zip_path: the zip.
+        max_bytes: the largest size of all files together.
+        formats: those that may read the files.
+
+    Raises:
+        ModelError: if the zip would not be unpacked, or holds several policies.
+    """
+    with _opened(zip_path, max_bytes) as archive:
+        found = _policies_in(archive.paths, formats)
+        return None if not found else _only(found, str(zip_path))[1]
+
+
+def choose_root(
+    paths: Sequence[PurePosixPath], where: str, formats: Sequence[Format] = FORMATS
+) -> PurePosixPath | None:
+    """Return the highest folder whose files a format reads; None where there is none.
+
+    Args:
+        paths: of all files.
+        where: the zip or folder that holds them, for messages.
+        formats: those that may read the files.
+
+    Raises:
+        ModelError: if several lie at the same depth.
+    """
+    found = _policies_in(paths, formats)
+    return None if not found else _only(found, where)[0]
+
+
+class _Unpacking:
+    """One zip on its way to one folder; owns neither."""
+
+    def __init__(
+        self,
+        zip_path: Path,
+        models: Path,
+        max_bytes: int,
+        beside: Path,
+        formats: Sequence[Format],
+    ) -> None:
+        self._zip = zip_path
+        self._models = models
+        self._max_bytes = max_bytes
+        self._beside = beside
+        self._formats = formats
+        self._digest = digest_of_file(zip_path)
+
+    def is_done(self) -> bool:
+        """Return whether `models` holds the zip's policy, and the file beside the zip."""
+        if read_mark(self._models / SOURCE_MARK) != self._digest:
+            return False
+        form = format_of(files_of_model(self._models), self._formats)
+        if form is None:
+            return False
+        beside = self._file_beside(form)
+        digest = None if beside is None else digest_of_file(beside)
+        return read_mark(self._models / BESIDE_MARK) == digest
+
+    def unpack(self) -> None:
+        try:
+            with _opened(self._zip, self._max_bytes) as archive:
+                self._unpack(archive)
+        except OSError as error:
+            raise ModelError(
+                f"{self._zip}: can't be unpacked to {self._models}: {error.strerror or error}"
+            ) from error
+        logger.info("model_unpacked", extra={"path": str(self._zip), "sha256": self._digest})
+
+    def _unpack(self, archive: Archive) -> None:
+        root, form = self._choose(archive.paths)
+        with whole_folder(self._models, key=form.mark) as new:
+            new.chmod(0o755)
+            archive.extract(root, new, is_wanted=is_part_of_model)
+            (new / SOURCE_MARK).write_text(self._digest)
+            if (beside := self._file_beside(form)) is not None:
+                shutil.copyfile(beside, new / beside.name)
+                (new / BESIDE_MARK).write_text(digest_of_file(new / beside.name))
+            if (self._models / _KEPT).exists():
+                (new / _KEPT).touch()
+
+    def _choose(self, paths: Sequence[PurePosixPath]) -> tuple[PurePosixPath, Format]:
+        found = _policies_in(paths, self._formats)
+        if found:
+            return _only(found, str(self._zip))
+        expected = f"expected {expected_formats(self._formats)}"
+        zips = [str(path) for path in paths if path.suffix.lower() == ".zip"]
+        if zips:
+            raise ModelError(
+                f"{self._zip}: holds no policy, but the zip {zips[0]!r}; unzip it once and give "
+                "that"
+            )
+        seems = describe_names([str(path) for path in paths])
+        raise ModelError(
+            f"{self._zip}: holds no policy; {expected}"
+            if seems is None
+            else f"{self._zip}: is {seems}; {expected}"
+        )
+
+    def _file_beside(self, form: Format) -> Path | None:
+        path = None if form.beside is None else self._beside / form.beside
+        return path if path is not None and path.is_file() else None
+
+
+@contextlib.contextmanager
+def _opened(zip_path: Path, max_bytes: int) -> Iterator[Archive]:
+    if not zipfile.is_zipfile(zip_path) and (seems := describe_file(zip_path)) is not None:
+        raise ModelError(f"{zip_path}: is no zip file, but {seems}")
+    limits = ArchiveLimits(max_bytes, f"{ENV_PREFIX}MAX_UNPACKED_BYTES={max_bytes}")
+    with open_archive(zip_path, limits) as archive:
+        yield archive
+
+
+def _policies_in(
+    paths: Sequence[PurePosixPath], formats: Sequence[Format]
+) -> list[tuple[PurePosixPath, Format]]:
+    """Return the highest folders that hold a policy, all at the same depth."""
+    paths = [path for path in paths if is_part_of_model(path)]
+    for depth in range(max((len(path.parts) for path in paths), default=0)):
+        folders: dict[PurePosixPath, dict[str, Path]] = {}
+        for path in paths:
+            if len(path.parts) > depth:
+                root = PurePosixPath(*path.parts[:depth])
+                folders.setdefault(root, {})[str(path.relative_to(root))] = Path(path)
+        found = [
+            (root, form)
+            for root, files in sorted(folders.items())
+            if (form := format_of(files, formats)) is not None
+        ]
+        if found:
+            return found
+    return []
+
+
+def _only(
+    found: Sequence[tuple[PurePosixPath, Format]], where: str
+) -> tuple[PurePosixPath, Format]:
+    if len(found) > 1:
+        names = ", ".join(str(root) for root, _ in found)
+        raise ModelError(f"{where}: holds {len(found)} policies ({names}); keep one")
+    return found[0]
+
+
+@contextlib.contextmanager
+def _locked(models: Path) -> Iterator[None]:
+    try:
+        models.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(models.parent / f".{models.name}.lock")
+    except OSError as error:
+        raise ModelError(
+            f"{models.parent}: can't be written: {error.strerror or error}; unpack the policy to "
+            f"{models}"
+        ) from error
+    with lock:
+        yield

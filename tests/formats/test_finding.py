@@ -1,0 +1,171 @@
+"""The policy of a server's folder: candidates by their contents, and refusals of none or two."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from policy_server.errors import ModelError
+from policy_server.formats.finding import find_model, find_policy, prepare_model
+from policy_server.formats.known_formats import FORMATS, Format
+from policy_server.formats.model_files import files_of_model
+from policy_server.settings import Settings
+from tests.support.folders import ROOT
+from tests.support.formats import NotesFormat
+from tests.support.zips import FILES, zip_of
+
+BOTH: list[Format] = [*FORMATS, NotesFormat()]
+NOTES = {"weights.txt": b"0.5"}
+PPO = ROOT / "tests" / "data" / "policies" / "sb3_ppo_vecnorm" / "policy.zip"
+
+
+def find(home: Path) -> Path | None:
+    """Find the policy of either format."""
+    return find_policy(Settings(home=home), formats=BOTH)
+
+
+def folder_of(path: Path, name: str) -> Path:
+    """Make a folder that holds one file."""
+    path.mkdir(parents=True)
+    (path / name).write_bytes(b"x")
+    return path
+
+
+def test_prepare_unpacks_the_zip_of_the_home(tmp_path: Path) -> None:
+    zip_of(tmp_path / "saved_model.zip")
+
+    folder = prepare_model(Settings(home=tmp_path))
+
+    assert set(files_of_model(folder)) == set(FILES)
+
+
+def test_prepare_takes_an_unzipped_policy_as_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "export"
+    folder.mkdir(parents=True)
+    (folder / "saved_model.pb").write_bytes(b"graph")
+
+    assert prepare_model(Settings(home=tmp_path)) == folder
+
+
+@pytest.mark.parametrize("has_folder", [True, False])
+def test_prepare_without_any_policy_says_what_to_do(tmp_path: Path, *, has_folder: bool) -> None:
+    if has_folder:
+        (tmp_path / "models").mkdir()
+
+    with pytest.raises(ModelError) as caught:
+        prepare_model(Settings(home=tmp_path))
+
+    assert caught.value.message == (
+        f"{tmp_path}/saved_model.zip: not found; put your policy there, a TensorFlow SavedModel, "
+        "zipped, or try an example with "
+        "`python generate.py copy_server_files examples/mouse_and_cheese`"
+    )
+
+
+def test_two_unzipped_policies_are_refused(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "saved_model.pb").touch()
+
+    with pytest.raises(ModelError, match=r"holds 2 policies \(a, b\); keep one"):
+        find_model(tmp_path)
+
+
+def test_zip_of_any_name_is_unpacked_by_its_content(tmp_path: Path) -> None:
+    zip_of(tmp_path / "run 7.ZIP", NOTES, under="best/")
+    zip_of(tmp_path / "images.zip", {"a.png": b"x"})
+    (tmp_path / "broken.zip").write_bytes(b"PK")
+
+    folder = prepare_model(Settings(home=tmp_path), formats=BOTH)
+
+    assert folder == tmp_path / "models"
+    assert set(files_of_model(folder)) == set(NOTES)
+
+
+def test_folder_is_served_where_it_lies(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "run", "weights.txt")
+    folder_of(tmp_path / ".hidden", "weights.txt")
+    folder_of(tmp_path / "deep" / "below", "weights.txt")
+    (tmp_path / "schema.yaml").touch()
+
+    assert prepare_model(Settings(home=tmp_path), formats=BOTH) == folder
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("a.zip", "b.zip"), ("a.zip", "b"), ("a", "b"), ("a", "models")],
+)
+def test_two_candidates_are_one_line_that_names_both(
+    tmp_path: Path, first: str, second: str
+) -> None:
+    for name in (first, second):
+        if name.endswith(".zip"):
+            zip_of(tmp_path / name, NOTES)
+        else:
+            folder_of(tmp_path / name, "weights.txt")
+
+    with pytest.raises(ModelError) as caught:
+        find(tmp_path)
+
+    assert caught.value.message == (
+        f"{tmp_path}: holds 2 policies ({first}: a policy of notes, {second}: a policy of notes); "
+        "keep one"
+    )
+
+
+def test_policy_of_another_format_beside_saved_model_zip_is_a_second_candidate(
+    tmp_path: Path,
+) -> None:
+    zip_of(tmp_path / "saved_model.zip")
+    zip_of(tmp_path / "ppo.zip", NOTES)
+
+    with pytest.raises(ModelError) as caught:
+        find(tmp_path)
+
+    assert caught.value.message == (
+        f"{tmp_path}: holds 2 policies (saved_model.zip: a TensorFlow SavedModel, ppo.zip: a "
+        "policy of notes); keep one"
+    )
+
+
+def test_saved_model_zip_is_served_beside_the_folder_that_was_zipped(tmp_path: Path) -> None:
+    zipped = zip_of(tmp_path / "saved_model.zip")
+    zip_of(tmp_path / "older.zip")
+    folder_of(tmp_path / "exported", "saved_model.pb")
+    folder_of(tmp_path / "models", "saved_model.pb")
+
+    assert find(tmp_path) == zipped
+
+
+def test_damaged_saved_model_zip_is_told_and_no_other_policy_is_served(tmp_path: Path) -> None:
+    (tmp_path / "saved_model.zip").write_bytes(b"no zip")
+    zip_of(tmp_path / "ppo.zip", NOTES)
+
+    with pytest.raises(ModelError, match=r"saved_model\.zip: is no zip file or is damaged"):
+        prepare_model(Settings(home=tmp_path), formats=BOTH)
+
+
+def test_unzipped_policy_is_left_where_a_zip_lies(tmp_path: Path) -> None:
+    folder_of(tmp_path / "models", "saved_model.pb")
+    zipped = zip_of(tmp_path / "ppo.zip", NOTES)
+
+    assert find(tmp_path) == zipped
+
+
+def test_folder_without_a_policy_says_what_lies_there(tmp_path: Path) -> None:
+    shutil.copyfile(PPO, tmp_path / "ppo.zip")
+    (tmp_path / "policy.onnx").write_bytes(b"\x08\x08\x12\x07pytorch")
+    (tmp_path / "page.zip").write_bytes(b"<html>")
+    (tmp_path / "index.html").write_bytes(b"<html>")
+
+    with pytest.raises(ModelError) as caught:
+        prepare_model(Settings(home=tmp_path), formats=[NotesFormat()])
+
+    message = caught.value.message
+    assert message.startswith(f"{tmp_path}: holds no policy: page.zip is a web page; ")
+    assert "; policy.onnx is an ONNX model, which is not served yet; " in message
+    assert message.endswith(
+        "; ppo.zip is a stable-baselines3 PPO; expected a policy of notes, zipped or a folder"
+    )

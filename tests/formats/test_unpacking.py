@@ -1,0 +1,416 @@
+"""A policy's zip: what is unpacked where, what is refused, and what a reader sees meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import multiprocessing
+import os
+import random
+import shutil
+import stat
+import subprocess
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from policy_server.errors import ModelError
+from policy_server.formats.known_formats import FORMATS
+from policy_server.formats.model_files import files_of_model
+from policy_server.formats.unpacking import unpack_model
+from tests.support.formats import NotesFormat
+from tests.support.servers import in_thread
+from tests.support.waiting import is_waited_for, wait_until
+from tests.support.zips import FILES, zip_of
+
+BIG = 1 << 20
+needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+
+
+def unpack(path: Path, *, max_bytes: int = BIG) -> Path:
+    """Unpack beside the zip."""
+    return unpack_model(path, path.parent / "models", max_bytes=max_bytes)
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Return a model's files by their names."""
+    return {name: path.read_bytes() for name, path in files_of_model(folder).items()}
+
+
+def assert_refused(path: Path, *says: str, max_bytes: int = BIG) -> None:
+    """Hold that a zip is refused in one line, and that nothing has changed on the disk."""
+    before = contents(path.parent)
+    with pytest.raises(ModelError) as caught:
+        unpack(path, max_bytes=max_bytes)
+    assert contents(path.parent) == before
+    assert "\n" not in caught.value.message
+    assert caught.value.message.startswith(str(path))
+    for words in says:
+        assert words in caught.value.message
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return all files but the lock."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".models.lock"
+    }
+
+
+@pytest.mark.parametrize("under", ["", "models/", "a/b/c/export/", "./"])
+def test_model_at_any_depth_becomes_the_folder_itself(tmp_path: Path, under: str) -> None:
+    folder = unpack(zip_of(tmp_path / "saved_model.zip", under=under))
+
+    assert folder == tmp_path / "models"
+    assert files_in(folder) == FILES
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".models-")] == []
+
+
+def test_what_is_not_the_model_stays_behind(tmp_path: Path) -> None:
+    others = {
+        "__MACOSX/export/._saved_model.pb": b"x",
+        "__MACOSX/saved_model.pb": b"x",
+        "export/.DS_Store": b"x",
+        "export/events.out.tfevents.1.host": b"x",
+        "notes.txt": b"x",
+        "export/": b"",
+    }
+    files = {f"export/{name}": content for name, content in FILES.items()}
+
+    folder = unpack(zip_of(tmp_path / "saved_model.zip", {**others, **files}))
+
+    assert set(contents(folder)) == {*FILES, ".source-sha256"}
+
+
+def test_highest_of_nested_models_is_the_policy(tmp_path: Path) -> None:
+    files = {"saved_model.pb": b"outer", "checkpoint/saved_model.pb": b"inner"}
+
+    folder = unpack(zip_of(tmp_path / "saved_model.zip", files))
+
+    assert (folder / "saved_model.pb").read_bytes() == b"outer"
+
+
+def test_two_policies_are_refused_by_name(tmp_path: Path) -> None:
+    files = {"b/saved_model.pb": b"1", "a/saved_model.pb": b"2"}
+
+    assert_refused(zip_of(tmp_path / "saved_model.zip", files), "holds 2 policies (a, b); keep one")
+
+
+def test_archive_without_a_model_is_refused(tmp_path: Path) -> None:
+    assert_refused(
+        zip_of(tmp_path / "saved_model.zip", {"weights.h5": b"x"}),
+        "holds no policy; expected a TensorFlow SavedModel",
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x05\x06" + bytes(18)])
+def test_file_that_is_no_archive_of_a_model_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "saved_model.zip"
+    path.write_bytes(content)
+
+    assert_refused(path)
+
+
+@pytest.mark.parametrize("method", [0, 8], ids=["stored", "deflate"])
+def test_any_damage_is_one_line_or_harmless(tmp_path: Path, method: int) -> None:
+    """A few hundred archives with changed bytes; the seed is fixed."""
+    path = zip_of(tmp_path / "saved_model.zip", method=method)
+    good = path.read_bytes()
+    chance = random.Random(method)  # noqa: S311 -- no secret is drawn
+    refused = 0
+
+    for _ in range(150):
+        data = bytearray(good)
+        for _ in range(chance.randint(1, 4)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        path.write_bytes(data[: chance.choice([len(data), chance.randrange(len(data))])])
+        try:
+            unpack(path)
+        except ModelError as error:
+            assert "\n" not in error.message  # noqa: PT017 -- many archives pass
+            refused += 1
+        shutil.rmtree(tmp_path / "models", ignore_errors=True)
+
+    assert 50 < refused < 150
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({**FILES, "../evil": b"x"}, "the member '../evil' climbs out of the folder"),
+        ({**FILES, "a" * 5000: b"x"}, "has a name of 5000 bytes"),
+        ({**FILES, "variables": b"x"}, "the member 'variables' is both a file and a folder"),
+        ({**FILES, "variables/zeros": bytes(BIG)}, "POLICY_SERVER_MAX_UNPACKED_BYTES=1048576"),
+    ],
+    ids=["outside", "long", "file and folder", "large"],
+)
+def test_hostile_archive_leaves_the_policy_in_place(
+    tmp_path: Path, files: Mapping[str, bytes], says: str
+) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    unpack(path)
+
+    assert_refused(zip_of(path, files), says)
+
+    assert files_in(tmp_path / "models") == FILES
+    assert not [item for item in tmp_path.iterdir() if item.name.startswith(".models-")]
+
+
+def test_zip_in_a_zip_is_named(tmp_path: Path) -> None:
+    inner = zip_of(tmp_path / "inner.zip")
+    files = {"export/My Policy.ZIP": inner.read_bytes(), "export/notes.txt": b"x"}
+
+    assert_refused(
+        zip_of(tmp_path / "saved_model.zip", files),
+        "holds no policy, but the zip 'export/My Policy.ZIP'; unzip it once and give that",
+    )
+
+
+def test_folder_named_as_the_zip_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "saved_model.zip").mkdir()
+
+    assert_refused(tmp_path / "saved_model.zip", "can't be read: Is a directory")
+
+
+def test_new_zip_replaces_the_old_model_whole(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip", {**FILES, "assets/old": b"x"})
+    unpack(path)
+    (tmp_path / "models" / ".gitkeep").touch()
+
+    folder = unpack(zip_of(path, {**FILES, "assets/new": b"y"}))
+
+    assert set(contents(folder)) == {*FILES, "assets/new", ".source-sha256", ".gitkeep"}
+
+
+def test_same_zip_is_not_unpacked_again(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    before = unpack(path).stat().st_ino
+
+    assert unpack(path).stat().st_ino == before
+
+
+@pytest.mark.parametrize("lost", ["saved_model.pb", ".source-sha256"])
+def test_incomplete_folder_is_unpacked_again(tmp_path: Path, lost: str) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    (unpack(path) / lost).unlink()
+
+    assert files_in(unpack(path)) == FILES
+
+
+def test_refused_zip_leaves_the_old_model_in_place(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    unpack(path)
+    path.write_bytes(b"no zip")
+
+    assert_refused(path, "is no zip file")
+    assert files_in(tmp_path / "models") == FILES
+
+
+def test_reader_never_sees_a_half(tmp_path: Path) -> None:
+    versions = [{"saved_model.pb": b"%d" % n, "variables/w": b"%d" % n} for n in range(2)]
+    zips = [zip_of(tmp_path / f"{n}.zip", files) for n, files in enumerate(versions)]
+    unpack_model(zips[0], tmp_path / "models", max_bytes=BIG)
+    seen: list[dict[str, bytes]] = []
+    is_done = threading.Event()
+
+    def read() -> None:
+        while not is_done.is_set():
+            try:
+                descriptor = os.open(tmp_path / "models", os.O_RDONLY)
+                folder = Path(f"/proc/self/fd/{descriptor}")
+                seen.append({name: (folder / name).read_bytes() for name in versions[0]})
+                os.close(descriptor)
+            except FileNotFoundError:
+                """Between two renames, or removed as a whole after it was opened."""
+
+    with in_thread(read, is_done.set):
+        for turn in range(60):
+            unpack_model(zips[turn % 2], tmp_path / "models", max_bytes=BIG)
+
+    assert seen
+    assert all(files in versions for files in seen)
+
+
+def _unpack_in_a_process(path: Path, results: multiprocessing.Queue[str]) -> None:
+    results.put(str(unpack(path)))
+
+
+def test_processes_may_unpack_at_once(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    context = multiprocessing.get_context("fork")
+    results: multiprocessing.Queue[str] = context.Queue()
+    workers = [context.Process(target=_unpack_in_a_process, args=(path, results)) for _ in range(4)]
+
+    for worker in workers:
+        worker.start()
+    folders = {results.get(timeout=30) for _ in workers}
+    for worker in workers:
+        worker.join()
+
+    assert folders == {str(tmp_path / "models")}
+    assert files_in(tmp_path / "models") == FILES
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".models-")] == []
+
+
+def test_process_that_waited_for_another_finds_its_work(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    models = tmp_path / "models"
+
+    with ThreadPoolExecutor(1) as executor:
+        with (tmp_path / ".models.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            waiting = executor.submit(unpack, path)
+            wait_until(lambda: is_waited_for(tmp_path / ".models.lock"))
+            models.mkdir()
+            (models / "saved_model.pb").write_bytes(b"of the other")
+            (models / ".source-sha256").write_text(digest)
+        assert waiting.result() == models
+
+    assert (models / "saved_model.pb").read_bytes() == b"of the other"
+
+
+@pytest.fixture
+def mount_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder that can't be renamed, as the system refuses it for a volume's."""
+    models = tmp_path / "models"
+    models.mkdir()
+    rename: Callable[[Path, Path], Path] = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if models in (self, target):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    return models
+
+
+def test_mount_point_is_filled_in_place(tmp_path: Path, mount_point: Path) -> None:
+    (mount_point / "old").mkdir()
+    (mount_point / "link").symlink_to(tmp_path)
+    (mount_point / "saved_model.pb").write_bytes(b"old")
+    inode = mount_point.stat().st_ino
+    path = zip_of(tmp_path / "saved_model.zip")
+
+    folder = unpack(path)
+
+    assert folder.stat().st_ino == inode
+    assert set(contents(folder)) == {*FILES, ".source-sha256"}
+    assert path.exists()
+
+
+def test_model_comes_back_if_the_new_one_cant_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    unpack(path)
+    rename: Callable[[Path, Path], Path] = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+
+    assert_refused(zip_of(path, {"saved_model.pb": b"new"}), "Input/output error")
+
+
+@needs_permissions
+def test_folder_that_cant_be_written_is_one_line(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    tmp_path.chmod(0o555)
+
+    with pytest.raises(ModelError, match="can't be written: Permission denied; unpack the policy"):
+        unpack(path)
+    tmp_path.chmod(0o755)
+
+
+@needs_permissions
+def test_unpacked_model_is_used_where_nothing_can_be_written(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    unpack(path)
+    (tmp_path / ".models.lock").unlink()
+    tmp_path.chmod(0o555)
+
+    assert files_in(unpack(path)) == FILES
+    tmp_path.chmod(0o755)
+
+
+def test_file_in_place_of_the_home_is_one_line(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+
+    with pytest.raises(ModelError, match="can't be written"):
+        unpack_model(path, path / "models", max_bytes=BIG)
+
+
+def test_zip_of_a_command_line_is_unpacked(tmp_path: Path) -> None:
+    if shutil.which("zip") is None:
+        pytest.skip("needs zip")
+    folder = unpack(zip_of(tmp_path / "made.zip"))
+    subprocess.run(["zip", "-qr", "saved_model.zip", "models"], cwd=tmp_path, check=True)
+    shutil.rmtree(folder)
+
+    assert files_in(unpack(tmp_path / "saved_model.zip")) == FILES
+
+
+def test_file_beside_the_zip_is_unpacked_with_it_and_followed(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "policy.zip", {"weights.txt": b"0.5"})
+    beside = tmp_path / "scale.txt"
+    seen = []
+
+    for content in (b"2", b"3", None):
+        beside.unlink(missing_ok=True)
+        if content is not None:
+            beside.write_bytes(content)
+        folder = unpack_model(path, tmp_path / "models", max_bytes=BIG, formats=[NotesFormat()])
+        seen.append(files_in(folder))
+
+    assert seen == [
+        {"scale.txt": b"2", "weights.txt": b"0.5"},
+        {"scale.txt": b"3", "weights.txt": b"0.5"},
+        {"weights.txt": b"0.5"},
+    ]
+
+
+def test_file_that_the_format_does_not_know_stays_beside_the_zip(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    (tmp_path / "scale.txt").write_bytes(b"2")
+
+    folder = unpack_model(
+        path, tmp_path / "models", max_bytes=BIG, formats=[*FORMATS, NotesFormat()]
+    )
+
+    assert files_in(folder) == FILES
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "is no zip file, but a Git LFS pointer"),
+        (b"<!DOCTYPE html><html>sign in</html>", "is no zip file, but a web page"),
+    ],
+    ids=["lfs", "page"],
+)
+def test_file_that_is_no_zip_is_named(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "saved_model.zip"
+    path.write_bytes(content)
+
+    assert_refused(path, says)
+
+
+def test_zip_of_another_kind_is_named(tmp_path: Path) -> None:
+    files = {"metadata.json": b"{}", "config.json": b"{}", "model.weights.h5": b"x"}
+
+    assert_refused(
+        zip_of(tmp_path / "saved_model.zip", files),
+        "is a Keras file, which is not served yet",
+        "expected a TensorFlow SavedModel",
+    )
