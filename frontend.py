@@ -111,7 +111,7 @@ def _offer_start(slot: ServerSlot) -> None:
     )
     uploads = {}
     if name == _UPLOAD:
-        uploads["saved_model.zip"] = st.file_uploader("saved_model.zip", type="zip", key="zip")
+        uploads["saved_model.zip"] = st.file_uploader("The policy, a zip", type="zip", key="zip")
         uploads["schema.yaml"] = st.file_uploader("schema.yaml", type=["yaml", "yml"], key="yaml")
     backend = st.radio(
         "Backend",
@@ -160,9 +160,8 @@ def _welcome() -> None:
     name = st.session_state.get("policy", _DEFAULT_EXAMPLE)
     if name == _UPLOAD:
         st.info(
-            "Choose the two files of your policy: `saved_model.zip`, a TensorFlow SavedModel as "
-            "RLlib's `export_policy_model` writes it, and the `schema.yaml` that says what an "
-            "observation looks like."
+            "Choose the two files of your policy: its zip, such as `saved_model.zip`, and the "
+            "`schema.yaml` that says what an observation looks like."
         )
         return
     title, text = example_introduction(name)

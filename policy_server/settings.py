@@ -55,11 +55,12 @@ class Settings(BaseSettings):
     )
 
     home: Path = Field(
-        Path(), description="Folder where schema.yaml, saved_model.zip and models/ lie"
+        Path(),
+        description="Folder where schema.yaml, the policy and models/ lie",
     )
     model_uri: SecretStr | None = Field(
         None,
-        description="Where saved_model.zip is fetched from at the start: s3://, gs://, https://, "
+        description="Where the policy's zip is fetched from at the start: s3://, gs://, https://, "
         "file:// or a path; #sha256=... pins it",
     )
     schema_uri: SecretStr | None = Field(
@@ -149,7 +150,9 @@ class Settings(BaseSettings):
         67_108_864, ge=1, description="Largest request body of a batch, in bytes, else 413"
     )
     max_unpacked_bytes: int = Field(
-        2_147_483_648, ge=1, description="Largest size that saved_model.zip may unpack to, in bytes"
+        2_147_483_648,
+        ge=1,
+        description="Largest size that the policy's zip may unpack to, in bytes",
     )
     prediction_log_rate: float = Field(
         0.0,

@@ -21,7 +21,7 @@ __all__ = ["fetch"]
 def fetch(
     uri: str, schema_uri: str | None, settings: Settings, *, terminal: Terminal
 ) -> Iterator[str]:
-    """Fetch saved_model.zip, and schema.yaml if its address is given.
+    """Fetch the policy's zip, and schema.yaml if its address is given.
 
     Args:
         uri: the zip's address.

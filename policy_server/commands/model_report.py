@@ -15,7 +15,9 @@ from policy_server.commands.native_logs import hidden_native_logs
 from policy_server.errors import ModelError, SchemaError
 from policy_server.files.atomic import write_whole
 from policy_server.formats import load_policy
-from policy_server.formats.finding import find_model
+from policy_server.formats.finding import find_model, find_policy
+from policy_server.formats.known_formats import expected_formats, format_of
+from policy_server.formats.model_files import files_of_model
 from policy_server.formats.unpacking import unpack_model
 from policy_server.installation import command_for
 from policy_server.policy import (
@@ -77,7 +79,7 @@ def inspect_model(path: Path | None, settings: Settings) -> ModelReport:
     """Load a model, check its distribution, and compare it with the schema.yaml beside it.
 
     Args:
-        path: a zip, or a folder with saved_model.zip or saved_model.pb; None for the served policy.
+        path: a policy's zip or folder, or a folder that holds one; None for the served policy.
         settings: the path of the served policy.
 
     Returns:
@@ -209,22 +211,31 @@ def write_draft(text: str, file: Path, *, overwrite: bool) -> None:
 
 
 def _find_source(path: Path | None, settings: Settings) -> Path:
-    if path is not None and path.is_file():
-        return path
-    folder = settings.home if path is None else path
-    zip_path = folder / settings.zip_path.name
-    if zip_path.is_file():
-        return zip_path
-    model = find_model(settings.models_path if path is None else path)
-    if model is not None:
-        return model
     if path is None:
+        served = find_policy(settings)
+        if served is None:
+            raise ModelError(
+                f"{settings.zip_path}: not found; name a zip or a folder, or put a policy there "
+                f"with `{command_for('copy_server_files FOLDER')}`"
+            )
+        return served
+    if path.is_file():
+        return path
+    found = _find_below(path, settings)
+    if found is None:
+        what = f"holds no policy, {expected_formats()}" if path.is_dir() else "not found"
         raise ModelError(
-            f"{zip_path}: not found; name a zip or a folder, or put a policy there with "
-            f"`{command_for('copy_server_files FOLDER')}`"
+            f"{path}: {what}; expected a zip, an unzipped policy, or an example's folder"
         )
-    what = f"holds no {zip_path.name} and no saved_model.pb" if path.is_dir() else "not found"
-    raise ModelError(f"{path}: {what}; expected a zip, an unzipped policy, or an example's folder")
+    return found
+
+
+def _find_below(folder: Path, settings: Settings) -> Path | None:
+    """Return the policy that a folder is or holds: its own files, a zip, or files at any depth."""
+    if (folder / settings.zip_path.name).is_file() or format_of(files_of_model(folder)) is None:
+        found = find_policy(settings.model_copy(update={"home": folder}))
+        return found or find_model(folder)
+    return folder
 
 
 def _find_schema(source: Path, settings: Settings) -> Path | None:

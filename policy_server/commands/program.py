@@ -40,14 +40,18 @@ class Commands:
         The old files stay if a server could not start with the new ones.
 
         Args:
-            path: Folder with schema.yaml and saved_model.zip, or an example: examples/lpoc.
+            path: Folder with schema.yaml and a policy, such as saved_model.zip; or an example:
+                examples/lpoc.
             if_missing: Do nothing where a server has a policy already.
         """
         settings = read_settings()
         if if_missing and served_files.is_served(settings):
             return
-        served_files.copy_server_files(Path(path), settings)
-        yield f"copied schema.yaml and saved_model.zip from {path} to {settings.home.resolve()}"
+        policy = served_files.copy_server_files(Path(path), settings)
+        name = settings.zip_path.name
+        renamed = "" if policy.name == name else f", as {name},"
+        home = settings.home.resolve()
+        yield f"copied schema.yaml and {policy.name}{renamed} from {path} to {home}"
         yield f"unzipped the policy to {settings.models_path}"
         yield f"serve the policy:  {serving_command()}"
         yield f"look into it:      {command_for('inspect')}"
@@ -75,7 +79,7 @@ class Commands:
             port: Port to listen on; 0 takes a free one. 8000 if left out.
             uds: UNIX socket to listen on, in place of a port.
             workers: Web processes, which share the replicas. 1 if left out.
-            reload: Start again when schema.yaml or saved_model.zip changes.
+            reload: Start again when schema.yaml or the policy's zip changes.
             ssl_certfile: Certificate, for https.
             ssl_keyfile: Key of the certificate.
             forwarded_allow_ips: Proxies whose x-forwarded headers are believed, with commas
@@ -100,7 +104,8 @@ class Commands:
         The old files stay if the new ones are not sound.
 
         Args:
-            uri: Address of saved_model.zip; with #sha256=... behind it, no other content is taken.
+            uri: Address of the policy's zip; with #sha256=... behind it, no other content is
+                taken.
             schema_uri: Address of schema.yaml, with or without #sha256=... too.
                 The schema.yaml that is there stays if left out.
         """
@@ -108,9 +113,9 @@ class Commands:
 
     @command
     def unzip(self) -> Iterator[str]:
-        """Unzip saved_model.zip to models/, as a start of the server does by itself."""
-        settings = read_settings()
-        yield f"unzipped {settings.zip_path} to {served_files.unzip(settings)}"
+        """Unzip the policy to models/, as a start of the server does by itself."""
+        zip_path, models = served_files.unzip(read_settings())
+        yield f"unzipped {zip_path} to {models}"
 
     @command
     def clean(self) -> Iterator[str]:
@@ -127,7 +132,7 @@ class Commands:
         Exit code 1 if it doesn't fit.
 
         Args:
-            path: A zip, or a folder with saved_model.zip or saved_model.pb.
+            path: A policy's zip or folder, or a folder that holds one.
                 The policy being served if left out.
             json: Print one JSON object.
         """
@@ -144,7 +149,7 @@ class Commands:
         """Draft a schema.yaml that fits a model.
 
         Args:
-            path: A zip, or a folder with saved_model.zip or saved_model.pb.
+            path: A policy's zip or folder, or a folder that holds one.
                 The policy being served if left out.
             output: File to write; standard output if left out.
             overwrite: Replace that file if it exists. An example's unchanged schema.yaml is

@@ -28,7 +28,7 @@ def serve(settings: Settings, options: Mapping[str, str | int | None], *, reload
         settings: the paths of the policy's files, for `reload`.
         options: uvicorn's, such as `{"port": 8000}`; None leaves one to uvicorn, which reads
             UVICORN_PORT before it takes its default.
-        reload: start again when schema.yaml or saved_model.zip changes.
+        reload: start again when schema.yaml or a zip beside it changes.
 
     Raises:
         UsageError: if options contradict each other, or a number is out of its range.
@@ -70,6 +70,8 @@ def _check(port: str | int | None, workers: str | int | None, *, reload: bool) -
 
 
 def _watching(settings: Settings) -> list[str]:
-    names = (settings.schema_path.name, settings.zip_path.name)
+    # Not a pattern: client libraries are written below the folder as zips.
+    zips = {settings.zip_path.name, *(path.name for path in settings.home.glob("*.zip"))}
+    names = (settings.schema_path.name, *sorted(zips))
     watched = [word for name in names for word in ("--reload-include", name)]
     return ["--reload", "--reload-dir", str(settings.home), "--reload-exclude", "*.py", *watched]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from policy_server.engine.cache import carry_outcome
 from policy_server.errors import ModelError
 from policy_server.files.replacement import incoming_folder, replaced
-from policy_server.formats.finding import has_policy
-from policy_server.formats.unpacking import unpack_model
+from policy_server.formats.finding import find_policy, has_policy
+from policy_server.formats.known_formats import format_of
+from policy_server.formats.model_files import files_of_model
+from policy_server.formats.unpacking import pack_model, unpack_model
 from policy_server.installation import command_for, examples_folder
 from policy_server.schema import find_example_of
 from policy_server.servable import check_servable
@@ -24,27 +26,46 @@ _KEPT = ".gitkeep"
 _CLIENTS = "clients"
 
 
-def copy_server_files(source: Path, settings: Settings) -> None:
-    """Put the schema.yaml and saved_model.zip of a folder in place, and unzip the policy.
+def copy_server_files(source: Path, settings: Settings) -> Path:
+    """Put the schema.yaml and the policy of a folder in place, and unzip the policy.
+
+    The policy becomes saved_model.zip, whatever its format and name; a folder is zipped.
 
     Args:
         source: the folder; or, where there is none of that name, an example's, such as
             examples/lpoc, which an installed package has too.
         settings: the folder of the server's files.
 
+    Returns:
+        The policy's zip or folder that was copied.
+
     Raises:
         PolicyServerError: if a start would refuse the new files, one is missing, or they can't be
             written. The old files are then all there; after a kill, the next start puts them back.
     """
     source = _example_of(source) or source
-    schema, model = source / settings.schema_path.name, source / settings.zip_path.name
-    _check_is_there(source, [schema, model])
+    schema = source / settings.schema_path.name
+    policy = _find_pair(source, schema, settings)
+    if source.resolve() == settings.home.resolve() and policy != source / settings.zip_path.name:
+        raise ModelError(
+            f"{policy}: is in the server's folder already; a start serves it as it lies"
+        )
     with _as_model_errors(settings.home), incoming_folder(settings.home) as folder:
-        unzipped = _unzip_servable(model, schema, folder, settings)
-        for file in (schema, model):
-            shutil.copyfile(file, folder / file.name)
-        with replaced([schema.name, model.name], folder):
-            _unzip_in_place(unzipped, settings)
+        zip_path = folder / settings.zip_path.name
+        if policy.is_dir():
+            pack_model(policy, zip_path)
+        unzipped = _unzip_servable(
+            zip_path if policy.is_dir() else policy, schema, folder, settings
+        )
+        shutil.copyfile(schema, folder / schema.name)
+        if policy.is_file():
+            shutil.copyfile(policy, zip_path)
+        beside = _copy_beside(policy, unzipped, folder, settings)
+        with replaced([schema.name, zip_path.name, *beside], folder):
+            # Another policy in the server's folder would be a second candidate.
+            find_policy(settings)
+            _unzip_in_place(settings.zip_path, unzipped, settings)
+    return policy
 
 
 def is_served(settings: Settings) -> bool:
@@ -61,34 +82,35 @@ def is_served(settings: Settings) -> bool:
     schema = settings.schema_path
     if schema.exists() and find_example_of(schema) is None:
         raise ModelError(
-            f"{schema}: is no example's, and there is no policy for it; put its "
-            f"{settings.zip_path.name} beside it, or move it away"
+            f"{schema}: is no example's, and there is no policy for it; put its policy, such as "
+            f"{settings.zip_path.name}, beside it, or move it away"
         )
     return False
 
 
-def unzip(settings: Settings) -> Path:
-    """Unzip saved_model.zip to models/.
+def unzip(settings: Settings) -> tuple[Path, Path]:
+    """Unzip the policy's zip, such as saved_model.zip, to models/.
 
     Args:
         settings: the folder of both.
 
     Returns:
-        The folder that holds saved_model.pb.
+        The zip, and the folder that holds its files.
 
     Raises:
         PolicyServerError: if the zip is missing, or a start would refuse it with the schema.yaml
             beside it, if there is one; models/ is then as it was.
     """
-    if not settings.zip_path.exists():
+    zip_path = find_policy(settings)
+    if zip_path is None or (zip_path.is_dir() and zip_path != settings.zip_path):
         raise ModelError(
-            f"{settings.zip_path}: not found; put your policy's saved_model.zip there, or copy it "
-            f"and its schema with `{command_for('copy_server_files FOLDER')}`"
+            f"{settings.zip_path}: not found; put your policy's zip there, or copy it and its "
+            f"schema with `{command_for('copy_server_files FOLDER')}`"
         )
     schema = settings.schema_path if settings.schema_path.exists() else None
     with _as_model_errors(settings.home), incoming_folder(settings.home) as folder:
-        unzipped = _unzip_servable(settings.zip_path, schema, folder, settings)
-        return _unzip_in_place(unzipped, settings)
+        unzipped = _unzip_servable(zip_path, schema, folder, settings)
+        return zip_path, _unzip_in_place(zip_path, unzipped, settings)
 
 
 def clean(settings: Settings) -> list[Path]:
@@ -129,11 +151,9 @@ def _unzip_servable(zip_path: Path, schema: Path | None, folder: Path, settings:
     return unzipped
 
 
-def _unzip_in_place(unzipped: Path, settings: Settings) -> Path:
-    """Unzip saved_model.zip to models/, and copy the compiled policy from another folder."""
-    models = unpack_model(
-        settings.zip_path, settings.models_path, max_bytes=settings.max_unpacked_bytes
-    )
+def _unzip_in_place(zip_path: Path, unzipped: Path, settings: Settings) -> Path:
+    """Unzip a policy to models/, and copy the compiled policy from another folder."""
+    models = unpack_model(zip_path, settings.models_path, max_bytes=settings.max_unpacked_bytes)
     carry_outcome(unzipped, models)
     return models
 
@@ -146,16 +166,43 @@ def _example_of(source: Path) -> Path | None:
     return example if is_named and example.is_dir() else None
 
 
-def _check_is_there(source: Path, files: Sequence[Path]) -> None:
-    names = " and ".join(file.name for file in files)
+def _find_pair(source: Path, schema: Path, settings: Settings) -> Path:
+    """Return the policy's zip or folder in a folder that has a schema.yaml too."""
+    names = f"{schema.name} and a policy, such as {settings.zip_path.name}"
     if not source.is_dir():
         what = "is a file" if source.exists() else "not found"
         raise ModelError(f"{source}: {what}; expected a folder with {names}")
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
+    policy = find_policy(settings.model_copy(update={"home": source}))
+    if policy is None and format_of(files_of_model(source)) is not None:
+        policy = source
+    missing = [schema.name] * (not schema.is_file())
+    if policy is None:
+        missing.append("policy")
+    if policy is None or missing:
         raise ModelError(
             f"{source}: holds no {' and no '.join(missing)}; expected a folder with {names}"
         )
+    return policy
+
+
+def _copy_beside(policy: Path, unzipped: Path, folder: Path, settings: Settings) -> list[str]:
+    """Copy the file that belongs to a policy's zip, and return its name; none where there is none.
+
+    Raises:
+        ModelError: if the server's folder has such a file of another policy.
+    """
+    form = format_of(files_of_model(unzipped))
+    if form is None or form.beside is None:
+        return []
+    beside, there = policy.parent / form.beside, settings.home / form.beside
+    if policy.is_file() and beside.is_file():
+        shutil.copyfile(beside, folder / beside.name)
+        return [beside.name]
+    if there.exists():
+        raise ModelError(
+            f"{there}: would be taken for the file of {policy.name}, which has none; move it away"
+        )
+    return []
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from policy_server.formats.model_files import (
 from policy_server.formats.recognition import describe_file, describe_names
 from policy_server.settings import ENV_PREFIX
 
-__all__ = ["choose_root", "format_of_zip", "unpack_model"]
+__all__ = ["choose_root", "format_of_zip", "pack_model", "unpack_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +69,23 @@ def unpack_model(
         if not unpacking.is_done():
             unpacking.unpack()
     return models
+
+
+def pack_model(folder: Path, zip_path: Path) -> None:
+    """Pack a policy's folder to a zip, whose bytes depend on the files' names and contents only.
+
+    Args:
+        folder: holds the policy's files.
+        zip_path: the zip to write.
+
+    Raises:
+        OSError: if a file can't be read, or the zip can't be written.
+    """
+    with zipfile.ZipFile(zip_path, "w") as archive:
+        for name, path in files_of_model(folder).items():
+            # A ZipInfo of its own has a date of 1980, not the file's.
+            with path.open("rb") as source, archive.open(zipfile.ZipInfo(name), "w") as member:
+                shutil.copyfileobj(source, member)
 
 
 def format_of_zip(

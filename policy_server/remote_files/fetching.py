@@ -1,4 +1,4 @@
-"""Fetching saved_model.zip and schema.yaml: both are checked together and replaced together."""
+"""Fetching the policy's zip and schema.yaml: both are checked together and replaced together."""
 
 from __future__ import annotations
 
@@ -100,14 +100,16 @@ def fetch_files(
     is_outdated_allowed: bool = False,
     on_progress: OnProgress = lambda _done, _total: None,
 ) -> list[FetchedFile]:
-    """Fetch saved_model.zip, schema.yaml or both, check them, and put them in place together.
+    """Fetch the policy's zip, schema.yaml or both, check them, and put them in place together.
+
+    The zip becomes saved_model.zip, whatever its format and name.
 
     A file that is there already is not fetched again: a pinned one if its digest is right, any
     other if the store says that its version is still the same.
 
     Args:
         settings: the folder and the limits.
-        model: the address of saved_model.zip; None leaves the file that is there.
+        model: the address of the policy's zip; None leaves the file that is there.
         schema: the address of schema.yaml; None leaves the file that is there.
         check: the check that both have to pass before they replace the old files.
         is_outdated_allowed: keep a copy from the same address if the store can't be reached.
@@ -199,9 +201,11 @@ class _Fetcher:
             check(unzipped, self._schema(names))
         with replaced(names, self._folder):
             if settings.zip_path.name in names:
+                # Another policy in the server's folder would be a second candidate.
+                find_policy(settings)
                 models, most = settings.models_path, settings.max_unpacked_bytes
                 unpack_model(settings.zip_path, models, max_bytes=most)
-            if unzipped is not None:
+            if unzipped is not None and unzipped.is_relative_to(self._folder):
                 carry_outcome(unzipped, settings.models_path)
         record = {name: asdict(copy) for name, copy in (self._copies | self._new).items()}
         write_whole(settings.home / _RECORD, json.dumps(record))
@@ -212,7 +216,7 @@ class _Fetcher:
         if self._settings.zip_path.name in names:
             return unzipped
         found = find_policy(self._settings)
-        if found != self._settings.zip_path:
+        if found is None or found.is_dir():
             return found
         return unpack_model(found, unzipped, max_bytes=self._settings.max_unpacked_bytes)
 
@@ -245,8 +249,8 @@ class _Fetcher:
                 read_schema(file)
             else:
                 # Nothing but unpacking it shows that a zip is sound.
-                limit = self._settings.max_unpacked_bytes
-                unpack_model(file, self._folder / "models", max_bytes=limit)
+                home, most = self._settings.home, self._settings.max_unpacked_bytes
+                unpack_model(file, self._folder / "models", max_bytes=most, beside=home)
         except SchemaError as error:
             reason = error.message.removeprefix(f"{file.name}: ")
             raise SchemaError(f"{uri.public}: {reason}") from error

@@ -167,7 +167,8 @@ def test_an_error_is_one_line_and_ends_with_1(capsys: pytest.CaptureFixture[str]
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == (
-        "generate.py: nowhere: not found; expected a folder with schema.yaml and saved_model.zip\n"
+        "generate.py: nowhere: not found; expected a folder with schema.yaml and a policy, such as "
+        "saved_model.zip\n"
     )
 
 
@@ -489,8 +490,8 @@ def test_example_is_named_from_anywhere_unless_a_folder_has_its_name(
     assert generate.main(["copy_server_files", "lpoc"]) == 1
 
     assert capsys.readouterr().err == (
-        "generate.py: elsewhere/lpoc: not found; expected a folder with schema.yaml and "
-        "saved_model.zip\n"
-        "generate.py: lpoc: holds no schema.yaml and no saved_model.zip; expected a folder with "
-        "schema.yaml and saved_model.zip\n"
+        "generate.py: elsewhere/lpoc: not found; expected a folder with schema.yaml and a policy, "
+        "such as saved_model.zip\n"
+        "generate.py: lpoc: holds no schema.yaml and no policy; expected a folder with schema.yaml "
+        "and a policy, such as saved_model.zip\n"
     )

@@ -160,6 +160,16 @@ def test_inspect_without_a_path_takes_the_served_policy(categorical: Path) -> No
     assert by_folder.signature.family == by_zip.signature.family
 
 
+def test_inspect_takes_a_policy_of_any_name(categorical: Path) -> None:
+    renamed = (categorical / "saved_model.zip").rename(categorical / "run 7.zip")
+
+    served = model_report.inspect_model(None, Settings(home=categorical))
+    by_folder = model_report.inspect_model(categorical, Settings(home=categorical / "other"))
+
+    assert served.source == by_folder.source == renamed
+    assert served.signature.family == by_folder.signature.family == "categorical(4)"
+
+
 def test_inspect_without_a_schema_says_how_to_get_one(models: Path, settings: Settings) -> None:
     report = model_report.inspect_model(models / "normal", settings)
 
@@ -235,7 +245,7 @@ def test_a_model_that_needs_its_schema_reports_the_schemas_mistake(
     [
         (None, "home/saved_model.zip: not found; name a zip or a folder"),
         ("nowhere", "nowhere: not found; expected a zip"),
-        (".", "holds no saved_model.zip and no saved_model.pb; expected a zip"),
+        (".", "holds no policy, a TensorFlow SavedModel; expected a zip"),
     ],
 )
 def test_inspect_says_what_it_looked_for(

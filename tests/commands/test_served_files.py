@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from policy_server.commands import served_files
 from policy_server.engine.cache import digest_of, read_outcome
 from policy_server.errors import ModelError, PolicyServerError
-from policy_server.formats.model_files import identify_model
+from policy_server.formats.model_files import files_of_model, identify_model
 from policy_server.formats.unpacking import unpack_model
 from policy_server.schema import read_schema
 from policy_server.settings import Settings
@@ -106,7 +106,7 @@ def test_copying_a_folder_onto_itself_keeps_it(source: Path) -> None:
     [
         pytest.param("saved_model.zip", b"no zip", "is no zip file or is damaged", id="no-zip"),
         pytest.param("schema.yaml", b"parameters: {key: 1}", "parameters.key", id="wrong-schema"),
-        pytest.param("saved_model.zip", None, "holds no saved_model.zip; expected", id="zip-lacks"),
+        pytest.param("saved_model.zip", None, "holds no policy; expected", id="zip-lacks"),
         pytest.param("schema.yaml", None, "holds no schema.yaml; expected", id="schema-lacks"),
     ],
 )
@@ -122,6 +122,52 @@ def test_files_that_are_not_sound_change_nothing(
         served_files.copy_server_files(source, settings)
 
     assert contents(settings.home) == before
+
+
+@pytest.mark.parametrize("kind", ["zip", "folder", "folder itself"])
+def test_policy_of_any_name_becomes_saved_model_zip(
+    source: Path, settings: Settings, kind: str
+) -> None:
+    put_old(settings)
+    files = {}
+    with zipfile.ZipFile(source / "saved_model.zip") as archive:
+        files = {name: archive.read(name) for name in archive.namelist() if "." in name}
+        if kind != "zip":
+            archive.extractall(source / "run" if kind == "folder" else source)
+    if kind == "zip":
+        (source / "saved_model.zip").rename(source / "run.zip")
+    else:
+        (source / "saved_model.zip").unlink()
+
+    policy = served_files.copy_server_files(source, settings)
+
+    assert policy == {"zip": source / "run.zip", "folder": source / "run"}.get(kind, source)
+    with zipfile.ZipFile(settings.zip_path) as archive:
+        copied = {name: archive.read(name) for name in archive.namelist() if "." in name}
+    assert {name: copied[name] for name in files} == files
+    served = {
+        name: path.read_bytes() for name, path in files_of_model(settings.models_path).items()
+    }
+    assert {name: served[name] for name in files} == files
+
+
+def test_policy_that_lies_in_the_servers_folder_is_not_copied_onto_itself(source: Path) -> None:
+    (source / "saved_model.zip").rename(source / "run.zip")
+    before = contents(source)
+
+    with pytest.raises(ModelError, match=r"run\.zip: is in the server's folder already; a start"):
+        served_files.copy_server_files(source, Settings(home=source))
+
+    assert contents(source) == before
+
+
+def test_zip_of_any_name_is_unzipped(source: Path) -> None:
+    (source / "saved_model.zip").rename(source / "run.zip")
+
+    zip_path, models = served_files.unzip(Settings(home=source))
+
+    assert (zip_path, models) == (source / "run.zip", source / "models")
+    assert (models / "saved_model.pb").is_file()
 
 
 @pytest.mark.parametrize("old", [["old"], []], ids=["replacing", "first"])
@@ -144,7 +190,7 @@ def test_a_failure_after_copying_puts_the_old_files_back(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere", "nowhere: not found; expected a folder with schema.yaml and saved_model.zip"),
+        ("nowhere", "nowhere: not found; expected a folder with schema.yaml and a policy, such"),
         ("source/schema.yaml", "source/schema.yaml: is a file; expected a folder"),
     ],
 )
@@ -263,7 +309,7 @@ def test_schema_of_ones_own_without_its_policy_is_told(settings: Settings) -> No
     put_policy(settings.home, "mine")
     settings.zip_path.unlink()
 
-    with pytest.raises(ModelError, match=r"schema\.yaml: is no example's, .* put its saved_model"):
+    with pytest.raises(ModelError, match=r"schema\.yaml: is no example's, .* put its policy"):
         served_files.is_served(settings)
 
 
