@@ -15,9 +15,8 @@ from policy_server.commands.native_logs import hidden_native_logs
 from policy_server.errors import ModelError, SchemaError
 from policy_server.files.atomic import write_whole
 from policy_server.formats import load_policy
-from policy_server.formats.finding import find_model, find_policy
-from policy_server.formats.known_formats import expected_formats, format_of
-from policy_server.formats.model_files import files_of_model
+from policy_server.formats.finding import find_model, find_policy, format_of_folder
+from policy_server.formats.known_formats import expected_formats
 from policy_server.formats.unpacking import unpack_model
 from policy_server.installation import command_for
 from policy_server.policy import (
@@ -232,7 +231,7 @@ def _find_source(path: Path | None, settings: Settings) -> Path:
 
 def _find_below(folder: Path, settings: Settings) -> Path | None:
     """Return the policy that a folder is or holds: its own files, a zip, or files at any depth."""
-    if (folder / settings.zip_path.name).is_file() or format_of(files_of_model(folder)) is None:
+    if (folder / settings.zip_path.name).is_file() or format_of_folder(folder) is None:
         found = find_policy(settings.model_copy(update={"home": folder}))
         return found or find_model(folder)
     return folder

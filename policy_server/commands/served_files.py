@@ -11,9 +11,7 @@ from pathlib import Path
 from policy_server.engine.cache import carry_outcome
 from policy_server.errors import ModelError
 from policy_server.files.replacement import incoming_folder, replaced
-from policy_server.formats.finding import find_policy, has_policy
-from policy_server.formats.known_formats import format_of
-from policy_server.formats.model_files import files_of_model
+from policy_server.formats.finding import find_policy, format_of_folder, has_policy
 from policy_server.formats.unpacking import pack_model, unpack_model
 from policy_server.installation import command_for, examples_folder
 from policy_server.schema import find_example_of
@@ -172,9 +170,9 @@ def _find_pair(source: Path, schema: Path, settings: Settings) -> Path:
     if not source.is_dir():
         what = "is a file" if source.exists() else "not found"
         raise ModelError(f"{source}: {what}; expected a folder with {names}")
-    policy = find_policy(settings.model_copy(update={"home": source}))
-    if policy is None and format_of(files_of_model(source)) is not None:
-        policy = source
+    policy: Path | None = source
+    if (source / settings.zip_path.name).exists() or format_of_folder(source) is None:
+        policy = find_policy(settings.model_copy(update={"home": source}))
     missing = [schema.name] * (not schema.is_file())
     if policy is None:
         missing.append("policy")
@@ -191,7 +189,7 @@ def _copy_beside(policy: Path, unzipped: Path, folder: Path, settings: Settings)
     Raises:
         ModelError: if the server's folder has such a file of another policy.
     """
-    form = format_of(files_of_model(unzipped))
+    form = format_of_folder(unzipped)
     if form is None or form.beside is None:
         return []
     beside, there = policy.parent / form.beside, settings.home / form.beside

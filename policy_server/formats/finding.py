@@ -9,16 +9,14 @@ from pathlib import Path, PurePosixPath
 
 from policy_server.errors import ModelError
 from policy_server.formats.known_formats import FORMATS, Format, expected_formats, format_of
-from policy_server.formats.model_files import files_of_model, is_part_of_model
+from policy_server.formats.model_files import files_of_model
 from policy_server.formats.recognition import describe_file, describe_names
 from policy_server.formats.unpacking import choose_root, format_of_zip, unpack_model
 from policy_server.installation import command_for
 from policy_server.settings import Settings
 
-__all__ = ["find_model", "find_policy", "has_policy", "prepare_model"]
+__all__ = ["find_model", "find_policy", "format_of_folder", "has_policy", "prepare_model"]
 
-# A policy has a few files; a folder of more is a data set, an environment or the like.
-_MOST_FILES = 10_000
 _SOME_FILES = 5
 # The names under which training libraries write their files: others in the folder are no policy.
 _SUFFIXES = frozenset(
@@ -121,13 +119,26 @@ def find_model(folder: Path, *, formats: Sequence[Format] = FORMATS) -> Path | N
     return None if root is None else folder / root
 
 
+def format_of_folder(folder: Path, formats: Sequence[Format] = FORMATS) -> Format | None:
+    """Return the format of the policy whose files lie in a folder; None where there is none.
+
+    Files in folders below are left aside: `learner_group/` in an RLlib checkpoint has a policy
+    below it, and the checkpoint is more than that.
+
+    Args:
+        folder: where to look.
+        formats: those that may read the files.
+    """
+    return format_of(_own_files(folder), formats)
+
+
 def _candidates(settings: Settings, formats: Sequence[Format]) -> Iterator[_Candidate]:
     """Yield the zips and folders with a policy, saved_model.zip among them, without models/."""
     for path in _entries(settings.home):
         if path.is_file() and path.suffix.lower() == ".zip":
             form = _format_of_zip(path, settings, formats)
         elif path.is_dir() and path.name != settings.models_path.name:
-            form = format_of(_files_of_folder(path), formats)
+            form = format_of_folder(path, formats)
         else:
             continue
         if form is not None:
@@ -136,7 +147,7 @@ def _candidates(settings: Settings, formats: Sequence[Format]) -> Iterator[_Cand
 
 def _unzipped(settings: Settings, formats: Sequence[Format]) -> Iterator[_Candidate]:
     model = find_model(settings.models_path, formats=formats)
-    form = None if model is None else format_of(files_of_model(model), formats)
+    form = None if model is None else format_of_folder(model, formats)
     if model is not None and form is not None:
         yield _Candidate(model, form)
 
@@ -156,20 +167,9 @@ def _format_of_zip(path: Path, settings: Settings, formats: Sequence[Format]) ->
         return None
 
 
-def _files_of_folder(folder: Path) -> dict[str, Path]:
-    """Return the files of a folder that may be a policy; none of one with too many."""
-    files: dict[str, Path] = {}
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        if place == str(folder) and not names:
-            return {}
-        paths = [Path(place, name) for name in names]
-        files |= {
-            path.relative_to(folder).as_posix(): path for path in paths if is_part_of_model(path)
-        }
-        if len(files) > _MOST_FILES:
-            return {}
-    return files
+def _own_files(folder: Path) -> dict[str, Path]:
+    """Return the files that lie in a folder itself, by name."""
+    return {path.name: path for path in _entries(folder) if path.is_file()}
 
 
 def _shown(item: _Candidate) -> str:
@@ -182,23 +182,28 @@ def _nothing_found(settings: Settings, formats: Sequence[Format]) -> str:
     expected = expected_formats(formats)
     example = command_for("copy_server_files examples/mouse_and_cheese")
     seen = [
-        f"{path.name} is {seems}"
+        f"{path.name} ({seems})"
         for path in _entries(settings.home)
-        if (seems := _seeming(path)) is not None
+        if (seems := _seeming(path, settings, formats)) is not None
     ]
     if seen:
-        found = "; ".join(seen[:_SOME_FILES])
-        return f"{settings.home}: holds no policy: {found}; expected {expected}, zipped or a folder"
+        found = ", ".join(seen[:_SOME_FILES])
+        return f"{settings.home}: holds no policy, but {found}; expected {expected}, zipped or not"
     return (
         f"{settings.zip_path}: not found; put your policy there, {expected}, zipped, or try an "
         f"example with `{example}`"
     )
 
 
-def _seeming(path: Path) -> str | None:
+def _seeming(path: Path, settings: Settings, formats: Sequence[Format]) -> str | None:
+    """Return a phrase for a file or folder that may have been meant as the policy."""
     if path.is_dir():
-        return describe_names(_files_of_folder(path))
+        return describe_names(_own_files(path))
     suffix = path.suffix.lower()
-    if suffix == ".zip":
-        return describe_file(path) or "a zip without a policy, or damaged"
-    return describe_file(path) if suffix in _SUFFIXES else None
+    if suffix != ".zip":
+        return describe_file(path) if suffix in _SUFFIXES else None
+    try:
+        format_of_zip(path, max_bytes=settings.max_unpacked_bytes, formats=formats)
+    except ModelError as error:
+        return error.message.removeprefix(f"{path}: ")
+    return describe_file(path) or "a zip without a policy"

@@ -43,7 +43,8 @@ class Format(Protocol):
         Args:
             files: the model's files by their names below its folder, such as
                 `variables/variables.index`. The folder's own name tells no format. Nothing is to be
-                read from them: before a zip is unpacked, only the names are there.
+                read from them: before a zip is unpacked, only the names are there. Those that lie
+                in the folder itself have to suffice, since they tell it from the folders above.
         """
 
     def load(

@@ -209,22 +209,20 @@ def _opened(zip_path: Path, max_bytes: int) -> Iterator[Archive]:
 def _policies_in(
     paths: Sequence[PurePosixPath], formats: Sequence[Format]
 ) -> list[tuple[PurePosixPath, Format]]:
-    """Return the highest folders that hold a policy, all at the same depth."""
-    paths = [path for path in paths if is_part_of_model(path)]
-    for depth in range(max((len(path.parts) for path in paths), default=0)):
-        folders: dict[PurePosixPath, dict[str, Path]] = {}
-        for path in paths:
-            if len(path.parts) > depth:
-                root = PurePosixPath(*path.parts[:depth])
-                folders.setdefault(root, {})[str(path.relative_to(root))] = Path(path)
-        found = [
-            (root, form)
-            for root, files in sorted(folders.items())
-            if (form := format_of(files, formats)) is not None
-        ]
-        if found:
-            return found
-    return []
+    """Return the highest folders that hold a policy, all at the same depth.
+
+    A policy's folder is the one whose own files a format reads, whatever lies in folders below.
+    """
+    folders: dict[PurePosixPath, dict[str, Path]] = {}
+    for path in filter(is_part_of_model, paths):
+        folders.setdefault(path.parent, {})[path.name] = Path(path)
+    found = [
+        (root, form)
+        for root, files in sorted(folders.items())
+        if (form := format_of(files, formats)) is not None
+    ]
+    depth = min((len(root.parts) for root, _ in found), default=0)
+    return [(root, form) for root, form in found if len(root.parts) == depth]
 
 
 def _only(

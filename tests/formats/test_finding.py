@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from policy_server.errors import ModelError
-from policy_server.formats.finding import find_model, find_policy, prepare_model
+from policy_server.formats.finding import find_model, find_policy, format_of_folder, prepare_model
 from policy_server.formats.known_formats import FORMATS, Format
 from policy_server.formats.model_files import files_of_model
 from policy_server.settings import Settings
@@ -159,13 +159,30 @@ def test_folder_without_a_policy_says_what_lies_there(tmp_path: Path) -> None:
     (tmp_path / "policy.onnx").write_bytes(b"\x08\x08\x12\x07pytorch")
     (tmp_path / "page.zip").write_bytes(b"<html>")
     (tmp_path / "index.html").write_bytes(b"<html>")
+    zip_of(tmp_path / "two.zip", {"a/weights.txt": b"1", "b/weights.txt": b"2"})
+    for name in ("class_and_ctor_args.pkl", "metadata.json", "state.pkl"):
+        (tmp_path / "learner").mkdir(exist_ok=True)
+        (tmp_path / "learner" / name).touch()
 
     with pytest.raises(ModelError) as caught:
         prepare_model(Settings(home=tmp_path), formats=[NotesFormat()])
 
-    message = caught.value.message
-    assert message.startswith(f"{tmp_path}: holds no policy: page.zip is a web page; ")
-    assert "; policy.onnx is an ONNX model, which is not served yet; " in message
-    assert message.endswith(
-        "; ppo.zip is a stable-baselines3 PPO; expected a policy of notes, zipped or a folder"
+    assert caught.value.message == (
+        f"{tmp_path}: holds no policy, but learner (the folder of the optimizer or of the "
+        "environment runner in an RLlib checkpoint, without the network; give the whole "
+        "checkpoint), page.zip (is no zip file, but a web page; the address asks for a login, or "
+        "shows the file instead of giving it), policy.onnx (an ONNX model, which is not served "
+        "yet), ppo.zip (a stable-baselines3 PPO), two.zip (holds 2 policies (a, b); keep one); "
+        "expected a policy of notes, zipped or not"
     )
+
+
+def test_folder_above_a_policy_is_none_and_the_policy_is_the_highest(tmp_path: Path) -> None:
+    """An RLlib checkpoint holds folders that a format reads too."""
+    checkpoint = folder_of(tmp_path / "checkpoint", "weights.txt")
+    folder_of(checkpoint / "learner_group" / "learner", "weights.txt")
+
+    assert find(tmp_path) == checkpoint
+    assert find_model(tmp_path, formats=BOTH) == checkpoint
+    assert format_of_folder(tmp_path, BOTH) is None
+    assert format_of_folder(checkpoint / "learner_group", BOTH) is None
