@@ -15,7 +15,7 @@ from policy_server.commands.native_logs import hidden_native_logs
 from policy_server.errors import ModelError, SchemaError
 from policy_server.files.atomic import write_whole
 from policy_server.formats import load_policy
-from policy_server.formats.finding import find_model, find_policy, format_of_folder
+from policy_server.formats.finding import describe_others, find_model, find_policy, format_of_folder
 from policy_server.formats.known_formats import expected_formats
 from policy_server.formats.unpacking import unpack_model
 from policy_server.installation import command_for
@@ -214,7 +214,8 @@ def _find_source(path: Path | None, settings: Settings) -> Path:
         served = find_policy(settings)
         if served is None:
             raise ModelError(
-                f"{settings.zip_path}: not found; name a zip or a folder, or put a policy there "
+                describe_others(settings)
+                or f"{settings.zip_path}: not found; name a zip or a folder, or put a policy there "
                 f"with `{command_for('copy_server_files FOLDER')}`"
             )
         return served
@@ -222,6 +223,9 @@ def _find_source(path: Path | None, settings: Settings) -> Path:
         return path
     found = _find_below(path, settings)
     if found is None:
+        others = describe_others(settings.model_copy(update={"home": path}))
+        if others is not None:
+            raise ModelError(others)
         what = f"holds no policy, {expected_formats()}" if path.is_dir() else "not found"
         raise ModelError(
             f"{path}: {what}; expected a zip, an unzipped policy, or an example's folder"

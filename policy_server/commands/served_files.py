@@ -11,7 +11,7 @@ from pathlib import Path
 from policy_server.engine.cache import carry_outcome
 from policy_server.errors import ModelError
 from policy_server.files.replacement import incoming_folder, replaced
-from policy_server.formats.finding import find_policy, format_of_folder, has_policy
+from policy_server.formats.finding import describe_others, find_policy, format_of_folder, has_policy
 from policy_server.formats.unpacking import pack_model, unpack_model
 from policy_server.installation import command_for, examples_folder
 from policy_server.schema import find_example_of
@@ -102,7 +102,8 @@ def unzip(settings: Settings) -> tuple[Path, Path]:
     zip_path = find_policy(settings)
     if zip_path is None or (zip_path.is_dir() and zip_path != settings.zip_path):
         raise ModelError(
-            f"{settings.zip_path}: not found; put your policy's zip there, or copy it and its "
+            describe_others(settings)
+            or f"{settings.zip_path}: not found; put your policy's zip there, or copy it and its "
             f"schema with `{command_for('copy_server_files FOLDER')}`"
         )
     schema = settings.schema_path if settings.schema_path.exists() else None
@@ -170,9 +171,12 @@ def _find_pair(source: Path, schema: Path, settings: Settings) -> Path:
     if not source.is_dir():
         what = "is a file" if source.exists() else "not found"
         raise ModelError(f"{source}: {what}; expected a folder with {names}")
+    home = settings.model_copy(update={"home": source})
     policy: Path | None = source
     if (source / settings.zip_path.name).exists() or format_of_folder(source) is None:
-        policy = find_policy(settings.model_copy(update={"home": source}))
+        policy = find_policy(home)
+    if policy is None and (others := describe_others(home)) is not None:
+        raise ModelError(others)
     missing = [schema.name] * (not schema.is_file())
     if policy is None:
         missing.append("policy")

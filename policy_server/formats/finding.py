@@ -15,7 +15,14 @@ from policy_server.formats.unpacking import choose_root, format_of_zip, unpack_m
 from policy_server.installation import command_for
 from policy_server.settings import Settings
 
-__all__ = ["find_model", "find_policy", "format_of_folder", "has_policy", "prepare_model"]
+__all__ = [
+    "describe_others",
+    "find_model",
+    "find_policy",
+    "format_of_folder",
+    "has_policy",
+    "prepare_model",
+]
 
 _SOME_FILES = 5
 # The names under which training libraries write their files: others in the folder are no policy.
@@ -50,7 +57,12 @@ def prepare_model(settings: Settings, *, formats: Sequence[Format] = FORMATS) ->
     """
     found = find_policy(settings, formats=formats)
     if found is None:
-        raise ModelError(_nothing_found(settings, formats))
+        example = command_for("copy_server_files examples/mouse_and_cheese")
+        raise ModelError(
+            describe_others(settings, formats=formats)
+            or f"{settings.zip_path}: not found; put your policy there, "
+            f"{expected_formats(formats)}, zipped, or try an example with `{example}`"
+        )
     if found.is_dir() and found != settings.zip_path:
         return found
     return unpack_model(
@@ -102,6 +114,36 @@ def has_policy(settings: Settings) -> bool:
         ModelError: as `find_policy`.
     """
     return settings.model_uri is not None or find_policy(settings) is not None
+
+
+def describe_others(settings: Settings, *, formats: Sequence[Format] = FORMATS) -> str | None:
+    """Return the message for a folder whose files seem to be a policy, and can't be served.
+
+    An example is `home: holds no policy, but page.zip (a web page); expected a TensorFlow
+    SavedModel, zipped or not`.
+
+    Args:
+        settings: the folder, and how much a zip may unpack to.
+        formats: those that may read a policy.
+
+    Returns:
+        The message; None where nothing in the folder seems to be a policy.
+    """
+    home = settings.home
+    if format_of_folder(home, formats) is not None:
+        return (
+            f"{home}: holds the files of a policy beside others; move them to a folder of their "
+            f"own, such as {settings.models_path}"
+        )
+    seen = [
+        f"{path.name} ({seems})"
+        for path in _entries(home)
+        if (seems := _seeming(path, settings, formats)) is not None
+    ]
+    if not seen:
+        return None
+    found, expected = ", ".join(seen[:_SOME_FILES]), expected_formats(formats)
+    return f"{home}: holds no policy, but {found}; expected {expected}, zipped or not"
 
 
 def find_model(folder: Path, *, formats: Sequence[Format] = FORMATS) -> Path | None:
@@ -175,24 +217,6 @@ def _own_files(folder: Path) -> dict[str, Path]:
 def _shown(item: _Candidate) -> str:
     seems = describe_file(item.path) if item.path.is_file() else None
     return f"{item.path.name}: {seems or expected_formats([item.form])}"
-
-
-def _nothing_found(settings: Settings, formats: Sequence[Format]) -> str:
-    """Return the message for a folder without a policy, with the files that seem to be one."""
-    expected = expected_formats(formats)
-    example = command_for("copy_server_files examples/mouse_and_cheese")
-    seen = [
-        f"{path.name} ({seems})"
-        for path in _entries(settings.home)
-        if (seems := _seeming(path, settings, formats)) is not None
-    ]
-    if seen:
-        found = ", ".join(seen[:_SOME_FILES])
-        return f"{settings.home}: holds no policy, but {found}; expected {expected}, zipped or not"
-    return (
-        f"{settings.zip_path}: not found; put your policy there, {expected}, zipped, or try an "
-        f"example with `{example}`"
-    )
 
 
 def _seeming(path: Path, settings: Settings, formats: Sequence[Format]) -> str | None:

@@ -255,6 +255,17 @@ def test_inspect_says_what_it_looked_for(
         model_report.inspect_model(None if path is None else Path(path), settings)
 
 
+@pytest.mark.parametrize("is_served", [True, False])
+def test_inspect_names_a_file_that_seems_to_be_a_policy(tmp_path: Path, *, is_served: bool) -> None:
+    (tmp_path / "policy.zip").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    path = None if is_served else tmp_path
+
+    with pytest.raises(
+        ModelError, match=r"holds no policy, but policy\.zip \(.* a Git LFS pointer"
+    ):
+        model_report.inspect_model(path, Settings(home=tmp_path))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_drafted_schema_fits_its_model(
     name: str, models: Path, tmp_path: Path, settings: Settings

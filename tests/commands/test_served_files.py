@@ -161,6 +161,17 @@ def test_policy_that_lies_in_the_servers_folder_is_not_copied_onto_itself(source
     assert contents(source) == before
 
 
+def test_file_that_seems_to_be_a_policy_is_named(source: Path, settings: Settings) -> None:
+    (source / "saved_model.zip").unlink()
+    (source / "policy.zip").write_bytes(b"<html>sign in</html>")
+    says = r"holds no policy, but policy\.zip \(is no zip file, but a web page"
+
+    with pytest.raises(ModelError, match=says):
+        served_files.copy_server_files(source, settings)
+    with pytest.raises(ModelError, match=says):
+        served_files.unzip(Settings(home=source))
+
+
 def test_zip_of_any_name_is_unzipped(source: Path) -> None:
     (source / "saved_model.zip").rename(source / "run.zip")
 

@@ -186,3 +186,15 @@ def test_folder_above_a_policy_is_none_and_the_policy_is_the_highest(tmp_path: P
     assert find_model(tmp_path, formats=BOTH) == checkpoint
     assert format_of_folder(tmp_path, BOTH) is None
     assert format_of_folder(checkpoint / "learner_group", BOTH) is None
+
+
+def test_policy_that_lies_loose_in_the_servers_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "weights.txt").touch()
+
+    with pytest.raises(ModelError) as caught:
+        prepare_model(Settings(home=tmp_path), formats=BOTH)
+
+    assert caught.value.message == (
+        f"{tmp_path}: holds the files of a policy beside others; move them to a folder of their "
+        f"own, such as {tmp_path}/models"
+    )
