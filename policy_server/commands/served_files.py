@@ -100,7 +100,9 @@ def unzip(settings: Settings) -> tuple[Path, Path]:
             beside it, if there is one; models/ is then as it was.
     """
     zip_path = find_policy(settings)
-    if zip_path is None or (zip_path.is_dir() and zip_path != settings.zip_path):
+    if zip_path is not None and zip_path.is_dir() and zip_path != settings.zip_path:
+        raise ModelError(f"{zip_path}: is unzipped; a start serves it as it lies")
+    if zip_path is None:
         raise ModelError(
             describe_others(settings)
             or f"{settings.zip_path}: not found; put your policy's zip there, or copy it and its "

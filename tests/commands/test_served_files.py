@@ -172,6 +172,14 @@ def test_file_that_seems_to_be_a_policy_is_named(source: Path, settings: Setting
         served_files.unzip(Settings(home=source))
 
 
+def test_unzipping_a_folder_says_that_nothing_is_to_do(settings: Settings) -> None:
+    put_old(settings)
+    settings.zip_path.unlink()
+
+    with pytest.raises(ModelError, match=r"models: is unzipped; a start serves it as it lies"):
+        served_files.unzip(settings)
+
+
 def test_zip_of_any_name_is_unzipped(source: Path) -> None:
     (source / "saved_model.zip").rename(source / "run.zip")
 

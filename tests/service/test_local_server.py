@@ -41,6 +41,24 @@ def test_local_server_answers_without_ray(tmp_path: Path) -> None:
     assert "_raylet" not in loaded
 
 
+@pytest.mark.parametrize("is_folder", [False, True], ids=["zip", "folder"])
+def test_policy_of_any_name_is_served(tmp_path: Path, *, is_folder: bool) -> None:
+    case = json.loads((EXPORTS / "ppo_discrete" / "cases.json").read_text())[0]
+    home = home_of("ppo_discrete", tmp_path)
+    if is_folder:
+        shutil.unpack_archive(home / "saved_model.zip", home / "run 7")
+        (home / "saved_model.zip").unlink()
+    else:
+        (home / "saved_model.zip").rename(home / "run 7.zip")
+
+    with running_server(home, environment=LOCAL) as server, server.client() as client:
+        answer = client.post("/distribution", json=case["observation"]).json()
+
+    assert answer["components"][0]["probabilities"] == pytest.approx(
+        case["expected"]["probabilities"], abs=1e-5
+    )
+
+
 def test_two_servers_run_side_by_side(tmp_path: Path) -> None:
     first_home, second_home = (
         home_of("ppo_discrete", tmp_path / "a"),
