@@ -1,0 +1,170 @@
+"""The spaces of gymnasium, and of gym before it, as a pickle keeps them: without importing them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policy_server.errors import ModelError
+from policy_server.formats.pickles.unpickling import Stub
+
+__all__ = [
+    "SPACE_NAMES",
+    "BoxSpace",
+    "DictSpace",
+    "DiscreteSpace",
+    "MultiBinarySpace",
+    "MultiDiscreteSpace",
+    "Space",
+    "TupleSpace",
+    "read_space",
+    "width_of",
+]
+
+# The spaces, the generators that they were sampled with, and the names that either states.
+SPACE_NAMES = (
+    r"(gymnasium|gym)\.(spaces(\.\w+)*\.\w+|utils\.seeding\.\w+)"
+    r"|numpy\.random(\.\w+)*|numpy\.(u?int|float)\d+|numpy\.bool_?"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class BoxSpace:
+    """An array of bounded numbers.
+
+    Attributes:
+        shape: its dimensions.
+        dtype: NumPy's name of its type.
+        low: the smallest number at each place; -inf for none.
+        high: the largest number at each place; inf for none.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    low: NDArray[Any]
+    high: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class DiscreteSpace:
+    """An integer from `start` to `start + n - 1`."""
+
+    n: int
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class MultiDiscreteSpace:
+    """Several integers; the i-th goes from `starts[i]` to `starts[i] + sizes[i] - 1`."""
+
+    sizes: tuple[int, ...]
+    starts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class MultiBinarySpace:
+    """An array of zeros and ones."""
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DictSpace:
+    """Several spaces by their keys, in the space's own order."""
+
+    parts: Mapping[str, Space]
+
+
+@dataclass(frozen=True)
+class TupleSpace:
+    """Several spaces in order."""
+
+    parts: tuple[Space, ...]
+
+
+Space = BoxSpace | DiscreteSpace | MultiDiscreteSpace | MultiBinarySpace | DictSpace | TupleSpace
+
+
+def read_space(found: object, subject: str) -> Space:
+    """Return the space that a stand-in describes.
+
+    Args:
+        found: as `unpickle` gave it.
+        subject: the file and the name of the space in it, for messages.
+
+    Raises:
+        ModelError: if it is no space, one of another kind, or damaged.
+    """
+    name = found.path.rpartition(".")[2] if isinstance(found, Stub) else type(found).__name__
+    if not isinstance(found, Stub) or not re.match(r"(gymnasium|gym)\.spaces\.", found.path):
+        raise ModelError(f"{subject}: expected a space of gymnasium or gym, got {name}")
+    readers = {
+        "Box": _box,
+        "Discrete": _discrete,
+        "MultiDiscrete": _multi_discrete,
+        "MultiBinary": _multi_binary,
+    }
+    try:
+        if name == "Dict":
+            parts = found.state["spaces"]
+            return DictSpace({key: read_space(parts[key], f"{subject}[{key!r}]") for key in parts})
+        if name == "Tuple":
+            items = enumerate(found.state["spaces"])
+            return TupleSpace(tuple(read_space(part, f"{subject}[{i}]") for i, part in items))
+        if name in readers:
+            return readers[name](found.state)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ModelError(f"{subject}: is no {name} that can be read: {words}") from error
+    raise ModelError(f"{subject}: is a space of the kind {name}, which is not read")
+
+
+def width_of(space: Space) -> int:
+    """Return how many numbers a space takes in a flat row: integers one-hot, as libraries do.
+
+    Args:
+        space: the space.
+    """
+    if isinstance(space, BoxSpace | MultiBinarySpace):
+        return int(np.prod(space.shape))
+    if isinstance(space, DiscreteSpace):
+        return space.n
+    if isinstance(space, MultiDiscreteSpace):
+        return sum(space.sizes)
+    parts = space.parts.values() if isinstance(space, DictSpace) else space.parts
+    return sum(map(width_of, parts))
+
+
+def _box(state: Mapping[str, Any]) -> Space:
+    low, high = (np.asarray(state[name]) for name in ("low", "high"))
+    if low.shape != high.shape or low.dtype.kind not in "biuf":
+        raise ValueError("its bounds are no two arrays of one shape")
+    return BoxSpace(low.shape, str(low.dtype), low, high)
+
+
+def _discrete(state: Mapping[str, Any]) -> Space:
+    return DiscreteSpace(_size(state["n"]), int(state.get("start", 0)))
+
+
+def _multi_discrete(state: Mapping[str, Any]) -> Space:
+    sizes = np.asarray(state["nvec"])
+    starts = np.asarray(state.get("start", np.zeros_like(sizes)))
+    if sizes.ndim != 1 or starts.shape != sizes.shape:
+        raise ValueError("has more than one dimension")
+    return MultiDiscreteSpace(tuple(map(_size, sizes)), tuple(map(int, starts)))
+
+
+def _multi_binary(state: Mapping[str, Any]) -> Space:
+    return MultiBinarySpace(tuple(map(_size, np.atleast_1d(np.asarray(state["n"])))))
+
+
+def _size(value: Any) -> int:  # noqa: ANN401 -- an integer of Python or NumPy
+    size = int(value)
+    if not 0 < size < 2**31:
+        raise ValueError(f"has the size {size}")
+    return size

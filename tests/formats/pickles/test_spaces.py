@@ -1,0 +1,77 @@
+"""The spaces that pickles hold, read without gymnasium."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from policy_server.errors import ModelError
+from policy_server.formats.pickles.spaces import (
+    SPACE_NAMES,
+    BoxSpace,
+    DictSpace,
+    DiscreteSpace,
+    MultiBinarySpace,
+    MultiDiscreteSpace,
+    Space,
+    TupleSpace,
+    read_space,
+    width_of,
+)
+from policy_server.formats.pickles.unpickling import unpickle
+
+spaces = pytest.importorskip("gymnasium.spaces")
+
+
+def _read(space: object) -> Space:
+    content = pickle.dumps(space)
+    return read_space(unpickle(content, "x.pkl", library=re.compile(SPACE_NAMES)), "x.pkl: space")
+
+
+@pytest.mark.parametrize(
+    ("space", "expected", "width"),
+    [
+        (spaces.Discrete(4, start=-1), DiscreteSpace(4, -1), 4),
+        (spaces.MultiDiscrete([3, 2]), MultiDiscreteSpace((3, 2), (0, 0)), 5),
+        (spaces.MultiBinary(3), MultiBinarySpace((3,)), 3),
+        (spaces.MultiBinary([2, 3]), MultiBinarySpace((2, 3)), 6),
+        (
+            spaces.Dict([("b", spaces.Discrete(2)), ("a", spaces.MultiBinary(1))]),
+            DictSpace({"b": DiscreteSpace(2), "a": MultiBinarySpace((1,))}),
+            3,
+        ),
+        (
+            spaces.Tuple([spaces.Discrete(2), spaces.Discrete(3)]),
+            TupleSpace((DiscreteSpace(2), DiscreteSpace(3))),
+            5,
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, int) else str(value),
+)
+def test_space_is_read(
+    space: Any,  # noqa: ANN401 -- gymnasium, which need not be there
+    expected: Space,
+    width: int,
+) -> None:
+    # The generator of a space that was sampled is pickled with it.
+    space.seed(3)
+    assert _read(space) == expected
+    assert width_of(expected) == width
+
+
+def test_box_keeps_its_bounds() -> None:
+    read = _read(spaces.Box(np.array([-1, -2], np.float32), np.array([3, np.inf], np.float32)))
+
+    assert isinstance(read, BoxSpace)
+    assert (read.shape, read.dtype) == ((2,), "float32")
+    np.testing.assert_array_equal(read.low, [-1, -2])
+    np.testing.assert_array_equal(read.high, [3, np.inf])
+
+
+def test_what_is_no_space_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"^x: expected a space of gymnasium or gym, got list$"):
+        read_space([], "x")
