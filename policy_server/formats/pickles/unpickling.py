@@ -13,7 +13,7 @@ import pickle
 import pickletools
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -193,10 +193,14 @@ def _frombuffer(
     buffer: bytes,
     dtype: np.dtype[Any],
     shape: tuple[int, ...],
-    order: Literal["C", "F"],
-    *_: object,
+    order: str,
+    axes: tuple[int, ...] | None = None,
 ) -> NDArray[Any]:
-    return np.frombuffer(buffer, dtype).reshape(shape, order=order)
+    numbers = np.frombuffer(buffer, dtype)
+    # Source: `numpy._core.numeric._frombuffer`, where K stands for axes in another order.
+    if order == "K" and axes is not None:
+        return numbers.reshape(shape).transpose(axes)
+    return numbers.reshape(shape, order="F" if order == "F" else "C")
 
 
 def _encode(text: str, encoding: str) -> bytes:

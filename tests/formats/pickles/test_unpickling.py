@@ -31,6 +31,8 @@ def test_arrays_and_plain_values_are_read_as_they_were_written(protocol: int) ->
     written = OrderedDict(
         weights=np.arange(6, dtype=np.float32).reshape(2, 3),
         other=np.arange(3, dtype=">i8"),
+        turned=np.arange(24.0).reshape(2, 3, 4).transpose(2, 0, 1),
+        column_major=np.asfortranarray(np.arange(6).reshape(2, 3)),
         number=np.float64(2.5),
         plain=[1, "a", None, {"b": (True, 2.0)}],
     )
@@ -40,7 +42,8 @@ def test_arrays_and_plain_values_are_read_as_they_were_written(protocol: int) ->
     assert list(read) == list(written)
     np.testing.assert_array_equal(read["weights"], written["weights"])
     assert read["weights"].dtype == np.float32
-    np.testing.assert_array_equal(read["other"], [0, 1, 2])
+    for name in ("other", "turned", "column_major"):
+        np.testing.assert_array_equal(read[name], written[name])
     assert read["number"] == 2.5
     assert read["plain"] == written["plain"]
 
