@@ -9,7 +9,15 @@ from policy_server.errors import SchemaError
 from policy_server.policy import ActionComponent, PolicySignature
 from policy_server.schema import ActionField, ServerSchema, number_range
 
-__all__ = ["check_schema_fits", "describe_components", "settings_without_effect"]
+__all__ = [
+    "check_schema_fits",
+    "describe_components",
+    "describe_known_components",
+    "settings_without_effect",
+]
+
+# How far bounds that people write may lie from those of a file, which are float32.
+_BOUND_TOLERANCE = 1e-5
 
 
 def check_schema_fits(schema: ServerSchema, signature: PolicySignature) -> None:
@@ -102,6 +110,48 @@ def describe_components(
     return tuple(
         _describe(part, entry, source) for part, entry in zip(components, fields, strict=True)
     )
+
+
+def describe_known_components(
+    components: Sequence[ActionComponent], fields: Sequence[ActionField], source: str
+) -> tuple[ActionComponent, ...]:
+    """Give each component its name and labels, and hold schema.yaml's bounds against the file's.
+
+    Args:
+        components: the components in order, with the bounds that the policy's file states.
+        fields: the entries of schema.yaml's `actions` section in order.
+        source: the file's name, for messages.
+
+    Returns:
+        The components with their descriptions, and the bounds of the policy's file.
+
+    Raises:
+        SchemaError: as `describe_components`, or if schema.yaml states other bounds.
+    """
+    described = describe_components(components, fields, source)
+    return tuple(map(_with_known_bounds, components, described, [source] * len(components)))
+
+
+def _with_known_bounds(
+    known: ActionComponent, stated: ActionComponent, source: str
+) -> ActionComponent:
+    if known.low is None and known.high is None:
+        return stated
+    for side, file, schema in (("low", known.low, stated.low), ("high", known.high, stated.high)):
+        if file is None or schema is None:
+            continue
+        for ours, theirs in zip(schema, file, strict=True):
+            if abs(ours - theirs) > _BOUND_TOLERANCE * max(1.0, abs(theirs)):
+                raise SchemaError(
+                    f"{source}: actions.{stated.name}.{side}: is {ours:g}, the policy's file says "
+                    f"{theirs:g}; mend it or leave it out"
+                )
+    if stated.low is not None and stated.is_normalized != known.is_normalized:
+        raise SchemaError(
+            f"{source}: actions.{stated.name}.normalized: is {stated.is_normalized}, by the "
+            f"policy's file it is {known.is_normalized}; mend it, or leave the bounds out"
+        )
+    return replace(stated, low=known.low, high=known.high, is_normalized=known.is_normalized)
 
 
 def _describe(part: ActionComponent, entry: ActionField, source: str) -> ActionComponent:

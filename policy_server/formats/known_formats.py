@@ -9,6 +9,7 @@ from typing import Protocol
 from policy_server.errors import ModelError
 from policy_server.formats.model_files import files_of_model
 from policy_server.formats.saved_model import SavedModelFormat
+from policy_server.formats.stable_baselines3 import StableBaselines3Format
 from policy_server.policy import Policy
 from policy_server.schema import ServerSchema
 from policy_server.settings import Engine
@@ -67,7 +68,7 @@ class Format(Protocol):
 
 
 # A further format needs its own package, and a line here.
-FORMATS: Sequence[Format] = (SavedModelFormat(),)
+FORMATS: Sequence[Format] = (SavedModelFormat(), StableBaselines3Format())
 
 
 def format_of(files: Mapping[str, Path], formats: Sequence[Format] = FORMATS) -> Format | None:

@@ -21,7 +21,7 @@ from policy_server.sb3_export.draft import (
 )
 from policy_server.sb3_export.equality import prove_export
 from policy_server.sb3_export.saved_policy import TrainedPolicy, read_policy
-from policy_server.sb3_export.spaces import name_keys
+from policy_server.sb3_export.training_spaces import name_keys
 from policy_server.schema import find_example_of
 
 __all__ = ["export_policy"]

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from policy_server.errors import ExportError, SchemaError
-from policy_server.sb3_export.spaces import (
+from policy_server.sb3_export.training_spaces import (
     Values,
     flatten_space,
     list_choices,

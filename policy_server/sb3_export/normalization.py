@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from policy_server.errors import ExportError
-from policy_server.sb3_export.unpickling import ForeignNameError, unpickle
+from policy_server.sb3_export.restored_classes import ForeignNameError, unpickle
 
 __all__ = ["check_unscaled", "read_statistics"]
 

@@ -16,8 +16,8 @@ from policy_server.errors import ExportError
 from policy_server.installation import require
 from policy_server.sb3_export.draft import draft_observation_fields, observation_width
 from policy_server.sb3_export.normalization import check_unscaled, read_statistics
-from policy_server.sb3_export.spaces import open_bounds
-from policy_server.sb3_export.unpickling import ForeignNameError, MissingNameError, unpickle
+from policy_server.sb3_export.restored_classes import ForeignNameError, MissingNameError, unpickle
+from policy_server.sb3_export.training_spaces import open_bounds
 
 __all__ = ["UNDERSTOOD", "TrainedPolicy", "read_policy"]
 

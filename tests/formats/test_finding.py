@@ -9,7 +9,7 @@ import pytest
 
 from policy_server.errors import ModelError
 from policy_server.formats.finding import find_model, find_policy, format_of_folder, prepare_model
-from policy_server.formats.known_formats import FORMATS, Format
+from policy_server.formats.known_formats import FORMATS, Format, expected_formats
 from policy_server.formats.model_files import files_of_model
 from policy_server.settings import Settings
 from tests.support.folders import ROOT
@@ -58,7 +58,7 @@ def test_prepare_without_any_policy_says_what_to_do(tmp_path: Path, *, has_folde
         prepare_model(Settings(home=tmp_path))
 
     assert caught.value.message == (
-        f"{tmp_path}/saved_model.zip: not found; put your policy there, a TensorFlow SavedModel, "
+        f"{tmp_path}/saved_model.zip: not found; put your policy there, {expected_formats()}, "
         "zipped, or try an example with "
         "`python generate.py copy_server_files examples/mouse_and_cheese`"
     )

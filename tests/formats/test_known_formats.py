@@ -12,7 +12,7 @@ import pytest
 from policy_server.engine.network import NetworkPolicy
 from policy_server.errors import ModelError
 from policy_server.formats import load_policy
-from policy_server.formats.known_formats import FORMATS, Format
+from policy_server.formats.known_formats import FORMATS, Format, expected_formats
 from policy_server.policy import Policy
 from policy_server.schema import ServerSchema, parse_schema
 from policy_server.settings import Engine
@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from policy_server.formats.known_formats import FORMATS
 import policy_server.backends.local, policy_server.formats.compiling_process
-print([form.can_read({"saved_model.pb": Path("saved_model.pb")}) for form in FORMATS])
+print([form.name for form in FORMATS if form.can_read({"saved_model.pb": Path("saved_model.pb")})])
 print([name for name in ("tensorflow", "google.protobuf") if name in sys.modules])
 """
 
@@ -103,12 +103,12 @@ def test_folder_that_no_format_reads_is_one_line_that_says_what_was_expected(
     with pytest.raises(ModelError) as both:
         load_policy(folder, formats=[*FORMATS, NamedFormat(stored)])
 
-    assert alone.value.message == (
-        f"{folder}: holds no saved_model.pb; expected a TensorFlow SavedModel"
-    )
+    marks = " and no ".join(form.mark for form in FORMATS)
+    assert "saved_model.pb" in marks
+    assert alone.value.message == f"{folder}: holds no {marks}; expected {expected_formats()}"
     assert both.value.message == (
-        f"{folder}: holds no saved_model.pb and no weights.txt; expected a TensorFlow SavedModel "
-        "or a policy of a test"
+        f"{folder}: holds no {marks} and no weights.txt; expected {expected_formats()} or a policy "
+        "of a test"
     )
 
 
@@ -117,4 +117,4 @@ def test_asking_the_formats_imports_no_training_library() -> None:
         [sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True
     )
 
-    assert done.stdout.splitlines() == ["[True]", "[]"]
+    assert done.stdout.splitlines() == ["['TensorFlow SavedModel']", "[]"]

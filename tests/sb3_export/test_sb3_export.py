@@ -36,9 +36,9 @@ from policy_server.sb3_export.draft import (
 )
 from policy_server.sb3_export.equality import prove_export
 from policy_server.sb3_export.normalization import check_unscaled
+from policy_server.sb3_export.restored_classes import ForeignNameError, MissingNameError, unpickle
 from policy_server.sb3_export.saved_policy import TrainedPolicy, read_policy
-from policy_server.sb3_export.spaces import name_keys, open_bounds
-from policy_server.sb3_export.unpickling import ForeignNameError, MissingNameError, unpickle
+from policy_server.sb3_export.training_spaces import name_keys, open_bounds
 from policy_server.schema import ServerSchema, number_range, parse_schema, read_schema
 from tests.support.folders import ROOT
 

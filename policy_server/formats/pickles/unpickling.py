@@ -52,7 +52,7 @@ class Stub:
     entries: dict[Any, Any]
 
     def __new__(cls, *arguments: object, **named: object) -> Self:
-        """Keep the arguments; the class's own constructor never runs."""
+        """Return a stand-in with the arguments; the class's own constructor never runs."""
         made = super().__new__(cls)
         made.arguments, made.named = arguments, named
         made.state, made.items, made.entries = {}, [], {}
@@ -62,21 +62,21 @@ class Stub:
         """Own the object's state, for as long as the file is read."""
 
     def __setstate__(self, state: object) -> None:
-        """Keep the attributes: of a dictionary, or of one and the slots beside it."""
+        """Take over the attributes: of a dictionary, or of one and the slots beside it."""
         for part in state if isinstance(state, tuple) else (state,):
             if isinstance(part, Mapping):
                 self.state.update(part)
 
     def append(self, item: object) -> None:
-        """Keep an item."""
+        """Take over an item."""
         self.items.append(item)
 
     def extend(self, items: list[object]) -> None:
-        """Keep items."""
+        """Take over items."""
         self.items.extend(items)
 
     def __setitem__(self, key: object, value: object) -> None:
-        """Keep an entry."""
+        """Take over an entry."""
         self.entries[key] = value
 
 

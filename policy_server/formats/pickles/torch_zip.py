@@ -1,0 +1,119 @@
+"""Read the tensors of a file that PyTorch's `torch.save` wrote, without PyTorch.
+
+The file is a zip: `data.pkl` describes tensors by name, place, shape and strides, and each member
+of `data/` holds the raw numbers of one storage.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from policy_server.errors import ModelError
+from policy_server.formats.pickles.unpickling import Stub, unpickle
+
+__all__ = ["read_tensors"]
+
+_REBUILD = "torch._utils._rebuild_tensor_v2"
+_LIBRARY = re.compile(r"torch\._utils\._rebuild_tensor_v2|torch\.\w+Storage")
+_DTYPES: Mapping[str, str] = {
+    "torch.FloatStorage": "<f4",
+    "torch.DoubleStorage": "<f8",
+    "torch.HalfStorage": "<f2",
+    "torch.LongStorage": "<i8",
+    "torch.IntStorage": "<i4",
+    "torch.ByteStorage": "|u1",
+    "torch.BoolStorage": "|b1",
+}
+
+
+def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the tensors of a state dict by their names.
+
+    Example: `read_tensors(Path("policy.pth"))["action_net.weight"].shape` is `(2, 64)`.
+
+    Args:
+        path: a file that `torch.save(module.state_dict(), path)` wrote.
+
+    Raises:
+        ModelError: if it is no such file, is damaged, or holds anything but tensors.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _Reading(archive, path.name).tensors()
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, ValueError) as error:
+        words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ModelError(
+            f"{path.name}: can't be read as what torch.save writes: {words}"
+        ) from error
+
+
+class _Reading:
+    """One reading of an open file."""
+
+    def __init__(self, archive: zipfile.ZipFile, subject: str) -> None:
+        """Own the place of the members, as long as the archive is open.
+
+        Raises:
+            ValueError: if a member is packed: PyTorch's never are, so sizes are as stated.
+        """
+        self._archive = archive
+        self._subject = subject
+        if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
+            raise ValueError("has packed members")
+        roots = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        if len(roots) != 1:
+            raise ValueError(f"has {len(roots)} files data.pkl")
+        self._root = roots[0].removesuffix("data.pkl")
+        byte_order = f"{self._root}byteorder"
+        if byte_order in archive.namelist() and archive.read(byte_order) != b"little":
+            raise ValueError("has its numbers in big-endian order")
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """Return the tensors by name."""
+        found = unpickle(
+            self._archive.read(f"{self._root}data.pkl"),
+            f"{self._subject}: data.pkl",
+            library=_LIBRARY,
+            tensors=self._storage,
+        )
+        if not isinstance(found, dict):
+            raise ValueError(f"holds a {type(found).__name__}, not tensors by name")  # noqa: TRY004 -- the file's fault
+        return {str(name): _tensor(str(name), part) for name, part in found.items()}
+
+    def _storage(self, identity: Any) -> NDArray[Any]:  # noqa: ANN401 -- as the file has it
+        kind, storage, key, _, size = identity
+        dtype = _DTYPES.get(getattr(storage, "path", ""))
+        if kind != "storage" or dtype is None or not re.fullmatch(r"\d+", key):
+            raise ValueError(f"has a storage of the kind {getattr(storage, 'path', storage)}")
+        try:
+            content = self._archive.read(f"{self._root}data/{key}")
+        except KeyError as error:
+            raise ValueError(f"lacks the storage {key}") from error
+        return np.frombuffer(content, dtype, int(size))
+
+
+def _tensor(name: str, part: object) -> NDArray[Any]:
+    if not isinstance(part, Stub) or part.path != _REBUILD:
+        raise ValueError(f"{name} is no tensor")
+    storage, offset, shape, strides = part.arguments[:4]
+    if not isinstance(storage, np.ndarray) or not _fits(storage.size, offset, shape, strides):
+        raise ValueError(f"{name} lies outside of its storage")
+    steps = [stride * storage.itemsize for stride in strides]
+    return as_strided(storage[offset:], shape, steps, writeable=False).copy()
+
+
+def _fits(size: int, offset: int, shape: Sequence[int], strides: Sequence[int]) -> bool:
+    numbers = [offset, *shape, *strides]
+    if len(shape) != len(strides) or not all(type(n) is int and n >= 0 for n in numbers):
+        return False
+    last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    return last < size and math.prod(shape) <= size

@@ -1,0 +1,36 @@
+"""stable-baselines3's own .zip, of PPO, A2C, TRPO, DQN, QRDQN, SAC, TQC, CrossQ, TD3, DDPG and ARS.
+
+Nothing of stable-baselines3, PyTorch or gymnasium is imported, and no code of a file is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from policy_server.formats.stable_baselines3.assembling import load_policy
+from policy_server.formats.stable_baselines3.vec_normalize import STATISTICS_FILE
+from policy_server.formats.stable_baselines3.zip_members import DATA_FILE, WEIGHTS_FILE
+from policy_server.policy import Policy
+from policy_server.schema import ServerSchema
+from policy_server.settings import Engine
+
+__all__ = ["StableBaselines3Format"]
+
+
+class StableBaselines3Format:
+    """The `Format` of the .zip that stable-baselines3's and sb3-contrib's `model.save` writes."""
+
+    name = "stable-baselines3 policy"
+    mark = WEIGHTS_FILE
+    beside = STATISTICS_FILE
+
+    def can_read(self, files: Mapping[str, Path]) -> bool:
+        """Return whether the files are the .zip's members; see `Format.can_read`."""
+        return DATA_FILE in files and WEIGHTS_FILE in files
+
+    def load(
+        self, files: Mapping[str, Path], schema: ServerSchema | None, *, engine: Engine
+    ) -> Policy:
+        """Load the policy; see `Format.load`."""
+        return load_policy(files, schema, engine=engine)

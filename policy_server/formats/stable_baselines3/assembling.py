@@ -1,0 +1,218 @@
+"""From the members of a stable-baselines3 .zip to a policy that answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from policy_server.engine.network import CompiledPolicy, NetworkPolicy, NumpyNetwork
+from policy_server.errors import ModelError
+from policy_server.formats.pickles.spaces import BoxSpace, Space, width_of
+from policy_server.formats.stable_baselines3.algorithms import (
+    Algorithm,
+    Answers,
+    algorithm_of,
+    has_integer_actions,
+)
+from policy_server.formats.stable_baselines3.features import add_features, is_image
+from policy_server.formats.stable_baselines3.layers import Layers, activation_of
+from policy_server.formats.stable_baselines3.vec_normalize import (
+    Scaling,
+    parts_of,
+    read_scaling,
+)
+from policy_server.formats.stable_baselines3.zip_members import (
+    SavedPolicy,
+    class_path,
+    read_saved_policy,
+)
+from policy_server.policy import ActionOutput, PolicySignature, SignatureTensor
+from policy_server.schema import ServerSchema
+from policy_server.schema_fit import (
+    check_schema_fits,
+    describe_known_components,
+    settings_without_effect,
+)
+from policy_server.settings import Engine
+
+__all__ = ["load_policy"]
+
+# Settings of the classes that don't change the network, or that it is built by.
+_ARGUMENTS = frozenset(
+    {
+        "activation_fn",
+        "batch_norm",
+        "batch_norm_eps",
+        "batch_norm_momentum",
+        "clip_mean",
+        "features_extractor_class",
+        "features_extractor_kwargs",
+        "full_std",
+        "log_std_init",
+        "n_critics",
+        "n_quantiles",
+        "net_arch",
+        "normalize_images",
+        "optimizer_class",
+        "optimizer_kwargs",
+        "ortho_init",
+        "renorm_warmup_steps",
+        "sde_net_arch",
+        "share_features_extractor",
+        "squash_output",
+        "use_expln",
+        "use_sde",
+        "with_bias",
+    }
+)
+_MASK = "action_mask"
+# MaskableCategorical gives it to the logits of actions that are not allowed.
+_MASKED = np.float32(-1e8)
+
+
+def load_policy(
+    files: Mapping[str, Path], schema: ServerSchema | None, *, engine: Engine
+) -> NetworkPolicy:
+    """Load the policy, check that schema.yaml fits it, and build its network.
+
+    Args:
+        files: the members of the .zip by name, and vec_normalize.pkl if there is one.
+        schema: the contents of schema.yaml; None for a policy that has none yet.
+        engine: `numpy` and `auto` alike; `tensorflow` can't compute it.
+
+    Returns:
+        The policy, ready to answer.
+
+    Raises:
+        ModelError: if the files can't give a policy.
+        SchemaError: if schema.yaml disagrees with the policy.
+    """
+    if engine == "tensorflow":
+        raise ModelError(
+            "data: a policy of stable-baselines3 is computed by NumPy; set POLICY_SERVER_ENGINE to "
+            "auto or numpy"
+        )
+    saved = read_saved_policy(files)
+    algorithm = algorithm_of(saved)
+    unknown = sorted({*saved.arguments} - _ARGUMENTS)
+    if unknown:
+        raise ModelError(
+            f"data: policy_kwargs: {unknown[0]} is not known, and may change the network; expected "
+            "stable-baselines3's own settings"
+        )
+    scaling = read_scaling(files, saved, is_on_policy=algorithm.is_on_policy)
+    network, answers = _network(saved, algorithm, scaling, schema)
+    signature = _signature(saved, algorithm, scaling, answers, network)
+    return NetworkPolicy(CompiledPolicy(_described(signature, schema), network))
+
+
+def _network(
+    saved: SavedPolicy, algorithm: Algorithm, scaling: Scaling | None, schema: ServerSchema | None
+) -> tuple[NumpyNetwork, Answers]:
+    activation = activation_of(
+        class_path(saved.arguments.get("activation_fn")), algorithm.activation
+    )
+    layers = Layers(width_of(saved.observation_space), saved.weights, activation=activation)
+    extractor, others = algorithm.extractor, algorithm.others
+    if algorithm.is_on_policy and layers.has("pi_features_extractor."):
+        # Where critic and actor share it, the file has it by both names.
+        extractor, others = "pi_features_extractor", (*others, "features_extractor.")
+    x = add_features(layers, saved, scaling, name=extractor)
+    answers = algorithm.build(layers, x, saved)
+    if algorithm.is_maskable:
+        answers = replace(answers, result=_masked(layers, answers, saved, schema))
+    layers.refuse_unused(others)
+    return layers.builder.finish(answers.result), answers
+
+
+def _masked(
+    layers: Layers, answers: Answers, saved: SavedPolicy, schema: ServerSchema | None
+) -> int:
+    """Return the register of the logits, less those that the observation's mask forbids."""
+    choices = sum(part.size for part in answers.components)
+    widths = {key: width_of(part) for key, part in parts_of(saved.observation_space).items()}
+    if _MASK not in widths:
+        fields = (schema.observations or ()) if schema is not None else ()
+        widths = {item.name: (item.max_items or 0) if item.is_list else 1 for item in fields}
+    if widths.get(_MASK) != choices:
+        raise ModelError(
+            f"data: the policy masks actions, and its mask is no part {_MASK!r} of the observation "
+            f"with {choices} values; masks beside the observation come with a later version"
+        )
+    names = list(widths)
+    first = sum(widths[name] for name in names[: names.index(_MASK)])
+    mask = layers.add(
+        "Slice",
+        0,
+        layers.builder.keep(np.array([0, first])),
+        layers.builder.keep(np.array([-1, choices])),
+    )
+    allowed = layers.with_constant("NotEqual", mask, np.float32(0))
+    forbidden = layers.builder.keep(np.full(choices, _MASKED))
+    return layers.add("SelectV2", allowed, answers.result, forbidden)
+
+
+def _signature(
+    saved: SavedPolicy,
+    algorithm: Algorithm,
+    scaling: Scaling | None,
+    answers: Answers,
+    network: NumpyNetwork,
+) -> PolicySignature:
+    width = width_of(saved.observation_space)
+    columns = sum(part.columns for part in answers.components)
+    inputs = sum(part.inputs for part in answers.components)
+    is_one = type(saved.action_space).__name__ == "DiscreteSpace"
+    dtype = _dtype_of(saved.observation_space)
+    return PolicySignature(
+        observation_width=width,
+        observation_dtype=dtype,
+        inputs=(SignatureTensor("observations", dtype, (None, width)),),
+        outputs=(SignatureTensor("action_dist_inputs", "float32", (None, inputs)),),
+        action_outputs=(
+            ActionOutput("actions", has_integer_actions(saved), columns, is_vector=not is_one),
+        ),
+        components=answers.components,
+        is_value_based=answers.is_value_based,
+        basis="structure",
+        findings=_findings(saved, algorithm, scaling),
+        engine="numpy",
+        engine_reason=f"{len(network.steps)} operations, from the file's own weights",
+    )
+
+
+def _dtype_of(space: Space) -> str:
+    parts = parts_of(space).values()
+    is_double = any(isinstance(part, BoxSpace) and part.dtype == "float64" for part in parts)
+    return "float64" if is_double else "float32"
+
+
+def _findings(saved: SavedPolicy, algorithm: Algorithm, scaling: Scaling | None) -> tuple[str, ...]:
+    found = [
+        f"read: a {saved.class_name} ({algorithm.names}) of stable-baselines3 {saved.version}, its "
+        "spaces and its weights, which are the library's own; no code of the file was run"
+    ]
+    if saved.arguments.get("activation_fn") is None:
+        found.append(f"assumed: the activation {algorithm.activation}, which the class has")
+    if scaling is not None:
+        found.append("read: the scaling of observations by VecNormalize, from vec_normalize.pkl")
+    elif not algorithm.is_on_policy:
+        found.append("assumed: observations were not scaled by VecNormalize")
+    if any(map(is_image, parts_of(saved.observation_space).values())):
+        found.append("assumed: images come with their channels last, as environments give them")
+    return tuple(found)
+
+
+def _described(signature: PolicySignature, schema: ServerSchema | None) -> PolicySignature:
+    if schema is None:
+        return signature
+    check_schema_fits(schema, signature)
+    moot = settings_without_effect(schema, signature)
+    signature = replace(signature, findings=(*signature.findings, *moot))
+    if schema.actions is None or signature.components is None:
+        return signature
+    components = describe_known_components(signature.components, schema.actions, schema.source)
+    return replace(signature, components=components)

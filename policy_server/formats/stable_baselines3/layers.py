@@ -1,0 +1,264 @@
+"""The layers of a stable-baselines3 policy as NumPy steps, taken from its tensors by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from policy_server.engine.building import NetworkBuilder
+from policy_server.errors import ModelError
+from policy_server.formats.stable_baselines3.zip_members import WEIGHTS_FILE
+from policy_server.policy import Float32Array
+
+__all__ = ["Layers", "activation_of"]
+
+Attributes = tuple[tuple[str, Any], ...]
+
+# PyTorch's classes with their default parameters, as steps; (): the layer changes nothing.
+_ACTIVATIONS: Mapping[str, tuple[tuple[str, Attributes], ...]] = {
+    "Identity": (),
+    "ReLU": (("Relu", ()),),
+    "Tanh": (("Tanh", ()),),
+    "Sigmoid": (("Sigmoid", ()),),
+    "LeakyReLU": (("LeakyRelu", (("alpha", 0.01),)),),
+    "ELU": (("Elu", ()),),
+    "SELU": (("Selu", ()),),
+    "Softplus": (("Softplus", ()),),
+    "Softsign": (("Softsign", ()),),
+}
+# Also known as Swish: the product of the input and its sigmoid.
+_SILU = "SiLU"
+
+
+def activation_of(path: str | None, default: str) -> str:
+    """Return the name of an activation in `_ACTIVATIONS`, or SiLU.
+
+    Args:
+        path: the class that the file states; None where it states none.
+        default: the policy class's own.
+
+    Raises:
+        ModelError: if it is none of those.
+    """
+    if path is None:
+        return default
+    package, _, name = path.rpartition(".")
+    known = sorted((*_ACTIVATIONS, _SILU))
+    if not package.startswith("torch.nn.modules.") or name not in known:
+        raise ModelError(
+            f"data: policy_kwargs: the activation {name} is not computed; expected one of "
+            f"{', '.join(known)}"
+        )
+    return name
+
+
+class Layers:
+    """A network that grows by the layers of a policy.
+
+    Attributes:
+        builder: holds the steps so far.
+    """
+
+    def __init__(self, width: int, weights: Mapping[str, NDArray[Any]], *, activation: str) -> None:
+        """Own the network, and a note of the tensors that went into it, until it is finished.
+
+        Args:
+            width: how many numbers an observation has.
+            weights: the tensors by name.
+            activation: the name of the activation between layers.
+        """
+        self.builder = NetworkBuilder(width)
+        self._weights = weights
+        self._used: set[str] = set()
+        self._activation = activation
+
+    def has(self, prefix: str) -> bool:
+        """Return whether there are tensors whose names begin so.
+
+        Args:
+            prefix: the start of a name.
+        """
+        return any(name.startswith(prefix) for name in self._weights)
+
+    def tensor(self, name: str) -> Float32Array:
+        """Return a tensor.
+
+        Args:
+            name: its name.
+
+        Raises:
+            ModelError: if there is none.
+        """
+        if name not in self._weights:
+            raise ModelError(f"{WEIGHTS_FILE}: lacks the tensor {name}")
+        self._used.add(name)
+        return self._weights[name].astype(np.float32)
+
+    def linear(self, name: str) -> tuple[Float32Array, Float32Array]:
+        """Return the weights float32[inputs, outputs] and the biases float32[outputs] of a layer.
+
+        Args:
+            name: the layer's.
+
+        Raises:
+            ModelError: if it is missing, or its tensors don't fit each other.
+        """
+        weights = self.tensor(f"{name}.weight").T
+        has_bias = f"{name}.bias" in self._weights
+        bias = self.tensor(f"{name}.bias") if has_bias else np.zeros(weights.shape[-1:], np.float32)
+        if weights.ndim != 2 or bias.shape != weights.shape[1:]:
+            raise ModelError(
+                f"{WEIGHTS_FILE}: {name}: has weights {weights.shape[::-1]} and biases {bias.shape}"
+            )
+        return np.ascontiguousarray(weights), bias
+
+    def places(self, name: str) -> list[int]:
+        """Return the places of the layers in a sequence of layers and activations.
+
+        Args:
+            name: the sequence's.
+
+        Raises:
+            ModelError: if there is more between two layers than an activation.
+        """
+        pattern = re.compile(rf"{re.escape(name)}\.(\d+)\.weight")
+        found = sorted(int(match[1]) for match in map(pattern.fullmatch, self._weights) if match)
+        if found != list(range(0, 2 * len(found), 2)):
+            raise ModelError(
+                f"{WEIGHTS_FILE}: {name} has its layers at the places {found}; expected layers and "
+                "activations in turn"
+            )
+        return found
+
+    def add(self, operation: str, *inputs: int, attributes: Attributes = ()) -> int:
+        """Return the register of a step's result.
+
+        Args:
+            operation: its name in the engine.
+            inputs: the registers that it reads.
+            attributes: its constant attributes.
+        """
+        return self.builder.add(operation, inputs, attributes)
+
+    def with_constant(self, operation: str, x: int, value: ArrayLike) -> int:
+        """Return the register of a step of a register and a constant.
+
+        Args:
+            operation: its name in the engine.
+            x: the register.
+            value: the constant.
+        """
+        return self.add(operation, x, self.builder.keep(np.asarray(value)))
+
+    def dense(self, x: int, weights: Float32Array, bias: Float32Array) -> int:
+        """Return the register of a layer's outputs.
+
+        Args:
+            x: the register of its inputs.
+            weights: float32[inputs, outputs].
+            bias: float32[outputs].
+
+        Raises:
+            ModelError: if the register has another width.
+        """
+        try:
+            product = self.with_constant("MatMul", x, weights)
+        except ValueError as error:
+            raise ModelError(f"{WEIGHTS_FILE}: a layer does not fit its inputs: {error}") from error
+        return self.with_constant("Add", product, bias)
+
+    def activated(self, x: int, activation: str | None = None) -> int:
+        """Return the register of an activation's result.
+
+        Args:
+            x: the register of its inputs.
+            activation: its name; None for the policy's own.
+        """
+        name = activation or self._activation
+        if name == _SILU:
+            return self.add("Mul", x, self.add("Sigmoid", x))
+        for operation, attributes in _ACTIVATIONS[name]:
+            x = self.add(operation, x, attributes=attributes)
+        return x
+
+    def sequence(self, x: int, name: str, *, is_last_activated: bool) -> int:
+        """Return the register of the outputs of layers and activations in turn.
+
+        Args:
+            x: the register of its inputs.
+            name: the sequence's.
+            is_last_activated: an activation follows the last layer.
+        """
+        return self.sequence_with_head(
+            x, name, lambda *layer: layer, is_activated=is_last_activated
+        )
+
+    def sequence_with_head(
+        self,
+        x: int,
+        name: str,
+        change: Callable[[Float32Array, Float32Array], tuple[Float32Array, Float32Array]],
+        *,
+        is_activated: bool = False,
+    ) -> int:
+        """Return the register of a sequence whose last layer is changed first.
+
+        Args:
+            x: the register of its inputs.
+            name: the sequence's.
+            change: gives the weights and biases to take for the last layer's own.
+            is_activated: an activation follows the last layer.
+        """
+        places = self.places(name)
+        for place in places:
+            is_last = place == places[-1]
+            weights, bias = self.linear(f"{name}.{place}")
+            x = self.dense(x, *(change(weights, bias) if is_last else (weights, bias)))
+            if not is_last or is_activated:
+                x = self.activated(x)
+        return x
+
+    def renormalised_sequence(self, x: int, name: str, *, epsilon: float) -> int:
+        """Return the register of a sequence with BatchRenorm layers, as it is after training.
+
+        Args:
+            x: the register of its inputs.
+            name: the sequence's.
+            epsilon: is added to the variances.
+
+        Source: `sb3_contrib.common.torch_layers.BatchRenorm`.
+        """
+        pattern = re.compile(rf"{re.escape(name)}\.(\d+)\.\w+")
+        places = {int(match[1]) for match in map(pattern.fullmatch, self._weights) if match}
+        for place in sorted(places):
+            layer = f"{name}.{place}"
+            if f"{layer}.weight" in self._weights:
+                x = self.activated(self.dense(x, *self.linear(layer)))
+                continue
+            mean, variance = (self.tensor(f"{layer}.{part}") for part in ("ra_mean", "ra_var"))
+            self.tensor(f"{layer}.steps")
+            x = self.with_constant("Sub", x, mean)
+            x = self.with_constant("RealDiv", x, np.sqrt(variance + np.float32(epsilon)))
+            x = self.with_constant("Mul", x, self.tensor(f"{layer}.scale"))
+            x = self.with_constant("Add", x, self.tensor(f"{layer}.bias"))
+        return x
+
+    def refuse_unused(self, others: Sequence[str]) -> None:
+        """Refuse a policy with tensors that are in no network that is known.
+
+        Args:
+            others: the starts of the names of networks that choose no action, as critics.
+
+        Raises:
+            ModelError: naming the first such tensor.
+        """
+        for name in self._weights:
+            if name not in self._used and not name.startswith(tuple(others)):
+                raise ModelError(
+                    f"{WEIGHTS_FILE}: has the tensor {name}, which is no part of the networks of "
+                    "stable-baselines3 that are read; export the policy to ONNX or a SavedModel"
+                )

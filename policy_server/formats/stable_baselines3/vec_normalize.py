@@ -1,0 +1,137 @@
+"""VecNormalize: the scaling of observations that stable-baselines3 keeps beside a policy's file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policy_server.errors import ModelError
+from policy_server.formats.pickles.spaces import BoxSpace, DictSpace, Space, width_of
+from policy_server.formats.pickles.unpickling import Stub, unpickle
+from policy_server.formats.stable_baselines3.zip_members import LIBRARY, SavedPolicy
+
+__all__ = ["STATISTICS_FILE", "Scaling", "parts_of", "read_scaling"]
+
+STATISTICS_FILE = "vec_normalize.pkl"
+_CLASS = "stable_baselines3.common.vec_env.vec_normalize.VecNormalize"
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """The rule clip((x - mean) / std, -limit, limit) for each number of an observation.
+
+    Attributes:
+        mean: float64[D]; 0 where a number is not scaled.
+        std: float64[D]; 1 where a number is not scaled.
+        limit: float64[D]; infinity where a number is not scaled.
+    """
+
+    mean: Floats
+    std: Floats
+    limit: Floats
+
+
+def parts_of(space: Space) -> Mapping[str | None, Space]:
+    """Return the parts of an observation by their keys, in order; one without a key if it has none.
+
+    Args:
+        space: the space of the observations.
+    """
+    return dict(space.parts.items()) if isinstance(space, DictSpace) else {None: space}
+
+
+def read_scaling(
+    files: Mapping[str, Path], saved: SavedPolicy, *, is_on_policy: bool
+) -> Scaling | None:
+    """Return the scaling that a policy was trained with; None where it was trained without.
+
+    An algorithm that learns from its own episodes (PPO, A2C, TRPO) keeps observations as they were
+    before the scaling only where there is one. The others always keep some: there a last
+    observation that is outside of its space, or of another type than the original, was scaled.
+
+    Args:
+        files: the policy's files; the statistics are vec_normalize.pkl.
+        saved: the policy.
+        is_on_policy: the algorithm learns from its own episodes.
+
+    Raises:
+        ModelError: if the policy was trained with VecNormalize and the file is missing, or does
+            not fit.
+    """
+    path = files.get(STATISTICS_FILE)
+    if path is not None:
+        return _read(path, saved.observation_space)
+    space, last, original = saved.observation_space, saved.last, saved.original
+    if original is not None and (is_on_policy or _is_scaled(space, last, original)):
+        raise ModelError(
+            "data: the policy was trained with VecNormalize, whose statistics are not in this "
+            f"file; put what VecNormalize.save wrote beside it as {STATISTICS_FILE}"
+        )
+    return None
+
+
+def _read(path: Path, space: Space) -> Scaling | None:
+    found = unpickle(path.read_bytes(), STATISTICS_FILE, library=LIBRARY)
+    if not isinstance(found, Stub) or found.path != _CLASS:
+        raise ModelError(
+            f"{STATISTICS_FILE}: expected the statistics of VecNormalize.save, got "
+            f"{getattr(found, 'path', type(found).__name__)}"
+        )
+    try:
+        if not found.state.get("norm_obs", True):
+            return None
+        columns = list(_columns(found.state, space))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{STATISTICS_FILE}: is damaged: {error!r}") from error
+    mean, std, limit = (np.concatenate(column) for column in zip(*columns, strict=True))
+    return Scaling(mean, std, limit)
+
+
+def _columns(state: Mapping[str, Any], space: Space) -> Iterator[tuple[Floats, Floats, Floats]]:
+    """Give mean, standard deviation and limit of each part's numbers.
+
+    Source: `VecNormalize._normalize_obs`.
+    """
+    keys = state.get("norm_obs_keys")
+    for key, part in parts_of(space).items():
+        width = width_of(part)
+        if key is not None and keys is not None and key not in keys:
+            yield np.zeros(width), np.ones(width), np.full(width, np.inf)
+            continue
+        statistics = state["obs_rms"] if key is None else state["obs_rms"][key]
+        mean, variance = (
+            np.asarray(statistics.state[name], np.float64).ravel() for name in ("mean", "var")
+        )
+        if mean.shape != (width,) or variance.shape != (width,):
+            where = "an observation" if key is None else repr(key)
+            raise ModelError(
+                f"{STATISTICS_FILE}: has statistics of {mean.size} values, {where} has {width}"
+            )
+        limit = np.full(width, float(state["clip_obs"]))
+        yield mean, np.sqrt(variance + float(state["epsilon"])), limit
+
+
+def _is_scaled(space: Space, last: Any, original: Any) -> bool:  # noqa: ANN401 -- arrays, or by key
+    if isinstance(last, Mapping) and isinstance(original, Mapping) and isinstance(space, DictSpace):
+        return any(
+            _is_scaled(part, last.get(key), original.get(key)) for key, part in space.parts.items()
+        )
+    if not isinstance(last, np.ndarray) or not isinstance(original, np.ndarray):
+        return False
+    if last.dtype != original.dtype:
+        return True
+    return _is_outside(space, last) and not _is_outside(space, original)
+
+
+def _is_outside(space: Space, rows: NDArray[Any]) -> bool:
+    if not isinstance(space, BoxSpace) or rows.shape[1:] != space.shape:
+        return False
+    slack = 1e-5 * np.maximum(np.abs(rows), 1.0)
+    return bool(np.any((rows < space.low - slack) | (rows > space.high + slack)))

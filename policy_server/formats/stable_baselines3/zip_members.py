@@ -1,0 +1,148 @@
+"""The policy that stable-baselines3's `model.save` wrote, as data: classes, spaces and weights."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from policy_server.errors import ModelError
+from policy_server.formats.pickles.spaces import SPACE_NAMES, Space, read_space
+from policy_server.formats.pickles.torch_zip import read_tensors
+from policy_server.formats.pickles.unpickling import unpickle
+
+__all__ = ["DATA_FILE", "LIBRARY", "WEIGHTS_FILE", "SavedPolicy", "class_path", "read_saved_policy"]
+
+DATA_FILE, WEIGHTS_FILE = "data", "policy.pth"
+_VERSION_FILE = "_stable_baselines3_version"
+LIBRARY = re.compile(
+    rf"{SPACE_NAMES}|(stable_baselines3|sb3_contrib)\.[\w.]+|torch\.(nn\.modules|optim)\.[\w.]+"
+)
+_PICKLED = ":serialized:"
+_CLASS = re.compile(r"<class '([\w.]+)'>")
+
+
+@dataclass(frozen=True, eq=False)
+class SavedPolicy:
+    """A policy's description and weights.
+
+    Attributes:
+        class_path: the name of its class, such as
+            `stable_baselines3.common.policies.ActorCriticPolicy`.
+        arguments: the `policy_kwargs` that the class was made with; classes are types of `Stub`.
+        observation_space: the space of the observations that the network takes.
+        action_space: the space of its actions.
+        weights: the tensors by name.
+        version: the version of stable-baselines3 that wrote the file.
+        has_sde: it explores by noise that depends on the state (gSDE).
+        last: the last observation that the policy saw in training; None where it saw none.
+        original: the last observation as the environment gave it; None where none was kept.
+    """
+
+    class_path: str
+    arguments: Mapping[str, Any]
+    observation_space: Space
+    action_space: Space
+    weights: Mapping[str, NDArray[Any]]
+    version: str
+    has_sde: bool
+    last: Any = None
+    original: Any = None
+
+    @property
+    def class_name(self) -> str:
+        """Return the name of its class without the module."""
+        return self.class_path.rpartition(".")[2]
+
+
+def read_saved_policy(files: Mapping[str, Path]) -> SavedPolicy:
+    """Read the members of a .zip of stable-baselines3; replay buffers and schedules stay packed.
+
+    Args:
+        files: its members by name.
+
+    Raises:
+        ModelError: if a member is damaged or names classes of somebody's own.
+    """
+    data = _Data(files[DATA_FILE])
+    policy_class = class_path(data.value("policy_class"))
+    if policy_class is None:
+        raise ModelError(f"{DATA_FILE}: holds no policy_class; expected what model.save writes")
+    arguments = data.value("policy_kwargs") or {}
+    if not isinstance(arguments, dict):
+        raise ModelError(f"{DATA_FILE}: policy_kwargs: expected a dictionary")
+    version = files.get(_VERSION_FILE)
+    return SavedPolicy(
+        policy_class,
+        arguments,
+        read_space(data.value("observation_space"), f"{DATA_FILE}: observation_space"),
+        read_space(data.value("action_space"), f"{DATA_FILE}: action_space"),
+        read_tensors(files[WEIGHTS_FILE]),
+        "of another version" if version is None else version.read_text(errors="replace").strip(),
+        has_sde=bool(data.value("use_sde") or arguments.get("use_sde")),
+        last=data.value("_last_obs"),
+        original=data.value("_last_original_obs"),
+    )
+
+
+def class_path(found: object) -> str | None:
+    """Return the name of a class that a pickle stated; None where it is no class.
+
+    Args:
+        found: as `unpickle` gave it.
+    """
+    return getattr(found, "path", None) if isinstance(found, type) else None
+
+
+class _Data:
+    """The member `data`: JSON, with pickles in base64 beside a description of each."""
+
+    def __init__(self, path: Path) -> None:
+        """Own the parsed JSON, for one reading.
+
+        Args:
+            path: the member.
+        """
+        try:
+            self._parts = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise ModelError(f"{DATA_FILE}: is no JSON that can be read: {error}") from error
+        if not isinstance(self._parts, dict):
+            raise ModelError(f"{DATA_FILE}: expected the settings that model.save writes")
+
+    def value(self, key: str) -> Any:  # noqa: ANN401 -- a pickle may hold anything
+        """Return a setting; None where there is none."""
+        part = self._parts.get(key)
+        if not isinstance(part, dict) or _PICKLED not in part:
+            return part
+        own = next(_own_classes(part), None)
+        if own is not None:
+            raise ModelError(
+                f"{DATA_FILE}: {key}: uses {own}, which is not stable-baselines3's own, and no "
+                "code of a file is run; train with the library's own classes"
+            )
+        try:
+            content = base64.b64decode(part[_PICKLED])
+        except (binascii.Error, TypeError, ValueError) as error:
+            raise ModelError(f"{DATA_FILE}: {key}: is damaged: {error}") from error
+        return unpickle(content, f"{DATA_FILE}: {key}", library=LIBRARY)
+
+
+def _own_classes(part: Mapping[str, Any]) -> Iterator[str]:
+    """Give the classes in the readable description that no library on the list has."""
+    module = part.get("__module__")
+    if isinstance(module, str) and not LIBRARY.fullmatch(f"{module}.X"):
+        yield f"a class of {module}"
+    for key, value in part.items():
+        if key.startswith((":", "__")):
+            continue
+        for name in _CLASS.findall(value if isinstance(value, str) else ""):
+            if "." in name and not LIBRARY.fullmatch(name) and not name.startswith("numpy."):
+                yield name

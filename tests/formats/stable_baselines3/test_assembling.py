@@ -1,0 +1,325 @@
+"""Policies of stable-baselines3's own .zip, held against the library's own answers."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from policy_server.distributions.action_distribution import ActionDistribution
+from policy_server.errors import ModelError, SchemaError
+from policy_server.formats.known_formats import load_policy
+from policy_server.policy import Policy, PolicyInputs, PolicyOutputs
+from policy_server.schema import parse_schema, read_schema
+from tests.support.folders import ROOT
+
+POLICIES = ROOT / "tests" / "data" / "policies"
+# Their distribution, or their values, are among the library's answers.
+SERVED = sorted(
+    path.name
+    for path in POLICIES.glob("sb3_*")
+    if path.name not in ("sb3_maskable_box", "sb3_maskable_ppo", "sb3_recurrent_ppo")
+)
+MASK = """
+observations:
+  values: {type: "List[float]", min_items: 2, max_items: 2}
+  action_mask: {type: "List[int]", min_items: 4, max_items: 4}
+parameters: {api_key: k}
+"""
+IMPORTS = """
+import sys
+from pathlib import Path
+from policy_server.formats.known_formats import load_policy
+print(load_policy(Path(sys.argv[1])).signature.family)
+names = ("gym", "gymnasium", "stable_baselines3", "sb3_contrib", "torch", "tensorflow", "ray")
+print([name for name in names if name in sys.modules])
+"""
+
+
+def unzipped(name: str, folder: Path) -> Path:
+    """Unzip a policy, with the statistics that lie beside it."""
+    source = POLICIES / name
+    with zipfile.ZipFile(source / "policy.zip") as archive:
+        archive.extractall(folder)
+    if (source / "vec_normalize.pkl").exists():
+        shutil.copy(source / "vec_normalize.pkl", folder)
+    return folder
+
+
+def cases_of(name: str) -> list[dict[str, Any]]:
+    """Return observations and the library's own answers."""
+    cases: list[dict[str, Any]] = json.loads((POLICIES / name / "cases.json").read_text())
+    assert len(cases) >= 8
+    return cases
+
+
+def asked(policy: Policy, cases: list[dict[str, Any]]) -> PolicyOutputs:
+    """Ask for the deterministic action and the distribution of each case."""
+    rows = np.array([case["raw"] for case in cases], np.float64)
+    is_double = policy.signature.row_dtype is np.float64
+    inputs = PolicyInputs.of(rows if is_double else rows.astype(np.float32), is_deterministic=True)
+    return policy.infer(inputs)
+
+
+def changed_data(folder: Path, **changes: object) -> None:
+    """Change settings of an unzipped policy."""
+    data = json.loads((folder / "data").read_text())
+    (folder / "data").write_text(json.dumps(data | changes))
+
+
+def pickled(value: object, **described: str) -> dict[str, str]:
+    """Return a setting as stable-baselines3 keeps it."""
+    return {":serialized:": base64.b64encode(pickle.dumps(value)).decode(), **described}
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_deterministic_action_is_the_library_s_in_the_environment_s_units(
+    name: str, tmp_path: Path
+) -> None:
+    cases = cases_of(name)
+
+    answers = asked(load_policy(unzipped(name, tmp_path)), cases)
+
+    expected = [
+        case["expected"].get(
+            "deterministic_action_env_space", case["expected"]["deterministic_action"]
+        )
+        for case in cases
+    ]
+    for answer, action in zip(answers.actions, expected, strict=True):
+        assert answer == pytest.approx(np.ravel(action), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_distribution_is_the_library_s(name: str, tmp_path: Path) -> None:
+    cases = cases_of(name)
+    policy = load_policy(unzipped(name, tmp_path))
+    answers = asked(policy, cases)
+    components = policy.signature.components
+    assert components is not None
+    assert answers.distribution is not None
+
+    parts = ActionDistribution(components).describe(answers.distribution)
+
+    compared = 0
+    for row, expected in enumerate(case["expected"] for case in cases):
+        wanted = expected.get("components", [expected])
+        for part, component in zip(parts, wanted, strict=True):
+            for key, found in (
+                ("probabilities", part.probabilities),
+                ("mean", part.mean),
+                ("std", part.std),
+            ):
+                if key in component and not policy.signature.is_value_based:
+                    assert found is not None
+                    assert found[row] == pytest.approx(np.ravel(component[key]), abs=1e-5)
+                    compared += 1
+        if "q_values" in expected:
+            assert answers.distribution[row] == pytest.approx(expected["q_values"], abs=1e-5)
+            compared += 1
+    is_fixed = all(part.kind == "deterministic" for part in components)
+    assert compared >= len(cases) or is_fixed
+
+
+@pytest.mark.parametrize("name", ["sb3_ppo_box", "sb3_ppo_dict_order", "sb3_td3", "sb3_ppo_cnn"])
+def test_schema_that_a_user_wrote_fits_the_file(name: str, tmp_path: Path) -> None:
+    policy = load_policy(unzipped(name, tmp_path), read_schema(POLICIES / name / "schema.yaml"))
+
+    assert policy.signature.basis == "structure"
+    assert policy.signature.engine == "numpy"
+
+
+def test_bounds_of_the_file_need_no_word_in_the_schema(tmp_path: Path) -> None:
+    schema = parse_schema("actions: {force: {}}\nparameters: {api_key: k}")
+
+    policy = load_policy(unzipped("sb3_ppo_box", tmp_path), schema)
+
+    (component,) = policy.signature.components or ()
+    assert (component.name, component.low, component.high) == ("force", (-1.0, 0.0), (3.0, 0.5))
+    assert not component.is_normalized
+
+
+@pytest.mark.parametrize(
+    ("actions", "expected"),
+    [
+        (
+            "{force: {low: [-1, 0], high: [3, 0.6], normalized: false}}",
+            r"^schema\.yaml: actions\.force\.high: is 0\.6, the policy's file says 0\.5; ",
+        ),
+        (
+            "{force: {low: [-1, 0], high: [3, 0.5], normalized: true}}",
+            r"^schema\.yaml: actions\.force\.normalized: is True, by the policy's file it is False",
+        ),
+    ],
+    ids=["another bound", "another scale"],
+)
+def test_schema_that_contradicts_the_file_is_refused(
+    actions: str, expected: str, tmp_path: Path
+) -> None:
+    schema = parse_schema(f"actions: {actions}\nparameters: {{api_key: k}}")
+
+    with pytest.raises(SchemaError, match=expected):
+        load_policy(unzipped("sb3_ppo_box", tmp_path), schema)
+
+
+def test_policy_of_another_version_of_gym_is_read(tmp_path: Path) -> None:
+    policy = load_policy(unzipped("sb3_v18_ppo_discrete", tmp_path))
+
+    assert any("stable-baselines3 1.8.0" in line for line in policy.signature.findings)
+
+
+def test_missing_statistics_of_vec_normalize_are_asked_for(tmp_path: Path) -> None:
+    folder = unzipped("sb3_ppo_vecnorm", tmp_path)
+    (folder / "vec_normalize.pkl").unlink()
+
+    with pytest.raises(ModelError, match=r"trained with VecNormalize.*as vec_normalize\.pkl$"):
+        load_policy(folder)
+
+
+def test_statistics_of_another_observation_are_refused(tmp_path: Path) -> None:
+    folder = unzipped("sb3_ppo_box", tmp_path)
+    shutil.copy(POLICIES / "sb3_ppo_vecnorm" / "vec_normalize.pkl", folder)
+
+    with pytest.raises(
+        ModelError, match=r"^vec_normalize\.pkl: has statistics of 4 values, an observation has 6$"
+    ):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sb3_recurrent_ppo", r"^data: is a recurrent policy .* memory comes with a later version"),
+        ("sb3_maskable_ppo", r"^data: the policy masks actions, and its mask is no part "),
+    ],
+)
+def test_policy_that_is_not_served_yet_is_refused_in_words(
+    name: str, expected: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=expected):
+        load_policy(unzipped(name, tmp_path))
+
+
+def test_mask_may_be_a_field_of_the_schema(tmp_path: Path) -> None:
+    name = "sb3_maskable_box"
+    cases = cases_of(name)
+
+    answers = asked(load_policy(unzipped(name, tmp_path), parse_schema(MASK)), cases)
+
+    expected = [case["expected"]["deterministic_action"] for case in cases]
+    assert answers.actions.tolist() == expected
+
+
+class _Calls:
+    def __init__(self, function: object, *arguments: object) -> None:
+        self._made = (function, arguments)
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return self._made
+
+
+@pytest.mark.parametrize(
+    "key", ["policy_class", "policy_kwargs", "observation_space", "action_space", "_last_obs"]
+)
+def test_hostile_pickle_in_a_setting_runs_nothing(key: str, tmp_path: Path) -> None:
+    folder = unzipped("sb3_ppo_box", tmp_path / "policy")
+    target = tmp_path / "ran"
+    changed_data(folder, **{key: pickled({"a": [_Calls(os.mkdir, str(target))]})})
+
+    with pytest.raises(ModelError, match=rf"^data: {key}: names posix\.mkdir, a class or function"):
+        load_policy(folder)
+
+    assert not target.exists()
+
+
+def test_hostile_statistics_run_nothing(tmp_path: Path) -> None:
+    folder = unzipped("sb3_ppo_box", tmp_path / "policy")
+    target = tmp_path / "ran"
+    (folder / "vec_normalize.pkl").write_bytes(pickle.dumps(_Calls(os.mkdir, str(target))))
+
+    with pytest.raises(ModelError, match=r"^vec_normalize\.pkl: names posix\.mkdir"):
+        load_policy(folder)
+
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        pytest.param(
+            {"policy_class": pickled(None, __module__="__main__")},
+            r"^data: policy_class: uses a class of __main__, which is not",
+            id="own policy class",
+        ),
+        pytest.param(
+            {
+                "policy_kwargs": pickled(
+                    {}, features_extractor_class="<class '__main__.OwnExtractor'>"
+                )
+            },
+            r"^data: policy_kwargs: uses __main__\.OwnExtractor, which is not",
+            id="own extractor",
+        ),
+        pytest.param(
+            {"policy_kwargs": {"net_arch": [32, 32], "dueling": True}},
+            r"^data: policy_kwargs: dueling is not known",
+            id="unknown setting",
+        ),
+        pytest.param({"policy_class": None}, r"^data: holds no policy_class", id="no class"),
+        pytest.param(
+            {"action_space": {":serialized:": "AAAA"}},
+            r"^data: action_space: is no pickle that can be read",
+            id="damaged pickle",
+        ),
+        pytest.param(
+            {"action_space": None},
+            r"^data: action_space: expected a space of gymnasium or gym, got NoneType$",
+            id="no space",
+        ),
+    ],
+)
+def test_what_is_not_the_library_s_own_is_refused_by_name(
+    changes: dict[str, object], expected: str, tmp_path: Path
+) -> None:
+    folder = unzipped("sb3_ppo_box", tmp_path)
+    changed_data(folder, **changes)
+
+    with pytest.raises(ModelError, match=expected):
+        load_policy(folder)
+
+
+def test_data_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    folder = unzipped("sb3_ppo_box", tmp_path)
+    (folder / "data").write_text("{")
+
+    with pytest.raises(ModelError, match=r"^data: is no JSON that can be read"):
+        load_policy(folder)
+
+
+def test_tensorflow_is_no_engine_for_it(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"set POLICY_SERVER_ENGINE to auto or numpy$"):
+        load_policy(unzipped("sb3_ppo_box", tmp_path), engine="tensorflow")
+
+
+def test_loading_imports_no_training_library(tmp_path: Path) -> None:
+    folder = unzipped("sb3_ppo_dict_order", tmp_path)
+
+    found = subprocess.run(
+        [sys.executable, "-c", IMPORTS, str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+
+    assert found.stdout.split("\n")[:2] == ["categorical(3)", "[]"]
