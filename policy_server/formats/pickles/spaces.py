@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,8 @@ SPACE_NAMES = (
     r"(gymnasium|gym)\.(spaces(\.\w+)*\.\w+|utils\.seeding\.\w+)"
     r"|numpy\.random(\.\w+)*|numpy\.(u?int|float)\d+|numpy\.bool_?"
 )
+
+_MOST_PARTS = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +100,15 @@ def read_space(found: object, subject: str) -> Space:
         subject: the file and the name of the space in it, for messages.
 
     Raises:
-        ModelError: if it is no space, one of another kind, or damaged.
+        ModelError: if it is no space, one of another kind, damaged, or has too many parts.
     """
+    return _read_space(found, subject, iter(range(_MOST_PARTS)))
+
+
+def _read_space(found: object, subject: str, places: Iterator[int]) -> Space:
+    # A pickle may have a part in itself a thousand times over, by a few bytes each.
+    if next(places, None) is None:
+        raise ModelError(f"{subject}: has more than {_MOST_PARTS} parts")
     name = found.path.rpartition(".")[2] if isinstance(found, Stub) else type(found).__name__
     if not isinstance(found, Stub) or not re.match(r"(gymnasium|gym)\.spaces\.", found.path):
         raise ModelError(f"{subject}: expected a space of gymnasium or gym, got {name}")
@@ -112,10 +121,14 @@ def read_space(found: object, subject: str) -> Space:
     try:
         if name == "Dict":
             parts = found.state["spaces"]
-            return DictSpace({key: read_space(parts[key], f"{subject}[{key!r}]") for key in parts})
+            return DictSpace(
+                {key: _read_space(parts[key], f"{subject}[{key!r}]", places) for key in parts}
+            )
         if name == "Tuple":
             items = enumerate(found.state["spaces"])
-            return TupleSpace(tuple(read_space(part, f"{subject}[{i}]") for i, part in items))
+            return TupleSpace(
+                tuple(_read_space(part, f"{subject}[{i}]", places) for i, part in items)
+            )
         if name in readers:
             return readers[name](found.state)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:

@@ -115,7 +115,13 @@ def _network(
     activation = activation_of(
         class_path(saved.arguments.get("activation_fn")), algorithm.activation
     )
-    layers = Layers(width_of(saved.observation_space), saved.weights, activation=activation)
+    width, numbers = width_of(saved.observation_space), sum(map(np.size, saved.weights.values()))
+    if width > numbers:
+        raise ModelError(
+            f"data: an observation has {width} numbers, and the policy's weights are {numbers}; "
+            "expected at least one for each"
+        )
+    layers = Layers(width, saved.weights, activation=activation)
     extractor, others = algorithm.extractor, algorithm.others
     if algorithm.is_on_policy and layers.has("pi_features_extractor."):
         # Where critic and actor share it, the file has it by both names.
@@ -192,8 +198,8 @@ def _dtype_of(space: Space) -> str:
 
 def _findings(saved: SavedPolicy, algorithm: Algorithm, scaling: Scaling | None) -> tuple[str, ...]:
     found = [
-        f"read: a {saved.class_name} ({algorithm.names}) of stable-baselines3 {saved.version}, its "
-        "spaces and its weights, which are the library's own; no code of the file was run"
+        f"read: the class {saved.class_name} ({algorithm.names}) of stable-baselines3 "
+        f"{saved.version}, its spaces and its weights; no code of the file was run"
     ]
     if saved.arguments.get("activation_fn") is None:
         found.append(f"assumed: the activation {algorithm.activation}, which the class has")

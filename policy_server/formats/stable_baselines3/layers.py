@@ -91,10 +91,14 @@ class Layers:
             name: its name.
 
         Raises:
-            ModelError: if there is none.
+            ModelError: if there is none, or it holds NaN or infinity.
         """
         if name not in self._weights:
             raise ModelError(f"{WEIGHTS_FILE}: lacks the tensor {name}")
+        if not np.isfinite(self._weights[name]).all():
+            raise ModelError(
+                f"{WEIGHTS_FILE}: {name} holds NaN or infinity; save an earlier state of the policy"
+            )
         self._used.add(name)
         return self._weights[name].astype(np.float32)
 

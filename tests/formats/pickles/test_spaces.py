@@ -75,3 +75,13 @@ def test_box_keeps_its_bounds() -> None:
 def test_what_is_no_space_is_refused() -> None:
     with pytest.raises(ModelError, match=r"^x: expected a space of gymnasium or gym, got list$"):
         read_space([], "x")
+
+
+def test_space_that_holds_its_parts_many_times_over_is_refused() -> None:
+    space = spaces.Tuple([spaces.Discrete(2)])
+    for _ in range(40):
+        space = spaces.Tuple([space])
+        space.spaces = (space.spaces[0],) * 2
+
+    with pytest.raises(ModelError, match=r"has more than 1000 parts$"):
+        _read(space)

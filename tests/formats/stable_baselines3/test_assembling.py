@@ -298,6 +298,30 @@ def test_what_is_not_the_library_s_own_is_refused_by_name(
         load_policy(folder)
 
 
+def test_space_that_the_weights_can_t_be_of_is_refused(tmp_path: Path) -> None:
+    folder = unzipped("sb3_ppo_box", tmp_path)
+    # As a pickle of Discrete(100_000_000) is, without gymnasium.
+    space = b"cgymnasium.spaces.discrete\nDiscrete\n)\x81}(U\x01nI100000000\nU\x05startI0\nub."
+    changed_data(folder, observation_space={":serialized:": base64.b64encode(space).decode()})
+
+    with pytest.raises(ModelError, match=r"^data: an observation has 100000000 numbers, and the "):
+        load_policy(folder)
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    folder = unzipped("sb3_ppo_box", tmp_path)
+    path = folder / "policy.pth"
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            is_first_layer = name.endswith("/data/1")
+            archive.writestr(name, b"\xff" * len(content) if is_first_layer else content)
+
+    with pytest.raises(ModelError, match=r"^policy\.pth: [\w.]+ holds NaN or infinity"):
+        load_policy(folder)
+
+
 def test_data_that_is_no_json_is_refused(tmp_path: Path) -> None:
     folder = unzipped("sb3_ppo_box", tmp_path)
     (folder / "data").write_text("{")
