@@ -7,6 +7,7 @@ where they are used.
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -15,6 +16,9 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from policy_server.errors import ModelError
+from policy_server.formats.finding import format_of_folder
+from policy_server.formats.known_formats import expected_formats
+from policy_server.formats.unpacking import pack_model
 from policy_server.installation import require
 from policy_server.remote_files.failures import PassingError, as_store_errors
 from policy_server.remote_files.uris import RemoteUri, is_loopback
@@ -83,7 +87,9 @@ def opened(
 def _open_file(uri: RemoteUri) -> Iterator[RemoteContent]:
     path = Path(uri.address)
     if path.is_dir():
-        raise ModelError(f"{path}: is a folder; expected a file")
+        with _packed(path, uri) as content:
+            yield content
+        return
     try:
         file = path.open("rb")
     except FileNotFoundError as error:
@@ -92,6 +98,28 @@ def _open_file(uri: RemoteUri) -> Iterator[RemoteContent]:
         raise ModelError(f"{path}: can't be read: {error.strerror or error}") from error
     with file:
         yield RemoteContent(path.stat().st_size, None, iter(lambda: file.read(_CHUNK_BYTES), b""))
+
+
+@contextlib.contextmanager
+def _packed(folder: Path, uri: RemoteUri) -> Iterator[RemoteContent]:
+    """Zip a policy's folder, so that it goes the way of every other file."""
+    if format_of_folder(folder) is None:
+        raise ModelError(
+            f"{folder}: is a folder; expected a file, or a folder with the files of a policy, "
+            f"{expected_formats()}"
+        )
+    if uri.sha256 is not None:
+        raise ModelError(f"{folder}: is a folder, and only a file can be pinned; zip it")
+    with tempfile.TemporaryDirectory() as scratch:
+        zip_path = Path(scratch) / "policy.zip"
+        try:
+            pack_model(folder, zip_path)
+        except OSError as error:
+            where = error.filename or folder
+            raise ModelError(f"{where}: can't be read: {error.strerror or error}") from error
+        with zip_path.open("rb") as file:
+            size = zip_path.stat().st_size
+            yield RemoteContent(size, None, iter(lambda: file.read(_CHUNK_BYTES), b""))
 
 
 _Opened = tuple[IO[bytes] | None, int | None, str | None]

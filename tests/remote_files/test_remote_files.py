@@ -369,6 +369,21 @@ def test_pair_is_fetched_from_s3_and_unzipped(s3: S3Client, settings: Settings) 
     assert not (settings.home / ".incoming").exists()
 
 
+def test_folder_of_a_policy_is_fetched_as_a_zip(settings: Settings, tmp_path: Path) -> None:
+    folder = tmp_path / "run 7"
+    (folder / "variables").mkdir(parents=True)
+    (folder / "saved_model.pb").write_text("new")
+    (folder / "variables" / "variables.index").write_text("index")
+    put_old(settings)
+
+    assert fetch(settings, str(folder)) == ["fetched"]
+    assert fetch(settings, folder.as_uri()) == ["unchanged"]
+
+    assert (settings.models_path / "saved_model.pb").read_text() == "new"
+    assert (settings.models_path / "variables" / "variables.index").read_text() == "index"
+    assert_refused(settings, f"{folder}#sha256={'0' * 64}", "only a file can be pinned; zip it")
+
+
 def test_s3_object_is_fetched_again_only_when_it_has_changed(
     s3: S3Client, settings: Settings
 ) -> None:
