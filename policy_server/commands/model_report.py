@@ -46,7 +46,7 @@ __all__ = [
 
 _SOME_LABELS = 4
 _BASES: Mapping[Basis, str] = {
-    "structure": "how the file draws its actions was read, and its draws and modes agree",
+    "structure": "how actions are drawn was read from the file; the findings tell the checks",
     "schema": "schema.yaml states the distribution; the file holds no draw to hold it against",
     "graph": "the file's own draws are answered; their distribution is not known",
 }

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from policy_server.errors import ModelError
 from policy_server.formats.model_files import files_of_model
+from policy_server.formats.rllib import RllibFormat
 from policy_server.formats.saved_model import SavedModelFormat
 from policy_server.formats.stable_baselines3 import StableBaselines3Format
 from policy_server.policy import Policy
@@ -68,7 +69,7 @@ class Format(Protocol):
 
 
 # A further format needs its own package, and a line here.
-FORMATS: Sequence[Format] = (SavedModelFormat(), StableBaselines3Format())
+FORMATS: Sequence[Format] = (SavedModelFormat(), RllibFormat(), StableBaselines3Format())
 
 
 def format_of(files: Mapping[str, Path], formats: Sequence[Format] = FORMATS) -> Format | None:

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from tests.support.folders import EXPORTS
+from tests.support.library_policies import POLICIES, cases_of
 from tests.support.processes import descendants, is_running
 from tests.support.server_processes import KEY, home_of, running_server, started_server
 from tests.support.servers import free_port
@@ -57,6 +58,25 @@ def test_policy_of_any_name_is_served(tmp_path: Path, *, is_folder: bool) -> Non
     assert answer["components"][0]["probabilities"] == pytest.approx(
         case["expected"]["probabilities"], abs=1e-5
     )
+
+
+def test_rllib_checkpoint_answers_without_its_library(tmp_path: Path) -> None:
+    case = cases_of("rllib_ppo_box")[0]
+    for name in ("checkpoint.zip", "schema.yaml"):
+        shutil.copy(POLICIES / "rllib_ppo_box" / name, tmp_path / name)
+
+    with running_server(tmp_path, environment=LOCAL) as server:
+        with server.client() as client:
+            part = client.post("/distribution", json=case["observation"]).json()["components"][0]
+            decided = client.post("/predict_deterministic", json=case["observation"]).json()
+        loaded = Path(f"/proc/{server.process.pid}/maps").read_text()
+
+    assert part["kind"] == "normal"
+    assert decided["actions"] == pytest.approx(
+        case["expected"]["deterministic_action_env_space"], abs=1e-5
+    )
+    assert "tensorflow" not in loaded
+    assert "_raylet" not in loaded
 
 
 def test_two_servers_run_side_by_side(tmp_path: Path) -> None:

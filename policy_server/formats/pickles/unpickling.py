@@ -61,6 +61,10 @@ class Stub:
     def __init__(self, *arguments: object, **named: object) -> None:
         """Own the object's state, for as long as the file is read."""
 
+    def __call__(self, *arguments: object, **named: object) -> Stub:
+        """Return a stand-in for the result of a call: a function of the library's is one too."""
+        return Stub(*arguments, **named)
+
     def __setstate__(self, state: object) -> None:
         """Take over the attributes: of a dictionary, or of one and the slots beside it."""
         for part in state if isinstance(state, tuple) else (state,):

@@ -1,0 +1,33 @@
+"""RLlib's checkpoints of Ray's new API stack, as `save_to_path` writes them; no Ray is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from policy_server.formats.rllib.restoring import load_policy
+from policy_server.policy import Policy
+from policy_server.schema import ServerSchema
+from policy_server.settings import Engine
+
+__all__ = ["RllibFormat"]
+
+_MARKS = ("rllib_checkpoint.json", "module_state.pkl", "module_state.msgpack")
+
+
+class RllibFormat:
+    """The `Format` of RLlib's checkpoints: a whole algorithm's, or an RLModule's alone."""
+
+    name = "RLlib checkpoint"
+    mark = "rllib_checkpoint.json or module_state"
+    beside = None
+
+    def can_read(self, files: Mapping[str, Path]) -> bool:
+        """Return whether the files are an RLlib checkpoint's; see `Format.can_read`."""
+        return any(mark in files for mark in _MARKS)
+
+    def load(
+        self, files: Mapping[str, Path], schema: ServerSchema | None, *, engine: Engine
+    ) -> Policy:
+        """Load the policy; see `Format.load`."""
+        return load_policy(files, schema, engine=engine)

@@ -1,0 +1,276 @@
+"""Finding the one RLModule of a checkpoint, and reading its description, weights and connectors.
+
+Source: `ray.rllib.utils.checkpoints.Checkpointable`, whose `save_to_path` writes for each part of
+an algorithm a folder with `class_and_ctor_args.pkl` and a state, as a pickle or by msgpack_numpy.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from policy_server.errors import ModelError
+from policy_server.formats.pickles.spaces import SPACE_NAMES, Space, read_space
+from policy_server.formats.pickles.unpickling import Stub, unpickle
+
+__all__ = ["Checkpoint", "Connector", "RlModule", "read_checkpoint"]
+
+Array = NDArray[Any]
+
+# cloudpickle writes a person's own functions and classes, which are named and never made.
+_LIBRARY = re.compile(
+    rf"ray\.rllib\.[\w.]+|torch\.device|torch\.nn\.[\w.]+|{SPACE_NAMES}"
+    r"|(ray\.)?cloudpickle\.cloudpickle\.\w+|types\.\w+|builtins\.type"
+)
+_OWN_CLASS = "._make_skeleton_class"
+_DESCRIPTION = "class_and_ctor_args.pkl"
+_STATES = ("pkl", "msgpack")
+_LEARNER = "learner_group"
+_NUMBERS = re.compile(r"[<>|=]?[fiub]\d{1,2}")
+# RLlib's own connectors are named by their modules.
+_OWN_CONNECTOR = "ray.rllib.connectors."
+
+
+@dataclass(frozen=True)
+class Connector:
+    """One piece of a connector pipeline.
+
+    Attributes:
+        name: its class, such as `FlattenObservations`.
+        settings: the keyword arguments that it was made with.
+        state: what it learned in training, where the checkpoint has that.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    state: Mapping[Any, Any] | None = None
+
+
+@dataclass(frozen=True)
+class RlModule:
+    """An RLModule: the network, and the settings that it was built from.
+
+    Attributes:
+        subject: its name for messages, such as `RLModule 'default_policy'`.
+        path: the class, with its Python module.
+        observation_space: the space that the network takes, after all connectors.
+        action_space: the environment's.
+        settings: its `model_config`.
+        weights: its arrays by name.
+        ray_version: the Ray that wrote it; empty where that is not told.
+    """
+
+    subject: str
+    path: str
+    observation_space: Space
+    action_space: Space
+    settings: Mapping[str, Any]
+    weights: Mapping[str, Array]
+    ray_version: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A policy as RLlib saved it.
+
+    Attributes:
+        module: the RLModule.
+        env_to_module: the connectors ahead of the network in order; None for an RLModule alone.
+        module_to_env: the connectors behind it; None for an RLModule alone.
+    """
+
+    module: RlModule
+    env_to_module: tuple[Connector, ...] | None
+    module_to_env: tuple[Connector, ...] | None
+
+
+def read_checkpoint(files: Mapping[str, Path]) -> Checkpoint:
+    """Read the checkpoint that the files are.
+
+    Args:
+        files: the files by their names below the checkpoint's folder.
+
+    Raises:
+        ModelError: if they hold no RLModule of the new API stack, several, or are damaged.
+    """
+    folder = _module_folder(files)
+    module = _read_module(files, folder)
+    parts = folder.parts
+    if _LEARNER not in parts:
+        return Checkpoint(module, None, None)
+    root = PurePosixPath(*parts[: parts.index(_LEARNER)]) / "env_runner"
+    return Checkpoint(
+        module,
+        _read_connectors(files, root / "env_to_module_connector"),
+        _read_connectors(files, root / "module_to_env_connector"),
+    )
+
+
+def _module_folder(files: Mapping[str, Path]) -> PurePosixPath:
+    """Return the folder of the only RLModule."""
+    states = [PurePosixPath(name) for name in files]
+    folders = {path.parent for path in states if path.stem == "module_state"}
+    # A MultiRLModule's own folder has the folders of its modules in it.
+    folders = {one for one in folders if not any(one in other.parents for other in folders)}
+    folders = {one for one in folders if _LEARNER in one.parts} or folders
+    if not folders:
+        raise ModelError(
+            "rllib_checkpoint.json: is a checkpoint without an RLModule, as RLlib's old API stack "
+            "writes it, which is not read yet; export that policy as a SavedModel, or train it on "
+            "RLlib's new API stack"
+        )
+    if len(folders) > 1:
+        names = ", ".join(sorted(repr(one.name) for one in folders))
+        raise ModelError(
+            f"the RLlib checkpoint: holds {len(folders)} RLModules ({names}), expected one; save "
+            "the one to serve with `algo.get_module(NAME).save_to_path(FOLDER)`"
+        )
+    return folders.pop()
+
+
+def _read_module(files: Mapping[str, Path], folder: PurePosixPath) -> RlModule:
+    name = str(folder / _DESCRIPTION)
+    if name not in files:
+        raise ModelError(f"{name}: is missing beside the RLModule's weights; copy the whole folder")
+    subject = "the RLModule" if folder.name in ("", ".") else f"the RLModule {folder.name!r}"
+    described = _read_pickle(files, name)
+    try:
+        kind = described["class"]
+        values = described["ctor_args_and_kwargs"][1]
+        spaces = values["observation_space"], values["action_space"]
+        settings = values.get("model_config")
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{name}: is not an RLModule's description; save it with Ray 2.40 or later"
+        ) from error
+    catalog = values.get("catalog_class")
+    for found in (kind, catalog):
+        if found is not None and not _path_of(found).startswith("ray.rllib."):
+            raise ModelError(
+                f"{subject}: is made by {_path_of(found)}, which is not RLlib's own, and no code "
+                "of a checkpoint is run; train RLlib's default network"
+            )
+    return RlModule(
+        subject,
+        _path_of(kind),
+        read_space(spaces[0], f"{name}: observation_space"),
+        read_space(spaces[1], f"{name}: action_space"),
+        _settings_of(settings, name),
+        _read_weights(files, folder),
+        _ray_version(files, folder),
+    )
+
+
+def _path_of(found: object) -> str:
+    """Return the name of a stand-in with its module; of a plain value, its type."""
+    if isinstance(found, Stub) and found.path.endswith(_OWN_CLASS) and len(found.arguments) > 1:
+        return f"a person's own class {found.arguments[1]}"
+    if isinstance(found, Stub) or (isinstance(found, type) and issubclass(found, Stub)):
+        return found.path
+    return type(found).__name__
+
+
+def _settings_of(found: object, name: str) -> Mapping[str, Any]:
+    """Return a `model_config`: a dictionary, or RLlib's dataclass of all settings."""
+    if found is None:
+        return {}
+    if isinstance(found, Stub) and found.path.endswith(".DefaultModelConfig"):
+        return found.state
+    if isinstance(found, Mapping):
+        return found
+    raise ModelError(f"{name}: model_config: expected a dictionary, got {_path_of(found)}")
+
+
+def _read_weights(files: Mapping[str, Path], folder: PurePosixPath) -> Mapping[str, Array]:
+    state = _read_state(files, folder / "module_state")
+    weights = {}
+    for key, value in state.items():
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
+            raise ModelError(
+                f"{folder / 'module_state'}: {key}: expected finite numbers, got {array.dtype}; "
+                "save the checkpoint anew"
+            )
+        weights[str(key)] = array
+    return weights
+
+
+def _ray_version(files: Mapping[str, Path], folder: PurePosixPath) -> str:
+    path = files.get(str(folder / "metadata.json"))
+    if path is None:
+        return ""
+    try:
+        return str(json.loads(path.read_bytes())["ray_version"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return ""
+
+
+def _read_connectors(
+    files: Mapping[str, Path], folder: PurePosixPath
+) -> tuple[Connector, ...] | None:
+    """Return the pieces of a pipeline; None where the checkpoint has none."""
+    name = str(folder / _DESCRIPTION)
+    if name not in files:
+        return None
+    described = _read_pickle(files, name)
+    try:
+        pieces = described["ctor_args_and_kwargs"][1]["connectors"]
+        return tuple(
+            _connector(files, folder, kind, settings) for kind, _arguments, settings in pieces
+        )
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{name}: is not the description of a connector pipeline; save it with Ray 2.40 or "
+            "later"
+        ) from error
+
+
+def _connector(
+    files: Mapping[str, Path], folder: PurePosixPath, kind: object, settings: Mapping[str, Any]
+) -> Connector:
+    path = _path_of(kind)
+    name = path.rpartition(".")[2] if path.startswith(_OWN_CONNECTOR) else path
+    has_state = any(f"{folder / name / 'state'}.{end}" in files for end in _STATES)
+    state = _read_state(files, folder / name / "state") if has_state else None
+    return Connector(name, settings, state)
+
+
+def _read_state(files: Mapping[str, Path], path: PurePosixPath) -> Mapping[Any, Any]:
+    """Return the dictionary that a state is, from a pickle or from msgpack."""
+    name = f"{path}.pkl"
+    if name in files:
+        state = _read_pickle(files, name)
+    else:
+        name = f"{path}.msgpack"
+        try:
+            state = msgpack.unpackb(
+                files[name].read_bytes(), object_hook=_array_of, strict_map_key=False
+            )
+        except (ValueError, TypeError, KeyError, OSError, msgpack.UnpackException) as error:
+            raise ModelError(f"{name}: is damaged: {error}; save the checkpoint anew") from error
+    if not isinstance(state, Mapping):
+        raise ModelError(f"{name}: expected a dictionary, got {type(state).__name__}")
+    return state
+
+
+def _read_pickle(files: Mapping[str, Path], name: str) -> Any:  # noqa: ANN401 -- a pickle's content
+    return unpickle(files[name].read_bytes(), name, library=_LIBRARY)
+
+
+def _array_of(item: dict[Any, Any]) -> object:
+    """Return the array or number that msgpack_numpy wrote as a dictionary; others as they are."""
+    if b"nd" not in item:
+        return item
+    kind = item[b"type"]
+    if not isinstance(kind, str) or not _NUMBERS.fullmatch(kind):
+        raise ValueError(f"an array of the type {kind!r}")
+    values: Array = np.frombuffer(item[b"data"], kind)
+    return values.reshape(item[b"shape"]) if item[b"nd"] else values[0]

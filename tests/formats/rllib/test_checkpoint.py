@@ -1,0 +1,191 @@
+"""Checkpoints that can't give a policy are refused by name, and hostile ones run nothing."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+from ray import cloudpickle
+
+from policy_server.errors import ModelError
+from policy_server.formats import load_policy
+from policy_server.formats.known_formats import FORMATS
+from policy_server.formats.model_files import files_of_model
+from policy_server.formats.rllib import RllibFormat
+from tests.support.library_policies import unzipped
+
+MODULE = Path("learner_group/learner/rl_module/default_policy")
+CONNECTORS = Path("env_runner/env_to_module_connector/class_and_ctor_args.pkl")
+
+
+class _Runs:
+    """A pickle of it calls `os.system` when it is loaded as code."""
+
+    def __init__(self, command: str) -> None:
+        self._command = command
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, (self._command,)
+
+
+def refusal_of(folder: Path) -> str:
+    """Return the one line that refuses a checkpoint."""
+    with pytest.raises(ModelError) as refused:
+        load_policy(folder)
+    assert "\n" not in refused.value.message
+    return refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "archive", "says"),
+    [
+        ("rllib_ppo_lstm", "module.zip", "has an LSTM; memory comes with a later version"),
+        ("rllib_sac", "module.zip", "policies of SAC and TQC come with a later version"),
+        ("rllib_ppo_multiagent", "checkpoint.zip", "holds 2 RLModules ('left', 'right')"),
+    ],
+    ids=["LSTM", "SAC", "multi-agent"],
+)
+def test_policy_that_is_not_served_is_refused_by_name(
+    tmp_path: Path, name: str, archive: str, says: str
+) -> None:
+    assert says in refusal_of(unzipped(name, archive, tmp_path))
+
+
+def test_several_modules_are_served_where_one_is_left(tmp_path: Path) -> None:
+    folder = unzipped("rllib_ppo_multiagent", "checkpoint.zip", tmp_path)
+    shutil.rmtree(folder / "learner_group/learner/rl_module/right")
+
+    assert load_policy(folder).signature.family == "categorical(4)"
+
+
+def test_checkpoint_of_the_old_stack_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "rllib_checkpoint.json").write_text('{"type": "Algorithm"}')
+    (tmp_path / "algorithm_state.pkl").write_bytes(pickle.dumps({}))
+
+    assert "RLlib's old API stack" in refusal_of(tmp_path)
+
+
+def test_weights_without_their_description_are_refused(tmp_path: Path) -> None:
+    folder = unzipped("rllib_dqn", "module.zip", tmp_path)
+    (folder / "class_and_ctor_args.pkl").unlink()
+
+    assert "class_and_ctor_args.pkl: is missing" in refusal_of(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        MODULE / "module_state.pkl",
+        MODULE / "class_and_ctor_args.pkl",
+        CONNECTORS,
+        Path("env_runner/env_to_module_connector/MeanStdFilter/state.pkl"),
+    ],
+    ids=lambda name: f"{name.parent.name}/{name.name}",
+)
+def test_hostile_pickle_is_refused_and_runs_nothing(tmp_path: Path, name: Path) -> None:
+    folder = unzipped("rllib_ppo_meanstd", "checkpoint.zip", tmp_path / "policy")
+    mark = tmp_path / "ran"
+    hostile = pickle.dumps({"class": [_Runs(f"touch {mark}")]})
+    (folder / name).write_bytes(hostile)
+
+    message = refusal_of(folder)
+
+    assert f"{name}: names {os.system.__module__}.system" in message
+    assert not mark.exists()
+    pickle.loads(hostile)  # noqa: S301 -- the test's own: it shows that the pickle does run
+    assert mark.exists()
+
+
+@pytest.mark.parametrize(
+    "name", [MODULE / "module_state.pkl", MODULE / "class_and_ctor_args.pkl", CONNECTORS]
+)
+def test_truncated_pickle_is_refused(tmp_path: Path, name: Path) -> None:
+    folder = unzipped("rllib_ppo_meanstd", "checkpoint.zip", tmp_path)
+    whole = (folder / name).read_bytes()
+
+    for size in (0, 1, len(whole) // 2, len(whole) - 1):
+        (folder / name).write_bytes(whole[:size])
+        assert str(name) in refusal_of(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xc1",
+        msgpack.packb([1, 2]),
+        msgpack.packb({"w": {b"nd": True, b"type": "|O8", b"shape": [1], b"data": b"12345678"}}),
+        msgpack.packb({"w": {b"nd": True, b"type": "<f4", b"shape": [10**9], b"data": b"1234"}}),
+        msgpack.packb({"w": "text"}),
+    ],
+    ids=["empty", "no msgpack", "list", "objects", "too few numbers", "text"],
+)
+def test_damaged_msgpack_is_refused(tmp_path: Path, content: bytes) -> None:
+    folder = unzipped("rllib_ppo_discrete", "module_msgpack.zip", tmp_path)
+    (folder / "module_state.msgpack").write_bytes(content)
+
+    assert "module_state" in refusal_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("known", "foreign"),
+    [
+        (b"rllib.algorithms.ppo.torch", b"rllib.algorithms.xyz.torch"),
+        (b"DefaultPPOTorchRLModule", b"DefaultXYZTorchRLModule"),
+        (b"ray.rllib.algorithms.ppo.ppo_catalog", b"my_own.modules_of_my_own.my_catalogs"),
+    ],
+    ids=["module", "class", "catalog"],
+)
+def test_class_that_is_not_rllibs_own_is_refused_by_name(
+    tmp_path: Path, known: bytes, foreign: bytes
+) -> None:
+    folder = unzipped("rllib_ppo_box", "module.zip", tmp_path)
+    path = folder / "class_and_ctor_args.pkl"
+    assert len(known) == len(foreign)
+    assert known in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(known, foreign))
+
+    assert foreign.decode() in refusal_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("known", "foreign"),
+    [
+        (b"MeanStdFilter", b"FrameStackin_"),
+        (b"ray.rllib.connectors.env", b"somebodys.own_code.of.it"),
+    ],
+    ids=["of RLlib", "of somebody's own"],
+)
+def test_connector_that_is_no_default_piece_is_refused_by_name(
+    tmp_path: Path, known: bytes, foreign: bytes
+) -> None:
+    folder = unzipped("rllib_ppo_meanstd", "checkpoint.zip", tmp_path)
+    path = folder / CONNECTORS
+    assert len(known) == len(foreign)
+    path.write_bytes(path.read_bytes().replace(known, foreign))
+
+    assert foreign.decode() in refusal_of(folder)
+
+
+@pytest.mark.parametrize("archive", ["module.zip", "module_msgpack.zip", "checkpoint.zip"])
+def test_rllibs_files_are_told_from_others(tmp_path: Path, archive: str) -> None:
+    rllib = files_of_model(unzipped("rllib_ppo_discrete", archive, tmp_path))
+
+    assert [form.name for form in FORMATS if form.can_read(rllib)] == ["RLlib checkpoint"]
+    assert not RllibFormat().can_read({"saved_model.pb": tmp_path / "saved_model.pb"})
+
+
+def test_class_that_was_pickled_with_its_code_is_refused_by_name(tmp_path: Path) -> None:
+    folder = unzipped("rllib_ppo_box", "module.zip", tmp_path)
+
+    described = {"observation_space": None, "action_space": None}
+    kind = type("MyRLModule", (), {"__module__": "__main__"})
+    content = cloudpickle.dumps({"class": kind, "ctor_args_and_kwargs": ((), described)})
+    (folder / "class_and_ctor_args.pkl").write_bytes(content)
+
+    assert "a person's own class MyRLModule" in refusal_of(folder)

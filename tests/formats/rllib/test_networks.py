@@ -1,0 +1,91 @@
+"""RLlib's default networks in all their forms, held against RLlib's own answers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from policy_server.errors import ModelError
+from policy_server.formats import load_policy
+from policy_server.policy import PolicyInputs
+from tests.support.library_policies import POLICIES, unzipped
+
+ANSWERS = json.loads((POLICIES / "rllib_modules" / "answers.json").read_text())
+FAMILIES = {
+    "multidiscrete": "categorical(2) + categorical(3)",
+    "tuple": "categorical(3) + normal(2) + categorical(2) + categorical(4)",
+    "tuple_of_one": "categorical(3)",
+    "separate_value": "categorical(4)",
+    "free_log_std": "normal(2)",
+    "clipped_log_std": "normal(2)",
+    "layer_norm": "categorical(4)",
+    "head_hiddens": "categorical(4)",
+    "linear": "categorical(4)",
+    "dataclass": "categorical(4)",
+    "dqn_plain": "greedy over categorical(3)",
+    "dqn_atoms": "greedy over categorical(3)",
+    "dqn_dueling_atoms": "greedy over categorical(3)",
+}
+
+
+@pytest.mark.parametrize(("name", "family"), FAMILIES.items(), ids=FAMILIES)
+def test_module_answers_as_rllib(tmp_path: Path, name: str, family: str) -> None:
+    expected = ANSWERS[name]
+    rows = np.array(expected["raw"], np.float32)
+    policy = load_policy(unzipped("rllib_modules", f"{name}.zip", tmp_path))
+    asked = replace(PolicyInputs.of(rows), is_deterministic=np.ones(len(rows), np.bool_))
+
+    answers = policy.infer(asked)
+
+    assert len(rows) == 8
+    assert policy.signature.family == family
+    assert policy.signature.is_tuple_of_one == (name == "tuple_of_one")
+    assert answers.distribution == pytest.approx(
+        np.array(expected["action_dist_inputs"]), abs=1e-5, rel=1e-5
+    )
+    assert answers.actions == pytest.approx(
+        np.array(expected["deterministic_action"]), abs=1e-5, rel=1e-5
+    )
+
+
+def test_every_module_is_held_against_its_answers() -> None:
+    assert set(FAMILIES) == set(ANSWERS)
+
+
+def test_actions_of_a_tuple_are_those_of_the_environment(tmp_path: Path) -> None:
+    policy = load_policy(unzipped("rllib_modules", "tuple.zip", tmp_path))
+
+    outputs = policy.signature.action_outputs
+
+    assert [(item.is_integer, item.columns, item.is_vector) for item in outputs] == [
+        (True, 1, False),
+        (False, 2, True),
+        (True, 2, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("known", "other", "says"),
+    [
+        (b"\x8c\x03ELU", b"\x8c\x03GLU", "fcnet_activation: is GLU"),
+        (b"K\x08K\x06e", b"K\x08K\x07e", "expected layers of the shapes [(8, 3), (7, 8)]"),
+    ],
+    ids=["activation", "layers"],
+)
+def test_settings_that_are_not_the_networks_are_refused(
+    tmp_path: Path, known: bytes, other: bytes, says: str
+) -> None:
+    folder = unzipped("rllib_modules", "clipped_log_std.zip", tmp_path)
+    path = folder / "class_and_ctor_args.pkl"
+    content = path.read_bytes()
+    assert content.count(known) == 1
+    path.write_bytes(content.replace(known, other))
+
+    with pytest.raises(ModelError) as refused:
+        load_policy(folder)
+
+    assert says in refused.value.message
