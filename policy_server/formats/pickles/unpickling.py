@@ -24,7 +24,8 @@ __all__ = ["Stub", "unpickle"]
 
 # More than any settings or spaces need; weights are few operations with long arguments.
 _MOST_OPERATIONS = 1_000_000
-_DTYPE = re.compile(r"[<>|=]?([?bBhHiIlLqQfdg]|[biufcSUV]\d+)")
+# Of numbers alone: the state of other types has a size that a pickle could set at will.
+_DTYPE = re.compile(r"[<>|=]?([?bBhHiIlLqQfdg]|[biufc]\d+)")
 _BY_INDEX = ("PUT", "BINPUT", "LONG_BINPUT")
 _REFUSED = ("PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "INST", "NEXT_BUFFER")
 
