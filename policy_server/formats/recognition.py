@@ -108,7 +108,7 @@ def _is_tensorflow_checkpoint(known: Collection[str]) -> bool:
     )
 
 
-_TORCH_REMEDY = "export the network to ONNX with the same library, or give its own checkpoint"
+_TORCH_REMEDY = "give the training library's own checkpoint"
 _MEMBERS: Mapping[str, Callable[[Collection[str]], bool]] = {
     "a TensorFlow SavedModel": _has("saved_model.pb"),
     "a stable-baselines3 policy": _has("data", "policy.pth"),
@@ -120,8 +120,7 @@ _MEMBERS: Mapping[str, Callable[[Collection[str]], bool]] = {
     f"a TorchScript module; {_TORCH_REMEDY}": _has_code,
     f"a torch.export program; {_TORCH_REMEDY}": _is_torch_program,
     f"a PyTorch file of weights without their network; {_TORCH_REMEDY}": _has("data.pkl"),
-    "a Keras file, which is not served yet; export the model as a SavedModel with "
-    "`model.export(folder)`": _has("config.json", "model.weights.h5"),
+    "a Keras file, which is not served yet": _has("config.json", "model.weights.h5"),
     "an archive of an ONNX model, which is not served yet": _is_onnx,
     "a TensorFlow checkpoint: weights without their network": _is_tensorflow_checkpoint,
 }
