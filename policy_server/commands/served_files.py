@@ -12,6 +12,7 @@ from policy_server.engine.cache import carry_outcome
 from policy_server.errors import ModelError
 from policy_server.files.replacement import incoming_folder, replaced
 from policy_server.formats.finding import describe_others, find_policy, format_of_folder, has_policy
+from policy_server.formats.model_files import BESIDE_MARK, read_mark
 from policy_server.formats.unpacking import pack_model, unpack_model
 from policy_server.installation import command_for, examples_folder
 from policy_server.schema import find_example_of
@@ -27,7 +28,8 @@ _CLIENTS = "clients"
 def copy_server_files(source: Path, settings: Settings) -> Path:
     """Put the schema.yaml and the policy of a folder in place, and unzip the policy.
 
-    The policy becomes saved_model.zip, whatever its format and name; a folder is zipped.
+    The policy becomes saved_model.zip, whatever its format and name; a folder is zipped, and so is
+    a zip with the file that belongs to it, such as vec_normalize.pkl.
 
     Args:
         source: the folder; or, where there is none of that name, an example's, such as
@@ -56,10 +58,12 @@ def copy_server_files(source: Path, settings: Settings) -> Path:
             zip_path if policy.is_dir() else policy, schema, folder, settings
         )
         shutil.copyfile(schema, folder / schema.name)
-        if policy.is_file():
+        _check_beside(policy, unzipped, settings)
+        if read_mark(unzipped / BESIDE_MARK) is not None:
+            pack_model(unzipped, zip_path)
+        elif policy.is_file():
             shutil.copyfile(policy, zip_path)
-        beside = _copy_beside(policy, unzipped, folder, settings)
-        with replaced([schema.name, zip_path.name, *beside], folder):
+        with replaced([schema.name, zip_path.name], folder):
             # Another policy in the server's folder would be a second candidate.
             find_policy(settings)
             _unzip_in_place(settings.zip_path, unzipped, settings)
@@ -189,24 +193,17 @@ def _find_pair(source: Path, schema: Path, settings: Settings) -> Path:
     return policy
 
 
-def _copy_beside(policy: Path, unzipped: Path, folder: Path, settings: Settings) -> list[str]:
-    """Copy the file that belongs to a policy's zip, and return its name; none where there is none.
-
-    Raises:
-        ModelError: if the server's folder has such a file of another policy.
-    """
+def _check_beside(policy: Path, unzipped: Path, settings: Settings) -> None:
+    """Refuse a file in the server's folder that would be taken for another policy's."""
     form = format_of_folder(unzipped)
     if form is None or form.beside is None:
-        return []
-    beside, there = policy.parent / form.beside, settings.home / form.beside
-    if policy.is_file() and beside.is_file():
-        shutil.copyfile(beside, folder / beside.name)
-        return [beside.name]
-    if there.exists():
+        return
+    own, there = unzipped / form.beside, settings.home / form.beside
+    is_same = own.is_file() and there.is_file() and own.read_bytes() == there.read_bytes()
+    if there.exists() and not is_same:
         raise ModelError(
-            f"{there}: would be taken for the file of {policy.name}, which has none; move it away"
+            f"{there}: would be taken for the one of {policy.name}, which is another; move it away"
         )
-    return []
 
 
 @contextlib.contextmanager
