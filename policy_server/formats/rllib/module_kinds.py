@@ -29,12 +29,10 @@ class ModuleKind:
 
 _ACTOR_CRITIC = ModuleKind(("encoder.encoder", "encoder.actor_encoder"), "pi")
 _Q_VALUES = ModuleKind(("encoder",), "af", is_value_based=True)
-# Their names in Ray 2.40 to 2.60.
+# Their names, old and new. IMPALA trains PPO's.
 _KINDS = (
     (
-        re.compile(
-            r"(ppo|appo|impala)\.torch\.\w+\.(Default)?(PPO|APPO|IMPALA|Impala)TorchRLModule"
-        ),
+        re.compile(r"a?ppo\.torch\.\w+\.(Default)?A?PPOTorchRLModule"),
         _ACTOR_CRITIC,
     ),
     (re.compile(r"dqn\.torch\.\w+\.(DefaultDQN|DQNRainbow)TorchRLModule"), _Q_VALUES),

@@ -39,7 +39,7 @@ _ACTIVATIONS = {
     "silu": "Silu",
     "swish": "Silu",
 }
-# Settings that a file of overrides leaves out: `DefaultModelConfig` of Ray 2.40 to 2.60.
+# Settings that a file of overrides leaves out: `DefaultModelConfig` of Ray 2.60.
 _DEFAULTS: Mapping[str, Any] = {
     "fcnet_hiddens": [256, 256],
     "fcnet_activation": "tanh",
