@@ -365,3 +365,49 @@ def test_cleaning_removes_a_link_and_not_what_it_leads_to(
 
     assert kept.exists()
     assert not (settings.home / "clients").is_symlink()
+
+
+def put_scaled(folder: Path) -> Path:
+    """Write a stable-baselines3 policy with the statistics that belong to its zip."""
+    folder.mkdir()
+    for name in ("policy.zip", "vec_normalize.pkl"):
+        shutil.copyfile(
+            ROOT / "tests" / "data" / "policies" / "sb3_ppo_vecnorm" / name, folder / name
+        )
+    (folder / "schema.yaml").write_text("parameters: {discrete: true, api_key: x}")
+    return folder
+
+
+def test_file_beside_a_zip_is_copied_within_it(tmp_path: Path, settings: Settings) -> None:
+    scaled = put_scaled(tmp_path / "scaled")
+
+    served_files.copy_server_files(scaled, settings)
+
+    statistics = (scaled / "vec_normalize.pkl").read_bytes()
+    assert (settings.models_path / "vec_normalize.pkl").read_bytes() == statistics
+    assert not (settings.home / "vec_normalize.pkl").exists()
+
+
+def test_statistics_of_another_policy_in_the_servers_folder_are_refused(
+    tmp_path: Path, settings: Settings
+) -> None:
+    scaled = put_scaled(tmp_path / "scaled")
+    settings.home.mkdir()
+    (settings.home / "vec_normalize.pkl").write_bytes(b"of another")
+
+    with pytest.raises(ModelError, match=r"vec_normalize\.pkl: would be taken for the one of pol"):
+        served_files.copy_server_files(scaled, settings)
+
+    assert list(contents(settings.home)) == ["vec_normalize.pkl"]
+
+
+def test_policy_of_another_format_in_the_servers_folder_is_refused(
+    source: Path, settings: Settings, tmp_path: Path
+) -> None:
+    settings.home.mkdir()
+    shutil.copyfile(put_scaled(tmp_path / "scaled") / "policy.zip", settings.home / "ppo.zip")
+
+    with pytest.raises(ModelError, match=r"holds 2 policies \(.*, ppo\.zip: a stable-baselines3 P"):
+        served_files.copy_server_files(source, settings)
+
+    assert list(contents(settings.home)) == ["ppo.zip"]
