@@ -13,6 +13,7 @@ __all__ = [
     "check_schema_fits",
     "describe_components",
     "describe_known_components",
+    "describe_signature",
     "settings_without_effect",
 ]
 
@@ -84,6 +85,32 @@ def settings_without_effect(schema: ServerSchema, signature: PolicySignature) ->
         f"{schema.source}: parameters.tuple: is True, the policy gives one action; that changes "
         "nothing, as every answer lists its actions",
     )
+
+
+def describe_signature(
+    signature: PolicySignature, schema: ServerSchema | None, *, has_own_bounds: bool = False
+) -> PolicySignature:
+    """Return the signature with the names and bounds of schema.yaml, after checking that both fit.
+
+    Args:
+        signature: the policy's signature.
+        schema: the contents of schema.yaml; None leaves the signature as it is.
+        has_own_bounds: whether the policy's file tells the bounds of its actions, which
+            schema.yaml then may not change.
+
+    Raises:
+        SchemaError: naming the first disagreement with both values.
+    """
+    if schema is None:
+        return signature
+    check_schema_fits(schema, signature)
+    moot = settings_without_effect(schema, signature)
+    signature = replace(signature, findings=(*signature.findings, *moot))
+    if schema.actions is None or signature.components is None:
+        return signature
+    describe = describe_known_components if has_own_bounds else describe_components
+    components = describe(signature.components, schema.actions, schema.source)
+    return replace(signature, components=components)
 
 
 def describe_components(

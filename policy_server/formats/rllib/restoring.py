@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +21,7 @@ from policy_server.policy import (
     SignatureTensor,
 )
 from policy_server.schema import ServerSchema
-from policy_server.schema_fit import (
-    check_schema_fits,
-    describe_known_components,
-    settings_without_effect,
-)
+from policy_server.schema_fit import describe_signature
 from policy_server.settings import Engine
 
 __all__ = ["load_policy"]
@@ -84,7 +79,8 @@ def load_policy(
         engine="numpy",
         engine_reason=f"{len(network.steps)} operations, built from the RLModule's weights",
     )
-    policy = NetworkPolicy(CompiledPolicy(_described(signature, schema), network))
+    described = describe_signature(signature, schema, has_own_bounds=True)
+    policy = NetworkPolicy(CompiledPolicy(described, network))
     policy.infer(PolicyInputs.of(np.zeros((1, width), np.float32)))
     return policy
 
@@ -128,18 +124,3 @@ def _assumed(module: RlModule) -> Sequence[str]:
         if name not in module.settings
     ]
     return [f"{', '.join(names)}: RLlib's default, as the file does not tell"] if names else []
-
-
-def _described(signature: PolicySignature, schema: ServerSchema | None) -> PolicySignature:
-    """Return the signature with the names of schema.yaml, after holding both against each other."""
-    if schema is None:
-        return signature
-    check_schema_fits(schema, signature)
-    moot = settings_without_effect(schema, signature)
-    signature = replace(signature, findings=(*signature.findings, *moot))
-    if schema.actions is None or signature.components is None:
-        return signature
-    return replace(
-        signature,
-        components=describe_known_components(signature.components, schema.actions, schema.source),
-    )

@@ -38,7 +38,7 @@ from policy_server.formats.saved_model.tensorflow_policy import TensorFlowPolicy
 from policy_server.formats.saved_model.weights import find_width
 from policy_server.policy import Policy, PolicySignature
 from policy_server.schema import ServerSchema
-from policy_server.schema_fit import check_schema_fits, describe_components, settings_without_effect
+from policy_server.schema_fit import check_schema_fits, describe_signature
 from policy_server.settings import Engine
 
 __all__ = ["load_policy"]
@@ -291,12 +291,4 @@ def _described(signature: PolicySignature, schema: ServerSchema | None) -> Polic
     if signature.recurrent_inputs:
         text = "recurrent: every answer starts from the zero state, without memory of earlier ones"
         signature = replace(signature, findings=(*signature.findings, text))
-    if schema is None:
-        return signature
-    check_schema_fits(schema, signature)
-    moot = settings_without_effect(schema, signature)
-    signature = replace(signature, findings=(*signature.findings, *moot))
-    if schema.actions is None or signature.components is None:
-        return signature
-    components = describe_components(signature.components, schema.actions, schema.source)
-    return replace(signature, components=components)
+    return describe_signature(signature, schema)

@@ -31,11 +31,7 @@ from policy_server.formats.stable_baselines3.zip_members import (
 )
 from policy_server.policy import ActionOutput, PolicySignature, SignatureTensor
 from policy_server.schema import ServerSchema
-from policy_server.schema_fit import (
-    check_schema_fits,
-    describe_known_components,
-    settings_without_effect,
-)
+from policy_server.schema_fit import describe_signature
 from policy_server.settings import Engine
 
 __all__ = ["load_policy"]
@@ -106,7 +102,8 @@ def load_policy(
     scaling = read_scaling(files, saved, is_on_policy=algorithm.is_on_policy)
     network, answers = _network(saved, algorithm, scaling, schema)
     signature = _signature(saved, algorithm, scaling, answers, network)
-    return NetworkPolicy(CompiledPolicy(_described(signature, schema), network))
+    described = describe_signature(signature, schema, has_own_bounds=True)
+    return NetworkPolicy(CompiledPolicy(described, network))
 
 
 def _network(
@@ -210,15 +207,3 @@ def _findings(saved: SavedPolicy, algorithm: Algorithm, scaling: Scaling | None)
     if any(map(is_image, parts_of(saved.observation_space).values())):
         found.append("assumed: images come with their channels last, as environments give them")
     return tuple(found)
-
-
-def _described(signature: PolicySignature, schema: ServerSchema | None) -> PolicySignature:
-    if schema is None:
-        return signature
-    check_schema_fits(schema, signature)
-    moot = settings_without_effect(schema, signature)
-    signature = replace(signature, findings=(*signature.findings, *moot))
-    if schema.actions is None or signature.components is None:
-        return signature
-    components = describe_known_components(signature.components, schema.actions, schema.source)
-    return replace(signature, components=components)
