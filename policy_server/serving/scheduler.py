@@ -102,11 +102,6 @@ class Scheduler:
         """Return how many calls the backend computes at the same time."""
         return self._backend.capacity
 
-    @property
-    def is_closed(self) -> bool:
-        """Return whether it refuses questions."""
-        return self._is_closed
-
     async def is_ready(self) -> bool:
         """Return whether a question would be answered now."""
         return not self._is_closed and await self._backend.is_ready()

@@ -172,8 +172,7 @@ async def test_slot_that_is_being_closed_is_not_ready() -> None:
         await asyncio.sleep(0)
 
     closing = asyncio.create_task(slot.aclose())
-    while not slot.current().scheduler.is_closed:
-        await asyncio.sleep(0)
+    await turns()
     was_ready = await slot.is_ready()
     backend.gate.set()
     await closing
