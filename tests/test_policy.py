@@ -62,18 +62,18 @@ def test_inputs_and_outputs_cross_to_another_process_whole() -> None:
         np.array([True, False]),
         np.array([-1, 7]),
         wants_distribution=False,
-        state=(rows * 2,),
+        state=rows * 2,
         masks=np.array([[True, False]] * 2),
     )
-    outputs = PolicyOutputs(np.ones((2, 1)), np.zeros(2), rows, (rows * 3,))
+    outputs = PolicyOutputs(np.ones((2, 1)), np.zeros(2), rows, rows * 3)
 
     found, answered = pickle.loads(pickle.dumps((inputs, outputs)))  # noqa: S301 -- written above
 
     assert (found.observations == rows).all()
     assert found.is_deterministic.tolist() == [True, False]
     assert (found.seeds.tolist(), found.wants_distribution) == ([-1, 7], False)
-    assert (found.state[0] == rows * 2).all()
+    assert (found.state == rows * 2).all()
     assert found.masks.tolist() == [[True, False]] * 2
     assert (answered.actions.tolist(), answered.log_probability.tolist()) == ([[1], [1]], [0, 0])
     assert (answered.distribution == rows).all()
-    assert (answered.state[0] == rows * 3).all()
+    assert (answered.state == rows * 3).all()

@@ -109,7 +109,7 @@ class NotCompiledError(Exception):
 
 
 class NetworkBuilder:
-    """A network that grows. Register 0 holds the observations.
+    """A network that grows. Register 0 holds the observations, each followed by its state.
 
     Attributes:
         in_convolutions: how many multiplications its convolutions take for one observation.
@@ -121,7 +121,7 @@ class NetworkBuilder:
         """Begin with the observations.
 
         Args:
-            width: how many numbers one observation has.
+            width: how many numbers one observation has, with the state of a recurrent policy.
         """
         generator = np.random.default_rng(0)
         rows = tuple(generator.normal(size=(size, width)) for size in _BATCH_SIZES)

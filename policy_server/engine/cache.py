@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from policy_server import __version__
 from policy_server.engine.network import CompiledPolicy, NumpyNetwork, Step
 from policy_server.files.atomic import write_whole
-from policy_server.policy import ActionComponent, ActionOutput, PolicySignature
+from policy_server.policy import ActionComponent, ActionOutput, PolicySignature, StateTensor
 from policy_server.schema import ServerSchema
 
 __all__ = [
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 _FILE = ".compiled-policy.npz"
 # The types in the file: one that was written with other fields is not read.
-_KEPT = (PolicySignature, ActionComponent, ActionOutput, Step)
+_KEPT = (PolicySignature, ActionComponent, ActionOutput, StateTensor, Step)
 _DOCUMENT, _DIGEST = "document", "digest"
 
 

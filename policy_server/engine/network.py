@@ -11,7 +11,7 @@ import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ from policy_server.policy import (
     PolicyInputs,
     PolicyOutputs,
     PolicySignature,
-    refuse_memory_and_masks,
+    refuse_masks,
+    refuse_state,
 )
 
 __all__ = [
@@ -75,10 +76,14 @@ class Step:
 class NumpyNetwork:
     """A network with its weights. Register 0 holds the observations.
 
+    A recurrent policy's network computes one step: a row of register 0 is an observation followed
+    by the state before the step, and a row of the result is `action_dist_inputs` followed by the
+    state after it.
+
     Attributes:
         constants: the weights and other constants, by register.
         steps: the operations in order.
-        result: the register that holds `action_dist_inputs` at the end.
+        result: the register that holds the result at the end.
         registers: how many there are.
     """
 
@@ -170,7 +175,7 @@ class CompiledPolicy:
 
     Attributes:
         signature: its inputs, outputs and distribution.
-        network: computes its `action_dist_inputs`.
+        network: computes its `action_dist_inputs`, and the state after a step.
     """
 
     signature: PolicySignature
@@ -206,9 +211,11 @@ class NetworkPolicy:
             IndexError, ValueError, TypeError, ZeroDivisionError: if the network can't compute an
                 observation (`FAILURES`).
             DistributionError: if the network's outputs are no distribution.
-            UnsupportedAnswerError: if a memory or a mask is given.
+            UnsupportedAnswerError: if a mask is given, or a state to a policy without memory.
         """
-        refuse_memory_and_masks(inputs)
+        refuse_masks(inputs)
+        if not self.signature.memory:
+            refuse_state(inputs)
         total = len(inputs)
         if total <= _ROWS_AT_ONCE:
             return self._infer(inputs)
@@ -251,14 +258,26 @@ class NetworkPolicy:
         return min(taken)
 
     def _infer(self, asked: PolicyInputs) -> PolicyOutputs:
+        rows = self._with_state(asked) if self.signature.memory else asked.observations
         with np.errstate(all="ignore"):
-            inputs = seeded_apart(self._run, asked.observations, asked.seeds)
-        return self._actions.answer(
-            inputs.astype(np.float32, copy=False),
+            found = seeded_apart(self._run, rows, asked.seeds).astype(np.float32, copy=False)
+        inputs = found[:, : -self.signature.memory_width] if self.signature.memory else found
+        outputs = self._actions.answer(
+            inputs,
             is_deterministic=asked.is_deterministic,
             seeds=asked.seeds,
             wants_distribution=asked.wants_distribution,
         )
+        if asked.state is None:
+            return outputs
+        return replace(outputs, state=found[:, inputs.shape[1] :])
+
+    def _with_state(self, asked: PolicyInputs) -> Array:
+        """Return the observations, each followed by its state."""
+        state = asked.state
+        if state is None:
+            state = np.zeros((len(asked), self.signature.memory_width), np.float32)
+        return np.concatenate([asked.observations, state], axis=1)
 
 
 def seeded_apart(

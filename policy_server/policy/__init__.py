@@ -13,7 +13,8 @@ from policy_server.policy.calls import (
     Int64Array,
     PolicyInputs,
     PolicyOutputs,
-    refuse_memory_and_masks,
+    refuse_masks,
+    refuse_state,
 )
 from policy_server.policy.signature import (
     ActionComponent,
@@ -22,6 +23,7 @@ from policy_server.policy.signature import (
     ComponentKind,
     PolicySignature,
     SignatureTensor,
+    StateTensor,
 )
 
 __all__ = [
@@ -43,7 +45,9 @@ __all__ = [
     "PolicyOutputs",
     "PolicySignature",
     "SignatureTensor",
-    "refuse_memory_and_masks",
+    "StateTensor",
+    "refuse_masks",
+    "refuse_state",
 ]
 
 # The name of the policy that the routes without a name ask.

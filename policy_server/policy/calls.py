@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,8 @@ __all__ = [
     "Int64Array",
     "PolicyInputs",
     "PolicyOutputs",
-    "refuse_memory_and_masks",
+    "refuse_masks",
+    "refuse_state",
 ]
 
 Float32Array = NDArray[np.float32]
@@ -49,8 +50,8 @@ class PolicyInputs:
         is_deterministic: bool[B]; True asks for the mode, False for a draw.
         seeds: int64[B]; the seed of a row's draw, or -1 for an independent one.
         wants_distribution: whether `PolicyOutputs.distribution` is asked for.
-        state: the memory of each row's episode, float[B, ...] for each of the policy's state
-            tensors in order; empty starts every row from the zero state.
+        state: float32[B, memory_width], the memory of each row's episode, with the numbers of the
+            policy's state tensors one after another; None starts every row from the zero state.
         masks: bool[B, choices], the integer actions that are allowed; None allows all.
     """
 
@@ -58,7 +59,7 @@ class PolicyInputs:
     is_deterministic: NDArray[np.bool_]
     seeds: Int64Array
     wants_distribution: bool = True
-    state: tuple[NDArray[Any], ...] = ()
+    state: Float32Array | None = None
     masks: NDArray[np.bool_] | None = None
 
     def __reduce__(self) -> tuple[type[PolicyInputs], tuple[object, ...]]:
@@ -74,6 +75,7 @@ class PolicyInputs:
         is_deterministic: bool = False,
         seeds: Sequence[int] | Int64Array | None = None,
         wants_distribution: bool = True,
+        state: Float32Array | None = None,
     ) -> PolicyInputs:
         """Return inputs that ask the same of every row.
 
@@ -82,6 +84,7 @@ class PolicyInputs:
             is_deterministic: True asks for modes, False for draws.
             seeds: a seed for each row; None for independent draws.
             wants_distribution: whether the distribution is asked for.
+            state: float32[B, memory_width]; None for the zero state.
         """
         rows = len(observations)
         return cls(
@@ -89,6 +92,7 @@ class PolicyInputs:
             np.full(rows, is_deterministic),
             np.full(rows, NO_SEED) if seeds is None else np.asarray(seeds, np.int64),
             wants_distribution=wants_distribution,
+            state=state,
         )
 
     def __len__(self) -> int:
@@ -107,7 +111,7 @@ class PolicyInputs:
             self.is_deterministic[start:stop],
             self.seeds[start:stop],
             self.wants_distribution,
-            tuple(values[start:stop] for values in self.state),
+            None if self.state is None else self.state[start:stop],
             None if self.masks is None else self.masks[start:stop],
         )
 
@@ -123,14 +127,14 @@ class PolicyOutputs:
             units of the answer, where actions are continuous; NaN where it is unknown.
         distribution: float32[B, K], the inputs of the action distribution; None where the family is
             unknown, or where the distribution was not asked for.
-        state: the memory of each row's episode after this step, as `PolicyInputs.state`; empty for
-            a policy without memory.
+        state: the memory of each row's episode after this step, as `PolicyInputs.state`; None where
+            none was given.
     """
 
     actions: Float64Array
     log_probability: Float64Array
     distribution: Float32Array | None
-    state: tuple[NDArray[Any], ...] = ()
+    state: Float32Array | None = None
 
     def __reduce__(self) -> tuple[type[PolicyOutputs], tuple[object, ...]]:
         """Pickle by the values alone; see `PolicyInputs`."""
@@ -151,30 +155,41 @@ class PolicyOutputs:
         """Return the answers of several calls as those of one, in order.
 
         Args:
-            parts: at least one; either all of them have a distribution or none.
+            parts: at least one; either all of them have a distribution, and a state, or none.
         """
         if len(parts) == 1:
             return parts[0]
         distributions = [part.distribution for part in parts if part.distribution is not None]
-        states = zip(*(part.state for part in parts), strict=True)
+        states = [part.state for part in parts if part.state is not None]
         return cls(
             np.concatenate([part.actions for part in parts]),
             np.concatenate([part.log_probability for part in parts]),
             np.concatenate(distributions) if distributions else None,
-            tuple(np.concatenate(values) for values in states),
+            np.concatenate(states) if states else None,
         )
 
 
-def refuse_memory_and_masks(inputs: PolicyInputs) -> None:
-    """Refuse inputs that a policy without memory, whose actions are always allowed, can't use.
+def refuse_state(inputs: PolicyInputs) -> None:
+    """Refuse inputs that a policy without memory can't use.
 
     Args:
         inputs: the inputs of a call.
 
     Raises:
-        UnsupportedAnswerError: if a state or a mask is given.
+        UnsupportedAnswerError: if a state is given.
     """
-    if inputs.state:
+    if inputs.state is not None:
         raise UnsupportedAnswerError("this policy takes no state; ask without one")
+
+
+def refuse_masks(inputs: PolicyInputs) -> None:
+    """Refuse inputs that a policy whose actions are always allowed can't use.
+
+    Args:
+        inputs: the inputs of a call.
+
+    Raises:
+        UnsupportedAnswerError: if a mask is given.
+    """
     if inputs.masks is not None:
         raise UnsupportedAnswerError("this policy takes no action mask; ask without one")

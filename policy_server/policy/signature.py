@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,7 @@ __all__ = [
     "ComponentKind",
     "PolicySignature",
     "SignatureTensor",
+    "StateTensor",
 ]
 
 Basis = Literal["structure", "schema", "graph"]
@@ -33,6 +35,24 @@ class SignatureTensor:
     name: str
     dtype: str
     shape: tuple[int | None, ...] | None
+
+
+@dataclass(frozen=True)
+class StateTensor:
+    """One tensor of a recurrent policy's state: a part of the memory of an episode.
+
+    Attributes:
+        name: its name in the model, such as `h`.
+        shape: its dimensions in one row; every number is 0 when an episode begins.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Return how many numbers it has in one row."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -132,6 +152,8 @@ class PolicySignature:
         has_deterministic_action: the model can give its deterministic action.
         is_tuple_of_one: its only action is a tuple's only component, which the file hardly shows.
         recurrent_inputs: the names of the inputs that carry recurrent state, which starts at zero.
+        memory: the tensors of the state that the policy steps, in the order of
+            `PolicyInputs.state`; empty for a policy without memory.
         engine: the library that computes the policy.
         engine_reason: why that library, in words.
         findings: how family and sizes were identified and checked, for the log and for
@@ -149,6 +171,7 @@ class PolicySignature:
     has_deterministic_action: bool = True
     is_tuple_of_one: bool = False
     recurrent_inputs: tuple[str, ...] = ()
+    memory: tuple[StateTensor, ...] = ()
     findings: tuple[str, ...] = ()
     engine: Literal["numpy", "tensorflow"] = "tensorflow"
     engine_reason: str = ""
@@ -165,6 +188,11 @@ class PolicySignature:
             return "unknown"
         parts = " + ".join(f"{part.kind}({part.size})" for part in self.components)
         return f"greedy over {parts}" if self.is_value_based else parts
+
+    @property
+    def memory_width(self) -> int:
+        """Return how many numbers the state of one episode has; 0 for a policy without memory."""
+        return sum(tensor.size for tensor in self.memory)
 
     @property
     def row_dtype(self) -> type[np.float32] | type[np.float64]:

@@ -11,14 +11,17 @@ import pytest
 from numpy.typing import NDArray
 
 from policy_server.engine.network import CompiledPolicy, NetworkPolicy, NumpyNetwork, Step
+from policy_server.errors import UnsupportedAnswerError
 from policy_server.metrics import Metrics
 from policy_server.policy import (
     DEFAULT_POLICY,
     ActionComponent,
     PolicyInputs,
     PolicyOutputs,
+    StateTensor,
 )
 from policy_server.serving import Limits, Question, Scheduler
+from tests.support.compiled import COMPILED
 from tests.support.fakes import FakeBackend, components_of, signature_of
 
 WEIGHTS = np.array([[1.0, -2.0], [2.0, 0.5]], np.float32)
@@ -159,6 +162,49 @@ def test_seeded_answer_is_the_same_to_the_last_bit_in_any_batch(
         alone = drawn(policy, rows[row : row + 1].copy(), seeds[row : row + 1])
         assert alone.actions[0].tobytes() == together.actions[row].tobytes()
         assert alone.log_probability[0].tobytes() == together.log_probability[row].tobytes()
+
+
+def summing() -> NetworkPolicy:
+    """Return a policy whose two logits are the sums of the observations of its episode so far."""
+    both = np.array([[1, 0], [0, 1], [1, 0], [0, 1]], np.float32)
+    steps = (Step("MatMul", (0, 1), 2), Step("ConcatV2", (2, 2, 3), 4))
+    network = NumpyNetwork({1: both, 3: np.array(1)}, steps, result=4, registers=5)
+    signature = signature_of(components_of(("categorical", 2)))
+    memory = (StateTensor("h", (1, 1)), StateTensor("c", (1,)))
+    return NetworkPolicy(CompiledPolicy(replace(signature, memory=memory), network))
+
+
+@pytest.mark.parametrize("size", [1, 2, 700])
+def test_state_steps_row_by_row(size: int) -> None:
+    policy = summing()
+    rows = np.arange(2 * size, dtype=np.float32).reshape(size, 2) / size
+    state = np.zeros((size, 2), np.float32)
+
+    for count in (1, 2, 3):
+        outputs = policy.infer(PolicyInputs.of(rows, state=state))
+
+        assert outputs.state is not None
+        assert outputs.distribution is not None
+        state = outputs.state
+        assert state == pytest.approx(rows * count)
+        assert outputs.distribution == pytest.approx(rows * count)
+
+
+def test_state_is_zero_where_none_is_given() -> None:
+    rows = np.array([[0.5, 1.0]], np.float32)
+
+    outputs = summing().infer(PolicyInputs.of(rows))
+
+    assert outputs.state is None
+    assert outputs.distribution == pytest.approx(rows)
+
+
+def test_state_for_a_policy_without_memory_is_refused() -> None:
+    policy = NetworkPolicy(COMPILED)
+    rows = np.zeros((1, 2), np.float32)
+
+    with pytest.raises(UnsupportedAnswerError, match="takes no state"):
+        policy.infer(PolicyInputs.of(rows, state=np.zeros((1, 1), np.float32)))
 
 
 async def test_seeded_draw_of_a_box_is_the_same_through_the_scheduler() -> None:

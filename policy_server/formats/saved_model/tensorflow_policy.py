@@ -25,7 +25,8 @@ from policy_server.policy import (
     PolicyInputs,
     PolicyOutputs,
     PolicySignature,
-    refuse_memory_and_masks,
+    refuse_masks,
+    refuse_state,
 )
 
 __all__ = ["TensorFlowPolicy"]
@@ -148,7 +149,8 @@ class TensorFlowPolicy:
             DistributionError: if its outputs are no distribution.
             UnsupportedAnswerError: if the graph alone can't give the answer that is asked for.
         """
-        refuse_memory_and_masks(inputs)
+        refuse_state(inputs)
+        refuse_masks(inputs)
         try:
             return self._infer(inputs)
         except tf.errors.OpError as error:
