@@ -15,7 +15,7 @@ from policy_server.commands.native_logs import hidden_native_logs
 from policy_server.errors import ModelError, SchemaError
 from policy_server.files.atomic import write_whole
 from policy_server.formats import load_policy
-from policy_server.formats.finding import describe_others, find_model, find_policy, format_of_folder
+from policy_server.formats.finding import describe_others, find_model, find_policy, policy_at
 from policy_server.formats.known_formats import expected_formats
 from policy_server.formats.unpacking import unpack_model
 from policy_server.installation import command_for
@@ -235,10 +235,7 @@ def _find_source(path: Path | None, settings: Settings) -> Path:
 
 def _find_below(folder: Path, settings: Settings) -> Path | None:
     """Return the policy that a folder is or holds: its own files, a zip, or files at any depth."""
-    if (folder / settings.zip_path.name).is_file() or format_of_folder(folder) is None:
-        found = find_policy(settings.model_copy(update={"home": folder}))
-        return found or find_model(folder)
-    return folder
+    return policy_at(folder, settings) or find_model(folder)
 
 
 def _find_schema(source: Path, settings: Settings) -> Path | None:

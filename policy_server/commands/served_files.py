@@ -5,13 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from policy_server.engine.cache import carry_outcome
 from policy_server.errors import ModelError
 from policy_server.files.replacement import incoming_folder, replaced
-from policy_server.formats.finding import describe_others, find_policy, format_of_folder, has_policy
+from policy_server.formats.finding import (
+    describe_others,
+    find_policy,
+    format_of_folder,
+    has_policy,
+    policy_at,
+)
 from policy_server.formats.model_files import BESIDE_MARK, read_mark
 from policy_server.formats.unpacking import pack_model, unpack_model
 from policy_server.installation import command_for, examples_folder
@@ -59,7 +66,7 @@ def copy_server_files(source: Path, settings: Settings) -> Path:
         )
         shutil.copyfile(schema, folder / schema.name)
         _check_beside(policy, unzipped, settings)
-        if read_mark(unzipped / BESIDE_MARK) is not None:
+        if read_mark(unzipped / BESIDE_MARK) is not None or not zipfile.is_zipfile(policy):
             pack_model(unzipped, zip_path)
         elif policy.is_file():
             shutil.copyfile(policy, zip_path)
@@ -172,15 +179,13 @@ def _example_of(source: Path) -> Path | None:
 
 
 def _find_pair(source: Path, schema: Path, settings: Settings) -> Path:
-    """Return the policy's zip or folder in a folder that has a schema.yaml too."""
+    """Return the policy's file or folder in a folder that has a schema.yaml too."""
     names = f"{schema.name} and a policy, such as {settings.zip_path.name}"
     if not source.is_dir():
         what = "is a file" if source.exists() else "not found"
         raise ModelError(f"{source}: {what}; expected a folder with {names}")
+    policy = policy_at(source, settings)
     home = settings.model_copy(update={"home": source})
-    policy: Path | None = source
-    if (source / settings.zip_path.name).exists() or format_of_folder(source) is None:
-        policy = find_policy(home)
     if policy is None and (others := describe_others(home)) is not None:
         raise ModelError(others)
     missing = [schema.name] * (not schema.is_file())
@@ -196,14 +201,14 @@ def _find_pair(source: Path, schema: Path, settings: Settings) -> Path:
 def _check_beside(policy: Path, unzipped: Path, settings: Settings) -> None:
     """Refuse a file in the server's folder that would be taken for another policy's."""
     form = format_of_folder(unzipped)
-    if form is None or form.beside is None:
-        return
-    own, there = unzipped / form.beside, settings.home / form.beside
-    is_same = own.is_file() and there.is_file() and own.read_bytes() == there.read_bytes()
-    if there.exists() and not is_same:
-        raise ModelError(
-            f"{there}: would be taken for the one of {policy.name}, which is another; move it away"
-        )
+    for name in () if form is None else form.beside(settings.zip_path.name):
+        own, there = unzipped / name, settings.home / name
+        is_same = own.is_file() and there.is_file() and own.read_bytes() == there.read_bytes()
+        if there.exists() and not is_same:
+            raise ModelError(
+                f"{there}: would be taken for the one of {policy.name}, which is another; move it "
+                "away"
+            )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The policy that a server's folder holds: a zip of any name, or a folder that a format reads."""
+"""The policy that a server's folder holds: a zip or another file of any name, or a folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from policy_server.errors import ModelError
 from policy_server.formats.known_formats import FORMATS, Format, expected_formats, format_of
 from policy_server.formats.model_files import files_of_model
 from policy_server.formats.recognition import describe_file, describe_names
-from policy_server.formats.unpacking import choose_root, format_of_zip, unpack_model
+from policy_server.formats.unpacking import choose_root, format_of_file, unpack_model
 from policy_server.installation import command_for
 from policy_server.settings import Settings
 
@@ -21,6 +21,7 @@ __all__ = [
     "find_policy",
     "format_of_folder",
     "has_policy",
+    "policy_at",
     "prepare_model",
 ]
 
@@ -36,7 +37,7 @@ _SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A zip or folder of the server's folder that holds a policy."""
+    """A zip, another file or a folder that holds a policy."""
 
     path: Path
     form: Format
@@ -50,7 +51,8 @@ def prepare_model(settings: Settings, *, formats: Sequence[Format] = FORMATS) ->
         formats: those that may read the policy.
 
     Returns:
-        The folder that holds the policy's files, such as saved_model.pb: `models/` for a zip.
+        The folder that holds the policy's files, such as saved_model.pb: `models/` for a zip or
+        another file.
 
     Raises:
         ModelError: if there is no policy or more than one, or its zip is refused.
@@ -71,10 +73,11 @@ def prepare_model(settings: Settings, *, formats: Sequence[Format] = FORMATS) ->
 
 
 def find_policy(settings: Settings, *, formats: Sequence[Format] = FORMATS) -> Path | None:
-    """Return the zip or folder that a start would serve.
+    """Return the zip, other file or folder that a start would serve.
 
-    Candidates are the zips of the server's folder and, one level below it, the folders whose files
-    a format reads. `models/` is one only where there is no zip, since zips are unpacked there.
+    Candidates are the files of the server's folder that hold a policy by their contents and, one
+    level below it, the folders whose files a format reads. `models/` is one only where there is no
+    such file, since files are unpacked there.
     Beside saved_model.zip a policy of the same format is taken for another version of it, such as
     the folder that was zipped, and left alone.
 
@@ -102,6 +105,26 @@ def find_policy(settings: Settings, *, formats: Sequence[Format] = FORMATS) -> P
         names = ", ".join(_shown(item) for item in candidates)
         raise ModelError(f"{settings.home}: holds {len(candidates)} policies ({names}); keep one")
     return candidates[0].path if candidates else None
+
+
+def policy_at(
+    folder: Path, settings: Settings, *, formats: Sequence[Format] = FORMATS
+) -> Path | None:
+    """Return the policy that a folder is, or the only one that lies in it; None for none.
+
+    Args:
+        folder: such as an RLlib checkpoint, or a folder with policy.onnx and schema.yaml.
+        settings: how much a zip may unpack to.
+        formats: those that may read the policy.
+
+    Raises:
+        ModelError: as `find_policy`.
+    """
+    home = settings.model_copy(update={"home": folder})
+    is_policy = format_of_folder(folder, formats) is not None
+    if is_policy and not any(item.path.is_file() for item in _candidates(home, formats)):
+        return folder
+    return find_policy(home, formats=formats)
 
 
 def has_policy(settings: Settings) -> bool:
@@ -175,10 +198,10 @@ def format_of_folder(folder: Path, formats: Sequence[Format] = FORMATS) -> Forma
 
 
 def _candidates(settings: Settings, formats: Sequence[Format]) -> Iterator[_Candidate]:
-    """Yield the zips and folders with a policy, saved_model.zip among them, without models/."""
+    """Yield the files and folders with a policy, saved_model.zip among them, without models/."""
     for path in _entries(settings.home):
-        if path.is_file() and path.suffix.lower() == ".zip":
-            form = _format_of_zip(path, settings, formats)
+        if path.is_file():
+            form = _format_of_file(path, settings, formats)
         elif path.is_dir() and path.name != settings.models_path.name:
             form = format_of_folder(path, formats)
         else:
@@ -202,9 +225,9 @@ def _entries(folder: Path) -> list[Path]:
         return []
 
 
-def _format_of_zip(path: Path, settings: Settings, formats: Sequence[Format]) -> Format | None:
+def _format_of_file(path: Path, settings: Settings, formats: Sequence[Format]) -> Format | None:
     try:
-        return format_of_zip(path, max_bytes=settings.max_unpacked_bytes, formats=formats)
+        return format_of_file(path, max_bytes=settings.max_unpacked_bytes, formats=formats)
     except (ModelError, OSError):
         return None
 
@@ -227,7 +250,7 @@ def _seeming(path: Path, settings: Settings, formats: Sequence[Format]) -> str |
     if suffix != ".zip":
         return describe_file(path) if suffix in _SUFFIXES else None
     try:
-        format_of_zip(path, max_bytes=settings.max_unpacked_bytes, formats=formats)
+        format_of_file(path, max_bytes=settings.max_unpacked_bytes, formats=formats)
     except ModelError as error:
         return error.message.removeprefix(f"{path}: ")
     return describe_file(path) or "a zip without a policy"

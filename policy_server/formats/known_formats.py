@@ -32,11 +32,26 @@ class Format(Protocol):
     def mark(self) -> str:
         """Return the file that every policy of the format has, such as `saved_model.pb`."""
 
-    @property
-    def beside(self) -> str | None:
-        """Return the file that may lie beside a zip of the format and belongs to it; None for none.
+    def file_name(self, head: bytes) -> str | None:
+        """Return a usual name of the policy that is one file and no zip, such as `policy.onnx`.
 
-        An example is `vec_normalize.pkl`; it is copied to the folder of the unpacked zip.
+        Such a file is copied to a folder of its own: under its own name where `can_read` knows the
+        format by that, else under this one.
+
+        Args:
+            head: the file's first `HEAD_BYTES` bytes, which decide whatever its name.
+
+        Returns:
+            The name; None where such a file is no policy of this format.
+        """
+
+    def beside(self, name: str) -> Sequence[str]:
+        """Return the names of files that may lie beside a zip or file and belong to it.
+
+        An example is `vec_normalize.pkl`; they are copied to the folder of the unpacked policy.
+
+        Args:
+            name: of the zip or file, such as `policy.onnx`.
         """
 
     def can_read(self, files: Mapping[str, Path]) -> bool:

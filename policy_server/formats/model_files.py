@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -10,16 +12,21 @@ from policy_server.errors import ModelError
 
 __all__ = [
     "BESIDE_MARK",
+    "HEAD_BYTES",
     "SOURCE_MARK",
     "Model",
     "digest_of_file",
+    "digest_of_files",
     "files_of_model",
+    "head_of",
     "identify_model",
     "is_part_of_model",
     "read_mark",
 ]
 
-# Hidden files of an unpacked model: the digests of its zip, and of the file from beside the zip.
+# A file's first bytes, by which its format is told.
+HEAD_BYTES = 512
+# Hidden files of an unpacked model: the digests of its zip or file, and of those from beside it.
 SOURCE_MARK = ".source-sha256"
 BESIDE_MARK = ".beside-sha256"
 _VERSION_DIGITS = 12
@@ -32,18 +39,18 @@ class Model:
     Attributes:
         folder: holds the files of its format, such as saved_model.pb.
         digest: the SHA-256 of its files and their names, in hexadecimal.
-        zip_digest: the SHA-256 of the zip that it was unpacked from, which a pin states; None where
-            the files are not those of one zip alone.
+        source_digest: the SHA-256 of the zip or file that it was unpacked from, which a pin states;
+            None where the files are not those of one zip or file alone.
     """
 
     folder: Path
     digest: str
-    zip_digest: str | None = None
+    source_digest: str | None = None
 
     @property
     def version(self) -> str:
-        """Return the start of the zip's digest, or else of the files', to tell models apart by."""
-        return (self.zip_digest or self.digest)[:_VERSION_DIGITS]
+        """Return the start of the zip's or file's digest, or else of the files' together."""
+        return (self.source_digest or self.digest)[:_VERSION_DIGITS]
 
 
 def files_of_model(folder: Path) -> dict[str, Path]:
@@ -77,13 +84,49 @@ def identify_model(folder: Path) -> Model:
     Args:
         folder: holds the files of the model's format, such as saved_model.pb.
     """
-    digest = hashlib.sha256()
-    for name, path in files_of_model(folder).items():
-        digest.update(f"\0{name}\0{digest_of_file(path)}".encode())
-    is_of_one_zip = read_mark(folder / BESIDE_MARK) is None
+    is_of_one_file = read_mark(folder / BESIDE_MARK) is None
     return Model(
-        folder, digest.hexdigest(), read_mark(folder / SOURCE_MARK) if is_of_one_zip else None
+        folder,
+        digest_of_files(files_of_model(folder)),
+        read_mark(folder / SOURCE_MARK) if is_of_one_file else None,
     )
+
+
+def digest_of_files(files: Mapping[str, Path]) -> str:
+    """Return the SHA-256 of several files' digests and names, in hexadecimal.
+
+    It is the digest of the text that `sha256sum` prints for the files, a line for each, sorted by
+    the bytes of their names.
+
+    Args:
+        files: by their names below the folder that they lie in, such as `variables/weights`.
+
+    Raises:
+        ModelError: if a file can't be read.
+    """
+    digest = hashlib.sha256()
+    for name, path in sorted(files.items(), key=lambda item: os.fsencode(item[0])):
+        digest.update(os.fsencode(_line_of(digest_of_file(path), name)))
+    return digest.hexdigest()
+
+
+def _line_of(digest: str, name: str) -> str:
+    # As sha256sum does: a line's end in a name would make two lists of files alike.
+    escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    return f"{digest}  {name}\n" if escaped == name else f"\\{digest}  {escaped}\n"
+
+
+def head_of(path: Path) -> bytes:
+    """Return a file's first bytes, at most `HEAD_BYTES`; none where it can't be read.
+
+    Args:
+        path: the file.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD_BYTES)
+    except OSError:
+        return b""
 
 
 def digest_of_file(path: Path) -> str:

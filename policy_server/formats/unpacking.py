@@ -1,4 +1,4 @@
-"""A policy's zip becomes a verified `models/`, as a whole or not at all."""
+"""A policy's zip or file becomes a verified `models/`, as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from policy_server.formats.model_files import (
     BESIDE_MARK,
     SOURCE_MARK,
     digest_of_file,
+    digest_of_files,
     files_of_model,
+    head_of,
     is_part_of_model,
     read_mark,
 )
 from policy_server.formats.recognition import describe_file, describe_names
 from policy_server.settings import ENV_PREFIX
 
-__all__ = ["choose_root", "format_of_zip", "pack_model", "unpack_model"]
+__all__ = ["choose_root", "format_of_file", "pack_model", "unpack_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ _KEPT = ".gitkeep"
 
 
 def unpack_model(
-    zip_path: Path,
+    source: Path,
     models: Path,
     *,
     max_bytes: int,
@@ -43,15 +45,15 @@ def unpack_model(
 ) -> Path:
     """Unpack a zip to a new folder, which then takes the place of `models`.
 
-    A file that a format knows to lie beside its zip, such as vec_normalize.pkl, is copied there
-    too. A zip that is unpacked there already is left as it is. Several processes may call this at
-    once.
+    A policy that is one other file, such as policy.onnx, is copied to that folder. Files that a
+    format knows to lie beside its own, such as vec_normalize.pkl, are copied there too. What is
+    unpacked there already is left as it is. Several processes may call this at once.
 
     Args:
-        zip_path: the zip, with the policy's files at any depth.
+        source: the zip, with the policy's files at any depth; or the one file.
         models: the folder to replace.
         max_bytes: the largest size of all files together.
-        beside: the folder to look for a file that belongs to the zip; None for the zip's own.
+        beside: the folder to look for files that belong to the source; None for its own.
         formats: those that may read the files.
 
     Returns:
@@ -59,9 +61,9 @@ def unpack_model(
 
     Raises:
         ModelError: if the zip is damaged, is too large, holds no single policy, or would write
-            outside the folder. The folder is then as it was.
+            outside the folder; or if the file is no policy. The folder is then as it was.
     """
-    unpacking = _Unpacking(zip_path, models, max_bytes, beside or zip_path.parent, formats)
+    unpacking = _Unpacking(source, models, max_bytes, beside or source.parent, formats)
     if unpacking.is_done():
         return models
     with _locked(models):
@@ -88,22 +90,26 @@ def pack_model(folder: Path, zip_path: Path) -> None:
                 shutil.copyfileobj(source, member)
 
 
-def format_of_zip(
-    zip_path: Path, *, max_bytes: int, formats: Sequence[Format] = FORMATS
+def format_of_file(
+    path: Path, *, max_bytes: int, formats: Sequence[Format] = FORMATS
 ) -> Format | None:
-    """Return the format of the policy in a zip, by the names of its files; None for no policy.
+    """Return the format of the policy in a zip or another file; None for no policy.
+
+    The names of its members tell the policy in a zip, the first bytes tell one that is one file.
 
     Args:
-        zip_path: the zip.
+        path: the zip or file.
         max_bytes: the largest size of all files together.
         formats: those that may read the files.
 
     Raises:
         ModelError: if the zip would not be unpacked, or holds several policies.
     """
-    with _opened(zip_path, max_bytes) as archive:
+    if (single := _single_file(path, formats)) is not None:
+        return single[1]
+    with _opened(path, max_bytes) as archive:
         found = _policies_in(archive.paths, formats)
-        return None if not found else _only(found, str(zip_path))[1]
+        return None if not found else _only(found, str(path))[1]
 
 
 def choose_root(
@@ -124,86 +130,124 @@ def choose_root(
 
 
 class _Unpacking:
-    """One zip on its way to one folder; owns neither."""
+    """One zip or file on its way to one folder; owns neither."""
 
     def __init__(
         self,
-        zip_path: Path,
+        source: Path,
         models: Path,
         max_bytes: int,
         beside: Path,
         formats: Sequence[Format],
     ) -> None:
-        self._zip = zip_path
+        self._source = source
         self._models = models
         self._max_bytes = max_bytes
         self._beside = beside
         self._formats = formats
-        self._digest = digest_of_file(zip_path)
+        self._digest = digest_of_file(source)
 
     def is_done(self) -> bool:
-        """Return whether `models` holds the zip's policy, and the file beside the zip."""
+        """Return whether `models` holds the source's policy, and the files beside the source."""
         if read_mark(self._models / SOURCE_MARK) != self._digest:
             return False
         form = format_of(files_of_model(self._models), self._formats)
         if form is None:
             return False
-        beside = self._file_beside(form)
-        digest = None if beside is None else digest_of_file(beside)
+        beside = self._files_beside(form)
+        digest = digest_of_files(beside) if beside else None
         return read_mark(self._models / BESIDE_MARK) == digest
 
     def unpack(self) -> None:
         try:
-            with _opened(self._zip, self._max_bytes) as archive:
-                self._unpack(archive)
+            if (single := _single_file(self._source, self._formats)) is not None:
+                self._copy(*single)
+            else:
+                with _opened(self._source, self._max_bytes) as archive:
+                    self._unpack(archive)
         except OSError as error:
             raise ModelError(
-                f"{self._zip}: can't be unpacked to {self._models}: {error.strerror or error}"
+                f"{self._source}: can't be unpacked to {self._models}: {error.strerror or error}"
             ) from error
-        logger.info("model_unpacked", extra={"path": str(self._zip), "sha256": self._digest})
+        logger.info("model_unpacked", extra={"path": str(self._source), "sha256": self._digest})
+
+    def _copy(self, name: str, form: Format) -> None:
+        """Copy the policy that is one file."""
+        self._check_size(self._source)
+        with self._filled(form) as new:
+            shutil.copyfile(self._source, new / name)
 
     def _unpack(self, archive: Archive) -> None:
         root, form = self._choose(archive.paths)
+        with self._filled(form) as new:
+            archive.extract(root, new, is_wanted=is_part_of_model)
+
+    @contextlib.contextmanager
+    def _filled(self, form: Format) -> Iterator[Path]:
+        """Give a folder for the policy's own files, which then gets the others and replaces it."""
         with whole_folder(self._models, key=form.mark) as new:
             new.chmod(0o755)
-            archive.extract(root, new, is_wanted=is_part_of_model)
+            yield new
             (new / SOURCE_MARK).write_text(self._digest)
-            if (beside := self._file_beside(form)) is not None:
-                shutil.copyfile(beside, new / beside.name)
-                (new / BESIDE_MARK).write_text(digest_of_file(new / beside.name))
+            if beside := self._files_beside(form):
+                for name, path in beside.items():
+                    self._check_size(path)
+                    shutil.copyfile(path, new / name)
+                copies = {name: new / name for name in beside}
+                (new / BESIDE_MARK).write_text(digest_of_files(copies))
             if (self._models / _KEPT).exists():
                 (new / _KEPT).touch()
 
     def _choose(self, paths: Sequence[PurePosixPath]) -> tuple[PurePosixPath, Format]:
         found = _policies_in(paths, self._formats)
         if found:
-            return _only(found, str(self._zip))
+            return _only(found, str(self._source))
         expected = f"expected {expected_formats(self._formats)}"
         zips = [str(path) for path in paths if path.suffix.lower() == ".zip"]
         if zips:
             raise ModelError(
-                f"{self._zip}: holds no policy, but the zip {zips[0]!r}; unzip it once and give "
+                f"{self._source}: holds no policy, but the zip {zips[0]!r}; unzip it once and give "
                 "that"
             )
         seems = describe_names([str(path) for path in paths])
         raise ModelError(
-            f"{self._zip}: holds no policy; {expected}"
+            f"{self._source}: holds no policy; {expected}"
             if seems is None
-            else f"{self._zip}: is {seems}; {expected}"
+            else f"{self._source}: is {seems}; {expected}"
         )
 
-    def _file_beside(self, form: Format) -> Path | None:
-        path = None if form.beside is None else self._beside / form.beside
-        return path if path is not None and path.is_file() else None
+    def _check_size(self, path: Path) -> None:
+        if (size := path.stat().st_size) > self._max_bytes:
+            raise ModelError(
+                f"{path}: has {size} bytes, more than {_limit(self._max_bytes)}; raise it if you "
+                "trust the file"
+            )
+
+    def _files_beside(self, form: Format) -> dict[str, Path]:
+        paths = [self._beside / name for name in form.beside(self._source.name)]
+        return {path.name: path for path in paths if path.is_file()}
 
 
 @contextlib.contextmanager
 def _opened(zip_path: Path, max_bytes: int) -> Iterator[Archive]:
     if not zipfile.is_zipfile(zip_path) and (seems := describe_file(zip_path)) is not None:
         raise ModelError(f"{zip_path}: is no zip file, but {seems}")
-    limits = ArchiveLimits(max_bytes, f"{ENV_PREFIX}MAX_UNPACKED_BYTES={max_bytes}")
+    limits = ArchiveLimits(max_bytes, _limit(max_bytes))
     with open_archive(zip_path, limits) as archive:
         yield archive
+
+
+def _limit(max_bytes: int) -> str:
+    return f"{ENV_PREFIX}MAX_UNPACKED_BYTES={max_bytes}"
+
+
+def _single_file(path: Path, formats: Sequence[Format]) -> tuple[str, Format] | None:
+    """Return the name and format of a policy that is one file and no zip; None for all others."""
+    head = head_of(path)
+    for form in formats:
+        if (usual := form.file_name(head)) is not None:
+            return path.name if form.can_read({path.name: path}) else usual, form
+    return None
 
 
 def _policies_in(

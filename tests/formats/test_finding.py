@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from policy_server.errors import ModelError
-from policy_server.formats.finding import find_model, find_policy, format_of_folder, prepare_model
+from policy_server.formats.finding import (
+    find_model,
+    find_policy,
+    format_of_folder,
+    policy_at,
+    prepare_model,
+)
 from policy_server.formats.known_formats import FORMATS, Format, expected_formats
 from policy_server.formats.model_files import files_of_model
 from policy_server.settings import Settings
@@ -84,6 +90,24 @@ def test_zip_of_any_name_is_unpacked_by_its_content(tmp_path: Path) -> None:
     assert set(files_of_model(folder)) == set(NOTES)
 
 
+def test_policy_that_is_one_file_of_any_name_is_found_by_its_content(tmp_path: Path) -> None:
+    (tmp_path / "run 7").write_bytes(b"notes: 0.5")
+    (tmp_path / "schema.yaml").touch()
+    (tmp_path / "readme.txt").write_bytes(b"some notes")
+
+    folder = prepare_model(Settings(home=tmp_path), formats=BOTH)
+
+    assert folder == tmp_path / "models"
+    assert set(files_of_model(folder)) == {"weights.txt"}
+
+
+def test_zip_without_the_suffix_is_found_by_its_content(tmp_path: Path) -> None:
+    zipped = zip_of(tmp_path / "actor.keras", NOTES)
+    zip_of(tmp_path / "sheet.xlsx", {"a.xml": b"x"})
+
+    assert find(tmp_path) == zipped
+
+
 def test_folder_is_served_where_it_lies(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "run", "weights.txt")
     folder_of(tmp_path / ".hidden", "weights.txt")
@@ -95,7 +119,7 @@ def test_folder_is_served_where_it_lies(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [("a.zip", "b.zip"), ("a.zip", "b"), ("a", "b"), ("a", "models")],
+    [("a.zip", "b.zip"), ("a.zip", "b"), ("a", "b"), ("a", "models"), ("a", "b.txt")],
 )
 def test_two_candidates_are_one_line_that_names_both(
     tmp_path: Path, first: str, second: str
@@ -103,6 +127,8 @@ def test_two_candidates_are_one_line_that_names_both(
     for name in (first, second):
         if name.endswith(".zip"):
             zip_of(tmp_path / name, NOTES)
+        elif name.endswith(".txt"):
+            (tmp_path / name).write_bytes(b"notes")
         else:
             folder_of(tmp_path / name, "weights.txt")
 
@@ -198,3 +224,14 @@ def test_policy_that_lies_loose_in_the_servers_folder_is_told(tmp_path: Path) ->
         f"{tmp_path}: holds the files of a policy beside others; move them to a folder of their "
         f"own, such as {tmp_path}/models"
     )
+
+
+def test_folder_with_one_policy_in_it_is_told_from_a_folder_that_is_one(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    checkpoint = folder_of(tmp_path / "checkpoint", "weights.txt")
+    mixed = folder_of(tmp_path / "mixed", "weights.txt")
+    (mixed / "weights.txt").write_bytes(b"notes")
+
+    assert policy_at(checkpoint, settings, formats=BOTH) == checkpoint
+    assert policy_at(mixed, settings, formats=BOTH) == mixed / "weights.txt"
+    assert policy_at(tmp_path / "absent", settings, formats=BOTH) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -33,7 +33,6 @@ class NamedFormat:
 
     name = "policy of a test"
     mark = "weights.txt"
-    beside = None
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
@@ -41,6 +40,12 @@ class NamedFormat:
 
     def can_read(self, files: Mapping[str, Path]) -> bool:
         return self.mark in files
+
+    def file_name(self, head: bytes) -> None:  # noqa: ARG002 -- of the format's signature
+        return None
+
+    def beside(self, name: str) -> Sequence[str]:  # noqa: ARG002 -- of the format's signature
+        return ()
 
     def load(
         self, files: Mapping[str, Path], schema: ServerSchema | None, *, engine: Engine

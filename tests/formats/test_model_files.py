@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
 from pathlib import Path
 
-from policy_server.formats.model_files import identify_model
+from policy_server.formats.model_files import digest_of_files, identify_model
 from policy_server.formats.unpacking import unpack_model
 from tests.support.formats import NotesFormat
 from tests.support.zips import zip_of
@@ -41,3 +43,20 @@ def test_version_of_a_zip_with_a_file_beside_it_is_that_of_all_contents(tmp_path
 
     assert len(versions) == 2
     assert hashlib.sha256(zipped.read_bytes()).hexdigest()[:12] not in versions
+
+
+def test_digest_of_files_is_that_of_what_sha256sum_prints(tmp_path: Path) -> None:
+    for name in ("b", "a/c d", "a\\b", "line\nend", "a-b", "é"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    names = sorted(
+        (path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()),
+        key=os.fsencode,
+    )
+    printed = subprocess.run(
+        ["sha256sum", "--", *names], cwd=tmp_path, capture_output=True, check=True
+    ).stdout
+
+    digest = digest_of_files({name: tmp_path / name for name in reversed(names)})
+
+    assert digest == hashlib.sha256(printed).hexdigest()

@@ -414,3 +414,55 @@ def test_zip_of_another_kind_is_named(tmp_path: Path) -> None:
         "is a Keras file, which is not served yet",
         "expected a TensorFlow SavedModel",
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("run 7 weights.txt", "run 7 weights.txt"), ("run.zip", "weights.txt")]
+)
+def test_policy_that_is_one_file_is_told_by_its_head_and_copied(
+    tmp_path: Path, name: str, kept: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"notes: 0.5")
+    (tmp_path / f"{name}.more").write_bytes(b"1")
+
+    folder = unpack_model(path, tmp_path / "models", max_bytes=BIG, formats=[NotesFormat()])
+
+    assert files_in(folder) == {kept: b"notes: 0.5", f"{name}.more": b"1"}
+
+
+def test_changed_file_or_file_beside_it_is_copied_anew(tmp_path: Path) -> None:
+    path, more = tmp_path / "weights.txt", tmp_path / "weights.txt.more"
+    path.write_bytes(b"notes")
+
+    def unpack_notes() -> dict[str, bytes]:
+        return files_in(
+            unpack_model(path, tmp_path / "models", max_bytes=BIG, formats=[NotesFormat()])
+        )
+
+    assert unpack_notes() == {"weights.txt": b"notes"}
+    more.write_bytes(b"1")
+    assert unpack_notes() == {"weights.txt": b"notes", "weights.txt.more": b"1"}
+    path.write_bytes(b"notes 2")
+    assert unpack_notes() == {"weights.txt": b"notes 2", "weights.txt.more": b"1"}
+    more.unlink()
+    assert unpack_notes() == {"weights.txt": b"notes 2"}
+
+
+@pytest.mark.parametrize("large", ["weights.txt", "weights.txt.more"])
+def test_one_file_above_the_limit_is_refused(tmp_path: Path, large: str) -> None:
+    (tmp_path / "weights.txt").write_bytes(b"notes")
+    (tmp_path / "weights.txt.more").write_bytes(b"")
+    with (tmp_path / large).open("ab") as file:
+        file.truncate(BIG + 1)
+
+    with pytest.raises(ModelError) as caught:
+        unpack_model(
+            tmp_path / "weights.txt", tmp_path / "models", max_bytes=BIG, formats=[NotesFormat()]
+        )
+
+    assert caught.value.message == (
+        f"{tmp_path / large}: has {BIG + 1} bytes, more than "
+        f"POLICY_SERVER_MAX_UNPACKED_BYTES={BIG}; raise it if you trust the file"
+    )
+    assert not (tmp_path / "models").exists()

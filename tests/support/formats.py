@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from policy_server.policy import Policy
@@ -13,15 +13,25 @@ __all__ = ["NotesFormat"]
 
 
 class NotesFormat:
-    """A policy is a file weights.txt; scale.txt may lie beside its zip. It is never loaded."""
+    """A policy is a file *.txt that starts with `notes`, or weights.txt in a zip or folder.
+
+    scale.txt may lie beside it. It is never loaded.
+    """
 
     name = "policy of notes"
     mark = "weights.txt"
-    beside = "scale.txt"
 
     def can_read(self, files: Mapping[str, Path]) -> bool:
         """Return whether the files are notes."""
-        return self.mark in files
+        return any(name.endswith("weights.txt") for name in files)
+
+    def file_name(self, head: bytes) -> str | None:
+        """Return the usual name of a file with the head of notes."""
+        return self.mark if head.startswith(b"notes") else None
+
+    def beside(self, name: str) -> Sequence[str]:
+        """Return the names of the scale, and of more notes of the same name."""
+        return ("scale.txt", f"{name}.more")
 
     def load(
         self, files: Mapping[str, Path], schema: ServerSchema | None, *, engine: Engine

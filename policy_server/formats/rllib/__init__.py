@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from policy_server.formats.rllib.restoring import load_policy
@@ -20,11 +20,17 @@ class RllibFormat:
 
     name = "RLlib checkpoint"
     mark = "rllib_checkpoint.json or module_state"
-    beside = None
 
     def can_read(self, files: Mapping[str, Path]) -> bool:
         """Return whether the files are an RLlib checkpoint's; see `Format.can_read`."""
         return any(mark in files for mark in _MARKS)
+
+    def file_name(self, head: bytes) -> None:
+        """Return None: the policy is never one file; see `Format.file_name`."""
+
+    def beside(self, name: str) -> Sequence[str]:  # noqa: ARG002 -- of the format's signature
+        """Return no names; see `Format.beside`."""
+        return ()
 
     def load(
         self, files: Mapping[str, Path], schema: ServerSchema | None, *, engine: Engine

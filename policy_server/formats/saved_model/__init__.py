@@ -5,7 +5,7 @@ The only package that imports TensorFlow, and only when a policy is loaded or wr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from policy_server.policy import Policy
@@ -22,11 +22,17 @@ class SavedModelFormat:
 
     name = "TensorFlow SavedModel"
     mark = _MODEL_FILE
-    beside = None
 
     def can_read(self, files: Mapping[str, Path]) -> bool:
         """Return whether the files are a SavedModel's; see `Format.can_read`."""
         return _MODEL_FILE in files
+
+    def file_name(self, head: bytes) -> None:
+        """Return None: the policy is never one file; see `Format.file_name`."""
+
+    def beside(self, name: str) -> Sequence[str]:  # noqa: ARG002 -- of the format's signature
+        """Return no names; see `Format.beside`."""
+        return ()
 
     def load(
         self, files: Mapping[str, Path], schema: ServerSchema | None, *, engine: Engine

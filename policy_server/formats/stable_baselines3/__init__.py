@@ -5,7 +5,7 @@ Nothing of stable-baselines3, PyTorch or gymnasium is imported, and no code of a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from policy_server.formats.stable_baselines3.assembling import load_policy
@@ -23,11 +23,17 @@ class StableBaselines3Format:
 
     name = "stable-baselines3 policy"
     mark = WEIGHTS_FILE
-    beside = STATISTICS_FILE
 
     def can_read(self, files: Mapping[str, Path]) -> bool:
         """Return whether the files are the .zip's members; see `Format.can_read`."""
         return DATA_FILE in files and WEIGHTS_FILE in files
+
+    def file_name(self, head: bytes) -> None:
+        """Return None: the policy is a zip; see `Format.file_name`."""
+
+    def beside(self, name: str) -> Sequence[str]:  # noqa: ARG002 -- one name for all
+        """Return the name of VecNormalize's statistics; see `Format.beside`."""
+        return (STATISTICS_FILE,)
 
     def load(
         self, files: Mapping[str, Path], schema: ServerSchema | None, *, engine: Engine
