@@ -39,6 +39,13 @@ def test_family_is_said_in_words() -> None:
     assert greedy.family == "greedy over categorical(2)"
 
 
+def test_mask_has_the_choices_of_the_integer_actions() -> None:
+    signature = signature_of(components_of(("categorical", 3), ("normal", 2), ("categorical", 2)))
+
+    assert signature.mask_sizes == ()
+    assert replace(signature, mask_name="action_mask").mask_sizes == (3, 2)
+
+
 @pytest.mark.parametrize(
     ("dtype", "row"), [("float32", np.float32), ("float64", np.float64), ("int64", np.float64)]
 )

@@ -149,6 +149,23 @@ class ActionDistribution:
         self.has_masses = any(bounds.is_cutting for bounds in self._bounds.values())
         self._generator = np.random.default_rng()
 
+    def masked(self, inputs: Float32Array, masks: NDArray[np.bool_]) -> Float32Array:
+        """Return the inputs with the choices that a mask forbids, which then never happen.
+
+        Args:
+            inputs: float32[B, K], `action_dist_inputs`.
+            masks: bool[B, choices], as `PolicyInputs.masks`.
+
+        Returns:
+            float32[B, K]; the logits of forbidden choices (their values, where the policy is
+            greedy) are -inf.
+
+        Raises:
+            DistributionError: if a row forbids every choice of a component.
+        """
+        assert self._layout is not None, "a policy without integer actions takes no mask"
+        return self._layout.masked(inputs, masks)
+
     def answer(
         self,
         inputs: Float32Array,

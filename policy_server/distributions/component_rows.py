@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.errors import DistributionError
-from policy_server.policy import ActionComponent, Float64Array
+from policy_server.policy import ActionComponent, Float32Array, Float64Array
 
 __all__ = [
     "CategoricalLayout",
@@ -59,6 +59,8 @@ class CategoricalLayout:
         temperatures = np.array([part.temperature for part in parts])
         self._temperatures = None if (temperatures == 1.0).all() else temperatures[:, None]
         self._slice = slice(firsts[0], firsts[0] + self._most) if len(parts) == 1 else None
+        self._choices = self._index.T[~self._filled.T]
+        self._starts = np.cumsum([0, *self.sizes[:-1]])
 
     def logits(self, inputs: Rows) -> Float64Array:
         """Return the logits over the temperature, choice by choice.
@@ -80,6 +82,27 @@ class CategoricalLayout:
             # In float64, since float32 min over a temperature below 1 is no float32.
             logits /= self._temperatures
         return logits
+
+    def masked(self, inputs: Float32Array, masks: NDArray[np.bool_]) -> Float32Array:
+        """Return the inputs with -inf in place of the logits that a mask forbids.
+
+        Args:
+            inputs: float32[B, K], `action_dist_inputs`.
+            masks: bool[B, choices], those of each part after those of the one before.
+
+        Raises:
+            DistributionError: if a row forbids every choice of a part.
+
+        Source: sb3-contrib `MaskableCategorical`, whose -1e8 in place of the logits gives the same
+        probabilities, but lets a forbidden choice win against logits that are smaller still.
+        """
+        if not np.logical_or.reduceat(masks, self._starts, axis=1).all():
+            raise DistributionError(
+                "the action mask forbids every choice of an action; allow at least one"
+            )
+        found = inputs.copy()
+        found[:, self._choices] = np.where(masks, inputs[:, self._choices], np.float32(-np.inf))
+        return found
 
 
 class CategoricalRows:

@@ -211,9 +211,9 @@ class NetworkPolicy:
             IndexError, ValueError, TypeError, ZeroDivisionError: if the network can't compute an
                 observation (`FAILURES`).
             DistributionError: if the network's outputs are no distribution.
-            UnsupportedAnswerError: if a mask is given, or a state to a policy without memory.
+            UnsupportedAnswerError: if a state or a mask is given to a policy that takes none.
         """
-        refuse_masks(inputs)
+        refuse_masks(inputs, self.signature)
         if not self.signature.memory:
             refuse_state(inputs)
         total = len(inputs)
@@ -262,6 +262,8 @@ class NetworkPolicy:
         with np.errstate(all="ignore"):
             found = seeded_apart(self._run, rows, asked.seeds).astype(np.float32, copy=False)
         inputs = found[:, : -self.signature.memory_width] if self.signature.memory else found
+        if asked.masks is not None:
+            inputs = self._actions.masked(inputs, asked.masks)
         outputs = self._actions.answer(
             inputs,
             is_deterministic=asked.is_deterministic,

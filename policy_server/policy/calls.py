@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.errors import UnsupportedAnswerError
+from policy_server.policy.signature import PolicySignature
 
 __all__ = [
     "ANSWER_KINDS",
@@ -52,7 +53,9 @@ class PolicyInputs:
         wants_distribution: whether `PolicyOutputs.distribution` is asked for.
         state: float32[B, memory_width], the memory of each row's episode, with the numbers of the
             policy's state tensors one after another; None starts every row from the zero state.
-        masks: bool[B, choices], the integer actions that are allowed; None allows all.
+        masks: bool[B, choices], the integer actions that are allowed: the choices of each
+            categorical component after those of the one before, as many as the signature's
+            `mask_sizes` say. None allows all.
     """
 
     observations: Float32Array | Float64Array
@@ -182,14 +185,22 @@ def refuse_state(inputs: PolicyInputs) -> None:
         raise UnsupportedAnswerError("this policy takes no state; ask without one")
 
 
-def refuse_masks(inputs: PolicyInputs) -> None:
-    """Refuse inputs that a policy whose actions are always allowed can't use.
+def refuse_masks(inputs: PolicyInputs, signature: PolicySignature) -> None:
+    """Refuse a mask that the policy does not take.
 
     Args:
         inputs: the inputs of a call.
+        signature: the policy's.
 
     Raises:
-        UnsupportedAnswerError: if a mask is given.
+        UnsupportedAnswerError: if the policy takes no mask, or one of another width.
     """
-    if inputs.masks is not None:
+    if inputs.masks is None:
+        return
+    choices, given = sum(signature.mask_sizes), inputs.masks.shape[1]
+    if not choices:
         raise UnsupportedAnswerError("this policy takes no action mask; ask without one")
+    if given != choices:
+        raise UnsupportedAnswerError(
+            f"this policy's action mask has {choices} choices, not {given}; give each once"
+        )

@@ -154,6 +154,9 @@ class PolicySignature:
         recurrent_inputs: the names of the inputs that carry recurrent state, which starts at zero.
         memory: the tensors of the state that the policy steps, in the order of
             `PolicyInputs.state`; empty for a policy without memory.
+        mask_name: the name of the action mask that the policy takes beside the observation: 1 or 0
+            for each choice of its categorical components, in order. None where it takes none; a
+            mask that is part of the observation is no mask in this sense.
         engine: the library that computes the policy.
         engine_reason: why that library, in words.
         findings: how family and sizes were identified and checked, for the log and for
@@ -172,9 +175,17 @@ class PolicySignature:
     is_tuple_of_one: bool = False
     recurrent_inputs: tuple[str, ...] = ()
     memory: tuple[StateTensor, ...] = ()
+    mask_name: str | None = None
     findings: tuple[str, ...] = ()
     engine: Literal["numpy", "tensorflow"] = "tensorflow"
     engine_reason: str = ""
+
+    @property
+    def mask_sizes(self) -> tuple[int, ...]:
+        """Return how many choices of the mask each categorical component has; empty for no mask."""
+        if self.mask_name is None:
+            return ()
+        return tuple(part.size for part in self.components or () if part.kind == "categorical")
 
     @property
     def is_proved(self) -> bool:

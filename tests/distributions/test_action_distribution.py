@@ -108,6 +108,39 @@ def test_drawn_action_has_a_positive_probability(logits: NDArray[np.float32], dr
     assert np.isfinite(distribution.log_probability(logits, actions)).all()
 
 
+@pytest.mark.parametrize("is_greedy", [False, True], ids=["drawn", "greedy"])
+def test_choices_that_a_mask_forbids_never_happen(*, is_greedy: bool) -> None:
+    components = components_of(("categorical", 3), ("normal", 1), ("categorical", 2))
+    distribution = ActionDistribution(components, is_greedy=is_greedy)
+    inputs = np.tile(rows([5.0, 1.0, 2.0, 0.5, -0.5, -2e8, -1e8]), (200, 1))
+    masks = np.tile([[False, True, True, True, False]], (200, 1))
+
+    masked = distribution.masked(inputs, masks)
+    answers = distribution.answer(
+        masked, is_deterministic=np.zeros(200, np.bool_), seeds=np.full(200, -1)
+    )
+
+    assert (inputs[:, 0] == 5.0).all(), "the network's own outputs stay as they are"
+    assert (masked[:, 3:5] == inputs[:, 3:5]).all(), "a mask is of integer actions only"
+    first, *_, last = distribution.describe(masked)
+    assert first.probabilities is not None
+    assert last.probabilities is not None
+    chances = [0, 0, 1] if is_greedy else [0, 1 / (1 + math.e), math.e / (1 + math.e)]
+    assert first.probabilities[0] == pytest.approx(chances)
+    assert last.probabilities[0].tolist() == [1.0, 0.0]
+    assert set(answers.actions[:, 0]) == ({2.0} if is_greedy else {1.0, 2.0})
+    assert set(answers.actions[:, 2]) == {0.0}
+    assert distribution.mode(masked)[0, [0, 2]].tolist() == [2.0, 0.0]
+
+
+def test_mask_that_forbids_every_choice_of_an_action_is_refused() -> None:
+    distribution = ActionDistribution(components_of(("categorical", 2), ("categorical", 2)))
+    masks = np.array([[True, True, True, False], [True, True, False, False]])
+
+    with pytest.raises(DistributionError, match="forbids every choice of an action; allow at"):
+        distribution.masked(np.zeros((2, 4), np.float32), masks)
+
+
 def test_temperature_divides_the_logits() -> None:
     part = replace(components_of(("categorical", 3))[0], temperature=0.5)
 

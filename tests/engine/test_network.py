@@ -138,6 +138,43 @@ def layered(components: tuple[ActionComponent, ...], width: int = 7) -> NetworkP
     return NetworkPolicy(CompiledPolicy(signature_of(components, width=width), network))
 
 
+def test_mask_holds_for_its_own_row_in_a_call_of_any_size() -> None:
+    policy = layered(components_of(("categorical", 4)))
+    policy = NetworkPolicy(
+        replace(policy.compiled, signature=replace(policy.signature, mask_name="action_mask"))
+    )
+    rows = np.random.default_rng(3).normal(size=(1100, 7)).astype(np.float32)
+    masks = np.arange(4) == (np.arange(1100) % 4)[:, None]
+
+    answered = policy.infer(replace(PolicyInputs.of(rows), masks=masks))
+    free = policy.infer(PolicyInputs.of(rows))
+
+    assert answered.actions[:, 0].tolist() == (np.arange(1100) % 4).tolist()
+    assert answered.probability.tolist() == [1.0] * 1100
+    assert set(free.actions[:, 0]) == {0.0, 1.0, 2.0, 3.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "masks", "reason"),
+    [
+        (None, np.ones((1, 4), np.bool_), "takes no action mask; ask without one"),
+        ("legal", np.ones((1, 3), np.bool_), "action mask has 4 choices, not 3; give each once"),
+    ],
+    ids=["none", "too-short"],
+)
+def test_mask_that_the_policy_does_not_take_is_refused(
+    name: str | None, masks: NDArray[np.bool_], reason: str
+) -> None:
+    policy = layered(components_of(("categorical", 4)))
+    policy = NetworkPolicy(
+        replace(policy.compiled, signature=replace(policy.signature, mask_name=name))
+    )
+    inputs = replace(PolicyInputs.of(np.zeros((1, 7), np.float32)), masks=masks)
+
+    with pytest.raises(UnsupportedAnswerError, match=reason):
+        policy.infer(inputs)
+
+
 def drawn(
     policy: NetworkPolicy, rows: NDArray[np.float32], seeds: NDArray[np.int64]
 ) -> PolicyOutputs:

@@ -150,7 +150,7 @@ class TensorFlowPolicy:
             UnsupportedAnswerError: if the graph alone can't give the answer that is asked for.
         """
         refuse_state(inputs)
-        refuse_masks(inputs)
+        refuse_masks(inputs, self.signature)
         try:
             return self._infer(inputs)
         except tf.errors.OpError as error:
