@@ -31,6 +31,7 @@ def check_schema_fits(schema: ServerSchema, signature: PolicySignature) -> None:
     Raises:
         SchemaError: naming the first disagreement with both figures.
     """
+    _check_module(schema, signature)
     expected = signature.observation_width
     if schema.observations is not None and expected is not None:
         fewest, most = schema.min_width, schema.max_width
@@ -48,6 +49,17 @@ def check_schema_fits(schema: ServerSchema, signature: PolicySignature) -> None:
     numbers = number_range(signature.observation_dtype)
     numbers.check_fields(schema.observations or (), schema.source)
     _check_flags(schema, signature)
+
+
+def _check_module(schema: ServerSchema, signature: PolicySignature) -> None:
+    if schema.module in (None, signature.module):
+        return
+    found = (
+        "the policy's file names none"
+        if signature.module is None
+        else f"the policy is {signature.module!r}"
+    )
+    raise SchemaError(f"{schema.source}: module: is {schema.module!r}, {found}; mend or remove it")
 
 
 def _check_flags(schema: ServerSchema, signature: PolicySignature) -> None:

@@ -93,6 +93,8 @@ class ServerSchema:
         actions: the action components; None where the file has no such section.
         discrete: whether the actions are integers; None is inferred from the policy.
         tuple: whether the policy gives several actions; None is inferred from the policy.
+        module: the name of the policy to serve, in a file that holds several; None where it holds
+            one.
         api_key: the access key; None where the environment has to give it.
         url_path: the prefix that a reverse proxy strips, without slashes at its ends; empty for
             none.
@@ -103,6 +105,7 @@ class ServerSchema:
     actions: tuple[ActionField, ...] | None = None
     discrete: bool | None = None
     tuple: bool | None = None
+    module: str | None = None
     api_key: str | None = None
     url_path: str = ""
 
@@ -211,7 +214,7 @@ def public_schema(schema: ServerSchema) -> dict[str, Any]:
         A document that JSON can carry; `parameters` states `discrete` and `tuple` as they stand in
         `schema`.
     """
-    document: dict[str, Any] = {}
+    document: dict[str, Any] = {} if schema.module is None else {"module": schema.module}
     if schema.observations is not None:
         document["observations"] = {
             item.name: _public_observation(item) for item in schema.observations

@@ -99,6 +99,7 @@ def parse_schema(text: str, *, source: str = "schema.yaml") -> ServerSchema:
         actions=_actions(parsed, source),
         discrete=parameters.discrete,
         tuple=parameters.tuple,
+        module=parsed.module,
         api_key=_api_key(parameters.api_key, source),
         url_path=_url_path(parameters.url_path, source),
     )

@@ -152,6 +152,7 @@ class Document(_Strict):
 
     observations: dict[Any, ObservationEntry] | None = None
     actions: dict[Any, ActionEntry] | None = None
+    module: _Text | None = None
     parameters: Parameters | None = None
 
 
@@ -207,6 +208,10 @@ def _describe_unknown_key(path: list[str]) -> str:
         name, _, rest = key.partition(":")
         remedy = "put a space after the colon" if rest else "remove the second colon"
         return f"{'.'.join([*parents, name])}: {remedy}"
+    if parents == ["parameters"] and key in Document.model_fields:
+        return (
+            f"{'.'.join(path)}: stands at the top of the file, beside 'parameters'; move it there"
+        )
     models: dict[str, type[BaseModel]] = {"observations": ObservationEntry, "actions": ActionEntry}
     model = Parameters if parents == ["parameters"] else models.get(path[0], Document)
     known = list((model if parents else Document).model_fields)

@@ -28,6 +28,7 @@ from policy_server.schema import (
 
 WHOLE = """
 # every key that there is
+module: 7
 observations:
   id: {type: int, description: Who moves, example: 3, minimum: 0, maximum: 10}
   has_neighbour: {type: bool}
@@ -70,6 +71,7 @@ def test_whole_schema_becomes_values_in_the_files_order() -> None:
         ActionField("force", dimensions=2, low=(-2, -3), high=(2, 3), normalized=False),
     )
     assert (schema.discrete, schema.tuple, schema.api_key) == (True, True, "1234567asdfgh")
+    assert schema.module == "7"
     assert (schema.url_path, schema.root_path) == ("app/v1", "/app/v1")
 
 
@@ -262,7 +264,9 @@ MISTAKES = {
     "too deep": ("a: " + "[" * 20_000, ": is nested too deeply; expected three levels"),
     # Keys.
     "unknown section": ("observation: {}", ": observation: unknown key; did you mean 'observations'?"),
-    "strange section": ("x: {}", ": x: unknown key; expected one of observations, actions, parameters"),
+    "strange section": ("x: {}", ": x: unknown key; expected one of observations, actions, module, parameters"),
+    "module in parameters": ("parameters: {module: left}", ": parameters.module: stands at the top of the file, beside 'parameters'; move it there"),
+    "number for a module": ("module: [left]", ": module: expected text, got a list; put it in quotes"),
     "unknown parameter": ("parameters: {discret: True}", ": parameters.discret: unknown key; did you mean 'discrete'?"),
     "unknown key": ("observations: {a: {type: int, minitems: 3}}", ": observations.a.minitems: unknown key; did you mean 'min_items'?"),
     "strange key": ("observations: {a: {type: int, q: 3}}", ": observations.a.q: unknown key; expected one of type, min_items, max_items, description, example, minimum, maximum"),
@@ -571,6 +575,7 @@ def test_public_schema_has_the_files_shape_without_the_key() -> None:
     document = public_schema(parse_schema(WHOLE.replace("low: -2,", "low: [-2, -3],")))
 
     assert json.loads(json.dumps(document)) == {
+        "module": "7",
         "observations": {
             "id": {
                 "type": "int",

@@ -17,9 +17,9 @@ __all__ = ["POLICIES", "cases_of", "raw_rows", "unzipped"]
 POLICIES = ROOT / "tests" / "data" / "policies"
 
 
-def cases_of(name: str) -> list[dict[str, Any]]:
+def cases_of(name: str, file: str = "cases.json") -> list[dict[str, Any]]:
     """Return the observations of a policy with the answers that its library gave."""
-    cases: list[dict[str, Any]] = json.loads((POLICIES / name / "cases.json").read_text())
+    cases: list[dict[str, Any]] = json.loads((POLICIES / name / file).read_text())
     assert len(cases) == 20, "a file of cases is whole"
     return cases
 

@@ -1,4 +1,4 @@
-"""Finding the one RLModule of a checkpoint, and reading its description, weights and connectors.
+"""Finding an RLModule in a checkpoint, and reading its description, weights and connectors.
 
 Source: `ray.rllib.utils.checkpoints.Checkpointable`, whose `save_to_path` writes for each part of
 an algorithm a folder with `class_and_ctor_args.pkl` and a state, as a pickle or by msgpack_numpy.
@@ -60,6 +60,7 @@ class RlModule:
 
     Attributes:
         subject: its name for messages, such as `RLModule 'default_policy'`.
+        name: its name in the checkpoint; None for one that was saved alone.
         path: the class, with its Python module.
         observation_space: the space that the network takes, after all connectors.
         action_space: the environment's.
@@ -69,6 +70,7 @@ class RlModule:
     """
 
     subject: str
+    name: str | None
     path: str
     observation_space: Space
     action_space: Space
@@ -92,16 +94,17 @@ class Checkpoint:
     module_to_env: tuple[Connector, ...] | None
 
 
-def read_checkpoint(files: Mapping[str, Path]) -> Checkpoint:
+def read_checkpoint(files: Mapping[str, Path], *, name: str | None = None) -> Checkpoint:
     """Read the checkpoint that the files are.
 
     Args:
         files: the files by their names below the checkpoint's folder.
+        name: the RLModule to serve; None for the only one.
 
     Raises:
-        ModelError: if they hold no RLModule of the new API stack, several, or are damaged.
+        ModelError: if they hold no such RLModule of the new API stack, or are damaged.
     """
-    folder = _module_folder(files)
+    folder = _module_folder(files, name)
     module = _read_module(files, folder)
     parts = folder.parts
     if _LEARNER not in parts:
@@ -114,8 +117,8 @@ def read_checkpoint(files: Mapping[str, Path]) -> Checkpoint:
     )
 
 
-def _module_folder(files: Mapping[str, Path]) -> PurePosixPath:
-    """Return the folder of the only RLModule."""
+def _module_folder(files: Mapping[str, Path], name: str | None) -> PurePosixPath:
+    """Return the folder of the RLModule of that name, or of the only one."""
     states = [PurePosixPath(name) for name in files]
     folders = {path.parent for path in states if path.stem == "module_state"}
     # A MultiRLModule's own folder has the folders of its modules in it.
@@ -127,11 +130,15 @@ def _module_folder(files: Mapping[str, Path]) -> PurePosixPath:
             "writes it, which is not read yet; export that policy as a SavedModel, or train it on "
             "RLlib's new API stack"
         )
+    by_name = {one.name: one for one in folders}
+    if name in by_name:
+        return by_name[name]
     if len(folders) > 1:
-        names = ", ".join(sorted(repr(one.name) for one in folders))
+        names = ", ".join(sorted(map(repr, by_name)))
         raise ModelError(
-            f"the RLlib checkpoint: holds {len(folders)} RLModules ({names}), expected one; save "
-            "the one to serve with `algo.get_module(NAME).save_to_path(FOLDER)`"
+            f"the RLlib checkpoint: holds {len(folders)} RLModules ({names}), and schema.yaml "
+            f"{'names none' if name is None else f'names {name!r}'}; write `module: NAME` of the "
+            "one to serve at its top"
         )
     return folders.pop()
 
@@ -160,6 +167,7 @@ def _read_module(files: Mapping[str, Path], folder: PurePosixPath) -> RlModule:
             )
     return RlModule(
         subject,
+        folder.name or None,
         _path_of(kind),
         read_space(spaces[0], f"{name}: observation_space"),
         read_space(spaces[1], f"{name}: action_space"),

@@ -67,12 +67,15 @@ class ObservationFilter:
     limit: float | None
 
 
-def read_filter(connectors: Iterable[Connector], width: int) -> ObservationFilter | None:
+def read_filter(
+    connectors: Iterable[Connector], width: int, *, module: str | None = None
+) -> ObservationFilter | None:
     """Return the filter of an env-to-module pipeline; None where it has none.
 
     Args:
         connectors: the pipeline's pieces in order.
         width: how many numbers the network takes.
+        module: the RLModule's name, which tells its agent where there are several.
 
     Raises:
         ModelError: if a piece is not RLlib's own, or the filter does not fit the network.
@@ -81,14 +84,14 @@ def read_filter(connectors: Iterable[Connector], width: int) -> ObservationFilte
     filters = [item for item in connectors if item.name == _FILTER]
     if not filters:
         return None
-    states = list((filters[0].state or {}).values())
-    if len(filters) > 1 or len(states) != 1:
+    states = filters[0].state or {}
+    if len(filters) > 1 or not states:
         raise ModelError(
-            f"{_FILTER}: expected one filter with the statistics of one agent, got {len(filters)} "
-            f"with {len(states)}; save the whole checkpoint of a policy with one"
+            f"{_FILTER}: expected one with its statistics, got {len(filters)} "
+            f"{'with' if states else 'without'}; save the whole checkpoint of a policy with one"
         )
     try:
-        return _filter_of(states[0], width)
+        return _filter_of(_state_of_agent(states, width, module), width)
     except (EOFError, KeyError, TypeError, ValueError, zlib.error) as error:
         raise ModelError(
             f"{_FILTER}: its state can't be read: {error}; save the checkpoint anew"
@@ -120,6 +123,28 @@ def _check_known(connectors: Iterable[Connector], known: tuple[str, ...], pipeli
                 f"the {pipeline} connector {item.name}: changes what the policy sees or does, and "
                 "is not served; train without it, or move it into the environment"
             )
+
+
+def _state_of_agent(
+    states: Mapping[Any, Mapping[str, Any]], width: int, module: str | None
+) -> Mapping[str, Any]:
+    """Return the statistics of the agent whose observations go to an RLModule.
+
+    The checkpoint maps agents to modules by a person's own code, which is not run.
+    """
+    fitting = {
+        agent: state
+        for agent, state in states.items()
+        if len(states) == 1 or _array_of(state["running_stats"][0]["mean_array"]).size == width
+    }
+    if module in fitting:
+        return fitting[module]
+    if len(fitting) != 1:
+        raise ModelError(
+            f"{_FILTER}: has the statistics of the agents {', '.join(map(repr, states))}, and "
+            f"none tells that its observations go to {module!r}; name the RLModule as its agent"
+        )
+    return next(iter(fitting.values()))
 
 
 def _filter_of(state: Mapping[str, Any], width: int) -> ObservationFilter:

@@ -55,11 +55,11 @@ def load_policy(
             "the RLlib checkpoint: is computed by NumPy, and POLICY_SERVER_ENGINE asks for "
             "tensorflow; set it to auto or numpy"
         )
-    checkpoint = read_checkpoint(files)
+    checkpoint = read_checkpoint(files, name=None if schema is None else schema.module)
     module = checkpoint.module
     kind = kind_of(module)
     width = width_of_module(module)
-    observation_filter = read_filter(checkpoint.env_to_module or (), width)
+    observation_filter = read_filter(checkpoint.env_to_module or (), width, module=module.name)
     scaling: Scaling = read_scaling(checkpoint.module_to_env or ())
     actions = read_actions(module.action_space, module.subject, scaling=scaling)
     network = build_network(
@@ -75,6 +75,7 @@ def load_policy(
         is_value_based=kind.is_value_based,
         basis="structure",
         is_tuple_of_one=actions.is_tuple_of_one,
+        module=module.name,
         findings=_findings(checkpoint, observation_filter, actions, scaling),
         engine="numpy",
         engine_reason=f"{len(network.steps)} operations, built from the RLModule's weights",

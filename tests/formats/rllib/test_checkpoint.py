@@ -12,11 +12,12 @@ import msgpack
 import pytest
 from ray import cloudpickle
 
-from policy_server.errors import ModelError
+from policy_server.errors import ModelError, SchemaError
 from policy_server.formats import load_policy
 from policy_server.formats.known_formats import FORMATS
 from policy_server.formats.model_files import files_of_model
 from policy_server.formats.rllib import RllibFormat
+from policy_server.schema import parse_schema
 from tests.support.library_policies import unzipped
 
 MODULE = Path("learner_group/learner/rl_module/default_policy")
@@ -46,7 +47,11 @@ def refusal_of(folder: Path) -> str:
     [
         ("rllib_ppo_lstm", "module.zip", "has an LSTM; memory comes with a later version"),
         ("rllib_sac", "module.zip", "policies of SAC and TQC come with a later version"),
-        ("rllib_ppo_multiagent", "checkpoint.zip", "holds 2 RLModules ('left', 'right')"),
+        (
+            "rllib_ppo_multiagent",
+            "checkpoint.zip",
+            "holds 2 RLModules ('left', 'right'), and schema.yaml names none; write `module: NAME`",
+        ),
     ],
     ids=["LSTM", "SAC", "multi-agent"],
 )
@@ -54,6 +59,22 @@ def test_policy_that_is_not_served_is_refused_by_name(
     tmp_path: Path, name: str, archive: str, says: str
 ) -> None:
     assert says in refusal_of(unzipped(name, archive, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("archive", "says"),
+    [
+        ("checkpoint.zip", "holds 2 RLModules ('left', 'right'), and schema.yaml names 'middle'"),
+        ("module_left.zip", "module: is 'middle', the policy's file names none"),
+    ],
+)
+def test_module_that_is_not_there_is_refused(tmp_path: Path, archive: str, says: str) -> None:
+    folder = unzipped("rllib_ppo_multiagent", archive, tmp_path)
+
+    with pytest.raises((ModelError, SchemaError)) as refused:
+        load_policy(folder, parse_schema("module: middle"))
+
+    assert says in refused.value.message
 
 
 def test_several_modules_are_served_where_one_is_left(tmp_path: Path) -> None:

@@ -78,6 +78,36 @@ def test_answers_are_those_of_rllib(tmp_path: Path, name: str, archive: str, fam
     assert answers.actions == pytest.approx(np.array(modes).reshape(len(rows), -1), abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("module", "ending", "family"),
+    [("left", "", "categorical(4)"), ("right", "_right", "normal(2)")],
+)
+def test_schema_chooses_among_the_modules_of_a_checkpoint(
+    tmp_path: Path, module: str, ending: str, family: str
+) -> None:
+    name = "rllib_ppo_multiagent"
+    cases = cases_of(name, f"cases{ending}.json")
+    rows = raw_rows(cases)
+    text = (POLICIES / name / f"schema{ending}.yaml").read_text()
+    asked = replace(PolicyInputs.of(rows), is_deterministic=np.ones(len(rows), np.bool_))
+
+    policy = load_policy(
+        unzipped(name, "checkpoint.zip", tmp_path), parse_schema(f"module: {module}\n{text}")
+    )
+    answers = policy.infer(asked)
+
+    expected = [case["expected"] for case in cases]
+    modes = [
+        case.get("deterministic_action_env_space", case["deterministic_action"])
+        for case in expected
+    ]
+    assert (policy.signature.module, policy.signature.family) == (module, family)
+    assert answers.distribution == pytest.approx(
+        np.array([case["action_dist_inputs"] for case in expected]), abs=1e-5
+    )
+    assert answers.actions == pytest.approx(np.array(modes).reshape(len(rows), -1), abs=1e-5)
+
+
 @pytest.mark.parametrize(("name", "says"), CHECKPOINTS.items(), ids=CHECKPOINTS)
 def test_connectors_are_those_of_the_checkpoint(tmp_path: Path, name: str, says: str) -> None:
     answers = json.loads((POLICIES / "rllib_checkpoints" / "answers.json").read_text())
