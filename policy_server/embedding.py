@@ -13,7 +13,7 @@ from policy_server.backends.opening import Backends, open_backends
 from policy_server.http_server import exported_metrics
 from policy_server.policies import Policies
 from policy_server.remote_files import bring_files
-from policy_server.schema import read_schema
+from policy_server.schema import read_schema_file
 from policy_server.servable import check_servable, resolve_api_key
 from policy_server.settings import read_settings
 from policy_server.web import Application
@@ -81,7 +81,7 @@ def create_app(
     backends: SharedBackends | None = None,
     **settings: Any,  # noqa: ANN401 -- each setting has a type of its own, which is checked
 ) -> Application:
-    """Build an application that serves one policy, to be mounted in another one.
+    """Build an application that serves the policies of a folder, to be mounted in another one.
 
     It is a FastAPI application, and any number of them may stand in one process. The policy is
     loaded in its lifespan, which a host has to run, since mounting alone doesn't:
@@ -93,8 +93,8 @@ def create_app(
     Logging, signals, garbage collection and the HTTP server stay as the host has set them.
 
     Args:
-        home: the folder with schema.yaml and saved_model.zip; POLICY_SERVER_HOME, else the working
-            directory, if left out.
+        home: the folder with schema.yaml and the policy, such as saved_model.zip;
+            POLICY_SERVER_HOME, else the working directory, if left out.
         backends: those that other applications use too; left out, the application has its own.
         settings: those of docs/settings.md in lower case, such as `api_key="..."`; they win over
             the environment and `.env`. `backend` is `local` unless it is given here, and metrics
@@ -111,9 +111,9 @@ def create_app(
     given = settings if home is None else {**settings, "home": Path(home)}
     known = read_settings(**{"backend": "local", **given})
     bring_files(known, check=partial(check_servable, settings=known))
-    schema = read_schema(known.schema_path)
+    file = read_schema_file(known.schema_path)
     opening = None if backends is None else backends.opened
-    policies = Policies(known, schema, opening=opening)
+    policies = Policies(known, file, opening=opening)
 
     @asynccontextmanager
     async def running() -> AsyncIterator[None]:
@@ -131,7 +131,7 @@ def create_app(
         policies.registry,
         known,
         running=running,
-        api_key=resolve_api_key(known, schema),
-        root_path=schema.root_path,
+        api_key=resolve_api_key(known, file),
+        root_path=file.root_path,
         metrics=policies.metrics,
     )

@@ -24,7 +24,7 @@ from policy_server.policies import Policies
 from policy_server.process_output import drain_output, take_output
 from policy_server.public_key import host_of, warn_of_public_key
 from policy_server.remote_files import bring_files
-from policy_server.schema import read_schema
+from policy_server.schema import read_schema_file
 from policy_server.servable import check_servable, resolve_api_key
 from policy_server.serving import PolicyRegistry
 from policy_server.settings import LogFormat, find_log_format, read_settings
@@ -57,11 +57,11 @@ def build_app() -> Application:
     process.claim_ports(settings)
     with ended_by_signals():
         bring_files(settings, check=partial(check_servable, settings=settings))
-    schema = read_schema(settings.schema_path)
-    api_key = resolve_api_key(settings, schema)
+    file = read_schema_file(settings.schema_path)
+    api_key = resolve_api_key(settings, file)
     warn_of_public_key(api_key, host=host_of(sys.argv))
 
-    policies = Policies(settings, schema)
+    policies = Policies(settings, file)
 
     @asynccontextmanager
     async def running() -> AsyncIterator[None]:
@@ -95,7 +95,7 @@ def build_app() -> Application:
         settings,
         running=running,
         api_key=api_key,
-        root_path=schema.root_path,
+        root_path=file.root_path,
         metrics=policies.metrics,
     )
 
@@ -142,18 +142,26 @@ def end_start(error: Exception) -> NoReturn:
 def _report(
     registry: PolicyRegistry, backends: Backends, metrics_url: str | None, address: Address
 ) -> None:
-    """Log the policy that is served, and the addresses of its pages."""
-    version = registry.default.current()
-    signature, root = version.signature, version.schema.root_path
-    for finding in signature.findings:
-        logger.info("policy_identified", extra={"finding": finding})
-    route = "predict" if version.schema.observations is not None else "predict_raw"
-    known = {
-        "policy": f"{signature.family} of {signature.observation_width} values",
-        "engine": f"{signature.engine}: {signature.engine_reason}",
-        "predict": f"POST {address.of(f'{root}/{route}')}",
+    """Log the policies that are served, and the addresses of their pages."""
+    root = registry.default.schema.root_path
+    pages = {
         "docs": address.of(f"{root}/docs"),
         **({"metrics": metrics_url} if metrics_url is not None else {}),
         **backends.addresses,
     }
-    logger.info("policy_served", extra={"places": known})
+    for slot in registry:
+        if slot.live is None:
+            continue
+        signature = slot.live.signature
+        for finding in signature.findings:
+            logger.info("policy_identified", extra={"finding": finding})
+        route = "predict" if slot.schema.observations is not None else "predict_raw"
+        prefix = "" if slot is registry.default else f"/policies/{slot.name}"
+        known = {
+            **({"name": slot.name} if registry.is_named else {}),
+            "policy": f"{signature.family} of {signature.observation_width} values",
+            "engine": f"{signature.engine}: {signature.engine_reason}",
+            "predict": f"POST {address.of(f'{root}{prefix}/{route}')}",
+            **(pages if slot is registry.default else {}),
+        }
+        logger.info("policy_served", extra={"places": known})

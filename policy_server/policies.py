@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 from policy_server.backends.opening import Backends, open_backends
-from policy_server.formats.finding import prepare_model
+from policy_server.backends.replica_counts import ReplicaCounts
+from policy_server.errors import ModelError, SettingsError
+from policy_server.formats.finding import prepare_model, prepare_policy
 from policy_server.formats.model_files import identify_model
 from policy_server.metrics import Metrics
-from policy_server.policy import DEFAULT_POLICY
-from policy_server.schema import ServerSchema, named_as_example
+from policy_server.schema import PolicySection, SchemaFile, named_as_example
 from policy_server.serving import OpenedPolicy, PolicyRegistry, PolicySlot
-from policy_server.settings import Settings
+from policy_server.settings import ENV_PREFIX, Settings
 
 __all__ = ["Policies"]
 
@@ -31,7 +34,7 @@ class Policies:
     def __init__(
         self,
         settings: Settings,
-        schema: ServerSchema,
+        file: SchemaFile,
         *,
         opening: BackendsOpener | None = None,
     ) -> None:
@@ -39,22 +42,32 @@ class Policies:
 
         Args:
             settings: the folder of the policies' files, the backend, and limits.
-            schema: the contents of schema.yaml.
+            file: the contents of schema.yaml.
             opening: opens backends that others use too; None opens those that the settings name.
+
+        Raises:
+            SettingsError: if a setting names the model of one policy, and there are several.
         """
+        if file.is_named and settings.model_uri is not None:
+            raise SettingsError(
+                f"{ENV_PREFIX}MODEL_URI: is for one policy, and {file.source} has policies:; give "
+                "the address as the model of its policy there"
+            )
         self.metrics = Metrics()
         self._settings = settings
-        self._schema = schema
         self._open_backends = opening or partial(open_backends, settings)
         self._backends: Backends | None = None
-        slot = PolicySlot(
-            DEFAULT_POLICY,
-            schema,
-            self._open_default,
-            settings=settings,
-            metrics=self.metrics,
-        )
-        self.registry = PolicyRegistry([slot])
+        slots = [
+            PolicySlot(
+                section.name,
+                section.schema,
+                partial(self._open, section),
+                settings=settings,
+                metrics=self.metrics,
+            )
+            for section in file
+        ]
+        self.registry = PolicyRegistry(slots, default=file.default, is_named=file.is_named)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Backends]:
@@ -64,7 +77,7 @@ class Policies:
             The backends.
 
         Raises:
-            PolicyServerError: if a policy can't be loaded.
+            PolicyServerError: if no policy can be loaded.
         """
         async with self._open_backends() as backends:
             self._backends = backends
@@ -72,12 +85,26 @@ class Policies:
                 yield backends
 
     @asynccontextmanager
-    async def _open_default(self) -> AsyncIterator[OpenedPolicy]:
+    async def _open(self, section: PolicySection) -> AsyncIterator[OpenedPolicy]:
         assert self._backends is not None, "the registry runs while they are open"
-        model = identify_model(prepare_model(self._settings))
-        metrics = self.metrics.of(DEFAULT_POLICY)
+        folder = await asyncio.to_thread(self._prepare, section)
+        model = await asyncio.to_thread(identify_model, folder)
+        metrics = self.metrics.of(section.name)
+        replicas = ReplicaCounts.of(self._settings, section)
         async with AsyncExitStack() as stack:
             with named_as_example(self._settings.schema_path):
-                opening = self._backends.open(model, self._schema, metrics)
+                opening = self._backends.open(model, section.schema, metrics, replicas)
                 backend = await stack.enter_async_context(opening)
             yield OpenedPolicy(backend, model.version)
+
+    def _prepare(self, section: PolicySection) -> Path:
+        """Return the folder of a policy's files; a zip is unpacked to one."""
+        if section.model is None:
+            return prepare_model(self._settings)
+        path = self._settings.home / section.model
+        target = self._settings.models_path / section.name
+        try:
+            return prepare_policy(path, target, self._settings)
+        except ModelError as error:
+            where = f"{section.schema.source}: model: "
+            raise ModelError(f"{where}{error.message}") from error

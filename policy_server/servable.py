@@ -11,7 +11,7 @@ from pathlib import Path
 from policy_server.errors import PolicyServerError, SettingsError
 from policy_server.formats.compiling_process import check_policy
 from policy_server.formats.model_files import identify_model
-from policy_server.schema import ServerSchema, named_as_example, read_schema
+from policy_server.schema import SchemaFile, ServerSchema, named_as_example, read_schema
 from policy_server.settings import Settings
 
 __all__ = ["check_servable", "resolve_api_key"]
@@ -45,7 +45,7 @@ def check_servable(folder: Path, schema_path: Path | None, settings: Settings) -
         raise type(error)(error.message.replace(str(folder.resolve()), folder.name)) from error
 
 
-def resolve_api_key(settings: Settings, schema: ServerSchema) -> str | None:
+def resolve_api_key(settings: Settings, schema: ServerSchema | SchemaFile) -> str | None:
     """Return the access key: the environment's, else schema.yaml's.
 
     Args:

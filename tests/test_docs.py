@@ -18,8 +18,14 @@ from policy_server.commands.program import Commands
 from policy_server.errors import PolicyServerError, SchemaError, SettingsError
 from policy_server.metrics import Metrics, MetricsExporter
 from policy_server.policy import ActionOutput
-from policy_server.schema import parse_schema
-from policy_server.schema.yaml_document import ActionEntry, Document, ObservationEntry, Parameters
+from policy_server.schema import parse_schema, parse_schema_file
+from policy_server.schema.yaml_document import (
+    ActionEntry,
+    Document,
+    ObservationEntry,
+    Parameters,
+    PolicyEntry,
+)
 from policy_server.schema_fit import check_schema_fits, describe_components
 from policy_server.settings import ENV_PREFIX, Settings, read_settings
 from policy_server.web.route_table import RouteTable
@@ -44,6 +50,7 @@ SCHEMA_SECTIONS: dict[str, type[BaseModel]] = {
     "observations": ObservationEntry,
     "actions": ActionEntry,
     "parameters": Parameters,
+    "Several policies": PolicyEntry,
 }
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -256,10 +263,10 @@ SCHEMAS = [
 
 @pytest.mark.parametrize("text", SCHEMAS)
 def test_schema_that_a_page_shows_is_right(text: str) -> None:
-    schema = parse_schema(text)
+    file = parse_schema_file(text)
 
     # Only an excerpt may lack the key.
-    assert schema.api_key is not None or schema.observations is None
+    assert file.api_key is not None or all(item.schema.observations is None for item in file)
 
 
 def _mistakes(title: str) -> list[Any]:

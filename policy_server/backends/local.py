@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 
+from policy_server.backends.replica_counts import ReplicaCounts
 from policy_server.engine.network import NetworkPolicy
 from policy_server.formats import load_policy
 from policy_server.formats.compiling_process import find_compiled
@@ -73,6 +74,7 @@ class LocalBackends:
         model: Model,
         schema: ServerSchema,
         metrics: PolicyMetrics,  # noqa: ARG002 -- no replica can be lost
+        replicas: ReplicaCounts,  # noqa: ARG002 -- this process is the only one
     ) -> AbstractAsyncContextManager[LocalBackend]:
         """Load a policy version, and unload it when the block ends; see `Backends.open`."""
         return open_local_backend(model, schema, self._settings)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
+from policy_server.backends.replica_counts import ReplicaCounts
 from policy_server.formats.model_files import Model
 from policy_server.metrics import PolicyMetrics
 from policy_server.policy import PolicyBackend
@@ -27,7 +28,7 @@ class Backends(Protocol):
         """Return the address of Ray's own metrics; None without Ray."""
 
     def open(
-        self, model: Model, schema: ServerSchema, metrics: PolicyMetrics
+        self, model: Model, schema: ServerSchema, metrics: PolicyMetrics, replicas: ReplicaCounts
     ) -> AbstractAsyncContextManager[PolicyBackend]:
         """Load a policy version, and unload it when the block ends.
 
@@ -35,6 +36,7 @@ class Backends(Protocol):
             model: the policy's files.
             schema: the contents of schema.yaml.
             metrics: counts its calls, under its name.
+            replicas: how many compute it, where the backend has any.
 
         Raises:
             PolicyServerError: if it can't be loaded, or not in time.

@@ -9,12 +9,12 @@ from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import requests
 
 from policy_server.errors import SchemaError, ServerAnswerError, SettingsError, UsageError
-from policy_server.schema import read_schema
+from policy_server.schema import read_schema_file
 from policy_server.settings import Settings
 
 __all__ = [
@@ -31,14 +31,22 @@ _SHOWN_CHARACTERS = 60
 
 
 class PolicyClient:
-    """One connection to a server. Not for several threads at once."""
+    """One connection to a server, for one of its policies. Not for several threads at once."""
 
-    def __init__(self, url: str, api_key: str | None, *, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None,
+        *,
+        policy: str | None = None,
+        timeout_s: float = 30.0,
+    ) -> None:
         """Check the address; nothing is sent.
 
         Args:
             url: the server's address, with a proxy's prefix if there is one.
             api_key: the access key; None to send none.
+            policy: the policy's name; None for the server's default.
             timeout_s: the longest wait for an answer, in seconds.
 
         Raises:
@@ -54,6 +62,7 @@ class PolicyClient:
                 "the access key: expected printable ASCII text; HTTP headers carry nothing else"
             )
         self.url = url.rstrip("/")
+        self.prefix = "" if policy is None else f"/policies/{quote(policy, safe='')}"
         self._timeout_s = timeout_s
         self._session = requests.Session()
         # No proxy leads to this machine, whatever the environment says.
@@ -88,11 +97,19 @@ class PolicyClient:
         """
         return self._ask("GET", route)
 
+    def schema(self) -> Any:  # noqa: ANN401 -- any JSON
+        """Ask for the policy's schema.
+
+        Raises:
+            ServerAnswerError: if the server can't be reached or refuses, in words.
+        """
+        return self.get(f"{self.prefix}/schema")
+
     def post(self, route: str, body: bytes, *, seed: int | None = None) -> Any:  # noqa: ANN401 -- any JSON
-        """Ask about an observation.
+        """Ask the policy about an observation.
 
         Args:
-            route: such as /predict.
+            route: such as /predict, without the policy's prefix.
             body: JSON.
             seed: makes a draw reproducible.
 
@@ -103,7 +120,7 @@ class PolicyClient:
             ServerAnswerError: if the server can't be reached or refuses, in words.
         """
         parameters = {} if seed is None else {"seed": str(seed)}
-        return self._ask("POST", route, data=body, params=parameters)
+        return self._ask("POST", self.prefix + route, data=body, params=parameters)
 
     def _ask(
         self, method: str, route: str, *, data: bytes = b"", params: Mapping[str, str] | None = None
@@ -176,7 +193,7 @@ def find_api_key(key: str | None, settings: Settings) -> str | None:
         return settings.api_key.get_secret_value()
     # The server may serve another policy: a mistake in the local file is no reason not to ask it.
     with contextlib.suppress(SchemaError):
-        return read_schema(settings.schema_path).api_key
+        return read_schema_file(settings.schema_path).api_key
     return None
 
 
@@ -211,10 +228,10 @@ def read_observation(text: str, read_standard_input: Callable[[], str]) -> str:
 
 
 def example_observation(client: PolicyClient) -> str:
-    """Return the observation that a server's own OpenAPI document gives as the example.
+    """Return the observation that a server's own OpenAPI document gives as the policy's example.
 
     Args:
-        client: of that server.
+        client: of that server and policy.
 
     Returns:
         The text of a JSON object, or of a list where the server takes flat observations only.
@@ -224,14 +241,17 @@ def example_observation(client: PolicyClient) -> str:
     """
     document = client.get("/openapi.json")
     try:
-        schemas = document["components"]["schemas"]
-        if "Observation" in schemas:
-            return json.dumps(schemas["Observation"]["examples"][0])
-        return json.dumps(schemas["RawObservation"]["examples"][0]["obs"])
+        paths = document["paths"]
+        is_named = f"{client.prefix}/predict" in paths
+        operation = paths[f"{client.prefix}/predict" + ("" if is_named else "_raw")]["post"]
+        content = operation["requestBody"]["content"]["application/json"]
+        name = content["schema"]["$ref"].rpartition("/")[2]
+        example = document["components"]["schemas"][name]["examples"][0]
+        return json.dumps(example if is_named else example["obs"])
     except (LookupError, TypeError) as error:
-        raise ServerAnswerError(
-            f"{client.url}/openapi.json: gives no example; name an observation"
-        ) from error
+        where = f"{client.url}/openapi.json"
+        whose = f" of {client.prefix}" if client.prefix else ""
+        raise ServerAnswerError(f"{where}: gives no example{whose}; name an observation") from error
 
 
 def choose_answer(*, is_deterministic: bool, is_distribution: bool, seed: int | None) -> str:

@@ -12,7 +12,7 @@ from policy_server.commands.native_logs import hidden_native_logs
 from policy_server.errors import SdkError, ServerAnswerError, SettingsError, UsageError
 from policy_server.files.atomic import whole_folder
 from policy_server.installation import require
-from policy_server.schema import read_schema
+from policy_server.schema import read_schema_file
 from policy_server.sdk import (
     BUNDLE,
     LANGUAGES,
@@ -97,7 +97,7 @@ async def _load(settings: Settings) -> Document:
     from policy_server.policies import Policies
     from policy_server.web import create_app
 
-    schema = read_schema(settings.schema_path)
+    schema = read_schema_file(settings.schema_path)
     policies = Policies(settings.model_copy(update={"backend": "local"}), schema)
     app = create_app(
         policies.registry,

@@ -131,7 +131,7 @@ def evaluate(
         )
     make_environment = _import_environment(folder / _FILE)
     with connect() as client:
-        served = client.get("/schema")
+        served = client.schema()
         _check_serves(folder, client.url, served)
     # A policy whose family is unknown draws inside its own graph, where no seed reaches.
     has_seeds = bool(served.get("policy", {}).get("components")) and not is_deterministic

@@ -32,6 +32,7 @@ from policy_server.schema import (
     named_as_example,
     parse_schema,
     read_schema,
+    read_schema_file,
 )
 from policy_server.settings import Settings
 
@@ -74,12 +75,15 @@ class ModelReport:
             raise SchemaError(self.problem)
 
 
-def inspect_model(path: Path | None, settings: Settings) -> ModelReport:
+def inspect_model(
+    path: Path | None, settings: Settings, *, policy: str | None = None
+) -> ModelReport:
     """Load a model, check its distribution, and compare it with the schema.yaml beside it.
 
     Args:
         path: a policy's zip or folder, or a folder that holds one; None for the served policy.
         settings: the path of the served policy.
+        policy: the name of one of schema.yaml's policies; None for its only one.
 
     Returns:
         The report.
@@ -88,14 +92,15 @@ def inspect_model(path: Path | None, settings: Settings) -> ModelReport:
         ModelError: if there is no model, or it can't give a policy.
         SchemaError: if the model can't be read without the schema, and that is wrong.
     """
-    source = _find_source(path, settings)
-    schema = _find_schema(source, settings)
+    named = _find_named(settings, policy) if path is None else None
+    source = _find_source(path if named is None else named, settings)
+    schema = _find_schema(source, settings) if named is None else settings.schema_path
     with _unzipped(source, settings) as folder:
         if schema is None:
             return ModelReport(source, _load(folder, None), None, None)
         try:
             with named_as_example(schema):
-                return ModelReport(source, _load(folder, read_schema(schema)), schema, None)
+                return ModelReport(source, _load(folder, read_schema(schema, policy)), schema, None)
         except SchemaError as error:
             try:
                 return ModelReport(source, _load(folder, None), schema, error.message)
@@ -207,6 +212,14 @@ def write_draft(text: str, file: Path, *, overwrite: bool) -> None:
         write_whole(file, text, is_durable=True)
     except OSError as error:
         raise SchemaError(f"{file}: can't be written: {error.strerror or error}") from error
+
+
+def _find_named(settings: Settings, policy: str | None) -> Path | None:
+    """Return the model that schema.yaml names for a policy; None where it names no models."""
+    if not settings.schema_path.is_file():
+        return None
+    section = read_schema_file(settings.schema_path).choose(policy)
+    return None if section.model is None else settings.home / section.model
 
 
 def _find_source(path: Path | None, settings: Settings) -> Path:

@@ -126,7 +126,9 @@ class Commands:
             yield "nothing to remove"
 
     @command
-    def inspect(self, path: str | None = None, *, json: bool = False) -> Iterator[str]:
+    def inspect(
+        self, path: str | None = None, *, policy: str | None = None, json: bool = False
+    ) -> Iterator[str]:
         """Show a model's inputs and distribution, and whether schema.yaml fits it.
 
         Exit code 1 if it doesn't fit.
@@ -134,9 +136,11 @@ class Commands:
         Args:
             path: A policy's zip or folder, or a folder that holds one.
                 The policy being served if left out.
+            policy: Name of one of schema.yaml's policies, where it has several.
             json: Print one JSON object.
         """
-        report = model_report.inspect_model(None if path is None else Path(path), read_settings())
+        source = None if path is None else Path(path)
+        report = model_report.inspect_model(source, read_settings(), policy=policy)
         yield from (
             [model_report.report_as_json(report)] if json else model_report.report_as_text(report)
         )
@@ -169,6 +173,7 @@ class Commands:
         *,
         url: str = _URL,
         key: str | None = None,
+        policy: str | None = None,
         deterministic: bool = False,
         distribution: bool = False,
         seed: int | None = None,
@@ -180,6 +185,7 @@ class Commands:
                 A list is a flat observation. The server's own example if left out.
             url: Where the server answers.
             key: Its access key; POLICY_SERVER_API_KEY or the local schema.yaml's if left out.
+            policy: Name of one of its policies; its default policy if left out.
             deterministic: Ask for the policy's mode instead of a draw.
             distribution: Ask for the exact distribution of the actions.
             seed: Make the draw reproducible.
@@ -187,7 +193,8 @@ class Commands:
         answer = client.choose_answer(
             is_deterministic=deterministic, is_distribution=distribution, seed=seed
         )
-        with client.PolicyClient(url, client.find_api_key(key, read_settings())) as server:
+        api_key = client.find_api_key(key, read_settings())
+        with client.PolicyClient(url, api_key, policy=policy) as server:
             if observation is None:
                 text = client.example_observation(server)
                 print(f"the server's example: {text}", file=sys.stderr)
@@ -261,6 +268,7 @@ class Commands:
         *,
         url: str = _URL,
         key: str | None = None,
+        policy: str | None = None,
         episodes: int = 100,
         seed: int = 0,
         deterministic: bool = False,
@@ -273,6 +281,7 @@ class Commands:
             path: Folder with environment.py, such as examples/lpoc.
             url: Where the server answers.
             key: Its access key; POLICY_SERVER_API_KEY or the local schema.yaml's if left out.
+            policy: Name of one of its policies; its default policy if left out.
             episodes: How many the policy plays, and how many are played at random.
             seed: Of the episodes and of the draws.
             deterministic: Take the policy's mode instead of a draw.
@@ -282,7 +291,7 @@ class Commands:
         api_key = client.find_api_key(key, read_settings())
         result = evaluation.evaluate(
             Path(path),
-            lambda: client.PolicyClient(url, api_key),
+            lambda: client.PolicyClient(url, api_key, policy=policy),
             episodes=episodes,
             seed=seed,
             is_deterministic=deterministic,

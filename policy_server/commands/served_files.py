@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from policy_server.engine.cache import carry_outcome
-from policy_server.errors import ModelError
+from policy_server.errors import ModelError, SchemaError
 from policy_server.files.replacement import incoming_folder, replaced
 from policy_server.formats.finding import (
     describe_others,
@@ -22,7 +22,7 @@ from policy_server.formats.finding import (
 from policy_server.formats.model_files import BESIDE_MARK, read_mark
 from policy_server.formats.unpacking import pack_model, unpack_model
 from policy_server.installation import command_for, examples_folder
-from policy_server.schema import find_example_of
+from policy_server.schema import find_example_of, read_schema_file
 from policy_server.servable import check_servable
 from policy_server.settings import Settings
 
@@ -52,6 +52,7 @@ def copy_server_files(source: Path, settings: Settings) -> Path:
     """
     source = _example_of(source) or source
     schema = source / settings.schema_path.name
+    _refuse_several(schema)
     policy = _find_pair(source, schema, settings)
     if source.resolve() == settings.home.resolve() and policy != source / settings.zip_path.name:
         raise ModelError(
@@ -90,6 +91,8 @@ def is_served(settings: Settings) -> bool:
         return True
     schema = settings.schema_path
     if schema.exists() and find_example_of(schema) is None:
+        if read_schema_file(schema).is_named:
+            return True
         raise ModelError(
             f"{schema}: is no example's, and there is no policy for it; put its policy, such as "
             f"{settings.zip_path.name}, beside it, or move it away"
@@ -176,6 +179,15 @@ def _example_of(source: Path) -> Path | None:
     example = examples / source.name
     is_named = not source.exists() and source.parent in (Path(), Path(examples.name))
     return example if is_named and example.is_dir() else None
+
+
+def _refuse_several(schema: Path) -> None:
+    """Refuse to copy a schema.yaml whose policies lie where it says."""
+    if schema.is_file() and read_schema_file(schema).is_named:
+        raise SchemaError(
+            f"{schema}: has policies:, whose models lie where it says; serve its folder as it is, "
+            f"with POLICY_SERVER_HOME={schema.parent}"
+        )
 
 
 def _find_pair(source: Path, schema: Path, settings: Settings) -> Path:

@@ -23,6 +23,7 @@ __all__ = [
     "has_policy",
     "policy_at",
     "prepare_model",
+    "prepare_policy",
 ]
 
 _SOME_FILES = 5
@@ -70,6 +71,34 @@ def prepare_model(settings: Settings, *, formats: Sequence[Format] = FORMATS) ->
     return unpack_model(
         found, settings.models_path, max_bytes=settings.max_unpacked_bytes, formats=formats
     )
+
+
+def prepare_policy(
+    path: Path, target: Path, settings: Settings, *, formats: Sequence[Format] = FORMATS
+) -> Path:
+    """Make sure that the policy of a zip or folder lies unzipped.
+
+    Args:
+        path: a zip, or a folder that holds one policy.
+        target: the folder that a zip is unpacked to.
+        settings: how much may be unpacked.
+        formats: those that may read the policy.
+
+    Returns:
+        The folder that holds the policy's files.
+
+    Raises:
+        ModelError: if there is no policy or more than one, or the zip is refused.
+    """
+    if not path.is_dir():
+        if not os.path.lexists(path):
+            raise ModelError(f"{path}: not found; expected {expected_formats(formats)}, or its zip")
+        return unpack_model(path, target, max_bytes=settings.max_unpacked_bytes, formats=formats)
+    found = find_model(path, formats=formats)
+    if found is None:
+        seems = describe_names(_own_files(path)) or "a folder without a policy"
+        raise ModelError(f"{path}: is {seems}; expected {expected_formats(formats)}")
+    return found
 
 
 def find_policy(settings: Settings, *, formats: Sequence[Format] = FORMATS) -> Path | None:

@@ -25,6 +25,7 @@ from policy_server.policy.signature import (
     SignatureTensor,
     StateTensor,
 )
+from policy_server.schema import DEFAULT_POLICY
 
 __all__ = [
     "ANSWER_KINDS",
@@ -49,6 +50,3 @@ __all__ = [
     "refuse_masks",
     "refuse_state",
 ]
-
-# The name of the policy that the routes without a name ask.
-DEFAULT_POLICY = "default"

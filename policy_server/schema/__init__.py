@@ -2,7 +2,8 @@
 
 The file is parsed by pydantic with unknown keys forbidden, and becomes frozen dataclasses that the
 rest of the program trusts. Every mistake is one line: the file, the key, the value expected, the
-value found, and the remedy. `yaml_text`, `yaml_document` and `sections` hold the three steps.
+value found, and the remedy. `yaml_text`, `yaml_document`, `sections` and `schema_file` hold the
+steps.
 `scalars` reads a value without quotes as its key means it, `yaml_slips` words mistakes in YAML,
 `shipped` knows the examples' files, and `number_range` says which numbers a policy's type of
 observation holds.
@@ -21,10 +22,19 @@ from policy_server.schema.fields import (
     public_schema,
 )
 from policy_server.schema.number_range import EXACT_INTEGER_MAX, NumberRange, number_range
-from policy_server.schema.sections import parse_schema, read_schema
+from policy_server.schema.schema_file import (
+    DEFAULT_POLICY,
+    PolicySection,
+    SchemaFile,
+    parse_schema,
+    parse_schema_file,
+    read_schema,
+    read_schema_file,
+)
 from policy_server.schema.shipped import find_example_of, named_as_example
 
 __all__ = [
+    "DEFAULT_POLICY",
     "EXACT_INTEGER_MAX",
     "FLOAT32_MAX",
     "ActionField",
@@ -32,12 +42,16 @@ __all__ = [
     "Number",
     "NumberRange",
     "ObservationField",
+    "PolicySection",
+    "SchemaFile",
     "ServerSchema",
     "find_example_of",
     "fit_lists",
     "named_as_example",
     "number_range",
     "parse_schema",
+    "parse_schema_file",
     "public_schema",
     "read_schema",
+    "read_schema_file",
 ]

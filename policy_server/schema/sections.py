@@ -25,13 +25,14 @@ from policy_server.schema.yaml_document import (
     Document,
     ObservationEntry,
     Parameters,
+    PolicySections,
     describe_problems,
     show,
     show_type,
 )
 from policy_server.schema.yaml_text import load_yaml
 
-__all__ = ["parse_schema", "read_schema"]
+__all__ = ["check_name", "parse_document", "policy_schema", "read_schema_text"]
 
 _SECTIONS = "'observations' and 'parameters'"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -40,20 +41,17 @@ _HEADER_TEXT = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 _MOST_ITEMS = 1_000_000
 
 
-def read_schema(path: Path) -> ServerSchema:
-    """Read a schema.yaml.
+def read_schema_text(path: Path) -> str:
+    """Read the text of a schema.yaml.
 
     Args:
         path: the file.
 
-    Returns:
-        Its contents.
-
     Raises:
-        SchemaError: if it is missing, unreadable or wrong, in one line.
+        SchemaError: if it is missing or unreadable, in one line.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise SchemaError(
             f"{path}: not found; write one (docs/schema.md), or draft it from the model with "
@@ -63,18 +61,14 @@ def read_schema(path: Path) -> ServerSchema:
         raise SchemaError(f"{path}: expected text in UTF-8; save it in that encoding") from error
     except OSError as error:
         raise SchemaError(f"{path}: can't be read: {error.strerror or error}") from error
-    return parse_schema(text, source=path.name)
 
 
-def parse_schema(text: str, *, source: str = "schema.yaml") -> ServerSchema:
-    """Parse the text of a schema.yaml.
+def parse_document(text: str, source: str) -> Document:
+    """Parse the text of a schema.yaml, up to its keys and their types.
 
     Args:
         text: the YAML document.
         source: the file's name, for messages.
-
-    Returns:
-        Its contents.
 
     Raises:
         SchemaError: if it is wrong, in one line.
@@ -89,9 +83,21 @@ def parse_schema(text: str, *, source: str = "schema.yaml") -> ServerSchema:
             "put a space after each colon"
         )
     try:
-        parsed = Document.model_validate(document)
+        return Document.model_validate(document)
     except ValidationError as error:
         raise SchemaError(f"{source}: {describe_problems(error)}") from error
+
+
+def policy_schema(parsed: PolicySections, source: str) -> ServerSchema:
+    """Return the schema of one policy.
+
+    Args:
+        parsed: the sections about it.
+        source: where they stand, for messages.
+
+    Raises:
+        SchemaError: if they are wrong, in one line.
+    """
     parameters = parsed.parameters or Parameters()
     return ServerSchema(
         source=source,
@@ -105,7 +111,7 @@ def parse_schema(text: str, *, source: str = "schema.yaml") -> ServerSchema:
     )
 
 
-def _observations(parsed: Document, source: str) -> tuple[ObservationField, ...] | None:
+def _observations(parsed: PolicySections, source: str) -> tuple[ObservationField, ...] | None:
     if "observations" not in parsed.model_fields_set:
         return None
     if not parsed.observations:
@@ -116,7 +122,17 @@ def _observations(parsed: Document, source: str) -> tuple[ObservationField, ...]
     return tuple(_observation(name, item, source) for name, item in parsed.observations.items())
 
 
-def _check_name(name: object, section: str, source: str) -> str:
+def check_name(name: object, section: str, source: str) -> str:
+    """Return the name of an observation or action.
+
+    Args:
+        name: the key in the file.
+        section: the section that it stands in.
+        source: the file's name, for messages.
+
+    Raises:
+        SchemaError: if it can't be a name.
+    """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise SchemaError(
             f"{source}: {section}: the name {show(name)} can't be used; expected letters, digits "
@@ -126,7 +142,7 @@ def _check_name(name: object, section: str, source: str) -> str:
 
 
 def _observation(key: object, item: ObservationEntry, source: str) -> ObservationField:
-    name = _check_name(key, "observations", source)
+    name = check_name(key, "observations", source)
     where = f"{source}: observations.{name}"
     _check_items(item, where)
     _check_range(item, where)
@@ -220,7 +236,7 @@ def _is_value_of(value: object, field: ObservationField) -> bool:
     return low <= value <= high
 
 
-def _actions(parsed: Document, source: str) -> tuple[ActionField, ...] | None:
+def _actions(parsed: PolicySections, source: str) -> tuple[ActionField, ...] | None:
     if "actions" not in parsed.model_fields_set:
         return None
     if not parsed.actions:
@@ -231,7 +247,7 @@ def _actions(parsed: Document, source: str) -> tuple[ActionField, ...] | None:
 
 
 def _action(key: object, item: ActionEntry, source: str) -> ActionField:
-    name = _check_name(key, "actions", source)
+    name = check_name(key, "actions", source)
     where = f"{source}: actions.{name}"
     for count, value in (("choices", item.choices), ("dimensions", item.dimensions)):
         if value is not None and value < 1:

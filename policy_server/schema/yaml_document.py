@@ -21,6 +21,8 @@ __all__ = [
     "Document",
     "ObservationEntry",
     "Parameters",
+    "PolicyEntry",
+    "PolicySections",
     "describe_problems",
     "show",
     "show_type",
@@ -35,6 +37,8 @@ _MAPPINGS = {
     ("actions", 1): "a mapping of names, such as 'move: {labels: [left, right]}'",
     ("actions", 2): "a mapping, such as {labels: [left, right]}",
     ("parameters", 1): "a mapping, such as 'discrete: True', with a space after each colon",
+    ("policies", 1): "a mapping of names, such as 'door: {model: door.zip}'",
+    ("policies", 2): "a mapping, such as {model: door.zip}",
 }
 
 _TYPE_NAMES: dict[type, str] = {
@@ -147,13 +151,29 @@ class Parameters(_Strict):
     url_path: _Text | None = None
 
 
-class Document(_Strict):
-    """The whole file; the names of observations and actions are checked later."""
+class PolicySections(_Strict):
+    """The sections about one policy; the names of observations and actions are checked later."""
 
     observations: dict[Any, ObservationEntry] | None = None
     actions: dict[Any, ActionEntry] | None = None
     module: _Text | None = None
     parameters: Parameters | None = None
+
+
+class PolicyEntry(PolicySections):
+    """One entry under `policies`."""
+
+    model: _Text
+    num_replicas: _Count | None = None
+    max_replicas: _Count | None = None
+    replica_cpus: _Number | None = None
+
+
+class Document(PolicySections):
+    """The whole file: one policy's sections, or several policies."""
+
+    policies: dict[Any, PolicyEntry] | None = None
+    default: _Text | None = None
 
 
 def describe_problems(error: ValidationError) -> str:
@@ -187,18 +207,25 @@ def _describe(problem: ErrorDetails) -> str:
         case "extra_forbidden":
             return _describe_unknown_key(path)
         case "missing":
-            return f"{where}: is missing; expected {_TYPES}"
+            expected = _TYPES if path[-1] == "type" else "a zip, a folder or an address"
+            return f"{where}: is missing; expected {expected}"
         case "dict_type" | "model_type" if "{" in path[-1]:
             name = path[-1].partition("{")[0].strip()
             lacks = "space" if name.endswith(":") else "colon"
             meant = f"'{name.rstrip(':')}: {{...}}'"
             return f"{'.'.join(path[:-1])}: a name lacks its {lacks}; write {meant}"
         case "dict_type" | "model_type":
-            shown = show_type(got) if path == ["parameters"] else show(got)
-            return f"{where}: expected {_MAPPINGS[path[0], len(path)]}, got {shown}"
+            inner = _below_policy(path)
+            shown = show_type(got) if inner == ["parameters"] else show(got)
+            return f"{where}: expected {_MAPPINGS[inner[0], len(inner)]}, got {shown}"
         case "text":
             return f"{where}: expected text, got {show_type(got)}; put it in quotes"
     return f"{where}: expected {problem['msg'].removeprefix('Input should be ')}, got {show(got)}"
+
+
+def _below_policy(path: list[str]) -> list[str]:
+    """Return a path without `policies` and the policy's name, where it goes on behind them."""
+    return path[2:] if path[0] == "policies" and len(path) > 2 else path
 
 
 def _describe_unknown_key(path: list[str]) -> str:
@@ -208,13 +235,17 @@ def _describe_unknown_key(path: list[str]) -> str:
         name, _, rest = key.partition(":")
         remedy = "put a space after the colon" if rest else "remove the second colon"
         return f"{'.'.join([*parents, name])}: {remedy}"
-    if parents == ["parameters"] and key in Document.model_fields:
-        return (
-            f"{'.'.join(path)}: stands at the top of the file, beside 'parameters'; move it there"
-        )
-    models: dict[str, type[BaseModel]] = {"observations": ObservationEntry, "actions": ActionEntry}
-    model = Parameters if parents == ["parameters"] else models.get(path[0], Document)
-    known = list((model if parents else Document).model_fields)
+    inner = _below_policy(path)
+    around = PolicyEntry if len(inner) < len(path) else Document
+    if len(inner) > 1 and inner[:-1] == ["parameters"] and key in around.model_fields:
+        top = "top of the file" if around is Document else "top of the policy"
+        return f"{'.'.join(path)}: stands at the {top}, beside 'parameters'; move it there"
+    models: dict[str, type[BaseModel]] = {
+        "observations": ObservationEntry,
+        "actions": ActionEntry,
+        "parameters": Parameters,
+    }
+    known = list((around if len(inner) == 1 else models[inner[0]]).model_fields)
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"expected one of {', '.join(known)}"
     return f"{'.'.join(path)}: unknown key; {hint}"

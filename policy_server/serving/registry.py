@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from policy_server.errors import SettingsError
+from policy_server.errors import PolicyServerError, SettingsError
 from policy_server.serving.slot import PolicySlot
 
 __all__ = ["PolicyRegistry"]
+
+logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
@@ -19,14 +22,22 @@ class PolicyRegistry:
 
     Attributes:
         default: the slot that answers where a request names no policy.
+        is_named: whether people have named the policies, so that the names stand in addresses.
     """
 
-    def __init__(self, slots: Sequence[PolicySlot], *, default: str | None = None) -> None:
+    def __init__(
+        self,
+        slots: Sequence[PolicySlot],
+        *,
+        default: str | None = None,
+        is_named: bool | None = None,
+    ) -> None:
         """Own the slots while `running`.
 
         Args:
             slots: at least one, each with a name of its own.
             default: the default policy's name; None takes the first one.
+            is_named: whether people have named the policies; None if there are several.
 
         Raises:
             SettingsError: if a name can't stand in an address, or stands for two policies.
@@ -42,6 +53,7 @@ class PolicyRegistry:
                 raise SettingsError(f"policies: {slot.name!r} stands for two policies; rename one")
             self._slots[slot.name] = slot
         self.default = slots[0] if default is None else self._slots[default]
+        self.is_named = len(slots) > 1 if is_named is None else is_named
 
     def __iter__(self) -> Iterator[PolicySlot]:
         """Iterate over the slots in their order."""
@@ -66,18 +78,32 @@ class PolicyRegistry:
     async def running(self) -> AsyncIterator[None]:
         """Load every policy, answer until the block ends, then drain and unload all.
 
+        A policy that can't be loaded leaves the others serving: its slot says why.
+
         Raises:
-            PolicyServerError: if a policy can't be loaded.
+            PolicyServerError: if no policy can be loaded.
         """
         async with AsyncExitStack() as stack:
             for slot in self:
-                await slot.start()
                 stack.push_async_callback(slot.aclose)
+                try:
+                    await slot.start()
+                except PolicyServerError as error:
+                    logger.error(  # noqa: TRY400 -- the message says it all
+                        "policy_not_served", extra={"policy": slot.name, "reason": error.message}
+                    )
+                    if all(other.failure is not None for other in self):
+                        raise
             yield
 
     async def is_ready(self) -> bool:
-        """Return whether every policy would answer a question now."""
+        """Return whether every policy that could be loaded would answer a question now."""
         for slot in self:
-            if not await slot.is_ready():
+            if slot.failure is None and not await slot.is_ready():
                 return False
         return True
+
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """Return the reason of each policy that could not be loaded, by name."""
+        return {slot.name: slot.failure for slot in self if slot.failure is not None}

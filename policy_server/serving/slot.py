@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
-from policy_server.errors import NotReadyError
+from policy_server.errors import NotReadyError, PolicyServerError
 from policy_server.metrics import Metrics
 from policy_server.observations import ObservationSpace
 from policy_server.policy import PolicySignature
@@ -33,6 +33,7 @@ class PolicySlot:
         name: the policy's name.
         schema: its schema.yaml; the types of its routes come from it.
         metrics: counts its questions and answers.
+        failure: the reason why the policy could not be loaded; None where it was, or is not yet.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class PolicySlot:
         self._open_policy = open_policy
         self._settings = settings
         self.metrics = metrics.of(name)
+        self.failure: str | None = None
         self._live: PolicyVersion | None = None
         self._resources: dict[PolicyVersion, AsyncExitStack] = {}
         self._space = ObservationSpace(schema.observations)
@@ -91,6 +93,8 @@ class PolicySlot:
             NotReadyError: if none is loaded yet.
         """
         if self._live is None:
+            if self.failure is not None:
+                raise NotReadyError(f"the policy {self.name} can't be served: {self.failure}")
             raise NotReadyError("the policy is not loaded yet; try again in a few seconds")
         return self._live
 
@@ -100,7 +104,11 @@ class PolicySlot:
         Raises:
             PolicyServerError: if it can't be loaded or does not answer.
         """
-        await self.swap(self._open_policy)
+        try:
+            await self.swap(self._open_policy)
+        except PolicyServerError as error:
+            self.failure = error.message
+            raise
 
     async def swap(self, open_policy: PolicyOpener) -> None:
         """Bring another version up, make it live at once, and drain the one before.
@@ -126,7 +134,7 @@ class PolicySlot:
             family=version.signature.family,
             load_seconds=time.monotonic() - started,
         )
-        before, self._live = self._live, version
+        before, self._live, self.failure = self._live, version, None
         # The old version's readiness says nothing of this one.
         self._is_ready = None
         if before is not None:

@@ -26,6 +26,7 @@ from policy_server.web.cross_origin import CrossOrigin
 from policy_server.web.fast_path import FastPath
 from policy_server.web.gate import Gate
 from policy_server.web.openapi import build_openapi, refuse_shared_type_names
+from policy_server.web.policy_list import policy_list_routes
 from policy_server.web.problems import install_error_handlers
 from policy_server.web.route_table import RouteTable
 from policy_server.web.routes import policy_routes, server_routes
@@ -99,6 +100,7 @@ def create_app(
         cross_origin=CrossOrigin(settings.cors_origins) if settings.cors_origins else None,
     )
     app.include_router(server_routes(registry))
+    app.include_router(policy_list_routes(registry))
     app.include_router(policy_routes(table, policies, settings))
     app.include_router(stream_hints(table))
     app.include_router(client_routes(sdks, lambda: app.openapi()))

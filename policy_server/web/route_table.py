@@ -37,6 +37,7 @@ _PAGES: dict[str, Access] = {
     "/static/": "open",
     "/clients": "key",
     "/clients/": "key",
+    _POLICIES: "key",
 }
 
 
@@ -108,13 +109,13 @@ class RouteTable:
 
         Args:
             registry: the policies. Named observations have routes where the schema lists some. The
-                default policy has the short addresses; where there are several, each has its own
-                below `/policies/`.
+                default policy has the short addresses; where people have named policies, each has
+                its own below `/policies/`.
         """
         self.default = registry.default.name
         pages = [Route(path=path, access=access) for path, access in _PAGES.items()]
         routes: list[Route] = [*pages, *_routes_of(registry.default)]
-        if len(registry) > 1:
+        if registry.is_named:
             for slot in registry:
                 routes += _routes_of(slot, namespace=slot.name)
         self._routes = {route.path: route for route in routes}

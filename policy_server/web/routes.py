@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -16,6 +15,7 @@ from policy_server.serving import PolicyRegistry, PolicySlot
 from policy_server.settings import Settings
 from policy_server.web.answering import PolicyAnswering
 from policy_server.web.batch_answering import BatchAnswering, BatchRequest
+from policy_server.web.policy_list import listed_actions
 from policy_server.web.query import QueryCheckedRoute
 from policy_server.web.route_table import AnswerRoute, Route, RouteTable
 
@@ -215,14 +215,7 @@ def _schema_endpoint(slot: PolicySlot) -> Callable[[], Awaitable[dict[str, Any]]
             "family": signature.family,
             "is_proved": signature.is_proved,
             "basis": signature.basis,
-            "components": [
-                {
-                    key: value
-                    for key, value in asdict(part).items()
-                    if key in ("kind", "size", "name", "labels")
-                }
-                for part in signature.components or ()
-            ],
+            "components": [action.model_dump() for action in listed_actions(signature) or ()],
         }
         return document
 
@@ -248,7 +241,9 @@ def server_routes(registry: PolicyRegistry) -> APIRouter:
     async def ready() -> str:
         if not await registry.is_ready():
             raise NotReadyError("the policy is not ready; try again in a few seconds")
-        return "ok"
+        return "; ".join(
+            ["ok", *(f"{name} is not served: {why}" for name, why in registry.failures.items())]
+        )
 
     # Load balancers ask so.
     for path, answer in (("/", alive), ("/livez", alive), ("/readyz", ready)):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from policy_server.backends.ray import RayBackend, VersionDescription
+from policy_server.backends.replica_counts import ReplicaCounts
 from policy_server.engine.network import NetworkPolicy
 from policy_server.formats.compiling_process import find_compiled
 from policy_server.formats.model_files import identify_model
@@ -24,11 +25,13 @@ __all__ = ["SETTINGS", "check_answers", "processes_of", "version_of"]
 SETTINGS = Settings(dashboard_port=0, replica_cpus=4096)
 
 
-def version_of(export: str, models: Path, *, name: str = "default") -> VersionDescription:
+def version_of(
+    export: str, models: Path, *, name: str = "default", settings: Settings = SETTINGS
+) -> VersionDescription:
     """Return a version of a real export."""
     folder = unpack_model(EXPORTS / export / "saved_model.zip", models / export, max_bytes=10**9)
     schema = read_schema(EXPORTS / export / "schema.yaml")
-    return VersionDescription(name, identify_model(folder), schema)
+    return VersionDescription(name, identify_model(folder), schema, ReplicaCounts.of(settings))
 
 
 async def check_answers(backend: RayBackend, version: VersionDescription) -> None:

@@ -50,6 +50,7 @@ async def test_document_describes_every_route_once() -> None:
     assert set(document["paths"]) == {
         *OPEN,
         "/schema",
+        "/policies",
         "/clients",
         "/clients/{language}",
         *(f"/{kind}{raw}{batch}" for kind in KINDS for raw in RAW for batch in BATCH),

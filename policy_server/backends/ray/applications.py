@@ -16,6 +16,7 @@ from ray.serve.schema import LoggingConfig
 from policy_server.backends.ray.ledger import PolicyFiles
 from policy_server.backends.ray.own_ray import REPLICA_ENVIRONMENT
 from policy_server.backends.ray.replicas import PolicyReplica
+from policy_server.backends.replica_counts import ReplicaCounts
 from policy_server.engine.cache import Outcome, digest_of, encode
 from policy_server.engine.network import CompiledPolicy
 from policy_server.formats.model_files import Model, files_of_model
@@ -51,11 +52,13 @@ class VersionDescription:
         name: the policy's name.
         model: the policy's file.
         schema: the contents of schema.yaml.
+        replicas: how many compute it.
     """
 
     name: str
     model: Model
     schema: ServerSchema
+    replicas: ReplicaCounts
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Application:
 
     Attributes:
         version: the policy version.
-        settings: the number of replicas, and the CPUs of each.
+        settings: the engine, and the longest time of a request.
         is_crowded: whether replicas have to ask Ray for CPUs, because other programs use it too.
     """
 
@@ -78,9 +81,9 @@ class Application:
     @property
     def name(self) -> str:
         """Return the application's name, such as `policy-default-1f2e3d4c5b6a`."""
-        settings = self.settings
-        replicas = (settings.num_replicas, self.most_replicas, settings.replica_cpus)
-        contents = f"{self.digest} {replicas} {settings.engine}"
+        counts = self.version.replicas
+        replicas = (counts.fewest, counts.most, counts.cpus)
+        contents = f"{self.digest} {replicas} {self.settings.engine}"
         digest = hashlib.sha256(contents.encode()).hexdigest()
         return f"policy-{self.version.name}-{digest[:12]}"
 
@@ -88,16 +91,6 @@ class Application:
     def digest(self) -> str:
         """Return the digest of all that the compiled policy is made from."""
         return digest_of(self.version.model.digest, self.version.schema)
-
-    @property
-    def most_replicas(self) -> int:
-        """Return how many replicas there can be under load."""
-        return max(self.settings.max_replicas, self.settings.num_replicas)
-
-    @property
-    def is_scaled(self) -> bool:
-        """Return whether Ray Serve adds and removes replicas, by the calls that it sees."""
-        return self.most_replicas > self.settings.num_replicas
 
     def is_present(self) -> bool:
         """Return whether the application runs or is coming up."""
@@ -124,10 +117,10 @@ class Application:
         Args:
             files: the files of `files`, stored for the replicas.
         """
-        settings = self.settings
-        scaling: dict[str, Any] = {"num_replicas": settings.num_replicas}
-        if self.is_scaled:
-            bounds = {"min_replicas": settings.num_replicas, "max_replicas": self.most_replicas}
+        counts = self.version.replicas
+        scaling: dict[str, Any] = {"num_replicas": counts.fewest}
+        if counts.is_scaled:
+            bounds = {"min_replicas": counts.fewest, "max_replicas": counts.most}
             load = {"target_ongoing_requests": _CALLS_OF_A_REPLICA}
             scaling = {"autoscaling_config": {**bounds, **load}}
         deployment = serve.deployment(
@@ -135,7 +128,7 @@ class Application:
             ray_actor_options=self._needs(),
             max_ongoing_requests=_MAX_ONGOING_CALLS,
             health_check_period_s=_HEALTH_CHECK_PERIOD_S,
-            graceful_shutdown_timeout_s=settings.request_timeout_s,
+            graceful_shutdown_timeout_s=self.settings.request_timeout_s,
             logging_config=_QUIET,
             **scaling,
         )(PolicyReplica)
@@ -149,7 +142,7 @@ class Application:
             return {"num_cpus": 0}
         # A Ray that the server starts has the environment already.
         environment = {"env_vars": REPLICA_ENVIRONMENT}
-        return {"num_cpus": self.settings.replica_cpus, "runtime_env": environment}
+        return {"num_cpus": self.version.replicas.cpus, "runtime_env": environment}
 
 
 def start_serve() -> None:
@@ -176,11 +169,11 @@ def remove_application(name: str) -> None:
         serve.delete(name)
 
 
-def missing_room(settings: Settings) -> str:
+def missing_room(replica_cpus: float) -> str:
     """Return the CPUs that a full cluster lacks for a replica, in words; empty if it has room.
 
     Args:
-        settings: the CPUs of a replica.
+        replica_cpus: the CPUs of a replica.
     """
     try:
         total = ray.cluster_resources().get(_CPU, 0.0)
@@ -189,10 +182,10 @@ def missing_room(settings: Settings) -> str:
     except RayError:
         return ""
     largest = max(machines, default=0.0)
-    if min(free, largest) >= settings.replica_cpus:
+    if min(free, largest) >= replica_cpus:
         return ""
     return (
-        f"a replica needs {settings.replica_cpus:g} CPUs on one machine, and the cluster has "
+        f"a replica needs {replica_cpus:g} CPUs on one machine, and the cluster has "
         f"{total:g}, of which {free:g} are free, at most {largest:g} on one machine; add machines, "
         "or lower POLICY_SERVER_REPLICA_CPUS"
     )

@@ -2,7 +2,8 @@
 
 Example:
     async with open_ray_cluster(settings) as cluster:
-        backend = await cluster.deploy(VersionDescription("default", model, schema))
+        version = VersionDescription("default", model, schema, ReplicaCounts.of(settings))
+        backend = await cluster.deploy(version)
         outputs = await backend.infer(inputs)
         await cluster.undeploy(backend)
 """
@@ -46,6 +47,7 @@ from policy_server.backends.ray.membership import (
 from policy_server.backends.ray.own_ray import RAY_METRICS
 from policy_server.backends.ray.shared_ray import SharedRay
 from policy_server.backends.ray.signatures import find_signature
+from policy_server.backends.replica_counts import ReplicaCounts
 from policy_server.engine.network import CompiledPolicy
 from policy_server.errors import PolicyServerError, SettingsError
 from policy_server.formats.compiling_process import find_compiled
@@ -145,14 +147,14 @@ class RayCluster:
 
     @asynccontextmanager
     async def open(
-        self, model: Model, schema: ServerSchema, metrics: PolicyMetrics
+        self, model: Model, schema: ServerSchema, metrics: PolicyMetrics, replicas: ReplicaCounts
     ) -> AsyncIterator[RayBackend]:
         """Deploy a policy version, and leave it when the block ends; see `Backends.open`.
 
         A Ray of this process's own ends the replicas then. A cluster keeps them for servers that
         are restarted, until another version has replaced this one and no server uses it.
         """
-        version = VersionDescription(metrics.policy, model, schema)
+        version = VersionDescription(metrics.policy, model, schema, replicas)
         backend = await self.deploy(version, count_lost=metrics.count_replica_lost)
         try:
             yield backend
@@ -289,9 +291,9 @@ class RayCluster:
             handle,
             signature,
             application=application.name,
-            replicas=application.most_replicas,
+            replicas=application.version.replicas.most,
             # Ray Serve counts the calls that go its way, and scales replicas by that.
-            is_direct=self._settings.direct_calls and not application.is_scaled,
+            is_direct=self._settings.direct_calls and not application.version.replicas.is_scaled,
             timeout_s=self._settings.request_timeout_s,
             count_lost=count_lost,
         )

@@ -78,7 +78,7 @@ async def _late(application: Application) -> str:
     late = f"no replica was ready within {settings.start_timeout_s:g} s"
     missing = ""
     if application.is_crowded:
-        missing = await asyncio.to_thread(missing_room, settings)
+        missing = await asyncio.to_thread(missing_room, application.version.replicas.cpus)
     if missing:
         return f"{late}: {missing}"
     return f"{late}; see Ray's logs, or raise POLICY_SERVER_START_TIMEOUT_S"

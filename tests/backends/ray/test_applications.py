@@ -8,19 +8,23 @@ from pathlib import Path
 import pytest
 
 from policy_server.backends.ray.applications import Application, VersionDescription
+from policy_server.backends.replica_counts import ReplicaCounts
 from policy_server.formats.model_files import Model
 from policy_server.schema import ServerSchema
 from policy_server.settings import Settings
 
 VERSION = VersionDescription(
-    "default", Model(Path("models"), "digest"), ServerSchema(api_key="secret", url_path="app/v1")
+    "default",
+    Model(Path("models"), "digest"),
+    ServerSchema(api_key="secret", url_path="app/v1"),
+    ReplicaCounts(1, 1, 1.0),
 )
 SETTINGS = Settings()
 
 
-def name_of(version: VersionDescription = VERSION, settings: Settings = SETTINGS) -> str:
+def name_of(version: VersionDescription = VERSION) -> str:
     """Return the name of a version's application."""
-    return Application(version, settings, is_crowded=False).name
+    return Application(version, SETTINGS, is_crowded=False).name
 
 
 def test_name_tells_the_policy_and_not_the_access_key() -> None:
@@ -45,5 +49,5 @@ def test_name_differs_where_the_answers_may(other: VersionDescription) -> None:
 
 
 def test_name_differs_where_the_replicas_do() -> None:
-    assert name_of(settings=Settings(num_replicas=2)) != name_of()
-    assert name_of(settings=Settings(max_replicas=1)) == name_of()
+    assert name_of(replace(VERSION, replicas=ReplicaCounts(2, 2, 1.0))) != name_of()
+    assert name_of(replace(VERSION, replicas=ReplicaCounts(1, 2, 1.0))) != name_of()

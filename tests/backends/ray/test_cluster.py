@@ -75,7 +75,9 @@ def app_of(cluster: RayCluster, models: Path, exports: dict[str, str]) -> Applic
 
         @asynccontextmanager
         async def open_policy() -> AsyncIterator[OpenedPolicy]:
-            opening = cluster.open(version.model, version.schema, metrics.of(name))
+            opening = cluster.open(
+                version.model, version.schema, metrics.of(name), version.replicas
+            )
             async with opening as backend:
                 yield OpenedPolicy(backend, version.model.version)
 

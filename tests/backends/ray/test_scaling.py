@@ -27,8 +27,8 @@ def ticks_of(pid: int) -> float:
 
 
 async def test_replicas_are_added_under_load_up_to_the_most(tmp_path: Path) -> None:
-    version = version_of("ppo_discrete", tmp_path)
     settings = SETTINGS.model_copy(update={"max_replicas": MOST})
+    version = version_of("ppo_discrete", tmp_path, settings=settings)
     async with open_ray_cluster(settings) as cluster:
         backend = await cluster.deploy(version)
         at_first = processes_of("ServeReplica:policy-")

@@ -1,0 +1,233 @@
+"""A schema.yaml as a whole: one policy or several, with the key and prefix of the server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from policy_server.errors import SchemaError
+from policy_server.schema.fields import ServerSchema
+from policy_server.schema.sections import parse_document, policy_schema, read_schema_text
+from policy_server.schema.yaml_document import Document, PolicyEntry, show
+
+__all__ = [
+    "DEFAULT_POLICY",
+    "PolicySection",
+    "SchemaFile",
+    "parse_schema",
+    "parse_schema_file",
+    "read_schema",
+    "read_schema_file",
+]
+
+DEFAULT_POLICY = "default"
+"""The name of the policy of a file that names none."""
+
+_POLICY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+
+
+@dataclass(frozen=True)
+class PolicySection:
+    """The part of schema.yaml about one policy.
+
+    Attributes:
+        name: the policy's name.
+        schema: its observations, actions and parameters.
+        model: the path of its zip or folder, or its address; None for the policy that lies in the
+            server's folder.
+        num_replicas: its replicas; None for the setting of all policies.
+        max_replicas: the most replicas under load; None for the setting of all policies.
+        replica_cpus: the CPUs of a replica; None for the setting of all policies.
+    """
+
+    name: str
+    schema: ServerSchema
+    model: str | None = None
+    num_replicas: int | None = None
+    max_replicas: int | None = None
+    replica_cpus: float | None = None
+
+
+@dataclass(frozen=True)
+class SchemaFile:
+    """A whole schema.yaml.
+
+    Attributes:
+        source: the file's name, for messages.
+        policies: at least one.
+        default: the name of the policy that answers where a request names none.
+        api_key: the access key; None where the environment has to give it.
+        root_path: the prefix that a reverse proxy strips, as ASGI has it; empty for none.
+        is_named: whether the file has `policies:`; without, it describes the one in the server's
+            folder.
+    """
+
+    source: str
+    policies: tuple[PolicySection, ...]
+    default: str
+    api_key: str | None
+    root_path: str
+    is_named: bool
+
+    def __iter__(self) -> Iterator[PolicySection]:
+        """Iterate over the policies in their order."""
+        return iter(self.policies)
+
+    def choose(self, name: str | None) -> PolicySection:
+        """Return the policy of a name.
+
+        Args:
+            name: the policy's name; None for the only one.
+
+        Raises:
+            SchemaError: if there is none of that name, or a name is needed.
+        """
+        names = ", ".join(item.name for item in self)
+        if name is None:
+            if len(self.policies) > 1:
+                raise SchemaError(
+                    f"{self.source}: has {len(self.policies)} policies ({names}); name one with "
+                    "--policy"
+                )
+            return self.policies[0]
+        found = next((item for item in self if item.name == name), None)
+        if found is None:
+            raise SchemaError(f"{self.source}: has no policy {name!r}; expected one of {names}")
+        return found
+
+
+def read_schema_file(path: Path) -> SchemaFile:
+    """Read a schema.yaml of one policy or several.
+
+    Args:
+        path: the file.
+
+    Raises:
+        SchemaError: if it is missing, unreadable or wrong, in one line.
+    """
+    return parse_schema_file(read_schema_text(path), source=path.name)
+
+
+def read_schema(path: Path, policy: str | None = None) -> ServerSchema:
+    """Read the part of a schema.yaml about one policy.
+
+    Args:
+        path: the file.
+        policy: the policy's name; None for the only one.
+
+    Raises:
+        SchemaError: if the file is missing, unreadable or wrong, or has no such policy, in one
+            line.
+    """
+    return read_schema_file(path).choose(policy).schema
+
+
+def parse_schema(text: str, *, source: str = "schema.yaml") -> ServerSchema:
+    """Parse the text of a schema.yaml of one policy.
+
+    Args:
+        text: the YAML document.
+        source: the file's name, for messages.
+
+    Raises:
+        SchemaError: if it is wrong, in one line.
+    """
+    return parse_schema_file(text, source=source).choose(None).schema
+
+
+def parse_schema_file(text: str, *, source: str = "schema.yaml") -> SchemaFile:
+    """Parse the text of a schema.yaml of one policy or several.
+
+    Args:
+        text: the YAML document.
+        source: the file's name, for messages.
+
+    Returns:
+        Its contents. Each policy's schema has the server's key and prefix.
+
+    Raises:
+        SchemaError: if it is wrong, in one line.
+    """
+    parsed = parse_document(text, source)
+    if "policies" not in parsed.model_fields_set:
+        return _of_one_policy(parsed, source)
+    _refuse_sections_beside(parsed, source)
+    if not parsed.policies:
+        raise SchemaError(
+            f"{source}: policies: is empty; name at least one, or leave the section out to serve "
+            "the policy in the server's folder"
+        )
+    server = policy_schema(parsed.model_copy(update={"policies": None}), source)
+    policies = tuple(_policy(key, entry, server) for key, entry in parsed.policies.items())
+    names = [item.name for item in policies]
+    default = names[0] if parsed.default is None else parsed.default
+    if default not in names:
+        raise SchemaError(
+            f"{source}: default: has no policy {show(default)}; expected one of {', '.join(names)}"
+        )
+    return SchemaFile(source, policies, default, server.api_key, server.root_path, is_named=True)
+
+
+def _of_one_policy(parsed: Document, source: str) -> SchemaFile:
+    if parsed.default is not None:
+        raise SchemaError(
+            f"{source}: default: is for several policies; remove it, or add policies:"
+        )
+    schema = policy_schema(parsed, source)
+    policy = PolicySection(DEFAULT_POLICY, schema)
+    return SchemaFile(
+        source, (policy,), DEFAULT_POLICY, schema.api_key, schema.root_path, is_named=False
+    )
+
+
+def _refuse_sections_beside(parsed: Document, source: str) -> None:
+    """Refuse sections about one policy beside `policies`."""
+    own = {"policies", "default", "parameters"}
+    others = sorted(parsed.model_fields_set - own)
+    if others:
+        raise SchemaError(
+            f"{source}: {others[0]}: stands beside policies; move it to the policy that it is about"
+        )
+    if parsed.parameters is not None:
+        others = sorted(parsed.parameters.model_fields_set - {"api_key", "url_path"})
+        if others:
+            raise SchemaError(
+                f"{source}: parameters.{others[0]}: stands beside policies; move it to the "
+                "parameters of the policy that it is about"
+            )
+
+
+def _policy(key: object, entry: PolicyEntry, server: ServerSchema) -> PolicySection:
+    source = server.source
+    if not isinstance(key, str) or not _POLICY_NAME.fullmatch(key):
+        raise SchemaError(
+            f"{source}: policies: the name {show(key)} can't stand in an address; use up to 63 "
+            "letters, digits, '-' and '_', beginning with a letter or digit"
+        )
+    where = f"{source}: policies.{key}"
+    if entry.parameters is not None:
+        for name in ("api_key", "url_path"):
+            if name in entry.parameters.model_fields_set:
+                raise SchemaError(
+                    f"{where}: parameters.{name}: belongs to the server; move it to the parameters "
+                    "at the top"
+                )
+    _check_replicas(entry, where)
+    schema = replace(policy_schema(entry, where), api_key=server.api_key, url_path=server.url_path)
+    return PolicySection(
+        key,
+        schema,
+        entry.model,
+        entry.num_replicas,
+        entry.max_replicas,
+        None if entry.replica_cpus is None else float(entry.replica_cpus),
+    )
+
+
+def _check_replicas(entry: PolicyEntry, where: str) -> None:
+    for name, least in (("num_replicas", 1), ("max_replicas", 0), ("replica_cpus", 0)):
+        value = getattr(entry, name)
+        if value is not None and value < least:
+            raise SchemaError(f"{where}: {name}: expected {least} or more, got {show(value)}")

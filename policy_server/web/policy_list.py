@@ -1,0 +1,99 @@
+"""`GET /policies`: the policies of the server, and the state of each."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from policy_server.policy import PolicySignature
+from policy_server.serving import PolicyRegistry, PolicySlot
+
+__all__ = ["ListedAction", "listed_actions", "policy_list_routes"]
+
+
+class ListedAction(BaseModel):
+    """One independent part of a policy's actions."""
+
+    kind: str = Field(description="The family of its distribution, such as `categorical`")
+    size: int = Field(description="How many choices or dimensions it has")
+    name: str | None = Field(description="Its name in schema.yaml")
+    labels: list[str] | None = Field(description="The names of its choices, in order")
+
+
+class ListedPolicy(BaseModel):
+    """A policy and its state; what only a loaded policy tells is null before."""
+
+    name: str = Field(description="The policy's name, as it stands in `/policies/{name}/predict`")
+    is_default: bool = Field(description="Whether `/predict` and its siblings are this policy's")
+    state: Literal["loading", "serving", "failed"] = Field(
+        description="`failed` for a policy that could not be loaded"
+    )
+    reason: str | None = Field(description="Why it could not be loaded")
+    width: int | None = Field(description="How many numbers an observation has")
+    actions: list[ListedAction] | None = Field(
+        description="The parts of its actions; null where the distribution is unknown"
+    )
+    family: str | None = Field(description="Its distribution in words, such as `categorical(4)`")
+    engine: str | None = Field(description="The library that computes it")
+    version: str | None = Field(description="The start of the digest of its files")
+
+
+class PolicyList(BaseModel):
+    """All policies of the server."""
+
+    default: str = Field(description="The name of the policy behind `/predict`")
+    policies: list[ListedPolicy]
+
+
+def policy_list_routes(registry: PolicyRegistry) -> APIRouter:
+    """Return the route that lists the policies.
+
+    Args:
+        registry: the policies.
+    """
+    router = APIRouter(tags=["Policies"])
+
+    @router.get("/policies", operation_id="get_policies", summary="List the policies")
+    async def policies() -> PolicyList:
+        listed = [_listed(slot, is_default=slot is registry.default) for slot in registry]
+        return PolicyList(default=registry.default.name, policies=listed)
+
+    return router
+
+
+def listed_actions(signature: PolicySignature) -> list[ListedAction] | None:
+    """Return the parts of a policy's actions; None where its distribution is unknown.
+
+    Args:
+        signature: the policy's.
+    """
+    if signature.components is None:
+        return None
+    return [
+        ListedAction(
+            kind=part.kind,
+            size=part.size,
+            name=part.name,
+            labels=None if part.labels is None else list(part.labels),
+        )
+        for part in signature.components
+    ]
+
+
+def _listed(slot: PolicySlot, *, is_default: bool) -> ListedPolicy:
+    version = slot.live
+    signature = None if version is None else version.signature
+    waiting: Literal["loading", "failed"] = "loading" if slot.failure is None else "failed"
+    return ListedPolicy(
+        name=slot.name,
+        is_default=is_default,
+        state=waiting if version is None else "serving",
+        reason=slot.failure,
+        width=slot.width,
+        actions=None if signature is None else listed_actions(signature),
+        family=None if signature is None else signature.family,
+        engine=None if signature is None else signature.engine,
+        version=None if version is None else version.digest or None,
+    )

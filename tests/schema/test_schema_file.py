@@ -1,0 +1,102 @@
+"""schema.yaml of several policies: what belongs to each, what to the server, and mistakes."""
+
+# A table of mistakes, one a line.
+# ruff: noqa: E501
+
+from __future__ import annotations
+
+import pytest
+
+from policy_server.errors import SchemaError
+from policy_server.schema import parse_schema, parse_schema_file
+
+SEVERAL = """
+policies:
+  door:
+    model: door.zip
+    observations: {distance: {type: float}}
+    parameters: {discrete: True}
+  lift:
+    model: s3://policies/lift.zip
+    num_replicas: 2
+    replica_cpus: 0.5
+default: lift
+parameters: {api_key: secret, url_path: app}
+"""
+
+
+def test_each_policy_has_its_own_sections_and_the_servers_key() -> None:
+    file = parse_schema_file(SEVERAL)
+
+    door, lift = file
+    assert (file.is_named, file.default, file.api_key, file.root_path) == (
+        True,
+        "lift",
+        "secret",
+        "/app",
+    )
+    assert (door.name, door.model, door.schema.width, door.schema.discrete) == (
+        "door",
+        "door.zip",
+        1,
+        True,
+    )
+    assert (lift.model, lift.schema.observations) == ("s3://policies/lift.zip", None)
+    assert (lift.num_replicas, lift.max_replicas, lift.replica_cpus) == (2, None, 0.5)
+    assert {item.schema.api_key for item in file} == {"secret"}
+    assert {item.schema.root_path for item in file} == {"/app"}
+
+
+def test_default_is_the_first_policy() -> None:
+    file = parse_schema_file("policies: {b: {model: b.zip}, a: {model: a.zip}}")
+
+    assert file.default == "b"
+
+
+def test_file_of_one_policy_names_it_default() -> None:
+    file = parse_schema_file("parameters: {api_key: k, url_path: app}")
+
+    (policy,) = file
+    assert (policy.name, policy.model, file.is_named) == ("default", None, False)
+    assert (file.api_key, file.root_path) == ("k", "/app")
+
+
+def test_policy_is_chosen_by_its_name() -> None:
+    file = parse_schema_file(SEVERAL)
+
+    assert file.choose("door").model == "door.zip"
+    with pytest.raises(SchemaError, match=r"has 2 policies \(door, lift\); name one with --policy"):
+        file.choose(None)
+    with pytest.raises(SchemaError, match="has no policy 'gate'; expected one of door, lift"):
+        file.choose("gate")
+    with pytest.raises(SchemaError, match="name one with --policy"):
+        parse_schema(SEVERAL)
+
+
+MISTAKES = {
+    "none": ("policies: {}", ": policies: is empty; name at least one, or leave the section out to serve the policy in the server's folder"),
+    "no mapping": ("policies: [door]", ": policies: expected a mapping of names, such as 'door: {model: door.zip}', got ['door']"),
+    "policy is no mapping": ("policies: {door: door.zip}", ": policies.door: expected a mapping, such as {model: door.zip}, got 'door.zip'"),
+    "model missing": ("policies: {door: {}}", ": policies.door.model: is missing; expected a zip, a folder or an address"),
+    "name": ("policies: {a/b: {model: m}}", ": policies: the name 'a/b' can't stand in an address; use up to 63 letters, digits, '-' and '_', beginning with a letter or digit"),
+    "unknown key": ("policies: {door: {model: m, observation: {}}}", ": policies.door.observation: unknown key; did you mean 'observations'?"),
+    "unknown key below": ("policies: {door: {model: m, observations: {a: {type: int, minitems: 3}}}}", ": policies.door.observations.a.minitems: unknown key; did you mean 'min_items'?"),
+    "key of a policy": ("policies: {door: {model: m, parameters: {api_key: k}}}", ": policies.door: parameters.api_key: belongs to the server; move it to the parameters at the top"),
+    "prefix of a policy": ("policies: {door: {model: m, parameters: {url_path: a}}}", ": policies.door: parameters.url_path: belongs to the server; move it to the parameters at the top"),
+    "model in parameters": ("policies: {door: {model: m, parameters: {module: a}}}", ": policies.door.parameters.module: stands at the top of the policy, beside 'parameters'; move it there"),
+    "observations beside": ("policies: {door: {model: m}}\nobservations: {a: {type: int}}", ": observations: stands beside policies; move it to the policy that it is about"),
+    "parameter beside": ("policies: {door: {model: m}}\nparameters: {discrete: True}", ": parameters.discrete: stands beside policies; move it to the parameters of the policy that it is about"),
+    "default": ("policies: {door: {model: m}}\ndefault: lift", ": default: has no policy 'lift'; expected one of door"),
+    "default alone": ("default: lift", ": default: is for several policies; remove it, or add policies:"),
+    "replicas": ("policies: {door: {model: m, num_replicas: 0}}", ": policies.door: num_replicas: expected 1 or more, got 0"),
+    "cpus": ("policies: {door: {model: m, replica_cpus: -1}}", ": policies.door: replica_cpus: expected 0 or more, got -1"),
+    "observation": ("policies: {door: {model: m, observations: {a: {type: int, min_items: 1}}}}", ": policies.door: observations.a.min_items: is for lists, the type is int; remove it or make the type List[int]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistake_is_one_line(text: str, message: str) -> None:
+    with pytest.raises(SchemaError) as caught:
+        parse_schema_file(text)
+
+    assert caught.value.message == f"schema.yaml{message}"

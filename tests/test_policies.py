@@ -1,0 +1,159 @@
+"""Several policies of one schema.yaml, each by its name, and one that can't be loaded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from policy_server import create_app
+from policy_server.errors import ModelError, SettingsError
+from tests.support.folders import ROOT
+
+KEY = "1234567asdfgh"
+MOUSE = {"obs": [5, 0, 1, 4, 3, 2]}
+LPOC = {"obs": [1] * 11}
+SCHEMA = """
+policies:
+  mouse:
+    model: policies/mouse.zip
+  lpoc:
+    model: policies/lpoc
+    actions:
+      node: {labels: [a, b, c, d, e]}
+default: lpoc
+parameters: {api_key: 1234567asdfgh, url_path: app/v1}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with two policies, compiled once for all tests."""
+    home = tmp_path_factory.mktemp("several")
+    (home / "policies").mkdir()
+    mouse = ROOT / "examples" / "mouse_and_cheese" / "saved_model.zip"
+    shutil.copy(mouse, home / "policies" / "mouse.zip")
+    # No candidate, since schema.yaml names the policies.
+    shutil.copy(mouse, home / "saved_model.zip")
+    lpoc = ROOT / "examples" / "lpoc" / "saved_model.zip"
+    shutil.unpack_archive(lpoc, home / "policies" / "lpoc")
+    return home
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("POLICY_SERVER_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@asynccontextmanager
+async def served(home: Path, schema: str) -> AsyncIterator[httpx.AsyncClient]:
+    """Serve the policies of a schema.yaml."""
+    (home / "schema.yaml").write_text(schema)
+    app = create_app(home)
+    headers = {"access-token": KEY}
+    async with (
+        app.lifespan(),
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://server", headers=headers
+        ) as client,
+    ):
+        yield client
+
+
+async def test_each_policy_answers_by_its_name(folder: Path) -> None:
+    async with served(folder, SCHEMA) as client:
+        default = await client.post("/predict_deterministic_raw", json=LPOC)
+        named = await client.post("/policies/lpoc/predict_deterministic_raw", json=LPOC)
+        mouse = await client.post("/policies/mouse/distribution_raw", json=MOUSE)
+        wrong = await client.post("/policies/mouse/predict_raw", json=LPOC)
+        unknown = await client.post("/policies/lift/predict_raw", json=LPOC)
+        batch = await client.post("/policies/lpoc/predict_raw/batch", json=[LPOC, LPOC])
+
+    assert default.status_code == 200, default.text
+    assert named.json() == default.json()
+    assert len(mouse.json()["components"][0]["probabilities"]) == 4
+    assert (wrong.status_code, unknown.status_code) == (422, 404)
+    assert len(batch.json()["actions"]) == 2
+
+
+async def test_policies_are_listed(folder: Path) -> None:
+    async with served(folder, SCHEMA) as client:
+        listed = (await client.get("/policies")).json()
+        refused = await client.get("/policies", headers={"access-token": "wrong"})
+        document = (await client.get("/openapi.json")).json()
+
+    mouse, lpoc = listed["policies"]
+    assert listed["default"] == "lpoc"
+    assert refused.status_code == 401
+    assert (mouse["name"], mouse["width"], mouse["state"]) == ("mouse", 6, "serving")
+    assert (mouse["family"], mouse["engine"]) == ("categorical(4)", "numpy")
+    assert (lpoc["is_default"], mouse["is_default"]) == (True, False)
+    assert lpoc["actions"][0]["labels"] == list("abcde")
+    assert len(mouse["version"]) == 12
+    assert "/policies/mouse/predict_raw" in document["paths"]
+    assert "MouseRawObservation" in document["components"]["schemas"]
+
+
+async def test_policy_that_cant_be_loaded_leaves_the_others_serving(folder: Path) -> None:
+    schema = SCHEMA.replace("policies/lpoc", "policies/gone.zip")
+
+    async with served(folder, schema) as client:
+        ready = await client.get("/readyz")
+        listed = (await client.get("/policies")).json()
+        mouse = await client.post("/policies/mouse/predict_raw", json=MOUSE)
+        lpoc = await client.post("/policies/lpoc/predict_raw", json=LPOC)
+
+    reason = "schema.yaml: policies.lpoc: model: "
+    assert mouse.status_code == 200
+    assert lpoc.status_code == 503
+    assert reason in lpoc.json()["detail"]
+    assert "gone.zip: not found" in lpoc.json()["detail"]
+    assert ready.status_code == 200
+    assert "lpoc is not served: " in ready.json()
+    states = {item["name"]: (item["state"], item["reason"]) for item in listed["policies"]}
+    assert states["mouse"] == ("serving", None)
+    assert states["lpoc"][0] == "failed"
+    assert states["lpoc"][1].startswith(reason)
+
+
+async def test_start_ends_where_no_policy_can_be_loaded(folder: Path) -> None:
+    schema = "policies: {a: {model: a.zip}, b: {model: b.zip}}\nparameters: {api_key: k}"
+
+    with pytest.raises(ModelError, match=r"policies\.b: model: .*b\.zip: not found"):
+        async with served(folder, schema):
+            pass
+
+
+async def test_policy_of_one_name_has_its_own_address(folder: Path) -> None:
+    schema = "policies: {mouse: {model: policies/mouse.zip}}\nparameters: {api_key: 1234567asdfgh}"
+
+    async with served(folder, schema) as client:
+        short = await client.post("/predict_deterministic_raw", json=MOUSE)
+        named = await client.post("/policies/mouse/predict_deterministic_raw", json=MOUSE)
+
+    assert named.json() == short.json()
+
+
+async def test_file_of_one_policy_lists_it_as_default(folder: Path) -> None:
+    async with served(folder, f"parameters: {{api_key: {KEY}}}") as client:
+        listed: dict[str, Any] = (await client.get("/policies")).json()
+        document = (await client.get("/openapi.json")).json()
+
+    assert [item["name"] for item in listed["policies"]] == ["default"]
+    assert not [path for path in document["paths"] if path.startswith("/policies/")]
+
+
+def test_address_of_one_model_is_refused_beside_policies(folder: Path) -> None:
+    (folder / "schema.yaml").write_text(SCHEMA)
+
+    with pytest.raises(SettingsError, match="MODEL_URI: is for one policy"):
+        create_app(folder, model_uri=str(folder / "saved_model.zip"))
