@@ -100,7 +100,11 @@ def settings_without_effect(schema: ServerSchema, signature: PolicySignature) ->
 
 
 def describe_signature(
-    signature: PolicySignature, schema: ServerSchema | None, *, has_own_bounds: bool = False
+    signature: PolicySignature,
+    schema: ServerSchema | None,
+    *,
+    has_own_bounds: bool = False,
+    has_separate_scaling: bool = False,
 ) -> PolicySignature:
     """Return the signature with the names and bounds of schema.yaml, after checking that both fit.
 
@@ -109,12 +113,19 @@ def describe_signature(
         schema: the contents of schema.yaml; None leaves the signature as it is.
         has_own_bounds: whether the policy's file tells the bounds of its actions, which
             schema.yaml then may not change.
+        has_separate_scaling: whether training may have scaled the observations by statistics that
+            are not in the policy's file, so that schema.yaml may say that it did not.
 
     Raises:
         SchemaError: naming the first disagreement with both values.
     """
     if schema is None:
         return signature
+    if schema.is_unscaled and not has_separate_scaling:
+        raise SchemaError(
+            f"{schema.source}: parameters.normalization: is for policies of stable-baselines3, "
+            "whose VecNormalize is in a file of its own; remove it"
+        )
     check_schema_fits(schema, signature)
     moot = settings_without_effect(schema, signature)
     signature = replace(signature, findings=(*signature.findings, *moot))

@@ -13,7 +13,12 @@ from policy_server.policy import (
     PolicySignature,
 )
 from policy_server.schema import ActionField, parse_schema
-from policy_server.schema_fit import check_schema_fits, describe_components, settings_without_effect
+from policy_server.schema_fit import (
+    check_schema_fits,
+    describe_components,
+    describe_signature,
+    settings_without_effect,
+)
 from tests.support.fakes import components_of, signature_of
 
 LISTS = "observations: {a: {type: 'List[int]', min_items: %s, max_items: %s}}"
@@ -211,4 +216,16 @@ def test_wrong_number_of_actions_is_one_line() -> None:
 
     assert caught.value.message == (
         "schema.yaml: actions: names 0 actions, the policy has 1; list each once, in order"
+    )
+
+
+def test_normalization_of_a_policy_that_has_none_apart_is_one_line() -> None:
+    schema = parse_schema("parameters: {normalization: none}")
+
+    with pytest.raises(SchemaError) as caught:
+        describe_signature(signature_of(None), schema)
+
+    assert caught.value.message == (
+        "schema.yaml: parameters.normalization: is for policies of stable-baselines3, whose "
+        "VecNormalize is in a file of its own; remove it"
     )

@@ -1,8 +1,12 @@
-"""The operations of TensorFlow that policies are made of, in NumPy, by TensorFlow's names."""
+"""The operations that policies are made of, in NumPy, by TensorFlow's names.
+
+TensorFlow has no operation for GELU, which PyTorch's policies hold: it is `Gelu` here.
+"""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -63,6 +67,13 @@ def _elu(x: Array) -> Array:
 def _selu(x: Array) -> Array:
     scale, alpha = 1.0507009873554805, 1.6732632423543772
     return np.where(x > 0, scale * x, scale * alpha * np.expm1(np.minimum(x, 0))).astype(x.dtype)
+
+
+def _gelu(x: Array) -> Array:
+    """Return the product of each number and the normal distribution's mass below it."""
+    # NumPy has no `erf`, and a loop costs less than a polynomial that is as exact.
+    erf = np.asarray(np.frompyfunc(math.erf, 1, 1)(x / math.sqrt(2)), np.float64)
+    return np.asarray(x * (0.5 * (1 + erf)), x.dtype)
 
 
 def _softmax(x: Array) -> Array:
@@ -255,6 +266,7 @@ OPERATIONS: Mapping[str, Callable[..., Array]] = {
     "FloorDiv": _floor_divide,
     "FusedBatchNormV3": _normalise,
     "GatherV2": _gather,
+    "Gelu": _gelu,
     "Greater": _compared(np.greater),
     "GreaterEqual": _compared(np.greater_equal),
     "LeakyRelu": _leaky_relu,

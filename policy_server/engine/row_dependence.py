@@ -67,6 +67,7 @@ _ELEMENTWISE = frozenset(
         "Equal",
         "Exp",
         "FloorDiv",
+        "Gelu",
         "Greater",
         "GreaterEqual",
         "LeakyRelu",

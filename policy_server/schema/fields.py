@@ -95,6 +95,7 @@ class ServerSchema:
         tuple: whether the policy gives several actions; None is inferred from the policy.
         module: the name of the policy to serve, in a file that holds several; None where it holds
             one.
+        is_unscaled: the observations were not scaled in training, whatever the policy's file shows.
         api_key: the access key; None where the environment has to give it.
         url_path: the prefix that a reverse proxy strips, without slashes at its ends; empty for
             none.
@@ -106,6 +107,7 @@ class ServerSchema:
     discrete: bool | None = None
     tuple: bool | None = None
     module: str | None = None
+    is_unscaled: bool = False
     api_key: str | None = None
     url_path: str = ""
 
@@ -226,6 +228,8 @@ def public_schema(schema: ServerSchema) -> dict[str, Any]:
         "tuple": schema.tuple,
         "url_path": schema.url_path,
     }
+    if schema.is_unscaled:
+        document["parameters"]["normalization"] = "none"
     return document
 
 

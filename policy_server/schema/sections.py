@@ -106,6 +106,7 @@ def policy_schema(parsed: PolicySections, source: str) -> ServerSchema:
         discrete=parameters.discrete,
         tuple=parameters.tuple,
         module=parsed.module,
+        is_unscaled=_is_unscaled(parameters.normalization, source),
         api_key=_api_key(parameters.api_key, source),
         url_path=_url_path(parameters.url_path, source),
     )
@@ -314,6 +315,16 @@ def _check_bounds(item: ActionEntry, where: str) -> None:
     for low, high in zip(item.low, item.high, strict=True):
         if low >= high:
             raise SchemaError(f"{where}: expected low below high, got low {low} and high {high}")
+
+
+def _is_unscaled(normalization: str | None, source: str) -> bool:
+    if normalization in (None, "none"):
+        return normalization == "none"
+    raise SchemaError(
+        f"{source}: parameters.normalization: expected none, which says that observations were not "
+        f"scaled in training, got {show(normalization)}; VecNormalize's statistics go beside the "
+        "policy as vec_normalize.pkl"
+    )
 
 
 def _api_key(api_key: str | None, source: str) -> str | None:

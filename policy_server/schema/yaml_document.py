@@ -147,6 +147,7 @@ class Parameters(_Strict):
 
     discrete: _Flag | None = None
     tuple: _Flag | None = None
+    normalization: _Text | None = None
     api_key: _Text | None = None
     url_path: _Text | None = None
 

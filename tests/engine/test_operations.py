@@ -169,8 +169,15 @@ def test_layer_normalisation_equals_tensorflows(layout: str) -> None:
     assert ours == pytest.approx(expected, abs=1e-5)
 
 
+def test_gelu_equals_tensorflows() -> None:
+    ours = OPERATIONS["Gelu"](3 * MATRIX)
+
+    assert ours.dtype == np.float32
+    assert ours == pytest.approx(tf.nn.gelu(3 * MATRIX).numpy(), abs=1e-6)
+
+
 def test_every_operation_is_held_against_tensorflow() -> None:
-    by_name = {"Conv2D", "FusedBatchNormV3"}
+    by_name = {"Conv2D", "FusedBatchNormV3", "Gelu"}
     assert set(CASES) | set(SPECIAL) | by_name == set(OPERATIONS) - set(PLAIN_OPERATIONS.values())
 
 

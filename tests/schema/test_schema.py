@@ -43,6 +43,7 @@ actions:
 parameters:
   discrete: True
   tuple: True
+  normalization: none
   api_key: "1234567asdfgh"
   url_path: /app/v1/
 """
@@ -72,6 +73,7 @@ def test_whole_schema_becomes_values_in_the_files_order() -> None:
     )
     assert (schema.discrete, schema.tuple, schema.api_key) == (True, True, "1234567asdfgh")
     assert schema.module == "7"
+    assert schema.is_unscaled
     assert (schema.url_path, schema.root_path) == ("app/v1", "/app/v1")
 
 
@@ -359,6 +361,7 @@ MISTAKES = {
     "labels and bounds": ("actions: {a: {labels: [x], low: 0, high: 1}}", ": actions.a: labels and choices are for integer actions, low, high and dimensions for continuous ones; keep one kind"),
     "choices and dimensions": ("actions: {a: {choices: 2, dimensions: 1}}", ": actions.a: labels and choices are for integer actions, low, high and dimensions for continuous ones; keep one kind"),
     # Parameters.
+    "another normalization": ("parameters: {normalization: vec_normalize.pkl}", ": parameters.normalization: expected none, which says that observations were not scaled in training, got 'vec_normalize.pkl'; VecNormalize's statistics go beside the policy as vec_normalize.pkl"),
     "url_path with a scheme": ("parameters: {url_path: 'http://x/app'}", ": parameters.url_path: expected a path such as app/v1, got 'http://x/app'"),
     "url_path that climbs": ("parameters: {url_path: a/../b}", ": parameters.url_path: expected a path such as app/v1, got 'a/../b'"),
 }  # fmt: skip
@@ -599,7 +602,12 @@ def test_public_schema_has_the_files_shape_without_the_key() -> None:
             "wait": {"choices": 4},
             "force": {"dimensions": 2, "low": [-2, -3], "high": [2, 3], "normalized": False},
         },
-        "parameters": {"discrete": True, "tuple": True, "url_path": "app/v1"},
+        "parameters": {
+            "discrete": True,
+            "tuple": True,
+            "url_path": "app/v1",
+            "normalization": "none",
+        },
     }
 
 

@@ -11,24 +11,15 @@ import numpy as np
 from policy_server.engine.network import CompiledPolicy, NetworkPolicy, NumpyNetwork
 from policy_server.errors import ModelError
 from policy_server.formats.pickles.spaces import BoxSpace, Space, width_of
-from policy_server.formats.stable_baselines3.algorithms import (
-    Algorithm,
-    Answers,
-    algorithm_of,
-    has_integer_actions,
-)
-from policy_server.formats.stable_baselines3.features import add_features, is_image
+from policy_server.formats.stable_baselines3.action_spaces import Answers, has_integer_actions
+from policy_server.formats.stable_baselines3.algorithms import Algorithm, algorithm_of
+from policy_server.formats.stable_baselines3.features import add_features
+from policy_server.formats.stable_baselines3.findings import findings_of
 from policy_server.formats.stable_baselines3.layers import Layers, activation_of
-from policy_server.formats.stable_baselines3.vec_normalize import (
-    Scaling,
-    parts_of,
-    read_scaling,
-)
-from policy_server.formats.stable_baselines3.zip_members import (
-    SavedPolicy,
-    class_path,
-    read_saved_policy,
-)
+from policy_server.formats.stable_baselines3.observation_parts import parts_of
+from policy_server.formats.stable_baselines3.recurrent import add_memory, memory_of
+from policy_server.formats.stable_baselines3.vec_normalize import Scaling, read_scaling
+from policy_server.formats.stable_baselines3.zip_members import SavedPolicy, read_saved_policy
 from policy_server.policy import ActionOutput, PolicySignature, SignatureTensor
 from policy_server.schema import ServerSchema
 from policy_server.schema_fit import describe_signature
@@ -46,9 +37,13 @@ _ARGUMENTS = frozenset(
         "clip_mean",
         "features_extractor_class",
         "features_extractor_kwargs",
+        "enable_critic_lstm",
         "full_std",
         "log_std_init",
+        "lstm_hidden_size",
+        "lstm_kwargs",
         "n_critics",
+        "n_lstm_layers",
         "n_quantiles",
         "net_arch",
         "normalize_images",
@@ -58,6 +53,7 @@ _ARGUMENTS = frozenset(
         "renorm_warmup_steps",
         "sde_net_arch",
         "share_features_extractor",
+        "shared_lstm",
         "squash_output",
         "use_expln",
         "use_sde",
@@ -99,36 +95,49 @@ def load_policy(
             f"data: policy_kwargs: {unknown[0]} is not known, and may change the network; expected "
             "stable-baselines3's own settings"
         )
-    scaling = read_scaling(files, saved, is_on_policy=algorithm.is_on_policy)
+    is_unscaled = schema is not None and schema.is_unscaled
+    scaling = read_scaling(
+        files, saved, is_on_policy=algorithm.is_on_policy, is_unscaled=is_unscaled
+    )
     network, answers = _network(saved, algorithm, scaling, schema)
-    signature = _signature(saved, algorithm, scaling, answers, network)
-    described = describe_signature(signature, schema, has_own_bounds=True)
+    findings = findings_of(saved, algorithm, scaling, answers, is_unscaled=is_unscaled)
+    signature = _signature(saved, answers, network, findings)
+    described = describe_signature(
+        signature, schema, has_own_bounds=True, has_separate_scaling=True
+    )
     return NetworkPolicy(CompiledPolicy(described, network))
 
 
 def _network(
     saved: SavedPolicy, algorithm: Algorithm, scaling: Scaling | None, schema: ServerSchema | None
 ) -> tuple[NumpyNetwork, Answers]:
-    activation = activation_of(
-        class_path(saved.arguments.get("activation_fn")), algorithm.activation
-    )
     width, numbers = width_of(saved.observation_space), sum(map(np.size, saved.weights.values()))
     if width > numbers:
         raise ModelError(
             f"data: an observation has {width} numbers, and the policy's weights are {numbers}; "
             "expected at least one for each"
         )
-    layers = Layers(width, saved.weights, activation=activation)
+    memory = memory_of(saved) if algorithm.is_recurrent else ()
+    layers = Layers(
+        width,
+        saved.weights,
+        activation=activation_of(saved, algorithm.activation),
+        memory_width=sum(tensor.size for tensor in memory),
+    )
     extractor, others = algorithm.extractor, algorithm.others
     if algorithm.is_on_policy and layers.has("pi_features_extractor."):
         # Where critic and actor share it, the file has it by both names.
         extractor, others = "pi_features_extractor", (*others, "features_extractor.")
     x = add_features(layers, saved, scaling, name=extractor)
-    answers = algorithm.build(layers, x, saved)
+    state = None
+    if memory:
+        x, state = add_memory(layers, x, saved, memory)
+    answers = replace(algorithm.build(layers, x, saved), memory=memory)
     if algorithm.is_maskable:
         answers = replace(answers, result=_masked(layers, answers, saved, schema))
     layers.refuse_unused(others)
-    return layers.builder.finish(answers.result), answers
+    result = answers.result if state is None else layers.joined([answers.result, state])
+    return layers.builder.finish(result), answers
 
 
 def _masked(
@@ -147,23 +156,14 @@ def _masked(
         )
     names = list(widths)
     first = sum(widths[name] for name in names[: names.index(_MASK)])
-    mask = layers.add(
-        "Slice",
-        0,
-        layers.builder.keep(np.array([0, first])),
-        layers.builder.keep(np.array([-1, choices])),
-    )
+    mask = layers.columns(0, first, choices)
     allowed = layers.with_constant("NotEqual", mask, np.float32(0))
     forbidden = layers.builder.keep(np.full(choices, _MASKED))
     return layers.add("SelectV2", allowed, answers.result, forbidden)
 
 
 def _signature(
-    saved: SavedPolicy,
-    algorithm: Algorithm,
-    scaling: Scaling | None,
-    answers: Answers,
-    network: NumpyNetwork,
+    saved: SavedPolicy, answers: Answers, network: NumpyNetwork, findings: tuple[str, ...]
 ) -> PolicySignature:
     width = width_of(saved.observation_space)
     columns = sum(part.columns for part in answers.components)
@@ -181,7 +181,8 @@ def _signature(
         components=answers.components,
         is_value_based=answers.is_value_based,
         basis="structure",
-        findings=_findings(saved, algorithm, scaling),
+        memory=answers.memory,
+        findings=findings,
         engine="numpy",
         engine_reason=f"{len(network.steps)} operations, from the file's own weights",
     )
@@ -191,19 +192,3 @@ def _dtype_of(space: Space) -> str:
     parts = parts_of(space).values()
     is_double = any(isinstance(part, BoxSpace) and part.dtype == "float64" for part in parts)
     return "float64" if is_double else "float32"
-
-
-def _findings(saved: SavedPolicy, algorithm: Algorithm, scaling: Scaling | None) -> tuple[str, ...]:
-    found = [
-        f"read: the class {saved.class_name} ({algorithm.names}) of stable-baselines3 "
-        f"{saved.version}, its spaces and its weights; no code of the file was run"
-    ]
-    if saved.arguments.get("activation_fn") is None:
-        found.append(f"assumed: the activation {algorithm.activation}, which the class has")
-    if scaling is not None:
-        found.append("read: the scaling of observations by VecNormalize, from vec_normalize.pkl")
-    elif not algorithm.is_on_policy:
-        found.append("assumed: observations were not scaled by VecNormalize")
-    if any(map(is_image, parts_of(saved.observation_space).values())):
-        found.append("assumed: images come with their channels last, as environments give them")
-    return tuple(found)

@@ -8,10 +8,12 @@ from numpy.typing import NDArray
 from policy_server.errors import ModelError
 from policy_server.formats.pickles.spaces import BoxSpace, DictSpace, Space, TupleSpace, width_of
 from policy_server.formats.stable_baselines3.layers import Layers
-from policy_server.formats.stable_baselines3.vec_normalize import Scaling, parts_of
+from policy_server.formats.stable_baselines3.observation_parts import is_image, parts_of
+from policy_server.formats.stable_baselines3.vec_normalize import Scaling
 from policy_server.formats.stable_baselines3.zip_members import SavedPolicy, class_path
+from policy_server.formats.torch_layers import add_activation
 
-__all__ = ["add_features", "is_image"]
+__all__ = ["add_features"]
 
 _KNOWN = ("FlattenExtractor", "CombinedExtractor", "NatureCNN")
 # The strides of NatureCNN's convolutions by their places.
@@ -30,54 +32,69 @@ def add_features(layers: Layers, saved: SavedPolicy, scaling: Scaling | None, *,
     Raises:
         ModelError: if they are computed in a way that is not known.
     """
-    extractor = saved.arguments.get("features_extractor_class")
-    kind = None if extractor is None else (class_path(extractor) or "").rpartition(".")[2]
-    if kind not in (None, *_KNOWN):
+    _check_extractor(saved)
+    space = saved.observation_space
+    if isinstance(space, TupleSpace):
+        raise ModelError("data: observation_space: stable-baselines3 takes no Tuple")
+    x = layers.columns(0, 0, width_of(space)) if layers.has_memory else 0
+    x = _prepared(layers, x, saved, scaling)
+    turned = frozenset(
+        key
+        for key, part in parts_of(space).items()
+        if is_image(part) and (scaling is None or key not in scaling.channels_first)
+    )
+    if isinstance(space, DictSpace):
+        return _of_parts(layers, x, space, turned, f"{name}.extractors")
+    return _of_array(layers, x, space, name, is_turned=None in turned)
+
+
+def _check_extractor(saved: SavedPolicy) -> None:
+    found = saved.arguments.get("features_extractor_class")
+    if found is None:
+        return
+    module, _, kind = (class_path(found) or str(found)).rpartition(".")
+    if kind not in _KNOWN or module != "stable_baselines3.common.torch_layers":
         raise ModelError(
             f"data: policy_kwargs: features_extractor_class: expected one of {', '.join(_KNOWN)}, "
             f"got {kind}"
         )
-    space = saved.observation_space
-    x = _prepared(layers, saved, scaling)
-    if isinstance(space, DictSpace):
-        if any(map(is_image, space.parts.values())):
-            raise ModelError(
-                "data: observation_space: a Dict with images is not computed; train on the image "
-                "alone, or on numbers"
-            )
-    elif isinstance(space, BoxSpace) and len(space.shape) == 3:
-        if layers.has(f"{name}.cnn."):
-            return _nature_cnn(layers, x, space, name)
-        if is_image(space):
-            return _channel_by_channel(layers, x, space)
+
+
+def _of_parts(
+    layers: Layers, x: int, space: DictSpace, turned: frozenset[str | None], name: str
+) -> int:
+    """Return the features of a Dict: those of its images, and its other numbers, side by side.
+
+    Source: `stable_baselines3.common.torch_layers.CombinedExtractor`.
+    """
+    found, first, begun = [], 0, 0
+    for key, part in space.parts.items():
+        end = first + width_of(part)
+        if is_image(part) or layers.has(f"{name}.{key}."):
+            if begun < first:
+                found.append(layers.columns(x, begun, first - begun))
+            image = layers.columns(x, first, end - first)
+            found.append(_nature_cnn(layers, image, part, f"{name}.{key}", is_turned=key in turned))
+            begun = end
+        first = end
+    if not begun:
+        return x
+    if begun < first:
+        found.append(layers.columns(x, begun, first - begun))
+    return layers.joined(found)
+
+
+def _of_array(layers: Layers, x: int, space: Space, name: str, *, is_turned: bool) -> int:
+    if layers.has(f"{name}.cnn."):
+        return _nature_cnn(layers, x, space, name, is_turned=is_turned)
+    if isinstance(space, BoxSpace) and is_turned:
+        return _channel_by_channel(layers, x, space)
     return x
 
 
-def is_image(space: Space) -> bool:
-    """Return whether stable-baselines3 takes a space for an image, and divides it by 255.
-
-    Args:
-        space: the space of an observation, or of one of its parts.
-
-    Source: `stable_baselines3.common.preprocessing.is_image_space`.
-    """
-    return (
-        isinstance(space, BoxSpace)
-        and len(space.shape) == 3
-        and space.dtype == "uint8"
-        and bool((space.low == 0).all() and (space.high == 255).all())
-    )
-
-
-def _prepared(layers: Layers, saved: SavedPolicy, scaling: Scaling | None) -> int:
+def _prepared(layers: Layers, x: int, saved: SavedPolicy, scaling: Scaling | None) -> int:
     """Return the register of float32 observations: scaled by VecNormalize, and images by 255."""
-    space = saved.observation_space
-    if isinstance(space, TupleSpace):
-        raise ModelError("data: observation_space: stable-baselines3 takes no Tuple")
-    parts = parts_of(space)
-    if scaling is not None and any(map(is_image, parts.values())):
-        raise ModelError("vec_normalize.pkl: scales an image, which is not computed")
-    x = 0
+    parts = parts_of(saved.observation_space)
     if scaling is not None:
         # NumPy scales in float64, before PyTorch takes the numbers as float32.
         x = layers.add("Cast", x, attributes=(("dtype", "float64"),))
@@ -102,18 +119,22 @@ def _channel_by_channel(layers: Layers, x: int, space: BoxSpace) -> int:
     return layers.with_constant("Reshape", x, [-1, channels * height * width])
 
 
-def _nature_cnn(layers: Layers, x: int, space: BoxSpace, name: str) -> int:
+def _nature_cnn(layers: Layers, x: int, space: Space, name: str, *, is_turned: bool) -> int:
     """Return the features of an image.
 
     The file has the space with its channels first, as PyTorch takes it. An environment, and so a
-    client, has them last, but for images that are not of whole numbers: stable-baselines3 turns
-    none of those.
+    client, has them last where stable-baselines3 turns the image: it turns those of bytes alone.
 
     Source: `stable_baselines3.common.torch_layers.NatureCNN`, `VecTransposeImage`.
     """
+    if not isinstance(space, BoxSpace) or len(space.shape) != 3:
+        raise ModelError(
+            f"policy.pth: has convolutions in {name}, whose observation is no Box of three "
+            "dimensions"
+        )
     channels, height, width = space.shape
     shape = (height, width, channels)
-    if is_image(space):
+    if is_turned:
         x = layers.with_constant("Reshape", x, [-1, *shape])
     else:
         x = layers.with_constant("Reshape", x, [-1, *space.shape])
@@ -124,12 +145,13 @@ def _nature_cnn(layers: Layers, x: int, space: BoxSpace, name: str) -> int:
         kept = layers.builder.keep(np.ascontiguousarray(filters))
         x = layers.add("Conv2D", x, kept, attributes=attributes)
         x = layers.with_constant("Add", x, layers.tensor(f"{name}.cnn.{place}.bias"))
-        x = layers.activated(x, "ReLU")
+        x = add_activation(layers.builder, x, "ReLU")
         rows, columns = ((size - filters.shape[0]) // stride + 1 for size in shape[:2])
         shape = (rows, columns, filters.shape[3])
     x = layers.with_constant("Reshape", x, [-1, int(np.prod(shape))])
     weights, bias = layers.linear(f"{name}.linear.0")
-    return layers.activated(layers.dense(x, _channels_last(weights, shape), bias), "ReLU")
+    x = layers.dense(x, _channels_last(weights, shape), bias)
+    return add_activation(layers.builder, x, "ReLU")
 
 
 def _channels_last(

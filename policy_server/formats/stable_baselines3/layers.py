@@ -11,47 +11,38 @@ from numpy.typing import ArrayLike, NDArray
 
 from policy_server.engine.building import NetworkBuilder
 from policy_server.errors import ModelError
-from policy_server.formats.stable_baselines3.zip_members import WEIGHTS_FILE
+from policy_server.formats.stable_baselines3.zip_members import (
+    WEIGHTS_FILE,
+    SavedPolicy,
+    class_path,
+)
+from policy_server.formats.torch_layers import ACTIVATIONS, add_activation
 from policy_server.policy import Float32Array
 
 __all__ = ["Layers", "activation_of"]
 
 Attributes = tuple[tuple[str, Any], ...]
 
-# PyTorch's classes with their default parameters, as steps; (): the layer changes nothing.
-_ACTIVATIONS: Mapping[str, tuple[tuple[str, Attributes], ...]] = {
-    "Identity": (),
-    "ReLU": (("Relu", ()),),
-    "Tanh": (("Tanh", ()),),
-    "Sigmoid": (("Sigmoid", ()),),
-    "LeakyReLU": (("LeakyRelu", (("alpha", 0.01),)),),
-    "ELU": (("Elu", ()),),
-    "SELU": (("Selu", ()),),
-    "Softplus": (("Softplus", ()),),
-    "Softsign": (("Softsign", ()),),
-}
-# Also known as Swish: the product of the input and its sigmoid.
-_SILU = "SiLU"
 
-
-def activation_of(path: str | None, default: str) -> str:
-    """Return the name of an activation in `_ACTIVATIONS`, or SiLU.
+def activation_of(saved: SavedPolicy, default: str) -> str:
+    """Return the name of an activation in `ACTIVATIONS`.
 
     Args:
-        path: the class that the file states; None where it states none.
-        default: the policy class's own.
+        saved: the policy.
+        default: its class's own.
 
     Raises:
         ModelError: if it is none of those.
     """
-    if path is None:
+    stated = saved.arguments.get("activation_fn")
+    if stated is None:
         return default
+    path = class_path(stated) or str(stated)
     package, _, name = path.rpartition(".")
-    known = sorted((*_ACTIVATIONS, _SILU))
-    if not package.startswith("torch.nn.modules.") or name not in known:
+    if not package.startswith("torch.nn.modules.") or name not in ACTIVATIONS:
         raise ModelError(
             f"data: policy_kwargs: the activation {name} is not computed; expected one of "
-            f"{', '.join(known)}"
+            f"{', '.join(ACTIVATIONS)}"
         )
     return name
 
@@ -61,17 +52,27 @@ class Layers:
 
     Attributes:
         builder: holds the steps so far.
+        has_memory: each observation is followed by the state of its episode.
     """
 
-    def __init__(self, width: int, weights: Mapping[str, NDArray[Any]], *, activation: str) -> None:
+    def __init__(
+        self,
+        width: int,
+        weights: Mapping[str, NDArray[Any]],
+        *,
+        activation: str,
+        memory_width: int = 0,
+    ) -> None:
         """Own the network, and a note of the tensors that went into it, until it is finished.
 
         Args:
             width: how many numbers an observation has.
             weights: the tensors by name.
             activation: the name of the activation between layers.
+            memory_width: how many numbers the state of an episode has.
         """
-        self.builder = NetworkBuilder(width)
+        self.builder = NetworkBuilder(width + memory_width)
+        self.has_memory = memory_width > 0
         self._weights = weights
         self._used: set[str] = set()
         self._activation = activation
@@ -130,7 +131,9 @@ class Layers:
             ModelError: if there is more between two layers than an activation.
         """
         pattern = re.compile(rf"{re.escape(name)}\.(\d+)\.weight")
-        found = sorted(int(match[1]) for match in map(pattern.fullmatch, self._weights) if match)
+        # A PReLU has weights too, in a row.
+        layers = (name for name, tensor in self._weights.items() if tensor.ndim == 2)
+        found = sorted(int(match[1]) for match in map(pattern.fullmatch, layers) if match)
         if found != list(range(0, 2 * len(found), 2)):
             raise ModelError(
                 f"{WEIGHTS_FILE}: {name} has its layers at the places {found}; expected layers and "
@@ -175,19 +178,26 @@ class Layers:
             raise ModelError(f"{WEIGHTS_FILE}: a layer does not fit its inputs: {error}") from error
         return self.with_constant("Add", product, bias)
 
-    def activated(self, x: int, activation: str | None = None) -> int:
-        """Return the register of an activation's result.
+    def columns(self, x: int, first: int, count: int) -> int:
+        """Return the register of some of the numbers of each row.
 
         Args:
-            x: the register of its inputs.
-            activation: its name; None for the policy's own.
+            x: the register of the rows.
+            first: the index of the first number.
+            count: how many they are.
         """
-        name = activation or self._activation
-        if name == _SILU:
-            return self.add("Mul", x, self.add("Sigmoid", x))
-        for operation, attributes in _ACTIVATIONS[name]:
-            x = self.add(operation, x, attributes=attributes)
-        return x
+        begin, size = (self.builder.keep(np.array(part)) for part in ([0, first], [-1, count]))
+        return self.add("Slice", x, begin, size)
+
+    def joined(self, registers: Sequence[int]) -> int:
+        """Return the register of rows side by side.
+
+        Args:
+            registers: the registers of the rows, at least one.
+        """
+        if len(registers) == 1:
+            return registers[0]
+        return self.add("ConcatV2", *registers, self.builder.keep(np.asarray(1)))
 
     def sequence(self, x: int, name: str, *, is_last_activated: bool) -> int:
         """Return the register of the outputs of layers and activations in turn.
@@ -223,8 +233,14 @@ class Layers:
             weights, bias = self.linear(f"{name}.{place}")
             x = self.dense(x, *(change(weights, bias) if is_last else (weights, bias)))
             if not is_last or is_activated:
-                x = self.activated(x)
+                x = self._activated(x, f"{name}.{place + 1}")
         return x
+
+    def _activated(self, x: int, name: str) -> int:
+        """Return the register of the result of the policy's activation, which may have weights."""
+        has_weights = f"{name}.weight" in self._weights
+        slopes = self.tensor(f"{name}.weight") if has_weights else None
+        return add_activation(self.builder, x, self._activation, slopes)
 
     def renormalised_sequence(self, x: int, name: str, *, epsilon: float) -> int:
         """Return the register of a sequence with BatchRenorm layers, as it is after training.
@@ -236,20 +252,24 @@ class Layers:
 
         Source: `sb3_contrib.common.torch_layers.BatchRenorm`.
         """
-        pattern = re.compile(rf"{re.escape(name)}\.(\d+)\.\w+")
+        pattern = re.compile(rf"{re.escape(name)}\.(\d+)\.(weight|ra_mean)")
         places = {int(match[1]) for match in map(pattern.fullmatch, self._weights) if match}
         for place in sorted(places):
             layer = f"{name}.{place}"
-            if f"{layer}.weight" in self._weights:
-                x = self.activated(self.dense(x, *self.linear(layer)))
-                continue
-            mean, variance = (self.tensor(f"{layer}.{part}") for part in ("ra_mean", "ra_var"))
-            self.tensor(f"{layer}.steps")
-            x = self.with_constant("Sub", x, mean)
-            x = self.with_constant("RealDiv", x, np.sqrt(variance + np.float32(epsilon)))
-            x = self.with_constant("Mul", x, self.tensor(f"{layer}.scale"))
-            x = self.with_constant("Add", x, self.tensor(f"{layer}.bias"))
+            if f"{layer}.ra_mean" in self._weights:
+                x = self._renormalised(x, layer, epsilon)
+            elif self._weights[f"{layer}.weight"].ndim == 2:
+                x = self.dense(x, *self.linear(layer))
+                x = self._activated(x, f"{name}.{place + 1}")
         return x
+
+    def _renormalised(self, x: int, layer: str, epsilon: float) -> int:
+        mean, variance = (self.tensor(f"{layer}.{part}") for part in ("ra_mean", "ra_var"))
+        self.tensor(f"{layer}.steps")
+        x = self.with_constant("Sub", x, mean)
+        x = self.with_constant("RealDiv", x, np.sqrt(variance + np.float32(epsilon)))
+        x = self.with_constant("Mul", x, self.tensor(f"{layer}.scale"))
+        return self.with_constant("Add", x, self.tensor(f"{layer}.bias"))
 
     def refuse_unused(self, others: Sequence[str]) -> None:
         """Refuse a policy with tensors that are in no network that is known.

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from policy_server.errors import ModelError
 from policy_server.formats.pickles.spaces import BoxSpace, DictSpace, Space, width_of
 from policy_server.formats.pickles.unpickling import Stub, unpickle
+from policy_server.formats.stable_baselines3.observation_parts import is_image, parts_of
 from policy_server.formats.stable_baselines3.zip_members import LIBRARY, SavedPolicy
 
-__all__ = ["STATISTICS_FILE", "Scaling", "parts_of", "read_scaling"]
+__all__ = ["STATISTICS_FILE", "Scaling", "read_scaling"]
 
 STATISTICS_FILE = "vec_normalize.pkl"
 _CLASS = "stable_baselines3.common.vec_env.vec_normalize.VecNormalize"
@@ -31,24 +32,18 @@ class Scaling:
         mean: float64[D]; 0 where a number is not scaled.
         std: float64[D]; 1 where a number is not scaled.
         limit: float64[D]; infinity where a number is not scaled.
+        channels_first: the keys of scaled images that the environment gave with their channels
+            first, as the shape of their statistics tells.
     """
 
     mean: Floats
     std: Floats
     limit: Floats
-
-
-def parts_of(space: Space) -> Mapping[str | None, Space]:
-    """Return the parts of an observation by their keys, in order; one without a key if it has none.
-
-    Args:
-        space: the space of the observations.
-    """
-    return dict(space.parts.items()) if isinstance(space, DictSpace) else {None: space}
+    channels_first: frozenset[str | None] = frozenset()
 
 
 def read_scaling(
-    files: Mapping[str, Path], saved: SavedPolicy, *, is_on_policy: bool
+    files: Mapping[str, Path], saved: SavedPolicy, *, is_on_policy: bool, is_unscaled: bool
 ) -> Scaling | None:
     """Return the scaling that a policy was trained with; None where it was trained without.
 
@@ -60,19 +55,28 @@ def read_scaling(
         files: the policy's files; the statistics are vec_normalize.pkl.
         saved: the policy.
         is_on_policy: the algorithm learns from its own episodes.
+        is_unscaled: schema.yaml states that the observations were not scaled.
 
     Raises:
-        ModelError: if the policy was trained with VecNormalize and the file is missing, or does
-            not fit.
+        ModelError: if the policy was trained with VecNormalize and the file is missing, does not
+            fit, or lies there although schema.yaml states that nothing was scaled.
     """
     path = files.get(STATISTICS_FILE)
+    if is_unscaled:
+        if path is not None:
+            raise ModelError(
+                f"{STATISTICS_FILE}: lies beside the policy, and schema.yaml says "
+                "parameters.normalization: none; remove one of them"
+            )
+        return None
     if path is not None:
         return _read(path, saved.observation_space)
     space, last, original = saved.observation_space, saved.last, saved.original
     if original is not None and (is_on_policy or _is_scaled(space, last, original)):
         raise ModelError(
             "data: the policy was trained with VecNormalize, whose statistics are not in this "
-            f"file; put what VecNormalize.save wrote beside it as {STATISTICS_FILE}"
+            f"file; put what VecNormalize.save wrote beside it as {STATISTICS_FILE}, or say in "
+            "schema.yaml that observations were not scaled: parameters.normalization: none"
         )
     return None
 
@@ -88,10 +92,11 @@ def _read(path: Path, space: Space) -> Scaling | None:
         if not found.state.get("norm_obs", True):
             return None
         columns = list(_columns(found.state, space))
+        channels_first = frozenset(_channels_first(found.state, space))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{STATISTICS_FILE}: is damaged: {error!r}") from error
     mean, std, limit = (np.concatenate(column) for column in zip(*columns, strict=True))
-    return Scaling(mean, std, limit)
+    return Scaling(mean, std, limit, channels_first)
 
 
 def _columns(state: Mapping[str, Any], space: Space) -> Iterator[tuple[Floats, Floats, Floats]]:
@@ -99,16 +104,13 @@ def _columns(state: Mapping[str, Any], space: Space) -> Iterator[tuple[Floats, F
 
     Source: `VecNormalize._normalize_obs`.
     """
-    keys = state.get("norm_obs_keys")
     for key, part in parts_of(space).items():
         width = width_of(part)
-        if key is not None and keys is not None and key not in keys:
+        found = _statistics(state, key)
+        if found is None:
             yield np.zeros(width), np.ones(width), np.full(width, np.inf)
             continue
-        statistics = state["obs_rms"] if key is None else state["obs_rms"][key]
-        mean, variance = (
-            np.asarray(statistics.state[name], np.float64).ravel() for name in ("mean", "var")
-        )
+        mean, variance = (np.asarray(found[name], np.float64).ravel() for name in ("mean", "var"))
         if mean.shape != (width,) or variance.shape != (width,):
             where = "an observation" if key is None else repr(key)
             raise ModelError(
@@ -116,6 +118,24 @@ def _columns(state: Mapping[str, Any], space: Space) -> Iterator[tuple[Floats, F
             )
         limit = np.full(width, float(state["clip_obs"]))
         yield mean, np.sqrt(variance + float(state["epsilon"])), limit
+
+
+def _statistics(state: Mapping[str, Any], key: str | None) -> Mapping[str, Any] | None:
+    """Return the statistics of a part of the observation; None where it is not scaled."""
+    keys = state.get("norm_obs_keys")
+    if key is not None and keys is not None and key not in keys:
+        return None
+    found: Mapping[str, Any] = (state["obs_rms"] if key is None else state["obs_rms"][key]).state
+    return found
+
+
+def _channels_first(state: Mapping[str, Any], space: Space) -> Iterator[str | None]:
+    for key, part in parts_of(space).items():
+        found = _statistics(state, key) if is_image(part) else None
+        if found is not None and isinstance(part, BoxSpace):
+            shape = np.shape(found["mean"])
+            if shape == part.shape and shape != (*part.shape[1:], part.shape[0]):
+                yield key
 
 
 def _is_scaled(space: Space, last: Any, original: Any) -> bool:  # noqa: ANN401 -- arrays, or by key

@@ -61,6 +61,15 @@ class SavedPolicy:
         """Return the name of its class without the module."""
         return self.class_path.rpartition(".")[2]
 
+    def is_older_than(self, *version: int) -> bool:
+        """Return whether an older stable-baselines3 wrote the file; False where it says none.
+
+        Args:
+            version: the major and the minor number.
+        """
+        found = [int(part) for part in re.findall(r"\d+", self.version)[: len(version)]]
+        return bool(found) and found < [*version]
+
 
 def read_saved_policy(files: Mapping[str, Path]) -> SavedPolicy:
     """Read the members of a .zip of stable-baselines3; replay buffers and schedules stay packed.

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -24,18 +24,17 @@ from policy_server.schema import parse_schema, read_schema
 from tests.support.folders import ROOT
 
 POLICIES = ROOT / "tests" / "data" / "policies"
-# Their distribution, or their values, are among the library's answers.
-SERVED = sorted(
-    path.name
-    for path in POLICIES.glob("sb3_*")
-    if path.name not in ("sb3_maskable_box", "sb3_maskable_ppo", "sb3_recurrent_ppo")
-)
+# The cases of the maskable ones need a mask beside the observation, or a schema.
+_ALL = sorted(path.name for path in POLICIES.glob("sb3_*"))
+RECURRENT = [name for name in _ALL if "recurrent" in name]
+SERVED = [name for name in _ALL if name not in (*RECURRENT, "sb3_maskable_box", "sb3_maskable_ppo")]
 MASK = """
 observations:
   values: {type: "List[float]", min_items: 2, max_items: 2}
   action_mask: {type: "List[int]", min_items: 4, max_items: 4}
 parameters: {api_key: k}
 """
+UNSCALED = "parameters: {normalization: none, api_key: k}"
 IMPORTS = """
 import sys
 from pathlib import Path
@@ -104,15 +103,20 @@ def test_deterministic_action_is_the_library_s_in_the_environment_s_units(
 def test_distribution_is_the_library_s(name: str, tmp_path: Path) -> None:
     cases = cases_of(name)
     policy = load_policy(unzipped(name, tmp_path))
-    answers = asked(policy, cases)
+
+    check_distribution(policy, asked(policy, cases), [case["expected"] for case in cases])
+
+
+def check_distribution(
+    policy: Policy, answers: PolicyOutputs, wanted_of_rows: list[dict[str, Any]]
+) -> None:
+    """Hold each row's distribution, or values, against the library's own."""
     components = policy.signature.components
     assert components is not None
     assert answers.distribution is not None
-
     parts = ActionDistribution(components).describe(answers.distribution)
-
     compared = 0
-    for row, expected in enumerate(case["expected"] for case in cases):
+    for row, expected in enumerate(wanted_of_rows):
         wanted = expected.get("components", [expected])
         for part, component in zip(parts, wanted, strict=True):
             for key, found in (
@@ -128,7 +132,77 @@ def test_distribution_is_the_library_s(name: str, tmp_path: Path) -> None:
             assert answers.distribution[row] == pytest.approx(expected["q_values"], abs=1e-5)
             compared += 1
     is_fixed = all(part.kind == "deterministic" for part in components)
-    assert compared >= len(cases) or is_fixed
+    assert compared >= len(wanted_of_rows) or is_fixed
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_memory_steps_as_the_library_s(name: str, tmp_path: Path) -> None:
+    cases = cases_of(name)
+    policy = load_policy(unzipped(name, tmp_path))
+    rows = np.array([case["raw"] for case in cases], np.float32)
+    zero = np.zeros((1, policy.signature.memory_width), np.float32)
+    state = zero
+
+    for row, case in zip(rows, cases, strict=True):
+        before = zero if case.get("episode_start") else state
+        answers = policy.infer(PolicyInputs.of(row[None], is_deterministic=True, state=before))
+        assert answers.state is not None
+        state = answers.state
+        expected = case["expected"]
+        check_distribution(policy, answers, [expected])
+        assert answers.actions[0] == pytest.approx(
+            np.ravel(expected["deterministic_action"]), abs=1e-5
+        )
+        after = np.concatenate([np.ravel(expected["state_out"][key]) for key in "hc"])
+        assert state[0] == pytest.approx(after, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_memory_is_zero_where_no_state_is_given(name: str, tmp_path: Path) -> None:
+    cases = cases_of(name)
+    policy = load_policy(unzipped(name, tmp_path))
+
+    answers = asked(policy, cases)
+
+    assert answers.state is None
+    check_distribution(policy, answers, [case["expected_zero_state"] for case in cases])
+
+
+def test_memory_is_the_hidden_and_the_cell_states_of_every_layer(tmp_path: Path) -> None:
+    signature = load_policy(unzipped("sb3_recurrent_layers", tmp_path)).signature
+
+    assert [(part.name, part.shape) for part in signature.memory] == [("h", (2, 6)), ("c", (2, 6))]
+    assert any("an LSTM with 2 layers of 6 units" in line for line in signature.findings)
+
+
+def test_lstm_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
+    folder = unzipped("sb3_recurrent_layers", tmp_path)
+    changed_data(folder, policy_kwargs={"lstm_kwargs": {"proj_size": 3}})
+
+    with pytest.raises(ModelError, match=r"^data: policy_kwargs: lstm_kwargs: proj_size is not "):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "sb3_ppo_start",
+            "read: the actions' space counts from 1; stable-baselines3 counts from 0",
+        ),
+        ("sb3_ppo_gelu", "read: the activation GELU, with PyTorch's default arguments"),
+        ("sb3_ppo_box", "assumed: the activation Tanh, which its class has"),
+        ("sb3_ppo_dict_image", "assumed: images come with their channels last"),
+        ("sb3_v16_vecnorm_image", "read: the scaling of observations by VecNormalize"),
+        ("sb3_sac", "assumed: observations were not scaled by VecNormalize"),
+    ],
+)
+def test_findings_say_what_was_read_and_what_was_assumed(
+    name: str, expected: str, tmp_path: Path
+) -> None:
+    findings = load_policy(unzipped(name, tmp_path)).signature.findings
+
+    assert sum(line.startswith(expected) for line in findings) == 1
 
 
 @pytest.mark.parametrize("name", ["sb3_ppo_box", "sb3_ppo_dict_order", "sb3_td3", "sb3_ppo_cnn"])
@@ -182,8 +256,29 @@ def test_missing_statistics_of_vec_normalize_are_asked_for(tmp_path: Path) -> No
     folder = unzipped("sb3_ppo_vecnorm", tmp_path)
     (folder / "vec_normalize.pkl").unlink()
 
-    with pytest.raises(ModelError, match=r"trained with VecNormalize.*as vec_normalize\.pkl$"):
+    with pytest.raises(ModelError, match=r"trained with VecNormalize.*as vec_normalize\.pkl, or "):
         load_policy(folder)
+
+
+def test_missing_statistics_are_not_asked_for_where_the_schema_says_there_were_none(
+    tmp_path: Path,
+) -> None:
+    folder = unzipped("sb3_ppo_vecnorm", tmp_path)
+    (folder / "vec_normalize.pkl").unlink()
+    cases = cases_of("sb3_ppo_vecnorm")
+    seen = [case | {"raw": case["normalized"]} for case in cases]
+
+    policy = load_policy(folder, parse_schema(UNSCALED))
+
+    check_distribution(policy, asked(policy, seen), [case["expected"] for case in cases])
+    assert any(line.startswith("stated: ") for line in policy.signature.findings)
+
+
+def test_statistics_beside_a_policy_that_was_not_scaled_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ModelError, match=r"^vec_normalize\.pkl: lies beside the policy, and schema\.yaml says "
+    ):
+        load_policy(unzipped("sb3_ppo_vecnorm", tmp_path), parse_schema(UNSCALED))
 
 
 def test_statistics_of_another_observation_are_refused(tmp_path: Path) -> None:
@@ -199,7 +294,6 @@ def test_statistics_of_another_observation_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("sb3_recurrent_ppo", r"^data: is a recurrent policy .* memory comes with a later version"),
         ("sb3_maskable_ppo", r"^data: the policy masks actions, and its mask is no part "),
     ],
 )
@@ -274,6 +368,16 @@ def test_hostile_statistics_run_nothing(tmp_path: Path) -> None:
             {"policy_kwargs": {"net_arch": [32, 32], "dueling": True}},
             r"^data: policy_kwargs: dueling is not known",
             id="unknown setting",
+        ),
+        pytest.param(
+            {"policy_kwargs": pickled({"activation_fn": PurePosixPath})},
+            r"^data: policy_kwargs: names pathlib\.PurePosixPath, a class or function that is not",
+            id="own activation",
+        ),
+        pytest.param(
+            {"use_sde": True, "policy_kwargs": {"sde_net_arch": []}},
+            r"^data: policy_kwargs: sde_net_arch is not computed",
+            id="features of the noise",
         ),
         pytest.param({"policy_class": None}, r"^data: holds no policy_class", id="no class"),
         pytest.param(

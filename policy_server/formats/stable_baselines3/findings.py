@@ -1,0 +1,83 @@
+"""The facts about a stable-baselines3 policy that were read, assumed or stated, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from policy_server.formats.stable_baselines3.action_spaces import Answers, first_of_choices
+from policy_server.formats.stable_baselines3.algorithms import Algorithm
+from policy_server.formats.stable_baselines3.layers import activation_of
+from policy_server.formats.stable_baselines3.observation_parts import is_image, parts_of
+from policy_server.formats.stable_baselines3.vec_normalize import STATISTICS_FILE, Scaling
+from policy_server.formats.stable_baselines3.zip_members import SavedPolicy
+
+__all__ = ["findings_of"]
+
+
+def findings_of(
+    saved: SavedPolicy,
+    algorithm: Algorithm,
+    scaling: Scaling | None,
+    answers: Answers,
+    *,
+    is_unscaled: bool,
+) -> tuple[str, ...]:
+    """Return the facts about a policy, for the log and for `generate.py inspect`.
+
+    Args:
+        saved: the policy.
+        algorithm: its kind.
+        scaling: its scaling by VecNormalize; None where it has none.
+        answers: the end of its network.
+        is_unscaled: schema.yaml states that the observations were not scaled.
+
+    Returns:
+        A line for each; it begins with `read`, `assumed` or `stated`.
+    """
+    return (
+        f"read: the class {saved.class_name} ({algorithm.names}) of stable-baselines3 "
+        f"{saved.version}, its spaces and its weights; no code of the file was run",
+        *_about_network(saved, algorithm, answers),
+        *_about_observations(saved, algorithm, scaling, is_unscaled=is_unscaled),
+        *_about_actions(saved),
+    )
+
+
+def _about_network(saved: SavedPolicy, algorithm: Algorithm, answers: Answers) -> Iterator[str]:
+    name = activation_of(saved, algorithm.activation)
+    if saved.arguments.get("activation_fn") is None:
+        yield f"assumed: the activation {name}, which its class has"
+    else:
+        yield f"read: the activation {name}, with PyTorch's default arguments"
+    if answers.memory:
+        layers, units = answers.memory[0].shape
+        yield (
+            f"read: an LSTM with {layers} {'layer' if layers == 1 else 'layers'} of {units} "
+            "units; its memory is zero when an episode begins"
+        )
+
+
+def _about_observations(
+    saved: SavedPolicy, algorithm: Algorithm, scaling: Scaling | None, *, is_unscaled: bool
+) -> Iterator[str]:
+    if scaling is not None:
+        yield f"read: the scaling of observations by VecNormalize, from {STATISTICS_FILE}"
+    elif is_unscaled:
+        yield "stated: observations were not scaled by VecNormalize, by schema.yaml"
+    elif not algorithm.is_on_policy:
+        yield "assumed: observations were not scaled by VecNormalize, as the file shows none of it"
+    images = [key for key, part in parts_of(saved.observation_space).items() if is_image(part)]
+    first = scaling.channels_first if scaling is not None else frozenset[str | None]()
+    if any(key not in first for key in images):
+        yield "assumed: images come with their channels last, as environments give them"
+    if any(key in first for key in images):
+        yield f"read: images come with their channels first, from {STATISTICS_FILE}"
+
+
+def _about_actions(saved: SavedPolicy) -> Iterator[str]:
+    firsts = first_of_choices(saved)
+    if any(firsts):
+        yield (
+            f"read: the actions' space counts from {', '.join(map(str, firsts))}; "
+            "stable-baselines3 counts from 0 whatever it says, and so do the answers"
+        )
