@@ -137,6 +137,7 @@ class ActionDistribution:
         self._categorical = [i for i in places if components[i].kind == "categorical"]
         self._normal = [i for i in places if components[i].kind in _NORMAL]
         self._squashed = [part for part in components if part.kind == "squashed_normal"]
+        self._bare = [part for part in components if part.has_unsquashed_mode]
         self._fixed = [part for part in components if part.kind == "deterministic"]
         chosen = [components[place] for place in self._categorical]
         self._layout = CategoricalLayout(chosen) if chosen else None
@@ -200,7 +201,10 @@ class ActionDistribution:
             values = self._unsquashed_draws(reading, noise(self.components, seeds, self._generator))
             if modes:
                 values[is_deterministic] = self._unsquashed_modes(inputs[is_deterministic])
-        actions = self.in_environment_units(self._squash(values))
+        own = self._squash(values)
+        if self._bare and modes:
+            self._unsquash_modes(own, values, is_deterministic)
+        actions = self.in_environment_units(own)
         return PolicyOutputs(actions, self._log_probability(reading, values, actions), kept)
 
     def mode(self, inputs: NDArray[np.floating[Any]]) -> Float64Array:
@@ -212,7 +216,11 @@ class ActionDistribution:
         Returns:
             float64[B, A].
         """
-        return self._squash(self._unsquashed_modes(inputs))
+        values = self._unsquashed_modes(inputs)
+        modes = self._squash(values)
+        if self._bare:
+            self._unsquash_modes(modes, values, np.ones(len(inputs), np.bool_))
+        return modes
 
     def sample(
         self, inputs: NDArray[np.floating[Any]], draws: Sequence[Float64Array]
@@ -314,6 +322,24 @@ class ActionDistribution:
 
     def _squash(self, actions: Float64Array) -> Float64Array:
         return self._with_squashed(np.tanh, actions)
+
+    def _unsquash_modes(
+        self, actions: Float64Array, values: Float64Array, is_mode: NDArray[np.bool_]
+    ) -> None:
+        """Take the mean itself as the mode, where the library does so.
+
+        Args:
+            actions: float64[B, A], squashed; the modes are written to it.
+            values: float64[B, A], before the tanh; to it are written the numbers whose tanh the
+                modes are, NaN where there is none.
+            is_mode: bool[B]; the rows that are modes.
+        """
+        for part in self._bare:
+            modes = _values_of(part, values)[is_mode]
+            _values_of(part, actions)[is_mode] = modes
+            _values_of(part, values)[is_mode] = np.where(
+                np.abs(modes) < 1.0, unsquashed(modes), np.nan
+            )
 
     def _unsquash(self, actions: Float64Array) -> Float64Array:
         return self._with_squashed(unsquashed, actions)

@@ -87,6 +87,8 @@ class ActionComponent:
         mean_bounds: the bounds that the graph clips the mean to, or a deterministic component's
             action; None as in `log_std_bounds`.
         std_floor: the number that the graph adds to the deviation: std = exp(log_std) + std_floor.
+        has_unsquashed_mode: its deterministic action is the mean itself, without the tanh, which may
+            lie where a squashed normal has no probability.
         name: its name in schema.yaml.
         labels: the names of the integer choices, in order.
         low: lower bounds in the environment's units, one a dimension.
@@ -103,6 +105,7 @@ class ActionComponent:
     log_std_bounds: tuple[float | None, float | None] | None = None
     mean_bounds: tuple[float | None, float | None] | None = None
     std_floor: float = 0.0
+    has_unsquashed_mode: bool = False
     name: str | None = None
     labels: tuple[str, ...] | None = None
     low: tuple[float, ...] | None = None

@@ -464,3 +464,64 @@ def test_distribution_of_a_greedy_policy_needs_no_square_of_its_choices() -> Non
     assert stated.probabilities.argmax(axis=1).tolist() == [7, 29_999]
     assert stated.probabilities.sum() == 2.0
     assert peak < 50e6
+
+
+@pytest.mark.parametrize(
+    ("bounds", "answers"),
+    [
+        ({}, [[0.5, -0.25], [0.5, -1.5]]),
+        ({"low": (0.0, -4.0), "high": (10.0, 4.0)}, [[7.5, -1.0], [7.5, -4.0]]),
+    ],
+    ids=["own numbers", "environment's units"],
+)
+def test_unsquashed_mode_beyond_a_squashed_normal_has_no_probability(
+    bounds: dict[str, Any], answers: list[list[float]]
+) -> None:
+    """RLlib's new API stack evaluates by the mean, which its own draws never reach beyond 1."""
+    part = ActionComponent("squashed_normal", 2, 0, 0, has_unsquashed_mode=True, **bounds)
+    inputs = rows([0.5, -0.25, 0.0, 0.0], [0.5, -1.5, 0.0, 0.0])
+    plain = ActionDistribution([replace(part, has_unsquashed_mode=False)])
+    distribution = ActionDistribution([part])
+    given = np.array([[0.5, -0.25]])
+
+    found = distribution.answer(
+        inputs, is_deterministic=np.array([True, True]), seeds=np.array([-1, -1])
+    )
+
+    assert found.actions.tolist() == answers
+    assert distribution.mode(inputs).tolist() == [[0.5, -0.25], [0.5, -1.5]]
+    assert found.log_probability[0] == pytest.approx(plain.log_probability(inputs[:1], given)[0])
+    assert np.isnan([found.log_probability[1], found.probability[1]]).all()
+
+
+def test_unsquashed_mode_at_a_bound_that_cuts_the_distribution_has_its_mass() -> None:
+    part = replace(
+        bounded("squashed_normal", is_normalized=False),
+        low=(-0.5, -3.0),
+        high=(0.25, 3.0),
+        has_unsquashed_mode=True,
+    )
+    inputs = rows([-2.0, 0.1, 0.0, 0.0], [-2.0, 2.0, 0.0, 0.0])
+
+    found = ActionDistribution([part]).answer(
+        inputs, is_deterministic=np.array([True, True]), seeds=np.array([-1, -1])
+    )
+
+    mass = 0.5 * math.erfc((math.atanh(-0.5) + 2.0) / -math.sqrt(2))
+    density = math.exp(-0.5 * (math.atanh(0.1) - 0.1) ** 2) / math.sqrt(2 * math.pi) / (1 - 0.01)
+    assert found.actions == pytest.approx(np.array([[-0.5, 0.1], [-0.5, 2.0]]))
+    assert found.probability[0] == pytest.approx(mass * density, rel=1e-6)
+    assert np.isnan(found.probability[1])
+
+
+def test_draws_beside_an_unsquashed_mode_are_those_of_the_squashed_normal() -> None:
+    part = ActionComponent("squashed_normal", 1, 0, 0)
+    inputs = rows(*[[1.5, -1.0]] * 3)
+    asked = {"is_deterministic": np.array([False, True, False]), "seeds": np.array([3, -1, 4])}
+
+    expected = ActionDistribution([part]).answer(inputs, **asked)
+    found = ActionDistribution([replace(part, has_unsquashed_mode=True)]).answer(inputs, **asked)
+
+    assert found.actions[[0, 2]].tolist() == expected.actions[[0, 2]].tolist()
+    assert found.log_probability[[0, 2]].tolist() == expected.log_probability[[0, 2]].tolist()
+    assert found.actions[1].tolist() == [1.5]
