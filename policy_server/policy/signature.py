@@ -87,8 +87,8 @@ class ActionComponent:
         mean_bounds: the bounds that the graph clips the mean to, or a deterministic component's
             action; None as in `log_std_bounds`.
         std_floor: the number that the graph adds to the deviation: std = exp(log_std) + std_floor.
-        has_unsquashed_mode: its deterministic action is the mean itself, without the tanh, which may
-            lie where a squashed normal has no probability.
+        has_unsquashed_mode: its deterministic action is the mean itself, without the tanh, which
+            may lie where a squashed normal has no probability.
         name: its name in schema.yaml.
         labels: the names of the integer choices, in order.
         low: lower bounds in the environment's units, one a dimension.

@@ -517,10 +517,12 @@ def test_unsquashed_mode_at_a_bound_that_cuts_the_distribution_has_its_mass() ->
 def test_draws_beside_an_unsquashed_mode_are_those_of_the_squashed_normal() -> None:
     part = ActionComponent("squashed_normal", 1, 0, 0)
     inputs = rows(*[[1.5, -1.0]] * 3)
-    asked = {"is_deterministic": np.array([False, True, False]), "seeds": np.array([3, -1, 4])}
+    is_mode, seeds = np.array([False, True, False]), np.array([3, -1, 4])
 
-    expected = ActionDistribution([part]).answer(inputs, **asked)
-    found = ActionDistribution([replace(part, has_unsquashed_mode=True)]).answer(inputs, **asked)
+    expected, found = (
+        ActionDistribution([item]).answer(inputs, is_deterministic=is_mode, seeds=seeds)
+        for item in (part, replace(part, has_unsquashed_mode=True))
+    )
 
     assert found.actions[[0, 2]].tolist() == expected.actions[[0, 2]].tolist()
     assert found.log_probability[[0, 2]].tolist() == expected.log_probability[[0, 2]].tolist()
