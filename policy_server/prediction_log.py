@@ -31,18 +31,30 @@ _TIMEOUT_S = 1.0
 class PredictionLog:
     """Records predictions; off where the rate is 0."""
 
-    def __init__(self, *, rate: float, fluentd_host: str | None, fluentd_port: int) -> None:
+    def __init__(
+        self,
+        *,
+        rate: float,
+        fluentd_host: str | None,
+        fluentd_port: int,
+        mask_name: str | None = None,
+        mask_width: int = 0,
+    ) -> None:
         """Own the connection to the collector, until `close`.
 
         Args:
             rate: the share of predictions that is recorded, from 0 to 1.
             fluentd_host: the host of fluentd; None for the server's own log only.
             fluentd_port: its port.
+            mask_name: the key of the action mask; None where the policy takes none.
+            mask_width: how many of a row's last numbers are the mask.
 
         Raises:
             MissingPackageError: if the package that speaks to fluentd is not installed.
         """
         self._rate = rate
+        self._mask_name = mask_name
+        self._mask_width = mask_width
         self._sender: FluentSender | None = None
         if rate > 0 and fluentd_host is not None:
             require("fluentd", use="POLICY_SERVER_FLUENTD_HOST")
@@ -68,15 +80,18 @@ class PredictionLog:
 
         Args:
             kind: the kind of answer, such as `predict`.
-            row: the observation's numbers.
+            row: the observation's numbers, and behind them the action mask's.
             answer: the JSON that was answered.
             request_id: the id of the request in the access log.
         """
         if not self._rate or random.random() >= self._rate:  # noqa: S311 -- a sample, no secret
             return
+        width = len(row) - self._mask_width
+        masks = {} if self._mask_name is None else {self._mask_name: list(map(int, row[width:]))}
         fields = {
             "kind": kind,
-            "observation": list(row),
+            "observation": list(row[:width]),
+            **masks,
             "answer": orjson.loads(answer),
             "request_id": request_id,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -32,22 +33,26 @@ def check_schema_fits(schema: ServerSchema, signature: PolicySignature) -> None:
         SchemaError: naming the first disagreement with both figures.
     """
     _check_module(schema, signature)
-    expected = signature.observation_width
+    observed = schema.without(signature.mask_name)
+    expected, beside = signature.observation_width, ""
+    if observed != schema:
+        _check_mask(schema, signature)
+        beside = f" beside {signature.mask_name}"
     if schema.observations is not None and expected is not None:
-        fewest, most = schema.min_width, schema.max_width
+        fewest, most = observed.min_width, observed.max_width
         if fewest == most != expected:
             raise SchemaError(
-                f"{schema.source}: gives {fewest} values, the policy expects {expected}; list each "
-                "value of an observation once, in the order of training"
+                f"{schema.source}: gives {fewest} values{beside}, the policy expects {expected}; "
+                "list each value of an observation once, in the order of training"
             )
         if fewest > expected or (most is not None and most < expected):
             given = f"at least {fewest}" if fewest > expected else f"at most {most}"
             raise SchemaError(
-                f"{schema.source}: gives {given} values, the policy expects {expected}; mend the "
-                "lists' bounds"
+                f"{schema.source}: gives {given} values{beside}, the policy expects {expected}; "
+                "mend the lists' bounds"
             )
     numbers = number_range(signature.observation_dtype)
-    numbers.check_fields(schema.observations or (), schema.source)
+    numbers.check_fields(observed.observations or (), schema.source)
     _check_flags(schema, signature)
 
 
@@ -60,6 +65,32 @@ def _check_module(schema: ServerSchema, signature: PolicySignature) -> None:
         else f"the policy is {signature.module!r}"
     )
     raise SchemaError(f"{schema.source}: module: is {schema.module!r}, {found}; mend or remove it")
+
+
+def _check_mask(schema: ServerSchema, signature: PolicySignature) -> None:
+    """Refuse an observation of the mask's name that describes no mask of the policy."""
+    (item,) = (item for item in schema.observations or () if item.name == signature.mask_name)
+    where, choices = f"{schema.source}: observations.{item.name}", sum(signature.mask_sizes)
+    most = choices if item.max_items is None else item.max_items
+    if not item.is_list or not item.min_items <= choices <= most:
+        given = f"{item.min_items} to {most}" if item.min_items != most else most
+        raise SchemaError(
+            f"{where}: the policy's action mask is a list of {choices} items, one a choice, got "
+            f"{given if item.is_list else 'no list'}; mend it, or rename what is no mask"
+        )
+    if item.minimum not in (None, 0) or item.maximum not in (None, 1):
+        raise SchemaError(f"{where}: an action mask holds 0 and 1; leave minimum and maximum out")
+    if isinstance(item.example, list) and not _allows_some(item.example, signature.mask_sizes):
+        raise SchemaError(
+            f"{where}.example: expected 0 and 1, of which some 1 for each action, got "
+            f"{item.example}; mend it or leave it out"
+        )
+
+
+def _allows_some(mask: Sequence[float], sizes: Sequence[int]) -> bool:
+    ends = list(itertools.accumulate(sizes, initial=0))
+    parts = [mask[first:end] for first, end in itertools.pairwise(ends)]
+    return len(mask) == ends[-1] and set(mask) <= {0, 1} and all(map(any, parts))
 
 
 def _check_flags(schema: ServerSchema, signature: PolicySignature) -> None:

@@ -6,6 +6,7 @@ and `json_batches` and `npy_batches` read many, piece by piece as they arrive.
 
 from __future__ import annotations
 
+from policy_server.observations.action_mask import ActionMask
 from policy_server.observations.batch_layout import BatchLayout, BatchReader, Matrix
 from policy_server.observations.json_batches import JsonBatchReader
 from policy_server.observations.models import problem
@@ -13,6 +14,7 @@ from policy_server.observations.npy_batches import NpyBatchReader
 from policy_server.observations.space import ObservationSpace
 
 __all__ = [
+    "ActionMask",
     "BatchLayout",
     "BatchReader",
     "JsonBatchReader",

@@ -24,7 +24,8 @@ class BatchLayout:
     Attributes:
         space: the observations of schema.yaml.
         is_raw: whether the observations are flat, `{"obs": [...]}`.
-        width: how many numbers a row has; None where the policy leaves that open.
+        width: how many numbers a row has, an action mask's too; None where the policy leaves that
+            open.
         dtype: the type of the rows' numbers.
         max_rows: the most rows of a batch.
     """
@@ -34,6 +35,19 @@ class BatchLayout:
     width: int | None
     dtype: type[np.float32] | type[np.float64]
     max_rows: int
+
+    @property
+    def npy_widths(self) -> tuple[int, ...]:
+        """Return how many columns an array may have: with the action mask, or without one too.
+
+        Empty where the policy leaves the width open.
+        """
+        if self.width is None:
+            return ()
+        mask = self.space.mask
+        if mask is None or (mask.is_required and not self.is_raw):
+            return (self.width,)
+        return mask.first, self.width
 
     def check_rows(self, rows: int) -> None:
         """Refuse a batch that is longer than the limit.

@@ -69,6 +69,9 @@ class Rows:
         self._width = layout.width
         self._count = 0
         self._begun = BegunRow(layout)
+        if layout.space.mask is not None:
+            # A flat observation may have its mask before or behind its numbers: it is taken whole.
+            self.inner_closing = b""
 
     def parse(self, text: bytes) -> list[Any]:
         """Validate a part.
@@ -212,17 +215,36 @@ class Columns:
             ObservationError: if a column is missing or shorter than others, or a row has another
                 width.
         """
-        names = self.layout.space.names(is_raw=self.layout.is_raw)
-        missing = [name for name in names if name not in self._known]
+        space, is_raw = self.layout.space, self.layout.is_raw
+        required = space.required_names(is_raw=is_raw)
+        missing = [name for name in required if name not in self._known]
         if missing:
             raise ObservationError(
                 [problem("missing", ["body", name], "Field required") for name in missing]
             )
+        names = [name for name in space.names(is_raw=is_raw) if name in self._known]
         columns = [self._known[name] for name in names]
         self._check_lengths(names, [column.count for column in columns])
         count = max(1, min(_ROWS_AT_ONCE, _NUMBERS_AT_ONCE // max(self._width or 1, 1)))
         for start in range(0, columns[0].count, count):
-            yield self._matrix([column.next_rows(count) for column in columns], start)
+            taken = [column.next_rows(count) for column in columns]
+            yield self._matrix([*taken, *self._absent_mask(taken[0], start)], start)
+
+    def _absent_mask(self, first: Matrix | list[Any], start: int) -> list[Matrix]:
+        """Return the column of an action mask that was left out: none where `obs` ends with it.
+
+        Args:
+            first: the first column.
+            start: the number of its first row in the batch.
+        """
+        mask = self.layout.space.mask
+        if mask is None or mask.name in self._known:
+            return []
+        if self.layout.is_raw and isinstance(first, np.ndarray) and first.shape[1] == self._width:
+            at = mask.first
+            mask.check(first[:, at:], lambda row, column: ["body", "obs", start + row, at + column])
+            return []
+        return [np.ones((len(first), mask.width), self.layout.dtype)]
 
     def _matrix(self, columns: list[Matrix | list[Any]], start: int) -> Matrix:
         arrays = [column for column in columns if isinstance(column, np.ndarray)]

@@ -30,10 +30,12 @@ from policy_server.schema import (
 )
 
 __all__ = [
+    "JSON_TYPES",
     "TOO_LARGE",
     "columns_model",
     "example_of",
     "flatten",
+    "list_of",
     "observation_model",
     "problem",
     "raw_columns_model",
@@ -43,7 +45,7 @@ __all__ = [
 
 Parsed = TypeVar("Parsed")
 
-_JSON_TYPES = {"int": "integer", "float": "number", "bool": "boolean"}
+JSON_TYPES = {"int": "integer", "float": "number", "bool": "boolean"}
 _STRICT = ConfigDict(strict=True, extra="forbid")
 _MOST_PROBLEMS = 100
 
@@ -116,57 +118,62 @@ def flatten(values: Iterable[Any]) -> list[float]:
 
 
 def observation_model(
-    fields: tuple[ObservationField, ...], numbers: NumberRange
+    fields: tuple[ObservationField, ...], numbers: NumberRange, **last: tuple[Any, Any]
 ) -> type[BaseModel]:
     """Return the model of a named observation.
 
     Args:
         fields: its fields in order; they are the model's own in that order.
         numbers: the numbers that the policy's type holds.
+        last: the fields behind them, as pydantic's `create_model` takes them.
     """
     # The names are aliases, so that `copy`, `json` or `_id` don't clash with pydantic's own.
     definitions: dict[str, Any] = {
         f"field_{i}": (_annotation(field, numbers), _pydantic_field(field, numbers))
         for i, field in enumerate(fields)
     }
-    return create_model("Observation", __config__=_STRICT, **definitions)
+    return create_model("Observation", __config__=_STRICT, **(definitions | last))
 
 
-def raw_model(numbers: NumberRange) -> type[BaseModel]:
+def raw_model(numbers: NumberRange, **last: tuple[Any, Any]) -> type[BaseModel]:
     """Return the model of a raw observation, `{"obs": [...]}`.
 
     Args:
         numbers: the numbers that the policy's type holds.
+        last: the fields beside `obs`, as pydantic's `create_model` takes them.
     """
     description = "The values in the order of training; booleans are 0 and 1"
-    items: Any = _list_of(_raw_number(numbers))
-    return create_model(
-        "RawObservation", __config__=_STRICT, obs=(items, Field(description=description))
-    )
+    items: Any = list_of(_raw_number(numbers))
+    obs: dict[str, Any] = {"obs": (items, Field(description=description))}
+    return create_model("RawObservation", __config__=_STRICT, **(obs | last))
 
 
-def columns_model(fields: tuple[ObservationField, ...], numbers: NumberRange) -> type[BaseModel]:
+def columns_model(
+    fields: tuple[ObservationField, ...], numbers: NumberRange, **last: tuple[Any, Any]
+) -> type[BaseModel]:
     """Return the model of many named observations by column: any of the fields, a value a row.
 
     Args:
         fields: an observation's fields in order.
         numbers: the numbers that the policy's type holds.
+        last: the columns behind them, as pydantic's `create_model` takes them.
     """
     definitions: dict[str, Any] = {
-        f"field_{i}": (_list_of(_item_of_column(field, numbers)), Field(None, alias=field.name))
+        f"field_{i}": (list_of(_item_of_column(field, numbers)), Field(None, alias=field.name))
         for i, field in enumerate(fields)
     }
-    return create_model("ObservationColumns", __config__=_STRICT, **definitions)
+    return create_model("ObservationColumns", __config__=_STRICT, **(definitions | last))
 
 
-def raw_columns_model(numbers: NumberRange) -> type[BaseModel]:
+def raw_columns_model(numbers: NumberRange, **last: tuple[Any, Any]) -> type[BaseModel]:
     """Return the model of many raw observations by column, `{"obs": [[...], ...]}`.
 
     Args:
         numbers: the numbers that the policy's type holds.
+        last: the columns beside `obs`, as pydantic's `create_model` takes them.
     """
-    rows: Any = _list_of(_list_of(_raw_number(numbers)))
-    return create_model("RawObservationColumns", __config__=_STRICT, obs=(rows, Field(None)))
+    obs: dict[str, Any] = {"obs": (list_of(list_of(_raw_number(numbers))), Field(None))}
+    return create_model("RawObservationColumns", __config__=_STRICT, **(obs | last))
 
 
 def _item_of_column(field: ObservationField, numbers: NumberRange) -> Any:  # noqa: ANN401 -- made at run time
@@ -179,10 +186,15 @@ def _item_of_column(field: ObservationField, numbers: NumberRange) -> Any:  # no
 def _annotation(field: ObservationField, numbers: NumberRange) -> Any:  # noqa: ANN401 -- made at run time
     low, high = numbers.within(field)
     item = _number(field.kind, low, high, is_integer=numbers.is_integer)
-    return _list_of(item) if field.is_list else item
+    return list_of(item) if field.is_list else item
 
 
-def _list_of(item: Any) -> Any:  # noqa: ANN401 -- an annotation made at run time
+def list_of(item: Any) -> Any:  # noqa: ANN401 -- an annotation made at run time
+    """Return the annotation of a list.
+
+    Args:
+        item: the annotation of its items.
+    """
     # The first wrong item is enough: a body of a million would make a longer answer than itself.
     return Annotated[list[item], FailFast()]
 
@@ -193,9 +205,9 @@ def _raw_number(numbers: NumberRange) -> Any:  # noqa: ANN401 -- made at run tim
 
 def _number(kind: Kind, low: Number, high: Number, *, is_integer: bool) -> Any:  # noqa: ANN401 -- made at run time
     if kind == "bool":
-        return Annotated[bool, WithJsonSchema({"type": _JSON_TYPES[kind]})]
+        return Annotated[bool, WithJsonSchema({"type": JSON_TYPES[kind]})]
     is_whole = is_integer or kind == "int"
-    name = _JSON_TYPES["int" if is_whole else kind]
+    name = JSON_TYPES["int" if is_whole else kind]
     document = WithJsonSchema({"type": name, "minimum": low, "maximum": high})
     if is_whole:
         return Annotated[int, _Whole(low, high), document]

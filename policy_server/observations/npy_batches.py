@@ -14,6 +14,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from policy_server.errors import ObservationError
+from policy_server.observations.action_mask import ActionMask
 from policy_server.observations.batch_layout import BatchLayout, Matrix
 from policy_server.observations.models import TOO_LARGE, problem
 from policy_server.schema import FLOAT32_MAX, ObservationField
@@ -109,13 +110,13 @@ class NpyBatchReader:
         return header
 
     def _checked_shape(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        width = self._layout.width
-        wanted = f"(N, {'width' if width is None else width})"
+        widths = self._layout.npy_widths
+        wanted = " or ".join(f"(N, {width})" for width in widths) or "(N, width)"
         if self._dtype.kind not in _NUMBERS:
             _refuse(
                 "npy_dtype", f"The array should hold numbers, such as float32, not {self._dtype}"
             )
-        if len(shape) != 2 or min(shape) < 0 or shape[1] == 0 or width not in (None, shape[1]):
+        if len(shape) != 2 or min(shape) < 0 or shape[1] == 0 or shape[1] not in (widths or shape):
             _refuse("npy_shape", f"The array should have the shape {wanted}, not {shape}")
         self._layout.check_rows(shape[0])
         return shape[0], shape[1]
@@ -132,9 +133,23 @@ class NpyBatchReader:
             rows -= part
 
     def _checked(self, values: NDArray[Any]) -> Matrix:
-        self._rules.check(values, self._count)
+        mask = self._layout.space.mask
+        if mask is not None:
+            values = self._with_mask(values, mask)
+        else:
+            self._rules.check(values, self._count)
         self._count += len(values)
         return np.ascontiguousarray(values, self._layout.dtype)
+
+    def _with_mask(self, values: NDArray[Any], mask: ActionMask) -> NDArray[Any]:
+        """Return rows that end with an action mask, checked."""
+        numbers, masks = values[:, : mask.first], values[:, mask.first :]
+        self._rules.check(numbers, self._count)
+        if not masks.shape[1]:
+            return mask.allowing_all(numbers)
+        first, name = (mask.first, "obs") if self._layout.is_raw else (0, mask.name)
+        mask.check(masks, lambda row, column: ["body", self._count + row, name, first + column])
+        return values
 
 
 class _Rules:

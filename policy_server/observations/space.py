@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from policy_server.errors import ObservationError
+from policy_server.observations.action_mask import ActionMask
 from policy_server.observations.models import (
     columns_model,
     example_of,
@@ -36,21 +38,34 @@ class ObservationSpace:
     """
 
     def __init__(
-        self, fields: tuple[ObservationField, ...] | None, numbers: NumberRange | None = None
+        self,
+        fields: tuple[ObservationField, ...] | None,
+        numbers: NumberRange | None = None,
+        mask: ActionMask | None = None,
     ) -> None:
         """Generate the pydantic models.
 
         Args:
-            fields: the named observations in order; None where only raw observations are taken.
+            fields: the named observations in order, without one that describes the mask; None
+                where only raw observations are taken.
             numbers: the numbers that the policy's type holds; None, before the policy is loaded,
                 takes those of float32.
+            mask: the action mask that the policy takes beside its observation; None for none.
         """
         self.fields = fields
         self.numbers = number_range("float32") if numbers is None else numbers
-        self._named = None if fields is None else observation_model(fields, self.numbers)
-        self._raw = raw_model(self.numbers)
-        has_lists = any(field.is_list for field in fields or ())
+        self.mask = mask
+        self._named = (
+            None
+            if fields is None
+            else observation_model(fields, self.numbers, **(mask.for_observation() if mask else {}))
+        )
+        self._raw = raw_model(self.numbers, **(mask.for_raw() if mask else {}))
+        has_lists = mask is not None or any(field.is_list for field in fields or ())
         self._row: Callable[[Iterable[Any]], list[float]] = flatten if has_lists else list
+        self._raw_row: Callable[[Mapping[str, Any]], list[float]] = (
+            itemgetter("obs") if mask is None else self._row_of_raw
+        )
 
     @functools.cached_property
     def example(self) -> dict[str, Any] | None:
@@ -59,7 +74,12 @@ class ObservationSpace:
             None
             if self.fields is None
             else {field.name: example_of(field, self.numbers) for field in self.fields}
+            | self._mask_example
         )
+
+    @property
+    def _mask_example(self) -> dict[str, Any]:
+        return {} if self.mask is None else {self.mask.name: self.mask.example}
 
     def raw_example(self, width: int | None) -> list[float]:
         """Return a valid raw observation.
@@ -67,7 +87,7 @@ class ObservationSpace:
         Args:
             width: how many numbers the policy takes; None where it leaves that open.
         """
-        row = [] if self.example is None else flatten(list(self.example.values()))
+        row = flatten(example_of(field, self.numbers) for field in self.fields or ())
         if width is not None and len(row) != width:
             row = [0.0] * width
         number = int if self.numbers.is_integer else float
@@ -88,7 +108,16 @@ class ObservationSpace:
         document = self._raw.model_json_schema()
         if width is not None:
             document["properties"]["obs"] |= {"minItems": width, "maxItems": width}
-        return document | {"examples": [{"obs": self.raw_example(width)}]}
+        return document | {"examples": [{"obs": self.raw_example(width)} | self._mask_example]}
+
+    def example_row(self, width: int | None) -> list[float]:
+        """Return the row of a valid observation, with an action mask where the policy takes one.
+
+        Args:
+            width: how many numbers the policy takes; None where it leaves that open.
+        """
+        row = self.raw_example(width)
+        return row if self.mask is None else row + self.mask.example
 
     def parse_named(self, body: bytes) -> list[float]:
         """Turn the JSON of a named observation into a row.
@@ -120,8 +149,12 @@ class ObservationSpace:
         Raises:
             ObservationError: naming the first item that is no finite number.
         """
-        row: list[float] = validate(self._raw.model_validate_json, body).__dict__["obs"]
-        return row
+        return self._raw_row(validate(self._raw.model_validate_json, body).__dict__)
+
+    def _row_of_raw(self, values: Mapping[str, Any], *place: int) -> list[float]:
+        """Return the row of a flat observation's fields, for a policy that takes a mask."""
+        assert self.mask is not None, "without one, `obs` is the row"
+        return self.mask.row(values["obs"], values["mask"], *place)
 
     def parse_values(self, values: object, *, is_raw: bool) -> list[float]:
         """Turn an observation that came in another encoding, such as MessagePack, into a row.
@@ -144,16 +177,26 @@ class ObservationSpace:
             # pydantic words a few mistakes by the language that they came from.
             body = _as_json(values)
             return self.parse_raw(body) if is_raw else self.parse_named(body)
-        row: list[float] = found["obs"] if is_raw else self._row(found.values())
-        return row
+        return self._raw_row(found) if is_raw else self._row(found.values())
 
     def names(self, *, is_raw: bool) -> list[str]:
-        """Return the names of an observation's fields in order.
+        """Return the names of an observation's fields in order, the action mask's last.
 
         Args:
             is_raw: whether it is `{"obs": [...]}`.
         """
-        return ["obs"] if is_raw else [field.name for field in self.fields or ()]
+        names = ["obs"] if is_raw else [field.name for field in self.fields or ()]
+        return names if self.mask is None else [*names, self.mask.name]
+
+    def required_names(self, *, is_raw: bool) -> list[str]:
+        """Return the names of the fields that may not be left out.
+
+        Args:
+            is_raw: whether it is `{"obs": [...]}`.
+        """
+        names = self.names(is_raw=is_raw)
+        is_required = self.mask is None or (self.mask.is_required and not is_raw)
+        return names if is_required else names[:-1]
 
     def parse_rows(self, body: bytes, *, is_raw: bool) -> list[list[float]]:
         """Turn a JSON list of observations into rows.
@@ -169,6 +212,8 @@ class ObservationSpace:
             ObservationError: as for one observation, with the row's index before the field.
         """
         found = validate(self._lists[is_raw].validate_json, body)
+        if is_raw and self.mask is not None:
+            return [self._row_of_raw(item.__dict__, row) for row, item in enumerate(found)]
         if is_raw:
             return [item.__dict__["obs"] for item in found]
         return [self._row(item.__dict__.values()) for item in found]
@@ -201,13 +246,17 @@ class ObservationSpace:
     @functools.cached_property
     def _columns(self) -> tuple[type[BaseModel], type[BaseModel]]:
         """Return the models of observations by column: named ones, raw ones."""
-        return columns_model(self.fields or (), self.numbers), raw_columns_model(self.numbers)
+        last = self.mask.for_columns() if self.mask else {}
+        return (
+            columns_model(self.fields or (), self.numbers, **last),
+            raw_columns_model(self.numbers, **last),
+        )
 
     def check_width(self, row: Sequence[float], width: int | None, *, is_raw: bool) -> None:
         """Refuse a row whose length is not the policy's.
 
         Args:
-            row: the numbers.
+            row: the numbers, an action mask's too.
             width: how many the policy expects; None where it leaves that open.
             is_raw: whether the row came from `obs`; the error names its field.
 
@@ -217,16 +266,18 @@ class ObservationSpace:
         if width is None or len(row) == width:
             return
         kind = "too_short" if len(row) < width else "too_long"
+        beside = 0 if self.mask is None else self.mask.width
+        expected, given = width - beside, len(row) - beside
         if is_raw:
             raise ObservationError(
-                [problem(kind, ["body", "obs"], f"List should have {width} items, not {len(row)}")]
+                [problem(kind, ["body", "obs"], f"List should have {expected} items, not {given}")]
             )
         open_lists = [
             item.name
             for item in self.fields or ()
             if item.is_list and item.min_items != item.max_items
         ]
-        message = f"The observation should have {width} values in all, not {len(row)}"
+        message = f"The observation should have {expected} values in all, not {given}"
         raise ObservationError([problem(kind, ["body", *open_lists[:1]], message)])
 
 

@@ -98,6 +98,40 @@ class PolicyInputs:
             state=state,
         )
 
+    @classmethod
+    def of_rows(
+        cls,
+        rows: Float32Array | Float64Array,
+        signature: PolicySignature,
+        *,
+        is_deterministic: NDArray[np.bool_],
+        seeds: Int64Array,
+        wants_distribution: bool,
+    ) -> PolicyInputs:
+        """Return the inputs of rows that end with an action mask where the policy takes one.
+
+        Args:
+            rows: float[B, row_width] of the signature.
+            signature: the policy's.
+            is_deterministic: see the class.
+            seeds: see the class.
+            wants_distribution: see the class.
+        """
+        if signature.mask_name is None:
+            return cls(rows, is_deterministic, seeds, wants_distribution)
+        width = signature.observation_width
+        masks = rows[:, width:] != 0
+        return cls(rows[:, :width], is_deterministic, seeds, wants_distribution, masks=masks)
+
+    @property
+    def rows(self) -> Float32Array | Float64Array:
+        """Return the observations, each followed by its mask where there are masks."""
+        if self.masks is None:
+            return self.observations
+        masks = self.masks.astype(self.observations.dtype)
+        rows: Float32Array | Float64Array = np.concatenate([self.observations, masks], axis=1)
+        return rows
+
     def __len__(self) -> int:
         """Return the number of rows, B."""
         return len(self.seeds)

@@ -193,6 +193,13 @@ class PolicySignature:
         return tuple(part.size for part in self.components or () if part.kind == "categorical")
 
     @property
+    def row_width(self) -> int | None:
+        """Return how many numbers a row has: an observation's, and the mask's behind them."""
+        if self.observation_width is None:
+            return None
+        return self.observation_width + sum(self.mask_sizes)
+
+    @property
     def is_proved(self) -> bool:
         """Return whether `components` were read from the graph and agree with its answers."""
         return self.basis == "structure"

@@ -111,6 +111,18 @@ class ServerSchema:
     api_key: str | None = None
     url_path: str = ""
 
+    def without(self, name: str | None) -> ServerSchema:
+        """Return the schema without an observation, such as the action mask beside the others.
+
+        Args:
+            name: the observation's; None, or a name that is not there, leaves all.
+        """
+        if self.observations is None or name is None:
+            return self
+        return replace(
+            self, observations=tuple(item for item in self.observations if item.name != name)
+        )
+
     @property
     def min_width(self) -> int:
         """Return the fewest numbers that an observation can have."""

@@ -24,6 +24,7 @@ from policy_server.policy import (
     Float64Array,
     PolicyInputs,
     PolicyOutputs,
+    PolicySignature,
 )
 
 __all__ = [
@@ -45,7 +46,8 @@ class Question:
     """One observation, with the kind of its answer.
 
     Attributes:
-        row: the observation's numbers, as many as the policy takes.
+        row: the observation's numbers, as many as the policy takes; behind them those of the action
+            mask, where the policy takes one: 1 for each allowed choice, 0 for each other.
         kind: the kind of answer: a draw, the mode or the distribution.
         seed: makes the draw reproducible; -1 for an independent one.
     """
@@ -137,8 +139,8 @@ class Call(Protocol):
     def waiting(self) -> int:
         """Return how many of its rows are still waited for."""
 
-    def inputs(self, dtype: type[np.floating[Any]]) -> PolicyInputs:
-        """Return the rows with their options, as a backend takes them."""
+    def inputs(self, signature: PolicySignature) -> PolicyInputs:
+        """Return the rows with their options, as a backend of that signature takes them."""
 
     def halves(self) -> tuple[Call, Call]:
         """Return two calls of half the rows each."""
@@ -193,15 +195,17 @@ class SingleCall:
             item.answer.set_exception(error)
         return len(late)
 
-    def inputs(self, dtype: type[np.floating[Any]]) -> PolicyInputs:
+    def inputs(self, signature: PolicySignature) -> PolicyInputs:
         """Return the questions' rows in columns; see `Call.inputs`."""
         questions = [item.question for item in self._waiting]
+        dtype: type[np.floating[Any]] = signature.row_dtype
         rows: Float32Array | Float64Array = np.array([item.row for item in questions], dtype)
         kinds = [item.kind for item in questions]
-        return PolicyInputs(
+        return PolicyInputs.of_rows(
             rows,
-            np.array([kind != "predict" for kind in kinds]),
-            np.array([item.seed for item in questions], np.int64),
+            signature,
+            is_deterministic=np.array([kind != "predict" for kind in kinds]),
+            seeds=np.array([item.seed for item in questions], np.int64),
             wants_distribution="distribution" in kinds,
         )
 
@@ -300,7 +304,7 @@ class BulkCall:
         """Return the number of rows while the request waits, else 0."""
         return len(self) if self.is_wanted() else 0
 
-    def inputs(self, dtype: type[np.floating[Any]]) -> PolicyInputs:  # noqa: ARG002 -- theirs is right
+    def inputs(self, signature: PolicySignature) -> PolicyInputs:  # noqa: ARG002 -- theirs fit
         """Return the rows; see `Call.inputs`."""
         return self.rows
 

@@ -349,7 +349,7 @@ class Scheduler:
         return None
 
     async def _infer(self, call: Call) -> PolicyOutputs:
-        inputs = call.inputs(self._backend.signature.row_dtype)
+        inputs = call.inputs(self._backend.signature)
         started, rows = time.perf_counter(), len(inputs)
         self._metrics.observe_batch(rows)
         self._metrics.observe_stage("queue", started - call.asked)

@@ -16,7 +16,7 @@ from policy_server.errors import (
     UnsupportedAnswerError,
 )
 from policy_server.metrics import PolicyMetrics
-from policy_server.observations import ObservationSpace
+from policy_server.observations import ActionMask, ObservationSpace
 from policy_server.policy import (
     ANSWER_KINDS,
     NO_SEED,
@@ -62,6 +62,7 @@ class PolicyVersion:
         schema: its schema.yaml.
         space: the observations that schema and signature allow.
         signature: its inputs, outputs and distribution.
+        row_width: the signature's, which each request asks for.
         scheduler: takes questions, and asks the backend few of them at a time.
         distribution: reads `PolicyOutputs.distribution`; None where the family is unknown.
         log: records a share of the predictions.
@@ -73,6 +74,7 @@ class PolicyVersion:
     schema: ServerSchema
     space: ObservationSpace
     signature: PolicySignature
+    row_width: int | None
     scheduler: Scheduler
     distribution: ActionDistribution | None
     log: PredictionLog
@@ -100,7 +102,9 @@ class PolicyVersion:
             PolicyFailedError: if the policy fails on the example.
         """
         signature = opened.backend.signature
-        fields = fit_lists(schema.observations, signature.observation_width)
+        mask = ActionMask.beside(schema.observations or (), signature)
+        observations = schema.without(signature.mask_name).observations
+        fields = fit_lists(observations, signature.observation_width)
         limits = Limits(
             settings.max_batch_size, settings.max_queue_size, settings.request_timeout_s
         )
@@ -109,8 +113,9 @@ class PolicyVersion:
             name=name,
             digest=opened.digest,
             schema=schema,
-            space=ObservationSpace(fields, number_range(signature.observation_dtype)),
+            space=ObservationSpace(fields, number_range(signature.observation_dtype), mask),
             signature=signature,
+            row_width=signature.row_width,
             scheduler=Scheduler(counted, limits, metrics),
             distribution=(
                 None
@@ -121,6 +126,8 @@ class PolicyVersion:
                 rate=settings.prediction_log_rate,
                 fluentd_host=settings.fluentd_host,
                 fluentd_port=settings.fluentd_port,
+                mask_name=signature.mask_name,
+                mask_width=sum(signature.mask_sizes),
             ),
         )
         try:
@@ -152,13 +159,13 @@ class PolicyVersion:
     async def _warm_up(self) -> dict[AnswerKind, Answer]:
         """Ask for an answer of each kind, so that the first request is as fast as later ones."""
         width = self.signature.observation_width
-        row = self.space.raw_example(width)
+        row = self.space.example_row(width)
         # Only a draw of ours takes a seed.
         seed = NO_SEED if self.distribution is None else _EXAMPLE_SEED
         examples: dict[AnswerKind, Answer] = {}
         for kind in ANSWER_KINDS:
             try:
-                self.space.check_width(row, width, is_raw=True)
+                self.space.check_width(row, self.row_width, is_raw=True)
                 self.check_answers(kind)
                 asked = Question(row, kind, seed if kind == "predict" else NO_SEED)
                 examples[kind] = await self.scheduler.answer(asked)

@@ -105,7 +105,7 @@ class PolicyAnswering:
         """Return an observation's row; refuse one that is not of the policy's width."""
         started = time.perf_counter()
         row = parse()
-        version.space.check_width(row, version.signature.observation_width, is_raw=is_raw)
+        version.space.check_width(row, version.row_width, is_raw=is_raw)
         self.slot.metrics.observe_stage("validate", time.perf_counter() - started)
         return row
 

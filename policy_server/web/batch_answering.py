@@ -148,7 +148,8 @@ class BatchAnswering:
         start_call: StartCall,
     ) -> None:
         """Start the calls of a batch, each as soon as its rows are there."""
-        reader, cutter = self._reader(version, request), _Cutter(request, start_call)
+        reader = self._reader(version, request)
+        cutter = _Cutter(request, version.signature, start_call)
         timeout_s = self._settings.request_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
@@ -171,7 +172,7 @@ class BatchAnswering:
         layout = BatchLayout(
             version.space,
             request.is_raw,
-            signature.observation_width,
+            version.row_width,
             signature.row_dtype,
             self._settings.max_batch_rows,
         )
@@ -191,7 +192,7 @@ async def _call(
     if version.log.is_on:
         layout = version.signature.action_outputs
         rendered = RenderedAnswers(outputs, layout, version.distribution)
-        for index, row in enumerate(rows.observations.tolist()):
+        for index, row in enumerate(rows.rows.tolist()):
             answer = rendered.answer(request.kind, index)
             version.log.record(request.kind, row, answer, request_id=request.request_id)
 
@@ -211,8 +212,11 @@ async def _let_others_in() -> None:
 class _Cutter:
     """Cuts the rows of a batch, as they come, into calls."""
 
-    def __init__(self, request: BatchRequest, start_call: StartCall) -> None:
+    def __init__(
+        self, request: BatchRequest, signature: PolicySignature, start_call: StartCall
+    ) -> None:
         self._request = request
+        self._signature = signature
         self._start_call = start_call
         self._rows_per_call = ROWS_PER_CALL if request.seed is None else _SEEDED_ROWS_PER_CALL
         self._waiting: list[Matrix] = []
@@ -241,10 +245,11 @@ class _Cutter:
         if seed is not None:
             seeds = ((np.uint64(seed) + index) & _SEED_BITS).astype(np.int64)
         is_deterministic = self._request.kind != "predict"
-        inputs = PolicyInputs(
+        inputs = PolicyInputs.of_rows(
             rows,
-            np.full(len(rows), is_deterministic),
-            seeds,
+            self._signature,
+            is_deterministic=np.full(len(rows), is_deterministic),
+            seeds=seeds,
             wants_distribution=self._request.kind == "distribution",
         )
         self._start_call(self._first, inputs)

@@ -101,7 +101,8 @@ def _columns_of(observation: Document) -> Document:
         name: {"type": "array", "items": sized(schema)}
         for name, schema in observation["properties"].items()
     }
-    return {**_object(properties), "additionalProperties": False}
+    required = observation.get("required", [])
+    return {**_object(properties, required=required), "additionalProperties": False}
 
 
 def _object(properties: Document, *, required: list[str] | None = None) -> Document:

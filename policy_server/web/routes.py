@@ -215,6 +215,9 @@ def _schema_endpoint(slot: PolicySlot) -> Callable[[], Awaitable[dict[str, Any]]
             "family": signature.family,
             "is_proved": signature.is_proved,
             "basis": signature.basis,
+            "action_mask": None
+            if signature.mask_name is None
+            else {"name": signature.mask_name, "sizes": signature.mask_sizes},
             "components": [action.model_dump() for action in listed_actions(signature) or ()],
         }
         return document

@@ -125,6 +125,8 @@ class FakeBackend:
         distribution = ActionDistribution(
             self.signature.components, is_greedy=self.signature.is_value_based
         )
+        if inputs.masks is not None:
+            values = distribution.masked(values, inputs.masks)
         return distribution.answer(
             values,
             is_deterministic=inputs.is_deterministic,
@@ -147,6 +149,17 @@ def integer_backend(
     action = ActionOutput("actions_0", is_integer=True, columns=1, is_vector=False)
     components = components_of(("categorical", len(bias)))
     return FakeBackend(signature_of(components, width=width, outputs=(action,)), bias, **options)
+
+
+def masked_backend(*sizes: int, mask_name: str = "action_mask") -> FakeBackend:
+    """Return a policy of integer actions over two numbers, which takes a mask beside them.
+
+    Each action's probabilities rise from choice to choice.
+    """
+    components = components_of(*(("categorical", size) for size in sizes))
+    actions = ActionOutput("actions_0", is_integer=True, columns=len(sizes), is_vector=True)
+    signature = replace(signature_of(components, outputs=(actions,)), mask_name=mask_name)
+    return FakeBackend(signature, [float(c) for size in sizes for c in range(size)], weight=0.0)
 
 
 def renamed(backend: FakeBackend, components: tuple[ActionComponent, ...]) -> FakeBackend:

@@ -54,6 +54,7 @@ async def test_schema_is_shown_without_the_key() -> None:
             "family": "categorical(3)",
             "is_proved": True,
             "basis": "structure",
+            "action_mask": None,
             "components": [
                 {"kind": "categorical", "size": 3, "name": None, "labels": None},
             ],

@@ -38,12 +38,14 @@ class Answers:
         components: the action distribution.
         is_value_based: they are values, of which the greatest is taken.
         memory: the tensors of the state that the network steps; empty for none.
+        mask_name: the name of the action mask beside the observation; None for no such mask.
     """
 
     result: int
     components: tuple[ActionComponent, ...]
     is_value_based: bool = False
     memory: tuple[StateTensor, ...] = ()
+    mask_name: str | None = None
 
 
 def has_integer_actions(saved: SavedPolicy) -> bool:

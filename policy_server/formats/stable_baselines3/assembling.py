@@ -134,7 +134,7 @@ def _network(
         x, state = add_memory(layers, x, saved, memory)
     answers = replace(algorithm.build(layers, x, saved), memory=memory)
     if algorithm.is_maskable:
-        answers = replace(answers, result=_masked(layers, answers, saved, schema))
+        answers = _masked(layers, answers, saved, schema)
     layers.refuse_unused(others)
     result = answers.result if state is None else layers.joined([answers.result, state])
     return layers.builder.finish(result), answers
@@ -142,24 +142,32 @@ def _network(
 
 def _masked(
     layers: Layers, answers: Answers, saved: SavedPolicy, schema: ServerSchema | None
-) -> int:
-    """Return the register of the logits, less those that the observation's mask forbids."""
+) -> Answers:
+    """Return the answers of a policy that masks actions, by its observation or beside it."""
     choices = sum(part.size for part in answers.components)
-    widths = {key: width_of(part) for key, part in parts_of(saved.observation_space).items()}
-    if _MASK not in widths:
-        fields = (schema.observations or ()) if schema is not None else ()
-        widths = {item.name: (item.max_items or 0) if item.is_list else 1 for item in fields}
-    if widths.get(_MASK) != choices:
-        raise ModelError(
-            f"data: the policy masks actions, and its mask is no part {_MASK!r} of the observation "
-            f"with {choices} values; masks beside the observation come with a later version"
-        )
-    names = list(widths)
-    first = sum(widths[name] for name in names[: names.index(_MASK)])
+    first = _mask_start(saved, schema, choices)
+    if first is None:
+        return replace(answers, mask_name=_MASK)
     mask = layers.columns(0, first, choices)
     allowed = layers.with_constant("NotEqual", mask, np.float32(0))
     forbidden = layers.builder.keep(np.full(choices, _MASKED))
-    return layers.add("SelectV2", allowed, answers.result, forbidden)
+    result = layers.add("SelectV2", allowed, answers.result, forbidden)
+    return replace(answers, result=result)
+
+
+def _mask_start(saved: SavedPolicy, schema: ServerSchema | None, choices: int) -> int | None:
+    """Return where in the observation the action mask begins; None where it is no part of it."""
+    widths = {key: width_of(part) for key, part in parts_of(saved.observation_space).items()}
+    if widths.get(_MASK) == choices:
+        names = list(widths)
+        return sum(widths[name] for name in names[: names.index(_MASK)])
+    fields = (schema.observations or ()) if schema is not None else ()
+    listed = [item.name for item in fields]
+    if schema is None or _MASK not in listed or schema.width != sum(widths.values()):
+        return None
+    at = listed.index(_MASK)
+    first, end = (replace(schema, observations=fields[:count]).width for count in (at, at + 1))
+    return first if first is not None and end == first + choices else None
 
 
 def _signature(
@@ -180,6 +188,7 @@ def _signature(
         ),
         components=answers.components,
         is_value_based=answers.is_value_based,
+        mask_name=answers.mask_name,
         basis="structure",
         memory=answers.memory,
         findings=findings,

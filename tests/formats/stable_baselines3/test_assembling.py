@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -291,19 +292,6 @@ def test_statistics_of_another_observation_are_refused(tmp_path: Path) -> None:
         load_policy(folder)
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("sb3_maskable_ppo", r"^data: the policy masks actions, and its mask is no part "),
-    ],
-)
-def test_policy_that_is_not_served_yet_is_refused_in_words(
-    name: str, expected: str, tmp_path: Path
-) -> None:
-    with pytest.raises(ModelError, match=expected):
-        load_policy(unzipped(name, tmp_path))
-
-
 def test_mask_may_be_a_field_of_the_schema(tmp_path: Path) -> None:
     name = "sb3_maskable_box"
     cases = cases_of(name)
@@ -312,6 +300,86 @@ def test_mask_may_be_a_field_of_the_schema(tmp_path: Path) -> None:
 
     expected = [case["expected"]["deterministic_action"] for case in cases]
     assert answers.actions.tolist() == expected
+
+
+def test_mask_beside_the_observation_gives_the_library_s_answers(tmp_path: Path) -> None:
+    name = "sb3_maskable_ppo"
+    cases = cases_of(name)
+    policy = load_policy(unzipped(name, tmp_path), read_schema(POLICIES / name / "schema.yaml"))
+    rows = np.array([case["raw"] for case in cases], np.float32)
+    masks = np.array([case["action_mask"] for case in cases]) != 0
+    inputs = PolicyInputs.of(rows, is_deterministic=True)
+    (part,) = policy.signature.components or ()
+
+    assert (policy.signature.mask_name, policy.signature.mask_sizes) == ("action_mask", (5,))
+    for key, asked_with in (
+        ("expected", replace(inputs, masks=masks)),
+        ("expected_without_mask", inputs),
+    ):
+        answers = policy.infer(asked_with)
+        expected = [case[key] for case in cases]
+        assert answers.actions[:, 0].tolist() == [case["deterministic_action"] for case in expected]
+        assert answers.distribution is not None
+        (described,) = ActionDistribution([part]).describe(answers.distribution)
+        assert described.probabilities == pytest.approx(
+            np.array([case["probabilities"] for case in expected]), abs=1e-5
+        )
+        assert answers.log_probability == pytest.approx(
+            np.array([case["log_prob_of_deterministic"] for case in expected]), abs=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (
+            "values: {type: 'List[float]'}, action_mask: {type: 'List[int]', max_items: 3}",
+            r"^schema\.yaml: observations\.action_mask: the policy's action mask is a list of 5 "
+            r"items, one a choice, got 0 to 3; mend it, or rename what is no mask$",
+        ),
+        (
+            "action_mask: {type: int}, values: {type: 'List[float]'}",
+            r"observations\.action_mask: .* a list of 5 items, one a choice, got no list; mend",
+        ),
+        (
+            "action_mask: {type: 'List[int]'}, values: {type: 'List[float]', max_items: 3}",
+            r"^schema\.yaml: gives at most 3 values beside action_mask, the policy expects 4; mend",
+        ),
+        (
+            "action_mask: {type: 'List[int]'}",
+            r"^schema\.yaml: gives 0 values beside action_mask, the policy expects 4; list each",
+        ),
+        (
+            "values: {type: 'List[float]'}, action_mask: {type: 'List[int]', maximum: 9}",
+            r"observations\.action_mask: an action mask holds 0 and 1; leave minimum and maximum",
+        ),
+        (
+            "values: {type: 'List[float]'}, action_mask: {type: 'List[int]', example: [0,0,0,0,0]}",
+            r"observations\.action_mask\.example: expected 0 and 1, of which some 1 for each "
+            r"action, got \[0, 0, 0, 0, 0\]; mend it or leave it out$",
+        ),
+    ],
+    ids=["too-short", "no-list", "other-width", "nothing-else", "bounds", "example"],
+)
+def test_observation_of_the_mask_s_name_that_is_no_mask_is_refused(
+    fields: str, expected: str, tmp_path: Path
+) -> None:
+    schema = parse_schema(f"observations: {{{fields}}}\nparameters: {{api_key: k}}")
+
+    with pytest.raises(SchemaError, match=expected):
+        load_policy(unzipped("sb3_maskable_ppo", tmp_path), schema)
+
+
+def test_observation_of_the_mask_s_name_may_describe_it(tmp_path: Path) -> None:
+    schema = parse_schema(
+        "observations: {action_mask: {type: 'List[bool]'}, values: {type: 'List[float]'}}\n"
+        "parameters: {api_key: k}"
+    )
+
+    policy = load_policy(unzipped("sb3_maskable_ppo", tmp_path), schema)
+
+    assert policy.signature.mask_name == "action_mask"
+    assert policy.signature.observation_width == 4
 
 
 class _Calls:
