@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import streamlit as st
 
@@ -20,6 +20,9 @@ from demo.playing import show_playing
 from demo.server_client import RefusalError, ServerClient
 from demo.server_process import Backend, ServerProcess, ServerSlot, has_served_policy
 from policy_server.errors import PolicyServerError
+
+if TYPE_CHECKING:
+    from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 _DEFAULT_EXAMPLE = "lpoc"
 _DEFAULT_URL = "http://127.0.0.1:8000"
@@ -109,10 +112,17 @@ def _offer_start(slot: ServerSlot) -> None:
     name = st.selectbox(
         "Policy", names, index=names.index(_DEFAULT_EXAMPLE), key="policy", persist_state="session"
     )
-    uploads = {}
+    files: Sequence[UploadedFile] = ()
+    schema: UploadedFile | None = None
     if name == _UPLOAD:
-        uploads["saved_model.zip"] = st.file_uploader("The policy, a zip", type="zip", key="zip")
-        uploads["schema.yaml"] = st.file_uploader("schema.yaml", type=["yaml", "yml"], key="yaml")
+        files = st.file_uploader(
+            "The policy",
+            accept_multiple_files=True,
+            key="files",
+            help="A zip, such as `saved_model.zip`, or another file that holds a policy; with the "
+            "file that belongs to it, such as `vec_normalize.pkl`. Zip a folder.",
+        )
+        schema = st.file_uploader("schema.yaml", type=["yaml", "yml"], key="yaml")
     backend = st.radio(
         "Backend",
         list(_BACKENDS),
@@ -131,7 +141,7 @@ def _offer_start(slot: ServerSlot) -> None:
         type="primary",
         key="start",
         width="stretch",
-        disabled=name == _UPLOAD and None in uploads.values(),
+        disabled=name == _UPLOAD and not (files and schema),
     )
     if not is_pressed:
         return
@@ -140,9 +150,10 @@ def _offer_start(slot: ServerSlot) -> None:
             source = EXAMPLES / name
             if name == _UPLOAD:
                 source = Path(folder)
-                for file, upload in uploads.items():
-                    assert upload is not None, "the button is disabled"
-                    (source / file).write_bytes(upload.getvalue())
+                assert schema is not None, "the button is disabled"
+                for file in files:
+                    (source / Path(file.name).name).write_bytes(file.getvalue())
+                (source / "schema.yaml").write_bytes(schema.getvalue())
             with st.spinner("Loading the policy to see whether it can be served …"):
                 slot.server = ServerProcess(
                     source, backend=cast("Backend", backend), replace_served_policy=replaces
@@ -160,8 +171,8 @@ def _welcome() -> None:
     name = st.session_state.get("policy", _DEFAULT_EXAMPLE)
     if name == _UPLOAD:
         st.info(
-            "Choose the two files of your policy: its zip, such as `saved_model.zip`, and the "
-            "`schema.yaml` that says what an observation looks like."
+            "Choose the files of your policy: its zip or other file, such as `saved_model.zip`, "
+            "and the `schema.yaml` that says what an observation looks like."
         )
         return
     title, text = example_introduction(name)

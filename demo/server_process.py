@@ -38,7 +38,7 @@ class ServerProcess:
         """Own a child process and its files, until `stop`; the server is not ready yet.
 
         Args:
-            source: folder with schema.yaml and saved_model.zip.
+            source: folder with schema.yaml and a policy.
             backend: `local` or `ray`.
             replace_served_policy: prepare the policy where `uvicorn app:app` looks for it, in place
                 of the one there, and not in a folder that goes with the server.
@@ -147,7 +147,7 @@ def _without_folders(text: str, *folders: Path) -> str:
     """Return a text in which files of temporary folders are named without their folder."""
     for folder in folders:
         for name in (folder.resolve(), folder):
-            text = text.replace(f"{name}{os.sep}", "")
+            text = text.replace(f"{name}{os.sep}", "").replace(f"{name}: ", "")
     return text
 
 

@@ -47,6 +47,7 @@ observations:
   gates: {{type: "List[bool]", min_items: 1, max_items: 4, example: [true]}}
 parameters: {{api_key: {KEY}}}
 """
+SCALED = ROOT / "tests" / "data" / "policies" / "sb3_ppo_vecnorm"
 RAW = f"parameters: {{api_key: {KEY}}}\n"
 COMPONENTS = [
     {"kind": "categorical", "size": 2, "name": "move", "labels": ["stay", "go"]},
@@ -483,17 +484,43 @@ def test_policy_of_no_example_has_no_episode() -> None:
 # The page, with a server of its own
 
 
-def test_upload_that_is_no_zip_is_refused_in_words() -> None:
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("saved_model.zip", b"no zip", "saved_model.zip: is no zip file or is damaged"),
+        ("run.zip", b"<html>", "holds no policy, but run.zip (is no zip file, but a web page;"),
+        ("notes", b"a note", "holds no policy; expected"),
+    ],
+)
+def test_upload_that_is_no_policy_is_refused_in_words(name: str, content: bytes, says: str) -> None:
     page = opened_page()
     page.selectbox(key="policy").set_value("my own policy").run()
     assert page.button(key="start").disabled
-    page.file_uploader(key="zip").upload("saved_model.zip", b"no zip")
+    page.file_uploader(key="files").upload(name, content)
     page.file_uploader(key="yaml").upload("schema.yaml", RAW.encode()).run()
     press(page, "start")
 
-    start = "The policy can't be served: saved_model.zip: is no zip file or is damaged"
-    assert page.error[0].value.startswith(start)
+    assert f"The policy can't be served: {says}" in page.error[0].value
     assert tempfile.gettempdir() not in page.error[0].value
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["policy.zip"], "the policy was trained with VecNormalize"),
+        (["policy.zip", "vec_normalize.pkl"], "gives 3 values, the policy expects 4"),
+    ],
+    ids=["alone", "with the file beside it"],
+)
+def test_policy_is_uploaded_with_the_file_that_belongs_to_it(names: list[str], says: str) -> None:
+    page = opened_page()
+    page.selectbox(key="policy").set_value("my own policy").run()
+    for name in names:
+        page.file_uploader(key="files").upload(name, (SCALED / name).read_bytes())
+    page.file_uploader(key="yaml").upload("schema.yaml", SCHEMA.encode()).run()
+    press(page, "start")
+
+    assert says in page.error[0].value
 
 
 @pytest.mark.service
@@ -526,7 +553,7 @@ def test_lpoc_is_started_asked_played_and_stopped() -> None:
 def test_policy_that_does_not_fit_its_schema_is_not_started() -> None:
     page = opened_page()
     page.selectbox(key="policy").set_value("my own policy").run()
-    page.file_uploader(key="zip").upload(
+    page.file_uploader(key="files").upload(
         "saved_model.zip", (EXAMPLES / "lpoc" / "saved_model.zip").read_bytes()
     )
     page.file_uploader(key="yaml").upload("schema.yaml", SCHEMA.encode()).run()
