@@ -58,7 +58,7 @@ class ModelReport:
     """A model, and the schema.yaml that lies beside it.
 
     Attributes:
-        source: the zip or folder of the model.
+        source: the zip, other file or folder of the model.
         signature: its inputs, outputs and distribution; with the schema's names where that fits.
         schema: the schema.yaml; None where there is none.
         problem: why the schema can't be served with this model; None where it can.
@@ -81,7 +81,8 @@ def inspect_model(
     """Load a model, check its distribution, and compare it with the schema.yaml beside it.
 
     Args:
-        path: a policy's zip or folder, or a folder that holds one; None for the served policy.
+        path: a policy's zip, other file or folder, or a folder that holds one; None for the served
+            policy.
         settings: the path of the served policy.
         policy: the name of one of schema.yaml's policies; None for its only one.
 
@@ -228,8 +229,8 @@ def _find_source(path: Path | None, settings: Settings) -> Path:
         if served is None:
             raise ModelError(
                 describe_others(settings)
-                or f"{settings.zip_path}: not found; name a zip or a folder, or put a policy there "
-                f"with `{command_for('copy_server_files FOLDER')}`"
+                or f"{settings.zip_path}: not found; name a file or a folder, or put a policy "
+                f"there with `{command_for('copy_server_files FOLDER')}`"
             )
         return served
     if path.is_file():
@@ -241,7 +242,7 @@ def _find_source(path: Path | None, settings: Settings) -> Path:
             raise ModelError(others)
         what = f"holds no policy, {expected_formats()}" if path.is_dir() else "not found"
         raise ModelError(
-            f"{path}: {what}; expected a zip, an unzipped policy, or an example's folder"
+            f"{path}: {what}; expected a policy's file or folder, or an example's folder"
         )
     return found
 

@@ -18,6 +18,7 @@ from policy_server.commands import (
     served_files,
 )
 from policy_server.commands.command_line import command, progress_bar, run
+from policy_server.formats.model_files import digest_of_path
 from policy_server.installation import command_for, serving_command
 from policy_server.settings import read_settings
 
@@ -79,7 +80,7 @@ class Commands:
             port: Port to listen on; 0 takes a free one. 8000 if left out.
             uds: UNIX socket to listen on, in place of a port.
             workers: Web processes, which share the replicas. 1 if left out.
-            reload: Start again when schema.yaml or the policy's zip changes.
+            reload: Start again when schema.yaml or the policy's file changes.
             ssl_certfile: Certificate, for https.
             ssl_keyfile: Key of the certificate.
             forwarded_allow_ips: Proxies whose x-forwarded headers are believed, with commas
@@ -104,22 +105,35 @@ class Commands:
         The old files stay if the new ones are not sound.
 
         Args:
-            uri: Address of the policy's zip; with #sha256=... behind it, no other content is
-                taken.
+            uri: Address of the policy's zip or file, or of its folder, which ends in / for s3
+                and gs; with #sha256=... behind it, no other content is taken.
             schema_uri: Address of schema.yaml, with or without #sha256=... too.
                 The schema.yaml that is there stays if left out.
         """
         yield from fetch.fetch(uri, schema_uri, read_settings(), terminal=sys.stderr)
 
     @command
+    def digest(self, path: str) -> Iterator[str]:
+        """Print the digest that pins a policy: of its file, or of its folder.
+
+        Args:
+            path: File or folder, as it is to be fetched. Of a folder all files count but hidden
+                ones and TensorBoard's events.
+        """
+        yield digest_of_path(Path(path))
+
+    @command
     def unzip(self) -> Iterator[str]:
-        """Unzip the policy to models/, as a start of the server does by itself."""
+        """Unzip the policy to models/, as a start of the server does by itself.
+
+        A policy that is one file, such as an ONNX model, is copied there.
+        """
         zip_path, models = served_files.unzip(read_settings())
         yield f"unzipped {zip_path} to {models}"
 
     @command
     def clean(self) -> Iterator[str]:
-        """Remove saved_model.zip, the unzipped policy and clients/; schema.yaml stays."""
+        """Remove saved_model.zip and what the server made; schema.yaml stays."""
         removed = served_files.clean(read_settings())
         yield from (f"removed {path}" for path in removed)
         if not removed:
@@ -134,7 +148,7 @@ class Commands:
         Exit code 1 if it doesn't fit.
 
         Args:
-            path: A policy's zip or folder, or a folder that holds one.
+            path: A policy's zip, file or folder, or a folder that holds one.
                 The policy being served if left out.
             policy: Name of one of schema.yaml's policies, where it has several.
             json: Print one JSON object.
@@ -153,7 +167,7 @@ class Commands:
         """Draft a schema.yaml that fits a model.
 
         Args:
-            path: A policy's zip or folder, or a folder that holds one.
+            path: A policy's zip, file or folder, or a folder that holds one.
                 The policy being served if left out.
             output: File to write; standard output if left out.
             overwrite: Replace that file if it exists. An example's unchanged schema.yaml is

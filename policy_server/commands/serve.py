@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import policy_server
 from policy_server.errors import UsageError
+from policy_server.formats.finding import served_names
 from policy_server.settings import Settings
 
 __all__ = ["serve", "uvicorn_arguments"]
@@ -71,7 +72,7 @@ def _check(port: str | int | None, workers: str | int | None, *, reload: bool) -
 
 def _watching(settings: Settings) -> list[str]:
     # Not a pattern: client libraries are written below the folder as zips.
-    zips = {settings.zip_path.name, *(path.name for path in settings.home.glob("*.zip"))}
-    names = (settings.schema_path.name, *sorted(zips))
+    policies = {settings.zip_path.name, *served_names(settings)}
+    names = (settings.schema_path.name, *sorted(policies))
     watched = [word for name in names for word in ("--reload-include", name)]
     return ["--reload", "--reload-dir", str(settings.home), "--reload-exclude", "*.py", *watched]

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from policy_server.engine.cache import carry_outcome
+from policy_server.engine.cache import OUTCOME_FILE, carry_outcome
 from policy_server.errors import ModelError, SchemaError
 from policy_server.files.replacement import incoming_folder, replaced
 from policy_server.formats.finding import (
@@ -19,9 +19,10 @@ from policy_server.formats.finding import (
     has_policy,
     policy_at,
 )
-from policy_server.formats.model_files import BESIDE_MARK, read_mark
+from policy_server.formats.model_files import BESIDE_MARK, SOURCE_MARK, read_mark
 from policy_server.formats.unpacking import pack_model, unpack_model
 from policy_server.installation import command_for, examples_folder
+from policy_server.remote_files import RECORD_FILE
 from policy_server.schema import find_example_of, read_schema_file
 from policy_server.servable import check_servable
 from policy_server.settings import Settings
@@ -129,7 +130,9 @@ def unzip(settings: Settings) -> tuple[Path, Path]:
 
 
 def clean(settings: Settings) -> list[Path]:
-    """Remove saved_model.zip, the unzipped policy and the generated clients; schema.yaml stays.
+    """Remove saved_model.zip, and all that the server made: of a policy, and the clients.
+
+    schema.yaml stays, and so does a policy that somebody put there under another name, or unzipped.
 
     Args:
         settings: the folder of the files.
@@ -141,12 +144,21 @@ def clean(settings: Settings) -> list[Path]:
         ModelError: if something can't be removed.
     """
     models = settings.models_path
-    unzipped = (
-        sorted(path for path in models.iterdir() if path.name != _KEPT) if models.is_dir() else []
-    )
+    is_made = (models / SOURCE_MARK).exists()
+    unzipped = sorted(path for path in models.iterdir() if path.name != _KEPT) if is_made else []
+    home = settings.home
+    # A folder that is served as it lies has the compiled policy in it.
+    compiled = [] if is_made else models.rglob(OUTCOME_FILE)
     found = [
         path
-        for path in (settings.zip_path, *unzipped, settings.home / _CLIENTS, settings.sdks_path)
+        for path in (
+            settings.zip_path,
+            home / RECORD_FILE,
+            *unzipped,
+            *sorted({*compiled, *home.glob(f"*/{OUTCOME_FILE}")} - set(unzipped)),
+            home / _CLIENTS,
+            settings.sdks_path,
+        )
         if os.path.lexists(path)
     ]
     with _as_model_errors(settings.home):

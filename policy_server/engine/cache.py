@@ -27,6 +27,7 @@ from policy_server.policy import ActionComponent, ActionOutput, PolicySignature,
 from policy_server.schema import ServerSchema
 
 __all__ = [
+    "OUTCOME_FILE",
     "Outcome",
     "carry_outcome",
     "decode",
@@ -38,7 +39,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_FILE = ".compiled-policy.npz"
+# The name of the compiled policy beside the files of its model.
+OUTCOME_FILE = ".compiled-policy.npz"
 # The types in the file: one that was written with other fields is not read.
 _KEPT = (PolicySignature, ActionComponent, ActionOutput, StateTensor, Step)
 _DOCUMENT, _DIGEST = "document", "digest"
@@ -130,7 +132,7 @@ def read_outcome(folder: Path, digest: str) -> Outcome | None:
     Returns:
         The outcome; None where there is none, or it has another digest.
     """
-    path = folder / _FILE
+    path = folder / OUTCOME_FILE
     try:
         return decode(path.read_bytes(), digest)
     except FileNotFoundError:
@@ -147,8 +149,8 @@ def carry_outcome(source: Path, target: Path) -> None:
         source: a folder of the unzipped policy, where it may have been compiled.
         target: the folder that a server will look in.
     """
-    if (source / _FILE).is_file():
-        write_outcome(target, (source / _FILE).read_bytes())
+    if (source / OUTCOME_FILE).is_file():
+        write_outcome(target, (source / OUTCOME_FILE).read_bytes())
 
 
 def write_outcome(folder: Path, content: bytes) -> None:
@@ -159,6 +161,6 @@ def write_outcome(folder: Path, content: bytes) -> None:
         content: the outcome, encoded.
     """
     try:
-        write_whole(folder / _FILE, content)
+        write_whole(folder / OUTCOME_FILE, content)
     except OSError as error:
         logger.info("compiled_policy_not_kept", extra={"path": str(folder), "reason": str(error)})

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from policy_server.errors import ModelError
 
-__all__ = ["Archive", "ArchiveLimits", "open_archive"]
+__all__ = ["Archive", "ArchiveLimits", "fault_of_name", "open_archive"]
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 # zipfile unpacks the others by whole blocks: a few bytes of them may fill the memory.
@@ -146,7 +146,7 @@ def _files_by_path(
     files: dict[PurePosixPath, zipfile.ZipInfo] = {}
     folders: set[PurePosixPath] = set()
     for member in members:
-        path = _path_of(member)
+        path = _path_of(member.filename)
         folders.update(path.parents)
         if member.filename.endswith(("/", "\\")):
             folders.add(path)
@@ -164,21 +164,32 @@ def _files_by_path(
 
 def _fault_of(member: zipfile.ZipInfo) -> str | None:
     """Return why a member is refused by itself; None for one that is harmless."""
-    path = _path_of(member)
     if "\0" in member.orig_filename:
         return "has a name with a NUL character in it; refused"
-    if path.is_absolute() or ".." in path.parts or _DRIVE.match(str(path)):
-        return "climbs out of the folder; refused"
+    if (fault := fault_of_name(member.filename)) is not None:
+        return fault
     if stat.S_ISLNK(member.external_attr >> 16):
         return "is a link; refused"
+    if member.compress_type not in _METHODS:
+        return f"is compressed in an unusual way; {_ZIP_AGAIN}"
+    return None
+
+
+def fault_of_name(name: str) -> str | None:
+    """Return why the name of a stranger's file is refused; None for one that is harmless.
+
+    Args:
+        name: its path below the folder that it is to be written to.
+    """
+    path = _path_of(name)
+    if path.is_absolute() or ".." in path.parts or _DRIVE.match(str(path)):
+        return "climbs out of the folder; refused"
     size = _size_of(str(path))
     if size > _MOST_BYTES_OF_A_PATH or max(map(_size_of, path.parts), default=0) > _MOST_BYTES:
         return (
             f"has a name of {size} bytes; expected at most {_MOST_BYTES_OF_A_PATH}, and "
             f"{_MOST_BYTES} between two slashes"
         )
-    if member.compress_type not in _METHODS:
-        return f"is compressed in an unusual way; {_ZIP_AGAIN}"
     return None
 
 
@@ -192,9 +203,9 @@ def _shown(member: zipfile.ZipInfo) -> str:
 
 
 def _is_note_of_macos(member: zipfile.ZipInfo) -> bool:
-    return "__MACOSX" in _path_of(member).parts
+    return "__MACOSX" in _path_of(member.filename).parts
 
 
-def _path_of(member: zipfile.ZipInfo) -> PurePosixPath:
+def _path_of(name: str) -> PurePosixPath:
     # Some Windows tools write backslashes, against the standard.
-    return PurePosixPath(member.filename.replace("\\", "/"))
+    return PurePosixPath(name.replace("\\", "/"))

@@ -24,6 +24,7 @@ __all__ = [
     "policy_at",
     "prepare_model",
     "prepare_policy",
+    "served_names",
 ]
 
 _SOME_FILES = 5
@@ -166,6 +167,20 @@ def has_policy(settings: Settings) -> bool:
         ModelError: as `find_policy`.
     """
     return settings.model_uri is not None or find_policy(settings) is not None
+
+
+def served_names(settings: Settings) -> list[str]:
+    """Return the names of the files in the server's folder that a start would read as the policy.
+
+    These are the files that hold a policy, and those that belong to them, such as
+    vec_normalize.pkl; a folder's files are none.
+
+    Args:
+        settings: the folder, and how much a zip may unpack to.
+    """
+    found = [item for item in _candidates(settings, FORMATS) if item.path.is_file()]
+    beside = [name for item in found for name in item.form.beside(item.path.name)]
+    return sorted({item.path.name for item in found} | set(beside))
 
 
 def describe_others(settings: Settings, *, formats: Sequence[Format] = FORMATS) -> str | None:

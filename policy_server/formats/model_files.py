@@ -17,6 +17,7 @@ __all__ = [
     "Model",
     "digest_of_file",
     "digest_of_files",
+    "digest_of_path",
     "files_of_model",
     "head_of",
     "identify_model",
@@ -108,6 +109,23 @@ def digest_of_files(files: Mapping[str, Path]) -> str:
     for name, path in sorted(files.items(), key=lambda item: os.fsencode(item[0])):
         digest.update(os.fsencode(_line_of(digest_of_file(path), name)))
     return digest.hexdigest()
+
+
+def digest_of_path(path: Path) -> str:
+    """Return the digest that pins a file, or a folder by the files in it that count.
+
+    Args:
+        path: the file, or the folder.
+
+    Raises:
+        ModelError: if it can't be read, or the folder has no files.
+    """
+    if not path.is_dir():
+        return digest_of_file(path)
+    files = files_of_model(path)
+    if not files:
+        raise ModelError(f"{path}: holds no files")
+    return digest_of_files(files)
 
 
 def _line_of(digest: str, name: str) -> str:

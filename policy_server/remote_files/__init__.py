@@ -1,12 +1,23 @@
-"""Remote models: saved_model.zip and schema.yaml from s3://, gs://, https:// and files.
+"""Remote models: a policy and its schema.yaml from s3://, gs://, https:// and files.
 
-`uris` reads the addresses, `stores` opens them, `failures` puts their errors into words, `pump`
-ends a slow read at the deadline, `download` fetches one file, `fetching` both.
+`uris` reads the addresses, `stores` opens them by `store_clients`, `listing` lists a folder,
+`failures` puts the stores' errors into words, `pump` ends a slow read at the deadline, `download`
+fetches one file and `folder_download` a folder, `fetching` both files of a server, and
+`fetched_files` records where they came from.
 """
 
 from __future__ import annotations
 
-from policy_server.remote_files.fetching import FetchedFile, PairCheck, bring_files, fetch_files
+from policy_server.remote_files.fetched_files import RECORD_FILE, FetchedFile
+from policy_server.remote_files.fetching import PairCheck, bring_files, fetch_files
 from policy_server.remote_files.uris import RemoteUri, parse_uri
 
-__all__ = ["FetchedFile", "PairCheck", "RemoteUri", "bring_files", "fetch_files", "parse_uri"]
+__all__ = [
+    "RECORD_FILE",
+    "FetchedFile",
+    "PairCheck",
+    "RemoteUri",
+    "bring_files",
+    "fetch_files",
+    "parse_uri",
+]

@@ -16,7 +16,7 @@ from policy_server.remote_files.pump import DeadlineError, opened_until
 from policy_server.remote_files.stores import RemoteContent
 from policy_server.remote_files.uris import RemoteUri
 
-__all__ = ["Download", "Limits", "OnProgress", "UnreachableError", "download"]
+__all__ = ["Download", "Limits", "OnProgress", "UnreachableError", "check_size", "download"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +50,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Download:
-    """A file that was downloaded.
+    """A file or folder that was downloaded.
 
     Attributes:
         size: in bytes.
-        sha256: the content's digest.
+        sha256: the content's digest, which a pin states.
         etag: the store's name for this version, if it has one.
     """
 
@@ -70,8 +70,9 @@ def download(
     *,
     known_etag: str | None,
     on_progress: OnProgress,
+    deadline: float | None = None,
 ) -> Download | None:
-    """Download a file.
+    """Download a file; of a folder's address, its listing.
 
     Args:
         uri: the address of the file.
@@ -79,18 +80,21 @@ def download(
         limits: the largest size and the longest time.
         known_etag: the ETag of the version that is here already, if there is one.
         on_progress: is called with the bytes done and, where the store says so, all bytes.
+        deadline: by the clock of `time.monotonic`, for a file that is one of several which share
+            the longest time; None for one that begins now.
 
     Returns:
         The file; None if the version is the known one, and nothing was written.
 
     Raises:
         UnreachableError: if the store fails but may answer later, or takes too long.
-        ModelError: if the file can't be fetched, is too large, or is not the pinned one.
+        ModelError: if the file can't be fetched, or is too large.
     """
-    deadline = time.monotonic() + limits.timeout_s
+    if deadline is None:
+        deadline = time.monotonic() + limits.timeout_s
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            got = _attempt(uri, target, limits, deadline, known_etag, on_progress)
+            return _attempt(uri, target, limits, deadline, known_etag, on_progress)
         except DeadlineError as error:
             raise UnreachableError(
                 f"{uri.public}: no answer in {limits.timeout_s:g} s; {_SLOW}"
@@ -105,10 +109,6 @@ def download(
                 extra={"source": uri.public, "reason": str(error), "wait_s": round(wait_s, 3)},
             )
             time.sleep(wait_s)
-        else:
-            if got is not None:
-                _check_pin(uri, got)
-            return got
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
@@ -143,12 +143,12 @@ def _watched(
     on_progress: OnProgress,
 ) -> Iterator[bytes]:
     """Yield the chunks, as long as they are within the limits."""
-    _check_size(uri, content.size or 0, limits)
+    check_size(uri, content.size or 0, limits)
     done, next_log = 0, time.monotonic() + _LOG_EVERY_S
     try:
         for chunk in content.chunks:
             done += len(chunk)
-            _check_size(uri, done, limits)
+            check_size(uri, done, limits)
             if time.monotonic() > next_log:
                 next_log = time.monotonic() + _LOG_EVERY_S
                 logger.info(
@@ -169,16 +169,18 @@ def _watched(
             on_progress(content.size, content.size)
 
 
-def _check_size(uri: RemoteUri, size: int, limits: Limits) -> None:
+def check_size(uri: RemoteUri, size: int, limits: Limits) -> None:
+    """Refuse what is too large.
+
+    Args:
+        uri: the address, for messages.
+        size: in bytes, known so far.
+        limits: the largest size.
+
+    Raises:
+        ModelError: if it is larger.
+    """
     if size > limits.max_bytes:
         raise ModelError(
             f"{uri.public}: has {size} bytes or more, and {limits.size_setting} is the most"
-        )
-
-
-def _check_pin(uri: RemoteUri, got: Download) -> None:
-    if uri.sha256 is not None and got.sha256 != uri.sha256:
-        raise ModelError(
-            f"{uri.public}: expected sha256 {uri.sha256}, got {got.sha256}; refused: it is another "
-            "version, or was tampered with"
         )

@@ -15,7 +15,11 @@ from typing import Any
 from policy_server.errors import ModelError
 from policy_server.remote_files.uris import RemoteUri, Scheme
 
-__all__ = ["PassingError", "as_store_errors"]
+__all__ = ["CHECK_ADDRESS", "PassingError", "as_store_errors"]
+
+_FOLDER_HINT = "check the address; that of a folder ends in /"
+# The remedy where a store has no such file.
+CHECK_ADDRESS: Mapping[Scheme, str] = {"s3": _FOLDER_HINT, "gs": _FOLDER_HINT}
 
 _PASSING_STATUSES = (408, 412, 425, 429)
 _SERVER_ERRORS = 500
@@ -113,7 +117,8 @@ def _explain_status(status: int, uri: RemoteUri) -> Exception:
             f"from {where}"
         )
     if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
-        return ModelError(f"{uri.public}: not found ({words}); check the address")
+        remedy = CHECK_ADDRESS.get(uri.scheme, "check the address")
+        return ModelError(f"{uri.public}: not found ({words}); {remedy}")
     return ModelError(f"{uri.public}: answered {words}; check the address and the credentials")
 
 

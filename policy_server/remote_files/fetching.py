@@ -1,23 +1,36 @@
-"""Fetching the policy's zip and schema.yaml: both are checked together and replaced together."""
+"""Fetching a policy and its schema.yaml: both are checked together and replaced together."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
+import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from policy_server.engine.cache import carry_outcome
 from policy_server.errors import ModelError, PolicyServerError, SchemaError
-from policy_server.files.atomic import write_whole
 from policy_server.files.replacement import incoming_folder, replaced, restore_interrupted
 from policy_server.formats.finding import find_policy
-from policy_server.formats.unpacking import unpack_model
-from policy_server.remote_files.download import Limits, OnProgress, UnreachableError, download
+from policy_server.formats.model_files import digest_of_file
+from policy_server.formats.unpacking import pack_model, unpack_model
+from policy_server.remote_files.download import (
+    Download,
+    Limits,
+    OnProgress,
+    UnreachableError,
+    download,
+)
+from policy_server.remote_files.fetched_files import (
+    FetchedCopy,
+    FetchedFile,
+    pinned_file,
+    read_record,
+    write_record,
+)
+from policy_server.remote_files.folder_download import download_folder
 from policy_server.remote_files.uris import RemoteUri, parse_uri
 from policy_server.schema import read_schema
 from policy_server.settings import ENV_PREFIX, Settings
@@ -26,42 +39,11 @@ __all__ = ["FetchedFile", "PairCheck", "bring_files", "fetch_files"]
 
 logger = logging.getLogger(__name__)
 
-_RECORD = ".fetched.json"
 _MOST_SCHEMA_BYTES = 1024 * 1024
 
 # Raises the errors that a start would have with an unzipped policy and its schema.yaml; None stands
 # for no schema.yaml.
 PairCheck = Callable[[Path, Path | None], None]
-
-
-@dataclass(frozen=True)
-class FetchedFile:
-    """A file that was fetched, now or before.
-
-    Attributes:
-        path: the file on this machine.
-        source: its address, in the form that may be shown.
-        size: in bytes.
-        sha256: the content's digest.
-        state: `fetched` now; `unchanged`, since it is what was there already; or `outdated` at
-            worst, since the store could not be reached.
-    """
-
-    path: Path
-    source: str
-    size: int
-    sha256: str
-    state: Literal["fetched", "unchanged", "outdated"]
-
-
-@dataclass(frozen=True)
-class _Copy:
-    """A file fetched before: the record names it, and the file on disk still has its digest."""
-
-    identity: str
-    sha256: str
-    size: int
-    etag: str | None
 
 
 def bring_files(settings: Settings, *, check: PairCheck) -> None:
@@ -100,16 +82,17 @@ def fetch_files(
     is_outdated_allowed: bool = False,
     on_progress: OnProgress = lambda _done, _total: None,
 ) -> list[FetchedFile]:
-    """Fetch the policy's zip, schema.yaml or both, check them, and put them in place together.
+    """Fetch a policy, schema.yaml or both, check them, and put them in place together.
 
-    The zip becomes saved_model.zip, whatever its format and name.
+    The policy becomes saved_model.zip, whatever its format and name; a folder is zipped, and so is
+    a policy that is one file.
 
-    A file that is there already is not fetched again: a pinned one if its digest is right, any
-    other if the store says that its version is still the same.
+    What is there already is not fetched again: if it is pinned and its digest is right, or if the
+    store says that its version is still the same.
 
     Args:
         settings: the folder and the limits.
-        model: the address of the policy's zip; None leaves the file that is there.
+        model: the address of the policy, a file or a folder; None leaves the one that is there.
         schema: the address of schema.yaml; None leaves the file that is there.
         check: the check that both have to pass before they replace the old files.
         is_outdated_allowed: keep a copy from the same address if the store can't be reached.
@@ -127,7 +110,8 @@ def fetch_files(
     wanted = {settings.schema_path: schema, settings.zip_path: model}
     sources = {path: uri for path, uri in wanted.items() if uri is not None}
     with _as_model_errors(settings.home):
-        pinned = [_pinned_file(path, uri) for path, uri in sources.items()]
+        copies = read_record(settings)
+        pinned = [pinned_file(path, uri, copies) for path, uri in sources.items()]
         if (kept := [file for file in pinned if file is not None]) and len(kept) == len(pinned):
             return kept
         with incoming_folder(settings.home) as folder:
@@ -136,11 +120,11 @@ def fetch_files(
                 files = [fetcher.fetch(path, uri) for path, uri in sources.items()]
             except UnreachableError as error:
                 # Both are kept or none: a new file and an old one may not fit.
-                copies = fetcher.copies_of(sources)
-                if not is_outdated_allowed or copies is None:
+                outdated = fetcher.copies_of(sources)
+                if not is_outdated_allowed or outdated is None:
                     raise
                 logger.warning("fetch_failed_and_copy_served", extra={"reason": error.message})
-                return copies
+                return outdated
             fetcher.put_in_place(files, check)
     return files
 
@@ -152,17 +136,22 @@ class _Fetcher:
         self._settings = settings
         self._folder = folder
         self._on_progress = on_progress
-        self._copies = _read_record(settings)
-        self._new: dict[str, _Copy] = {}
+        self._copies = read_record(settings)
+        self._new: dict[str, FetchedCopy] = {}
 
     def fetch(self, path: Path, uri: RemoteUri) -> FetchedFile:
-        if (pinned := _pinned_file(path, uri)) is not None:
+        if (pinned := pinned_file(path, uri, self._copies)) is not None:
             return pinned
+        is_schema = path == self._settings.schema_path
+        if is_schema and uri.is_folder:
+            raise ModelError(f"{uri.public}: is a folder; expected a file, a schema.yaml")
         copy = self._copy(path, uri)
         logger.info("fetch_started", extra={"source": uri.public})
-        got = download(
+        target = self._target(uri)
+        download_any = download_folder if uri.is_folder else download
+        got = download_any(
             uri,
-            self._folder / path.name,
+            target,
             self._limits(path),
             known_etag=None if copy is None else copy.etag,
             on_progress=self._on_progress,
@@ -175,9 +164,15 @@ class _Fetcher:
         logger.info(
             "fetched", extra={"source": uri.public, "bytes": got.size, "sha256": got.sha256}
         )
-        self._check(path, uri)
-        self._new[path.name] = _Copy(uri.identity, got.sha256, got.size, got.etag)
-        is_there = path.is_file() and _digest(path) == got.sha256
+        _check_pin(uri, got)
+        new = self._folder / path.name
+        if is_schema:
+            self._take_schema(target, new, uri)
+        else:
+            self._take_policy(target, new, uri)
+        digest = digest_of_file(new)
+        self._new[path.name] = FetchedCopy(uri.identity, got.sha256, digest, got.size, got.etag)
+        is_there = path.is_file() and digest_of_file(path) == digest
         state: Literal["fetched", "unchanged"] = "unchanged" if is_there else "fetched"
         return FetchedFile(path, uri.public, got.size, got.sha256, state)
 
@@ -186,7 +181,7 @@ class _Fetcher:
         copies = [
             FetchedFile(path, uri.public, copy.size, copy.sha256, "outdated")
             if (copy := self._copy(path, uri)) is not None
-            else _pinned_file(path, uri)
+            else pinned_file(path, uri, self._copies)
             for path, uri in sources.items()
         ]
         found = [copy for copy in copies if copy is not None]
@@ -207,8 +202,7 @@ class _Fetcher:
                 unpack_model(settings.zip_path, models, max_bytes=most)
             if unzipped is not None and unzipped.is_relative_to(self._folder):
                 carry_outcome(unzipped, settings.models_path)
-        record = {name: asdict(copy) for name, copy in (self._copies | self._new).items()}
-        write_whole(settings.home / _RECORD, json.dumps(record))
+        write_record(settings, self._copies | self._new)
 
     def _unzipped(self, names: Sequence[str]) -> Path | None:
         """Return the folder of the policy that will be served, unzipped; None if there is none."""
@@ -226,7 +220,7 @@ class _Fetcher:
         new = self._folder / there.name
         return new if there.name in names else there if there.exists() else None
 
-    def _copy(self, path: Path, uri: RemoteUri) -> _Copy | None:
+    def _copy(self, path: Path, uri: RemoteUri) -> FetchedCopy | None:
         """Return the file fetched before if it came from this address, and no digest is pinned."""
         copy = self._copies.get(path.name)
         is_wanted = copy is not None and uri.sha256 is None and copy.identity == uri.identity
@@ -241,49 +235,43 @@ class _Fetcher:
             setting = f"{ENV_PREFIX}MAX_UNPACKED_BYTES={limit}"
         return Limits(limit, setting, settings.download_timeout_s)
 
-    def _check(self, path: Path, uri: RemoteUri) -> None:
-        """Refuse a damaged file, in a message that names its address."""
-        file = self._folder / path.name
+    def _target(self, uri: RemoteUri) -> Path:
+        """Return the place for a download: a new folder, or a file of the address's own name."""
+        scratch = Path(tempfile.mkdtemp(prefix="download-", dir=self._folder))
+        return scratch if uri.is_folder else scratch / uri.file_name
+
+    def _take_schema(self, file: Path, new: Path, uri: RemoteUri) -> None:
+        """Refuse a wrong schema.yaml in a message that names its address, or take it over."""
+        file.replace(new)
         try:
-            if path == self._settings.schema_path:
-                read_schema(file)
-            else:
-                # Nothing but unpacking it shows that a zip is sound.
-                home, most = self._settings.home, self._settings.max_unpacked_bytes
-                unpack_model(file, self._folder / "models", max_bytes=most, beside=home)
+            read_schema(new)
         except SchemaError as error:
-            reason = error.message.removeprefix(f"{file.name}: ")
+            reason = error.message.removeprefix(f"{new.name}: ")
             raise SchemaError(f"{uri.public}: {reason}") from error
+
+    def _take_policy(self, source: Path, new: Path, uri: RemoteUri) -> None:
+        """Refuse a damaged policy in a message that names its address, or take it over as a zip."""
+        if uri.is_folder:
+            pack_model(source, new)
+            source = new
+        home, most = self._settings.home, self._settings.max_unpacked_bytes
+        try:
+            # Nothing but unpacking it shows that a zip is sound.
+            models = unpack_model(source, self._folder / "models", max_bytes=most, beside=home)
         except ModelError as error:
-            raise ModelError(error.message.replace(str(file), uri.public)) from error
+            raise ModelError(error.message.replace(str(source), uri.public)) from error
+        if zipfile.is_zipfile(source):
+            source.replace(new)
+        else:
+            pack_model(models, new)
 
 
-def _pinned_file(path: Path, uri: RemoteUri) -> FetchedFile | None:
-    """Return the file that is there if it has the pinned digest."""
-    if uri.sha256 is None or not path.is_file() or _digest(path) != uri.sha256:
-        return None
-    return FetchedFile(path, uri.public, path.stat().st_size, uri.sha256, "unchanged")
-
-
-def _read_record(settings: Settings) -> dict[str, _Copy]:
-    """Return the files of the record that are still there unchanged, byte for byte."""
-    try:
-        record = json.loads((settings.home / _RECORD).read_text())
-        copies = {str(name): _Copy(**entry) for name, entry in record.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        # Without the record, files are fetched again.
-        return {}
-    paths = {path.name: path for path in (settings.schema_path, settings.zip_path)}
-    return {
-        name: copy
-        for name, copy in copies.items()
-        if name in paths and paths[name].is_file() and _digest(paths[name]) == copy.sha256
-    }
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _check_pin(uri: RemoteUri, got: Download) -> None:
+    if uri.sha256 is not None and got.sha256 != uri.sha256:
+        raise ModelError(
+            f"{uri.public}: expected sha256 {uri.sha256}, got {got.sha256}; refused: it is another "
+            "version, or was tampered with"
+        )
 
 
 @contextlib.contextmanager

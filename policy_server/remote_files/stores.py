@@ -7,7 +7,6 @@ where they are used.
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -16,11 +15,9 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from policy_server.errors import ModelError
-from policy_server.formats.finding import format_of_folder
-from policy_server.formats.known_formats import expected_formats
-from policy_server.formats.unpacking import pack_model
-from policy_server.installation import require
-from policy_server.remote_files.failures import PassingError, as_store_errors
+from policy_server.remote_files.failures import CHECK_ADDRESS, PassingError, as_store_errors
+from policy_server.remote_files.listing import list_folder
+from policy_server.remote_files.store_clients import google_client, s3_client
 from policy_server.remote_files.uris import RemoteUri, is_loopback
 
 if TYPE_CHECKING:
@@ -53,7 +50,7 @@ class RemoteContent:
 def opened(
     uri: RemoteUri, *, known_etag: str | None, silence_s: float
 ) -> Iterator[RemoteContent | None]:
-    """Open a file.
+    """Open a file; of a folder, the listing of its files.
 
     Args:
         uri: the address of the file.
@@ -68,6 +65,12 @@ def opened(
         ModelError: if it fails otherwise.
         MissingPackageError: if the library of the store is not installed.
     """
+    if uri.is_folder:
+        with as_store_errors(uri, silence_s=silence_s):
+            listing, etag = list_folder(uri, silence_s=silence_s)
+        is_known = etag is not None and etag == known_etag
+        yield None if is_known else RemoteContent(len(listing), etag, iter([listing]))
+        return
     if uri.scheme == "file":
         with _open_file(uri) as content:
             yield content
@@ -86,10 +89,6 @@ def opened(
 @contextlib.contextmanager
 def _open_file(uri: RemoteUri) -> Iterator[RemoteContent]:
     path = Path(uri.address)
-    if path.is_dir():
-        with _packed(path, uri) as content:
-            yield content
-        return
     try:
         file = path.open("rb")
     except FileNotFoundError as error:
@@ -100,42 +99,13 @@ def _open_file(uri: RemoteUri) -> Iterator[RemoteContent]:
         yield RemoteContent(path.stat().st_size, None, iter(lambda: file.read(_CHUNK_BYTES), b""))
 
 
-@contextlib.contextmanager
-def _packed(folder: Path, uri: RemoteUri) -> Iterator[RemoteContent]:
-    """Zip a policy's folder, so that it goes the way of every other file."""
-    if format_of_folder(folder) is None:
-        raise ModelError(
-            f"{folder}: is a folder; expected a file, or a folder with the files of a policy, "
-            f"{expected_formats()}"
-        )
-    if uri.sha256 is not None:
-        raise ModelError(f"{folder}: is a folder, and only a file can be pinned; zip it")
-    with tempfile.TemporaryDirectory() as scratch:
-        zip_path = Path(scratch) / "policy.zip"
-        try:
-            pack_model(folder, zip_path)
-        except OSError as error:
-            where = error.filename or folder
-            raise ModelError(f"{where}: can't be read: {error.strerror or error}") from error
-        with zip_path.open("rb") as file:
-            size = zip_path.stat().st_size
-            yield RemoteContent(size, None, iter(lambda: file.read(_CHUNK_BYTES), b""))
-
-
 _Opened = tuple[IO[bytes] | None, int | None, str | None]
 
 
 def _open_s3(uri: RemoteUri, known_etag: str | None, silence_s: float) -> _Opened:
-    require("s3", use=uri.public)
-    import boto3
+    client = s3_client(uri, silence_s=silence_s)
     import smart_open.s3
-    from botocore.config import Config
 
-    # Retries are ours: they know the deadline.
-    config = Config(
-        connect_timeout=silence_s, read_timeout=silence_s, retries={"total_max_attempts": 1}
-    )
-    client = boto3.session.Session().client("s3", config=config)
     parts = smart_open.s3.parse_uri(uri.address)
     version = {} if parts["version_id"] is None else {"VersionId": parts["version_id"]}
     head = client.head_object(Bucket=parts["bucket_id"], Key=parts["key_id"], **version)
@@ -149,16 +119,12 @@ def _open_s3(uri: RemoteUri, known_etag: str | None, silence_s: float) -> _Opene
 
 
 def _open_google(uri: RemoteUri, known_etag: str | None, silence_s: float) -> _Opened:
-    require("gcs", use=uri.public)
-    from google.cloud import storage
-
-    # Reading needs no project, and outside of Google's machines there may be none.
-    client = storage.Client(project=None)
+    client = google_client(uri)
     request = {"timeout": silence_s, "retry": None}
-    parts = urlsplit(uri.address)
-    blob = client.bucket(parts.netloc).get_blob(uri.address.split("/", 3)[3], **request)
+    bucket, key = uri.bucket_and_key
+    blob = client.bucket(bucket).get_blob(key, **request)
     if blob is None:
-        raise ModelError(f"{uri.public}: not found; check the address")
+        raise ModelError(f"{uri.public}: not found; {CHECK_ADDRESS['gs']}")
     if blob.etag is not None and blob.etag == known_etag:
         return None, None, None
     file = _smart_open(

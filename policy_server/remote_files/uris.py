@@ -6,6 +6,7 @@ import hashlib
 import ipaddress
 import re
 from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Literal, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -18,6 +19,7 @@ Scheme = Literal["s3", "gs", "https", "http", "file"]
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _PIN = re.compile(r"sha256=([0-9a-fA-F]{64})")
 _PATH_OF_SCHEME = {"s3": "s3://bucket/key", "gs": "gs://bucket/key", "file": "file:///path"}
+_MOST_NAME_BYTES = 200
 _KNOWN = ("s3", "gs", "https", "http", "file")
 _CREDENTIALS = {
     "s3": "AWS's variables, profiles and roles",
@@ -27,7 +29,7 @@ _CREDENTIALS = {
 
 @dataclass(frozen=True)
 class RemoteUri:
-    """A file's address.
+    """The address of a file or folder.
 
     Attributes:
         scheme: the kind of store; `file` for paths too.
@@ -41,6 +43,42 @@ class RemoteUri:
     address: str = field(repr=False)
     public: str
     sha256: str | None
+
+    @property
+    def is_folder(self) -> bool:
+        """Return whether it is a folder: of a store, by the `/` at its end; or one of this machine.
+
+        A web server gives no list of a folder's files.
+        """
+        if self.scheme == "file":
+            return Path(self.address).is_dir()
+        return self.scheme in ("s3", "gs") and self.address.endswith("/")
+
+    @property
+    def bucket_and_key(self) -> tuple[str, str]:
+        """Return the bucket, and the key in it, of an address of S3 or Google Cloud."""
+        bucket, _, key = self.address.partition("://")[2].partition("/")
+        return bucket, key
+
+    @property
+    def file_name(self) -> str:
+        """Return the last part of the path, a name for a copy of the file."""
+        path = self.address if self.scheme == "file" else urlsplit(self.address).path
+        name = PurePosixPath(path).name
+        is_usable = name.isprintable() and len(name.encode(errors="replace")) <= _MOST_NAME_BYTES
+        return name if is_usable and not name.startswith(".") and name else "policy"
+
+    def member(self, name: str) -> RemoteUri:
+        """Return the address of a file in the folder.
+
+        Args:
+            name: its path below the folder.
+        """
+        middle = "" if self.address.endswith("/") else "/"
+        public = "" if self.public.endswith("/") else "/"
+        return RemoteUri(
+            self.scheme, f"{self.address}{middle}{name}", f"{self.public}{public}{name}", None
+        )
 
     @property
     def identity(self) -> str:

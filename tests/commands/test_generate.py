@@ -26,6 +26,7 @@ COMMANDS = [
     "clean",
     "clients",
     "copy_server_files",
+    "digest",
     "evaluate",
     "export",
     "fetch",

@@ -243,9 +243,9 @@ def test_a_model_that_needs_its_schema_reports_the_schemas_mistake(
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        (None, "home/saved_model.zip: not found; name a zip or a folder"),
-        ("nowhere", "nowhere: not found; expected a zip"),
-        (".", "holds no policy, a TensorFlow SavedModel.*; expected a zip"),
+        (None, "home/saved_model.zip: not found; name a file or a folder"),
+        ("nowhere", "nowhere: not found; expected a policy"),
+        (".", "holds no policy, a TensorFlow SavedModel.*; expected a policy"),
     ],
 )
 def test_inspect_says_what_it_looked_for(

@@ -352,6 +352,19 @@ def test_cleaning_removes_the_policy_and_the_clients_only(settings: Settings) ->
     assert served_files.clean(settings) == []
 
 
+def test_cleaning_leaves_a_policy_that_somebody_put_there(settings: Settings) -> None:
+    own = {"models/export/saved_model.pb", "run/saved_model.pb", "ppo.onnx", "vec_normalize.pkl"}
+    made = {"models/export/.compiled-policy.npz", "run/.compiled-policy.npz", ".fetched.json"}
+    for name in own | made:
+        (settings.home / name).parent.mkdir(parents=True, exist_ok=True)
+        (settings.home / name).touch()
+
+    removed = served_files.clean(settings)
+
+    assert {path.relative_to(settings.home).as_posix() for path in removed} == made
+    assert contents(settings.home).keys() == own
+
+
 def test_cleaning_removes_a_link_and_not_what_it_leads_to(
     settings: Settings, tmp_path: Path
 ) -> None:

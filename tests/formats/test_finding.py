@@ -14,6 +14,7 @@ from policy_server.formats.finding import (
     format_of_folder,
     policy_at,
     prepare_model,
+    served_names,
 )
 from policy_server.formats.known_formats import FORMATS, Format, expected_formats
 from policy_server.formats.model_files import files_of_model
@@ -235,3 +236,10 @@ def test_folder_with_one_policy_in_it_is_told_from_a_folder_that_is_one(tmp_path
     assert policy_at(checkpoint, settings, formats=BOTH) == checkpoint
     assert policy_at(mixed, settings, formats=BOTH) == mixed / "weights.txt"
     assert policy_at(tmp_path / "absent", settings, formats=BOTH) is None
+
+
+def test_names_that_a_start_reads_are_the_policys_and_those_beside_it(tmp_path: Path) -> None:
+    shutil.copyfile(PPO, tmp_path / "ppo.zip")
+    (tmp_path / "schema.yaml").touch()
+
+    assert served_names(Settings(home=tmp_path)) == ["ppo.zip", "vec_normalize.pkl"]

@@ -7,7 +7,10 @@ import os
 import subprocess
 from pathlib import Path
 
-from policy_server.formats.model_files import digest_of_files, identify_model
+import pytest
+
+from policy_server.errors import ModelError
+from policy_server.formats.model_files import digest_of_files, digest_of_path, identify_model
 from policy_server.formats.unpacking import unpack_model
 from tests.support.formats import NotesFormat
 from tests.support.zips import zip_of
@@ -60,3 +63,20 @@ def test_digest_of_files_is_that_of_what_sha256sum_prints(tmp_path: Path) -> Non
     digest = digest_of_files({name: tmp_path / name for name in reversed(names)})
 
     assert digest == hashlib.sha256(printed).hexdigest()
+
+
+def test_digest_of_a_path_is_that_of_the_file_or_of_the_folders_model(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("weights", ".hidden", "events.out.tfevents.1"):
+        (folder / name).write_bytes(name.encode())
+
+    line = f"{hashlib.sha256(b'weights').hexdigest()}  weights\n".encode()
+    assert digest_of_path(folder) == hashlib.sha256(line).hexdigest()
+    assert digest_of_path(folder / "weights") == hashlib.sha256(b"weights").hexdigest()
+
+
+@pytest.mark.parametrize(("name", "says"), [("none", "can't be read"), ("", "holds no files")])
+def test_digest_of_nothing_is_one_line(tmp_path: Path, name: str, says: str) -> None:
+    with pytest.raises(ModelError, match=says):
+        digest_of_path(tmp_path / name)

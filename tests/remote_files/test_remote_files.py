@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import http.server
 import ipaddress
 import json
 import logging
@@ -16,277 +14,46 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from email.message import Message
-from functools import partial
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Protocol
 
-import boto3
 import pytest
 import requests
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from moto.server import ThreadedMotoServer
 from pydantic import SecretStr
 
 import generate
 from policy_server.commands.fetch import fetch as fetch_command
-from policy_server.errors import ModelError, PolicyServerError, SchemaError, SettingsError
-from policy_server.remote_files import RemoteUri, bring_files, fetch_files, parse_uri
+from policy_server.errors import ModelError, SchemaError, SettingsError
+from policy_server.remote_files import bring_files, fetch_files, parse_uri
 from policy_server.remote_files.stores import http_session
 from policy_server.settings import Settings
 from tests.support.command_line import type_in
 from tests.support.folders import ROOT
-from tests.support.servers import Handler, answered_by, in_thread
+from tests.support.servers import Handler, answered_by
+from tests.support.stores import (
+    BUCKET,
+    Reply,
+    S3Client,
+    WebServer,
+    assert_refused,
+    contents,
+    digest,
+    fetch,
+    pass_any,
+    policy,
+    put_old,
+    uri,
+)
 
 SCHEMA = b"parameters: {api_key: remote}\n"
-BUCKET = "policies"
-
-
-def policy(content: str, *, padding: int = 0) -> bytes:
-    """Return a zip that passes as a policy wherever TensorFlow is not asked."""
-    written = BytesIO()
-    with zipfile.ZipFile(written, "w") as archive:
-        archive.writestr("saved_model.pb", content)
-        archive.writestr("variables/padding", os.urandom(padding))
-    return written.getvalue()
-
-
 NEW = policy("new")
 EXAMPLES = ROOT / "examples"
 SERVABLE = (EXAMPLES / "mouse_and_cheese" / "saved_model.zip").read_bytes()
-
-
-def digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path / "home")
-
-
-@pytest.fixture(autouse=True)
-def _no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [*os.environ]:
-        if name.startswith(("AWS_", "GOOGLE_", "STORAGE_", "POLICY_SERVER_")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def waits(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> Callable[[], list[float]]:
-    """Shorten the waits between attempts a hundredfold; return what gives them."""
-    monkeypatch.setattr("policy_server.remote_files.download._FIRST_WAIT_S", 0.005)
-    return lambda: [vars(item)["wait_s"] for item in caplog.records if "wait_s" in vars(item)]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Return every file but the lock."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and not path.name.endswith(".lock")
-    }
-
-
-def put_old(settings: Settings) -> dict[str, bytes]:
-    """Put a pair in place by hand; return what lies there."""
-    settings.home.mkdir()
-    settings.schema_path.write_bytes(b"parameters: {api_key: old}\n")
-    settings.zip_path.write_bytes(policy("old"))
-    return contents(settings.home)
-
-
-def pass_any(_model: Path, _schema: Path | None) -> None:
-    """Stand in for the check that loads the policy."""
-
-
-def uri(text: str) -> RemoteUri:
-    return parse_uri(text, name="URI")
-
-
-def fetch(settings: Settings, model: str, schema: str | None = None) -> list[str]:
-    """Fetch; return the states."""
-    files = fetch_files(
-        settings,
-        model=uri(model),
-        schema=None if schema is None else uri(schema),
-        check=pass_any,
-    )
-    return [file.state for file in files]
-
-
-def assert_refused(settings: Settings, address: str, *says: str) -> str:
-    """Hold that a fetch fails in one line, and that nothing has changed on the disk."""
-    before = contents(settings.home) if settings.home.exists() else {}
-    with pytest.raises(PolicyServerError) as caught:
-        fetch(settings, address)
-    assert (contents(settings.home) if settings.home.exists() else {}) == before
-    message = caught.value.message
-    assert "\n" not in message
-    for words in says:
-        assert words in message
-    return message
-
-
-# Stores
-
-
-class S3Client(Protocol):
-    """The part of boto3's client that tests use; boto3 has no types."""
-
-    def create_bucket(self, **arguments: str) -> object: ...
-
-    def put_bucket_versioning(self, **arguments: object) -> object: ...
-
-    def put_object(self, **arguments: object) -> dict[str, str]: ...
-
-
-@dataclass
-class Reply:
-    """What a web server answers."""
-
-    body: bytes = b""
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-    announced: int | None = None
-    is_sized: bool = True
-    pause_s: float = 0.0
-    has_ranges: bool = False
-
-    def fitting(self, asked: Message[str, str]) -> Reply:
-        """Return the answer to a request's If-None-Match and Range headers."""
-        if "ETag" in self.headers and self.headers["ETag"] == asked.get("If-None-Match"):
-            return Reply(status=304, is_sized=False)
-        return self._part(asked["Range"]) if self.has_ranges and "Range" in asked else self
-
-    def all_headers(self) -> dict[str, str]:
-        size = len(self.body) if self.announced is None else self.announced
-        sized = {"Content-Length": str(size)} if self.is_sized else {}
-        return {**self.headers, **sized, "Connection": "close"}
-
-    def _part(self, wanted: str) -> Reply:
-        first, _, last = wanted.removeprefix("bytes=").partition("-")
-        body = self.body[int(first) : int(last) + 1]
-        headers = {"Content-Range": f"bytes {first}-{int(first) + len(body) - 1}/{len(self.body)}"}
-        return Reply(body, status=206, headers=headers)
-
-
-@dataclass
-class WebServer:
-    """A web server that answers as it is told, and remembers what it was asked."""
-
-    url: str
-    replies: dict[str, list[Reply]]
-    asked: list[tuple[str, dict[str, str]]]
-    server: http.server.HTTPServer
-
-    def answer(self, path: str, *replies: Reply) -> str:
-        """Give these replies to the path, one after another, the last for ever; return its URL."""
-        self.replies[path] = list(replies)
-        return self.url + path
-
-
-@pytest.fixture
-def web() -> Iterator[WebServer]:
-    """A server on loopback, which speaks what https:// carries."""
-    replies: dict[str, list[Reply]] = {}
-    asked: list[tuple[str, dict[str, str]]] = []
-
-    class Web(Handler):
-        protocol_version = "HTTP/1.1"
-
-        def answer(self) -> None:
-            asked.append((self.path, {key.lower(): value for key, value in self.headers.items()}))
-            queue = replies.get(self.path.partition("?")[0], [Reply(status=404)])
-            reply = queue.pop(0) if len(queue) > 1 else queue[0]
-            reply = reply.fitting(self.headers)
-            self.send_response(reply.status)
-            for key, value in reply.all_headers().items():
-                self.send_header(key, value)
-            self.end_headers()
-            self.close_connection = True
-            if self.command == "HEAD":
-                return
-            with contextlib.suppress(ConnectionError):
-                for start in range(0, len(reply.body), 65536):
-                    time.sleep(reply.pause_s)
-                    self.wfile.write(reply.body[start : start + 65536])
-
-    with (
-        http.server.ThreadingHTTPServer(("127.0.0.1", 0), Web) as server,
-        in_thread(partial(server.serve_forever, 0.01), server.shutdown),
-    ):
-        yield WebServer(f"http://127.0.0.1:{server.server_port}", replies, asked, server)
-
-
-@pytest.fixture(scope="session")
-def s3_url() -> Iterator[str]:
-    """An S3 server."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture(scope="session")
-def s3_client(s3_url: str) -> S3Client:
-    """A client of a server with an empty bucket."""
-    session = boto3.session.Session("id", "hush", region_name="us-east-1")
-    client: S3Client = session.client("s3", endpoint_url=s3_url)
-    client.create_bucket(Bucket=BUCKET)
-    return client
-
-
-@pytest.fixture
-def s3(s3_url: str, s3_client: S3Client, monkeypatch: pytest.MonkeyPatch) -> S3Client:
-    """A client, and its server's address and credentials in the environment."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_url)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
-    return s3_client
-
-
-@pytest.fixture
-def google(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bytes], None]:
-    """A part of Google Cloud Storage's JSON API: an object's metadata, and its content."""
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", web.url)
-
-    def put(key: str, content: bytes) -> None:
-        generation = str(len(web.asked) + 1)
-        metadata = {
-            "kind": "storage#object",
-            "bucket": BUCKET,
-            "name": key,
-            "size": str(len(content)),
-            "generation": generation,
-            "etag": digest(content)[:8],
-        }
-        headers = {"Content-Type": "application/json"}
-        web.answer(
-            f"/storage/v1/b/{BUCKET}/o/{key.replace('/', '%2F')}",
-            Reply(json.dumps(metadata).encode(), headers=headers),
-        )
-        web.answer(
-            f"/download/storage/v1/b/{BUCKET}/o/{key.replace('/', '%2F')}",
-            Reply(content, has_ranges=True),
-        )
-
-    return put
-
 
 # Addresses
 
@@ -367,21 +134,6 @@ def test_pair_is_fetched_from_s3_and_unzipped(s3: S3Client, settings: Settings) 
     assert settings.schema_path.read_bytes() == SCHEMA
     assert (settings.models_path / "saved_model.pb").read_text() == "new"
     assert not (settings.home / ".incoming").exists()
-
-
-def test_folder_of_a_policy_is_fetched_as_a_zip(settings: Settings, tmp_path: Path) -> None:
-    folder = tmp_path / "run 7"
-    (folder / "variables").mkdir(parents=True)
-    (folder / "saved_model.pb").write_text("new")
-    (folder / "variables" / "variables.index").write_text("index")
-    put_old(settings)
-
-    assert fetch(settings, str(folder)) == ["fetched"]
-    assert fetch(settings, folder.as_uri()) == ["unchanged"]
-
-    assert (settings.models_path / "saved_model.pb").read_text() == "new"
-    assert (settings.models_path / "variables" / "variables.index").read_text() == "index"
-    assert_refused(settings, f"{folder}#sha256={'0' * 64}", "only a file can be pinned; zip it")
 
 
 def test_s3_object_is_fetched_again_only_when_it_has_changed(
@@ -513,7 +265,7 @@ def test_pair_is_fetched_from_files(settings: Settings, tmp_path: Path, form: st
 
 def test_files_that_are_not_there_are_one_line(settings: Settings, tmp_path: Path) -> None:
     assert_refused(settings, "none.zip", "none.zip: not found")
-    assert_refused(settings, str(tmp_path), "is a folder; expected a file")
+    assert_refused(settings, str(tmp_path), "holds no files; check the address")
     assert_refused(settings, f"{__file__}/x", "can't be read: Not a directory")
 
 
