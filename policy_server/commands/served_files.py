@@ -143,19 +143,21 @@ def clean(settings: Settings) -> list[Path]:
     Raises:
         ModelError: if something can't be removed.
     """
-    models = settings.models_path
-    is_made = (models / SOURCE_MARK).exists()
-    unzipped = sorted(path for path in models.iterdir() if path.name != _KEPT) if is_made else []
-    home = settings.home
+    home, models = settings.home, settings.models_path
+    if (models / SOURCE_MARK).exists():
+        unzipped = sorted(path for path in models.iterdir() if path.name != _KEPT)
+    else:
+        # Each of several policies has a folder of its own.
+        unzipped = sorted(mark.parent for mark in models.glob(f"*/{SOURCE_MARK}"))
     # A folder that is served as it lies has the compiled policy in it.
-    compiled = [] if is_made else models.rglob(OUTCOME_FILE)
+    compiled = {*models.rglob(OUTCOME_FILE), *home.glob(f"*/{OUTCOME_FILE}")}
     found = [
         path
         for path in (
             settings.zip_path,
             home / RECORD_FILE,
             *unzipped,
-            *sorted({*compiled, *home.glob(f"*/{OUTCOME_FILE}")} - set(unzipped)),
+            *sorted(path for path in compiled if not {path, *path.parents} & set(unzipped)),
             home / _CLIENTS,
             settings.sdks_path,
         )

@@ -353,6 +353,9 @@ def test_cleaning_removes_the_policy_and_the_clients_only(settings: Settings) ->
 
 
 def test_cleaning_leaves_a_policy_that_somebody_put_there(settings: Settings) -> None:
+    for name in ("left/.source-sha256", "left/.compiled-policy.npz", "left/saved_model.pb"):
+        (settings.models_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (settings.models_path / name).touch()
     own = {"models/export/saved_model.pb", "run/saved_model.pb", "ppo.onnx", "vec_normalize.pkl"}
     made = {"models/export/.compiled-policy.npz", "run/.compiled-policy.npz", ".fetched.json"}
     for name in own | made:
@@ -361,7 +364,10 @@ def test_cleaning_leaves_a_policy_that_somebody_put_there(settings: Settings) ->
 
     removed = served_files.clean(settings)
 
-    assert {path.relative_to(settings.home).as_posix() for path in removed} == made
+    assert {path.relative_to(settings.home).as_posix() for path in removed} == {
+        "models/left",
+        *made,
+    }
     assert contents(settings.home).keys() == own
 
 
