@@ -139,7 +139,8 @@ def _answer(slot: PolicySlot) -> Document:
             "type": ["number", "null"],
             "format": "float",
             "description": "The probability of the whole action: a density where actions are "
-            "continuous, cut to float32's largest number; null where the model gives none",
+            "continuous, cut to float32's largest number; null where the model gives none, and "
+            "for a deterministic action that the policy never draws",
         },
         "log_probability": {
             "type": ["number", "null"],

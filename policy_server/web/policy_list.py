@@ -18,6 +18,9 @@ class ListedAction(BaseModel):
 
     kind: str = Field(description="The family of its distribution, such as `categorical`")
     size: int = Field(description="How many choices or dimensions it has")
+    has_unsquashed_mode: bool = Field(
+        description="Whether its deterministic action is a squashed normal's mean without the tanh"
+    )
     name: str | None = Field(description="Its name in schema.yaml")
     labels: list[str] | None = Field(description="The names of its choices, in order")
 
@@ -75,6 +78,7 @@ def listed_actions(signature: PolicySignature) -> list[ListedAction] | None:
         ListedAction(
             kind=part.kind,
             size=part.size,
+            has_unsquashed_mode=part.has_unsquashed_mode,
             name=part.name,
             labels=None if part.labels is None else list(part.labels),
         )

@@ -56,7 +56,13 @@ async def test_schema_is_shown_without_the_key() -> None:
             "basis": "structure",
             "action_mask": None,
             "components": [
-                {"kind": "categorical", "size": 3, "name": None, "labels": None},
+                {
+                    "kind": "categorical",
+                    "size": 3,
+                    "has_unsquashed_mode": False,
+                    "name": None,
+                    "labels": None,
+                },
             ],
         },
     }
@@ -74,6 +80,7 @@ async def test_schema_infers_what_the_file_leaves_out_and_names_actions() -> Non
     assert document["policy"]["components"][0] == {
         "kind": "categorical",
         "size": 2,
+        "has_unsquashed_mode": False,
         "name": "move",
         "labels": ["up", "down"],
     }

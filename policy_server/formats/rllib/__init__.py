@@ -12,7 +12,7 @@ from policy_server.settings import Engine
 
 __all__ = ["RllibFormat"]
 
-_MARKS = ("rllib_checkpoint.json", "module_state.pkl", "module_state.msgpack")
+_MARKS = ("rllib_checkpoint.json", "module_state.pkl", "module_state.msgpack", "module_state.pt")
 
 
 class RllibFormat:

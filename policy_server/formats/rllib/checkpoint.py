@@ -32,7 +32,9 @@ _LIBRARY = re.compile(
 )
 _OWN_CLASS = "._make_skeleton_class"
 _DESCRIPTION = "class_and_ctor_args.pkl"
-_STATES = ("pkl", "msgpack")
+# Ray 2.40 gives an RLModule's pickle the ending of PyTorch's files.
+_PICKLES = ("pkl", "pt")
+_STATES = (*_PICKLES, "msgpack")
 _LEARNER = "learner_group"
 _NUMBERS = re.compile(r"[<>|=]?[fiub]\d{1,2}")
 # RLlib's own connectors are named by their modules.
@@ -253,8 +255,9 @@ def _connector(
 
 def _read_state(files: Mapping[str, Path], path: PurePosixPath) -> Mapping[Any, Any]:
     """Return the dictionary that a state is, from a pickle or from msgpack."""
-    name = f"{path}.pkl"
-    if name in files:
+    pickles = [name for name in (f"{path}.{end}" for end in _PICKLES) if name in files]
+    if pickles:
+        name = pickles[0]
         state = _read_pickle(files, name)
     else:
         name = f"{path}.msgpack"

@@ -9,7 +9,7 @@ from policy_server.errors import ModelError
 from policy_server.formats.pickles.spaces import BoxSpace
 from policy_server.formats.rllib.checkpoint import RlModule
 
-__all__ = ["ModuleKind", "kind_of", "width_of_module"]
+__all__ = ["ModuleKind", "kind_of", "observation_shape"]
 
 
 @dataclass(frozen=True)
@@ -20,24 +20,43 @@ class ModuleKind:
         encoders: the names that its encoder's weights may begin with.
         head: the name that the weights of its head begin with.
         is_value_based: the head gives Q values, of which the best is taken.
+        is_squashed: actions in a Box are those of a squashed normal.
+        centers_choices: a dueling head of a distributional DQN takes the advantages' mean over the
+            choices, as in the paper on dueling networks; otherwise over the atoms.
     """
 
     encoders: tuple[str, ...]
     head: str
     is_value_based: bool = False
+    is_squashed: bool = False
+    centers_choices: bool = False
 
 
-_ACTOR_CRITIC = ModuleKind(("encoder.encoder", "encoder.actor_encoder"), "pi")
-_Q_VALUES = ModuleKind(("encoder",), "af", is_value_based=True)
-# Their names, old and new. IMPALA trains PPO's.
+# Their names, old and new. IMPALA and MARWIL train PPO's.
 _KINDS = (
     (
         re.compile(r"a?ppo\.torch\.\w+\.(Default)?A?PPOTorchRLModule"),
-        _ACTOR_CRITIC,
+        ModuleKind(("encoder.encoder", "encoder.actor_encoder"), "pi"),
     ),
-    (re.compile(r"dqn\.torch\.\w+\.(DefaultDQN|DQNRainbow)TorchRLModule"), _Q_VALUES),
+    (
+        re.compile(r"dqn\.torch\.\w+\.DefaultDQNTorchRLModule"),
+        ModuleKind(("encoder",), "af", is_value_based=True),
+    ),
+    # Ray 2.40's own class.
+    (
+        re.compile(r"dqn\.torch\.\w+\.DQNRainbowTorchRLModule"),
+        ModuleKind(("encoder",), "af", is_value_based=True, centers_choices=True),
+    ),
+    (
+        re.compile(r"(sac|tqc|cql|iql)\.torch\.\w+\.(Default)?(SAC|TQC|CQL|IQL)TorchRLModule"),
+        ModuleKind(("pi_encoder",), "pi", is_squashed=True),
+    ),
+    (
+        re.compile(r"bc\.torch\.\w+\.(Default)?BCTorchRLModule"),
+        ModuleKind(("_encoder",), "_pi_head"),
+    ),
 )
-_SQUASHED = re.compile(r"(sac|tqc|cql|iql)\.torch\..+")
+_FLAT, _IMAGE = 1, 3
 
 
 def kind_of(module: RlModule) -> ModuleKind:
@@ -53,41 +72,34 @@ def kind_of(module: RlModule) -> ModuleKind:
     for pattern, kind in _KINDS:
         if pattern.fullmatch(name):
             return kind
-    if _SQUASHED.fullmatch(name):
-        raise ModelError(
-            f"{module.subject}: is {module.path}, whose deterministic action RLlib takes before "
-            "the tanh; policies of SAC and TQC come with a later version"
-        )
     raise ModelError(
         f"{module.subject}: is {module.path}, which is not served; expected a policy of PPO, APPO, "
-        "IMPALA or DQN with RLlib's default network"
+        "IMPALA, DQN, SAC, TQC, BC, MARWIL, CQL or IQL with RLlib's default network"
     )
 
 
-def width_of_module(module: RlModule) -> int:
-    """Return how many numbers the network takes.
+def observation_shape(module: RlModule) -> tuple[int, ...]:
+    """Return the shape of the observations that the network takes: (width,), or an image's.
+
+    An image has its channels last: (height, width, channels).
 
     Args:
         module: the RLModule.
 
     Raises:
-        ModelError: if it takes no flat vector, or has a memory.
+        ModelError: if it takes none of the two, or no floating-point numbers.
     """
-    weights, space = module.weights, module.observation_space
-    if module.settings.get("use_lstm") or any(".lstm." in name for name in weights):
-        raise ModelError(
-            f"{module.subject}: has an LSTM; memory comes with a later version, train it with "
-            "use_lstm=False"
-        )
-    if any(".cnn." in name for name in weights):
-        raise ModelError(
-            f"{module.subject}: has a convolutional network (CNN); images come with a later "
-            "version, train it on a flat vector"
-        )
-    if not isinstance(space, BoxSpace) or len(space.shape) != 1:
+    space = module.observation_space
+    if not isinstance(space, BoxSpace) or len(space.shape) not in (_FLAT, _IMAGE):
         name = type(space).__name__.removesuffix("Space")
+        shape = list(space.shape) if isinstance(space, BoxSpace) else ""
         raise ModelError(
-            f"{module.subject}: takes a {name} observation that is no flat vector; train it with "
-            "the connector FlattenObservations"
+            f"{module.subject}: takes a {name}{shape} observation that is neither a flat vector "
+            "nor an image; train it with the connector FlattenObservations"
         )
-    return space.shape[0]
+    if space.dtype not in ("float32", "float64"):
+        raise ModelError(
+            f"{module.subject}: takes observations of {space.dtype}, with which RLlib's default "
+            "network fails; train it on float32, or with the connector FlattenObservations"
+        )
+    return space.shape

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,17 +20,18 @@ from policy_server.errors import ModelError
 from policy_server.formats.rllib.actions import Scaling
 from policy_server.formats.rllib.checkpoint import Connector
 
-__all__ = ["ObservationFilter", "read_filter", "read_scaling"]
+__all__ = ["ObservationFilter", "describe_connectors", "read_filter", "read_scaling"]
 
 Array = NDArray[Any]
 
 _FILTER = "MeanStdFilter"
+_FLATTENING = "FlattenObservations"
 _SCALING = "NormalizeAndClipActions"
 # They bring observations to the network, and actions back, without changing a number: a client
 # sends the flat vector that FlattenObservations makes.
 _ENV_TO_MODULE = (
     _FILTER,
-    "FlattenObservations",
+    _FLATTENING,
     "AddObservationsFromEpisodesToBatch",
     "AddTimeDimToBatchAndZeroPad",
     "AddStatesFromEpisodesToBatch",
@@ -58,7 +59,7 @@ class ObservationFilter:
 
     Attributes:
         mean: float64[width].
-        deviation: float64[width], with the small number that RLlib adds.
+        deviation: float[width], with the small number that RLlib adds.
         limit: the largest size of a filtered number; None clips nothing.
     """
 
@@ -116,6 +117,25 @@ def read_scaling(connectors: Iterable[Connector]) -> Scaling:
     return "none"
 
 
+def describe_connectors(connectors: Iterable[Connector]) -> list[str]:
+    """Return a line for each connector ahead of the network that changes observations.
+
+    Args:
+        connectors: the pipeline's pieces in order.
+    """
+    found = []
+    for item in connectors:
+        if item.name == _FILTER:
+            found.append("observations pass the checkpoint's MeanStdFilter, which learns no more")
+        elif item.name == _FLATTENING:
+            removed = [str(key) for key in item.settings.get("keys_to_remove") or ()]
+            found.append(
+                "observations are flat: the keys of a Dict in alphabetical order, integers one-hot"
+                + (f", without {', '.join(removed)}" if removed else "")
+            )
+    return found
+
+
 def _check_known(connectors: Iterable[Connector], known: tuple[str, ...], pipeline: str) -> None:
     for item in connectors:
         if item.name not in known:
@@ -135,7 +155,7 @@ def _state_of_agent(
     fitting = {
         agent: state
         for agent, state in states.items()
-        if len(states) == 1 or _array_of(state["running_stats"][0]["mean_array"]).size == width
+        if len(states) == 1 or sum(mean.size for mean, _ in _moments(state)) == width
     }
     if module in fitting:
         return fitting[module]
@@ -148,23 +168,37 @@ def _state_of_agent(
 
 
 def _filter_of(state: Mapping[str, Any], width: int) -> ObservationFilter:
-    (stats,) = state["running_stats"]
-    mean, squares = (_array_of(stats[f"{name}_array"]) for name in ("mean", "sum_sq_diff"))
-    if mean.shape != (width,) or squares.shape != (width,):
+    mean, variance = (np.concatenate(parts) for parts in zip(*_moments(state), strict=True))
+    if mean.shape != (width,):
         raise ModelError(
             f"{_FILTER}: has the statistics of {mean.size} numbers, the network takes {width}; "
-            "a filter ahead of FlattenObservations is not served"
+            "put the filter behind FlattenObservations"
         )
-    pushes = int(stats["num_pushes"])
-    # As RLlib's RunningStat: the unbiased variance, and none of one observation.
-    variance = squares / (pushes - 1) if pushes > 1 else np.zeros(width)
-    deviation = np.sqrt(np.maximum(variance, 0.0)) + _SMALL
+    deviation = np.sqrt(np.maximum(variance, 0.0)) + np.float32(_SMALL)
     limit = state["clip_by_value"]
     return ObservationFilter(
         mean if state["de_mean_to_zero"] else np.zeros(width),
         deviation if state["de_std_to_one"] else np.ones(width),
         float(limit) if limit else None,
     )
+
+
+def _moments(state: Mapping[str, Any]) -> Iterator[tuple[Array, Array]]:
+    """Return mean and variance of each part of an observation, float64[n] and float32[n].
+
+    Source: `RunningStat` in `ray.rllib.utils.filter`: the unbiased variance. That of a single
+    observation is 0; in files whose sum of squares is called `std_array`, the square of its mean.
+    """
+    for stats in state["running_stats"]:
+        mean = _array_of(stats["mean_array"]).ravel()
+        is_old = "std_array" in stats
+        squares = _array_of(stats["std_array" if is_old else "sum_sq_diff_array"]).ravel()
+        if mean.shape != squares.shape:
+            raise ValueError(f"its parts have {mean.size} and {squares.size} numbers")
+        pushes = float(stats["num_pushes"])
+        alone = np.square(mean) if is_old else np.zeros_like(mean)
+        variance = squares / (pushes - 1) if pushes > 1 else alone
+        yield mean, variance.astype(np.float32)
 
 
 def _array_of(text: str) -> Array:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,10 @@ import numpy as np
 from policy_server.engine.network import CompiledPolicy, NetworkPolicy
 from policy_server.errors import ModelError
 from policy_server.formats.rllib.actions import Actions, Scaling, read_actions
-from policy_server.formats.rllib.checkpoint import Checkpoint, RlModule, read_checkpoint
-from policy_server.formats.rllib.module_kinds import kind_of, width_of_module
-from policy_server.formats.rllib.networks import build_network
-from policy_server.formats.rllib.pipelines import ObservationFilter, read_filter, read_scaling
+from policy_server.formats.rllib.checkpoint import Checkpoint, read_checkpoint
+from policy_server.formats.rllib.module_kinds import kind_of, observation_shape
+from policy_server.formats.rllib.networks import BuiltNetwork, build_network
+from policy_server.formats.rllib.pipelines import describe_connectors, read_filter, read_scaling
 from policy_server.policy import (
     Policy,
     PolicyInputs,
@@ -31,6 +32,17 @@ _SCALED: Mapping[Scaling, str] = {
     "clipped": "clipped to the bounds, as the checkpoint tells",
     "none": "neither rescaled nor clipped, as the checkpoint tells",
 }
+
+_UNSQUASHED = (
+    "/predict_deterministic is RLlib's own evaluation: the mean before the tanh, not the squashed "
+    "normal's own mode; its probability is null where no draw can be"
+)
+
+_ALONE = (
+    "the RLModule alone holds neither connectors nor filters, nor whether RLlib rescales actions: "
+    "observations go to it as they come, actions are its own; a whole checkpoint "
+    "(`algo.save_to_path`) tells all of it"
+)
 
 
 def load_policy(
@@ -58,11 +70,13 @@ def load_policy(
     checkpoint = read_checkpoint(files, name=None if schema is None else schema.module)
     module = checkpoint.module
     kind = kind_of(module)
-    width = width_of_module(module)
+    width = math.prod(observation_shape(module))
     observation_filter = read_filter(checkpoint.env_to_module or (), width, module=module.name)
     scaling: Scaling = read_scaling(checkpoint.module_to_env or ())
-    actions = read_actions(module.action_space, module.subject, scaling=scaling)
-    network = build_network(
+    actions = read_actions(
+        module.action_space, module.subject, scaling=scaling, is_squashed=kind.is_squashed
+    )
+    built = build_network(
         module, kind, outputs=actions.inputs, observation_filter=observation_filter
     )
     signature = PolicySignature(
@@ -76,19 +90,21 @@ def load_policy(
         basis="structure",
         is_tuple_of_one=actions.is_tuple_of_one,
         module=module.name,
-        findings=_findings(checkpoint, observation_filter, actions, scaling),
+        recurrent_inputs=tuple(tensor.name for tensor in built.memory),
+        memory=built.memory,
+        findings=_findings(checkpoint, built, actions, scaling),
         engine="numpy",
-        engine_reason=f"{len(network.steps)} operations, built from the RLModule's weights",
+        engine_reason=f"{len(built.network.steps)} operations, built from the RLModule's weights",
     )
     described = describe_signature(signature, schema, has_own_bounds=True)
-    policy = NetworkPolicy(CompiledPolicy(described, network))
+    policy = NetworkPolicy(CompiledPolicy(described, built.network))
     policy.infer(PolicyInputs.of(np.zeros((1, width), np.float32)))
     return policy
 
 
 def _findings(
     checkpoint: Checkpoint,
-    observation_filter: ObservationFilter | None,
+    built: BuiltNetwork,
     actions: Actions,
     scaling: Scaling,
 ) -> tuple[str, ...]:
@@ -97,31 +113,21 @@ def _findings(
     found = [
         f"{module.subject} of {version}: {module.path}",
         "class, spaces and weights are RLlib's own; the file holds no draws to compare",
-        *_assumed(module),
+        *built.assumed,
+        *actions.notes,
     ]
-    if checkpoint.env_to_module is None or checkpoint.module_to_env is None:
-        return (
-            *found,
-            "the RLModule alone holds neither connectors nor filters, nor whether RLlib rescales "
-            "actions: observations go to it as they come, actions are its own; a whole checkpoint "
-            "(`algo.save_to_path`) tells all of it",
-        )
-    if observation_filter is not None:
-        found.append("observations pass the checkpoint's MeanStdFilter, which learns no more")
-    if any(part.name == "FlattenObservations" for part in checkpoint.env_to_module):
+    if any(part.has_unsquashed_mode for part in actions.components):
+        found.append(_UNSQUASHED)
+    if built.memory:
         found.append(
-            "observations are flat: the keys of a Dict in alphabetical order, integers one-hot"
+            f"an LSTM of {built.memory[0].size} cells, whose state is zero when an episode begins"
         )
-    if any(part.kind == "normal" for part in actions.components):
+    shape = observation_shape(module)
+    if len(shape) > 1:
+        found.append(f"observations are images of {list(shape)}, flat and with the channels last")
+    if checkpoint.env_to_module is None or checkpoint.module_to_env is None:
+        return (*found, _ALONE)
+    found += describe_connectors(checkpoint.env_to_module)
+    if any(part.kind != "categorical" for part in actions.components):
         found.append(f"actions in the environment's units: {_SCALED[scaling]}")
     return tuple(found)
-
-
-def _assumed(module: RlModule) -> Sequence[str]:
-    """Return a line for the network's settings that the file leaves to RLlib's defaults."""
-    names = [
-        name
-        for name in ("fcnet_hiddens", "fcnet_activation", "head_fcnet_activation")
-        if name not in module.settings
-    ]
-    return [f"{', '.join(names)}: RLlib's default, as the file does not tell"] if names else []

@@ -42,23 +42,10 @@ def refusal_of(folder: Path) -> str:
     return refused.value.message
 
 
-@pytest.mark.parametrize(
-    ("name", "archive", "says"),
-    [
-        ("rllib_ppo_lstm", "module.zip", "has an LSTM; memory comes with a later version"),
-        ("rllib_sac", "module.zip", "policies of SAC and TQC come with a later version"),
-        (
-            "rllib_ppo_multiagent",
-            "checkpoint.zip",
-            "holds 2 RLModules ('left', 'right'), and schema.yaml names none; write `module: NAME`",
-        ),
-    ],
-    ids=["LSTM", "SAC", "multi-agent"],
-)
-def test_policy_that_is_not_served_is_refused_by_name(
-    tmp_path: Path, name: str, archive: str, says: str
-) -> None:
-    assert says in refusal_of(unzipped(name, archive, tmp_path))
+def test_several_modules_are_refused_by_their_names(tmp_path: Path) -> None:
+    says = "holds 2 RLModules ('left', 'right'), and schema.yaml names none; write `module: NAME`"
+
+    assert says in refusal_of(unzipped("rllib_ppo_multiagent", "checkpoint.zip", tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from policy_server.formats import load_policy
 from policy_server.policy import PolicyInputs
 from tests.support.library_policies import POLICIES, unzipped
 
+MODULE = Path("learner_group/learner/rl_module/default_policy")
 ANSWERS = json.loads((POLICIES / "rllib_modules" / "answers.json").read_text())
 FAMILIES = {
     "multidiscrete": "categorical(2) + categorical(3)",
@@ -84,6 +86,61 @@ def test_settings_that_are_not_the_networks_are_refused(
     content = path.read_bytes()
     assert content.count(known) == 1
     path.write_bytes(content.replace(known, other))
+
+    with pytest.raises(ModelError) as refused:
+        load_policy(folder)
+
+    assert says in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("known", "other", "says"),
+    [
+        (b"conv_filters", b"conv_feelers", "expected 2 convolutions of the shapes [(4, 2, 5, 5)"),
+        (b"\x8c\x04tanh", b"\x8c\x04tang", "conv_activation: is tang"),
+    ],
+    ids=["layers", "activation"],
+)
+def test_image_policy_that_is_not_rllibs_is_refused(
+    tmp_path: Path, known: bytes, other: bytes, says: str
+) -> None:
+    folder = unzipped("rllib_checkpoints", "dqn_cnn.zip", tmp_path)
+    path = folder / MODULE / "class_and_ctor_args.pkl"
+    content = path.read_bytes()
+    assert known in content
+    path.write_bytes(content.replace(known, other))
+
+    with pytest.raises(ModelError) as refused:
+        load_policy(folder)
+
+    assert says in refused.value.message
+
+
+def test_weights_that_no_layer_takes_are_refused(tmp_path: Path) -> None:
+    folder = unzipped("rllib_checkpoints", "ppo_cnn_valid.zip", tmp_path)
+    path = folder / MODULE / "module_state.pkl"
+    state = pickle.loads(path.read_bytes())  # noqa: S301 -- the test's own file
+    state["pi.gate.weight"] = np.ones((2, 2), np.float32)
+    path.write_bytes(pickle.dumps(state))
+
+    with pytest.raises(ModelError, match=r"has the weights pi\.gate\.weight"):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("pi.net.mlp.0.weight", "pi: expected layers of the shapes"),
+        ("encoder.actor_encoder.lstm.weight_ih_l0", "its weights don't fit each other: KeyError"),
+        ("encoder.actor_encoder.lstm.weight_hh_l0", "use_lstm is True, and"),
+    ],
+)
+def test_missing_weights_are_refused(tmp_path: Path, name: str, says: str) -> None:
+    folder = unzipped("rllib_checkpoints", "ppo_lstm_box.zip", tmp_path)
+    path = folder / MODULE / "module_state.pkl"
+    state = pickle.loads(path.read_bytes())  # noqa: S301 -- the test's own file
+    del state[name]
+    path.write_bytes(pickle.dumps(state))
 
     with pytest.raises(ModelError) as refused:
         load_policy(folder)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,15 +35,40 @@ SERVED = [
     ("rllib_ppo_multiagent", "module_left.zip", "categorical(4)"),
     ("rllib_dqn", "checkpoint.zip", "greedy over categorical(2)"),
     ("rllib_dqn", "module.zip", "greedy over categorical(2)"),
+    ("rllib_sac", "module.zip", "squashed_normal(2)"),
 ]
 CHECKPOINTS = {
     "clip": "clipped to the bounds",
     "neither": "neither rescaled nor clipped",
+    "box_open_clip": "clipped to the bounds",
     "tuple": "rescaled from [-1, 1]",
+    "tuple_nested": "actions of nested Tuples one after another",
+    "dict_actions": "actions in the alphabetical order of their keys: go, turn",
+    "discrete_start": "integer actions count from 0, as RLlib gives them to the environment",
     "flat_filter": "MeanStdFilter",
+    "obs_nested": "integers one-hot",
+    "obs_removed": "integers one-hot, without x",
     "appo": "DefaultAPPOTorchRLModule",
     "impala": "rescaled from [-1, 1]",
+    "sac_box": "/predict_deterministic is RLlib's own evaluation: the mean before the tanh",
+    "sac_clip": "clipped to the bounds",
+    "sac_discrete": "DefaultSACTorchRLModule",
+    "tqc_filter": "DefaultTQCTorchRLModule",
+    "ppo_cnn_stride": "images of [10, 9, 2]",
+    "ppo_cnn_valid": "images of [12, 9, 2]",
+    "dqn_cnn": "images of [10, 10, 2]",
+    "ray240_dqn_atoms": "Ray 2.40.0",
+    "ray240_dqn_noisy": "by the defaults of Ray 2.40.0, as the file does not tell",
+    "ray240_sac_filter": "MeanStdFilter",
+    "ray240_obs_filter_dict": "MeanStdFilter",
 }
+RECURRENT = {
+    "ppo_lstm_box": ("actor.h", "actor.c"),
+    "ppo_lstm_filter": ("actor.h", "actor.c"),
+    "ppo_cnn_lstm": ("actor.h", "actor.c"),
+    "dqn_lstm": ("h", "c"),
+}
+ANSWERS = json.loads((POLICIES / "rllib_checkpoints" / "answers.json").read_text())
 IMPORTS = """
 import sys
 from pathlib import Path
@@ -108,11 +134,13 @@ def test_schema_chooses_among_the_modules_of_a_checkpoint(
     assert answers.actions == pytest.approx(np.array(modes).reshape(len(rows), -1), abs=1e-5)
 
 
+def test_every_checkpoint_is_held_against_its_answers() -> None:
+    assert set(ANSWERS) == {*CHECKPOINTS, *RECURRENT}
+
+
 @pytest.mark.parametrize(("name", "says"), CHECKPOINTS.items(), ids=CHECKPOINTS)
 def test_connectors_are_those_of_the_checkpoint(tmp_path: Path, name: str, says: str) -> None:
-    answers = json.loads((POLICIES / "rllib_checkpoints" / "answers.json").read_text())
-    assert set(answers) == set(CHECKPOINTS)
-    expected = answers[name]
+    expected = ANSWERS[name]
     rows = np.array(expected["raw"], np.float32)
     policy = load_policy(unzipped("rllib_checkpoints", f"{name}.zip", tmp_path))
     asked = replace(PolicyInputs.of(rows), is_deterministic=np.ones(len(rows), np.bool_))
@@ -124,6 +152,95 @@ def test_connectors_are_those_of_the_checkpoint(tmp_path: Path, name: str, says:
     assert found.actions == pytest.approx(
         np.array(expected["deterministic_action_env_space"]), abs=1e-5
     )
+
+
+@pytest.mark.parametrize(("name", "memory"), RECURRENT.items(), ids=RECURRENT)
+def test_memory_is_stepped_as_rllib_does(
+    tmp_path: Path, name: str, memory: tuple[str, str]
+) -> None:
+    expected = ANSWERS[name]
+    policy = load_policy(unzipped("rllib_checkpoints", f"{name}.zip", tmp_path))
+    state = np.zeros((1, policy.signature.memory_width), np.float32)
+
+    steps = []
+    for row in np.array(expected["raw"], np.float32):
+        asked = PolicyInputs.of(row[None], is_deterministic=True, state=state)
+        steps.append(policy.infer(asked))
+        assert steps[-1].state is not None
+        state = steps[-1].state
+
+    after = [
+        np.hstack([_part(parts, tensor) for tensor in memory]) for parts in expected["state_out"]
+    ]
+    found, actions, states = (
+        np.concatenate([getattr(step, part) for step in steps])
+        for part in ("distribution", "actions", "state")
+    )
+    assert tuple(tensor.name for tensor in policy.signature.memory) == memory
+    assert found == pytest.approx(np.array(expected["action_dist_inputs"]), abs=1e-5)
+    assert actions == pytest.approx(np.array(expected["deterministic_action_env_space"]), abs=1e-5)
+    assert states == pytest.approx(np.array(after), abs=1e-5)
+
+
+def _part(state: dict[str, Any], name: str) -> list[float]:
+    """Return a tensor of a state by its name, such as `actor.h`."""
+    owner, _, last = name.rpartition(".")
+    numbers: list[float] = (state[owner] if owner else state)[last]
+    return numbers
+
+
+@pytest.mark.parametrize("archive", ["checkpoint.zip", "module.zip"])
+def test_policy_with_memory_answers_from_the_zero_state_without_one(
+    tmp_path: Path, archive: str
+) -> None:
+    name = "rllib_ppo_lstm"
+    cases = cases_of(name)
+    rows = raw_rows(cases)
+    policy = load_policy(
+        unzipped(name, archive, tmp_path), read_schema(POLICIES / name / "schema.yaml")
+    )
+
+    forgetful = policy.infer(PolicyInputs.of(rows, is_deterministic=True))
+    state = np.zeros((1, policy.signature.memory_width), np.float32)
+    stepped = []
+    for row in rows:
+        answer = policy.infer(PolicyInputs.of(row[None], is_deterministic=True, state=state))
+        assert answer.state is not None
+        state = answer.state
+        stepped.append(answer.distribution)
+
+    for found, key in ((forgetful.distribution, "expected_zero_state"), (stepped, "expected")):
+        expected = [case[key]["action_dist_inputs"] for case in cases]
+        assert np.array(found).reshape(len(rows), -1) == pytest.approx(np.array(expected), abs=1e-5)
+    assert "an LSTM of 24 cells" in " ".join(policy.signature.findings)
+
+
+@pytest.mark.parametrize("module", ["hunter", "mouse"])
+def test_module_of_several_agents_has_the_filter_of_its_own(tmp_path: Path, module: str) -> None:
+    cases = json.loads((POLICIES / "rllib_agents" / "answers.json").read_text())[module]
+    policy = load_policy(
+        unzipped("rllib_agents", "checkpoint.zip", tmp_path), parse_schema(f"module: {module}")
+    )
+
+    answers = policy.infer(PolicyInputs.of(raw_rows(cases), is_deterministic=True))
+
+    expected = [case["expected"] for case in cases]
+    assert len(cases) == 8
+    assert answers.distribution == pytest.approx(
+        np.array([case["action_dist_inputs"] for case in expected]), abs=1e-5
+    )
+    assert answers.actions == pytest.approx(
+        np.array([case["deterministic_action_env_space"] for case in expected]), abs=1e-5
+    )
+
+
+def test_filter_of_an_agent_that_the_file_does_not_tell_is_refused(tmp_path: Path) -> None:
+    folder = unzipped("rllib_agents", "checkpoint.zip", tmp_path)
+
+    with pytest.raises(ModelError) as refused:
+        load_policy(folder, parse_schema("module: extra"))
+
+    assert "the agents 'cat', 'mouse', 'other', and none tells" in refused.value.message
 
 
 def test_whole_checkpoint_knows_the_bounds_that_schema_leaves_out(tmp_path: Path) -> None:
