@@ -15,8 +15,8 @@ from policy_server.formats.stable_baselines3.action_spaces import Answers, has_i
 from policy_server.formats.stable_baselines3.algorithms import Algorithm, algorithm_of
 from policy_server.formats.stable_baselines3.features import add_features
 from policy_server.formats.stable_baselines3.findings import findings_of
+from policy_server.formats.stable_baselines3.images import parts_of
 from policy_server.formats.stable_baselines3.layers import Layers, activation_of
-from policy_server.formats.stable_baselines3.observation_parts import parts_of
 from policy_server.formats.stable_baselines3.recurrent import add_memory, memory_of
 from policy_server.formats.stable_baselines3.vec_normalize import Scaling, read_scaling
 from policy_server.formats.stable_baselines3.zip_members import SavedPolicy, read_saved_policy

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
 from policy_server.formats.pickles.spaces import BoxSpace, DictSpace, Space, TupleSpace, width_of
+from policy_server.formats.stable_baselines3.images import is_image, parts_of
 from policy_server.formats.stable_baselines3.layers import Layers
-from policy_server.formats.stable_baselines3.observation_parts import is_image, parts_of
 from policy_server.formats.stable_baselines3.vec_normalize import Scaling
 from policy_server.formats.stable_baselines3.zip_members import SavedPolicy, class_path
 from policy_server.formats.torch_layers import add_activation

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from policy_server.formats.stable_baselines3.action_spaces import Answers, first_of_choices
 from policy_server.formats.stable_baselines3.algorithms import Algorithm
+from policy_server.formats.stable_baselines3.images import is_image, parts_of
 from policy_server.formats.stable_baselines3.layers import activation_of
-from policy_server.formats.stable_baselines3.observation_parts import is_image, parts_of
 from policy_server.formats.stable_baselines3.vec_normalize import STATISTICS_FILE, Scaling
 from policy_server.formats.stable_baselines3.zip_members import SavedPolicy
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from policy_server.errors import ModelError
 from policy_server.formats.pickles.spaces import BoxSpace, DictSpace, Space, width_of
 from policy_server.formats.pickles.unpickling import Stub, unpickle
-from policy_server.formats.stable_baselines3.observation_parts import is_image, parts_of
+from policy_server.formats.stable_baselines3.images import is_image, parts_of
 from policy_server.formats.stable_baselines3.zip_members import LIBRARY, SavedPolicy
 
 __all__ = ["STATISTICS_FILE", "Scaling", "read_scaling"]

@@ -27,6 +27,7 @@ LIBRARY = re.compile(
 )
 _PICKLED = ":serialized:"
 _CLASS = re.compile(r"<class '([\w.]+)'>")
+_FUNCTION = re.compile(r"<?((?:function|bound method) [\w.<>]+|functools\.partial)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +132,7 @@ class _Data:
         part = self._parts.get(key)
         if not isinstance(part, dict) or _PICKLED not in part:
             return part
-        own = next(_own_classes(part), None)
+        own = next(_own_code(part), None)
         if own is not None:
             raise ModelError(
                 f"{DATA_FILE}: {key}: uses {own}, which is not stable-baselines3's own, and no "
@@ -144,14 +145,19 @@ class _Data:
         return unpickle(content, f"{DATA_FILE}: {key}", library=LIBRARY)
 
 
-def _own_classes(part: Mapping[str, Any]) -> Iterator[str]:
-    """Give the classes in the readable description that no library on the list has."""
+def _own_code(part: Mapping[str, Any]) -> Iterator[str]:
+    """Give the classes and functions in the readable description that are not the libraries'."""
     module = part.get("__module__")
     if isinstance(module, str) and not LIBRARY.fullmatch(f"{module}.X"):
         yield f"a class of {module}"
+    # A class's own methods stand in its description too.
+    is_settings = part.get(":type:") == "<class 'dict'>"
     for key, value in part.items():
-        if key.startswith((":", "__")):
+        if key.startswith((":", "__")) or not isinstance(value, str):
             continue
-        for name in _CLASS.findall(value if isinstance(value, str) else ""):
+        function = _FUNCTION.match(value) if is_settings else None
+        if function is not None:
+            yield f"{function[1]} as {key}"
+        for name in _CLASS.findall(value):
             if "." in name and not LIBRARY.fullmatch(name) and not name.startswith("numpy."):
                 yield name

@@ -433,6 +433,26 @@ def test_hostile_statistics_run_nothing(tmp_path: Path) -> None:
             id="own extractor",
         ),
         pytest.param(
+            {
+                "policy_kwargs": {
+                    ":type:": "<class 'dict'>",
+                    **pickled({}, activation_fn="<function <lambda> at 0x7f16b98a67a0>"),
+                }
+            },
+            r"^data: policy_kwargs: uses function <lambda> as activation_fn, which is not",
+            id="own function",
+        ),
+        pytest.param(
+            {
+                "policy_kwargs": {
+                    ":type:": "<class 'dict'>",
+                    **pickled({}, activation_fn="functools.partial(<class 'torch.nn.X'>, 0.2)"),
+                }
+            },
+            r"^data: policy_kwargs: uses functools\.partial as activation_fn, which is not",
+            id="arguments of an activation",
+        ),
+        pytest.param(
             {"policy_kwargs": {"net_arch": [32, 32], "dueling": True}},
             r"^data: policy_kwargs: dueling is not known",
             id="unknown setting",
