@@ -234,6 +234,7 @@ def _show_policy(client: ServerClient) -> None:
 
 _BASES = {
     "structure": "proved: its draws agree with the model's own",
+    "names": "as the names of its outputs state",
     "schema": "as schema.yaml states",
     "graph": "drawn by the model itself",
 }

@@ -237,18 +237,17 @@ def _with_known_bounds(
 
 def _describe(part: ActionComponent, entry: ActionField, source: str) -> ActionComponent:
     where = f"{source}: actions.{entry.name}"
-    is_integer = part.kind == "categorical"
-    if is_integer and (entry.low is not None or entry.dimensions is not None):
+    if part.is_integer and (entry.low is not None or entry.dimensions is not None):
         raise SchemaError(
             f"{where}: low, high and dimensions are for continuous actions, the policy's is an "
             "integer; remove them"
         )
-    if not is_integer and entry.choices is not None:
+    if not part.is_integer and entry.choices is not None:
         raise SchemaError(
             f"{where}: labels and choices are for integer actions, the policy's is continuous; "
             "remove them"
         )
-    if entry.choices is not None and entry.choices != part.size:
+    if part.kind == "categorical" and entry.choices not in (None, part.size):
         raise SchemaError(f"{where}: gives {entry.choices} choices, the policy has {part.size}")
     if entry.dimensions not in (None, part.size):
         raise SchemaError(

@@ -229,3 +229,15 @@ def test_normalization_of_a_policy_that_has_none_apart_is_one_line() -> None:
         "schema.yaml: parameters.normalization: is for policies of stable-baselines3, whose "
         "VecNormalize is in a file of its own; remove it"
     )
+
+
+def test_integer_action_that_is_given_alone_takes_labels_of_any_number() -> None:
+    (part,) = components_of(("deterministic", 1))
+
+    (move,) = describe_components(
+        [replace(part, has_integers=True)],
+        [ActionField("move", labels=("left", "stay", "right"), choices=3)],
+        "schema.yaml",
+    )
+
+    assert (move.name, move.labels) == ("move", ("left", "stay", "right"))

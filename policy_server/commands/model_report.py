@@ -48,6 +48,7 @@ __all__ = [
 _SOME_LABELS = 4
 _BASES: Mapping[Basis, str] = {
     "structure": "how actions are drawn was read from the file; the findings tell the checks",
+    "names": "the names of the file's outputs state the distribution; it holds no draws",
     "schema": "schema.yaml states the distribution; the file holds no draw to hold it against",
     "graph": "the file's own draws are answered; their distribution is not known",
 }
@@ -354,6 +355,8 @@ def _draft_action(name: str, part: ActionComponent) -> str:
         some = ", ".join(f"choice_{index}" for index in range(min(part.size, _SOME_LABELS)))
         labels = some if part.size <= _SOME_LABELS else f"{some}, ..."
         return f"  {name}:\n    choices: {part.size}\n    # labels: [{labels}]\n"
+    if part.is_integer:
+        return f"  {name}:\n    description: an integer; give it labels, in order\n"
     low, high = [-1.0] * part.size, [1.0] * part.size
     return (
         f"  {name}:\n    dimensions: {part.size}\n"

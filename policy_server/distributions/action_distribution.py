@@ -147,6 +147,7 @@ class ActionDistribution:
             for place in places
             if components[place].low is not None
         }
+        self._knows_probability = all(part.has_probability for part in components)
         self.has_masses = any(bounds.is_cutting for bounds in self._bounds.values())
         self._generator = np.random.default_rng()
 
@@ -255,7 +256,8 @@ class ActionDistribution:
 
         Returns:
             float64[B], finite; a density is that in the units that actions are answered in. 0 for
-            a greedy policy and for deterministic components.
+            a greedy policy and for deterministic components; NaN where a component's probability is
+            unknown.
 
         Raises:
             DistributionError: if a row is no distribution.
@@ -359,6 +361,8 @@ class ActionDistribution:
         self, reading: _Reading, actions: Float64Array, answers: Float64Array
     ) -> Float64Array:
         """Return the log-probability of answers, whose actions before the tanh are given too."""
+        if not self._knows_probability:
+            return np.full(len(actions), np.nan)
         total = self._log_choices(reading, actions)
         for place, rows in reading.normals.items():
             part, bounds = self.components[place], self._bounds.get(place)

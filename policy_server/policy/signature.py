@@ -18,7 +18,7 @@ __all__ = [
     "StateTensor",
 ]
 
-Basis = Literal["structure", "schema", "graph"]
+Basis = Literal["structure", "names", "schema", "graph"]
 ComponentKind = Literal["categorical", "normal", "squashed_normal", "deterministic"]
 
 
@@ -95,6 +95,9 @@ class ActionComponent:
         high: upper bounds in the environment's units, one a dimension.
         is_normalized: the policy's numbers lie in [-1, 1] and are rescaled to [low, high];
             otherwise only clipped.
+        has_integers: the values of a deterministic component are integers.
+        has_probability: False for an action that the file gives without the distribution that it
+            comes from, so that its probability is unknown.
     """
 
     kind: ComponentKind
@@ -111,6 +114,13 @@ class ActionComponent:
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
     is_normalized: bool = True
+    has_integers: bool = False
+    has_probability: bool = True
+
+    @property
+    def is_integer(self) -> bool:
+        """Return whether its actions are integers."""
+        return self.kind == "categorical" or self.has_integers
 
     @property
     def inputs(self) -> int:
@@ -150,7 +160,8 @@ class PolicySignature:
             is unknown.
         is_value_based: a greedy policy over Q values: it takes the best action with probability 1.
         basis: the source of the distribution: `structure` (read from the graph's structure, and the
-            graph's draws and modes agree with it), `schema` (schema.yaml states it, since the file
+            graph's draws and modes agree with it), `names` (the names of the file's outputs state
+            it), `schema` (schema.yaml states it, since the file
             does not), or `graph` (none is known: the graph's own outputs are answered).
         has_deterministic_action: the model can give its deterministic action.
         is_tuple_of_one: its only action is a tuple's only component, which the file hardly shows.

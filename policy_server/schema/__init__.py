@@ -14,6 +14,7 @@ from __future__ import annotations
 from policy_server.schema.fields import (
     FLOAT32_MAX,
     ActionField,
+    ActionValues,
     Kind,
     Number,
     ObservationField,
@@ -38,6 +39,7 @@ __all__ = [
     "EXACT_INTEGER_MAX",
     "FLOAT32_MAX",
     "ActionField",
+    "ActionValues",
     "Kind",
     "Number",
     "NumberRange",

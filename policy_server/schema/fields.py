@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar, cast
 __all__ = [
     "FLOAT32_MAX",
     "ActionField",
+    "ActionValues",
     "Kind",
     "Number",
     "ObservationField",
@@ -18,6 +19,7 @@ __all__ = [
 
 Kind = Literal["int", "float", "bool"]
 Number = int | float
+ActionValues = Literal["logits", "probabilities", "q_values", "action", "normal", "squashed_normal"]
 
 # The largest number that rounds to a finite 32-bit float, half a step beyond the float itself.
 FLOAT32_MAX = 3.4028235677973362e38
@@ -67,6 +69,9 @@ class ActionField:
         normalized: the policy's numbers lie in [-1, 1] and are rescaled to [low, high], as RLlib's
             `normalize_actions` does; False for numbers that are in the environment's units already
             and are only clipped.
+        values: the meaning of the numbers that the policy's network gives for the action, where its
+            file does not tell: `normal` and `squashed_normal` are the mean of each dimension
+            followed by the logarithm of each deviation. None leaves it to the file.
     """
 
     name: str
@@ -77,6 +82,7 @@ class ActionField:
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
     normalized: bool = True
+    values: ActionValues | None = None
 
 
 _Field = TypeVar("_Field", ObservationField, ActionField)
@@ -254,7 +260,7 @@ def _public_observation(item: ObservationField) -> dict[str, Any]:
 
 
 def _public_action(item: ActionField) -> dict[str, Any]:
-    keys = ("description", "choices", "labels", "dimensions", "low", "high")
+    keys = ("description", "choices", "labels", "dimensions", "low", "high", "values")
     known = {key: getattr(item, key) for key in keys}
     if item.low is not None:
         known["normalized"] = item.normalized

@@ -270,6 +270,7 @@ def _action(key: object, item: ActionEntry, source: str) -> ActionField:
         low=item.low,
         high=item.high,
         normalized=item.normalized,
+        values=item.values,
     )
 
 

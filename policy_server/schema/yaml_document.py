@@ -8,12 +8,12 @@ import re
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from policy_server.schema.fields import FLOAT32_MAX, Kind, Number
+from policy_server.schema.fields import FLOAT32_MAX, ActionValues, Kind, Number
 from policy_server.schema.scalars import Unquoted, as_looks, read_flag, read_number
 
 __all__ = [
@@ -111,6 +111,12 @@ def _parse_numbers(value: object) -> tuple[float, ...]:
     return tuple(float(_parse_number(item)) for item in values)
 
 
+def _parse_values(value: object) -> ActionValues:
+    if value not in get_args(ActionValues):
+        raise PydanticCustomError("values", f"one of {', '.join(get_args(ActionValues))}")
+    return cast("ActionValues", str(value))
+
+
 _Text = Annotated[str, PlainValidator(_parse_text)]
 _Flag = Annotated[bool, PlainValidator(_parse_flag)]
 _Count = Annotated[int, PlainValidator(_parse_count)]
@@ -140,6 +146,7 @@ class ActionEntry(_Strict):
     low: _Numbers | None = None
     high: _Numbers | None = None
     normalized: _Flag = True
+    values: Annotated[ActionValues | None, PlainValidator(_parse_values)] = None
 
 
 class Parameters(_Strict):

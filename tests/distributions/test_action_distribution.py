@@ -527,3 +527,15 @@ def test_draws_beside_an_unsquashed_mode_are_those_of_the_squashed_normal() -> N
     assert found.actions[[0, 2]].tolist() == expected.actions[[0, 2]].tolist()
     assert found.log_probability[[0, 2]].tolist() == expected.log_probability[[0, 2]].tolist()
     assert found.actions[1].tolist() == [1.5]
+
+
+def test_probability_of_an_action_that_is_given_alone_is_unknown() -> None:
+    part = ActionComponent("deterministic", 1, 0, 0, has_integers=True, has_probability=False)
+    distribution = ActionDistribution([part])
+
+    outputs = distribution.answer(
+        rows([2.0]), is_deterministic=np.array([False]), seeds=np.array([3])
+    )
+
+    assert outputs.actions.tolist() == [[2.0]]
+    assert np.isnan(outputs.log_probability).all()

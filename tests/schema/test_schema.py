@@ -38,7 +38,7 @@ observations:
     max_items: 3
 actions:
   move: {labels: [up, down, 3], description: Where to}
-  wait: {choices: 4}
+  wait: {choices: 4, values: q_values}
   force: {low: -2, high: [2, 3], normalized: False, dimensions: 2}
 parameters:
   discrete: True
@@ -68,7 +68,7 @@ def test_whole_schema_becomes_values_in_the_files_order() -> None:
     )
     assert schema.actions == (
         ActionField("move", "Where to", choices=3, labels=("up", "down", "3")),
-        ActionField("wait", choices=4),
+        ActionField("wait", choices=4, values="q_values"),
         ActionField("force", dimensions=2, low=(-2, -3), high=(2, 3), normalized=False),
     )
     assert (schema.discrete, schema.tuple, schema.api_key) == (True, True, "1234567asdfgh")
@@ -348,6 +348,7 @@ MISTAKES = {
     "number by its tag as label": ("actions: {a: {labels: [!!int 1, x]}}", ": actions.a.labels: expected text, got 1; put it in quotes"),
     "labels that hold themselves": ("actions: {a: {labels: &x [*x]}}", ": actions.a.labels: expected text, got [[[...]]]; put it in quotes"),
     "labels and choices": ("actions: {a: {labels: [x, y], choices: 3}}", ": actions.a: gives 2 labels for 3 choices; give one a choice"),
+    "unknown values": ("actions: {a: {values: q}}", ": actions.a.values: expected one of logits, probabilities, q_values, action, normal, squashed_normal, got 'q'"),
     "no choices": ("actions: {a: {choices: 0}}", ": actions.a.choices: expected a positive number, got 0"),
     "no dimensions": ("actions: {a: {dimensions: -1}}", ": actions.a.dimensions: expected a positive number, got -1"),
     "low alone": ("actions: {a: {low: 0}}", ": actions.a.high: is missing; continuous actions are bounded by low and high together"),
@@ -599,7 +600,7 @@ def test_public_schema_has_the_files_shape_without_the_key() -> None:
         },
         "actions": {
             "move": {"description": "Where to", "choices": 3, "labels": ["up", "down", "3"]},
-            "wait": {"choices": 4},
+            "wait": {"choices": 4, "values": "q_values"},
             "force": {"dimensions": 2, "low": [-2, -3], "high": [2, 3], "normalized": False},
         },
         "parameters": {

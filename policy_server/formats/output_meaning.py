@@ -1,0 +1,441 @@
+"""The meaning of a network's outputs, where its file holds no action distribution.
+
+The rule is one for all formats: the graph where it shows the meaning (a Softmax at its end), then
+the outputs' names, then schema.yaml; with none of them the file is refused, never guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from policy_server.errors import ModelError, SchemaError
+from policy_server.policy import ActionComponent, ActionOutput, Basis, ComponentKind
+from policy_server.schema import ActionField, ActionValues, ServerSchema
+
+__all__ = ["Ending", "Form", "Meaning", "NetworkOutput", "ReadOutput", "read_meaning"]
+
+Ending = Literal["arg_max", "log_softmax", "one_hot", "softmax", "tanh"]
+"""The last operation of an output, where it tells the output's meaning."""
+
+Form = Literal[
+    "action", "log_std", "logits", "mean", "normal", "one_hot", "probabilities", "q_values", "std"
+]
+"""The meaning of an output's numbers: `normal` is the mean followed by the log of the deviation."""
+
+_BY_ENDING: Mapping[Ending, Form] = {
+    "arg_max": "action",
+    "log_softmax": "logits",
+    "one_hot": "one_hot",
+    "softmax": "probabilities",
+    "tanh": "action",
+}
+_PREFIX = r"(?:output_|policy_|pi_|actor_|actions?_)?"
+_BY_NAME: Mapping[Form, re.Pattern[str]] = {
+    "logits": re.compile(rf"{_PREFIX}(?:logits?|log_probs|log_probabilities)(?:[._]?\d+)?"),
+    "q_values": re.compile(r"q|q_?values|q_?vals|action_values"),
+    "probabilities": re.compile(rf"{_PREFIX}(?:probs|probabilities)(?:[._]?\d+)?"),
+    "mean": re.compile(rf"{_PREFIX}(?:means?|mu|loc)"),
+    "log_std": re.compile(rf"{_PREFIX}log_?stds?"),
+    "std": re.compile(rf"{_PREFIX}(?:std|stddev)"),
+    "action": re.compile(r"(?:output_|deterministic_|continuous_|discrete_)*actions?(?:[._]?\d+)?"),
+}
+# What a value function or a training step gives beside the actions.
+_OTHERS = re.compile(
+    r"(?:output_|state_)?(?:values?|v|vf|vf_preds|critic|baseline)(?:_?(?:out|preds?|head))?"
+    r"|(?:action_)?(?:log_?prob|logp|prob|entropy|neglogp)"
+)
+_DISTRIBUTIONS: Sequence[Form] = ("logits", "probabilities", "q_values")
+# An action beside its distribution is a draw of it, or its mode.
+_PREFERRED: Sequence[Form] = (*_DISTRIBUTIONS, "mean", "action", "one_hot")
+_BY_VALUES: Mapping[ActionValues, Form] = {
+    "action": "action",
+    "logits": "logits",
+    "normal": "normal",
+    "probabilities": "probabilities",
+    "q_values": "q_values",
+    "squashed_normal": "normal",
+}
+_STATE_IT = "state it as 'values' under 'actions'"
+
+
+@dataclass(frozen=True)
+class NetworkOutput:
+    """An output of a network.
+
+    Attributes:
+        name: its name in the file.
+        width: how many numbers it has in one row.
+        is_integer: whether its type is an integer.
+        is_vector: whether a row has a dimension of its own: (N, k), and not (N,).
+        ending: the operation that it ends with; None for any that does not tell its meaning.
+    """
+
+    name: str
+    width: int
+    is_integer: bool = False
+    is_vector: bool = True
+    ending: Ending | None = None
+
+
+@dataclass(frozen=True)
+class ReadOutput:
+    """An output that the actions come from.
+
+    Attributes:
+        output: the output.
+        form: its meaning.
+    """
+
+    output: NetworkOutput
+    form: Form
+
+    @property
+    def width(self) -> int:
+        """Return how many numbers of `action_dist_inputs` it gives: a one-hot vector its index."""
+        return 1 if self.form == "one_hot" else self.output.width
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """The action distribution that a network's outputs state.
+
+    Attributes:
+        read: the outputs whose numbers make a row of `action_dist_inputs`, one after another:
+            `probabilities` and `std` by their logarithm, a `one_hot` vector by the index of its
+            largest number, the others as they are.
+        components: the distribution's components.
+        action_outputs: the actions in order.
+        is_value_based: the best action is taken, as by Q values.
+        basis: `structure`, `names` or `schema`.
+        findings: the outputs and their meanings in words.
+    """
+
+    read: tuple[ReadOutput, ...]
+    components: tuple[ActionComponent, ...]
+    action_outputs: tuple[ActionOutput, ...]
+    is_value_based: bool
+    basis: Basis
+    findings: tuple[str, ...]
+
+
+def read_meaning(
+    outputs: Sequence[NetworkOutput], schema: ServerSchema | None, *, subject: str
+) -> Meaning:
+    """Return the action distribution that a network's outputs state.
+
+    Example:
+        Of the outputs `logits` and `value` the first is read: one categorical action, by its name.
+
+    Args:
+        outputs: the network's outputs in order, without those that carry state.
+        schema: the contents of schema.yaml; None where there is none.
+        subject: the file's name, for messages.
+
+    Raises:
+        ModelError: if nothing tells the meaning of the outputs, or they contradict each other.
+        SchemaError: if schema.yaml does not say enough, or contradicts the network.
+    """
+    return _Reader(outputs, schema or ServerSchema(), subject).read()
+
+
+class _Reader:
+    def __init__(
+        self, outputs: Sequence[NetworkOutput], schema: ServerSchema, subject: str
+    ) -> None:
+        others = [item for item in outputs if _OTHERS.fullmatch(_plain(item.name))]
+        self._outputs = [item for item in outputs if item not in others]
+        self._schema = schema
+        self._fields: Sequence[ActionField] = schema.actions or ()
+        self._subject = subject
+        if not self._outputs:
+            names = ", ".join(repr(item.name) for item in outputs)
+            raise ModelError(
+                f"{subject}: its outputs ({names or 'none'}) hold no action; export the actor's "
+                "logits, its mean or its action"
+            )
+
+    def read(self) -> Meaning:
+        stated = self._stated_values()
+        if stated is not None:
+            return self._by_values(stated)
+        by_form: dict[Form, list[NetworkOutput]] = {}
+        for item in self._outputs:
+            if (found := self._form_of(item)) is not None:
+                by_form.setdefault(found, []).append(item)
+        form = next((one for one in _PREFERRED if one in by_form), None)
+        if form is None:
+            return self._by_schema()
+        if form == "mean":
+            return self._normal(by_form)
+        read = self._choices if form in _DISTRIBUTIONS else self._actions
+        return read(by_form[form], form, self._basis(by_form[form], form))
+
+    def _form_of(self, item: NetworkOutput) -> Form | None:
+        if item.is_integer:
+            return "action"
+        named = next(
+            (form for form, it in _BY_NAME.items() if it.fullmatch(_plain(item.name))), None
+        )
+        # A tanh may also bound a mean, or logits.
+        if item.ending is None or (item.ending == "tanh" and named is not None):
+            return named
+        is_continuous = item.ending == "softmax" and self._schema.discrete is False
+        return "action" if is_continuous else _BY_ENDING[item.ending]
+
+    @staticmethod
+    def _basis(items: Sequence[NetworkOutput], form: Form) -> Basis:
+        is_shown = all(
+            item.is_integer or (item.ending is not None and _BY_ENDING[item.ending] == form)
+            for item in items
+        )
+        return "structure" if is_shown else "names"
+
+    def _stated_values(self) -> ActionValues | None:
+        stated = {field.values for field in self._fields}
+        if len(stated) > 1:
+            raise SchemaError(
+                f"{self._schema.source}: actions: 'values' differs between the actions, and a "
+                "network gives all of them alike; state the same for each"
+            )
+        return stated.pop() if stated else None
+
+    def _by_values(self, values: ActionValues) -> Meaning:
+        item = self._only(f"'values: {values}'")
+        form = _BY_VALUES[values]
+        shown = None if item.ending in (None, "tanh") else _BY_ENDING[item.ending]
+        if shown is not None and form != shown:
+            raise SchemaError(
+                f"{self._schema.source}: actions.{self._fields[0].name}.values: is {values}, and "
+                f"the output {item.name!r} of {self._subject} ends with a "
+                f"{item.ending}: it holds {shown}; mend it or leave it out"
+            )
+        if form == "action":
+            return self._actions([item], form, "schema")
+        if form == "normal":
+            kind: ComponentKind = "normal" if values == "normal" else "squashed_normal"
+            return self._mean_and_log_std(item, kind)
+        return self._choices([item], form, "schema")
+
+    def _only(self, purpose: str) -> NetworkOutput:
+        if len(self._outputs) > 1:
+            names = ", ".join(repr(item.name) for item in self._outputs)
+            raise ModelError(
+                f"{self._subject}: has the outputs {names}, and {purpose} is for one; export the "
+                "one that the actions come from, or name the others value"
+            )
+        return self._outputs[0]
+
+    def _by_schema(self) -> Meaning:
+        """Return the meaning that schema.yaml gives an output whose file does not tell it."""
+        names = ", ".join(repr(item.name) for item in self._outputs)
+        if len(self._outputs) > 1:
+            raise ModelError(
+                f"{self._subject}: nothing tells which of the outputs {names} holds the actions; "
+                "export that one alone, or name it logits, q_values, probabilities, mean and "
+                "log_std, or actions"
+            )
+        (item,) = self._outputs
+        is_discrete = self._schema.discrete
+        if is_discrete is None and any(field.choices is not None for field in self._fields):
+            is_discrete = True
+        if is_discrete:
+            return self._choices([item], "logits", "schema")
+        dimensions = self._dimensions()
+        if dimensions == item.width:
+            return self._actions([item], "action", "schema")
+        if dimensions is not None and 2 * dimensions == item.width:
+            raise ModelError(
+                f"{self._subject}: nothing tells whether the {item.width} numbers of the output "
+                f"{item.name!r} are the mean and log of the deviation of a normal distribution, or "
+                f"of one before a tanh; {_STATE_IT} of {self._schema.source}: normal or "
+                "squashed_normal"
+            )
+        raise ModelError(
+            f"{self._subject}: nothing tells the meaning of its output {item.name!r} "
+            f"({item.width} wide); write in {self._schema.source} 'discrete: True' for the logits "
+            "of one integer action, 'choices' for those of several, 'values: q_values' for Q "
+            "values, or 'dimensions' for continuous actions"
+        )
+
+    def _dimensions(self) -> int | None:
+        """Return how many numbers schema.yaml's continuous actions have; None where it is open."""
+        sizes = [_dimensions_of(field) for field in self._fields]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if known and len(known) == len(sizes) else None
+
+    def _choices(self, items: Sequence[NetworkOutput], form: Form, basis: Basis) -> Meaning:
+        """Return integer actions, of the logits, probabilities or values that outputs hold."""
+        if self._schema.discrete is False:
+            raise SchemaError(
+                f"{self._schema.source}: parameters.discrete: is False, and the output "
+                f"{items[0].name!r} of {self._subject} holds {form} of integer actions; set it to "
+                "True or leave it out"
+            )
+        is_one = len(items) == 1
+        sizes = self._sizes(items[0], form) if is_one else [item.width for item in items]
+        parts = [ActionComponent("categorical", size, 0, 0) for size in sizes]
+        outputs = (
+            [ActionOutput("actions", is_integer=True, columns=len(sizes), is_vector=len(sizes) > 1)]
+            if is_one
+            else _one_output_each(parts)
+        )
+        return self._meaning(
+            [ReadOutput(item, form) for item in items],
+            parts,
+            outputs,
+            basis,
+            is_value_based=form == "q_values",
+        )
+
+    def _sizes(self, item: NetworkOutput, form: Form) -> list[int]:
+        """Return the sizes of the integer actions whose logits one output holds."""
+        if len(self._fields) < 2 and not self._schema.tuple:
+            return [item.width]
+        choices = [field.choices for field in self._fields]
+        sizes = [size for size in choices if size is not None]
+        if len(sizes) < max(len(choices), 2) or sum(sizes) != item.width:
+            raise SchemaError(
+                f"{self._schema.source}: actions: the output {item.name!r} of {self._subject} "
+                f"holds {item.width} {form} and not the sizes of its actions; expected 'choices' "
+                f"for each of several actions, {item.width} together"
+            )
+        return sizes
+
+    def _normal(self, by_form: Mapping[Form, Sequence[NetworkOutput]]) -> Meaning:
+        mean, *more = by_form["mean"]
+        deviations = [
+            ReadOutput(item, form) for form in ("log_std", "std") for item in by_form.get(form, ())
+        ]
+        if not deviations and len(self._outputs) == 1:
+            return self._actions([mean], "action", "names")
+        if more or len(deviations) != 1 or deviations[0].width != mean.width:
+            names = ", ".join(f"{item.name!r} ({item.width} wide)" for item in self._outputs)
+            raise ModelError(
+                f"{self._subject}: expected one mean and one deviation of the same width, got the "
+                f"outputs {names}; name the deviation log_std or std, or export the mean alone"
+            )
+        parts = [ActionComponent("normal", mean.width, 0, 0)]
+        read = [ReadOutput(mean, "mean"), deviations[0]]
+        return self._meaning(read, parts, _vector(mean.width), "names")
+
+    def _mean_and_log_std(self, item: NetworkOutput, kind: ComponentKind) -> Meaning:
+        if item.width % 2:
+            raise SchemaError(
+                f"{self._schema.source}: actions.{self._fields[0].name}.values: the output "
+                f"{item.name!r} has {item.width} numbers, which can't be a mean and a deviation "
+                "for each dimension; mend it"
+            )
+        size = item.width // 2
+        parts = [ActionComponent(kind, size, 0, 0)]
+        return self._meaning([ReadOutput(item, "normal")], parts, _vector(size), "schema")
+
+    def _actions(self, items: Sequence[NetworkOutput], form: Form, basis: Basis) -> Meaning:
+        """Return actions that the network gives alone, without a distribution."""
+        read = [ReadOutput(item, form) for item in items]
+        parts: list[ActionComponent] = []
+        outputs: list[ActionOutput] = []
+        for index, one in enumerate(read):
+            is_integer = one.output.is_integer or one.output.ending in ("arg_max", "one_hot")
+            self._check_kind(one.output, is_integer=is_integer)
+            if is_integer:
+                parts += [_alone(1, is_integer=True)] * one.width
+            elif len(items) == 1:
+                parts += self._continuous(one.width)
+            else:
+                parts.append(_alone(one.width))
+            name = "actions" if len(read) == 1 else f"actions_{index}"
+            is_vector = not is_integer or one.width > 1
+            outputs.append(ActionOutput(name, is_integer, one.width, is_vector))
+        return self._meaning(read, parts, outputs, basis)
+
+    def _check_kind(self, item: NetworkOutput, *, is_integer: bool) -> None:
+        if self._schema.discrete and not is_integer:
+            raise ModelError(
+                f"{self._subject}: the output {item.name!r} is an action of {item.width} "
+                f"continuous numbers by its {'end' if item.ending else 'name'}, and "
+                f"{self._schema.source} says discrete: True; {_STATE_IT} if it holds logits or "
+                "q_values, or set discrete to False"
+            )
+
+    def _continuous(self, width: int) -> list[ActionComponent]:
+        """Return one component, or one for each continuous action that schema.yaml names."""
+        sizes = [_dimensions_of(field) for field in self._fields]
+        known = [size for size in sizes if size is not None]
+        if len(sizes) < 2:
+            known = [width]
+        elif len(known) < len(sizes) or sum(known) != width:
+            raise SchemaError(
+                f"{self._schema.source}: actions: {self._subject} gives {width} continuous numbers "
+                f"for {len(sizes)} actions; expected 'dimensions' for each, {width} together"
+            )
+        return [_alone(size) for size in known]
+
+    def _meaning(
+        self,
+        read: Sequence[ReadOutput],
+        parts: Sequence[ActionComponent],
+        outputs: Sequence[ActionOutput],
+        basis: Basis,
+        *,
+        is_value_based: bool = False,
+    ) -> Meaning:
+        source = {
+            "structure": "as the graph shows",
+            "names": "by its name",
+            "schema": f"as {self._schema.source} states",
+        }[basis]
+        findings = [
+            f"the output {one.output.name!r} is read as {one.form.replace('_', ' ')}, {source}"
+            for one in read
+        ]
+        if not all(part.has_probability for part in parts):
+            findings.append(
+                "the file gives the action alone: its distribution is not in it, and its "
+                "probability is unknown"
+            )
+        return Meaning(
+            tuple(read), _placed(parts), tuple(outputs), is_value_based, basis, tuple(findings)
+        )
+
+
+def _plain(name: str) -> str:
+    """Return an output's name as the patterns have it: lower-case, without the port."""
+    return re.sub(r":\d+$", "", name).rpartition("/")[2].lower()
+
+
+def _alone(size: int, *, is_integer: bool = False) -> ActionComponent:
+    return ActionComponent(
+        "deterministic", size, 0, 0, has_integers=is_integer, has_probability=False
+    )
+
+
+def _placed(parts: Sequence[ActionComponent]) -> tuple[ActionComponent, ...]:
+    """Return the components one after another in inputs and columns."""
+    placed: list[ActionComponent] = []
+    first_input = first_column = 0
+    for part in parts:
+        placed.append(replace(part, first_input=first_input, first_column=first_column))
+        first_input += part.inputs
+        first_column += part.columns
+    return tuple(placed)
+
+
+def _vector(size: int) -> list[ActionOutput]:
+    return [ActionOutput("actions", is_integer=False, columns=size, is_vector=True)]
+
+
+def _one_output_each(parts: Sequence[ActionComponent]) -> list[ActionOutput]:
+    return [
+        ActionOutput(f"actions_{index}", part.is_integer, part.columns, not part.is_integer)
+        for index, part in enumerate(parts)
+    ]
+
+
+def _dimensions_of(field: ActionField) -> int | None:
+    """Return how many numbers an action of schema.yaml has; one bound holds for any number."""
+    if field.dimensions is not None:
+        return field.dimensions
+    return len(field.low) if field.low is not None and len(field.low) > 1 else None

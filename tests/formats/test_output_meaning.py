@@ -1,0 +1,253 @@
+"""The meaning of a network's outputs: by the graph, by their names, by schema.yaml, or refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from policy_server.errors import ModelError, PolicyServerError, SchemaError
+from policy_server.formats.output_meaning import Meaning, NetworkOutput, read_meaning
+from policy_server.schema import ServerSchema, parse_schema
+
+VALUE = NetworkOutput("value", 1)
+
+
+def read(*outputs: NetworkOutput, schema: str = "parameters: {}") -> Meaning:
+    return read_meaning(outputs, parse_schema(schema), subject="policy.onnx")
+
+
+def kinds_of(meaning: Meaning) -> list[tuple[str, int, int, int]]:
+    return [
+        (part.kind, part.size, part.first_input, part.first_column) for part in meaning.components
+    ]
+
+
+@pytest.mark.parametrize(
+    ("output", "form", "kind", "basis"),
+    [
+        (NetworkOutput("x", 3, ending="softmax"), "probabilities", "categorical", "structure"),
+        (NetworkOutput("logits", 3, ending="softmax"), "probabilities", "categorical", "structure"),
+        (NetworkOutput("x", 3, ending="log_softmax"), "logits", "categorical", "structure"),
+        (NetworkOutput("x", 3, ending="tanh"), "action", "deterministic", "structure"),
+        (NetworkOutput("logits", 3), "logits", "categorical", "names"),
+        (NetworkOutput("Policy_Logits", 3), "logits", "categorical", "names"),
+        (NetworkOutput("logits", 3, ending="tanh"), "logits", "categorical", "names"),
+        (NetworkOutput("probs", 3), "probabilities", "categorical", "names"),
+        (NetworkOutput("q_values", 3), "q_values", "categorical", "names"),
+        (NetworkOutput("mu", 3), "action", "deterministic", "names"),
+        (NetworkOutput("mean", 3, ending="tanh"), "action", "deterministic", "names"),
+        (NetworkOutput("actions", 3), "action", "deterministic", "names"),
+        (NetworkOutput("deterministic_continuous_actions", 3), "action", "deterministic", "names"),
+    ],
+    ids=lambda item: f"{item.name}-{item.ending}" if isinstance(item, NetworkOutput) else None,
+)
+def test_output_tells_its_meaning_by_its_end_or_its_name(
+    output: NetworkOutput, form: str, kind: str, basis: str
+) -> None:
+    meaning = read(output, VALUE)
+
+    assert [item.output for item in meaning.read] == [output]
+    assert kinds_of(meaning) == [(kind, 3, 0, 0)]
+    assert meaning.basis == basis
+    assert form.replace("_", " ") in meaning.findings[0]
+
+
+def test_mean_and_log_of_the_deviation_are_a_normal_distribution() -> None:
+    meaning = read(VALUE, NetworkOutput("log_std", 2), NetworkOutput("mu", 2))
+
+    assert [(item.output.name, item.form) for item in meaning.read] == [
+        ("mu", "mean"),
+        ("log_std", "log_std"),
+    ]
+    assert kinds_of(meaning) == [("normal", 2, 0, 0)]
+
+
+def test_values_make_a_greedy_policy() -> None:
+    assert read(NetworkOutput("q_values", 4)).is_value_based
+
+
+def test_several_logits_are_a_tuple_in_their_order() -> None:
+    meaning = read(NetworkOutput("logits_0", 3), NetworkOutput("logits_1", 2))
+
+    assert kinds_of(meaning) == [("categorical", 3, 0, 0), ("categorical", 2, 3, 1)]
+    assert [item.name for item in meaning.action_outputs] == ["actions_0", "actions_1"]
+
+
+def test_action_beside_its_logits_is_left_aside() -> None:
+    outputs = [NetworkOutput("action", 1, is_integer=True), NetworkOutput("logits", 5)]
+
+    assert kinds_of(read(*outputs)) == [("categorical", 5, 0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("output", "columns"),
+    [
+        (NetworkOutput("x", 1, is_integer=True, is_vector=False), 1),
+        (NetworkOutput("actions", 2, is_integer=True), 2),
+        (NetworkOutput("x", 4, ending="one_hot"), 1),
+    ],
+    ids=["scalar", "vector", "one-hot"],
+)
+def test_integer_action_alone_has_a_component_each_and_no_probability(
+    output: NetworkOutput, columns: int
+) -> None:
+    meaning = read(output)
+
+    assert kinds_of(meaning) == [("deterministic", 1, i, i) for i in range(columns)]
+    assert all(part.has_integers and not part.has_probability for part in meaning.components)
+    assert "probability is unknown" in meaning.findings[-1]
+
+
+@pytest.mark.parametrize(
+    ("schema", "expected"),
+    [
+        ("parameters: {discrete: True}", [("categorical", 6, 0, 0)]),
+        ("actions: {a: {choices: 6}}", [("categorical", 6, 0, 0)]),
+        (
+            "actions: {a: {choices: 4}, b: {choices: 2}}",
+            [("categorical", 4, 0, 0), ("categorical", 2, 4, 1)],
+        ),
+        ("actions: {a: {values: q_values}}", [("categorical", 6, 0, 0)]),
+        ("actions: {a: {values: normal}}", [("normal", 3, 0, 0)]),
+        ("actions: {a: {values: squashed_normal}}", [("squashed_normal", 3, 0, 0)]),
+        ("actions: {a: {values: action}}", [("deterministic", 6, 0, 0)]),
+        ("actions: {a: {dimensions: 6}}", [("deterministic", 6, 0, 0)]),
+        (
+            "actions: {a: {dimensions: 4}, b: {dimensions: 2}}",
+            [("deterministic", 4, 0, 0), ("deterministic", 2, 4, 4)],
+        ),
+        (
+            "actions: {a: {low: [0, 0, 0, 0, 0, 0], high: [1, 1, 1, 1, 1, 1]}}",
+            [("deterministic", 6, 0, 0)],
+        ),
+    ],
+)
+def test_schema_states_an_output_that_nothing_else_tells(
+    schema: str, expected: list[tuple[str, int, int, int]]
+) -> None:
+    meaning = read(NetworkOutput("output", 6), schema=schema)
+
+    assert kinds_of(meaning) == expected
+    assert meaning.basis == "schema"
+    assert meaning.is_value_based == ("q_values" in schema)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "schema", "kind", "message"),
+    [
+        (
+            [NetworkOutput("output", 4)],
+            "parameters: {}",
+            ModelError,
+            "policy.onnx: nothing tells the meaning of its output 'output' (4 wide); write in "
+            "schema.yaml 'discrete: True' for the logits of one integer action, 'choices' for "
+            "those of several, 'values: q_values' for Q values, or 'dimensions' for continuous "
+            "actions",
+        ),
+        (
+            [NetworkOutput("output", 4)],
+            "actions: {a: {dimensions: 2}}",
+            ModelError,
+            "policy.onnx: nothing tells whether the 4 numbers of the output 'output' are the mean "
+            "and log of the deviation of a normal distribution, or of one before a tanh; state it "
+            "as 'values' under 'actions' of schema.yaml: normal or squashed_normal",
+        ),
+        (
+            [NetworkOutput("a", 4), NetworkOutput("b", 4)],
+            "parameters: {discrete: True}",
+            ModelError,
+            "policy.onnx: nothing tells which of the outputs 'a', 'b' holds the actions; export "
+            "that one alone, or name it logits, q_values, probabilities, mean and log_std, or "
+            "actions",
+        ),
+        (
+            [NetworkOutput("value", 1)],
+            "parameters: {discrete: True}",
+            ModelError,
+            "policy.onnx: its outputs ('value') hold no action; export the actor's logits, its "
+            "mean or its action",
+        ),
+        (
+            [NetworkOutput("actions", 3)],
+            "parameters: {discrete: True}",
+            ModelError,
+            "policy.onnx: the output 'actions' is an action of 3 continuous numbers by its name, "
+            "and schema.yaml says discrete: True; state it as 'values' under 'actions' if it holds "
+            "logits or q_values, or set discrete to False",
+        ),
+        (
+            [NetworkOutput("mean", 3), NetworkOutput("sigma", 3)],
+            "parameters: {}",
+            ModelError,
+            "policy.onnx: expected one mean and one deviation of the same width, got the outputs "
+            "'mean' (3 wide), 'sigma' (3 wide); name the deviation log_std or std, or export the "
+            "mean alone",
+        ),
+        (
+            [NetworkOutput("logits", 3)],
+            "parameters: {discrete: False}",
+            SchemaError,
+            "schema.yaml: parameters.discrete: is False, and the output 'logits' of policy.onnx "
+            "holds logits of integer actions; set it to True or leave it out",
+        ),
+        (
+            [NetworkOutput("logits", 6)],
+            "parameters: {tuple: True}",
+            SchemaError,
+            "schema.yaml: actions: the output 'logits' of policy.onnx holds 6 logits and not the "
+            "sizes of its actions; expected 'choices' for each of several actions, 6 together",
+        ),
+        (
+            [NetworkOutput("x", 6, ending="softmax")],
+            "actions: {a: {values: q_values}}",
+            SchemaError,
+            "schema.yaml: actions.a.values: is q_values, and the output 'x' of policy.onnx ends "
+            "with a softmax: it holds probabilities; mend it or leave it out",
+        ),
+        (
+            [NetworkOutput("x", 3)],
+            "actions: {a: {values: normal}}",
+            SchemaError,
+            "schema.yaml: actions.a.values: the output 'x' has 3 numbers, which can't be a mean "
+            "and a deviation for each dimension; mend it",
+        ),
+        (
+            [NetworkOutput("x", 3)],
+            "actions: {a: {values: logits}, b: {choices: 2}}",
+            SchemaError,
+            "schema.yaml: actions: 'values' differs between the actions, and a network gives all "
+            "of them alike; state the same for each",
+        ),
+    ],
+    ids=[
+        "nothing told",
+        "mean and deviation or action",
+        "two outputs",
+        "value alone",
+        "continuous by name",
+        "unknown deviation",
+        "logits of a continuous action",
+        "sizes missing",
+        "softmax stated as values",
+        "odd width",
+        "values that differ",
+    ],
+)
+def test_output_whose_meaning_is_not_told_is_refused_with_a_remedy(
+    outputs: list[NetworkOutput], schema: str, kind: type[PolicyServerError], message: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        read(*outputs, schema=schema)
+
+    assert caught.value.message == message
+
+
+def test_without_schema_names_suffice() -> None:
+    assert read_meaning([NetworkOutput("logits", 2)], None, subject="x").basis == "names"
+
+
+def test_portfolio_of_a_softmax_is_an_action_where_schema_says_so() -> None:
+    output = NetworkOutput("weights", 3, ending="softmax")
+
+    meaning = read_meaning([output], ServerSchema(discrete=False), subject="x")
+
+    assert kinds_of(meaning) == [("deterministic", 3, 0, 0)]
