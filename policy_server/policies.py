@@ -15,7 +15,7 @@ from policy_server.formats.finding import prepare_model, prepare_policy
 from policy_server.formats.model_files import identify_model
 from policy_server.metrics import Metrics
 from policy_server.schema import PolicySection, SchemaFile, named_as_example
-from policy_server.serving import OpenedPolicy, PolicyRegistry, PolicySlot
+from policy_server.serving import OpenedPolicy, PlannedVersion, PolicyRegistry, PolicySlot
 from policy_server.settings import ENV_PREFIX, Settings
 
 __all__ = ["Policies"]
@@ -61,7 +61,16 @@ class Policies:
             PolicySlot(
                 section.name,
                 section.schema,
-                partial(self._open, section),
+                [
+                    PlannedVersion(
+                        version.name,
+                        partial(self._open, section, version.name, version.model),
+                        version.traffic,
+                        version.is_shadow,
+                    )
+                    for version in section.versions
+                ]
+                or partial(self._open, section, "", section.model),
                 settings=settings,
                 metrics=self.metrics,
             )
@@ -85,9 +94,11 @@ class Policies:
                 yield backends
 
     @asynccontextmanager
-    async def _open(self, section: PolicySection) -> AsyncIterator[OpenedPolicy]:
+    async def _open(
+        self, section: PolicySection, version: str, where: str | None
+    ) -> AsyncIterator[OpenedPolicy]:
         assert self._backends is not None, "the registry runs while they are open"
-        folder = await asyncio.to_thread(self._prepare, section)
+        folder = await asyncio.to_thread(self._prepare, section, version, where)
         model = await asyncio.to_thread(identify_model, folder)
         metrics = self.metrics.of(section.name)
         replicas = ReplicaCounts.of(self._settings, section)
@@ -97,14 +108,13 @@ class Policies:
                 backend = await stack.enter_async_context(opening)
             yield OpenedPolicy(backend, model.version)
 
-    def _prepare(self, section: PolicySection) -> Path:
-        """Return the folder of a policy's files; a zip is unpacked to one."""
-        if section.model is None:
+    def _prepare(self, section: PolicySection, version: str, where: str | None) -> Path:
+        """Return the folder of a version's files; a zip is unpacked to one."""
+        if where is None:
             return prepare_model(self._settings)
-        path = self._settings.home / section.model
-        target = self._settings.models_path / section.name
+        target = self._settings.models_path / section.name / version
+        key = f"versions.{version}.model" if version else "model"
         try:
-            return prepare_policy(path, target, self._settings)
+            return prepare_policy(self._settings.home / where, target, self._settings)
         except ModelError as error:
-            where = f"{section.schema.source}: model: "
-            raise ModelError(f"{where}{error.message}") from error
+            raise ModelError(f"{section.schema.source}: {key}: {error.message}") from error

@@ -136,6 +136,13 @@ class Settings(BaseSettings):
         description="How long an idle connection stays open, in seconds; uvicorn's "
         "`--timeout-keep-alive` wins",
     )
+    episode_idle_s: float = Field(
+        900.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="For how long after its last question an episode (`x-episode-id`) keeps its "
+        "version of the policy, in seconds",
+    )
     start_timeout_s: float = Field(
         300.0,
         gt=0,

@@ -25,6 +25,7 @@ from policy_server.schema.yaml_document import (
     ObservationEntry,
     Parameters,
     PolicyEntry,
+    VersionEntry,
 )
 from policy_server.schema_fit import check_schema_fits, describe_components
 from policy_server.settings import ENV_PREFIX, Settings, read_settings
@@ -51,6 +52,7 @@ SCHEMA_SECTIONS: dict[str, type[BaseModel]] = {
     "actions": ActionEntry,
     "parameters": Parameters,
     "Several policies": PolicyEntry,
+    "Versions": VersionEntry,
 }
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

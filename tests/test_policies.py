@@ -157,3 +157,33 @@ def test_address_of_one_model_is_refused_beside_policies(folder: Path) -> None:
 
     with pytest.raises(SettingsError, match="MODEL_URI: is for one policy"):
         create_app(folder, model_uri=str(folder / "saved_model.zip"))
+
+
+async def test_versions_share_the_questions_and_name_themselves(folder: Path) -> None:
+    schema = f"""
+policies:
+  mouse:
+    versions:
+      v1: {{model: policies/mouse.zip, traffic: 50}}
+      v2: {{model: policies/mouse.zip}}
+      v3: {{model: policies/mouse.zip, shadow: True}}
+parameters: {{api_key: {KEY}}}
+"""
+    async with served(folder, schema) as client:
+        answers = [await client.post("/predict_raw", json=MOUSE) for _ in range(40)]
+        episode = [
+            await client.post("/predict_raw", json=MOUSE, headers={"x-episode-id": "e-7"})
+            for _ in range(40)
+        ]
+        queried = await client.post("/predict_raw?seed=1", json=MOUSE)
+        batch = await client.post("/predict_raw/batch", json=[MOUSE])
+        listed = (await client.get("/policies")).json()
+
+    named = "x-policy-version"
+    assert {answer.headers[named] for answer in answers} == {"v1", "v2"}
+    assert len({answer.headers[named] for answer in episode}) == 1
+    assert {queried.headers[named], batch.headers[named]} <= {"v1", "v2"}
+    versions = {item["name"]: item for item in listed["policies"][0]["versions"]}
+    assert (versions["v1"]["traffic"], versions["v2"]["traffic"]) == (50, 50)
+    assert versions["v3"]["is_shadow"]
+    assert versions["v3"]["agreement"]["same_mode"] in (None, 1.0)

@@ -221,7 +221,10 @@ def _find_named(settings: Settings, policy: str | None) -> Path | None:
     if not settings.schema_path.is_file():
         return None
     section = read_schema_file(settings.schema_path).choose(policy)
-    return None if section.model is None else settings.home / section.model
+    # Of several versions the first: they take the same observations and give the same actions.
+    models = [section.model, *(version.model for version in section.versions)]
+    named = next((model for model in models if model is not None), None)
+    return None if named is None else settings.home / named
 
 
 def _find_source(path: Path | None, settings: Settings) -> Path:

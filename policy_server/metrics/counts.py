@@ -24,6 +24,7 @@ _SECONDS = (
     *(5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2),
     *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
 )
+_DISTANCES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
 _SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 
 
@@ -94,6 +95,32 @@ _FAMILIES = {
             "counter",
             "Integer actions answered, by component",
             ("component", "action", "policy"),
+        ),
+        _Family(
+            "version_observations",
+            "counter",
+            "Observations that a version of a policy was asked, by result",
+            ("version", "result", "policy"),
+        ),
+        _Family(
+            "shadow_copies",
+            "counter",
+            "Copies of questions for a shadow version, by result",
+            ("version", "result", "policy"),
+        ),
+        _Family(
+            "shadow_distance",
+            "histogram",
+            "Total variation distance of a shadow's distribution from the answering version's",
+            ("version", "policy"),
+            _DISTANCES,
+        ),
+        _Family(
+            "shadow_call_seconds",
+            "histogram",
+            "Seconds of one call of a shadow version",
+            ("version", "policy"),
+            _SECONDS,
         ),
         _Family("replicas", "gauge", "Replicas of the policy that Ray Serve finds healthy"),
         _Family(

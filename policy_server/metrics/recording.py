@@ -144,6 +144,36 @@ class PolicyMetrics:
             amounts[component, "other", self.policy] = others
         self._tally.count("actions", amounts)
 
+    def count_version(self, version: str, result: str, count: int) -> None:
+        """Count observations that a version was asked.
+
+        Args:
+            version: the version's name.
+            result: answered or failed.
+            count: how many.
+        """
+        self._tally.count("version_observations", {(version, result, self.policy): count})
+
+    def count_shadow(self, version: str, result: str, count: int) -> None:
+        """Count copies that a shadow was to get.
+
+        Args:
+            version: the shadow's name.
+            result: same_mode, other_mode, failed or dropped.
+            count: how many.
+        """
+        self._tally.count("shadow_copies", {(version, result, self.policy): count})
+
+    def observe_shadow(self, version: str, distances: Sequence[float], seconds: float) -> None:
+        """Record a shadow's call.
+
+        Args:
+            version: the shadow's name.
+            distances: the total variation distance from the answering version, of each copy.
+            seconds: how long the call took.
+        """
+        self._tally.observe_shadow(self.policy, version, distances, seconds)
+
     def count_replica_lost(self) -> None:
         """Count a replica whose connection was lost: once, however many calls waited for it."""
         self._tally.count("replica_restarts", {(self.policy,): 1.0})
@@ -186,6 +216,14 @@ class _Tally:
         with self._lock:
             for labels, amount in amounts.items():
                 self._counts.count(name, labels, amount)
+
+    def observe_shadow(
+        self, policy: str, version: str, distances: Sequence[float], seconds: float
+    ) -> None:
+        with self._lock:
+            self._counts.observe("shadow_call_seconds", (version, policy), seconds)
+            for distance in distances:
+                self._counts.observe("shadow_distance", (version, policy), distance)
 
     def watch_queue(self, policy: str, depth: Callable[[], int]) -> Callable[[], None]:
         def forget() -> None:

@@ -223,6 +223,32 @@ class PolicySignature:
         parts = " + ".join(f"{part.kind}({part.size})" for part in self.components)
         return f"greedy over {parts}" if self.is_value_based else parts
 
+    def difference(self, other: PolicySignature) -> str | None:
+        """Return how observations or actions differ from another policy's, in words.
+
+        Args:
+            other: the other policy's signature.
+
+        Returns:
+            The first difference, such as `takes 7 numbers in place of the 6`; None where a client
+            of the one can be a client of the other.
+        """
+        if self.observation_width != other.observation_width:
+            return (
+                f"takes {self.observation_width} numbers in place of the {other.observation_width}"
+            )
+        if self.mask_sizes != other.mask_sizes:
+            return "takes another action mask than that"
+        if self.action_outputs != other.action_outputs:
+            return "gives other actions than those"
+        if self.components is None or other.components is None:
+            return None
+        mine, theirs = (
+            [(part.size, part.columns, part.name, part.labels) for part in item.components or ()]
+            for item in (self, other)
+        )
+        return None if mine == theirs else f"gives {self.family} in place of the {other.family}"
+
     @property
     def memory_width(self) -> int:
         """Return how many numbers the state of one episode has; 0 for a policy without memory."""

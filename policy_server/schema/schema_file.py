@@ -10,12 +10,13 @@ from pathlib import Path
 from policy_server.errors import SchemaError
 from policy_server.schema.fields import ServerSchema
 from policy_server.schema.sections import parse_document, policy_schema, read_schema_text
-from policy_server.schema.yaml_document import Document, PolicyEntry, show
+from policy_server.schema.yaml_document import Document, PolicyEntry, VersionEntry, show
 
 __all__ = [
     "DEFAULT_POLICY",
     "PolicySection",
     "SchemaFile",
+    "VersionSection",
     "parse_schema",
     "parse_schema_file",
     "read_schema",
@@ -26,6 +27,25 @@ DEFAULT_POLICY = "default"
 """The name of the policy of a file that names none."""
 
 _POLICY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+_ALL_TRAFFIC = 100.0
+_TRAFFIC_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class VersionSection:
+    """One entry under a policy's `versions`.
+
+    Attributes:
+        name: the version's name.
+        model: the path of its zip or folder, or its address.
+        traffic: the share of the questions that it answers, in per cent; 0 for a shadow.
+        is_shadow: whether it gets copies of the questions, and answers nobody.
+    """
+
+    name: str
+    model: str
+    traffic: float
+    is_shadow: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,6 +57,7 @@ class PolicySection:
         schema: its observations, actions and parameters.
         model: the path of its zip or folder, or its address; None for the policy that lies in the
             server's folder.
+        versions: those that share its traffic; empty where `model` alone is served.
         num_replicas: its replicas; None for the setting of all policies.
         max_replicas: the most replicas under load; None for the setting of all policies.
         replica_cpus: the CPUs of a replica; None for the setting of all policies.
@@ -45,6 +66,7 @@ class PolicySection:
     name: str
     schema: ServerSchema
     model: str | None = None
+    versions: tuple[VersionSection, ...] = ()
     num_replicas: int | None = None
     max_replicas: int | None = None
     replica_cpus: float | None = None
@@ -214,12 +236,19 @@ def _policy(key: object, entry: PolicyEntry, server: ServerSchema) -> PolicySect
                     f"{where}: parameters.{name}: belongs to the server; move it to the parameters "
                     "at the top"
                 )
+    if (entry.model is None) == (entry.versions is None):
+        problem = "is missing" if entry.model is None else "stands beside versions"
+        raise SchemaError(
+            f"{where}: model: {problem}; give a policy either its model (a zip, a folder or an "
+            "address) or versions"
+        )
     _check_replicas(entry, where)
     schema = replace(policy_schema(entry, where), api_key=server.api_key, url_path=server.url_path)
     return PolicySection(
         key,
         schema,
         entry.model,
+        _versions(entry, where),
         entry.num_replicas,
         entry.max_replicas,
         None if entry.replica_cpus is None else float(entry.replica_cpus),
@@ -231,3 +260,52 @@ def _check_replicas(entry: PolicyEntry, where: str) -> None:
         value = getattr(entry, name)
         if value is not None and value < least:
             raise SchemaError(f"{where}: {name}: expected {least} or more, got {show(value)}")
+
+
+def _versions(entry: PolicyEntry, where: str) -> tuple[VersionSection, ...]:
+    if entry.versions is None:
+        return ()
+    if not entry.versions:
+        raise SchemaError(f"{where}: versions: is empty; name at least one, or give model instead")
+    for key, version in entry.versions.items():
+        _check_version(key, version, f"{where}: versions")
+    answering = {key: item for key, item in entry.versions.items() if not item.shadow}
+    stated = sum(float(item.traffic) for item in answering.values() if item.traffic is not None)
+    silent = [key for key, item in answering.items() if item.traffic is None]
+    if not answering:
+        raise SchemaError(f"{where}: versions: all are shadows; one has to answer")
+    if len(silent) > 1:
+        raise SchemaError(
+            f"{where}: versions: {', '.join(silent)} have no traffic; give all but one their per "
+            "cent"
+        )
+    rest = _ALL_TRAFFIC - stated
+    if rest < -_TRAFFIC_TOLERANCE or (not silent and rest > _TRAFFIC_TOLERANCE):
+        raise SchemaError(
+            f"{where}: versions: the traffic is {stated:g} per cent in all; expected 100"
+        )
+    return tuple(
+        VersionSection(
+            key,
+            item.model,
+            0.0 if item.shadow else max(rest, 0.0) if item.traffic is None else float(item.traffic),
+            is_shadow=item.shadow,
+        )
+        for key, item in entry.versions.items()
+    )
+
+
+def _check_version(key: object, version: VersionEntry, where: str) -> None:
+    if not isinstance(key, str) or not _POLICY_NAME.fullmatch(key):
+        raise SchemaError(
+            f"{where}: the name {show(key)} can't be used; use up to 63 letters, digits, '-' and "
+            "'_', beginning with a letter or digit"
+        )
+    if version.shadow and version.traffic is not None:
+        raise SchemaError(
+            f"{where}.{key}.traffic: is for versions that answer, and a shadow does not; remove it"
+        )
+    if version.traffic is not None and not 0 <= version.traffic <= _ALL_TRAFFIC:
+        raise SchemaError(
+            f"{where}.{key}.traffic: expected per cent from 0 to 100, got {show(version.traffic)}"
+        )

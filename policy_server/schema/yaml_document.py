@@ -23,6 +23,7 @@ __all__ = [
     "Parameters",
     "PolicyEntry",
     "PolicySections",
+    "VersionEntry",
     "describe_problems",
     "show",
     "show_type",
@@ -39,6 +40,8 @@ _MAPPINGS = {
     ("parameters", 1): "a mapping, such as 'discrete: True', with a space after each colon",
     ("policies", 1): "a mapping of names, such as 'door: {model: door.zip}'",
     ("policies", 2): "a mapping, such as {model: door.zip}",
+    ("versions", 1): "a mapping of names, such as 'v1: {model: door.zip, traffic: 90}'",
+    ("versions", 2): "a mapping, such as {model: door.zip, traffic: 90}",
 }
 
 _TYPE_NAMES: dict[type, str] = {
@@ -168,10 +171,19 @@ class PolicySections(_Strict):
     parameters: Parameters | None = None
 
 
+class VersionEntry(_Strict):
+    """One entry under a policy's `versions`."""
+
+    model: _Text
+    traffic: _Number | None = None
+    shadow: _Flag = False
+
+
 class PolicyEntry(PolicySections):
     """One entry under `policies`."""
 
-    model: _Text
+    model: _Text | None = None
+    versions: dict[Any, VersionEntry] | None = None
     num_replicas: _Count | None = None
     max_replicas: _Count | None = None
     replica_cpus: _Number | None = None
@@ -252,6 +264,7 @@ def _describe_unknown_key(path: list[str]) -> str:
         "observations": ObservationEntry,
         "actions": ActionEntry,
         "parameters": Parameters,
+        "versions": VersionEntry,
     }
     known = list((around if len(inner) == 1 else models[inner[0]]).model_fields)
     close = difflib.get_close_matches(key, known, n=1)

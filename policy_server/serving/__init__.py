@@ -8,7 +8,8 @@ from __future__ import annotations
 from policy_server.serving.questions import Answer, Question
 from policy_server.serving.registry import PolicyRegistry
 from policy_server.serving.scheduler import ROWS_PER_CALL, Limits, Scheduler
-from policy_server.serving.slot import PolicyOpener, PolicySlot
+from policy_server.serving.slot import PlannedVersion, PolicyOpener, PolicySlot
+from policy_server.serving.traffic import Share, Traffic
 from policy_server.serving.version import OpenedPolicy, PolicyVersion
 
 __all__ = [
@@ -16,10 +17,13 @@ __all__ = [
     "Answer",
     "Limits",
     "OpenedPolicy",
+    "PlannedVersion",
     "PolicyOpener",
     "PolicyRegistry",
     "PolicySlot",
     "PolicyVersion",
     "Question",
     "Scheduler",
+    "Share",
+    "Traffic",
 ]

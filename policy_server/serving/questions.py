@@ -50,11 +50,13 @@ class Question:
             mask, where the policy takes one: 1 for each allowed choice, 0 for each other.
         kind: the kind of answer: a draw, the mode or the distribution.
         seed: makes the draw reproducible; -1 for an independent one.
+        is_copied: whether a shadow gets a copy, and compares the distribution of the answer.
     """
 
     row: Sequence[float]
     kind: AnswerKind
     seed: int = NO_SEED
+    is_copied: bool = False
 
 
 class AnsweredCall:
@@ -206,7 +208,7 @@ class SingleCall:
             signature,
             is_deterministic=np.array([kind != "predict" for kind in kinds]),
             seeds=np.array([item.seed for item in questions], np.int64),
-            wants_distribution="distribution" in kinds,
+            wants_distribution="distribution" in kinds or questions[-1].is_copied,
         )
 
     def halves(self) -> tuple[SingleCall, SingleCall]:

@@ -79,7 +79,7 @@ class Scheduler:
         self._backend = backend
         self._limits = limits
         self._metrics = metrics
-        self._stop_watching = metrics.watch_queue(lambda: self._size)
+        self._stop_watching = metrics.watch_queue(lambda: self.waiting)
         self._waiting: deque[Waiting] = deque()
         self._bulk: deque[BulkCall] = deque()
         self._single_calls: dict[asyncio.Task[None], SingleCall] = {}
@@ -101,6 +101,11 @@ class Scheduler:
     def capacity(self) -> int:
         """Return how many calls the backend computes at the same time."""
         return self._backend.capacity
+
+    @property
+    def waiting(self) -> int:
+        """Return how many observations wait or are being answered."""
+        return self._size
 
     async def is_ready(self) -> bool:
         """Return whether a question would be answered now."""

@@ -1,22 +1,27 @@
-"""A policy's slot: the version that is live, and how another one replaces it."""
+"""A policy's slot: its versions, and how its questions are split among them."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
 
-from policy_server.errors import NotReadyError, PolicyServerError
+from policy_server.errors import ModelError, NotReadyError, PolicyServerError
 from policy_server.metrics import Metrics
 from policy_server.observations import ObservationSpace
 from policy_server.policy import PolicySignature
 from policy_server.schema import ServerSchema
+from policy_server.serving.questions import Answer, Question
+from policy_server.serving.shadow import Shadow
+from policy_server.serving.traffic import ALL_TRAFFIC, Episodes, Traffic
 from policy_server.serving.version import OpenedPolicy, PolicyVersion
 from policy_server.settings import Settings
 
-__all__ = ["PolicyOpener", "PolicySlot"]
+__all__ = ["PlannedVersion", "PolicyOpener", "PolicySlot"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,23 +29,43 @@ PolicyOpener = Callable[[], AbstractAsyncContextManager[OpenedPolicy]]
 
 # Asking a replica whether it is ready costs a call: the answer holds for this long.
 _READY_FOR_S = 1.0
+_MOST_EPISODES = 100_000
+_UNNAMED = "version"
+
+
+@dataclass(frozen=True)
+class PlannedVersion:
+    """A version that is to be loaded.
+
+    Attributes:
+        name: the version's name; empty takes the start of its digest.
+        open_policy: loads it, and unloads it again.
+        percent: its share of the questions, in per cent.
+        is_shadow: whether it gets copies of the questions, and answers nobody.
+    """
+
+    name: str
+    open_policy: PolicyOpener
+    percent: float = ALL_TRAFFIC
+    is_shadow: bool = False
 
 
 class PolicySlot:
-    """A policy's name in the server, with the version that is live under it.
+    """A policy's name in the server, with the versions that are loaded under it.
 
     Attributes:
         name: the policy's name.
         schema: its schema.yaml; the types of its routes come from it.
         metrics: counts its questions and answers.
         failure: the reason why the policy could not be loaded; None where it was, or is not yet.
+        failures: the reasons of single versions that could not be loaded, by name.
     """
 
     def __init__(
         self,
         name: str,
         schema: ServerSchema,
-        open_policy: PolicyOpener,
+        planned: PolicyOpener | Sequence[PlannedVersion],
         *,
         settings: Settings,
         metrics: Metrics,
@@ -50,36 +75,56 @@ class PolicySlot:
         Args:
             name: the policy's name.
             schema: its schema.yaml.
-            open_policy: loads the first version, and unloads it again.
+            planned: the versions to begin with; for a single one, what loads and unloads it.
             settings: limits, and the prediction log.
             metrics: counts its questions and answers.
         """
         self.name = name
         self.schema = schema
-        self._open_policy = open_policy
+        self._planned = [PlannedVersion("", planned)] if callable(planned) else list(planned)
         self._settings = settings
         self.metrics = metrics.of(name)
         self.failure: str | None = None
-        self._live: PolicyVersion | None = None
+        self.failures: dict[str, str] = {}
+        self._shadows: dict[str, Shadow] = {}
+        self._load_seconds: dict[str, float] = {}
+        self._versions: dict[str, PolicyVersion] = {}
         self._resources: dict[PolicyVersion, AsyncExitStack] = {}
+        self._traffic: Traffic | None = None
+        self._episodes = Episodes(most=_MOST_EPISODES, idle_s=settings.episode_idle_s)
         self._space = ObservationSpace(schema.observations)
         self._is_ready: asyncio.Task[bool] | None = None
         self._ready_until = 0.0
 
     @property
+    def versions(self) -> Mapping[str, PolicyVersion]:
+        """Return the loaded versions, by name."""
+        return self._versions
+
+    @property
+    def shadows(self) -> Mapping[str, Shadow]:
+        """Return the versions that get copies of the questions, by name."""
+        return self._shadows
+
+    @property
+    def traffic(self) -> Traffic | None:
+        """Return how the questions are split; None before a version is loaded."""
+        return self._traffic
+
+    @property
     def live(self) -> PolicyVersion | None:
-        """Return the live version; None before one is loaded."""
-        return self._live
+        """Return the version with the largest share; None before one is loaded."""
+        return None if self._traffic is None else self._traffic.live
 
     @property
     def signature(self) -> PolicySignature | None:
         """Return the live version's signature; None before one is loaded."""
-        return None if self._live is None else self._live.signature
+        return None if self.live is None else self.live.signature
 
     @property
     def space(self) -> ObservationSpace:
         """Return the observations that are taken: by schema alone before a version is loaded."""
-        return self._space if self._live is None else self._live.space
+        return self._space if self.live is None else self.live.space
 
     @property
     def width(self) -> int | None:
@@ -90,78 +135,215 @@ class PolicySlot:
         """Return the live version.
 
         Raises:
-            NotReadyError: if none is loaded yet.
+            NotReadyError: if none is loaded.
         """
-        if self._live is None:
-            if self.failure is not None:
-                raise NotReadyError(f"the policy {self.name} can't be served: {self.failure}")
-            raise NotReadyError("the policy is not loaded yet; try again in a few seconds")
-        return self._live
+        return self._split().live
 
-    async def start(self) -> None:
-        """Load the first version, and make it live.
+    def choose(self, episode: str = "") -> PolicyVersion:
+        """Return the version that answers a question.
 
-        Raises:
-            PolicyServerError: if it can't be loaded or does not answer.
-        """
-        try:
-            await self.swap(self._open_policy)
-        except PolicyServerError as error:
-            self.failure = error.message
-            raise
-
-    async def swap(self, open_policy: PolicyOpener) -> None:
-        """Bring another version up, make it live at once, and drain the one before.
-
-        Until the new version has answered its warm-up, the old one answers all questions; if the
-        new one can't be loaded, nothing changes. The old one answers the questions that it has.
+        An episode ends with the version that it began with, whatever the traffic is meanwhile, for
+        as long as that version is loaded.
 
         Args:
-            open_policy: loads the new version, and unloads it again.
+            episode: the id of the question's episode; empty for a question of its own.
 
         Raises:
-            PolicyServerError: if the new version can't be loaded or does not answer.
+            NotReadyError: if no version is loaded.
+        """
+        traffic = self._split()
+        if not episode:
+            return traffic.choose("")
+        known = self._episodes.version_of(episode)
+        if known is not None:
+            return known
+        version = traffic.choose(episode)
+        self._episodes.begin(episode, version)
+        return version
+
+    def copy_to_shadows(self, version: PolicyVersion, question: Question, answer: Answer) -> None:
+        """Give the shadows a copy of a question that was answered.
+
+        Args:
+            version: the version that answered.
+            question: the question.
+            answer: its answer.
+        """
+        for shadow in self._shadows.values():
+            shadow.offer(version, question, answer)
+
+    def episodes_of(self, name: str) -> int:
+        """Return how many running episodes began with a version.
+
+        Args:
+            name: the version's name.
+        """
+        return self._episodes.of(self._versions[name])
+
+    async def start(self) -> None:
+        """Load the planned versions, and split the questions among them.
+
+        One that can't be loaded leaves its share to the others.
+
+        Raises:
+            PolicyServerError: if no version that answers can be loaded.
+        """
+        percents: dict[str, float] = {}
+        shadows: set[str] = set()
+        refusal: PolicyServerError | None = None
+        for item in self._planned:
+            try:
+                version = await self.add(item.open_policy, name=item.name)
+            except PolicyServerError as error:
+                refusal = refusal or error
+                self.failures[item.name] = error.message
+                logger.error(  # noqa: TRY400 -- the message says it all
+                    "version_not_served",
+                    extra={"policy": self.name, "version": item.name, "reason": error.message},
+                )
+            else:
+                if item.is_shadow:
+                    shadows.add(version.label)
+                elif item.percent:
+                    percents[version.label] = item.percent
+        if not percents:
+            assert refusal is not None, "a version that answers was planned, and is not there"
+            self.failure = refusal.message
+            raise refusal
+        self.route(percents, shadows=shadows)
+
+    async def add(self, open_policy: PolicyOpener, *, name: str = "") -> PolicyVersion:
+        """Load a version beside the others; it answers nobody before `route` gives it a share.
+
+        Args:
+            open_policy: loads the version, and unloads it again.
+            name: the version's name; empty takes the start of its digest.
+
+        Returns:
+            The version, which has answered its warm-up.
+
+        Raises:
+            ModelError: if it takes other observations, or gives other actions, than those that are
+                loaded.
+            PolicyServerError: if it can't be loaded or does not answer. Nothing has changed then.
         """
         started = time.monotonic()
         async with AsyncExitStack() as stack:
             opened = await stack.enter_async_context(open_policy())
+            self._check_fits(opened.backend.signature)
             version = await PolicyVersion.prepare(
-                self.name, opened, self.schema, self._settings, self.metrics
+                self.name,
+                opened,
+                self.schema,
+                self._settings,
+                self.metrics,
+                label=name or self._free_label(opened.digest),
             )
             self._resources[version] = stack.pop_all()
-        self.metrics.describe_model(
-            version=version.digest,
-            family=version.signature.family,
-            load_seconds=time.monotonic() - started,
-        )
-        before, self._live, self.failure = self._live, version, None
-        # The old version's readiness says nothing of this one.
+        self._versions[version.label] = version
+        self._load_seconds[version.label] = time.monotonic() - started
+        self.failures.pop(name, None)
+        return version
+
+    def route(self, percents: Mapping[str, float], *, shadows: Collection[str] = ()) -> None:
+        """Split the questions anew, in one step.
+
+        Args:
+            percents: the share of each version that answers, by name; at least one.
+            shadows: the names of the versions that get copies.
+        """
+        self._traffic = traffic = Traffic.split(self._versions, percents)
+        self.failure = None
+        # Another version's readiness says nothing of this one.
         self._is_ready = None
-        if before is not None:
-            await self._end(before)
+        for name in [name for name in self._shadows if name not in shadows]:
+            self._shadows.pop(name).close()
+        for name in shadows:
+            if name not in self._shadows:
+                self._shadows[name] = Shadow(self._versions[name], self.metrics)
+        self.metrics.describe_model(
+            version=traffic.live.digest,
+            family=traffic.live.signature.family,
+            load_seconds=self._load_seconds[traffic.live.label],
+        )
+
+    async def remove(self, name: str) -> None:
+        """Unload a version that has no share; it answers the questions that it has.
+
+        Args:
+            name: the version's name.
+        """
+        version = self._versions.pop(name)
+        self._load_seconds.pop(name, None)
+        self._episodes.end(version)
+        if (shadow := self._shadows.pop(name, None)) is not None:
+            shadow.close()
+        async with self._resources.pop(version):
+            await version.aclose()
+
+    async def swap(self, open_policy: PolicyOpener, *, name: str = "") -> None:
+        """Bring another version up, make it live at once, and drain those before.
+
+        Until the new version has answered its warm-up, the old ones answer all questions; if the
+        new one can't be loaded, nothing changes. The old ones answer the questions that they have.
+
+        Args:
+            open_policy: loads the new version, and unloads it again.
+            name: the version's name; empty takes the start of its digest.
+
+        Raises:
+            PolicyServerError: if the new version can't be loaded or does not answer.
+        """
+        version = await self.add(open_policy, name=name)
+        before = [label for label in self._versions if label != version.label]
+        self.route({version.label: ALL_TRAFFIC})
+        for label in before:
+            await self.remove(label)
 
     async def aclose(self) -> None:
         """Answer the questions that wait, and unload the policy."""
         self._is_ready = None
-        if self._live is not None:
-            await self._end(self._live)
-            self._live = None
+        for name in [*self._versions]:
+            await self.remove(name)
+        self._traffic = None
 
     async def is_ready(self) -> bool:
         """Return whether a question would be answered now; asked at most once a second."""
-        if self._live is None:
+        if self._traffic is None:
             return False
         if self._is_ready is None or (
             self._is_ready.done() and time.monotonic() >= self._ready_until
         ):
-            self._is_ready = asyncio.create_task(self._ask_ready(self._live))
+            self._is_ready = asyncio.create_task(self._ask_ready(self._traffic))
         return await asyncio.shield(self._is_ready)
 
-    async def _ask_ready(self, version: PolicyVersion) -> bool:
-        is_ready = await version.scheduler.is_ready()
+    async def _ask_ready(self, traffic: Traffic) -> bool:
+        answers = [await share.version.scheduler.is_ready() for share in traffic.shares]
         self._ready_until = time.monotonic() + _READY_FOR_S
-        return is_ready
+        return all(answers)
 
-    async def _end(self, version: PolicyVersion) -> None:
-        async with self._resources.pop(version):
-            await version.aclose()
+    def _split(self) -> Traffic:
+        if self._traffic is None:
+            if self.failure is not None:
+                raise NotReadyError(f"the policy {self.name} can't be served: {self.failure}")
+            raise NotReadyError("the policy is not loaded yet; try again in a few seconds")
+        return self._traffic
+
+    def _free_label(self, digest: str) -> str:
+        label = first = digest or _UNNAMED
+        for number in itertools.count(2):
+            if label not in self._versions:
+                return label
+            label = f"{first}-{number}"
+        raise AssertionError
+
+    def _check_fits(self, signature: PolicySignature) -> None:
+        """Refuse a version whose observations or actions are not those of the loaded ones."""
+        for version in self._versions.values():
+            differing = signature.difference(version.signature)
+            if differing is not None:
+                raise ModelError(
+                    f"{self.name}: the new version {differing} of version {version.label}; "
+                    "versions of one policy take the same observations and give the same actions: "
+                    "give it a name of its own under policies"
+                )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -45,7 +46,7 @@ class OpenedPolicy:
 
     Attributes:
         backend: computes it.
-        digest: the start of the model's digest, which names the version.
+        digest: the start of the digest of the model's files.
     """
 
     backend: PolicyBackend
@@ -58,11 +59,13 @@ class PolicyVersion:
 
     Attributes:
         name: the policy's name.
-        digest: the start of the model's digest, which names the version.
+        label: the version's own name.
+        digest: the start of the digest of the model's files.
         schema: its schema.yaml.
         space: the observations that schema and signature allow.
         signature: its inputs, outputs and distribution.
         row_width: the signature's, which each request asks for.
+        backend: computes it.
         scheduler: takes questions, and asks the backend few of them at a time.
         distribution: reads `PolicyOutputs.distribution`; None where the family is unknown.
         log: records a share of the predictions.
@@ -70,15 +73,22 @@ class PolicyVersion:
     """
 
     name: str
+    label: str
     digest: str
     schema: ServerSchema
     space: ObservationSpace
     signature: PolicySignature
     row_width: int | None
+    backend: PolicyBackend
     scheduler: Scheduler
     distribution: ActionDistribution | None
     log: PredictionLog
     examples: Mapping[AnswerKind, Answer] = field(default_factory=dict)
+
+    @functools.cached_property
+    def header(self) -> tuple[bytes, bytes]:
+        """Return `x-policy-version` with the version's name, as ASGI has headers."""
+        return (b"x-policy-version", self.label.encode())
 
     @classmethod
     async def prepare(
@@ -88,6 +98,8 @@ class PolicyVersion:
         schema: ServerSchema,
         settings: Settings,
         metrics: PolicyMetrics,
+        *,
+        label: str,
     ) -> PolicyVersion:
         """Return a version that has answered every kind of question once.
 
@@ -97,6 +109,7 @@ class PolicyVersion:
             schema: its schema.yaml.
             settings: limits, and the prediction log.
             metrics: counts its calls, refusals and actions.
+            label: the version's own name.
 
         Raises:
             PolicyFailedError: if the policy fails on the example.
@@ -108,14 +121,16 @@ class PolicyVersion:
         limits = Limits(
             settings.max_batch_size, settings.max_queue_size, settings.request_timeout_s
         )
-        counted = _CountedBackend(opened.backend, metrics)
+        counted = _CountedBackend(opened.backend, metrics, label)
         version = cls(
             name=name,
+            label=label,
             digest=opened.digest,
             schema=schema,
             space=ObservationSpace(fields, number_range(signature.observation_dtype), mask),
             signature=signature,
             row_width=signature.row_width,
+            backend=opened.backend,
             scheduler=Scheduler(counted, limits, metrics),
             distribution=(
                 None
@@ -178,12 +193,13 @@ class PolicyVersion:
 
 
 class _CountedBackend:
-    """A `PolicyBackend` that counts the integer actions of another one's answers."""
+    """A `PolicyBackend` that counts the answers of another one, and their integer actions."""
 
-    def __init__(self, backend: PolicyBackend, metrics: PolicyMetrics) -> None:
+    def __init__(self, backend: PolicyBackend, metrics: PolicyMetrics, label: str) -> None:
         """Own nothing: the backend and the metrics outlive this object."""
         self._backend = backend
         self._metrics = metrics
+        self._label = label
 
     @property
     def signature(self) -> PolicySignature:
@@ -197,7 +213,12 @@ class _CountedBackend:
         return await self._backend.is_ready()
 
     async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
-        outputs = await self._backend.infer(inputs)
+        try:
+            outputs = await self._backend.infer(inputs)
+        except Exception:
+            self._metrics.count_version(self._label, "failed", len(inputs))
+            raise
+        self._metrics.count_version(self._label, "answered", len(outputs))
         counted = []
         for index, part in enumerate(self.signature.components or ()):
             if part.kind == "categorical":

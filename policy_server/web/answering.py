@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -17,14 +17,21 @@ from policy_server.policy import ANSWER_KINDS, NO_SEED, AnswerKind, PolicyOutput
 from policy_server.serving import Answer, PolicySlot, PolicyVersion, Question
 from policy_server.web.rendering import RenderedAnswers
 
-__all__ = ["PendingAnswer", "PolicyAnswering", "render_examples"]
+__all__ = ["AnswerBody", "PendingAnswer", "PolicyAnswering", "render_examples"]
+
+
+class AnswerBody(NamedTuple):
+    """The JSON of an answer, and the version that gave it."""
+
+    text: bytes
+    version: PolicyVersion
 
 
 class PolicyAnswering:
-    """The answers of one policy, whichever version of it is live."""
+    """The answers of one policy, whichever version of it answers a question."""
 
     def __init__(self, slot: PolicySlot) -> None:
-        """Own nothing: each answer is the live version's.
+        """Own nothing: each answer is a version's of the slot.
 
         Args:
             slot: the policy's slot.
@@ -39,7 +46,8 @@ class PolicyAnswering:
         is_raw: bool,
         seed: int | None = None,
         request_id: str = "",
-    ) -> bytes:
+        episode: str = "",
+    ) -> AnswerBody:
         """Answer the observation in a request's body.
 
         Args:
@@ -48,25 +56,26 @@ class PolicyAnswering:
             is_raw: whether it is `{"obs": [...]}`.
             seed: makes the draw reproducible.
             request_id: the name of the request in the logs.
+            episode: the id of its episode, which stays on one version; empty for none.
 
         Returns:
-            The JSON of the answer.
+            The JSON of the answer, and the version that gave it.
 
         Raises:
             ObservationError: if the body is not what schema.yaml describes.
             PolicyServerError: if the policy can't answer.
         """
-        version = self.slot.current()
+        version = self.slot.choose(episode)
         version.check_answers(kind)
         space = version.space
         parse = space.parse_raw if is_raw else space.parse_named
         row = self._validated(version, partial(parse, body), is_raw=is_raw)
-        answer = await version.scheduler.answer(
-            Question(row, kind, NO_SEED if seed is None else seed)
-        )
+        question = self._question(row, kind, seed)
+        answer = await version.scheduler.answer(question)
         text = _render(version, kind, answer)
+        self.slot.copy_to_shadows(version, question, answer)
         version.log.record(kind, row, text, request_id=request_id)
-        return text
+        return AnswerBody(text, version)
 
     def ask(
         self,
@@ -76,6 +85,7 @@ class PolicyAnswering:
         is_raw: bool,
         seed: int | None,
         request_id: str,
+        episode: str,
     ) -> PendingAnswer:
         """Ask for an answer that is fetched later; see `answer`.
 
@@ -85,6 +95,7 @@ class PolicyAnswering:
             is_raw: whether it was `{"obs": [...]}`.
             seed: makes the draw reproducible.
             request_id: the name of the request in the logs.
+            episode: the id of its episode, which stays on one version; empty for none.
 
         Returns:
             The answer, which comes later.
@@ -93,11 +104,16 @@ class PolicyAnswering:
             ObservationError: if the observation is not what schema.yaml describes.
             PolicyServerError: if the policy can't answer.
         """
-        version = self.slot.current()
+        version = self.slot.choose(episode)
         version.check_answers(kind)
         row = self._validated(version, partial(parse, version.space), is_raw=is_raw)
-        question = Question(row, kind, NO_SEED if seed is None else seed)
-        return PendingAnswer(version, question, request_id, version.scheduler.ask(question))
+        question = self._question(row, kind, seed)
+        future = version.scheduler.ask(question)
+        return PendingAnswer(self.slot, version, question, request_id, future)
+
+    def _question(self, row: list[float], kind: AnswerKind, seed: int | None) -> Question:
+        is_copied = bool(self.slot.shadows)
+        return Question(row, kind, NO_SEED if seed is None else seed, is_copied=is_copied)
 
     def _validated(
         self, version: PolicyVersion, parse: Callable[[], list[float]], *, is_raw: bool
@@ -114,6 +130,7 @@ class PolicyAnswering:
 class PendingAnswer:
     """An answer that was asked for, and comes later."""
 
+    _slot: PolicySlot
     _version: PolicyVersion
     _question: Question
     _request_id: str
@@ -127,6 +144,7 @@ class PendingAnswer:
         """
         answer, question = await self._future, self._question
         text = _render(self._version, question.kind, answer)
+        self._slot.copy_to_shadows(self._version, question, answer)
         self._version.log.record(question.kind, question.row, text, request_id=self._request_id)
         return text
 

@@ -20,6 +20,7 @@ from policy_server.observations import (
 from policy_server.policy import NO_SEED, AnswerKind, PolicyInputs, PolicyOutputs, PolicySignature
 from policy_server.serving import ROWS_PER_CALL, PolicySlot, PolicyVersion
 from policy_server.settings import Settings
+from policy_server.web.answering import AnswerBody
 from policy_server.web.rendering import BatchAnswers, RenderedAnswers
 
 __all__ = ["MOST_AT_ONCE", "BatchAnswering", "BatchRequest"]
@@ -48,6 +49,7 @@ class BatchRequest:
         wants_npy: whether the answer shall be one.
         seed: row i is drawn with this plus i; None for independent draws.
         request_id: the id of the request in the logs.
+        episode: the id of its episode, which stays on one version; empty for none.
         has_log_probability: whether an array has it as its last column.
     """
 
@@ -57,14 +59,15 @@ class BatchRequest:
     wants_npy: bool
     seed: int | None
     request_id: str
+    episode: str = ""
     has_log_probability: bool = False
 
 
 class BatchAnswering:
-    """The answers to batches of one policy, whichever version of it is live."""
+    """The answers to batches of one policy, whichever version of it answers."""
 
     def __init__(self, slot: PolicySlot, settings: Settings) -> None:
-        """Own nothing but a limit of batches at a time: each answer is the live version's.
+        """Own nothing but a limit of batches at a time: each answer is a version's of the slot.
 
         Args:
             slot: the policy's slot.
@@ -74,15 +77,15 @@ class BatchAnswering:
         self._settings = settings
         self._at_once = asyncio.Semaphore(MOST_AT_ONCE)
 
-    async def answer(self, request: BatchRequest, body: AsyncIterator[bytes]) -> bytes:
-        """Answer a batch.
+    async def answer(self, request: BatchRequest, body: AsyncIterator[bytes]) -> AnswerBody:
+        """Answer a batch, all of it by one version.
 
         Args:
             request: the options.
             body: the observations, as they arrive.
 
         Returns:
-            The body of the answer.
+            The body of the answer, and the version that gave it.
 
         Raises:
             ObservationError: naming row and field of the first mistake.
@@ -92,9 +95,9 @@ class BatchAnswering:
         # The version may be another one once there is a place; only a held one stays open.
         self._slot.current().check_answers(request.kind)
         async with self._place():
-            version = self._slot.current()
+            version = self._slot.choose(request.episode)
             with version.scheduler.held():
-                return await self._answer(version, request, body)
+                return AnswerBody(await self._answer(version, request, body), version)
 
     async def _answer(
         self, version: PolicyVersion, request: BatchRequest, body: AsyncIterator[bytes]

@@ -52,6 +52,7 @@ class FastPath:
                 await _body(receive),
                 is_raw=is_raw,
                 request_id=scope["state"]["request_id"],
+                episode=scope["state"]["episode"],
             )
         except ClientDisconnect:
             raise
@@ -59,9 +60,13 @@ class FastPath:
             response = error_response(error, request_id=scope["state"]["request_id"])
             await response(scope, receive, send)
             return
-        headers = [(b"content-length", b"%d" % len(answer)), (b"content-type", b"application/json")]
+        headers = [
+            (b"content-length", b"%d" % len(answer.text)),
+            (b"content-type", b"application/json"),
+            answer.version.header,
+        ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": answer})
+        await send({"type": "http.response.body", "body": answer.text})
 
 
 async def _body(receive: Receive) -> bytes:

@@ -39,6 +39,7 @@ _HEADERS = frozenset(
         b"content-encoding",
         b"content-length",
         b"origin",
+        b"x-episode-id",
         b"x-request-id",
     }
 )
@@ -126,6 +127,7 @@ class Gate:
             **scope.get("state", {}),
             "request_id": request_id,
             "path": path,
+            "episode": headers.get(b"x-episode-id", ""),
             "client": None if client is None else client[0],
         }
         if self._cross_origin is not None and self._cross_origin.is_preflight(scope, headers):

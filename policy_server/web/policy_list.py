@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from functools import partial
 from typing import Literal
 
 from fastapi import APIRouter
@@ -25,6 +27,36 @@ class ListedAction(BaseModel):
     labels: list[str] | None = Field(description="The names of its choices, in order")
 
 
+class ListedAgreement(BaseModel):
+    """How a shadow agrees with the versions that answer."""
+
+    copies: int = Field(description="How many copies of questions it has answered")
+    same_mode: float | None = Field(
+        description="The share of these whose deterministic action is the answering version's"
+    )
+    mean_distance: float | None = Field(
+        description="Their mean total variation distance, from 0 to 1"
+    )
+    failed: int = Field(description="How many copies it could not answer")
+    dropped: int = Field(description="How many it never got, since there was no time for them")
+    call_seconds: float | None = Field(description="The median time of its latest calls")
+    reason: str | None = Field(description="Its last error")
+
+
+class ListedVersion(BaseModel):
+    """A version of a policy, and its state."""
+
+    name: str = Field(description="Its name, as `x-policy-version` gives it")
+    state: Literal["serving", "shadow", "loaded", "failed"] = Field(
+        description="`loaded` for a version that gets no questions"
+    )
+    reason: str | None = Field(description="Why it could not be loaded")
+    traffic: float = Field(description="Its share of the questions, in per cent")
+    is_shadow: bool = Field(description="Whether it gets copies of questions, and answers nobody")
+    digest: str | None = Field(description="The start of the digest of its files")
+    agreement: ListedAgreement | None = Field(description="Of a shadow")
+
+
 class ListedPolicy(BaseModel):
     """A policy and its state; what only a loaded policy tells is null before."""
 
@@ -41,6 +73,7 @@ class ListedPolicy(BaseModel):
     family: str | None = Field(description="Its distribution in words, such as `categorical(4)`")
     engine: str | None = Field(description="The library that computes it")
     version: str | None = Field(description="The start of the digest of its files")
+    versions: list[ListedVersion] = Field(description="All that are loaded, or could not be")
 
 
 class PolicyList(BaseModel):
@@ -100,4 +133,37 @@ def _listed(slot: PolicySlot, *, is_default: bool) -> ListedPolicy:
         family=None if signature is None else signature.family,
         engine=None if signature is None else signature.engine,
         version=None if version is None else version.digest or None,
+        versions=[*map(partial(_listed_version, slot), slot.versions), *_failed_versions(slot)],
     )
+
+
+def _listed_version(slot: PolicySlot, name: str) -> ListedVersion:
+    version, shadow = slot.versions[name], slot.shadows.get(name)
+    shares = () if slot.traffic is None else slot.traffic.shares
+    percent = next((share.percent for share in shares if share.version is version), 0.0)
+    state: Literal["serving", "shadow", "loaded"] = "serving" if percent else "loaded"
+    return ListedVersion(
+        name=name,
+        state=state if shadow is None else "shadow",
+        reason=None,
+        traffic=percent,
+        is_shadow=shadow is not None,
+        digest=version.digest or None,
+        agreement=None if shadow is None else ListedAgreement(**asdict(shadow.report())),
+    )
+
+
+def _failed_versions(slot: PolicySlot) -> list[ListedVersion]:
+    return [
+        ListedVersion(
+            name=name,
+            state="failed",
+            reason=reason,
+            traffic=0.0,
+            is_shadow=False,
+            digest=None,
+            agreement=None,
+        )
+        for name, reason in slot.failures.items()
+        if name
+    ]

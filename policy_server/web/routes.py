@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from policy_server.errors import NotReadyError
 from policy_server.policy import AnswerKind
 from policy_server.schema import public_schema
-from policy_server.serving import PolicyRegistry, PolicySlot
+from policy_server.serving import PolicyRegistry, PolicySlot, PolicyVersion
 from policy_server.settings import Settings
 from policy_server.web.answering import PolicyAnswering
 from policy_server.web.batch_answering import BatchAnswering, BatchRequest
@@ -136,23 +136,24 @@ def _tag(route: Route) -> str:
 
 
 def _endpoint(policy: PolicyAnswering, route: AnswerRoute) -> Callable[..., Awaitable[Response]]:
-    kind, is_raw = route.kind, route.is_raw
+    async def answer(request: Request, seed: int | None) -> Response:
+        found = await policy.answer(
+            route.kind,
+            await request.body(),
+            is_raw=route.is_raw,
+            seed=seed,
+            request_id=request.state.request_id,
+            episode=request.state.episode,
+        )
+        return _named(Response(found.text, media_type="application/json"), found.version)
 
     async def draw(request: Request, seed: Seed = None) -> Response:
-        request_id = request.state.request_id
-        answer = await policy.answer(
-            kind, await request.body(), is_raw=is_raw, seed=seed, request_id=request_id
-        )
-        return Response(answer, media_type="application/json")
+        return await answer(request, seed)
 
     async def give(request: Request) -> Response:
-        request_id = request.state.request_id
-        answer = await policy.answer(
-            kind, await request.body(), is_raw=is_raw, request_id=request_id
-        )
-        return Response(answer, media_type="application/json")
+        return await answer(request, None)
 
-    return draw if kind == "predict" else give
+    return draw if route.kind == "predict" else give
 
 
 def _batch_endpoint(
@@ -169,10 +170,12 @@ def _batch_endpoint(
             wants_npy=accepted.get(NPY, 0) > accepted.get("application/json", 0),
             seed=seed,
             request_id=request.state.request_id,
+            episode=request.state.episode,
             has_log_probability=has_log_probability,
         )
-        body = await answering.answer(batch, request.stream())
-        return Response(body, media_type=NPY if batch.wants_npy else "application/json")
+        body, version = await answering.answer(batch, request.stream())
+        media_type = NPY if batch.wants_npy else "application/json"
+        return _named(Response(body, media_type=media_type), version)
 
     async def draw(
         request: Request, seed: BatchSeed = None, *, log_probability: LogProbability = False
@@ -186,6 +189,12 @@ def _batch_endpoint(
         return await answer(request, None)
 
     return {"predict": draw, "predict_deterministic": give, "distribution": describe}[route.kind]
+
+
+def _named(response: Response, version: PolicyVersion) -> Response:
+    """Return a response that names the version of the policy."""
+    response.raw_headers.append(version.header)
+    return response
 
 
 def _media_type(text: str) -> str:

@@ -116,6 +116,7 @@ class Streams:
             route,
             first_seed=_first_seed(query) if route.kind == "predict" else None,
             request_id=scope["state"]["request_id"],
+            episode=scope["state"]["episode"],
             max_frame_bytes=self._max_frame_bytes,
         )
         client = scope["state"]["client"]
@@ -157,6 +158,7 @@ class _Questions:
         *,
         first_seed: int | None,
         request_id: str,
+        episode: str,
         max_frame_bytes: int,
     ) -> None:
         self._policy = policy
@@ -164,6 +166,7 @@ class _Questions:
         self._is_raw = route.is_raw
         self._first_seed = first_seed
         self._max_frame_bytes = max_frame_bytes
+        self._episode = episode
         self.request_id = request_id
         self.asked = 0
 
@@ -185,6 +188,7 @@ class _Questions:
                 is_raw=self._is_raw,
                 seed=seed,
                 request_id=self.request_id,
+                episode=self._episode,
             )
         except Exception as error:
             answer = self.failure(error)

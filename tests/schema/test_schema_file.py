@@ -77,7 +77,6 @@ MISTAKES = {
     "none": ("policies: {}", ": policies: is empty; name at least one, or leave the section out to serve the policy in the server's folder"),
     "no mapping": ("policies: [door]", ": policies: expected a mapping of names, such as 'door: {model: door.zip}', got ['door']"),
     "policy is no mapping": ("policies: {door: door.zip}", ": policies.door: expected a mapping, such as {model: door.zip}, got 'door.zip'"),
-    "model missing": ("policies: {door: {}}", ": policies.door.model: is missing; expected a zip, a folder or an address"),
     "name": ("policies: {a/b: {model: m}}", ": policies: the name 'a/b' can't stand in an address; use up to 63 letters, digits, '-' and '_', beginning with a letter or digit"),
     "unknown key": ("policies: {door: {model: m, observation: {}}}", ": policies.door.observation: unknown key; did you mean 'observations'?"),
     "unknown key below": ("policies: {door: {model: m, observations: {a: {type: int, minitems: 3}}}}", ": policies.door.observations.a.minitems: unknown key; did you mean 'min_items'?"),
@@ -100,3 +99,49 @@ def test_mistake_is_one_line(text: str, message: str) -> None:
         parse_schema_file(text)
 
     assert caught.value.message == f"schema.yaml{message}"
+
+
+def test_versions_share_the_traffic() -> None:
+    (policy,) = parse_schema_file(
+        "policies: {door: {versions: {a: {model: a.zip, traffic: 70}, b: {model: b.zip}, "
+        "c: {model: c.zip, shadow: True}}}}"
+    )
+
+    assert policy.model is None
+    assert [(item.name, item.model, item.traffic, item.is_shadow) for item in policy.versions] == [
+        ("a", "a.zip", 70.0, False),
+        ("b", "b.zip", 30.0, False),
+        ("c", "c.zip", 0.0, True),
+    ]
+
+
+WRONG_VERSIONS = {
+    "none": ("{}", ": versions: is empty; name at least one, or give model instead"),
+    "no mapping": ("[a]", ".versions: expected a mapping of names, such as 'v1: {model: door.zip, traffic: 90}', got ['a']"),
+    "no model": ("{a: {traffic: 1}}", ".versions.a.model: is missing; expected a zip, a folder or an address"),
+    "unknown key": ("{a: {model: m, trafic: 1}}", ".versions.a.trafic: unknown key; did you mean 'traffic'?"),
+    "name": ("{a b: {model: m}}", ": versions: the name 'a b' can't be used; use up to 63 letters, digits, '-' and '_', beginning with a letter or digit"),
+    "shadow with traffic": ("{a: {model: m}, b: {model: m, shadow: True, traffic: 1}}", ": versions.b.traffic: is for versions that answer, and a shadow does not; remove it"),
+    "too much": ("{a: {model: m, traffic: 101}}", ": versions.a.traffic: expected per cent from 0 to 100, got 101"),
+    "sum": ("{a: {model: m, traffic: 50}, b: {model: m, traffic: 40}}", ": versions: the traffic is 90 per cent in all; expected 100"),
+    "more than all": ("{a: {model: m, traffic: 60}, b: {model: m, traffic: 60}}", ": versions: the traffic is 120 per cent in all; expected 100"),
+    "two silent": ("{a: {model: m}, b: {model: m}}", ": versions: a, b have no traffic; give all but one their per cent"),
+    "shadows alone": ("{a: {model: m, shadow: True}}", ": versions: all are shadows; one has to answer"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("versions", "message"), WRONG_VERSIONS.values(), ids=WRONG_VERSIONS)
+def test_mistake_in_versions_is_one_line(versions: str, message: str) -> None:
+    with pytest.raises(SchemaError) as caught:
+        parse_schema_file(f"policies: {{door: {{versions: {versions}}}}}")
+
+    assert caught.value.message == f"schema.yaml: policies.door{message}"
+
+
+def test_policy_has_either_a_model_or_versions() -> None:
+    text = "policies: {door: {model: m, versions: {a: {model: m}}}}"
+
+    with pytest.raises(SchemaError, match="model: stands beside versions; give a policy either"):
+        parse_schema_file(text)
+    with pytest.raises(SchemaError, match="model: is missing; give a policy either its model"):
+        parse_schema_file("policies: {door: {}}")

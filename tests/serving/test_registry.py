@@ -62,14 +62,14 @@ def test_name_of_two_policies_is_refused() -> None:
         PolicyRegistry(slots)
 
 
-async def test_policies_before_one_that_cannot_be_loaded_are_unloaded_again() -> None:
+async def test_policy_that_cannot_be_loaded_leaves_the_others_serving() -> None:
     is_open = False
 
     @asynccontextmanager
     async def open_first() -> AsyncIterator[OpenedPolicy]:
         nonlocal is_open
         is_open = True
-        yield OpenedPolicy(integer_backend())
+        yield OpenedPolicy(integer_backend(TWO))
         is_open = False
 
     def open_second() -> AbstractAsyncContextManager[OpenedPolicy]:
@@ -77,13 +77,22 @@ async def test_policies_before_one_that_cannot_be_loaded_are_unloaded_again() ->
 
     first = slot_of(open_first, SCHEMA, name="first")
     second = slot_of(open_second, SCHEMA, name="second")
+    registry = PolicyRegistry([second, first])
 
-    with pytest.raises(ModelError, match="no policy"):
-        async with PolicyRegistry([first, second]).running():
-            pytest.fail("it was served")
+    async with registry.running():
+        answered, is_ready, failures = (
+            await mode_of(first),
+            await registry.is_ready(),
+            registry.failures,
+        )
+        with pytest.raises(NotReadyError, match="second can't be served: no policy"):
+            second.choose()
 
+    assert (answered, is_ready, failures) == (2, True, {"second": "no policy"})
     assert not is_open
-    assert first.live is None
+    with pytest.raises(ModelError, match="no policy"):
+        async with PolicyRegistry([second]).running():
+            pytest.fail("it was served")
 
 
 async def test_new_version_takes_over_at_once_and_the_old_one_answers_what_it_has() -> None:

@@ -437,8 +437,8 @@ async def test_batch_that_waited_for_its_place_is_answered_by_the_version_live_b
     await swapping
     await slot.aclose()
 
-    assert {json.loads(text)["actions"][0][0] for text in before} == {0}
-    assert json.loads(after)["actions"] == [[2]] * len(ROWS)
+    assert {json.loads(answer.text)["actions"][0][0] for answer in before} == {0}
+    assert json.loads(after.text)["actions"] == [[2]] * len(ROWS)
 
 
 async def test_single_observations_pass_a_batch() -> None:
