@@ -10,7 +10,7 @@ import streamlit as st
 
 from demo.answers import describe_actions, describe_masses, format_probability, split_actions
 from demo.charts import component_chart
-from demo.observation_form import named_inputs, raw_input
+from demo.observation_form import named_fields, named_inputs, raw_input
 from demo.server_client import AnswerKind, Observation, RefusalError, ServerClient, request_of
 from policy_server.errors import SettingsError
 
@@ -27,7 +27,7 @@ def show_asking(client: ServerClient, schema: Mapping[str, Any], *, key: str) ->
     """
     left, right = st.columns([7, 6], gap="large")
     with left:
-        fields = schema.get("observations")
+        fields = named_fields(schema)
         is_raw = fields is None or st.toggle(
             "Flat observation", key=f"raw.{key}", help="What `/predict_raw` takes: a list"
         )

@@ -13,7 +13,7 @@ from demo.server_client import Observation
 from policy_server.errors import SettingsError
 from policy_server.schema import FLOAT32_MAX
 
-__all__ = ["flat_example", "named_inputs", "parse_values", "raw_input"]
+__all__ = ["flat_example", "named_fields", "named_inputs", "parse_values", "raw_input"]
 
 # The integers that JavaScript holds exactly; streamlit takes no larger integers.
 _LARGEST_INTEGER = 2**53 - 1
@@ -21,6 +21,31 @@ _MOST_INPUTS_IN_A_ROW = 6
 _FIELDS_IN_A_ROW = 2
 _TYPE_NAMES = {"int": "whole number", "float": "number", "bool": "truth value"}
 _WORDS = {"true": True, "false": False}
+
+
+def named_fields(schema: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]] | None:
+    """Return the fields of a named observation, the policy's action mask too.
+
+    Args:
+        schema: the server's answer at /schema.
+
+    Returns:
+        The section `observations`, with the mask behind it unless it is there; None where the
+        server takes flat observations only.
+    """
+    fields, mask = schema.get("observations"), schema["policy"].get("action_mask")
+    if fields is None or mask is None:
+        return fields
+    choices = sum(mask["sizes"])
+    described = {
+        "type": "List[bool]",
+        "example": [True] * choices,
+        "description": "The choices of the integer actions that are allowed",
+        **fields.get(mask["name"], {}),
+        "min_items": choices,
+        "max_items": choices,
+    }
+    return {**fields, mask["name"]: described}
 
 
 def named_inputs(fields: Mapping[str, Mapping[str, Any]], *, key: str) -> dict[str, Any]:
@@ -69,8 +94,12 @@ def raw_input(schema: Mapping[str, Any], *, key: str) -> Observation | SettingsE
     text = st.text_area(
         "obs", _as_text(example), key=key, help="Numbers with commas or spaces between them"
     )
-    names = ", ".join(schema.get("observations", {}))
-    st.caption(f"{how_many} in the order of training{f': {names}' if names else ''}.")
+    names = ", ".join(_observed(schema) or {})
+    mask = schema["policy"].get("action_mask")
+    last = (
+        "" if mask is None else f" The {sum(mask['sizes'])} numbers of an action mask may follow."
+    )
+    st.caption(f"{how_many} in the order of training{f': {names}' if names else ''}.{last}")
     return _parsed(text)
 
 
@@ -80,7 +109,7 @@ def flat_example(schema: Mapping[str, Any]) -> list[float]:
     Args:
         schema: the server's answer at /schema.
     """
-    fields = schema.get("observations")
+    fields = _observed(schema)
     if fields is None:
         return [0.0] * (schema["policy"]["observation_width"] or 1)
     values: list[float] = []
@@ -88,6 +117,14 @@ def flat_example(schema: Mapping[str, Any]) -> list[float]:
         example = _example(field)
         values += [float(value) for value in (example if _is_list(field) else [example])]
     return values
+
+
+def _observed(schema: Mapping[str, Any]) -> dict[str, Mapping[str, Any]] | None:
+    """Return the named observations without one that describes the action mask beside them."""
+    fields, mask = schema.get("observations"), schema["policy"].get("action_mask")
+    if fields is None:
+        return None
+    return {name: field for name, field in fields.items() if mask is None or name != mask["name"]}
 
 
 def parse_values(text: str) -> list[Any]:

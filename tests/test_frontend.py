@@ -26,6 +26,7 @@ from demo.server_client import RefusalError, ServerClient
 from demo.server_process import ServerProcess
 from policy_server.errors import SettingsError
 from policy_server.schema import public_schema, read_schema
+from tests.support.fakes import masked_backend
 from tests.support.folders import ROOT
 from tests.support.servers import KEY, Handler, answered_by, live_server
 from tests.support.waiting import wait_until
@@ -48,6 +49,10 @@ observations:
 parameters: {{api_key: {KEY}}}
 """
 SCALED = ROOT / "tests" / "data" / "policies" / "sb3_ppo_vecnorm"
+MASKED = f"""
+observations: {{x: {{type: float}}, y: {{type: float}}}}
+parameters: {{api_key: {KEY}}}
+"""
 RAW = f"parameters: {{api_key: {KEY}}}\n"
 COMPONENTS = [
     {"kind": "categorical", "size": 2, "name": "move", "labels": ["stay", "go"]},
@@ -445,6 +450,26 @@ def test_flat_observation_is_sent_raw(schema: str) -> None:
 
     assert "/predict_raw" in page.code[0].value
     assert '{"obs": [1, 2, 3]}' in page.code[0].value
+
+
+def test_action_mask_is_given_by_check_boxes_or_behind_a_flat_observation() -> None:
+    with live_server(MASKED, masked_backend(3, 2)) as url:
+        page = connected_page(url)
+        page.checkbox[2].uncheck()
+        page.checkbox[4].uncheck()
+        press(page, "predict")
+        named = page.code[1].value
+        page.toggle[0].set_value(True).run()
+        example = page.text_area[0].value
+        page.text_area[0].set_value("1 2 0 1 0 0 1")
+        press(page, "predict")
+
+    assert '"action_mask": [true, true, false, true, false]}' in named
+    assert '"actions": [1, 0]' in named
+    assert example == "0.0, 0.0"
+    assert '{"obs": [1, 2, 0, 1, 0, 0, 1]}' in page.code[1].value
+    assert '"actions": [1, 1]' in page.code[1].value
+    assert any("5 numbers of an action mask may follow" in item.value for item in page.caption)
 
 
 def test_wrong_key_is_said_and_mended_in_the_password_field() -> None:

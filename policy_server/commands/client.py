@@ -280,7 +280,7 @@ def ask(client: PolicyClient, observation: str, answer: str, *, seed: int | None
     Args:
         client: of the server.
         observation: the text of a JSON object; for a flat observation that of a list, or of an
-            object with nothing but the list `obs`.
+            object with nothing but the list `obs`, and an action mask where the policy takes one.
         answer: the route's name, such as `predict`.
         seed: makes a draw reproducible.
 
@@ -292,10 +292,22 @@ def ask(client: PolicyClient, observation: str, answer: str, *, seed: int | None
     """
     value = json.loads(observation)
     is_list = isinstance(value, list)
-    is_raw = is_list or (list(value) == ["obs"] and isinstance(value["obs"], list))
+    is_raw = is_list or _is_flat(client, value)
     body = f'{{"obs": {observation}}}' if is_list else observation
     route = f"/{answer}_raw" if is_raw else f"/{answer}"
     return json.dumps(client.post(route, body.encode(), seed=seed), ensure_ascii=False)
+
+
+def _is_flat(client: PolicyClient, value: Mapping[str, Any]) -> bool:
+    """Return whether a JSON object is a flat observation, with its action mask or without."""
+    others = [name for name in value if name != "obs"]
+    if not isinstance(value.get("obs"), list) or len(others) > 1:
+        return False
+    if not others:
+        return True
+    schema = client.schema()
+    mask = schema["policy"].get("action_mask") or {}
+    return others == [mask.get("name")] and "obs" not in schema.get("observations", {})
 
 
 def _read_file(name: str) -> str:

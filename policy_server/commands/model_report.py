@@ -138,6 +138,7 @@ def report_as_text(report: ModelReport) -> list[str]:
         "findings": signature.findings or ["none"],
         "engine": [f"{signature.engine}: {signature.engine_reason}"],
         "recurrent": signature.recurrent_inputs or ["no"],
+        "action mask": [_mask(signature)],
         "schema": [fits],
     }
     return _table(
@@ -277,6 +278,14 @@ def _unzipped(source: Path, settings: Settings) -> Iterator[Path]:
 def _load(folder: Path, schema: ServerSchema | None) -> PolicySignature:
     with hidden_native_logs():
         return load_policy(folder, schema).signature
+
+
+def _mask(signature: PolicySignature) -> str:
+    """Return the action mask that a policy takes beside its observation."""
+    if signature.mask_name is None:
+        return "no"
+    sizes = " + ".join(map(str, signature.mask_sizes))
+    return f"{signature.mask_name}, beside the observation: 1 or 0 for each of {sizes} choices"
 
 
 def _tensor(item: SignatureTensor) -> tuple[str, str]:

@@ -58,6 +58,12 @@ _PATTERNS = (
         rb"HttpClient\.newBuilder\(\)",
         b"HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1)",
     ),
+    # It sends an empty list for one that is left out.
+    (
+        "*Observation.java",
+        rb"(@jakarta\.annotation\.Nullable\s+private List<\w+> \w+) = new ArrayList<>\(\);",
+        rb"\1;",
+    ),
     (
         "api/*.scala",
         rb"(?m)^( +)basicRequest$",

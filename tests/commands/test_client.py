@@ -14,6 +14,7 @@ from policy_server.commands import client
 from policy_server.commands.client import PolicyClient
 from policy_server.errors import ServerAnswerError, SettingsError
 from policy_server.settings import Settings
+from tests.support.fakes import masked_backend
 from tests.support.servers import KEY, Handler, answered_by, live_server
 
 
@@ -33,6 +34,30 @@ def test_asking_takes_named_and_flat_observations(url: str, observation: str, an
             "probability": 0.8,
             "log_probability": pytest.approx(math.log(0.8)),
         }
+
+
+@pytest.mark.parametrize(
+    "observation",
+    [
+        '{"x": 1, "y": 2, "action_mask": [1, 0, 0, 1, 0]}',
+        '{"obs": [1, 2], "action_mask": [true, false, false, true, false]}',
+        "[1, 2, 1, 0, 0, 1, 0]",
+    ],
+    ids=["named", "raw", "list"],
+)
+def test_asking_takes_an_action_mask(observation: str) -> None:
+    schema = (
+        f"observations: {{x: {{type: float}}, y: {{type: float}}}}\nparameters: {{api_key: {KEY}}}"
+    )
+    with live_server(schema, masked_backend(3, 2)) as url, PolicyClient(url, KEY) as server:
+        answer = json.loads(client.ask(server, observation, "predict"))
+
+    assert answer == {"actions": [0, 0], "probability": 1.0, "log_probability": 0.0}
+
+
+def test_field_beside_obs_that_is_no_mask_is_of_a_named_observation(url: str) -> None:
+    with PolicyClient(url, KEY) as server, pytest.raises(ServerAnswerError, match="/predict: ref"):
+        client.ask(server, '{"obs": [0, 0, 0], "action_mask": [1, 1]}', "predict")
 
 
 def test_a_seed_makes_the_answer_reproducible(url: str) -> None:

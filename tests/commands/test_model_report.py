@@ -107,6 +107,7 @@ def test_inspect_shows_what_the_model_is(categorical: Path, settings: Settings) 
         "proved       yes",
         "findings     proved as categorical(4)",
         "recurrent    no",
+        "action mask  no",
         f"schema       {categorical}/schema.yaml fits",
     ):
         assert line in text
@@ -212,6 +213,7 @@ def test_inspect_shows_what_is_not_known() -> None:
         "findings     none",
         "engine       tensorflow: its family is unknown",
         "recurrent    no",
+        "action mask  no",
     ]
     assert "components   0  categorical, 2 choices: temperature 0.5" in (
         model_report.report_as_text(replace(report, signature=hot))
@@ -344,3 +346,11 @@ def test_native_logs_are_shown_only_where_nothing_else_explains_the_failure(
         fail(ValueError("unforeseen"))
 
     assert capfd.readouterr().err == "log of unforeseen\n"
+
+
+def test_inspect_tells_of_an_action_mask_beside_the_observation(settings: Settings) -> None:
+    policy = ROOT / "tests" / "data" / "policies" / "sb3_maskable_ppo" / "policy.zip"
+
+    lines = model_report.report_as_text(model_report.inspect_model(policy, settings))
+
+    assert "action mask  action_mask, beside the observation: 1 or 0 for each of 5 choices" in lines

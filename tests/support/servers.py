@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from policy_server.schema import parse_schema
 from policy_server.settings import Settings
 from policy_server.web import create_app
-from tests.support.fakes import integer_backend, registry_of
+from tests.support.fakes import FakeBackend, integer_backend, registry_of
 from tests.support.waiting import until, wait_until
 
 __all__ = [
@@ -137,19 +137,20 @@ def answered_by(handler: type[Handler]) -> Iterator[str]:
 
 
 @contextmanager
-def live_server(schema: str = SCHEMA) -> Iterator[str]:
+def live_server(schema: str = SCHEMA, backend: FakeBackend | None = None) -> Iterator[str]:
     """Serve a policy that takes action 1 four times out of five, whatever it sees.
 
     Args:
         schema: the text of schema.yaml; its observations have three numbers.
+        backend: computes another policy.
 
     Yields:
         The server's address.
     """
     parsed = parse_schema(schema)
-    backend = integer_backend(np.log(_PROBABILITIES).tolist(), width=3, weight=0.0)
+    used = backend or integer_backend(np.log(_PROBABILITIES).tolist(), width=3, weight=0.0)
     app = create_app(
-        registry_of(backend, parsed),
+        registry_of(used, parsed),
         Settings(home=Path("nowhere")),
         api_key=parsed.api_key,
         root_path=parsed.root_path,

@@ -81,11 +81,17 @@ def _actor_critic(layers: Layers, x: int, saved: SavedPolicy) -> Answers:
     if isinstance(space, BoxSpace):
         return gaussian(layers, x, saved, weights, bias)
     if isinstance(space, MultiBinarySpace):
-        # Each is drawn by itself: a choice of two with the logits 0 and its own.
         sizes: tuple[int, ...] = (2,) * int(np.prod(space.shape))
-        weights, bias = (np.insert(part, range(part.shape[-1]), 0, -1) for part in (weights, bias))
+        if len(bias) == len(sizes):
+            # Each is drawn by itself: a choice of two with the logits 0 and its own. MaskablePPO
+            # has a logit for either.
+            weights, bias = (np.insert(part, range(len(sizes)), 0, -1) for part in (weights, bias))
     else:
         sizes = sizes_of_choices(saved)
+    if len(bias) != sum(sizes):
+        raise ModelError(
+            f"policy.pth: action_net has {len(bias)} outputs, the action space needs {sum(sizes)}"
+        )
     return Answers(layers.dense(x, weights, bias), choices(sizes))
 
 

@@ -28,7 +28,9 @@ POLICIES = ROOT / "tests" / "data" / "policies"
 # The cases of the maskable ones need a mask beside the observation, or a schema.
 _ALL = sorted(path.name for path in POLICIES.glob("sb3_*"))
 RECURRENT = [name for name in _ALL if "recurrent" in name]
-SERVED = [name for name in _ALL if name not in (*RECURRENT, "sb3_maskable_box", "sb3_maskable_ppo")]
+# Their mask is beside the observation.
+MASKED = ["sb3_maskable_multibinary", "sb3_maskable_multidiscrete", "sb3_maskable_ppo"]
+SERVED = [name for name in _ALL if name not in (*RECURRENT, *MASKED, "sb3_maskable_box")]
 MASK = """
 observations:
   values: {type: "List[float]", min_items: 2, max_items: 2}
@@ -302,31 +304,46 @@ def test_mask_may_be_a_field_of_the_schema(tmp_path: Path) -> None:
     assert answers.actions.tolist() == expected
 
 
-def test_mask_beside_the_observation_gives_the_library_s_answers(tmp_path: Path) -> None:
-    name = "sb3_maskable_ppo"
+@pytest.mark.parametrize("name", MASKED)
+def test_mask_beside_the_observation_gives_the_library_s_answers(name: str, tmp_path: Path) -> None:
     cases = cases_of(name)
-    policy = load_policy(unzipped(name, tmp_path), read_schema(POLICIES / name / "schema.yaml"))
+    policy = load_policy(unzipped(name, tmp_path))
     rows = np.array([case["raw"] for case in cases], np.float32)
     masks = np.array([case["action_mask"] for case in cases]) != 0
     inputs = PolicyInputs.of(rows, is_deterministic=True)
-    (part,) = policy.signature.components or ()
+    components = policy.signature.components
+    assert components is not None
 
-    assert (policy.signature.mask_name, policy.signature.mask_sizes) == ("action_mask", (5,))
+    assert policy.signature.mask_name == "action_mask"
     for key, asked_with in (
         ("expected", replace(inputs, masks=masks)),
         ("expected_without_mask", inputs),
     ):
         answers = policy.infer(asked_with)
         expected = [case[key] for case in cases]
-        assert answers.actions[:, 0].tolist() == [case["deterministic_action"] for case in expected]
-        assert answers.distribution is not None
-        (described,) = ActionDistribution([part]).describe(answers.distribution)
-        assert described.probabilities == pytest.approx(
-            np.array([case["probabilities"] for case in expected]), abs=1e-5
-        )
+        actions = [np.ravel(case["deterministic_action"]).tolist() for case in expected]
+        assert answers.actions.tolist() == actions
         assert answers.log_probability == pytest.approx(
             np.array([case["log_prob_of_deterministic"] for case in expected]), abs=1e-5
         )
+        assert answers.distribution is not None
+        described = ActionDistribution(components).describe(answers.distribution)
+        wanted = [case.get("components", [case]) for case in expected]
+        for place, part in enumerate(described):
+            assert part.probabilities == pytest.approx(
+                np.array([parts[place]["probabilities"] for parts in wanted]), abs=1e-5
+            )
+
+
+def test_network_that_does_not_fit_its_actions_is_refused(tmp_path: Path) -> None:
+    folder = unzipped("sb3_maskable_multidiscrete", tmp_path)
+    data = json.loads((unzipped("sb3_maskable_ppo", tmp_path / "other") / "data").read_text())
+    changed_data(folder, action_space=data["action_space"])
+
+    with pytest.raises(
+        ModelError, match=r"^policy\.pth: action_net has 9 outputs, the action space needs 5$"
+    ):
+        load_policy(folder)
 
 
 @pytest.mark.parametrize(
