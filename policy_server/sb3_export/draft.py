@@ -182,7 +182,8 @@ def find_action_mask(fields: Sequence[ObservationField], action_space: _Space) -
     raise ExportError(
         f"the policy masks actions: expected a part of the observation called {ACTION_MASK}, got "
         f"{', '.join(field.name for field in fields)}; name it by the Dict's key or by "
-        f"observation names such as position:2,{ACTION_MASK}:{choices}"
+        f"observation names such as position:2,{ACTION_MASK}:{choices}; or serve the .zip itself, "
+        "which takes a mask beside the observation"
     )
 
 
