@@ -168,12 +168,13 @@ def report_as_json(report: ModelReport) -> str:
     return json.dumps(document)
 
 
-def draft_schema(path: Path | None, settings: Settings) -> str:
+def draft_schema(path: Path | None, settings: Settings, *, module: str | None = None) -> str:
     """Write the text of a schema.yaml that fits a model.
 
     Args:
         path: as `inspect_model` takes it.
         settings: the path of the served policy.
+        module: the policy's name in a file that holds several; None for the only one.
 
     Returns:
         YAML with a random access key.
@@ -185,15 +186,17 @@ def draft_schema(path: Path | None, settings: Settings) -> str:
     note = ""
     with _unzipped(source, settings) as folder:
         try:
-            signature = _load(folder, None)
+            signature = _load(folder, None if module is None else ServerSchema(module=module))
         except ModelError:
+            if module is not None:
+                raise
             # A file that holds the network only: the most common kind of policy is the draft.
             signature = _load(folder, ServerSchema(discrete=True))
             note = (
                 "# The file does not say what the network's output means: if the actions are\n"
                 "# continuous, set discrete to False and give dimensions in place of choices.\n"
             )
-    text = _draft(signature, source.name, note)
+    text = _draft(signature, source.name, note, module=module)
     parse_schema(text)
     return text
 
@@ -332,15 +335,16 @@ def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
     return [f"{key:<{column}}  {value}" for key, value in rows]
 
 
-def _draft(signature: PolicySignature, source: str, note: str) -> str:
+def _draft(signature: PolicySignature, source: str, note: str, *, module: str | None) -> str:
     actions = signature.action_outputs
     is_discrete = all(action.is_integer for action in actions)
+    chosen = "" if module is None else f"module: {json.dumps(module)}\n"
     return f"""\
 # Drafted from {source}.
 # Give each value a name of its own, in the order of training, such as
 #   speed: {{type: float, description: in m/s, minimum: 0, maximum: 30, example: 12.5}}
 # Types: int, float, bool, List[int], List[float], List[bool].
-{note}observations:
+{note}{chosen}observations:
 {_draft_observation(signature)}{_draft_actions(signature)}parameters:
   discrete: {is_discrete}
   tuple: {len(actions) > 1}

@@ -162,18 +162,25 @@ class Commands:
 
     @command
     def schema(
-        self, path: str | None = None, *, output: str | None = None, overwrite: bool = False
+        self,
+        path: str | None = None,
+        *,
+        module: str | None = None,
+        output: str | None = None,
+        overwrite: bool = False,
     ) -> Iterator[str]:
         """Draft a schema.yaml that fits a model.
 
         Args:
             path: A policy's zip, file or folder, or a folder that holds one.
                 The policy being served if left out.
+            module: Name of the policy in a file that holds several, such as an RLModule's.
             output: File to write; standard output if left out.
             overwrite: Replace that file if it exists. An example's unchanged schema.yaml is
                 replaced without.
         """
-        text = model_report.draft_schema(None if path is None else Path(path), read_settings())
+        source = None if path is None else Path(path)
+        text = model_report.draft_schema(source, read_settings(), module=module)
         if output is None:
             yield from text.splitlines()
         else:

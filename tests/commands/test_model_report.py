@@ -29,6 +29,7 @@ from policy_server.policy import ActionComponent, PolicySignature, SignatureTens
 from policy_server.schema import parse_schema
 from policy_server.settings import Settings
 from tests.support.folders import ROOT
+from tests.support.library_policies import unzipped
 from tests.support.servers import SCHEMA
 
 WIDTH = 3
@@ -302,6 +303,20 @@ def test_a_drafted_schema_shows_what_may_be_filled_in(
 
     for line in lines:
         assert line in text
+
+
+def test_a_draft_names_the_module_of_a_file_that_holds_several(
+    tmp_path: Path, settings: Settings
+) -> None:
+    folder = unzipped("rllib_ppo_multiagent", "checkpoint.zip", tmp_path)
+
+    text = model_report.draft_schema(folder, settings, module="right")
+    model_report.write_draft(text, folder / "schema.yaml", overwrite=False)
+
+    assert parse_schema(text).module == "right"
+    assert model_report.inspect_model(folder, settings).problem is None
+    with pytest.raises(ModelError, match="holds 2 RLModules"):
+        model_report.draft_schema(folder, settings)
 
 
 def test_a_draft_is_not_written_over_a_file_unasked(tmp_path: Path) -> None:

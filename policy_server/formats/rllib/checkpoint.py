@@ -30,6 +30,7 @@ _LIBRARY = re.compile(
     rf"ray\.rllib\.[\w.]+|torch\.device|torch\.nn\.[\w.]+|{SPACE_NAMES}"
     r"|(ray\.)?cloudpickle\.cloudpickle\.\w+|types\.\w+|builtins\.type"
 )
+_ANY = re.compile(r"[\w.]+")
 _OWN_CLASS = "._make_skeleton_class"
 _DESCRIPTION = "class_and_ctor_args.pkl"
 # Ray 2.40 gives an RLModule's pickle the ending of PyTorch's files.
@@ -150,7 +151,7 @@ def _read_module(files: Mapping[str, Path], folder: PurePosixPath) -> RlModule:
     if name not in files:
         raise ModelError(f"{name}: is missing beside the RLModule's weights; copy the whole folder")
     subject = "the RLModule" if folder.name in ("", ".") else f"the RLModule {folder.name!r}"
-    described = _read_pickle(files, name)
+    described = _read_description(files, name)
     try:
         kind = described["class"]
         values = described["ctor_args_and_kwargs"][1]
@@ -230,7 +231,7 @@ def _read_connectors(
     name = str(folder / _DESCRIPTION)
     if name not in files:
         return None
-    described = _read_pickle(files, name)
+    described = _read_description(files, name)
     try:
         pieces = described["ctor_args_and_kwargs"][1]["connectors"]
         return tuple(
@@ -270,6 +271,22 @@ def _read_state(files: Mapping[str, Path], path: PurePosixPath) -> Mapping[Any, 
     if not isinstance(state, Mapping):
         raise ModelError(f"{name}: expected a dictionary, got {type(state).__name__}")
     return state
+
+
+def _read_description(files: Mapping[str, Path], name: str) -> Any:  # noqa: ANN401 -- see below
+    """Return the class of a part, and the arguments that it was made with.
+
+    They may hold a person's own classes and functions, such as the one that maps agents to
+    RLModules: stand-ins, as all others are. Those that a policy depends on are refused later, by
+    their names.
+    """
+    try:
+        return _read_pickle(files, name)
+    except ModelError:
+        described = unpickle(files[name].read_bytes(), name, library=_ANY)
+        if isinstance(described, Mapping) and "ctor_args_and_kwargs" in described:
+            return described
+        raise
 
 
 def _read_pickle(files: Mapping[str, Path], name: str) -> Any:  # noqa: ANN401 -- a pickle's content

@@ -142,5 +142,7 @@ def _convolution(stated: Sequence[Any]) -> Convolution:
 
 
 def _pair(value: Any) -> tuple[int, int]:  # noqa: ANN401 -- a number or two
-    height, width = value if isinstance(value, list | tuple) else (value, value)
-    return int(height), int(width)
+    height, width = map(int, value if isinstance(value, list | tuple) else (value, value))
+    if min(height, width) < 1:
+        raise ValueError(f"expected positive numbers, got {value}")
+    return height, width

@@ -140,8 +140,8 @@ def _check_known(connectors: Iterable[Connector], known: tuple[str, ...], pipeli
     for item in connectors:
         if item.name not in known:
             raise ModelError(
-                f"the {pipeline} connector {item.name}: changes what the policy sees or does, and "
-                "is not served; train without it, or move it into the environment"
+                f"the {pipeline} pipeline: has {item.name}, which changes what the policy sees or "
+                "does, and is not served; train without it, or move it into the environment"
             )
 
 

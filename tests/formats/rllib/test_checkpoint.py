@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import abc
 import os
 import pickle
 import shutil
+import types
 from pathlib import Path
 from typing import Any
 
@@ -188,12 +190,39 @@ def test_rllibs_files_are_told_from_others(tmp_path: Path, archive: str) -> None
     assert not RllibFormat().can_read({"saved_model.pb": tmp_path / "saved_model.pb"})
 
 
-def test_class_that_was_pickled_with_its_code_is_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bases", [(), (abc.ABC,)], ids=["plain", "abstract"])
+def test_class_that_was_pickled_with_its_code_is_refused_by_name(
+    tmp_path: Path, bases: tuple[type, ...]
+) -> None:
     folder = unzipped("rllib_ppo_box", "module.zip", tmp_path)
 
     described = {"observation_space": None, "action_space": None}
-    kind = type("MyRLModule", (), {"__module__": "__main__"})
+    kind = types.new_class("MyRLModule", bases, {}, _of_main)
     content = cloudpickle.dumps({"class": kind, "ctor_args_and_kwargs": ((), described)})
     (folder / "class_and_ctor_args.pkl").write_bytes(content)
 
     assert "a person's own class MyRLModule" in refusal_of(folder)
+
+
+def test_connector_that_was_pickled_with_its_code_is_refused_by_name(tmp_path: Path) -> None:
+    folder = unzipped("rllib_ppo_box", "checkpoint.zip", tmp_path)
+
+    kind = types.new_class("Halved", (abc.ABC,), {}, _of_main)
+    described: dict[str, Any] = {"connectors": [(kind, [], {})]}
+    content = cloudpickle.dumps({"class": kind, "ctor_args_and_kwargs": ((), described)})
+    (folder / CONNECTORS).write_bytes(content)
+
+    assert "the env-to-module pipeline: has a person's own class Halved" in refusal_of(folder)
+
+
+def _of_main(namespace: dict[str, Any]) -> None:
+    namespace["__module__"] = "__main__"
+
+
+def test_function_that_the_policy_does_not_depend_on_is_never_looked_for(tmp_path: Path) -> None:
+    folder = unzipped("rllib_agents", "checkpoint.zip", tmp_path)
+
+    policy = load_policy(folder, parse_schema("module: mouse"))
+
+    assert b"own_mod" in (folder / CONNECTORS).read_bytes()
+    assert policy.signature.family == "normal(2)"

@@ -39,7 +39,9 @@ def test_convolutions_are_read_as_rllib_reads_them(stated: object, expected: Con
     assert convolutions_of(module, (9, 9, 1)) == (expected,)
 
 
-@pytest.mark.parametrize("stated", [[[4, 3]], [4, 3, 2], [["a", 3, 2]], [[4, [3, 3, 3], 2]]])
+@pytest.mark.parametrize(
+    "stated", [[[4, 3]], [4, 3, 2], [["a", 3, 2]], [[4, [3, 3, 3], 2]], [[4, 3, 0]]]
+)
 def test_convolutions_that_rllib_does_not_take_are_refused(stated: object) -> None:
     with pytest.raises(ModelError, match="conv_filters: expected lists of filters, kernel"):
         convolutions_of(module_of({"conv_filters": stated}), (9, 9, 1))
