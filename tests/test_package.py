@@ -43,24 +43,18 @@ def test_there_is_an_extra_for_each_that_the_code_asks_for() -> None:
 
 
 def test_core_and_extras_are_the_set_that_a_clone_serves_with() -> None:
-    serving = {name for extra, wanted in WANTED if extra != "sb3" for name in wanted}
+    serving = {name for _, wanted in WANTED for name in wanted}
 
     assert serving == set(pins("requirements.txt"))
-
-
-def test_extra_of_the_export_is_the_set_that_training_adds() -> None:
-    assert set(EXTRAS["sb3"]) == {"policy-server", *pins("requirements-train.txt")}
 
 
 @pytest.mark.parametrize(("name", "wanted"), WANTED, ids=[name for name, _ in WANTED])
 def test_pinned_versions_are_the_oldest_that_an_installation_takes(
     name: str, wanted: dict[str, Requirement]
 ) -> None:
-    pinned = pins("requirements.txt", "requirements-train.txt")
+    pinned = pins("requirements.txt")
 
     for package, requirement in wanted.items():
-        if package == "policy-server":
-            continue
         [exact] = pinned[package].specifier
         [range_] = requirement.specifier
         assert requirement.extras <= pinned[package].extras, package

@@ -41,14 +41,14 @@ def export_policy(
 
     Raises:
         ExportError: if the policy can't be exported.
-        MissingPackageError: if a package of the training is not installed.
+        MissingPackageError: if TensorFlow, which writes it, is not installed.
         UsageError: if the names can't be read.
     """
     observations = (
         None if observation_names is None else parse_names("observation-names", observation_names)
     )
     actions = None if action_names is None else list(parse_names("action-names", action_names))
-    require("sb3", use="exporting a stable-baselines3 policy")
+    require("tensorflow", use="exporting a stable-baselines3 policy")
     with hidden_native_logs():
         # Imported here since it brings TensorFlow, which the other commands do without.
         from policy_server.sb3_export import export_policy as export

@@ -236,16 +236,17 @@ class Commands:
     ) -> Iterator[str]:
         """Turn a stable-baselines3 policy into saved_model.zip and a drafted schema.yaml.
 
-        Needs the packages of requirements-train.txt. The files are written only if their answers
-        are the policy's, within 1e-5, on 256 random observations.
+        The server takes the .zip itself too; a SavedModel is for other servers of TensorFlow. The
+        files are written only if their answers are the policy's, within 1e-5, on 256 random
+        observations.
 
         Args:
             policy: What model.save() wrote.
             output: Folder to write to; named after the policy if left out.
             observation_names: Names in order, such as speed,position:2 for three values.
             action_names: Names of the action components in order, such as left,right.
-            normalization: What VecNormalize.save() wrote, if the policy was trained with it; or
-                none, if its observations were not scaled, whatever its file shows.
+            normalization: What VecNormalize.save() wrote, if it is not the vec_normalize.pkl beside
+                the policy; or none, if its observations were not scaled, whatever its file shows.
             overwrite: Replace the files if they exist.
         """
         folder = Path(policy).stem if output is None else output

@@ -1,13 +1,13 @@
-"""Describe a policy of stable-baselines3 in NumPy."""
+"""Describe a policy of stable-baselines3 as an MLP, from its tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from policy_server.errors import ExportError
+from policy_server.formats.pickles.spaces import BoxSpace, width_of
 from policy_server.formats.saved_model.mlp_policy import (
     Activation,
     Categorical,
@@ -18,21 +18,72 @@ from policy_server.formats.saved_model.mlp_policy import (
     ObservationScaling,
     SquashedNormal,
 )
-from policy_server.policy import Float32Array
-from policy_server.sb3_export.draft import action_sizes, draft_observation_fields, observation_width
-from policy_server.sb3_export.saved_policy import UNDERSTOOD, TrainedPolicy
+from policy_server.formats.stable_baselines3.action_spaces import dimensions
+from policy_server.formats.stable_baselines3.algorithms import Algorithm
+from policy_server.formats.stable_baselines3.layers import Layers, activation_of
+from policy_server.formats.stable_baselines3.vec_normalize import Scaling
+from policy_server.formats.stable_baselines3.zip_members import SavedPolicy
+from policy_server.sb3_export.draft import action_sizes
 
-__all__ = ["describe_policy"]
+__all__ = ["check_kind", "describe_policy"]
 
-_Module = Any  # torch.nn.Module; PyTorch is there for training only.
-_Space = Any  # gymnasium.Space; gymnasium is there for training only.
+_UNDERSTOOD = (
+    "expected an MLP policy of PPO, A2C, TRPO, MaskablePPO, DQN, SAC or TQC; the server takes the "
+    ".zip itself too"
+)
+# The sequences of layers, and the layers at their end, by the module of the policy's class.
+_ACTOR_CRITIC = (("mlp_extractor.shared_net", "mlp_extractor.policy_net"), ("action_net",))
+_SOFT_ACTOR = (("actor.latent_pi",), ("actor.mu", "actor.log_std"))
+_NETWORKS: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
+    "stable_baselines3.common.policies": _ACTOR_CRITIC,
+    "sb3_contrib.common.maskable.policies": _ACTOR_CRITIC,
+    "stable_baselines3.dqn.policies": (("q_net.q_net",), ()),
+    "stable_baselines3.sac.policies": _SOFT_ACTOR,
+    "sb3_contrib.tqc.policies": _SOFT_ACTOR,
+}
+_ACTIVATIONS: Mapping[str, Activation] = {
+    "ELU": "elu",
+    "GELU": "gelu",
+    "Identity": "linear",
+    "LeakyReLU": "leaky_relu",
+    "ReLU": "relu",
+    "SiLU": "silu",
+    "Sigmoid": "sigmoid",
+    "Softplus": "softplus",
+    "Tanh": "tanh",
+}
 
 
-def describe_policy(trained: TrainedPolicy, *, mask_start: int | None = None) -> MlpPolicy:
+def check_kind(saved: SavedPolicy) -> None:
+    """Refuse a policy that is no MLP of an algorithm that is understood.
+
+    Args:
+        saved: the policy.
+
+    Raises:
+        ExportError: naming its kind.
+    """
+    if _module(saved) not in _NETWORKS:
+        raise ExportError(f"the policy: is a {saved.class_name}; {_UNDERSTOOD}")
+    if saved.has_sde:
+        raise ExportError(
+            f"the policy: explores by gSDE, whose noise depends on the state; {_UNDERSTOOD}"
+        )
+
+
+def describe_policy(
+    saved: SavedPolicy,
+    algorithm: Algorithm,
+    *,
+    scaling: Scaling | None = None,
+    mask_start: int | None = None,
+) -> MlpPolicy:
     """Describe a policy by its layers and its distribution.
 
     Args:
-        trained: the policy.
+        saved: the policy, of a kind that `check_kind` lets pass.
+        algorithm: its kind.
+        scaling: the scaling of its observations by VecNormalize; None for none.
         mask_start: where in the observation the action mask begins.
 
     Returns:
@@ -40,127 +91,70 @@ def describe_policy(trained: TrainedPolicy, *, mask_start: int | None = None) ->
 
     Raises:
         ExportError: if it is more than an MLP.
+        ModelError: if a tensor is missing, or holds NaN or infinity.
     """
-    policy, space = trained.policy, trained.action_space
-    if trained.family == "dqn":
-        extractor, hidden, heads = policy.q_net.features_extractor, policy.q_net.q_net, []
-    elif trained.family == "sac":
-        actor = policy.actor
-        extractor, hidden, heads = (
-            actor.features_extractor,
-            actor.latent_pi,
-            [actor.mu, actor.log_std],
+    name = activation_of(saved, algorithm.activation)
+    if name not in _ACTIVATIONS:
+        raise ExportError(
+            f"the policy: has the activation {name}, expected one of {', '.join(_ACTIVATIONS)}"
         )
-    else:
-        _check_class(
-            policy.mlp_extractor, ("MlpExtractor",), "the network between features and actions"
-        )
-        extractor, hidden, heads = (
-            policy.pi_features_extractor,
-            policy.mlp_extractor.policy_net,
-            [policy.action_net],
-        )
-    _check_features(extractor)
-    layers = [*_dense_layers(hidden), *([_head(heads)] if heads else [])]
+    width = width_of(saved.observation_space)
+    layers = Layers(width, saved.weights, activation=name)
+    described = tuple(_dense_layers(layers, saved, _ACTIVATIONS[name]))
+    distribution = _distribution(layers, saved, mask_start)
+    layers.refuse_unused(algorithm.others)
     return MlpPolicy(
-        observation_width=observation_width(draft_observation_fields(trained.observation_space)),
-        layers=tuple(layers),
-        distribution=_distribution(trained, space, mask_start),
-        scaling=None if trained.statistics is None else _scaling(trained.statistics),
+        observation_width=width,
+        layers=described,
+        distribution=distribution,
+        scaling=None if scaling is None else _scaling(scaling),
     )
 
 
-def _scaling(statistics: Any) -> ObservationScaling:  # noqa: ANN401 -- VecNormalize
-    std = np.sqrt(statistics.obs_rms.var + statistics.epsilon)
-    return ObservationScaling(
-        mean=statistics.obs_rms.mean.ravel().astype(np.float32),
-        std=std.ravel().astype(np.float32),
-        limit=float(statistics.clip_obs),
-    )
+def _module(saved: SavedPolicy) -> str:
+    return saved.class_path.rpartition(".")[0]
+
+
+def _dense_layers(
+    layers: Layers, saved: SavedPolicy, activation: Activation
+) -> Iterator[DenseLayer]:
+    sequences, heads = _NETWORKS[_module(saved)]
+    for name in sequences:
+        places = layers.places(name)
+        for place in places:
+            # DQN's own sequence ends with the layer of its values.
+            is_last = not heads and place == places[-1]
+            yield DenseLayer(
+                *layers.linear(f"{name}.{place}"), activation="linear" if is_last else activation
+            )
+    if heads:
+        weights, biases = zip(*map(layers.linear, heads), strict=True)
+        yield DenseLayer(np.concatenate(weights, axis=1), np.concatenate(biases))
 
 
 def _distribution(
-    trained: TrainedPolicy,
-    space: _Space,
-    mask_start: int | None,
+    layers: Layers, saved: SavedPolicy, mask_start: int | None
 ) -> Categorical | Normal | SquashedNormal | GreedyValues:
-    if trained.family == "dqn":
-        return GreedyValues(action_sizes(space)[0])
-    if trained.family == "sac":
-        return SquashedNormal(int(np.prod(space.shape)))
-    if type(space).__name__ == "Box":
-        return Normal(int(np.prod(space.shape)), _array(trained.policy.log_std))
-    return Categorical(action_sizes(space), mask_start=mask_start)
+    sequences, _ = _NETWORKS[_module(saved)]
+    if sequences == _SOFT_ACTOR[0]:
+        return SquashedNormal(dimensions(saved))
+    if isinstance(saved.action_space, BoxSpace):
+        return Normal(dimensions(saved), layers.tensor("log_std"))
+    sizes = action_sizes(saved.action_space)
+    if sequences == _ACTOR_CRITIC[0]:
+        return Categorical(sizes, mask_start=mask_start)
+    return GreedyValues(sizes[0])
 
 
-def _check_features(extractor: _Module) -> None:
-    _check_class(extractor, ("FlattenExtractor", "CombinedExtractor"), "the features extractor")
-    if type(extractor).__name__ == "CombinedExtractor":
-        for key, part in extractor.extractors.items():
-            _check_class(part, ("Flatten",), f"the features extractor of {key}")
-
-
-def _check_class(module: _Module, names: Sequence[str], what: str) -> None:
-    if type(module).__name__ not in names:
+def _scaling(scaling: Scaling) -> ObservationScaling:
+    limits = set(scaling.limit.tolist())
+    if len(limits) != 1:
         raise ExportError(
-            f"{what}: expected {' or '.join(names)}, got {type(module).__name__}; {UNDERSTOOD}"
+            "the policy: VecNormalize scaled some keys of its observation only; expected all or "
+            "none of them"
         )
-
-
-def _dense_layers(network: _Module) -> list[DenseLayer]:
-    layers: list[DenseLayer] = []
-    for module in network:
-        if type(module).__name__ == "Linear":
-            layers.append(_head([module]))
-        elif layers and layers[-1].activation == "linear":
-            layers[-1] = DenseLayer(layers[-1].weights, layers[-1].bias, _activation(module))
-        else:
-            _check_class(module, ("Linear",), "a layer")
-    return layers
-
-
-def _head(modules: Sequence[_Module]) -> DenseLayer:
-    """Return one layer whose outputs are those of several, side by side."""
-    for module in modules:
-        _check_class(module, ("Linear",), "a layer")
-    weights = np.concatenate([_array(module.weight) for module in modules]).T
-    biases = [
-        np.zeros(module.out_features, np.float32) if module.bias is None else _array(module.bias)
-        for module in modules
-    ]
-    return DenseLayer(np.ascontiguousarray(weights), np.concatenate(biases))
-
-
-def _activation(module: _Module) -> Activation:
-    known: dict[str, Activation] = {
-        "Identity": "linear",
-        "ReLU": "relu",
-        "Tanh": "tanh",
-        "Sigmoid": "sigmoid",
-        "SiLU": "silu",
-    }
-    # Each of these has a parameter; `DenseLayer` has PyTorch's default of it.
-    with_default: dict[str, tuple[Activation, str, float | str]] = {
-        "LeakyReLU": ("leaky_relu", "negative_slope", 0.01),
-        "ELU": ("elu", "alpha", 1.0),
-        "GELU": ("gelu", "approximate", "none"),
-        "Softplus": ("softplus", "beta", 1.0),
-    }
-    name = type(module).__name__
-    if name in known:
-        return known[name]
-    if name not in with_default:
-        raise ExportError(
-            f"a layer: expected one of {', '.join(['Linear', *known, *with_default])}, got {name}"
-        )
-    activation, parameter, default = with_default[name]
-    if getattr(module, parameter) != default:
-        raise ExportError(
-            f"activation {name}: expected {parameter} {default}, got {getattr(module, parameter)}"
-        )
-    return activation
-
-
-def _array(tensor: Any) -> Float32Array:  # noqa: ANN401 -- torch.Tensor
-    array: Float32Array = tensor.detach().cpu().numpy().astype(np.float32)
-    return array
+    return ObservationScaling(
+        mean=scaling.mean.astype(np.float32),
+        std=scaling.std.astype(np.float32),
+        limit=limits.pop(),
+    )

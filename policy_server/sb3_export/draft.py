@@ -6,12 +6,18 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import repeat
-from typing import Any
 
 import numpy as np
 import yaml
 
 from policy_server.errors import ExportError, SchemaError
+from policy_server.formats.pickles.spaces import (
+    BoxSpace,
+    DictSpace,
+    DiscreteSpace,
+    MultiDiscreteSpace,
+    Space,
+)
 from policy_server.sb3_export.training_spaces import (
     Values,
     flatten_space,
@@ -39,11 +45,9 @@ __all__ = [
 
 ACTION_MASK = "action_mask"
 
-_Space = Any  # gymnasium.Space; gymnasium is there for training and tests only.
-
 
 def draft_observation_fields(
-    space: _Space, names: Sequence[str] | Mapping[str, int] | None = None
+    space: Space, names: Sequence[str] | Mapping[str, int] | None = None
 ) -> tuple[ObservationField, ...]:
     """Describe an observation space by named fields, in the order that it is flattened in.
 
@@ -58,31 +62,28 @@ def draft_observation_fields(
     Raises:
         ExportError: if the space has another type, is an image, or the names don't fit.
     """
-    from gymnasium import spaces
-
-    if isinstance(space, spaces.Dict):
+    if isinstance(space, DictSpace):
         if names is not None:
             raise ExportError(
                 "observation names: the keys of the Dict observation are the names; leave them out"
             )
         return tuple(
             _say_key(field, key)
-            for key, name in name_keys(list(space.spaces)).items()
-            for field in _whole(space.spaces[key], name)
+            for key, name in name_keys(list(space.parts)).items()
+            for field in _whole(space.parts[key], name)
         )
     if names is None:
         return _whole(space, "observation")
-    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+    if isinstance(space, DiscreteSpace | MultiDiscreteSpace):
         if len(names) != 1:
-            raise ExportError(
-                f"observation names: expected one for a {type(space).__name__}, got {len(names)}"
-            )
+            kind = type(space).__name__.removesuffix("Space")
+            raise ExportError(f"observation names: expected one for a {kind}, got {len(names)}")
         return _whole(space, next(iter(names)))
     return _named(flatten_space(space, "observation"), names)
 
 
 def draft_action_fields(
-    space: _Space, names: Sequence[str] | None = None, *, is_normalized: bool = False
+    space: Space, names: Sequence[str] | None = None, *, is_normalized: bool = False
 ) -> tuple[ActionField, ...]:
     """Describe an action space by named fields, one for each component of the distribution.
 
@@ -99,9 +100,7 @@ def draft_action_fields(
     Raises:
         ExportError: if the space has another type, or the number of names is wrong.
     """
-    from gymnasium import spaces
-
-    if isinstance(space, spaces.Box):
+    if isinstance(space, BoxSpace):
         low, high = (shortest_decimals(bound) for bound in (space.low, space.high))
         is_bounded = bool(np.isfinite(low).all() and np.isfinite(high).all())
         if is_normalized and not is_bounded:
@@ -135,7 +134,7 @@ def draft_action_fields(
     return tuple(replace(field, name=str(name)) for field, name in zip(fields, names, strict=True))
 
 
-def action_sizes(space: _Space) -> tuple[int, ...]:
+def action_sizes(space: Space) -> tuple[int, ...]:
     """Return the number of choices of each integer action.
 
     Args:
@@ -150,12 +149,13 @@ def action_sizes(space: _Space) -> tuple[int, ...]:
     sizes = list_choices(space)
     if sizes is None:
         raise ExportError(
-            f"the action space: expected Box, or Discrete or MultiDiscrete from 0 on, got {space}"
+            "the action space: expected Box, or Discrete or MultiDiscrete from 0 on, got "
+            f"{type(space).__name__.removesuffix('Space')}"
         )
     return sizes
 
 
-def find_action_mask(fields: Sequence[ObservationField], action_space: _Space) -> int:
+def find_action_mask(fields: Sequence[ObservationField], action_space: Space) -> int:
     """Find the part of an observation that holds the action mask.
 
     Args:
@@ -234,7 +234,7 @@ def _width(field: ObservationField) -> int:
     return field.max_items or 1
 
 
-def _whole(space: _Space, name: str) -> tuple[ObservationField, ...]:
+def _whole(space: Space, name: str) -> tuple[ObservationField, ...]:
     values = flatten_space(space, name)
     return _named(values, {name: values.low.size})
 

@@ -12,62 +12,115 @@ from numpy.typing import NDArray
 from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.errors import ExportError
 from policy_server.formats import load_policy
-from policy_server.formats.saved_model.mlp_policy import Categorical, GreedyValues, MlpPolicy
-from policy_server.policy import Float32Array, PolicyInputs
-from policy_server.sb3_export.saved_policy import TrainedPolicy
+from policy_server.formats.pickles.spaces import (
+    BoxSpace,
+    DictSpace,
+    DiscreteSpace,
+    MultiBinarySpace,
+    MultiDiscreteSpace,
+    Space,
+)
+from policy_server.formats.saved_model.mlp_policy import Categorical, MlpPolicy
+from policy_server.policy import Float32Array, Policy, PolicyInputs
+from policy_server.schema import ServerSchema
 
-__all__ = ["prove_export"]
+__all__ = ["prove_export", "random_rows"]
 
 _ROWS = 256
 _TOLERANCE = 1e-5
-_Q_VALUES, _PROBABILITIES = "a Q value", "a probability"
-_MEAN, _STD, _MODE = "a mean", "a standard deviation", "a deterministic action"
-
-_Answers = Mapping[str, NDArray[Any]]
+# A Box without bounds gets numbers of this deviation.
+_SPREAD = 3.0
 
 
-def prove_export(folder: Path, trained: TrainedPolicy, described: MlpPolicy) -> None:
-    """Compare the distribution and the mode with stable-baselines3's on random observations.
+def prove_export(
+    folder: Path, trained: Policy, schema: ServerSchema, observations: Float32Array
+) -> None:
+    """Compare the distribution and the mode of an export with those of the policy itself.
 
     Args:
         folder: the unpacked SavedModel.
-        trained: stable-baselines3's own policy.
-        described: the policy that was written to the folder.
+        trained: the policy as the server computes it from stable-baselines3's own file.
+        schema: the drafted schema.yaml.
+        observations: float32[B, D], flat observations; see `random_rows`.
 
     Raises:
         ExportError: if a number differs by more than 1e-5 (relative where it is larger than 1).
         ModelError: if the server can't load the folder.
     """
-    observations, originals = _random_observations(trained, described)
-    got = _exported_answers(folder, observations)
-    for name, values in _trained_answers(trained, described, observations, originals).items():
+    exported = load_policy(folder, schema)
+    if not exported.signature.is_proved:
+        raise ExportError(f"the exported policy is not proved: {exported.signature.findings}")
+    got, wanted = (_answers(policy, observations) for policy in (exported, trained))
+    for name, values in wanted.items():
         error = np.max(np.abs(got[name] - values) / np.maximum(np.abs(values), 1.0))
         if not error <= _TOLERANCE:
             raise ExportError(
                 f"the exported policy is not the trained one: {name} differs by {error:.2g}, "
-                f"expected at most {_TOLERANCE:g}; a policy class of its own can't be exported"
+                f"expected at most {_TOLERANCE:g}"
             )
 
 
-def _random_observations(
-    trained: TrainedPolicy, described: MlpPolicy
-) -> tuple[Float32Array, list[Any]]:
-    """Return random observations in two forms: the server's, and the environment's."""
-    from gymnasium.spaces.utils import flatten, unflatten
+def _answers(policy: Policy, observations: Float32Array) -> Mapping[str, NDArray[Any]]:
+    components = policy.signature.components
+    assert components is not None, "a proved policy's distribution is known"
+    is_double = policy.signature.row_dtype is np.float64
+    rows = observations.astype(np.float64) if is_double else observations
+    outputs = policy.infer(PolicyInputs.of(rows, is_deterministic=True))
+    assert outputs.distribution is not None
+    answers: dict[str, NDArray[Any]] = {"a deterministic action": outputs.actions}
+    if policy.signature.is_value_based:
+        return answers | {"a Q value": outputs.distribution}
+    for place, part in enumerate(ActionDistribution(components).describe(outputs.distribution)):
+        for name, values in (
+            (f"a probability of action {place}", part.probabilities),
+            ("a mean", part.mean),
+            ("a standard deviation", part.std),
+        ):
+            if values is not None:
+                answers[name] = values
+    return answers
 
-    space, generator = trained.observation_space, np.random.default_rng(0)
-    space.seed(0)
-    samples: list[Any] = [flatten(space, space.sample()) for _ in range(_ROWS)]
-    rows = np.stack(samples).astype(np.float32)
+
+def random_rows(space: Space, described: MlpPolicy) -> Float32Array:
+    """Return random observations of a policy, flat.
+
+    Args:
+        space: the space of its observations.
+        described: the policy, whose scaling tells where observations lie, and whose masks allow
+            one choice of each action at least.
+
+    Returns:
+        float32[256, D].
+    """
+    generator = np.random.default_rng(0)
+    parts = space.parts.values() if isinstance(space, DictSpace) else (space,)
+    rows = np.concatenate([_random_part(part, generator) for part in parts], axis=1)
     if described.scaling is not None:
-        spread = described.scaling.std * generator.normal(scale=3.0, size=rows.shape)
-        rows = (described.scaling.mean + spread).astype(np.float32)
+        spread = described.scaling.std * generator.normal(scale=_SPREAD, size=rows.shape)
+        rows = described.scaling.mean + spread
     if isinstance(described.distribution, Categorical):
         _set_masks(rows, described.distribution, generator)
-    return rows, [unflatten(space, row) for row in rows]
+    return rows.astype(np.float32)
 
 
-def _set_masks(rows: Float32Array, chosen: Categorical, generator: np.random.Generator) -> None:
+def _random_part(space: Space, generator: np.random.Generator) -> NDArray[Any]:
+    if isinstance(space, DiscreteSpace):
+        return _one_hot(space.n, generator)
+    if isinstance(space, MultiDiscreteSpace):
+        return np.concatenate([_one_hot(size, generator) for size in space.sizes], axis=1)
+    if isinstance(space, MultiBinarySpace):
+        return generator.integers(0, 2, (_ROWS, int(np.prod(space.shape))))
+    assert isinstance(space, BoxSpace), "no other space is drafted"
+    rows = generator.normal(scale=_SPREAD, size=(_ROWS, space.low.size))
+    clipped: NDArray[Any] = np.clip(rows, space.low.ravel(), space.high.ravel())
+    return clipped if np.dtype(space.dtype).kind == "f" else np.rint(clipped)
+
+
+def _one_hot(size: int, generator: np.random.Generator) -> NDArray[Any]:
+    return np.eye(size)[generator.integers(0, size, _ROWS)]
+
+
+def _set_masks(rows: NDArray[Any], chosen: Categorical, generator: np.random.Generator) -> None:
     """Allow at least one choice of each action."""
     if chosen.mask_start is None:
         return
@@ -77,73 +130,3 @@ def _set_masks(rows: Float32Array, chosen: Categorical, generator: np.random.Gen
         mask[np.arange(len(rows)), generator.integers(0, size, size=len(rows))] = 1
         rows[:, start : start + size] = mask
         start += size
-
-
-def _exported_answers(folder: Path, observations: Float32Array) -> _Answers:
-    policy, rows = load_policy(folder), len(observations)
-    if policy.signature.components is None or not policy.signature.is_proved:
-        raise ExportError(f"the exported policy is not proved: {policy.signature.findings}")
-    outputs = policy.infer(PolicyInputs.of(observations, is_deterministic=True))
-    assert outputs.distribution is not None
-    answers: dict[str, NDArray[Any]] = {_Q_VALUES: outputs.distribution, _MODE: outputs.actions}
-    parts = ActionDistribution(policy.signature.components).describe(outputs.distribution)
-    for part in parts:
-        if part.probabilities is not None:
-            known = answers.get(_PROBABILITIES, np.empty((rows, 0)))
-            answers[_PROBABILITIES] = np.concatenate([known, part.probabilities], axis=1)
-        elif part.mean is not None and part.std is not None:
-            answers |= {_MEAN: part.mean, _STD: part.std}
-    return answers
-
-
-def _trained_answers(
-    trained: TrainedPolicy,
-    described: MlpPolicy,
-    observations: Float32Array,
-    originals: list[Any],
-) -> _Answers:
-    import torch
-
-    policy = trained.policy
-    batch: Any = (
-        {key: np.stack([row[key] for row in originals]) for key in originals[0]}
-        if isinstance(originals[0], Mapping)
-        else np.stack(originals)
-    )
-    if trained.statistics is not None:
-        batch = trained.statistics.normalize_obs(batch)
-    with torch.no_grad():
-        tensors, _ = policy.obs_to_tensor(batch)
-        if isinstance(described.distribution, GreedyValues):
-            answers = {_Q_VALUES: policy.q_net(tensors)}
-        elif isinstance(described.distribution, Categorical):
-            probabilities = _probabilities(policy, described.distribution, observations, tensors)
-            answers = {_PROBABILITIES: probabilities}
-        elif trained.is_squashed:
-            mean, log_std, _ = policy.actor.get_action_dist_params(tensors)
-            mode = policy.actor(tensors, deterministic=True)
-            answers = {_MEAN: mean, _STD: log_std.exp(), _MODE: mode}
-        else:
-            drawn = policy.get_distribution(tensors)
-            normal = drawn.distribution
-            answers = {_MEAN: normal.mean, _STD: normal.stddev, _MODE: drawn.mode()}
-    return {name: tensor.numpy() for name, tensor in answers.items()}
-
-
-def _probabilities(
-    policy: Any,  # noqa: ANN401 -- of stable-baselines3
-    categorical: Categorical,
-    observations: Float32Array,
-    tensors: Any,  # noqa: ANN401 -- torch.Tensor, or a dictionary of them
-) -> Any:  # noqa: ANN401 -- torch.Tensor
-    import torch
-
-    masks = {}
-    if categorical.mask_start is not None:
-        end = categorical.mask_start + categorical.inputs
-        masks["action_masks"] = observations[:, categorical.mask_start : end] != 0
-    drawn = policy.get_distribution(tensors, **masks)
-    # A list for MultiDiscrete, which sb3-contrib has under another name.
-    parts = getattr(drawn, "distributions", None) or drawn.distribution
-    parts = parts if isinstance(parts, list) else [parts]
-    return torch.cat([part.probs for part in parts], dim=1)

@@ -12,17 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.errors import ExportError
+from policy_server.formats.pickles.spaces import (
+    BoxSpace,
+    DiscreteSpace,
+    MultiBinarySpace,
+    MultiDiscreteSpace,
+    Space,
+    width_of,
+)
+from policy_server.formats.stable_baselines3.images import is_image
 
 __all__ = [
     "Values",
     "flatten_space",
     "list_choices",
     "name_keys",
-    "open_bounds",
     "shortest_decimals",
 ]
 
-_Space = Any  # gymnasium.Space; gymnasium is there for training and tests only.
+# gym and older environments give it in place of infinity.
+_NO_BOUND = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class Values:
     description: str = ""
 
 
-def flatten_space(space: _Space, name: str) -> Values:
+def flatten_space(space: Space, name: str) -> Values:
     """Describe the numbers of a space, in the order that stable-baselines3 flattens it in.
 
     Args:
@@ -54,24 +63,25 @@ def flatten_space(space: _Space, name: str) -> Values:
     Raises:
         ExportError: if the space has another type, or is an image.
     """
-    from gymnasium import spaces
-
-    if isinstance(space, spaces.Box):
-        if space.dtype == np.uint8 and len(space.shape) == 3:
+    if isinstance(space, BoxSpace):
+        if is_image(space):
             raise ExportError(f"{name}: is an image {space.shape}; only vectors can be exported")
         kind: Literal["int", "float"] = "int" if np.issubdtype(space.dtype, np.integer) else "float"
-        low, high = (shortest_decimals(bound) for bound in (space.low, space.high))
+        low, high = (
+            np.where(np.abs(bound) >= _NO_BOUND, np.copysign(np.inf, bound), bound)
+            for bound in (shortest_decimals(space.low), shortest_decimals(space.high))
+        )
         shape = "" if len(space.shape) == 1 else f"an array {space.shape}, row by row"
         return Values(kind, low, high, np.clip(0.0, low, high), shape)
-    if isinstance(space, spaces.MultiBinary):
-        width = int(np.prod(space.shape))
+    if isinstance(space, MultiBinarySpace):
+        width = width_of(space)
         # Whole numbers, since gymnasium gives 0 and 1 and not false and true.
         return Values("int", np.zeros(width), np.ones(width), np.zeros(width))
     sizes = list_choices(space)
     if sizes is None:
         raise ExportError(
             f"{name}: expected a Box, Discrete, MultiDiscrete or MultiBinary space, or a Dict of "
-            f"these, got {space}"
+            f"these, counted from 0, got {type(space).__name__.removesuffix('Space')}"
         )
     each = "" if len(sizes) == 1 else f" for each of the parts {list(sizes)} in turn"
     note = (
@@ -82,18 +92,16 @@ def flatten_space(space: _Space, name: str) -> Values:
     return Values("int", np.zeros(width), np.ones(width), example, note)
 
 
-def list_choices(space: _Space) -> tuple[int, ...] | None:
+def list_choices(space: Space) -> tuple[int, ...] | None:
     """Return the number of choices of each integer of a space; None if it is another space.
 
     Args:
-        space: Discrete, or MultiDiscrete of one dimension; counted from 0.
+        space: Discrete or MultiDiscrete, counted from 0.
     """
-    from gymnasium import spaces
-
-    if isinstance(space, spaces.Discrete) and space.start == 0:
-        return (int(space.n),)
-    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1 and not np.any(space.start):
-        return tuple(int(size) for size in space.nvec)
+    if isinstance(space, DiscreteSpace) and space.start == 0:
+        return (space.n,)
+    if isinstance(space, MultiDiscreteSpace) and not any(space.starts):
+        return space.sizes
     return None
 
 
@@ -115,27 +123,6 @@ def name_keys(keys: Sequence[str]) -> dict[str, str]:
             wanted[key] = next(found for found in chain([name], numbered) if found not in taken)
             taken.add(wanted[key])
     return wanted
-
-
-def open_bounds(space: _Space) -> _Space:
-    """Return an observation space with infinity for bounds that only stand for no bound.
-
-    Args:
-        space: a space; gym's and older environments give the largest float32 in place of infinity.
-
-    Returns:
-        The same space, with infinity there.
-    """
-    from gymnasium import spaces
-
-    if isinstance(space, spaces.Dict):
-        return spaces.Dict([(key, open_bounds(part)) for key, part in space.spaces.items()])
-    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
-        return space
-    most = np.finfo(np.float32).max
-    low = np.where(space.low <= -most, -np.inf, space.low)
-    high = np.where(space.high >= most, np.inf, space.high)
-    return spaces.Box(low, high, space.shape, space.dtype)
 
 
 def shortest_decimals(bounds: NDArray[Any]) -> NDArray[np.float64]:
