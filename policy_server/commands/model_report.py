@@ -196,6 +196,12 @@ def draft_schema(path: Path | None, settings: Settings, *, module: str | None = 
                 "# The file does not say what the network's output means: if the actions are\n"
                 "# continuous, set discrete to False and give dimensions in place of choices.\n"
             )
+    if signature.mask_name is not None:
+        note += (
+            f"# Beside the observation a request may have {signature.mask_name}, the action mask:\n"
+            f"# 1 or 0 for each of the {sum(signature.mask_sizes)} choices. If listed below, it is "
+            "required.\n"
+        )
     text = _draft(signature, source.name, note, module=module)
     parse_schema(text)
     return text

@@ -363,9 +363,15 @@ def test_native_logs_are_shown_only_where_nothing_else_explains_the_failure(
     assert capfd.readouterr().err == "log of unforeseen\n"
 
 
-def test_inspect_tells_of_an_action_mask_beside_the_observation(settings: Settings) -> None:
+def test_inspect_and_draft_tell_of_an_action_mask_beside_the_observation(
+    settings: Settings,
+) -> None:
     policy = ROOT / "tests" / "data" / "policies" / "sb3_maskable_ppo" / "policy.zip"
 
     lines = model_report.report_as_text(model_report.inspect_model(policy, settings))
+    draft = model_report.draft_schema(policy, settings)
 
     assert "action mask  action_mask, beside the observation: 1 or 0 for each of 5 choices" in lines
+    assert "# Beside the observation a request may have action_mask, the action mask:" in draft
+    observations = parse_schema(draft).observations or ()
+    assert [item.max_items for item in observations] == [4], "the mask is no part of it"
