@@ -12,6 +12,8 @@ import shutil
 import stat
 import subprocess
 import threading
+import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +24,7 @@ from policy_server.errors import ModelError
 from policy_server.formats.known_formats import FORMATS
 from policy_server.formats.model_files import files_of_model
 from policy_server.formats.unpacking import unpack_model
+from tests.support.folders import ROOT
 from tests.support.formats import NotesFormat
 from tests.support.servers import in_thread
 from tests.support.waiting import is_waited_for, wait_until
@@ -466,3 +469,98 @@ def test_one_file_above_the_limit_is_refused(tmp_path: Path, large: str) -> None
         f"POLICY_SERVER_MAX_UNPACKED_BYTES={BIG}; raise it if you trust the file"
     )
     assert not (tmp_path / "models").exists()
+
+
+REAL = {
+    "SavedModel": ROOT / "examples" / "lpoc" / "saved_model.zip",
+    "stable-baselines3": ROOT / "tests" / "data" / "policies" / "sb3_td3" / "policy.zip",
+    "RLlib": ROOT / "tests" / "data" / "policies" / "rllib_dqn" / "checkpoint.zip",
+}
+
+
+def _directory(content: bytearray) -> int:
+    """Return where the directory of the archive itself begins, not of one within it."""
+    end = content.rindex(b"PK\x05\x06")
+    return int.from_bytes(content[end + 16 : end + 20], "little")
+
+
+def _wrong_crc(content: bytearray) -> None:
+    content[_directory(content) + 16] ^= 1
+
+
+def _encrypted(content: bytearray) -> None:
+    content[6] |= 1
+    content[_directory(content) + 8] |= 1
+
+
+def _overlapping(content: bytearray) -> None:
+    """Let the second member begin where the first does."""
+    first = _directory(content)
+    second = content.index(b"PK\x01\x02", first + 4)
+    content[second + 42 : second + 46] = content[first + 42 : first + 46]
+
+
+@pytest.mark.parametrize("form", REAL)
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (_wrong_crc, "Bad CRC-32"),
+        (_encrypted, "encrypted"),
+        (_overlapping, "is no zip file or is damaged"),
+    ],
+)
+def test_damaged_archive_of_each_format_is_refused(
+    tmp_path: Path, form: str, damage: Callable[[bytearray], None], says: str
+) -> None:
+    content = bytearray(REAL[form].read_bytes())
+    damage(content)
+    (tmp_path / "policy.zip").write_bytes(content)
+
+    assert_refused(tmp_path / "policy.zip", says)
+
+
+@pytest.mark.parametrize("form", REAL)
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("../evil", b"x", "climbs out of the folder"),
+        ("C:\\evil", b"x", "climbs out of the folder"),
+        ("zeros", bytes(64 << 20), "unpacks to"),
+    ],
+)
+def test_hostile_member_in_an_archive_of_each_format_is_refused(
+    tmp_path: Path, form: str, name: str, content: bytes, says: str
+) -> None:
+    path = tmp_path / "policy.zip"
+    shutil.copyfile(REAL[form], path)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+
+    assert_refused(path, says, max_bytes=32 << 20)
+
+
+@pytest.mark.parametrize("form", REAL)
+def test_link_and_repeated_member_in_an_archive_of_each_format_are_refused(
+    tmp_path: Path, form: str
+) -> None:
+    link = zipfile.ZipInfo("link")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(REAL[form]) as archive:
+        first = archive.namelist()[0]
+    for info, says in ((link, "is a link"), (zipfile.ZipInfo(first), "is there twice")):
+        path = tmp_path / "policy.zip"
+        shutil.copyfile(REAL[form], path)
+        with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            archive.writestr(info, b"/etc/passwd")
+
+        assert_refused(path, says, max_bytes=32 << 20)
+
+
+@pytest.mark.parametrize("form", REAL)
+def test_archive_within_an_archive_of_each_format_is_named(tmp_path: Path, form: str) -> None:
+    assert_refused(
+        zip_of(tmp_path / "outer.zip", {"policy.zip": REAL[form].read_bytes()}),
+        "holds no policy, but the zip 'policy.zip'; unzip it once and give that",
+        max_bytes=32 << 20,
+    )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ _DTYPES: Mapping[str, str] = {
 }
 
 
+# zipfile's own errors for a damaged file, and ours.
+_READING_ERRORS = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, ValueError, struct.error)
+# Parts that share their weights are written as tensors of one storage.
+_MOST_COPIES = 8
+
+
 def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
     """Return the tensors of a state dict by their names.
 
@@ -48,8 +55,8 @@ def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return _Reading(archive, path.name).tensors()
-    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, ValueError) as error:
+            return _Reading(archive, path.name, path.stat().st_size).tensors()
+    except _READING_ERRORS as error:
         words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ModelError(
             f"{path.name}: can't be read as what torch.save writes: {words}"
@@ -59,14 +66,22 @@ def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
 class _Reading:
     """One reading of an open file."""
 
-    def __init__(self, archive: zipfile.ZipFile, subject: str) -> None:
+    def __init__(self, archive: zipfile.ZipFile, subject: str, size: int) -> None:
         """Own the place of the members, as long as the archive is open.
+
+        Args:
+            archive: the open file.
+            subject: its name, for messages.
+            size: in bytes.
 
         Raises:
             ValueError: if a member is packed: PyTorch's never are, so sizes are as stated.
         """
         self._archive = archive
         self._subject = subject
+        self._storages: dict[str, bytes] = {}
+        # Members may lie over each other, and tensors share a storage: a few bytes for each.
+        self._unread, self._uncopied = size, _MOST_COPIES * size
         if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
             raise ValueError("has packed members")
         roots = [name for name in archive.namelist() if name.endswith("/data.pkl")]
@@ -87,31 +102,45 @@ class _Reading:
         )
         if not isinstance(found, dict):
             raise ValueError(f"holds a {type(found).__name__}, not tensors by name")  # noqa: TRY004 -- the file's fault
-        return {str(name): _tensor(str(name), part) for name, part in found.items()}
+        return {str(name): self._tensor(str(name), part) for name, part in found.items()}
 
     def _storage(self, identity: Any) -> NDArray[Any]:  # noqa: ANN401 -- as the file has it
         kind, storage, key, _, size = identity
         dtype = _DTYPES.get(getattr(storage, "path", ""))
         if kind != "storage" or dtype is None or not re.fullmatch(r"\d+", key):
-            raise ValueError(f"has a storage of the kind {getattr(storage, 'path', storage)}")
+            what = getattr(storage, "path", type(storage).__name__)
+            raise ValueError(f"has a storage of the kind {what}")
+        if key not in self._storages:
+            self._storages[key] = self._read(key)
+        return np.frombuffer(self._storages[key], dtype, int(size))
+
+    def _read(self, key: str) -> bytes:
         try:
-            content = self._archive.read(f"{self._root}data/{key}")
+            member = self._archive.getinfo(f"{self._root}data/{key}")
         except KeyError as error:
             raise ValueError(f"lacks the storage {key}") from error
-        return np.frombuffer(content, dtype, int(size))
+        self._unread -= member.file_size
+        if self._unread < 0:
+            raise ValueError("has members that lie over each other")
+        return self._archive.read(member)
+
+    def _tensor(self, name: str, part: object) -> NDArray[Any]:
+        if not isinstance(part, Stub) or part.path != _REBUILD:
+            raise ValueError(f"{name} is no tensor")
+        storage, offset, shape, strides = part.arguments[:4]
+        if not isinstance(storage, np.ndarray) or not _fits(storage.size, offset, shape, strides):
+            raise ValueError(f"{name} lies outside of its storage")
+        self._uncopied -= math.prod(shape) * storage.itemsize
+        if self._uncopied < 0:
+            raise ValueError(f"has more than {_MOST_COPIES} tensors of the same numbers")
+        steps = [stride * storage.itemsize for stride in strides]
+        return as_strided(storage[offset:], shape, steps, writeable=False).copy()
 
 
-def _tensor(name: str, part: object) -> NDArray[Any]:
-    if not isinstance(part, Stub) or part.path != _REBUILD:
-        raise ValueError(f"{name} is no tensor")
-    storage, offset, shape, strides = part.arguments[:4]
-    if not isinstance(storage, np.ndarray) or not _fits(storage.size, offset, shape, strides):
-        raise ValueError(f"{name} lies outside of its storage")
-    steps = [stride * storage.itemsize for stride in strides]
-    return as_strided(storage[offset:], shape, steps, writeable=False).copy()
-
-
-def _fits(size: int, offset: int, shape: Sequence[int], strides: Sequence[int]) -> bool:
+def _fits(size: int, offset: object, shape: object, strides: object) -> bool:
+    """Return whether a tensor lies within its storage; the pickle may state anything."""
+    if not isinstance(shape, tuple) or not isinstance(strides, tuple) or type(offset) is not int:
+        return False
     numbers = [offset, *shape, *strides]
     if len(shape) != len(strides) or not all(type(n) is int and n >= 0 for n in numbers):
         return False

@@ -37,6 +37,11 @@ _DESCRIPTION = "class_and_ctor_args.pkl"
 _PICKLES = ("pkl", "pt")
 _STATES = (*_PICKLES, "msgpack")
 _LEARNER = "learner_group"
+# A list may state more items than there is memory for.
+_MSGPACK_ERRORS = (
+    *(ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError, OSError),
+    msgpack.UnpackException,
+)
 _NUMBERS = re.compile(r"[<>|=]?[fiub]\d{1,2}")
 # RLlib's own connectors are named by their modules.
 _OWN_CONNECTOR = "ray.rllib.connectors."
@@ -266,7 +271,7 @@ def _read_state(files: Mapping[str, Path], path: PurePosixPath) -> Mapping[Any, 
             state = msgpack.unpackb(
                 files[name].read_bytes(), object_hook=_array_of, strict_map_key=False
             )
-        except (ValueError, TypeError, KeyError, OSError, msgpack.UnpackException) as error:
+        except _MSGPACK_ERRORS as error:
             raise ModelError(f"{name}: is damaged: {error}; save the checkpoint anew") from error
     if not isinstance(state, Mapping):
         raise ModelError(f"{name}: expected a dictionary, got {type(state).__name__}")
@@ -299,6 +304,6 @@ def _array_of(item: dict[Any, Any]) -> object:
         return item
     kind = item[b"type"]
     if not isinstance(kind, str) or not _NUMBERS.fullmatch(kind):
-        raise ValueError(f"an array of the type {kind!r}")
+        raise ValueError("an array of something other than numbers")
     values: Array = np.frombuffer(item[b"data"], kind)
     return values.reshape(item[b"shape"]) if item[b"nd"] else values[0]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
+import random
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 
 from policy_server.errors import ModelError
 from policy_server.formats.pickles.torch_zip import read_tensors
+from tests.support.audit import audited
 from tests.support.folders import ROOT
 
 POLICY = ROOT / "tests" / "data" / "policies" / "sb3_ppo_gsde" / "policy.zip"
@@ -113,3 +116,109 @@ def test_hostile_description_runs_nothing(tmp_path: Path) -> None:
         read_tensors(path)
 
     assert not target.exists()
+
+
+def _described(tensors: Mapping[str, tuple[bytes, ...]]) -> bytes:
+    """Return a description of tensors: each of a storage, an offset, a shape and strides."""
+    parts = [b"\x80\x02}"]
+    for name, (storage, *places) in tensors.items():
+        parts += [b"X", len(name).to_bytes(4, "little"), name.encode()]
+        parts += [b"ctorch._utils\n_rebuild_tensor_v2\n(", storage, *places, b"tRs"]
+    return b"".join([*parts, b"."])
+
+
+def _storage(key: bytes, size: int, kind: bytes = b"FloatStorage") -> bytes:
+    key_text = b"X" + len(key).to_bytes(4, "little") + key
+    where = b"X\x03\x00\x00\x00cpuJ" + size.to_bytes(4, "little")
+    return b"(X\x07\x00\x00\x00storagectorch\n%b\n%b%btQ" % (kind, key_text, where)
+
+
+def test_tensors_that_copy_one_storage_many_times_are_refused(tmp_path: Path) -> None:
+    size = 250_000
+    place = (
+        _storage(b"0", size),
+        b"K\x00",
+        b"J" + size.to_bytes(4, "little") + b"\x85",
+        b"K\x01\x85",
+    )
+    shared = {f"part {number}": place for number in range(4)}
+    many = {f"part {number}": place for number in range(1000)}
+    content = bytes(4 * size)
+
+    good = {"archive/data.pkl": _described(shared), "archive/data/0": content}
+    assert len(read_tensors(written(good, tmp_path / "good.pth"))) == 4
+    bad = {"archive/data.pkl": _described(many), "archive/data/0": content}
+    with pytest.raises(ModelError, match="more than 8 tensors of the same numbers"):
+        read_tensors(written(bad, tmp_path / "new.pth"))
+
+
+@pytest.mark.parametrize(
+    ("storage", "place"),
+    [
+        (_storage(b"0", 4), (b"K\x00", b"K\x04", b"K\x01")),
+        (_storage(b"0", 4), (b"N", b"K\x04\x85", b"K\x01\x85")),
+        (_storage(b"0", 4), (b"K\x00", b"J\xff\xff\xff\x7f\x85", b"K\x00\x85")),
+        (_storage(b"0", 4), (b"K\x00", b"J\xff\xff\xff\xff\x85", b"K\x01\x85")),
+        (_storage(b"0", 2**30), (b"K\x00", b"K\x04\x85", b"K\x01\x85")),
+        (_storage(b"../data.pkl", 4), (b"K\x00", b"K\x04\x85", b"K\x01\x85")),
+        (_storage(b"0", 4, b"UntypedStorage"), (b"K\x00", b"K\x04\x85", b"K\x01\x85")),
+        (b"NQ", (b"K\x00", b"K\x04\x85", b"K\x01\x85")),
+        (_storage(b"0", 4), ()),
+    ],
+)
+def test_tensor_that_states_anything_is_refused_in_one_line(
+    storage: bytes, place: tuple[bytes, ...], tmp_path: Path
+) -> None:
+    members = {
+        "archive/data.pkl": _described({"x": (storage, *place)}),
+        "archive/data/0": bytes(16),
+    }
+
+    with pytest.raises(ModelError, match=r"^new\.pth: [^\n]+$"):
+        read_tensors(written(members, tmp_path / "new.pth"))
+
+
+def test_members_that_lie_over_each_other_are_refused(tmp_path: Path) -> None:
+    """A storage of a megabyte that a hundred names in the archive's directory lead to."""
+    names = [str(number) for number in range(100)]
+    content = bytes(1 << 20)
+    tensors = {
+        name: (_storage(name.encode(), 4), b"K\x00", b"K\x04\x85", b"K\x01\x85") for name in names
+    }
+    path = tmp_path / "new.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", _described(tensors))
+        archive.writestr("archive/data/0", content)
+        first = archive.getinfo("archive/data/0")
+        for name in names[1:]:
+            other = copy.copy(first)
+            other.filename = f"archive/data/{name}"
+            archive.filelist.append(other)
+            archive.NameToInfo[other.filename] = other
+
+    with pytest.raises(ModelError, match=r"^new\.pth: [^\n]*(over each other|[Oo]verlap|differ)"):
+        read_tensors(path)
+
+
+def test_any_damage_is_one_line_or_harmless(tmp_path: Path) -> None:
+    """A few hundred files with changed bytes; the seed is fixed."""
+    members_of(tmp_path)
+    good = (tmp_path / "policy.pth").read_bytes()
+    chance = random.Random(7)  # noqa: S311 -- no secret is drawn
+    refused = 0
+
+    for _ in range(300):
+        data = bytearray(good)
+        for _ in range(chance.randint(1, 4)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        path = tmp_path / "new.pth"
+        path.write_bytes(data[: chance.choice([len(data), chance.randrange(len(data))])])
+        with audited() as events:
+            try:
+                read_tensors(path)
+            except ModelError as error:
+                assert "\n" not in error.message  # noqa: PT017 -- many files pass
+                refused += 1
+        assert [event for event in events if str(path) not in event] == []
+
+    assert 100 < refused < 300
