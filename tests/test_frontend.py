@@ -513,7 +513,7 @@ def test_policy_of_no_example_has_no_episode() -> None:
     ("name", "content", "says"),
     [
         ("saved_model.zip", b"no zip", "saved_model.zip: is no zip file or is damaged"),
-        ("run.zip", b"<html>", "holds no policy, but run.zip (is no zip file, but a web page;"),
+        ("run.zip", b"<html>", "holds no policy, but run.zip (a web page;"),
         ("notes", b"a note", "holds no policy; expected"),
     ],
 )

@@ -31,8 +31,9 @@ _SOME_FILES = 5
 # The names under which training libraries write their files: others in the folder are no policy.
 _SUFFIXES = frozenset(
     (
-        *(".ckpt", ".h5", ".keras", ".onnx", ".pickle", ".pkl", ".pt", ".pt2", ".pth"),
-        *(".7z", ".gz", ".rar", ".safetensors", ".tar", ".tgz", ".zst"),
+        *(".bin", ".ckpt", ".h5", ".joblib", ".keras", ".msgpack", ".npz", ".onnx", ".pb"),
+        *(".pickle", ".pkl", ".pt", ".pt2", ".pth", ".safetensors", ".tflite"),
+        *(".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zst"),
     )
 )
 
@@ -289,12 +290,25 @@ def _shown(item: _Candidate) -> str:
 def _seeming(path: Path, settings: Settings, formats: Sequence[Format]) -> str | None:
     """Return a phrase for a file or folder that may have been meant as the policy."""
     if path.is_dir():
-        return describe_names(_own_files(path))
+        return _seeming_folder(path, settings, formats)
     suffix = path.suffix.lower()
     if suffix != ".zip":
         return describe_file(path) if suffix in _SUFFIXES else None
+    if (seems := describe_file(path)) is not None:
+        return seems
     try:
         format_of_file(path, max_bytes=settings.max_unpacked_bytes, formats=formats)
     except ModelError as error:
         return error.message.removeprefix(f"{path}: ")
-    return describe_file(path) or "a zip without a policy"
+    return "a zip without a policy"
+
+
+def _seeming_folder(folder: Path, settings: Settings, formats: Sequence[Format]) -> str | None:
+    """Return a phrase for a folder: what its files are together, or the first that can be told."""
+    own = _own_files(folder)
+    if (seems := describe_names(own)) is not None:
+        return seems
+    for name, path in own.items():
+        if (seems := _seeming(path, settings, formats)) is not None:
+            return f"a folder with {name}, {seems}"
+    return None

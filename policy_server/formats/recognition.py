@@ -5,8 +5,18 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+
+from policy_server.formats.torch_files import (
+    PROGRAM,
+    SCRIPT,
+    describe_tensors,
+    describe_torch_file,
+    is_torch_program,
+    is_torch_script,
+)
 
 __all__ = ["describe_file", "describe_names"]
 
@@ -18,19 +28,44 @@ _ONNX = re.compile(rb"\x08[\x03-\x14](\x12|\x3a|\x42)", re.S)
 _SAFETENSORS = re.compile(rb".{6}\x00\x00\{\s*\"", re.S)
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
 _TAR_MARK_AT = 257
+_REPACK = "unpack it, and pack the policy's folder as a zip: `zip -r policy.zip FOLDER`"
 _HEADS: Mapping[bytes, str] = {
     b"version https://git-lfs": "a Git LFS pointer; get the file itself with `git lfs pull`",
-    b"\x89HDF\r\n\x1a\n": "an HDF5 file, such as Keras's weights without their network",
-    b"\x1f\x8b": "a gzip archive; pack the policy as a zip",
-    b"7z\xbc\xaf\x27\x1c": "a 7z archive; pack the policy as a zip",
-    b"Rar!": "a rar archive; pack the policy as a zip",
-    b"\x28\xb5\x2f\xfd": "a zstd archive; pack the policy as a zip",
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file, such as Keras's weights without their network; give the "
+    "SavedModel that `model.export(FOLDER)` writes",
+    b"\x1f\x8b": f"a gzip archive, such as a .tar.gz; {_REPACK}",
+    b"BZh": f"a bzip2 archive; {_REPACK}",
+    b"\xfd7zXZ\x00": f"an xz archive; {_REPACK}",
+    b"7z\xbc\xaf\x27\x1c": f"a 7z archive; {_REPACK}",
+    b"Rar!": f"a rar archive; {_REPACK}",
+    b"\x28\xb5\x2f\xfd": f"a zstd archive; {_REPACK}",
+    b"PK\x03\x04": "a zip that was cut off or is damaged; copy it again",
+    # Its first pickle is a number that tells PyTorch its own files.
+    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.": "a PyTorch file of the kind before 1.6; "
+    f"{describe_tensors(b'').partition('; ')[2]}",
 }
+_CODE = "a pickle, which could run any code"
 _PATTERNS: Mapping[re.Pattern[bytes], str] = {
     _WEB_PAGE: "a web page; the address asks for a login, or shows the file instead of giving it",
+    re.compile(
+        rb"\s*(<\?xml.*?>\s*)?<Error>", re.S
+    ): "an error page of a store; the address or the credentials are wrong",
+    re.compile(rb"\s*[{\[]\s*[\"{\]}]"): "a JSON text, such as an error page or a model's settings",
     _ONNX: "an ONNX model, which is not served yet",
-    _SAFETENSORS: "a safetensors file: weights without their network",
-    _PICKLE: "a pickle, which could run any code; give the training library's own checkpoint",
+    re.compile(
+        rb".{4}TFL3", re.S
+    ): "a TensorFlow Lite model; give the SavedModel that it was made of",
+    _SAFETENSORS: "a safetensors file: weights without their network; "
+    f"{describe_tensors(b'').partition('; ')[2]}",
+    re.compile(rb"[\x80-\x8f\xde\xdf].{0,4}[\xa5\xa6](params|model)", re.S): "Flax's msgpack of "
+    "weights, without their network",
+    re.compile(rb"\x80[\x02-\x05].*vec_normalize", re.S): "VecNormalize's statistics; put them as "
+    "vec_normalize.pkl beside the .zip of their policy",
+    re.compile(rb"\x80[\x02-\x05].*(class_and_ctor_args|ctor_args_and_kwargs|rllib)", re.S): "one "
+    "pickle of an RLlib checkpoint; give the whole folder",
+    re.compile(rb"\x80[\x02-\x05].*joblib", re.S): f"a joblib file: {_CODE}",
+    re.compile(rb"x[\x01\x5e\x9c\xda]", re.S): f"a zlib stream, such as joblib's: {_CODE}",
+    _PICKLE: f"{_CODE}; give the training library's own checkpoint",
 }
 # stable-baselines3 names the policy's class, whose module is the algorithm's for most.
 _ALGORITHMS = {
@@ -62,7 +97,7 @@ def describe_file(path: Path) -> str | None:
         if head.startswith(start):
             return phrase
     if head[_TAR_MARK_AT:].startswith(b"ustar"):
-        return "a tar archive; pack the policy as a zip"
+        return f"a tar archive; {_REPACK}"
     return next((phrase for pattern, phrase in _PATTERNS.items() if pattern.match(head)), None)
 
 
@@ -90,12 +125,9 @@ def _has_state(known: Collection[str]) -> bool:
     return "class_and_ctor_args.pkl" in known and ("state.pkl" in known or "state.msgpack" in known)
 
 
-def _has_code(known: Collection[str]) -> bool:
-    return "constants.pkl" in known and any(name.startswith("code/") for name in known)
-
-
-def _is_torch_program(known: Collection[str]) -> bool:
-    return "archive_format" in known or "serialized_exported_program.json" in known
+def _is_orbax(known: Collection[str]) -> bool:
+    marks = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
+    return any(name.rpartition("/")[2] in marks for name in known)
 
 
 def _is_onnx(known: Collection[str]) -> bool:
@@ -108,7 +140,6 @@ def _is_tensorflow_checkpoint(known: Collection[str]) -> bool:
     )
 
 
-_TORCH_REMEDY = "give the training library's own checkpoint"
 _MEMBERS: Mapping[str, Callable[[Collection[str]], bool]] = {
     "a TensorFlow SavedModel": _has("saved_model.pb"),
     "a stable-baselines3 policy": _has("data", "policy.pth"),
@@ -117,13 +148,20 @@ _MEMBERS: Mapping[str, Callable[[Collection[str]], bool]] = {
     "an RLlib module": lambda known: any("module_state." in name for name in known),
     "the folder of the optimizer or of the environment runner in an RLlib checkpoint, without the "
     "network; give the whole checkpoint": _has_state,
-    f"a TorchScript module; {_TORCH_REMEDY}": _has_code,
-    f"a torch.export program; {_TORCH_REMEDY}": _is_torch_program,
-    f"a PyTorch file of weights without their network; {_TORCH_REMEDY}": _has("data.pkl"),
+    SCRIPT: is_torch_script,
+    PROGRAM: is_torch_program,
+    describe_tensors(b""): _has("data.pkl"),
     "a Keras file, which is not served yet": _has("config.json", "model.weights.h5"),
     "an archive of an ONNX model, which is not served yet": _is_onnx,
     "a TensorFlow checkpoint: weights without their network": _is_tensorflow_checkpoint,
+    "an Orbax checkpoint of JAX: weights without their network": _is_orbax,
+    "an archive of NumPy arrays: weights without their network": lambda known: (
+        bool(known) and all(name.endswith(".npy") for name in known)
+    ),
 }
+
+
+_ZIP_ERRORS = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def _describe_zip(path: Path) -> str | None:
@@ -132,9 +170,9 @@ def _describe_zip(path: Path) -> str | None:
             names = archive.namelist()
             if {"data", "policy.pth"} <= set(names):
                 return f"a stable-baselines3 {_algorithm_in(archive)}"
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError):
+            return describe_torch_file(archive) or describe_names(names)
+    except _ZIP_ERRORS:
         return None
-    return describe_names(names)
 
 
 def _algorithm_in(archive: zipfile.ZipFile) -> str:

@@ -24,7 +24,7 @@ from policy_server.formats.model_files import (
     is_part_of_model,
     read_mark,
 )
-from policy_server.formats.recognition import describe_file, describe_names
+from policy_server.formats.recognition import describe_file
 from policy_server.settings import ENV_PREFIX
 
 __all__ = ["choose_root", "format_of_file", "pack_model", "unpack_model"]
@@ -107,7 +107,7 @@ def format_of_file(
     """
     if (single := _single_file(path, formats)) is not None:
         return single[1]
-    with _opened(path, max_bytes) as archive:
+    with _opened(path, max_bytes, formats) as archive:
         found = _policies_in(archive.paths, formats)
         return None if not found else _only(found, str(path))[1]
 
@@ -163,7 +163,7 @@ class _Unpacking:
             if (single := _single_file(self._source, self._formats)) is not None:
                 self._copy(*single)
             else:
-                with _opened(self._source, self._max_bytes) as archive:
+                with _opened(self._source, self._max_bytes, self._formats) as archive:
                     self._unpack(archive)
         except OSError as error:
             raise ModelError(
@@ -209,7 +209,7 @@ class _Unpacking:
                 f"{self._source}: holds no policy, but the zip {zips[0]!r}; unzip it once and give "
                 "that"
             )
-        seems = describe_names([str(path) for path in paths])
+        seems = describe_file(self._source)
         raise ModelError(
             f"{self._source}: holds no policy; {expected}"
             if seems is None
@@ -229,9 +229,9 @@ class _Unpacking:
 
 
 @contextlib.contextmanager
-def _opened(zip_path: Path, max_bytes: int) -> Iterator[Archive]:
+def _opened(zip_path: Path, max_bytes: int, formats: Sequence[Format]) -> Iterator[Archive]:
     if not zipfile.is_zipfile(zip_path) and (seems := describe_file(zip_path)) is not None:
-        raise ModelError(f"{zip_path}: is no zip file, but {seems}")
+        raise ModelError(f"{zip_path}: is {seems}; expected {expected_formats(formats)}")
     limits = ArchiveLimits(max_bytes, _limit(max_bytes))
     with open_archive(zip_path, limits) as archive:
         yield archive

@@ -164,7 +164,7 @@ def test_policy_that_lies_in_the_servers_folder_is_not_copied_onto_itself(source
 def test_file_that_seems_to_be_a_policy_is_named(source: Path, settings: Settings) -> None:
     (source / "saved_model.zip").unlink()
     (source / "policy.zip").write_bytes(b"<html>sign in</html>")
-    says = r"holds no policy, but policy\.zip \(is no zip file, but a web page"
+    says = r"holds no policy, but policy\.zip \(a web page"
 
     with pytest.raises(ModelError, match=says):
         served_files.copy_server_files(source, settings)

@@ -18,6 +18,7 @@ from policy_server.formats.finding import (
 )
 from policy_server.formats.known_formats import FORMATS, Format, expected_formats
 from policy_server.formats.model_files import files_of_model
+from policy_server.formats.recognition import describe_file
 from policy_server.settings import Settings
 from tests.support.folders import ROOT
 from tests.support.formats import NotesFormat
@@ -197,11 +198,21 @@ def test_folder_without_a_policy_says_what_lies_there(tmp_path: Path) -> None:
     assert caught.value.message == (
         f"{tmp_path}: holds no policy, but learner (the folder of the optimizer or of the "
         "environment runner in an RLlib checkpoint, without the network; give the whole "
-        "checkpoint), page.zip (is no zip file, but a web page; the address asks for a login, or "
-        "shows the file instead of giving it), policy.onnx (an ONNX model, which is not served "
-        "yet), ppo.zip (a stable-baselines3 PPO), two.zip (holds 2 policies (a, b); keep one); "
-        "expected a policy of notes, zipped or not"
+        "checkpoint), page.zip (a web page; the address asks for a login, or shows the file "
+        f"instead of giving it), policy.onnx ({describe_file(tmp_path / 'policy.onnx')}), ppo.zip "
+        "(a stable-baselines3 PPO), two.zip (holds 2 policies (a, b); keep one); expected a policy "
+        "of notes, zipped or not"
     )
+
+
+def test_folder_of_files_that_are_no_policy_names_the_first(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    shutil.copyfile(ROOT / "tests/data/torch_files/rsl_rl.pt", tmp_path / "logs" / "model_100.pt")
+
+    with pytest.raises(
+        ModelError, match=r"logs \(a folder with model_100\.pt, a checkpoint of RSL-RL"
+    ):
+        prepare_model(Settings(home=tmp_path))
 
 
 def test_folder_above_a_policy_is_none_and_the_policy_is_the_highest(tmp_path: Path) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 
 from policy_server.formats.recognition import describe_file, describe_names
+from policy_server.formats.torch_files import describe_tensors
+from tests.support.audit import audited
 from tests.support.folders import ROOT
+from tests.support.hostile import ATTACKS, BOMBS
+from tests.support.library_policies import POLICIES, unzipped
 from tests.support.zips import zip_of
-
-POLICIES = ROOT / "tests" / "data" / "policies"
 
 
 @pytest.mark.parametrize("folder", ["sb3_ppo_vecnorm", "sb3_v18_ppo_discrete"])
@@ -57,12 +60,25 @@ def test_settings_that_cant_be_read_are_a_policy_without_a_name(
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         (b"\n <!-- x --> <HTML lang=en>", "a web page"),
         (b"<!doctype html>", "a web page"),
+        (b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code>', "an error page of a store"),
+        (b'{"message": "Not Found"}', "a JSON text"),
         (b"\x08\x0a\x12\x07pytorch\x1a", "an ONNX model"),
         (b"\x89HDF\r\n\x1a\nx", "an HDF5 file"),
+        (b"\x1c\x00\x00\x00TFL3", "a TensorFlow Lite model"),
         (b"\x1f\x8b\x08", "a gzip archive"),
+        (b"BZh91AY", "a bzip2 archive"),
+        (b"\xfd7zXZ\x00\x00", "an xz archive"),
+        (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+        (b"Rar!\x1a\x07", "a rar archive"),
+        (b"\x28\xb5\x2f\xfd", "a zstd archive"),
         (bytes(257) + b"ustar", "a tar archive"),
+        (b"PK\x03\x04" + bytes(40), "a zip that was cut off"),
         (b"\x80\x04\x95", "a pickle"),
+        (b"\x80\x04\x95" + bytes(8) + b"\x8c\x13joblib.numpy_pickle", "a joblib file"),
+        (b"x\x9c\xab", "a zlib stream"),
+        (b"\x80\x04\x95" + bytes(8) + b"}\x8c\x14ctor_args_and_kwargs", "one pickle of an RLlib"),
         (b'\x40\x00\x00\x00\x00\x00\x00\x00{"a":', "a safetensors file"),
+        (b"\x81\xa6params\x82", "Flax's msgpack"),
     ],
 )
 def test_file_is_named_by_its_head(tmp_path: Path, head: bytes, phrase: str) -> None:
@@ -73,6 +89,71 @@ def test_file_is_named_by_its_head(tmp_path: Path, head: bytes, phrase: str) -> 
 
     assert described is not None
     assert described.startswith(phrase)
+
+
+@pytest.mark.parametrize(
+    ("name", "phrase", "remedy"),
+    [
+        ("torchscript.pt", "a TorchScript module", "torch.jit.load('policy.pt')"),
+        ("program.pt2", "a torch.export program", "torch.export.load('policy.pt2')"),
+        ("state_dict.pth", "a PyTorch file of weights without their network", "torch.onnx.export("),
+        ("whole_module.pt", "a whole PyTorch module (__main__.M)", "torch.onnx.export("),
+        ("optimizer.pth", "the state of a PyTorch optimizer, without the network", "own file"),
+        ("rsl_rl.pt", "a checkpoint of RSL-RL", "runner.export_policy_to_onnx("),
+        ("before_1_6.pth", "a PyTorch file of the kind before 1.6", "torch.onnx.export("),
+    ],
+)
+def test_real_file_of_pytorch_is_named_with_what_helps(name: str, phrase: str, remedy: str) -> None:
+    described = describe_file(ROOT / "tests" / "data" / "torch_files" / name)
+
+    assert described is not None
+    assert described.startswith(phrase)
+    assert remedy in described
+
+
+def test_weights_of_a_policy_of_stable_baselines3_are_told_from_the_policy(tmp_path: Path) -> None:
+    folder = unzipped("sb3_ppo_vecnorm", "policy.zip", tmp_path)
+
+    described = describe_file(folder / "policy.pth")
+
+    assert described is not None
+    assert described.startswith("the weights of a stable-baselines3 policy, without its spaces")
+    statistics = describe_file(POLICIES / "sb3_ppo_vecnorm" / "vec_normalize.pkl")
+    assert statistics is not None
+    assert statistics.startswith("VecNormalize's statistics; put them as vec_normalize.pkl")
+
+
+@pytest.mark.parametrize(
+    ("words", "phrase"),
+    [
+        (["actor_mean.0.weight", "actor_logstd"], "weights as CleanRL saves them"),
+        (["actor.preprocess.model.model.0.weight"], "weights as Tianshou saves them"),
+        (["model", "a2c_network.actor_mlp.0.weight"], "a checkpoint of rl_games"),
+        (["Policy", "Optimizer:critic", "global_step"], "a checkpoint of Unity ML-Agents"),
+        (["train_step", "env_steps", "model"], "a checkpoint of Sample Factory"),
+        (["encoder.encoder.net.mlp.0.weight"], "the weights of RLlib's RLModule"),
+        (["iter", "infos", "model_state_dict"], "a checkpoint of RSL-RL"),
+        (["layer.weight"], "a PyTorch file of weights without their network"),
+    ],
+)
+def test_weights_are_named_by_their_library(words: list[str], phrase: str) -> None:
+    assert describe_tensors(pickle.dumps(words)).startswith(phrase)
+
+
+def test_whole_module_of_rllib_is_sent_to_its_checkpoint() -> None:
+    content = b"\x80\x02cray.rllib.models.torch.fcnet\nFullyConnectedNetwork\n)\x81."
+
+    assert describe_tensors(content) == (
+        "a whole PyTorch module (ray.rllib.models.torch.fcnet.FullyConnectedNetwork), which only "
+        "its own code can load; give the checkpoint that `Algorithm.save` or `save_to_path` writes"
+    )
+
+
+def test_hostile_file_of_pytorch_is_named_and_runs_nothing() -> None:
+    for content in (*(it for some in ATTACKS.values() for it in some), *BOMBS.values()):
+        with audited() as events:
+            assert describe_tensors(content)
+        assert events == []
 
 
 def test_file_that_cant_be_told_or_read_has_no_name(tmp_path: Path) -> None:
@@ -97,6 +178,8 @@ def test_file_that_cant_be_told_or_read_has_no_name(tmp_path: Path) -> None:
         (["metadata.json", "config.json", "model.weights.h5"], "a Keras file"),
         (["policy.onnx", "policy.onnx.data"], "an archive of an ONNX model"),
         (["checkpoint", "m.index", "m.data-00000-of-00001"], "a TensorFlow checkpoint"),
+        (["_METADATA", "manifest.ocdbt", "d/0"], "an Orbax checkpoint of JAX"),
+        (["w.npy", "b.npy"], "an archive of NumPy arrays"),
     ],
 )
 def test_archive_is_named_by_its_members(names: list[str], phrase: str) -> None:

@@ -397,8 +397,8 @@ def test_file_that_the_format_does_not_know_stays_beside_the_zip(tmp_path: Path)
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\n", "is no zip file, but a Git LFS pointer"),
-        (b"<!DOCTYPE html><html>sign in</html>", "is no zip file, but a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        (b"<!DOCTYPE html><html>sign in</html>", "is a web page"),
     ],
     ids=["lfs", "page"],
 )
