@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import streamlit as st
@@ -20,6 +21,8 @@ _LARGEST_INTEGER = 2**53 - 1
 _MOST_INPUTS_IN_A_ROW = 6
 _FIELDS_IN_A_ROW = 2
 _TYPE_NAMES = {"int": "whole number", "float": "number", "bool": "truth value"}
+# Keys of a field whose numbers are others in the row.
+_WORDS_OF_ROWS = {"one_hot", "normalize", "shape"}
 _WORDS = {"true": True, "false": False}
 
 
@@ -110,7 +113,7 @@ def flat_example(schema: Mapping[str, Any]) -> list[float]:
         schema: the server's answer at /schema.
     """
     fields = _observed(schema)
-    if fields is None:
+    if fields is None or any(_WORDS_OF_ROWS & field.keys() for field in fields.values()):
         return [0.0] * (schema["policy"]["observation_width"] or 1)
     values: list[float] = []
     for field in fields.values():
@@ -137,7 +140,7 @@ def parse_values(text: str) -> list[Any]:
         SettingsError: naming the first value that can't be read.
     """
     values: list[Any] = []
-    for word in re.split(r"[\s,;]+", text.strip().strip("[]").strip(" ,;\n")):
+    for word in re.split(r"[\s,;\[\]]+", text):
         if not word:
             continue
         try:
@@ -163,13 +166,26 @@ def _example(field: Mapping[str, Any]) -> Any:  # noqa: ANN401 -- of the field's
     else:
         value = max(0, field.get("minimum", 0))
         value = min(value, field.get("maximum", value))
-    return [value] * field.get("min_items", 0) if _is_list(field) else value
+    if not _is_list(field):
+        return value
+    for length in reversed(field.get("shape", [field.get("min_items", 0)])):
+        value = [value] * length
+    return value
+
+
+def _folded(values: list[Any], shape: Sequence[int]) -> list[Any]:
+    """Return values as nested lists; as they are where their number is another."""
+    if len(values) != math.prod(shape):
+        return values
+    for length in reversed(shape[1:]):
+        values = [values[start : start + length] for start in range(0, len(values), length)]
+    return values
 
 
 def _item_input(
     label: str, field: Mapping[str, Any], value: float, *, key: str, shows_label: bool = True
 ) -> bool | int | float:
-    low, high = field.get("minimum"), field.get("maximum")
+    low, high = _bounds(field)
     visibility: Literal["visible", "collapsed"] = "visible" if shows_label else "collapsed"
     match _kind(field):
         case "bool":
@@ -203,7 +219,10 @@ def _list_input(name: str, field: Mapping[str, Any], *, key: str) -> list[Any] |
     example, length = _example(field), field.get("max_items")
     if length is None or length != field.get("min_items") or length > _MOST_INPUTS_IN_A_ROW:
         text = st.text_area(name, _as_text(example), key=key, height="content")
-        return _parsed(text)
+        values = _parsed(text)
+        if isinstance(values, list) and "shape" in field:
+            return _folded(values, field["shape"])
+        return values
     st.markdown(f":small[{name}]")
     values = []
     for index, column in enumerate(st.columns(length, gap="xsmall")):
@@ -237,7 +256,7 @@ def _explain(field: Mapping[str, Any]) -> None:
 
 
 def _limits(field: Mapping[str, Any]) -> str:
-    kind, low, high = _kind(field), field.get("minimum"), field.get("maximum")
+    kind, (low, high) = _kind(field), _bounds(field)
     what = f"{_length(field)} {_TYPE_NAMES[kind]}s" if _is_list(field) else _TYPE_NAMES[kind]
     if low is not None and high is not None:
         return f"{what} from {low:g} to {high:g}"
@@ -246,7 +265,18 @@ def _limits(field: Mapping[str, Any]) -> str:
     return what if high is None else f"{what} up to {high:g}"
 
 
+def _bounds(field: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Return the smallest and the largest value; None for no bound."""
+    low, high = field.get("minimum"), field.get("maximum")
+    sizes = field.get("one_hot")
+    if sizes is None:
+        return low, high
+    return low or 0, (low or 0) + max(sizes if isinstance(sizes, list) else [sizes]) - 1
+
+
 def _length(field: Mapping[str, Any]) -> str:
+    if "shape" in field:
+        return " x ".join(map(str, field["shape"]))
     fewest, most = field.get("min_items", 0), field.get("max_items")
     if most is None:
         return f"{fewest} or more" if fewest else "any number of"

@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from policy_server.installation import require
 
@@ -75,7 +77,9 @@ class PredictionLog:
         """Return whether any prediction is recorded."""
         return self._rate > 0
 
-    def record(self, kind: str, row: Sequence[float], answer: bytes, *, request_id: str) -> None:
+    def record(
+        self, kind: str, row: Sequence[float] | NDArray[Any], answer: bytes, *, request_id: str
+    ) -> None:
         """Record a prediction, with the probability `rate`.
 
         Args:
@@ -86,11 +90,13 @@ class PredictionLog:
         """
         if not self._rate or random.random() >= self._rate:  # noqa: S311 -- a sample, no secret
             return
-        width = len(row) - self._mask_width
-        masks = {} if self._mask_name is None else {self._mask_name: list(map(int, row[width:]))}
+        numbers = row.tolist() if isinstance(row, np.ndarray) else list(row)
+        width = len(numbers) - self._mask_width
+        mask = list(map(int, numbers[width:]))
+        masks = {} if self._mask_name is None else {self._mask_name: mask}
         fields = {
             "kind": kind,
-            "observation": list(row[:width]),
+            "observation": numbers[:width],
             **masks,
             "answer": orjson.loads(answer),
             "request_id": request_id,

@@ -48,6 +48,12 @@ observations:
   gates: {{type: "List[bool]", min_items: 1, max_items: 4, example: [true]}}
 parameters: {{api_key: {KEY}}}
 """
+WORDS = f"""
+observations:
+  gear: {{type: int, minimum: 1, one_hot: 3}}
+  image: {{type: "List[int]", shape: [2, 2], minimum: 0, maximum: 9}}
+parameters: {{api_key: {KEY}}}
+"""
 SCALED = ROOT / "tests" / "data" / "policies" / "sb3_ppo_vecnorm"
 MASKED = f"""
 observations: {{x: {{type: float}}, y: {{type: float}}}}
@@ -216,6 +222,15 @@ def test_flat_example_follows_the_examples_and_the_bounds() -> None:
     }
 
     assert flat_example(schema) == [11.5, 2.0, 1.0, 0.0]
+
+
+def test_flat_example_is_zeros_where_the_rows_numbers_are_others() -> None:
+    schema = {
+        "observations": {"gear": {"type": "int", "one_hot": 3}},
+        "policy": {"observation_width": 3},
+    }
+
+    assert flat_example(schema) == [0.0, 0.0, 0.0]
 
 
 def test_actions_are_split_by_component_and_named() -> None:
@@ -418,6 +433,18 @@ def test_lists_have_inputs_for_each_item_or_take_text() -> None:
 
     assert [item.value for item in page.text_area] == ["true"]
     assert '{"links": [0.5, 7.25], "gates": [true]}' in page.code[0].value
+
+
+def test_words_of_the_schema_bound_and_nest_what_is_sent() -> None:
+    with live_server(WORDS) as url:
+        page = connected_page(url)
+        gear = widget(page.number_input, "gear")
+        widget(page.text_area, "image").set_value("[[1, 2], [3, 4]]")
+        press(page, "predict")
+
+    assert (gear.value, gear.min, gear.max) == (1, 1, 3)
+    assert '{"gear": 1, "image": [[1, 2], [3, 4]]}' in page.code[0].value
+    assert "2 x 2 whole numbers from 0 to 9" in text_of(page)
 
 
 def test_list_that_can_not_be_read_is_named() -> None:

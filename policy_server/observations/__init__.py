@@ -11,6 +11,7 @@ from policy_server.observations.batch_layout import BatchLayout, BatchReader, Ma
 from policy_server.observations.json_batches import JsonBatchReader
 from policy_server.observations.models import problem
 from policy_server.observations.npy_batches import NpyBatchReader
+from policy_server.observations.row_encoding import Row
 from policy_server.observations.space import ObservationSpace
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "Matrix",
     "NpyBatchReader",
     "ObservationSpace",
+    "Row",
     "problem",
 ]

@@ -9,39 +9,18 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, WithJsonSchema
-from pydantic.annotated_handlers import GetCoreSchemaHandler
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic_core import PydanticCustomError
 
 from policy_server.errors import ObservationError
-from policy_server.observations.models import JSON_TYPES, list_of, problem
+from policy_server.observations.annotations import JSON_TYPES, ZERO_OR_ONE, ZeroOrOne, list_of
+from policy_server.observations.models import problem
 from policy_server.policy import PolicySignature
 from policy_server.schema import ObservationField
 
 __all__ = ["ActionMask"]
 
-_ITEM, _ITEM_WORDS = "mask_item", "Input should be 0 or 1, or false or true"
+_ITEM = "mask_item"
 _NONE_ALLOWED = "mask_forbids_all"
-
-
-class _Allowed:
-    """Annotates an int that is 0 or 1, and may be written as false or true."""
-
-    def __get_pydantic_core_schema__(
-        self, source: object, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        """Return the steps: a truth value or a number from 0 to 1, which is whole then."""
-        either = core_schema.union_schema(
-            [
-                core_schema.bool_schema(strict=True),
-                core_schema.float_schema(strict=True, ge=0, le=1),
-            ],
-            mode="left_to_right",
-        )
-        return core_schema.custom_error_schema(
-            core_schema.chain_schema([either, core_schema.int_schema(strict=False)]),
-            custom_error_type=_ITEM,
-            custom_error_message=_ITEM_WORDS,
-        )
 
 
 @dataclass(frozen=True)
@@ -129,7 +108,7 @@ class ActionMask:
     def _annotation(self) -> Any:  # noqa: ANN401 -- made at run time
         bounds = {} if self.field.kind == "bool" else {"minimum": 0, "maximum": 1}
         document = WithJsonSchema({"type": JSON_TYPES[self.field.kind], **bounds})
-        item = Annotated[int, _Allowed(), document]
+        item = Annotated[int, ZeroOrOne(_ITEM), document]
         length = Field(min_length=self.width, max_length=self.width)
         return Annotated[list_of(item), length, AfterValidator(self._checked)]
 
@@ -190,7 +169,7 @@ class ActionMask:
         """
         wrong = np.argwhere((masks != 0) & (masks != 1)).tolist()
         if wrong:
-            raise ObservationError([problem(_ITEM, path(*wrong[0]), _ITEM_WORDS)])
+            raise ObservationError([problem(_ITEM, path(*wrong[0]), ZERO_OR_ONE)])
         starts = np.cumsum([0, *self.sizes[:-1]])
         is_possible = np.logical_or.reduceat(masks != 0, starts, axis=1)
         for row, part in np.argwhere(~is_possible)[:1].tolist():

@@ -23,6 +23,7 @@ class Column:
             layout: the form that the rows must have.
         """
         self._layout = layout
+        self._dtype = layout.dtype if layout.encoder is None else np.float64
         self._parts: deque[Matrix | list[Any]] = deque()
         self.count = 0
 
@@ -36,7 +37,7 @@ class Column:
         if not values or self.count > self._layout.max_rows:
             return
         is_ragged = _length(values[0]) >= 0 and len(set(map(len, values))) > 1
-        self._parts.append(list(values) if is_ragged else np.array(values, self._layout.dtype))
+        self._parts.append(list(values) if is_ragged else np.array(values, self._dtype))
 
     def check_rows(self) -> None:
         """Refuse more rows than the limit.

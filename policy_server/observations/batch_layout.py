@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.errors import BodyTooLargeError
+from policy_server.observations.row_encoding import RowEncoder
 from policy_server.observations.space import ObservationSpace
 
 __all__ = ["BatchLayout", "BatchReader", "Matrix"]
@@ -37,17 +38,9 @@ class BatchLayout:
     max_rows: int
 
     @property
-    def npy_widths(self) -> tuple[int, ...]:
-        """Return how many columns an array may have: with the action mask, or without one too.
-
-        Empty where the policy leaves the width open.
-        """
-        if self.width is None:
-            return ()
-        mask = self.space.mask
-        if mask is None or (mask.is_required and not self.is_raw):
-            return (self.width,)
-        return mask.first, self.width
+    def encoder(self) -> RowEncoder | None:
+        """Return the encoder of the rows; None where values are the row's numbers."""
+        return None if self.is_raw else self.space.encoder
 
     def check_rows(self, rows: int) -> None:
         """Refuse a batch that is longer than the limit.

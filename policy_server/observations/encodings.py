@@ -25,8 +25,7 @@ _OTHERS = (
     (re.compile(rb"\x28\xb5\x2f\xfd"), "packed with zstd; send it packed with gzip, or as it is"),
     (
         re.compile(rb"\x93NUMPY"),
-        "a NumPy array, which its headers don't say; add 'content-type: application/x-npy', for "
-        "batches",
+        "a NumPy array, which its headers don't say; add 'content-type: application/x-npy'",
     ),
     (re.compile(rb"PK\x03\x04"), f"a zip archive; {_IN_UTF8}"),
 )

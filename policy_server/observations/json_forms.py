@@ -14,7 +14,8 @@ from pydantic_core import from_json
 from policy_server.errors import ObservationError
 from policy_server.observations.batch_columns import BegunRow, Column
 from policy_server.observations.batch_layout import BatchLayout, Matrix
-from policy_server.observations.models import flatten, problem
+from policy_server.observations.models import problem
+from policy_server.observations.row_encoding import RowEncoder, flatten
 
 __all__ = ["Columns", "Form", "Rows"]
 
@@ -247,6 +248,8 @@ class Columns:
         return [np.ones((len(first), mask.width), self.layout.dtype)]
 
     def _matrix(self, columns: list[Matrix | list[Any]], start: int) -> Matrix:
+        if self.layout.encoder is not None:
+            return self._encoded(self.layout.encoder, columns, start)
         arrays = [column for column in columns if isinstance(column, np.ndarray)]
         if len(arrays) == len(columns):
             # One column of lists is the matrix already.
@@ -262,6 +265,15 @@ class Columns:
             self._width = widths[0]
         _check_widths(self.layout, widths, self._width, start)
         return np.array([flatten(map(_plain, row)) for row in rows], self.layout.dtype)
+
+    def _encoded(
+        self, encoder: RowEncoder, columns: list[Matrix | list[Any]], start: int
+    ) -> Matrix:
+        widths = encoder.widths(columns)
+        if self._width is None:
+            self._width = widths[0]
+        _check_widths(self.layout, widths, self._width, start)
+        return encoder.matrix(columns).astype(self.layout.dtype)
 
     def _check_lengths(self, names: Sequence[str], lengths: Sequence[int]) -> None:
         wrong = [

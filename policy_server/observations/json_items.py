@@ -18,6 +18,8 @@ __all__ = ["Items"]
 _BETWEEN_NUMBERS = re.compile(rb",(?=[ \t\n\r]*+[^\], \t\n\r])")
 _BETWEEN_LISTS = re.compile(rb"\][ \t\n\r]*+,(?=[ \t\n\r]*+\[)")
 _TWO_ENDS = re.compile(rb"\][ \t\n\r]*+\]")
+# The brackets of a list of lists end in the same signs as its items.
+_NESTED = re.compile(rb"[ \t\n\r]*+\[[ \t\n\r]*+\[")
 # Brackets without a comma behind them are rare at the end of some rows.
 _GUESSES = 8
 # A mistake's path in a column begins with the column's name and a row.
@@ -60,6 +62,8 @@ class Items:
         Args:
             text: the items that are there.
         """
+        if _NESTED.match(text) is not None:
+            return None
         end = _end_of_column(text, has_lists=self._has_lists)
         cut = (end, True) if end >= 0 else (self._last_comma(text), False)
         return None if cut[0] < 0 or text.find(b'"', 0, cut[0]) >= 0 else cut

@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    FailFast,
-    Field,
-    ValidationError,
-    WithJsonSchema,
-    create_model,
-)
-from pydantic.annotated_handlers import GetCoreSchemaHandler
-from pydantic_core import CoreSchema, ErrorDetails, core_schema
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import ErrorDetails
 
 from policy_server.errors import ObservationError
+from policy_server.observations.annotations import (
+    annotation_of,
+    has_lengths,
+    list_of,
+    raw_number,
+)
 from policy_server.observations.encodings import UTF8_MARK, check_encoding
 from policy_server.schema import (
     EXACT_INTEGER_MAX,
     FLOAT32_MAX,
-    Kind,
-    Number,
     NumberRange,
     ObservationField,
 )
 
 __all__ = [
-    "JSON_TYPES",
     "TOO_LARGE",
     "columns_model",
     "example_of",
-    "flatten",
-    "list_of",
     "observation_model",
     "problem",
     "raw_columns_model",
@@ -45,7 +36,6 @@ __all__ = [
 
 Parsed = TypeVar("Parsed")
 
-JSON_TYPES = {"int": "integer", "float": "number", "bool": "boolean"}
 _STRICT = ConfigDict(strict=True, extra="forbid")
 _MOST_PROBLEMS = 100
 
@@ -54,35 +44,6 @@ TOO_LARGE: Mapping[float, str] = {
     FLOAT32_MAX: "fit a 32-bit float",
     EXACT_INTEGER_MAX: f"be at most {EXACT_INTEGER_MAX} in absolute value, to arrive exactly",
 }
-
-
-@dataclass(frozen=True)
-class _Whole:
-    """Annotates an int that may be written as any number that is whole: 2, 2.0 or 2e0.
-
-    Attributes:
-        low: the smallest.
-        high: the largest.
-    """
-
-    low: Number
-    high: Number
-
-    def __get_pydantic_core_schema__(
-        self, source: object, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        """Check for a number first, so that neither text nor a truth value is one.
-
-        The bounds are those of a float, since an int's step knows no number beyond 64 bits.
-        """
-        number = core_schema.float_schema(strict=True, allow_inf_nan=False)
-        return core_schema.chain_schema(
-            [
-                core_schema.custom_error_schema(number, custom_error_type="int_type"),
-                core_schema.float_schema(ge=self.low, le=self.high),
-                core_schema.int_schema(strict=False),
-            ]
-        )
 
 
 def problem(kind: str, loc: Sequence[str | int], message: str) -> dict[str, Any]:
@@ -102,21 +63,6 @@ def problem(kind: str, loc: Sequence[str | int], message: str) -> dict[str, Any]
     return {"type": kind, "loc": list(loc), "msg": message}
 
 
-def flatten(values: Iterable[Any]) -> list[float]:
-    """Return an observation's numbers in one list.
-
-    Args:
-        values: its fields' values in order: numbers, or lists of numbers.
-    """
-    row: list[float] = []
-    for value in values:
-        if isinstance(value, list):
-            row += value
-        else:
-            row.append(value)
-    return row
-
-
 def observation_model(
     fields: tuple[ObservationField, ...], numbers: NumberRange, **last: tuple[Any, Any]
 ) -> type[BaseModel]:
@@ -129,7 +75,7 @@ def observation_model(
     """
     # The names are aliases, so that `copy`, `json` or `_id` don't clash with pydantic's own.
     definitions: dict[str, Any] = {
-        f"field_{i}": (_annotation(field, numbers), _pydantic_field(field, numbers))
+        f"field_{i}": (annotation_of(field, numbers), _pydantic_field(field, numbers))
         for i, field in enumerate(fields)
     }
     return create_model("Observation", __config__=_STRICT, **(definitions | last))
@@ -143,7 +89,7 @@ def raw_model(numbers: NumberRange, **last: tuple[Any, Any]) -> type[BaseModel]:
         last: the fields beside `obs`, as pydantic's `create_model` takes them.
     """
     description = "The values in the order of training; booleans are 0 and 1"
-    items: Any = list_of(_raw_number(numbers))
+    items: Any = list_of(raw_number(numbers))
     obs: dict[str, Any] = {"obs": (items, Field(description=description))}
     return create_model("RawObservation", __config__=_STRICT, **(obs | last))
 
@@ -172,46 +118,15 @@ def raw_columns_model(numbers: NumberRange, **last: tuple[Any, Any]) -> type[Bas
         numbers: the numbers that the policy's type holds.
         last: the columns beside `obs`, as pydantic's `create_model` takes them.
     """
-    obs: dict[str, Any] = {"obs": (list_of(list_of(_raw_number(numbers))), Field(None))}
+    obs: dict[str, Any] = {"obs": (list_of(list_of(raw_number(numbers))), Field(None))}
     return create_model("RawObservationColumns", __config__=_STRICT, **(obs | last))
 
 
 def _item_of_column(field: ObservationField, numbers: NumberRange) -> Any:  # noqa: ANN401 -- made at run time
-    kind = _annotation(field, numbers)
-    if not field.is_list:
+    kind = annotation_of(field, numbers)
+    if not has_lengths(field):
         return kind
     return Annotated[kind, Field(min_length=field.min_items or None, max_length=field.max_items)]
-
-
-def _annotation(field: ObservationField, numbers: NumberRange) -> Any:  # noqa: ANN401 -- made at run time
-    low, high = numbers.within(field)
-    item = _number(field.kind, low, high, is_integer=numbers.is_integer)
-    return list_of(item) if field.is_list else item
-
-
-def list_of(item: Any) -> Any:  # noqa: ANN401 -- an annotation made at run time
-    """Return the annotation of a list.
-
-    Args:
-        item: the annotation of its items.
-    """
-    # The first wrong item is enough: a body of a million would make a longer answer than itself.
-    return Annotated[list[item], FailFast()]
-
-
-def _raw_number(numbers: NumberRange) -> Any:  # noqa: ANN401 -- made at run time
-    return _number("float", numbers.low, numbers.high, is_integer=numbers.is_integer)
-
-
-def _number(kind: Kind, low: Number, high: Number, *, is_integer: bool) -> Any:  # noqa: ANN401 -- made at run time
-    if kind == "bool":
-        return Annotated[bool, WithJsonSchema({"type": JSON_TYPES[kind]})]
-    is_whole = is_integer or kind == "int"
-    name = JSON_TYPES["int" if is_whole else kind]
-    document = WithJsonSchema({"type": name, "minimum": low, "maximum": high})
-    if is_whole:
-        return Annotated[int, _Whole(low, high), document]
-    return Annotated[float, Field(ge=low, le=high, allow_inf_nan=False), document]
 
 
 def _pydantic_field(field: ObservationField, numbers: NumberRange) -> Any:  # noqa: ANN401 -- pydantic types Field() so
@@ -220,7 +135,7 @@ def _pydantic_field(field: ObservationField, numbers: NumberRange) -> Any:  # no
         "title": field.name,
         "description": field.description,
     }
-    if field.is_list:
+    if has_lengths(field):
         known |= {"min_length": field.min_items or None, "max_length": field.max_items}
     return Field(**known, examples=[example_of(field, numbers)])
 
@@ -234,7 +149,7 @@ def example_of(field: ObservationField, numbers: NumberRange) -> Any:  # noqa: A
     """
     if field.example is not None:
         return field.example
-    value: bool | int | float = False
+    value: Any = False
     if field.kind != "bool":
         low, high = numbers.within(field)
         value = min(max(low, 0), high)
@@ -242,7 +157,9 @@ def example_of(field: ObservationField, numbers: NumberRange) -> Any:  # noqa: A
         value = float(value) if is_float else int(value)
     if not field.is_list:
         return value
-    return [value] * max(field.min_items, 1)
+    for length in reversed(field.shape or (max(field.min_items, 1),)):
+        value = [value] * length
+    return value
 
 
 def validate(parse: Callable[[bytes], Parsed], body: bytes) -> Parsed:

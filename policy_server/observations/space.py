@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any
 
@@ -15,26 +14,32 @@ from policy_server.observations.action_mask import ActionMask
 from policy_server.observations.models import (
     columns_model,
     example_of,
-    flatten,
     observation_model,
     problem,
     raw_columns_model,
     raw_model,
     validate,
 )
+from policy_server.observations.observation_arrays import ObservationArrays
+from policy_server.observations.row_encoding import Row, row_maker
+from policy_server.observations.unpacked_values import as_json
 from policy_server.schema import NumberRange, ObservationField, number_range
 
 __all__ = ["ObservationSpace"]
-
-# The deepest lists in lists that pydantic reads in JSON.
-_DEEPEST = 200
 
 
 class ObservationSpace:
     """The observations that one schema.yaml and the policy's own type allow.
 
     A row is a list of numbers in the order of training: scalars as they are, lists item by item,
-    booleans as 0 and 1.
+    booleans as 0 and 1, and what `one_hot` and `normalize` make of numbers.
+
+    Attributes:
+        fields: the named observations in order; None where only raw observations are taken.
+        numbers: the numbers that the policy's type holds.
+        mask: the action mask that the policy takes beside its observation; None for none.
+        encoder: makes rows of values; None where the values are the row's numbers.
+        arrays: reads observations that come as arrays.
     """
 
     def __init__(
@@ -42,6 +47,8 @@ class ObservationSpace:
         fields: tuple[ObservationField, ...] | None,
         numbers: NumberRange | None = None,
         mask: ActionMask | None = None,
+        *,
+        shape: tuple[int, ...] | None = None,
     ) -> None:
         """Generate the pydantic models.
 
@@ -51,6 +58,8 @@ class ObservationSpace:
             numbers: the numbers that the policy's type holds; None, before the policy is loaded,
                 takes those of float32.
             mask: the action mask that the policy takes beside its observation; None for none.
+            shape: the dimensions of a whole observation in training, as the policy's file tells
+                them; None where it doesn't.
         """
         self.fields = fields
         self.numbers = number_range("float32") if numbers is None else numbers
@@ -61,8 +70,10 @@ class ObservationSpace:
             else observation_model(fields, self.numbers, **(mask.for_observation() if mask else {}))
         )
         self._raw = raw_model(self.numbers, **(mask.for_raw() if mask else {}))
-        has_lists = mask is not None or any(field.is_list for field in fields or ())
-        self._row: Callable[[Iterable[Any]], list[float]] = flatten if has_lists else list
+        self._row, self.encoder = row_maker(fields or (), has_mask=mask is not None)
+        self.arrays = ObservationArrays(
+            fields, self.numbers, mask=mask, encoder=self.encoder, shape=shape
+        )
         self._raw_row: Callable[[Mapping[str, Any]], list[float]] = (
             itemgetter("obs") if mask is None else self._row_of_raw
         )
@@ -87,7 +98,7 @@ class ObservationSpace:
         Args:
             width: how many numbers the policy takes; None where it leaves that open.
         """
-        row = flatten(example_of(field, self.numbers) for field in self.fields or ())
+        row = self._row(example_of(field, self.numbers) for field in self.fields or ())
         if width is not None and len(row) != width:
             row = [0.0] * width
         number = int if self.numbers.is_integer else float
@@ -175,7 +186,7 @@ class ObservationSpace:
             found = model.model_validate(values).__dict__
         except ValidationError:
             # pydantic words a few mistakes by the language that they came from.
-            body = _as_json(values)
+            body = as_json(values)
             return self.parse_raw(body) if is_raw else self.parse_named(body)
         return self._raw_row(found) if is_raw else self._row(found.values())
 
@@ -252,7 +263,7 @@ class ObservationSpace:
             raw_columns_model(self.numbers, **last),
         )
 
-    def check_width(self, row: Sequence[float], width: int | None, *, is_raw: bool) -> None:
+    def check_width(self, row: Row, width: int | None, *, is_raw: bool) -> None:
         """Refuse a row whose length is not the policy's.
 
         Args:
@@ -272,34 +283,6 @@ class ObservationSpace:
             raise ObservationError(
                 [problem(kind, ["body", "obs"], f"List should have {expected} items, not {given}")]
             )
-        open_lists = [
-            item.name
-            for item in self.fields or ()
-            if item.is_list and item.min_items != item.max_items
-        ]
+        open_lists = [item.name for item in self.fields or () if not item.has_fixed_length]
         message = f"The observation should have {expected} values in all, not {given}"
         raise ObservationError([problem(kind, ["body", *open_lists[:1]], message)])
-
-
-def _as_json(values: object) -> bytes:
-    message = "Input should hold numbers, booleans, text, lists and maps only, less deeply nested"
-    refused = ObservationError([problem("value_invalid", ["body"], message)])
-    if _is_deeper(values, _DEEPEST):
-        raise refused
-    try:
-        return json.dumps(values).encode()
-    except TypeError as error:
-        raise refused from error
-
-
-def _is_deeper(values: object, levels: int) -> bool:
-    containers = [values]
-    for _ in range(levels + 1):
-        # Not by recursion, whose limit is another one in each version of Python.
-        containers = [
-            item
-            for container in containers
-            if isinstance(container, (list, dict))
-            for item in (container.values() if isinstance(container, dict) else container)
-        ]
-    return bool(containers)

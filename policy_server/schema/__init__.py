@@ -16,10 +16,10 @@ from policy_server.schema.fields import (
     ActionField,
     ActionValues,
     Kind,
+    Normalization,
     Number,
     ObservationField,
     ServerSchema,
-    fit_lists,
     public_schema,
 )
 from policy_server.schema.number_range import EXACT_INTEGER_MAX, NumberRange, number_range
@@ -42,6 +42,7 @@ __all__ = [
     "ActionField",
     "ActionValues",
     "Kind",
+    "Normalization",
     "Number",
     "NumberRange",
     "ObservationField",
@@ -50,7 +51,6 @@ __all__ = [
     "ServerSchema",
     "VersionSection",
     "find_example_of",
-    "fit_lists",
     "named_as_example",
     "number_range",
     "parse_schema",

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 __all__ = [
     "FLOAT32_MAX",
     "ActionField",
     "ActionValues",
     "Kind",
+    "Normalization",
     "Number",
     "ObservationField",
     "ServerSchema",
-    "fit_lists",
     "public_schema",
 ]
 
@@ -23,8 +23,23 @@ ActionValues = Literal["logits", "probabilities", "q_values", "action", "normal"
 
 # The largest number that rounds to a finite 32-bit float, half a step beyond the float itself.
 FLOAT32_MAX = 3.4028235677973362e38
-# More than any list holds, in sums of lengths.
-_ENDLESS = 10**9
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """The rule clip((x - mean) / (std + epsilon), -clip, clip) for the numbers of an observation.
+
+    Attributes:
+        mean: one for all numbers, or one for each.
+        std: one for all numbers, or one for each.
+        clip: the largest size of a normalized number; None for no clipping.
+        epsilon: added to each of `std`; the sum is positive.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    clip: float | None = None
+    epsilon: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,13 @@ class ObservationField:
         example: a value as a client would send it.
         minimum: the smallest value, of each item in a list.
         maximum: the largest value, of each item in a list.
+        one_hot: how many columns of the row each integer becomes, with a 1 at its place and 0
+            elsewhere: one for all items, or one for each; None leaves integers as they are. The
+            first place is that of `minimum`, or of 0.
+        normalize: how the numbers are normalized on their way into the row; None leaves them.
+        shape: the lengths of nested lists from the outermost on, whose items are in the row in C
+            order; None for a flat list. `min_items` and `max_items` are then the product.
+        takes_flags: whether 0, 1, true and false are taken alike, as the policy's file tells.
     """
 
     name: str
@@ -49,9 +71,50 @@ class ObservationField:
     min_items: int = 0
     max_items: int | None = None
     description: str | None = None
-    example: bool | int | float | list[bool] | list[int] | list[float] | None = None
+    example: Any = None
     minimum: Number | None = None
     maximum: Number | None = None
+    one_hot: tuple[int, ...] | None = None
+    normalize: Normalization | None = None
+    shape: tuple[int, ...] | None = None
+    takes_flags: bool = False
+
+    @property
+    def min_columns(self) -> int:
+        """Return the fewest columns of the row that it takes."""
+        return self.columns_of(self.min_items if self.is_list else 1)
+
+    @property
+    def max_columns(self) -> int | None:
+        """Return the most columns of the row that it takes; None for a list without a bound."""
+        if self.is_list and self.max_items is None:
+            return None
+        return self.columns_of(self.max_items or 0 if self.is_list else 1)
+
+    @property
+    def has_fixed_length(self) -> bool:
+        """Return whether each of its values has as many items."""
+        return not self.is_list or self.min_items == self.max_items
+
+    @property
+    def first(self) -> int:
+        """Return the integer that has the first place of `one_hot`."""
+        return int(self.minimum or 0)
+
+    @property
+    def items(self) -> int:
+        """Return how many numbers a value has; of a list of open length, how many at least."""
+        return self.min_items if self.is_list else 1
+
+    def columns_of(self, items: int) -> int:
+        """Return how many columns of the row a number of items takes.
+
+        Args:
+            items: at least 0; as many as `one_hot` has where that gives a size for each.
+        """
+        if self.one_hot is None:
+            return items
+        return sum(self.one_hot) if len(self.one_hot) > 1 else items * self.one_hot[0]
 
 
 @dataclass(frozen=True)
@@ -131,22 +194,18 @@ class ServerSchema:
 
     @property
     def min_width(self) -> int:
-        """Return the fewest numbers that an observation can have."""
-        return sum(item.min_items if item.is_list else 1 for item in self.observations or ())
+        """Return the fewest numbers that the row of an observation can have."""
+        return sum(item.min_columns for item in self.observations or ())
 
     @property
     def max_width(self) -> int | None:
-        """Return the most numbers an observation can have; None where a list has no upper bound."""
-        most = 0
-        for item in self.observations or ():
-            if item.is_list and item.max_items is None:
-                return None
-            most += cast("int", item.max_items) if item.is_list else 1
-        return most
+        """Return the most numbers that a row can have; None where a list has no upper bound."""
+        columns = [item.max_columns for item in self.observations or ()]
+        return None if None in columns else sum(filter(None, columns))
 
     @property
     def width(self) -> int | None:
-        """Return how many numbers every observation has; None where that is open."""
+        """Return how many numbers every row has; None where that is open."""
         is_exact = self.observations is not None and self.min_width == self.max_width
         return self.max_width if is_exact else None
 
@@ -173,55 +232,6 @@ class ServerSchema:
 
 def _undescribed(fields: tuple[_Field, ...] | None) -> tuple[_Field, ...] | None:
     return None if fields is None else tuple(replace(item, description=None) for item in fields)
-
-
-def fit_lists(
-    fields: tuple[ObservationField, ...] | None, width: int | None
-) -> tuple[ObservationField, ...] | None:
-    """Return the observations, with the lengths of lists narrowed by the policy's width.
-
-    Example:
-        With a `speed` and a list `links` of any length, a policy that takes 11 values leaves 10
-        items for `links`.
-
-    Args:
-        fields: the observations of schema.yaml.
-        width: how many numbers the policy expects; None where it leaves that open.
-
-    Returns:
-        The observations; as they were where the width is open, or no lengths give it. A list's
-        example of another length is left out.
-    """
-    if fields is None or width is None:
-        return fields
-    fewest = sum(_fewest(item) for item in fields)
-    most = sum(_most(item) for item in fields)
-    if not fewest <= width <= most:
-        return fields
-    return tuple(
-        _fit_list(item, width - most + _most(item), width - fewest + _fewest(item))
-        if item.is_list and item.min_items != item.max_items
-        else item
-        for item in fields
-    )
-
-
-def _fewest(item: ObservationField) -> int:
-    return item.min_items if item.is_list else 1
-
-
-def _most(item: ObservationField) -> int:
-    if not item.is_list:
-        return 1
-    return _ENDLESS if item.max_items is None else item.max_items
-
-
-def _fit_list(item: ObservationField, low: int, high: int) -> ObservationField:
-    fewest = max(item.min_items, low)
-    most = high if item.max_items is None else min(item.max_items, high)
-    shown = item.example if isinstance(item.example, list) else None
-    example = shown if shown is not None and fewest <= len(shown) <= most else None
-    return replace(item, min_items=fewest, max_items=most, example=example)
 
 
 def public_schema(schema: ServerSchema) -> dict[str, Any]:
@@ -253,10 +263,25 @@ def public_schema(schema: ServerSchema) -> dict[str, Any]:
 
 def _public_observation(item: ObservationField) -> dict[str, Any]:
     known: dict[str, Any] = {"type": f"List[{item.kind}]" if item.is_list else item.kind}
-    if item.is_list:
+    if item.is_list and item.shape is None:
         known |= {"min_items": item.min_items, "max_items": item.max_items}
+    if item.shape is not None:
+        known["shape"] = list(item.shape)
     known |= {key: getattr(item, key) for key in ("description", "example", "minimum", "maximum")}
+    if item.one_hot is not None:
+        known["one_hot"] = _one_or_list(item.one_hot)
+    if item.normalize is not None:
+        known["normalize"] = _public_normalization(item.normalize)
     return {key: value for key, value in known.items() if value is not None}
+
+
+def _public_normalization(rule: Normalization) -> dict[str, Any]:
+    known = {"mean": _one_or_list(rule.mean), "std": _one_or_list(rule.std)}
+    return known | ({} if rule.clip is None else {"clip": rule.clip}) | {"epsilon": rule.epsilon}
+
+
+def _one_or_list(values: tuple[Any, ...]) -> Any:  # noqa: ANN401 -- as in schema.yaml
+    return values[0] if len(values) == 1 else list(values)
 
 
 def _public_action(item: ActionField) -> dict[str, Any]:

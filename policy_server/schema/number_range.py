@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from policy_server.errors import SchemaError
-from policy_server.schema.fields import FLOAT32_MAX, Number, ObservationField
+from policy_server.schema.fields import FLOAT32_MAX, Normalization, Number, ObservationField
 
 __all__ = ["EXACT_INTEGER_MAX", "NumberRange", "number_range"]
 
@@ -53,12 +54,27 @@ class NumberRange:
         """
         if field.kind == "bool":
             return 0, 1
-        known = self.whole if field.kind == "int" else self
+        if field.one_hot is not None:
+            return field.first, field.first + max(field.one_hot) - 1
+        known = self if field.normalize is None else self._before(field.normalize)
+        known = known.whole if field.kind == "int" else known
         low = known.low if field.minimum is None else max(known.low, field.minimum)
         high = known.high if field.maximum is None else min(known.high, field.maximum)
         if known.is_integer:
             return math.ceil(low), math.floor(high)
         return min(low, _as_float32(low)), max(high, _as_float32(high))
+
+    def _before(self, rule: Normalization) -> NumberRange:
+        """Return the numbers whose normalized ones are in this range."""
+        low, high = -FLOAT32_MAX, FLOAT32_MAX
+        if rule.clip is None or rule.clip > min(-self.low, self.high):
+            count = max(len(rule.mean), len(rule.std))
+            means = rule.mean if len(rule.mean) > 1 else rule.mean * count
+            deviations = rule.std if len(rule.std) > 1 else rule.std * count
+            for mean, std in zip(means, deviations, strict=True):
+                low = max(low, mean + self.low * (std + rule.epsilon))
+                high = min(high, mean + self.high * (std + rule.epsilon))
+        return NumberRange("float32", is_integer=False, low=low, high=high)
 
     @property
     def whole(self) -> NumberRange:
@@ -81,14 +97,18 @@ class NumberRange:
             low, high = self.within(field)
             known = self.whole if field.kind == "int" else self
             where = f"{source}: observations.{field.name}"
+            if field.normalize is not None and self.is_integer:
+                raise SchemaError(
+                    f"{where}.normalize: gives fractions, the policy takes {self}; remove it"
+                )
             if low > high:
                 raise SchemaError(
                     f"{where}: its minimum and maximum allow none of the numbers that the policy "
                     f"takes, {known}; mend them"
                 )
-            values = field.example if isinstance(field.example, list) else [field.example]
-            for value in values:
-                if value is not None and not self._is_within(value, low, high):
+            is_own = field.one_hot is not None or field.normalize is not None
+            for value in () if is_own else _numbers_of(field.example):
+                if not self._is_within(value, low, high):
                     raise SchemaError(
                         f"{where}.example: expected numbers that the policy takes, {known}, got "
                         f"{value}"
@@ -102,6 +122,14 @@ class NumberRange:
         if self.is_integer:
             return f"whole numbers from {self.low} to {self.high} ({self.dtype})"
         return f"numbers from {self.low:.8g} to {self.high:.8g} ({self.dtype})"
+
+
+def _numbers_of(example: Any) -> Iterator[Number]:  # noqa: ANN401 -- numbers, lists of them, or None
+    if isinstance(example, list):
+        for item in example:
+            yield from _numbers_of(item)
+    elif example is not None:
+        yield example
 
 
 def _as_float32(number: Number) -> Number:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,18 @@ from pydantic import ValidationError
 from policy_server.errors import SchemaError
 from policy_server.installation import command_for
 from policy_server.schema.fields import (
-    FLOAT32_MAX,
     ActionField,
     Kind,
     Number,
     ObservationField,
     ServerSchema,
+)
+from policy_server.schema.observation_examples import is_example_of
+from policy_server.schema.observation_words import (
+    MOST_ITEMS,
+    check_words,
+    item_bounds,
+    normalization_of,
 )
 from policy_server.schema.scalars import is_nothing, read_flag, read_number
 from policy_server.schema.yaml_document import (
@@ -38,7 +43,6 @@ _SECTIONS = "'observations' and 'parameters'"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _URL_PATH = re.compile(r"[A-Za-z0-9._~-]+(?:/[A-Za-z0-9._~-]+)*")
 _HEADER_TEXT = re.compile(r"[!-~](?:[ -~]*[!-~])?")
-_MOST_ITEMS = 1_000_000
 
 
 def read_schema_text(path: Path) -> str:
@@ -147,6 +151,8 @@ def _observation(key: object, item: ObservationEntry, source: str) -> Observatio
     where = f"{source}: observations.{name}"
     _check_items(item, where)
     _check_range(item, where)
+    check_words(item, where)
+    min_items, max_items = item_bounds(item)
     minimum, maximum, example = (
         _value_of(value, item.type.kind) for value in (item.minimum, item.maximum, item.example)
     )
@@ -154,15 +160,19 @@ def _observation(key: object, item: ObservationEntry, source: str) -> Observatio
         name=name,
         kind=item.type.kind,
         is_list=item.type.is_list,
-        min_items=item.min_items or 0,
-        max_items=item.max_items,
+        min_items=min_items,
+        max_items=max_items,
         description=item.description,
         example=example,
         minimum=minimum,
         maximum=maximum,
+        one_hot=item.one_hot,
+        normalize=normalization_of(item),
+        shape=item.shape,
     )
-    if item.example is not None and not _is_example_of(example, field):
+    if item.example is not None and not is_example_of(example, field):
         expected = f"a List[{field.kind}]" if field.is_list else f"a value of type {field.kind}"
+        expected += "" if field.shape is None else f" of the shape {list(field.shape)}"
         raise SchemaError(
             f"{where}.example: expected {expected} within its bounds, got {show(item.example)}"
         )
@@ -188,9 +198,9 @@ def _check_items(item: ObservationEntry, where: str) -> None:
                 f"{where}.{key}: is for lists, the type is {item.type}; remove it or make the type "
                 f"List[{item.type}]"
             )
-        if not least <= value <= _MOST_ITEMS:
+        if not least <= value <= MOST_ITEMS:
             raise SchemaError(
-                f"{where}.{key}: expected a number from {least} to {_MOST_ITEMS}, got {show(value)}"
+                f"{where}.{key}: expected a number from {least} to {MOST_ITEMS}, got {show(value)}"
             )
     if item.min_items is not None and item.max_items is not None:
         _check_order(where, ("min_items", item.min_items), ("max_items", item.max_items))
@@ -215,26 +225,6 @@ def _check_order(where: str, low: tuple[str, Number], high: tuple[str, Number]) 
         raise SchemaError(
             f"{where}: {low[0]} {low[1]} is larger than {high[0]} {high[1]}; swap them"
         )
-
-
-def _is_example_of(example: object, field: ObservationField) -> bool:
-    if not field.is_list:
-        return _is_value_of(example, field)
-    if not isinstance(example, list):
-        return False
-    most = math.inf if field.max_items is None else field.max_items
-    is_long_enough = field.min_items <= len(example) <= most
-    return is_long_enough and all(_is_value_of(value, field) for value in example)
-
-
-def _is_value_of(value: object, field: ObservationField) -> bool:
-    if field.kind == "bool" or isinstance(value, bool):
-        return field.kind == "bool" and isinstance(value, bool)
-    if not isinstance(value, int if field.kind == "int" else int | float):
-        return False
-    low = -FLOAT32_MAX if field.minimum is None else field.minimum
-    high = FLOAT32_MAX if field.maximum is None else field.maximum
-    return low <= value <= high
 
 
 def _actions(parsed: PolicySections, source: str) -> tuple[ActionField, ...] | None:

@@ -19,6 +19,7 @@ from policy_server.schema.scalars import Unquoted, as_looks, read_flag, read_num
 __all__ = [
     "ActionEntry",
     "Document",
+    "NormalizeEntry",
     "ObservationEntry",
     "Parameters",
     "PolicyEntry",
@@ -35,6 +36,7 @@ _TYPES = "one of int, float, bool, List[int], List[float], List[bool]"
 _MAPPINGS = {
     ("observations", 1): "a mapping of names, such as 'speed: {type: float}'",
     ("observations", 2): "a mapping, such as {type: float}",
+    ("observations", 3): "a mapping, such as {mean: 0.5, std: 2}",
     ("actions", 1): "a mapping of names, such as 'move: {labels: [left, right]}'",
     ("actions", 2): "a mapping, such as {labels: [left, right]}",
     ("parameters", 1): "a mapping, such as 'discrete: True', with a space after each colon",
@@ -43,6 +45,9 @@ _MAPPINGS = {
     ("versions", 1): "a mapping of names, such as 'v1: {model: door.zip, traffic: 90}'",
     ("versions", 2): "a mapping, such as {model: door.zip, traffic: 90}",
 }
+
+# The value of a key that has to be there.
+_MISSING = dict.fromkeys(("mean", "std"), "a number, or one for each item") | {"type": _TYPES}
 
 _TYPE_NAMES: dict[type, str] = {
     str: "text",
@@ -120,11 +125,25 @@ def _parse_values(value: object) -> ActionValues:
     return cast("ActionValues", str(value))
 
 
+def _parse_counts(value: object) -> tuple[int, ...]:
+    return tuple(map(_parse_count, value if isinstance(value, list) else [value]))
+
+
 _Text = Annotated[str, PlainValidator(_parse_text)]
 _Flag = Annotated[bool, PlainValidator(_parse_flag)]
 _Count = Annotated[int, PlainValidator(_parse_count)]
 _Number = Annotated[int | float, PlainValidator(_parse_number)]
 _Numbers = Annotated[tuple[float, ...], PlainValidator(_parse_numbers)]
+_Counts = Annotated[tuple[int, ...], PlainValidator(_parse_counts)]
+
+
+class NormalizeEntry(_Strict):
+    """The key `normalize` of an entry under `observations`."""
+
+    mean: _Numbers
+    std: _Numbers
+    clip: _Number | None = None
+    epsilon: _Number = 0
 
 
 class ObservationEntry(_Strict):
@@ -137,6 +156,9 @@ class ObservationEntry(_Strict):
     example: Any = None
     minimum: _Number | None = None
     maximum: _Number | None = None
+    one_hot: _Counts | None = None
+    normalize: NormalizeEntry | None = None
+    shape: _Counts | None = None
 
 
 class ActionEntry(_Strict):
@@ -227,7 +249,7 @@ def _describe(problem: ErrorDetails) -> str:
         case "extra_forbidden":
             return _describe_unknown_key(path)
         case "missing":
-            expected = _TYPES if path[-1] == "type" else "a zip, a folder or an address"
+            expected = _MISSING.get(path[-1], "a zip, a folder or an address")
             return f"{where}: is missing; expected {expected}"
         case "dict_type" | "model_type" if "{" in path[-1]:
             name = path[-1].partition("{")[0].strip()
@@ -266,7 +288,8 @@ def _describe_unknown_key(path: list[str]) -> str:
         "parameters": Parameters,
         "versions": VersionEntry,
     }
-    known = list((around if len(inner) == 1 else models[inner[0]]).model_fields)
+    model = around if len(inner) == 1 else models[inner[0]]
+    known = list((NormalizeEntry if "normalize" in inner[2:-1] else model).model_fields)
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"expected one of {', '.join(known)}"
     return f"{'.'.join(path)}: unknown key; {hint}"

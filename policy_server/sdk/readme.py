@@ -116,7 +116,9 @@ def _fill(text: str, words: Mapping[str, str]) -> str:
 
 def _kind(schema: Document) -> str:
     """Return `boolean`, `integer` or `number`: of the value, or of a list's items."""
-    return str(schema.get("items", schema)["type"])
+    while "items" in schema:
+        schema = schema["items"]
+    return str(schema["type"])
 
 
 def _describe_actions(document: Document) -> str:
@@ -150,13 +152,25 @@ _FORMS = {
 }
 
 
-def _write(value: object, kind: str, *, integer: str, lists: Callable[[str, str], str]) -> str:
+def _write(value: object, kind: str, *, integer: str, lists: Callable[[str, int, str], str]) -> str:
+    """Return a literal.
+
+    Args:
+        value: a number, a truth value, or nested lists of them.
+        kind: the JSON type of the innermost items.
+        integer: the ending of an integer.
+        lists: makes a list's literal of the kind, the number of levels and the items.
+    """
     if isinstance(value, list):
         items = ", ".join(_write(item, kind, integer=integer, lists=lists) for item in value)
-        return lists(kind, items)
+        return lists(kind, _levels(value), items)
     if kind == "integer":
         return f"{value}{integer}"
     return json.dumps(float(str(value)) if kind == "number" else value)
+
+
+def _levels(value: object) -> int:
+    return 1 + max(map(_levels, value), default=0) if isinstance(value, list) else 0
 
 
 def _python(value: object, _kind: str) -> str:
@@ -164,39 +178,42 @@ def _python(value: object, _kind: str) -> str:
 
 
 def _java(value: object, kind: str) -> str:
-    return _write(value, kind, integer="L", lists=lambda _kind, items: f"List.of({items})")
+    return _write(value, kind, integer="L", lists=lambda _kind, _levels, items: f"List.of({items})")
 
 
 def _scala(value: object, kind: str) -> str:
-    return _write(value, kind, integer="L", lists=lambda _kind, items: f"Seq({items})")
+    return _write(value, kind, integer="L", lists=lambda _kind, _levels, items: f"Seq({items})")
 
 
 def _r(value: object, kind: str) -> str:
-    text = _write(value, kind, integer="", lists=lambda _kind, items: f"list({items})")
+    text = _write(value, kind, integer="", lists=lambda _kind, _levels, items: f"list({items})")
     return text.replace("true", "TRUE").replace("false", "FALSE")
 
 
 def _typescript(value: object, kind: str) -> str:
-    return _write(value, kind, integer="", lists=lambda _kind, items: f"[{items}]")
+    return _write(value, kind, integer="", lists=lambda _kind, _levels, items: f"[{items}]")
 
 
 def _csharp(value: object, kind: str) -> str:
     types = {"integer": "long", "number": "double", "boolean": "bool"}
-    return _write(
-        value,
-        kind,
-        integer="",
-        lists=lambda kind, items: f"new List<{types[kind]}> {{ {items} }}",
-    )
+
+    def lists(kind: str, levels: int, items: str) -> str:
+        return f"new {'List<' * levels}{types[kind]}{'>' * levels} {{ {items} }}"
+
+    return _write(value, kind, integer="", lists=lists)
 
 
 def _go(value: object, kind: str) -> str:
     types = {"integer": "int64", "number": "float64", "boolean": "bool"}
-    return _write(value, kind, integer="", lists=lambda kind, items: f"[]{types[kind]}{{{items}}}")
+
+    def lists(kind: str, levels: int, items: str) -> str:
+        return f"{'[]' * levels}{types[kind]}{{{items}}}"
+
+    return _write(value, kind, integer="", lists=lists)
 
 
 def _kotlin(value: object, kind: str) -> str:
-    return _write(value, kind, integer="L", lists=lambda _kind, items: f"listOf({items})")
+    return _write(value, kind, integer="L", lists=lambda _kind, _levels, items: f"listOf({items})")
 
 
 _LITERALS = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -17,6 +17,7 @@ from policy_server.errors import (
     PolicyServerError,
     UnsupportedAnswerError,
 )
+from policy_server.observations import Row
 from policy_server.policy import (
     NO_SEED,
     AnswerKind,
@@ -53,7 +54,7 @@ class Question:
         is_copied: whether a shadow gets a copy, and compares the distribution of the answer.
     """
 
-    row: Sequence[float]
+    row: Row
     kind: AnswerKind
     seed: int = NO_SEED
     is_copied: bool = False

@@ -17,6 +17,7 @@ from policy_server.errors import (
     UnsupportedAnswerError,
 )
 from policy_server.metrics import PolicyMetrics
+from policy_server.observation_fit import fit_lists
 from policy_server.observations import ActionMask, ObservationSpace
 from policy_server.policy import (
     ANSWER_KINDS,
@@ -28,7 +29,7 @@ from policy_server.policy import (
     PolicySignature,
 )
 from policy_server.prediction_log import PredictionLog
-from policy_server.schema import ServerSchema, fit_lists, number_range
+from policy_server.schema import ServerSchema, number_range
 from policy_server.serving.questions import Answer, Question
 from policy_server.serving.scheduler import Limits, Scheduler
 from policy_server.settings import Settings

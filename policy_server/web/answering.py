@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from policy_server.errors import DistributionError
-from policy_server.observations import ObservationSpace
+from policy_server.observations import ObservationSpace, Row
 from policy_server.policy import ANSWER_KINDS, NO_SEED, AnswerKind, PolicyOutputs
 from policy_server.serving import Answer, PolicySlot, PolicyVersion, Question
 from policy_server.web.rendering import RenderedAnswers
@@ -44,6 +44,7 @@ class PolicyAnswering:
         body: bytes,
         *,
         is_raw: bool,
+        is_npy: bool = False,
         seed: int | None = None,
         request_id: str = "",
         episode: str = "",
@@ -52,8 +53,9 @@ class PolicyAnswering:
 
         Args:
             kind: the kind of answer.
-            body: the JSON of an observation, named or raw.
+            body: the JSON of an observation, named or raw, or its array.
             is_raw: whether it is `{"obs": [...]}`.
+            is_npy: whether it is an array in npy format instead.
             seed: makes the draw reproducible.
             request_id: the name of the request in the logs.
             episode: the id of its episode, which stays on one version; empty for none.
@@ -68,7 +70,10 @@ class PolicyAnswering:
         version = self.slot.choose(episode)
         version.check_answers(kind)
         space = version.space
-        parse = space.parse_raw if is_raw else space.parse_named
+        parse: Callable[[bytes], Row] = space.parse_raw if is_raw else space.parse_named
+        if is_npy:
+            width = version.signature.observation_width
+            parse = partial(space.arrays.parse, is_raw=is_raw, width=width)
         row = self._validated(version, partial(parse, body), is_raw=is_raw)
         question = self._question(row, kind, seed)
         answer = await version.scheduler.answer(question)
@@ -80,7 +85,7 @@ class PolicyAnswering:
     def ask(
         self,
         kind: AnswerKind,
-        parse: Callable[[ObservationSpace], list[float]],
+        parse: Callable[[ObservationSpace], Row],
         *,
         is_raw: bool,
         seed: int | None,
@@ -115,9 +120,7 @@ class PolicyAnswering:
         is_copied = bool(self.slot.shadows)
         return Question(row, kind, NO_SEED if seed is None else seed, is_copied=is_copied)
 
-    def _validated(
-        self, version: PolicyVersion, parse: Callable[[], list[float]], *, is_raw: bool
-    ) -> list[float]:
+    def _validated(self, version: PolicyVersion, parse: Callable[[], Row], *, is_raw: bool) -> Row:
         """Return an observation's row; refuse one that is not of the policy's width."""
         started = time.perf_counter()
         row = parse()

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from policy_server.policy import AnswerKind
 from policy_server.web.answering import PolicyAnswering
+from policy_server.web.media_types import is_npy
 from policy_server.web.problems import error_response
 from policy_server.web.route_table import RouteTable
 
@@ -51,6 +52,7 @@ class FastPath:
                 kind,
                 await _body(receive),
                 is_raw=is_raw,
+                is_npy=is_npy(scope["state"]["content_type"]),
                 request_id=scope["state"]["request_id"],
                 episode=scope["state"]["episode"],
             )

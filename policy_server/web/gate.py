@@ -38,6 +38,7 @@ _HEADERS = frozenset(
         b"authorization",
         b"content-encoding",
         b"content-length",
+        b"content-type",
         b"origin",
         b"x-episode-id",
         b"x-request-id",
@@ -128,6 +129,7 @@ class Gate:
             "request_id": request_id,
             "path": path,
             "episode": headers.get(b"x-episode-id", ""),
+            "content_type": headers.get(b"content-type", ""),
             "client": None if client is None else client[0],
         }
         if self._cross_origin is not None and self._cross_origin.is_preflight(scope, headers):

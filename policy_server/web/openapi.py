@@ -11,9 +11,9 @@ from policy_server import __version__
 from policy_server.errors import SettingsError
 from policy_server.serving import PolicyRegistry, PolicySlot
 from policy_server.web.answering import render_examples
+from policy_server.web.media_types import NPY
 from policy_server.web.openapi_schemas import TypeNames, error_schemas, policy_schemas, sized
 from policy_server.web.route_table import AnswerRoute, RouteTable
-from policy_server.web.routes import NPY
 
 __all__ = ["build_openapi", "refuse_shared_type_names"]
 
@@ -61,6 +61,10 @@ _ERRORS = {
 _COLUMNS = (
     "In place of the list an object is taken too, with a list for each field, all of one length: "
     "the schema `ObservationColumns`"
+)
+_ARRAY = (
+    " With the content type `application/x-npy` the body is a NumPy array of any type of real "
+    "numbers: {shape}, in the order of training."
 )
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _SECURITY: list[dict[str, list[str]]] = [{"accessToken": []}, {"bearer": []}]
@@ -149,12 +153,18 @@ def _without_null(schema: Document) -> Document:
 def _describe_answer(
     operation: Document,
     route: AnswerRoute,
-    _slot: PolicySlot,
+    slot: PolicySlot,
     example: Document | None,
 ) -> None:
     names = TypeNames(route.namespace)
     body = names.of("RawObservation" if route.is_raw else "Observation")
-    operation["requestBody"] = {"required": True, "content": _json_of(body)}
+    content = _json_of(body)
+    if slot.space.arrays.are_taken(is_raw=route.is_raw):
+        content[NPY] = _BINARY
+        shape = slot.space.arrays.shape(is_raw=route.is_raw)
+        known = "flat" if shape is None else f"of the shape {list(shape)}, or flat"
+        operation["description"] += _ARRAY.format(shape=known)
+    operation["requestBody"] = {"required": True, "content": content}
     kind = "Distribution" if route.kind == "distribution" else "Prediction"
     answer = _json_of(names.of(kind))
     if example is not None:

@@ -15,13 +15,13 @@ from policy_server.serving import PolicyRegistry, PolicySlot, PolicyVersion
 from policy_server.settings import Settings
 from policy_server.web.answering import PolicyAnswering
 from policy_server.web.batch_answering import BatchAnswering, BatchRequest
+from policy_server.web.media_types import JSON, NPY, is_npy, media_type
 from policy_server.web.policy_list import listed_actions
 from policy_server.web.query import QueryCheckedRoute
 from policy_server.web.route_table import AnswerRoute, Route, RouteTable
 
-__all__ = ["LARGEST_SEED", "NPY", "ROUTE_TEXTS", "Seed", "policy_routes", "server_routes"]
+__all__ = ["LARGEST_SEED", "ROUTE_TEXTS", "Seed", "policy_routes", "server_routes"]
 
-NPY = "application/x-npy"
 _QUALITY = re.compile(r";\s*q=([01](?:\.[0-9]{0,3})?)\s*(?:;|$)", re.IGNORECASE)
 LARGEST_SEED = 2**63 - 1
 Seed = Annotated[
@@ -141,11 +141,12 @@ def _endpoint(policy: PolicyAnswering, route: AnswerRoute) -> Callable[..., Awai
             route.kind,
             await request.body(),
             is_raw=route.is_raw,
+            is_npy=is_npy(request.state.content_type),
             seed=seed,
             request_id=request.state.request_id,
             episode=request.state.episode,
         )
-        return _named(Response(found.text, media_type="application/json"), found.version)
+        return _named(Response(found.text, media_type=JSON), found.version)
 
     async def draw(request: Request, seed: Seed = None) -> Response:
         return await answer(request, seed)
@@ -166,15 +167,15 @@ def _batch_endpoint(
         batch = BatchRequest(
             route.kind,
             is_raw=route.is_raw,
-            is_npy=_media_type(request.headers.get("content-type", "")) == NPY,
-            wants_npy=accepted.get(NPY, 0) > accepted.get("application/json", 0),
+            is_npy=is_npy(request.state.content_type),
+            wants_npy=accepted.get(NPY, 0) > accepted.get(JSON, 0),
             seed=seed,
             request_id=request.state.request_id,
             episode=request.state.episode,
             has_log_probability=has_log_probability,
         )
         body, version = await answering.answer(batch, request.stream())
-        media_type = NPY if batch.wants_npy else "application/json"
+        media_type = NPY if batch.wants_npy else JSON
         return _named(Response(body, media_type=media_type), version)
 
     async def draw(
@@ -197,16 +198,12 @@ def _named(response: Response, version: PolicyVersion) -> Response:
     return response
 
 
-def _media_type(text: str) -> str:
-    return text.partition(";")[0].strip().lower()
-
-
 def _qualities(accept: str) -> dict[str, float]:
     """Return the quality of each media type in an `accept` (RFC 9110, section 12.5.1)."""
     qualities = {}
     for part in accept.split(","):
         found = _QUALITY.search(part)
-        qualities[_media_type(part)] = float(found[1]) if found else 1.0
+        qualities[media_type(part)] = float(found[1]) if found else 1.0
     return qualities
 
 

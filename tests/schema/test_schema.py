@@ -189,7 +189,7 @@ def test_number_is_the_one_that_a_person_reads(text: str, value: int) -> None:
     assert schema.observations is not None
     assert schema.actions is not None
     a, b, c = schema.observations
-    numbers = [a.minimum, a.maximum, a.example, b.minimum, *b.example]  # type: ignore[misc]  # a list
+    numbers = [a.minimum, a.maximum, a.example, b.minimum, *b.example]
     assert numbers == [value] * 5
     assert {type(number) for number in numbers} == {int}
     assert (c.minimum, c.example) == (value, value)
@@ -271,7 +271,7 @@ MISTAKES = {
     "number for a module": ("module: [left]", ": module: expected text, got a list; put it in quotes"),
     "unknown parameter": ("parameters: {discret: True}", ": parameters.discret: unknown key; did you mean 'discrete'?"),
     "unknown key": ("observations: {a: {type: int, minitems: 3}}", ": observations.a.minitems: unknown key; did you mean 'min_items'?"),
-    "strange key": ("observations: {a: {type: int, q: 3}}", ": observations.a.q: unknown key; expected one of type, min_items, max_items, description, example, minimum, maximum"),
+    "strange key": ("observations: {a: {type: int, q: 3}}", ": observations.a.q: unknown key; expected one of type, min_items, max_items, description, example, minimum, maximum, one_hot, normalize, shape"),
     "unknown action key": ("actions: {a: {label: [x]}}", ": actions.a.label: unknown key; did you mean 'labels'?"),
     "missing type": ("observations: {a: {min_items: 2}}", ": observations.a.type: is missing; expected one of int, float, bool, List[int], List[float], List[bool]"),
     "two mistakes": ("observations: {a: {}, b: {}}", ": observations.a.type: is missing; expected one of int, float, bool, List[int], List[float], List[bool] (and 1 more mistake)"),

@@ -141,14 +141,15 @@ def live_server(schema: str = SCHEMA, backend: FakeBackend | None = None) -> Ite
     """Serve a policy that takes action 1 four times out of five, whatever it sees.
 
     Args:
-        schema: the text of schema.yaml; its observations have three numbers.
+        schema: the text of schema.yaml; its rows have three numbers where it leaves that open.
         backend: computes another policy.
 
     Yields:
         The server's address.
     """
     parsed = parse_schema(schema)
-    used = backend or integer_backend(np.log(_PROBABILITIES).tolist(), width=3, weight=0.0)
+    width = parsed.width or 3
+    used = backend or integer_backend(np.log(_PROBABILITIES).tolist(), width=width, weight=0.0)
     app = create_app(
         registry_of(used, parsed),
         Settings(home=Path("nowhere")),
