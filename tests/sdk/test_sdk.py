@@ -40,9 +40,20 @@ observations:
   in: {type: "List[float]", min_items: 1, max_items: 2, example: [0.5, 2]}
   team_0: {type: "List[bool]", min_items: 1, max_items: 1, example: [false]}
   self: {type: "List[int]", min_items: 1, max_items: 1, example: [7]}
+  grid: {type: "List[int]", shape: [2, 1], example: [[3], [4]]}
 parameters: {api_key: key}
 """
 
+NESTED = {
+    "python": "[[3], [4]]",
+    "java": "List.of(List.of(3L), List.of(4L))",
+    "scala": "Seq(Seq(3L), Seq(4L))",
+    "r": "list(list(3), list(4))",
+    "typescript": "[[3], [4]]",
+    "csharp": "new List<List<long>> { new List<long> { 3 }, new List<long> { 4 } }",
+    "go": "[][]int64{[]int64{3}, []int64{4}}",
+    "kotlin": "listOf(listOf(3L), listOf(4L))",
+}
 TIMEOUTS = {
     "python": "_request_timeout=10",
     "java": "setReadTimeout(Duration.ofSeconds(10))",
@@ -174,6 +185,7 @@ async def test_sdk_has_an_example_with_the_policys_own_observation(name: Languag
     assert b"http://localhost:1234/app/v1" in text
     assert "POLICY_SERVER_API_KEY" in readme
     assert "-1.5" in readme
+    assert NESTED[name] in readme
     assert RETRIES[name] in readme
     assert TIMEOUTS[name] in readme
     assert "401 for a wrong key" in readme
