@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from policy_server.errors import SchemaError
+from policy_server.observation_fit import fit_observations
 from policy_server.policy import ActionComponent, PolicySignature
 from policy_server.schema import ActionField, ServerSchema, number_range
 
@@ -33,9 +34,10 @@ def check_schema_fits(schema: ServerSchema, signature: PolicySignature) -> None:
         SchemaError: naming the first disagreement with both figures.
     """
     _check_module(schema, signature)
-    observed = schema.without(signature.mask_name)
+    stated = schema.without(signature.mask_name)
+    observed = replace(stated, observations=fit_observations(schema, signature))
     expected, beside = signature.observation_width, ""
-    if observed != schema:
+    if stated != schema:
         _check_mask(schema, signature)
         beside = f" beside {signature.mask_name}"
     if schema.observations is not None and expected is not None:
@@ -52,7 +54,9 @@ def check_schema_fits(schema: ServerSchema, signature: PolicySignature) -> None:
                 "mend the lists' bounds"
             )
     numbers = number_range(signature.observation_dtype)
-    numbers.check_fields(observed.observations or (), schema.source)
+    # An example of another length than the policy leaves is in the first ones only.
+    for fields in (stated.observations, observed.observations):
+        numbers.check_fields(fields or (), schema.source)
     _check_flags(schema, signature)
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from policy_server.commands.drafted_observations import draft_observations
 from policy_server.commands.native_logs import hidden_native_logs
 from policy_server.errors import ModelError, SchemaError
 from policy_server.files.atomic import write_whole
@@ -128,7 +129,10 @@ def report_as_text(report: ModelReport) -> list[str]:
         "model": [str(report.source)],
         "inputs": _table([_tensor(item) for item in signature.inputs]),
         "outputs": _table([_tensor(item) for item in signature.outputs]),
-        "observation": [f"{values} of {signature.observation_dtype}"],
+        "observation": [
+            f"{values} of {signature.observation_dtype}",
+            *_table([(part.key, str(part)) for part in signature.observation_parts]),
+        ],
         "actions": _table([_action(item) for item in signature.action_outputs]),
         "family": [signature.family],
         "components": _table([_component(*item) for item in enumerate(signature.components or ())])
@@ -351,17 +355,11 @@ def _draft(signature: PolicySignature, source: str, note: str, *, module: str | 
 #   speed: {{type: float, description: in m/s, minimum: 0, maximum: 30, example: 12.5}}
 # Types: int, float, bool, List[int], List[float], List[bool].
 {note}{chosen}observations:
-{_draft_observation(signature)}{_draft_actions(signature)}parameters:
+{draft_observations(signature)}{_draft_actions(signature)}parameters:
   discrete: {is_discrete}
   tuple: {len(actions) > 1}
   api_key: {json.dumps(secrets.token_urlsafe(18))}
 """
-
-
-def _draft_observation(signature: PolicySignature) -> str:
-    width = signature.observation_width
-    text = '  observation:\n    type: "List[float]"\n'
-    return text if width is None else f"{text}    min_items: {width}\n    max_items: {width}\n"
 
 
 def _draft_actions(signature: PolicySignature) -> str:

@@ -118,12 +118,14 @@ def _limits(field: ObservationField) -> dict[str, Number]:
 
 def _one_hot_items(field: ObservationField, sizes: tuple[int, ...]) -> Any:  # noqa: ANN401 -- made at run time
     """Return the annotation of a list whose items have ranges of their own."""
+    low, high = max(field.first, field.minimum or field.first), field.maximum
     ends = [field.first + size - 1 for size in sizes]
-    items: Any = tuple(_number("int", field.first, end, is_integer=True) for end in ends)
+    ends = ends if high is None else [min(end, int(high)) for end in ends]
+    items: Any = tuple(_number("int", low, end, is_integer=True) for end in ends)
     # Few languages know a type for each item; the largest range is the only one that fits all.
     document: dict[str, Any] = {
         "type": "array",
-        "items": {"type": "integer", "minimum": field.first, "maximum": max(ends)},
+        "items": {"type": "integer", "minimum": low, "maximum": max(ends)},
         "minItems": len(sizes),
         "maxItems": len(sizes),
     }

@@ -48,7 +48,7 @@ class ArrayRules:
         for field, start in zip(self._fields, self._starts, strict=False):
             if field.one_hot is not None and len(field.one_hot) > 1:
                 ends = field.first + np.array(field.one_hot) - 1
-                high[start : start + len(ends)] = ends
+                high[start : start + len(ends)] = np.minimum(ends, high[start])
         self._low, self._high, self._is_integer = low, high, is_integer
         self._has_integers = bool(is_integer.any())
         self._has_bounds = bool((np.abs([low, high]) < FLOAT32_MAX).any())

@@ -66,11 +66,14 @@ class ObservationArrays:
         Args:
             is_raw: whether its numbers are those of the row.
         """
-        if is_raw:
-            return self._raw_shape
-        if self._only is None or self._has_required_mask:
-            return None
-        return self._only.shape if self._only.is_list else ()
+        shape = self._raw_shape
+        if not is_raw:
+            if self._only is None or self._has_required_mask:
+                return None
+            is_known = self._only.shape is not None or self._only.one_hot is not None
+            shape = self._only.shape if is_known else self._raw_shape
+            shape = shape if self._only.is_list else ()
+        return None if shape is None or len(shape) == 1 else shape
 
     def items(self, width: int | None, *, is_raw: bool) -> int | None:
         """Return how many numbers an observation has, without its mask; None where that is open.

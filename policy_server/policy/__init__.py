@@ -16,6 +16,12 @@ from policy_server.policy.calls import (
     refuse_masks,
     refuse_state,
 )
+from policy_server.policy.observed_parts import (
+    ObservationPart,
+    distinct_names,
+    part_names,
+    whole_shape,
+)
 from policy_server.policy.signature import (
     ActionComponent,
     ActionOutput,
@@ -40,6 +46,7 @@ __all__ = [
     "Float32Array",
     "Float64Array",
     "Int64Array",
+    "ObservationPart",
     "Policy",
     "PolicyBackend",
     "PolicyInputs",
@@ -47,6 +54,9 @@ __all__ = [
     "PolicySignature",
     "SignatureTensor",
     "StateTensor",
+    "distinct_names",
+    "part_names",
     "refuse_masks",
     "refuse_state",
+    "whole_shape",
 ]

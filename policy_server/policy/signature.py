@@ -8,6 +8,8 @@ from typing import Literal
 
 import numpy as np
 
+from policy_server.policy.observed_parts import ObservationPart
+
 __all__ = [
     "ActionComponent",
     "ActionOutput",
@@ -153,6 +155,8 @@ class PolicySignature:
         observation_width: how many numbers one observation has; None where the model leaves it
             open.
         observation_dtype: NumPy's name of the type of the `observations` input.
+        observation_parts: the parts of the environment's observation in the order of their columns,
+            where the policy's file tells them; else empty.
         inputs: the signature's inputs.
         outputs: the signature's outputs.
         action_outputs: the actions, in numeric order.
@@ -192,6 +196,7 @@ class PolicySignature:
     recurrent_inputs: tuple[str, ...] = ()
     memory: tuple[StateTensor, ...] = ()
     mask_name: str | None = None
+    observation_parts: tuple[ObservationPart, ...] = ()
     findings: tuple[str, ...] = ()
     engine: Literal["numpy", "tensorflow"] = "tensorflow"
     engine_reason: str = ""

@@ -22,7 +22,7 @@ from policy_server.formats.stable_baselines3.algorithms import algorithm_of
 from policy_server.formats.stable_baselines3.vec_normalize import STATISTICS_FILE, read_scaling
 from policy_server.formats.stable_baselines3.zip_members import read_saved_policy
 from policy_server.formats.unpacking import unpack_model
-from policy_server.policy import Float32Array, Policy
+from policy_server.policy import Float32Array, Policy, distinct_names
 from policy_server.sb3_export.describing import check_kind, describe_policy
 from policy_server.sb3_export.draft import (
     draft_action_fields,
@@ -31,7 +31,6 @@ from policy_server.sb3_export.draft import (
     find_action_mask,
 )
 from policy_server.sb3_export.equality import prove_export, random_rows
-from policy_server.sb3_export.training_spaces import name_keys
 from policy_server.schema import find_example_of, parse_schema
 
 __all__ = ["export_policy"]
@@ -167,7 +166,8 @@ def _read(
 
 
 def _notes(space: Space, *, has_unknown_scaling: bool) -> Iterator[str]:
-    for key, name in name_keys(list(space.parts) if isinstance(space, DictSpace) else []).items():
+    keys = list(space.parts) if isinstance(space, DictSpace) else []
+    for key, name in zip(keys, distinct_names(keys), strict=True):
         if name != key:
             yield f"the observation {key!r} is called {name} in schema.yaml"
     if has_unknown_scaling:

@@ -18,11 +18,11 @@ from policy_server.formats.pickles.spaces import (
     MultiDiscreteSpace,
     Space,
 )
+from policy_server.policy import distinct_names
 from policy_server.sb3_export.training_spaces import (
     Values,
     flatten_space,
     list_choices,
-    name_keys,
     shortest_decimals,
 )
 from policy_server.schema import (
@@ -69,7 +69,7 @@ def draft_observation_fields(
             )
         return tuple(
             _say_key(field, key)
-            for key, name in name_keys(list(space.parts)).items()
+            for key, name in zip(space.parts, distinct_names(list(space.parts)), strict=True)
             for field in _whole(space.parts[key], name)
         )
     if names is None:

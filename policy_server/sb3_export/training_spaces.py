@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, count
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +23,6 @@ __all__ = [
     "Values",
     "flatten_space",
     "list_choices",
-    "name_keys",
     "shortest_decimals",
 ]
 
@@ -105,26 +101,6 @@ def list_choices(space: Space) -> tuple[int, ...] | None:
     return None
 
 
-def name_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Give each key of a Dict observation a name of its own that schema.yaml can have.
-
-    Args:
-        keys: the keys in the order of the space.
-
-    Returns:
-        The names by the keys, in the same order. A key that can be a name is its own; of others
-        that would become the same name (`speed x`, `speed-x`) the later ones get a number.
-    """
-    wanted = {key: _identifier(key) for key in keys}
-    taken = {key for key, name in wanted.items() if key == name}
-    for key, name in wanted.items():
-        if key != name:
-            numbered = (f"{name}_{number}" for number in count(2))
-            wanted[key] = next(found for found in chain([name], numbered) if found not in taken)
-            taken.add(wanted[key])
-    return wanted
-
-
 def shortest_decimals(bounds: NDArray[Any]) -> NDArray[np.float64]:
     """Return bounds as people write them: 2.3, and not the float32 nearest to it, 2.2999999523.
 
@@ -137,8 +113,3 @@ def shortest_decimals(bounds: NDArray[Any]) -> NDArray[np.float64]:
     if not np.issubdtype(bounds.dtype, np.floating):
         return bounds.astype(np.float64).ravel()
     return np.array([float(str(bound)) for bound in bounds.ravel()], np.float64)
-
-
-def _identifier(key: str) -> str:
-    name = re.sub(r"\W", "_", key, flags=re.ASCII)
-    return f"_{name}" if not name or name[0].isdigit() else name

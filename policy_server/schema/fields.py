@@ -57,8 +57,8 @@ class ObservationField:
         minimum: the smallest value, of each item in a list.
         maximum: the largest value, of each item in a list.
         one_hot: how many columns of the row each integer becomes, with a 1 at its place and 0
-            elsewhere: one for all items, or one for each; None leaves integers as they are. The
-            first place is that of `minimum`, or of 0.
+            elsewhere: one for all items, or one for each; None leaves integers as they are.
+        first: the integer that has the first place of `one_hot`.
         normalize: how the numbers are normalized on their way into the row; None leaves them.
         shape: the lengths of nested lists from the outermost on, whose items are in the row in C
             order; None for a flat list. `min_items` and `max_items` are then the product.
@@ -75,6 +75,7 @@ class ObservationField:
     minimum: Number | None = None
     maximum: Number | None = None
     one_hot: tuple[int, ...] | None = None
+    first: int = 0
     normalize: Normalization | None = None
     shape: tuple[int, ...] | None = None
     takes_flags: bool = False
@@ -95,11 +96,6 @@ class ObservationField:
     def has_fixed_length(self) -> bool:
         """Return whether each of its values has as many items."""
         return not self.is_list or self.min_items == self.max_items
-
-    @property
-    def first(self) -> int:
-        """Return the integer that has the first place of `one_hot`."""
-        return int(self.minimum or 0)
 
     @property
     def items(self) -> int:

@@ -55,8 +55,9 @@ class NumberRange:
         if field.kind == "bool":
             return 0, 1
         if field.one_hot is not None:
-            return field.first, field.first + max(field.one_hot) - 1
-        known = self if field.normalize is None else self._before(field.normalize)
+            known = _places_of(field.first, max(field.one_hot))
+        else:
+            known = self if field.normalize is None else self._before(field.normalize)
         known = known.whole if field.kind == "int" else known
         low = known.low if field.minimum is None else max(known.low, field.minimum)
         high = known.high if field.maximum is None else min(known.high, field.maximum)
@@ -96,6 +97,8 @@ class NumberRange:
         for field in fields:
             low, high = self.within(field)
             known = self.whole if field.kind == "int" else self
+            if field.one_hot is not None:
+                known = _places_of(field.first, max(field.one_hot))
             where = f"{source}: observations.{field.name}"
             if field.normalize is not None and self.is_integer:
                 raise SchemaError(
@@ -106,22 +109,23 @@ class NumberRange:
                     f"{where}: its minimum and maximum allow none of the numbers that the policy "
                     f"takes, {known}; mend them"
                 )
-            is_own = field.one_hot is not None or field.normalize is not None
-            for value in () if is_own else _numbers_of(field.example):
-                if not self._is_within(value, low, high):
+            for value in _numbers_of(field.example):
+                if not low <= value <= high or (self.is_integer and value % 1):
                     raise SchemaError(
                         f"{where}.example: expected numbers that the policy takes, {known}, got "
                         f"{value}"
                     )
-
-    def _is_within(self, value: Number, low: Number, high: Number) -> bool:
-        return low <= value <= high and not (self.is_integer and value % 1)
 
     def __str__(self) -> str:
         """Return the range in words, such as `whole numbers from 0 to 255 (uint8)`."""
         if self.is_integer:
             return f"whole numbers from {self.low} to {self.high} ({self.dtype})"
         return f"numbers from {self.low:.8g} to {self.high:.8g} ({self.dtype})"
+
+
+def _places_of(first: int, size: int) -> NumberRange:
+    """Return the integers that have a place in a one-hot vector."""
+    return NumberRange("one-hot", is_integer=True, low=first, high=first + size - 1)
 
 
 def _numbers_of(example: Any) -> Iterator[Number]:  # noqa: ANN401 -- numbers, lists of them, or None

@@ -167,6 +167,7 @@ def _observation(key: object, item: ObservationEntry, source: str) -> Observatio
         minimum=minimum,
         maximum=maximum,
         one_hot=item.one_hot,
+        first=int(minimum or 0) if item.one_hot is not None else 0,
         normalize=normalization_of(item),
         shape=item.shape,
     )

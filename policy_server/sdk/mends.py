@@ -10,10 +10,17 @@ from pathlib import PurePosixPath
 __all__ = ["mend"]
 
 _PLACEHOLDER = b"GIT_USER_ID"
+# Calls itself for each list in a list, and makes a list of the innermost vectors.
+_NESTED_LISTS = b"(function(x, n) if (n == 1) as.list(x) else lapply(x, sys.function(), n - 1))"
 _PATTERNS = (
     ("go.mod", rb"(?m)^module .*$", b"module policyclient"),
-    # It holds every item of a list to be text, numbers too, and refuses an empty list.
-    ("*.R", rb"(?m)^ *(?:\w+ <- )?sapply\(.*stopifnot\(is\.character\(x\)\)\)\n", b""),
+    # It holds every item of a list to be text, numbers too, a list in a list to be an object, and
+    # refuses an empty list.
+    (
+        "*.R",
+        rb"(?m)^ *(?:\w+ <- )?sapply\(.*stopifnot\((?:is\.character|R6::is\.R6)\(x\)\)\)\n",
+        b"",
+    ),
     ("*.R", rb"stopifnot\(is\.vector\((\S+)\), length\(\S+\) != 0\)", rb"stopifnot(is.vector(\1))"),
     # It makes a list of one number a number, and leaves a list of anything empty.
     (
@@ -124,4 +131,17 @@ def _send_lists_as_lists(content: bytes) -> bytes:
         content = re.sub(
             rb"(?m)(?<=<-\n)( +)(" + re.escape(own) + rb")$", rb"\1as.list(\2)", content
         )
+        levels = _levels_in_r(content, name)
+        if levels > 1:
+            content = content.replace(
+                b"self$extractSimpleType(" + own + b")",
+                b"%s(%s, %d)" % (_NESTED_LISTS, own, levels),
+            )
     return content
+
+
+def _levels_in_r(content: bytes, name: bytes) -> int:
+    """Return how many levels the lists of a property have, whose items are no objects."""
+    kind = rb"_object\$" + re.escape(name) + rb', "((?:array\[)+)(?:integer|numeric|character)\]'
+    found = re.search(kind, content)
+    return 0 if found is None else found[1].count(b"[")

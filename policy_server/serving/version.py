@@ -17,7 +17,7 @@ from policy_server.errors import (
     UnsupportedAnswerError,
 )
 from policy_server.metrics import PolicyMetrics
-from policy_server.observation_fit import fit_lists
+from policy_server.observation_fit import fit_observations
 from policy_server.observations import ActionMask, ObservationSpace
 from policy_server.policy import (
     ANSWER_KINDS,
@@ -27,6 +27,7 @@ from policy_server.policy import (
     PolicyInputs,
     PolicyOutputs,
     PolicySignature,
+    whole_shape,
 )
 from policy_server.prediction_log import PredictionLog
 from policy_server.schema import ServerSchema, number_range
@@ -117,8 +118,6 @@ class PolicyVersion:
         """
         signature = opened.backend.signature
         mask = ActionMask.beside(schema.observations or (), signature)
-        observations = schema.without(signature.mask_name).observations
-        fields = fit_lists(observations, signature.observation_width)
         limits = Limits(
             settings.max_batch_size, settings.max_queue_size, settings.request_timeout_s
         )
@@ -128,7 +127,12 @@ class PolicyVersion:
             label=label,
             digest=opened.digest,
             schema=schema,
-            space=ObservationSpace(fields, number_range(signature.observation_dtype), mask),
+            space=ObservationSpace(
+                fit_observations(schema, signature),
+                number_range(signature.observation_dtype),
+                mask,
+                shape=whole_shape(signature.observation_parts),
+            ),
             signature=signature,
             row_width=signature.row_width,
             backend=opened.backend,

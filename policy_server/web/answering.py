@@ -116,7 +116,7 @@ class PolicyAnswering:
         future = version.scheduler.ask(question)
         return PendingAnswer(self.slot, version, question, request_id, future)
 
-    def _question(self, row: list[float], kind: AnswerKind, seed: int | None) -> Question:
+    def _question(self, row: Row, kind: AnswerKind, seed: int | None) -> Question:
         is_copied = bool(self.slot.shadows)
         return Question(row, kind, NO_SEED if seed is None else seed, is_copied=is_copied)
 

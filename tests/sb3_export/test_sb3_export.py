@@ -43,7 +43,6 @@ from policy_server.sb3_export.draft import (
     observation_width,
 )
 from policy_server.sb3_export.equality import prove_export, random_rows
-from policy_server.sb3_export.training_spaces import name_keys
 from policy_server.schema import ServerSchema, number_range, parse_schema, read_schema
 from tests.support.folders import ROOT
 
@@ -152,23 +151,6 @@ def test_bounds_that_only_say_that_there_is_none_are_left_out() -> None:
     _, speed = draft_observation_fields(space)
 
     assert (speed.minimum, speed.maximum) == (None, None)
-
-
-KEYS: dict[str, tuple[list[str], list[str]]] = {
-    "three_that_are_one": (
-        ["speed x", "speed-x", "speed_x"],
-        ["speed_x_2", "speed_x_3", "speed_x"],
-    ),
-    "the_number_is_taken": (["a b", "a-b", "a_b_2"], ["a_b", "a_b_3", "a_b_2"]),
-    "digits": (["1", "_1", "1 "], ["_1_2", "_1", "_1_"]),
-    "no_letter_of_ours": (["速度", "位置", "-", ""], ["__", "___2", "_", "__2"]),
-    "names_already": (["b", "a"], ["b", "a"]),
-}
-
-
-@pytest.mark.parametrize(("keys", "names"), KEYS.values(), ids=KEYS)
-def test_each_key_has_a_name_of_its_own(keys: list[str], names: list[str]) -> None:
-    assert name_keys(keys) == dict(zip(keys, names, strict=True))
 
 
 def test_keys_that_would_be_one_name_are_all_drafted() -> None:

@@ -47,9 +47,10 @@ observations:
   up: {{type: bool, example: true}}
   in: {{type: "List[float]", min_items: 1, max_items: 1, example: [0.5]}}
   self_value: {{type: float, example: -1.5}}
+  grid: {{type: "List[int]", shape: [2, 1], example: [[3], [4]]}}
 parameters: {{api_key: {KEY}, url_path: app/v1}}
 """
-WIDTH = len(_NAMES) + 3
+WIDTH = len(_NAMES) + 5
 # What a 503 of `/clients` gives as Retry-After.
 PAUSE_S = 5
 
@@ -210,7 +211,8 @@ def test_r_sdk_sends_lists_as_lists_and_stops_on_an_error(served: Served, tmp_pa
     r = program("R", package="r-base-core")
     folder = served.example("r", "r", "example.R")
     text = (folder / "example.R").read_text()
-    vectors, _, _ = text.replace("list(", "c(").partition("answer <-")
+    # Of lists in lists, the innermost: R has no vectors of vectors.
+    vectors, _, _ = re.sub(r"list\(([^()]*)\)", r"c(\1)", text).partition("answer <-")
     (folder / "lists.R").write_text(
         vectors + "cat(observation$toJSONString())\n"
         "cat('', class(policy$Predict(observation)$actions))\n"

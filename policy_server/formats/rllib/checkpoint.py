@@ -95,11 +95,13 @@ class Checkpoint:
         module: the RLModule.
         env_to_module: the connectors ahead of the network in order; None for an RLModule alone.
         module_to_env: the connectors behind it; None for an RLModule alone.
+        environment_space: the environment's own observation space; None where it is not told.
     """
 
     module: RlModule
     env_to_module: tuple[Connector, ...] | None
     module_to_env: tuple[Connector, ...] | None
+    environment_space: Space | None = None
 
 
 def read_checkpoint(files: Mapping[str, Path], *, name: str | None = None) -> Checkpoint:
@@ -122,6 +124,7 @@ def read_checkpoint(files: Mapping[str, Path], *, name: str | None = None) -> Ch
         module,
         _read_connectors(files, root / "env_to_module_connector"),
         _read_connectors(files, root / "module_to_env_connector"),
+        _read_environment_space(files, root / "env_to_module_connector"),
     )
 
 
@@ -247,6 +250,19 @@ def _read_connectors(
             f"{name}: is not the description of a connector pipeline; save it with Ray 2.40 or "
             "later"
         ) from error
+
+
+def _read_environment_space(files: Mapping[str, Path], folder: PurePosixPath) -> Space | None:
+    """Return the observation space that a pipeline begins with; None where it tells none."""
+    name = str(folder / _DESCRIPTION)
+    if name not in files:
+        return None
+    try:
+        found = _read_pickle(files, name)["ctor_args_and_kwargs"][0][0]
+        return read_space(found, f"{name}: observation_space")
+    except (IndexError, KeyError, TypeError, ModelError):
+        # Only the parts of an observation are told by it.
+        return None
 
 
 def _connector(

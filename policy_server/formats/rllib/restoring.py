@@ -12,6 +12,7 @@ from policy_server.engine.network import CompiledPolicy, NetworkPolicy
 from policy_server.errors import ModelError
 from policy_server.formats.rllib.actions import Actions, Scaling, read_actions
 from policy_server.formats.rllib.checkpoint import Checkpoint, read_checkpoint
+from policy_server.formats.rllib.environment_parts import read_parts
 from policy_server.formats.rllib.module_kinds import kind_of, observation_shape
 from policy_server.formats.rllib.networks import BuiltNetwork, build_network
 from policy_server.formats.rllib.pipelines import describe_connectors, read_filter, read_scaling
@@ -90,6 +91,9 @@ def load_policy(
         basis="structure",
         is_tuple_of_one=actions.is_tuple_of_one,
         module=module.name,
+        observation_parts=read_parts(
+            checkpoint, width, is_normalized=observation_filter is not None
+        ),
         recurrent_inputs=tuple(tensor.name for tensor in built.memory),
         memory=built.memory,
         findings=_findings(checkpoint, built, actions, scaling),

@@ -1,4 +1,4 @@
-"""The observations of schema.yaml as a policy takes them: its lists' lengths by its width."""
+"""Lists of open length, narrowed by the number of values that a policy takes."""
 
 from __future__ import annotations
 

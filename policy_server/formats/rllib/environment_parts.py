@@ -1,0 +1,64 @@
+"""The parts of the environment's observation, ahead of RLlib's connectors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from policy_server.formats.pickles.space_parts import parts_of_space
+from policy_server.formats.pickles.spaces import BoxSpace, DictSpace, Space
+from policy_server.formats.rllib.checkpoint import Checkpoint, Connector
+from policy_server.policy import ObservationPart
+
+__all__ = ["read_parts"]
+
+_FLATTENING = "FlattenObservations"
+
+
+def read_parts(
+    checkpoint: Checkpoint, width: int, *, is_normalized: bool
+) -> tuple[ObservationPart, ...]:
+    """Return the parts of an observation in the order of the network's columns.
+
+    FlattenObservations brings the keys of a Dict into alphabetical order, those of nested ones too.
+
+    Args:
+        checkpoint: the policy; an RLModule alone tells its own space only.
+        width: how many numbers the network takes.
+        is_normalized: whether a filter of the checkpoint normalizes them.
+
+    Returns:
+        The parts; none where the checkpoint does not tell which column is which.
+    """
+    flattening = [item for item in checkpoint.env_to_module or () if item.name == _FLATTENING]
+    if flattening:
+        space = _flattened(checkpoint.environment_space, flattening[0])
+    else:
+        space = _own_space(checkpoint)
+    parts = () if space is None else parts_of_space(space, is_sorted=True)
+    if not flattening and checkpoint.environment_space is not space:
+        # A filter would have changed the bounds.
+        parts = tuple(replace(part, low=None, high=None) for part in parts)
+    if sum(part.columns for part in parts) != width:
+        return ()
+    return tuple(replace(part, is_normalized=is_normalized) for part in parts)
+
+
+def _flattened(space: Space | None, connector: Connector) -> Space | None:
+    """Return the space whose parts a connector flattens; None for those of several agents."""
+    if space is None or connector.settings.get("multi_agent"):
+        return None
+    removed = connector.settings.get("keys_to_remove") or ()
+    if not isinstance(space, DictSpace):
+        return space
+    return DictSpace({key: part for key, part in space.parts.items() if key not in removed})
+
+
+def _own_space(checkpoint: Checkpoint) -> Space | None:
+    """Return the environment's space of what the network takes unflattened; None if not known."""
+    space, known = checkpoint.module.observation_space, checkpoint.environment_space
+    if not isinstance(space, BoxSpace):
+        return None
+    if isinstance(known, BoxSpace):
+        return known if known.shape == space.shape else None
+    # An RLModule alone, or one of several agents.
+    return space
