@@ -20,7 +20,6 @@ from policy_server.policy.observed_parts import (
     ObservationPart,
     distinct_names,
     part_names,
-    whole_shape,
 )
 from policy_server.policy.signature import (
     ActionComponent,
@@ -58,5 +57,4 @@ __all__ = [
     "part_names",
     "refuse_masks",
     "refuse_state",
-    "whole_shape",
 ]

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from policy_server.policy.observed_parts import ObservationPart
+from policy_server.policy.observed_parts import ObservationPart, whole_shape
 
 __all__ = [
     "ActionComponent",
@@ -209,6 +209,20 @@ class PolicySignature:
         return tuple(part.size for part in self.components or () if part.kind == "categorical")
 
     @property
+    def observation_shape(self) -> tuple[int, ...] | None:
+        """Return the dimensions of an observation that is one array; None for any other.
+
+        They are those of the environment where the file tells them, else those of the only input
+        of more than one dimension that is filled by an observation's numbers, in C order.
+        """
+        if self.observation_parts:
+            return whole_shape(self.observation_parts)
+        found = [_static_shape(item) for item in self.inputs]
+        shapes = [item for item in found if len(item) > 1]
+        is_only = len(shapes) == 1 and math.prod(shapes[0]) == self.observation_width
+        return shapes[0] if is_only else None
+
+    @property
     def row_width(self) -> int | None:
         """Return how many numbers a row has: an observation's, and the mask's behind them."""
         if self.observation_width is None:
@@ -267,3 +281,9 @@ class PolicySignature:
             if self.observation_dtype in ("float32", "float16", "bfloat16")
             else np.float64
         )
+
+
+def _static_shape(item: SignatureTensor) -> tuple[int, ...]:
+    """Return a tensor's dimensions behind the batch's; () where one is open or none is known."""
+    sizes = (item.shape or ())[1:]
+    return tuple(filter(None, sizes)) if all(sizes) else ()

@@ -27,7 +27,6 @@ from policy_server.policy import (
     PolicyInputs,
     PolicyOutputs,
     PolicySignature,
-    whole_shape,
 )
 from policy_server.prediction_log import PredictionLog
 from policy_server.schema import ServerSchema, number_range
@@ -131,7 +130,7 @@ class PolicyVersion:
                 fit_observations(schema, signature),
                 number_range(signature.observation_dtype),
                 mask,
-                shape=whole_shape(signature.observation_parts),
+                shape=signature.observation_shape,
             ),
             signature=signature,
             row_width=signature.row_width,

@@ -1,0 +1,49 @@
+"""The signature's own facts about an observation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from policy_server.policy import ObservationPart, SignatureTensor
+from tests.support.fakes import components_of, signature_of
+
+
+def tensor(*shape: int | None) -> SignatureTensor:
+    """Return an input with these dimensions behind the batch's."""
+    return SignatureTensor("input", "float32", (None, *shape))
+
+
+@pytest.mark.parametrize(
+    ("parts", "inputs", "shape"),
+    [
+        pytest.param([], [tensor(2, 3, 1)], (2, 3, 1), id="of the only input"),
+        pytest.param([], [tensor(2, 3, 1), tensor(1)], (2, 3, 1), id="beside a number"),
+        pytest.param([], [tensor(6)], None, id="flat"),
+        pytest.param([], [tensor(2, 3), tensor(3, 2)], None, id="of two inputs"),
+        pytest.param([], [tensor(2, 2)], None, id="of another width"),
+        pytest.param([], [tensor(None, 3)], None, id="open"),
+        pytest.param([], [SignatureTensor("input", "float32", None)], None, id="unknown"),
+        pytest.param([ObservationPart("", "box", (3, 2))], [tensor(6)], (3, 2), id="of the file"),
+        pytest.param(
+            [ObservationPart("a", "box", (3,)), ObservationPart("b", "box", (3,))],
+            [tensor(2, 3)],
+            None,
+            id="several parts",
+        ),
+        pytest.param([ObservationPart("", "one_hot", (), (6,))], [tensor(6)], None, id="one-hot"),
+    ],
+)
+def test_shape_of_an_observation_is_told_where_it_is_one_array(
+    parts: list[ObservationPart],
+    inputs: list[SignatureTensor],
+    shape: tuple[int, ...] | None,
+) -> None:
+    known = replace(
+        signature_of(components_of(("categorical", 2)), width=6),
+        observation_parts=tuple(parts),
+        inputs=tuple(inputs),
+    )
+
+    assert known.observation_shape == shape
