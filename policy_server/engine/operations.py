@@ -17,6 +17,9 @@ __all__ = ["OPERATIONS", "PLAIN_OPERATIONS"]
 
 Array = NDArray[Any]
 
+# So many numbers of a convolution's windows are laid side by side at once: 64 MB of float32.
+_MOST_IN_WINDOWS = 1 << 24
+
 
 def _flushed(x: Array) -> Array:
     """Return the numbers with denormals as zero, as TensorFlow's threads read them.
@@ -214,9 +217,16 @@ def _conv(x: Array, filters: Array, *, strides: tuple[int, ...], padding: str) -
         x = np.pad(x, [(0, 0), *((n // 2, n - n // 2) for n in around), (0, 0)])
     windows = np.lib.stride_tricks.sliding_window_view(x, (height, width), axis=(1, 2))
     windows = windows[:, :: strides[1], :: strides[2]].transpose(0, 1, 2, 4, 5, 3)
-    rows = windows.reshape(-1, height * width * channels)
-    product: Array = rows.dot(filters.reshape(len(rows.T), -1))
-    return product.reshape(*windows.shape[:3], -1)
+    size = height * width * channels
+    matrix = filters.reshape(size, -1)
+    # A batch's windows, side by side, may need a gigabyte.
+    at_once = max(1, _MOST_IN_WINDOWS // (math.prod(windows.shape[1:3]) * size))
+    parts = [
+        windows[first : first + at_once].reshape(-1, size).dot(matrix)
+        for first in range(0, max(1, len(windows)), at_once)
+    ]
+    product = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return product.reshape(*windows.shape[:3], filters.shape[3])
 
 
 def _normalise(

@@ -143,6 +143,20 @@ def test_convolution_equals_tensorflows(padding: str, strides: tuple[int, ...]) 
     assert ours == pytest.approx(expected, abs=1e-5)
 
 
+def test_convolution_of_a_large_batch_is_that_of_its_images() -> None:
+    """One of 80 images has 262,144 numbers in its windows: more are not laid side by side."""
+    generator = np.random.default_rng(0)
+    images = generator.normal(size=(80, 32, 32, 16)).astype(np.float32)
+    filters = generator.normal(size=(4, 4, 16, 2)).astype(np.float32)
+    named: Mapping[str, Any] = {"strides": (1, 1, 1, 1), "padding": "SAME"}
+
+    together = OPERATIONS["Conv2D"](images, filters, **named)
+    apart = [OPERATIONS["Conv2D"](images[i : i + 1], filters, **named) for i in range(80)]
+
+    assert together == pytest.approx(np.concatenate(apart), abs=1e-4)
+    assert OPERATIONS["Conv2D"](images[:0], filters, **named).shape == (0, 32, 32, 2)
+
+
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
 def test_layer_normalisation_equals_tensorflows(layout: str) -> None:
     generator = np.random.default_rng(4)
