@@ -100,7 +100,7 @@ def convolutions_of(module: RlModule, shape: Sequence[int]) -> tuple[Convolution
         return _default_convolutions(module, shape)
     try:
         return tuple(map(_convolution, stated))
-    except (TypeError, ValueError, IndexError) as error:
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise ModelError(
             f"{module.subject}: conv_filters: expected lists of filters, kernel, stride, and maybe "
             f"padding, got {str(stated)[:100]}; train RLlib's default network"

@@ -74,8 +74,20 @@ class Layers:
         """Return the shape of a weight; () where there is none."""
         return self._weights[name].shape if name in self._weights else ()
 
-    def weight(self, name: str) -> Array:
-        """Return a weight as float32."""
+    def weight(self, name: str, *shape: int) -> Array:
+        """Return a weight as float32.
+
+        Args:
+            name: its name.
+            shape: what its shape has to be; nothing for any.
+
+        Raises:
+            KeyError: if there is none.
+            ValueError: if it has another shape, which NumPy might stretch.
+        """
+        found = self._weights[name].shape
+        if shape and found != shape:
+            raise ValueError(f"{name} has the shape {list(found)}, expected {list(shape)}")
         self._used.add(name)
         return np.asarray(self._weights[name], np.float32)
 
@@ -134,8 +146,11 @@ class Layers:
         for index, (weight, bias) in enumerate(layers):
             if weight.ndim == 2:
                 left -= 1
+                width = len(weight)
                 register = self.by("MatMul", register, np.ascontiguousarray(weight.T))
                 register = self.by("AddV2", register, bias)
+            elif weight.shape != (width,):
+                raise ValueError(f"{prefix} has a LayerNorm of {weight.shape} behind {width}")
             else:
                 register = self._normalize(register, weight, bias)
             is_ended = index + 1 == len(layers) or layers[index + 1][0].ndim == 2
@@ -200,7 +215,7 @@ class Layers:
         bias = np.zeros(len(from_inputs), np.float32)
         for one in ("ih", "hh"):
             if f"{prefix}.bias_{one}_l0" in self._weights:
-                bias = bias + self.weight(f"{prefix}.bias_{one}_l0")
+                bias = bias + self.weight(f"{prefix}.bias_{one}_l0", *bias.shape)
         return add_lstm_layer(
             self.builder, register, hidden, cell, LstmLayer(from_inputs, from_hidden, bias)
         )
@@ -261,7 +276,7 @@ class Layers:
     def _bias(self, layer: str, size: int) -> Array:
         for ending in ("bias", "bias_mu"):
             if f"{layer}.{ending}" in self._weights:
-                return self.weight(f"{layer}.{ending}")
+                return self.weight(f"{layer}.{ending}", size)
         return np.zeros(size, np.float32)
 
     def _numbered(self, prefix: str) -> Iterator[str]:

@@ -62,7 +62,7 @@ def build_network(
     """
     try:
         return _Building(module, kind).build(outputs, observation_filter)
-    except (IndexError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         words = f"{type(error).__name__}: {error}"
         raise ModelError(
             f"{module.subject}: its weights don't fit each other: {words}; save the checkpoint anew"
@@ -170,7 +170,9 @@ class _Building:
             # One deviation for all observations: `free_log_std`.
             mean = self._add_head(register, width, head, outputs // 2)
             rows = layers.by(
-                "AddV2", layers.add("ZerosLike", mean), layers.weight(f"{head}.log_std")
+                "AddV2",
+                layers.add("ZerosLike", mean),
+                layers.weight(f"{head}.log_std", outputs // 2),
             )
             result = layers.joined([mean, rows])
         else:

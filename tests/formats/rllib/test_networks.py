@@ -146,3 +146,24 @@ def test_missing_weights_are_refused(tmp_path: Path, name: str, says: str) -> No
         load_policy(folder)
 
     assert says in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "stretched"),
+    [
+        ("free_log_std", ["pi.log_std"]),
+        ("layer_norm", ["encoder.encoder.net.mlp.0.bias"]),
+        ("layer_norm", ["encoder.encoder.net.mlp.1.weight", "encoder.encoder.net.mlp.1.bias"]),
+    ],
+    ids=["deviation", "bias", "LayerNorm"],
+)
+def test_weights_that_numpy_would_stretch_are_refused(
+    tmp_path: Path, name: str, stretched: list[str]
+) -> None:
+    folder = unzipped("rllib_modules", f"{name}.zip", tmp_path)
+    path = folder / "module_state.pkl"
+    state = pickle.loads(path.read_bytes())  # noqa: S301 -- the test's own file
+    path.write_bytes(pickle.dumps({**state, **{key: state[key][:1] for key in stretched}}))
+
+    with pytest.raises(ModelError, match="its weights don't fit each other: ValueError"):
+        load_policy(folder)
