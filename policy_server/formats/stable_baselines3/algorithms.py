@@ -88,10 +88,6 @@ def _actor_critic(layers: Layers, x: int, saved: SavedPolicy) -> Answers:
             weights, bias = (np.insert(part, range(len(sizes)), 0, -1) for part in (weights, bias))
     else:
         sizes = sizes_of_choices(saved)
-    if len(bias) != sum(sizes):
-        raise ModelError(
-            f"policy.pth: action_net has {len(bias)} outputs, the action space needs {sum(sizes)}"
-        )
     return Answers(layers.dense(x, weights, bias), choices(sizes))
 
 

@@ -139,7 +139,21 @@ def _network(
         answers = _masked(layers, answers, saved, schema)
     layers.refuse_unused(others)
     result = answers.result if state is None else layers.joined([answers.result, state])
-    return layers.builder.finish(result), answers
+    network = layers.builder.finish(result)
+    _check_width(network, answers, width)
+    return network, answers
+
+
+def _check_width(network: NumpyNetwork, answers: Answers, observation_width: int) -> None:
+    """Refuse a network that gives more or fewer numbers than the distribution takes."""
+    remembered = sum(tensor.size for tensor in answers.memory)
+    (row,) = network.compile()(np.zeros((1, observation_width + remembered), np.float32))
+    expected = sum(part.inputs for part in answers.components)
+    if row.size - remembered != expected:
+        raise ModelError(
+            f"policy.pth: gives {row.size - remembered} numbers, and the actions of data's "
+            f"action_space take {expected}; expected the weights and the space of one policy"
+        )
 
 
 def _masked(

@@ -335,14 +335,25 @@ def test_mask_beside_the_observation_gives_the_library_s_answers(name: str, tmp_
             )
 
 
-def test_network_that_does_not_fit_its_actions_is_refused(tmp_path: Path) -> None:
-    folder = unzipped("sb3_maskable_multidiscrete", tmp_path)
-    data = json.loads((unzipped("sb3_maskable_ppo", tmp_path / "other") / "data").read_text())
+@pytest.mark.parametrize(
+    ("name", "another", "expected"),
+    [
+        ("sb3_maskable_multidiscrete", "sb3_maskable_ppo", "gives 9 numbers, .* take 5; "),
+        ("sb3_qrdqn_cnn", "sb3_dqn_dict", "has 15 quantiles of 4 actions"),
+        ("sb3_dqn_dict", "sb3_qrdqn", "gives 4 numbers, .* take 2; "),
+        ("sb3_td3", "sb3_a2c_box_2d", "gives 2 numbers, .* take 4; "),
+        ("sb3_recurrent_layers", "sb3_a2c_box_2d", "gives 4 numbers, .* take 8; "),
+    ],
+    ids=["logits", "quantiles", "values", "an action", "a mean and a deviation"],
+)
+def test_network_that_does_not_fit_its_actions_is_refused(
+    name: str, another: str, expected: str, tmp_path: Path
+) -> None:
+    folder = unzipped(name, tmp_path)
+    data = json.loads((unzipped(another, tmp_path / "other") / "data").read_text())
     changed_data(folder, action_space=data["action_space"])
 
-    with pytest.raises(
-        ModelError, match=r"^policy\.pth: action_net has 9 outputs, the action space needs 5$"
-    ):
+    with pytest.raises(ModelError, match=rf"^policy\.pth: {expected}"):
         load_policy(folder)
 
 
