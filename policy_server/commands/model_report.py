@@ -377,9 +377,12 @@ def _draft_action(name: str, part: ActionComponent) -> str:
         return f"  {name}:\n    choices: {part.size}\n    # labels: [{labels}]\n"
     if part.is_integer:
         return f"  {name}:\n    description: an integer; give it labels, in order\n"
+    dimensions = f"  {name}:\n    dimensions: {part.size}\n"
+    if part.low is not None:
+        return f"{dimensions}    # The policy's file has the bounds, in the environment's units.\n"
     low, high = [-1.0] * part.size, [1.0] * part.size
     return (
-        f"  {name}:\n    dimensions: {part.size}\n"
+        f"{dimensions}"
         "    # The bounds in the environment's units, to which the policy's [-1, 1] is rescaled:\n"
         f"    # low: {low}\n    # high: {high}\n"
     )

@@ -305,6 +305,19 @@ def test_a_drafted_schema_shows_what_may_be_filled_in(
         assert line in text
 
 
+def test_a_recurrent_policy_of_the_library_s_own_file_is_told(
+    tmp_path: Path, settings: Settings
+) -> None:
+    folder = unzipped("sb3_recurrent_layers", "policy.zip", tmp_path)
+
+    lines = model_report.report_as_text(model_report.inspect_model(folder, settings))
+    text = model_report.draft_schema(folder, settings)
+
+    assert any(line.split() == ["recurrent", "h"] for line in lines)
+    assert "# The policy's file has the bounds, in the environment's units." in text
+    assert "low:" not in text
+
+
 def test_a_draft_names_the_module_of_a_file_that_holds_several(
     tmp_path: Path, settings: Settings
 ) -> None:
