@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -226,7 +227,7 @@ def _with_known_bounds(
         if file is None or schema is None:
             continue
         for ours, theirs in zip(schema, file, strict=True):
-            if abs(ours - theirs) > _BOUND_TOLERANCE * max(1.0, abs(theirs)):
+            if not math.isclose(ours, theirs, rel_tol=_BOUND_TOLERANCE, abs_tol=_BOUND_TOLERANCE):
                 raise SchemaError(
                     f"{source}: actions.{stated.name}.{side}: is {ours:g}, the policy's file says "
                     f"{theirs:g}; mend it or leave it out"

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from policy_server.commands.drafted_observations import draft_observations
 from policy_server.commands.native_logs import hidden_native_logs
 from policy_server.errors import ModelError, SchemaError
@@ -155,7 +157,7 @@ def report_as_text(report: ModelReport) -> list[str]:
 
 
 def report_as_json(report: ModelReport) -> str:
-    """Return the report as a JSON object on one line.
+    """Return the report as a JSON object on one line; a bound that is infinite is null.
 
     Args:
         report: the report of `inspect_model`.
@@ -169,7 +171,7 @@ def report_as_json(report: ModelReport) -> str:
         "schema_fits": None if report.schema is None else report.problem is None,
         "schema_problem": report.problem,
     }
-    return json.dumps(document)
+    return orjson.dumps(document).decode()
 
 
 def draft_schema(path: Path | None, settings: Settings, *, module: str | None = None) -> str:

@@ -305,6 +305,7 @@ def test_a_drafted_schema_shows_what_may_be_filled_in(
         assert line in text
 
 
+<<<<<<< HEAD
 def test_a_recurrent_policy_of_the_library_s_own_file_is_told(
     tmp_path: Path, settings: Settings
 ) -> None:
@@ -316,6 +317,18 @@ def test_a_recurrent_policy_of_the_library_s_own_file_is_told(
     assert any(line.split() == ["recurrent", "h"] for line in lines)
     assert "# The policy's file has the bounds, in the environment's units." in text
     assert "low:" not in text
+=======
+def test_inspect_as_json_has_no_infinity(tmp_path: Path, settings: Settings) -> None:
+    folder = unzipped("rllib_checkpoints", "box_open_clip.zip", tmp_path)
+
+    document = json.loads(
+        model_report.report_as_json(model_report.inspect_model(folder, settings)),
+        parse_constant=pytest.fail,
+    )
+
+    (part,) = document["components"]
+    assert (part["low"], part["high"]) == ([-0.1, None], [None, 0.1])
+>>>>>>> 6a1b1d1 (schema_fit: hold a schema's bound against one that a file leaves open)
 
 
 def test_a_draft_names_the_module_of_a_file_that_holds_several(

@@ -301,6 +301,15 @@ def test_schema_that_disagrees_with_the_checkpoint_is_refused(
     assert says in refused.value.message
 
 
+def test_bound_that_the_checkpoint_leaves_open_is_not_the_schemas_to_set(tmp_path: Path) -> None:
+    folder = unzipped("rllib_checkpoints", "box_open_clip.zip", tmp_path)
+
+    with pytest.raises(SchemaError) as refused:
+        load_policy(folder, parse_schema("actions: {push: {low: -0.1, high: 0.1, normalized: no}}"))
+
+    assert "actions.push.low: is -0.1, the policy's file says -inf" in refused.value.message
+
+
 def test_engine_tensorflow_is_refused(tmp_path: Path) -> None:
     folder = unzipped("rllib_dqn", "module.zip", tmp_path)
 
