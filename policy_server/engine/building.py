@@ -201,6 +201,22 @@ class NetworkBuilder:
         }
         return NumpyNetwork(constants, tuple(reversed(steps)), result, len(self._trials))
 
+    def shapes(self, register: int) -> list[tuple[int, ...]]:
+        """Return the shapes of a register's value for batches of several sizes, the first of 1.
+
+        Args:
+            register: its number.
+        """
+        return [value.shape for value in self._trials[register].values]
+
+    def dtype(self, register: int) -> np.dtype[Any]:
+        """Return the type of a register's numbers.
+
+        Args:
+            register: its number.
+        """
+        return self._trials[register].values[0].dtype
+
     def is_row_wise(self, register: int) -> bool:
         """Return whether each row of a register depends on its own observation alone.
 

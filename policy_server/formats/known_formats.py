@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from policy_server.errors import ModelError
+from policy_server.formats.keras import KerasFormat
 from policy_server.formats.model_files import files_of_model
 from policy_server.formats.rllib import RllibFormat
 from policy_server.formats.saved_model import SavedModelFormat
@@ -84,7 +85,12 @@ class Format(Protocol):
 
 
 # A further format needs its own package, and a line here.
-FORMATS: Sequence[Format] = (SavedModelFormat(), RllibFormat(), StableBaselines3Format())
+FORMATS: Sequence[Format] = (
+    SavedModelFormat(),
+    RllibFormat(),
+    StableBaselines3Format(),
+    KerasFormat(),
+)
 
 
 def format_of(files: Mapping[str, Path], formats: Sequence[Format] = FORMATS) -> Format | None:

@@ -151,7 +151,7 @@ _MEMBERS: Mapping[str, Callable[[Collection[str]], bool]] = {
     SCRIPT: is_torch_script,
     PROGRAM: is_torch_program,
     describe_tensors(b""): _has("data.pkl"),
-    "a Keras file, which is not served yet": _has("config.json", "model.weights.h5"),
+    "a Keras model": _has("config.json", "model.weights.h5"),
     "an archive of an ONNX model, which is not served yet": _is_onnx,
     "a TensorFlow checkpoint: weights without their network": _is_tensorflow_checkpoint,
     "an Orbax checkpoint of JAX: weights without their network": _is_orbax,

@@ -410,11 +410,11 @@ def test_file_that_is_no_zip_is_named(tmp_path: Path, content: bytes, says: str)
 
 
 def test_zip_of_another_kind_is_named(tmp_path: Path) -> None:
-    files = {"metadata.json": b"{}", "config.json": b"{}", "model.weights.h5": b"x"}
+    files = {"archive_format": b"pt2", "models/model.json": b"{}"}
 
     assert_refused(
         zip_of(tmp_path / "saved_model.zip", files),
-        "is a Keras file, which is not served yet",
+        "is a torch.export program",
         "expected a TensorFlow SavedModel",
     )
 

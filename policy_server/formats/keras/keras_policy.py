@@ -1,0 +1,273 @@
+"""From a Keras file to a policy that answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from policy_server.engine.network import CompiledPolicy, NetworkPolicy
+from policy_server.errors import ModelError
+from policy_server.formats.keras.layer_calls import Model, Output
+from policy_server.formats.keras.model_config import CONFIG_FILE, Part, read_config
+from policy_server.formats.keras.model_inputs import ModelInput, inputs_of, memory_of, ordered
+from policy_server.formats.keras.model_parts import layers_below
+from policy_server.formats.keras.network_steps import Steps
+from policy_server.formats.keras.stored_weights import Weights, read_weights
+from policy_server.formats.output_meaning import Meaning, NetworkOutput, ReadOutput, read_meaning
+from policy_server.policy import PolicySignature, SignatureTensor
+from policy_server.schema import ActionField, ServerSchema
+from policy_server.schema_fit import describe_signature
+from policy_server.settings import Engine
+
+__all__ = ["load_policy"]
+
+_TOLERANCE = 1e-5
+
+
+def load_policy(
+    config: Path,
+    weights: Path,
+    metadata: Path | None,
+    schema: ServerSchema | None,
+    *,
+    engine: Engine,
+) -> NetworkPolicy:
+    """Build the model's network, read the meaning of its outputs, and check schema.yaml.
+
+    Args:
+        config: the member config.json.
+        weights: the member model.weights.h5.
+        metadata: the member metadata.json; None where there is none.
+        schema: the contents of schema.yaml; None for a policy that has none yet.
+        engine: `numpy` and `auto` alike; `tensorflow` can't compute it.
+
+    Returns:
+        The policy, ready to answer.
+
+    Raises:
+        MissingPackageError: if h5py is not installed.
+        ModelError: if the file can't give the policy.
+        SchemaError: if schema.yaml disagrees with the policy.
+    """
+    if engine == "tensorflow":
+        raise ModelError(
+            f"{CONFIG_FILE}: a Keras file is computed by NumPy; set POLICY_SERVER_ENGINE to auto "
+            "or numpy"
+        )
+    version = _version(metadata)
+    try:
+        part = read_config(config)
+        loading = _Loading(part, read_weights(weights), schema)
+        return loading.policy(schema, version)
+    except RecursionError as error:
+        raise ModelError(f"{CONFIG_FILE}: is nested too deeply; no model is") from error
+
+
+def _version(metadata: Path | None) -> str:
+    """Return the version of Keras that wrote the file."""
+    try:
+        document = json.loads(metadata.read_bytes()) if metadata is not None else {}
+    except (OSError, ValueError, RecursionError):
+        document = {}
+    found = document.get("keras_version") if isinstance(document, dict) else None
+    version = found[:20] if isinstance(found, str) else "3"
+    if version.startswith("2."):
+        raise ModelError(
+            f"metadata.json: the file is of Keras {version}; load it with Keras 3 and save it again"
+        )
+    return version
+
+
+class _Loading:
+    """One model on its way to a policy."""
+
+    def __init__(self, part: Part, weights: Weights, schema: ServerSchema | None) -> None:
+        self._part = part
+        dtype = _dtype_of(part)
+        inputs = inputs_of(part)
+        self._memory = memory_of(part, inputs)
+        observed = [item for item in inputs if item.name not in self._memory.inputs]
+        self._observed = ordered(observed, schema)
+        self._width = sum(item.width for item in self._observed)
+        if self._width < 1:
+            raise ModelError(f"{CONFIG_FILE}: the model takes no observation")
+        self._steps = Steps(self._width + self._memory.width, dtype)
+        self._model = Model(self._steps, weights, self._states())
+        self._outputs = self._run(inputs)
+
+    def _states(self) -> dict[str, list[int]]:
+        """Return the registers of the states that layers keep themselves, by their paths."""
+        found: dict[str, list[int]] = {}
+        for path, index in self._memory.kept:
+            found.setdefault(path, []).append(self._state(index))
+        return found
+
+    def _state(self, index: int) -> int:
+        first = self._width + self._memory.first(index)
+        return self._steps.number(self._steps.part(0, 0, first, self._memory.tensors[index].size))
+
+    def _run(self, inputs: Sequence[ModelInput]) -> list[Output]:
+        steps, registers, first = self._steps, {}, 0
+        for item in self._observed:
+            x = steps.part(0, 0, first, item.width)
+            first += item.width
+            is_number = item.dtype.startswith("float")
+            x = steps.number(x) if is_number else steps.add("Cast", x, dtype=item.dtype)
+            registers[item.name] = steps.reshape(x, item.shape)
+        for name, index in self._memory.inputs.items():
+            registers[name] = self._state(index)
+        return self._model.run(self._part, [registers[item.name] for item in inputs])
+
+    def policy(self, schema: ServerSchema | None, version: str) -> NetworkPolicy:
+        """Return the policy that the model's outputs give."""
+        after = self._memory.after(self._outputs, self._model.states)
+        shown = {
+            output.name: (self._network_output(output, schema), output)
+            for output in self._outputs
+            if output.register not in after
+        }
+        outputs = [item for item, _ in shown.values()]
+        meaning = read_meaning(outputs, schema, subject=CONFIG_FILE)
+        steps = self._steps
+        read = [self._source(one, shown[one.output.name][1]) for one in meaning.read]
+        result = steps.joined(*[steps.number(x) for x in (*read, *after)])
+        builder = steps.builder
+        if not builder.is_row_wise(result) or builder.depends_on_size:
+            raise ModelError(
+                f"{CONFIG_FILE}: one observation of a batch changes the answer to another; "
+                "expected a model that answers each by itself"
+            )
+        network = builder.finish(result)
+        inputs = sum(part.inputs for part in meaning.components)
+        signature = PolicySignature(
+            observation_width=self._width,
+            observation_dtype=_observation_dtype(self._observed, steps.dtype.name),
+            inputs=tuple(
+                SignatureTensor(item.name, item.dtype, (None, *item.shape))
+                for item in self._observed
+            ),
+            outputs=(SignatureTensor("action_dist_inputs", "float32", (None, inputs)),),
+            action_outputs=meaning.action_outputs,
+            components=meaning.components,
+            is_value_based=meaning.is_value_based,
+            basis=meaning.basis,
+            memory=self._memory.tensors,
+            findings=self._findings(meaning, version),
+            engine="numpy",
+            engine_reason=f"{len(network.steps)} operations, from the file's own weights",
+        )
+        described = describe_signature(signature, self._within_bounds(meaning, shown, schema))
+        return NetworkPolicy(CompiledPolicy(described, network))
+
+    def _network_output(self, output: Output, schema: ServerSchema | None) -> NetworkOutput:
+        """Return an output as the rule of meaning takes it."""
+        steps, shape = self._steps, self._steps.shape(output.register)
+        ending = steps.endings.get(output.register, (None, 0))[0]
+        is_integer = steps.builder.dtype(output.register).kind in "iu"
+        whole = NetworkOutput(
+            output.name, steps.size(output.register), is_integer, bool(shape), ending
+        )
+        if ending not in ("softmax", "log_softmax") or whole.width == shape[-1]:
+            return whole
+        rows = whole.width // shape[-1]
+        if schema is None or not (schema.tuple or len(schema.actions or ()) == rows):
+            raise ModelError(
+                f"{CONFIG_FILE}: the output {output.name!r} holds {rows} softmaxes over "
+                f"{shape[-1]} numbers; if these are {rows} actions, list them under 'actions' in "
+                f"schema.yaml with 'choices: {shape[-1]}' each"
+            )
+        return whole
+
+    def _source(self, one: ReadOutput, output: Output) -> int:
+        """Return the register of an output's numbers, as the distribution takes them."""
+        steps, x = self._steps, output.register
+        ending, before = steps.endings.get(x, (None, x))
+        if one.form == "one_hot" or (one.form == "probabilities" and ending == "softmax"):
+            x = before
+        elif one.form in ("probabilities", "std"):
+            x = steps.add("Log", steps.number(x))
+        return steps.reshape(x, (steps.size(x),))
+
+    def _findings(self, meaning: Meaning, version: str) -> tuple[str, ...]:
+        read = (
+            f"read: a {self._part.kind} model of Keras {version}, its layers and its weights; no "
+            "code of the file was run"
+        )
+        found = [read, *meaning.findings]
+        names = ", ".join(item.name for item in self._observed)
+        if len(self._observed) > 1:
+            found.append(f"observations are the inputs {names}, one after another")
+        if self._memory.tensors:
+            found.append("recurrent: an observation is one step of time")
+        return tuple(found)
+
+    def _within_bounds(
+        self,
+        meaning: Meaning,
+        shown: dict[str, tuple[NetworkOutput, Output]],
+        schema: ServerSchema | None,
+    ) -> ServerSchema | None:
+        """Return schema.yaml, where bounds that a scaled tanh keeps already rescale nothing."""
+        if (
+            schema is None
+            or schema.actions is None
+            or len(meaning.components) != len(schema.actions)
+        ):
+            return schema
+        fields = []
+        for part, entry in zip(meaning.components, schema.actions, strict=True):
+            first = 0
+            for one in meaning.read:
+                if first <= part.first_input < first + one.width:
+                    register = shown[one.output.name][1].register
+                    entry = self._bounded(entry, register, schema.source)
+                first += one.width
+            fields.append(entry)
+        return replace(schema, actions=tuple(fields))
+
+    def _bounded(self, entry: ActionField, register: int, source: str) -> ActionField:
+        known = self._steps.bounds.get(register)
+        if known is None or entry.low is None or entry.high is None or not entry.normalized:
+            return entry
+        low, high = (np.ravel(side) for side in known)
+        if (low == -1).all() and (high == 1).all():
+            return entry
+        stated = np.array(entry.low), np.array(entry.high)
+        if all(
+            np.broadcast_shapes(ours.shape, theirs.shape)
+            and np.allclose(ours, theirs, rtol=_TOLERANCE, atol=_TOLERANCE)
+            for ours, theirs in zip(stated, (low, high), strict=True)
+        ):
+            return replace(entry, normalized=False)
+        raise ModelError(
+            f"{source}: actions.{entry.name}: low and high rescale numbers in [-1, 1], and the "
+            f"network gives numbers in [{low[0]:g}, {high[0]:g}]; write 'normalized: False' to "
+            "clip them only, or leave low and high out"
+        )
+
+
+def _dtype_of(part: Part) -> str:
+    """Return the type that all layers compute in."""
+    found = set()
+    for _, layer in layers_below(part):
+        stated = layer.settings.get("dtype")
+        if isinstance(stated, dict):
+            config = stated.get("config")
+            stated = config.get("name") if isinstance(config, dict) else None
+        if layer.kind != "InputLayer" and not layer.is_operation and stated is not None:
+            found.add(str(stated))
+    if len(found) > 1 or not found <= {"float32", "float64"}:
+        raise ModelError(
+            f"{CONFIG_FILE}: computes in {', '.join(sorted(found))}; expected float32, whose "
+            "results NumPy repeats"
+        )
+    return found.pop() if found else "float32"
+
+
+def _observation_dtype(inputs: Sequence[ModelInput], dtype: str) -> str:
+    found = {item.dtype for item in inputs}
+    return found.pop() if len(found) == 1 else dtype

@@ -1,0 +1,209 @@
+"""A network that grows by the steps of Keras's layers, with all that its end may tell."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from policy_server.engine.building import NetworkBuilder
+from policy_server.engine.network import FAILURES
+from policy_server.errors import ModelError
+from policy_server.formats.keras.model_config import CONFIG_FILE
+from policy_server.formats.output_meaning import Ending
+
+__all__ = ["MOST_NUMBERS", "Steps"]
+
+MOST_NUMBERS = 4_000_000
+"""The largest result of a layer for one observation."""
+
+_AFFINE = {
+    "AddV2": np.add,
+    "Mul": np.multiply,
+    "RealDiv": np.divide,
+    "Sub": np.subtract,
+}
+Bounds = tuple[NDArray[Any], NDArray[Any]]
+
+
+class Steps:
+    """The steps so far.
+
+    Attributes:
+        builder: holds them.
+        dtype: the type of the model's numbers, float32 or float64.
+        endings: for the result of a softmax, a tanh and the like, its name and its input.
+        bounds: the least and the most that a tanh or a sigmoid leaves, after a scaling too.
+    """
+
+    def __init__(self, width: int, dtype: str) -> None:
+        """Own a network, which begins with the observations.
+
+        Args:
+            width: how many numbers an observation has, with the state of a recurrent policy.
+            dtype: the type of the model's numbers.
+        """
+        self.builder = NetworkBuilder(width)
+        self.dtype = np.dtype(dtype)
+        self.endings: dict[int, tuple[Ending, int]] = {}
+        self.bounds: dict[int, Bounds] = {}
+
+    def add(self, operation: str, *inputs: int, **attributes: Any) -> int:  # noqa: ANN401 -- by operation
+        """Return the register of a step's result.
+
+        Args:
+            operation: its name in the engine.
+            inputs: the registers that it reads.
+            attributes: its constant attributes.
+
+        Raises:
+            ModelError: if the inputs don't fit each other.
+        """
+        try:
+            return self.builder.add(operation, inputs, tuple(attributes.items()))
+        except FAILURES as error:
+            words = " ".join(str(error).split())[:200]
+            raise ModelError(
+                f"{CONFIG_FILE}: a layer does not fit its inputs or weights ({operation}: {words})"
+            ) from error
+
+    def keep(self, value: ArrayLike) -> int:
+        """Return the register of a constant; floats take the model's type.
+
+        Args:
+            value: the constant.
+        """
+        array = np.asarray(value)
+        return self.builder.keep(array.astype(self.dtype) if array.dtype.kind == "f" else array)
+
+    def numbers(self, value: ArrayLike) -> int:
+        """Return the register of a constant in the model's type.
+
+        Args:
+            value: the constant.
+        """
+        return self.builder.keep(np.asarray(value, self.dtype))
+
+    def with_constant(self, operation: str, x: int, value: ArrayLike) -> int:
+        """Return the register of a step of a register and a constant number.
+
+        Args:
+            operation: its name in the engine.
+            x: the register.
+            value: the constant.
+        """
+        result = self.add(operation, x, self.numbers(value))
+        function = _AFFINE.get(operation)
+        if function is not None and x in self.bounds:
+            low, high = (function(side, np.asarray(value, np.float64)) for side in self.bounds[x])
+            self.bounds[result] = np.minimum(low, high), np.maximum(low, high)
+            if x in self.endings:
+                self.endings[result] = self.endings[x]
+        return result
+
+    def shape(self, x: int) -> tuple[int, ...]:
+        """Return the shape of a register's row.
+
+        Args:
+            x: the register.
+        """
+        return self.builder.shapes(x)[-1][1:]
+
+    def size(self, x: int) -> int:
+        """Return how many numbers a register has in one row.
+
+        Args:
+            x: the register.
+        """
+        return math.prod(self.shape(x))
+
+    def number(self, x: int) -> int:
+        """Return the register in the model's type, as Keras's layers convert their inputs.
+
+        Args:
+            x: the register.
+        """
+        if self.builder.dtype(x) == self.dtype:
+            return x
+        return self.add("Cast", x, dtype=self.dtype.name)
+
+    def reshape(self, x: int, shape: tuple[int, ...]) -> int:
+        """Return the register with another shape of each row.
+
+        Args:
+            x: the register.
+            shape: of a row.
+        """
+        if self.shape(x) == shape:
+            return x
+        result = self.add("Reshape", x, self.keep(np.array([-1, *shape])))
+        if len(shape) == 1 and x in self.bounds and self.bounds[x][0].ndim == 0:
+            # Each number stays within the same bounds.
+            self.bounds[result] = self.bounds[x]
+        if x in self.endings and shape[-1:] == self.shape(x)[-1:]:
+            self.endings[result] = self.endings[x]
+        return result
+
+    def part(self, x: int, axis: int, first: int, size: int, step: int = 1) -> int:
+        """Return the register of a range of each row.
+
+        Args:
+            x: the register.
+            axis: the axis of a row, from 0.
+            first: the index that the range begins with.
+            size: how many it has, a step apart.
+            step: the distance between two.
+        """
+        rank = len(self.shape(x)) + 1
+        begin, end, strides = [0] * rank, [0] * rank, [1] * rank
+        begin[axis + 1], end[axis + 1], strides[axis + 1] = (
+            first,
+            first + (size - 1) * step + 1,
+            step,
+        )
+        whole = (1 << rank) - 1 - (1 << (axis + 1))
+        masks = {"begin_mask": whole, "end_mask": whole, "ellipsis_mask": 0}
+        masks |= {"new_axis_mask": 0, "shrink_axis_mask": 0}
+        registers = [self.keep(np.array(values)) for values in (begin, end, strides)]
+        return self.add("StridedSlice", x, *registers, **masks)
+
+    def joined(self, *parts: int, axis: int = -1) -> int:
+        """Return the register of several parts behind one another.
+
+        Args:
+            parts: their registers.
+            axis: the axis, -1 for the last.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        return self.add("ConcatV2", *parts, self.keep(np.array(axis)))
+
+    def reduced(self, operation: str, x: int, axes: tuple[int, ...], *, keeps: bool) -> int:
+        """Return the register of a sum, a mean and the like over axes of a row.
+
+        Args:
+            operation: its name in the engine.
+            x: the register.
+            axes: of a row, from 0.
+            keeps: whether the axes stay, with the size 1.
+        """
+        positions = self.keep(np.array([axis + 1 for axis in axes]))
+        return self.add(operation, x, positions, keep_dims=keeps)
+
+    def axis(self, x: int, axis: int) -> int:
+        """Return an axis of a row, from 0, that the file counts with the batch's axis.
+
+        Args:
+            x: the register.
+            axis: as the file has it, below 0 from the end.
+
+        Raises:
+            ModelError: if it is the axis of the batch, or none.
+        """
+        rank = len(self.shape(x)) + 1
+        found = axis + rank if axis < 0 else axis
+        if not 1 <= found < rank:
+            raise ModelError(f"{CONFIG_FILE}: the axis {axis} of {rank} is none of one observation")
+        return found - 1

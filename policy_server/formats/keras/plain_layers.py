@@ -1,0 +1,304 @@
+"""Keras's layers as steps, but for convolutions, pooling and recurrent layers."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policy_server.formats.keras.activation_functions import activated, elu, leaky_relu, softmax
+from policy_server.formats.keras.model_config import NO, Part
+from policy_server.formats.keras.network_steps import MOST_NUMBERS, Steps
+
+__all__ = ["LAYERS", "Arrays", "Layer", "shaped"]
+
+Arrays = Sequence[NDArray[Any]]
+Layer = Callable[[Steps, Part, Sequence[int], Arrays], int]
+"""A layer: it takes the registers of its inputs and its weights, and returns that of its result."""
+
+
+def shaped(part: Part, arrays: Arrays, *shapes: tuple[int | None, ...]) -> Arrays:
+    """Return a layer's weights, after holding their shapes against the expected ones.
+
+    Args:
+        part: the layer.
+        arrays: its weights.
+        shapes: one for each array, None where any size will do.
+
+    Raises:
+        ModelError: if there are others.
+    """
+    found = [array.shape for array in arrays]
+    fits = len(found) == len(shapes) and all(
+        len(mine) == len(theirs) and all(b in (a, None) for a, b in zip(mine, theirs, strict=True))
+        for mine, theirs in zip(found, shapes, strict=True)
+    )
+    if not fits:
+        part.refuse(f"has weights of the shapes {found}, expected {list(shapes)}")
+    return arrays
+
+
+def _dense(steps: Steps, part: Part, inputs: Sequence[int], arrays: Arrays) -> int:
+    x = steps.number(inputs[0])
+    part.expect("quantization_config", None)
+    *rest, width = steps.shape(x)
+    units = part.get("units", int)
+    if part.settings.get("lora_rank"):
+        part.refuse("was trained with lora_rank; merge the weights and save the model again")
+    has_bias = part.get("use_bias", bool, default=True)
+    shapes = [(width, units), (units,)] if has_bias else [(width, units)]
+    kernel, *bias = shaped(part, arrays, *shapes)
+    if rest:
+        x = steps.add("Reshape", x, steps.keep(np.array([-1, width])))
+    x = steps.with_constant("MatMul", x, kernel)
+    if has_bias:
+        x = steps.with_constant("AddV2", x, bias[0])
+    if rest:
+        x = steps.add("Reshape", x, steps.keep(np.array([-1, *rest, units])))
+    return activated(steps, x, part)
+
+
+def _activation(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
+    return activated(steps, steps.number(inputs[0]), part)
+
+
+def _relu(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
+    x = steps.number(inputs[0])
+    slope = part.get("negative_slope", float, 0.0)
+    part.expect("threshold", 0, 0.0, None)
+    highest = part.get("max_value", float)
+    x = leaky_relu(steps, x, slope) if slope else steps.add("Relu", x)
+    return x if highest is None else steps.with_constant("Minimum", x, highest)
+
+
+def _softmax(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
+    x = steps.number(inputs[0])
+    axis = part.get("axis", int, -1)
+    if steps.axis(x, axis) != len(steps.shape(x)) - 1:
+        part.refuse(f"axis is {axis}, expected the last one")
+    return softmax(steps, x)
+
+
+def _prelu(steps: Steps, part: Part, inputs: Sequence[int], arrays: Arrays) -> int:
+    x = steps.number(inputs[0])
+    if len(arrays) != 1:
+        part.refuse(f"has {len(arrays)} weights, expected one")
+    below = steps.with_constant("Mul", steps.with_constant("Minimum", x, 0), arrays[0])
+    return steps.add("AddV2", steps.add("Relu", x), below)
+
+
+def _normalization(steps: Steps, part: Part, inputs: Sequence[int], arrays: Arrays) -> int:
+    """Normalise by statistics of training.
+
+    Source: Keras `Normalization`, which divides by max(sqrt(variance), 1e-7).
+    """
+    x = steps.number(inputs[0])
+    stated = [part.settings.get(key) for key in ("mean", "variance")]
+    if stated[0] is None:
+        if len(arrays) != 3:
+            part.refuse("has no statistics; call its adapt on observations before it is saved")
+        mean, variance = (np.asarray(array, np.float64) for array in arrays[:2])
+    else:
+        mean, variance = (np.asarray(value, np.float64) for value in stated)
+    axes = part.settings.get("axis", -1)
+    kept = [] if axes is None else axes if isinstance(axes, list) else [axes]
+    places = [steps.axis(x, axis) for axis in kept]
+    sizes = [size if at in places else 1 for at, size in enumerate(steps.shape(x))]
+    if mean.size != math.prod(sizes) or variance.size != mean.size:
+        if mean.size != 1 or variance.size != 1:
+            part.refuse(f"has statistics of {mean.size} numbers, expected {math.prod(sizes)}")
+        sizes = [1] * len(sizes)
+    mean, deviation = mean.reshape(sizes), np.sqrt(variance.reshape(sizes).astype(steps.dtype))
+    deviation = np.maximum(deviation, 1e-7)
+    if part.get("invert", bool, default=False):
+        return steps.with_constant("AddV2", steps.with_constant("Mul", x, deviation), mean)
+    return steps.with_constant("RealDiv", steps.with_constant("Sub", x, mean), deviation)
+
+
+def _rescaling(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
+    x = steps.number(inputs[0])
+    scale, offset = part.settings.get("scale", 1.0), part.settings.get("offset", 0.0)
+    for value in (scale, offset):
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(item, bool) or not isinstance(item, int | float) for item in values):
+            part.refuse("scale and offset have to be numbers")
+    return steps.with_constant("AddV2", steps.with_constant("Mul", x, scale), offset)
+
+
+def _batch_normalization(steps: Steps, part: Part, inputs: Sequence[int], arrays: Arrays) -> int:
+    """Normalise by the moving moments of training.
+
+    Source: Keras `BatchNormalization`; weights gamma, beta, moving mean, moving variance.
+    """
+    x = steps.number(inputs[0])
+    place = steps.axis(x, part.integers("axis", 1)[0])
+    size = steps.shape(x)[place]
+    flags = [part.get(key, bool, default=True) for key in ("scale", "center")]
+    found = [*shaped(part, arrays, *[(size,)] * (2 + sum(flags)))]
+    gamma = found.pop(0) if flags[0] else np.ones(size)
+    beta = found.pop(0) if flags[1] else np.zeros(size)
+    mean, variance = (np.asarray(array, np.float64) for array in found)
+    factor = gamma / np.sqrt(variance + part.get("epsilon", float, 1e-3))
+    form = [-1 if at == place else 1 for at in range(len(steps.shape(x)))]
+    x = steps.with_constant("Sub", x, mean.reshape(form))
+    x = steps.with_constant("Mul", x, factor.reshape(form))
+    return steps.with_constant("AddV2", x, np.reshape(beta, form))
+
+
+def _layer_normalization(steps: Steps, part: Part, inputs: Sequence[int], arrays: Arrays) -> int:
+    """Normalise each row by its own moments.
+
+    Source: Keras `LayerNormalization` and `RMSNormalization`; weights gamma, beta.
+    """
+    x = steps.number(inputs[0])
+    places = tuple(sorted(steps.axis(x, axis) for axis in part.integers("axis")))
+    is_rms = part.kind == "RMSNormalization" or part.get("rms_scaling", bool, default=False)
+    is_scaled = is_rms or part.get("scale", bool, default=True)
+    is_centred = not is_rms and part.get("center", bool, default=True)
+    sizes = tuple(steps.shape(x)[place] for place in places)
+    found = shaped(part, arrays, *[sizes] * (is_scaled + is_centred))
+    form = [size if at in places else 1 for at, size in enumerate(steps.shape(x))]
+    centred = x if is_rms else steps.add("Sub", x, steps.reduced("Mean", x, places, keeps=True))
+    spread = steps.reduced("Mean", steps.add("Square", centred), places, keeps=True)
+    epsilon = part.get("epsilon", float, 1e-3)
+    deviation = steps.add("Sqrt", steps.with_constant("AddV2", spread, epsilon))
+    x = steps.add("RealDiv", centred, deviation)
+    if is_scaled:
+        x = steps.with_constant("Mul", x, found[0].reshape(form))
+    return steps.with_constant("AddV2", x, found[-1].reshape(form)) if is_centred else x
+
+
+def _unit_normalization(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
+    x = steps.number(inputs[0])
+    places = tuple(steps.axis(x, axis) for axis in part.integers("axis"))
+    total = steps.reduced("Sum", steps.add("Square", x), places, keeps=True)
+    return steps.add("RealDiv", x, steps.add("Sqrt", steps.with_constant("Maximum", total, 1e-12)))
+
+
+def _flatten(steps: Steps, _part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
+    return steps.reshape(inputs[0], (steps.size(inputs[0]),))
+
+
+def _reshape(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
+    shape, size = list(part.integers("target_shape")), steps.size(inputs[0])
+    if shape.count(-1) == 1:
+        others = -math.prod(shape)
+        shape[shape.index(-1)] = size // others if others > 0 else 0
+    if math.prod(shape) != size or min(shape, default=1) < 1:
+        part.refuse(f"target_shape is {shape}, and its input has {size} numbers")
+    return steps.reshape(inputs[0], tuple(shape))
+
+
+def _permute(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
+    dims = part.integers("dims")
+    if sorted(dims) != [*range(1, len(steps.shape(inputs[0])) + 1)]:
+        part.refuse(f"dims are {dims}, which are not its input's")
+    return steps.add("Transpose", inputs[0], steps.keep(np.array([0, *dims])))
+
+
+def _repeat_vector(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
+    times, (size,) = part.get("n", int), steps.shape(inputs[0])
+    if not 0 < times * size <= MOST_NUMBERS:
+        part.refuse(f"n is {times}, and its result would have {times * size} numbers")
+    return steps.add(
+        "Tile", steps.reshape(inputs[0], (1, size)), steps.keep(np.array([1, times, 1]))
+    )
+
+
+def _concatenate(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
+    axis = steps.axis(inputs[0], part.get("axis", int, -1))
+    if len({steps.builder.dtype(x) for x in inputs}) > 1:
+        inputs = [steps.number(x) for x in inputs]
+    return steps.joined(*inputs, axis=axis + 1)
+
+
+def _merged(operation: str) -> Layer:
+    def merge(steps: Steps, _part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
+        return functools.reduce(
+            lambda a, b: steps.add(operation, a, b), [steps.number(x) for x in inputs]
+        )
+
+    return merge
+
+
+def _average(steps: Steps, part: Part, inputs: Sequence[int], arrays: Arrays) -> int:
+    total = _merged("AddV2")(steps, part, inputs, arrays)
+    return steps.with_constant("RealDiv", total, len(inputs))
+
+
+def _dot(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
+    part.expect("normalize", *NO)
+    part.expect("axes", 1, -1, [1, 1], [-1, -1])
+    if any(len(steps.shape(x)) != 1 for x in inputs):
+        part.refuse("is computed for vectors only")
+    product = steps.add("Mul", *(steps.number(x) for x in inputs))
+    return steps.reduced("Sum", product, (0,), keeps=True)
+
+
+def _embedding(steps: Steps, part: Part, inputs: Sequence[int], arrays: Arrays) -> int:
+    part.expect("mask_zero", *NO)
+    part.expect("quantization_config", None)
+    size = (part.get("input_dim", int), part.get("output_dim", int))
+    (table,) = shaped(part, arrays, size)
+    indices = steps.add("Cast", inputs[0], dtype="int32")
+    return steps.add("GatherV2", steps.numbers(table), indices, steps.keep(np.array(0)))
+
+
+def _category_encoding(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
+    if (mode := part.get("output_mode", str, "multi_hot")) != "one_hot":
+        part.refuse(f"output_mode is {mode}, expected one_hot")
+    depth = part.get("num_tokens", int)
+    if not 0 < depth * steps.size(inputs[0]) <= MOST_NUMBERS:
+        part.refuse(f"num_tokens is {depth}, expected fewer")
+    indices = steps.add("Cast", inputs[0], dtype="int32")
+    if steps.shape(indices)[-1:] == (1,):
+        indices = steps.reshape(indices, steps.shape(indices)[:-1])
+    on, off = steps.numbers(1), steps.numbers(0)
+    return steps.add("OneHot", indices, steps.keep(np.array(depth)), on, off, axis=-1)
+
+
+def _unchanged(_steps: Steps, _part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
+    return inputs[0]
+
+
+_NOISE = ("AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise")
+_SPATIAL = ("SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D")
+LAYERS: Mapping[str, Layer] = {
+    **dict.fromkeys((*_NOISE, *_SPATIAL, "ActivityRegularization", "Identity"), _unchanged),
+    "Activation": _activation,
+    "Add": _merged("AddV2"),
+    "Average": _average,
+    "BatchNormalization": _batch_normalization,
+    "CategoryEncoding": _category_encoding,
+    "Concatenate": _concatenate,
+    "Dense": _dense,
+    "Dot": _dot,
+    "ELU": lambda steps, part, inputs, _arrays: elu(
+        steps, steps.number(inputs[0]), part.get("alpha", float, 1.0)
+    ),
+    "Embedding": _embedding,
+    "Flatten": _flatten,
+    "LayerNormalization": _layer_normalization,
+    "LeakyReLU": lambda steps, part, inputs, _arrays: leaky_relu(
+        steps, steps.number(inputs[0]), part.get("negative_slope", float, 0.3)
+    ),
+    "Maximum": _merged("Maximum"),
+    "Minimum": _merged("Minimum"),
+    "Multiply": _merged("Mul"),
+    "Normalization": _normalization,
+    "PReLU": _prelu,
+    "Permute": _permute,
+    "RMSNormalization": _layer_normalization,
+    "ReLU": _relu,
+    "RepeatVector": _repeat_vector,
+    "Rescaling": _rescaling,
+    "Reshape": _reshape,
+    "Softmax": _softmax,
+    "Subtract": _merged("Sub"),
+    "UnitNormalization": _unit_normalization,
+}
+"""Keras's class names of layers, and the steps that compute them."""

@@ -1,0 +1,379 @@
+"""Keras files as policies: the meaning of their outputs, their inputs, units and memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from policy_server.errors import MissingPackageError, ModelError, PolicyServerError
+from policy_server.policy import PolicyInputs
+from tests.support.keras_files import change_config, load, numbers, save
+from tests.support.library_policies import cases_of, raw_rows, unzipped
+
+Keras = Any  # keras has no types
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+NAME, FILE = "keras_actor_softmax", "actor.keras"
+INPUTS = keras.Input((4,), name="obs")
+ROWS = np.random.default_rng(1).normal(size=(20, 4)).astype(np.float32)
+
+
+def dense(units: int, name: str | None = None, activation: str | None = None) -> Keras:
+    """Return the result of a layer of the observation."""
+    return layers.Dense(units, activation=activation, name=name)(INPUTS)
+
+
+def test_softmax_of_the_librarys_policy_is_its_distribution(tmp_path: Path) -> None:
+    cases = cases_of(NAME)
+
+    policy = load(unzipped(NAME, FILE, tmp_path))
+
+    logits = numbers(policy, raw_rows(cases))
+    chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert policy.signature.family == "categorical(2)"
+    assert policy.signature.basis == "structure"
+    assert chances == pytest.approx(np.array([c["keras"]["probs"] for c in cases]), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "schema", "family", "basis"),
+    [
+        (dense(3, activation="softmax"), None, "categorical(3)", "structure"),
+        ([dense(3, activation="softmax"), dense(1)], None, "categorical(3)", "structure"),
+        ([dense(3, name="logits"), dense(1, name="value")], None, "categorical(3)", "names"),
+        ({"logits": dense(3), "critic": dense(1)}, None, "categorical(3)", "names"),
+        (dense(3, name="q_values"), None, "greedy over categorical(3)", "names"),
+        (dense(3), "parameters: {discrete: True}", "categorical(3)", "schema"),
+        (
+            dense(3),
+            "actions: {move: {choices: 3, values: q_values}}",
+            "greedy over categorical(3)",
+            "schema",
+        ),
+        (
+            dense(5),
+            "actions: {a: {choices: 3}, b: {choices: 2}}\nparameters: {tuple: True}",
+            "categorical(3) + categorical(2)",
+            "schema",
+        ),
+        ({"mean": dense(2), "log_std": dense(2), "value": dense(1)}, None, "normal(2)", "names"),
+        (dense(2, activation="tanh"), None, "deterministic(2)", "structure"),
+        (dense(2), "actions: {go: {dimensions: 2}}", "deterministic(2)", "schema"),
+        (ops.argmax(dense(3), axis=-1), None, "deterministic(1)", "structure"),
+    ],
+    ids=[
+        *("softmax", "softmax-beside-value", "logits", "logits-by-key", "q-values"),
+        *("stated-logits", "stated-q-values", "stated-parts", "mean-and-log-std", "tanh"),
+        *("stated-action", "argmax"),
+    ],
+)
+def test_meaning_is_read_from_the_end_the_names_and_schema_yaml(
+    outputs: Keras, schema: str | None, family: str, basis: str, tmp_path: Path
+) -> None:
+    policy = load(save(keras.Model(INPUTS, outputs), tmp_path), schema)
+
+    assert (policy.signature.family, policy.signature.basis) == (family, basis)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected"),
+    [
+        (dense(3), "nothing tells the meaning of its output"),
+        ([dense(3), dense(2)], "nothing tells which of the outputs"),
+        (dense(1, name="value"), "hold no action"),
+        (
+            layers.Softmax()(layers.Reshape((2, 3))(dense(6))),
+            "holds 2 softmaxes over 3 numbers; if these are 2 actions",
+        ),
+    ],
+    ids=["one", "two", "value", "rows-of-softmaxes"],
+)
+def test_outputs_that_nothing_tells_the_meaning_of_are_refused(
+    outputs: Keras, expected: str, tmp_path: Path
+) -> None:
+    folder = save(keras.Model(INPUTS, outputs), tmp_path)
+
+    with pytest.raises(PolicyServerError, match=expected):
+        load(folder)
+
+
+def test_rows_of_softmaxes_are_as_many_actions_where_schema_yaml_lists_them(tmp_path: Path) -> None:
+    model = keras.Model(INPUTS, layers.Softmax()(layers.Reshape((2, 3))(dense(6))))
+    theirs = np.asarray(model(ROWS))
+
+    policy = load(
+        save(model, tmp_path), "actions: {a: {choices: 3}, b: {choices: 3}}\nparameters: {}"
+    )
+
+    logits = numbers(policy, ROWS).reshape(20, 2, 3)
+    chances = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    assert policy.signature.family == "categorical(3) + categorical(3)"
+    assert chances == pytest.approx(theirs, abs=1e-6)
+
+
+def test_deterministic_action_is_the_networks(tmp_path: Path) -> None:
+    model = keras.Model(INPUTS, ops.argmax(dense(3), axis=-1))
+
+    policy = load(save(model, tmp_path))
+
+    outputs = policy.infer(PolicyInputs.of(ROWS, is_deterministic=True))
+    assert outputs.actions[:, 0].tolist() == np.asarray(model(ROWS)).tolist()
+    assert policy.signature.action_outputs[0].is_integer
+    assert np.isnan(outputs.log_probability).all()
+
+
+def scaled_tanh() -> keras.Model:
+    return keras.Model(INPUTS, layers.Rescaling(2.0)(dense(1, activation="tanh")))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [None, "actions: {torque: {low: -2, high: 2}}", "actions: {torque: {dimensions: 1}}"],
+    ids=["none", "bounds", "dimensions"],
+)
+def test_action_that_the_network_has_scaled_is_not_scaled_again(
+    schema: str | None, tmp_path: Path
+) -> None:
+    model = scaled_tanh()
+
+    policy = load(save(model, tmp_path), schema)
+
+    actions = policy.infer(PolicyInputs.of(ROWS, is_deterministic=True)).actions
+    assert actions == pytest.approx(np.asarray(model(ROWS)), abs=1e-6)
+
+
+def test_bounds_that_would_scale_a_scaled_action_are_refused(tmp_path: Path) -> None:
+    folder = save(scaled_tanh(), tmp_path)
+
+    with pytest.raises(ModelError, match=r"gives numbers in \[-2, 2\]; write 'normalized: False'"):
+        load(folder, "actions: {torque: {low: -5, high: 5}}")
+
+
+def test_action_of_a_plain_tanh_is_rescaled_to_the_bounds(tmp_path: Path) -> None:
+    model = keras.Model(INPUTS, dense(1, activation="tanh"))
+
+    policy = load(save(model, tmp_path), "actions: {torque: {low: -5, high: 5}}")
+
+    actions = policy.infer(PolicyInputs.of(ROWS, is_deterministic=True)).actions
+    assert actions == pytest.approx(np.asarray(model(ROWS)) * 5, abs=1e-5)
+
+
+def two_inputs() -> keras.Model:
+    near, far = keras.Input((2,), name="near"), keras.Input((2, 3), name="far")
+    joined = layers.Concatenate()([near, layers.Flatten()(far)])
+    return keras.Model([near, far], layers.Dense(3, name="logits")(joined))
+
+
+@pytest.mark.parametrize(
+    ("schema", "places"),
+    [
+        (None, range(8)),
+        (
+            "observations: {far: {type: 'List[float]', min_items: 6, max_items: 6}, "
+            "near: {type: 'List[float]', min_items: 2, max_items: 2}}",
+            [6, 7, 0, 1, 2, 3, 4, 5],
+        ),
+    ],
+    ids=["in-the-models-order", "in-schema-yamls-order"],
+)
+def test_several_inputs_lie_one_after_another(
+    schema: str | None, places: Keras, tmp_path: Path
+) -> None:
+    model = two_inputs()
+    rows = np.random.default_rng(2).normal(size=(20, 8)).astype(np.float32)
+    own = rows[:, list(places)]
+    theirs = np.asarray(model([own[:, :2], own[:, 2:].reshape(20, 2, 3)]))
+
+    policy = load(save(model, tmp_path), schema)
+
+    assert numbers(policy, rows) == pytest.approx(theirs, abs=1e-5)
+    assert {item.name for item in policy.signature.inputs} == {"near", "far"}
+
+
+def sequence(model: Keras, policy: Keras, rows: Keras) -> tuple[Any, Any]:
+    """Return a policy's and a model's numbers for the observations of one episode, in turn."""
+    state = np.zeros((1, policy.signature.memory_width), np.float32)
+    ours = []
+    for row in rows:
+        asked = PolicyInputs.of(row[None].astype(np.float32), state=state)
+        answer = policy.infer(asked)
+        ours.append(answer.distribution[0])
+        state = answer.state
+    return np.array(ours), np.array([model(rows[None, : n + 1])[0] for n in range(len(rows))])
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "SimpleRNN"])
+def test_sequence_of_open_length_is_one_step_with_memory(kind: str, tmp_path: Path) -> None:
+    layer = getattr(layers, kind)
+    model = keras.Sequential(
+        [
+            keras.Input((None, 4)),
+            layers.Dense(5, "relu"),
+            layer(3, return_sequences=True),
+            layer(6),
+            layers.Dense(2, name="logits"),
+        ]
+    )
+
+    policy = load(save(model, tmp_path))
+
+    ours, theirs = sequence(model, policy, ROWS[:4])
+    assert policy.signature.observation_width == 4
+    assert ours == pytest.approx(theirs, abs=1e-5)
+    assert numbers(policy, ROWS[:1]) == pytest.approx(theirs[:1], abs=1e-5)
+
+
+def test_states_between_inputs_and_outputs_are_the_memory(tmp_path: Path) -> None:
+    row = keras.Input((1, 4), name="row")
+    hidden, cell = keras.Input((3,), name="h_in"), keras.Input((3,), name="c_in")
+    result, *after = layers.LSTM(3, return_state=True)(row, initial_state=[hidden, cell])
+    model = keras.Model(
+        [hidden, row, cell], [layers.Dense(2, activation="softmax")(result), *after]
+    )
+    states = np.random.default_rng(4).normal(size=(20, 6)).astype(np.float32)
+    theirs = model([states[:, :3], ROWS[:, None], states[:, 3:]])
+
+    policy = load(save(model, tmp_path))
+
+    answer = policy.infer(PolicyInputs.of(ROWS, state=states))
+    assert answer.distribution is not None
+    chances = np.exp(answer.distribution) / np.exp(answer.distribution).sum(1, keepdims=True)
+    assert [(item.name, item.shape) for item in policy.signature.memory] == [
+        ("h_in", (3,)),
+        ("c_in", (3,)),
+    ]
+    assert policy.signature.observation_width == 4
+    assert chances == pytest.approx(np.asarray(theirs[0]), abs=1e-5)
+    assert answer.state == pytest.approx(np.concatenate(theirs[1:], axis=1), abs=1e-5)
+
+
+def test_state_whose_next_is_no_output_is_refused(tmp_path: Path) -> None:
+    row, hidden = keras.Input((1, 4)), keras.Input((3,), name="h_in")
+    result = layers.GRU(3)(row, initial_state=hidden)
+    folder = save(keras.Model([row, hidden], layers.Softmax()(result)), tmp_path)
+
+    with pytest.raises(ModelError, match="takes its state from the input 'h_in', and the state"):
+        load(folder)
+
+
+def test_sequence_of_open_length_without_memory_is_refused(tmp_path: Path) -> None:
+    model = keras.Sequential(
+        [keras.Input((None, 4)), layers.GlobalMaxPooling1D(), layers.Dense(2, "softmax")]
+    )
+    folder = save(model, tmp_path)
+
+    with pytest.raises(ModelError, match="sequences of an open length without a recurrent layer"):
+        load(folder)
+
+
+class Own(layers.Layer):
+    def call(self, x: Keras) -> Keras:
+        return x
+
+
+class OwnModel(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = layers.Dense(2)
+
+    def call(self, x: Keras) -> Keras:
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [keras.Sequential([keras.Input((4,)), Own()]), OwnModel()],
+    ids=["layer", "model"],
+)
+def test_class_of_ones_own_is_refused_by_name(model: Keras, tmp_path: Path) -> None:
+    model(ROWS)
+    name = "OwnModel" if isinstance(model, OwnModel) else "Own"
+    folder = save(model, tmp_path)
+
+    with pytest.raises(ModelError, match=f"{name} is a class of your own, whose code is not in"):
+        load(folder)
+
+
+def edited(folder: Path, change: Keras) -> Path:
+    unzipped(NAME, FILE, folder)
+    change_config(folder, change)
+    return folder
+
+
+def cycle(config: dict[str, Any]) -> None:
+    layer = config["config"]["layers"][1]
+    tensor = layer["inbound_nodes"][0]["args"][0]
+    tensor["config"]["keras_history"] = [layer["config"]["name"], 0, 0]
+
+
+def deep(config: dict[str, Any]) -> None:
+    config["config"]["layers"] = [config["config"]["layers"][0]]
+    value: Keras = None
+    for _ in range(900):
+        value = [value]
+    config["config"]["output_layers"] = value
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c.update(class_name="Model2"), "is no Sequential or Functional model"),
+        (lambda c: c.update(class_name=["a"]), "expected layers with a class_name"),
+        (lambda c: c.update(config=3), "has no config"),
+        (lambda c: c["config"].update(layers=[3]), "expected layers with a class_name"),
+        (cycle, "needs a result that no layer gives"),
+        (deep, "expected inputs and outputs by name|nested too deeply"),
+        (
+            lambda c: c["config"]["layers"][0]["config"].update(batch_shape=[None, 10**9]),
+            "numbers wide, expected at most",
+        ),
+        (
+            lambda c: c["config"]["layers"][0]["config"].update(batch_shape=[None, None]),
+            "has the open shape",
+        ),
+        (
+            lambda c: c["config"]["layers"][1].update(inbound_nodes=[[["observation", 0, 0, {}]]]),
+            "was saved by Keras 2",
+        ),
+        (
+            lambda c: c["config"]["layers"][1]["config"].update(units="many"),
+            r"units is 'many', expected an integer",
+        ),
+        (
+            lambda c: c["config"]["layers"][1]["config"].update(name="other"),
+            "its place in the weights is that of",
+        ),
+    ],
+    ids=[
+        *("kind", "kind-of-kind", "config", "layers", "cycle", "deep", "wide", "open"),
+        *("keras-2", "units", "names"),
+    ],
+)
+def test_damaged_description_is_one_line(change: Keras, words: str, tmp_path: Path) -> None:
+    folder = edited(tmp_path, change)
+
+    with pytest.raises(ModelError, match=words) as caught:
+        load(folder)
+
+    assert "\n" not in caught.value.message
+
+
+def test_file_of_keras_2_is_refused(tmp_path: Path) -> None:
+    unzipped(NAME, FILE, tmp_path)
+    (tmp_path / "metadata.json").write_text('{"keras_version": "2.15.0"}')
+
+    with pytest.raises(ModelError, match=r"of Keras 2\.15\.0; load it with Keras 3"):
+        load(tmp_path)
+
+
+def test_missing_h5py_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unzipped(NAME, FILE, tmp_path)
+    monkeypatch.setitem(__import__("sys").modules, "h5py", None)
+
+    with pytest.raises(MissingPackageError, match="needs h5py, which is not installed"):
+        load(tmp_path)

@@ -1,0 +1,103 @@
+"""The HDF5 file of a Keras file: what is read of it, and what is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from policy_server.errors import ModelError
+from policy_server.formats.keras.stored_weights import read_weights
+
+Untyped = Any  # h5py has no types
+PLACE = "layers/dense/vars"
+
+
+def written(folder: Path, fill: Untyped) -> Path:
+    path = folder / "model.weights.h5"
+    with h5py.File(path, "w") as file:
+        fill(file)
+    return path
+
+
+def test_arrays_and_names_are_read_by_their_paths(tmp_path: Path) -> None:
+    def fill(file: Untyped) -> None:
+        group = file.create_group(PLACE)
+        group.attrs["name"] = "first"
+        group["0"], group["1"] = np.ones((2, 3), "f4"), np.zeros(3, "f4")
+
+    weights = read_weights(written(tmp_path, fill))
+
+    assert [array.shape for array in weights.of("layers/dense")] == [(2, 3), (3,)]
+    assert weights.name_of("layers/dense") == "first"
+    assert weights.of("layers/dense_1") == []
+
+
+@pytest.mark.parametrize("link", [h5py.ExternalLink("/etc/passwd", "/a"), h5py.SoftLink("/other")])
+def test_links_are_not_followed(link: Untyped, tmp_path: Path) -> None:
+    def fill(file: Untyped) -> None:
+        file["other"] = np.ones(3)
+        file.create_group(PLACE)["0"] = link
+
+    assert read_weights(written(tmp_path, fill)).of("layers/dense") == []
+
+
+def external(file: Untyped) -> None:
+    (Path(file.filename).parent / "raw").write_bytes(bytes(12))
+    name = str(Path(file.filename).parent / "raw")
+    file.create_dataset(f"{PLACE}/0", (3,), "f4", external=[(name, 0, 12)])
+
+
+def virtual(file: Untyped) -> None:
+    layout = h5py.VirtualLayout(shape=(3,), dtype="f4")
+    file.create_virtual_dataset(f"{PLACE}/0", layout)
+
+
+@pytest.mark.parametrize(
+    ("fill", "words"),
+    [
+        (external, "is not stored as plain numbers"),
+        (virtual, "is not stored as plain numbers"),
+        (
+            lambda file: file.create_dataset(f"{PLACE}/0", (10**12,), "f4", chunks=(10**6,)),
+            "is not stored as plain numbers",
+        ),
+        (
+            lambda file: file.create_dataset(
+                f"{PLACE}/0", data=np.zeros(10**6), compression="gzip"
+            ),
+            "is not stored as plain numbers",
+        ),
+        (lambda file: file.create_dataset(f"{PLACE}/0", data="text"), "is not stored as plain"),
+        (lambda file: file.create_dataset(f"{PLACE}/0", data=[np.nan]), "holds NaN or infinity"),
+    ],
+    ids=["external", "virtual", "endless", "compressed", "text", "nan"],
+)
+def test_arrays_that_are_not_whole_numbers_of_the_file_are_refused(
+    fill: Untyped, words: str, tmp_path: Path
+) -> None:
+    path = written(tmp_path, fill)
+
+    with pytest.raises(ModelError, match=words):
+        read_weights(path)
+
+
+def test_group_that_holds_itself_is_read_once(tmp_path: Path) -> None:
+    def fill(file: Untyped) -> None:
+        group = file.create_group(PLACE)
+        group["again"] = group
+        group["0"] = np.ones(2)
+
+    assert len(read_weights(written(tmp_path, fill)).of("layers/dense")) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n" + bytes(90), b"no weights"])
+def test_damaged_file_is_one_line(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.weights.h5"
+    path.write_bytes(content)
+
+    with pytest.raises(ModelError, match=r"model\.weights\.h5: can't be read as what Keras's"):
+        read_weights(path)
