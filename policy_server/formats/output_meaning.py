@@ -15,7 +15,7 @@ from policy_server.errors import ModelError, SchemaError
 from policy_server.policy import ActionComponent, ActionOutput, Basis, ComponentKind
 from policy_server.schema import ActionField, ActionValues, ServerSchema
 
-__all__ = ["Ending", "Form", "Meaning", "NetworkOutput", "ReadOutput", "read_meaning"]
+__all__ = ["Ending", "Form", "Meaning", "NetworkOutput", "ReadOutput", "name_tells", "read_meaning"]
 
 Ending = Literal["arg_max", "log_softmax", "one_hot", "softmax", "tanh"]
 """The last operation of an output, where it tells the output's meaning."""
@@ -139,6 +139,16 @@ def read_meaning(
         SchemaError: if schema.yaml does not say enough, or contradicts the network.
     """
     return _Reader(outputs, schema or ServerSchema(), subject).read()
+
+
+def name_tells(name: str) -> bool:
+    """Return whether a name tells what an output holds, such as actions or a value.
+
+    Args:
+        name: the output's, or that of the layer which gives it.
+    """
+    known = [*_BY_NAME.values(), _OTHERS]
+    return any(pattern.fullmatch(_plain(name)) for pattern in known)
 
 
 class _Reader:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from policy_server.engine.network import CompiledPolicy, NetworkPolicy
 from policy_server.errors import ModelError
@@ -18,14 +15,13 @@ from policy_server.formats.keras.model_parts import layers_below
 from policy_server.formats.keras.network_steps import Steps
 from policy_server.formats.keras.stored_weights import Weights, read_weights
 from policy_server.formats.output_meaning import Meaning, NetworkOutput, ReadOutput, read_meaning
+from policy_server.formats.scaled_actions import without_rescaling
 from policy_server.policy import PolicySignature, SignatureTensor
-from policy_server.schema import ActionField, ServerSchema
+from policy_server.schema import ServerSchema
 from policy_server.schema_fit import describe_signature
 from policy_server.settings import Engine
 
 __all__ = ["load_policy"]
-
-_TOLERANCE = 1e-5
 
 
 def load_policy(
@@ -133,6 +129,11 @@ class _Loading:
         outputs = [item for item, _ in shown.values()]
         meaning = read_meaning(outputs, schema, subject=CONFIG_FILE)
         steps = self._steps
+        bounds = {
+            item.name: steps.bounds[output.register]
+            for item, output in shown.values()
+            if output.register in steps.bounds
+        }
         read = [self._source(one, shown[one.output.name][1]) for one in meaning.read]
         result = steps.joined(*[steps.number(x) for x in (*read, *after)])
         builder = steps.builder
@@ -160,7 +161,7 @@ class _Loading:
             engine="numpy",
             engine_reason=f"{len(network.steps)} operations, from the file's own weights",
         )
-        described = describe_signature(signature, self._within_bounds(meaning, shown, schema))
+        described = describe_signature(signature, without_rescaling(meaning, schema, bounds))
         return NetworkPolicy(CompiledPolicy(described, network))
 
     def _network_output(self, output: Output, schema: ServerSchema | None) -> NetworkOutput:
@@ -204,50 +205,6 @@ class _Loading:
         if self._memory.tensors:
             found.append("recurrent: an observation is one step of time")
         return tuple(found)
-
-    def _within_bounds(
-        self,
-        meaning: Meaning,
-        shown: dict[str, tuple[NetworkOutput, Output]],
-        schema: ServerSchema | None,
-    ) -> ServerSchema | None:
-        """Return schema.yaml, where bounds that a scaled tanh keeps already rescale nothing."""
-        if (
-            schema is None
-            or schema.actions is None
-            or len(meaning.components) != len(schema.actions)
-        ):
-            return schema
-        fields = []
-        for part, entry in zip(meaning.components, schema.actions, strict=True):
-            first = 0
-            for one in meaning.read:
-                if first <= part.first_input < first + one.width:
-                    register = shown[one.output.name][1].register
-                    entry = self._bounded(entry, register, schema.source)
-                first += one.width
-            fields.append(entry)
-        return replace(schema, actions=tuple(fields))
-
-    def _bounded(self, entry: ActionField, register: int, source: str) -> ActionField:
-        known = self._steps.bounds.get(register)
-        if known is None or entry.low is None or entry.high is None or not entry.normalized:
-            return entry
-        low, high = (np.ravel(side) for side in known)
-        if (low == -1).all() and (high == 1).all():
-            return entry
-        stated = np.array(entry.low), np.array(entry.high)
-        if all(
-            np.broadcast_shapes(ours.shape, theirs.shape)
-            and np.allclose(ours, theirs, rtol=_TOLERANCE, atol=_TOLERANCE)
-            for ours, theirs in zip(stated, (low, high), strict=True)
-        ):
-            return replace(entry, normalized=False)
-        raise ModelError(
-            f"{source}: actions.{entry.name}: low and high rescale numbers in [-1, 1], and the "
-            f"network gives numbers in [{low[0]:g}, {high[0]:g}]; write 'normalized: False' to "
-            "clip them only, or leave low and high out"
-        )
 
 
 def _dtype_of(part: Part) -> str:

@@ -6,13 +6,14 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from policy_server.engine.building import NetworkBuilder
 from policy_server.engine.network import FAILURES
 from policy_server.errors import ModelError
 from policy_server.formats.keras.model_config import CONFIG_FILE
 from policy_server.formats.output_meaning import Ending
+from policy_server.formats.scaled_actions import Bounds
 
 __all__ = ["MOST_NUMBERS", "Steps"]
 
@@ -25,7 +26,6 @@ _AFFINE = {
     "RealDiv": np.divide,
     "Sub": np.subtract,
 }
-Bounds = tuple[NDArray[Any], NDArray[Any]]
 
 
 class Steps:

@@ -21,11 +21,18 @@ from policy_server.policy import (
 )
 from policy_server.schema import ServerSchema
 
-__all__ = ["logits_output", "read_from_schema"]
+__all__ = [
+    "LOGITS_NAMES",
+    "check_inputs",
+    "is_value",
+    "logits_output",
+    "read_from_schema",
+]
 
 _RECURRENT_WORDS = ("state", "seq_len", "Placeholder", "memory")
 _HARMLESS_INPUTS = ("is_training", "timestep")
-_LOGITS_NAMES = (DISTRIBUTION_INPUTS, "logits", "fc_out", Q_VALUES)
+LOGITS_NAMES = (DISTRIBUTION_INPUTS, "logits", "fc_out", Q_VALUES)
+"""The outputs of RLlib's networks, and of those made like them, that hold logits or Q values."""
 _ASK_AGAIN = (
     "Ray 2.1 to 2.9 export the network alone; train and export with Ray 2.0.1 or older and "
     "framework 'tf', whose files hold the whole policy"
@@ -45,18 +52,7 @@ def logits_output(loaded: LoadedGraph) -> SignatureTensor:
     Raises:
         ModelError: if none or several can be, or if the network is a recurrent or feature trunk.
     """
-    others = [item.name for item in loaded.feeds.values() if item.name not in _HARMLESS_INPUTS]
-    if any(word in name for name in others for word in _RECURRENT_WORDS):
-        raise ModelError(
-            "saved_model.pb: holds only the recurrent trunk of a policy (inputs "
-            f"{', '.join(others)}), "
-            f"which gives no actions; {_ASK_AGAIN}"
-        )
-    if others:
-        raise ModelError(
-            f"saved_model.pb: needs the inputs {', '.join(others)} beside the observation, and its "
-            "values can't be known; export a network whose only input is one flat observation"
-        )
+    check_inputs(loaded)
     chosen, width = _candidate(loaded)
     if is_feature_layer(loaded, chosen.name):
         raise ModelError(
@@ -74,16 +70,39 @@ def logits_output(loaded: LoadedGraph) -> SignatureTensor:
     return chosen
 
 
+def check_inputs(loaded: LoadedGraph) -> None:
+    """Refuse a network that takes more than one observation.
+
+    Args:
+        loaded: the frozen graph.
+
+    Raises:
+        ModelError: if it has states, or other inputs whose values can't be known.
+    """
+    others = [item.name for item in loaded.feeds.values() if item.name not in _HARMLESS_INPUTS]
+    if any(word in name for name in others for word in _RECURRENT_WORDS):
+        raise ModelError(
+            "saved_model.pb: holds only the recurrent trunk of a policy (inputs "
+            f"{', '.join(others)}), "
+            f"which gives no actions; {_ASK_AGAIN}"
+        )
+    if others:
+        raise ModelError(
+            f"saved_model.pb: needs the inputs {', '.join(others)} beside the observation, and its "
+            "values can't be known; export a network whose only input is one flat observation"
+        )
+
+
 def _candidate(loaded: LoadedGraph) -> tuple[SignatureTensor, int]:
     matrices = [item for item in loaded.outputs if item.shape is not None and len(item.shape) == 2]
-    candidates = [item for item in matrices if not _is_value(item)]
+    candidates = [item for item in matrices if not is_value(item)]
     if not candidates:
         found = ", ".join(item.name for item in loaded.outputs)
         raise ModelError(
             f"saved_model.pb: no output can be the action logits, got {found}; expected one of the "
             f"shape (N, K) beside the value; {_NAME_IT}"
         )
-    named = [item for item in candidates if item.name in _LOGITS_NAMES]
+    named = [item for item in candidates if item.name in LOGITS_NAMES]
     chosen = named if len(candidates) > 1 else candidates
     if len(chosen) != 1:
         found = ", ".join(item.name for item in candidates)
@@ -99,7 +118,12 @@ def _candidate(loaded: LoadedGraph) -> tuple[SignatureTensor, int]:
     return chosen[0], width
 
 
-def _is_value(item: SignatureTensor) -> bool:
+def is_value(item: SignatureTensor) -> bool:
+    """Return whether an output is called as RLlib calls the value of a state.
+
+    Args:
+        item: the output.
+    """
     name = item.name.lower()
     return (
         name.startswith(("value", "vf_"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 
 from policy_server.errors import ModelError
 from policy_server.formats.saved_model import slim_tensorflow as tf
+from policy_server.formats.saved_model import tf_agents
 from policy_server.formats.saved_model.exploration import (
     changed_variables,
     exploration_state,
@@ -29,6 +30,12 @@ from policy_server.formats.saved_model.exploration import (
     runs_callback,
 )
 from policy_server.formats.saved_model.freezing import freeze, node_of
+from policy_server.formats.saved_model.joined_inputs import (
+    JOINED,
+    in_order,
+    join_inputs,
+    joined_input,
+)
 from policy_server.policy import SignatureTensor
 
 __all__ = [
@@ -52,7 +59,10 @@ ACTIONS = "actions_"
 DISTRIBUTION_INPUTS, LOG_PROBABILITY = "action_dist_inputs", "action_logp"
 PROBABILITY, Q_VALUES = "action_prob", "q_values"
 # The inputs that have one right value in service; `runner` gives it.
-FILLED_INPUTS = ("is_training", "timestep", "prev_action", "prev_reward", "seq_lens")
+FILLED_INPUTS = (
+    *("is_training", "timestep", "prev_action", "prev_reward", "seq_lens"),
+    *tf_agents.FILLED,
+)
 _SYNONYMS = {
     "prev_actions": "prev_action",
     "prev_rewards": "prev_reward",
@@ -81,6 +91,8 @@ class LoadedGraph:
         exploring: the tensor of the switch that turns sampling on; None where there is none.
         exploration_state: the inputs and variables by which schedules change exploration.
         changed_variables: the variables that it changes at each call and answers by.
+        observation_parts: the names of the inputs that make up an observation, in order; empty
+            where it is one input.
         has_callback: the actions need a Python callback of training, so that they can't be run.
     """
 
@@ -94,6 +106,7 @@ class LoadedGraph:
     exploration_state: tuple[str, ...] = ()
     has_callback: bool = False
     changed_variables: tuple[str, ...] = ()
+    observation_parts: tuple[str, ...] = ()
 
     @property
     def observation_input(self) -> SignatureTensor:
@@ -176,11 +189,12 @@ def as_model_errors() -> Iterator[None]:
         ) from error
 
 
-def load_graph(folder: Path) -> LoadedGraph:
+def load_graph(folder: Path, order: Sequence[str] = ()) -> LoadedGraph:
     """Read, freeze and flatten the SavedModel in a folder.
 
     Args:
         folder: holds saved_model.pb and variables/.
+        order: the names of schema.yaml's observations, by which several inputs are put in order.
 
     Returns:
         The frozen graph with its signature.
@@ -192,7 +206,8 @@ def load_graph(folder: Path) -> LoadedGraph:
     meta_graph = _read_meta_graph(folder)
     free_switch(meta_graph.graph_def)
     signature = _signature(meta_graph)
-    inputs, infos = _inputs(signature)
+    parts = _observation_parts(signature, order)
+    inputs, infos = _inputs(signature, parts)
     keys = {_output_name(key, signature.outputs): key for key in signature.outputs}
     outputs = tuple(
         _signature_tensor(name, signature.outputs[keys[name]])
@@ -207,6 +222,10 @@ def load_graph(folder: Path) -> LoadedGraph:
     kept = [*fetches.values(), *infos.values(), *([exploring] if exploring else [])]
     with as_model_errors():
         graph_def = freeze(meta_graph, folder, kept)
+    if parts:
+        whole = next(item for item in inputs if item.name == OBSERVATIONS)
+        join_inputs(graph_def, {infos.pop(item.name): item for item in parts}, whole)
+        infos[OBSERVATIONS] = f"{JOINED}:0"
     needed = _ancestors(graph_def, fetches.values())
     feeds = {
         infos[item.name]: _with_training_shape(item, meta_graph.graph_def)
@@ -224,6 +243,7 @@ def load_graph(folder: Path) -> LoadedGraph:
         exploring=exploring if exploring is not None and node_of(exploring) in needed else None,
         exploration_state=exploration_state(needed, meta_graph.graph_def),
         changed_variables=changed_variables(meta_graph.graph_def, fetches.values()),
+        observation_parts=tuple(item.name for item in parts),
         has_callback=runs_callback(
             _ancestors(
                 graph_def, [tensor for name, tensor in fetches.items() if name.startswith(ACTIONS)]
@@ -256,6 +276,8 @@ def _read_meta_graph(folder: Path) -> Any:  # noqa: ANN401 -- TensorFlow is unty
 
 
 def _signature(meta_graph: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
+    if (of_agents := tf_agents.translated(meta_graph.signature_def)) is not None:
+        return of_agents
     usable = {
         key: item for key, item in meta_graph.signature_def.items() if item.inputs and item.outputs
     }
@@ -270,12 +292,33 @@ def _signature(meta_graph: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
     return usable[name]
 
 
-def _inputs(signature: Any) -> tuple[tuple[SignatureTensor, ...], dict[str, str]]:  # noqa: ANN401 -- TensorFlow is untyped
+def _candidates(signature: Any) -> list[str]:  # noqa: ANN401 -- TensorFlow is untyped
+    """Return the inputs that can be the observation, where none is called so."""
+    if OBSERVATIONS in signature.inputs:
+        return []
+    keys = sorted(signature.inputs, key=natural_key)
+    known = [key for key in keys if _SYNONYMS.get(key, key) not in FILLED_INPUTS]
+    return [key for key in known if not is_switch(key) and not key.startswith(tf_agents.STATE)]
+
+
+def _observation_parts(signature: Any, order: Sequence[str]) -> list[SignatureTensor]:  # noqa: ANN401 -- TensorFlow is untyped
+    """Return the inputs that make up an observation, where there are several."""
+    names = _candidates(signature)
+    is_network = not any(key.startswith(ACTIONS.strip("_")) for key in signature.outputs)
+    if len(names) < 2 or not (is_network or tf_agents.STEP_TYPE in signature.inputs):
+        return []
+    return [_signature_tensor(name, signature.inputs[name]) for name in in_order(names, order)]
+
+
+def _inputs(
+    signature: Any,  # noqa: ANN401 -- TensorFlow is untyped
+    parts: Sequence[SignatureTensor],
+) -> tuple[tuple[SignatureTensor, ...], dict[str, str]]:
     """Read the inputs, and name the observation's `observations`, as a Keras model may not."""
     keys = sorted(signature.inputs, key=natural_key)
     names = {key: _SYNONYMS.get(key, key) for key in keys}
-    if OBSERVATIONS not in keys:
-        candidates = [key for key in keys if names[key] not in FILLED_INPUTS and not is_switch(key)]
+    if OBSERVATIONS not in keys and not parts:
+        candidates = _candidates(signature)
         if len(candidates) != 1:
             raise ModelError(
                 f"saved_model.pb: expected an input 'observations', got {', '.join(keys)}; "
@@ -290,7 +333,12 @@ def _inputs(signature: Any) -> tuple[tuple[SignatureTensor, ...], dict[str, str]
                 "export a policy whose "
                 "observation is one flat vector"
             )
-    return inputs, {names[key]: _tensor(signature.inputs[key]) for key in keys}
+    infos = {names[key]: _tensor(signature.inputs[key]) for key in keys}
+    if parts:
+        own = {item.name for item in parts}
+        others = tuple(item for item in inputs if item.name not in own)
+        inputs = (joined_input(parts, OBSERVATIONS), *others)
+    return inputs, infos
 
 
 def _is_number(dtype: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from policy_server.engine.proof import (
 )
 from policy_server.errors import ModelError
 from policy_server.formats.saved_model import slim_tensorflow as tf
+from policy_server.formats.saved_model.agent_actions import (
+    is_of_tf_agents,
+    plain_actions,
+    with_bounds,
+)
 from policy_server.formats.saved_model.bare import logits_output, read_from_schema
 from policy_server.formats.saved_model.evidence import GraphProbe, probe_rows
 from policy_server.formats.saved_model.graph import (
@@ -32,9 +38,11 @@ from policy_server.formats.saved_model.graph_compiler import (
     compile_network,
 )
 from policy_server.formats.saved_model.identify import identify_actions
+from policy_server.formats.saved_model.plain_networks import is_plain_network, read_network
 from policy_server.formats.saved_model.runner import GraphRunner, GraphSampler
 from policy_server.formats.saved_model.structure import find_distribution_inputs, read_structure
 from policy_server.formats.saved_model.tensorflow_policy import TensorFlowPolicy
+from policy_server.formats.saved_model.tf_agents import STEP_TYPE
 from policy_server.formats.saved_model.weights import find_width
 from policy_server.policy import Policy, PolicySignature
 from policy_server.schema import ServerSchema
@@ -70,7 +78,8 @@ def load_policy(
         ModelError: if the file can't give a policy, or not by the engine that was asked for.
         SchemaError: if schema.yaml disagrees with the policy.
     """
-    loaded = load_graph(folder)
+    order = [item.name for item in (schema.observations if schema else None) or ()]
+    loaded = load_graph(folder, order)
     signature = PolicySignature(
         observation_width=_width(loaded, schema),
         observation_dtype=loaded.observation_input.dtype,
@@ -83,18 +92,42 @@ def load_policy(
     if schema is not None:
         # Before the policy runs: a wrong width has the clearer words here.
         check_schema_fits(replace(schema, discrete=None, tuple=None), signature)
+    bounds = None
     if any(item.name.startswith(ACTIONS) for item in loaded.outputs):
         _check_inputs(loaded)
         runner = GraphRunner(loaded, row_dtype=signature.row_dtype)
+        if is_of_tf_agents(loaded):
+            assert signature.observation_width is not None, "found above"
+            loaded, bounds = plain_actions(loaded, runner, signature.observation_width)
+            runner = GraphRunner(loaded, row_dtype=signature.row_dtype)
         loaded, signature, compilation = _identify(loaded, runner, signature)
+        signature = with_bounds(signature, bounds)
         distribution = DISTRIBUTION_INPUTS
+    elif is_plain_network(loaded):
+        loaded, meaning, schema = read_network(loaded, schema)
+        runner = GraphRunner(loaded, row_dtype=signature.row_dtype)
+        signature = replace(
+            signature,
+            action_outputs=meaning.action_outputs,
+            components=meaning.components,
+            is_value_based=meaning.is_value_based,
+            basis=meaning.basis,
+            findings=meaning.findings,
+        )
+        distribution = DISTRIBUTION_INPUTS
+        assert signature.observation_width is not None, "found above"
+        compilation = compile_network(loaded, distribution, signature.observation_width)
     else:
         output = logits_output(loaded)
         runner = GraphRunner(loaded, row_dtype=signature.row_dtype)
         signature, distribution = read_from_schema(signature, schema, output), output.name
         assert signature.observation_width is not None, "found above"
         compilation = compile_network(loaded, distribution, signature.observation_width)
-    policy = TensorFlowPolicy(runner, _described(signature, schema), distribution=distribution)
+    policy = TensorFlowPolicy(
+        runner,
+        _described(signature, schema, loaded.observation_parts, has_own_bounds=bounds is not None),
+        distribution=distribution,
+    )
     policy.warm_up()
     if engine == "tensorflow":
         policy.explain_engine("POLICY_SERVER_ENGINE asks for it")
@@ -177,7 +210,7 @@ def _width(loaded: LoadedGraph, schema: ServerSchema | None) -> int:
 def _check_inputs(loaded: LoadedGraph) -> None:
     """Refuse inputs that can't be filled with zeros."""
     names = loaded.recurrent_inputs
-    if names and not any(item.name == "seq_lens" for item in loaded.inputs):
+    if names and not any(item.name in ("seq_lens", STEP_TYPE) for item in loaded.inputs):
         raise ModelError(
             f"saved_model.pb: needs the input '{names[0]}' beside the observation; export a policy "
             "whose observation is one "
@@ -287,8 +320,17 @@ def _row_mixing(
     return None if size is None else f"its answer is another in a batch of {size}"
 
 
-def _described(signature: PolicySignature, schema: ServerSchema | None) -> PolicySignature:
+def _described(
+    signature: PolicySignature,
+    schema: ServerSchema | None,
+    parts: Sequence[str],
+    *,
+    has_own_bounds: bool,
+) -> PolicySignature:
+    if parts:
+        text = f"an observation is the inputs {', '.join(parts)}, one after another"
+        signature = replace(signature, findings=(*signature.findings, text))
     if signature.recurrent_inputs:
         text = "recurrent: every answer starts from the zero state, without memory of earlier ones"
         signature = replace(signature, findings=(*signature.findings, text))
-    return describe_signature(signature, schema)
+    return describe_signature(signature, schema, has_own_bounds=has_own_bounds)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from policy_server.formats.saved_model import slim_tensorflow as tf
 from policy_server.formats.saved_model.freezing import LATE_TIMESTEP, session_config
 from policy_server.formats.saved_model.graph import LoadedGraph, as_model_errors
+from policy_server.formats.saved_model.tf_agents import DISCOUNT
 from policy_server.policy import SignatureTensor
 
 __all__ = ["GraphRunner", "GraphSampler", "filled_value"]
@@ -222,7 +223,7 @@ def filled_value(item: SignatureTensor) -> NDArray[Any]:
     if item.name == "timestep":
         return np.array(min(LATE_TIMESTEP, int(dtype.max)), dtype.as_numpy_dtype)
     # Zeros here crash a recurrent model: every row is a sequence of one step.
-    return np.array(item.name == "seq_lens", dtype.as_numpy_dtype)
+    return np.array(item.name in ("seq_lens", DISCOUNT), dtype.as_numpy_dtype)
 
 
 def _fill(item: SignatureTensor, batch: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped

@@ -1,0 +1,203 @@
+"""SavedModels of a network alone that are not RLlib's, such as those of Keras's `model.export`.
+
+Keras calls their outputs `output_0`, `output_1`. The operation at an output's end, and the name of
+the layer that gives it, tell its meaning, or else schema.yaml.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policy_server.errors import ModelError
+from policy_server.formats.output_meaning import (
+    Ending,
+    Meaning,
+    NetworkOutput,
+    ReadOutput,
+    name_tells,
+    read_meaning,
+)
+from policy_server.formats.saved_model.bare import LOGITS_NAMES, check_inputs, is_value
+from policy_server.formats.saved_model.graph import DISTRIBUTION_INPUTS, LoadedGraph
+from policy_server.formats.saved_model.graph_nodes import add_constant, add_node
+from policy_server.formats.saved_model.nodes import GraphNodes
+from policy_server.formats.scaled_actions import Bounds, without_rescaling
+from policy_server.policy import SignatureTensor
+from policy_server.schema import ServerSchema
+
+__all__ = ["is_plain_network", "read_network"]
+
+_SUBJECT = "saved_model.pb"
+_NUMBERED = re.compile(r"output_\d+")
+_ENDINGS: Mapping[str, Ending] = {
+    "ArgMax": "arg_max",
+    "LogSoftmax": "log_softmax",
+    "OneHot": "one_hot",
+    "Softmax": "softmax",
+    "Tanh": "tanh",
+}
+_AFFINE = {
+    "Add": np.add,
+    "AddV2": np.add,
+    "Mul": np.multiply,
+    "RealDiv": np.divide,
+    "Sub": np.subtract,
+}
+_LIMITS = {"Sigmoid": (0.0, 1.0), "Tanh": (-1.0, 1.0)}
+_SHOWING = ("arg_max", "log_softmax", "one_hot", "softmax")
+
+
+def is_plain_network(loaded: LoadedGraph) -> bool:
+    """Return whether a file without actions is read by the end of its graph and its names.
+
+    Those that RLlib writes have outputs such as `fc_out`, of which schema.yaml tells the meaning.
+
+    Args:
+        loaded: the frozen graph.
+    """
+    nodes = GraphNodes(loaded.graph_def)
+    if any(_ending(nodes, loaded.fetches[item.name]) in _SHOWING for item in loaded.outputs):
+        return True
+    names = [item.name for item in loaded.outputs]
+    if any(name in LOGITS_NAMES for name in names) or all(map(is_value, loaded.outputs)):
+        return False
+    return all(_NUMBERED.fullmatch(name) or name_tells(name) for name in names)
+
+
+def read_network(
+    loaded: LoadedGraph, schema: ServerSchema | None
+) -> tuple[LoadedGraph, Meaning, ServerSchema | None]:
+    """Return the graph with the distribution's inputs as an output, their meaning, and the schema.
+
+    In schema.yaml, bounds that a scaled tanh keeps already rescale nothing.
+
+    Args:
+        loaded: the frozen graph.
+        schema: the contents of schema.yaml; None where there is none.
+
+    Raises:
+        ModelError: if nothing tells the meaning, or the graph has inputs that nobody can fill in.
+        SchemaError: if schema.yaml contradicts it.
+    """
+    check_inputs(loaded)
+    nodes = GraphNodes(loaded.graph_def)
+    by_name: dict[str, SignatureTensor] = {}
+    outputs = []
+    for item in loaded.outputs:
+        name = _told_name(nodes, item.name, loaded.fetches[item.name], taken=by_name)
+        by_name[name] = item
+        outputs.append(_network_output(nodes, name, item, loaded.fetches[item.name]))
+    meaning = read_meaning(outputs, schema, subject=_SUBJECT)
+    graph = type(loaded.graph_def)()
+    graph.CopyFrom(loaded.graph_def)
+    parts = []
+    for place, one in enumerate(meaning.read):
+        item = by_name[one.output.name]
+        tensor = _before(nodes, one, nodes.source(loaded.fetches[item.name]))
+        parts.append(_formed(graph, one, tensor, item.dtype, place))
+    fetches = {DISTRIBUTION_INPUTS: _joined(graph, parts)}
+    bounds = {
+        name: found
+        for name, item in by_name.items()
+        if (found := _bounds(nodes, loaded.fetches[item.name])[1]) is not None
+    }
+    loaded = replace(loaded, graph_def=graph, fetches=fetches)
+    return loaded, meaning, without_rescaling(meaning, schema, bounds)
+
+
+def _ending(nodes: GraphNodes, tensor: str) -> Ending | None:
+    ending, bounds = _bounds(nodes, tensor)
+    return _ENDINGS.get(nodes.node(nodes.source(tensor)).op) if bounds is None else ending
+
+
+def _bounds(nodes: GraphNodes, tensor: str) -> tuple[Ending | None, Bounds | None]:
+    """Return the ending and the bounds of a tanh or a sigmoid, also where constants scale it."""
+    scales: list[tuple[str, NDArray[Any]]] = []
+    node = nodes.node(nodes.source(tensor))
+    while node.op in _AFFINE and (value := nodes.constant(node.input[1])) is not None:
+        scales.append((node.op, value.astype(np.float64)))
+        node = nodes.node(nodes.source(node.input[0]))
+    if node.op not in _LIMITS:
+        return None, None
+    low, high = (np.asarray(side) for side in _LIMITS[node.op])
+    for operation, value in reversed(scales):
+        sides = [_AFFINE[operation](side, value) for side in (low, high)]
+        low, high = np.minimum(*sides), np.maximum(*sides)
+    return ("tanh" if node.op == "Tanh" else None), (low, high)
+
+
+def _told_name(
+    nodes: GraphNodes, name: str, tensor: str, *, taken: Mapping[str, SignatureTensor]
+) -> str:
+    """Return the name of the layer that gives a numbered output, where it tells something."""
+    if not _NUMBERED.fullmatch(name):
+        return name
+    scopes = nodes.node(nodes.source(tensor)).name.split("/")[:-1]
+    # Keras numbers the scope of a layer once more.
+    layer = re.sub(r"(_\d+)+$", "", scopes[-1]) if scopes else ""
+    return layer if name_tells(layer) and layer not in taken else name
+
+
+def _network_output(
+    nodes: GraphNodes, name: str, item: SignatureTensor, tensor: str
+) -> NetworkOutput:
+    shape = item.shape
+    if shape is None or len(shape) > 2 or None in shape[1:]:
+        raise ModelError(
+            f"{_SUBJECT}: the output {item.name} has the shape {shape}; expected one row of fixed "
+            "width for each observation"
+        )
+    is_integer = item.dtype.startswith(("int", "uint"))
+    width = int(shape[1] or 0) if len(shape) == 2 else 1
+    return NetworkOutput(name, width, is_integer, len(shape) == 2, _ending(nodes, tensor))
+
+
+def _before(nodes: GraphNodes, one: ReadOutput, tensor: str) -> str:
+    """Return the logits that a softmax is taken of, else the tensor itself."""
+    node = nodes.node(tensor)
+    is_softmax = node.op in ("Softmax", "LogSoftmax")
+    if is_softmax and one.form in ("logits", "probabilities"):
+        return nodes.inputs_of(node)[0]
+    return tensor
+
+
+def _formed(graph: Any, one: ReadOutput, tensor: str, dtype: str, place: int) -> str:  # noqa: ANN401 -- TensorFlow is untyped
+    """Return the tensor float32[N, width] of an output, as the distribution takes it."""
+    name = f"policy_server/output_{place}"
+    if one.form == "one_hot":
+        raise ModelError(
+            f"{_SUBJECT}: the output {one.output.name} is a one-hot vector; export the index or "
+            "the logits that it is made of"
+        )
+    was_softmax = one.output.ending in ("softmax", "log_softmax")
+    if one.form == "std" or (one.form == "probabilities" and not was_softmax):
+        tensor = add_node(graph, f"{name}/log", "Log", [tensor], T=dtype)
+    if dtype != "float32":
+        tensor = add_node(graph, f"{name}/cast", "Cast", [tensor], SrcT=dtype, DstT="float32")
+    if not one.output.is_vector:
+        shape = add_constant(graph, f"{name}/shape", [-1, one.output.width])
+        tensor = add_node(
+            graph, f"{name}/column", "Reshape", [tensor, shape], T="float32", Tshape="int32"
+        )
+    return tensor
+
+
+def _joined(graph: Any, parts: list[str]) -> str:  # noqa: ANN401 -- TensorFlow is untyped
+    if len(parts) == 1:
+        return parts[0]
+    axis = add_constant(graph, "policy_server/axis", 1)
+    return add_node(
+        graph,
+        f"policy_server/{DISTRIBUTION_INPUTS}",
+        "ConcatV2",
+        [*parts, axis],
+        N=len(parts),
+        T="float32",
+        Tidx="int32",
+    )

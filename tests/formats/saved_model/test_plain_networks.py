@@ -1,0 +1,151 @@
+"""SavedModels of Keras's `model.export`: the meaning of outputs that have numbers for names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from policy_server.distributions.action_distribution import ActionDistribution
+from policy_server.errors import PolicyServerError
+from policy_server.formats.known_formats import load_policy
+from policy_server.policy import Policy, PolicyInputs
+from policy_server.schema import parse_schema
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+INPUTS = keras.Input((4,), name="obs")
+ROWS = np.random.default_rng(1).normal(size=(20, 4)).astype(np.float32)
+Keras = Any  # keras has no types
+
+
+def dense(units: int, name: str | None = None, activation: str | None = None) -> Keras:
+    """Return the result of a layer of the observation."""
+    return layers.Dense(units, activation=activation, name=name)(INPUTS)
+
+
+def exported(model: Keras, folder: Path) -> Path:
+    model.export(folder / "exported", verbose=False)
+    return folder / "exported"
+
+
+def load(folder: Path, schema: str | None = None) -> Policy:
+    return load_policy(folder, None if schema is None else parse_schema(schema))
+
+
+def test_softmax_is_taken_once(tmp_path: Path) -> None:
+    model = keras.Model(INPUTS, [dense(3, activation="softmax"), dense(1)])
+
+    policy = load(exported(model, tmp_path))
+
+    inputs = policy.infer(PolicyInputs.of(ROWS)).distribution
+    assert inputs is not None
+    assert policy.signature.components is not None
+    (part,) = ActionDistribution(policy.signature.components).describe(inputs)
+    assert part.probabilities == pytest.approx(np.asarray(model(ROWS)[0]), abs=1e-6)
+    assert policy.signature.basis == "structure"
+
+
+@pytest.mark.parametrize(
+    ("outputs", "schema", "family", "basis"),
+    [
+        (dense(3, activation="log_softmax"), None, "categorical(3)", "structure"),
+        (dense(3, name="q_values"), None, "greedy over categorical(3)", "names"),
+        ([dense(3, name="logits"), dense(1, name="value")], None, "categorical(3)", "names"),
+        (
+            {"mean": dense(2), "log_std": dense(2), "value": dense(1)},
+            None,
+            "normal(2)",
+            "names",
+        ),
+        (dense(2, activation="tanh"), None, "deterministic(2)", "structure"),
+        (ops.argmax(dense(3), axis=-1), None, "deterministic(1)", "structure"),
+        (dense(3), "parameters: {discrete: True}", "categorical(3)", "schema"),
+        (
+            dense(3),
+            "actions: {move: {choices: 3, values: q_values}}",
+            "greedy over categorical(3)",
+            "schema",
+        ),
+    ],
+    ids=[
+        *("log-softmax", "layer-q-values", "layers", "keys", "tanh", "argmax", "stated-logits"),
+        "stated-q-values",
+    ],
+)
+def test_meaning_is_read_from_the_end_the_layers_and_schema_yaml(
+    outputs: Keras, schema: str | None, family: str, basis: str, tmp_path: Path
+) -> None:
+    policy = load(exported(keras.Model(INPUTS, outputs), tmp_path), schema)
+
+    assert (policy.signature.family, policy.signature.basis) == (family, basis)
+
+
+def test_mean_and_deviation_of_two_outputs_are_the_networks(tmp_path: Path) -> None:
+    model = keras.Model(INPUTS, {"mu": dense(2), "std": dense(2, activation="softplus")})
+    theirs = model(ROWS)
+
+    policy = load(exported(model, tmp_path))
+
+    inputs = policy.infer(PolicyInputs.of(ROWS)).distribution
+    assert inputs is not None
+    assert policy.signature.engine == "numpy"
+    assert inputs[:, :2] == pytest.approx(np.asarray(theirs["mu"]), abs=1e-5)
+    assert np.exp(inputs[:, 2:]) == pytest.approx(np.asarray(theirs["std"]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("schema", "factor"),
+    [(None, 2.0), ("actions: {torque: {low: -2, high: 2}}", 2.0)],
+    ids=["none", "bounds"],
+)
+def test_action_that_the_network_has_scaled_is_not_scaled_again(
+    schema: str | None, factor: float, tmp_path: Path
+) -> None:
+    model = keras.Model(INPUTS, layers.Rescaling(factor)(dense(1, activation="tanh")))
+
+    policy = load(exported(model, tmp_path), schema)
+
+    found = policy.infer(PolicyInputs.of(ROWS, is_deterministic=True))
+    assert found.actions == pytest.approx(np.asarray(model(ROWS)), abs=1e-5)
+    assert np.isnan(found.log_probability).all()
+
+
+def test_several_inputs_are_one_observation(tmp_path: Path) -> None:
+    near, far = keras.Input((2,), name="near"), keras.Input((2, 3), name="far")
+    joined = layers.Concatenate()([near, layers.Flatten()(far)])
+    model = keras.Model([near, far], layers.Dense(3, name="logits")(joined))
+    rows = np.random.default_rng(2).normal(size=(20, 8)).astype(np.float32)
+    theirs = model([rows[:, :2], rows[:, 2:].reshape(20, 2, 3)])
+    schema = (
+        "observations: {near: {type: 'List[float]', min_items: 2, max_items: 2}, "
+        "far: {type: 'List[float]', min_items: 6, max_items: 6}}"
+    )
+
+    policy = load(exported(model, tmp_path), schema)
+
+    found = policy.infer(PolicyInputs.of(rows)).distribution
+    assert found == pytest.approx(np.asarray(theirs), abs=1e-5)
+    assert "an observation is the inputs near, far, one after another" in policy.signature.findings
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected"),
+    [
+        (dense(3), "nothing tells the meaning of its output 'output_0'"),
+        ([dense(3), dense(2)], "nothing tells which of the outputs 'output_0', 'output_1'"),
+        (layers.Softmax()(layers.Reshape((2, 3))(dense(6))), "expected one row of fixed width"),
+    ],
+    ids=["one", "two", "rows"],
+)
+def test_outputs_that_nothing_tells_the_meaning_of_are_refused(
+    outputs: Keras, expected: str, tmp_path: Path
+) -> None:
+    folder = exported(keras.Model(INPUTS, outputs), tmp_path)
+
+    with pytest.raises(PolicyServerError, match=expected):
+        load(folder)
