@@ -264,7 +264,7 @@ def test_inspect_names_a_file_that_seems_to_be_a_policy(tmp_path: Path, *, is_se
     path = None if is_served else tmp_path
 
     with pytest.raises(
-        ModelError, match=r"holds no policy, but policy\.zip \(.* a Git LFS pointer"
+        ModelError, match=r"holds no policy, but policy\.zip \(a Git LFS pointer"
     ):
         model_report.inspect_model(path, Settings(home=tmp_path))
 
@@ -305,7 +305,6 @@ def test_a_drafted_schema_shows_what_may_be_filled_in(
         assert line in text
 
 
-<<<<<<< HEAD
 def test_a_recurrent_policy_of_the_library_s_own_file_is_told(
     tmp_path: Path, settings: Settings
 ) -> None:
@@ -317,7 +316,8 @@ def test_a_recurrent_policy_of_the_library_s_own_file_is_told(
     assert any(line.split() == ["recurrent", "h"] for line in lines)
     assert "# The policy's file has the bounds, in the environment's units." in text
     assert "low:" not in text
-=======
+
+
 def test_inspect_as_json_has_no_infinity(tmp_path: Path, settings: Settings) -> None:
     folder = unzipped("rllib_checkpoints", "box_open_clip.zip", tmp_path)
 
@@ -328,7 +328,6 @@ def test_inspect_as_json_has_no_infinity(tmp_path: Path, settings: Settings) -> 
 
     (part,) = document["components"]
     assert (part["low"], part["high"]) == ([-0.1, None], [None, 0.1])
->>>>>>> 6a1b1d1 (schema_fit: hold a schema's bound against one that a file leaves open)
 
 
 def test_a_draft_names_the_module_of_a_file_that_holds_several(
