@@ -14,6 +14,7 @@ import pytest
 from policy_server.errors import MissingPackageError
 from policy_server.prediction_log import PredictionLog
 from tests.support.folders import ROOT
+from tests.support.library_policies import POLICIES
 from tests.support.web import assert_error, build, client_of, serve
 
 EXAMPLE = ROOT / "examples" / "mouse_and_cheese"
@@ -22,7 +23,7 @@ BLOCKER = """
 import os, sys
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == os.environ.get("LACKS"):
+        if name.partition(".")[0] in os.environ.get("LACKS", "").split(","):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocker())
 """
@@ -194,6 +195,41 @@ def test_policy_that_was_compiled_before_needs_tensorflow_only_if_asked_to(
     )
 
     assert (ended.stdout.strip(), ended.stderr) == (said, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "is_folder"),
+    [
+        ("sb3_ppo_vecnorm", ["policy.zip", "vec_normalize.pkl"], False),
+        ("rllib_ppo_meanstd", ["checkpoint.zip"], True),
+    ],
+    ids=["stable-baselines3", "RLlib"],
+)
+def test_policy_that_numpy_computes_needs_no_package_of_its_training(
+    name: str, files: list[str], *, is_folder: bool, tmp_path: Path
+) -> None:
+    """From the files as training wrote them to a loaded policy."""
+    lacked = "tensorflow,keras,torch,ray,stable_baselines3,sb3_contrib,gymnasium,gym,onnxruntime"
+    source = tmp_path / "trained"
+    source.mkdir()
+    for file in (*files, "schema.yaml"):
+        shutil.copy(POLICIES / name / file, source / file)
+    if is_folder:
+        shutil.unpack_archive(source / files[0], source / "run")
+        (source / files[0]).unlink()
+
+    copied = typed("copy_server_files", str(source), environment=without(lacked, tmp_path))
+    ended = subprocess.run(
+        [sys.executable, "-c", SERVED],
+        cwd=ROOT,
+        env=without(lacked, tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+    assert copied.returncode == 0, copied.stderr
+    assert (ended.stdout.strip(), ended.stderr) == ("numpy", "")
 
 
 @pytest.mark.parametrize("lacked", ["boto3", "google.cloud"])
