@@ -78,11 +78,11 @@ def prepare_model(settings: Settings, *, formats: Sequence[Format] = FORMATS) ->
 def prepare_policy(
     path: Path, target: Path, settings: Settings, *, formats: Sequence[Format] = FORMATS
 ) -> Path:
-    """Make sure that the policy of a zip or folder lies unzipped.
+    """Make sure that the policy of a file or folder lies unzipped.
 
     Args:
-        path: a zip, or a folder that holds one policy.
-        target: the folder that a zip is unpacked to.
+        path: a zip or another file, or a folder that is or holds one policy.
+        target: the folder that a file is unpacked to.
         settings: how much may be unpacked.
         formats: those that may read the policy.
 
@@ -92,15 +92,17 @@ def prepare_policy(
     Raises:
         ModelError: if there is no policy or more than one, or the zip is refused.
     """
-    if not path.is_dir():
-        if not os.path.lexists(path):
-            raise ModelError(f"{path}: not found; expected {expected_formats(formats)}, or its zip")
-        return unpack_model(path, target, max_bytes=settings.max_unpacked_bytes, formats=formats)
-    found = find_model(path, formats=formats)
+    if not os.path.lexists(path):
+        raise ModelError(f"{path}: not found; expected {expected_formats(formats)}, or its zip")
+    found: Path | None = path
+    if path.is_dir():
+        found = policy_at(path, settings, formats=formats) or find_model(path, formats=formats)
     if found is None:
-        seems = describe_names(_own_files(path)) or "a folder without a policy"
+        seems = _seeming_folder(path, settings, formats) or "a folder without a policy"
         raise ModelError(f"{path}: is {seems}; expected {expected_formats(formats)}")
-    return found
+    if found.is_dir():
+        return found
+    return unpack_model(found, target, max_bytes=settings.max_unpacked_bytes, formats=formats)
 
 
 def find_policy(settings: Settings, *, formats: Sequence[Format] = FORMATS) -> Path | None:

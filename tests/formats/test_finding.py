@@ -14,6 +14,7 @@ from policy_server.formats.finding import (
     format_of_folder,
     policy_at,
     prepare_model,
+    prepare_policy,
     served_names,
 )
 from policy_server.formats.known_formats import FORMATS, Format, expected_formats
@@ -254,3 +255,35 @@ def test_names_that_a_start_reads_are_the_policys_and_those_beside_it(tmp_path: 
     (tmp_path / "schema.yaml").touch()
 
     assert served_names(Settings(home=tmp_path)) == ["ppo.zip", "vec_normalize.pkl"]
+
+
+@pytest.mark.parametrize("form", ["file", "zip", "folder", "folder of a zip", "folder above"])
+def test_policy_of_a_path_lies_unzipped(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "run"
+    if form == "file":
+        path.write_bytes(b"notes")
+    elif form == "zip":
+        zip_of(path, NOTES)
+    elif form == "folder of a zip":
+        path.mkdir()
+        zip_of(path / "best.zip", NOTES)
+    else:
+        folder_of(path / "checkpoints" / "10" if form == "folder above" else path, "weights.txt")
+
+    folder = prepare_policy(path, tmp_path / "left", Settings(home=tmp_path), formats=BOTH)
+
+    assert set(files_of_model(folder)) == {"weights.txt"}
+    assert (folder == tmp_path / "left") == (form in ("file", "zip", "folder of a zip"))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("absent", "not found; expected"), ("empty", "is a folder without a policy; expected")],
+)
+def test_path_without_a_policy_is_one_line(tmp_path: Path, name: str, says: str) -> None:
+    (tmp_path / "empty").mkdir()
+
+    with pytest.raises(ModelError) as caught:
+        prepare_policy(tmp_path / name, tmp_path / "left", Settings(home=tmp_path))
+
+    assert caught.value.message.startswith(f"{tmp_path / name}: {says}")

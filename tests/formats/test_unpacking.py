@@ -475,6 +475,7 @@ REAL = {
     "SavedModel": ROOT / "examples" / "lpoc" / "saved_model.zip",
     "stable-baselines3": ROOT / "tests" / "data" / "policies" / "sb3_td3" / "policy.zip",
     "RLlib": ROOT / "tests" / "data" / "policies" / "rllib_dqn" / "checkpoint.zip",
+    "Keras": ROOT / "tests" / "data" / "policies" / "keras_actor_softmax" / "actor.keras",
 }
 
 

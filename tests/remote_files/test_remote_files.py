@@ -272,6 +272,16 @@ def test_files_that_are_not_there_are_one_line(settings: Settings, tmp_path: Pat
 # The web
 
 
+def test_zip_of_any_name_is_kept_as_it_is(web: WebServer, settings: Settings) -> None:
+    content = (ROOT / "tests/data/policies/keras_actor_softmax/actor.keras").read_bytes()
+    address = web.answer("/runs/actor.keras", Reply(content))
+
+    assert fetch(settings, f"{address}#sha256={digest(content)}") == ["fetched"]
+
+    assert settings.zip_path.read_bytes() == content
+    assert (settings.models_path / "model.weights.h5").is_file()
+
+
 def test_passing_errors_are_tried_again_with_growing_waits(
     web: WebServer,
     settings: Settings,
