@@ -107,7 +107,7 @@ def _held_against(
                 f"{where}.normalize: the policy's file normalizes observations already; remove it"
             )
         is_whole = (start, end) == (first, column)
-        if is_whole and field.shape is not None and len(part.shape) > 1:
+        if is_whole and field.shape is not None:
             _check_shape(field.shape, part.shape, where)
         if part.kind == "binary" and first <= start and end <= column and field.kind != "float":
             return _with_flags(field)
@@ -141,7 +141,7 @@ def _check_one_hot(
 
 
 def _check_shape(given: tuple[int, ...], known: tuple[int, ...], where: str) -> None:
-    if given != known:
+    if len(given) > 1 and len(known) > 1 and given != known:
         raise SchemaError(
             f"{where}.shape: is {list(given)}, the policy's file has {list(known)} there; mend it"
         )

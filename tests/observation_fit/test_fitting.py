@@ -137,8 +137,8 @@ def test_zeros_and_ones_may_be_truth_values(kind: str) -> None:
 
 @pytest.mark.parametrize(
     "entry",
-    ["shape: [2, 3, 1]", "min_items: 6, max_items: 6", "max_items: 6"],
-    ids=["nested", "flat", "open"],
+    ["shape: [2, 3, 1]", "shape: [6]", "min_items: 6, max_items: 6", "max_items: 6"],
+    ids=["nested", "one level", "flat", "open"],
 )
 def test_image_is_nested_or_flat(entry: str) -> None:
     (field,) = fitted(f"{{image: {{type: 'List[int]', {entry}}}}}", IMAGE)

@@ -101,7 +101,7 @@ def load_policy(
         files, saved, is_on_policy=algorithm.is_on_policy, is_unscaled=is_unscaled
     )
     network, answers = _network(saved, algorithm, scaling, schema)
-    parts = read_parts(saved.observation_space, scaling)
+    parts = read_parts(saved, scaling)
     findings = findings_of(saved, algorithm, scaling, answers, is_unscaled=is_unscaled)
     signature = replace(_signature(saved, answers, network, findings), observation_parts=parts)
     described = describe_signature(

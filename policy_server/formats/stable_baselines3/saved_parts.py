@@ -8,31 +8,33 @@ from dataclasses import replace
 import numpy as np
 
 from policy_server.formats.pickles.space_parts import parts_of_space
-from policy_server.formats.pickles.spaces import Space
 from policy_server.formats.stable_baselines3.images import is_image, parts_of
 from policy_server.formats.stable_baselines3.vec_normalize import Scaling
+from policy_server.formats.stable_baselines3.zip_members import SavedPolicy
 from policy_server.policy import ObservationPart
 
 __all__ = ["read_parts"]
 
 
-def read_parts(space: Space, scaling: Scaling | None) -> tuple[ObservationPart, ...]:
+def read_parts(saved: SavedPolicy, scaling: Scaling | None) -> tuple[ObservationPart, ...]:
     """Return the parts of an observation in the order of the policy's columns.
 
     Args:
-        space: the observation space in the file, which has the channels of an image first.
+        saved: the policy, whose space has the channels of an image first.
         scaling: the scaling by VecNormalize; None where there is none.
     """
-    return tuple(_parts(space, scaling))
+    return tuple(_parts(saved, scaling))
 
 
-def _parts(space: Space, scaling: Scaling | None) -> Iterator[ObservationPart]:
-    start = 0
+def _parts(saved: SavedPolicy, scaling: Scaling | None) -> Iterator[ObservationPart]:
+    space, start = saved.observation_space, 0
+    divides_images = bool(saved.arguments.get("normalize_images", True))
     found = zip(parts_of(space).items(), parts_of_space(space, is_sorted=False), strict=True)
     for (key, known), part in found:
         end = start + part.columns
         is_turned = is_image(known) and (scaling is None or key not in scaling.channels_first)
         shape = (*part.shape[1:], part.shape[0]) if is_turned else part.shape
-        is_normalized = scaling is not None and bool(np.isfinite(scaling.limit[start:end]).any())
-        yield replace(part, shape=shape, is_normalized=is_normalized)
+        is_scaled = scaling is not None and bool(np.isfinite(scaling.limit[start:end]).any())
+        is_divided = divides_images and is_image(known)
+        yield replace(part, shape=shape, is_normalized=is_scaled or is_divided)
         start = end
