@@ -112,14 +112,16 @@ def flat_example(schema: Mapping[str, Any]) -> list[float]:
     Args:
         schema: the server's answer at /schema.
     """
-    fields = _observed(schema)
+    fields, width = _observed(schema), schema["policy"]["observation_width"]
+    zeros = [0.0] * (width or 1)
     if fields is None or any(_WORDS_OF_ROWS & field.keys() for field in fields.values()):
-        return [0.0] * (schema["policy"]["observation_width"] or 1)
+        return zeros
     values: list[float] = []
     for field in fields.values():
         example = _example(field)
         values += [float(value) for value in (example if _is_list(field) else [example])]
-    return values
+    # The policy's file may expand integers, without a word in the schema.
+    return values if width in (None, len(values)) else zeros
 
 
 def _observed(schema: Mapping[str, Any]) -> dict[str, Mapping[str, Any]] | None:

@@ -224,9 +224,10 @@ def test_flat_example_follows_the_examples_and_the_bounds() -> None:
     assert flat_example(schema) == [11.5, 2.0, 1.0, 0.0]
 
 
-def test_flat_example_is_zeros_where_the_rows_numbers_are_others() -> None:
+@pytest.mark.parametrize("word", [{"one_hot": 3}, {}], ids=["by the schema", "by the file"])
+def test_flat_example_is_zeros_where_the_rows_numbers_are_others(word: dict[str, int]) -> None:
     schema = {
-        "observations": {"gear": {"type": "int", "one_hot": 3}},
+        "observations": {"gear": {"type": "int", **word}},
         "policy": {"observation_width": 3},
     }
 
