@@ -44,7 +44,11 @@ def item_bounds(item: ObservationEntry) -> tuple[int, int | None]:
         return (math.prod(item.shape),) * 2
     if item.one_hot is not None and len(item.one_hot) > 1:
         return (len(item.one_hot),) * 2
-    return item.min_items or 0, item.max_items
+    most = item.max_items
+    if item.one_hot is not None and item.type.is_list and most is None:
+        # A row of one request may not take all memory.
+        most = MOST_ITEMS // item.one_hot[0]
+    return item.min_items or 0, most
 
 
 def normalization_of(item: ObservationEntry) -> Normalization | None:
@@ -92,12 +96,22 @@ def _check_one_hot(item: ObservationEntry, where: str) -> None:
     for key in ("maximum", "normalize"):
         if getattr(item, key) is not None:
             raise SchemaError(f"{where}.{key}: one_hot tells the integers' range; remove it")
+    _check_columns(item, sizes, where)
     if len(sizes) > 1 and item.shape is not None:
         raise SchemaError(
             f"{where}.one_hot: has a size for each item of a shape; give one size for all"
         )
     if len(sizes) > 1:
         _check_count(item, len(sizes), f"{where}.one_hot")
+
+
+def _check_columns(item: ObservationEntry, sizes: tuple[int, ...], where: str) -> None:
+    most = math.prod(item.shape) if item.shape else max(item.max_items or 1, item.min_items or 1)
+    if max(sizes[0] * most, sum(sizes)) > MOST_ITEMS:
+        raise SchemaError(
+            f"{where}.one_hot: gives more than {MOST_ITEMS} numbers in all; mend it, or the number "
+            "of items"
+        )
 
 
 def _check_normalization(item: ObservationEntry, rule: NormalizeEntry, where: str) -> None:

@@ -263,9 +263,7 @@ def test_inspect_names_a_file_that_seems_to_be_a_policy(tmp_path: Path, *, is_se
     (tmp_path / "policy.zip").write_bytes(b"version https://git-lfs.github.com/spec/v1")
     path = None if is_served else tmp_path
 
-    with pytest.raises(
-        ModelError, match=r"holds no policy, but policy\.zip \(a Git LFS pointer"
-    ):
+    with pytest.raises(ModelError, match=r"holds no policy, but policy\.zip \(a Git LFS pointer"):
         model_report.inspect_model(path, Settings(home=tmp_path))
 
 

@@ -41,6 +41,10 @@ def test_open_list_of_one_hot_integers_has_as_many_columns_as_its_items() -> Non
     assert (schema.min_width, schema.max_width, schema.width) == (4, 12, None)
 
 
+def test_list_without_a_bound_gives_no_longer_row_than_one_with() -> None:
+    assert field_of("{type: 'List[int]', one_hot: 1000}").max_items == 1000
+
+
 def test_normalization_has_one_number_for_all_or_one_for_each() -> None:
     field = field_of(
         "{type: 'List[float]', min_items: 2, max_items: 2, "
@@ -113,6 +117,11 @@ def test_public_schema_is_a_schema_again() -> None:
             "{type: 'List[int]', one_hot: [2, 3], shape: [2]}",
             ".one_hot: has a size for each item of a shape; give one size for all",
             id="sizes of a shape",
+        ),
+        pytest.param(
+            "{type: 'List[int]', one_hot: 1000, max_items: 1001}",
+            ".one_hot: gives more than 1000000 numbers in all; mend it, or the number of items",
+            id="too many numbers",
         ),
         pytest.param(
             "{type: int, one_hot: 4, example: 4}",
