@@ -161,7 +161,8 @@ class PolicyOutputs:
         actions: float64[B, A], one column per action value in the order of `action_outputs`;
             integers are exact.
         log_probability: float64[B], of the whole action as it is answered: of a density, in the
-            units of the answer, where actions are continuous; NaN where it is unknown.
+            units of the answer, where actions are continuous; NaN where it is unknown, or where
+            the answer is never drawn.
         distribution: float32[B, K], the inputs of the action distribution; None where the family is
             unknown, or where the distribution was not asked for.
         state: the memory of each row's episode after this step, as `PolicyInputs.state`; None where
