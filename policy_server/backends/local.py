@@ -12,6 +12,7 @@ from policy_server.backends.replica_counts import ReplicaCounts
 from policy_server.engine.network import NetworkPolicy
 from policy_server.formats import load_policy
 from policy_server.formats.compiling_process import find_compiled
+from policy_server.formats.known_formats import library_of
 from policy_server.formats.model_files import Model
 from policy_server.metrics import PolicyMetrics
 from policy_server.policy import Policy, PolicyInputs, PolicyOutputs, PolicySignature
@@ -105,6 +106,7 @@ async def open_local_backend(
             policy: Policy = NetworkPolicy(compiled)
         else:
             policy = await asyncio.get_running_loop().run_in_executor(
-                executor, partial(load_policy, model.folder, schema, engine="tensorflow")
+                executor,
+                partial(load_policy, model.folder, schema, engine=library_of(model.folder)),
             )
         yield LocalBackend(policy, executor)

@@ -36,15 +36,26 @@ _FOLLOWED = _BATCH_SIZES.index(ROWS)
 _TRIED: Mapping[str, Callable[..., Array]] = {
     "FloorDiv": lambda a, b: np.asarray(np.floor_divide(a, np.where(b == 0, 1, b)), a.dtype),
     "GatherV2": lambda x, indices, axis: np.take(x, indices, axis=int(axis), mode="clip"),
+    "divide": lambda a, b: OPERATIONS["divide"](
+        a, np.where((b == 0) & (b.dtype.kind != "f"), 1, b)
+    ),
+    "take": lambda x, indices, axis: np.take(x, indices, axis=axis, mode="wrap"),
 }
 # A cast of a number outside an integer's range is defined for the common types alone.
 _CAST_TO = ("bool", "float16", "float32", "float64", "int32", "int64")
 _OF_THE_SHAPE = ("Shape", "ZerosLike", "OnesLike")
 # These give their first input's values in another order, and compute none.
-_MOVES = ("ExpandDims", "Pack", "Reshape", "Squeeze", "StridedSlice", "Transpose")
+_MOVES = (
+    *("ExpandDims", "Pack", "Reshape", "Squeeze", "StridedSlice", "Transpose"),
+    *("flatten", "reshape_copying", "slice_axes"),
+)
 _BROADCASTS = ("Add", "AddV2", "Maximum", "Minimum", "Mul", "RealDiv", "Sub")
 _SUMS = ("Add", "AddV2", "BiasAdd")
 _SELECTIONS = ("Select", "SelectV2")
+_COMBINED = (
+    *(*_BROADCASTS, *_SELECTIONS, "MatMul", "Pow"),
+    *("divide", "matmul", "modulo", "power", "where"),
+)
 # These give whole numbers from whole numbers.
 _WHOLE_OPERATIONS = frozenset(
     {
@@ -117,15 +128,19 @@ class NetworkBuilder:
         depends_on_size: whether the number of observations goes into the values of one.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, is_row_by_row: bool = False) -> None:
         """Begin with the observations.
 
         Args:
             width: how many numbers one observation has, with the state of a recurrent policy.
+            is_row_by_row: the network takes one observation at a time, and is tried on one.
         """
         generator = np.random.default_rng(0)
-        rows = tuple(generator.normal(size=(size, width)) for size in _BATCH_SIZES)
-        self._trials = [_Trial(rows, of_observations(width))]
+        self._is_row_by_row = is_row_by_row
+        self._sizes = (1,) if is_row_by_row else _BATCH_SIZES
+        self._followed = 0 if is_row_by_row else _FOLLOWED
+        rows = tuple(generator.normal(size=(size, width)) for size in self._sizes)
+        self._trials = [_Trial(rows, of_observations(width)[: len(rows[self._followed])])]
         self._constants: dict[int, Array] = {}
         self._steps: list[Step] = []
         self.in_convolutions = 0
@@ -139,7 +154,7 @@ class NetworkBuilder:
             value: the constant.
         """
         nothing = np.zeros(np.shape(value), np.uint8)
-        trial = _Trial((value,) * len(_BATCH_SIZES), nothing, _are_whole(value), is_fixed=True)
+        trial = _Trial((value,) * len(self._sizes), nothing, _are_whole(value), is_fixed=True)
         register = self._hold(trial)
         self._constants[register] = value
         return register
@@ -199,7 +214,9 @@ class NetworkBuilder:
         constants = {
             register: self._constants[register] for register in needed & {*self._constants}
         }
-        return NumpyNetwork(constants, tuple(reversed(steps)), result, len(self._trials))
+        return NumpyNetwork(
+            constants, tuple(reversed(steps)), result, len(self._trials), self._is_row_by_row
+        )
 
     def shapes(self, register: int) -> list[tuple[int, ...]]:
         """Return the shapes of a register's value for batches of several sizes, the first of 1.
@@ -227,7 +244,7 @@ class NetworkBuilder:
 
     def _reckons_with_size(self, operation: str, inputs: Sequence[int], trial: _Trial) -> bool:
         """Return whether an observation's values are combined with a number such as the size."""
-        if trial.is_fixed or operation not in (*_BROADCASTS, *_SELECTIONS, "MatMul", "Pow"):
+        if trial.is_fixed or operation not in _COMBINED:
             return False
         return any(
             item.is_fixed and not _are_repeated(item.values)
@@ -287,13 +304,13 @@ class NetworkBuilder:
                 for arguments in zip(*(trial.values for trial in trials), strict=True)
             )
             is_fixed = operation in _OF_THE_SHAPE or all(trial.is_fixed for trial in trials)
-            depends_on = np.zeros(values[_FOLLOWED].shape, np.uint8)
+            depends_on = np.zeros(values[self._followed].shape, np.uint8)
             if not is_fixed:
                 depends_on = dependence(
                     operation,
                     [trial.depends_on for trial in trials],
-                    [trial.values[_FOLLOWED] for trial in trials],
-                    values[_FOLLOWED],
+                    [trial.values[self._followed] for trial in trials],
+                    values[self._followed],
                     named,
                 )
             is_whole = self._is_whole(operation, trials, values[0])
@@ -363,7 +380,7 @@ class NetworkBuilder:
         row = trial.values[0]
         is_repeated = row.ndim > 0 and all(
             _is_same(value, np.repeat(row, size, axis=0))
-            for value, size in zip(trial.values, _BATCH_SIZES, strict=True)
+            for value, size in zip(trial.values, self._sizes, strict=True)
         )
         return self.keep(row) if is_repeated else register
 

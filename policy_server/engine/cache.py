@@ -85,6 +85,7 @@ def encode(outcome: Outcome, digest: str) -> bytes:
             "steps": [asdict(step) for step in network.steps],
             "result": network.result,
             "registers": network.registers,
+            "is_row_by_row": network.is_row_by_row,
         }
         arrays = {str(key): value for key, value in network.constants.items()}
     buffer = io.BytesIO()
@@ -116,7 +117,9 @@ def decode(content: bytes, digest: str) -> Outcome | None:
             constants = {int(name): arrays[name] for name in arrays.files if name.isdigit()}
         signature = TypeAdapter(PolicySignature).validate_python(document["signature"])
         steps = TypeAdapter(tuple[Step, ...]).validate_python(document["steps"])
-        network = NumpyNetwork(constants, steps, document["result"], document["registers"])
+        network = NumpyNetwork(
+            constants, steps, document["result"], document["registers"], document["is_row_by_row"]
+        )
     except (KeyError, EOFError, zipfile.BadZipFile, ValidationError) as error:
         raise ValueError(str(error)) from error
     return Outcome(CompiledPolicy(signature, network))

@@ -35,6 +35,7 @@ __all__ = [
     "NetworkPolicy",
     "NumpyNetwork",
     "Step",
+    "answered",
     "seeded_apart",
 ]
 
@@ -85,12 +86,14 @@ class NumpyNetwork:
         steps: the operations in order.
         result: the register that holds the result at the end.
         registers: how many there are.
+        is_row_by_row: it takes one observation at a time.
     """
 
     constants: Mapping[int, Array]
     steps: tuple[Step, ...]
     result: int
     registers: int
+    is_row_by_row: bool = False
 
     def compile(self) -> Callable[[Array], Array]:
         """Return the function float[B, D] -> float[B, K]."""
@@ -111,7 +114,9 @@ class NumpyNetwork:
             answer: Array = registers[result]
             return answer
 
-        return run
+        if not self.is_row_by_row:
+            return run
+        return lambda rows: np.concatenate([run(rows[i : i + 1]) for i in range(len(rows))])
 
     @functools.cached_property
     def _layers(self) -> Mapping[int, Array]:
@@ -258,28 +263,51 @@ class NetworkPolicy:
         return min(taken)
 
     def _infer(self, asked: PolicyInputs) -> PolicyOutputs:
-        rows = self._with_state(asked) if self.signature.memory else asked.observations
         with np.errstate(all="ignore"):
-            found = seeded_apart(self._run, rows, asked.seeds).astype(np.float32, copy=False)
-        inputs = found[:, : -self.signature.memory_width] if self.signature.memory else found
-        if asked.masks is not None:
-            inputs = self._actions.masked(inputs, asked.masks)
-        outputs = self._actions.answer(
-            inputs,
-            is_deterministic=asked.is_deterministic,
-            seeds=asked.seeds,
-            wants_distribution=asked.wants_distribution,
-        )
-        if asked.state is None:
-            return outputs
-        return replace(outputs, state=found[:, inputs.shape[1] :])
+            return answered(self._run, self._actions, self.signature, asked)
 
-    def _with_state(self, asked: PolicyInputs) -> Array:
-        """Return the observations, each followed by its state."""
-        state = asked.state
-        if state is None:
-            state = np.zeros((len(asked), self.signature.memory_width), np.float32)
-        return np.concatenate([asked.observations, state], axis=1)
+
+def answered(
+    run: Callable[[Array], Array],
+    actions: ActionDistribution,
+    signature: PolicySignature,
+    asked: PolicyInputs,
+) -> PolicyOutputs:
+    """Return the answers of one call, from the function that computes a policy's network.
+
+    Args:
+        run: the function float[B, D] -> float[B, K]; a row is an observation followed by its state,
+            a row of the result `action_dist_inputs` followed by the state after the step.
+        actions: the policy's action distribution.
+        signature: the policy's signature.
+        asked: the observations, and the options of each.
+
+    Raises:
+        DistributionError: if the outputs are no distribution.
+    """
+    width = signature.memory_width
+    rows = _with_state(asked, width) if width else asked.observations
+    found = seeded_apart(run, rows, asked.seeds).astype(np.float32, copy=False)
+    inputs = found[:, :-width] if width else found
+    if asked.masks is not None:
+        inputs = actions.masked(inputs, asked.masks)
+    outputs = actions.answer(
+        inputs,
+        is_deterministic=asked.is_deterministic,
+        seeds=asked.seeds,
+        wants_distribution=asked.wants_distribution,
+    )
+    if asked.state is None:
+        return outputs
+    return replace(outputs, state=found[:, inputs.shape[1] :])
+
+
+def _with_state(asked: PolicyInputs, width: int) -> Array:
+    """Return the observations, each followed by its state."""
+    state = asked.state
+    if state is None:
+        state = np.zeros((len(asked), width), np.float32)
+    return np.concatenate([asked.observations, state], axis=1)
 
 
 def seeded_apart(

@@ -1,4 +1,4 @@
-"""The operations that policies are made of, in NumPy, by TensorFlow's names.
+"""The operations that policies are made of, in NumPy: TensorFlow's by its names, and others.
 
 TensorFlow has no operation for GELU, which PyTorch's policies hold: it is `Gelu` here.
 """
@@ -12,6 +12,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from policy_server.engine.array_operations import (
+    ELEMENTWISE,
+    MOVES,
+    PRODUCTS,
+    REDUCTIONS,
+    SPATIAL,
+)
 
 __all__ = ["OPERATIONS", "PLAIN_OPERATIONS"]
 
@@ -74,8 +82,7 @@ def _selu(x: Array) -> Array:
 
 def _gelu(x: Array) -> Array:
     """Return the product of each number and the normal distribution's mass below it."""
-    # NumPy has no `erf`, and a loop costs less than a polynomial that is as exact.
-    erf = np.asarray(np.frompyfunc(math.erf, 1, 1)(x / math.sqrt(2)), np.float64)
+    erf = ELEMENTWISE["erf"](x.astype(np.float64) / math.sqrt(2))
     return np.asarray(x * (0.5 * (1 + erf)), x.dtype)
 
 
@@ -250,7 +257,24 @@ def _normalise(
     return result * scale.reshape(shape) + offset.reshape(shape)
 
 
+def _repeat_rows(x: Array, row: Array) -> Array:
+    """Return a row that is one for all, once for each row of `x`."""
+    return np.broadcast_to(row, (len(x), *row.shape))
+
+
+def _take(x: Array, indices: Array, *, axis: int) -> Array:
+    """Take by indices, of which negative ones count from the end."""
+    return np.take(x, indices, axis=axis)
+
+
 OPERATIONS: Mapping[str, Callable[..., Array]] = {
+    **ELEMENTWISE,
+    **MOVES,
+    **PRODUCTS,
+    **REDUCTIONS,
+    **SPATIAL,
+    "repeat_rows": _repeat_rows,
+    "take": _take,
     "PlainEqual": np.equal,
     "PlainGreater": np.greater,
     "PlainGreaterEqual": np.greater_equal,

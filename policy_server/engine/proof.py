@@ -16,13 +16,21 @@ from numpy.typing import NDArray
 from policy_server.engine.building import NotCompiledError
 from policy_server.engine.network import FAILURES, NumpyNetwork
 
-__all__ = ["EngineProof", "batch_sizes", "extreme_rows", "hold_against_graph", "mixes_rows"]
+__all__ = [
+    "EngineProof",
+    "batch_sizes",
+    "extreme_rows",
+    "hold_against_graph",
+    "mixes_rows",
+    "probe_rows",
+]
 
 _TOLERANCE = 1e-5
 # Where observations are huge, float32 itself has lost digits in either engine.
 _EXTREME_TOLERANCE = 1e-3
 _FEWEST_PROBES = 32
 _ROWS_A_KIND = 16
+_PROBES_A_KIND = 32
 # Past the largest call (1,024) and the rows that NumPy computes at once (512).
 _BATCH_SIZES = (1, 2, 3, 5, 7, 64, 513, 1025)
 _MOST_MULTIPLICATIONS = 50_000_000
@@ -31,6 +39,33 @@ _LARGEST = {"float16": 65504.0, "bfloat16": 3e38}
 
 Rows = NDArray[Any]
 Run = Callable[[Rows], NDArray[Any]]
+
+
+def probe_rows(width: int, dtype: type[np.float32] | type[np.float64]) -> NDArray[Any]:
+    """Return observations of many kinds: masks, one-hots, counts and continuous values.
+
+    Args:
+        width: how many numbers an observation has.
+        dtype: the rows' type.
+
+    Returns:
+        float[N, width], the same at every call.
+    """
+    generator = np.random.default_rng(20)
+    size = (_PROBES_A_KIND, width)
+    one_hot = np.zeros(size)
+    kinds = (
+        generator.standard_normal(size),
+        generator.random(size),
+        generator.integers(0, 2, size),
+        generator.integers(0, 5, size),
+        generator.standard_normal(size) * 10,
+        one_hot,
+        np.ones((1, width)),
+        np.zeros((1, width)),
+    )
+    one_hot[np.arange(_PROBES_A_KIND), generator.integers(0, width, _PROBES_A_KIND)] = 1
+    return np.concatenate([np.asarray(kind, dtype) for kind in kinds])
 
 
 @dataclass(frozen=True)
@@ -115,6 +150,7 @@ def hold_against_graph(
     sizes: list[int],
     *,
     refusal: type[Exception],
+    library: str = "TensorFlow",
 ) -> EngineProof:
     """Compare a network with the graph.
 
@@ -125,6 +161,7 @@ def hold_against_graph(
         extremes: float[M, D], others, which it may refuse.
         sizes: the sizes of the batches to try.
         refusal: the error of `graph` for an observation that it refuses.
+        library: the library that computes `graph`, for messages.
 
     Returns:
         The number of observations compared, and the largest differences.
@@ -146,22 +183,28 @@ def hold_against_graph(
         theirs = np.resize(expected, (size, expected.shape[1]))
         if found.shape != theirs.shape:
             raise NotCompiledError(f"NumPy's result has the shape {found.shape}")
-        largest = max(largest, _compared(found, theirs, _TOLERANCE, f"in batches of {size}"))
-    on_extremes = _compare_extremes(run, graph, extremes, refusal)
+        largest = max(
+            largest, _compared(found, theirs, _TOLERANCE, f"{library} in batches of {size}")
+        )
+    on_extremes = _compare_extremes(run, graph, extremes, refusal, library)
     return EngineProof(len(probes), len(extremes), largest, on_extremes)
 
 
-def _compare_extremes(run: Run, graph: Run, rows: Rows, refusal: type[Exception]) -> float:
+def _compare_extremes(
+    run: Run, graph: Run, rows: Rows, refusal: type[Exception], library: str
+) -> float:
     theirs, refused = _answers(graph, rows, refusal)
     ours, failed = _answers(run, rows, *FAILURES)
     if (refused != failed).any():
         which = int(np.flatnonzero(refused != failed)[0])
         words = ("answers", "refuses") if refused[which] else ("refuses", "answers")
-        raise NotCompiledError(f"NumPy {words[0]} an extreme observation, TensorFlow {words[1]} it")
+        raise NotCompiledError(f"NumPy {words[0]} an extreme observation, {library} {words[1]} it")
     known = ~refused
     if not known.any():
         return 0.0
-    return _compared(ours[known], theirs[known], _EXTREME_TOLERANCE, "on extreme observations")
+    return _compared(
+        ours[known], theirs[known], _EXTREME_TOLERANCE, f"{library} on extreme observations"
+    )
 
 
 def _answers(
@@ -189,13 +232,13 @@ def _compared(ours: NDArray[Any], theirs: NDArray[Any], tolerance: float, where:
     others = (np.isnan(theirs) == np.isnan(ours)) & (np.isposinf(theirs) == np.isposinf(ours))
     others &= np.isneginf(theirs) == np.isneginf(ours)
     if not others.all():
-        raise NotCompiledError(f"NumPy and TensorFlow give NaN or infinity apart {where}")
+        raise NotCompiledError(f"NumPy gives NaN or infinity apart from {where}")
     known = np.where(is_finite, theirs, 0.0)
     scale = 1 + np.abs(known) if tolerance == _TOLERANCE else 1 + np.abs(known).max(axis=1)[:, None]
     difference = np.where(is_finite, np.abs(np.where(is_finite, ours, 0.0) - known) / scale, 0.0)
     largest = float(difference.max(initial=0.0))
     if not largest <= tolerance:
-        raise NotCompiledError(f"NumPy differs from TensorFlow by {largest:.1e} {where}")
+        raise NotCompiledError(f"NumPy differs by {largest:.1e} from {where}")
     return largest
 
 

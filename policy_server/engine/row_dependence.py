@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from policy_server.engine import array_operations
 from policy_server.engine.operations import OPERATIONS
 
 __all__ = ["FOLLOWED", "ROWS", "dependence", "is_row_wise", "of_observations"]
@@ -56,6 +57,7 @@ Array = NDArray[Any]
 _ALL = np.uint8(2**ROWS - 1)
 _ELEMENTWISE = frozenset(
     [
+        *array_operations.ELEMENTWISE,
         "Abs",
         "Add",
         "AddN",
@@ -103,6 +105,7 @@ _ELEMENTWISE = frozenset(
 # Operations that only move values: of one input, or of several.
 _MOVES = frozenset(
     {
+        *array_operations.MOVES,
         "ExpandDims",
         "Pad",
         "Reshape",
@@ -117,7 +120,7 @@ _MOVES = frozenset(
 )
 _JOINS = ("ConcatV2", "Pack")
 _REDUCTIONS = frozenset({"Max", "Mean", "Min", "Prod", "Sum"})
-_LINEAR = frozenset({"Conv2D", "Einsum", "MatMul"})
+_LINEAR = frozenset({*array_operations.PRODUCTS, "Conv2D", "Einsum", "MatMul"})
 
 
 def of_observations(width: int) -> Array:
@@ -268,7 +271,31 @@ def _gathered(sets: Sequence[Array], values: Sequence[Array], _named: Mapping[st
     return joined
 
 
+def _along(sets: Sequence[Array], _values: Sequence[Array], named: Mapping[str, Any]) -> Array:
+    keeps = named.get("keep_dims", True)
+    return np.asarray(np.bitwise_or.reduce(sets[0], axis=named["axis"], keepdims=keeps))
+
+
+def _pooled(sets: Sequence[Array], _values: Sequence[Array], named: Mapping[str, Any]) -> Array:
+    axes = tuple(range(-len(named["window"]), 0))
+    return np.asarray(np.bitwise_or.reduce(sets[0], axis=axes, keepdims=True))
+
+
+def _repeated(sets: Sequence[Array], _values: Sequence[Array], _named: Mapping[str, Any]) -> Array:
+    return sets[1]
+
+
+def _taken(sets: Sequence[Array], values: Sequence[Array], named: Mapping[str, Any]) -> Array:
+    axis = named["axis"]
+    no_set = np.zeros((), np.uint8)
+    return _gathered([*sets, no_set], [*values, np.asarray(axis)], named)
+
+
 _SPECIAL: Mapping[str, Callable[..., Array]] = {
+    **dict.fromkeys(array_operations.REDUCTIONS, _along),
+    **dict.fromkeys(array_operations.SPATIAL, _pooled),
+    "repeat_rows": _repeated,
+    "take": _taken,
     "FusedBatchNormV3": _normalised,
     "GatherV2": _gathered,
     "OneHot": _one_hot,

@@ -27,7 +27,7 @@ from policy_server.engine.cache import (
 )
 from policy_server.engine.network import CompiledPolicy, NetworkPolicy
 from policy_server.errors import ModelError, NotReadyError, PolicyServerError
-from policy_server.formats.known_formats import load_policy
+from policy_server.formats.known_formats import library_of, load_policy
 from policy_server.formats.model_files import Model
 from policy_server.schema import ServerSchema
 from policy_server.settings import Engine, Settings
@@ -53,7 +53,7 @@ async def check_policy(model: Model, schema: ServerSchema | None, settings: Sett
         SchemaError: if schema.yaml disagrees with the policy.
         NotReadyError: if the process that loads it dies, or takes too long.
     """
-    if schema is not None and settings.engine != "tensorflow":
+    if schema is not None and settings.engine in ("auto", "numpy"):
         await find_compiled(model, schema, settings, is_quiet=True)
         return
     try:
@@ -87,7 +87,8 @@ async def find_compiled(
         SchemaError: if schema.yaml disagrees with the policy.
         NotReadyError: if the process dies, or takes too long.
     """
-    if settings.engine == "tensorflow":
+    library = library_of(model.folder, settings.engine)
+    if settings.engine == library != "numpy":
         return None
     digest = digest_of(model.digest, schema)
     kept = read_outcome(model.folder, digest)
@@ -99,7 +100,7 @@ async def find_compiled(
     outcome = decode(content, digest)
     assert outcome is not None, "the digest was the process's own argument"
     write_outcome(model.folder, content)
-    engine = "tensorflow" if outcome.compiled is None else "numpy"
+    engine = library if outcome.compiled is None else "numpy"
     seconds = round(time.monotonic() - started, 1)
     logger.info("policy_compiled", extra={"engine": engine, "seconds": seconds})
     return outcome.compiled

@@ -9,6 +9,7 @@ from typing import Protocol
 from policy_server.errors import ModelError
 from policy_server.formats.keras import KerasFormat
 from policy_server.formats.model_files import files_of_model
+from policy_server.formats.onnx import OnnxFormat
 from policy_server.formats.rllib import RllibFormat
 from policy_server.formats.saved_model import SavedModelFormat
 from policy_server.formats.stable_baselines3 import StableBaselines3Format
@@ -16,7 +17,7 @@ from policy_server.policy import Policy
 from policy_server.schema import ServerSchema
 from policy_server.settings import Engine
 
-__all__ = ["FORMATS", "Format", "expected_formats", "format_of", "load_policy"]
+__all__ = ["FORMATS", "Format", "expected_formats", "format_of", "library_of", "load_policy"]
 
 
 class Format(Protocol):
@@ -32,6 +33,13 @@ class Format(Protocol):
     @property
     def mark(self) -> str:
         """Return the file that every policy of the format has, such as `saved_model.pb`."""
+
+    @property
+    def library(self) -> Engine:
+        """Return the engine that computes a policy of the format where NumPy does not.
+
+        It is `numpy` for a format whose policies NumPy alone computes.
+        """
 
     def file_name(self, head: bytes) -> str | None:
         """Return a usual name of the policy that is one file and no zip, such as `policy.onnx`.
@@ -90,6 +98,7 @@ FORMATS: Sequence[Format] = (
     RllibFormat(),
     StableBaselines3Format(),
     KerasFormat(),
+    OnnxFormat(),
 )
 
 
@@ -101,6 +110,30 @@ def format_of(files: Mapping[str, Path], formats: Sequence[Format] = FORMATS) ->
         formats: those that may read the files.
     """
     return next((form for form in formats if form.can_read(files)), None)
+
+
+def library_of(
+    folder: Path, engine: Engine = "auto", *, formats: Sequence[Format] = FORMATS
+) -> Engine:
+    """Return the engine that computes the policy in a folder where NumPy does not.
+
+    Args:
+        folder: holds the model's files.
+        engine: the engine that is asked for.
+        formats: those that may read the files.
+
+    Raises:
+        ModelError: if another engine is asked for, which can't compute the policy.
+    """
+    form = format_of(files_of_model(folder), formats)
+    library: Engine = "tensorflow" if form is None else form.library
+    if form is not None and engine not in ("auto", "numpy", library):
+        able = "numpy" if library == "numpy" else f"numpy or {library}"
+        raise ModelError(
+            f"{folder}: holds {expected_formats([form])}, which {engine} can't compute; set "
+            f"POLICY_SERVER_ENGINE to auto, {able}"
+        )
+    return library
 
 
 def expected_formats(formats: Sequence[Format] = FORMATS) -> str:

@@ -18,13 +18,13 @@ from policy_server.formats.torch_files import (
     is_torch_script,
 )
 
-__all__ = ["describe_file", "describe_names"]
+__all__ = ["ONNX_HEAD", "describe_file", "describe_names"]
 
 _HEAD_BYTES = 512
 _MOST_SETTINGS_BYTES = 16 * 1024 * 1024
 _WEB_PAGE = re.compile(rb"\s*(<!--.*?-->\s*)?<(!doctype html|html|head|body)\b", re.I | re.S)
 # ONNX's ModelProto starts with its field ir_version, and the producer's name or the graph follows.
-_ONNX = re.compile(rb"\x08[\x03-\x14](\x12|\x3a|\x42)", re.S)
+ONNX_HEAD = re.compile(rb"\x08[\x03-\x14](\x12|\x3a|\x42)", re.S)
 _SAFETENSORS = re.compile(rb".{6}\x00\x00\{\s*\"", re.S)
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
 _TAR_MARK_AT = 257
@@ -51,7 +51,7 @@ _PATTERNS: Mapping[re.Pattern[bytes], str] = {
         rb"\s*(<\?xml.*?>\s*)?<Error>", re.S
     ): "an error page of a store; the address or the credentials are wrong",
     re.compile(rb"\s*[{\[]\s*[\"{\]}]"): "a JSON text, such as an error page or a model's settings",
-    _ONNX: "an ONNX model, which is not served yet",
+    ONNX_HEAD: "an ONNX model",
     re.compile(
         rb".{4}TFL3", re.S
     ): "a TensorFlow Lite model; give the SavedModel that it was made of",
@@ -152,7 +152,7 @@ _MEMBERS: Mapping[str, Callable[[Collection[str]], bool]] = {
     PROGRAM: is_torch_program,
     describe_tensors(b""): _has("data.pkl"),
     "a Keras model": _has("config.json", "model.weights.h5"),
-    "an archive of an ONNX model, which is not served yet": _is_onnx,
+    "an ONNX model": _is_onnx,
     "a TensorFlow checkpoint: weights without their network": _is_tensorflow_checkpoint,
     "an Orbax checkpoint of JAX: weights without their network": _is_orbax,
     "an archive of NumPy arrays: weights without their network": lambda known: (

@@ -198,7 +198,7 @@ class PolicySignature:
     mask_name: str | None = None
     observation_parts: tuple[ObservationPart, ...] = ()
     findings: tuple[str, ...] = ()
-    engine: Literal["numpy", "tensorflow"] = "tensorflow"
+    engine: Literal["numpy", "onnxruntime", "tensorflow"] = "tensorflow"
     engine_reason: str = ""
 
     @property

@@ -34,14 +34,16 @@ def test_difference_is_measured_and_limited() -> None:
         ).largest
         == 0.0
     )
-    with pytest.raises(NotCompiledError, match=r"differs from TensorFlow by \d.* in batches of 40"):
+    with pytest.raises(NotCompiledError, match=r"differs by \d.* from TensorFlow in batches of 40"):
         hold_against_graph(NEGATED, nearly, ROWS, EXTREMES, [1], refusal=tf.errors.OpError)
 
 
 def test_network_that_gives_nan_where_the_graph_does_not_is_refused() -> None:
     network = NumpyNetwork({}, (Step("Log", (0,), 1),), result=1, registers=2)
 
-    with pytest.raises(NotCompiledError, match="give NaN or infinity apart in batches of"):
+    with pytest.raises(
+        NotCompiledError, match="gives NaN or infinity apart from TensorFlow in batches of"
+    ):
         hold_against_graph(
             network, np.negative, -np.abs(ROWS), EXTREMES, [1], refusal=tf.errors.OpError
         )
@@ -51,7 +53,7 @@ def test_difference_on_extreme_observations_alone_is_found() -> None:
     def careful(rows: NDArray[Any]) -> NDArray[Any]:
         return np.where(np.abs(rows) > 1e6, 0.0, -rows)
 
-    with pytest.raises(NotCompiledError, match=r"differs from TensorFlow by .* on extreme"):
+    with pytest.raises(NotCompiledError, match=r"differs by .* from TensorFlow on extreme"):
         hold_against_graph(NEGATED, careful, ROWS, EXTREMES, [1], refusal=tf.errors.OpError)
 
 

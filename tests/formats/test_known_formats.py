@@ -33,6 +33,7 @@ class NamedFormat:
 
     name = "policy of a test"
     mark = "weights.txt"
+    library: Engine = "numpy"
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy

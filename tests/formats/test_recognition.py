@@ -176,7 +176,7 @@ def test_file_that_cant_be_told_or_read_has_no_name(tmp_path: Path) -> None:
         (["p/data.pkl", "p/data/0", "p/version"], "a PyTorch file of weights"),
         (["p/archive_format", "p/models/model.json"], "a torch.export program"),
         (["metadata.json", "config.json", "model.weights.h5"], "a Keras model"),
-        (["policy.onnx", "policy.onnx.data"], "an archive of an ONNX model"),
+        (["policy.onnx", "policy.onnx.data"], "an ONNX model"),
         (["checkpoint", "m.index", "m.data-00000-of-00001"], "a TensorFlow checkpoint"),
         (["_METADATA", "manifest.ocdbt", "d/0"], "an Orbax checkpoint of JAX"),
         (["w.npy", "b.npy"], "an archive of NumPy arrays"),

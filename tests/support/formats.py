@@ -20,6 +20,7 @@ class NotesFormat:
 
     name = "policy of notes"
     mark = "weights.txt"
+    library: Engine = "numpy"
 
     def can_read(self, files: Mapping[str, Path]) -> bool:
         """Return whether the files are notes."""

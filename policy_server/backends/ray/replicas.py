@@ -14,6 +14,7 @@ from policy_server.engine.cache import decode
 from policy_server.engine.network import NetworkPolicy
 from policy_server.errors import ModelError, NotReadyError, PolicyFailedError, PolicyServerError
 from policy_server.formats import load_policy
+from policy_server.formats.known_formats import library_of
 from policy_server.policy import Policy, PolicyInputs, PolicyOutputs, PolicySignature
 from policy_server.schema import ServerSchema
 
@@ -89,7 +90,7 @@ class PolicyReplica:
 def _load(folder: Path, schema: ServerSchema, digest: str) -> Policy:
     compiled = folder / PolicyReplica.COMPILED_FILE
     if not compiled.exists():
-        return load_policy(folder, schema, engine="tensorflow")
+        return load_policy(folder, schema, engine=library_of(folder))
     outcome = decode(compiled.read_bytes(), digest)
     if outcome is None or outcome.compiled is None:
         raise ModelError(f"{compiled.name}: belongs to another policy; deploy it anew")

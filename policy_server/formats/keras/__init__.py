@@ -22,6 +22,7 @@ class KerasFormat:
 
     name = "Keras model"
     mark = _WEIGHTS
+    library: Engine = "numpy"
 
     def file_name(self, head: bytes) -> str | None:  # noqa: ARG002 -- `Format` has it
         """Return None: a policy of this format is a zip; see `Format.file_name`."""

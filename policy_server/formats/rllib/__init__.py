@@ -20,6 +20,7 @@ class RllibFormat:
 
     name = "RLlib checkpoint"
     mark = "rllib_checkpoint.json or module_state"
+    library: Engine = "numpy"
 
     def can_read(self, files: Mapping[str, Path]) -> bool:
         """Return whether the files are an RLlib checkpoint's; see `Format.can_read`."""

@@ -22,6 +22,7 @@ class SavedModelFormat:
 
     name = "TensorFlow SavedModel"
     mark = _MODEL_FILE
+    library: Engine = "tensorflow"
 
     def can_read(self, files: Mapping[str, Path]) -> bool:
         """Return whether the files are a SavedModel's; see `Format.can_read`."""

@@ -22,9 +22,8 @@ from policy_server.formats.saved_model.graph import (
 from policy_server.formats.saved_model.runner import GraphRunner
 from policy_server.policy import ActionOutput, Float64Array
 
-__all__ = ["Evidence", "GraphProbe", "probe_rows"]
+__all__ = ["Evidence", "GraphProbe"]
 
-_PROBES_A_KIND = 32
 _DRAWS = 4
 _LARGEST_FINITE = 1e30
 # float32 sums may differ in their last digits from run to run.
@@ -63,33 +62,6 @@ class Evidence:
     def is_certain(self) -> bool:
         """Return whether the graph gives no log-probability of its draws, or always 0."""
         return self.log_probability is None or not self.log_probability.any()
-
-
-def probe_rows(width: int, dtype: type[np.float32] | type[np.float64]) -> NDArray[Any]:
-    """Return observations of many kinds: masks, one-hots, counts and continuous values.
-
-    Args:
-        width: how many numbers an observation has.
-        dtype: the rows' type.
-
-    Returns:
-        float[N, width], the same at every call.
-    """
-    generator = np.random.default_rng(20)
-    size = (_PROBES_A_KIND, width)
-    one_hot = np.zeros(size)
-    kinds = (
-        generator.standard_normal(size),
-        generator.random(size),
-        generator.integers(0, 2, size),
-        generator.integers(0, 5, size),
-        generator.standard_normal(size) * 10,
-        one_hot,
-        np.ones((1, width)),
-        np.zeros((1, width)),
-    )
-    one_hot[np.arange(_PROBES_A_KIND), generator.integers(0, width, _PROBES_A_KIND)] = 1
-    return np.concatenate([np.asarray(kind, dtype) for kind in kinds])
 
 
 @dataclass(frozen=True)

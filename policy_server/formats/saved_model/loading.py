@@ -16,6 +16,7 @@ from policy_server.engine.proof import (
     extreme_rows,
     hold_against_graph,
     mixes_rows,
+    probe_rows,
 )
 from policy_server.errors import ModelError
 from policy_server.formats.saved_model import slim_tensorflow as tf
@@ -25,7 +26,7 @@ from policy_server.formats.saved_model.agent_actions import (
     with_bounds,
 )
 from policy_server.formats.saved_model.bare import logits_output, read_from_schema
-from policy_server.formats.saved_model.evidence import GraphProbe, probe_rows
+from policy_server.formats.saved_model.evidence import GraphProbe
 from policy_server.formats.saved_model.graph import (
     ACTIONS,
     DISTRIBUTION_INPUTS,
@@ -173,6 +174,7 @@ def _compiled(
         extreme_rows(signature.observation_width, signature.observation_dtype, signature.row_dtype),
         batch_sizes(found),
         refusal=tf.errors.OpError,
+        library="TensorFlow",
     )
     reason = (
         f"{len(network.steps)} operations, equal to TensorFlow on {proof.probes} probes "

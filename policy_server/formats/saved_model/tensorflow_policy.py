@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.engine.network import seeded_apart
+from policy_server.engine.proof import probe_rows
 from policy_server.errors import (
     DistributionError,
     ModelError,
@@ -17,7 +18,6 @@ from policy_server.errors import (
     UnsupportedAnswerError,
 )
 from policy_server.formats.saved_model import slim_tensorflow as tf
-from policy_server.formats.saved_model.evidence import probe_rows
 from policy_server.formats.saved_model.graph import LOG_PROBABILITY, PROBABILITY, reason_of
 from policy_server.formats.saved_model.runner import GraphRunner
 from policy_server.policy import (

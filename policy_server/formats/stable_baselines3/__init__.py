@@ -23,6 +23,7 @@ class StableBaselines3Format:
 
     name = "stable-baselines3 policy"
     mark = WEIGHTS_FILE
+    library: Engine = "numpy"
 
     def can_read(self, files: Mapping[str, Path]) -> bool:
         """Return whether the files are the .zip's members; see `Format.can_read`."""

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from policy_server.engine.proof import probe_rows
 from policy_server.errors import ModelError
-from policy_server.formats.saved_model.evidence import Evidence, GraphProbe, probe_rows
+from policy_server.formats.saved_model.evidence import Evidence, GraphProbe
 from policy_server.formats.saved_model.graph import load_graph
 from policy_server.formats.saved_model.runner import GraphRunner
 from tests.support.hand_built import Part, V1Policy, save_functions, tf

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from policy_server.engine.proof import probe_rows
 from policy_server.errors import ModelError
-from policy_server.formats.saved_model.evidence import Evidence, GraphProbe, probe_rows
+from policy_server.formats.saved_model.evidence import Evidence, GraphProbe
 from policy_server.formats.saved_model.graph import LoadedGraph, load_graph
 from policy_server.formats.saved_model.identify import identify_actions
 from policy_server.formats.saved_model.runner import GraphRunner, GraphSampler

@@ -1,0 +1,310 @@
+"""From a graph's outputs to an action distribution: by its draws, its names, or schema.yaml."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policy_server.errors import ModelError
+from policy_server.formats.onnx.graph_view import GraphView, NormalDraw
+from policy_server.formats.onnx.model_file import OnnxModel
+from policy_server.formats.onnx.plan import Piece, Transform
+from policy_server.formats.onnx.roles import Roles
+from policy_server.formats.output_meaning import Ending, Form, NetworkOutput, read_meaning
+from policy_server.policy import ActionComponent, ActionOutput, Basis, ComponentKind
+from policy_server.schema import ServerSchema
+
+__all__ = ["Actions", "Measured", "read_actions"]
+
+Array = NDArray[Any]
+
+# ML-Agents' outputs that are no actions.
+_CONSTANTS = re.compile(r"version_number|memory_size|(?:\w+_)?action_output_shape")
+_DRAWN = ("continuous_actions", "discrete_actions")
+_DETERMINISTIC = "deterministic_"
+_SUM_TOLERANCE = 1e-4
+_TRANSFORMS: Mapping[Form, Transform] = {
+    "one_hot": "index of the largest",
+    "probabilities": "log",
+    "std": "log",
+}
+# stable-baselines3's documented export gives action, value and log-probability, without names.
+_RECIPE = ("actions", "values", "log_prob")
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A tensor as a runtime gave it for some observations.
+
+    Attributes:
+        rows: its numbers: float[B, width].
+        has_integer_type: whether its type is an integer.
+        is_one_a_row: whether it has no dimension but that of the rows.
+    """
+
+    rows: Array
+    has_integer_type: bool
+    is_one_a_row: bool
+
+    @property
+    def width(self) -> int:
+        """Return how many numbers it has in one row."""
+        return int(self.rows.shape[1])
+
+    @property
+    def is_integer(self) -> bool:
+        """Return whether it holds integers, in a type of integers or of any numbers."""
+        rows = self.rows
+        is_whole = bool((rows == np.rint(rows)).all()) and bool((rows != rows[:1]).any())
+        return self.has_integer_type or is_whole
+
+    @property
+    def ending(self) -> Ending | None:
+        """Return the operation that its numbers show, where the graph spells it out in others."""
+        rows = self.rows
+        if self.has_integer_type or self.width < 2 or not ((rows >= 0) & (rows <= 1)).all():
+            return None
+        if not np.allclose(rows.sum(axis=1), 1, atol=_SUM_TOLERANCE):
+            return None
+        return "one_hot" if ((rows == 0) | (rows == 1)).all() else "softmax"
+
+
+@dataclass(frozen=True)
+class Actions:
+    """The action distribution of a graph.
+
+    Attributes:
+        pieces: the tensors that make `action_dist_inputs`, in order.
+        components: the distribution's components.
+        outputs: the actions in order.
+        basis: where it was read.
+        findings: how, in words.
+        is_value_based: the best action is taken, as by Q values.
+        has_own_bounds: the graph clips the draws, and schema.yaml may state no other bounds.
+        modes: the outputs that give the graph's own deterministic action, in the order of the
+            actions; empty for none.
+    """
+
+    pieces: tuple[Piece, ...]
+    components: tuple[ActionComponent, ...]
+    outputs: tuple[ActionOutput, ...]
+    basis: Basis
+    findings: tuple[str, ...]
+    is_value_based: bool = False
+    has_own_bounds: bool = False
+    modes: tuple[str, ...] = ()
+
+
+def read_actions(
+    model: OnnxModel,
+    roles: Roles,
+    schema: ServerSchema | None,
+    measure: Callable[[Sequence[str]], Mapping[str, Measured]],
+) -> Actions:
+    """Return the action distribution of a graph.
+
+    Args:
+        model: the graph.
+        roles: the parts of its inputs and outputs.
+        schema: the contents of schema.yaml; None where there is none.
+        measure: runs the graph, and tells the sizes of tensors.
+
+    Raises:
+        ModelError: if nothing tells the actions' distribution, or the graph draws them in a way
+            that is not known.
+        SchemaError: if schema.yaml does not say enough, or contradicts the graph.
+    """
+    return _Reader(model, roles, schema, measure).read()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One action with its component or components, before they are placed."""
+
+    pieces: tuple[Piece, ...]
+    components: tuple[ActionComponent, ...]
+    output: ActionOutput
+    finding: str
+
+
+class _Reader:
+    def __init__(
+        self,
+        model: OnnxModel,
+        roles: Roles,
+        schema: ServerSchema | None,
+        measure: Callable[[Sequence[str]], Mapping[str, Measured]],
+    ) -> None:
+        self._model = model
+        self._schema = schema
+        self._measure = measure
+        self._view = GraphView(model)
+        self._names = [item.name for item in roles.outputs if not _CONSTANTS.fullmatch(item.name)]
+
+    def read(self) -> Actions:
+        drawn = [name for name in self._names if self._view.random_nodes(name)]
+        plain = [name for name in self._names if name not in drawn]
+        if not drawn:
+            return self._plain(plain)
+        # The log-probability of a draw is computed from it, and is none itself.
+        drawn = [
+            name
+            for name in drawn
+            if not self._view.written_before([one for one in drawn if one != name], name)
+        ]
+        parts = [self._draw(name) for name in self._in_order(drawn)]
+        if all(part is not None for part in parts):
+            modes = [f"{_DETERMINISTIC}{name}" for name in self._in_order(drawn)]
+            found = self._joined([part for part in parts if part is not None])
+            return replace(found, modes=tuple(modes) if {*modes} <= {*plain} else ())
+        if not plain:
+            operators = {node.operator for name in drawn for node in self._view.random_nodes(name)}
+            raise ModelError(
+                f"{self._model.name}: its output {drawn[0]!r} is a draw by {', '.join(operators)}, "
+                "and the graph does not show the distribution that it comes from; export the "
+                "logits, or mean and log_std"
+            )
+        return self._plain(plain)
+
+    @staticmethod
+    def _in_order(names: Sequence[str]) -> list[str]:
+        """Return ML-Agents' continuous actions before its discrete ones, as Unity has them."""
+        return sorted(names, key=lambda name: _DRAWN.index(name) if name in _DRAWN else -1)
+
+    def _draw(self, name: str) -> _Part | None:
+        """Return the distribution that an output is drawn from; None where it is not known."""
+        draws = self._view.leaves(name, "Multinomial")
+        if draws is not None:
+            tensors = [self._logits(node.inputs[0]) for node in draws]
+            sizes = self._measure(tensors)
+            widths = [sizes[tensor].width for tensor in tensors]
+            return _Part(
+                tuple(Piece(tensor, width) for tensor, width in zip(tensors, widths, strict=True)),
+                tuple(ActionComponent("categorical", width, 0, 0) for width in widths),
+                ActionOutput(name, is_integer=True, columns=len(widths), is_vector=len(widths) > 1),
+                f"the output {name!r} is drawn from {len(widths)} categorical distributions, whose "
+                "logits are read; the graph's own draws are left out",
+            )
+        draw = self._view.normal_draw(name)
+        return None if draw is None else self._normal(name, draw)
+
+    def _normal(self, name: str, draw: NormalDraw) -> _Part:
+        width = self._measure([name])[name].width
+        kind: ComponentKind = "squashed_normal" if draw.is_squashed else "normal"
+        is_scaled = draw.factor != 1.0 and not draw.is_squashed
+        bounds = draw.bounds
+        component = ActionComponent(kind, width, 0, 0)
+        if bounds is not None or (draw.is_squashed and draw.factor != 1.0):
+            low, high = bounds if bounds is not None else (-1.0, 1.0)
+            component = replace(
+                component,
+                low=(low * draw.factor,) * width,
+                high=(high * draw.factor,) * width,
+                is_normalized=draw.is_squashed,
+            )
+        factor = draw.factor if is_scaled else 1.0
+        offset = float(np.log(abs(factor) * draw.noise_scale))
+        mean = Piece(draw.mean, width, rows_axis=self._axis(draw.mean), factor=factor)
+        return _Part(
+            (mean, *self._log_std(draw, width, offset)),
+            (component,),
+            ActionOutput(name, is_integer=False, columns=width, is_vector=True),
+            f"the output {name!r} is drawn from a {kind.replace('_', ' ')} distribution, whose "
+            "mean and deviation are read; the graph's own draws are left out",
+        )
+
+    def _log_std(self, draw: NormalDraw, width: int, offset: float) -> tuple[Piece, ...]:
+        """Return the log of the deviation: of exp(x) it is x itself."""
+        node = self._view.node(draw.std)
+        is_exp = node is not None and node.operator == "Exp"
+        tensor = node.inputs[0] if node is not None and is_exp else draw.std
+        transform: Transform = "as it is" if is_exp else "log"
+        size = self._measure([tensor])[tensor].width
+        piece = Piece(tensor, size, transform, self._axis(tensor), offset=offset)
+        return (piece,) * width if size == 1 else (piece,)
+
+    def _axis(self, tensor: str) -> int | None:
+        return None if self._view.is_constant(tensor) else 0
+
+    def _logits(self, tensor: str) -> str:
+        """Return the logits that a log of probabilities comes from; itself where it is none."""
+        node = self._view.node(tensor)
+        if node is not None and node.operator == "Log":
+            inner = self._view.node(node.inputs[0])
+            if inner is not None and self._view.ending(inner.outputs[0]) == "softmax":
+                return inner.inputs[0]
+        return tensor
+
+    def _plain(self, names: Sequence[str]) -> Actions:
+        """Return the meaning of outputs that hold no draw."""
+        measured = self._measure(names)
+        said = self._said(names, measured)
+        outputs = [self._output(name, said[name], measured[name]) for name in names]
+        tensors = {said[name]: name for name in names}
+        meaning = read_meaning(outputs, self._schema, subject=self._model.name)
+        pieces = tuple(
+            self._piece(tensors[one.output.name], one.width, one.form) for one in meaning.read
+        )
+        return Actions(
+            pieces,
+            meaning.components,
+            meaning.action_outputs,
+            meaning.basis,
+            meaning.findings,
+            is_value_based=meaning.is_value_based,
+        )
+
+    def _output(self, tensor: str, name: str, measured: Measured) -> NetworkOutput:
+        ending = self._view.ending(tensor) or measured.ending
+        # A one-hot vector holds integers too, and is one action.
+        is_integer = measured.is_integer and ending != "one_hot"
+        return NetworkOutput(name, measured.width, is_integer, ending=ending)
+
+    def _piece(self, tensor: str, width: int, form: Form) -> Piece:
+        if form == "probabilities" and self._view.ending(tensor) == "softmax":
+            node = self._view.node(tensor)
+            assert node is not None, "it ends with a softmax"
+            return Piece(node.inputs[0], width)
+        axis = self._axis(tensor)
+        return Piece(tensor, width, _TRANSFORMS.get(form, "as it is"), axis)
+
+    def _said(self, names: Sequence[str], measured: Mapping[str, Measured]) -> dict[str, str]:
+        """Return the outputs' names, which stable-baselines3's documented export does not give."""
+        known = dict(zip(names, names, strict=True))
+        if len(names) != len(_RECIPE) or any(
+            re.search("action|logit|prob|value", n) for n in names
+        ):
+            return known
+        action, value, log_probability = names
+        is_recipe = (
+            measured[value].width == measured[log_probability].width == 1
+            and measured[log_probability].is_one_a_row
+            and not measured[value].is_one_a_row
+            and self._view.written_before([action], log_probability)
+            and not self._view.written_before([action], value)
+        )
+        return dict(zip(names, _RECIPE, strict=True)) if is_recipe else known
+
+    @staticmethod
+    def _joined(parts: Sequence[_Part]) -> Actions:
+        components: list[ActionComponent] = []
+        first_input = first_column = 0
+        for component in (component for part in parts for component in part.components):
+            components.append(
+                replace(component, first_input=first_input, first_column=first_column)
+            )
+            first_input += component.inputs
+            first_column += component.columns
+        return Actions(
+            tuple(piece for part in parts for piece in part.pieces),
+            tuple(components),
+            tuple(part.output for part in parts),
+            "structure",
+            tuple(part.finding for part in parts),
+            has_own_bounds=any(component.low is not None for component in components),
+        )

@@ -1,0 +1,266 @@
+"""The operation that an output of a graph ends with, and the draw that it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policy_server.formats.onnx.model_file import Node, OnnxModel
+from policy_server.formats.onnx.roles import ancestors_of
+from policy_server.formats.output_meaning import Ending
+
+__all__ = ["RANDOM", "GraphView", "NormalDraw"]
+
+Array = NDArray[Any]
+
+RANDOM = (
+    *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"),
+    *("RandomUniform", "RandomUniformLike"),
+)
+_NORMAL = ("RandomNormal", "RandomNormalLike")
+# They give the numbers of their first input, in another shape or type.
+_PASSED = ("Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+_ENDINGS: Mapping[str, Ending] = {
+    "ArgMax": "arg_max",
+    "Hardmax": "one_hot",
+    "LogSoftmax": "log_softmax",
+    "OneHot": "one_hot",
+    "Softmax": "softmax",
+    "Tanh": "tanh",
+}
+_LINEAR = ("Add", "Div", "Mul", "Sub")
+
+
+@dataclass(frozen=True)
+class NormalDraw:
+    """A draw from a normal distribution, as the graph makes it.
+
+    The action is factor * clip(f(mean + std * noise), bounds), where f is a tanh or nothing.
+
+    Attributes:
+        mean: the tensor of the mean.
+        std: the tensor of the deviation.
+        noise_scale: the deviation of the graph's own noise.
+        is_squashed: whether f is a tanh.
+        bounds: the bounds that the draw is clipped to; None for none.
+        factor: the number that everything is multiplied by at last.
+    """
+
+    mean: str
+    std: str
+    noise_scale: float
+    is_squashed: bool
+    bounds: tuple[float, float] | None
+    factor: float
+
+
+class GraphView:
+    """A graph that is followed from its outputs to what they are computed from."""
+
+    def __init__(self, model: OnnxModel) -> None:
+        """Own nothing but the order of the nodes.
+
+        Args:
+            model: the graph.
+        """
+        self._model = model
+        self._writers = model.writers()
+        self._constants = dict(model.constants)
+        for node in model.nodes:
+            if node.operator == "Constant" and "value" in node.attributes:
+                self._constants[node.outputs[0]] = node.attributes["value"]
+
+    def source(self, tensor: str) -> str:
+        """Return the tensor that another only gives in another shape or type.
+
+        Args:
+            tensor: the other's name.
+        """
+        while (node := self._writers.get(tensor)) is not None and node.operator in _PASSED:
+            tensor = node.inputs[0]
+        return tensor
+
+    def node(self, tensor: str) -> Node | None:
+        """Return the node that gives a tensor's numbers; None for an input or a constant.
+
+        Args:
+            tensor: its name.
+        """
+        return self._writers.get(self.source(tensor))
+
+    def ending(self, tensor: str) -> Ending | None:
+        """Return the operation that a tensor ends with; None for any that does not tell a meaning.
+
+        A tanh may be scaled to the environment's range, and clipped.
+
+        Args:
+            tensor: its name.
+        """
+        node = self.node(tensor)
+        if node is None:
+            return None
+        if node.operator in _ENDINGS:
+            return _ENDINGS[node.operator] if self._is_along_last_axis(node) else None
+        while node is not None and node.operator in (*_LINEAR, "Clip", "Max", "Min"):
+            following = [name for name in node.inputs if name and not self.is_constant(name)]
+            if len(following) != 1:
+                return None
+            node = self.node(following[0])
+        return "tanh" if node is not None and node.operator == "Tanh" else None
+
+    def _is_along_last_axis(self, node: Node) -> bool:
+        if node.operator == "Tanh":
+            return True
+        # For a table of rows, the second axis is the last.
+        default = 0 if node.operator == "ArgMax" else 1 if self._model.opset < 13 else -1
+        return int(node.attributes.get("axis", default)) != 0
+
+    def is_constant(self, tensor: str) -> bool:
+        """Return whether a tensor is computed from constants alone.
+
+        Args:
+            tensor: its name.
+        """
+        if tensor in self._constants:
+            return True
+        inputs = {item.name for item in self._model.inputs}
+        found = ancestors_of(self._model, [tensor])
+        writers = (self._writers.get(name) for name in found)
+        return not found & inputs and not any(node and node.operator in RANDOM for node in writers)
+
+    def random_nodes(self, tensor: str) -> list[Node]:
+        """Return the nodes that draw random numbers on the way to a tensor.
+
+        Args:
+            tensor: its name.
+        """
+        found = ancestors_of(self._model, [tensor])
+        return [
+            node
+            for node in self._model.nodes
+            if node.operator in RANDOM and found.intersection(node.outputs)
+        ]
+
+    def leaves(self, tensor: str, operator: str) -> list[Node] | None:
+        """Return the nodes of one operator that a tensor joins in order.
+
+        Args:
+            tensor: its name.
+            operator: the nodes' operator, such as `Multinomial`.
+
+        Returns:
+            The nodes; None where another operation lies between.
+        """
+        node = self.node(tensor)
+        if node is None:
+            return None
+        if node.operator == operator:
+            return [node]
+        if node.operator != "Concat":
+            return None
+        parts = [self.leaves(name, operator) for name in node.inputs]
+        found: list[Node] = []
+        for part in parts:
+            if part is None:
+                return None
+            found += part
+        return found
+
+    def normal_draw(self, tensor: str) -> NormalDraw | None:
+        """Return the draw from a normal distribution that a tensor is; None for another.
+
+        Args:
+            tensor: its name.
+        """
+        factor, bounds, is_squashed = 1.0, None, False
+        node = self.node(tensor)
+        while node is not None and node.operator != "Add":
+            scale = self._factor(node)
+            if scale is not None and bounds is None and not is_squashed:
+                factor *= scale
+            elif node.operator == "Clip" and bounds is None and not is_squashed:
+                bounds = self._clip_bounds(node)
+                if bounds is None:
+                    return None
+            elif node.operator == "Tanh" and not is_squashed and bounds is None:
+                is_squashed = True
+            else:
+                return None
+            node = self.node(node.inputs[0])
+        return None if node is None else self._sum(node, factor, bounds, is_squashed=is_squashed)
+
+    def _sum(
+        self,
+        node: Node,
+        factor: float,
+        bounds: tuple[float, float] | None,
+        *,
+        is_squashed: bool,
+    ) -> NormalDraw | None:
+        """Return the draw that a sum of the mean and the noise is."""
+        for mean, other in (node.inputs, node.inputs[::-1]):
+            if self.random_nodes(mean):
+                continue
+            product = self.node(other)
+            if product is None or product.operator != "Mul":
+                continue
+            std, noise = self._deviation(product)
+            if std is None or noise is None or noise.attributes.get("mean", 0.0):
+                continue
+            scale = float(noise.attributes.get("scale", 1.0))
+            return NormalDraw(mean, std, scale, is_squashed, bounds, factor)
+        return None
+
+    def _deviation(self, node: Node) -> tuple[str | None, Node | None]:
+        for std, other in (node.inputs, node.inputs[::-1]):
+            noise = self.node(other)
+            if noise is not None and noise.operator in _NORMAL and not self.random_nodes(std):
+                return std, noise
+        return None, None
+
+    def _factor(self, node: Node) -> float | None:
+        """Return the number that a node multiplies its first input by; None for another node."""
+        if node.operator not in ("Div", "Mul"):
+            return None
+        number = self.number(node.inputs[1])
+        if number is None or number <= 0:
+            return None
+        return 1 / number if node.operator == "Div" else number
+
+    def _clip_bounds(self, node: Node) -> tuple[float, float] | None:
+        if len(node.inputs) > 1:
+            low, high = (self.number(name) for name in (*node.inputs[1:], "")[:2])
+        else:
+            low, high = node.attributes.get("min"), node.attributes.get("max")
+        return None if low is None or high is None else (float(low), float(high))
+
+    def number(self, tensor: str) -> float | None:
+        """Return the one number that a constant holds; None for another tensor.
+
+        Args:
+            tensor: its name.
+        """
+        value = self._constants.get(self.source(tensor))
+        return float(np.ravel(value)[0]) if value is not None and np.size(value) == 1 else None
+
+    def constant(self, tensor: str) -> Array | None:
+        """Return a constant's value; None for another tensor.
+
+        Args:
+            tensor: its name.
+        """
+        value = self._constants.get(self.source(tensor))
+        return None if value is None else np.asarray(value)
+
+    def written_before(self, tensors: Sequence[str], tensor: str) -> bool:
+        """Return whether a tensor is computed from another of some tensors.
+
+        Args:
+            tensors: the names of those.
+            tensor: its name.
+        """
+        return bool(ancestors_of(self._model, [tensor]) & {self.source(name) for name in tensors})

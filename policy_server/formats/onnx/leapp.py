@@ -1,0 +1,148 @@
+"""The YAML that LEAPP, the exporter of Isaac Lab 3, writes beside an .onnx file.
+
+Source: `leapp`, whose description names the models of a pipeline with their digests, and the
+outputs that become inputs of the next step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from policy_server.errors import ModelError
+from policy_server.formats.onnx.model_file import OnnxModel
+
+__all__ = ["Description", "read_description"]
+
+_MOST_BYTES = 1_000_000
+_HEADER_BYTES = 8
+_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Description:
+    """The description of a graph.
+
+    Attributes:
+        flow: the outputs that become inputs of the next step, by the inputs' names.
+        finding: what was read, in words.
+    """
+
+    flow: Mapping[str, str]
+    finding: str
+
+
+def read_description(files: Mapping[str, Path], model: OnnxModel) -> Description | None:
+    """Return the description beside a graph, after checking that it is this graph's.
+
+    Args:
+        files: the model's files by their names below its folder.
+        model: the graph.
+
+    Returns:
+        The description; None where there is none.
+
+    Raises:
+        ModelError: if it is of another graph, or of several, or its state starts with other
+            numbers than zeros.
+    """
+    for name, path in files.items():
+        if "/" in name or not name.endswith(_SUFFIXES) or path.stat().st_size > _MOST_BYTES:
+            continue
+        try:
+            content = yaml.safe_load(path.read_bytes())
+            models, pipeline = content["models"], content["pipeline"]
+            found = {str(key): item["parameters"] for key, item in models.items()}
+        except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            # schema.yaml, or another program's.
+            continue
+        return _Description(files, model, name).read(found, models, pipeline)
+    return None
+
+
+class _Description:
+    def __init__(self, files: Mapping[str, Path], model: OnnxModel, name: str) -> None:
+        self._files = files
+        self._model = model
+        self._name = name
+
+    def read(
+        self,
+        parameters: Mapping[str, Any],
+        models: Mapping[str, Any],
+        pipeline: Any,  # noqa: ANN401 -- a foreign file's content
+    ) -> Description:
+        if len(parameters) != 1:
+            names = ", ".join(parameters) or "none"
+            raise ModelError(
+                f"{self._name}: describes a pipeline of {len(parameters)} models ({names}), "
+                "expected one; export the whole pipeline as one node"
+            )
+        ((node, own),) = parameters.items()
+        self._check_digest(own)
+        try:
+            self._check_initial_values(pipeline.get("initial_values"))
+            flows = pipeline.get("feedback_flow") or {}
+            flow = {
+                target.removeprefix(f"{node}/"): source.removeprefix(f"{node}/")
+                for source, targets in flows.items()
+                for target in targets
+            }
+            inputs = [item["name"] for item in models[node]["inputs"]]
+            outputs = [item["name"] for item in models[node]["outputs"]]
+        except (TypeError, KeyError, AttributeError, ValueError, OSError) as error:
+            raise ModelError(f"{self._name}: is no whole description; export both again") from error
+        ours = (
+            [item.name for item in self._model.inputs],
+            [item.name for item in self._model.outputs],
+        )
+        named = self._renamed(
+            flow,
+            dict(zip(inputs, ours[0], strict=False)),
+            dict(zip(outputs, ours[1], strict=False)),
+        )
+        states = ", ".join(flow) or "none"
+        return Description(named, f"read: {self._name}, a description by LEAPP; state: {states}")
+
+    def _renamed(
+        self, flow: Mapping[str, str], inputs: Mapping[str, str], outputs: Mapping[str, str]
+    ) -> Mapping[str, str]:
+        """Return the flow by the graph's own names, which stand in the description's order."""
+        known = {item.name for item in (*self._model.inputs, *self._model.outputs)}
+        return {
+            before if before in known else inputs.get(before, before): (
+                after if after in known else outputs.get(after, after)
+            )
+            for before, after in flow.items()
+        }
+
+    def _check_digest(self, parameters: Any) -> None:  # noqa: ANN401 -- a foreign file's content
+        stated = parameters.get("sha256sum") if isinstance(parameters, Mapping) else None
+        path = self._files[self._model.name]
+        if stated is not None and hashlib.sha256(path.read_bytes()).hexdigest() != stated:
+            raise ModelError(
+                f"{self._name}: describes another file than {self._model.name}, whose SHA-256 "
+                "differs; copy both again, as they were exported together"
+            )
+
+    def _check_initial_values(self, name: object) -> None:
+        """Refuse a state that begins with other numbers than zeros."""
+        if name is None:
+            return
+        path = self._files.get(str(name))
+        if path is None:
+            raise ModelError(f"{self._name}: needs {name} beside it; copy the whole folder")
+        content = path.read_bytes()
+        length = int.from_bytes(content[:_HEADER_BYTES], "little")
+        json.loads(content[_HEADER_BYTES : _HEADER_BYTES + length])
+        if any(content[_HEADER_BYTES + length :]):
+            raise ModelError(
+                f"{self._name}: its state begins with the numbers of {name}, expected zeros; "
+                "export a policy whose memory starts at zero"
+            )

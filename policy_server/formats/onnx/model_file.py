@@ -1,0 +1,381 @@
+"""Reading an .onnx file: its graph, its constants from the file and from beside it, its names.
+
+Everything is plain afterwards. Functions of the file, as torch's exporter writes them, are put in
+the place of their calls. Nothing outside of the model's own files is read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from policy_server.errors import ModelError
+from policy_server.installation import require
+from policy_server.policy import SignatureTensor
+
+__all__ = ["Node", "OnnxModel", "model_name", "read_model"]
+
+Array = NDArray[Any]
+
+_STANDARD = ("", "ai.onnx")
+_OPSETS = range(7, 27)
+_MOST_NODES = 100_000
+_DEEPEST_CALL = 32
+# AttributeProto's types, by the field that holds the value.
+_FIELDS = {1: "f", 2: "i", 3: "s", 4: "t", 6: "floats", 7: "ints", 8: "strings"}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation of the graph.
+
+    Attributes:
+        operator: its name, such as `Gemm`.
+        inputs: the tensors that it reads; an empty name for an optional input that is left out.
+        outputs: the tensors that it writes; an empty name for one that is not wanted.
+        attributes: its constant attributes; a tensor is an array.
+    """
+
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxModel:
+    """The contents of an .onnx file.
+
+    Attributes:
+        name: the file's name, for messages.
+        opset: the version of the standard operators.
+        producer: the program that wrote it, with its version where that is told.
+        metadata: its `metadata_props`.
+        inputs: the graph's inputs that are no constants.
+        outputs: the graph's outputs.
+        nodes: the operations, each after those that it reads from.
+        constants: the initializers by name.
+        proto: the file's message, with all data in it, for a runtime.
+    """
+
+    name: str
+    opset: int
+    producer: str
+    metadata: Mapping[str, str]
+    inputs: tuple[SignatureTensor, ...]
+    outputs: tuple[SignatureTensor, ...]
+    nodes: tuple[Node, ...]
+    constants: Mapping[str, Array]
+    proto: Any
+
+    def writers(self) -> dict[str, Node]:
+        """Return the node that writes each tensor."""
+        return {name: node for node in self.nodes for name in node.outputs if name}
+
+
+def model_name(files: Mapping[str, Path]) -> str:
+    """Return the name of the only .onnx file of a model.
+
+    Args:
+        files: the model's files by their names below its folder.
+
+    Raises:
+        ModelError: if there are several.
+    """
+    names = [name for name in files if name.endswith(".onnx") and "/" not in name]
+    if len(names) > 1:
+        raise ModelError(
+            f"{names[0]}: lies beside {', '.join(names[1:])}, expected one .onnx file; keep the "
+            "actor's"
+        )
+    return names[0]
+
+
+def read_model(files: Mapping[str, Path]) -> OnnxModel:
+    """Read the .onnx file of a model.
+
+    Args:
+        files: the model's files by their names below its folder.
+
+    Raises:
+        ModelError: if the file is damaged, lacks its data, or holds operations that can't be read.
+        MissingPackageError: if the package onnx is not installed.
+    """
+    name = model_name(files)
+    require("onnx", use=f"{name}, an ONNX model")
+    proto = _parse(files[name], name)
+    return _Reader(proto, files, name).read()
+
+
+def _parse(path: Path, name: str) -> Any:  # noqa: ANN401 -- onnx is untyped
+    import onnx
+
+    try:
+        proto = onnx.ModelProto.FromString(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{path}: can't be read: {error.strerror or error}") from error
+    except DecodeError as error:
+        raise ModelError(f"{name}: is no whole ONNX model; copy or export it again") from error
+    if not proto.graph.output:
+        raise ModelError(f"{name}: is no whole ONNX model: it has no output; export it again")
+    return proto
+
+
+class _Reader:
+    def __init__(self, proto: Any, files: Mapping[str, Path], name: str) -> None:  # noqa: ANN401 -- onnx is untyped
+        self._proto = proto
+        self._files = files
+        self._name = name
+        self._functions = {(item.domain, item.name): item for item in proto.functions}
+        self._names = 0
+        self._inlined: list[Any] = []
+
+    def read(self) -> OnnxModel:
+        proto = self._proto
+        opset = self._opset()
+        if proto.graph.sparse_initializer:
+            raise ModelError(f"{self._name}: holds sparse weights; export them dense")
+        constants = {item.name: self._array(item) for item in proto.graph.initializer}
+        nodes = tuple(self._nodes(proto.graph.node, {}, {}, 0))
+        if self._functions:
+            # A runtime can then give any tensor, those within functions too.
+            del proto.graph.node[:], proto.functions[:]
+            proto.graph.node.extend(self._inlined)
+        return OnnxModel(
+            name=self._name,
+            opset=opset,
+            producer=f"{proto.producer_name} {proto.producer_version}".strip(),
+            metadata={item.key: item.value for item in proto.metadata_props},
+            inputs=tuple(self._tensors(proto.graph.input, constants)),
+            outputs=tuple(self._tensors(proto.graph.output, {})),
+            nodes=self._ordered(nodes, {*constants, *(item.name for item in proto.graph.input)}),
+            constants=constants,
+            proto=proto,
+        )
+
+    def _opset(self) -> int:
+        versions = [item.version for item in self._proto.opset_import if item.domain in _STANDARD]
+        opset = int(max(versions, default=0))
+        if opset not in _OPSETS:
+            raise ModelError(
+                f"{self._name}: needs version {opset} of ONNX's operators, expected "
+                f"{_OPSETS.start} to {_OPSETS.stop - 1}; export it with opset_version=17"
+            )
+        return opset
+
+    def _tensors(self, values: Any, constants: Mapping[str, Array]) -> Iterator[SignatureTensor]:  # noqa: ANN401 -- onnx is untyped
+        import onnx
+
+        for item in values:
+            if item.name in constants:
+                continue
+            kind = item.type.tensor_type
+            if item.type.WhichOneof("value") != "tensor_type":
+                raise ModelError(
+                    f"{self._name}: {item.name!r} is no tensor; export a network of tensors alone"
+                )
+            try:
+                dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+            except (KeyError, ValueError) as error:
+                raise ModelError(f"{self._name}: {item.name!r} has no known type") from error
+            shape = None
+            if kind.HasField("shape"):
+                shape = tuple(
+                    int(size.dim_value) if size.WhichOneof("value") == "dim_value" else None
+                    for size in kind.shape.dim
+                )
+            yield SignatureTensor(item.name, dtype, shape)
+
+    def _nodes(
+        self,
+        protos: Any,  # noqa: ANN401 -- onnx is untyped
+        names: Mapping[str, str],
+        given: Mapping[str, Any],
+        depth: int,
+    ) -> Iterator[Node]:
+        """Yield nodes, with those of the functions that they call.
+
+        Args:
+            protos: the nodes' messages.
+            names: the caller's tensors by the names within a function.
+            given: the caller's attributes.
+            depth: how many functions call each other.
+        """
+        known = dict(names)
+        for proto in protos:
+            inputs = [known.get(name, name) for name in proto.input]
+            outputs = [self._renamed(name, known, depth) for name in proto.output]
+            attributes = self._attributes(proto, given)
+            function = self._functions.get((proto.domain, proto.op_type))
+            if function is None:
+                self._check_operator(proto)
+                if self._functions:
+                    self._inlined.append(self._copied(proto, inputs, outputs, given))
+                yield Node(proto.op_type, tuple(inputs), tuple(outputs), attributes)
+                continue
+            if depth == _DEEPEST_CALL:
+                raise ModelError(f"{self._name}: its functions call each other without end")
+            within = dict(zip(function.input, [*inputs, *[""] * len(function.input)], strict=False))
+            within |= dict(zip(function.output, outputs, strict=False))
+            defaults = {item.name: self._value(item) for item in function.attribute_proto}
+            yield from self._nodes(function.node, within, defaults | attributes, depth + 1)
+
+    @staticmethod
+    def _copied(
+        proto: Any,  # noqa: ANN401 -- onnx is untyped
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        given: Mapping[str, Any],
+    ) -> Any:  # noqa: ANN401 -- onnx is untyped
+        """Return a node's message with the names and attributes that it has in the whole graph."""
+        import onnx
+
+        copied = onnx.NodeProto()
+        copied.CopyFrom(proto)
+        copied.input[:], copied.output[:] = inputs, outputs
+        plain = [item for item in proto.attribute if not item.ref_attr_name]
+        del copied.attribute[:]
+        copied.attribute.extend(plain)
+        copied.attribute.extend(
+            onnx.helper.make_attribute(item.name, given[item.ref_attr_name])
+            for item in proto.attribute
+            if item.ref_attr_name in given
+        )
+        return copied
+
+    def _renamed(self, name: str, known: dict[str, str], depth: int) -> str:
+        """Return an output's name in the whole graph: a function's own are new at each call."""
+        if depth and name and name not in known:
+            self._names += 1
+            if self._names > _MOST_NODES:
+                raise ModelError(f"{self._name}: its functions make more than {_MOST_NODES} nodes")
+            known[name] = f"{name}/{self._names}"
+        return known.get(name, name)
+
+    def _check_operator(self, proto: Any) -> None:  # noqa: ANN401 -- onnx is untyped
+        if proto.domain not in (*_STANDARD, "ai.onnx.ml", "com.microsoft"):
+            raise ModelError(
+                f"{self._name}: holds the operation {proto.domain}.{proto.op_type}, which is not "
+                "ONNX's own; export the network of standard operations alone"
+            )
+
+    def _attributes(self, proto: Any, given: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401 -- onnx is untyped
+        found = {}
+        for item in proto.attribute:
+            if item.ref_attr_name:
+                if item.ref_attr_name in given:
+                    found[item.name] = given[item.ref_attr_name]
+                continue
+            found[item.name] = self._value(item)
+        return found
+
+    def _value(self, item: Any) -> Any:  # noqa: ANN401 -- onnx is untyped
+        """Return an attribute's value; None for a graph, as a loop or branch has."""
+        field = _FIELDS.get(item.type)
+        if field is None:
+            return None
+        value = getattr(item, field)
+        if field == "t":
+            return self._array(value)
+        if field == "s":
+            return value.decode(errors="replace")
+        if field == "strings":
+            return tuple(item.decode(errors="replace") for item in value)
+        return value if field in ("f", "i") else tuple(value)
+
+    def _ordered(self, nodes: Sequence[Node], known: set[str]) -> tuple[Node, ...]:
+        """Return the nodes, after checking that each stands after those that it reads from."""
+        if len(nodes) > _MOST_NODES:
+            raise ModelError(f"{self._name}: holds {len(nodes)} operations, at most {_MOST_NODES}")
+        known = {*known, ""}
+        for node in nodes:
+            missing = next((name for name in node.inputs if name not in known), None)
+            if missing is not None:
+                raise ModelError(
+                    f"{self._name}: its {node.operator} reads {missing!r}, which nothing before it "
+                    "gives; export it again"
+                )
+            known.update(node.outputs)
+        return tuple(nodes)
+
+    def _array(self, tensor: Any) -> Array:  # noqa: ANN401 -- onnx is untyped
+        """Return a tensor's numbers, after checking that the file holds as many as it says."""
+        import onnx
+
+        self._load_external(tensor)
+        shape = tuple(tensor.dims)
+        if any(size < 0 for size in shape):
+            raise ModelError(f"{self._name}: {tensor.name!r} has the shape {shape}; export again")
+        try:
+            held = len(tensor.raw_data) * 8 or sum(
+                len(getattr(tensor, field)) * 64
+                for field in (
+                    "float_data",
+                    "int32_data",
+                    "int64_data",
+                    "double_data",
+                    "uint64_data",
+                )
+            )
+            # Four bits are the smallest number of any type.
+            if math.prod(shape) * 4 > held + len(tensor.string_data) * 64:
+                raise ValueError(f"{math.prod(shape)} numbers are announced")  # noqa: TRY301 -- one message for both
+            return np.asarray(onnx.numpy_helper.to_array(tensor))
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            raise ModelError(
+                f"{self._name}: the tensor {tensor.name!r} is damaged: {error}; export it again"
+            ) from error
+
+    def _load_external(self, tensor: Any) -> None:  # noqa: ANN401 -- onnx is untyped
+        """Put a tensor's numbers that lie in a file beside the model's into the message."""
+        import onnx
+
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            return
+        entries = {item.key: item.value for item in tensor.external_data}
+        location = entries.get("location", "")
+        path = self._file_of(location)
+        try:
+            offset = int(entries.get("offset", "0"))
+            length = int(entries.get("length", path.stat().st_size - offset))
+            if offset < 0 or length < 0:
+                raise ValueError(f"{length} bytes from {offset}")  # noqa: TRY301 -- one message for both
+            with path.open("rb") as file:
+                file.seek(offset)
+                content = file.read(length)
+        except (OSError, ValueError, OverflowError) as error:
+            raise ModelError(f"{self._name}: can't read {location}: {error}") from error
+        if len(content) < length:
+            raise ModelError(
+                f"{self._name}: {location} ends before the weights {tensor.name!r}; copy both "
+                "files again, as they were exported together"
+            )
+        tensor.raw_data = content
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+    def _file_of(self, location: str) -> Path:
+        pure = PurePosixPath(location.replace("\\", "/"))
+        if not location or pure.is_absolute() or ".." in pure.parts:
+            raise ModelError(
+                f"{self._name}: names {location!r} as the file of its weights, which lies outside "
+                "its folder; export it again"
+            )
+        if (path := self._files.get(str(pure))) is None:
+            raise ModelError(
+                f"{self._name}: its weights lie in {pure}, which is not beside it; put both files "
+                "into one folder or zip, or export with external_data=False"
+            )
+        folder = self._files[self._name].parent.resolve()
+        if not path.resolve().is_relative_to(folder):
+            raise ModelError(
+                f"{self._name}: {pure} is a link out of its folder; copy the file there"
+            )
+        return path

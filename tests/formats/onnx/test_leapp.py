@@ -1,0 +1,123 @@
+"""The YAML of LEAPP beside a model: its digest, and the outputs that feed the next step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from policy_server.errors import ModelError
+from policy_server.formats.known_formats import load_policy
+from policy_server.policy import PolicyInputs
+from tests.support.onnx_models import node, tensor, weights, write_model
+
+
+def described(folder: Path, **pipeline: Any) -> Path:  # noqa: ANN401 -- YAML
+    """Write a graph whose memory only its description tells, and the description."""
+    path = write_model(
+        folder,
+        [
+            node("Add", ["obs", "past"], ["sum"]),
+            node("Tanh", ["sum"], ["kept"]),
+            node("MatMul", ["kept", "w"], ["actions"]),
+        ],
+        [tensor("obs", [1, 4]), tensor("past", [1, 4])],
+        [tensor("actions", [1, 2]), tensor("kept", [1, 4])],
+        {"w": weights(4, 2)},
+        name="policy.onnx",
+    )
+    described = {
+        "models": {
+            "policy": {
+                "inputs": [{"name": "obs"}, {"name": "past"}],
+                "outputs": [{"name": "actions"}, {"name": "kept"}],
+                "parameters": {
+                    "model_path": path.name,
+                    "backend": "onnx",
+                    "sha256sum": hashlib.sha256(path.read_bytes()).hexdigest(),
+                },
+            }
+        },
+        "pipeline": {"feedback_flow": {"policy/kept": ["policy/past"]}, **pipeline},
+        "system information": {},
+    }
+    (folder / "walker.yaml").write_text(yaml.safe_dump(described))
+    return path
+
+
+def test_flow_of_the_description_is_the_policys_memory(tmp_path: Path) -> None:
+    described(tmp_path)
+    (tmp_path / "schema.yaml").write_text("parameters: {api_key: k}\n")
+
+    policy = load_policy(tmp_path)
+
+    assert [(item.name, item.shape) for item in policy.signature.memory] == [("past", (4,))]
+    assert "read: walker.yaml, a description by LEAPP; state: past" in policy.signature.findings
+    observation, state = np.full((1, 4), 0.3, np.float32), np.full((1, 4), 0.2, np.float32)
+    outputs = policy.infer(PolicyInputs.of(observation, is_deterministic=True, state=state))
+    kept = np.tanh(observation + state)
+    assert outputs.state is not None
+    np.testing.assert_allclose(outputs.state, kept, atol=1e-6)
+    np.testing.assert_allclose(outputs.actions, kept @ weights(4, 2), atol=1e-6)
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(ModelError) as caught:
+        load_policy(folder)
+    return caught.value.message
+
+
+def test_description_of_another_file_is_refused(tmp_path: Path) -> None:
+    path = described(tmp_path)
+    path.write_bytes(path.read_bytes() + b"\x0a\x01x")
+
+    assert refused(tmp_path) == (
+        "walker.yaml: describes another file than policy.onnx, whose SHA-256 differs; copy both "
+        "again, as they were exported together"
+    )
+
+
+def test_description_of_several_models_is_refused(tmp_path: Path) -> None:
+    described(tmp_path)
+    path = tmp_path / "walker.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["models"]["filter"] = content["models"]["policy"]
+    path.write_text(yaml.safe_dump(content))
+
+    assert refused(tmp_path) == (
+        "walker.yaml: describes a pipeline of 2 models (filter, policy), expected one; export the "
+        "whole pipeline as one node"
+    )
+
+
+def test_flow_to_an_input_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    described(tmp_path, feedback_flow={"policy/kept": ["policy/other"]})
+
+    assert refused(tmp_path) == (
+        "policy.onnx: its description says that 'kept' becomes 'other' of the next step, and the "
+        "graph has no such output and input; export both again"
+    )
+
+
+@pytest.mark.parametrize("first", [0.0, 0.5], ids=["zeros", "other numbers"])
+def test_state_that_begins_with_other_numbers_than_zeros_is_refused(
+    first: float, tmp_path: Path
+) -> None:
+    described(tmp_path, initial_values="first.safetensors")
+    header = json.dumps({"policy/past": {"dtype": "F32", "shape": [1, 4]}}).encode()
+    values = np.full(4, first, np.float32).tobytes()
+    content = len(header).to_bytes(8, "little") + header + values
+    (tmp_path / "first.safetensors").write_bytes(content)
+
+    if first == 0.0:
+        assert load_policy(tmp_path).signature.memory_width == 4
+        return
+    assert refused(tmp_path) == (
+        "walker.yaml: its state begins with the numbers of first.safetensors, expected zeros; "
+        "export a policy whose memory starts at zero"
+    )

@@ -1,0 +1,700 @@
+"""Whole ONNX models as policies: the exporters' own files, and small ones made node by node."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from policy_server.distributions.action_distribution import ActionDistribution
+from policy_server.engine.network import NetworkPolicy
+from policy_server.errors import MissingPackageError, ModelError, SchemaError
+from policy_server.formats.known_formats import load_policy
+from policy_server.formats.onnx.onnxruntime_policy import OnnxRuntimePolicy
+from policy_server.policy import Policy, PolicyInputs, PolicyOutputs
+from policy_server.schema import parse_schema, read_schema
+from policy_server.settings import Engine
+from tests.support.library_policies import POLICIES, cases_of, raw_rows
+from tests.support.onnx_models import actor, node, tensor, weights, write_model
+
+ROWS = np.random.default_rng(9).standard_normal((6, 4)).astype(np.float32)
+DISCRETE = "parameters: {discrete: True}"
+
+
+def load(folder: Path, schema: str = "parameters: {}", engine: Engine = "auto") -> Policy:
+    return load_policy(folder, parse_schema(schema), engine=engine)
+
+
+def asked(
+    policy: Policy, rows: NDArray[np.float32] = ROWS, state: NDArray[np.float32] | None = None
+) -> PolicyOutputs:
+    return policy.infer(PolicyInputs.of(rows, is_deterministic=True, state=state))
+
+
+def distribution_of(policy: Policy, rows: NDArray[np.float32] = ROWS) -> list[Any]:
+    outputs = asked(policy, rows)
+    assert policy.signature.components is not None
+    assert outputs.distribution is not None
+    is_greedy = policy.signature.is_value_based
+    parts = ActionDistribution(policy.signature.components, is_greedy=is_greedy)
+    return parts.describe(outputs.distribution)
+
+
+def theirs(path: Path, rows: NDArray[np.float32] = ROWS) -> list[NDArray[Any]]:
+    """Return all outputs as onnxruntime gives them."""
+    session = onnxruntime.InferenceSession(path)
+    name = session.get_inputs()[0].name
+    if session.get_inputs()[0].shape[0] == 1:
+        each = [session.run(None, {name: row[None]}) for row in rows]
+        return [np.concatenate(values) for values in zip(*each, strict=True)]
+    values: list[NDArray[Any]] = session.run(None, {name: rows})
+    return values
+
+
+def softmax(logits: NDArray[Any]) -> NDArray[Any]:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    chances: NDArray[Any] = powers / powers.sum(axis=1, keepdims=True)
+    return chances
+
+
+def test_logits_of_a_real_export_give_its_librarys_distribution() -> None:
+    folder = POLICIES / "onnx_actor_logits_dynamic"
+    cases = cases_of(folder.name)
+
+    policy = load_policy(folder, read_schema(folder / "schema.yaml"))
+
+    (found,) = distribution_of(policy, raw_rows(cases))
+    expected = [case["expected"]["probabilities"] for case in cases]
+    np.testing.assert_allclose(found.probabilities, expected, atol=1e-5)
+    assert isinstance(policy, NetworkPolicy)
+    assert policy.signature.basis == "names"
+
+
+def test_recurrent_policy_of_rsl_rl_follows_its_episode_by_its_state() -> None:
+    folder = POLICIES / "onnx_rsl_rl_lstm"
+    cases = cases_of(folder.name)
+
+    policy = load_policy(folder, read_schema(folder / "schema.yaml"))
+
+    assert [(item.name, item.shape) for item in policy.signature.memory] == [
+        ("h_in", (1, 16)),
+        ("c_in", (1, 16)),
+    ]
+    state: NDArray[np.float32] | None = np.zeros((1, 32), np.float32)
+    for case, row in zip(cases, raw_rows(cases), strict=True):
+        outputs = asked(policy, row[None], state)
+        expected = case["expected"]
+        np.testing.assert_allclose(outputs.actions[0], expected["deterministic_action"], atol=1e-5)
+        assert np.isnan(outputs.log_probability).all()
+        state = outputs.state
+        assert state is not None
+        flat = [*expected["state_out"]["h"], *expected["state_out"]["c"]]
+        np.testing.assert_allclose(state[0], flat, atol=1e-5)
+
+
+def test_recurrent_policy_without_a_state_starts_from_zero() -> None:
+    folder = POLICIES / "onnx_rsl_rl_lstm"
+    cases = cases_of(folder.name)
+
+    outputs = asked(load_policy(folder), raw_rows(cases))
+
+    expected = [case["expected_zero_state"]["deterministic_action"] for case in cases]
+    np.testing.assert_allclose(outputs.actions, expected, atol=1e-5)
+
+
+def test_draws_of_ml_agents_are_left_out_for_their_distributions() -> None:
+    folder = POLICIES / "onnx_mlagents_discrete"
+    cases = cases_of(folder.name)
+    rows = raw_rows(cases)
+
+    policy = load_policy(folder, read_schema(folder / "schema.yaml"))
+
+    masks = rows[:, 6:].astype(bool)
+    inputs = PolicyInputs(
+        rows[:, :6],
+        np.ones(20, np.bool_),
+        np.full(20, -1),
+        masks=masks,
+    )
+    outputs = policy.infer(inputs)
+    assert (policy.signature.mask_name, policy.signature.mask_sizes) == ("action_masks", (3, 2))
+    assert policy.signature.components is not None
+    assert outputs.distribution is not None
+    parts = ActionDistribution(policy.signature.components).describe(outputs.distribution)
+    for index, part in enumerate(parts):
+        expected = [case["expected"]["probabilities"][index] for case in cases]
+        assert part.probabilities is not None
+        np.testing.assert_allclose(part.probabilities, expected, atol=1e-5)
+    actions = [case["expected"]["deterministic_action"] for case in cases]
+    assert outputs.actions.tolist() == actions
+
+
+def test_documented_export_of_stable_baselines3_is_an_action_alone() -> None:
+    folder = POLICIES / "onnx_sb3_doc_ppo_box"
+    cases = cases_of(folder.name)
+
+    policy = load_policy(folder, read_schema(folder / "schema.yaml"))
+    outputs = asked(policy, raw_rows(cases))
+
+    expected = [case["expected"]["deterministic_action_env_space"] for case in cases]
+    np.testing.assert_allclose(outputs.actions, expected, atol=1e-5)
+    assert policy.signature.family == "deterministic(2)"
+    assert np.isnan(outputs.log_probability).all()
+
+
+@pytest.mark.parametrize("batch", ["batch", 1], ids=["any batch", "batch of one"])
+@pytest.mark.parametrize(
+    ("ending", "kind"),
+    [
+        (["Softmax"], "softmax"),
+        (["LogSoftmax"], "log softmax"),
+        (["Softmax", "Identity"], "softmax"),
+    ],
+    ids=str,
+)
+def test_softmax_at_the_end_is_not_taken_twice(
+    ending: Sequence[str], kind: str, batch: int | str, tmp_path: Path
+) -> None:
+    names = ["net", *(f"t{index}" for index in range(1, len(ending))), "logits"]
+    nodes = [
+        node(name, [names[i]], [names[i + 1]], **({"axis": -1} if "Soft" in name else {}))
+        for i, name in enumerate(ending)
+    ]
+    path = actor(tmp_path, *nodes, batch=batch)
+
+    policy = load(tmp_path, DISCRETE)
+
+    (found,) = distribution_of(policy)
+    (expected,) = theirs(path)
+    expected = np.exp(expected) if kind.startswith("log") else expected
+    np.testing.assert_allclose(found.probabilities, expected, atol=1e-6)
+    assert policy.signature.basis == "structure"
+    assert "operations, equal to onnxruntime" in policy.signature.engine_reason
+
+
+def test_softmax_that_is_spelled_out_is_told_by_its_numbers(tmp_path: Path) -> None:
+    nodes = [
+        node("Exp", ["net"], ["e"]),
+        node("ReduceSum", ["e", "axes"], ["sum"]),
+        node("Div", ["e", "sum"], ["out"]),
+        node("Constant", [], ["axes"], value_ints=[1]),
+    ]
+    path = actor(tmp_path, nodes[3], *nodes[:3], output="out")
+
+    (found,) = distribution_of(load(tmp_path, DISCRETE))
+
+    np.testing.assert_allclose(found.probabilities, theirs(path)[0], atol=1e-6)
+
+
+def test_one_hot_that_is_spelled_out_is_an_action(tmp_path: Path) -> None:
+    nodes = [
+        node("ArgMax", ["net"], ["best"], axis=1),
+        node("Constant", [], ["range"], value_ints=[0, 1, 2]),
+        node("Equal", ["best", "range"], ["is_best"]),
+        node("Cast", ["is_best"], ["out"], to=1),
+    ]
+    path = actor(tmp_path, *nodes, output="out")
+
+    outputs = asked(load(tmp_path, DISCRETE))
+
+    assert outputs.actions[:, 0].tolist() == theirs(path)[0].argmax(axis=1).tolist()
+    assert np.isnan(outputs.log_probability).all()
+
+
+def test_index_of_the_largest_is_an_integer_action_without_probability(tmp_path: Path) -> None:
+    path = actor(
+        tmp_path,
+        node("ArgMax", ["net"], ["action"], axis=1, keepdims=0),
+        output="action",
+        outputs=[tensor("action", ["batch"], "int64")],
+    )
+
+    policy = load(tmp_path, DISCRETE)
+
+    outputs = asked(policy)
+    assert outputs.actions[:, 0].tolist() == theirs(path)[0].tolist()
+    assert np.isnan(outputs.log_probability).all()
+    (found,) = distribution_of(policy)
+    assert found.value[:, 0].tolist() == theirs(path)[0].tolist()
+    assert policy.signature.action_outputs[0].is_integer
+
+
+def test_truth_values_as_floats_are_integer_actions(tmp_path: Path) -> None:
+    path = actor(
+        tmp_path,
+        node("Constant", [], ["zero"], value_float=0.0),
+        node("Greater", ["net", "zero"], ["is_on"]),
+        node("Cast", ["is_on"], ["actions"], to=1),
+        output="actions",
+    )
+
+    policy = load(tmp_path, DISCRETE)
+
+    assert asked(policy).actions.tolist() == theirs(path)[0].tolist()
+    assert policy.signature.action_outputs[0].is_integer
+    assert policy.signature.family == "deterministic(1) + deterministic(1) + deterministic(1)"
+
+
+def test_scaled_tanh_is_an_action(tmp_path: Path) -> None:
+    path = actor(
+        tmp_path,
+        node("Tanh", ["net"], ["t"]),
+        node("Constant", [], ["scale"], value_floats=[2.0, 1.0, 0.5]),
+        node("Mul", ["t", "scale"], ["scaled"]),
+        node("Constant", [], ["one"], value_float=1.0),
+        node("Add", ["scaled", "one"], ["output"]),
+        output="output",
+    )
+
+    outputs = asked(load(tmp_path))
+
+    np.testing.assert_allclose(outputs.actions, theirs(path)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("deviation", ["log_std", "std"])
+def test_mean_and_deviation_are_a_normal_distribution(deviation: str, tmp_path: Path) -> None:
+    ending = [node("Identity", ["net"], ["mu"])]
+    source = "log" if deviation == "std" else deviation
+    ending.append(node("Constant", [], [source], value_floats=[-0.5, 0.1, 0.4]))
+    if deviation == "std":
+        ending.append(node("Exp", ["log"], ["std"]))
+    outputs = [tensor("mu", ["batch", 3]), tensor(deviation, [3])]
+    path = actor(tmp_path, *ending, outputs=outputs)
+
+    (found,) = distribution_of(load(tmp_path))
+
+    np.testing.assert_allclose(found.mean, theirs(path)[0], atol=1e-6)
+    np.testing.assert_allclose(found.std, np.tile(np.exp([-0.5, 0.1, 0.4]), (6, 1)), rtol=1e-6)
+
+
+def test_values_give_a_greedy_policy(tmp_path: Path) -> None:
+    path = actor(tmp_path, output="q_values")
+
+    policy = load(tmp_path)
+
+    best = theirs(path)[0].argmax(axis=1)
+    assert asked(policy).actions[:, 0].tolist() == best.tolist()
+    (found,) = distribution_of(policy)
+    assert found.probabilities.argmax(axis=1).tolist() == best.tolist()
+    assert (found.probabilities.max(axis=1) == 1.0).all()
+
+
+def test_schema_states_the_parts_of_a_nameless_output(tmp_path: Path) -> None:
+    path = actor(tmp_path, output="output", actions=5)
+
+    first, second = distribution_of(load(tmp_path, "actions: {a: {choices: 3}, b: {choices: 2}}"))
+
+    logits = theirs(path)[0]
+    np.testing.assert_allclose(first.probabilities, softmax(logits[:, :3]), atol=1e-6)
+    np.testing.assert_allclose(second.probabilities, softmax(logits[:, 3:]), atol=1e-6)
+
+
+def test_several_observations_are_one_after_another(tmp_path: Path) -> None:
+    path = write_model(
+        tmp_path,
+        [node("Concat", ["b", "a"], ["x"], axis=1), node("MatMul", ["x", "w"], ["logits"])],
+        [tensor("a", ["batch", 1]), tensor("b", ["batch", 3])],
+        [tensor("logits", ["batch", 2])],
+        {"w": weights(4, 2)},
+    )
+
+    (found,) = distribution_of(load(tmp_path))
+
+    feeds = {"a": ROWS[:, :1], "b": ROWS[:, 1:]}
+    logits = onnxruntime.InferenceSession(path).run(None, feeds)[0]
+    np.testing.assert_allclose(found.probabilities, softmax(logits), atol=1e-6)
+
+
+def noisy(folder: Path, *, is_squashed: bool, has_mode: bool = True) -> Path:
+    """Write a graph that draws its action as ML-Agents does, or with a tanh."""
+    ending = [
+        node("Constant", [], ["log_std"], value=_tensor([-0.5, 0.1, 0.4])),
+        node("Exp", ["log_std"], ["std"]),
+        node("RandomNormalLike", ["net"], ["noise"]),
+        node("Mul", ["noise", "std"], ["scaled"]),
+        node("Add", ["net", "scaled"], ["draw"]),
+    ]
+    if is_squashed:
+        ending.append(node("Tanh", ["draw"], ["continuous_actions"]))
+        ending.append(node("Identity", ["net"], ["deterministic_continuous_actions"]))
+    else:
+        ending += [
+            node("Clip", ["draw"], ["clipped"], min=-3.0, max=3.0),
+            node("Constant", [], ["three"], value=_tensor(3.0)),
+            node("Div", ["clipped", "three"], ["continuous_actions"]),
+            node("Clip", ["net"], ["mode"], min=-3.0, max=3.0),
+            node("Div", ["mode", "three"], ["deterministic_continuous_actions"]),
+        ]
+    outputs = [tensor("continuous_actions", ["batch", 3])]
+    if has_mode:
+        outputs.append(tensor("deterministic_continuous_actions", ["batch", 3]))
+    return actor(folder, *ending, outputs=outputs, opset=9)
+
+
+def _tensor(values: Any) -> Any:  # noqa: ANN401 -- onnx is untyped
+    from onnx import numpy_helper
+
+    return numpy_helper.from_array(np.asarray(values, np.float32))
+
+
+def test_clipped_draw_is_a_normal_distribution_with_masses_at_its_bounds(tmp_path: Path) -> None:
+    path = noisy(tmp_path, is_squashed=False)
+
+    policy = load(tmp_path)
+
+    (found,) = distribution_of(policy)
+    np.testing.assert_allclose(found.std[0], np.exp([-0.5, 0.1, 0.4]) / 3, rtol=1e-6)
+    np.testing.assert_allclose(asked(policy).actions, theirs(path)[1], atol=1e-6)
+    draws = policy.infer(PolicyInputs.of(np.tile(ROWS[:1], (4000, 1)))).actions
+    graph = theirs(path, np.tile(ROWS[:1], (4000, 1)))[0]
+    np.testing.assert_allclose(draws.mean(axis=0), graph.mean(axis=0), atol=0.05)
+    np.testing.assert_allclose(draws.std(axis=0), graph.std(axis=0), atol=0.05)
+
+
+def test_squashed_draw_is_a_squashed_normal_distribution(tmp_path: Path) -> None:
+    path = noisy(tmp_path, is_squashed=True, has_mode=False)
+
+    policy = load(tmp_path)
+
+    assert policy.signature.family == "squashed_normal(3)"
+    np.testing.assert_allclose(
+        asked(policy).actions, np.tanh(distribution_of(policy)[0].mean), atol=1e-6
+    )
+    draws = policy.infer(PolicyInputs.of(np.tile(ROWS[:1], (4000, 1)))).actions
+    graph = theirs(path, np.tile(ROWS[:1], (4000, 1)))[0]
+    np.testing.assert_allclose(draws.mean(axis=0), graph.mean(axis=0), atol=0.05)
+    np.testing.assert_allclose(draws.std(axis=0), graph.std(axis=0), atol=0.05)
+
+
+def test_mode_of_a_squashed_draw_is_the_graphs_own(tmp_path: Path) -> None:
+    """ML-Agents' SAC answers the mean without its tanh."""
+    path = noisy(tmp_path, is_squashed=True)
+
+    policy = load(tmp_path)
+
+    np.testing.assert_allclose(asked(policy).actions, theirs(path)[1], atol=1e-6)
+    assert "the mean without its tanh" in policy.signature.findings[-1]
+
+
+def test_mode_that_is_none_of_the_draw_is_refused(tmp_path: Path) -> None:
+    actor(
+        tmp_path,
+        node("Multinomial", ["net"], ["discrete_actions"], dtype=7),
+        node("ArgMin", ["net"], ["deterministic_discrete_actions"], axis=1),
+        outputs=[
+            tensor("discrete_actions", ["batch", 1], "int64"),
+            tensor("deterministic_discrete_actions", ["batch", 1], "int64"),
+        ],
+    )
+
+    with pytest.raises(ModelError, match="differs from the mode of the distribution that it draws"):
+        load(tmp_path)
+
+
+def test_draw_of_an_unknown_distribution_is_refused(tmp_path: Path) -> None:
+    actor(
+        tmp_path,
+        node("RandomUniformLike", ["net"], ["noise"]),
+        node("Add", ["net", "noise"], ["action"]),
+        output="action",
+    )
+
+    with pytest.raises(ModelError) as caught:
+        load(tmp_path)
+
+    assert caught.value.message == (
+        "policy.onnx: its output 'action' is a draw by RandomUniformLike, and the graph does not "
+        "show the distribution that it comes from; export the logits, or mean and log_std"
+    )
+
+
+def masked(folder: Path, *, forbids: bool) -> Path:
+    """Write a graph with an action mask as an input, or one that adds it to the logits."""
+    ending = (
+        [
+            node("Constant", [], ["low"], value_float=-1e8),
+            node("Cast", ["action_mask"], ["allowed"], to=9),
+            node("Where", ["allowed", "net", "low"], ["logits"]),
+        ]
+        if forbids
+        else [node("Add", ["net", "action_mask"], ["logits"])]
+    )
+    constants = {"w": weights(4, 3)}
+    return write_model(
+        folder,
+        [node("MatMul", ["obs", "w"], ["net"]), *ending],
+        [tensor("obs", ["batch", 4]), tensor("action_mask", ["batch", 3])],
+        [tensor("logits", ["batch", 3])],
+        constants,
+    )
+
+
+def test_mask_that_forbids_choices_is_taken_beside_the_observation(tmp_path: Path) -> None:
+    masked(tmp_path, forbids=True)
+
+    policy = load(tmp_path)
+
+    assert policy.signature.observation_width == 4
+    assert policy.signature.mask_name == "action_mask"
+    masks = np.array([[False, True, False]] * 6)
+    inputs = PolicyInputs(ROWS, np.zeros(6, np.bool_), np.full(6, -1), masks=masks)
+    assert policy.infer(inputs).actions[:, 0].tolist() == [1] * 6
+
+
+def test_mask_that_does_more_than_forbid_is_refused(tmp_path: Path) -> None:
+    masked(tmp_path, forbids=False)
+
+    with pytest.raises(ModelError, match="'action_mask' does not only forbid choices; name it"):
+        load(tmp_path)
+
+
+def test_state_that_no_action_depends_on_is_no_memory(tmp_path: Path) -> None:
+    actor(
+        tmp_path,
+        outputs=[tensor("logits", ["batch", 3])],
+    )
+    write_model(
+        tmp_path,
+        [
+            node("MatMul", ["obs", "w"], ["output"]),
+            node("Identity", ["state_ins"], ["state_outs"]),
+        ],
+        [tensor("obs", ["batch", 4]), tensor("state_ins", ["batch"])],
+        [tensor("output", ["batch", 3]), tensor("state_outs", ["batch"])],
+        {"w": weights(4, 3)},
+    )
+
+    policy = load(tmp_path, DISCRETE)
+
+    assert policy.signature.memory == ()
+    assert policy.signature.family == "categorical(3)"
+
+
+def test_recurrent_layer_without_its_state_is_refused(tmp_path: Path) -> None:
+    write_model(
+        tmp_path,
+        [
+            node("Unsqueeze", ["obs", "first"], ["x"]),
+            node("GRU", ["x", "w", "r"], ["", "h"], hidden_size=5),
+            node("Squeeze", ["h", "first"], ["hidden"]),
+            node("MatMul", ["hidden", "v"], ["logits"]),
+        ],
+        [tensor("obs", ["batch", 4])],
+        [tensor("logits", ["batch", 3])],
+        {
+            "first": np.array([0]),
+            "w": weights(1, 15, 4),
+            "r": weights(1, 15, 5),
+            "v": weights(5, 3),
+        },
+    )
+
+    with pytest.raises(ModelError) as caught:
+        load(tmp_path)
+
+    assert caught.value.message == (
+        "policy.onnx: holds a GRU whose state is no input, so that every step would forget the "
+        "ones before; export the network with its state as inputs and outputs, such as h_in, c_in, "
+        "h_out and c_out"
+    )
+
+
+def test_observation_without_an_axis_of_rows_is_computed_row_by_row(tmp_path: Path) -> None:
+    path = write_model(
+        tmp_path,
+        [node("MatMul", ["obs", "w"], ["logits"])],
+        [tensor("obs", [4])],
+        [tensor("logits", [3])],
+        {"w": weights(4, 3)},
+    )
+
+    policy = load(tmp_path)
+
+    session = onnxruntime.InferenceSession(path)
+    logits = np.stack([session.run(None, {"obs": row})[0] for row in ROWS])
+    (found,) = distribution_of(policy)
+    np.testing.assert_allclose(found.probabilities, softmax(logits), atol=1e-6)
+    assert "row by row" in policy.signature.engine_reason
+
+
+def test_graph_that_joins_the_rows_of_a_batch_is_computed_row_by_row(tmp_path: Path) -> None:
+    path = actor(
+        tmp_path,
+        node("ReduceMax", ["net"], ["largest"], axes=[0]),
+        node("Sub", ["net", "largest"], ["scaled"]),
+        node("Add", ["scaled", "net"], ["logits"]),
+    )
+
+    policy = load(tmp_path)
+
+    session = onnxruntime.InferenceSession(path)
+    logits = np.concatenate([session.run(None, {"obs": row[None]})[0] for row in ROWS])
+    (found,) = distribution_of(policy)
+    np.testing.assert_allclose(found.probabilities, softmax(logits), atol=1e-6)
+
+
+def sorted_actor(folder: Path) -> Path:
+    """Write a graph with an operation that NumPy lacks."""
+    return actor(
+        folder,
+        node("Constant", [], ["three"], value_ints=[3]),
+        node("TopK", ["net", "three"], ["logits", "places"], axis=1),
+    )
+
+
+def test_graph_that_numpy_lacks_an_operation_of_is_computed_by_onnxruntime(tmp_path: Path) -> None:
+    path = sorted_actor(tmp_path)
+
+    policy = load(tmp_path)
+
+    assert isinstance(policy, OnnxRuntimePolicy)
+    assert (policy.signature.engine, policy.signature.engine_reason) == (
+        "onnxruntime",
+        "NumPy has no TopK",
+    )
+    (found,) = distribution_of(policy)
+    np.testing.assert_allclose(found.probabilities, softmax(theirs(path)[0]), atol=1e-6)
+    assert policy.seconds_for(2) > 0
+
+
+def test_engine_that_is_asked_for_computes_the_policy(tmp_path: Path) -> None:
+    actor(tmp_path)
+
+    assert load(tmp_path, engine="onnxruntime").signature.engine == "onnxruntime"
+    assert load(tmp_path, engine="numpy").signature.engine == "numpy"
+
+
+def test_numpy_that_is_asked_for_in_vain_is_refused(tmp_path: Path) -> None:
+    sorted_actor(tmp_path)
+
+    with pytest.raises(ModelError) as caught:
+        load(tmp_path, engine="numpy")
+
+    assert caught.value.message == (
+        "policy.onnx: can't be computed by NumPy: NumPy has no TopK; set POLICY_SERVER_ENGINE to "
+        "auto or onnxruntime"
+    )
+
+
+def test_without_onnxruntime_numpy_is_held_against_the_reference_of_onnx(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = actor(tmp_path, batch=1)
+    expected = theirs(path)[0]
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+
+    policy = load(tmp_path)
+
+    assert "equal to onnx's reference" in policy.signature.engine_reason
+    np.testing.assert_allclose(
+        distribution_of(policy)[0].probabilities, softmax(expected), atol=1e-6
+    )
+
+
+def test_without_onnxruntime_its_extra_is_named_where_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sorted_actor(tmp_path)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+
+    with pytest.raises(MissingPackageError) as caught:
+        load(tmp_path)
+
+    assert caught.value.message == (
+        "policy.onnx, which NumPy can't compute (NumPy has no TopK): needs onnxruntime, which is "
+        "not installed; pip install -r requirements.txt"
+    )
+
+
+def test_without_onnx_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    actor(tmp_path)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+
+    with pytest.raises(MissingPackageError) as caught:
+        load(tmp_path)
+
+    assert caught.value.message == (
+        "policy.onnx, an ONNX model: needs onnx, which is not installed; "
+        "pip install -r requirements.txt"
+    )
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        (
+            "observations: {a: {type: 'List[float]', min_items: 5, max_items: 5}}",
+            "schema.yaml: gives 5 values, the policy expects 4; list each value of an observation "
+            "once, in the order of training",
+        ),
+        (
+            "parameters: {discrete: False}",
+            "schema.yaml: parameters.discrete: is False, and the output 'logits' of policy.onnx "
+            "holds logits of integer actions; set it to True or leave it out",
+        ),
+        (
+            "actions: {a: {choices: 2}}",
+            "schema.yaml: actions.a: gives 2 choices, the policy has 3",
+        ),
+    ],
+    ids=["width", "discrete", "choices"],
+)
+def test_schema_that_does_not_fit_is_refused(schema: str, message: str, tmp_path: Path) -> None:
+    actor(tmp_path)
+
+    with pytest.raises(SchemaError) as caught:
+        load(tmp_path, schema)
+
+    assert caught.value.message == message
+
+
+def test_probabilities_that_sum_to_no_one_are_refused(tmp_path: Path) -> None:
+    actor(tmp_path, node("Sigmoid", ["net"], ["probs"]), output="probs")
+
+    with pytest.raises(ModelError, match=r"its probabilities sum to .* for an observation"):
+        load(tmp_path)
+
+
+def test_open_width_is_told_by_schema(tmp_path: Path) -> None:
+    write_model(
+        tmp_path,
+        [node("MatMul", ["obs", "w"], ["logits"])],
+        [tensor("obs", ["batch", "width"])],
+        [tensor("logits", ["batch", 3])],
+        {"w": weights(4, 3)},
+    )
+
+    with pytest.raises(ModelError, match="leaves the size of its input 'obs' open; list the obs"):
+        load(tmp_path)
+
+    schema = "observations: {a: {type: 'List[float]', min_items: 4, max_items: 4}}"
+    assert load(tmp_path, schema).signature.observation_width == 4
+
+
+def test_serving_needs_no_training_library(tmp_path: Path) -> None:
+    actor(tmp_path)
+
+    load(tmp_path)
+
+    # TensorFlow is imported by other tests of the same process.
+    assert not {"torch", "gymnasium", "stable_baselines3"} & set(sys.modules)
+
+
+def test_cases_of_the_refused_export_name_its_missing_file() -> None:
+    folder = POLICIES / "onnx_external_data_missing"
+    assert json.loads((folder / "cases.json").read_text())
+
+    with pytest.raises(ModelError) as caught:
+        load_policy(folder)
+
+    assert caught.value.message == (
+        "policy.onnx: its weights lie in policy.onnx.data, which is not beside it; put both files "
+        "into one folder or zip, or export with external_data=False"
+    )
