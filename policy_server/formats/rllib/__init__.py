@@ -1,4 +1,4 @@
-"""RLlib's checkpoints of Ray's new API stack, as `save_to_path` writes them; no Ray is needed."""
+"""RLlib's checkpoints of both API stacks, as RLlib writes them; no Ray is needed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,21 @@ from policy_server.settings import Engine
 
 __all__ = ["RllibFormat"]
 
-_MARKS = ("rllib_checkpoint.json", "module_state.pkl", "module_state.msgpack", "module_state.pt")
+_MARKS = (
+    "rllib_checkpoint.json",
+    "module_state.pkl",
+    "module_state.msgpack",
+    "module_state.pt",
+    "policy_state.pkl",
+    "policy_state.msgpck",
+)
 
 
 class RllibFormat:
-    """The `Format` of RLlib's checkpoints: a whole algorithm's, or an RLModule's alone."""
+    """The `Format` of RLlib's checkpoints: a whole algorithm's, or one policy's alone."""
 
     name = "RLlib checkpoint"
-    mark = "rllib_checkpoint.json or module_state"
+    mark = "rllib_checkpoint.json, module_state or policy_state"
     library: Engine = "numpy"
 
     def can_read(self, files: Mapping[str, Path]) -> bool:

@@ -21,7 +21,7 @@ from policy_server.errors import ModelError
 from policy_server.formats.pickles.spaces import SPACE_NAMES, Space, read_space
 from policy_server.formats.pickles.unpickling import Stub, unpickle
 
-__all__ = ["Checkpoint", "Connector", "RlModule", "read_checkpoint"]
+__all__ = ["ANY_NAME", "Checkpoint", "Connector", "RlModule", "read_checkpoint", "unpack_msgpack"]
 
 Array = NDArray[Any]
 
@@ -30,7 +30,7 @@ _LIBRARY = re.compile(
     rf"ray\.rllib\.[\w.]+|torch\.device|torch\.nn\.[\w.]+|{SPACE_NAMES}"
     r"|(ray\.)?cloudpickle\.cloudpickle\.\w+|types\.\w+|builtins\.type"
 )
-_ANY = re.compile(r"[\w.]+")
+ANY_NAME = re.compile(r"[\w.]+")
 _OWN_CLASS = "._make_skeleton_class"
 _DESCRIPTION = "class_and_ctor_args.pkl"
 # Ray 2.40 gives an RLModule's pickle the ending of PyTorch's files.
@@ -137,9 +137,8 @@ def _module_folder(files: Mapping[str, Path], name: str | None) -> PurePosixPath
     folders = {one for one in folders if _LEARNER in one.parts} or folders
     if not folders:
         raise ModelError(
-            "rllib_checkpoint.json: is a checkpoint without an RLModule, as RLlib's old API stack "
-            "writes it, which is not read yet; export that policy as a SavedModel, or train it on "
-            "RLlib's new API stack"
+            "rllib_checkpoint.json: is a checkpoint without a policy: there is no module_state of "
+            "an RLModule, and no policy_state of RLlib's old API stack; copy the whole folder"
         )
     by_name = {one.name: one for one in folders}
     if name in by_name:
@@ -283,12 +282,7 @@ def _read_state(files: Mapping[str, Path], path: PurePosixPath) -> Mapping[Any, 
         state = _read_pickle(files, name)
     else:
         name = f"{path}.msgpack"
-        try:
-            state = msgpack.unpackb(
-                files[name].read_bytes(), object_hook=_array_of, strict_map_key=False
-            )
-        except _MSGPACK_ERRORS as error:
-            raise ModelError(f"{name}: is damaged: {error}; save the checkpoint anew") from error
+        state = unpack_msgpack(files[name].read_bytes(), name)
     if not isinstance(state, Mapping):
         raise ModelError(f"{name}: expected a dictionary, got {type(state).__name__}")
     return state
@@ -304,10 +298,26 @@ def _read_description(files: Mapping[str, Path], name: str) -> Any:  # noqa: ANN
     try:
         return _read_pickle(files, name)
     except ModelError:
-        described = unpickle(files[name].read_bytes(), name, library=_ANY)
+        described = unpickle(files[name].read_bytes(), name, library=ANY_NAME)
         if isinstance(described, Mapping) and "ctor_args_and_kwargs" in described:
             return described
         raise
+
+
+def unpack_msgpack(content: bytes, subject: str) -> Any:  # noqa: ANN401 -- any value
+    """Return the value that msgpack_numpy wrote, with its arrays.
+
+    Args:
+        content: the file's bytes.
+        subject: the file, for messages.
+
+    Raises:
+        ModelError: if it is damaged.
+    """
+    try:
+        return msgpack.unpackb(content, object_hook=_array_of, strict_map_key=False)
+    except _MSGPACK_ERRORS as error:
+        raise ModelError(f"{subject}: is damaged: {error}; save the checkpoint anew") from error
 
 
 def _read_pickle(files: Mapping[str, Path], name: str) -> Any:  # noqa: ANN401 -- a pickle's content

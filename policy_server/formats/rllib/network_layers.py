@@ -17,7 +17,12 @@ from policy_server.engine.building import NetworkBuilder
 from policy_server.errors import ModelError
 from policy_server.formats.pickles.unpickling import Stub
 from policy_server.formats.rllib.checkpoint import RlModule
-from policy_server.formats.rllib.model_settings import convolutions_of, setting_of
+from policy_server.formats.rllib.model_settings import (
+    Convolution,
+    convolutions_of,
+    setting_of,
+)
+from policy_server.formats.rllib.pipelines import ObservationFilter
 from policy_server.formats.torch_layers import (
     ACTIVATIONS,
     LstmLayer,
@@ -187,16 +192,8 @@ class Layers:
         register = self.by("Reshape", register, np.array([-1, *shape]))
         sizes = shape[:2]
         for layer, one in zip(found, specifications, strict=True):
-            register, sizes = self._padded(register, sizes, one.padding_of(sizes))
-            filters = np.ascontiguousarray(self.weight(f"{layer}.weight").transpose(2, 3, 1, 0))
-            strides = (1, *one.strides, 1)
-            register = self.by("Conv2D", register, filters, strides=strides, padding="VALID")
-            register = self.by("AddV2", register, self._bias(layer, filters.shape[3]))
+            register, sizes = self._convolved(register, sizes, layer, one)
             register = self._activate(register, name)
-            sizes = tuple(
-                (size - kernel) // stride + 1
-                for size, kernel, stride in zip(sizes, one.kernel, one.strides, strict=True)
-            )
         width = int(np.prod(sizes)) * self.shape_of(f"{found[-1]}.weight")[0]
         return self.by("Reshape", register, np.array([-1, width])), width
 
@@ -219,6 +216,23 @@ class Layers:
         return add_lstm_layer(
             self.builder, register, hidden, cell, LstmLayer(from_inputs, from_hidden, bias)
         )
+
+    def filtered(self, register: int, found: ObservationFilter | None) -> int:
+        """Return the register of float32 rows behind a filter.
+
+        Args:
+            register: the observations'.
+            found: the filter; None for none.
+        """
+        if found is None:
+            return self.add("Cast", register, dtype="float32")
+        register = self.add("Cast", register, dtype="float64")
+        register = self.by("Sub", register, found.mean)
+        register = self.by("RealDiv", register, found.deviation)
+        if found.limit is not None:
+            register = self.by("Minimum", register, found.limit)
+            register = self.by("Maximum", register, -found.limit)
+        return self.add("Cast", register, dtype="float32")
 
     def columns(self, register: int, begin: int, size: int) -> int:
         """Return the register of some columns.
@@ -243,6 +257,20 @@ class Layers:
         """Return the register of an operation's result with a constant."""
         inputs = (register, self.builder.keep(np.asarray(value)))
         return self.builder.add(operation, inputs, tuple(attributes.items()))
+
+    def _convolved(
+        self, register: int, sizes: tuple[int, ...], layer: str, one: Convolution
+    ) -> tuple[int, tuple[int, ...]]:
+        """Return an image behind one convolution, with its new height and width."""
+        register, sizes = self._padded(register, sizes, one.padding_of(sizes))
+        filters = np.ascontiguousarray(self.weight(f"{layer}.weight").transpose(2, 3, 1, 0))
+        strides = (1, *one.strides, 1)
+        register = self.by("Conv2D", register, filters, strides=strides, padding="VALID")
+        register = self.by("AddV2", register, self._bias(layer, filters.shape[3]))
+        return register, tuple(
+            (size - kernel) // stride + 1
+            for size, kernel, stride in zip(sizes, one.kernel, one.strides, strict=True)
+        )
 
     def _padded(
         self, register: int, sizes: tuple[int, ...], padding: Sequence[tuple[int, int]]

@@ -86,7 +86,7 @@ class _Building:
     def build(self, outputs: int, observation_filter: ObservationFilter | None) -> BuiltNetwork:
         layers, kind = self._layers, self._kind
         register = layers.columns(0, 0, self._width) if self._cells else 0
-        register = self._add_filter(register, observation_filter)
+        register = layers.filtered(register, observation_filter)
         register, width, state = self._add_encoder(register)
         if kind.is_value_based:
             result = self._add_values(register, width, outputs)
@@ -112,18 +112,6 @@ class _Building:
             return ()
         owner = "actor." if self._encoder.endswith("actor_encoder") else ""
         return tuple(StateTensor(f"{owner}{name}", (1, self._cells)) for name in ("h", "c"))
-
-    def _add_filter(self, register: int, found: ObservationFilter | None) -> int:
-        layers = self._layers
-        if found is None:
-            return layers.add("Cast", register, dtype="float32")
-        register = layers.add("Cast", register, dtype="float64")
-        register = layers.by("Sub", register, found.mean)
-        register = layers.by("RealDiv", register, found.deviation)
-        if found.limit is not None:
-            register = layers.by("Minimum", register, found.limit)
-            register = layers.by("Maximum", register, -found.limit)
-        return layers.add("Cast", register, dtype="float32")
 
     def _add_encoder(self, register: int) -> tuple[int, int, tuple[int, ...]]:
         """Return the register of the features, how many there are, and the state after the step."""

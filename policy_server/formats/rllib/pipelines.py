@@ -20,7 +20,14 @@ from policy_server.errors import ModelError
 from policy_server.formats.rllib.actions import Scaling
 from policy_server.formats.rllib.checkpoint import Connector
 
-__all__ = ["ObservationFilter", "describe_connectors", "read_filter", "read_scaling"]
+__all__ = [
+    "ObservationFilter",
+    "array_of_text",
+    "describe_connectors",
+    "filter_of",
+    "read_filter",
+    "read_scaling",
+]
 
 Array = NDArray[Any]
 
@@ -155,7 +162,8 @@ def _state_of_agent(
     fitting = {
         agent: state
         for agent, state in states.items()
-        if len(states) == 1 or sum(mean.size for mean, _ in _moments(state)) == width
+        if len(states) == 1
+        or sum(mean.size for mean, _ in _moments(state["running_stats"])) == width
     }
     if module in fitting:
         return fitting[module]
@@ -168,31 +176,64 @@ def _state_of_agent(
 
 
 def _filter_of(state: Mapping[str, Any], width: int) -> ObservationFilter:
-    mean, variance = (np.concatenate(parts) for parts in zip(*_moments(state), strict=True))
+    return filter_of(
+        state["running_stats"],
+        width,
+        is_centered=state["de_mean_to_zero"],
+        is_scaled=state["de_std_to_one"],
+        limit=state["clip_by_value"],
+    )
+
+
+def filter_of(
+    stats: Iterable[Mapping[str, Any]],
+    width: int,
+    *,
+    is_centered: bool,
+    is_scaled: bool,
+    limit: float | None,
+) -> ObservationFilter:
+    """Return a filter with the statistics of training.
+
+    Args:
+        stats: the state of a `RunningStat` for each part of an observation; arrays as NumPy's, or
+            as text.
+        width: how many numbers the network takes.
+        is_centered: the filter takes the mean away.
+        is_scaled: the filter divides by the deviation.
+        limit: the largest size of a filtered number; None clips nothing.
+
+    Raises:
+        ModelError: if the statistics are of another width.
+        EOFError, KeyError, TypeError, ValueError, zlib.error: if the state is damaged.
+    """
+    mean, variance = (np.concatenate(parts) for parts in zip(*_moments(stats), strict=True))
     if mean.shape != (width,):
         raise ModelError(
             f"{_FILTER}: has the statistics of {mean.size} numbers, the network takes {width}; "
             "put the filter behind FlattenObservations"
         )
     deviation = np.sqrt(np.maximum(variance, 0.0)) + np.float32(_SMALL)
-    limit = state["clip_by_value"]
     return ObservationFilter(
-        mean if state["de_mean_to_zero"] else np.zeros(width),
-        deviation if state["de_std_to_one"] else np.ones(width),
+        mean if is_centered else np.zeros(width),
+        deviation if is_scaled else np.ones(width),
         float(limit) if limit else None,
     )
 
 
-def _moments(state: Mapping[str, Any]) -> Iterator[tuple[Array, Array]]:
+def _moments(found: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Array, Array]]:
     """Return mean and variance of each part of an observation, float64[n] and float32[n].
 
     Source: `RunningStat` in `ray.rllib.utils.filter`: the unbiased variance. That of a single
     observation is 0; in files whose sum of squares is called `std_array`, the square of its mean.
     """
-    for stats in state["running_stats"]:
-        mean = _array_of(stats["mean_array"]).ravel()
+    for stats in found:
         is_old = "std_array" in stats
-        squares = _array_of(stats["std_array" if is_old else "sum_sq_diff_array"]).ravel()
+        names = ("mean_array", "std_array" if is_old else "sum_sq_diff_array")
+        mean, squares = (
+            _finite(array_of_text(value) if isinstance(value, str) else value).ravel()
+            for value in (stats[name] for name in names)
+        )
         if mean.shape != squares.shape:
             raise ValueError(f"its parts have {mean.size} and {squares.size} numbers")
         pushes = float(stats["num_pushes"])
@@ -201,11 +242,25 @@ def _moments(state: Mapping[str, Any]) -> Iterator[tuple[Array, Array]]:
         yield mean, variance.astype(np.float32)
 
 
-def _array_of(text: str) -> Array:
-    """Return an array that RLlib wrote as base64(zlib(npy))."""
+def array_of_text(text: str) -> Array:
+    """Return an array that RLlib wrote as base64(zlib(npy)), as float64.
+
+    Args:
+        text: the text.
+
+    Raises:
+        EOFError, TypeError, ValueError, zlib.error: if it is damaged.
+    """
     unpacking = zlib.decompressobj()
     content = unpacking.decompress(base64.b64decode(text), _LONGEST_ARRAY)
-    array = np.load(io.BytesIO(content), allow_pickle=False).astype(np.float64)
+    try:
+        return np.asarray(np.load(io.BytesIO(content), allow_pickle=False), np.float64)
+    except MemoryError as error:
+        raise ValueError("states more numbers than it has") from error
+
+
+def _finite(found: Any) -> Array:  # noqa: ANN401 -- as the file has it
+    array = np.asarray(found, np.float64)
     if not np.isfinite(array).all():
         raise ValueError("holds NaN or infinity")
-    return np.asarray(array)
+    return array

@@ -73,11 +73,11 @@ def test_several_modules_are_served_where_one_is_left(tmp_path: Path) -> None:
     assert load_policy(folder).signature.family == "categorical(4)"
 
 
-def test_checkpoint_of_the_old_stack_is_refused_by_name(tmp_path: Path) -> None:
+def test_checkpoint_without_a_policy_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rllib_checkpoint.json").write_text('{"type": "Algorithm"}')
     (tmp_path / "algorithm_state.pkl").write_bytes(pickle.dumps({}))
 
-    assert "RLlib's old API stack" in refusal_of(tmp_path)
+    assert "is a checkpoint without a policy" in refusal_of(tmp_path)
 
 
 def test_weights_without_their_description_are_refused(tmp_path: Path) -> None:
