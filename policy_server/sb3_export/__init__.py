@@ -19,7 +19,11 @@ from policy_server.formats.saved_model.mlp_policy import MlpPolicy, SquashedNorm
 from policy_server.formats.saved_model.writing import export_policy_zip
 from policy_server.formats.stable_baselines3 import StableBaselines3Format
 from policy_server.formats.stable_baselines3.algorithms import algorithm_of
-from policy_server.formats.stable_baselines3.vec_normalize import STATISTICS_FILE, read_scaling
+from policy_server.formats.stable_baselines3.vec_normalize import (
+    STATISTICS_FILES,
+    read_scaling,
+    statistics_of,
+)
 from policy_server.formats.stable_baselines3.zip_members import read_saved_policy
 from policy_server.formats.unpacking import unpack_model
 from policy_server.policy import Float32Array, Policy, distinct_names
@@ -90,9 +94,9 @@ def export_policy(
     with tempfile.TemporaryDirectory() as scratch:
         files = files_of_model(unpack_model(path, Path(scratch, "model"), max_bytes=_MAX_BYTES))
         if is_unscaled or vec_normalize is not None:
-            files.pop(STATISTICS_FILE, None)
+            files = {name: file for name, file in files.items() if name not in STATISTICS_FILES}
         if vec_normalize is not None:
-            files[STATISTICS_FILE] = Path(vec_normalize)
+            files[STATISTICS_FILES[0]] = Path(vec_normalize)
         draft = _read(files, path.name, observation_names, action_names, is_unscaled=is_unscaled)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -155,7 +159,8 @@ def _read(
     is_squashed = isinstance(described.distribution, SquashedNormal)
     actions = draft_action_fields(saved.action_space, action_names, is_normalized=is_squashed)
     schema = draft_schema(fields, actions, source=source)
-    has_unknown_scaling = scaling is None and not is_unscaled and not algorithm.is_on_policy
+    is_stated = is_unscaled or statistics_of(files) is not None
+    has_unknown_scaling = not is_stated and not algorithm.is_on_policy
     return _Draft(
         reader.load(files, replace(parse_schema(schema), is_unscaled=is_unscaled), engine="numpy"),
         described,

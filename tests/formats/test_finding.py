@@ -254,7 +254,11 @@ def test_names_that_a_start_reads_are_the_policys_and_those_beside_it(tmp_path: 
     shutil.copyfile(PPO, tmp_path / "ppo.zip")
     (tmp_path / "schema.yaml").touch()
 
-    assert served_names(Settings(home=tmp_path)) == ["ppo.zip", "vec_normalize.pkl"]
+    assert served_names(Settings(home=tmp_path)) == [
+        "ppo.zip",
+        "vec_normalize.pkl",
+        "vecnormalize.pkl",
+    ]
 
 
 @pytest.mark.parametrize("form", ["file", "zip", "folder", "folder of a zip", "folder above"])

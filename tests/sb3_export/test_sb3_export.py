@@ -388,6 +388,8 @@ def test_statistics_may_lie_elsewhere_and_be_denied(tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match="was trained with VecNormalize, whose statistics are not"):
         export_policy(alone, tmp_path / "without")
+    with pytest.raises(ModelError, match=r"nowhere\.pkl: can't be read: No such file"):
+        export_policy(alone, tmp_path / "without", vec_normalize=tmp_path / "nowhere.pkl")
     assert not (tmp_path / "without").exists()
 
     export_policy(alone, tmp_path / "with", vec_normalize=POLICIES / name / "vec_normalize.pkl")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from policy_server.formats.stable_baselines3.assembling import load_policy
-from policy_server.formats.stable_baselines3.vec_normalize import STATISTICS_FILE
+from policy_server.formats.stable_baselines3.vec_normalize import STATISTICS_FILES
 from policy_server.formats.stable_baselines3.zip_members import DATA_FILE, WEIGHTS_FILE
 from policy_server.policy import Policy
 from policy_server.schema import ServerSchema
@@ -33,8 +33,8 @@ class StableBaselines3Format:
         """Return None: the policy is a zip; see `Format.file_name`."""
 
     def beside(self, name: str) -> Sequence[str]:  # noqa: ARG002 -- one name for all
-        """Return the name of VecNormalize's statistics; see `Format.beside`."""
-        return (STATISTICS_FILE,)
+        """Return the names of VecNormalize's statistics; see `Format.beside`."""
+        return STATISTICS_FILES
 
     def load(
         self, files: Mapping[str, Path], schema: ServerSchema | None, *, engine: Engine

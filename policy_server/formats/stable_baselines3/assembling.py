@@ -19,7 +19,11 @@ from policy_server.formats.stable_baselines3.images import parts_of
 from policy_server.formats.stable_baselines3.layers import Layers, activation_of
 from policy_server.formats.stable_baselines3.recurrent import add_memory, memory_of
 from policy_server.formats.stable_baselines3.saved_parts import read_parts
-from policy_server.formats.stable_baselines3.vec_normalize import Scaling, read_scaling
+from policy_server.formats.stable_baselines3.vec_normalize import (
+    Scaling,
+    read_scaling,
+    statistics_of,
+)
 from policy_server.formats.stable_baselines3.zip_members import SavedPolicy, read_saved_policy
 from policy_server.policy import ActionOutput, PolicySignature, SignatureTensor
 from policy_server.schema import ServerSchema
@@ -101,8 +105,15 @@ def load_policy(
         files, saved, is_on_policy=algorithm.is_on_policy, is_unscaled=is_unscaled
     )
     network, answers = _network(saved, algorithm, scaling, schema)
+    findings = findings_of(
+        saved,
+        algorithm,
+        scaling,
+        answers,
+        statistics=statistics_of(files),
+        is_unscaled=is_unscaled,
+    )
     parts = read_parts(saved, scaling)
-    findings = findings_of(saved, algorithm, scaling, answers, is_unscaled=is_unscaled)
     signature = replace(_signature(saved, answers, network, findings), observation_parts=parts)
     described = describe_signature(
         signature, schema, has_own_bounds=True, has_separate_scaling=True

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from policy_server.formats.stable_baselines3.action_spaces import Answers, first_of_choices
 from policy_server.formats.stable_baselines3.algorithms import Algorithm
 from policy_server.formats.stable_baselines3.images import is_image, parts_of
 from policy_server.formats.stable_baselines3.layers import activation_of
-from policy_server.formats.stable_baselines3.vec_normalize import STATISTICS_FILE, Scaling
+from policy_server.formats.stable_baselines3.vec_normalize import Scaling
 from policy_server.formats.stable_baselines3.zip_members import SavedPolicy
 
 __all__ = ["findings_of"]
@@ -20,6 +21,7 @@ def findings_of(
     scaling: Scaling | None,
     answers: Answers,
     *,
+    statistics: Path | None,
     is_unscaled: bool,
 ) -> tuple[str, ...]:
     """Return the facts about a policy, for the log and for `generate.py inspect`.
@@ -29,6 +31,7 @@ def findings_of(
         algorithm: its kind.
         scaling: its scaling by VecNormalize; None where it has none.
         answers: the end of its network.
+        statistics: the file of VecNormalize's statistics; None where there is none.
         is_unscaled: schema.yaml states that the observations were not scaled.
 
     Returns:
@@ -38,7 +41,8 @@ def findings_of(
         f"read: the class {saved.class_name} ({algorithm.names}) of stable-baselines3 "
         f"{saved.version}, its spaces and its weights; no code of the file was run",
         *_about_network(saved, algorithm, answers),
-        *_about_observations(saved, algorithm, scaling, is_unscaled=is_unscaled),
+        *_about_scaling(algorithm, scaling, statistics, is_unscaled=is_unscaled),
+        *_about_images(saved, scaling),
         *_about_actions(saved),
     )
 
@@ -57,21 +61,25 @@ def _about_network(saved: SavedPolicy, algorithm: Algorithm, answers: Answers) -
         )
 
 
-def _about_observations(
-    saved: SavedPolicy, algorithm: Algorithm, scaling: Scaling | None, *, is_unscaled: bool
+def _about_scaling(
+    algorithm: Algorithm, scaling: Scaling | None, statistics: Path | None, *, is_unscaled: bool
 ) -> Iterator[str]:
-    if scaling is not None:
-        yield f"read: the scaling of observations by VecNormalize, from {STATISTICS_FILE}"
+    if statistics is not None:
+        extent = "no observations" if scaling is None else "the observations"
+        yield f"read: VecNormalize scaled {extent}, from {statistics.name}"
     elif is_unscaled:
         yield "stated: observations were not scaled by VecNormalize, by schema.yaml"
     elif not algorithm.is_on_policy:
         yield "assumed: observations were not scaled by VecNormalize, as the file shows none of it"
+
+
+def _about_images(saved: SavedPolicy, scaling: Scaling | None) -> Iterator[str]:
     images = [key for key, part in parts_of(saved.observation_space).items() if is_image(part)]
     first = scaling.channels_first if scaling is not None else frozenset[str | None]()
     if any(key not in first for key in images):
         yield "assumed: images come with their channels last, as environments give them"
     if any(key in first for key in images):
-        yield f"read: images come with their channels first, from {STATISTICS_FILE}"
+        yield "read: images come with their channels first, from VecNormalize's statistics"
 
 
 def _about_actions(saved: SavedPolicy) -> Iterator[str]:

@@ -16,9 +16,12 @@ from policy_server.formats.pickles.unpickling import Stub, unpickle
 from policy_server.formats.stable_baselines3.images import is_image, parts_of
 from policy_server.formats.stable_baselines3.zip_members import LIBRARY, SavedPolicy
 
-__all__ = ["STATISTICS_FILE", "Scaling", "read_scaling"]
+__all__ = ["STATISTICS_FILES", "Scaling", "read_scaling", "statistics_of"]
 
-STATISTICS_FILE = "vec_normalize.pkl"
+_FILE = "vec_normalize.pkl"
+STATISTICS_FILES = (_FILE, "vecnormalize.pkl")
+"""The names that statistics may have beside a policy: the second one is RL Baselines3 Zoo's."""
+
 _CLASS = "stable_baselines3.common.vec_env.vec_normalize.VecNormalize"
 
 Floats = NDArray[np.float64]
@@ -42,6 +45,24 @@ class Scaling:
     channels_first: frozenset[str | None] = frozenset()
 
 
+def statistics_of(files: Mapping[str, Path]) -> Path | None:
+    """Return the statistics of VecNormalize that lie beside a policy; None where there are none.
+
+    Args:
+        files: the policy's files.
+
+    Raises:
+        ModelError: if there are two files of them.
+    """
+    found = [files[name] for name in STATISTICS_FILES if name in files]
+    if len(found) > 1:
+        raise ModelError(
+            f"{' and '.join(STATISTICS_FILES)}: both lie beside the policy; keep the one of its "
+            "training"
+        )
+    return found[0] if found else None
+
+
 def read_scaling(
     files: Mapping[str, Path], saved: SavedPolicy, *, is_on_policy: bool, is_unscaled: bool
 ) -> Scaling | None:
@@ -52,7 +73,7 @@ def read_scaling(
     observation that is outside of its space, or of another type than the original, was scaled.
 
     Args:
-        files: the policy's files; the statistics are vec_normalize.pkl.
+        files: the policy's files; see `statistics_of`.
         saved: the policy.
         is_on_policy: the algorithm learns from its own episodes.
         is_unscaled: schema.yaml states that the observations were not scaled.
@@ -61,11 +82,11 @@ def read_scaling(
         ModelError: if the policy was trained with VecNormalize and the file is missing, does not
             fit, or lies there although schema.yaml states that nothing was scaled.
     """
-    path = files.get(STATISTICS_FILE)
+    path = statistics_of(files)
     if is_unscaled:
         if path is not None:
             raise ModelError(
-                f"{STATISTICS_FILE}: lies beside the policy, and schema.yaml says "
+                f"{path.name}: lies beside the policy, and schema.yaml says "
                 "parameters.normalization: none; remove one of them"
             )
         return None
@@ -75,31 +96,37 @@ def read_scaling(
     if original is not None and (is_on_policy or _is_scaled(space, last, original)):
         raise ModelError(
             "data: the policy was trained with VecNormalize, whose statistics are not in this "
-            f"file; put what VecNormalize.save wrote beside it as {STATISTICS_FILE}, or say in "
+            f"file; put what VecNormalize.save wrote beside it as {_FILE}, or say in "
             "schema.yaml that observations were not scaled: parameters.normalization: none"
         )
     return None
 
 
 def _read(path: Path, space: Space) -> Scaling | None:
-    found = unpickle(path.read_bytes(), STATISTICS_FILE, library=LIBRARY)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: can't be read: {error.strerror or error}") from error
+    found = unpickle(content, path.name, library=LIBRARY)
     if not isinstance(found, Stub) or found.path != _CLASS:
         raise ModelError(
-            f"{STATISTICS_FILE}: expected the statistics of VecNormalize.save, got "
+            f"{path.name}: expected the statistics of VecNormalize.save, got "
             f"{getattr(found, 'path', type(found).__name__)}"
         )
     try:
         if not found.state.get("norm_obs", True):
             return None
-        columns = list(_columns(found.state, space))
+        columns = list(_columns(found.state, space, path.name))
         channels_first = frozenset(_channels_first(found.state, space))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{STATISTICS_FILE}: is damaged: {error!r}") from error
+        raise ModelError(f"{path.name}: is damaged: {error!r}") from error
     mean, std, limit = (np.concatenate(column) for column in zip(*columns, strict=True))
     return Scaling(mean, std, limit, channels_first)
 
 
-def _columns(state: Mapping[str, Any], space: Space) -> Iterator[tuple[Floats, Floats, Floats]]:
+def _columns(
+    state: Mapping[str, Any], space: Space, subject: str
+) -> Iterator[tuple[Floats, Floats, Floats]]:
     """Give mean, standard deviation and limit of each part's numbers.
 
     Source: `VecNormalize._normalize_obs`.
@@ -114,7 +141,7 @@ def _columns(state: Mapping[str, Any], space: Space) -> Iterator[tuple[Floats, F
         if mean.shape != (width,) or variance.shape != (width,):
             where = "an observation" if key is None else repr(key)
             raise ModelError(
-                f"{STATISTICS_FILE}: has statistics of {mean.size} values, {where} has {width}"
+                f"{subject}: has statistics of {mean.size} values, {where} has {width}"
             )
         limit = np.full(width, float(state["clip_obs"]))
         yield mean, np.sqrt(variance + float(state["epsilon"])), limit

@@ -196,7 +196,7 @@ def test_lstm_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
         ("sb3_ppo_gelu", "read: the activation GELU, with PyTorch's default arguments"),
         ("sb3_ppo_box", "assumed: the activation Tanh, which its class has"),
         ("sb3_ppo_dict_image", "assumed: images come with their channels last"),
-        ("sb3_v16_vecnorm_image", "read: the scaling of observations by VecNormalize"),
+        ("sb3_v16_vecnorm_image", "read: VecNormalize scaled the observations"),
         ("sb3_sac", "assumed: observations were not scaled by VecNormalize"),
     ],
 )
@@ -275,6 +275,39 @@ def test_missing_statistics_are_not_asked_for_where_the_schema_says_there_were_n
 
     check_distribution(policy, asked(policy, seen), [case["expected"] for case in cases])
     assert any(line.startswith("stated: ") for line in policy.signature.findings)
+
+
+def test_statistics_may_have_the_name_that_the_zoo_gives_them(tmp_path: Path) -> None:
+    folder = unzipped("sb3_ppo_vecnorm", tmp_path)
+    statistics = (folder / "vec_normalize.pkl").rename(folder / "vecnormalize.pkl")
+    cases = cases_of("sb3_ppo_vecnorm")
+
+    policy = load_policy(folder)
+
+    check_distribution(policy, asked(policy, cases), [case["expected"] for case in cases])
+    assert "read: VecNormalize scaled the observations, from vecnormalize.pkl" in (
+        policy.signature.findings
+    )
+    shutil.copy(statistics, folder / "vec_normalize.pkl")
+    with pytest.raises(ModelError, match=r"^vec_normalize\.pkl and vecnormalize\.pkl: both lie "):
+        load_policy(folder)
+
+
+def test_statistics_of_rewards_alone_leave_the_observations(tmp_path: Path) -> None:
+    folder = unzipped("sb3_ppo_vecnorm", tmp_path)
+    path = folder / "vec_normalize.pkl"
+    # As VecNormalize(norm_obs=False) is: the setting is a byte of its own.
+    before, key, after = path.read_bytes().partition(b"\x8c\x08norm_obs\x94\x88")
+    path.write_bytes(before + key[:-1] + b"\x89" + after)
+    cases = cases_of("sb3_ppo_vecnorm")
+    seen = [case | {"raw": case["normalized"]} for case in cases]
+
+    policy = load_policy(folder)
+
+    check_distribution(policy, asked(policy, seen), [case["expected"] for case in cases])
+    assert "read: VecNormalize scaled no observations, from vec_normalize.pkl" in (
+        policy.signature.findings
+    )
 
 
 def test_statistics_beside_a_policy_that_was_not_scaled_are_refused(tmp_path: Path) -> None:
