@@ -15,7 +15,7 @@ from policy_server.formats.stable_baselines3.action_spaces import Answers, has_i
 from policy_server.formats.stable_baselines3.algorithms import Algorithm, algorithm_of
 from policy_server.formats.stable_baselines3.features import add_features
 from policy_server.formats.stable_baselines3.findings import findings_of
-from policy_server.formats.stable_baselines3.images import parts_of
+from policy_server.formats.stable_baselines3.images import parts_of, turned_images
 from policy_server.formats.stable_baselines3.layers import Layers, activation_of
 from policy_server.formats.stable_baselines3.recurrent import add_memory, memory_of
 from policy_server.formats.stable_baselines3.saved_parts import read_parts
@@ -104,7 +104,10 @@ def load_policy(
     scaling = read_scaling(
         files, saved, is_on_policy=algorithm.is_on_policy, is_unscaled=is_unscaled
     )
-    network, answers = _network(saved, algorithm, scaling, schema)
+    turned = turned_images(
+        saved.observation_space, schema, known={} if scaling is None else scaling.has_channels_first
+    )
+    network, answers = _network(saved, algorithm, scaling, schema, turned)
     findings = findings_of(
         saved,
         algorithm,
@@ -112,8 +115,9 @@ def load_policy(
         answers,
         statistics=statistics_of(files),
         is_unscaled=is_unscaled,
+        turned=turned,
     )
-    parts = read_parts(saved, scaling)
+    parts = read_parts(saved, scaling, turned)
     signature = replace(_signature(saved, answers, network, findings), observation_parts=parts)
     described = describe_signature(
         signature, schema, has_own_bounds=True, has_separate_scaling=True
@@ -122,7 +126,11 @@ def load_policy(
 
 
 def _network(
-    saved: SavedPolicy, algorithm: Algorithm, scaling: Scaling | None, schema: ServerSchema | None
+    saved: SavedPolicy,
+    algorithm: Algorithm,
+    scaling: Scaling | None,
+    schema: ServerSchema | None,
+    turned: frozenset[str | None],
 ) -> tuple[NumpyNetwork, Answers]:
     width, numbers = width_of(saved.observation_space), sum(map(np.size, saved.weights.values()))
     if width > numbers:
@@ -141,7 +149,7 @@ def _network(
     if algorithm.is_on_policy and layers.has("pi_features_extractor."):
         # Where critic and actor share it, the file has it by both names.
         extractor, others = "pi_features_extractor", (*others, "features_extractor.")
-    x = add_features(layers, saved, scaling, name=extractor)
+    x = add_features(layers, saved, scaling, turned=turned, name=extractor)
     state = None
     if memory:
         x, state = add_memory(layers, x, saved, memory)

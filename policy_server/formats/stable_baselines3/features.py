@@ -20,13 +20,21 @@ _KNOWN = ("FlattenExtractor", "CombinedExtractor", "NatureCNN")
 _STRIDES = {0: 4, 2: 2, 4: 1}
 
 
-def add_features(layers: Layers, saved: SavedPolicy, scaling: Scaling | None, *, name: str) -> int:
+def add_features(
+    layers: Layers,
+    saved: SavedPolicy,
+    scaling: Scaling | None,
+    *,
+    turned: frozenset[str | None],
+    name: str,
+) -> int:
     """Return the register of the features: normalised observations, of images by their network.
 
     Args:
         layers: the network, which holds the observations only.
         saved: the policy.
         scaling: its scaling by VecNormalize; None where it has none.
+        turned: the keys of images that come with their channels last; see `turned_images`.
         name: the features extractor's, in the names of tensors.
 
     Raises:
@@ -38,11 +46,6 @@ def add_features(layers: Layers, saved: SavedPolicy, scaling: Scaling | None, *,
         raise ModelError("data: observation_space: stable-baselines3 takes no Tuple")
     x = layers.columns(0, 0, width_of(space)) if layers.has_memory else 0
     x = _prepared(layers, x, saved, scaling)
-    turned = frozenset(
-        key
-        for key, part in parts_of(space).items()
-        if is_image(part) and (scaling is None or key not in scaling.channels_first)
-    )
     if isinstance(space, DictSpace):
         return _of_parts(layers, x, space, turned, f"{name}.extractors")
     return _of_array(layers, x, space, name, is_turned=None in turned)

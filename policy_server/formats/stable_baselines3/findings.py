@@ -23,6 +23,7 @@ def findings_of(
     *,
     statistics: Path | None,
     is_unscaled: bool,
+    turned: frozenset[str | None],
 ) -> tuple[str, ...]:
     """Return the facts about a policy, for the log and for `generate.py inspect`.
 
@@ -33,6 +34,7 @@ def findings_of(
         answers: the end of its network.
         statistics: the file of VecNormalize's statistics; None where there is none.
         is_unscaled: schema.yaml states that the observations were not scaled.
+        turned: the keys of images that come with their channels last.
 
     Returns:
         A line for each; it begins with `read`, `assumed` or `stated`.
@@ -42,7 +44,7 @@ def findings_of(
         f"{saved.version}, its spaces and its weights; no code of the file was run",
         *_about_network(saved, algorithm, answers),
         *_about_scaling(algorithm, scaling, statistics, is_unscaled=is_unscaled),
-        *_about_images(saved, scaling),
+        *_about_images(saved, scaling, turned),
         *_about_actions(saved),
     )
 
@@ -73,13 +75,19 @@ def _about_scaling(
         yield "assumed: observations were not scaled by VecNormalize, as the file shows none of it"
 
 
-def _about_images(saved: SavedPolicy, scaling: Scaling | None) -> Iterator[str]:
-    images = [key for key, part in parts_of(saved.observation_space).items() if is_image(part)]
-    first = scaling.channels_first if scaling is not None else frozenset[str | None]()
-    if any(key not in first for key in images):
+def _about_images(
+    saved: SavedPolicy, scaling: Scaling | None, turned: frozenset[str | None]
+) -> Iterator[str]:
+    known = {} if scaling is None else scaling.has_channels_first
+    images = {key for key, part in parts_of(saved.observation_space).items() if is_image(part)}
+    for key in images & {*known}:
+        order = "first" if known[key] else "last"
+        yield f"read: images come with their channels {order}, from VecNormalize's statistics"
+    unknown = images - {*known}
+    if unknown & turned:
         yield "assumed: images come with their channels last, as environments give them"
-    if any(key in first for key in images):
-        yield "read: images come with their channels first, from VecNormalize's statistics"
+    if unknown - turned:
+        yield "stated: images come with their channels first, by schema.yaml"
 
 
 def _about_actions(saved: SavedPolicy) -> Iterator[str]:

@@ -16,24 +16,28 @@ from policy_server.policy import ObservationPart
 __all__ = ["read_parts"]
 
 
-def read_parts(saved: SavedPolicy, scaling: Scaling | None) -> tuple[ObservationPart, ...]:
+def read_parts(
+    saved: SavedPolicy, scaling: Scaling | None, turned: frozenset[str | None]
+) -> tuple[ObservationPart, ...]:
     """Return the parts of an observation in the order of the policy's columns.
 
     Args:
         saved: the policy, whose space has the channels of an image first.
         scaling: the scaling by VecNormalize; None where there is none.
+        turned: the keys of images that come with their channels last.
     """
-    return tuple(_parts(saved, scaling))
+    return tuple(_parts(saved, scaling, turned))
 
 
-def _parts(saved: SavedPolicy, scaling: Scaling | None) -> Iterator[ObservationPart]:
+def _parts(
+    saved: SavedPolicy, scaling: Scaling | None, turned: frozenset[str | None]
+) -> Iterator[ObservationPart]:
     space, start = saved.observation_space, 0
     divides_images = bool(saved.arguments.get("normalize_images", True))
     found = zip(parts_of(space).items(), parts_of_space(space, is_sorted=False), strict=True)
     for (key, known), part in found:
         end = start + part.columns
-        is_turned = is_image(known) and (scaling is None or key not in scaling.channels_first)
-        shape = (*part.shape[1:], part.shape[0]) if is_turned else part.shape
+        shape = (*part.shape[1:], part.shape[0]) if key in turned else part.shape
         is_scaled = scaling is not None and bool(np.isfinite(scaling.limit[start:end]).any())
         is_divided = divides_images and is_image(known)
         yield replace(part, shape=shape, is_normalized=is_scaled or is_divided)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,14 @@ class Scaling:
         mean: float64[D]; 0 where a number is not scaled.
         std: float64[D]; 1 where a number is not scaled.
         limit: float64[D]; infinity where a number is not scaled.
-        channels_first: the keys of scaled images that the environment gave with their channels
-            first, as the shape of their statistics tells.
+        has_channels_first: the keys of the images that are scaled, and whether the environment gave
+            them with their channels first, as the shape of their statistics tells.
     """
 
     mean: Floats
     std: Floats
     limit: Floats
-    channels_first: frozenset[str | None] = frozenset()
+    has_channels_first: Mapping[str | None, bool] = field(default_factory=dict)
 
 
 def statistics_of(files: Mapping[str, Path]) -> Path | None:
@@ -117,11 +117,11 @@ def _read(path: Path, space: Space) -> Scaling | None:
         if not found.state.get("norm_obs", True):
             return None
         columns = list(_columns(found.state, space, path.name))
-        channels_first = frozenset(_channels_first(found.state, space))
+        has_channels_first = dict(_channels_first(found.state, space))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path.name}: is damaged: {error!r}") from error
     mean, std, limit = (np.concatenate(column) for column in zip(*columns, strict=True))
-    return Scaling(mean, std, limit, channels_first)
+    return Scaling(mean, std, limit, has_channels_first)
 
 
 def _columns(
@@ -156,13 +156,12 @@ def _statistics(state: Mapping[str, Any], key: str | None) -> Mapping[str, Any] 
     return found
 
 
-def _channels_first(state: Mapping[str, Any], space: Space) -> Iterator[str | None]:
+def _channels_first(state: Mapping[str, Any], space: Space) -> Iterator[tuple[str | None, bool]]:
     for key, part in parts_of(space).items():
         found = _statistics(state, key) if is_image(part) else None
         if found is not None and isinstance(part, BoxSpace):
             shape = np.shape(found["mean"])
-            if shape == part.shape and shape != (*part.shape[1:], part.shape[0]):
-                yield key
+            yield key, shape == part.shape and shape != (*part.shape[1:], part.shape[0])
 
 
 def _is_scaled(space: Space, last: Any, original: Any) -> bool:  # noqa: ANN401 -- arrays, or by key

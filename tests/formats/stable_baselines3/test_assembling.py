@@ -216,6 +216,22 @@ def test_schema_that_a_user_wrote_fits_the_file(name: str, tmp_path: Path) -> No
     assert policy.signature.engine == "numpy"
 
 
+def test_schema_may_say_that_the_channels_of_an_image_come_first(tmp_path: Path) -> None:
+    name = "sb3_ppo_image_without_cnn"
+    cases = cases_of(name)
+    images = np.array([case["raw"] for case in cases]).reshape(-1, 5, 6, 3)
+    rows = images.transpose(0, 3, 1, 2).reshape(len(cases), -1)
+    turned = [case | {"raw": row} for case, row in zip(cases, rows.tolist(), strict=True)]
+    text = "observations: {image: {type: 'List[int]', shape: [3, 5, 6]}}\nparameters: {api_key: k}"
+
+    policy = load_policy(unzipped(name, tmp_path), parse_schema(text))
+
+    check_distribution(policy, asked(policy, turned), [case["expected"] for case in cases])
+    assert "stated: images come with their channels first, by schema.yaml" in (
+        policy.signature.findings
+    )
+
+
 def test_bounds_of_the_file_need_no_word_in_the_schema(tmp_path: Path) -> None:
     schema = parse_schema("actions: {force: {}}\nparameters: {api_key: k}")
 
