@@ -92,10 +92,11 @@ def test_small_state_gives_a_policy(tmp_path: Path) -> None:
 
 def test_code_in_the_settings_is_not_run_and_does_not_matter(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
+    maze = type("Maze", (), {"__module__": "__main__"})
     state = state_of_policy()
     state["policy_spec"]["config"] |= {
-        "env": type("Maze", (), {"__module__": "__main__"}),
-        "env_config": {"seed": _Runs(f"touch {mark}")},
+        "env": maze,
+        "env_config": {"seed": _Runs(f"touch {mark}"), "inner": maze()},
         "policy_mapping_fn": lambda agent: agent,
     }
     folder = written(tmp_path / "policy", state, cloudpickle.dumps)
@@ -258,11 +259,9 @@ def test_weights_of_no_known_network_are_refused(tmp_path: Path) -> None:
 
 
 def test_space_of_too_many_parts_is_refused(tmp_path: Path) -> None:
-    space: dict[str, Any] = {"space": "discrete", "n": 2}
-    for _ in range(40):
-        space = {"space": "tuple", "spaces": [space, space]}
+    spaces = [{"space": "discrete", "n": 2} for _ in range(1000)]
     state = state_of_policy()
-    state["policy_spec"]["observation_space"] = {"space": space}
+    state["policy_spec"]["observation_space"] = {"space": {"space": "tuple", "spaces": spaces}}
 
     message = refusal_of(written(tmp_path / "policy", state))
 

@@ -80,7 +80,7 @@ def test_images_that_rllib_resizes_are_refused() -> None:
 
 
 def test_parts_of_the_environment_are_told_where_their_order_is_known() -> None:
-    parts = {"b": box(2), "a": DiscreteSpace(3)}
+    parts: dict[str, Space] = {"b": box(2), "a": DiscreteSpace(3)}
     known = policy_of(DictSpace(dict(sorted(parts.items()))), is_preprocessed=True)
     unknown = policy_of(DictSpace(parts), is_preprocessed=True)
 
