@@ -257,7 +257,7 @@ def _read_environment_space(files: Mapping[str, Path], folder: PurePosixPath) ->
     if name not in files:
         return None
     try:
-        found = _read_pickle(files, name)["ctor_args_and_kwargs"][0][0]
+        found = _read_description(files, name)["ctor_args_and_kwargs"][0][0]
         return read_space(found, f"{name}: observation_space")
     except (IndexError, KeyError, TypeError, ModelError):
         # Only the parts of an observation are told by it.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from policy_server.formats.pickles.space_parts import parts_of_space
-from policy_server.formats.pickles.spaces import BoxSpace, DictSpace, Space
+from policy_server.formats.pickles.spaces import BoxSpace, DictSpace, Space, width_of
 from policy_server.formats.rllib.checkpoint import Checkpoint, Connector
 from policy_server.policy import ObservationPart
 
@@ -30,10 +31,7 @@ def read_parts(
         The parts; none where the checkpoint does not tell which column is which.
     """
     flattening = [item for item in checkpoint.env_to_module or () if item.name == _FLATTENING]
-    if flattening:
-        space = _flattened(checkpoint.environment_space, flattening[0])
-    else:
-        space = _own_space(checkpoint)
+    space = _flattened(checkpoint, flattening[0], width) if flattening else _own_space(checkpoint)
     parts = () if space is None else parts_of_space(space, is_sorted=True)
     if not flattening and checkpoint.environment_space is not space:
         # A filter would have changed the bounds.
@@ -43,14 +41,32 @@ def read_parts(
     return tuple(replace(part, is_normalized=is_normalized) for part in parts)
 
 
-def _flattened(space: Space | None, connector: Connector) -> Space | None:
-    """Return the space whose parts a connector flattens; None for those of several agents."""
-    if space is None or connector.settings.get("multi_agent"):
-        return None
-    removed = connector.settings.get("keys_to_remove") or ()
+def _flattened(checkpoint: Checkpoint, connector: Connector, width: int) -> Space | None:
+    """Return the space whose parts a connector flattens; None where it is not known.
+
+    Of several agents it is that of the agent of the RLModule's name, or the only one that gives as
+    many numbers as the network takes.
+    """
+    space, settings = checkpoint.environment_space, connector.settings
+    removed = settings.get("keys_to_remove") or ()
+    if space is None or not settings.get("multi_agent"):
+        return space if space is None else _without(space, removed)
+    agents = space.parts if isinstance(space, DictSpace) else {}
+    spaces = {
+        agent: _without(part, removed)
+        for agent, part in agents.items()
+        if agent in (settings.get("agent_ids") or agents)
+    }
+    fitting = {agent: part for agent, part in spaces.items() if width_of(part) == width}
+    if checkpoint.module.name in fitting:
+        return fitting[checkpoint.module.name]
+    return next(iter(fitting.values())) if len(fitting) == 1 else None
+
+
+def _without(space: Space, keys: Collection[str]) -> Space:
     if not isinstance(space, DictSpace):
         return space
-    return DictSpace({key: part for key, part in space.parts.items() if key not in removed})
+    return DictSpace({key: part for key, part in space.parts.items() if key not in keys})
 
 
 def _own_space(checkpoint: Checkpoint) -> Space | None:

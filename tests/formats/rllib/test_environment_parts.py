@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,33 @@ def test_flattened_keys_are_in_the_networks_order(
     checkpoint = checkpoint_of(width, DICT, connector)
 
     parts = read_parts(checkpoint, width, is_normalized=False)
+
+    assert [part.key for part in parts] == keys
+
+
+@pytest.mark.parametrize(
+    ("name", "agent_ids", "keys"),
+    [
+        pytest.param("cat", None, ["a", "b"], id="by its name"),
+        pytest.param("shared", None, [], id="of two that fit"),
+        pytest.param("shared", ["dog", "mouse"], ["c", "d"], id="of the only one that fits"),
+    ],
+)
+def test_parts_are_those_of_the_modules_agent(
+    name: str, agent_ids: list[str] | None, keys: list[str]
+) -> None:
+    agents = DictSpace(
+        {
+            "cat": DictSpace({"b": DiscreteSpace(3), "a": DiscreteSpace(2)}),
+            "dog": DictSpace({"d": DiscreteSpace(1), "c": DiscreteSpace(4)}),
+            "mouse": DiscreteSpace(9),
+        }
+    )
+    connector = Connector("FlattenObservations", {"multi_agent": True, "agent_ids": agent_ids})
+    checkpoint = checkpoint_of(5, agents, connector)
+    named = replace(checkpoint, module=replace(checkpoint.module, name=name))
+
+    parts = read_parts(named, 5, is_normalized=False)
 
     assert [part.key for part in parts] == keys
 

@@ -234,6 +234,21 @@ def test_module_of_several_agents_has_the_filter_of_its_own(tmp_path: Path, modu
     )
 
 
+@pytest.mark.parametrize(
+    ("module", "parts"),
+    [("hunter", [("k", 2), ("p", 3)]), ("mouse", [("k", 3), ("p", 4)])],
+)
+def test_module_of_several_agents_has_the_observation_of_its_own(
+    tmp_path: Path, module: str, parts: list[tuple[str, int]]
+) -> None:
+    policy = load_policy(
+        unzipped("rllib_agents", "checkpoint.zip", tmp_path), parse_schema(f"module: {module}")
+    )
+
+    found = [(part.key, part.columns) for part in policy.signature.observation_parts]
+    assert found == parts
+
+
 def test_filter_of_an_agent_that_the_file_does_not_tell_is_refused(tmp_path: Path) -> None:
     folder = unzipped("rllib_agents", "checkpoint.zip", tmp_path)
 
