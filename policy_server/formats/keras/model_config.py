@@ -154,6 +154,8 @@ def part_of(entry: object) -> Part:
     if not isinstance(config, dict):
         raise ModelError(f"{CONFIG_FILE}: {kind} has no config; save the model again")
     calls = entry.get("inbound_nodes", [])
+    # Before Keras 3.7 a function's name stands beside its settings alone.
+    config = {"name": entry.get("name"), **config}
     return Part(str(kind), module, config, calls if isinstance(calls, list) else [])
 
 

@@ -363,6 +363,24 @@ def test_damaged_description_is_one_line(change: Keras, words: str, tmp_path: Pa
     assert "\n" not in caught.value.message
 
 
+def test_names_of_functions_may_stand_beside_their_settings(tmp_path: Path) -> None:
+    model = keras.Model(INPUTS, {"logits": dense(3) * 2.0 + 1.0})
+    folder = save(model, tmp_path)
+
+    def move(config: dict[str, Any]) -> None:
+        parts = [part["config"] for part in config["config"]["layers"]]
+        functions = [part for part in parts if part["name"].startswith(("add", "multiply"))]
+        assert len(functions) == 2
+        for part in functions:
+            del part["name"]
+
+    change_config(folder, move)
+
+    assert numbers(load(folder), ROWS) == pytest.approx(
+        np.asarray(model(ROWS)["logits"]), abs=1e-5
+    )
+
+
 def test_file_of_keras_2_is_refused(tmp_path: Path) -> None:
     unzipped(NAME, FILE, tmp_path)
     (tmp_path / "metadata.json").write_text('{"keras_version": "2.15.0"}')
