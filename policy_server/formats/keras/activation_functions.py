@@ -10,7 +10,7 @@ import numpy as np
 from policy_server.formats.keras.model_config import Part, part_of
 from policy_server.formats.keras.network_steps import Steps
 
-__all__ = ["ACTIVATIONS", "activated", "elu", "leaky_relu", "softmax", "tanh_gelu"]
+__all__ = ["ACTIVATIONS", "activated", "elu", "gelu", "leaky_relu", "softmax", "tanh_gelu"]
 
 _Activation = Callable[[Steps, int], int]
 
@@ -133,6 +133,18 @@ def tanh_gelu(steps: Steps, x: int) -> int:
     return steps.add("Mul", half, steps.with_constant("AddV2", curve, 1))
 
 
+def gelu(steps: Steps, x: int) -> int:
+    """Return the register of the input times the normal distribution function of it.
+
+    Args:
+        steps: the network.
+        x: the register of its input.
+    """
+    curve = steps.add("erf", steps.with_constant("Mul", x, math.sqrt(0.5)))
+    half = steps.with_constant("Mul", x, 0.5)
+    return steps.add("Mul", half, steps.with_constant("AddV2", curve, 1))
+
+
 def _mish(steps: Steps, x: int) -> int:
     return steps.add("Mul", x, steps.add("Tanh", steps.add("Softplus", x)))
 
@@ -154,6 +166,7 @@ ACTIVATIONS: Mapping[str, _Activation] = {
     "celu": elu,
     "elu": elu,
     "exponential": _step("Exp"),
+    "gelu": gelu,
     "hard_sigmoid": _hard_sigmoid,
     "hard_silu": _gated(_hard_sigmoid),
     "hard_swish": _gated(_hard_sigmoid),

@@ -6,9 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from policy_server.formats.keras.activation_functions import ACTIVATIONS, elu, leaky_relu, tanh_gelu
+from policy_server.formats.keras.activation_functions import (
+    ACTIVATIONS,
+    elu,
+    gelu,
+    leaky_relu,
+    tanh_gelu,
+)
 from policy_server.formats.keras.call_arguments import Arguments, Function
-from policy_server.formats.keras.model_config import YES
 from policy_server.formats.keras.network_steps import MOST_NUMBERS
 from policy_server.formats.keras.shape_functions import SHAPING
 
@@ -107,8 +112,8 @@ def _cast(call: Arguments) -> int:
 
 
 def _gelu(call: Arguments) -> int:
-    call.part.expect("approximate", *YES)
-    return tanh_gelu(call.steps, call.number())
+    is_approximate = call.part.get("approximate", bool, default=True)
+    return (tanh_gelu if is_approximate else gelu)(call.steps, call.number())
 
 
 _ALIKE = ("HardSigmoid", "HardSilu", "LogSigmoid", "Relu", "Relu6", "Selu", "Sigmoid", "Silu")

@@ -11,13 +11,11 @@ from typing import Any, NoReturn
 
 from policy_server.errors import ModelError
 
-__all__ = ["CONFIG_FILE", "NO", "YES", "Part", "is_history", "part_of", "read_config"]
+__all__ = ["CONFIG_FILE", "NO", "Part", "is_history", "part_of", "read_config"]
 
 CONFIG_FILE = "config.json"
 NO = (False, None)
 """The usual values of a setting that turns something on."""
-YES = (True, None)
-"""The usual values of a setting that turns something off."""
 _MOST_BYTES = 16 * 1024 * 1024
 _LIBRARY = re.compile(r"keras(\.\w+)*")
 _KINDS = {int: "an integer", float: "a number", bool: "True or False", str: "a word"}

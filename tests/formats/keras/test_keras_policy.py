@@ -376,9 +376,7 @@ def test_names_of_functions_may_stand_beside_their_settings(tmp_path: Path) -> N
 
     change_config(folder, move)
 
-    assert numbers(load(folder), ROWS) == pytest.approx(
-        np.asarray(model(ROWS)["logits"]), abs=1e-5
-    )
+    assert numbers(load(folder), ROWS) == pytest.approx(np.asarray(model(ROWS)["logits"]), abs=1e-5)
 
 
 def test_file_of_keras_2_is_refused(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def compare(
 
 
 ACTIVATIONS = (
-    *("celu", "elu", "exponential", "hard_sigmoid", "hard_silu", "hard_tanh"),
+    *("celu", "elu", "exponential", "gelu", "hard_sigmoid", "hard_silu", "hard_tanh"),
     *("leaky_relu", "linear", "log_sigmoid", "mish", "relu", "relu6", "selu", "sigmoid"),
     *("silu", "softmax", "log_softmax", "softplus", "softsign", "swish", "tanh", "tanh_shrink"),
 )
@@ -119,7 +119,7 @@ ON_VECTORS: dict[str, Build] = {
         ],
         axis=-1,
     ),
-    "gelu": lambda x: ops.gelu(x),
+    "gelu": lambda x: ops.concatenate([ops.gelu(x), ops.gelu(x, approximate=False)], axis=1),
 }
 
 
