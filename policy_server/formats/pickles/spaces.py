@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -131,7 +132,14 @@ def _read_space(found: object, subject: str, places: Iterator[int]) -> Space:
             )
         if name in readers:
             return readers[name](found.state)
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:
         words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ModelError(f"{subject}: is no {name} that can be read: {words}") from error
     raise ModelError(f"{subject}: is a space of the kind {name}, which is not read")
@@ -144,7 +152,7 @@ def width_of(space: Space) -> int:
         space: the space.
     """
     if isinstance(space, BoxSpace | MultiBinarySpace):
-        return int(np.prod(space.shape))
+        return math.prod(space.shape)
     if isinstance(space, DiscreteSpace):
         return space.n
     if isinstance(space, MultiDiscreteSpace):
@@ -173,7 +181,10 @@ def _multi_discrete(state: Mapping[str, Any]) -> Space:
 
 
 def _multi_binary(state: Mapping[str, Any]) -> Space:
-    return MultiBinarySpace(tuple(map(_size, np.atleast_1d(np.asarray(state["n"])))))
+    shape = tuple(map(_size, np.atleast_1d(np.asarray(state["n"]))))
+    if not shape:
+        raise ValueError("has no size")
+    return MultiBinarySpace(shape)
 
 
 def _size(value: Any) -> int:  # noqa: ANN401 -- an integer of Python or NumPy

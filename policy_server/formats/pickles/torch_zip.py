@@ -37,7 +37,10 @@ _DTYPES: Mapping[str, str] = {
 
 
 # zipfile's own errors for a damaged file, and ours.
-_READING_ERRORS = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, ValueError, struct.error)
+_READING_ERRORS = (
+    *(OSError, EOFError, RuntimeError, ValueError, OverflowError),
+    *(zipfile.BadZipFile, struct.error),
+)
 # Parts that share their weights are written as tensors of one storage.
 _MOST_COPIES = 8
 

@@ -100,7 +100,7 @@ def read_filter(
         )
     try:
         return _filter_of(_state_of_agent(states, width, module), width)
-    except (EOFError, KeyError, TypeError, ValueError, zlib.error) as error:
+    except (ArithmeticError, EOFError, LookupError, TypeError, ValueError, zlib.error) as error:
         raise ModelError(
             f"{_FILTER}: its state can't be read: {error}; save the checkpoint anew"
         ) from error

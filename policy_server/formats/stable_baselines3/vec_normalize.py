@@ -118,7 +118,7 @@ def _read(path: Path, space: Space) -> Scaling | None:
             return None
         columns = list(_columns(found.state, space, path.name))
         has_channels_first = dict(_channels_first(found.state, space))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ModelError(f"{path.name}: is damaged: {error!r}") from error
     mean, std, limit = (np.concatenate(column) for column in zip(*columns, strict=True))
     return Scaling(mean, std, limit, has_channels_first)

@@ -77,6 +77,18 @@ def test_what_is_no_space_is_refused() -> None:
         read_space([], "x")
 
 
+def test_width_of_a_space_of_any_size_is_exact() -> None:
+    assert width_of(MultiBinarySpace((2**31 - 1,) * 3)) == (2**31 - 1) ** 3
+
+
+@pytest.mark.parametrize("size", [float("inf"), float("nan"), -1, 0, 2**70, "x", None, [], {}])
+def test_size_that_is_none_is_refused_in_one_line(size: object) -> None:
+    for space, name in ((spaces.Discrete(2), "n"), (spaces.MultiBinary(2), "n")):
+        vars(space)[name] = size
+        with pytest.raises(ModelError, match=r"^x[^\n]*: is no \w+ that can be read: [^\n]+$"):
+            _read(space)
+
+
 def test_space_that_holds_its_parts_many_times_over_is_refused() -> None:
     space = spaces.Tuple([spaces.Discrete(2)])
     for _ in range(40):

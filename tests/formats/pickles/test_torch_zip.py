@@ -21,6 +21,7 @@ from tests.support.folders import ROOT
 
 POLICY = ROOT / "tests" / "data" / "policies" / "sb3_ppo_gsde" / "policy.zip"
 Members = dict[str, bytes]
+HUGE = (2**70).to_bytes(9, "little")
 
 
 def members_of(folder: Path) -> Members:
@@ -159,6 +160,7 @@ def test_tensors_that_copy_one_storage_many_times_are_refused(tmp_path: Path) ->
         (_storage(b"0", 4), (b"N", b"K\x04\x85", b"K\x01\x85")),
         (_storage(b"0", 4), (b"K\x00", b"J\xff\xff\xff\x7f\x85", b"K\x00\x85")),
         (_storage(b"0", 4), (b"K\x00", b"J\xff\xff\xff\xff\x85", b"K\x01\x85")),
+        (_storage(b"0", 0), (b"K\x00", b"(\x8a\x09%bK\x00t" % HUGE, b"(K\x00K\x01t")),
         (_storage(b"0", 2**30), (b"K\x00", b"K\x04\x85", b"K\x01\x85")),
         (_storage(b"../data.pkl", 4), (b"K\x00", b"K\x04\x85", b"K\x01\x85")),
         (_storage(b"0", 4, b"UntypedStorage"), (b"K\x00", b"K\x04\x85", b"K\x01\x85")),
