@@ -260,7 +260,10 @@ def array_of_text(text: str) -> Array:
 
 
 def _finite(found: Any) -> Array:  # noqa: ANN401 -- as the file has it
-    array = np.asarray(found, np.float64)
+    try:
+        array = np.asarray(found, np.float64)
+    except OverflowError as error:
+        raise ValueError("holds a number beyond all floats") from error
     if not np.isfinite(array).all():
         raise ValueError("holds NaN or infinity")
     return array

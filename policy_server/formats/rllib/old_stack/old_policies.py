@@ -110,8 +110,8 @@ def _refuse_own_connectors(policy: OldPolicy) -> None:
     for name, _ in (*(policy.agent_connectors or ()), *(policy.action_connectors or ())):
         if name not in _CONNECTORS:
             raise ModelError(
-                f"{policy.subject}: the connector {name}: changes what the policy sees or does, "
-                "and is not served; train without it, or move it into the environment"
+                f"{policy.subject}: the connector {str(name)[:80]}: changes what the policy sees "
+                "or does, and is not served; train without it, or move it into the environment"
             )
 
 
