@@ -430,3 +430,22 @@ def test_policy_of_another_format_in_the_servers_folder_is_refused(
         served_files.copy_server_files(source, settings)
 
     assert list(contents(settings.home)) == ["ppo.zip"]
+
+
+def test_file_that_is_no_zip_is_copied_with_the_one_beside_it(
+    tmp_path: Path, settings: Settings
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    names = ("policy.onnx", "policy.onnx.data", "schema.yaml")
+    for name in names:
+        shutil.copyfile(ROOT / "tests/data/policies/onnx_rsl_rl_lstm" / name, source / name)
+
+    copied = served_files.copy_server_files(source, settings)
+
+    assert copied == source / "policy.onnx"
+    with zipfile.ZipFile(settings.zip_path) as archive:
+        assert archive.namelist() == ["policy.onnx", "policy.onnx.data"]
+    for name in names[:2]:
+        assert (settings.models_path / name).read_bytes() == (source / name).read_bytes()
+    assert served_files.unzip(settings) == (settings.zip_path, settings.models_path)

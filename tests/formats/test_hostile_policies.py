@@ -121,6 +121,7 @@ def put(members: Members, folder: Path) -> Path:
             },
         ),
         ("rllib_ppo_discrete", "module_msgpack.zip", {"module_state.msgpack"}),
+        ("rllib_old", "ppo_filter.zip", {"policy_state.pkl"}),
     ],
 )
 def test_hostile_part_runs_nothing_and_is_refused_in_one_line(

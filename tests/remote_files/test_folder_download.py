@@ -15,6 +15,7 @@ from policy_server.errors import ModelError
 from policy_server.formats.model_files import digest_of_files, files_of_model
 from policy_server.remote_files import bring_files, fetch_files
 from policy_server.settings import Settings
+from tests.support.folders import ROOT
 from tests.support.stores import (
     BUCKET,
     Reply,
@@ -120,6 +121,19 @@ def test_policy_below_the_folder_is_found(store: Store, settings: Settings) -> N
     fetch(settings, address)
 
     assert unpacked(settings) == FILES
+
+
+def test_file_and_the_one_beside_it_are_fetched_as_a_folder(
+    store: Store, settings: Settings
+) -> None:
+    files = {
+        name: (ROOT / "tests/data/policies/onnx_rsl_rl_lstm" / name).read_bytes()
+        for name in ("policy.onnx", "policy.onnx.data")
+    }
+
+    assert fetch(settings, store(files)) == ["fetched"]
+
+    assert unpacked(settings) == files
 
 
 def test_folder_is_pinned_by_what_sha256sum_prints(

@@ -272,6 +272,25 @@ def test_files_that_are_not_there_are_one_line(settings: Settings, tmp_path: Pat
 # The web
 
 
+def test_policy_that_is_one_file_is_zipped_and_pinned_by_itself(
+    web: WebServer, settings: Settings
+) -> None:
+    content = (ROOT / "tests/data/policies/onnx_actor_logits_dynamic/policy.onnx").read_bytes()
+    address = web.answer("/runs/walk%20er.onnx", Reply(content, headers={"ETag": '"1"'}))
+    pinned = f"{address}#sha256={digest(content)}"
+    put_old(settings)
+
+    assert_refused(settings, f"{address}#sha256={'0' * 64}", f"got {digest(content)}; refused")
+    assert fetch(settings, address) == ["fetched"]
+
+    assert zipfile.ZipFile(settings.zip_path).namelist() == ["walk%20er.onnx"]
+    assert (settings.models_path / "walk%20er.onnx").read_bytes() == content
+    before = contents(settings.home)
+    web.answer("/runs/walk%20er.onnx", Reply(status=404))
+    assert fetch(settings, pinned) == ["unchanged"]
+    assert contents(settings.home) == before
+
+
 def test_zip_of_any_name_is_kept_as_it_is(web: WebServer, settings: Settings) -> None:
     content = (ROOT / "tests/data/policies/keras_actor_softmax/actor.keras").read_bytes()
     address = web.answer("/runs/actor.keras", Reply(content))
