@@ -134,4 +134,5 @@ def create_app(
         api_key=resolve_api_key(known, file),
         root_path=file.root_path,
         metrics=policies.metrics,
+        administration=policies.administration,
     )

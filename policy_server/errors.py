@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 __all__ = [
     "BodyTimeoutError",
     "BodyTooLargeError",
+    "DeploymentError",
     "DistributionError",
     "ExportError",
     "ForbiddenOriginError",
@@ -79,6 +80,12 @@ class ServerAnswerError(PolicyServerError):
 
 class SdkError(PolicyServerError):
     """A client library can't be generated."""
+
+
+class DeploymentError(PolicyServerError):
+    """A change of a policy's versions does not fit those that are deployed."""
+
+    status = 409
 
 
 class DistributionError(PolicyServerError):

@@ -97,6 +97,7 @@ def build_app() -> Application:
         api_key=api_key,
         root_path=file.root_path,
         metrics=policies.metrics,
+        administration=policies.administration,
     )
 
 

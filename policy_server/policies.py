@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
-from pathlib import Path
 
 from policy_server.backends.opening import Backends, open_backends
 from policy_server.backends.replica_counts import ReplicaCounts
-from policy_server.errors import ModelError, SettingsError
-from policy_server.formats.finding import prepare_model, prepare_policy
+from policy_server.errors import SettingsError
 from policy_server.formats.model_files import identify_model
 from policy_server.metrics import Metrics
 from policy_server.schema import PolicySection, SchemaFile, named_as_example
-from policy_server.serving import OpenedPolicy, PlannedVersion, PolicyRegistry, PolicySlot
+from policy_server.serving import (
+    ALL_TRAFFIC,
+    DeployedVersion,
+    Deployer,
+    OpenedPolicy,
+    PlannedVersion,
+    PolicyRegistry,
+    PolicySlot,
+    VersionOpener,
+)
+from policy_server.serving.administration import Administration
+from policy_server.serving.deployment_file import DeploymentFile
 from policy_server.settings import ENV_PREFIX, Settings
+from policy_server.version_files import VersionFiles
 
 __all__ = ["Policies"]
 
@@ -29,6 +39,7 @@ class Policies:
     Attributes:
         registry: their slots.
         metrics: counts questions and answers, by policy.
+        administration: changes versions on request; None where no admin key is set.
     """
 
     def __init__(
@@ -57,6 +68,9 @@ class Policies:
         self._settings = settings
         self._open_backends = opening or partial(open_backends, settings)
         self._backends: Backends | None = None
+        self._files = VersionFiles(settings)
+        self._sections = {section.name: section for section in file}
+        self._file = file
         slots = [
             PolicySlot(
                 section.name,
@@ -64,19 +78,22 @@ class Policies:
                 [
                     PlannedVersion(
                         version.name,
-                        partial(self._open, section, version.name, version.model),
-                        version.traffic,
+                        self._opener(section)(version),
+                        version.model,
+                        version.percent,
                         version.is_shadow,
                     )
-                    for version in section.versions
-                ]
-                or partial(self._open, section, "", section.model),
+                    for version in _versions_of(section)
+                ],
                 settings=settings,
                 metrics=self.metrics,
             )
             for section in file
         ]
         self.registry = PolicyRegistry(slots, default=file.default, is_named=file.is_named)
+        self.administration = (
+            None if settings.admin_key is None else Administration(self._files, self._settings)
+        )
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Backends]:
@@ -88,33 +105,67 @@ class Policies:
         Raises:
             PolicyServerError: if no policy can be loaded.
         """
-        async with self._open_backends() as backends:
+        async with self._open_backends() as backends, AsyncExitStack() as stack:
             self._backends = backends
-            async with self.registry.running():
-                yield backends
+            deployers = await asyncio.to_thread(self._deployers)
+            for deployer in deployers:
+                deployer.plan()
+            await stack.enter_async_context(self.registry.running())
+            for deployer in deployers:
+                deployer.adopt()
+                self._files.clear(deployer.slot.name, deployer.slot.versions)
+                stack.push_async_callback(deployer.aclose)
+                await stack.enter_async_context(_in_background(deployer.run()))
+            if self.administration is not None:
+                self.administration.serve(deployers)
+            yield backends
+
+    def _deployers(self) -> list[Deployer]:
+        store = DeploymentFile(self._settings.home, self._files.basis(self._file))
+        return [
+            Deployer(
+                slot,
+                self._opener(self._sections[slot.name]),
+                store,
+                forget=partial(self._files.forget, slot.name),
+            )
+            for slot in self.registry
+        ]
+
+    def _opener(self, section: PolicySection) -> VersionOpener:
+        return lambda version: partial(self._open, section, version)
 
     @asynccontextmanager
     async def _open(
-        self, section: PolicySection, version: str, where: str | None
+        self, section: PolicySection, version: DeployedVersion
     ) -> AsyncIterator[OpenedPolicy]:
         assert self._backends is not None, "the registry runs while they are open"
-        folder = await asyncio.to_thread(self._prepare, section, version, where)
+        folder = await asyncio.to_thread(self._files.prepare, section, version)
         model = await asyncio.to_thread(identify_model, folder)
+        schema = self._files.schema_of(section, version)
         metrics = self.metrics.of(section.name)
         replicas = ReplicaCounts.of(self._settings, section)
         async with AsyncExitStack() as stack:
             with named_as_example(self._settings.schema_path):
-                opening = self._backends.open(model, section.schema, metrics, replicas)
+                opening = self._backends.open(model, schema or section.schema, metrics, replicas)
                 backend = await stack.enter_async_context(opening)
-            yield OpenedPolicy(backend, model.version)
+            yield OpenedPolicy(backend, model.version, schema)
 
-    def _prepare(self, section: PolicySection, version: str, where: str | None) -> Path:
-        """Return the folder of a version's files; a zip is unpacked to one."""
-        if where is None:
-            return prepare_model(self._settings)
-        target = self._settings.models_path / section.name / version
-        key = f"versions.{version}.model" if version else "model"
-        try:
-            return prepare_policy(self._settings.home / where, target, self._settings)
-        except ModelError as error:
-            raise ModelError(f"{section.schema.source}: {key}: {error.message}") from error
+
+def _versions_of(section: PolicySection) -> list[DeployedVersion]:
+    """Return the versions that schema.yaml names for a policy; its only model has no name."""
+    return [
+        DeployedVersion(item.name, item.model, item.traffic, is_shadow=item.is_shadow)
+        for item in section.versions
+    ] or [DeployedVersion("", section.model, ALL_TRAFFIC)]
+
+
+@asynccontextmanager
+async def _in_background(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Run a coroutine while the block runs."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])

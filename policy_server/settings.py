@@ -76,6 +76,9 @@ class Settings(BaseSettings):
         "ray", description="`ray` runs the policy in Ray Serve replicas, `local` in the web process"
     )
     api_key: SecretStr | None = Field(None, description="Access key; wins over schema.yaml's")
+    admin_key: SecretStr | None = Field(
+        None, description="Key of the routes that change versions; without it there are none"
+    )
     allow_anonymous: bool = Field(default=False, description="Serve without any access key")
     cors_origins: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None,
@@ -193,7 +196,7 @@ class Settings(BaseSettings):
             return cls.model_fields[info.field_name].default
         return port
 
-    @field_validator("api_key")
+    @field_validator("api_key", "admin_key")
     @classmethod
     def _check_api_key(cls, api_key: SecretStr | None) -> SecretStr | None:
         if api_key is not None and not _HEADER_TEXT.fullmatch(api_key.get_secret_value()):
@@ -274,7 +277,7 @@ def read_settings(
         problem = error.errors(include_url=False)[0]
         field = str(problem["loc"][0])
         expected = problem["msg"].removeprefix("Input should be ")
-        got = "" if field == "api_key" else f", got {problem['input']!r}"
+        got = "" if field in ("api_key", "admin_key") else f", got {problem['input']!r}"
         name = field if field in given else f"{ENV_PREFIX}{field.upper()}"
         raise SettingsError(f"{name}: expected {expected}{got}") from error
     except (OSError, UnicodeDecodeError) as error:

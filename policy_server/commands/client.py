@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +40,7 @@ class PolicyClient:
         *,
         policy: str | None = None,
         timeout_s: float = 30.0,
+        key_places: str = "POLICY_SERVER_API_KEY or the local schema.yaml",
     ) -> None:
         """Check the address; nothing is sent.
 
@@ -48,6 +49,7 @@ class PolicyClient:
             api_key: the access key; None to send none.
             policy: the policy's name; None for the server's default.
             timeout_s: the longest wait for an answer, in seconds.
+            key_places: where the key may come from, for the message about a wrong one.
 
         Raises:
             UsageError: if the address can't be used.
@@ -64,6 +66,7 @@ class PolicyClient:
         self.url = url.rstrip("/")
         self.prefix = "" if policy is None else f"/policies/{quote(policy, safe='')}"
         self._timeout_s = timeout_s
+        self._key_places = key_places
         self._session = requests.Session()
         # No proxy leads to this machine, whatever the environment says.
         self._session.trust_env = urlsplit(url).hostname not in _LOOPBACK
@@ -95,7 +98,7 @@ class PolicyClient:
         Raises:
             ServerAnswerError: if the server can't be reached or refuses, in words.
         """
-        return self._ask("GET", route)
+        return self.request("GET", route)
 
     def schema(self) -> Any:  # noqa: ANN401 -- any JSON
         """Ask for the policy's schema.
@@ -120,19 +123,39 @@ class PolicyClient:
             ServerAnswerError: if the server can't be reached or refuses, in words.
         """
         parameters = {} if seed is None else {"seed": str(seed)}
-        return self._ask("POST", self.prefix + route, data=body, params=parameters)
+        return self.request("POST", self.prefix + route, data=body, params=parameters)
 
-    def _ask(
-        self, method: str, route: str, *, data: bytes = b"", params: Mapping[str, str] | None = None
+    def request(
+        self,
+        method: str,
+        route: str,
+        *,
+        data: bytes | Iterable[bytes] = b"",
+        params: Mapping[str, str] | None = None,
+        content_type: str = "application/json",
+        timeout_s: float | None = None,
     ) -> Any:  # noqa: ANN401 -- any JSON
+        """Send a request, and return the answer's JSON.
+
+        Args:
+            method: such as POST.
+            route: its address below the server's.
+            data: the body, whole or in parts.
+            params: of the query.
+            content_type: of the body.
+            timeout_s: the longest wait for an answer, in seconds; None for the client's.
+
+        Raises:
+            ServerAnswerError: if the server can't be reached or refuses, in words.
+        """
         try:
             response = self._session.request(
                 method,
                 self.url + route,
                 data=data,
                 params=params,
-                headers={"content-type": "application/json"},
-                timeout=self._timeout_s,
+                headers={"content-type": content_type},
+                timeout=self._timeout_s if timeout_s is None else timeout_s,
                 allow_redirects=False,
             )
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
@@ -169,7 +192,7 @@ class PolicyClient:
         if response.status_code == HTTPStatus.UNAUTHORIZED:
             return (
                 f"{self.url}: {detail or 'access denied'}; the command line takes it from --key, "
-                "POLICY_SERVER_API_KEY or the local schema.yaml"
+                f"{self._key_places}"
             )
         if isinstance(detail, list):
             return "\n".join([f"{self.url}{route}: refused, since", *map(_problem, detail)])

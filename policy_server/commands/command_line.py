@@ -59,7 +59,7 @@ def command(method: Callable[Parameters, Iterator[str]]) -> Callable[Parameters,
     """Make a command of a method that yields the lines to print.
 
     Args:
-        method: its arguments are annotated with str, int or bool, or None besides.
+        method: its arguments are annotated with str, int, float or bool, or None besides.
 
     Returns:
         The method as fire calls it, with the arguments as the user typed them.
@@ -212,12 +212,17 @@ def _fail(program: str, message: str) -> int:
     return _FAILED
 
 
-def _parse(name: str, text: str, hint: Any) -> str | int | bool:  # noqa: ANN401 -- a type
+def _parse(name: str, text: str, hint: Any) -> str | int | float | bool:  # noqa: ANN401 -- a type
     option = f"--{name.replace('_', '-')}"
     if hint is bool:
         if text not in ("True", "False"):
             raise FireError(f"{option}: takes no value, got {text!r}")
         return text == "True"
+    if hint is float:
+        try:
+            return float(text)
+        except ValueError as error:
+            raise FireError(f"{option}: expected a number, got {text!r}") from error
     if hint in (int, int | None):
         try:
             return int(text)

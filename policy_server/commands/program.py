@@ -10,6 +10,7 @@ from policy_server import __version__
 from policy_server.commands import (
     client,
     clients,
+    deployments,
     evaluation,
     export,
     fetch,
@@ -28,7 +29,7 @@ _URL = "http://127.0.0.1:8000"
 
 
 class Commands:
-    """Prepare, look into, ask and measure the policy that Policy Server serves.
+    """Prepare, look into, ask, measure and change the policy that Policy Server serves.
 
     Files are looked for in the working directory, or where POLICY_SERVER_HOME says.
     Exit codes: 0, 1 after an error in one line, 2 for a wrong usage.
@@ -321,6 +322,135 @@ class Commands:
             on_progress=progress_bar(sys.stderr),
         )
         yield from [result.as_markdown()] if markdown else result.as_text()
+
+    @command
+    def deploy(
+        self,
+        path: str,
+        *,
+        policy: str | None = None,
+        version: str | None = None,
+        traffic: float = 100.0,
+        shadow: bool = False,
+        url: str = _URL,
+        key: str | None = None,
+    ) -> Iterator[str]:
+        """Deploy a new version of a policy to a running server.
+
+        The old version answers until the new one is loaded and proved; then the traffic moves at
+        once. Exit code 1 if the new version can't be served: everything is as it was then.
+
+        Args:
+            path: A policy's zip, file or folder, a folder with a policy and its schema.yaml, or an
+                address, which the server fetches.
+            policy: Name of the policy; the server's default policy if left out.
+            version: Name of the new version; v2, v3 and so on if left out.
+            traffic: Its share of the questions, in per cent; with 100 it is live at once.
+            shadow: Give it copies of the questions, and compare its answers, which nobody gets.
+            url: Where the server answers.
+            key: Its admin key; POLICY_SERVER_ADMIN_KEY if left out.
+        """
+        settings = read_settings()
+        with deployments.admin_client(url, key, settings) as server:
+            name = deployments.name_of(server, policy)
+            deployed = deployments.deploy(
+                server,
+                name,
+                path,
+                settings,
+                version=version,
+                traffic=traffic,
+                is_shadow=shadow,
+                on_progress=progress_bar(sys.stderr),
+            )
+            yield from deployments.as_text(deployed)
+
+    @command
+    def promote(
+        self,
+        *,
+        policy: str | None = None,
+        version: str | None = None,
+        after: int | None = None,
+        max_disagreement: float = 0.0,
+        url: str = _URL,
+        key: str | None = None,
+    ) -> Iterator[str]:
+        """Give all questions to a version that was deployed with less, or as a shadow.
+
+        Args:
+            policy: Name of the policy; the server's default policy if left out.
+            version: Name of the version; the only candidate if left out.
+            after: Wait until so many questions were compared with the live version's answers.
+            max_disagreement: Largest share of them that may have another deterministic action, such
+                as 0.02; with more the version is taken back.
+            url: Where the server answers.
+            key: Its admin key; POLICY_SERVER_ADMIN_KEY if left out.
+        """
+        with deployments.admin_client(url, key, read_settings()) as server:
+            name = deployments.name_of(server, policy)
+            yield from deployments.as_text(
+                deployments.promote(
+                    server, name, version=version, after=after, max_disagreement=max_disagreement
+                )
+            )
+
+    @command
+    def rollback(
+        self, *, policy: str | None = None, url: str = _URL, key: str | None = None
+    ) -> Iterator[str]:
+        """Take candidates back; without any, make the version before live again.
+
+        Args:
+            policy: Name of the policy; the server's default policy if left out.
+            url: Where the server answers.
+            key: Its admin key; POLICY_SERVER_ADMIN_KEY if left out.
+        """
+        with deployments.admin_client(url, key, read_settings()) as server:
+            name = deployments.name_of(server, policy)
+            yield from deployments.as_text(deployments.roll_back(server, name))
+
+    @command
+    def undeploy(
+        self,
+        version: str,
+        *,
+        policy: str | None = None,
+        url: str = _URL,
+        key: str | None = None,
+    ) -> Iterator[str]:
+        """Unload a version of a policy, once it has answered what it has.
+
+        Args:
+            version: Name of the version; not the live one's.
+            policy: Name of the policy; the server's default policy if left out.
+            url: Where the server answers.
+            key: Its admin key; POLICY_SERVER_ADMIN_KEY if left out.
+        """
+        with deployments.admin_client(url, key, read_settings()) as server:
+            name = deployments.name_of(server, policy)
+            yield from deployments.as_text(deployments.undeploy(server, name, version))
+
+    @command
+    def status(
+        self,
+        *,
+        policy: str | None = None,
+        url: str = _URL,
+        key: str | None = None,
+        json: bool = False,
+    ) -> Iterator[str]:
+        """Show the versions of a running server's policy, with traffic and agreement.
+
+        Args:
+            policy: Name of the policy; the server's default policy if left out.
+            url: Where the server answers.
+            key: Its admin key; POLICY_SERVER_ADMIN_KEY if left out.
+            json: Print one JSON object.
+        """
+        with deployments.admin_client(url, key, read_settings()) as server:
+            known = deployments.status(server, deployments.name_of(server, policy))
+            yield from [deployments.as_json(known)] if json else deployments.as_text(known)
 
 
 def main(arguments: Sequence[str], *, program: str) -> int:

@@ -210,6 +210,18 @@ class ServerSchema:
         """Return the proxy's prefix as ASGI's `root_path`: empty, or with a leading slash."""
         return f"/{self.url_path}" if self.url_path else ""
 
+    def difference(self, other: ServerSchema) -> str | None:
+        """Return how the observations of another schema differ from these, in words.
+
+        Args:
+            other: the other schema.
+
+        Returns:
+            The difference; None where a client of the one can be a client of the other.
+        """
+        mine, theirs = (_undescribed(item.observations) for item in (self, other))
+        return None if mine == theirs else "has other observations in its schema.yaml than those"
+
     def policy_part(self) -> ServerSchema:
         """Return the part of the schema that a policy's answers depend on.
 

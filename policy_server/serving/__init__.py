@@ -5,16 +5,24 @@ A scheduler in front of each version gathers many questions into few calls of it
 
 from __future__ import annotations
 
+from policy_server.serving.deployer import Deployer, DeploymentStore, VersionOpener
+from policy_server.serving.deployment import DeployedVersion, Deployment, Evidence
 from policy_server.serving.questions import Answer, Question
 from policy_server.serving.registry import PolicyRegistry
 from policy_server.serving.scheduler import ROWS_PER_CALL, Limits, Scheduler
 from policy_server.serving.slot import PlannedVersion, PolicyOpener, PolicySlot
-from policy_server.serving.traffic import Share, Traffic
+from policy_server.serving.traffic import ALL_TRAFFIC, Share, Traffic
 from policy_server.serving.version import OpenedPolicy, PolicyVersion
 
 __all__ = [
+    "ALL_TRAFFIC",
     "ROWS_PER_CALL",
     "Answer",
+    "DeployedVersion",
+    "Deployer",
+    "Deployment",
+    "DeploymentStore",
+    "Evidence",
     "Limits",
     "OpenedPolicy",
     "PlannedVersion",
@@ -26,4 +34,5 @@ __all__ = [
     "Scheduler",
     "Share",
     "Traffic",
+    "VersionOpener",
 ]

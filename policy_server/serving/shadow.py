@@ -37,6 +37,7 @@ _TIMEOUT_S = 5.0
 # The versions that answer have so many questions waiting: they need the time themselves.
 _BUSY = 64
 _LATEST_CALLS = 256
+_SHOWN_CALLS = 24
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class ShadowReport:
         dropped: how many copies it never got, since there was no time for them.
         call_seconds: the median time of its latest calls; None before the first.
         reason: the last error, in words; None where there was none.
+        course: of each of its latest calls the share of copies with the same mode.
     """
 
     copies: int
@@ -76,6 +78,7 @@ class ShadowReport:
     dropped: int
     call_seconds: float | None
     reason: str | None
+    course: tuple[float, ...] = ()
 
 
 class Shadow:
@@ -98,6 +101,7 @@ class Shadow:
         self._dropped = 0
         self._distance = 0.0
         self._seconds: deque[float] = deque(maxlen=_LATEST_CALLS)
+        self._course: deque[float] = deque(maxlen=_SHOWN_CALLS)
         self._reason: str | None = None
         self._is_closed = False
 
@@ -128,6 +132,7 @@ class Shadow:
             dropped=self._dropped,
             call_seconds=float(np.median(self._seconds)) if self._seconds else None,
             reason=self._reason,
+            course=tuple(self._course),
         )
 
     def close(self) -> None:
@@ -202,6 +207,7 @@ class Shadow:
         same = int(np.count_nonzero(found.is_same_mode))
         self._answered += len(copies)
         self._same += same
+        self._course.append(same / len(copies))
         self._distance += float(found.distance.sum())
         self._metrics.observe_shadow(label, found.distance.tolist(), seconds)
         self._metrics.count_shadow(label, "same_mode", same)

@@ -40,12 +40,15 @@ class PlannedVersion:
     Attributes:
         name: the version's name; empty takes the start of its digest.
         open_policy: loads it, and unloads it again.
+        model: the path of its zip or folder, or its address; None for the policy that lies in the
+            server's folder.
         percent: its share of the questions, in per cent.
         is_shadow: whether it gets copies of the questions, and answers nobody.
     """
 
     name: str
     open_policy: PolicyOpener
+    model: str | None = None
     percent: float = ALL_TRAFFIC
     is_shadow: bool = False
 
@@ -82,6 +85,7 @@ class PolicySlot:
         self.name = name
         self.schema = schema
         self._planned = [PlannedVersion("", planned)] if callable(planned) else list(planned)
+        self._models: dict[str, str | None] = {}
         self._settings = settings
         self.metrics = metrics.of(name)
         self.failure: str | None = None
@@ -100,6 +104,11 @@ class PolicySlot:
     def versions(self) -> Mapping[str, PolicyVersion]:
         """Return the loaded versions, by name."""
         return self._versions
+
+    @property
+    def models(self) -> Mapping[str, str | None]:
+        """Return the path or address of each version that was planned, by the version's name."""
+        return self._models
 
     @property
     def shadows(self) -> Mapping[str, Shadow]:
@@ -161,6 +170,14 @@ class PolicySlot:
         self._episodes.begin(episode, version)
         return version
 
+    def end_episode(self, episode: str) -> None:
+        """Forget the version of an episode that has ended.
+
+        Args:
+            episode: its id.
+        """
+        self._episodes.forget(episode)
+
     def copy_to_shadows(self, version: PolicyVersion, question: Question, answer: Answer) -> None:
         """Give the shadows a copy of a question that was answered.
 
@@ -179,6 +196,14 @@ class PolicySlot:
             name: the version's name.
         """
         return self._episodes.of(self._versions[name])
+
+    def plan(self, planned: Sequence[PlannedVersion]) -> None:
+        """Take other versions to begin with, such as those that were deployed before a restart.
+
+        Args:
+            planned: the versions.
+        """
+        self._planned = list(planned)
 
     async def start(self) -> None:
         """Load the planned versions, and split the questions among them.
@@ -202,6 +227,7 @@ class PolicySlot:
                     extra={"policy": self.name, "version": item.name, "reason": error.message},
                 )
             else:
+                self._models[version.label] = item.model
                 if item.is_shadow:
                     shadows.add(version.label)
                 elif item.percent:
@@ -230,11 +256,12 @@ class PolicySlot:
         started = time.monotonic()
         async with AsyncExitStack() as stack:
             opened = await stack.enter_async_context(open_policy())
-            self._check_fits(opened.backend.signature)
+            schema = opened.schema or self.schema
+            self._check_fits(opened.backend.signature, schema)
             version = await PolicyVersion.prepare(
                 self.name,
                 opened,
-                self.schema,
+                schema,
                 self._settings,
                 self.metrics,
                 label=name or self._free_label(opened.digest),
@@ -337,13 +364,14 @@ class PolicySlot:
             label = f"{first}-{number}"
         raise AssertionError
 
-    def _check_fits(self, signature: PolicySignature) -> None:
+    def _check_fits(self, signature: PolicySignature, schema: ServerSchema) -> None:
         """Refuse a version whose observations or actions are not those of the loaded ones."""
+        differing = self.schema.difference(schema)
         for version in self._versions.values():
-            differing = signature.difference(version.signature)
-            if differing is not None:
-                raise ModelError(
-                    f"{self.name}: the new version {differing} of version {version.label}; "
-                    "versions of one policy take the same observations and give the same actions: "
-                    "give it a name of its own under policies"
-                )
+            differing = differing or signature.difference(version.signature)
+        if differing is not None:
+            raise ModelError(
+                f"{self.name}: the new version {differing} of today's; versions of one policy take "
+                "the same observations and give the same actions: give it a name of its own under "
+                "policies"
+            )

@@ -106,7 +106,7 @@ class Episodes:
         Args:
             version: one that is loaded.
         """
-        self._forget(time.monotonic())
+        self._forget_idle(time.monotonic())
         return sum(known is version for known, _ in self._known.values())
 
     def version_of(self, episode: str) -> PolicyVersion | None:
@@ -116,7 +116,7 @@ class Episodes:
             episode: its id.
         """
         now = time.monotonic()
-        self._forget(now)
+        self._forget_idle(now)
         found = self._known.get(episode)
         if found is None:
             return None
@@ -136,6 +136,14 @@ class Episodes:
         if len(self._known) > self._most:
             self._known.popitem(last=False)
 
+    def forget(self, episode: str) -> None:
+        """Forget an episode that has ended.
+
+        Args:
+            episode: its id.
+        """
+        self._known.pop(episode, None)
+
     def end(self, version: PolicyVersion) -> None:
         """Forget the episodes of a version that is not loaded any more.
 
@@ -145,7 +153,7 @@ class Episodes:
         for episode in [key for key, (known, _) in self._known.items() if known is version]:
             del self._known[episode]
 
-    def _forget(self, now: float) -> None:
+    def _forget_idle(self, now: float) -> None:
         """Forget episodes that have been idle for too long."""
         while self._known:
             episode, (_, asked) = next(iter(self._known.items()))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -39,6 +41,8 @@ __all__ = ["OpenedPolicy", "PolicyVersion"]
 logger = logging.getLogger(__name__)
 
 _EXAMPLE_SEED = 0
+_LATEST_CALLS = 256
+_FEWEST_CALLS = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +52,47 @@ class OpenedPolicy:
     Attributes:
         backend: computes it.
         digest: the start of the digest of the model's files.
+        schema: the schema.yaml that came with the model; None for the slot's.
     """
 
     backend: PolicyBackend
     digest: str = ""
+    schema: ServerSchema | None = None
+
+
+class VersionRecord:
+    """How a version has answered so far.
+
+    Attributes:
+        asked: how many observations it was asked.
+        failed: how many of them were in calls that failed.
+    """
+
+    def __init__(self) -> None:
+        """Own the times of the latest calls, for as long as the version is loaded."""
+        self.asked = 0
+        self.failed = 0
+        self._seconds: deque[float] = deque(maxlen=_LATEST_CALLS)
+
+    @property
+    def call_seconds(self) -> float | None:
+        """Return the median time of the latest calls; None before there are enough of them."""
+        if len(self._seconds) < _FEWEST_CALLS:
+            return None
+        return float(np.median(self._seconds))
+
+    def note(self, rows: int, *, seconds: float | None) -> None:
+        """Note a call.
+
+        Args:
+            rows: how many observations it had.
+            seconds: how long it took; None where it failed.
+        """
+        self.asked += rows
+        if seconds is None:
+            self.failed += rows
+        else:
+            self._seconds.append(seconds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +111,7 @@ class PolicyVersion:
         scheduler: takes questions, and asks the backend few of them at a time.
         distribution: reads `PolicyOutputs.distribution`; None where the family is unknown.
         log: records a share of the predictions.
+        record: how it has answered so far.
         examples: the answers to an example of an observation, by kind, for the documentation.
     """
 
@@ -84,6 +126,7 @@ class PolicyVersion:
     scheduler: Scheduler
     distribution: ActionDistribution | None
     log: PredictionLog
+    record: VersionRecord
     examples: Mapping[AnswerKind, Answer] = field(default_factory=dict)
 
     @functools.cached_property
@@ -120,7 +163,8 @@ class PolicyVersion:
         limits = Limits(
             settings.max_batch_size, settings.max_queue_size, settings.request_timeout_s
         )
-        counted = _CountedBackend(opened.backend, metrics, label)
+        record = VersionRecord()
+        counted = _CountedBackend(opened.backend, metrics, label, record)
         version = cls(
             name=name,
             label=label,
@@ -148,6 +192,7 @@ class PolicyVersion:
                 mask_name=signature.mask_name,
                 mask_width=sum(signature.mask_sizes),
             ),
+            record=record,
         )
         try:
             return replace(version, examples=await version._warm_up())
@@ -199,11 +244,14 @@ class PolicyVersion:
 class _CountedBackend:
     """A `PolicyBackend` that counts the answers of another one, and their integer actions."""
 
-    def __init__(self, backend: PolicyBackend, metrics: PolicyMetrics, label: str) -> None:
-        """Own nothing: the backend and the metrics outlive this object."""
+    def __init__(
+        self, backend: PolicyBackend, metrics: PolicyMetrics, label: str, record: VersionRecord
+    ) -> None:
+        """Own nothing: the backend, the metrics and the record outlive this object."""
         self._backend = backend
         self._metrics = metrics
         self._label = label
+        self._record = record
 
     @property
     def signature(self) -> PolicySignature:
@@ -217,11 +265,14 @@ class _CountedBackend:
         return await self._backend.is_ready()
 
     async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+        started = time.perf_counter()
         try:
             outputs = await self._backend.infer(inputs)
         except Exception:
+            self._record.note(len(inputs), seconds=None)
             self._metrics.count_version(self._label, "failed", len(inputs))
             raise
+        self._record.note(len(inputs), seconds=time.perf_counter() - started)
         self._metrics.count_version(self._label, "answered", len(outputs))
         counted = []
         for index, part in enumerate(self.signature.components or ()):

@@ -20,7 +20,9 @@ from policy_server.errors import PolicyServerError
 from policy_server.metrics import Metrics
 from policy_server.sdk import SdkStore
 from policy_server.serving import PolicyRegistry
+from policy_server.serving.administration import Administration
 from policy_server.settings import Settings
+from policy_server.web.admin_routes import admin_routes
 from policy_server.web.answering import PolicyAnswering
 from policy_server.web.cross_origin import CrossOrigin
 from policy_server.web.fast_path import FastPath
@@ -49,6 +51,7 @@ def create_app(
     has_fast_path: bool = True,
     metrics: Metrics | None = None,
     running: Callable[[], AbstractAsyncContextManager[object]] | None = None,
+    administration: Administration | None = None,
 ) -> Application:
     """Build the application; nothing starts before its lifespan does.
 
@@ -61,6 +64,7 @@ def create_app(
         metrics: counts requests; None makes counts that are not shown.
         running: runs the registry and its backends for as long as the application runs; None runs
             the registry alone.
+        administration: changes versions; None leaves the routes for that out.
 
     Returns:
         The ASGI application.
@@ -69,7 +73,7 @@ def create_app(
         SettingsError: if types of two policies would have one name in OpenAPI.
     """
     counted = metrics or Metrics()
-    table = RouteTable(registry)
+    table = RouteTable(registry, has_admin=administration is not None)
     refuse_shared_type_names(table, registry)
     policies = {slot.name: PolicyAnswering(slot) for slot in registry}
     sdks = SdkStore(settings.sdks_path)
@@ -93,9 +97,11 @@ def create_app(
         table=table,
         streams=Streams(table, policies, max_frame_bytes=settings.max_body_bytes, metrics=counted),
         api_key=api_key,
+        admin_key=None if settings.admin_key is None else settings.admin_key.get_secret_value(),
         root_path=root_path,
         max_body_bytes=settings.max_body_bytes,
         max_batch_body_bytes=settings.max_batch_body_bytes,
+        max_upload_bytes=settings.max_unpacked_bytes,
         metrics=counted,
         cross_origin=CrossOrigin(settings.cors_origins) if settings.cors_origins else None,
     )
@@ -104,6 +110,8 @@ def create_app(
     app.include_router(policy_routes(table, policies, settings))
     app.include_router(stream_hints(table))
     app.include_router(client_routes(sdks, lambda: app.openapi()))
+    if administration is not None:
+        app.include_router(admin_routes(administration, default=registry.default.name))
     _add_documentation(app)
     install_error_handlers(app)
 

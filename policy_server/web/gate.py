@@ -67,17 +67,21 @@ class Gate:
         max_batch_body_bytes: int,
         metrics: Metrics,
         cross_origin: CrossOrigin | None = None,
+        admin_key: str | None = None,
+        max_upload_bytes: int = 0,
     ) -> None:
-        """Own nothing but the key's digest; requests that pass are the application's.
+        """Own nothing but the keys' digests; requests that pass are the application's.
 
         Args:
             app: answers behind the gate.
             table: the server's routes.
             streams: answers web sockets.
             api_key: the access key; None asks for none.
+            admin_key: the key of the routes that change versions; None where there are none.
             root_path: the prefix that a reverse proxy strips; empty takes the server's own.
             max_body_bytes: the largest body.
             max_batch_body_bytes: the largest body of a batch.
+            max_upload_bytes: the largest body of an uploaded policy.
             metrics: where requests are counted.
             cross_origin: the other origins whose pages may call; None sends no such headers.
         """
@@ -85,13 +89,18 @@ class Gate:
         self._table = table
         self._streams = streams
         # Digests have one length, so that comparing them takes one time.
-        self._key_digest = None if api_key is None else sha256(api_key.encode()).digest()
+        self._digests = {
+            access: sha256(key.encode()).digest()
+            for access, key in (("key", api_key), ("admin", admin_key))
+            if key is not None
+        }
         self._root_path = root_path
         self._limits = {
             of: (limit, f"body is larger than {limit} bytes ({ENV_PREFIX}{name})")
             for of, limit, name in (
                 ("single", max_body_bytes, "MAX_BODY_BYTES"),
                 ("batch", max_batch_body_bytes, "MAX_BATCH_BODY_BYTES"),
+                ("upload", max_upload_bytes, "MAX_UNPACKED_BYTES"),
             )
         }
         self._metrics = metrics
@@ -190,7 +199,7 @@ class Gate:
             self._check_origin(scope, headers)
         elif scope["method"] == "OPTIONS" and route is not _UNKNOWN:
             return
-        self._check_key(headers)
+        self._check_key(route, headers)
 
     def _check_origin(self, scope: Scope, headers: Mapping[bytes, str]) -> None:
         """Refuse a web socket of a page whose origin is not allowed, since browsers don't."""
@@ -201,19 +210,21 @@ class Gate:
                 f"{ENV_PREFIX}CORS_ORIGINS"
             )
 
-    def _check_key(self, headers: Mapping[bytes, str]) -> None:
-        if self._key_digest is None:
+    def _check_key(self, route: Route, headers: Mapping[bytes, str]) -> None:
+        digest = self._digests.get(route.access)
+        if digest is None:
             return
+        kind = "access" if route.access == "key" else "admin"
         given = headers.get(b"access-token")
         scheme, _, token = headers.get(b"authorization", "").partition(" ")
         if given is None and scheme.lower() == "bearer":
             given = token.strip()
         if given is None:
             raise UnauthorizedError(
-                "no access key; send it in the header 'access-token' or as 'Authorization: Bearer'"
+                f"no {kind} key; send it in the header 'access-token' or as 'Authorization: Bearer'"
             )
-        if not secrets.compare_digest(sha256(given.encode()).digest(), self._key_digest):
-            raise UnauthorizedError("wrong access key")
+        if not secrets.compare_digest(sha256(given.encode()).digest(), digest):
+            raise UnauthorizedError(f"wrong {kind} key")
 
     def _limited(
         self, route: Route, scope: Scope, headers: Mapping[bytes, str], receive: Receive

@@ -12,7 +12,13 @@ from pydantic import BaseModel, Field
 from policy_server.policy import PolicySignature
 from policy_server.serving import PolicyRegistry, PolicySlot
 
-__all__ = ["ListedAction", "listed_actions", "policy_list_routes"]
+__all__ = [
+    "ListedAction",
+    "ListedVersion",
+    "listed_actions",
+    "listed_versions",
+    "policy_list_routes",
+]
 
 
 class ListedAction(BaseModel):
@@ -41,6 +47,9 @@ class ListedAgreement(BaseModel):
     dropped: int = Field(description="How many it never got, since there was no time for them")
     call_seconds: float | None = Field(description="The median time of its latest calls")
     reason: str | None = Field(description="Its last error")
+    course: list[float] = Field(
+        description="Of each of its latest calls the share of copies with the same action"
+    )
 
 
 class ListedVersion(BaseModel):
@@ -133,21 +142,32 @@ def _listed(slot: PolicySlot, *, is_default: bool) -> ListedPolicy:
         family=None if signature is None else signature.family,
         engine=None if signature is None else signature.engine,
         version=None if version is None else version.digest or None,
-        versions=[*map(partial(_listed_version, slot), slot.versions), *_failed_versions(slot)],
+        versions=listed_versions(slot),
     )
+
+
+def listed_versions(slot: PolicySlot) -> list[ListedVersion]:
+    """Return the versions of a policy that are loaded, or could not be.
+
+    Args:
+        slot: the policy's.
+    """
+    return [*map(partial(_listed_version, slot), slot.versions), *_failed_versions(slot)]
 
 
 def _listed_version(slot: PolicySlot, name: str) -> ListedVersion:
     version, shadow = slot.versions[name], slot.shadows.get(name)
     shares = () if slot.traffic is None else slot.traffic.shares
     percent = next((share.percent for share in shares if share.version is version), 0.0)
-    state: Literal["serving", "shadow", "loaded"] = "serving" if percent else "loaded"
+    state: Literal["serving", "shadow", "loaded"] = "serving"
+    if not percent:
+        state = "loaded" if shadow is None else "shadow"
     return ListedVersion(
         name=name,
-        state=state if shadow is None else "shadow",
+        state=state,
         reason=None,
         traffic=percent,
-        is_shadow=shadow is not None,
+        is_shadow=state == "shadow",
         digest=version.digest or None,
         agreement=None if shadow is None else ListedAgreement(**asdict(shadow.report())),
     )

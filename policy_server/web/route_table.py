@@ -15,17 +15,29 @@ from typing import Literal
 from policy_server.policy import ANSWER_KINDS, AnswerKind
 from policy_server.serving import PolicyRegistry, PolicySlot
 
-__all__ = ["Access", "AnswerRoute", "BodyLimit", "Form", "Route", "RouteTable", "Transport"]
+__all__ = [
+    "ADMIN",
+    "Access",
+    "AnswerRoute",
+    "BodyLimit",
+    "Form",
+    "Route",
+    "RouteTable",
+    "Transport",
+]
 
 Form = Literal["named", "raw"]
 Transport = Literal["single", "batch", "stream"]
-Access = Literal["open", "key"]
-BodyLimit = Literal["single", "batch"]
+Access = Literal["open", "key", "admin"]
+BodyLimit = Literal["single", "batch", "upload"]
 
 _SCHEMA = "/schema"
 _FORMS: dict[Form, str] = {"named": "", "raw": "_raw"}
 _TRANSPORTS: dict[Transport, str] = {"single": "", "batch": "/batch", "stream": "/stream"}
 _POLICIES = "/policies"
+ADMIN = "/admin"
+"""The routes that change versions lie below it."""
+
 # The routes that belong to no policy. A trailing slash stands for every path below.
 _PAGES: dict[str, Access] = {
     "/": "open",
@@ -48,8 +60,8 @@ class Route:
     Attributes:
         path: the address below the server's own prefix; a trailing slash stands for all below it.
         policy: the name of the policy that it belongs to; empty for the server's own pages.
-        access: whether it takes the access key.
-        body_limit: the limit of its bodies: an observation's or a batch's.
+        access: whether it takes the access key, or the admin key.
+        body_limit: the limit of its bodies: an observation's, a batch's or an uploaded policy's.
         namespace: sets the names in OpenAPI apart from those of other policies: empty for the short
             addresses, else the policy's name.
     """
@@ -104,13 +116,14 @@ class RouteTable:
         default: the name of the policy that has the short addresses.
     """
 
-    def __init__(self, registry: PolicyRegistry) -> None:
+    def __init__(self, registry: PolicyRegistry, *, has_admin: bool = False) -> None:
         """Own the routes, which never change.
 
         Args:
             registry: the policies. Named observations have routes where the schema lists some. The
                 default policy has the short addresses; where people have named policies, each has
                 its own below `/policies/`.
+            has_admin: whether there are routes that change versions.
         """
         self.default = registry.default.name
         pages = [Route(path=path, access=access) for path, access in _PAGES.items()]
@@ -118,6 +131,8 @@ class RouteTable:
         if registry.is_named:
             for slot in registry:
                 routes += _routes_of(slot, namespace=slot.name)
+        if has_admin:
+            routes.append(Route(path=f"{ADMIN}/", access="admin", body_limit="upload"))
         self._routes = {route.path: route for route in routes}
         self._folders = tuple(route for route in routes if route.is_folder)
 

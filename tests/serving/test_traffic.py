@@ -27,7 +27,7 @@ def planned(
     name: str, backend: PolicyBackend, percent: float = 0.0, *, is_shadow: bool = False
 ) -> PlannedVersion:
     """Return a version that computes in a fake backend."""
-    return PlannedVersion(name, lambda: opened(backend), percent, is_shadow)
+    return PlannedVersion(name, lambda: opened(backend), None, percent, is_shadow)
 
 
 @asynccontextmanager
@@ -123,7 +123,7 @@ async def test_version_that_cannot_be_loaded_leaves_its_share_to_the_others() ->
     def refuse() -> object:
         raise ModelError("no policy")
 
-    broken = PlannedVersion("v2", refuse, 90)  # type: ignore[arg-type]  # it raises
+    broken = PlannedVersion("v2", refuse, None, 90)  # type: ignore[arg-type]  # it raises
     async with slot_of_versions(planned("v1", integer_backend(ZERO), 10), broken) as (slot, _):
         labels = {slot.choose().label for _ in range(100)}
         failures = dict(slot.failures)

@@ -22,8 +22,8 @@ def test_one_policy_has_the_short_addresses_alone() -> None:
     paths = [route.path for route in table_of("door")]
 
     assert "/predict_deterministic_raw/batch" in paths
-    assert len(paths) == len(set(paths)) == 9 + 3 * 2 * 3 + 1
-    assert not any(path.startswith("/policies") for path in paths)
+    assert len(paths) == len(set(paths)) == 10 + 3 * 2 * 3 + 1
+    assert not any(path.startswith("/policies/") for path in paths)
 
 
 def test_policy_without_named_observations_has_flat_routes_alone() -> None:

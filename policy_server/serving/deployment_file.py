@@ -1,0 +1,106 @@
+"""versions.json: the deployments of a server's policies, for the next start and other processes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from policy_server.errors import DeploymentError
+from policy_server.files.atomic import write_whole
+from policy_server.files.locks import FileLock
+from policy_server.serving.deployment import Deployment
+
+__all__ = ["DeploymentFile"]
+
+logger = logging.getLogger(__name__)
+
+_NAME = "versions.json"
+_LOCK = ".versions.lock"
+_ADAPTER = TypeAdapter(Deployment)
+
+
+class DeploymentFile:
+    """A `DeploymentStore` in a file of the server's folder, which its processes share.
+
+    A deployment is kept with a digest of the schema.yaml and the policy's files that it began with:
+    where these have changed since, it is not used any more.
+    """
+
+    def __init__(self, home: Path, basis: Mapping[str, str]) -> None:
+        """Own nothing: the file belongs to the folder.
+
+        Args:
+            home: the server's folder.
+            basis: the digest of each policy's part of schema.yaml and its files, by its name.
+        """
+        self._path = home / _NAME
+        self._lock = home / _LOCK
+        self._basis = basis
+        self._told: set[str] = set()
+        self._seen: tuple[tuple[int, int], dict[str, Any]] | None = None
+
+    def read(self, policy: str) -> Deployment | None:
+        """Return a policy's deployment; see `DeploymentStore.read`."""
+        entry = self._entries().get(policy)
+        if entry is None:
+            return None
+        try:
+            if entry["basis"] != self._basis.get(policy):
+                self._tell(policy, "schema.yaml or the policy's files have changed since")
+                return None
+            return _ADAPTER.validate_python(entry["deployment"])
+        except (KeyError, TypeError, ValidationError):
+            self._tell(policy, "it is damaged")
+            return None
+
+    def write(self, policy: str, deployment: Deployment) -> None:
+        """Keep a deployment; see `DeploymentStore.write`."""
+        try:
+            with FileLock(self._lock):
+                entries = self._entries()
+                known = self.read(policy)
+                if known is not None and known.serial >= deployment.serial:
+                    raise DeploymentError(
+                        f"the versions of {policy} were changed by another process meanwhile; look "
+                        "at them with `status`, and try again"
+                    )
+                entry = {"basis": self._basis.get(policy, ""), "deployment": asdict(deployment)}
+                text = json.dumps({**entries, policy: entry}, indent=1)
+                write_whole(self._path, text, is_durable=True)
+        except OSError as error:
+            raise DeploymentError(
+                f"{self._path}: can't be written: {error.strerror or error}; nothing has changed"
+            ) from error
+
+    def _entries(self) -> dict[str, Any]:
+        """Return the file's contents, which are read anew when the file has changed."""
+        try:
+            known = self._path.stat()
+            mark = (known.st_mtime_ns, known.st_ino)
+            if self._seen is not None and self._seen[0] == mark:
+                return self._seen[1]
+            entries = json.loads(self._path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            self._tell("", f"it can't be read: {error}")
+            return {}
+        if not isinstance(entries, dict):
+            return {}
+        self._seen = (mark, entries)
+        return entries
+
+    def _tell(self, policy: str, reason: str) -> None:
+        """Log once why a kept deployment is not used."""
+        if policy not in self._told:
+            self._told.add(policy)
+            logger.warning(
+                "deployment_not_used",
+                extra={"path": str(self._path), "policy": policy, "reason": reason},
+            )

@@ -1,0 +1,143 @@
+"""The routes that change the versions of policies, behind a key of their own."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from policy_server.errors import DeploymentError
+from policy_server.serving import ALL_TRAFFIC, Deployment, Evidence
+from policy_server.serving.administration import Administration
+from policy_server.web.policy_list import ListedVersion, listed_versions
+from policy_server.web.query import QueryCheckedRoute
+from policy_server.web.route_table import ADMIN
+
+__all__ = ["admin_routes"]
+
+_POLICY = f"{ADMIN}/policies/{{policy}}"
+_JSON = "application/json"
+
+Percent = Annotated[float, Query(ge=0.0, le=ALL_TRAFFIC)]
+
+
+class _Address(BaseModel):
+    """The body that names a model in place of holding it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+
+
+class Policies(BaseModel):
+    """The policies whose versions can be changed."""
+
+    default: str
+    policies: list[str]
+
+
+class DeploymentStatus(BaseModel):
+    """The versions of a policy, as `status` shows them."""
+
+    policy: str
+    live: str = Field(description="The version that the policy is known by")
+    former: str | None = Field(description="The version that a rollback makes live again")
+    waiting_for: Evidence | None = Field(description="What a promotion waits for")
+    reason: str = Field(description="Why the server made the last change by itself")
+    serial: int = Field(description="How many changes there have been")
+    versions: list[ListedVersion]
+
+
+def admin_routes(administration: Administration, *, default: str) -> APIRouter:
+    """Return the routes that change versions.
+
+    They are no part of OpenAPI, and so of no client library: `python generate.py` calls them.
+
+    Args:
+        administration: carries the changes out.
+        default: the name of the default policy.
+    """
+    router = APIRouter(route_class=QueryCheckedRoute, include_in_schema=False)
+
+    status_of = partial(_status_of, administration)
+
+    @router.get(f"{ADMIN}/policies")
+    async def policies() -> Policies:
+        return Policies(default=default, policies=administration.names)
+
+    @router.get(_POLICY)
+    async def status(policy: str) -> DeploymentStatus:
+        return status_of(policy, administration.deployer_of(policy).deployment)
+
+    @router.post(f"{_POLICY}/versions", status_code=201)
+    async def deploy(
+        request: Request,
+        policy: str,
+        version: str | None = None,
+        traffic: Percent = ALL_TRAFFIC,
+        *,
+        shadow: bool = False,
+    ) -> DeploymentStatus:
+        percent = 0.0 if shadow else traffic
+        if request.headers.get("content-type", "").partition(";")[0].strip() == _JSON:
+            deployment = await administration.deploy_address(
+                policy,
+                version,
+                _address_in(await request.body()),
+                percent=percent,
+                is_shadow=shadow,
+            )
+        else:
+            deployment = await administration.deploy_upload(
+                policy, version, request.stream(), percent=percent, is_shadow=shadow
+            )
+        return status_of(policy, deployment)
+
+    @router.post(f"{_POLICY}/promote")
+    async def promote(
+        policy: str,
+        version: str | None = None,
+        after: Annotated[int | None, Query(ge=1)] = None,
+        max_disagreement: Annotated[float, Query(ge=0.0, le=1.0)] = 0.0,
+    ) -> DeploymentStatus:
+        evidence = None if after is None else Evidence(version or "", after, max_disagreement)
+        return status_of(policy, await administration.promote(policy, version, evidence))
+
+    @router.post(f"{_POLICY}/rollback")
+    async def roll_back(policy: str) -> DeploymentStatus:
+        return status_of(policy, await administration.roll_back(policy))
+
+    @router.delete(f"{_POLICY}/versions/{{version}}")
+    async def undeploy(policy: str, version: str) -> DeploymentStatus:
+        return status_of(policy, await administration.undeploy(policy, version))
+
+    return router
+
+
+def _status_of(
+    administration: Administration, policy: str, deployment: Deployment | None
+) -> DeploymentStatus:
+    slot = administration.deployer_of(policy).slot
+    if deployment is None:
+        raise DeploymentError(f"the policy {policy} could not be loaded: {slot.failure}")
+    return DeploymentStatus(
+        policy=policy,
+        live=deployment.live,
+        former=deployment.former,
+        waiting_for=deployment.waiting_for,
+        reason=deployment.reason,
+        serial=deployment.serial,
+        versions=listed_versions(slot),
+    )
+
+
+def _address_in(body: bytes) -> str:
+    try:
+        return _Address.model_validate_json(body).model
+    except ValidationError as error:
+        raise DeploymentError(
+            'the body is no {"model": "s3://..."}; send that, or the archive itself as '
+            "application/zip"
+        ) from error

@@ -1,0 +1,352 @@
+"""Deployments: any order of deploys, promotions, failures and restarts leads to a sound one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from policy_server.errors import DeploymentError, ModelError, PolicyServerError
+from policy_server.metrics import Metrics
+from policy_server.schema import parse_schema
+from policy_server.serving import (
+    DeployedVersion,
+    Deployer,
+    Deployment,
+    Evidence,
+    OpenedPolicy,
+    PlannedVersion,
+    PolicyOpener,
+    PolicySlot,
+    Question,
+)
+from policy_server.serving.deployment_file import DeploymentFile
+from policy_server.settings import Settings
+from tests.support.fakes import integer_backend, opened
+from tests.support.waiting import until
+
+SCHEMA = parse_schema("observations: {cat: {type: int}, mouse: {type: float}}")
+V1 = DeployedVersion("v1", "v1.zip", 100.0)
+BROKEN = "broken.zip"
+
+
+def begun() -> Deployment:
+    """Return the deployment of one version."""
+    return Deployment.begin([V1])
+
+
+def test_version_with_all_traffic_is_live_and_the_one_before_stays_for_a_rollback() -> None:
+    after = begun().deployed(DeployedVersion("v2", "v2.zip", 100.0))
+
+    assert (after.live, after.former, dict(after.percents)) == ("v2", "v1", {"v2": 100.0})
+    assert [item.name for item in after] == ["v1", "v2"]
+    again = after.rolled_back()
+    assert (again.live, again.former, dict(again.percents)) == ("v1", "v2", {"v1": 100.0})
+
+
+def test_version_that_was_former_is_undeployed_by_the_next_promotion() -> None:
+    two = begun().deployed(DeployedVersion("v2", "v2.zip", 100.0))
+
+    three = two.deployed(DeployedVersion("v3", "v3.zip", 100.0))
+
+    assert [item.name for item in three] == ["v2", "v3"]
+    assert (three.live, three.former) == ("v3", "v2")
+
+
+def test_candidate_takes_its_share_and_is_promoted_or_taken_back() -> None:
+    trial = begun().deployed(DeployedVersion("v2", "v2.zip", 10.0))
+
+    assert dict(trial.percents) == {"v1": 90.0, "v2": 10.0}
+    assert trial.live == "v1"
+    assert dict(trial.promoted().percents) == {"v2": 100.0}
+    back = trial.rolled_back()
+    assert ([item.name for item in back], dict(back.percents)) == (["v1"], {"v1": 100.0})
+
+
+def test_shadow_answers_nobody_until_it_is_promoted() -> None:
+    shadowed = begun().deployed(DeployedVersion("v2", "v2.zip", is_shadow=True))
+
+    assert dict(shadowed.percents) == {"v1": 100.0}
+    assert shadowed.shadows == {"v2"}
+    promoted = shadowed.promoted("v2")
+    assert (dict(promoted.percents), promoted.shadows) == ({"v2": 100.0}, frozenset())
+
+
+def test_version_that_waits_for_evidence_gets_copies() -> None:
+    trial = begun().deployed(DeployedVersion("v2", "v2.zip", 10.0))
+
+    waiting = trial.awaiting(Evidence("", after=100, max_disagreement=0.02))
+
+    assert waiting.shadows == {"v2"}
+    assert waiting.waiting_for == Evidence("v2", 100, 0.02)
+    assert waiting.promoted("v2").waiting_for is None
+    assert waiting.rolled_back().shadows == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda it: it.deployed(V1), "version v1 is deployed already"),
+        (lambda it: it.promoted(), r"there are 0 versions to promote \(none\)"),
+        (lambda it: it.promoted("v1"), "version v1 is live already"),
+        (lambda it: it.promoted("v9"), "there is no version v9; expected one of v1"),
+        (lambda it: it.rolled_back(), "version v1 is live, and none before it is loaded"),
+        (lambda it: it.undeployed("v1"), "version v1 is live; promote another one"),
+        (lambda it: it.undeployed("v9"), "there is no version v9"),
+    ],
+)
+def test_change_that_does_not_fit_is_refused(change: Any, message: str) -> None:  # noqa: ANN401 -- a change
+    with pytest.raises(DeploymentError, match=message):
+        change(begun())
+
+
+async def start(deployer: Deployer) -> None:
+    """Load the versions of a deployer, as a server does."""
+    deployer.plan()
+    await deployer.slot.start()
+    deployer.adopt()
+
+
+def opener(version: DeployedVersion) -> PolicyOpener:
+    """Return what loads a version of a fake, which fails for a broken model."""
+
+    def open_version() -> AbstractAsyncContextManager[OpenedPolicy]:
+        if version.model == BROKEN:
+            raise ModelError("the model is broken")
+        return opened(integer_backend())
+
+    return open_version
+
+
+def deployer_of(home: Path, *, basis: str = "today") -> Deployer:
+    """Return a deployer of a policy that begins with one version."""
+    planned = [PlannedVersion("v1", opener(V1), V1.model)]
+    slot = PolicySlot("door", SCHEMA, planned, settings=Settings(), metrics=Metrics())
+    return Deployer(slot, opener, DeploymentFile(home, {"door": basis}), period_s=0.01)
+
+
+class Deployments(RuleBasedStateMachine):
+    """Any order of changes, failures and restarts of one server."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.folder = TemporaryDirectory()
+        self.deployer = deployer_of(Path(self.folder.name))
+        self.count = 1
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401 -- what the work gives
+        """Run a coroutine."""
+        return self.loop.run_until_complete(work)
+
+    def change(self, work: Coroutine[Any, Any, Deployment]) -> None:
+        """Carry out a change, or see that one that is refused changes nothing."""
+        before = (self.deployer.deployment, dict(self.deployer.slot.versions))
+        traffic = self.deployer.slot.traffic
+        try:
+            self.run(work)
+        except PolicyServerError:
+            assert (self.deployer.deployment, dict(self.deployer.slot.versions)) == before
+            assert self.deployer.slot.traffic is traffic
+
+    @initialize()
+    def begin(self) -> None:
+        """Start the server."""
+        self.run(start(self.deployer))
+
+    @rule(percent=st.sampled_from([0.0, 10.0, 50.0, 100.0]), is_shadow=st.booleans())
+    def deploy(self, percent: float, is_shadow: bool) -> None:  # noqa: FBT001 -- Hypothesis' own
+        """Deploy a sound version."""
+        self.count += 1
+        share = 0.0 if is_shadow else percent
+        name = f"v{self.count}"
+        self.change(
+            self.deployer.deploy(DeployedVersion(name, f"{name}.zip", share, is_shadow=is_shadow))
+        )
+
+    @rule(percent=st.sampled_from([10.0, 100.0]))
+    def deploy_broken(self, percent: float) -> None:
+        """Deploy a version that can't be loaded."""
+        self.count += 1
+        self.change(self.deployer.deploy(DeployedVersion(f"v{self.count}", BROKEN, percent)))
+
+    @rule(number=st.integers(1, 6))
+    def deploy_again(self, number: int) -> None:
+        """Deploy under a name that may be taken."""
+        self.change(self.deployer.deploy(DeployedVersion(f"v{number}", "again.zip", 50.0)))
+
+    @rule(number=st.one_of(st.none(), st.integers(1, 6)))
+    def promote(self, number: int | None) -> None:
+        """Promote a version."""
+        self.change(self.deployer.promote(None if number is None else f"v{number}"))
+
+    @rule()
+    def roll_back(self) -> None:
+        """Roll back."""
+        self.change(self.deployer.roll_back())
+
+    @rule(number=st.integers(1, 6))
+    def undeploy(self, number: int) -> None:
+        """Undeploy a version."""
+        self.change(self.deployer.undeploy(f"v{number}"))
+
+    @rule()
+    def restart(self) -> None:
+        """End the server in the middle of whatever it does, and start it again."""
+        before = self.deployer.deployment
+        self.run(self.deployer.aclose())
+        self.run(self.deployer.slot.aclose())
+        self.deployer = deployer_of(Path(self.folder.name))
+        self.run(start(self.deployer))
+        if before is not None and before.serial:
+            assert self.deployer.deployment is not None
+            assert self.deployer.deployment.versions == before.versions
+            assert self.deployer.deployment.live == before.live
+
+    @precondition(lambda self: self.deployer.deployment is not None)
+    @invariant()
+    def deployment_is_sound(self) -> None:
+        """Hold the deployment, and the slot against it."""
+        deployment, slot = self.deployer.deployment, self.deployer.slot
+        assert deployment is not None
+        names = [item.name for item in deployment]
+        assert len(names) == len(set(names))
+        assert deployment.live in names
+        assert deployment.former is None or deployment.former in names
+        assert deployment.former != deployment.live
+        assert sum(deployment.percents.values()) == pytest.approx(100.0)
+        assert not deployment.shadows & {*deployment.percents}
+        assert set(names) <= set(slot.versions)
+        assert slot.traffic is not None
+        shares = {share.version.label: share.percent for share in slot.traffic.shares}
+        assert shares == pytest.approx(dict(deployment.percents))
+        version = slot.choose()
+        self.run(version.scheduler.answer(Question([0.0, 0.0], "predict")))
+
+    def teardown(self) -> None:
+        """End the server."""
+        self.run(self.deployer.aclose())
+        self.run(self.deployer.slot.aclose())
+        self.loop.close()
+        self.folder.cleanup()
+
+
+TestDeployments = pytest.mark.filterwarnings("ignore::ResourceWarning")(Deployments.TestCase)
+TestDeployments.settings = settings(
+    max_examples=60,
+    stateful_step_count=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+
+async def test_version_is_unloaded_when_its_episodes_have_ended(tmp_path: Path) -> None:
+    deployer = deployer_of(tmp_path)
+    await start(deployer)
+    version = deployer.slot.choose("episode")
+    await deployer.deploy(DeployedVersion("v2", "v2.zip", 100.0))
+    await deployer.deploy(DeployedVersion("v3", "v3.zip", 100.0))
+    still = deployer.slot.choose("episode")
+    with pytest.raises(DeploymentError, match="still answers its last episodes"):
+        await deployer.deploy(V1)
+    deployer.slot.end_episode("episode")
+    await until(lambda: "v1" not in deployer.slot.versions)
+
+    assert version is still
+    assert deployer.slot.choose("episode").label == "v3"
+    await deployer.aclose()
+    await deployer.slot.aclose()
+
+
+async def test_process_follows_the_deployment_of_another(tmp_path: Path) -> None:
+    first, second = deployer_of(tmp_path), deployer_of(tmp_path)
+    await start(first)
+    await start(second)
+    following = asyncio.create_task(second.run())
+
+    await first.deploy(DeployedVersion("v2", "v2.zip", 100.0))
+    await until(lambda: second.slot.choose().label == "v2")
+    second.deployment, kept = begun(), second.deployment
+    with pytest.raises(DeploymentError, match="were changed by another process"):
+        await second.deploy(DeployedVersion("v4", "v4.zip", 10.0))
+    second.deployment = kept
+
+    following.cancel()
+    for deployer in (first, second):
+        await deployer.aclose()
+        await deployer.slot.aclose()
+
+
+async def test_deployment_of_other_files_is_not_used(tmp_path: Path) -> None:
+    deployer = deployer_of(tmp_path)
+    await start(deployer)
+    await deployer.deploy(DeployedVersion("v2", "v2.zip", 100.0))
+    await deployer.aclose()
+    await deployer.slot.aclose()
+
+    other = deployer_of(tmp_path, basis="tomorrow")
+    await start(other)
+
+    assert other.slot.choose().label == "v1"
+    await other.aclose()
+    await other.slot.aclose()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"door": {}}', '{"door": {"basis": "today"}}'])
+async def test_damaged_file_is_not_used(tmp_path: Path, text: str) -> None:
+    (tmp_path / "versions.json").write_text(text)
+    deployer = deployer_of(tmp_path)
+
+    await start(deployer)
+    await deployer.deploy(DeployedVersion("v2", "v2.zip", 100.0))
+
+    assert deployer.slot.choose().label == "v2"
+    await deployer.aclose()
+    await deployer.slot.aclose()
+
+
+async def test_version_is_promoted_when_the_evidence_is_there(tmp_path: Path) -> None:
+    deployer = deployer_of(tmp_path)
+    await start(deployer)
+    running = asyncio.create_task(deployer.run())
+    await deployer.deploy(DeployedVersion("v2", "v2.zip", 10.0))
+    await deployer.promote(None, evidence=Evidence("", after=50, max_disagreement=0.0))
+
+    while deployer.deployment is not None and deployer.deployment.live != "v2":
+        version = deployer.slot.choose()
+        question = Question([0.0, 0.0], "predict", is_copied=True)
+        answer = await version.scheduler.answer(question)
+        deployer.slot.copy_to_shadows(version, question, answer)
+        await asyncio.sleep(0)
+
+    assert deployer.deployment is not None
+    assert "v2 is promoted: 0.00% of" in deployer.deployment.reason
+    running.cancel()
+    await deployer.aclose()
+    await deployer.slot.aclose()
+
+
+async def test_policy_that_could_not_be_loaded_is_mended_by_a_deploy(tmp_path: Path) -> None:
+    broken = DeployedVersion("v1", BROKEN, 100.0)
+    planned = [PlannedVersion("v1", opener(broken), BROKEN)]
+    slot = PolicySlot("door", SCHEMA, planned, settings=Settings(), metrics=Metrics())
+    deployer = Deployer(slot, opener, DeploymentFile(tmp_path, {"door": "today"}))
+    with pytest.raises(ModelError, match="broken"):
+        await start(deployer)
+    with pytest.raises(DeploymentError, match="no version is live"):
+        await deployer.roll_back()
+
+    await deployer.deploy(DeployedVersion("v2", "v2.zip", 10.0))
+
+    assert slot.choose().label == "v2"
+    assert (slot.failure, slot.failures) == (None, {})
+    await deployer.aclose()
+    await slot.aclose()

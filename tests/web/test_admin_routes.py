@@ -1,0 +1,265 @@
+"""Versions that change while the server answers, over HTTP, from real files."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from policy_server import create_app
+from tests.support.library_policies import POLICIES
+
+KEY, ADMIN = "1234567asdfgh", "admin-secret"
+OBSERVATION = {"obs": [0.1, 0.2, 0.3, 0.4]}
+ZIP = POLICIES / "sb3_v18_ppo_discrete" / "policy.zip"
+OTHER = POLICIES / "sb3_trpo" / "policy.zip"
+VERSIONS = "/admin/policies/default/versions"
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with a policy."""
+    home = tmp_path_factory.mktemp("admin")
+    shutil.copy(ZIP, home)
+    (home / "schema.yaml").write_text(f"parameters: {{api_key: {KEY}}}")
+    return home
+
+
+@pytest.fixture
+def home(compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give a server's folder of its own."""
+    for name in list(os.environ):
+        if name.startswith("POLICY_SERVER_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(compiled, tmp_path / "home")
+    return tmp_path / "home"
+
+
+@asynccontextmanager
+async def served(home: Path, **options: Any) -> AsyncIterator[httpx.AsyncClient]:  # noqa: ANN401 -- settings
+    """Serve a folder, with an admin key."""
+    app = create_app(home, **{"admin_key": ADMIN, **options})
+    async with (
+        app.lifespan(),
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(app),
+            base_url="http://server",
+            headers={"access-token": KEY},
+            timeout=120,
+        ) as client,
+    ):
+        yield client
+
+
+async def admin(
+    client: httpx.AsyncClient,
+    method: str,
+    path: str,
+    **options: Any,  # noqa: ANN401 -- httpx's own
+) -> httpx.Response:
+    """Send a request with the admin key."""
+    headers = {"access-token": ADMIN, **options.pop("headers", {})}
+    return await client.request(method, path, headers=headers, **options)
+
+
+async def version_of(client: httpx.AsyncClient, **headers: str) -> str:
+    """Ask a question, and return the version that answered."""
+    answer = await client.post("/predict_raw", json=OBSERVATION, headers=headers)
+    assert answer.status_code == 200, answer.text
+    return answer.headers["x-policy-version"]
+
+
+def bundle(**files: bytes) -> bytes:
+    """Return a zip of files."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name.replace("__", "."), content)
+    return buffer.getvalue()
+
+
+async def test_deployed_version_is_live_and_survives_a_restart(home: Path) -> None:
+    async with served(home) as client:
+        first = await version_of(client)
+        answer = await admin(client, "POST", VERSIONS, content=ZIP.read_bytes())
+        live = await version_of(client)
+    async with served(home) as client:
+        again = await version_of(client)
+        back = await admin(client, "POST", "/admin/policies/default/rollback")
+        after = await version_of(client)
+
+    assert answer.status_code == 201, answer.text
+    status = answer.json()
+    assert (status["live"], status["former"], status["serial"]) == ("v2", first, 1)
+    assert (live, again, after) == ("v2", "v2", first)
+    assert back.json()["former"] == "v2"
+    assert (home / "versions" / "default" / "v2").is_dir()
+
+
+async def test_changed_schema_wins_over_a_deployment(home: Path) -> None:
+    async with served(home) as client:
+        first = await version_of(client)
+        await admin(client, "POST", VERSIONS, content=ZIP.read_bytes())
+    (home / "schema.yaml").write_text(
+        f"actions: {{move: {{labels: [a, b]}}}}\nparameters: {{api_key: {KEY}}}"
+    )
+    async with served(home) as client:
+        assert await version_of(client) == first
+
+
+async def test_episode_stays_on_its_version_through_a_promote(home: Path) -> None:
+    async with served(home) as client:
+        first = await version_of(client)
+        before = [await version_of(client, **{"x-episode-id": "e"}) for _ in range(100)]
+        await admin(client, "POST", f"{VERSIONS}?version=next", content=ZIP.read_bytes())
+        after = [await version_of(client, **{"x-episode-id": "e"}) for _ in range(100)]
+        others = await version_of(client)
+
+    assert set(before + after) == {first}
+    assert others == "next"
+
+
+async def test_candidate_is_promoted_by_name(home: Path) -> None:
+    async with served(home) as client:
+        first = await version_of(client)
+        await admin(client, "POST", f"{VERSIONS}?traffic=50", content=ZIP.read_bytes())
+        split = {await version_of(client) for _ in range(60)}
+        promoted = await admin(client, "POST", "/admin/policies/default/promote")
+        whole = {await version_of(client) for _ in range(20)}
+        gone = await admin(client, "DELETE", f"{VERSIONS}/{first}")
+        listed = (await client.get("/policies")).json()["policies"][0]
+
+    assert split == {first, "v2"}
+    assert whole == {"v2"}
+    assert promoted.json()["live"] == "v2"
+    assert gone.json()["former"] is None
+    assert "v2" in {item["name"] for item in listed["versions"]}
+
+
+BAD = {
+    "no zip": b"hello",
+    "no policy": bundle(readme__txt=b"hello"),
+    "other observations": OTHER.read_bytes(),
+    "damaged": ZIP.read_bytes()[:-3000],
+    "climbs": bundle(**{"../outside": b"x"}),
+    "other schema": bundle(
+        saved_model__zip=ZIP.read_bytes(),
+        schema__yaml=b"observations: {a: {type: List[float], min_items: 4, max_items: 4}}",
+    ),
+}
+
+
+@pytest.mark.parametrize("content", BAD.values(), ids=BAD)
+async def test_bad_version_leaves_everything_as_it_was(home: Path, content: bytes) -> None:
+    async with served(home) as client:
+        first = await version_of(client)
+        refused = await admin(client, "POST", VERSIONS, content=content)
+        status = await admin(client, "GET", "/admin/policies/default")
+        still = await version_of(client)
+
+    assert refused.status_code == 409, refused.text
+    assert isinstance(refused.json()["detail"], str)
+    assert status.json()["serial"] == 0
+    assert [item["name"] for item in status.json()["versions"]] == [first]
+    assert still == first
+    assert not list((home / "versions" / "default").iterdir())
+    assert not (home / "versions" / "outside").exists()
+
+
+async def test_folder_is_deployed_with_its_own_schema(home: Path) -> None:
+    content = bundle(
+        saved_model__zip=ZIP.read_bytes(),
+        schema__yaml=b"parameters: {api_key: other, url_path: elsewhere, discrete: True}",
+    )
+    async with served(home) as client:
+        answer = await admin(client, "POST", VERSIONS, content=content)
+        live = await version_of(client)
+
+    assert answer.status_code == 201, answer.text
+    assert live == "v2"
+
+
+async def test_model_is_deployed_from_an_address(home: Path, tmp_path: Path) -> None:
+    shutil.copy(ZIP, tmp_path / "policy.zip")
+    async with served(home) as client:
+        body = {"model": (tmp_path / "policy.zip").as_uri()}
+        answer = await admin(client, "POST", f"{VERSIONS}?version=next", json=body)
+        live = await version_of(client)
+        missing = await admin(client, "POST", VERSIONS, json={"model": "file:///no/such.zip"})
+        wrong = await admin(client, "POST", VERSIONS, json={"modl": "x"})
+
+    assert answer.status_code == 201, answer.text
+    assert live == "next"
+    assert missing.status_code == 409
+    assert "no/such.zip" in missing.json()["detail"]
+    assert wrong.status_code == 409
+
+
+async def test_admin_routes_take_the_admin_key_alone(home: Path) -> None:
+    async with served(home) as client:
+        by_access_key = await client.get("/admin/policies/default")
+        without = await client.get("/admin/policies/default", headers={"access-token": ""})
+        by_admin_key = await admin(client, "POST", "/predict_raw", json=OBSERVATION)
+        unknown = await admin(client, "GET", "/admin/policies/lift")
+        slip = await admin(client, "POST", f"{VERSIONS}?verson=1", content=b"")
+        document = (await client.get("/openapi.json")).json()
+    async with served(home, admin_key=None) as client:
+        absent = await client.get("/admin/policies/default")
+
+    assert (by_access_key.status_code, without.status_code) == (401, 401)
+    assert by_access_key.json()["detail"] == "wrong admin key"
+    assert by_admin_key.status_code == 401
+    assert (unknown.status_code, slip.status_code, absent.status_code) == (409, 422, 404)
+    assert not [path for path in document["paths"] if path.startswith("/admin")]
+
+
+async def test_two_deploys_at_once_are_both_carried_out(home: Path) -> None:
+    async with served(home) as client:
+        answers = await asyncio.gather(
+            *(
+                admin(client, "POST", f"{VERSIONS}?traffic=20", content=ZIP.read_bytes())
+                for _ in range(2)
+            ),
+            admin(client, "POST", f"{VERSIONS}?version=v2", content=ZIP.read_bytes()),
+        )
+        status = (await admin(client, "GET", "/admin/policies/default")).json()
+
+    assert sorted(answer.status_code for answer in answers) == [201, 201, 409]
+    assert sum(item["traffic"] for item in status["versions"]) == pytest.approx(100)
+    assert json.loads((home / "versions.json").read_text())
+
+
+async def test_requests_are_answered_while_versions_change(home: Path) -> None:
+    async with served(home) as client:
+        failed: list[str] = []
+        is_over = asyncio.Event()
+
+        async def ask_on() -> int:
+            count = 0
+            while not is_over.is_set():
+                answer = await client.post("/predict_raw", json=OBSERVATION)
+                if answer.status_code != 200:
+                    failed.append(answer.text)
+                count += 1
+            return count
+
+        asking = [asyncio.create_task(ask_on()) for _ in range(8)]
+        for _ in range(4):
+            answer = await admin(client, "POST", VERSIONS, content=ZIP.read_bytes())
+            assert answer.status_code == 201, answer.text
+        is_over.set()
+        counts = await asyncio.gather(*asking)
+
+    assert failed == []
+    assert sum(counts) > 50
