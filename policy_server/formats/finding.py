@@ -31,7 +31,18 @@ _SOME_FILES = 5
 # The names under which training libraries write their files: others in the folder are no policy.
 _SUFFIXES = frozenset(
     (
-        *(".bin", ".ckpt", ".h5", ".joblib", ".keras", ".msgpack", ".npz", ".onnx", ".pb"),
+        *(
+            ".bin",
+            ".ckpt",
+            ".cleanrl_model",
+            ".h5",
+            ".joblib",
+            ".keras",
+            ".msgpack",
+            ".npz",
+            ".onnx",
+            ".pb",
+        ),
         *(".pickle", ".pkl", ".pt", ".pt2", ".pth", ".safetensors", ".tflite"),
         *(".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zst"),
     )

@@ -216,6 +216,14 @@ def test_folder_of_files_that_are_no_policy_names_the_first(tmp_path: Path) -> N
         prepare_model(Settings(home=tmp_path))
 
 
+def test_file_with_the_suffix_of_cleanrl_is_named(tmp_path: Path) -> None:
+    weights = ROOT / "tests/data/torch_files/rsl_rl.pt"
+    shutil.copyfile(weights, tmp_path / "cartpole.cleanrl_model")
+
+    with pytest.raises(ModelError, match=r"but cartpole\.cleanrl_model \("):
+        prepare_model(Settings(home=tmp_path))
+
+
 def test_folder_above_a_policy_is_none_and_the_policy_is_the_highest(tmp_path: Path) -> None:
     """An RLlib checkpoint holds folders that a format reads too."""
     checkpoint = folder_of(tmp_path / "checkpoint", "weights.txt")
