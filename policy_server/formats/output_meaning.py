@@ -58,6 +58,7 @@ _BY_VALUES: Mapping[ActionValues, Form] = {
     "q_values": "q_values",
     "squashed_normal": "normal",
 }
+_FEWEST_CHOICES = 2
 _STATE_IT = "state it as 'values' under 'actions'"
 
 
@@ -303,6 +304,11 @@ class _Reader:
     def _sizes(self, item: NetworkOutput, form: Form) -> list[int]:
         """Return the sizes of the integer actions whose logits one output holds."""
         if len(self._fields) < 2 and not self._schema.tuple:
+            if item.width < _FEWEST_CHOICES:
+                raise ModelError(
+                    f"{self._subject}: the output {item.name!r} is one number, which is no choice "
+                    "among several; export one for each choice, of a sigmoid for both of two"
+                )
             return [item.width]
         choices = [field.choices for field in self._fields]
         sizes = [size for size in choices if size is not None]

@@ -211,7 +211,14 @@ def test_schema_states_an_output_that_nothing_else_tells(
             "and a deviation for each dimension; mend it",
         ),
         (
-            [NetworkOutput("x", 3)],
+            [NetworkOutput("output", 1)],
+            "parameters: {discrete: True}",
+            ModelError,
+            "policy.onnx: the output 'output' is one number, which is no choice among several; "
+            "export one for each choice, of a sigmoid for both of two",
+        ),
+        (
+            [NetworkOutput("output", 4)],
             "actions: {a: {values: logits}, b: {choices: 2}}",
             SchemaError,
             "schema.yaml: actions: 'values' differs between the actions, and a network gives all "
@@ -229,6 +236,7 @@ def test_schema_states_an_output_that_nothing_else_tells(
         "sizes missing",
         "softmax stated as values",
         "odd width",
+        "one number as a choice",
         "values that differ",
     ],
 )

@@ -16,7 +16,7 @@ from policy_server.formats.keras.network_steps import Steps
 from policy_server.formats.keras.stored_weights import Weights, read_weights
 from policy_server.formats.output_meaning import Meaning, NetworkOutput, ReadOutput, read_meaning
 from policy_server.formats.scaled_actions import without_rescaling
-from policy_server.policy import PolicySignature, SignatureTensor
+from policy_server.policy import ObservationPart, PolicySignature, SignatureTensor
 from policy_server.schema import ServerSchema
 from policy_server.schema_fit import describe_signature
 from policy_server.settings import Engine
@@ -157,12 +157,21 @@ class _Loading:
             is_value_based=meaning.is_value_based,
             basis=meaning.basis,
             memory=self._memory.tensors,
+            observation_parts=tuple(map(self._observed_part, self._observed)),
             findings=self._findings(meaning, version),
             engine="numpy",
             engine_reason=f"{len(network.steps)} operations, from the file's own weights",
         )
         described = describe_signature(signature, without_rescaling(meaning, schema, bounds))
         return NetworkPolicy(CompiledPolicy(described, network))
+
+    def _observed_part(self, item: ModelInput) -> ObservationPart:
+        return ObservationPart(
+            item.name if len(self._observed) > 1 else "",
+            "box",
+            item.shape[1:] if item.is_sequence else item.shape,
+            is_integer=item.dtype.startswith(("int", "uint")),
+        )
 
     def _network_output(self, output: Output, schema: ServerSchema | None) -> NetworkOutput:
         """Return an output as the rule of meaning takes it."""

@@ -193,6 +193,8 @@ def test_several_inputs_lie_one_after_another(
 
     assert numbers(policy, rows) == pytest.approx(theirs, abs=1e-5)
     assert {item.name for item in policy.signature.inputs} == {"near", "far"}
+    parts = {part.key: part.shape for part in policy.signature.observation_parts}
+    assert parts == {"near": (2,), "far": (2, 3)}
 
 
 def sequence(model: Keras, policy: Keras, rows: Keras) -> tuple[Any, Any]:
