@@ -241,14 +241,19 @@ class _Reader:
 
     def _by_schema(self) -> Meaning:
         """Return the meaning that schema.yaml gives an output whose file does not tell it."""
-        names = ", ".join(repr(item.name) for item in self._outputs)
-        if len(self._outputs) > 1:
+        outputs = self._outputs
+        if self._schema.discrete and not self._schema.tuple:
+            # One number, as of a value without a name, is no choice among several.
+            wide = [item for item in outputs if item.width >= _FEWEST_CHOICES]
+            outputs = wide if len(wide) == 1 else outputs
+        names = ", ".join(repr(item.name) for item in outputs)
+        if len(outputs) > 1:
             raise ModelError(
                 f"{self._subject}: nothing tells which of the outputs {names} holds the actions; "
                 "export that one alone, or name it logits, q_values, probabilities, mean and "
                 "log_std, or actions"
             )
-        (item,) = self._outputs
+        (item,) = outputs
         is_discrete = self._schema.discrete
         if is_discrete is None and any(field.choices is not None for field in self._fields):
             is_discrete = True

@@ -249,6 +249,17 @@ def test_output_whose_meaning_is_not_told_is_refused_with_a_remedy(
     assert caught.value.message == message
 
 
+def test_one_number_beside_the_logits_is_left_aside_where_schema_states_one_choice() -> None:
+    meaning = read(
+        NetworkOutput("dense", 4),
+        NetworkOutput("dense_1", 1),
+        schema="parameters: {discrete: True}",
+    )
+
+    assert [one.output.name for one in meaning.read] == ["dense"]
+    assert meaning.basis == "schema"
+
+
 def test_without_schema_names_suffice() -> None:
     assert read_meaning([NetworkOutput("logits", 2)], None, subject="x").basis == "names"
 
