@@ -247,15 +247,6 @@ class GraphView:
         value = self._constants.get(self.source(tensor))
         return float(np.ravel(value)[0]) if value is not None and np.size(value) == 1 else None
 
-    def constant(self, tensor: str) -> Array | None:
-        """Return a constant's value; None for another tensor.
-
-        Args:
-            tensor: its name.
-        """
-        value = self._constants.get(self.source(tensor))
-        return None if value is None else np.asarray(value)
-
     def written_before(self, tensors: Sequence[str], tensor: str) -> bool:
         """Return whether a tensor is computed from another of some tensors.
 

@@ -142,6 +142,11 @@ class _Reader:
         opset = self._opset()
         if proto.graph.sparse_initializer:
             raise ModelError(f"{self._name}: holds sparse weights; export them dense")
+        self._check_text(
+            *(item.name for item in proto.graph.initializer),
+            *(text for item in proto.metadata_props for text in (item.key, item.value)),
+            *(proto.producer_name, proto.producer_version),
+        )
         constants = {item.name: self._array(item) for item in proto.graph.initializer}
         nodes = tuple(self._nodes(proto.graph.node, {}, {}, 0))
         if self._functions:
@@ -160,6 +165,11 @@ class _Reader:
             proto=proto,
         )
 
+    def _check_text(self, *names: object) -> None:
+        """Refuse names that are no text: protobuf gives those as bytes."""
+        if not all(isinstance(name, str) for name in names):
+            raise ModelError(f"{self._name}: is damaged: a name in it is no text; export it again")
+
     def _opset(self) -> int:
         versions = [item.version for item in self._proto.opset_import if item.domain in _STANDARD]
         opset = int(max(versions, default=0))
@@ -174,6 +184,7 @@ class _Reader:
         import onnx
 
         for item in values:
+            self._check_text(item.name)
             if item.name in constants:
                 continue
             kind = item.type.tensor_type
@@ -210,6 +221,7 @@ class _Reader:
         """
         known = dict(names)
         for proto in protos:
+            self._check_text(*proto.input, *proto.output, proto.op_type, proto.domain)
             inputs = [known.get(name, name) for name in proto.input]
             outputs = [self._renamed(name, known, depth) for name in proto.output]
             attributes = self._attributes(proto, given)
@@ -224,7 +236,11 @@ class _Reader:
                 raise ModelError(f"{self._name}: its functions call each other without end")
             within = dict(zip(function.input, [*inputs, *[""] * len(function.input)], strict=False))
             within |= dict(zip(function.output, outputs, strict=False))
-            defaults = {item.name: self._value(item) for item in function.attribute_proto}
+            defaults = {
+                item.name: value
+                for item in function.attribute_proto
+                if (value := self._value(item)) is not None
+            }
             yield from self._nodes(function.node, within, defaults | attributes, depth + 1)
 
     @staticmethod
@@ -269,11 +285,13 @@ class _Reader:
     def _attributes(self, proto: Any, given: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401 -- onnx is untyped
         found = {}
         for item in proto.attribute:
+            self._check_text(item.name, item.ref_attr_name)
             if item.ref_attr_name:
                 if item.ref_attr_name in given:
                     found[item.name] = given[item.ref_attr_name]
                 continue
-            found[item.name] = self._value(item)
+            if (value := self._value(item)) is not None:
+                found[item.name] = value
         return found
 
     def _value(self, item: Any) -> Any:  # noqa: ANN401 -- onnx is untyped

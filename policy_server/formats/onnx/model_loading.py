@@ -49,6 +49,7 @@ Function = Callable[[Array], Array]
 _TOLERANCE = 1e-5
 _BARE_MODE = "the graph's own deterministic action is the mean without its tanh, and so is the mode"
 _MEASURED_ROWS = 191
+_LARGEST = np.float32(1e18)
 # onnxruntime's own convolutions are faster above this many multiplications an observation.
 _MOST_IN_CONVOLUTIONS = 1_000_000
 _SHOWN_NAMES = 8
@@ -77,6 +78,8 @@ def load_policy(
     roles = find_roles(model, schema, flow=None if description is None else description.flow)
     _check_width(roles, schema)
     graph = _Graph(model, roles)
+    # A graph that can't be run is refused before it is looked into.
+    graph.measure([item.name for item in model.outputs])
     actions = read_actions(model, roles, schema, graph.measure)
     plan = _plan(roles, actions)
     function = graph.function(plan)
@@ -122,8 +125,16 @@ class _Graph:
             feed.rows_axis is None or feed.name in fixed for feed in roles.feeds
         )
 
-    def measure(self, tensors: Sequence[str]) -> dict[str, Measured]:
+        self._measured: dict[str, Measured] = {}
+
+    def measure(self, tensors: Sequence[str]) -> Mapping[str, Measured]:
         """Run the graph for some observations, and return the values of tensors."""
+        new = [name for name in tensors if name not in self._measured]
+        if new:
+            self._measured |= self._run(new)
+        return self._measured
+
+    def _run(self, tensors: Sequence[str]) -> dict[str, Measured]:
         constants = {n: self.model.constants[n] for n in tensors if n in self.model.constants}
         computed = [name for name in tensors if name not in constants]
         rows = probe_rows(self.width, np.float32)
@@ -373,8 +384,11 @@ def _hold(
 
 
 def _extremes(plan: Plan, memory: int) -> Array:
-    """Return extreme observations; a state stays near zero, as recurrent layers keep it."""
-    rows = extreme_rows(plan.width, "float32", np.float32)
+    """Return extreme observations; a state stays near zero, as recurrent layers keep it.
+
+    A sum of squares of larger numbers overflows or not by the order that it is taken in.
+    """
+    rows = extreme_rows(plan.width, "float32", np.float32).clip(-_LARGEST, _LARGEST)
     if memory:
         state = np.random.default_rng(22).uniform(-1, 1, (len(rows), memory))
         rows[:, -memory:] = state.astype(np.float32)

@@ -266,6 +266,15 @@ def test_graph_that_can_not_be_run_is_refused(
     assert message in refused(tmp_path)
 
 
+def test_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = actor(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"hidden", b"hid\xffen"))
+
+    assert refused(tmp_path) == (
+        "policy.onnx: is damaged: a name in it is no text; export it again"
+    )
+
+
 def test_loop_is_refused(tmp_path: Path) -> None:
     body = helper.make_graph(
         [node("Identity", ["go"], ["go_out"]), node("Neg", ["x"], ["x_out"])],

@@ -83,6 +83,7 @@ def test_recurrent_policy_of_rsl_rl_follows_its_episode_by_its_state() -> None:
 
     policy = load_policy(folder, read_schema(folder / "schema.yaml"))
 
+    assert policy.signature.engine == "numpy", policy.signature.engine_reason
     assert [(item.name, item.shape) for item in policy.signature.memory] == [
         ("h_in", (1, 16)),
         ("c_in", (1, 16)),
