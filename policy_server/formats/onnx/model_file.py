@@ -6,17 +6,16 @@ the place of their calls. Nothing outside of the model's own files is read.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
+from policy_server.formats.onnx.stored_tensors import StoredTensors
 from policy_server.installation import require
 from policy_server.policy import SignatureTensor
 
@@ -131,7 +130,7 @@ def _parse(path: Path, name: str) -> Any:  # noqa: ANN401 -- onnx is untyped
 class _Reader:
     def __init__(self, proto: Any, files: Mapping[str, Path], name: str) -> None:  # noqa: ANN401 -- onnx is untyped
         self._proto = proto
-        self._files = files
+        self._stored = StoredTensors(files, name)
         self._name = name
         self._functions = {(item.domain, item.name): item for item in proto.functions}
         self._names = 0
@@ -147,7 +146,7 @@ class _Reader:
             *(text for item in proto.metadata_props for text in (item.key, item.value)),
             *(proto.producer_name, proto.producer_version),
         )
-        constants = {item.name: self._array(item) for item in proto.graph.initializer}
+        constants = {item.name: self._stored.array(item) for item in proto.graph.initializer}
         nodes = tuple(self._nodes(proto.graph.node, {}, {}, 0))
         if self._functions:
             # A runtime can then give any tensor, those within functions too.
@@ -301,7 +300,7 @@ class _Reader:
             return None
         value = getattr(item, field)
         if field == "t":
-            return self._array(value)
+            return self._stored.array(value)
         if field == "s":
             return value.decode(errors="replace")
         if field == "strings":
@@ -322,78 +321,3 @@ class _Reader:
                 )
             known.update(node.outputs)
         return tuple(nodes)
-
-    def _array(self, tensor: Any) -> Array:  # noqa: ANN401 -- onnx is untyped
-        """Return a tensor's numbers, after checking that the file holds as many as it says."""
-        import onnx
-
-        self._load_external(tensor)
-        shape = tuple(tensor.dims)
-        if any(size < 0 for size in shape):
-            raise ModelError(f"{self._name}: {tensor.name!r} has the shape {shape}; export again")
-        try:
-            held = len(tensor.raw_data) * 8 or sum(
-                len(getattr(tensor, field)) * 64
-                for field in (
-                    "float_data",
-                    "int32_data",
-                    "int64_data",
-                    "double_data",
-                    "uint64_data",
-                )
-            )
-            # Four bits are the smallest number of any type.
-            if math.prod(shape) * 4 > held + len(tensor.string_data) * 64:
-                raise ValueError(f"{math.prod(shape)} numbers are announced")  # noqa: TRY301 -- one message for both
-            return np.asarray(onnx.numpy_helper.to_array(tensor))
-        except (ValueError, TypeError, KeyError, OverflowError) as error:
-            raise ModelError(
-                f"{self._name}: the tensor {tensor.name!r} is damaged: {error}; export it again"
-            ) from error
-
-    def _load_external(self, tensor: Any) -> None:  # noqa: ANN401 -- onnx is untyped
-        """Put a tensor's numbers that lie in a file beside the model's into the message."""
-        import onnx
-
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            return
-        entries = {item.key: item.value for item in tensor.external_data}
-        location = entries.get("location", "")
-        path = self._file_of(location)
-        try:
-            offset = int(entries.get("offset", "0"))
-            length = int(entries.get("length", path.stat().st_size - offset))
-            if offset < 0 or length < 0:
-                raise ValueError(f"{length} bytes from {offset}")  # noqa: TRY301 -- one message for both
-            with path.open("rb") as file:
-                file.seek(offset)
-                content = file.read(length)
-        except (OSError, ValueError, OverflowError) as error:
-            raise ModelError(f"{self._name}: can't read {location}: {error}") from error
-        if len(content) < length:
-            raise ModelError(
-                f"{self._name}: {location} ends before the weights {tensor.name!r}; copy both "
-                "files again, as they were exported together"
-            )
-        tensor.raw_data = content
-        tensor.data_location = onnx.TensorProto.DEFAULT
-        del tensor.external_data[:]
-
-    def _file_of(self, location: str) -> Path:
-        pure = PurePosixPath(location.replace("\\", "/"))
-        if not location or pure.is_absolute() or ".." in pure.parts:
-            raise ModelError(
-                f"{self._name}: names {location!r} as the file of its weights, which lies outside "
-                "its folder; export it again"
-            )
-        if (path := self._files.get(str(pure))) is None:
-            raise ModelError(
-                f"{self._name}: its weights lie in {pure}, which is not beside it; put both files "
-                "into one folder or zip, or export with external_data=False"
-            )
-        folder = self._files[self._name].parent.resolve()
-        if not path.resolve().is_relative_to(folder):
-            raise ModelError(
-                f"{self._name}: {pure} is a link out of its folder; copy the file there"
-            )
-        return path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.engine.building import NotCompiledError
 from policy_server.engine.network import CompiledPolicy, NetworkPolicy
 from policy_server.engine.proof import (
@@ -18,22 +17,21 @@ from policy_server.engine.proof import (
     batch_sizes,
     extreme_rows,
     hold_against_graph,
-    mixes_rows,
     probe_rows,
 )
 from policy_server.errors import ModelError
-from policy_server.formats.onnx.action_outputs import Actions, Measured, read_actions
+from policy_server.formats.onnx.action_outputs import Actions, read_actions
+from policy_server.formats.onnx.answer_checks import check_mask, checked_actions
+from policy_server.formats.onnx.graph_runs import GraphRuns, RowFunction
 from policy_server.formats.onnx.leapp import read_description
 from policy_server.formats.onnx.model_file import OnnxModel, read_model
 from policy_server.formats.onnx.onnxruntime_policy import OnnxRuntimePolicy
-from policy_server.formats.onnx.plan import Piece, Plan, rows_first
+from policy_server.formats.onnx.plan import Piece, Plan
 from policy_server.formats.onnx.plan_compiler import Compilation, compile_plan
 from policy_server.formats.onnx.roles import Roles, find_roles
 from policy_server.formats.onnx.runtimes import (
     GraphRunError,
     has_onnxruntime,
-    open_runtime,
-    row_function,
 )
 from policy_server.installation import require
 from policy_server.policy import Policy, PolicySignature
@@ -44,11 +42,7 @@ from policy_server.settings import Engine
 __all__ = ["load_policy"]
 
 Array = NDArray[Any]
-Function = Callable[[Array], Array]
 
-_TOLERANCE = 1e-5
-_BARE_MODE = "the graph's own deterministic action is the mean without its tanh, and so is the mode"
-_MEASURED_ROWS = 191
 _LARGEST = np.float32(1e18)
 # onnxruntime's own convolutions are faster above this many multiplications an observation.
 _MOST_IN_CONVOLUTIONS = 1_000_000
@@ -77,19 +71,19 @@ def load_policy(
     description = read_description(files, model)
     roles = find_roles(model, schema, flow=None if description is None else description.flow)
     _check_width(roles, schema)
-    graph = _Graph(model, roles)
+    graph = GraphRuns(model, roles)
     # A graph that can't be run is refused before it is looked into.
     graph.measure([item.name for item in model.outputs])
     actions = read_actions(model, roles, schema, graph.measure)
     plan = _plan(roles, actions)
     function = graph.function(plan)
-    actions = _checked(graph, plan, actions, function)
+    actions = checked_actions(graph, plan, actions, function)
     signature = _signature(model, roles, actions)
     if description is not None:
         signature = replace(signature, findings=(*signature.findings, description.finding))
     signature = describe_signature(signature, schema, has_own_bounds=actions.has_own_bounds)
     if signature.mask_name is not None:
-        _check_mask(graph, plan, signature)
+        check_mask(graph, plan, signature)
     if engine != "onnxruntime":
         try:
             is_forced = engine == "numpy"
@@ -107,83 +101,6 @@ def load_policy(
     require("onnxruntime", use=f"{model.name}, which NumPy can't compute ({reason})")
     signature = replace(signature, engine="onnxruntime", engine_reason=reason)
     return OnnxRuntimePolicy(signature, graph.function(plan, is_literal=False))
-
-
-class _Graph:
-    """A graph that is run for observations, row by row where it takes no batch."""
-
-    def __init__(self, model: OnnxModel, roles: Roles) -> None:
-        self.model = model
-        self.roles = roles
-        self.width = roles.observation_width + sum(item.size for item in roles.memory)
-        fixed = {
-            item.name
-            for item in model.inputs
-            if item.shape is not None and all(size is not None for size in item.shape)
-        }
-        self.is_batch_fixed = any(
-            feed.rows_axis is None or feed.name in fixed for feed in roles.feeds
-        )
-
-        self._measured: dict[str, Measured] = {}
-
-    def measure(self, tensors: Sequence[str]) -> Mapping[str, Measured]:
-        """Run the graph for some observations, and return the values of tensors."""
-        new = [name for name in tensors if name not in self._measured]
-        if new:
-            self._measured |= self._run(new)
-        return self._measured
-
-    def _run(self, tensors: Sequence[str]) -> dict[str, Measured]:
-        constants = {n: self.model.constants[n] for n in tensors if n in self.model.constants}
-        computed = [name for name in tensors if name not in constants]
-        rows = probe_rows(self.width, np.float32)
-        # An odd number that few other sizes are, so that the axis of the rows is told from others.
-        size = 1 if self.is_batch_fixed else _MEASURED_ROWS
-        rows = rows[: len(rows) // size * size]
-        found = {
-            name: Measured(value.reshape(1, -1), value.dtype.kind in "iub", is_one_a_row=False)
-            for name, value in constants.items()
-        }
-        if not computed:
-            return found
-        runtime = open_runtime(self.model, computed)
-        values: list[Mapping[str, Array]] = []
-        try:
-            for first in range(0, len(rows), size):
-                batch = rows[first : first + size]
-                values.append(runtime.run({feed.name: feed.of(batch) for feed in self.roles.feeds}))
-        except GraphRunError as error:
-            raise ModelError(
-                f"{self.model.name}: can't be computed: {error}; export it again"
-            ) from error
-        for name in computed:
-            parts = [item[name] for item in values]
-            is_of_rows = parts[0].ndim > 0 and len(parts[0]) == size
-            tables = [rows_first(part, size, 0 if is_of_rows else None) for part in parts]
-            found[name] = Measured(
-                np.concatenate(tables),
-                has_integer_type=parts[0].dtype.kind in "iub",
-                is_one_a_row=is_of_rows and parts[0].ndim == 1,
-            )
-        return found
-
-    def function(self, plan: Plan, *, is_literal: bool = True) -> Function:
-        """Return a plan's function, as a runtime computes it; see `open_runtime`."""
-        tensors = [item.tensor for item in plan.pieces if item.tensor not in self.model.constants]
-        runtime = open_runtime(self.model, tensors, is_literal=is_literal)
-        constants = self.model.constants
-        at_once = row_function(runtime, plan, constants, is_row_by_row=False)
-        alone = row_function(runtime, plan, constants, is_row_by_row=True)
-        if self.is_batch_fixed:
-            return alone
-        rows = probe_rows(plan.width, np.float32)
-        try:
-            others = extreme_rows(plan.width, "float32", np.float32)
-            mixed = mixes_rows(at_once, rows, others, batch_sizes(0)[:-2], refusal=GraphRunError)
-        except GraphRunError:
-            return alone
-        return at_once if mixed is None else alone
 
 
 def _check_width(roles: Roles, schema: ServerSchema | None) -> None:
@@ -257,83 +174,13 @@ def _assumed(roles: Roles) -> list[str]:
     return found
 
 
-def _checked(graph: _Graph, plan: Plan, actions: Actions, function: Function) -> Actions:
-    """Hold what was read of a graph against its answers: probabilities, and its own modes.
-
-    Returns:
-        The actions, whose mode may be the mean of a squashed normal without its tanh.
-    """
-    rows = probe_rows(plan.width, np.float32)
-    inputs = function(rows)[:, : sum(part.inputs for part in actions.components)]
-    for piece in actions.pieces:
-        if piece.transform == "log" and any(p.kind == "categorical" for p in actions.components):
-            _check_probabilities(graph.model.name, actions, inputs)
-    if not actions.modes:
-        return actions
-    widths = [item.columns for item in actions.outputs]
-    pieces = tuple(Piece(name, size) for name, size in zip(actions.modes, widths, strict=True))
-    modes = graph.function(replace(plan, pieces=pieces))(rows)
-    for is_bare in (False, True):
-        components = tuple(
-            replace(part, has_unsquashed_mode=is_bare and part.kind == "squashed_normal")
-            for part in actions.components
-        )
-        distribution = ActionDistribution(components)
-        found = distribution.in_environment_units(distribution.mode(inputs))
-        if np.allclose(found, modes, atol=1e-4):
-            findings = (*actions.findings, *([_BARE_MODE] if is_bare else []))
-            return replace(actions, components=components, findings=findings)
-    raise ModelError(
-        f"{graph.model.name}: its output {actions.modes[0]!r} differs from the mode of the "
-        "distribution that it draws from; export the logits, or mean and log_std"
-    )
-
-
-def _check_probabilities(name: str, actions: Actions, inputs: Array) -> None:
-    for part in actions.components:
-        total = np.exp(inputs[:, part.first_input : part.first_input + part.size]).sum(axis=1)
-        if not np.allclose(total, 1, atol=1e-4):
-            raise ModelError(
-                f"{name}: its probabilities sum to {total[0]:.4g} for an observation, expected 1; "
-                "export the logits, or one softmax for each action"
-            )
-
-
-def _check_mask(graph: _Graph, plan: Plan, signature: PolicySignature) -> None:
-    """Refuse a graph whose masked distribution is not the unmasked one over what is allowed."""
-    assert signature.components is not None and graph.roles.mask is not None, "it takes a mask"  # noqa: PT018 -- one fact
-    mask, sizes = graph.roles.mask, signature.mask_sizes
-    if mask.width != sum(sizes):
-        raise ModelError(
-            f"{graph.model.name}: its input {mask.name!r} has {mask.width} numbers, expected one "
-            f"for each of the {sum(sizes)} choices; name it otherwise if it is no action mask"
-        )
-    rows = probe_rows(plan.width, np.float32)
-    generator = np.random.default_rng(4)
-    masks = generator.integers(0, 2, (len(rows), mask.width)).astype(bool)
-    for first in np.cumsum([0, *sizes[:-1]]):
-        masks[:, first] = True
-    fed = replace(mask, first=plan.width)
-    feeds = tuple(fed if feed.name == mask.name else feed for feed in plan.feeds)
-    masked = replace(plan, width=plan.width + mask.width, feeds=feeds)
-    theirs = graph.function(masked)(np.concatenate([rows, masks.astype(np.float32)], axis=1))
-    distribution = ActionDistribution(signature.components)
-    columns = sum(part.inputs for part in signature.components)
-    ours = distribution.masked(graph.function(plan)(rows)[:, :columns], masks)
-    for mine, other in zip(
-        distribution.describe(ours), distribution.describe(theirs[:, :columns]), strict=True
-    ):
-        if mine.probabilities is None or other.probabilities is None:
-            continue
-        if not np.allclose(mine.probabilities, other.probabilities, atol=_TOLERANCE):
-            raise ModelError(
-                f"{graph.model.name}: its input {mask.name!r} does not only forbid choices; name "
-                "it otherwise if it is no action mask"
-            )
-
-
 def _compiled(
-    graph: _Graph, plan: Plan, signature: PolicySignature, function: Function, *, is_forced: bool
+    graph: GraphRuns,
+    plan: Plan,
+    signature: PolicySignature,
+    function: RowFunction,
+    *,
+    is_forced: bool,
 ) -> CompiledPolicy:
     """Return the policy as NumPy operations, after comparing its outputs with the runtime's.
 
@@ -363,7 +210,7 @@ def _compiled(
 
 
 def _hold(
-    compilation: Compilation, function: Function, plan: Plan, memory: int, library: str
+    compilation: Compilation, function: RowFunction, plan: Plan, memory: int, library: str
 ) -> EngineProof:
     """Compare a network's answers with a runtime's.
 

@@ -1,0 +1,120 @@
+"""What was read of a graph, held against its own answers: probabilities, modes and masks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policy_server.distributions.action_distribution import ActionDistribution
+from policy_server.engine.proof import probe_rows
+from policy_server.errors import ModelError
+from policy_server.formats.onnx.action_outputs import Actions
+from policy_server.formats.onnx.graph_runs import GraphRuns, RowFunction
+from policy_server.formats.onnx.plan import Piece, Plan
+from policy_server.policy import PolicySignature
+
+__all__ = ["check_mask", "checked_actions"]
+
+Array = NDArray[Any]
+
+_TOLERANCE = 1e-5
+_MODE_TOLERANCE = 1e-4
+_BARE_MODE = "the graph's own deterministic action is the mean without its tanh, and so is the mode"
+
+
+def checked_actions(
+    graph: GraphRuns, plan: Plan, actions: Actions, function: RowFunction
+) -> Actions:
+    """Return the actions of a graph, after holding them against its probabilities and own modes.
+
+    Args:
+        graph: runs the graph.
+        plan: its inputs and results.
+        actions: what was read.
+        function: the plan's function.
+
+    Returns:
+        The actions; their mode may be the mean of a squashed normal without its tanh.
+
+    Raises:
+        ModelError: if the graph's own answers differ.
+    """
+    rows = probe_rows(plan.width, np.float32)
+    inputs = function(rows)[:, : sum(part.inputs for part in actions.components)]
+    for piece in actions.pieces:
+        if piece.transform == "log" and any(p.kind == "categorical" for p in actions.components):
+            _check_probabilities(graph.model.name, actions, inputs)
+    if not actions.modes:
+        return actions
+    widths = [item.columns for item in actions.outputs]
+    pieces = tuple(Piece(name, size) for name, size in zip(actions.modes, widths, strict=True))
+    modes = graph.function(replace(plan, pieces=pieces))(rows)
+    for is_bare in (False, True):
+        components = tuple(
+            replace(part, has_unsquashed_mode=is_bare and part.kind == "squashed_normal")
+            for part in actions.components
+        )
+        distribution = ActionDistribution(components)
+        found = distribution.in_environment_units(distribution.mode(inputs))
+        if np.allclose(found, modes, atol=_MODE_TOLERANCE):
+            findings = (*actions.findings, *([_BARE_MODE] if is_bare else []))
+            return replace(actions, components=components, findings=findings)
+    raise ModelError(
+        f"{graph.model.name}: its output {actions.modes[0]!r} differs from the mode of the "
+        "distribution that it draws from; export the logits, or mean and log_std"
+    )
+
+
+def _check_probabilities(name: str, actions: Actions, inputs: Array) -> None:
+    for part in actions.components:
+        total = np.exp(inputs[:, part.first_input : part.first_input + part.size]).sum(axis=1)
+        if not np.allclose(total, 1, atol=_MODE_TOLERANCE):
+            raise ModelError(
+                f"{name}: its probabilities sum to {total[0]:.4g} for an observation, expected 1; "
+                "export the logits, or one softmax for each action"
+            )
+
+
+def check_mask(graph: GraphRuns, plan: Plan, signature: PolicySignature) -> None:
+    """Refuse a graph whose masked distribution is not the unmasked one over what is allowed.
+
+    Args:
+        graph: runs the graph, which takes a mask.
+        plan: its inputs and results, with a mask that allows all.
+        signature: the policy's signature.
+
+    Raises:
+        ModelError: if the mask has another size, or does more than to forbid choices.
+    """
+    assert signature.components is not None and graph.roles.mask is not None, "it takes a mask"  # noqa: PT018 -- one fact
+    mask, sizes = graph.roles.mask, signature.mask_sizes
+    if mask.width != sum(sizes):
+        raise ModelError(
+            f"{graph.model.name}: its input {mask.name!r} has {mask.width} numbers, expected one "
+            f"for each of the {sum(sizes)} choices; name it otherwise if it is no action mask"
+        )
+    rows = probe_rows(plan.width, np.float32)
+    generator = np.random.default_rng(4)
+    masks = generator.integers(0, 2, (len(rows), mask.width)).astype(bool)
+    for first in np.cumsum([0, *sizes[:-1]]):
+        masks[:, first] = True
+    fed = replace(mask, first=plan.width)
+    feeds = tuple(fed if feed.name == mask.name else feed for feed in plan.feeds)
+    masked = replace(plan, width=plan.width + mask.width, feeds=feeds)
+    theirs = graph.function(masked)(np.concatenate([rows, masks.astype(np.float32)], axis=1))
+    distribution = ActionDistribution(signature.components)
+    columns = sum(part.inputs for part in signature.components)
+    ours = distribution.masked(graph.function(plan)(rows)[:, :columns], masks)
+    for mine, other in zip(
+        distribution.describe(ours), distribution.describe(theirs[:, :columns]), strict=True
+    ):
+        if mine.probabilities is None or other.probabilities is None:
+            continue
+        if not np.allclose(mine.probabilities, other.probabilities, atol=_TOLERANCE):
+            raise ModelError(
+                f"{graph.model.name}: its input {mask.name!r} does not only forbid choices; name "
+                "it otherwise if it is no action mask"
+            )
