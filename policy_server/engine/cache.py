@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 # The name of the compiled policy beside the files of its model.
 OUTCOME_FILE = ".compiled-policy.npz"
 # The types in the file: one that was written with other fields is not read.
-_KEPT = (PolicySignature, ActionComponent, ActionOutput, StateTensor, Step)
+_KEPT = (PolicySignature, ActionComponent, ActionOutput, StateTensor, NumpyNetwork, Step)
 _DOCUMENT, _DIGEST = "document", "digest"
 
 

@@ -38,6 +38,18 @@ def test_policy_is_read_back_as_it_was(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [".compiled-policy.npz"]
 
 
+def test_network_that_takes_one_observation_at_a_time_is_read_back() -> None:
+    network = replace(COMPILED.network, is_row_by_row=True)
+
+    outcome = decode(encode(Outcome(replace(COMPILED, network=network)), "digest"), "digest")
+
+    assert outcome is not None
+    assert outcome.compiled is not None
+    assert outcome.compiled.network.is_row_by_row
+    rows = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
+    assert outcome.compiled.network.compile()(rows).tolist() == rows.tolist()
+
+
 def test_what_the_graph_clips_and_adds_is_read_back() -> None:
     part = replace(
         components_of(("normal", 2))[0],

@@ -12,7 +12,7 @@ import pytest
 from policy_server.engine.network import NetworkPolicy
 from policy_server.errors import ModelError
 from policy_server.formats import load_policy
-from policy_server.formats.known_formats import FORMATS, Format, expected_formats
+from policy_server.formats.known_formats import FORMATS, Format, expected_formats, library_of
 from policy_server.policy import Policy
 from policy_server.schema import ServerSchema, parse_schema
 from policy_server.settings import Engine
@@ -115,6 +115,30 @@ def test_folder_that_no_format_reads_is_one_line_that_says_what_was_expected(
     assert both.value.message == (
         f"{folder}: holds no {marks} and no weights.txt; expected {expected_formats()} or a policy "
         "of a test"
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "library"),
+    [("saved_model.pb", "tensorflow"), ("policy.onnx", "onnxruntime"), ("policy.pth", "numpy")],
+)
+def test_each_format_has_its_library_beside_numpy(file: str, library: str, tmp_path: Path) -> None:
+    (tmp_path / file).touch()
+    (tmp_path / "data").touch()
+
+    assert library_of(tmp_path) == library
+    assert library_of(tmp_path, "numpy") == library
+
+
+def test_engine_that_can_not_compute_a_format_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "policy.onnx").touch()
+
+    with pytest.raises(ModelError) as caught:
+        library_of(tmp_path, "tensorflow")
+
+    assert caught.value.message == (
+        f"{tmp_path}: holds an ONNX model, which tensorflow can't compute; set "
+        "POLICY_SERVER_ENGINE to auto, numpy or onnxruntime"
     )
 
 

@@ -1,4 +1,4 @@
-"""What was read of a graph, held against its own answers: probabilities, modes and masks."""
+"""Holding what was read of a graph against its own answers: probabilities, modes and masks."""
 
 from __future__ import annotations
 
