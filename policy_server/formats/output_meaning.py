@@ -17,8 +17,11 @@ from policy_server.schema import ActionField, ActionValues, ServerSchema
 
 __all__ = ["Ending", "Form", "Meaning", "NetworkOutput", "ReadOutput", "name_tells", "read_meaning"]
 
-Ending = Literal["arg_max", "log_softmax", "one_hot", "softmax", "tanh"]
-"""The last operation of an output, where it tells the output's meaning."""
+Ending = Literal["activation", "arg_max", "log_softmax", "one_hot", "softmax", "tanh"]
+"""The last operation of an output, where it tells something of the output's meaning.
+
+An `activation`, such as a ReLU, ends a layer of features, and no layer of logits.
+"""
 
 Form = Literal[
     "action", "log_std", "logits", "mean", "normal", "one_hot", "probabilities", "q_values", "std"
@@ -191,15 +194,16 @@ class _Reader:
             (form for form, it in _BY_NAME.items() if it.fullmatch(_plain(item.name))), None
         )
         # A tanh may also bound a mean, or logits.
-        if item.ending is None or (item.ending == "tanh" and named is not None):
+        if item.ending in (None, "activation") or (item.ending == "tanh" and named is not None):
             return named
+        assert item.ending is not None, "looked at above"
         is_continuous = item.ending == "softmax" and self._schema.discrete is False
         return "action" if is_continuous else _BY_ENDING[item.ending]
 
     @staticmethod
     def _basis(items: Sequence[NetworkOutput], form: Form) -> Basis:
         is_shown = all(
-            item.is_integer or (item.ending is not None and _BY_ENDING[item.ending] == form)
+            item.is_integer or (item.ending is not None and _BY_ENDING.get(item.ending) == form)
             for item in items
         )
         return "structure" if is_shown else "names"
@@ -216,7 +220,8 @@ class _Reader:
     def _by_values(self, values: ActionValues) -> Meaning:
         item = self._only(f"'values: {values}'")
         form = _BY_VALUES[values]
-        shown = None if item.ending in (None, "tanh") else _BY_ENDING[item.ending]
+        ending = item.ending if item.ending not in ("activation", "tanh") else None
+        shown = None if ending is None else _BY_ENDING[ending]
         if shown is not None and form != shown:
             raise SchemaError(
                 f"{self._schema.source}: actions.{self._fields[0].name}.values: is {values}, and "
@@ -257,6 +262,11 @@ class _Reader:
         is_discrete = self._schema.discrete
         if is_discrete is None and any(field.choices is not None for field in self._fields):
             is_discrete = True
+        if is_discrete and item.ending == "activation":
+            raise ModelError(
+                f"{self._subject}: its output {item.name!r} ends with an activation, as a layer of "
+                "features does and logits do not; export the network with its last layer"
+            )
         if is_discrete:
             return self._choices([item], "logits", "schema")
         dimensions = self._dimensions()
@@ -268,6 +278,12 @@ class _Reader:
                 f"{item.name!r} are the mean and log of the deviation of a normal distribution, or "
                 f"of one before a tanh; {_STATE_IT} of {self._schema.source}: normal or "
                 "squashed_normal"
+            )
+        if is_discrete is False:
+            raise ModelError(
+                f"{self._subject}: nothing tells the meaning of its output {item.name!r} "
+                f"({item.width} wide); {_STATE_IT} of {self._schema.source}: action for the action "
+                "itself, normal or squashed_normal for means followed by logs of deviations"
             )
         raise ModelError(
             f"{self._subject}: nothing tells the meaning of its output {item.name!r} "
@@ -376,7 +392,7 @@ class _Reader:
         if self._schema.discrete and not is_integer:
             raise ModelError(
                 f"{self._subject}: the output {item.name!r} is an action of {item.width} "
-                f"continuous numbers by its {'end' if item.ending else 'name'}, and "
+                f"continuous numbers by its {'end' if item.ending == 'tanh' else 'name'}, and "
                 f"{self._schema.source} says discrete: True; {_STATE_IT} if it holds logits or "
                 "q_values, or set discrete to False"
             )

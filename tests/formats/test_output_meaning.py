@@ -152,6 +152,21 @@ def test_schema_states_an_output_that_nothing_else_tells(
             "as 'values' under 'actions' of schema.yaml: normal or squashed_normal",
         ),
         (
+            [NetworkOutput("output", 4)],
+            "parameters: {discrete: False}",
+            ModelError,
+            "policy.onnx: nothing tells the meaning of its output 'output' (4 wide); state it as "
+            "'values' under 'actions' of schema.yaml: action for the action itself, normal or "
+            "squashed_normal for means followed by logs of deviations",
+        ),
+        (
+            [NetworkOutput("output", 64, ending="activation")],
+            "parameters: {discrete: True}",
+            ModelError,
+            "policy.onnx: its output 'output' ends with an activation, as a layer of features does "
+            "and logits do not; export the network with its last layer",
+        ),
+        (
             [NetworkOutput("a", 4), NetworkOutput("b", 4)],
             "parameters: {discrete: True}",
             ModelError,
@@ -228,6 +243,8 @@ def test_schema_states_an_output_that_nothing_else_tells(
     ids=[
         "nothing told",
         "mean and deviation or action",
+        "continuous",
+        "layer of features",
         "two outputs",
         "value alone",
         "continuous by name",

@@ -260,7 +260,9 @@ class _Reader:
         )
 
     def _output(self, tensor: str, name: str, measured: Measured) -> NetworkOutput:
-        ending = self._view.ending(tensor) or measured.ending
+        ending = self._view.ending(tensor)
+        if ending in (None, "activation"):
+            ending = measured.ending or ending
         # A one-hot vector holds integers too, and is one action.
         is_integer = measured.is_integer and ending != "one_hot"
         return NetworkOutput(name, measured.width, is_integer, ending=ending)

@@ -24,7 +24,12 @@ RANDOM = (
 _NORMAL = ("RandomNormal", "RandomNormalLike")
 # They give the numbers of their first input, in another shape or type.
 _PASSED = ("Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+_ACTIVATIONS = (
+    *("Celu", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu"),
+    *("Selu", "Sigmoid", "Softplus", "Softsign", "Swish"),
+)
 _ENDINGS: Mapping[str, Ending] = {
+    **dict.fromkeys(_ACTIVATIONS, "activation"),
     "ArgMax": "arg_max",
     "Hardmax": "one_hot",
     "LogSoftmax": "log_softmax",
@@ -113,7 +118,7 @@ class GraphView:
         return "tanh" if node is not None and node.operator == "Tanh" else None
 
     def _is_along_last_axis(self, node: Node) -> bool:
-        if node.operator == "Tanh":
+        if node.operator not in ("ArgMax", "Hardmax", "LogSoftmax", "OneHot", "Softmax"):
             return True
         # For a table of rows, the second axis is the last.
         default = 0 if node.operator == "ArgMax" else 1 if self._model.opset < 13 else -1
