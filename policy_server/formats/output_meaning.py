@@ -246,19 +246,7 @@ class _Reader:
 
     def _by_schema(self) -> Meaning:
         """Return the meaning that schema.yaml gives an output whose file does not tell it."""
-        outputs = self._outputs
-        if self._schema.discrete and not self._schema.tuple:
-            # One number, as of a value without a name, is no choice among several.
-            wide = [item for item in outputs if item.width >= _FEWEST_CHOICES]
-            outputs = wide if len(wide) == 1 else outputs
-        names = ", ".join(repr(item.name) for item in outputs)
-        if len(outputs) > 1:
-            raise ModelError(
-                f"{self._subject}: nothing tells which of the outputs {names} holds the actions; "
-                "export that one alone, or name it logits, q_values, probabilities, mean and "
-                "log_std, or actions"
-            )
-        (item,) = outputs
+        item = self._sole_output()
         is_discrete = self._schema.discrete
         if is_discrete is None and any(field.choices is not None for field in self._fields):
             is_discrete = True
@@ -291,6 +279,22 @@ class _Reader:
             "of one integer action, 'choices' for those of several, 'values: q_values' for Q "
             "values, or 'dimensions' for continuous actions"
         )
+
+    def _sole_output(self) -> NetworkOutput:
+        """Return the only output that may hold the actions."""
+        outputs = self._outputs
+        if self._schema.discrete and not self._schema.tuple:
+            # One number, as of a value without a name, is no choice among several.
+            wide = [item for item in outputs if item.width >= _FEWEST_CHOICES]
+            outputs = wide if len(wide) == 1 else outputs
+        if len(outputs) > 1:
+            names = ", ".join(repr(item.name) for item in outputs)
+            raise ModelError(
+                f"{self._subject}: nothing tells which of the outputs {names} holds the actions; "
+                "export that one alone, or name it logits, q_values, probabilities, mean and "
+                "log_std, or actions"
+            )
+        return outputs[0]
 
     def _dimensions(self) -> int | None:
         """Return how many numbers schema.yaml's continuous actions have; None where it is open."""
