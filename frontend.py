@@ -19,6 +19,7 @@ from demo.examples import EXAMPLES, example_introduction, example_names
 from demo.playing import show_playing
 from demo.server_client import RefusalError, ServerClient
 from demo.server_process import Backend, ServerProcess, ServerSlot, has_served_policy
+from demo.versions import choose_version, show_comparison
 from policy_server.errors import PolicyServerError
 
 if TYPE_CHECKING:
@@ -214,26 +215,35 @@ def _watch_start(server: ServerProcess) -> None:
 
 def _show_policy(client: ServerClient) -> None:
     try:
+        with st.sidebar:
+            client, entry = choose_version(client)
         schema = client.schema()
     except RefusalError as refusal:
         show_refusal(refusal)
         return
-    digest = hashlib.sha256(f"{client.url} {json.dumps(schema)}".encode()).hexdigest()[:12]
+    digest = hashlib.sha256(
+        f"{client.url} {client.policy} {json.dumps(schema)}".encode()
+    ).hexdigest()[:12]
     if st.session_state.get("shown") != digest:
         # Answers of another policy say nothing about this one.
         st.session_state["shown"] = digest
         for stale in ("answers", "episode", "is_running"):
             st.session_state.pop(stale, None)
     st.sidebar.caption(_describe_policy(schema))
-    ask, play = st.tabs(["Ask for an action", "Play an episode"])
+    has_several = len(entry["versions"]) > 1
+    titles = ["Ask for an action", "Play an episode", *["Compare versions"] * has_several]
+    ask, play, *compare = st.tabs(titles)
     with ask:
         show_asking(client, schema, key=digest)
     with play:
         show_playing(client, schema)
+    for tab in compare:
+        with tab:
+            show_comparison(client, schema, entry)
 
 
 _BASES = {
-    "structure": "proved: its draws agree with the model's own",
+    "structure": "as its file itself tells",
     "names": "as the names of its outputs state",
     "schema": "as schema.yaml states",
     "graph": "drawn by the model itself",

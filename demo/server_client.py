@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import requests
 
@@ -44,17 +44,54 @@ class RefusalError(PolicyServerError):
 class ServerClient:
     """Asks one server; each question has a connection of its own."""
 
-    def __init__(self, url: str, api_key: str, *, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        api_key: str,
+        *,
+        policy: str = "",
+        version: str = "",
+        timeout_s: float = 30.0,
+    ) -> None:
         """Own the address and the key; nothing is sent yet.
 
         Args:
             url: the server's address, with a proxy's prefix if there is one.
             api_key: the access key; empty to send none.
+            policy: the policy's name; empty for the server's default.
+            version: the name of the version to ask; empty leaves that to the server.
             timeout_s: the longest wait for an answer, in seconds.
         """
         self.url = url.strip().rstrip("/")
+        self.policy = policy
+        self.version = version
         self._api_key = api_key
+        self._prefix = f"/policies/{quote(policy, safe='')}" if policy else ""
         self._timeout_s = timeout_s
+
+    def of(self, *, policy: str | None = None, version: str | None = None) -> ServerClient:
+        """Return a client of another policy or version of the same server.
+
+        Args:
+            policy: the policy's name; None for the same.
+            version: the version's name; None for the same.
+        """
+        return ServerClient(
+            self.url,
+            self._api_key,
+            policy=self.policy if policy is None else policy,
+            version=self.version if version is None else version,
+            timeout_s=self._timeout_s,
+        )
+
+    def policies(self) -> dict[str, Any]:
+        """Return the policies of the server, with their versions.
+
+        Raises:
+            RefusalError: if it can't be reached, or refuses.
+        """
+        document: dict[str, Any] = self._ask("GET", "/policies")
+        return document
 
     def schema(self) -> dict[str, Any]:
         """Return the server's description of its policy.
@@ -62,7 +99,7 @@ class ServerClient:
         Raises:
             RefusalError: if it can't be reached, or refuses.
         """
-        document = self._ask("GET", "/schema")
+        document = self._ask("GET", f"{self._prefix}/schema")
         if not isinstance(document, dict) or "policy" not in document:
             raise RefusalError(f"{self.url} answers, but not as a Policy Server does")
         return document
@@ -90,7 +127,7 @@ class ServerClient:
             RefusalError: if the server can't be reached, or refuses.
         """
         route, body = request_of(kind, observation)
-        answer: dict[str, Any] = self._ask("POST", route, body)
+        answer: dict[str, Any] = self._ask("POST", f"{self._prefix}{route}", body)
         return answer
 
     def _ask(self, method: str, route: str, body: str | None = None) -> Any:  # noqa: ANN401 -- any JSON
@@ -124,6 +161,8 @@ class ServerClient:
                     "letters, digits and punctuation"
                 )
             headers["access-token"] = self._api_key
+        if self.version:
+            headers["x-policy-version"] = self.version
         return headers
 
     def _why_unreached(self, error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -24,11 +25,12 @@ from demo.examples import EXAMPLES, example_names, find_example
 from demo.observation_form import flat_example, parse_values
 from demo.server_client import RefusalError, ServerClient
 from demo.server_process import ServerProcess
+from policy_server import create_app
 from policy_server.errors import SettingsError
 from policy_server.schema import public_schema, read_schema
 from tests.support.fakes import masked_backend
 from tests.support.folders import ROOT
-from tests.support.servers import KEY, Handler, answered_by, live_server
+from tests.support.servers import KEY, Handler, answered_by, live_server, served_app
 from tests.support.waiting import wait_until
 
 PAGE = str(ROOT / "frontend.py")
@@ -682,3 +684,42 @@ def luminance(color: str) -> float:
         part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
     ]
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+# Several policies and versions
+
+
+def test_policy_and_version_are_chosen_and_two_versions_compared(tmp_path: Path) -> None:
+    (tmp_path / "schema.yaml").write_text(
+        f"""
+policies:
+  walker:
+    versions:
+      v1: {{model: walker.zip, traffic: 90}}
+      v2: {{model: walker.zip, traffic: 10}}
+      v3: {{model: walker.zip, shadow: True}}
+  greedy: {{model: greedy.zip}}
+parameters: {{api_key: {KEY}}}
+"""
+    )
+    shutil.copy(SCALED.parent / "sb3_v18_ppo_discrete" / "policy.zip", tmp_path / "walker.zip")
+    shutil.copy(SCALED.parent / "sb3_trpo" / "policy.zip", tmp_path / "greedy.zip")
+    with served_app(create_app(tmp_path), ws="none") as port:
+        page = connected_page(f"http://127.0.0.1:{port}")
+        described = text_of(page)
+        page.selectbox(key="version.walker").set_value("v2").run()
+        press(page, "predict")
+        compared = text_of(page)
+        charts = len(page.get("vega_lite_chart"))
+        page.selectbox(key="asked").set_value("greedy").run()
+        other = text_of(page)
+
+    assert "v1: 90 %" in described
+    assert "v3: a shadow" in described
+    assert [tab.label for tab in page.tabs] == ["Ask for an action", "Play an episode"]
+    # One of the answer, one of each compared version.
+    assert charts == 3
+    assert compared.count("Probability") >= 3 or compared.count("probability") >= 3
+    assert not page.exception
+    assert "4 values in" in described
+    assert "5 values in" in other

@@ -177,9 +177,18 @@ parameters: {{api_key: {KEY}}}
         ]
         queried = await client.post("/predict_raw?seed=1", json=MOUSE)
         batch = await client.post("/predict_raw/batch", json=[MOUSE])
+        wanted = [
+            await client.post(route, json=MOUSE, headers={"x-policy-version": name})
+            for name in ("v2", "v3", "v4")
+            for route in ("/predict_raw", "/predict_raw?seed=1")
+        ]
         listed = (await client.get("/policies")).json()
 
     named = "x-policy-version"
+    assert [answer.headers.get(named) for answer in wanted] == ["v2"] * 2 + ["v3"] * 2 + [None] * 2
+    assert {answer.status_code for answer in wanted[4:]} == {409}
+    assert wanted[4].json() == wanted[5].json()
+    assert "'v4' is not loaded; expected one of v1, v2, v3" in wanted[4].json()["detail"]
     assert {answer.headers[named] for answer in answers} == {"v1", "v2"}
     assert len({answer.headers[named] for answer in episode}) == 1
     assert {queried.headers[named], batch.headers[named]} <= {"v1", "v2"}

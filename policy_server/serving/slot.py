@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 
-from policy_server.errors import ModelError, NotReadyError, PolicyServerError
+from policy_server.errors import DeploymentError, ModelError, NotReadyError, PolicyServerError
 from policy_server.metrics import Metrics
 from policy_server.observations import ObservationSpace
 from policy_server.policy import PolicySignature
@@ -148,7 +148,7 @@ class PolicySlot:
         """
         return self._split().live
 
-    def choose(self, episode: str = "") -> PolicyVersion:
+    def choose(self, episode: str = "", *, wanted: str = "") -> PolicyVersion:
         """Return the version that answers a question.
 
         An episode ends with the version that it began with, whatever the traffic is meanwhile, for
@@ -156,11 +156,15 @@ class PolicySlot:
 
         Args:
             episode: the id of the question's episode; empty for a question of its own.
+            wanted: the name of the version that is asked for; empty leaves that to the traffic.
 
         Raises:
             NotReadyError: if no version is loaded.
+            DeploymentError: if the version that is asked for is not loaded.
         """
         traffic = self._split()
+        if wanted:
+            return self._named(wanted)
         if not episode:
             return traffic.choose("")
         known = self._episodes.version_of(episode)
@@ -355,6 +359,14 @@ class PolicySlot:
                 raise NotReadyError(f"the policy {self.name} can't be served: {self.failure}")
             raise NotReadyError("the policy is not loaded yet; try again in a few seconds")
         return self._traffic
+
+    def _named(self, name: str) -> PolicyVersion:
+        if name not in self._versions:
+            names = ", ".join(self._versions)
+            raise DeploymentError(
+                f"x-policy-version: {name!r} is not loaded; expected one of {names}"
+            )
+        return self._versions[name]
 
     def _free_label(self, digest: str) -> str:
         label = first = digest or _UNNAMED

@@ -48,6 +48,7 @@ class PolicyAnswering:
         seed: int | None = None,
         request_id: str = "",
         episode: str = "",
+        wanted: str = "",
     ) -> AnswerBody:
         """Answer the observation in a request's body.
 
@@ -59,6 +60,7 @@ class PolicyAnswering:
             seed: makes the draw reproducible.
             request_id: the name of the request in the logs.
             episode: the id of its episode, which stays on one version; empty for none.
+            wanted: the name of the version that is asked for; empty leaves that to the traffic.
 
         Returns:
             The JSON of the answer, and the version that gave it.
@@ -67,7 +69,7 @@ class PolicyAnswering:
             ObservationError: if the body is not what schema.yaml describes.
             PolicyServerError: if the policy can't answer.
         """
-        version = self.slot.choose(episode)
+        version = self.slot.choose(episode, wanted=wanted)
         version.check_answers(kind)
         space = version.space
         parse: Callable[[bytes], Row] = space.parse_raw if is_raw else space.parse_named
@@ -91,6 +93,7 @@ class PolicyAnswering:
         seed: int | None,
         request_id: str,
         episode: str,
+        wanted: str = "",
     ) -> PendingAnswer:
         """Ask for an answer that is fetched later; see `answer`.
 
@@ -101,6 +104,7 @@ class PolicyAnswering:
             seed: makes the draw reproducible.
             request_id: the name of the request in the logs.
             episode: the id of its episode, which stays on one version; empty for none.
+            wanted: the name of the version that is asked for; empty leaves that to the traffic.
 
         Returns:
             The answer, which comes later.
@@ -109,7 +113,7 @@ class PolicyAnswering:
             ObservationError: if the observation is not what schema.yaml describes.
             PolicyServerError: if the policy can't answer.
         """
-        version = self.slot.choose(episode)
+        version = self.slot.choose(episode, wanted=wanted)
         version.check_answers(kind)
         row = self._validated(version, partial(parse, version.space), is_raw=is_raw)
         question = self._question(row, kind, seed)

@@ -50,6 +50,7 @@ class BatchRequest:
         seed: row i is drawn with this plus i; None for independent draws.
         request_id: the id of the request in the logs.
         episode: the id of its episode, which stays on one version; empty for none.
+        wanted: the name of the version that is asked for; empty leaves that to the traffic.
         has_log_probability: whether an array has it as its last column.
     """
 
@@ -60,6 +61,7 @@ class BatchRequest:
     seed: int | None
     request_id: str
     episode: str = ""
+    wanted: str = ""
     has_log_probability: bool = False
 
 
@@ -95,7 +97,7 @@ class BatchAnswering:
         # The version may be another one once there is a place; only a held one stays open.
         self._slot.current().check_answers(request.kind)
         async with self._place():
-            version = self._slot.choose(request.episode)
+            version = self._slot.choose(request.episode, wanted=request.wanted)
             with version.scheduler.held():
                 return AnswerBody(await self._answer(version, request, body), version)
 

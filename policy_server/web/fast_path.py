@@ -55,6 +55,7 @@ class FastPath:
                 is_npy=is_npy(scope["state"]["content_type"]),
                 request_id=scope["state"]["request_id"],
                 episode=scope["state"]["episode"],
+                wanted=scope["state"]["version"],
             )
         except ClientDisconnect:
             raise

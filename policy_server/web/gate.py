@@ -41,6 +41,7 @@ _HEADERS = frozenset(
         b"content-type",
         b"origin",
         b"x-episode-id",
+        b"x-policy-version",
         b"x-request-id",
     }
 )
@@ -138,6 +139,7 @@ class Gate:
             "request_id": request_id,
             "path": path,
             "episode": headers.get(b"x-episode-id", ""),
+            "version": headers.get(b"x-policy-version", ""),
             "content_type": headers.get(b"content-type", ""),
             "client": None if client is None else client[0],
         }

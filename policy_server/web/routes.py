@@ -145,6 +145,7 @@ def _endpoint(policy: PolicyAnswering, route: AnswerRoute) -> Callable[..., Awai
             seed=seed,
             request_id=request.state.request_id,
             episode=request.state.episode,
+            wanted=request.state.version,
         )
         return _named(Response(found.text, media_type=JSON), found.version)
 
@@ -172,6 +173,7 @@ def _batch_endpoint(
             seed=seed,
             request_id=request.state.request_id,
             episode=request.state.episode,
+            wanted=request.state.version,
             has_log_probability=has_log_probability,
         )
         body, version = await answering.answer(batch, request.stream())

@@ -117,6 +117,7 @@ class Streams:
             first_seed=_first_seed(query) if route.kind == "predict" else None,
             request_id=scope["state"]["request_id"],
             episode=scope["state"]["episode"],
+            wanted=scope["state"]["version"],
             max_frame_bytes=self._max_frame_bytes,
         )
         client = scope["state"]["client"]
@@ -159,6 +160,7 @@ class _Questions:
         first_seed: int | None,
         request_id: str,
         episode: str,
+        wanted: str,
         max_frame_bytes: int,
     ) -> None:
         self._policy = policy
@@ -167,6 +169,7 @@ class _Questions:
         self._first_seed = first_seed
         self._max_frame_bytes = max_frame_bytes
         self._episode = episode
+        self._wanted = wanted
         self.request_id = request_id
         self.asked = 0
 
@@ -189,6 +192,7 @@ class _Questions:
                 seed=seed,
                 request_id=self.request_id,
                 episode=self._episode,
+                wanted=self._wanted,
             )
         except Exception as error:
             answer = self.failure(error)
