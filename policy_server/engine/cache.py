@@ -116,13 +116,20 @@ def decode(content: bytes, digest: str) -> Outcome | None:
                 return Outcome(None)
             constants = {int(name): arrays[name] for name in arrays.files if name.isdigit()}
         signature = TypeAdapter(PolicySignature).validate_python(document["signature"])
-        steps = TypeAdapter(tuple[Step, ...]).validate_python(document["steps"])
+        steps = TypeAdapter(tuple[Step, ...]).validate_python(_with_tuples(document["steps"]))
         network = NumpyNetwork(
             constants, steps, document["result"], document["registers"], document["is_row_by_row"]
         )
     except (KeyError, EOFError, zipfile.BadZipFile, ValidationError) as error:
         raise ValueError(str(error)) from error
     return Outcome(CompiledPolicy(signature, network))
+
+
+def _with_tuples(value: Any) -> Any:  # noqa: ANN401 -- a value of JSON
+    """Return a value with tuples for its lists: attributes had them, and JSON has lists alone."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def read_outcome(folder: Path, digest: str) -> Outcome | None:

@@ -50,6 +50,24 @@ def test_network_that_takes_one_observation_at_a_time_is_read_back() -> None:
     assert outcome.compiled.network.compile()(rows).tolist() == rows.tolist()
 
 
+def test_attributes_of_operations_are_read_back_as_they_were() -> None:
+    steps = (
+        Step("ExpandDims", (0, 1), 2),
+        Step("Squeeze", (2,), 3, (("squeeze_dims", (1,)),)),
+    )
+    network = replace(
+        COMPILED.network, constants={1: np.array(1)}, steps=steps, result=3, registers=4
+    )
+
+    outcome = decode(encode(Outcome(replace(COMPILED, network=network)), "digest"), "digest")
+
+    assert outcome is not None
+    assert outcome.compiled is not None
+    assert outcome.compiled.network.steps == steps
+    rows = np.array([[1.0, 2.0]], np.float32)
+    assert outcome.compiled.network.compile()(rows).tolist() == rows.tolist()
+
+
 def test_what_the_graph_clips_and_adds_is_read_back() -> None:
     part = replace(
         components_of(("normal", 2))[0],
