@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -119,12 +119,14 @@ def read_checkpoint(files: Mapping[str, Path], *, name: str | None = None) -> Ch
     parts = folder.parts
     if _LEARNER not in parts:
         return Checkpoint(module, None, None)
-    root = PurePosixPath(*parts[: parts.index(_LEARNER)]) / "env_runner"
+    root = PurePosixPath(*parts[: parts.index(_LEARNER)])
+    env_to_module = _pipeline_folder(files, root, "env_to_module_connector")
+    module_to_env = _pipeline_folder(files, root, "module_to_env_connector")
     return Checkpoint(
         module,
-        _read_connectors(files, root / "env_to_module_connector"),
-        _read_connectors(files, root / "module_to_env_connector"),
-        _read_environment_space(files, root / "env_to_module_connector"),
+        _read_connectors(files, env_to_module),
+        _read_connectors(files, module_to_env),
+        _read_environment_space(files, env_to_module),
     )
 
 
@@ -132,6 +134,7 @@ def _module_folder(files: Mapping[str, Path], name: str | None) -> PurePosixPath
     """Return the folder of the RLModule of that name, or of the only one."""
     states = [PurePosixPath(name) for name in files]
     folders = {path.parent for path in states if path.stem == "module_state"}
+    _check_whole(states, folders)
     # A MultiRLModule's own folder has the folders of its modules in it.
     folders = {one for one in folders if not any(one in other.parents for other in folders)}
     folders = {one for one in folders if _LEARNER in one.parts} or folders
@@ -151,6 +154,37 @@ def _module_folder(files: Mapping[str, Path], name: str | None) -> PurePosixPath
             "one to serve at its top"
         )
     return folders.pop()
+
+
+def _check_whole(paths: Iterable[PurePosixPath], folders: Collection[PurePosixPath]) -> None:
+    """Refuse a MultiRLModule one of whose modules has a description and no weights."""
+    described = {path.parent for path in paths if path.name == _DESCRIPTION}
+    for one in sorted(described):
+        if one.parent in folders and one not in folders and one != one.parent:
+            raise ModelError(
+                f"{one}/module_state: is missing beside the RLModule's description; copy the whole "
+                "folder"
+            )
+
+
+def _pipeline_folder(
+    files: Mapping[str, Path], root: PurePosixPath, name: str
+) -> PurePosixPath | None:
+    """Return the folder of a connector pipeline; None where the checkpoint has none.
+
+    It lies below the environment runner's, or in the checkpoint itself where all runners were
+    remote (`create_local_env_runner=False`).
+    """
+    runner = root / "env_runner"
+    for folder in (runner / name, root / name):
+        if str(folder / _DESCRIPTION) in files:
+            return folder
+    if any(runner in PurePosixPath(file).parents for file in files):
+        raise ModelError(
+            f"{runner / name / _DESCRIPTION}: is missing beside the environment runner's other "
+            "files; copy the whole checkpoint"
+        )
+    return None
 
 
 def _read_module(files: Mapping[str, Path], folder: PurePosixPath) -> RlModule:
@@ -232,12 +266,12 @@ def _ray_version(files: Mapping[str, Path], folder: PurePosixPath) -> str:
 
 
 def _read_connectors(
-    files: Mapping[str, Path], folder: PurePosixPath
+    files: Mapping[str, Path], folder: PurePosixPath | None
 ) -> tuple[Connector, ...] | None:
     """Return the pieces of a pipeline; None where the checkpoint has none."""
-    name = str(folder / _DESCRIPTION)
-    if name not in files:
+    if folder is None:
         return None
+    name = str(folder / _DESCRIPTION)
     described = _read_description(files, name)
     try:
         pieces = described["ctor_args_and_kwargs"][1]["connectors"]
@@ -251,11 +285,13 @@ def _read_connectors(
         ) from error
 
 
-def _read_environment_space(files: Mapping[str, Path], folder: PurePosixPath) -> Space | None:
+def _read_environment_space(
+    files: Mapping[str, Path], folder: PurePosixPath | None
+) -> Space | None:
     """Return the observation space that a pipeline begins with; None where it tells none."""
-    name = str(folder / _DESCRIPTION)
-    if name not in files:
+    if folder is None:
         return None
+    name = str(folder / _DESCRIPTION)
     try:
         found = _read_description(files, name)["ctor_args_and_kwargs"][0][0]
         return read_space(found, f"{name}: observation_space")

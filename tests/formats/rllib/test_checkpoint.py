@@ -87,6 +87,39 @@ def test_weights_without_their_description_are_refused(tmp_path: Path) -> None:
     assert "class_and_ctor_args.pkl: is missing" in refusal_of(folder)
 
 
+@pytest.mark.parametrize("module", ["left", "right"])
+def test_description_without_its_weights_is_refused(tmp_path: Path, module: str) -> None:
+    folder = unzipped("rllib_ppo_multiagent", "checkpoint.zip", tmp_path)
+    (lost,) = (folder / MODULE.parent / module).glob("module_state.*")
+    lost.unlink()
+
+    assert f"{MODULE.parent / module}/module_state: is missing" in refusal_of(folder)
+
+
+@pytest.mark.parametrize("pipeline", ["env_to_module_connector", "module_to_env_connector"])
+@pytest.mark.parametrize("name", [".", "class_and_ctor_args.pkl"])
+def test_whole_checkpoint_that_lost_its_connectors_is_refused(
+    tmp_path: Path, pipeline: str, name: str
+) -> None:
+    folder = unzipped("rllib_ppo_meanstd", "checkpoint.zip", tmp_path)
+    lost = folder / "env_runner" / pipeline / name
+    shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+
+    message = refusal_of(folder)
+
+    assert message.startswith(f"env_runner/{pipeline}/class_and_ctor_args.pkl: is missing beside ")
+
+
+def test_connectors_of_a_checkpoint_without_a_local_env_runner_are_read(tmp_path: Path) -> None:
+    whole = load_policy(unzipped("rllib_ppo_meanstd", "checkpoint.zip", tmp_path / "whole"))
+    folder = unzipped("rllib_ppo_meanstd", "checkpoint.zip", tmp_path / "remote")
+    for pipeline in ("env_to_module_connector", "module_to_env_connector"):
+        (folder / "env_runner" / pipeline).rename(folder / pipeline)
+    shutil.rmtree(folder / "env_runner")
+
+    assert load_policy(folder).signature.findings == whole.signature.findings
+
+
 @pytest.mark.parametrize(
     "name",
     [
