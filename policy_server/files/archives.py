@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from policy_server.errors import ModelError
 
-__all__ = ["Archive", "ArchiveLimits", "fault_of_name", "open_archive"]
+__all__ = ["Archive", "ArchiveLimits", "fault_of_name", "is_cut_off", "open_archive"]
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 # zipfile unpacks the others by whole blocks: a few bytes of them may fill the memory.
@@ -23,6 +23,7 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # zipfile's own errors for members that are encrypted, of another version or damaged.
 _UNPACKING_ERRORS = (NotImplementedError, RuntimeError, zlib.error, EOFError)
 _ZIP_AGAIN = "zip the exported folder again"
+_MEMBER_HEAD = b"PK\x03\x04"
 # File systems take 255 bytes between two slashes; a path also has to fit behind the folder's own.
 _MOST_BYTES = 255
 _MOST_BYTES_OF_A_PATH = 1024
@@ -109,6 +110,8 @@ def open_archive(path: Path, limits: ArchiveLimits) -> Iterator[Archive]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            if is_cut_off(archive, path):
+                raise ModelError(f"{path}: was cut off or is damaged; copy it again")
             yield Archive(archive, _checked_members(archive, path, limits))
     except (zipfile.BadZipFile, UnicodeDecodeError, struct.error) as error:
         raise ModelError(f"{path}: is no zip file or is damaged ({error}); {_ZIP_AGAIN}") from error
@@ -116,6 +119,26 @@ def open_archive(path: Path, limits: ArchiveLimits) -> Iterator[Archive]:
         raise ModelError(
             f"{path}: can't be unpacked: {error}; {_ZIP_AGAIN}, without a password"
         ) from error
+
+
+def is_cut_off(archive: zipfile.ZipFile, path: Path) -> bool:
+    """Return whether a zip lost its end, so that the members are those of a zip inside.
+
+    A zip's list of members is at its end. Where that is cut off, zipfile takes the list of the last
+    zip that lies in the rest as it is, such as the policy.pth of stable-baselines3, and what is
+    before that for a preface.
+
+    Args:
+        archive: the open file.
+        path: the file.
+
+    Raises:
+        OSError: if the file can't be read.
+    """
+    if min((member.header_offset for member in archive.infolist()), default=0) == 0:
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_MEMBER_HEAD)) == _MEMBER_HEAD
 
 
 def _checked_members(

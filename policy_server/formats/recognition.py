@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
+from policy_server.files.archives import is_cut_off
 from policy_server.formats.torch_files import (
     PROGRAM,
     SCRIPT,
@@ -29,6 +30,7 @@ _SAFETENSORS = re.compile(rb".{6}\x00\x00\{\s*\"", re.S)
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
 _TAR_MARK_AT = 257
 _REPACK = "unpack it, and pack the policy's folder as a zip: `zip -r policy.zip FOLDER`"
+_CUT_OFF = "a zip that was cut off or is damaged; copy it again"
 _HEADS: Mapping[bytes, str] = {
     b"version https://git-lfs": "a Git LFS pointer; get the file itself with `git lfs pull`",
     b"\x89HDF\r\n\x1a\n": "an HDF5 file, such as Keras's weights without their network; give the "
@@ -39,7 +41,7 @@ _HEADS: Mapping[bytes, str] = {
     b"7z\xbc\xaf\x27\x1c": f"a 7z archive; {_REPACK}",
     b"Rar!": f"a rar archive; {_REPACK}",
     b"\x28\xb5\x2f\xfd": f"a zstd archive; {_REPACK}",
-    b"PK\x03\x04": "a zip that was cut off or is damaged; copy it again",
+    b"PK\x03\x04": _CUT_OFF,
     # Its first pickle is a number that tells PyTorch its own files.
     b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.": "a PyTorch file of the kind before 1.6; "
     f"{describe_tensors(b'').partition('; ')[2]}",
@@ -167,12 +169,20 @@ _ZIP_ERRORS = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, 
 def _describe_zip(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
+            if is_cut_off(archive, path):
+                return _CUT_OFF
             names = archive.namelist()
             if {"data", "policy.pth"} <= set(names):
                 return f"a stable-baselines3 {_algorithm_in(archive)}"
-            return describe_torch_file(archive) or describe_names(names)
+            return describe_torch_file(archive) or describe_names(names) or _describe_inner(names)
     except _ZIP_ERRORS:
         return None
+
+
+def _describe_inner(names: Collection[str]) -> str | None:
+    """Return a phrase for a zip of zips, which is not unpacked twice."""
+    inner = next((name for name in names if name.lower().endswith(".zip")), None)
+    return None if inner is None else f"a zip that holds the zip {inner!r}; unzip it once"
 
 
 def _algorithm_in(archive: zipfile.ZipFile) -> str:

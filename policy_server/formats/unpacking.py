@@ -203,12 +203,6 @@ class _Unpacking:
         if found:
             return _only(found, str(self._source))
         expected = f"expected {expected_formats(self._formats)}"
-        zips = [str(path) for path in paths if path.suffix.lower() == ".zip"]
-        if zips:
-            raise ModelError(
-                f"{self._source}: holds no policy, but the zip {zips[0]!r}; unzip it once and give "
-                "that"
-            )
         seems = describe_file(self._source)
         raise ModelError(
             f"{self._source}: holds no policy; {expected}"

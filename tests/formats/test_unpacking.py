@@ -26,6 +26,7 @@ from policy_server.formats.model_files import files_of_model
 from policy_server.formats.unpacking import unpack_model
 from tests.support.folders import ROOT
 from tests.support.formats import NotesFormat
+from tests.support.library_policies import POLICIES
 from tests.support.servers import in_thread
 from tests.support.waiting import is_waited_for, wait_until
 from tests.support.zips import FILES, zip_of
@@ -171,8 +172,18 @@ def test_zip_in_a_zip_is_named(tmp_path: Path) -> None:
 
     assert_refused(
         zip_of(tmp_path / "saved_model.zip", files),
-        "holds no policy, but the zip 'export/My Policy.ZIP'; unzip it once and give that",
+        "is a zip that holds the zip 'export/My Policy.ZIP'; unzip it once; expected ",
     )
+
+
+@pytest.mark.parametrize("missing", [30, 20_000])
+def test_zip_that_lost_its_end_is_not_taken_for_a_zip_inside(tmp_path: Path, missing: int) -> None:
+    whole = (POLICIES / "sb3_ppo_box" / "policy.zip").read_bytes()
+    path = tmp_path / "saved_model.zip"
+    path.write_bytes(whole[:-missing])
+    assert zipfile.is_zipfile(path)
+
+    assert_refused(path, "was cut off or is damaged; copy it again")
 
 
 def test_folder_named_as_the_zip_is_one_line(tmp_path: Path) -> None:
@@ -562,6 +573,6 @@ def test_link_and_repeated_member_in_an_archive_of_each_format_are_refused(
 def test_archive_within_an_archive_of_each_format_is_named(tmp_path: Path, form: str) -> None:
     assert_refused(
         zip_of(tmp_path / "outer.zip", {"policy.zip": REAL[form].read_bytes()}),
-        "holds no policy, but the zip 'policy.zip'; unzip it once and give that",
+        "is a zip that holds the zip 'policy.zip'; unzip it once; expected ",
         max_bytes=32 << 20,
     )

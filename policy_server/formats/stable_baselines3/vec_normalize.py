@@ -95,8 +95,8 @@ def read_scaling(
     space, last, original = saved.observation_space, saved.last, saved.original
     if original is not None and (is_on_policy or _is_scaled(space, last, original)):
         raise ModelError(
-            "data: the policy was trained with VecNormalize, whose statistics are not in this "
-            f"file; put what VecNormalize.save wrote beside it as {_FILE}, or say in "
+            "the stable-baselines3 policy: was trained with VecNormalize, whose statistics are not "
+            f"in the .zip; put what VecNormalize.save wrote beside it as {_FILE}, or say in "
             "schema.yaml that observations were not scaled: parameters.normalization: none"
         )
     return None
@@ -119,7 +119,10 @@ def _read(path: Path, space: Space) -> Scaling | None:
         columns = list(_columns(found.state, space, path.name))
         has_channels_first = dict(_channels_first(found.state, space))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ModelError(f"{path.name}: is damaged: {error!r}") from error
+        raise ModelError(
+            f"{path.name}: has no statistics of the policy's observation; give what "
+            "VecNormalize.save wrote in its own training"
+        ) from error
     mean, std, limit = (np.concatenate(column) for column in zip(*columns, strict=True))
     return Scaling(mean, std, limit, has_channels_first)
 

@@ -275,7 +275,10 @@ def test_missing_statistics_of_vec_normalize_are_asked_for(tmp_path: Path) -> No
     folder = unzipped("sb3_ppo_vecnorm", tmp_path)
     (folder / "vec_normalize.pkl").unlink()
 
-    with pytest.raises(ModelError, match=r"trained with VecNormalize.*as vec_normalize\.pkl, or "):
+    refusal = (
+        r"^the stable-baselines3 policy: was trained with VecNormalize.*as vec_normalize\.pkl, or "
+    )
+    with pytest.raises(ModelError, match=refusal):
         load_policy(folder)
 
 
@@ -331,6 +334,16 @@ def test_statistics_beside_a_policy_that_was_not_scaled_are_refused(tmp_path: Pa
         ModelError, match=r"^vec_normalize\.pkl: lies beside the policy, and schema\.yaml says "
     ):
         load_policy(unzipped("sb3_ppo_vecnorm", tmp_path), parse_schema(UNSCALED))
+
+
+def test_statistics_of_one_array_are_refused_for_a_dict(tmp_path: Path) -> None:
+    folder = unzipped("sb3_ppo_dict_order", tmp_path)
+    shutil.copy(POLICIES / "sb3_ppo_vecnorm" / "vec_normalize.pkl", folder)
+
+    with pytest.raises(
+        ModelError, match=r"^vec_normalize\.pkl: has no statistics of the policy's observation; "
+    ):
+        load_policy(folder)
 
 
 def test_statistics_of_another_observation_are_refused(tmp_path: Path) -> None:
