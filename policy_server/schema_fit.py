@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from policy_server.errors import SchemaError
 from policy_server.observation_fit import fit_observations
-from policy_server.policy import ActionComponent, PolicySignature
-from policy_server.schema import ActionField, ServerSchema, number_range
+from policy_server.policy import ActionComponent, ComponentKind, PolicySignature
+from policy_server.schema import ActionField, ActionValues, ServerSchema, number_range
 
 __all__ = [
     "check_schema_fits",
@@ -22,6 +22,12 @@ __all__ = [
 
 # How far bounds that people write may lie from those of a file, which are float32.
 _BOUND_TOLERANCE = 1e-5
+_VALUES: Mapping[ComponentKind, tuple[ActionValues, ...]] = {
+    "categorical": ("logits", "probabilities"),
+    "normal": ("normal",),
+    "squashed_normal": ("squashed_normal",),
+    "deterministic": ("action",),
+}
 
 
 def check_schema_fits(schema: ServerSchema, signature: PolicySignature) -> None:
@@ -169,7 +175,19 @@ def describe_signature(
         return signature
     describe = describe_known_components if has_own_bounds else describe_components
     components = describe(signature.components, schema.actions, schema.source)
+    _check_values(signature, schema)
     return replace(signature, components=components)
+
+
+def _check_values(signature: PolicySignature, schema: ServerSchema) -> None:
+    """Refuse another meaning of the network's numbers than the one that they are read by."""
+    for part, entry in zip(signature.components or (), schema.actions or (), strict=True):
+        read = ("q_values",) if signature.is_value_based else _VALUES[part.kind]
+        if entry.values is not None and entry.values not in read:
+            raise SchemaError(
+                f"{schema.source}: actions.{entry.name}.values: is {entry.values}, by the policy's "
+                f"file they are {read[0]}; mend it or leave it out"
+            )
 
 
 def describe_components(

@@ -210,6 +210,32 @@ def test_actions_that_are_not_the_policys_are_one_line(
     assert caught.value.message == f"schema.yaml: actions{message}"
 
 
+@pytest.mark.parametrize(
+    ("kind", "right", "wrong", "read"),
+    [
+        ("categorical", "probabilities", "q_values", "logits"),
+        ("categorical", "q_values", "logits", "q_values"),
+        ("normal", "normal", "squashed_normal", "normal"),
+        ("squashed_normal", "squashed_normal", "action", "squashed_normal"),
+        ("deterministic", "action", "normal", "action"),
+    ],
+)
+def test_values_that_are_not_the_files_are_one_line(
+    kind: ComponentKind, right: str, wrong: str, read: str
+) -> None:
+    signature = signature_of(components_of((kind, 2)))
+    signature = replace(signature, is_value_based=read == "q_values")
+
+    describe_signature(signature, parse_schema(f"actions: {{a: {{values: {right}}}}}"))
+    with pytest.raises(SchemaError) as caught:
+        describe_signature(signature, parse_schema(f"actions: {{a: {{values: {wrong}}}}}"))
+
+    assert caught.value.message == (
+        f"schema.yaml: actions.a.values: is {wrong}, by the policy's file they are {read}; mend it "
+        "or leave it out"
+    )
+
+
 def test_wrong_number_of_actions_is_one_line() -> None:
     with pytest.raises(SchemaError) as caught:
         describe_components(components_of(("normal", 2)), [], "schema.yaml")
