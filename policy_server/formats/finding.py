@@ -29,6 +29,7 @@ __all__ = [
 
 _SOME_FILES = 5
 # The names under which training libraries write their files: others in the folder are no policy.
+_ONE_FILE = (".keras", ".onnx")
 _SUFFIXES = frozenset(
     (
         *(
@@ -211,7 +212,8 @@ def describe_others(settings: Settings, *, formats: Sequence[Format] = FORMATS) 
         The message; None where nothing in the folder seems to be a policy.
     """
     home = settings.home
-    if format_of_folder(home, formats) is not None:
+    is_one_file = any(path.suffix.lower() in _ONE_FILE for path in _entries(home))
+    if format_of_folder(home, formats) is not None and not is_one_file:
         return (
             f"{home}: holds the files of a policy beside others; move them to a folder of their "
             f"own, such as {settings.models_path}"
@@ -306,7 +308,8 @@ def _seeming(path: Path, settings: Settings, formats: Sequence[Format]) -> str |
         return _seeming_folder(path, settings, formats)
     suffix = path.suffix.lower()
     if suffix != ".zip":
-        return describe_file(path) if suffix in _SUFFIXES else None
+        unknown = f"no {suffix} file by its contents" if suffix in _ONE_FILE else None
+        return describe_file(path) or unknown if suffix in _SUFFIXES else None
     if (seems := describe_file(path)) is not None:
         return seems
     try:

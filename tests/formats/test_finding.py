@@ -247,6 +247,28 @@ def test_policy_that_lies_loose_in_the_servers_folder_is_told(tmp_path: Path) ->
     )
 
 
+@pytest.mark.parametrize("name", ["policy.onnx", "actor.keras"])
+@pytest.mark.parametrize(
+    ("content", "seems"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer; "),
+        (b"<!DOCTYPE html><html>", "a web page; "),
+        (b"", "an empty file"),
+        (b"\x00\x01\x02\x03", "no .{} file by its contents"),
+    ],
+)
+def test_policys_name_with_other_contents_is_told(
+    tmp_path: Path, name: str, content: bytes, seems: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+
+    with pytest.raises(ModelError) as caught:
+        prepare_model(Settings(home=tmp_path))
+
+    found = seems.format(name.partition(".")[2])
+    assert caught.value.message.startswith(f"{tmp_path}: holds no policy, but {name} ({found}")
+
+
 def test_folder_with_one_policy_in_it_is_told_from_a_folder_that_is_one(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     checkpoint = folder_of(tmp_path / "checkpoint", "weights.txt")

@@ -51,7 +51,8 @@ class Feed:
             values = np.full((len(rows), self.width), self.value)
         else:
             values = rows[:, self.first : self.first + self.width]
-        values = values.astype(self.dtype)
+        with np.errstate(invalid="ignore", over="ignore"):  # probes are larger than some types
+            values = values.astype(self.dtype)
         if self.rows_axis is None:
             return values.reshape(self.shape)
         return np.ascontiguousarray(
