@@ -28,6 +28,7 @@ from policy_server.policy.signature import (
     ComponentKind,
     PolicySignature,
     SignatureTensor,
+    StateRole,
     StateTensor,
 )
 from policy_server.schema import DEFAULT_POLICY
@@ -52,6 +53,7 @@ __all__ = [
     "PolicyOutputs",
     "PolicySignature",
     "SignatureTensor",
+    "StateRole",
     "StateTensor",
     "distinct_names",
     "part_names",

@@ -17,10 +17,12 @@ __all__ = [
     "ComponentKind",
     "PolicySignature",
     "SignatureTensor",
+    "StateRole",
     "StateTensor",
 ]
 
 Basis = Literal["structure", "names", "schema", "graph"]
+StateRole = Literal["state", "previous_action", "previous_reward"]
 ComponentKind = Literal["categorical", "normal", "squashed_normal", "deterministic"]
 
 
@@ -46,10 +48,15 @@ class StateTensor:
     Attributes:
         name: its name in the model, such as `h`.
         shape: its dimensions in one row; every number is 0 when an episode begins.
+        role: `state` for numbers that the network itself gives after a step. `previous_action`
+            for the action that was answered, in the numbers of the policy's own space (one for each
+            action value, as the model's input takes it), and `previous_reward` for its reward:
+            the network's result keeps their places, and the keeper of the memory writes them.
     """
 
     name: str
     shape: tuple[int, ...]
+    role: StateRole = "state"
 
     @property
     def size(self) -> int:
