@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 __all__ = [
     "BodyTimeoutError",
     "BodyTooLargeError",
+    "DeploymentChangedError",
     "DeploymentError",
     "DistributionError",
     "ExportError",
@@ -86,6 +87,22 @@ class DeploymentError(PolicyServerError):
     """A change of a policy's versions does not fit those that are deployed."""
 
     status = 409
+
+
+class DeploymentChangedError(DeploymentError):
+    """Another process has changed a policy's versions meanwhile; the change may be tried again."""
+
+    @classmethod
+    def of(cls, policy: str) -> DeploymentChangedError:
+        """Return the error for a policy.
+
+        Args:
+            policy: its name.
+        """
+        return cls(
+            f"the versions of {policy} were changed by another process meanwhile; look at them "
+            "with `status`, and try again"
+        )
 
 
 class DistributionError(PolicyServerError):

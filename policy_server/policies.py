@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 from policy_server.backends.opening import Backends, open_backends
 from policy_server.backends.replica_counts import ReplicaCounts
+from policy_server.backends.shared_records import SharedRecords
 from policy_server.errors import SettingsError
 from policy_server.formats.model_files import identify_model
 from policy_server.metrics import Metrics
@@ -17,6 +19,8 @@ from policy_server.serving import (
     ALL_TRAFFIC,
     DeployedVersion,
     Deployer,
+    Deployment,
+    DeploymentStore,
     OpenedPolicy,
     PlannedVersion,
     PolicyRegistry,
@@ -25,8 +29,9 @@ from policy_server.serving import (
 )
 from policy_server.serving.administration import Administration
 from policy_server.serving.deployment_file import DeploymentFile
+from policy_server.serving.shared_deployments import SharedDeployments
 from policy_server.settings import ENV_PREFIX, Settings
-from policy_server.version_files import VersionFiles
+from policy_server.version_files import Fetch, VersionFiles
 
 __all__ = ["Policies"]
 
@@ -78,7 +83,7 @@ class Policies:
                 [
                     PlannedVersion(
                         version.name,
-                        self._opener(section)(version),
+                        self._opener(section, _not_fetched)(version),
                         version.model,
                         version.percent,
                         version.is_shadow,
@@ -107,42 +112,49 @@ class Policies:
         """
         async with self._open_backends() as backends, AsyncExitStack() as stack:
             self._backends = backends
-            deployers = await asyncio.to_thread(self._deployers)
+            basis = await asyncio.to_thread(self._files.basis, self._file)
+            store = self._store_of(basis, await backends.shared_records())
+            deployers = [self._deployer(slot, store) for slot in self.registry]
             for deployer in deployers:
-                deployer.plan()
+                await asyncio.to_thread(deployer.plan)
             await stack.enter_async_context(self.registry.running())
             for deployer in deployers:
                 deployer.adopt()
-                self._files.clear(deployer.slot.name, deployer.slot.versions)
+                section = self._sections[deployer.slot.name]
+                read = partial(store.read, section.name)
+                await asyncio.to_thread(self._files.clear, section, read)
                 stack.push_async_callback(deployer.aclose)
                 await stack.enter_async_context(_in_background(deployer.run()))
             if self.administration is not None:
                 self.administration.serve(deployers)
             yield backends
 
-    def _deployers(self) -> list[Deployer]:
-        store = DeploymentFile(self._settings.home, self._files.basis(self._file))
-        return [
-            Deployer(
-                slot,
-                self._opener(self._sections[slot.name]),
-                store,
-                forget=partial(self._files.forget, slot.name),
-            )
-            for slot in self.registry
-        ]
+    def _store_of(self, basis: Mapping[str, str], records: SharedRecords | None) -> DeploymentStore:
+        """Return the store of the deployments: the cluster's, else that of the server's folder."""
+        file = DeploymentFile(self._settings.home, basis)
+        if records is None:
+            return file
 
-    def _opener(self, section: PolicySection) -> VersionOpener:
-        return lambda version: partial(self._open, section, version)
+        def uploads(policy: str, deployment: Deployment) -> Mapping[str, Path]:
+            return self._files.uploads(self._sections[policy], deployment)
+
+        return SharedDeployments(records, file, basis, uploads)
+
+    def _deployer(self, slot: PolicySlot, store: DeploymentStore) -> Deployer:
+        opener = self._opener(self._sections[slot.name], partial(store.fetch, slot.name))
+        return Deployer(slot, opener, store, forget=partial(self._files.forget, slot.name))
+
+    def _opener(self, section: PolicySection, fetch: Fetch) -> VersionOpener:
+        return lambda version: partial(self._open, section, version, fetch)
 
     @asynccontextmanager
     async def _open(
-        self, section: PolicySection, version: DeployedVersion
+        self, section: PolicySection, version: DeployedVersion, fetch: Fetch
     ) -> AsyncIterator[OpenedPolicy]:
         assert self._backends is not None, "the registry runs while they are open"
-        folder = await asyncio.to_thread(self._files.prepare, section, version)
+        folder = await asyncio.to_thread(self._files.prepare, section, version, fetch)
         model = await asyncio.to_thread(identify_model, folder)
-        schema = self._files.schema_of(section, version)
+        schema = self._files.schema_of(version)
         metrics = self.metrics.of(section.name)
         replicas = ReplicaCounts.of(self._settings, section)
         async with AsyncExitStack() as stack:
@@ -158,6 +170,11 @@ def _versions_of(section: PolicySection) -> list[DeployedVersion]:
         DeployedVersion(item.name, item.model, item.traffic, is_shadow=item.is_shadow)
         for item in section.versions
     ] or [DeployedVersion("", section.model, ALL_TRAFFIC)]
+
+
+def _not_fetched(_model: str, _target: Path) -> bool:
+    """Fetch nothing: no version of schema.yaml is an uploaded one."""
+    return False
 
 
 @asynccontextmanager

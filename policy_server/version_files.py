@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from policy_server.errors import DeploymentError, ModelError
 from policy_server.files.archives import ArchiveLimits, open_archive
+from policy_server.files.locks import FileLock, is_locked
 from policy_server.formats.finding import find_policy, prepare_model, prepare_policy
 from policy_server.formats.model_files import digest_of_file, identify_model
 from policy_server.formats.unpacking import format_of_file
 from policy_server.remote_files import fetch_files, parse_uri
 from policy_server.schema import PolicySection, SchemaFile, ServerSchema, read_schema
-from policy_server.serving import DeployedVersion
+from policy_server.serving import DeployedVersion, Deployment
 from policy_server.settings import ENV_PREFIX, Settings
 
-__all__ = ["VersionFiles"]
+__all__ = ["Fetch", "VersionFiles"]
 
 _FOLDER = "versions"
 _INCOMING = ".incoming-"
+
+# Brings an uploaded version's files to an empty folder, and returns whether it could.
+Fetch = Callable[[str, Path], bool]
 
 
 class VersionFiles:
     """The models of a server's policies: in its folder, at a path or address, or uploaded.
 
-    Uploaded and fetched versions have a folder of their own, `versions/POLICY/VERSION/`, which is
-    laid out as a server's folder is: a policy, and maybe a schema.yaml.
+    Uploaded and fetched versions have a folder of their own, which is laid out as a server's folder
+    is: a policy, and maybe a schema.yaml. That of a fetched one is `versions/POLICY/VERSION/`, that
+    of an uploaded one `versions/POLICY/VERSION.ID/`, whose id no other upload has.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -41,18 +47,21 @@ class VersionFiles:
         self._settings = settings
         self._root = settings.home / _FOLDER
 
-    def prepare(self, section: PolicySection, version: DeployedVersion) -> Path:
+    def prepare(self, section: PolicySection, version: DeployedVersion, fetch: Fetch) -> Path:
         """Return the folder with a version's files; fetch and unpack them where that is needed.
 
         Args:
             section: the part of schema.yaml about the policy.
             version: the version; its name is empty where schema.yaml names none.
+            fetch: brings the files of an uploaded version that are not here.
 
         Raises:
             ModelError: if there is no policy, or it can't be had.
         """
         if version.model is None:
             return prepare_model(self._settings)
+        if self._is_uploaded(version.model):
+            return self._prepare_uploaded(section.name, version.model, fetch)
         key = f"versions.{version.name}.model" if section.versions else "model"
         try:
             return self._prepare(section, version, version.model)
@@ -62,25 +71,35 @@ class VersionFiles:
     def _prepare(self, section: PolicySection, version: DeployedVersion, model: str) -> Path:
         settings = self._settings
         if "://" in model:
-            own = self._own(section.name, version.name or "model")
+            own = self._own(f"{_FOLDER}/{section.name}/{version.name or 'model'}")
             own.home.mkdir(parents=True, exist_ok=True)
             uri = parse_uri(model, name=f"policies.{section.name}.model")
             fetch_files(
                 own, model=uri, schema=None, check=lambda *_: None, is_outdated_allowed=True
             )
             return prepare_model(own)
-        if self._is_uploaded(model):
-            return prepare_model(self._own(section.name, version.name))
         target = settings.models_path / section.name / version.name
         return prepare_policy(settings.home / model, target, settings)
 
-    def schema_of(self, section: PolicySection, version: DeployedVersion) -> ServerSchema | None:
+    def _prepare_uploaded(self, policy: str, model: str, fetch: Fetch) -> Path:
+        own = self._own(model)
+        if not own.home.is_dir():
+            with self.incoming(policy, own.home.name.partition(".")[0]) as upload:
+                unpacked = _unpacked(upload)
+                if not fetch(model, unpacked):
+                    raise ModelError(
+                        f"{own.home}: not found; the version's files are gone: deploy it anew"
+                    )
+                if not own.home.is_dir():
+                    unpacked.rename(own.home)
+        return prepare_model(own)
+
+    def schema_of(self, version: DeployedVersion) -> ServerSchema | None:
         """Return the schema that came with an uploaded version; None where none did.
 
         Its access key and prefix are not used: they belong to the server.
 
         Args:
-            section: the part of schema.yaml about the policy.
             version: the version.
 
         Raises:
@@ -88,20 +107,27 @@ class VersionFiles:
         """
         if version.model is None or not self._is_uploaded(version.model):
             return None
-        path = self._own(section.name, version.name).schema_path
+        path = self._own(version.model).schema_path
         return read_schema(path) if path.is_file() else None
 
     @contextmanager
-    def incoming(self, policy: str) -> Iterator[Path]:
+    def incoming(self, policy: str, version: str) -> Iterator[Path]:
         """Give a file to write an upload to; it is gone at the end of the block.
+
+        No process clears the version's files meanwhile.
 
         Args:
             policy: the policy's name.
+            version: the version's name.
         """
         folder = self._root / policy
+        prefix = f"{_INCOMING}{version}."
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=_INCOMING, dir=folder) as scratch:
+            with (
+                tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as scratch,
+                FileLock(Path(scratch), is_folder=True),
+            ):
                 yield Path(scratch) / "upload.zip"
         except OSError as error:
             raise DeploymentError(
@@ -118,25 +144,22 @@ class VersionFiles:
                 lies beside it, and maybe its schema.yaml.
 
         Returns:
-            The place, as `DeployedVersion.model` has it.
+            The place, as `DeployedVersion.model` has it; it is another one for each upload.
 
         Raises:
             ModelError: if the archive can't be used.
         """
         most = self._settings.max_unpacked_bytes
-        unpacked = upload.with_name("home")
-        unpacked.mkdir()
+        unpacked = _unpacked(upload)
         if self._is_policy(upload):
             shutil.move(upload, unpacked / self._settings.zip_path.name)
         else:
             limits = ArchiveLimits(most, f"{ENV_PREFIX}MAX_UNPACKED_BYTES={most}")
             with open_archive(upload, limits) as archive:
                 archive.extract(PurePosixPath(), unpacked, is_wanted=lambda _path: True)
-        target = self._own(policy, version).home
-        if target.exists():
-            shutil.rmtree(target)
-        unpacked.rename(target)
-        return f"{_FOLDER}/{policy}/{version}"
+        model = f"{_FOLDER}/{policy}/{version}.{secrets.token_hex(6)}"
+        unpacked.rename(self._own(model).home)
+        return model
 
     def _is_policy(self, upload: Path) -> bool:
         try:
@@ -144,26 +167,55 @@ class VersionFiles:
         except ModelError:
             return False
 
-    def forget(self, policy: str, version: str) -> None:
+    def forget(self, policy: str, version: DeployedVersion) -> None:
         """Remove the files of a version that was uploaded or fetched; others stay.
 
         Args:
             policy: the policy's name.
-            version: the version's name.
+            version: the version.
         """
-        shutil.rmtree(self._own(policy, version).home, ignore_errors=True)
+        if (folder := self._folder_of(version)) is not None:
+            shutil.rmtree(self._root / policy / folder, ignore_errors=True)
 
-    def clear(self, policy: str, versions: Collection[str]) -> None:
+    def clear(self, section: PolicySection, read: Callable[[], Deployment | None]) -> None:
         """Remove what interrupted deployments have left.
 
         Args:
-            policy: the policy's name.
-            versions: the names of the versions that are deployed.
+            section: the part of schema.yaml about the policy.
+            read: returns the policy's deployment.
         """
-        folder = self._root / policy
-        for path in folder.iterdir() if folder.is_dir() else ():
-            if path.name not in {*versions, "model"}:
+        folder = self._root / section.name
+        found = [*folder.iterdir()] if folder.is_dir() else []
+        # In this order, since other processes go on: what is deployed meanwhile is on its way
+        # first, and is in the deployment when it has arrived.
+        coming = {_version_of(path) for path in found if is_locked(path)}
+        deployed = [self._folder_of(version) for version in read() or ()]
+        kept = {*deployed, *(version.name for version in section.versions), "model"}
+        for path in found:
+            if path.name not in kept and _version_of(path) not in coming:
                 shutil.rmtree(path, ignore_errors=True)
+
+    def uploads(self, section: PolicySection, deployment: Deployment) -> Mapping[str, Path]:
+        """Return the folders of a deployment's uploaded versions, by their `model`.
+
+        Args:
+            section: the part of schema.yaml about the policy.
+            deployment: the versions.
+
+        Raises:
+            DeploymentError: if a version lies at a path of this machine that schema.yaml does not
+                name, so that other machines can't have it.
+        """
+        named = {None, section.model, *(version.model for version in section.versions)}
+        for version in deployment:
+            model = version.model
+            if model not in named and "://" not in (model or "") and not self._is_uploaded(model):
+                raise DeploymentError(
+                    f"version {version.name}: {model}: is a path of one machine, and the servers "
+                    "of a cluster have folders of their own; send the archive itself"
+                )
+        models = [version.model for version in deployment if self._is_uploaded(version.model)]
+        return {model: self._own(model).home for model in models if model is not None}
 
     def basis(self, file: SchemaFile) -> dict[str, str]:
         """Return the digest of each policy's part of schema.yaml and its files, by its name.
@@ -189,15 +241,35 @@ class VersionFiles:
     def _digest(self, model: str) -> str:
         return "" if "://" in model else _digest_of(self._settings.home / model)
 
-    def _is_uploaded(self, model: str) -> bool:
-        return model.startswith(f"{_FOLDER}/")
+    def _is_uploaded(self, model: str | None) -> bool:
+        return model is not None and model.startswith(f"{_FOLDER}/")
 
-    def _own(self, policy: str, version: str) -> Settings:
+    def _folder_of(self, version: DeployedVersion) -> str | None:
+        """Return the name of a version's own folder; None for one without."""
+        if version.model is None:
+            return None
+        if self._is_uploaded(version.model):
+            return PurePosixPath(version.model).name
+        return version.name if "://" in version.model else None
+
+    def _own(self, model: str) -> Settings:
         """Return the settings of a version's folder, laid out as a server's folder."""
-        return self._settings.model_copy(update={"home": self._root / policy / version})
+        return self._settings.model_copy(update={"home": self._settings.home / model})
 
 
 def _digest_of(path: Path) -> str:
     if path.is_dir():
         return identify_model(path).digest
     return digest_of_file(path) if path.is_file() else ""
+
+
+def _unpacked(upload: Path) -> Path:
+    """Make the folder beside an upload that its files go to."""
+    folder = upload.with_name("home")
+    folder.mkdir()
+    return folder
+
+
+def _version_of(folder: Path) -> str:
+    """Return the name of the version that a folder belongs to."""
+    return folder.name.removeprefix(_INCOMING).partition(".")[0]

@@ -70,6 +70,9 @@ class LocalBackends:
         """
         self._settings = settings
 
+    async def shared_records(self) -> None:
+        """Return None: the server's folder has it all."""
+
     def open(
         self,
         model: Model,

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
 from policy_server.backends.replica_counts import ReplicaCounts
+from policy_server.backends.shared_records import SharedRecords
 from policy_server.formats.model_files import Model
 from policy_server.metrics import PolicyMetrics
 from policy_server.policy import PolicyBackend
@@ -26,6 +27,13 @@ class Backends(Protocol):
     @property
     def metrics_url(self) -> str | None:
         """Return the address of Ray's own metrics; None without Ray."""
+
+    async def shared_records(self) -> SharedRecords | None:
+        """Return what the servers of a cluster share; None where there is no cluster.
+
+        Raises:
+            PolicyServerError: if the cluster can't be joined.
+        """
 
     def open(
         self, model: Model, schema: ServerSchema, metrics: PolicyMetrics, replicas: ReplicaCounts

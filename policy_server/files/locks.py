@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Self
 
-__all__ = ["FileLock"]
+__all__ = ["FileLock", "is_locked"]
 
 _POLL_S = 0.1
 
@@ -76,3 +76,19 @@ class FileLock:
 
     def _free(self) -> None:
         os.close(self._descriptor)
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a folder's own lock is held, by whomever.
+
+    Args:
+        folder: the folder; one that is not there is not locked.
+    """
+    try:
+        lock = FileLock(folder, is_folder=True)
+    except OSError:
+        return False
+    try:
+        return not lock._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)  # noqa: SLF001 -- its own module
+    finally:
+        lock._free()  # noqa: SLF001

@@ -5,8 +5,9 @@ A scheduler in front of each version gathers many questions into few calls of it
 
 from __future__ import annotations
 
-from policy_server.serving.deployer import Deployer, DeploymentStore, VersionOpener
+from policy_server.serving.deployer import Deployer, VersionOpener
 from policy_server.serving.deployment import DeployedVersion, Deployment, Evidence
+from policy_server.serving.deployment_store import DeploymentStore
 from policy_server.serving.questions import Answer, Question
 from policy_server.serving.registry import PolicyRegistry
 from policy_server.serving.scheduler import ROWS_PER_CALL, Limits, Scheduler

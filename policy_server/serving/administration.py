@@ -30,11 +30,12 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 class UploadedFiles(Protocol):
     """Where uploaded versions lie."""
 
-    def incoming(self, policy: str) -> AbstractContextManager[Path]:
+    def incoming(self, policy: str, version: str) -> AbstractContextManager[Path]:
         """Give a file to write an upload to; it is gone at the end of the block.
 
         Args:
             policy: the policy's name.
+            version: the new version's name.
         """
 
     def take(self, policy: str, version: str, upload: Path) -> str:
@@ -46,12 +47,12 @@ class UploadedFiles(Protocol):
             upload: the archive.
         """
 
-    def forget(self, policy: str, version: str) -> None:
+    def forget(self, policy: str, version: DeployedVersion) -> None:
         """Remove the files of a version.
 
         Args:
             policy: the policy's name.
-            version: the version's name.
+            version: the version.
         """
 
 
@@ -123,14 +124,18 @@ class Administration:
             PolicyServerError: if it can't be deployed; everything is as it was then.
         """
         deployer = self.deployer_of(policy)
-        with self._reserved(deployer, version) as name, self._files.incoming(policy) as upload:
+        with (
+            self._reserved(deployer, version) as name,
+            self._files.incoming(policy, name) as upload,
+        ):
             await self._receive(body, upload)
             with _as_refusals():
                 model = await asyncio.to_thread(self._files.take, policy, name, upload)
+            deployed = DeployedVersion(name, model, percent, is_shadow)
             try:
-                return await _deploy(deployer, DeployedVersion(name, model, percent, is_shadow))
+                return await _deploy(deployer, deployed)
             except BaseException:
-                self._files.forget(policy, name)
+                self._files.forget(policy, deployed)
                 raise
 
     async def deploy_address(

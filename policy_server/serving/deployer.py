@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
-from typing import Protocol
 
-from policy_server.errors import DeploymentError, PolicyServerError
+from policy_server.errors import DeploymentChangedError, DeploymentError, PolicyServerError
 from policy_server.serving.deployment import DeployedVersion, Deployment, Evidence
+from policy_server.serving.deployment_store import DeploymentStore
+from policy_server.serving.evidence import weigh
 from policy_server.serving.slot import PlannedVersion, PolicyOpener, PolicySlot
 from policy_server.serving.traffic import ALL_TRAFFIC
 
-__all__ = ["Deployer", "DeploymentStore", "VersionOpener"]
+__all__ = ["Deployer", "VersionOpener"]
 
 logger = logging.getLogger(__name__)
 
@@ -21,35 +24,12 @@ VersionOpener = Callable[[DeployedVersion], PolicyOpener]
 
 # How often the store is looked at, evidence is weighed, and the episodes of an old version counted.
 _PERIOD_S = 1.0
-# A version that fails so often, of at least so many questions, is taken back.
-_MOST_FAILURES = 0.01
-_FEWEST_FAILURES = 5
-# A version whose median call takes so many times as long as the live one's is taken back.
-_MOST_SLOWER = 10.0
+# A change that comes after another process's is made anew, so many times in all.
+_MOST_TRIES = 3
+# A deployment that can't be followed is tried again, later each time.
+_LONGEST_DELAY_S = 60.0
 # Of a policy that could not be loaded: no change but a first deployment fits it.
 _NOTHING = Deployment((), live="")
-
-
-class DeploymentStore(Protocol):
-    """Keeps deployments for the next start, and for the other processes of the server."""
-
-    def read(self, policy: str) -> Deployment | None:
-        """Return a policy's deployment; None where none was written for today's files.
-
-        Args:
-            policy: the policy's name.
-        """
-
-    def write(self, policy: str, deployment: Deployment) -> None:
-        """Keep a deployment, the one that follows the one that is there.
-
-        Args:
-            policy: the policy's name.
-            deployment: the new one; its `serial` is one more than that of the kept one.
-
-        Raises:
-            DeploymentError: if another process has changed the deployment meanwhile.
-        """
 
 
 class Deployer:
@@ -71,7 +51,7 @@ class Deployer:
         opener: VersionOpener,
         store: DeploymentStore,
         *,
-        forget: Callable[[str], None] = lambda _name: None,
+        forget: Callable[[DeployedVersion], None] = lambda _version: None,
         period_s: float = _PERIOD_S,
     ) -> None:
         """Own the slot's versions while `run` runs; nothing is loaded yet.
@@ -80,7 +60,7 @@ class Deployer:
             slot: the policy's slot.
             opener: gives what loads and unloads a version.
             store: keeps deployments.
-            forget: removes the files of a version that is undeployed, by its name.
+            forget: removes the files of a version that is undeployed.
             period_s: how often the store is looked at, in seconds.
         """
         self.slot = slot
@@ -89,7 +69,12 @@ class Deployer:
         self._store = store
         self._forget = forget
         self._period_s = period_s
+        # The store's latest deployment that was carried out here, or planned.
         self._kept: Deployment | None = None
+        self._loaded: dict[str, DeployedVersion] = {}
+        self._refused: Deployment | None = None
+        self._delay_s = 0.0
+        self._retry_at = 0.0
         self._changing = asyncio.Lock()
         self._draining: dict[str, asyncio.Task[None]] = {}
 
@@ -109,7 +94,8 @@ class Deployer:
     def adopt(self) -> None:
         """Begin with the versions that the slot has loaded."""
         if self.slot.traffic is not None:
-            self.deployment = self._loaded(self._kept)
+            self.deployment = self._begun(self._kept)
+            self._loaded = {version.name: version for version in self.deployment}
 
     async def aclose(self) -> None:
         """Stop draining; the slot unloads its versions itself."""
@@ -122,13 +108,15 @@ class Deployer:
         while True:
             await asyncio.sleep(self._period_s)
             try:
-                await self._converge()
+                await self._follow()
                 await self._weigh()
             except PolicyServerError as error:
                 logger.warning(
                     "deployment_not_followed",
                     extra={"policy": self.slot.name, "reason": error.message},
                 )
+            except Exception:
+                logger.exception("deployment_not_followed", extra={"policy": self.slot.name})
 
     async def deploy(self, version: DeployedVersion) -> Deployment:
         """Load a version, and give it its share of the questions.
@@ -140,12 +128,15 @@ class Deployer:
             DeploymentError: if the name is taken.
             PolicyServerError: if the version can't be loaded, or is no version of this policy.
         """
-        if self.deployment is None:
+
+        def deployed(before: Deployment) -> Deployment:
+            if before.versions:
+                return before.deployed(version)
             # The policy could not be loaded: this is its first version.
             whole = replace(version, percent=ALL_TRAFFIC, is_shadow=False)
-            first = replace(Deployment.begin([whole]), serial=self._next_serial())
-            return await self._change(lambda _before: first)
-        return await self._change(lambda before: before.deployed(version))
+            return replace(Deployment.begin([whole]), serial=before.serial + 1)
+
+        return await self._change(deployed)
 
     async def promote(self, name: str | None, *, evidence: Evidence | None = None) -> Deployment:
         """Give all questions to a version, at once or when the evidence is there.
@@ -185,27 +176,65 @@ class Deployer:
         return await self._change(lambda before: before.undeployed(name))
 
     async def _change(self, make: Callable[[Deployment], Deployment]) -> Deployment:
+        """Carry out a change of the latest deployment, be it another process's.
+
+        Args:
+            make: returns the new deployment for the latest one.
+        """
         async with self._changing:
-            target = make(self.deployment or _NOTHING)
-            await self._carry_out(target, is_kept=False)
-            return target
+            for _ in range(_MOST_TRIES - 1):
+                try:
+                    return await self._carry_out(make(await self._latest()), is_kept=False)
+                except DeploymentChangedError:
+                    continue
+            return await self._carry_out(make(await self._latest()), is_kept=False)
 
-    def _next_serial(self) -> int:
-        kept = self._store.read(self.slot.name)
-        return 1 if kept is None else kept.serial + 1
+    async def _latest(self) -> Deployment:
+        kept = await self._read()
+        if kept is not None and self._is_newer(kept):
+            return kept
+        if self.deployment is not None:
+            return self.deployment
+        return _NOTHING if kept is None else replace(_NOTHING, serial=kept.serial)
 
-    async def _carry_out(self, target: Deployment, *, is_kept: bool) -> None:
-        added: list[str] = []
+    async def _read(self) -> Deployment | None:
+        reading = asyncio.create_task(asyncio.to_thread(self._store.read, self.slot.name))
+        try:
+            return await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            # The store may not be there any more when the server has ended.
+            await asyncio.wait([reading])
+            raise
+
+    def _is_newer(self, kept: Deployment) -> bool:
+        """Return whether the store's deployment is another one than that which was carried out.
+
+        A store that was lost may have been given another one with the same serial.
+        """
+        known = self._kept
+        return known is None or (kept.serial >= known.serial and kept != known)
+
+    async def _carry_out(self, target: Deployment, *, is_kept: bool) -> Deployment:
+        added: list[DeployedVersion] = []
+        outgoing: dict[str, str] = {}
+        kept = target
         try:
             for version in target:
-                if await self._add(version):
-                    added.append(version.name)
+                await self._add(version, added, outgoing)
+            target = target.identified({name: self._digest(name) for name in self.slot.versions})
             if not is_kept:
                 await asyncio.to_thread(self._store.write, self.slot.name, target)
         except BaseException:
-            for name in added:
-                await self.slot.remove(name)
+            for version in added:
+                await self._unload(version.name)
+            for name, key in outgoing.items():
+                self._rename(key, name)
             raise
+        self._kept = kept if is_kept else target
+        self._move_traffic(target)
+        return target
+
+    def _move_traffic(self, target: Deployment) -> None:
         self.slot.failures.clear()
         self.slot.route(target.percents, shadows=target.shadows)
         self.deployment = target
@@ -223,92 +252,107 @@ class Deployer:
             if name not in self._draining:
                 self._draining[name] = asyncio.create_task(self._drain(name))
 
-    async def _add(self, version: DeployedVersion) -> bool:
-        """Load a version unless it is loaded, and return whether that was needed."""
-        if version.name in self._draining:
+    async def _add(
+        self, version: DeployedVersion, added: list[DeployedVersion], outgoing: dict[str, str]
+    ) -> None:
+        """Load a version unless it is loaded.
+
+        Args:
+            version: the version.
+            added: takes it if it was loaded.
+            outgoing: takes its name, and that of another version which has had it until now: one
+                that another process has undeployed, before it has deployed this one.
+        """
+        name = version.name
+        if name in self._draining and not version.digest:
             raise DeploymentError(
-                f"version {version.name} still answers its last episodes; try again later, or give "
-                "the new one another name"
+                f"version {name} still answers its last episodes; try again later, or give the new "
+                "one another name"
             )
-        if version.name in self.slot.versions:
-            return False
-        await self.slot.add(self._opener(version), name=version.name)
-        return True
+        if name in self.slot.versions:
+            is_same = version.digest in ("", self._digest(name))
+            if is_same and name not in self._draining:
+                self._loaded[name] = version
+                return
+            outgoing[name] = f"{name} (outgoing {time.monotonic_ns()})"
+            self._rename(name, outgoing[name])
+        await self.slot.add(self._opener(version), name=name)
+        self._loaded[name] = version
+        added.append(version)
+        if version.digest not in ("", self._digest(name)):
+            raise DeploymentError(
+                f"version {name}: {version.model} holds another policy than the one that was "
+                "deployed; deploy it anew under another name"
+            )
+
+    def _digest(self, name: str) -> str:
+        return self.slot.versions[name].digest
+
+    def _rename(self, name: str, key: str) -> None:
+        self.slot.rename(name, key)
+        self._loaded[key] = self._loaded.pop(name)
+        if (draining := self._draining.pop(name, None)) is not None:
+            draining.cancel()
+            self._draining[key] = asyncio.create_task(self._drain(key))
+
+    async def _unload(self, name: str) -> DeployedVersion:
+        # First: another version may get the name while this one is unloaded.
+        version = self._loaded.pop(name)
+        await self.slot.remove(name)
+        return version
 
     async def _drain(self, name: str) -> None:
         """Unload a version when its episodes have ended."""
         try:
             while self.slot.episodes_of(name):
                 await asyncio.sleep(self._period_s)
-            await self.slot.remove(name)
-            await asyncio.to_thread(self._forget, name)
+            version = await self._unload(name)
+            if all(version.model != item.model for item in self.deployment or ()):
+                await asyncio.to_thread(self._forget, version)
         finally:
-            del self._draining[name]
+            if self._draining.get(name) is asyncio.current_task():
+                del self._draining[name]
 
-    async def _converge(self) -> None:
+    async def _follow(self) -> None:
         """Carry out what another process has decided."""
-        if self.deployment is None:
-            return
-        kept = await asyncio.to_thread(self._store.read, self.slot.name)
-        if kept is None or kept.serial <= self.deployment.serial:
-            return
         async with self._changing:
-            if kept.serial > self.deployment.serial:
+            kept = await self._read()
+            if kept is None or not self._is_newer(kept):
+                return
+            if kept == self._refused and time.monotonic() < self._retry_at:
+                return
+            try:
                 await self._carry_out(kept, is_kept=True)
+            except Exception:
+                is_again = kept == self._refused
+                self._delay_s = min(2 * self._delay_s, _LONGEST_DELAY_S) if is_again else _PERIOD_S
+                self._refused, self._retry_at = kept, time.monotonic() + self._delay_s
+                raise
 
     async def _weigh(self) -> None:
         """Promote a version that has shown what was asked, or take it back."""
-        deployment = self.deployment
-        if deployment is None:
+        weighed = self.deployment
+        verdict = None if weighed is None else weigh(self.slot, weighed)
+        if weighed is None or verdict is None:
             return
-        evidence = deployment.waiting_for
-        trial = None if evidence is None else evidence.version
-        for name in deployment.candidates:
-            if name in deployment.percents or name == trial:
-                fault = self._fault_of(name)
-                if fault is not None:
-                    await self._take_back(name, fault)
-                    return
-        if evidence is None:
-            return
-        report = self.slot.shadows[evidence.version].report()
-        if report.copies < evidence.after or report.same_mode is None:
-            return
-        disagreement = 1.0 - report.same_mode
-        shown = f"{disagreement:.2%} of {report.copies} questions have another action"
-        if disagreement > evidence.max_disagreement:
-            shown = f"{shown}, more than {evidence.max_disagreement:.2%}"
-            await self._take_back(evidence.version, shown)
-        else:
-            reason = f"{evidence.version} is promoted: {shown}"
-            await self._change(lambda before: before.promoted(evidence.version, reason=reason))
 
-    async def _take_back(self, name: str, fault: str) -> None:
-        reason = f"{name} is taken back: {fault}"
-        logger.warning("version_taken_back", extra={"version": name, "reason": fault})
-        await self._change(lambda before: before.undeployed(name, reason=reason))
+        def concluded(before: Deployment) -> Deployment:
+            if before.serial != weighed.serial:
+                # Another process, or a person, has changed what was weighed.
+                raise DeploymentChangedError.of(self.slot.name)
+            name, reason = verdict.version, verdict.reason
+            if verdict.is_promoted:
+                return before.promoted(name, reason=reason)
+            return before.undeployed(name, reason=reason)
 
-    def _fault_of(self, name: str) -> str | None:
-        """Return why a candidate has to be taken back; None for no reason."""
-        version, live = self.slot.versions.get(name), self.slot.live
-        if version is None or live is None:
-            return None
-        asked, failed = version.record.asked, version.record.failed
-        shadow = self.slot.shadows.get(name)
-        if shadow is not None:
-            report = shadow.report()
-            asked, failed = asked + report.copies + report.failed, failed + report.failed
-        if failed >= _FEWEST_FAILURES and failed > _MOST_FAILURES * asked:
-            return f"it failed on {failed} of {asked} questions"
-        mine, theirs = version.record.call_seconds, live.record.call_seconds
-        if mine is not None and theirs is not None and mine > _MOST_SLOWER * theirs:
-            return (
-                f"a call takes {mine * 1000:.1f} ms, more than {_MOST_SLOWER:g} times "
-                f"the {theirs * 1000:.1f} ms of {live.label}"
+        with suppress(DeploymentChangedError):
+            await self._change(concluded)
+            logger.info(
+                "version_promoted" if verdict.is_promoted else "version_taken_back",
+                extra={"version": verdict.version, "reason": verdict.reason},
             )
-        return None
 
-    def _loaded(self, kept: Deployment | None) -> Deployment:
+    def _begun(self, kept: Deployment | None) -> Deployment:
         """Return the deployment of the versions that could be loaded."""
         slot, traffic = self.slot, self.slot.traffic
         assert traffic is not None, "a version that answers was loaded"
@@ -319,6 +363,7 @@ class Deployer:
                 known.get(name, DeployedVersion(name, self.slot.models.get(name))),
                 percent=percents.get(name, 0.0),
                 is_shadow=name in slot.shadows,
+                digest=slot.versions[name].digest,
             )
             for name in slot.versions
         )

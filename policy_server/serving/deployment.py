@@ -30,12 +30,14 @@ class DeployedVersion:
             server's folder.
         percent: its share of the questions, in per cent.
         is_shadow: whether it gets copies of the questions, and answers nobody.
+        digest: the start of the digest of its files; empty before it was loaded.
     """
 
     name: str
     model: str | None
     percent: float = 0.0
     is_shadow: bool = False
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,15 @@ class Deployment:
         rest = (ALL_TRAFFIC - version.percent) / ALL_TRAFFIC
         others = [replace(item, percent=item.percent * rest) for item in self]
         return self._with((*others, version), reason="")
+
+    def identified(self, digests: Mapping[str, str]) -> Deployment:
+        """Return the same deployment, whose versions have the digests of what was loaded.
+
+        Args:
+            digests: the start of the digest of each version's files, by the version's name.
+        """
+        known = tuple(replace(item, digest=digests[item.name]) for item in self)
+        return replace(self, versions=known)
 
     def promoted(self, name: str | None = None, *, reason: str = "") -> Deployment:
         """Return the deployment in which a version answers all questions.

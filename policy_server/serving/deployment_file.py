@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from policy_server.errors import DeploymentError
+from policy_server.errors import DeploymentChangedError, DeploymentError
 from policy_server.files.atomic import write_whole
 from policy_server.files.locks import FileLock
 from policy_server.serving.deployment import Deployment
@@ -61,18 +62,40 @@ class DeploymentFile:
 
     def write(self, policy: str, deployment: Deployment) -> None:
         """Keep a deployment; see `DeploymentStore.write`."""
+        with self._locked():
+            known = self.read(policy)
+            if known is not None and known.serial >= deployment.serial:
+                raise DeploymentChangedError.of(policy)
+            self._replace(policy, deployment)
+
+    def copy(self, policy: str, deployment: Deployment) -> None:
+        """Keep a deployment that was decided elsewhere, whatever is kept here.
+
+        Args:
+            policy: the policy's name.
+            deployment: its deployment.
+
+        Raises:
+            DeploymentError: if the file can't be written.
+        """
+        with self._locked():
+            if self.read(policy) != deployment:
+                self._replace(policy, deployment)
+
+    def fetch(self, policy: str, model: str, target: Path) -> bool:  # noqa: ARG002 -- the protocol's
+        """Return False: the server's folder is all there is; see `DeploymentStore.fetch`."""
+        return False
+
+    def _replace(self, policy: str, deployment: Deployment) -> None:
+        entry = {"basis": self._basis.get(policy, ""), "deployment": asdict(deployment)}
+        text = json.dumps({**self._entries(), policy: entry}, indent=1)
+        write_whole(self._path, text, is_durable=True)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
         try:
             with FileLock(self._lock):
-                entries = self._entries()
-                known = self.read(policy)
-                if known is not None and known.serial >= deployment.serial:
-                    raise DeploymentError(
-                        f"the versions of {policy} were changed by another process meanwhile; look "
-                        "at them with `status`, and try again"
-                    )
-                entry = {"basis": self._basis.get(policy, ""), "deployment": asdict(deployment)}
-                text = json.dumps({**entries, policy: entry}, indent=1)
-                write_whole(self._path, text, is_durable=True)
+                yield
         except OSError as error:
             raise DeploymentError(
                 f"{self._path}: can't be written: {error.strerror or error}; nothing has changed"

@@ -298,6 +298,20 @@ class PolicySlot:
             load_seconds=self._load_seconds[traffic.live.label],
         )
 
+    def rename(self, name: str, key: str) -> None:
+        """Keep a loaded version under another name, so that its own is free for a new version.
+
+        It goes on answering, and is still called by its own name in answers and metrics.
+
+        Args:
+            name: the name that it is kept under.
+            key: the other one.
+        """
+        self._versions[key] = self._versions.pop(name)
+        self._load_seconds[key] = self._load_seconds.pop(name)
+        if (shadow := self._shadows.pop(name, None)) is not None:
+            self._shadows[key] = shadow
+
     async def remove(self, name: str) -> None:
         """Unload a version that has no share; it answers the questions that it has.
 

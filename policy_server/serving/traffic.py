@@ -51,7 +51,9 @@ class Traffic:
             versions: by name; at least one that has a share.
             percents: the stated share of each version, by name.
         """
-        there = {name: percents[name] for name in versions if percents.get(name, 0.0) > 0.0}
+        # In the stated order, whatever was loaded first: an episode falls on one version in every
+        # process.
+        there = {name: share for name, share in percents.items() if name in versions and share > 0}
         whole = sum(there.values())
         return cls(
             tuple(

@@ -104,7 +104,8 @@ async def test_deployed_version_is_live_and_survives_a_restart(home: Path) -> No
     assert (status["live"], status["former"], status["serial"]) == ("v2", first, 1)
     assert (live, again, after) == ("v2", "v2", first)
     assert back.json()["former"] == "v2"
-    assert (home / "versions" / "default" / "v2").is_dir()
+    [folder] = (home / "versions" / "default").iterdir()
+    assert folder.name.startswith("v2.")
 
 
 async def test_changed_schema_wins_over_a_deployment(home: Path) -> None:

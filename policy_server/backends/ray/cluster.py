@@ -36,6 +36,7 @@ from policy_server.backends.ray.applications import (
 )
 from policy_server.backends.ray.backend import Handle, RayBackend
 from policy_server.backends.ray.cluster_ledger import RENEWAL_PERIOD_S, ClusterLedger
+from policy_server.backends.ray.cluster_records import ClusterRecords
 from policy_server.backends.ray.connection import restore_signal_handlers, without_proxies
 from policy_server.backends.ray.ledger import FolderLedger, Ledger
 from policy_server.backends.ray.membership import (
@@ -144,6 +145,16 @@ class RayCluster:
     def metrics_url(self) -> str | None:
         """Return the address of Ray's own metrics; None where it has none, or on a cluster."""
         return self._membership.addresses.get(RAY_METRICS)
+
+    async def shared_records(self) -> ClusterRecords | None:
+        """Return the records of the cluster; see `Backends.shared_records`.
+
+        A Ray on this machine has none: the processes that use it share the server's folder.
+        """
+        if not self._membership.is_crowded:
+            return None
+        await asyncio.shield(self._joining)
+        return await asyncio.to_thread(ClusterRecords)
 
     @asynccontextmanager
     async def open(
@@ -313,7 +324,7 @@ class RayCluster:
             try:
                 for name in await asyncio.to_thread(ledger.renew, list(self._applications)):
                     await self._store_again(self._applications[name], ledger)
-            except (RayError, PolicyServerError) as error:
+            except (OSError, RayError, PolicyServerError) as error:
                 # It is tried again; replicas that run need neither.
                 logger.warning("ledger_not_renewed", extra={"reason": str(error)[:300]})
 

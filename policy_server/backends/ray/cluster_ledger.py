@@ -1,9 +1,8 @@
 """The ledger of a Ray cluster: an actor that outlives the servers which use the cluster.
 
-Files go to it in pieces, and from it to Ray's object store, which replicas on any machine read.
-It owns them there: an object is lost with the process that has put it, and a replica that is
-restarted tomorrow needs the files of a server that has gone today. Where the actor's machine dies,
-Ray restarts it empty, and the servers that are left store their files anew.
+A replica that is restarted tomorrow needs the files of a server that has gone today: the actor owns
+them. Where its machine dies, Ray restarts it empty, and the servers that are left store their
+files anew.
 """
 
 from __future__ import annotations
@@ -17,12 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
 from ray.exceptions import RayError
 
 from policy_server.backends.ray.ledger import PolicyFiles, Remove
+from policy_server.backends.ray.pieces import (
+    CALL_TIMEOUT_S,
+    PieceKeeper,
+    Pieces,
+    call_actor,
+    send_files,
+    write_files,
+)
 from policy_server.errors import NotReadyError
 
 __all__ = ["RENEWAL_PERIOD_S", "ClusterFiles", "ClusterLedger", "LedgerBook"]
@@ -35,14 +40,10 @@ RENEWAL_PERIOD_S = 5.0
 _LEASE_S = 30.0
 _DEPLOYING_S = 20.0
 _POLL_S = 0.2
-_CALL_TIMEOUT_S = 60.0
 _LEAVE_TIMEOUT_S = 5.0
-_PIECE_BYTES = 16 * 1024 * 1024
-
-Pieces = dict[str, list[Any]]
 
 
-class LedgerBook:
+class LedgerBook(PieceKeeper):
     """The actor's contents: the servers that use each application, until when, and its files."""
 
     def __init__(
@@ -105,10 +106,6 @@ class LedgerBook:
         if self._deploying.get(application, ("",))[0] == server:
             del self._deploying[application]
 
-    def put(self, piece: NDArray[np.uint8]) -> list[Any]:
-        """Put a piece of a file to Ray's object store, as its owner, and return its reference."""
-        return [ray.put(piece)]
-
     def store(self, application: str, files: Pieces) -> None:
         """Store an application's files, as the references that `put` returned."""
         self._files[application] = files
@@ -146,13 +143,7 @@ class ClusterFiles:
         """
         files = self._find()
         with tempfile.TemporaryDirectory(prefix="policy-") as folder:
-            for name, pieces in files.items():
-                path = Path(folder, name)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("wb") as file:
-                    for piece in pieces:
-                        content: Any = ray.get(piece, timeout=_CALL_TIMEOUT_S)
-                        file.write(content.data)
+            write_files(files, Path(folder))
             yield Path(folder)
 
     def _find(self) -> Pieces:
@@ -160,7 +151,7 @@ class ClusterFiles:
         while time.monotonic() < deadline:
             with suppress(RayError, ValueError):
                 actor = ray.get_actor(_ACTOR, namespace=_NAMESPACE)
-                files: Pieces | None = _call(actor.files, self.application)
+                files: Pieces | None = call_actor(actor.files, self.application)
                 if files is not None:
                     return files
             time.sleep(_POLL_S)
@@ -194,51 +185,32 @@ class ClusterLedger:
 
     def enter(self, application: str) -> None:
         """See `Ledger.enter`."""
-        _call(self._actor.enter, self._server, [application])
+        call_actor(self._actor.enter, self._server, [application])
 
     def leave(self, application: str, *, is_retired: bool) -> None:
         """See `Ledger.leave`."""
         # A server that ends, perhaps because the cluster has died, waits for no answer for long.
-        timeout_s = _CALL_TIMEOUT_S if is_retired else _LEAVE_TIMEOUT_S
-        left = self._actor.leave.remote(self._server, application, is_retired)
-        ray.get(left, timeout=timeout_s)
+        timeout_s = CALL_TIMEOUT_S if is_retired else _LEAVE_TIMEOUT_S
+        call_actor(self._actor.leave, self._server, application, is_retired, timeout_s=timeout_s)
 
     @contextmanager
     def deploying(self, application: str) -> Iterator[None]:
         """See `Ledger.deploying`."""
-        while not _call(self._actor.begin, self._server, application):
+        while not call_actor(self._actor.begin, self._server, application):
             time.sleep(_POLL_S)
         try:
             yield
         finally:
-            _call(self._actor.end, self._server, application)
+            call_actor(self._actor.end, self._server, application)
 
     def store(self, application: str, files: Mapping[str, Path | bytes]) -> PolicyFiles:
         """See `Ledger.store`."""
-        known = {
-            name: [_call(self._actor.put, piece)[0] for piece in _pieces(content)]
-            for name, content in files.items()
-        }
-        _call(self._actor.store, application, known)
+        call_actor(self._actor.store, application, send_files(self._actor, files))
         return ClusterFiles(application)
 
     def renew(self, applications: list[str]) -> list[str]:
         """See `Ledger.renew`."""
-        lost: list[str] = _call(self._actor.enter, self._server, applications)
+        lost: list[str] = call_actor(self._actor.enter, self._server, applications)
         for application in applications:
-            _call(self._actor.remove_replaced, application)
+            call_actor(self._actor.remove_replaced, application)
         return lost
-
-
-def _pieces(content: Path | bytes) -> Iterator[NDArray[np.uint8]]:
-    if isinstance(content, bytes):
-        whole = np.frombuffer(content, np.uint8)
-    else:
-        empty = not content.stat().st_size
-        whole = np.empty(0, np.uint8) if empty else np.memmap(content, np.uint8, mode="r")
-    for start in range(0, len(whole), _PIECE_BYTES):
-        yield np.array(whole[start : start + _PIECE_BYTES])
-
-
-def _call(method: Any, *arguments: Any) -> Any:  # noqa: ANN401 -- Ray's handles are generic
-    return ray.get(method.remote(*arguments), timeout=_CALL_TIMEOUT_S)

@@ -1,0 +1,142 @@
+"""The records of a Ray cluster: an actor with texts that all servers of the cluster share.
+
+Where the actor's machine dies, Ray restarts it empty; the servers that are left write their texts
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from policy_server.backends.ray.pieces import (
+    PieceKeeper,
+    Pieces,
+    call_actor,
+    send_files,
+    write_files,
+)
+from policy_server.errors import NotReadyError
+
+__all__ = ["ClusterRecords", "RecordBook"]
+
+# A new number for methods that older servers don't know.
+_ACTOR = "policy-server-records-1"
+_NAMESPACE = "policy_server"
+# Servers look once a second; one that waits for long can't end.
+_READ_TIMEOUT_S = 10.0
+
+
+class RecordBook(PieceKeeper):
+    """The actor's contents: the texts, and the folders that belong to each."""
+
+    def __init__(self) -> None:
+        """Own the texts of all servers, and the files."""
+        self._texts: dict[str, str] = {}
+        self._folders: dict[str, dict[str, Pieces]] = {}
+
+    def text(self, key: str) -> str | None:
+        """Return a text; None where there is none."""
+        return self._texts.get(key)
+
+    def folders(self, key: str) -> list[str]:
+        """Return the names of the folders that belong to a text."""
+        return list(self._folders.get(key, ()))
+
+    def folder(self, key: str, name: str) -> Pieces | None:
+        """Return the references of a folder's files, by name; None where there is none."""
+        return self._folders.get(key, {}).get(name)
+
+    def replace(
+        self,
+        key: str,
+        before: str | None,
+        text: str,
+        names: Sequence[str],
+        sent: Mapping[str, Pieces],
+    ) -> bool:
+        """Replace a text if it is still the stated one; return whether it was replaced.
+
+        Args:
+            key: the text's.
+            before: the text that is to be replaced; None for none.
+            text: the new one.
+            names: the folders that belong to it.
+            sent: those among them that the old text does not have.
+        """
+        known = {**self._folders.get(key, {}), **sent}
+        if self._texts.get(key) != before or not known.keys() >= set(names):
+            return False
+        self._texts[key] = text
+        self._folders[key] = {name: known[name] for name in names}
+        return True
+
+
+class ClusterRecords:
+    """A server process's side of the records; see `SharedRecords`."""
+
+    def __init__(self) -> None:
+        """Start the actor, unless the cluster has it; it outlives this process."""
+        book: Any = ray.remote(RecordBook)
+        with _as_not_ready():
+            self._actor = book.options(
+                name=_ACTOR,
+                namespace=_NAMESPACE,
+                lifetime="detached",
+                get_if_exists=True,
+                num_cpus=0,
+                max_restarts=-1,
+                max_task_retries=-1,
+            ).remote()
+
+    def read(self, key: str) -> str | None:
+        """See `SharedRecords.read`."""
+        with _as_not_ready():
+            text: str | None = call_actor(self._actor.text, key, timeout_s=_READ_TIMEOUT_S)
+        return text
+
+    def write(
+        self, key: str, text: str, *, before: str | None, folders: Mapping[str, Path]
+    ) -> bool:
+        """See `SharedRecords.write`."""
+        with _as_not_ready():
+            known = call_actor(self._actor.folders, key)
+            # The references are this process's until `replace` gives them to the actor: files of a
+            # server that dies meanwhile, or comes too late, are gone.
+            sent = {
+                name: send_files(self._actor, _files_in(folder))
+                for name, folder in folders.items()
+                if name not in known and folder.is_dir()
+            }
+            names = [name for name in folders if name in known or name in sent]
+            is_replaced: bool = call_actor(self._actor.replace, key, before, text, names, sent)
+        return is_replaced
+
+    def fetch(self, key: str, name: str, target: Path) -> bool:
+        """See `SharedRecords.fetch`."""
+        with _as_not_ready():
+            files: Pieces | None = call_actor(self._actor.folder, key, name)
+            if files is None:
+                return False
+            write_files(files, target)
+        return True
+
+
+def _files_in(folder: Path) -> dict[str, Path | bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()
+    }
+
+
+@contextmanager
+def _as_not_ready() -> Iterator[None]:
+    try:
+        yield
+    except (RayError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise NotReadyError(f"ray: the cluster's records can't be had: {reason}") from error

@@ -1,0 +1,48 @@
+"""Where deployments are kept: for the next start, and for the other processes of a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from policy_server.serving.deployment import Deployment
+
+__all__ = ["DeploymentStore"]
+
+
+class DeploymentStore(Protocol):
+    """Keeps deployments for the next start, and for the other processes of the server."""
+
+    def read(self, policy: str) -> Deployment | None:
+        """Return a policy's deployment; None where none was written for today's files.
+
+        Args:
+            policy: the policy's name.
+        """
+
+    def write(self, policy: str, deployment: Deployment) -> None:
+        """Keep a deployment, the one that follows the one that is there.
+
+        Args:
+            policy: the policy's name.
+            deployment: the new one; its `serial` is one more than that of the kept one.
+
+        Raises:
+            DeploymentChangedError: if another process has changed the deployment meanwhile.
+            DeploymentError: if it can't be kept.
+        """
+
+    def fetch(self, policy: str, model: str, target: Path) -> bool:
+        """Bring the files of an uploaded version that this server's folder lacks.
+
+        Args:
+            policy: the policy's name.
+            model: the version's, as `DeployedVersion.model` has it.
+            target: an empty folder for the files.
+
+        Returns:
+            Whether the store has them.
+
+        Raises:
+            OSError: if they can't be written.
+        """
