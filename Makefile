@@ -8,6 +8,10 @@ PYTHON_IN_VENV := $(VENV)/bin/python
 SERVING := $(VENV)/.requirements
 DEVELOPMENT := $(VENV)/.requirements-dev
 
+# A half of the tests: each keeps its own figures, of which the report is made afterwards.
+TESTED := $(PYTHON_IN_VENV) -m pytest --cov --cov-report= --cov-fail-under=0
+SERVERS_LOG := .tests-of-servers.log
+
 IS_SUPPORTED := -c 'import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12), (3, 13)])'
 
 # Sets $python. Looks in every folder of PATH and runs what it finds: a pyenv shim exists for each
@@ -38,7 +42,7 @@ define find_python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help python venv serve test lint check format bench clean broken-venv
+.PHONY: help python venv serve test test-code test-servers lint check format bench clean broken-venv
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -53,7 +57,19 @@ serve: $(SERVING)  ## serve the policy on port 8000 (PORT=... for another)
 	$(PYTHON_IN_VENV) -m uvicorn app:app --host 0.0.0.0 --port $(PORT)
 
 test: $(DEVELOPMENT)  ## run every test, with coverage
-	$(PYTHON_IN_VENV) -m pytest --cov --cov-report=term-missing:skip-covered
+	@rm -f .coverage .coverage.*
+	@$(MAKE) --no-print-directory --jobs=2 test-code test-servers; status=$$?; \
+	cat $(SERVERS_LOG); \
+	$(PYTHON_IN_VENV) -m coverage combine --quiet && \
+	$(PYTHON_IN_VENV) -m coverage report --show-missing --skip-covered && exit $$status
+
+# Tests that start servers wait for them most of the time, so they run beside the others. What they
+# print is shown when all have ended.
+test-code: $(DEVELOPMENT)
+	COVERAGE_FILE=.coverage.code $(TESTED) -m "not service"
+
+test-servers: $(DEVELOPMENT)
+	COVERAGE_FILE=.coverage.servers $(TESTED) -m service >$(SERVERS_LOG) 2>&1
 
 lint: $(DEVELOPMENT)  ## check format, style, types and layers
 	$(PYTHON_IN_VENV) -m ruff format --check .
@@ -71,7 +87,7 @@ bench: $(DEVELOPMENT)  ## measure the server and others, in some 20 minutes (BEN
 	$(PYTHON_IN_VENV) -m benchmarks $(BENCH)
 
 clean:  ## remove .venv, caches and reports; policies stay
-	rm -rf $(VENV) benchmarks/.venvs .coverage .coverage.* coverage.xml htmlcov
+	rm -rf $(VENV) benchmarks/.venvs $(SERVERS_LOG) .coverage .coverage.* coverage.xml htmlcov
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -15,7 +15,7 @@ import yaml
 from policy_server.settings import Settings
 from tests.support.folders import ROOT
 from tests.support.processes import child, program, run
-from tests.support.server_processes import Server, home_of, running_server
+from tests.support.server_processes import Server, compiled_home_of, running_server
 from tests.support.servers import free_port, status_of
 from tests.support.waiting import wait_until
 
@@ -110,7 +110,9 @@ def test_grafana_finds_the_dashboard_and_its_data_source() -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running_server(home_of("ppo_discrete", tmp_path_factory.mktemp("home"))) as server:
+    with running_server(
+        compiled_home_of("ppo_discrete", tmp_path_factory.mktemp("home"))
+    ) as server:
         yield server
 
 

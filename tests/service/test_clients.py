@@ -26,7 +26,7 @@ from policy_server.settings import Settings
 from policy_server.web import create_app
 from tests.support.fakes import FakeBackend, components_of, registry_of, signature_of
 from tests.support.processes import program, run
-from tests.support.server_processes import KEY, home_of, running_server
+from tests.support.server_processes import KEY, compiled_home_of, running_server
 from tests.support.servers import served_app
 from tests.support.waiting import wait_until
 
@@ -137,7 +137,7 @@ def served(
 ) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("sdks")
     if request.param == "tuple of integers":
-        home = home_of("ppo_tuple", folder / "home")
+        home = compiled_home_of("ppo_tuple", folder / "home")
         with running_server(home, environment=LOCAL) as server:
             yield _download(server.url, folder, [0] * 12)
     else:
@@ -270,7 +270,7 @@ def _in_go(action: object) -> str:
 
 
 def test_two_starts_of_the_same_policy_have_the_same_sdk(tmp_path: Path) -> None:
-    home = home_of("ppo_tuple", tmp_path)
+    home = compiled_home_of("ppo_tuple", tmp_path)
     keys = set()
 
     for _ in range(2):

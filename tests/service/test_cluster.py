@@ -23,7 +23,13 @@ import pytest
 
 from tests.support.folders import EXPORTS
 from tests.support.processes import child, command_line, descendants, is_running
-from tests.support.server_processes import Server, home_of, running_server, started_server
+from tests.support.server_processes import (
+    Server,
+    compiled_home_of,
+    home_of,
+    running_server,
+    started_server,
+)
 from tests.support.servers import free_port, status_of
 from tests.support.waiting import wait_until
 
@@ -148,7 +154,7 @@ def ask(client: httpx.Client, count: int) -> None:
 def test_replicas_are_spread_over_two_nodes_and_one_node_may_die(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    home = home_of("ppo_discrete", tmp_path / "home")
+    home = compiled_home_of("ppo_discrete", tmp_path / "home")
 
     with running_server(home, environment=cluster.environment) as server, server.client() as client:
         spread = [replicas_below(cluster.head), replicas_below(cluster.other)]
@@ -227,7 +233,7 @@ def test_version_that_is_replaced_goes_when_its_last_server_has(
     steady: Cluster, tmp_path: Path
 ) -> None:
     environment = light(steady, NUM_REPLICAS="1")
-    old_home = home_of("ppo_discrete", tmp_path / "old")
+    old_home = compiled_home_of("ppo_discrete", tmp_path / "old")
     with running_server(home_of("ppo_box", tmp_path / "new"), environment=environment) as new:
         with running_server(old_home, environment=environment) as old, old.client() as client:
             replaced = application_of(old)
@@ -244,7 +250,9 @@ def test_version_that_is_replaced_goes_when_its_last_server_has(
 
 def test_version_that_finds_no_room_says_what_it_needs(steady: Cluster, tmp_path: Path) -> None:
     environment = light(steady, REPLICA_CPUS="1.5", START_TIMEOUT_S="15")
-    with started_server(home_of("ppo_discrete", tmp_path), environment=environment) as server:
+    with started_server(
+        compiled_home_of("ppo_discrete", tmp_path), environment=environment
+    ) as server:
         status = server.process.wait(120)
         output = server.output()
 
@@ -257,7 +265,7 @@ def test_version_that_finds_no_room_says_what_it_needs(steady: Cluster, tmp_path
 def test_servers_share_the_deployment_and_leave_the_cluster_running(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    homes = [home_of("ppo_discrete", tmp_path / name) for name in "ab"]
+    homes = [compiled_home_of("ppo_discrete", tmp_path / name) for name in "ab"]
 
     def served(server: Server) -> int:
         with server.client() as client:

@@ -17,7 +17,13 @@ import pytest
 from tests.support.folders import EXPORTS
 from tests.support.library_policies import POLICIES, cases_of
 from tests.support.processes import descendants, is_running
-from tests.support.server_processes import KEY, home_of, running_server, started_server
+from tests.support.server_processes import (
+    KEY,
+    compiled_home_of,
+    home_of,
+    running_server,
+    started_server,
+)
 from tests.support.servers import free_port
 from tests.support.waiting import wait_until
 
@@ -81,7 +87,7 @@ def test_rllib_checkpoint_answers_without_its_library(tmp_path: Path) -> None:
 
 def test_two_servers_run_side_by_side(tmp_path: Path) -> None:
     first_home, second_home = (
-        home_of("ppo_discrete", tmp_path / "a"),
+        compiled_home_of("ppo_discrete", tmp_path / "a"),
         home_of("sac_box", tmp_path / "b"),
     )
 
@@ -142,7 +148,7 @@ def test_missing_model_is_one_line_and_no_start(tmp_path: Path) -> None:
 
 
 def test_damaged_zip_leaves_the_served_policy_as_it_was(tmp_path: Path) -> None:
-    home = home_of("ppo_discrete", tmp_path)
+    home = compiled_home_of("ppo_discrete", tmp_path)
     with running_server(home, environment=LOCAL):
         pass
     served = (home / "models" / "saved_model.pb").read_bytes()
@@ -175,7 +181,7 @@ OFFER = (
 def test_offer_of_http2_is_answered_with_its_body_read(
     arguments: list[str], tmp_path: Path
 ) -> None:
-    home = home_of("ppo_discrete", tmp_path)
+    home = compiled_home_of("ppo_discrete", tmp_path)
     with running_server(home, *arguments, environment=LOCAL) as server:
         url = httpx.URL(server.url)
         assert url.port is not None
@@ -232,7 +238,7 @@ def test_idle_connection_is_kept_as_long_as_is_said(
     tmp_path: Path,
 ) -> None:
     environment = {**LOCAL, **setting}
-    home = home_of("ppo_discrete", tmp_path)
+    home = compiled_home_of("ppo_discrete", tmp_path)
     with running_server(home, *arguments, environment=environment) as server:
         assert _is_kept(httpx.URL(server.url), idle_s) == is_kept
 
@@ -274,7 +280,7 @@ def test_failing_start_of_workers_ends_with_a_status_and_leaves_nothing(
 def test_figures_outlive_the_worker_that_shows_them(tmp_path: Path) -> None:
     case = json.loads((EXPORTS / "ppo_discrete" / "cases.json").read_text())[0]
     environment = {**LOCAL, "TMPDIR": str(tmp_path)}
-    home = home_of("ppo_discrete", tmp_path / "home")
+    home = compiled_home_of("ppo_discrete", tmp_path / "home")
     answered = 'policy_server_requests_total{policy="default",route="/predict",status="200"}'
 
     def wait_for(name: str, expected: float) -> None:
@@ -318,7 +324,9 @@ def test_figures_outlive_the_worker_that_shows_them(tmp_path: Path) -> None:
 
 def test_workers_log_json_too_where_uvicorn_is_given_the_file(tmp_path: Path) -> None:
     arguments = ["--workers", "2", "--log-config", "policy_server/log_config.json"]
-    with running_server(home_of("ppo_discrete", tmp_path), *arguments, environment=LOCAL) as server:
+    with running_server(
+        compiled_home_of("ppo_discrete", tmp_path), *arguments, environment=LOCAL
+    ) as server:
         parent = server.process.pid
 
     events = [json.loads(line) for line in server.output().splitlines()]
@@ -327,7 +335,7 @@ def test_workers_log_json_too_where_uvicorn_is_given_the_file(tmp_path: Path) ->
 
 @pytest.mark.parametrize("way", ["--uds", "--ssl", "--port"])
 def test_place_that_the_log_names_is_the_real_one(way: str, tmp_path: Path) -> None:
-    home = home_of("ppo_discrete", tmp_path)
+    home = compiled_home_of("ppo_discrete", tmp_path)
     path, key, certificate = (str(tmp_path / name) for name in ("s", "key", "certificate"))
     if way == "--ssl":
         request = f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {key} -out {certificate}"

@@ -22,7 +22,14 @@ from websockets.sync.client import connect
 from tests.support.folders import EXPORTS
 from tests.support.hand_built import V1Policy, picking
 from tests.support.processes import command_line, descendants, is_running
-from tests.support.server_processes import KEY, Server, home_of, running_server, started_server
+from tests.support.server_processes import (
+    KEY,
+    Server,
+    compiled_home_of,
+    home_of,
+    running_server,
+    started_server,
+)
 from tests.support.servers import free_port
 from tests.support.waiting import wait_until
 
@@ -165,7 +172,7 @@ def test_replica_that_dies_causes_no_error(server: Server) -> None:
 
 
 def test_sigterm_answers_what_is_in_flight_and_leaves_no_process(tmp_path: Path) -> None:
-    with running_server(home_of("ppo_discrete", tmp_path)) as server:
+    with running_server(compiled_home_of("ppo_discrete", tmp_path)) as server:
         processes = [server.process.pid, *descendants(server.process.pid)]
         answers: list[tuple[float, int]] = []
 
@@ -222,7 +229,9 @@ def _accepts(port: int) -> bool:
 def test_dashboard_comes_after_the_policy_answers(tmp_path: Path) -> None:
     port = free_port()
     environment = {"POLICY_SERVER_DASHBOARD_PORT": str(port)}
-    with running_server(home_of("ppo_discrete", tmp_path), environment=environment) as server:
+    with running_server(
+        compiled_home_of("ppo_discrete", tmp_path), environment=environment
+    ) as server:
         processes = [server.process.pid, *descendants(server.process.pid)]
         with server.client() as client:
             assert client.post("/predict", json=CASES[0]["observation"]).status_code == 200
@@ -243,7 +252,9 @@ def test_proxy_in_the_environment_is_not_asked_for_this_machine(tmp_path: Path) 
         for base in ("http_proxy", "https_proxy", "all_proxy")
         for name in (base, base.upper())
     }
-    with running_server(home_of("ppo_discrete", tmp_path), environment=environment) as server:
+    with running_server(
+        compiled_home_of("ppo_discrete", tmp_path), environment=environment
+    ) as server:
         with server.client() as client:
             answer = client.post("/predict", json=CASES[0]["observation"])
         # A figure that comes from Ray's own page.
@@ -382,7 +393,7 @@ def test_ray_whose_private_parts_have_moved_is_started_the_public_way(tmp_path: 
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(_MOVED)
     environment = {"PYTHONPATH": str(hook), "POLICY_SERVER_DIRECT_CALLS": "false"}
-    home = home_of("ppo_discrete", tmp_path / "home")
+    home = compiled_home_of("ppo_discrete", tmp_path / "home")
 
     with running_server(home, environment=environment) as server:
         processes = [server.process.pid, *descendants(server.process.pid)]

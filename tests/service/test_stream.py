@@ -19,7 +19,7 @@ from websockets.sync.client import ClientConnection, connect
 from examples.stream.policy_stream import PolicyError, PolicyStream
 from tests.support.folders import EXPORTS, ROOT
 from tests.support.processes import Child, child, descendants, program, run
-from tests.support.server_processes import KEY, Server, home_of, running_server
+from tests.support.server_processes import KEY, Server, compiled_home_of, running_server
 from tests.support.servers import free_port
 from tests.support.waiting import wait_until
 
@@ -57,7 +57,7 @@ public class Loop {
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    home = home_of("ppo_discrete", tmp_path_factory.mktemp("home"))
+    home = compiled_home_of("ppo_discrete", tmp_path_factory.mktemp("home"))
     starting = (
         running_server(home, environment=LOCAL)
         if request.param == "local"
@@ -226,7 +226,7 @@ def test_java_client_gives_actions_and_typed_errors(server: Server, java_classes
 def test_client_outlives_a_restart_of_the_server(
     tmp_path: Path, java_classes: Path, language: str
 ) -> None:
-    home, port = home_of("ppo_discrete", tmp_path), free_port()
+    home, port = compiled_home_of("ppo_discrete", tmp_path), free_port()
     with ExitStack() as stack:
         with running_server(home, environment=LOCAL, port=port) as server:
             command = [*example(language, java_classes), "--url", address(server), "--key", KEY]
@@ -270,7 +270,7 @@ def _is_replica(pid: int) -> bool:
 
 def test_sigterm_answers_what_is_in_flight_and_closes_with_1012(tmp_path: Path) -> None:
     frame = json.dumps(OBSERVATIONS[0])
-    with running_server(home_of("ppo_discrete", tmp_path)) as server:
+    with running_server(compiled_home_of("ppo_discrete", tmp_path)) as server:
         with opened(server, "/predict/stream") as stream:
             stream.send(frame)
             stream.recv()

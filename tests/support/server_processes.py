@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from policy_server.engine.cache import OUTCOME_FILE, write_outcome
+from policy_server.formats.compiling_process import find_compiled
+from policy_server.formats.model_files import identify_model
+from policy_server.formats.unpacking import unpack_model
+from policy_server.schema import read_schema
+from policy_server.settings import Settings
 from tests.support.folders import EXPORTS, ROOT
 from tests.support.pages import summed
 from tests.support.processes import Child, child
@@ -22,6 +31,7 @@ from tests.support.servers import free_port, status_of
 __all__ = [
     "KEY",
     "Server",
+    "compiled_home_of",
     "home_of",
     "running_server",
     "started_server",
@@ -67,6 +77,27 @@ def home_of(export: str, folder: Path) -> Path:
     for name in ("schema.yaml", "saved_model.zip"):
         shutil.copy(EXPORTS / export / name, folder / name)
     return folder
+
+
+def compiled_home_of(export: str, folder: Path) -> Path:
+    """Make a home folder as an earlier start leaves it, for tests of what comes after a start."""
+    write_outcome(_unpack(home_of(export, folder)), _outcome_of(export))
+    return folder
+
+
+@cache
+def _outcome_of(export: str) -> bytes:
+    """Compile a real export, in seconds, as the first start of a server does."""
+    with tempfile.TemporaryDirectory() as folder:
+        models = _unpack(home_of(export, Path(folder)))
+        schema = read_schema(EXPORTS / export / "schema.yaml")
+        settings = Settings(home=Path(folder))
+        asyncio.run(find_compiled(identify_model(models), schema, settings, is_quiet=True))
+        return (models / OUTCOME_FILE).read_bytes()
+
+
+def _unpack(home: Path) -> Path:
+    return unpack_model(home / "saved_model.zip", home / "models", max_bytes=10**9)
 
 
 @contextmanager
