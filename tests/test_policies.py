@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -196,3 +197,22 @@ parameters: {{api_key: {KEY}}}
     assert (versions["v1"]["traffic"], versions["v2"]["traffic"]) == (50, 50)
     assert versions["v3"]["is_shadow"]
     assert versions["v3"]["agreement"]["same_mode"] in (None, 1.0)
+
+
+async def test_model_is_fetched_from_an_address_and_held_against_its_pin(folder: Path) -> None:
+    mouse = folder / "policies" / "mouse.zip"
+    digest = hashlib.sha256(mouse.read_bytes()).hexdigest()
+    schema = f"""
+policies:
+  good: {{model: "{mouse.as_uri()}#sha256={digest}"}}
+  bad: {{model: "{mouse.as_uri()}#sha256={"0" * 64}"}}
+parameters: {{api_key: {KEY}}}
+"""
+    async with served(folder, schema) as client:
+        good = await client.post("/policies/good/predict_raw", json=MOUSE)
+        bad = await client.post("/policies/bad/predict_raw", json=MOUSE)
+
+    assert good.status_code == 200, good.text
+    assert bad.status_code == 503
+    assert "policies.bad: model: " in bad.json()["detail"]
+    assert "sha256" in bad.json()["detail"]
