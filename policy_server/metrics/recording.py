@@ -152,7 +152,7 @@ class PolicyMetrics:
             result: answered or failed.
             count: how many.
         """
-        self._tally.count("version_observations", {(version, result, self.policy): count})
+        self._tally.versions.append((version, result, self.policy, count))
 
     def count_shadow(self, version: str, result: str, count: int) -> None:
         """Count copies that a shadow was to get.
@@ -208,6 +208,7 @@ class _Tally:
         self.requests: list[tuple[str, str, int, float]] = []
         self.stages: list[tuple[str, str, float]] = []
         self.sizes: list[tuple[str, int]] = []
+        self.versions: list[tuple[str, str, str, int]] = []
         self._counts = Counts()
         self._queues: defaultdict[str, list[Callable[[], int]]] = defaultdict(list)
         self._lock = threading.Lock()
@@ -261,6 +262,8 @@ class _Tally:
                 self._counts.observe("request_seconds", (route, policy), seconds)
             for policy, stage, seconds in _taken(self.stages):
                 self._counts.observe("stage_seconds", (stage, policy), seconds)
+            for version, result, policy, count in _taken(self.versions):
+                self._counts.count("version_observations", (version, result, policy), count)
             for policy, size in _taken(self.sizes):
                 self._counts.observe("batch_size", (policy,), size)
 
