@@ -49,6 +49,14 @@ __all__ = [
 ]
 
 _SOME_LABELS = 4
+_UNKNOWN_MEANING = """\
+# The file does not say what the network's output means. This draft takes it for the
+# logits of one integer action. If it is something else, write that:
+#   Q values: `values: q_values` below choices
+#   several integer actions: an entry for each, with its choices
+#   continuous: discrete: False, and in place of choices `values: action` for the action
+#   itself, normal or squashed_normal for means followed by logs of deviations
+"""
 _BASES: Mapping[Basis, str] = {
     "structure": "how actions are drawn was read from the file; the findings tell the checks",
     "names": "the names of the file's outputs state the distribution; it holds no draws",
@@ -198,10 +206,7 @@ def draft_schema(path: Path | None, settings: Settings, *, module: str | None = 
                 raise
             # A file that holds the network only: the most common kind of policy is the draft.
             signature = _load(folder, ServerSchema(discrete=True))
-            note = (
-                "# The file does not say what the network's output means: if the actions are\n"
-                "# continuous, set discrete to False and give dimensions in place of choices.\n"
-            )
+            note = _UNKNOWN_MEANING
     if signature.mask_name is not None:
         note += (
             f"# Beside the observation a request may have {signature.mask_name}, the action mask:\n"

@@ -34,7 +34,7 @@ _CUT_OFF = "a zip that was cut off or is damaged; copy it again"
 _HEADS: Mapping[bytes, str] = {
     b"version https://git-lfs": "a Git LFS pointer; get the file itself with `git lfs pull`",
     b"\x89HDF\r\n\x1a\n": "an HDF5 file, such as Keras's weights without their network; give the "
-    "SavedModel that `model.export(FOLDER)` writes",
+    ".keras file that Keras 3's `model.save` writes, or the SavedModel of `model.export(FOLDER)`",
     b"\x1f\x8b": f"a gzip archive, such as a .tar.gz; {_REPACK}",
     b"BZh": f"a bzip2 archive; {_REPACK}",
     b"\xfd7zXZ\x00": f"an xz archive; {_REPACK}",

@@ -291,7 +291,13 @@ def test_a_drafted_schema_fits_its_model(
         ("categorical", ["    # labels: [choice_0, choice_1, choice_2, choice_3]"]),
         ("multi_discrete", ["    # labels: [choice_0, choice_1, choice_2, choice_3, ...]"]),
         ("squashed_normal", ["    dimensions: 1", "    # low: [-1.0]", "  discrete: False"]),
-        ("keras_only", ["# The file does not say what the network's output means: if the"]),
+        (
+            "keras_only",
+            [
+                "# The file does not say what the network's output means. This",
+                "#   Q values: `values: q_values` below choices",
+            ],
+        ),
     ],
 )
 def test_a_drafted_schema_shows_what_may_be_filled_in(
