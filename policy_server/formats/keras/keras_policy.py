@@ -9,7 +9,7 @@ from pathlib import Path
 from policy_server.engine.network import CompiledPolicy, NetworkPolicy
 from policy_server.errors import ModelError
 from policy_server.formats.keras.layer_calls import Model, Output
-from policy_server.formats.keras.model_config import CONFIG_FILE, Part, read_config
+from policy_server.formats.keras.model_config import SUBJECT, Part, read_config
 from policy_server.formats.keras.model_inputs import ModelInput, inputs_of, memory_of, ordered
 from policy_server.formats.keras.model_parts import layers_below
 from policy_server.formats.keras.network_steps import Steps
@@ -51,8 +51,7 @@ def load_policy(
     """
     if engine == "tensorflow":
         raise ModelError(
-            f"{CONFIG_FILE}: a Keras file is computed by NumPy; set POLICY_SERVER_ENGINE to auto "
-            "or numpy"
+            f"{SUBJECT}: is computed by NumPy; set POLICY_SERVER_ENGINE to auto or numpy"
         )
     version = _version(metadata)
     try:
@@ -60,7 +59,7 @@ def load_policy(
         loading = _Loading(part, read_weights(weights), schema)
         return loading.policy(schema, version)
     except RecursionError as error:
-        raise ModelError(f"{CONFIG_FILE}: is nested too deeply; no model is") from error
+        raise ModelError(f"{SUBJECT}: is nested too deeply; no model is") from error
 
 
 def _version(metadata: Path | None) -> str:
@@ -90,7 +89,7 @@ class _Loading:
         self._observed = ordered(observed, schema)
         self._width = sum(item.width for item in self._observed)
         if self._width < 1:
-            raise ModelError(f"{CONFIG_FILE}: the model takes no observation")
+            raise ModelError(f"{SUBJECT}: takes no observation")
         self._steps = Steps(self._width + self._memory.width, dtype)
         self._model = Model(self._steps, weights, self._states())
         self._outputs = self._run(inputs)
@@ -127,7 +126,7 @@ class _Loading:
             if output.register not in after
         }
         outputs = [item for item, _ in shown.values()]
-        meaning = read_meaning(outputs, schema, subject=CONFIG_FILE)
+        meaning = read_meaning(outputs, schema, subject=SUBJECT)
         steps = self._steps
         bounds = {
             item.name: steps.bounds[output.register]
@@ -139,7 +138,7 @@ class _Loading:
         builder = steps.builder
         if not builder.is_row_wise(result) or builder.depends_on_size:
             raise ModelError(
-                f"{CONFIG_FILE}: one observation of a batch changes the answer to another; "
+                f"{SUBJECT}: one observation of a batch changes the answer to another; "
                 "expected a model that answers each by itself"
             )
         network = builder.finish(result)
@@ -186,7 +185,7 @@ class _Loading:
         rows = whole.width // shape[-1]
         if schema is None or not (schema.tuple or len(schema.actions or ()) == rows):
             raise ModelError(
-                f"{CONFIG_FILE}: the output {output.name!r} holds {rows} softmaxes over "
+                f"{SUBJECT}: the output {output.name!r} holds {rows} softmaxes over "
                 f"{shape[-1]} numbers; if these are {rows} actions, list them under 'actions' in "
                 f"schema.yaml with 'choices: {shape[-1]}' each"
             )
@@ -228,7 +227,7 @@ def _dtype_of(part: Part) -> str:
             found.add(str(stated))
     if len(found) > 1 or not found <= {"float32", "float64"}:
         raise ModelError(
-            f"{CONFIG_FILE}: computes in {', '.join(sorted(found))}; expected float32, whose "
+            f"{SUBJECT}: computes in {', '.join(sorted(found))}; expected float32, whose "
             "results NumPy repeats"
         )
     return found.pop() if found else "float32"

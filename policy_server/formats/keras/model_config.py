@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 from policy_server.errors import ModelError
 
-__all__ = ["CONFIG_FILE", "NO", "Part", "is_history", "part_of", "read_config"]
+__all__ = ["NO", "SUBJECT", "Part", "is_history", "part_of", "read_config"]
 
-CONFIG_FILE = "config.json"
+SUBJECT = "the Keras model"
 NO = (False, None)
 """The usual values of a setting that turns something on."""
 _MOST_BYTES = 16 * 1024 * 1024
@@ -111,7 +111,7 @@ class Part:
         """
         named = "" if self.name == self.kind else f" {self.name!r}"
         what = "operation" if self.is_operation else "layer"
-        raise ModelError(f"{CONFIG_FILE}: the {what}{named} ({self.kind}): {words}")
+        raise ModelError(f"{SUBJECT}: the {what}{named} ({self.kind}): {words}")
 
 
 def read_config(path: Path) -> Part:
@@ -142,15 +142,15 @@ def part_of(entry: object) -> Part:
         ModelError: if it is none, or a class of somebody's own.
     """
     if not isinstance(entry, dict) or not isinstance(entry.get("class_name"), str):
-        raise ModelError(f"{CONFIG_FILE}: expected layers with a class_name; save the model again")
+        raise ModelError(f"{SUBJECT}: expected layers with a class_name; save the model again")
     kind, module, config = (entry.get(key) for key in ("class_name", "module", "config"))
     if not isinstance(module, str) or not _LIBRARY.fullmatch(module):
         raise ModelError(
-            f"{CONFIG_FILE}: {kind} is a class of your own, whose code is not in the file; build "
+            f"{SUBJECT}: {kind} is a class of your own, whose code is not in the file; build "
             "the network of Keras's own layers, or export it to ONNX"
         )
     if not isinstance(config, dict):
-        raise ModelError(f"{CONFIG_FILE}: {kind} has no config; save the model again")
+        raise ModelError(f"{SUBJECT}: {kind} has no config; save the model again")
     calls = entry.get("inbound_nodes", [])
     # Before Keras 3.7 a function's name stands beside its settings alone.
     config = {"name": entry.get("name"), **config}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from policy_server.errors import ModelError
 from policy_server.formats.keras.layer_calls import Output
-from policy_server.formats.keras.model_config import CONFIG_FILE, NO, Part
+from policy_server.formats.keras.model_config import NO, SUBJECT, Part
 from policy_server.formats.keras.model_parts import (
     INPUT,
     children,
@@ -111,7 +111,7 @@ def inputs_of(part: Part) -> list[ModelInput]:
         names = [key[0] for _, key in histories(part.settings.get("input_layers"))]
     missing = [name for name in names if name not in layers]
     if missing or not names:
-        raise ModelError(f"{CONFIG_FILE}: the model has no input layer; begin it with keras.Input")
+        raise ModelError(f"{SUBJECT}: has no input layer; begin it with keras.Input")
     return [_input(layers[name]) for name in names]
 
 
@@ -180,7 +180,7 @@ def memory_of(part: Part, inputs: Sequence[ModelInput]) -> Memory:
     recurrent = [item for item in layers_below(part) if item[1].kind in RECURRENT]
     if is_sequence and not recurrent:
         raise ModelError(
-            f"{CONFIG_FILE}: takes sequences of an open length without a recurrent layer; give the "
+            f"{SUBJECT}: takes sequences of an open length without a recurrent layer; give the "
             "length of an observation's window"
         )
     given = {path for path, _ in pairs.values()}

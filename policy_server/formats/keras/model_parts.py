@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from policy_server.errors import ModelError
-from policy_server.formats.keras.model_config import CONFIG_FILE, Part, is_history, part_of
+from policy_server.formats.keras.model_config import SUBJECT, Part, is_history, part_of
 
 __all__ = ["INPUT", "History", "children", "histories", "history_of", "is_model", "layers_below"]
 
@@ -44,7 +44,7 @@ def children(part: Part, path: str = "") -> list[tuple[str, Part]]:
     entries = part.settings.get("layers")
     if not is_model(part) or not isinstance(entries, list):
         raise ModelError(
-            f"{CONFIG_FILE}: {part.kind} is no Sequential or Functional model of layers, whose "
+            f"{SUBJECT}: {part.kind} is no Sequential or Functional model of layers, whose "
             "network the file would hold; build it of layers, or export it to ONNX"
         )
     found: list[tuple[str, Part]] = []
@@ -91,7 +91,7 @@ def histories(value: object, name: str | None = None) -> Iterator[tuple[str, His
         for key in sorted(value):
             yield from histories(value[key], key)
     else:
-        raise ModelError(f"{CONFIG_FILE}: expected inputs and outputs by name; save it again")
+        raise ModelError(f"{SUBJECT}: expected inputs and outputs by name; save it again")
 
 
 def history_of(value: object) -> History | None:
@@ -108,7 +108,7 @@ def history_of(value: object) -> History | None:
     config = value.get("config")
     history = config.get("keras_history") if isinstance(config, dict) else None
     if not isinstance(history, list) or not is_history(history):
-        raise ModelError(f"{CONFIG_FILE}: a layer's input names no result; save the model again")
+        raise ModelError(f"{SUBJECT}: a layer's input names no result; save the model again")
     return tuple(history)
 
 

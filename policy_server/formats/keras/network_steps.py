@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from policy_server.engine.building import NetworkBuilder
 from policy_server.engine.network import FAILURES
 from policy_server.errors import ModelError
-from policy_server.formats.keras.model_config import CONFIG_FILE
+from policy_server.formats.keras.model_config import SUBJECT
 from policy_server.formats.output_meaning import Ending
 from policy_server.formats.scaled_actions import Bounds
 
@@ -66,7 +66,7 @@ class Steps:
         except FAILURES as error:
             words = " ".join(str(error).split())[:200]
             raise ModelError(
-                f"{CONFIG_FILE}: a layer does not fit its inputs or weights ({operation}: {words})"
+                f"{SUBJECT}: a layer does not fit its inputs or weights ({operation}: {words})"
             ) from error
 
     def keep(self, value: ArrayLike) -> int:
@@ -205,5 +205,5 @@ class Steps:
         rank = len(self.shape(x)) + 1
         found = axis + rank if axis < 0 else axis
         if not 1 <= found < rank:
-            raise ModelError(f"{CONFIG_FILE}: the axis {axis} of {rank} is none of one observation")
+            raise ModelError(f"{SUBJECT}: the axis {axis} of {rank} is none of one observation")
         return found - 1
