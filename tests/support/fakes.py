@@ -168,9 +168,9 @@ def renamed(backend: FakeBackend, components: tuple[ActionComponent, ...]) -> Fa
 
 
 @asynccontextmanager
-async def opened(backend: PolicyBackend) -> AsyncIterator[OpenedPolicy]:
+async def opened(backend: PolicyBackend, *, digest: str = "") -> AsyncIterator[OpenedPolicy]:
     """Open a backend as the composition root does."""
-    yield OpenedPolicy(backend)
+    yield OpenedPolicy(backend, digest)
 
 
 def slot_of(
