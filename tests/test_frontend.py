@@ -562,7 +562,7 @@ def test_upload_that_is_no_policy_is_refused_in_words(name: str, content: bytes,
 @pytest.mark.parametrize(
     ("names", "says"),
     [
-        (["policy.zip"], "the policy was trained with VecNormalize"),
+        (["policy.zip"], "was trained with VecNormalize"),
         (["policy.zip", "vec_normalize.pkl"], "gives 3 values, the policy expects 4"),
     ],
     ids=["alone", "with the file beside it"],
