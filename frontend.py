@@ -244,6 +244,7 @@ def _show_policy(client: ServerClient) -> None:
 
 _BASES = {
     "structure": "as its file itself tells",
+    "metadata": "as its file describes, whose test vectors agree",
     "names": "as the names of its outputs state",
     "schema": "as schema.yaml states",
     "graph": "drawn by the model itself",

@@ -222,7 +222,8 @@ def describe_known_components(
     """Give each component its name and labels, and hold schema.yaml's bounds against the file's.
 
     Args:
-        components: the components in order, with the bounds that the policy's file states.
+        components: the components in order, with the bounds and labels that the policy's file
+            states.
         fields: the entries of schema.yaml's `actions` section in order.
         source: the file's name, for messages.
 
@@ -233,7 +234,10 @@ def describe_known_components(
         SchemaError: as `describe_components`, or if schema.yaml states other bounds.
     """
     described = describe_components(components, fields, source)
-    return tuple(map(_with_known_bounds, components, described, [source] * len(components)))
+    return tuple(
+        replace(_with_known_bounds(known, stated, source), labels=stated.labels or known.labels)
+        for known, stated in zip(components, described, strict=True)
+    )
 
 
 def _with_known_bounds(

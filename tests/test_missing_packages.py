@@ -120,8 +120,9 @@ def typed(*arguments: str, environment: Mapping[str, str]) -> subprocess.Complet
             "tensorflow",
             "exporting a stable-baselines3 policy: needs tensorflow",
         ),
+        (["export", "a.zip", "--to", "onnx"], "onnx", "exporting to ONNX: needs onnx"),
     ],
-    ids=["clients", "s3", "gcs", "export"],
+    ids=["clients", "s3", "gcs", "export", "export to onnx"],
 )
 def test_command_names_the_missing_package_in_one_line(
     arguments: list[str], lacked: str, message: str, tmp_path: Path

@@ -1,17 +1,27 @@
-"""The options of `export` in words, for `policy_server.sb3_export`."""
+"""The options of `export` in words, for `policy_server.sb3_export` and `onnx_export`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from policy_server.commands.model_report import opened_model
 from policy_server.commands.native_logs import hidden_native_logs
-from policy_server.errors import UsageError
+from policy_server.errors import ExportError, UsageError
+from policy_server.formats.stable_baselines3.vec_normalize import STATISTICS_FILES
 from policy_server.installation import require
+from policy_server.schema import ServerSchema, read_schema
+from policy_server.settings import Settings
 
-__all__ = ["export_policy", "parse_names"]
+__all__ = ["export_onnx", "export_policy", "is_onnx", "parse_names"]
 
 _NONE = "none"
+_FORMATS = ("savedmodel", "onnx")
+_ONNX_FILE = "policy.onnx"
 
 
 def export_policy(
@@ -63,6 +73,91 @@ def export_policy(
             overwrite=overwrite,
             on_note=on_note,
         )
+
+
+def is_onnx(to: str, *, module: str | None, has_names: bool) -> bool:
+    """Return whether ONNX is asked for, and not a SavedModel.
+
+    Args:
+        to: the format that is asked for.
+        module: the name of a policy in a file of several, which is for ONNX.
+        has_names: whether names are given, which are for a SavedModel.
+
+    Raises:
+        UsageError: if there is no such format, or an option is for the other.
+    """
+    if to not in _FORMATS:
+        raise UsageError(f"--to: expected {' or '.join(_FORMATS)}, got {to!r}")
+    if to == "onnx" and has_names:
+        raise UsageError(
+            "--observation-names and --action-names: are for --to savedmodel; an .onnx file has "
+            "the names of the schema.yaml beside the policy"
+        )
+    if to != "onnx" and module is not None:
+        raise UsageError("--module: is for --to onnx; leave it out")
+    return to == "onnx"
+
+
+def export_onnx(
+    policy: Path,
+    folder: Path,
+    settings: Settings,
+    *,
+    module: str | None,
+    normalization: str | None,
+    overwrite: bool,
+) -> Path:
+    """Export any policy that NumPy computes as one .onnx file.
+
+    Args:
+        policy: a policy's zip, file or folder, or a folder that holds one; the schema.yaml beside
+            it gives the names.
+        folder: gets policy.onnx.
+        settings: how much may be unpacked.
+        module: the policy's name in a file that holds several; None for schema.yaml's, or the only
+            one.
+        normalization: as `export_policy` takes it.
+        overwrite: replace the file if it exists.
+
+    Returns:
+        The path of policy.onnx.
+
+    Raises:
+        ExportError: if the policy can't be exported.
+        ModelError: if there is no policy, or it can't be read.
+        SchemaError: if schema.yaml is wrong, or does not fit the policy.
+        MissingPackageError: if a package is missing that reads the policy or writes the file.
+    """
+    require("onnx", use="exporting to ONNX")
+    target = folder / _ONNX_FILE
+    with opened_model(policy, settings) as (files, schema_path):
+        schema = None if schema_path is None else read_schema(schema_path)
+        if module is not None:
+            schema = replace(schema or ServerSchema(), module=module)
+        if normalization == _NONE:
+            schema = replace(schema or ServerSchema(), is_unscaled=True)
+        with hidden_native_logs(), _with_statistics(files, normalization) as source:
+            # Imported here since it brings the package onnx, which few commands need.
+            from policy_server.onnx_export import export_onnx as export
+
+            export(source, schema, target, overwrite=overwrite)
+    return target
+
+
+@contextlib.contextmanager
+def _with_statistics(files: Path, normalization: str | None) -> Iterator[Path]:
+    """Give a folder with the policy's files, and those of VecNormalize that are named."""
+    if normalization in (None, _NONE):
+        yield files
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "model")
+        try:
+            shutil.copytree(files, folder)
+            shutil.copyfile(normalization, folder / STATISTICS_FILES[0])
+        except OSError as error:
+            raise ExportError(f"{normalization}: can't be read: {error.strerror}") from error
+        yield folder
 
 
 def parse_names(option: str, text: str) -> dict[str, int]:

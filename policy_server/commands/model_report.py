@@ -43,6 +43,7 @@ __all__ = [
     "ModelReport",
     "draft_schema",
     "inspect_model",
+    "opened_model",
     "report_as_json",
     "report_as_text",
     "write_draft",
@@ -59,6 +60,7 @@ _UNKNOWN_MEANING = """\
 """
 _BASES: Mapping[Basis, str] = {
     "structure": "how actions are drawn was read from the file; the findings tell the checks",
+    "metadata": "the file describes the distribution; its test vectors agree",
     "names": "the names of the file's outputs state the distribution; it holds no draws",
     "schema": "schema.yaml states the distribution; the file holds no draw to hold it against",
     "graph": "the file's own draws are answered; their distribution is not known",
@@ -119,6 +121,26 @@ def inspect_model(
                 return ModelReport(source, _load(folder, None), schema, error.message)
             except ModelError:
                 raise error from None
+
+
+@contextlib.contextmanager
+def opened_model(path: Path, settings: Settings) -> Iterator[tuple[Path, Path | None]]:
+    """Give the folder of a policy's files, and the schema.yaml beside the policy.
+
+    Args:
+        path: a policy's zip, other file or folder, or a folder that holds one.
+        settings: how much may be unpacked.
+
+    Yields:
+        The folder, which is gone afterwards where the policy was unpacked; and the schema.yaml,
+        None where there is none.
+
+    Raises:
+        ModelError: if there is no policy.
+    """
+    source = _find_source(path, settings)
+    with _unzipped(source, settings) as folder:
+        yield folder, _find_schema(source, settings)
 
 
 def report_as_text(report: ModelReport) -> list[str]:
@@ -374,10 +396,16 @@ def _draft_actions(signature: PolicySignature) -> str:
     if not parts:
         return ""
     names = ["action"] if len(parts) == 1 else [f"action_{index}" for index in range(len(parts))]
+    known = [part.name for part in parts if part.name is not None]
+    if len(set(known)) == len(parts):
+        # A policy that describes itself.
+        names = known
     return "actions:\n" + "".join(map(_draft_action, names, parts))
 
 
 def _draft_action(name: str, part: ActionComponent) -> str:
+    if part.labels is not None:
+        return f"  {name}:\n    labels: {json.dumps(part.labels, ensure_ascii=False)}\n"
     if part.kind == "categorical":
         some = ", ".join(f"choice_{index}" for index in range(min(part.size, _SOME_LABELS)))
         labels = some if part.size <= _SOME_LABELS else f"{some}, ..."

@@ -229,31 +229,54 @@ class Commands:
         self,
         policy: str,
         *,
+        to: str = "savedmodel",
         output: str | None = None,
+        module: str | None = None,
         observation_names: str | None = None,
         action_names: str | None = None,
         normalization: str | None = None,
         overwrite: bool = False,
     ) -> Iterator[str]:
-        """Turn a stable-baselines3 policy into saved_model.zip and a drafted schema.yaml.
+        """Write a policy in another format: as a SavedModel, or as one .onnx file.
 
-        The server takes the .zip itself too; a SavedModel is for other servers of TensorFlow. The
-        files are written only if their answers are the policy's, within 1e-5, on 256 random
-        observations.
+        SavedModel: of a stable-baselines3 policy, with a drafted schema.yaml. ONNX: of any policy
+        that NumPy computes; the file says what the server has to know, with 20 test vectors.
+        Either is written only if its answers are the policy's, within 1e-5, on up to 256 random
+        observations. The server takes the policy's own file too.
 
         Args:
-            policy: What model.save() wrote.
+            policy: What model.save() of stable-baselines3 wrote; for ONNX any policy's zip, file or
+                folder, or a folder that holds one. The schema.yaml beside it gives names and
+                bounds.
+            to: savedmodel or onnx.
             output: Folder to write to; named after the policy if left out.
-            observation_names: Names in order, such as speed,position:2 for three values.
-            action_names: Names of the action components in order, such as left,right.
+            module: Name of the policy in a file that holds several. ONNX alone.
+            observation_names: Names in order, such as speed,position:2 for three values. SavedModel
+                alone.
+            action_names: Names of the action components in order, such as left,right. SavedModel
+                alone.
             normalization: What VecNormalize.save() wrote, if it is not the vec_normalize.pkl beside
                 the policy; or none, if its observations were not scaled, whatever its file shows.
             overwrite: Replace the files if they exist.
         """
         folder = Path(policy).stem if output is None else output
+        source, names = Path(policy), (observation_names, action_names)
+        if export.is_onnx(to, module=module, has_names=names != (None, None)):
+            written = export.export_onnx(
+                source,
+                Path(folder),
+                read_settings(),
+                module=module,
+                normalization=normalization,
+                overwrite=overwrite,
+            )
+            yield f"wrote {written}"
+            yield f"look into it:  {command_for(f'inspect {written}')}"
+            yield f"draft its schema.yaml:  {command_for(f'schema {written}')}"
+            return
         notes: list[str] = []
-        written = export.export_policy(
-            Path(policy),
+        paths = export.export_policy(
+            source,
             Path(folder),
             observation_names=observation_names,
             action_names=action_names,
@@ -261,7 +284,7 @@ class Commands:
             overwrite=overwrite,
             on_note=notes.append,
         )
-        yield from (f"wrote {path}" for path in written)
+        yield from (f"wrote {path}" for path in paths)
         yield from (f"note: {note}" for note in notes)
         yield f"serve it:  {command_for(f'copy_server_files {folder}')}"
 

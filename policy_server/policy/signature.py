@@ -21,7 +21,7 @@ __all__ = [
     "StateTensor",
 ]
 
-Basis = Literal["structure", "names", "schema", "graph"]
+Basis = Literal["structure", "metadata", "names", "schema", "graph"]
 StateRole = Literal["state", "previous_action", "previous_reward"]
 ComponentKind = Literal["categorical", "normal", "squashed_normal", "deterministic"]
 
@@ -172,8 +172,9 @@ class PolicySignature:
         is_value_based: a greedy policy over Q values: it takes the best action with probability 1.
         basis: the source of the distribution: `structure` (read from the graph's structure, and the
             graph's draws and modes agree with it), `names` (the names of the file's outputs state
-            it), `schema` (schema.yaml states it, since the file
-            does not), or `graph` (none is known: the graph's own outputs are answered).
+            it), `metadata` (the file describes it, and its test vectors agree), `schema`
+            (schema.yaml states it, since the file does not), or `graph` (none is known: the graph's
+            own outputs are answered).
         has_deterministic_action: the model can give its deterministic action.
         is_tuple_of_one: its only action is a tuple's only component, which the file hardly shows.
         module: its name in a file that may hold several policies; None where the file names none.

@@ -17,8 +17,11 @@ import pytest
 import generate
 from policy_server import __version__
 from policy_server.commands.command_line import command, progress_bar, run
+from policy_server.formats import load_policy
+from policy_server.policy import PolicyInputs
 from tests.support.command_line import started_command, type_in
 from tests.support.folders import ROOT
+from tests.support.library_policies import POLICIES, cases_of, raw_rows
 from tests.support.processes import child
 from tests.support.servers import KEY, SCHEMA
 
@@ -444,6 +447,69 @@ def test_export_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "unexpected" not in captured.err
     assert generate.main(["export", "nowhere.zip", "--observation-names", "a,a"]) == 2
     assert "--observation-names: expected names" in capsys.readouterr().err
+
+
+def test_export_to_onnx_takes_a_policy_by_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "source", tmp_path / "right"
+    source.mkdir()
+    shutil.copy(POLICIES / "rllib_ppo_multiagent" / "checkpoint.zip", source)
+    arguments = ["export", str(source), "--to", "onnx", "--output", str(target)]
+
+    assert generate.main([*arguments, "--module", "right"]) == 0
+
+    written = target / "policy.onnx"
+    assert capsys.readouterr().out.splitlines() == [
+        f"wrote {written}",
+        f"look into it:  python generate.py inspect {written}",
+        f"draft its schema.yaml:  python generate.py schema {written}",
+    ]
+    signature = load_policy(target).signature
+    assert (signature.module, signature.basis) == ("right", "metadata")
+
+
+def test_export_to_onnx_takes_statistics_of_another_name(tmp_path: Path) -> None:
+    source, alone = POLICIES / "sb3_ppo_vecnorm", tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(source / "policy.zip", alone)
+    statistics = shutil.copy(source / "vec_normalize.pkl", tmp_path / "other.pkl")
+    arguments = ["export", str(alone / "policy.zip"), "--to", "onnx", "--output"]
+
+    assert generate.main([*arguments, str(tmp_path / "without")]) == 1
+    with_them = [*arguments, str(tmp_path / "with"), "--normalization", str(statistics)]
+    assert generate.main(with_them) == 0
+
+    policy = load_policy(tmp_path / "with")
+    rows = raw_rows(cases_of(source.name))
+    found = policy.infer(PolicyInputs.of(rows, is_deterministic=True))
+    expected = [case["expected"]["deterministic_action"] for case in cases_of(source.name)]
+    assert found.actions[:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--to", "torch"], "--to: expected savedmodel or onnx, got 'torch'"),
+        (["--to", "onnx", "--action-names", "a"], "are for --to savedmodel"),
+        (["--module", "left"], "--module: is for --to onnx"),
+        (["--to", "onnx", "--normalization", "nowhere.pkl"], "nowhere.pkl: can't be read: No such"),
+    ],
+)
+def test_export_names_options_that_do_not_fit(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    policy = str(POLICIES / "sb3_ppo_box" / "policy.zip")
+
+    assert generate.main(["export", policy, *options]) > 0
+
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["schema.yaml"]
 
 
 # The progress bar

@@ -20,23 +20,20 @@ from policy_server.engine.proof import (
     probe_rows,
 )
 from policy_server.errors import ModelError
-from policy_server.formats.onnx.action_outputs import Actions, read_actions
-from policy_server.formats.onnx.answer_checks import check_mask, checked_actions
+from policy_server.formats.onnx.answer_checks import check_mask
+from policy_server.formats.onnx.graph_readings import Reading, read_by_graph, read_by_metadata
 from policy_server.formats.onnx.graph_runs import GraphRuns, RowFunction
 from policy_server.formats.onnx.leapp import read_description
 from policy_server.formats.onnx.model_file import OnnxModel, read_model
 from policy_server.formats.onnx.onnxruntime_policy import OnnxRuntimePolicy
-from policy_server.formats.onnx.plan import Piece, Plan
+from policy_server.formats.onnx.plan import Plan
 from policy_server.formats.onnx.plan_compiler import Compilation, compile_plan
-from policy_server.formats.onnx.roles import Roles, find_roles
-from policy_server.formats.onnx.runtimes import (
-    GraphRunError,
-    has_onnxruntime,
-)
+from policy_server.formats.onnx.policy_metadata import read_document
+from policy_server.formats.onnx.policy_vectors import check_vectors, vectors_in
+from policy_server.formats.onnx.runtimes import GraphRunError, has_onnxruntime
 from policy_server.installation import require
 from policy_server.policy import Policy, PolicySignature
 from policy_server.schema import ServerSchema
-from policy_server.schema_fit import check_schema_fits, describe_signature
 from policy_server.settings import Engine
 
 __all__ = ["load_policy"]
@@ -46,7 +43,6 @@ Array = NDArray[Any]
 _LARGEST = np.float32(1e18)
 # onnxruntime's own convolutions are faster above this many multiplications an observation.
 _MOST_IN_CONVOLUTIONS = 1_000_000
-_SHOWN_NAMES = 8
 
 
 def load_policy(
@@ -68,26 +64,26 @@ def load_policy(
         MissingPackageError: if a package is missing that the file needs.
     """
     model = read_model(files)
-    description = read_description(files, model)
-    roles = find_roles(model, schema, flow=None if description is None else description.flow)
-    _check_width(roles, schema)
-    graph = GraphRuns(model, roles)
-    # A graph that can't be run is refused before it is looked into.
-    graph.measure([item.name for item in model.outputs])
-    actions = read_actions(model, roles, schema, graph.measure)
-    plan = _plan(roles, actions)
-    function = graph.function(plan)
-    actions = checked_actions(graph, plan, actions, function)
-    signature = _signature(model, roles, actions)
-    if description is not None:
-        signature = replace(signature, findings=(*signature.findings, description.finding))
-    signature = describe_signature(signature, schema, has_own_bounds=actions.has_own_bounds)
+    document = read_document(model)
+    if document is None:
+        return _load(model, read_by_graph(model, read_description(files, model), schema), engine)
+    policy = _load(model, read_by_metadata(model, document, schema), engine)
+    found = check_vectors(model.name, vectors_in(model, policy), policy)
+    signature = replace(policy.signature, findings=(*policy.signature.findings, found))
+    if isinstance(policy, NetworkPolicy):
+        return NetworkPolicy(replace(policy.compiled, signature=signature))
+    policy.signature = signature
+    return policy
+
+
+def _load(model: OnnxModel, reading: Reading, engine: Engine) -> NetworkPolicy | OnnxRuntimePolicy:
+    graph, plan, signature = reading.graph, reading.plan, reading.signature
     if signature.mask_name is not None:
         check_mask(graph, plan, signature)
     if engine != "onnxruntime":
         try:
             is_forced = engine == "numpy"
-            compiled = _compiled(graph, plan, signature, function, is_forced=is_forced)
+            compiled = _compiled(graph, plan, signature, reading.function, is_forced=is_forced)
             return NetworkPolicy(compiled)
         except NotCompiledError as error:
             if engine == "numpy":
@@ -101,77 +97,6 @@ def load_policy(
     require("onnxruntime", use=f"{model.name}, which NumPy can't compute ({reason})")
     signature = replace(signature, engine="onnxruntime", engine_reason=reason)
     return OnnxRuntimePolicy(signature, graph.function(plan, is_literal=False))
-
-
-def _check_width(roles: Roles, schema: ServerSchema | None) -> None:
-    """Hold schema.yaml's width against the graph's: a wrong one has the clearer words here."""
-    if schema is None:
-        return
-    known = PolicySignature(
-        observation_width=roles.observation_width,
-        observation_dtype="float32",
-        inputs=(),
-        outputs=(),
-        action_outputs=(),
-        components=None,
-    )
-    mask = None if roles.mask is None else roles.mask.name
-    if mask is not None and schema.observations is not None:
-        kept = tuple(item for item in schema.observations if item.name != mask)
-        schema = replace(schema, observations=kept)
-    check_schema_fits(replace(schema, discrete=None, tuple=None), known)
-
-
-def _plan(roles: Roles, actions: Actions) -> Plan:
-    widths = {feed.name: feed for feed in roles.feeds}
-    states = [
-        Piece(
-            pair.after, widths[pair.before.name].width, rows_axis=widths[pair.before.name].rows_axis
-        )
-        for pair in roles.states
-    ]
-    memory = sum(piece.width for piece in states)
-    return Plan(roles.observation_width + memory, roles.feeds, (*actions.pieces, *states))
-
-
-def _signature(model: OnnxModel, roles: Roles, actions: Actions) -> PolicySignature:
-    dtypes = {item.dtype for item in roles.observations}
-    dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
-    has_mask = roles.mask is not None and any(
-        part.kind == "categorical" for part in actions.components
-    )
-    return PolicySignature(
-        observation_width=roles.observation_width,
-        observation_dtype=dtype,
-        inputs=model.inputs,
-        outputs=model.outputs,
-        action_outputs=actions.outputs,
-        components=actions.components,
-        is_value_based=actions.is_value_based,
-        basis=actions.basis,
-        memory=roles.memory,
-        recurrent_inputs=tuple(item.name for item in roles.memory),
-        mask_name=roles.mask.name if roles.mask is not None and has_mask else None,
-        findings=(*_read(model), *actions.findings, *_assumed(roles)),
-    )
-
-
-def _read(model: OnnxModel) -> list[str]:
-    found = [f"read: the graph of {model.producer or 'an unknown exporter'}, opset {model.opset}"]
-    if model.metadata:
-        names = ", ".join(sorted(model.metadata)[:_SHOWN_NAMES])
-        found.append(f"its metadata ({names}) describe the environment, and change no answer")
-    return found
-
-
-def _assumed(roles: Roles) -> list[str]:
-    found = []
-    if len(roles.observations) > 1:
-        names = ", ".join(item.name for item in roles.observations)
-        found.append(f"an observation is the inputs {names}, one after another")
-    if roles.memory:
-        found.append("recurrent: every answer starts from the zero state")
-    return found
 
 
 def _compiled(

@@ -1,0 +1,168 @@
+"""The meaning of a graph's inputs and outputs: from its own metadata, or from what it shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from policy_server.formats.onnx.action_outputs import Actions, read_actions
+from policy_server.formats.onnx.answer_checks import checked_actions
+from policy_server.formats.onnx.described_graph import (
+    described_actions,
+    described_roles,
+    described_signature,
+)
+from policy_server.formats.onnx.graph_runs import GraphRuns, RowFunction
+from policy_server.formats.onnx.leapp import Description
+from policy_server.formats.onnx.model_file import OnnxModel
+from policy_server.formats.onnx.plan import Piece, Plan
+from policy_server.formats.onnx.policy_metadata import POLICY_KEY, VECTORS_KEY, PolicyDocument
+from policy_server.formats.onnx.roles import Roles, find_roles
+from policy_server.policy import PolicySignature
+from policy_server.schema import ServerSchema
+from policy_server.schema_fit import check_schema_fits, describe_signature
+
+__all__ = ["Reading", "read_by_graph", "read_by_metadata"]
+
+_SHOWN_NAMES = 8
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A graph with the meaning of its inputs and outputs.
+
+    Attributes:
+        graph: the graph, which a runtime computes.
+        plan: its inputs, and the tensors that make the distribution and the state after a step.
+        function: the plan's function, as the runtime computes it.
+        signature: the policy's signature, with the words of schema.yaml.
+    """
+
+    graph: GraphRuns
+    plan: Plan
+    function: RowFunction
+    signature: PolicySignature
+
+
+def read_by_graph(
+    model: OnnxModel, description: Description | None, schema: ServerSchema | None
+) -> Reading:
+    """Read a graph by its operations and names, by a description beside it, and by schema.yaml.
+
+    Args:
+        model: the graph.
+        description: the YAML beside it; None for none.
+        schema: the contents of schema.yaml; None where there is none.
+
+    Raises:
+        ModelError: if nothing tells the meaning of an input or output.
+        SchemaError: if schema.yaml disagrees with the graph.
+    """
+    roles = find_roles(model, schema, flow=None if description is None else description.flow)
+    _check_width(roles, schema)
+    graph = GraphRuns(model, roles)
+    # A graph that can't be run is refused before it is looked into.
+    graph.measure([item.name for item in model.outputs])
+    actions = read_actions(model, roles, schema, graph.measure)
+    plan = _plan(roles, actions)
+    function = graph.function(plan)
+    actions = checked_actions(graph, plan, actions, function)
+    signature = _signature(model, roles, actions)
+    if description is not None:
+        signature = replace(signature, findings=(*signature.findings, description.finding))
+    signature = describe_signature(signature, schema, has_own_bounds=actions.has_own_bounds)
+    return Reading(graph, plan, function, signature)
+
+
+def read_by_metadata(
+    model: OnnxModel, document: PolicyDocument, schema: ServerSchema | None
+) -> Reading:
+    """Read a graph by the description of its policy in its own metadata.
+
+    Args:
+        model: the graph.
+        document: the description.
+        schema: the contents of schema.yaml; None where there is none.
+
+    Raises:
+        ModelError: if the description is of another graph.
+        SchemaError: if schema.yaml disagrees with the policy.
+    """
+    roles = described_roles(model, document)
+    graph = GraphRuns(model, roles)
+    actions = described_actions(model, document, graph.measure)
+    plan = _plan(roles, actions)
+    signature = described_signature(model, document, _signature(model, roles, actions))
+    signature = describe_signature(signature, schema, has_own_bounds=True)
+    return Reading(graph, plan, graph.function(plan), signature)
+
+
+def _check_width(roles: Roles, schema: ServerSchema | None) -> None:
+    """Hold schema.yaml's width against the graph's: a wrong one has the clearer words here."""
+    if schema is None:
+        return
+    known = PolicySignature(
+        observation_width=roles.observation_width,
+        observation_dtype="float32",
+        inputs=(),
+        outputs=(),
+        action_outputs=(),
+        components=None,
+    )
+    mask = None if roles.mask is None else roles.mask.name
+    if mask is not None and schema.observations is not None:
+        kept = tuple(item for item in schema.observations if item.name != mask)
+        schema = replace(schema, observations=kept)
+    check_schema_fits(replace(schema, discrete=None, tuple=None), known)
+
+
+def _plan(roles: Roles, actions: Actions) -> Plan:
+    widths = {feed.name: feed for feed in roles.feeds}
+    states = [
+        Piece(
+            pair.after, widths[pair.before.name].width, rows_axis=widths[pair.before.name].rows_axis
+        )
+        for pair in roles.states
+    ]
+    memory = sum(piece.width for piece in states)
+    return Plan(roles.observation_width + memory, roles.feeds, (*actions.pieces, *states))
+
+
+def _signature(model: OnnxModel, roles: Roles, actions: Actions) -> PolicySignature:
+    dtypes = {item.dtype for item in roles.observations}
+    dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
+    has_mask = roles.mask is not None and any(
+        part.kind == "categorical" for part in actions.components
+    )
+    return PolicySignature(
+        observation_width=roles.observation_width,
+        observation_dtype=dtype,
+        inputs=model.inputs,
+        outputs=model.outputs,
+        action_outputs=actions.outputs,
+        components=actions.components,
+        is_value_based=actions.is_value_based,
+        basis=actions.basis,
+        memory=roles.memory,
+        recurrent_inputs=tuple(item.name for item in roles.memory),
+        mask_name=roles.mask.name if roles.mask is not None and has_mask else None,
+        findings=(*_read(model), *actions.findings, *_assumed(roles)),
+    )
+
+
+def _read(model: OnnxModel) -> list[str]:
+    found = [f"read: the graph of {model.producer or 'an unknown exporter'}, opset {model.opset}"]
+    others = sorted(model.metadata.keys() - {POLICY_KEY, VECTORS_KEY})
+    if others:
+        names = ", ".join(others[:_SHOWN_NAMES])
+        found.append(f"its metadata ({names}) describe the environment, and change no answer")
+    return found
+
+
+def _assumed(roles: Roles) -> list[str]:
+    found = []
+    if len(roles.observations) > 1:
+        names = ", ".join(item.name for item in roles.observations)
+        found.append(f"an observation is the inputs {names}, one after another")
+    if roles.memory:
+        found.append("recurrent: every answer starts from the zero state")
+    return found

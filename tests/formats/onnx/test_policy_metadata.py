@@ -1,0 +1,223 @@
+"""The description of a policy in an .onnx file, as docs/onnx.md has it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from policy_server.commands.model_report import draft_schema
+from policy_server.errors import ModelError, SchemaError
+from policy_server.formats.known_formats import load_policy
+from policy_server.formats.onnx.policy_metadata import POLICY_KEY, VECTORS_KEY
+from policy_server.policy import PolicyInputs
+from policy_server.schema import parse_schema
+from policy_server.settings import read_settings
+from tests.support.documents import code_blocks
+from tests.support.folders import ROOT
+
+PAGE = ROOT / "docs" / "onnx.md"
+ROWS: NDArray[np.float32] = np.array([[1.0, -0.5], [0.2, 2.0]], np.float32)
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the file that the page's example writes."""
+    (example,) = code_blocks(PAGE, "python")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, str(PAGE), "exec"), {})  # noqa: S102 -- the page's own example
+    return tmp_path
+
+
+def change(folder: Path, key: str, mend: Change) -> None:
+    """Change the JSON object of a key."""
+    path = folder / "policy.onnx"
+    model = onnx.load(path)
+    (entry,) = (item for item in model.metadata_props if item.key == key)
+    content = json.loads(entry.value)
+    mend(content)
+    entry.value = json.dumps(content)
+    onnx.save(model, path)
+
+
+def component(policy: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = policy["distribution"]["components"][0]
+    return found
+
+
+def test_file_of_the_page_is_served_without_schema_yaml(folder: Path) -> None:
+    policy = load_policy(folder)
+
+    (part,) = policy.signature.components or ()
+    assert (part.name, part.labels) == ("gear", ("first", "second", "third"))
+    assert policy.signature.basis == "metadata"
+    assert policy.signature.engine == "numpy"
+    assert [item.key for item in policy.signature.observation_parts] == ["speed", "slope"]
+    assert "20 test vectors in the file agree" in policy.signature.findings[-1]
+    outputs = policy.infer(PolicyInputs.of(ROWS, is_deterministic=True))
+    model = onnx.load(folder / "policy.onnx")
+    weights, bias = map(onnx.numpy_helper.to_array, model.graph.initializer)
+    assert outputs.distribution is not None
+    np.testing.assert_allclose(outputs.distribution, ROWS @ weights + bias, atol=1e-6)
+
+
+def test_schema_is_drafted_with_the_names_of_the_file(folder: Path) -> None:
+    schema = parse_schema(draft_schema(folder / "policy.onnx", read_settings()))
+
+    policy = load_policy(folder, schema)
+
+    (part,) = policy.signature.components or ()
+    assert (part.name, part.labels) == ("gear", ("first", "second", "third"))
+    assert [item.name for item in schema.observations or ()] == ["speed", "slope"]
+
+
+def test_schema_of_another_name_leaves_the_labels_of_the_file(folder: Path) -> None:
+    policy = load_policy(folder, parse_schema("actions: {shift: {choices: 3}}\nparameters: {}"))
+
+    (part,) = policy.signature.components or ()
+    assert (part.name, part.labels) == ("shift", ("first", "second", "third"))
+
+
+def test_schema_that_contradicts_the_file_is_refused(folder: Path) -> None:
+    with pytest.raises(SchemaError, match="gives 4 choices, the policy has 3"):
+        load_policy(folder, parse_schema("actions: {shift: {choices: 4}}\nparameters: {}"))
+
+
+@pytest.mark.parametrize(
+    ("mend", "message"),
+    [
+        pytest.param(lambda p: p.pop("distribution"), "distribution: Field required", id="missing"),
+        pytest.param(lambda p: p.update(kind="x"), "kind: Extra inputs", id="unknown key"),
+        pytest.param(
+            lambda p: component(p).update(kind="uniform"), r"components.0.kind: Input", id="kind"
+        ),
+        pytest.param(
+            lambda p: component(p).update(size=-3), "size: Input should be greater", id="negative"
+        ),
+        pytest.param(
+            lambda p: component(p).update(size=4, labels=None),
+            "its components take 4 numbers, 'logits' has 3",
+            id="too wide",
+        ),
+        pytest.param(
+            lambda p: component(p).update(labels=["a"]), "has 1 labels for 3 choices", id="labels"
+        ),
+        pytest.param(
+            lambda p: component(p).update(first_column=2), "is 2, expected 0", id="columns"
+        ),
+        pytest.param(lambda p: component(p).update(low=[0.0]), "low or high alone", id="one bound"),
+        pytest.param(
+            lambda p: component(p).update(low=[0.0], high=[1.0]), "expected one bound", id="bounds"
+        ),
+        pytest.param(
+            lambda p: p.update(actions=[{"name": "a", "is_integer": True, "columns": 2}]),
+            "actions: have 2 columns, the components 1",
+            id="actions",
+        ),
+        pytest.param(
+            lambda p: p["observation"].update(inputs=["state"]),
+            r"observation.inputs is \['state'\], the graph has \['observation'\]",
+            id="inputs",
+        ),
+        pytest.param(
+            lambda p: p.update(mask="mask"), "mask is mask, the graph has None", id="mask"
+        ),
+        pytest.param(
+            lambda p: p.update(memory=[{"name": "h", "input": "h_in", "output": "h_out"}]),
+            "has no such output and input",
+            id="memory",
+        ),
+        pytest.param(
+            lambda p: p["distribution"].update(output="q"), "no output of the graph", id="output"
+        ),
+        pytest.param(
+            lambda p: p["observation"].update(dtype="complex64"),
+            "observation.dtype: String should match",
+            id="type",
+        ),
+        pytest.param(
+            lambda p: p["observation"].update(parts=[{"shape": [3]}]),
+            "observation.parts have 3 columns, the graph takes 2",
+            id="parts",
+        ),
+        pytest.param(
+            lambda p: p["observation"].update(parts=[{"kind": "one_hot", "sizes": [1, 1]}]),
+            "has 2 for 1 integers",
+            id="one-hot",
+        ),
+        pytest.param(
+            lambda p: p["distribution"].update(
+                components=[{"kind": "deterministic", "size": 3}], is_value_based=True
+            ),
+            "is_value_based: is for categorical",
+            id="values",
+        ),
+    ],
+)
+def test_mistake_in_the_description_is_one_line(folder: Path, mend: Change, message: str) -> None:
+    change(folder, POLICY_KEY, mend)
+
+    with pytest.raises(ModelError, match=message) as caught:
+        load_policy(folder)
+
+    assert caught.value.message.startswith("policy.onnx: ")
+    assert "\n" not in caught.value.message
+
+
+def test_description_of_another_version_is_refused(folder: Path) -> None:
+    path = folder / "policy.onnx"
+    model = onnx.load(path)
+    for entry in model.metadata_props:
+        entry.key = entry.key.replace("v1", "v2")
+    onnx.save(model, path)
+
+    with pytest.raises(
+        ModelError, match=r"describes its policy by policy_server\.policy\.v2, this"
+    ):
+        load_policy(folder)
+
+
+def test_text_that_is_no_json_is_refused(folder: Path) -> None:
+    path = folder / "policy.onnx"
+    model = onnx.load(path)
+    for entry in model.metadata_props:
+        entry.value = entry.value[:-1]
+    onnx.save(model, path)
+
+    with pytest.raises(ModelError, match=f"{POLICY_KEY}: the text: Invalid JSON"):
+        load_policy(folder)
+
+
+def test_values_are_taken_greedily_where_the_file_says_so(folder: Path) -> None:
+    change(folder, POLICY_KEY, lambda p: p["distribution"].update(is_value_based=True))
+
+    assert load_policy(folder).signature.family == "greedy over categorical(3)"
+
+
+def test_open_bounds_are_null(folder: Path) -> None:
+    def mend(policy: dict[str, Any]) -> None:
+        bounds = {"low": [-1.0, None, 0.0], "high": [None, 2.0, 0.5], "is_normalized": False}
+        part = {"kind": "deterministic", "size": 3, **bounds}
+        policy["distribution"]["components"] = [part]
+
+    def act(vectors: dict[str, Any]) -> None:
+        actions = np.array(vectors["distributions"])
+        low, high = [-1.0, -np.inf, 0.0], [np.inf, 2.0, 0.5]
+        vectors["actions"] = np.clip(actions, low, high).tolist()
+
+    change(folder, POLICY_KEY, mend)
+    change(folder, VECTORS_KEY, act)
+
+    policy = load_policy(folder)
+
+    (part,) = policy.signature.components or ()
+    assert part.low == (-1.0, -np.inf, 0.0)
+    assert part.high == (np.inf, 2.0, 0.5)
+    assert policy.signature.action_outputs[0].is_vector
