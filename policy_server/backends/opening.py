@@ -29,7 +29,7 @@ class Backends(Protocol):
         """Return the address of Ray's own metrics; None without Ray."""
 
     async def shared_records(self) -> SharedRecords | None:
-        """Return what the servers of a cluster share; None where there is no cluster.
+        """Return the state that the servers of a cluster share; None where there is no cluster.
 
         Raises:
             PolicyServerError: if the cluster can't be joined.

@@ -12,9 +12,9 @@ from dataclasses import replace
 from policy_server.errors import DeploymentChangedError, DeploymentError, PolicyServerError
 from policy_server.serving.deployment import DeployedVersion, Deployment, Evidence
 from policy_server.serving.deployment_store import DeploymentStore
-from policy_server.serving.evidence import weigh
 from policy_server.serving.slot import PlannedVersion, PolicyOpener, PolicySlot
 from policy_server.serving.traffic import ALL_TRAFFIC
+from policy_server.serving.verdicts import weigh
 
 __all__ = ["Deployer", "VersionOpener"]
 

@@ -1,4 +1,4 @@
-"""What a candidate has shown so far: whether it is to be promoted, or taken back."""
+"""Verdicts on a candidate, by what it has shown so far: promoted, or taken back."""
 
 from __future__ import annotations
 
