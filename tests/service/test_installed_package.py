@@ -26,8 +26,10 @@ pytestmark = pytest.mark.service
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a folder as site-packages has it: the package, with the examples in it."""
     folder = tmp_path_factory.mktemp("site")
-    shutil.copytree(ROOT / "policy_server", folder / "policy_server")
-    shutil.copytree(ROOT / "examples", folder / "policy_server" / "examples")
+    # Tests that run beside this one write what Python compiles there.
+    without = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "policy_server", folder / "policy_server", ignore=without)
+    shutil.copytree(ROOT / "examples", folder / "policy_server" / "examples", ignore=without)
     return folder
 
 
@@ -84,7 +86,7 @@ def test_folder_without_a_policy_is_told_the_commands_that_there_are(
 
     assert ended.returncode == 1
     assert ended.stderr == (
-        "policy-server: saved_model.zip: not found; name a zip or a folder, or put a policy there "
+        "policy-server: saved_model.zip: not found; name a file or a folder, or put a policy there "
         "with `policy-server copy_server_files FOLDER`\n"
     )
 
