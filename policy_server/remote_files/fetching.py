@@ -13,7 +13,7 @@ from typing import Literal
 from policy_server.engine.cache import carry_outcome
 from policy_server.errors import ModelError, PolicyServerError, SchemaError
 from policy_server.files.replacement import incoming_folder, replaced, restore_interrupted
-from policy_server.formats.finding import find_policy
+from policy_server.formats.finding import find_policy, policy_at
 from policy_server.formats.model_files import digest_of_file
 from policy_server.formats.unpacking import pack_model, unpack_model
 from policy_server.remote_files.download import (
@@ -251,19 +251,34 @@ class _Fetcher:
 
     def _take_policy(self, source: Path, new: Path, uri: RemoteUri) -> None:
         """Refuse a damaged policy in a message that names its address, or take it over as a zip."""
-        if uri.is_folder:
-            pack_model(source, new)
-            source = new
-        home, most = self._settings.home, self._settings.max_unpacked_bytes
         try:
+            home, file = self._settings.home, source
+            if uri.is_folder:
+                home, file = source, self._file_in(source, new)
             # Nothing but unpacking it shows that a zip is sound.
-            models = unpack_model(source, self._folder / "models", max_bytes=most, beside=home)
+            models = unpack_model(
+                file,
+                self._folder / "models",
+                max_bytes=self._settings.max_unpacked_bytes,
+                beside=home,
+            )
         except ModelError as error:
-            raise ModelError(error.message.replace(str(source), uri.public)) from error
-        if zipfile.is_zipfile(source):
+            message = error.message.replace(str(new), uri.public)
+            raise ModelError(message.replace(str(source), uri.public)) from error
+        if file == new:
+            return
+        if file == source and zipfile.is_zipfile(source):
             source.replace(new)
         else:
             pack_model(models, new)
+
+    def _file_in(self, folder: Path, new: Path) -> Path:
+        """Return the one policy's file that a folder holds, or `new` with the whole folder."""
+        found = policy_at(folder, self._settings)
+        if found is not None and found.is_file():
+            return found
+        pack_model(folder, new)
+        return new
 
 
 def _check_pin(uri: RemoteUri, got: Download) -> None:

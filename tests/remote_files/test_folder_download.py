@@ -12,10 +12,12 @@ from typing import Protocol
 import pytest
 
 from policy_server.errors import ModelError
+from policy_server.formats import load_policy
 from policy_server.formats.model_files import digest_of_files, files_of_model
 from policy_server.remote_files import bring_files, fetch_files
 from policy_server.settings import Settings
 from tests.support.folders import ROOT
+from tests.support.library_policies import POLICIES
 from tests.support.stores import (
     BUCKET,
     Reply,
@@ -134,6 +136,20 @@ def test_file_and_the_one_beside_it_are_fetched_as_a_folder(
     assert fetch(settings, store(files)) == ["fetched"]
 
     assert unpacked(settings) == files
+
+
+def test_zip_and_the_statistics_beside_it_are_fetched_as_a_folder(
+    store: Store, settings: Settings
+) -> None:
+    policy = POLICIES / "sb3_ppo_vecnorm"
+    names = ("policy.zip", "vec_normalize.pkl")
+    address = store({name: (policy / name).read_bytes() for name in names})
+
+    assert fetch(settings, address) == ["fetched"]
+
+    assert {"policy.pth", "vec_normalize.pkl"} <= set(unpacked(settings))
+    assert unpacked(settings)["vec_normalize.pkl"] == (policy / names[1]).read_bytes()
+    assert load_policy(settings.models_path).signature.family == "categorical(2)"
 
 
 def test_folder_is_pinned_by_what_sha256sum_prints(
