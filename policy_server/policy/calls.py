@@ -107,6 +107,7 @@ class PolicyInputs:
         is_deterministic: NDArray[np.bool_],
         seeds: Int64Array,
         wants_distribution: bool,
+        state: Float32Array | None = None,
     ) -> PolicyInputs:
         """Return the inputs of rows that end with an action mask where the policy takes one.
 
@@ -116,12 +117,13 @@ class PolicyInputs:
             is_deterministic: see the class.
             seeds: see the class.
             wants_distribution: see the class.
+            state: see the class.
         """
         if signature.mask_name is None:
-            return cls(rows, is_deterministic, seeds, wants_distribution)
+            return cls(rows, is_deterministic, seeds, wants_distribution, state)
         width = signature.observation_width
         masks = rows[:, width:] != 0
-        return cls(rows[:, :width], is_deterministic, seeds, wants_distribution, masks=masks)
+        return cls(rows[:, :width], is_deterministic, seeds, wants_distribution, state, masks)
 
     @property
     def rows(self) -> Float32Array | Float64Array:

@@ -52,12 +52,15 @@ class Question:
         kind: the kind of answer: a draw, the mode or the distribution.
         seed: makes the draw reproducible; -1 for an independent one.
         is_copied: whether a shadow gets a copy, and compares the distribution of the answer.
+        state: float32[memory_width], the memory of its episode before the step; None for the zero
+            state, whose state after the step nobody asks for.
     """
 
     row: Row
     kind: AnswerKind
     seed: int = NO_SEED
     is_copied: bool = False
+    state: Float32Array | None = None
 
 
 class AnsweredCall:
@@ -99,6 +102,12 @@ class Answer:
 
     call: AnsweredCall
     index: int
+
+    @property
+    def state(self) -> Float32Array | None:
+        """Return float32[memory_width], the memory after the step; None where none was given."""
+        states = self.call.outputs.state
+        return None if states is None else states[self.index]
 
 
 @dataclass(eq=False, slots=True)
@@ -210,6 +219,7 @@ class SingleCall:
             is_deterministic=np.array([kind != "predict" for kind in kinds]),
             seeds=np.array([item.seed for item in questions], np.int64),
             wants_distribution="distribution" in kinds or questions[-1].is_copied,
+            state=_states_of(questions, signature) if signature.memory else None,
         )
 
     def halves(self) -> tuple[SingleCall, SingleCall]:
@@ -234,6 +244,17 @@ class SingleCall:
         for item in self._waiting:
             if not item.answer.done():
                 item.answer.set_exception(failed)
+
+
+def _states_of(questions: list[Question], signature: PolicySignature) -> Float32Array | None:
+    """Return float32[B, memory_width]: zeros for a question without state; None without any."""
+    if all(question.state is None for question in questions):
+        return None
+    states = np.zeros((len(questions), signature.memory_width), np.float32)
+    for index, question in enumerate(questions):
+        if question.state is not None:
+            states[index] = question.state
+    return states
 
 
 class BulkAnswer:

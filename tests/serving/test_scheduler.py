@@ -28,7 +28,7 @@ from policy_server.policy import (
     PolicyOutputs,
 )
 from policy_server.serving import Limits, Question, Scheduler
-from tests.support.fakes import FakeBackend, integer_backend
+from tests.support.fakes import FakeBackend, integer_backend, summing_backend
 from tests.support.waiting import turns, until
 
 
@@ -742,3 +742,38 @@ async def test_each_question_of_a_call_that_hangs_has_its_own_deadline() -> None
 
     assert was_waiting
     await until(lambda: metrics.snapshot().numbers["rejected"] == {("timeout", "walker"): 4.0})
+
+
+# Memory
+
+
+async def test_states_of_many_episodes_ride_in_one_call_a_row_each() -> None:
+    backend = summing_backend()
+    scheduler = scheduler_of(backend)
+    states: list[float | None] = [2.0, None, 1.0]
+
+    answers = await asyncio.gather(
+        *(
+            scheduler.answer(
+                replace(question(1.0), state=None if sum_ is None else np.array([sum_], np.float32))
+            )
+            for sum_ in states
+        )
+    )
+
+    assert backend.batches == [3]
+    assert [answer.call.outputs.actions[answer.index, 0] for answer in answers] == [0, 1, 2]
+    assert [None if answer.state is None else answer.state.tolist() for answer in answers] == [
+        [0.0],
+        [1.0],
+        [2.0],
+    ]
+
+
+async def test_questions_without_state_ask_for_none() -> None:
+    backend = summing_backend()
+
+    answers = [await scheduler_of(backend).answer(question(1.0)) for _ in range(2)]
+
+    assert [call.state for call in backend.calls] == [None, None]
+    assert [answer.state for answer in answers] == [None, None]

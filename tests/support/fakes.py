@@ -24,6 +24,7 @@ from policy_server.policy import (
     PolicyOutputs,
     PolicySignature,
     SignatureTensor,
+    StateTensor,
 )
 from policy_server.schema import ServerSchema
 from policy_server.serving import OpenedPolicy, PolicyOpener, PolicyRegistry, PolicySlot
@@ -149,6 +150,43 @@ def integer_backend(
     action = ActionOutput("actions_0", is_integer=True, columns=1, is_vector=False)
     components = components_of(("categorical", len(bias)))
     return FakeBackend(signature_of(components, width=width, outputs=(action,)), bias, **options)
+
+
+@dataclass(frozen=True)
+class SummingPolicy:
+    """A policy whose memory is the sum of the observations' first values, modulo 3: its mode.
+
+    Attributes:
+        signature: what the policy says of itself.
+    """
+
+    signature: PolicySignature
+
+    def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+        """Answer one step of each row's episode."""
+        rows = len(inputs)
+        before = np.zeros((rows, 1), np.float32) if inputs.state is None else inputs.state
+        after = (before + inputs.observations[:, :1].astype(np.float32)) % 3
+        values = np.zeros((rows, 3), np.float32)
+        values[np.arange(rows), after[:, 0].astype(int)] = 3.0
+        outputs = ActionDistribution(self.signature.components or ()).answer(
+            values,
+            is_deterministic=inputs.is_deterministic,
+            seeds=inputs.seeds,
+            wants_distribution=inputs.wants_distribution,
+        )
+        return replace(outputs, state=None if inputs.state is None else after)
+
+    def seconds_for(self, rows: int) -> float:
+        """Return that a call is short."""
+        return rows * 1e-9
+
+
+def summing_backend(**options: Any) -> FakeBackend:  # noqa: ANN401 -- what a `FakeBackend` has
+    """Return a policy with memory; see `SummingPolicy`."""
+    plain = integer_backend(**options)
+    signature = replace(plain.signature, memory=(StateTensor("sum", (1,)),))
+    return replace(plain, signature=signature, policy=SummingPolicy(signature))
 
 
 def masked_backend(*sizes: int, mask_name: str = "action_mask") -> FakeBackend:
