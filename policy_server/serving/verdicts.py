@@ -32,7 +32,7 @@ class Verdict:
 
 
 def weigh(slot: PolicySlot, deployment: Deployment) -> Verdict | None:
-    """Return what has to be done with a candidate; None for nothing yet.
+    """Return the verdict on a candidate; None while there is none.
 
     Args:
         slot: the policy's slot.
