@@ -29,8 +29,10 @@ __all__ = [
     "SdkError",
     "SdkPendingError",
     "ServerAnswerError",
+    "SessionConflictError",
     "SettingsError",
     "UnauthorizedError",
+    "UnknownSessionError",
     "UnsupportedAnswerError",
     "UnsupportedEncodingError",
     "UpgradeRequiredError",
@@ -141,6 +143,18 @@ class ForbiddenOriginError(PolicyServerError):
     """A page of an origin that is not allowed opens a web socket."""
 
     status = 403
+
+
+class UnknownSessionError(PolicyServerError):
+    """There is no session of that name, or there is none any more."""
+
+    status = 404
+
+
+class SessionConflictError(PolicyServerError):
+    """A step that does not follow the session's last one, or whose version has been unloaded."""
+
+    status = 409
 
 
 class BodyTimeoutError(PolicyServerError):

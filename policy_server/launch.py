@@ -61,7 +61,7 @@ def build_app() -> Application:
     api_key = resolve_api_key(settings, file)
     warn_of_public_key(api_key, host=host_of(sys.argv))
 
-    policies = Policies(settings, file)
+    policies = Policies(settings, file, is_alone=process.worker is None)
 
     @asynccontextmanager
     async def running() -> AsyncIterator[None]:

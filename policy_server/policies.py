@@ -29,6 +29,7 @@ from policy_server.serving import (
 )
 from policy_server.serving.administration import Administration
 from policy_server.serving.deployment_file import DeploymentFile
+from policy_server.serving.session_store import NoSessions, ProcessSessions
 from policy_server.serving.shared_deployments import SharedDeployments
 from policy_server.settings import ENV_PREFIX, Settings
 from policy_server.version_files import Fetch, VersionFiles
@@ -53,6 +54,7 @@ class Policies:
         file: SchemaFile,
         *,
         opening: BackendsOpener | None = None,
+        is_alone: bool = True,
     ) -> None:
         """Own the registry and, while `running`, the backends; nothing is loaded yet.
 
@@ -60,6 +62,7 @@ class Policies:
             settings: the folder of the policies' files, the backend, and limits.
             file: the contents of schema.yaml.
             opening: opens backends that others use too; None opens those that the settings name.
+            is_alone: whether no other web process answers at the same address.
 
         Raises:
             SettingsError: if a setting names the model of one policy, and there are several.
@@ -76,6 +79,7 @@ class Policies:
         self._files = VersionFiles(settings)
         self._sections = {section.name: section for section in file}
         self._file = file
+        sessions = ProcessSessions(settings, self.metrics) if is_alone else NoSessions()
         slots = [
             PolicySlot(
                 section.name,
@@ -92,6 +96,7 @@ class Policies:
                 ],
                 settings=settings,
                 metrics=self.metrics,
+                sessions=sessions,
             )
             for section in file
         ]
@@ -142,7 +147,13 @@ class Policies:
 
     def _deployer(self, slot: PolicySlot, store: DeploymentStore) -> Deployer:
         opener = self._opener(self._sections[slot.name], partial(store.fetch, slot.name))
-        return Deployer(slot, opener, store, forget=partial(self._files.forget, slot.name))
+        return Deployer(
+            slot,
+            opener,
+            store,
+            forget=partial(self._files.forget, slot.name),
+            session_drain_s=self._settings.session_drain_s,
+        )
 
     def _opener(self, section: PolicySection, fetch: Fetch) -> VersionOpener:
         return lambda version: partial(self._open, section, version, fetch)

@@ -146,6 +146,22 @@ class Settings(BaseSettings):
         description="For how long after its last question an episode (`x-episode-id`) keeps its "
         "version of the policy, in seconds",
     )
+    max_sessions: int = Field(
+        10_000, ge=1, description="Sessions that are open at a time, else 503"
+    )
+    session_idle_s: float = Field(
+        900.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="For how long after its last request a session is kept, in seconds",
+    )
+    session_drain_s: float = Field(
+        3600.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="For how long a version that answers nobody else is kept for the sessions that "
+        "began with it, in seconds",
+    )
     start_timeout_s: float = Field(
         300.0,
         gt=0,

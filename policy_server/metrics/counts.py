@@ -84,6 +84,13 @@ _FAMILIES = {
             "queue_depth", "gauge", "Observations that wait or are being answered", ("policy",)
         ),
         _Family("stream_connections", "gauge", "Web sockets that are open"),
+        _Family("sessions", "gauge", "Sessions that are open", ("policy",)),
+        _Family(
+            "session_changes",
+            "counter",
+            "Sessions that were opened, reset, deleted, expired or refused",
+            ("change", "policy"),
+        ),
         _Family(
             "rejected",
             "counter",

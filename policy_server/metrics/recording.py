@@ -154,6 +154,22 @@ class PolicyMetrics:
         """
         self._tally.versions.append((version, result, self.policy, count))
 
+    def count_session(self, change: str) -> None:
+        """Count a session.
+
+        Args:
+            change: opened, reset, deleted, expired or refused.
+        """
+        self._tally.count("session_changes", {(change, self.policy): 1.0})
+
+    def change_sessions(self, change: int) -> None:
+        """Change the number of open sessions.
+
+        Args:
+            change: 1 for one more, -1 for one less.
+        """
+        self._tally.change_sessions(self.policy, change)
+
     def count_shadow(self, version: str, result: str, count: int) -> None:
         """Count copies that a shadow was to get.
 
@@ -210,6 +226,7 @@ class _Tally:
         self.sizes: list[tuple[str, int]] = []
         self.versions: list[tuple[str, str, str, int]] = []
         self._counts = Counts()
+        self._sessions: defaultdict[str, int] = defaultdict(int)
         self._queues: defaultdict[str, list[Callable[[], int]]] = defaultdict(list)
         self._lock = threading.Lock()
 
@@ -217,6 +234,10 @@ class _Tally:
         with self._lock:
             for labels, amount in amounts.items():
                 self._counts.count(name, labels, amount)
+
+    def change_sessions(self, policy: str, change: int) -> None:
+        with self._lock:
+            self._sessions[policy] += change
 
     def observe_shadow(
         self, policy: str, version: str, distances: Sequence[float], seconds: float
@@ -248,6 +269,9 @@ class _Tally:
         copy = Counts()
         with self._lock:
             copy.add(self._counts)
+            copy.numbers["sessions"] = {
+                (policy,): float(count) for policy, count in self._sessions.items()
+            }
             copy.numbers["queue_depth"] = {
                 (policy,): float(sum(depth() for depth in depths))
                 for policy, depths in self._queues.items()

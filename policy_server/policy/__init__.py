@@ -6,6 +6,7 @@ from policy_server.policy.boundaries import Policy, PolicyBackend
 from policy_server.policy.calls import (
     ANSWER_KINDS,
     LARGEST,
+    LARGEST_SEED,
     NO_SEED,
     AnswerKind,
     Float32Array,
@@ -37,6 +38,7 @@ __all__ = [
     "ANSWER_KINDS",
     "DEFAULT_POLICY",
     "LARGEST",
+    "LARGEST_SEED",
     "NO_SEED",
     "ActionComponent",
     "ActionOutput",

@@ -16,6 +16,7 @@ from policy_server.policy.signature import PolicySignature
 __all__ = [
     "ANSWER_KINDS",
     "LARGEST",
+    "LARGEST_SEED",
     "NO_SEED",
     "AnswerKind",
     "Float32Array",
@@ -38,6 +39,7 @@ _LOG_LARGEST = math.log(LARGEST)
 AnswerKind = Literal["predict", "predict_deterministic", "distribution"]
 ANSWER_KINDS: tuple[AnswerKind, ...] = get_args(AnswerKind)
 NO_SEED = -1
+LARGEST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,21 +8,28 @@ from __future__ import annotations
 from policy_server.serving.deployer import Deployer, VersionOpener
 from policy_server.serving.deployment import DeployedVersion, Deployment, Evidence
 from policy_server.serving.deployment_store import DeploymentStore
+from policy_server.serving.memory import EpisodeMemory, EpisodeSteps
+from policy_server.serving.previous_step import NOTHING_STATED, StatedStep
 from policy_server.serving.questions import Answer, Question
 from policy_server.serving.registry import PolicyRegistry
 from policy_server.serving.scheduler import ROWS_PER_CALL, Limits, Scheduler
+from policy_server.serving.session_store import SessionRecord
+from policy_server.serving.sessions import Sessions
 from policy_server.serving.slot import PlannedVersion, PolicyOpener, PolicySlot
 from policy_server.serving.traffic import ALL_TRAFFIC, Share, Traffic
 from policy_server.serving.version import OpenedPolicy, PolicyVersion
 
 __all__ = [
     "ALL_TRAFFIC",
+    "NOTHING_STATED",
     "ROWS_PER_CALL",
     "Answer",
     "DeployedVersion",
     "Deployer",
     "Deployment",
     "DeploymentStore",
+    "EpisodeMemory",
+    "EpisodeSteps",
     "Evidence",
     "Limits",
     "OpenedPolicy",
@@ -33,7 +40,10 @@ __all__ = [
     "PolicyVersion",
     "Question",
     "Scheduler",
+    "SessionRecord",
+    "Sessions",
     "Share",
+    "StatedStep",
     "Traffic",
     "VersionOpener",
 ]

@@ -53,6 +53,7 @@ class Deployer:
         *,
         forget: Callable[[DeployedVersion], None] = lambda _version: None,
         period_s: float = _PERIOD_S,
+        session_drain_s: float = 0.0,
     ) -> None:
         """Own the slot's versions while `run` runs; nothing is loaded yet.
 
@@ -62,6 +63,7 @@ class Deployer:
             store: keeps deployments.
             forget: removes the files of a version that is undeployed.
             period_s: how often the store is looked at, in seconds.
+            session_drain_s: for how long a version waits for its sessions to end, in seconds.
         """
         self.slot = slot
         self.deployment: Deployment | None = None
@@ -69,6 +71,7 @@ class Deployer:
         self._store = store
         self._forget = forget
         self._period_s = period_s
+        self._session_drain_s = session_drain_s
         # The store's latest deployment that was carried out here, or planned.
         self._kept: Deployment | None = None
         self._loaded: dict[str, DeployedVersion] = {}
@@ -302,9 +305,12 @@ class Deployer:
         return version
 
     async def _drain(self, name: str) -> None:
-        """Unload a version when its episodes have ended."""
+        """Unload a version when its episodes have ended, and its sessions in their time."""
+        patience = time.monotonic() + self._session_drain_s
         try:
-            while self.slot.episodes_of(name):
+            while self.slot.episodes_of(name) or (
+                time.monotonic() < patience and await self.slot.sessions_of(name)
+            ):
                 await asyncio.sleep(self._period_s)
             version = await self._unload(name)
             if all(version.model != item.model for item in self.deployment or ()):

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from policy_server.observations import ObservationSpace
 from policy_server.policy import PolicySignature
 from policy_server.schema import ServerSchema
 from policy_server.serving.questions import Answer, Question
+from policy_server.serving.session_store import ProcessSessions, SessionStore
 from policy_server.serving.shadow import Shadow
 from policy_server.serving.traffic import ALL_TRAFFIC, Episodes, Traffic
 from policy_server.serving.version import OpenedPolicy, PolicyVersion
@@ -62,6 +64,7 @@ class PolicySlot:
         metrics: counts its questions and answers.
         failure: the reason why the policy could not be loaded; None where it was, or is not yet.
         failures: the reasons of single versions that could not be loaded, by name.
+        sessions: keeps the sessions of the policy.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class PolicySlot:
         *,
         settings: Settings,
         metrics: Metrics,
+        sessions: SessionStore | None = None,
     ) -> None:
         """Own the policy's versions, from `start` to `aclose`; nothing is loaded yet.
 
@@ -81,6 +85,7 @@ class PolicySlot:
             planned: the versions to begin with; for a single one, what loads and unloads it.
             settings: limits, and the prediction log.
             metrics: counts its questions and answers.
+            sessions: keeps sessions; None for a store of its own in this process.
         """
         self.name = name
         self.schema = schema
@@ -88,8 +93,10 @@ class PolicySlot:
         self._models: dict[str, str | None] = {}
         self._settings = settings
         self.metrics = metrics.of(name)
+        self.sessions = sessions or ProcessSessions(settings, metrics)
         self.failure: str | None = None
         self.failures: dict[str, str] = {}
+        self._streams: Counter[PolicyVersion] = Counter()
         self._shadows: dict[str, Shadow] = {}
         self._load_seconds: dict[str, float] = {}
         self._versions: dict[str, PolicyVersion] = {}
@@ -185,12 +192,14 @@ class PolicySlot:
     def copy_to_shadows(self, version: PolicyVersion, question: Question, answer: Answer) -> None:
         """Give the shadows a copy of a question that was answered.
 
+        They get none of a question with a state, which is of no use to another version.
+
         Args:
             version: the version that answered.
             question: the question.
             answer: its answer.
         """
-        for shadow in self._shadows.values():
+        for shadow in self._shadows.values() if question.state is None else ():
             shadow.offer(version, question, answer)
 
     def episodes_of(self, name: str) -> int:
@@ -200,6 +209,33 @@ class PolicySlot:
             name: the version's name.
         """
         return self._episodes.of(self._versions[name])
+
+    def has(self, version: PolicyVersion) -> bool:
+        """Return whether a version is loaded.
+
+        Args:
+            version: one that was loaded.
+        """
+        return self._versions.get(version.label) is version
+
+    async def sessions_of(self, name: str) -> int:
+        """Return how many sessions a version answers, streams with memory among them.
+
+        Args:
+            name: the version's name.
+        """
+        return self._streams[self._versions[name]] + await self.sessions.count(self.name, name)
+
+    def count_stream(self, version: PolicyVersion, change: int) -> None:
+        """Count a stream whose memory is a version's.
+
+        Args:
+            version: the version.
+            change: 1 when an episode begins on it, -1 when it ends.
+        """
+        self._streams[version] += change
+        if not self._streams[version]:
+            del self._streams[version]
 
     def plan(self, planned: Sequence[PlannedVersion]) -> None:
         """Take other versions to begin with, such as those that were deployed before a restart.

@@ -32,6 +32,7 @@ from policy_server.policy import (
 )
 from policy_server.prediction_log import PredictionLog
 from policy_server.schema import ServerSchema, number_range
+from policy_server.serving.previous_step import PreviousStep
 from policy_server.serving.questions import Answer, Question
 from policy_server.serving.scheduler import Limits, Scheduler
 from policy_server.settings import Settings
@@ -41,6 +42,7 @@ __all__ = ["OpenedPolicy", "PolicyVersion"]
 logger = logging.getLogger(__name__)
 
 _EXAMPLE_SEED = 0
+_WITHOUT_MEMORY = (b"x-policy-memory", b"none")
 _LATEST_CALLS = 256
 _FEWEST_CALLS = 32
 
@@ -133,6 +135,19 @@ class PolicyVersion:
     def header(self) -> tuple[bytes, bytes]:
         """Return `x-policy-version` with the version's name, as ASGI has headers."""
         return (b"x-policy-version", self.label.encode())
+
+    @functools.cached_property
+    def previous_step(self) -> PreviousStep:
+        """Return the places of the previous action and reward in the policy's memory."""
+        return PreviousStep(self.signature)
+
+    @functools.cached_property
+    def lone_headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        """Return the headers of an answer that no memory belongs to.
+
+        Those of a policy with memory say so: it was answered from the zero state.
+        """
+        return (self.header, _WITHOUT_MEMORY) if self.signature.memory else (self.header,)
 
     @classmethod
     async def prepare(

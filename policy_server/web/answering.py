@@ -14,7 +14,16 @@ import orjson
 from policy_server.errors import DistributionError
 from policy_server.observations import ObservationSpace, Row
 from policy_server.policy import ANSWER_KINDS, NO_SEED, AnswerKind, PolicyOutputs
-from policy_server.serving import Answer, PolicySlot, PolicyVersion, Question
+from policy_server.serving import (
+    NOTHING_STATED,
+    Answer,
+    EpisodeMemory,
+    EpisodeSteps,
+    PolicySlot,
+    PolicyVersion,
+    Question,
+    StatedStep,
+)
 from policy_server.web.rendering import RenderedAnswers
 
 __all__ = ["AnswerBody", "PendingAnswer", "PolicyAnswering", "render_examples"]
@@ -49,6 +58,8 @@ class PolicyAnswering:
         request_id: str = "",
         episode: str = "",
         wanted: str = "",
+        memory: EpisodeMemory | None = None,
+        stated: StatedStep = NOTHING_STATED,
     ) -> AnswerBody:
         """Answer the observation in a request's body.
 
@@ -61,6 +72,8 @@ class PolicyAnswering:
             request_id: the name of the request in the logs.
             episode: the id of its episode, which stays on one version; empty for none.
             wanted: the name of the version that is asked for; empty leaves that to the traffic.
+            memory: the memory of its episode, which the answer steps; None for the zero state.
+            stated: what the client states of the episode's step before.
 
         Returns:
             The JSON of the answer, and the version that gave it.
@@ -69,7 +82,7 @@ class PolicyAnswering:
             ObservationError: if the body is not what schema.yaml describes.
             PolicyServerError: if the policy can't answer.
         """
-        version = self.slot.choose(episode, wanted=wanted)
+        version = self.slot.choose(episode, wanted=wanted) if memory is None else memory.version
         version.check_answers(kind)
         space = version.space
         parse: Callable[[bytes], Row] = space.parse_raw if is_raw else space.parse_named
@@ -78,8 +91,12 @@ class PolicyAnswering:
             parse = partial(space.arrays.parse, is_raw=is_raw, width=width)
         row = self._validated(version, partial(parse, body), is_raw=is_raw)
         question = self._question(row, kind, seed)
+        if memory is not None:
+            memory.prepare(question, stated)
         answer = await version.scheduler.answer(question)
         text = _render(version, kind, answer)
+        if memory is not None:
+            memory.advance(question, answer)
         self.slot.copy_to_shadows(version, question, answer)
         version.log.record(kind, row, text, request_id=request_id)
         return AnswerBody(text, version)
@@ -92,8 +109,9 @@ class PolicyAnswering:
         is_raw: bool,
         seed: int | None,
         request_id: str,
-        episode: str,
-        wanted: str = "",
+        version: PolicyVersion,
+        steps: EpisodeSteps | None = None,
+        stated: StatedStep = NOTHING_STATED,
     ) -> PendingAnswer:
         """Ask for an answer that is fetched later; see `answer`.
 
@@ -103,8 +121,9 @@ class PolicyAnswering:
             is_raw: whether it was `{"obs": [...]}`.
             seed: makes the draw reproducible.
             request_id: the name of the request in the logs.
-            episode: the id of its episode, which stays on one version; empty for none.
-            wanted: the name of the version that is asked for; empty leaves that to the traffic.
+            version: gives the answer.
+            steps: the steps of its episode, to which this one is added; None for the zero state.
+            stated: what the client states of the episode's step before.
 
         Returns:
             The answer, which comes later.
@@ -113,11 +132,10 @@ class PolicyAnswering:
             ObservationError: if the observation is not what schema.yaml describes.
             PolicyServerError: if the policy can't answer.
         """
-        version = self.slot.choose(episode, wanted=wanted)
         version.check_answers(kind)
         row = self._validated(version, partial(parse, version.space), is_raw=is_raw)
         question = self._question(row, kind, seed)
-        future = version.scheduler.ask(question)
+        future = version.scheduler.ask(question) if steps is None else steps.ask(question, stated)
         return PendingAnswer(self.slot, version, question, request_id, future)
 
     def _question(self, row: Row, kind: AnswerKind, seed: int | None) -> Question:

@@ -33,6 +33,7 @@ from policy_server.web.problems import install_error_handlers
 from policy_server.web.route_table import RouteTable
 from policy_server.web.routes import policy_routes, server_routes
 from policy_server.web.sdk_routes import client_routes
+from policy_server.web.session_routes import session_routes
 from policy_server.web.stream import Streams, stream_hints
 
 __all__ = ["Application", "create_app"]
@@ -108,6 +109,7 @@ def create_app(
     app.include_router(server_routes(registry))
     app.include_router(policy_list_routes(registry))
     app.include_router(policy_routes(table, policies, settings))
+    app.include_router(session_routes(table, policies))
     app.include_router(stream_hints(table))
     app.include_router(client_routes(sdks, lambda: app.openapi()))
     if administration is not None:

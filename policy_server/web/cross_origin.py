@@ -17,12 +17,16 @@ Headers = list[tuple[bytes, bytes]]
 
 ANY_ORIGIN = "*"
 # Beside the few that every script may read.
-_EXPOSED = b"x-request-id, retry-after, allow, etag, content-disposition"
+_EXPOSED = (
+    b"x-request-id, x-policy-version, x-policy-memory, x-step, x-state, retry-after, allow, etag, "
+    b"content-disposition"
+)
 # `*` stands for all but `authorization`; not every browser knows it.
 _TAKEN = (
-    b"access-token, authorization, content-type, content-encoding, if-none-match, x-request-id, *"
+    b"access-token, authorization, content-type, content-encoding, if-none-match, x-request-id, "
+    b"x-episode-id, x-step, x-state, x-previous-action, x-previous-reward, *"
 )
-_METHODS = b"GET, HEAD, POST"
+_METHODS = b"GET, HEAD, POST, DELETE"
 _MAX_AGE_S = b"600"
 
 

@@ -66,7 +66,7 @@ class FastPath:
         headers = [
             (b"content-length", b"%d" % len(answer.text)),
             (b"content-type", b"application/json"),
-            answer.version.header,
+            *answer.version.lone_headers,
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer.text})

@@ -10,8 +10,14 @@ from starlette.types import Message
 
 from policy_server.errors import BodyTooLargeError, ObservationError
 from policy_server.observations import ObservationSpace, problem
+from policy_server.serving import NOTHING_STATED, StatedStep
 
-__all__ = ["answer_frame", "error_frame", "parse_frame"]
+__all__ = ["RESET", "answer_frame", "error_frame", "is_reset", "parse_frame", "split_frame"]
+
+RESET = b'{"reset":true}'
+"""The answer to a frame that begins another episode, which says the same."""
+_RESET = {"reset": True}
+_OBSERVATION, _REWARD, _ACTION = "observation", "previous_reward", "previous_action"
 
 
 def parse_frame(
@@ -41,6 +47,45 @@ def parse_frame(
     if text is None:
         return space.parse_values(_unpack(body), is_raw=is_raw)
     return space.parse_raw(body) if is_raw else space.parse_named(body)
+
+
+def is_reset(message: Message) -> bool:
+    """Return whether a frame asks for another episode: `{"reset": true}`.
+
+    Args:
+        message: a frame that is no observation.
+    """
+    value = _value_of(message)
+    return bool(value == _RESET) and value["reset"] is True
+
+
+def split_frame(message: Message) -> tuple[Message, StatedStep]:
+    """Return a frame's observation as a frame of its own, and what it states of the step before.
+
+    Args:
+        message: `{"observation": ..., "previous_reward": ..., "previous_action": ...}`, or an
+            observation alone.
+    """
+    value = _value_of(message)
+    if (
+        not isinstance(value, dict)
+        or _OBSERVATION not in value
+        or not value.keys() <= {_OBSERVATION, _REWARD, _ACTION}
+    ):
+        return message, NOTHING_STATED
+    stated = StatedStep(value.get(_REWARD), value.get(_ACTION))
+    if message.get("text") is not None:
+        return {"text": orjson.dumps(value[_OBSERVATION]).decode()}, stated
+    return {"bytes": msgpack.packb(value[_OBSERVATION])}, stated
+
+
+def _value_of(message: Message) -> Any:  # noqa: ANN401 -- what the client sent
+    """Return the value in a frame; None where it can't be read."""
+    text = message.get("text")
+    try:
+        return msgpack.unpackb(message["bytes"]) if text is None else orjson.loads(text)
+    except (ValueError, msgpack.UnpackException):
+        return None
 
 
 def answer_frame(answer: bytes, *, is_text: bool) -> Message:

@@ -13,7 +13,7 @@ from policy_server.serving import PolicyRegistry, PolicySlot
 from policy_server.web.answering import render_examples
 from policy_server.web.media_types import NPY
 from policy_server.web.openapi_schemas import TypeNames, error_schemas, policy_schemas, sized
-from policy_server.web.route_table import AnswerRoute, RouteTable
+from policy_server.web.route_table import AnswerRoute, Route, RouteTable
 
 __all__ = ["build_openapi", "refuse_shared_type_names"]
 
@@ -36,6 +36,15 @@ _ERRORS = {
     408: (
         "a body that takes too long to arrive",
         "the body did not arrive within 30 s; send the batch in parts",
+    ),
+    404: (
+        "a session that is unknown, or has ended",
+        "session '8f3a' is unknown, has ended or was idle for too long "
+        "(POLICY_SERVER_SESSION_IDLE_S); begin another one with POST /sessions",
+    ),
+    409: (
+        "a step that does not follow the last one, or whose version is not loaded any more",
+        "x-step 7: expected 3, the next step of this session or 2 again",
     ),
     413: (
         "a body that is too large",
@@ -65,6 +74,12 @@ _COLUMNS = (
 _ARRAY = (
     " With the content type `application/x-npy` the body is a NumPy array of any type of real "
     "numbers: {shape}, in the order of training."
+)
+_STEP = "The number of the step in its episode, from 0"
+_MEMORY = "`none`: the answer is that of an episode's first step, since no memory belongs to it"
+_FROM_ZERO = (
+    ", from the zero state, as at the first step of an episode: this policy has a memory, which "
+    "sessions and streams keep"
 )
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _SECURITY: list[dict[str, list[str]]] = [{"accessToken": []}, {"bearer": []}]
@@ -103,18 +118,25 @@ def build_openapi(
         route = table.find(path)
         assert route is not None, "FastAPI's routes are the table's"
         for operation in methods.values():
-            for parameter in operation.get("parameters", ()):
-                parameter["schema"] = _without_null(parameter["schema"])
-            if route.access == "key":
-                operation["security"] = _SECURITY
-                _describe_error(operation, 401)
-            if path == "/readyz":
-                _describe_error(operation, 503)
+            _describe_operation(operation, route)
         if isinstance(route, AnswerRoute):
             describe = _describe_batch if route.transport == "batch" else _describe_answer
             example = examples[route.policy].get(route.kind)
             describe(methods["post"], route, registry[route.policy], example)
     return document
+
+
+def _describe_operation(operation: Document, route: Route) -> None:
+    """Describe what any operation of a route has: its key, and errors of its address."""
+    for parameter in operation.get("parameters", ()):
+        parameter["schema"] = _without_null(parameter["schema"])
+    if route.access == "key":
+        operation["security"] = _SECURITY
+        _describe_error(operation, 401)
+    if route.path == "/readyz":
+        _describe_error(operation, 503)
+    if "{session_id}" in route.path:
+        _describe_error(operation, 404)
 
 
 def refuse_shared_type_names(table: RouteTable, registry: PolicyRegistry) -> None:
@@ -170,7 +192,21 @@ def _describe_answer(
     if example is not None:
         answer["application/json"]["example"] = example
     operation["responses"]["200"] = {"description": "The policy's answer", "content": answer}
+    if route.transport == "session":
+        _describe_error(operation, 409)
+    _describe_headers(operation["responses"]["200"], route, slot)
     _describe_errors(operation, 413, 415, 500, 501, 503)
+
+
+def _describe_headers(answer: Document, route: AnswerRoute, slot: PolicySlot) -> None:
+    """Describe the headers of an answer that tell of an episode's memory."""
+    if route.transport == "session":
+        answer["headers"] = {"x-step": {"description": _STEP, "schema": {"type": "integer"}}}
+    elif slot.signature is not None and slot.signature.memory:
+        answer["description"] += _FROM_ZERO
+        answer["headers"] = {
+            "x-policy-memory": {"description": _MEMORY, "schema": {"const": "none"}}
+        }
 
 
 def _describe_batch(
@@ -199,6 +235,7 @@ def _describe_batch(
         "description": "The policy's answers",
         "content": {**answer, NPY: _BINARY},
     }
+    _describe_headers(operation["responses"]["200"], route, slot)
     _describe_errors(operation, 408, 413, 415, 500, 501, 503)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from policy_server.policy import ANSWER_KINDS, AnswerKind
 from policy_server.serving import PolicyRegistry, PolicySlot
@@ -27,13 +27,22 @@ __all__ = [
 ]
 
 Form = Literal["named", "raw"]
-Transport = Literal["single", "batch", "stream"]
+Transport = Literal["single", "batch", "stream", "session"]
 Access = Literal["open", "key", "admin"]
 BodyLimit = Literal["single", "batch", "upload"]
 
 _SCHEMA = "/schema"
 _FORMS: dict[Form, str] = {"named": "", "raw": "_raw"}
-_TRANSPORTS: dict[Transport, str] = {"single": "", "batch": "/batch", "stream": "/stream"}
+_SESSIONS = "/sessions"
+_SESSION = f"{_SESSIONS}/{{session_id}}"
+_RESET = f"{_SESSION}/reset"
+# What stands before and behind the kind of answer.
+_TRANSPORTS: dict[Transport, tuple[str, str]] = {
+    "single": ("", ""),
+    "batch": ("", "/batch"),
+    "stream": ("", "/stream"),
+    "session": (_SESSION, ""),
+}
 _POLICIES = "/policies"
 ADMIN = "/admin"
 """The routes that change versions lie below it."""
@@ -75,7 +84,7 @@ class Route:
     @property
     def operation(self) -> str:
         """Return the route's name in OpenAPI, such as `predict_raw_batch`."""
-        below = self.path.removeprefix(f"{_POLICIES}/")
+        below = self.path.removeprefix(f"{_POLICIES}/").replace(_SESSION[1:], "session")
         return below.strip("/").replace("/", "_").replace("-", "_")
 
     @functools.cached_property
@@ -96,7 +105,7 @@ class AnswerRoute(Route):
     Attributes:
         kind: the kind of answer.
         form: whether observations are named or flat.
-        transport: one observation a request, a batch, or a web socket.
+        transport: one observation a request, a batch, a web socket, or one step of a session.
     """
 
     kind: AnswerKind
@@ -107,6 +116,20 @@ class AnswerRoute(Route):
     def is_raw(self) -> bool:
         """Return whether it takes flat observations."""
         return self.form == "raw"
+
+
+class SessionRoutes(NamedTuple):
+    """The routes that begin and end a policy's sessions.
+
+    Attributes:
+        begin: begins a session.
+        one: shows one, and ends it.
+        reset: begins another episode in one.
+    """
+
+    begin: Route
+    one: Route
+    reset: Route
 
 
 class RouteTable:
@@ -154,13 +177,21 @@ class RouteTable:
         """Iterate over the routes that give a policy's schema."""
         return (route for route in self if route.path.endswith(_SCHEMA))
 
+    def sessions(self) -> Iterator[SessionRoutes]:
+        """Iterate over the routes that begin and end a policy's sessions."""
+        for page in self.schemas():
+            prefix = page.path.removesuffix(_SCHEMA)
+            yield SessionRoutes(
+                *(self._routes[f"{prefix}{path}"] for path in (_SESSIONS, _SESSION, _RESET))
+            )
+
     def find(self, path: str) -> Route | None:
         """Return the route of an address; None where there is none.
 
         Args:
             path: the address without the server's prefix, and without a trailing slash.
         """
-        known = self._routes.get(path)
+        known = self._routes.get(path) or self._routes.get(_with_any_session(path))
         if known is not None:
             return known
         return next((route for route in self._folders if path.startswith(route.path)), None)
@@ -171,9 +202,9 @@ def _routes_of(slot: PolicySlot, *, namespace: str = "") -> Iterator[Route]:
     forms: tuple[Form, ...] = ("raw",) if slot.schema.observations is None else ("named", "raw")
     for kind in ANSWER_KINDS:
         for form in forms:
-            for transport, suffix in _TRANSPORTS.items():
+            for transport, (before, behind) in _TRANSPORTS.items():
                 yield AnswerRoute(
-                    path=f"{prefix}/{kind}{_FORMS[form]}{suffix}",
+                    path=f"{prefix}{before}/{kind}{_FORMS[form]}{behind}",
                     policy=slot.name,
                     kind=kind,
                     form=form,
@@ -181,4 +212,14 @@ def _routes_of(slot: PolicySlot, *, namespace: str = "") -> Iterator[Route]:
                     body_limit="batch" if transport == "batch" else "single",
                     namespace=namespace,
                 )
-    yield Route(path=f"{prefix}{_SCHEMA}", policy=slot.name, namespace=namespace)
+    for path in (_SCHEMA, _SESSIONS, _SESSION, _RESET):
+        yield Route(path=f"{prefix}{path}", policy=slot.name, namespace=namespace)
+
+
+def _with_any_session(path: str) -> str:
+    """Return an address with a placeholder for the session's name, if it may have one."""
+    before, found, behind = path.rpartition(f"{_SESSIONS}/")
+    if not found:
+        return path
+    _, slash, action = behind.partition("/")
+    return f"{before}{_SESSION}{slash}{action}"

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from policy_server.errors import NotReadyError
-from policy_server.policy import AnswerKind
+from policy_server.policy import LARGEST_SEED, AnswerKind
 from policy_server.schema import public_schema
 from policy_server.serving import PolicyRegistry, PolicySlot, PolicyVersion
 from policy_server.settings import Settings
@@ -20,10 +20,9 @@ from policy_server.web.policy_list import listed_actions
 from policy_server.web.query import QueryCheckedRoute
 from policy_server.web.route_table import AnswerRoute, Route, RouteTable
 
-__all__ = ["LARGEST_SEED", "ROUTE_TEXTS", "Seed", "policy_routes", "server_routes"]
+__all__ = ["ROUTE_TEXTS", "Seed", "policy_routes", "server_routes"]
 
 _QUALITY = re.compile(r";\s*q=([01](?:\.[0-9]{0,3})?)\s*(?:;|$)", re.IGNORECASE)
-LARGEST_SEED = 2**63 - 1
 Seed = Annotated[
     int | None,
     Query(
@@ -195,8 +194,8 @@ def _batch_endpoint(
 
 
 def _named(response: Response, version: PolicyVersion) -> Response:
-    """Return a response that names the version of the policy."""
-    response.raw_headers.append(version.header)
+    """Return a response that names the version of the policy, and says where it has no memory."""
+    response.raw_headers.extend(version.lone_headers)
     return response
 
 

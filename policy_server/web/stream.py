@@ -21,15 +21,29 @@ from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
-from policy_server.errors import NotReadyError, ObservationError, UpgradeRequiredError
+from policy_server.errors import (
+    NotReadyError,
+    ObservationError,
+    SessionConflictError,
+    UpgradeRequiredError,
+)
 from policy_server.metrics import Metrics
 from policy_server.observations import problem
+from policy_server.policy import LARGEST_SEED
+from policy_server.serving import NOTHING_STATED, EpisodeMemory, EpisodeSteps, PolicyVersion
 from policy_server.web.answering import PendingAnswer, PolicyAnswering
-from policy_server.web.frames import answer_frame, error_frame, parse_frame
+from policy_server.web.frames import (
+    RESET,
+    answer_frame,
+    error_frame,
+    is_reset,
+    parse_frame,
+    split_frame,
+)
 from policy_server.web.problems import describe_error, send_error
 from policy_server.web.query import check_query
 from policy_server.web.route_table import AnswerRoute, RouteTable
-from policy_server.web.routes import LARGEST_SEED, Seed
+from policy_server.web.routes import Seed
 
 __all__ = ["MOST_IN_FLIGHT", "Streams", "stream_hints"]
 
@@ -141,12 +155,12 @@ class _Question:
     Attributes:
         is_text: whether it was JSON.
         received: when it came, by `time.perf_counter`.
-        answer: the pending answer, or the status and the detail of the error.
+        answer: the pending answer, the answer itself, or the status and the detail of the error.
     """
 
     is_text: bool
     received: float
-    answer: PendingAnswer | tuple[int, object]
+    answer: PendingAnswer | bytes | tuple[int, object]
 
 
 class _Questions:
@@ -170,6 +184,7 @@ class _Questions:
         self._max_frame_bytes = max_frame_bytes
         self._episode = episode
         self._wanted = wanted
+        self._steps: EpisodeSteps | None = None
         self.request_id = request_id
         self.asked = 0
 
@@ -177,26 +192,61 @@ class _Questions:
         """Start to answer a frame; its mistakes wait for their turn like an answer."""
         received = time.perf_counter()
         is_text = message.get("text") is not None
-        first, seed = self._first_seed, None
-        if first is not None:
-            seed = (first + self.asked) % (LARGEST_SEED + 1)
-        self.asked += 1
-        answer: PendingAnswer | tuple[int, object]
+        answer: PendingAnswer | bytes | tuple[int, object]
         try:
-            answer = self._policy.ask(
-                self._kind,
-                lambda space: parse_frame(
-                    message, space, is_raw=self._is_raw, max_bytes=self._max_frame_bytes
-                ),
-                is_raw=self._is_raw,
-                seed=seed,
-                request_id=self.request_id,
-                episode=self._episode,
-                wanted=self._wanted,
-            )
+            answer = self._ask(message)
         except Exception as error:
             answer = self.failure(error)
+            if isinstance(error, ObservationError) and is_reset(message):
+                self.end_episode()
+                answer = RESET
+        self.asked += answer is not RESET
         return _Question(is_text, received, answer)
+
+    def end_episode(self) -> None:
+        """Forget the memory of the episode, and the version that answers it."""
+        if self._steps is not None:
+            self._policy.slot.count_stream(self._steps.memory.version, -1)
+            self._steps = None
+
+    def _ask(self, message: Message) -> PendingAnswer:
+        first, steps, stated = self._first_seed, self._steps, NOTHING_STATED
+        version = self._chosen() if steps is None else self._kept(steps)
+        if version.signature.memory:
+            if steps is None:
+                steps = self._begin_episode(version)
+            if version.previous_step.is_taken:
+                message, stated = split_frame(message)
+        return self._policy.ask(
+            self._kind,
+            lambda space: parse_frame(
+                message, space, is_raw=self._is_raw, max_bytes=self._max_frame_bytes
+            ),
+            is_raw=self._is_raw,
+            seed=None if first is None else (first + self.asked) % (LARGEST_SEED + 1),
+            request_id=self.request_id,
+            version=version,
+            steps=steps,
+            stated=stated,
+        )
+
+    def _chosen(self) -> PolicyVersion:
+        return self._policy.slot.choose(self._episode, wanted=self._wanted)
+
+    def _begin_episode(self, version: PolicyVersion) -> EpisodeSteps:
+        self._steps = EpisodeSteps(EpisodeMemory.begin(version))
+        self._policy.slot.count_stream(version, 1)
+        return self._steps
+
+    def _kept(self, steps: EpisodeSteps) -> PolicyVersion:
+        """Return the version that answers the running episode."""
+        version = steps.memory.version
+        if not self._policy.slot.has(version):
+            raise SessionConflictError(
+                f"this episode began with version {version.label}, which is not loaded any more; "
+                'begin another one with the frame {"reset": true}'
+            )
+        return version
 
     def failure(self, error: Exception) -> tuple[int, object]:
         """Return the status and the detail of the error about a frame."""
@@ -239,11 +289,13 @@ class _Stream:
         try:
             code = await self._read(writer)
         finally:
-            writer.cancel()
-            await asyncio.wait([writer])
+            self._questions.end_episode()
+            # All at once: a step that is cancelled alone makes room for the next one.
             for question in self._in_flight:
                 if isinstance(question.answer, PendingAnswer):
                     question.answer.abandon()
+            writer.cancel()
+            await asyncio.wait([writer])
             self._metrics.count_stream(-1)
             self._note(code, time.perf_counter() - started)
 
@@ -289,13 +341,15 @@ class _Stream:
             self._metrics.observe_request(route.policy, route.label, status, seconds)
 
     async def _answer(self, question: _Question) -> tuple[int, Message]:
-        failure = question.answer
-        if isinstance(failure, PendingAnswer):
+        answer = question.answer
+        if isinstance(answer, PendingAnswer):
             try:
-                return _OK, answer_frame(await failure.fetch(), is_text=question.is_text)
+                answer = await answer.fetch()
             except Exception as error:
-                failure = self._questions.failure(error)
-        status, detail = failure
+                answer = self._questions.failure(error)
+        if isinstance(answer, bytes):
+            return _OK, answer_frame(answer, is_text=question.is_text)
+        status, detail = answer
         return status, error_frame(status, detail, is_text=question.is_text)
 
     async def _close(self, code: int) -> None:

@@ -14,7 +14,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from policy_server.errors import DeploymentError, ModelError, PolicyServerError
+from policy_server.errors import (
+    DeploymentError,
+    ModelError,
+    PolicyServerError,
+    SessionConflictError,
+)
 from policy_server.metrics import Metrics
 from policy_server.schema import parse_schema
 from policy_server.serving import (
@@ -27,11 +32,12 @@ from policy_server.serving import (
     PolicyOpener,
     PolicySlot,
     Question,
+    Sessions,
 )
 from policy_server.serving.deployment_file import DeploymentFile
 from policy_server.settings import Settings
 from tests.support.fakes import integer_backend, opened
-from tests.support.waiting import until
+from tests.support.waiting import turns, until
 
 SCHEMA = parse_schema("observations: {cat: {type: int}, mouse: {type: float}}")
 V1 = DeployedVersion("v1", "v1.zip", 100.0)
@@ -126,11 +132,17 @@ def opener(version: DeployedVersion) -> PolicyOpener:
     return open_version
 
 
-def deployer_of(home: Path, *, basis: str = "today") -> Deployer:
+def deployer_of(home: Path, *, basis: str = "today", session_drain_s: float = 0.0) -> Deployer:
     """Return a deployer of a policy that begins with one version."""
     planned = [PlannedVersion("v1", opener(V1), V1.model)]
     slot = PolicySlot("door", SCHEMA, planned, settings=Settings(), metrics=Metrics())
-    return Deployer(slot, opener, DeploymentFile(home, {"door": basis}), period_s=0.01)
+    return Deployer(
+        slot,
+        opener,
+        DeploymentFile(home, {"door": basis}),
+        period_s=0.01,
+        session_drain_s=session_drain_s,
+    )
 
 
 class Deployments(RuleBasedStateMachine):
@@ -262,6 +274,33 @@ async def test_version_is_unloaded_when_its_episodes_have_ended(tmp_path: Path) 
 
     assert version is still
     assert deployer.slot.choose("episode").label == "v3"
+    await deployer.aclose()
+    await deployer.slot.aclose()
+
+
+@pytest.mark.parametrize("has_ended", [True, False], ids=["ended", "out of time"])
+async def test_version_is_unloaded_when_its_sessions_have_ended_or_their_time_has(
+    tmp_path: Path, *, has_ended: bool
+) -> None:
+    deployer = deployer_of(tmp_path, session_drain_s=60.0 if has_ended else 0.05)
+    await start(deployer)
+    sessions = Sessions(deployer.slot)
+    session = (await sessions.begin()).session_id
+    await deployer.deploy(DeployedVersion("v2", "v2.zip", 100.0))
+    await deployer.deploy(DeployedVersion("v3", "v3.zip", 100.0))
+    async with sessions.turn(session) as turn:
+        during = turn.memory.version.label
+    if has_ended:
+        await turns(20)
+        assert "v1" in deployer.slot.versions
+        await sessions.end(session)
+    await until(lambda: "v1" not in deployer.slot.versions)
+
+    assert during == "v1"
+    if not has_ended:
+        with pytest.raises(SessionConflictError, match="began with version v1, which is not"):
+            async with sessions.turn(session):
+                pytest.fail("its version is not loaded")
     await deployer.aclose()
     await deployer.slot.aclose()
 

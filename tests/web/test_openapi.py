@@ -17,6 +17,7 @@ PREFIXED = SCHEMA + "  url_path: app/v1\n"
 KINDS = ["predict", "predict_deterministic", "distribution"]
 RAW = ["", "_raw"]
 BATCH = ["", "/batch"]
+SESSION = "/sessions/{session_id}"
 OPEN = ["/", "/livez", "/readyz"]
 
 
@@ -54,6 +55,10 @@ async def test_document_describes_every_route_once() -> None:
         "/clients",
         "/clients/{language}",
         *(f"/{kind}{raw}{batch}" for kind in KINDS for raw in RAW for batch in BATCH),
+        "/sessions",
+        SESSION,
+        f"{SESSION}/reset",
+        *(f"{SESSION}/{kind}{raw}" for kind in KINDS for raw in RAW),
     }
     names = [item["operationId"] for path in document["paths"].values() for item in path.values()]
     assert len(names) == len(set(names))
@@ -64,7 +69,8 @@ async def test_document_of_a_raw_schema_has_raw_routes_only() -> None:
     document = await document_of(schema="parameters: {}")
 
     assert {path for path in document["paths"] if "predict" in path or "dist" in path} == {
-        f"/{kind}_raw{batch}" for kind in KINDS for batch in BATCH
+        *(f"/{kind}_raw{batch}" for kind in KINDS for batch in BATCH),
+        *(f"{SESSION}/{kind}_raw" for kind in KINDS),
     }
     assert "Observation" not in document["components"]["schemas"]
 

@@ -1,0 +1,164 @@
+"""The previous action and reward, for policies whose memory has them beside the network's state."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policy_server.errors import ObservationError
+from policy_server.observations import problem
+from policy_server.policy import LARGEST, Float32Array, Float64Array, PolicySignature, StateRole
+
+__all__ = ["NOTHING_STATED", "PreviousStep", "StatedStep"]
+
+
+@dataclass(frozen=True)
+class StatedStep:
+    """The reward and the action that a client states of the step before.
+
+    Attributes:
+        reward: the JSON value of its reward; None where the client states none.
+        action: the JSON value of the action that the environment executed, in the form of `actions`
+            in an answer; None for the answered one.
+    """
+
+    reward: Any = None
+    action: Any = None
+
+
+NOTHING_STATED = StatedStep()
+
+
+class PreviousStep:
+    """The places of the previous action and reward in a policy's memory.
+
+    Attributes:
+        takes_action: whether the policy takes the previous action.
+        takes_reward: whether it takes the previous reward.
+        is_taken: whether it takes either.
+    """
+
+    def __init__(self, signature: PolicySignature) -> None:
+        """Work out the places.
+
+        Args:
+            signature: the policy's.
+        """
+        self._components = signature.components or ()
+        self._columns = sum(item.columns for item in signature.action_outputs)
+        self._action = _places(signature, "previous_action")
+        self._reward = _places(signature, "previous_reward")
+        self.takes_action = self._action.size > 0
+        self.takes_reward = self._reward.size > 0
+        self.is_taken = self.takes_action or self.takes_reward
+
+    def write(self, state: Float32Array, stated: StatedStep, *, has_action: bool) -> Float32Array:
+        """Return a memory with what a client states of the step before.
+
+        Args:
+            state: float32[memory_width], the memory after that step, which stays as it is.
+            stated: what the client states.
+            has_action: whether the memory has the action already.
+
+        Raises:
+            ObservationError: if what the policy needs is missing, or is no action or reward.
+        """
+        written = state.copy()
+        if self.takes_action:
+            if stated.action is not None:
+                written[self._action] = self._own_action(self._checked(stated.action))
+            elif not has_action:
+                raise _refusal(
+                    "missing",
+                    "previous-action",
+                    "This policy takes the previous action, and none was answered in the step "
+                    "before: state the executed one",
+                )
+        if self.takes_reward:
+            written[self._reward] = self._checked_reward(stated.reward)
+        return written
+
+    def note_action(self, state: Float32Array, action: Float64Array) -> None:
+        """Write the action that was answered into the memory after the step.
+
+        Args:
+            state: float32[memory_width], which is changed.
+            action: float64[A], in the units that actions are answered in.
+        """
+        if self.takes_action:
+            state[self._action] = self._own_action(action)
+
+    def _own_action(self, action: Float64Array) -> Float64Array:
+        """Return an action in the policy's own space, from the environment's units."""
+        own = action.copy()
+        for part in self._components:
+            if part.low is not None and part.high is not None and part.is_normalized:
+                columns = slice(part.first_column, part.first_column + part.columns)
+                low, high = np.array(part.low), np.array(part.high)
+                own[columns] = 2.0 * (action[columns] - low) / (high - low) - 1.0
+        return own
+
+    def _checked(self, value: object) -> Float64Array:
+        numbers = _flat(value)
+        if numbers is None or len(numbers) != self._columns:
+            raise _refusal(
+                "previous_action",
+                "previous-action",
+                f"Input should be an action in the form of `actions`, of {self._columns} numbers",
+            )
+        for part in self._components:
+            chosen = numbers[part.first_column]
+            if part.kind == "categorical" and chosen not in range(part.size):
+                raise _refusal(
+                    "previous_action",
+                    "previous-action",
+                    f"Input should have integers from 0 to {part.size - 1}, not {chosen:g}",
+                )
+        return np.array(numbers)
+
+    @staticmethod
+    def _checked_reward(reward: object) -> float:
+        if reward is None:
+            raise _refusal(
+                "missing",
+                "previous-reward",
+                "This policy takes the reward of the step before: state it",
+            )
+        numbers = _flat(reward)
+        if numbers is None or isinstance(reward, list) or abs(numbers[0]) > LARGEST:
+            raise _refusal("finite_number", "previous-reward", "Input should be a finite number")
+        return numbers[0]
+
+
+def _places(signature: PolicySignature, role: StateRole) -> NDArray[np.intp]:
+    """Return the indices of the numbers of a role in a memory."""
+    found: list[int] = []
+    first = 0
+    for tensor in signature.memory:
+        if tensor.role == role:
+            found += range(first, first + tensor.size)
+        first += tensor.size
+    return np.array(found, np.intp)
+
+
+def _flat(value: object) -> list[float] | None:
+    """Return the numbers of nested lists; None where anything else is in them."""
+    if isinstance(value, list):
+        numbers: list[float] = []
+        for item in value:
+            found = _flat(item)
+            if found is None:
+                return None
+            numbers += found
+        return numbers
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return [float(value)]
+
+
+def _refusal(kind: str, name: str, message: str) -> ObservationError:
+    return ObservationError([problem(kind, ["header", f"x-{name}"], message)])

@@ -1,0 +1,231 @@
+"""Sessions: episodes whose memory the server keeps between the requests of a client."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from policy_server.errors import SessionConflictError, UnsupportedAnswerError
+from policy_server.serving.memory import EpisodeMemory
+from policy_server.serving.session_store import (
+    AnsweredStep,
+    HeldSession,
+    SessionRecord,
+)
+from policy_server.serving.slot import PolicySlot
+from policy_server.serving.version import PolicyVersion
+
+__all__ = ["SessionTurn", "Sessions"]
+
+
+class SessionTurn:
+    """A session while one request has it for itself.
+
+    Attributes:
+        memory: the memory that the request's step starts from.
+    """
+
+    def __init__(self, held: HeldSession, memory: EpisodeMemory) -> None:
+        """Own nothing: the session is the store's.
+
+        Args:
+            held: the session.
+            memory: its memory.
+        """
+        self._held = held
+        self.memory = memory
+
+    def repeated(self, step: int | None, digest: bytes) -> bytes | None:
+        """Return the answer to a step that was answered before.
+
+        Args:
+            step: the number of the step that the client asks for, from 0; None for the next one.
+            digest: of the request.
+
+        Returns:
+            The JSON of the answer; None where the step is the next one, and not answered yet.
+
+        Raises:
+            SessionConflictError: if the step is neither the last one nor the next, or if the last
+                one was asked with another request.
+        """
+        record = self._held.record
+        if step is None or step == record.steps:
+            return None
+        if record.last is None or step != record.steps - 1:
+            last = f" or {record.steps - 1} again" if record.last is not None else ""
+            raise SessionConflictError(
+                f"x-step {step}: expected {record.steps}, the next step of this session{last}"
+            )
+        if record.last.digest != digest:
+            raise SessionConflictError(
+                f"x-step {step}: was answered to another request; send that one again, or the next "
+                f"step {record.steps}"
+            )
+        return record.last.text
+
+    async def keep(self, digest: bytes, text: bytes) -> None:
+        """Store the memory after the step, and the answer for a client that asks again.
+
+        Args:
+            digest: of the request.
+            text: the JSON of the answer.
+        """
+        memory = self.memory
+        await self._held.keep(
+            replace(
+                self._held.record,
+                state=memory.state,
+                steps=memory.steps,
+                has_action=memory.has_action,
+                last=AnsweredStep(digest, text),
+            )
+        )
+
+
+class Sessions:
+    """The sessions of one policy."""
+
+    def __init__(self, slot: PolicySlot) -> None:
+        """Own nothing: the sessions are the store's.
+
+        Args:
+            slot: the policy's slot.
+        """
+        self._slot = slot
+        self._store = slot.sessions
+
+    async def begin(
+        self, *, seed: int | None = None, episode_id: str = "", wanted: str = ""
+    ) -> SessionRecord:
+        """Begin a session, with the zero state.
+
+        Args:
+            seed: makes the draws reproducible: step i, from 0, is drawn with seed + i.
+            episode_id: the client's own name of the episode, which may choose the version that
+                answers it.
+            wanted: the name of the version that is asked for; empty leaves that to the traffic.
+
+        Returns:
+            What is kept of it.
+
+        Raises:
+            OverloadedError: if as many sessions are open as may be.
+            UnsupportedAnswerError: if this server keeps no sessions, or the policy takes no seed.
+            NotReadyError: if no version is loaded.
+            DeploymentError: if the version that is asked for is not loaded.
+        """
+        version = self._slot.choose(episode_id, wanted=wanted)
+        _check_seed(version, seed)
+        record = SessionRecord(
+            session_id=secrets.token_hex(16),
+            policy=self._slot.name,
+            version=version.label,
+            digest=version.digest,
+            state=EpisodeMemory.begin(version).state,
+            seed=seed,
+            episode_id=episode_id,
+        )
+        await self._store.add(record)
+        return record
+
+    async def describe(self, session_id: str) -> SessionRecord:
+        """Return the record that is kept of a session.
+
+        Args:
+            session_id: its name.
+
+        Raises:
+            UnknownSessionError: if there is none of that name.
+        """
+        async with self._store.held(self._slot.name, session_id) as held:
+            return held.record
+
+    async def reset(
+        self, session_id: str, *, seed: int | None = None, episode_id: str = ""
+    ) -> SessionRecord:
+        """Begin another episode in a session, with the zero state.
+
+        The session stays on its version for as long as that is loaded.
+
+        Args:
+            session_id: its name.
+            seed: see `begin`; None keeps the session's.
+            episode_id: see `begin`; empty keeps the session's.
+
+        Raises:
+            UnknownSessionError: if there is none of that name.
+            UnsupportedAnswerError: if the policy takes no seed.
+        """
+        async with self._store.held(self._slot.name, session_id) as held:
+            record = held.record
+            episode_id = episode_id or record.episode_id
+            version = self._version_of(record) or self._slot.choose(episode_id)
+            _check_seed(version, seed)
+            begun = replace(
+                record,
+                version=version.label,
+                digest=version.digest,
+                state=EpisodeMemory.begin(version).state,
+                steps=0,
+                has_action=True,
+                seed=record.seed if seed is None else seed,
+                episode_id=episode_id,
+                last=None,
+            )
+            await held.keep(begun)
+        self._slot.metrics.count_session("reset")
+        return begun
+
+    async def end(self, session_id: str) -> None:
+        """End a session.
+
+        Args:
+            session_id: its name.
+
+        Raises:
+            UnknownSessionError: if there is none of that name.
+        """
+        async with self._store.held(self._slot.name, session_id) as held:
+            await held.remove()
+
+    @asynccontextmanager
+    async def turn(self, session_id: str) -> AsyncIterator[SessionTurn]:
+        """Give one request at a time a session, in the order in which they come.
+
+        Args:
+            session_id: its name.
+
+        Yields:
+            The session.
+
+        Raises:
+            UnknownSessionError: if there is none of that name.
+            SessionConflictError: if its version is not loaded any more.
+        """
+        async with self._store.held(self._slot.name, session_id) as held:
+            record = held.record
+            version = self._version_of(record)
+            if version is None:
+                raise SessionConflictError(
+                    f"this session began with version {record.version}, which is not loaded any "
+                    f"more; begin another episode with POST /sessions/{session_id}/reset"
+                )
+            memory = EpisodeMemory(
+                version, record.state, record.steps, record.seed, record.has_action
+            )
+            yield SessionTurn(held, memory)
+
+    def _version_of(self, record: SessionRecord) -> PolicyVersion | None:
+        """Return the version that a session began with; None where it is not loaded."""
+        version = self._slot.versions.get(record.version)
+        return version if version is not None and version.digest == record.digest else None
+
+
+def _check_seed(version: PolicyVersion, seed: int | None) -> None:
+    if seed is not None and version.distribution is None:
+        raise UnsupportedAnswerError(
+            "a seed needs a policy whose distribution is known; begin the session without one"
+        )

@@ -1,0 +1,255 @@
+"""Sessions over HTTP: a client's episode, whose memory the server keeps between its requests."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from hashlib import blake2b
+from typing import Annotated
+
+import orjson
+from fastapi import APIRouter, Body, Header, Path, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+
+from policy_server.errors import ObservationError
+from policy_server.observations import problem
+from policy_server.policy import LARGEST_SEED
+from policy_server.serving import SessionRecord, Sessions, StatedStep
+from policy_server.web.answering import PolicyAnswering
+from policy_server.web.media_types import JSON, is_npy
+from policy_server.web.query import QueryCheckedRoute
+from policy_server.web.route_table import AnswerRoute, Route, RouteTable, SessionRoutes
+from policy_server.web.routes import ROUTE_TEXTS, Seed
+
+__all__ = ["session_routes"]
+
+SessionId = Annotated[str, Path(description="The session's name, as `POST /sessions` gave it")]
+Step = Annotated[
+    int | None,
+    Header(
+        ge=0,
+        description="The number of the step in its episode, from 0: that of the last step gives "
+        "its answer again without a step, so that a request may be sent twice",
+    ),
+]
+Reward = Annotated[
+    float | None,
+    Header(description="The reward of the step before, where the policy takes it"),
+]
+Action = Annotated[
+    str | None,
+    Header(
+        description="The JSON of the action that the environment executed in the step before, in "
+        "the form of `actions`, where the policy takes it and it is not the answered one"
+    ),
+]
+
+_STEP = (
+    " The memory of the session's episode makes one step. A request that may be sent again carries "
+    "the number of its step in `x-step`; the answer names it too."
+)
+
+
+class SessionStart(BaseModel):
+    """How an episode begins; all of it may be left out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    seed: Annotated[StrictInt, Field(ge=0, le=LARGEST_SEED)] | None = Field(
+        None, description="Makes the draws reproducible: step i, from 0, is drawn with this plus i"
+    )
+    episode_id: StrictStr = Field(
+        "", max_length=256, description="The client's own name of the episode"
+    )
+
+
+class Session(BaseModel):
+    """A session, and how far its episode is."""
+
+    session_id: str = Field(description="Its name in the addresses of its steps")
+    policy: str = Field(description="The policy's name")
+    version: str = Field(description="The version that answers it")
+    steps: int = Field(description="How many steps were answered: the next `x-step`")
+    seed: int | None = Field(description="The seed of the episode's first draw")
+    episode_id: str = Field(description="The client's own name of the episode")
+
+
+_Start = Annotated[SessionStart | None, Body()]
+
+
+def session_routes(table: RouteTable, policies: Mapping[str, PolicyAnswering]) -> APIRouter:
+    """Return the routes of the policies' sessions.
+
+    Args:
+        table: the server's routes.
+        policies: answer observations, by the policies' names.
+    """
+    router = APIRouter(route_class=QueryCheckedRoute)
+    sessions = {name: Sessions(policy.slot) for name, policy in policies.items()}
+    for routes in table.sessions():
+        _add_pages(router, routes, sessions[routes.begin.policy])
+    for route in table.answering("session"):
+        summary, text = ROUTE_TEXTS[route.kind]
+        flat = " for a flat observation" if route.is_raw else ""
+        router.add_api_route(
+            route.path,
+            _endpoint(policies[route.policy], sessions[route.policy], route),
+            methods=["POST"],
+            operation_id=route.operation,
+            summary=f"{summary} in a session{flat}",
+            description=text + _STEP,
+            tags=[_tag(route)],
+            response_class=Response,
+        )
+    return router
+
+
+def _tag(route: Route) -> str:
+    return f"Sessions {route.namespace}" if route.namespace else "Sessions"
+
+
+def _add_pages(router: APIRouter, routes: SessionRoutes, sessions: Sessions) -> None:
+    async def begin(request: Request, start: _Start = None) -> Session:
+        asked = start or SessionStart()
+        record = await sessions.begin(
+            seed=asked.seed, episode_id=asked.episode_id, wanted=request.state.version
+        )
+        return _shown(record)
+
+    async def show(session_id: SessionId) -> Session:
+        return _shown(await sessions.describe(session_id))
+
+    async def end(session_id: SessionId) -> None:
+        await sessions.end(session_id)
+
+    async def reset(session_id: SessionId, start: _Start = None) -> Session:
+        asked = start or SessionStart()
+        return _shown(
+            await sessions.reset(session_id, seed=asked.seed, episode_id=asked.episode_id)
+        )
+
+    one = routes.one.operation
+    router.add_api_route(
+        routes.begin.path,
+        begin,
+        methods=["POST"],
+        status_code=201,
+        operation_id=f"begin_{one}",
+        summary="Begin a session",
+        description="Begins an episode whose memory the server keeps from step to step; for a "
+        "policy without memory too. It ends by DELETE, or when it was idle for too long.",
+        tags=[_tag(routes.begin)],
+    )
+    router.add_api_route(
+        routes.one.path,
+        show,
+        operation_id=f"get_{one}",
+        summary="Show a session",
+        tags=[_tag(routes.begin)],
+    )
+    router.add_api_route(
+        routes.one.path,
+        end,
+        methods=["DELETE"],
+        status_code=204,
+        operation_id=f"end_{one}",
+        summary="End a session",
+        tags=[_tag(routes.begin)],
+    )
+    router.add_api_route(
+        routes.reset.path,
+        reset,
+        methods=["POST"],
+        operation_id=f"reset_{one}",
+        summary="Begin another episode in a session",
+        description="Empties the memory; seed and name stay unless others are given.",
+        tags=[_tag(routes.begin)],
+    )
+
+
+def _shown(record: SessionRecord) -> Session:
+    return Session(
+        session_id=record.session_id,
+        policy=record.policy,
+        version=record.version,
+        steps=record.steps,
+        seed=record.seed,
+        episode_id=record.episode_id,
+    )
+
+
+def _endpoint(
+    policy: PolicyAnswering, sessions: Sessions, route: AnswerRoute
+) -> Callable[..., Awaitable[Response]]:
+    async def answer(
+        request: Request, session_id: str, step: int | None, stated: StatedStep, seed: int | None
+    ) -> Response:
+        # A slow body keeps no other request waiting.
+        body = await request.body()
+        content_type = request.state.content_type
+        asked = orjson.dumps([route.kind, route.form, content_type, seed, stated])
+        digest = blake2b(asked + body, digest_size=16).digest()
+        async with sessions.turn(session_id) as turn:
+            memory, number = turn.memory, turn.memory.steps
+            text = turn.repeated(step, digest)
+            if text is not None:
+                number -= 1
+            else:
+                if seed is None and route.kind == "predict":
+                    seed = memory.step_seed
+                found = await policy.answer(
+                    route.kind,
+                    body,
+                    is_raw=route.is_raw,
+                    is_npy=is_npy(content_type),
+                    seed=seed,
+                    request_id=request.state.request_id,
+                    memory=memory,
+                    stated=stated,
+                )
+                text = found.text
+                await turn.keep(digest, text)
+        response = Response(text, media_type=JSON)
+        response.raw_headers += [memory.version.header, (b"x-step", b"%d" % number)]
+        return response
+
+    async def draw(
+        request: Request,
+        session_id: SessionId,
+        seed: Seed = None,
+        x_step: Step = None,
+        x_previous_reward: Reward = None,
+        x_previous_action: Action = None,
+    ) -> Response:
+        stated = stated_step(x_previous_reward, x_previous_action)
+        return await answer(request, session_id, x_step, stated, seed)
+
+    async def give(
+        request: Request,
+        session_id: SessionId,
+        x_step: Step = None,
+        x_previous_reward: Reward = None,
+        x_previous_action: Action = None,
+    ) -> Response:
+        stated = stated_step(x_previous_reward, x_previous_action)
+        return await answer(request, session_id, x_step, stated, None)
+
+    return draw if route.kind == "predict" else give
+
+
+def stated_step(reward: float | None, action: str | None) -> StatedStep:
+    """Return the statements in a request's headers about the step before.
+
+    Args:
+        reward: `x-previous-reward`.
+        action: `x-previous-action`, in JSON.
+
+    Raises:
+        ObservationError: if the action is no JSON.
+    """
+    try:
+        return StatedStep(reward, None if action is None else orjson.loads(action))
+    except orjson.JSONDecodeError as error:
+        where = ["header", "x-previous-action"]
+        raise ObservationError(
+            [problem("json_invalid", where, f"JSON decode error: {error}")]
+        ) from error
