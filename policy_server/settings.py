@@ -79,6 +79,11 @@ class Settings(BaseSettings):
     admin_key: SecretStr | None = Field(
         None, description="Key of the routes that change versions; without it there are none"
     )
+    state_key: SecretStr | None = Field(
+        None,
+        description="Key that signs state tokens (`x-state`); without it, one that is derived from "
+        "the access key",
+    )
     allow_anonymous: bool = Field(default=False, description="Serve without any access key")
     cors_origins: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None,
@@ -293,7 +298,7 @@ def read_settings(
         problem = error.errors(include_url=False)[0]
         field = str(problem["loc"][0])
         expected = problem["msg"].removeprefix("Input should be ")
-        got = "" if field in ("api_key", "admin_key") else f", got {problem['input']!r}"
+        got = "" if field.endswith("_key") else f", got {problem['input']!r}"
         name = field if field in given else f"{ENV_PREFIX}{field.upper()}"
         raise SettingsError(f"{name}: expected {expected}{got}") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -22,7 +22,9 @@ _KEY_SCHEME = "accessToken"
 _NULL = {"type": "null"}
 _JSON = "application/json"
 _WIDEST = (FLOAT32_MAX, EXACT_INTEGER_MAX)
-_FOR_ARRAYS = "log_probability"
+# Parameters that no method has an argument for: for arrays, and for headers of an answer, which
+# most of the libraries don't show.
+_LEFT_OUT = frozenset({"log_probability", "x-state"})
 
 
 def prepare_document(document: Document, *, url: str) -> Document:
@@ -95,7 +97,7 @@ def _use_one_form(document: Document) -> None:
         for operation in methods.values():
             if "parameters" in operation:
                 operation["parameters"] = [
-                    item for item in operation["parameters"] if item["name"] != _FOR_ARRAYS
+                    item for item in operation["parameters"] if item["name"] not in _LEFT_OUT
                 ]
             bodies = [operation.get("requestBody", {}), *operation.get("responses", {}).values()]
             for body in bodies:

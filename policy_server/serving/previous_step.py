@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from policy_server.errors import ObservationError
@@ -28,6 +30,32 @@ class StatedStep:
 
     reward: Any = None
     action: Any = None
+
+    @classmethod
+    def of(cls, headers: Mapping[str, str]) -> StatedStep:
+        """Return the statements of a request.
+
+        Args:
+            headers: the request's, by their names in lower case.
+
+        Raises:
+            ObservationError: if a reward is no number, or an action no JSON.
+        """
+        reward, action = headers.get("x-previous-reward"), headers.get("x-previous-action")
+        if reward is None and action is None:
+            return NOTHING_STATED
+        try:
+            known = None if reward is None else float(reward)
+        except ValueError as error:
+            raise _refusal(
+                "float_parsing", "previous-reward", "Input should be a number"
+            ) from error
+        try:
+            return cls(known, None if action is None else orjson.loads(action))
+        except orjson.JSONDecodeError as error:
+            raise _refusal(
+                "json_invalid", "previous-action", f"JSON decode error: {error}"
+            ) from error
 
 
 NOTHING_STATED = StatedStep()

@@ -49,7 +49,7 @@ def weigh(slot: PolicySlot, deployment: Deployment) -> Verdict | None:
 
 
 def _compared(slot: PolicySlot, evidence: Evidence) -> Verdict | None:
-    """Return what has to be done by the agreement of a version that waits for its promotion."""
+    """Return the verdict on the agreement of a version that waits for its promotion."""
     report = slot.shadows[evidence.version].report()
     if report.copies < evidence.after or report.same_mode is None:
         return None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 
 import numpy as np
 
@@ -31,7 +33,7 @@ from policy_server.policy import (
     PolicySignature,
 )
 from policy_server.prediction_log import PredictionLog
-from policy_server.schema import ServerSchema, number_range
+from policy_server.schema import ServerSchema, number_range, public_schema
 from policy_server.serving.previous_step import PreviousStep
 from policy_server.serving.questions import Answer, Question
 from policy_server.serving.scheduler import Limits, Scheduler
@@ -135,6 +137,15 @@ class PolicyVersion:
     def header(self) -> tuple[bytes, bytes]:
         """Return `x-policy-version` with the version's name, as ASGI has headers."""
         return (b"x-policy-version", self.label.encode())
+
+    @functools.cached_property
+    def fingerprint(self) -> bytes:
+        """Return 16 bytes that no other version has: a digest of names, model and schema."""
+        schema = json.dumps(public_schema(self.schema), sort_keys=True)
+        about = json.dumps(
+            [self.name, self.label, self.digest, schema, self.signature.memory_width]
+        )
+        return blake2b(about.encode(), digest_size=16).digest()
 
     @functools.cached_property
     def previous_step(self) -> PreviousStep:

@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
+from pydantic import SecretStr
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from policy_server import __version__
@@ -21,6 +22,7 @@ from policy_server.metrics import Metrics
 from policy_server.sdk import SdkStore
 from policy_server.serving import PolicyRegistry
 from policy_server.serving.administration import Administration
+from policy_server.serving.state_tokens import StateTokens
 from policy_server.settings import Settings
 from policy_server.web.admin_routes import admin_routes
 from policy_server.web.answering import PolicyAnswering
@@ -98,7 +100,7 @@ def create_app(
         table=table,
         streams=Streams(table, policies, max_frame_bytes=settings.max_body_bytes, metrics=counted),
         api_key=api_key,
-        admin_key=None if settings.admin_key is None else settings.admin_key.get_secret_value(),
+        admin_key=_secret(settings.admin_key),
         root_path=root_path,
         max_body_bytes=settings.max_body_bytes,
         max_batch_body_bytes=settings.max_batch_body_bytes,
@@ -108,7 +110,8 @@ def create_app(
     )
     app.include_router(server_routes(registry))
     app.include_router(policy_list_routes(registry))
-    app.include_router(policy_routes(table, policies, settings))
+    tokens = StateTokens(state_key=_secret(settings.state_key), access_key=api_key)
+    app.include_router(policy_routes(table, policies, settings, tokens))
     app.include_router(session_routes(table, policies))
     app.include_router(stream_hints(table))
     app.include_router(client_routes(sdks, lambda: app.openapi()))
@@ -182,6 +185,10 @@ async def _run_lifespan(app: ASGIApp, scope: Scope, receive: Receive, send: Send
         if failure is not None:
             await send(failure)
         raise
+
+
+def _secret(value: SecretStr | None) -> str | None:
+    return None if value is None else value.get_secret_value()
 
 
 def _add_documentation(app: FastAPI) -> None:

@@ -2,7 +2,7 @@
 
 It calls the same `PolicyAnswering.answer` and the same `error_response` as FastAPI's own routes,
 and leaves out only FastAPI's machinery between the two. FastAPI's routes stay for OpenAPI, for
-requests with a query, and for every other method.
+requests with a query or a state token, and for every other method.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class FastPath:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer an observation, or pass the request on."""
         route = self._routes.get(scope["state"]["path"]) if scope["type"] == "http" else None
-        if route is None or scope["method"] != "POST" or scope["query_string"]:
+        if route is None or not _is_plain(scope):
             await self._app(scope, receive, send)
             return
         policy, kind, is_raw = route
@@ -70,6 +70,15 @@ class FastPath:
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer.text})
+
+
+def _is_plain(scope: Scope) -> bool:
+    """Return whether a request has neither options nor a memory."""
+    return (
+        scope["method"] == "POST"
+        and not scope["query_string"]
+        and not scope["state"]["state_token"]
+    )
 
 
 async def _body(receive: Receive) -> bytes:

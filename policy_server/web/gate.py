@@ -43,6 +43,7 @@ _HEADERS = frozenset(
         b"x-episode-id",
         b"x-policy-version",
         b"x-request-id",
+        b"x-state",
     }
 )
 # The messages that begin the answer to a request, or to a web socket's handshake.
@@ -140,6 +141,7 @@ class Gate:
             "path": path,
             "episode": headers.get(b"x-episode-id", ""),
             "version": headers.get(b"x-policy-version", ""),
+            "state_token": headers.get(b"x-state", ""),
             "content_type": headers.get(b"content-type", ""),
             "client": None if client is None else client[0],
         }

@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from policy_server import __version__
 from policy_server.errors import SettingsError
 from policy_server.serving import PolicyRegistry, PolicySlot
+from policy_server.serving.state_tokens import STATE_HEADER
 from policy_server.web.answering import render_examples
 from policy_server.web.media_types import NPY
 from policy_server.web.openapi_schemas import TypeNames, error_schemas, policy_schemas, sized
@@ -75,6 +76,30 @@ _ARRAY = (
     " With the content type `application/x-npy` the body is a NumPy array of any type of real "
     "numbers: {shape}, in the order of training."
 )
+_TEXT = {"type": "string"}
+_NEXT_STATE = "The memory after the step, for the next request; where the request had an `x-state`"
+_EPISODE_HEADERS: list[Document] = [
+    {"name": name, "in": "header", "required": False, "description": text, "schema": schema}
+    for name, text, schema in (
+        (
+            STATE_HEADER,
+            "`new` for the first step of an episode, then the `x-state` of the answer before; left "
+            "out, the answer is that of a first step",
+            _TEXT,
+        ),
+        (
+            "x-previous-reward",
+            "The reward of the step before, where the policy takes it",
+            {"type": "number"},
+        ),
+        (
+            "x-previous-action",
+            "The JSON of the action that the environment executed in the step before, where the "
+            "policy takes it and it is not the answered one",
+            _TEXT,
+        ),
+    )
+]
 _STEP = "The number of the step in its episode, from 0"
 _MEMORY = "`none`: the answer is that of an episode's first step, since no memory belongs to it"
 _FROM_ZERO = (
@@ -194,6 +219,8 @@ def _describe_answer(
     operation["responses"]["200"] = {"description": "The policy's answer", "content": answer}
     if route.transport == "session":
         _describe_error(operation, 409)
+    elif slot.signature is not None and slot.signature.memory:
+        operation["parameters"] = [*operation.get("parameters", ()), *_EPISODE_HEADERS]
     _describe_headers(operation["responses"]["200"], route, slot)
     _describe_errors(operation, 413, 415, 500, 501, 503)
 
@@ -205,8 +232,10 @@ def _describe_headers(answer: Document, route: AnswerRoute, slot: PolicySlot) ->
     elif slot.signature is not None and slot.signature.memory:
         answer["description"] += _FROM_ZERO
         answer["headers"] = {
-            "x-policy-memory": {"description": _MEMORY, "schema": {"const": "none"}}
+            "x-policy-memory": {"description": _MEMORY, "schema": {"const": "none"}},
         }
+        if route.transport == "single":
+            answer["headers"] |= {STATE_HEADER: {"description": _NEXT_STATE, "schema": _TEXT}}
 
 
 def _describe_batch(

@@ -8,10 +8,18 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from policy_server.errors import NotReadyError
+from policy_server.errors import NotReadyError, ObservationError
+from policy_server.observations import problem
 from policy_server.policy import LARGEST_SEED, AnswerKind
 from policy_server.schema import public_schema
-from policy_server.serving import PolicyRegistry, PolicySlot, PolicyVersion
+from policy_server.serving import (
+    NOTHING_STATED,
+    PolicyRegistry,
+    PolicySlot,
+    PolicyVersion,
+    StatedStep,
+)
+from policy_server.serving.state_tokens import STATE_HEADER, StateTokens
 from policy_server.settings import Settings
 from policy_server.web.answering import PolicyAnswering
 from policy_server.web.batch_answering import BatchAnswering, BatchRequest
@@ -91,7 +99,10 @@ BATCH_TEXTS: dict[AnswerKind, tuple[str, str]] = {
 
 
 def policy_routes(
-    table: RouteTable, policies: Mapping[str, PolicyAnswering], settings: Settings
+    table: RouteTable,
+    policies: Mapping[str, PolicyAnswering],
+    settings: Settings,
+    tokens: StateTokens,
 ) -> APIRouter:
     """Return the routes that answer observations, and each policy's `/schema`.
 
@@ -99,6 +110,7 @@ def policy_routes(
         table: the server's routes.
         policies: answer observations, by the policies' names.
         settings: limits of batches.
+        tokens: carry the memory of episodes.
     """
     router = APIRouter(route_class=QueryCheckedRoute)
     batches = {name: BatchAnswering(policy.slot, settings) for name, policy in policies.items()}
@@ -110,7 +122,7 @@ def policy_routes(
             route.path,
             _batch_endpoint(batches[route.policy], route)
             if is_batch
-            else _endpoint(policies[route.policy], route),
+            else _endpoint(policies[route.policy], route, tokens),
             methods=["POST"],
             operation_id=route.operation,
             summary=summary + (flat if route.is_raw else ""),
@@ -134,8 +146,15 @@ def _tag(route: Route) -> str:
     return f"Policy {route.namespace}" if route.namespace else "Policy"
 
 
-def _endpoint(policy: PolicyAnswering, route: AnswerRoute) -> Callable[..., Awaitable[Response]]:
+def _endpoint(
+    policy: PolicyAnswering, route: AnswerRoute, tokens: StateTokens
+) -> Callable[..., Awaitable[Response]]:
     async def answer(request: Request, seed: int | None) -> Response:
+        asked, memory = request.state, None
+        if asked.state_token:
+            memory = tokens.memory_of(
+                policy.slot, asked.state_token, episode=asked.episode, wanted=asked.version
+            )
         found = await policy.answer(
             route.kind,
             await request.body(),
@@ -145,8 +164,15 @@ def _endpoint(policy: PolicyAnswering, route: AnswerRoute) -> Callable[..., Awai
             request_id=request.state.request_id,
             episode=request.state.episode,
             wanted=request.state.version,
+            memory=memory,
+            stated=NOTHING_STATED if memory is None else StatedStep.of(request.headers),
         )
-        return _named(Response(found.text, media_type=JSON), found.version)
+        response = Response(found.text, media_type=JSON)
+        if memory is None:
+            return _named(response, found.version)
+        token = tokens.token_of(memory).encode()
+        response.raw_headers += [found.version.header, (STATE_HEADER.encode(), token)]
+        return response
 
     async def draw(request: Request, seed: Seed = None) -> Response:
         return await answer(request, seed)
@@ -163,6 +189,10 @@ def _batch_endpoint(
     async def answer(
         request: Request, seed: int | None, *, has_log_probability: bool = False
     ) -> Response:
+        if request.state.state_token:
+            raise ObservationError(
+                [problem("state_token", ["header", STATE_HEADER], "A batch belongs to no episode")]
+            )
         accepted = _qualities(request.headers.get("accept", ""))
         batch = BatchRequest(
             route.kind,

@@ -10,8 +10,6 @@ import orjson
 from fastapi import APIRouter, Body, Header, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
-from policy_server.errors import ObservationError
-from policy_server.observations import problem
 from policy_server.policy import LARGEST_SEED
 from policy_server.serving import SessionRecord, Sessions, StatedStep
 from policy_server.web.answering import PolicyAnswering
@@ -181,10 +179,10 @@ def _endpoint(
     policy: PolicyAnswering, sessions: Sessions, route: AnswerRoute
 ) -> Callable[..., Awaitable[Response]]:
     async def answer(
-        request: Request, session_id: str, step: int | None, stated: StatedStep, seed: int | None
+        request: Request, session_id: str, step: int | None, seed: int | None
     ) -> Response:
         # A slow body keeps no other request waiting.
-        body = await request.body()
+        body, stated = await request.body(), StatedStep.of(request.headers)
         content_type = request.state.content_type
         asked = orjson.dumps([route.kind, route.form, content_type, seed, stated])
         digest = blake2b(asked + body, digest_size=16).digest()
@@ -217,39 +215,18 @@ def _endpoint(
         session_id: SessionId,
         seed: Seed = None,
         x_step: Step = None,
-        x_previous_reward: Reward = None,
-        x_previous_action: Action = None,
+        x_previous_reward: Reward = None,  # noqa: ARG001 -- read with the action
+        x_previous_action: Action = None,  # noqa: ARG001 -- for OpenAPI
     ) -> Response:
-        stated = stated_step(x_previous_reward, x_previous_action)
-        return await answer(request, session_id, x_step, stated, seed)
+        return await answer(request, session_id, x_step, seed)
 
     async def give(
         request: Request,
         session_id: SessionId,
         x_step: Step = None,
-        x_previous_reward: Reward = None,
-        x_previous_action: Action = None,
+        x_previous_reward: Reward = None,  # noqa: ARG001 -- read with the action
+        x_previous_action: Action = None,  # noqa: ARG001 -- for OpenAPI
     ) -> Response:
-        stated = stated_step(x_previous_reward, x_previous_action)
-        return await answer(request, session_id, x_step, stated, None)
+        return await answer(request, session_id, x_step, None)
 
     return draw if route.kind == "predict" else give
-
-
-def stated_step(reward: float | None, action: str | None) -> StatedStep:
-    """Return the statements in a request's headers about the step before.
-
-    Args:
-        reward: `x-previous-reward`.
-        action: `x-previous-action`, in JSON.
-
-    Raises:
-        ObservationError: if the action is no JSON.
-    """
-    try:
-        return StatedStep(reward, None if action is None else orjson.loads(action))
-    except orjson.JSONDecodeError as error:
-        where = ["header", "x-previous-action"]
-        raise ObservationError(
-            [problem("json_invalid", where, f"JSON decode error: {error}")]
-        ) from error

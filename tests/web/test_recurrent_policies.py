@@ -119,6 +119,18 @@ async def test_stream_answers_as_the_library_from_frame_to_frame(name: str, tmp_
     assert_episode(at_once, cases)
 
 
+@every_policy
+async def test_tokens_answer_as_the_library_from_step_to_step(name: str, tmp_path: Path) -> None:
+    cases, token = cases_of(name), "new"
+    async with served(name, tmp_path) as app, client_of(app) as client:
+        for case in cases:
+            answer = await client.post(
+                "/distribution", json=case["observation"], headers={"x-state": token}
+            )
+            assert_is_the_librarys(answer.json(), case)
+            token = answer.headers["x-state"]
+
+
 def assert_episode(answers: Sequence[str | bytes], cases: Sequence[dict[str, Any]]) -> None:
     """Hold the answers of one episode against the library's."""
     for answer, case in zip(answers, cases, strict=True):

@@ -1,0 +1,127 @@
+"""State tokens: the memory of an episode, carried by the client from answer to request.
+
+A token is opaque to the client, and signed: base64url of HMAC-SHA256 and the signed part, which
+begins with the number of its form.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+from hashlib import sha256
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from policy_server.errors import ObservationError, UnsupportedAnswerError
+from policy_server.observations import problem
+from policy_server.serving.memory import EpisodeMemory
+from policy_server.serving.slot import PolicySlot
+from policy_server.settings import ENV_PREFIX
+
+__all__ = ["NEW_EPISODE", "STATE_HEADER", "StateTokens"]
+
+STATE_HEADER = "x-state"
+NEW_EPISODE = "new"
+"""The value in place of a token that begins an episode."""
+
+_FORM = b"\x01"
+_MAC_BYTES = 32
+_DERIVED = b"policy-server state tokens"
+_NUMBERS = "<f4"
+_BEGIN = f"begin another episode with '{STATE_HEADER}: {NEW_EPISODE}'"
+
+
+class StateTokens:
+    """Writes and reads the state tokens of one server, or of several with the same key."""
+
+    def __init__(self, *, state_key: str | None, access_key: str | None) -> None:
+        """Own the key.
+
+        Args:
+            state_key: signs the tokens.
+            access_key: the key is derived from it where there is no other; None for neither, so
+                that there are no tokens.
+        """
+        self._key: bytes | None = None
+        if state_key is not None:
+            self._key = sha256(state_key.encode()).digest()
+        elif access_key is not None:
+            self._key = hmac.digest(access_key.encode(), _DERIVED, "sha256")
+
+    def memory_of(
+        self, slot: PolicySlot, token: str, *, episode: str = "", wanted: str = ""
+    ) -> EpisodeMemory:
+        """Return the memory that a token carries.
+
+        Args:
+            slot: the policy's slot.
+            token: as a client sent it; `new` begins an episode.
+            episode: the id of an episode that begins; see `PolicySlot.choose`.
+            wanted: the name of the version that is asked for by one that begins; see there.
+
+        Raises:
+            ObservationError: if it is no token of this server, or its version is not loaded.
+            UnsupportedAnswerError: if there is no key.
+            NotReadyError: if no version is loaded.
+        """
+        if self._key is None:
+            raise UnsupportedAnswerError(
+                f"state tokens are signed, and this server has no key: set {ENV_PREFIX}STATE_KEY"
+            )
+        if token == NEW_EPISODE:
+            return EpisodeMemory.begin(slot.choose(episode, wanted=wanted))
+        policy, label, fingerprint, steps, has_action, numbers = self._opened(token)
+        if policy != slot.name:
+            raise _refusal(f"Input should be a token of the policy {slot.name}, not of {policy}")
+        version = slot.versions.get(label)
+        if version is None or version.fingerprint != fingerprint:
+            raise _refusal(
+                f"Input is outdated: version {label} is not loaded any more, or has changed; "
+                f"{_BEGIN}"
+            )
+        state = np.frombuffer(numbers, _NUMBERS).astype(np.float32)
+        return EpisodeMemory(version, state, steps, has_action=has_action)
+
+    def token_of(self, memory: EpisodeMemory) -> str:
+        """Return the token that carries a memory to the next request.
+
+        Args:
+            memory: the memory after a step, as `memory_of` returned it before.
+        """
+        version = memory.version
+        numbers = memory.state.astype(_NUMBERS).tobytes()
+        content = [version.name, version.label, version.fingerprint, memory.steps]
+        signed = _FORM + msgpack.packb([*content, memory.has_action, numbers])
+        return _text_of(self._mac(signed) + signed)
+
+    def _opened(self, token: str) -> Any:  # noqa: ANN401 -- as `token_of` packed it
+        try:
+            content = base64.b64decode(f"{token}{'=' * (-len(token) % 4)}", b"-_", validate=True)
+        except (binascii.Error, ValueError):
+            content = b""
+        mac, signed = content[:_MAC_BYTES], content[_MAC_BYTES:]
+        # The last letter has bits that stand for nothing: no two texts are one token.
+        is_ours = hmac.compare_digest(mac, self._mac(signed)) and _text_of(content) == token
+        if not is_ours:
+            raise _refusal(
+                f"Input should be '{NEW_EPISODE}' or the {STATE_HEADER} of the answer before, "
+                f"unchanged and of this server; {_BEGIN}"
+            )
+        if signed[:1] != _FORM:
+            raise _refusal(f"Input is a token of another release of the server; {_BEGIN}")
+        return msgpack.unpackb(signed[1:])
+
+    def _mac(self, signed: bytes) -> bytes:
+        assert self._key is not None, "no token is opened or written without one"
+        return hmac.digest(self._key, signed, "sha256")
+
+
+def _text_of(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+
+
+def _refusal(message: str) -> ObservationError:
+    return ObservationError([problem("state_token", ["header", STATE_HEADER], message)])

@@ -1,0 +1,226 @@
+"""State tokens: the memory that a client carries, signed, of one policy, version and schema."""
+
+from __future__ import annotations
+
+import base64
+import string
+from collections.abc import Sequence
+from dataclasses import replace
+
+import httpx
+import pytest
+
+from policy_server.policy import StateTensor
+from policy_server.schema import parse_schema
+from policy_server.serving import PolicyRegistry
+from policy_server.settings import Settings
+from policy_server.web import create_app
+from tests.support.fakes import integer_backend, opened, slot_of, summing_backend
+from tests.support.web import (
+    KEY,
+    SCHEMA,
+    assert_error,
+    assert_invalid,
+    client_of,
+    running,
+    serve,
+)
+
+_LETTERS = string.ascii_letters + string.digits + "-_"
+PARSED = parse_schema(SCHEMA)
+
+
+async def stepped(
+    client: httpx.AsyncClient, token: str, cat: int = 1, path: str = "/predict_deterministic"
+) -> httpx.Response:
+    """Make a step from the memory in a token."""
+    return await client.post(path, json={"cat": cat, "mouse": 1.0}, headers={"x-state": token})
+
+
+async def episode(client: httpx.AsyncClient, steps: int) -> Sequence[httpx.Response]:
+    """Play an episode by tokens."""
+    answers, token = [], "new"
+    for _ in range(steps):
+        answers.append(await stepped(client, token))
+        token = answers[-1].headers["x-state"]
+    return answers
+
+
+@pytest.mark.parametrize("has_fast_path", [True, False], ids=["fast", "FastAPI"])
+async def test_token_carries_the_memory_from_answer_to_request(*, has_fast_path: bool) -> None:
+    async with serve(summing_backend(), has_fast_path=has_fast_path) as client:
+        answers = await episode(client, 5)
+        again = await stepped(client, answers[1].headers["x-state"])
+
+    assert [answer.json()["actions"] for answer in answers] == [[1], [2], [0], [1], [2]]
+    assert all("x-policy-memory" not in answer.headers for answer in answers)
+    assert again.json() == answers[2].json()
+
+
+async def test_token_is_good_in_another_process_with_the_same_key() -> None:
+    async with serve(summing_backend()) as first, serve(summing_backend()) as second:
+        token = (await episode(first, 2))[-1].headers["x-state"]
+        answer = await stepped(second, token)
+
+    assert answer.json()["actions"] == [0]
+
+
+async def test_policy_without_memory_has_tokens_too() -> None:
+    async with serve(integer_backend()) as client:
+        answers = await episode(client, 3)
+
+    assert [answer.status_code for answer in answers] == [200] * 3
+
+
+def changed(token: str) -> list[str]:
+    """Return a token with one bit changed at each of several places, and pieces of it."""
+    content = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+    flipped = [
+        content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+        for at in (0, 31, 32, 33, len(content) // 2, len(content) - 1)
+    ]
+    pieces = [content[:-1], content[:32], content[:10], content + b"\0"]
+    encoded = [base64.urlsafe_b64encode(item).rstrip(b"=").decode() for item in [*flipped, *pieces]]
+    last = [token[:-1] + letter for letter in _LETTERS if letter != token[-1]]
+    return [*encoded, *last, "old", "NEW", "A", "a b", "%%%", "\u00e9", token + "!"]
+
+
+async def test_tampered_token_is_422_in_words() -> None:
+    async with serve(summing_backend()) as client:
+        token = (await episode(client, 1))[0].headers["x-state"]
+        answers = [
+            await client.post(
+                "/predict",
+                json={"cat": 1, "mouse": 1.0},
+                headers=[(b"x-state", item.encode("latin-1"))],
+            )
+            for item in changed(token)
+        ]
+
+    for answer in answers:
+        assert_invalid(answer, "header.x-state")
+        message = answer.json()["detail"][0]["msg"]
+        assert "unchanged and of this server" in message
+        assert "x-state: new" in message
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"api_key": "another"}, {"state_key": "another"}],
+    ids=["another access key", "a key of its own"],
+)
+async def test_token_of_another_key_is_foreign(options: dict[str, str]) -> None:
+    async with (
+        serve(summing_backend()) as ours,
+        serve(summing_backend(), key=options.get("api_key", KEY), **options) as theirs,
+    ):
+        token = (await episode(theirs, 1))[0].headers["x-state"]
+        answer = await stepped(ours, token)
+
+    assert_invalid(answer, "header.x-state")
+
+
+async def test_state_key_outlives_a_change_of_the_access_key() -> None:
+    async with (
+        serve(summing_backend(), state_key="shared") as before,
+        serve(summing_backend(), state_key="shared", api_key="new-key", key="new-key") as after,
+    ):
+        token = (await episode(before, 1))[0].headers["x-state"]
+        answer = await stepped(after, token)
+
+    assert answer.json()["actions"] == [2]
+
+
+async def test_server_without_any_key_has_no_tokens() -> None:
+    async with serve(summing_backend(), api_key=None, key=None) as client:
+        answer = await stepped(client, "new")
+
+    assert_error(answer, 501, "set POLICY_SERVER_STATE_KEY")
+
+
+async def test_token_of_another_schema_is_outdated() -> None:
+    other = SCHEMA.replace("maximum: 10", "maximum: 11")
+    async with serve(summing_backend()) as ours, serve(summing_backend(), schema=other) as theirs:
+        token = (await episode(theirs, 1))[0].headers["x-state"]
+        answer = await stepped(ours, token)
+
+    assert_invalid(answer, "header.x-state")
+    assert "is outdated: version version" in answer.json()["detail"][0]["msg"]
+
+
+async def test_token_is_bound_to_policy_and_version() -> None:
+    slots = [slot_of(summing_backend(), PARSED, name=name) for name in ("door", "lift")]
+    app = create_app(PolicyRegistry(slots), Settings(), api_key=KEY)
+    modes = "predict_deterministic"
+    async with running(app), client_of(app) as client:
+        first = await stepped(client, "new", path=f"/policies/door/{modes}")
+        token, old = first.headers["x-state"], first.headers["x-policy-version"]
+        foreign = await stepped(client, token, path=f"/policies/lift/{modes}")
+        await slots[0].add(lambda: opened(summing_backend()), name="v2")
+        slots[0].route({"v2": 100.0})
+        second = await stepped(client, token, path=f"/policies/door/{modes}")
+        new = await stepped(client, "new", path=f"/policies/door/{modes}")
+        await slots[0].remove(old)
+        outdated = await stepped(client, token, path=f"/policies/door/{modes}")
+
+    assert_invalid(foreign, "header.x-state")
+    assert "of the policy lift, not of door" in foreign.json()["detail"][0]["msg"]
+    assert (second.json()["actions"], second.headers["x-policy-version"]) == ([2], old)
+    assert new.headers["x-policy-version"] == "v2"
+    assert_invalid(outdated, "header.x-state")
+    assert f"version {old} is not loaded any more" in outdated.json()["detail"][0]["msg"]
+
+
+async def test_token_carries_the_previous_action() -> None:
+    backend = summing_backend()
+    memory = (
+        *backend.signature.memory,
+        StateTensor("prev_actions", (1,), role="previous_action"),
+        StateTensor("prev_rewards", (1,), role="previous_reward"),
+    )
+    backend = replace(backend, signature=replace(backend.signature, memory=memory))
+    body = {"cat": 2, "mouse": 1.0}
+    async with serve(backend) as client:
+        first = await stepped(client, "new", 2)
+        token = {"x-state": first.headers["x-state"]}
+        refused = await client.post("/predict", json=body, headers=token)
+        wrong = await client.post(
+            "/predict", json=body, headers={**token, "x-previous-reward": "much"}
+        )
+        del backend.calls[:]
+        answer = await client.post(
+            "/predict", json=body, headers={**token, "x-previous-reward": "3"}
+        )
+
+    assert_invalid(refused, "header.x-previous-reward")
+    assert_invalid(wrong, "header.x-previous-reward")
+    assert answer.status_code == 200
+    state = backend.calls[0].state
+    assert state is not None
+    assert state[0].tolist() == [2.0, 2.0, 3.0]
+
+
+async def test_batch_belongs_to_no_episode() -> None:
+    async with serve(summing_backend()) as client:
+        answer = await client.post(
+            "/predict/batch", json=[{"cat": 1, "mouse": 1.0}], headers={"x-state": "new"}
+        )
+
+    assert_invalid(answer, "header.x-state")
+
+
+async def test_document_tells_of_tokens_where_there_is_a_memory() -> None:
+    async with serve(summing_backend()) as client:
+        paths = (await client.get("/openapi.json")).json()["paths"]
+    async with serve(integer_backend()) as client:
+        others = (await client.get("/openapi.json")).json()["paths"]
+
+    predict, other = paths["/predict"]["post"], others["/predict"]["post"]
+    assert "x-state" in predict["responses"]["200"]["headers"]
+    assert [item["name"] for item in predict["parameters"]] == [
+        "seed",
+        "x-state",
+        "x-previous-reward",
+        "x-previous-action",
+    ]
+    assert [item["name"] for item in other["parameters"]] == ["seed"]
