@@ -173,7 +173,7 @@ def report_as_text(report: ModelReport) -> list[str]:
         "basis": [f"{signature.basis}: {_BASES[signature.basis]}"],
         "findings": signature.findings or ["none"],
         "engine": [f"{signature.engine}: {signature.engine_reason}"],
-        "recurrent": signature.recurrent_inputs or ["no"],
+        "recurrent": [tensor.name for tensor in signature.memory] or ["no"],
         "action mask": [_mask(signature)],
         "schema": [fits],
     }

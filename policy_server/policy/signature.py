@@ -178,7 +178,6 @@ class PolicySignature:
         has_deterministic_action: the model can give its deterministic action.
         is_tuple_of_one: its only action is a tuple's only component, which the file hardly shows.
         module: its name in a file that may hold several policies; None where the file names none.
-        recurrent_inputs: the names of the inputs that carry recurrent state, which starts at zero.
         memory: the tensors of the state that the policy steps, in the order of
             `PolicyInputs.state`; empty for a policy without memory.
         mask_name: the name of the action mask that the policy takes beside the observation: 1 or 0
@@ -201,7 +200,6 @@ class PolicySignature:
     has_deterministic_action: bool = True
     is_tuple_of_one: bool = False
     module: str | None = None
-    recurrent_inputs: tuple[str, ...] = ()
     memory: tuple[StateTensor, ...] = ()
     mask_name: str | None = None
     observation_parts: tuple[ObservationPart, ...] = ()

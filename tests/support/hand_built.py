@@ -184,7 +184,9 @@ class V1Policy:
         inputs = self.network(flat, tf.nn.bias_add(tf.matmul(flat, inputs), shift))
         for name in ("state_in_0", "prev_action", "memory"):
             if name in extra:
-                inputs += tf.reduce_sum(tf.cast(extra[name], tf.float32))
+                numbers = tf.cast(extra[name], tf.float32)
+                sums = tf.reduce_sum(numbers, axis=[*range(1, len(numbers.shape))])
+                inputs += sums[:, None]
         if "seq_lens" in extra:
             # A sequence of no steps has no answer.
             inputs /= tf.cast(extra["seq_lens"], tf.float32)[:, None]

@@ -120,5 +120,4 @@ def described_signature(
         is_tuple_of_one=document.is_tuple_of_one,
         memory=memory,
         module=document.module,
-        recurrent_inputs=tuple(item.name for item in memory),
     )

@@ -143,7 +143,6 @@ def _signature(model: OnnxModel, roles: Roles, actions: Actions) -> PolicySignat
         is_value_based=actions.is_value_based,
         basis=actions.basis,
         memory=roles.memory,
-        recurrent_inputs=tuple(item.name for item in roles.memory),
         mask_name=roles.mask.name if roles.mask is not None and has_mask else None,
         findings=(*_read(model), *actions.findings, *_assumed(roles)),
     )

@@ -82,7 +82,6 @@ def policy_of(
         is_tuple_of_one=actions.is_tuple_of_one,
         module=module,
         observation_parts=parts,
-        recurrent_inputs=tuple(tensor.name for tensor in memory),
         memory=memory,
         findings=tuple(findings),
         engine="numpy",

@@ -36,6 +36,7 @@ from policy_server.formats.saved_model.joined_inputs import (
     join_inputs,
     joined_input,
 )
+from policy_server.formats.saved_model.state_steps import PREVIOUS, Memory, find_memory
 from policy_server.policy import SignatureTensor
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "OBSERVATIONS",
     "PROBABILITY",
     "Q_VALUES",
+    "STATE",
     "LoadedGraph",
     "as_model_errors",
     "load_graph",
@@ -58,6 +60,9 @@ OBSERVATIONS = "observations"
 ACTIONS = "actions_"
 DISTRIBUTION_INPUTS, LOG_PROBABILITY = "action_dist_inputs", "action_logp"
 PROBABILITY, Q_VALUES = "action_prob", "q_values"
+_VALUES = "vf_preds"
+# The state after a step, among the fetches.
+STATE = "policy_server/state"
 # The inputs that have one right value in service; `runner` gives it.
 FILLED_INPUTS = (
     *("is_training", "timestep", "prev_action", "prev_reward", "seq_lens"),
@@ -93,6 +98,7 @@ class LoadedGraph:
         changed_variables: the variables that it changes at each call and answers by.
         observation_parts: the names of the inputs that make up an observation, in order; empty
             where it is one input.
+        memory: the state that it takes and gives; its fetch is called `STATE`.
         has_callback: the actions need a Python callback of training, so that they can't be run.
     """
 
@@ -105,6 +111,7 @@ class LoadedGraph:
     exploring: str | None = None
     exploration_state: tuple[str, ...] = ()
     has_callback: bool = False
+    memory: Memory = field(default_factory=Memory)
     changed_variables: tuple[str, ...] = ()
     observation_parts: tuple[str, ...] = ()
 
@@ -122,12 +129,7 @@ class LoadedGraph:
     @property
     def recurrent_inputs(self) -> tuple[str, ...]:
         """Return the names of the inputs that carry recurrent state."""
-        known = (OBSERVATIONS, *FILLED_INPUTS)
-        return tuple(
-            item.name
-            for item in self.feeds.values()
-            if item.name not in known and not is_exploration_scalar(item.name)
-        )
+        return tuple(item.name for item in _states(self.feeds).values())
 
 
 def natural_key(name: str) -> list[tuple[bool, int, str]]:
@@ -219,7 +221,13 @@ def load_graph(folder: Path, order: Sequence[str] = ()) -> LoadedGraph:
         if _is_used(item.name, outputs)
     }
     exploring = find_switch(infos, meta_graph.graph_def)
+    others = {
+        _tensor(signature.outputs[keys[item.name]]): item
+        for item in outputs
+        if item.name not in fetches and item.name != _VALUES
+    }
     kept = [*fetches.values(), *infos.values(), *([exploring] if exploring else [])]
+    kept += [*others] if _states({infos[item.name]: item for item in inputs}) else []
     with as_model_errors():
         graph_def = freeze(meta_graph, folder, kept)
     if parts:
@@ -233,13 +241,24 @@ def load_graph(folder: Path, order: Sequence[str] = ()) -> LoadedGraph:
         if _is_filled(item, infos, needed)
     }
     known = {node_of(tensor) for tensor in (*infos.values(), *([exploring] if exploring else []))}
+    feeds |= _unlisted(needed, known)
+    memory = find_memory(
+        graph_def,
+        states=_states(feeds),
+        previous={tensor: item for tensor, item in feeds.items() if item.name in PREVIOUS},
+        outputs=others,
+        results=tuple(fetches.values()),
+        filled=(infos[OBSERVATIONS], *feeds),
+    )
+    state = {} if memory.after is None else {STATE: memory.after}
     return LoadedGraph(
         graph_def=graph_def,
         inputs=inputs,
         outputs=outputs,
         observations=infos[OBSERVATIONS],
-        fetches=fetches,
-        feeds=feeds | _unlisted(needed, known),
+        fetches=fetches | state,
+        feeds=feeds,
+        memory=memory,
         exploring=exploring if exploring is not None and node_of(exploring) in needed else None,
         exploration_state=exploration_state(needed, meta_graph.graph_def),
         changed_variables=changed_variables(meta_graph.graph_def, fetches.values()),
@@ -290,6 +309,16 @@ def _signature(meta_graph: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
             "export_policy_model"
         )
     return usable[name]
+
+
+def _states(inputs: Mapping[str, SignatureTensor]) -> dict[str, SignatureTensor]:
+    """Return the inputs that carry recurrent state."""
+    known = (OBSERVATIONS, *FILLED_INPUTS)
+    return {
+        tensor: item
+        for tensor, item in inputs.items()
+        if item.name not in known and not is_exploration_scalar(item.name)
+    }
 
 
 def _candidates(signature: Any) -> list[str]:  # noqa: ANN401 -- TensorFlow is untyped

@@ -6,6 +6,7 @@ probes within 1e-5, on extreme ones within 1e-3.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from policy_server.formats.saved_model.attributes import (
     attributes_of,
 )
 from policy_server.formats.saved_model.freezing import node_of
-from policy_server.formats.saved_model.graph import LoadedGraph
+from policy_server.formats.saved_model.graph import STATE, LoadedGraph
 from policy_server.formats.saved_model.nodes import SHAPE_OPS, GraphNodes
 from policy_server.formats.saved_model.runner import filled_value
 from policy_server.policy import SignatureTensor
@@ -63,7 +64,7 @@ class Compilation:
 
 
 def compile_network(loaded: LoadedGraph, output: str, width: int) -> Compilation:
-    """Compile the part of a graph that computes an output.
+    """Compile the part of a graph that computes an output, and the state after the step.
 
     Args:
         loaded: the frozen graph.
@@ -75,7 +76,7 @@ def compile_network(loaded: LoadedGraph, output: str, width: int) -> Compilation
         return Compilation(None, "the policy takes batches of one size only")
     try:
         compiler = _Compiler(loaded, width)
-        result = compiler.compile(loaded.fetches[output])
+        result = compiler.compile([loaded.fetches[key] for key in _results(loaded, output)])
     except NotCompiledError as error:
         return Compilation(None, str(error))
     except FAILURES as error:
@@ -84,6 +85,10 @@ def compile_network(loaded: LoadedGraph, output: str, width: int) -> Compilation
     if compiler.unserved is not None:
         return Compilation(None, f"NumPy has no {compiler.unserved}", is_row_wise)
     return Compilation(compiler.finish(result), "", is_row_wise, compiler.in_convolutions)
+
+
+def _results(loaded: LoadedGraph, output: str) -> list[str]:
+    return [output, *([STATE] if STATE in loaded.fetches else [])]
 
 
 # A value, or the elements of a TensorArray.
@@ -96,10 +101,13 @@ class _Compiler:
         self._graph = loaded.graph_def
         self._observation = node_of(loaded.observations)
         self._check: str | None = None
-        self._builder = NetworkBuilder(width)
+        memory = loaded.memory
+        self._builder = NetworkBuilder(width + memory.width)
         self._known: dict[str, _Known] = {}
         item = loaded.observation_input
-        rows = self._builder.add("Cast", (0,), (("dtype", item.dtype),))
+        self._casts: dict[str, int] = {}
+        rows = self._rows_as(item.dtype)
+        rows = self._columns(rows, 0, width) if memory.width else rows
         shape = self._builder.add("Shape", (0,))
         self._batch = self._element(shape, 0)
         if item.shape is not None and len(item.shape) > 2:
@@ -107,16 +115,24 @@ class _Compiler:
             rows = self._builder.add("Reshape", (rows, self._builder.keep(sizes)))
         self._known[self._nodes.source(loaded.observations)] = rows
         for tensor, part in loaded.feeds.items():
-            self._known[self._nodes.source(tensor)] = self._fill(part)
+            columns = memory.columns.get(tensor)
+            self._known[self._nodes.source(tensor)] = (
+                self._fill(part) if columns is None else self._state(part, columns, width)
+            )
 
     @property
     def in_convolutions(self) -> int:
         return self._builder.in_convolutions
 
-    def compile(self, tensor: str) -> int:
-        """Return the register of a tensor's value."""
-        self._check = self._find_check(node_of(tensor))
-        return self._value(self._nodes.source(tensor))
+    def compile(self, tensors: Sequence[str]) -> int:
+        """Return the register of the tensors' values, the columns of one behind another's."""
+        self._check = next(
+            filter(None, (self._find_check(node_of(item)) for item in tensors)), None
+        )
+        found = [self._value(self._nodes.source(tensor)) for tensor in tensors]
+        if len(found) == 1:
+            return found[0]
+        return self._builder.add("ConcatV2", (*found, self._builder.keep(np.array(1))))
 
     @property
     def unserved(self) -> str | None:
@@ -128,6 +144,26 @@ class _Compiler:
 
     def finish(self, register: int) -> NumpyNetwork:
         return self._builder.finish(register)
+
+    def _columns(self, rows: int, first: int, stop: int) -> int:
+        """Return the register of some columns of another."""
+        bounds = {"axes": (1,), "starts": (first,), "ends": (stop,), "steps": (1,)}
+        return self._builder.add("slice_axes", (rows,), tuple(bounds.items()))
+
+    def _state(self, item: SignatureTensor, columns: slice, width: int) -> int:
+        """Return the register of an input's part of the state before the step."""
+        rows = self._rows_as(item.dtype)
+        part = self._columns(rows, width + columns.start, width + columns.stop)
+        sizes = (item.shape or ())[1:]
+        if len(sizes) == 1:
+            return part
+        return self._builder.add("Reshape", (part, self._builder.keep(np.array([-1, *sizes]))))
+
+    def _rows_as(self, dtype: str) -> int:
+        """Return the register of the rows as numbers of a type."""
+        if dtype not in self._casts:
+            self._casts[dtype] = self._builder.add("Cast", (0,), (("dtype", dtype),))
+        return self._casts[dtype]
 
     def _fill(self, item: SignatureTensor) -> int:
         """Return the register of the constant that `runner` gives an input."""
@@ -183,7 +219,7 @@ class _Compiler:
                 continue
             node = self._nodes.node(current)
             if node.op == "Exit":
-                self._known[current] = self._loop(current)
+                self._loop(current)
                 continue
             value = self._nodes.constant(current)
             if value is not None:
@@ -242,8 +278,8 @@ class _Compiler:
             raise NotCompiledError("a loop or an array whose size depends on the observation")
         return value
 
-    def _loop(self, tensor: str) -> _Known:
-        """Unroll a loop of a fixed number of turns, and return the register of its result.
+    def _loop(self, tensor: str) -> None:
+        """Unroll a loop of a fixed number of turns, and know the registers of its results.
 
         Source: TensorFlow's control flow of version 1, where a variable is a Merge of its first
         value and that of the last turn, and a Switch leads it into the next turn or to its Exit.
@@ -268,13 +304,19 @@ class _Compiler:
             self._known = outside | state
             is_going_on = bool(self._constant(self._visit(condition)))
             if not is_going_on:
-                self._known = outside
-                return state[wanted]
+                self._known = outside | self._leaving(state)
+                return
             state = {
                 name: self._visit(self._nodes.inputs_of(self._nodes.node(node.input[1]))[0])
                 for name, node in merges.items()
             }
         raise NotCompiledError(f"a loop of more than {_MOST_TURNS} turns")
+
+    def _leaving(self, state: dict[str, _Known]) -> dict[str, _Known]:
+        """Return the results of a loop: the last values of its variables."""
+        exits = [node for node in self._graph.node if node.op == "Exit"]
+        sources = {f"{node.name}:0": self._nodes.source(node.input[0]) for node in exits}
+        return {name: state[source] for name, source in sources.items() if source in state}
 
     def _frame(self, merge: Any) -> str:  # noqa: ANN401 -- TensorFlow is untyped
         if merge.op != "Merge":

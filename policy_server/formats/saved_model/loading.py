@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,8 @@ from policy_server.formats.saved_model.graph_compiler import (
 from policy_server.formats.saved_model.identify import identify_actions
 from policy_server.formats.saved_model.plain_networks import is_plain_network, read_network
 from policy_server.formats.saved_model.runner import GraphRunner, GraphSampler
+from policy_server.formats.saved_model.state_probes import with_states
+from policy_server.formats.saved_model.state_steps import describe_memory
 from policy_server.formats.saved_model.structure import find_distribution_inputs, read_structure
 from policy_server.formats.saved_model.tensorflow_policy import TensorFlowPolicy
 from policy_server.formats.saved_model.tf_agents import STEP_TYPE
@@ -88,7 +89,7 @@ def load_policy(
         outputs=loaded.outputs,
         action_outputs=(),
         components=None,
-        recurrent_inputs=loaded.recurrent_inputs,
+        memory=loaded.memory.tensors,
     )
     if schema is not None:
         # Before the policy runs: a wrong width has the clearer words here.
@@ -126,7 +127,7 @@ def load_policy(
         compilation = compile_network(loaded, distribution, signature.observation_width)
     policy = TensorFlowPolicy(
         runner,
-        _described(signature, schema, loaded.observation_parts, has_own_bounds=bounds is not None),
+        _described(signature, schema, loaded, has_own_bounds=bounds is not None),
         distribution=distribution,
     )
     policy.warm_up()
@@ -167,11 +168,12 @@ def _compiled(
             f"NumPy is slower above {_MOST_IN_CONVOLUTIONS / 1e6:.1f}"
         )
     network = compilation.network
+    answered = policy.answered(_common_rows(signature))
     proof = hold_against_graph(
         network,
-        policy.distribution_inputs,
-        policy.answered(_common_rows(signature)),
-        extreme_rows(signature.observation_width, signature.observation_dtype, signature.row_dtype),
+        policy.results,
+        with_states(policy, answered, answered),
+        with_states(policy, _extreme_rows(signature), answered),
         batch_sizes(found),
         refusal=tf.errors.OpError,
         library="TensorFlow",
@@ -191,6 +193,13 @@ def _common_rows(signature: PolicySignature) -> NDArray[Any]:
         # The cast of a negative number is not defined.
         rows = rows[(rows >= 0).all(axis=1)]
     return rows
+
+
+def _extreme_rows(signature: PolicySignature) -> NDArray[Any]:
+    assert signature.observation_width is not None, "load_policy has found it"
+    return extreme_rows(
+        signature.observation_width, signature.observation_dtype, signature.row_dtype
+    )
 
 
 def _width(loaded: LoadedGraph, schema: ServerSchema | None) -> int:
@@ -259,9 +268,7 @@ def _identify(
     compilation = Compilation(None, "its family is unknown")
     if structure is not None and structure.family is not None:
         compilation = compile_network(loaded, DISTRIBUTION_INPUTS, signature.observation_width)
-        mixing = structure.row_mixing or _row_mixing(
-            runner, compilation, rows, signature, has_odd_shape=_has_odd_shape(loaded)
-        )
+        mixing = structure.row_mixing or _row_mixing(loaded, runner, compilation, rows, signature)
         structure = replace(structure, row_mixing=mixing)
     evidence = GraphProbe(loaded, runner).gather(rows)
     known = replace(
@@ -292,19 +299,18 @@ def _has_odd_shape(loaded: LoadedGraph) -> bool:
 
 
 def _row_mixing(
+    loaded: LoadedGraph,
     runner: GraphRunner,
     compilation: Compilation,
     rows: NDArray[Any],
     signature: PolicySignature,
-    *,
-    has_odd_shape: bool,
 ) -> str | None:
     """Return why an observation may change the answer to another of its batch; None if none may."""
     if compilation.is_row_wise is not None:
         return None if compilation.is_row_wise else "its network joins the observations of a batch"
     # The recurrent layers of TensorFlow 2 keep their steps in lists, which are not followed.
-    is_recurrent = bool(signature.recurrent_inputs) and "TensorList" in compilation.reason
-    if not has_odd_shape and not is_recurrent:
+    is_recurrent = bool(loaded.recurrent_inputs) and "TensorList" in compilation.reason
+    if not _has_odd_shape(loaded) and not is_recurrent:
         return (
             "it is not known whether its network joins the observations of a batch "
             f"({compilation.reason})"
@@ -313,10 +319,7 @@ def _row_mixing(
     def graph(batch: NDArray[Any]) -> NDArray[Any]:
         return runner.run([DISTRIBUTION_INPUTS], batch)[0]
 
-    assert signature.observation_width is not None, "load_policy has found it"
-    others = extreme_rows(
-        signature.observation_width, signature.observation_dtype, signature.row_dtype
-    )
+    others = _extreme_rows(signature)
     sizes = batch_sizes(compilation.in_convolutions)
     size = mixes_rows(graph, rows, others, sizes, refusal=tf.errors.OpError)
     return None if size is None else f"its answer is another in a batch of {size}"
@@ -325,14 +328,14 @@ def _row_mixing(
 def _described(
     signature: PolicySignature,
     schema: ServerSchema | None,
-    parts: Sequence[str],
+    loaded: LoadedGraph,
     *,
     has_own_bounds: bool,
 ) -> PolicySignature:
-    if parts:
-        text = f"an observation is the inputs {', '.join(parts)}, one after another"
-        signature = replace(signature, findings=(*signature.findings, text))
-    if signature.recurrent_inputs:
-        text = "recurrent: every answer starts from the zero state, without memory of earlier ones"
-        signature = replace(signature, findings=(*signature.findings, text))
+    findings = [*signature.findings]
+    if loaded.observation_parts:
+        parts = ", ".join(loaded.observation_parts)
+        findings.append(f"an observation is the inputs {parts}, one after another")
+    findings += describe_memory(loaded.memory)
+    signature = replace(signature, findings=tuple(findings))
     return describe_signature(signature, schema, has_own_bounds=has_own_bounds)

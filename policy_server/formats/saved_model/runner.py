@@ -1,7 +1,8 @@
 """Running a frozen policy: rows of observations in, arrays out.
 
 Every input but the observation is filled in inside the graph: `is_training` False, `timestep`
-large, `seq_lens` ones, previous actions, rewards and recurrent states zeros.
+large, `seq_lens` ones; previous actions, rewards and recurrent states zeros, or the state that is
+given.
 """
 
 from __future__ import annotations
@@ -39,12 +40,16 @@ class GraphRunner:
         self._graph = tf.Graph()
         item = loaded.observation_input
         self._batch = item.shape[0] if item.shape else None
+        self._state_width = loaded.memory.width
         with as_model_errors(), self._graph.as_default():
             self._rows = tf.placeholder(row_dtype, [None, None], name="policy_server/rows")
             self._is_exploring = tf.placeholder(tf.bool, [], name="policy_server/is_exploring")
             batch = tf.shape(self._rows)[0]
             feeds = {loaded.observations: _observations(self._rows, batch, item)}
             feeds |= {tensor: _fill(part, batch) for tensor, part in loaded.feeds.items()}
+            self._state = tf.placeholder(np.float32, [None, None], name="policy_server/state")
+            for tensor, columns in loaded.memory.columns.items():
+                feeds[tensor] = _part_of(self._state[:, columns], batch, loaded.feeds[tensor])
             if loaded.exploring is not None:
                 feeds[loaded.exploring] = self._is_exploring
             self._fed = feeds
@@ -86,7 +91,7 @@ class GraphRunner:
         Raises:
             tf.errors.OpError: if it can't be computed.
         """
-        feeds = {self._rows: rows, self._is_exploring: is_exploring}
+        feeds = self._filled(rows, None) | {self._is_exploring: is_exploring}
         value: NDArray[Any] = np.asarray(self._session.run(self._tensor(tensor), feeds))
         return value
 
@@ -114,7 +119,8 @@ class GraphRunner:
         Raises:
             tf.errors.OpError: if the graph fails on these values.
         """
-        feeds = {self._rows: rows, self._is_exploring: is_exploring, self._tensor(tensor): values}
+        feeds = self._filled(rows, None)
+        feeds |= {self._is_exploring: is_exploring, self._tensor(tensor): values}
         fetches = [self._outputs[name] for name in names]
         arrays: list[NDArray[Any]] = self._session.run(fetches, feeds)
         return arrays
@@ -124,8 +130,21 @@ class GraphRunner:
         known = self._fed.get(name)
         return self._graph.get_tensor_by_name(f"policy/{name}") if known is None else known
 
+    def _filled(
+        self, rows: NDArray[np.floating[Any]], state: NDArray[np.floating[Any]] | None
+    ) -> dict[Any, NDArray[np.floating[Any]]]:
+        """Return the placeholders' values for observations, and for the state before the step."""
+        if state is None:
+            state = np.zeros((len(rows), self._state_width), np.float32)
+        return {self._rows: rows, self._state: state}
+
     def run(
-        self, names: Sequence[str], rows: NDArray[np.floating[Any]], *, is_exploring: bool = False
+        self,
+        names: Sequence[str],
+        rows: NDArray[np.floating[Any]],
+        *,
+        is_exploring: bool = False,
+        state: NDArray[np.floating[Any]] | None = None,
     ) -> list[NDArray[Any]]:
         """Compute outputs of the signature.
 
@@ -133,6 +152,7 @@ class GraphRunner:
             names: the outputs to compute.
             rows: float[B, observation_width].
             is_exploring: whether the graph samples its actions.
+            state: float[B, memory_width]; None for the zero state.
 
         Returns:
             One array an output, with B rows.
@@ -140,17 +160,18 @@ class GraphRunner:
         Raises:
             tf.errors.OpError: if the graph fails on these observations.
         """
+        filled = self._filled(rows, state)
         key = tuple(names)
         if key not in self._callables:
             fetches = [self._outputs[name] for name in names]
             self._callables[key] = self._session.make_callable(
-                fetches, [self._rows, self._is_exploring]
+                fetches, [self._rows, self._state, self._is_exploring]
             )
         call = self._callables[key]
         if self._batch is None or len(rows) == self._batch:
-            arrays: list[NDArray[Any]] = call(rows, is_exploring)
+            arrays: list[NDArray[Any]] = call(*filled.values(), is_exploring)
             return arrays
-        return _in_batches(call, rows, self._batch, is_exploring=is_exploring)
+        return _in_batches(call, [*filled.values()], self._batch, is_exploring=is_exploring)
 
 
 class GraphSampler:
@@ -194,16 +215,20 @@ class GraphSampler:
 
 def _in_batches(
     call: Any,  # noqa: ANN401 -- TensorFlow is untyped
-    rows: NDArray[Any],
+    filled: Sequence[NDArray[Any]],
     batch: int,
     *,
     is_exploring: bool,
 ) -> list[NDArray[Any]]:
     """Answer any number of rows by a graph for a fixed one; the last row fills its batch up."""
-    missing = -len(rows) % batch
-    padded = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
-    parts = [call(padded[at : at + batch], is_exploring) for at in range(0, len(padded), batch)]
-    return [np.concatenate(arrays)[: len(rows)] for arrays in zip(*parts, strict=True)]
+    total = len(filled[0])
+    missing = -total % batch
+    padded = [np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) for rows in filled]
+    parts = [
+        call(*(rows[at : at + batch] for rows in padded), is_exploring)
+        for at in range(0, total + missing, batch)
+    ]
+    return [np.concatenate(arrays)[:total] for arrays in zip(*parts, strict=True)]
 
 
 def _observations(rows: Any, batch: Any, item: SignatureTensor) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
@@ -211,6 +236,12 @@ def _observations(rows: Any, batch: Any, item: SignatureTensor) -> Any:  # noqa:
     if item.shape is None or len(item.shape) == 2:
         return values
     return tf.reshape(values, tf.stack([batch, *(size or -1 for size in item.shape[1:])]))
+
+
+def _part_of(columns: Any, batch: Any, item: SignatureTensor) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
+    """Return the numbers of a state that one input takes, in its shape."""
+    values = tf.cast(columns, tf.dtypes.as_dtype(item.dtype))
+    return tf.reshape(values, tf.stack([batch, *(item.shape or ())[1:]]))
 
 
 def filled_value(item: SignatureTensor) -> NDArray[Any]:

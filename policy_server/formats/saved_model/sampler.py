@@ -90,7 +90,9 @@ class SamplerReader:
         for tensor, item in loaded.feeds.items():
             shape = [count if size is None else size for size in (item.shape or ())[:1]]
             shape += [1 if size is None else size for size in (item.shape or ())[1:]]
-            self._known[self._nodes.source(tensor)] = np.full(shape, filled_value(item))
+            is_state = tensor in loaded.memory.feeds
+            value = Opaque("the state") if is_state else filled_value(item)
+            self._known[self._nodes.source(tensor)] = np.full(shape, value)
         self._observation = node_of(loaded.observations)
         self._above = set() if root is None else self._ancestors(node_of(root))
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.distributions.action_distribution import ActionDistribution
-from policy_server.engine.network import seeded_apart
+from policy_server.engine.network import answered
 from policy_server.engine.proof import probe_rows
 from policy_server.errors import (
     DistributionError,
@@ -18,7 +18,12 @@ from policy_server.errors import (
     UnsupportedAnswerError,
 )
 from policy_server.formats.saved_model import slim_tensorflow as tf
-from policy_server.formats.saved_model.graph import LOG_PROBABILITY, PROBABILITY, reason_of
+from policy_server.formats.saved_model.graph import (
+    LOG_PROBABILITY,
+    PROBABILITY,
+    STATE,
+    reason_of,
+)
 from policy_server.formats.saved_model.runner import GraphRunner
 from policy_server.policy import (
     Int64Array,
@@ -89,7 +94,7 @@ class TensorFlowPolicy:
 
         RLlib gives the log-probability 0 to every draw of an exploration by noise or by chance.
         """
-        drawn = self._graph_outputs(self.answered(probes), is_exploring=True)
+        drawn = self._graph_outputs(PolicyInputs.of(self.answered(probes)), is_exploring=True)
         return bool(drawn.log_probability.any())
 
     def _is_answered(self, rows: NDArray[np.floating[Any]]) -> bool:
@@ -124,16 +129,22 @@ class TensorFlowPolicy:
             return rows
         return np.stack([row for row in rows if self._is_answered(row[None])])
 
-    def distribution_inputs(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Return the inputs of the action distribution.
+    def results(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return the inputs of the action distribution, and the state after the step.
 
         Args:
-            rows: float[B, observation_width], all answered.
+            rows: float[B, observation_width + memory_width], all answered; each observation is
+                followed by its state.
 
         Returns:
-            float[B, K].
+            float[B, K + memory_width].
         """
-        return self._runner.run([self._distribution_output], rows)[0]
+        width = self.signature.memory_width
+        if not width:
+            return self._runner.run([self._distribution_output], rows)[0]
+        names = [self._distribution_output, STATE]
+        found = self._runner.run(names, rows[:, :-width], state=rows[:, -width:])
+        return np.concatenate(found, axis=1)
 
     def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
         """Answer B observations; see `Policy.infer`.
@@ -149,8 +160,9 @@ class TensorFlowPolicy:
             DistributionError: if its outputs are no distribution.
             UnsupportedAnswerError: if the graph alone can't give the answer that is asked for.
         """
-        refuse_state(inputs)
         refuse_masks(inputs, self.signature)
+        if not self.signature.memory:
+            refuse_state(inputs)
         try:
             return self._infer(inputs)
         except tf.errors.OpError as error:
@@ -169,14 +181,8 @@ class TensorFlowPolicy:
     def _infer(self, asked: PolicyInputs) -> PolicyOutputs:
         if self._actions is None:
             self._check_graph_can(asked.is_deterministic, asked.seeds)
-            return self._infer_by_graph(asked.observations, asked.is_deterministic)
-        inputs = seeded_apart(self.distribution_inputs, asked.observations, asked.seeds)
-        return self._actions.answer(
-            inputs.astype(np.float32, copy=False),
-            is_deterministic=asked.is_deterministic,
-            seeds=asked.seeds,
-            wants_distribution=asked.wants_distribution,
-        )
+            return self._infer_by_graph(asked)
+        return answered(self.results, self._actions, self.signature, asked)
 
     def _check_graph_can(self, is_deterministic: NDArray[np.bool_], seeds: Int64Array) -> None:
         if (seeds >= 0).any():
@@ -188,29 +194,34 @@ class TensorFlowPolicy:
             reason = self.signature.findings[-1].partition(":")[0]
             raise UnsupportedAnswerError(f"this policy has no deterministic action: {reason}")
 
-    def _infer_by_graph(
-        self, observations: NDArray[np.floating[Any]], is_deterministic: NDArray[np.bool_]
-    ) -> PolicyOutputs:
+    def _infer_by_graph(self, asked: PolicyInputs) -> PolicyOutputs:
         # A draw of a policy over Q values is its best action: epsilon belongs to training.
-        drawn = self._graph_outputs(observations, is_exploring=not self.signature.is_value_based)
+        drawn = self._graph_outputs(asked, is_exploring=not self.signature.is_value_based)
+        is_deterministic = asked.is_deterministic
         if not is_deterministic.any():
             return drawn
-        sure = self._graph_outputs(observations, is_exploring=False)
+        sure = self._graph_outputs(asked, is_exploring=False)
         return PolicyOutputs(
             actions=np.where(is_deterministic[:, None], sure.actions, drawn.actions),
             # The graph calls every deterministic action certain.
             log_probability=np.where(is_deterministic, np.nan, drawn.log_probability),
             distribution=None,
+            state=drawn.state,
         )
 
-    def _graph_outputs(
-        self, observations: NDArray[np.floating[Any]], *, is_exploring: bool
-    ) -> PolicyOutputs:
+    def _graph_outputs(self, given: PolicyInputs, *, is_exploring: bool) -> PolicyOutputs:
         names = [action.name for action in self.signature.action_outputs]
         chance = self._chance_output
-        asked = [*names, *([chance] if chance else [])]
-        values = self._runner.run(asked, observations, is_exploring=is_exploring)
-        rows = len(observations)
+        asked = [
+            *names,
+            *([chance] if chance else []),
+            *([STATE] if given.state is not None else []),
+        ]
+        values = self._runner.run(
+            asked, given.observations, is_exploring=is_exploring, state=given.state
+        )
+        state = None if given.state is None else values.pop()
+        rows = len(given)
         columns = [value.reshape(rows, -1).astype(np.float64) for value in values[: len(names)]]
         actions = np.concatenate(columns, axis=1)
         if not np.isfinite(actions).all():
@@ -228,4 +239,4 @@ class TensorFlowPolicy:
             if all(action.is_integer for action in self.signature.action_outputs):
                 is_possible &= log_probability <= _LARGEST_LOG_PROBABILITY
             log_probability = np.where(is_possible, log_probability, np.nan)
-        return PolicyOutputs(actions, log_probability, None)
+        return PolicyOutputs(actions, log_probability, None, state)

@@ -225,7 +225,6 @@ def _signature(
         is_value_based=answers.is_value_based,
         mask_name=answers.mask_name,
         basis="structure",
-        recurrent_inputs=tuple(tensor.name for tensor in answers.memory),
         memory=answers.memory,
         findings=findings,
         engine="numpy",

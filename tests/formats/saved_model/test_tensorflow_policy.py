@@ -147,7 +147,11 @@ def test_recurrent_policy_answers_from_the_zero_state(tmp_path: Path) -> None:
 
     rows = observations()
     [component] = describe(policy, rows)
-    assert policy.signature.recurrent_inputs == ("state_in_0",)
+    assert policy.signature.memory == ()
+    assert policy.signature.findings[-1] == (
+        "recurrent: every answer starts from the zero state, since its state can't be followed: "
+        "no output shows to be 'state_in_0' after a step"
+    )
     assert component.probabilities == pytest.approx(softmax(built.expected_inputs(rows)), abs=1e-6)
 
 
