@@ -65,6 +65,7 @@ logger = logging.getLogger(__name__)
 # The name of the lock that is held while Ray Serve itself starts.
 _SERVE = "serve"
 _LEAVE_TIMEOUT_S = 10.0
+_DEPLOY_TRIES = 3
 
 Compiling = Awaitable[CompiledPolicy | None]
 
@@ -261,12 +262,7 @@ class RayCluster:
         self._uses[name] += 1
         try:
             await asyncio.to_thread(ledger.enter, name)
-            if not await asyncio.to_thread(application.is_present):
-                compiled = await compiling
-                # Ray Serve can't build two deployments at once in one process.
-                async with self._building:
-                    await asyncio.to_thread(_run, application, ledger, compiled)
-            handle = await self._handle(name)
+            handle = await self._running(application, ledger, compiling)
             signature = await find_signature(application, handle)
         except BaseException:
             with suppress(RayError, RayServeException):
@@ -278,6 +274,24 @@ class RayCluster:
         seconds = round(time.monotonic() - started, 1)
         logger.info("policy_deployed", extra={"application": name, "seconds": seconds})
         return backend
+
+    async def _running(
+        self, application: Application, ledger: Ledger, compiling: Compiling
+    ) -> Handle:
+        """Have the application run, unless it runs or is coming up, and return its handle."""
+        for tries_left in reversed(range(_DEPLOY_TRIES)):
+            if not await asyncio.to_thread(application.is_present):
+                compiled = await compiling
+                # Ray Serve can't build two deployments at once in one process.
+                async with self._building:
+                    await asyncio.to_thread(_run, application, ledger, compiled)
+            try:
+                return await self._handle(application.name)
+            except RayServeException:
+                # It was on its way out, and has gone since it was seen.
+                if not tries_left:
+                    raise
+        raise AssertionError
 
     async def _compiled(self, version: VersionDescription) -> CompiledPolicy | None:
         """Return the policy as NumPy computes it; None where TensorFlow has to."""
