@@ -227,7 +227,9 @@ def load_graph(folder: Path, order: Sequence[str] = ()) -> LoadedGraph:
         if item.name not in fetches and item.name != _VALUES
     }
     kept = [*fetches.values(), *infos.values(), *([exploring] if exploring else [])]
-    kept += [*others] if _states({infos[item.name]: item for item in inputs}) else []
+    # An observation that is several inputs has no tensor of its own yet.
+    named = {infos[item.name]: item for item in inputs if item.name in infos}
+    kept += [*others] if _states(named) else []
     with as_model_errors():
         graph_def = freeze(meta_graph, folder, kept)
     if parts:
