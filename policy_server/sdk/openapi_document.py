@@ -22,9 +22,10 @@ _KEY_SCHEME = "accessToken"
 _NULL = {"type": "null"}
 _JSON = "application/json"
 _WIDEST = (FLOAT32_MAX, EXACT_INTEGER_MAX)
-# Parameters that no method has an argument for: for arrays, and for headers of an answer, which
-# most of the libraries don't show.
-_LEFT_OUT = frozenset({"log_probability", "x-state"})
+_FOR_ARRAYS = "log_probability"
+_STATE = "x-state"
+_OF_EPISODES = frozenset({_STATE, "x-previous-reward", "x-previous-action"})
+_STEP = "x-step"
 
 
 def prepare_document(document: Document, *, url: str) -> Document:
@@ -49,6 +50,7 @@ def prepare_document(document: Document, *, url: str) -> Document:
     _use_one_key(prepared)
     _drop_answers(prepared)
     _use_one_form(prepared)
+    _number_steps(prepared)
     for node in list(_nodes(prepared)):
         _simplify(node)
     return prepared
@@ -96,9 +98,7 @@ def _use_one_form(document: Document) -> None:
     for methods in document["paths"].values():
         for operation in methods.values():
             if "parameters" in operation:
-                operation["parameters"] = [
-                    item for item in operation["parameters"] if item["name"] not in _LEFT_OUT
-                ]
+                operation["parameters"] = _arguments(operation["parameters"])
             bodies = [operation.get("requestBody", {}), *operation.get("responses", {}).values()]
             for body in bodies:
                 if _JSON not in body.get("content", {}):
@@ -107,6 +107,26 @@ def _use_one_form(document: Document) -> None:
                 choices = form[_JSON]["schema"].get("oneOf")
                 if choices:
                     form[_JSON]["schema"] = choices[0]
+
+
+def _arguments(parameters: list[Document]) -> list[Document]:
+    """Return the parameters that a method has arguments for.
+
+    A state token comes in the header of an answer, which most of the libraries don't show: a
+    library has sessions in its place.
+    """
+    names = {item["name"] for item in parameters}
+    left_out = {_FOR_ARRAYS} | (_OF_EPISODES if _STATE in names else set())
+    return [item for item in parameters if item["name"] not in left_out]
+
+
+def _number_steps(document: Document) -> None:
+    """Ask for the number of each step of a session: without it a step sent again is another one."""
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            for parameter in operation.get("parameters", ()):
+                if parameter["name"] == _STEP:
+                    parameter["required"] = True
 
 
 def _nodes(node: object) -> Iterator[Document]:
@@ -142,4 +162,4 @@ def _simplify(node: Document) -> None:
 
 def _is_nullable(schema: Document) -> bool:
     kind = schema.get("type")
-    return isinstance(kind, list) and "null" in kind
+    return (isinstance(kind, list) and "null" in kind) or _NULL in schema.get("anyOf", ())

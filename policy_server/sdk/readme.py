@@ -44,6 +44,11 @@ The `actions` of this policy are {actions}.
 The example waits ten seconds for an answer. A prediction changes nothing on the server, so one
 whose connection was lost is asked again.
 
+`SessionsApi` keeps the memory of a recurrent policy from step to step: `begin_session` gives a
+`session_id`, `session_predict` and its siblings make a step, `reset_session` begins the next
+episode and `end_session` ends it. Each step has its number in the episode, from 0: a step whose
+connection was lost is asked again, and with the same number it is not made twice.
+
 Where the server answers an error (401 for a wrong key, 422 for a wrong observation), a method
 {error}. The body is `{{"detail": ...}}`.
 """

@@ -27,8 +27,9 @@ from policy_server.sdk import (
 )
 from policy_server.sdk.generator import Files, generate
 from policy_server.sdk.languages import Language
+from tests.support.fakes import summing_backend
 from tests.support.waiting import turns
-from tests.support.web import document_of
+from tests.support.web import document_of, serve
 
 URL = "http://localhost:8000"
 # Names that a language reserves, or spells in its own way.
@@ -124,6 +125,41 @@ async def test_sdk_has_no_parameter_that_is_for_arrays_alone() -> None:
 
     parameters = prepared["paths"]["/predict/batch"]["post"]["parameters"]
     assert [parameter["name"] for parameter in parameters] == ["seed"]
+
+
+async def test_sdk_numbers_each_step_of_a_session_so_that_it_may_be_sent_again() -> None:
+    prepared = prepare_document(await document_of(SCHEMA), url=URL)
+
+    steps = [path for path in prepared["paths"] if path.startswith("/sessions/{session_id}/")]
+    assert len(steps) == 7
+    for path in steps:
+        if not path.endswith("/reset"):
+            parameters = prepared["paths"][path]["post"]["parameters"]
+            assert [item["name"] for item in parameters if item["required"]] == [
+                "session_id",
+                "x-step",
+            ]
+
+
+@pytest.mark.parametrize(("name", "optional"), [("Session", "seed"), ("ListedPolicy", "reason")])
+async def test_property_that_may_be_null_may_be_missing(name: str, optional: str) -> None:
+    prepared = prepare_document(await document_of(SCHEMA), url=URL)
+
+    schema = prepared["components"]["schemas"][name]
+    assert optional in schema["properties"]
+    assert optional not in schema["required"]
+
+
+async def test_sdk_has_no_argument_for_state_tokens() -> None:
+    async with serve(summing_backend(), key=None) as client:
+        served = (await client.get("/openapi.json")).json()
+
+    prepared = prepare_document(served, url=URL)
+
+    names = [item["name"] for item in served["paths"]["/predict"]["post"]["parameters"]]
+    assert "x-state" in names
+    parameters = prepared["paths"]["/predict"]["post"]["parameters"]
+    assert [item["name"] for item in parameters] == ["seed"]
 
 
 async def test_other_answers_of_the_same_policy_give_the_same_sdk() -> None:

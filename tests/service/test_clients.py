@@ -174,6 +174,13 @@ def test_python_sdk_is_installed_and_gets_an_action(served: Served, environment:
     )
     assert _shape(ast.literal_eval(actions.strip())) == [served.action] * 3
     assert len(ast.literal_eval(f"[{chances}")) == 3
+    session = text.replace(
+        "PolicyApi(client).predict(", "SessionsApi(client).session_predict(ID, 0, "
+    )
+    session = session.replace("PolicyApi", "SessionsApi")
+    session = session.replace("ID", "SessionsApi(client).begin_session().session_id")
+    (folder / "session.py").write_text(session)
+    served.assert_printed(served.run(environment / "python", "session.py", folder=folder))
 
 
 def test_java_sdk_is_compiled_and_gets_an_action(served: Served) -> None:
