@@ -23,6 +23,7 @@ from policy_server.schema import parse_schema, read_schema
 from policy_server.settings import Engine
 from tests.support.library_policies import POLICIES, cases_of, raw_rows
 from tests.support.onnx_models import actor, node, tensor, weights, write_model
+from tests.support.processes import run
 
 ROWS = np.random.default_rng(9).standard_normal((6, 4)).astype(np.float32)
 DISCRETE = "parameters: {discrete: True}"
@@ -681,11 +682,16 @@ def test_open_width_is_told_by_schema(tmp_path: Path) -> None:
 
 def test_serving_needs_no_training_library(tmp_path: Path) -> None:
     actor(tmp_path)
+    loading = (
+        "import pathlib, sys; from policy_server.formats import load_policy; "
+        f"load_policy(pathlib.Path({str(tmp_path)!r})); print(*sys.modules)"
+    )
 
-    load(tmp_path)
+    # Other tests of this process import some of them.
+    imported = run(sys.executable, "-c", loading).stdout.split()
 
-    # TensorFlow is imported by other tests of the same process.
-    assert not {"torch", "gymnasium", "stable_baselines3"} & set(sys.modules)
+    assert not {"torch", "gymnasium", "stable_baselines3", "tensorflow"} & set(imported)
+    assert "numpy" in imported
 
 
 def test_cases_of_the_refused_export_name_its_missing_file() -> None:
