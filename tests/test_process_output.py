@@ -74,3 +74,17 @@ def test_warning_and_uncaught_errors_are_one_document_each() -> None:
     assert "UserWarning: old" in lines[0]["event"]
     assert "ZeroDivisionError" in lines[1]["exc_info"]
     assert "ValueError: no" in lines[2]["exc_info"]
+
+
+def test_log_whose_disk_is_full_holds_nobody_up() -> None:
+    body = "logger = __import__('logging').getLogger('x')\nfor _ in range(300): logger.error('x')"
+    with open("/dev/full", "wb") as full:  # noqa: PTH123 -- a device
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM.format(body=body)],
+            stdout=full,
+            stderr=full,
+            timeout=30,
+            check=False,
+        )
+
+    assert done.returncode in (0, 120)

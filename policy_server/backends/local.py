@@ -104,7 +104,8 @@ async def open_local_backend(
         NotReadyError: if compiling the policy fails for another reason.
     """
     compiled = await find_compiled(model, schema, settings)
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy") as executor:
+    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
+    try:
         if compiled is not None:
             policy: Policy = NetworkPolicy(compiled)
         else:
@@ -113,3 +114,6 @@ async def open_local_backend(
                 partial(load_policy, model.folder, schema, engine=library_of(model.folder)),
             )
         yield LocalBackend(policy, executor)
+    finally:
+        # Without a wait: a policy that hangs would hold the event loop up, and all others with it.
+        executor.shutdown(wait=False, cancel_futures=True)

@@ -218,7 +218,9 @@ class SingleCall:
             signature,
             is_deterministic=np.array([kind != "predict" for kind in kinds]),
             seeds=np.array([item.seed for item in questions], np.int64),
-            wants_distribution="distribution" in kinds or questions[-1].is_copied,
+            wants_distribution=(
+                "distribution" in kinds or any(item.is_copied for item in questions)
+            ),
             state=_states_of(questions, signature) if signature.memory else None,
         )
 

@@ -34,6 +34,8 @@ _COPIES_A_CALL = 32
 # A shadow computes for at most this share of the time: the rest is that of those that answer.
 _SHARE_OF_TIME = 0.1
 _TIMEOUT_S = 5.0
+# Dropped copies go to the metrics together: one at a time costs as much as it saves.
+_DROPPED_A_COUNT = 100
 # The versions that answer have so many questions waiting: they need the time themselves.
 _BUSY = 64
 _LATEST_CALLS = 256
@@ -99,11 +101,18 @@ class Shadow:
         self._same = 0
         self._failed = 0
         self._dropped = 0
+        self._counted = 0
         self._distance = 0.0
         self._seconds: deque[float] = deque(maxlen=_LATEST_CALLS)
         self._course: deque[float] = deque(maxlen=_SHOWN_CALLS)
         self._reason: str | None = None
+        self._raised: type[Exception] | None = None
         self._is_closed = False
+
+    @property
+    def has_room(self) -> bool:
+        """Return whether another copy may wait."""
+        return not self._is_closed and len(self._copies) < _MOST_COPIES
 
     def offer(self, version: PolicyVersion, question: Question, answer: Answer) -> None:
         """Take a copy of a question that was answered; drop it where there is no time for it.
@@ -114,8 +123,8 @@ class Shadow:
             answer: its answer.
         """
         is_busy = version.scheduler.waiting > _BUSY
-        if self._is_closed or is_busy or len(self._copies) >= _MOST_COPIES:
-            self._drop(1)
+        if not question.is_copied or is_busy or not self.has_room:
+            self._drop()
             return
         self._copies.append(_Copy(version, question, answer))
         if self._task is None:
@@ -138,6 +147,7 @@ class Shadow:
     def close(self) -> None:
         """Drop the copies that wait, and ask no more."""
         self._is_closed = True
+        self._count_dropped()
         self._copies.clear()
         if self._task is not None:
             self._task.cancel()
@@ -153,6 +163,7 @@ class Shadow:
                     copies.append(self._copies.popleft())
                 started = time.perf_counter()
                 await self._ask(first, copies)
+                self._count_dropped()
                 taken = time.perf_counter() - started
                 await asyncio.sleep(taken * (1 / _SHARE_OF_TIME - 1))
         finally:
@@ -180,7 +191,10 @@ class Shadow:
         except PolicyServerError as error:
             self._fail(copies, error.message)
         except Exception as error:
-            logger.exception("shadow_failed", extra={"version": self.version.label})
+            # Once: the metrics count the others, and each traceback takes time from those who ask.
+            if self._raised is not type(error):
+                self._raised = type(error)
+                logger.exception("shadow_failed", extra={"version": self.version.label})
             self._fail(copies, type(error).__name__)
 
     def _compare(
@@ -218,6 +232,12 @@ class Shadow:
         self._reason = reason
         self._metrics.count_shadow(self.version.label, "failed", len(copies))
 
-    def _drop(self, count: int) -> None:
-        self._dropped += count
-        self._metrics.count_shadow(self.version.label, "dropped", count)
+    def _drop(self) -> None:
+        self._dropped += 1
+        if self._dropped - self._counted >= _DROPPED_A_COUNT:
+            self._count_dropped()
+
+    def _count_dropped(self) -> None:
+        count, self._counted = self._dropped - self._counted, self._dropped
+        if count:
+            self._metrics.count_shadow(self.version.label, "dropped", count)

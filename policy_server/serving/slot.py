@@ -189,6 +189,14 @@ class PolicySlot:
         """
         self._episodes.forget(episode)
 
+    @property
+    def wants_copies(self) -> bool:
+        """Return whether a shadow has time for another question.
+
+        Where none has, no answer is asked for the distribution that a shadow compares.
+        """
+        return any(shadow.has_room for shadow in self._shadows.values())
+
     def copy_to_shadows(self, version: PolicyVersion, question: Question, answer: Answer) -> None:
         """Give the shadows a copy of a question that was answered.
 

@@ -139,8 +139,8 @@ class PolicyAnswering:
         return PendingAnswer(self.slot, version, question, request_id, future)
 
     def _question(self, row: Row, kind: AnswerKind, seed: int | None) -> Question:
-        is_copied = bool(self.slot.shadows)
-        return Question(row, kind, NO_SEED if seed is None else seed, is_copied=is_copied)
+        seed = NO_SEED if seed is None else seed
+        return Question(row, kind, seed, is_copied=self.slot.wants_copies)
 
     def _validated(self, version: PolicyVersion, parse: Callable[[], Row], *, is_raw: bool) -> Row:
         """Return an observation's row; refuse one that is not of the policy's width."""

@@ -281,3 +281,44 @@ def test_servers_share_the_deployment_and_leave_the_cluster_running(
     assert (alone, shared, afterwards) == (2, 2, 2)
     assert cluster.head.poll() is None
     assert cluster.other.poll() is None
+
+
+def test_version_that_one_server_was_given_is_served_by_all(
+    steady: Cluster, tmp_path: Path
+) -> None:
+    homes = [home_of("ppo_discrete", tmp_path / name) for name in "ab"]
+    environment = {**light(steady, NUM_REPLICAS="1"), "POLICY_SERVER_ADMIN_KEY": "admin"}
+    routes = "/admin/policies/default"
+
+    def is_live(server: Server, version: str) -> bool:
+        """Return whether each of a server's processes has the version."""
+        return all(
+            httpx.get(f"{server.url}{routes}", headers={"access-token": "admin"}).json()["live"]
+            == version
+            for _ in range(8)
+        )
+
+    with (
+        running_server(homes[0], environment=environment) as first,
+        running_server(homes[1], "--workers", "2", environment=environment) as second,
+    ):
+        with zipfile.ZipFile(homes[0] / "saved_model.zip", "a") as archive:
+            archive.writestr("assets.extra/other", b"another version")
+        answer = httpx.post(
+            f"{first.url}{routes}/versions",
+            content=(homes[0] / "saved_model.zip").read_bytes(),
+            headers={"access-token": "admin"},
+            timeout=120,
+        )
+        wait_until(partial(is_live, second, "v2"), timeout_s=60)
+        with second.client() as client:
+            ask(client, 20)
+        back = httpx.post(
+            f"{second.url}{routes}/rollback", headers={"access-token": "admin"}, timeout=60
+        )
+        former = back.json()["live"]
+        wait_until(partial(is_live, first, former), timeout_s=60)
+
+    assert answer.status_code == httpx.codes.CREATED, answer.text
+    assert back.status_code == httpx.codes.OK, back.text
+    assert former != "v2"

@@ -45,7 +45,7 @@ async def slot_of_versions(*versions: PlannedVersion) -> AsyncIterator[tuple[Pol
 async def ask(slot: PolicySlot, episode: str = "") -> str:
     """Ask a question, give the shadows their copies, and return the version that answered."""
     version = slot.choose(episode)
-    question = Question([0.0, 0.0], "predict", is_copied=bool(slot.shadows))
+    question = Question([0.0, 0.0], "predict", is_copied=slot.wants_copies)
     answer: Answer = await version.scheduler.answer(question)
     slot.copy_to_shadows(version, question, answer)
     return version.label

@@ -1,0 +1,99 @@
+"""The folders of uploaded versions: each has its own, and what nobody needs goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from policy_server.errors import DeploymentError, ModelError
+from policy_server.schema import PolicySection, read_schema_file
+from policy_server.serving import DeployedVersion, Deployment
+from policy_server.settings import Settings
+from policy_server.version_files import VersionFiles
+from tests.support.library_policies import POLICIES
+
+ZIP = POLICIES / "sb3_v18_ppo_discrete" / "policy.zip"
+
+
+@pytest.fixture
+def section(tmp_path: Path) -> PolicySection:
+    """Return the only policy of a server's folder."""
+    (tmp_path / "schema.yaml").write_text("parameters: {api_key: k}")
+    [section] = read_schema_file(tmp_path / "schema.yaml")
+    return section
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> VersionFiles:
+    """Return the files of that folder."""
+    return VersionFiles(Settings(home=tmp_path))
+
+
+def uploaded(files: VersionFiles, name: str) -> DeployedVersion:
+    """Upload a version."""
+    with files.incoming("default", name) as upload:
+        upload.write_bytes(ZIP.read_bytes())
+        return DeployedVersion(name, files.take("default", name, upload), 100.0)
+
+
+def names_in(home: Path) -> set[str]:
+    """Return the names of the versions that have folders."""
+    return {path.name.partition(".")[0] for path in (home / "versions" / "default").iterdir()}
+
+
+def test_two_uploads_of_one_name_have_folders_of_their_own(
+    files: VersionFiles, tmp_path: Path
+) -> None:
+    first, second = uploaded(files, "v2"), uploaded(files, "v2")
+
+    files.forget("default", second)
+
+    assert first.model is not None
+    assert (tmp_path / first.model).is_dir()
+    assert len(list((tmp_path / "versions" / "default").iterdir())) == 1
+
+
+def test_start_removes_what_is_neither_deployed_nor_on_its_way(
+    files: VersionFiles, section: PolicySection, tmp_path: Path
+) -> None:
+    deployed, interrupted = uploaded(files, "v2"), uploaded(files, "v3")
+    abandoned = tmp_path / "versions" / "default" / ".incoming-v4.x"
+    abandoned.mkdir()
+    deployment = Deployment.begin([deployed])
+
+    with files.incoming("default", "v5") as upload:
+        upload.write_bytes(ZIP.read_bytes())
+        taken = files.take("default", "v5", upload)
+        files.clear(section, lambda: deployment)
+        while_coming = (upload.parent.is_dir(), (tmp_path / taken).is_dir())
+    files.clear(section, lambda: deployment)
+
+    assert interrupted.model is not None
+    assert while_coming == (True, True)
+    assert names_in(tmp_path) == {"v2"}
+    assert not abandoned.exists()
+
+
+def test_files_that_are_not_here_are_fetched(
+    files: VersionFiles, section: PolicySection, tmp_path: Path
+) -> None:
+    version = DeployedVersion("v2", "versions/default/v2.1234", 100.0)
+
+    def fetch(_model: str, target: Path) -> bool:
+        (target / "policy.zip").write_bytes(ZIP.read_bytes())
+        return True
+
+    with pytest.raises(ModelError, match="the version's files are gone: deploy it anew"):
+        files.prepare(section, version, lambda *_: False)
+    folder = files.prepare(section, version, fetch)
+
+    assert folder.is_relative_to(tmp_path / "versions" / "default" / "v2.1234")
+    assert names_in(tmp_path) == {"v2"}
+
+
+def test_path_of_one_machine_cant_travel(files: VersionFiles, section: PolicySection) -> None:
+    deployment = Deployment.begin([DeployedVersion("v2", "/somewhere/policy.zip", 100.0)])
+
+    with pytest.raises(DeploymentError, match="is a path of one machine"):
+        files.uploads(section, deployment)
