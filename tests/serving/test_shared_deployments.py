@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -32,9 +33,10 @@ V1 = DeployedVersion("v1", "v1.zip", 100.0)
 
 
 class Records:
-    """A cluster's records, which can be lost."""
+    """A cluster's records, which can be lost; as an actor does, they make one change at a time."""
 
     def __init__(self) -> None:
+        self.changing = threading.Lock()
         self.texts: dict[str, str] = {}
         self.folders: dict[str, dict[str, dict[str, bytes]]] = {}
 
@@ -46,15 +48,16 @@ class Records:
         self, key: str, text: str, *, before: str | None, folders: Mapping[str, Path]
     ) -> bool:
         """See `SharedRecords.write`."""
-        if self.texts.get(key) != before:
-            return False
-        known = self.folders.get(key, {})
-        self.folders[key] = {
-            name: known.get(name) or {path.name: path.read_bytes() for path in folder.iterdir()}
-            for name, folder in folders.items()
-        }
-        self.texts[key] = text
-        return True
+        with self.changing:
+            if self.texts.get(key) != before:
+                return False
+            known = self.folders.get(key, {})
+            self.folders[key] = {
+                name: known.get(name) or {path.name: path.read_bytes() for path in folder.iterdir()}
+                for name, folder in folders.items()
+            }
+            self.texts[key] = text
+            return True
 
     def fetch(self, key: str, name: str, target: Path) -> bool:
         """See `SharedRecords.fetch`."""
