@@ -148,6 +148,10 @@ def build_openapi(
             describe = _describe_batch if route.transport == "batch" else _describe_answer
             example = examples[route.policy].get(route.kind)
             describe(methods["post"], route, registry[route.policy], example)
+        elif "post" in methods:
+            # A session is begun, or begun anew.
+            for status in (413, 415, 503):
+                _describe_error(methods["post"], status)
     return document
 
 
