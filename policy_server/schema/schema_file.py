@@ -17,6 +17,7 @@ __all__ = [
     "PolicySection",
     "SchemaFile",
     "VersionSection",
+    "can_stand_in_an_address",
     "parse_schema",
     "parse_schema_file",
     "read_schema",
@@ -118,6 +119,15 @@ class SchemaFile:
         if found is None:
             raise SchemaError(f"{self.source}: has no policy {name!r}; expected one of {names}")
         return found
+
+
+def can_stand_in_an_address(name: str) -> bool:
+    """Return whether a text can name a policy or a version, since both stand in addresses.
+
+    Args:
+        name: the text.
+    """
+    return _POLICY_NAME.fullmatch(name) is not None
 
 
 def read_schema_file(path: Path) -> SchemaFile:
@@ -223,7 +233,7 @@ def _refuse_sections_beside(parsed: Document, source: str) -> None:
 
 def _policy(key: object, entry: PolicyEntry, server: ServerSchema) -> PolicySection:
     source = server.source
-    if not isinstance(key, str) or not _POLICY_NAME.fullmatch(key):
+    if not isinstance(key, str) or not can_stand_in_an_address(key):
         raise SchemaError(
             f"{source}: policies: the name {show(key)} can't stand in an address; use up to 63 "
             "letters, digits, '-' and '_', beginning with a letter or digit"
@@ -296,7 +306,7 @@ def _versions(entry: PolicyEntry, where: str) -> tuple[VersionSection, ...]:
 
 
 def _check_version(key: object, version: VersionEntry, where: str) -> None:
-    if not isinstance(key, str) or not _POLICY_NAME.fullmatch(key):
+    if not isinstance(key, str) or not can_stand_in_an_address(key):
         raise SchemaError(
             f"{where}: the name {show(key)} can't be used; use up to 63 letters, digits, '-' and "
             "'_', beginning with a letter or digit"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import re
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -18,13 +17,12 @@ from policy_server.errors import (
     SchemaError,
     SettingsError,
 )
+from policy_server.schema import can_stand_in_an_address
 from policy_server.serving.deployer import Deployer
 from policy_server.serving.deployment import DeployedVersion, Deployment, Evidence
 from policy_server.settings import ENV_PREFIX, Settings
 
 __all__ = ["Administration"]
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 
 class UploadedFiles(Protocol):
@@ -193,7 +191,7 @@ class Administration:
             *(name for other, name in self._coming if other == policy),
         }
         name = version if version is not None else _first_free(taken)
-        if not _NAME.fullmatch(name):
+        if not can_stand_in_an_address(name):
             raise DeploymentError(
                 f"the name {name!r} can't be used; use up to 63 letters, digits, '-' and '_'"
             )

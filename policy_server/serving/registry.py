@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from policy_server.errors import PolicyServerError, SettingsError
+from policy_server.schema import can_stand_in_an_address
 from policy_server.serving.slot import PolicySlot
 
 __all__ = ["PolicyRegistry"]
 
 logger = logging.getLogger(__name__)
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 
 class PolicyRegistry:
@@ -44,7 +42,7 @@ class PolicyRegistry:
         """
         self._slots: dict[str, PolicySlot] = {}
         for slot in slots:
-            if _NAME.fullmatch(slot.name) is None:
+            if not can_stand_in_an_address(slot.name):
                 raise SettingsError(
                     f"policies: {slot.name!r} can't stand in an address; use up to 63 letters, "
                     "digits, '-' and '_'"
