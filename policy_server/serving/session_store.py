@@ -12,6 +12,7 @@ from typing import NoReturn, Protocol
 from policy_server.errors import OverloadedError, UnknownSessionError, UnsupportedAnswerError
 from policy_server.metrics import Metrics
 from policy_server.policy import Float32Array
+from policy_server.serving.team_record import TeamRecord
 from policy_server.settings import ENV_PREFIX, Settings
 
 __all__ = [
@@ -44,15 +45,16 @@ class SessionRecord:
 
     Attributes:
         session_id: its name, which no other session has.
-        policy: the policy's name.
-        version: the name of the version that answers it.
-        digest: the start of the digest of that version's files.
-        state: float32[memory_width], the memory after the last step.
+        policy: the policy's name; `TEAM` for a team's.
+        version: the name of the version that answers it; empty for a team's.
+        digest: the start of the digest of that version's files; empty for a team's.
+        state: float32[memory_width], the memory after the last step; of width 0 for a team's.
         steps: how many questions of the episode have been answered.
         seed: the seed of the episode's first draw; None for independent draws.
         episode_id: the client's own name of the episode; empty for none.
         has_action: whether the memory has the last step's action, where the policy takes it.
         last: the last step; None before the first one of an episode.
+        team: the team's versions and agents; None for a session of one policy.
     """
 
     session_id: str
@@ -65,6 +67,14 @@ class SessionRecord:
     episode_id: str = ""
     has_action: bool = True
     last: AnsweredStep | None = None
+    team: TeamRecord | None = None
+
+    @property
+    def answering(self) -> frozenset[tuple[str, str]]:
+        """Return the policies that answer it, each with the name of its version."""
+        if self.team is None:
+            return frozenset({(self.policy, self.version)})
+        return frozenset((policy, known.label) for policy, known in self.team.versions.items())
 
 
 class HeldSession(Protocol):
@@ -103,7 +113,7 @@ class SessionStore(Protocol):
         """Give one request at a time a session, in the order in which they ask.
 
         Args:
-            policy: the policy's name.
+            policy: the policy's name, or `TEAM`.
             session_id: the session's.
 
         Raises:
@@ -182,6 +192,7 @@ class ProcessSessions:
         now = asyncio.get_running_loop().time()
         self._kept[record.session_id] = _Kept(record, now, self)
         self._count(record, 1)
+        metrics.change_sessions(1)
         metrics.count_session("opened")
         self._sweep_later()
 
@@ -215,7 +226,7 @@ class ProcessSessions:
             kept: the session.
             record: the whole of it.
         """
-        if record.version != kept.record.version:
+        if record.answering != kept.record.answering:
             self._count(kept.record, -1)
             self._count(record, 1)
         kept.record = record
@@ -230,11 +241,13 @@ class ProcessSessions:
         record = kept.record
         del self._kept[record.session_id]
         self._count(record, -1)
-        self._metrics.of(record.policy).count_session(change)
+        metrics = self._metrics.of(record.policy)
+        metrics.change_sessions(-1)
+        metrics.count_session(change)
 
     def _count(self, record: SessionRecord, change: int) -> None:
-        self._numbers[record.policy, record.version] += change
-        self._metrics.of(record.policy).change_sessions(change)
+        for answering in record.answering:
+            self._numbers[answering] += change
 
     def _forget_idle(self) -> None:
         now = asyncio.get_running_loop().time()
