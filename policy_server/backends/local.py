@@ -27,7 +27,7 @@ _LONGEST_IN_LOOP_S = 0.5e-3
 
 
 class LocalBackend:
-    """A `PolicyBackend` over one policy, and one thread for calls too long for the event loop."""
+    """A policy in this process, with one thread for calls too long for the event loop."""
 
     def __init__(self, policy: Policy, executor: ThreadPoolExecutor) -> None:
         """Own the policy; the thread belongs to the caller, which ends it."""
@@ -46,10 +46,18 @@ class LocalBackend:
 
     async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
         """Answer B observations; see `PolicyBackend.infer`."""
-        if self._policy.seconds_for(len(inputs)) <= _LONGEST_IN_LOOP_S:
-            return self._policy.infer(inputs)
+        if self.is_immediate(len(inputs)):
+            return self.infer_at_once(inputs)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, self._policy.infer, inputs)
+
+    def is_immediate(self, rows: int) -> bool:
+        """Return whether a call is short; see `ImmediateBackend.is_immediate`."""
+        return self._policy.seconds_for(rows) <= _LONGEST_IN_LOOP_S
+
+    def infer_at_once(self, inputs: PolicyInputs) -> PolicyOutputs:
+        """Answer B observations in this thread; see `PolicyBackend.infer`."""
+        return self._policy.infer(inputs)
 
     async def is_ready(self) -> bool:
         """Return whether an observation would be answered now: always, once loaded."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from policy_server.policy.boundaries import Policy, PolicyBackend
+from policy_server.policy.boundaries import ImmediateBackend, Policy, PolicyBackend
 from policy_server.policy.calls import (
     ANSWER_KINDS,
     LARGEST,
@@ -47,6 +47,7 @@ __all__ = [
     "ComponentKind",
     "Float32Array",
     "Float64Array",
+    "ImmediateBackend",
     "Int64Array",
     "ObservationPart",
     "Policy",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from policy_server.policy.calls import PolicyInputs, PolicyOutputs
 from policy_server.policy.signature import PolicySignature
 
-__all__ = ["Policy", "PolicyBackend"]
+__all__ = ["ImmediateBackend", "Policy", "PolicyBackend"]
 
 
 class Policy(Protocol):
@@ -68,3 +68,18 @@ class PolicyBackend(Protocol):
 
     async def is_ready(self) -> bool:
         """Return whether an observation would be answered now."""
+
+
+@runtime_checkable
+class ImmediateBackend(PolicyBackend, Protocol):
+    """A backend that can answer a short call at once, without a task of the event loop's."""
+
+    def is_immediate(self, rows: int) -> bool:
+        """Return whether a call is short enough for the event loop to wait for it.
+
+        Args:
+            rows: how many observations the call has.
+        """
+
+    def infer_at_once(self, inputs: PolicyInputs) -> PolicyOutputs:
+        """Answer B observations, where `is_immediate` said so; see `infer`."""

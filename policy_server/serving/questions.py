@@ -34,6 +34,8 @@ __all__ = [
     "BulkAnswer",
     "BulkCall",
     "Call",
+    "FutureWaiting",
+    "Places",
     "Question",
     "SingleCall",
     "Waiting",
@@ -110,21 +112,113 @@ class Answer:
         return None if states is None else states[self.index]
 
 
-@dataclass(eq=False, slots=True)
+class Places:
+    """The places of a queue that are taken.
+
+    Attributes:
+        taken: how many questions wait or are being answered.
+    """
+
+    __slots__ = ("taken",)
+
+    def __init__(self) -> None:
+        """Own the count, which begins at 0."""
+        self.taken = 0
+
+
 class Waiting:
-    """A question that is not answered yet.
+    """A question that is not answered yet; a subclass takes the answer or the error, once.
 
     Attributes:
         question: the question.
         asked: when it was asked, by `time.perf_counter`.
         deadline: when its answer is too late, by the event loop's clock.
-        answer: a future of the answer.
+        is_done: whether it was answered, has failed, or was given up.
+        places: of the queue that it waits in.
     """
 
-    question: Question
-    asked: float
-    deadline: float
-    answer: asyncio.Future[Answer]
+    __slots__ = ("asked", "deadline", "is_done", "places", "question")
+
+    def __init__(self, question: Question) -> None:
+        """Own a question, which a scheduler has still to be asked."""
+        self.question = question
+        self.asked = 0.0
+        self.deadline = 0.0
+        self.is_done = False
+        self.places = _NO_PLACES
+
+    def is_wanted(self) -> bool:
+        """Return whether the answer is still waited for."""
+        return not self.is_done
+
+    def take(self, answer: Answer) -> None:
+        """Take the answer; an exception of this method would keep the answers of others back."""
+        raise NotImplementedError
+
+    def take_error(self, error: PolicyServerError) -> None:
+        """Take the error in place of an answer."""
+        raise NotImplementedError
+
+    def succeed(self, call: AnsweredCall, index: int) -> None:
+        """Hand over the answer, unless the question is done.
+
+        Args:
+            call: the call that had the question.
+            index: the question's row in it.
+        """
+        if not self.is_done:
+            self.is_done = True
+            self.places.taken -= 1
+            self.take(Answer(call, index))
+
+    def fail(self, error: PolicyServerError) -> None:
+        """Hand over an error, unless the question is done."""
+        if not self.is_done:
+            self.is_done = True
+            self.places.taken -= 1
+            self.take_error(error)
+
+    def give_up(self) -> None:
+        """Take the question out of the queue: nobody waits for its answer any more."""
+        if not self.is_done:
+            self.is_done = True
+            self.places.taken -= 1
+
+
+_NO_PLACES = Places()
+
+
+class FutureWaiting(Waiting):
+    """A question whose answer a future takes.
+
+    Attributes:
+        future: the answer; cancelling it gives the question up.
+    """
+
+    __slots__ = ("future",)
+
+    def __init__(self, question: Question) -> None:
+        """Own the question and its future."""
+        super().__init__(question)
+        self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.future.add_done_callback(self._end)
+
+    def is_wanted(self) -> bool:
+        """Return whether the future has no result yet: its callbacks run a turn later."""
+        return not self.future.done()
+
+    def take(self, answer: Answer) -> None:
+        """Take the answer, unless the future was cancelled in this turn of the event loop."""
+        if not self.future.done():
+            self.future.set_result(answer)
+
+    def take_error(self, error: PolicyServerError) -> None:
+        """Take the error, unless the future was cancelled in this turn of the event loop."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def _end(self, _future: asyncio.Future[Answer]) -> None:
+        self.give_up()
 
 
 class Call(Protocol):
@@ -189,11 +283,11 @@ class SingleCall:
 
     def is_wanted(self) -> bool:
         """Return whether any request still waits."""
-        return any(not item.answer.done() for item in self._waiting)
+        return any(item.is_wanted() for item in self._waiting)
 
     def waiting(self) -> int:
         """Return how many questions are still waited for."""
-        return sum(not item.answer.done() for item in self._waiting)
+        return sum(item.is_wanted() for item in self._waiting)
 
     def expire(self, now: float, error: PolicyServerError) -> int:
         """Fail the questions whose deadline has come, and return how many that were.
@@ -202,9 +296,9 @@ class SingleCall:
             now: the time by the event loop's clock.
             error: the error that they get.
         """
-        late = [item for item in self._waiting if item.deadline <= now and not item.answer.done()]
+        late = [item for item in self._waiting if item.deadline <= now and item.is_wanted()]
         for item in late:
-            item.answer.set_exception(error)
+            item.fail(error)
         return len(late)
 
     def inputs(self, signature: PolicySignature) -> PolicyInputs:
@@ -228,7 +322,7 @@ class SingleCall:
         """Return the questions that are still waited for, in two calls; either may be empty."""
         middle = len(self._waiting) // 2
         first, second = (
-            SingleCall([item for item in half if not item.answer.done()])
+            SingleCall([item for item in half if item.is_wanted()])
             for half in (self._waiting[:middle], self._waiting[middle:])
         )
         return first, second
@@ -237,15 +331,13 @@ class SingleCall:
         """Answer every question that is still waited for."""
         call = AnsweredCall(outputs)
         for index, item in enumerate(self._waiting):
-            if not item.answer.done():
-                item.answer.set_result(Answer(call, index))
+            item.succeed(call, index)
 
     def fail(self, error: Exception) -> None:
         """Give the error to every question that is still waited for."""
         failed = PolicyFailedError.of(error)
         for item in self._waiting:
-            if not item.answer.done():
-                item.answer.set_exception(failed)
+            item.fail(failed)
 
 
 def _states_of(questions: list[Question], signature: PolicySignature) -> Float32Array | None:

@@ -17,12 +17,20 @@ from typing import NoReturn, TypeVar
 
 from policy_server.errors import NotReadyError, OverloadedError, PolicyFailedError
 from policy_server.metrics import PolicyMetrics
-from policy_server.policy import PolicyBackend, PolicyInputs, PolicyOutputs, PolicySignature
+from policy_server.policy import (
+    ImmediateBackend,
+    PolicyBackend,
+    PolicyInputs,
+    PolicyOutputs,
+    PolicySignature,
+)
 from policy_server.serving.questions import (
     Answer,
     BulkAnswer,
     BulkCall,
     Call,
+    FutureWaiting,
+    Places,
     Question,
     SingleCall,
     Waiting,
@@ -77,6 +85,7 @@ class Scheduler:
             metrics: counts calls, waits and refusals.
         """
         self._backend = backend
+        self._immediate = backend if isinstance(backend, ImmediateBackend) else None
         self._limits = limits
         self._metrics = metrics
         self._stop_watching = metrics.watch_queue(lambda: self.waiting)
@@ -84,7 +93,7 @@ class Scheduler:
         self._bulk: deque[BulkCall] = deque()
         self._single_calls: dict[asyncio.Task[None], SingleCall] = {}
         self._bulk_calls: dict[asyncio.Task[None], BulkCall] = {}
-        self._size = 0
+        self._places = Places()
         self._holders = 0
         self._is_released = asyncio.Event()
         self._row_cost = RowCost()
@@ -105,7 +114,7 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """Return how many observations wait or are being answered."""
-        return self._size
+        return self._places.taken
 
     async def is_ready(self) -> bool:
         """Return whether a question would be answered now."""
@@ -122,11 +131,7 @@ class Scheduler:
             NotReadyError: if the scheduler is closed.
             PolicyServerError: as the backend raised it.
         """
-        answer = self._enqueue(question)
-        try:
-            return await answer
-        finally:
-            self._size -= 1
+        return await self.ask(question)
 
     def ask(self, question: Question) -> asyncio.Future[Answer]:
         """Ask for one observation's answer, which comes later; see `answer`.
@@ -141,9 +146,38 @@ class Scheduler:
             OverloadedError: if the queue is full.
             NotReadyError: if the scheduler is closed.
         """
-        answer = self._enqueue(question)
-        answer.add_done_callback(self._leave)
-        return answer
+        waiting = FutureWaiting(question)
+        self.put(waiting)
+        return waiting.future
+
+    def put(self, waiting: Waiting) -> None:
+        """Put a question into the queue; what waits is told of its answer or its error.
+
+        Args:
+            waiting: the question, which is asked for the first time.
+
+        Raises:
+            OverloadedError: if the queue is full.
+            NotReadyError: if the scheduler is closed.
+        """
+        if self._is_closed:
+            self._refuse_closed()
+        places = self._places
+        if places.taken >= self._limits.max_queue_size:
+            self._metrics.count_rejected("queue_full")
+            raise OverloadedError(
+                f"{places.taken} observations are waiting already; try again in a second"
+            )
+        # The loop's own clock is too coarse for a stage: uvloop's has milliseconds.
+        waiting.asked = time.perf_counter()
+        waiting.deadline = asyncio.get_running_loop().time() + self._limits.timeout_s
+        if len(self._waiting) > 2 * places.taken + _FEWEST_FORGOTTEN:
+            self._forget_abandoned()
+        self._waiting.append(waiting)
+        places.taken += 1
+        waiting.places = places
+        if not self._is_scheduled or not self._is_sweeping:
+            self._schedule()
 
     async def infer(self, inputs: PolicyInputs, *, first: int = 0) -> PolicyOutputs:
         """Answer many rows of one request, by as many calls as they need.
@@ -190,29 +224,13 @@ class Scheduler:
             if self._calls:
                 # From Python 3.12 on, gather gives no other task a turn where all have ended.
                 await asyncio.wait(self._calls)
+            elif self._waiting:
+                # A call was computed at once, and others wait: let other tasks run in between.
+                await asyncio.sleep(0)
             elif self._holders:
                 self._is_released.clear()
                 await self._is_released.wait()
         self._stop_watching()
-
-    def _enqueue(self, question: Question) -> asyncio.Future[Answer]:
-        if self._is_closed:
-            self._refuse_closed()
-        if self._size >= self._limits.max_queue_size:
-            self._metrics.count_rejected("queue_full")
-            raise OverloadedError(
-                f"{self._size} observations are waiting already; try again in a second"
-            )
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Answer] = loop.create_future()
-        # The loop's own clock is too coarse for a stage: uvloop's has milliseconds.
-        asked, deadline = time.perf_counter(), loop.time() + self._limits.timeout_s
-        if len(self._waiting) > 2 * self._size + _FEWEST_FORGOTTEN:
-            self._forget_abandoned()
-        self._waiting.append(Waiting(question, asked, deadline, answer))
-        self._size += 1
-        self._schedule()
-        return answer
 
     def _refuse_closed(self) -> NoReturn:
         self._metrics.count_rejected("shutdown")
@@ -232,12 +250,9 @@ class Scheduler:
             self._is_scheduled = True
             loop.call_soon(self._start_calls)
 
-    def _leave(self, _answer: asyncio.Future[Answer]) -> None:
-        self._size -= 1
-
     def _forget_abandoned(self) -> None:
         """Drop the questions whose requests have gone: a call that hangs takes none of them out."""
-        self._waiting = deque(item for item in self._waiting if not item.answer.done())
+        self._waiting = deque(item for item in self._waiting if item.is_wanted())
 
     def _sweep(self) -> None:
         """Fail the questions that waited too long; one timer for all is cheaper than one each."""
@@ -251,7 +266,7 @@ class Scheduler:
             # A call lasts as long as its youngest question waits.
             if expired := call.expire(now, self._late()):
                 self._metrics.count_rejected("timeout", expired)
-        self._is_sweeping = bool(self._size or self._bulk)
+        self._is_sweeping = bool(self._places.taken or self._bulk)
         if self._is_sweeping:
             loop.call_later(self._limits.timeout_s * _SWEEP_SHARE, self._sweep)
 
@@ -268,16 +283,36 @@ class Scheduler:
         self._is_scheduled = False
         capacity = max(self._backend.capacity, 1)
         most = self._rows_of_a_share(capacity)
+        # A call that is computed at once ends this turn of the single questions.
+        has_turn = True
         while len(self._single_calls) + len(self._bulk_calls) < _CALLS_IN_ALL * capacity:
-            if self._waiting and len(self._single_calls) < _CALLS_A_LANE * capacity:
-                if call := self._next_singles(most):
-                    self._start(call, self._single_calls)
+            if has_turn and self._waiting and len(self._single_calls) < _CALLS_A_LANE * capacity:
+                if (call := self._next_singles(most)) is not None:
+                    has_turn = not self._is_answered_at_once(call)
             elif self._bulk and len(self._bulk_calls) < _CALLS_A_LANE * capacity:
                 bulk = self._bulk.popleft()
                 if bulk.is_wanted():
                     self._start(bulk, self._bulk_calls)
             else:
                 break
+        if self._waiting and not has_turn:
+            self._schedule()
+
+    def _is_answered_at_once(self, call: SingleCall) -> bool:
+        """Answer a short call here and now; start any other one, and return False."""
+        if self._immediate is None or not self._immediate.is_immediate(len(call)):
+            self._start(call, self._single_calls)
+            return False
+        try:
+            inputs = call.inputs(self._backend.signature)
+            started = self._note_start(call, len(inputs))
+            outputs = self._immediate.infer_at_once(inputs)
+            self._note_end(outputs, len(inputs), started)
+        except Exception as error:
+            self._start(call, self._single_calls, error)
+        else:
+            call.succeed(outputs)
+        return True
 
     def _rows_of_a_share(self, capacity: int) -> int:
         """Return how many of the waiting questions go into one call.
@@ -296,7 +331,7 @@ class Scheduler:
         batch: list[Waiting] = []
         while self._waiting and len(batch) < most:
             item = self._waiting.popleft()
-            if item.answer.done():
+            if not item.is_wanted():
                 # The request was cancelled.
                 continue
             if batch and len(item.question.row) != len(batch[0].question.row):
@@ -305,8 +340,13 @@ class Scheduler:
             batch.append(item)
         return SingleCall(batch) if batch else None
 
-    def _start(self, call: _Call, lane: dict[asyncio.Task[None], _Call]) -> None:
-        task = asyncio.create_task(self._answer(call))
+    def _start(
+        self,
+        call: _Call,
+        lane: dict[asyncio.Task[None], _Call],
+        error: Exception | None = None,
+    ) -> None:
+        task = asyncio.create_task(self._answer(call, error))
         lane[task] = call
 
         def end(ended: asyncio.Task[None]) -> None:
@@ -318,13 +358,18 @@ class Scheduler:
 
         task.add_done_callback(end)
 
-    async def _answer(self, call: Call) -> None:
+    async def _answer(self, call: Call, error: Exception | None = None) -> None:
         """Answer a call; where it fails, ask each half again without the other.
 
         If one of n rows makes the call fail, the others are answered within 2 * log2(n) more calls.
         Only where the backend as a whole gives no answer, or not in time, no half is asked again.
+
+        Args:
+            call: the call.
+            error: the error of the call, where it has failed already.
         """
-        error = await self._attempt(call)
+        if error is None:
+            error = await self._attempt(call)
         if error is None:
             return
         if len(call) == 1 or isinstance(error, call.of_the_whole):
@@ -355,15 +400,23 @@ class Scheduler:
 
     async def _infer(self, call: Call) -> PolicyOutputs:
         inputs = call.inputs(self._backend.signature)
-        started, rows = time.perf_counter(), len(inputs)
-        self._metrics.observe_batch(rows)
-        self._metrics.observe_stage("queue", started - call.asked)
+        rows = len(inputs)
+        started = self._note_start(call, rows)
         # No question waits longer than this: a call that hangs must not occupy the backend.
         async with asyncio.timeout_at(call.deadline):
             outputs = await self._backend.infer(inputs)
+        self._note_end(outputs, rows, started)
+        return outputs
+
+    def _note_start(self, call: Call, rows: int) -> float:
+        started = time.perf_counter()
+        self._metrics.observe_batch(rows)
+        self._metrics.observe_stage("queue", started - call.asked)
+        return started
+
+    def _note_end(self, outputs: PolicyOutputs, rows: int, started: float) -> None:
         if len(outputs) != rows:
             raise PolicyFailedError(f"expected {rows} answers of the policy, got {len(outputs)}")
         seconds = time.perf_counter() - started
         self._metrics.observe_stage("policy", seconds)
         self._row_cost.observe(rows, seconds)
-        return outputs

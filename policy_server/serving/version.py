@@ -27,6 +27,7 @@ from policy_server.policy import (
     ANSWER_KINDS,
     NO_SEED,
     AnswerKind,
+    ImmediateBackend,
     PolicyBackend,
     PolicyInputs,
     PolicyOutputs,
@@ -268,13 +269,14 @@ class PolicyVersion:
 
 
 class _CountedBackend:
-    """A `PolicyBackend` that counts the answers of another one, and their integer actions."""
+    """An `ImmediateBackend` that counts the answers of another backend, and its integer actions."""
 
     def __init__(
         self, backend: PolicyBackend, metrics: PolicyMetrics, label: str, record: VersionRecord
     ) -> None:
         """Own nothing: the backend, the metrics and the record outlive this object."""
         self._backend = backend
+        self._immediate = backend if isinstance(backend, ImmediateBackend) else None
         self._metrics = metrics
         self._label = label
         self._record = record
@@ -290,15 +292,36 @@ class _CountedBackend:
     async def is_ready(self) -> bool:
         return await self._backend.is_ready()
 
+    def is_immediate(self, rows: int) -> bool:
+        return self._immediate is not None and self._immediate.is_immediate(rows)
+
     async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
         started = time.perf_counter()
         try:
             outputs = await self._backend.infer(inputs)
         except Exception:
-            self._record.note(len(inputs), seconds=None)
-            self._metrics.count_version(self._label, "failed", len(inputs))
+            self._note_failed(inputs)
             raise
-        self._record.note(len(inputs), seconds=time.perf_counter() - started)
+        self._note(outputs, time.perf_counter() - started)
+        return outputs
+
+    def infer_at_once(self, inputs: PolicyInputs) -> PolicyOutputs:
+        assert self._immediate is not None, "is_immediate said so"
+        started = time.perf_counter()
+        try:
+            outputs = self._immediate.infer_at_once(inputs)
+        except Exception:
+            self._note_failed(inputs)
+            raise
+        self._note(outputs, time.perf_counter() - started)
+        return outputs
+
+    def _note_failed(self, inputs: PolicyInputs) -> None:
+        self._record.note(len(inputs), seconds=None)
+        self._metrics.count_version(self._label, "failed", len(inputs))
+
+    def _note(self, outputs: PolicyOutputs, seconds: float) -> None:
+        self._record.note(len(outputs), seconds=seconds)
         self._metrics.count_version(self._label, "answered", len(outputs))
         counted = []
         for index, part in enumerate(self.signature.components or ()):
@@ -309,4 +332,3 @@ class _CountedBackend:
         # All or none: where a row is to blame, the others are asked again.
         for name, counts in counted:
             self._metrics.count_actions(name, counts)
-        return outputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 import weakref
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from policy_server.policy import (
     PolicyInputs,
     PolicyOutputs,
 )
-from policy_server.serving import Limits, Question, Scheduler
+from policy_server.serving import Answer, Limits, Question, Scheduler, Waiting
 from tests.support.fakes import FakeBackend, integer_backend, summing_backend
 from tests.support.waiting import turns, until
 
@@ -777,3 +777,124 @@ async def test_questions_without_state_ask_for_none() -> None:
 
     assert [call.state for call in backend.calls] == [None, None]
     assert [answer.state for answer in answers] == [None, None]
+
+
+# Backends that answer short calls at once
+
+
+@dataclass
+class Immediate(FakeBackend):
+    """A backend whose calls of up to 4 rows are computed at once.
+
+    Attributes:
+        at_once: how many rows each of these had.
+    """
+
+    at_once: list[int] = field(default_factory=list)
+
+    def is_immediate(self, rows: int) -> bool:
+        return rows <= 4
+
+    def infer_at_once(self, inputs: PolicyInputs) -> PolicyOutputs:
+        self.at_once.append(len(inputs))
+        coroutine = self.infer(inputs)
+        try:
+            coroutine.send(None)
+        except StopIteration as end:
+            outputs: PolicyOutputs = end.value
+            return outputs
+        raise AssertionError("it waits for nothing")
+
+
+def immediate_backend(error: Exception | None = None) -> Immediate:
+    """Return such a backend."""
+    known = integer_backend()
+    return Immediate(known.signature, known.bias, error=error)
+
+
+class Heard(Waiting):
+    """A question that keeps what it is told."""
+
+    def __init__(self, asked: Question) -> None:
+        super().__init__(asked)
+        self.told: list[object] = []
+
+    def take(self, answer: Answer) -> None:
+        self.told.append(answer.call.outputs.actions[answer.index, 0])
+
+    def take_error(self, error: PolicyServerError) -> None:
+        self.told.append(type(error))
+
+
+async def test_short_calls_are_computed_without_a_task_and_other_work_comes_in_between() -> None:
+    backend = immediate_backend()
+    scheduler = scheduler_of(backend)
+    order: list[str] = []
+    waiting = [Heard(question(start)) for start in (0.0, 9.0) * 4]
+    for item in waiting:
+        scheduler.put(item)
+    asyncio.get_running_loop().call_soon(lambda: order.append(f"after {backend.at_once}"))
+
+    await until(lambda: all(item.told for item in waiting))
+
+    assert [item.told for item in waiting] == [[2], [0]] * 4
+    assert backend.at_once == [4, 4]
+    assert order == ["after [4]"]
+    assert scheduler.waiting == 0
+
+
+@pytest.mark.parametrize("place", range(4))
+async def test_one_bad_observation_of_a_call_at_once_fails_alone(place: int) -> None:
+    backend = immediate_backend(IndexError("no"))
+    starts = [9.0] * 4
+    starts[place] = backend.poison
+    waiting = [Heard(question(start)) for start in starts]
+    scheduler = scheduler_of(backend)
+    for item in waiting:
+        scheduler.put(item)
+
+    await until(lambda: all(item.told for item in waiting))
+
+    assert waiting.pop(place).told == [PolicyFailedError]
+    assert [item.told for item in waiting] == [[0]] * 3
+    assert backend.at_once == [4]
+    assert len(backend.batches) <= 1 + 2 * 2
+
+
+async def test_question_that_was_given_up_frees_its_place_at_once() -> None:
+    scheduler = scheduler_of(immediate_backend(), max_queue_size=1)
+    first, second = Heard(question(9.0)), Heard(question(0.0))
+
+    scheduler.put(first)
+    first.give_up()
+    scheduler.put(second)
+    await until(lambda: second.told)
+
+    assert (first.told, second.told) == ([], [2])
+    assert scheduler.waiting == 0
+
+
+async def test_late_question_is_told_of_the_overload_once() -> None:
+    backend = integer_backend()
+    backend.gate = asyncio.Event()
+    scheduler = scheduler_of(backend, timeout_s=0.05)
+    waiting = Heard(question())
+    scheduler.put(waiting)
+
+    await until(lambda: waiting.told)
+    backend.gate.set()
+    await turns()
+
+    assert waiting.told == [OverloadedError]
+    assert scheduler.waiting == 0
+
+
+async def test_closing_answers_every_call_that_is_computed_at_once() -> None:
+    scheduler = scheduler_of(immediate_backend())
+    waiting = [Heard(question(9.0)) for _ in range(10)]
+    for item in waiting:
+        scheduler.put(item)
+
+    await scheduler.aclose()
+
+    assert [item.told for item in waiting] == [[0]] * 10
