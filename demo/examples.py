@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from policy_server.commands.evaluation import Environment
+from policy_server.commands.games import Environment
 from policy_server.errors import SettingsError
 from policy_server.schema import public_schema, read_schema
 

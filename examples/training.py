@@ -101,7 +101,11 @@ def train(model: Any, steps: int) -> None:  # noqa: ANN401 -- a stable-baselines
 
 
 def mean_return(
-    environment: Environment, choose: Callable[[Any], Any], *, episodes: int = _EPISODES
+    environment: Environment,
+    choose: Callable[[Any], Any],
+    *,
+    episodes: int = _EPISODES,
+    begin: Callable[[], None] = lambda: None,
 ) -> tuple[float, float]:
     """Measure a policy.
 
@@ -109,12 +113,14 @@ def mean_return(
         environment: any; the episodes' seeds are the same for every policy.
         choose: gives an action for an observation.
         episodes: how many.
+        begin: is called at the start of each, where a policy has a memory to clear.
 
     Returns:
         The mean return of an episode and its standard error.
     """
     returns = []
     for episode in range(episodes):
+        begin()
         observation, _ = environment.reset(seed=_FIRST_SEED + episode)
         total, is_over = 0.0, False
         while not is_over:
@@ -127,12 +133,15 @@ def mean_return(
     return float(np.mean(returns)), float(np.std(returns) / np.sqrt(episodes))
 
 
-def report(environment: Environment, choose: Choose) -> None:
+def report(
+    environment: Environment, choose: Choose, *, begin: Callable[[], None] = lambda: None
+) -> None:
     """Print the mean returns of a trained and of a random policy.
 
     Args:
         environment: any.
         choose: the trained policy.
+        begin: is called at the start of each episode, where the policy has a memory to clear.
     """
     generator = np.random.default_rng(0)
     policies: Mapping[str, Callable[[Any], Any]] = {
@@ -141,7 +150,7 @@ def report(environment: Environment, choose: Choose) -> None:
         "random": lambda _: environment.random_action(generator),
     }
     for name, policy in policies.items():
-        mean, error = mean_return(environment, policy)
+        mean, error = mean_return(environment, policy, begin=begin)
         print(f"{name:>15}: {mean:8.2f} +- {error:.2f} a {_EPISODES} episodes")
 
 

@@ -13,7 +13,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.utils.seeding import np_random
 
 from policy_server.formats import load_policy
-from policy_server.policy import Policy, PolicyInputs
+from policy_server.policy import Float32Array, Policy, PolicyInputs
 from policy_server.schema import ServerSchema, read_schema
 from tests.support.folders import ROOT
 
@@ -22,6 +22,7 @@ EXAMPLES = ROOT / "examples"
 NAMES_AND_RETURNS = {
     "action_masking": 140.0,
     "call_center": -250.0,
+    "conveyor": 18.0,
     "lpoc": 2.0,
     "mouse_and_cheese": 0.5,
     "pendulum": -400.0,
@@ -43,25 +44,36 @@ def policy_of(name: str, folder: Path) -> tuple[ServerSchema, Policy]:
     return schema, load_policy(folder, schema)
 
 
-def mean_return(name: str, policy: Policy | None, *, episodes: int) -> float:
+def mean_return(
+    name: str, policy: Policy | None, *, episodes: int, keeps_memory: bool = True
+) -> float:
     environment, total = environment_of(name), 0.0
     generator, _ = np_random(5)
     for episode in range(episodes):
         observation, _ = environment.reset(seed=episode)
-        is_over = False
+        is_over, state = False, zero_state(policy)
         while not is_over:
             if policy is None:
                 action = environment.random_action(generator)
             else:
                 named = environment.named_observation(observation)
                 row = flat_values(named)[None].astype(np.float32)
-                seeds = np.full(1, -1)
-                outputs = policy.infer(PolicyInputs.of(row, is_deterministic=True, seeds=seeds))
+                inputs = PolicyInputs.of(
+                    row, is_deterministic=True, seeds=np.full(1, -1), state=state
+                )
+                outputs = policy.infer(inputs)
+                state = outputs.state if keeps_memory else state
                 action = environment.action_from(outputs.actions[0].tolist())
             observation, reward, is_terminated, is_truncated, _ = environment.step(action)
             total += reward
             is_over = is_terminated or is_truncated
     return total / episodes
+
+
+def zero_state(policy: Policy | None) -> Float32Array | None:
+    if policy is None or not policy.signature.memory:
+        return None
+    return np.zeros((1, policy.signature.memory_width), np.float32)
 
 
 def flat_values(named: Any) -> np.ndarray[Any, np.dtype[np.float64]]:  # noqa: ANN401 -- a dictionary or a list
@@ -179,3 +191,10 @@ def test_policy_clearly_beats_a_random_one(name: str, tmp_path: Path) -> None:
     trained, random = (mean_return(name, chosen, episodes=10) for chosen in (policy, None))
 
     assert trained > NAMES_AND_RETURNS[name] > random
+
+
+def test_conveyor_is_sorted_by_memory_alone(tmp_path: Path) -> None:
+    _, policy = policy_of("conveyor", tmp_path)
+
+    # One of three lanes is right by chance.
+    assert mean_return("conveyor", policy, episodes=10, keeps_memory=False) < 9.0

@@ -108,13 +108,21 @@ class PolicyClient:
         """
         return self.get(f"{self.prefix}/schema")
 
-    def post(self, route: str, body: bytes, *, seed: int | None = None) -> Any:  # noqa: ANN401 -- any JSON
-        """Ask the policy about an observation.
+    def post(
+        self,
+        route: str,
+        body: bytes,
+        *,
+        seed: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:  # noqa: ANN401 -- any JSON
+        """Ask the policy about an observation, or for a change of a session.
 
         Args:
             route: such as /predict, without the policy's prefix.
             body: JSON.
             seed: makes a draw reproducible.
+            headers: besides those of every request, such as `x-previous-reward`.
 
         Returns:
             The answer's JSON.
@@ -123,7 +131,9 @@ class PolicyClient:
             ServerAnswerError: if the server can't be reached or refuses, in words.
         """
         parameters = {} if seed is None else {"seed": str(seed)}
-        return self.request("POST", self.prefix + route, data=body, params=parameters)
+        return self.request(
+            "POST", self.prefix + route, data=body, params=parameters, headers=headers
+        )
 
     def request(
         self,
@@ -132,16 +142,18 @@ class PolicyClient:
         *,
         data: bytes | Iterable[bytes] = b"",
         params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
         content_type: str = "application/json",
         timeout_s: float | None = None,
     ) -> Any:  # noqa: ANN401 -- any JSON
-        """Send a request, and return the answer's JSON.
+        """Send a request, and return the answer's JSON; None where it has no body (204).
 
         Args:
             method: such as POST.
             route: its address below the server's.
             data: the body, whole or in parts.
             params: of the query.
+            headers: besides those of every request.
             content_type: of the body.
             timeout_s: the longest wait for an answer, in seconds; None for the client's.
 
@@ -154,7 +166,7 @@ class PolicyClient:
                 self.url + route,
                 data=data,
                 params=params,
-                headers={"content-type": content_type},
+                headers={"content-type": content_type, **(headers or {})},
                 timeout=self._timeout_s if timeout_s is None else timeout_s,
                 allow_redirects=False,
             )
@@ -173,6 +185,8 @@ class PolicyClient:
                 f"{self.url}: no server answers there; start one with `uvicorn app:app`, or name "
                 "another with --url"
             ) from error
+        if response.status_code == HTTPStatus.NO_CONTENT:
+            return None
         if response.ok and response.status_code < HTTPStatus.MULTIPLE_CHOICES:
             return self._json(response)
         raise ServerAnswerError(self._explain(route, response))

@@ -2,50 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import orjson
 
 from policy_server.commands.client import PolicyClient
-from policy_server.errors import SchemaError, ServerAnswerError, SettingsError, UsageError
+from policy_server.commands.games import ALONE, Game, game_of, import_environment
+from policy_server.commands.players import Asking, OpenPlayer, Player, random_player, served_player
+from policy_server.errors import SchemaError, ServerAnswerError, UsageError
 from policy_server.installation import command_for
 from policy_server.schema import public_schema, read_schema
 
-__all__ = ["Environment", "Evaluation", "MeanReturn", "evaluate"]
-
-Agent = Callable[[Any, np.random.Generator], Any]
+__all__ = ["Evaluation", "MeanReturn", "evaluate"]
 
 _FILE = "environment.py"
-_LARGEST_SEED = 2**63 - 1
 _FEWEST_EPISODES = 2
-
-
-class Environment(Protocol):
-    """The result of `make_environment()`: gymnasium's methods and three of our own."""
-
-    def reset(self, *, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode; give the first observation."""
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:  # noqa: ANN401 -- gymnasium's own
-        """Take one step; give observation, reward, is terminated, is truncated, and more."""
-
-    def named_observation(self, observation: Any) -> Mapping[str, Any] | list[float]:  # noqa: ANN401 -- gymnasium's own
-        """Return the JSON that a server takes; a list where its schema names no observations."""
-
-    def action_from(self, actions: list[Any]) -> Any:  # noqa: ANN401 -- gymnasium's own
-        """Return the action that `step` takes for the `actions` of a server's answer."""
-
-    def random_action(self, generator: np.random.Generator) -> Any:  # noqa: ANN401 -- gymnasium's own
-        """Return an action drawn uniformly."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +78,7 @@ def evaluate(
     episodes: int,
     seed: int,
     is_deterministic: bool,
+    keeps_memory: bool,
     parallel: int,
     on_progress: Callable[[int, int], None],
 ) -> Evaluation:
@@ -113,6 +90,8 @@ def evaluate(
         episodes: how many each agent plays.
         seed: the seed of the episodes and of all draws: the same seed gives the same returns.
         is_deterministic: take the policy's mode instead of a draw.
+        keeps_memory: ask a policy with memory in sessions, one for each thread; False asks every
+            step as an episode's first.
         parallel: episodes that are played at once.
         on_progress: is called after each episode with the number done, and of all.
 
@@ -129,40 +108,23 @@ def evaluate(
             f"expected --episodes from {_FEWEST_EPISODES}, --parallel from 1 and --seed from 0 on, "
             f"got {episodes}, {parallel} and {seed}"
         )
-    make_environment = _import_environment(folder / _FILE)
+    make_environment = import_environment(folder / _FILE)
     with connect() as client:
         served = client.schema()
         _check_serves(folder, client.url, served)
-    # A policy whose family is unknown draws inside its own graph, where no seed reaches.
-    has_seeds = bool(served.get("policy", {}).get("components")) and not is_deterministic
-    route = "/predict_deterministic" if is_deterministic else "/predict"
-
-    @contextmanager
-    def open_served(environment: Environment) -> Iterator[Agent]:
-        with connect() as connection:
-
-            def act(observation: object, generator: np.random.Generator) -> object:
-                draw = int(generator.integers(_LARGEST_SEED)) if has_seeds else None
-                named = environment.named_observation(observation)
-                body = orjson.dumps(
-                    {"obs": named} if isinstance(named, list) else named,
-                    option=orjson.OPT_SERIALIZE_NUMPY,
-                )
-                path = f"{route}_raw" if isinstance(named, list) else route
-                return environment.action_from(connection.post(path, body, seed=draw)["actions"])
-
-            yield act
-
-    @contextmanager
-    def open_random(environment: Environment) -> Iterator[Agent]:
-        yield lambda _observation, generator: environment.random_action(generator)
-
-    games = _Games(make_environment, episodes, seed, on_progress)
+    policy = served.get("policy", {})
+    asking = Asking(
+        is_deterministic=is_deterministic,
+        # A policy whose family is unknown draws inside its own graph, where no seed reaches.
+        has_seeds=bool(policy.get("components")),
+        has_memory=keeps_memory and bool(policy.get("memory_width")),
+    )
+    games = _Games(lambda: game_of(make_environment()), episodes, seed, on_progress)
     return Evaluation(
         name=folder.resolve().name,
         episodes=episodes,
-        served=games.play(open_served, parallel=parallel),
-        random=games.play(open_random, parallel=1),
+        served=games.play(served_player(connect, asking), parallel=parallel),
+        random=games.play(random_player, parallel=1),
     )
 
 
@@ -175,12 +137,12 @@ class _Games:
 
     def __init__(
         self,
-        make_environment: Callable[[], Environment],
+        open_game: Callable[[], Game],
         episodes: int,
         seed: int,
         on_progress: Callable[[int, int], None],
     ) -> None:
-        self._make_environment = make_environment
+        self._open_game = open_game
         self._episodes = episodes
         self._seed = seed
         self._on_progress = on_progress
@@ -188,16 +150,14 @@ class _Games:
         self._lock = threading.Lock()
         self._is_stopped = threading.Event()
 
-    def play(
-        self, open_agent: Callable[[Environment], AbstractContextManager[Agent]], *, parallel: int
-    ) -> MeanReturn:
+    def play(self, open_player: OpenPlayer, *, parallel: int) -> MeanReturn:
         returns = np.empty(self._episodes)
 
         def play_some(first: int) -> None:
-            environment = self._make_environment()
-            with open_agent(environment) as agent:
+            game = self._open_game()
+            with open_player(game) as player:
                 for episode in range(first, self._episodes, parallel):
-                    returns[episode] = self._play_one(environment, agent, episode)
+                    returns[episode] = self._play_one(game, player, episode)
 
         self._done = 0
         with ThreadPoolExecutor(parallel) as executor:
@@ -212,49 +172,22 @@ class _Games:
             float(returns.mean()), float(returns.std(ddof=1) / np.sqrt(self._episodes))
         )
 
-    def _play_one(self, environment: Environment, agent: Agent, episode: int) -> float:
+    def _play_one(self, game: Game, player: Player, episode: int) -> float:
         generator = np.random.default_rng([self._seed, episode])
-        observation, _ = environment.reset(seed=self._seed + episode)
+        observations = game.reset(self._seed + episode)
+        player.begin()
+        rewards: dict[str, float] = {}
         total, is_over = 0.0, False
         while not is_over:
             if self._is_stopped.is_set():
                 raise _StoppedError
-            observation, reward, is_terminated, is_truncated, _ = environment.step(
-                agent(observation, generator)
-            )
-            total += float(reward)
-            is_over = is_terminated or is_truncated
+            actions = player.act(observations, rewards, generator)
+            observations, rewards, is_over = game.step(actions)
+            total += rewards[ALONE]
         with self._lock:
             self._done += 1
             self._on_progress(self._done, self._episodes)
         return total
-
-
-def _import_environment(file: Path) -> Callable[[], Environment]:
-    if not file.is_file():
-        raise SettingsError(
-            f"{file}: not found; expected an example's folder, with make_environment() in {_FILE}"
-        )
-    name = "policy_server_environment"
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None, "it is a .py file"
-    assert spec.loader is not None, "a file of Python has a loader"
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up there.
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except ModuleNotFoundError as error:
-        raise SettingsError(
-            f"{file}: needs the package {error.name}; install it with pip"
-        ) from error
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise SettingsError(f"{file}: can't be imported: {reason}") from error
-    make_environment: Callable[[], Environment] | None = getattr(module, "make_environment", None)
-    if make_environment is None:
-        raise SettingsError(f"{file}: has no function make_environment()")
-    return make_environment
 
 
 def _check_serves(folder: Path, url: str, served: Mapping[str, Any]) -> None:

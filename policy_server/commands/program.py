@@ -318,6 +318,7 @@ class Commands:
         episodes: int = 100,
         seed: int = 0,
         deterministic: bool = False,
+        without_memory: bool = False,
         parallel: int = 8,
         markdown: bool = False,
     ) -> Iterator[str]:
@@ -331,6 +332,7 @@ class Commands:
             episodes: How many the policy plays, and how many are played at random.
             seed: Of the episodes and of the draws.
             deterministic: Take the policy's mode instead of a draw.
+            without_memory: Ask a policy with memory for each step as for an episode's first.
             parallel: Episodes that are played at once.
             markdown: Print a row of a table: name, episodes, policy, random.
         """
@@ -341,6 +343,7 @@ class Commands:
             episodes=episodes,
             seed=seed,
             is_deterministic=deterministic,
+            keeps_memory=not without_memory,
             parallel=parallel,
             on_progress=progress_bar(sys.stderr),
         )

@@ -255,6 +255,7 @@ def _schema_endpoint(slot: PolicySlot) -> Callable[[], Awaitable[dict[str, Any]]
             "action_mask": None
             if signature.mask_name is None
             else {"name": signature.mask_name, "sizes": signature.mask_sizes},
+            "memory_width": signature.memory_width,
             "components": [action.model_dump() for action in listed_actions(signature) or ()],
         }
         return document

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from policy_server.commands import evaluation
 from policy_server.commands.client import PolicyClient
 from policy_server.errors import ServerAnswerError, SettingsError
-from tests.support.servers import KEY, SCHEMA
+from tests.support.fakes import summing_backend
+from tests.support.servers import KEY, SCHEMA, live_server
 
 ENVIRONMENT = """
 class Coin:
@@ -39,6 +41,37 @@ def make_environment():
     return Coin()
 """
 
+SUMS_SCHEMA = f"""
+observations: {{cat: {{type: int}}, mouse: {{type: float}}}}
+parameters: {{api_key: {KEY}}}
+"""
+SUMS = """
+class Sums:
+    '''Pays one for each action that is the number of steps, modulo 3.'''
+
+    def reset(self, *, seed=None):
+        self.steps = 1
+        return None, {}
+
+    def step(self, action):
+        reward = float(action == self.steps % 3)
+        self.steps += 1
+        return None, reward, self.steps > 8, False, {}
+
+    def named_observation(self, observation):
+        return {"cat": 1, "mouse": 0.0}
+
+    def action_from(self, actions):
+        return actions[0]
+
+    def random_action(self, generator):
+        return int(generator.integers(3))
+
+
+def make_environment():
+    return Sums()
+"""
+
 
 @pytest.fixture
 def coin(tmp_path: Path) -> Path:
@@ -54,6 +87,7 @@ def evaluate(folder: Path, url: str, **options: object) -> evaluation.Evaluation
         "episodes": 60,
         "seed": 0,
         "is_deterministic": False,
+        "keeps_memory": True,
         "parallel": 4,
         "on_progress": lambda _done, _total: None,
     }
@@ -92,6 +126,40 @@ def test_a_flat_observation_goes_the_raw_way(coin: Path, url: str) -> None:
     file.write_text(ENVIRONMENT.replace(named, "return [0.5, 0.5, 1.0]"))
 
     assert evaluate(coin, url, episodes=2, is_deterministic=True).served.mean == 10.5
+
+
+@pytest.fixture
+def sums(coin: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Serve a policy whose mode is the sum of its episode's observations, modulo 3."""
+    (coin / "environment.py").write_text(SUMS)
+    (coin / "schema.yaml").write_text(SUMS_SCHEMA)
+    monkeypatch.setenv("POLICY_SERVER_MAX_SESSIONS", "2")
+    with live_server(SUMS_SCHEMA, summing_backend()) as url:
+        yield url
+
+
+@pytest.mark.parametrize(("keeps_memory", "mean"), [(True, 8.0), (False, 3.0)])
+def test_an_episode_has_a_memory_of_its_own(
+    coin: Path,
+    sums: str,
+    keeps_memory: bool,  # noqa: FBT001 -- a parameter
+    mean: float,
+) -> None:
+    options: dict[str, Any] = {"is_deterministic": True, "keeps_memory": keeps_memory}
+
+    result = evaluate(coin, sums, episodes=6, parallel=2, **options)
+
+    assert (result.served.mean, result.served.standard_error) == (mean, 0.0)
+
+
+def test_an_evaluation_leaves_no_session(coin: Path, sums: str) -> None:
+    evaluate(coin, sums, episodes=2, parallel=2)
+
+    with PolicyClient(sums, KEY) as client:
+        begun = [client.post("/sessions", b"")["session_id"] for _ in range(2)]
+        with pytest.raises(ServerAnswerError, match="2 sessions are open already"):
+            client.post("/sessions", b"")
+    assert len(set(begun)) == 2
 
 
 def test_progress_is_told_for_each_episode(coin: Path, url: str) -> None:

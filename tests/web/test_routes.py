@@ -55,6 +55,7 @@ async def test_schema_is_shown_without_the_key() -> None:
             "is_proved": True,
             "basis": "structure",
             "action_mask": None,
+            "memory_width": 0,
             "components": [
                 {
                     "kind": "categorical",
