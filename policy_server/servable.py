@@ -17,7 +17,9 @@ from policy_server.settings import Settings
 __all__ = ["check_servable", "resolve_api_key"]
 
 
-def check_servable(folder: Path, schema_path: Path | None, settings: Settings) -> None:
+def check_servable(
+    folder: Path, schema_path: Path | None, settings: Settings, *, policy: str | None = None
+) -> None:
     """Refuse a policy and schema.yaml that a start would refuse; Ray is not started.
 
     Loading the policy takes seconds; a start with the same two files then doesn't do it again, if
@@ -27,6 +29,7 @@ def check_servable(folder: Path, schema_path: Path | None, settings: Settings) -
         folder: the unzipped policy.
         schema_path: the schema.yaml to serve it with; None where there is none yet.
         settings: the key, the engine, and how long loading may take.
+        policy: the policy's name in a schema.yaml of several; None for the only one.
 
     Raises:
         SettingsError: if there is no access key.
@@ -34,7 +37,7 @@ def check_servable(folder: Path, schema_path: Path | None, settings: Settings) -
         SchemaError: if schema.yaml is wrong, or disagrees with the policy.
         NotReadyError: if the process that loads the policy dies, or takes too long.
     """
-    schema = None if schema_path is None else read_schema(schema_path)
+    schema = None if schema_path is None else read_schema(schema_path, policy)
     if schema is not None:
         resolve_api_key(settings, schema)
     try:

@@ -49,11 +49,12 @@ class Commands:
         settings = read_settings()
         if if_missing and served_files.is_served(settings):
             return
-        policy = served_files.copy_server_files(Path(path), settings)
-        name = settings.zip_path.name
-        renamed = "" if policy.name == name else f", as {name},"
-        home = settings.home.resolve()
-        yield f"copied schema.yaml and {policy.name}{renamed} from {path} to {home}"
+        copies = served_files.copy_server_files(Path(path), settings)
+        names = " and ".join(
+            source.name if source.name == copy.name else f"{source.name}, as {copy.name},"
+            for source, copy in copies.items()
+        )
+        yield f"copied schema.yaml and {names} from {path} to {settings.home.resolve()}"
         yield f"unzipped the policy to {settings.models_path}"
         yield f"serve the policy:  {serving_command()}"
         yield f"look into it:      {command_for('inspect')}"

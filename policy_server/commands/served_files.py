@@ -23,7 +23,7 @@ from policy_server.formats.model_files import BESIDE_MARK, SOURCE_MARK, read_mar
 from policy_server.formats.unpacking import pack_model, unpack_model
 from policy_server.installation import command_for, examples_folder
 from policy_server.remote_files import RECORD_FILE
-from policy_server.schema import find_example_of, read_schema_file
+from policy_server.schema import SchemaFile, find_example_of, read_schema_file
 from policy_server.servable import check_servable
 from policy_server.settings import Settings
 
@@ -33,11 +33,12 @@ _KEPT = ".gitkeep"
 _CLIENTS = "clients"
 
 
-def copy_server_files(source: Path, settings: Settings) -> Path:
+def copy_server_files(source: Path, settings: Settings) -> dict[Path, Path]:
     """Put the schema.yaml and the policy of a folder in place, and unzip the policy.
 
     The policy becomes saved_model.zip, whatever its format and name; a folder is zipped, and so is
-    a zip with the file that belongs to it, such as vec_normalize.pkl.
+    a zip with the file that belongs to it, such as vec_normalize.pkl. The zips of several policies
+    keep the names that schema.yaml gives them.
 
     Args:
         source: the folder; or, where there is none of that name, an example's, such as
@@ -45,7 +46,7 @@ def copy_server_files(source: Path, settings: Settings) -> Path:
         settings: the folder of the server's files.
 
     Returns:
-        The policy's zip or folder that was copied.
+        Where the copy of each lies: of the policy's zip or folder, or of several policies' zips.
 
     Raises:
         PolicyServerError: if a start would refuse the new files, one is missing, or they can't be
@@ -53,7 +54,8 @@ def copy_server_files(source: Path, settings: Settings) -> Path:
     """
     source = _example_of(source) or source
     schema = source / settings.schema_path.name
-    _refuse_several(schema)
+    if schema.is_file() and (file := read_schema_file(schema)).is_named:
+        return _copy_several(file, schema, settings)
     policy = _find_pair(source, schema, settings)
     if source.resolve() == settings.home.resolve() and policy != source / settings.zip_path.name:
         raise ModelError(
@@ -76,7 +78,7 @@ def copy_server_files(source: Path, settings: Settings) -> Path:
             # Another policy in the server's folder would be a second candidate.
             find_policy(settings)
             _unzip_in_place(settings.zip_path, unzipped, settings)
-    return policy
+    return {policy: settings.zip_path}
 
 
 def is_served(settings: Settings) -> bool:
@@ -172,11 +174,19 @@ def clean(settings: Settings) -> list[Path]:
     return found
 
 
-def _unzip_servable(zip_path: Path, schema: Path | None, folder: Path, settings: Settings) -> Path:
+def _unzip_servable(
+    zip_path: Path,
+    schema: Path | None,
+    folder: Path,
+    settings: Settings,
+    *,
+    policy: str | None = None,
+    place: Path = Path(),
+) -> Path:
     """Unzip a policy to a folder of its own, and check that a server could start with it."""
-    models = folder / settings.models_path.name
+    models = folder / settings.models_path.name / place
     unzipped = unpack_model(zip_path, models, max_bytes=settings.max_unpacked_bytes)
-    check_servable(unzipped, schema, settings)
+    check_servable(unzipped, schema, settings, policy=policy)
     return unzipped
 
 
@@ -195,13 +205,48 @@ def _example_of(source: Path) -> Path | None:
     return example if is_named and example.is_dir() else None
 
 
-def _refuse_several(schema: Path) -> None:
-    """Refuse to copy a schema.yaml whose policies lie where it says."""
-    if schema.is_file() and read_schema_file(schema).is_named:
-        raise SchemaError(
-            f"{schema}: has policies:, whose models lie where it says; serve its folder as it is, "
-            f"with POLICY_SERVER_HOME={schema.parent}"
-        )
+def _copy_several(file: SchemaFile, schema: Path, settings: Settings) -> dict[Path, Path]:
+    """Copy the schema.yaml of several policies, and their zips beside it; unzip these."""
+    placed = _places_of_models(file, schema)
+    zips = {name: schema.parent / name for name in sorted(set(placed.values()))}
+    with _as_model_errors(settings.home), incoming_folder(settings.home) as folder:
+        unzipped = {
+            place: _unzip_servable(
+                zips[name], schema, folder, settings, policy=place.parts[0], place=place
+            )
+            for place, name in placed.items()
+        }
+        for path in (schema, *zips.values()):
+            shutil.copyfile(path, folder / path.name)
+        with replaced([schema.name, *zips], folder):
+            for place, name in placed.items():
+                in_place = unpack_model(
+                    settings.home / name,
+                    settings.models_path / place,
+                    max_bytes=settings.max_unpacked_bytes,
+                )
+                carry_outcome(unzipped[place], in_place)
+    return {path: settings.home / name for name, path in zips.items()}
+
+
+def _places_of_models(file: SchemaFile, schema: Path) -> dict[Path, str]:
+    """Return the zip beside schema.yaml of each version, by its place below models/."""
+    placed = {
+        Path(section.name, label): model
+        for section in file
+        for label, model in [
+            ("", section.model),
+            *((version.name, version.model) for version in section.versions),
+        ]
+        if model is not None
+    }
+    for model in placed.values():
+        if Path(model).name != model or not zipfile.is_zipfile(schema.parent / model):
+            raise SchemaError(
+                f"{schema}: has policies:, of which {model} is no zip beside it; serve its folder "
+                f"as it is, with POLICY_SERVER_HOME={schema.parent}"
+            )
+    return placed
 
 
 def _find_pair(source: Path, schema: Path, settings: Settings) -> Path:

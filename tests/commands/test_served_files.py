@@ -139,9 +139,10 @@ def test_policy_of_any_name_becomes_saved_model_zip(
     else:
         (source / "saved_model.zip").unlink()
 
-    policy = served_files.copy_server_files(source, settings)
+    copied_to = served_files.copy_server_files(source, settings)
 
-    assert policy == {"zip": source / "run.zip", "folder": source / "run"}.get(kind, source)
+    policy = {"zip": source / "run.zip", "folder": source / "run"}.get(kind, source)
+    assert copied_to == {policy: settings.zip_path}
     with zipfile.ZipFile(settings.zip_path) as archive:
         copied = {name: archive.read(name) for name in archive.namelist() if "." in name}
     assert {name: copied[name] for name in files} == files
@@ -443,9 +444,70 @@ def test_file_that_is_no_zip_is_copied_with_the_one_beside_it(
 
     copied = served_files.copy_server_files(source, settings)
 
-    assert copied == source / "policy.onnx"
+    assert copied == {source / "policy.onnx": settings.zip_path}
     with zipfile.ZipFile(settings.zip_path) as archive:
         assert archive.namelist() == ["policy.onnx", "policy.onnx.data"]
     for name in names[:2]:
         assert (settings.models_path / name).read_bytes() == (source / name).read_bytes()
     assert served_files.unzip(settings) == (settings.zip_path, settings.models_path)
+
+
+SEVERAL = """
+policies:
+  walker:
+    versions:
+      v1: {model: walker.zip, traffic: 90}
+      v2: {model: other.zip, traffic: 10}
+  greedy: {model: other.zip}
+parameters: {api_key: new}
+"""
+
+
+def put_several(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "schema.yaml").write_text(SEVERAL)
+    policies = ROOT / "tests" / "data" / "policies"
+    for name, policy in {"walker": "sb3_v18_ppo_discrete", "other": "sb3_trpo"}.items():
+        shutil.copyfile(policies / policy / "policy.zip", folder / f"{name}.zip")
+
+
+def test_several_policies_are_copied_with_their_zips_and_unzipped_where_a_start_looks(
+    source: Path, settings: Settings
+) -> None:
+    put_several(source)
+
+    copied = served_files.copy_server_files(source, settings)
+
+    assert copied == {source / name: settings.home / name for name in ("other.zip", "walker.zip")}
+    for path in [*copied, source / "schema.yaml"]:
+        assert (settings.home / path.name).read_bytes() == path.read_bytes()
+    for place in ("walker/v1", "walker/v2", "greedy"):
+        assert identify_model(settings.models_path / place).folder.is_dir()
+    assert not (settings.home / "saved_model.zip").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        pytest.param(None, "of which other.zip is no zip beside it", id="missing"),
+        pytest.param("no zip", "of which other.zip is no zip beside it", id="no zip"),
+        pytest.param("PK", "holds no policy", id="no policy"),
+    ],
+)
+def test_several_policies_of_which_one_can_not_be_copied_change_nothing(
+    source: Path, settings: Settings, content: str | None, says: str
+) -> None:
+    old = put_old(settings)
+    put_several(source)
+    other = source / "other.zip"
+    other.unlink()
+    if content == "PK":
+        with zipfile.ZipFile(other, "w") as archive:
+            archive.writestr("notes.txt", "none")
+    elif content is not None:
+        other.write_text(content)
+
+    with pytest.raises(PolicyServerError, match=says):
+        served_files.copy_server_files(source, settings)
+
+    assert contents(settings.home) == old
