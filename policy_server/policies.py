@@ -100,7 +100,9 @@ class Policies:
             )
             for section in file
         ]
-        self.registry = PolicyRegistry(slots, default=file.default, is_named=file.is_named)
+        self.registry = PolicyRegistry(
+            slots, default=file.default, is_named=file.is_named, agents=file.agents
+        )
         self.administration = (
             None if settings.admin_key is None else Administration(self._files, self._settings)
         )

@@ -151,6 +151,11 @@ class Settings(BaseSettings):
         description="For how long after its last question an episode (`x-episode-id`) keeps its "
         "version of the policy, in seconds",
     )
+    max_agents: int = Field(
+        1024,
+        ge=1,
+        description="Most agents of a team in a request, and with a memory in an episode",
+    )
     max_sessions: int = Field(
         10_000, ge=1, description="Sessions that are open at a time, else 503"
     )

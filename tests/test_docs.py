@@ -18,7 +18,7 @@ from policy_server.commands.program import Commands
 from policy_server.errors import PolicyServerError, SchemaError, SettingsError
 from policy_server.metrics import Metrics, MetricsExporter
 from policy_server.policy import ActionOutput
-from policy_server.schema import parse_schema, parse_schema_file
+from policy_server.schema import AgentPolicies, parse_schema, parse_schema_file
 from policy_server.schema.yaml_document import (
     ActionEntry,
     Document,
@@ -28,10 +28,12 @@ from policy_server.schema.yaml_document import (
     VersionEntry,
 )
 from policy_server.schema_fit import describe_signature
+from policy_server.serving import PolicyRegistry
 from policy_server.settings import ENV_PREFIX, Settings, read_settings
+from policy_server.web import create_app
 from policy_server.web.route_table import RouteTable
 from tests.support.documents import code_blocks, names, rows, section, without_code
-from tests.support.fakes import components_of, integer_backend, registry_of, signature_of
+from tests.support.fakes import components_of, integer_backend, registry_of, signature_of, slot_of
 from tests.support.folders import ROOT
 from tests.support.web import SCHEMA, build, client_of, serve
 
@@ -72,6 +74,24 @@ def test_table_names_every_route_and_no_other(page: Path, title: str) -> None:
 
     assert len(documented) == len(set(documented))
     assert set(documented) == served | DOCUMENTATION_ROUTES | STREAM_ROUTES
+
+
+def test_page_of_teams_names_every_route_of_a_team_and_no_other() -> None:
+    registry = PolicyRegistry(
+        [slot_of(integer_backend(), parse_schema(SCHEMA))], agents=AgentPolicies({"*": "default"})
+    )
+    served = {
+        f"{method.upper()} {path}"
+        for path, item in create_app(registry, Settings(), api_key=None).openapi()["paths"].items()
+        for method in item
+        if path.endswith("/agents")
+    }
+
+    table = section(DOCS / "teams.md", "Routes")
+    documented = [name for cells in rows(table) for name in names(cells[0])]
+
+    assert len(documented) == len(set(documented))
+    assert set(documented) == served
 
 
 @pytest.mark.parametrize("route", sorted(DOCUMENTATION_ROUTES))

@@ -93,14 +93,15 @@ class PolicyMetrics:
         """Record into the counts of the process.
 
         Args:
-            policy: the policy's name.
+            policy: the policy's name; empty for what belongs to several.
             tally: the counts of the process.
         """
         self.policy = policy
         self.model_version = ""
         self._tally = tally
-        # A counter that begins with its first count has no increase for Prometheus.
-        tally.count("replica_restarts", {(policy,): 0.0})
+        if policy:
+            # A counter that begins with its first count has no increase for Prometheus.
+            tally.count("replica_restarts", {(policy,): 0.0})
 
     def observe_stage(self, stage: str, seconds: float) -> None:
         """Record how long a stage took.

@@ -7,6 +7,7 @@ and `json_batches` and `npy_batches` read many, piece by piece as they arrive.
 from __future__ import annotations
 
 from policy_server.observations.action_mask import ActionMask
+from policy_server.observations.agents import check_agents, parse_agents
 from policy_server.observations.batch_layout import BatchLayout, BatchReader, Matrix
 from policy_server.observations.json_batches import JsonBatchReader
 from policy_server.observations.models import problem
@@ -23,5 +24,7 @@ __all__ = [
     "NpyBatchReader",
     "ObservationSpace",
     "Row",
+    "check_agents",
+    "parse_agents",
     "problem",
 ]

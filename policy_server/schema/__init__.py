@@ -11,6 +11,7 @@ observation holds.
 
 from __future__ import annotations
 
+from policy_server.schema.agent_policies import LONGEST_AGENT_ID, AgentPolicies
 from policy_server.schema.fields import (
     FLOAT32_MAX,
     ActionField,
@@ -40,8 +41,10 @@ __all__ = [
     "DEFAULT_POLICY",
     "EXACT_INTEGER_MAX",
     "FLOAT32_MAX",
+    "LONGEST_AGENT_ID",
     "ActionField",
     "ActionValues",
+    "AgentPolicies",
     "Kind",
     "Normalization",
     "Number",

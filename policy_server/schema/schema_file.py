@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from policy_server.errors import SchemaError
+from policy_server.schema.agent_policies import AgentPolicies, agent_policies
 from policy_server.schema.fields import ServerSchema
 from policy_server.schema.sections import parse_document, policy_schema, read_schema_text
 from policy_server.schema.yaml_document import Document, PolicyEntry, VersionEntry, show
@@ -85,6 +86,7 @@ class SchemaFile:
         root_path: the prefix that a reverse proxy strips, as ASGI has it; empty for none.
         is_named: whether the file has `policies:`; without, it describes the one in the server's
             folder.
+        agents: the policies of a team's agents; None where there is no team.
     """
 
     source: str
@@ -93,6 +95,7 @@ class SchemaFile:
     api_key: str | None
     root_path: str
     is_named: bool
+    agents: AgentPolicies | None = None
 
     def __iter__(self) -> Iterator[PolicySection]:
         """Iterate over the policies in their order."""
@@ -199,7 +202,15 @@ def parse_schema_file(text: str, *, source: str = "schema.yaml") -> SchemaFile:
         raise SchemaError(
             f"{source}: default: has no policy {show(default)}; expected one of {', '.join(names)}"
         )
-    return SchemaFile(source, policies, default, server.api_key, server.root_path, is_named=True)
+    return SchemaFile(
+        source,
+        policies,
+        default,
+        server.api_key,
+        server.root_path,
+        is_named=True,
+        agents=agent_policies(parsed.multi_agent, names, source),
+    )
 
 
 def _of_one_policy(parsed: Document, source: str) -> SchemaFile:
@@ -210,13 +221,19 @@ def _of_one_policy(parsed: Document, source: str) -> SchemaFile:
     schema = policy_schema(parsed, source)
     policy = PolicySection(DEFAULT_POLICY, schema)
     return SchemaFile(
-        source, (policy,), DEFAULT_POLICY, schema.api_key, schema.root_path, is_named=False
+        source,
+        (policy,),
+        DEFAULT_POLICY,
+        schema.api_key,
+        schema.root_path,
+        is_named=False,
+        agents=agent_policies(parsed.multi_agent, [DEFAULT_POLICY], source),
     )
 
 
 def _refuse_sections_beside(parsed: Document, source: str) -> None:
     """Refuse sections about one policy beside `policies`."""
-    own = {"policies", "default", "parameters"}
+    own = {"policies", "default", "multi_agent", "parameters"}
     others = sorted(parsed.model_fields_set - own)
     if others:
         raise SchemaError(

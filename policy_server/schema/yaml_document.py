@@ -42,6 +42,7 @@ _MAPPINGS = {
     ("parameters", 1): "a mapping, such as 'discrete: True', with a space after each colon",
     ("policies", 1): "a mapping of names, such as 'door: {model: door.zip}'",
     ("policies", 2): "a mapping, such as {model: door.zip}",
+    ("multi_agent", 1): "a mapping of agents, such as 'hunter_*: hunter'",
     ("versions", 1): "a mapping of names, such as 'v1: {model: door.zip, traffic: 90}'",
     ("versions", 2): "a mapping, such as {model: door.zip, traffic: 90}",
 }
@@ -216,6 +217,7 @@ class Document(PolicySections):
 
     policies: dict[Any, PolicyEntry] | None = None
     default: _Text | None = None
+    multi_agent: dict[Any, _Text] | None = None
 
 
 def describe_problems(error: ValidationError) -> str:

@@ -26,6 +26,7 @@ _FOR_ARRAYS = "log_probability"
 _STATE = "x-state"
 _OF_EPISODES = frozenset({_STATE, "x-previous-reward", "x-previous-action"})
 _STEP = "x-step"
+_BY_AGENT = "ByAgent"
 
 
 def prepare_document(document: Document, *, url: str) -> Document:
@@ -51,6 +52,7 @@ def prepare_document(document: Document, *, url: str) -> Document:
     _drop_answers(prepared)
     _use_one_form(prepared)
     _number_steps(prepared)
+    _use_maps(prepared)
     for node in list(_nodes(prepared)):
         _simplify(node)
     return prepared
@@ -127,6 +129,24 @@ def _number_steps(document: Document) -> None:
             for parameter in operation.get("parameters", ()):
                 if parameter["name"] == _STEP:
                     parameter["required"] = True
+
+
+def _use_maps(document: Document) -> None:
+    """Make what is given by agent a map: the generators know no types by patterns of names."""
+    schemas = document.get("components", {}).get("schemas", {})
+    for name, schema in schemas.items():
+        if not name.endswith(_BY_AGENT):
+            continue
+        kinds = [
+            *schema.get("properties", {}).values(),
+            *schema.get("patternProperties", {}).values(),
+        ]
+        is_one = all(kind == kinds[0] for kind in kinds)
+        schemas[name] = {
+            "type": "object",
+            "title": name,
+            "additionalProperties": kinds[0] if is_one else {},
+        }
 
 
 def _nodes(node: object) -> Iterator[Document]:

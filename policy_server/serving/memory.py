@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from policy_server.policy import LARGEST_SEED, Float32Array
 from policy_server.serving.previous_step import NOTHING_STATED, StatedStep
 from policy_server.serving.questions import Answer, Question
+from policy_server.serving.session_store import SessionRecord
 from policy_server.serving.version import PolicyVersion
 
 __all__ = ["EpisodeMemory", "EpisodeSteps"]
@@ -87,6 +88,14 @@ class EpisodeMemory:
         if self.has_action:
             actions = answer.call.outputs.actions[answer.index]
             self.version.previous_step.note_action(self.state, actions)
+
+    def kept_in(self, record: SessionRecord) -> SessionRecord:
+        """Return a session's record with this memory.
+
+        Args:
+            record: the session's, before the step.
+        """
+        return replace(record, state=self.state, steps=self.steps, has_action=self.has_action)
 
 
 @dataclass(eq=False, slots=True)

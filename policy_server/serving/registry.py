@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from policy_server.errors import PolicyServerError, SettingsError
-from policy_server.schema import can_stand_in_an_address
+from policy_server.schema import AgentPolicies, can_stand_in_an_address
 from policy_server.serving.slot import PolicySlot
 
 __all__ = ["PolicyRegistry"]
@@ -21,6 +21,7 @@ class PolicyRegistry:
     Attributes:
         default: the slot that answers where a request names no policy.
         is_named: whether people have named the policies, so that the names stand in addresses.
+        agents: the policies of a team's agents; None where there is no team.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class PolicyRegistry:
         *,
         default: str | None = None,
         is_named: bool | None = None,
+        agents: AgentPolicies | None = None,
     ) -> None:
         """Own the slots while `running`.
 
@@ -36,6 +38,7 @@ class PolicyRegistry:
             slots: at least one, each with a name of its own.
             default: the default policy's name; None takes the first one.
             is_named: whether people have named the policies; None if there are several.
+            agents: the policies of a team's agents; None for no team.
 
         Raises:
             SettingsError: if a name can't stand in an address, or stands for two policies.
@@ -52,6 +55,7 @@ class PolicyRegistry:
             self._slots[slot.name] = slot
         self.default = slots[0] if default is None else self._slots[default]
         self.is_named = len(slots) > 1 if is_named is None else is_named
+        self.agents = agents
 
     def __iter__(self) -> Iterator[PolicySlot]:
         """Iterate over the slots in their order."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Generic, Protocol, TypeVar
 
 from policy_server.errors import SessionConflictError, UnsupportedAnswerError
 from policy_server.serving.memory import EpisodeMemory
@@ -17,17 +18,29 @@ from policy_server.serving.session_store import (
 from policy_server.serving.slot import PolicySlot
 from policy_server.serving.version import PolicyVersion
 
-__all__ = ["SessionTurn", "Sessions"]
+__all__ = ["SessionTurn", "Sessions", "check_seed"]
 
 
-class SessionTurn:
+class _Kept(Protocol):
+    """A memory that a session's record keeps."""
+
+    steps: int
+
+    def kept_in(self, record: SessionRecord) -> SessionRecord:
+        """Return a session's record with this memory."""
+
+
+Memory = TypeVar("Memory", bound=_Kept)
+
+
+class SessionTurn(Generic[Memory]):
     """A session while one request has it for itself.
 
     Attributes:
         memory: the memory that the request's step starts from.
     """
 
-    def __init__(self, held: HeldSession, memory: EpisodeMemory) -> None:
+    def __init__(self, held: HeldSession, memory: Memory) -> None:
         """Own nothing: the session is the store's.
 
         Args:
@@ -37,20 +50,34 @@ class SessionTurn:
         self._held = held
         self.memory = memory
 
-    def repeated(self, step: int | None, digest: bytes) -> bytes | None:
-        """Return the answer to a step that was answered before.
+    async def answer(
+        self, step: int | None, digest: bytes, make: Callable[[], Awaitable[bytes]]
+    ) -> tuple[bytes, int]:
+        """Return the answer to a step: of the next one, or once more of the last one.
 
         Args:
             step: the number of the step that the client asks for, from 0; None for the next one.
             digest: of the request.
+            make: makes the next step, which advances the memory, and gives the JSON of its answer.
 
         Returns:
-            The JSON of the answer; None where the step is the next one, and not answered yet.
+            The JSON of the answer, and the number of its step.
 
         Raises:
             SessionConflictError: if the step is neither the last one nor the next, or if the last
                 one was asked with another request.
+            PolicyServerError: as `make` raised it; the session is as it was then.
         """
+        number = self.memory.steps
+        text = self._repeated(step, digest)
+        if text is not None:
+            return text, number - 1
+        text = await make()
+        record = self.memory.kept_in(self._held.record)
+        await self._held.keep(replace(record, last=AnsweredStep(digest, text)))
+        return text, number
+
+    def _repeated(self, step: int | None, digest: bytes) -> bytes | None:
         record = self._held.record
         if step is None or step == record.steps:
             return None
@@ -65,24 +92,6 @@ class SessionTurn:
                 f"step {record.steps}"
             )
         return record.last.text
-
-    async def keep(self, digest: bytes, text: bytes) -> None:
-        """Store the memory after the step, and the answer for a client that asks again.
-
-        Args:
-            digest: of the request.
-            text: the JSON of the answer.
-        """
-        memory = self.memory
-        await self._held.keep(
-            replace(
-                self._held.record,
-                state=memory.state,
-                steps=memory.steps,
-                has_action=memory.has_action,
-                last=AnsweredStep(digest, text),
-            )
-        )
 
 
 class Sessions:
@@ -118,7 +127,7 @@ class Sessions:
             DeploymentError: if the version that is asked for is not loaded.
         """
         version = self._slot.choose(episode_id, wanted=wanted)
-        _check_seed(version, seed)
+        check_seed(version, seed)
         record = SessionRecord(
             session_id=secrets.token_hex(16),
             policy=self._slot.name,
@@ -163,7 +172,7 @@ class Sessions:
             record = held.record
             episode_id = episode_id or record.episode_id
             version = self._version_of(record) or self._slot.choose(episode_id)
-            _check_seed(version, seed)
+            check_seed(version, seed)
             begun = replace(
                 record,
                 version=version.label,
@@ -192,7 +201,7 @@ class Sessions:
             await held.remove()
 
     @asynccontextmanager
-    async def turn(self, session_id: str) -> AsyncIterator[SessionTurn]:
+    async def turn(self, session_id: str) -> AsyncIterator[SessionTurn[EpisodeMemory]]:
         """Give one request at a time a session, in the order in which they come.
 
         Args:
@@ -224,7 +233,16 @@ class Sessions:
         return version if version is not None and version.digest == record.digest else None
 
 
-def _check_seed(version: PolicyVersion, seed: int | None) -> None:
+def check_seed(version: PolicyVersion, seed: int | None) -> None:
+    """Refuse a seed for the draws of a policy that takes none.
+
+    Args:
+        version: answers the session.
+        seed: the seed; None for none.
+
+    Raises:
+        UnsupportedAnswerError: if the policy's distribution is not known.
+    """
     if seed is not None and version.distribution is None:
         raise UnsupportedAnswerError(
             "a seed needs a policy whose distribution is known; begin the session without one"

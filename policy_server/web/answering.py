@@ -26,7 +26,7 @@ from policy_server.serving import (
 )
 from policy_server.web.rendering import RenderedAnswers
 
-__all__ = ["AnswerBody", "PendingAnswer", "PolicyAnswering", "render_examples"]
+__all__ = ["AnswerBody", "PendingAnswer", "PolicyAnswering", "render_answer", "render_examples"]
 
 
 class AnswerBody(NamedTuple):
@@ -94,7 +94,7 @@ class PolicyAnswering:
         if memory is not None:
             memory.prepare(question, stated)
         answer = await version.scheduler.answer(question)
-        text = _render(version, kind, answer)
+        text = render_answer(version, kind, answer)
         if memory is not None:
             memory.advance(question, answer)
         self.slot.copy_to_shadows(version, question, answer)
@@ -132,11 +132,35 @@ class PolicyAnswering:
             ObservationError: if the observation is not what schema.yaml describes.
             PolicyServerError: if the policy can't answer.
         """
-        version.check_answers(kind)
-        row = self._validated(version, partial(parse, version.space), is_raw=is_raw)
-        question = self._question(row, kind, seed)
+        question = self.question(kind, parse, is_raw=is_raw, seed=seed, version=version)
         future = version.scheduler.ask(question) if steps is None else steps.ask(question, stated)
         return PendingAnswer(self.slot, version, question, request_id, future)
+
+    def question(
+        self,
+        kind: AnswerKind,
+        parse: Callable[[ObservationSpace], Row],
+        *,
+        is_raw: bool,
+        seed: int | None,
+        version: PolicyVersion,
+    ) -> Question:
+        """Return the question about an observation; see `ask`.
+
+        Args:
+            kind: the kind of answer.
+            parse: gives the observation's row.
+            is_raw: whether it was `{"obs": [...]}`.
+            seed: makes the draw reproducible.
+            version: will give the answer.
+
+        Raises:
+            ObservationError: if the observation is not what schema.yaml describes.
+            UnsupportedAnswerError: if the version gives no answers of that kind.
+        """
+        version.check_answers(kind)
+        row = self._validated(version, partial(parse, version.space), is_raw=is_raw)
+        return self._question(row, kind, seed)
 
     def _question(self, row: Row, kind: AnswerKind, seed: int | None) -> Question:
         seed = NO_SEED if seed is None else seed
@@ -168,7 +192,7 @@ class PendingAnswer:
             PolicyServerError: if the policy can't answer.
         """
         answer, question = await self._future, self._question
-        text = _render(self._version, question.kind, answer)
+        text = render_answer(self._version, question.kind, answer)
         self._slot.copy_to_shadows(self._version, question, answer)
         self._version.log.record(question.kind, question.row, text, request_id=self._request_id)
         return text
@@ -180,7 +204,18 @@ class PendingAnswer:
             self._future.exception()
 
 
-def _render(version: PolicyVersion, kind: AnswerKind, answer: Answer) -> bytes:
+def render_answer(version: PolicyVersion, kind: AnswerKind, answer: Answer) -> bytes:
+    """Return the JSON of an answer.
+
+    Args:
+        version: gave the answer.
+        kind: the kind of answer.
+        answer: the answer.
+
+    Raises:
+        DistributionError: if its action holds NaN or infinity, or it is no distribution.
+    """
+
     def view(outputs: PolicyOutputs) -> RenderedAnswers:
         return RenderedAnswers(outputs, version.signature.action_outputs, version.distribution)
 
@@ -200,7 +235,7 @@ def render_examples(slot: PolicySlot) -> dict[AnswerKind, Any]:
         assert version is not None, "there are no kinds without it"
         try:
             if kind in version.examples:
-                text = _render(version, kind, version.examples[kind])
+                text = render_answer(version, kind, version.examples[kind])
                 examples[kind] = orjson.loads(text)
         except DistributionError:
             continue

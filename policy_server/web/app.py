@@ -23,6 +23,9 @@ from policy_server.sdk import SdkStore
 from policy_server.serving import PolicyRegistry
 from policy_server.serving.administration import Administration
 from policy_server.serving.state_tokens import StateTokens
+from policy_server.serving.team import Team
+from policy_server.serving.team_record import TEAM
+from policy_server.serving.team_sessions import TeamSessions
 from policy_server.settings import Settings
 from policy_server.web.admin_routes import admin_routes
 from policy_server.web.answering import PolicyAnswering
@@ -37,6 +40,8 @@ from policy_server.web.routes import policy_routes, server_routes
 from policy_server.web.sdk_routes import client_routes
 from policy_server.web.session_routes import session_routes
 from policy_server.web.stream import Streams, stream_hints
+from policy_server.web.team_answering import TeamAnswering
+from policy_server.web.team_routes import team_routes
 
 __all__ = ["Application", "create_app"]
 
@@ -113,6 +118,10 @@ def create_app(
     tokens = StateTokens(state_key=_secret(settings.state_key), access_key=api_key)
     app.include_router(policy_routes(table, policies, settings, tokens))
     app.include_router(session_routes(table, policies))
+    if registry.agents is not None:
+        team = Team(registry, registry.agents)
+        answering = TeamAnswering(team, policies, max_agents=settings.max_agents)
+        app.include_router(team_routes(table, answering, TeamSessions(team, counted.of(TEAM))))
     app.include_router(stream_hints(table))
     app.include_router(client_routes(sdks, lambda: app.openapi()))
     if administration is not None:
@@ -122,7 +131,9 @@ def create_app(
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = build_openapi(app, table, registry, root_path=root_path)
+            app.openapi_schema = build_openapi(
+                app, table, registry, root_path=root_path, max_agents=settings.max_agents
+            )
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it

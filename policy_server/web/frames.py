@@ -12,7 +12,15 @@ from policy_server.errors import BodyTooLargeError, ObservationError
 from policy_server.observations import ObservationSpace, problem
 from policy_server.serving import NOTHING_STATED, StatedStep
 
-__all__ = ["RESET", "answer_frame", "error_frame", "is_reset", "parse_frame", "split_frame"]
+__all__ = [
+    "RESET",
+    "answer_frame",
+    "error_frame",
+    "is_reset",
+    "parse_frame",
+    "split_frame",
+    "split_values",
+]
 
 RESET = b'{"reset":true}'
 """The answer to a frame that begins another episode, which says the same."""
@@ -67,16 +75,27 @@ def split_frame(message: Message) -> tuple[Message, StatedStep]:
             observation alone.
     """
     value = _value_of(message)
+    observation, stated = split_values(value)
+    if observation is value:
+        return message, NOTHING_STATED
+    if message.get("text") is not None:
+        return {"text": orjson.dumps(observation).decode()}, stated
+    return {"bytes": msgpack.packb(observation)}, stated
+
+
+def split_values(value: Any) -> tuple[Any, StatedStep]:  # noqa: ANN401 -- what the client sent
+    """Return an observation, and what is stated beside it of the step before.
+
+    Args:
+        value: as in `split_frame`, already read; an observation alone is returned as it is.
+    """
     if (
         not isinstance(value, dict)
         or _OBSERVATION not in value
         or not value.keys() <= {_OBSERVATION, _REWARD, _ACTION}
     ):
-        return message, NOTHING_STATED
-    stated = StatedStep(value.get(_REWARD), value.get(_ACTION))
-    if message.get("text") is not None:
-        return {"text": orjson.dumps(value[_OBSERVATION]).decode()}, stated
-    return {"bytes": msgpack.packb(value[_OBSERVATION])}, stated
+        return value, NOTHING_STATED
+    return value[_OBSERVATION], StatedStep(value.get(_REWARD), value.get(_ACTION))
 
 
 def _value_of(message: Message) -> Any:  # noqa: ANN401 -- what the client sent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -9,16 +10,21 @@ from fastapi.openapi.utils import get_openapi
 
 from policy_server import __version__
 from policy_server.errors import SettingsError
+from policy_server.policy import AnswerKind
 from policy_server.serving import PolicyRegistry, PolicySlot
 from policy_server.serving.state_tokens import STATE_HEADER
+from policy_server.serving.team import Team
 from policy_server.web.answering import render_examples
 from policy_server.web.media_types import NPY
 from policy_server.web.openapi_schemas import TypeNames, error_schemas, policy_schemas, sized
 from policy_server.web.route_table import AnswerRoute, Route, RouteTable
+from policy_server.web.team_schemas import TeamSchemas
 
 __all__ = ["build_openapi", "refuse_shared_type_names"]
 
 Document = dict[str, Any]
+# The answer of each kind, by policy.
+Examples = Mapping[str, Mapping[AnswerKind, Any]]
 
 _DESCRIPTION = """Serves a trained reinforcement-learning policy: observations in, actions out.
 
@@ -111,7 +117,12 @@ _SECURITY: list[dict[str, list[str]]] = [{"accessToken": []}, {"bearer": []}]
 
 
 def build_openapi(
-    app: FastAPI, table: RouteTable, registry: PolicyRegistry, *, root_path: str
+    app: FastAPI,
+    table: RouteTable,
+    registry: PolicyRegistry,
+    *,
+    root_path: str,
+    max_agents: int,
 ) -> Document:
     """Return the OpenAPI 3.1 document.
 
@@ -120,6 +131,7 @@ def build_openapi(
         table: the server's routes.
         registry: the policies; the widths of their observations are exact once they are loaded.
         root_path: the server's own prefix.
+        max_agents: the most agents in a step of a team.
     """
     document = get_openapi(
         title=app.title,
@@ -138,21 +150,58 @@ def build_openapi(
     for page in table.schemas():
         schemas |= policy_schemas(registry[page.policy], namespace=page.namespace)
     schemas |= error_schemas()
+    team = _team_of(registry, table, max_agents)
+    if team is not None:
+        schemas |= team.schemas()
     examples = {slot.name: render_examples(slot) for slot in registry}
     for path, methods in document["paths"].items():
         route = table.find(path)
         assert route is not None, "FastAPI's routes are the table's"
         for operation in methods.values():
             _describe_operation(operation, route)
-        if isinstance(route, AnswerRoute):
-            describe = _describe_batch if route.transport == "batch" else _describe_answer
-            example = examples[route.policy].get(route.kind)
-            describe(methods["post"], route, registry[route.policy], example)
-        elif "post" in methods:
-            # A session is begun, or begun anew.
-            for status in (413, 415, 503):
-                _describe_error(methods["post"], status)
+        if "post" in methods:
+            _describe_post(methods["post"], route, registry, examples, team)
     return document
+
+
+def _describe_post(
+    operation: Document,
+    route: Route,
+    registry: PolicyRegistry,
+    examples: Examples,
+    team: TeamSchemas | None,
+) -> None:
+    if not isinstance(route, AnswerRoute):
+        # A session is begun, or begun anew.
+        for status in (413, 415, 503):
+            _describe_error(operation, status)
+    elif not route.policy:
+        assert team is not None, "its routes stand where there is a team"
+        _describe_team_step(operation, route, team, examples)
+    else:
+        describe = _describe_batch if route.transport == "batch" else _describe_answer
+        example = examples[route.policy].get(route.kind)
+        describe(operation, route, registry[route.policy], example)
+
+
+def _team_of(registry: PolicyRegistry, table: RouteTable, max_agents: int) -> TeamSchemas | None:
+    if registry.agents is None:
+        return None
+    # A policy's types by its own name, where it has the short ones too.
+    namespaces = {page.policy: page.namespace for page in table.schemas()}
+    return TeamSchemas(Team(registry, registry.agents), namespaces, max_agents=max_agents)
+
+
+def _describe_team_step(
+    operation: Document,
+    route: AnswerRoute,
+    team: TeamSchemas,
+    examples: Examples,
+) -> None:
+    team.describe(operation, route, examples)
+    _describe_errors(operation, 413, 415, 500, 501, 503)
+    if route.transport == "team_session":
+        _describe_error(operation, 409)
 
 
 def _describe_operation(operation: Document, route: Route) -> None:

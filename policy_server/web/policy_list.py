@@ -90,6 +90,9 @@ class PolicyList(BaseModel):
 
     default: str = Field(description="The name of the policy behind `/predict`")
     policies: list[ListedPolicy]
+    multi_agent: dict[str, str] | None = Field(
+        description="The name of the policy for each agent or pattern of agents; null for no team"
+    )
 
 
 def policy_list_routes(registry: PolicyRegistry) -> APIRouter:
@@ -103,7 +106,11 @@ def policy_list_routes(registry: PolicyRegistry) -> APIRouter:
     @router.get("/policies", operation_id="get_policies", summary="List the policies")
     async def policies() -> PolicyList:
         listed = [_listed(slot, is_default=slot is registry.default) for slot in registry]
-        return PolicyList(default=registry.default.name, policies=listed)
+        return PolicyList(
+            default=registry.default.name,
+            policies=listed,
+            multi_agent=None if registry.agents is None else dict(registry.agents.rules),
+        )
 
     return router
 

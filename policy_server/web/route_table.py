@@ -8,12 +8,13 @@ kind `predict` in the form `raw` by the transport `batch` for the policy `door`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from policy_server.policy import ANSWER_KINDS, AnswerKind
 from policy_server.serving import PolicyRegistry, PolicySlot
+from policy_server.serving.team import Team
 
 __all__ = [
     "ADMIN",
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 Form = Literal["named", "raw"]
-Transport = Literal["single", "batch", "stream", "session"]
+Transport = Literal["single", "batch", "stream", "session", "team", "team_session"]
 Access = Literal["open", "key", "admin"]
 BodyLimit = Literal["single", "batch", "upload"]
 
@@ -43,6 +44,13 @@ _TRANSPORTS: dict[Transport, tuple[str, str]] = {
     "stream": ("", "/stream"),
     "session": (_SESSION, ""),
 }
+# Each route of a team is that of a policy with this behind it.
+_AGENTS = "/agents"
+_TEAM_TRANSPORTS: dict[Transport, tuple[str, str]] = {
+    "team": ("", _AGENTS),
+    "team_session": (_SESSION, _AGENTS),
+}
+_TEAM_SESSIONS = tuple(f"{path}{_AGENTS}" for path in (_SESSIONS, _SESSION, _RESET))
 _POLICIES = "/policies"
 ADMIN = "/admin"
 """The routes that change versions lie below it."""
@@ -105,7 +113,8 @@ class AnswerRoute(Route):
     Attributes:
         kind: the kind of answer.
         form: whether observations are named or flat.
-        transport: one observation a request, a batch, a web socket, or one step of a session.
+        transport: one observation a request, a batch, a web socket, or one step of a session; or
+            one observation for each agent of a team in a request or a session.
     """
 
     kind: AnswerKind
@@ -154,6 +163,8 @@ class RouteTable:
         if registry.is_named:
             for slot in registry:
                 routes += _routes_of(slot, namespace=slot.name)
+        if registry.agents is not None:
+            routes += _routes_of_team(Team(registry, registry.agents))
         if has_admin:
             routes.append(Route(path=f"{ADMIN}/", access="admin", body_limit="upload"))
         self._routes = {route.path: route for route in routes}
@@ -185,6 +196,10 @@ class RouteTable:
                 *(self._routes[f"{prefix}{path}"] for path in (_SESSIONS, _SESSION, _RESET))
             )
 
+    def team_sessions(self) -> SessionRoutes:
+        """Return the routes that begin and end a team's sessions, where there is a team."""
+        return SessionRoutes(*(self._routes[path] for path in _TEAM_SESSIONS))
+
     def find(self, path: str) -> Route | None:
         """Return the route of an address; None where there is none.
 
@@ -199,21 +214,39 @@ class RouteTable:
 
 def _routes_of(slot: PolicySlot, *, namespace: str = "") -> Iterator[Route]:
     prefix = f"{_POLICIES}/{namespace}" if namespace else ""
-    forms: tuple[Form, ...] = ("raw",) if slot.schema.observations is None else ("named", "raw")
+    is_named = slot.schema.observations is not None
+    yield from _answer_routes(_TRANSPORTS, prefix, slot.name, namespace, is_named=is_named)
+    for path in (_SCHEMA, _SESSIONS, _SESSION, _RESET):
+        yield Route(path=f"{prefix}{path}", policy=slot.name, namespace=namespace)
+
+
+def _routes_of_team(team: Team) -> Iterator[Route]:
+    yield from _answer_routes(_TEAM_TRANSPORTS, is_named=team.has_named_observations)
+    for path in _TEAM_SESSIONS:
+        yield Route(path=path)
+
+
+def _answer_routes(
+    transports: Mapping[Transport, tuple[str, str]],
+    prefix: str = "",
+    policy: str = "",
+    namespace: str = "",
+    *,
+    is_named: bool,
+) -> Iterator[Route]:
+    forms: tuple[Form, ...] = ("named", "raw") if is_named else ("raw",)
     for kind in ANSWER_KINDS:
         for form in forms:
-            for transport, (before, behind) in _TRANSPORTS.items():
+            for transport, (before, behind) in transports.items():
                 yield AnswerRoute(
                     path=f"{prefix}{before}/{kind}{_FORMS[form]}{behind}",
-                    policy=slot.name,
+                    policy=policy,
                     kind=kind,
                     form=form,
                     transport=transport,
                     body_limit="batch" if transport == "batch" else "single",
                     namespace=namespace,
                 )
-    for path in (_SCHEMA, _SESSIONS, _SESSION, _RESET):
-        yield Route(path=f"{prefix}{path}", policy=slot.name, namespace=namespace)
 
 
 def _with_any_session(path: str) -> str:

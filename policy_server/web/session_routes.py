@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from hashlib import blake2b
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Body, Header, Path, Request, Response
@@ -18,7 +18,7 @@ from policy_server.web.query import QueryCheckedRoute
 from policy_server.web.route_table import AnswerRoute, Route, RouteTable, SessionRoutes
 from policy_server.web.routes import ROUTE_TEXTS, Seed
 
-__all__ = ["session_routes"]
+__all__ = ["SessionId", "SessionStart", "Step", "digest_of", "session_routes"]
 
 SessionId = Annotated[str, Path(description="The session's name, as `POST /sessions` gave it")]
 Step = Annotated[
@@ -164,6 +164,16 @@ def _add_pages(router: APIRouter, routes: SessionRoutes, sessions: Sessions) -> 
     )
 
 
+def digest_of(options: list[Any], body: bytes) -> bytes:
+    """Return a digest of a request, which tells it from another one with the same `x-step`.
+
+    Args:
+        options: all that its answer depends on beside the body; values that JSON has.
+        body: its body.
+    """
+    return blake2b(orjson.dumps(options) + body, digest_size=16).digest()
+
+
 def _shown(record: SessionRecord) -> Session:
     return Session(
         session_id=record.session_id,
@@ -184,16 +194,13 @@ def _endpoint(
         # A slow body keeps no other request waiting.
         body, stated = await request.body(), StatedStep.of(request.headers)
         content_type = request.state.content_type
-        asked = orjson.dumps([route.kind, route.form, content_type, seed, stated])
-        digest = blake2b(asked + body, digest_size=16).digest()
+        digest = digest_of([route.kind, route.form, content_type, seed, stated], body)
         async with sessions.turn(session_id) as turn:
-            memory, number = turn.memory, turn.memory.steps
-            text = turn.repeated(step, digest)
-            if text is not None:
-                number -= 1
-            else:
-                if seed is None and route.kind == "predict":
-                    seed = memory.step_seed
+            memory = turn.memory
+            if seed is None and route.kind == "predict":
+                seed = memory.step_seed
+
+            async def make() -> bytes:
                 found = await policy.answer(
                     route.kind,
                     body,
@@ -204,8 +211,9 @@ def _endpoint(
                     memory=memory,
                     stated=stated,
                 )
-                text = found.text
-                await turn.keep(digest, text)
+                return found.text
+
+            text, number = await turn.answer(step, digest, make)
         response = Response(text, media_type=JSON)
         response.raw_headers += [memory.version.header, (b"x-step", b"%d" % number)]
         return response

@@ -266,7 +266,7 @@ MISTAKES = {
     "too deep": ("a: " + "[" * 20_000, ": is nested too deeply; expected three levels"),
     # Keys.
     "unknown section": ("observation: {}", ": observation: unknown key; did you mean 'observations'?"),
-    "strange section": ("x: {}", ": x: unknown key; expected one of observations, actions, module, parameters, policies, default"),
+    "strange section": ("x: {}", ": x: unknown key; expected one of observations, actions, module, parameters, policies, default, multi_agent"),
     "module in parameters": ("parameters: {module: left}", ": parameters.module: stands at the top of the file, beside 'parameters'; move it there"),
     "number for a module": ("module: [left]", ": module: expected text, got a list; put it in quotes"),
     "unknown parameter": ("parameters: {discret: True}", ": parameters.discret: unknown key; did you mean 'discrete'?"),

@@ -189,6 +189,17 @@ def summing_backend(**options: Any) -> FakeBackend:  # noqa: ANN401 -- what a `F
     return replace(plain, signature=signature, policy=SummingPolicy(signature))
 
 
+def previous_backend() -> FakeBackend:
+    """Return a policy that takes the action and the reward of the step before."""
+    backend = summing_backend()
+    memory = (
+        *backend.signature.memory,
+        StateTensor("prev_actions", (1,), role="previous_action"),
+        StateTensor("prev_rewards", (1,), role="previous_reward"),
+    )
+    return replace(backend, signature=replace(backend.signature, memory=memory))
+
+
 def masked_backend(*sizes: int, mask_name: str = "action_mask") -> FakeBackend:
     """Return a policy of integer actions over two numbers, which takes a mask beside them.
 

@@ -13,13 +13,19 @@ import orjson
 import pytest
 
 from policy_server.metrics import Metrics, MetricsExporter
-from policy_server.policy import StateTensor
 from policy_server.schema import parse_schema
 from policy_server.serving import PolicyRegistry, PolicySlot
 from policy_server.serving.session_store import NoSessions
 from policy_server.settings import Settings
 from policy_server.web import create_app
-from tests.support.fakes import FakeBackend, integer_backend, opened, slot_of, summing_backend
+from tests.support.fakes import (
+    FakeBackend,
+    integer_backend,
+    opened,
+    previous_backend,
+    slot_of,
+    summing_backend,
+)
 from tests.support.pages import summed
 from tests.support.waiting import until
 from tests.support.web import (
@@ -417,19 +423,6 @@ async def test_document_says_which_answers_have_no_memory() -> None:
 
 
 # The previous action and reward
-
-
-def previous_backend() -> FakeBackend:
-    """Return a policy that takes the action and the reward of the step before."""
-    backend = summing_backend()
-    memory = (
-        *backend.signature.memory,
-        StateTensor("prev_actions", (1,), role="previous_action"),
-        StateTensor("prev_rewards", (1,), role="previous_reward"),
-    )
-    return replace(
-        backend, signature=replace(backend.signature, memory=memory), policy=backend.policy
-    )
 
 
 async def test_policy_gets_the_reward_and_the_action_of_the_step_before() -> None:

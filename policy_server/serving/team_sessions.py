@@ -1,0 +1,203 @@
+"""Sessions of a team: one episode, in which each agent has a memory of its own."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import numpy as np
+
+from policy_server.errors import NotReadyError
+from policy_server.metrics import PolicyMetrics
+from policy_server.serving.session_store import SessionRecord
+from policy_server.serving.sessions import SessionTurn, check_seed
+from policy_server.serving.team import Team, TeamVersions
+from policy_server.serving.team_record import TEAM, TeamRecord, VersionName
+from policy_server.serving.team_steps import TeamMemory
+
+__all__ = ["TeamSessions"]
+
+
+class TeamSessions:
+    """The sessions of a server's team."""
+
+    def __init__(self, team: Team, metrics: PolicyMetrics) -> None:
+        """Own nothing: the sessions are those of the store that the policies share.
+
+        Args:
+            team: the policies of the agents.
+            metrics: counts the sessions of teams.
+        """
+        self._team = team
+        self._metrics = metrics
+        self._store = next(iter(team.slots.values())).sessions
+
+    async def begin(
+        self, *, seed: int | None = None, episode_id: str = "", wanted: str = ""
+    ) -> SessionRecord:
+        """Begin a session, in which no agent has a memory yet.
+
+        Args:
+            seed: makes the draws reproducible: step i of the team, from 0, has seed + i, of which
+                each agent gets a seed of its own.
+            episode_id: the client's own name of the episode, which may choose the versions that
+                answer it.
+            wanted: the versions that are asked for; see `Team.wanted_versions`.
+
+        Returns:
+            What is kept of it.
+
+        Raises:
+            OverloadedError: if as many sessions are open as may be.
+            UnsupportedAnswerError: if this server keeps no sessions, or a policy takes no seed.
+            NotReadyError: if no version of any policy is loaded.
+            DeploymentError: if a version that is asked for is not loaded.
+        """
+        versions = TeamVersions(episode_id, self._team.wanted_versions(wanted))
+        self._choose(versions, seed)
+        record = SessionRecord(
+            session_id=secrets.token_hex(16),
+            policy=TEAM,
+            version="",
+            digest="",
+            state=np.zeros(0, np.float32),
+            seed=seed,
+            episode_id=episode_id,
+            team=TeamRecord(versions.names, {}),
+        )
+        await self._store.add(record)
+        return record
+
+    async def describe(self, session_id: str) -> SessionRecord:
+        """Return the record that is kept of a session.
+
+        Args:
+            session_id: its name.
+
+        Raises:
+            UnknownSessionError: if there is none of that name.
+        """
+        async with self._store.held(TEAM, session_id) as held:
+            return held.record
+
+    async def reset(
+        self, session_id: str, *, seed: int | None = None, episode_id: str = ""
+    ) -> SessionRecord:
+        """Begin another episode in a session, in which no agent has a memory yet.
+
+        Args:
+            session_id: its name.
+            seed: the seed of the new episode; None keeps the session's.
+            episode_id: the name of the new episode; empty keeps the session's.
+
+        Returns:
+            What is kept of it.
+
+        Raises:
+            UnknownSessionError: if there is none of that name.
+            UnsupportedAnswerError: if a policy takes no seed.
+            NotReadyError: if no version of any policy is loaded.
+        """
+        async with self._store.held(TEAM, session_id) as held:
+            record = held.record
+            episode_id = episode_id or record.episode_id
+            versions = TeamVersions(episode_id, begun=self._loaded(_team_of(record)))
+            self._choose(versions, seed)
+            begun = replace(
+                record,
+                steps=0,
+                seed=record.seed if seed is None else seed,
+                episode_id=episode_id,
+                last=None,
+                team=TeamRecord(versions.names, {}),
+            )
+            await held.keep(begun)
+        self._metrics.count_session("reset")
+        return begun
+
+    async def reset_agents(self, session_id: str, agents: Collection[str]) -> SessionRecord:
+        """Forget the memories of some agents, which begin with the zero state at their next step.
+
+        The episode of the others goes on. An agent that has left is forgotten in this way.
+
+        Args:
+            session_id: the session's name.
+            agents: the agents; those without a memory are passed over.
+
+        Returns:
+            What is kept of the session.
+
+        Raises:
+            UnknownSessionError: if there is none of that name.
+            ObservationError: if an agent is none of the team's.
+        """
+        for agent in agents:
+            self._team.slot_of(agent)
+        async with self._store.held(TEAM, session_id) as held:
+            memory = _memory_of(held.record)
+            memory.forget(agents)
+            kept = memory.kept_in(held.record)
+            await held.keep(kept)
+        return kept
+
+    async def end(self, session_id: str) -> None:
+        """End a session.
+
+        Args:
+            session_id: its name.
+
+        Raises:
+            UnknownSessionError: if there is none of that name.
+        """
+        async with self._store.held(TEAM, session_id) as held:
+            await held.remove()
+
+    @asynccontextmanager
+    async def turn(self, session_id: str) -> AsyncIterator[SessionTurn[TeamMemory]]:
+        """Give one request at a time a session, in the order in which they come.
+
+        Args:
+            session_id: its name.
+
+        Yields:
+            The session.
+
+        Raises:
+            UnknownSessionError: if there is none of that name.
+        """
+        async with self._store.held(TEAM, session_id) as held:
+            yield SessionTurn(held, _memory_of(held.record))
+
+    def _choose(self, versions: TeamVersions, seed: int | None) -> None:
+        """Choose a version of each policy that is loaded; agents of the others are not answered."""
+        refusal: NotReadyError | None = None
+        for slot in self._team.slots.values():
+            try:
+                check_seed(versions.of(slot), seed)
+            except NotReadyError as error:
+                refusal = error
+        if refusal is not None and not versions.chosen:
+            raise refusal
+
+    def _loaded(self, team: TeamRecord) -> Mapping[str, VersionName]:
+        """Return the versions of an episode that are loaded still."""
+        return {
+            policy: name
+            for policy, name in team.versions.items()
+            if (slot := self._team.slots.get(policy)) is not None
+            and (version := slot.versions.get(name.label)) is not None
+            and version.digest == name.digest
+        }
+
+
+def _team_of(record: SessionRecord) -> TeamRecord:
+    assert record.team is not None, "the store keeps it apart from the sessions of policies"
+    return record.team
+
+
+def _memory_of(record: SessionRecord) -> TeamMemory:
+    team = _team_of(record)
+    versions = TeamVersions(record.episode_id, begun=team.versions)
+    return TeamMemory(versions, team.agents, record.steps, record.seed)

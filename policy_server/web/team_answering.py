@@ -1,0 +1,221 @@
+"""A team's step over HTTP: an observation by agent comes in, an answer by agent goes out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from policy_server.errors import BodyTooLargeError, ObservationError, PolicyServerError
+from policy_server.policy import AnswerKind
+from policy_server.serving import NOTHING_STATED, Answer
+from policy_server.serving.team import Team, TeamVersions, agent_seed, naming_agent
+from policy_server.serving.team_steps import (
+    AgentQuestion,
+    TeamMemory,
+    abandon,
+    answers_of,
+    ask_team,
+)
+from policy_server.settings import ENV_PREFIX
+from policy_server.web.answering import PolicyAnswering, render_answer
+from policy_server.web.frames import split_values
+
+__all__ = ["TeamAnswering", "TeamStep", "version_headers"]
+
+# As many mistakes as one observation's answer names.
+_MOST_PROBLEMS = 100
+
+
+class TeamAnswering:
+    """The answers of a team's policies."""
+
+    def __init__(
+        self, team: Team, policies: Mapping[str, PolicyAnswering], *, max_agents: int
+    ) -> None:
+        """Own nothing: each answer is a version's of a policy.
+
+        Args:
+            team: the policies of the agents.
+            policies: answer observations, by the policies' names.
+            max_agents: the most agents in a step, and with a memory in an episode.
+        """
+        self.team = team
+        self._policies = policies
+        self._max_agents = max_agents
+
+    def step(
+        self,
+        kind: AnswerKind,
+        observations: Mapping[str, Any],
+        *,
+        is_raw: bool,
+        versions: TeamVersions,
+        seed: int | None = None,
+        request_id: str = "",
+        memory: TeamMemory | None = None,
+    ) -> TeamStep:
+        """Return the next step of a team, which is not asked for yet.
+
+        Args:
+            kind: the kind of answer, of all agents.
+            observations: the values of each agent's observation, by its id: named or raw; raw for a
+                policy that takes no others. With a memory they may stand beside what is stated of
+                the step before.
+            is_raw: whether all of them are `{"obs": [...]}`.
+            versions: answer the agents, one of each policy.
+            seed: makes the draws reproducible; see `agent_seed`.
+            request_id: the name of the request in the logs.
+            memory: the memories of the episode, which the step advances; None for the zero states.
+
+        Raises:
+            BodyTooLargeError: if there are too many agents.
+            ObservationError: naming the agents that are none of the team's, or whose observation is
+                not what schema.yaml describes.
+            PolicyServerError: if the policy of an agent can't answer.
+        """
+        if len(observations) > self._max_agents:
+            raise BodyTooLargeError(
+                f"the team has {len(observations)} agents; at most {self._max_agents} are taken "
+                f"({ENV_PREFIX}MAX_AGENTS)"
+            )
+        questions, problems = [], []
+        for agent, values in observations.items():
+            own_seed = None if seed is None else agent_seed(seed, agent)
+            try:
+                questions.append(
+                    self._question(
+                        agent,
+                        values,
+                        kind,
+                        is_raw=is_raw,
+                        versions=versions,
+                        seed=own_seed,
+                        has_memory=memory is not None,
+                    )
+                )
+            except ObservationError as error:
+                problems += error.problems
+                if len(problems) >= _MOST_PROBLEMS:
+                    break
+        if problems:
+            raise ObservationError(problems[:_MOST_PROBLEMS])
+        return TeamStep(questions, memory, most=self._max_agents, request_id=request_id)
+
+    def _question(
+        self,
+        agent: str,
+        values: Any,  # noqa: ANN401 -- what the client sent
+        kind: AnswerKind,
+        *,
+        is_raw: bool,
+        versions: TeamVersions,
+        seed: int | None,
+        has_memory: bool,
+    ) -> AgentQuestion:
+        slot = self.team.slot_of(agent)
+        is_flat = is_raw or slot.schema.observations is None
+        stated = NOTHING_STATED
+        try:
+            version = versions.of(slot)
+            if has_memory and version.previous_step.is_taken:
+                values, stated = split_values(values)
+            question = self._policies[slot.name].question(
+                kind,
+                lambda space: space.parse_values(values, is_raw=is_flat),
+                is_raw=is_flat,
+                seed=seed,
+                version=version,
+            )
+        except PolicyServerError as error:
+            raise naming_agent(error, agent) from error
+        return AgentQuestion(agent, slot, version, question, stated)
+
+
+def version_headers(versions: TeamVersions, *, has_memory: bool) -> list[tuple[bytes, bytes]]:
+    """Return the headers that tell the versions of an answer, and whether it lacks a memory.
+
+    Args:
+        versions: those of the step or the episode.
+        has_memory: whether memories belong to the answer.
+    """
+    names = [f"{policy}={name.label}" for policy, name in versions.names.items()]
+    headers = [(b"x-policy-version", ", ".join(names).encode())] if names else []
+    if not has_memory:
+        lacking = (item.lone_headers[1:] for item in versions.chosen.values())
+        headers += dict.fromkeys(header for found in lacking for header in found)
+    return headers
+
+
+class TeamStep:
+    """One step of a team: all of its agents are answered, or none is."""
+
+    def __init__(
+        self,
+        questions: list[AgentQuestion],
+        memory: TeamMemory | None,
+        *,
+        most: int,
+        request_id: str,
+    ) -> None:
+        """Own the questions until they are answered.
+
+        Args:
+            questions: one of each agent.
+            memory: see `TeamAnswering.step`.
+            most: how many agents may have a memory.
+            request_id: the name of the request in the logs.
+        """
+        self._questions = questions
+        self._memory = memory
+        self._most = most
+        self._request_id = request_id
+        self._asked: list[asyncio.Future[Answer]] | None = None
+
+    def ask(self) -> None:
+        """Ask for the answers, which are fetched later.
+
+        Raises:
+            PolicyServerError: if the policy of an agent takes no question now; none is asked then.
+        """
+        if self._memory is not None:
+            self._memory.prepare(self._questions, most=self._most)
+        self._asked = ask_team(self._questions)
+
+    async def fetch(self) -> bytes:
+        """Wait for the JSON of the answers by agent, in the order of the observations.
+
+        The memories have made a step then; with an error they have not.
+
+        Raises:
+            PolicyServerError: if the policy of an agent can't answer, naming it.
+        """
+        if self._asked is None:
+            self.ask()
+        assert self._asked is not None, "it was asked"
+        answers = await answers_of(self._questions, self._asked)
+        texts = [self._render(*pair) for pair in zip(self._questions, answers, strict=True)]
+        if self._memory is not None:
+            self._memory.advance(self._questions, answers)
+        for item, answer, text in zip(self._questions, answers, texts, strict=True):
+            question = item.question
+            item.slot.copy_to_shadows(item.version, question, answer)
+            item.version.log.record(question.kind, question.row, text, request_id=self._request_id)
+        parts = (
+            orjson.dumps(item.agent) + b":" + text
+            for item, text in zip(self._questions, texts, strict=True)
+        )
+        return b"{" + b",".join(parts) + b"}"
+
+    def abandon(self) -> None:
+        """Take the questions out of the queue: their answers are not wanted any more."""
+        abandon(self._asked or ())
+
+    @staticmethod
+    def _render(item: AgentQuestion, answer: Answer) -> bytes:
+        try:
+            return render_answer(item.version, item.question.kind, answer)
+        except PolicyServerError as error:
+            raise naming_agent(error, item.agent) from error

@@ -1,0 +1,241 @@
+"""The routes of a team: one step of all its agents, by itself or in a session."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Request, Response
+from pydantic import BaseModel, Field, StrictStr
+
+from policy_server.errors import ObservationError, UnsupportedEncodingError
+from policy_server.observations import parse_agents, problem
+from policy_server.serving import SessionRecord
+from policy_server.serving.state_tokens import STATE_HEADER
+from policy_server.serving.team import Team, TeamVersions
+from policy_server.serving.team_sessions import TeamSessions
+from policy_server.web.media_types import JSON, is_npy
+from policy_server.web.query import QueryCheckedRoute
+from policy_server.web.route_table import AnswerRoute, RouteTable, SessionRoutes
+from policy_server.web.routes import ROUTE_TEXTS, Seed
+from policy_server.web.session_routes import SessionId, SessionStart, Step, digest_of
+from policy_server.web.team_answering import TeamAnswering, version_headers
+
+__all__ = ["team_routes"]
+
+_TAG = "Teams"
+_BY_AGENT = (
+    " The body is an object with an observation for each agent of a team, by its id, and so is the "
+    "answer. Either all agents are answered or none is."
+)
+_STEP = (
+    " The memory of each agent that is there makes one step. A request that may be sent again "
+    "carries the number of the team's step in `x-step`; the answer names it too."
+)
+
+
+class TeamReset(SessionStart):
+    """How another episode begins; or the agents that alone begin anew."""
+
+    agents: list[StrictStr] | None = Field(
+        None, description="Only the memories of these agents are emptied; the episode goes on"
+    )
+
+
+class TeamSession(BaseModel):
+    """A team's session, and how far its episode is."""
+
+    session_id: str = Field(description="Its name in the addresses of its steps")
+    versions: dict[str, str] = Field(description="The version that answers, by policy")
+    steps: int = Field(description="How many steps were answered: the next `x-step`")
+    agents: list[str] = Field(description="The agents that have a memory")
+    seed: int | None = Field(description="The seed of the episode's first step")
+    episode_id: str = Field(description="The client's own name of the episode")
+
+
+_Start = Annotated[SessionStart | None, Body()]
+_Reset = Annotated[TeamReset | None, Body()]
+
+
+def team_routes(table: RouteTable, answering: TeamAnswering, sessions: TeamSessions) -> APIRouter:
+    """Return the routes of a team.
+
+    Args:
+        table: the server's routes.
+        answering: answers the team's steps.
+        sessions: the team's.
+    """
+    router = APIRouter(route_class=QueryCheckedRoute, tags=[_TAG])
+    _add_pages(router, table.team_sessions(), sessions)
+    for route in table.answering("team", "team_session"):
+        is_step = route.transport == "team_session"
+        summary, text = ROUTE_TEXTS[route.kind]
+        flat = " from flat observations" if route.is_raw else ""
+        router.add_api_route(
+            route.path,
+            _step_endpoint(answering, sessions, route) if is_step else _endpoint(answering, route),
+            methods=["POST"],
+            operation_id=route.operation,
+            summary=f"{summary} for each agent{' in a session' if is_step else ''}{flat}",
+            description=text + _BY_AGENT + (_STEP if is_step else ""),
+            response_class=Response,
+        )
+    return router
+
+
+def _add_pages(router: APIRouter, routes: SessionRoutes, sessions: TeamSessions) -> None:
+    async def begin(request: Request, start: _Start = None) -> TeamSession:
+        asked = start or SessionStart()
+        record = await sessions.begin(
+            seed=asked.seed, episode_id=asked.episode_id, wanted=request.state.version
+        )
+        return _shown(record)
+
+    async def show(session_id: SessionId) -> TeamSession:
+        return _shown(await sessions.describe(session_id))
+
+    async def end(session_id: SessionId) -> None:
+        await sessions.end(session_id)
+
+    async def reset(session_id: SessionId, start: _Reset = None) -> TeamSession:
+        asked = start or TeamReset()
+        if asked.agents is None:
+            record = await sessions.reset(session_id, seed=asked.seed, episode_id=asked.episode_id)
+            return _shown(record)
+        _refuse_options(asked)
+        return _shown(await sessions.reset_agents(session_id, asked.agents))
+
+    one = routes.one.operation
+    router.add_api_route(
+        routes.begin.path,
+        begin,
+        methods=["POST"],
+        status_code=201,
+        operation_id=f"begin_{one}",
+        summary="Begin a session of a team",
+        description="Begins an episode in which the server keeps the memory of each agent from "
+        "step to step. It ends by DELETE, or when it was idle for too long.",
+    )
+    router.add_api_route(
+        routes.one.path, show, operation_id=f"get_{one}", summary="Show a session of a team"
+    )
+    router.add_api_route(
+        routes.one.path,
+        end,
+        methods=["DELETE"],
+        status_code=204,
+        operation_id=f"end_{one}",
+        summary="End a session of a team",
+    )
+    router.add_api_route(
+        routes.reset.path,
+        reset,
+        methods=["POST"],
+        operation_id=f"reset_{one}",
+        summary="Begin another episode in a session of a team",
+        description="Empties the memories of all agents; seed and name stay unless others are "
+        "given. With `agents` it empties theirs alone, as for agents that begin anew or have left.",
+    )
+
+
+def _refuse_options(asked: TeamReset) -> None:
+    """Refuse a seed or a name of an episode that some agents alone would begin."""
+    message = "Input is for a reset of all agents; leave it out, or leave out agents"
+    given = [name for name in ("seed", "episode_id") if name in asked.model_fields_set]
+    if given:
+        raise ObservationError([problem("not_allowed", ["body", name], message) for name in given])
+
+
+def _shown(record: SessionRecord) -> TeamSession:
+    assert record.team is not None, "it is a team's session"
+    return TeamSession(
+        session_id=record.session_id,
+        versions={policy: name.label for policy, name in record.team.versions.items()},
+        steps=record.steps,
+        agents=list(record.team.agents),
+        seed=record.seed,
+        episode_id=record.episode_id,
+    )
+
+
+def _endpoint(answering: TeamAnswering, route: AnswerRoute) -> Callable[..., Awaitable[Response]]:
+    async def answer(request: Request, seed: int | None) -> Response:
+        asked = request.state
+        if asked.state_token:
+            message = "A team has no state token; its sessions and streams keep a memory"
+            raise ObservationError([problem("state_token", ["header", STATE_HEADER], message)])
+        observations = parse_agents(await _json_body(request))
+        versions = _versions(answering.team, request)
+        step = answering.step(
+            route.kind,
+            observations,
+            is_raw=route.is_raw,
+            versions=versions,
+            seed=seed,
+            request_id=asked.request_id,
+        )
+        response = Response(await step.fetch(), media_type=JSON)
+        response.raw_headers += version_headers(versions, has_memory=False)
+        return response
+
+    async def draw(request: Request, seed: Seed = None) -> Response:
+        return await answer(request, seed)
+
+    async def give(request: Request) -> Response:
+        return await answer(request, None)
+
+    return draw if route.kind == "predict" else give
+
+
+def _step_endpoint(
+    answering: TeamAnswering, sessions: TeamSessions, route: AnswerRoute
+) -> Callable[..., Awaitable[Response]]:
+    async def answer(
+        request: Request, session_id: str, step: int | None, seed: int | None
+    ) -> Response:
+        # A slow body keeps no other request waiting.
+        body = await _json_body(request)
+        digest = digest_of([route.kind, route.form, seed], body)
+        async with sessions.turn(session_id) as turn:
+            memory = turn.memory
+            if seed is None and route.kind == "predict":
+                seed = memory.step_seed
+
+            async def make() -> bytes:
+                made = answering.step(
+                    route.kind,
+                    parse_agents(body),
+                    is_raw=route.is_raw,
+                    versions=memory.versions,
+                    seed=seed,
+                    request_id=request.state.request_id,
+                    memory=memory,
+                )
+                return await made.fetch()
+
+            text, number = await turn.answer(step, digest, make)
+        response = Response(text, media_type=JSON)
+        response.raw_headers += version_headers(memory.versions, has_memory=True)
+        response.raw_headers.append((b"x-step", b"%d" % number))
+        return response
+
+    async def draw(
+        request: Request, session_id: SessionId, seed: Seed = None, x_step: Step = None
+    ) -> Response:
+        return await answer(request, session_id, x_step, seed)
+
+    async def give(request: Request, session_id: SessionId, x_step: Step = None) -> Response:
+        return await answer(request, session_id, x_step, None)
+
+    return draw if route.kind == "predict" else give
+
+
+async def _json_body(request: Request) -> bytes:
+    if is_npy(request.state.content_type):
+        raise UnsupportedEncodingError("an array is one observation; send a team's as JSON")
+    return await request.body()
+
+
+def _versions(team: Team, request: Request) -> TeamVersions:
+    asked = request.state
+    return TeamVersions(asked.episode, team.wanted_versions(asked.version))

@@ -1,0 +1,120 @@
+"""OpenAPI of teams: what the document allows is answered, and what is refused it forbids."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import jsonschema  # type: ignore[import-untyped]  # its types are a package of their own
+import pytest
+
+from policy_server.sdk.openapi_document import prepare_document
+from tests.support.fakes import integer_backend, previous_backend
+from tests.support.teams import HUNTER, PREY, ServedTeam, served_team
+from tests.support.web import validator_of
+
+HUNTED = {"cat": 1, "mouse": 0.5}
+SEEN = {"distance": 2.0, "is_seen": True}
+FLAT = {"obs": [0.5, 1.0]}
+
+
+@pytest.fixture
+async def team() -> AsyncIterator[ServedTeam]:
+    """Return a team of which one hunter has another policy than the others."""
+    rules = {"*_of_prey": "prey", "hunter_*": "hunter", "hunter_0": "prey", "drone.1": "drone"}
+    async with served_team(rules=rules) as served:
+        yield served
+
+
+async def test_document_allows_what_is_answered_and_nothing_else(team: ServedTeam) -> None:
+    document = (await team.client.get("/openapi.json")).json()
+    observations = validator_of(document, "ObservationsByAgent")
+    answers = validator_of(document, "PredictionsByAgent")
+    statuses = []
+    for body in (
+        {"hunter_1": HUNTED, "hunter_0": SEEN, "drone.1": FLAT},
+        {"hunter_of_prey": SEEN},
+        {},
+        {"hunter_of_prey": HUNTED},
+        {"hunter_0": HUNTED},
+        {"hunter_1": SEEN},
+        {"hunter_1": FLAT},
+        {"drone_1": FLAT},
+        {"wolf": HUNTED},
+    ):
+        answer = await team.client.post("/predict/agents", json=body)
+        statuses.append(answer.status_code)
+        assert observations.is_valid(body) == (answer.status_code == 200), body
+        assert answer.status_code != 200 or answers.is_valid(answer.json())
+
+    assert statuses == [200] * 3 + [422] * 6
+
+
+async def test_every_route_has_an_example_that_is_answered(team: ServedTeam) -> None:
+    document = (await team.client.get("/openapi.json")).json()
+    asked = 0
+    for path, methods in document["paths"].items():
+        if not path.endswith("/agents") or "{session_id}" in path or path == "/sessions/agents":
+            continue
+        content = methods["post"]["requestBody"]["content"]["application/json"]
+        answer = await team.client.post(path, json=content["example"])
+        shown = methods["post"]["responses"]["200"]["content"]["application/json"]["example"]
+        name = content["schema"]["$ref"].rpartition("/")[2]
+        assert answer.status_code == 200, answer.text
+        assert answer.json().keys() == content["example"].keys() == shown.keys()
+        validator_of(document, name).validate(content["example"])
+        asked += 1
+
+    assert asked == 6
+    assert {"hunter_1", "hunter_0", "drone.1", "1_of_prey"} == content["example"].keys()
+
+
+async def test_bodies_of_sessions_may_state_the_step_before() -> None:
+    backends = {"hunter": previous_backend(), "prey": integer_backend()}
+    rules = {"hunter_*": "hunter", "prey": "prey"}
+    async with served_team(backends, rules=rules) as team:
+        document = (await team.client.get("/openapi.json")).json()
+    operation = document["paths"]["/sessions/{session_id}/predict/agents"]["post"]
+    reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    bodies = validator_of(document, reference.rpartition("/")[2])
+
+    stated = {"observation": HUNTED, "previous_reward": 1.0, "previous_action": [1]}
+    assert bodies.is_valid({"hunter_1": stated, "prey": SEEN})
+    assert bodies.is_valid({"hunter_1": HUNTED})
+    assert not bodies.is_valid({"prey": {"observation": SEEN}})
+    assert not validator_of(document, "ObservationsByAgent").is_valid({"hunter_1": stated})
+
+
+async def test_document_is_a_valid_one_and_names_each_header(team: ServedTeam) -> None:
+    document = (await team.client.get("/openapi.json")).json()
+    for name, schema in document["components"]["schemas"].items():
+        jsonschema.Draft202012Validator.check_schema(schema)
+        assert schema.get("title", name) == name
+    plain = document["paths"]["/predict/agents"]["post"]["responses"]
+    step = document["paths"]["/sessions/{session_id}/predict/agents"]["post"]["responses"]
+
+    assert plain["200"]["headers"].keys() == {"x-policy-version", "x-policy-memory"}
+    assert step["200"]["headers"].keys() == {"x-policy-version", "x-step"}
+    assert {"401", "404", "409", "413", "415", "422", "500", "501", "503"} <= step.keys()
+
+
+@pytest.mark.parametrize(
+    ("rules", "inner"),
+    [
+        ({"a_*": "hunter", "b": "hunter"}, {"$ref": "#/components/schemas/HunterObservation"}),
+        ({"a_*": "hunter", "b": "prey"}, {}),
+    ],
+    ids=["one policy", "several"],
+)
+async def test_libraries_have_a_map_by_agent(rules: dict[str, str], inner: dict[str, Any]) -> None:
+    backends = {"hunter": integer_backend(), "prey": integer_backend()}
+    schemas = {"hunter": HUNTER, "prey": PREY}
+    async with served_team(backends, schemas=schemas, rules=rules) as team:
+        document = (await team.client.get("/openapi.json")).json()
+    prepared = prepare_document(document, url="http://server")
+
+    assert prepared["components"]["schemas"]["ObservationsByAgent"] == {
+        "type": "object",
+        "title": "ObservationsByAgent",
+        "additionalProperties": inner,
+    }

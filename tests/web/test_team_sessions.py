@@ -1,0 +1,320 @@
+"""Sessions of a team: a memory for each agent, one step of all at once, steps sent again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.support.fakes import integer_backend, opened, previous_backend, summing_backend
+from tests.support.teams import ServedTeam, own_seed, served_team
+from tests.support.web import assert_error, assert_invalid
+
+HUNTERS = ("hunter_1", "hunter_2", "hunter_3")
+SEEN = {"distance": 2.0, "is_seen": True}
+
+
+def observed(**cats: int) -> dict[str, Any]:
+    """Return observations of hunters that add numbers to their memories."""
+    return {agent: {"cat": cat, "mouse": 1.0} for agent, cat in cats.items()}
+
+
+@pytest.fixture
+async def team() -> AsyncIterator[ServedTeam]:
+    """Return a team that many examples ask."""
+    async with served_team() as served:
+        yield served
+
+
+async def begun(team: ServedTeam, **start: Any) -> str:  # noqa: ANN401 -- any start
+    """Begin a session, and return its address."""
+    answer = await team.client.post("/sessions/agents", json=start)
+    assert answer.status_code == 201, answer.text
+    return f"/sessions/{answer.json()['session_id']}"
+
+
+async def stepped(
+    team: ServedTeam, session: str, body: dict[str, Any], **headers: str
+) -> httpx.Response:
+    """Make a step, and return the answer."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    path = f"{session}/predict_deterministic/agents"
+    return await team.client.post(path, json=body, headers=named)
+
+
+def actions_of(answer: httpx.Response) -> dict[str, int]:
+    """Return the action of each agent."""
+    assert answer.status_code == 200, answer.text
+    return {agent: found["actions"][0] for agent, found in answer.json().items()}
+
+
+async def test_each_agent_keeps_a_memory_of_its_own(team: ServedTeam) -> None:
+    session = await begun(team)
+    answers = [
+        await stepped(team, session, {**observed(hunter_1=1, hunter_2=2), "prey": SEEN}),
+        await stepped(team, session, observed(hunter_2=2)),
+        await stepped(team, session, observed(hunter_3=1, hunter_1=1)),
+    ]
+    shown = (await team.client.get(f"{session}/agents")).json()
+
+    assert [actions_of(answer) for answer in answers] == [
+        {"hunter_1": 1, "hunter_2": 2, "prey": 0},
+        {"hunter_2": 1},
+        {"hunter_3": 1, "hunter_1": 2},
+    ]
+    assert [answer.headers["x-step"] for answer in answers] == ["0", "1", "2"]
+    assert "x-policy-memory" not in answers[0].headers
+    versions = {"hunter": "hunter0123", "prey": "prey0123", "drone": "drone0123"}
+    assert answers[1].headers["x-policy-version"] == ", ".join(
+        f"{policy}={version}" for policy, version in versions.items()
+    )
+    assert shown == {
+        "session_id": session.rpartition("/")[2],
+        "versions": versions,
+        "steps": 3,
+        "agents": list(HUNTERS),
+        "seed": None,
+        "episode_id": "",
+    }
+
+
+async def test_agents_of_one_policy_ride_in_one_call_with_their_memories(
+    team: ServedTeam,
+) -> None:
+    session = await begun(team)
+    calls = team.backends["hunter"].calls
+    await stepped(team, session, observed(hunter_1=1, hunter_2=2))
+    del calls[:]
+    await stepped(team, session, observed(hunter_2=1, hunter_3=1, hunter_1=1))
+
+    assert len(calls) == 1
+    assert calls[0].state is not None
+    assert calls[0].state.tolist() == [[2.0], [0.0], [1.0]]
+
+
+async def test_steps_of_many_teams_ride_in_one_call(team: ServedTeam) -> None:
+    sessions = [await begun(team) for _ in range(3)]
+    batches = team.backends["hunter"].batches
+    del batches[:]
+    for _ in range(2):
+        answers = await asyncio.gather(
+            *(
+                stepped(team, session, observed(hunter_1=cat, hunter_2=1))
+                for cat, session in enumerate(sessions)
+            )
+        )
+
+    assert batches == [6, 6]
+    assert [actions_of(answer)["hunter_1"] for answer in answers] == [0, 2, 1]
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    steps=st.lists(st.dictionaries(st.sampled_from(HUNTERS), st.integers(0, 2)), max_size=6),
+    seed=st.integers(0, 2**63 - 1),
+)
+async def test_agent_is_answered_as_in_a_session_of_its_own(
+    team: ServedTeam, steps: list[dict[str, int]], seed: int
+) -> None:
+    session = await begun(team, seed=seed)
+    together: dict[str, list[Any]] = {agent: [] for agent in HUNTERS}
+    for cats in steps:
+        body = observed(**cats)
+        answer = await team.client.post(f"{session}/predict/agents", json=body)
+        for agent, found in answer.json().items():
+            together[agent].append(found)
+
+    for agent, answers in together.items():
+        own = await team.client.post("/policies/hunter/sessions")
+        address = f"/policies/hunter/sessions/{own.json()['session_id']}/predict"
+        alone = []
+        for number, cats in enumerate(steps):
+            if agent in cats:
+                drawn = own_seed((seed + number) % 2**63, agent)
+                observation = observed(**cats)[agent]
+                answer = await team.client.post(f"{address}?seed={drawn}", json=observation)
+                alone.append(answer.json())
+        assert alone == answers
+
+
+async def test_step_that_is_sent_again_gets_its_answer_again(team: ServedTeam) -> None:
+    session = await begun(team)
+    body = observed(hunter_1=1, hunter_2=1)
+    path = f"{session}/predict/agents"
+    first, again = [
+        await team.client.post(path, json=body, headers={"x-step": "0"}) for _ in range(2)
+    ]
+    other = await stepped(team, session, observed(hunter_1=2), x_step="0")
+    late = await stepped(team, session, body, x_step="7")
+    second = await stepped(team, session, body, x_step="1")
+
+    assert again.content == first.content
+    assert again.headers["x-step"] == "0"
+    assert again.headers["x-policy-version"] == first.headers["x-policy-version"]
+    assert_error(other, 409, "x-step 0: was answered to another request")
+    assert_error(late, 409, "x-step 7: expected 1")
+    assert actions_of(second) == {"hunter_1": 2, "hunter_2": 2}
+
+
+async def test_step_that_fails_for_one_agent_moves_nobodys_memory(team: ServedTeam) -> None:
+    session = await begun(team)
+    await stepped(team, session, observed(hunter_1=1, hunter_2=1))
+    invalid = await stepped(
+        team, session, {**observed(hunter_1=1), "hunter_2": {"cat": "x", "mouse": 0}}
+    )
+    team.backends["prey"].error = RuntimeError("it broke")
+    failed = await stepped(
+        team, session, {**observed(hunter_1=1), "prey": {"distance": 666.0, "is_seen": True}}
+    )
+    after = await stepped(team, session, observed(hunter_1=0, hunter_2=0), x_step="1")
+
+    assert_invalid(invalid, "body.hunter_2.cat")
+    assert_error(failed, 500, "agent 'prey': ")
+    assert actions_of(after) == {"hunter_1": 1, "hunter_2": 1}
+
+
+async def test_reset_of_one_agent_leaves_the_others(team: ServedTeam) -> None:
+    session = await begun(team, seed=3)
+    await stepped(team, session, observed(hunter_1=1, hunter_2=1))
+    reset = await team.client.post(
+        f"{session}/reset/agents", json={"agents": ["hunter_2", "hunter_3", "prey"]}
+    )
+    after = await stepped(team, session, observed(hunter_1=1, hunter_2=1))
+
+    assert reset.status_code == 200
+    assert (reset.json()["agents"], reset.json()["steps"]) == (["hunter_1"], 1)
+    assert actions_of(after) == {"hunter_1": 2, "hunter_2": 1}
+    assert after.headers["x-step"] == "1"
+
+
+async def test_reset_of_all_begins_another_episode(team: ServedTeam) -> None:
+    session = await begun(team, seed=3, episode_id="first")
+    await stepped(team, session, observed(hunter_1=1))
+    reset = await team.client.post(f"{session}/reset/agents")
+    named = await team.client.post(f"{session}/reset/agents", json={"seed": 4})
+    after = await stepped(team, session, observed(hunter_1=1))
+
+    shown = reset.json()
+    assert (shown["steps"], shown["seed"], shown["agents"]) == (0, 3, [])
+    assert (named.json()["seed"], named.json()["episode_id"]) == (4, "first")
+    assert (actions_of(after), after.headers["x-step"]) == ({"hunter_1": 1}, "0")
+
+
+async def test_reset_of_agents_that_are_none_or_with_a_seed_is_refused(team: ServedTeam) -> None:
+    session = await begun(team)
+    unknown = await team.client.post(f"{session}/reset/agents", json={"agents": ["wolf"]})
+    mixed = await team.client.post(
+        f"{session}/reset/agents", json={"agents": ["hunter_1"], "seed": 1}
+    )
+
+    assert_invalid(unknown, "body.wolf")
+    assert_invalid(mixed, "body.seed")
+
+
+async def test_session_ends_and_is_unknown_then(team: ServedTeam) -> None:
+    session = await begun(team)
+    own = await team.client.post("/sessions")
+    ended = await team.client.delete(f"{session}/agents")
+    after = await stepped(team, session, observed(hunter_1=1))
+    crossed = await stepped(team, f"/sessions/{own.json()['session_id']}", observed(hunter_1=1))
+
+    assert ended.status_code == 204
+    assert_error(after, 404, "is unknown, has ended or was idle")
+    assert_error(crossed, 404, "is unknown")
+
+
+async def test_memories_of_agents_are_bounded() -> None:
+    async with served_team(max_agents=2) as team:
+        session = await begun(team)
+        await stepped(team, session, {**observed(hunter_1=1), "prey": SEEN})
+        await stepped(team, session, observed(hunter_2=1))
+        full = await stepped(team, session, observed(hunter_3=1))
+        await team.client.post(f"{session}/reset/agents", json={"agents": ["hunter_1"]})
+        after = await stepped(team, session, observed(hunter_3=1))
+
+    assert_error(full, 409, "memories of 2 agents already", "POLICY_SERVER_MAX_AGENTS")
+    assert actions_of(after) == {"hunter_3": 1}
+
+
+async def test_episode_keeps_the_version_of_each_policy() -> None:
+    async with served_team() as team:
+        session = await begun(team)
+        await stepped(team, session, observed(hunter_1=1))
+        slot = team.slots["hunter"]
+        await slot.add(lambda: opened(summing_backend(), digest="other"))
+        slot.route({"other": 100.0})
+        other = await team.client.post("/predict/agents", json=observed(hunter_1=1))
+        counts = [await slot.sessions_of(name) for name in ("hunter0123", "other")]
+        kept = await stepped(team, session, observed(hunter_1=1))
+        await slot.remove("hunter0123")
+        gone = await stepped(team, session, observed(hunter_1=1))
+        prey = await stepped(team, session, {"prey": SEEN})
+        reset = await team.client.post(f"{session}/reset/agents")
+        after = await stepped(team, session, observed(hunter_1=1))
+
+    assert other.headers["x-policy-version"] == "hunter=other"
+    assert counts == [1, 0]
+    assert actions_of(kept) == {"hunter_1": 2}
+    assert "hunter=hunter0123" in kept.headers["x-policy-version"]
+    assert_error(gone, 409, "agent 'hunter_1': ", "version hunter0123 of the policy hunter")
+    assert prey.status_code == 200
+    assert reset.json()["versions"]["hunter"] == "other"
+    assert actions_of(after) == {"hunter_1": 1}
+
+
+async def test_session_begins_with_the_versions_that_are_asked_for() -> None:
+    async with served_team() as team:
+        await team.slots["prey"].add(lambda: opened(integer_backend(), digest="other"))
+        asked = await team.client.post(
+            "/sessions/agents", headers={"x-policy-version": "prey=other"}
+        )
+        unknown = await team.client.post(
+            "/sessions/agents", headers={"x-policy-version": "prey=v9"}
+        )
+
+    assert asked.json()["versions"]["prey"] == "other"
+    assert_error(unknown, 409, "'v9' is not loaded")
+
+
+async def test_policy_that_is_not_loaded_keeps_no_team_from_its_session() -> None:
+    async with served_team() as team:
+        await team.slots["prey"].aclose()
+        session = await begun(team)
+        alone = await stepped(team, session, observed(hunter_1=1))
+        whole = await stepped(team, session, {**observed(hunter_1=1), "prey": SEEN})
+
+    assert actions_of(alone) == {"hunter_1": 1}
+    assert_error(whole, 503, "agent 'prey': ")
+
+
+async def test_previous_action_and_reward_stand_beside_the_observation_of_their_agent() -> None:
+    backends = {"hunter": previous_backend(), "prey": integer_backend()}
+    rules = {"hunter_*": "hunter", "prey": "prey"}
+    own = {"cat": 2, "mouse": 1.0}
+    async with served_team(backends, rules=rules) as team:
+        session = await begun(team)
+        calls = backends["hunter"].calls
+        first = await stepped(team, session, {"hunter_1": own, "prey": SEEN})
+        missing = await stepped(team, session, {"hunter_1": own})
+        stated = {"observation": own, "previous_reward": 1.5}
+        del calls[:]
+        second = await stepped(team, session, {"hunter_1": stated, "hunter_2": own})
+        executed = {**stated, "previous_action": [1]}
+        third = await stepped(team, session, {"hunter_1": executed})
+        wrong = await stepped(team, session, {"hunter_1": {**stated, "previous_action": [9]}})
+        plain = await team.client.post("/predict/agents", json={"hunter_1": stated})
+
+    assert actions_of(first)["hunter_1"] == 2
+    assert_invalid(missing, "body.hunter_1.previous_reward")
+    assert (second.status_code, third.status_code) == (200, 200)
+    given = [call.state.tolist() for call in calls if call.state is not None]
+    assert given == [[[2.0, 2.0, 1.5], [0.0, 0.0, 0.0]], [[1.0, 1.0, 1.5]]]
+    assert_invalid(wrong, "body.hunter_1.previous_action")
+    assert plain.status_code == 422
