@@ -84,6 +84,10 @@ def create_app(
     table = RouteTable(registry, has_admin=administration is not None)
     refuse_shared_type_names(table, registry)
     policies = {slot.name: PolicyAnswering(slot) for slot in registry}
+    team = None
+    if registry.agents is not None:
+        agents = Team(registry, registry.agents)
+        team = TeamAnswering(agents, policies, max_agents=settings.max_agents)
     sdks = SdkStore(settings.sdks_path)
 
     @asynccontextmanager
@@ -103,7 +107,13 @@ def create_app(
     app.answer_http = Gate(
         FastPath(app.answer_http, table, policies) if has_fast_path else app.answer_http,
         table=table,
-        streams=Streams(table, policies, max_frame_bytes=settings.max_body_bytes, metrics=counted),
+        streams=Streams(
+            table,
+            policies,
+            team=team,
+            max_frame_bytes=settings.max_body_bytes,
+            metrics=counted,
+        ),
         api_key=api_key,
         admin_key=_secret(settings.admin_key),
         root_path=root_path,
@@ -118,10 +128,8 @@ def create_app(
     tokens = StateTokens(state_key=_secret(settings.state_key), access_key=api_key)
     app.include_router(policy_routes(table, policies, settings, tokens))
     app.include_router(session_routes(table, policies))
-    if registry.agents is not None:
-        team = Team(registry, registry.agents)
-        answering = TeamAnswering(team, policies, max_agents=settings.max_agents)
-        app.include_router(team_routes(table, answering, TeamSessions(team, counted.of(TEAM))))
+    if team is not None:
+        app.include_router(team_routes(table, team, TeamSessions(team.team, counted.of(TEAM))))
     app.include_router(stream_hints(table))
     app.include_router(client_routes(sdks, lambda: app.openapi()))
     if administration is not None:

@@ -9,7 +9,7 @@ import orjson
 from starlette.types import Message
 
 from policy_server.errors import BodyTooLargeError, ObservationError
-from policy_server.observations import ObservationSpace, problem
+from policy_server.observations import ObservationSpace, check_agents, parse_agents, problem
 from policy_server.serving import NOTHING_STATED, StatedStep
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "error_frame",
     "is_reset",
     "parse_frame",
+    "parse_team_frame",
     "split_frame",
     "split_values",
 ]
@@ -46,15 +47,36 @@ def parse_frame(
         BodyTooLargeError: if the frame is larger.
         ObservationError: if it is not what the schema describes; the same as for a POST.
     """
+    body, is_text = _body_of(message, max_bytes)
+    if not is_text:
+        return space.parse_values(_unpack(body), is_raw=is_raw)
+    return space.parse_raw(body) if is_raw else space.parse_named(body)
+
+
+def parse_team_frame(message: Message, *, max_bytes: int) -> dict[str, Any]:
+    """Return the values of each agent's observation in a frame, which are not checked yet.
+
+    Args:
+        message: see `parse_frame`.
+        max_bytes: the largest frame.
+
+    Raises:
+        BodyTooLargeError: if the frame is larger.
+        ObservationError: if it can't be read, or is no dictionary.
+    """
+    body, is_text = _body_of(message, max_bytes)
+    return parse_agents(body) if is_text else check_agents(_unpack(body))
+
+
+def _body_of(message: Message, max_bytes: int) -> tuple[bytes, bool]:
+    """Return the bytes of a frame, and whether it is JSON."""
     text = message.get("text")
     body: bytes = message["bytes"] if text is None else text.encode()
     if len(body) > max_bytes:
         raise BodyTooLargeError(
             f"the frame is larger than {max_bytes} bytes (POLICY_SERVER_MAX_BODY_BYTES)"
         )
-    if text is None:
-        return space.parse_values(_unpack(body), is_raw=is_raw)
-    return space.parse_raw(body) if is_raw else space.parse_named(body)
+    return body, text is not None
 
 
 def is_reset(message: Message) -> bool:

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 Form = Literal["named", "raw"]
-Transport = Literal["single", "batch", "stream", "session", "team", "team_session"]
+Transport = Literal["single", "batch", "stream", "session", "team", "team_stream", "team_session"]
 Access = Literal["open", "key", "admin"]
 BodyLimit = Literal["single", "batch", "upload"]
 
@@ -48,6 +48,7 @@ _TRANSPORTS: dict[Transport, tuple[str, str]] = {
 _AGENTS = "/agents"
 _TEAM_TRANSPORTS: dict[Transport, tuple[str, str]] = {
     "team": ("", _AGENTS),
+    "team_stream": ("", f"/stream{_AGENTS}"),
     "team_session": (_SESSION, _AGENTS),
 }
 _TEAM_SESSIONS = tuple(f"{path}{_AGENTS}" for path in (_SESSIONS, _SESSION, _RESET))
@@ -114,7 +115,7 @@ class AnswerRoute(Route):
         kind: the kind of answer.
         form: whether observations are named or flat.
         transport: one observation a request, a batch, a web socket, or one step of a session; or
-            one observation for each agent of a team in a request or a session.
+            one observation for each agent of a team in a request, a web socket or a session.
     """
 
     kind: AnswerKind

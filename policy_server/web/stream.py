@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import Any
 
 from fastapi import APIRouter
 from pydantic import TypeAdapter, ValidationError
@@ -22,8 +22,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from policy_server.errors import (
-    NotReadyError,
     ObservationError,
+    PolicyServerError,
     SessionConflictError,
     UpgradeRequiredError,
 )
@@ -32,6 +32,7 @@ from policy_server.observations import problem
 from policy_server.policy import LARGEST_SEED
 from policy_server.serving import NOTHING_STATED, EpisodeMemory, EpisodeSteps, PolicyVersion
 from policy_server.web.answering import PendingAnswer, PolicyAnswering
+from policy_server.web.frame_questions import FrameQuestion, FrameQuestions, Pending
 from policy_server.web.frames import (
     RESET,
     answer_frame,
@@ -44,6 +45,8 @@ from policy_server.web.problems import describe_error, send_error
 from policy_server.web.query import check_query
 from policy_server.web.route_table import AnswerRoute, RouteTable
 from policy_server.web.routes import Seed
+from policy_server.web.team_answering import TeamAnswering
+from policy_server.web.team_stream import TeamQuestions
 
 __all__ = ["MOST_IN_FLIGHT", "Streams", "stream_hints"]
 
@@ -77,7 +80,7 @@ def stream_hints(table: RouteTable) -> APIRouter:
             "a web socket is expected here; a proxy in between has to pass the header 'upgrade'"
         )
 
-    for route in table.answering("stream"):
+    for route in table.answering("stream", "team_stream"):
         router.add_api_route(route.path, hint, include_in_schema=False)
     return router
 
@@ -90,6 +93,7 @@ class Streams:
         table: RouteTable,
         policies: Mapping[str, PolicyAnswering],
         *,
+        team: TeamAnswering | None,
         max_frame_bytes: int,
         metrics: Metrics,
     ) -> None:
@@ -98,19 +102,21 @@ class Streams:
         Args:
             table: the server's routes.
             policies: answer observations, by the policies' names.
+            team: answers a team's steps; None where there is no team.
             max_frame_bytes: the largest frame.
             metrics: where connections and frames are counted.
         """
         self._policies = policies
+        self._team = team
         self._max_frame_bytes = max_frame_bytes
         self._metrics = metrics
-        self._routes = {route.path: route for route in table.answering("stream")}
+        self._routes = {route.path: route for route in table.answering("stream", "team_stream")}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a connection's frames until it ends, or refuse it."""
         try:
             stream = self._open(scope, receive, send)
-        except (HTTPException, NotReadyError, ObservationError) as error:
+        except (HTTPException, PolicyServerError) as error:
             await send_error(error, scope, receive, send)
             return
         await stream.run()
@@ -119,23 +125,28 @@ class Streams:
         route = self._routes.get(scope["state"]["path"])
         if route is None:
             raise HTTPException(404)
-        policy = self._policies[route.policy]
         query = QueryParams(scope["query_string"])
         # uvicorn logs the address of each connection, and a query may hold anything.
         scope["query_string"] = b""
-        # A policy that is not loaded refuses the handshake.
-        policy.slot.current()
-        questions = _Questions(
-            policy,
+        asked = scope["state"]
+        questions = self._questions(
             route,
             first_seed=_first_seed(query) if route.kind == "predict" else None,
-            request_id=scope["state"]["request_id"],
-            episode=scope["state"]["episode"],
-            wanted=scope["state"]["version"],
+            request_id=asked["request_id"],
+            episode=asked["episode"],
+            wanted=asked["version"],
             max_frame_bytes=self._max_frame_bytes,
         )
-        client = scope["state"]["client"]
-        return _Stream(route, client, questions, receive, send, self._metrics)
+        return _Stream(route, asked["client"], questions, receive, send, self._metrics)
+
+    def _questions(self, route: AnswerRoute, **options: Any) -> FrameQuestions:  # noqa: ANN401 -- theirs
+        if route.transport == "team_stream":
+            assert self._team is not None, "its routes stand where there is a team"
+            return TeamQuestions(self._team, route, **options)
+        policy = self._policies[route.policy]
+        # A policy that is not loaded refuses the handshake.
+        policy.slot.current()
+        return _Questions(policy, route, **options)
 
 
 def _first_seed(query: QueryParams) -> int | None:
@@ -146,21 +157,6 @@ def _first_seed(query: QueryParams) -> int | None:
         raise ObservationError(
             [problem(item["type"], ["query", "seed"], item["msg"]) for item in error.errors()]
         ) from error
-
-
-@dataclass(eq=False, slots=True)
-class _Question:
-    """A frame that is not answered yet.
-
-    Attributes:
-        is_text: whether it was JSON.
-        received: when it came, by `time.perf_counter`.
-        answer: the pending answer, the answer itself, or the status and the detail of the error.
-    """
-
-    is_text: bool
-    received: float
-    answer: PendingAnswer | bytes | tuple[int, object]
 
 
 class _Questions:
@@ -188,11 +184,11 @@ class _Questions:
         self.request_id = request_id
         self.asked = 0
 
-    def ask(self, message: Message) -> _Question:
+    def ask(self, message: Message) -> FrameQuestion:
         """Start to answer a frame; its mistakes wait for their turn like an answer."""
         received = time.perf_counter()
         is_text = message.get("text") is not None
-        answer: PendingAnswer | bytes | tuple[int, object]
+        answer: Pending | bytes | tuple[int, object]
         try:
             answer = self._ask(message)
         except Exception as error:
@@ -201,7 +197,7 @@ class _Questions:
                 self.end_episode()
                 answer = RESET
         self.asked += answer is not RESET
-        return _Question(is_text, received, answer)
+        return FrameQuestion(is_text, received, answer)
 
     def end_episode(self) -> None:
         """Forget the memory of the episode, and the version that answers it."""
@@ -261,7 +257,7 @@ class _Stream:
         self,
         route: AnswerRoute,
         client: str | None,
-        questions: _Questions,
+        questions: FrameQuestions,
         receive: Receive,
         send: Send,
         metrics: Metrics,
@@ -272,7 +268,7 @@ class _Stream:
         self._receive = receive
         self._send = send
         self._metrics = metrics
-        self._in_flight: deque[_Question] = deque()
+        self._in_flight: deque[FrameQuestion] = deque()
         self._arrived = asyncio.Event()
         self._moved = asyncio.Event()
         self._errors = 0
@@ -292,7 +288,7 @@ class _Stream:
             self._questions.end_episode()
             # All at once: a step that is cancelled alone makes room for the next one.
             for question in self._in_flight:
-                if isinstance(question.answer, PendingAnswer):
+                if not isinstance(question.answer, bytes | tuple):
                     question.answer.abandon()
             writer.cancel()
             await asyncio.wait([writer])
@@ -340,9 +336,9 @@ class _Stream:
             route = self._route
             self._metrics.observe_request(route.policy, route.label, status, seconds)
 
-    async def _answer(self, question: _Question) -> tuple[int, Message]:
+    async def _answer(self, question: FrameQuestion) -> tuple[int, Message]:
         answer = question.answer
-        if isinstance(answer, PendingAnswer):
+        if not isinstance(answer, bytes | tuple):
             try:
                 answer = await answer.fetch()
             except Exception as error:

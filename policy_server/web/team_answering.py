@@ -174,6 +174,11 @@ class TeamStep:
         self._request_id = request_id
         self._asked: list[asyncio.Future[Answer]] | None = None
 
+    @property
+    def has_memory(self) -> bool:
+        """Return whether an agent's answer depends on the steps before."""
+        return any(item.version.signature.memory for item in self._questions)
+
     def ask(self) -> None:
         """Ask for the answers, which are fetched later.
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import httpx
 
+from policy_server.http_server.http_protocol import HttpProtocol
+from policy_server.http_server.web_socket_protocol import WebSocketProtocol
 from policy_server.metrics import Metrics
 from policy_server.schema import AgentPolicies, ServerSchema, parse_schema
 from policy_server.serving import PolicyRegistry, PolicySlot
@@ -17,6 +19,8 @@ from policy_server.serving.session_store import ProcessSessions
 from policy_server.settings import Settings
 from policy_server.web import Application, create_app
 from tests.support.fakes import FakeBackend, integer_backend, opened, summing_backend
+from tests.support.servers import app_in_loop
+from tests.support.streams import Served
 from tests.support.web import KEY, client_of, running
 
 HUNTER = parse_schema("observations: {cat: {type: int}, mouse: {type: float, maximum: 10}}")
@@ -53,15 +57,14 @@ def usual_backends() -> dict[str, FakeBackend]:
     }
 
 
-@asynccontextmanager
-async def served_team(
+def build_team(
     backends: Mapping[str, FakeBackend] | None = None,
     *,
     schemas: Mapping[str, ServerSchema] | None = None,
     rules: Mapping[str, str] = RULES,
     **settings: Any,  # noqa: ANN401 -- the settings' own types
-) -> AsyncIterator[ServedTeam]:
-    """Serve a team: by default a hunter with memory, a prey and a drone without."""
+) -> tuple[Application, dict[str, PolicySlot], Metrics]:
+    """Build the application of a team: by default a hunter with memory, two others without."""
     known, metrics = Settings(**settings), Metrics()
     used = usual_backends() if backends is None else backends
     of = {"hunter": HUNTER, "prey": PREY, "drone": FLAT} if schemas is None else schemas
@@ -77,11 +80,32 @@ async def served_team(
             sessions=sessions,
         )
 
-    slots = [slot(name, backend) for name, backend in used.items()]
-    registry = PolicyRegistry(slots, agents=AgentPolicies(rules))
-    app = create_app(registry, known, api_key=KEY, metrics=metrics)
+    slots = {name: slot(name, backend) for name, backend in used.items()}
+    registry = PolicyRegistry([*slots.values()], agents=AgentPolicies(rules))
+    return create_app(registry, known, api_key=KEY, metrics=metrics), slots, metrics
+
+
+@asynccontextmanager
+async def served_team(
+    backends: Mapping[str, FakeBackend] | None = None,
+    **options: Any,  # noqa: ANN401 -- what `build_team` takes
+) -> AsyncIterator[ServedTeam]:
+    """Serve a team; see `build_team`."""
+    used = usual_backends() if backends is None else backends
+    app, slots, metrics = build_team(used, **options)
     async with running(app), client_of(app) as client:
-        yield ServedTeam(client, app, used, {item.name: item for item in slots}, metrics)
+        yield ServedTeam(client, app, used, slots, metrics)
+
+
+@asynccontextmanager
+async def streamed_team(
+    backends: Mapping[str, FakeBackend] | None = None,
+    **options: Any,  # noqa: ANN401 -- what `build_team` takes
+) -> AsyncIterator[tuple[Served, dict[str, PolicySlot]]]:
+    """Serve a team's streams; see `build_team`."""
+    app, slots, metrics = build_team(backends, **options)
+    async with app_in_loop(app, http=HttpProtocol, ws=WebSocketProtocol) as (url, server):
+        yield Served(url, server, metrics), slots
 
 
 def own_seed(seed: int, agent: str) -> int:

@@ -1,0 +1,148 @@
+"""A stream of a team: a frame has an observation for each agent, and is answered by agent."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import orjson
+from starlette.types import Message
+
+from policy_server.policy import LARGEST_SEED
+from policy_server.serving.team import TeamVersions
+from policy_server.serving.team_steps import TeamMemory
+from policy_server.web.frame_questions import FrameQuestion, Pending
+from policy_server.web.frames import RESET, parse_team_frame
+from policy_server.web.problems import describe_error
+from policy_server.web.route_table import AnswerRoute
+from policy_server.web.team_answering import TeamAnswering
+
+__all__ = ["TeamQuestions"]
+
+_RESET = "reset"
+
+
+class TeamQuestions:
+    """Turns a connection's frames into the steps of a team.
+
+    Attributes:
+        request_id: the name of the connection in the logs.
+        asked: how many frames there were that are no reset.
+    """
+
+    def __init__(
+        self,
+        answering: TeamAnswering,
+        route: AnswerRoute,
+        *,
+        first_seed: int | None,
+        request_id: str,
+        episode: str,
+        wanted: str,
+        max_frame_bytes: int,
+    ) -> None:
+        """Own the memories of the connection's episode.
+
+        Args:
+            answering: answers the team's steps.
+            route: the stream's.
+            first_seed: frame i, from 0, is drawn with this plus i; None for independent draws.
+            request_id: the name of the connection in the logs.
+            episode: the id of the episode, which may choose its versions; empty for none.
+            wanted: the versions that are asked for; see `Team.wanted_versions`.
+            max_frame_bytes: the largest frame.
+
+        Raises:
+            DeploymentError: if the versions are not of that form.
+        """
+        self._answering = answering
+        self._route = route
+        self._first_seed = first_seed
+        self._max_frame_bytes = max_frame_bytes
+        self._episode = episode
+        self._wanted = answering.team.wanted_versions(wanted)
+        self._memory = self._begin()
+        self.request_id = request_id
+        self.asked = 0
+
+    def ask(self, message: Message) -> FrameQuestion:
+        """Start to answer a frame; see `FrameQuestions.ask`."""
+        received = time.perf_counter()
+        is_text = message.get("text") is not None
+        answer: Pending | bytes | tuple[int, object]
+        is_reset = False
+        try:
+            values = parse_team_frame(message, max_bytes=self._max_frame_bytes)
+            reset = self._reset(values)
+            is_reset = reset is not None
+            answer = self._step(values) if reset is None else reset
+        except Exception as error:
+            answer = self.failure(error)
+        self.asked += not is_reset
+        return FrameQuestion(is_text, received, answer)
+
+    def end_episode(self) -> None:
+        """Forget the memories, and the versions that answer the episode."""
+        for policy, version in self._memory.versions.chosen.items():
+            self._answering.team.slots[policy].count_stream(version, -1)
+        self._memory = self._begin()
+
+    def failure(self, error: Exception) -> tuple[int, object]:
+        """Return the status and the detail of the error about a frame."""
+        status, detail, _ = describe_error(error, request_id=self.request_id)
+        return status, detail
+
+    def _begin(self) -> TeamMemory:
+        return TeamMemory(TeamVersions(self._episode, self._wanted))
+
+    def _reset(self, values: dict[str, Any]) -> Pending | bytes | None:
+        """Return the answer to a frame that begins another episode, of all or of some agents."""
+        if values.keys() != {_RESET}:
+            return None
+        reset = values[_RESET]
+        if reset is True:
+            self.end_episode()
+            return RESET
+        if not isinstance(reset, list) or not all(isinstance(agent, str) for agent in reset):
+            return None
+        for agent in reset:
+            self._answering.team.slot_of(agent)
+        return _AgentsReset(self._memory, reset)
+
+    def _step(self, values: dict[str, Any]) -> Pending:
+        # A policy without memory may change its version from frame to frame.
+        pinned = self._memory.versions.chosen
+        versions = TeamVersions(self._episode, self._wanted, chosen=dict(pinned))
+        first = self._first_seed
+        step = self._answering.step(
+            self._route.kind,
+            values,
+            is_raw=self._route.is_raw,
+            versions=versions,
+            seed=None if first is None else (first + self.asked) % (LARGEST_SEED + 1),
+            request_id=self.request_id,
+            memory=self._memory,
+        )
+        for policy, version in versions.chosen.items():
+            if version.signature.memory and policy not in pinned:
+                pinned[policy] = version
+                self._answering.team.slots[policy].count_stream(version, 1)
+        if not step.has_memory:
+            # It waits for no step before it, so that many frames ride in one call.
+            step.ask()
+        return step
+
+
+class _AgentsReset:
+    """A reset of some agents, which waits for the answers to the frames before it."""
+
+    def __init__(self, memory: TeamMemory, agents: list[str]) -> None:
+        self._memory = memory
+        self._agents = agents
+
+    async def fetch(self) -> bytes:
+        self._memory.forget(self._agents)
+        return orjson.dumps({_RESET: self._agents})
+
+    def abandon(self) -> None:
+        """Leave nothing in a queue."""
