@@ -227,7 +227,7 @@ def _show_policy(client: ServerClient) -> None:
     if st.session_state.get("shown") != digest:
         # Answers of another policy say nothing about this one.
         st.session_state["shown"] = digest
-        for stale in ("answers", "episode", "is_running"):
+        for stale in ("answers", "episode", "is_running", "sessions"):
             st.session_state.pop(stale, None)
     st.sidebar.caption(_describe_policy(schema))
     has_several = len(entry["versions"]) > 1

@@ -44,6 +44,11 @@ def show_asking(client: ServerClient, schema: Mapping[str, Any], *, key: str) ->
         unread = _unread(given)
         st.session_state["answers"] = unread or _ask(client, cast("Observation", given))
     with right:
+        if schema["policy"].get("memory_width"):
+            st.caption(
+                "This policy has a memory. It answers here as at an episode's first step; "
+                "**Play an episode** keeps its memory from step to step."
+            )
         answers = st.session_state.get("answers")
         if answers is None:
             st.info("Fill in an observation and press **Predict**.")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from policy_server.commands.games import Environment
+from policy_server.commands.games import Environment, TeamEnvironment
 from policy_server.errors import SettingsError
 from policy_server.schema import public_schema, read_schema
 
@@ -54,7 +54,7 @@ def find_example(schema: Mapping[str, Any]) -> str | None:
     return None
 
 
-def make_environment(name: str) -> Environment:
+def make_environment(name: str) -> Environment | TeamEnvironment:
     """Return a new environment of an example.
 
     Args:
@@ -70,7 +70,7 @@ def make_environment(name: str) -> Environment:
             f"examples/{name}/environment.py: needs the package {error.name}; install what "
             "requirements-dev.txt lists"
         ) from error
-    environment: Environment = module.make_environment()
+    environment: Environment | TeamEnvironment = module.make_environment()
     return environment
 
 

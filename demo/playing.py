@@ -12,7 +12,9 @@ from demo.asking import show_refusal
 from demo.charts import reward_chart
 from demo.episode import Episode
 from demo.examples import find_example
+from demo.pictures import is_board
 from demo.server_client import RefusalError, ServerClient
+from policy_server.commands.games import ALONE
 from policy_server.errors import SettingsError
 
 __all__ = ["show_playing"]
@@ -44,18 +46,21 @@ def _play(client: ServerClient, schema: Mapping[str, Any], name: str) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="large"):
         seed = st.number_input("Seed", min_value=0, value=0, step=1, key="seed", width=140)
         choice = st.radio("Actions are", [_DRAWN, _DETERMINISTIC], horizontal=True, key="choice")
-    if state.get("episode_seed") != (name, seed) or "episode" not in state:
+    has_memory = _show_memory(schema)
+    begun = (name, seed, has_memory, client.version)
+    if state.get("begun") != begun or "episode" not in state:
         try:
-            state["episode"], state["episode_seed"] = Episode(name, seed=seed), (name, seed)
+            state["episode"], state["begun"] = Episode(name, seed=seed), begun
         except SettingsError as error:
             st.error(f"{error.message}.")
             return
     episode: Episode = state["episode"]
     steps = _draw_buttons(episode)
     try:
+        session = _session(client, episode) if steps and has_memory else ""
         for _ in range(steps):
             if not episode.is_over:
-                episode.step(client, is_deterministic=choice == _DETERMINISTIC)
+                episode.step(client, is_deterministic=choice == _DETERMINISTIC, session=session)
     except RefusalError as refusal:
         show_refusal(refusal)
         state["is_running"] = False
@@ -66,6 +71,28 @@ def _play(client: ServerClient, schema: Mapping[str, Any], name: str) -> None:
     _show_episode(episode, schema)
 
 
+def _show_memory(schema: Mapping[str, Any]) -> bool:
+    """Say that the policy has a memory, if so, and return whether the episode is to keep it."""
+    width = schema["policy"].get("memory_width")
+    if not width:
+        return False
+    return st.toggle(
+        f"Keep the policy's memory ({width} numbers) from step to step",
+        value=True,
+        key="keeps_memory",
+        help="A session of the server keeps it; Reset empties it. Switched off, each step is "
+        "answered as an episode's first.",
+    )
+
+
+def _session(client: ServerClient, episode: Episode) -> str:
+    """Return the session of an episode: a new episode begins in the session of the one before."""
+    sessions: dict[str, str] = st.session_state.setdefault("sessions", {})
+    if not episode.rewards:
+        sessions[client.version] = client.begin_episode(sessions.get(client.version, ""))
+    return sessions[client.version]
+
+
 def _draw_buttons(episode: Episode) -> int:
     """Return how many steps to take now."""
     state = st.session_state
@@ -73,7 +100,8 @@ def _draw_buttons(episode: Episode) -> int:
     with st.container(horizontal=True):
         is_run = st.button(
             "Pause" if is_running else "Run",
-            key="run",
+            # A click that comes twice, beside the page's own coming back, does the same twice.
+            key="pause" if is_running else "run",
             type="primary",
             disabled=episode.is_over,
             width=100,
@@ -86,29 +114,30 @@ def _draw_buttons(episode: Episode) -> int:
             del state["episode"]
         st.rerun()
     if is_running:
-        return 1 if episode.name in Episode.boards else _STEPS_AT_ONCE
+        return 1 if is_board(episode.name) else _STEPS_AT_ONCE
     return int(is_step)
 
 
 def _show_episode(episode: Episode, schema: Mapping[str, Any]) -> None:
+    rewards = episode.rewards_of(ALONE)
     figures = {
-        "Steps": str(len(episode.rewards)),
-        "Last reward": f"{episode.rewards[-1]:.2f}" if episode.rewards else "-",
-        "Return": f"{sum(episode.rewards):.2f}",
+        "Steps": str(len(rewards)),
+        "Last reward": f"{rewards[-1]:.2f}" if rewards else "-",
+        "Return": f"{sum(rewards):.2f}",
     }
-    *columns, last = st.columns([1, 1, 1, 2])
-    for column, (label, value) in zip(columns, figures.items(), strict=True):
-        column.metric(label, value)
-    if episode.actions is not None:
-        described = describe_actions(episode.actions, schema["policy"]["components"])
-        actions = [f"{name}: **{text}**" for name, text in described]
-        last.markdown("  \n".join([":small[Last action]", *actions]))
+    with st.container(horizontal=True, gap="large"):
+        for label, value in figures.items():
+            st.metric(label, value, width=120)
+        if episode.actions:
+            described = describe_actions(episode.actions[ALONE], schema["policy"]["components"])
+            actions = [f"{name}: **{text}**" for name, text in described]
+            st.markdown("  \n".join([":small[Last action]", *actions]), width="content")
     picture = episode.picture()
     left, right = st.columns(2, gap="large") if picture else (None, st.container())
     if left is not None and picture is not None:
         left.image(picture, alt=f"state of {episode.name}")
     with right:
-        if episode.rewards:
-            st.altair_chart(reward_chart(episode.rewards), width="stretch", key="rewards")
+        if rewards:
+            st.altair_chart(reward_chart(rewards), width="stretch", key="rewards")
         if episode.is_over:
-            st.success(f"The episode is over after {len(episode.rewards)} steps.")
+            st.success(f"The episode is over after {len(rewards)} steps.")

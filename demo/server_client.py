@@ -113,12 +113,24 @@ class ServerClient:
             return False
         return True
 
-    def ask(self, kind: AnswerKind, observation: Observation) -> dict[str, Any]:
+    def ask(
+        self,
+        kind: AnswerKind,
+        observation: Observation,
+        *,
+        session: str = "",
+        step: int = 0,
+        previous_reward: float | None = None,
+    ) -> dict[str, Any]:
         """Ask about an observation.
 
         Args:
             kind: the kind of answer.
             observation: by name, or flat.
+            session: the name of the session that it is a step of; empty where it is of none.
+            step: the number of that step in its episode, from 0, by which a step that was asked
+                twice is made once.
+            previous_reward: of the step before.
 
         Returns:
             The answer's JSON.
@@ -127,10 +139,54 @@ class ServerClient:
             RefusalError: if the server can't be reached, or refuses.
         """
         route, body = request_of(kind, observation)
-        answer: dict[str, Any] = self._ask("POST", f"{self._prefix}{route}", body)
+        headers = {}
+        if session:
+            route = f"/sessions/{session}{route}"
+            headers["x-step"] = str(step)
+            if previous_reward is not None:
+                headers["x-previous-reward"] = repr(previous_reward)
+        try:
+            answer: dict[str, Any] = self._ask("POST", f"{self._prefix}{route}", body, headers)
+        except RefusalError as refusal:
+            if not session or refusal.answered != HTTPStatus.NOT_FOUND:
+                raise
+            raise RefusalError(
+                "the server has ended this session, and the episode's memory with it; Reset begins "
+                "another episode",
+                answered=refusal.answered,
+            ) from refusal
         return answer
 
-    def _ask(self, method: str, route: str, body: str | None = None) -> Any:  # noqa: ANN401 -- any JSON
+    def begin_episode(self, session: str = "") -> str:
+        """Begin an episode whose memory the server keeps.
+
+        Args:
+            session: the name of the session of the episode before; empty if there was none.
+
+        Returns:
+            The name of the session: the same one, unless it has ended.
+
+        Raises:
+            RefusalError: if the server can't be reached, or refuses.
+        """
+        route = f"{self._prefix}/sessions"
+        if session:
+            try:
+                self._ask("POST", f"{route}/{session}/reset")
+            except RefusalError as refusal:
+                if refusal.answered != HTTPStatus.NOT_FOUND:
+                    raise
+            else:
+                return session
+        return str(self._ask("POST", route)["session_id"])
+
+    def _ask(
+        self,
+        method: str,
+        route: str,
+        body: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:  # noqa: ANN401 -- any JSON
         try:
             with requests.Session() as session:
                 # No proxy leads to this machine, whatever the environment says.
@@ -139,13 +195,13 @@ class ServerClient:
                     method,
                     self.url + route,
                     data=None if body is None else body.encode(),
-                    headers=self._headers(),
+                    headers={**self._headers(), **(headers or {})},
                     timeout=self._timeout_s,
                     allow_redirects=False,
                 )
         except (requests.RequestException, ValueError) as error:
             raise RefusalError(self._why_unreached(error)) from error
-        if response.status_code != HTTPStatus.OK:
+        if response.status_code not in (HTTPStatus.OK, HTTPStatus.CREATED):
             raise _refusal(response)
         try:
             return response.json()
@@ -209,7 +265,7 @@ def _refusal(response: requests.Response) -> RefusalError:
         case HTTPStatus.NOT_FOUND:
             message = f"the server has no such route; is {response.url} a Policy Server?"
         case HTTPStatus.NOT_IMPLEMENTED:
-            message = f"this policy can't say that: {reason}"
+            message = f"the server can't answer that: {reason}"
         case HTTPStatus.SERVICE_UNAVAILABLE:
             message = f"the server is busy or still starting: {reason}"
         case _:

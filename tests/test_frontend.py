@@ -26,6 +26,7 @@ from demo.observation_form import flat_example, parse_values
 from demo.server_client import RefusalError, ServerClient
 from demo.server_process import ServerProcess
 from policy_server import create_app
+from policy_server.commands.games import ALONE
 from policy_server.errors import SettingsError
 from policy_server.schema import public_schema, read_schema
 from tests.support.fakes import masked_backend
@@ -35,6 +36,7 @@ from tests.support.waiting import wait_until
 
 PAGE = str(ROOT / "frontend.py")
 START_TIMEOUT_S = 120.0
+EXAMPLE_KEY = "1234567asdfgh"
 SCHEMA = f"""
 observations:
   speed: {{type: float, description: In m/s, minimum: 0, maximum: 30, example: 12.5}}
@@ -153,7 +155,7 @@ def answering(status: int, detail: object) -> Iterator[str]:
     [
         pytest.param(401, "wrong access key", "access key is wrong", id="wrong key"),
         pytest.param(401, "no access key; send it", "access key is missing", id="no key"),
-        pytest.param(501, "it is not served", "can't say that: it is not served", id="501"),
+        pytest.param(501, "it is not served", "can't answer that: it is not served", id="501"),
         pytest.param(503, "full", "busy or still starting: full", id="503"),
         pytest.param(500, "internal error", "answered 500: internal error", id="500"),
         pytest.param(404, "none", "no such route", id="404"),
@@ -367,6 +369,7 @@ def test_served_example_is_recognised_by_its_schema(name: str) -> None:
         pytest.param("mouse_and_cheese", ["#ec4899", "#facc15", "#fb923c"], id="mouse_and_cheese"),
         pytest.param("lpoc", [f">{mover}</text>" for mover in range(4)], id="lpoc"),
         pytest.param("pendulum", ["<line"], id="pendulum"),
+        pytest.param("conveyor", ["#dc2626", ">2</text>"], id="conveyor"),
     ],
 )
 def test_picture_shows_every_piece(name: str, pieces: list[str]) -> None:
@@ -374,6 +377,88 @@ def test_picture_shows_every_piece(name: str, pieces: list[str]) -> None:
 
     assert picture is not None
     assert [piece for piece in pieces if piece not in picture] == []
+
+
+# Episodes of a policy with memory
+
+
+@pytest.fixture(scope="module")
+def conveyor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Serve the example whose policy has to remember."""
+    home = tmp_path_factory.mktemp("conveyor")
+    for name in ("schema.yaml", "saved_model.zip"):
+        shutil.copy(EXAMPLES / "conveyor" / name, home / name)
+    with served_app(create_app(home), ws="none") as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+def played(client: ServerClient, session: str) -> float:
+    episode = Episode("conveyor", seed=3)
+    while not episode.is_over:
+        episode.step(client, is_deterministic=True, session=session)
+    return sum(episode.rewards_of(ALONE))
+
+
+def test_episode_keeps_its_memory_in_a_session_and_the_next_one_begins_without(
+    conveyor: str,
+) -> None:
+    client = ServerClient(conveyor, EXAMPLE_KEY)
+
+    first = client.begin_episode()
+    returns = [played(client, first)]
+    second = client.begin_episode(first)
+    returns.append(played(client, second))
+
+    assert second == first
+    assert min(returns) >= 19
+    assert returns[0] == returns[1]
+    assert played(client, "") < 12
+
+
+def test_step_that_is_asked_twice_is_made_once(conveyor: str) -> None:
+    client = ServerClient(conveyor, EXAMPLE_KEY)
+    session = client.begin_episode()
+    observation = {"scanned": [True, False, False], "is_at_gate": False}
+
+    answers = [client.ask("predict", observation, session=session) for _ in range(2)]
+
+    assert answers[0] == answers[1]
+
+
+def test_session_that_has_ended_is_said_and_another_begins(conveyor: str) -> None:
+    client = ServerClient(conveyor, EXAMPLE_KEY)
+    gone = "0" * 32
+
+    with pytest.raises(RefusalError, match="the server has ended this session"):
+        client.ask(
+            "predict", {"scanned": [False] * 3, "is_at_gate": True}, session=gone, previous_reward=1
+        )
+
+    assert client.begin_episode(gone) != gone
+
+
+def test_page_plays_a_policy_with_its_memory_or_without(conveyor: str) -> None:
+    page = connected_page(conveyor, EXAMPLE_KEY)
+    asking = text_of(page)
+    (keeps,) = [toggle for toggle in page.toggle if "memory" in toggle.label]
+    for steps in ("1", "2"):
+        press(page, "step")
+        assert widget(page.metric, "Steps").value == steps
+    (session,) = page.session_state["sessions"].values()
+    press(page, "reset")
+    press(page, "step")
+    again = page.session_state["sessions"].values()
+    page.toggle(key="keeps_memory").set_value(False).run()
+    forgetting = widget(page.metric, "Steps").value
+    press(page, "step")
+
+    assert "It answers here as at an episode's first step" in asking
+    assert keeps.label == "Keep the policy's memory (32 numbers) from step to step"
+    assert list(again) == [session]
+    assert forgetting == "0"
+    assert widget(page.metric, "Steps").value == "1"
+    with answering(404, "gone") as url, pytest.raises(RefusalError, match="no such route"):
+        ServerClient(url, KEY).begin_episode(session)
 
 
 def test_example_without_a_picture_has_none() -> None:
@@ -593,8 +678,8 @@ def test_lpoc_is_started_asked_played_and_stopped() -> None:
     assert widget(page.metric, "Steps").value == "1"
     assert len(page.get("image")) == 1
     press(page, "run")
-    run_until(page, lambda: page.button(key="run").disabled)
-    assert "The episode is over" in text_of(page)
+    run_until(page, lambda: "The episode is over" in text_of(page))
+    assert page.button(key="run").disabled
     press(page, "reset")
     assert widget(page.metric, "Steps").value == "0"
 
