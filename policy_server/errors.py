@@ -30,6 +30,7 @@ __all__ = [
     "SdkPendingError",
     "ServerAnswerError",
     "SessionConflictError",
+    "SessionStoreError",
     "SettingsError",
     "UnauthorizedError",
     "UnknownSessionError",
@@ -223,6 +224,13 @@ class OverloadedError(PolicyServerError):
 
 class NotReadyError(PolicyServerError):
     """The policy has not answered its warm-up yet, or the server is shutting down."""
+
+    status = 503
+    headers: Mapping[str, str] = {"retry-after": "1"}
+
+
+class SessionStoreError(PolicyServerError):
+    """The store of sessions can't be reached or can't keep them now, or a turn in it was lost."""
 
     status = 503
     headers: Mapping[str, str] = {"retry-after": "1"}

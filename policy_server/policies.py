@@ -29,7 +29,7 @@ from policy_server.serving import (
 )
 from policy_server.serving.administration import Administration
 from policy_server.serving.deployment_file import DeploymentFile
-from policy_server.serving.session_store import NoSessions, ProcessSessions
+from policy_server.serving.session_stores import session_store
 from policy_server.serving.shared_deployments import SharedDeployments
 from policy_server.settings import ENV_PREFIX, Settings
 from policy_server.version_files import Fetch, VersionFiles
@@ -65,7 +65,9 @@ class Policies:
             is_alone: whether no other web process answers at the same address.
 
         Raises:
-            SettingsError: if a setting names the model of one policy, and there are several.
+            SettingsError: if a setting names the model of one policy, and there are several, or if
+                the address of the sessions' store can't be used.
+            MissingPackageError: if the client of that store is not installed.
         """
         if file.is_named and settings.model_uri is not None:
             raise SettingsError(
@@ -79,7 +81,7 @@ class Policies:
         self._files = VersionFiles(settings)
         self._sections = {section.name: section for section in file}
         self._file = file
-        sessions = ProcessSessions(settings, self.metrics) if is_alone else NoSessions()
+        self._sessions = session_store(settings, self.metrics, is_alone=is_alone)
         slots = [
             PolicySlot(
                 section.name,
@@ -96,7 +98,7 @@ class Policies:
                 ],
                 settings=settings,
                 metrics=self.metrics,
-                sessions=sessions,
+                sessions=self._sessions,
             )
             for section in file
         ]
@@ -119,6 +121,7 @@ class Policies:
         """
         async with self._open_backends() as backends, AsyncExitStack() as stack:
             self._backends = backends
+            await stack.enter_async_context(self._sessions.running())
             basis = await asyncio.to_thread(self._files.basis, self._file)
             store = self._store_of(basis, await backends.shared_records())
             deployers = [self._deployer(slot, store) for slot in self.registry]

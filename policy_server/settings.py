@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -27,6 +28,14 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[^\s/?#@\[\]:]+|\[[0-9a-f:.]+\])(?
 _USUAL_PORTS = {"http": ":80", "https": ":443"}
 _ENV_FILE = ".env"
 _HEADER_TEXT = re.compile(r"[!-~](?:[ -~]*[!-~])?")
+_URL_TEXT = re.compile(r"[!-~]+")
+_TLS_OPTIONS = {
+    "ssl_ca_certs",
+    "ssl_certfile",
+    "ssl_cert_reqs",
+    "ssl_check_hostname",
+    "ssl_keyfile",
+}
 # Variables that the examples of the client libraries read.
 _OF_CLIENTS = ("URL",)
 # Options of uvicorn that people look for here.
@@ -159,6 +168,11 @@ class Settings(BaseSettings):
     max_sessions: int = Field(
         10_000, ge=1, description="Sessions that are open at a time, else 503"
     )
+    sessions_url: SecretStr | None = Field(
+        None,
+        description="Redis that keeps the sessions, for all web processes: redis://, rediss:// or "
+        "unix://; without it they live in the web process",
+    )
     session_idle_s: float = Field(
         900.0,
         gt=0,
@@ -232,6 +246,18 @@ class Settings(BaseSettings):
             )
         return api_key
 
+    @field_validator("sessions_url")
+    @classmethod
+    def _check_sessions_url(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not _is_redis_url(url.get_secret_value()):
+            raise PydanticCustomError(
+                "sessions_url",
+                "a URL such as redis://:password@redis:6379/0, rediss://... or "
+                "unix:///run/redis.sock, with other characters in a user or password than letters, "
+                "digits and -._~ as %..",
+            )
+        return url
+
     @field_validator("cors_origins", mode="before")
     @classmethod
     def _split_origins(cls, value: object) -> object:
@@ -274,6 +300,28 @@ def _origin(text: str) -> str:
     return origin
 
 
+def _is_redis_url(text: str) -> bool:
+    """Return whether a text is an address of a Redis, and nothing in it would be passed over."""
+    try:
+        parts = urlsplit(text)
+        options = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
+        has_port = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    if "#" in text or not has_port or not _URL_TEXT.fullmatch(text):
+        return False
+    if parts.scheme == "unix":
+        known = options.keys() <= {"db", "password", "username"}
+        return known and not parts.hostname and parts.path.startswith("/") and len(parts.path) > 1
+    is_tls = parts.scheme == "rediss"
+    return (
+        (is_tls or parts.scheme == "redis")
+        and bool(parts.hostname)
+        and re.fullmatch(r"/?|/[0-9]+", parts.path) is not None
+        and options.keys() <= (_TLS_OPTIONS if is_tls else set())
+    )
+
+
 def read_settings(
     **given: Any,  # noqa: ANN401 -- the settings' own types, which are checked
 ) -> Settings:
@@ -303,7 +351,8 @@ def read_settings(
         problem = error.errors(include_url=False)[0]
         field = str(problem["loc"][0])
         expected = problem["msg"].removeprefix("Input should be ")
-        got = "" if field.endswith("_key") else f", got {problem['input']!r}"
+        is_secret = Settings.model_fields[field].annotation == SecretStr | None
+        got = "" if is_secret else f", got {problem['input']!r}"
         name = field if field in given else f"{ENV_PREFIX}{field.upper()}"
         raise SettingsError(f"{name}: expected {expected}{got}") from error
     except (OSError, UnicodeDecodeError) as error:

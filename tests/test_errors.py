@@ -20,6 +20,7 @@ STATUSES = {
     "OverloadedError": 503,
     "SdkPendingError": 503,
     "SessionConflictError": 409,
+    "SessionStoreError": 503,
     "UnauthorizedError": 401,
     "UnknownSessionError": 404,
     "ForbiddenOriginError": 403,

@@ -10,9 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from policy_server.errors import MissingPackageError
+from policy_server.metrics import Metrics
 from policy_server.prediction_log import PredictionLog
+from policy_server.serving.session_stores import session_store
+from policy_server.settings import Settings
 from tests.support.folders import ROOT
 from tests.support.library_policies import POLICIES
 from tests.support.web import assert_error, build, client_of, serve
@@ -69,6 +73,14 @@ def test_prediction_log_to_fluentd_names_the_missing_package(
 
     with pytest.raises(MissingPackageError, match="POLICY_SERVER_FLUENTD_HOST: needs fluent,"):
         PredictionLog(rate=0.5, fluentd_host="collector", fluentd_port=24224)
+
+
+def test_sessions_in_redis_name_the_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    lack("redis", monkeypatch)
+    settings = Settings(sessions_url=SecretStr("redis://127.0.0.1:6379"))
+
+    with pytest.raises(MissingPackageError, match="POLICY_SERVER_SESSIONS_URL: needs redis,"):
+        session_store(settings, Metrics(), is_alone=True)
 
 
 def test_prediction_log_without_a_collector_needs_no_package(

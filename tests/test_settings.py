@@ -221,3 +221,59 @@ def test_variable_of_clients_and_of_kubernetes_passes(
     monkeypatch.setenv(name, value)
 
     assert read_settings() == Settings(metrics_port=8080)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://redis",
+        "redis://redis:6379/0",
+        "redis://:p%40ss%2Fword@[::1]:6380/15",
+        "rediss://user:pass@redis.example.com?ssl_ca_certs=/etc/ca.pem",
+        "unix:///run/redis/redis.sock",
+        "unix://:pass@/run/redis.sock?db=3",
+    ],
+)
+def test_address_of_the_sessions_is_taken_and_not_shown(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLICY_SERVER_SESSIONS_URL", url)
+
+    settings = read_settings()
+
+    assert settings.sessions_url is not None
+    assert settings.sessions_url.get_secret_value() == url
+    assert url not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "hunter2",
+        "http://:hunter2@redis:6379",
+        "redis://:hunter2@",
+        "redis://:hunter2@redis:port",
+        "redis://:hunter2@redis:70000",
+        "redis://:hunter2@redis:6379/first",
+        "redis://:hunter2@redis/0?db=1",
+        "redis://:hunter2@redis?decode_responses=True",
+        "rediss://:hunter2@redis?ssl_nonsense=1",
+        "redis://:hunter2/3@redis:6379",
+        "redis://:hunter2#3@redis:6379",
+        "redis://:hunter2?3@redis:6379",
+        "redis://:hunter2 3@redis:6379",
+        "unix://:hunter2@",
+        "unix://hunter2",
+        "unix://host/run/redis.sock?password=hunter2",
+    ],
+)
+def test_address_of_the_sessions_that_is_none_is_refused_without_being_shown(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLICY_SERVER_SESSIONS_URL", url)
+
+    with pytest.raises(SettingsError) as caught:
+        read_settings()
+
+    assert caught.value.message.startswith("POLICY_SERVER_SESSIONS_URL: expected a URL such as ")
+    assert "hunter2" not in caught.value.message

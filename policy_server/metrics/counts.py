@@ -84,7 +84,7 @@ _FAMILIES = {
             "queue_depth", "gauge", "Observations that wait or are being answered", ("policy",)
         ),
         _Family("stream_connections", "gauge", "Web sockets that are open"),
-        _Family("sessions", "gauge", "Sessions that are open", ("policy",)),
+        _Family("sessions", "gauge", "Sessions that are open", ("policy",), is_alike=True),
         _Family(
             "session_changes",
             "counter",

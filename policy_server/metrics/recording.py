@@ -163,13 +163,13 @@ class PolicyMetrics:
         """
         self._tally.count("session_changes", {(change, self.policy): 1.0})
 
-    def change_sessions(self, change: int) -> None:
-        """Change the number of open sessions.
+    def show_sessions(self, number: int) -> None:
+        """Show the number of open sessions.
 
         Args:
-            change: 1 for one more, -1 for one less.
+            number: of all web processes that share them.
         """
-        self._tally.change_sessions(self.policy, change)
+        self._tally.show_sessions(self.policy, number)
 
     def count_shadow(self, version: str, result: str, count: int) -> None:
         """Count copies that a shadow was to get.
@@ -227,7 +227,7 @@ class _Tally:
         self.sizes: list[tuple[str, int]] = []
         self.versions: list[tuple[str, str, str, int]] = []
         self._counts = Counts()
-        self._sessions: defaultdict[str, int] = defaultdict(int)
+        self._sessions: dict[str, int] = {}
         self._queues: defaultdict[str, list[Callable[[], int]]] = defaultdict(list)
         self._lock = threading.Lock()
 
@@ -236,9 +236,9 @@ class _Tally:
             for labels, amount in amounts.items():
                 self._counts.count(name, labels, amount)
 
-    def change_sessions(self, policy: str, change: int) -> None:
+    def show_sessions(self, policy: str, number: int) -> None:
         with self._lock:
-            self._sessions[policy] += change
+            self._sessions[policy] = number
 
     def observe_shadow(
         self, policy: str, version: str, distances: Sequence[float], seconds: float

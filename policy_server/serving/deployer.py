@@ -9,7 +9,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
-from policy_server.errors import DeploymentChangedError, DeploymentError, PolicyServerError
+from policy_server.errors import (
+    DeploymentChangedError,
+    DeploymentError,
+    PolicyServerError,
+    SessionStoreError,
+)
 from policy_server.serving.deployment import DeployedVersion, Deployment, Evidence
 from policy_server.serving.deployment_store import DeploymentStore
 from policy_server.serving.slot import PlannedVersion, PolicyOpener, PolicySlot
@@ -80,6 +85,7 @@ class Deployer:
         self._retry_at = 0.0
         self._changing = asyncio.Lock()
         self._draining: dict[str, asyncio.Task[None]] = {}
+        slot.is_expected = self._is_expected
 
     def plan(self) -> None:
         """Have the slot begin with the kept deployment, where there is one for today's files."""
@@ -309,7 +315,7 @@ class Deployer:
         patience = time.monotonic() + self._session_drain_s
         try:
             while self.slot.episodes_of(name) or (
-                time.monotonic() < patience and await self.slot.sessions_of(name)
+                time.monotonic() < patience and await self._has_sessions(name)
             ):
                 await asyncio.sleep(self._period_s)
             version = await self._unload(name)
@@ -318,6 +324,22 @@ class Deployer:
         finally:
             if self._draining.get(name) is asyncio.current_task():
                 del self._draining[name]
+
+    async def _has_sessions(self, name: str) -> bool:
+        try:
+            return bool(await self.slot.sessions_of(name))
+        except SessionStoreError:
+            # There may be some.
+            return True
+
+    async def _is_expected(self, name: str, digest: str) -> bool:
+        """Return whether another process has deployed a version that is not loaded here yet."""
+        kept = await self._read()
+        return (
+            kept is not None
+            and self._is_newer(kept)
+            and (name, digest) in {(version.name, version.digest) for version in kept}
+        )
 
     async def _follow(self) -> None:
         """Carry out what another process has decided."""

@@ -1,27 +1,23 @@
-"""Where sessions live: what is kept of each, and the store of one process."""
+"""The record that is kept of a session, and the protocol of the stores that keep records."""
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
-from typing import NoReturn, Protocol
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
 
-from policy_server.errors import OverloadedError, UnknownSessionError, UnsupportedAnswerError
-from policy_server.metrics import Metrics
+from policy_server.errors import OverloadedError, UnknownSessionError
 from policy_server.policy import Float32Array
 from policy_server.serving.team_record import TeamRecord
-from policy_server.settings import ENV_PREFIX, Settings
+from policy_server.settings import ENV_PREFIX
 
 __all__ = [
     "AnsweredStep",
     "HeldSession",
-    "NoSessions",
-    "ProcessSessions",
     "SessionRecord",
     "SessionStore",
+    "missed_turn",
+    "too_many_sessions",
     "unknown_session",
 ]
 
@@ -70,11 +66,12 @@ class SessionRecord:
     team: TeamRecord | None = None
 
     @property
-    def answering(self) -> frozenset[tuple[str, str]]:
-        """Return the policies that answer it, each with the name of its version."""
+    def answering(self) -> frozenset[tuple[str, str, str]]:
+        """Return the versions that answer it: the policy's name, the version's, and its digest."""
         if self.team is None:
-            return frozenset({(self.policy, self.version)})
-        return frozenset((policy, known.label) for policy, known in self.team.versions.items())
+            return frozenset({(self.policy, self.version, self.digest)})
+        versions = self.team.versions.items()
+        return frozenset((policy, known.label, known.digest) for policy, known in versions)
 
 
 class HeldSession(Protocol):
@@ -85,18 +82,28 @@ class HeldSession(Protocol):
         """Return the record that is kept of it."""
 
     async def keep(self, record: SessionRecord) -> None:
-        """Keep another record of the same session.
+        """Keep another record of the same session, whole or not at all, as the last of a turn.
 
         Args:
             record: the whole of it.
+
+        Raises:
+            SessionStoreError: if the store can't be reached, or the turn was lost to another
+                request.
         """
 
     async def remove(self) -> None:
-        """Forget the session."""
+        """Forget the session; see `keep`."""
 
 
 class SessionStore(Protocol):
-    """Keeps the sessions of all policies."""
+    """Keeps the sessions of all policies.
+
+    Whatever it is asked for may be refused with a `SessionStoreError`, where it can't be reached.
+    """
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """Keep sessions until the block ends."""
 
     async def add(self, record: SessionRecord) -> None:
         """Keep a new session.
@@ -118,14 +125,16 @@ class SessionStore(Protocol):
 
         Raises:
             UnknownSessionError: if the policy has no such session.
+            OverloadedError: if the requests before this one take longer than one may wait.
         """
 
-    async def count(self, policy: str, version: str) -> int:
+    async def count(self, policy: str, version: str, digest: str) -> int:
         """Return how many sessions a version of a policy answers.
 
         Args:
             policy: the policy's name.
             version: the version's.
+            digest: the start of the digest of the version's files.
         """
 
 
@@ -145,154 +154,25 @@ def unknown_session(session_id: str) -> UnknownSessionError:
 _SHOWN = 64
 
 
-@dataclass(eq=False, slots=True)
-class _Kept:
-    """A session of this process; it is a `HeldSession` too."""
+def too_many_sessions(number: int) -> OverloadedError:
+    """Return the error of a session beyond as many as may be.
 
-    record: SessionRecord
-    used: float
-    store: ProcessSessions
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    async def keep(self, record: SessionRecord) -> None:
-        self.store.replace(self, record)
-
-    async def remove(self) -> None:
-        self.store.end(self, "deleted")
+    Args:
+        number: how many there are.
+    """
+    return OverloadedError(
+        f"{number} sessions are open already ({ENV_PREFIX}MAX_SESSIONS); end some with DELETE, or "
+        "try again later"
+    )
 
 
-class ProcessSessions:
-    """A `SessionStore` in the memory of this process, for one event loop."""
+def missed_turn(waited_s: float) -> OverloadedError:
+    """Return the error of a request that has waited too long for those before it.
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        """Own the sessions of this process.
-
-        Args:
-            settings: how many there may be, and for how long an idle one is kept.
-            metrics: counts them.
-        """
-        self._most = settings.max_sessions
-        self._idle_s = settings.session_idle_s
-        self._metrics = metrics
-        # The longest idle first.
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
-        self._numbers: Counter[tuple[str, str]] = Counter()
-        self._is_sweeping = False
-
-    async def add(self, record: SessionRecord) -> None:
-        """Keep a new session; see `SessionStore.add`."""
-        self._forget_idle()
-        metrics = self._metrics.of(record.policy)
-        if len(self._kept) >= self._most:
-            metrics.count_session("refused")
-            raise OverloadedError(
-                f"{len(self._kept)} sessions are open already ({ENV_PREFIX}MAX_SESSIONS); end some "
-                "with DELETE, or try again later"
-            )
-        now = asyncio.get_running_loop().time()
-        self._kept[record.session_id] = _Kept(record, now, self)
-        self._count(record, 1)
-        metrics.change_sessions(1)
-        metrics.count_session("opened")
-        self._sweep_later()
-
-    @asynccontextmanager
-    async def held(self, policy: str, session_id: str) -> AsyncIterator[HeldSession]:
-        """Give one request at a time a session; see `SessionStore.held`."""
-        self._forget_idle()
-        kept = self._kept.get(session_id)
-        if kept is None or kept.record.policy != policy:
-            raise unknown_session(session_id)
-        async with kept.turn:
-            # A request before this one may have ended it.
-            if self._kept.get(session_id) is not kept:
-                raise unknown_session(session_id)
-            try:
-                yield kept
-            finally:
-                kept.used = asyncio.get_running_loop().time()
-                if session_id in self._kept:
-                    self._kept.move_to_end(session_id)
-
-    async def count(self, policy: str, version: str) -> int:
-        """Return how many sessions a version answers; see `SessionStore.count`."""
-        self._forget_idle()
-        return self._numbers[policy, version]
-
-    def replace(self, kept: _Kept, record: SessionRecord) -> None:
-        """Keep another record of a session.
-
-        Args:
-            kept: the session.
-            record: the whole of it.
-        """
-        if record.answering != kept.record.answering:
-            self._count(kept.record, -1)
-            self._count(record, 1)
-        kept.record = record
-
-    def end(self, kept: _Kept, change: str) -> None:
-        """Forget a session.
-
-        Args:
-            kept: the session.
-            change: deleted or expired.
-        """
-        record = kept.record
-        del self._kept[record.session_id]
-        self._count(record, -1)
-        metrics = self._metrics.of(record.policy)
-        metrics.change_sessions(-1)
-        metrics.count_session(change)
-
-    def _count(self, record: SessionRecord, change: int) -> None:
-        for answering in record.answering:
-            self._numbers[answering] += change
-
-    def _forget_idle(self) -> None:
-        now = asyncio.get_running_loop().time()
-        while self._kept:
-            kept = next(iter(self._kept.values()))
-            if now - kept.used <= self._idle_s:
-                return
-            if kept.turn.locked():
-                # A request has it, however long it takes.
-                kept.used = now
-                self._kept.move_to_end(kept.record.session_id)
-            else:
-                self.end(kept, "expired")
-
-    def _sweep_later(self) -> None:
-        """Forget sessions in time for the metrics, whether or not any request comes."""
-        if not self._is_sweeping:
-            self._is_sweeping = True
-            asyncio.get_running_loop().call_later(self._idle_s, self._sweep)
-
-    def _sweep(self) -> None:
-        self._is_sweeping = False
-        self._forget_idle()
-        if self._kept:
-            self._sweep_later()
-
-
-class NoSessions:
-    """A `SessionStore` of a process that keeps none, since others answer beside it."""
-
-    async def add(self, record: SessionRecord) -> NoReturn:  # noqa: ARG002 -- none is kept
-        """Refuse a session; see `SessionStore.add`."""
-        raise self._refusal()
-
-    def held(self, policy: str, session_id: str) -> NoReturn:  # noqa: ARG002 -- none is kept
-        """Refuse a session; see `SessionStore.held`."""
-        raise self._refusal()
-
-    async def count(self, policy: str, version: str) -> int:  # noqa: ARG002 -- none is kept
-        """Return that a version answers no session."""
-        return 0
-
-    @staticmethod
-    def _refusal() -> UnsupportedAnswerError:
-        return UnsupportedAnswerError(
-            "sessions live in one web process, and several answer here; start one "
-            "(uvicorn --workers 1), or let the answers carry the memory (header x-state: new)"
-        )
+    Args:
+        waited_s: for how long, in seconds.
+    """
+    return OverloadedError(
+        f"the requests before this one on its session took longer than {waited_s:g} s "
+        f"({ENV_PREFIX}REQUEST_TIMEOUT_S); try again"
+    )

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
-from policy_server.errors import SessionConflictError, UnsupportedAnswerError
+from policy_server.errors import NotReadyError, SessionConflictError, UnsupportedAnswerError
 from policy_server.serving.memory import EpisodeMemory
 from policy_server.serving.session_store import (
     AnsweredStep,
@@ -171,7 +171,7 @@ class Sessions:
         async with self._store.held(self._slot.name, session_id) as held:
             record = held.record
             episode_id = episode_id or record.episode_id
-            version = self._version_of(record) or self._slot.choose(episode_id)
+            version = await self._version_of(record) or self._slot.choose(episode_id)
             check_seed(version, seed)
             begun = replace(
                 record,
@@ -213,10 +213,11 @@ class Sessions:
         Raises:
             UnknownSessionError: if there is none of that name.
             SessionConflictError: if its version is not loaded any more.
+            NotReadyError: if this process has not loaded its version yet.
         """
         async with self._store.held(self._slot.name, session_id) as held:
             record = held.record
-            version = self._version_of(record)
+            version = await self._version_of(record)
             if version is None:
                 raise SessionConflictError(
                     f"this session began with version {record.version}, which is not loaded any "
@@ -227,10 +228,23 @@ class Sessions:
             )
             yield SessionTurn(held, memory)
 
-    def _version_of(self, record: SessionRecord) -> PolicyVersion | None:
-        """Return the version that a session began with; None where it is not loaded."""
-        version = self._slot.versions.get(record.version)
-        return version if version is not None and version.digest == record.digest else None
+    async def _version_of(self, record: SessionRecord) -> PolicyVersion | None:
+        """Return the version that a session began with; None where it is not loaded any more."""
+        version = self._slot.find(record.version, record.digest)
+        if version is None:
+            if await self._slot.is_expected(record.version, record.digest):
+                raise NotReadyError(
+                    f"this session began with version {record.version}, which this web process is "
+                    "about to load; try again in a few seconds"
+                )
+            return None
+        if record.state.size != version.signature.memory_width:
+            raise SessionConflictError(
+                f"the record of this session holds {record.state.size} numbers of memory, the "
+                f"policy has {version.signature.memory_width}; begin another session with POST "
+                "/sessions"
+            )
+        return version
 
 
 def check_seed(version: PolicyVersion, seed: int | None) -> None:

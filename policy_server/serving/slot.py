@@ -7,7 +7,7 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 
@@ -16,8 +16,9 @@ from policy_server.metrics import Metrics
 from policy_server.observations import ObservationSpace
 from policy_server.policy import PolicySignature
 from policy_server.schema import ServerSchema
+from policy_server.serving.process_sessions import ProcessSessions
 from policy_server.serving.questions import Answer, Question
-from policy_server.serving.session_store import ProcessSessions, SessionStore
+from policy_server.serving.session_store import SessionStore
 from policy_server.serving.shadow import Shadow
 from policy_server.serving.traffic import ALL_TRAFFIC, Episodes, Traffic
 from policy_server.serving.version import OpenedPolicy, PolicyVersion
@@ -65,6 +66,8 @@ class PolicySlot:
         failure: the reason why the policy could not be loaded; None where it was, or is not yet.
         failures: the reasons of single versions that could not be loaded, by name.
         sessions: keeps the sessions of the policy.
+        is_expected: returns whether a version, by its name and digest, was deployed by another
+            process, and is to be loaded here.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class PolicySlot:
         self._settings = settings
         self.metrics = metrics.of(name)
         self.sessions = sessions or ProcessSessions(settings, metrics)
+        self.is_expected: Callable[[str, str], Awaitable[bool]] = _is_not_expected
         self.failure: str | None = None
         self.failures: dict[str, str] = {}
         self._streams: Counter[PolicyVersion] = Counter()
@@ -232,7 +236,22 @@ class PolicySlot:
         Args:
             name: the version's name.
         """
-        return self._streams[self._versions[name]] + await self.sessions.count(self.name, name)
+        version = self._versions[name]
+        kept = await self.sessions.count(self.name, version.label, version.digest)
+        return self._streams[version] + kept
+
+    def find(self, label: str, digest: str) -> PolicyVersion | None:
+        """Return a loaded version, under whichever name it is kept by now; None for none.
+
+        Args:
+            label: the version's own name.
+            digest: the start of the digest of its files.
+        """
+        version = self._versions.get(label)
+        if version is not None and version.digest == digest:
+            return version
+        known = self._versions.values()
+        return next((v for v in known if (v.label, v.digest) == (label, digest)), None)
 
     def count_stream(self, version: PolicyVersion, change: int) -> None:
         """Count a stream whose memory is a version's.
@@ -445,3 +464,8 @@ class PolicySlot:
                 "the same observations and give the same actions: give it a name of its own under "
                 "policies"
             )
+
+
+async def _is_not_expected(_label: str, _digest: str) -> bool:
+    """Return that a version won't be loaded: no other process deploys any."""
+    return False

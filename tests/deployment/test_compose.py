@@ -64,7 +64,9 @@ def test_file_follows_the_compose_specification() -> None:
 def test_small_stack_starts_without_the_logging_stack() -> None:
     assert {name for name in SERVICES if "profiles" not in SERVICES[name]} == SMALL
     assert {name for name in SERVICES if SERVICES[name].get("profiles") == ["logging"]} == LOGGING
+    assert SERVICES["redis"]["profiles"] == ["sessions"]
     for name in SMALL:
+        assert "redis" not in SERVICES[name].get("depends_on", {})
         assert not LOGGING & set(SERVICES[name].get("depends_on", {}))
 
 
@@ -133,6 +135,7 @@ def test_ports_of_the_others_are_what_their_files_say() -> None:
     assert ports("grafana") == {3000: 3000}
     assert ports("kibana") == {5601: 5601}
     assert "ports" not in SERVICES["elasticsearch"]
+    assert "ports" not in SERVICES["redis"]
 
 
 def test_stack_is_reached_from_this_machine_only() -> None:

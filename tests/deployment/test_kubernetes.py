@@ -25,7 +25,7 @@ OTHERS = {"FORWARDED_ALLOW_IPS", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN
 # Kinds of operators, whose schemas are not Kubernetes' own.
 FOREIGN_KINDS = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "RayCluster"}
 # What the chart has values of its own for, or sets itself.
-ELSEWHERE = {"HOME", "MODEL_URI", "SCHEMA_URI", "BACKEND", "API_KEY"}
+ELSEWHERE = {"HOME", "MODEL_URI", "SCHEMA_URI", "BACKEND", "API_KEY", "SESSIONS_URL"}
 
 Manifest = dict[str, Any]
 
@@ -55,6 +55,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "fetched": {
         "backend": "local",
         "apiKey": {"existingSecret": "mine"},
+        "sessions": {"existingSecret": "redis"},
         "policy": {
             "modelUri": "s3://bucket/saved_model.zip",
             "schemaUri": "s3://bucket/schema.yaml",
@@ -303,6 +304,13 @@ def test_key_comes_from_a_secret_only() -> None:
         secret = manifests.get(f"Secret/{reference['name']}")
         assert (secret is None) == ("existingSecret" in values["apiKey"])
         assert secret is None or reference["key"] in secret["stringData"]
+
+
+def test_address_of_the_sessions_comes_from_a_secret_only() -> None:
+    variable = variables_of(pod_of(render(VALUES["fetched"])))["POLICY_SERVER_SESSIONS_URL"]
+
+    assert variable["valueFrom"]["secretKeyRef"] == {"name": "redis", "key": "url"}
+    assert "value" not in variable
 
 
 def test_example_that_is_served_by_default_exists() -> None:

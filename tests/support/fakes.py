@@ -28,6 +28,7 @@ from policy_server.policy import (
 )
 from policy_server.schema import ServerSchema
 from policy_server.serving import OpenedPolicy, PolicyOpener, PolicyRegistry, PolicySlot
+from policy_server.serving.session_store import SessionStore
 from policy_server.settings import Settings
 
 
@@ -229,11 +230,17 @@ def slot_of(
     name: str = DEFAULT_POLICY,
     settings: Settings | None = None,
     metrics: Metrics | None = None,
+    sessions: SessionStore | None = None,
 ) -> PolicySlot:
     """Return the slot of a policy that computes in a fake backend, or is opened by a fake."""
     open_policy = backend if callable(backend) else lambda: opened(backend)
     return PolicySlot(
-        name, schema, open_policy, settings=settings or Settings(), metrics=metrics or Metrics()
+        name,
+        schema,
+        open_policy,
+        settings=settings or Settings(),
+        metrics=metrics or Metrics(),
+        sessions=sessions,
     )
 
 

@@ -15,7 +15,7 @@ import pytest
 from policy_server.metrics import Metrics, MetricsExporter
 from policy_server.schema import parse_schema
 from policy_server.serving import PolicyRegistry, PolicySlot
-from policy_server.serving.session_store import NoSessions
+from policy_server.serving.process_sessions import NoSessions
 from policy_server.settings import Settings
 from policy_server.web import create_app
 from tests.support.fakes import (
@@ -373,7 +373,7 @@ async def test_several_web_processes_keep_no_sessions() -> None:
         refused = await client.post("/sessions")
         unknown = await client.get(f"/sessions/{UNKNOWN}")
 
-    assert_error(refused, 501, "sessions live in one web process, and several answer here")
+    assert_error(refused, 501, "share no sessions", "POLICY_SERVER_SESSIONS_URL", "x-state: new")
     assert_error(unknown, 501)
 
 

@@ -1,0 +1,193 @@
+"""The sessions of one web process, in its own memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from policy_server.errors import UnsupportedAnswerError
+from policy_server.metrics import Metrics
+from policy_server.serving.session_store import (
+    HeldSession,
+    SessionRecord,
+    missed_turn,
+    too_many_sessions,
+    unknown_session,
+)
+from policy_server.settings import ENV_PREFIX, Settings
+
+__all__ = ["NoSessions", "ProcessSessions"]
+
+
+@dataclass(eq=False, slots=True)
+class _Kept:
+    """A session of this process; it is a `HeldSession` too."""
+
+    record: SessionRecord
+    used: float
+    store: ProcessSessions
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def keep(self, record: SessionRecord) -> None:
+        self.store.replace(self, record)
+
+    async def remove(self) -> None:
+        self.store.end(self, "deleted")
+
+
+class ProcessSessions:
+    """A `SessionStore` in the memory of this process, for one event loop."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        """Own the sessions of this process.
+
+        Args:
+            settings: how many there may be, and for how long an idle one is kept.
+            metrics: counts them.
+        """
+        self._most = settings.max_sessions
+        self._idle_s = settings.session_idle_s
+        self._patience_s = settings.request_timeout_s
+        self._metrics = metrics
+        # The longest idle first.
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._numbers: Counter[tuple[str, str, str]] = Counter()
+        self._open: Counter[str] = Counter()
+        self._is_sweeping = False
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Keep sessions; see `SessionStore.running`."""
+        yield
+
+    async def add(self, record: SessionRecord) -> None:
+        """Keep a new session; see `SessionStore.add`."""
+        self._forget_idle()
+        metrics = self._metrics.of(record.policy)
+        if len(self._kept) >= self._most:
+            metrics.count_session("refused")
+            raise too_many_sessions(len(self._kept))
+        now = asyncio.get_running_loop().time()
+        self._kept[record.session_id] = _Kept(record, now, self)
+        self._count(record, 1)
+        self._show(record.policy, 1)
+        metrics.count_session("opened")
+        self._sweep_later()
+
+    @asynccontextmanager
+    async def held(self, policy: str, session_id: str) -> AsyncIterator[HeldSession]:
+        """Give one request at a time a session; see `SessionStore.held`."""
+        self._forget_idle()
+        kept = self._kept.get(session_id)
+        if kept is None or kept.record.policy != policy:
+            raise unknown_session(session_id)
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await kept.turn.acquire()
+        except TimeoutError:
+            raise missed_turn(self._patience_s) from None
+        try:
+            # A request before this one may have ended it.
+            if self._kept.get(session_id) is not kept:
+                raise unknown_session(session_id)
+            yield kept
+        finally:
+            kept.turn.release()
+            kept.used = asyncio.get_running_loop().time()
+            if self._kept.get(session_id) is kept:
+                self._kept.move_to_end(session_id)
+
+    async def count(self, policy: str, version: str, digest: str) -> int:
+        """Return how many sessions a version answers; see `SessionStore.count`."""
+        self._forget_idle()
+        return self._numbers[policy, version, digest]
+
+    def replace(self, kept: _Kept, record: SessionRecord) -> None:
+        """Keep another record of a session.
+
+        Args:
+            kept: the session.
+            record: the whole of it.
+        """
+        if record.answering != kept.record.answering:
+            self._count(kept.record, -1)
+            self._count(record, 1)
+        kept.record = record
+
+    def end(self, kept: _Kept, change: str) -> None:
+        """Forget a session.
+
+        Args:
+            kept: the session.
+            change: deleted or expired.
+        """
+        record = kept.record
+        del self._kept[record.session_id]
+        self._count(record, -1)
+        self._show(record.policy, -1)
+        self._metrics.of(record.policy).count_session(change)
+
+    def _count(self, record: SessionRecord, change: int) -> None:
+        for answering in record.answering:
+            self._numbers[answering] += change
+
+    def _show(self, policy: str, change: int) -> None:
+        self._open[policy] += change
+        self._metrics.of(policy).show_sessions(self._open[policy])
+
+    def _forget_idle(self) -> None:
+        now = asyncio.get_running_loop().time()
+        while self._kept:
+            kept = next(iter(self._kept.values()))
+            if now - kept.used <= self._idle_s:
+                return
+            if kept.turn.locked():
+                # A request has it, however long it takes.
+                kept.used = now
+                self._kept.move_to_end(kept.record.session_id)
+            else:
+                self.end(kept, "expired")
+
+    def _sweep_later(self) -> None:
+        """Forget sessions in time for the metrics, whether or not any request comes."""
+        if not self._is_sweeping:
+            self._is_sweeping = True
+            asyncio.get_running_loop().call_later(self._idle_s, self._sweep)
+
+    def _sweep(self) -> None:
+        self._is_sweeping = False
+        self._forget_idle()
+        if self._kept:
+            self._sweep_later()
+
+
+class NoSessions:
+    """A `SessionStore` of a process that keeps none, since others answer beside it."""
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Keep none; see `SessionStore.running`."""
+        yield
+
+    async def add(self, record: SessionRecord) -> NoReturn:  # noqa: ARG002 -- none is kept
+        """Refuse a session; see `SessionStore.add`."""
+        raise self._refusal()
+
+    def held(self, policy: str, session_id: str) -> NoReturn:  # noqa: ARG002 -- none is kept
+        """Refuse a session; see `SessionStore.held`."""
+        raise self._refusal()
+
+    async def count(self, policy: str, version: str, digest: str) -> int:  # noqa: ARG002 -- none
+        """Return that a version answers no session."""
+        return 0
+
+    @staticmethod
+    def _refusal() -> UnsupportedAnswerError:
+        return UnsupportedAnswerError(
+            "several web processes answer here, and share no sessions; give them a Redis "
+            f"({ENV_PREFIX}SESSIONS_URL), or let the answers carry the memory (header x-state: new)"
+        )

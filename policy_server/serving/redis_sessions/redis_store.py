@@ -1,0 +1,127 @@
+"""The store of sessions in Redis: their number, their expiry and their counts."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import Any
+
+from pydantic import SecretStr
+
+from policy_server.errors import SessionStoreError
+from policy_server.metrics import Metrics
+from policy_server.serving.redis_sessions import scripts
+from policy_server.serving.redis_sessions.records import encode_record
+from policy_server.serving.redis_sessions.script_calls import RedisScripts
+from policy_server.serving.redis_sessions.scripts import Outcome, session_key
+from policy_server.serving.redis_sessions.turns import Turns, group_of, groups_of, milliseconds
+from policy_server.serving.session_store import (
+    HeldSession,
+    SessionRecord,
+    too_many_sessions,
+    unknown_session,
+)
+from policy_server.settings import Settings
+
+__all__ = ["RedisSessions"]
+
+_SESSION_ID = re.compile(r"[0-9a-f]{32}")
+_SWEPT_EVERY_S = 5.0
+
+
+class RedisSessions:
+    """A `SessionStore` in Redis, which any number of processes share, for one event loop."""
+
+    def __init__(
+        self,
+        url: SecretStr,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        swept_every_s: float = _SWEPT_EVERY_S,
+    ) -> None:
+        """Own a connection to Redis while `running`; the sessions stay there.
+
+        Args:
+            url: the address of the Redis.
+            settings: how many sessions there may be, and for how long an idle one is kept.
+            metrics: counts them.
+            swept_every_s: how often they are counted, in seconds.
+
+        Raises:
+            SettingsError: if the URL can't be used.
+        """
+        self._calls = RedisScripts(url)
+        self._turns = Turns(
+            self._calls,
+            metrics,
+            idle_s=settings.session_idle_s,
+            patience_s=settings.request_timeout_s,
+        )
+        self._most = settings.max_sessions
+        self._idle_ms = milliseconds(settings.session_idle_s)
+        self._metrics = metrics
+        self._swept_every_s = swept_every_s
+        self._shown: set[str] = set()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Count the sessions until the block ends; see `SessionStore.running`."""
+        sweeping = asyncio.create_task(self._sweep())
+        try:
+            yield
+        finally:
+            sweeping.cancel()
+            await asyncio.wait([sweeping])
+            await self._calls.aclose()
+
+    async def add(self, record: SessionRecord) -> None:
+        """Keep a new session; see `SessionStore.add`."""
+        metrics = self._metrics.of(record.policy)
+        outcome, number = await self._calls.call(
+            scripts.ADD,
+            session_key(record.session_id),
+            encode_record(record),
+            record.policy,
+            groups_of(record),
+            self._most,
+            self._idle_ms,
+        )
+        if outcome == Outcome.FULL:
+            metrics.count_session("refused")
+            raise too_many_sessions(number)
+        metrics.count_session("opened")
+
+    def held(self, policy: str, session_id: str) -> AbstractAsyncContextManager[HeldSession]:
+        """Give one request at a time a session; see `SessionStore.held`."""
+        if not _SESSION_ID.fullmatch(session_id):
+            raise unknown_session(session_id)
+        return self._turns.held(policy, session_id)
+
+    async def count(self, policy: str, version: str, digest: str) -> int:
+        """Return how many sessions a version answers; see `SessionStore.count`."""
+        number: int = await self._calls.call(
+            scripts.COUNT, scripts.GROUPS, group_of(policy, version, digest)
+        )
+        return number
+
+    async def _sweep(self) -> None:
+        """Show the number of sessions, and count those that have expired, for ever."""
+        while True:
+            with suppress(SessionStoreError):
+                self._show(await self._calls.call(scripts.SWEEP, scripts.GROUPS))
+            await asyncio.sleep(self._swept_every_s)
+
+    def _show(self, found: list[Any]) -> None:
+        open_now = dict.fromkeys(self._shown, 0)
+        for group, number, expired in zip(found[::3], found[1::3], found[2::3], strict=True):
+            if group.startswith(b":"):
+                policy = group[1:].decode()
+                open_now[policy] = number
+                for _ in range(expired):
+                    self._metrics.of(policy).count_session("expired")
+        for policy, number in open_now.items():
+            self._metrics.of(policy).show_sessions(number)
+        self._shown.update(open_now)

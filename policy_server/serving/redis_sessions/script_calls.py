@@ -1,0 +1,238 @@
+"""The connection of a web process to Redis, on which scripts run in the order of their calls."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
+from redis.asyncio.connection import Connection, parse_url
+from redis.exceptions import ConnectionError as LostConnectionError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from policy_server.errors import SettingsError
+from policy_server.serving.redis_sessions.redis_failures import (
+    describe_failure,
+    store_failure,
+    system_failure,
+)
+from policy_server.serving.redis_sessions.scripts import Script
+from policy_server.settings import ENV_PREFIX
+
+__all__ = ["Argument", "RedisScripts"]
+
+logger = logging.getLogger(__name__)
+
+Argument: TypeAlias = bytes | str | int
+
+# A Redis in the same network answers in a millisecond.
+_TIMEOUT_S = 1.0
+# No request waits for a Redis that has just failed.
+_PAUSE_S = 0.5
+_MOST_CALLS = 256
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    """A call of a script that waits for its answer."""
+
+    script: Script
+    arguments: Sequence[Argument]
+    answer: asyncio.Future[Any]
+
+    def give(self, found: object) -> None:
+        if self.answer.done():
+            return
+        if isinstance(found, Exception):
+            self.answer.set_exception(found)
+        else:
+            self.answer.set_result(found)
+
+
+class RedisScripts:
+    """Runs scripts in one Redis, for one event loop.
+
+    Calls that are made during a round trip share the next one. All of them reach Redis in the order
+    in which they were made, one whose caller was cancelled too. Where the connection is lost, a
+    call may reach Redis twice: a script has to bear that.
+    """
+
+    def __init__(
+        self, url: SecretStr, *, timeout_s: float = _TIMEOUT_S, pause_s: float = _PAUSE_S
+    ) -> None:
+        """Own the connection, from the first call to `aclose`.
+
+        Args:
+            url: the address of the Redis, as the setting has it.
+            timeout_s: the longest time that a round trip may take, in seconds.
+            pause_s: for how long calls fail at once after a failure, in seconds.
+
+        Raises:
+            SettingsError: if the URL can't be used.
+        """
+        self._connection = _connection_of(url)
+        self._place = _place_of(url)
+        self._timeout_s = timeout_s
+        self._pause_s = pause_s
+        self._waiting: list[_Call] = []
+        self._sending: asyncio.Task[None] | None = None
+        self._failed: str | None = None
+        self._paused_until = 0.0
+
+    def call(self, script: Script, key: str, *arguments: Argument) -> asyncio.Future[Any]:
+        """Run a script.
+
+        Args:
+            script: the script.
+            key: the key that it is about.
+            arguments: its arguments.
+
+        Returns:
+            A future of its answer, which fails with a `SessionStoreError`. Whoever cancels it takes
+            nothing back.
+        """
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
+        if self._failed is not None and loop.time() < self._paused_until:
+            answer.set_exception(store_failure(self._failed))
+            return answer
+        self._waiting.append(_Call(script, (key, *arguments), answer))
+        if self._sending is None:
+            self._sending = asyncio.create_task(self._send())
+        return answer
+
+    def tell(self, script: Script, key: str, *arguments: Argument) -> None:
+        """Run a script whose answer nobody waits for; see `call`."""
+        self.call(script, key, *arguments).add_done_callback(_look_away)
+
+    async def aclose(self) -> None:
+        """Wait for the calls so far, and close the connection."""
+        if self._sending is not None:
+            await self._sending
+        await self._disconnect()
+
+    async def _send(self) -> None:
+        calls: list[_Call] = []
+        try:
+            while self._waiting:
+                calls = self._waiting[:_MOST_CALLS]
+                del self._waiting[:_MOST_CALLS]
+                try:
+                    async with asyncio.timeout(self._timeout_s):
+                        await self._exchange(calls)
+                except (RedisError, OSError, ValueError) as error:
+                    await self._disconnect()
+                    self._note(error)
+                    self._paused_until = asyncio.get_running_loop().time() + self._pause_s
+                    break
+        finally:
+            self._sending = None
+            waiting, self._waiting = self._waiting, []
+            self._refuse([*calls, *waiting])
+
+    def _refuse(self, calls: Iterable[_Call]) -> None:
+        for call in calls:
+            if not call.answer.done():
+                call.give(store_failure(self._failed or "does not answer"))
+
+    async def _exchange(self, calls: Sequence[_Call]) -> None:
+        """Send calls, and hand their answers over.
+
+        A connection that was there before may be lost by now: then they are sent on a new one.
+        """
+        was_connected = self._connection.is_connected
+        try:
+            found = await self._round_trip(calls)
+        except LostConnectionError:
+            if not was_connected:
+                raise
+            await self._disconnect()
+            found = await self._round_trip(calls)
+        failure = next((item for item in found if isinstance(item, ResponseError)), None)
+        if failure is not None:
+            # After a change of the primary the next connection may reach another Redis.
+            await self._disconnect()
+        self._note(failure)
+        for call, item in zip(calls, found, strict=True):
+            is_error = isinstance(item, Exception)
+            call.give(store_failure(self._describe(item)) if is_error else item)
+
+    async def _round_trip(self, calls: Sequence[_Call]) -> list[Any]:
+        await self._connection.connect()
+        found = await self._ask([("EVALSHA", c.script.digest, 1, *c.arguments) for c in calls])
+        # Redis forgets scripts when it ends.
+        forgotten = [i for i, item in enumerate(found) if isinstance(item, NoScriptError)]
+        if forgotten:
+            again = [("EVAL", calls[i].script.text, 1, *calls[i].arguments) for i in forgotten]
+            for i, item in zip(forgotten, await self._ask(again), strict=True):
+                found[i] = item
+        return found
+
+    async def _ask(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+        connection = self._connection
+        packed = connection.pack_commands(commands)
+        await connection.send_packed_command(packed, check_health=False)
+        found: list[Any] = []
+        for _ in commands:
+            try:
+                found.append(await connection.read_response())
+            except ResponseError as error:
+                found.append(error)
+        return found
+
+    def _describe(self, error: Exception) -> str:
+        return describe_failure(error, timeout_s=self._timeout_s)
+
+    def _note(self, error: Exception | None) -> None:
+        """Log a failure, and its end, once."""
+        reason = None if error is None else self._describe(error)
+        if reason == self._failed:
+            return
+        self._failed = reason
+        known = {"redis": self._place}
+        if error is None:
+            logger.info("sessions_reachable", extra=known)
+        else:
+            known = {**known, "reason": f"it {reason}", "system": system_failure(error)}
+            logger.warning("sessions_unreachable", extra=known)
+
+    async def _disconnect(self) -> None:
+        with suppress(RedisError, OSError):
+            await self._connection.disconnect(nowait=True)
+
+
+def _connection_of(url: SecretStr) -> Connection:
+    """Return a connection that nothing has opened yet."""
+    try:
+        options: dict[str, Any] = {**parse_url(url.get_secret_value())}
+        made = options.pop("connection_class", Connection)
+        connection: Connection = made(
+            **options,
+            protocol=2,
+            driver_info=None,
+            socket_timeout=None,
+            socket_connect_timeout=None,
+        )
+    except (TypeError, ValueError, RedisError):
+        # The reason may hold the password.
+        raise SettingsError(
+            f"{ENV_PREFIX}SESSIONS_URL: has an option that the client of Redis does not take"
+        ) from None
+    return connection
+
+
+def _place_of(url: SecretStr) -> str:
+    """Return the address without its user, password and options."""
+    parts = urlsplit(url.get_secret_value())
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _look_away(answer: asyncio.Future[Any]) -> None:
+    """Take an error, which asyncio would report otherwise."""
+    if not answer.cancelled():
+        answer.exception()

@@ -1,0 +1,217 @@
+"""The Lua scripts by which a session changes: Redis runs each as a whole, or not at all.
+
+A session is a hash, which ends by Redis' own expiry:
+
+- `record`: what is kept of it (`records`); `policy`; `groups`, one name a line;
+- `owner`, `until`: the token of the request that has it, and when that loses it unless it asks for
+  more time (in ms of Redis' clock, as all times are), so that a process that dies frees it;
+- `queue`: the tokens of the requests that wait, in their order, each with the time until which it
+  counts unless it asks again;
+- `done`: the token of the last request that changed it, so that a command may be sent twice.
+
+A group is a sorted set of sessions by the time of their expiry, in which they are counted: those of
+a policy (`:policy`), and those that a version answers (`policy:version:digest`). All scripts take
+one key and work the others out: they are for one Redis, not for the slots of a Redis Cluster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import IntEnum
+
+__all__ = [
+    "ADD",
+    "COUNT",
+    "GROUPS",
+    "KEEP",
+    "LEAVE",
+    "REMOVE",
+    "RENEW",
+    "SWEEP",
+    "TAKE",
+    "Outcome",
+    "Script",
+    "session_key",
+]
+
+_PREFIX = "policy-server:"
+GROUPS = f"{_PREFIX}groups"
+
+
+class Outcome(IntEnum):
+    """The first number that a script answers, or its only one."""
+
+    UNKNOWN = 0
+    DONE = 1
+    WAITING = 2
+    LOST = 3
+    FULL = 4
+
+
+@dataclass(frozen=True)
+class Script:
+    """A Lua script.
+
+    Attributes:
+        text: its Lua.
+        digest: its name once Redis has seen it.
+    """
+
+    text: bytes
+    digest: bytes
+
+    @classmethod
+    def of(cls, text: str) -> Script:
+        """Return the script of a text, which may use what all of them do.
+
+        Args:
+            text: its Lua.
+        """
+        whole = (_COMMON + text).encode()
+        # SHA-1 is Redis' name for a script, and no secret.
+        return cls(whole, hashlib.sha1(whole, usedforsecurity=False).hexdigest().encode())
+
+
+def session_key(session_id: str) -> str:
+    """Return the key of a session.
+
+    Args:
+        session_id: its name.
+    """
+    return f"{_PREFIX}session:{session_id}"
+
+
+_COMMON = f"""
+local known_groups = '{GROUPS}'
+local function members(group) return '{_PREFIX}group:' .. group end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local function touch(session, groups, lasts)
+  redis.call('PEXPIRE', session, lasts)
+  for group in string.gmatch(groups, '[^\\n]+') do
+    if redis.call('ZADD', members(group), now + lasts, session) == 1 then
+      redis.call('SADD', known_groups, group)
+    end
+  end
+end
+local function forget(session, groups)
+  for group in string.gmatch(groups, '[^\\n]+') do redis.call('ZREM', members(group), session) end
+end
+"""
+
+# A session's key; record, policy, groups, most sessions, idle time -> outcome, sessions
+ADD = Script.of("""
+local record, policy, groups, most, idle = unpack(ARGV)
+if redis.call('EXISTS', KEYS[1]) == 1 then return {1, 0} end
+local open = 0
+for _, group in ipairs(redis.call('SMEMBERS', known_groups)) do
+  if string.sub(group, 1, 1) == ':' then
+    open = open + redis.call('ZCOUNT', members(group), now, '+inf')
+  end
+end
+if open >= tonumber(most) then return {4, open} end
+redis.call('HSET', KEYS[1], 'record', record, 'policy', policy, 'groups', groups)
+touch(KEYS[1], groups, idle)
+return {1, open + 1}
+""")
+
+# A session's key; token, policy, lease, idle time, time that a waiting one counts -> outcome,
+# record
+TAKE = Script.of("""
+local token, policy, lease, idle, counts = unpack(ARGV)
+local found = redis.call('HMGET', KEYS[1], 'record', 'policy', 'owner', 'until', 'queue', 'groups')
+local record, owner, queue = found[1], found[3], {}
+if not record or found[2] ~= policy then return {0} end
+if owner == token then return {1, record} end
+local own
+for _, waiting in ipairs(found[5] and cmsgpack.unpack(found[5]) or {}) do
+  if waiting[1] == token then own = waiting end
+  if waiting[1] == token or waiting[2] > now then table.insert(queue, waiting) end
+end
+local is_free = not owner or tonumber(found[4]) <= now
+if is_free and (not queue[1] or queue[1] == own) then
+  redis.call('HSET', KEYS[1], 'owner', token, 'until', now + lease)
+  if own then table.remove(queue, 1) end
+  if queue[1] then
+    redis.call('HSET', KEYS[1], 'queue', cmsgpack.pack(queue))
+  elseif found[5] then
+    redis.call('HDEL', KEYS[1], 'queue')
+  end
+  touch(KEYS[1], found[6], lease + idle)
+  return {1, record}
+end
+if own then own[2] = now + counts else table.insert(queue, {token, now + counts}) end
+redis.call('HSET', KEYS[1], 'queue', cmsgpack.pack(queue))
+return {2}
+""")
+
+# A session's key; token, record, groups, idle time -> outcome
+KEEP = Script.of("""
+local token, record, groups, idle = unpack(ARGV)
+local found = redis.call('HMGET', KEYS[1], 'owner', 'done', 'groups')
+if found[2] == token then return 1 end
+if not found[3] then return 0 end
+if found[1] ~= token then return 3 end
+redis.call('HSET', KEYS[1], 'record', record, 'groups', groups, 'done', token)
+redis.call('HDEL', KEYS[1], 'owner', 'until')
+if found[3] ~= groups then forget(KEYS[1], found[3]) end
+touch(KEYS[1], groups, idle)
+return 1
+""")
+
+# A session's key; token -> outcome
+REMOVE = Script.of("""
+local found = redis.call('HMGET', KEYS[1], 'owner', 'groups')
+if not found[2] then return 1 end
+if found[1] ~= ARGV[1] then return 3 end
+redis.call('DEL', KEYS[1])
+forget(KEYS[1], found[2])
+return 1
+""")
+
+# A session's key; token, idle time. The request has done nothing, or does not wait any more.
+LEAVE = Script.of("""
+local token, idle = unpack(ARGV)
+local found = redis.call('HMGET', KEYS[1], 'owner', 'queue', 'groups')
+if found[1] == token then
+  redis.call('HDEL', KEYS[1], 'owner', 'until')
+  touch(KEYS[1], found[3], idle)
+elseif found[2] then
+  local queue = {}
+  for _, waiting in ipairs(cmsgpack.unpack(found[2])) do
+    if waiting[1] ~= token then table.insert(queue, waiting) end
+  end
+  redis.call('HSET', KEYS[1], 'queue', cmsgpack.pack(queue))
+end
+return 1
+""")
+
+# A session's key; token, lease, idle time
+RENEW = Script.of("""
+local token, lease, idle = unpack(ARGV)
+local found = redis.call('HMGET', KEYS[1], 'owner', 'groups')
+if found[1] ~= token then return 3 end
+redis.call('HSET', KEYS[1], 'until', now + lease)
+touch(KEYS[1], found[2], lease + idle)
+return 1
+""")
+
+# The key of all groups; a group -> sessions
+COUNT = Script.of("""
+return redis.call('ZCOUNT', members(ARGV[1]), now, '+inf')
+""")
+
+# The key of all groups -> group, sessions, those that have expired since the last time, group ...
+SWEEP = Script.of("""
+local found = {}
+for _, group in ipairs(redis.call('SMEMBERS', known_groups)) do
+  local expired = redis.call('ZREMRANGEBYSCORE', members(group), '-inf', '(' .. now)
+  local open = redis.call('ZCARD', members(group))
+  if open == 0 then redis.call('SREM', known_groups, group) end
+  table.insert(found, group)
+  table.insert(found, open)
+  table.insert(found, expired)
+end
+return found
+""")

@@ -1,0 +1,204 @@
+"""The stores of sessions, of a process and in Redis, which do the same."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from pydantic import SecretStr
+
+from policy_server.errors import OverloadedError, UnknownSessionError
+from policy_server.metrics import Metrics
+from policy_server.serving.process_sessions import NoSessions, ProcessSessions
+from policy_server.serving.redis_sessions import RedisSessions
+from policy_server.serving.session_store import AnsweredStep, SessionRecord, SessionStore
+from policy_server.serving.session_stores import session_store
+from policy_server.serving.team_record import TEAM, AgentRecord, TeamRecord, VersionName
+from policy_server.settings import Settings
+from tests.support.pages import rendered
+from tests.support.redis_servers import redis_server
+from tests.support.waiting import until
+
+NOTHING = np.zeros(0, np.float32)
+FIRST, SECOND, THIRD = ("a" * 32, "b" * 32, "c" * 32)
+
+
+@pytest.fixture(params=["process", "redis"])
+def url(request: pytest.FixtureRequest) -> Iterator[SecretStr | None]:
+    """Name the store."""
+    if request.param == "process":
+        yield None
+        return
+    with redis_server() as server:
+        yield SecretStr(server.url)
+
+
+@asynccontextmanager
+async def running(
+    url: SecretStr | None,
+    metrics: Metrics | None = None,
+    **settings: float,
+) -> AsyncIterator[SessionStore]:
+    """Run a store."""
+    known = Settings(sessions_url=url, **settings)
+    store = session_store(known, metrics or Metrics(), is_alone=True)
+    async with store.running():
+        yield store
+
+
+def session(session_id: str, policy: str = "hunter") -> SessionRecord:
+    """Return the record of a session of one policy."""
+    return SessionRecord(session_id, policy, "v1", "aa", NOTHING)
+
+
+def team_session(session_id: str) -> SessionRecord:
+    """Return the session of a team of two policies, of which one agent has a memory."""
+    team = TeamRecord(
+        {"hunter": VersionName("v1", "aa"), "prey": VersionName("v7", "bb")},
+        {"hunter_1": AgentRecord("hunter", np.ones(3, np.float32), steps=4)},
+    )
+    return SessionRecord(session_id, TEAM, "", "", NOTHING, team=team)
+
+
+def test_store_is_that_which_the_settings_name() -> None:
+    redis = Settings(sessions_url=SecretStr("redis://127.0.0.1:1"))
+    made = [
+        session_store(settings, Metrics(), is_alone=is_alone)
+        for settings in (Settings(), redis)
+        for is_alone in (True, False)
+    ]
+
+    kinds = [ProcessSessions, NoSessions, RedisSessions, RedisSessions]
+    assert [type(store) for store in made] == kinds
+
+
+async def test_record_comes_back_as_it_was_kept(url: SecretStr | None) -> None:
+    record = replace(
+        session(FIRST),
+        state=np.array([0.1, -1e-40, 3e38], np.float32),
+        steps=7,
+        seed=2**63 - 1,
+        episode_id="Öl",
+        has_action=False,
+        last=AnsweredStep(b"\x00\xff", b'{"actions":[1]}'),
+    )
+    async with running(url) as store:
+        await store.add(session(FIRST))
+        async with store.held("hunter", FIRST) as held:
+            await held.keep(record)
+        async with store.held("hunter", FIRST) as held:
+            found = held.record
+
+    assert found.state.dtype == np.float32
+    assert found.state.tobytes() == record.state.tobytes()
+    assert replace(found, state=NOTHING).__dict__ == replace(record, state=NOTHING).__dict__
+
+
+async def test_memories_of_a_team_come_back_as_they_were_kept(url: SecretStr | None) -> None:
+    async with running(url) as store:
+        await store.add(team_session(FIRST))
+        async with store.held(TEAM, FIRST) as held:
+            found = held.record.team
+
+    assert found is not None
+    assert found.versions == {"hunter": ("v1", "aa"), "prey": ("v7", "bb")}
+    agent = found.agents["hunter_1"]
+    assert (agent.policy, agent.state.tolist(), agent.steps) == ("hunter", [1.0] * 3, 4)
+
+
+async def test_session_of_a_team_counts_for_the_version_of_each_of_its_policies(
+    url: SecretStr | None,
+) -> None:
+    metrics = Metrics()
+    async with running(url, metrics) as store:
+        await store.add(team_session(FIRST))
+        await store.add(team_session(SECOND))
+        await store.add(session(THIRD))
+        versions = [("hunter", "v1", "aa"), ("prey", "v7", "bb"), ("prey", "v1", "aa")]
+        counts = [await store.count(*version) for version in versions]
+    # What another process, or the next start, finds.
+    async with running(url, shown := Metrics()):
+        if url is not None:
+            await until(lambda: "sessions policy=" in rendered(shown))
+
+    page = rendered(metrics if url is None else shown)
+    assert counts == [3, 2, 0]
+    assert (page["sessions policy="], page["sessions policy=hunter"]) == (2, 1)
+
+
+async def test_session_of_a_team_counts_for_its_versions_until_it_has_others_or_ends(
+    url: SecretStr | None,
+) -> None:
+    async with running(url) as store:
+        await store.add(team_session(FIRST))
+        async with store.held(TEAM, FIRST) as held:
+            assert held.record.team is not None
+            versions = {**held.record.team.versions, "prey": VersionName("v8", "cc")}
+            await held.keep(replace(held.record, team=replace(held.record.team, versions=versions)))
+        after = [await store.count("prey", *named) for named in (("v7", "bb"), ("v8", "cc"))]
+        async with store.held(TEAM, FIRST) as held:
+            await held.remove()
+        left = [await store.count("hunter", "v1", "aa"), await store.count("prey", "v8", "cc")]
+
+    assert after == [0, 1]
+    assert left == [0, 0]
+
+
+async def test_number_is_that_of_all_policies(url: SecretStr | None) -> None:
+    async with running(url, max_sessions=2) as store:
+        await store.add(team_session(FIRST))
+        await store.add(session(SECOND))
+        with pytest.raises(OverloadedError, match="2 sessions are open already"):
+            await store.add(session(THIRD))
+
+
+@pytest.mark.parametrize("session_id", ["", "x" * 5000, FIRST.upper(), "*", SECOND])
+async def test_name_of_no_session_is_unknown(url: SecretStr | None, session_id: str) -> None:
+    async with running(url) as store:
+        await store.add(session(FIRST))
+        with pytest.raises(UnknownSessionError, match="is unknown"):
+            async with store.held("hunter", session_id):
+                pass
+        with pytest.raises(UnknownSessionError, match="is unknown"):
+            async with store.held("prey", FIRST):
+                pass
+
+
+async def test_request_waits_for_those_before_it_no_longer_than_it_may(
+    url: SecretStr | None,
+) -> None:
+    async with running(url, request_timeout_s=0.1) as store:
+        await store.add(session(FIRST))
+        async with store.held("hunter", FIRST):
+            with pytest.raises(OverloadedError, match=r"took longer than 0\.1 s"):
+                async with store.held("hunter", FIRST):
+                    pass
+        async with store.held("hunter", FIRST) as held:
+            assert held.record.session_id == FIRST
+
+
+async def test_turns_are_taken_in_the_order_of_arrival_and_none_is_lost_by_cancelling(
+    url: SecretStr | None,
+) -> None:
+    order: list[int] = []
+    free = asyncio.Event()
+
+    async def take(store: SessionStore, number: int) -> None:
+        async with store.held("hunter", FIRST):
+            order.append(number)
+            await free.wait()
+
+    async with running(url) as store:
+        await store.add(session(FIRST))
+        tasks = [asyncio.create_task(take(store, number)) for number in range(6)]
+        await until(lambda: order == [0])
+        for number in (0, 2, 3):
+            tasks[number].cancel()
+        free.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert order == [0, 1, 4, 5]

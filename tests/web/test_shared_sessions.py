@@ -1,0 +1,329 @@
+"""Sessions in Redis: web processes share them, and no fault of Redis gives a wrong answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from functools import partial
+
+import msgpack
+import pytest
+
+from policy_server.serving.redis_sessions import turns
+from tests.support.fakes import opened, summing_backend
+from tests.support.redis_servers import RedisServer, redis_server
+from tests.support.shared_sessions import key_of, two, web_process
+from tests.support.waiting import until
+from tests.support.web import assert_error
+
+
+@pytest.fixture
+def store() -> Iterator[RedisServer]:
+    """Start a Redis."""
+    with redis_server() as server:
+        yield server
+
+
+async def test_any_process_makes_the_next_step(store: RedisServer) -> None:
+    async with two(store.url) as (first, second):
+        session = await first.begin(seed=7, episode_id="lap")
+        answers = [await process.step(session) for process in (first, second, second, first)]
+        shown = (await second.client.get(session)).json()
+        reset = (await second.client.post(f"{session}/reset")).json()
+        after = await first.step(session, 2)
+        deleted = await second.client.delete(session)
+        gone = await first.step(session)
+
+    assert [answer.json()["actions"] for answer in answers] == [[1], [2], [0], [1]]
+    assert [answer.headers["x-step"] for answer in answers] == ["0", "1", "2", "3"]
+    assert (shown["steps"], shown["seed"], shown["episode_id"]) == (4, 7, "lap")
+    assert (reset["steps"], after.json()["actions"]) == (0, [2])
+    assert deleted.status_code == 204
+    assert_error(gone, 404, "is unknown")
+
+
+async def test_step_that_was_answered_by_one_process_is_repeated_by_another(
+    store: RedisServer,
+) -> None:
+    async with two(store.url) as (first, second):
+        session = await first.begin()
+        answer = await first.step(session, x_step="0")
+        again = await second.step(session, x_step="0")
+        other = await second.step(session, 2, x_step="0")
+        late = await second.step(session, x_step="2")
+
+    assert (again.content, again.headers["x-step"]) == (answer.content, "0")
+    assert_error(other, 409, "x-step 0: was answered to another request")
+    assert_error(late, 409, "x-step 2: expected 1")
+
+
+async def test_step_takes_two_commands(store: RedisServer) -> None:
+    async with web_process(store.url) as process:
+        session = await process.begin()
+        await process.step(session)
+        before = store.commands("hmget")
+        for _ in range(10):
+            await process.step(session)
+        after = store.commands("hmget")
+
+    assert after - before == 20
+
+
+async def test_requests_of_many_processes_are_answered_in_the_order_of_arrival(
+    store: RedisServer,
+) -> None:
+    async with two(store.url) as processes:
+        session = await processes[0].begin()
+        for process in processes:
+            process.backend.gate = asyncio.Event()
+        tasks = []
+        for number in range(8):
+            process = processes[number % 3 // 2]
+            tasks.append(asyncio.create_task(process.step(session, number)))
+            # Each has its place before the next one comes.
+            await until(partial(_has_places, store, number))
+        for process in processes:
+            assert process.backend.gate is not None
+            process.backend.gate.set()
+        answers = await asyncio.gather(*tasks)
+
+    assert [answer.headers["x-step"] for answer in answers] == [str(n) for n in range(8)]
+    sums = [sum(range(number + 1)) % 3 for number in range(8)]
+    assert [answer.json()["actions"] for answer in answers] == [[s] for s in sums]
+
+
+def _has_places(store: RedisServer, number: int) -> bool:
+    """Return whether the only session is held, and so many requests wait for it."""
+    script = (
+        "local s = redis.call('KEYS', 'policy-server:session:*')[1]; "
+        "local o, q = unpack(redis.call('HMGET', s, 'owner', 'queue')); "
+        "return not o and -1 or q and #cmsgpack.unpack(q) or 0"
+    )
+    return int(store.ask("EVAL", script, 0)) == number
+
+
+async def test_cancelled_requests_leave_the_session_to_the_next(store: RedisServer) -> None:
+    async with two(store.url) as (first, second):
+        session = await first.begin()
+        first.backend.gate = asyncio.Event()
+        holding = asyncio.create_task(first.step(session, 1))
+        await until(partial(_has_places, store, 0))
+        waiting = asyncio.create_task(second.step(session, 1))
+        await until(partial(_has_places, store, 1))
+        last = asyncio.create_task(second.step(session, 2))
+        await until(partial(_has_places, store, 2))
+        waiting.cancel()
+        holding.cancel()
+        answer = await last
+        first.backend.gate.set()
+
+    assert (answer.json()["actions"], answer.headers["x-step"]) == ([2], "0")
+
+
+async def test_step_that_is_sent_again_while_it_is_answered_waits_for_its_answer(
+    store: RedisServer,
+) -> None:
+    async with two(store.url) as (first, second):
+        session = await first.begin()
+        first.backend.gate = asyncio.Event()
+        tasks = [asyncio.create_task(first.step(session, x_step="0"))]
+        await until(partial(_has_places, store, 0))
+        tasks.append(asyncio.create_task(second.step(session, x_step="0")))
+        await until(partial(_has_places, store, 1))
+        first.backend.gate.set()
+        answers = await asyncio.gather(*tasks)
+
+    assert answers[0].content == answers[1].content
+    assert second.backend.batches[1:] == first.backend.batches[2:], "it was computed once"
+
+
+async def test_deletion_waits_for_the_step_before_it(store: RedisServer) -> None:
+    async with two(store.url) as (first, second):
+        session = await first.begin()
+        first.backend.gate = asyncio.Event()
+        step = asyncio.create_task(first.step(session))
+        await until(partial(_has_places, store, 0))
+        deletion = asyncio.create_task(second.client.delete(session))
+        await until(partial(_has_places, store, 1))
+        behind = asyncio.create_task(second.step(session))
+        await until(partial(_has_places, store, 2))
+        first.backend.gate.set()
+
+        assert (await step).status_code == 200
+        assert (await deletion).status_code == 204
+        assert_error(await behind, 404)
+        await until(lambda: not store.ask("KEYS", "*"))
+
+
+async def test_request_that_lost_its_turn_writes_nothing(store: RedisServer) -> None:
+    async with two(store.url) as (first, second):
+        session = await first.begin()
+        first.backend.gate = asyncio.Event()
+        late = asyncio.create_task(first.step(session, 2, x_step="0"))
+        await until(partial(_has_places, store, 0))
+        # As if it had not been heard of for longer than a turn lasts.
+        store.ask("HSET", key_of(session), "until", 0)
+        answer = await second.step(session, 2, x_step="0")
+        first.backend.gate.set()
+        lost = await late
+        again = await first.step(session, 2, x_step="0")
+        after = await second.step(session, 2, x_step="1")
+
+    assert_error(lost, 503, "another one on its session has begun", "x-step")
+    assert lost.headers["retry-after"]
+    assert again.content == answer.content
+    assert after.json()["actions"] == [1]
+
+
+async def test_turn_goes_on_for_as_long_as_its_process_lives(
+    store: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "_RENEWED_AFTER_S", 0.01)
+    async with web_process(store.url) as process:
+        session = await process.begin()
+        key = key_of(session)
+        process.backend.gate = asyncio.Event()
+        step = asyncio.create_task(process.step(session))
+        await until(partial(_has_places, store, 0))
+        before = int(store.ask("HGET", key, "until"))
+        await until(lambda: int(store.ask("HGET", key, "until")) > before + 20)
+        process.backend.gate.set()
+        answer = await step
+
+    assert answer.status_code == 200
+
+
+async def test_request_waits_no_longer_than_others_do(store: RedisServer) -> None:
+    async with two(store.url, request_timeout_s=0.2) as (first, second):
+        session = await first.begin()
+        store.ask(
+            *("HSET", key_of(session)),
+            *("owner", "another", "until", str(2**50)),
+        )
+        refused = await second.step(session)
+
+    assert_error(refused, 503, "longer than 0.2 s (POLICY_SERVER_REQUEST_TIMEOUT_S)")
+
+
+async def test_idle_sessions_expire_and_are_counted_once(store: RedisServer) -> None:
+    async with two(store.url, session_idle_s=0.5) as (first, second):
+        sessions = [await first.begin() for _ in range(3)]
+        await until(lambda: second.figure("policy_server_sessions") == 3)
+        await until(lambda: first.figure("policy_server_sessions") == 3)
+        await until(lambda: second.figure("policy_server_sessions") == 0)
+        await until(lambda: first.figure("policy_server_sessions") == 0)
+        gone = await first.step(sessions[0])
+        left = store.ask("KEYS", "*")
+        changes = [
+            process.figure('policy_server_session_changes_total{change="expired"')
+            for process in (first, second)
+        ]
+
+    assert_error(gone, 404, "was idle for too long")
+    assert sum(changes) == 3
+    assert not left
+
+
+async def test_session_does_not_expire_in_its_turn(store: RedisServer) -> None:
+    async with web_process(store.url, session_idle_s=0.05) as process:
+        session = await process.begin()
+        process.backend.gate = asyncio.Event()
+        step = asyncio.create_task(process.step(session))
+        await until(partial(_has_places, store, 0))
+        lasts = store.ask("PTTL", key_of(session))
+        process.backend.gate.set()
+
+        assert (await step).status_code == 200
+    assert lasts > 1000
+
+
+async def test_number_of_sessions_is_that_of_all_processes(store: RedisServer) -> None:
+    async with two(store.url, max_sessions=2) as (first, second):
+        sessions = [await process.begin() for process in (first, second)]
+        refused = await second.client.post("/sessions")
+        await second.client.delete(sessions[0])
+        taken = await first.client.post("/sessions")
+
+    assert_error(refused, 503, "2 sessions are open already (POLICY_SERVER_MAX_SESSIONS)")
+    assert taken.status_code == 201
+
+
+async def test_sessions_stay_on_their_version_in_every_process(store: RedisServer) -> None:
+    async with two(store.url) as processes:
+        first, second = processes
+        session = await first.begin()
+        old = (await first.step(session)).headers["x-policy-version"]
+        for process in processes:
+            await process.slot.add(lambda: opened(summing_backend()), name="v2")
+            process.slot.route({"v2": 100.0})
+        stepped = await second.step(session)
+        held = [await process.slot.sessions_of(old) for process in processes]
+        # Another version may get the name.
+        second.slot.rename(old, "outgoing")
+        under_another_name = await second.step(session), await second.slot.sessions_of("outgoing")
+        await first.slot.remove(old)
+        after = await first.step(session)
+        begun = (await first.client.post(f"{session}/reset")).json()["version"]
+        moved = await second.slot.sessions_of("v2"), await second.slot.sessions_of("outgoing")
+
+    assert (stepped.json()["actions"], stepped.headers["x-policy-version"]) == ([2], old)
+    assert held == [1, 1]
+    assert (under_another_name[0].json()["actions"], under_another_name[1]) == ([0], 1)
+    assert_error(after, 409, f"began with version {old}, which is not loaded any more")
+    assert (begun, moved) == ("v2", (1, 0))
+
+
+async def test_session_of_a_version_that_is_about_to_be_loaded_is_asked_again_later(
+    store: RedisServer,
+) -> None:
+    async def is_expected(label: str, _digest: str) -> bool:
+        return label == "v2"
+
+    async with two(store.url) as (first, second):
+        await first.slot.add(lambda: opened(summing_backend()), name="v2")
+        first.slot.route({"v2": 100.0})
+        session = await first.begin()
+        second.slot.is_expected = is_expected
+        early = await second.step(session)
+        reset = await second.client.post(f"{session}/reset")
+        await second.slot.add(lambda: opened(summing_backend()), name="v2")
+        answer = await second.step(session)
+
+    assert_error(early, 503, "began with version v2, which this web process is about to load")
+    assert early.headers["retry-after"]
+    assert reset.status_code == 503
+    assert answer.json()["actions"] == [1]
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        (b"\xff", "it is damaged"),
+        (msgpack.packb([2, "default"]), "form 2, expected 1"),
+        (msgpack.packb([1, "default"]), "it is damaged"),
+        (msgpack.packb(7), "it is damaged"),
+    ],
+    ids=["no MessagePack", "another form", "too short", "a number"],
+)
+async def test_record_that_cannot_be_read_is_one_clear_error(
+    store: RedisServer, record: bytes, says: str
+) -> None:
+    async with web_process(store.url) as process:
+        session = await process.begin()
+        store.ask(*("HSET", key_of(session), "record", record))
+        answers = [await process.step(session) for _ in range(2)]
+
+    for answer in answers:
+        assert_error(answer, 409, "can't be read", says, "POST /sessions")
+
+
+async def test_memory_of_another_width_is_refused(store: RedisServer) -> None:
+    async with web_process(store.url) as process:
+        session = await process.begin()
+        key = key_of(session)
+        record = msgpack.unpackb(store.ask("HGET", key, "record"))
+        record[4] *= 2
+        store.ask("HSET", key, "record", msgpack.packb(record))
+        answer = await process.step(session)
+
+    assert_error(answer, 409, "holds 2 numbers of memory, the policy has 1")
