@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 
+from policy_server.errors import SessionConflictError
 from policy_server.policy import LARGEST_SEED, Float32Array
 from policy_server.serving.previous_step import NOTHING_STATED, StatedStep
 from policy_server.serving.questions import Answer, Question
@@ -48,6 +49,36 @@ class EpisodeMemory:
             seed: see the class.
         """
         return cls(version, np.zeros(version.signature.memory_width, np.float32), 0, seed)
+
+    @classmethod
+    def resume(
+        cls,
+        version: PolicyVersion,
+        state: Float32Array,
+        steps: int,
+        seed: int | None = None,
+        *,
+        has_action: bool,
+    ) -> EpisodeMemory:
+        """Return the memory of an episode that goes on from its record.
+
+        Args:
+            version: answers the episode.
+            state: see the class.
+            steps: see the class.
+            seed: see the class.
+            has_action: see the class.
+
+        Raises:
+            SessionConflictError: if the version has a memory of another size.
+        """
+        width = version.signature.memory_width
+        if state.size != width:
+            raise SessionConflictError(
+                f"the record of this session holds {state.size} numbers of memory, the policy has "
+                f"{width}; begin another session"
+            )
+        return cls(version, state, steps, seed, has_action)
 
     @property
     def step_seed(self) -> int | None:

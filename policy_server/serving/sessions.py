@@ -16,9 +16,10 @@ from policy_server.serving.session_store import (
     SessionRecord,
 )
 from policy_server.serving.slot import PolicySlot
+from policy_server.serving.team_record import VersionName
 from policy_server.serving.version import PolicyVersion
 
-__all__ = ["SessionTurn", "Sessions", "check_seed"]
+__all__ = ["SessionTurn", "Sessions", "check_seed", "version_begun_with"]
 
 
 class _Kept(Protocol):
@@ -171,7 +172,9 @@ class Sessions:
         async with self._store.held(self._slot.name, session_id) as held:
             record = held.record
             episode_id = episode_id or record.episode_id
-            version = await self._version_of(record) or self._slot.choose(episode_id)
+            version = await version_begun_with(
+                self._slot, _begun_with(record)
+            ) or self._slot.choose(episode_id)
             check_seed(version, seed)
             begun = replace(
                 record,
@@ -217,34 +220,39 @@ class Sessions:
         """
         async with self._store.held(self._slot.name, session_id) as held:
             record = held.record
-            version = await self._version_of(record)
+            version = await version_begun_with(self._slot, _begun_with(record))
             if version is None:
                 raise SessionConflictError(
                     f"this session began with version {record.version}, which is not loaded any "
                     f"more; begin another episode with POST /sessions/{session_id}/reset"
                 )
-            memory = EpisodeMemory(
-                version, record.state, record.steps, record.seed, record.has_action
+            memory = EpisodeMemory.resume(
+                version, record.state, record.steps, record.seed, has_action=record.has_action
             )
             yield SessionTurn(held, memory)
 
-    async def _version_of(self, record: SessionRecord) -> PolicyVersion | None:
-        """Return the version that a session began with; None where it is not loaded any more."""
-        version = self._slot.find(record.version, record.digest)
-        if version is None:
-            if await self._slot.is_expected(record.version, record.digest):
-                raise NotReadyError(
-                    f"this session began with version {record.version}, which this web process is "
-                    "about to load; try again in a few seconds"
-                )
-            return None
-        if record.state.size != version.signature.memory_width:
-            raise SessionConflictError(
-                f"the record of this session holds {record.state.size} numbers of memory, the "
-                f"policy has {version.signature.memory_width}; begin another session with POST "
-                "/sessions"
-            )
-        return version
+
+async def version_begun_with(slot: PolicySlot, begun: VersionName) -> PolicyVersion | None:
+    """Return the version that a session began with; None where it is not loaded any more.
+
+    Args:
+        slot: the policy's slot.
+        begun: the version.
+
+    Raises:
+        NotReadyError: if another process deployed the version, and this one has yet to load it.
+    """
+    version = slot.find(begun)
+    if version is None and await slot.is_expected(begun.label, begun.digest):
+        raise NotReadyError(
+            f"this session began with version {begun.label}, which this web process is about to "
+            "load; try again in a few seconds"
+        )
+    return version
+
+
+def _begun_with(record: SessionRecord) -> VersionName:
+    return VersionName(record.version, record.digest)
 
 
 def check_seed(version: PolicyVersion, seed: int | None) -> None:

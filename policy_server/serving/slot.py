@@ -20,6 +20,7 @@ from policy_server.serving.process_sessions import ProcessSessions
 from policy_server.serving.questions import Answer, Question
 from policy_server.serving.session_store import SessionStore
 from policy_server.serving.shadow import Shadow
+from policy_server.serving.team_record import VersionName
 from policy_server.serving.traffic import ALL_TRAFFIC, Episodes, Traffic
 from policy_server.serving.version import OpenedPolicy, PolicyVersion
 from policy_server.settings import Settings
@@ -240,18 +241,17 @@ class PolicySlot:
         kept = await self.sessions.count(self.name, version.label, version.digest)
         return self._streams[version] + kept
 
-    def find(self, label: str, digest: str) -> PolicyVersion | None:
+    def find(self, begun: VersionName) -> PolicyVersion | None:
         """Return a loaded version, under whichever name it is kept by now; None for none.
 
         Args:
-            label: the version's own name.
-            digest: the start of the digest of its files.
+            begun: the version's own name, and the start of the digest of its files.
         """
-        version = self._versions.get(label)
-        if version is not None and version.digest == digest:
+        version = self._versions.get(begun.label)
+        if version is not None and version.digest == begun.digest:
             return version
         known = self._versions.values()
-        return next((v for v in known if (v.label, v.digest) == (label, digest)), None)
+        return next((item for item in known if (item.label, item.digest) == begun), None)
 
     def count_stream(self, version: PolicyVersion, change: int) -> None:
         """Count a stream whose memory is a version's.

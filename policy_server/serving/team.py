@@ -133,8 +133,8 @@ class TeamVersions:
         begun = self.begun.get(slot.name)
         if begun is None:
             return slot.choose(self.episode, wanted=self.wanted.get(slot.name, ""))
-        version = slot.versions.get(begun.label)
-        if version is None or version.digest != begun.digest:
+        version = slot.find(begun)
+        if version is None:
             raise _not_loaded(slot.name, begun.label)
         return version
 

@@ -12,7 +12,7 @@ import numpy as np
 from policy_server.errors import NotReadyError
 from policy_server.metrics import PolicyMetrics
 from policy_server.serving.session_store import SessionRecord
-from policy_server.serving.sessions import SessionTurn, check_seed
+from policy_server.serving.sessions import SessionTurn, check_seed, version_begun_with
 from policy_server.serving.team import Team, TeamVersions
 from policy_server.serving.team_record import TEAM, TeamRecord, VersionName
 from policy_server.serving.team_steps import TeamMemory
@@ -103,7 +103,7 @@ class TeamSessions:
         async with self._store.held(TEAM, session_id) as held:
             record = held.record
             episode_id = episode_id or record.episode_id
-            versions = TeamVersions(episode_id, begun=self._loaded(_team_of(record)))
+            versions = TeamVersions(episode_id, begun=await self._loaded(_team_of(record)))
             self._choose(versions, seed)
             begun = replace(
                 record,
@@ -166,8 +166,11 @@ class TeamSessions:
 
         Raises:
             UnknownSessionError: if there is none of that name.
+            NotReadyError: if this process has yet to load a version of the episode.
         """
         async with self._store.held(TEAM, session_id) as held:
+            # A version that is gone is no matter to a step without its agents; one that comes is.
+            await self._loaded(_team_of(held.record))
             yield SessionTurn(held, _memory_of(held.record))
 
     def _choose(self, versions: TeamVersions, seed: int | None) -> None:
@@ -181,15 +184,14 @@ class TeamSessions:
         if refusal is not None and not versions.chosen:
             raise refusal
 
-    def _loaded(self, team: TeamRecord) -> Mapping[str, VersionName]:
+    async def _loaded(self, team: TeamRecord) -> Mapping[str, VersionName]:
         """Return the versions of an episode that are loaded still."""
-        return {
-            policy: name
-            for policy, name in team.versions.items()
-            if (slot := self._team.slots.get(policy)) is not None
-            and (version := slot.versions.get(name.label)) is not None
-            and version.digest == name.digest
-        }
+        loaded = {}
+        for policy, begun in team.versions.items():
+            slot = self._team.slots.get(policy)
+            if slot is not None and await version_begun_with(slot, begun) is not None:
+                loaded[policy] = begun
+        return loaded
 
 
 def _team_of(record: SessionRecord) -> TeamRecord:

@@ -138,7 +138,9 @@ class TeamMemory:
                 f"agent {item.agent!r} began this episode with the policy {kept.policy}, and has "
                 f"{item.slot.name} now; reset it"
             )
-        return EpisodeMemory(item.version, kept.state, kept.steps, has_action=kept.has_action)
+        return EpisodeMemory.resume(
+            item.version, kept.state, kept.steps, has_action=kept.has_action
+        )
 
 
 def ask_team(questions: Sequence[AgentQuestion]) -> list[asyncio.Future[Answer]]:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def url(request: pytest.FixtureRequest) -> Iterator[SecretStr | None]:
 async def running(
     url: SecretStr | None,
     metrics: Metrics | None = None,
-    **settings: float,
+    **settings: Any,  # noqa: ANN401 -- the values of any settings
 ) -> AsyncIterator[SessionStore]:
     """Run a store."""
     known = Settings(sessions_url=url, **settings)

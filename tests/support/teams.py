@@ -15,7 +15,7 @@ from policy_server.http_server.web_socket_protocol import WebSocketProtocol
 from policy_server.metrics import Metrics
 from policy_server.schema import AgentPolicies, ServerSchema, parse_schema
 from policy_server.serving import PolicyRegistry, PolicySlot
-from policy_server.serving.session_store import ProcessSessions
+from policy_server.serving.process_sessions import ProcessSessions
 from policy_server.settings import Settings
 from policy_server.web import Application, create_app
 from tests.support.fakes import FakeBackend, integer_backend, opened, summing_backend
