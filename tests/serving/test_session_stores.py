@@ -42,7 +42,7 @@ def url(request: pytest.FixtureRequest) -> Iterator[SecretStr | None]:
 async def running(
     url: SecretStr | None,
     metrics: Metrics | None = None,
-    **settings: Any,  # noqa: ANN401 -- the values of any settings
+    **settings: Any,  # noqa: ANN401 -- their own types
 ) -> AsyncIterator[SessionStore]:
     """Run a store."""
     known = Settings(sessions_url=url, **settings)
