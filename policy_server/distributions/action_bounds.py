@@ -7,17 +7,17 @@ zero: the normal distribution's mass beyond it.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.distributions.component_rows import clip
-from policy_server.distributions.continuous_rows import ContinuousRows
+from policy_server.distributions.continuous_rows import LOG_2_PI, ContinuousRows
 from policy_server.policy import ActionComponent, Float64Array
 
-__all__ = ["ActionBounds", "log_normal_probability"]
+__all__ = ["ActionBounds", "DimensionBounds", "clipped", "log_normal_probability"]
 
-_LOG_2_PI = math.log(2 * math.pi)
 # Below it the series is exact, and `erfc` would soon be 0.
 _FAR, _TERMS = -20.0, 15
 
@@ -81,6 +81,24 @@ class ActionBounds:
         # The sum may round to a number beside the bound.
         return np.where(inside == 1.0, self._high, np.minimum(self.rescale(inside), self._high))
 
+    def by_dimension(self) -> list[DimensionBounds]:
+        """Return the bounds of each dimension, for single numbers."""
+        scales = [None] * len(self._low) if self._scale is None else self._scale.tolist()
+        return [
+            DimensionBounds(
+                scale=scales[place],
+                low=float(self._low[place]),
+                high=float(self._high[place]),
+                log_scale=float(self._log_scale[place]),
+                lowest=float(self._lowest[place]),
+                highest=float(self._highest[place]),
+                cut_low=float(self._cut_low[place]),
+                cut_high=float(self._cut_high[place]),
+                is_cutting=self.is_cutting,
+            )
+            for place in range(len(self._low))
+        ]
+
     def is_at(self, answers: Float64Array) -> tuple[Bools, Bools]:
         """Return a mask of the answers that a bound has cut.
 
@@ -128,6 +146,75 @@ class ActionBounds:
         return logarithms
 
 
+@dataclass(frozen=True)
+class DimensionBounds:
+    """The bounds of one dimension of a component; `ActionBounds` has those of all.
+
+    Attributes:
+        scale: the environment's units in one of the policy's; None where actions are only cut.
+        low: the lower bound in the environment's units.
+        high: the upper bound.
+        log_scale: the logarithm of `scale`, or 0.
+        lowest: the lower bound in the policy's own numbers, before the tanh.
+        highest: the upper bound.
+        cut_low: `low` where the distribution goes beyond it, else NaN.
+        cut_high: the same for `high`.
+        is_cutting: the distribution goes beyond a bound of the component.
+    """
+
+    scale: float | None
+    low: float
+    high: float
+    log_scale: float
+    lowest: float
+    highest: float
+    cut_low: float
+    cut_high: float
+    is_cutting: bool
+
+    def apply(self, value: float) -> float:
+        """Return an action as it is answered; see `ActionBounds.apply`.
+
+        Args:
+            value: a number in the policy's own space.
+        """
+        if self.scale is None:
+            return clipped(value, self.low, self.high)
+        inside = clipped(value, -1.0, 1.0)
+        if inside == 1.0:
+            return self.high
+        rescaled = self.low + (inside + 1.0) * self.scale
+        return rescaled if rescaled < self.high else self.high
+
+    def log_density(self, density: float, answer: float, *, mean: float, std: float) -> float:
+        """Return the logarithm of the mass at a bound that cut an answer, else of its density.
+
+        Args:
+            density: the logarithm of the density in the policy's own space.
+            answer: the action, as `apply` returns it.
+            mean: the mean in the policy's own space, before the tanh.
+            std: the deviation.
+        """
+        if self.is_cutting:
+            if answer == self.cut_low:
+                return log_normal_probability((self.lowest - mean) / std)
+            if answer == self.cut_high:
+                return log_normal_probability((mean - self.highest) / std)
+        return density - self.log_scale
+
+
+def clipped(value: float, low: float, high: float) -> float:
+    """Return a number cut to bounds, as `clip` cuts arrays: of two zeros it takes the bound.
+
+    Args:
+        value: the number, not NaN.
+        low: the lower bound.
+        high: the upper bound.
+    """
+    cut = value if value > low else low
+    return cut if cut < high else high
+
+
 def log_normal_probability(value: float) -> float:
     """Return the logarithm of the probability that a standard normal number is at most so large.
 
@@ -143,7 +230,7 @@ def log_normal_probability(value: float) -> float:
         inverse_square, series = 1.0 / (value * value), 1.0
         for odd in range(_TERMS, 0, -2):
             series = 1.0 - odd * inverse_square * series
-        return -0.5 * (value * value + _LOG_2_PI) - math.log(-value) + math.log(series)
+        return -0.5 * (value * value + LOG_2_PI) - math.log(-value) + math.log(series)
     # Of the two tails the smaller one has all its digits.
     tail = math.erfc(abs(value) / math.sqrt(2)) / 2
     return math.log1p(-tail) if value > 0 else math.log(tail)

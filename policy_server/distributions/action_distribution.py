@@ -26,6 +26,7 @@ from policy_server.distributions.continuous_rows import (
     row_sums,
     unsquashed,
 )
+from policy_server.distributions.few_rows import FewRows
 from policy_server.policy import (
     LARGEST,
     ActionComponent,
@@ -122,6 +123,7 @@ class ActionDistribution:
         components: the distribution's components, ordered by column.
         is_greedy: it takes the best action with probability 1.
         has_masses: schema.yaml's bounds cut a component, so that an answer at a bound has a mass.
+        few_rows: answers few rows.
     """
 
     def __init__(self, components: Sequence[ActionComponent], *, is_greedy: bool = False) -> None:
@@ -149,6 +151,7 @@ class ActionDistribution:
         }
         self._knows_probability = all(part.has_probability for part in components)
         self.has_masses = any(bounds.is_cutting for bounds in self._bounds.values())
+        self.few_rows = FewRows(components, self._bounds, is_greedy=is_greedy)
         self._generator = np.random.default_rng()
 
     def masked(self, inputs: Float32Array, masks: NDArray[np.bool_]) -> Float32Array:
@@ -186,6 +189,41 @@ class ActionDistribution:
 
         Returns:
             The answers, in the units that actions are answered in.
+
+        Raises:
+            DistributionError: if a row is no distribution.
+        """
+        if len(inputs) <= self.few_rows.most_rows:
+            found = self.few_rows.answer(
+                inputs,
+                is_deterministic=is_deterministic,
+                seeds=seeds,
+                generator=self._generator,
+            )
+            if found is not None:
+                return PolicyOutputs(*found, inputs if wants_distribution else None)
+        return self.answer_in_arrays(
+            inputs,
+            is_deterministic=is_deterministic,
+            seeds=seeds,
+            wants_distribution=wants_distribution,
+        )
+
+    def answer_in_arrays(
+        self,
+        inputs: Float32Array,
+        *,
+        is_deterministic: NDArray[np.bool_],
+        seeds: Int64Array,
+        wants_distribution: bool = True,
+    ) -> PolicyOutputs:
+        """Answer many rows; of a few, `few_rows` gives the same answers for less.
+
+        Args:
+            inputs: see `answer`, and so for the others.
+            is_deterministic: see `answer`.
+            seeds: see `answer`.
+            wants_distribution: see `answer`.
 
         Raises:
             DistributionError: if a row is no distribution.
@@ -415,6 +453,14 @@ class ActionDistribution:
                 is_low, is_high = bounds.is_at(_values_of(part, answers))
                 _values_of(part, found)[:] = is_low | is_high
         return found
+
+    def columns_at_bound(self, answer: list[float]) -> list[int]:
+        """Return the columns of one row that `at_bound` marks.
+
+        Args:
+            answer: A numbers, in the units that actions are answered in.
+        """
+        return self.few_rows.columns_at_bound(answer)
 
     def describe(self, inputs: NDArray[np.floating[Any]]) -> list[ComponentDistribution]:
         """Return every component's distribution, computed in closed form.

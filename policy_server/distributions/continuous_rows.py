@@ -15,10 +15,18 @@ from policy_server.distributions.component_rows import Rows, clip, refuse_nan
 from policy_server.errors import DistributionError
 from policy_server.policy import LARGEST, ActionComponent, Float64Array
 
-__all__ = ["ContinuousRows", "center_of", "row_sums", "unsquashed"]
+__all__ = [
+    "LOG_2",
+    "LOG_2_PI",
+    "LOG_STD_BOUNDS",
+    "ContinuousRows",
+    "center_of",
+    "row_sums",
+    "unsquashed",
+]
 
-_LOG_STD_BOUNDS = (math.log(float(np.finfo(np.float32).tiny)), math.log(LARGEST))
-_LOG_2, _LOG_2_PI = math.log(2), math.log(2 * math.pi)
+LOG_STD_BOUNDS = (math.log(float(np.finfo(np.float32).tiny)), math.log(LARGEST))
+LOG_2, LOG_2_PI = math.log(2), math.log(2 * math.pi)
 # RLlib: SMALL_NUMBER in ray.rllib.utils.numpy.
 _SMALL_NUMBER = 1e-6
 _MAX_SQUASHED_LOG_PROBABILITY = 100.0
@@ -50,7 +58,7 @@ class ContinuousRows:
         refuse_nan(log_std)
         if part.log_std_bounds is not None:
             log_std = _between(log_std, part.log_std_bounds)
-        self.std: Float64Array = np.exp(clip(log_std, *_LOG_STD_BOUNDS))
+        self.std: Float64Array = np.exp(clip(log_std, *LOG_STD_BOUNDS))
         if part.std_floor:
             self.std = np.minimum(self.std + part.std_floor, LARGEST)
 
@@ -81,7 +89,7 @@ class ContinuousRows:
         densities = self._log_normal(values)
         if self._is_squashed:
             size = np.abs(values)
-            densities -= 2 * (_LOG_2 - size - np.log1p(np.exp(-2 * size)))
+            densities -= 2 * (LOG_2 - size - np.log1p(np.exp(-2 * size)))
         return densities
 
     def rllib_log_densities(self, values: Float64Array) -> Float64Array:
@@ -111,7 +119,7 @@ class ContinuousRows:
 
     def _log_normal(self, values: Float64Array) -> Float64Array:
         parts: Float64Array = (
-            -0.5 * (((values - self.mean) / self.std) ** 2 + _LOG_2_PI) - self._log_std
+            -0.5 * (((values - self.mean) / self.std) ** 2 + LOG_2_PI) - self._log_std
         )
         return parts
 

@@ -192,6 +192,15 @@ class PolicyOutputs:
         chances = np.exp(np.minimum(self.log_probability, _LOG_LARGEST))
         return np.minimum(chances, LARGEST)
 
+    def probability_of(self, index: int) -> float:
+        """Return one row's number of `probability`, at the cost of a single number.
+
+        Args:
+            index: the row's index.
+        """
+        logarithm: float = self.log_probability.item(index)
+        return min(float(np.exp(min(logarithm, _LOG_LARGEST))), LARGEST)
+
     @classmethod
     def joined(cls, parts: Sequence[PolicyOutputs]) -> PolicyOutputs:
         """Return the answers of several calls as those of one, in order.

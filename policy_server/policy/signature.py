@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -274,7 +275,7 @@ class PolicySignature:
         )
         return None if mine == theirs else f"gives {self.family} in place of the {other.family}"
 
-    @property
+    @functools.cached_property
     def memory_width(self) -> int:
         """Return how many numbers the state of one episode has; 0 for a policy without memory."""
         return sum(tensor.size for tensor in self.memory)

@@ -1,4 +1,4 @@
-"""Answers as JSON: all rows of a call are rendered at once.
+"""Answers as JSON: many rows of a call are rendered at once, few one by one.
 
 A batch is rendered by column: one `orjson` call writes a column's numbers, which then go into a
 template row by row. That costs less than a tenth of writing each answer by itself, and the digits
@@ -29,32 +29,38 @@ from policy_server.policy import (
     Float64Array,
     PolicyOutputs,
 )
+from policy_server.web.single_answers import NOT_FINITE, single_prediction
 
-__all__ = ["BatchAnswers", "RenderedAnswers"]
+__all__ = ["ROWS_ONE_BY_ONE", "BatchAnswers", "RenderedAnswers"]
 
 _AT_BOUND, _AT_BOUND_COLUMN = b',"at_bound":%b}', b',"at_bound":[%b]}'
 # The columns of an array are known by their index, which must not change.
 _JSON_ONLY = (b"mass_at_low", b"mass_at_high")
-_NOT_FINITE = "the policy's action holds NaN or infinity; check the observation and the model"
+# So many rows cost less one by one than in columns: `python -m benchmarks.few_rows` measures it.
+ROWS_ONE_BY_ONE = 4
 
 
 class RenderedAnswers:
-    """The answers of one call, rendered when the first of them is asked for."""
+    """The answers of one call: those of many rows are rendered together, with the first."""
 
     def __init__(
         self,
         outputs: PolicyOutputs,
         layout: Sequence[ActionOutput],
         distribution: ActionDistribution | None,
+        *,
+        rows_one_by_one: int = ROWS_ONE_BY_ONE,
     ) -> None:
-        """Own the outputs until the first answer is rendered.
+        """Own the outputs until the last answer is rendered.
 
         Args:
             outputs: the answers of one call.
             layout: the actions in order.
             distribution: reads `outputs.distribution`; None where the family is unknown.
+            rows_one_by_one: so many rows are not rendered together.
         """
         self._outputs = outputs
+        self._rows_one_by_one = rows_one_by_one
         self._layout = layout
         self._distribution = distribution
 
@@ -81,8 +87,10 @@ class RenderedAnswers:
         Raises:
             DistributionError: if its action holds NaN or infinity.
         """
+        if len(self._outputs) <= self._rows_one_by_one:
+            return single_prediction(self._outputs, index, self._layout, self._distribution)
         if self._is_finite is not None and not self._is_finite[index]:
-            raise DistributionError(_NOT_FINITE)
+            raise DistributionError(NOT_FINITE)
         return self._predictions[index]
 
     def distribution(self, index: int) -> bytes:
@@ -185,7 +193,7 @@ class BatchAnswers:
         is_finite = np.isfinite(outputs.actions).all(axis=1)
         if not is_finite.all():
             row = first + int(is_finite.argmin())
-            raise DistributionError(f"observation {row}: {_NOT_FINITE}")
+            raise DistributionError(f"observation {row}: {NOT_FINITE}")
         if self._is_npy:
             self._parts[first] = self._table(outputs)
             return
