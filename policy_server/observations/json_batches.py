@@ -25,7 +25,9 @@ from policy_server.observations.models import problem
 __all__ = ["LARGEST_PART", "JsonBatchReader"]
 
 # So much text waits for its end before it is cut inside: it is validated in about a millisecond.
-LARGEST_PART = 32_768
+LARGEST_PART = 16_384
+# No number or name is as long, and a parser takes a string or white space in one step.
+_LARGEST_TOKEN = 131_072
 
 _LIST_END = ord("]")
 _SPACE = b" \t\n\r"
@@ -131,6 +133,9 @@ class JsonBatchReader:
         """Take the whole items of an observation or a column that has not ended."""
         if isinstance(self._form, Columns):
             self._enter_column(self._form)
+        if isinstance(self._form, Columns) and len(self._buffer) > self._most_waiting:
+            # It is no column, or its name has not ended.
+            self._followed(self._form)
         if isinstance(self._form, Items):
             self._take_items(self._form, is_end=False)
         size = 0
@@ -182,11 +187,7 @@ class JsonBatchReader:
 
     def _take_part(self, form: Rows | Items) -> Iterator[Matrix]:
         """Take the items up to the last comma between two, or to the end of a column."""
-        if self._brackets is None:
-            opened = bytes(sign for sign in self._opening if sign in b"[{")
-            self._brackets = Brackets(opened, depth=form.depth)
-        brackets = self._brackets
-        brackets.follow(self._buffer)
+        brackets = self._followed(form)
         is_closed = isinstance(form, Items) and brackets.closed_at >= 0
         if brackets.is_too_deep or (is_closed and self._buffer[brackets.closed_at] != _LIST_END):
             # It is no JSON, and the parser names the position.
@@ -208,6 +209,19 @@ class JsonBatchReader:
         else:
             yield from form.add(items, text)
         self._pass(form, end, is_closed=is_closed)
+
+    def _followed(self, form: Form) -> Brackets:
+        """Return the brackets that are open at the buffer's end; refuse a token without an end."""
+        if self._brackets is None:
+            opened = bytes(sign for sign in self._opening if sign in b"[{")
+            self._brackets = Brackets(opened, depth=form.depth)
+        self._brackets.follow(self._buffer)
+        if self._brackets.token_length > _LARGEST_TOKEN:
+            message = f"a string, number or white space of more than {_LARGEST_TOKEN} bytes"
+            raise ObservationError(
+                [problem("token_too_long", ["body"], f"The batch holds {message}; leave it out")]
+            )
+        return self._brackets
 
     def _look_inside(self, form: Rows | Items, brackets: Brackets) -> None:
         """Take the numbers of a long flat observation, or look for mistakes in a long named one."""

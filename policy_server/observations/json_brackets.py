@@ -47,6 +47,7 @@ class Brackets:
         self._is_in_string = False
         self.item_end = self.inner_end = self.closed_at = -1
         self.is_too_deep = self._is_waiting = False
+        self._token_start = self._seen = 0
         self._open_there = b""
 
     def follow(self, text: bytes | bytearray) -> None:
@@ -59,17 +60,25 @@ class Brackets:
         self._is_waiting = False
         while self._is_followed() and self._at < len(text) and not self._is_waiting:
             if self._is_in_string:
-                self._at = _end_of_string(text, self._at)
+                self._at = self._seen = _end_of_string(text, self._at)
                 if not text.startswith(b'"', self._at):
                     return
                 self._is_in_string = False
                 self._at += 1
+                self._token_start = self._at
             if self._at >= stop:
                 if self.item_end >= 0:
                     return
                 stop = min(self._at + _BYTES_AT_ONCE, len(text))
             while self._has_passed_sign(text, stop):
                 pass
+        if self.closed_at >= 0:
+            self._seen = len(text)
+
+    @property
+    def token_length(self) -> int:
+        """Return how long the string, number or white space is that has not ended yet."""
+        return self._seen - self._token_start
 
     def _is_followed(self) -> bool:
         return self.closed_at < 0 and not self.is_too_deep
@@ -81,12 +90,14 @@ class Brackets:
         found = _BRACKET_OR_QUOTE.search(text, self._at, stop) if has_sign else None
         end = stop if found is None else found.start()
         comma = text.rfind(b",", self._at, end)
+        self._seen = end
         if comma >= 0:
+            self._token_start = comma + 1
             self._note_comma(text, comma)
         if found is None:
             self._at = comma if self._is_waiting else end
             return False
-        self._at = end + 1
+        self._at = self._token_start = end + 1
         if found[0] == b'"':
             self._is_in_string = True
         elif found[0] in b"[{":
@@ -103,6 +114,7 @@ class Brackets:
         # The sign behind the last one may still be to come.
         self._is_waiting = following is None
         if following is None:
+            self._seen = len(text)
             comma = text.rfind(b",", self._at, comma)
             following = _NEXT.match(text, comma) if comma >= 0 else None
         before = text[max(0, comma - _MOST_SPACE) : comma].rstrip()[-1:]

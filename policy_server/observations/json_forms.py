@@ -29,6 +29,7 @@ class Form(Protocol):
 
     opening: bytes
     closing: bytes
+    depth: int
     most_problems: int
 
     def parse(self, text: bytes) -> Any:  # noqa: ANN401 -- as `add` takes it
@@ -159,6 +160,7 @@ class Columns:
     """An object with a list for each field, or with the one list `obs`; attributes as of `Rows`."""
 
     opening, closing, start, end = b"{", b"}", b'"', b"]"
+    depth = 1
     most_problems = 100
 
     def __init__(self, layout: BatchLayout) -> None:

@@ -29,7 +29,7 @@ StartCall = Callable[[int, PolicyInputs], None]
 
 _SEED_BITS = np.uint64(2**63 - 1)
 # The bytes validated at once: some hundred microseconds of JSON.
-_BYTES_AT_ONCE = 16384
+_BYTES_AT_ONCE = 8192
 # How many turns of the event loop a single observation takes from its socket and back.
 _TURNS = 4
 # More batches than these wait with their bodies unread, so that memory stays bounded.

@@ -82,7 +82,7 @@ LONG_MISTAKES = {
     "too deep": (False, '{"cat":' + "[" * MANY, "body"),
     "a list with the end of a map": (
         True,
-        '{"obs":[' + ",".join(["[1,2,3,4,5]"] * 9) + " " * MANY * 4 + "}}",
+        '{"obs":[' + ",".join(["[1,2,3,4,5]"] * 9) + " " * MANY * 2 + "}}",
         "body",
     ),
     "one long observation": (False, '[{"cat":[' + NUMBERS + "]}]", "body.0.cat"),
@@ -99,6 +99,54 @@ def read_counting(schema: str, body: str, *, is_raw: bool, width: int | None) ->
         # An observation is parsed at once as long as it is no longer than four parts.
         assert 0 < max(space.sizes) <= 4 * LARGEST_PART + 2 * STEP
     return space
+
+
+# What a token without an end follows, and what it repeats.
+ENDLESS = {
+    "a text": ('[{"cat": "', "a"),
+    "an escaped text": ('[{"cat": "', '\\"],{'),
+    "a number": ('[{"cat": ', "1"),
+    "white space in front": ("[", " "),
+    "white space behind a comma": ('[{"cat": 1},', "\n"),
+    "white space behind the end": ("[]", " "),
+    "a name": ('{"', "a"),
+    "an escaped name": ('{"speed": [1], "', '\\"'),
+    "white space behind a name": ('{"speed"', " "),
+    "white space in a column": ('{"speed": [1,', " "),
+    "a text in a column": ('{"speed": ["', "a"),
+    "a number in a column": ('{"obs": [[1], [', "1"),
+}
+
+
+def read_without_end(reader: JsonBatchReader, body: bytes) -> None:
+    """Feed the first bytes of a body, which hold no row."""
+    for start in range(0, len(body), STEP):
+        assert not list(reader.feed(body[start : start + STEP]))
+
+
+@pytest.mark.parametrize(("start", "repeated"), ENDLESS.values(), ids=ENDLESS)
+def test_token_without_an_end_is_refused_before_it_takes_long(start: str, repeated: str) -> None:
+    space = CountingSpace(FIELDS)
+    layout = BatchLayout(space, start.startswith('{"obs'), None, np.float32, 10**6)
+    body = start + repeated * (2**20 // len(repeated))
+
+    with pytest.raises(ObservationError) as caught:
+        read_without_end(JsonBatchReader(layout), body.encode())
+
+    (mistake,) = caught.value.problems
+    assert mistake["type"] == "token_too_long"
+    assert "more than 131072 bytes" in mistake["msg"]
+    assert max(space.sizes, default=0) <= 4 * LARGEST_PART
+
+
+def test_white_space_of_some_length_is_taken() -> None:
+    gap = " " * 60_000
+    rows = f'[{gap}{{"obs":{gap}[1,{gap}2,3,4,5]}}{gap}]{gap}'.encode()
+    columns = f'{{{gap}"obs"{gap}:{gap}[{gap}[1,2,3,4,5]{gap}]}}'.encode()
+    for body in (rows, columns):
+        assert read(JsonBatchReader(layout_of(FIELDS, is_raw=True)), body, step=STEP).tolist() == [
+            [1.0, 2.0, 3.0, 4.0, 5.0]
+        ]
 
 
 @pytest.mark.parametrize(("is_raw", "body"), LONG_BODIES.values(), ids=LONG_BODIES)
