@@ -129,6 +129,11 @@ def test_wheel_has_nothing_beside_the_package(wheel: zipfile.ZipFile) -> None:
 
 def brought(code: str) -> set[str]:
     """Return the top-level modules that are there after some code ran in a new Python."""
+    return {name.partition(".")[0] for name in modules_after(code)}
+
+
+def modules_after(code: str) -> set[str]:
+    """Return the modules that are there after some code ran in a new Python."""
     ended = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
         cwd=ROOT,
@@ -136,7 +141,7 @@ def brought(code: str) -> set[str]:
         text=True,
         check=True,
     )
-    return {name.partition(".")[0] for name in ended.stdout.split()}
+    return set(ended.stdout.split())
 
 
 def test_import_of_the_package_brings_nothing_of_others() -> None:
@@ -166,3 +171,13 @@ def test_import_brings_no_library_that_may_not_be_needed(module: str, kept_out: 
 
     assert "policy_server" in found
     assert not found & kept_out
+
+
+def test_start_brings_the_reader_of_no_format() -> None:
+    packages = "keras|onnx|pickles|rllib|saved_model|stable_baselines3"
+
+    found = modules_after("import policy_server.launch")
+
+    assert "policy_server.formats.known_formats" in found
+    readers = {name for name in found if re.match(rf"policy_server\.formats\.({packages})\.", name)}
+    assert readers == {"policy_server.formats.stable_baselines3.file_names"}

@@ -12,7 +12,7 @@ from pathlib import Path
 from policy_server.commands.model_report import opened_model
 from policy_server.commands.native_logs import hidden_native_logs
 from policy_server.errors import ExportError, UsageError
-from policy_server.formats.stable_baselines3.vec_normalize import STATISTICS_FILES
+from policy_server.formats.stable_baselines3.file_names import STATISTICS_FILES
 from policy_server.installation import require
 from policy_server.schema import ServerSchema, read_schema
 from policy_server.settings import Settings

@@ -19,11 +19,8 @@ from policy_server.formats.saved_model.mlp_policy import MlpPolicy, SquashedNorm
 from policy_server.formats.saved_model.writing import export_policy_zip
 from policy_server.formats.stable_baselines3 import StableBaselines3Format
 from policy_server.formats.stable_baselines3.algorithms import algorithm_of
-from policy_server.formats.stable_baselines3.vec_normalize import (
-    STATISTICS_FILES,
-    read_scaling,
-    statistics_of,
-)
+from policy_server.formats.stable_baselines3.file_names import STATISTICS_FILES
+from policy_server.formats.stable_baselines3.vec_normalize import read_scaling, statistics_of
 from policy_server.formats.stable_baselines3.zip_members import read_saved_policy
 from policy_server.formats.unpacking import unpack_model
 from policy_server.policy import Float32Array, Policy, distinct_names

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from policy_server.formats.rllib.restoring import load_policy
 from policy_server.policy import Policy
 from policy_server.schema import ServerSchema
 from policy_server.settings import Engine
@@ -44,4 +43,6 @@ class RllibFormat:
         self, files: Mapping[str, Path], schema: ServerSchema | None, *, engine: Engine
     ) -> Policy:
         """Load the policy; see `Format.load`."""
+        from policy_server.formats.rllib.restoring import load_policy
+
         return load_policy(files, schema, engine=engine)

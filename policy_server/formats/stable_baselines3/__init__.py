@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from policy_server.formats.stable_baselines3.assembling import load_policy
-from policy_server.formats.stable_baselines3.vec_normalize import STATISTICS_FILES
-from policy_server.formats.stable_baselines3.zip_members import DATA_FILE, WEIGHTS_FILE
+from policy_server.formats.stable_baselines3.file_names import (
+    DATA_FILE,
+    STATISTICS_FILES,
+    WEIGHTS_FILE,
+)
 from policy_server.policy import Policy
 from policy_server.schema import ServerSchema
 from policy_server.settings import Engine
@@ -40,4 +42,6 @@ class StableBaselines3Format:
         self, files: Mapping[str, Path], schema: ServerSchema | None, *, engine: Engine
     ) -> Policy:
         """Load the policy; see `Format.load`."""
+        from policy_server.formats.stable_baselines3.assembling import load_policy
+
         return load_policy(files, schema, engine=engine)

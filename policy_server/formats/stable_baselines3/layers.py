@@ -11,11 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from policy_server.engine.building import NetworkBuilder
 from policy_server.errors import ModelError
-from policy_server.formats.stable_baselines3.zip_members import (
-    WEIGHTS_FILE,
-    SavedPolicy,
-    class_path,
-)
+from policy_server.formats.stable_baselines3.file_names import WEIGHTS_FILE
+from policy_server.formats.stable_baselines3.zip_members import SavedPolicy, class_path
 from policy_server.formats.torch_layers import ACTIVATIONS, add_activation
 from policy_server.policy import Float32Array
 

@@ -8,8 +8,9 @@ import numpy as np
 
 from policy_server.errors import ModelError
 from policy_server.formats.pickles.spaces import width_of
+from policy_server.formats.stable_baselines3.file_names import WEIGHTS_FILE
 from policy_server.formats.stable_baselines3.layers import Layers
-from policy_server.formats.stable_baselines3.zip_members import WEIGHTS_FILE, SavedPolicy
+from policy_server.formats.stable_baselines3.zip_members import SavedPolicy
 from policy_server.formats.torch_layers import LstmLayer, add_lstm_layer
 from policy_server.policy import StateTensor
 

@@ -13,14 +13,11 @@ from numpy.typing import NDArray
 from policy_server.errors import ModelError
 from policy_server.formats.pickles.spaces import BoxSpace, DictSpace, Space, width_of
 from policy_server.formats.pickles.unpickling import Stub, unpickle
+from policy_server.formats.stable_baselines3.file_names import STATISTICS_FILE, STATISTICS_FILES
 from policy_server.formats.stable_baselines3.images import is_image, parts_of
 from policy_server.formats.stable_baselines3.zip_members import LIBRARY, SavedPolicy
 
-__all__ = ["STATISTICS_FILES", "Scaling", "read_scaling", "statistics_of"]
-
-_FILE = "vec_normalize.pkl"
-STATISTICS_FILES = (_FILE, "vecnormalize.pkl")
-"""The names that statistics may have beside a policy: the second one is RL Baselines3 Zoo's."""
+__all__ = ["Scaling", "read_scaling", "statistics_of"]
 
 _CLASS = "stable_baselines3.common.vec_env.vec_normalize.VecNormalize"
 
@@ -96,8 +93,8 @@ def read_scaling(
     if original is not None and (is_on_policy or _is_scaled(space, last, original)):
         raise ModelError(
             "the stable-baselines3 policy: was trained with VecNormalize, whose statistics are not "
-            f"in the .zip; put what VecNormalize.save wrote beside it as {_FILE}, or say in "
-            "schema.yaml that observations were not scaled: parameters.normalization: none"
+            f"in the .zip; put what VecNormalize.save wrote beside it as {STATISTICS_FILE}, or say "
+            "in schema.yaml that observations were not scaled: parameters.normalization: none"
         )
     return None
 

@@ -17,10 +17,10 @@ from policy_server.errors import ModelError
 from policy_server.formats.pickles.spaces import SPACE_NAMES, Space, read_space
 from policy_server.formats.pickles.torch_zip import read_tensors
 from policy_server.formats.pickles.unpickling import unpickle
+from policy_server.formats.stable_baselines3.file_names import DATA_FILE, WEIGHTS_FILE
 
-__all__ = ["DATA_FILE", "LIBRARY", "WEIGHTS_FILE", "SavedPolicy", "class_path", "read_saved_policy"]
+__all__ = ["LIBRARY", "SavedPolicy", "class_path", "read_saved_policy"]
 
-DATA_FILE, WEIGHTS_FILE = "data", "policy.pth"
 _VERSION_FILE = "_stable_baselines3_version"
 LIBRARY = re.compile(
     rf"{SPACE_NAMES}|(stable_baselines3|sb3_contrib)\.[\w.]+|torch\.(nn\.modules|optim)\.[\w.]+"
