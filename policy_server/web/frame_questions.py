@@ -7,7 +7,9 @@ from typing import Protocol
 
 from starlette.types import Message
 
-__all__ = ["FrameQuestion", "FrameQuestions", "Pending"]
+from policy_server.policy import LARGEST_SEED, AnswerKind
+
+__all__ = ["FrameQuestion", "FrameQuestions", "FrameSeeds", "Pending"]
 
 
 class Pending(Protocol):
@@ -58,3 +60,39 @@ class FrameQuestions(Protocol):
 
     def failure(self, error: Exception) -> tuple[int, object]:
         """Return the status and the detail of the error about a frame."""
+
+
+class FrameSeeds:
+    """The seeds of a stream's frames: frame i of an episode is drawn with the first one plus i."""
+
+    def __init__(self, kind: AnswerKind, first: int | None) -> None:
+        """Own the seed of the running episode.
+
+        Args:
+            kind: the kind of the stream's answers; only a draw has a seed.
+            first: draws the first frame; None for independent draws.
+        """
+        self._is_drawn = kind == "predict"
+        self._first = first
+        self._begun = 0
+
+    def of(self, frame: int) -> int | None:
+        """Return the seed of a frame; None for an independent draw.
+
+        Args:
+            frame: its number in the stream, from 0; resets don't count.
+        """
+        if self._first is None or not self._is_drawn:
+            return None
+        return (self._first + frame - self._begun) % (LARGEST_SEED + 1)
+
+    def begin(self, frame: int, seed: int | None) -> None:
+        """Begin the seeds of another episode.
+
+        Args:
+            frame: the number of its first frame.
+            seed: draws that frame; None for the seed of the last episode's first frame.
+        """
+        self._begun = frame
+        if seed is not None:
+            self._first = seed

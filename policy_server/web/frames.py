@@ -2,31 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgpack
 import orjson
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 from starlette.types import Message
 
 from policy_server.errors import BodyTooLargeError, ObservationError
 from policy_server.observations import ObservationSpace, check_agents, parse_agents, problem
+from policy_server.policy import LARGEST_SEED
 from policy_server.serving import NOTHING_STATED, StatedStep
 
 __all__ = [
-    "RESET",
+    "Reset",
     "answer_frame",
     "error_frame",
-    "is_reset",
     "parse_frame",
     "parse_team_frame",
+    "read_reset",
+    "reset_in",
     "split_frame",
     "split_values",
 ]
 
-RESET = b'{"reset":true}'
-"""The answer to a frame that begins another episode, which says the same."""
-_RESET = {"reset": True}
+_RESET, _SEED = "reset", "seed"
 _OBSERVATION, _REWARD, _ACTION = "observation", "previous_reward", "previous_action"
+
+
+class Reset(BaseModel):
+    """A frame that begins another episode: `{"reset": true}`, or `{"reset": true, "seed": 7}`.
+
+    Attributes:
+        seed: draws the first frame of the episode; None where the frame has none.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    reset: Literal[True]
+    seed: Annotated[StrictInt, Field(ge=0, le=LARGEST_SEED)] | None = None
+
+    @property
+    def answer(self) -> bytes:
+        """Return the answer to the frame, which says the same."""
+        return self.model_dump_json(exclude_none=True).encode()
 
 
 def parse_frame(
@@ -79,14 +98,36 @@ def _body_of(message: Message, max_bytes: int) -> tuple[bytes, bool]:
     return body, text is not None
 
 
-def is_reset(message: Message) -> bool:
-    """Return whether a frame asks for another episode: `{"reset": true}`.
+def read_reset(message: Message) -> Reset | None:
+    """Return the reset that a frame which is no observation asks for; None where it asks for none.
 
     Args:
-        message: a frame that is no observation.
+        message: the frame.
+
+    Raises:
+        ObservationError: if its seed is none.
     """
     value = _value_of(message)
-    return bool(value == _RESET) and value["reset"] is True
+    return reset_in(value) if isinstance(value, dict) else None
+
+
+def reset_in(value: dict[str, Any]) -> Reset | None:
+    """Return the reset that a frame asks for; see `read_reset`.
+
+    Args:
+        value: the value in the frame.
+
+    Raises:
+        ObservationError: if its seed is none.
+    """
+    if value.get(_RESET) is not True or not value.keys() <= {_RESET, _SEED}:
+        return None
+    try:
+        return Reset.model_validate(value)
+    except ValidationError as error:
+        raise ObservationError(
+            [problem(item["type"], ["body", *item["loc"]], item["msg"]) for item in error.errors()]
+        ) from error
 
 
 def split_frame(message: Message) -> tuple[Message, StatedStep]:

@@ -29,16 +29,14 @@ from policy_server.errors import (
 )
 from policy_server.metrics import Metrics
 from policy_server.observations import problem
-from policy_server.policy import LARGEST_SEED
 from policy_server.serving import NOTHING_STATED, EpisodeMemory, EpisodeSteps, PolicyVersion
 from policy_server.web.answering import PendingAnswer, PolicyAnswering
-from policy_server.web.frame_questions import FrameQuestion, FrameQuestions, Pending
+from policy_server.web.frame_questions import FrameQuestion, FrameQuestions, FrameSeeds, Pending
 from policy_server.web.frames import (
-    RESET,
     answer_frame,
     error_frame,
-    is_reset,
     parse_frame,
+    read_reset,
     split_frame,
 )
 from policy_server.web.problems import describe_error, send_error
@@ -131,7 +129,7 @@ class Streams:
         asked = scope["state"]
         questions = self._questions(
             route,
-            first_seed=_first_seed(query) if route.kind == "predict" else None,
+            first_seed=_first_seed(query),
             request_id=asked["request_id"],
             episode=asked["episode"],
             wanted=asked["version"],
@@ -176,7 +174,7 @@ class _Questions:
         self._policy = policy
         self._kind = route.kind
         self._is_raw = route.is_raw
-        self._first_seed = first_seed
+        self._seeds = FrameSeeds(route.kind, first_seed)
         self._max_frame_bytes = max_frame_bytes
         self._episode = episode
         self._wanted = wanted
@@ -192,11 +190,9 @@ class _Questions:
         try:
             answer = self._ask(message)
         except Exception as error:
-            answer = self.failure(error)
-            if isinstance(error, ObservationError) and is_reset(message):
-                self.end_episode()
-                answer = RESET
-        self.asked += answer is not RESET
+            answer = self._reset(message, error) or self.failure(error)
+        # Only a reset has been answered yet.
+        self.asked += not isinstance(answer, bytes)
         return FrameQuestion(is_text, received, answer)
 
     def end_episode(self) -> None:
@@ -205,8 +201,26 @@ class _Questions:
             self._policy.slot.count_stream(self._steps.memory.version, -1)
             self._steps = None
 
+    def _reset(self, message: Message, error: Exception) -> bytes | tuple[int, object] | None:
+        """Begin another episode if a frame that failed asks for one.
+
+        Returns:
+            The answer to it, or its own mistake; None where it asks for none.
+        """
+        if not isinstance(error, ObservationError | SessionConflictError):
+            return None
+        try:
+            reset = read_reset(message)
+        except ObservationError as mistake:
+            return self.failure(mistake)
+        if reset is None:
+            return None
+        self.end_episode()
+        self._seeds.begin(self.asked, reset.seed)
+        return reset.answer
+
     def _ask(self, message: Message) -> PendingAnswer:
-        first, steps, stated = self._first_seed, self._steps, NOTHING_STATED
+        steps, stated = self._steps, NOTHING_STATED
         version = self._chosen() if steps is None else self._kept(steps)
         if version.signature.memory:
             if steps is None:
@@ -219,7 +233,7 @@ class _Questions:
                 message, space, is_raw=self._is_raw, max_bytes=self._max_frame_bytes
             ),
             is_raw=self._is_raw,
-            seed=None if first is None else (first + self.asked) % (LARGEST_SEED + 1),
+            seed=self._seeds.of(self.asked),
             request_id=self.request_id,
             version=version,
             steps=steps,

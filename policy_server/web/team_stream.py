@@ -8,11 +8,10 @@ from typing import Any
 import orjson
 from starlette.types import Message
 
-from policy_server.policy import LARGEST_SEED
 from policy_server.serving.team import TeamVersions
 from policy_server.serving.team_steps import TeamMemory
-from policy_server.web.frame_questions import FrameQuestion, Pending
-from policy_server.web.frames import RESET, parse_team_frame
+from policy_server.web.frame_questions import FrameQuestion, FrameSeeds, Pending
+from policy_server.web.frames import parse_team_frame, reset_in
 from policy_server.web.problems import describe_error
 from policy_server.web.route_table import AnswerRoute
 from policy_server.web.team_answering import TeamAnswering
@@ -57,7 +56,7 @@ class TeamQuestions:
         """
         self._answering = answering
         self._route = route
-        self._first_seed = first_seed
+        self._seeds = FrameSeeds(route.kind, first_seed)
         self._max_frame_bytes = max_frame_bytes
         self._episode = episode
         self._wanted = answering.team.wanted_versions(wanted)
@@ -97,29 +96,28 @@ class TeamQuestions:
 
     def _reset(self, values: dict[str, Any]) -> Pending | bytes | None:
         """Return the answer to a frame that begins another episode, of all or of some agents."""
-        if values.keys() != {_RESET}:
-            return None
-        reset = values[_RESET]
-        if reset is True:
+        reset = reset_in(values)
+        if reset is not None:
             self.end_episode()
-            return RESET
-        if not isinstance(reset, list) or not all(isinstance(agent, str) for agent in reset):
+            self._seeds.begin(self.asked, reset.seed)
+            return reset.answer
+        agents = values[_RESET] if values.keys() == {_RESET} else None
+        if not isinstance(agents, list) or not all(isinstance(agent, str) for agent in agents):
             return None
-        for agent in reset:
+        for agent in agents:
             self._answering.team.slot_of(agent)
-        return _AgentsReset(self._memory, reset)
+        return _AgentsReset(self._memory, agents)
 
     def _step(self, values: dict[str, Any]) -> Pending:
         # A policy without memory may change its version from frame to frame.
         pinned = self._memory.versions.chosen
         versions = TeamVersions(self._episode, self._wanted, chosen=dict(pinned))
-        first = self._first_seed
         step = self._answering.step(
             self._route.kind,
             values,
             is_raw=self._route.is_raw,
             versions=versions,
-            seed=None if first is None else (first + self.asked) % (LARGEST_SEED + 1),
+            seed=self._seeds.of(self.asked),
             request_id=self.request_id,
             memory=self._memory,
         )

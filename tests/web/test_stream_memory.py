@@ -12,12 +12,21 @@ import msgpack
 import pytest
 from websockets.asyncio.client import ClientConnection
 
+from policy_server.http_server.http_protocol import HttpProtocol
+from policy_server.http_server.web_socket_protocol import WebSocketProtocol
+from policy_server.metrics import Metrics
 from policy_server.policy import StateTensor
-from tests.support.fakes import FakeBackend, integer_backend, summing_backend
-from tests.support.streams import served
+from policy_server.schema import parse_schema
+from policy_server.serving import PolicyRegistry
+from policy_server.settings import Settings
+from policy_server.web import create_app
+from tests.support.fakes import FakeBackend, integer_backend, opened, slot_of, summing_backend
+from tests.support.servers import app_in_loop
+from tests.support.streams import Served, served
 from tests.support.waiting import until
-from tests.support.web import OBSERVATION
+from tests.support.web import KEY, OBSERVATION, SCHEMA
 
+PARSED = parse_schema(SCHEMA)
 RESET = '{"reset":true}'
 MODES = "/predict_deterministic/stream"
 
@@ -87,17 +96,33 @@ async def test_frame_that_fails_does_not_step_the_memory() -> None:
     assert actions_in([answers[0], answers[3]]) == [1, 2]
 
 
-async def test_reset_frame_does_not_count_for_the_seeds() -> None:
-    path = "/predict/stream?seed=5"
+async def test_reset_frame_begins_the_seeds_again() -> None:
+    observed_again = [json.dumps(OBSERVATION)] * 3
     async with served(integer_backend()) as server:
-        async with server.stream(path) as stream:
-            plain = await answers_to(stream, *([json.dumps(OBSERVATION)] * 6))
-        async with server.stream(path) as stream:
-            first = await answers_to(stream, *([json.dumps(OBSERVATION)] * 3))
-            await answers_to(stream, RESET)
-            rest = await answers_to(stream, *([json.dumps(OBSERVATION)] * 3))
+        async with server.stream("/predict/stream?seed=5") as stream:
+            first = await answers_to(stream, *observed_again, RESET, *observed_again)
+            other = await answers_to(stream, '{"reset": true, "seed": 70}', *observed_again)
+            packed = msgpack.packb({"reset": True, "seed": 5})
+            same = await answers_to(stream, RESET, *observed_again, packed, *observed_again)
+        async with server.stream() as stream:
+            later = await answers_to(stream, '{"reset": true, "seed": 70}', *observed_again)
 
-    assert first + rest == plain
+    assert first[:3] == first[4:]
+    assert other[0] == {"reset": True, "seed": 70}
+    assert other == later
+    assert other[1:] != first[:3]
+    assert same == [{"reset": True}, *other[1:], {"reset": True, "seed": 5}, *first[:3]]
+
+
+@pytest.mark.parametrize("seed", ["-1", "1.5", '"7"', "true", str(2**63)])
+async def test_reset_frame_with_a_wrong_seed_resets_nothing(seed: str) -> None:
+    async with served(summing_backend()) as server, server.stream(MODES) as stream:
+        frame = f'{{"reset": true, "seed": {seed}}}'
+        answers = await answers_to(stream, observed(1), frame, observed(1))
+
+    assert answers[1]["status"] == 422
+    assert [problem["loc"] for problem in answers[1]["detail"]] == [["body", "seed"]]
+    assert actions_in([answers[0], answers[2]]) == [1, 2]
 
 
 async def test_steps_of_many_streams_ride_in_one_call() -> None:
@@ -169,3 +194,21 @@ async def test_frame_states_the_reward_and_the_action_of_the_step_before() -> No
     assert states == [[0.0, 0.0, 0.0], [1.0, 1.0, 0.5], [2.0, 0.0, 2.0]]
     assert [answer.get("status") for answer in answers] == [None, None, 422, None, 422]
     assert answers[2]["detail"][0]["loc"] == ["header", "x-previous-reward"]
+
+
+async def test_reset_frame_leaves_a_version_that_was_unloaded() -> None:
+    slot = slot_of(summing_backend(), PARSED, metrics=(metrics := Metrics()))
+    app = create_app(PolicyRegistry([slot]), Settings(), api_key=KEY, metrics=metrics)
+    async with (
+        app_in_loop(app, http=HttpProtocol, ws=WebSocketProtocol) as (url, server),
+        Served(url, server, metrics).stream(MODES) as stream,
+    ):
+        first = await answers_to(stream, observed(1))
+        old = slot.current().label
+        await slot.add(lambda: opened(summing_backend()), name="v2")
+        slot.route({"v2": 100.0})
+        await slot.remove(old)
+        refused, reset, last = await answers_to(stream, observed(1), RESET, observed(1))
+
+    assert (refused["status"], reset) == (409, {"reset": True})
+    assert actions_in([*first, last]) == [1, 1]

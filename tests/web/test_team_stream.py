@@ -109,21 +109,27 @@ async def test_agent_of_that_name_is_no_reset() -> None:
 async def test_frame_i_is_drawn_with_the_seed_plus_i_by_each_agent_with_its_own() -> None:
     path = "/predict/stream/agents?seed=5"
     async with streamed_team() as (server, _), server.stream(path) as stream:
+        seen = {"prey": SEEN}
         answers = await answers_to(
             stream,
-            {"prey": SEEN},
+            seen,
             {"wolf": SEEN},
+            {"drone_1": {"obs": [0, 0]}, **seen},
+            {**RESET, "seed": 70},
+            seen,
+            seen,
             RESET,
-            {"drone_1": {"obs": [0, 0]}, "prey": SEEN},
+            seen,
         )
         alone = []
-        for frame in (0, 2):
-            seed = own_seed(5 + frame, "prey")
+        for first in (5, 7, 70, 71, 70):
+            seed = own_seed(first, "prey")
             body = json.dumps(SEEN).encode()
             answer = await server.post(f"/policies/prey/predict?seed={seed}", body)
             alone.append(answer.json())
 
-    assert [answers[0]["prey"], answers[3]["prey"]] == alone
+    assert [answers[frame]["prey"] for frame in (0, 2, 4, 5, 7)] == alone
+    assert (answers[3], answers[6]) == ({"reset": True, "seed": 70}, RESET)
 
 
 async def test_frames_without_memory_and_frames_of_many_streams_ride_in_one_call() -> None:
