@@ -10,7 +10,14 @@ from dataclasses import dataclass, replace
 from policy_server.errors import ModelError
 from policy_server.formats.onnx.model_file import Node, OnnxModel
 from policy_server.formats.onnx.plan import Feed
-from policy_server.formats.onnx.state_pairs import StatePair, flow_pairs, named_pairs
+from policy_server.formats.onnx.state_pairs import (
+    RECURRENT,
+    StatePair,
+    flow_pairs,
+    layer_pairs,
+    moved_from,
+    named_pairs,
+)
 from policy_server.policy import SignatureTensor, StateTensor
 from policy_server.schema import ServerSchema
 
@@ -19,7 +26,6 @@ __all__ = ["Roles", "ancestors_of", "find_roles"]
 _MASK = re.compile(r"(?:action|available_actions?|legal_actions?)_?masks?|avail_actions")
 _LENGTHS = re.compile(r"seq_?lens?|sequence_lengths?")
 _SWITCHES = re.compile(r"(?:is_)?training|train_mode|deterministic|explore")
-_RECURRENT = ("GRU", "LSTM", "RNN")
 _ENDLESS = ("Loop", "Scan")
 
 
@@ -73,7 +79,8 @@ def find_roles(
     """
     _refuse_endless(model.nodes, model.name)
     _refuse_mixed_state(model)
-    pairs = named_pairs(model) if flow is None else flow_pairs(model, flow)
+    pairs = _pairs(model) if flow is None else flow_pairs(model, flow)
+    _refuse_merged_states(model, pairs)
     after = {pair.after for pair in pairs}
     outputs = tuple(item for item in model.outputs if item.name not in after)
     # A dummy state goes from its input to its output, and no action depends on it.
@@ -107,6 +114,13 @@ def find_roles(
     )
 
 
+def _pairs(model: OnnxModel) -> list[StatePair]:
+    """Return the inputs and outputs that carry state, in the order of the inputs."""
+    named = named_pairs(model)
+    found = {pair.before.name: pair for pair in (*named, *layer_pairs(model, named))}
+    return [found[item.name] for item in model.inputs if item.name in found]
+
+
 def ancestors_of(model: OnnxModel, tensors: Sequence[str]) -> set[str]:
     """Return the names of all tensors that some tensors are computed from, themselves among them.
 
@@ -136,7 +150,7 @@ def _refuse_mixed_state(model: OnnxModel) -> None:
     It gives the cell's state to the input `seq_lens`, and keeps the batch that it was traced with.
     """
     names = {item.name for item in model.inputs}
-    is_recurrent = any(node.operator in _RECURRENT for node in model.nodes)
+    is_recurrent = any(node.operator in RECURRENT for node in model.nodes)
     if is_recurrent and {"state_ins", "seq_lens"} <= names:
         raise ModelError(
             f"{model.name}: is RLlib's ONNX export of a recurrent policy, which mixes its state up "
@@ -144,13 +158,37 @@ def _refuse_mixed_state(model: OnnxModel) -> None:
         )
 
 
+def _refuse_merged_states(model: OnnxModel, pairs: Sequence[StatePair]) -> None:
+    """Refuse a state that nothing reads, and whose next value comes from another state.
+
+    PyTorch's exporter reads two inputs as one where both were given as the same example tensor:
+    `torch.onnx.export(network, (obs, zeros, zeros), ..., dynamo=True)`.
+    """
+    read = {name for node in model.nodes for name in node.inputs}
+    for pair in pairs:
+        others = {one.before.name for one in pairs} - {pair.before.name}
+        if pair.before.name not in read and others & ancestors_of(model, [pair.after]):
+            raise ModelError(
+                f"{model.name}: the state {pair.before.name!r} is read by nothing, and "
+                f"{pair.after!r} comes from {min(others)!r}; PyTorch's exporter merges inputs that "
+                "are the same example tensor: export with a tensor for each"
+            )
+
+
 def _refuse_lost_memory(model: OnnxModel, needed: set[str], *, pairs: Sequence[StatePair]) -> None:
     """Refuse a recurrent layer whose state is no input, unless it reads a whole window."""
     sources = {item.name for item in model.inputs}
     for node in model.nodes:
-        if node.operator not in _RECURRENT or not needed.intersection(node.outputs):
+        if node.operator not in RECURRENT or not needed.intersection(node.outputs):
             continue
         states = [name for name in node.inputs[5:7] if name]
+        lost = {name for state in states for name in moved_from(model, state)} & sources
+        for name in sorted(lost - {pair.before.name for pair in pairs}):
+            raise ModelError(
+                f"{model.name}: the input {name!r} is the state of its {node.operator}, and no "
+                "output holds it after the step; export the network with both, such as h_in and "
+                "h_out"
+            )
         if not sources.intersection(ancestors_of(model, states)) and not pairs:
             raise ModelError(
                 f"{model.name}: holds a {node.operator} whose state is no input, so that every "
@@ -258,7 +296,7 @@ def _rows_axis(model: OnnxModel, name: str, shape: tuple[int | None, ...]) -> in
     if None in shape:
         return shape.index(None)
     reader = next(
-        (node for node in model.nodes if node.operator in _RECURRENT and name in node.inputs[5:7]),
+        (node for node in model.nodes if node.operator in RECURRENT and name in node.inputs[5:7]),
         None,
     )
     if reader is not None and shape[1] == 1:

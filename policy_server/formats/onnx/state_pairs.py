@@ -1,31 +1,47 @@
-"""The tensors that carry a recurrent policy's state from one step to the next, told by their names.
+"""The tensors that carry a recurrent policy's state from one step to the next.
 
-Source: the names that RSL-RL, Isaac Lab, ML-Agents, Godot RL, RLlib, rl_games and Sample Factory
-write, which are alike before and after the step: `h_in` and `h_out`.
+They are told by their names, or by the LSTM, GRU or RNN that reads the one and gives the other.
+
+Source of the names: those that RSL-RL, Isaac Lab, ML-Agents, Godot RL, RLlib, rl_games and Sample
+Factory write, which are alike before and after the step: `h_in` and `h_out`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from policy_server.errors import ModelError
 from policy_server.formats.onnx.model_file import OnnxModel
 from policy_server.policy import SignatureTensor
 
-__all__ = ["StatePair", "flow_pairs", "named_pairs"]
+__all__ = ["RECURRENT", "StatePair", "flow_pairs", "layer_pairs", "moved_from", "named_pairs"]
+
+RECURRENT = ("GRU", "LSTM", "RNN")
+"""ONNX's recurrent operators."""
 
 # Words of a state's name that only tell whether it is the one before the step or after it.
 _STEP_WORDS = frozenset(
     (
         *("in", "ins", "out", "outs", "input", "output", "next", "new", "prev", "previous"),
         *("init", "initial", "last"),
+        # PyTorch's documentation: `h_0` and `h_n`.
+        "n",
     )
 )
 _STEMS = {"hn": "h", "cn": "c", "hx": "h", "cx": "c", "state": "states", "hidden": "h", "cell": "c"}
 _STATE_WORDS = frozenset(
     ("c", "h", "hidden", "lstm", "gru", "memory", "recurrent", "rnn", "state", "states")
+)
+# The places of a recurrent layer's states among its inputs, and of the last ones among its outputs.
+_STATE_PLACES = ((5, 1), (6, 2))
+# They move numbers and compute none.
+_MOVING = frozenset(
+    (
+        *("Cast", "Concat", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split"),
+        *("Squeeze", "Transpose", "Unsqueeze"),
+    )
 )
 # The action and reward of the step before are observed, and the environment may change them.
 _OBSERVED_WORDS = frozenset(("action", "actions", "obs", "observation", "reward", "rewards"))
@@ -82,21 +98,61 @@ def _stems(name: str) -> Iterator[tuple[str, ...]]:
 def _may_be_state(item: SignatureTensor, after: str, model: OnnxModel) -> bool:
     """Return whether an input and an output of the same stem carry state from step to step."""
     output = next(one for one in model.outputs if one.name == after)
-    if not item.dtype.startswith("float") or not output.dtype.startswith("float"):
+    if not _are_alike(item, output):
         return False
-    shapes = item.shape, output.shape
-    if None not in shapes:
-        mine, theirs = shapes
-        assert mine is not None and theirs is not None, "neither is None"  # noqa: PT018 -- one fact
-        is_alike = len(mine) == len(theirs) and all(
-            None in sizes or sizes[0] == sizes[1] for sizes in zip(mine, theirs, strict=True)
-        )
-        if not is_alike:
-            return False
     words = set(re.findall(r"[a-z]+", f"{item.name} {after}".lower()))
     if words & _OBSERVED_WORDS:
         return False
     return bool(words & (_STATE_WORDS | _STEP_WORDS | set(_STEMS)))
+
+
+def _are_alike(before: SignatureTensor, after: SignatureTensor) -> bool:
+    """Return whether both hold floating-point numbers in the same shape, as far as that is told."""
+    if not before.dtype.startswith("float") or not after.dtype.startswith("float"):
+        return False
+    if before.shape is None or after.shape is None:
+        return True
+    return len(before.shape) == len(after.shape) and all(
+        None in sizes or sizes[0] == sizes[1]
+        for sizes in zip(before.shape, after.shape, strict=True)
+    )
+
+
+def layer_pairs(model: OnnxModel, known: Sequence[StatePair]) -> list[StatePair]:
+    """Return the states of recurrent layers that lie in an input and an output of other names.
+
+    Args:
+        model: the graph.
+        known: the pairs that were found before.
+    """
+    pairs: list[StatePair] = []
+    for node in model.nodes:
+        for given, left in _STATE_PLACES if node.operator in RECURRENT else ():
+            if max(given - len(node.inputs), left - len(node.outputs)) >= 0:
+                continue
+            source, result = moved_from(model, node.inputs[given]), node.outputs[left]
+            taken = {name for one in (*known, *pairs) for name in (one.before.name, one.after)}
+            befores = [one for one in model.inputs if one.name in source]
+            afters = [one for one in model.outputs if result in moved_from(model, one.name)]
+            if len(befores) != 1 or len(afters) != 1 or not _are_alike(befores[0], afters[0]):
+                continue
+            if not taken & {befores[0].name, afters[0].name}:
+                pairs.append(StatePair(befores[0], afters[0].name))
+    return pairs
+
+
+def moved_from(model: OnnxModel, tensor: str) -> set[str]:
+    """Return the names of the tensors whose numbers make up a tensor as they are, and its own.
+
+    Args:
+        model: the graph.
+        tensor: the tensor's name.
+    """
+    found = {tensor} - {""}
+    for node in reversed(model.nodes):
+        if node.operator in _MOVING and found.intersection(node.outputs):
+            found.update(name for name in node.inputs if name)
+    return found
 
 
 def flow_pairs(model: OnnxModel, flow: Mapping[str, str]) -> list[StatePair]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from policy_server.errors import ModelError
 from policy_server.formats.onnx.model_file import read_model
+from policy_server.formats.onnx.roles import find_roles
 from policy_server.formats.onnx.state_pairs import named_pairs
-from tests.support.onnx_models import node, tensor, write_model
+from tests.support.onnx_models import node, tensor, weights, write_model
 
 
 def pairs_of(folder: Path, inputs: Sequence[str], outputs: Sequence[str]) -> list[tuple[str, str]]:
@@ -32,6 +35,7 @@ def pairs_of(folder: Path, inputs: Sequence[str], outputs: Sequence[str]) -> lis
         (["rnn_states"], ["output_rnn_states"]),
         (["out_state.1", "hidden_state.1"], ["out_state", "hidden_state"]),
         (["h0", "c0"], ["hn", "cn"]),
+        (["h_0", "c_0"], ["h_n", "c_n"]),
         (["hidden"], ["next_hidden"]),
         (["lstm_state"], ["new_lstm_state"]),
     ],
@@ -61,3 +65,80 @@ def test_what_is_observed_is_no_state(
     inputs: Sequence[str], outputs: Sequence[str], tmp_path: Path
 ) -> None:
     assert pairs_of(tmp_path, inputs, outputs) == []
+
+
+def recurrent(folder: Path, *results: str) -> Path:
+    """Write an LSTM of PyTorch's kind, whose states have names that no library gives."""
+    nodes = [
+        node("Unsqueeze", ["obs", "first"], ["sequence"]),
+        node("Unsqueeze", ["carried", "first"], ["carried_layers"]),
+        node(
+            "LSTM",
+            ["sequence", "W", "R", "", "", "carried_layers", "kept"],
+            ["all", "carried_after", "kept_after"],
+            hidden_size=3,
+        ),
+        node("Squeeze", ["carried_after", "first"], ["one"]),
+        node("Squeeze", ["kept_after", "first"], ["two"]),
+        node("MatMul", ["one", "head"], ["logits"]),
+        node("Unsqueeze", ["two", "first"], ["three"]),
+    ]
+    shapes = {"logits": [1, 2], "one": [1, 3], "three": [1, 1, 3]}
+    return write_model(
+        folder,
+        nodes,
+        [tensor("obs", [1, 4]), tensor("carried", [1, 3]), tensor("kept", [1, 1, 3])],
+        [tensor(name, shapes[name]) for name in ("logits", *results)],
+        {
+            "W": weights(1, 12, 4),
+            "R": weights(1, 12, 3),
+            "head": weights(3, 2),
+            "first": np.array([0]),
+        },
+    )
+
+
+def test_states_of_a_layer_are_paired_whatever_their_names(tmp_path: Path) -> None:
+    path = recurrent(tmp_path, "three", "one")
+
+    roles = find_roles(read_model({path.name: path}), None)
+
+    assert [(pair.before.name, pair.after) for pair in roles.states] == [
+        ("carried", "one"),
+        ("kept", "three"),
+    ]
+    assert roles.observation_width == 4
+
+
+def test_state_of_a_layer_that_no_output_holds_is_refused(tmp_path: Path) -> None:
+    path = recurrent(tmp_path, "one")
+
+    with pytest.raises(ModelError) as caught:
+        find_roles(read_model({path.name: path}), None)
+
+    assert caught.value.message == (
+        "policy.onnx: the input 'kept' is the state of its LSTM, and no output holds it after the "
+        "step; export the network with both, such as h_in and h_out"
+    )
+
+
+def test_states_that_an_exporter_merged_are_refused(tmp_path: Path) -> None:
+    nodes = [node("Identity", ["h_in"], ["h_out"]), node("Identity", ["h_in"], ["c_out"])]
+    nodes.append(node("MatMul", ["h_in", "head"], ["logits"]))
+    states = [tensor(name, [1, 3]) for name in ("h_in", "c_in", "h_out", "c_out")]
+    path = write_model(
+        tmp_path,
+        nodes,
+        [tensor("obs", [1, 3]), *states[:2]],
+        [tensor("logits", [1, 2]), *states[2:]],
+        {"head": weights(3, 2)},
+    )
+
+    with pytest.raises(ModelError) as caught:
+        find_roles(read_model({path.name: path}), None)
+
+    assert caught.value.message == (
+        "policy.onnx: the state 'c_in' is read by nothing, and 'c_out' comes from 'h_in'; "
+        "PyTorch's exporter merges inputs that are the same example tensor: export with a tensor "
+        "for each"
+    )
