@@ -14,6 +14,8 @@ from policy_server.backends.opening import Backends
 from policy_server.errors import PolicyServerError
 from policy_server.http_server import (
     Address,
+    ConnectionLimits,
+    ConnectionWatch,
     WebProcess,
     cancelled_by_signals,
     ended_by_signals,
@@ -70,7 +72,8 @@ def build_app() -> Application:
         server = process.server or find_http_server()
         if server is not None:
             server.keep_alive(settings.keep_alive_s)
-            server.use_protocols()
+            watch = ConnectionWatch(ConnectionLimits.of(settings), policies.metrics)
+            server.use_protocols(watch, app, app.hot_routes)
         try:
             async with AsyncExitStack() as stack:
                 with cancelled_by_signals():
@@ -90,7 +93,7 @@ def build_app() -> Application:
         finally:
             drain_output()
 
-    return create_app(
+    app = create_app(
         policies.registry,
         settings,
         running=running,
@@ -99,6 +102,7 @@ def build_app() -> Application:
         metrics=policies.metrics,
         administration=policies.administration,
     )
+    return app
 
 
 def _settle_garbage_collector() -> None:

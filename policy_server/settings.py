@@ -150,8 +150,36 @@ class Settings(BaseSettings):
         75.0,
         gt=0,
         allow_inf_nan=False,
-        description="How long an idle connection stays open, in seconds; uvicorn's "
-        "`--timeout-keep-alive` wins",
+        description="How long an idle connection stays open, before its first request too, in "
+        "seconds; uvicorn's `--timeout-keep-alive` wins",
+    )
+    header_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Longest time from the first to the last byte of a request's head, in seconds, "
+        "else 408",
+    )
+    body_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Longest time that a request's body may take to arrive, in seconds, and one "
+        "second more for each 4 KiB, else 408",
+    )
+    max_header_bytes: int = Field(
+        65_536, ge=256, description="Largest head of a request, in bytes, else 431"
+    )
+    max_connections: int = Field(
+        10_000,
+        ge=1,
+        description="Connections of a web process that are open at a time, else 503; fewer where "
+        "the system allows fewer files",
+    )
+    max_pipelined: int = Field(
+        64,
+        ge=1,
+        description="Requests of one connection that are answered at a time; others wait unread",
     )
     episode_idle_s: float = Field(
         900.0,

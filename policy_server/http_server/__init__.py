@@ -7,6 +7,14 @@ processes beside this one, and `web_process` both.
 
 from __future__ import annotations
 
+from policy_server.http_server.connection_limits import ConnectionLimits, ConnectionWatch
+from policy_server.http_server.hot_requests import (
+    Connection,
+    HotRequest,
+    HotRoute,
+    HotRoutes,
+    RequestHead,
+)
 from policy_server.http_server.metrics_port import exported_metrics
 from policy_server.http_server.running_server import Address, HttpServer, find_http_server
 from policy_server.http_server.start_signals import cancelled_by_signals, ended_by_signals
@@ -16,7 +24,14 @@ from policy_server.http_server.workers import Worker
 __all__ = [
     "METRICS_PORT",
     "Address",
+    "Connection",
+    "ConnectionLimits",
+    "ConnectionWatch",
+    "HotRequest",
+    "HotRoute",
+    "HotRoutes",
     "HttpServer",
+    "RequestHead",
     "WebProcess",
     "Worker",
     "cancelled_by_signals",

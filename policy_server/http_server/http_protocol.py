@@ -1,6 +1,7 @@
-"""uvicorn's HTTP protocol over httptools, with three changes.
+"""uvicorn's HTTP protocol over httptools, with a few changes.
 
-A response leaves by one write. A web socket's connection lets go of the parser of HTTP. And a
+A response leaves by one write. What is no HTTP is refused behind the answers to the requests before
+it, which uvicorn would cut off. A web socket's connection lets go of the parser of HTTP. And a
 request that offers another protocol, as Java's HttpClient and `curl --http2` offer HTTP/2 with
 their first (`Connection: Upgrade`, `Upgrade: h2c`), is answered by HTTP/1.1 with its body read: a
 server may ignore an offer (RFC 9110, section 7.8), but the parser stops at the end of the head and
@@ -10,6 +11,7 @@ uvicorn takes the body for the next request (Kludex/uvicorn#2722).
 from __future__ import annotations
 
 import asyncio
+import enum
 import sys
 from contextlib import suppress
 
@@ -18,7 +20,15 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from policy_server.http_server.joined_writes import JoinedWrites
 
-__all__ = ["HttpProtocol"]
+__all__ = ["HttpProtocol", "Reads"]
+
+
+class Reads(enum.Enum):
+    """The part of a request that uvicorn's parser has begun to read, and has not whole."""
+
+    NOTHING = enum.auto()
+    HEAD = enum.auto()
+    BODY = enum.auto()
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -29,6 +39,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     _segment = b""
     _unread = b""
+    _reads = Reads.NOTHING
+    _refusal: str | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Begin: head and body of a response are to be one write.
@@ -49,6 +61,55 @@ class HttpProtocol(HttpToolsProtocol):
             self._segment, self._unread = segment, b""
             super().data_received(segment)
         self._segment = b""
+
+    @property
+    def _is_with_uvicorn(self) -> bool:
+        """Return whether a request is read or answered."""
+        return self._reads is not Reads.NOTHING or self._is_answering
+
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete  # type: ignore[redundant-expr]  # None at first
+
+    def on_message_begin(self) -> None:
+        """Begin to read a request."""
+        self._reads = Reads.HEAD
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Begin to answer a request, or put it behind those that are not answered."""
+        self._reads = Reads.BODY
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """End reading a request."""
+        self._reads = Reads.NOTHING
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, once the requests before it are answered.
+
+        Args:
+            msg: the answer.
+        """
+        if self._is_answering and self._reads is not Reads.BODY:
+            self._refusal = msg
+        else:
+            self.refuse_bytes(msg)
+
+    def refuse_bytes(self, message: str) -> None:
+        """Refuse what is no HTTP, and close the connection.
+
+        Args:
+            message: the answer.
+        """
+        super().send_400_response(message)
+
+    def on_response_complete(self) -> None:
+        """Go on with the connection's next request, or refuse what follows and is none."""
+        super().on_response_complete()
+        if self._refusal is not None and not self._is_answering:
+            self.refuse_bytes(self._refusal)
 
     def _should_upgrade(self) -> bool:
         """Return whether the parser stops behind this head: for a web socket, or for an offer.

@@ -47,6 +47,11 @@ class JoinedWrites:
         self._flush()
         self._transport.close()
 
+    def write_eof(self) -> None:
+        """Write the bytes that are held back, and tell the client that no others will come."""
+        self._flush()
+        self._transport.write_eof()
+
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 -- any member of the transport
         """Return the transport's own member of that name."""
         return getattr(self._transport, name)

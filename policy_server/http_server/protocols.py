@@ -9,9 +9,13 @@ from __future__ import annotations
 import importlib
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import uvicorn
+
+from policy_server.http_server.connection_limits import ConnectionWatch
+from policy_server.http_server.hot_requests import HotRoutes
 
 __all__ = ["PROTOCOLS", "ServedProtocol", "use_protocols"]
 
@@ -27,7 +31,7 @@ class ServedProtocol:
         option: the name of uvicorn's option that chooses it.
         choices: of that option, those that mean uvicorn's class.
         replaced: module and name of uvicorn's class.
-        served: module and name of the subclass.
+        served: module and name of the subclass, or of the function that chooses one.
         inner_names: the members that the subclass uses; CONTRIBUTING.md has the table.
     """
 
@@ -46,14 +50,32 @@ PROTOCOLS = (
         option="http",
         choices=("auto", "httptools"),
         replaced=("uvicorn.protocols.http.httptools_impl", "HttpToolsProtocol"),
-        served=(f"{_ROOM}.http_protocol", "HttpProtocol"),
+        served=(f"{_ROOM}.hot_protocol", "protocol_for"),
         inner_names=(
             "_should_upgrade",
+            "_unset_keepalive_if_required",
+            "app",
+            "client",
+            "connection_lost",
             "connection_made",
+            "connections",
+            "cycle",
             "data_received",
+            "flow",
             "handle_websocket_upgrade",
             "headers",
+            "on_headers_complete",
+            "on_message_begin",
+            "on_message_complete",
+            "on_response_complete",
             "parser",
+            "resume_writing",
+            "send_400_response",
+            "server_state",
+            "shutdown",
+            "tasks",
+            "timeout_keep_alive",
+            "transport",
             "url",
         ),
     ),
@@ -81,7 +103,13 @@ PROTOCOLS = (
 )
 
 
-def use_protocols(config: uvicorn.Config) -> None:
+def use_protocols(
+    config: uvicorn.Config,
+    watch: ConnectionWatch,
+    *,
+    app: object = None,
+    hot_routes: HotRoutes | None = None,
+) -> None:
     """Make uvicorn serve new connections with the protocols of this room.
 
     A protocol that somebody chose (`--http h11`, `--ws none`, a class of their own) stays. Where a
@@ -90,17 +118,24 @@ def use_protocols(config: uvicorn.Config) -> None:
 
     Args:
         config: of a uvicorn that has loaded its application, on whose event loop this runs.
+        watch: looks at the connections.
+        app: the application whose routes may be hot.
+        hot_routes: the routes whose requests the protocol may answer itself; None for none.
     """
     for protocol in PROTOCOLS:
         found = getattr(config, protocol.attribute)
-        if getattr(config, protocol.option) not in protocol.choices:
+        if getattr(config, protocol.option) not in protocol.choices or isinstance(found, partial):
+            # Somebody's choice, or another application's of this process.
             continue
         if (reason := _unfit(protocol, found, config)) is not None:
             logger.warning(
                 "uvicorns_own_protocol", extra={"option": protocol.option, "reason": reason}
             )
             continue
-        setattr(config, protocol.attribute, _class_at(protocol.served))
+        served = _found_at(protocol.served)
+        if protocol.option == "http":
+            served = served(config, watch, app, hot_routes)
+        setattr(config, protocol.attribute, served)
 
 
 def _unfit(protocol: ServedProtocol, found: type | None, config: uvicorn.Config) -> str | None:
@@ -108,7 +143,7 @@ def _unfit(protocol: ServedProtocol, found: type | None, config: uvicorn.Config)
     if found is None or (found.__module__, found.__qualname__) != protocol.replaced:
         return f"uvicorn takes {getattr(found, '__qualname__', found)}"
     try:
-        made = _class_at(protocol.replaced)(config, uvicorn.Server(config).server_state, {})
+        made = _found_at(protocol.replaced)(config, uvicorn.Server(config).server_state, {})
         # Some of its insides are there from the first request on.
         made.data_received(b"GET / ")
     except (AttributeError, TypeError) as error:
@@ -117,6 +152,6 @@ def _unfit(protocol: ServedProtocol, found: type | None, config: uvicorn.Config)
     return f"{protocol.replaced[1]} has no {', '.join(missing)}" if missing else None
 
 
-def _class_at(address: tuple[str, str]) -> Any:  # noqa: ANN401 -- a class of uvicorn's, or of this room
+def _found_at(address: tuple[str, str]) -> Any:  # noqa: ANN401 -- a class of uvicorn's, or of this room
     module, name = address
     return getattr(importlib.import_module(module), name)

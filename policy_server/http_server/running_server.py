@@ -15,6 +15,8 @@ from pathlib import Path
 import uvicorn
 
 from policy_server.errors import SettingsError
+from policy_server.http_server.connection_limits import ConnectionWatch
+from policy_server.http_server.hot_requests import HotRoutes
 from policy_server.http_server.protocols import use_protocols
 from policy_server.ports import free_port, open_listener, reason_of
 
@@ -85,9 +87,17 @@ class HttpServer:
             # A timer takes fractions too.
             self.config.timeout_keep_alive = seconds  # type: ignore[assignment]  # see above
 
-    def use_protocols(self) -> None:
-        """Serve by this room's protocols; called from the lifespan, when uvicorn has its own."""
-        use_protocols(self.config)
+    def use_protocols(
+        self, watch: ConnectionWatch, app: object = None, hot_routes: HotRoutes | None = None
+    ) -> None:
+        """Serve by this room's protocols; called from the lifespan, when uvicorn has its own.
+
+        Args:
+            watch: see `protocols.use_protocols`.
+            app: see `protocols.use_protocols`.
+            hot_routes: see `protocols.use_protocols`.
+        """
+        use_protocols(self.config, watch, app=app, hot_routes=hot_routes)
 
     def claim(self) -> None:
         """Refuse an address that is taken; choose the port now where uvicorn was to choose one.

@@ -79,16 +79,18 @@ class AnsweredCall:
         self.outputs = outputs
         self._view: Any = None
 
-    def view(self, make: Callable[[PolicyOutputs], View]) -> View:
+    def view(self, make: Callable[..., View], *options: object) -> View:
         """Return the outputs in another form, made once for all answers of the call.
 
         For example, all rows are rendered as JSON together when the first of them is sent.
 
         Args:
-            make: makes the form; the same function for every answer of the call.
+            make: makes the form of the outputs and the options; the same for every answer of the
+                call.
+            options: the same for every answer of the call.
         """
         if self._view is None:
-            self._view = make(self.outputs)
+            self._view = make(self.outputs, *options)
         view: View = self._view
         return view
 

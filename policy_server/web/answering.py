@@ -6,14 +6,13 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import orjson
 
 from policy_server.errors import DistributionError
 from policy_server.observations import ObservationSpace, Row
-from policy_server.policy import ANSWER_KINDS, NO_SEED, AnswerKind, PolicyOutputs
+from policy_server.policy import ANSWER_KINDS, NO_SEED, AnswerKind
 from policy_server.serving import (
     NOTHING_STATED,
     Answer,
@@ -83,23 +82,67 @@ class PolicyAnswering:
             PolicyServerError: if the policy can't answer.
         """
         version = self.slot.choose(episode, wanted=wanted) if memory is None else memory.version
-        version.check_answers(kind)
-        space = version.space
-        parse: Callable[[bytes], Row] = space.parse_raw if is_raw else space.parse_named
-        if is_npy:
-            width = version.signature.observation_width
-            parse = partial(space.arrays.parse, is_raw=is_raw, width=width)
-        row = self._validated(version, partial(parse, body), is_raw=is_raw)
-        question = self._question(row, kind, seed)
+        question = self.read(version, kind, body, is_raw=is_raw, is_npy=is_npy, seed=seed)
         if memory is not None:
             memory.prepare(question, stated)
         answer = await version.scheduler.answer(question)
-        text = render_answer(version, kind, answer)
+        text = self.render(version, question, answer, request_id=request_id)
         if memory is not None:
             memory.advance(question, answer)
-        self.slot.copy_to_shadows(version, question, answer)
-        version.log.record(kind, row, text, request_id=request_id)
         return AnswerBody(text, version)
+
+    def read(
+        self,
+        version: PolicyVersion,
+        kind: AnswerKind,
+        body: bytes,
+        *,
+        is_raw: bool,
+        is_npy: bool = False,
+        seed: int | None = None,
+    ) -> Question:
+        """Return the question in a request's body.
+
+        Args:
+            version: answers it.
+            kind: the kind of answer.
+            body: the JSON of an observation, named or raw, or its array.
+            is_raw: whether it is `{"obs": [...]}`.
+            is_npy: whether it is an array in npy format instead.
+            seed: makes the draw reproducible.
+
+        Raises:
+            ObservationError: if the body is not what schema.yaml describes.
+            UnsupportedAnswerError: if the version can't give that kind of answer.
+        """
+        version.check_answers(kind)
+        started = time.perf_counter()
+        space = version.space
+        if is_npy:
+            width = version.signature.observation_width
+            row: Row = space.arrays.parse(body, is_raw=is_raw, width=width)
+        else:
+            row = space.parse_raw(body) if is_raw else space.parse_named(body)
+        return self._question(version, row, kind, seed, is_raw=is_raw, started=started)
+
+    def render(
+        self, version: PolicyVersion, question: Question, answer: Answer, *, request_id: str
+    ) -> bytes:
+        """Return the JSON of an answer, which is logged and copied to shadows as settings say.
+
+        Args:
+            version: gave the answer.
+            question: the question.
+            answer: its answer.
+            request_id: the name of the request in the logs.
+
+        Raises:
+            DistributionError: if the policy's action is no number, or its distribution is none.
+        """
+        text = render_answer(version, question.kind, answer)
+        self.slot.copy_to_shadows(version, question, answer)
+        version.log.record(question.kind, question.row, text, request_id=request_id)
+        return text
 
     def ask(
         self,
@@ -134,7 +177,7 @@ class PolicyAnswering:
         """
         question = self.question(kind, parse, is_raw=is_raw, seed=seed, version=version)
         future = version.scheduler.ask(question) if steps is None else steps.ask(question, stated)
-        return PendingAnswer(self.slot, version, question, request_id, future)
+        return PendingAnswer(self, version, question, request_id, future)
 
     def question(
         self,
@@ -159,27 +202,32 @@ class PolicyAnswering:
             UnsupportedAnswerError: if the version gives no answers of that kind.
         """
         version.check_answers(kind)
-        row = self._validated(version, partial(parse, version.space), is_raw=is_raw)
-        return self._question(row, kind, seed)
-
-    def _question(self, row: Row, kind: AnswerKind, seed: int | None) -> Question:
-        seed = NO_SEED if seed is None else seed
-        return Question(row, kind, seed, is_copied=self.slot.wants_copies)
-
-    def _validated(self, version: PolicyVersion, parse: Callable[[], Row], *, is_raw: bool) -> Row:
-        """Return an observation's row; refuse one that is not of the policy's width."""
         started = time.perf_counter()
-        row = parse()
+        row = parse(version.space)
+        return self._question(version, row, kind, seed, is_raw=is_raw, started=started)
+
+    def _question(
+        self,
+        version: PolicyVersion,
+        row: Row,
+        kind: AnswerKind,
+        seed: int | None,
+        *,
+        is_raw: bool,
+        started: float,
+    ) -> Question:
+        """Return the question about a row; refuse one that is not of the policy's width."""
         version.space.check_width(row, version.row_width, is_raw=is_raw)
         self.slot.metrics.observe_stage("validate", time.perf_counter() - started)
-        return row
+        seed = NO_SEED if seed is None else seed
+        return Question(row, kind, seed, is_copied=self.slot.wants_copies)
 
 
 @dataclass(eq=False, slots=True)
 class PendingAnswer:
     """An answer that was asked for, and comes later."""
 
-    _slot: PolicySlot
+    _policy: PolicyAnswering
     _version: PolicyVersion
     _question: Question
     _request_id: str
@@ -191,11 +239,9 @@ class PendingAnswer:
         Raises:
             PolicyServerError: if the policy can't answer.
         """
-        answer, question = await self._future, self._question
-        text = render_answer(self._version, question.kind, answer)
-        self._slot.copy_to_shadows(self._version, question, answer)
-        self._version.log.record(question.kind, question.row, text, request_id=self._request_id)
-        return text
+        answer = await self._future
+        version, question = self._version, self._question
+        return self._policy.render(version, question, answer, request_id=self._request_id)
 
     def abandon(self) -> None:
         """Take the question out of the queue: its answer is not wanted any more."""
@@ -215,11 +261,9 @@ def render_answer(version: PolicyVersion, kind: AnswerKind, answer: Answer) -> b
     Raises:
         DistributionError: if its action holds NaN or infinity, or it is no distribution.
     """
-
-    def view(outputs: PolicyOutputs) -> RenderedAnswers:
-        return RenderedAnswers(outputs, version.signature.action_outputs, version.distribution)
-
-    return answer.call.view(view).answer(kind, answer.index)
+    layout, distribution = version.signature.action_outputs, version.distribution
+    rendered = answer.call.view(RenderedAnswers, layout, distribution)
+    return rendered.answer(kind, answer.index)
 
 
 def render_examples(slot: PolicySlot) -> dict[AnswerKind, Any]:

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from policy_server import __version__
 from policy_server.errors import PolicyServerError
+from policy_server.http_server import HotRoutes
 from policy_server.metrics import Metrics
 from policy_server.sdk import SdkStore
 from policy_server.serving import PolicyRegistry
@@ -32,6 +33,7 @@ from policy_server.web.answering import PolicyAnswering
 from policy_server.web.cross_origin import CrossOrigin
 from policy_server.web.fast_path import FastPath
 from policy_server.web.gate import Gate
+from policy_server.web.hot_path import HotAnswers
 from policy_server.web.openapi import build_openapi, refuse_shared_type_names
 from policy_server.web.policy_list import policy_list_routes
 from policy_server.web.problems import install_error_handlers
@@ -104,7 +106,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    app.answer_http = Gate(
+    gate = Gate(
         FastPath(app.answer_http, table, policies) if has_fast_path else app.answer_http,
         table=table,
         streams=Streams(
@@ -123,6 +125,8 @@ def create_app(
         metrics=counted,
         cross_origin=CrossOrigin(settings.cors_origins) if settings.cors_origins else None,
     )
+    app.answer_http = gate
+    app.hot_routes = HotAnswers(gate, policies) if has_fast_path else None
     app.include_router(server_routes(registry))
     app.include_router(policy_list_routes(registry))
     tokens = StateTokens(state_key=_secret(settings.state_key), access_key=api_key)
@@ -155,12 +159,14 @@ class Application(FastAPI):
 
     Attributes:
         answer_http: the ASGI application behind the gate: FastAPI, or the fast path in front of it.
+        hot_routes: the routes that a protocol of `http_server` answers without ASGI.
     """
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 -- FastAPI's own
         """Own the routes; policies belong to the lifespan."""
         super().__init__(**options)
         self.answer_http: ASGIApp = super().__call__
+        self.hot_routes: HotRoutes | None = None
 
     @asynccontextmanager
     async def lifespan(self, _host: object = None) -> AsyncIterator[None]:

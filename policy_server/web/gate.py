@@ -6,7 +6,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from http import HTTPStatus
 
@@ -26,7 +26,7 @@ from policy_server.web.packed_bodies import unpacked
 from policy_server.web.problems import send_error
 from policy_server.web.route_table import Route, RouteTable
 
-__all__ = ["Gate"]
+__all__ = ["Gate", "RequestIds", "given_id", "read_headers"]
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("policy_server.access")
@@ -49,6 +49,8 @@ _HEADERS = frozenset(
 # The messages that begin the answer to a request, or to a web socket's handshake.
 _STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_ID_BYTES = 16
+_IDS_AT_ONCE = 64
 _LENGTH = re.compile(r"[0-9]{1,18}")
 # Addresses are the client's: those that are none of the table's share a label.
 _UNKNOWN = Route(path="other")
@@ -105,32 +107,33 @@ class Gate:
                 ("upload", max_upload_bytes, "MAX_UNPACKED_BYTES"),
             )
         }
-        self._metrics = metrics
+        self.metrics = metrics
+        self.request_ids = RequestIds()
         self._cross_origin = cross_origin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with an error."""
-        # The first of several counts; ASGI's header names are in lower case.
-        headers = {
-            name: value.decode("latin-1")
-            for name, value in reversed(scope["headers"])
-            if name in _HEADERS
-        }
-        given_id = headers.get(b"x-request-id", "")
-        request_id = given_id if _REQUEST_ID.fullmatch(given_id) else secrets.token_hex(16)
-
         started = time.perf_counter()
+        headers = read_headers(scope["headers"])
+        request_id = given_id(headers) or self.request_ids.next()
         path = self._normalise(scope)
         route = self._table.find(path) or _UNKNOWN
 
         async def send_with_id(message: Message) -> None:
             if message["type"] in _STARTS:
                 status = message.get("status", HTTPStatus.SWITCHING_PROTOCOLS)
-                self._note(route, scope, status, time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                self.metrics.observe_request(route.policy, route.label, status, seconds)
+                # A web socket has its line when it ends.
+                if status != HTTPStatus.SWITCHING_PROTOCOLS and self.is_logging():
+                    peer, method = scope["state"]["client"], scope.get("method", "GET")
+                    self.log(route, method, request_id, status, seconds, client=peer)
                 given = message.get("headers", ())
-                message["headers"] = [*given, (b"x-request-id", request_id.encode())]
-                if self._cross_origin is not None:
-                    message["headers"] += self._cross_origin.headers(headers.get(b"origin"))
+                message["headers"] = [
+                    *given,
+                    (b"x-request-id", request_id.encode()),
+                    *self.page_headers(headers),
+                ]
             await send(message)
 
         # Behind a proxy that uvicorn trusts, the client is the one that it forwards for.
@@ -162,20 +165,71 @@ class Gate:
         except ClientDisconnect:
             logger.info("client_disconnected", extra={"request_id": request_id})
 
-    def _note(self, route: Route, scope: Scope, status: int, seconds: float) -> None:
-        self._metrics.observe_request(route.policy, route.label, status, seconds)
-        # A web socket has its line when it ends.
-        if status != HTTPStatus.SWITCHING_PROTOCOLS and access.isEnabledFor(logging.INFO):
-            fields = {
-                "request_id": scope["state"]["request_id"],
-                "client": scope["state"]["client"],
-                "method": scope.get("method", "GET"),
-                "route": route.label,
-                "status": status,
-                "duration_ms": round(seconds * 1000, 3),
-                "model_version": self._metrics.model_version(route.policy or self._table.default),
-            }
-            access.info("request", extra=fields)
+    @staticmethod
+    def is_logging() -> bool:
+        """Return whether requests have a line in the log."""
+        return access.isEnabledFor(logging.INFO)
+
+    def log(
+        self,
+        route: Route,
+        method: str,
+        request_id: str,
+        status: int,
+        seconds: float,
+        *,
+        client: str | None,
+    ) -> None:
+        """Log a request.
+
+        Args:
+            route: its route.
+            method: its method.
+            request_id: its id.
+            status: of its answer.
+            seconds: from its arrival to its answer.
+            client: the address of the client.
+        """
+        fields = {
+            "request_id": request_id,
+            "client": client,
+            "method": method,
+            "route": route.label,
+            "status": status,
+            "duration_ms": round(seconds * 1000, 3),
+            "model_version": self.metrics.model_version(route.policy or self._table.default),
+        }
+        access.info("request", extra=fields)
+
+    def page_headers(self, headers: Mapping[bytes, str]) -> list[tuple[bytes, bytes]]:
+        """Return the headers of an answer that a page of another origin needs.
+
+        Args:
+            headers: the request's, as `read_headers` gives them.
+        """
+        known = self._cross_origin
+        return [] if known is None else known.headers(headers.get(b"origin"))
+
+    def admit_plain(self, scope: Scope, headers: Mapping[bytes, str]) -> Route | None:
+        """Return the route of a request whose body needs nothing but to be read.
+
+        Args:
+            scope: of a request whose header `content-length` is a number.
+            headers: its headers, as `read_headers` gives them.
+
+        Returns:
+            The route; None where there is none, or the gate refuses the request, or its body has
+            to be unpacked.
+        """
+        route = self._table.find(self._normalise(scope))
+        if route is None or b"content-encoding" in headers:
+            return None
+        try:
+            self._admit(route, scope, headers)
+        except PolicyServerError:
+            return None
+        limit, _ = self._limits[route.body_limit]
+        return route if int(headers[b"content-length"]) <= limit else None
 
     def _normalise(self, scope: Scope) -> str:
         """Give the path its prefix and no trailing slash, as ASGI wants it, and return the route.
@@ -246,6 +300,43 @@ class Gate:
         if coding is None or scope.get("method") != "POST":
             return counted
         return unpacked(counted, coding, limit=limit, too_large=f"the unpacked {too_large}")
+
+
+def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, str]:
+    """Return the headers that are looked at, by name; the first of several counts.
+
+    Args:
+        headers: as ASGI has them: names in lower case.
+    """
+    return {
+        name: value.decode("latin-1") for name, value in reversed([*headers]) if name in _HEADERS
+    }
+
+
+def given_id(headers: Mapping[bytes, str]) -> str:
+    """Return the id that a client gave its request; empty where it gave none that is sensible.
+
+    Args:
+        headers: as `read_headers` gives them.
+    """
+    given = headers.get(b"x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else ""
+
+
+class RequestIds:
+    """Random ids of 128 bits: many are drawn at once, since a system call costs more than an id."""
+
+    def __init__(self) -> None:
+        """Own the ids that are drawn and not used yet."""
+        self._ids: list[str] = []
+
+    def next(self) -> str:
+        """Return an id that no other request has: 32 hexadecimal digits."""
+        if not self._ids:
+            digits = secrets.token_hex(_ID_BYTES * _IDS_AT_ONCE)
+            width = 2 * _ID_BYTES
+            self._ids = [digits[at : at + width] for at in range(0, len(digits), width)]
+        return self._ids.pop()
 
 
 def _without(prefix: str, path: str) -> str:

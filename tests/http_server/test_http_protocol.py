@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from policy_server.http_server.http_protocol import HttpProtocol
+from tests.support.connections import Transport
 from tests.support.servers import CHUNKED, served_app
 from tests.support.waiting import turns
 from tests.support.web import KEY, OBSERVATION, build
@@ -30,30 +31,6 @@ PLAIN = b"POST /plain HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc"
 NESTED = b"POST /x HTTP/1.1\r\nupgrade: h2c\r\nConnection: upgrade\r\nContent-Length: 1\r\n\r\nz"
 HOLDING = b"PUT /holding HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(NESTED), NESTED)
 CLOSING = b"GET /closing HTTP/1.1\r\nConnection: close, Upgrade\r\nUpgrade: foo/2\r\n\r\n"
-
-
-class Transport(asyncio.Transport):
-    """A connection of which nothing is read: the test hands its bytes to the protocol."""
-
-    def __init__(self) -> None:
-        super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
-        self.written = b""
-        self.is_gone = False
-
-    def is_closing(self) -> bool:
-        return self.is_gone
-
-    def write(self, data: Any) -> None:  # noqa: ANN401 -- any buffer
-        self.written += bytes(data)
-
-    def close(self) -> None:
-        self.is_gone = True
-
-    def pause_reading(self) -> None:
-        """Everything is handed over at once."""
-
-    def resume_reading(self) -> None:
-        """Nothing was paused."""
 
 
 class Recorder:

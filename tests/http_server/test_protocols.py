@@ -14,10 +14,15 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from policy_server.http_server import find_http_server
+from policy_server.http_server.connection_limits import ConnectionWatch
 from policy_server.http_server.http_protocol import HttpProtocol
+from policy_server.http_server.limited_protocol import LimitedHttpProtocol as Limited
 from policy_server.http_server.protocols import use_protocols
 from policy_server.http_server.web_socket_protocol import WebSocketProtocol
+from tests.support.connections import LIMITS
 from tests.support.servers import CHUNKED, served_app, silent
+
+WATCH = ConnectionWatch(LIMITS)
 
 
 class Theirs(HttpToolsProtocol):
@@ -28,18 +33,22 @@ async def chosen(**options: Any) -> tuple[type | None, type | None]:  # noqa: AN
     """Return the protocols that a uvicorn with these options serves by."""
     config = uvicorn.Config(silent, log_config=None, **options)
     config.load()
-    use_protocols(config)
-    return config.http_protocol_class, config.ws_protocol_class
+    use_protocols(config, WATCH)
+    http: Any = config.http_protocol_class
+    return getattr(http, "func", http), config.ws_protocol_class
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, (HttpProtocol, WebSocketProtocol)),
-        ({"http": "httptools", "ws": "websockets-sansio"}, (HttpProtocol, WebSocketProtocol)),
+        ({}, (Limited, WebSocketProtocol)),
+        (
+            {"http": "httptools", "ws": "websockets-sansio"},
+            (Limited, WebSocketProtocol),
+        ),
         ({"http": "h11"}, (H11Protocol, WebSocketProtocol)),
-        ({"ws": "none"}, (HttpProtocol, None)),
-        ({"ws": Theirs}, (HttpProtocol, Theirs)),
+        ({"ws": "none"}, (Limited, None)),
+        ({"ws": Theirs}, (Limited, Theirs)),
         ({"http": Theirs}, (Theirs, WebSocketProtocol)),
         ({"http": f"{__name__}:Theirs"}, (Theirs, WebSocketProtocol)),
         (
@@ -73,11 +82,12 @@ async def test_only_uvicorns_own_choice_is_replaced(
 async def test_a_second_call_changes_nothing() -> None:
     config = uvicorn.Config(silent, log_config=None)
     config.load()
-    use_protocols(config)
+    use_protocols(config, WATCH)
+    chosen_first = config.http_protocol_class
 
-    use_protocols(config)
+    use_protocols(config, WATCH)
 
-    assert config.http_protocol_class is HttpProtocol
+    assert config.http_protocol_class is chosen_first
 
 
 @pytest.mark.parametrize(
@@ -85,7 +95,11 @@ async def test_a_second_call_changes_nothing() -> None:
     [
         (HttpToolsProtocol, "_should_upgrade", (HttpToolsProtocol, WebSocketProtocol)),
         (HttpToolsProtocol, "handle_websocket_upgrade", (HttpToolsProtocol, WebSocketProtocol)),
-        (WebSocketsSansIOProtocol, "stop_keepalive", (HttpProtocol, WebSocketsSansIOProtocol)),
+        (
+            WebSocketsSansIOProtocol,
+            "stop_keepalive",
+            (Limited, WebSocketsSansIOProtocol),
+        ),
     ],
     ids=lambda item: getattr(item, "__name__", str(item)),
 )
@@ -131,7 +145,7 @@ def test_lifespan_puts_protocols_in_place_before_the_first_connection() -> None:
         if scope["type"] == "lifespan":
             server = find_http_server()
             assert server is not None
-            server.use_protocols()
+            server.use_protocols(WATCH)
             await send({"type": "lifespan.startup.complete"})
             await receive()
             await send({"type": "lifespan.shutdown.complete"})

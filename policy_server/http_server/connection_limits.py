@@ -1,0 +1,141 @@
+"""Limits of connections: how long, how much and how many, for clients that mean harm or are broken.
+
+One timer looks at all connections, once a second or more often where a limit is short; a connection
+notes what it does, and not when.
+
+Source of the limits: nginx (`client_header_timeout`, `large_client_header_buffers`) and Apache
+(`RequestReadTimeout`, with the least rate of bodies).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import resource
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass
+
+from policy_server.metrics import Metrics
+from policy_server.settings import Settings
+
+__all__ = ["ConnectionLimits", "ConnectionWatch", "Phase", "WatchedConnection"]
+
+_LONGEST_PAUSE_S = 1.0
+_LOOKS_A_LIMIT = 4
+# Files that are no connections: logs, models, replicas' sockets.
+_OTHER_FILES = 128
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """The limits of the connections of a process.
+
+    Attributes:
+        header_timeout_s: the longest that a head takes from its first byte to its last, in seconds.
+        body_timeout_s: the longest that a body takes, in seconds; and a second for each 4 KiB.
+        max_header_bytes: the most bytes of a head.
+        max_connections: the most connections at a time.
+        max_pipelined: the most requests of a connection that are answered at a time.
+    """
+
+    header_timeout_s: float
+    body_timeout_s: float
+    max_header_bytes: int
+    max_connections: int
+    max_pipelined: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> ConnectionLimits:
+        """Return the limits that settings and system allow."""
+        return cls(
+            header_timeout_s=settings.header_timeout_s,
+            body_timeout_s=settings.body_timeout_s,
+            max_header_bytes=settings.max_header_bytes,
+            max_connections=_possible(settings.max_connections),
+            max_pipelined=settings.max_pipelined,
+        )
+
+
+class Phase(enum.Enum):
+    """A part of a connection's course."""
+
+    IDLE = enum.auto()
+    HEAD = enum.auto()
+    BODY = enum.auto()
+    BUSY = enum.auto()
+    LINGER = enum.auto()
+
+
+class WatchedConnection:
+    """A connection that the watch looks at."""
+
+    def look(self, now: float) -> None:
+        """Close the connection if it does the same for too long.
+
+        Args:
+            now: the time by the event loop's clock.
+        """
+        raise NotImplementedError
+
+
+class ConnectionWatch:
+    """Looks at all connections of a process, as long as there are any.
+
+    Attributes:
+        limits: the connections'.
+    """
+
+    def __init__(self, limits: ConnectionLimits, metrics: Metrics | None = None) -> None:
+        """Own the timer, which ends with the last connection.
+
+        Args:
+            limits: the connections'.
+            metrics: counts refused connections; None counts none.
+        """
+        self.limits = limits
+        self._metrics = metrics
+        self._is_looking = False
+
+    def begin(self, connections: Collection[object], keep_alive_s: float) -> None:
+        """Look at the connections from now on, if that is not done already.
+
+        Args:
+            connections: uvicorn's.
+            keep_alive_s: how long a connection may be idle.
+        """
+        if not self._is_looking:
+            self._is_looking = True
+            limits = self.limits
+            shortest = min(limits.header_timeout_s, limits.body_timeout_s, keep_alive_s)
+            pause_s = min(_LONGEST_PAUSE_S, shortest / _LOOKS_A_LIMIT)
+            asyncio.get_running_loop().call_later(pause_s, self._look, connections, pause_s)
+
+    def count_refused(self, status: int) -> None:
+        """Count a connection that was closed with an error."""
+        if self._metrics is not None:
+            self._metrics.observe_request("", "other", status, 0.0)
+
+    def _look(self, connections: Collection[object], pause_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for connection in list(connections):
+            if isinstance(connection, WatchedConnection):
+                connection.look(now)
+        self._is_looking = bool(connections)
+        if self._is_looking:
+            loop.call_later(pause_s, self._look, connections, pause_s)
+
+
+def _possible(most: int) -> int:
+    """Return how many connections the system allows, whose limit is raised if need be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = most + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(allowed, soft), hard))
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return most
+    return max(min(most, soft - _OTHER_FILES), 1)

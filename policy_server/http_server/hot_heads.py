@@ -1,0 +1,201 @@
+"""The heads of hot requests: parsed and decided once, then known byte for byte.
+
+A client sends the same head again and again. What its bytes mean is decided by the parser that
+uvicorn uses and by the application's gate; the outcome is remembered for exactly these bytes, the
+access key among them. Heads that were seen once are not remembered, so that a client whose heads
+all differ drives out nobody's.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from policy_server.http_server.hot_requests import HotRoute, HotRoutes, RequestHead
+
+__all__ = ["HotHeads", "KnownHead", "parse_head"]
+
+_METHOD = b"POST "
+_VERSION = "1.1"
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+_PATH = re.compile(rb"/[A-Za-z0-9._~!$&'()*+,;=:@/-]*")
+_FORWARDED = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
+# Headers that change how a body is read, or whom the connection belongs to afterwards.
+_COLD = frozenset({b"expect", b"transfer-encoding", b"upgrade", b"http2-settings"})
+# Headers that differ from request to request: an id, and those of tracing, which are not read here.
+_VARYING = re.compile(
+    rb"\r\n(?:x-request-id: ?([A-Za-z0-9._:-]{1,128})|"
+    rb"(?:traceparent|tracestate|x-b3-[a-z]+|x-amzn-trace-id|x-cloud-trace-context): ?[!-~]+)"
+    rb"(?=\r\n)",
+    re.IGNORECASE,
+)
+_MOST_HEADS = 1024
+_LONGEST_HEAD = 4096
+_MOST_SEEN = 8192
+
+
+class KnownHead(NamedTuple):
+    """The decision about a head.
+
+    Attributes:
+        route: answers its requests.
+        length: how many bytes their bodies have.
+        request_id: the id that the client gave; empty where it is the route's.
+    """
+
+    route: HotRoute
+    length: int
+    request_id: str = ""
+
+
+class HotHeads:
+    """The heads that are known, at most 1,024 of up to 4 KiB."""
+
+    def __init__(self, routes: HotRoutes, *, root_path: str = "") -> None:
+        """Own the decisions, for as long as the server runs.
+
+        Args:
+            routes: decide about heads.
+            root_path: uvicorn's `--root-path`.
+        """
+        self._routes = routes
+        self._root_path = root_path
+        self._known: dict[bytes, KnownHead | None] = {}
+        self._seen: set[int] = set()
+        self._default_headers: list[tuple[bytes, bytes]] = []
+        self._openings: dict[int, bytes] = {}
+
+    def __len__(self) -> int:
+        """Return how many heads are remembered."""
+        return len(self._known)
+
+    def opening(self, default_headers: list[tuple[bytes, bytes]], status: int) -> bytes:
+        """Return the status line of an answer and the headers that each answer has.
+
+        Args:
+            default_headers: uvicorn's, another list each second.
+            status: of the answer.
+        """
+        if default_headers is not self._default_headers:
+            self._default_headers = default_headers
+            self._openings.clear()
+        opening = self._openings.get(status)
+        if opening is None:
+            lines = [name.lower() + b": " + value + b"\r\n" for name, value in default_headers]
+            opening = self._openings[status] = STATUS_LINE[status] + b"".join(lines)
+        return opening
+
+    def forget(self) -> None:
+        """Forget all decisions, such as when an access key has been withdrawn."""
+        self._known.clear()
+
+    def find(self, head: bytes) -> KnownHead | None:
+        """Return the decision about a head; None where its request goes uvicorn's own way.
+
+        Args:
+            head: all bytes up to the empty line, and this too.
+        """
+        known = self._known.get(head, _UNKNOWN)
+        if known is not _UNKNOWN:
+            return known
+        if not head.startswith(_METHOD):
+            return None
+        request_id = ""
+        if (varying := _VARYING.search(head)) is not None:
+            ids = [item[1] for item in _VARYING.finditer(head) if item[1] is not None]
+            request_id = ids[0].decode() if ids else ""
+            head = _VARYING.sub(b"", head)
+            known = self._known.get(head, _UNKNOWN)
+        if known is _UNKNOWN:
+            known = self._decide(head)
+            self._remember(head, known)
+        if known is None or varying is None:
+            return known
+        return KnownHead(known.route, known.length, request_id)
+
+    def _remember(self, head: bytes, known: KnownHead | None) -> None:
+        if len(head) > _LONGEST_HEAD:
+            return
+        mark = hash(head)
+        if mark not in self._seen:
+            if len(self._seen) >= _MOST_SEEN:
+                self._seen.clear()
+            self._seen.add(mark)
+            return
+        if len(self._known) >= _MOST_HEADS:
+            # The oldest: a head that is still in use comes back at once.
+            del self._known[next(iter(self._known))]
+        self._known[head] = known
+
+    def _decide(self, head: bytes) -> KnownHead | None:
+        parsed = parse_head(head, root_path=self._root_path)
+        route = None if parsed is None else self._routes.find(parsed)
+        return None if parsed is None or route is None else KnownHead(route, parsed.length)
+
+
+# The absence of a decision: None is one.
+_UNKNOWN = KnownHead(None, -1)  # type: ignore[arg-type]  # never handed out
+
+
+def parse_head(head: bytes, *, root_path: str = "") -> RequestHead | None:
+    """Return a head as ASGI would give it; None for any but a plain POST with a body.
+
+    Args:
+        head: all bytes up to the empty line, and this too.
+        root_path: uvicorn's `--root-path`.
+    """
+    reader = _Reader()
+    parser = httptools.HttpRequestParser(reader)
+    try:
+        parser.feed_data(head)
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        return None
+    if not reader.is_head_whole or reader.is_behind_head or parser.should_upgrade():
+        return None
+    lengths = [value for name, value in reader.headers if name == b"content-length"]
+    is_plain = (
+        parser.get_method() == b"POST"
+        and parser.get_http_version() == _VERSION
+        and _PATH.fullmatch(reader.url) is not None
+        and _COLD.isdisjoint(name for name, _ in reader.headers)
+        and len(lengths) == 1
+        and _LENGTH.fullmatch(lengths[0]) is not None
+    )
+    if not is_plain or int(lengths[0]) == 0:
+        return None
+    return RequestHead(
+        path=root_path + reader.url.decode(),
+        root_path=root_path,
+        headers=tuple(reader.headers),
+        length=int(lengths[0]),
+        is_kept_alive=parser.should_keep_alive(),
+        is_forwarded=not _FORWARDED.isdisjoint(name for name, _ in reader.headers),
+    )
+
+
+class _Reader:
+    """Takes the parser's events."""
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.is_head_whole = False
+        self.is_behind_head = False
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self.is_head_whole = True
+
+    def on_body(self, _body: bytes) -> None:
+        self.is_behind_head = True
+
+    def on_message_complete(self) -> None:
+        self.is_behind_head = True

@@ -1,0 +1,253 @@
+"""The protocol that answers hot requests by itself, and hands all others to uvicorn.
+
+Requests of one connection are answered in their order, whoever answers them: bytes that are not a
+hot request wait until the hot ones before them are answered, and what follows them is uvicorn's
+until it has answered all that it was given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import uvicorn
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from uvicorn.server import ServerState
+
+from policy_server.http_server.connection_limits import ConnectionWatch, Phase
+from policy_server.http_server.hot_heads import HotHeads, KnownHead
+from policy_server.http_server.hot_requests import HotRequest, HotRoutes, RequestHead
+from policy_server.http_server.limited_protocol import LimitedHttpProtocol
+
+__all__ = ["HotHttpProtocol", "protocol_for"]
+
+_END_OF_HEAD = b"\r\n\r\n"
+_BEHIND = len(_END_OF_HEAD)
+_CLOSE = b"connection: close\r\n"
+
+
+class HotHttpProtocol(LimitedHttpProtocol):
+    """One connection, whose hot requests go to the policies without scope, task or coroutine."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        watch: ConnectionWatch,
+        heads: HotHeads,
+    ) -> None:
+        """Own the connection's requests; see `LimitedHttpProtocol`.
+
+        Args:
+            config: uvicorn's.
+            server_state: uvicorn's.
+            app_state: the lifespan's.
+            _loop: the event loop.
+            watch: looks at the connection from time to time.
+            heads: the heads of hot requests, which all connections share.
+        """
+        super().__init__(config, server_state, app_state, _loop, watch=watch)
+        self._heads = heads
+        self._pending: deque[HotRequest] = deque()
+        # The head whose body has not come whole, and what has come of it.
+        self._awaited: KnownHead | None = None
+        self._body = bytearray()
+        # Bytes that wait for the answers to those before them.
+        self._held = bytearray()
+        self._is_draining = False
+
+    def data_received(self, data: bytes) -> None:
+        """Read a segment of the connection; see `LimitedHttpProtocol`."""
+        if self._is_lingering:
+            return
+        if self._held:
+            self._held += data
+        elif self._awaited is not None:
+            self._read_body(data)
+        else:
+            self._read(data)
+
+    def begin(self, request: HotRequest) -> None:
+        """Add a request; see `Connection`."""
+        self._pending.append(request)
+        self.tasks.add(request)  # type: ignore[arg-type]  # it is counted, and can be cancelled
+
+    def finish(self, request: HotRequest, status: int, lines: bytes, body: bytes) -> None:
+        """Write an answer in its turn; see `Connection`."""
+        self.tasks.discard(request)
+        if request.connection is not self:
+            return
+        self.server_state.total_requests += 1
+        self._moves += 1
+        is_last = not request.head.is_kept_alive or (self._is_draining and self._is_last(request))
+        ending = _CLOSE if is_last else b""
+        opening = self._heads.opening(self.server_state.default_headers, status)
+        request.written = b"%b%b%b\r\n%b" % (opening, lines, ending, body)
+        pending = self._pending
+        while pending and (data := pending[0].written) is not None:
+            done = pending.popleft()
+            self.transport.write(data)
+            if not done.head.is_kept_alive or (is_last and done is request):
+                self.drop()
+                return
+        if not pending:
+            self._is_answered()
+
+    def client_of(self, head: RequestHead) -> str | None:
+        """Return the client's address; see `Connection`."""
+        if head.is_forwarded and isinstance(self.app, ProxyHeadersMiddleware):
+            return _client_behind(self.app, head, self.client)
+        return None if self.client is None else self.client[0]
+
+    def drop(self) -> None:
+        """Close the connection; see `Connection`."""
+        self._give_up()
+        super().drop()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End: nobody waits for the answers any more; see `LimitedHttpProtocol`."""
+        self._give_up()
+        super().connection_lost(exc)
+
+    def resume_writing(self) -> None:
+        """Read on once the client has read its answers; see `LimitedHttpProtocol`."""
+        super().resume_writing()
+        self._read_held()
+
+    def shutdown(self) -> None:
+        """Answer the requests that have come, and close; see `LimitedHttpProtocol`."""
+        if self._pending or self._awaited is not None or self._held:
+            self._is_draining = True
+        else:
+            super().shutdown()
+
+    def _read(self, data: bytes) -> None:
+        """Begin the hot requests at the start of some bytes, and hand the rest to uvicorn."""
+        start, size = 0, len(data)
+        while start < size:
+            if self._is_with_uvicorn or self.transport.is_closing():
+                self._hand_over(data, start)
+                return
+            if self.flow.write_paused or len(self._pending) >= self._limits.max_pipelined:
+                self._hold(data, start)
+                return
+            end = data.find(_END_OF_HEAD, start) + _BEHIND
+            is_head = end >= _BEHIND and end - start <= self._limits.max_header_bytes
+            known = self._heads.find(data[start:end]) if is_head else None
+            if known is None:
+                self._hand_over(data, start)
+                return
+            start = end + known.length
+            if start > size:
+                self._awaited, self._body = known, bytearray(data[end:])
+                self._moves += 1
+                return
+            self._ask(known, data[end:start])
+
+    def _read_body(self, data: bytes) -> None:
+        known = self._awaited
+        assert known is not None, "a body is awaited"
+        missing = known.length - len(self._body)
+        self._body += data[:missing]
+        self._body_bytes = len(self._body)
+        if len(data) >= missing:
+            body, self._body, self._awaited = bytes(self._body), bytearray(), None
+            self._ask(known, body)
+            if len(data) > missing:
+                self._read(data[missing:])
+
+    def _ask(self, known: KnownHead, body: bytes) -> None:
+        known.route.ask(body, self, known.request_id)
+
+    def _hand_over(self, data: bytes, start: int) -> None:
+        """Give the rest of some bytes to uvicorn, once the requests before it are answered."""
+        if self._pending:
+            self._hold(data, start)
+        else:
+            super().data_received(data[start:] if start else data)
+
+    def _hold(self, data: bytes, start: int) -> None:
+        self._held += data[start:]
+        self.flow.pause_reading()
+
+    def _read_held(self) -> None:
+        if self._held and not self.transport.is_closing():
+            data, self._held = bytes(self._held), bytearray()
+            self.flow.resume_reading()
+            self._read(data)
+
+    def _is_answered(self) -> None:
+        """Go on: all hot requests that were begun are answered."""
+        self._read_held()
+        is_idle = not self._pending and not self._held and self._awaited is None
+        if self._is_draining and is_idle:
+            super().shutdown()
+
+    def phase(self) -> Phase:
+        """Return the phase of the connection."""
+        if self._is_lingering:
+            return Phase.LINGER
+        if self._pending or self._held:
+            return Phase.BUSY
+        return super().phase() if self._awaited is None else Phase.BODY
+
+    def _is_last(self, request: HotRequest) -> bool:
+        is_alone = self._pending[-1] is request
+        return is_alone and not self._held and self._awaited is None
+
+    def _give_up(self) -> None:
+        for request in self._pending:
+            self.tasks.discard(request)
+            request.disconnect()
+        self._pending.clear()
+        self._held.clear()
+        self._awaited = None
+
+
+def protocol_for(
+    config: uvicorn.Config, watch: ConnectionWatch, app: object, hot_routes: HotRoutes | None
+) -> Callable[..., LimitedHttpProtocol]:
+    """Return the maker of the protocol of each connection.
+
+    Args:
+        config: of a uvicorn that has loaded its application.
+        watch: looks at the connections.
+        app: the application that the routes are of. They are hot only where uvicorn asks it alone,
+            and no middleware around it, and logs no requests itself.
+        hot_routes: the routes whose requests may be hot; None for none.
+    """
+    asked = config.loaded_app
+    if isinstance(asked, ProxyHeadersMiddleware):
+        asked = asked.app
+    is_logging = logging.getLogger("uvicorn.access").hasHandlers()
+    if hot_routes is None or asked is not app or is_logging:
+        return partial(LimitedHttpProtocol, watch=watch)
+    heads = HotHeads(hot_routes, root_path=config.root_path)
+    return partial(HotHttpProtocol, watch=watch, heads=heads)
+
+
+def _client_behind(
+    app: ProxyHeadersMiddleware, head: RequestHead, client: tuple[str, int] | None
+) -> str | None:
+    """Return the client for which a proxy sends a request, as uvicorn's middleware tells it."""
+    scope: Any = {"type": "http", "scheme": "http", "client": client, "headers": head.headers}
+
+    async def keep(*_: object) -> None:
+        """Answer nothing: the middleware has changed the scope."""
+
+    middleware = ProxyHeadersMiddleware(keep)
+    middleware.trusted_hosts = app.trusted_hosts
+    coroutine = middleware(scope, keep, keep)  # type: ignore[arg-type]  # none is called
+    try:
+        coroutine.send(None)
+    except StopIteration:
+        found: tuple[str, int] | None = scope["client"]
+        return None if found is None else found[0]
+    raise AssertionError("it waits for nothing")

@@ -1,0 +1,111 @@
+"""Hot requests: one observation, one answer, without ASGI between the connection and the policy.
+
+The application says which requests are hot (`HotRoutes`), validates their bodies and renders their
+answers; the protocol of a connection reads requests and writes answers in order. What the two hand
+to each other is defined here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from policy_server.serving import Question, Waiting
+
+__all__ = ["Connection", "HotRequest", "HotRoute", "HotRoutes", "RequestHead"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class RequestHead:
+    """The head of a POST with a body of known length and without a query, as ASGI would give it.
+
+    Attributes:
+        path: the address, unquoted, behind uvicorn's `--root-path`.
+        root_path: uvicorn's `--root-path`.
+        headers: names in lower case, and values, in the order of the request.
+        length: how many bytes the body has.
+        is_kept_alive: whether the connection stays open after the answer.
+        is_forwarded: whether a proxy says whom it forwards for.
+    """
+
+    path: str
+    root_path: str
+    headers: tuple[tuple[bytes, bytes], ...]
+    length: int
+    is_kept_alive: bool
+    is_forwarded: bool = False
+
+
+class Connection(Protocol):
+    """The connection of a client, which writes answers in the order of their requests."""
+
+    def begin(self, request: HotRequest) -> None:
+        """Add a request behind those that are not answered yet."""
+
+    def finish(self, request: HotRequest, status: int, lines: bytes, body: bytes) -> None:
+        """Write a request's answer once those before it are written.
+
+        Args:
+            request: one that was begun.
+            status: of the answer.
+            lines: the answer's own headers, each ended by CRLF.
+            body: the answer's body.
+        """
+
+    def client_of(self, head: RequestHead) -> str | None:
+        """Return the address of the client that sent a request, a trusted proxy's own client."""
+
+    def drop(self) -> None:
+        """Close the connection without the answers that are still to come."""
+
+
+class HotRequest(Waiting):
+    """A request of a connection, which is told of its question's answer.
+
+    Attributes:
+        connection: the connection.
+        head: the head of the request.
+        written: its answer, where it waits for those before it.
+    """
+
+    __slots__ = ("connection", "head", "written")
+
+    def __init__(self, question: Question, connection: Connection, head: RequestHead) -> None:
+        """Own the answer until it is written."""
+        super().__init__(question)
+        self.connection = connection
+        self.head = head
+        self.written: bytes | None = None
+
+    def disconnect(self) -> None:
+        """Give the question up: the client has gone."""
+        self.give_up()
+
+    def cancel(self, msg: str | None = None) -> None:  # noqa: ARG002 -- as a task's
+        """End the connection, as uvicorn cancels the tasks of a shutdown that takes too long."""
+        self.connection.drop()
+
+
+class HotRoute(Protocol):
+    """The decision about all requests with one head, which the gate has let pass."""
+
+    def ask(self, body: bytes, connection: Connection, request_id: str) -> None:
+        """Begin a request, and finish it now or later; nothing is raised.
+
+        Args:
+            body: of the head's length.
+            connection: the client's.
+            request_id: the id that the client gave, where it differs from request to request;
+                empty takes the head's, or a new one.
+        """
+
+
+class HotRoutes(Protocol):
+    """The routes whose requests may be hot."""
+
+    def find(self, head: RequestHead) -> HotRoute | None:
+        """Return the route of a request; None where ASGI has to answer it, by an error too.
+
+        Args:
+            head: the request's head, which may be remembered with the outcome.
+        """

@@ -1,0 +1,207 @@
+"""The protocol that keeps a connection to its limits, tells its client in one line, and ends it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+import orjson
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+from uvicorn.server import ServerState
+
+from policy_server.http_server.connection_limits import (
+    ConnectionWatch,
+    Phase,
+    WatchedConnection,
+)
+from policy_server.http_server.http_protocol import HttpProtocol, Reads
+from policy_server.settings import ENV_PREFIX
+
+__all__ = ["LimitedHttpProtocol"]
+
+# A body may take one second more for each of these bytes that have come.
+_BYTES_A_SECOND = 4096
+# How long what a refused client still sends is read: a reset would take the answer from it.
+_LINGER_S = 2.0
+_TIMEOUT, _TOO_LARGE, _UNAVAILABLE = 408, 431, 503
+
+
+class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
+    """One connection that keeps to the limits, or is told so in one line and closed."""
+
+    _is_head_too_large = False
+    _is_lingering = False
+    _head_bytes = 0
+    _body_bytes = 0
+    # Counts what the connection does, so that the watch sees that it has done something.
+    _moves = 0
+    _seen: tuple[Phase, int] | None = None
+    _since = 0.0
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        watch: ConnectionWatch,
+    ) -> None:
+        """Own a connection; see `HttpProtocol`.
+
+        Args:
+            config: uvicorn's.
+            server_state: uvicorn's.
+            app_state: the lifespan's.
+            _loop: the event loop.
+            watch: looks at the connection from time to time.
+        """
+        super().__init__(config, server_state, app_state, _loop)
+        self._watch = watch
+        self._limits = watch.limits
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        """Begin, unless there are too many connections; see `HttpProtocol`."""
+        super().connection_made(transport)
+        self._watch.begin(self.connections, self.timeout_keep_alive)
+        most = self._limits.max_connections
+        if len(self.connections) > most:
+            self.refuse(
+                _UNAVAILABLE,
+                f"{most} connections are open already; try again in a second "
+                f"({ENV_PREFIX}MAX_CONNECTIONS)",
+            )
+
+    def data_received(self, data: bytes) -> None:
+        """Read a segment of the connection; see `HttpProtocol`."""
+        if self._is_lingering:
+            return
+        moves = self._moves
+        super().data_received(data)
+        if self._reads is Reads.HEAD:
+            # A head that began in this segment is not longer than that.
+            self._head_bytes = self._head_bytes + len(data) if moves == self._moves else 0
+            if self._head_bytes > self._limits.max_header_bytes:
+                self._is_head_too_large = True
+                self.send_400_response("")
+        elif self._reads is Reads.BODY:
+            self._body_bytes += len(data)
+
+    def on_message_begin(self) -> None:
+        """Begin to read a request; see `HttpProtocol`."""
+        self._moves += 1
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """End reading a head; see `HttpProtocol`.
+
+        Raises:
+            ValueError: if it is too large, which ends the parser.
+        """
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > self._limits.max_header_bytes:
+            self._is_head_too_large = True
+            raise ValueError(size)
+        self._moves += 1
+        self._body_bytes = 0
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """Go on, without uvicorn's timer of idle connections; see `HttpProtocol`."""
+        self._moves += 1
+        super().on_response_complete()
+        self._unset_keepalive_if_required()
+
+    def refuse_bytes(self, message: str) -> None:
+        """Refuse a head that is too large, or no HTTP; see `HttpProtocol`."""
+        if self._is_head_too_large:
+            most = self._limits.max_header_bytes
+            self.refuse(
+                _TOO_LARGE,
+                f"the request's head is larger than {most} bytes ({ENV_PREFIX}MAX_HEADER_BYTES)",
+            )
+        else:
+            super().refuse_bytes(message)
+
+    def refuse(self, status: int, detail: str) -> None:
+        """Answer with an error, and close the connection once the client may have read it.
+
+        Args:
+            status: of the answer.
+            detail: the reason, in one line.
+        """
+        self._watch.count_refused(status)
+        body = orjson.dumps({"detail": detail})
+        lines = [
+            *self.server_state.default_headers,
+            (b"content-length", b"%d" % len(body)),
+            (b"content-type", b"application/json"),
+            (b"connection", b"close"),
+        ]
+        head = b"".join(name + b": " + value + b"\r\n" for name, value in lines)
+        self.transport.write(STATUS_LINE[status] + head + b"\r\n" + body)
+        if self.transport.can_write_eof():
+            self._is_lingering = True
+            self.flow.resume_reading()
+            with suppress(OSError):
+                self.transport.write_eof()
+        else:
+            self.transport.close()
+
+    def look(self, now: float) -> None:
+        """Close the connection if it does the same for too long; see `WatchedConnection`."""
+        if self.transport.is_closing():
+            return
+        phase = self.phase()
+        seen = (phase, self._moves)
+        if phase is Phase.BUSY or seen != self._seen:
+            self._seen, self._since = seen, now
+            return
+        limit = self._limit_of(phase)
+        if now - self._since >= limit:
+            self._end(phase)
+
+    def _limit_of(self, phase: Phase) -> float:
+        match phase:
+            case Phase.HEAD:
+                return self._limits.header_timeout_s
+            case Phase.BODY:
+                return self._limits.body_timeout_s + self._body_bytes / _BYTES_A_SECOND
+            case Phase.LINGER:
+                return _LINGER_S
+        return self.timeout_keep_alive
+
+    def _end(self, phase: Phase) -> None:
+        limits = self._limits
+        is_answered = self.cycle is not None and self.cycle.response_started  # type: ignore[redundant-expr]  # None at first
+        if phase is Phase.HEAD:
+            self.refuse(
+                _TIMEOUT,
+                f"the request's head did not arrive within {limits.header_timeout_s:g} s",
+            )
+        elif phase is Phase.BODY and not (is_answered and self._reads is Reads.BODY):
+            self.refuse(
+                _TIMEOUT,
+                f"the request's body did not arrive within {limits.body_timeout_s:g} s, and one "
+                f"second for each {_BYTES_A_SECOND} bytes",
+            )
+            self.drop()
+        else:
+            self.drop()
+
+    def drop(self) -> None:
+        """Close the connection; requests that are not answered are given up."""
+        self.transport.close()
+
+    def phase(self) -> Phase:
+        """Return the phase of the connection, as far as uvicorn's part goes."""
+        if self._is_lingering:
+            return Phase.LINGER
+        if self._reads is Reads.BODY:
+            # Whoever answers may read later: the client waits then.
+            return Phase.BUSY if self.flow.read_paused else Phase.BODY
+        if self._is_answering:
+            return Phase.BUSY
+        return Phase.HEAD if self._reads is Reads.HEAD else Phase.IDLE

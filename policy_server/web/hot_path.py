@@ -1,0 +1,191 @@
+"""The hot path: the routes that answer one observation, without ASGI.
+
+The protocol of a connection hands over a request's head and body (`http_server.hot_requests`); the
+gate's own checks decide about the head, once, and `PolicyAnswering` reads and renders as it does
+for the fast path and for FastAPI's routes. All that isn't answered here ASGI answers, refused
+requests too.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+
+from policy_server.errors import PolicyServerError
+from policy_server.http_server import Connection, HotRequest, RequestHead
+from policy_server.policy import AnswerKind
+from policy_server.serving import Answer, PolicyVersion, Question
+from policy_server.web.answering import PolicyAnswering
+from policy_server.web.gate import Gate, given_id, read_headers
+from policy_server.web.media_types import is_npy
+from policy_server.web.problems import error_response
+from policy_server.web.route_table import AnswerRoute
+
+__all__ = ["HotAnswers"]
+
+logger = logging.getLogger(__name__)
+
+_OK = 200
+_END = b"\r\n"
+Headers = list[tuple[bytes, bytes]]
+
+
+class HotAnswers:
+    """Decides which requests are hot, and answers them; see `HotRoutes`."""
+
+    def __init__(self, gate: Gate, policies: Mapping[str, PolicyAnswering]) -> None:
+        """Own nothing: the gate decides, and the policies answer.
+
+        Args:
+            gate: checks keys and sizes, counts and logs.
+            policies: answer observations, by the policies' names.
+        """
+        self._gate = gate
+        self._policies = policies
+
+    def find(self, head: RequestHead) -> HotAnswering | None:
+        """Return the route of a request; None where ASGI has to answer it; see `HotRoutes`."""
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": head.path,
+            "root_path": head.root_path,
+            "headers": head.headers,
+        }
+        headers = read_headers(head.headers)
+        route = self._gate.admit_plain(scope, headers)
+        if not isinstance(route, AnswerRoute) or route.transport != "single":
+            return None
+        if headers.get(b"x-state"):
+            return None
+        return HotAnswering(self._gate, self._policies[route.policy], route, head, headers)
+
+
+class HotAnswering:
+    """The answers to all requests with one head; see `HotRoute`."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        policy: PolicyAnswering,
+        route: AnswerRoute,
+        head: RequestHead,
+        headers: Mapping[bytes, str],
+    ) -> None:
+        """Own the decision, for as long as the head is known.
+
+        Args:
+            gate: let the head pass; counts and logs.
+            policy: answers.
+            route: the request's.
+            head: the request's.
+            headers: the head's, as `read_headers` gives them.
+        """
+        self.gate = gate
+        self.policy = policy
+        self.route = route
+        self.head = head
+        self.kind: AnswerKind = route.kind
+        self._is_npy = is_npy(headers.get(b"content-type", ""))
+        self._request_id = given_id(headers)
+        self._episode = headers.get(b"x-episode-id", "")
+        self._wanted = headers.get(b"x-policy-version", "")
+        # What stands behind the request's id.
+        self._ending = _END + _lines(gate.page_headers(headers))
+        self._known_version: PolicyVersion | None = None
+        self._opening = b""
+
+    def ask(self, body: bytes, connection: Connection, request_id: str) -> None:
+        """Begin a request, and finish it now or later; see `HotRoute.ask`."""
+        request_id = request_id or self._request_id or self.gate.request_ids.next()
+        request = _Request(self, connection, request_id)
+        connection.begin(request)
+        try:
+            request.version = version = self.policy.slot.choose(self._episode, wanted=self._wanted)
+            request.question = self.policy.read(
+                version, self.kind, body, is_raw=self.route.is_raw, is_npy=self._is_npy
+            )
+            version.scheduler.put(request)
+        except Exception as error:
+            request.end(error)
+
+    def lines(self, version: PolicyVersion, text: bytes, request_id: str) -> bytes:
+        """Return the headers of an answer, each ended by CRLF.
+
+        Args:
+            version: gave the answer.
+            text: the answer.
+            request_id: the request's id.
+        """
+        if version is not self._known_version:
+            given = [(b"content-type", b"application/json"), *version.lone_headers]
+            self._opening = _END + _lines(given) + b"x-request-id: "
+            self._known_version = version
+        return b"content-length: %d%b%b%b" % (
+            len(text),
+            self._opening,
+            request_id.encode(),
+            self._ending,
+        )
+
+    def error_lines(self, headers: Headers, request_id: str) -> bytes:
+        """Return the headers of an error, each ended by CRLF.
+
+        Args:
+            headers: the error's own.
+            request_id: the request's id.
+        """
+        return _lines([*headers, (b"x-request-id", request_id.encode())]) + self._ending[2:]
+
+
+class _Request(HotRequest):
+    """One request, from its body to its answer."""
+
+    __slots__ = ("_request_id", "_route", "_started", "version")
+
+    def __init__(self, route: HotAnswering, connection: Connection, request_id: str) -> None:
+        super().__init__(_NO_QUESTION, connection, route.head)
+        self._route = route
+        self._request_id = request_id
+        self._started = time.perf_counter()
+        self.version: PolicyVersion | None = None
+
+    def take(self, answer: Answer) -> None:
+        route, version = self._route, self.version
+        assert version is not None, "it was asked"
+        try:
+            text = route.policy.render(version, self.question, answer, request_id=self._request_id)
+        except Exception as error:
+            self.end(error)
+            return
+        self._finish(_OK, route.lines(version, text, self._request_id), text)
+
+    def take_error(self, error: PolicyServerError) -> None:
+        self.end(error)
+
+    def end(self, error: Exception) -> None:
+        """Answer with an error."""
+        response = error_response(error, request_id=self._request_id)
+        lines = self._route.error_lines(response.raw_headers, self._request_id)
+        self._finish(response.status_code, lines, bytes(response.body))
+
+    def disconnect(self) -> None:
+        self.give_up()
+        logger.info("client_disconnected", extra={"request_id": self._request_id})
+
+    def _finish(self, status: int, lines: bytes, body: bytes) -> None:
+        route, gate = self._route.route, self._route.gate
+        seconds = time.perf_counter() - self._started
+        gate.metrics.observe_request(route.policy, route.label, status, seconds)
+        if gate.is_logging():
+            client = self.connection.client_of(self.head)
+            gate.log(route, "POST", self._request_id, status, seconds, client=client)
+        self.connection.finish(self, status, lines, body)
+
+
+_NO_QUESTION = Question([], "predict")
+
+
+def _lines(headers: Headers) -> bytes:
+    return b"".join(name.lower() + b": " + value + _END for name, value in headers)
