@@ -62,6 +62,7 @@ class HotHttpProtocol(LimitedHttpProtocol):
         # Bytes that wait for the answers to those before them.
         self._held = bytearray()
         self._is_draining = False
+        self._is_over = False
 
     def data_received(self, data: bytes) -> None:
         """Read a segment of the connection; see `LimitedHttpProtocol`."""
@@ -108,6 +109,7 @@ class HotHttpProtocol(LimitedHttpProtocol):
 
     def drop(self) -> None:
         """Close the connection; see `Connection`."""
+        self._is_over = True
         self._give_up()
         super().drop()
 
@@ -131,8 +133,8 @@ class HotHttpProtocol(LimitedHttpProtocol):
     def _read(self, data: bytes) -> None:
         """Begin the hot requests at the start of some bytes, and hand the rest to uvicorn."""
         start, size = 0, len(data)
-        while start < size:
-            if self._is_with_uvicorn or self.transport.is_closing():
+        while start < size and not self._is_over:
+            if self._is_with_uvicorn or self._is_beyond_uvicorns_limit:
                 self._hand_over(data, start)
                 return
             if self.flow.write_paused or len(self._pending) >= self._limits.max_pipelined:
@@ -150,6 +152,12 @@ class HotHttpProtocol(LimitedHttpProtocol):
                 self._moves += 1
                 return
             self._ask(known, data[end:start])
+
+    @property
+    def _is_beyond_uvicorns_limit(self) -> bool:
+        """Return whether uvicorn refuses a request by its option `--limit-concurrency`."""
+        most = self.limit_concurrency
+        return most is not None and (len(self.connections) >= most or len(self.tasks) >= most)
 
     def _read_body(self, data: bytes) -> None:
         known = self._awaited

@@ -64,6 +64,7 @@ PROTOCOLS = (
             "flow",
             "handle_websocket_upgrade",
             "headers",
+            "limit_concurrency",
             "on_headers_complete",
             "on_message_begin",
             "on_message_complete",

@@ -1,0 +1,385 @@
+"""The protocol around hot requests: order, ends of connections, uvicorn's own counts and limits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import orjson
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from policy_server.http_server.connection_limits import ConnectionWatch
+from policy_server.http_server.hot_heads import HotHeads, KnownHead, parse_head
+from policy_server.http_server.hot_protocol import HotHttpProtocol, protocol_for
+from policy_server.http_server.hot_requests import RequestHead
+from policy_server.http_server.limited_protocol import LimitedHttpProtocol
+from policy_server.metrics import Metrics
+from tests.support.connections import LIMITS, Server, answers_in
+from tests.support.fakes import FakeBackend, integer_backend
+from tests.support.waiting import turns, until
+from tests.support.web import KEY, OBSERVATION, build, running
+
+BODY = orjson.dumps(OBSERVATION)
+HEAD = b"POST /predict HTTP/1.1\r\naccess-token: %b\r\nContent-Length: %d\r\n\r\n" % (
+    KEY.encode(),
+    len(BODY),
+)
+REQUEST = HEAD + BODY
+LIVEZ = b"GET /livez HTTP/1.1\r\n\r\n"
+
+
+def held_backend() -> FakeBackend:
+    """Return a backend that answers once its gate is opened."""
+    backend = integer_backend()
+    backend.gate = asyncio.Event()
+    backend.gate.set()
+    return backend
+
+
+def hold(backend: FakeBackend) -> asyncio.Event:
+    """Close a backend's gate, and return it."""
+    assert backend.gate is not None
+    backend.gate.clear()
+    return backend.gate
+
+
+async def test_answers_keep_the_order_of_their_requests() -> None:
+    backend = held_backend()
+    app = build(backend)
+    async with running(app):
+        gate = hold(backend)
+        server = Server(app, is_hot=True)
+        protocol, transport = server.connect()
+        protocol.data_received(REQUEST)
+        await until(lambda: len(backend.batches) == 4)
+        # Refused at once, and the next one is uvicorn's: both wait for the first.
+        protocol.data_received(REQUEST.replace(b'"cat"', b'"dog"') + LIVEZ + REQUEST)
+        await turns(50)
+        before, was_paused = transport.written, transport.is_paused
+        gate.set()
+        await until(lambda: len(answers_in(transport.written)) == 4)
+
+    assert (before, was_paused) == (b"", True)
+    assert [answer.status for answer in answers_in(transport.written)] == [200, 422, 200, 200]
+    assert answers_in(transport.written)[2].body == b'"ok"'
+    assert not transport.is_paused
+    assert server.state.total_requests == 4
+
+
+async def test_client_that_has_gone_frees_its_place(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "policy_server")
+    backend = held_backend()
+    app = build(backend, max_queue_size=2)
+    async with running(app):
+        gate = hold(backend)
+        server = Server(app, is_hot=True)
+        protocol, gone = server.connect()
+        protocol.data_received(REQUEST * 2)
+        await turns()
+        protocol.connection_lost(None)
+        tasks = len(server.state.tasks)
+        protocol, transport = server.connect()
+        protocol.data_received(REQUEST)
+        await turns()
+        gate.set()
+        await until(lambda: transport.written)
+
+    assert (gone.written, tasks) == (b"", 0)
+    assert [answer.status for answer in answers_in(transport.written)] == [200]
+    assert [item.message for item in caplog.records].count("client_disconnected") == 2
+
+
+async def test_shutdown_answers_what_has_come_and_tells_the_client() -> None:
+    backend = held_backend()
+    app = build(backend)
+    async with running(app):
+        gate = hold(backend)
+        server = Server(app, is_hot=True)
+        (waiting, busy), (half, late), (idle, quiet) = (server.connect() for _ in range(3))
+        waiting.data_received(REQUEST * 2)
+        half.data_received(HEAD)
+        for protocol in (waiting, half, idle):
+            protocol.shutdown()
+        was_open = not busy.is_gone and not late.is_gone
+        half.data_received(BODY)
+        await turns()
+        gate.set()
+        await until(lambda: busy.is_gone and late.is_gone)
+
+    assert was_open
+    assert quiet.is_gone
+    for transport, count in ((busy, 2), (late, 1)):
+        answers = answers_in(transport.written)
+        assert [answer.status for answer in answers] == [200] * count
+        ends = [(b"connection", b"close") in answer.headers for answer in answers]
+        assert ends == [False] * (count - 1) + [True]
+
+
+async def test_shutdown_answers_requests_of_uvicorns_behind_hot_ones() -> None:
+    backend = held_backend()
+    app = build(backend)
+    async with running(app):
+        gate = hold(backend)
+        server = Server(app, is_hot=True)
+        protocol, transport = server.connect()
+        protocol.data_received(REQUEST + LIVEZ)
+        protocol.shutdown()
+        gate.set()
+        await until(lambda: transport.is_gone)
+
+    answers = answers_in(transport.written)
+    assert [answer.status for answer in answers] == [200, 200]
+    ends = [(b"connection", b"close") in answer.headers for answer in answers]
+    assert ends == [False, True]
+
+
+async def test_shutdown_that_takes_too_long_cuts_hot_requests_off() -> None:
+    backend = held_backend()
+    app = build(backend)
+    async with running(app):
+        gate = hold(backend)
+        server = Server(app, is_hot=True)
+        protocol, transport = server.connect()
+        protocol.data_received(REQUEST * 3)
+        # As uvicorn does.
+        for task in list(server.state.tasks):
+            task.cancel(msg="too long")
+        gate.set()
+
+    assert transport.is_gone
+    assert not server.state.tasks
+
+
+@pytest.mark.parametrize("body", [BODY, b"nonsense"], ids=["answered", "refused"])
+async def test_what_follows_a_request_that_closes_is_not_read(body: bytes) -> None:
+    app = build()
+    async with running(app):
+        server = Server(app, is_hot=True)
+        last = (
+            HEAD[:-2].replace(b"%d" % len(BODY), b"%d" % len(body)) + b"connection: close\r\n\r\n"
+        )
+        transport = await server.exchange([last + body + REQUEST + LIVEZ])
+
+    assert [answer.status for answer in answers_in(transport.written)] in ([200], [422])
+    assert transport.is_gone
+
+
+async def test_client_that_does_not_read_is_not_read_from() -> None:
+    app = build()
+    async with running(app):
+        server = Server(app, is_hot=True)
+        protocol, transport = server.connect()
+        protocol.pause_writing()
+        protocol.data_received(REQUEST)
+        await turns(50)
+        before, was_paused = transport.written, transport.is_paused
+        protocol.resume_writing()
+        await until(lambda: transport.written)
+
+    assert (before, was_paused, transport.is_paused) == (b"", True, False)
+
+
+@pytest.mark.parametrize("is_hot", [False, True], ids=["plain", "hot"])
+async def test_limit_of_concurrency_is_uvicorns(*, is_hot: bool) -> None:
+    backend = held_backend()
+    app = build(backend)
+    async with running(app):
+        gate = hold(backend)
+        server = Server(app, is_hot=is_hot, limit_concurrency=3)
+        (first, _), (second, refused) = (server.connect() for _ in range(2))
+        first.data_received(REQUEST)
+        second.data_received(REQUEST)
+        await turns()
+        _, _ = server.connect()
+        third, _ = server.connect()
+        third.data_received(REQUEST)
+        await turns()
+        gate.set()
+        await until(lambda: not server.state.tasks)
+
+    assert [answer.status for answer in answers_in(refused.written)] == [200]
+    assert third.transport.written.startswith(b"HTTP/1.1 503 ")  # type: ignore[attr-defined]  # a test's
+
+
+@pytest.mark.parametrize("is_hot", [False, True], ids=["plain", "hot"])
+@pytest.mark.parametrize(
+    ("header", "options", "client"),
+    [
+        (b"", {}, "127.0.0.1"),
+        (b"X-Forwarded-For: 10.1.2.3\r\n", {}, "10.1.2.3"),
+        (
+            b"X-Forwarded-For: 10.1.2.3, 10.9.9.9\r\n",
+            {"forwarded_allow_ips": "10.0.0.1"},
+            "127.0.0.1",
+        ),
+        (b"X-Forwarded-For: 10.1.2.3\r\n", {"proxy_headers": False}, "127.0.0.1"),
+    ],
+    ids=["direct", "proxy", "stranger", "off"],
+)
+async def test_log_names_the_client_that_a_proxy_forwards_for(
+    header: bytes,
+    options: dict[str, Any],
+    client: str,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    is_hot: bool,
+) -> None:
+    caplog.set_level(logging.INFO, "policy_server.access")
+    app = build()
+    async with running(app):
+        server = Server(app, is_hot=is_hot, **options)
+        await server.exchange([REQUEST.replace(b"\r\nContent", b"\r\n" + header + b"Content")])
+
+    lines = [vars(item) for item in caplog.records if item.name == "policy_server.access"]
+    assert [line["client"] for line in lines] == [client]
+    assert [(line["route"], line["method"], line["status"]) for line in lines] == [
+        ("/predict", "POST", 200)
+    ]
+
+
+async def test_hot_requests_are_counted_as_others_are() -> None:
+    metrics = Metrics()
+    app = build(metrics=metrics)
+    async with running(app):
+        await Server(app, is_hot=True).exchange([REQUEST * 2 + REQUEST.replace(b'"cat"', b'"dog"')])
+
+    requests = metrics.snapshot().numbers["requests"]
+    assert requests == {("/predict", "200", "default"): 2.0, ("/predict", "422", "default"): 1.0}
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True], ids=["alone", "wrapped"])
+@pytest.mark.parametrize("proxy_headers", [False, True])
+async def test_requests_are_hot_only_where_nothing_stands_before_the_application(
+    monkeypatch: pytest.MonkeyPatch, *, is_wrapped: bool, proxy_headers: bool
+) -> None:
+    monkeypatch.setattr(logging.Logger, "hasHandlers", lambda _: False)
+    app = build()
+
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(scope, receive, send)
+
+    config = uvicorn.Config(
+        wrapped if is_wrapped else app, log_config=None, proxy_headers=proxy_headers
+    )
+    config.load()
+    chosen: Any = protocol_for(config, ConnectionWatch(LIMITS), app, app.hot_routes)
+
+    assert chosen.func is (LimitedHttpProtocol if is_wrapped else HotHttpProtocol)
+
+
+class Routes:
+    """Routes that are hot, whatever the head; it counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[RequestHead] = []
+
+    def find(self, head: RequestHead) -> Any:  # noqa: ANN401 -- a route that nobody asks
+        self.asked.append(head)
+        return object()
+
+
+def head_of(number: int, more: bytes = b"") -> bytes:
+    """Return one of many heads."""
+    return b"POST /%d HTTP/1.1\r\n%bContent-Length: 1\r\n\r\n" % (number, more)
+
+
+def test_head_is_decided_once_when_it_is_seen_again() -> None:
+    routes = Routes()
+    heads = HotHeads(routes)
+
+    found = [heads.find(head_of(1)) for _ in range(5)]
+
+    assert len(routes.asked) == 2
+    assert len({id(item) for item in found[1:]}) == 1
+    heads.forget()
+    heads.find(head_of(1))
+    assert len(routes.asked) == 3
+
+
+def test_heads_that_come_once_drive_out_no_others() -> None:
+    heads = HotHeads(Routes())
+    for _ in range(2):
+        heads.find(head_of(0))
+    for number in range(20_000):
+        heads.find(head_of(number + 1))
+
+    assert len(heads) == 1
+
+
+def test_known_heads_are_few_and_short() -> None:
+    heads = HotHeads(Routes())
+    for number in range(3000):
+        for _ in range(2):
+            heads.find(head_of(number))
+            heads.find(head_of(number, b"x: " + b"y" * 5000 + b"\r\n"))
+
+    assert len(heads) == 1024
+
+
+@pytest.mark.parametrize(
+    ("lines", "request_id"),
+    [
+        (b"x-request-id: %b\r\n", True),
+        (b"traceparent: 00-%b-01\r\nX-REQUEST-ID:%b\r\n", True),
+        (b"x-b3-traceid: %b\r\nX-Amzn-Trace-Id: Root=%b\r\n", False),
+    ],
+)
+def test_ids_that_differ_from_request_to_request_need_no_other_decision(
+    lines: bytes, *, request_id: bool
+) -> None:
+    routes = Routes()
+    heads = HotHeads(routes)
+
+    for number in range(10):
+        given = b"id-%d" % number
+        found = heads.find(head_of(1, lines.replace(b"%b", given)))
+        assert isinstance(found, KnownHead)
+        assert found.request_id == (given.decode() if request_id else "")
+
+    assert len(routes.asked) == 2
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /a HTTP/1.1\r\nContent-Length: 1\r\n\r\n",
+        b"POST /a HTTP/1.0\r\nContent-Length: 1\r\n\r\n",
+        b"POST /a HTTP/1.1\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nContent-Length: 1 \r\n\r\n",
+        b"POST /a?b HTTP/1.1\r\nContent-Length: 1\r\n\r\n",
+        b"POST /%61 HTTP/1.1\r\nContent-Length: 1\r\n\r\n",
+        b"POST http://a/b HTTP/1.1\r\nContent-Length: 1\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nContent-Length: 1\r\nUpgrade: h2c\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nContent-Length: 1\r\nx: \x00\r\n\r\n",
+        b"\r\nnonsense\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nContent-Length: 1\r\n",
+    ],
+)
+def test_head_that_is_no_plain_post_is_not_hot(head: bytes) -> None:
+    assert parse_head(head) is None
+
+
+def test_plain_head_is_as_asgi_has_it() -> None:
+    found = parse_head(
+        b"POST /a/b HTTP/1.1\r\nHost: c\r\nX-Forwarded-For: d\r\nConnection: close\r\n"
+        b"CONTENT-length: 12\r\n\r\n",
+        root_path="/root",
+    )
+
+    assert found is not None
+    assert (found.path, found.root_path, found.length) == ("/root/a/b", "/root", 12)
+    assert (found.is_kept_alive, found.is_forwarded) == (False, True)
+    assert found.headers == (
+        (b"host", b"c"),
+        (b"x-forwarded-for", b"d"),
+        (b"connection", b"close"),
+        (b"content-length", b"12"),
+    )
