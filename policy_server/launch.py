@@ -30,7 +30,7 @@ from policy_server.schema import read_schema_file
 from policy_server.servable import check_servable, resolve_api_key
 from policy_server.serving import PolicyRegistry
 from policy_server.settings import LogFormat, find_log_format, read_settings
-from policy_server.telemetry import configure_logging, is_json, log_uncaught
+from policy_server.telemetry import configure_logging, flush_log, is_json, log_uncaught
 from policy_server.web import Application, create_app
 
 __all__ = ["build_app", "end_start"]
@@ -92,6 +92,7 @@ def build_app() -> Application:
             raise
         finally:
             drain_output()
+            flush_log()
 
     app = create_app(
         policies.registry,

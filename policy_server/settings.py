@@ -232,6 +232,13 @@ class Settings(BaseSettings):
         ge=1,
         description="Largest size that the policy's zip may unpack to, in bytes",
     )
+    access_log_rate: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of requests that have a line in the log; those that are answered by an "
+        "error all have one",
+    )
     prediction_log_rate: float = Field(
         0.0,
         ge=0,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
 import re
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Literal, TextIO
@@ -16,8 +19,11 @@ from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
 __all__ = [
+    "ACCESS_LOGGER",
     "adopt_loggers",
     "configure_logging",
+    "flush_log",
+    "hold_line",
     "is_json",
     "log_uncaught",
     "new_formatter",
@@ -29,7 +35,8 @@ LogFormat = Literal["auto", "json", "text"]
 _FOREIGN_FIELDS = ("color_message", "_ray_timestamp_ns", "taskName")
 _FIELDS = ("asctime", "levelname", "name", "process", "message")
 _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", *_FOREIGN_FIELDS}
-_ACCESS = "policy_server.access"
+ACCESS_LOGGER = "policy_server.access"
+"""The logger of requests and streams."""
 _OWN = ("policy_server", "uvicorn")
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -39,6 +46,11 @@ _REPEATS_S = 10.0
 # The number of different lines, in that time.
 _MOST_LINES = 200
 _Line = tuple[str, int, str]
+# So many lines, or lines for so long, are written together.
+_MOST_HELD = 512
+_HELD_S = 0.05
+# When it was logged, its logger, its event and its fields.
+_HeldLine = tuple[float, str, str, Mapping[str, object]]
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +78,7 @@ def configure_logging(*, level: str, log_format: LogFormat, stream: TextIO | Non
     access = logging.getLogger("uvicorn.access")
     if not access.handlers and not access.propagate:
         # uvicorn was started with --no-access-log.
-        logging.getLogger(_ACCESS).setLevel(logging.WARNING)
+        logging.getLogger(ACCESS_LOGGER).setLevel(logging.WARNING)
     # Our own line says more: the request's id, its route and how long it took.
     access.handlers, access.propagate, access.disabled = [], False, True
     for name in (*_OWN, "uvicorn.error"):
@@ -124,8 +136,117 @@ def new_formatter(log_format: LogFormat) -> logging.Formatter:
     return _json_formatter() if is_json(log_format) else _TextFormatter()
 
 
+def hold_line(logger: logging.Logger, event: str, fields: Mapping[str, object]) -> bool:
+    """Log a line of which there are many, to be written with others within 50 ms.
+
+    Args:
+        logger: an enabled logger of this package.
+        event: the event.
+        fields: its fields, which are plain values.
+
+    Returns:
+        False where others than the one handler of this process have to hear of it: nothing is
+        logged then.
+    """
+    handler = _handler_of(logger)
+    if handler is None:
+        return False
+    handler.hold((time.time(), logger.name, event, fields))
+    return True
+
+
+def flush_log() -> None:
+    """Write the lines that are held back."""
+    for handler in logging.getLogger(_OWN[0]).handlers:
+        handler.flush()
+
+
+def _handler_of(logger: logging.Logger) -> _Handler | None:
+    """Return the handler of the process, where it is the logger's only one."""
+    at: logging.Logger | None = logger
+    found: list[logging.Handler] = []
+    while at is not None:
+        found += at.handlers
+        at = at.parent if at.propagate else None
+    (only,) = found if len(found) == 1 else (None,)
+    return only if isinstance(only, _Handler) and not logger.filters else None
+
+
 class _Handler(logging.StreamHandler[TextIO]):
-    """The one handler of a process."""
+    """The one handler of a process, which may hold lines back to write many at a time."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        super().__init__(stream)
+        self._held: list[_HeldLine] = []
+        self._timed_in: asyncio.AbstractEventLoop | None = None
+
+    def hold(self, line: _HeldLine) -> None:
+        """Write a line soon, in its turn; called from the event loop."""
+        self._held.append(line)
+        loop = asyncio.get_running_loop()
+        if self._timed_in is not loop:
+            self._timed_in = loop
+            loop.call_later(_HELD_S, self._end_hold)
+        if len(self._held) >= _MOST_HELD:
+            self.flush()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record behind the lines before it."""
+        self._write_held()
+        super().emit(record)
+
+    def flush(self) -> None:
+        """Write the lines that are held back."""
+        self._write_held()
+        super().flush()
+
+    def _end_hold(self) -> None:
+        self._timed_in = None
+        self.flush()
+
+    def _write_held(self) -> None:
+        if not self._held:
+            return
+        self.acquire()
+        try:
+            held, self._held = self._held, []
+            self.stream.write(self._text_of(held))
+            super().flush()
+        except Exception:
+            self.handleError(_record_of(held[-1]))
+        finally:
+            self.release()
+
+    def _text_of(self, held: list[_HeldLine]) -> str:
+        if isinstance(self.formatter, _JsonFormatter):
+            return _json_lines(held).decode()
+        return "".join(self.format(_record_of(line)) + self.terminator for line in held)
+
+
+def _record_of(line: _HeldLine) -> logging.LogRecord:
+    created, name, event, fields = line
+    record = logging.makeLogRecord({"name": name, "levelno": logging.INFO, "levelname": "INFO"})
+    record.msg, record.created = event, created
+    vars(record).update(fields)
+    return record
+
+
+def _json_lines(held: list[_HeldLine]) -> bytes:
+    """Return lines as `_JsonFormatter` writes them."""
+    pid, known, texts = os.getpid(), -1, []
+    time_text = ""
+    for created, name, event, fields in held:
+        if (moment := int(created * 1000)) != known:
+            known, time_text = moment, _time_text(created)
+        line = {"time": time_text, "level": "INFO", "logger": name, "pid": pid, "event": event}
+        texts.append(orjson.dumps({**line, **fields}, option=orjson.OPT_APPEND_NEWLINE))
+    return b"".join(texts)
+
+
+def _time_text(created: float) -> str:
+    """Return a time in UTC, as RFC 3339 writes it: 2026-11-22T09:38:57.828Z."""
+    moment = datetime.fromtimestamp(created, UTC).replace(tzinfo=None)
+    return f"{moment.isoformat(timespec='milliseconds')}Z"
 
 
 def _is_printing(handler: logging.Handler) -> bool:
@@ -176,28 +297,11 @@ def _constant(word: re.Match[str]) -> str:
 
 
 class _JsonFormatter(JsonFormatter):
-    """The library's lines; that of a request, of which there are thousands a second, faster.
-
-    Its fields are plain values, which need none of the library's care.
-    """
+    """The library's lines, with the time as `_time_text` writes it."""
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802 -- logging's own
-        """Return the time in UTC, as RFC 3339 writes it: 2026-11-22T09:38:57.828Z."""
-        moment = datetime.fromtimestamp(record.created, UTC).replace(tzinfo=None)
-        return f"{moment.isoformat(timespec='milliseconds')}Z"
-
-    def format(self, record: logging.LogRecord) -> str:
-        if record.name != _ACCESS:
-            return super().format(record)
-        line = {
-            "time": self.formatTime(record),
-            "level": record.levelname,
-            "logger": record.name,
-            "pid": record.process,
-            "event": record.msg,
-        }
-        line |= {key: value for key, value in vars(record).items() if key not in _KNOWN}
-        return orjson.dumps(line).decode()
+        """Return the time in UTC; see `_time_text`."""
+        return _time_text(record.created)
 
 
 def _json_formatter() -> logging.Formatter:

@@ -8,11 +8,15 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
+from datetime import datetime
 
 import pytest
 
-from policy_server.telemetry import adopt_loggers, configure_logging
+from policy_server.settings import LogFormat
+from policy_server.telemetry import adopt_loggers, configure_logging, flush_log, hold_line
+from tests.support.waiting import until
 
 NAMES = (
     "",
@@ -171,20 +175,68 @@ def test_debug_does_not_log_the_headers_of_web_sockets(capsys: pytest.CaptureFix
     assert "secret" not in printed
 
 
-def test_line_of_a_request_is_the_librarys(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_held_line_is_the_librarys(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(level="INFO", log_format="json")
     logger = logging.getLogger("policy_server.access")
-    fields = {"request_id": 'a"\u00e9', "status": 200, "duration_ms": 0.25}
-    record = logger.makeRecord(logger.name, logging.INFO, "f", 1, "request", (), None, extra=fields)
+    fields = {"request_id": 'a"\u00e9', "status": 200, "duration_ms": 0.25, "client": None}
 
-    for name in ("policy_server.access", "policy_server.other"):
-        record.name = name
-        logging.getLogger("policy_server").handle(record)
-    fast, librarys = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    assert hold_line(logger, "request", fields)
+    logger.info("request", extra=fields)
+    held, librarys = (json.loads(line) for line in capsys.readouterr().err.splitlines())
 
-    assert list(fast) == list(librarys)
-    assert {**fast, "logger": ""} == {**librarys, "logger": ""}
-    assert fast["request_id"] == 'a"\u00e9'
+    assert list(held) == list(librarys)
+    assert abs(datetime.fromisoformat(held["time"]).timestamp() - time.time()) < 60
+    assert {**held, "time": ""} == {**librarys, "time": ""}
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+async def test_held_lines_come_before_every_later_one(
+    log_format: LogFormat, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging(level="INFO", log_format=log_format)
+    logger = logging.getLogger("policy_server.access")
+
+    for number in range(3):
+        assert hold_line(logger, "request", {"number": number})
+    before = capsys.readouterr().err
+    logging.getLogger("policy_server.other").warning("later")
+
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert before == ""
+    assert "later" in last
+    assert [str(number) in line for number, line in enumerate(lines)] == [True] * 3
+
+
+async def test_held_lines_are_written_soon_at_the_end_and_when_there_are_many(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging(level="INFO", log_format="json")
+    logger = logging.getLogger("policy_server.access")
+    written: list[str] = []
+
+    def count() -> int:
+        written.extend(capsys.readouterr().err.splitlines())
+        return len(written)
+
+    hold_line(logger, "request", {})
+    await until(lambda: count() == 1)
+    hold_line(logger, "request", {})
+    flush_log()
+    assert count() == 2
+    for _ in range(512):
+        hold_line(logger, "request", {})
+    assert count() == 514
+
+
+async def test_line_is_not_held_back_from_anybody_else_who_listens() -> None:
+    configure_logging(level="INFO", log_format="json")
+    logger = logging.getLogger("policy_server.access")
+    listening = logging.NullHandler()
+    logger.addHandler(listening)
+    try:
+        assert not hold_line(logger, "request", {})
+    finally:
+        logger.removeHandler(listening)
 
 
 def test_logs_of_other_libraries_are_json_without_colours(

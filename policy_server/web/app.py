@@ -20,6 +20,7 @@ from policy_server import __version__
 from policy_server.errors import PolicyServerError
 from policy_server.http_server import HotRoutes
 from policy_server.metrics import Metrics
+from policy_server.request_log import RequestLog
 from policy_server.sdk import SdkStore
 from policy_server.serving import PolicyRegistry
 from policy_server.serving.administration import Administration
@@ -123,6 +124,7 @@ def create_app(
         max_batch_body_bytes=settings.max_batch_body_bytes,
         max_upload_bytes=settings.max_unpacked_bytes,
         metrics=counted,
+        request_log=RequestLog(rate=settings.access_log_rate),
         cross_origin=CrossOrigin(settings.cors_origins) if settings.cors_origins else None,
     )
     app.answer_http = gate

@@ -20,6 +20,7 @@ from policy_server.errors import (
     UnauthorizedError,
 )
 from policy_server.metrics import Metrics
+from policy_server.request_log import RequestLog
 from policy_server.settings import ENV_PREFIX
 from policy_server.web.cross_origin import CrossOrigin
 from policy_server.web.packed_bodies import unpacked
@@ -29,7 +30,6 @@ from policy_server.web.route_table import Route, RouteTable
 __all__ = ["Gate", "RequestIds", "given_id", "read_headers"]
 
 logger = logging.getLogger(__name__)
-access = logging.getLogger("policy_server.access")
 
 _HEADERS = frozenset(
     {
@@ -70,6 +70,7 @@ class Gate:
         max_body_bytes: int,
         max_batch_body_bytes: int,
         metrics: Metrics,
+        request_log: RequestLog | None = None,
         cross_origin: CrossOrigin | None = None,
         admin_key: str | None = None,
         max_upload_bytes: int = 0,
@@ -87,6 +88,7 @@ class Gate:
             max_batch_body_bytes: the largest body of a batch.
             max_upload_bytes: the largest body of an uploaded policy.
             metrics: where requests are counted.
+            request_log: where they are logged; None for a log of all.
             cross_origin: the other origins whose pages may call; None sends no such headers.
         """
         self._app = app
@@ -109,6 +111,7 @@ class Gate:
         }
         self.metrics = metrics
         self.request_ids = RequestIds()
+        self.request_log = request_log or RequestLog()
         self._cross_origin = cross_origin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -125,9 +128,12 @@ class Gate:
                 seconds = time.perf_counter() - started
                 self.metrics.observe_request(route.policy, route.label, status, seconds)
                 # A web socket has its line when it ends.
-                if status != HTTPStatus.SWITCHING_PROTOCOLS and self.is_logging():
+                if status != HTTPStatus.SWITCHING_PROTOCOLS and self.request_log.is_on:
                     peer, method = scope["state"]["client"], scope.get("method", "GET")
-                    self.log(route, method, request_id, status, seconds, client=peer)
+                    version = self.model_version(route)
+                    self.request_log.note(
+                        request_id, peer, method, route.label, status, seconds, version
+                    )
                 given = message.get("headers", ())
                 message["headers"] = [
                     *given,
@@ -165,41 +171,9 @@ class Gate:
         except ClientDisconnect:
             logger.info("client_disconnected", extra={"request_id": request_id})
 
-    @staticmethod
-    def is_logging() -> bool:
-        """Return whether requests have a line in the log."""
-        return access.isEnabledFor(logging.INFO)
-
-    def log(
-        self,
-        route: Route,
-        method: str,
-        request_id: str,
-        status: int,
-        seconds: float,
-        *,
-        client: str | None,
-    ) -> None:
-        """Log a request.
-
-        Args:
-            route: its route.
-            method: its method.
-            request_id: its id.
-            status: of its answer.
-            seconds: from its arrival to its answer.
-            client: the address of the client.
-        """
-        fields = {
-            "request_id": request_id,
-            "client": client,
-            "method": method,
-            "route": route.label,
-            "status": status,
-            "duration_ms": round(seconds * 1000, 3),
-            "model_version": self.metrics.model_version(route.policy or self._table.default),
-        }
-        access.info("request", extra=fields)
+    def model_version(self, route: Route) -> str:
+        """Return the start of the digest of the model behind a route, as the log names it."""
+        return self.metrics.model_version(route.policy or self._table.default)
 
     def page_headers(self, headers: Mapping[bytes, str]) -> list[tuple[bytes, bytes]]:
         """Return the headers of an answer that a page of another origin needs.

@@ -178,9 +178,11 @@ class _Request(HotRequest):
         route, gate = self._route.route, self._route.gate
         seconds = time.perf_counter() - self._started
         gate.metrics.observe_request(route.policy, route.label, status, seconds)
-        if gate.is_logging():
-            client = self.connection.client_of(self.head)
-            gate.log(route, "POST", self._request_id, status, seconds, client=client)
+        if gate.request_log.is_on:
+            client, version = self.connection.client_of(self.head), gate.model_version(route)
+            gate.request_log.note(
+                self._request_id, client, "POST", route.label, status, seconds, version
+            )
         self.connection.finish(self, status, lines, body)
 
 

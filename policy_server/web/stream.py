@@ -30,6 +30,7 @@ from policy_server.errors import (
 from policy_server.metrics import Metrics
 from policy_server.observations import problem
 from policy_server.serving import NOTHING_STATED, EpisodeMemory, EpisodeSteps, PolicyVersion
+from policy_server.telemetry import ACCESS_LOGGER
 from policy_server.web.answering import PendingAnswer, PolicyAnswering
 from policy_server.web.frame_questions import FrameQuestion, FrameQuestions, FrameSeeds, Pending
 from policy_server.web.frames import (
@@ -49,7 +50,7 @@ from policy_server.web.team_stream import TeamQuestions
 __all__ = ["MOST_IN_FLIGHT", "Streams", "stream_hints"]
 
 logger = logging.getLogger(__name__)
-access = logging.getLogger("policy_server.access")
+access = logging.getLogger(ACCESS_LOGGER)
 
 MOST_IN_FLIGHT = 256
 
