@@ -44,7 +44,7 @@ class BatchingReplica(PolicyReplica):
     @serve.batch(max_batch_size=_MAX_BATCH_SIZE, batch_wait_timeout_s=0)
     async def draw(self, rows: list[Any]) -> list[tuple[int, float]]:
         """Draw an action for each row."""
-        outputs = await self.infer(_draws(rows))
+        outputs = self.infer(_draws(rows))
         return [_answer(outputs, index) for index in range(len(rows))]
 
 
@@ -52,10 +52,10 @@ def default() -> FastAPI:
     """Build the application with Ray Serve's defaults."""
 
     def ask_by(handle: Any) -> Ask:  # noqa: ANN401 -- Ray's handle is generic
-        infer = handle.options(method_name="infer")
+        call = handle.options(method_name="answer")
 
         async def ask(row: list[float]) -> Answer:
-            outputs = await infer.remote(_draws([row]))
+            outputs = await call.remote(_draws([row]))
             action, probability = _answer(outputs, 0)
             return Answer(actions=[action], probability=probability)
 

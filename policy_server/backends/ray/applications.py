@@ -15,6 +15,7 @@ from ray.serve.schema import LoggingConfig
 
 from policy_server.backends.ray.ledger import PolicyFiles
 from policy_server.backends.ray.own_ray import REPLICA_ENVIRONMENT
+from policy_server.backends.ray.replica_list import remove_addresses
 from policy_server.backends.ray.replicas import PolicyReplica
 from policy_server.backends.replica_counts import ReplicaCounts
 from policy_server.engine.cache import Outcome, digest_of, encode
@@ -111,11 +112,12 @@ class Application:
             return {PolicyReplica.COMPILED_FILE: encode(Outcome(compiled), self.digest)}
         return dict(files_of_model(self.version.model.folder))
 
-    def run(self, files: PolicyFiles) -> None:
+    def run(self, files: PolicyFiles, *, socket_folder: Path | None) -> None:
         """Have Ray Serve start the replicas; they answer later.
 
         Args:
             files: the files of `files`, stored for the replicas.
+            socket_folder: the folder for the replicas' sockets; None for ports.
         """
         counts = self.version.replicas
         scaling: dict[str, Any] = {"num_replicas": counts.fewest}
@@ -132,7 +134,13 @@ class Application:
             logging_config=_QUIET,
             **scaling,
         )(PolicyReplica)
-        bound = deployment.bind(files, self.version.schema.policy_part(), self.digest)
+        bound = deployment.bind(
+            files,
+            self.version.schema.policy_part(),
+            self.digest,
+            application=self.name,
+            socket_folder=socket_folder,
+        )
         target = serve.RunTarget(bound, name=self.name, route_prefix=None)
         # Ray Serve's own wait asks once a second; a call is answered as soon as a replica is up.
         serve.run_many([target], wait_for_applications_running=False)
@@ -167,6 +175,7 @@ def remove_application(name: str) -> None:
         serve.delete(name, _blocking=False)
     except TypeError:
         serve.delete(name)
+    remove_addresses(name)
 
 
 def missing_room(replica_cpus: float) -> str:

@@ -7,13 +7,15 @@ import logging
 import re
 from collections import deque
 from collections.abc import Callable, Mapping
-from functools import partial
+from contextlib import suppress
 from typing import Any
 
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
+from policy_server.backends.ray.call_frames import FrameError
 from policy_server.backends.ray.direct_calls import ConnectionLostError, DirectCalls
+from policy_server.backends.ray.replica_connections import ReplicaSource
 from policy_server.errors import (
     NotReadyError,
     OverloadedError,
@@ -86,7 +88,7 @@ class RayBackend:
         *,
         application: str,
         replicas: int,
-        is_direct: bool,
+        source: ReplicaSource | None,
         timeout_s: float,
         count_lost: Callable[[], None],
     ) -> None:
@@ -97,7 +99,7 @@ class RayBackend:
             signature: that of the policy.
             application: the application's name.
             replicas: the largest number of them.
-            is_direct: whether calls go straight to a replica; False sends all of them by Ray Serve.
+            source: knows where the replicas take calls; None sends all of them by Ray Serve.
             timeout_s: the longest that a call may take, in seconds.
             count_lost: called once for each replica that dies.
         """
@@ -109,9 +111,10 @@ class RayBackend:
         self._count_lost = count_lost
         self._lost: deque[str] = deque(maxlen=_MOST_KNOWN_LOSSES)
         self._direct: DirectCalls | None = None
-        if is_direct:
-            find = partial(handle.call, "address")
-            self._direct = DirectCalls(find, replicas=replicas, on_lost=self._note_lost)
+        if source is not None:
+            self._direct = DirectCalls(
+                source, replicas=replicas, timeout_s=timeout_s, on_lost=self._note_lost
+            )
 
     @property
     def signature(self) -> PolicySignature:
@@ -120,13 +123,13 @@ class RayBackend:
 
     @property
     def capacity(self) -> int:
-        """Return how many calls are computed at the same time: one a replica.
+        """Return how many calls are computed at the same time: one a replica that answers.
 
         Where Ray Serve scales them it is the most that there can be: it adds replicas only when
         more calls come than those that run can take.
         """
         if self._direct is not None and self._direct.is_connected:
-            return len(self._direct)
+            return max(self._direct.capacity, 1)
         return self._replicas
 
     async def connect(self) -> None:
@@ -145,19 +148,14 @@ class RayBackend:
         A replica that dies meanwhile is no error: a prediction has no side effect, so another one
         is asked.
         """
+        until = asyncio.get_running_loop().time() + self._timeout_s
+        if self._direct is not None and self._direct.is_connected:
+            # It keeps the deadline itself: a timeout here would cost each call a timer.
+            with suppress(ConnectionLostError, FrameError):
+                return await self._direct.infer(inputs)
         try:
-            async with asyncio.timeout(self._timeout_s):
-                for _ in range(_MOST_TRIES - 1):
-                    try:
-                        return await self._call(inputs)
-                    except ConnectionLostError:
-                        continue
-                    except ActorDiedError as error:
-                        found = _ACTOR_ID.search(str(error))
-                        self._note_lost(found[1] if found else str(error))
-                    except RayError as error:
-                        logger.warning("call_lost", extra={"reason": type(error).__name__})
-                return await self._call_by_serve(inputs)
+            async with asyncio.timeout_at(until):
+                return await self._infer_again(inputs)
         except TimeoutError as error:
             raise OverloadedError(
                 f"no replica answered within {self._timeout_s:g} s; try again in a second"
@@ -176,9 +174,24 @@ class RayBackend:
             return False
         return True
 
+    async def _infer_again(self, inputs: PolicyInputs) -> PolicyOutputs:
+        """Answer a call that has no connection, or has lost it."""
+        for _ in range(_MOST_TRIES - 1):
+            try:
+                return await self._call(inputs)
+            except ConnectionLostError:
+                continue
+            except ActorDiedError as error:
+                found = _ACTOR_ID.search(str(error))
+                self._note_lost(found[1] if found else str(error))
+            except RayError as error:
+                logger.warning("call_lost", extra={"reason": type(error).__name__})
+        return await self._call_by_serve(inputs)
+
     async def _call(self, inputs: PolicyInputs) -> PolicyOutputs:
         if self._direct is not None and self._direct.is_connected:
-            return await self._direct.infer(inputs)
+            with suppress(FrameError):
+                return await self._direct.infer(inputs)
         return await self._call_by_serve(inputs)
 
     async def _call_by_serve(self, inputs: PolicyInputs) -> PolicyOutputs:

@@ -46,6 +46,7 @@ from policy_server.backends.ray.membership import (
     SoleOwner,
 )
 from policy_server.backends.ray.own_ray import RAY_METRICS
+from policy_server.backends.ray.replica_list import ReplicaList
 from policy_server.backends.ray.shared_ray import SharedRay
 from policy_server.backends.ray.signatures import find_signature
 from policy_server.backends.replica_counts import ReplicaCounts
@@ -284,7 +285,9 @@ class RayCluster:
                 compiled = await compiling
                 # Ray Serve can't build two deployments at once in one process.
                 async with self._building:
-                    await asyncio.to_thread(_run, application, ledger, compiled)
+                    await asyncio.to_thread(
+                        _run, application, ledger, compiled, self._membership.ledger_folder
+                    )
             try:
                 return await self._handle(application.name)
             except RayServeException:
@@ -312,13 +315,14 @@ class RayCluster:
         signature: PolicySignature,
         count_lost: Callable[[], None],
     ) -> RayBackend:
+        # Ray Serve counts the calls that go its way, and scales replicas by that.
+        is_direct = self._settings.direct_calls and not application.version.replicas.is_scaled
         return RayBackend(
             handle,
             signature,
             application=application.name,
             replicas=application.version.replicas.most,
-            # Ray Serve counts the calls that go its way, and scales replicas by that.
-            is_direct=self._settings.direct_calls and not application.version.replicas.is_scaled,
+            source=ReplicaList(application.name) if is_direct else None,
             timeout_s=self._settings.request_timeout_s,
             count_lost=count_lost,
         )
@@ -365,8 +369,14 @@ def _ledger(folder: Path | None) -> Ledger:
     return ledger
 
 
-def _run(application: Application, ledger: Ledger, compiled: CompiledPolicy | None) -> None:
+def _run(
+    application: Application,
+    ledger: Ledger,
+    compiled: CompiledPolicy | None,
+    folder: Path | None,
+) -> None:
     """Deploy an application, unless another process has done so meanwhile."""
     with ledger.deploying(application.name):
         if not application.is_present():
-            application.run(ledger.store(application.name, application.files(compiled)))
+            files = ledger.store(application.name, application.files(compiled))
+            application.run(files, socket_folder=folder)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 from typing import ClassVar
 
 import ray
 
-from policy_server.backends.ray.direct_calls import CallServer, ReplicaAddress, answer_or_error
+from policy_server.backends.ray.call_server import CallServer, failure_of
 from policy_server.backends.ray.ledger import PolicyFiles
+from policy_server.backends.ray.replica_list import announce
 from policy_server.engine.cache import decode
 from policy_server.engine.network import NetworkPolicy
 from policy_server.errors import ModelError, NotReadyError, PolicyFailedError, PolicyServerError
@@ -31,13 +33,25 @@ class PolicyReplica:
 
     COMPILED_FILE: ClassVar[str] = "compiled-policy.npz"
 
-    def __init__(self, files: PolicyFiles, schema: ServerSchema, digest: str) -> None:
+    def __init__(
+        self,
+        files: PolicyFiles,
+        schema: ServerSchema,
+        digest: str,
+        *,
+        application: str = "",
+        socket_folder: Path | None = None,
+    ) -> None:
         """Own the policy for as long as the replica lives.
 
         Args:
             files: the compiled policy's file, or the model's files for TensorFlow.
             schema: the part of the schema that the policy depends on.
             digest: the digest of all that the compiled policy is made from.
+            application: the name of the application that it belongs to; empty for one that takes
+                calls by Ray Serve only.
+            socket_folder: the folder for the socket that takes direct calls, where all of Ray is on
+                this machine; None for a port of its machine's address.
 
         Raises:
             NotReadyError: if no machine has the files at the moment: Ray Serve tries again.
@@ -45,6 +59,8 @@ class PolicyReplica:
         self._policy: Policy | None = None
         self._failure: PolicyServerError | None = None
         self._calls: CallServer | None = None
+        self._application = application
+        self._socket_folder = socket_folder
         with files.opened() as folder:
             try:
                 self._policy = _load(folder, schema, digest)
@@ -56,30 +72,44 @@ class PolicyReplica:
                 )
                 self._failure.__cause__ = error
 
-    async def describe(self) -> PolicySignature | PolicyServerError:
-        """Return the policy's signature, or the error by which loading it failed."""
-
-        async def signature() -> PolicySignature:
-            return self._loaded().signature
-
-        return await answer_or_error(signature)
-
-    async def address(self) -> ReplicaAddress:
-        """Return the address at which this replica takes direct calls."""
-        if self._calls is None:
+    async def check_health(self) -> None:
+        """Take direct calls from now on; Ray Serve asks once a second, and before it calls."""
+        if self._calls is None and self._application:
             context = ray.get_runtime_context()
             self._calls = CallServer(
-                self.infer, ray.util.get_node_ip_address(), replica=str(context.get_actor_id())
+                self.infer,
+                application=self._application,
+                replica=str(context.get_actor_id()),
+                actor=str(context.get_actor_name()),
             )
-        return await self._calls.address()
+            await self._take_calls(self._calls)
 
-    async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
-        """Answer B observations; see `PolicyBackend.infer`."""
-        return self._loaded().infer(inputs)
+    async def describe(self) -> PolicySignature | PolicyServerError:
+        """Return the policy's signature, or the error by which loading it failed."""
+        try:
+            return self._loaded().signature
+        except PolicyServerError as error:
+            return failure_of(error)
 
     async def answer(self, inputs: PolicyInputs) -> PolicyOutputs | PolicyServerError:
         """Answer as `infer` does, and return errors: Ray Serve logs those that are raised."""
-        return await answer_or_error(self.infer, inputs)
+        try:
+            return self.infer(inputs)
+        except Exception as error:
+            return failure_of(error)
+
+    def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+        """Answer B observations; see `Policy.infer`."""
+        return self._loaded().infer(inputs)
+
+    async def _take_calls(self, calls: CallServer) -> None:
+        try:
+            folder = self._socket_folder
+            host = "" if folder is not None else ray.util.get_node_ip_address()
+            await asyncio.to_thread(announce, await calls.listen(host, folder=folder))
+        except Exception as error:
+            # Calls go by Ray Serve.
+            logger.warning("direct_calls_not_taken", extra={"reason": repr(error)[:300]})
 
     def _loaded(self) -> Policy:
         if self._policy is None:

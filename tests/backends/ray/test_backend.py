@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -12,29 +13,26 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from policy_server.backends.ray.backend import Handle, RayBackend
-from policy_server.backends.ray.direct_calls import CallServer
 from policy_server.errors import NotReadyError
 from policy_server.policy import PolicyInputs, PolicyOutputs
+from tests.support.call_replicas import Infer, Replicas
 from tests.support.fakes import components_of, signature_of
-from tests.support.waiting import until
+from tests.support.waiting import turns, until
 
 SIGNATURE = signature_of(components_of(("categorical", 2)))
 INPUTS = PolicyInputs.of(np.zeros((1, 2), np.float32))
 ANSWER = PolicyOutputs(np.zeros((1, 1)), np.zeros(1), None)
 
-Infer = Callable[[PolicyInputs], Awaitable[PolicyOutputs]]
-
 
 class RaysHandle:
-    """Ray Serve's handle of fake replicas: each call goes to the next one.
+    """Ray Serve's handle of replicas that answer.
 
     Attributes:
         is_whole: whether it takes the private options of Ray's own.
         errors: raised by calls, one after another, before replicas answer.
     """
 
-    def __init__(self, *servers: CallServer, is_whole: bool = True) -> None:
-        self.servers = list(servers)
+    def __init__(self, *, is_whole: bool = True) -> None:
         self.is_whole = is_whole
         self.errors: list[Exception] = []
         self.asked = 0
@@ -43,33 +41,30 @@ class RaysHandle:
         if options and not self.is_whole:
             raise TypeError("got an unexpected keyword argument")
 
-    def options(self, *, method_name: str = "", **options: object) -> _Method:
+    def options(self, **options: object) -> _Method:
         """Return the method of any replica."""
-        if options and not self.is_whole:
+        if set(options) > {"method_name"} and not self.is_whole:
             raise TypeError("got an unexpected keyword argument")
-        return _Method(self, method_name)
+        return _Method(self)
 
-    async def call(self, method: str) -> object:
+    async def call(self) -> object:
         """Answer as a replica does."""
+        self.asked += 1
         if self.errors:
             raise self.errors.pop(0)
-        if method != "address":
-            return ANSWER
-        self.asked += 1
-        return await self.servers[self.asked % len(self.servers)].address()
+        return ANSWER
 
 
 class _Method:
-    def __init__(self, handle: RaysHandle, name: str) -> None:
+    def __init__(self, handle: RaysHandle) -> None:
         self._handle = handle
-        self._name = name
 
     async def remote(self, *_: object) -> object:
-        return await self._handle.call(self._name)
+        return await self._handle.call()
 
 
 def backend_over(
-    handle: RaysHandle, *, replicas: int = 1, is_direct: bool = True
+    handle: RaysHandle, source: Replicas | None = None, *, replicas: int = 1
 ) -> tuple[RayBackend, list[None]]:
     """Return a backend, and one entry for each replica that it counts as lost."""
     lost: list[None] = []
@@ -78,7 +73,7 @@ def backend_over(
         SIGNATURE,
         application="policy-default-0123456789ab",
         replicas=replicas,
-        is_direct=is_direct,
+        source=source,
         timeout_s=10,
         count_lost=lambda: lost.append(None),
     )
@@ -88,42 +83,36 @@ def backend_over(
 @asynccontextmanager
 async def connected(
     infer: Infer, count: int
-) -> AsyncIterator[tuple[RayBackend, RaysHandle, list[None]]]:
+) -> AsyncIterator[tuple[RayBackend, RaysHandle, Replicas, list[None]]]:
     """Connect a backend to as many replicas."""
-    servers = [CallServer(infer, "127.0.0.1", replica=f"{index}") for index in range(count)]
-    handle = RaysHandle(*servers)
-    backend, lost = backend_over(handle, replicas=count)
+    replicas, handle = Replicas(*[infer] * count), RaysHandle()
+    backend, lost = backend_over(handle, replicas, replicas=count)
     await backend.connect()
     try:
         await until(lambda: backend.capacity == count)
-        yield backend, handle, lost
+        yield backend, handle, replicas, lost
     finally:
         await backend.aclose()
-        for server in servers:
-            await server.aclose()
+        replicas.end()
 
 
 async def test_eight_replicas_compute_eight_calls_at_a_time() -> None:
-    running, most = 0, 0
+    # Each waits until all eight compute, or the call fails.
+    together = threading.Barrier(8)
 
-    async def slow(_: PolicyInputs) -> PolicyOutputs:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        # All that can compute do, or the eighth never comes.
-        await until(lambda: most == 8)
-        running -= 1
+    def slow(_: PolicyInputs) -> PolicyOutputs:
+        together.wait(20)
         return ANSWER
 
-    async with connected(slow, 8) as (backend, _, _):
+    async with connected(slow, 8) as (backend, handle, _, _):
         answers = await asyncio.gather(*(backend.infer(INPUTS) for _ in range(2 * 8)))
 
     assert len(answers) == 16
-    assert most == 8
+    assert handle.asked == 0
 
 
 async def test_capacity_is_what_ray_serve_may_scale_to() -> None:
-    backend, _ = backend_over(RaysHandle(), replicas=6, is_direct=False)
+    backend, _ = backend_over(RaysHandle(), replicas=6)
 
     await backend.connect()
 
@@ -131,19 +120,14 @@ async def test_capacity_is_what_ray_serve_may_scale_to() -> None:
 
 
 async def test_death_of_a_replica_is_counted_once_however_many_calls_it_had() -> None:
-    is_asked = asyncio.Event()
-
-    async def never(_: PolicyInputs) -> PolicyOutputs:
-        is_asked.set()
-        await asyncio.Event().wait()
-        return ANSWER
-
-    async with connected(never, 1) as (backend, handle, lost):
+    async with connected(lambda _: ANSWER, 1) as (backend, handle, replicas, lost):
+        replicas.threads[0].freeze()
         calls = [asyncio.create_task(backend.infer(INPUTS)) for _ in range(4)]
-        await is_asked.wait()
+        await turns()
+        replicas.listed.clear()
         # Ray Serve's router tells of the same death.
-        handle.errors = [_died("0"), _died("0")]
-        await handle.servers[0].aclose()
+        handle.errors = [_died("a0"), _died("a0")]
+        replicas.threads[0].end_without_answers()
         answers = await asyncio.gather(*calls)
 
     assert answers == [ANSWER] * 4
@@ -160,7 +144,7 @@ def _died(actor: str) -> ActorDiedError:
 
 async def test_each_replica_that_ray_serve_lost_is_counted_once() -> None:
     handle = RaysHandle()
-    backend, lost = backend_over(handle, is_direct=False)
+    backend, lost = backend_over(handle)
     handle.errors = [_died("a1"), _died("a1")]
     await backend.infer(INPUTS)
     handle.errors = [_died("a1"), _died("b2")]
@@ -171,7 +155,7 @@ async def test_each_replica_that_ray_serve_lost_is_counted_once() -> None:
 
 async def test_call_is_given_up_when_no_replica_is_alive() -> None:
     handle = RaysHandle()
-    backend, _ = backend_over(handle, is_direct=False)
+    backend, _ = backend_over(handle)
     handle.errors = [_died("a1")] * 3
 
     with pytest.raises(NotReadyError, match="no replica of the policy is alive"):
@@ -182,7 +166,7 @@ async def test_handle_without_its_private_options_calls_all_the_same(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        backend, _ = backend_over(RaysHandle(is_whole=False), is_direct=False)
+        backend, _ = backend_over(RaysHandle(is_whole=False))
         answer = await backend.infer(INPUTS)
 
     assert answer is ANSWER

@@ -6,8 +6,10 @@ import asyncio
 import json
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -19,6 +21,7 @@ from policy_server.backends.ray import (
     RayCluster,
     open_ray_cluster,
 )
+from policy_server.backends.ray.replica_list import ReplicaList, announce
 from policy_server.errors import SettingsError
 from policy_server.metrics import Metrics
 from policy_server.serving import OpenedPolicy, PolicyRegistry, PolicySlot
@@ -203,4 +206,86 @@ async def test_replica_that_dies_comes_back_and_is_counted_once(
 
     assert len(lost) == 1
     assert processes_of("ServeReplica:policy-mortal-") != [replica]
+    await cluster.undeploy(backend)
+
+
+async def test_eight_replicas_are_found_and_all_are_asked(
+    cluster: RayCluster, models: Path
+) -> None:
+    settings = SETTINGS.model_copy(update={"num_replicas": 8})
+    version = version_of("ppo_discrete", models, name="many", settings=settings)
+    backend = await cluster.deploy(version)
+
+    await until(lambda: backend.capacity == 8, timeout_s=120)
+    await asyncio.gather(*(check_answers(backend, version) for _ in range(16)))
+    listed = await ReplicaList(backend.application).addresses()
+
+    assert len({address.replica for address in listed}) == 8
+    # All of Ray is on this machine.
+    assert all(Path(address.path).is_socket() for address in listed)
+    await cluster.undeploy(backend)
+    await until_no_replica_of("many")
+    assert await ReplicaList(backend.application).addresses() == []
+
+
+async def test_frozen_replica_fails_no_request_and_holds_none_up_for_long(
+    cluster: RayCluster, models: Path
+) -> None:
+    settings = SETTINGS.model_copy(update={"num_replicas": 2})
+    version = version_of("ppo_discrete", models, name="freezing", settings=settings)
+    backend = await cluster.deploy(version)
+    await until(lambda: backend.capacity == 2, timeout_s=60)
+    case = json.loads((EXPORTS / "ppo_discrete" / "cases.json").read_text())[0]
+    statuses: list[int] = []
+    slowest = 0.0
+
+    @asynccontextmanager
+    async def open_policy() -> AsyncIterator[OpenedPolicy]:
+        yield OpenedPolicy(backend, version.model.version)
+
+    async def ask(client: httpx.AsyncClient, times: int) -> None:
+        nonlocal slowest
+        for _ in range(times):
+            asked = time.monotonic()
+            answer = await client.post("/predict_raw", json={"obs": case["raw"]})
+            slowest = max(slowest, time.monotonic() - asked)
+            statuses.append(answer.status_code)
+
+    slot = slot_of(open_policy, version.schema, name="freezing")
+    app = create_app(PolicyRegistry([slot]), Settings(), api_key=None)
+    frozen = processes_of("ServeReplica:policy-freezing-")[0]
+    async with running(app), client_of(app) as client:
+        await asyncio.gather(*(ask(client, 5) for _ in range(32)))
+        asking = [asyncio.create_task(ask(client, 30)) for _ in range(32)]
+        await until(lambda: len(statuses) > 300)
+        os.kill(frozen, signal.SIGSTOP)
+        try:
+            await asyncio.gather(*asking)
+            is_left_out = backend.capacity == 1
+        finally:
+            os.kill(frozen, signal.SIGCONT)
+        await until(lambda: backend.capacity == 2)
+        await asyncio.gather(*(ask(client, 2) for _ in range(32)))
+
+    assert statuses == [200] * (32 * 37)
+    assert is_left_out
+    # Some ten milliseconds on a machine that has nothing else to do.
+    assert slowest < 3
+    await cluster.undeploy(backend)
+
+
+async def test_replica_that_has_ended_leaves_the_list(cluster: RayCluster, models: Path) -> None:
+    version = version_of("ppo_discrete", models, name="listed")
+    backend = await cluster.deploy(version)
+    replicas = ReplicaList(backend.application)
+    [alive] = await replicas.addresses()
+    ended = replace(alive, replica="ended", actor="SERVE_REPLICA::ended")
+    await asyncio.to_thread(announce, ended)
+    both = await replicas.addresses()
+
+    for address in both:
+        await replicas.remove_dead(address)
+
+    assert set(both) == {alive, ended}
+    assert await replicas.addresses() == [alive]
     await cluster.undeploy(backend)

@@ -1,108 +1,72 @@
-"""Calls straight to a replica: in order, behind a secret, and lost ones are told."""
+"""Calls straight to replicas: each gets its answer, in time, whatever becomes of a replica."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from policy_server.backends.ray.direct_calls import (
-    CallServer,
-    ConnectionLostError,
-    DirectCalls,
-    ReplicaAddress,
-    answer_or_error,
+from policy_server.backends.ray.call_times import DuplicateBudget, UsualTimes
+from policy_server.backends.ray.direct_calls import ConnectionLostError, DirectCalls
+from policy_server.errors import (
+    ObservationError,
+    OverloadedError,
+    PolicyFailedError,
+    PolicyServerError,
 )
-from policy_server.errors import ModelError, ObservationError, PolicyFailedError
-from policy_server.policy import Float32Array, Int64Array, PolicyOutputs
-from tests.support.waiting import until
+from policy_server.policy import PolicyInputs, PolicyOutputs
+from tests.support.call_replicas import (
+    Infer,
+    Replicas,
+    ReplicaThread,
+    connected,
+    doubled,
+    inputs_of,
+    number_in,
+)
+from tests.support.waiting import turns, until
 
-HOST = "127.0.0.1"
-Infer = Callable[..., Awaitable[PolicyOutputs]]
-
-
-def outputs_of(number: float, rows: int = 1) -> PolicyOutputs:
-    """Return answers that tell calls apart."""
-    return PolicyOutputs(np.full((rows, 1), number), np.ones(rows), None)
-
-
-async def doubled(number: float) -> PolicyOutputs:
-    """Answer as a policy would."""
-    return outputs_of(2 * number)
-
-
-class Replicas:
-    """Replicas that come and go, found one after another as Ray Serve's router finds them."""
-
-    def __init__(self, *infers: Infer) -> None:
-        self.servers = [self._server(index, infer) for index, infer in enumerate(infers)]
-        self.asked = 0
-        self.lost: list[str] = []
-
-    @staticmethod
-    def _server(index: int, infer: Infer) -> CallServer:
-        return CallServer(infer, HOST, replica=f"replica {index}")
-
-    def calls(self, count: int = 1) -> DirectCalls:
-        """Return calls to as many of them."""
-        return DirectCalls(self.find, replicas=count, on_lost=self.lost.append)
-
-    async def find(self) -> ReplicaAddress:
-        self.asked += 1
-        if not self.servers:
-            raise RuntimeError("no replica is alive")
-        return await self.servers[self.asked % len(self.servers)].address()
-
-    async def end(self, index: int) -> None:
-        """End a replica, with its connections."""
-        await self.servers.pop(index).aclose()
-
-
-@asynccontextmanager
-async def opened(calls: DirectCalls) -> AsyncIterator[DirectCalls]:
-    """Have calls connect, and end their connections."""
-    await calls.open()
-    try:
-        yield calls
-    finally:
-        await calls.aclose()
-
-
-@asynccontextmanager
-async def connected(replicas: Replicas, *, count: int = 1) -> AsyncIterator[DirectCalls]:
-    """Connect to replicas, and wait until all are found."""
-    try:
-        async with opened(replicas.calls(count)) as calls:
-            await until(lambda: len(calls) == count)
-            yield calls
-    finally:
-        for server in replicas.servers:
-            await server.aclose()
+# What a call that is lost to a replica for good would take at least.
+TIMEOUT_S = 20.0
+SOON_S = 5.0
 
 
 async def test_calls_in_flight_get_their_own_answers() -> None:
     async with connected(Replicas(doubled)) as calls:
-        answers = await asyncio.gather(*(calls.infer(number) for number in range(50)))
+        answers = await asyncio.gather(*(calls.infer(inputs_of(number)) for number in range(50)))
 
-    assert [answer.actions[0, 0] for answer in answers] == [2 * n for n in range(50)]
+    assert [number_in(answer) for answer in answers] == [2 * n for n in range(50)]
 
 
-async def test_arrays_of_any_size_cross_unchanged() -> None:
-    async def echo(rows: Float32Array, seeds: Int64Array) -> PolicyOutputs:
-        return PolicyOutputs(rows.astype(np.float64), seeds.astype(np.float64), rows)
+@pytest.mark.parametrize("rows", [1, 50_000])
+async def test_arrays_of_any_size_cross_unchanged(rows: int) -> None:
+    def echo(inputs: PolicyInputs) -> PolicyOutputs:
+        assert inputs.state is not None
+        numbers = inputs.seeds.astype(float)
+        distribution = inputs.observations.astype(np.float32, copy=False)
+        return PolicyOutputs(numbers[:, None], numbers, distribution, inputs.state)
 
-    rows = np.random.default_rng(0).random((50_000, 7)).astype(np.float32)
+    chance = np.random.default_rng(0)
+    inputs = PolicyInputs.of(
+        chance.random((rows, 7)).astype(np.float32),
+        seeds=np.arange(rows),
+        state=chance.random((rows, 4)).astype(np.float32),
+    )
     async with connected(Replicas(echo)) as calls:
-        answer = await calls.infer(rows, np.arange(50_000))
+        answer = await calls.infer(inputs)
 
     assert answer.distribution is not None
-    assert (answer.distribution == rows).all()
-    assert (answer.log_probability == np.arange(50_000)).all()
+    assert answer.state is not None
+    assert (answer.distribution == inputs.observations).all()
+    assert (answer.state == inputs.state).all()
+    assert (answer.log_probability == np.arange(rows)).all()
 
 
 @pytest.mark.parametrize(
@@ -117,73 +81,67 @@ async def test_arrays_of_any_size_cross_unchanged() -> None:
 async def test_error_of_a_replica_is_raised_and_the_connection_stays(
     raised: Exception, expected: str
 ) -> None:
-    async def failing(number: float) -> PolicyOutputs:
-        if number < 0:
+    def failing(inputs: PolicyInputs) -> PolicyOutputs:
+        if inputs.observations[0, 0] < 0:
             raise raised
-        return outputs_of(number)
+        return doubled(inputs)
 
     async with connected(Replicas(failing)) as calls:
         results = await asyncio.gather(
-            calls.infer(1), calls.infer(-1), calls.infer(2), return_exceptions=True
+            *(calls.infer(inputs_of(number)) for number in (1, -1, 2)), return_exceptions=True
         )
 
     error = results[1]
-    assert isinstance(error, type(raised) if raised.args[0] != "secret" else PolicyFailedError)
+    assert isinstance(error, PolicyServerError)
+    assert isinstance(error, type(raised) if expected in str(raised) else PolicyFailedError)
     assert str(error) == expected
     # The process that asked logs it.
     assert ("secret" in "".join(traceback.format_exception(error))) == (expected not in str(raised))
-    assert [r.actions[0, 0] for r in results if isinstance(r, PolicyOutputs)] == [1, 2]
+    assert [number_in(r) for r in results if isinstance(r, PolicyOutputs)] == [2, 4]
 
 
 async def test_cancelled_call_does_not_shift_the_answers_of_others() -> None:
-    release = asyncio.Event()
-
-    async def waiting(number: float) -> PolicyOutputs:
-        await release.wait()
-        return outputs_of(number)
-
-    async with connected(Replicas(waiting)) as calls:
-        first, second, third = (asyncio.create_task(calls.infer(n)) for n in range(3))
-        await asyncio.sleep(0.01)
+    replicas = Replicas(doubled)
+    async with connected(replicas) as calls:
+        replicas.threads[0].freeze()
+        first, second, third = (asyncio.create_task(calls.infer(inputs_of(n))) for n in range(3))
+        await turns()
         second.cancel()
-        release.set()
+        await turns()
+        replicas.threads[0].thaw()
         answers = await asyncio.gather(first, third)
 
-    assert [answer.actions[0, 0] for answer in answers] == [0, 2]
+    assert [number_in(answer) for answer in answers] == [0, 4]
     assert second.cancelled()
+    # It was withdrawn before its turn.
+    assert len(replicas.threads[0].asked) == 2
 
 
-async def test_every_replica_is_found_and_the_one_with_least_to_do_is_asked() -> None:
-    release = asyncio.Event()
-    counts = [0, 0, 0]
+async def test_replica_with_least_to_do_is_asked() -> None:
+    release = threading.Event()
 
-    def replica(index: int) -> Infer:
-        async def infer(number: float) -> PolicyOutputs:
-            counts[index] += 1
-            await release.wait()
-            return outputs_of(number)
+    def waiting(inputs: PolicyInputs) -> PolicyOutputs:
+        assert release.wait(TIMEOUT_S)
+        return doubled(inputs)
 
-        return infer
-
-    async with connected(Replicas(*map(replica, range(3))), count=3) as calls:
-        tasks = [asyncio.create_task(calls.infer(number)) for number in range(9)]
-        await asyncio.sleep(0.05)
+    replicas = Replicas(waiting, waiting, waiting)
+    async with connected(replicas) as calls:
+        tasks = [asyncio.create_task(calls.infer(inputs_of(number))) for number in range(9)]
+        await turns()
         release.set()
         await asyncio.gather(*tasks)
 
-    assert counts == [3, 3, 3]
+    assert [len(thread.asked) for thread in replicas.threads] == [3, 3, 3]
 
 
 async def test_calls_in_flight_are_told_when_their_replica_dies() -> None:
-    async def never(_: float) -> PolicyOutputs:
-        await asyncio.Event().wait()
-        return outputs_of(0)
-
-    replicas = Replicas(never)
+    replicas = Replicas(doubled)
     async with connected(replicas) as calls:
-        tasks = [asyncio.create_task(calls.infer(number)) for number in range(3)]
-        await asyncio.sleep(0.05)
-        await replicas.end(0)
+        replicas.threads[0].freeze()
+        tasks = [asyncio.create_task(calls.infer(inputs_of(number))) for number in range(3)]
+        await turns()
+        replicas.listed.clear()
+        replicas.threads[0].end_without_answers()
         results = await asyncio.gather(*tasks, return_exceptions=True)
 
         is_connected = calls.is_connected
@@ -191,84 +149,246 @@ async def test_calls_in_flight_are_told_when_their_replica_dies() -> None:
     assert all(isinstance(result, ConnectionLostError) for result in results)
     assert not is_connected
     # Once, however many calls it had.
-    assert replicas.lost == ["replica 0"]
+    assert replicas.lost == ["a0"]
 
 
 async def test_connection_that_is_closed_here_is_no_lost_replica() -> None:
     replicas = Replicas(doubled, doubled)
 
-    async with connected(replicas, count=2) as calls:
-        await calls.infer(1)
+    async with connected(replicas) as calls:
+        await calls.infer(inputs_of(1))
 
     assert replicas.lost == []
 
 
-async def test_replica_that_takes_its_place_is_found() -> None:
+async def test_replica_that_takes_anothers_place_is_found() -> None:
     replicas = Replicas(doubled)
     async with connected(replicas) as calls:
-        await replicas.end(0)
+        replicas.listed.clear()
+        await asyncio.to_thread(replicas.threads[0].end)
         await until(lambda: not calls.is_connected)
-        await asyncio.sleep(0.2)
-        replicas.servers.append(CallServer(doubled, HOST, replica="another"))
+        replicas.add(doubled, "another")
         await until(lambda: calls.is_connected)
 
-        assert (await calls.infer(4)).actions[0, 0] == 8
+        assert number_in(await calls.infer(inputs_of(4))) == 8
 
 
-async def test_replica_that_can_not_be_reached_is_no_error() -> None:
-    class Unreachable(Replicas):
-        async def find(self) -> ReplicaAddress:
-            return replace(await super().find(), port=1)
-
-    replicas = Unreachable(doubled)
-    async with opened(replicas.calls()) as calls:
-        await asyncio.sleep(0.1)
-
-        assert not calls.is_connected
-    await replicas.end(0)
-
-
-@pytest.mark.parametrize("given", [b"x" * 32, b"", b"GET / HTTP/1.1\r\n\r\n" * 4], ids=len)
-async def test_who_does_not_know_the_secret_is_shown_the_door(given: bytes) -> None:
-    async def untouched(*_: object) -> PolicyOutputs:
-        raise AssertionError("nothing of it may be read")
-
-    server = CallServer(untouched, HOST, replica="untouched")
-    address = await server.address()
-    reader, writer = await asyncio.open_connection(address.host, address.port)
-    writer.write(given)
-    writer.write_eof()
+async def test_thirty_two_replicas_are_connected_when_the_first_calls_are_made() -> None:
+    replicas = Replicas(*[doubled] * 32)
+    calls = replicas.calls()
     try:
-        answer = await asyncio.wait_for(reader.read(), 10)
-    except ConnectionError:
-        answer = b""
-    writer.close()
-    await server.aclose()
+        await calls.open()
+        found = calls.capacity
+    finally:
+        await calls.aclose()
+        replicas.end()
 
-    assert answer == b""
-
-
-async def test_wrong_secret_of_ours_is_not_connected() -> None:
-    class Stranger(Replicas):
-        async def find(self) -> ReplicaAddress:
-            return replace(await super().find(), secret=b"y" * 32)
-
-    replicas = Stranger(doubled)
-    async with opened(replicas.calls()) as calls:
-        assert not calls.is_connected
-    await replicas.end(0)
+    assert found == 32
 
 
-async def test_error_that_a_replica_raises_again_and_again_is_told_once_each_time() -> None:
-    cause = ModelError("no weights")
-    kept = PolicyFailedError("the policy can't be loaded")
-    kept.__cause__ = cause
+async def test_replica_that_can_not_be_reached_is_no_error_and_is_looked_after() -> None:
+    replicas = Replicas(doubled, doubled)
+    replicas.listed[0] = replace(replicas.listed[0], port=1)
+    calls = replicas.calls()
+    try:
+        await calls.open()
+        number = number_in(await calls.infer(inputs_of(3)))
+    finally:
+        await calls.aclose()
+        replicas.end()
 
-    async def failing() -> PolicyOutputs:
-        raise kept
+    assert number == 6
+    assert [address.replica for address in replicas.removed] == ["a0"]
 
-    for _ in range(3):
-        answer = await answer_or_error(failing)
 
-    assert answer is kept
-    assert "".join(kept.__notes__).count("no weights") == 1
+@pytest.mark.parametrize(
+    "other",
+    [{"key": b"y" * 32}, {"application": "policy-default-another"}, {"replica": "another"}],
+    ids=lambda other: next(iter(other)),
+)
+async def test_replica_that_is_not_the_one_meant_gets_no_call(other: dict[str, Any]) -> None:
+    replicas = Replicas(doubled)
+    replicas.listed[0] = replace(replicas.listed[0], **other)
+    calls = replicas.calls()
+    try:
+        await calls.open()
+        is_connected = calls.is_connected
+        with pytest.raises(ConnectionLostError):
+            await calls.infer(inputs_of(1))
+    finally:
+        await calls.aclose()
+        replicas.end()
+
+    assert not is_connected
+    assert replicas.threads[0].asked == []
+
+
+async def test_call_by_a_unix_socket_is_answered(tmp_path: Path) -> None:
+    replicas = Replicas()
+    replicas.threads = [ReplicaThread(doubled, "a0", folder=tmp_path)]
+    replicas.listed = [replicas.threads[0].address]
+    async with connected(replicas) as calls:
+        answers = await asyncio.gather(
+            calls.infer(inputs_of(1)), calls.infer(inputs_of(2, rows=100_000))
+        )
+
+    assert replicas.listed[0].path.startswith(str(tmp_path))
+    assert [(number_in(answer), len(answer)) for answer in answers] == [(2, 1), (4, 100_000)]
+
+
+async def warmed(calls: DirectCalls) -> None:
+    """Let the usual time of a call be known."""
+    for _ in range(30):
+        await calls.infer(inputs_of(1))
+
+
+async def test_frozen_replica_costs_nobody_more_than_a_late_call() -> None:
+    replicas = Replicas(doubled, doubled)
+    async with connected(replicas) as calls:
+        await warmed(calls)
+        replicas.threads[0].freeze()
+        slowest = 0.0
+        for _ in range(10):
+            asked = time.monotonic()
+            answers = await asyncio.gather(*(calls.infer(inputs_of(n)) for n in range(20)))
+            slowest = max(slowest, time.monotonic() - asked)
+            assert [number_in(answer) for answer in answers] == [2 * n for n in range(20)]
+        capacity = calls.capacity
+        asked_meanwhile = len(replicas.threads[0].asked)
+        replicas.threads[0].thaw()
+        await until(lambda: calls.capacity == 2)
+        await asyncio.gather(*(calls.infer(inputs_of(n)) for n in range(20)))
+
+    # The bound is that of a slow machine: a call is late after 10 ms here.
+    assert slowest < SOON_S
+    assert capacity == 1
+    # It takes part again, and what was asked of others meanwhile was withdrawn.
+    assert len(replicas.threads[0].asked) > asked_meanwhile
+
+
+async def test_only_replica_that_freezes_is_waited_for() -> None:
+    replicas = Replicas(doubled)
+    async with connected(replicas) as calls:
+        await warmed(calls)
+        replicas.threads[0].freeze()
+        call = asyncio.create_task(calls.infer(inputs_of(3)))
+        await until(lambda: calls.capacity == 0)
+        is_connected = calls.is_connected
+        replicas.threads[0].thaw()
+
+        assert number_in(await call) == 6
+        await until(lambda: calls.capacity == 1)
+    assert is_connected
+
+
+async def test_call_that_waits_for_a_frozen_replica_goes_to_one_that_comes() -> None:
+    replicas = Replicas(doubled)
+    calls = replicas.calls(2)
+    try:
+        await calls.open()
+        await warmed(calls)
+        replicas.threads[0].freeze()
+        waiting = [asyncio.create_task(calls.infer(inputs_of(n))) for n in range(40)]
+        await until(lambda: calls.capacity == 0)
+        replicas.add(doubled, "another")
+        answers = await asyncio.gather(*waiting)
+    finally:
+        await calls.aclose()
+        replicas.end()
+
+    assert [number_in(answer) for answer in answers] == [2 * n for n in range(40)]
+
+
+async def test_call_without_an_answer_is_given_up_at_its_deadline() -> None:
+    replicas = Replicas(doubled)
+    async with connected(replicas, timeout_s=0.2) as calls:
+        replicas.threads[0].freeze()
+
+        with pytest.raises(OverloadedError, match=r"no replica answered within 0\.2 s"):
+            await calls.infer(inputs_of(3))
+
+
+def by_rows(*, name: str) -> Infer:
+    """Return a replica whose draws are its own, but for those with a seed."""
+
+    def infer(inputs: PolicyInputs) -> PolicyOutputs:
+        rows = len(inputs)
+        drawn = np.where(inputs.seeds >= 0, inputs.seeds, float(name))
+        return PolicyOutputs(drawn[:, None].astype(float), np.ones(rows), None)
+
+    return infer
+
+
+async def test_call_that_is_asked_twice_is_answered_once_and_a_seed_gives_the_same() -> None:
+    replicas = Replicas(by_rows(name="100"), by_rows(name="200"))
+    answers: list[PolicyOutputs | Exception] = []
+    async with connected(replicas) as calls:
+        await warmed(calls)
+        replicas.threads[0].freeze()
+        inputs = PolicyInputs.of(np.zeros((2, 2), np.float32), seeds=[7, -1])
+        for _ in range(4):
+            calls.ask(inputs, answers.append)
+        await until(lambda: len(answers) == 4)
+        replicas.threads[0].thaw()
+        await until(lambda: calls.capacity == 2)
+        await calls.infer(inputs_of(1))
+
+    found = [
+        answer.actions[:, 0].tolist() for answer in answers if isinstance(answer, PolicyOutputs)
+    ]
+    # The frozen one was asked two of the four, which the other one has answered.
+    assert found == [[7.0, 200.0]] * 4
+
+
+async def test_overload_is_no_reason_to_ask_twice_without_end() -> None:
+    def slow(inputs: PolicyInputs) -> PolicyOutputs:
+        time.sleep(0.003)
+        return doubled(inputs)
+
+    replicas = Replicas(slow, slow)
+    count = 400
+    async with connected(replicas) as calls:
+        await warmed(calls)
+        # All at once: most wait for far longer than a call usually takes.
+        await asyncio.gather(*(calls.infer(inputs_of(n)) for n in range(count)))
+        asked = sum(len(thread.asked) for thread in replicas.threads)
+
+    # One in twenty, and the sixteen of a calm time.
+    assert asked <= 30 + count + count / 20 + 16
+
+
+def test_usual_time_is_known_by_the_number_of_rows() -> None:
+    times = UsualTimes()
+    unknown = times.late_after(1)
+    for _ in range(200):
+        times.observe(1, 0.004)
+        times.observe(1000, 0.1)
+
+    assert unknown == 1.0
+    assert times.late_after(1) == pytest.approx(0.01, rel=0.01)
+    assert times.late_after(900) == pytest.approx(0.2, rel=0.01)
+    # The nearest smaller size tells of one that has not been seen.
+    assert times.late_after(4) == pytest.approx(0.04, rel=0.01)
+    assert times.late_after(10_000) == pytest.approx(0.2 * 2**4, rel=0.01)
+
+
+def test_usual_time_follows_a_policy_that_becomes_slower() -> None:
+    times = UsualTimes()
+    for _ in range(100):
+        times.observe(1, 0.001)
+    for _ in range(100):
+        times.observe(1, 0.1)
+
+    assert 0.1 < times.late_after(1) < 0.3
+
+
+def test_duplicates_are_one_in_twenty_calls_after_the_first_few() -> None:
+    budget = DuplicateBudget()
+    at_once = sum(budget.take() for _ in range(100))
+    later = 0
+    for _ in range(1000):
+        budget.count_call()
+        later += budget.take()
+
+    assert at_once == 16
+    assert 49 <= later <= 50

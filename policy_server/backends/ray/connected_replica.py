@@ -1,0 +1,225 @@
+"""A replica that a web process is connected to, and the calls that it has."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from policy_server.backends.ray.call_connection import CallConnection
+from policy_server.backends.ray.call_frames import (
+    Body,
+    Frame,
+    FrameError,
+    FrameKind,
+    bare_frame,
+    error_of,
+    outputs_of,
+)
+from policy_server.backends.ray.call_proofs import client_handshake
+from policy_server.backends.ray.replica_list import ReplicaAddress
+from policy_server.errors import PolicyServerError
+from policy_server.policy import PolicyOutputs
+
+__all__ = ["AskedCall", "ConnectedReplica", "ConnectionLostError", "OnAnswer"]
+
+
+class ConnectionLostError(Exception):
+    """A replica's connection ended before the answer: the call is made again by another one."""
+
+
+@dataclass(eq=False, slots=True)
+class AskedCall:
+    """A call that has been sent and not been answered.
+
+    Attributes:
+        number: its number, which no other call of this process and application has.
+        frame: its frame.
+        rows: how many rows it has.
+        answered: takes the outputs, or the error.
+        asked: when it was asked, by `time.monotonic`.
+        look_at: when it is late, by the same clock.
+        deadline: when it is given up.
+        replicas: those that compute it.
+        first: the one that was asked first.
+    """
+
+    number: int
+    frame: Frame
+    rows: int
+    answered: Callable[[PolicyOutputs | Exception], None]
+    asked: float
+    look_at: float
+    deadline: float
+    replicas: list[ConnectedReplica] = field(default_factory=list)
+    first: ConnectedReplica | None = None
+
+    def withdraw(self) -> None:
+        """Tell the replicas that compute it that it is not needed."""
+        for replica in self.replicas:
+            replica.withdraw(self)
+        self.replicas.clear()
+
+
+OnAnswer = Callable[["ConnectedReplica", AskedCall, PolicyOutputs | PolicyServerError], None]
+
+
+class ConnectedReplica:
+    """A replica with the calls that it has, over a connection for short frames and one for long."""
+
+    def __init__(
+        self,
+        address: ReplicaAddress,
+        on_answer: OnAnswer,
+        on_end: Callable[[ConnectedReplica], None],
+    ) -> None:
+        """Own the connections, from `open` until one of them ends.
+
+        Args:
+            address: the replica's.
+            on_answer: called with each answer.
+            on_end: called once when the replica can't be asked any more.
+        """
+        self.address = address
+        self.is_proved = False
+        self._on_answer = on_answer
+        self._on_end = on_end
+        self._calls: dict[int, AskedCall] = {}
+        self._pinged_at = math.inf
+        self._short = _Line(self)
+        self._long = _Line(self)
+
+    @property
+    def calls(self) -> list[AskedCall]:
+        """Return the calls that it has not answered."""
+        return list(self._calls.values())
+
+    @property
+    def is_still(self) -> bool:
+        """Return whether it was late, and has not answered a ping since."""
+        return self._pinged_at < math.inf
+
+    def is_still_since(self, moment: float) -> bool:
+        """Return whether it has not answered a ping that was sent before a time."""
+        return self._pinged_at <= moment
+
+    def load(self) -> tuple[bool, int]:
+        """Return the key by which replicas are ordered: still ones last, then by their calls."""
+        return self._pinged_at < math.inf, len(self._calls)
+
+    async def open(self) -> None:
+        """Connect, and prove the key.
+
+        Raises:
+            OSError: if it can't be reached, or does not know the key.
+        """
+        await self._short.open(self.address)
+        await self._long.open(self.address)
+        self.is_proved = True
+
+    def send(self, call: AskedCall) -> None:
+        """Have it compute a call."""
+        self._calls[call.number] = call
+        call.replicas.append(self)
+        if call.first is None:
+            call.first = self
+        self._line_of(call).send(call.frame)
+
+    def withdraw(self, call: AskedCall) -> None:
+        """Tell it that a call is not needed, if it has not answered the call."""
+        if self._calls.pop(call.number, None) is not None:
+            self._line_of(call).send(bare_frame(FrameKind.CANCEL, call.number))
+
+    def ping(self, now: float) -> None:
+        """Send it a ping, unless it owes the answer to another one."""
+        if not self.is_still:
+            self._pinged_at = now
+            self._short.send(bare_frame(FrameKind.PING, 0))
+
+    def received(self, kind: int, number: int, body: Body) -> None:
+        """Take a frame; see `FrameReceiver`."""
+        if kind == FrameKind.PONG:
+            self._pinged_at = math.inf
+            return
+        if kind not in (FrameKind.ANSWER, FrameKind.ERROR):
+            raise FrameError(f"a frame of kind {kind}")
+        # A call that was withdrawn meanwhile may be answered all the same.
+        if (call := self._calls.get(number)) is None:
+            return
+        outcome = outputs_of(body) if kind == FrameKind.ANSWER else error_of(body)
+        if isinstance(outcome, PolicyOutputs) and len(outcome) != call.rows:
+            raise FrameError(f"{len(outcome)} answers to {call.rows} rows")
+        del self._calls[number]
+        call.replicas.remove(self)
+        self._on_answer(self, call, outcome)
+
+    def close(self, reason: str) -> None:
+        """End the connections."""
+        for line in (self._short, self._long):
+            line.close(reason)
+
+    def ended(self) -> None:
+        """Take note that one of the connections has ended."""
+        self.close("its other connection has ended")
+        if self.is_proved:
+            self.is_proved = False
+            for call in self._calls.values():
+                call.replicas.remove(self)
+            self._on_end(self)
+
+    def _line_of(self, call: AskedCall) -> _Line:
+        """Return the connection of a call: one that takes long to send delays no short one."""
+        return self._long if len(call.frame) > 1 else self._short
+
+
+class _Line:
+    """One of the connections to a replica; see `FrameReceiver`."""
+
+    def __init__(self, replica: ConnectedReplica) -> None:
+        self._replica = replica
+        self._connection: CallConnection | None = None
+        self._is_proved: asyncio.Future[None] | None = None
+
+    async def open(self, address: ReplicaAddress) -> None:
+        loop = asyncio.get_running_loop()
+        self._is_proved = loop.create_future()
+        handshake = client_handshake(address.key, address.application, address.replica)
+        connection = self._connection = CallConnection(handshake, self)
+        try:
+            if address.path:
+                await loop.create_unix_connection(lambda: connection, address.path)
+            else:
+                await loop.create_connection(lambda: connection, address.host, address.port)
+            await self._is_proved
+        except BaseException:
+            connection.close("not connected")
+            raise
+
+    def send(self, frame: Frame) -> None:
+        assert self._connection is not None, "it is open"
+        self._connection.send(frame)
+
+    def close(self, reason: str) -> None:
+        if self._connection is not None:
+            self._connection.close(reason)
+
+    def proved(self) -> None:
+        assert self._is_proved is not None
+        if not self._is_proved.done():
+            self._is_proved.set_result(None)
+
+    def received(self, kind: int, number: int, body: Body) -> None:
+        self._replica.received(kind, number, body)
+
+    def read(self) -> None:
+        """Do nothing: each answer has been taken."""
+
+    def choked(self, *, is_choked: bool) -> None:
+        """Do nothing: the scheduler bounds how many calls there are."""
+
+    def ended(self) -> None:
+        assert self._is_proved is not None
+        if not self._is_proved.done():
+            self._is_proved.set_exception(ConnectionRefusedError("no proof of the key"))
+        self._replica.ended()

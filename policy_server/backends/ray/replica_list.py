@@ -1,0 +1,153 @@
+"""The list of an application's replicas: each says where it takes calls and by which key.
+
+It lies in the store of Ray's own head process, so no actor has to live for it, and only programs
+that may use Ray can read the keys in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+__all__ = ["ReplicaAddress", "ReplicaList", "announce", "remove_addresses"]
+
+logger = logging.getLogger(__name__)
+
+_NAMESPACE = "policy_server"
+# A new number for entries that older servers don't understand.
+_PREFIX = "replicas-1"
+
+
+@dataclass(frozen=True)
+class ReplicaAddress:
+    """The address at which a replica takes calls.
+
+    Attributes:
+        application: the name of the application that it belongs to.
+        replica: Ray's name of the replica, its actor's id.
+        host: its machine's address; empty where it listens at a path of this machine.
+        port: its port there.
+        path: the path of its UNIX socket; empty where it listens at a port.
+        key: the key that both sides of a connection have to prove.
+        actor: the name of its actor, by which Ray tells whether it is alive.
+    """
+
+    application: str
+    replica: str
+    host: str
+    port: int
+    path: str
+    key: bytes = field(repr=False)
+    actor: str = ""
+
+
+def announce(address: ReplicaAddress) -> None:
+    """Enter a replica into its application's list; blocks.
+
+    Args:
+        address: the replica's.
+
+    Raises:
+        Exception: Ray's own, if its store does not answer.
+    """
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    entry = {
+        "host": address.host,
+        "port": address.port,
+        "path": address.path,
+        "key": address.key.hex(),
+        "actor": address.actor,
+    }
+    key = f"{_prefix(address.application)}{address.replica}"
+    _internal_kv_put(key, json.dumps(entry), namespace=_NAMESPACE)
+
+
+def remove_addresses(application: str) -> None:
+    """Remove an application's list; blocks, and does nothing where Ray's store has moved.
+
+    Args:
+        application: its name.
+    """
+    try:
+        from ray.experimental.internal_kv import _internal_kv_del
+
+        _internal_kv_del(_prefix(application), del_by_prefix=True, namespace=_NAMESPACE)
+    except Exception as error:
+        # Entries that stay cost a few bytes each.
+        logger.info("replicas_not_removed", extra={"reason": repr(error)[:300]})
+
+
+class ReplicaList:
+    """The list of one application's replicas, as a web process reads it."""
+
+    def __init__(self, application: str) -> None:
+        """Own copies of the entries that have been read.
+
+        Args:
+            application: the application's name.
+        """
+        self._application = application
+        self._known: dict[str, ReplicaAddress] = {}
+
+    async def addresses(self) -> Sequence[ReplicaAddress]:
+        """Return the addresses of all replicas; some may have ended.
+
+        Raises:
+            Exception: Ray's own, if its store does not answer or has moved.
+        """
+        return await asyncio.to_thread(self._read)
+
+    async def remove_dead(self, address: ReplicaAddress) -> None:
+        """Remove a replica that could not be reached, if Ray says that it has ended.
+
+        Args:
+            address: the replica's.
+
+        Raises:
+            Exception: Ray's own, if its store does not answer or has moved.
+        """
+        await asyncio.to_thread(self._remove_dead, address)
+
+    def _read(self) -> Sequence[ReplicaAddress]:
+        from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list
+
+        keys = _internal_kv_list(_prefix(self._application), namespace=_NAMESPACE)
+        replicas = [key.decode().rpartition("/")[2] for key in keys]
+        for key, replica in zip(keys, replicas, strict=True):
+            if replica not in self._known and (
+                entry := _internal_kv_get(key, namespace=_NAMESPACE)
+            ):
+                self._known[replica] = _address(self._application, replica, json.loads(entry))
+        self._known = {name: self._known[name] for name in replicas if name in self._known}
+        return list(self._known.values())
+
+    def _remove_dead(self, address: ReplicaAddress) -> None:
+        from ray.experimental.internal_kv import _internal_kv_del
+
+        alive = ray.util.list_named_actors(all_namespaces=True)
+        if address.actor not in {actor["name"] for actor in alive}:
+            key = f"{_prefix(self._application)}{address.replica}"
+            _internal_kv_del(key, namespace=_NAMESPACE)
+
+
+def _prefix(application: str) -> str:
+    return f"{_PREFIX}/{application}/"
+
+
+def _address(application: str, replica: str, entry: dict[str, Any]) -> ReplicaAddress:
+    return ReplicaAddress(
+        application,
+        replica,
+        entry["host"],
+        entry["port"],
+        entry["path"],
+        bytes.fromhex(entry["key"]),
+        entry["actor"],
+    )

@@ -1,0 +1,159 @@
+"""Replicas of direct calls in threads of this process, each with an event loop that can freeze."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from policy_server.backends.ray.call_server import CallServer
+from policy_server.backends.ray.direct_calls import DirectCalls
+from policy_server.backends.ray.replica_list import ReplicaAddress
+from policy_server.policy import PolicyInputs, PolicyOutputs
+from tests.support.waiting import until
+
+__all__ = [
+    "APPLICATION",
+    "Infer",
+    "ReplicaThread",
+    "Replicas",
+    "connected",
+    "doubled",
+    "inputs_of",
+    "number_in",
+]
+
+APPLICATION = "policy-default-0123456789ab"
+TIMEOUT_S = 20.0
+
+_Result = TypeVar("_Result")
+Infer = Callable[[PolicyInputs], PolicyOutputs]
+
+
+def inputs_of(number: float, rows: int = 1) -> PolicyInputs:
+    """Return inputs that tell calls apart."""
+    return PolicyInputs.of(np.full((rows, 2), number, np.float32))
+
+
+def number_in(outputs: PolicyOutputs) -> float:
+    """Return the number by which answers of `doubled` are told apart."""
+    return float(outputs.actions[0, 0])
+
+
+def doubled(inputs: PolicyInputs) -> PolicyOutputs:
+    """Answer as a policy would."""
+    rows = len(inputs)
+    return PolicyOutputs(2.0 * inputs.observations[:, :1].astype(float), np.ones(rows), None)
+
+
+class ReplicaThread:
+    """A replica in a thread.
+
+    Attributes:
+        address: where it takes calls.
+        asked: what it has been asked, in order.
+    """
+
+    def __init__(self, infer: Infer, name: str, *, folder: Path | None = None) -> None:
+        """Own the thread and its event loop, from now to `end`."""
+        self.asked: list[PolicyInputs] = []
+        self._infer = infer
+        self._thawed = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._server = CallServer(self._answer, application=APPLICATION, replica=name)
+        self.address: ReplicaAddress = self._run(self._server.listen("127.0.0.1", folder=folder))
+
+    def freeze(self) -> None:
+        """Stand still, as a process that was stopped does, until `thaw`."""
+        self._thawed.clear()
+        self._loop.call_soon_threadsafe(self._stand_still)
+
+    def thaw(self) -> None:
+        """Go on."""
+        self._thawed.set()
+
+    def end_without_answers(self) -> None:
+        """End the connections of a replica that is frozen, before it reads what has come."""
+        self._loop.call_soon_threadsafe(self._server.close)
+        self.thaw()
+
+    def end(self) -> None:
+        """End the replica, with its connections."""
+        self.thaw()
+        if self._thread.is_alive():
+            self._run(self._server.aclose())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(TIMEOUT_S)
+            self._loop.close()
+
+    def _answer(self, inputs: PolicyInputs) -> PolicyOutputs:
+        self.asked.append(inputs)
+        return self._infer(inputs)
+
+    def _stand_still(self) -> None:
+        assert self._thawed.wait(TIMEOUT_S)
+
+    def _run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(TIMEOUT_S)
+
+
+class Replicas:
+    """The replicas of an application, and the list of them; see `ReplicaSource`.
+
+    Attributes:
+        threads: the replicas.
+        listed: the addresses in the list.
+        removed: those that were asked to be removed.
+        lost: those that `calls` has lost.
+    """
+
+    def __init__(self, *infers: Infer) -> None:
+        """Own the replicas, until `end`."""
+        self.threads = [ReplicaThread(infer, f"a{i}") for i, infer in enumerate(infers)]
+        self.listed = [thread.address for thread in self.threads]
+        self.removed: list[ReplicaAddress] = []
+        self.lost: list[str] = []
+
+    def calls(self, count: int | None = None, *, timeout_s: float = TIMEOUT_S) -> DirectCalls:
+        """Return calls to them, not connected yet."""
+        count = len(self.threads) if count is None else count
+        return DirectCalls(self, replicas=count, timeout_s=timeout_s, on_lost=self.lost.append)
+
+    async def addresses(self) -> Sequence[ReplicaAddress]:
+        return list(self.listed)
+
+    async def remove_dead(self, address: ReplicaAddress) -> None:
+        self.removed.append(address)
+
+    def add(self, infer: Infer, name: str) -> ReplicaThread:
+        """Have another replica appear in the list."""
+        self.threads.append(ReplicaThread(infer, name))
+        self.listed.append(self.threads[-1].address)
+        return self.threads[-1]
+
+    def end(self) -> None:
+        """End them all."""
+        for thread in self.threads:
+            thread.end()
+
+
+@asynccontextmanager
+async def connected(
+    replicas: Replicas, *, timeout_s: float = TIMEOUT_S
+) -> AsyncIterator[DirectCalls]:
+    """Connect to all replicas; end the connections and the replicas."""
+    calls = replicas.calls(timeout_s=timeout_s)
+    try:
+        await calls.open()
+        await until(lambda: calls.capacity == len(replicas.threads))
+        yield calls
+    finally:
+        await calls.aclose()
+        replicas.end()
