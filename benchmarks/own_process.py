@@ -14,13 +14,13 @@ from typing import Any
 from benchmarks.failures import BenchmarkError
 from benchmarks.subjects import ROOT
 
-__all__ = ["median_us", "median_us_async", "run_module"]
+__all__ = ["ENVIRONMENT", "median_us", "median_us_async", "run_module"]
 
 _TIMEOUT_S = 300
 _BLOCKS = 7
 _BLOCK_S = 0.03
 # As the server's replicas have it.
-_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def run_module(module: str, home: Path, environment: Mapping[str, str]) -> Any:  # noqa: ANN401 -- JSON
@@ -41,7 +41,7 @@ def run_module(module: str, home: Path, environment: Mapping[str, str]) -> Any: 
         done = subprocess.run(  # noqa: S603 -- the command is ours
             [sys.executable, "-m", f"benchmarks.measures.{module}", str(home)],
             cwd=ROOT,
-            env={**environment, **_ENVIRONMENT},
+            env={**environment, **ENVIRONMENT},
             capture_output=True,
             text=True,
             timeout=_TIMEOUT_S,

@@ -57,6 +57,9 @@ class CallConnection(asyncio.BufferedProtocol):
     """One end of a connection.
 
     Short frames are cut out of one buffer; a long one is received where it will stay.
+
+    Attributes:
+        is_paused: whether nothing more is read for the time being.
     """
 
     def __init__(
@@ -81,7 +84,7 @@ class CallConnection(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._reason = ""
         self._is_refused = False
-        self._is_paused = False
+        self.is_paused = False
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._end = 0
         # A frame that does not fit into the buffer: its kind and number, its body, how much of it
@@ -160,9 +163,9 @@ class CallConnection(asyncio.BufferedProtocol):
         Args:
             is_paused: whether to pause.
         """
-        if is_paused == self._is_paused or self._transport is None:
+        if is_paused == self.is_paused or self._transport is None:
             return
-        self._is_paused = is_paused
+        self.is_paused = is_paused
         if not self._transport.is_closing():
             if is_paused:
                 self._transport.pause_reading()

@@ -136,7 +136,7 @@ def inputs_of(body: Body) -> PolicyInputs:
         body
     )
     dtype = _FLOATS.get(itemsize)
-    if dtype is None or max(wants, has_state, has_masks) > 1:
+    if dtype is None or wants | has_state | has_masks > 1:
         raise FrameError("a call with odd flags")
     parts: list[_Part] = [(_SEEDS, 1), (dtype, width)]
     if has_state:
@@ -144,18 +144,14 @@ def inputs_of(body: Body) -> PolicyInputs:
     parts.append((_BYTES, 1))
     if has_masks:
         parts.append((_BYTES, mask_width))
-    arrays = iter(_arrays(body, _CALL.size, rows, parts))
-    seeds, observations = next(arrays), next(arrays)
-    state = next(arrays) if has_state else None
-    is_deterministic = next(arrays)
-    masks = next(arrays) if has_masks else None
+    arrays = _arrays(body, _CALL.size, rows, parts)
     return PolicyInputs(
-        observations,
-        is_deterministic.reshape(rows) != 0,
-        seeds.reshape(rows),
+        arrays[1],
+        arrays[2 + has_state].reshape(rows) != 0,
+        arrays[0].reshape(rows),
         bool(wants),
-        state,
-        None if masks is None else masks != 0,
+        arrays[2] if has_state else None,
+        arrays[-1] != 0 if has_masks else None,
     )
 
 
@@ -205,7 +201,7 @@ def outputs_of(body: Body) -> PolicyOutputs:
         parts.append((_SINGLE, choices))
     if has_state:
         parts.append((_SINGLE, state_width))
-    if max(has_distribution, has_state) > 1:
+    if has_distribution | has_state > 1:
         raise FrameError("an answer with odd flags")
     arrays = _arrays(body, _ANSWER.size, rows, parts)
     return PolicyOutputs(
@@ -259,12 +255,13 @@ def error_of(body: Body) -> PolicyServerError:
 
 
 def _framed(kind: FrameKind, number: int, header: bytes, arrays: Sequence[_Array]) -> Frame:
-    length = len(header) + sum(array.nbytes for array in arrays)
+    # Lists, here and below: generators would cost a call as much as its arrays.
+    length = len(header) + sum([array.nbytes for array in arrays])
     if length > MAX_BODY_BYTES:
         raise FrameError(f"a frame of {length} bytes, more than {MAX_BODY_BYTES}")
     start = HEADER.pack(length, kind, number)
     if length <= _JOINED_BYTES:
-        return (b"".join([start, header, *(array.tobytes() for array in arrays)]),)
+        return (b"".join([start, header, *[array.tobytes() for array in arrays]]),)
     return (start + header, *(_memory_of(array) for array in arrays if array.size))
 
 
@@ -281,10 +278,14 @@ def _arrays(body: Body, offset: int, rows: int, parts: Sequence[_Part]) -> list[
         rows: how many rows each has.
         parts: the type and the width of each.
     """
-    if offset + rows * sum(dtype.itemsize * width for dtype, width in parts) != len(body):
-        raise FrameError("sizes that don't give the length")
     arrays: list[_Array] = []
-    for dtype, width in parts:
-        arrays.append(np.ndarray((rows, width), dtype, body, offset))
-        offset += rows * width * dtype.itemsize
+    try:
+        for dtype, width in parts:
+            # It refuses what goes beyond the body.
+            arrays.append(np.ndarray((rows, width), dtype, body, offset))
+            offset += rows * width * dtype.itemsize
+    except (TypeError, ValueError) as error:
+        raise FrameError("sizes of more than there is") from error
+    if offset != len(body):
+        raise FrameError("sizes of less than there is")
     return arrays

@@ -45,6 +45,7 @@ class CallServer:
         application: str,
         replica: str,
         actor: str = "",
+        key: bytes | None = None,
         proof_timeout_s: float = PROOF_TIMEOUT_S,
     ) -> None:
         """Own a key for the replica's life; a port or socket from `listen` to `aclose`.
@@ -54,11 +55,12 @@ class CallServer:
             application: the name of the application that the replica belongs to.
             replica: Ray's name of the replica.
             actor: the name of its actor.
+            key: the key that both sides of a connection prove; None for a random one.
             proof_timeout_s: how long a connection may take to prove the key, in seconds.
         """
         self.application = application
         self.replica = replica
-        self.key = secrets.token_bytes(KEY_BYTES)
+        self.key = key or secrets.token_bytes(KEY_BYTES)
         self.proof_timeout_s = proof_timeout_s
         self._actor = actor
         self._infer = infer
@@ -186,8 +188,9 @@ class _Caller:
             raise FrameError(f"a frame of kind {kind}")
 
     def read(self) -> None:
-        self._read_or_wait()
         self._server.compute()
+        if self._waiting:
+            self._read_or_wait()
 
     def choked(self, *, is_choked: bool) -> None:
         self._is_choked = is_choked
@@ -212,7 +215,8 @@ class _Caller:
     def answer(self, outcome: Frame) -> None:
         """Send the answer to a call, or its error."""
         self.connection.send(outcome)
-        self._read_or_wait()
+        if self.connection.is_paused:
+            self._read_or_wait()
 
     def _read_or_wait(self) -> None:
         """Read no more calls of a web process that does not read its answers, or asks too many."""
