@@ -10,7 +10,7 @@ from policy_server.observations.action_mask import ActionMask
 from policy_server.observations.agents import check_agents, parse_agents
 from policy_server.observations.batch_layout import BatchLayout, BatchReader, Matrix
 from policy_server.observations.json_batches import JsonBatchReader
-from policy_server.observations.models import problem
+from policy_server.observations.models import problem, validate
 from policy_server.observations.npy_batches import NpyBatchReader
 from policy_server.observations.row_encoding import Row
 from policy_server.observations.space import ObservationSpace
@@ -27,4 +27,5 @@ __all__ = [
     "check_agents",
     "parse_agents",
     "problem",
+    "validate",
 ]

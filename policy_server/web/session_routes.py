@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 from policy_server.policy import LARGEST_SEED
 from policy_server.serving import SessionRecord, Sessions, StatedStep
 from policy_server.web.answering import PolicyAnswering
+from policy_server.web.json_bodies import JsonRoute
 from policy_server.web.media_types import JSON, is_npy
-from policy_server.web.query import QueryCheckedRoute
 from policy_server.web.route_table import AnswerRoute, Route, RouteTable, SessionRoutes
 from policy_server.web.routes import ROUTE_TEXTS, Seed
 
@@ -81,7 +81,7 @@ def session_routes(table: RouteTable, policies: Mapping[str, PolicyAnswering]) -
         table: the server's routes.
         policies: answer observations, by the policies' names.
     """
-    router = APIRouter(route_class=QueryCheckedRoute)
+    router = APIRouter(route_class=JsonRoute)
     sessions = {name: Sessions(policy.slot) for name, policy in policies.items()}
     for routes in table.sessions():
         _add_pages(router, routes, sessions[routes.begin.policy])

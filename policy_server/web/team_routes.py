@@ -14,8 +14,8 @@ from policy_server.serving import SessionRecord
 from policy_server.serving.state_tokens import STATE_HEADER
 from policy_server.serving.team import Team, TeamVersions
 from policy_server.serving.team_sessions import TeamSessions
+from policy_server.web.json_bodies import JsonRoute
 from policy_server.web.media_types import JSON, is_npy
-from policy_server.web.query import QueryCheckedRoute
 from policy_server.web.route_table import AnswerRoute, RouteTable, SessionRoutes
 from policy_server.web.routes import ROUTE_TEXTS, Seed
 from policy_server.web.session_routes import SessionId, SessionStart, Step, digest_of
@@ -65,7 +65,7 @@ def team_routes(table: RouteTable, answering: TeamAnswering, sessions: TeamSessi
         answering: answers the team's steps.
         sessions: the team's.
     """
-    router = APIRouter(route_class=QueryCheckedRoute, tags=[_TAG])
+    router = APIRouter(route_class=JsonRoute, tags=[_TAG])
     _add_pages(router, table.team_sessions(), sessions)
     for route in table.answering("team", "team_session"):
         is_step = route.transport == "team_session"
@@ -141,7 +141,8 @@ def _add_pages(router: APIRouter, routes: SessionRoutes, sessions: TeamSessions)
 def _refuse_options(asked: TeamReset) -> None:
     """Refuse a seed or a name of an episode that some agents alone would begin."""
     message = "Input is for a reset of all agents; leave it out, or leave out agents"
-    given = [name for name in ("seed", "episode_id") if name in asked.model_fields_set]
+    # A client library sends what a field is without a value, too.
+    given = [name for name in ("seed", "episode_id") if getattr(asked, name) not in (None, "")]
     if given:
         raise ObservationError([problem("not_allowed", ["body", name], message) for name in given])
 

@@ -159,6 +159,36 @@ async def test_seeded_session_draws_step_i_with_the_seed_plus_i() -> None:
     assert own.json() == alone[2]
 
 
+@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "text/plain", None])
+async def test_options_of_a_session_are_json_whatever_the_content_type_says(
+    content_type: str | None,
+) -> None:
+    headers = {} if content_type is None else {"content-type": content_type}
+    async with serve(summing_backend()) as client:
+        answer = await client.post("/sessions", content=b'{"seed": 7}', headers=headers)
+        session = f"/sessions/{answer.json()['session_id']}"
+        reset = await client.post(f"{session}/reset", content=b'{"seed": 8}', headers=headers)
+
+    assert (answer.status_code, answer.json()["seed"]) == (201, 7)
+    assert (reset.status_code, reset.json()["seed"]) == (200, 8)
+
+
+async def test_options_of_a_session_that_are_no_json_are_refused() -> None:
+    async with serve(summing_backend()) as client:
+        utf16 = await client.post("/sessions", content='{"seed": 7}'.encode("utf-16"))
+        no_text = await client.post("/sessions", content=b"\xff\xff")
+        no_json = await client.post("/sessions", content=b"{")
+        no_letter = await client.post("/sessions", content=b'{"episode_id": "\xff"}')
+        nothing = await client.post("/sessions", content=b"null")
+        marked = await client.post("/sessions", content=b'\xef\xbb\xbf{"seed": 7}')
+
+    assert_error(utf16, 415, "the body is UTF-16")
+    assert_error(no_text, 415, "no text in UTF-8")
+    assert_invalid(no_json, "body")
+    assert_invalid(no_letter, "body")
+    assert (nothing.status_code, marked.status_code) == (201, 201)
+
+
 async def test_reset_begins_another_episode() -> None:
     async with serve(summing_backend()) as client:
         session = await begun(client, seed=1, episode_id="first")

@@ -211,11 +211,15 @@ async def test_reset_of_agents_that_are_none_or_with_a_seed_is_refused(team: Ser
     session = await begun(team)
     unknown = await team.client.post(f"{session}/reset/agents", json={"agents": ["wolf"]})
     mixed = await team.client.post(
-        f"{session}/reset/agents", json={"agents": ["hunter_1"], "seed": 1}
+        f"{session}/reset/agents", json={"agents": ["hunter_1"], "seed": 0, "episode_id": "a"}
+    )
+    empty = await team.client.post(
+        f"{session}/reset/agents", json={"agents": [], "seed": None, "episode_id": ""}
     )
 
     assert_invalid(unknown, "body.wolf")
-    assert_invalid(mixed, "body.seed")
+    assert_invalid(mixed, "body.seed", "body.episode_id")
+    assert empty.status_code == 200
 
 
 async def test_session_ends_and_is_unknown_then(team: ServedTeam) -> None:
