@@ -32,6 +32,7 @@ __all__ = [
     "SessionConflictError",
     "SessionStoreError",
     "SettingsError",
+    "SeveralPoliciesError",
     "UnauthorizedError",
     "UnknownSessionError",
     "UnsupportedAnswerError",
@@ -72,6 +73,22 @@ class SchemaError(PolicyServerError):
 
 class ModelError(PolicyServerError):
     """The model's file can't be read, or can't give the policy."""
+
+
+class SeveralPoliciesError(ModelError):
+    """The model's file holds several policies, and none of them was named.
+
+    Attributes:
+        names: those of the policies in it.
+    """
+
+    def __init__(self, message: str, names: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.names = tuple(names)
+
+    def __reduce__(self) -> tuple[type[SeveralPoliciesError], tuple[str, tuple[str, ...]]]:
+        """Pickle by both values, since `Exception` would hand the message alone to `__init__`."""
+        return type(self), (self.message, self.names)
 
 
 class ExportError(PolicyServerError):

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from policy_server.commands.model_report import opened_model
 from policy_server.commands.native_logs import hidden_native_logs
+from policy_server.commands.policy_files import opened_model
 from policy_server.errors import ExportError, UsageError
 from policy_server.formats.stable_baselines3.file_names import STATISTICS_FILES
 from policy_server.installation import require

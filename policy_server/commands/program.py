@@ -15,6 +15,7 @@ from policy_server.commands import (
     export,
     fetch,
     model_report,
+    schema_drafts,
     serve,
     served_files,
 )
@@ -176,17 +177,18 @@ class Commands:
         Args:
             path: A policy's zip, file or folder, or a folder that holds one.
                 The policy being served if left out.
-            module: Name of the policy in a file that holds several, such as an RLModule's.
+            module: Name of the only policy to draft, in a file that holds several, such as an
+                RLModule's.
             output: File to write; standard output if left out.
             overwrite: Replace that file if it exists. An example's unchanged schema.yaml is
                 replaced without.
         """
         source = None if path is None else Path(path)
-        text = model_report.draft_schema(source, read_settings(), module=module)
+        text = schema_drafts.draft_schema(source, read_settings(), module=module)
         if output is None:
             yield from text.splitlines()
         else:
-            model_report.write_draft(text, Path(output), overwrite=overwrite)
+            schema_drafts.write_draft(text, Path(output), overwrite=overwrite)
             yield f"wrote {output}; give the observations their names there"
 
     @command

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from policy_server.commands.drafted_observations import draft_observations
-from policy_server.commands.model_report import draft_schema, inspect_model, report_as_text
+from policy_server.commands.model_report import inspect_model, report_as_text
+from policy_server.commands.schema_drafts import draft_schema
 from policy_server.errors import SchemaError
 from policy_server.formats import load_policy
 from policy_server.observation_fit import fit_observations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from policy_server.commands import model_report, served_files
+from policy_server.commands import model_report, schema_drafts, served_files
 from policy_server.commands.native_logs import hidden_native_logs
 from policy_server.errors import ModelError, SchemaError
 from policy_server.formats.saved_model.mlp_policy import (
@@ -276,8 +275,8 @@ def test_a_drafted_schema_fits_its_model(
     for path in (models / name).iterdir():
         (folder / path.name).symlink_to(path)
 
-    text = model_report.draft_schema(folder, settings)
-    model_report.write_draft(text, folder / "schema.yaml", overwrite=False)
+    text = schema_drafts.draft_schema(folder, settings)
+    schema_drafts.write_draft(text, folder / "schema.yaml", overwrite=False)
 
     report = model_report.inspect_model(folder, settings)
     assert report.problem is None
@@ -303,7 +302,7 @@ def test_a_drafted_schema_fits_its_model(
 def test_a_drafted_schema_shows_what_may_be_filled_in(
     name: str, lines: list[str], models: Path, settings: Settings
 ) -> None:
-    text = model_report.draft_schema(models / name, settings)
+    text = schema_drafts.draft_schema(models / name, settings)
 
     for line in lines:
         assert line in text
@@ -315,7 +314,7 @@ def test_a_recurrent_policy_of_the_library_s_own_file_is_told(
     folder = unzipped("sb3_recurrent_layers", "policy.zip", tmp_path)
 
     lines = model_report.report_as_text(model_report.inspect_model(folder, settings))
-    text = model_report.draft_schema(folder, settings)
+    text = schema_drafts.draft_schema(folder, settings)
 
     assert any(line.split() == ["recurrent", "h"] for line in lines)
     assert "# The policy's file has the bounds, in the environment's units." in text
@@ -332,48 +331,6 @@ def test_inspect_as_json_has_no_infinity(tmp_path: Path, settings: Settings) -> 
 
     (part,) = document["components"]
     assert (part["low"], part["high"]) == ([-0.1, None], [None, 0.1])
-
-
-def test_a_draft_names_the_module_of_a_file_that_holds_several(
-    tmp_path: Path, settings: Settings
-) -> None:
-    folder = unzipped("rllib_ppo_multiagent", "checkpoint.zip", tmp_path)
-
-    text = model_report.draft_schema(folder, settings, module="right")
-    model_report.write_draft(text, folder / "schema.yaml", overwrite=False)
-
-    assert parse_schema(text).module == "right"
-    assert model_report.inspect_model(folder, settings).problem is None
-    with pytest.raises(ModelError, match="holds 2 RLModules"):
-        model_report.draft_schema(folder, settings)
-
-
-def test_a_draft_is_not_written_over_a_file_unasked(tmp_path: Path) -> None:
-    file = tmp_path / "schema.yaml"
-    file.write_text("old")
-
-    with pytest.raises(SchemaError, match=r"schema\.yaml: exists; .*--overwrite"):
-        model_report.write_draft("new", file, overwrite=False)
-    assert file.read_text() == "old"
-    model_report.write_draft("new", file, overwrite=True)
-    assert file.read_text() == "new"
-
-
-def test_draft_takes_the_place_of_an_examples_schema_only_while_that_is_unchanged(
-    tmp_path: Path,
-) -> None:
-    file = Path(shutil.copyfile(MOUSE / "schema.yaml", tmp_path / "schema.yaml"))
-
-    model_report.write_draft("mine", file, overwrite=False)
-    with pytest.raises(SchemaError, match="exists; give another file"):
-        model_report.write_draft("new", file, overwrite=False)
-
-    assert file.read_text() == "mine"
-
-
-def test_a_draft_for_a_folder_that_is_missing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SchemaError, match="can't be written: No such file"):
-        model_report.write_draft("new", tmp_path / "no" / "schema.yaml", overwrite=False)
 
 
 def test_native_logs_are_shown_only_where_nothing_else_explains_the_failure(
@@ -398,7 +355,7 @@ def test_inspect_and_draft_tell_of_an_action_mask_beside_the_observation(
     policy = ROOT / "tests" / "data" / "policies" / "sb3_maskable_ppo" / "policy.zip"
 
     lines = model_report.report_as_text(model_report.inspect_model(policy, settings))
-    draft = model_report.draft_schema(policy, settings)
+    draft = schema_drafts.draft_schema(policy, settings)
 
     assert "action mask  action_mask, beside the observation: 1 or 0 for each of 5 choices" in lines
     assert "# Beside the observation a request may have action_mask, the action mask:" in draft

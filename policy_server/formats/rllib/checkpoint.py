@@ -17,7 +17,7 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_server.errors import ModelError
+from policy_server.errors import ModelError, SeveralPoliciesError
 from policy_server.formats.pickles.spaces import SPACE_NAMES, Space, read_space
 from policy_server.formats.pickles.unpickling import Stub, unpickle
 
@@ -148,10 +148,11 @@ def _module_folder(files: Mapping[str, Path], name: str | None) -> PurePosixPath
         return by_name[name]
     if len(folders) > 1:
         names = ", ".join(sorted(map(repr, by_name)))
-        raise ModelError(
+        raise SeveralPoliciesError(
             f"the RLlib checkpoint: holds {len(folders)} RLModules ({names}), and schema.yaml "
             f"{'names none' if name is None else f'names {name!r}'}; write `module: NAME` of the "
-            "one to serve at its top"
+            "one to serve at its top",
+            sorted(by_name),
         )
     return folders.pop()
 

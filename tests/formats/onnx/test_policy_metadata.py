@@ -12,7 +12,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from policy_server.commands.model_report import draft_schema
+from policy_server.commands.schema_drafts import draft_schema
 from policy_server.errors import ModelError, SchemaError
 from policy_server.formats.known_formats import load_policy
 from policy_server.formats.onnx.policy_metadata import POLICY_KEY, VECTORS_KEY

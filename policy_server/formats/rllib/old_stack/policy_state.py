@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_server.errors import ModelError
+from policy_server.errors import ModelError, SeveralPoliciesError
 from policy_server.formats.pickles.spaces import Space
 from policy_server.formats.pickles.unpickling import Stub, unpickle
 from policy_server.formats.rllib.checkpoint import ANY_NAME, unpack_msgpack
@@ -135,10 +135,11 @@ def _choose(states: list[PurePosixPath], name: str | None) -> PurePosixPath:
         return by_name[name]
     if len(by_name) > 1:
         names = ", ".join(sorted(map(repr, by_name)))
-        raise ModelError(
+        raise SeveralPoliciesError(
             f"the RLlib checkpoint: holds {len(by_name)} policies ({names}), and schema.yaml "
             f"{'names none' if name is None else f'names {name!r}'}; write `module: NAME` of the "
-            "one to serve at its top"
+            "one to serve at its top",
+            sorted(by_name),
         )
     return states[0]
 
