@@ -29,6 +29,8 @@ VersionOpener = Callable[[DeployedVersion], PolicyOpener]
 
 # How often the store is looked at, evidence is weighed, and the episodes of an old version counted.
 _PERIOD_S = 1.0
+# Other processes have looked at the store by then.
+_PERIODS_TO_FOLLOW = 5
 # A change that comes after another process's is made anew, so many times in all.
 _MOST_TRIES = 3
 # A deployment that can't be followed is tried again, later each time.
@@ -312,10 +314,11 @@ class Deployer:
 
     async def _drain(self, name: str) -> None:
         """Unload a version when its episodes have ended, and its sessions in their time."""
-        patience = time.monotonic() + self._session_drain_s
+        patience = started = time.monotonic()
+        patience += self._session_drain_s
         try:
             while self.slot.episodes_of(name) or (
-                time.monotonic() < patience and await self._has_sessions(name)
+                time.monotonic() < patience and await self._has_sessions(name, since=started)
             ):
                 await asyncio.sleep(self._period_s)
             version = await self._unload(name)
@@ -325,7 +328,16 @@ class Deployer:
             if self._draining.get(name) is asyncio.current_task():
                 del self._draining[name]
 
-    async def _has_sessions(self, name: str) -> bool:
+    async def _has_sessions(self, name: str, *, since: float) -> bool:
+        """Return whether a version has sessions, or may get some from another process.
+
+        Args:
+            name: the version's name.
+            since: when this process moved the traffic away from it, on the monotonic clock.
+        """
+        followed_at = since + _PERIODS_TO_FOLLOW * self._period_s
+        if self.slot.sessions.is_shared and time.monotonic() < followed_at:
+            return True
         try:
             return bool(await self.slot.sessions_of(name))
         except SessionStoreError:

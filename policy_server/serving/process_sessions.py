@@ -42,6 +42,8 @@ class _Kept:
 class ProcessSessions:
     """A `SessionStore` in the memory of this process, for one event loop."""
 
+    is_shared = False
+
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         """Own the sessions of this process.
 
@@ -167,6 +169,8 @@ class ProcessSessions:
 
 class NoSessions:
     """A `SessionStore` of a process that keeps none, since others answer beside it."""
+
+    is_shared = False
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

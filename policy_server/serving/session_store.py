@@ -102,6 +102,10 @@ class SessionStore(Protocol):
     Whatever it is asked for may be refused with a `SessionStoreError`, where it can't be reached.
     """
 
+    @property
+    def is_shared(self) -> bool:
+        """Return whether other processes begin sessions in it too."""
+
     def running(self) -> AbstractAsyncContextManager[None]:
         """Keep sessions until the block ends."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import json
 import logging
 import os
@@ -14,16 +13,11 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 from io import BytesIO, StringIO
 from pathlib import Path
 
 import pytest
 import requests
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pydantic import SecretStr
 
 import generate
@@ -32,6 +26,7 @@ from policy_server.errors import ModelError, SchemaError, SettingsError
 from policy_server.remote_files import bring_files, fetch_files, parse_uri
 from policy_server.remote_files.stores import http_session
 from policy_server.settings import Settings
+from tests.support.certificates import write_certificate
 from tests.support.command_line import type_in
 from tests.support.folders import ROOT
 from tests.support.servers import Handler, answered_by
@@ -389,28 +384,6 @@ def test_credentials_come_from_netrc_and_go_nowhere_unencrypted(
     assert settings.zip_path.read_bytes() == other
     assert [path for path, _ in web.asked] == ["/m", "http://store.example/m"]
     assert ["authorization" in headers for _, headers in web.asked] == [True, False]
-
-
-def write_certificate(path: Path) -> None:
-    """Write a certificate for 127.0.0.1 that nobody has signed, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now)
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
-            critical=False,
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    path.write_bytes(
-        certificate.public_bytes(Encoding.PEM)
-        + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    )
 
 
 def test_https_needs_a_certificate_that_can_be_verified(

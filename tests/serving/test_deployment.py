@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,10 +13,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from pydantic import SecretStr
 
 from policy_server.errors import (
     DeploymentError,
     ModelError,
+    NotReadyError,
     PolicyServerError,
     SessionConflictError,
 )
@@ -35,8 +37,11 @@ from policy_server.serving import (
     Sessions,
 )
 from policy_server.serving.deployment_file import DeploymentFile
+from policy_server.serving.redis_sessions import RedisSessions
+from policy_server.serving.session_store import SessionStore
 from policy_server.settings import Settings
 from tests.support.fakes import integer_backend, opened
+from tests.support.redis_servers import redis_server
 from tests.support.waiting import turns, until
 
 SCHEMA = parse_schema("observations: {cat: {type: int}, mouse: {type: float}}")
@@ -132,10 +137,18 @@ def opener(version: DeployedVersion) -> PolicyOpener:
     return open_version
 
 
-def deployer_of(home: Path, *, basis: str = "today", session_drain_s: float = 0.0) -> Deployer:
+def deployer_of(
+    home: Path,
+    *,
+    basis: str = "today",
+    session_drain_s: float = 0.0,
+    sessions: SessionStore | None = None,
+) -> Deployer:
     """Return a deployer of a policy that begins with one version."""
     planned = [PlannedVersion("v1", opener(V1), V1.model)]
-    slot = PolicySlot("door", SCHEMA, planned, settings=Settings(), metrics=Metrics())
+    slot = PolicySlot(
+        "door", SCHEMA, planned, settings=Settings(), metrics=Metrics(), sessions=sessions
+    )
     return Deployer(
         slot,
         opener,
@@ -303,6 +316,63 @@ async def test_version_is_unloaded_when_its_sessions_have_ended_or_their_time_ha
                 pytest.fail("its version is not loaded")
     await deployer.aclose()
     await deployer.slot.aclose()
+
+
+async def test_processes_that_share_sessions_answer_those_of_a_version_that_one_has_not_yet(
+    tmp_path: Path,
+) -> None:
+    async with AsyncExitStack() as stack:
+        url = SecretStr(stack.enter_context(redis_server()).url)
+        stores = [RedisSessions(url, Settings(), Metrics()) for _ in range(2)]
+        for store in stores:
+            await stack.enter_async_context(store.running())
+        first, second = [
+            deployer_of(tmp_path, session_drain_s=60.0, sessions=store) for store in stores
+        ]
+        for deployer in (first, second):
+            await start(deployer)
+        here, there = Sessions(first.slot), Sessions(second.slot)
+
+        await first.deploy(DeployedVersion("v2", "v2.zip", 100.0))
+        await first.deploy(DeployedVersion("v3", "v3.zip", 100.0))
+        # The second process still begins sessions on v1, and knows nothing of v3.
+        old = (await there.begin()).session_id
+        new = (await here.begin()).session_id
+        async with here.turn(old) as turn:
+            from_old = turn.memory.version.label
+        with pytest.raises(NotReadyError, match="v3, which this web process is about to load"):
+            async with there.turn(new):
+                pytest.fail("its version is not loaded")
+        following = asyncio.create_task(second.run())
+        await until(lambda: second.slot.choose().label == "v3")
+        async with there.turn(new) as turn:
+            from_new = turn.memory.version.label
+        await there.end(old)
+        await until(lambda: all("v1" not in it.slot.versions for it in (first, second)))
+
+        following.cancel()
+        for deployer in (first, second):
+            await deployer.aclose()
+            await deployer.slot.aclose()
+
+    assert (from_old, from_new) == ("v1", "v3")
+
+
+async def test_version_is_kept_while_the_store_of_its_sessions_is_away(tmp_path: Path) -> None:
+    url = SecretStr(f"unix://{tmp_path}/nobody.sock")
+    store = RedisSessions(url, Settings(), Metrics())
+    deployer = deployer_of(tmp_path, session_drain_s=0.3, sessions=store)
+    async with store.running():
+        await start(deployer)
+        await deployer.deploy(DeployedVersion("v2", "v2.zip", 100.0))
+        await deployer.deploy(DeployedVersion("v3", "v3.zip", 100.0))
+        began = asyncio.get_running_loop().time()
+        await until(lambda: "v1" not in deployer.slot.versions)
+        lasted = asyncio.get_running_loop().time() - began
+        await deployer.aclose()
+        await deployer.slot.aclose()
+
+    assert lasted > 0.2
 
 
 async def test_process_follows_the_deployment_of_another(tmp_path: Path) -> None:

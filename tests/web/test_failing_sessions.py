@@ -12,8 +12,10 @@ import httpx
 import pytest
 
 from policy_server.serving.redis_sessions import turns
+from tests.support.certificates import write_certificate
 from tests.support.fakes import summing_backend
 from tests.support.redis_servers import redis_server
+from tests.support.servers import free_port
 from tests.support.shared_sessions import WebProcess, key_of, two, web_process
 from tests.support.waiting import until
 from tests.support.web import assert_error
@@ -204,6 +206,28 @@ async def test_wrong_password_is_told_and_never_shown(
     everything = caplog.text + "".join(str(vars(record)) for record in caplog.records)
     assert "wrong" not in everything.replace("WRONGPASS", "")
     assert "secret" not in everything
+
+
+async def test_redis_by_tls_has_to_show_a_certificate_that_can_be_verified(tmp_path: Path) -> None:
+    file, port = tmp_path / "certificate.pem", free_port()
+    write_certificate(file)
+    options = ("--tls-port", port, "--tls-auth-clients", "no")
+    files = [
+        word for name in ("cert", "key", "ca-cert") for word in (f"--tls-{name}-file", str(file))
+    ]
+    url = f"rediss://127.0.0.1:{port}/1"
+    with redis_server(*options, *files) as store:
+        async with web_process(url) as process:
+            await refused(process, f"/sessions/{'a' * 32}", "certificate that can't be verified")
+        async with web_process(f"{url}?ssl_ca_certs={file}") as process:
+            answer = await process.step(await process.begin())
+        plain = f"redis://127.0.0.1:{port}"
+        async with web_process(plain) as process:
+            await refused(process, f"/sessions/{'a' * 32}", "does not answer")
+        kept = store.ask("INFO", "keyspace")
+
+    assert answer.json()["actions"] == [1]
+    assert list(kept) == ["db1"]
 
 
 async def test_database_that_is_not_there_is_told() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from ssl import SSLCertVerificationError
 
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
@@ -57,6 +58,8 @@ def describe_failure(error: Exception, *, timeout_s: float) -> str:
         return _WORDS["WRONGPASS"]
     if any(isinstance(item, ResponseError) for item in causes):
         return "refuses what it is asked for"
+    if any(isinstance(item, SSLCertVerificationError) for item in _chain(error)):
+        return "shows a certificate that can't be verified"
     return "does not answer"
 
 

@@ -34,6 +34,8 @@ _SWEPT_EVERY_S = 5.0
 class RedisSessions:
     """A `SessionStore` in Redis, which any number of processes share, for one event loop."""
 
+    is_shared = True
+
     def __init__(
         self,
         url: SecretStr,
