@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
@@ -35,6 +35,7 @@ _TIMEOUT_S = 1.0
 # No request waits for a Redis that has just failed.
 _PAUSE_S = 0.5
 _MOST_CALLS = 256
+_MOMENT_S = 0.05
 
 
 @dataclass(eq=False, slots=True)
@@ -123,7 +124,7 @@ class RedisScripts:
                 calls = self._waiting[:_MOST_CALLS]
                 del self._waiting[:_MOST_CALLS]
                 try:
-                    async with asyncio.timeout(self._timeout_s):
+                    async with _time_limit(self._timeout_s):
                         await self._exchange(calls)
                 except (RedisError, OSError, ValueError) as error:
                     await self._disconnect()
@@ -204,6 +205,21 @@ class RedisScripts:
     async def _disconnect(self) -> None:
         with suppress(RedisError, OSError):
             await self._connection.disconnect(nowait=True)
+
+
+@asynccontextmanager
+async def _time_limit(seconds: float) -> AsyncIterator[None]:
+    """Raise a TimeoutError in a block that takes longer.
+
+    An event loop that stood still meanwhile may have the answer already: it gets a moment to read.
+    """
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as limit:
+        timer = loop.call_later(seconds, lambda: limit.reschedule(loop.time() + _MOMENT_S))
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 def _connection_of(url: SecretStr) -> Connection:

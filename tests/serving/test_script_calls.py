@@ -1,0 +1,112 @@
+"""The connection to Redis: order, lost connections, forgotten scripts and time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+from pydantic import SecretStr
+
+from policy_server.errors import SessionStoreError, SettingsError
+from policy_server.serving.redis_sessions.script_calls import RedisScripts
+from policy_server.serving.redis_sessions.scripts import Script
+from tests.support.redis_servers import RedisServer, redis_server
+from tests.support.waiting import turns
+
+APPEND = Script.of("return redis.call('APPEND', KEYS[1], ARGV[1])")
+READ = Script.of("return redis.call('GET', KEYS[1])")
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[RedisServer]:
+    with redis_server() as server:
+        yield server
+
+
+@asynccontextmanager
+async def connected(store: RedisServer, **options: float) -> AsyncIterator[RedisScripts]:
+    """Connect to a Redis that is empty."""
+    store.ask("FLUSHALL")
+    calls = RedisScripts(SecretStr(store.url), **options)
+    yield calls
+    await calls.aclose()
+
+
+async def test_calls_reach_redis_in_their_order_cancelled_ones_too(store: RedisServer) -> None:
+    async with connected(store) as calls:
+        appended = [calls.call(APPEND, "key", f"{number},") for number in range(600)]
+        appended[1].cancel()
+        calls.tell(APPEND, "key", "told")
+        found = await calls.call(READ, "key")
+
+    assert found.decode() == "".join(f"{number}," for number in range(600)) + "told"
+
+
+async def test_calls_that_wait_when_the_connection_is_closed_are_made(store: RedisServer) -> None:
+    async with connected(store) as calls:
+        calls.tell(APPEND, "key", "last")
+
+    assert store.ask("GET", "key") == b"last"
+
+
+async def test_lost_connection_and_forgotten_scripts_cost_no_call(store: RedisServer) -> None:
+    async with connected(store) as calls:
+        await calls.call(APPEND, "key", "a")
+        store.ask("CLIENT", "KILL", "TYPE", "normal")
+        await calls.call(APPEND, "key", "b")
+        store.ask("SCRIPT", "FLUSH")
+        await asyncio.gather(calls.call(APPEND, "key", "c"), calls.call(APPEND, "key", "d"))
+        found = await calls.call(READ, "key")
+
+    assert found == b"abcd"
+
+
+async def test_event_loop_that_stood_still_takes_the_answer_that_came_meanwhile(
+    store: RedisServer,
+) -> None:
+    async with connected(store, timeout_s=0.2) as calls:
+        await calls.call(APPEND, "key", "a")
+        with store.held_up():
+            asked = calls.call(READ, "key")
+            # It is sent in these turns, and answered while the loop stands still.
+            await turns()
+        time.sleep(0.3)
+        found = await asked
+
+    assert found == b"a"
+
+
+async def test_call_that_fails_leaves_those_beside_it(store: RedisServer) -> None:
+    async with connected(store) as calls:
+        store.ask("LPUSH", "list", "item")
+        answers = await asyncio.gather(
+            calls.call(READ, "list"), calls.call(APPEND, "key", "a"), return_exceptions=True
+        )
+
+    assert isinstance(answers[0], SessionStoreError)
+    assert "refuses what it is asked for" in answers[0].message
+    assert answers[1] == 1
+
+
+async def test_nobody_waits_for_a_redis_that_has_just_failed(store: RedisServer) -> None:
+    async with connected(store, timeout_s=0.1, pause_s=60) as calls:
+        with store.held_up(), pytest.raises(SessionStoreError, match=r"within 0\.1 s"):
+            await calls.call(READ, "key")
+        later = calls.call(READ, "key")
+
+        assert later.done()
+        with pytest.raises(SessionStoreError, match=r"within 0\.1 s"):
+            await later
+
+
+@pytest.mark.parametrize(
+    "options", ["ssl_cert_reqs=hunter2", "ssl_check_hostname=True&ssl_cert_reqs=hunter2"]
+)
+def test_option_that_the_client_does_not_take_is_refused(options: str) -> None:
+    with pytest.raises(SettingsError, match="POLICY_SERVER_SESSIONS_URL: has an option") as caught:
+        RedisScripts(SecretStr(f"rediss://:hunter2@redis?{options}"))
+
+    assert "hunter2" not in caught.value.message
