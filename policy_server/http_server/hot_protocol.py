@@ -94,12 +94,18 @@ class HotHttpProtocol(LimitedHttpProtocol):
         pending = self._pending
         while pending and (data := pending[0].written) is not None:
             done = pending.popleft()
-            self.transport.write(data)
+            self._write(data)
             if not done.head.is_kept_alive or (is_last and done is request):
                 self.drop()
                 return
         if not pending:
             self._is_answered()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        """Begin; see `LimitedHttpProtocol`."""
+        super().connection_made(transport)
+        joined: Any = self.transport
+        self._write = joined.write_whole
 
     def client_of(self, head: RequestHead) -> str | None:
         """Return the client's address; see `Connection`."""
@@ -133,8 +139,9 @@ class HotHttpProtocol(LimitedHttpProtocol):
     def _read(self, data: bytes) -> None:
         """Begin the hot requests at the start of some bytes, and hand the rest to uvicorn."""
         start, size = 0, len(data)
+        most = self.limit_concurrency
         while start < size and not self._is_over:
-            if self._is_with_uvicorn or self._is_beyond_uvicorns_limit:
+            if self._is_with_uvicorn or (most is not None and self._is_beyond(most)):
                 self._hand_over(data, start)
                 return
             if self.flow.write_paused or len(self._pending) >= self._limits.max_pipelined:
@@ -151,13 +158,11 @@ class HotHttpProtocol(LimitedHttpProtocol):
                 self._awaited, self._body = known, bytearray(data[end:])
                 self._moves += 1
                 return
-            self._ask(known, data[end:start])
+            known.route.ask(data[end:start], self, known.request_id)
 
-    @property
-    def _is_beyond_uvicorns_limit(self) -> bool:
+    def _is_beyond(self, most: int) -> bool:
         """Return whether uvicorn refuses a request by its option `--limit-concurrency`."""
-        most = self.limit_concurrency
-        return most is not None and (len(self.connections) >= most or len(self.tasks) >= most)
+        return len(self.connections) >= most or len(self.tasks) >= most
 
     def _read_body(self, data: bytes) -> None:
         known = self._awaited
@@ -167,12 +172,9 @@ class HotHttpProtocol(LimitedHttpProtocol):
         self._body_bytes = len(self._body)
         if len(data) >= missing:
             body, self._body, self._awaited = bytes(self._body), bytearray(), None
-            self._ask(known, body)
+            known.route.ask(body, self, known.request_id)
             if len(data) > missing:
                 self._read(data[missing:])
-
-    def _ask(self, known: KnownHead, body: bytes) -> None:
-        known.route.ask(body, self, known.request_id)
 
     def _hand_over(self, data: bytes, start: int) -> None:
         """Give the rest of some bytes to uvicorn, once the requests before it are answered."""

@@ -68,14 +68,13 @@ class HotRequest(Waiting):
         written: its answer, where it waits for those before it.
     """
 
-    __slots__ = ("connection", "head", "written")
+    written: bytes | None = None
 
     def __init__(self, question: Question, connection: Connection, head: RequestHead) -> None:
         """Own the answer until it is written."""
-        super().__init__(question)
+        self.question = question
         self.connection = connection
         self.head = head
-        self.written: bytes | None = None
 
     def disconnect(self) -> None:
         """Give the question up: the client has gone."""

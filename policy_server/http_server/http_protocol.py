@@ -65,7 +65,9 @@ class HttpProtocol(HttpToolsProtocol):
     @property
     def _is_with_uvicorn(self) -> bool:
         """Return whether a request is read or answered."""
-        return self._reads is not Reads.NOTHING or self._is_answering
+        if self._reads is not Reads.NOTHING:
+            return True
+        return self.cycle is not None and not self.cycle.response_complete  # type: ignore[redundant-expr]  # None at first
 
     @property
     def _is_answering(self) -> bool:

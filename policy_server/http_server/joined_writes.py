@@ -42,6 +42,17 @@ class JoinedWrites:
         if self._size > _MOST_BYTES:
             self._flush()
 
+    def write_whole(self, data: bytes) -> None:
+        """Write an answer that nothing of this turn comes behind; at once, if nothing is before it.
+
+        Args:
+            data: the answer.
+        """
+        if self._parts:
+            self.write(data)
+        elif not self._transport.is_closing():
+            self._transport.write(data)
+
     def close(self) -> None:
         """Write the bytes that are held back, and close the connection."""
         self._flush()

@@ -188,15 +188,17 @@ class Counts:
         series = self.numbers.setdefault(name, {})
         series[labels] = series.get(labels, 0.0) + amount
 
-    def observe(self, name: str, labels: Labels, value: float) -> None:
-        """Add one value to a histogram; `name` and `labels` as in `count`."""
+    def observe(self, name: str, labels: Labels, *values: float) -> None:
+        """Add values to a histogram; `name` and `labels` as in `count`."""
         bounds = _FAMILIES[name].bounds
         series = self.histograms.setdefault(name, {})
         histogram = series.get(labels)
         if histogram is None:
             histogram = series[labels] = _Histogram([0] * (len(bounds) + 1))
-        histogram.counts[bisect.bisect_left(bounds, value)] += 1
-        histogram.total += value
+        counts = histogram.counts
+        for value in values:
+            counts[bisect.bisect_left(bounds, value)] += 1
+        histogram.total += sum(values)
 
     def add(self, other: Counts) -> None:
         """Add another process's counts."""

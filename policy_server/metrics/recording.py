@@ -62,8 +62,9 @@ class Metrics:
             status: of its answer.
             seconds: from its arrival to its answer.
         """
-        self._tally.requests.append((policy, route, status, seconds))
-        if len(self._tally.requests) >= _FOLD_AT:
+        times = self._tally.requests[policy, route, status]
+        times.append(seconds)
+        if len(times) >= _FOLD_AT:
             self._tally.fold()
 
     def count_stream(self, change: int) -> None:
@@ -110,7 +111,7 @@ class PolicyMetrics:
             stage: validate, queue or policy.
             seconds: how long.
         """
-        self._tally.stages.append((self.policy, stage, seconds))
+        self._tally.stages[self.policy, stage].append(seconds)
 
     def observe_batch(self, size: int) -> None:
         """Record a call's size.
@@ -222,8 +223,8 @@ class _Tally:
     """The counts of this process: lists that are appended to, and the sums of those before."""
 
     def __init__(self) -> None:
-        self.requests: list[tuple[str, str, int, float]] = []
-        self.stages: list[tuple[str, str, float]] = []
+        self.requests: defaultdict[tuple[str, str, int], list[float]] = defaultdict(list)
+        self.stages: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         self.sizes: list[tuple[str, int]] = []
         self.versions: list[tuple[str, str, str, int]] = []
         self._counts = Counts()
@@ -282,11 +283,13 @@ class _Tally:
 
     def fold(self) -> None:
         with self._lock:
-            for policy, route, status, seconds in _taken(self.requests):
-                self._counts.count("requests", (route, str(status), policy))
-                self._counts.observe("request_seconds", (route, policy), seconds)
-            for policy, stage, seconds in _taken(self.stages):
-                self._counts.observe("stage_seconds", (stage, policy), seconds)
+            for (policy, route, status), times in list(self.requests.items()):
+                if taken := _taken(times):
+                    self._counts.count("requests", (route, str(status), policy), len(taken))
+                    self._counts.observe("request_seconds", (route, policy), *taken)
+            for (policy, stage), times in list(self.stages.items()):
+                if taken := _taken(times):
+                    self._counts.observe("stage_seconds", (stage, policy), *taken)
             for version, result, policy, count in _taken(self.versions):
                 self._counts.count("version_observations", (version, result, policy), count)
             for policy, size in _taken(self.sizes):

@@ -139,15 +139,15 @@ class Waiting:
         places: of the queue that it waits in.
     """
 
-    __slots__ = ("asked", "deadline", "is_done", "places", "question")
+    # Of the class: there are tens of thousands a second, and the scheduler sets the others.
+    asked = 0.0
+    deadline = 0.0
+    is_done = False
+    places: Places
 
     def __init__(self, question: Question) -> None:
         """Own a question, which a scheduler has still to be asked."""
         self.question = question
-        self.asked = 0.0
-        self.deadline = 0.0
-        self.is_done = False
-        self.places = _NO_PLACES
 
     def is_wanted(self) -> bool:
         """Return whether the answer is still waited for."""
@@ -187,17 +187,12 @@ class Waiting:
             self.places.taken -= 1
 
 
-_NO_PLACES = Places()
-
-
 class FutureWaiting(Waiting):
     """A question whose answer a future takes.
 
     Attributes:
         future: the answer; cancelling it gives the question up.
     """
-
-    __slots__ = ("future",)
 
     def __init__(self, question: Question) -> None:
         """Own the question and its future."""

@@ -200,7 +200,8 @@ class PolicySlot:
 
         Where none has, no answer is asked for the distribution that a shadow compares.
         """
-        return any(shadow.has_room for shadow in self._shadows.values())
+        shadows = self._shadows
+        return bool(shadows) and any(shadow.has_room for shadow in shadows.values())
 
     def copy_to_shadows(self, version: PolicyVersion, question: Question, answer: Answer) -> None:
         """Give the shadows a copy of a question that was answered.

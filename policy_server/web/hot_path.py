@@ -108,6 +108,7 @@ class HotAnswering:
             )
             version.scheduler.put(request)
         except Exception as error:
+            request.is_done = True
             request.end(error)
 
     def lines(self, version: PolicyVersion, text: bytes, request_id: str) -> bytes:
@@ -142,18 +143,16 @@ class HotAnswering:
 class _Request(HotRequest):
     """One request, from its body to its answer."""
 
-    __slots__ = ("_request_id", "_route", "_started", "version")
+    version: PolicyVersion
 
     def __init__(self, route: HotAnswering, connection: Connection, request_id: str) -> None:
         super().__init__(_NO_QUESTION, connection, route.head)
         self._route = route
         self._request_id = request_id
         self._started = time.perf_counter()
-        self.version: PolicyVersion | None = None
 
     def take(self, answer: Answer) -> None:
         route, version = self._route, self.version
-        assert version is not None, "it was asked"
         try:
             text = route.policy.render(version, self.question, answer, request_id=self._request_id)
         except Exception as error:
