@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -21,6 +22,7 @@ from policy_server.policy import (
     NO_SEED,
     ActionComponent,
     ActionOutput,
+    AnswerKind,
     ComponentKind,
     PolicyInputs,
     PolicySignature,
@@ -65,7 +67,12 @@ def main() -> None:
     for name, components in _ACTIONS.items():
         times = _whole_us(components)
         _print(f"| {name} |{''.join(f' {us:.1f} |' for us in times)}")
-    for title, measure in (("draw and probability", _draw_us), ("JSON", _render_us)):
+    measures = (
+        ("draw and probability", _draw_us),
+        ("JSON", _render_us),
+        ("distribution and its JSON", _describe_us),
+    )
+    for title, measure in measures:
         _print(f"\n| {title}, us: row by row / arrays |{''.join(f' {n} |' for n in _ROWS)}")
         _print(f"| --- |{' ---: |' * len(_ROWS)}")
         for name, components in _ACTIONS.items():
@@ -110,13 +117,24 @@ def _draw_us(components: Sequence[ActionComponent], rows: int) -> tuple[float, f
 
 
 def _render_us(components: Sequence[ActionComponent], rows: int) -> tuple[float, float]:
+    return _answers_us(components, rows, "predict")
+
+
+def _describe_us(components: Sequence[ActionComponent], rows: int) -> tuple[float, float]:
+    return _answers_us(components, rows, "distribution")
+
+
+def _answers_us(
+    components: Sequence[ActionComponent], rows: int, kind: AnswerKind
+) -> tuple[float, float]:
     policy, distribution = _policy(components), ActionDistribution(components)
-    outputs, layout = policy.infer(_inputs(rows)), policy.signature.action_outputs
+    inputs = replace(_inputs(rows), wants_distribution=True)
+    outputs, layout = policy.infer(inputs), policy.signature.action_outputs
 
     def render(rows_one_by_one: int) -> None:
         answers = RenderedAnswers(outputs, layout, distribution, rows_one_by_one=rows_one_by_one)
         for index in range(rows):
-            answers.prediction(index)
+            answers.answer(kind, index)
 
     return median_us(lambda: render(rows)), median_us(lambda: render(0))
 

@@ -183,8 +183,28 @@ class DimensionBounds:
         inside = clipped(value, -1.0, 1.0)
         if inside == 1.0:
             return self.high
-        rescaled = self.low + (inside + 1.0) * self.scale
+        rescaled = self.rescale(inside)
         return rescaled if rescaled < self.high else self.high
+
+    def rescale(self, value: float) -> float:
+        """Return a number in the environment's units, before it is cut.
+
+        Args:
+            value: a number in the policy's own space.
+        """
+        return value if self.scale is None else self.low + (value + 1.0) * self.scale
+
+    def log_masses(self, *, mean: float, std: float) -> tuple[float, float]:
+        """Return the logarithm of the probability at each bound; see `ActionBounds.log_masses`.
+
+        Args:
+            mean: the mean in the policy's own space, before the tanh.
+            std: the deviation.
+        """
+        return (
+            log_normal_probability((self.lowest - mean) / std),
+            log_normal_probability((mean - self.highest) / std),
+        )
 
     def log_density(self, density: float, answer: float, *, mean: float, std: float) -> float:
         """Return the logarithm of the mass at a bound that cut an answer, else of its density.

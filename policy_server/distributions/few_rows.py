@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from policy_server.distributions.single_rows import (
     FixedNumbers,
     NormalNumbers,
     OddRowError,
+    RowFields,
     RowPart,
 )
 from policy_server.policy import ActionComponent, Float32Array, Float64Array, Int64Array
@@ -120,6 +122,21 @@ class FewRows:
         except OddRowError:
             return None
         return np.array(answers), np.array(logarithms)
+
+    def describe(self, row: list[float]) -> list[RowFields] | None:
+        """Return the fields of each component's distribution; see `ActionDistribution.describe`.
+
+        Args:
+            row: K numbers, `action_dist_inputs`.
+
+        Returns:
+            One a component, in order; None where the row is no distribution.
+        """
+        try:
+            found = [described for part in self._parts for described in part.describe(row)]
+        except OddRowError:
+            return None
+        return [fields for _, fields in sorted(found, key=itemgetter(0))]
 
     def columns_at_bound(self, answer: list[float]) -> list[int]:
         """Return the columns whose numbers a bound has cut; see `ActionDistribution.at_bound`.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +25,7 @@ __all__ = [
     "FixedNumbers",
     "NormalNumbers",
     "OddRowError",
+    "RowFields",
     "RowPart",
 ]
 
@@ -32,6 +33,10 @@ __all__ = [
 _FEWEST_IN_ARRAY = 6
 # From so many numbers on, NumPy adds in another order than one after the other.
 _FEWEST_IN_BLOCKS = 8
+
+
+RowFields = dict[str, list[float]]
+"""The numbers of one component's distribution by their names: `{"mean": [0.5], "std": [2.0]}`."""
 
 
 class OddRowError(Exception):
@@ -48,6 +53,19 @@ class RowPart(Protocol):
             row: K numbers, `action_dist_inputs`.
             noise: a number for each of A columns; None for the mode.
             actions: A numbers, into whose columns the answer is written.
+
+        Raises:
+            OddRowError: if the row is no distribution.
+        """
+
+    def describe(self, row: list[float]) -> list[tuple[int, RowFields]]:
+        """Return the fields of each component's distribution, as `ComponentDistribution` has them.
+
+        Args:
+            row: K numbers, `action_dist_inputs`.
+
+        Returns:
+            The index of each component's first column, with the component's fields.
 
         Raises:
             OddRowError: if the row is no distribution.
@@ -71,22 +89,13 @@ class Choices:
 
     def answer(self, row: list[float], noise: list[float] | None, actions: list[float]) -> float:
         """Write the choices of one row; see `RowPart`."""
-        shifted: list[float] = []
-        for first, end, _, temperature in self._places:
-            logits = row[first:end]
-            if temperature != 1.0:
-                logits = [logit / temperature for logit in logits]
-            largest = max(logits)
-            shifted += [logit - largest for logit in logits]
+        shifted = self._shifted(row)
         weights = self._exp(shifted)
         start, total = 0, 0.0
         for first, end, column, _ in self._places:
             stop = start + end - first
             cumulated = list(accumulate(weights[start:stop]))
-            weight_sum = cumulated[-1]
-            # The largest weight is 1. This is false for NaN.
-            if not weight_sum >= 1.0:
-                raise OddRowError
+            weight_sum = _checked(cumulated[-1])
             if noise is None:
                 logits = row[first:end]
                 choice = logits.index(max(logits))
@@ -96,6 +105,33 @@ class Choices:
             total += shifted[start + choice] - float(np.log(weight_sum))
             start = stop
         return total
+
+    def describe(self, row: list[float]) -> list[tuple[int, RowFields]]:
+        """Return the probabilities of all choices; see `RowPart`."""
+        shifted = self._shifted(row)
+        weights = self._exp(shifted)
+        logarithms: list[float] = []
+        for first, end, _, _ in self._places:
+            start, stop = len(logarithms), len(logarithms) + end - first
+            weight_sum = _checked(list(accumulate(weights[start:stop]))[-1])
+            log_sum = float(np.log(weight_sum))
+            logarithms += [logit - log_sum for logit in shifted[start:stop]]
+        chances = iter(self._exp(logarithms))
+        return [
+            (column, {"probabilities": list(islice(chances, end - first))})
+            for first, end, column, _ in self._places
+        ]
+
+    def _shifted(self, row: list[float]) -> list[float]:
+        """Return the logits of all parts, each less the largest of its part."""
+        shifted: list[float] = []
+        for first, end, _, temperature in self._places:
+            logits = row[first:end]
+            if temperature != 1.0:
+                logits = [logit / temperature for logit in logits]
+            largest = max(logits)
+            shifted += [logit - largest for logit in logits]
+        return shifted
 
 
 class BestChoices:
@@ -110,11 +146,17 @@ class BestChoices:
     def answer(self, row: list[float], noise: list[float] | None, actions: list[float]) -> float:  # noqa: ARG002 -- a greedy policy draws nothing
         """Write the best choices of one row; see `RowPart`."""
         for first, end, column in self._places:
-            values = row[first:end]
-            if math.isnan(sum(values)):
-                raise OddRowError
-            actions[column] = float(values.index(max(values)))
+            actions[column] = float(_best(row[first:end]))
         return 0.0
+
+    def describe(self, row: list[float]) -> list[tuple[int, RowFields]]:
+        """Return 1 for each best choice and 0 for the others; see `RowPart`."""
+        found = []
+        for first, end, column in self._places:
+            chances = [0.0] * (end - first)
+            chances[_best(row[first:end])] = 1.0
+            found.append((column, {"probabilities": chances}))
+        return found
 
 
 class FixedNumbers:
@@ -134,14 +176,21 @@ class FixedNumbers:
 
     def answer(self, row: list[float], noise: list[float] | None, actions: list[float]) -> float:  # noqa: ARG002 -- nothing is drawn
         """Write the numbers of one row; see `RowPart`."""
-        column = self._column
+        actions[self._column : self._column + len(self._bounds)] = self._numbers(row)
+        return 0.0
+
+    def describe(self, row: list[float]) -> list[tuple[int, RowFields]]:
+        """Return the numbers; see `RowPart`."""
+        return [(self._column, {"value": self._numbers(row)})]
+
+    def _numbers(self, row: list[float]) -> list[float]:
+        numbers = []
         for value, bounds in zip(row[self._inputs], self._bounds, strict=True):
             if not math.isfinite(value):
                 raise OddRowError
             number = value if self._clip is None else self._clip(value)
-            actions[column] = number if bounds is None else bounds.apply(number)
-            column += 1
-        return 0.0
+            numbers.append(number if bounds is None else bounds.apply(number))
+        return numbers
 
 
 class NormalNumbers:
@@ -190,6 +239,28 @@ class NormalNumbers:
             actions[column + place] = answer
         return _sum(densities)
 
+    def describe(self, row: list[float]) -> list[tuple[int, RowFields]]:
+        """Return means and deviations, and the masses at bounds that cut; see `RowPart`."""
+        means, stds = self._read(row)
+        fields: RowFields = {"mean": means, "std": stds}
+        pairs = list(zip(means, stds, self._bounds, strict=True))
+        bounded = [(mean, std, bounds) for mean, std, bounds in pairs if bounds is not None]
+        if bounded and not self._is_squashed:
+            fields["mean"] = [
+                clipped(bounds.rescale(mean), -LARGEST, LARGEST) for mean, _, bounds in bounded
+            ]
+            fields["std"] = [
+                min(std if bounds.scale is None else std * bounds.scale, LARGEST)
+                for _, std, bounds in bounded
+            ]
+        if bounded and bounded[0][2].is_cutting:
+            masses = [bounds.log_masses(mean=mean, std=std) for mean, std, bounds in bounded]
+            for name, logarithms in zip(
+                ("mass_at_low", "mass_at_high"), zip(*masses, strict=True), strict=True
+            ):
+                fields[name] = self._functions[np.exp](list(logarithms))
+        return [(self._column, fields)]
+
     def _read(self, row: list[float]) -> tuple[list[float], list[float]]:
         means, log_stds = row[self._means], row[self._log_stds]
         for mean, log_std in zip(means, log_stds, strict=True):
@@ -220,6 +291,20 @@ class NormalNumbers:
             density - 2 * (LOG_2 - size - tail)
             for density, size, tail in zip(densities, sizes, tails, strict=True)
         ]
+
+
+def _checked(weight_sum: float) -> float:
+    """Return the sum of a softmax's weights, of which the largest is 1."""
+    # This is false for NaN.
+    if not weight_sum >= 1.0:
+        raise OddRowError
+    return weight_sum
+
+
+def _best(values: list[float]) -> int:
+    if math.isnan(sum(values)):
+        raise OddRowError
+    return values.index(max(values))
 
 
 def _function(function: np.ufunc, count: int) -> Callable[[list[float]], list[float]]:

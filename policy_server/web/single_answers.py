@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.errors import DistributionError
-from policy_server.policy import LARGEST, ActionOutput, PolicyOutputs
+from policy_server.policy import LARGEST, ActionOutput, Float32Array, PolicyOutputs
 
-__all__ = ["NOT_FINITE", "single_prediction"]
+__all__ = ["NOT_FINITE", "single_distribution", "single_prediction"]
 
 NOT_FINITE = "the policy's action holds NaN or infinity; check the observation and the model"
 
@@ -48,6 +48,32 @@ def single_prediction(
     if distribution is not None and distribution.has_masses:
         answer["at_bound"] = distribution.columns_at_bound(numbers)
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def single_distribution(row: Float32Array, distribution: ActionDistribution) -> bytes | None:
+    """Return the JSON of one row's distribution; see `RenderedAnswers.distribution`.
+
+    Args:
+        row: float32[K], `action_dist_inputs`.
+        distribution: the policy's.
+
+    Returns:
+        The JSON; None where the row is no distribution.
+    """
+    described = distribution.few_rows.describe(row.tolist())
+    if described is None:
+        return None
+    components = []
+    for part, fields in zip(distribution.components, described, strict=True):
+        component: dict[str, object] = {"kind": part.kind}
+        if part.name is not None:
+            component["name"] = part.name
+        for name, numbers in fields.items():
+            component[name] = np.array(numbers, np.float32)
+        if part.labels is not None:
+            component["labels"] = part.labels
+        components.append(component)
+    return orjson.dumps({"components": components}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _actions_of(numbers: list[float], layout: Sequence[ActionOutput]) -> object:

@@ -36,6 +36,7 @@ BOUNDS = st.none() | st.tuples(
     st.none() | st.sampled_from([-5.0, -0.5, 0.0]), st.none() | st.sampled_from([0.0, 0.5, 2.0])
 )
 MANY = 40
+FIELDS = ("probabilities", "mean", "std", "mass_at_low", "mass_at_high", "value")
 
 
 @st.composite
@@ -151,6 +152,28 @@ def test_rows_that_are_no_distribution_are_left_to_arrays(call: _Call) -> None:
     ):
         with pytest.raises(DistributionError):
             call.in_arrays(len(call.inputs))
+
+
+@settings(max_examples=100)
+@given(_calls(ODD_NUMBERS))
+@np.errstate(all="ignore")
+def test_few_rows_are_described_as_many_are_to_the_last_bit(call: _Call) -> None:
+    few = [call.distribution.few_rows.describe(row) for row in call.inputs.tolist()]
+
+    for place, fields in enumerate(few):
+        row = call.inputs[place : place + 1]
+        if fields is None:
+            if not call.distribution.is_greedy:
+                with pytest.raises(DistributionError):
+                    call.distribution.describe(row)
+            continue
+        described = call.distribution.describe(np.repeat(row, MANY, axis=0))
+        assert [list(item) for item in fields] == [
+            [name for name in FIELDS if getattr(part, name) is not None] for part in described
+        ]
+        for item, part in zip(fields, described, strict=True):
+            for name, numbers in item.items():
+                assert np.array(numbers).tobytes() == getattr(part, name)[0].tobytes(), name
 
 
 def test_draws_without_a_seed_follow_the_distribution() -> None:

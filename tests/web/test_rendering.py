@@ -93,3 +93,44 @@ def test_only_the_row_whose_action_is_not_finite_is_refused(
     assert json.loads(answers.prediction(0))["actions"] == [0.5, 1.0]
     with pytest.raises(DistributionError, match="NaN or infinity"):
         answers.prediction(1)
+
+
+def test_distributions_are_the_same_one_by_one_and_in_columns() -> None:
+    bounds: dict[str, Any] = {"low": (-1.0, 0.0), "high": (1.0, 4.0)}
+    parts = (
+        ActionComponent("categorical", 3, 0, 0, name="100 %", labels=("a", '"b"', "%b")),
+        ActionComponent("normal", 2, 3, 1, is_normalized=False, **bounds),
+        ActionComponent("categorical", 2, 7, 3, temperature=0.5),
+        ActionComponent("squashed_normal", 2, 9, 4, **bounds),
+        ActionComponent("deterministic", 2, 13, 6, **bounds),
+    )
+    inputs = np.random.default_rng(3).normal(0, 2, (2, 15)).astype(np.float32)
+    outputs = PolicyOutputs(np.zeros((2, 8)), np.zeros(2), inputs)
+    distribution = ActionDistribution(parts)
+
+    single = RenderedAnswers(outputs, (), distribution)
+    in_columns = RenderedAnswers(outputs, (), distribution, rows_one_by_one=0)
+
+    found = [single.distribution(row) for row in range(2)]
+    assert found == [in_columns.distribution(row) for row in range(2)]
+    components = json.loads(found[0])["components"]
+    assert [list(component) for component in components] == [
+        ["kind", "name", "probabilities", "labels"],
+        ["kind", "mean", "std", "mass_at_low", "mass_at_high"],
+        ["kind", "probabilities"],
+        ["kind", "mean", "std"],
+        ["kind", "value"],
+    ]
+
+
+@pytest.mark.parametrize("rows_one_by_one", [0, 4])
+def test_only_the_row_that_is_no_distribution_is_refused(rows_one_by_one: int) -> None:
+    inputs = np.array([[0.0, 0.0], [0.0, math.nan]], np.float32)
+    outputs = PolicyOutputs(np.zeros((2, 1)), np.zeros(2), inputs)
+    distribution = ActionDistribution([ActionComponent("categorical", 2, 0, 0)])
+
+    answers = RenderedAnswers(outputs, (), distribution, rows_one_by_one=rows_one_by_one)
+
+    assert json.loads(answers.distribution(0))["components"][0]["probabilities"] == [0.5, 0.5]
+    with pytest.raises(DistributionError, match="NaN"):
+        answers.distribution(1)
