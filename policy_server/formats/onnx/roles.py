@@ -98,7 +98,7 @@ def find_roles(
         names = ", ".join(repr(item.name) for item in model.inputs)
         raise ModelError(f"{model.name}: no input is an observation, got {names or 'none'}")
     feeds = [
-        *_observation_feeds(model, observations, schema, is_recurrent=bool(states)),
+        *_observation_feeds(model, observations, schema, states),
         *fixed,
         *(_shaped(item, model.name, value=1.0) for item in masks),
         *(_state_feed(model, pair) for pair in states),
@@ -221,8 +221,7 @@ def _observation_feeds(
     model: OnnxModel,
     observations: Sequence[SignatureTensor],
     schema: ServerSchema | None,
-    *,
-    is_recurrent: bool,
+    states: Sequence[StatePair],
 ) -> list[Feed]:
     found = []
     for item in observations:
@@ -235,13 +234,26 @@ def _observation_feeds(
             raise ModelError(
                 f"{model.name}: the input {item.name!r} holds {item.dtype}, expected numbers"
             )
-        rest = _row_shape(item, shape, model, is_recurrent=is_recurrent)
+        _refuse_steps_first(model, item, states)
+        rest = _row_shape(item, shape, model, is_recurrent=bool(states))
         if None in rest:
             rest = _closed(model.name, item, rest, schema, is_only=len(observations) == 1)
         # One dimension of a known size is a single observation, without an axis of rows.
         axis = None if len(shape) == 1 and shape[0] is not None else 0
         found.append(Feed(item.name, item.dtype, tuple(size or 0 for size in rest), axis, 0))
     return found
+
+
+def _refuse_steps_first(
+    model: OnnxModel, item: SignatureTensor, states: Sequence[StatePair]
+) -> None:
+    """Refuse an input of one step and any number of rows, told by states of any number of rows."""
+    has_rows = any(None in (pair.before.shape or ()) for pair in states)
+    if has_rows and (item.shape or ())[:2] == (1, None):
+        raise ModelError(
+            f"{model.name}: the input {item.name!r} has its steps before its rows; export it with "
+            "the rows first (batch_first=True), or for a batch of 1"
+        )
 
 
 def _row_shape(

@@ -142,3 +142,15 @@ def test_states_that_an_exporter_merged_are_refused(tmp_path: Path) -> None:
         "PyTorch's exporter merges inputs that are the same example tensor: export with a tensor "
         "for each"
     )
+
+
+def test_observation_with_its_steps_before_its_rows_is_refused(tmp_path: Path) -> None:
+    path = write_model(
+        tmp_path,
+        [node("Add", ["obs", "h_in"], ["logits"]), node("Add", ["logits", "h_in"], ["h_out"])],
+        [tensor("obs", [1, "rows", 3]), tensor("h_in", [1, "rows", 3])],
+        [tensor("logits", [1, "rows", 3]), tensor("h_out", [1, "rows", 3])],
+    )
+
+    with pytest.raises(ModelError, match="has its steps before its rows; export it with the rows"):
+        find_roles(read_model({path.name: path}), None)
