@@ -21,6 +21,7 @@ import orjson
 
 from policy_server.errors import SdkError
 from policy_server.installation import require
+from policy_server.sdk.episodes import add_episode
 from policy_server.sdk.languages import Language
 from policy_server.sdk.mends import mend
 from policy_server.sdk.names import observation_names
@@ -155,4 +156,5 @@ def _collect(folder: Path, document: Document, language: Language) -> Files:
     if source not in files:
         raise SdkError(f"{language.title}: the generator wrote no {source}")
     readme = render_readme(document, language, files[source].decode())
-    return {**files, PurePosixPath("README.md"): readme.encode()}
+    files[PurePosixPath("README.md")] = readme.encode()
+    return add_episode(files, language.name)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
-__all__ = ["BUNDLE", "LANGUAGES", "SDK_NAME", "Language", "LanguageName"]
+__all__ = ["BUNDLE", "JVM_FOLDER", "LANGUAGES", "SDK_NAME", "Language", "LanguageName"]
 
 LanguageName = Literal["python", "java", "scala", "r", "typescript", "csharp", "go", "kotlin"]
 SDK_NAME = "policy-client"
 _JVM_PACKAGE = "com.policyserver.client"
-_JVM_FOLDER = _JVM_PACKAGE.replace(".", "/")
+JVM_FOLDER = _JVM_PACKAGE.replace(".", "/")
 _MAVEN = {"groupId": "com.policyserver", "artifactId": SDK_NAME}
 
 
@@ -89,7 +89,7 @@ _ALL = (
             "useJakartaEe": "true",
         },
         "artifactVersion",
-        f"src/main/java/{_JVM_FOLDER}/model/{{name}}.java",
+        f"src/main/java/{JVM_FOLDER}/model/{{name}}.java",
         dropped=("build.*", "settings.gradle", "gradle.properties", "AndroidManifest.xml"),
     ),
     Language(
@@ -99,7 +99,7 @@ _ALL = (
         # Its code for json4s has no way to send a property under another name.
         {**_MAVEN, "mainPackage": _JVM_PACKAGE, "modelPropertyNaming": "original"},
         "artifactVersion",
-        f"src/main/scala/{_JVM_FOLDER}/model/{{name}}.scala",
+        f"src/main/scala/{JVM_FOLDER}/model/{{name}}.scala",
     ),
     Language(
         "r",
@@ -148,7 +148,7 @@ _ALL = (
         "kotlin",
         {**_MAVEN, "packageName": _JVM_PACKAGE},
         "artifactVersion",
-        f"src/main/kotlin/{_JVM_FOLDER}/models/{{name}}.kt",
+        f"src/main/kotlin/{JVM_FOLDER}/models/{{name}}.kt",
     ),
 )
 LANGUAGES: Mapping[LanguageName, Language] = {language.name: language for language in _ALL}

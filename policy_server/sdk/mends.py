@@ -43,6 +43,13 @@ _PATTERNS = (
     ),
     # It refuses NULL, which is the default of the very argument.
     ("*.R", rb"      if \(!missing\(`\w+`\) && is\.null\(`\w+`\)\) \{\n.*\n      \}\n", b""),
+    # It stops at the header of an argument that is left out, and writes 100000 as 1e+05.
+    (
+        "*_api.R",
+        rb'(?m)^( +)header_params\["([\w-]+)"\] <- (`\w+`)$',
+        rb"\1if (!is.null(\3)) {\n"
+        rb'\1  header_params["\2"] <- format(\3, digits = 15, scientific = FALSE)\n\1}',
+    ),
     # Its errors don't tell the status, and its retries call functions that no package has.
     (
         "*_api.R",
@@ -58,6 +65,12 @@ _PATTERNS = (
         b"          retry$retry_on_failure <- TRUE\n"
         b"        }\n"
         b"        req <- do.call(req_retry, retry)\n",
+    ),
+    # Its headers may be numbers, which http.client refuses.
+    (
+        "*_api.py",
+        rb"(?m)^( +_header_params\['x-[\w-]+'\] = )(\w+)$",
+        rb"\1str(\2)",
     ),
     # Java's client asks for HTTP/2 at first, and uvicorn loses the body of a request that does.
     (
@@ -75,6 +88,12 @@ _PATTERNS = (
         "api/*.scala",
         rb"(?m)^( +)basicRequest$",
         rb"\1basicRequest\n\1  .httpVersion(sttp.model.HttpVersion.HTTP_1_1)",
+    ),
+    # sttp takes a header's text, or an Option of that.
+    (
+        "api/*.scala",
+        rb'(?m)^( +\.header\("x-[\w-]+", \w+)\)$',
+        rb"\1.map(_.toString))",
     ),
     # Without brackets it would set the object's prototype.
     ("*.ts", rb"'__proto__':", b"['__proto__']:"),

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from policy_server.schema import EXACT_INTEGER_MAX, FLOAT32_MAX
 
-__all__ = ["CLIENTS_TAG", "Document", "prepare_document"]
+__all__ = ["CLIENTS_TAG", "Document", "has_memory", "prepare_document"]
 
 Document = dict[str, Any]
 
@@ -21,12 +21,13 @@ CLIENTS_TAG = "Clients"
 _KEY_SCHEME = "accessToken"
 _NULL = {"type": "null"}
 _JSON = "application/json"
-_WIDEST = (FLOAT32_MAX, EXACT_INTEGER_MAX)
+# FastAPI writes the bound of a seed as a float, which rounds 2^63 - 1 up.
+_WIDEST = (FLOAT32_MAX, EXACT_INTEGER_MAX, 2.0**63)
 _FOR_ARRAYS = "log_probability"
 _STATE = "x-state"
-_OF_EPISODES = frozenset({_STATE, "x-previous-reward", "x-previous-action"})
 _STEP = "x-step"
 _BY_AGENT = "ByAgent"
+_NUMBERS = ("integer", "number", "boolean")
 
 
 def prepare_document(document: Document, *, url: str) -> Document:
@@ -56,6 +57,16 @@ def prepare_document(document: Document, *, url: str) -> Document:
     for node in list(_nodes(prepared)):
         _simplify(node)
     return prepared
+
+
+def has_memory(document: Document) -> bool:
+    """Return whether the policy of the short addresses carries a state from step to step.
+
+    Args:
+        document: the OpenAPI document, as served or prepared.
+    """
+    parameters = document["paths"]["/predict_raw"]["post"].get("parameters", ())
+    return any(parameter["name"] == _STATE for parameter in parameters)
 
 
 def _base_url(document: Document, url: str) -> str:
@@ -100,7 +111,9 @@ def _use_one_form(document: Document) -> None:
     for methods in document["paths"].values():
         for operation in methods.values():
             if "parameters" in operation:
-                operation["parameters"] = _arguments(operation["parameters"])
+                operation["parameters"] = [
+                    item for item in operation["parameters"] if item["name"] != _FOR_ARRAYS
+                ]
             bodies = [operation.get("requestBody", {}), *operation.get("responses", {}).values()]
             for body in bodies:
                 if _JSON not in body.get("content", {}):
@@ -109,17 +122,6 @@ def _use_one_form(document: Document) -> None:
                 choices = form[_JSON]["schema"].get("oneOf")
                 if choices:
                     form[_JSON]["schema"] = choices[0]
-
-
-def _arguments(parameters: list[Document]) -> list[Document]:
-    """Return the parameters that a method has arguments for.
-
-    A state token comes in the header of an answer, which most of the libraries don't show: a
-    library has sessions in its place.
-    """
-    names = {item["name"] for item in parameters}
-    left_out = {_FOR_ARRAYS} | (_OF_EPISODES if _STATE in names else set())
-    return [item for item in parameters if item["name"] not in left_out]
 
 
 def _number_steps(document: Document) -> None:
@@ -174,10 +176,26 @@ def _simplify(node: Document) -> None:
     # Python's code has a property of that name for some of them. Its absence means the same.
     if node.get("additionalProperties") is False:
         del node["additionalProperties"]
-    required, properties = node.get("required"), node.get("properties")
-    if isinstance(required, list) and isinstance(properties, dict):
+    if isinstance(node.get("properties"), dict):
+        _allow_null(node)
+
+
+def _allow_null(node: Document) -> None:
+    """Let properties be missing or null that may be null."""
+    properties = node["properties"]
+    if "required" in node:
         # Scala has an Option only for a property that may be missing.
-        node["required"] = [name for name in required if not _is_nullable(properties[name])]
+        node["required"] = [name for name in node["required"] if not _is_nullable(properties[name])]
+    for schema in properties.values():
+        _keep_null(schema)
+
+
+def _keep_null(schema: Document) -> None:
+    """Write a number that may be null as a type with null: without it C# refuses the null."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != _NULL]
+    if len(kinds) == 1 and _NULL in schema["anyOf"] and kinds[0].get("type") in _NUMBERS:
+        del schema["anyOf"]
+        schema |= {**kinds[0], "type": [kinds[0]["type"], "null"]}
 
 
 def _is_nullable(schema: Document) -> bool:

@@ -11,7 +11,8 @@ from policy_server.errors import SdkError
 from policy_server.sdk.examples import EXAMPLES
 from policy_server.sdk.languages import Language
 from policy_server.sdk.names import NAMINGS, observation_names
-from policy_server.sdk.openapi_document import Document
+from policy_server.sdk.openapi_document import Document, has_memory
+from policy_server.sdk.programs import PROGRAMS
 
 __all__ = ["observation_model", "render_readme"]
 
@@ -29,7 +30,7 @@ and server belong together: a policy with other observations or actions needs a 
 
 ## Example
 
-{intro}It takes the access key from the environment, and the server's
+{intro} It takes the access key from the environment, and the server's
 address if it stands there.
 
 ```{fence}
@@ -41,17 +42,30 @@ the policy's mode, `distribution` the exact distribution of the actions; each ha
 observations, whose name ends in `{raw}`. They are spelled as is usual in {title}.
 The `actions` of this policy are {actions}.
 
-The example waits ten seconds for an answer. A prediction changes nothing on the server, so one
-whose connection was lost is asked again.
-
-`SessionsApi` keeps the memory of a recurrent policy from step to step: `begin_session` gives a
-`session_id`, `session_predict` and its siblings make a step, `reset_session` begins the next
-episode and `end_session` ends it. Each step has its number in the episode, from 0: a step whose
-connection was lost is asked again, and with the same number it is not made twice.
+The example waits ten seconds for an answer. One whose connection was lost is asked again: a
+prediction changes nothing on the server, and a step of a session is known by its number.
 
 Where the server answers an error (401 for a wrong key, 422 for a wrong observation), a method
 {error}. The body is `{{"detail": ...}}`.
+
+## Episodes
+
+`SessionsApi` keeps the memory of a policy from step to step: `begin_session` gives a session,
+`session_predict` and its siblings make a step, `reset_session` begins the next episode, and
+`end_session` ends it. `Episode` numbers the steps of the session that `begin_session`,
+`reset_session` or `get_session` gave: one that is sent again with its number is not made twice. A
+step that fails keeps its number: ask the same once more. Another question with the number of a
+step that was made is answered 409.
+
+{memory}
 """
+
+_ASKS_ONCE = "This asks for one action."
+_ASKS_EPISODE = "This asks for three actions of an episode."
+_HAS_MEMORY = """Outside of a session an answer of this policy is that of an episode's first step,
+unless the program carries the memory itself: with the argument `x-state` (`new` for the first step)
+an answer has a header of that name, which is the argument of the next step. {headers}."""
+_HAS_NO_MEMORY = "This policy has no memory: a session only numbers its steps."
 
 
 def observation_model(document: Document) -> str:
@@ -100,16 +114,21 @@ def render_readme(document: Document, language: Language, source: str) -> str:
         "%Raw%": raw.title(),
         "%version%": document["info"]["version"],
     }
+    remembers = has_memory(document)
+    program = PROGRAMS[language.name]
+    asking = program.episode if remembers else program.predict
+    text = program.text.replace("%imports%", asking.imports).replace("%calls%", asking.calls)
     return _README.format(
         title=language.title,
         version=document["info"]["version"],
         install=_fill(example.install, words),
-        intro=example.intro,
+        intro=example.intro + (_ASKS_EPISODE if remembers else _ASKS_ONCE),
         fence=example.fence,
-        example=_fill(example.program, words).strip("\n"),
+        example=_fill(text, words).strip("\n"),
         raw=language.raw,
         error=example.error,
         actions=_describe_actions(document),
+        memory=_HAS_MEMORY.format(headers=example.headers) if remembers else _HAS_NO_MEMORY,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Body, Header, Path, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt, StrictStr
 
 from policy_server.policy import LARGEST_SEED
 from policy_server.serving import SessionRecord, Sessions, StatedStep
@@ -41,6 +41,8 @@ Action = Annotated[
     ),
 ]
 
+# A client library would take them for numbers of 32 bits.
+_LONG: dict[str, JsonValue] = {"format": "int64"}
 _STEP = (
     " The memory of the session's episode makes one step. A request that may be sent again carries "
     "the number of its step in `x-step`; the answer names it too."
@@ -53,7 +55,9 @@ class SessionStart(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     seed: Annotated[StrictInt, Field(ge=0, le=LARGEST_SEED)] | None = Field(
-        None, description="Makes the draws reproducible: step i, from 0, is drawn with this plus i"
+        None,
+        description="Makes the draws reproducible: step i, from 0, is drawn with this plus i",
+        json_schema_extra=_LONG,
     )
     episode_id: StrictStr = Field(
         "", max_length=256, description="The client's own name of the episode"
@@ -66,8 +70,12 @@ class Session(BaseModel):
     session_id: str = Field(description="Its name in the addresses of its steps")
     policy: str = Field(description="The policy's name")
     version: str = Field(description="The version that answers it")
-    steps: int = Field(description="How many steps were answered: the next `x-step`")
-    seed: int | None = Field(description="The seed of the episode's first draw")
+    steps: int = Field(
+        description="How many steps were answered: the next `x-step`", json_schema_extra=_LONG
+    )
+    seed: int | None = Field(
+        description="The seed of the episode's first draw", json_schema_extra=_LONG
+    )
     episode_id: str = Field(description="The client's own name of the episode")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
+import pytest
+
 from policy_server.sdk.mends import mend
 
 OBSERVATION = b"""
@@ -21,3 +23,31 @@ def test_list_that_is_left_out_is_not_sent_by_java() -> None:
     assert b"obs = new ArrayList<>();" in mended
     assert b"private List<Long> actionMask;" in mended
     assert mend(PurePosixPath("model/Component.java"), OBSERVATION, {}) == OBSERVATION
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "mended"),
+    [
+        (
+            "policy_client/api/sessions_api.py",
+            b"            _header_params['x-previous-reward'] = x_previous_reward\n",
+            b"            _header_params['x-previous-reward'] = str(x_previous_reward)\n",
+        ),
+        (
+            "src/api/SessionsApi.scala",
+            b'      .header("x-previous-reward", xPreviousReward)\n',
+            b'      .header("x-previous-reward", xPreviousReward.map(_.toString))\n',
+        ),
+        (
+            "R/sessions_api.R",
+            b'      header_params["x-step"] <- `x_step`\n',
+            b"      if (!is.null(`x_step`)) {\n"
+            b'        header_params["x-step"] <- '
+            b"format(`x_step`, digits = 15, scientific = FALSE)\n"
+            b"      }\n",
+        ),
+    ],
+    ids=["python", "scala", "r"],
+)
+def test_headers_of_a_request_are_text(file: str, text: bytes, mended: bytes) -> None:
+    assert mend(PurePosixPath(file), text, {}) == mended

@@ -27,6 +27,7 @@ from policy_server.sdk import (
 )
 from policy_server.sdk.generator import Files, generate
 from policy_server.sdk.languages import Language
+from policy_server.sdk.openapi_document import has_memory
 from tests.support.fakes import summing_backend
 from tests.support.waiting import turns
 from tests.support.web import document_of, serve
@@ -76,9 +77,22 @@ RETRIES = {
     "kotlin": "retryOnConnectionFailure(true)",
 }
 
+# The others are run by tests/service/test_clients.py.
+EPISODES: dict[LanguageName, str] = {
+    "scala": "sessions.sessionPredict(key)(sessionId, xStep, observation)",
+    "csharp": "sessions.SessionPredict(sessionId, xStep, observation)",
+    "kotlin": "sessions.sessionPredict(sessionId, xStep, observation)",
+}
+
 
 def small_document(title: str = "first") -> Document:
     return {"info": {"title": title, "version": "1"}, "paths": {}, "components": {}}
+
+
+async def document_with_memory() -> Document:
+    async with serve(summing_backend()) as client:
+        document: Document = (await client.get("/openapi.json")).json()
+        return document
 
 
 # What SDKs are generated from
@@ -150,16 +164,34 @@ async def test_property_that_may_be_null_may_be_missing(name: str, optional: str
     assert optional not in schema["required"]
 
 
-async def test_sdk_has_no_argument_for_state_tokens() -> None:
-    async with serve(summing_backend(), key=None) as client:
-        served = (await client.get("/openapi.json")).json()
+@pytest.mark.parametrize("name", ["seed", "steps"])
+async def test_numbers_of_a_session_are_long_and_may_be_null_where_the_server_says_so(
+    name: str,
+) -> None:
+    prepared = prepare_document(await document_of(SCHEMA), url=URL)
+
+    schema = prepared["components"]["schemas"]["Session"]["properties"][name]
+    assert schema["format"] == "int64"
+    assert schema["type"] == (["integer", "null"] if name == "seed" else "integer")
+    start = prepared["components"]["schemas"]["SessionStart"]["properties"]["seed"]
+    # A bound of 2^63 is no number of 64 bits.
+    assert "maximum" not in start
+
+
+async def test_sdk_has_state_tokens_where_the_policy_has_a_memory() -> None:
+    served = await document_with_memory()
 
     prepared = prepare_document(served, url=URL)
 
-    names = [item["name"] for item in served["paths"]["/predict"]["post"]["parameters"]]
-    assert "x-state" in names
+    assert has_memory(prepared)
     parameters = prepared["paths"]["/predict"]["post"]["parameters"]
-    assert [item["name"] for item in parameters] == ["seed"]
+    assert [item["name"] for item in parameters] == [
+        "seed",
+        "x-state",
+        "x-previous-reward",
+        "x-previous-action",
+    ]
+    assert not has_memory(prepare_document(await document_of(SCHEMA), url=URL))
 
 
 async def test_other_answers_of_the_same_policy_give_the_same_sdk() -> None:
@@ -229,6 +261,26 @@ async def test_sdk_has_an_example_with_the_policys_own_observation(name: Languag
     assert document["info"]["version"].encode() in text
     assert b"GIT_USER_ID" not in text
     assert not any("git_push" in path.name for path in files)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", EPISODES)
+async def test_sdk_of_a_policy_with_memory_shows_an_episode(name: LanguageName) -> None:
+    document = prepare_document(await document_with_memory(), url=URL)
+
+    files = await generate(document, LANGUAGES[name])
+
+    readme = files[PurePosixPath("README.md")].decode()
+    program = readme.split("## Example")[1].split("## Episodes")[0]
+    assert EPISODES[name] in program
+    assert RETRIES[name] in program
+    assert "%" not in program
+    assert "`x-state`" in readme
+    text = b"".join(files.values())
+    assert b"sent again is not made twice" in text
+    # A header is text in every language; the generator leaves numbers in some.
+    assert b'.header("x-step", xStep)' not in text
+    assert b'header("x-previous-reward", xPreviousReward)' not in text
 
 
 @pytest.mark.timeout(300)

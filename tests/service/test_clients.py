@@ -9,22 +9,27 @@ import ast
 import importlib.resources
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
+from policy_server.distributions.action_distribution import ActionDistribution
+from policy_server.policy import PolicyInputs, PolicyOutputs, PolicySignature, StateTensor
 from policy_server.schema import parse_schema
 from policy_server.sdk import Sdk, files_of, prepare_document
 from policy_server.settings import Settings
 from policy_server.web import create_app
 from tests.support.fakes import FakeBackend, components_of, registry_of, signature_of
+from tests.support.lost_answers import LosingProxy, losing_proxy
 from tests.support.processes import program, run
 from tests.support.server_processes import KEY, compiled_home_of, running_server
 from tests.support.servers import served_app
@@ -51,6 +56,15 @@ observations:
 parameters: {{api_key: {KEY}, url_path: app/v1}}
 """
 WIDTH = len(_NAMES) + 5
+# The logarithm of a standard deviation at which a draw, rounded, is the mean.
+_NARROW = -4.0
+# What a program of tests/data/sdk_sessions prints.
+PROGRAMS = Path(__file__).parents[1] / "data/sdk_sessions"
+_SESSIONS = [
+    *("begun 1099511627776 0", "step 0", "step 1", "again true 1", "shown 2", "other 409"),
+    *("ahead 409", "reset 1099511627776 0 next", "steps 1 2", "ended 404", "unseeded true"),
+    *("token 0", "token 1", "token 2", "changed 422"),
+]
 # What a 503 of `/clients` gives as Retry-After.
 PAUSE_S = 5
 
@@ -63,17 +77,47 @@ class Served:
         folder: has a folder for each language.
         url: where a client reaches the server.
         action: an action, with every number as 0.
+        proxy: loses answers between the examples and a policy with a memory; None where the policy
+            has none.
     """
 
     folder: Path
     url: str
     action: list[object]
+    proxy: LosingProxy | None = None
 
     def run(self, *command: str | Path, folder: Path, **variables: str) -> str:
-        """Run what a user would type; the example finds the server and the key."""
-        own = {"POLICY_SERVER_URL": self.url, "POLICY_SERVER_API_KEY": KEY}
+        """Run what a user would type; it finds the server and the key."""
+        own = {"POLICY_SERVER_URL": self.url, "POLICY_SERVER_API_KEY": KEY, "WIDTH": str(WIDTH)}
         known = {**os.environ, **own, **variables}
         return run("nice", *command, folder=folder, environment=known).stdout
+
+    def run_example(self, *command: str | Path, folder: Path, **variables: str) -> None:
+        """Run a README's example, and hold what it prints against the policy's actions.
+
+        Of a policy with a memory it asks for three actions of an episode, by way of a proxy that
+        loses the first answer to each.
+        """
+        if self.proxy is None:
+            self._assert_printed(self.run(*command, folder=folder, **variables), steps=1)
+            return
+        before = len(self.proxy.lost)
+        url = self.proxy.url + httpx.URL(self.url).path
+        output = self.run(*command, folder=folder, POLICY_SERVER_URL=url, **variables)
+        counts = self._assert_printed(output, steps=3)
+        assert [step for _, step in self.proxy.lost[before:]] == ["0", "1", "2"]
+        assert counts == [0, 1, 2]
+
+    def _assert_printed(self, output: str, *, steps: int) -> list[int]:
+        """Hold the numbers of actions and probabilities; return the last number of each action."""
+        # R prints the index of a line's first number before it.
+        text = re.sub(r"(?m)^ *\[\d+\] ", "", output)
+        numbers = [float(number) for number in re.findall(r"-?\d[\d.]*(?:[eE][-+]?\d+)?", text)]
+        width = len(re.findall("0(?:[.]0)?", str(self.action))) + 1
+        assert len(numbers) == steps * width, output
+        rows = [numbers[i : i + width] for i in range(0, len(numbers), width)]
+        assert all(row[-1] > 0 for row in rows), output
+        return [round(row[-2]) for row in rows]
 
     def example(self, language: str, fence: str, name: str) -> Path:
         """Write the README's example to a file, and return the SDK's folder."""
@@ -83,21 +127,53 @@ class Served:
         (folder / name).write_text(found[1])
         return folder
 
-    def assert_printed(self, output: str) -> None:
-        """Hold what an example printed against the shape of the policy's actions."""
-        actions, probability = output.strip().rsplit(maxsplit=1)
-        assert _shape(ast.literal_eval(actions)) == self.action
-        assert float(probability) > 0
+    def run_sessions(self, *command: str | Path, folder: Path, **variables: str) -> None:
+        """Run a program of tests/data/sdk_sessions where the policy has a memory."""
+        if self.proxy is not None:
+            output = self.run(*command, folder=folder, **variables)
+            assert [line.rstrip().lower() for line in output.splitlines()] == _SESSIONS
 
 
 def _shape(value: object) -> object:
     return [_shape(item) for item in value] if isinstance(value, list) else type(value)()
 
 
+@dataclass(frozen=True)
+class CountingPolicy:
+    """A policy whose memory is the number of the episode's steps: the mean of its vector.
+
+    Attributes:
+        signature: what the policy says of itself.
+    """
+
+    signature: PolicySignature
+
+    def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+        """Answer one step of each row's episode."""
+        rows = len(inputs)
+        before = np.zeros((rows, 1), np.float32) if inputs.state is None else inputs.state
+        values = np.zeros((rows, 6), np.float32)
+        values[:, 2:4], values[:, 4:] = before, _NARROW
+        outputs = ActionDistribution(self.signature.components or ()).answer(
+            values,
+            is_deterministic=inputs.is_deterministic,
+            seeds=inputs.seeds,
+            wants_distribution=inputs.wants_distribution,
+        )
+        return replace(outputs, state=None if inputs.state is None else before + 1)
+
+    def seconds_for(self, rows: int) -> float:
+        """Return that a call is short."""
+        return rows * 1e-9
+
+
 @contextmanager
 def mixed_server(home: Path) -> Iterator[str]:
-    components = components_of(("categorical", 2), ("normal", 2))
-    backend = FakeBackend(signature_of(components, width=WIDTH), (0.0,) * 6)
+    signature = replace(
+        signature_of(components_of(("categorical", 2), ("normal", 2)), width=WIDTH),
+        memory=(StateTensor("steps", (1,)),),
+    )
+    backend = FakeBackend(signature, (), policy=CountingPolicy(signature))
     schema = parse_schema(MIXED)
     app = create_app(
         registry_of(backend, schema),
@@ -141,8 +217,8 @@ def served(
         with running_server(home, environment=LOCAL) as server:
             yield _download(server.url, folder, [0] * 12)
     else:
-        with mixed_server(folder) as url:
-            yield _download(url, folder, [0, [0.0, 0.0]])
+        with mixed_server(folder) as url, losing_proxy(httpx.URL(url).copy_with(path="/")) as proxy:
+            yield replace(_download(url, folder, [0, [0.0, 0.0]]), proxy=proxy)
 
 
 def _download(url: str, folder: Path, action: list[object]) -> Served:
@@ -165,22 +241,20 @@ def test_python_sdk_is_installed_and_gets_an_action(served: Served, environment:
 
     served.run(environment / "pip", "install", "--force-reinstall", ".", folder=folder)
 
-    served.assert_printed(served.run(environment / "python", "example.py", folder=folder))
-    text = (folder / "example.py").read_text()
-    batch = text.replace("predict(observation,", "predict_batch([observation] * 3,")
-    (folder / "batch.py").write_text(batch)
-    actions, _, chances = served.run(environment / "python", "batch.py", folder=folder).rpartition(
-        "["
+    python = environment / "python"
+    served.run_example(python, "example.py", folder=folder)
+    served.run_sessions(python, PROGRAMS / "session.py", folder=folder)
+    text = re.sub(r"(?ms)^with .*", "", (folder / "example.py").read_text())
+    (folder / "batch.py").write_text(
+        "from policy_client import PolicyApi\n"
+        + text
+        + "with ApiClient(configuration) as client:\n"
+        "    answer = PolicyApi(client).predict_batch([observation] * 3)\n"
+        "    print(answer.actions, answer.probability)\n"
     )
+    actions, _, chances = served.run(python, "batch.py", folder=folder).rpartition("[")
     assert _shape(ast.literal_eval(actions.strip())) == [served.action] * 3
     assert len(ast.literal_eval(f"[{chances}")) == 3
-    session = text.replace(
-        "PolicyApi(client).predict(", "SessionsApi(client).session_predict(ID, 0, "
-    )
-    session = session.replace("PolicyApi", "SessionsApi")
-    session = session.replace("ID", "SessionsApi(client).begin_session().session_id")
-    (folder / "session.py").write_text(session)
-    served.assert_printed(served.run(environment / "python", "session.py", folder=folder))
 
 
 def test_java_sdk_is_compiled_and_gets_an_action(served: Served) -> None:
@@ -191,9 +265,12 @@ def test_java_sdk_is_compiled_and_gets_an_action(served: Served) -> None:
     sources = sorted(map(str, (folder / "src").rglob("*.java")))
     path = f"{jar}:{ANNOTATIONS}"
 
-    served.run(javac, "-d", "out", "-cp", path, *sources, "Example.java", folder=folder)
+    sessions = [] if served.proxy is None else [PROGRAMS / "Sessions.java"]
 
-    served.assert_printed(served.run(java, "-cp", f"out:{path}", "Example", folder=folder))
+    served.run(javac, "-d", "out", "-cp", path, *sources, "Example.java", *sessions, folder=folder)
+
+    served.run_example(java, "-cp", f"out:{path}", "Example", folder=folder)
+    served.run_sessions(java, "-cp", f"out:{path}", "Sessions", folder=folder)
 
 
 def test_r_sdk_is_installed_and_gets_an_action(served: Served, tmp_path: Path) -> None:
@@ -205,13 +282,8 @@ def test_r_sdk_is_installed_and_gets_an_action(served: Served, tmp_path: Path) -
     folder = served.example("r", "r", "example.R")
 
     served.run(r, "CMD", "INSTALL", "--no-test-load", f"--library={tmp_path}", ".", folder=folder)
-    output = served.run("Rscript", "example.R", folder=folder, R_LIBS=str(tmp_path))
-
-    # R prints the numbers of the action in a row, and the probability in another.
-    numbers = " ".join(re.sub(r"^ *\[\d+\]", "", line) for line in output.splitlines()).split()
-    flat = re.findall(r"0", str(served.action).replace("0.0", "0"))
-    assert len(numbers) == len(flat) + 1
-    assert float(numbers[-1]) > 0
+    served.run_example("Rscript", "example.R", folder=folder, R_LIBS=str(tmp_path))
+    served.run_sessions("Rscript", PROGRAMS / "sessions.R", folder=folder, R_LIBS=str(tmp_path))
 
 
 def test_r_sdk_sends_lists_as_lists_and_stops_on_an_error(served: Served, tmp_path: Path) -> None:
@@ -219,9 +291,11 @@ def test_r_sdk_sends_lists_as_lists_and_stops_on_an_error(served: Served, tmp_pa
     folder = served.example("r", "r", "example.R")
     text = (folder / "example.R").read_text()
     # Of lists in lists, the innermost: R has no vectors of vectors.
-    vectors, _, _ = re.sub(r"list\(([^()]*)\)", r"c(\1)", text).partition("answer <-")
+    vectors = re.split("(?m)^(?:answer|sessions) <-", re.sub(r"list\(([^()]*)\)", r"c(\1)", text))[
+        0
+    ]
     (folder / "lists.R").write_text(
-        vectors + "cat(observation$toJSONString())\n"
+        vectors + "policy <- PolicyApi$new(client)\ncat(observation$toJSONString())\n"
         "cat('', class(policy$Predict(observation)$actions))\n"
         "policy$api_client$api_keys <- c('access-token' = 'wrong')\n"
         "tryCatch(policy$Predict(observation), error = function(e) cat('', conditionMessage(e)))\n"
@@ -246,9 +320,11 @@ def test_typescript_sdk_is_compiled_and_gets_an_action(served: Served, tmp_path:
     served.run(npm, "install", *quiet, folder=folder)
     (folder / "example.mjs").rename(tmp_path / "example.mjs")
     served.run(npm, "install", *quiet, folder, folder=tmp_path)
-    output = served.run(node, "example.mjs", folder=tmp_path)
 
-    served.assert_printed(" ".join(output.split()))
+    served.run_example(node, "example.mjs", folder=tmp_path)
+    # Node looks for packages beside the program.
+    shutil.copy(PROGRAMS / "sessions.mjs", tmp_path)
+    served.run_sessions(node, "sessions.mjs", folder=tmp_path)
 
 
 def test_go_sdk_is_compiled_and_gets_an_action(served: Served, tmp_path: Path) -> None:
@@ -263,17 +339,9 @@ def test_go_sdk_is_compiled_and_gets_an_action(served: Served, tmp_path: Path) -
     served.run(go, "mod", "init", "example", folder=tmp_path, **offline)
     required = ("-require=policyclient@v0.0.0", f"-replace=policyclient={folder}")
     served.run(go, "mod", "edit", *required, folder=tmp_path, **offline)
-    output = served.run(go, "run", "example.go", folder=tmp_path, **offline)
 
-    actions, probability = output.strip().rsplit(maxsplit=1)
-    assert re.sub(r"[\d.e-]+", "0", actions) == _in_go(served.action)
-    assert float(probability) > 0
-
-
-def _in_go(action: object) -> str:
-    if isinstance(action, list):
-        return f"[{' '.join(map(_in_go, action))}]"
-    return "0"
+    served.run_example(go, "run", "example.go", folder=tmp_path, **offline)
+    served.run_sessions(go, "run", PROGRAMS / "sessions.go", folder=tmp_path, **offline)
 
 
 def test_two_starts_of_the_same_policy_have_the_same_sdk(tmp_path: Path) -> None:

@@ -1,0 +1,72 @@
+"""A proxy that loses answers: the request was carried out, and its client never hears of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+import httpx
+
+from tests.support.servers import Handler, answered_by
+
+__all__ = ["LosingProxy", "losing_proxy"]
+
+_HOP = ("connection", "content-length", "transfer-encoding", "host", "server", "date")
+
+
+@dataclass(frozen=True)
+class LosingProxy:
+    """A proxy that runs.
+
+    Attributes:
+        url: its address.
+        lost: the address and the `x-step` of each request whose answer was lost.
+    """
+
+    url: str
+    lost: list[tuple[str, str | None]] = field(default_factory=list)
+
+
+@contextmanager
+def losing_proxy(url: httpx.URL) -> Iterator[LosingProxy]:
+    """Serve what another server answers, and lose the first answer to each step of a session.
+
+    The connection is closed before the answer begins. A step is known by its address and `x-step`.
+
+    Args:
+        url: the server's address, without a path.
+
+    Yields:
+        The proxy.
+    """
+    lost: list[tuple[str, str | None]] = []
+
+    class Losing(Handler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            headers = {
+                name: value for name, value in self.headers.items() if name.lower() not in _HOP
+            }
+            found = client.request(self.command, self.path, content=body, headers=headers)
+            step = (self.path, self.headers["x-step"])
+            if "/sessions/" in self.path and "predict" in self.path and step not in lost:
+                lost.append(step)
+                self.close_connection = True
+                return
+            self.send_response(found.status_code)
+            for name, value in found.headers.items():
+                if name not in _HOP:
+                    self.send_header(name, value)
+            if found.status_code != HTTPStatus.NO_CONTENT:
+                self.send_header("content-length", str(len(found.content)))
+            self.end_headers()
+            self.wfile.write(found.content)
+
+        do_DELETE = do_GET = do_POST = answer  # noqa: N815 -- http.server's own names
+
+    with httpx.Client(base_url=url, timeout=30) as client, answered_by(Losing) as address:
+        yield LosingProxy(address, lost)
