@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from policy_server.policy.boundaries import ImmediateBackend, Policy, PolicyBackend
+from policy_server.policy.boundaries import (
+    ImmediateBackend,
+    Policy,
+    PolicyBackend,
+    SendingBackend,
+)
 from policy_server.policy.calls import (
     ANSWER_KINDS,
     LARGEST,
@@ -55,6 +60,7 @@ __all__ = [
     "PolicyInputs",
     "PolicyOutputs",
     "PolicySignature",
+    "SendingBackend",
     "SignatureTensor",
     "StateRole",
     "StateTensor",

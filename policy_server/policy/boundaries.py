@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from policy_server.policy.calls import PolicyInputs, PolicyOutputs
 from policy_server.policy.signature import PolicySignature
 
-__all__ = ["ImmediateBackend", "Policy", "PolicyBackend"]
+__all__ = ["ImmediateBackend", "Policy", "PolicyBackend", "SendingBackend"]
 
 
 class Policy(Protocol):
@@ -83,3 +84,22 @@ class ImmediateBackend(PolicyBackend, Protocol):
 
     def infer_at_once(self, inputs: PolicyInputs) -> PolicyOutputs:
         """Answer B observations, where `is_immediate` said so; see `infer`."""
+
+
+@runtime_checkable
+class SendingBackend(PolicyBackend, Protocol):
+    """A backend that can send a call, and tell of its answer without a task of the event loop's."""
+
+    def send(
+        self, inputs: PolicyInputs, answered: Callable[[PolicyOutputs | Exception | None], None]
+    ) -> bool:
+        """Send a call, if that is possible at once.
+
+        Args:
+            inputs: the observations, and the options of each.
+            answered: is called once, in a later turn of the event loop, with what `infer` returns
+                or raises; with None if the call was lost and has to be made by `infer`.
+
+        Returns:
+            Whether the call was sent; if not, `answered` is never called.
+        """

@@ -23,6 +23,7 @@ from policy_server.policy import (
     PolicyInputs,
     PolicyOutputs,
     PolicySignature,
+    SendingBackend,
 )
 from policy_server.serving.questions import (
     Answer,
@@ -86,13 +87,15 @@ class Scheduler:
         """
         self._backend = backend
         self._immediate = backend if isinstance(backend, ImmediateBackend) else None
+        self._sending = backend if isinstance(backend, SendingBackend) else None
         self._limits = limits
         self._metrics = metrics
         self._stop_watching = metrics.watch_queue(lambda: self.waiting)
         self._waiting: deque[Waiting] = deque()
         self._bulk: deque[BulkCall] = deque()
-        self._single_calls: dict[asyncio.Task[None], SingleCall] = {}
-        self._bulk_calls: dict[asyncio.Task[None], BulkCall] = {}
+        # By what is done when they have ended: a task, or a future of a call that was sent.
+        self._single_calls: dict[asyncio.Future[None], SingleCall] = {}
+        self._bulk_calls: dict[asyncio.Future[None], BulkCall] = {}
         self._places = Places()
         self._holders = 0
         self._is_released = asyncio.Event()
@@ -237,7 +240,7 @@ class Scheduler:
         raise NotReadyError("the server is shutting down; try another one")
 
     @property
-    def _calls(self) -> set[asyncio.Task[None]]:
+    def _calls(self) -> set[asyncio.Future[None]]:
         return {*self._single_calls, *self._bulk_calls}
 
     def _schedule(self) -> None:
@@ -299,9 +302,10 @@ class Scheduler:
             self._schedule()
 
     def _is_answered_at_once(self, call: SingleCall) -> bool:
-        """Answer a short call here and now; start any other one, and return False."""
+        """Answer a short call here and now; send or start any other one, and return False."""
         if self._immediate is None or not self._immediate.is_immediate(len(call)):
-            self._start(call, self._single_calls)
+            if not self._is_sent(call):
+                self._start(call, self._single_calls)
             return False
         try:
             inputs = call.inputs(self._backend.signature)
@@ -313,6 +317,45 @@ class Scheduler:
         else:
             call.succeed(outputs)
         return True
+
+    def _is_sent(self, call: SingleCall) -> bool:
+        """Send a call to a backend that tells of its answer; return whether that was possible."""
+        if self._sending is None:
+            return False
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        started, rows = 0.0, len(call)
+
+        def answered(outcome: PolicyOutputs | Exception | None) -> None:
+            del self._single_calls[ended]
+            ended.set_result(None)
+            self._take(call, outcome, started)
+
+        try:
+            if not self._sending.send(call.inputs(self._backend.signature), answered):
+                return False
+        except Exception as error:
+            self._start(call, self._single_calls, error)
+            return True
+        started = self._note_start(call, rows)
+        self._single_calls[ended] = call
+        return True
+
+    def _take(
+        self, call: SingleCall, outcome: PolicyOutputs | Exception | None, started: float
+    ) -> None:
+        """Take the outcome of a call that was sent; one that was lost or failed becomes a task."""
+        if isinstance(outcome, PolicyOutputs):
+            try:
+                self._note_end(outcome, len(call), started)
+            except PolicyFailedError as error:
+                outcome = error
+            else:
+                call.succeed(outcome)
+                self._schedule()
+                return
+        if isinstance(outcome, OverloadedError):
+            self._metrics.count_rejected("timeout", call.waiting())
+        self._start(call, self._single_calls, outcome)
 
     def _rows_of_a_share(self, capacity: int) -> int:
         """Return how many of the waiting questions go into one call.
@@ -343,13 +386,13 @@ class Scheduler:
     def _start(
         self,
         call: _Call,
-        lane: dict[asyncio.Task[None], _Call],
+        lane: dict[asyncio.Future[None], _Call],
         error: Exception | None = None,
     ) -> None:
         task = asyncio.create_task(self._answer(call, error))
         lane[task] = call
 
-        def end(ended: asyncio.Task[None]) -> None:
+        def end(ended: asyncio.Future[None]) -> None:
             del lane[ended]
             if ended.cancelled():
                 # A backend's own task was cancelled, or the event loop ends: no answer will come.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -898,3 +899,141 @@ async def test_closing_answers_every_call_that_is_computed_at_once() -> None:
     await scheduler.aclose()
 
     assert [item.told for item in waiting] == [[0]] * 10
+
+
+# Backends that tell of their answers
+
+
+@dataclass
+class Sending(FakeBackend):
+    """A backend that is sent calls, and answers them when the gate is open.
+
+    Attributes:
+        sent: how many rows each call had that was sent.
+        is_taking: whether calls can be sent.
+        losses: so many calls are lost.
+    """
+
+    sent: list[int] = field(default_factory=list)
+    is_taking: bool = True
+    losses: int = 0
+
+    def send(
+        self, inputs: PolicyInputs, answered: Callable[[PolicyOutputs | Exception | None], None]
+    ) -> bool:
+        if not self.is_taking:
+            return False
+        self.sent.append(len(inputs))
+        # Held by nobody else: a task of its own, which no scheduler waits for.
+        self.answering = asyncio.create_task(self._answer(inputs, answered))
+        return True
+
+    async def _answer(
+        self, inputs: PolicyInputs, answered: Callable[[PolicyOutputs | Exception | None], None]
+    ) -> None:
+        if self.losses:
+            self.losses -= 1
+            answered(None)
+            return
+        try:
+            answered(await self.infer(inputs))
+        except Exception as error:
+            answered(error)
+
+
+def sending_backend(**changes: Any) -> Sending:  # noqa: ANN401 -- of the fake
+    """Return such a backend."""
+    known = integer_backend()
+    return Sending(known.signature, known.bias, **changes)
+
+
+async def test_questions_are_sent_together_and_told_of_their_answers() -> None:
+    backend = sending_backend()
+    scheduler = scheduler_of(backend)
+
+    answers = await ask(scheduler, *(0.0, 9.0) * 5)
+
+    assert answers == [2, 0] * 5
+    assert sum(backend.sent) == 10
+    assert max(backend.sent) == 4
+
+
+async def test_no_more_than_two_calls_of_questions_are_sent_before_an_answer() -> None:
+    backend = sending_backend(gate=asyncio.Event())
+    scheduler = scheduler_of(backend)
+    waiting = [Heard(question(9.0)) for _ in range(20)]
+    for item in waiting:
+        scheduler.put(item)
+    await turns()
+    before = list(backend.sent)
+    assert backend.gate is not None
+    backend.gate.set()
+    await until(lambda: all(item.told for item in waiting))
+
+    assert before == [4, 4]
+    assert sum(backend.sent) == 20
+
+
+@pytest.mark.parametrize("change", [{"is_taking": False}, {"losses": 1}], ids=["full", "lost"])
+async def test_call_that_can_not_be_sent_or_is_lost_is_made_all_the_same(
+    change: dict[str, Any],
+) -> None:
+    scheduler = scheduler_of(sending_backend(**change))
+
+    assert await ask(scheduler, 0.0, 9.0) == [2, 0]
+
+
+@pytest.mark.parametrize("place", range(4))
+async def test_one_bad_observation_of_a_call_that_was_sent_fails_alone(place: int) -> None:
+    backend = sending_backend(error=IndexError("no"))
+    starts = [9.0] * 4
+    starts[place] = backend.poison
+
+    answers = await ask(scheduler_of(backend), *starts)
+
+    assert isinstance(answers.pop(place), PolicyFailedError)
+    assert answers == [0] * 3
+
+
+async def test_call_that_was_sent_and_is_too_late_is_counted_and_occupies_nothing() -> None:
+    metrics = Metrics()
+    backend = sending_backend(error=OverloadedError("no replica answered within 1 s"))
+    scheduler = scheduler_of(backend, metrics=metrics.of("walker"))
+    late = Heard(question(backend.poison))
+    scheduler.put(late)
+    await until(lambda: late.told)
+
+    assert late.told == [OverloadedError]
+    assert metrics.snapshot().numbers["rejected"] == {("timeout", "walker"): 1.0}
+    assert await ask(scheduler, 9.0) == [0]
+
+
+async def test_answer_of_a_backend_with_too_few_rows_fails_the_call() -> None:
+    class Odd(Sending):
+        async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+            outputs = await super().infer(inputs)
+            return replace(outputs, actions=outputs.actions[1:])
+
+    known = integer_backend()
+    [answer] = await ask(scheduler_of(Odd(known.signature, known.bias)), 9.0)
+
+    assert isinstance(answer, PolicyFailedError)
+    assert str(answer) == "expected 1 answers of the policy, got 0"
+
+
+async def test_closing_waits_for_the_calls_that_were_sent() -> None:
+    backend = sending_backend(gate=asyncio.Event())
+    scheduler = scheduler_of(backend)
+    waiting = [Heard(question(9.0)) for _ in range(20)]
+    for item in waiting:
+        scheduler.put(item)
+    await turns()
+    closing = asyncio.create_task(scheduler.aclose())
+    await turns()
+    is_early = closing.done()
+    assert backend.gate is not None
+    backend.gate.set()
+    await closing
+
+    assert not is_early
+    assert [item.told for item in waiting] == [[0]] * 20

@@ -165,6 +165,21 @@ class RayBackend:
                 "no replica of the policy is alive; try again in a few seconds"
             ) from error
 
+    def send(
+        self, inputs: PolicyInputs, answered: Callable[[PolicyOutputs | Exception | None], None]
+    ) -> bool:
+        """Send a call straight to a replica; see `SendingBackend.send`."""
+        if self._direct is None or not self._direct.is_connected:
+            return False
+
+        def told(outcome: PolicyOutputs | Exception) -> None:
+            answered(None if isinstance(outcome, ConnectionLostError) else outcome)
+
+        with suppress(ConnectionLostError, FrameError):
+            self._direct.ask(inputs, told)
+            return True
+        return False
+
     async def is_ready(self) -> bool:
         """Return whether an observation would be answered now."""
         try:

@@ -171,3 +171,22 @@ async def test_handle_without_its_private_options_calls_all_the_same(
 
     assert answer is ANSWER
     assert [record.message for record in caplog.records] == ["ray_handle_plain"]
+
+
+async def test_call_that_is_sent_is_told_of_its_answer_or_of_its_loss() -> None:
+    told: list[object] = []
+    async with connected(lambda _: ANSWER, 1) as (backend, _, replicas, _):
+        is_sent = backend.send(INPUTS, told.append)
+        await until(lambda: told)
+        replicas.threads[0].freeze()
+        backend.send(INPUTS, told.append)
+        await turns()
+        replicas.listed.clear()
+        replicas.threads[0].end_without_answers()
+        await until(lambda: len(told) == 2)
+        is_sent_without = backend.send(INPUTS, told.append)
+
+    assert is_sent
+    assert isinstance(told[0], PolicyOutputs)
+    assert told[1] is None
+    assert not is_sent_without
