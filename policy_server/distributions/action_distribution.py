@@ -193,7 +193,7 @@ class ActionDistribution:
         Raises:
             DistributionError: if a row is no distribution.
         """
-        if len(inputs) <= self.few_rows.most_rows:
+        if 0 < len(inputs) <= self.few_rows.most_rows:
             found = self.few_rows.answer(
                 inputs,
                 is_deterministic=is_deterministic,
