@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -16,6 +16,7 @@ from policy_server.metrics import Metrics
 from policy_server.schema import AgentPolicies, ServerSchema, parse_schema
 from policy_server.serving import PolicyRegistry, PolicySlot
 from policy_server.serving.process_sessions import ProcessSessions
+from policy_server.serving.session_store import SessionStore
 from policy_server.settings import Settings
 from policy_server.web import Application, create_app
 from tests.support.fakes import FakeBackend, integer_backend, opened, summing_backend
@@ -62,13 +63,14 @@ def build_team(
     *,
     schemas: Mapping[str, ServerSchema] | None = None,
     rules: Mapping[str, str] = RULES,
+    open_sessions: Callable[[Settings, Metrics], SessionStore] = ProcessSessions,
     **settings: Any,  # noqa: ANN401 -- the settings' own types
 ) -> tuple[Application, dict[str, PolicySlot], Metrics]:
     """Build the application of a team: by default a hunter with memory, two others without."""
     known, metrics = Settings(**settings), Metrics()
     used = usual_backends() if backends is None else backends
     of = {"hunter": HUNTER, "prey": PREY, "drone": FLAT} if schemas is None else schemas
-    sessions = ProcessSessions(known, metrics)
+    sessions = open_sessions(known, metrics)
 
     def slot(name: str, backend: FakeBackend) -> PolicySlot:
         return PolicySlot(

@@ -8,10 +8,17 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
+from policy_server.metrics import Metrics
+from policy_server.serving.process_sessions import NoSessions
+from policy_server.serving.redis_sessions import RedisSessions
+from policy_server.settings import Settings
 from tests.support.fakes import integer_backend, opened, previous_backend, summing_backend
+from tests.support.redis_servers import redis_server
 from tests.support.teams import ServedTeam, own_seed, served_team
 from tests.support.web import assert_error, assert_invalid
 
@@ -113,7 +120,7 @@ async def test_steps_of_many_teams_ride_in_one_call(team: ServedTeam) -> None:
     assert [actions_of(answer)["hunter_1"] for answer in answers] == [0, 2, 1]
 
 
-@settings(
+@examples(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
@@ -322,3 +329,42 @@ async def test_previous_action_and_reward_stand_beside_the_observation_of_their_
     assert given == [[[2.0, 2.0, 1.5], [0.0, 0.0, 0.0]], [[1.0, 1.0, 1.5]]]
     assert_invalid(wrong, "body.hunter_1.previous_action")
     assert plain.status_code == 422
+
+
+async def test_web_processes_share_the_sessions_of_a_team_in_redis() -> None:
+    def store(settings: Settings, metrics: Metrics) -> RedisSessions:
+        return RedisSessions(SecretStr(server.url), settings, metrics)
+
+    with redis_server() as server:
+        async with (
+            served_team(open_sessions=store) as first,
+            served_team(open_sessions=store) as second,
+            first.slots["hunter"].sessions.running(),
+            second.slots["hunter"].sessions.running(),
+        ):
+            session = await begun(first, seed=5)
+            answers = [
+                await stepped(team, session, observed(hunter_1=1, hunter_2=2), x_step=str(step))
+                for step, team in enumerate((first, second, first, second))
+            ]
+            again = await stepped(first, session, observed(hunter_1=1, hunter_2=2), x_step="3")
+            await second.client.post(f"{session}/reset/agents", json={"agents": ["hunter_2"]})
+            after = await stepped(first, session, observed(hunter_1=1, hunter_2=2))
+            counts = [await team.slots["prey"].sessions_of("prey0123") for team in (first, second)]
+            await second.client.delete(f"{session}/agents")
+            gone = await stepped(first, session, observed(hunter_1=1))
+
+    hunters = [actions_of(answer) for answer in answers]
+    assert [found["hunter_1"] for found in hunters] == [1, 2, 0, 1]
+    assert [found["hunter_2"] for found in hunters] == [2, 1, 0, 2]
+    assert again.content == answers[3].content
+    assert actions_of(after) == {"hunter_1": 2, "hunter_2": 2}
+    assert counts == [1, 1]
+    assert_error(gone, 404, "is unknown")
+
+
+async def test_server_that_keeps_no_sessions_says_so() -> None:
+    async with served_team(open_sessions=lambda *_: NoSessions()) as team:
+        answer = await team.client.post("/sessions/agents")
+
+    assert_error(answer, 501, "POLICY_SERVER_SESSIONS_URL")
