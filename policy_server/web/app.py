@@ -108,7 +108,7 @@ def create_app(
         redoc_url=None,
     )
     gate = Gate(
-        FastPath(app.answer_http, table, policies) if has_fast_path else app.answer_http,
+        FastPath(app.answer_http, table, policies, team) if has_fast_path else app.answer_http,
         table=table,
         streams=Streams(
             table,

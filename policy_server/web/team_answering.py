@@ -8,7 +8,13 @@ from typing import Any
 
 import orjson
 
-from policy_server.errors import BodyTooLargeError, ObservationError, PolicyServerError
+from policy_server.errors import (
+    BodyTooLargeError,
+    ObservationError,
+    PolicyServerError,
+    UnsupportedEncodingError,
+)
+from policy_server.observations import parse_agents
 from policy_server.policy import AnswerKind
 from policy_server.serving import NOTHING_STATED, Answer
 from policy_server.serving.team import Team, TeamVersions, agent_seed, naming_agent
@@ -23,7 +29,7 @@ from policy_server.settings import ENV_PREFIX
 from policy_server.web.answering import PolicyAnswering, render_answer
 from policy_server.web.frames import split_values
 
-__all__ = ["TeamAnswering", "TeamStep", "version_headers"]
+__all__ = ["TeamAnswering", "TeamStep", "refuse_array", "version_headers"]
 
 # As many mistakes as one observation's answer names.
 _MOST_PROBLEMS = 100
@@ -45,6 +51,49 @@ class TeamAnswering:
         self.team = team
         self._policies = policies
         self._max_agents = max_agents
+
+    async def answer(
+        self,
+        kind: AnswerKind,
+        body: bytes,
+        *,
+        is_raw: bool,
+        is_npy: bool = False,
+        seed: int | None = None,
+        request_id: str = "",
+        episode: str = "",
+        wanted: str = "",
+    ) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+        """Answer a step that belongs to no episode, each agent from the zero state.
+
+        Args:
+            kind: the kind of answer, of all agents.
+            body: the JSON of their observations.
+            is_raw: whether all of them are `{"obs": [...]}`.
+            is_npy: whether the body is an array in npy format instead.
+            seed: makes the draws reproducible; see `agent_seed`.
+            request_id: the name of the request in the logs.
+            episode: the id of their episode, which stays on one version of each policy.
+            wanted: the versions that are asked for; see `Team.wanted_versions`.
+
+        Returns:
+            The JSON of the answers by agent, and the headers that tell of them.
+
+        Raises:
+            UnsupportedEncodingError: if the body is an array.
+            PolicyServerError: as `step` and `TeamStep.fetch` raise it.
+        """
+        refuse_array(is_npy=is_npy)
+        versions = TeamVersions(episode, self.team.wanted_versions(wanted))
+        step = self.step(
+            kind,
+            parse_agents(body),
+            is_raw=is_raw,
+            versions=versions,
+            seed=seed,
+            request_id=request_id,
+        )
+        return await step.fetch(), version_headers(versions, has_memory=False)
 
     def step(
         self,
@@ -132,6 +181,19 @@ class TeamAnswering:
         except PolicyServerError as error:
             raise naming_agent(error, agent) from error
         return AgentQuestion(agent, slot, version, question, stated)
+
+
+def refuse_array(*, is_npy: bool) -> None:
+    """Refuse the body of a team's step that is an array.
+
+    Args:
+        is_npy: whether it is one in npy format.
+
+    Raises:
+        UnsupportedEncodingError: if it is.
+    """
+    if is_npy:
+        raise UnsupportedEncodingError("an array is one observation; send a team's as JSON")
 
 
 def version_headers(versions: TeamVersions, *, has_memory: bool) -> list[tuple[bytes, bytes]]:

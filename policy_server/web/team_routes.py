@@ -8,18 +8,17 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request, Response
 from pydantic import BaseModel, Field, StrictStr
 
-from policy_server.errors import ObservationError, UnsupportedEncodingError
+from policy_server.errors import ObservationError
 from policy_server.observations import parse_agents, problem
 from policy_server.serving import SessionRecord
 from policy_server.serving.state_tokens import STATE_HEADER
-from policy_server.serving.team import Team, TeamVersions
 from policy_server.serving.team_sessions import TeamSessions
 from policy_server.web.json_bodies import JsonRoute
 from policy_server.web.media_types import JSON, is_npy
 from policy_server.web.route_table import AnswerRoute, RouteTable, SessionRoutes
 from policy_server.web.routes import ROUTE_TEXTS, Seed
 from policy_server.web.session_routes import SessionId, SessionStart, Step, digest_of
-from policy_server.web.team_answering import TeamAnswering, version_headers
+from policy_server.web.team_answering import TeamAnswering, refuse_array, version_headers
 
 __all__ = ["team_routes"]
 
@@ -165,18 +164,18 @@ def _endpoint(answering: TeamAnswering, route: AnswerRoute) -> Callable[..., Awa
         if asked.state_token:
             message = "A team has no state token; its sessions and streams keep a memory"
             raise ObservationError([problem("state_token", ["header", STATE_HEADER], message)])
-        observations = parse_agents(await _json_body(request))
-        versions = _versions(answering.team, request)
-        step = answering.step(
+        text, headers = await answering.answer(
             route.kind,
-            observations,
+            await request.body(),
             is_raw=route.is_raw,
-            versions=versions,
+            is_npy=is_npy(asked.content_type),
             seed=seed,
             request_id=asked.request_id,
+            episode=asked.episode,
+            wanted=asked.version,
         )
-        response = Response(await step.fetch(), media_type=JSON)
-        response.raw_headers += version_headers(versions, has_memory=False)
+        response = Response(text, media_type=JSON)
+        response.raw_headers += headers
         return response
 
     async def draw(request: Request, seed: Seed = None) -> Response:
@@ -194,8 +193,9 @@ def _step_endpoint(
     async def answer(
         request: Request, session_id: str, step: int | None, seed: int | None
     ) -> Response:
+        refuse_array(is_npy=is_npy(request.state.content_type))
         # A slow body keeps no other request waiting.
-        body = await _json_body(request)
+        body = await request.body()
         digest = digest_of([route.kind, route.form, seed], body)
         async with sessions.turn(session_id) as turn:
             memory = turn.memory
@@ -229,14 +229,3 @@ def _step_endpoint(
         return await answer(request, session_id, x_step, None)
 
     return draw if route.kind == "predict" else give
-
-
-async def _json_body(request: Request) -> bytes:
-    if is_npy(request.state.content_type):
-        raise UnsupportedEncodingError("an array is one observation; send a team's as JSON")
-    return await request.body()
-
-
-def _versions(team: Team, request: Request) -> TeamVersions:
-    asked = request.state
-    return TeamVersions(asked.episode, team.wanted_versions(asked.version))

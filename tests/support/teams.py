@@ -63,6 +63,7 @@ def build_team(
     *,
     schemas: Mapping[str, ServerSchema] | None = None,
     rules: Mapping[str, str] = RULES,
+    has_fast_path: bool = True,
     open_sessions: Callable[[Settings, Metrics], SessionStore] = ProcessSessions,
     **settings: Any,  # noqa: ANN401 -- the settings' own types
 ) -> tuple[Application, dict[str, PolicySlot], Metrics]:
@@ -84,7 +85,8 @@ def build_team(
 
     slots = {name: slot(name, backend) for name, backend in used.items()}
     registry = PolicyRegistry([*slots.values()], agents=AgentPolicies(rules))
-    return create_app(registry, known, api_key=KEY, metrics=metrics), slots, metrics
+    app = create_app(registry, known, api_key=KEY, has_fast_path=has_fast_path, metrics=metrics)
+    return app, slots, metrics
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -245,6 +246,41 @@ async def test_requests_of_a_team_are_counted_and_so_are_the_calls_of_each_polic
     for policy, rows in (("hunter", 2), ("prey", 1)):
         name = f"batch_size_sum policy={policy}"
         assert after[name] - before[name] == rows
+
+
+async def test_fast_path_and_fastapis_routes_answer_alike() -> None:
+    headers: tuple[dict[str, str], ...] = (
+        {},
+        {"x-policy-version": "prey=prey0123"},
+        {"x-policy-version": "wolf"},
+        {"x-episode-id": "one"},
+        {"content-type": "application/x-npy"},
+    )
+    bodies = (
+        *(json.dumps(body).encode() for body in (TEAM, {}, {"wolf": 1}, {"prey": TEAM["prey"]})),
+        b"{",
+        b"",
+        '{"prey": 1}'.encode("utf-16"),
+    )
+    answered = []
+    for has_fast_path in (True, False):
+        async with served_team(has_fast_path=has_fast_path) as team:
+            answered.append(
+                [
+                    await team.client.post(path, content=body, headers=some | {"x-request-id": "a"})
+                    for path in ("/predict_deterministic/agents", "/distribution_raw/agents")
+                    for body in bodies
+                    for some in headers
+                ]
+            )
+
+    fast, slow = [[_comparable(answer) for answer in answers] for answers in answered]
+    assert fast == slow
+    assert {status for status, *_ in fast} == {200, 409, 415, 422}
+
+
+def _comparable(answer: httpx.Response) -> tuple[int, bytes, list[tuple[str, str]]]:
+    return answer.status_code, answer.content, sorted(answer.headers.items())
 
 
 async def test_server_without_a_team_has_no_routes_of_one() -> None:
