@@ -16,6 +16,7 @@ from policy_server.serving.state_tokens import STATE_HEADER
 from policy_server.serving.team import Team
 from policy_server.web.answering import render_examples
 from policy_server.web.media_types import NPY
+from policy_server.web.openapi_errors import describe_error, describe_errors, json_of
 from policy_server.web.openapi_schemas import TypeNames, error_schemas, policy_schemas, sized
 from policy_server.web.route_table import AnswerRoute, Route, RouteTable
 from policy_server.web.team_schemas import TeamSchemas
@@ -35,45 +36,6 @@ header `content-encoding: gzip` they may be packed.
 
 Each route that answers one observation has a twin for web sockets, such as `WS /predict/stream`:
 one observation a frame in JSON or MessagePack, one answer a frame, in order, many in flight."""
-_ERRORS = {
-    401: (
-        "no access key, or a wrong one",
-        "no access key; send it in the header 'access-token' or as 'Authorization: Bearer'",
-    ),
-    408: (
-        "a body that takes too long to arrive",
-        "the body did not arrive within 30 s; send the batch in parts",
-    ),
-    404: (
-        "a session that is unknown, or has ended",
-        "session '8f3a' is unknown, has ended or was idle for too long "
-        "(POLICY_SERVER_SESSION_IDLE_S); begin another one with POST /sessions",
-    ),
-    409: (
-        "a step that does not follow the last one, or whose version is not loaded any more",
-        "x-step 7: expected 3, the next step of this session or 2 again",
-    ),
-    413: (
-        "a body that is too large",
-        "the body is larger than 1048576 bytes (POLICY_SERVER_MAX_BODY_BYTES)",
-    ),
-    415: (
-        "a body that is packed or encoded in a way that is not taken",
-        "content-encoding 'br' is not taken; send the body packed with gzip, or as it is",
-    ),
-    500: (
-        "a policy that fails",
-        "the policy failed on this observation; the server's log has the reason",
-    ),
-    501: (
-        "an answer that the policy's family does not allow",
-        "this policy's action distribution could not be proved",
-    ),
-    503: (
-        "overload, or a policy that is not ready",
-        "4096 observations are waiting already; try again in a second",
-    ),
-}
 _COLUMNS = (
     "In place of the list an object is taken too, with a list for each field, all of one length: "
     "the schema `ObservationColumns`"
@@ -174,7 +136,7 @@ def _describe_post(
     if not isinstance(route, AnswerRoute):
         # A session is begun, or begun anew.
         for status in (413, 415, 503):
-            _describe_error(operation, status)
+            describe_error(operation, status)
     elif not route.policy:
         assert team is not None, "its routes stand where there is a team"
         _describe_team_step(operation, route, team, examples)
@@ -199,9 +161,9 @@ def _describe_team_step(
     examples: Examples,
 ) -> None:
     team.describe(operation, route, examples)
-    _describe_errors(operation, 413, 415, 500, 501, 503)
+    describe_errors(operation, 413, 415, 500, 501, 503)
     if route.transport == "team_session":
-        _describe_error(operation, 409)
+        describe_error(operation, 409)
 
 
 def _describe_operation(operation: Document, route: Route) -> None:
@@ -210,11 +172,11 @@ def _describe_operation(operation: Document, route: Route) -> None:
         parameter["schema"] = _without_null(parameter["schema"])
     if route.access == "key":
         operation["security"] = _SECURITY
-        _describe_error(operation, 401)
+        describe_error(operation, 401)
     if route.path == "/readyz":
-        _describe_error(operation, 503)
+        describe_error(operation, 503)
     if "{session_id}" in route.path:
-        _describe_error(operation, 404)
+        describe_error(operation, 404)
 
 
 def refuse_shared_type_names(table: RouteTable, registry: PolicyRegistry) -> None:
@@ -258,7 +220,7 @@ def _describe_answer(
 ) -> None:
     names = TypeNames(route.namespace)
     body = names.of("RawObservation" if route.is_raw else "Observation")
-    content = _json_of(body)
+    content = json_of(body)
     if slot.space.arrays.are_taken(is_raw=route.is_raw):
         content[NPY] = _BINARY
         shape = slot.space.arrays.shape(is_raw=route.is_raw)
@@ -266,16 +228,16 @@ def _describe_answer(
         operation["description"] += _ARRAY.format(shape=known)
     operation["requestBody"] = {"required": True, "content": content}
     kind = "Distribution" if route.kind == "distribution" else "Prediction"
-    answer = _json_of(names.of(kind))
+    answer = json_of(names.of(kind))
     if example is not None:
         answer["application/json"]["example"] = example
     operation["responses"]["200"] = {"description": "The policy's answer", "content": answer}
     if route.transport == "session":
-        _describe_error(operation, 409)
+        describe_error(operation, 409)
     elif slot.signature is not None and slot.signature.memory:
         operation["parameters"] = [*operation.get("parameters", ()), *_EPISODE_HEADERS]
     _describe_headers(operation["responses"]["200"], route, slot)
-    _describe_errors(operation, 413, 415, 500, 501, 503)
+    describe_errors(operation, 413, 415, 500, 501, 503)
 
 
 def _describe_headers(answer: Document, route: AnswerRoute, slot: PolicySlot) -> None:
@@ -298,7 +260,7 @@ def _describe_batch(
     example: Document | None,
 ) -> None:
     names, prefix = TypeNames(route.namespace), "Raw" if route.is_raw else ""
-    body = _json_of(names.of(f"{prefix}Observation"))
+    body = json_of(names.of(f"{prefix}Observation"))
     rows = {"type": "array", "items": body["application/json"]["schema"]}
     columns = names.reference(f"{prefix}ObservationColumns")
     operation["requestBody"] = {"required": True, "content": {**body, NPY: _BINARY}}
@@ -310,7 +272,7 @@ def _describe_batch(
     body["application/json"] = {"schema": rows}
     operation["requestBody"]["content"] |= body
     kind = "DistributionBatch" if route.kind == "distribution" else "PredictionBatch"
-    answer = _json_of(names.of(kind))
+    answer = json_of(names.of(kind))
     if example is not None:
         answer["application/json"]["example"] = _batch_of_one(example)
     operation["responses"]["200"] = {
@@ -318,7 +280,7 @@ def _describe_batch(
         "content": {**answer, NPY: _BINARY},
     }
     _describe_headers(operation["responses"]["200"], route, slot)
-    _describe_errors(operation, 408, 413, 415, 500, 501, 503)
+    describe_errors(operation, 408, 413, 415, 500, 501, 503)
 
 
 def _batch_of_one(answer: Document) -> Document:
@@ -332,24 +294,3 @@ def _batch_of_one(answer: Document) -> Document:
             for part in answer["components"]
         ]
     }
-
-
-def _describe_errors(operation: Document, *statuses: int) -> None:
-    operation["responses"]["422"] = {
-        "description": "An observation that is not what the schema describes, or a slip in the "
-        "name of a query parameter; names each",
-        "content": _json_of("HTTPValidationError"),
-    }
-    for status in statuses:
-        _describe_error(operation, status)
-
-
-def _describe_error(operation: Document, status: int) -> None:
-    text, example = _ERRORS[status]
-    content = _json_of("Problem")
-    content["application/json"]["example"] = {"detail": example}
-    operation["responses"][str(status)] = {"description": text.capitalize(), "content": content}
-
-
-def _json_of(name: str) -> Document:
-    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}

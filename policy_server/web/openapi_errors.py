@@ -1,0 +1,87 @@
+"""The errors of routes in the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["describe_error", "describe_errors", "json_of"]
+
+Document = dict[str, Any]
+
+_ERRORS = {
+    401: (
+        "no access key, or a wrong one",
+        "no access key; send it in the header 'access-token' or as 'Authorization: Bearer'",
+    ),
+    408: (
+        "a body that takes too long to arrive",
+        "the body did not arrive within 30 s; send the batch in parts",
+    ),
+    404: (
+        "a session that is unknown, or has ended",
+        "session '8f3a' is unknown, has ended or was idle for too long "
+        "(POLICY_SERVER_SESSION_IDLE_S); begin another one with POST /sessions",
+    ),
+    409: (
+        "a step that does not follow the last one, or whose version is not loaded any more",
+        "x-step 7: expected 3, the next step of this session or 2 again",
+    ),
+    413: (
+        "a body that is too large",
+        "the body is larger than 1048576 bytes (POLICY_SERVER_MAX_BODY_BYTES)",
+    ),
+    415: (
+        "a body that is packed or encoded in a way that is not taken",
+        "content-encoding 'br' is not taken; send the body packed with gzip, or as it is",
+    ),
+    500: (
+        "a policy that fails",
+        "the policy failed on this observation; the server's log has the reason",
+    ),
+    501: (
+        "an answer that the policy's family does not allow",
+        "this policy's action distribution could not be proved",
+    ),
+    503: (
+        "overload, or a policy that is not ready",
+        "4096 observations are waiting already; try again in a second",
+    ),
+}
+
+
+def describe_errors(operation: Document, *statuses: int) -> None:
+    """Describe the errors of a route that takes observations: 422, and others.
+
+    Args:
+        operation: the route's in the document, which is changed.
+        statuses: the others' statuses.
+    """
+    operation["responses"]["422"] = {
+        "description": "An observation that is not what the schema describes, or a slip in the "
+        "name of a query parameter; names each",
+        "content": json_of("HTTPValidationError"),
+    }
+    for status in statuses:
+        describe_error(operation, status)
+
+
+def describe_error(operation: Document, status: int) -> None:
+    """Describe an error that is one sentence, with an example.
+
+    Args:
+        operation: the route's in the document, which is changed.
+        status: the error's status.
+    """
+    text, example = _ERRORS[status]
+    content = json_of("Problem")
+    content["application/json"]["example"] = {"detail": example}
+    operation["responses"][str(status)] = {"description": text.capitalize(), "content": content}
+
+
+def json_of(name: str) -> Document:
+    """Return the contents of a body in JSON.
+
+    Args:
+        name: the name of its type in the document.
+    """
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
