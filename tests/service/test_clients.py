@@ -24,11 +24,12 @@ import pytest
 
 from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.policy import PolicyInputs, PolicyOutputs, PolicySignature, StateTensor
-from policy_server.schema import parse_schema
+from policy_server.schema import AgentPolicies, parse_schema
 from policy_server.sdk import Sdk, files_of, prepare_document
+from policy_server.serving import PolicyRegistry
 from policy_server.settings import Settings
 from policy_server.web import create_app
-from tests.support.fakes import FakeBackend, components_of, registry_of, signature_of
+from tests.support.fakes import FakeBackend, components_of, signature_of, slot_of
 from tests.support.lost_answers import LosingProxy, losing_proxy
 from tests.support.processes import program, run
 from tests.support.server_processes import KEY, compiled_home_of, running_server
@@ -64,6 +65,10 @@ _SESSIONS = [
     *("begun 1099511627776 0", "step 0", "step 1", "again true 1", "shown 2", "other 409"),
     *("ahead 409", "reset 1099511627776 0 next", "steps 1 2", "ended 404", "unseeded true"),
     *("token 0", "token 1", "token 2", "changed 422"),
+]
+_TEAM = [
+    *("plain a 0 b 0", "step a 0 b 0", "step a 1 b 1", "again true", "reset a"),
+    *("step a 2 b 0", "shown 3", "ended 404"),
 ]
 # What a 503 of `/clients` gives as Retry-After.
 PAUSE_S = 5
@@ -129,9 +134,18 @@ class Served:
 
     def run_sessions(self, *command: str | Path, folder: Path, **variables: str) -> None:
         """Run a program of tests/data/sdk_sessions where the policy has a memory."""
+        self._run_program(_SESSIONS, *command, folder=folder, **variables)
+
+    def run_team(self, *command: str | Path, folder: Path) -> None:
+        """Run a program of tests/data/sdk_sessions about a team where the policy has a memory."""
+        self._run_program(_TEAM, *command, folder=folder)
+
+    def _run_program(
+        self, prints: list[str], *command: str | Path, folder: Path, **variables: str
+    ) -> None:
         if self.proxy is not None:
             output = self.run(*command, folder=folder, **variables)
-            assert [line.rstrip().lower() for line in output.splitlines()] == _SESSIONS
+            assert [line.rstrip().lower() for line in output.splitlines()] == prints
 
 
 def _shape(value: object) -> object:
@@ -175,8 +189,9 @@ def mixed_server(home: Path) -> Iterator[str]:
     )
     backend = FakeBackend(signature, (), policy=CountingPolicy(signature))
     schema = parse_schema(MIXED)
+    registry = PolicyRegistry([slot_of(backend, schema)], agents=AgentPolicies({"*": "default"}))
     app = create_app(
-        registry_of(backend, schema),
+        registry,
         Settings(home=home),
         api_key=schema.api_key,
         root_path=schema.root_path,
@@ -244,6 +259,7 @@ def test_python_sdk_is_installed_and_gets_an_action(served: Served, environment:
     python = environment / "python"
     served.run_example(python, "example.py", folder=folder)
     served.run_sessions(python, PROGRAMS / "session.py", folder=folder)
+    served.run_team(python, PROGRAMS / "team.py", folder=folder)
     text = re.sub(r"(?ms)^with .*", "", (folder / "example.py").read_text())
     (folder / "batch.py").write_text(
         "from policy_client import PolicyApi\n"
@@ -265,12 +281,14 @@ def test_java_sdk_is_compiled_and_gets_an_action(served: Served) -> None:
     sources = sorted(map(str, (folder / "src").rglob("*.java")))
     path = f"{jar}:{ANNOTATIONS}"
 
-    sessions = [] if served.proxy is None else [PROGRAMS / "Sessions.java"]
+    programs = ["Sessions.java", "Team.java"] if served.proxy is not None else []
+    whole: list[str | Path] = [*sources, "Example.java", *(PROGRAMS / name for name in programs)]
 
-    served.run(javac, "-d", "out", "-cp", path, *sources, "Example.java", *sessions, folder=folder)
+    served.run(javac, "-d", "out", "-cp", path, *whole, folder=folder)
 
     served.run_example(java, "-cp", f"out:{path}", "Example", folder=folder)
     served.run_sessions(java, "-cp", f"out:{path}", "Sessions", folder=folder)
+    served.run_team(java, "-cp", f"out:{path}", "Team", folder=folder)
 
 
 def test_r_sdk_is_installed_and_gets_an_action(served: Served, tmp_path: Path) -> None:
@@ -323,8 +341,10 @@ def test_typescript_sdk_is_compiled_and_gets_an_action(served: Served, tmp_path:
 
     served.run_example(node, "example.mjs", folder=tmp_path)
     # Node looks for packages beside the program.
-    shutil.copy(PROGRAMS / "sessions.mjs", tmp_path)
+    for name in ("sessions.mjs", "team.mjs"):
+        shutil.copy(PROGRAMS / name, tmp_path)
     served.run_sessions(node, "sessions.mjs", folder=tmp_path)
+    served.run_team(node, "team.mjs", folder=tmp_path)
 
 
 def test_go_sdk_is_compiled_and_gets_an_action(served: Served, tmp_path: Path) -> None:
