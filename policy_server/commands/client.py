@@ -108,6 +108,17 @@ class PolicyClient:
         """
         return self.get(f"{self.prefix}/schema")
 
+    def schema_of(self, policy: str) -> Any:  # noqa: ANN401 -- any JSON
+        """Ask for the schema of a policy of the server.
+
+        Args:
+            policy: its name.
+
+        Raises:
+            ServerAnswerError: if the server can't be reached or refuses, in words.
+        """
+        return self.get(f"/policies/{quote(policy, safe='')}/schema")
+
     def post(
         self,
         route: str,
@@ -134,6 +145,17 @@ class PolicyClient:
         return self.request(
             "POST", self.prefix + route, data=body, params=parameters, headers=headers
         )
+
+    def delete(self, route: str) -> None:
+        """End something of the policy's, such as a session.
+
+        Args:
+            route: such as /sessions/ID, without the policy's prefix.
+
+        Raises:
+            ServerAnswerError: if the server can't be reached or refuses, in words.
+        """
+        self.request("DELETE", self.prefix + route)
 
     def request(
         self,

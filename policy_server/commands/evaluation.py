@@ -1,24 +1,30 @@
-"""The mean return of a served policy: whole episodes over HTTP, compared with random actions."""
+"""The mean return of served policies: whole episodes over HTTP, compared with random actions."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from policy_server.commands.client import PolicyClient
 from policy_server.commands.games import ALONE, Game, game_of, import_environment
-from policy_server.commands.players import Asking, OpenPlayer, Player, random_player, served_player
-from policy_server.errors import SchemaError, ServerAnswerError, UsageError
-from policy_server.installation import command_for
-from policy_server.schema import public_schema, read_schema
+from policy_server.commands.players import (
+    Asking,
+    OpenPlayer,
+    Player,
+    random_player,
+    served_player,
+    served_team,
+    with_random_agents,
+)
+from policy_server.commands.served_policies import check_serves, served_alone, served_as_team
+from policy_server.errors import UsageError
 
-__all__ = ["Evaluation", "MeanReturn", "evaluate"]
+__all__ = ["Comparison", "Evaluation", "MeanReturn", "evaluate"]
 
 _FILE = "environment.py"
 _FEWEST_EPISODES = 2
@@ -26,7 +32,7 @@ _FEWEST_EPISODES = 2
 
 @dataclass(frozen=True)
 class MeanReturn:
-    """The rewards that an agent collects in an episode, on average.
+    """The rewards that are collected in an episode, on average.
 
     Attributes:
         mean: the mean over the episodes.
@@ -42,33 +48,59 @@ class MeanReturn:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """The return of a policy's agents beside that of random actions in their place.
+
+    Attributes:
+        policy: the policy's name; empty for the only one.
+        served: the policy, asked over HTTP.
+        random: actions drawn uniformly; in a team the others are as served.
+    """
+
+    policy: str
+    served: MeanReturn
+    random: MeanReturn
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """The policy's return beside that of random actions, on episodes with the same seeds.
+    """The return of each policy beside that of random actions, on episodes with the same seeds.
 
     Attributes:
         name: the example's.
-        episodes: how many each of the two played.
-        served: the policy, asked over HTTP.
-        random: actions drawn uniformly.
+        episodes: how many were played with the policies, and at random in the place of each.
+        comparisons: one for each policy.
     """
 
     name: str
     episodes: int
-    served: MeanReturn
-    random: MeanReturn
+    comparisons: tuple[Comparison, ...]
 
     def as_text(self) -> list[str]:
-        """Return both figures, aligned."""
-        figures = {"policy as served": self.served, "random actions": self.random}
+        """Return all figures, aligned."""
+        figures = {
+            f"{prefix}{what}": figure
+            for found in self.comparisons
+            for prefix in [f"{found.policy}: " if found.policy else ""]
+            for what, figure in {
+                "policy as served": found.served,
+                "random actions": found.random,
+            }.items()
+        }
         width = max(len(str(figure)) for figure in figures.values())
+        name_width = max(len(name) for name in figures)
         return [
             f"mean return ± standard error of {self.episodes} episodes of {self.name}",
-            *(f"{name:<16}  {figure!s:>{width}}" for name, figure in figures.items()),
+            *(f"{name:<{name_width}}  {figure!s:>{width}}" for name, figure in figures.items()),
         ]
 
-    def as_markdown(self) -> str:
-        """Return a row of a table: name, episodes, policy, random."""
-        return f"| {self.name} | {self.episodes} | {self.served} | {self.random} |"
+    def as_markdown(self) -> list[str]:
+        """Return a row of a table for each policy: name, episodes, policy, random."""
+        return [
+            f"| {': '.join(filter(None, (self.name, found.policy)))} | {self.episodes} "
+            f"| {found.served} | {found.random} |"
+            for found in self.comparisons
+        ]
 
 
 def evaluate(
@@ -82,12 +114,12 @@ def evaluate(
     parallel: int,
     on_progress: Callable[[int, int], None],
 ) -> Evaluation:
-    """Play episodes with the policy that a server serves, and as many at random.
+    """Play episodes with the policies that a server serves, and as many at random.
 
     Args:
         folder: holds environment.py.
         connect: opens a connection to the server; each thread has its own.
-        episodes: how many each agent plays.
+        episodes: how many are played in each way.
         seed: the seed of the episodes and of all draws: the same seed gives the same returns.
         is_deterministic: take the policy's mode instead of a draw.
         keeps_memory: ask a policy with memory in sessions, one for each thread; False asks every
@@ -96,7 +128,7 @@ def evaluate(
         on_progress: is called after each episode with the number done, and of all.
 
     Returns:
-        Both mean returns.
+        The mean returns. The agents of one policy in a team count as one, by their mean.
 
     Raises:
         UsageError: if a number can't be used.
@@ -109,23 +141,42 @@ def evaluate(
             f"got {episodes}, {parallel} and {seed}"
         )
     make_environment = import_environment(folder / _FILE)
+    agents = game_of(make_environment()).agents
     with connect() as client:
-        served = client.schema()
-        _check_serves(folder, client.url, served)
-    policy = served.get("policy", {})
+        served = served_alone(client) if agents == (ALONE,) else served_as_team(client, agents)
+        check_serves(folder, client.url, served)
     asking = Asking(
         is_deterministic=is_deterministic,
-        # A policy whose family is unknown draws inside its own graph, where no seed reaches.
-        has_seeds=bool(policy.get("components")),
-        has_memory=keeps_memory and bool(policy.get("memory_width")),
+        has_seeds=served.has_seeds,
+        has_memory=keeps_memory and served.has_memory,
     )
     games = _Games(lambda: game_of(make_environment()), episodes, seed, on_progress)
+    if agents == (ALONE,):
+        as_served = served_player(connect, asking)
+        at_random: dict[str, OpenPlayer] = {ALONE: random_player}
+    else:
+        as_served = served_team(connect, asking, takes_reward=served.takes_reward)
+        at_random = {
+            policy: with_random_agents(as_served, own) for policy, own in served.agents.items()
+        }
+    returns = games.play(as_served, parallel=parallel)
     return Evaluation(
         name=folder.resolve().name,
         episodes=episodes,
-        served=games.play(served_player(connect, asking), parallel=parallel),
-        random=games.play(random_player, parallel=1),
+        comparisons=tuple(
+            Comparison(
+                policy,
+                _mean_return(returns, own),
+                _mean_return(games.play(at_random[policy], parallel=parallel), own),
+            )
+            for policy, own in served.agents.items()
+        ),
     )
+
+
+def _mean_return(returns: Sequence[Mapping[str, float]], agents: Sequence[str]) -> MeanReturn:
+    means = np.array([np.mean([found.get(agent, 0.0) for agent in agents]) for found in returns])
+    return MeanReturn(float(means.mean()), float(means.std(ddof=1) / np.sqrt(len(means))))
 
 
 class _StoppedError(Exception):
@@ -150,8 +201,9 @@ class _Games:
         self._lock = threading.Lock()
         self._is_stopped = threading.Event()
 
-    def play(self, open_player: OpenPlayer, *, parallel: int) -> MeanReturn:
-        returns = np.empty(self._episodes)
+    def play(self, open_player: OpenPlayer, *, parallel: int) -> list[dict[str, float]]:
+        """Return the return of each agent in each episode."""
+        returns: list[dict[str, float]] = [{} for _ in range(self._episodes)]
 
         def play_some(first: int) -> None:
             game = self._open_game()
@@ -168,40 +220,23 @@ class _Games:
             except BaseException:
                 self._is_stopped.set()
                 raise
-        return MeanReturn(
-            float(returns.mean()), float(returns.std(ddof=1) / np.sqrt(self._episodes))
-        )
+        return returns
 
-    def _play_one(self, game: Game, player: Player, episode: int) -> float:
+    def _play_one(self, game: Game, player: Player, episode: int) -> dict[str, float]:
         generator = np.random.default_rng([self._seed, episode])
         observations = game.reset(self._seed + episode)
         player.begin()
         rewards: dict[str, float] = {}
-        total, is_over = 0.0, False
+        totals: dict[str, float] = dict.fromkeys(game.agents, 0.0)
+        is_over = False
         while not is_over:
             if self._is_stopped.is_set():
                 raise _StoppedError
             actions = player.act(observations, rewards, generator)
             observations, rewards, is_over = game.step(actions)
-            total += rewards[ALONE]
+            for agent, reward in rewards.items():
+                totals[agent] += reward
         with self._lock:
             self._done += 1
             self._on_progress(self._done, self._episodes)
-        return total
-
-
-def _check_serves(folder: Path, url: str, served: Mapping[str, Any]) -> None:
-    """Refuse a server whose schema is not the example's: another policy would answer nonsense."""
-    try:
-        expected = public_schema(read_schema(folder / "schema.yaml"))
-    except SchemaError:
-        return
-    if _types(expected) != _types(served):
-        raise ServerAnswerError(
-            f"{url}: serves another schema than {folder / 'schema.yaml'}; serve that with "
-            f"`{command_for(f'copy_server_files {folder}')}`, and start the server again"
-        )
-
-
-def _types(schema: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(name, item["type"]) for name, item in schema.get("observations", {}).items()]
+        return totals

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,9 +12,18 @@ import orjson
 
 from policy_server.commands.client import PolicyClient
 from policy_server.commands.games import ALONE, Game
+from policy_server.commands.served_policies import team_body
 from policy_server.errors import ServerAnswerError
 
-__all__ = ["Asking", "OpenPlayer", "Player", "random_player", "served_player"]
+__all__ = [
+    "Asking",
+    "OpenPlayer",
+    "Player",
+    "random_player",
+    "served_player",
+    "served_team",
+    "with_random_agents",
+]
 
 _LARGEST_SEED = 2**63 - 1
 
@@ -69,27 +78,53 @@ class Asking:
         return "predict_deterministic" if self.is_deterministic else "predict"
 
 
-class _Served:
-    """The policy of the one agent, with a session where it has a memory."""
+class _Episodes:
+    """The episodes of a connection: each begins in the session of the one before."""
 
-    def __init__(self, client: PolicyClient, game: Game, asking: Asking) -> None:
+    def __init__(self, client: PolicyClient, asking: Asking, *, behind: str = "") -> None:
         self._client = client
-        self._game = game
         self._asking = asking
+        self._behind = behind
         self._session = ""
 
     def begin(self) -> None:
         if not self._asking.has_memory:
             return
         if self._session:
-            self._client.post(f"{self._session}/reset", b"")
+            self._client.post(f"{self._session}/reset{self._behind}", b"")
         else:
-            begun = self._client.post("/sessions", b"")
+            begun = self._client.post(f"/sessions{self._behind}", b"")
             self._session = f"/sessions/{begun['session_id']}"
 
     def end(self) -> None:
         if self._session:
-            self._client.request("DELETE", self._client.prefix + self._session)
+            self._client.delete(self._session + self._behind)
+
+    def ask(
+        self,
+        body: object,
+        generator: np.random.Generator,
+        *,
+        is_raw: bool,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:  # noqa: ANN401 -- any JSON
+        return self._client.post(
+            f"{self._session}/{self._asking.kind}{'_raw' if is_raw else ''}{self._behind}",
+            orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY),
+            seed=self._asking.seed(generator),
+            headers=headers,
+        )
+
+
+class _Served:
+    """The policy of the one agent."""
+
+    def __init__(self, episodes: _Episodes, game: Game) -> None:
+        self._episodes = episodes
+        self._game = game
+
+    def begin(self) -> None:
+        self._episodes.begin()
 
     def act(
         self,
@@ -99,12 +134,37 @@ class _Served:
     ) -> dict[str, Any]:
         named = observations[ALONE]
         is_raw = isinstance(named, list)
-        body = orjson.dumps({"obs": named} if is_raw else named, option=orjson.OPT_SERIALIZE_NUMPY)
-        route = f"{self._session}/{self._asking.kind}{'_raw' if is_raw else ''}"
-        # Some policies take it, and the others don't mind.
-        headers = {"x-previous-reward": repr(rewards[ALONE])} if rewards and self._session else {}
-        answer = self._client.post(route, body, seed=self._asking.seed(generator), headers=headers)
+        # Policies that don't take it pass it over.
+        headers = {"x-previous-reward": repr(rewards[ALONE])} if rewards else {}
+        answer = self._episodes.ask(
+            {"obs": named} if is_raw else named, generator, is_raw=is_raw, headers=headers
+        )
         return {ALONE: self._game.action_from(ALONE, answer["actions"])}
+
+
+class _ServedTeam:
+    """The policies of several agents, who are asked at once."""
+
+    def __init__(self, episodes: _Episodes, game: Game, takes_reward: Collection[str]) -> None:
+        self._episodes = episodes
+        self._game = game
+        self._takes_reward = takes_reward
+
+    def begin(self) -> None:
+        self._episodes.begin()
+
+    def act(
+        self,
+        observations: Mapping[str, Any],
+        rewards: Mapping[str, float],
+        generator: np.random.Generator,
+    ) -> dict[str, Any]:
+        body, is_raw = team_body(observations, rewards, self._takes_reward)
+        answers = self._episodes.ask(body, generator, is_raw=is_raw)
+        return {
+            agent: self._game.action_from(agent, answer["actions"])
+            for agent, answer in answers.items()
+        }
 
 
 class _Random:
@@ -125,26 +185,93 @@ class _Random:
         return {agent: self._game.random_action(agent, generator) for agent in observations}
 
 
+class _WithRandomAgents:
+    """Another player, in whose place some agents act at random."""
+
+    def __init__(self, player: Player, game: Game, agents: Collection[str]) -> None:
+        self._player = player
+        self._random = _Random(game)
+        self._agents = agents
+
+    def begin(self) -> None:
+        self._player.begin()
+
+    def act(
+        self,
+        observations: Mapping[str, Any],
+        rewards: Mapping[str, float],
+        generator: np.random.Generator,
+    ) -> dict[str, Any]:
+        drawn = {agent: named for agent, named in observations.items() if agent in self._agents}
+        others = {agent: named for agent, named in observations.items() if agent not in drawn}
+        actions = self._random.act(drawn, rewards, generator)
+        if others:
+            actions |= self._player.act(others, rewards, generator)
+        return {agent: actions[agent] for agent in observations}
+
+
 def served_player(connect: Callable[[], PolicyClient], asking: Asking) -> OpenPlayer:
-    """Return the opener of players who ask a server; each has a connection of its own.
+    """Return the opener of players who ask a server for the one agent.
 
     Args:
-        connect: opens a connection to the server.
+        connect: opens a connection to the server; each player has its own.
         asking: how the policy is asked.
     """
 
     @contextmanager
     def open_player(game: Game) -> Iterator[Player]:
-        with connect() as client:
-            player = _Served(client, game, asking)
-            try:
-                yield player
-            finally:
-                # A session that can't be ended expires.
-                with suppress(ServerAnswerError):
-                    player.end()
+        with connect() as client, _running(_Episodes(client, asking)) as episodes:
+            yield _Served(episodes, game)
 
     return open_player
+
+
+def served_team(
+    connect: Callable[[], PolicyClient], asking: Asking, *, takes_reward: Collection[str]
+) -> OpenPlayer:
+    """Return the opener of players who ask a server for several agents.
+
+    Args:
+        connect: opens a connection to the server; each player has its own.
+        asking: how the policies are asked.
+        takes_reward: the agents whose policies take the reward of the step before.
+    """
+
+    @contextmanager
+    def open_player(game: Game) -> Iterator[Player]:
+        with (
+            connect() as client,
+            _running(_Episodes(client, asking, behind="/agents")) as episodes,
+        ):
+            yield _ServedTeam(episodes, game, takes_reward if asking.has_memory else ())
+
+    return open_player
+
+
+def with_random_agents(open_player: OpenPlayer, agents: Collection[str]) -> OpenPlayer:
+    """Return the opener of players in whose place some agents act at random.
+
+    Args:
+        open_player: opens the player of the other agents.
+        agents: the names of those who act at random.
+    """
+
+    @contextmanager
+    def open_mixed(game: Game) -> Iterator[Player]:
+        with open_player(game) as player:
+            yield _WithRandomAgents(player, game, agents)
+
+    return open_mixed
+
+
+@contextmanager
+def _running(episodes: _Episodes) -> Iterator[_Episodes]:
+    try:
+        yield episodes
+    finally:
+        # A session that can't be ended expires.
+        with suppress(ServerAnswerError):
+            episodes.end()
 
 
 @contextmanager

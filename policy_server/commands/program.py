@@ -325,7 +325,7 @@ class Commands:
         parallel: int = 8,
         markdown: bool = False,
     ) -> Iterator[str]:
-        """Measure the policy as a running server serves it, against random actions.
+        """Measure policies as a running server serves them, against random actions.
 
         Args:
             path: Folder with environment.py, such as examples/lpoc.
@@ -337,7 +337,7 @@ class Commands:
             deterministic: Take the policy's mode instead of a draw.
             without_memory: Ask a policy with memory for each step as for an episode's first.
             parallel: Episodes that are played at once.
-            markdown: Print a row of a table: name, episodes, policy, random.
+            markdown: Print a row of a table for each policy: name, episodes, policy, random.
         """
         api_key = client.find_api_key(key, read_settings())
         result = evaluation.evaluate(
@@ -350,7 +350,7 @@ class Commands:
             parallel=parallel,
             on_progress=progress_bar(sys.stderr),
         )
-        yield from [result.as_markdown()] if markdown else result.as_text()
+        yield from result.as_markdown() if markdown else result.as_text()
 
     @command
     def deploy(

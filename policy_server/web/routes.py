@@ -241,7 +241,8 @@ def _qualities(accept: str) -> dict[str, float]:
 def _schema_endpoint(slot: PolicySlot) -> Callable[[], Awaitable[dict[str, Any]]]:
     async def schema() -> dict[str, Any]:
         document = public_schema(slot.schema)
-        signature = slot.current().signature
+        version = slot.current()
+        signature, previous = version.signature, version.previous_step
         actions = signature.action_outputs
         if document["parameters"]["discrete"] is None:
             document["parameters"]["discrete"] = all(action.is_integer for action in actions)
@@ -256,6 +257,8 @@ def _schema_endpoint(slot: PolicySlot) -> Callable[[], Awaitable[dict[str, Any]]
             if signature.mask_name is None
             else {"name": signature.mask_name, "sizes": signature.mask_sizes},
             "memory_width": signature.memory_width,
+            "previous_step": ["action"] * previous.takes_action
+            + ["reward"] * previous.takes_reward,
             "components": [action.model_dump() for action in listed_actions(signature) or ()],
         }
         return document

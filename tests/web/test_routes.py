@@ -56,6 +56,7 @@ async def test_schema_is_shown_without_the_key() -> None:
             "basis": "structure",
             "action_mask": None,
             "memory_width": 0,
+            "previous_step": [],
             "components": [
                 {
                     "kind": "categorical",
