@@ -45,6 +45,7 @@ h2 {font-size: 1.5rem !important;}
 [data-testid^="stBaseButton-primary"] {background-color: #1d4ed8; border-color: #1d4ed8;}
 @media (max-width: 640px) {
   .stMainBlockContainer {padding-top: 4.5rem;}
+  [data-testid="stMarkdownContainer"] :is(th, td) {padding: 0.25rem 0.5rem !important;}
   [data-testid="stExpandSidebarButton"] {width: auto !important; padding: 0 0.5rem;}
   [data-testid="stExpandSidebarButton"]::after {content: "Server"; font-size: 1rem;}
 }
@@ -216,7 +217,7 @@ def _watch_start(server: ServerProcess) -> None:
 def _show_policy(client: ServerClient) -> None:
     try:
         with st.sidebar:
-            client, entry = choose_version(client)
+            client, entry, rules = choose_version(client)
         schema = client.schema()
     except RefusalError as refusal:
         show_refusal(refusal)
@@ -236,7 +237,7 @@ def _show_policy(client: ServerClient) -> None:
     with ask:
         show_asking(client, schema, key=digest)
     with play:
-        show_playing(client, schema)
+        show_playing(client, schema, rules)
     for tab in compare:
         with tab:
             show_comparison(client, schema, entry)

@@ -9,14 +9,16 @@ import altair as alt
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["component_chart", "density", "reward_chart"]
+__all__ = ["component_chart", "density", "reward_chart", "team_return_chart"]
 
 _DETERMINISTIC = "◆ deterministic"
 _DRAWN = "● drawn"
 _BLUE, _LIGHT_BLUE, _ORANGE = "#2563eb", "#93b4f5", "#f97316"
+_AGENT_COLORS = ("#f97316", "#2563eb", "#16a34a", "#9333ea", "#db2777", "#0891b2")
 _DARK, _PALE = "#475569", "#cbd5e1"
 _MOST_BARS = 24
 _BAR_STEP_PX = 30
+_DASHES = ([1, 0], [8, 8], [2, 4], [12, 4], [4, 8], [8, 2])
 _SMALLEST_SHOWN = 0.001
 _POINTS = 301
 _STANDARD_DEVIATIONS = 4.0
@@ -75,6 +77,43 @@ def reward_chart(rewards: Sequence[float]) -> Layers:
     )
     layers: Layers = alt.layer(bars, line).resolve_scale(y="independent").properties(height=300)
     return layers
+
+
+def team_return_chart(rewards: Mapping[str, Sequence[float]]) -> alt.Chart:
+    """Return the chart of each agent's return so far.
+
+    Agents with the same return have one line on top of the other, through whose gaps one sees.
+
+    Args:
+        rewards: of an episode's steps so far, by agent.
+    """
+    rows = [
+        {"step": step, "return": total, "agent": agent}
+        for agent, gained in rewards.items()
+        for step, total in enumerate(np.cumsum(gained).tolist(), start=1)
+    ]
+    names = list(rewards)
+    chart: alt.Chart = (
+        _chart(rows)
+        .mark_line(strokeWidth=3, point=len(rows) == len(names))
+        .encode(
+            x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, format="d")),
+            y=alt.Y("return:Q", title="return so far"),
+            color=alt.Color(
+                "agent:N",
+                title=None,
+                sort=names,
+                scale=alt.Scale(domain=names, range=list(_AGENT_COLORS)),
+                legend=alt.Legend(orient="top"),
+            ),
+            strokeDash=alt.StrokeDash(
+                "agent:N", scale=alt.Scale(domain=names, range=list(_DASHES)), legend=None
+            ),
+            tooltip=["agent:N", "step:Q", "return:Q"],
+        )
+        .properties(height=300)
+    )
+    return chart
 
 
 def density(

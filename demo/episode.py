@@ -1,4 +1,4 @@
-"""An episode that is played here and decided by a server."""
+"""An episode that is played here, and whose actions a server decides."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 from demo.examples import make_environment
 from demo.pictures import draw
-from demo.server_client import AnswerKind, ServerClient
+from demo.played import Played
+from demo.server_client import AnswerKind
 from policy_server.commands.games import ALONE, game_of
+from policy_server.commands.served_policies import team_body
 
 __all__ = ["Episode"]
 
@@ -55,33 +57,46 @@ class Episode:
         """
         return [rewards.get(agent, 0.0) for rewards in self.rewards]
 
-    def step(self, client: ServerClient, *, is_deterministic: bool, session: str = "") -> None:
-        """Take one step with the actions that a server answers.
+    def step(self, played: Played, *, is_deterministic: bool, session: str = "") -> None:
+        """Take one step of all agents with the actions that a server answers.
 
         Args:
-            client: of that server.
-            is_deterministic: take the policy's mode instead of a draw.
+            played: the policies of the agents.
+            is_deterministic: take the policies' modes instead of draws.
             session: the name of the session that keeps the episode's memory; empty for none.
 
         Raises:
             RefusalError: if the server can't be reached, or refuses; the episode is as it was.
         """
         kind: AnswerKind = "predict_deterministic" if is_deterministic else "predict"
-        answer = client.ask(
+        ask = self._ask_alone if played.agents is None else self._ask_team
+        actions = ask(played, kind, session)
+        self.observations, rewards, self.is_over = self._game.step(
+            {agent: self._game.action_from(agent, found) for agent, found in actions.items()}
+        )
+        self.actions = actions
+        self.rewards.append(rewards)
+
+    def _ask_alone(self, played: Played, kind: AnswerKind, session: str) -> dict[str, list[Any]]:
+        answer = played.client.ask(
             kind,
             self.observations[ALONE],
             session=session,
             step=len(self.rewards),
             previous_reward=self.rewards[-1][ALONE] if self.rewards else None,
         )
-        self.actions = {ALONE: answer["actions"]}
-        self.observations, rewards, self.is_over = self._game.step(
-            {
-                agent: self._game.action_from(agent, actions)
-                for agent, actions in self.actions.items()
-            }
+        return {ALONE: answer["actions"]}
+
+    def _ask_team(self, played: Played, kind: AnswerKind, session: str) -> dict[str, list[Any]]:
+        body, is_flat = team_body(
+            self.observations,
+            self.rewards[-1] if self.rewards and session else {},
+            [agent for agent in self.agents if played.takes_reward(agent)],
         )
-        self.rewards.append(rewards)
+        answers = played.client.ask(
+            kind, body, is_flat=is_flat, session=session, step=len(self.rewards)
+        )
+        return {agent: answer["actions"] for agent, answer in answers.items()}
 
     def picture(self) -> str | None:
         """Return an SVG of the environment's state; None where there is no picture of it."""

@@ -9,9 +9,16 @@ from typing import Any
 
 from policy_server.commands.games import Environment, TeamEnvironment
 from policy_server.errors import SettingsError
-from policy_server.schema import public_schema, read_schema
+from policy_server.schema import public_schema, read_schema_file
 
-__all__ = ["EXAMPLES", "example_introduction", "example_names", "find_example", "make_environment"]
+__all__ = [
+    "EXAMPLES",
+    "example_introduction",
+    "example_names",
+    "find_example",
+    "find_team_example",
+    "make_environment",
+]
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -46,10 +53,33 @@ def find_example(schema: Mapping[str, Any]) -> str | None:
         schema: the server's answer at /schema.
 
     Returns:
-        The name; None where no example has the same observations and actions.
+        The name; None where no example of one policy has the same observations and actions.
     """
     for name in example_names():
-        if _shape(public_schema(read_schema(EXAMPLES / name / "schema.yaml"))) == _shape(schema):
+        file = read_schema_file(EXAMPLES / name / "schema.yaml")
+        if not file.is_named and _shape(public_schema(file.choose(None).schema)) == _shape(schema):
+            return name
+    return None
+
+
+def find_team_example(
+    rules: Mapping[str, str], schemas: Mapping[str, Mapping[str, Any]]
+) -> str | None:
+    """Return the name of the example whose team a server serves.
+
+    Args:
+        rules: `multi_agent` of the server: the policies by agents, or patterns of agents.
+        schemas: the server's answers at /schema, by policy.
+
+    Returns:
+        The name; None where no example has the same agents, observations and actions.
+    """
+    for name in example_names():
+        file = read_schema_file(EXAMPLES / name / "schema.yaml")
+        if file.agents is None or dict(file.agents.rules) != dict(rules):
+            continue
+        expected = {policy.name: _shape(public_schema(policy.schema)) for policy in file}
+        if all(_shape(schema) == expected.get(policy) for policy, schema in schemas.items()):
             return name
     return None
 

@@ -148,4 +148,24 @@ _CONVEYOR = {
     **{sign: _parcel(lane, is_scanned=True) for lane, sign in enumerate("abc")},
 }
 
-_PIECES = {"conveyor": _CONVEYOR, "lpoc": _MOVERS, "mouse_and_cheese": _MOUSE_PIECES}
+
+def _hunter(number: int, color: str) -> str:
+    return (
+        f'{_MOUSE_PIECES["X"]}<circle cx="51" cy="51" r="11" fill="{color}"/><text x="51" y="56" '
+        'text-anchor="middle" font-family="sans-serif" font-size="15" font-weight="bold" '
+        f'fill="white">{number}</text>'
+    )
+
+
+_PURSUIT = {
+    "0": _hunter(0, "#c2410c"),
+    "1": _hunter(1, "#1d4ed8"),
+    "P": _MOUSE_PIECES["M"],
+}
+
+_PIECES = {
+    "conveyor": _CONVEYOR,
+    "lpoc": _MOVERS,
+    "mouse_and_cheese": _MOUSE_PIECES,
+    "pursuit": _PURSUIT,
+}

@@ -7,14 +7,12 @@ from typing import Any
 
 import streamlit as st
 
-from demo.answers import describe_actions
 from demo.asking import show_refusal
-from demo.charts import reward_chart
 from demo.episode import Episode
-from demo.examples import find_example
+from demo.episode_view import show_episode
 from demo.pictures import is_board
+from demo.played import Played, find_played
 from demo.server_client import RefusalError, ServerClient
-from policy_server.commands.games import ALONE
 from policy_server.errors import SettingsError
 
 __all__ = ["show_playing"]
@@ -25,42 +23,49 @@ _STEPS_AT_ONCE = 4
 _DRAWN, _DETERMINISTIC = "drawn", "deterministic"
 
 
-def show_playing(client: ServerClient, schema: Mapping[str, Any]) -> None:
+def show_playing(
+    client: ServerClient, schema: Mapping[str, Any], rules: Mapping[str, str] | None
+) -> None:
     """Draw the tab.
 
     Args:
         client: of the server.
         schema: the server's answer at /schema.
+        rules: `multi_agent` of the server; None where it serves no team.
     """
-    name = find_example(schema)
-    if name is None:
+    try:
+        played = find_played(client, schema, rules)
+    except RefusalError as refusal:
+        show_refusal(refusal)
+        return
+    if played is None:
         st.info("None of the examples' environments has these observations and actions.")
         return
     is_running = st.session_state.get("is_running", False)
     fragment = st.fragment(_play, run_every=_STEP_S if is_running else None)
-    fragment(client, schema, name)
+    fragment(played)
 
 
-def _play(client: ServerClient, schema: Mapping[str, Any], name: str) -> None:
+def _play(played: Played) -> None:
     state = st.session_state
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="large"):
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         seed = st.number_input("Seed", min_value=0, value=0, step=1, key="seed", width=140)
         choice = st.radio("Actions are", [_DRAWN, _DETERMINISTIC], horizontal=True, key="choice")
-    has_memory = _show_memory(schema)
-    begun = (name, seed, has_memory, client.version)
+    has_memory = _show_memory(played)
+    begun = (played.name, seed, has_memory, played.client.version)
     if state.get("begun") != begun or "episode" not in state:
         try:
-            state["episode"], state["begun"] = Episode(name, seed=seed), begun
+            state["episode"], state["begun"] = Episode(played.name, seed=seed), begun
         except SettingsError as error:
             st.error(f"{error.message}.")
             return
     episode: Episode = state["episode"]
     steps = _draw_buttons(episode)
     try:
-        session = _session(client, episode) if steps and has_memory else ""
+        session = _session(played.client, episode) if steps and has_memory else ""
         for _ in range(steps):
             if not episode.is_over:
-                episode.step(client, is_deterministic=choice == _DETERMINISTIC, session=session)
+                episode.step(played, is_deterministic=choice == _DETERMINISTIC, session=session)
     except RefusalError as refusal:
         show_refusal(refusal)
         state["is_running"] = False
@@ -68,16 +73,17 @@ def _play(client: ServerClient, schema: Mapping[str, Any], name: str) -> None:
         state["is_running"] = False
         # The buttons are drawn already, and the page still comes back by itself.
         st.rerun()
-    _show_episode(episode, schema)
+    show_episode(episode, played)
 
 
-def _show_memory(schema: Mapping[str, Any]) -> bool:
-    """Say that the policy has a memory, if so, and return whether the episode is to keep it."""
-    width = schema["policy"].get("memory_width")
+def _show_memory(played: Played) -> bool:
+    """Say that a policy has a memory, if so, and return whether the episode is to keep it."""
+    width = played.memory_width
     if not width:
         return False
+    whose = "policy's memory" if played.agents is None else "policies' memories"
     return st.toggle(
-        f"Keep the policy's memory ({width} numbers) from step to step",
+        f"Keep the {whose} ({width} numbers) from step to step",
         value=True,
         key="keeps_memory",
         help="A session of the server keeps it; Reset empties it. Switched off, each step is "
@@ -116,28 +122,3 @@ def _draw_buttons(episode: Episode) -> int:
     if is_running:
         return 1 if is_board(episode.name) else _STEPS_AT_ONCE
     return int(is_step)
-
-
-def _show_episode(episode: Episode, schema: Mapping[str, Any]) -> None:
-    rewards = episode.rewards_of(ALONE)
-    figures = {
-        "Steps": str(len(rewards)),
-        "Last reward": f"{rewards[-1]:.2f}" if rewards else "-",
-        "Return": f"{sum(rewards):.2f}",
-    }
-    with st.container(horizontal=True, gap="large"):
-        for label, value in figures.items():
-            st.metric(label, value, width=120)
-        if episode.actions:
-            described = describe_actions(episode.actions[ALONE], schema["policy"]["components"])
-            actions = [f"{name}: **{text}**" for name, text in described]
-            st.markdown("  \n".join([":small[Last action]", *actions]), width="content")
-    picture = episode.picture()
-    left, right = st.columns(2, gap="large") if picture else (None, st.container())
-    if left is not None and picture is not None:
-        left.image(picture, alt=f"state of {episode.name}")
-    with right:
-        if rewards:
-            st.altair_chart(reward_chart(rewards), width="stretch", key="rewards")
-        if episode.is_over:
-            st.success(f"The episode is over after {len(rewards)} steps.")

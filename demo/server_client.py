@@ -51,6 +51,7 @@ class ServerClient:
         *,
         policy: str = "",
         version: str = "",
+        is_of_team: bool = False,
         timeout_s: float = 30.0,
     ) -> None:
         """Own the address and the key; nothing is sent yet.
@@ -60,6 +61,7 @@ class ServerClient:
             api_key: the access key; empty to send none.
             policy: the policy's name; empty for the server's default.
             version: the name of the version to ask; empty leaves that to the server.
+            is_of_team: ask for several agents at once, whose observations and answers are by agent.
             timeout_s: the longest wait for an answer, in seconds.
         """
         self.url = url.strip().rstrip("/")
@@ -67,6 +69,7 @@ class ServerClient:
         self.version = version
         self._api_key = api_key
         self._prefix = f"/policies/{quote(policy, safe='')}" if policy else ""
+        self._behind = "/agents" if is_of_team else ""
         self._timeout_s = timeout_s
 
     def of(self, *, policy: str | None = None, version: str | None = None) -> ServerClient:
@@ -83,6 +86,10 @@ class ServerClient:
             version=self.version if version is None else version,
             timeout_s=self._timeout_s,
         )
+
+    def of_team(self) -> ServerClient:
+        """Return a client of the team of the same server."""
+        return ServerClient(self.url, self._api_key, is_of_team=True, timeout_s=self._timeout_s)
 
     def policies(self) -> dict[str, Any]:
         """Return the policies of the server, with their versions.
@@ -118,6 +125,7 @@ class ServerClient:
         kind: AnswerKind,
         observation: Observation,
         *,
+        is_flat: bool = False,
         session: str = "",
         step: int = 0,
         previous_reward: float | None = None,
@@ -126,7 +134,8 @@ class ServerClient:
 
         Args:
             kind: the kind of answer.
-            observation: by name, or flat.
+            observation: by name, or flat; of a team, the body that `team_body` gives.
+            is_flat: whether the observations of a team are flat.
             session: the name of the session that it is a step of; empty where it is of none.
             step: the number of that step in its episode, from 0, by which a step that was asked
                 twice is made once.
@@ -139,6 +148,7 @@ class ServerClient:
             RefusalError: if the server can't be reached, or refuses.
         """
         route, body = request_of(kind, observation)
+        route += f"{'_raw' if is_flat else ''}{self._behind}"
         headers = {}
         if session:
             route = f"/sessions/{session}{route}"
@@ -172,13 +182,13 @@ class ServerClient:
         route = f"{self._prefix}/sessions"
         if session:
             try:
-                self._ask("POST", f"{route}/{session}/reset")
+                self._ask("POST", f"{route}/{session}/reset{self._behind}")
             except RefusalError as refusal:
                 if refusal.answered != HTTPStatus.NOT_FOUND:
                     raise
             else:
                 return session
-        return str(self._ask("POST", route)["session_id"])
+        return str(self._ask("POST", route + self._behind)["session_id"])
 
     def _ask(
         self,

@@ -18,7 +18,7 @@ from typing import Literal
 from policy_server.commands.served_files import copy_server_files
 from policy_server.errors import PolicyServerError
 from policy_server.formats.finding import has_policy
-from policy_server.schema import read_schema
+from policy_server.schema import read_schema_file
 from policy_server.settings import ENV_PREFIX, read_settings
 
 __all__ = ["Backend", "ServerProcess", "ServerSlot", "has_served_policy"]
@@ -54,7 +54,7 @@ class ServerProcess:
             settings = settings.model_copy(update={"home": home.resolve()})
             # The server is started for this page, so that a key may be made up for it.
             copy_server_files(source, settings.model_copy(update={"allow_anonymous": True}))
-            schema = read_schema(settings.schema_path)
+            schema = read_schema_file(settings.schema_path)
             key = settings.api_key.get_secret_value() if settings.api_key else schema.api_key
             self.api_key = key or secrets.token_urlsafe(18)
             self.backend = backend

@@ -17,14 +17,15 @@ _BY_TRAFFIC = "as the traffic falls"
 Listed = Mapping[str, Any]
 
 
-def choose_version(client: ServerClient) -> tuple[ServerClient, Listed]:
+def choose_version(client: ServerClient) -> tuple[ServerClient, Listed, Mapping[str, str] | None]:
     """Draw the choice of a policy and a version, where there are several.
 
     Args:
         client: of the server.
 
     Returns:
-        A client of what was chosen, and the policy's entry in `/policies`.
+        A client of what was chosen, the policy's entry in `/policies`, and the policies of a
+        team's agents there; None where there is no team.
 
     Raises:
         RefusalError: if the server can't be reached, or refuses.
@@ -45,7 +46,7 @@ def choose_version(client: ServerClient) -> tuple[ServerClient, Listed]:
     if len(entry["versions"]) > 1:
         for version in entry["versions"]:
             st.caption(_describe_version(version))
-    return client, entry
+    return client, entry, listed.get("multi_agent")
 
 
 def show_comparison(client: ServerClient, schema: Mapping[str, Any], entry: Listed) -> None:

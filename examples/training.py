@@ -1,8 +1,7 @@
-"""What the `train.py` of every example shares: options, progress, measuring, and the export."""
+"""What `train.py` shares in the examples of stable-baselines3: progress, measuring, the export."""
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 import tempfile
@@ -20,7 +19,6 @@ __all__ = [
     "Environment",
     "export_example",
     "mean_return",
-    "parse_options",
     "report",
     "train",
 ]
@@ -66,28 +64,6 @@ class _Progress(BaseCallback):  # type: ignore[misc]  # not installed for the ch
             )
             self._next = self.num_timesteps + self._steps // 10
         return True
-
-
-def parse_options(description: str, *, folder: Path, steps: int) -> argparse.Namespace:
-    """Read `--steps`, `--seed` and `--output` from the command line.
-
-    Args:
-        description: what the script says of itself.
-        folder: the example's folder, the default of `--output`.
-        steps: the default of `--steps`.
-
-    Returns:
-        `steps`, `seed` and `output`.
-    """
-    parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument(
-        "--steps", type=int, default=steps, help=f"environment steps (default: {steps})"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of training (default: 0)")
-    parser.add_argument(
-        "--output", type=Path, default=folder, help="folder for saved_model.zip (default: this one)"
-    )
-    return parser.parse_args()
 
 
 def train(model: Any, steps: int) -> None:  # noqa: ANN401 -- a stable-baselines3 algorithm

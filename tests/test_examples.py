@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,14 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.utils.seeding import np_random
 
+from policy_server import create_app
+from policy_server.commands.client import PolicyClient
+from policy_server.commands.evaluation import evaluate
 from policy_server.formats import load_policy
 from policy_server.policy import Float32Array, Policy, PolicyInputs
-from policy_server.schema import ServerSchema, read_schema
+from policy_server.schema import ServerSchema, read_schema, read_schema_file
 from tests.support.folders import ROOT
+from tests.support.servers import served_app
 
 EXAMPLES = ROOT / "examples"
 # The return that a policy has to have in the mean of ten episodes: far from a random policy's.
@@ -28,6 +33,7 @@ NAMES_AND_RETURNS = {
     "pendulum": -400.0,
     "stock": 10.0,
 }
+TEAMS = ["pursuit"]
 FILES = ["README.md", "environment.py", "saved_model.zip", "schema.yaml", "train.py"]
 
 every_example = pytest.mark.parametrize("name", NAMES_AND_RETURNS)
@@ -84,10 +90,10 @@ def flat_values(named: Any) -> np.ndarray[Any, np.dtype[np.float64]]:  # noqa: A
 def test_every_folder_of_examples_is_tested() -> None:
     folders = {path.parent.name for path in EXAMPLES.glob("*/schema.yaml")}
 
-    assert folders == set(NAMES_AND_RETURNS)
+    assert folders == {*NAMES_AND_RETURNS, *TEAMS}
 
 
-@every_example
+@pytest.mark.parametrize("name", [*NAMES_AND_RETURNS, *TEAMS])
 def test_example_has_its_files_and_a_small_policy(name: str) -> None:
     files = {path.name: path.stat().st_size for path in (EXAMPLES / name).iterdir()}
 
@@ -198,3 +204,96 @@ def test_conveyor_is_sorted_by_memory_alone(tmp_path: Path) -> None:
 
     # One of three lanes is right by chance.
     assert mean_return("conveyor", policy, episodes=10, keeps_memory=False) < 9.0
+
+
+# Teams
+
+
+def test_game_of_a_team_repeats_itself_under_a_seed_and_ends() -> None:
+    runs = []
+    for _ in range(2):
+        environment, (generator, _) = environment_of("pursuit"), np_random(0)
+        observations, _ = environment.reset(seed=1)
+        seen: list[Any] = []
+        while environment.agents:
+            assert list(observations) == environment.agents == environment.possible_agents
+            for agent, observation in observations.items():
+                assert environment.observation_spaces[agent].contains(observation)
+            actions = {
+                agent: environment.random_action(agent, generator) for agent in environment.agents
+            }
+            assert all(
+                environment.action_spaces[agent].contains(actions[agent]) for agent in actions
+            )
+            observations, rewards, terminated, truncated, _ = environment.step(actions)
+            seen.append(np.concatenate([*observations.values(), list(rewards.values())]))
+        assert set(terminated.values()) == {True} or set(truncated.values()) == {True}
+        assert len(seen) <= environment.max_steps
+        runs.append(np.array(seen))
+
+    np.testing.assert_array_equal(runs[0], runs[1])
+
+
+@pytest.mark.parametrize(
+    ("cells", "actions", "is_caught"),
+    [
+        pytest.param([(2, 2), (0, 0), (2, 3)], [2, 0, 0], True, id="reached"),
+        pytest.param([(2, 2), (0, 0), (2, 3)], [2, 0, 4], True, id="changed cells"),
+        pytest.param([(2, 2), (0, 0), (2, 3)], [2, 0, 2], False, id="followed"),
+        pytest.param([(6, 5), (0, 0), (6, 6)], [2, 0, 3], True, id="against the wall"),
+    ],
+)
+def test_prey_is_caught_where_a_hunter_meets_it(
+    cells: list[tuple[int, int]],
+    actions: list[int],
+    is_caught: bool,  # noqa: FBT001 -- a parameter
+) -> None:
+    environment = environment_of("pursuit")
+    environment.reset(seed=0, options={"cells": cells})
+
+    _, rewards, terminated, _, _ = environment.step(
+        dict(zip(environment.possible_agents, actions, strict=True))
+    )
+
+    assert set(terminated.values()) == {is_caught}
+    assert list(rewards.values()) == ([1.0, 1.0, -1.0] if is_caught else [-0.05, -0.05, 0.05])
+
+
+def test_observations_of_a_team_are_what_the_schema_describes() -> None:
+    file = read_schema_file(EXAMPLES / "pursuit" / "schema.yaml")
+    environment = environment_of("pursuit")
+    observations, _ = environment.reset(seed=0)
+
+    assert file.agents is not None
+    assert file.api_key == "1234567asdfgh"
+    for agent, observation in observations.items():
+        fields = file.choose(file.agents.policy_of(agent)).schema.observations
+        named = environment.named_observation(agent, observation)
+        assert fields is not None
+        assert list(named) == [field.name for field in fields]
+        for field in fields:
+            assert field.description
+            assert field.example is not None
+            assert field.minimum is not None
+            assert field.maximum is not None
+            assert field.minimum <= named[field.name] <= field.maximum
+
+
+def test_policies_of_a_team_beat_random_ones_in_their_place(tmp_path: Path) -> None:
+    for name in ("schema.yaml", "saved_model.zip"):
+        shutil.copy(EXAMPLES / "pursuit" / name, tmp_path / name)
+    with served_app(create_app(tmp_path), ws="none") as port:
+        result = evaluate(
+            EXAMPLES / "pursuit",
+            lambda: PolicyClient(f"http://127.0.0.1:{port}", "1234567asdfgh"),
+            episodes=20,
+            seed=0,
+            is_deterministic=False,
+            keeps_memory=True,
+            parallel=2,
+            on_progress=lambda _done, _total: None,
+        )
+
+    hunter, prey = result.comparisons
+    assert hunter.served.mean > 0.3 > -1.0 > hunter.random.mean
+    assert prey.served.mean > -0.65 > -0.7 > prey.random.mean

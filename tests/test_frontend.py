@@ -21,14 +21,15 @@ from streamlit.testing.v1 import AppTest
 from demo.answers import describe_actions, describe_masses, format_probability, split_actions
 from demo.charts import component_chart, density, reward_chart
 from demo.episode import Episode
-from demo.examples import EXAMPLES, example_names, find_example
+from demo.examples import EXAMPLES, example_names, find_example, find_team_example
 from demo.observation_form import flat_example, parse_values
+from demo.played import Played, find_played
 from demo.server_client import RefusalError, ServerClient
 from demo.server_process import ServerProcess
 from policy_server import create_app
 from policy_server.commands.games import ALONE
 from policy_server.errors import SettingsError
-from policy_server.schema import public_schema, read_schema
+from policy_server.schema import AgentPolicies, public_schema, read_schema_file
 from tests.support.fakes import masked_backend
 from tests.support.folders import ROOT
 from tests.support.servers import KEY, Handler, answered_by, live_server, served_app
@@ -360,7 +361,17 @@ def test_reward_chart_adds_the_rewards_up() -> None:
 
 @pytest.mark.parametrize("name", example_names())
 def test_served_example_is_recognised_by_its_schema(name: str) -> None:
-    assert find_example(public_schema(read_schema(EXAMPLES / name / "schema.yaml"))) == name
+    file = read_schema_file(EXAMPLES / name / "schema.yaml")
+    schemas = {policy.name: public_schema(policy.schema) for policy in file}
+
+    if file.agents is None:
+        assert find_example(*schemas.values()) == name
+        return
+    rules = dict(file.agents.rules)
+    assert find_team_example(rules, schemas) == name
+    assert find_team_example({**rules, "cat": "prey"}, schemas) is None
+    assert find_team_example(rules, {**schemas, "prey": schemas["hunter"]}) is None
+    assert [find_example(schema) for schema in schemas.values()] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -370,6 +381,7 @@ def test_served_example_is_recognised_by_its_schema(name: str) -> None:
         pytest.param("lpoc", [f">{mover}</text>" for mover in range(4)], id="lpoc"),
         pytest.param("pendulum", ["<line"], id="pendulum"),
         pytest.param("conveyor", ["#dc2626", ">2</text>"], id="conveyor"),
+        pytest.param("pursuit", [">0</text>", ">1</text>", "#ec4899"], id="pursuit"),
     ],
 )
 def test_picture_shows_every_piece(name: str, pieces: list[str]) -> None:
@@ -393,9 +405,10 @@ def conveyor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def played(client: ServerClient, session: str) -> float:
-    episode = Episode("conveyor", seed=3)
+    episode, found = Episode("conveyor", seed=3), find_played(client, client.schema(), None)
+    assert found is not None
     while not episode.is_over:
-        episode.step(client, is_deterministic=True, session=session)
+        episode.step(found, is_deterministic=True, session=session)
     return sum(episode.rewards_of(ALONE))
 
 
@@ -459,6 +472,75 @@ def test_page_plays_a_policy_with_its_memory_or_without(conveyor: str) -> None:
     assert widget(page.metric, "Steps").value == "1"
     with answering(404, "gone") as url, pytest.raises(RefusalError, match="no such route"):
         ServerClient(url, KEY).begin_episode(session)
+
+
+# Teams
+
+
+@pytest.fixture(scope="module")
+def pursuit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Serve the example of a team."""
+    home = tmp_path_factory.mktemp("pursuit")
+    for name in ("schema.yaml", "saved_model.zip"):
+        shutil.copy(EXAMPLES / "pursuit" / name, home / name)
+    with served_app(create_app(home), ws="none") as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+def test_page_plays_a_team_whose_agents_all_take_each_step(pursuit: str) -> None:
+    page = connected_page(pursuit, EXAMPLE_KEY)
+    press(page, "step")
+    press(page, "step")
+
+    table = next(item.value for item in page.markdown if item.value.startswith("| Agent"))
+    rows = {row.split("|")[1].strip(): row for row in table.splitlines()[2:]}
+    assert widget(page.metric, "Steps").value == "2"
+    assert list(rows) == ["hunter_0", "hunter_1", "prey"]
+    assert "| hunter |" in rows["hunter_1"]
+    assert rows["prey"].endswith("| 0.05 | 0.10 |")
+    assert len(page.get("image")) == 1
+    returns = {(row["agent"], row["step"]): row["return"] for row in chart_rows(page)}
+    assert returns["hunter_0", 2] == pytest.approx(-0.1)
+    assert "memory" not in "".join(toggle.label for toggle in page.toggle)
+
+
+def test_episode_of_a_team_with_memory_is_played_in_its_session() -> None:
+    asked: list[tuple[str, dict[str, Any], str | None]] = []
+
+    class Team(Handler):
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            asked.append((self.path, json.loads(body or b"{}"), self.headers.get("x-step")))
+            if self.path == "/sessions/agents":
+                self.reply(201, b'{"session_id": "7"}')
+            else:
+                answers = {agent: {"actions": [0]} for agent in asked[-1][1]}
+                self.reply(200, json.dumps(answers).encode())
+
+    policy = {"components": COMPONENTS[:1], "memory_width": 2, "previous_step": ["reward"]}
+    schemas = {"hunter": {"policy": policy}, "prey": {"policy": policy | {"previous_step": []}}}
+    rules = {"hunter_*": "hunter", "prey": "prey"}
+    episode = Episode("pursuit", seed=0)
+    with answered_by(Team) as url:
+        client = ServerClient(url, KEY).of_team()
+        team = Played("pursuit", client, schemas, AgentPolicies(rules))
+        session = client.begin_episode()
+        for _ in range(2):
+            episode.step(team, is_deterministic=False, session=session)
+        client.begin_episode(session)
+
+    assert team.memory_width == 4
+    assert [path for path, _, _ in asked] == [
+        "/sessions/agents",
+        "/sessions/7/predict/agents",
+        "/sessions/7/predict/agents",
+        "/sessions/7/reset/agents",
+    ]
+    (first, step), (second, next_step) = [(body, step) for _, body, step in asked[1:3]]
+    assert (step, next_step) == ("0", "1")
+    assert set(first["hunter_0"]) == set(second["hunter_1"]["observation"])
+    assert second["hunter_1"]["previous_reward"] == -0.05
+    assert set(second["prey"]) >= {"row", "nearer_rows"}
 
 
 def test_example_without_a_picture_has_none() -> None:

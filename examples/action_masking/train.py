@@ -15,7 +15,8 @@ from sb3_contrib import MaskablePPO
 from stable_baselines3.common.env_util import make_vec_env
 
 from examples.action_masking.environment import make_environment
-from examples.training import export_example, parse_options, report, train
+from examples.options import parse_options
+from examples.training import export_example, report, train
 
 
 def main() -> None:

@@ -16,7 +16,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from examples.call_center.environment import make_environment
-from examples.training import export_example, parse_options, report, train
+from examples.options import parse_options
+from examples.training import export_example, report, train
 
 
 def main() -> None:

@@ -16,7 +16,8 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.env_util import make_vec_env
 
 from examples.conveyor.environment import make_environment
-from examples.training import parse_options, report, train
+from examples.options import parse_options
+from examples.training import report, train
 
 
 class Remembering:

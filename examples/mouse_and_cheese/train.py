@@ -13,7 +13,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 from examples.mouse_and_cheese.environment import make_environment
-from examples.training import export_example, parse_options, report, train
+from examples.options import parse_options
+from examples.training import export_example, report, train
 
 
 def main() -> None:

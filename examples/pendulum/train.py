@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from stable_baselines3 import SAC
 from stable_baselines3.common.env_util import make_vec_env
 
+from examples.options import parse_options
 from examples.pendulum.environment import make_environment
-from examples.training import export_example, parse_options, report, train
+from examples.training import export_example, report, train
 
 
 def main() -> None:

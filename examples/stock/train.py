@@ -12,8 +12,9 @@ import torch
 from stable_baselines3 import DQN
 from stable_baselines3.common.env_util import make_vec_env
 
+from examples.options import parse_options
 from examples.stock.environment import make_environment
-from examples.training import export_example, parse_options, report, train
+from examples.training import export_example, report, train
 
 
 def main() -> None:
