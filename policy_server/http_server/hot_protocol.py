@@ -87,11 +87,16 @@ class HotHttpProtocol(LimitedHttpProtocol):
             return
         self.server_state.total_requests += 1
         self._moves += 1
+        opening = self._heads.opening(self.server_state.default_headers, status)
+        pending = self._pending
+        is_alone = len(pending) == 1 and not self._held and not self._is_draining
+        if is_alone and request.head.is_kept_alive:
+            pending.clear()
+            self._write(b"%b%b\r\n%b" % (opening, lines, body))
+            return
         is_last = not request.head.is_kept_alive or (self._is_draining and self._is_last(request))
         ending = _CLOSE if is_last else b""
-        opening = self._heads.opening(self.server_state.default_headers, status)
         request.written = b"%b%b%b\r\n%b" % (opening, lines, ending, body)
-        pending = self._pending
         while pending and (data := pending[0].written) is not None:
             done = pending.popleft()
             self._write(data)

@@ -130,20 +130,18 @@ class PolicyMetrics:
         """
         self._tally.count("rejected", {(reason, self.policy): count})
 
-    def count_actions(self, component: str, counts: Sequence[int]) -> None:
+    def count_actions(self, component: str, counts: Mapping[int, int]) -> None:
         """Count integer actions.
 
         Args:
             component: its name, or its index.
-            counts: how often each action was answered, by action.
+            counts: how often each action was answered that was answered at all.
         """
-        amounts: dict[Labels, float] = {
-            (component, str(action), self.policy): count
-            for action, count in enumerate(counts[:_MOST_ACTIONS])
-            if count
-        }
-        if others := sum(counts[_MOST_ACTIONS:]):
-            amounts[component, "other", self.policy] = others
+        amounts: dict[Labels, float] = {}
+        for action, count in counts.items():
+            label = str(action) if action < _MOST_ACTIONS else "other"
+            labels = (component, label, self.policy)
+            amounts[labels] = amounts.get(labels, 0) + count
         self._tally.count("actions", amounts)
 
     def count_version(self, version: str, result: str, count: int) -> None:

@@ -10,7 +10,7 @@ from policy_server.serving.deployment import DeployedVersion, Deployment, Eviden
 from policy_server.serving.deployment_store import DeploymentStore
 from policy_server.serving.memory import EpisodeMemory, EpisodeSteps
 from policy_server.serving.previous_step import NOTHING_STATED, StatedStep
-from policy_server.serving.questions import Answer, Question, Waiting
+from policy_server.serving.questions import Answer, AnsweredCall, Question, Waiting
 from policy_server.serving.registry import PolicyRegistry
 from policy_server.serving.scheduler import ROWS_PER_CALL, Limits, Scheduler
 from policy_server.serving.session_store import SessionRecord
@@ -24,6 +24,7 @@ __all__ = [
     "NOTHING_STATED",
     "ROWS_PER_CALL",
     "Answer",
+    "AnsweredCall",
     "DeployedVersion",
     "Deployer",
     "Deployment",

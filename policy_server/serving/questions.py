@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -41,8 +40,6 @@ __all__ = [
     "Waiting",
 ]
 
-View = TypeVar("View")
-
 
 @dataclass(eq=False, slots=True)
 class Question:
@@ -70,29 +67,16 @@ class AnsweredCall:
 
     Attributes:
         outputs: the answers, row by row.
+        rendered: the outputs in the form in which they are answered, made once for all answers of
+            the call by whoever sends the first of them; None before.
     """
 
-    __slots__ = ("_view", "outputs")
+    __slots__ = ("outputs", "rendered")
 
     def __init__(self, outputs: PolicyOutputs) -> None:
         """Own the outputs, for as long as an answer refers to them."""
         self.outputs = outputs
-        self._view: Any = None
-
-    def view(self, make: Callable[..., View], *options: object) -> View:
-        """Return the outputs in another form, made once for all answers of the call.
-
-        For example, all rows are rendered as JSON together when the first of them is sent.
-
-        Args:
-            make: makes the form of the outputs and the options; the same for every answer of the
-                call.
-            options: the same for every answer of the call.
-        """
-        if self._view is None:
-            self._view = make(self.outputs, *options)
-        view: View = self._view
-        return view
+        self.rendered: Any = None
 
 
 @dataclass(eq=False, slots=True)
@@ -112,6 +96,11 @@ class Answer:
         """Return float32[memory_width], the memory after the step; None where none was given."""
         states = self.call.outputs.state
         return None if states is None else states[self.index]
+
+
+_DRAW, _MODE, _NO_SEEDS = np.array([False]), np.array([True]), np.array([NO_SEED], np.int64)
+for _constant in (_DRAW, _MODE, _NO_SEEDS):
+    _constant.flags.writeable = False
 
 
 class Places:
@@ -153,8 +142,13 @@ class Waiting:
         """Return whether the answer is still waited for."""
         return not self.is_done
 
-    def take(self, answer: Answer) -> None:
-        """Take the answer; an exception of this method would keep the answers of others back."""
+    def take(self, call: AnsweredCall, index: int) -> None:
+        """Take the answer; an exception of this method would keep the answers of others back.
+
+        Args:
+            call: the call that had the question.
+            index: the question's row in it.
+        """
         raise NotImplementedError
 
     def take_error(self, error: PolicyServerError) -> None:
@@ -162,16 +156,11 @@ class Waiting:
         raise NotImplementedError
 
     def succeed(self, call: AnsweredCall, index: int) -> None:
-        """Hand over the answer, unless the question is done.
-
-        Args:
-            call: the call that had the question.
-            index: the question's row in it.
-        """
+        """Hand over the answer, unless the question is done; see `take`."""
         if not self.is_done:
             self.is_done = True
             self.places.taken -= 1
-            self.take(Answer(call, index))
+            self.take(call, index)
 
     def fail(self, error: PolicyServerError) -> None:
         """Hand over an error, unless the question is done."""
@@ -204,10 +193,10 @@ class FutureWaiting(Waiting):
         """Return whether the future has no result yet: its callbacks run a turn later."""
         return not self.future.done()
 
-    def take(self, answer: Answer) -> None:
+    def take(self, call: AnsweredCall, index: int) -> None:
         """Take the answer, unless the future was cancelled in this turn of the event loop."""
         if not self.future.done():
-            self.future.set_result(answer)
+            self.future.set_result(Answer(call, index))
 
     def take_error(self, error: PolicyServerError) -> None:
         """Take the error, unless the future was cancelled in this turn of the event loop."""
@@ -303,6 +292,8 @@ class SingleCall:
         questions = [item.question for item in self._waiting]
         dtype: type[np.floating[Any]] = signature.row_dtype
         rows: Float32Array | Float64Array = np.array([item.row for item in questions], dtype)
+        if len(questions) == 1:
+            return self._inputs_of_one(rows, questions[0], signature)
         kinds = [item.kind for item in questions]
         return PolicyInputs.of_rows(
             rows,
@@ -313,6 +304,20 @@ class SingleCall:
                 "distribution" in kinds or any(item.is_copied for item in questions)
             ),
             state=_states_of(questions, signature) if signature.memory else None,
+        )
+
+    @staticmethod
+    def _inputs_of_one(
+        rows: Float32Array | Float64Array, question: Question, signature: PolicySignature
+    ) -> PolicyInputs:
+        """Return the inputs of one row, most of which are as those of the row before."""
+        return PolicyInputs.of_rows(
+            rows,
+            signature,
+            is_deterministic=_DRAW if question.kind == "predict" else _MODE,
+            seeds=_NO_SEEDS if question.seed == NO_SEED else np.array([question.seed], np.int64),
+            wants_distribution=question.kind == "distribution" or question.is_copied,
+            state=_states_of([question], signature) if signature.memory else None,
         )
 
     def halves(self) -> tuple[SingleCall, SingleCall]:

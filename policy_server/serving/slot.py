@@ -174,11 +174,11 @@ class PolicySlot:
             NotReadyError: if no version is loaded.
             DeploymentError: if the version that is asked for is not loaded.
         """
-        traffic = self._split()
+        traffic = self._traffic or self._split()
         if wanted:
             return self._named(wanted)
         if not episode:
-            return traffic.choose("")
+            return traffic.only or traffic.choose("")
         known = self._episodes.version_of(episode)
         if known is not None:
             return known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 from collections import OrderedDict
@@ -62,6 +63,11 @@ class Traffic:
             )
         )
 
+    @functools.cached_property
+    def only(self) -> PolicyVersion | None:
+        """Return the version that answers all questions; None where there are several."""
+        return self.shares[0].version if len(self.shares) == 1 else None
+
     @property
     def live(self) -> PolicyVersion:
         """Return the version with the largest share; of equal ones the first."""
@@ -74,8 +80,8 @@ class Traffic:
             episode: the id of its episode, whose questions all fall on one point; empty for a
                 question of its own, which falls anywhere.
         """
-        if len(self.shares) == 1:
-            return self.shares[0].version
+        if self.only is not None:
+            return self.only
         point = (_point_of(episode) if episode else random.random()) * ALL_TRAFFIC  # noqa: S311 -- a share, no secret
         for share in self.shares:
             point -= share.percent

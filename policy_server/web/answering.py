@@ -16,6 +16,7 @@ from policy_server.policy import ANSWER_KINDS, NO_SEED, AnswerKind
 from policy_server.serving import (
     NOTHING_STATED,
     Answer,
+    AnsweredCall,
     EpisodeMemory,
     EpisodeSteps,
     PolicySlot,
@@ -82,11 +83,13 @@ class PolicyAnswering:
             PolicyServerError: if the policy can't answer.
         """
         version = self.slot.choose(episode, wanted=wanted) if memory is None else memory.version
+        started = time.perf_counter()
         question = self.read(version, kind, body, is_raw=is_raw, is_npy=is_npy, seed=seed)
+        self.slot.metrics.observe_stage("validate", time.perf_counter() - started)
         if memory is not None:
             memory.prepare(question, stated)
         answer = await version.scheduler.answer(question)
-        text = self.render(version, question, answer, request_id=request_id)
+        text = self.render(version, question, answer.call, answer.index, request_id)
         if memory is not None:
             memory.advance(question, answer)
         return AnswerBody(text, version)
@@ -101,7 +104,7 @@ class PolicyAnswering:
         is_npy: bool = False,
         seed: int | None = None,
     ) -> Question:
-        """Return the question in a request's body.
+        """Return the question in a request's body, whose time no stage has yet.
 
         Args:
             version: answers it.
@@ -116,32 +119,39 @@ class PolicyAnswering:
             UnsupportedAnswerError: if the version can't give that kind of answer.
         """
         version.check_answers(kind)
-        started = time.perf_counter()
         space = version.space
         if is_npy:
             width = version.signature.observation_width
             row: Row = space.arrays.parse(body, is_raw=is_raw, width=width)
         else:
             row = space.parse_raw(body) if is_raw else space.parse_named(body)
-        return self._question(version, row, kind, seed, is_raw=is_raw, started=started)
+        return self._question(version, row, kind, seed, is_raw=is_raw)
 
     def render(
-        self, version: PolicyVersion, question: Question, answer: Answer, *, request_id: str
+        self,
+        version: PolicyVersion,
+        question: Question,
+        call: AnsweredCall,
+        index: int,
+        request_id: str,
     ) -> bytes:
         """Return the JSON of an answer, which is logged and copied to shadows as settings say.
 
         Args:
             version: gave the answer.
             question: the question.
-            answer: its answer.
+            call: the call that had the question.
+            index: the question's row in it.
             request_id: the name of the request in the logs.
 
         Raises:
             DistributionError: if the policy's action is no number, or its distribution is none.
         """
-        text = render_answer(version, question.kind, answer)
-        self.slot.copy_to_shadows(version, question, answer)
-        version.log.record(question.kind, question.row, text, request_id=request_id)
+        text = _rendered(version, call).answer(question.kind, index)
+        if self.slot.shadows:
+            self.slot.copy_to_shadows(version, question, Answer(call, index))
+        if version.log.is_on:
+            version.log.record(question.kind, question.row, text, request_id=request_id)
         return text
 
     def ask(
@@ -203,24 +213,20 @@ class PolicyAnswering:
         """
         version.check_answers(kind)
         started = time.perf_counter()
-        row = parse(version.space)
-        return self._question(version, row, kind, seed, is_raw=is_raw, started=started)
+        question = self._question(version, parse(version.space), kind, seed, is_raw=is_raw)
+        self.slot.metrics.observe_stage("validate", time.perf_counter() - started)
+        return question
 
     def _question(
-        self,
-        version: PolicyVersion,
-        row: Row,
-        kind: AnswerKind,
-        seed: int | None,
-        *,
-        is_raw: bool,
-        started: float,
+        self, version: PolicyVersion, row: Row, kind: AnswerKind, seed: int | None, *, is_raw: bool
     ) -> Question:
         """Return the question about a row; refuse one that is not of the policy's width."""
-        version.space.check_width(row, version.row_width, is_raw=is_raw)
-        self.slot.metrics.observe_stage("validate", time.perf_counter() - started)
-        seed = NO_SEED if seed is None else seed
-        return Question(row, kind, seed, is_copied=self.slot.wants_copies)
+        width = version.row_width
+        if width is not None and len(row) != width:
+            version.space.check_width(row, width, is_raw=is_raw)
+        slot = self.slot
+        is_copied = bool(slot.shadows) and slot.wants_copies
+        return Question(row, kind, NO_SEED if seed is None else seed, is_copied)
 
 
 @dataclass(eq=False, slots=True)
@@ -241,7 +247,7 @@ class PendingAnswer:
         """
         answer = await self._future
         version, question = self._version, self._question
-        return self._policy.render(version, question, answer, request_id=self._request_id)
+        return self._policy.render(version, question, answer.call, answer.index, self._request_id)
 
     def abandon(self) -> None:
         """Take the question out of the queue: its answer is not wanted any more."""
@@ -261,9 +267,15 @@ def render_answer(version: PolicyVersion, kind: AnswerKind, answer: Answer) -> b
     Raises:
         DistributionError: if its action holds NaN or infinity, or it is no distribution.
     """
-    layout, distribution = version.signature.action_outputs, version.distribution
-    rendered = answer.call.view(RenderedAnswers, layout, distribution)
-    return rendered.answer(kind, answer.index)
+    return _rendered(version, answer.call).answer(kind, answer.index)
+
+
+def _rendered(version: PolicyVersion, call: AnsweredCall) -> RenderedAnswers:
+    known: RenderedAnswers | None = call.rendered
+    if known is None:
+        layout = version.signature.action_outputs
+        known = call.rendered = RenderedAnswers(call.outputs, layout, version.distribution)
+    return known
 
 
 def render_examples(slot: PolicySlot) -> dict[AnswerKind, Any]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from policy_server.errors import PolicyServerError
 from policy_server.http_server import Connection, HotRequest, RequestHead
 from policy_server.policy import AnswerKind
-from policy_server.serving import Answer, PolicyVersion, Question
+from policy_server.serving import AnsweredCall, PolicyVersion, Question
 from policy_server.web.answering import PolicyAnswering
 from policy_server.web.gate import Gate, given_id, read_headers
 from policy_server.web.media_types import is_npy
@@ -87,6 +87,7 @@ class HotAnswering:
         self.route = route
         self.head = head
         self.kind: AnswerKind = route.kind
+        self._is_raw = route.is_raw
         self._is_npy = is_npy(headers.get(b"content-type", ""))
         self._request_id = given_id(headers)
         self._episode = headers.get(b"x-episode-id", "")
@@ -101,15 +102,18 @@ class HotAnswering:
         request_id = request_id or self._request_id or self.gate.request_ids.next()
         request = _Request(self, connection, request_id)
         connection.begin(request)
+        policy = self.policy
         try:
-            request.version = version = self.policy.slot.choose(self._episode, wanted=self._wanted)
-            request.question = self.policy.read(
-                version, self.kind, body, is_raw=self.route.is_raw, is_npy=self._is_npy
+            request.version = version = policy.slot.choose(self._episode, wanted=self._wanted)
+            request.question = policy.read(
+                version, self.kind, body, is_raw=self._is_raw, is_npy=self._is_npy
             )
             version.scheduler.put(request)
         except Exception as error:
             request.is_done = True
             request.end(error)
+        else:
+            policy.slot.metrics.observe_stage("validate", request.asked - request.started)
 
     def lines(self, version: PolicyVersion, text: bytes, request_id: str) -> bytes:
         """Return the headers of an answer, each ended by CRLF.
@@ -149,16 +153,16 @@ class _Request(HotRequest):
         super().__init__(_NO_QUESTION, connection, route.head)
         self._route = route
         self._request_id = request_id
-        self._started = time.perf_counter()
+        self.started = time.perf_counter()
 
-    def take(self, answer: Answer) -> None:
-        route, version = self._route, self.version
+    def take(self, call: AnsweredCall, index: int) -> None:
+        route, version, request_id = self._route, self.version, self._request_id
         try:
-            text = route.policy.render(version, self.question, answer, request_id=self._request_id)
+            text = route.policy.render(version, self.question, call, index, request_id)
         except Exception as error:
             self.end(error)
             return
-        self._finish(_OK, route.lines(version, text, self._request_id), text)
+        self._finish(_OK, route.lines(version, text, request_id), text)
 
     def take_error(self, error: PolicyServerError) -> None:
         self.end(error)
@@ -175,7 +179,7 @@ class _Request(HotRequest):
 
     def _finish(self, status: int, lines: bytes, body: bytes) -> None:
         route, gate = self._route.route, self._route.gate
-        seconds = time.perf_counter() - self._started
+        seconds = time.perf_counter() - self.started
         gate.metrics.observe_request(route.policy, route.label, status, seconds)
         if gate.request_log.is_on:
             client, version = self.connection.client_of(self.head), gate.model_version(route)

@@ -172,7 +172,7 @@ def test_queue_of_a_scheduler_that_is_closed_is_gone() -> None:
 
 def test_actions_beyond_a_bound_share_one_series() -> None:
     metrics = Metrics()
-    metrics.of("walker").count_actions("move", [2, 0, 1, *[1] * 100])
+    metrics.of("walker").count_actions("move", {0: 2, **dict.fromkeys(range(2, 103), 1)})
 
     page = rendered(metrics)
 

@@ -28,7 +28,7 @@ from policy_server.policy import (
     PolicyInputs,
     PolicyOutputs,
 )
-from policy_server.serving import Answer, Limits, Question, Scheduler, Waiting
+from policy_server.serving import AnsweredCall, Limits, Question, Scheduler, Waiting
 from tests.support.fakes import FakeBackend, integer_backend, summing_backend
 from tests.support.waiting import turns, until
 
@@ -820,8 +820,8 @@ class Heard(Waiting):
         super().__init__(asked)
         self.told: list[object] = []
 
-    def take(self, answer: Answer) -> None:
-        self.told.append(answer.call.outputs.actions[answer.index, 0])
+    def take(self, call: AnsweredCall, index: int) -> None:
+        self.told.append(call.outputs.actions[index, 0])
 
     def take_error(self, error: PolicyServerError) -> None:
         self.told.append(type(error))
