@@ -107,6 +107,7 @@ def started_server(
     environment: Mapping[str, str] | None = None,
     port: int | None = None,
     command: Sequence[str] = _UVICORN,
+    bind: str = "--port {port}",
     cwd: Path = ROOT,
 ) -> Iterator[Server]:
     """Start `uvicorn app:app` as a user would; it may still be starting, or have failed.
@@ -125,7 +126,7 @@ def started_server(
         "POLICY_SERVER_DASHBOARD_PORT": "0",
         **(environment or {}),
     }
-    words = (*command, "--port", str(port), *arguments)
+    words = (*command, *bind.format(port=port).split(), *arguments)
     with child(*words, log=home / "server.log", folder=cwd, environment=variables) as started:
         yield Server(
             started, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics_port}/metrics"
