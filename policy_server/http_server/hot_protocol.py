@@ -61,7 +61,6 @@ class HotHttpProtocol(LimitedHttpProtocol):
         self._body = bytearray()
         # Bytes that wait for the answers to those before them.
         self._held = bytearray()
-        self._is_draining = False
         self._is_over = False
 
     def data_received(self, data: bytes) -> None:

@@ -25,6 +25,8 @@ __all__ = ["LimitedHttpProtocol"]
 _BYTES_A_SECOND = 4096
 # How long what a refused client still sends is read: a reset would take the answer from it.
 _LINGER_S = 2.0
+# How long an idle connection stays when the server ends.
+_DRAIN_S = 0.25
 _TIMEOUT, _TOO_LARGE, _UNAVAILABLE = 408, 431, 503
 
 
@@ -33,6 +35,7 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
 
     _is_head_too_large = False
     _is_lingering = False
+    _is_draining = False
     _head_bytes = 0
     _body_bytes = 0
     # Counts what the connection does, so that the watch sees that it has done something.
@@ -107,12 +110,30 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
         self._moves += 1
         self._body_bytes = 0
         super().on_headers_complete()
+        if self._is_draining and self._is_answering:
+            self.cycle.keep_alive = False
 
     def on_response_complete(self) -> None:
         """Go on, without uvicorn's timer of idle connections; see `HttpProtocol`."""
         self._moves += 1
         super().on_response_complete()
         self._unset_keepalive_if_required()
+
+    def shutdown(self) -> None:
+        """Answer the requests that have come, and close the connection.
+
+        An idle one stays for a moment, since the client may be sending a request: it is answered,
+        and the client told that the connection ends.
+        """
+        self._is_draining = True
+        if self.phase() is Phase.IDLE:
+            self.loop.call_later(_DRAIN_S, self._close_idle)
+        else:
+            super().shutdown()
+
+    def _close_idle(self) -> None:
+        if self.phase() is Phase.IDLE:
+            self.drop()
 
     def refuse_bytes(self, message: str) -> None:
         """Refuse a head that is too large, or no HTTP; see `HttpProtocol`."""

@@ -65,6 +65,7 @@ PROTOCOLS = (
             "handle_websocket_upgrade",
             "headers",
             "limit_concurrency",
+            "loop",
             "on_headers_complete",
             "on_message_begin",
             "on_message_complete",

@@ -103,14 +103,14 @@ async def test_shutdown_answers_what_has_come_and_tells_the_client() -> None:
         half.data_received(HEAD)
         for protocol in (waiting, half, idle):
             protocol.shutdown()
-        was_open = not busy.is_gone and not late.is_gone
+        was_open = not busy.is_gone and not late.is_gone and not quiet.is_gone
         half.data_received(BODY)
         await turns()
         gate.set()
-        await until(lambda: busy.is_gone and late.is_gone)
+        await until(lambda: busy.is_gone and late.is_gone and quiet.is_gone)
 
     assert was_open
-    assert quiet.is_gone
+    assert quiet.written == b""
     for transport, count in ((busy, 2), (late, 1)):
         answers = answers_in(transport.written)
         assert [answer.status for answer in answers] == [200] * count
@@ -128,6 +128,24 @@ async def test_shutdown_answers_requests_of_uvicorns_behind_hot_ones() -> None:
         protocol.data_received(REQUEST + LIVEZ)
         protocol.shutdown()
         gate.set()
+        await until(lambda: transport.is_gone)
+
+    answers = answers_in(transport.written)
+    assert [answer.status for answer in answers] == [200, 200]
+    ends = [(b"connection", b"close") in answer.headers for answer in answers]
+    assert ends == [False, True]
+
+
+@pytest.mark.parametrize("request_", [REQUEST, LIVEZ], ids=["hot", "uvicorn's"])
+async def test_request_that_comes_as_the_server_ends_is_answered(request_: bytes) -> None:
+    app = build()
+    async with running(app):
+        server = Server(app, is_hot=True)
+        protocol, transport = server.connect()
+        protocol.data_received(request_)
+        await until(lambda: transport.written)
+        protocol.shutdown()
+        protocol.data_received(request_)
         await until(lambda: transport.is_gone)
 
     answers = answers_in(transport.written)
