@@ -173,6 +173,15 @@ def test_import_brings_no_library_that_may_not_be_needed(module: str, kept_out: 
     assert not found & kept_out
 
 
+def test_ray_serve_comes_without_pandas_which_others_can_import() -> None:
+    serve = "import policy_server.backends.ray"
+
+    assert "ray.serve" in (found := modules_after(serve))
+    assert not {"pandas", "pyarrow"} & found
+    assert {"pandas", "ray.serve"} <= modules_after(f"{serve}, pandas")
+    assert {"pandas", "ray.serve"} <= modules_after(f"import pandas\n{serve}")
+
+
 def test_start_brings_the_reader_of_no_format() -> None:
     packages = "keras|onnx|pickles|rllib|saved_model|stable_baselines3"
 

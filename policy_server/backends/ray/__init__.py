@@ -15,9 +15,17 @@ os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 if "ray" not in sys.modules and not {"RAY_AUTH_MODE", "RAY_ADDRESS"} & os.environ.keys():
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-from policy_server.backends.ray.backend import RayBackend
-from policy_server.backends.ray.cluster import RayCluster, VersionDescription, open_ray_cluster
-from policy_server.backends.ray.replicas import PolicyReplica
+from policy_server.backends.ray.slim_serve import import_serve
+
+import_serve()
+
+from policy_server.backends.ray.backend import RayBackend  # noqa: E402 -- Ray Serve comes first
+from policy_server.backends.ray.cluster import (  # noqa: E402 -- Ray Serve comes first
+    RayCluster,
+    VersionDescription,
+    open_ray_cluster,
+)
+from policy_server.backends.ray.replicas import PolicyReplica  # noqa: E402 -- Ray Serve comes first
 
 __all__ = [
     "PolicyReplica",

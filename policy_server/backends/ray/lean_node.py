@@ -14,8 +14,9 @@ from ray._private.parameter import RayParams
 
 __all__ = ["LeanNode", "start_lean_node"]
 
-# Workers import these while Ray Serve's controller starts, not when it asks for a replica.
-_PRELOADED = ("ray.serve._private.replica", "policy_server.backends.ray.replicas")
+# Workers import these while Ray Serve's controller starts, not when it asks for a replica. The
+# first imports Ray Serve without pandas.
+_PRELOADED = ("policy_server.backends.ray.replicas", "ray.serve._private.replica")
 
 
 class LeanNode(Node):
