@@ -3,6 +3,8 @@ import java.io.IOException;
 import java.io.InputStreamReader;
 import java.net.URI;
 import java.net.http.HttpClient;
+import java.net.http.HttpRequest;
+import java.net.http.HttpResponse;
 import java.net.http.WebSocket;
 import java.net.http.WebSocketHandshakeException;
 import java.nio.charset.StandardCharsets;
@@ -33,20 +35,26 @@ import java.util.function.Consumer;
  * }</pre>
  *
  * <p>As a program it reads observations from standard input, one JSON object a line, and prints each
- * answer. A connection that breaks is opened again: a prediction changes nothing on the server, so
- * what was not answered is simply asked again. One thread at a time may use an instance.
+ * answer. A connection that breaks is opened again: without a memory a prediction changes nothing on
+ * the server, so what was not answered is simply asked again. A policy's memory of an episode lives as
+ * long as the connection. One thread at a time may use an instance.
  */
 public final class PolicyStream implements AutoCloseable {
     private static final int ATTEMPTS = 6;
     private static final long FIRST_PAUSE_MS = 100;
     private static final Duration TIMEOUT = Duration.ofSeconds(30);
     private static final int BUSY = 503;
+    private static final int CONFLICT = 409;
+    private static final String RESET = "{\"reset\":true}";
+    private static final String EPISODE_LOST =
+            "the connection broke in the middle of an episode, and the policy's memory of it is gone; "
+                    + "begin another episode with reset()";
 
     /** The server refused an observation, or the connection. */
     public static final class PolicyException extends Exception {
         private static final long serialVersionUID = 1L;
 
-        /** As the POST routes answer it: 422 is a wrong observation, 401 a wrong key. */
+        /** As the POST routes answer it: 422 is a wrong observation, 409 a lost memory. */
         public final int status;
 
         /** The server's answer as JSON: its "detail" says what is wrong. */
@@ -64,6 +72,8 @@ public final class PolicyStream implements AutoCloseable {
     private final String key;
     private WebSocket socket;
     private Answers answers;
+    // How many observations of the episode were answered.
+    private long steps;
 
     /**
      * Keeps where the policy is; the first question connects.
@@ -74,6 +84,12 @@ public final class PolicyStream implements AutoCloseable {
     public PolicyStream(URI address, String key) {
         this.address = address;
         this.key = key;
+    }
+
+    /** Begins the next episode, with an empty memory. */
+    public void reset() throws PolicyException, IOException, InterruptedException {
+        steps = 0;
+        answer(List.of(RESET).iterator(), 1, text -> {});
     }
 
     /**
@@ -123,6 +139,8 @@ public final class PolicyStream implements AutoCloseable {
             }
             failures = 0;
             asked.remove();
+            boolean isReset = text.startsWith("{\"reset\":true");
+            steps = isReset ? 0 : steps + (text.startsWith("{\"status\"") ? 0 : 1);
             consumer.accept(text);
         }
     }
@@ -148,6 +166,9 @@ public final class PolicyStream implements AutoCloseable {
         if (socket != null) {
             return;
         }
+        if (steps > 0 && hasMemory()) {
+            throw new PolicyException(CONFLICT, EPISODE_LOST);
+        }
         WebSocket.Builder builder = client.newWebSocketBuilder().connectTimeout(TIMEOUT);
         if (key != null) {
             builder.header("access-token", key);
@@ -166,6 +187,24 @@ public final class PolicyStream implements AutoCloseable {
         for (String text : unanswered) {
             send(text);
         }
+    }
+
+    /** Asks the server whether the policy has a memory; a team may always have one. */
+    private boolean hasMemory() throws IOException, InterruptedException {
+        String stream = address.toString();
+        String page = stream.replaceFirst("/\\w+/stream(\\?.*)?$", "/schema");
+        if (page.equals(stream)) {
+            return true;
+        }
+        URI schema = URI.create("http" + page.substring(2));
+        HttpRequest.Builder request = HttpRequest.newBuilder(schema).timeout(TIMEOUT);
+        if (key != null) {
+            request.header("access-token", key);
+        }
+        request.version(HttpClient.Version.HTTP_1_1);
+        String text = client.send(request.build(), HttpResponse.BodyHandlers.ofString()).body();
+        Map<?, ?> policy = (Map<?, ?>) ((Map<?, ?>) Json.read(text)).get("policy");
+        return policy == null || ((Long) policy.get("memory_width")) > 0;
     }
 
     private void send(String text) throws IOException {

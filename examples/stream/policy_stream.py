@@ -13,8 +13,10 @@ import argparse
 import itertools
 import json
 import os
+import re
 import sys
 import time
+import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -28,13 +30,20 @@ __all__ = ["PolicyError", "PolicyStream"]
 
 _FIRST_PAUSE_S = 0.1
 _BUSY = 503
+_CONFLICT = 409
+_RESET = {"reset": True}
+_EPISODE_LOST = (
+    "the connection broke in the middle of an episode, and the policy's memory of it is gone; "
+    "begin another episode with reset()"
+)
 
 
 class PolicyError(Exception):
     """The server refused an observation, or the connection.
 
     Attributes:
-        status: as the POST routes answer it: 422 is a wrong observation, 401 a wrong key.
+        status: as the POST routes answer it: 422 is a wrong observation, 401 a wrong key, 409 an
+            episode whose memory is gone.
         detail: what is wrong: a list of mistakes for 422, a sentence otherwise.
     """
 
@@ -47,7 +56,8 @@ class PolicyError(Exception):
 class PolicyStream:
     """One web socket to a policy. A connection that breaks is opened again.
 
-    A prediction changes nothing on the server, so what was not answered is simply asked again.
+    Without a memory a prediction changes nothing on the server, so what was not answered is simply
+    asked again. A policy's memory of an episode lives as long as the connection.
     """
 
     def __init__(
@@ -75,6 +85,8 @@ class PolicyStream:
         self._encode: Callable[[Any], str | bytes] = msgpack.packb if is_msgpack else json.dumps
         self._decode: Callable[[Any], Any] = msgpack.unpackb if is_msgpack else json.loads
         self._connection: ClientConnection | None = None
+        # How many frames of the episode were answered.
+        self._steps = 0
         self._closing = ExitStack()
 
     def __enter__(self) -> PolicyStream:
@@ -85,6 +97,17 @@ class PolicyStream:
         """End the connection."""
         self.close()
 
+    def reset(self) -> None:
+        """Begin the next episode, with an empty memory.
+
+        Raises:
+            PolicyError: if the server refuses the connection.
+            ConnectionError: if it can't be reached.
+        """
+        self._steps = 0
+        for _ in self.answers([_RESET]):
+            pass
+
     def predict(self, observation: dict[str, Any]) -> list[Any]:
         """Return the action for an observation.
 
@@ -92,7 +115,7 @@ class PolicyStream:
             observation: what the route takes.
 
         Raises:
-            PolicyError: if the server refuses the observation.
+            PolicyError: if the server refuses the observation, or the episode's memory is gone.
             ConnectionError: if it can't be reached.
         """
         answer = next(self.answers([observation]))
@@ -114,6 +137,7 @@ class PolicyStream:
             Each observation's answer, or what was wrong with it.
 
         Raises:
+            PolicyError: if the memory of the episode went with a connection.
             ConnectionError: if the server can't be reached.
         """
         source, failures = iter(observations), 0
@@ -135,6 +159,7 @@ class PolicyStream:
                 failures = 0
                 asked.popleft()
                 is_error = "status" in answer
+                self._steps = 0 if "reset" in answer else self._steps + (not is_error)
                 yield PolicyError(answer["status"], answer["detail"]) if is_error else answer
         finally:
             if asked:
@@ -149,6 +174,8 @@ class PolicyStream:
     def _connected(self, unanswered: Iterable[str | bytes]) -> ClientConnection:
         """Return the connection; a new one is asked again what was not answered."""
         if self._connection is None:
+            if self._steps and self._has_memory():
+                raise PolicyError(_CONFLICT, _EPISODE_LOST)
             try:
                 self._connection = self._closing.enter_context(
                     connect(
@@ -167,6 +194,15 @@ class PolicyStream:
             for frame in unanswered:
                 self._connection.send(frame)
         return self._connection
+
+    def _has_memory(self) -> bool:
+        """Ask the server whether the policy has a memory; a team may always have one."""
+        page, count = re.subn(r"/\w+/stream(\?.*)?$", "/schema", self._url)
+        if not count:
+            return True
+        request = urllib.request.Request(f"http{page[2:]}", headers=self._headers)  # noqa: S310 -- the stream's own server
+        with urllib.request.urlopen(request, timeout=self._timeout_s) as answer:  # noqa: S310 -- as above
+            return bool(json.load(answer)["policy"]["memory_width"])
 
     def _pause(self, failures: int, error: Exception) -> None:
         """Wait before another attempt, or give up."""

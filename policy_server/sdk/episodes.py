@@ -87,8 +87,18 @@ public final class Episode {
    * @param session the answer of beginSession, resetSession or getSession
    */
   public Episode(Session session) {
-    sessionId = session.getSessionId();
-    steps = session.getSteps();
+    this(session.getSessionId(), session.getSteps());
+  }
+
+  /**
+   * Goes on in any session, such as a team's.
+   *
+   * @param sessionId the session's name
+   * @param steps how many of its steps were answered
+   */
+  public Episode(String sessionId, long steps) {
+    this.sessionId = sessionId;
+    this.steps = steps;
   }
 
   /** Returns the session's name. */
@@ -117,11 +127,13 @@ import com.policyserver.client.model.Session
   *
   * Not for several threads at once.
   *
-  * @param session the answer of beginSession, resetSession or getSession
+  * @param sessionId the session's name
+  * @param answered how many of its steps were answered
   */
-class Episode(session: Session) {
-  val sessionId: String = session.session_id
-  private var answered: Long = session.steps
+class Episode(val sessionId: String, private var answered: Long) {
+
+  /** Goes on where the answer of beginSession, resetSession or getSession is. */
+  def this(session: Session) = this(session.session_id, session.steps)
 
   /** How many steps were answered: the number of the next one. */
   def steps: Long = answered
@@ -186,7 +198,7 @@ export class Episode {
      * Goes on where the session is.
      * @param session the answer of beginSession, resetSession or getSession
      */
-    constructor(session: Session) {
+    constructor(session: Pick<Session, 'session_id' | 'steps'>) {
         this.sessionId = session.session_id;
         this.answered = session.steps;
     }
@@ -225,10 +237,15 @@ namespace PolicyClient.Client
     {
         /// <summary>Goes on where the session is.</summary>
         /// <param name="session">The answer of BeginSession, ResetSession or GetSession.</param>
-        public Episode(Session session)
+        public Episode(Session session) : this(session.SessionId, session.Steps) { }
+
+        /// <summary>Goes on in any session, such as a team's.</summary>
+        /// <param name="sessionId">The session's name.</param>
+        /// <param name="steps">How many of its steps were answered.</param>
+        public Episode(string sessionId, long steps)
         {
-            SessionId = session.SessionId;
-            Steps = session.Steps;
+            SessionId = sessionId;
+            Steps = steps;
         }
 
         /// <summary>The session's name.</summary>
@@ -273,7 +290,12 @@ type Episode struct {
 
 // NewEpisode goes on where the session is: the answer of BeginSession, ResetSession or GetSession.
 func NewEpisode(session *Session) *Episode {
-\treturn &Episode{session.SessionId, session.Steps}
+\treturn ResumeEpisode(session.SessionId, session.Steps)
+}
+
+// ResumeEpisode goes on in any session, such as a team's, of which that many steps were answered.
+func ResumeEpisode(sessionId string, steps int64) *Episode {
+\treturn &Episode{sessionId, steps}
 }
 
 // SessionId returns the session's name.
@@ -305,13 +327,15 @@ import com.policyserver.client.models.Session
  *
  * Not for several threads at once.
  *
- * @param session the answer of beginSession, resetSession or getSession
+ * @param sessionId the session's name
+ * @param steps how many of its steps were answered
  */
-class Episode(session: Session) {
-    val sessionId: String = session.sessionId
+class Episode(val sessionId: String, steps: Long) {
+    /** Goes on where the answer of beginSession, resetSession or getSession is. */
+    constructor(session: Session) : this(session.sessionId, session.steps)
 
     /** How many steps were answered: the number of the next one. */
-    var steps: Long = session.steps
+    var steps: Long = steps
         private set
 
     /**

@@ -18,7 +18,7 @@ from policy_server.web.media_types import JSON, is_npy
 from policy_server.web.route_table import AnswerRoute, Route, RouteTable, SessionRoutes
 from policy_server.web.routes import ROUTE_TEXTS, Seed
 
-__all__ = ["SessionId", "SessionStart", "Step", "digest_of", "session_routes"]
+__all__ = ["LONG", "SessionId", "SessionStart", "Step", "digest_of", "session_routes"]
 
 SessionId = Annotated[str, Path(description="The session's name, as `POST /sessions` gave it")]
 Step = Annotated[
@@ -42,7 +42,7 @@ Action = Annotated[
 ]
 
 # A client library would take them for numbers of 32 bits.
-_LONG: dict[str, JsonValue] = {"format": "int64"}
+LONG: dict[str, JsonValue] = {"format": "int64"}
 _STEP = (
     " The memory of the session's episode makes one step. A request that may be sent again carries "
     "the number of its step in `x-step`; the answer names it too."
@@ -57,7 +57,7 @@ class SessionStart(BaseModel):
     seed: Annotated[StrictInt, Field(ge=0, le=LARGEST_SEED)] | None = Field(
         None,
         description="Makes the draws reproducible: step i, from 0, is drawn with this plus i",
-        json_schema_extra=_LONG,
+        json_schema_extra=LONG,
     )
     episode_id: StrictStr = Field(
         "", max_length=256, description="The client's own name of the episode"
@@ -71,10 +71,10 @@ class Session(BaseModel):
     policy: str = Field(description="The policy's name")
     version: str = Field(description="The version that answers it")
     steps: int = Field(
-        description="How many steps were answered: the next `x-step`", json_schema_extra=_LONG
+        description="How many steps were answered: the next `x-step`", json_schema_extra=LONG
     )
     seed: int | None = Field(
-        description="The seed of the episode's first draw", json_schema_extra=_LONG
+        description="The seed of the episode's first draw", json_schema_extra=LONG
     )
     episode_id: str = Field(description="The client's own name of the episode")
 

@@ -17,7 +17,7 @@ from policy_server.web.json_bodies import JsonRoute
 from policy_server.web.media_types import JSON, is_npy
 from policy_server.web.route_table import AnswerRoute, RouteTable, SessionRoutes
 from policy_server.web.routes import ROUTE_TEXTS, Seed
-from policy_server.web.session_routes import SessionId, SessionStart, Step, digest_of
+from policy_server.web.session_routes import LONG, SessionId, SessionStart, Step, digest_of
 from policy_server.web.team_answering import TeamAnswering, refuse_array, version_headers
 
 __all__ = ["team_routes"]
@@ -46,9 +46,13 @@ class TeamSession(BaseModel):
 
     session_id: str = Field(description="Its name in the addresses of its steps")
     versions: dict[str, str] = Field(description="The version that answers, by policy")
-    steps: int = Field(description="How many steps were answered: the next `x-step`")
+    steps: int = Field(
+        description="How many steps were answered: the next `x-step`", json_schema_extra=LONG
+    )
     agents: list[str] = Field(description="The agents that have a memory")
-    seed: int | None = Field(description="The seed of the episode's first step")
+    seed: int | None = Field(
+        description="The seed of the episode's first step", json_schema_extra=LONG
+    )
     episode_id: str = Field(description="The client's own name of the episode")
 
 

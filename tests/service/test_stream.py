@@ -17,11 +17,13 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from examples.stream.policy_stream import PolicyError, PolicyStream
+from tests.support.fakes import summing_backend
 from tests.support.folders import EXPORTS, ROOT
 from tests.support.processes import Child, child, descendants, program, run
 from tests.support.server_processes import KEY, Server, compiled_home_of, running_server
-from tests.support.servers import free_port
+from tests.support.servers import free_port, served_app
 from tests.support.waiting import wait_until
+from tests.support.web import OBSERVATION, build
 
 pytestmark = pytest.mark.service
 
@@ -241,8 +243,45 @@ def test_client_outlives_a_restart_of_the_server(
     assert "actions" in before
 
 
-def _answer_of(client: Child) -> Any:  # noqa: ANN401 -- JSON
-    client.tell(json.dumps(OBSERVATIONS[0]))
+@pytest.mark.parametrize("language", ["python", "java"])
+def test_client_does_not_go_on_with_an_episode_whose_memory_is_gone(
+    java_classes: Path, language: str
+) -> None:
+    port = free_port()
+    url = f"ws://127.0.0.1:{port}/predict_deterministic/stream"
+    with ExitStack() as stack:
+        with served_app(build(summing_backend()), port=port):
+            command = [*example(language, java_classes), "--url", url, "--key", KEY]
+            client = stack.enter_context(child(*command))
+            first = [_answer_of(client, OBSERVATION | {"cat": 1}) for _ in range(2)]
+            reset = _answer_of(client, {"reset": True})
+        with served_app(build(summing_backend()), port=port):
+            # An episode of which nothing was answered has lost nothing.
+            begun = _answer_of(client, OBSERVATION | {"cat": 1})
+        with served_app(build(summing_backend()), port=port):
+            client.tell(json.dumps(OBSERVATION))
+            status, printed, told = client.finish()
+
+    assert [answer["actions"] for answer in [*first, begun]] == [[1], [2], [1]]
+    assert reset == {"reset": True}
+    assert (status, printed) == (2, "")
+    assert "409: the connection broke in the middle of an episode" in told
+
+
+def test_python_client_begins_episodes() -> None:
+    observation = OBSERVATION | {"cat": 1}
+    with served_app(build(summing_backend())) as port:
+        url = f"ws://127.0.0.1:{port}/predict_deterministic/stream"
+        with PolicyStream(url, KEY) as policy:
+            first = [policy.predict(observation) for _ in range(2)]
+            policy.reset()
+            second = [policy.predict(observation) for _ in range(2)]
+
+    assert first == second == [[1], [2]]
+
+
+def _answer_of(client: Child, observation: object = OBSERVATIONS[0]) -> Any:  # noqa: ANN401 -- JSON
+    client.tell(json.dumps(observation))
     return json.loads(client.read_line())
 
 

@@ -161,11 +161,17 @@ def live_server(schema: str = SCHEMA, backend: FakeBackend | None = None) -> Ite
 
 
 @contextmanager
-def served_app(app: ASGIApp, **options: Any) -> Iterator[int]:  # noqa: ANN401 -- uvicorn's own
+def served_app(
+    app: ASGIApp,
+    *,
+    port: int = 0,
+    **options: Any,  # noqa: ANN401 -- uvicorn's own
+) -> Iterator[int]:
     """Serve an application by uvicorn, in a thread, until the block ends.
 
     Args:
         app: the application.
+        port: of 127.0.0.1; 0 for a free one.
         **options: uvicorn's.
 
     Yields:
@@ -178,7 +184,7 @@ def served_app(app: ASGIApp, **options: Any) -> Iterator[int]:  # noqa: ANN401 -
         return server.started
 
     with (
-        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.create_server(("127.0.0.1", port)) as listening,
         in_thread(partial(server.run, [listening]), partial(_exit, server)) as thread,
     ):
         wait_until(is_started)
