@@ -63,7 +63,9 @@ class ReplicaThread:
         """Own the thread and its event loop, from now to `end`."""
         self.asked: list[PolicyInputs] = []
         self._infer = infer
+        self._frozen = threading.Event()
         self._thawed = threading.Event()
+        self._is_ending = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -73,7 +75,9 @@ class ReplicaThread:
     def freeze(self) -> None:
         """Stand still, as a process that was stopped does, until `thaw`."""
         self._thawed.clear()
+        self._frozen.clear()
         self._loop.call_soon_threadsafe(self._stand_still)
+        assert self._frozen.wait(TIMEOUT_S)
 
     def thaw(self) -> None:
         """Go on."""
@@ -81,7 +85,7 @@ class ReplicaThread:
 
     def end_without_answers(self) -> None:
         """End the connections of a replica that is frozen, before it reads what has come."""
-        self._loop.call_soon_threadsafe(self._server.close)
+        self._is_ending = True
         self.thaw()
 
     def end(self) -> None:
@@ -98,7 +102,10 @@ class ReplicaThread:
         return self._infer(inputs)
 
     def _stand_still(self) -> None:
+        self._frozen.set()
         assert self._thawed.wait(TIMEOUT_S)
+        if self._is_ending:
+            self._server.close()
 
     def _run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(TIMEOUT_S)

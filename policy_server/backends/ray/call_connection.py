@@ -152,6 +152,8 @@ class CallConnection(asyncio.BufferedProtocol):
             frame: its parts.
         """
         assert self._transport is not None, "it is proved"
+        if self._transport.is_closing():
+            return
         if len(frame) == 1:
             self._transport.write(frame[0])
         else:

@@ -114,8 +114,12 @@ class ConnectedReplica:
         Raises:
             OSError: if it can't be reached, or does not know the key.
         """
-        await self._short.open(self.address)
-        await self._long.open(self.address)
+        try:
+            await self._short.open(self.address)
+            await self._long.open(self.address)
+        except BaseException:
+            self.close("not connected")
+            raise
         self.is_proved = True
 
     def send(self, call: AskedCall) -> None:
@@ -186,15 +190,11 @@ class _Line:
         self._is_proved = loop.create_future()
         handshake = client_handshake(address.key, address.application, address.replica)
         connection = self._connection = CallConnection(handshake, self)
-        try:
-            if address.path:
-                await loop.create_unix_connection(lambda: connection, address.path)
-            else:
-                await loop.create_connection(lambda: connection, address.host, address.port)
-            await self._is_proved
-        except BaseException:
-            connection.close("not connected")
-            raise
+        if address.path:
+            await loop.create_unix_connection(lambda: connection, address.path)
+        else:
+            await loop.create_connection(lambda: connection, address.host, address.port)
+        await self._is_proved
 
     def send(self, frame: Frame) -> None:
         assert self._connection is not None, "it is open"

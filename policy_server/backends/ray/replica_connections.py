@@ -122,7 +122,6 @@ class ReplicaConnections:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
                 await replica.open()
         except (OSError, TimeoutError) as error:
-            replica.close("not connected")
             self._unreached[address.replica] = time.monotonic() + _UNREACHED_PAUSE_S
             logger.info(
                 "replica_not_connected",

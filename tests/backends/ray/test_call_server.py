@@ -185,6 +185,18 @@ async def test_others_are_answered_whatever_one_sends() -> None:
         await check_it_still_answers(address)
 
 
+async def test_call_of_a_connection_that_was_ended_holds_up_no_other() -> None:
+    async with replica() as address, proved(address) as known, proved(address) as peer:
+        # Both wait to be read: the call that came before the bad frame is in the queue then.
+        known.writer.write(b"".join(b"".join(call_frame(n, inputs_of(3))) for n in (1, 2, 3)))
+        peer.writer.write(CALL + HEADER.pack(0, 77, 1))
+        numbers = [(await known.frame())[1] for _ in range(3)]
+        assert await peer.is_shown_the_door()
+        await check_it_still_answers(address)
+
+    assert numbers == [1, 2, 3]
+
+
 async def test_bytes_at_random_after_the_proof_end_a_connection_and_nothing_else() -> None:
     noise = np.random.default_rng(3)
     async with replica() as address:
