@@ -131,14 +131,16 @@ def test_episodes_outlive_a_replica_a_web_process_and_redis(tmp_path: Path) -> N
         shutil.copy(POLICIES / POLICY / file, home / file)
     with tempfile.TemporaryDirectory() as place:
         socket = Path(place) / "redis.sock"
-        environment = {"POLICY_SERVER_SESSIONS_URL": f"unix://{socket}"}
+        environment = {
+            "POLICY_SERVER_SESSIONS_URL": f"unix://{socket}",
+            "POLICY_SERVER_NUM_REPLICAS": "2",
+        }
         with running_server(home, "--workers", "2", environment=environment) as server:
             episodes = Episodes(server.url)
             with episodes.running() as clients:
                 with redis_server(*DURABLE, folder=data, socket=socket) as redis:
                     episodes.go_on()
-                    [replica] = processes_of(server, "ServeReplica")
-                    kill(replica)
+                    kill(processes_of(server, "ServeReplica")[0])
                     episodes.go_on()
                     # The first one has started Ray.
                     kill(processes_of(server, "spawn_main")[-1])

@@ -27,7 +27,7 @@ from tests.support.fakes import (
     summing_backend,
 )
 from tests.support.pages import summed
-from tests.support.waiting import until
+from tests.support.waiting import turns, until
 from tests.support.web import (
     KEY,
     OBSERVATION,
@@ -244,6 +244,32 @@ async def test_step_that_does_not_follow_is_refused(
 
     assert_error(refused, 409, message)
     assert after.json()["actions"] == [0]
+
+
+async def test_requests_that_come_during_a_step_wait_for_its_end() -> None:
+    backend = summing_backend()
+    async with serve(backend) as client:
+        session = await begun(client)
+        del backend.batches[:]
+        backend.gate = asyncio.Event()
+        cancelled = asyncio.create_task(stepped(client, session, 2))
+        await until(lambda: backend.batches == [1])
+        requests = [
+            asyncio.create_task(stepped(client, session, 1, x_step="0")),
+            asyncio.create_task(stepped(client, session, 1, x_step="0")),
+            asyncio.create_task(client.delete(session)),
+            asyncio.create_task(stepped(client, session, 1, x_step="1")),
+        ]
+        await turns()
+        # A step that is cut off makes none.
+        cancelled.cancel()
+        backend.gate.set()
+        first, again, deleted, late = await asyncio.gather(*requests)
+
+    assert (first.json()["actions"], again.content) == ([1], first.content)
+    assert backend.batches == [1, 1], "the step that was sent again was computed once"
+    assert deleted.status_code == 204
+    assert_error(late, 404)
 
 
 async def test_first_step_has_none_before_it() -> None:
