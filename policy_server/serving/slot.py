@@ -230,7 +230,8 @@ class PolicySlot:
         Args:
             version: one that was loaded.
         """
-        return self._versions.get(version.label) is version
+        # It may be kept under another name than its own.
+        return version in self._versions.values()
 
     async def sessions_of(self, name: str) -> int:
         """Return how many sessions a version answers, streams with memory among them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.pages import rendered
-from tests.support.teams import ServedTeam, own_seed, served_team
+from tests.support.teams import ServedTeam, own_seed, served_team, usual_backends
 from tests.support.waiting import until
 from tests.support.web import assert_error, assert_invalid, serve
 
@@ -223,6 +224,19 @@ async def test_policy_that_fails_on_one_agent_fails_the_step_and_is_named() -> N
 
     assert_error(answer, 500, "agent 'prey': the policy failed")
     assert "secret" not in answer.text
+
+
+async def test_policy_that_hangs_ends_the_step_in_time_and_frees_the_others() -> None:
+    backends = usual_backends()
+    gate = asyncio.Event()
+    async with served_team(backends, request_timeout_s=0.2) as team:
+        backends["prey"].gate = gate
+        answer = await team.client.post("/predict/agents", json=TEAM)
+        schedulers = [slot.current().scheduler for slot in team.slots.values()]
+        await until(lambda: not any(scheduler.waiting for scheduler in schedulers))
+        gate.set()
+
+    assert_error(answer, 503, "agent 'prey': no answer within 0.2 s")
 
 
 async def test_policy_that_is_not_loaded_answers_503_for_its_agents_alone() -> None:

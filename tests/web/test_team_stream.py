@@ -187,6 +187,30 @@ async def test_episode_keeps_its_version_and_policies_without_memory_follow_the_
     assert (after_counts, ended) == (1, 0)
 
 
+async def test_version_that_is_kept_under_another_name_goes_on_answering_its_episodes() -> None:
+    single = "/policies/hunter/predict_deterministic/stream"
+    async with (
+        streamed_team() as (server, slots),
+        server.stream(MODES) as team,
+        server.stream(single) as alone,
+    ):
+        observation = observed(hunter_1=1)
+        before = [
+            await answers_to(team, observation),
+            await answers_to(alone, *observation.values()),
+        ]
+        # As a deployment does that brings other files under the same name.
+        slots["hunter"].rename("hunter0123", "hunter0123 (outgoing)")
+        after = [
+            await answers_to(team, observation),
+            await answers_to(alone, *observation.values()),
+        ]
+
+    assert before[0][0]["hunter_1"]["actions"] == before[1][0]["actions"] == [1]
+    assert actions_in(after[0]) == [{"hunter_1": 2}]
+    assert after[1][0]["actions"] == [2]
+
+
 async def test_closed_stream_frees_the_places_of_its_agents() -> None:
     gate = asyncio.Event()
     backends = {name: replace(item, gate=gate) for name, item in usual_backends().items()}
