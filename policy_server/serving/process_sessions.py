@@ -18,6 +18,7 @@ from policy_server.serving.session_store import (
     too_many_sessions,
     unknown_session,
 )
+from policy_server.serving.team_record import TEAM
 from policy_server.settings import ENV_PREFIX, Settings
 
 __all__ = ["NoSessions", "ProcessSessions"]
@@ -177,21 +178,24 @@ class NoSessions:
         """Keep none; see `SessionStore.running`."""
         yield
 
-    async def add(self, record: SessionRecord) -> NoReturn:  # noqa: ARG002 -- none is kept
+    async def add(self, record: SessionRecord) -> NoReturn:
         """Refuse a session; see `SessionStore.add`."""
-        raise self._refusal()
+        raise self._refusal(record.policy)
 
     def held(self, policy: str, session_id: str) -> NoReturn:  # noqa: ARG002 -- none is kept
         """Refuse a session; see `SessionStore.held`."""
-        raise self._refusal()
+        raise self._refusal(policy)
 
     async def count(self, policy: str, version: str, digest: str) -> int:  # noqa: ARG002 -- none
         """Return that a version answers no session."""
         return 0
 
     @staticmethod
-    def _refusal() -> UnsupportedAnswerError:
+    def _refusal(policy: str) -> UnsupportedAnswerError:
+        other = "let the answers carry the memory (header x-state: new)"
+        if policy == TEAM:
+            other = "take a stream, which keeps the memories of its team"
         return UnsupportedAnswerError(
             "several web processes answer here, and share no sessions; give them a Redis "
-            f"({ENV_PREFIX}SESSIONS_URL), or let the answers carry the memory (header x-state: new)"
+            f"({ENV_PREFIX}SESSIONS_URL), or {other}"
         )

@@ -367,4 +367,5 @@ async def test_server_that_keeps_no_sessions_says_so() -> None:
     async with served_team(open_sessions=lambda *_: NoSessions()) as team:
         answer = await team.client.post("/sessions/agents")
 
-    assert_error(answer, 501, "POLICY_SERVER_SESSIONS_URL")
+    assert_error(answer, 501, "POLICY_SERVER_SESSIONS_URL", "take a stream")
+    assert "x-state" not in answer.text
