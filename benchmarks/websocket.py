@@ -83,7 +83,15 @@ class Connection:
 
     def ask(self, frame: bytes) -> bytes:
         """Send a frame and return the payload of its answer."""
+        self.send(frame)
+        return self.receive()
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame, whose answer `receive` returns."""
         self._link.sendall(frame)
+
+    def receive(self) -> bytes:
+        """Return the payload of the answer to the one frame in flight."""
         answers: list[bytes] = []
         while not answers:
             answers = self._receive()

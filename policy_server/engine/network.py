@@ -11,14 +11,14 @@ import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.distributions.action_distribution import ActionDistribution
-from policy_server.engine.operations import OPERATIONS
+from policy_server.engine.operations import OPERATIONS, slices_of
 from policy_server.errors import DistributionError
 from policy_server.policy import (
     Int64Array,
@@ -98,7 +98,12 @@ class NumpyNetwork:
         for register, value in self.constants.items():
             template[register] = value
         program = [
-            (step.output, self._in_place(step) if self._is_in_place(step) else _apart(step))
+            (
+                step.output,
+                self._in_place(step)
+                if self._is_in_place(step)
+                else _by_constants(step, self.constants) or _apart(step),
+            )
             for step in self.steps
         ]
         result = self.result
@@ -163,6 +168,23 @@ class NumpyNetwork:
             return lambda registers: _rectify(registers[first], zeros)
         row = self.constants[step.inputs[-1]][None]
         return lambda registers: _add(registers[first], row)
+
+
+def _by_constants(
+    step: Step, constants: Mapping[int, Array]
+) -> Callable[[list[Any]], Array] | None:
+    """Return a step whose columns or axis are constants, read once; None for any other step.
+
+    They are a third of the steps of an LSTM, and took half of its time for one observation.
+    """
+    if step.operation == "Slice" and constants.keys() >= {*step.inputs[1:]}:
+        whole, begin, size = step.inputs
+        index = slices_of(constants[begin], constants[size])
+        return lambda registers: registers[whole][index]
+    if step.operation == "ConcatV2" and step.inputs[-1] in constants:
+        parts, axis = step.inputs[:-1], int(constants[step.inputs[-1]])
+        return lambda registers: np.concatenate([registers[part] for part in parts], axis)
+    return None
 
 
 def _apart(step: Step) -> Callable[[list[Any]], Array]:
@@ -311,7 +333,12 @@ def answered(
     )
     if asked.state is None:
         return outputs
-    return replace(outputs, state=found[:, inputs.shape[1] :])
+    return PolicyOutputs(
+        outputs.actions,
+        outputs.log_probability,
+        outputs.distribution,
+        found[:, inputs.shape[1] :],
+    )
 
 
 def _with_state(asked: PolicyInputs, width: int) -> Array:

@@ -21,7 +21,7 @@ from policy_server.engine.array_operations import (
     SPATIAL,
 )
 
-__all__ = ["OPERATIONS", "PLAIN_OPERATIONS"]
+__all__ = ["OPERATIONS", "PLAIN_OPERATIONS", "slices_of"]
 
 Array = NDArray[Any]
 
@@ -117,11 +117,20 @@ def _part(x: Array, axis: int, first: int, size: int) -> Array:
 
 
 def _slice(x: Array, begin: Array, size: Array) -> Array:
-    index = tuple(
+    part: Array = x[slices_of(begin, size)]
+    return part
+
+
+def slices_of(begin: Array, size: Array) -> tuple[slice, ...]:
+    """Return the index by which the operation Slice takes a part of an array.
+
+    Args:
+        begin: the first index of each axis.
+        size: how many there are along each axis; -1 for all that are left.
+    """
+    return tuple(
         slice(int(b), None if s < 0 else int(b) + int(s)) for b, s in zip(begin, size, strict=True)
     )
-    part: Array = x[index]
-    return part
 
 
 def _strided_slice(x: Array, begin: Array, end: Array, strides: Array, **masks: int) -> Array:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import numpy as np
 
-from policy_server.errors import SessionConflictError
+from policy_server.errors import PolicyServerError, SessionConflictError
 from policy_server.policy import LARGEST_SEED, Float32Array
 from policy_server.serving.previous_step import NOTHING_STATED, StatedStep
-from policy_server.serving.questions import Answer, Question
+from policy_server.serving.questions import Answer, FutureWaiting, Question
 from policy_server.serving.session_store import SessionRecord
 from policy_server.serving.version import PolicyVersion
 
@@ -129,13 +128,29 @@ class EpisodeMemory:
         return replace(record, state=self.state, steps=self.steps, has_action=self.has_action)
 
 
-@dataclass(eq=False, slots=True)
-class _WaitingStep:
-    """A step that waits for those before it."""
+class _Step(FutureWaiting):
+    """A step of an episode: the memory has moved before its answer is handed over."""
 
-    question: Question
-    stated: StatedStep
-    answer: asyncio.Future[Answer]
+    __slots__ = ("_steps", "stated")
+
+    def __init__(self, question: Question, stated: StatedStep, steps: EpisodeSteps) -> None:
+        super().__init__(question)
+        self.stated = stated
+        self._steps = steps
+
+    def take(self, answer: Answer) -> None:
+        if not self.future.done():
+            self._steps.memory.advance(self.question, answer)
+        super().take(answer)
+        self._steps.go_on(self)
+
+    def take_error(self, error: PolicyServerError) -> None:
+        super().take_error(error)
+        self._steps.go_on(self)
+
+    def give_up(self) -> None:
+        super().give_up()
+        self._steps.go_on(self)
 
 
 @dataclass(eq=False, slots=True)
@@ -149,8 +164,8 @@ class EpisodeSteps:
     """
 
     memory: EpisodeMemory
-    _waiting: deque[_WaitingStep] = field(default_factory=deque)
-    _is_asking: bool = False
+    _waiting: deque[_Step] = field(default_factory=deque)
+    _asked: _Step | None = None
 
     def ask(
         self, question: Question, stated: StatedStep = NOTHING_STATED
@@ -170,46 +185,32 @@ class EpisodeSteps:
             ObservationError: if the policy takes more of the step before than is known.
             PolicyServerError: as the scheduler raised it.
         """
-        if not self._is_asking:
-            return self._ask(question, stated)
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_WaitingStep(question, stated, answer))
-        return answer
+        step = _Step(question, stated, self)
+        if self._asked is None:
+            self._ask(step)
+        else:
+            self._waiting.append(step)
+        return step.future
 
-    def _ask(self, question: Question, stated: StatedStep) -> asyncio.Future[Answer]:
-        self.memory.prepare(question, stated)
-        answer = self.memory.version.scheduler.ask(question)
-        self._is_asking = True
-        # It comes before the callback of whoever waits: the memory has stepped by then.
-        answer.add_done_callback(partial(self._end, question))
-        return answer
+    def go_on(self, ended: _Step) -> None:
+        """Ask for the next step, if the one that was asked for has ended.
 
-    def _end(self, question: Question, answered: asyncio.Future[Answer]) -> None:
-        self._is_asking = False
-        if not answered.cancelled() and answered.exception() is None:
-            self.memory.advance(question, answered.result())
-        while self._waiting and not self._is_asking:
-            waiting = self._waiting.popleft()
-            if not waiting.answer.done():
-                self._ask_later(waiting)
-
-    def _ask_later(self, waiting: _WaitingStep) -> None:
-        answer = waiting.answer
-        try:
-            asked = self._ask(waiting.question, waiting.stated)
-        except Exception as error:
-            answer.set_exception(error)
+        Args:
+            ended: a step that is answered, has failed or was given up.
+        """
+        if ended is not self._asked:
             return
+        self._asked = None
+        while self._waiting and self._asked is None:
+            step = self._waiting.popleft()
+            if step.future.done():
+                continue
+            try:
+                self._ask(step)
+            except Exception as error:
+                step.future.set_exception(error)
 
-        def hand_over(found: asyncio.Future[Answer]) -> None:
-            if answer.done():
-                return
-            if found.cancelled():
-                answer.cancel()
-            elif (error := found.exception()) is not None:
-                answer.set_exception(error)
-            else:
-                answer.set_result(found.result())
-
-        asked.add_done_callback(hand_over)
-        answer.add_done_callback(lambda left: asked.cancel() if left.cancelled() else None)
+    def _ask(self, step: _Step) -> None:
+        self.memory.prepare(step.question, step.stated)
+        self.memory.version.scheduler.put(step)
+        self._asked = step

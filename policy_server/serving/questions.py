@@ -344,6 +344,9 @@ class SingleCall:
 
 def _states_of(questions: list[Question], signature: PolicySignature) -> Float32Array | None:
     """Return float32[B, memory_width]: zeros for a question without state; None without any."""
+    if len(questions) == 1:
+        state = questions[0].state
+        return None if state is None else state[None]
     if all(question.state is None for question in questions):
         return None
     states = np.zeros((len(questions), signature.memory_width), np.float32)

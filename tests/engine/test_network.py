@@ -37,6 +37,23 @@ def test_network_runs_its_steps_for_any_batch() -> None:
     assert run(np.array([[0.0, 1.0]], np.float32)).tolist() == [[2.5]]
 
 
+def test_columns_by_constants_are_those_of_the_operations() -> None:
+    constants = {1: np.array([0, 1]), 2: np.array([-1, 2]), 3: np.array([1, 0]), 4: np.array(1)}
+    steps = (
+        Step("Slice", (0, 1, 2), 5),
+        Step("Slice", (0, 3, 2), 6),
+        Step("ConcatV2", (5, 0, 4), 9),
+    )
+    rows = np.arange(12.0, dtype=np.float32).reshape(3, 4)
+    for result, expected in [
+        (5, rows[:, 1:3]),
+        (6, rows[1:, :2]),
+        (9, np.hstack([rows[:, 1:3], rows])),
+    ]:
+        network = NumpyNetwork(constants, steps, result, 10)
+        np.testing.assert_array_equal(network.compile()(rows), expected)
+
+
 def test_compiled_policy_answers_from_its_network() -> None:
     signature = signature_of(components_of(("categorical", 2)))
     network = NumpyNetwork({}, (Step("Neg", (0,), 1),), result=1, registers=2)
