@@ -9,15 +9,25 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from http import HTTPStatus
 
-from policy_server.telemetry import ACCESS_LOGGER, hold_line
+from policy_server.telemetry import ACCESS_LOGGER, HeldLine, HoldingHandler, handler_of
 
 __all__ = ["RequestLog"]
 
 logger = logging.getLogger(ACCESS_LOGGER)
 
 _EVENT = "request"
+_NAMES = (
+    "request_id",
+    "client",
+    "method",
+    "route",
+    "status",
+    "duration_ms",
+    "model_version",
+)
 
 
 class RequestLog:
@@ -31,6 +41,7 @@ class RequestLog:
                 answered by an error.
         """
         self._rate = rate
+        self._handler: HoldingHandler | None = None
 
     @property
     def is_on(self) -> bool:
@@ -61,14 +72,20 @@ class RequestLog:
         is_sampled = self._rate < 1 and status < HTTPStatus.BAD_REQUEST
         if is_sampled and random.random() >= self._rate:  # noqa: S311 -- a sample, no secret
             return
-        fields = {
-            "request_id": request_id,
-            "client": client,
-            "method": method,
-            "route": route,
-            "status": status,
-            "duration_ms": round(seconds * 1000, 3),
-            "model_version": model_version,
-        }
-        if not hold_line(logger, _EVENT, fields):
-            logger.info(_EVENT, extra=fields)
+        values = (
+            request_id,
+            client,
+            method,
+            route,
+            status,
+            round(seconds * 1000, 3),
+            model_version,
+        )
+        handler = self._handler
+        # Where lines are held back, the handler was found less than 50 ms ago.
+        if handler is None or not handler.held:
+            self._handler = handler = handler_of(logger)
+        if handler is not None:
+            handler.hold(HeldLine(time.time(), ACCESS_LOGGER, _EVENT, _NAMES, values))
+        else:
+            logger.info(_EVENT, extra=dict(zip(_NAMES, values, strict=True)))

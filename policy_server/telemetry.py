@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import re
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Literal, TextIO
+from typing import Literal, NamedTuple, TextIO
 
 import orjson
 from pythonjsonlogger.core import RESERVED_ATTRS
@@ -20,10 +20,12 @@ from pythonjsonlogger.json import JsonFormatter
 
 __all__ = [
     "ACCESS_LOGGER",
+    "HeldLine",
+    "HoldingHandler",
     "adopt_loggers",
     "configure_logging",
     "flush_log",
-    "hold_line",
+    "handler_of",
     "is_json",
     "log_uncaught",
     "new_formatter",
@@ -49,8 +51,6 @@ _Line = tuple[str, int, str]
 # So many lines, or lines for so long, are written together.
 _MOST_HELD = 512
 _HELD_S = 0.05
-# When it was logged, its logger, its event and its fields.
-_HeldLine = tuple[float, str, str, Mapping[str, object]]
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def configure_logging(*, level: str, log_format: LogFormat, stream: TextIO | Non
         log_format: `json`, `text`, or `auto`: text on a terminal, JSON otherwise.
         stream: the stream to write to; None is standard error.
     """
-    handler = _Handler(stream)
+    handler = HoldingHandler(stream)
     handler.setFormatter(new_formatter(log_format))
     handler.addFilter(_Foreign())
     access = logging.getLogger("uvicorn.access")
@@ -136,58 +136,56 @@ def new_formatter(log_format: LogFormat) -> logging.Formatter:
     return _json_formatter() if is_json(log_format) else _TextFormatter()
 
 
-def hold_line(logger: logging.Logger, event: str, fields: Mapping[str, object]) -> bool:
-    """Log a line of which there are many, to be written with others within 50 ms.
-
-    Args:
-        logger: an enabled logger of this package.
-        event: the event.
-        fields: its fields, which are plain values.
-
-    Returns:
-        False where others than the one handler of this process have to hear of it: nothing is
-        logged then.
-    """
-    handler = _handler_of(logger)
-    if handler is None:
-        return False
-    handler.hold((time.time(), logger.name, event, fields))
-    return True
-
-
 def flush_log() -> None:
     """Write the lines that are held back."""
     for handler in logging.getLogger(_OWN[0]).handlers:
         handler.flush()
 
 
-def _handler_of(logger: logging.Logger) -> _Handler | None:
-    """Return the handler of the process, where it is the logger's only one."""
+def handler_of(logger: logging.Logger) -> HoldingHandler | None:
+    """Return the one handler of this process; None where others have to hear of a line too.
+
+    Args:
+        logger: a logger of this package.
+    """
     at: logging.Logger | None = logger
     found: list[logging.Handler] = []
     while at is not None:
         found += at.handlers
         at = at.parent if at.propagate else None
     (only,) = found if len(found) == 1 else (None,)
-    return only if isinstance(only, _Handler) and not logger.filters else None
+    return only if isinstance(only, HoldingHandler) and not logger.filters else None
 
 
-class _Handler(logging.StreamHandler[TextIO]):
-    """The one handler of a process, which may hold lines back to write many at a time."""
+class HoldingHandler(logging.StreamHandler[TextIO]):
+    """The one handler of a process, which may hold lines back to write many at a time.
+
+    Attributes:
+        held: the lines that are held back.
+    """
 
     def __init__(self, stream: TextIO | None) -> None:
+        """Own the lines that are held back; the stream outlives it.
+
+        Args:
+            stream: the stream to write to; None is standard error.
+        """
         super().__init__(stream)
-        self._held: list[_HeldLine] = []
+        self.held: list[HeldLine] = []
         self._timed_in: asyncio.AbstractEventLoop | None = None
 
-    def hold(self, line: _HeldLine) -> None:
-        """Write a line soon, in its turn; called from the event loop."""
-        self._held.append(line)
+    def hold(self, line: HeldLine) -> None:
+        """Write a line within 50 ms, in its turn; called from the event loop.
+
+        Args:
+            line: one of an enabled logger of this package.
+        """
+        self.held.append(line)
         loop = asyncio.get_running_loop()
         if self._timed_in is not loop:
             self._timed_in = loop
             loop.call_later(_HELD_S, self._end_hold)
-        if len(self._held) >= _MOST_HELD:
+        if len(self.held) >= _MOST_HELD:
             self.flush()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -205,11 +203,11 @@ class _Handler(logging.StreamHandler[TextIO]):
         self.flush()
 
     def _write_held(self) -> None:
-        if not self._held:
+        if not self.held:
             return
         self.acquire()
         try:
-            held, self._held = self._held, []
+            held, self.held = self.held, []
             self.stream.write(self._text_of(held))
             super().flush()
         except Exception:
@@ -217,30 +215,70 @@ class _Handler(logging.StreamHandler[TextIO]):
         finally:
             self.release()
 
-    def _text_of(self, held: list[_HeldLine]) -> str:
+    def _text_of(self, held: list[HeldLine]) -> str:
         if isinstance(self.formatter, _JsonFormatter):
             return _json_lines(held).decode()
         return "".join(self.format(_record_of(line)) + self.terminator for line in held)
 
 
-def _record_of(line: _HeldLine) -> logging.LogRecord:
-    created, name, event, fields = line
-    record = logging.makeLogRecord({"name": name, "levelno": logging.INFO, "levelname": "INFO"})
-    record.msg, record.created = event, created
-    vars(record).update(fields)
+class HeldLine(NamedTuple):
+    """A line that is written with others.
+
+    Attributes:
+        created: when it was logged, by `time.time`.
+        logger: the name of its logger.
+        event: the event.
+        names: the names of its fields; the same object in each line of the event.
+        values: their values, which are plain ones.
+    """
+
+    created: float
+    logger: str
+    event: str
+    names: tuple[str, ...]
+    values: tuple[str | int | float | None, ...]
+
+
+def _record_of(line: HeldLine) -> logging.LogRecord:
+    record = logging.makeLogRecord(
+        {"name": line.logger, "levelno": logging.INFO, "levelname": "INFO", "msg": line.event}
+    )
+    record.created = line.created
+    vars(record).update(zip(line.names, line.values, strict=True))
     return record
 
 
-def _json_lines(held: list[_HeldLine]) -> bytes:
+def _json_lines(held: list[HeldLine]) -> bytes:
     """Return lines as `_JsonFormatter` writes them."""
-    pid, known, texts = os.getpid(), -1, []
-    time_text = ""
-    for created, name, event, fields in held:
-        if (moment := int(created * 1000)) != known:
-            known, time_text = moment, _time_text(created)
-        line = {"time": time_text, "level": "INFO", "logger": name, "pid": pid, "event": event}
-        texts.append(orjson.dumps({**line, **fields}, option=orjson.OPT_APPEND_NEWLINE))
+    texts: list[bytes] = []
+    # Most values are those of the line before: an address, a route.
+    known: dict[str, bytes] = {}
+    second, before = -1, b""
+    for created, logger, event, names, values in held:
+        milliseconds = int(created * 1000)
+        if milliseconds // 1000 != second:
+            second = milliseconds // 1000
+            before = _time_text(second)[:-4].encode()
+        encoded = []
+        for value in values:
+            text = known.get(value) if isinstance(value, str) else None
+            if text is None:
+                text = orjson.dumps(value)
+                if isinstance(value, str):
+                    known[value] = text
+            encoded.append(text)
+        template = _template_of(logger, event, names, os.getpid())
+        texts.append(template % (before, milliseconds % 1000, *encoded))
     return b"".join(texts)
+
+
+@functools.lru_cache(maxsize=16)
+def _template_of(logger: str, event: str, names: tuple[str, ...], pid: int) -> bytes:
+    """Return the line of an event with places for its time and its fields."""
+    constants = {"level": "INFO", "logger": logger, "pid": pid, "event": event}
+    start = orjson.dumps(constants)[1:-1].replace(b"%", b"%%")
+    fields = b"".join(b"," + orjson.dumps(name).replace(b"%", b"%%") + b":%b" for name in names)
+    return b'{"time":"%b%03dZ",' + start + fields + b"}\n"
 
 
 def _time_text(created: float) -> str:
@@ -251,7 +289,7 @@ def _time_text(created: float) -> str:
 
 def _is_printing(handler: logging.Handler) -> bool:
     printed = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
-    return isinstance(handler, _Handler) or (
+    return isinstance(handler, HoldingHandler) or (
         isinstance(handler, logging.StreamHandler) and handler.stream in printed
     )
 
