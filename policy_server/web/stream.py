@@ -130,7 +130,7 @@ class Streams:
         asked = scope["state"]
         questions = self._questions(
             route,
-            first_seed=_first_seed(query),
+            first_seed=_first_seed(query) if route.kind == "predict" else None,
             request_id=asked["request_id"],
             episode=asked["episode"],
             wanted=asked["version"],
