@@ -12,29 +12,31 @@ import random
 import time
 from http import HTTPStatus
 
-from policy_server.telemetry import ACCESS_LOGGER, HeldLine, HoldingHandler, handler_of
+from policy_server.telemetry import (
+    ACCESS_LOGGER,
+    NUMBER_PLACE,
+    TEXT_PLACE,
+    HeldLine,
+    HoldingHandler,
+    handler_of,
+    line_template,
+)
 
 __all__ = ["RequestLog"]
 
 logger = logging.getLogger(ACCESS_LOGGER)
 
 _EVENT = "request"
-_NAMES = (
-    "request_id",
-    "client",
-    "method",
-    "route",
-    "status",
-    "duration_ms",
-    "model_version",
-)
+# Clients, routes, statuses and models, in all combinations that are seen.
+_MOST_TEMPLATES = 1024
+_Known = tuple[str | None, str, str, int, str]
 
 
 class RequestLog:
     """The lines about requests, or about a share of them."""
 
     def __init__(self, *, rate: float = 1.0) -> None:
-        """Own nothing: lines belong to the log.
+        """Own the forms of lines; the lines belong to the log.
 
         Args:
             rate: the share of requests that have a line, from 0 to 1; each has one that was
@@ -42,6 +44,7 @@ class RequestLog:
         """
         self._rate = rate
         self._handler: HoldingHandler | None = None
+        self._templates: dict[_Known, str] = {}
 
     @property
     def is_on(self) -> bool:
@@ -61,7 +64,7 @@ class RequestLog:
         """Log a request, where the share has it.
 
         Args:
-            request_id: its id.
+            request_id: its id: letters, digits and `._:-`.
             client: the address of the client.
             method: its method.
             route: its route, as metrics name it.
@@ -72,20 +75,43 @@ class RequestLog:
         is_sampled = self._rate < 1 and status < HTTPStatus.BAD_REQUEST
         if is_sampled and random.random() >= self._rate:  # noqa: S311 -- a sample, no secret
             return
-        values = (
-            request_id,
-            client,
-            method,
-            route,
-            status,
-            round(seconds * 1000, 3),
-            model_version,
-        )
+        duration_ms = round(seconds * 1000, 3)
         handler = self._handler
         # Where lines are held back, the handler was found less than 50 ms ago.
         if handler is None or not handler.held:
             self._handler = handler = handler_of(logger)
-        if handler is not None:
-            handler.hold(HeldLine(time.time(), ACCESS_LOGGER, _EVENT, _NAMES, values))
-        else:
-            logger.info(_EVENT, extra=dict(zip(_NAMES, values, strict=True)))
+        if handler is None:
+            fields = _fields(request_id, client, method, route, status, duration_ms, model_version)
+            logger.info(_EVENT, extra=fields)
+            return
+        known = (client, method, route, status, model_version)
+        template = self._templates.get(known) or self._template_of(known)
+        handler.hold(HeldLine(time.time(), template, (request_id, duration_ms)))
+
+    def _template_of(self, known: _Known) -> str:
+        client, method, route, status, model_version = known
+        if len(self._templates) >= _MOST_TEMPLATES:
+            self._templates.clear()
+        fields = _fields(TEXT_PLACE, client, method, route, status, NUMBER_PLACE, model_version)
+        template = self._templates[known] = line_template(ACCESS_LOGGER, _EVENT, fields)
+        return template
+
+
+def _fields(
+    request_id: object,
+    client: str | None,
+    method: str,
+    route: str,
+    status: int,
+    duration_ms: object,
+    model_version: str,
+) -> dict[str, object]:
+    return {
+        "request_id": request_id,
+        "client": client,
+        "method": method,
+        "route": route,
+        "status": status,
+        "duration_ms": duration_ms,
+        "model_version": model_version,
+    }

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import os
 import re
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Literal, NamedTuple, TextIO
@@ -20,6 +20,8 @@ from pythonjsonlogger.json import JsonFormatter
 
 __all__ = [
     "ACCESS_LOGGER",
+    "NUMBER_PLACE",
+    "TEXT_PLACE",
     "HeldLine",
     "HoldingHandler",
     "adopt_loggers",
@@ -27,6 +29,7 @@ __all__ = [
     "flush_log",
     "handler_of",
     "is_json",
+    "line_template",
     "log_uncaught",
     "new_formatter",
 ]
@@ -51,6 +54,10 @@ _Line = tuple[str, int, str]
 # So many lines, or lines for so long, are written together.
 _MOST_HELD = 512
 _HELD_S = 0.05
+# time, level, logger, pid, event
+_LINE_STARTS = 5
+TEXT_PLACE, NUMBER_PLACE = object(), object()
+"""The values of fields that differ from line to line."""
 
 logger = logging.getLogger(__name__)
 
@@ -180,12 +187,14 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
         Args:
             line: one of an enabled logger of this package.
         """
-        self.held.append(line)
-        loop = asyncio.get_running_loop()
-        if self._timed_in is not loop:
-            self._timed_in = loop
-            loop.call_later(_HELD_S, self._end_hold)
-        if len(self.held) >= _MOST_HELD:
+        held = self.held
+        held.append(line)
+        if len(held) == 1:
+            loop = asyncio.get_running_loop()
+            if self._timed_in is not loop:
+                self._timed_in = loop
+                loop.call_later(_HELD_S, self._end_hold)
+        elif len(held) >= _MOST_HELD:
             self.flush()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -217,7 +226,7 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
 
     def _text_of(self, held: list[HeldLine]) -> str:
         if isinstance(self.formatter, _JsonFormatter):
-            return _json_lines(held).decode()
+            return "".join(_json_lines(held))
         return "".join(self.format(_record_of(line)) + self.terminator for line in held)
 
 
@@ -226,59 +235,54 @@ class HeldLine(NamedTuple):
 
     Attributes:
         created: when it was logged, by `time.time`.
-        logger: the name of its logger.
-        event: the event.
-        names: the names of its fields; the same object in each line of the event.
-        values: their values, which are plain ones.
+        template: as `line_template` gives it.
+        values: of the template's places, in their order: text that needs no escape, and numbers.
     """
 
     created: float
-    logger: str
-    event: str
-    names: tuple[str, ...]
-    values: tuple[str | int | float | None, ...]
+    template: str
+    values: tuple[str | float, ...]
 
 
-def _record_of(line: HeldLine) -> logging.LogRecord:
-    record = logging.makeLogRecord(
-        {"name": line.logger, "levelno": logging.INFO, "levelname": "INFO", "msg": line.event}
-    )
-    record.created = line.created
-    vars(record).update(zip(line.names, line.values, strict=True))
-    return record
+def line_template(logger: str, event: str, fields: Mapping[str, object]) -> str:
+    """Return a JSON line as `_JsonFormatter` writes it, with places for its time and some values.
+
+    Args:
+        logger: the name of the line's logger.
+        event: the event.
+        fields: the values by the names of the fields; `TEXT_PLACE` and `NUMBER_PLACE` leave places.
+    """
+    start = {"level": "INFO", "logger": logger, "pid": os.getpid(), "event": event}
+    texts = [f"{_json(name)}:{_json(value)}" for name, value in {**start, **fields}.items()]
+    return '{"time":"%s%03dZ",' + ",".join(texts) + "}\n"
 
 
-def _json_lines(held: list[HeldLine]) -> bytes:
-    """Return lines as `_JsonFormatter` writes them."""
-    texts: list[bytes] = []
-    # Most values are those of the line before: an address, a route.
-    known: dict[str, bytes] = {}
-    second, before = -1, b""
-    for created, logger, event, names, values in held:
+def _json(value: object) -> str:
+    if value is TEXT_PLACE:
+        return '"%s"'
+    return "%s" if value is NUMBER_PLACE else orjson.dumps(value).decode().replace("%", "%%")
+
+
+def _json_lines(held: list[HeldLine]) -> list[str]:
+    lines = []
+    second, before = -1, ""
+    for created, template, values in held:
         milliseconds = int(created * 1000)
         if milliseconds // 1000 != second:
             second = milliseconds // 1000
-            before = _time_text(second)[:-4].encode()
-        encoded = []
-        for value in values:
-            text = known.get(value) if isinstance(value, str) else None
-            if text is None:
-                text = orjson.dumps(value)
-                if isinstance(value, str):
-                    known[value] = text
-            encoded.append(text)
-        template = _template_of(logger, event, names, os.getpid())
-        texts.append(template % (before, milliseconds % 1000, *encoded))
-    return b"".join(texts)
+            before = _time_text(second)[:-4]
+        lines.append(template % (before, milliseconds % 1000, *values))
+    return lines
 
 
-@functools.lru_cache(maxsize=16)
-def _template_of(logger: str, event: str, names: tuple[str, ...], pid: int) -> bytes:
-    """Return the line of an event with places for its time and its fields."""
-    constants = {"level": "INFO", "logger": logger, "pid": pid, "event": event}
-    start = orjson.dumps(constants)[1:-1].replace(b"%", b"%%")
-    fields = b"".join(b"," + orjson.dumps(name).replace(b"%", b"%%") + b":%b" for name in names)
-    return b'{"time":"%b%03dZ",' + start + fields + b"}\n"
+def _record_of(line: HeldLine) -> logging.LogRecord:
+    known = orjson.loads(_json_lines([line])[0])
+    record = logging.makeLogRecord(
+        {"name": known["logger"], "levelno": logging.INFO, "levelname": known["level"]}
+    )
+    record.msg, record.created = known["event"], line.created
+    vars(record).update({name: known[name] for name in [*known][_LINE_STARTS:]})
+    return record
 
 
 def _time_text(created: float) -> str:

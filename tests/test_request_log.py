@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 
 import pytest
 
 from policy_server.request_log import RequestLog
+from policy_server.settings import LogFormat
+from policy_server.telemetry import HoldingHandler, new_formatter
 
 
 def noted(log: RequestLog, *statuses: int) -> None:
@@ -32,6 +35,38 @@ def test_line_has_the_request(caplog: pytest.LogCaptureFixture) -> None:
         "model_version": "abc",
     }
     assert {name: line[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+async def test_line_that_is_held_back_has_the_request_too(
+    log_format: LogFormat, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("policy_server")
+    before, level, propagates = logger.handlers, logger.level, logger.propagate
+    caplog.set_level(logging.INFO, "policy_server.access")
+    handler = HoldingHandler(None)
+    handler.setFormatter(new_formatter(log_format))
+    logger.handlers, logger.propagate = [handler], False
+    try:
+        log = RequestLog()
+        for client in ('a"%s', None, 'a"%s'):
+            log.note("id", client, "POST", "/predict", 200, 0.0012345, "abc")
+        handler.flush()
+    finally:
+        logger.handlers, logger.propagate = before, propagates
+        logger.setLevel(level)
+
+    lines = capsys.readouterr().err.splitlines()
+    if log_format == "text":
+        assert [line.partition("client=")[2].partition(" ")[0] for line in lines] == [
+            'a"%s',
+            "None",
+            'a"%s',
+        ]
+        assert all("duration_ms=1.234" in line for line in lines)
+    else:
+        assert [json.loads(line)["client"] for line in lines] == ['a"%s', None, 'a"%s']
+        assert {json.loads(line)["duration_ms"] for line in lines} == {1.234}
 
 
 @pytest.mark.parametrize(
