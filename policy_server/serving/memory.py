@@ -11,7 +11,7 @@ import numpy as np
 from policy_server.errors import PolicyServerError, SessionConflictError
 from policy_server.policy import LARGEST_SEED, Float32Array
 from policy_server.serving.previous_step import NOTHING_STATED, StatedStep
-from policy_server.serving.questions import Answer, FutureWaiting, Question
+from policy_server.serving.questions import Answer, AnsweredCall, FutureWaiting, Question
 from policy_server.serving.session_store import SessionRecord
 from policy_server.serving.version import PolicyVersion
 
@@ -131,17 +131,15 @@ class EpisodeMemory:
 class _Step(FutureWaiting):
     """A step of an episode: the memory has moved before its answer is handed over."""
 
-    __slots__ = ("_steps", "stated")
-
     def __init__(self, question: Question, stated: StatedStep, steps: EpisodeSteps) -> None:
         super().__init__(question)
         self.stated = stated
         self._steps = steps
 
-    def take(self, answer: Answer) -> None:
+    def take(self, call: AnsweredCall, index: int) -> None:
         if not self.future.done():
-            self._steps.memory.advance(self.question, answer)
-        super().take(answer)
+            self._steps.memory.advance(self.question, Answer(call, index))
+        super().take(call, index)
         self._steps.go_on(self)
 
     def take_error(self, error: PolicyServerError) -> None:

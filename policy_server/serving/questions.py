@@ -125,14 +125,14 @@ class Waiting:
         asked: when it was asked, by `time.perf_counter`.
         deadline: when its answer is too late, by the event loop's clock.
         is_done: whether it was answered, has failed, or was given up.
-        places: of the queue that it waits in.
+        places: of the queue that it waits in; of none as long as no scheduler was asked.
     """
 
     # Of the class: there are tens of thousands a second, and the scheduler sets the others.
     asked = 0.0
     deadline = 0.0
     is_done = False
-    places: Places
+    places = Places()
 
     def __init__(self, question: Question) -> None:
         """Own a question, which a scheduler has still to be asked."""
