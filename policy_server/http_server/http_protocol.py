@@ -81,6 +81,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Begin to answer a request, or put it behind those that are not answered."""
         self._reads = Reads.BODY
+        self._cycle_before = self.cycle
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -94,6 +95,10 @@ class HttpProtocol(HttpToolsProtocol):
         Args:
             msg: the answer.
         """
+        if self._reads is Reads.BODY and self.pipeline and self.pipeline[0][0] is self.cycle:
+            # Its body is none, and it waits behind others, so that nobody has begun with it.
+            self.pipeline.popleft()
+            self.cycle, self._reads = self._cycle_before, Reads.NOTHING
         if self._is_answering and self._reads is not Reads.BODY:
             self._refusal = msg
         else:

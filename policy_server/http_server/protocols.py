@@ -71,6 +71,7 @@ PROTOCOLS = (
             "on_message_complete",
             "on_response_complete",
             "parser",
+            "pipeline",
             "resume_writing",
             "send_400_response",
             "server_state",

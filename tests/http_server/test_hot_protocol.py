@@ -171,6 +171,32 @@ async def test_shutdown_that_takes_too_long_cuts_hot_requests_off() -> None:
     assert not server.state.tasks
 
 
+@pytest.mark.parametrize("is_hot", [False, True], ids=["plain", "hot"])
+@pytest.mark.parametrize("before", [REQUEST, REQUEST + LIVEZ], ids=["one", "two"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nTransfer-Encoding: identity\r\n\r\n{}",
+        b"POST /predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n",
+    ],
+    ids=["no request", "no header", "no framing", "no chunk"],
+)
+async def test_what_is_no_http_is_refused_behind_the_answers_before_it(
+    before: bytes, broken: bytes, *, is_hot: bool
+) -> None:
+    app = build()
+    async with running(app):
+        server = Server(app, is_hot=is_hot)
+        transport = await server.exchange([before + broken])
+
+    statuses = [answer.status for answer in answers_in(transport.written)]
+    assert statuses == [200] * (len(statuses) - 1) + [400]
+    assert len(statuses) == 2 + before.endswith(LIVEZ)
+    assert transport.is_gone
+
+
 @pytest.mark.parametrize("body", [BODY, b"nonsense"], ids=["answered", "refused"])
 async def test_what_follows_a_request_that_closes_is_not_read(body: bytes) -> None:
     app = build()

@@ -153,4 +153,5 @@ class Server:
         if len(self.state.tasks) != 1:
             return not self.state.tasks
         # There is no cycle before the first request.
-        return getattr(protocol.cycle, "more_body", False) and not protocol.cycle.body
+        is_waiting = getattr(protocol.cycle, "more_body", False) and not protocol.pipeline
+        return is_waiting and not protocol.cycle.body
