@@ -65,6 +65,7 @@ class HotHeads:
         self._root_path = root_path
         self._known: dict[bytes, KnownHead | None] = {}
         self._seen: set[int] = set()
+        self._changes = routes.changes
         self._default_headers: list[tuple[bytes, bytes]] = []
         self._openings: dict[int, bytes] = {}
 
@@ -88,16 +89,15 @@ class HotHeads:
             opening = self._openings[status] = STATUS_LINE[status] + b"".join(lines)
         return opening
 
-    def forget(self) -> None:
-        """Forget all decisions, such as when an access key has been withdrawn."""
-        self._known.clear()
-
     def find(self, head: bytes) -> KnownHead | None:
         """Return the decision about a head; None where its request goes uvicorn's own way.
 
         Args:
             head: all bytes up to the empty line, and this too.
         """
+        if self._routes.changes != self._changes:
+            self._changes = self._routes.changes
+            self._known.clear()
         known = self._known.get(head, _UNKNOWN)
         if known is not _UNKNOWN:
             return known

@@ -102,6 +102,10 @@ class HotRoute(Protocol):
 class HotRoutes(Protocol):
     """The routes whose requests may be hot."""
 
+    @property
+    def changes(self) -> int:
+        """Return how often what passes has changed; decisions from before hold no more."""
+
     def find(self, head: RequestHead) -> HotRoute | None:
         """Return the route of a request; None where ASGI has to answer it, by an error too.
 

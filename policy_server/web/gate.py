@@ -57,7 +57,15 @@ _UNKNOWN = Route(path="other")
 
 
 class Gate:
-    """ASGI middleware. Every response carries `x-request-id`: the client's if it is sensible."""
+    """ASGI middleware. Every response carries `x-request-id`: the client's if it is sensible.
+
+    Attributes:
+        metrics: where requests are counted.
+        request_ids: the ids of requests that come without one.
+        request_log: where requests are logged.
+        changes: how often what passes has changed, such as the keys: whoever remembers that a
+            request passed has to ask again.
+    """
 
     def __init__(
         self,
@@ -110,6 +118,7 @@ class Gate:
             )
         }
         self.metrics = metrics
+        self.changes = 0
         self.request_ids = RequestIds()
         self.request_log = request_log or RequestLog()
         self._cross_origin = cross_origin

@@ -44,6 +44,11 @@ class HotAnswers:
         self._gate = gate
         self._policies = policies
 
+    @property
+    def changes(self) -> int:
+        """Return how often what the gate lets pass has changed; see `HotRoutes`."""
+        return self._gate.changes
+
     def find(self, head: RequestHead) -> HotAnswering | None:
         """Return the route of a request; None where ASGI has to answer it; see `HotRoutes`."""
         scope = {
