@@ -147,8 +147,10 @@ class _Step(FutureWaiting):
         self._steps.go_on(self)
 
     def give_up(self) -> None:
-        super().give_up()
-        self._steps.go_on(self)
+        # A step that still waits for those before it has no place in the scheduler's queue.
+        if self._steps.asked is self:
+            super().give_up()
+            self._steps.go_on(self)
 
 
 @dataclass(eq=False, slots=True)
@@ -159,11 +161,12 @@ class EpisodeSteps:
 
     Attributes:
         memory: what each step starts from.
+        asked: the step that the scheduler has been asked for; None while there is none.
     """
 
     memory: EpisodeMemory
+    asked: _Step | None = None
     _waiting: deque[_Step] = field(default_factory=deque)
-    _asked: _Step | None = None
 
     def ask(
         self, question: Question, stated: StatedStep = NOTHING_STATED
@@ -184,7 +187,7 @@ class EpisodeSteps:
             PolicyServerError: as the scheduler raised it.
         """
         step = _Step(question, stated, self)
-        if self._asked is None:
+        if self.asked is None:
             self._ask(step)
         else:
             self._waiting.append(step)
@@ -196,10 +199,10 @@ class EpisodeSteps:
         Args:
             ended: a step that is answered, has failed or was given up.
         """
-        if ended is not self._asked:
+        if ended is not self.asked:
             return
-        self._asked = None
-        while self._waiting and self._asked is None:
+        self.asked = None
+        while self._waiting and self.asked is None:
             step = self._waiting.popleft()
             if step.future.done():
                 continue
@@ -211,4 +214,4 @@ class EpisodeSteps:
     def _ask(self, step: _Step) -> None:
         self.memory.prepare(step.question, step.stated)
         self.memory.version.scheduler.put(step)
-        self._asked = step
+        self.asked = step
