@@ -8,14 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import streamlit as st
 
 from demo.asking import show_asking, show_refusal
+from demo.asking_team import show_asking_team
 from demo.examples import EXAMPLES, example_introduction, example_names
+from demo.played import served_team
 from demo.playing import show_playing
 from demo.server_client import RefusalError, ServerClient
 from demo.server_process import Backend, ServerProcess, ServerSlot, has_served_policy
@@ -43,6 +45,7 @@ h2 {font-size: 1.5rem !important;}
 }
 [data-testid="stCode"] .token {color: inherit !important;}
 [data-testid^="stBaseButton-primary"] {background-color: #1d4ed8; border-color: #1d4ed8;}
+[data-testid="stMultiSelectTagsContainer"] [data-tag] {background-color: #1d4ed8 !important;}
 @media (max-width: 640px) {
   .stMainBlockContainer {padding-top: 4.5rem;}
   [data-testid="stMarkdownContainer"] :is(th, td) {padding: 0.25rem 0.5rem !important;}
@@ -218,29 +221,30 @@ def _show_policy(client: ServerClient) -> None:
     try:
         with st.sidebar:
             client, entry, rules = choose_version(client)
-        schema = client.schema()
+        schema, team = client.schema(), served_team(client, rules)
     except RefusalError as refusal:
         show_refusal(refusal)
         return
     digest = hashlib.sha256(
-        f"{client.url} {client.policy} {json.dumps(schema)}".encode()
+        f"{client.url} {client.policy} {json.dumps([schema, rules])}".encode()
     ).hexdigest()[:12]
     if st.session_state.get("shown") != digest:
         # Answers of another policy say nothing about this one.
         st.session_state["shown"] = digest
-        for stale in ("answers", "episode", "is_running", "sessions"):
+        for stale in ("answers", "team_answers", "episode", "is_running", "sessions"):
             st.session_state.pop(stale, None)
     st.sidebar.caption(_describe_policy(schema))
-    has_several = len(entry["versions"]) > 1
-    titles = ["Ask for an action", "Play an episode", *["Compare versions"] * has_several]
-    ask, play, *compare = st.tabs(titles)
-    with ask:
-        show_asking(client, schema, key=digest)
-    with play:
-        show_playing(client, schema, rules)
-    for tab in compare:
+    tabs: dict[str, Callable[[], None]] = {
+        "Ask for an action": lambda: show_asking(client, schema, key=digest)
+    }
+    if team is not None:
+        tabs["Ask the team"] = lambda: show_asking_team(team, key=digest)
+    tabs["Play an episode"] = lambda: show_playing(client, schema, team)
+    if len(entry["versions"]) > 1:
+        tabs["Compare versions"] = lambda: show_comparison(client, schema, entry)
+    for tab, show in zip(st.tabs(list(tabs)), tabs.values(), strict=True):
         with tab:
-            show_comparison(client, schema, entry)
+            show()
 
 
 _BASES = {

@@ -11,10 +11,10 @@ import streamlit as st
 from demo.answers import describe_actions, describe_masses, format_probability, split_actions
 from demo.charts import component_chart
 from demo.observation_form import named_fields, named_inputs, raw_input
-from demo.server_client import AnswerKind, Observation, RefusalError, ServerClient, request_of
+from demo.server_client import AnswerKind, Observation, RefusalError, ServerClient
 from policy_server.errors import SettingsError
 
-__all__ = ["show_asking", "show_refusal"]
+__all__ = ["show_asking", "show_refusal", "show_request"]
 
 
 def show_asking(client: ServerClient, schema: Mapping[str, Any], *, key: str) -> None:
@@ -137,14 +137,27 @@ def _show_distribution(schema: Mapping[str, Any], answers: Mapping[str, Any]) ->
 def _show_requests(client: ServerClient, answers: Mapping[str, Any]) -> None:
     kinds: tuple[AnswerKind, ...] = ("predict", "predict_deterministic", "distribution")
     for kind in kinds:
-        route, body = request_of(kind, answers["observation"])
-        answer = answers[kind]
-        shown = answer.message if isinstance(answer, RefusalError) else json.dumps(answer)
-        command = (
-            f'curl -s {client.url}{route} -H "access-token: $KEY" \\\n'
-            f"  -H 'content-type: application/json' -d '{body}'"
-        )
-        st.code(f"{command}\n\n{shown}", language="bash", wrap_lines=True)
+        show_request(client, client.request_of(kind, answers["observation"]), answers[kind])
+
+
+def show_request(
+    client: ServerClient, request: tuple[str, str], answer: Mapping[str, Any] | RefusalError
+) -> None:
+    """Show a request as a command, and its answer.
+
+    Args:
+        client: of the server.
+        request: the route and the body.
+        answer: the answer's JSON, or the refusal.
+    """
+    route, body = request
+    shown = answer.message if isinstance(answer, RefusalError) else json.dumps(answer)
+    version = f" -H 'x-policy-version: {client.version}'" if client.version else ""
+    command = (
+        f'curl -s {client.url}{route} -H "access-token: $KEY"{version} \\\n'
+        f"  -H 'content-type: application/json' -d '{body}'"
+    )
+    st.code(f"{command}\n\n{shown}", language="bash", wrap_lines=True)
 
 
 def show_refusal(refusal: RefusalError) -> None:

@@ -11,7 +11,22 @@ from demo.server_client import ServerClient
 from policy_server.commands.games import ALONE
 from policy_server.schema import AgentPolicies
 
-__all__ = ["Played", "find_played"]
+__all__ = ["Played", "ServedTeam", "find_played", "served_team"]
+
+
+@dataclass(frozen=True)
+class ServedTeam:
+    """The policies of a server's team.
+
+    Attributes:
+        client: asks them for all agents at once.
+        schemas: the server's answers at /schema, by policy.
+        agents: the policies of the agents.
+    """
+
+    client: ServerClient
+    schemas: Mapping[str, Mapping[str, Any]]
+    agents: AgentPolicies
 
 
 @dataclass(frozen=True)
@@ -66,24 +81,36 @@ class Played:
         return policy
 
 
+def served_team(client: ServerClient, rules: Mapping[str, str] | None) -> ServedTeam | None:
+    """Return the policies of a server's team; None where it serves none.
+
+    Args:
+        client: of the server.
+        rules: `multi_agent` of the server.
+
+    Raises:
+        RefusalError: if the server can't be reached, or refuses.
+    """
+    if not rules:
+        return None
+    agents = AgentPolicies(rules)
+    schemas = {policy: client.of(policy=policy, version="").schema() for policy in agents.policies}
+    return ServedTeam(client.of_team(), schemas, agents)
+
+
 def find_played(
-    client: ServerClient, schema: Mapping[str, Any], rules: Mapping[str, str] | None
+    client: ServerClient, schema: Mapping[str, Any], team: ServedTeam | None
 ) -> Played | None:
     """Return the example that a server's policies can play: that of its team, or of one policy.
 
     Args:
         client: of the policy.
         schema: the server's answer at /schema.
-        rules: `multi_agent` of the server; None where it serves no team.
-
-    Raises:
-        RefusalError: if the server can't be reached, or refuses.
+        team: the policies of the server's team.
     """
-    if rules:
-        policies = dict.fromkeys(rules.values())
-        schemas = {policy: client.of(policy=policy, version="").schema() for policy in policies}
-        name = find_team_example(rules, schemas)
+    if team is not None:
+        name = find_team_example(team.agents.rules, team.schemas)
         if name is not None:
-            return Played(name, client.of_team(), schemas, AgentPolicies(rules))
+            return Played(name, team.client, team.schemas, team.agents)
     name = find_example(schema)
     return None if name is None else Played(name, client, {ALONE: schema})

@@ -11,7 +11,7 @@ from demo.asking import show_refusal
 from demo.episode import Episode
 from demo.episode_view import show_episode
 from demo.pictures import is_board
-from demo.played import Played, find_played
+from demo.played import Played, ServedTeam, find_played
 from demo.server_client import RefusalError, ServerClient
 from policy_server.errors import SettingsError
 
@@ -23,21 +23,15 @@ _STEPS_AT_ONCE = 4
 _DRAWN, _DETERMINISTIC = "drawn", "deterministic"
 
 
-def show_playing(
-    client: ServerClient, schema: Mapping[str, Any], rules: Mapping[str, str] | None
-) -> None:
+def show_playing(client: ServerClient, schema: Mapping[str, Any], team: ServedTeam | None) -> None:
     """Draw the tab.
 
     Args:
         client: of the server.
         schema: the server's answer at /schema.
-        rules: `multi_agent` of the server; None where it serves no team.
+        team: the policies of the server's team.
     """
-    try:
-        played = find_played(client, schema, rules)
-    except RefusalError as refusal:
-        show_refusal(refusal)
-        return
+    played = find_played(client, schema, team)
     if played is None:
         st.info("None of the examples' environments has these observations and actions.")
         return

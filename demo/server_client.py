@@ -147,16 +147,14 @@ class ServerClient:
         Raises:
             RefusalError: if the server can't be reached, or refuses.
         """
-        route, body = request_of(kind, observation)
-        route += f"{'_raw' if is_flat else ''}{self._behind}"
+        route, body = self.request_of(kind, observation, is_flat=is_flat, session=session)
         headers = {}
         if session:
-            route = f"/sessions/{session}{route}"
             headers["x-step"] = str(step)
             if previous_reward is not None:
                 headers["x-previous-reward"] = repr(previous_reward)
         try:
-            answer: dict[str, Any] = self._ask("POST", f"{self._prefix}{route}", body, headers)
+            answer: dict[str, Any] = self._ask("POST", route, body, headers)
         except RefusalError as refusal:
             if not session or refusal.answered != HTTPStatus.NOT_FOUND:
                 raise
@@ -166,6 +164,27 @@ class ServerClient:
                 answered=refusal.answered,
             ) from refusal
         return answer
+
+    def request_of(
+        self,
+        kind: AnswerKind,
+        observation: Observation,
+        *,
+        is_flat: bool = False,
+        session: str = "",
+    ) -> tuple[str, str]:
+        """Return the route and the JSON body that ask about an observation; see `ask`.
+
+        Args:
+            kind: the kind of answer.
+            observation: by name, or flat; of a team, the body that `team_body` gives.
+            is_flat: whether the observations of a team are flat.
+            session: the name of the session that it is a step of; empty where it is of none.
+        """
+        is_named = isinstance(observation, Mapping)
+        route = f"{self._prefix}{f'/sessions/{session}' if session else ''}/{kind}"
+        route += f"{'_raw' if is_flat or not is_named else ''}{self._behind}"
+        return route, json.dumps(observation if is_named else {"obs": observation})
 
     def begin_episode(self, session: str = "") -> str:
         """Begin an episode whose memory the server keeps.
@@ -242,18 +261,6 @@ class ServerClient:
                 "`uvicorn app:app`, and check host and port"
             )
         return f"expected an address such as http://127.0.0.1:8000, got {self.url!r}"
-
-
-def request_of(kind: AnswerKind, observation: Observation) -> tuple[str, str]:
-    """Return the route and the JSON body that ask about an observation.
-
-    Args:
-        kind: the kind of answer.
-        observation: by name, or flat.
-    """
-    if isinstance(observation, Mapping):
-        return f"/{kind}", json.dumps(observation)
-    return f"/{kind}_raw", json.dumps({"obs": observation})
 
 
 def _refusal(response: requests.Response) -> RefusalError:

@@ -19,17 +19,18 @@ from streamlit.dataframe_util import convert_arrow_bytes_to_pandas_df
 from streamlit.testing.v1 import AppTest
 
 from demo.answers import describe_actions, describe_masses, format_probability, split_actions
+from demo.asking_team import some_agents
 from demo.charts import component_chart, density, reward_chart
 from demo.episode import Episode
 from demo.examples import EXAMPLES, example_names, find_example, find_team_example
 from demo.observation_form import flat_example, parse_values
-from demo.played import Played, find_played
+from demo.played import Played, ServedTeam, find_played
 from demo.server_client import RefusalError, ServerClient
 from demo.server_process import ServerProcess
 from policy_server import create_app
 from policy_server.commands.games import ALONE
 from policy_server.errors import SettingsError
-from policy_server.schema import AgentPolicies, public_schema, read_schema_file
+from policy_server.schema import AgentPolicies, parse_schema_file, public_schema, read_schema_file
 from tests.support.fakes import masked_backend
 from tests.support.folders import ROOT
 from tests.support.servers import KEY, Handler, answered_by, live_server, served_app
@@ -63,6 +64,12 @@ SCALED = ROOT / "tests" / "data" / "policies" / "sb3_ppo_vecnorm"
 MASKED = f"""
 observations: {{x: {{type: float}}, y: {{type: float}}}}
 parameters: {{api_key: {KEY}}}
+"""
+ASKING_TEAM = """
+import streamlit as st
+from demo.asking_team import show_asking_team
+
+show_asking_team(st.session_state["team"], key="")
 """
 RAW = f"parameters: {{api_key: {KEY}}}\n"
 COMPONENTS = [
@@ -504,6 +511,68 @@ def test_page_plays_a_team_whose_agents_all_take_each_step(pursuit: str) -> None
     assert "memory" not in "".join(toggle.label for toggle in page.toggle)
 
 
+def test_page_asks_for_all_agents_of_a_team_at_once(pursuit: str) -> None:
+    page = connected_page(pursuit, EXAMPLE_KEY)
+    (agents,) = page.multiselect
+    proposed = agents.value
+    agents.set_value(["hunter_1", "prey"]).run()
+    *_, row = (item for item in page.number_input if item.label == "row")
+    row.set_value(5)
+    press(page, "predict_team")
+
+    table = next(item.value for item in page.markdown if item.value.startswith("| Agent | Drawn"))
+    requests = [item.value for item in page.code if "/agents" in item.value]
+    assert proposed == ["hunter_0", "hunter_1", "prey"]
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["hunter_1", "prey"]
+    assert table.count("probability") == 4
+    assert [request.split()[2].removeprefix(pursuit) for request in requests] == [
+        "/predict/agents",
+        "/predict_deterministic/agents",
+    ]
+    assert '"hunter_1": {"row": 2' in requests[0]
+    assert '"prey": {"row": 5' in requests[0]
+
+
+def test_agent_that_no_rule_is_about_is_said(pursuit: str) -> None:
+    page = connected_page(pursuit, EXAMPLE_KEY)
+    page.multiselect[0].set_value(["prey", "cat"]).run()
+
+    assert page.error[0].value == (
+        "The server has no policy for cat: its multi_agent has hunter_*, prey."
+    )
+
+
+def test_observation_of_a_team_that_is_refused_is_shown_by_agent_and_field() -> None:
+    (schema,) = [public_schema(policy.schema) for policy in parse_schema_file(LISTS)]
+    schema["policy"] = {"components": [], "observation_width": 3}
+    with answering(422, [{"loc": ["body", "a_0", "gates", 1], "msg": "too many"}]) as url:
+        team = ServedTeam(
+            ServerClient(url, KEY).of_team(), {"a": schema}, AgentPolicies({"a_*": "a"})
+        )
+        page = AppTest.from_string(ASKING_TEAM, default_timeout=60)
+        page.session_state["team"] = team
+        page.run()
+        refused = press(page, "predict_team").error[0].value
+        widget(page.text_area, "gates").set_value("maybe")
+        unread = press(page, "predict_team").error[0].value
+
+    assert "`a_0.gates[1]`: too many" in refused
+    assert "`a_0.gates`: expected numbers, or true and false, got 'maybe'" in unread
+
+
+@pytest.mark.parametrize(
+    ("rules", "agents"),
+    [
+        ({"hunter_*": "hunter", "prey": "prey"}, ["hunter_0", "hunter_1", "prey"]),
+        ({"*": "default"}, ["0", "1"]),
+        ({"hunter_0": "leader", "hunter_*": "hunter"}, ["hunter_0", "hunter_1"]),
+    ],
+    ids=["pattern", "all", "one apart"],
+)
+def test_some_agents_are_proposed(rules: dict[str, str], agents: list[str]) -> None:
+    assert some_agents(rules) == agents
+
+
 def test_episode_of_a_team_with_memory_is_played_in_its_session() -> None:
     asked: list[tuple[str, dict[str, Any], str | None]] = []
 
@@ -876,11 +945,14 @@ parameters: {{api_key: {KEY}}}
         described = text_of(page)
         page.selectbox(key="version.walker").set_value("v2").run()
         press(page, "predict")
+        requests = [code.value for code in page.code]
         compared = text_of(page)
         charts = len(page.get("vega_lite_chart"))
         page.selectbox(key="asked").set_value("greedy").run()
         other = text_of(page)
 
+    assert f"{port}/policies/walker/predict_raw -H" in requests[0]
+    assert "-H 'x-policy-version: v2'" in requests[0]
     assert "v1: 90 %" in described
     assert "v3: a shadow" in described
     assert [tab.label for tab in page.tabs] == ["Ask for an action", "Play an episode"]
