@@ -100,7 +100,7 @@ def test_wheel_holds_each_example_that_can_be_served_and_no_code_of_it(
 ) -> None:
     names = [name for name in wheel.namelist() if name.startswith("policy_server/examples/")]
 
-    assert len(EXAMPLES) == 6
+    assert len(EXAMPLES) == 8
     assert sorted(names) == sorted(
         f"policy_server/examples/{example}/{file}"
         for example in EXAMPLES
