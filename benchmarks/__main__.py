@@ -32,7 +32,7 @@ PARTS = ("requests", "batches", "streams", "starts", "engines", "stages")
 _BACKENDS = ("ray", "local")
 _CONNECTIONS = (1, 8, 32, 128, 256)
 _QUICK_CONNECTIONS = (1, 32, 128)
-_QUICK_SUBJECTS = ("ray", "local", "constant", "fastapi-route", "ray-call")
+_QUICK_SUBJECTS = ("ray", "local", "floor", "bare-asgi", "ray-call")
 _ROWS = (10_000, 100_000)
 _RESULTS = ROOT / "benchmarks" / "results"
 

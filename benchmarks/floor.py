@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from pathlib import Path
 
 import uvloop
 
-from benchmarks.subjects import ROOT
 from policy_server.observations import ObservationSpace
 from policy_server.schema import read_schema
 
-__all__ = ["Floor", "main"]
+__all__ = ["CONSTANT_ACTION", "CONSTANT_BODY", "CONSTANT_PROBABILITY", "Floor", "main"]
 
+# The policy's own answer to the observation that the benchmarks send.
+CONSTANT_ACTION, CONSTANT_PROBABILITY = 0, 0.70287585
+CONSTANT_BODY = b'{"actions":[0],"probability":0.70287585,"log_probability":-0.352575}'
+_SCHEMA = Path(__file__).resolve().parents[1] / "examples" / "mouse_and_cheese" / "schema.yaml"
 _END_OF_HEAD = b"\r\n\r\n"
 _LENGTH = b"content-length:"
-_BODY = b'{"actions":[0],"probability":0.70287585,"log_probability":-0.3525751}'
 _ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\ncontent-type: application/json\r\n\r\n%b" % (
-    len(_BODY),
-    _BODY,
+    len(CONSTANT_BODY),
+    CONSTANT_BODY,
 )
 
 
 class Floor(asyncio.Protocol):
-    """One connection, whose requests come whole: each in one segment, as wrk sends them."""
+    """One connection."""
 
     def __init__(self, space: ObservationSpace) -> None:
         """Own the connection.
@@ -37,6 +40,7 @@ class Floor(asyncio.Protocol):
             space: validates observations.
         """
         self._space = space
+        self._rest = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of a stream
         """Begin."""
@@ -48,20 +52,29 @@ class Floor(asyncio.Protocol):
         Raises:
             ObservationError: if an observation is none.
         """
+        if self._rest:
+            data, self._rest = self._rest + data, b""
         start = 0
         while start < len(data):
-            end = data.index(_END_OF_HEAD, start) + len(_END_OF_HEAD)
-            head = data[start:end].lower()
-            found = head.index(_LENGTH) + len(_LENGTH)
-            start = end + int(head[found : head.index(b"\r", found)])
-            self._space.parse_named(data[end:start])
+            head = data.find(_END_OF_HEAD, start) + len(_END_OF_HEAD)
+            stop = head + _length(data[start:head]) if head >= len(_END_OF_HEAD) else len(data) + 1
+            if stop > len(data):
+                self._rest = data[start:]
+                return
+            self._space.parse_named(data[head:stop])
             self._transport.write(_ANSWER)
+            start = stop
+
+
+def _length(head: bytes) -> int:
+    """Return the length of the body behind a head."""
+    head = head.lower()
+    found = head.index(_LENGTH) + len(_LENGTH)
+    return int(head[found : head.index(b"\r", found)])
 
 
 async def _serve(port: int) -> None:
-    space = ObservationSpace(
-        read_schema(ROOT / "examples" / "mouse_and_cheese" / "schema.yaml").observations
-    )
+    space = ObservationSpace(read_schema(_SCHEMA).observations)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Floor(space), "127.0.0.1", port)
     async with server:

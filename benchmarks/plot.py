@@ -13,7 +13,7 @@ __all__ = ["draw"]
 _COLOURS = {"ours": "#1f6feb", "floor": "#8c959f", "ray": "#bf8700", "peer": "#8250df"}
 _MEANINGS = {
     "ours": "Policy Server",
-    "floor": "its web side alone",
+    "floor": "floors: constant answers",
     "ray": "one Ray call a request",
     "peer": "other servers",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
@@ -64,6 +64,15 @@ def _ratio(subject: str, other: str, connections: int) -> Callable[[Results], fl
     return measure
 
 
+def _ratio_of_p99(subject: str, connections: int) -> Callable[[Results], float | None]:
+    def measure(results: Results) -> float | None:
+        ours = results.median_of(subject, connections, "p99_ms")
+        floors = results.median_of("floor", connections, "p99_ms")
+        return None if ours is None or floors is None else ours / floors
+
+    return measure
+
+
 def _best_peer(subject: str, connections: int) -> Callable[[Results], float | None]:
     def measure(results: Results) -> float | None:
         peers = [name for name, group in results.groups.items() if group == "peer"]
@@ -111,27 +120,36 @@ def _at_least(
     return Target(title, bound, unit, measure, is_least=True)
 
 
+def _against(
+    way: str, subject: str, title: str, other: str, bounds: Mapping[int, float]
+) -> list[Target]:
+    """Return the targets of a subject's req/s against another's, by number of connections."""
+    return [
+        _at_least(
+            f"req/s {way} against {title}, {count} connection{'s' if count > 1 else ''}",
+            *(bound, "x", _ratio(subject, other, count)),
+        )
+        for count, bound in bounds.items()
+    ]
+
+
 TARGETS = (
     _at_least(
         "req/s with Ray against one Ray call a request, 128 connections",
         *(30, "x", _ratio("ray", "ray-call", 128)),
     ),
+    *_against("with Ray", "ray", "the floor", "floor", {1: 0.22, 32: 0.4, 128: 0.45}),
+    *_against("local", "local", "the floor", "floor", {1: 0.4, 32: 0.55, 128: 0.6}),
+    *_against("local", "local", "bare ASGI under uvicorn", "bare-asgi", {128: 1.7}),
     _at_least(
         "req/s with Ray against the best peer, 32 connections",
-        *(2.5, "x", _best_peer("ray", 32)),
+        *(12, "x", _best_peer("ray", 32)),
     ),
     _at_least(
         "req/s with Ray against the best peer, 128 connections",
-        *(4, "x", _best_peer("ray", 128)),
+        *(11, "x", _best_peer("ray", 128)),
     ),
-    _at_least(
-        "req/s with Ray against the constant answer, 128 connections",
-        *(0.5, "x", _ratio("ray", "constant", 128)),
-    ),
-    _at_least(
-        "req/s local against the constant answer, 128 connections",
-        *(0.75, "x", _ratio("local", "constant", 128)),
-    ),
+    Target("p99 with Ray, 128 connections, in the floor's", 2.0, "x", _ratio_of_p99("ray", 128)),
     Target("p50 with Ray, 1 connection", 2.0, "ms", _latency("ray", 1, "p50_ms")),
     Target("p50 local, 1 connection", 0.3, "ms", _latency("local", 1, "p50_ms")),
     Target("p99 with Ray, 128 connections", 15, "ms", _latency("ray", 128, "p99_ms")),

@@ -1,17 +1,20 @@
-"""The same application over other backends: what the web side costs by itself."""
+"""What the web side costs by itself: a bare ASGI application, and ours without its fast path."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import numpy as np
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from benchmarks.floor import CONSTANT_ACTION, CONSTANT_BODY, CONSTANT_PROBABILITY
 from policy_server.backends.local import open_local_backend
 from policy_server.formats.finding import prepare_model
 from policy_server.formats.model_files import identify_model
 from policy_server.metrics import Metrics
+from policy_server.observations import ObservationSpace
 from policy_server.policy import (
     DEFAULT_POLICY,
     ActionComponent,
@@ -28,10 +31,8 @@ from policy_server.settings import Settings, read_settings
 from policy_server.telemetry import configure_logging
 from policy_server.web import Application, create_app
 
-__all__ = ["CONSTANT_ANSWER", "constant", "without_fast_path"]
+__all__ = ["ConstantBackend", "bare_asgi", "without_fast_path"]
 
-# The action and the probability that the constant backend answers.
-CONSTANT_ANSWER = (0, 0.70287585)
 _WIDTH, _ACTIONS = 6, 4
 
 
@@ -53,7 +54,7 @@ class ConstantBackend:
     async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
         """Answer B observations alike."""
         rows = len(inputs)
-        action, probability = CONSTANT_ANSWER
+        action, probability = CONSTANT_ACTION, CONSTANT_PROBABILITY
         return PolicyOutputs(
             np.full((rows, 1), float(action)),
             np.full(rows, math.log(probability)),
@@ -65,14 +66,22 @@ class ConstantBackend:
         return True
 
 
-def constant() -> Application:
-    """Build the application over a backend that answers a constant."""
+def bare_asgi() -> ASGIApp:
+    """Build an application that validates an observation, and answers a constant."""
+    space = ObservationSpace(read_schema(read_settings().schema_path).observations)
+    length = b"%d" % len(CONSTANT_BODY)
+    headers = [(b"content-length", length), (b"content-type", b"application/json")]
 
-    @asynccontextmanager
-    async def open_constant() -> AsyncIterator[OpenedPolicy]:
-        yield OpenedPolicy(ConstantBackend())
+    async def answer(_scope: Scope, receive: Receive, send: Send) -> None:
+        parts, message = [], await receive()
+        while message.get("more_body"):
+            parts.append(message["body"])
+            message = await receive()
+        space.parse_named(b"".join([*parts, message.get("body", b"")]))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": CONSTANT_BODY})
 
-    return _application(lambda _schema, _settings: open_constant, has_fast_path=True)
+    return answer
 
 
 def without_fast_path() -> Application:
@@ -87,12 +96,6 @@ def without_fast_path() -> Application:
 
         return open_local
 
-    return _application(opener, has_fast_path=False)
-
-
-def _application(
-    opener: Callable[[ServerSchema, Settings], PolicyOpener], *, has_fast_path: bool
-) -> Application:
     settings = read_settings()
     configure_logging(level=settings.log_level, log_format=settings.log_format)
     schema = read_schema(settings.schema_path)
@@ -103,6 +106,6 @@ def _application(
         settings,
         api_key=resolve_api_key(settings, schema),
         root_path=schema.root_path,
-        has_fast_path=has_fast_path,
+        has_fast_path=False,
         metrics=metrics,
     )

@@ -19,6 +19,7 @@ _BODY = json.dumps(OBSERVATION).encode()
 _HEADERS = {"content-type": "application/json"}
 _REQUEST = Request("/predict", _BODY, {**_HEADERS, "access-token": KEY})
 _QUIET = ("--no-access-log",)
+_APP = ("app:app", *_QUIET)
 
 
 def _read(answer: Any) -> tuple[int, float]:  # noqa: ANN401 -- JSON
@@ -32,13 +33,16 @@ def _uvicorn(*arguments: str) -> Callable[[Workplace, list[int]], list[str]]:
     ]
 
 
-def _settings(backend: str) -> Callable[[Workplace, list[int]], Mapping[str, str]]:
+def _settings(
+    backend: str, replicas: int = 1
+) -> Callable[[Workplace, list[int]], Mapping[str, str]]:
     def variables(workplace: Workplace, ports: list[int]) -> Mapping[str, str]:
         # Whether the dashboard runs is left as it is for users; only its port is another.
         has_dashboard = Settings.model_fields["dashboard_port"].default != 0
         return {
             "POLICY_SERVER_HOME": str(workplace.home),
             "POLICY_SERVER_BACKEND": backend,
+            "POLICY_SERVER_NUM_REPLICAS": str(replicas),
             "POLICY_SERVER_METRICS_PORT": str(ports[1]),
             "POLICY_SERVER_DASHBOARD_PORT": str(ports[2] if has_dashboard else 0),
         }
@@ -47,7 +51,12 @@ def _settings(backend: str) -> Callable[[Workplace, list[int]], Mapping[str, str
 
 
 def _ours(
-    name: str, title: str, *arguments: str, group: Group = "ours", backend: str = "local"
+    name: str,
+    title: str,
+    *arguments: str,
+    group: Group = "ours",
+    backend: str = "local",
+    replicas: int = 1,
 ) -> Subject:
     return Subject(
         name=name,
@@ -56,19 +65,32 @@ def _ours(
         request=_REQUEST,
         read=_read,
         command=_uvicorn(*arguments),
-        environment=_settings(backend),
+        environment=_settings(backend, replicas),
         ports=3,
     )
 
 
 OURS = (
-    _ours("ray", "Policy Server, Ray", "app:app", *_QUIET, backend="ray"),
+    _ours("ray", "Policy Server, Ray", *_APP, backend="ray"),
     _ours("ray-logs", "Policy Server, Ray, with access log", "app:app", backend="ray"),
-    _ours("local", "Policy Server, local", "app:app", *_QUIET),
+    _ours("local", "Policy Server, local", *_APP),
     _ours("local-logs", "Policy Server, local, with access log", "app:app"),
+    _ours("ray-2", "Policy Server, Ray, 2 replicas", *_APP, backend="ray", replicas=2),
+    _ours("ray-4", "Policy Server, Ray, 4 replicas", *_APP, backend="ray", replicas=4),
+    _ours("local-workers-2", "Policy Server, local, --workers 2", *_APP, "--workers", "2"),
+    Subject(
+        name="floor",
+        title="floor: a bare protocol, a constant answer",
+        group="floor",
+        request=_REQUEST,
+        read=_read,
+        command=lambda _workplace, ports: [
+            *(sys.executable, "-m", "benchmarks.floor", str(ports[0]))
+        ],
+    ),
     _ours(
-        *("constant", "floor: a constant answer, same fast path"),
-        *("--factory", "benchmarks.apps.floor:constant", *_QUIET),
+        *("bare-asgi", "bare ASGI under uvicorn, a constant answer"),
+        *("--factory", "benchmarks.apps.floor:bare_asgi", *_QUIET),
         group="floor",
     ),
     _ours(
