@@ -169,7 +169,7 @@ class SummingPolicy:
         before = np.zeros((rows, 1), np.float32) if inputs.state is None else inputs.state
         after = (before + inputs.observations[:, :1].astype(np.float32)) % 3
         values = np.zeros((rows, 3), np.float32)
-        values[np.arange(rows), after[:, 0].astype(int)] = 3.0
+        values[np.arange(rows), after[:, 0].astype(int) % 3] = 3.0
         outputs = ActionDistribution(self.signature.components or ()).answer(
             values,
             is_deterministic=inputs.is_deterministic,
