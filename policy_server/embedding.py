@@ -9,12 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from policy_server.access_keys import KeyRing
 from policy_server.backends.opening import Backends, open_backends
 from policy_server.http_server import exported_metrics
 from policy_server.policies import Policies
 from policy_server.remote_files import bring_files
 from policy_server.schema import read_schema_file
 from policy_server.servable import check_servable, resolve_api_key
+from policy_server.server_keys import followed_keys, keys_of
 from policy_server.settings import read_settings
 from policy_server.web import Application
 from policy_server.web import create_app as create_web_app
@@ -113,6 +115,7 @@ def create_app(
     bring_files(known, check=partial(check_servable, settings=known))
     file = read_schema_file(known.schema_path)
     opening = None if backends is None else backends.opened
+    keys = KeyRing(keys_of(known, file))
     policies = Policies(known, file, opening=opening)
 
     @asynccontextmanager
@@ -120,9 +123,10 @@ def create_app(
         async with AsyncExitStack() as stack:
             exporter = None
             if _METRICS_PORT in settings:
-                exporting = exported_metrics(known, policies.metrics, None)
+                exporting = exported_metrics(known, policies.metrics, None, keys=keys)
                 exporter = await stack.enter_async_context(exporting)
             used = await stack.enter_async_context(policies.running())
+            await stack.enter_async_context(followed_keys(keys, known))
             if exporter is not None:
                 exporter.foreign_url = used.metrics_url
             yield
@@ -132,6 +136,7 @@ def create_app(
         known,
         running=running,
         api_key=resolve_api_key(known, file),
+        keys=keys,
         root_path=file.root_path,
         metrics=policies.metrics,
         administration=policies.administration,

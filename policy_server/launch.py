@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import NoReturn
 
+from policy_server.access_keys import KeyRing
 from policy_server.backends.opening import Backends
 from policy_server.errors import PolicyServerError
 from policy_server.http_server import (
@@ -28,6 +29,7 @@ from policy_server.public_key import host_of, warn_of_public_key
 from policy_server.remote_files import bring_files
 from policy_server.schema import read_schema_file
 from policy_server.servable import check_servable, resolve_api_key
+from policy_server.server_keys import followed_keys, keys_of
 from policy_server.serving import PolicyRegistry
 from policy_server.settings import LogFormat, find_log_format, read_settings
 from policy_server.telemetry import configure_logging, flush_log, is_json, log_uncaught
@@ -63,6 +65,7 @@ def build_app() -> Application:
     api_key = resolve_api_key(settings, file)
     warn_of_public_key(api_key, host=host_of(sys.argv))
 
+    keys = KeyRing(keys_of(settings, file))
     policies = Policies(settings, file, is_alone=process.worker is None)
 
     @asynccontextmanager
@@ -77,9 +80,12 @@ def build_app() -> Application:
         try:
             async with AsyncExitStack() as stack:
                 with cancelled_by_signals():
-                    exporting = exported_metrics(settings, policies.metrics, process.worker)
+                    exporting = exported_metrics(
+                        settings, policies.metrics, process.worker, keys=keys
+                    )
                     exporter = await stack.enter_async_context(exporting)
                     backends = await stack.enter_async_context(policies.running())
+                await stack.enter_async_context(followed_keys(keys, settings))
                 exporter.foreign_url = backends.metrics_url
                 address = _UNKNOWN if server is None else server.address()
                 _report(policies.registry, backends, exporter.url, address)
@@ -99,6 +105,7 @@ def build_app() -> Application:
         settings,
         running=running,
         api_key=api_key,
+        keys=keys,
         root_path=file.root_path,
         metrics=policies.metrics,
         administration=policies.administration,

@@ -15,6 +15,7 @@ from policy_server.errors import SettingsError
 from policy_server.formats.model_files import identify_model
 from policy_server.metrics import Metrics
 from policy_server.schema import PolicySection, SchemaFile, named_as_example
+from policy_server.server_keys import keys_of
 from policy_server.serving import (
     ALL_TRAFFIC,
     DeployedVersion,
@@ -106,7 +107,9 @@ class Policies:
             slots, default=file.default, is_named=file.is_named, agents=file.agents
         )
         self.administration = (
-            None if settings.admin_key is None else Administration(self._files, self._settings)
+            Administration(self._files, self._settings)
+            if any("admin" in key.scopes for key in keys_of(settings, file))
+            else None
         )
 
     @asynccontextmanager

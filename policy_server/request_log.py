@@ -27,9 +27,9 @@ __all__ = ["RequestLog"]
 logger = logging.getLogger(ACCESS_LOGGER)
 
 _EVENT = "request"
-# Clients, routes, statuses and models, in all combinations that are seen.
+# Clients, routes, statuses, models and keys, in all combinations that are seen.
 _MOST_TEMPLATES = 1024
-_Known = tuple[str | None, str, str, int, str]
+_Known = tuple[str | None, str, str, int, str, str | None]
 
 
 class RequestLog:
@@ -60,6 +60,7 @@ class RequestLog:
         status: int,
         seconds: float,
         model_version: str,
+        key: str | None = None,
     ) -> None:
         """Log a request, where the share has it.
 
@@ -71,6 +72,7 @@ class RequestLog:
             status: of its answer.
             seconds: from its arrival to its answer.
             model_version: the start of the digest of the model that is served.
+            key: the name of the access key that let it in; None where none did.
         """
         is_sampled = self._rate < 1 and status < HTTPStatus.BAD_REQUEST
         if is_sampled and random.random() >= self._rate:  # noqa: S311 -- a sample, no secret
@@ -81,18 +83,22 @@ class RequestLog:
         if handler is None or not handler.held:
             self._handler = handler = handler_of(logger)
         if handler is None:
-            fields = _fields(request_id, client, method, route, status, duration_ms, model_version)
+            fields = _fields(
+                request_id, client, method, route, status, duration_ms, model_version, key
+            )
             logger.info(_EVENT, extra=fields)
             return
-        known = (client, method, route, status, model_version)
+        known = (client, method, route, status, model_version, key)
         template = self._templates.get(known) or self._template_of(known)
         handler.hold(HeldLine(time.time(), template, (request_id, duration_ms)))
 
     def _template_of(self, known: _Known) -> str:
-        client, method, route, status, model_version = known
+        client, method, route, status, model_version, key = known
         if len(self._templates) >= _MOST_TEMPLATES:
             self._templates.clear()
-        fields = _fields(TEXT_PLACE, client, method, route, status, NUMBER_PLACE, model_version)
+        fields = _fields(
+            TEXT_PLACE, client, method, route, status, NUMBER_PLACE, model_version, key
+        )
         template = self._templates[known] = line_template(ACCESS_LOGGER, _EVENT, fields)
         return template
 
@@ -105,6 +111,7 @@ def _fields(
     status: int,
     duration_ms: object,
     model_version: str,
+    key: str | None,
 ) -> dict[str, object]:
     return {
         "request_id": request_id,
@@ -114,4 +121,5 @@ def _fields(
         "status": status,
         "duration_ms": duration_ms,
         "model_version": model_version,
+        "key": key,
     }

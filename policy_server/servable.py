@@ -49,21 +49,22 @@ def check_servable(
 
 
 def resolve_api_key(settings: Settings, schema: ServerSchema | SchemaFile) -> str | None:
-    """Return the access key: the environment's, else schema.yaml's.
+    """Return the access key that stands alone: the environment's, else schema.yaml's.
 
     Args:
         settings: how the server is deployed.
         schema: the contents of schema.yaml.
 
     Returns:
-        The key; None for a server without access control.
+        The key; None where there are listed keys alone, or no access control.
 
     Raises:
         SettingsError: if there is no key, and POLICY_SERVER_ALLOW_ANONYMOUS is not true.
     """
     if settings.api_key is not None:
         return settings.api_key.get_secret_value()
-    if schema.api_key is not None or settings.allow_anonymous:
+    is_closed = any("predict" in key.scopes for key in schema.api_keys)
+    if schema.api_key is not None or is_closed or settings.allow_anonymous:
         return schema.api_key
     raise SettingsError(
         f"{schema.source}: parameters.api_key: is missing; set it, or POLICY_SERVER_API_KEY, "

@@ -88,6 +88,9 @@ class Settings(BaseSettings):
     admin_key: SecretStr | None = Field(
         None, description="Key of the routes that change versions; without it there are none"
     )
+    metrics_key: SecretStr | None = Field(
+        None, description="Key of the port of metrics; without it they are shown to everybody"
+    )
     state_key: SecretStr | None = Field(
         None,
         description="Key that signs state tokens (`x-state`); without it, one that is derived from "
@@ -271,7 +274,7 @@ class Settings(BaseSettings):
             return cls.model_fields[info.field_name].default
         return port
 
-    @field_validator("api_key", "admin_key")
+    @field_validator("api_key", "admin_key", "metrics_key")
     @classmethod
     def _check_api_key(cls, api_key: SecretStr | None) -> SecretStr | None:
         if api_key is not None and not _HEADER_TEXT.fullmatch(api_key.get_secret_value()):

@@ -32,6 +32,7 @@ from benchmarks.progress import say
 from benchmarks.results import Results, Stage
 from benchmarks.subjects import KEY, OBSERVATION
 from benchmarks.workplace import load_compiled
+from policy_server.access_keys import AccessKey, KeyRing
 from policy_server.backends.local import LocalBackend
 from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.engine.network import CompiledPolicy, NetworkPolicy
@@ -178,7 +179,7 @@ async def _gate_us(batch: int) -> float:
         answer,
         table=RouteTable(_registry(ConstantBackend(), ServerSchema())),
         streams=answer,
-        api_key=KEY,
+        keys=KeyRing([AccessKey.of("api_key", KEY)]),
         root_path="",
         max_body_bytes=settings.max_body_bytes,
         max_batch_body_bytes=settings.max_batch_body_bytes,

@@ -14,6 +14,7 @@ from policy_server.commands import (
     evaluation,
     export,
     fetch,
+    hashed_keys,
     model_report,
     schema_drafts,
     serve,
@@ -124,6 +125,17 @@ class Commands:
                 ones and TensorBoard's events.
         """
         yield digest_of_path(Path(path))
+
+    @command
+    def hash_key(self, *, random: bool = False) -> Iterator[str]:
+        """Print the hash of an access key, for parameters.api_keys in schema.yaml.
+
+        The key is read from the terminal, or from standard input.
+
+        Args:
+            random: Make a new key and print it too.
+        """
+        yield from hashed_keys.hash_key(is_random=random)
 
     @command
     def unzip(self) -> Iterator[str]:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+from policy_server.access_keys import KeyRing
 from policy_server.errors import SettingsError
 from policy_server.http_server.web_process import METRICS_PORT
 from policy_server.http_server.workers import Worker
@@ -20,7 +21,11 @@ _SHARE_EVERY_S = 1.0
 
 @asynccontextmanager
 async def exported_metrics(
-    settings: Settings, metrics: Metrics, worker: Worker | None
+    settings: Settings,
+    metrics: Metrics,
+    worker: Worker | None,
+    *,
+    keys: KeyRing | None = None,
 ) -> AsyncIterator[MetricsExporter]:
     """Serve metrics; of uvicorn's workers whichever gets the port serves them for all.
 
@@ -28,6 +33,7 @@ async def exported_metrics(
         settings: which port.
         metrics: the counts.
         worker: one of uvicorn's workers, where there are several.
+        keys: those that are valid; None shows metrics to everybody.
 
     Yields:
         The exporter, which knows its address.
@@ -37,7 +43,11 @@ async def exported_metrics(
     """
     shared = None if worker is None else worker.folder
     exporter = MetricsExporter(
-        metrics, port=settings.metrics_port, host=settings.metrics_host, shared=shared
+        metrics,
+        port=settings.metrics_port,
+        host=settings.metrics_host,
+        shared=shared,
+        keys=keys,
     )
     if worker is None or shared is None:
         try:

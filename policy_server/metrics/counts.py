@@ -60,6 +60,12 @@ _FAMILIES = {
             ("route", "status", "policy"),
         ),
         _Family(
+            "key_requests",
+            "counter",
+            "Requests, and frames of web sockets, by the name of the access key that let them in",
+            ("key",),
+        ),
+        _Family(
             "request_seconds",
             "histogram",
             "Seconds from a request's arrival to its answer",

@@ -13,6 +13,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 
+from policy_server.access_keys import KeyRing
 from policy_server.metrics.counts import Counts
 from policy_server.metrics.page_server import PageServer
 from policy_server.metrics.recording import Metrics
@@ -45,7 +46,13 @@ class MetricsExporter:
     """
 
     def __init__(
-        self, metrics: Metrics, *, port: int, host: str = "127.0.0.1", shared: Path | None = None
+        self,
+        metrics: Metrics,
+        *,
+        port: int,
+        host: str = "127.0.0.1",
+        shared: Path | None = None,
+        keys: KeyRing | None = None,
     ) -> None:
         """Own the port from `start` to `stop`; nothing listens yet.
 
@@ -54,7 +61,9 @@ class MetricsExporter:
             port: where to listen; 0 picks a free one.
             host: the address to listen on.
             shared: a folder that all workers share; None where this process is the only one.
+            keys: those that are valid; None shows the pages to everybody.
         """
+        self._keys = keys or KeyRing()
         self._metrics = metrics
         self._port = port
         self._host = host
@@ -78,7 +87,7 @@ class MetricsExporter:
             OSError: if the port is taken, or the host is not this machine's.
         """
         pages = {"": self.render, "/metrics": self.render, "/metrics/ray": self.render_ray}
-        self._server = PageServer(pages, host=self._host, port=self._port)
+        self._server = PageServer(pages, host=self._host, port=self._port, keys=self._keys)
 
     def stop(self) -> None:
         """Stop listening."""

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from http import HTTPStatus
 
+from policy_server.access_keys import KeyRing
+from policy_server.errors import UnauthorizedError
 from policy_server.ports import bound_sockets
 
 __all__ = ["PageServer"]
@@ -48,6 +50,7 @@ class PageServer:
         host: str,
         port: int,
         client_timeout_s: float = _CLIENT_TIMEOUT_S,
+        keys: KeyRing | None = None,
     ) -> None:
         """Own the port and a thread that serves it, until `stop`.
 
@@ -57,11 +60,13 @@ class PageServer:
             port: the port there; 0 picks a free one.
             client_timeout_s: how long a client may take to send its request, and to read the
                 answer, in seconds.
+            keys: those that are valid; None shows the pages to everybody.
 
         Raises:
             OSError: if the port is taken, or the host is not this machine's.
         """
         self._pages = pages
+        self._keys = keys or KeyRing()
         self._client_timeout_s = client_timeout_s
         self._connections: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
@@ -150,7 +155,10 @@ class PageServer:
         method, _, rest = head.decode("latin-1").partition(" ")
         page = self._pages.get(rest.split(" ")[0].split("?")[0].rstrip("/"))
         status, body = HTTPStatus.OK, b""
-        if method not in ("GET", "HEAD"):
+        refusal = self._refusal(head)
+        if refusal is not None:
+            status, body = HTTPStatus.UNAUTHORIZED, f"{refusal}\n".encode()
+        elif method not in ("GET", "HEAD"):
             status, body = HTTPStatus.METHOD_NOT_ALLOWED, b"GET or HEAD\n"
         elif page is None:
             status, body = HTTPStatus.NOT_FOUND, b"see /metrics or /metrics/ray\n"
@@ -161,6 +169,19 @@ class PageServer:
             f"content-type: {_CONTENT_TYPE}",
             f"content-length: {len(body)}",
             "connection: close",
+            *(["www-authenticate: Bearer"] if refusal is not None else []),
         ]
         sent = b"" if method == "HEAD" else body
         return "\r\n".join(fields).encode() + b"\r\n\r\n" + sent
+
+    def _refusal(self, head: bytes) -> str | None:
+        """Return why a client may not see the pages; None where it may."""
+        headers: dict[bytes, str] = {}
+        for line in head.split(b"\r\n")[1:]:
+            name, _, value = line.partition(b":")
+            headers.setdefault(name.strip().lower(), value.strip().decode("latin-1"))
+        try:
+            self._keys.admit("metrics", headers)
+        except UnauthorizedError as error:
+            return error.message
+        return None

@@ -53,7 +53,9 @@ class Metrics:
         known = self._policies.get(policy)
         return "" if known is None else known.model_version
 
-    def observe_request(self, policy: str, route: str, status: int, seconds: float) -> None:
+    def observe_request(
+        self, policy: str, route: str, status: int, seconds: float, *, key: str | None = None
+    ) -> None:
         """Count a request.
 
         Args:
@@ -61,7 +63,10 @@ class Metrics:
             route: one of a bounded set.
             status: of its answer.
             seconds: from its arrival to its answer.
+            key: the name of the access key that let it in; None where none did.
         """
+        if key is not None:
+            self._tally.keys[key] += 1
         times = self._tally.requests[policy, route, status]
         times.append(seconds)
         if len(times) >= _FOLD_AT:
@@ -222,6 +227,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.requests: defaultdict[tuple[str, str, int], list[float]] = defaultdict(list)
+        self.keys: defaultdict[str, int] = defaultdict(int)
         self.stages: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         self.sizes: list[tuple[str, int]] = []
         self.versions: list[tuple[str, str, str, int]] = []
@@ -269,6 +275,8 @@ class _Tally:
         copy = Counts()
         with self._lock:
             copy.add(self._counts)
+            for key, count in list(self.keys.items()):
+                copy.count("key_requests", (key,), count)
             copy.numbers["sessions"] = {
                 (policy,): float(count) for policy, count in self._sessions.items()
             }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
+
+from policy_server.access_keys import AccessKey
 
 __all__ = [
     "FLOAT32_MAX",
@@ -164,6 +167,7 @@ class ServerSchema:
         api_key: the access key; None where the environment has to give it.
         url_path: the prefix that a reverse proxy strips, without slashes at its ends; empty for
             none.
+        api_keys: the keys with a name and scopes.
     """
 
     source: str = "schema.yaml"
@@ -173,8 +177,9 @@ class ServerSchema:
     tuple: bool | None = None
     module: str | None = None
     is_unscaled: bool = False
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     url_path: str = ""
+    api_keys: Sequence[AccessKey] = ()
 
     def without(self, name: str | None) -> ServerSchema:
         """Return the schema without an observation, such as the action mask beside the others.
@@ -232,6 +237,7 @@ class ServerSchema:
         return replace(
             self,
             api_key=None,
+            api_keys=(),
             url_path="",
             observations=_undescribed(self.observations),
             actions=_undescribed(self.actions),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from policy_server.access_keys import AccessKey
 from policy_server.errors import SchemaError
 from policy_server.schema.agent_policies import AgentPolicies, agent_policies
 from policy_server.schema.fields import ServerSchema
@@ -30,6 +31,8 @@ DEFAULT_POLICY = "default"
 
 _POLICY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _ALL_TRAFFIC = 100.0
+# The parameters that belong to the server, whatever policies it has.
+_OF_SERVER = ("api_key", "api_keys", "url_path")
 _TRAFFIC_TOLERANCE = 1e-6
 
 
@@ -87,15 +90,17 @@ class SchemaFile:
         is_named: whether the file has `policies:`; without, it describes the one in the server's
             folder.
         agents: the policies of a team's agents; None where there is no team.
+        api_keys: the keys with a name and scopes.
     """
 
     source: str
     policies: tuple[PolicySection, ...]
     default: str
-    api_key: str | None
+    api_key: str | None = field(repr=False)
     root_path: str
     is_named: bool
     agents: AgentPolicies | None = None
+    api_keys: Sequence[AccessKey] = ()
 
     def __iter__(self) -> Iterator[PolicySection]:
         """Iterate over the policies in their order."""
@@ -210,6 +215,7 @@ def parse_schema_file(text: str, *, source: str = "schema.yaml") -> SchemaFile:
         server.root_path,
         is_named=True,
         agents=agent_policies(parsed.multi_agent, names, source),
+        api_keys=server.api_keys,
     )
 
 
@@ -228,6 +234,7 @@ def _of_one_policy(parsed: Document, source: str) -> SchemaFile:
         schema.root_path,
         is_named=False,
         agents=agent_policies(parsed.multi_agent, [DEFAULT_POLICY], source),
+        api_keys=schema.api_keys,
     )
 
 
@@ -240,7 +247,7 @@ def _refuse_sections_beside(parsed: Document, source: str) -> None:
             f"{source}: {others[0]}: stands beside policies; move it to the policy that it is about"
         )
     if parsed.parameters is not None:
-        others = sorted(parsed.parameters.model_fields_set - {"api_key", "url_path"})
+        others = sorted(parsed.parameters.model_fields_set - set(_OF_SERVER))
         if others:
             raise SchemaError(
                 f"{source}: parameters.{others[0]}: stands beside policies; move it to the "
@@ -257,7 +264,7 @@ def _policy(key: object, entry: PolicyEntry, server: ServerSchema) -> PolicySect
         )
     where = f"{source}: policies.{key}"
     if entry.parameters is not None:
-        for name in ("api_key", "url_path"):
+        for name in _OF_SERVER:
             if name in entry.parameters.model_fields_set:
                 raise SchemaError(
                     f"{where}: parameters.{name}: belongs to the server; move it to the parameters "
@@ -270,7 +277,12 @@ def _policy(key: object, entry: PolicyEntry, server: ServerSchema) -> PolicySect
             "address) or versions"
         )
     _check_replicas(entry, where)
-    schema = replace(policy_schema(entry, where), api_key=server.api_key, url_path=server.url_path)
+    schema = replace(
+        policy_schema(entry, where),
+        api_key=server.api_key,
+        api_keys=server.api_keys,
+        url_path=server.url_path,
+    )
     return PolicySection(
         key,
         schema,

@@ -17,6 +17,7 @@ from policy_server.schema.fields import (
     ObservationField,
     ServerSchema,
 )
+from policy_server.schema.key_list import listed_keys, single_key
 from policy_server.schema.observation_examples import is_example_of
 from policy_server.schema.observation_words import (
     MOST_ITEMS,
@@ -42,7 +43,6 @@ __all__ = ["check_name", "parse_document", "policy_schema", "read_schema_text"]
 _SECTIONS = "'observations' and 'parameters'"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _URL_PATH = re.compile(r"[A-Za-z0-9._~-]+(?:/[A-Za-z0-9._~-]+)*")
-_HEADER_TEXT = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 
 
 def read_schema_text(path: Path) -> str:
@@ -111,7 +111,8 @@ def policy_schema(parsed: PolicySections, source: str) -> ServerSchema:
         tuple=parameters.tuple,
         module=parsed.module,
         is_unscaled=_is_unscaled(parameters.normalization, source),
-        api_key=_api_key(parameters.api_key, source),
+        api_key=single_key(parameters.api_key, source),
+        api_keys=listed_keys(parameters.api_keys, source),
         url_path=_url_path(parameters.url_path, source),
     )
 
@@ -317,15 +318,6 @@ def _is_unscaled(normalization: str | None, source: str) -> bool:
         f"scaled in training, got {show(normalization)}; VecNormalize's statistics go beside the "
         "policy as vec_normalize.pkl"
     )
-
-
-def _api_key(api_key: str | None, source: str) -> str | None:
-    if api_key is not None and not _HEADER_TEXT.fullmatch(api_key):
-        raise SchemaError(
-            f"{source}: parameters.api_key: expected printable ASCII text without spaces at its "
-            "ends; HTTP headers carry nothing else"
-        )
-    return api_key
 
 
 def _url_path(url_path: str | None, source: str) -> str:

@@ -19,6 +19,7 @@ from policy_server.schema.scalars import Unquoted, as_looks, read_flag, read_num
 __all__ = [
     "ActionEntry",
     "Document",
+    "KeyEntry",
     "NormalizeEntry",
     "ObservationEntry",
     "Parameters",
@@ -175,6 +176,15 @@ class ActionEntry(_Strict):
     values: Annotated[ActionValues | None, PlainValidator(_parse_values)] = None
 
 
+class KeyEntry(_Strict):
+    """One entry under `parameters.api_keys`."""
+
+    name: _Text
+    key: _Text | None = None
+    hash: _Text | None = None
+    scopes: list[_Text] | None = None
+
+
 class Parameters(_Strict):
     """The section `parameters`."""
 
@@ -182,6 +192,7 @@ class Parameters(_Strict):
     tuple: _Flag | None = None
     normalization: _Text | None = None
     api_key: _Text | None = None
+    api_keys: list[KeyEntry] | None = None
     url_path: _Text | None = None
 
 
@@ -247,6 +258,8 @@ def _explaining(problems: Sequence[ErrorDetails]) -> ErrorDetails:
 def _describe(problem: ErrorDetails) -> str:
     path = [str(part) for part in problem["loc"]]
     where, got = ".".join(path), problem["input"]
+    if _below_policy(path)[:2] == ["parameters", "api_keys"]:
+        return _describe_keys(problem, where)
     match problem["type"]:
         case "extra_forbidden":
             return _describe_unknown_key(path)
@@ -265,6 +278,22 @@ def _describe(problem: ErrorDetails) -> str:
         case "text":
             return f"{where}: expected text, got {show_type(got)}; put it in quotes"
     return f"{where}: expected {problem['msg'].removeprefix('Input should be ')}, got {show(got)}"
+
+
+def _describe_keys(problem: ErrorDetails, where: str) -> str:
+    """Return a mistake in the list of access keys; no value and no unknown name is quoted."""
+    match problem["type"]:
+        case "missing":
+            return f"{where}: is missing; expected a name, which stands for the key in logs"
+        case "extra_forbidden":
+            entry = where.rpartition(".")[0]
+            return f"{entry}: has an unknown key; expected {', '.join(KeyEntry.model_fields)}"
+        case "text":
+            return f"{where}: expected text, got {show_type(problem['input'])}; put it in quotes"
+    return (
+        f"{where}: expected a list, such as [{{name: plant, key: ..., scopes: [predict]}}], got "
+        f"{show_type(problem['input'])}"
+    )
 
 
 def _below_policy(path: list[str]) -> list[str]:

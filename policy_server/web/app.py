@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from policy_server import __version__
+from policy_server.access_keys import AccessKey, KeyRing
 from policy_server.errors import PolicyServerError
 from policy_server.http_server import HotRoutes
 from policy_server.metrics import Metrics
@@ -58,6 +59,7 @@ def create_app(
     settings: Settings,
     *,
     api_key: str | None,
+    keys: KeyRing | None = None,
     root_path: str = "",
     has_fast_path: bool = True,
     metrics: Metrics | None = None,
@@ -69,7 +71,9 @@ def create_app(
     Args:
         registry: the policies; the routes' types come from their schemas.
         settings: limits, and allowed origins.
-        api_key: the access key; None asks for none.
+        api_key: the access key that stands alone, from which the key of state tokens is derived;
+            None for none.
+        keys: all keys that are valid; None takes `api_key` alone.
         root_path: the prefix of all addresses; empty takes the server's own.
         has_fast_path: answer observations in front of FastAPI's routing; False leaves all to it.
         metrics: counts requests; None makes counts that are not shown.
@@ -117,8 +121,7 @@ def create_app(
             max_frame_bytes=settings.max_body_bytes,
             metrics=counted,
         ),
-        api_key=api_key,
-        admin_key=_secret(settings.admin_key),
+        keys=keys or KeyRing(() if api_key is None else [AccessKey.of("api_key", api_key)]),
         root_path=root_path,
         max_body_bytes=settings.max_body_bytes,
         max_batch_body_bytes=settings.max_batch_body_bytes,

@@ -7,17 +7,17 @@ import re
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from hashlib import sha256
 from http import HTTPStatus
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from policy_server.access_keys import AccessKey, KeyRing
+from policy_server.access_keys import Scope as KeyScope
 from policy_server.errors import (
     BodyTooLargeError,
     ForbiddenOriginError,
     PolicyServerError,
-    UnauthorizedError,
 )
 from policy_server.metrics import Metrics
 from policy_server.request_log import RequestLog
@@ -25,7 +25,7 @@ from policy_server.settings import ENV_PREFIX
 from policy_server.web.cross_origin import CrossOrigin
 from policy_server.web.packed_bodies import unpacked
 from policy_server.web.problems import send_error
-from policy_server.web.route_table import Route, RouteTable
+from policy_server.web.route_table import Access, Route, RouteTable
 
 __all__ = ["Gate", "RequestIds", "given_id", "read_headers"]
 
@@ -56,6 +56,10 @@ _LENGTH = re.compile(r"[0-9]{1,18}")
 _UNKNOWN = Route(path="other")
 
 
+# What a key has to be for, by the access of a route; open ones ask for none.
+_SCOPES: dict[Access, KeyScope] = {"key": "predict", "admin": "admin"}
+
+
 class Gate:
     """ASGI middleware. Every response carries `x-request-id`: the client's if it is sensible.
 
@@ -63,8 +67,8 @@ class Gate:
         metrics: where requests are counted.
         request_ids: the ids of requests that come without one.
         request_log: where requests are logged.
-        changes: how often what passes has changed, such as the keys: whoever remembers that a
-            request passed has to ask again.
+        keys: those that are valid now: whoever remembers that a request passed has to ask again
+            when they have changed.
     """
 
     def __init__(
@@ -73,24 +77,22 @@ class Gate:
         *,
         table: RouteTable,
         streams: ASGIApp,
-        api_key: str | None,
+        keys: KeyRing,
         root_path: str,
         max_body_bytes: int,
         max_batch_body_bytes: int,
         metrics: Metrics,
         request_log: RequestLog | None = None,
         cross_origin: CrossOrigin | None = None,
-        admin_key: str | None = None,
         max_upload_bytes: int = 0,
     ) -> None:
-        """Own nothing but the keys' digests; requests that pass are the application's.
+        """Own nothing; requests that pass are the application's.
 
         Args:
             app: answers behind the gate.
             table: the server's routes.
             streams: answers web sockets.
-            api_key: the access key; None asks for none.
-            admin_key: the key of the routes that change versions; None where there are none.
+            keys: those that are valid.
             root_path: the prefix that a reverse proxy strips; empty takes the server's own.
             max_body_bytes: the largest body.
             max_batch_body_bytes: the largest body of a batch.
@@ -102,12 +104,7 @@ class Gate:
         self._app = app
         self._table = table
         self._streams = streams
-        # Digests have one length, so that comparing them takes one time.
-        self._digests = {
-            access: sha256(key.encode()).digest()
-            for access, key in (("key", api_key), ("admin", admin_key))
-            if key is not None
-        }
+        self.keys = keys
         self._root_path = root_path
         self._limits = {
             of: (limit, f"body is larger than {limit} bytes ({ENV_PREFIX}{name})")
@@ -118,7 +115,6 @@ class Gate:
             )
         }
         self.metrics = metrics
-        self.changes = 0
         self.request_ids = RequestIds()
         self.request_log = request_log or RequestLog()
         self._cross_origin = cross_origin
@@ -130,18 +126,28 @@ class Gate:
         request_id = given_id(headers) or self.request_ids.next()
         path = self._normalise(scope)
         route = self._table.find(path) or _UNKNOWN
+        key: AccessKey | None = None
 
         async def send_with_id(message: Message) -> None:
             if message["type"] in _STARTS:
                 status = message.get("status", HTTPStatus.SWITCHING_PROTOCOLS)
                 seconds = time.perf_counter() - started
-                self.metrics.observe_request(route.policy, route.label, status, seconds)
+                self.metrics.observe_request(
+                    route.policy, route.label, status, seconds, key=_name_of(key)
+                )
                 # A web socket has its line when it ends.
                 if status != HTTPStatus.SWITCHING_PROTOCOLS and self.request_log.is_on:
                     peer, method = scope["state"]["client"], scope.get("method", "GET")
                     version = self.model_version(route)
                     self.request_log.note(
-                        request_id, peer, method, route.label, status, seconds, version
+                        request_id,
+                        peer,
+                        method,
+                        route.label,
+                        status,
+                        seconds,
+                        version,
+                        _name_of(key),
                     )
                 given = message.get("headers", ())
                 message["headers"] = [
@@ -167,7 +173,9 @@ class Gate:
             await self._cross_origin.answer_preflight(send_with_id)
             return
         try:
-            self._admit(route, scope, headers)
+            key = self._admit(route, scope, headers)
+            scope["state"]["key"] = _name_of(key)
+            scope["state"]["is_admitted"] = lambda: self.is_admitted(route, key)
             limited = self._limited(route, scope, headers, receive)
         except PolicyServerError as error:
             await send_error(error, scope, receive, send_with_id)
@@ -193,7 +201,19 @@ class Gate:
         known = self._cross_origin
         return [] if known is None else known.headers(headers.get(b"origin"))
 
-    def admit_plain(self, scope: Scope, headers: Mapping[bytes, str]) -> Route | None:
+    def is_admitted(self, route: Route, key: AccessKey | None) -> bool:
+        """Return whether a client that was let in would be let in now.
+
+        Args:
+            route: the route that it asks.
+            key: the key that it was let in by.
+        """
+        scope = _SCOPES.get(route.access)
+        return scope is None or self.keys.holds(key, scope)
+
+    def admit_plain(
+        self, scope: Scope, headers: Mapping[bytes, str]
+    ) -> tuple[Route, str | None] | None:
         """Return the route of a request whose body needs nothing but to be read.
 
         Args:
@@ -201,18 +221,19 @@ class Gate:
             headers: its headers, as `read_headers` gives them.
 
         Returns:
-            The route; None where there is none, or the gate refuses the request, or its body has
-            to be unpacked.
+            The route and the name of the key; None where there is no route, or the gate refuses the
+            request, or its body has to be unpacked.
         """
         route = self._table.find(self._normalise(scope))
         if route is None or b"content-encoding" in headers:
             return None
         try:
-            self._admit(route, scope, headers)
+            key = self._admit(route, scope, headers)
         except PolicyServerError:
             return None
         limit, _ = self._limits[route.body_limit]
-        return route if int(headers[b"content-length"]) <= limit else None
+        is_small = int(headers[b"content-length"]) <= limit
+        return (route, _name_of(key)) if is_small else None
 
     def _normalise(self, scope: Scope) -> str:
         """Give the path its prefix and no trailing slash, as ASGI wants it, and return the route.
@@ -229,18 +250,21 @@ class Gate:
         scope["root_path"], scope["path"] = prefix, prefix + path
         return path
 
-    def _admit(self, route: Route, scope: Scope, headers: Mapping[bytes, str]) -> None:
-        """Refuse clients without a key where one is needed, and web sockets of foreign pages.
+    def _admit(self, route: Route, scope: Scope, headers: Mapping[bytes, str]) -> AccessKey | None:
+        """Return the key of a request that is let in.
+
+        Clients without a key are refused where one is needed, and web sockets of foreign pages.
 
         OPTIONS needs no key on the routes that exist: its answer says no more than OpenAPI does.
         """
-        if route.access == "open":
-            return
+        of_route = _SCOPES.get(route.access)
+        if of_route is None:
+            return None
         if scope["type"] == "websocket":
             self._check_origin(scope, headers)
         elif scope["method"] == "OPTIONS" and route is not _UNKNOWN:
-            return
-        self._check_key(route, headers)
+            return None
+        return self.keys.admit(of_route, headers)
 
     def _check_origin(self, scope: Scope, headers: Mapping[bytes, str]) -> None:
         """Refuse a web socket of a page whose origin is not allowed, since browsers don't."""
@@ -250,22 +274,6 @@ class Gate:
                 f"pages of {headers[b'origin']} may not open a stream here; allow them by "
                 f"{ENV_PREFIX}CORS_ORIGINS"
             )
-
-    def _check_key(self, route: Route, headers: Mapping[bytes, str]) -> None:
-        digest = self._digests.get(route.access)
-        if digest is None:
-            return
-        kind = "access" if route.access == "key" else "admin"
-        given = headers.get(b"access-token")
-        scheme, _, token = headers.get(b"authorization", "").partition(" ")
-        if given is None and scheme.lower() == "bearer":
-            given = token.strip()
-        if given is None:
-            raise UnauthorizedError(
-                f"no {kind} key; send it in the header 'access-token' or as 'Authorization: Bearer'"
-            )
-        if not secrets.compare_digest(sha256(given.encode()).digest(), digest):
-            raise UnauthorizedError(f"wrong {kind} key")
 
     def _limited(
         self, route: Route, scope: Scope, headers: Mapping[bytes, str], receive: Receive
@@ -320,6 +328,10 @@ class RequestIds:
             width = 2 * _ID_BYTES
             self._ids = [digits[at : at + width] for at in range(0, len(digits), width)]
         return self._ids.pop()
+
+
+def _name_of(key: AccessKey | None) -> str | None:
+    return None if key is None else key.name
 
 
 def _without(prefix: str, path: str) -> str:

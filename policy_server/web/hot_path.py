@@ -47,7 +47,7 @@ class HotAnswers:
     @property
     def changes(self) -> int:
         """Return how often what the gate lets pass has changed; see `HotRoutes`."""
-        return self._gate.changes
+        return self._gate.keys.changes
 
     def find(self, head: RequestHead) -> HotAnswering | None:
         """Return the route of a request; None where ASGI has to answer it; see `HotRoutes`."""
@@ -59,12 +59,12 @@ class HotAnswers:
             "headers": head.headers,
         }
         headers = read_headers(head.headers)
-        route = self._gate.admit_plain(scope, headers)
+        route, key = self._gate.admit_plain(scope, headers) or (None, None)
         if not isinstance(route, AnswerRoute) or route.transport != "single":
             return None
         if headers.get(b"x-state"):
             return None
-        return HotAnswering(self._gate, self._policies[route.policy], route, head, headers)
+        return HotAnswering(self._gate, self._policies[route.policy], route, head, headers, key=key)
 
 
 class HotAnswering:
@@ -77,6 +77,8 @@ class HotAnswering:
         route: AnswerRoute,
         head: RequestHead,
         headers: Mapping[bytes, str],
+        *,
+        key: str | None,
     ) -> None:
         """Own the decision, for as long as the head is known.
 
@@ -86,7 +88,9 @@ class HotAnswering:
             route: the request's.
             head: the request's.
             headers: the head's, as `read_headers` gives them.
+            key: the name of the key that the head carries; None where none is asked for.
         """
+        self.key = key
         self.gate = gate
         self.policy = policy
         self.route = route
@@ -185,11 +189,12 @@ class _Request(HotRequest):
     def _finish(self, status: int, lines: bytes, body: bytes) -> None:
         route, gate = self._route.route, self._route.gate
         seconds = time.perf_counter() - self.started
-        gate.metrics.observe_request(route.policy, route.label, status, seconds)
+        key = self._route.key
+        gate.metrics.observe_request(route.policy, route.label, status, seconds, key=key)
         if gate.request_log.is_on:
             client, version = self.connection.client_of(self.head), gate.model_version(route)
             gate.request_log.note(
-                self._request_id, client, "POST", route.label, status, seconds, version
+                self._request_id, client, "POST", route.label, status, seconds, version, key
             )
         self.connection.finish(self, status, lines, body)
 

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -57,6 +57,8 @@ MOST_IN_FLIGHT = 256
 # RFC 6455, section 7.4.1, and the registry that it opens.
 _SERVICE_RESTART = 1012
 _INTERNAL_ERROR = 1011
+# Its key is not valid any more.
+_POLICY_VIOLATION = 1008
 _NO_CODE = 1005
 _OK = 200
 
@@ -136,7 +138,7 @@ class Streams:
             wanted=asked["version"],
             max_frame_bytes=self._max_frame_bytes,
         )
-        return _Stream(route, asked["client"], questions, receive, send, self._metrics)
+        return _Stream(route, asked, questions, receive, send, self._metrics)
 
     def _questions(self, route: AnswerRoute, **options: Any) -> FrameQuestions:  # noqa: ANN401 -- theirs
         if route.transport == "team_stream":
@@ -271,14 +273,16 @@ class _Stream:
     def __init__(
         self,
         route: AnswerRoute,
-        client: str | None,
+        asked: Mapping[str, Any],
         questions: FrameQuestions,
         receive: Receive,
         send: Send,
         metrics: Metrics,
     ) -> None:
         self._route = route
-        self._client = client
+        self._client: str | None = asked["client"]
+        self._key: str | None = asked["key"]
+        self._is_admitted: Callable[[], bool] = asked["is_admitted"]
         self._questions = questions
         self._receive = receive
         self._send = send
@@ -320,6 +324,10 @@ class _Stream:
                     await self._until_in_flight(0, writer)
                     await self._close(code)
                 return code
+            if not self._is_admitted():
+                await self._until_in_flight(0, writer)
+                await self._close(_POLICY_VIOLATION)
+                return _POLICY_VIOLATION
             self._in_flight.append(self._questions.ask(message))
             self._arrived.set()
             if len(self._in_flight) >= MOST_IN_FLIGHT:
@@ -349,7 +357,7 @@ class _Stream:
             self._errors += status != _OK
             seconds = time.perf_counter() - question.received
             route = self._route
-            self._metrics.observe_request(route.policy, route.label, status, seconds)
+            self._metrics.observe_request(route.policy, route.label, status, seconds, key=self._key)
 
     async def _answer(self, question: FrameQuestion) -> tuple[int, Message]:
         answer = question.answer
@@ -378,5 +386,6 @@ class _Stream:
                 "code": code,
                 "duration_ms": round(seconds * 1000, 3),
                 "model_version": self._metrics.model_version(self._route.policy),
+                "key": self._key,
             }
             access.info("stream", extra=fields)

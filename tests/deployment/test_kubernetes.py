@@ -44,7 +44,11 @@ VALUES: dict[str, dict[str, Any]] = {
         },
         "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
         "serviceAccountName": "reads-policies",
-        "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+        "serviceMonitor": {
+            "enabled": True,
+            "keySecret": "scraper",
+            "labels": {"release": "prometheus"},
+        },
         "ray": {"address": "policy-server-head-svc:6379", "tokenSecret": "policy-server"},
         "settings": {"NUM_REPLICAS": 2, "LOG_LEVEL": "DEBUG", "LOG_FORMAT": "text"},
         "env": [{"name": "AWS_REGION", "value": "eu-central-1"}],
@@ -253,6 +257,8 @@ def test_monitors_give_the_job_that_dashboard_and_alerts_know() -> None:
     monitor = render(VALUES["everything"])["ServiceMonitor/mouse-policy-server"]["spec"]
     pods = yaml.safe_load((ROOT / "deploy/kuberay/podmonitor.yaml").read_text())["spec"]
 
+    credentials = monitor["endpoints"][0]["authorization"]["credentials"]
+    assert credentials == {"name": "scraper", "key": "metrics-key"}
     endpoints = [*monitor["endpoints"], *pods["podMetricsEndpoints"]]
     assert len(endpoints) >= 2
     for endpoint in endpoints:

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
+from policy_server.access_keys import AccessKey, KeyRing
 from policy_server.files.shared_folders import beginning_of
 from policy_server.metrics import Metrics, MetricsExporter
 from tests.support.pages import samples
@@ -222,3 +224,22 @@ def test_taken_port_is_an_error() -> None:
         port = int(exporter.url.split(":")[2].split("/")[0])
         with pytest.raises(OSError, match="in use"):
             MetricsExporter(Metrics(), port=port).start()
+
+
+def test_key_of_metrics_is_asked_for_on_every_page() -> None:
+    keys = KeyRing([AccessKey.of("prometheus", "k", "metrics"), AccessKey.of("plant", "p")])
+    exporter = MetricsExporter(Metrics(), port=0, keys=keys)
+    exporter.start()
+    try:
+        assert exporter.url is not None
+        pages = [exporter.url, f"{exporter.url}/ray", exporter.url.removesuffix("/metrics")]
+        refused = [httpx.get(page, headers={"access-token": "p"}) for page in pages]
+        none = httpx.get(exporter.url)
+        let_in = [httpx.get(page, headers={"authorization": "Bearer k"}) for page in pages]
+    finally:
+        exporter.stop()
+
+    assert [answer.text for answer in refused] == ["wrong metrics key\n"] * 3
+    assert {answer.status_code for answer in [*refused, none]} == {401}
+    assert none.headers["www-authenticate"] == "Bearer"
+    assert [answer.status_code for answer in let_in] == [200] * 3

@@ -526,6 +526,20 @@ SECRETS = {
     "a misspelt name": "parameters: {apikey: s8112233}",
     "another section": "api_key: s8112233",
     "in a list": "parameters: [{api_key: s8112233}]",
+    "no list of keys": "parameters: {api_keys: s8112233}",
+    "a mapping of keys": "parameters: {api_keys: {plant: s8112233}}",
+    "a list of texts": "parameters: {api_keys: [s8112233]}",
+    "no name": "parameters: {api_keys: [{key: s8112233}]}",
+    "a listed list": "parameters: {api_keys: [{name: plant, key: [s8112233]}]}",
+    "a listed number": "parameters: {api_keys: [{name: plant, key: !!int 8112233}]}",
+    "a listed key alone": "parameters: {api_keys: [{name: plant, s8112233}]}",
+    "a listed umlaut": "parameters: {api_keys: [{name: plant, key: s8112233ü}]}",
+    "a key in place of a hash": "parameters: {api_keys: [{name: plant, hash: s8112233}]}",
+    "a key in place of a name": "parameters: {api_keys: [{name: s8112233/, key: k}]}",
+    "a key in place of a scope": "parameters: {api_keys: [{name: p, key: k, scopes: [s8112]}]}",
+    "a key that is there twice": (
+        "parameters: {api_keys: [{name: a, key: s8112233}, {name: b, key: s8112233}]}"
+    ),
 }
 
 

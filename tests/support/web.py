@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import jsonschema  # type: ignore[import-untyped]  # its types are a package of their own
 
+from policy_server.access_keys import KeyRing
 from policy_server.metrics import Metrics
 from policy_server.schema import parse_schema
 from policy_server.serving import PolicyOpener
@@ -41,6 +42,7 @@ def build(
     open_policy: PolicyOpener | None = None,
     has_fast_path: bool = True,
     metrics: Metrics | None = None,
+    keys: KeyRing | None = None,
     **settings: Any,  # noqa: ANN401 -- the settings' own types
 ) -> Application:
     """Build an app over a fake backend."""
@@ -50,6 +52,7 @@ def build(
         registry_of(open_policy or used, parsed, settings=known, metrics=counted),
         known,
         api_key=api_key,
+        keys=keys,
         root_path=parsed.root_path,
         has_fast_path=has_fast_path,
         metrics=counted,

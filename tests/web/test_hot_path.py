@@ -10,8 +10,12 @@ from contextlib import asynccontextmanager
 import orjson
 import pytest
 
+from policy_server.access_keys import AccessKey, KeyRing
+from policy_server.metrics import Metrics
 from tests.support.connections import Answer, Server, answers_in
 from tests.support.fakes import integer_backend
+from tests.support.pages import rendered
+from tests.support.waiting import until
 from tests.support.web import KEY, OBSERVATION, build, running
 
 BODY = orjson.dumps(OBSERVATION)
@@ -261,3 +265,35 @@ async def test_hot_requests_of_one_segment_ride_in_one_call() -> None:
     assert [answer.status for answer in answers_in(transport.written)] == [200] * 10
     assert backend.batches[before:] == [10]
     assert server.state.total_requests == 10
+
+
+async def test_head_with_a_removed_key_is_hot_no_more() -> None:
+    old, new = AccessKey.of("old", KEY), AccessKey.of("new", "another")
+    keys = KeyRing([old])
+    metrics = Metrics()
+    app = build(keys=keys, metrics=metrics)
+    request = b"POST /predict HTTP/1.1\r\naccess-token: %b\r\ncontent-length: %d\r\n\r\n%b" % (
+        KEY.encode(),
+        len(BODY),
+        BODY,
+    )
+    async with running(app):
+        server = Server(app, is_hot=True)
+        assert server.heads is not None
+        protocol, transport = server.connect()
+        for _ in range(3):
+            protocol.data_received(request)
+            await until(lambda: not server.state.tasks)
+        known = len(server.heads)
+        keys.replace([old, new])
+        protocol.data_received(request)
+        await until(lambda: not server.state.tasks)
+        keys.replace([new])
+        protocol.data_received(request)
+        await until(lambda: len(answers_in(bytes(transport.written))) == 5)
+        protocol.connection_lost(None)
+
+    answers = answers_in(bytes(transport.written))
+    assert known == 1
+    assert [answer.status for answer in answers] == [200, 200, 200, 200, 401]
+    assert rendered(metrics)["key_requests_total key=old"] == 4

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from policy_server.access_keys import KeyRing
 from policy_server.errors import SdkError
 from policy_server.metrics import Metrics
 from policy_server.schema import ServerSchema
@@ -55,7 +56,7 @@ def gate_of(folder: Path, generator: Generator, *, wait_s: float = 30) -> Gate:
         app,
         table=table,
         streams=app,
-        api_key=None,
+        keys=KeyRing(),
         root_path="",
         max_batch_body_bytes=1024,
         max_body_bytes=1,

@@ -1,0 +1,104 @@
+"""The keys of a server, from settings and schema.yaml, read again while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from policy_server.access_keys import AccessKey, KeyRing, Scope
+from policy_server.errors import PolicyServerError
+from policy_server.schema import SchemaFile, read_schema_file
+from policy_server.settings import Settings
+
+__all__ = ["followed_keys", "keys_of"]
+
+logger = logging.getLogger(__name__)
+
+# A change is taken when the file was the same twice: within a second of its last write.
+_LOOK_EVERY_S = 0.4
+
+_Stamp = tuple[int, int, int] | None
+
+
+def keys_of(settings: Settings, file: SchemaFile) -> tuple[AccessKey, ...]:
+    """Return all keys of a server: those of its settings, and those of schema.yaml.
+
+    Args:
+        settings: its `api_key` stands in place of schema.yaml's `api_key`.
+        file: the contents of schema.yaml.
+    """
+    api_key = file.api_key if settings.api_key is None else settings.api_key.get_secret_value()
+    keys = [] if api_key is None else [AccessKey.of("api_key", api_key, "predict")]
+    of_settings: dict[str, Scope] = {"admin_key": "admin", "metrics_key": "metrics"}
+    for name, scope in of_settings.items():
+        key = getattr(settings, name)
+        if key is not None:
+            keys.append(AccessKey.of(name, key.get_secret_value(), scope))
+    return (*keys, *file.api_keys)
+
+
+@asynccontextmanager
+async def followed_keys(
+    keys: KeyRing, settings: Settings, *, look_every_s: float = _LOOK_EVERY_S
+) -> AsyncIterator[None]:
+    """Take over the keys of schema.yaml whenever it changes, while the block runs.
+
+    A file that can't be read leaves the keys as they are, with a line in the log.
+
+    Args:
+        keys: the server's.
+        settings: where schema.yaml lies.
+        look_every_s: how often the file is looked at, in seconds.
+    """
+    task = asyncio.create_task(_follow(keys, settings, look_every_s))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def _follow(keys: KeyRing, settings: Settings, look_every_s: float) -> None:
+    path = settings.schema_path
+    # What has been read at the start may have changed since.
+    read: _Stamp = None
+    seen: _Stamp = None
+    while True:
+        stamp = await asyncio.to_thread(_stamp, path)
+        # One that is being written is waited for.
+        if stamp is not None and stamp == seen and stamp != read:
+            read = stamp
+            await _read_again(keys, settings)
+        seen = stamp
+        await asyncio.sleep(look_every_s)
+
+
+def _stamp(path: Path) -> _Stamp:
+    try:
+        found = os.stat(path)  # noqa: PTH116 -- a link is followed, as Kubernetes changes it
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+async def _read_again(keys: KeyRing, settings: Settings) -> None:
+    try:
+        file = await asyncio.to_thread(read_schema_file, settings.schema_path)
+    except PolicyServerError as error:
+        logger.error("keys_not_read", extra={"reason": f"{error.message}; the keys stay"})  # noqa: TRY400 -- the reason is in the message
+        return
+    before, now = keys.keys, keys_of(settings, file)
+    if before == now:
+        return
+    keys.replace(now)
+    logger.info(
+        "keys_changed",
+        extra={
+            "valid": sorted({key.name for key in now}),
+            "removed": sorted({key.name for key in before} - {key.name for key in now}),
+        },
+    )

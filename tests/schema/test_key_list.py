@@ -1,0 +1,87 @@
+"""The keys of schema.yaml: one alone, or a list with names and scopes."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+import pytest
+
+from policy_server.access_keys import AccessKey
+from policy_server.errors import SchemaError
+from policy_server.schema import parse_schema_file, public_schema
+
+HASH = sha256(b"x" * 22).hexdigest()
+
+
+def listed(entries: str) -> str:
+    return f"parameters: {{api_keys: [{entries}]}}"
+
+
+def test_list_gives_names_scopes_and_digests() -> None:
+    file = parse_schema_file(
+        listed(f"{{name: plant, key: k}}, {{name: ops, hash: 'sha256:{HASH}', scopes: [admin]}}")
+    )
+
+    assert file.api_key is None
+    assert file.api_keys == (
+        AccessKey.of("plant", "k", "predict"),
+        AccessKey("ops", bytes.fromhex(HASH), frozenset({"admin"}), is_hashed=True),
+    )
+    assert "digest" not in repr(file.api_keys)
+    assert "keys" not in str(public_schema(next(iter(file)).schema))
+
+
+def test_list_stands_beside_the_policies() -> None:
+    file = parse_schema_file("policies: {door: {model: m}}\n" + listed("{name: plant, key: k}"))
+
+    assert [key.name for key in file.api_keys] == ["plant"]
+    assert next(iter(file)).schema.policy_part().api_keys == ()
+
+
+MISTAKES = {
+    "none": ("", ": expected 1 to 64 keys, got 0"),
+    "too many": (
+        ", ".join(f"{{name: k{at}, key: k{at}}}" for at in range(65)),
+        ": expected 1 to 64 keys, got 65",
+    ),
+    "both": (f"{{name: a, key: k, hash: 'sha256:{HASH}'}}", ".0: expected either key or hash"),
+    "neither": ("{name: a}", ".0: expected either key or hash"),
+    "reserved name": (
+        "{name: admin_key, key: k}",
+        ".0.name: expected up to 63 letters, digits, '.', '-' and '_', beginning with a letter or "
+        "digit, and none of admin_key, api_key, metrics_key",
+    ),
+    "other scope": (
+        "{name: a, key: k, scopes: [predict, write]}",
+        ".0.scopes: expected a list of predict, admin, metrics",
+    ),
+    "no scope": (
+        "{name: a, key: k, scopes: []}",
+        ".0.scopes: expected a list of predict, admin, metrics",
+    ),
+    "other hash": (
+        "{name: a, hash: 'md5:00'}",
+        ".0.hash: expected sha256: and 64 digits of 0-9 and a-f, as `generate.py hash_key` prints "
+        "them",
+    ),
+    "one name": (
+        "{name: a, key: k}, {name: a, key: l}",
+        ".1: has the name of entry 0; give it its own",
+    ),
+    "one key": (
+        f"{{name: a, hash: 'sha256:{HASH}'}}, {{name: b, key: {'x' * 22}}}",
+        ".1: has the key of entry 0; give it its own",
+    ),
+    "unknown word": (
+        "{name: a, key: k, scope: [admin]}",
+        ".0: has an unknown key; expected name, key, hash, scopes",
+    ),
+}
+
+
+@pytest.mark.parametrize(("entries", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistake_is_one_line(entries: str, message: str) -> None:
+    with pytest.raises(SchemaError) as caught:
+        parse_schema_file(listed(entries))
+
+    assert caught.value.message == f"schema.yaml: parameters.api_keys{message}"
