@@ -37,7 +37,7 @@ REFUSED = {
     "examples/pendulum/saved_model.zip": "tensorflow computes it, since NumPy gives NaN",
     "policies/tf_agents/dqn_collect.zip": "tensorflow computes it, since its family is unknown",
 }
-OLD_ONES = "custom_dist custom_model dqn_noisy dqn_param_noise ppo_attention ppo_lstm_prev r2d2"
+OLD_ONES = "custom_dist custom_model dqn_noisy dqn_param_noise ppo_attention r2d2"
 OLD_ONES += " tf2_ppo tf_cnn tf_dqn"
 NOT_SERVED = {
     "policies/onnx_external_data_missing/policy.onnx",

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tests.support.streams import KEY_HEADER
 from tests.support.web import KEY, client_of
 
 SEQUENCES = ROOT / "tests" / "data" / "sequences"
-NAMES = ["sb3_recurrent_vecnorm", "rllib_separate_lstm", "onnx_gru"]
+NAMES = ["sb3_recurrent_vecnorm", "rllib_separate_lstm", "onnx_gru", "rllib_previous_step"]
 every_policy = pytest.mark.parametrize("name", NAMES)
 RESET = '{"reset": true}'
 
@@ -36,19 +37,63 @@ async def served(name: str, folder: Path) -> AsyncIterator[Application]:
         yield app
 
 
-def steps_of(name: str) -> list[tuple[str, bool]]:
-    """Return each observation's JSON, and whether an episode begins with it."""
+@dataclass(frozen=True)
+class Step:
+    """One step: the observation, and what is stated of the step before."""
+
+    observation: dict[str, Any]
+    is_start: bool
+    action: list[float] | None
+    reward: float | None
+
+    @property
+    def body(self) -> str:
+        return json.dumps(self.observation)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        if self.reward is None:
+            return {}
+        return {
+            "x-previous-reward": repr(self.reward),
+            "x-previous-action": json.dumps(self.action),
+        }
+
+    @property
+    def frame(self) -> str:
+        if self.reward is None:
+            return self.body
+        stated = {"previous_reward": self.reward, "previous_action": self.action}
+        return json.dumps({"observation": self.observation, **stated})
+
+
+def steps_of(name: str) -> list[Step]:
+    """Return the steps of one sequence, in which further episodes begin."""
     steps = np.load(SEQUENCES / name / "steps.npz")
     assert steps["start"].sum() > 1, "an episode begins in the middle"
+    actions, rewards = (
+        steps[key].tolist() if key in steps else [None] * len(steps["raw"])
+        for key in ("previous_action", "previous_reward")
+    )
     return [
-        (json.dumps({"obs": row}), bool(start))
-        for row, start in zip(steps["raw"].tolist(), steps["start"], strict=True)
+        Step({"obs": row}, start, None if start else action, None if start else reward)
+        for row, start, action, reward in zip(
+            steps["raw"].tolist(), steps["start"].tolist(), actions, rewards, strict=True
+        )
     ]
 
 
+def numbers_of(component: dict[str, Any]) -> list[float]:
+    """Return the probabilities of a component's choices, or its means and deviations."""
+    return component.get("probabilities") or [*component["mean"], *component["std"]]
+
+
 def assert_are_the_librarys(name: str, answers: list[dict[str, Any]]) -> None:
-    found = [answer["components"][0]["probabilities"] for answer in answers]
-    known = np.load(SEQUENCES / name / "steps.npz")["probabilities"]
+    found = [
+        [number for component in answer["components"] for number in numbers_of(component)]
+        for answer in answers
+    ]
+    known = np.load(SEQUENCES / name / "steps.npz")["distribution"]
     np.testing.assert_allclose(found, known, atol=1e-5, rtol=0)
 
 
@@ -57,10 +102,12 @@ async def test_session_steps_as_the_library(name: str, tmp_path: Path) -> None:
     answers = []
     async with served(name, tmp_path) as app, client_of(app) as client:
         session = f"/sessions/{(await client.post('/sessions')).json()['session_id']}"
-        for body, is_start in steps_of(name):
-            if is_start:
+        for step in steps_of(name):
+            if step.is_start:
                 await client.post(f"{session}/reset")
-            answer = await client.post(f"{session}/distribution_raw", content=body)
+            answer = await client.post(
+                f"{session}/distribution_raw", content=step.body, headers=step.headers
+            )
             answers.append(answer.json())
 
     assert_are_the_librarys(name, answers)
@@ -70,9 +117,9 @@ async def test_session_steps_as_the_library(name: str, tmp_path: Path) -> None:
 async def test_token_steps_as_the_library(name: str, tmp_path: Path) -> None:
     answers, token = [], "new"
     async with served(name, tmp_path) as app, client_of(app) as client:
-        for body, is_start in steps_of(name):
-            headers = {"x-state": "new" if is_start else token}
-            answer = await client.post("/distribution_raw", content=body, headers=headers)
+        for step in steps_of(name):
+            headers = {"x-state": "new" if step.is_start else token, **step.headers}
+            answer = await client.post("/distribution_raw", content=step.body, headers=headers)
             token = answer.headers["x-state"]
             answers.append(answer.json())
 
@@ -91,8 +138,8 @@ async def test_stream_steps_as_the_library(name: str, tmp_path: Path) -> None:
     ):
         frames = [
             frame
-            for body, is_start in steps_of(name)
-            for frame in ([RESET, body] if is_start else [body])
+            for step in steps_of(name)
+            for frame in ([RESET, step.frame] if step.is_start else [step.frame])
         ]
         for frame in frames:
             await stream.send(frame)

@@ -94,15 +94,19 @@ def policy_of(
 
 
 def describe_memory(memory: Sequence[StateTensor]) -> Sequence[str]:
-    """Return a line for a recurrent network, and none for others.
+    """Return lines for a recurrent network, and none for others.
 
     Args:
         memory: the tensors of its state.
     """
-    return [
+    lines = [
         f"an LSTM of {tensor.size} cells, whose state is zero when an episode begins"
         for tensor in memory[:1]
     ]
+    previous = [tensor.role.replace("_", " ") for tensor in memory if tensor.role != "state"]
+    if previous:
+        lines.append(f"beside the observation it takes the {' and the '.join(previous)}")
+    return lines
 
 
 def describe_scaling(actions: Actions, scaling: Scaling) -> Sequence[str]:

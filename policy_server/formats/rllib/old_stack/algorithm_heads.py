@@ -76,7 +76,7 @@ def head_of(policy: OldPolicy) -> Head:
         )
     settings = module_of(policy, head).settings
     _refuse_own_code(policy, settings)
-    _refuse_history(policy, head, settings)
+    _refuse_memory(policy, head, settings)
     return head
 
 
@@ -114,22 +114,14 @@ def _refuse_own_code(policy: OldPolicy, settings: Mapping[str, Any]) -> None:
             )
 
 
-def _refuse_history(policy: OldPolicy, head: Head, settings: Mapping[str, Any]) -> None:
+def _refuse_memory(policy: OldPolicy, head: Head, settings: Mapping[str, Any]) -> None:
     if settings.get("use_attention"):
         raise ModelError(
             f"{policy.subject}: has an attention network (use_attention), which is not served; "
             "train it with use_lstm or without memory"
         )
-    if not settings.get("use_lstm"):
-        return
-    if not head.is_recurrent:
+    if settings.get("use_lstm") and not head.is_recurrent:
         raise ModelError(f"{policy.subject}: is a {policy.path} with an LSTM, which is not served")
-    for name in ("lstm_use_prev_action", "lstm_use_prev_reward"):
-        if settings.get(name):
-            raise ModelError(
-                f"{policy.subject}: model: {name}: takes the action or reward of the step before, "
-                "which is no part of an observation; train it without"
-            )
 
 
 def _exploration(policy: OldPolicy) -> str:

@@ -19,6 +19,7 @@ from policy_server.formats.rllib.networks import build_network
 from policy_server.formats.rllib.old_stack.algorithm_heads import head_of, module_of
 from policy_server.formats.rllib.old_stack.default_models import Model
 from policy_server.formats.rllib.old_stack.early_modules import early_kind_of, early_module_of
+from policy_server.formats.rllib.old_stack.lstm_steps import LstmSteps
 from policy_server.formats.rllib.old_stack.policy_state import OldPolicy, read_policy
 from policy_server.formats.rllib.old_stack.row_parts import (
     Observations,
@@ -34,7 +35,7 @@ from policy_server.formats.rllib.restored_networks import (
     describe_scaling,
     policy_of,
 )
-from policy_server.policy import Policy, StateTensor
+from policy_server.policy import Policy
 from policy_server.schema import ServerSchema
 
 __all__ = ["load_old_policy"]
@@ -166,15 +167,13 @@ def _build(
     module = module_of(policy, head)
     try:
         actions = head.describe(policy, actions)
-        size = int(module.settings["lstm_cell_size"]) if module.settings.get("use_lstm") else 0
-        layers = SlimLayers(module, observations.width + 2 * size)
+        has_lstm = bool(module.settings.get("use_lstm"))
+        steps = LstmSteps.of(module.settings, actions) if has_lstm else None
+        layers = SlimLayers(module, observations.width + (0 if steps is None else steps.width))
         model = Model(layers, observations)
-        x = layers.columns(0, 0, observations.width) if size else 0
+        x = 0 if steps is None else layers.columns(0, 0, observations.width)
         x = layers.filtered(_add_preprocessor(layers, x, observations), found)
-        if size:
-            x = _add_memory(model, x, size, actions.inputs)
-        else:
-            x = head.add(policy, model, x, actions)
+        x = head.add(policy, model, x, actions) if steps is None else steps.add(model, x)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         words = f"{type(error).__name__}: {error}"
         raise ModelError(
@@ -182,7 +181,7 @@ def _build(
             "anew"
         ) from error
     layers.refuse_unused(_OTHER_WEIGHTS)
-    memory = (StateTensor("h", (size,)), StateTensor("c", (size,))) if size else ()
+    memory = () if steps is None else steps.memory
     network = layers.builder.finish(x)
     return RestoredNetwork(network, memory, actions, is_value_based=head.is_value_based)
 
@@ -211,18 +210,6 @@ def _add_preprocessor(layers: SlimLayers, x: int, observations: Observations) ->
     half = np.where(observations.is_memory, np.float32(128), np.float32(0))
     x = layers.by("Sub", layers.add("Cast", x, dtype="float32"), half)
     return layers.by("RealDiv", x, np.maximum(half, np.float32(1)))
-
-
-def _add_memory(model: Model, x: int, size: int, outputs: int) -> int:
-    """Return the register of the distribution's inputs and the state after one step."""
-    layers, width = model.layers, model.observations.width
-    features = model.add(x, outputs=None)
-    hidden, cell = (
-        layers.add("Cast", layers.columns(0, first, size), dtype="float32")
-        for first in (width, width + size)
-    )
-    hidden, cell = layers.lstm(features, "lstm", hidden, cell)
-    return layers.joined((layers.slim(hidden, "_logits_branch", outputs), hidden, cell))
 
 
 def _findings(

@@ -63,7 +63,6 @@ FAMILIES = {
 }
 REFUSED = {
     "ppo_attention": "has an attention network (use_attention)",
-    "ppo_lstm_prev": "model: lstm_use_prev_action: takes the action or reward of the step before",
     "custom_model": "model: custom_model: is mine, whose code is not in the file",
     "custom_dist": "model: custom_action_dist: is mydist, whose code is not in the file",
     "dqn_noisy": "has noisy layers (noisy)",
