@@ -5,7 +5,12 @@ it, which uvicorn would cut off. A web socket's connection lets go of the parser
 request that offers another protocol, as Java's HttpClient and `curl --http2` offer HTTP/2 with
 their first (`Connection: Upgrade`, `Upgrade: h2c`), is answered by HTTP/1.1 with its body read: a
 server may ignore an offer (RFC 9110, section 7.8), but the parser stops at the end of the head and
-uvicorn takes the body for the next request (Kludex/uvicorn#2722).
+uvicorn takes the body for the next request (Kludex/uvicorn#2722). An offer of a web socket that can
+open none, by another method than GET or with a body, is such an offer too: uvicorn hands it to the
+web socket without its body, which then waits for that, and no limit ends the connection.
+
+Lines behind a body (trailers) are dropped: uvicorn takes them for headers of the request, past
+every proxy that looks at its head (RFC 9110, section 6.5.1, forbids it).
 """
 
 from __future__ import annotations
@@ -78,6 +83,16 @@ class HttpProtocol(HttpToolsProtocol):
         self._reads = Reads.HEAD
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Read a line of a head, or drop one behind a body.
+
+        Args:
+            name: before the colon.
+            value: behind it.
+        """
+        if self._reads is Reads.HEAD:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """Begin to answer a request, or put it behind those that are not answered."""
         self._reads = Reads.BODY
@@ -126,7 +141,7 @@ class HttpProtocol(HttpToolsProtocol):
         return self._is_passed_over() or super()._should_upgrade()
 
     def handle_websocket_upgrade(self) -> None:
-        """Hand the connection on to the web socket, or pass over an offer of anything else."""
+        """Hand the connection on to the web socket, or pass over any other offer."""
         if self._is_passed_over():
             stopped = sys.exception()
             assert isinstance(stopped, httptools.HttpParserUpgrade), "uvicorn handles it"
@@ -140,8 +155,13 @@ class HttpProtocol(HttpToolsProtocol):
         self.parser = None  # type: ignore[assignment]  # see above
 
     def _is_passed_over(self) -> bool:
-        # A CONNECT stops the parser too, without this header.
-        return dict(self.headers).get(b"upgrade", b"websocket").lower() != b"websocket"
+        headers = dict(self.headers)
+        upgrade = headers.get(b"upgrade")
+        if upgrade is None:  # a CONNECT stops the parser too
+            return False
+        has_body = b"content-length" in headers or b"transfer-encoding" in headers
+        is_opening = self.parser.get_method() == b"GET" and not has_body
+        return upgrade.lower() != b"websocket" or not is_opening
 
     def _head_without_offer(self) -> bytes:
         version = self.parser.get_http_version().encode()

@@ -33,13 +33,17 @@ _TIMEOUT, _TOO_LARGE, _UNAVAILABLE = 408, 431, 503
 class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
     """One connection that keeps to the limits, or is told so in one line and closed."""
 
-    _is_head_too_large = False
+    # What of a request is too large.
+    _too_large: str | None = None
     _is_lingering = False
     _is_draining = False
     _head_bytes = 0
     _body_bytes = 0
+    # Chunk extensions and trailers: what has come of a body since its last byte.
+    _framing_bytes = 0
     # Counts what the connection does, so that the watch sees that it has done something.
     _moves = 0
+    _body_parts = 0
     _seen: tuple[Phase, int] | None = None
     _since = 0.0
 
@@ -81,16 +85,20 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
         """Read a segment of the connection; see `HttpProtocol`."""
         if self._is_lingering:
             return
-        moves = self._moves
+        moves, body_parts = self._moves, self._body_parts
         super().data_received(data)
         if self._reads is Reads.HEAD:
             # A head that began in this segment is not longer than that.
             self._head_bytes = self._head_bytes + len(data) if moves == self._moves else 0
             if self._head_bytes > self._limits.max_header_bytes:
-                self._is_head_too_large = True
+                self._too_large = "head is"
                 self.send_400_response("")
         elif self._reads is Reads.BODY:
             self._body_bytes += len(data)
+            is_framing = moves == self._moves and body_parts == self._body_parts
+            self._framing_bytes = self._framing_bytes + len(data) if is_framing else 0
+            if self._framing_bytes > self._limits.max_header_bytes:
+                self._refuse_framing()
 
     def on_message_begin(self) -> None:
         """Begin to read a request; see `HttpProtocol`."""
@@ -105,13 +113,18 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
         """
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > self._limits.max_header_bytes:
-            self._is_head_too_large = True
+            self._too_large = "head is"
             raise ValueError(size)
         self._moves += 1
         self._body_bytes = 0
         super().on_headers_complete()
         if self._is_draining and self._is_answering:
             self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        """Read a part of a body; see `HttpProtocol`."""
+        self._body_parts += 1
+        super().on_body(body)
 
     def on_response_complete(self) -> None:
         """Go on, without uvicorn's timer of idle connections; see `HttpProtocol`."""
@@ -137,14 +150,22 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
 
     def refuse_bytes(self, message: str) -> None:
         """Refuse a head that is too large, or no HTTP; see `HttpProtocol`."""
-        if self._is_head_too_large:
+        if self._too_large is not None:
             most = self._limits.max_header_bytes
             self.refuse(
                 _TOO_LARGE,
-                f"the request's head is larger than {most} bytes ({ENV_PREFIX}MAX_HEADER_BYTES)",
+                f"the request's {self._too_large} larger than {most} bytes "
+                f"({ENV_PREFIX}MAX_HEADER_BYTES)",
             )
         else:
             super().refuse_bytes(message)
+
+    def _refuse_framing(self) -> None:
+        if self.cycle.response_started:
+            self.drop()
+        else:
+            self._too_large = "chunk extensions or trailers are"
+            self.send_400_response("")
 
     def refuse(self, status: int, detail: str) -> None:
         """Answer with an error, and close the connection once the client may have read it.

@@ -196,6 +196,40 @@ async def test_headers_are_the_clients_without_the_offer() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /x HTTP/1.1\r\nContent-Length: 3\r\n",
+        b"GET /x HTTP/1.1\r\nContent-Length: 3\r\n",
+        b"POST /x HTTP/1.1\r\nContent-Length: 0\r\n",
+        b"GET /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n",
+    ],
+    ids=["post", "get with a body", "empty post", "chunked"],
+)
+async def test_request_that_can_open_no_web_socket_is_answered_as_any_other(head: bytes) -> None:
+    body = b"" if b": 0" in head else b"abc"
+    sent = b"3\r\nabc\r\n0\r\n\r\n" if b"chunked" in head else body
+    offer = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+    opening = b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+
+    recorder, _ = await received(head + offer + opening + sent, PLAIN)
+
+    method = head.split()[0].decode()
+    assert recorder.requests == [(method, "/x", body), ("POST", "/plain", b"abc")]
+
+
+async def test_lines_behind_a_body_are_no_headers_of_any_request() -> None:
+    chunked = b"POST /chunked HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n"
+
+    recorder, _ = await received(chunked + b"access-token: x\r\nx-state: new\r\n\r\n" + PLAIN)
+
+    assert recorder.requests == [("POST", "/chunked", b"abc"), ("POST", "/plain", b"abc")]
+    assert recorder.headers == [
+        [(b"transfer-encoding", b"chunked")],
+        [(b"content-length", b"3")],
+    ]
+
+
 async def test_thousands_of_offers_in_one_segment_are_answered() -> None:
     offer = b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
 

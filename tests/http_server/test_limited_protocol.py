@@ -156,6 +156,51 @@ async def test_large_head_is_refused_without_being_kept(
     assert metrics.snapshot().numbers["requests"] == {("other", "431", ""): 1.0}
 
 
+@pytest.mark.parametrize(
+    ("start", "filler"),
+    [(b"0\r\nx: ", b"y"), (b"0\r\n", b"x: y\r\n"), (b"1;", b"x=y;")],
+    ids=["one trailer", "many trailers", "extension of a chunk"],
+)
+@pytest.mark.parametrize("path", [b"late", b"early"])
+@pytest.mark.parametrize("length", [1024, 262_144])
+async def test_large_chunk_extensions_and_trailers_are_refused_without_being_kept(
+    start: bytes, filler: bytes, path: bytes, length: int
+) -> None:
+    head = b"PUT /%b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n" % path
+    data = start + filler * (1_000_000 // len(filler))
+    server = Server(reading)
+    protocol, transport = server.connect()
+    protocol.data_received(head)
+    # What has an answer gets no second one.
+    await until(lambda: path == b"late" or transport.written)
+    read = 0
+    while not transport.is_ended and not transport.is_gone:
+        assert read < len(data), "it was read whole"
+        protocol.data_received(data[read : read + length])
+        read += length
+
+    assert read <= 65_536 + 2 * length
+    if path == b"late":
+        assert refusal(transport) == (
+            431,
+            "the request's chunk extensions or trailers are larger than 65536 bytes "
+            "(POLICY_SERVER_MAX_HEADER_BYTES)",
+        )
+    else:
+        assert [answer.status for answer in answers_in(transport.written)] == [204]
+
+
+async def test_body_in_many_small_chunks_is_no_large_head() -> None:
+    chunks = b"1\r\nx\r\n" * 50_000 + b"0\r\n\r\n"
+    server = Server(reading)
+    data = b"PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks
+    segments = [data[at : at + 1000] for at in range(0, len(data), 1000)]
+
+    transport = await server.exchange(segments, turns_between=2)
+
+    assert [answer.status for answer in answers_in(transport.written)] == [204]
+
+
 async def test_what_a_refused_client_still_sends_is_read_and_dropped_for_a_while() -> None:
     server = Server(reading, limits=replace(SHORT, max_header_bytes=256))
     protocol, transport = server.connect()
