@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from policy_server.serving import Question, Waiting
+from policy_server.serving import Waiting
 
 __all__ = ["Connection", "HotRequest", "HotRoute", "HotRoutes", "RequestHead"]
 
@@ -68,13 +68,9 @@ class HotRequest(Waiting):
         written: its answer, where it waits for those before it.
     """
 
+    connection: Connection
+    head: RequestHead
     written: bytes | None = None
-
-    def __init__(self, question: Question, connection: Connection, head: RequestHead) -> None:
-        """Own the answer until it is written."""
-        self.question = question
-        self.connection = connection
-        self.head = head
 
     def disconnect(self) -> None:
         """Give the question up: the client has gone."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -19,6 +20,8 @@ __all__ = ["Counts", "Labels"]
 Labels = tuple[str, ...]
 
 _PREFIX = "policy_server_"
+# So many values cost less in arrays than one by one.
+_FEWEST_IN_ARRAYS = 64
 # Answers take from tens of microseconds to seconds; three bounds a decade tell their median well.
 _SECONDS = (
     *(5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2),
@@ -202,8 +205,12 @@ class Counts:
         if histogram is None:
             histogram = series[labels] = _Histogram([0] * (len(bounds) + 1))
         counts = histogram.counts
-        for value in values:
-            counts[bisect.bisect_left(bounds, value)] += 1
+        if len(values) < _FEWEST_IN_ARRAYS:
+            for value in values:
+                counts[bisect.bisect_left(bounds, value)] += 1
+        else:
+            found = np.bincount(np.searchsorted(bounds, values), minlength=len(counts))
+            histogram.counts[:] = [a + b for a, b in zip(counts, found.tolist(), strict=True)]
         histogram.total += sum(values)
 
     def add(self, other: Counts) -> None:

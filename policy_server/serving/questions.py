@@ -155,13 +155,6 @@ class Waiting:
         """Take the error in place of an answer."""
         raise NotImplementedError
 
-    def succeed(self, call: AnsweredCall, index: int) -> None:
-        """Hand over the answer, unless the question is done; see `take`."""
-        if not self.is_done:
-            self.is_done = True
-            self.places.taken -= 1
-            self.take(call, index)
-
     def fail(self, error: PolicyServerError) -> None:
         """Hand over an error, unless the question is done."""
         if not self.is_done:
@@ -333,7 +326,10 @@ class SingleCall:
         """Answer every question that is still waited for."""
         call = AnsweredCall(outputs)
         for index, item in enumerate(self._waiting):
-            item.succeed(call, index)
+            if not item.is_done:
+                item.is_done = True
+                item.places.taken -= 1
+                item.take(call, index)
 
     def fail(self, error: Exception) -> None:
         """Give the error to every question that is still waited for."""

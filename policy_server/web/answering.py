@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import orjson
@@ -118,14 +119,34 @@ class PolicyAnswering:
             ObservationError: if the body is not what schema.yaml describes.
             UnsupportedAnswerError: if the version can't give that kind of answer.
         """
+        return self.reader(version, kind, is_raw=is_raw, is_npy=is_npy, seed=seed)(body)
+
+    def reader(
+        self,
+        version: PolicyVersion,
+        kind: AnswerKind,
+        *,
+        is_raw: bool,
+        is_npy: bool = False,
+        seed: int | None = None,
+    ) -> Callable[[bytes], Question]:
+        """Return the function that reads questions of one kind from bodies; see `read`.
+
+        Raises:
+            UnsupportedAnswerError: if the version can't give that kind of answer.
+        """
         version.check_answers(kind)
         space = version.space
+        parse: Callable[[bytes], Row] = space.parse_raw if is_raw else space.parse_named
         if is_npy:
             width = version.signature.observation_width
-            row: Row = space.arrays.parse(body, is_raw=is_raw, width=width)
-        else:
-            row = space.parse_raw(body) if is_raw else space.parse_named(body)
-        return self._question(version, row, kind, seed, is_raw=is_raw)
+            parse = partial(space.arrays.parse, is_raw=is_raw, width=width)
+        question = self._question
+
+        def read(body: bytes) -> Question:
+            return question(version, parse(body), kind, seed, is_raw=is_raw)
+
+        return read
 
     def render(
         self,
@@ -147,7 +168,8 @@ class PolicyAnswering:
         Raises:
             DistributionError: if the policy's action is no number, or its distribution is none.
         """
-        text = _rendered(version, call).answer(question.kind, index)
+        rendered: RenderedAnswers = call.rendered or _rendered(version, call)
+        text = rendered.answer(question.kind, index)
         if self.slot.shadows:
             self.slot.copy_to_shadows(version, question, Answer(call, index))
         if version.log.is_on:
@@ -224,9 +246,7 @@ class PolicyAnswering:
         width = version.row_width
         if width is not None and len(row) != width:
             version.space.check_width(row, width, is_raw=is_raw)
-        slot = self.slot
-        is_copied = bool(slot.shadows) and slot.wants_copies
-        return Question(row, kind, NO_SEED if seed is None else seed, is_copied)
+        return Question(row, kind, NO_SEED if seed is None else seed, self.slot.wants_copies)
 
 
 @dataclass(eq=False, slots=True)

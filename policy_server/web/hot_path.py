@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from policy_server.errors import PolicyServerError
 from policy_server.http_server import Connection, HotRequest, RequestHead
@@ -105,6 +105,9 @@ class HotAnswering:
         self._ending = _END + _lines(gate.page_headers(headers))
         self._known_version: PolicyVersion | None = None
         self._opening = b""
+        # Reads the bodies for the version that is asked now.
+        self._asked_version: PolicyVersion | None = None
+        self._read: Callable[[bytes], Question]
 
     def ask(self, body: bytes, connection: Connection, request_id: str) -> None:
         """Begin a request, and finish it now or later; see `HotRoute.ask`."""
@@ -114,9 +117,12 @@ class HotAnswering:
         policy = self.policy
         try:
             request.version = version = policy.slot.choose(self._episode, wanted=self._wanted)
-            request.question = policy.read(
-                version, self.kind, body, is_raw=self._is_raw, is_npy=self._is_npy
-            )
+            if version is not self._asked_version:
+                self._read = policy.reader(
+                    version, self.kind, is_raw=self._is_raw, is_npy=self._is_npy
+                )
+                self._asked_version = version
+            request.question = self._read(body)
             version.scheduler.put(request)
         except Exception as error:
             request.is_done = True
@@ -157,9 +163,12 @@ class _Request(HotRequest):
     """One request, from its body to its answer."""
 
     version: PolicyVersion
+    # Until its body is read.
+    question = Question([], "predict")
 
     def __init__(self, route: HotAnswering, connection: Connection, request_id: str) -> None:
-        super().__init__(_NO_QUESTION, connection, route.head)
+        self.connection = connection
+        self.head = route.head
         self._route = route
         self._request_id = request_id
         self.started = time.perf_counter()
@@ -197,9 +206,6 @@ class _Request(HotRequest):
                 self._request_id, client, "POST", route.label, status, seconds, version, key
             )
         self.connection.finish(self, status, lines, body)
-
-
-_NO_QUESTION = Question([], "predict")
 
 
 def _lines(headers: Headers) -> bytes:

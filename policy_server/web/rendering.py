@@ -63,6 +63,8 @@ class RenderedAnswers:
         self._rows_one_by_one = rows_one_by_one
         self._layout = layout
         self._distribution = distribution
+        # The predictions of many rows, once the first is asked for; None where each is looked at.
+        self._ready: list[bytes] | None = None
 
     def answer(self, kind: AnswerKind, index: int) -> bytes:
         """Return the JSON that answers one row.
@@ -74,7 +76,9 @@ class RenderedAnswers:
         Raises:
             DistributionError: if its action holds NaN or infinity, or it is no distribution.
         """
-        return self.distribution(index) if kind == "distribution" else self.prediction(index)
+        if kind == "distribution":
+            return self.distribution(index)
+        return self.prediction(index) if self._ready is None else self._ready[index]
 
     def prediction(self, index: int) -> bytes:
         """Return the JSON of `{"actions": [...], "probability": ..., "log_probability": ...}`.
@@ -89,7 +93,9 @@ class RenderedAnswers:
         """
         if len(self._outputs) <= self._rows_one_by_one:
             return single_prediction(self._outputs, index, self._layout, self._distribution)
-        if self._is_finite is not None and not self._is_finite[index]:
+        if self._is_finite is None:
+            self._ready = self._predictions
+        elif not self._is_finite[index]:
             raise DistributionError(NOT_FINITE)
         return self._predictions[index]
 

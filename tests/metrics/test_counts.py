@@ -37,6 +37,17 @@ def test_largest_counts_where_every_process_sees_the_same(name: str) -> None:
     assert total.numbers[name] == {("walker",): 3}
 
 
+def test_many_values_at_once_fall_into_the_buckets_of_each() -> None:
+    values = [1.0, 1.5, 2.0, 64.0, 65.0, 1024.0, 5000.0] * 100
+    at_once, one_by_one = Counts(), Counts()
+
+    at_once.observe("batch_size", ("walker",), *values)
+    for value in values:
+        one_by_one.observe("batch_size", ("walker",), value)
+
+    assert at_once == one_by_one
+
+
 def test_adding_leaves_the_other_counts_as_they_are() -> None:
     other, total = counted(1, 1), Counts()
     total.add(other)
