@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+from policy_server.policy import LARGEST_SEED
 from policy_server.schema import EXACT_INTEGER_MAX, FLOAT32_MAX
 
 __all__ = ["CLIENTS_TAG", "Document", "has_memory", "prepare_document"]
@@ -22,7 +23,7 @@ _KEY_SCHEME = "accessToken"
 _NULL = {"type": "null"}
 _JSON = "application/json"
 # FastAPI writes the bound of a seed as a float, which rounds 2^63 - 1 up.
-_WIDEST = (FLOAT32_MAX, EXACT_INTEGER_MAX, 2.0**63)
+_WIDEST = (FLOAT32_MAX, EXACT_INTEGER_MAX, LARGEST_SEED)
 _FOR_ARRAYS = "log_probability"
 _STATE = "x-state"
 _STEP = "x-step"
@@ -173,6 +174,10 @@ def _simplify(node: Document) -> None:
         # Bounds that a type has in any case: with more than 64 bits, C#'s code doesn't compile.
         if abs(node.get(bound, 0)) in _WIDEST:
             del node[bound]
+    if node.get("type") == "object":
+        # The generators know no conditions; the server refuses what they exclude.
+        node.pop("if", None)
+        node.pop("then", None)
     # Python's code has a property of that name for some of them. Its absence means the same.
     if node.get("additionalProperties") is False:
         del node["additionalProperties"]

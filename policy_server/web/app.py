@@ -132,19 +132,24 @@ def create_app(
     )
     app.answer_http = gate
     app.hot_routes = HotAnswers(gate, policies) if has_fast_path else None
-    app.include_router(server_routes(registry))
-    app.include_router(policy_list_routes(registry))
     tokens = StateTokens(state_key=_secret(settings.state_key), access_key=api_key)
-    app.include_router(policy_routes(table, policies, settings, tokens))
-    app.include_router(session_routes(table, policies))
+    routers = [
+        server_routes(registry),
+        policy_list_routes(registry),
+        policy_routes(table, policies, settings, tokens),
+        session_routes(table, policies),
+    ]
     if team is not None:
-        app.include_router(team_routes(table, team, TeamSessions(team.team, counted.of(TEAM))))
-    app.include_router(stream_hints(table))
-    app.include_router(client_routes(sdks, lambda: app.openapi()))
+        routers.append(team_routes(table, team, TeamSessions(team.team, counted.of(TEAM))))
+    routers += [stream_hints(table), client_routes(sdks, lambda: app.openapi())]
     if administration is not None:
-        app.include_router(admin_routes(administration, default=registry.default.name))
+        routers.append(admin_routes(administration, default=registry.default.name))
+    for router in routers:
+        app.include_router(router)
     _add_documentation(app)
-    install_error_handlers(app)
+    install_error_handlers(
+        app, [*app.routes, *(route for router in routers for route in router.routes)]
+    )
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:

@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 
 from policy_server import __version__
 from policy_server.errors import SettingsError
-from policy_server.policy import AnswerKind
+from policy_server.policy import LARGEST_SEED, AnswerKind
 from policy_server.serving import PolicyRegistry, PolicySlot
 from policy_server.serving.state_tokens import STATE_HEADER
 from policy_server.serving.team import Team
@@ -103,6 +103,7 @@ def build_openapi(
         servers=[{"url": root_path}] if root_path else None,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
+    _state_seeds(document)
     components = document.setdefault("components", {})
     components["securitySchemes"] = {
         "accessToken": {"type": "apiKey", "in": "header", "name": "access-token"},
@@ -124,6 +125,16 @@ def build_openapi(
         if "post" in methods:
             _describe_post(methods["post"], route, registry, examples, team)
     return document
+
+
+def _state_seeds(node: object) -> None:
+    """Give the largest seed as it is: FastAPI rounds it up to a float, which the server refuses."""
+    if isinstance(node, dict):
+        if node.get("maximum") == float(LARGEST_SEED):
+            node["maximum"] = LARGEST_SEED
+        node = list(node.values())
+    for child in node if isinstance(node, list) else ():
+        _state_seeds(child)
 
 
 def _describe_post(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 
@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from policy_server.errors import ObservationError, PolicyServerError
@@ -90,15 +91,20 @@ def describe_error(
     return error.status, error.message, error.headers
 
 
-def install_error_handlers(app: FastAPI) -> None:
+def install_error_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     """Give every error of the app the one shape.
 
     Args:
         app: the application.
+        routes: its routes, those of its routers too.
     """
     app.add_middleware(_Guard)
 
     async def on_error(request: Request, error: Exception) -> Response:
+        if getattr(error, "status_code", None) == HTTPStatus.METHOD_NOT_ALLOWED:
+            error = HTTPException(
+                HTTPStatus.METHOD_NOT_ALLOWED, headers={"allow": _allowed(routes, request.scope)}
+            )
         return error_response(error, request_id=request.state.request_id)
 
     async def on_invalid_parameter(_request: Request, error: Exception) -> Response:
@@ -112,6 +118,24 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(PolicyServerError, on_error)
     app.add_exception_handler(HTTPException, on_error)
     app.add_exception_handler(RequestValidationError, on_invalid_parameter)
+
+
+def _allowed(routes: Sequence[BaseRoute], scope: Scope) -> str:
+    """Return the methods of an address for `Allow`; Starlette names those of one route alone."""
+    matching = [
+        route
+        for route in routes
+        if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE
+    ]
+    # `/sessions/agents` is no session, though the address of one would fit too.
+    fewest = min((len(route.param_convertors) for route in matching), default=0)
+    methods = {
+        method
+        for route in matching
+        if len(route.param_convertors) == fewest
+        for method in route.methods or ()
+    }
+    return ", ".join(sorted(methods))
 
 
 class _Guard:

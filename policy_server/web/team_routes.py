@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
-from pydantic import BaseModel, Field, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictStr
 
 from policy_server.errors import ObservationError
 from policy_server.observations import parse_agents, problem
@@ -35,6 +35,13 @@ _STEP = (
 
 class TeamReset(SessionStart):
     """How another episode begins; or the agents that alone begin anew."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"agents": {"type": "array"}}, "required": ["agents"]},
+            "then": {"properties": {"seed": {"type": "null"}, "episode_id": {"const": ""}}},
+        }
+    )
 
     agents: list[StrictStr] | None = Field(
         None, description="Only the memories of these agents are emptied; the episode goes on"

@@ -31,6 +31,8 @@ async def test_unknown_route_is_404_that_points_to_the_docs(path: str) -> None:
         ("DELETE", "/schema", "GET"),
         ("POST", "/", "GET"),
         ("POST", "/docs", "GET"),
+        ("PUT", "/sessions/a", "DELETE, GET"),
+        ("PUT", "/sessions/a/reset", "POST"),
     ],
 )
 async def test_wrong_method_is_405_with_the_right_one(method: str, path: str, allowed: str) -> None:
@@ -38,7 +40,7 @@ async def test_wrong_method_is_405_with_the_right_one(method: str, path: str, al
         response = await client.request(method, path)
 
     assert_error(response, 405, "method not allowed")
-    assert allowed in response.headers["allow"]
+    assert response.headers["allow"].replace(", HEAD", "") == allowed
 
 
 @pytest.mark.parametrize(

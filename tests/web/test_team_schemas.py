@@ -50,6 +50,30 @@ async def test_document_allows_what_is_answered_and_nothing_else(team: ServedTea
     assert statuses == [200] * 3 + [422] * 6
 
 
+async def test_address_of_teams_sessions_names_its_own_methods(team: ServedTeam) -> None:
+    one, all_ = [await team.client.put(f"/sessions{at}/agents") for at in ("/a", "")]
+
+    assert (one.headers["allow"], all_.headers["allow"]) == ("DELETE, GET", "POST")
+
+
+async def test_document_forbids_what_a_reset_refuses(team: ServedTeam) -> None:
+    document = (await team.client.get("/openapi.json")).json()
+    session = (await team.client.post("/sessions/agents")).json()["session_id"]
+    reset = validator_of(document, "TeamReset")
+    bodies: list[tuple[dict[str, Any], int]] = [
+        ({"seed": 2**63 - 1, "episode_id": "a"}, 200),
+        ({"seed": 2**63 - 1, "agents": None}, 200),
+        ({"seed": None, "episode_id": "", "agents": ["hunter_1"]}, 200),
+        ({"seed": 2**63}, 422),
+        ({"seed": 2, "agents": []}, 422),
+        ({"episode_id": "a", "agents": ["hunter_1"]}, 422),
+    ]
+
+    for body, status in bodies:
+        answer = await team.client.post(f"/sessions/{session}/reset/agents", json=body)
+        assert (answer.status_code, reset.is_valid(body)) == (status, status == 200), body
+
+
 async def test_every_route_has_an_example_that_is_answered(team: ServedTeam) -> None:
     document = (await team.client.get("/openapi.json")).json()
     asked = 0
