@@ -149,6 +149,13 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="Longest wait for an answer, in seconds, then 503",
     )
+    max_wait_s: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Longest wait behind other requests, as measured, in seconds, that a request "
+        "is accepted for, else 503 at once; 0 takes REQUEST_TIMEOUT_S",
+    )
     keep_alive_s: float = Field(
         75.0,
         gt=0,

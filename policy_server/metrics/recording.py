@@ -130,7 +130,7 @@ class PolicyMetrics:
         """Count observations that were not answered.
 
         Args:
-            reason: queue_full, timeout or shutdown.
+            reason: queue_full, queue_slow, timeout or shutdown.
             count: how many.
         """
         self._tally.count("rejected", {(reason, self.policy): count})

@@ -37,6 +37,7 @@ from policy_server.serving.questions import (
     Waiting,
 )
 from policy_server.serving.row_cost import RowCost
+from policy_server.serving.service_rate import ServiceRate
 
 __all__ = ["ROWS_PER_CALL", "Limits", "Scheduler"]
 
@@ -64,11 +65,14 @@ class Limits:
         max_batch_size: the most questions in one call.
         max_queue_size: the most questions that wait or are being answered.
         timeout_s: the longest that a question waits for its answer, in seconds.
+        max_wait_s: the longest that a question is expected to wait, in seconds; one that would
+            wait longer is refused at once.
     """
 
     max_batch_size: int
     max_queue_size: int
     timeout_s: float
+    max_wait_s: float
 
 
 class Scheduler:
@@ -100,6 +104,7 @@ class Scheduler:
         self._holders = 0
         self._is_released = asyncio.Event()
         self._row_cost = RowCost()
+        self._rate = ServiceRate()
         self._is_scheduled = False
         self._is_sweeping = False
         self._is_closed = False
@@ -160,7 +165,7 @@ class Scheduler:
             waiting: the question, which is asked for the first time.
 
         Raises:
-            OverloadedError: if the queue is full.
+            OverloadedError: if the queue is full, or too slow for the wait that is allowed.
             NotReadyError: if the scheduler is closed.
         """
         if self._is_closed:
@@ -171,6 +176,8 @@ class Scheduler:
             raise OverloadedError(
                 f"{places.taken} observations are waiting already; try again in a second"
             )
+        if places.taken:
+            self._refuse_long_wait(places.taken)
         # The loop's own clock is too coarse for a stage: uvloop's has milliseconds.
         waiting.asked = time.perf_counter()
         waiting.deadline = asyncio.get_running_loop().time() + self._limits.timeout_s
@@ -234,6 +241,16 @@ class Scheduler:
                 self._is_released.clear()
                 await self._is_released.wait()
         self._stop_watching()
+
+    def _refuse_long_wait(self, taken: int) -> None:
+        """Refuse a question that would wait too long behind the others."""
+        expected_s = (taken + 1) * self._rate.seconds_a_row
+        if expected_s > self._limits.max_wait_s:
+            self._metrics.count_rejected("queue_slow")
+            raise OverloadedError(
+                f"an answer would take about {expected_s:.2g} s, more than "
+                f"{self._limits.max_wait_s:g} s; try again in a second"
+            )
 
     def _refuse_closed(self) -> NoReturn:
         self._metrics.count_rejected("shutdown")
@@ -311,7 +328,7 @@ class Scheduler:
             inputs = call.inputs(self._backend.signature)
             started = self._note_start(call, len(inputs))
             outputs = self._immediate.infer_at_once(inputs)
-            self._note_end(outputs, len(inputs), started)
+            self._note_end(outputs, call, started)
         except Exception as error:
             self._start(call, self._single_calls, error)
         else:
@@ -346,7 +363,7 @@ class Scheduler:
         """Take the outcome of a call that was sent; one that was lost or failed becomes a task."""
         if isinstance(outcome, PolicyOutputs):
             try:
-                self._note_end(outcome, len(call), started)
+                self._note_end(outcome, call, started)
             except PolicyFailedError as error:
                 outcome = error
             else:
@@ -443,12 +460,11 @@ class Scheduler:
 
     async def _infer(self, call: Call) -> PolicyOutputs:
         inputs = call.inputs(self._backend.signature)
-        rows = len(inputs)
-        started = self._note_start(call, rows)
+        started = self._note_start(call, len(inputs))
         # No question waits longer than this: a call that hangs must not occupy the backend.
         async with asyncio.timeout_at(call.deadline):
             outputs = await self._backend.infer(inputs)
-        self._note_end(outputs, rows, started)
+        self._note_end(outputs, call, started)
         return outputs
 
     def _note_start(self, call: Call, rows: int) -> float:
@@ -457,9 +473,13 @@ class Scheduler:
         self._metrics.observe_stage("queue", started - call.asked)
         return started
 
-    def _note_end(self, outputs: PolicyOutputs, rows: int, started: float) -> None:
+    def _note_end(self, outputs: PolicyOutputs, call: Call, started: float) -> None:
+        rows = len(call)
         if len(outputs) != rows:
             raise PolicyFailedError(f"expected {rows} answers of the policy, got {len(outputs)}")
-        seconds = time.perf_counter() - started
+        ended = time.perf_counter()
+        seconds = ended - started
+        if isinstance(call, SingleCall):
+            self._rate.observe(rows, started=started, ended=ended)
         self._metrics.observe_stage("policy", seconds)
         self._row_cost.observe(rows, seconds)

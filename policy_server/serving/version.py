@@ -188,7 +188,10 @@ class PolicyVersion:
         signature = opened.backend.signature
         mask = ActionMask.beside(schema.observations or (), signature)
         limits = Limits(
-            settings.max_batch_size, settings.max_queue_size, settings.request_timeout_s
+            settings.max_batch_size,
+            settings.max_queue_size,
+            settings.request_timeout_s,
+            settings.max_wait_s or settings.request_timeout_s,
         )
         record = VersionRecord()
         counted = _CountedBackend(opened.backend, metrics, label, record)

@@ -266,7 +266,7 @@ async def test_seeded_draw_of_a_box_is_the_same_through_the_scheduler() -> None:
     rows = np.random.default_rng(13).normal(size=(40, 7)).astype(np.float32)
 
     backend = FakeBackend(policy.signature, (), policy=policy)
-    limits = Limits(max_batch_size=32, max_queue_size=100, timeout_s=10.0)
+    limits = Limits(max_batch_size=32, max_queue_size=100, timeout_s=10.0, max_wait_s=10.0)
     scheduler = Scheduler(backend, limits, Metrics().of(DEFAULT_POLICY))
 
     async def ask(index: int) -> bytes:

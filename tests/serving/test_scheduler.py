@@ -40,7 +40,8 @@ def scheduler_of(
     **changes: Any,  # noqa: ANN401 -- limits
 ) -> Scheduler:
     """Return a scheduler with limits that a test changes."""
-    limits = {"max_batch_size": 4, "max_queue_size": 100, "timeout_s": 5.0, **changes}
+    usual = {"max_batch_size": 4, "max_queue_size": 100, "timeout_s": 5.0, "max_wait_s": 1e9}
+    limits = {**usual, **changes}
     return Scheduler(backend, Limits(**limits), metrics or Metrics().of(DEFAULT_POLICY))
 
 
@@ -244,6 +245,40 @@ async def test_full_queue_refuses_and_frees_its_places() -> None:
     assert refused.message == "2 observations are waiting already; try again in a second"
     assert await waiting == [2, 2]
     assert await ask(scheduler, 0.0, 0.0) == [2, 2]
+
+
+@dataclass
+class SlowBackend(FakeBackend):
+    """A policy whose calls take 20 ms, one after the other."""
+
+    async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+        """Answer after the time of the calls before this one."""
+        async with self.turn:
+            await asyncio.sleep(0.02)
+            return await super().infer(inputs)
+
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+async def test_question_that_would_wait_too_long_is_refused_at_once() -> None:
+    usual = integer_backend()
+    backend, metrics = SlowBackend(usual.signature, usual.bias), Metrics()
+    scheduler = scheduler_of(
+        backend, metrics=metrics.of(DEFAULT_POLICY), max_wait_s=0.05, max_batch_size=1
+    )
+    for _ in range(4):
+        assert await ask(scheduler, 0.0) == [2]
+
+    answered = await ask(scheduler, *[0.0] * 20)
+
+    assert answered[0] == 2
+    refused = [answer for answer in answered if isinstance(answer, OverloadedError)]
+    assert len(refused) >= 18
+    assert refused == answered[-len(refused) :]
+    assert refused[0].message.endswith(" s, more than 0.05 s; try again in a second")
+    assert refused[0].headers == {"retry-after": "1"}
+    assert len(backend.batches) == 4 + 20 - len(refused)
+    assert await ask(scheduler, 0.0) == [2]
 
 
 async def test_late_answer_is_an_overload() -> None:
