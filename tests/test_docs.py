@@ -40,7 +40,13 @@ from tests.support.web import SCHEMA, build, client_of, serve
 
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
-PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [
+    README,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    ROOT / "CHANGELOG.md",
+    *sorted(DOCS.glob("*.md")),
+]
 EXAMPLES = sorted(path.parent.name for path in ROOT.glob("examples/*/train.py"))
 
 # Served, but no part of what a client generated from OpenAPI would call.
@@ -471,3 +477,20 @@ def test_no_test_file_imports_another() -> None:
 
     assert len(files) > 100
     assert [path.name for path in files if importing.search(path.read_text("utf-8"))] == []
+
+
+# Security
+
+
+def test_each_line_of_the_threat_model_names_a_test_that_exists() -> None:
+    cited = [
+        names(cells[2])[0]
+        for cells in rows(section(ROOT / "SECURITY.md", "What each can and can't do"))
+    ]
+
+    assert len(cited) >= 20
+    for test in cited:
+        path, _, name = test.partition("::")
+        assert re.search(
+            rf"^(?:async )?def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE
+        ), test

@@ -24,6 +24,7 @@ from policy_server.request_log import RequestLog
 from policy_server.settings import ENV_PREFIX
 from policy_server.web.cross_origin import CrossOrigin
 from policy_server.web.packed_bodies import unpacked
+from policy_server.web.page_safety import PAGE_HEADERS
 from policy_server.web.problems import send_error
 from policy_server.web.route_table import Access, Route, RouteTable
 
@@ -154,6 +155,7 @@ class Gate:
                     *given,
                     (b"x-request-id", request_id.encode()),
                     *self.page_headers(headers),
+                    *(PAGE_HEADERS if route.is_page else ()),
                 ]
             await send(message)
 

@@ -71,6 +71,9 @@ _PAGES: dict[str, Access] = {
 }
 
 
+_FOR_BROWSERS = frozenset({"/docs", "/redoc", "/openapi.json", "/static/", "/clients", "/clients/"})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Route:
     """One address of the server.
@@ -100,6 +103,11 @@ class Route:
     def label(self) -> str:
         """Return the address as metrics and logs name it."""
         return f"{self.path}*" if self.is_folder else self.path
+
+    @functools.cached_property
+    def is_page(self) -> bool:
+        """Return whether it is for browsers: documentation, its files, and client libraries."""
+        return self.path in _FOR_BROWSERS
 
     @property
     def is_folder(self) -> bool:
