@@ -214,7 +214,7 @@ async def _queue_us(compiled: CompiledPolicy, batch: int) -> float:
         async def is_ready(self) -> bool:
             return True
 
-    limits = Limits(max_batch_size=256, max_queue_size=4096, timeout_s=30.0)
+    limits = Limits(max_batch_size=256, max_queue_size=4096, timeout_s=30.0, max_wait_s=30.0)
     scheduler = Scheduler(Answered(), limits, Metrics().of(DEFAULT_POLICY))
     row = [float(value) for value in OBSERVATION.values()]
 

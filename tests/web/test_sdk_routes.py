@@ -50,7 +50,7 @@ def gate_of(folder: Path, generator: Generator, *, wait_s: float = 30) -> Gate:
     app = FastAPI()
     store = SdkStore(folder, generate=generator)
     app.include_router(client_routes(store, lambda: DOCUMENT, wait_s=wait_s))
-    install_error_handlers(app)
+    install_error_handlers(app, app.routes)
     table = RouteTable(registry_of(integer_backend(), ServerSchema()))
     return Gate(
         app,
