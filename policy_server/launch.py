@@ -63,9 +63,9 @@ def build_app() -> Application:
         bring_files(settings, check=partial(check_servable, settings=settings))
     file = read_schema_file(settings.schema_path)
     api_key = resolve_api_key(settings, file)
-    warn_of_public_key(api_key, host=host_of(sys.argv))
-
     keys = KeyRing(keys_of(settings, file))
+    warn_of_public_key(keys.keys, host=host_of(sys.argv))
+
     policies = Policies(settings, file, is_alone=process.worker is None)
 
     @asynccontextmanager

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+from policy_server.access_keys import AccessKey
 
 __all__ = ["PUBLIC_KEY", "host_of", "warn_of_public_key"]
 
@@ -16,19 +18,20 @@ PUBLIC_KEY = "1234567asdfgh"
 _DEFAULT_HOST = "127.0.0.1"
 
 
-def warn_of_public_key(api_key: str | None, *, host: str) -> None:
-    """Log a warning if other machines reach the server and its key is the examples' public one.
+def warn_of_public_key(keys: Iterable[AccessKey], *, host: str) -> None:
+    """Log a warning if other machines reach the server and a key is the examples' public one.
 
     Args:
-        api_key: the access key; None for a server without access control.
+        keys: those that are valid; none for a server without access control.
         host: the address or name that uvicorn listens on.
     """
-    if api_key == PUBLIC_KEY and not _is_loopback(host):
+    digest = AccessKey.of("", PUBLIC_KEY).digest
+    if any(key.digest == digest for key in keys) and not _is_loopback(host):
         logger.warning(
             "public_api_key",
             extra={
                 "host": host,
-                "reason": "other machines reach this server, and its access key is the one of the "
+                "reason": "other machines reach this server, and an access key is the one of the "
                 "examples, which everybody can read; set POLICY_SERVER_API_KEY, or "
                 "parameters.api_key in schema.yaml, to a key of your own",
             },

@@ -7,6 +7,7 @@ import logging
 import pytest
 import yaml
 
+from policy_server.access_keys import AccessKey
 from policy_server.public_key import PUBLIC_KEY, host_of, warn_of_public_key
 from tests.support.folders import ROOT
 
@@ -15,7 +16,9 @@ from tests.support.folders import ROOT
 def test_public_key_on_the_network_is_warned_of(
     host: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    warn_of_public_key(PUBLIC_KEY, host=host)
+    warn_of_public_key(
+        [AccessKey.of("plant", "my own"), AccessKey.of("api_key", PUBLIC_KEY)], host=host
+    )
 
     [record] = caplog.records
     assert (record.levelno, record.message) == (logging.WARNING, "public_api_key")
@@ -37,7 +40,8 @@ def test_public_key_on_the_network_is_warned_of(
 def test_own_keys_and_servers_of_this_machine_are_not_warned_of(
     api_key: str | None, host: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    warn_of_public_key(api_key, host=host)
+    keys = [] if api_key is None else [AccessKey.of("api_key", api_key)]
+    warn_of_public_key(keys, host=host)
 
     assert not caplog.records
 
