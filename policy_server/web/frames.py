@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgpack
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.types import Message
 
 from policy_server.errors import BodyTooLargeError, ObservationError
 from policy_server.observations import ObservationSpace, check_agents, parse_agents, problem
-from policy_server.policy import LARGEST_SEED
 from policy_server.serving import NOTHING_STATED, StatedStep
+from policy_server.web.json_bodies import BodySeed
 
 __all__ = [
     "Reset",
@@ -40,7 +40,7 @@ class Reset(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     reset: Literal[True]
-    seed: Annotated[StrictInt, Field(ge=0, le=LARGEST_SEED)] | None = None
+    seed: BodySeed | None = None
 
     @property
     def answer(self) -> bytes:

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import Request, Response
-from pydantic import TypeAdapter
+from pydantic import BeforeValidator, Field, StrictInt, TypeAdapter
 
 from policy_server.observations import validate
+from policy_server.policy import LARGEST_SEED
 from policy_server.web.media_types import JSON
 from policy_server.web.query import QueryCheckedRoute
 
-__all__ = ["JsonRoute"]
+__all__ = ["BodySeed", "JsonRoute"]
 
 _CONTENT_TYPE = b"content-type"
 _ANYTHING = TypeAdapter(Any)
+
+
+def _as_integer(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# A whole number however JSON writes it: `7.0` too, as JSON Schema has it.
+BodySeed = Annotated[StrictInt, Field(ge=0, le=LARGEST_SEED), BeforeValidator(_as_integer)]
 
 
 class JsonRoute(QueryCheckedRoute):

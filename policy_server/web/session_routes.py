@@ -8,12 +8,11 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Body, Header, Path, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictStr
 
-from policy_server.policy import LARGEST_SEED
 from policy_server.serving import SessionRecord, Sessions, StatedStep
 from policy_server.web.answering import PolicyAnswering
-from policy_server.web.json_bodies import JsonRoute
+from policy_server.web.json_bodies import BodySeed, JsonRoute
 from policy_server.web.media_types import JSON, is_npy
 from policy_server.web.route_table import AnswerRoute, Route, RouteTable, SessionRoutes
 from policy_server.web.routes import ROUTE_TEXTS, Seed
@@ -54,7 +53,7 @@ class SessionStart(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    seed: Annotated[StrictInt, Field(ge=0, le=LARGEST_SEED)] | None = Field(
+    seed: BodySeed | None = Field(
         None,
         description="Makes the draws reproducible: step i, from 0, is drawn with this plus i",
         json_schema_extra=LONG,

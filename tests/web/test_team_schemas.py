@@ -64,6 +64,8 @@ async def test_document_forbids_what_a_reset_refuses(team: ServedTeam) -> None:
         ({"seed": 2**63 - 1, "episode_id": "a"}, 200),
         ({"seed": 2**63 - 1, "agents": None}, 200),
         ({"seed": None, "episode_id": "", "agents": ["hunter_1"]}, 200),
+        ({"seed": 7.0}, 200),
+        ({"seed": 7.5}, 422),
         ({"seed": 2**63}, 422),
         ({"seed": 2, "agents": []}, 422),
         ({"episode_id": "a", "agents": ["hunter_1"]}, 422),
