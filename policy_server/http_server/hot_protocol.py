@@ -84,10 +84,10 @@ class HotHttpProtocol(LimitedHttpProtocol):
         self.tasks.discard(request)
         if request.connection is not self:
             return
-        self.server_state.total_requests += 1
+        state, pending = self.server_state, self._pending
+        state.total_requests += 1
         self._moves += 1
-        opening = self._heads.opening(self.server_state.default_headers, status)
-        pending = self._pending
+        opening = self._heads.opening(state.default_headers, status)
         is_alone = len(pending) == 1 and not self._held and not self._is_draining
         if is_alone and request.head.is_kept_alive:
             pending.clear()

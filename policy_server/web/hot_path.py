@@ -101,10 +101,10 @@ class HotAnswering:
         self._request_id = given_id(headers)
         self._episode = headers.get(b"x-episode-id", "")
         self._wanted = headers.get(b"x-policy-version", "")
-        # What stands behind the request's id.
-        self._ending = _END + _lines(gate.page_headers(headers))
-        self._known_version: PolicyVersion | None = None
-        self._opening = b""
+        # The headers of an answer behind its length and its request's id.
+        self.ending = _END + _lines(gate.page_headers(headers))
+        self.known_version: PolicyVersion | None = None
+        self.opening = b""
         # Reads the bodies for the version that is asked now.
         self._asked_version: PolicyVersion | None = None
         self._read: Callable[[bytes], Question]
@@ -130,24 +130,15 @@ class HotAnswering:
         else:
             policy.slot.metrics.observe_stage("validate", request.asked - request.started)
 
-    def lines(self, version: PolicyVersion, text: bytes, request_id: str) -> bytes:
-        """Return the headers of an answer, each ended by CRLF.
+    def know(self, version: PolicyVersion) -> None:
+        """Make the headers that all answers of a version have.
 
         Args:
-            version: gave the answer.
-            text: the answer.
-            request_id: the request's id.
+            version: gives the answers.
         """
-        if version is not self._known_version:
-            given = [(b"content-type", b"application/json"), *version.lone_headers]
-            self._opening = _END + _lines(given) + b"x-request-id: "
-            self._known_version = version
-        return b"content-length: %d%b%b%b" % (
-            len(text),
-            self._opening,
-            request_id.encode(),
-            self._ending,
-        )
+        given = [(b"content-type", b"application/json"), *version.lone_headers]
+        self.opening = _END + _lines(given) + b"x-request-id: "
+        self.known_version = version
 
     def error_lines(self, headers: Headers, request_id: str) -> bytes:
         """Return the headers of an error, each ended by CRLF.
@@ -156,7 +147,7 @@ class HotAnswering:
             headers: the error's own.
             request_id: the request's id.
         """
-        return _lines([*headers, (b"x-request-id", request_id.encode())]) + self._ending[2:]
+        return _lines([*headers, (b"x-request-id", request_id.encode())]) + self.ending[2:]
 
 
 class _Request(HotRequest):
@@ -180,7 +171,15 @@ class _Request(HotRequest):
         except Exception as error:
             self.end(error)
             return
-        self._finish(_OK, route.lines(version, text, request_id), text)
+        if version is not route.known_version:
+            route.know(version)
+        lines = b"content-length: %d%b%b%b" % (
+            len(text),
+            route.opening,
+            request_id.encode(),
+            route.ending,
+        )
+        self._finish(_OK, lines, text)
 
     def take_error(self, error: PolicyServerError) -> None:
         self.end(error)
