@@ -18,15 +18,19 @@ from policy_server.http_server.hot_requests import (
 from policy_server.http_server.metrics_port import exported_metrics
 from policy_server.http_server.running_server import Address, HttpServer, find_http_server
 from policy_server.http_server.start_signals import cancelled_by_signals, ended_by_signals
+from policy_server.http_server.stream_frames import FRAMES, FrameConnection, FrameListener
 from policy_server.http_server.web_process import METRICS_PORT, WebProcess
 from policy_server.http_server.workers import Worker
 
 __all__ = [
+    "FRAMES",
     "METRICS_PORT",
     "Address",
     "Connection",
     "ConnectionLimits",
     "ConnectionWatch",
+    "FrameConnection",
+    "FrameListener",
     "HotRequest",
     "HotRoute",
     "HotRoutes",

@@ -1,4 +1,9 @@
-"""uvicorn's web socket protocol over websockets, with two changes.
+"""uvicorn's web socket protocol over websockets, with a few changes.
+
+An application may listen to frames without ASGI in between (`stream_frames`).
+
+A frame that is built wrongly closes its connection with the code of RFC 6455, and a message in
+fragments takes no more memory than its bytes.
 
 At a shutdown the application may finish its answers: uvicorn closes the connection first and asks
 the application afterwards, so that answers which are a millisecond away are lost.
@@ -11,7 +16,16 @@ the thousand, and one that was open during a collection for much longer.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import InvalidState
+from websockets.frames import Frame
+from websockets.http11 import Request
+
+from policy_server.http_server.stream_frames import FRAMES, FrameListener
 
 __all__ = ["WebSocketProtocol"]
 
@@ -19,6 +33,8 @@ __all__ = ["WebSocketProtocol"]
 # answers by then reads none.
 _LONGEST_DRAIN_S = 40.0
 _SERVICE_RESTART = 1012
+_SWITCHING_PROTOCOLS = 101
+_NO_TEXT = 1007
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
@@ -26,6 +42,113 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     `uvicorn --ws policy_server.http_server.web_socket_protocol:WebSocketProtocol` takes it too.
     """
+
+    _listener: FrameListener | None = None
+    _fragments: bytearray | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin.
+
+        Args:
+            transport: the connection.
+        """
+        super().connection_made(transport)
+        joined: Any = self.transport
+        self._write = getattr(joined, "write_whole", joined.write)
+
+    def handle_connect(self, event: Request) -> None:
+        """Ask the application about a handshake, and let it listen to the frames.
+
+        Args:
+            event: the handshake.
+        """
+        super().handle_connect(event)
+        if self.response.status_code == _SWITCHING_PROTOCOLS:
+            extensions: dict[str, Any] = self.scope["extensions"]
+            extensions[FRAMES] = self
+
+    def listen(self, listener: FrameListener) -> None:
+        """Hand over each frame from now on; see `FrameConnection`."""
+        if self.disconnected:
+            return
+        self._listener = listener
+        self.resume_frames()
+        for _ in range(self.queue.qsize()):
+            message: Any = self.queue.get_nowait()
+            if message["type"] == "websocket.receive":
+                listener.take(message)
+            else:
+                self.queue.put_nowait(message)
+
+    @property
+    def is_writable(self) -> bool:
+        """Return whether the client reads; see `FrameConnection`."""
+        return self.writable.is_set()
+
+    def write_frames(self, frames: Sequence[tuple[bytes, bool]]) -> None:
+        """Write frames; see `FrameConnection`."""
+        connection = self.conn
+        try:
+            for payload, is_text in frames:
+                if is_text:
+                    connection.send_text(payload)
+                else:
+                    connection.send_binary(payload)
+        except InvalidState:
+            # Closed by either side: nobody reads them.
+            return
+        if not self.disconnected:
+            self._write(b"".join(connection.data_to_send()))
+
+    def pause_frames(self) -> None:
+        """Read no more frames; see `FrameConnection`."""
+        if not self.read_paused and not self.disconnected:
+            self.read_paused = True
+            self.transport.pause_reading()
+
+    def resume_frames(self) -> None:
+        """Read frames again; see `FrameConnection`."""
+        if self.read_paused and not self.disconnected:
+            self.read_paused = False
+            self.transport.resume_reading()
+
+    def resume_writing(self) -> None:
+        """Go on: the client has read what was written."""
+        super().resume_writing()
+        if self._listener is not None:
+            self._listener.go_on()
+
+    def handle_cont(self, event: Frame) -> None:
+        """Add a fragment to its message: a list of them would take many times their bytes.
+
+        Args:
+            event: the fragment.
+        """
+        if self._fragments is None:
+            self._fragments = bytearray(self.frames[0])
+        self._fragments += event.data
+        if event.fin:
+            self.frames, self._fragments = [bytes(self._fragments)], None
+            self.send_receive_event_to_app()
+
+    def send_receive_event_to_app(self) -> None:
+        """Hand over a whole message; close the connection where text is no UTF-8."""
+        is_text = self.curr_msg_data_type == "text"
+        data = bytes(self.frames[0])
+        try:
+            text = data.decode() if is_text else None
+        except UnicodeDecodeError:
+            self.frames = []
+            if not self.close_sent:
+                self.conn.fail(_NO_TEXT, "text that is no UTF-8")
+                self.handle_parser_exception()
+            return
+        if self._listener is None:
+            super().send_receive_event_to_app()
+            return
+        self.frames = []
+        if not self.close_sent:
+            self._listener.take({"text": text} if is_text else {"bytes": data})
 
     def shutdown(self) -> None:
         """Ask the application to come to an end, while its answers still go out.
@@ -46,6 +169,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             exc: why the connection was lost; None where it was closed.
         """
         super().connection_lost(exc)
+        # The scope and the listener hold this protocol.
+        scope: Any = getattr(self, "scope", {})
+        scope.get("extensions", {}).pop(FRAMES, None)
+        self._listener = None
         # An inner name of websockets: where it is another, the collector frees the connection.
         parser = getattr(self.conn, "parser", None)
         if parser is not None:

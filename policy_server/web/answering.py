@@ -251,13 +251,17 @@ class PolicyAnswering:
 
 @dataclass(eq=False, slots=True)
 class PendingAnswer:
-    """An answer that was asked for, and comes later."""
+    """An answer that was asked for, and comes later.
+
+    Attributes:
+        future: what the scheduler answers, which `finish` renders.
+    """
 
     _policy: PolicyAnswering
     _version: PolicyVersion
     _question: Question
     _request_id: str
-    _future: asyncio.Future[Answer]
+    future: asyncio.Future[Answer]
 
     async def fetch(self) -> bytes:
         """Wait for the JSON of the answer; a cancelled wait takes the question out of the queue.
@@ -265,15 +269,25 @@ class PendingAnswer:
         Raises:
             PolicyServerError: if the policy can't answer.
         """
-        answer = await self._future
+        return self.finish(await self.future)
+
+    def finish(self, answer: Answer) -> bytes:
+        """Return the JSON of the answer; see `PolicyAnswering.render`.
+
+        Args:
+            answer: what `future` gave.
+
+        Raises:
+            DistributionError: if the policy's action is no number, or its distribution is none.
+        """
         version, question = self._version, self._question
         return self._policy.render(version, question, answer.call, answer.index, self._request_id)
 
     def abandon(self) -> None:
         """Take the question out of the queue: its answer is not wanted any more."""
-        if not self._future.cancel() and not self._future.cancelled():
+        if not self.future.cancel() and not self.future.cancelled():
             # asyncio reports an error that no code has looked at.
-            self._future.exception()
+            self.future.exception()
 
 
 def render_answer(version: PolicyVersion, kind: AnswerKind, answer: Answer) -> bytes:

@@ -16,8 +16,8 @@ from policy_server.web.json_bodies import BodySeed
 
 __all__ = [
     "Reset",
-    "answer_frame",
-    "error_frame",
+    "answer_payload",
+    "error_answer",
     "parse_frame",
     "parse_team_frame",
     "read_reset",
@@ -170,27 +170,24 @@ def _value_of(message: Message) -> Any:  # noqa: ANN401 -- what the client sent
         return None
 
 
-def answer_frame(answer: bytes, *, is_text: bool) -> Message:
-    """Return the frame of an answer.
+def answer_payload(answer: bytes, *, is_text: bool) -> bytes:
+    """Return the payload of an answer's frame.
 
     Args:
         answer: the JSON of the answer.
         is_text: whether the question was JSON.
     """
-    if is_text:
-        return {"type": "websocket.send", "text": answer.decode()}
-    return {"type": "websocket.send", "bytes": msgpack.packb(orjson.loads(answer))}
+    return answer if is_text else msgpack.packb(orjson.loads(answer))
 
 
-def error_frame(status: int, detail: object, *, is_text: bool) -> Message:
-    """Return the frame of an error.
+def error_answer(status: int, detail: object) -> bytes:
+    """Return the JSON that answers a frame in place of an answer.
 
     Args:
         status: the status that a POST would be answered with.
         detail: the `detail` that a POST would be answered with.
-        is_text: whether the question was JSON.
     """
-    return answer_frame(orjson.dumps({"status": status, "detail": detail}), is_text=is_text)
+    return orjson.dumps({"status": status, "detail": detail})
 
 
 def _unpack(body: bytes) -> Any:  # noqa: ANN401 -- what the client sent

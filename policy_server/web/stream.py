@@ -7,12 +7,8 @@ and TCP makes the client wait.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter
@@ -27,43 +23,27 @@ from policy_server.errors import (
     SessionConflictError,
     UpgradeRequiredError,
 )
+from policy_server.http_server import FRAMES, FrameConnection
 from policy_server.metrics import Metrics
 from policy_server.observations import problem
 from policy_server.serving import NOTHING_STATED, EpisodeMemory, EpisodeSteps, PolicyVersion
-from policy_server.telemetry import ACCESS_LOGGER
 from policy_server.web.answering import PendingAnswer, PolicyAnswering
 from policy_server.web.frame_questions import FrameQuestion, FrameQuestions, FrameSeeds, Pending
-from policy_server.web.frames import (
-    answer_frame,
-    error_frame,
-    parse_frame,
-    read_reset,
-    split_frame,
-)
+from policy_server.web.frames import parse_frame, read_reset, split_frame
 from policy_server.web.problems import describe_error, send_error
 from policy_server.web.query import check_query
 from policy_server.web.route_table import AnswerRoute, RouteTable
 from policy_server.web.routes import Seed
+from policy_server.web.stream_connections import (
+    AsgiStream,
+    DirectStream,
+    Stream,
+    StreamEnds,
+)
 from policy_server.web.team_answering import TeamAnswering
 from policy_server.web.team_stream import TeamQuestions
 
-__all__ = ["MOST_IN_FLIGHT", "Streams", "stream_hints"]
-
-logger = logging.getLogger(__name__)
-access = logging.getLogger(ACCESS_LOGGER)
-
-MOST_IN_FLIGHT = 256
-
-# RFC 6455, section 7.4.1, and the registry that it opens.
-_SERVICE_RESTART = 1012
-_INTERNAL_ERROR = 1011
-# Its key is not valid any more.
-_POLICY_VIOLATION = 1008
-_NO_CODE = 1005
-_OK = 200
-
-# The errors of a server when a frame is sent to a client that has gone, or that it has left.
-_CLOSED = (OSError, RuntimeError)
+__all__ = ["Streams", "stream_hints"]
 
 _SEED = TypeAdapter[int | None](Seed)
 
@@ -122,7 +102,7 @@ class Streams:
             return
         await stream.run()
 
-    def _open(self, scope: Scope, receive: Receive, send: Send) -> _Stream:
+    def _open(self, scope: Scope, receive: Receive, send: Send) -> Stream:
         route = self._routes.get(scope["state"]["path"])
         if route is None:
             raise HTTPException(404)
@@ -138,7 +118,9 @@ class Streams:
             wanted=asked["version"],
             max_frame_bytes=self._max_frame_bytes,
         )
-        return _Stream(route, asked, questions, receive, send, self._metrics)
+        stream = StreamEnds(route, asked, questions, receive, send, self._metrics)
+        frames: FrameConnection | None = scope.get("extensions", {}).get(FRAMES)
+        return AsgiStream(stream) if frames is None else DirectStream(stream, frames)
 
     def _questions(self, route: AnswerRoute, **options: Any) -> FrameQuestions:  # noqa: ANN401 -- theirs
         if route.transport == "team_stream":
@@ -265,127 +247,3 @@ class _Questions:
         """Return the status and the detail of the error about a frame."""
         status, detail, _ = describe_error(error, request_id=self.request_id)
         return status, detail
-
-
-class _Stream:
-    """One open connection: a reader, a writer, and the questions between them."""
-
-    def __init__(
-        self,
-        route: AnswerRoute,
-        asked: Mapping[str, Any],
-        questions: FrameQuestions,
-        receive: Receive,
-        send: Send,
-        metrics: Metrics,
-    ) -> None:
-        self._route = route
-        self._client: str | None = asked["client"]
-        self._key: str | None = asked["key"]
-        self._is_admitted: Callable[[], bool] = asked["is_admitted"]
-        self._questions = questions
-        self._receive = receive
-        self._send = send
-        self._metrics = metrics
-        self._in_flight: deque[FrameQuestion] = deque()
-        self._arrived = asyncio.Event()
-        self._moved = asyncio.Event()
-        self._errors = 0
-
-    async def run(self) -> None:
-        """Answer until either side ends the connection."""
-        await self._receive()
-        await self._send({"type": "websocket.accept"})
-        started = time.perf_counter()
-        self._metrics.count_stream(1)
-        code = _INTERNAL_ERROR
-        writer = asyncio.create_task(self._write())
-        writer.add_done_callback(lambda _: self._moved.set())
-        try:
-            code = await self._read(writer)
-        finally:
-            self._questions.end_episode()
-            # All at once: a step that is cancelled alone makes room for the next one.
-            for question in self._in_flight:
-                if not isinstance(question.answer, bytes | tuple):
-                    question.answer.abandon()
-            writer.cancel()
-            await asyncio.wait([writer])
-            self._metrics.count_stream(-1)
-            self._note(code, time.perf_counter() - started)
-
-    async def _read(self, writer: asyncio.Task[None]) -> int:
-        """Read frames until the connection ends; return the code that it ended with."""
-        while not writer.done():
-            message = await self._receive()
-            if message["type"] == "websocket.disconnect":
-                code: int = message.get("code", _NO_CODE)
-                if code == _SERVICE_RESTART:
-                    await self._until_in_flight(0, writer)
-                    await self._close(code)
-                return code
-            if not self._is_admitted():
-                await self._until_in_flight(0, writer)
-                await self._close(_POLICY_VIOLATION)
-                return _POLICY_VIOLATION
-            self._in_flight.append(self._questions.ask(message))
-            self._arrived.set()
-            if len(self._in_flight) >= MOST_IN_FLIGHT:
-                await self._until_in_flight(MOST_IN_FLIGHT - 1, writer)
-        return _NO_CODE
-
-    async def _until_in_flight(self, count: int, writer: asyncio.Task[None]) -> None:
-        while len(self._in_flight) > count and not writer.done():
-            self._moved.clear()
-            await self._moved.wait()
-
-    async def _write(self) -> None:
-        """Write the answers in the order of the frames."""
-        while True:
-            while not self._in_flight:
-                self._arrived.clear()
-                await self._arrived.wait()
-            question = self._in_flight[0]
-            status, frame = await self._answer(question)
-            try:
-                await self._send(frame)
-            except _CLOSED:
-                # The reader hears of it too.
-                return
-            self._in_flight.popleft()
-            self._moved.set()
-            self._errors += status != _OK
-            seconds = time.perf_counter() - question.received
-            route = self._route
-            self._metrics.observe_request(route.policy, route.label, status, seconds, key=self._key)
-
-    async def _answer(self, question: FrameQuestion) -> tuple[int, Message]:
-        answer = question.answer
-        if not isinstance(answer, bytes | tuple):
-            try:
-                answer = await answer.fetch()
-            except Exception as error:
-                answer = self._questions.failure(error)
-        if isinstance(answer, bytes):
-            return _OK, answer_frame(answer, is_text=question.is_text)
-        status, detail = answer
-        return status, error_frame(status, detail, is_text=question.is_text)
-
-    async def _close(self, code: int) -> None:
-        with suppress(*_CLOSED):
-            await self._send({"type": "websocket.close", "code": code})
-
-    def _note(self, code: int, seconds: float) -> None:
-        if access.isEnabledFor(logging.INFO):
-            fields = {
-                "request_id": self._questions.request_id,
-                "client": self._client,
-                "route": self._route.label,
-                "frames": self._questions.asked,
-                "errors": self._errors,
-                "code": code,
-                "duration_ms": round(seconds * 1000, 3),
-                "model_version": self._metrics.model_version(self._route.policy),
-                "key": self._key,
-            }
-            access.info("stream", extra=fields)

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
@@ -64,13 +65,21 @@ class Served:
 @asynccontextmanager
 async def served(
     backend: FakeBackend | None = None,
+    *,
+    web_sockets: type[WebSocketsSansIOProtocol] = WebSocketProtocol,
     **options: Any,  # noqa: ANN401 -- what `build` takes
 ) -> AsyncIterator[Served]:
-    """Serve a policy with this project's protocols; see `build` for the options."""
+    """Serve a policy with this project's protocols.
+
+    Args:
+        backend: the policy.
+        web_sockets: another protocol for streams, whose frames come by ASGI.
+        options: see `build`.
+    """
     used = integer_backend() if backend is None else backend
     metrics = Metrics()
     app = build(used, metrics=metrics, **options)
-    async with app_in_loop(app, http=HttpProtocol, ws=WebSocketProtocol) as (url, server):
+    async with app_in_loop(app, http=HttpProtocol, ws=web_sockets) as (url, server):
         try:
             yield Served(url, server, metrics)
         finally:

@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed
 
 from policy_server.errors import PolicyFailedError
 from policy_server.policy import ActionOutput
-from policy_server.web.stream import MOST_IN_FLIGHT
+from policy_server.web.stream_connections import MOST_IN_FLIGHT
 from tests.support.fakes import FakeBackend, integer_backend, signature_of
 from tests.support.streams import KEY_HEADER, served
 from tests.support.waiting import turns, until

@@ -1,0 +1,92 @@
+"""Streams by this project's protocol and by any other: the same answers in the same order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import msgpack
+import pytest
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import ConnectionClosed
+
+from policy_server.http_server.web_socket_protocol import WebSocketProtocol
+from policy_server.web.stream_connections import MOST_IN_FLIGHT
+from tests.support.fakes import integer_backend
+from tests.support.streams import served
+from tests.support.waiting import turns, until
+from tests.support.web import OBSERVATION
+
+PROTOCOLS = pytest.mark.parametrize(
+    "web_sockets",
+    [
+        pytest.param(WebSocketProtocol, id="direct"),
+        pytest.param(WebSocketsSansIOProtocol, id="ASGI"),
+    ],
+)
+FRAMES: list[str | bytes] = [
+    json.dumps(OBSERVATION),
+    msgpack.packb(OBSERVATION),
+    '{"cat": 0}',
+    msgpack.packb([]),
+    '{"reset": true, "seed": 7}',
+    json.dumps(OBSERVATION),
+    "{",
+    b"\xc1",
+    msgpack.packb({"reset": True}),
+    json.dumps(OBSERVATION),
+]
+
+
+async def answers_to(frames: list[str | bytes], web_sockets: type[Any]) -> list[str | bytes]:
+    async with (
+        served(web_sockets=web_sockets) as server,
+        server.stream("/predict/stream?seed=3") as stream,
+    ):
+        for frame in frames:
+            await stream.send(frame)
+        return [await stream.recv() for _ in frames]
+
+
+async def test_both_ways_answer_the_same() -> None:
+    frames = FRAMES * 60
+
+    direct, by_asgi = [
+        await answers_to(frames, kind) for kind in (WebSocketProtocol, WebSocketsSansIOProtocol)
+    ]
+
+    assert len(direct) == 600
+    assert direct == by_asgi
+    assert [type(answer) for answer in direct] == [type(frame) for frame in frames]
+
+
+@PROTOCOLS
+async def test_message_in_fragments_is_one_question(web_sockets: type[Any]) -> None:
+    text = json.dumps(OBSERVATION)
+    async with served(web_sockets=web_sockets) as server, server.stream() as stream:
+        await stream.send([text[:3], text[3:9], "", text[9:]])
+        await stream.send([b"", msgpack.packb(OBSERVATION)])
+        as_text, as_bytes = json.loads(await stream.recv()), msgpack.unpackb(await stream.recv())
+
+    assert as_text.keys() == as_bytes.keys() == {"actions", "probability", "log_probability"}
+
+
+async def test_server_that_stops_answers_the_frames_that_waited_for_room() -> None:
+    count = MOST_IN_FLIGHT + 40
+    backend = integer_backend()
+    async with served(backend) as server, server.stream() as stream:
+        backend.gate = asyncio.Event()
+        for _ in range(count):
+            await stream.send(json.dumps(OBSERVATION))
+        await until(lambda: server.counted("policy_server_queue_depth") == MOST_IN_FLIGHT)
+        server.server.should_exit = True
+        await turns()
+        backend.gate.set()
+        answers = [json.loads(await stream.recv()) for _ in range(count)]
+        with pytest.raises(ConnectionClosed) as closed:
+            await stream.recv()
+
+    assert all("actions" in answer for answer in answers)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1012
