@@ -10,10 +10,12 @@ answer. It needs `pip install websockets msgpack`.
 from __future__ import annotations
 
 import argparse
+import http.client
 import itertools
 import json
 import os
 import re
+import socket
 import sys
 import time
 import urllib.request
@@ -24,7 +26,7 @@ from typing import Any
 
 import msgpack
 from websockets.exceptions import InvalidStatus, WebSocketException
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import ClientConnection, connect, unix_connect
 
 __all__ = ["PolicyError", "PolicyStream"]
 
@@ -68,6 +70,7 @@ class PolicyStream:
         attempts: int = 6,
         timeout_s: float = 30.0,
         is_msgpack: bool = False,
+        uds: str | None = None,
     ) -> None:
         """Keep where the policy is; the first question connects.
 
@@ -77,7 +80,9 @@ class PolicyStream:
             attempts: how often a connection is tried, with pauses that double from 0.1 s.
             timeout_s: the longest wait for a connection or an answer, in seconds.
             is_msgpack: speak MessagePack instead of JSON.
+            uds: the UNIX socket of a server on this machine; `url` is `ws://` with any host then.
         """
+        self._uds = uds
         self._url = url
         self._headers = {} if key is None else {"access-token": key}
         self._attempts = attempts
@@ -178,8 +183,7 @@ class PolicyStream:
                 raise PolicyError(_CONFLICT, _EPISODE_LOST)
             try:
                 self._connection = self._closing.enter_context(
-                    connect(
-                        self._url,
+                    self._open(
                         additional_headers=self._headers,
                         # A frame is a few hundred bytes: packing it costs more than it saves.
                         compression=None,
@@ -195,13 +199,22 @@ class PolicyStream:
                 self._connection.send(frame)
         return self._connection
 
+    def _open(self, **options: Any) -> ClientConnection:  # noqa: ANN401 -- websockets' own
+        connection: ClientConnection
+        if self._uds is None:
+            connection = connect(self._url, **options)
+        else:
+            connection = unix_connect(self._uds, self._url, **options)
+        return connection
+
     def _has_memory(self) -> bool:
         """Ask the server whether the policy has a memory; a team may always have one."""
         page, count = re.subn(r"/\w+/stream(\?.*)?$", "/schema", self._url)
         if not count:
             return True
         request = urllib.request.Request(f"http{page[2:]}", headers=self._headers)  # noqa: S310 -- the stream's own server
-        with urllib.request.urlopen(request, timeout=self._timeout_s) as answer:  # noqa: S310 -- as above
+        opener = urllib.request.build_opener(*([] if self._uds is None else [_Unix(self._uds)]))
+        with opener.open(request, timeout=self._timeout_s) as answer:
             return bool(json.load(answer)["policy"]["memory_width"])
 
     def _pause(self, failures: int, error: Exception) -> None:
@@ -210,6 +223,24 @@ class PolicyStream:
         if failures >= self._attempts:
             raise ConnectionError(f"{self._url}: no answer in {failures} attempts") from error
         time.sleep(_FIRST_PAUSE_S * 2 ** (failures - 1))
+
+
+class _Unix(urllib.request.HTTPHandler):
+    """Asks by a UNIX socket, whatever host an address names."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        def connection(host: str, timeout: float, **_: object) -> http.client.HTTPConnection:
+            made = http.client.HTTPConnection(host, timeout=timeout)
+            made.sock = socket.socket(socket.AF_UNIX)
+            made.sock.settimeout(timeout)
+            made.sock.connect(self._path)
+            return made
+
+        return self.do_open(connection, req)  # type: ignore[arg-type]  # it makes one
 
 
 def _read(line: str) -> Any:  # noqa: ANN401 -- whatever the line says
@@ -232,11 +263,13 @@ def main() -> int:
     )
     parser.add_argument("--in-flight", type=int, default=1, help="questions that wait at once")
     parser.add_argument("--msgpack", action="store_true", help="speak MessagePack, not JSON")
+    parser.add_argument("--uds", help="the server's UNIX socket, in place of the host in --url")
     options = parser.parse_args()
     # A line that is no JSON is the server's to refuse, like any other mistake: as text it is one.
     observations = (_read(line) for line in sys.stdin if line.strip())
     is_wrong = False
-    with PolicyStream(options.url, options.key, is_msgpack=options.msgpack) as policy:
+    is_msgpack = options.msgpack
+    with PolicyStream(options.url, options.key, is_msgpack=is_msgpack, uds=options.uds) as policy:
         try:
             for answer in policy.answers(observations, in_flight=options.in_flight):
                 if isinstance(answer, PolicyError):

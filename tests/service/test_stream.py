@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -21,7 +22,7 @@ from tests.support.fakes import summing_backend
 from tests.support.folders import EXPORTS, ROOT
 from tests.support.processes import Child, child, descendants, program, run
 from tests.support.server_processes import KEY, Server, compiled_home_of, running_server
-from tests.support.servers import free_port, served_app
+from tests.support.servers import free_port, in_thread, served_app
 from tests.support.waiting import wait_until
 from tests.support.web import OBSERVATION, build
 
@@ -278,6 +279,26 @@ def test_python_client_begins_episodes() -> None:
             second = [policy.predict(observation) for _ in range(2)]
 
     assert first == second == [[1], [2]]
+
+
+def test_python_client_speaks_to_a_unix_socket(tmp_path: Path) -> None:
+    path = str(tmp_path / "policy.sock")
+    url = "ws://localhost/predict_deterministic/stream"
+    server = uvicorn.Server(uvicorn.Config(build(summing_backend()), log_config=None, uds=path))
+
+    def end() -> None:
+        server.should_exit = True
+
+    with in_thread(server.run, end):
+        wait_until(lambda: server.started)
+        with PolicyStream(url, KEY, uds=path) as policy:
+            actions = [policy.predict(OBSERVATION | {"cat": 1}) for _ in range(2)]
+            # A client that has to connect again in an episode asks whether it has a memory.
+            policy.close()
+            with pytest.raises(PolicyError, match="memory"):
+                policy.predict(OBSERVATION)
+
+    assert actions == [[1], [2]]
 
 
 def _answer_of(client: Child, observation: object = OBSERVATIONS[0]) -> Any:  # noqa: ANN401 -- JSON
