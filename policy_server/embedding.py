@@ -128,7 +128,7 @@ def create_app(
             used = await stack.enter_async_context(policies.running())
             await stack.enter_async_context(followed_keys(keys, known))
             if exporter is not None:
-                exporter.foreign_url = used.metrics_url
+                exporter.foreign_url = lambda: used.metrics_url
             yield
 
     return create_web_app(

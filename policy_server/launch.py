@@ -86,15 +86,16 @@ def build_app() -> Application:
                     exporter = await stack.enter_async_context(exporting)
                     backends = await stack.enter_async_context(policies.running())
                 await stack.enter_async_context(followed_keys(keys, settings))
-                exporter.foreign_url = backends.metrics_url
+                exporter.foreign_url = lambda: backends.metrics_url
                 address = _UNKNOWN if server is None else server.address()
                 _report(policies.registry, backends, exporter.url, address)
                 _settle_garbage_collector()
                 is_started = True
+                process.note_serving()
                 yield
-        except Exception:
+        except Exception as error:
             if not is_started:
-                process.end_all()
+                process.end_all(reason=str(error))
             raise
         finally:
             drain_output()

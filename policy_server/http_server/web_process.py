@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
+import time
 from dataclasses import dataclass
 from multiprocessing import parent_process
 
@@ -10,11 +13,17 @@ from policy_server.errors import SettingsError
 from policy_server.http_server.running_server import HttpServer, find_http_server
 from policy_server.http_server.workers import Worker
 from policy_server.ports import check_port
+from policy_server.process_output import drain_output
 from policy_server.settings import ENV_PREFIX, Settings
+from policy_server.telemetry import flush_log
 
 __all__ = ["METRICS_PORT", "WebProcess"]
 
+logger = logging.getLogger(__name__)
+
 METRICS_PORT = f"{ENV_PREFIX}METRICS_PORT"
+# Between two starts of a worker in the place of one that has died.
+_BEFORE_NEXT_TRY_S = 1.0
 _DASHBOARD_PORT = f"{ENV_PREFIX}DASHBOARD_PORT"
 
 
@@ -68,13 +77,31 @@ class WebProcess:
                 )
             taken[port] = setting
 
-    def end_all(self) -> None:
+    def note_serving(self) -> None:
+        """Note that this process serves."""
+        if self.worker is not None:
+            self.worker.note_serving()
+
+    def end_all(self, *, reason: str = "") -> None:
         """End uvicorn's supervisor too, since its next worker could not serve either.
 
-        Any other program that started this process goes on.
+        Any other program that started this process goes on. Where other workers serve, this one
+        took the place of one that had died: it ends alone, and uvicorn tries another.
+
+        Args:
+            reason: why it can't serve, if that was not logged yet.
         """
         if self.worker is None:
             return
         if self.server is not None and self.server.is_supervised:
+            if self.worker.has_serving_siblings():
+                self.worker.leave()
+                if reason:
+                    logger.error("worker_not_started", extra={"reason": reason})
+                # uvicorn's own status for a start that failed would have it end them all.
+                time.sleep(_BEFORE_NEXT_TRY_S)
+                drain_output()
+                flush_log()
+                os.kill(os.getpid(), signal.SIGKILL)
             self.worker.end_all(uds=self.server.config.uds)
         self.worker.leave()

@@ -16,6 +16,7 @@ __all__ = ["Worker"]
 
 _PURPOSE = "metrics"
 _LAST_WORD = "failed"
+_SERVING = "serving-"
 _OTHERS_TIMEOUT_S = 60.0
 _POLL_S = 0.05
 # An argument of each worker; multiprocessing's other child, which tracks resources, has none.
@@ -45,8 +46,22 @@ class Worker:
         shared = share_folder(_PURPOSE, parent=self._parent)
         self.folder, self.is_first = shared.path, shared.is_new
 
+    def note_serving(self) -> None:
+        """Note that this worker serves: one that can't start does not end it any more."""
+        (self.folder / f"{_SERVING}{os.getpid()}").touch()
+
+    def has_serving_siblings(self) -> bool:
+        """Return whether another worker serves."""
+        pids = (int(path.name.removeprefix(_SERVING)) for path in self.folder.glob(f"{_SERVING}*"))
+        return any(pid != os.getpid() and _is_worker_of(self._parent, pid) for pid in pids)
+
     def leave(self) -> None:
         """Remove the workers' folder, if this worker is the last one in it."""
+        (self.folder / f"{_SERVING}{os.getpid()}").unlink(missing_ok=True)
+        if not self.has_serving_siblings():
+            # Those that were killed could not remove theirs.
+            for path in self.folder.glob(f"{_SERVING}*"):
+                path.unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()
 

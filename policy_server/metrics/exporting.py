@@ -6,7 +6,7 @@ import logging
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +29,10 @@ _ALL_INTERFACES = ("", "0.0.0.0", "::")  # noqa: S104 -- compared with, not boun
 _HEALTHY_REPLICA = re.compile(rb"^ray_serve_deployment_replica_healthy\{.*\} (\S+)$", re.MULTILINE)
 # Ray's page is on this machine: no proxy is in between.
 _LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def _nowhere() -> None:
+    """Return None: there is no Ray."""
 
 
 class _Registered:
@@ -70,7 +74,8 @@ class MetricsExporter:
         self._shared = None if shared is None else SharedCounts(shared)
         self._failing: set[str] = set()
         self._server: PageServer | None = None
-        self.foreign_url: str | None = None
+        # A function: a Ray that is started again has another one.
+        self.foreign_url: Callable[[], str | None] = _nowhere
 
     @property
     def url(self) -> str | None:
@@ -127,10 +132,10 @@ class MetricsExporter:
 
     def render_ray(self) -> bytes:
         """Return Ray's page; empty where there is no Ray, and while it does not answer."""
-        if self.foreign_url is None:
+        if (url := self.foreign_url()) is None:
             return b""
         try:
-            with _LOCAL.open(self.foreign_url, timeout=_FOREIGN_TIMEOUT_S) as answer:
+            with _LOCAL.open(url, timeout=_FOREIGN_TIMEOUT_S) as answer:
                 page: bytes = answer.read()
         except (urllib.error.URLError, TimeoutError, OSError):
             return b""

@@ -139,7 +139,7 @@ class _Ray(Handler):
 def beside_ray() -> Iterator[MetricsExporter]:
     """An exporter on a free port, beside a Ray that has a page of its own."""
     with answered_by(_Ray) as url, exported(Metrics()) as exporter:
-        exporter.foreign_url = f"{url}/metrics"
+        exporter.foreign_url = lambda: f"{url}/metrics"
         yield exporter
 
 
@@ -177,7 +177,7 @@ def test_rays_page_is_empty_where_there_is_none() -> None:
 
 def test_page_stands_without_ray() -> None:
     exporter = MetricsExporter(Metrics(), port=0)
-    exporter.foreign_url = "http://127.0.0.1:9/metrics"
+    exporter.foreign_url = lambda: "http://127.0.0.1:9/metrics"
 
     page = exporter.render()
 

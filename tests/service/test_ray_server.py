@@ -129,7 +129,14 @@ def test_no_process_that_serves_has_imported_tensorflow(server: Server) -> None:
 
 def test_only_what_serving_needs_of_ray_runs(server: Server) -> None:
     lines = [command_line(pid) for pid in descendants(server.process.pid)]
-    needed = ("gcs_server", "raylet/raylet", "Agent", "ServeController", "ServeReplica")
+    needed = (
+        "ray_guard",
+        "gcs_server",
+        "raylet/raylet",
+        "Agent",
+        "ServeController",
+        "ServeReplica",
+    )
 
     assert [line for line in lines if not any(name in line for name in needed)] == []
 

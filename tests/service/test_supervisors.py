@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.support.folders import ROOT
-from tests.support.processes import run
-from tests.support.server_processes import home_of, started_server
+from tests.support.processes import command_line, descendants, run
+from tests.support.server_processes import home_of, running_server, started_server
 from tests.support.servers import free_port
 
 pytestmark = pytest.mark.service
@@ -97,4 +99,24 @@ def test_reloader_outlives_a_start_that_fails_and_starts_again(tmp_path: Path) -
 
             server.child.wait_until(has_started)
         server.child.check_runs()
+    assert not list(tmp_path.glob("ps-*"))
+
+
+def test_worker_that_cannot_start_does_not_end_those_that_serve(tmp_path: Path) -> None:
+    home = home_of("ppo_discrete", tmp_path / "home")
+    environment = {"POLICY_SERVER_BACKEND": "local", "TMPDIR": str(tmp_path)}
+    with running_server(home, "--workers", "2", environment=environment) as server:
+        serving = "Application startup complete"
+        server.child.wait_until(lambda: server.output().count(serving) == 2)
+        workers = [pid for pid in descendants(server.process.pid) if "spawn" in command_line(pid)]
+        schema = (home / "schema.yaml").read_text()
+        (home / "schema.yaml").write_text("observations: 5\n")
+
+        os.kill(workers[0], signal.SIGKILL)
+        server.child.wait_until(lambda: server.output().count("schema.yaml: observations") >= 2)
+        answer = httpx.get(f"{server.url}/readyz")
+        (home / "schema.yaml").write_text(schema)
+        server.child.wait_until(lambda: server.output().count(serving) == 3)
+
+    assert answer.status_code == httpx.codes.OK
     assert not list(tmp_path.glob("ps-*"))

@@ -29,6 +29,7 @@ __all__ = ["Handle", "RayBackend"]
 logger = logging.getLogger(__name__)
 
 _READY_TIMEOUT_S = 2.0
+_HEARING_S = 0.2
 _MOST_TRIES = 3
 _MOST_KNOWN_LOSSES = 256
 _ACTOR_ID = re.compile(r"actor_id: ([0-9a-f]+)")
@@ -105,6 +106,9 @@ class RayBackend:
         """
         self.application = application
         self._handle = handle
+        self._has_ray = asyncio.Event()
+        self._has_ray.set()
+        self._asking: set[asyncio.Task[Any]] = set()
         self._signature = signature
         self._replicas = replicas
         self._timeout_s = timeout_s
@@ -137,6 +141,26 @@ class RayBackend:
         if self._direct is not None:
             await self._direct.open()
 
+    def suspend(self) -> None:
+        """Call no replica by Ray Serve, since its Ray has died: such calls wait for the next one.
+
+        Replicas that outlive their Ray are still called straight.
+        """
+        self._has_ray.clear()
+        for call in self._asking:
+            call.cancel()
+
+    async def resume(self, handle: Handle) -> None:
+        """Call the replicas of another Ray.
+
+        Args:
+            handle: the application's there.
+        """
+        self._handle = handle
+        self._has_ray.set()
+        if self._direct is not None:
+            await self._direct.connect_missing()
+
     async def aclose(self) -> None:
         """End the connections; calls in flight are lost."""
         if self._direct is not None:
@@ -155,7 +179,15 @@ class RayBackend:
                 return await self._direct.infer(inputs)
         try:
             async with asyncio.timeout_at(until):
-                return await self._infer_again(inputs)
+                while True:
+                    handle = self._handle
+                    try:
+                        return await self._infer_again(inputs)
+                    except (RayError, RayServeException):
+                        # The Ray's own death may be heard of after that of its replicas.
+                        await asyncio.sleep(_HEARING_S)
+                        if self._has_ray.is_set() and self._handle is handle:
+                            raise
         except TimeoutError as error:
             raise OverloadedError(
                 f"no replica answered within {self._timeout_s:g} s; try again in a second"
@@ -182,9 +214,11 @@ class RayBackend:
 
     async def is_ready(self) -> bool:
         """Return whether an observation would be answered now."""
+        if not self._has_ray.is_set():
+            return self._direct is not None and self._direct.is_connected
         try:
             async with asyncio.timeout(_READY_TIMEOUT_S):
-                await self._handle.call("describe")
+                await self._ask_serve("describe")
         except (TimeoutError, RayError, RayServeException, PolicyServerError):
             return False
         return True
@@ -210,8 +244,22 @@ class RayBackend:
         return await self._call_by_serve(inputs)
 
     async def _call_by_serve(self, inputs: PolicyInputs) -> PolicyOutputs:
-        outputs: PolicyOutputs = await self._handle.call("answer", inputs)
+        outputs: PolicyOutputs = await self._ask_serve("answer", inputs)
         return outputs
+
+    async def _ask_serve(self, method: str, *arguments: Any) -> Any:  # noqa: ANN401 -- what the method returns
+        """Call a method of any replica, again on the next Ray where this one dies meanwhile."""
+        while True:
+            await self._has_ray.wait()
+            call = asyncio.create_task(self._handle.call(method, *arguments))
+            self._asking.add(call)
+            try:
+                await asyncio.wait([call])
+            finally:
+                self._asking.discard(call)
+                call.cancel()
+            if not call.cancelled() or self._has_ray.is_set():
+                return call.result()
 
     def _note_lost(self, replica: str) -> None:
         """Count a replica's death, however many calls and connections tell of it."""

@@ -67,6 +67,9 @@ logger = logging.getLogger(__name__)
 _SERVE = "serve"
 _LEAVE_TIMEOUT_S = 10.0
 _DEPLOY_TRIES = 3
+# Between the starts of a Ray that does not start.
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 10.0
 
 Compiling = Awaitable[CompiledPolicy | None]
 
@@ -136,6 +139,7 @@ class RayCluster:
         self._building = asyncio.Lock()
         self._keeping: asyncio.Task[None] | None = None
         self._joining = asyncio.create_task(self._join())
+        self._watching = asyncio.create_task(self._watch())
 
     @property
     def addresses(self) -> Mapping[str, str]:
@@ -215,16 +219,18 @@ class RayCluster:
 
     async def aclose(self) -> None:
         """Leave Ray, and end it if it is this process's; a cluster's applications go on."""
+        self._watching.cancel()
         if self._keeping is not None:
             self._keeping.cancel()
         if self._membership.is_crowded:
             # No process of the cluster's is this one's: a wait for it can be broken off.
             self._joining.cancel()
         # A start is not broken off: the processes that it has begun have to be ended.
-        await asyncio.gather(self._joining, *self._all_kept(), return_exceptions=True)
+        kept = (self._watching, self._joining, *self._all_kept())
+        await asyncio.gather(*kept, return_exceptions=True)
         for backend in list(self._backends):
             await backend.aclose()
-        if not self._joining.cancelled() and not self._joining.exception():
+        if self._is_joined():
             for name in list(self._applications):
                 with suppress(RayError, RayServeException):
                     await self._leave(name, is_retired=False)
@@ -233,12 +239,23 @@ class RayCluster:
     async def _end(self, backend: RayBackend, *, is_retired: bool) -> None:
         self._backends.discard(backend)
         await backend.aclose()
+        if not self._is_joined():
+            # A Ray that has died has no replicas that it could end.
+            self._uses[backend.application] -= 1
+            if not self._uses[backend.application]:
+                self._applications.pop(backend.application, None)
+            return
         try:
             async with asyncio.timeout(_LEAVE_TIMEOUT_S):
                 await self._leave(backend.application, is_retired=is_retired)
         except (RayError, RayServeException, TimeoutError) as error:
-            # A Ray that has died has no replicas either.
+            # It has died meanwhile.
             logger.warning("application_not_left", extra={"reason": repr(error)[:300]})
+
+    def _is_joined(self) -> bool:
+        """Return whether this process belongs to a Ray that runs."""
+        has_joined = self._joining.done() and not self._joining.cancelled()
+        return has_joined and not self._joining.exception() and self._membership.is_alive()
 
     def _all_kept(self) -> list[asyncio.Task[None]]:
         return [] if self._keeping is None else [self._keeping]
@@ -250,6 +267,54 @@ class RayCluster:
         if isinstance(ledger, ClusterLedger):
             self._keeping = asyncio.create_task(self._keep(ledger))
         return ledger
+
+    async def _watch(self) -> None:
+        """Start another Ray, or join it, each time that this machine's has died."""
+        await asyncio.wait([self._joining])
+        if self._joining.cancelled() or self._joining.exception():
+            return
+        while True:
+            await self._membership.lost()
+            logger.warning("ray_lost")
+            for backend in self._backends:
+                backend.suspend()
+            pause_s = _FIRST_PAUSE_S
+            while not await self._is_restarted():
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _is_restarted(self) -> bool:
+        started = time.monotonic()
+        self._joining = asyncio.create_task(self._rejoin())
+        try:
+            await self._resume(await asyncio.shield(self._joining))
+        except Exception as error:
+            # Ray raises plain exceptions too.
+            logger.warning("ray_not_restarted", extra={"reason": str(error)[:300]})
+            return False
+        seconds = round(time.monotonic() - started, 1)
+        logger.info("ray_restarted", extra={"seconds": seconds})
+        await self._membership.has_served()
+        return True
+
+    async def _rejoin(self) -> Ledger:
+        await self._membership.rejoin()
+        restore_signal_handlers()
+        return await asyncio.to_thread(_ledger, self._membership.ledger_folder)
+
+    async def _resume(self, ledger: Ledger) -> None:
+        """Have all policy versions run on another Ray, and their backends call it."""
+        self._handles.clear()
+        handles = {}
+        for name, application in list(self._applications.items()):
+            await asyncio.to_thread(ledger.enter, name)
+            compiling = self._compiled(application.version)
+            handles[name] = await self._running(application, ledger, compiling)
+        for name, handle in handles.items():
+            await find_signature(self._applications[name], handle)
+            for backend in list(self._backends):
+                if backend.application == name:
+                    await backend.resume(handle)
 
     async def _deployed(
         self,

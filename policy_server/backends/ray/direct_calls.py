@@ -77,6 +77,10 @@ class DirectCalls:
         """Connect to the replicas that are there; the rest follows."""
         await self._connections.open()
 
+    async def connect_missing(self) -> None:
+        """Connect to the replicas that are listed and not connected yet."""
+        await self._connections.connect_missing()
+
     async def aclose(self) -> None:
         """End every connection; calls in flight are lost."""
         self._is_closing = True

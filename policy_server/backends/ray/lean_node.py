@@ -14,6 +14,8 @@ from ray._private.parameter import RayParams
 
 __all__ = ["LeanNode", "start_lean_node"]
 
+# Ray's own names of the processes without which it does not go on.
+_NEEDED = ("gcs_server", "raylet")
 # Workers import these while Ray Serve's controller starts, not when it asks for a replica. The
 # first imports Ray Serve without pandas.
 _PRELOADED = ("policy_server.backends.ray.replicas", "ray.serve._private.replica")
@@ -35,19 +37,33 @@ class LeanNode(Node):
         """Start the dashboard, and wait until it answers."""
         super().start_api_server(include_dashboard=True, raise_on_failure=True)
 
-    def end(self) -> None:
-        """End Ray's processes."""
-        self.kill_all_processes(check_alive=False, allow_graceful=True)
+    def needed_pids(self) -> list[int]:
+        """Return the ids of the processes without which no Ray goes on: the GCS and the raylet."""
+        return [known.process.pid for kind in _NEEDED for known in self.all_processes.get(kind, ())]
+
+    def end(self, *, is_graceful: bool) -> None:
+        """End Ray's processes.
+
+        Args:
+            is_graceful: let them end by themselves first, which a raylet can't without the others.
+        """
+        self.kill_all_processes(check_alive=False, allow_graceful=is_graceful)
 
 
 def start_lean_node(
-    options: dict[str, Any], *, folder: str, metrics_port: int, environment: dict[str, str]
+    options: dict[str, Any],
+    *,
+    folder: str,
+    is_shared: bool,
+    metrics_port: int,
+    environment: dict[str, str],
 ) -> LeanNode:
     """Start Ray's processes.
 
     Args:
         options: those that `ray.init` takes too.
         folder: the folder of Ray's logs and sockets.
+        is_shared: whether Ray goes on where the process that starts it is killed.
         metrics_port: the port of Ray's own metrics.
         environment: the variables of its workers; a runtime environment would cost each replica a
             second worker.
@@ -63,4 +79,4 @@ def start_lean_node(
         "_system_config": {"preload_python_modules": list(_PRELOADED)},
     }
     parameters = RayParams(**known)
-    return LeanNode(parameters, head=True, shutdown_at_exit=False, spawn_reaper=True)
+    return LeanNode(parameters, head=True, shutdown_at_exit=False, spawn_reaper=not is_shared)

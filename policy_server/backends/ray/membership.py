@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ import ray
 import policy_server
 from policy_server.backends.ray.connection import as_not_ready_error, connect
 from policy_server.backends.ray.own_ray import OwnRay
+from policy_server.backends.ray_processes import first_end
 from policy_server.errors import NotReadyError
 from policy_server.settings import Settings
 
@@ -49,11 +51,24 @@ class Membership(Protocol):
             NotReadyError: if it does not start, or the cluster does not answer.
         """
 
+    def is_alive(self) -> bool:
+        """Return whether Ray runs, as far as this machine can tell."""
+
+    async def lost(self) -> None:
+        """Wait until Ray has died on this machine; for ever where others look after it."""
+
+    async def rejoin(self) -> None:
+        """Join another Ray, or start it, since this one has died; its replicas may still answer.
+
+        Raises:
+            NotReadyError: if it does not start.
+        """
+
     async def turn(self) -> None:
         """Wait until this process may compile a policy: workers do so one after another."""
 
     async def has_served(self) -> None:
-        """Take note that a first policy answers."""
+        """Take note that a first policy answers, and end what is left of a Ray that died."""
 
     async def leave(self) -> None:
         """Disconnect from Ray, and end it if it is this process's; also where `join` failed."""
@@ -71,7 +86,9 @@ class SoleOwner:
             settings: ports, and how many replicas there are.
             call: runs a function on Ray's thread.
         """
-        self._own = OwnRay(settings)
+        self._settings = settings
+        self._own = OwnRay(settings, server=os.getpid())
+        self._dead: list[OwnRay] = []
         self._call = call
         self._has_served = False
 
@@ -89,18 +106,38 @@ class SoleOwner:
         """See `Membership.join`."""
         await self._call(self._own.start)
 
+    def is_alive(self) -> bool:
+        """See `Membership.is_alive`."""
+        return all(process.is_running() for process in self._own.processes)
+
+    async def lost(self) -> None:
+        """See `Membership.lost`."""
+        await first_end(self._own.processes)
+
+    async def rejoin(self) -> None:
+        """See `Membership.rejoin`."""
+        self._dead.append(self._own)
+        self._own = OwnRay(self._settings, server=os.getpid())
+        self._has_served = False
+        await self._call(ray.shutdown)
+        await self.join()
+
     async def turn(self) -> None:
         """Return at once: the policy is compiled while Ray starts."""
 
     async def has_served(self) -> None:
-        """Start the dashboard."""
+        """Start the dashboard, and end what is left of a Ray that has died."""
         if not self._has_served:
             self._has_served = True
+            while self._dead:
+                await self._call(self._dead.pop().end_processes)
             self._call(self._own.start_dashboard)
 
     async def leave(self) -> None:
         """See `Membership.leave`; waits for the calls on Ray's thread."""
         await self._call(self._own.end)
+        for dead in self._dead:
+            await self._call(dead.end_processes)
 
 
 class ClusterMember:
@@ -128,6 +165,19 @@ class ClusterMember:
         package = str(Path(policy_server.__file__).parent)
         with as_not_ready_error(_JOIN_HINT):
             await self._call(connect, self._address, {"py_modules": [package]})
+
+    def is_alive(self) -> bool:
+        """Return True: the cluster has its own keepers."""
+        return True
+
+    async def lost(self) -> None:
+        """Wait for ever: the cluster's nodes come and go."""
+        await asyncio.Event().wait()
+
+    async def rejoin(self) -> None:
+        """Join again."""
+        await self._call(ray.shutdown)
+        await self.join()
 
     async def turn(self) -> None:
         """Return at once: other machines do not see what this one compiles."""

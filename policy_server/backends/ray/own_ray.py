@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import tempfile
+import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,13 @@ import ray
 
 import policy_server
 from policy_server.backends.ray.connection import as_not_ready_error, connect, use_token
+from policy_server.backends.ray_guard import start_guard
+from policy_server.backends.ray_processes import (
+    Process,
+    end_ray_in,
+    make_rays_folder,
+    remove_dead_rays,
+)
 from policy_server.ports import free_port
 from policy_server.settings import Settings
 from policy_server.telemetry import adopt_loggers
@@ -45,19 +51,28 @@ _MOVED = (ImportError, AttributeError, TypeError)
 class OwnRay:
     """A Ray that this process starts.
 
-    `start`, `start_dashboard` and `end` belong on one thread that lives as long as Ray does: the
-    kernel ends Ray's processes with the thread that started them.
+    `start`, `start_dashboard` and `end` belong on one thread that lives as long as Ray does: where
+    no other process shares Ray, the kernel ends its processes with the thread that started them.
 
     Attributes:
         addresses: the addresses of Ray's pages, by name.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        """Own nothing yet; from `start` to `end`, Ray's processes and their folder."""
+    def __init__(self, settings: Settings, *, server: int) -> None:
+        """Own nothing yet; from `start` to `end`, Ray's processes and their folder.
+
+        Args:
+            settings: ports, and how many replicas there are.
+            server: the process that Ray may not outlive: this one, or the parent of the workers
+                that share the Ray, of which any may be killed.
+        """
+        self._server = server
+        self._guard: subprocess.Popen[bytes] | None = None
         self.addresses: dict[str, str] = {}
         self._settings = settings
         self._folder: Path | None = None
         self._node: LeanNode | None = None
+        self._processes: list[Process] = []
 
     @property
     def folder(self) -> Path:
@@ -71,6 +86,11 @@ class OwnRay:
         address: str = ray.get_runtime_context().gcs_address
         return address
 
+    @property
+    def processes(self) -> list[Process]:
+        """Return the processes without which no Ray goes on; none where it can't be told."""
+        return self._processes
+
     def start(self) -> None:
         """Start Ray's processes and connect to them.
 
@@ -81,9 +101,9 @@ class OwnRay:
         started = time.monotonic()
         use_token()
         adopt_loggers()
-        # Ray opens its own folder to everybody; the one around it is this user's alone. Sockets
-        # lie there, whose paths may have 107 characters.
-        self._folder = Path(tempfile.mkdtemp(prefix="ps-ray-"))
+        remove_dead_rays()
+        self._folder = make_rays_folder(self._server)
+        self._guard = start_guard(self._folder)
         rays_folder = self._folder / "r"
         rays_folder.mkdir()
         if self._settings.dashboard_port:
@@ -110,10 +130,18 @@ class OwnRay:
     def end(self) -> None:
         """Disconnect, end Ray's processes, and remove its folder."""
         ray.shutdown()
+        self.end_processes()
+
+    def end_processes(self) -> None:
+        """End Ray's processes and remove its folder; this process may belong to another Ray."""
         if self._node is not None:
-            self._node.end()
+            is_whole = all(process.is_running() for process in self.processes)
+            self._node.end(is_graceful=is_whole)
+            self._node = None
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            end_ray_in(self._folder)
+        if self._guard is not None:
+            self._guard.wait()
 
     def _announce_dashboard(self, folder: Path) -> None:
         host, port = self._settings.dashboard_host, self._settings.dashboard_port
@@ -130,9 +158,11 @@ class OwnRay:
         self._node = start_lean_node(
             self._options(),
             folder=str(folder),
+            is_shared=self._server != os.getpid(),
             metrics_port=metrics_port,
             environment=self._environment(),
         )
+        self._processes = [Process.of(pid) for pid in self._node.needed_pids()]
         self.addresses[RAY_METRICS] = f"http://127.0.0.1:{metrics_port}/metrics"
         connect(self._node.gcs_address)
 

@@ -70,7 +70,7 @@ class ReplicaConnections:
 
     async def open(self) -> None:
         """Connect to the replicas that are there; the rest follows."""
-        await self._connect_missing()
+        await self.connect_missing()
         self._keeper = asyncio.create_task(self._keep())
 
     async def aclose(self) -> None:
@@ -93,10 +93,10 @@ class ReplicaConnections:
                 await self._is_lost.wait()
                 pause_s = _FIRST_PAUSE_S
             await asyncio.sleep(pause_s)
-            is_found = await self._connect_missing()
+            is_found = await self.connect_missing()
             pause_s = _FIRST_PAUSE_S if is_found else min(pause_s * _PAUSE_GROWTH, _LONGEST_PAUSE_S)
 
-    async def _connect_missing(self) -> bool:
+    async def connect_missing(self) -> bool:
         """Connect to the replicas of the list that are not connected; return whether any was."""
         try:
             addresses = await self._source.addresses()

@@ -1,4 +1,8 @@
-"""One Ray for all of uvicorn's workers: the first starts it, the last one out ends it."""
+"""One Ray for all of uvicorn's workers: the first starts it, the last one out ends it.
+
+The worker that has started it may be killed: Ray goes on. Where Ray itself dies, one worker starts
+the next one, and the others join it.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ from policy_server.backends.ray.connection import as_not_ready_error, connect
 from policy_server.backends.ray.ledger import is_alive
 from policy_server.backends.ray.membership import OnRaysThread
 from policy_server.backends.ray.own_ray import OwnRay
+from policy_server.backends.ray_processes import Process, end_ray_in, first_end, rays_of
 from policy_server.errors import NotReadyError
 from policy_server.files.locks import FileLock
 from policy_server.files.shared_folders import share_folder
@@ -26,6 +31,7 @@ __all__ = ["SharedRay"]
 
 _LAST_WORKER_TIMEOUT_S = 30.0
 _POLL_S = 0.1
+_LEDGER = "ledger"
 
 
 class SharedRay:
@@ -45,7 +51,12 @@ class SharedRay:
             call: runs a function on Ray's thread.
         """
         self._call = call
-        self._own = OwnRay(settings)
+        self._settings = settings
+        self._own = OwnRay(settings, server=os.getppid())
+        self._dead: list[OwnRay] = []
+        self._dead_folders: list[Path] = []
+        self._processes: list[Process] = []
+        self._settling: asyncio.Task[None] | None = None
         self._folder = share_folder("workers", parent=os.getppid()).path
         self._entry = self._folder / f"member-{os.getpid()}"
         self._has_started = False
@@ -62,6 +73,24 @@ class SharedRay:
             self._has_started = True
             await self._call(self._start)
 
+    def is_alive(self) -> bool:
+        """See `Membership.is_alive`."""
+        return all(process.is_running() for process in self._processes)
+
+    async def lost(self) -> None:
+        """See `Membership.lost`."""
+        await first_end(self._processes)
+
+    async def rejoin(self) -> None:
+        """See `Membership.rejoin`."""
+        if self._has_started:
+            self._dead.append(self._own)
+            self._own = OwnRay(self._settings, server=os.getppid())
+            self._has_started = False
+        await self._unlock()
+        await self._call(ray.shutdown)
+        await self.join()
+
     async def turn(self) -> None:
         """Wait until this worker joins: it finds what the first one has compiled."""
         await self._has_turn.wait()
@@ -69,28 +98,54 @@ class SharedRay:
     async def has_served(self) -> None:
         """Let the next worker join, since this one's policy answers."""
         if self._lock is not None:
-            self._entry.touch()
+            self._entry.write_text(str(self.ledger_folder))
             await self._unlock()
-            if self._has_started:
-                self._call(self._own.start_dashboard)
+            self._settling = asyncio.create_task(self._settle())
 
     async def leave(self) -> None:
         """Leave Ray, or end it when all other workers have left."""
         self._entry.unlink(missing_ok=True)
-        if not self._has_started:
-            await self._unlock()
-            await self._call(ray.shutdown)
-            return
+        if self._settling is not None:
+            self._settling.cancel()
+            await asyncio.gather(self._settling, return_exceptions=True)
         if self._lock is None:
-            await self._wait_for_others()
-            await self._call(self._own.end)
-            shutil.rmtree(self._folder, ignore_errors=True)
+            async with FileLock(self._folder, is_folder=True):
+                await self._leave(is_last=not self._others())
         else:
-            # Before the lock is freed: another worker would join a Ray that is about to end, and
-            # wait for it for a minute.
-            shutil.rmtree(self._folder, ignore_errors=True)
+            # Another worker would join a Ray that is about to end, and wait for it for a minute.
+            is_last = self._has_started and not self._others()
+            if self._has_started:
+                (self._folder / "ray.json").unlink(missing_ok=True)
+            if is_last:
+                shutil.rmtree(self._folder, ignore_errors=True)
             await self._unlock()
-            await self._call(self._own.end)
+            await self._leave(is_last=self._has_started)
+        await self._end_dead()
+
+    async def _leave(self, *, is_last: bool) -> None:
+        await self._call(ray.shutdown)
+        if not is_last:
+            return
+        if self._has_started:
+            await self._call(self._own.end_processes)
+        for folder in rays_of(os.getppid()):
+            await self._call(end_ray_in, folder)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _settle(self) -> None:
+        """End what is left of a Ray that has died, and start the new one's dashboard."""
+        if self._dead or self._dead_folders:
+            # Until they have joined the new one, the dead one's replicas answer the others.
+            await self._wait_for_others(self.ledger_folder)
+            await self._end_dead()
+        if self._has_started:
+            await self._call(self._own.start_dashboard)
+
+    async def _end_dead(self) -> None:
+        while self._dead:
+            await self._call(self._dead.pop().end_processes)
+        while self._dead_folders:
+            await self._call(end_ray_in, self._dead_folders.pop())
 
     async def _unlock(self) -> None:
         if self._lock is not None:
@@ -102,9 +157,10 @@ class SharedRay:
         if not state.exists():
             return False
         known = json.loads(state.read_text())
-        if not is_alive(known["pid"]):
-            # Its Ray has ended with it, which could not remove its folder any more.
-            shutil.rmtree(known["folder"], ignore_errors=True)
+        if not all(Process.read(text).is_running() for text in known["processes"]):
+            # A worker that was killed could not remove the folder any more.
+            if (folder := Path(known["folder"])) not in (dead.folder for dead in self._dead):
+                self._dead_folders.append(folder)
             return False
         if known["token"]:
             os.environ["RAY_AUTH_TOKEN"] = known["token"]
@@ -114,9 +170,13 @@ class SharedRay:
         return True
 
     def _start(self) -> None:
+        for folder in rays_of(os.getppid()):
+            if not (folder / _LEDGER).exists():
+                # The worker that began to start it was killed.
+                end_ray_in(folder)
         self._own.start()
         known = {
-            "pid": os.getpid(),
+            "processes": [str(process) for process in self._own.processes],
             "address": self._own.address,
             "token": os.environ.get("RAY_AUTH_TOKEN", ""),
             "addresses": self._own.addresses,
@@ -127,15 +187,32 @@ class SharedRay:
 
     def _take(self, known: dict[str, Any]) -> None:
         self.addresses = known["addresses"]
-        self.ledger_folder = Path(known["folder"], "ledger")
+        self.ledger_folder = Path(known["folder"], _LEDGER)
+        self._processes = [Process.read(text) for text in known["processes"]]
 
-    async def _wait_for_others(self) -> None:
+    async def _wait_for_others(self, ledger_folder: Path) -> None:
+        """Wait until the other workers have left, or have joined the Ray of a ledger."""
         deadline = time.monotonic() + _LAST_WORKER_TIMEOUT_S
         while time.monotonic() < deadline:
-            members = [int(path.name.split("-")[1]) for path in self._folder.glob("member-*")]
-            if not any(map(is_alive, members)):
+            if all(_joined_by(entry) == ledger_folder for entry in self._others()):
                 return
             await asyncio.sleep(_POLL_S)
+
+    def _others(self) -> list[Path]:
+        """Return the entries of the other workers that serve."""
+        return [
+            path
+            for path in self._folder.glob("member-*")
+            if path != self._entry and is_alive(int(path.name.split("-")[1]))
+        ]
+
+
+def _joined_by(entry: Path) -> Path | None:
+    """Return the folder of the ledger of the Ray that a worker has joined."""
+    try:
+        return Path(entry.read_text())
+    except OSError:
+        return None
 
 
 async def _locked(folder: Path) -> AsyncExitStack:

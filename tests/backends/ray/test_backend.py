@@ -13,7 +13,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from policy_server.backends.ray.backend import Handle, RayBackend
-from policy_server.errors import NotReadyError
+from policy_server.errors import NotReadyError, OverloadedError
 from policy_server.policy import PolicyInputs, PolicyOutputs
 from tests.support.call_replicas import Infer, Replicas
 from tests.support.fakes import components_of, signature_of
@@ -55,6 +55,14 @@ class RaysHandle:
         return ANSWER
 
 
+class HangingHandle(RaysHandle):
+    """Ray Serve's handle of replicas that never answer."""
+
+    async def call(self) -> object:
+        self.asked += 1
+        return await asyncio.Event().wait()
+
+
 class _Method:
     def __init__(self, handle: RaysHandle) -> None:
         self._handle = handle
@@ -64,7 +72,7 @@ class _Method:
 
 
 def backend_over(
-    handle: RaysHandle, source: Replicas | None = None, *, replicas: int = 1
+    handle: RaysHandle, source: Replicas | None = None, *, replicas: int = 1, timeout_s: float = 10
 ) -> tuple[RayBackend, list[None]]:
     """Return a backend, and one entry for each replica that it counts as lost."""
     lost: list[None] = []
@@ -74,7 +82,7 @@ def backend_over(
         application="policy-default-0123456789ab",
         replicas=replicas,
         source=source,
-        timeout_s=10,
+        timeout_s=timeout_s,
         count_lost=lambda: lost.append(None),
     )
     return backend, lost
@@ -190,3 +198,51 @@ async def test_call_that_is_sent_is_told_of_its_answer_or_of_its_loss() -> None:
     assert isinstance(told[0], PolicyOutputs)
     assert told[1] is None
     assert not is_sent_without
+
+
+async def test_call_by_ray_serve_waits_for_the_next_ray_where_its_own_dies() -> None:
+    hanging, answering = HangingHandle(), RaysHandle()
+    backend, _ = backend_over(hanging)
+    call = asyncio.create_task(backend.infer(INPUTS))
+    await until(lambda: hanging.asked)
+
+    backend.suspend()
+    later = asyncio.create_task(backend.infer(INPUTS))
+    await turns()
+    is_ready = await backend.is_ready()
+    await backend.resume(Handle(answering))
+
+    assert [await call, await later] == [ANSWER] * 2
+    assert (hanging.asked, answering.asked, is_ready) == (1, 2, False)
+
+
+async def test_call_whose_replicas_death_is_heard_of_before_their_rays_is_asked_again() -> None:
+    dying, answering = RaysHandle(), RaysHandle()
+    dying.errors = [_died("a1")] * 3
+    backend, _ = backend_over(dying)
+    call = asyncio.create_task(backend.infer(INPUTS))
+    await until(lambda: not dying.errors)
+
+    # Not yet answered: the call waits for news of Ray.
+    backend.suspend()
+    await backend.resume(Handle(answering))
+
+    assert await call == ANSWER
+
+
+async def test_call_is_given_up_in_time_where_no_next_ray_comes() -> None:
+    backend, _ = backend_over(RaysHandle(), timeout_s=0.05)
+    backend.suspend()
+
+    with pytest.raises(OverloadedError, match=r"no replica answered within 0.05 s"):
+        await backend.infer(INPUTS)
+
+
+async def test_backend_without_ray_is_ready_while_replicas_are_connected() -> None:
+    async with connected(lambda _: ANSWER, 1) as (backend, handle, _, _):
+        backend.suspend()
+        is_ready, answer = await backend.is_ready(), await backend.infer(INPUTS)
+
+    assert is_ready
+    assert len(answer) == 1
+    assert handle.asked == 0

@@ -1,7 +1,8 @@
-"""A process whose Ray has died opens another."""
+"""A process whose Ray has died starts another, and answers meanwhile."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from policy_server.backends.ray import open_ray_cluster
+from policy_server.backends.ray_processes import rays_of
+from tests.support.processes import is_running
 from tests.support.ray_clusters import SETTINGS, check_answers, processes_of, version_of
 
 pytestmark = pytest.mark.service
@@ -21,10 +24,20 @@ async def test_ray_is_reopened_in_the_same_process_after_it_has_died(
     version = version_of("ppo_discrete", tmp_path)
 
     async with open_ray_cluster(SETTINGS) as first:
-        await first.deploy(version)
+        backend = await first.deploy(version)
+        before = set(processes_of("ray::"))
         [pid] = processes_of(process)
         os.kill(pid, signal.SIGKILL)
+        # Its replicas answer until those of the next Ray do.
+        async with asyncio.timeout(120):
+            while not (after := processes_of("ray::ServeReplica")) or set(after) & before:
+                await check_answers(backend, version)
+                await asyncio.sleep(0.1)
+            while any(map(is_running, before)):
+                await check_answers(backend, version)
+        assert await backend.is_ready()
     async with open_ray_cluster(SETTINGS) as second:
         await check_answers(await second.deploy(version), version)
 
+    assert rays_of(os.getpid()) == []
     assert processes_of("gcs_server") == processes_of("raylet/raylet") == []

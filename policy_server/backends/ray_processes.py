@@ -1,0 +1,213 @@
+"""Ray's processes on this machine: their ends are heard of at once, and none is left behind.
+
+Ray's raylet ends the processes below it. Where the raylet, the GCS (Ray's store) or the server was
+killed, others stay: they are found by the files that they have open in their Ray's folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from policy_server.files.shared_folders import beginning_of
+
+__all__ = [
+    "GUARD",
+    "Process",
+    "end_ray_in",
+    "first_end",
+    "make_rays_folder",
+    "rays_of",
+    "remove_dead_rays",
+    "server_of",
+]
+
+# The module of the process that ends what a killed server has left.
+GUARD = "policy_server.backends.ray_guard"
+
+_PREFIX = "ps-ray-"
+_SERVER = "server"
+_LOOK_EVERY_S = 0.1
+_END_TIMEOUT_S = 5.0
+# The titles that Ray's Python processes give themselves, and where its own programs lie.
+_TITLES = (b"ray::", b"/ray/core/src/ray/")
+_GUARDS_TITLE = f"{GUARD}\0".encode()
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of this machine.
+
+    Attributes:
+        pid: its number.
+        beginning: when it began, which tells it from later ones of its number.
+    """
+
+    pid: int
+    beginning: str
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        """Return a process that runs; one that has ended already never runs again."""
+        return cls(pid, beginning_of(pid) or "")
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Return the process that `str` has written."""
+        pid, _, beginning = text.partition(" ")
+        return cls(int(pid), beginning)
+
+    def __str__(self) -> str:
+        """Return its number and its beginning."""
+        return f"{self.pid} {self.beginning}"
+
+    def is_running(self) -> bool:
+        """Return whether it has not ended; one that nobody has waited for yet has ended."""
+        return beginning_of(self.pid) == self.beginning and not _is_zombie(self.pid)
+
+
+async def first_end(processes: Sequence[Process]) -> None:
+    """Wait until the first of some processes has ended.
+
+    Args:
+        processes: any processes of this machine, not only children of this one.
+    """
+    with _Ends(processes) as ends:
+        while all(process.is_running() for process in processes):
+            await ends.wait()
+
+
+class _Ends:
+    """A wait for the end of processes: at once where the kernel tells of it, as Linux does."""
+
+    def __init__(self, processes: Sequence[Process]) -> None:
+        self._processes = processes
+        self._descriptors: list[int] = []
+        self._has_ended = asyncio.Event()
+
+    def __enter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        if hasattr(os, "pidfd_open"):
+            for process in self._processes:
+                with suppress(OSError):
+                    descriptor = os.pidfd_open(process.pid)
+                    self._descriptors.append(descriptor)
+                    loop.add_reader(descriptor, self._has_ended.set)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        loop = asyncio.get_running_loop()
+        for descriptor in self._descriptors:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+
+    async def wait(self) -> None:
+        """Wait for an end, or for the time to look whether there was one."""
+        # One that can't be watched has ended already, or the kernel does not tell.
+        is_told = len(self._descriptors) == len(self._processes)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if is_told else _LOOK_EVERY_S):
+                await self._has_ended.wait()
+
+
+def make_rays_folder(server: int) -> Path:
+    """Make the folder of a Ray.
+
+    Args:
+        server: the process that the Ray may not outlive.
+    """
+    # Ray opens its own folder to everybody; the one around it is this user's alone. Sockets
+    # lie there, whose paths may have 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    (folder / _SERVER).write_text(str(Process.of(server)))
+    return folder
+
+
+def server_of(folder: Path) -> Process:
+    """Return the process that a Ray may not outlive.
+
+    Args:
+        folder: as `make_rays_folder` returned it.
+
+    Raises:
+        OSError, ValueError: if the folder does not say.
+    """
+    return Process.read((folder / _SERVER).read_text())
+
+
+def remove_dead_rays() -> None:
+    """Remove what servers that were killed have left: folders of Ray's, and processes."""
+    for folder, server in _rays():
+        if not server.is_running():
+            end_ray_in(folder)
+
+
+def rays_of(server: int) -> list[Path]:
+    """Return the folders of all Rays that may not outlive a process.
+
+    Args:
+        server: the process's id.
+    """
+    wanted = Process.of(server)
+    return [folder for folder, found in _rays() if found == wanted]
+
+
+def _rays() -> Iterator[tuple[Path, Process]]:
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError, ValueError):
+            if path.stat().st_uid == os.getuid():
+                yield path, server_of(path)
+
+
+def end_ray_in(folder: Path) -> None:
+    """End a Ray's processes that are left, and remove its folder.
+
+    Args:
+        folder: as `make_rays_folder` returned it.
+    """
+    deadline = time.monotonic() + _END_TIMEOUT_S
+    while (found := _processes_in(folder)) and time.monotonic() < deadline:
+        for pid in found:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(_LOOK_EVERY_S / 5)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _processes_in(folder: Path) -> list[int]:
+    """Return the processes of Ray's, zombies apart, that have files open in a folder."""
+    place = f"{folder}{os.sep}"
+    guards_title = _GUARDS_TITLE + f"{folder}\0".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            title = (path / "cmdline").read_bytes()
+            is_rays = any(word in title for word in _TITLES) and _has_open(path, place)
+            if is_rays or title.endswith(guards_title):
+                found.append(int(path.name))
+    return [pid for pid in found if pid != os.getpid()]
+
+
+def _has_open(process: Path, place: str) -> bool:
+    for descriptor in (process / "fd").iterdir():
+        with suppress(OSError):
+            if str(descriptor.readlink()).startswith(place):
+                return True
+    return False
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] == "Z"

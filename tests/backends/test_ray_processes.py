@@ -1,0 +1,124 @@
+"""Processes of Ray's that are left: found by their files, ended, and heard of as they end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from policy_server.backends.ray_guard import start_guard
+from policy_server.backends.ray_processes import (
+    Process,
+    end_ray_in,
+    first_end,
+    make_rays_folder,
+    rays_of,
+    remove_dead_rays,
+)
+from tests.support.processes import is_running
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def server() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process
+        process.kill()
+
+
+def worker_in(folder: Path, *, title: str = "ray::ServeReplica") -> subprocess.Popen[bytes]:
+    """Start a process that has a file of a Ray's folder open, as its workers have."""
+    with (folder / f"worker-{title[:3]}.log").open("w") as log:
+        # A title of its own, as `ray::` is one.
+        return subprocess.Popen([title, "600"], executable="/bin/sleep", stdout=log, stderr=log)
+
+
+def test_processes_of_a_ray_end_with_its_folder_and_no_others_do() -> None:
+    folder, other = make_rays_folder(os.getpid()), make_rays_folder(os.getpid())
+    inside, outside = worker_in(folder), worker_in(other)
+    reader = worker_in(folder, title="tail")
+
+    try:
+        end_ray_in(folder)
+
+        assert inside.wait(10) == -9
+        assert (outside.poll(), reader.poll()) == (None, None)
+        assert (folder.exists(), other.exists()) == (False, True)
+    finally:
+        for process in (inside, outside, reader):
+            process.kill()
+            process.wait()
+
+
+def test_what_a_dead_server_has_left_is_removed_and_a_running_servers_is_not(
+    server: subprocess.Popen[bytes],
+) -> None:
+    left, kept = make_rays_folder(server.pid), make_rays_folder(os.getpid())
+    worker = worker_in(left)
+    server.kill()
+    server.wait()
+
+    remove_dead_rays()
+
+    assert worker.wait(10) == -9
+    assert (left.exists(), kept.exists()) == (False, True)
+    assert rays_of(os.getpid()) == [kept]
+
+
+def test_guard_ends_a_ray_whose_server_was_killed(server: subprocess.Popen[bytes]) -> None:
+    folder = make_rays_folder(server.pid)
+    worker = worker_in(folder)
+    guard = start_guard(folder)
+    server.kill()
+    server.wait()
+
+    assert guard.wait(30) == 0
+    assert worker.wait(10) == -9
+    assert not folder.exists()
+
+
+def test_guard_ends_with_its_ray() -> None:
+    folder = make_rays_folder(os.getpid())
+    guard = start_guard(folder)
+    cmdline = Path(f"/proc/{guard.pid}/cmdline")
+    wait_until(lambda: "ray_guard" in cmdline.read_text())
+
+    end_ray_in(folder)
+    guard.wait(10)
+
+    assert not is_running(guard.pid)
+
+
+async def test_end_of_any_process_is_heard_of(server: subprocess.Popen[bytes]) -> None:
+    processes = [Process.of(os.getpid()), Process.of(server.pid)]
+    waiting = asyncio.create_task(first_end(processes))
+    await asyncio.sleep(0)
+    was_waiting = not waiting.done()
+
+    # Nobody has waited for it yet: it is a zombie.
+    server.kill()
+    await asyncio.wait_for(waiting, 10)
+
+    assert was_waiting
+    assert [process.is_running() for process in processes] == [True, False]
+
+
+async def test_process_that_has_ended_already_is_heard_of_at_once() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        known = Process.of(process.pid)
+
+    await asyncio.wait_for(first_end([known]), 10)
+
+    assert Process.read(str(known)) == known
