@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from policy_server.formats.saved_model import slim_tensorflow as tf
 from policy_server.formats.saved_model.freezing import LATE_TIMESTEP, session_config
 from policy_server.formats.saved_model.graph import LoadedGraph, as_model_errors
-from policy_server.formats.saved_model.tf_agents import DISCOUNT
+from policy_server.formats.saved_model.tf_agents import DISCOUNT, STEP_TYPE
 from policy_server.policy import SignatureTensor
 
 __all__ = ["GraphRunner", "GraphSampler", "filled_value"]
@@ -253,8 +253,9 @@ def filled_value(item: SignatureTensor) -> NDArray[Any]:
     dtype = tf.dtypes.as_dtype(item.dtype)
     if item.name == "timestep":
         return np.array(min(LATE_TIMESTEP, int(dtype.max)), dtype.as_numpy_dtype)
-    # Zeros here crash a recurrent model: every row is a sequence of one step.
-    return np.array(item.name in ("seq_lens", DISCOUNT), dtype.as_numpy_dtype)
+    # Zeros in seq_lens crash a recurrent model: every row is a sequence of one step. Of TF-Agents'
+    # step types 1 is a step within an episode.
+    return np.array(item.name in ("seq_lens", DISCOUNT, STEP_TYPE), dtype.as_numpy_dtype)
 
 
 def _fill(item: SignatureTensor, batch: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped

@@ -27,7 +27,9 @@ PREVIOUS: Mapping[str, StateRole] = {
 }
 # These give a tensor's numbers in another shape.
 _SHAPING_OPS = ("ExpandDims", "Reshape", "Squeeze")
-_STATE_IN, _STATE_OUT = re.compile(r"state_in_(\d+)"), re.compile(r"state_out_(\d+)")
+# RLlib's names, and those of TF-Agents' PolicySaver.
+_STATE_IN = re.compile(r"state_in_(\d+)|policy_state/(.+)")
+_STATE_OUT = re.compile(r"state_out_(\d+)|^state/(.+)")
 _PREFIX = "policy_server/state"
 
 
@@ -188,7 +190,9 @@ def _by_number(
     if number is None:
         return []
     found = {tensor: _STATE_OUT.search(outputs[tensor].name) for tensor in fitting}
-    return [tensor for tensor, match in found.items() if match and match[1] == number[1]]
+    return [
+        tensor for tensor, match in found.items() if match and match.groups() == number.groups()
+    ]
 
 
 def _by_graph(nodes: GraphNodes, feed: str, fitting: Mapping[str, str]) -> list[str]:

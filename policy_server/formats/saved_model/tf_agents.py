@@ -9,16 +9,19 @@ Source: TF-Agents `PolicySaver`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 __all__ = ["DISCOUNT", "FILLED", "STATE", "STEP_TYPE", "translated"]
 
 STEP_TYPE, DISCOUNT = "time_step/step_type", "time_step/discount"
 FILLED = (STEP_TYPE, DISCOUNT, "time_step/reward")
-"""The inputs that have one right value in service: each observation begins an episode."""
+"""The inputs that have one right value in service: each observation is a step within an episode,
+whose state is zero when it begins. TF-Agents takes no state at a step that is called the first."""
 
 STATE = "policy_state/"
 """The names of the inputs that carry a policy's state begin so."""
+_STATE_AFTER = "state/"
 _OBSERVATION = "0/observation"
 _INPUTS = {
     "0/step_type": STEP_TYPE,
@@ -47,12 +50,19 @@ def translated(signatures: Any) -> Any | None:  # noqa: ANN401 -- TensorFlow is 
     for key, info in signature.inputs.items():
         result.inputs[_input_name(key)].CopyFrom(info)
     actions = sorted(key for key in signature.outputs if key.split("/")[0] == "action")
-    for index, key in enumerate(actions):
-        result.outputs[f"actions_{index}"].CopyFrom(signature.outputs[key])
-    for key, name in _OUTPUTS.items():
-        if key in signature.outputs and len(actions) == 1:
-            result.outputs[name].CopyFrom(signature.outputs[key])
+    for key, info in signature.outputs.items():
+        name = _output_name(key, actions)
+        if name is not None:
+            result.outputs[name].CopyFrom(info)
     return result
+
+
+def _output_name(key: str, actions: Sequence[str]) -> str | None:
+    if key in actions:
+        return f"actions_{actions.index(key)}"
+    if key.startswith(_STATE_AFTER):
+        return key
+    return _OUTPUTS.get(key) if len(actions) == 1 else None
 
 
 def _input_name(key: str) -> str:

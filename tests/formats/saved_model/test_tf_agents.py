@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from policy_server.errors import UnsupportedAnswerError
 from policy_server.formats.known_formats import load_policy
 from policy_server.policy import Policy, PolicyInputs
 from policy_server.schema import parse_schema
+from tests.support.folders import ROOT
 from tests.support.library_policies import POLICIES, unzipped
 
 FAMILIES = {
@@ -60,6 +62,25 @@ def test_distribution_and_greedy_action_are_the_librarys(
     if "mean" in theirs:
         assert part.mean == pytest.approx(theirs["mean"], abs=1e-5)
         assert part.std == pytest.approx(theirs["std"], abs=1e-5)
+
+
+def test_recurrent_policy_steps_as_its_own_graph(tmp_path: Path) -> None:
+    policy = loaded("dqn_rnn_greedy", tmp_path)
+    steps = np.load(ROOT / "tests" / "data" / "sequences" / "tf_agents_rnn.npz")
+    assert steps["start"].sum() > 1, "an episode begins in the middle"
+    zero = np.zeros((1, policy.signature.memory_width), np.float32)
+    state, actions, states = zero, [], []
+
+    for row, start in zip(steps["raw"], steps["start"], strict=True):
+        asked = PolicyInputs.of(row[None], is_deterministic=True)
+        found = policy.infer(replace(asked, state=zero if start else state))
+        assert found.state is not None
+        state = found.state
+        actions.append(int(found.actions[0, 0]))
+        states.append(state[0])
+
+    assert actions == steps["greedy"].tolist()
+    assert np.array(states) == pytest.approx(steps["state"], abs=1e-5)
 
 
 def test_policy_that_explores_is_answered_by_its_own_draws(tmp_path: Path) -> None:
