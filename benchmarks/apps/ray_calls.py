@@ -4,6 +4,7 @@ The replica is Policy Server's own; only the way to it differs.
 """
 
 import asyncio
+import os
 import gc
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -109,7 +110,7 @@ def _application(replica: type[PolicyReplica], ask_by: Callable[[Any], Ask]) -> 
         model = identify_model(prepare_model(settings))
         compiled = await find_compiled(model, read_schema(settings.schema_path), settings)
         assert compiled is not None, "the policies that are measured are computed by NumPy"
-        own = OwnRay(settings)
+        own = OwnRay(settings, server=os.getpid())
         with (
             tempfile.TemporaryDirectory() as folder,
             ThreadPoolExecutor(max_workers=1) as executor,
