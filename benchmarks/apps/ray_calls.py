@@ -4,8 +4,8 @@ The replica is Policy Server's own; only the way to it differs.
 """
 
 import asyncio
-import os
 import gc
+import os
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
