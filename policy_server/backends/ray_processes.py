@@ -35,7 +35,6 @@ __all__ = [
 GUARD = "policy_server.backends.ray_guard"
 
 _PREFIX = "ps-ray-"
-_SERVER = "server"
 _LOOK_EVERY_S = 0.1
 _END_TIMEOUT_S = 5.0
 # The titles that Ray's Python processes give themselves, and where its own programs lie.
@@ -119,6 +118,17 @@ class _Ends:
                 await self._has_ended.wait()
 
 
+def _server_file() -> str:
+    """Return the name of the file that says which process a Ray may not outlive.
+
+    Containers that share a temporary folder count processes apart: each sees its own Rays alone.
+    """
+    try:
+        return f"server-{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return "server"
+
+
 def make_rays_folder(server: int) -> Path:
     """Make the folder of a Ray.
 
@@ -128,7 +138,7 @@ def make_rays_folder(server: int) -> Path:
     # Ray opens its own folder to everybody; the one around it is this user's alone. Sockets
     # lie there, whose paths may have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    (folder / _SERVER).write_text(str(Process.of(server)))
+    (folder / _server_file()).write_text(str(Process.of(server)))
     return folder
 
 
@@ -141,7 +151,7 @@ def server_of(folder: Path) -> Process:
     Raises:
         OSError, ValueError: if the folder does not say.
     """
-    return Process.read((folder / _SERVER).read_text())
+    return Process.read((folder / _server_file()).read_text())
 
 
 def remove_dead_rays() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -75,6 +76,20 @@ def test_what_a_dead_server_has_left_is_removed_and_a_running_servers_is_not(
     assert worker.wait(10) == -9
     assert (left.exists(), kept.exists()) == (False, True)
     assert rays_of(os.getpid()) == [kept]
+
+
+def test_ray_of_another_container_is_not_looked_at(server: subprocess.Popen[bytes]) -> None:
+    folder = make_rays_folder(server.pid)
+    [file] = folder.iterdir()
+    # As a container writes it that shares the temporary folder, and counts processes apart.
+    file.rename(folder / "server-1")
+    server.kill()
+    server.wait()
+
+    remove_dead_rays()
+
+    assert folder.exists()
+    shutil.rmtree(folder)
 
 
 def test_guard_ends_a_ray_whose_server_was_killed(server: subprocess.Popen[bytes]) -> None:
