@@ -33,6 +33,8 @@ Array = NDArray[Any]
 
 # Files of a policy that hold several, with the name of one.
 MODULES = {"rllib_agents": "hunter", "rllib_ppo_multiagent": "left", "multi.zip": "left"}
+# Folders whose schema.yaml has several policies, with the name of one.
+NAMED = {"pursuit": "hunter"}
 REFUSED = {
     "examples/pendulum/saved_model.zip": "tensorflow computes it, since NumPy gives NaN",
     "policies/tf_agents/dqn_collect.zip": "tensorflow computes it, since its family is unknown",
@@ -72,7 +74,7 @@ def schema_of(path: Path) -> ServerSchema | None:
     """Return the schema.yaml beside a policy, with the name of one of several policies."""
     file = path.parent / "schema.yaml"
     is_used = file.exists() and path.parent.name not in WITHOUT_SCHEMA
-    schema = read_schema(file) if is_used else None
+    schema = read_schema(file, NAMED.get(path.parent.name)) if is_used else None
     module = MODULES.get(path.parent.name) or MODULES.get(path.name)
     if module is None or path.name.startswith("module_"):
         return None if path.name.startswith("module") else schema
