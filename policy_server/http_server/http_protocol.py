@@ -159,7 +159,8 @@ class HttpProtocol(HttpToolsProtocol):
         upgrade = headers.get(b"upgrade")
         if upgrade is None:  # a CONNECT stops the parser too
             return False
-        has_body = b"content-length" in headers or b"transfer-encoding" in headers
+        # Java's web sockets say that their body has no bytes.
+        has_body = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
         is_opening = self.parser.get_method() == b"GET" and not has_body
         return upgrade.lower() != b"websocket" or not is_opening
 
