@@ -108,7 +108,10 @@ class SharedRay:
         if self._settling is not None:
             self._settling.cancel()
             await asyncio.gather(self._settling, return_exceptions=True)
-        if self._lock is None:
+        if self._lock is None and not self._folder.exists():
+            # The worker whose policy could not be served has ended Ray, and removed the folder.
+            await self._leave(is_last=False)
+        elif self._lock is None:
             async with FileLock(self._folder, is_folder=True):
                 await self._leave(is_last=not self._others())
         else:
