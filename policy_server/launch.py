@@ -71,15 +71,15 @@ def build_app() -> Application:
     @asynccontextmanager
     async def running() -> AsyncIterator[None]:
         is_started = False
-        logger.info("loading_policy", extra={"backend": settings.backend})
-        server = process.server or find_http_server()
-        if server is not None:
-            server.keep_alive(settings.keep_alive_s)
-            watch = ConnectionWatch(ConnectionLimits.of(settings), policies.metrics)
-            server.use_protocols(watch, app, app.hot_routes)
         try:
             async with AsyncExitStack() as stack:
                 with cancelled_by_signals():
+                    logger.info("loading_policy", extra={"backend": settings.backend})
+                    server = process.server or find_http_server()
+                    if server is not None:
+                        server.keep_alive(settings.keep_alive_s)
+                        watch = ConnectionWatch(ConnectionLimits.of(settings), policies.metrics)
+                        server.use_protocols(watch, app, app.hot_routes)
                     exporting = exported_metrics(
                         settings, policies.metrics, process.worker, keys=keys
                     )

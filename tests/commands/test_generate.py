@@ -34,6 +34,7 @@ COMMANDS = [
     "evaluate",
     "export",
     "fetch",
+    "hash_key",
     "inspect",
     "predict",
     "promote",
