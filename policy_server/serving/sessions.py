@@ -14,12 +14,13 @@ from policy_server.serving.session_store import (
     AnsweredStep,
     HeldSession,
     SessionRecord,
+    SessionStore,
 )
 from policy_server.serving.slot import PolicySlot
 from policy_server.serving.team_record import VersionName
 from policy_server.serving.version import PolicyVersion
 
-__all__ = ["SessionTurn", "Sessions", "check_seed", "version_begun_with"]
+__all__ = ["KeptSessions", "SessionTurn", "Sessions", "check_seed", "version_begun_with"]
 
 
 class _Kept(Protocol):
@@ -95,7 +96,45 @@ class SessionTurn(Generic[Memory]):
         return record.last.text
 
 
-class Sessions:
+class KeptSessions:
+    """The sessions of one policy, or of a team, in the store that all share."""
+
+    def __init__(self, store: SessionStore, policy: str) -> None:
+        """Own nothing: the sessions are the store's.
+
+        Args:
+            store: keeps them.
+            policy: the policy's name; `TEAM` for a team.
+        """
+        self._store = store
+        self._policy = policy
+
+    async def describe(self, session_id: str) -> SessionRecord:
+        """Return the record that is kept of a session.
+
+        Args:
+            session_id: its name.
+
+        Raises:
+            UnknownSessionError: if there is none of that name.
+        """
+        async with self._store.held(self._policy, session_id) as held:
+            return held.record
+
+    async def end(self, session_id: str) -> None:
+        """End a session.
+
+        Args:
+            session_id: its name.
+
+        Raises:
+            UnknownSessionError: if there is none of that name.
+        """
+        async with self._store.held(self._policy, session_id) as held:
+            await held.remove()
+
+
+class Sessions(KeptSessions):
     """The sessions of one policy."""
 
     def __init__(self, slot: PolicySlot) -> None:
@@ -104,8 +143,8 @@ class Sessions:
         Args:
             slot: the policy's slot.
         """
+        super().__init__(slot.sessions, slot.name)
         self._slot = slot
-        self._store = slot.sessions
 
     async def begin(
         self, *, seed: int | None = None, episode_id: str = "", wanted: str = ""
@@ -141,18 +180,6 @@ class Sessions:
         await self._store.add(record)
         return record
 
-    async def describe(self, session_id: str) -> SessionRecord:
-        """Return the record that is kept of a session.
-
-        Args:
-            session_id: its name.
-
-        Raises:
-            UnknownSessionError: if there is none of that name.
-        """
-        async with self._store.held(self._slot.name, session_id) as held:
-            return held.record
-
     async def reset(
         self, session_id: str, *, seed: int | None = None, episode_id: str = ""
     ) -> SessionRecord:
@@ -169,7 +196,7 @@ class Sessions:
             UnknownSessionError: if there is none of that name.
             UnsupportedAnswerError: if the policy takes no seed.
         """
-        async with self._store.held(self._slot.name, session_id) as held:
+        async with self._store.held(self._policy, session_id) as held:
             record = held.record
             episode_id = episode_id or record.episode_id
             version = await version_begun_with(
@@ -191,18 +218,6 @@ class Sessions:
         self._slot.metrics.count_session("reset")
         return begun
 
-    async def end(self, session_id: str) -> None:
-        """End a session.
-
-        Args:
-            session_id: its name.
-
-        Raises:
-            UnknownSessionError: if there is none of that name.
-        """
-        async with self._store.held(self._slot.name, session_id) as held:
-            await held.remove()
-
     @asynccontextmanager
     async def turn(self, session_id: str) -> AsyncIterator[SessionTurn[EpisodeMemory]]:
         """Give one request at a time a session, in the order in which they come.
@@ -218,7 +233,7 @@ class Sessions:
             SessionConflictError: if its version is not loaded any more.
             NotReadyError: if this process has not loaded its version yet.
         """
-        async with self._store.held(self._slot.name, session_id) as held:
+        async with self._store.held(self._policy, session_id) as held:
             record = held.record
             version = await version_begun_with(self._slot, _begun_with(record))
             if version is None:

@@ -12,7 +12,7 @@ import numpy as np
 from policy_server.errors import NotReadyError
 from policy_server.metrics import PolicyMetrics
 from policy_server.serving.session_store import SessionRecord
-from policy_server.serving.sessions import SessionTurn, check_seed, version_begun_with
+from policy_server.serving.sessions import KeptSessions, SessionTurn, check_seed, version_begun_with
 from policy_server.serving.team import Team, TeamVersions
 from policy_server.serving.team_record import TEAM, TeamRecord, VersionName
 from policy_server.serving.team_steps import TeamMemory
@@ -20,7 +20,7 @@ from policy_server.serving.team_steps import TeamMemory
 __all__ = ["TeamSessions"]
 
 
-class TeamSessions:
+class TeamSessions(KeptSessions):
     """The sessions of a server's team."""
 
     def __init__(self, team: Team, metrics: PolicyMetrics) -> None:
@@ -30,9 +30,9 @@ class TeamSessions:
             team: the policies of the agents.
             metrics: counts the sessions of teams.
         """
+        super().__init__(next(iter(team.slots.values())).sessions, TEAM)
         self._team = team
         self._metrics = metrics
-        self._store = next(iter(team.slots.values())).sessions
 
     async def begin(
         self, *, seed: int | None = None, episode_id: str = "", wanted: str = ""
@@ -69,18 +69,6 @@ class TeamSessions:
         )
         await self._store.add(record)
         return record
-
-    async def describe(self, session_id: str) -> SessionRecord:
-        """Return the record that is kept of a session.
-
-        Args:
-            session_id: its name.
-
-        Raises:
-            UnknownSessionError: if there is none of that name.
-        """
-        async with self._store.held(TEAM, session_id) as held:
-            return held.record
 
     async def reset(
         self, session_id: str, *, seed: int | None = None, episode_id: str = ""
@@ -141,18 +129,6 @@ class TeamSessions:
             kept = memory.kept_in(held.record)
             await held.keep(kept)
         return kept
-
-    async def end(self, session_id: str) -> None:
-        """End a session.
-
-        Args:
-            session_id: its name.
-
-        Raises:
-            UnknownSessionError: if there is none of that name.
-        """
-        async with self._store.held(TEAM, session_id) as held:
-            await held.remove()
 
     @asynccontextmanager
     async def turn(self, session_id: str) -> AsyncIterator[SessionTurn[TeamMemory]]:
