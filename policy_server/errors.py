@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 __all__ = [
     "BodyTimeoutError",
     "BodyTooLargeError",
+    "DeadlineError",
     "DeploymentChangedError",
     "DeploymentError",
     "DistributionError",
@@ -251,6 +252,19 @@ class SessionStoreError(PolicyServerError):
 
     status = 503
     headers: Mapping[str, str] = {"retry-after": "1"}
+
+
+class DeadlineError(PolicyServerError):
+    """The deadline that a request has set for its answer has passed."""
+
+    status = 504
+
+    def __init__(
+        self,
+        message: str = "the deadline that this request set has passed; allow it more milliseconds "
+        "(x-request-timeout-ms, or timeout_ms in a frame)",
+    ) -> None:
+        super().__init__(message)
 
 
 class SdkPendingError(PolicyServerError):

@@ -12,6 +12,7 @@ from policy_server.errors import ObservationError, PolicyServerError
 STATUSES = {
     "BodyTimeoutError": 408,
     "BodyTooLargeError": 413,
+    "DeadlineError": 504,
     "DeploymentChangedError": 409,
     "DeploymentError": 409,
     "MissingPackageError": 501,

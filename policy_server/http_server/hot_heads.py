@@ -25,9 +25,11 @@ _PATH = re.compile(rb"/[A-Za-z0-9._~!$&'()*+,;=:@/-]*")
 _FORWARDED = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
 # Headers that change how a body is read, or whom the connection belongs to afterwards.
 _COLD = frozenset({b"expect", b"transfer-encoding", b"upgrade", b"http2-settings"})
-# Headers that differ from request to request: an id, and those of tracing, which are not read here.
+# Headers that differ from request to request: an id, the stamp of an observation, and those of
+# tracing, which are not read here.
 _VARYING = re.compile(
     rb"\r\n(?:x-request-id: ?([A-Za-z0-9._:-]{1,128})|"
+    rb"x-observation-stamp: ?([A-Za-z0-9._:+-]{1,64})|"
     rb"(?:traceparent|tracestate|x-b3-[a-z]+|x-amzn-trace-id|x-cloud-trace-context): ?[!-~]+)"
     rb"(?=\r\n)",
     re.IGNORECASE,
@@ -44,11 +46,13 @@ class KnownHead(NamedTuple):
         route: answers its requests.
         length: how many bytes their bodies have.
         request_id: the id that the client gave; empty where it is the route's.
+        stamp: of the client's observation; empty where it has none.
     """
 
     route: HotRoute
     length: int
     request_id: str = ""
+    stamp: str = ""
 
 
 class HotHeads:
@@ -103,10 +107,9 @@ class HotHeads:
             return known
         if not head.startswith(_METHOD):
             return None
-        request_id = ""
+        request_id = stamp = ""
         if (varying := _VARYING.search(head)) is not None:
-            ids = [item[1] for item in _VARYING.finditer(head) if item[1] is not None]
-            request_id = ids[0].decode() if ids else ""
+            request_id, stamp = _first(head, 1), _first(head, 2)
             head = _VARYING.sub(b"", head)
             known = self._known.get(head, _UNKNOWN)
         if known is _UNKNOWN:
@@ -114,7 +117,7 @@ class HotHeads:
             self._remember(head, known)
         if known is None or varying is None:
             return known
-        return KnownHead(known.route, known.length, request_id)
+        return KnownHead(known.route, known.length, request_id, stamp)
 
     def _remember(self, head: bytes, known: KnownHead | None) -> None:
         if len(head) > _LONGEST_HEAD:
@@ -134,6 +137,12 @@ class HotHeads:
         parsed = parse_head(head, root_path=self._root_path)
         route = None if parsed is None else self._routes.find(parsed)
         return None if parsed is None or route is None else KnownHead(route, parsed.length)
+
+
+def _first(head: bytes, group: int) -> str:
+    """Return the value of the first varying header of a kind; empty where there is none."""
+    found = (item[group] for item in _VARYING.finditer(head))
+    return next((value.decode() for value in found if value is not None), "")
 
 
 # The absence of a decision: None is one.

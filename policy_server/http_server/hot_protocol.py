@@ -162,7 +162,7 @@ class HotHttpProtocol(LimitedHttpProtocol):
                 self._awaited, self._body = known, bytearray(data[end:])
                 self._moves += 1
                 return
-            known.route.ask(data[end:start], self, known.request_id)
+            known.route.ask(data[end:start], self, known.request_id, known.stamp)
 
     def _is_beyond(self, most: int) -> bool:
         """Return whether uvicorn refuses a request by its option `--limit-concurrency`."""
@@ -176,7 +176,7 @@ class HotHttpProtocol(LimitedHttpProtocol):
         self._body_bytes = len(self._body)
         if len(data) >= missing:
             body, self._body, self._awaited = bytes(self._body), bytearray(), None
-            known.route.ask(body, self, known.request_id)
+            known.route.ask(body, self, known.request_id, known.stamp)
             if len(data) > missing:
                 self._read(data[missing:])
 

@@ -84,7 +84,7 @@ class HotRequest(Waiting):
 class HotRoute(Protocol):
     """The decision about all requests with one head, which the gate has let pass."""
 
-    def ask(self, body: bytes, connection: Connection, request_id: str) -> None:
+    def ask(self, body: bytes, connection: Connection, request_id: str, stamp: str) -> None:
         """Begin a request, and finish it now or later; nothing is raised.
 
         Args:
@@ -92,6 +92,7 @@ class HotRoute(Protocol):
             connection: the client's.
             request_id: the id that the client gave, where it differs from request to request;
                 empty takes the head's, or a new one.
+            stamp: of the client's observation, which the answer repeats; empty for none.
         """
 
 

@@ -53,6 +53,8 @@ class Question:
         is_copied: whether a shadow gets a copy, and compares the distribution of the answer.
         state: float32[memory_width], the memory of its episode before the step; None for the zero
             state, whose state after the step nobody asks for.
+        deadline: when the client has no use for the answer any more, by `time.perf_counter`; None
+            leaves that to the scheduler's own limit.
     """
 
     row: Row
@@ -60,6 +62,7 @@ class Question:
     seed: int = NO_SEED
     is_copied: bool = False
     state: Float32Array | None = None
+    deadline: float | None = None
 
 
 class AnsweredCall:

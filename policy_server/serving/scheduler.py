@@ -15,7 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
-from policy_server.errors import NotReadyError, OverloadedError, PolicyFailedError
+from policy_server.errors import (
+    DeadlineError,
+    NotReadyError,
+    OverloadedError,
+    PolicyFailedError,
+)
 from policy_server.metrics import PolicyMetrics
 from policy_server.policy import (
     ImmediateBackend,
@@ -25,6 +30,7 @@ from policy_server.policy import (
     PolicySignature,
     SendingBackend,
 )
+from policy_server.serving.deadlines import Deadlines
 from policy_server.serving.questions import (
     Answer,
     BulkAnswer,
@@ -105,6 +111,7 @@ class Scheduler:
         self._is_released = asyncio.Event()
         self._row_cost = RowCost()
         self._rate = ServiceRate()
+        self._deadlines = Deadlines(metrics)
         self._is_scheduled = False
         self._is_sweeping = False
         self._is_closed = False
@@ -136,6 +143,7 @@ class Scheduler:
 
         Raises:
             OverloadedError: if the queue is full, or no answer came in time.
+            DeadlineError: if no answer came before the question's own deadline.
             NotReadyError: if the scheduler is closed.
             PolicyServerError: as the backend raised it.
         """
@@ -152,6 +160,7 @@ class Scheduler:
 
         Raises:
             OverloadedError: if the queue is full.
+            DeadlineError: if the question's own deadline has passed.
             NotReadyError: if the scheduler is closed.
         """
         waiting = FutureWaiting(question)
@@ -166,6 +175,7 @@ class Scheduler:
 
         Raises:
             OverloadedError: if the queue is full, or too slow for the wait that is allowed.
+            DeadlineError: if the question's own deadline has passed.
             NotReadyError: if the scheduler is closed.
         """
         if self._is_closed:
@@ -181,6 +191,8 @@ class Scheduler:
         # The loop's own clock is too coarse for a stage: uvloop's has milliseconds.
         waiting.asked = time.perf_counter()
         waiting.deadline = asyncio.get_running_loop().time() + self._limits.timeout_s
+        if waiting.question.deadline is not None:
+            self._watch(waiting, waiting.question.deadline)
         if len(self._waiting) > 2 * places.taken + _FEWEST_FORGOTTEN:
             self._forget_abandoned()
         self._waiting.append(waiting)
@@ -252,6 +264,14 @@ class Scheduler:
                 f"{self._limits.max_wait_s:g} s; try again in a second"
             )
 
+    def _watch(self, waiting: Waiting, deadline: float) -> None:
+        """Keep a question's own deadline, unless the scheduler's ends its wait before."""
+        if deadline <= waiting.asked:
+            self._metrics.count_rejected("deadline")
+            raise DeadlineError
+        if deadline < waiting.asked + self._limits.timeout_s:
+            self._deadlines.add(waiting, deadline)
+
     def _refuse_closed(self) -> NoReturn:
         self._metrics.count_rejected("shutdown")
         raise NotReadyError("the server is shutting down; try another one")
@@ -301,6 +321,8 @@ class Scheduler:
 
     def _start_calls(self) -> None:
         self._is_scheduled = False
+        if self._deadlines:
+            self._deadlines.expire()
         capacity = max(self._backend.capacity, 1)
         most = self._rows_of_a_share(capacity)
         # A call that is computed at once ends this turn of the single questions.
@@ -477,6 +499,9 @@ class Scheduler:
         rows = len(call)
         if len(outputs) != rows:
             raise PolicyFailedError(f"expected {rows} answers of the policy, got {len(outputs)}")
+        if self._deadlines:
+            # An event loop that was busy has not run their timer.
+            self._deadlines.expire()
         ended = time.perf_counter()
         seconds = ended - started
         if isinstance(call, SingleCall):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
 from policy_server.errors import NotReadyError, SessionConflictError, UnsupportedAnswerError
+from policy_server.metrics import PolicyMetrics
+from policy_server.serving.deadlines import within
 from policy_server.serving.memory import EpisodeMemory
 from policy_server.serving.session_store import (
     AnsweredStep,
@@ -99,13 +101,15 @@ class SessionTurn(Generic[Memory]):
 class KeptSessions:
     """The sessions of one policy, or of a team, in the store that all share."""
 
-    def __init__(self, store: SessionStore, policy: str) -> None:
+    def __init__(self, store: SessionStore, policy: str, metrics: PolicyMetrics) -> None:
         """Own nothing: the sessions are the store's.
 
         Args:
             store: keeps them.
             policy: the policy's name; `TEAM` for a team.
+            metrics: counts the sessions, and requests that were not answered in time.
         """
+        self._metrics = metrics
         self._store = store
         self._policy = policy
 
@@ -120,6 +124,14 @@ class KeptSessions:
         """
         async with self._store.held(self._policy, session_id) as held:
             return held.record
+
+    @asynccontextmanager
+    async def _held(self, session_id: str, deadline: float | None) -> AsyncIterator[HeldSession]:
+        """Give one request at a time a session, if its turn comes before its own deadline."""
+        async with AsyncExitStack() as stack:
+            async with within(deadline, self._metrics):
+                held = await stack.enter_async_context(self._store.held(self._policy, session_id))
+            yield held
 
     async def end(self, session_id: str) -> None:
         """End a session.
@@ -143,7 +155,7 @@ class Sessions(KeptSessions):
         Args:
             slot: the policy's slot.
         """
-        super().__init__(slot.sessions, slot.name)
+        super().__init__(slot.sessions, slot.name, slot.metrics)
         self._slot = slot
 
     async def begin(
@@ -215,15 +227,19 @@ class Sessions(KeptSessions):
                 last=None,
             )
             await held.keep(begun)
-        self._slot.metrics.count_session("reset")
+        self._metrics.count_session("reset")
         return begun
 
     @asynccontextmanager
-    async def turn(self, session_id: str) -> AsyncIterator[SessionTurn[EpisodeMemory]]:
+    async def turn(
+        self, session_id: str, *, deadline: float | None = None
+    ) -> AsyncIterator[SessionTurn[EpisodeMemory]]:
         """Give one request at a time a session, in the order in which they come.
 
         Args:
             session_id: its name.
+            deadline: the client's own, by `time.perf_counter`, until which its request waits for
+                those before it; None for none.
 
         Yields:
             The session.
@@ -232,8 +248,9 @@ class Sessions(KeptSessions):
             UnknownSessionError: if there is none of that name.
             SessionConflictError: if its version is not loaded any more.
             NotReadyError: if this process has not loaded its version yet.
+            DeadlineError: if the deadline has passed before its turn.
         """
-        async with self._store.held(self._policy, session_id) as held:
+        async with self._held(session_id, deadline) as held:
             record = held.record
             version = await version_begun_with(self._slot, _begun_with(record))
             if version is None:

@@ -30,9 +30,8 @@ class TeamSessions(KeptSessions):
             team: the policies of the agents.
             metrics: counts the sessions of teams.
         """
-        super().__init__(next(iter(team.slots.values())).sessions, TEAM)
+        super().__init__(next(iter(team.slots.values())).sessions, TEAM, metrics)
         self._team = team
-        self._metrics = metrics
 
     async def begin(
         self, *, seed: int | None = None, episode_id: str = "", wanted: str = ""
@@ -131,11 +130,15 @@ class TeamSessions(KeptSessions):
         return kept
 
     @asynccontextmanager
-    async def turn(self, session_id: str) -> AsyncIterator[SessionTurn[TeamMemory]]:
+    async def turn(
+        self, session_id: str, *, deadline: float | None = None
+    ) -> AsyncIterator[SessionTurn[TeamMemory]]:
         """Give one request at a time a session, in the order in which they come.
 
         Args:
             session_id: its name.
+            deadline: the client's own, by `time.perf_counter`, until which its request waits for
+                those before it; None for none.
 
         Yields:
             The session.
@@ -144,7 +147,7 @@ class TeamSessions(KeptSessions):
             UnknownSessionError: if there is none of that name.
             NotReadyError: if this process has yet to load a version of the episode.
         """
-        async with self._store.held(TEAM, session_id) as held:
+        async with self._held(session_id, deadline) as held:
             # A version that is gone is no matter to a step without its agents; one that comes is.
             await self._loaded(_team_of(held.record))
             yield SessionTurn(held, _memory_of(held.record))

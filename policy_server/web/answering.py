@@ -61,6 +61,7 @@ class PolicyAnswering:
         wanted: str = "",
         memory: EpisodeMemory | None = None,
         stated: StatedStep = NOTHING_STATED,
+        deadline: float | None = None,
     ) -> AnswerBody:
         """Answer the observation in a request's body.
 
@@ -75,6 +76,7 @@ class PolicyAnswering:
             wanted: the name of the version that is asked for; empty leaves that to the traffic.
             memory: the memory of its episode, which the answer steps; None for the zero state.
             stated: what the client states of the episode's step before.
+            deadline: the client's own, by `time.perf_counter`; None for none.
 
         Returns:
             The JSON of the answer, and the version that gave it.
@@ -87,6 +89,7 @@ class PolicyAnswering:
         started = time.perf_counter()
         question = self.read(version, kind, body, is_raw=is_raw, is_npy=is_npy, seed=seed)
         self.slot.metrics.observe_stage("validate", time.perf_counter() - started)
+        question.deadline = deadline
         if memory is not None:
             memory.prepare(question, stated)
         answer = await version.scheduler.answer(question)

@@ -19,6 +19,7 @@ from policy_server.observations import (
 )
 from policy_server.policy import NO_SEED, AnswerKind, PolicyInputs, PolicyOutputs, PolicySignature
 from policy_server.serving import ROWS_PER_CALL, PolicySlot, PolicyVersion
+from policy_server.serving.deadlines import within
 from policy_server.settings import Settings
 from policy_server.web.answering import AnswerBody
 from policy_server.web.rendering import BatchAnswers, RenderedAnswers
@@ -52,6 +53,7 @@ class BatchRequest:
         episode: the id of its episode, which stays on one version; empty for none.
         wanted: the name of the version that is asked for; empty leaves that to the traffic.
         has_log_probability: whether an array has it as its last column.
+        deadline: the client's own, by `time.perf_counter`; None for none.
     """
 
     kind: AnswerKind
@@ -63,6 +65,7 @@ class BatchRequest:
     episode: str = ""
     wanted: str = ""
     has_log_probability: bool = False
+    deadline: float | None = None
 
 
 class BatchAnswering:
@@ -92,11 +95,12 @@ class BatchAnswering:
         Raises:
             ObservationError: naming row and field of the first mistake.
             BodyTimeoutError: if the body takes too long to arrive.
+            DeadlineError: if it is not answered before the request's own deadline.
             PolicyServerError: if the policy can't answer.
         """
         # The version may be another one once there is a place; only a held one stays open.
         self._slot.current().check_answers(request.kind)
-        async with self._place():
+        async with within(request.deadline, self._slot.metrics), self._place():
             version = self._slot.choose(request.episode, wanted=request.wanted)
             with version.scheduler.held():
                 return AnswerBody(await self._answer(version, request, body), version)

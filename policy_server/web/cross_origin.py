@@ -19,12 +19,13 @@ ANY_ORIGIN = "*"
 # Beside the few that every script may read.
 _EXPOSED = (
     b"x-request-id, x-policy-version, x-policy-memory, x-step, x-state, retry-after, allow, etag, "
-    b"content-disposition"
+    b"content-disposition, x-observation-stamp, x-held-ms"
 )
 # `*` stands for all but `authorization`; not every browser knows it.
 _TAKEN = (
     b"access-token, authorization, content-type, content-encoding, if-none-match, x-request-id, "
-    b"x-episode-id, x-step, x-state, x-previous-action, x-previous-reward, *"
+    b"x-episode-id, x-step, x-state, x-previous-action, x-previous-reward, x-request-timeout-ms, "
+    b"x-observation-stamp, *"
 )
 _METHODS = b"GET, HEAD, POST, DELETE"
 _MAX_AGE_S = b"600"

@@ -86,6 +86,7 @@ def _answering_one(policy: PolicyAnswering, route: AnswerRoute) -> Answering:
             request_id=asked["request_id"],
             episode=asked["episode"],
             wanted=asked["version"],
+            deadline=asked["deadline"],
         )
         return found.text, found.version.lone_headers
 
@@ -102,6 +103,7 @@ def _answering_team(team: TeamAnswering, route: AnswerRoute) -> Answering:
             request_id=asked["request_id"],
             episode=asked["episode"],
             wanted=asked["version"],
+            deadline=asked["deadline"],
         )
 
     return answer

@@ -26,7 +26,13 @@ from policy_server.web.cross_origin import CrossOrigin
 from policy_server.web.packed_bodies import unpacked
 from policy_server.web.page_safety import PAGE_HEADERS
 from policy_server.web.problems import send_error
-from policy_server.web.route_table import Access, Route, RouteTable
+from policy_server.web.request_timing import (
+    given_stamp,
+    given_timeout_s,
+    refuse_timing,
+    stamp_lines,
+)
+from policy_server.web.route_table import Access, AnswerRoute, Route, RouteTable
 
 __all__ = ["Gate", "RequestIds", "given_id", "read_headers"]
 
@@ -42,8 +48,10 @@ _HEADERS = frozenset(
         b"content-type",
         b"origin",
         b"x-episode-id",
+        b"x-observation-stamp",
         b"x-policy-version",
         b"x-request-id",
+        b"x-request-timeout-ms",
         b"x-state",
     }
 )
@@ -128,6 +136,7 @@ class Gate:
         path = self._normalise(scope)
         route = self._table.find(path) or _UNKNOWN
         key: AccessKey | None = None
+        stamp = ""
 
         async def send_with_id(message: Message) -> None:
             if message["type"] in _STARTS:
@@ -155,6 +164,7 @@ class Gate:
                     *given,
                     (b"x-request-id", request_id.encode()),
                     *self.page_headers(headers),
+                    *(stamp_lines(stamp, started) if stamp else ()),
                     *(PAGE_HEADERS if route.is_page else ()),
                 ]
             await send(message)
@@ -169,6 +179,7 @@ class Gate:
             "version": headers.get(b"x-policy-version", ""),
             "state_token": headers.get(b"x-state", ""),
             "content_type": headers.get(b"content-type", ""),
+            "deadline": None,
             "client": None if client is None else client[0],
         }
         if self._cross_origin is not None and self._cross_origin.is_preflight(scope, headers):
@@ -178,6 +189,7 @@ class Gate:
             key = self._admit(route, scope, headers)
             scope["state"]["key"] = _name_of(key)
             scope["state"]["is_admitted"] = lambda: self.is_admitted(route, key)
+            stamp = self._read_timing(route, scope, headers, started)
             limited = self._limited(route, scope, headers, receive)
         except PolicyServerError as error:
             await send_error(error, scope, receive, send_with_id)
@@ -189,6 +201,21 @@ class Gate:
                 await self._app(scope, limited, send_with_id)
         except ClientDisconnect:
             logger.info("client_disconnected", extra={"request_id": request_id})
+
+    @staticmethod
+    def _read_timing(
+        route: Route, scope: Scope, headers: Mapping[bytes, str], started: float
+    ) -> str:
+        """Note the deadline of a request that asks for an answer, and return its stamp."""
+        if not isinstance(route, AnswerRoute):
+            return ""
+        if scope["type"] == "websocket":
+            refuse_timing(headers)
+            return ""
+        timeout_s = given_timeout_s(headers)
+        if timeout_s is not None:
+            scope["state"]["deadline"] = started + timeout_s
+        return given_stamp(headers)
 
     def model_version(self, route: Route) -> str:
         """Return the start of the digest of the model behind a route, as the log names it."""

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
-from policy_server.errors import PolicyServerError
+from policy_server.errors import ObservationError, PolicyServerError
 from policy_server.http_server import Connection, HotRequest, RequestHead
 from policy_server.policy import AnswerKind
 from policy_server.serving import AnsweredCall, PolicyVersion, Question
@@ -20,6 +20,7 @@ from policy_server.web.answering import PolicyAnswering
 from policy_server.web.gate import Gate, given_id, read_headers
 from policy_server.web.media_types import is_npy
 from policy_server.web.problems import error_response
+from policy_server.web.request_timing import given_timeout_s, stamp_lines
 from policy_server.web.route_table import AnswerRoute
 
 __all__ = ["HotAnswers"]
@@ -62,9 +63,15 @@ class HotAnswers:
         route, key = self._gate.admit_plain(scope, headers) or (None, None)
         if not isinstance(route, AnswerRoute) or route.transport != "single":
             return None
-        if headers.get(b"x-state"):
+        # A stamp that is none, or is written in an unusual way, is still there.
+        if headers.get(b"x-state") or b"x-observation-stamp" in headers:
             return None
-        return HotAnswering(self._gate, self._policies[route.policy], route, head, headers, key=key)
+        try:
+            timeout_s = given_timeout_s(headers)
+        except ObservationError:
+            return None
+        policy = self._policies[route.policy]
+        return HotAnswering(self._gate, policy, route, head, headers, key=key, timeout_s=timeout_s)
 
 
 class HotAnswering:
@@ -79,6 +86,7 @@ class HotAnswering:
         headers: Mapping[bytes, str],
         *,
         key: str | None,
+        timeout_s: float | None,
     ) -> None:
         """Own the decision, for as long as the head is known.
 
@@ -89,6 +97,8 @@ class HotAnswering:
             head: the request's.
             headers: the head's, as `read_headers` gives them.
             key: the name of the key that the head carries; None where none is asked for.
+            timeout_s: how long the client waits for an answer, in seconds; None where it does not
+                say.
         """
         self.key = key
         self.gate = gate
@@ -101,6 +111,7 @@ class HotAnswering:
         self._request_id = given_id(headers)
         self._episode = headers.get(b"x-episode-id", "")
         self._wanted = headers.get(b"x-policy-version", "")
+        self._timeout_s = timeout_s
         # The headers of an answer behind its length and its request's id.
         self.ending = _END + _lines(gate.page_headers(headers))
         self.known_version: PolicyVersion | None = None
@@ -109,10 +120,12 @@ class HotAnswering:
         self._asked_version: PolicyVersion | None = None
         self._read: Callable[[bytes], Question]
 
-    def ask(self, body: bytes, connection: Connection, request_id: str) -> None:
+    def ask(self, body: bytes, connection: Connection, request_id: str, stamp: str) -> None:
         """Begin a request, and finish it now or later; see `HotRoute.ask`."""
         request_id = request_id or self._request_id or self.gate.request_ids.next()
         request = _Request(self, connection, request_id)
+        if stamp:
+            request.stamp = stamp
         connection.begin(request)
         policy = self.policy
         try:
@@ -122,7 +135,9 @@ class HotAnswering:
                     version, self.kind, is_raw=self._is_raw, is_npy=self._is_npy
                 )
                 self._asked_version = version
-            request.question = self._read(body)
+            request.question = question = self._read(body)
+            if self._timeout_s is not None:
+                question.deadline = request.started + self._timeout_s
             version.scheduler.put(request)
         except Exception as error:
             request.is_done = True
@@ -156,6 +171,7 @@ class _Request(HotRequest):
     version: PolicyVersion
     # Until its body is read.
     question = Question([], "predict")
+    stamp = ""
 
     def __init__(self, route: HotAnswering, connection: Connection, request_id: str) -> None:
         self.connection = connection
@@ -204,6 +220,8 @@ class _Request(HotRequest):
             gate.request_log.note(
                 self._request_id, client, "POST", route.label, status, seconds, version, key
             )
+        if self.stamp:
+            lines += _lines(stamp_lines(self.stamp, self.started))
         self.connection.finish(self, status, lines, body)
 
 

@@ -18,6 +18,7 @@ from policy_server.web.answering import render_examples
 from policy_server.web.media_types import NPY
 from policy_server.web.openapi_errors import describe_error, describe_errors, json_of
 from policy_server.web.openapi_schemas import TypeNames, error_schemas, policy_schemas, sized
+from policy_server.web.request_timing import LONGEST_TIMEOUT_MS, TIMEOUT_HEADER
 from policy_server.web.route_table import AnswerRoute, Route, RouteTable
 from policy_server.web.team_schemas import TeamSchemas
 
@@ -68,6 +69,14 @@ _EPISODE_HEADERS: list[Document] = [
         ),
     )
 ]
+_TIMEOUT: Document = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "How long the answer is of use, in milliseconds from when the server takes the "
+    "request up: one that would come later is not computed, and is a 504",
+    "schema": {"type": "integer", "minimum": 1, "maximum": LONGEST_TIMEOUT_MS},
+}
 _STEP = "The number of the step in its episode, from 0"
 _MEMORY = "`none`: the answer is that of an episode's first step, since no memory belongs to it"
 _FROM_ZERO = (
@@ -148,13 +157,15 @@ def _describe_post(
         # A session is begun, or begun anew.
         for status in (413, 415, 503):
             describe_error(operation, status)
-    elif not route.policy:
+        return
+    if not route.policy:
         assert team is not None, "its routes stand where there is a team"
         _describe_team_step(operation, route, team, examples)
     else:
         describe = _describe_batch if route.transport == "batch" else _describe_answer
         example = examples[route.policy].get(route.kind)
         describe(operation, route, registry[route.policy], example)
+    operation["parameters"] = [*operation.get("parameters", ()), _TIMEOUT]
 
 
 def _team_of(registry: PolicyRegistry, table: RouteTable, max_agents: int) -> TeamSchemas | None:
@@ -172,7 +183,7 @@ def _describe_team_step(
     examples: Examples,
 ) -> None:
     team.describe(operation, route, examples)
-    describe_errors(operation, 413, 415, 500, 501, 503)
+    describe_errors(operation, 413, 415, 500, 501, 503, 504)
     if route.transport == "team_session":
         describe_error(operation, 409)
 
@@ -248,7 +259,7 @@ def _describe_answer(
     elif slot.signature is not None and slot.signature.memory:
         operation["parameters"] = [*operation.get("parameters", ()), *_EPISODE_HEADERS]
     _describe_headers(operation["responses"]["200"], route, slot)
-    describe_errors(operation, 413, 415, 500, 501, 503)
+    describe_errors(operation, 413, 415, 500, 501, 503, 504)
 
 
 def _describe_headers(answer: Document, route: AnswerRoute, slot: PolicySlot) -> None:
@@ -291,7 +302,7 @@ def _describe_batch(
         "content": {**answer, NPY: _BINARY},
     }
     _describe_headers(operation["responses"]["200"], route, slot)
-    describe_errors(operation, 408, 413, 415, 500, 501, 503)
+    describe_errors(operation, 408, 413, 415, 500, 501, 503, 504)
 
 
 def _batch_of_one(answer: Document) -> Document:

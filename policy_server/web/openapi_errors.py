@@ -46,6 +46,11 @@ _ERRORS = {
         "overload, or a policy that is not ready",
         "4096 observations are waiting already; try again in a second",
     ),
+    504: (
+        "a deadline that the request has set (x-request-timeout-ms), and that has passed",
+        "the deadline that this request set has passed; allow it more milliseconds "
+        "(x-request-timeout-ms, or timeout_ms in a frame)",
+    ),
 }
 
 

@@ -166,6 +166,7 @@ def _endpoint(
             wanted=request.state.version,
             memory=memory,
             stated=NOTHING_STATED if memory is None else StatedStep.of(request.headers),
+            deadline=asked.deadline,
         )
         response = Response(found.text, media_type=JSON)
         if memory is None:
@@ -204,6 +205,7 @@ def _batch_endpoint(
             episode=request.state.episode,
             wanted=request.state.version,
             has_log_probability=has_log_probability,
+            deadline=request.state.deadline,
         )
         body, version = await answering.answer(batch, request.stream())
         media_type = NPY if batch.wants_npy else JSON

@@ -202,7 +202,8 @@ def _endpoint(
         body, stated = await request.body(), StatedStep.of(request.headers)
         content_type = request.state.content_type
         digest = digest_of([route.kind, route.form, content_type, seed, stated], body)
-        async with sessions.turn(session_id) as turn:
+        deadline: float | None = request.state.deadline
+        async with sessions.turn(session_id, deadline=deadline) as turn:
             memory = turn.memory
             if seed is None and route.kind == "predict":
                 seed = memory.step_seed
@@ -217,6 +218,7 @@ def _endpoint(
                     request_id=request.state.request_id,
                     memory=memory,
                     stated=stated,
+                    deadline=deadline,
                 )
                 return found.text
 

@@ -63,6 +63,7 @@ class TeamAnswering:
         request_id: str = "",
         episode: str = "",
         wanted: str = "",
+        deadline: float | None = None,
     ) -> tuple[bytes, list[tuple[bytes, bytes]]]:
         """Answer a step that belongs to no episode, each agent from the zero state.
 
@@ -75,6 +76,7 @@ class TeamAnswering:
             request_id: the name of the request in the logs.
             episode: the id of their episode, which stays on one version of each policy.
             wanted: the versions that are asked for; see `Team.wanted_versions`.
+            deadline: the client's own, by `time.perf_counter`; None for none.
 
         Returns:
             The JSON of the answers by agent, and the headers that tell of them.
@@ -92,6 +94,7 @@ class TeamAnswering:
             versions=versions,
             seed=seed,
             request_id=request_id,
+            deadline=deadline,
         )
         return await step.fetch(), version_headers(versions, has_memory=False)
 
@@ -105,6 +108,7 @@ class TeamAnswering:
         seed: int | None = None,
         request_id: str = "",
         memory: TeamMemory | None = None,
+        deadline: float | None = None,
     ) -> TeamStep:
         """Return the next step of a team, which is not asked for yet.
 
@@ -118,6 +122,7 @@ class TeamAnswering:
             seed: makes the draws reproducible; see `agent_seed`.
             request_id: the name of the request in the logs.
             memory: the memories of the episode, which the step advances; None for the zero states.
+            deadline: the client's own, by `time.perf_counter`; None for none.
 
         Raises:
             BodyTooLargeError: if there are too many agents.
@@ -151,6 +156,8 @@ class TeamAnswering:
                     break
         if problems:
             raise ObservationError(problems[:_MOST_PROBLEMS])
+        for item in questions:
+            item.question.deadline = deadline
         return TeamStep(questions, memory, most=self._max_agents, request_id=request_id)
 
     def _question(

@@ -184,6 +184,7 @@ def _endpoint(answering: TeamAnswering, route: AnswerRoute) -> Callable[..., Awa
             request_id=asked.request_id,
             episode=asked.episode,
             wanted=asked.version,
+            deadline=asked.deadline,
         )
         response = Response(text, media_type=JSON)
         response.raw_headers += headers
@@ -208,7 +209,8 @@ def _step_endpoint(
         # A slow body keeps no other request waiting.
         body = await request.body()
         digest = digest_of([route.kind, route.form, seed], body)
-        async with sessions.turn(session_id) as turn:
+        deadline: float | None = request.state.deadline
+        async with sessions.turn(session_id, deadline=deadline) as turn:
             memory = turn.memory
             if seed is None and route.kind == "predict":
                 seed = memory.step_seed
@@ -222,6 +224,7 @@ def _step_endpoint(
                     seed=seed,
                     request_id=request.state.request_id,
                     memory=memory,
+                    deadline=deadline,
                 )
                 return await made.fetch()
 

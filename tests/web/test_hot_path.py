@@ -22,6 +22,7 @@ BODY = orjson.dumps(OBSERVATION)
 REQUESTS = 2000
 MUTANTS = 2500
 _RANDOM_ID = re.compile(rb"[0-9a-f]{32}")
+_HELD = re.compile(rb"[0-9]+\.[0-9]{3}")
 _BODIES = [
     BODY,
     BODY,
@@ -78,6 +79,13 @@ _MORE = [b""] * 10 + [
     b"x-policy-version: nobody\r\n",
     b"x-state: abc\r\n",
     b"x-state:\r\n",
+    b"X-Request-Timeout-Ms: 3600000\r\n",
+    b"x-request-timeout-ms: 0\r\n",
+    b"x-request-timeout-ms: 5.0\r\nx-request-timeout-ms: 5000\r\n",
+    b"x-observation-stamp: 7\r\nx-observation-stamp: 8\r\n",
+    b"X-Observation-Stamp:  two:spaces+1\r\n",
+    b"x-observation-stamp: a b\r\n",
+    b"x-observation-stamp:\r\n",
     b"Connection: keep-alive\r\n",
     b"Connection: close\r\n",
     b"Connection: x, Close\r\n",
@@ -107,14 +115,15 @@ def request_of(choose: random.Random) -> bytes:
         b"Host: server\r\n",
         choose.choice(_KEYS) + b"\r\n",
         choose.choice([b"", b"", b"", b"x-request-id: r%d\r\n" % choose.randrange(9)]),
+        choose.choice([b"", b"", b"x-observation-stamp: %d\r\n" % choose.randrange(9)]),
         choose.choice([b"Content-Length: ", b"content-length:"]) + length + b"\r\n",
         choose.choice(_MORE),
     ]
     if choose.random() < 0.05:
         lines.append(b"Content-Length: %d\r\n" % choose.choice([len(body), 3]))
     if choose.random() < 0.05:
-        lines[4] = choose.choice([b"", b"Transfer-Encoding: chunked\r\n"])
-        body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if lines[4] else body
+        lines[5] = choose.choice([b"", b"Transfer-Encoding: chunked\r\n"])
+        body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if lines[5] else body
     return b"".join(lines) + b"\r\n" + body
 
 
@@ -125,11 +134,15 @@ def shown(answers: Sequence[Answer], data: bytes) -> list[tuple[int, object, byt
     return [
         (
             answer.status,
-            [(name, _RANDOM_ID.sub(b"#", value)) for name, value in answer.headers],
+            [(name, _shown_value(name, value)) for name, value in answer.headers],
             answer.body,
         )
         for answer in answers
     ]
+
+
+def _shown_value(name: bytes, value: bytes) -> bytes:
+    return _HELD.sub(b"#", value) if name == b"x-held-ms" else _RANDOM_ID.sub(b"#", value)
 
 
 def cut(data: bytes, choose: random.Random) -> list[bytes]:

@@ -34,15 +34,15 @@ public class Team {
         String session = teams.beginSessionAgents(null).getSessionId();
         Map<String, Prediction> answers = null;
         for (long step = 0; step < 2; step++) {
-            answers = teams.sessionPredictRawAgents(session, step, both, null);
+            answers = teams.sessionPredictRawAgents(session, step, both, null, null);
             System.out.println("step" + counts(answers));
         }
         System.out.println("again "
-                + teams.sessionPredictRawAgents(session, 1L, both, null).equals(answers));
+                + teams.sessionPredictRawAgents(session, 1L, both, null, null).equals(answers));
         TeamReset reset = new TeamReset().agents(List.of("b"));
         System.out.println("reset " + teams.resetSessionAgents(session, reset).getAgents().get(0));
         System.out.println("step"
-                + counts(teams.sessionPredictDeterministicRawAgents(session, 2L, both)));
+                + counts(teams.sessionPredictDeterministicRawAgents(session, 2L, both, null)));
         System.out.println("shown " + teams.getSessionAgents(session).getSteps());
         teams.endSessionAgents(session);
         try {
