@@ -190,6 +190,7 @@ class PolicyAnswering:
         version: PolicyVersion,
         steps: EpisodeSteps | None = None,
         stated: StatedStep = NOTHING_STATED,
+        deadline: float | None = None,
     ) -> PendingAnswer:
         """Ask for an answer that is fetched later; see `answer`.
 
@@ -202,6 +203,7 @@ class PolicyAnswering:
             version: gives the answer.
             steps: the steps of its episode, to which this one is added; None for the zero state.
             stated: what the client states of the episode's step before.
+            deadline: the client's own, by `time.perf_counter`; None for none.
 
         Returns:
             The answer, which comes later.
@@ -211,6 +213,7 @@ class PolicyAnswering:
             PolicyServerError: if the policy can't answer.
         """
         question = self.question(kind, parse, is_raw=is_raw, seed=seed, version=version)
+        question.deadline = deadline
         future = version.scheduler.ask(question) if steps is None else steps.ask(question, stated)
         return PendingAnswer(self, version, question, request_id, future)
 

@@ -8,6 +8,7 @@ from typing import Protocol
 from starlette.types import Message
 
 from policy_server.policy import LARGEST_SEED, AnswerKind
+from policy_server.web.frame_timing import Stamp
 
 __all__ = ["FrameQuestion", "FrameQuestions", "FrameSeeds", "Pending"]
 
@@ -34,11 +35,13 @@ class FrameQuestion:
         is_text: whether it was JSON.
         received: when it came, by `time.perf_counter`.
         answer: the pending answer, the answer itself, or the status and the detail of the error.
+        stamp: the client's own, which the answer repeats; None for none.
     """
 
     is_text: bool
     received: float
     answer: Pending | bytes | tuple[int, object]
+    stamp: Stamp | None = None
 
 
 class FrameQuestions(Protocol):

@@ -15,6 +15,8 @@ from policy_server.serving import NOTHING_STATED, StatedStep
 from policy_server.web.json_bodies import BodySeed
 
 __all__ = [
+    "FRAME_WORDS",
+    "OBSERVATION",
     "Reset",
     "answer_payload",
     "error_answer",
@@ -24,10 +26,12 @@ __all__ = [
     "reset_in",
     "split_frame",
     "split_values",
+    "value_of",
 ]
 
 _RESET, _SEED = "reset", "seed"
-_OBSERVATION, _REWARD, _ACTION = "observation", "previous_reward", "previous_action"
+OBSERVATION, _REWARD, _ACTION = "observation", "previous_reward", "previous_action"
+FRAME_WORDS = frozenset({OBSERVATION, _REWARD, _ACTION})
 
 
 class Reset(BaseModel):
@@ -107,7 +111,7 @@ def read_reset(message: Message) -> Reset | None:
     Raises:
         ObservationError: if its seed is none.
     """
-    value = _value_of(message)
+    value = value_of(message)
     return reset_in(value) if isinstance(value, dict) else None
 
 
@@ -137,7 +141,7 @@ def split_frame(message: Message) -> tuple[Message, StatedStep]:
         message: `{"observation": ..., "previous_reward": ..., "previous_action": ...}`, or an
             observation alone.
     """
-    value = _value_of(message)
+    value = value_of(message)
     observation, stated = split_values(value)
     if observation is value:
         return message, NOTHING_STATED
@@ -152,17 +156,17 @@ def split_values(value: Any) -> tuple[Any, StatedStep]:  # noqa: ANN401 -- what 
     Args:
         value: as in `split_frame`, already read; an observation alone is returned as it is.
     """
-    if (
-        not isinstance(value, dict)
-        or _OBSERVATION not in value
-        or not value.keys() <= {_OBSERVATION, _REWARD, _ACTION}
-    ):
+    if not isinstance(value, dict) or OBSERVATION not in value or not value.keys() <= FRAME_WORDS:
         return value, NOTHING_STATED
-    return value[_OBSERVATION], StatedStep(value.get(_REWARD), value.get(_ACTION))
+    return value[OBSERVATION], StatedStep(value.get(_REWARD), value.get(_ACTION))
 
 
-def _value_of(message: Message) -> Any:  # noqa: ANN401 -- what the client sent
-    """Return the value in a frame; None where it can't be read."""
+def value_of(message: Message) -> Any:  # noqa: ANN401 -- what the client sent
+    """Return the value in a frame; None where it can't be read.
+
+    Args:
+        message: the frame.
+    """
     text = message.get("text")
     try:
         return msgpack.unpackb(message["bytes"]) if text is None else orjson.loads(text)

@@ -29,6 +29,7 @@ from policy_server.observations import problem
 from policy_server.serving import NOTHING_STATED, EpisodeMemory, EpisodeSteps, PolicyVersion
 from policy_server.web.answering import PendingAnswer, PolicyAnswering
 from policy_server.web.frame_questions import FrameQuestion, FrameQuestions, FrameSeeds, Pending
+from policy_server.web.frame_timing import NO_TIMING, gives_times, split_timing
 from policy_server.web.frames import parse_frame, read_reset, split_frame
 from policy_server.web.problems import describe_error, send_error
 from policy_server.web.query import check_query
@@ -164,6 +165,7 @@ class _Questions:
         self._episode = episode
         self._wanted = wanted
         self._steps: EpisodeSteps | None = None
+        self._has_times = False
         self.request_id = request_id
         self.asked = 0
 
@@ -172,13 +174,21 @@ class _Questions:
         received = time.perf_counter()
         is_text = message.get("text") is not None
         answer: Pending | bytes | tuple[int, object]
+        timing, deadline = NO_TIMING, None
         try:
-            answer = self._ask(message)
+            if self._has_times:
+                message, timing = split_timing(message)
+                deadline = timing.deadline(received)
+            answer = self._ask(message, deadline)
         except Exception as error:
+            if not self._has_times and gives_times(message):
+                # No other frame is read for times that the stream has not had yet.
+                self._has_times = True
+                return self.ask(message)
             answer = self._reset(message, error) or self.failure(error)
         # Only a reset has been answered yet.
         self.asked += not isinstance(answer, bytes)
-        return FrameQuestion(is_text, received, answer)
+        return FrameQuestion(is_text, received, answer, timing.stamp)
 
     def end_episode(self) -> None:
         """Forget the memory of the episode, and the version that answers it."""
@@ -204,7 +214,7 @@ class _Questions:
         self._seeds.begin(self.asked, reset.seed)
         return reset.answer
 
-    def _ask(self, message: Message) -> PendingAnswer:
+    def _ask(self, message: Message, deadline: float | None) -> PendingAnswer:
         steps, stated = self._steps, NOTHING_STATED
         version = self._chosen() if steps is None else self._kept(steps)
         if version.signature.memory:
@@ -223,6 +233,7 @@ class _Questions:
             version=version,
             steps=steps,
             stated=stated,
+            deadline=deadline,
         )
 
     def _chosen(self) -> PolicyVersion:

@@ -23,6 +23,7 @@ from policy_server.metrics import Metrics
 from policy_server.telemetry import ACCESS_LOGGER
 from policy_server.web.answering import PendingAnswer
 from policy_server.web.frame_questions import FrameQuestion, FrameQuestions, Pending
+from policy_server.web.frame_timing import stamped
 from policy_server.web.frames import answer_payload, error_answer
 from policy_server.web.route_table import AnswerRoute
 
@@ -84,11 +85,14 @@ class StreamEnds:
         self.is_admitted: Callable[[], bool] = asked["is_admitted"]
         self._errors = 0
 
-    def outcome(self, answer: bytes | tuple[int, object]) -> tuple[int, bytes]:
-        """Return the status and the JSON of an answer, or of an error."""
-        if isinstance(answer, bytes):
-            return _OK, answer
-        return answer[0], error_answer(*answer)
+    def outcome(
+        self, question: FrameQuestion, answer: bytes | tuple[int, object]
+    ) -> tuple[int, bytes]:
+        """Return the status and the JSON of the answer to a frame, or of an error."""
+        status, text = (_OK, answer) if isinstance(answer, bytes) else _refusal(answer)
+        if question.stamp is not None:
+            text = stamped(text, question.stamp, question.received)
+        return status, text
 
     def note_answer(self, question: FrameQuestion, status: int) -> None:
         """Count a frame whose answer is written."""
@@ -233,7 +237,7 @@ class AsgiStream(Stream):
                 answer = await answer.fetch()
             except Exception as error:
                 answer = self._ends.questions.failure(error)
-        return self._ends.outcome(answer)
+        return self._ends.outcome(question, answer)
 
 
 class DirectStream(Stream):
@@ -313,7 +317,7 @@ class DirectStream(Stream):
         frames: list[tuple[bytes, bool]] = []
         while self._in_flight and (answer := self._answer_of(self._in_flight[0])) is not None:
             question = self._in_flight.popleft()
-            status, text = self._ends.outcome(answer)
+            status, text = self._ends.outcome(question, answer)
             ready.append((question, status))
             frames.append((answer_payload(text, is_text=question.is_text), question.is_text))
         if frames:
@@ -359,6 +363,10 @@ class DirectStream(Stream):
             self._ask(self._held.popleft())
         if not self._held:
             self._connection.resume_frames()
+
+
+def _refusal(error: tuple[int, object]) -> tuple[int, bytes]:
+    return error[0], error_answer(*error)
 
 
 def _future_of(answer: Pending) -> asyncio.Future[Any]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import orjson
 from starlette.types import Message
 
+from policy_server.errors import ObservationError
+from policy_server.observations import check_agents, problem
 from policy_server.serving.team import TeamVersions
 from policy_server.serving.team_steps import TeamMemory
 from policy_server.web.frame_questions import FrameQuestion, FrameSeeds, Pending
+from policy_server.web.frame_timing import timing_in
 from policy_server.web.frames import parse_team_frame, reset_in
 from policy_server.web.problems import describe_error
 from policy_server.web.route_table import AnswerRoute
@@ -72,9 +75,12 @@ class TeamQuestions:
         is_reset = False
         try:
             values = parse_team_frame(message, max_bytes=self._max_frame_bytes)
-            reset = self._reset(values)
+            values, timing = timing_in(values)
+            if timing.stamp is not None:
+                _refuse_stamp()
+            reset = self._reset(check_agents(values))
             is_reset = reset is not None
-            answer = self._step(values) if reset is None else reset
+            answer = self._step(values, timing.deadline(received)) if reset is None else reset
         except Exception as error:
             answer = self.failure(error)
         self.asked += not is_reset
@@ -108,7 +114,7 @@ class TeamQuestions:
             self._answering.team.slot_of(agent)
         return _AgentsReset(self._memory, agents)
 
-    def _step(self, values: dict[str, Any]) -> Pending:
+    def _step(self, values: dict[str, Any], deadline: float | None) -> Pending:
         # A policy without memory may change its version from frame to frame.
         pinned = self._memory.versions.chosen
         versions = TeamVersions(self._episode, self._wanted, chosen=dict(pinned))
@@ -120,6 +126,7 @@ class TeamQuestions:
             seed=self._seeds.of(self.asked),
             request_id=self.request_id,
             memory=self._memory,
+            deadline=deadline,
         )
         for policy, version in versions.chosen.items():
             if version.signature.memory and policy not in pinned:
@@ -129,6 +136,11 @@ class TeamQuestions:
             # It waits for no step before it, so that many frames ride in one call.
             step.ask()
         return step
+
+
+def _refuse_stamp() -> NoReturn:
+    message = "The answer has a key for each agent and none for a stamp; leave it out"
+    raise ObservationError([problem("not_allowed", ["body", "stamp"], message)])
 
 
 class _AgentsReset:
