@@ -70,6 +70,11 @@ class ObservationSpace:
             else observation_model(fields, self.numbers, **(mask.for_observation() if mask else {}))
         )
         self._raw = raw_model(self.numbers, **(mask.for_raw() if mask else {}))
+        # pydantic's functions, without the call around them that looks at options.
+        self._read_raw = TypeAdapter(self._raw).validator.validate_json
+        self._read_named = (
+            None if self._named is None else TypeAdapter(self._named).validator.validate_json
+        )
         self._row, self.encoder = row_maker(fields or (), has_mask=mask is not None)
         self.arrays = ObservationArrays(
             fields, self.numbers, mask=mask, encoder=self.encoder, shape=shape
@@ -143,10 +148,10 @@ class ObservationSpace:
             ObservationError: naming each field that is missing, unknown, of the wrong type, length
                 or range; the first 100 of them, and the first wrong item of a list.
         """
-        assert self._named is not None, (
+        assert self._read_named is not None, (
             "routes for named observations exist only where the schema names some"
         )
-        return self._row(validate(self._named.model_validate_json, body).__dict__.values())
+        return self._row(validate(self._read_named, body).__dict__.values())
 
     def parse_raw(self, body: bytes) -> list[float]:
         """Turn the JSON of a raw observation, `{"obs": [...]}`, into a row.
@@ -160,7 +165,7 @@ class ObservationSpace:
         Raises:
             ObservationError: naming the first item that is no finite number.
         """
-        return self._raw_row(validate(self._raw.model_validate_json, body).__dict__)
+        return self._raw_row(validate(self._read_raw, body).__dict__)
 
     def _row_of_raw(self, values: Mapping[str, Any], *place: int) -> list[float]:
         """Return the row of a flat observation's fields, for a policy that takes a mask."""

@@ -100,6 +100,8 @@ class Scheduler:
         self._sending = backend if isinstance(backend, SendingBackend) else None
         self._limits = limits
         self._metrics = metrics
+        self._observe_queue = metrics.stage_recorder("queue")
+        self._observe_policy = metrics.stage_recorder("policy")
         self._stop_watching = metrics.watch_queue(lambda: self.waiting)
         self._waiting: deque[Waiting] = deque()
         self._bulk: deque[BulkCall] = deque()
@@ -112,6 +114,9 @@ class Scheduler:
         self._row_cost = RowCost()
         self._rate = ServiceRate()
         self._deadlines = Deadlines(metrics)
+        # With so many questions in the queue the next one is looked at: behind each call, whose time
+        # may change the rate, with one.
+        self._room = 1
         self._is_scheduled = False
         self._is_sweeping = False
         self._is_closed = False
@@ -181,13 +186,8 @@ class Scheduler:
         if self._is_closed:
             self._refuse_closed()
         places = self._places
-        if places.taken >= self._limits.max_queue_size:
-            self._metrics.count_rejected("queue_full")
-            raise OverloadedError(
-                f"{places.taken} observations are waiting already; try again in a second"
-            )
-        if places.taken:
-            self._refuse_long_wait(places.taken)
+        if places.taken >= self._room:
+            self._check_room(places.taken)
         # The loop's own clock is too coarse for a stage: uvloop's has milliseconds.
         waiting.asked = time.perf_counter()
         waiting.deadline = asyncio.get_running_loop().time() + self._limits.timeout_s
@@ -254,15 +254,21 @@ class Scheduler:
                 await self._is_released.wait()
         self._stop_watching()
 
-    def _refuse_long_wait(self, taken: int) -> None:
-        """Refuse a question that would wait too long behind the others."""
-        expected_s = (taken + 1) * self._rate.seconds_a_row
-        if expected_s > self._limits.max_wait_s:
+    def _check_room(self, taken: int) -> None:
+        """Refuse a question that has no place, or would wait too long behind the others."""
+        limits, seconds_a_row = self._limits, self._rate.seconds_a_row
+        if taken >= limits.max_queue_size:
+            self._metrics.count_rejected("queue_full")
+            raise OverloadedError(f"{taken} observations are waiting already; try again in a second")
+        expected_s = (taken + 1) * seconds_a_row
+        if expected_s > limits.max_wait_s:
             self._metrics.count_rejected("queue_slow")
             raise OverloadedError(
                 f"an answer would take about {expected_s:.2g} s, more than "
-                f"{self._limits.max_wait_s:g} s; try again in a second"
+                f"{limits.max_wait_s:g} s; try again in a second"
             )
+        fitting = limits.max_wait_s / seconds_a_row if seconds_a_row > 0 else math.inf
+        self._room = int(min(limits.max_queue_size, fitting))
 
     def _watch(self, waiting: Waiting, deadline: float) -> None:
         """Keep a question's own deadline, unless the scheduler's ends its wait before."""
@@ -411,13 +417,14 @@ class Scheduler:
 
     def _next_singles(self, most: int) -> SingleCall | None:
         batch: list[Waiting] = []
-        while self._waiting and len(batch) < most:
-            item = self._waiting.popleft()
+        waiting, width = self._waiting, -1
+        while waiting and len(batch) < most:
+            item = waiting.popleft()
             if not item.is_wanted():
                 # The request was cancelled.
                 continue
-            if batch and len(item.question.row) != len(batch[0].question.row):
-                self._waiting.appendleft(item)
+            if width != (width := len(item.question.row)) and batch:
+                waiting.appendleft(item)
                 break
             batch.append(item)
         return SingleCall(batch) if batch else None
@@ -492,7 +499,7 @@ class Scheduler:
     def _note_start(self, call: Call, rows: int) -> float:
         started = time.perf_counter()
         self._metrics.observe_batch(rows)
-        self._metrics.observe_stage("queue", started - call.asked)
+        self._observe_queue(started - call.asked)
         return started
 
     def _note_end(self, outputs: PolicyOutputs, call: Call, started: float) -> None:
@@ -506,5 +513,6 @@ class Scheduler:
         seconds = ended - started
         if isinstance(call, SingleCall):
             self._rate.observe(rows, started=started, ended=ended)
-        self._metrics.observe_stage("policy", seconds)
+            self._room = 1
+        self._observe_policy(seconds)
         self._row_cost.observe(rows, seconds)

@@ -106,6 +106,11 @@ class HotAnswering:
         self.route = route
         self.head = head
         self.kind: AnswerKind = route.kind
+        self._next_id = gate.request_ids.next
+        self._observe_validation = policy.slot.metrics.stage_recorder("validate")
+        self._observe_answer = gate.metrics.request_recorder(
+            route.policy, route.label, _OK, key=key
+        )
         self._is_raw = route.is_raw
         self._is_npy = is_npy(headers.get(b"content-type", ""))
         self._request_id = given_id(headers)
@@ -122,7 +127,7 @@ class HotAnswering:
 
     def ask(self, body: bytes, connection: Connection, request_id: str, stamp: str) -> None:
         """Begin a request, and finish it now or later; see `HotRoute.ask`."""
-        request_id = request_id or self._request_id or self.gate.request_ids.next()
+        request_id = request_id or self._request_id or self._next_id()
         request = _Request(self, connection, request_id)
         if stamp:
             request.stamp = stamp
@@ -143,7 +148,7 @@ class HotAnswering:
             request.is_done = True
             request.end(error)
         else:
-            policy.slot.metrics.observe_stage("validate", request.asked - request.started)
+            self._observe_validation(request.asked - request.started)
 
     def know(self, version: PolicyVersion) -> None:
         """Make the headers that all answers of a version have.
@@ -154,6 +159,26 @@ class HotAnswering:
         given = [(b"content-type", b"application/json"), *version.lone_headers]
         self.opening = _END + _lines(given) + b"x-request-id: "
         self.known_version = version
+
+    def note(self, request: _Request, status: int, seconds: float) -> None:
+        """Count and log a request.
+
+        Args:
+            request: one of these.
+            status: of its answer.
+            seconds: from its body to its answer.
+        """
+        gate, route, key = self.gate, self.route, self.key
+        if status == _OK:
+            self._observe_answer(seconds)
+        else:
+            gate.metrics.observe_request(route.policy, route.label, status, seconds, key=key)
+        if gate.request_log.is_on:
+            client = request.connection.client_of(request.head)
+            version = gate.model_version(route)
+            gate.request_log.note(
+                request.request_id, client, "POST", route.label, status, seconds, version, key
+            )
 
     def error_lines(self, headers: Headers, request_id: str) -> bytes:
         """Return the headers of an error, each ended by CRLF.
@@ -177,11 +202,11 @@ class _Request(HotRequest):
         self.connection = connection
         self.head = route.head
         self._route = route
-        self._request_id = request_id
+        self.request_id = request_id
         self.started = time.perf_counter()
 
     def take(self, call: AnsweredCall, index: int) -> None:
-        route, version, request_id = self._route, self.version, self._request_id
+        route, version, request_id = self._route, self.version, self.request_id
         try:
             text = route.policy.render(version, self.question, call, index, request_id)
         except Exception as error:
@@ -202,24 +227,16 @@ class _Request(HotRequest):
 
     def end(self, error: Exception) -> None:
         """Answer with an error."""
-        response = error_response(error, request_id=self._request_id)
-        lines = self._route.error_lines(response.raw_headers, self._request_id)
+        response = error_response(error, request_id=self.request_id)
+        lines = self._route.error_lines(response.raw_headers, self.request_id)
         self._finish(response.status_code, lines, bytes(response.body))
 
     def disconnect(self) -> None:
         self.give_up()
-        logger.info("client_disconnected", extra={"request_id": self._request_id})
+        logger.info("client_disconnected", extra={"request_id": self.request_id})
 
     def _finish(self, status: int, lines: bytes, body: bytes) -> None:
-        route, gate = self._route.route, self._route.gate
-        seconds = time.perf_counter() - self.started
-        key = self._route.key
-        gate.metrics.observe_request(route.policy, route.label, status, seconds, key=key)
-        if gate.request_log.is_on:
-            client, version = self.connection.client_of(self.head), gate.model_version(route)
-            gate.request_log.note(
-                self._request_id, client, "POST", route.label, status, seconds, version, key
-            )
+        self._route.note(self, status, time.perf_counter() - self.started)
         if self.stamp:
             lines += _lines(stamp_lines(self.stamp, self.started))
         self.connection.finish(self, status, lines, body)
