@@ -18,6 +18,7 @@ from policy_server.http_server.hot_requests import HotRoute, HotRoutes, RequestH
 
 __all__ = ["HotHeads", "KnownHead", "parse_head"]
 
+_OK = 200
 _METHOD = b"POST "
 _VERSION = "1.1"
 _LENGTH = re.compile(rb"[0-9]{1,18}")
@@ -56,7 +57,12 @@ class KnownHead(NamedTuple):
 
 
 class HotHeads:
-    """The heads that are known, at most 1,024 of up to 4 KiB."""
+    """The heads that are known, at most 1,024 of up to 4 KiB.
+
+    Attributes:
+        default_headers: uvicorn's, as `opening` was given them last.
+        ok_opening: what `opening` returns for them and the status 200.
+    """
 
     def __init__(self, routes: HotRoutes, *, root_path: str = "") -> None:
         """Own the decisions, for as long as the server runs.
@@ -70,7 +76,8 @@ class HotHeads:
         self._known: dict[bytes, KnownHead | None] = {}
         self._seen: set[int] = set()
         self._changes = routes.changes
-        self._default_headers: list[tuple[bytes, bytes]] = []
+        self.default_headers: list[tuple[bytes, bytes]] = []
+        self.ok_opening = b""
         self._openings: dict[int, bytes] = {}
 
     def __len__(self) -> int:
@@ -84,9 +91,10 @@ class HotHeads:
             default_headers: uvicorn's, another list each second.
             status: of the answer.
         """
-        if default_headers is not self._default_headers:
-            self._default_headers = default_headers
+        if default_headers is not self.default_headers:
+            self.default_headers = default_headers
             self._openings.clear()
+            self.ok_opening = self.opening(default_headers, _OK)
         opening = self._openings.get(status)
         if opening is None:
             lines = [name.lower() + b": " + value + b"\r\n" for name, value in default_headers]

@@ -21,12 +21,16 @@ from uvicorn.server import ServerState
 from policy_server.http_server.connection_limits import ConnectionWatch, Phase
 from policy_server.http_server.hot_heads import HotHeads, KnownHead
 from policy_server.http_server.hot_requests import HotRequest, HotRoutes, RequestHead
+from policy_server.http_server.http_protocol import Reads
 from policy_server.http_server.limited_protocol import LimitedHttpProtocol
 
 __all__ = ["HotHttpProtocol", "protocol_for"]
 
 _END_OF_HEAD = b"\r\n\r\n"
 _BEHIND = len(_END_OF_HEAD)
+_OK = 200
+# Looked up here once, not for each request.
+_NOTHING = Reads.NOTHING
 _CLOSE = b"connection: close\r\n"
 
 
@@ -87,7 +91,11 @@ class HotHttpProtocol(LimitedHttpProtocol):
         state, pending = self.server_state, self._pending
         state.total_requests += 1
         self._moves += 1
-        opening = self._heads.opening(state.default_headers, status)
+        heads = self._heads
+        if status != _OK or state.default_headers is not heads.default_headers:
+            opening = heads.opening(state.default_headers, status)
+        else:
+            opening = heads.ok_opening
         is_alone = len(pending) == 1 and not self._held and not self._is_draining
         if is_alone and request.head.is_kept_alive:
             pending.clear()
@@ -145,7 +153,12 @@ class HotHttpProtocol(LimitedHttpProtocol):
         start, size = 0, len(data)
         most = self.limit_concurrency
         while start < size and not self._is_over:
-            if self._is_with_uvicorn or (most is not None and self._is_beyond(most)):
+            cycle = self.cycle
+            if (
+                self._reads is not _NOTHING
+                or (cycle is not None and not cycle.response_complete)  # type: ignore[redundant-expr]  # None at first
+                or (most is not None and self._is_beyond(most))
+            ):
                 self._hand_over(data, start)
                 return
             if self.flow.write_paused or len(self._pending) >= self._limits.max_pipelined:

@@ -68,13 +68,6 @@ class HttpProtocol(HttpToolsProtocol):
         self._segment = b""
 
     @property
-    def _is_with_uvicorn(self) -> bool:
-        """Return whether a request is read or answered."""
-        if self._reads is not Reads.NOTHING:
-            return True
-        return self.cycle is not None and not self.cycle.response_complete  # type: ignore[redundant-expr]  # None at first
-
-    @property
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete  # type: ignore[redundant-expr]  # None at first
 

@@ -114,8 +114,8 @@ class Scheduler:
         self._row_cost = RowCost()
         self._rate = ServiceRate()
         self._deadlines = Deadlines(metrics)
-        # With so many questions in the queue the next one is looked at: behind each call, whose time
-        # may change the rate, with one.
+        # With so many questions in the queue the next one is looked at: with one behind each call,
+        # whose time may change the rate.
         self._room = 1
         self._is_scheduled = False
         self._is_sweeping = False
@@ -259,7 +259,9 @@ class Scheduler:
         limits, seconds_a_row = self._limits, self._rate.seconds_a_row
         if taken >= limits.max_queue_size:
             self._metrics.count_rejected("queue_full")
-            raise OverloadedError(f"{taken} observations are waiting already; try again in a second")
+            raise OverloadedError(
+                f"{taken} observations are waiting already; try again in a second"
+            )
         expected_s = (taken + 1) * seconds_a_row
         if expected_s > limits.max_wait_s:
             self._metrics.count_rejected("queue_slow")

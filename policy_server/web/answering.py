@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
@@ -28,6 +28,8 @@ from policy_server.serving import (
 from policy_server.web.rendering import RenderedAnswers
 
 __all__ = ["AnswerBody", "PendingAnswer", "PolicyAnswering", "render_answer", "render_examples"]
+
+_Source = TypeVar("_Source")
 
 
 class AnswerBody(NamedTuple):
@@ -144,12 +146,7 @@ class PolicyAnswering:
         if is_npy:
             width = version.signature.observation_width
             parse = partial(space.arrays.parse, is_raw=is_raw, width=width)
-        question = self._question
-
-        def read(body: bytes) -> Question:
-            return question(version, parse(body), kind, seed, is_raw=is_raw)
-
-        return read
+        return self._asking(version, kind, parse, seed, is_raw=is_raw)
 
     def render(
         self,
@@ -241,18 +238,33 @@ class PolicyAnswering:
         """
         version.check_answers(kind)
         started = time.perf_counter()
-        question = self._question(version, parse(version.space), kind, seed, is_raw=is_raw)
+        question = self._asking(version, kind, parse, seed, is_raw=is_raw)(version.space)
         self.slot.metrics.observe_stage("validate", time.perf_counter() - started)
         return question
 
-    def _question(
-        self, version: PolicyVersion, row: Row, kind: AnswerKind, seed: int | None, *, is_raw: bool
-    ) -> Question:
-        """Return the question about a row; refuse one that is not of the policy's width."""
-        width = version.row_width
-        if width is not None and len(row) != width:
-            version.space.check_width(row, width, is_raw=is_raw)
-        return Question(row, kind, NO_SEED if seed is None else seed, self.slot.wants_copies)
+    def _asking(
+        self,
+        version: PolicyVersion,
+        kind: AnswerKind,
+        parse: Callable[[_Source], Row],
+        seed: int | None,
+        *,
+        is_raw: bool,
+    ) -> Callable[[_Source], Question]:
+        """Return the function that makes questions of what a row is parsed from.
+
+        It refuses a row that is not of the policy's width.
+        """
+        slot, space, width = self.slot, version.space, version.row_width
+        number = NO_SEED if seed is None else seed
+
+        def ask(source: _Source) -> Question:
+            row = parse(source)
+            if width is not None and len(row) != width:
+                space.check_width(row, width, is_raw=is_raw)
+            return Question(row, kind, number, slot.wants_copies)
+
+        return ask
 
 
 @dataclass(eq=False, slots=True)

@@ -102,15 +102,14 @@ class HotAnswering:
         """
         self.key = key
         self.gate = gate
+        self.request_log = gate.request_log
         self.policy = policy
         self.route = route
         self.head = head
         self.kind: AnswerKind = route.kind
         self._next_id = gate.request_ids.next
         self._observe_validation = policy.slot.metrics.stage_recorder("validate")
-        self._observe_answer = gate.metrics.request_recorder(
-            route.policy, route.label, _OK, key=key
-        )
+        self.observe_answer = gate.metrics.request_recorder(route.policy, route.label, _OK, key=key)
         self._is_raw = route.is_raw
         self._is_npy = is_npy(headers.get(b"content-type", ""))
         self._request_id = given_id(headers)
@@ -160,25 +159,30 @@ class HotAnswering:
         self.opening = _END + _lines(given) + b"x-request-id: "
         self.known_version = version
 
-    def note(self, request: _Request, status: int, seconds: float) -> None:
-        """Count and log a request.
+    def log(self, request: _Request, status: int, seconds: float) -> None:
+        """Log a request, if requests are logged.
 
         Args:
             request: one of these.
             status: of its answer.
             seconds: from its body to its answer.
         """
-        gate, route, key = self.gate, self.route, self.key
-        if status == _OK:
-            self._observe_answer(seconds)
-        else:
-            gate.metrics.observe_request(route.policy, route.label, status, seconds, key=key)
-        if gate.request_log.is_on:
-            client = request.connection.client_of(request.head)
-            version = gate.model_version(route)
-            gate.request_log.note(
-                request.request_id, client, "POST", route.label, status, seconds, version, key
-            )
+        gate, route = self.gate, self.route
+        client = request.connection.client_of(request.head)
+        version = gate.model_version(route)
+        gate.request_log.note(
+            request.request_id, client, "POST", route.label, status, seconds, version, self.key
+        )
+
+    def observe_error(self, status: int, seconds: float) -> None:
+        """Count a request that is answered by an error.
+
+        Args:
+            status: of its answer.
+            seconds: from its body to its answer.
+        """
+        route, metrics = self.route, self.gate.metrics
+        metrics.observe_request(route.policy, route.label, status, seconds, key=self.key)
 
     def error_lines(self, headers: Headers, request_id: str) -> bytes:
         """Return the headers of an error, each ended by CRLF.
@@ -220,26 +224,34 @@ class _Request(HotRequest):
             request_id.encode(),
             route.ending,
         )
-        self._finish(_OK, lines, text)
+        if self.stamp:
+            lines += _lines(stamp_lines(self.stamp, self.started))
+        seconds = time.perf_counter() - self.started
+        route.observe_answer(seconds)
+        if route.request_log.is_on:
+            route.log(self, _OK, seconds)
+        self.connection.finish(self, _OK, lines, text)
 
     def take_error(self, error: PolicyServerError) -> None:
         self.end(error)
 
     def end(self, error: Exception) -> None:
         """Answer with an error."""
+        route = self._route
         response = error_response(error, request_id=self.request_id)
-        lines = self._route.error_lines(response.raw_headers, self.request_id)
-        self._finish(response.status_code, lines, bytes(response.body))
+        status = response.status_code
+        lines = route.error_lines(response.raw_headers, self.request_id)
+        if self.stamp:
+            lines += _lines(stamp_lines(self.stamp, self.started))
+        seconds = time.perf_counter() - self.started
+        route.observe_error(status, seconds)
+        if route.request_log.is_on:
+            route.log(self, status, seconds)
+        self.connection.finish(self, status, lines, bytes(response.body))
 
     def disconnect(self) -> None:
         self.give_up()
         logger.info("client_disconnected", extra={"request_id": self.request_id})
-
-    def _finish(self, status: int, lines: bytes, body: bytes) -> None:
-        self._route.note(self, status, time.perf_counter() - self.started)
-        if self.stamp:
-            lines += _lines(stamp_lines(self.stamp, self.started))
-        self.connection.finish(self, status, lines, body)
 
 
 def _lines(headers: Headers) -> bytes:
