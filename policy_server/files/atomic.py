@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import secrets
 import shutil
@@ -15,11 +16,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from policy_server.files.locks import FileLock, is_locked
+
 __all__ = ["UNFINISHED", "scratch_folder", "whole_folder", "write_whole"]
 
 # The names of files that a process which is killed while it writes leaves behind.
 UNFINISHED = ".unfinished-*"
 
+# Of the names that tempfile makes.
+_RANDOM_LETTERS = 8
 _MOUNT_POINT_ERRNOS = (errno.EBUSY, errno.EXDEV)
 
 
@@ -56,15 +61,24 @@ def write_whole(path: Path, content: bytes | str, *, is_durable: bool = False) -
 def scratch_folder(beside: Path) -> Iterator[Path]:
     """Give an empty hidden folder on the file system of a path; it is removed afterwards.
 
+    Those that earlier processes could not remove, or were killed with, are removed too.
+
     Args:
         beside: the file or folder that is worked on; its parent has to exist.
 
     Raises:
         OSError: if it can't be made.
     """
-    with tempfile.TemporaryDirectory(
-        prefix=f".{beside.name}-", dir=beside.parent, ignore_cleanup_errors=True
-    ) as name:
+    prefix = f".{beside.name}-"
+    for left in beside.parent.glob(f"{glob.escape(prefix)}*/"):
+        if len(left.name) == len(prefix) + _RANDOM_LETTERS and not is_locked(left):
+            shutil.rmtree(left, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(
+            prefix=prefix, dir=beside.parent, ignore_cleanup_errors=True
+        ) as name,
+        FileLock(Path(name), is_folder=True),
+    ):
         yield Path(name)
 
 

@@ -40,7 +40,7 @@ def incoming_folder(home: Path) -> Iterator[Path]:
     home.mkdir(parents=True, exist_ok=True)
     folder = home / INCOMING
     with FileLock(home, is_folder=True):
-        _restore(home)
+        _undo_interrupted(home)
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir()
@@ -69,10 +69,10 @@ def replaced(names: Sequence[str], folder: Path) -> Iterator[None]:
         for name in names:
             (folder / name).replace(home / name)
         yield
+        old.rename(folder / f"{_OLD}.finished")
     except BaseException:
         _restore(home)
         raise
-    old.rename(folder / f"{_OLD}.finished")
 
 
 def restore_interrupted(home: Path) -> None:
@@ -86,7 +86,13 @@ def restore_interrupted(home: Path) -> None:
     """
     if (home / INCOMING / _OLD).exists():
         with FileLock(home, is_folder=True):
-            _restore(home)
+            _undo_interrupted(home)
+
+
+def _undo_interrupted(home: Path) -> None:
+    if (home / INCOMING / _OLD).exists():
+        _restore(home)
+        logger.warning("interrupted_replacement_undone", extra={"path": str(home)})
 
 
 def _copy_old(names: Sequence[str], home: Path, copies: Path) -> Path:
@@ -110,4 +116,3 @@ def _restore(home: Path) -> None:
         else:
             kept.replace(home / kept.name)
     shutil.rmtree(old)
-    logger.warning("interrupted_replacement_undone", extra={"path": str(home)})

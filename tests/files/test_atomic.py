@@ -206,3 +206,16 @@ def test_volume_is_filled_in_place(
     assert folder.stat().st_ino == inode
     assert names(folder) == ["assets", "saved_model.pb"]
     assert names(outside) == ["precious"]
+
+
+def test_scratch_folder_of_a_process_that_was_killed_goes_with_the_next(tmp_path: Path) -> None:
+    target = tmp_path / "models"
+    for name in (".models-abcdefgh", ".models-archive"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old").write_bytes(b"old")
+
+    with scratch_folder(target) as first, scratch_folder(target) as second:
+        assert first.is_dir()
+        assert second.is_dir()
+
+    assert [path.name for path in tmp_path.iterdir()] == [".models-archive"]

@@ -126,3 +126,20 @@ def test_start_waits_for_a_replacement_that_is_under_way(home: Path) -> None:
     start.result()
 
     assert (home / "schema.yaml").read_text() == "new"
+
+
+def test_replacement_that_can_not_be_finished_is_undone_at_once(home: Path) -> None:
+    before = contents(home)
+
+    def replace() -> None:
+        with incoming_folder(home) as folder:
+            (folder / "schema.yaml").write_bytes(b"new")
+            # A folder with something in it can't be renamed over.
+            (folder / "old.finished" / "other").mkdir(parents=True)
+            with replaced(["schema.yaml"], folder):
+                pass
+
+    with pytest.raises(OSError, match=r"old\.finished"):
+        replace()
+
+    assert contents(home) == before

@@ -1,0 +1,108 @@
+"""The layer that makes one operation on files fail, and its control."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.processes import program, run
+
+__all__ = ["Control", "Fault", "Kind", "build_layer"]
+
+_SOURCE = Path(__file__).with_name("layer.c")
+# As `struct control` of layer.c.
+_LAYOUT = struct.Struct("1024sIiqqqq")
+_COUNTS = struct.Struct("qq")
+_ALL_LATER = 2**40
+
+
+class Kind(enum.IntFlag):
+    """Operations on files and folders, as layer.c numbers them."""
+
+    OPEN = 1
+    WRITE = 2
+    SYNC = 4
+    NAME = 8
+    READ = 16
+
+
+CHANGES = Kind.OPEN | Kind.WRITE | Kind.SYNC | Kind.NAME
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An operation that fails.
+
+    Attributes:
+        number: which one, from 1 on.
+        kinds: the operations that count.
+        error: the error number.
+        is_lasting: whether all operations after it fail too, as on a full disk.
+    """
+
+    number: int
+    kinds: Kind = CHANGES
+    error: int = errno.ENOSPC
+    is_lasting: bool = False
+
+
+class Control:
+    """The file by which a test tells the layer in other processes what fails."""
+
+    def __init__(self, path: Path) -> None:
+        """Own the mapping of the file, which is made; nothing fails at first."""
+        self.path = path
+        path.write_bytes(bytes(_LAYOUT.size))
+        with path.open("r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), _LAYOUT.size)
+
+    def arm(self, folder: Path, fault: Fault) -> None:
+        """Count from 0, and let the operation fail that the fault names.
+
+        Args:
+            folder: only what lies in it counts.
+            fault: the operation.
+        """
+        most = _ALL_LATER if fault.is_lasting else 1
+        name = os.fsencode(folder.resolve())
+        self.disarm()
+        self._memory[:] = _LAYOUT.pack(name, fault.kinds, fault.error, fault.number, most, 0, 0)
+
+    def disarm(self) -> None:
+        """Let nothing fail; the counts stay."""
+        self._memory[1024:1028] = bytes(4)
+
+    @property
+    def counted(self) -> int:
+        """Return how many operations were counted."""
+        return int(_COUNTS.unpack(self._memory[-_COUNTS.size :])[0])
+
+    @property
+    def failed(self) -> int:
+        """Return how many operations failed."""
+        return int(_COUNTS.unpack(self._memory[-_COUNTS.size :])[1])
+
+    def variables(self, layer: Path) -> dict[str, str]:
+        """Return the environment variables of a process that the layer is loaded into.
+
+        Args:
+            layer: the result of `build_layer`.
+        """
+        return {"LD_PRELOAD": str(layer), "FAULT_CONTROL": str(self.path)}
+
+
+def build_layer(folder: Path) -> Path:
+    """Compile the layer; fails with how to install the compiler where it is missing.
+
+    Args:
+        folder: where the library is written.
+    """
+    library = folder / "faults.so"
+    compiler = program("gcc", package="gcc libc6-dev")
+    run(compiler, "-Wall", "-Werror", "-O2", "-shared", "-fPIC", "-o", library, _SOURCE, "-ldl")
+    return library
