@@ -167,6 +167,9 @@ def handler_of(logger: logging.Logger) -> HoldingHandler | None:
 class HoldingHandler(logging.StreamHandler[TextIO]):
     """The one handler of a process, which may hold lines back to write many at a time.
 
+    Lines that can't be written, such as on a full disk, are lost; the first line that can be
+    written again is `log_lines_lost`, with their number.
+
     Attributes:
         held: the lines that are held back.
     """
@@ -180,6 +183,7 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
         super().__init__(stream)
         self.held: list[HeldLine] = []
         self._timed_in: asyncio.AbstractEventLoop | None = None
+        self._lost = 0
 
     def hold(self, line: HeldLine) -> None:
         """Write a line within 50 ms, in its turn; called from the event loop.
@@ -200,7 +204,10 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record behind the lines before it."""
         self._write_held()
-        super().emit(record)
+        try:
+            self._write(self.format(record) + self.terminator, lines=1)
+        except Exception:
+            self.handleError(record)
 
     def flush(self) -> None:
         """Write the lines that are held back."""
@@ -217,12 +224,27 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
         self.acquire()
         try:
             held, self.held = self.held, []
-            self.stream.write(self._text_of(held))
-            super().flush()
+            self._write(self._text_of(held), lines=len(held))
         except Exception:
             self.handleError(_record_of(held[-1]))
         finally:
             self.release()
+
+    def _write(self, text: str, *, lines: int) -> None:
+        try:
+            if self._lost:
+                lost = logging.makeLogRecord(
+                    {"name": __name__, "levelname": "WARNING", "msg": "log_lines_lost"}
+                )
+                vars(lost)["lines"] = self._lost
+                # The start of a lost line may have been written.
+                self.stream.write(f"\n{self.format(lost)}{self.terminator}")
+                self._lost = 0
+            self.stream.write(text)
+            super().flush()
+        except OSError:
+            self._lost += lines
+            raise
 
     def _text_of(self, held: list[HeldLine]) -> str:
         if isinstance(self.formatter, _JsonFormatter):

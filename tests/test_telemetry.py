@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import itertools
 import json
 import logging
@@ -11,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime
+from typing import Any, BinaryIO, cast
 
 import pytest
 
@@ -311,3 +314,49 @@ def test_no_line_of_ours_is_left_out(capsys: pytest.CaptureFixture[str]) -> None
             logging.getLogger(name).warning("the same")
 
     assert len(capsys.readouterr().err.splitlines()) == 600
+
+
+class FullDisk(io.RawIOBase):
+    """A file whose disk has no room for a while."""
+
+    def __init__(self) -> None:
+        self.content = b""
+        self.room = 10_000
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:  # noqa: ANN401 -- any buffer
+        written = bytes(data)[: self.room]
+        if data and not written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.content += written
+        self.room -= len(written)
+        return len(written)
+
+
+async def test_lines_that_a_full_disk_loses_are_counted_when_it_has_room_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    disk = FullDisk()
+    stream = io.TextIOWrapper(cast("BinaryIO", disk), write_through=True)
+    configure_logging(level="INFO", log_format="json", stream=stream)
+    logger = logging.getLogger("policy_server.access")
+    disk.room = 40
+    # The first one is cut off, the next ones are lost.
+    logger.info("begun")
+    logger.info("lost")
+    for _ in range(3):
+        hold(logger, status=200)
+    flush_log()
+    disk.room = 10_000
+
+    logger.info("written")
+    logger.info("written too")
+
+    cut_off, *lines = disk.content.decode().splitlines()
+    assert len(cut_off) == 40
+    found = [json.loads(line) for line in lines]
+    assert [line["event"] for line in found] == ["log_lines_lost", "written", "written too"]
+    assert found[0] | {"level": "WARNING", "lines": 4} == found[0]
