@@ -125,7 +125,10 @@ class VersionFiles:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with (
-                tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as scratch,
+                # What can't be removed changes nothing of a deployment; the next start clears it.
+                tempfile.TemporaryDirectory(
+                    prefix=prefix, dir=folder, ignore_cleanup_errors=True
+                ) as scratch,
                 FileLock(Path(scratch), is_folder=True),
             ):
                 yield Path(scratch) / "upload.zip"

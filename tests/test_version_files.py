@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,17 @@ def test_path_of_one_machine_cant_travel(files: VersionFiles, section: PolicySec
 
     with pytest.raises(DeploymentError, match="is a path of one machine"):
         files.uploads(section, deployment)
+
+
+def test_upload_whose_folder_can_not_be_removed_is_deployed_all_the_same(
+    files: VersionFiles, tmp_path: Path
+) -> None:
+    with files.incoming("default", "v2") as upload:
+        upload.write_bytes(ZIP.read_bytes())
+        version = DeployedVersion("v2", files.take("default", "v2", upload), 100.0)
+        # The end of the block expects a folder there.
+        shutil.rmtree(upload.parent)
+        upload.parent.touch()
+
+    assert version.model is not None
+    assert (tmp_path / version.model).is_dir()

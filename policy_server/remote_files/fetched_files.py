@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from policy_server.files.atomic import write_whole
 from policy_server.formats.model_files import digest_of_file
 from policy_server.remote_files.uris import RemoteUri
 from policy_server.settings import Settings
@@ -117,15 +116,15 @@ def read_record(settings: Settings) -> dict[str, FetchedCopy]:
     }
 
 
-def write_record(settings: Settings, copies: Mapping[str, FetchedCopy]) -> None:
+def write_record(folder: Path, copies: Mapping[str, FetchedCopy]) -> None:
     """Write the record for the next start.
 
     Args:
-        settings: the folder of the files and of the record.
-        copies: the files that are there, by name.
+        folder: the folder of the new files, which come to their place together with the record.
+        copies: the files that are there then, by name.
 
     Raises:
         OSError: if it can't be written.
     """
     record = {name: asdict(copy) for name, copy in copies.items()}
-    write_whole(settings.home / RECORD_FILE, json.dumps(record))
+    (folder / RECORD_FILE).write_text(json.dumps(record))

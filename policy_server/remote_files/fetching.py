@@ -24,6 +24,7 @@ from policy_server.remote_files.download import (
     download,
 )
 from policy_server.remote_files.fetched_files import (
+    RECORD_FILE,
     FetchedCopy,
     FetchedFile,
     pinned_file,
@@ -188,13 +189,14 @@ class _Fetcher:
         return found if len(found) == len(copies) else None
 
     def put_in_place(self, files: Sequence[FetchedFile], check: PairCheck) -> None:
-        """Replace the old files by the new if they can be served, and record their addresses."""
+        """Replace the old files by the new if they can be served, and the record of addresses."""
         names = [file.path.name for file in files if file.state == "fetched"]
         settings = self._settings
         unzipped = self._unzipped(names) if names else None
         if unzipped is not None:
             check(unzipped, self._schema(names))
-        with replaced(names, self._folder):
+        write_record(self._folder, self._copies | self._new)
+        with replaced([*names, RECORD_FILE], self._folder):
             if settings.zip_path.name in names:
                 # Another policy in the server's folder would be a second candidate.
                 find_policy(settings)
@@ -202,7 +204,6 @@ class _Fetcher:
                 unpack_model(settings.zip_path, models, max_bytes=most)
             if unzipped is not None and unzipped.is_relative_to(self._folder):
                 carry_outcome(unzipped, settings.models_path)
-        write_record(settings, self._copies | self._new)
 
     def _unzipped(self, names: Sequence[str]) -> Path | None:
         """Return the folder of the policy that will be served, unzipped; None if there is none."""

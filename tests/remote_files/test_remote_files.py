@@ -599,6 +599,17 @@ def test_files_that_are_not_sound_change_nothing(
     assert contents(settings.home) == before
 
 
+def test_record_that_can_not_be_written_changes_nothing(web: WebServer, settings: Settings) -> None:
+    before = put_old(settings)
+    # A folder in a file's place can't be replaced by a file.
+    (settings.home / ".fetched.json").mkdir()
+
+    with pytest.raises(ModelError, match=r"\.fetched\.json: can't be changed"):
+        fetch(settings, web.answer("/m", Reply(NEW)), web.answer("/s", Reply(SCHEMA)))
+
+    assert contents(settings.home) == before
+
+
 @pytest.mark.parametrize("case", ["pair", "model", "schema"])
 def test_what_can_not_be_served_changes_nothing(
     web: WebServer, settings: Settings, case: str
