@@ -141,6 +141,13 @@ def test_only_what_serving_needs_of_ray_runs(server: Server) -> None:
     assert [line for line in lines if not any(name in line for name in needed)] == []
 
 
+def test_replicas_get_as_much_of_the_processor_as_the_web_process(server: Server) -> None:
+    workers = [pid for pid in descendants(server.process.pid) if "ray::Serve" in command_line(pid)]
+
+    ours = os.getpriority(os.PRIO_PROCESS, server.process.pid)
+    assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in workers] == [ours, ours]
+
+
 def test_scrape_has_our_metrics_only_and_rays_have_a_path_of_their_own(server: Server) -> None:
     with server.client() as client:
         client.post("/predict", json=CASES[0]["observation"])

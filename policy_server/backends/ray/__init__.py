@@ -10,6 +10,9 @@ import sys
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # A call that still runs when Ray is shut down would start another Ray, and wait for it.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+# Ray's own default of 15 lets every other program go first, even the web process that asks: where
+# the processor is busy, a replica would wait with each call.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # A Ray that this process starts asks for a secret. Ray would write one to the home
 # folder, which a container may not have.
 if "ray" not in sys.modules and not {"RAY_AUTH_MODE", "RAY_ADDRESS"} & os.environ.keys():
