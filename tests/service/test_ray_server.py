@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -125,6 +126,18 @@ def test_no_process_that_serves_has_imported_tensorflow(server: Server) -> None:
     assert any("ServeReplica" in name for name in maps)
     assert [name for name, loaded in maps.items() if "tensorflow" in loaded] == []
     assert "policy_compiled" in server.output()
+
+
+def test_no_process_that_serves_has_imported_pandas_or_pyarrow(server: Server) -> None:
+    processes = [server.process.pid, *descendants(server.process.pid)]
+    loaded = {
+        library
+        for pid in processes
+        for library in re.findall(r"site-packages/(\w+)/", Path(f"/proc/{pid}/maps").read_text())
+    }
+
+    assert "ray" in loaded
+    assert not {"pandas", "pyarrow"} & loaded
 
 
 def test_only_what_serving_needs_of_ray_runs(server: Server) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from policy_server.backends.ray.slim_serve import without_data_frames
 from policy_server.errors import NotReadyError, SettingsError
 from policy_server.telemetry import adopt_loggers
 
@@ -84,13 +85,16 @@ def connect(
     # It says that it can't replace the handlers of signals from this thread, which are uvicorn's.
     logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
     adopt_loggers()
-    ray.init(
-        address=address,
-        log_to_driver=False,
-        configure_logging=False,
-        runtime_env=dict(runtime_env or {}),
-        **options,
-    )
+    with without_data_frames():
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            configure_logging=False,
+            runtime_env=dict(runtime_env or {}),
+            **options,
+        )
+        # It looks for pyarrow when it first serializes.
+        ray.put(None)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import ray
 
 import policy_server
 from policy_server.backends.ray.connection import as_not_ready_error, connect, use_token
+from policy_server.backends.ray.slim_serve import write_left_out
 from policy_server.backends.ray_guard import start_guard
 from policy_server.backends.ray_processes import (
     Process,
@@ -43,6 +44,7 @@ REPLICA_ENVIRONMENT = {
 
 logger = logging.getLogger(__name__)
 
+_LEFT_OUT = "left-out"
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
 # The errors of a private part of Ray that has moved or takes other arguments.
 _MOVED = (ImportError, AttributeError, TypeError)
@@ -106,6 +108,7 @@ class OwnRay:
         self._guard = start_guard(self._folder)
         rays_folder = self._folder / "r"
         rays_folder.mkdir()
+        write_left_out(self._folder / _LEFT_OUT)
         if self._settings.dashboard_port:
             self._announce_dashboard(self._folder)
         with as_not_ready_error():
@@ -191,6 +194,7 @@ class OwnRay:
         }
 
     def _environment(self) -> dict[str, str]:
-        python_path = [str(Path(policy_server.__file__).parents[1])]
+        """Return the variables of Ray's processes."""
+        python_path = [str(self.folder / _LEFT_OUT), str(Path(policy_server.__file__).parents[1])]
         python_path += filter(None, [os.environ.get("PYTHONPATH")])
         return {**REPLICA_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(python_path)}

@@ -1,7 +1,9 @@
-"""Ray Serve without pandas, which it imports wherever that is installed.
+"""Ray without packages that it imports wherever they are installed.
 
-It could answer data frames then, which no policy does. pandas takes some 30 MB of each process of
-Ray Serve's: the web process, the controller and every replica.
+With pandas and pyarrow it could answer data frames and Arrow tables, which no policy does: they
+take some 50 MB of each process of Ray Serve's: the web process, the controller and every replica.
+rfc3987_syntax, a checker that jsonschema looks for, keeps each process of Ray's busy for a second
+at its import, with a grammar that Ray never asks for.
 """
 
 from __future__ import annotations
@@ -9,18 +11,28 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
+from pathlib import Path
 from types import ModuleType
 
-__all__ = ["import_serve"]
+__all__ = ["import_serve", "without_data_frames", "write_left_out"]
+
+_DATA_FRAMES = ("pandas", "pyarrow")
+_CHECKERS = ("rfc3987_syntax",)
 
 
-class _WithoutPandas(MetaPathFinder):
-    """Tells one thread that pandas is not installed; others may be importing it."""
+class _Without(MetaPathFinder):
+    """Tells one thread that packages are not installed; others may be importing them."""
 
-    def __init__(self) -> None:
-        """Own nothing but the thread's name."""
+    def __init__(self, names: Sequence[str]) -> None:
+        """Own nothing but the thread's name.
+
+        Args:
+            names: the packages' names.
+        """
+        self._names = names
         self._thread = threading.get_ident()
 
     def find_spec(
@@ -29,16 +41,38 @@ class _WithoutPandas(MetaPathFinder):
         path: Sequence[str] | None,  # noqa: ARG002 -- Python's own
         target: ModuleType | None = None,  # noqa: ARG002 -- Python's own
     ) -> None:
-        """Find nothing, and refuse pandas."""
-        if fullname == "pandas" and threading.get_ident() == self._thread:
-            raise ModuleNotFoundError("pandas is kept out of Ray Serve", name=fullname)
+        """Find nothing, and refuse the packages."""
+        if fullname in self._names and threading.get_ident() == self._thread:
+            raise ModuleNotFoundError(f"{fullname} is kept out of Ray", name=fullname)
+
+
+@contextmanager
+def without_data_frames() -> Iterator[None]:
+    """Hide pandas and pyarrow from this thread while the block runs, unless they are there already.
+
+    The web process may be another program's, which gets all other packages as they are.
+    """
+    finder = _Without(_DATA_FRAMES)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
 
 
 def import_serve() -> None:
     """Import Ray Serve, without pandas unless that is there already."""
-    finder = _WithoutPandas()
-    sys.meta_path.insert(0, finder)
-    try:
+    with without_data_frames():
         importlib.import_module("ray.serve")
-    finally:
-        sys.meta_path.remove(finder)
+
+
+def write_left_out(folder: Path) -> None:
+    """Fill a folder that hides the packages from a process that has it first on its PYTHONPATH.
+
+    Args:
+        folder: the folder to make.
+    """
+    folder.mkdir()
+    for name in (*_DATA_FRAMES, *_CHECKERS):
+        line = f'raise ModuleNotFoundError("{name} is kept out of Ray", name="{name}")\n'
+        (folder / f"{name}.py").write_text(line)
