@@ -231,20 +231,21 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
             self.release()
 
     def _write(self, text: str, *, lines: int) -> None:
+        lost = self._lost
         try:
-            if self._lost:
-                lost = logging.makeLogRecord(
+            if lost:
+                notice = logging.makeLogRecord(
                     {"name": __name__, "levelname": "WARNING", "msg": "log_lines_lost"}
                 )
-                vars(lost)["lines"] = self._lost
+                vars(notice)["lines"] = lost
                 # The start of a lost line may have been written.
-                self.stream.write(f"\n{self.format(lost)}{self.terminator}")
-                self._lost = 0
+                self.stream.write(f"\n{self.format(notice)}{self.terminator}")
             self.stream.write(text)
             super().flush()
         except OSError:
             self._lost += lines
             raise
+        self._lost -= lost
 
     def _text_of(self, held: list[HeldLine]) -> str:
         if isinstance(self.formatter, _JsonFormatter):

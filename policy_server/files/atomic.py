@@ -13,6 +13,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,8 +24,8 @@ __all__ = ["UNFINISHED", "scratch_folder", "whole_folder", "write_whole"]
 # The names of files that a process which is killed while it writes leaves behind.
 UNFINISHED = ".unfinished-*"
 
-# Of the names that tempfile makes.
-_RANDOM_LETTERS = 8
+# Another process may have made a folder just now, and not locked it yet.
+_LEFT_BEHIND_S = 600.0
 _MOUNT_POINT_ERRNOS = (errno.EBUSY, errno.EXDEV)
 
 
@@ -61,7 +62,8 @@ def write_whole(path: Path, content: bytes | str, *, is_durable: bool = False) -
 def scratch_folder(beside: Path) -> Iterator[Path]:
     """Give an empty hidden folder on the file system of a path; it is removed afterwards.
 
-    Those that earlier processes could not remove, or were killed with, are removed too.
+    Those that earlier processes could not remove, or were killed with, are removed too, once they
+    are ten minutes old.
 
     Args:
         beside: the file or folder that is worked on; its parent has to exist.
@@ -69,9 +71,9 @@ def scratch_folder(beside: Path) -> Iterator[Path]:
     Raises:
         OSError: if it can't be made.
     """
-    prefix = f".{beside.name}-"
+    prefix = UNFINISHED.replace("*", f"{beside.name}-")
     for left in beside.parent.glob(f"{glob.escape(prefix)}*/"):
-        if len(left.name) == len(prefix) + _RANDOM_LETTERS and not is_locked(left):
+        if _is_left_behind(left):
             shutil.rmtree(left, ignore_errors=True)
     with (
         tempfile.TemporaryDirectory(
@@ -105,6 +107,14 @@ def whole_folder(folder: Path, *, key: str | None = None) -> Iterator[Path]:
         new.mkdir()
         yield new
         _swap(folder, new, scratch / "old", key)
+
+
+def _is_left_behind(folder: Path) -> bool:
+    try:
+        age_s = time.time() - folder.stat().st_mtime
+    except OSError:
+        return False
+    return age_s > _LEFT_BEHIND_S and not is_locked(folder)
 
 
 def _swap(folder: Path, new: Path, old: Path, key: str | None) -> None:

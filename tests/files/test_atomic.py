@@ -121,7 +121,7 @@ def test_scratch_folder_lies_beside_and_goes(tmp_path: Path) -> None:
     with scratch_folder(tmp_path / "model.zip") as scratch:
         (scratch / "file").write_text("x")
         assert scratch.parent == tmp_path
-        assert scratch.name.startswith(".model.zip-")
+        assert scratch.name.startswith(".unfinished-model.zip-")
 
     assert names(tmp_path) == []
 
@@ -208,14 +208,19 @@ def test_volume_is_filled_in_place(
     assert names(outside) == ["precious"]
 
 
-def test_scratch_folder_of_a_process_that_was_killed_goes_with_the_next(tmp_path: Path) -> None:
+def test_scratch_folder_of_a_process_that_was_killed_goes_with_a_later_one(tmp_path: Path) -> None:
     target = tmp_path / "models"
-    for name in (".models-abcdefgh", ".models-archive"):
+    for name in (".unfinished-models-abc", ".unfinished-models-new", ".models-abcdefgh"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "old").write_bytes(b"old")
+    os.utime(tmp_path / ".unfinished-models-abc", (1e9, 1e9))
+    os.utime(tmp_path / ".models-abcdefgh", (1e9, 1e9))
 
-    with scratch_folder(target) as first, scratch_folder(target) as second:
-        assert first.is_dir()
-        assert second.is_dir()
+    with scratch_folder(target) as first:
+        # Locked, it stays however old it is.
+        os.utime(first, (1e9, 1e9))
+        with scratch_folder(target) as second:
+            assert first.is_dir()
+            assert second.is_dir()
 
-    assert [path.name for path in tmp_path.iterdir()] == [".models-archive"]
+    assert names(tmp_path) == [".models-abcdefgh", ".unfinished-models-new"]

@@ -73,7 +73,7 @@ def test_model_at_any_depth_becomes_the_folder_itself(tmp_path: Path, under: str
     assert folder == tmp_path / "models"
     assert files_in(folder) == FILES
     assert stat.S_IMODE(folder.stat().st_mode) == 0o755
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".models-")] == []
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".unfinished-models-")] == []
 
 
 def test_what_is_not_the_model_stays_behind(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_hostile_archive_leaves_the_policy_in_place(
     assert_refused(zip_of(path, files), says)
 
     assert files_in(tmp_path / "models") == FILES
-    assert not [item for item in tmp_path.iterdir() if item.name.startswith(".models-")]
+    assert not [item for item in tmp_path.iterdir() if item.name.startswith(".unfinished-models-")]
 
 
 def test_zip_in_a_zip_is_named(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_processes_may_unpack_at_once(tmp_path: Path) -> None:
 
     assert folders == {str(tmp_path / "models")}
     assert files_in(tmp_path / "models") == FILES
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".models-")] == []
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".unfinished-models-")] == []
 
 
 def test_process_that_waited_for_another_finds_its_work(tmp_path: Path) -> None:
