@@ -13,6 +13,7 @@ from urllib.parse import quote, urlsplit
 
 import requests
 
+from policy_server.commands.unix_requests import UnixAdapter
 from policy_server.errors import SchemaError, ServerAnswerError, SettingsError, UsageError
 from policy_server.schema import read_schema_file
 from policy_server.settings import Settings
@@ -41,6 +42,7 @@ class PolicyClient:
         policy: str | None = None,
         timeout_s: float = 30.0,
         key_places: str = "POLICY_SERVER_API_KEY or the local schema.yaml",
+        uds: str | None = None,
     ) -> None:
         """Check the address; nothing is sent.
 
@@ -50,6 +52,7 @@ class PolicyClient:
             policy: the policy's name; None for the server's default.
             timeout_s: the longest wait for an answer, in seconds.
             key_places: where the key may come from, for the message about a wrong one.
+            uds: the server's UNIX socket, in place of the host and port in `url`; None for TCP.
 
         Raises:
             UsageError: if the address can't be used.
@@ -64,12 +67,15 @@ class PolicyClient:
                 "the access key: expected printable ASCII text; HTTP headers carry nothing else"
             )
         self.url = url.rstrip("/")
+        self._where = self.url if uds is None else uds
         self.prefix = "" if policy is None else f"/policies/{quote(policy, safe='')}"
         self._timeout_s = timeout_s
         self._key_places = key_places
         self._session = requests.Session()
         # No proxy leads to this machine, whatever the environment says.
         self._session.trust_env = urlsplit(url).hostname not in _LOOPBACK
+        if uds is not None:
+            self._session.mount("http://", UnixAdapter(uds))
         if api_key is not None:
             self._session.headers["access-token"] = api_key
 
@@ -198,14 +204,14 @@ class PolicyClient:
             ) from error
         except requests.Timeout as error:
             raise ServerAnswerError(
-                f"{self.url}: no answer within {self._timeout_s:g} s; look into the server's log"
+                f"{self._where}: no answer within {self._timeout_s:g} s; look into the server's log"
             ) from error
         except requests.exceptions.SSLError as error:
-            raise ServerAnswerError(f"{self.url}: no secure connection: {error}") from error
+            raise ServerAnswerError(f"{self._where}: no secure connection: {error}") from error
         except requests.RequestException as error:
             raise ServerAnswerError(
-                f"{self.url}: no server answers there; start one with `uvicorn app:app`, or name "
-                "another with --url"
+                f"{self._where}: no server answers there; start one with `uvicorn app:app`, or "
+                "name another with --url"
             ) from error
         if response.status_code == HTTPStatus.NO_CONTENT:
             return None

@@ -218,7 +218,7 @@ def _parse(name: str, text: str, hint: Any) -> str | int | float | bool:  # noqa
         if text not in ("True", "False"):
             raise FireError(f"{option}: takes no value, got {text!r}")
         return text == "True"
-    if hint is float:
+    if hint in (float, float | None):
         try:
             return float(text)
         except ValueError as error:

@@ -16,6 +16,7 @@ from policy_server.commands import (
     fetch,
     hashed_keys,
     model_report,
+    realtime,
     schema_drafts,
     serve,
     served_files,
@@ -238,6 +239,69 @@ class Commands:
             else:
                 text = client.read_observation(observation, sys.stdin.read)
             yield client.ask(server, text, answer, seed=seed)
+
+    @command
+    def realtime(
+        self,
+        *,
+        hz: float = 100.0,
+        seconds: float = 10.0,
+        transport: str = "http",
+        url: str = _URL,
+        uds: str | None = None,
+        key: str | None = None,
+        policy: str | None = None,
+        observation: str | None = None,
+        deterministic: bool = False,
+        deadline_ms: float | None = None,
+        spin_us: float = 200.0,
+        json: bool = False,
+        picture: str | None = None,
+    ) -> Iterator[str]:
+        """Drive a running server at a fixed rate, and measure its answers.
+
+        Reports round trips, jitter and missed deadlines. The schedule is fixed: a tick that begins
+        late because the answer before it came late is asked all the same, and counts from its
+        schedule. Ctrl-C ends early and reports what was measured.
+
+        Args:
+            hz: Ticks a second, each of which asks once.
+            seconds: How long to drive.
+            transport: http, on a connection that is kept alive, or stream, a web socket.
+            url: Where the server answers.
+            uds: The server's UNIX socket, in place of the host and port in the URL.
+            key: Its access key; POLICY_SERVER_API_KEY or the local schema.yaml's if left out.
+            policy: Name of one of its policies, or several with commas between them, which each
+                tick asks one after another; its default policy if left out. One with a memory is
+                asked in a session, or by its stream.
+            observation: JSON, a file with JSON, - for standard input, or random for random ones in
+                the range of the schema. The server's own example if left out.
+            deterministic: Ask for the policy's mode instead of a draw.
+            deadline_ms: When a tick has to be answered, in milliseconds after its schedule. The
+                time of one tick if left out.
+            spin_us: How long before a tick the processor is kept busy, in microseconds, since a
+                sleep ends late; 0 sleeps to the end.
+            json: Print one line of JSON.
+            picture: SVG file to write, with a histogram of the round trips.
+        """
+        options = realtime.LoopOptions(
+            hz=hz,
+            seconds=seconds,
+            transport=transport,
+            policies=[] if policy is None else policy.split(","),
+            is_deterministic=deterministic,
+            observation=observation,
+            deadline_ms=deadline_ms,
+            spin_us=spin_us,
+        )
+        place = realtime.Place(url=url, uds=uds, key=client.find_api_key(key, read_settings()))
+        yield from realtime.realtime(
+            place,
+            options,
+            realtime.Output(is_json=json, picture=picture),
+            read_standard_input=sys.stdin.read,
+            show=progress_bar(sys.stderr),
+        )
 
     @command
     def export(

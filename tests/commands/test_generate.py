@@ -38,6 +38,7 @@ COMMANDS = [
     "inspect",
     "predict",
     "promote",
+    "realtime",
     "rollback",
     "schema",
     "serve",

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -165,6 +165,7 @@ def served_app(
     app: ASGIApp,
     *,
     port: int = 0,
+    uds: Path | None = None,
     **options: Any,  # noqa: ANN401 -- uvicorn's own
 ) -> Iterator[int]:
     """Serve an application by uvicorn, in a thread, until the block ends.
@@ -172,6 +173,7 @@ def served_app(
     Args:
         app: the application.
         port: of 127.0.0.1; 0 for a free one.
+        uds: a UNIX socket on which it listens too.
         **options: uvicorn's.
 
     Yields:
@@ -183,10 +185,14 @@ def served_app(
         assert thread.is_alive(), "the server did not start"
         return server.started
 
-    with (
-        socket.create_server(("127.0.0.1", port)) as listening,
-        in_thread(partial(server.run, [listening]), partial(_exit, server)) as thread,
-    ):
+    with ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        sockets = [listening]
+        if uds is not None:
+            sockets.append(stack.enter_context(socket.socket(socket.AF_UNIX)))
+            sockets[-1].bind(str(uds))
+        run = in_thread(partial(server.run, sockets), partial(_exit, server))
+        thread = stack.enter_context(run)
         wait_until(is_started)
         yield listening.getsockname()[1]
 

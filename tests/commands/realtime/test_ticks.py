@@ -1,0 +1,92 @@
+"""Ticks: a schedule that no late answer moves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from policy_server.commands.realtime.connections import Connection
+from policy_server.commands.realtime.ticks import Asked, Ticks, drive
+from policy_server.errors import ServerAnswerError
+
+HZ = 200.0
+
+
+class Scripted(Connection):
+    """A connection without a server, whose answers take as long as a script says.
+
+    Attributes:
+        asked: what it was asked.
+    """
+
+    def __init__(self, seconds_of: Callable[[int], float]) -> None:
+        self._seconds_of = seconds_of
+        self.asked: list[bytes] = []
+
+    def encode(self, body: bytes) -> bytes:
+        return body
+
+    def ask(self, request: bytes) -> tuple[int, bytes]:
+        end = time.perf_counter() + self._seconds_of(len(self.asked))
+        self.asked.append(request)
+        while time.perf_counter() < end:
+            """Take the time."""
+        return 200, b"{}"
+
+
+def driven(*connections: Connection, seconds: float = 0.1) -> Ticks:
+    """Drive connections, each with two requests."""
+    policies = [Asked("a policy", item, [b"first", b"second"]) for item in connections]
+    return drive(policies, hz=HZ, seconds=seconds, spin_s=0.0002)
+
+
+def test_ticks_begin_at_their_schedule_and_ask_in_turn() -> None:
+    connection = Scripted(lambda _: 0)
+
+    ticks = driven(connection)
+
+    assert len(ticks) == ticks.planned == 20
+    assert (ticks.begun >= ticks.scheduled).all()
+    assert np.diff(ticks.scheduled) == pytest.approx(1 / HZ)
+    assert connection.asked == [b"first", b"second"] * 10
+    assert (ticks.statuses == 200).all()
+
+
+def test_ticks_behind_a_late_answer_are_asked_and_count_from_their_schedule() -> None:
+    connection = Scripted(lambda number: 0.04 if number == 0 else 0)
+
+    ticks = driven(connection)
+
+    assert len(connection.asked) == 20
+    late = ticks.begun - ticks.scheduled
+    # The answer to the first took eight periods: the second began seven of them late.
+    assert late[1] >= 0.034
+    assert (np.diff(late[1:7]) < 0).all()
+
+
+def test_policies_of_a_tick_are_asked_one_after_another() -> None:
+    first, second = Scripted(lambda _: 0.001), Scripted(lambda _: 0)
+
+    ticks = driven(first, second)
+
+    assert ticks.answered.shape == (20, 2)
+    assert (ticks.asked[:, 1] >= ticks.answered[:, 0]).all()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ServerAnswerError("it is gone")])
+def test_ticks_that_end_early_are_those_that_were_answered(
+    error: KeyboardInterrupt | ServerAnswerError,
+) -> None:
+    def fail(number: int) -> float:
+        if number == 5:
+            raise error
+        return 0
+
+    ticks = driven(Scripted(fail))
+
+    assert len(ticks) == 5
+    assert ticks.ended is error
+    assert ticks.answered.shape == (5, 1)
