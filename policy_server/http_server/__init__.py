@@ -13,6 +13,7 @@ from policy_server.http_server.hot_requests import (
     HotRequest,
     HotRoute,
     HotRoutes,
+    OwnParts,
     RequestHead,
 )
 from policy_server.http_server.metrics_port import exported_metrics
@@ -35,6 +36,7 @@ __all__ = [
     "HotRoute",
     "HotRoutes",
     "HttpServer",
+    "OwnParts",
     "RequestHead",
     "WebProcess",
     "Worker",

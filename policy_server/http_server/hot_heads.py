@@ -4,6 +4,10 @@ A client sends the same head again and again. What its bytes mean is decided by 
 uvicorn uses and by the application's gate; the outcome is remembered for exactly these bytes, the
 access key among them. Heads that were seen once are not remembered, so that a client whose heads
 all differ drives out nobody's.
+
+A few parts differ from request to request: an id, headers of tracing, and of a session its name in
+the address and the headers of its step. Those of a strict form are cut out before the head is
+parsed, and read apart; all others stay in it, and may decide that its request isn't hot.
 """
 
 from __future__ import annotations
@@ -14,7 +18,12 @@ from typing import NamedTuple
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from policy_server.http_server.hot_requests import HotRoute, HotRoutes, RequestHead
+from policy_server.http_server.hot_requests import (
+    HotRoute,
+    HotRoutes,
+    OwnParts,
+    RequestHead,
+)
 
 __all__ = ["HotHeads", "KnownHead", "parse_head"]
 
@@ -26,15 +35,21 @@ _PATH = re.compile(rb"/[A-Za-z0-9._~!$&'()*+,;=:@/-]*")
 _FORWARDED = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
 # Headers that change how a body is read, or whom the connection belongs to afterwards.
 _COLD = frozenset({b"expect", b"transfer-encoding", b"upgrade", b"http2-settings"})
-# Headers that differ from request to request: an id, the stamp of an observation, and those of
-# tracing, which are not read here.
+# The last part of an address that looks like a session's name.
+_SESSION = re.compile(rb"POST [A-Za-z0-9._~/-]*/sessions/([0-9a-f]{32})(?=/)")
+# Headers that differ from request to request: an id, the stamp of an observation, those of a
+# session's step, and those of tracing, which are not read here. None is folded: a line
+# behind it begins with a name.
 _VARYING = re.compile(
     rb"\r\n(?:x-request-id: ?([A-Za-z0-9._:-]{1,128})|"
-    rb"x-observation-stamp: ?([A-Za-z0-9._:+-]{1,64})|"
+    rb"x-observation-stamp: ?([A-Za-z0-9._:+-]{1,64})|x-step: ?([0-9]{1,18})|"
+    rb"x-previous-reward: ?(-?[0-9]{1,30}(?:\.[0-9]{1,30})?(?:e[+-]?[0-9]{1,3})?)|"
+    rb"x-previous-action: ?([!-~](?:[ -~]*[!-~])?)|"
     rb"(?:traceparent|tracestate|x-b3-[a-z]+|x-amzn-trace-id|x-cloud-trace-context): ?[!-~]+)"
-    rb"(?=\r\n)",
+    rb"(?=\r\n[^ \t])",
     re.IGNORECASE,
 )
+_PARTS = _VARYING.groups + 1
 _MOST_HEADS = 1024
 _LONGEST_HEAD = 4096
 _MOST_SEEN = 8192
@@ -46,14 +61,27 @@ class KnownHead(NamedTuple):
     Attributes:
         route: answers its requests.
         length: how many bytes their bodies have.
-        request_id: the id that the client gave; empty where it is the route's.
-        stamp: of the client's observation; empty where it has none.
+        own: the parts that are a request's own.
     """
 
     route: HotRoute
     length: int
-    request_id: str = ""
-    stamp: str = ""
+    own: OwnParts = OwnParts()
+
+
+class _Cut(NamedTuple):
+    """A head without the parts that are a request's own.
+
+    Attributes:
+        key: what it shares with all heads of the same decision; no other head's bytes equal that of
+            a session's.
+        head: the head to be parsed, the session's name in the address still.
+        own: the parts.
+    """
+
+    key: bytes | tuple[bytes, bytes]
+    head: bytes
+    own: OwnParts
 
 
 class HotHeads:
@@ -73,7 +101,7 @@ class HotHeads:
         """
         self._routes = routes
         self._root_path = root_path
-        self._known: dict[bytes, KnownHead | None] = {}
+        self._known: dict[bytes | tuple[bytes, bytes], KnownHead | None] = {}
         self._seen: set[int] = set()
         self._changes = routes.changes
         self.default_headers: list[tuple[bytes, bytes]] = []
@@ -115,22 +143,21 @@ class HotHeads:
             return known
         if not head.startswith(_METHOD):
             return None
-        request_id = stamp = ""
-        if (varying := _VARYING.search(head)) is not None:
-            request_id, stamp = _first(head, 1), _first(head, 2)
-            head = _VARYING.sub(b"", head)
-            known = self._known.get(head, _UNKNOWN)
+        cut = _cut(head)
+        if cut is None:
+            return None
+        known = self._known.get(cut.key, _UNKNOWN)
         if known is _UNKNOWN:
-            known = self._decide(head)
-            self._remember(head, known)
-        if known is None or varying is None:
+            known = self._decide(cut)
+            self._remember(cut, known)
+        if known is None or cut.own is _NO_PARTS:
             return known
-        return KnownHead(known.route, known.length, request_id, stamp)
+        return KnownHead(known.route, known.length, cut.own)
 
-    def _remember(self, head: bytes, known: KnownHead | None) -> None:
-        if len(head) > _LONGEST_HEAD:
+    def _remember(self, cut: _Cut, known: KnownHead | None) -> None:
+        if len(cut.head) > _LONGEST_HEAD:
             return
-        mark = hash(head)
+        mark = hash(cut.key)
         if mark not in self._seen:
             if len(self._seen) >= _MOST_SEEN:
                 self._seen.clear()
@@ -139,30 +166,52 @@ class HotHeads:
         if len(self._known) >= _MOST_HEADS:
             # The oldest: a head that is still in use comes back at once.
             del self._known[next(iter(self._known))]
-        self._known[head] = known
+        self._known[cut.key] = known
 
-    def _decide(self, head: bytes) -> KnownHead | None:
-        parsed = parse_head(head, root_path=self._root_path)
+    def _decide(self, cut: _Cut) -> KnownHead | None:
+        parsed = parse_head(cut.head, root_path=self._root_path, session_id=cut.own.session_id)
         route = None if parsed is None else self._routes.find(parsed)
         return None if parsed is None or route is None else KnownHead(route, parsed.length)
 
 
-def _first(head: bytes, group: int) -> str:
-    """Return the value of the first varying header of a kind; empty where there is none."""
-    found = (item[group] for item in _VARYING.finditer(head))
-    return next((value.decode() for value in found if value is not None), "")
+def _cut(head: bytes) -> _Cut | None:
+    """Return a head without its request's own parts; None where one of a step's is there twice."""
+    session = _SESSION.match(head)
+    pieces = _VARYING.split(head)
+    if session is None and len(pieces) == 1:
+        return _Cut(head, head, _NO_PARTS)
+    # Text, and a group of each header, one after another.
+    ids, stamps, *of_step = (list(filter(None, pieces[at::_PARTS])) for at in range(1, _PARTS))
+    if any(len(given) > 1 for given in of_step):
+        return None
+    step, reward, action = (given[0].decode() if given else None for given in of_step)
+    whole = head if len(pieces) == 1 else b"".join(pieces[::_PARTS])
+    own = OwnParts(
+        ids[0].decode() if ids else "",
+        stamps[0].decode() if stamps else "",
+        "" if session is None else session[1].decode(),
+        None if step is None else int(step),
+        reward,
+        action,
+    )
+    if session is None:
+        return _Cut(whole, whole, own)
+    start, end = session.span(1)
+    return _Cut((whole[:start], whole[end:]), whole, own)
 
 
+_NO_PARTS = OwnParts()
 # The absence of a decision: None is one.
 _UNKNOWN = KnownHead(None, -1)  # type: ignore[arg-type]  # never handed out
 
 
-def parse_head(head: bytes, *, root_path: str = "") -> RequestHead | None:
+def parse_head(head: bytes, *, root_path: str = "", session_id: str = "") -> RequestHead | None:
     """Return a head as ASGI would give it; None for any but a plain POST with a body.
 
     Args:
         head: all bytes up to the empty line, and this too.
         root_path: uvicorn's `--root-path`.
+        session_id: see `RequestHead`.
     """
     reader = _Reader()
     parser = httptools.HttpRequestParser(reader)
@@ -190,6 +239,7 @@ def parse_head(head: bytes, *, root_path: str = "") -> RequestHead | None:
         length=int(lengths[0]),
         is_kept_alive=parser.should_keep_alive(),
         is_forwarded=not _FORWARDED.isdisjoint(name for name, _ in reader.headers),
+        session_id=session_id,
     )
 
 

@@ -80,15 +80,19 @@ class HotHttpProtocol(LimitedHttpProtocol):
 
     def begin(self, request: HotRequest) -> None:
         """Add a request; see `Connection`."""
+        if not request.head.is_kept_alive:
+            # What follows it is not read.
+            self._is_over = True
         self._pending.append(request)
         self.tasks.add(request)  # type: ignore[arg-type]  # it is counted, and can be cancelled
 
     def finish(self, request: HotRequest, status: int, lines: bytes, body: bytes) -> None:
         """Write an answer in its turn; see `Connection`."""
         self.tasks.discard(request)
-        if request.connection is not self:
-            return
         state, pending = self.server_state, self._pending
+        if not pending:
+            # Its client has gone.
+            return
         state.total_requests += 1
         self._moves += 1
         heads = self._heads
@@ -124,6 +128,10 @@ class HotHttpProtocol(LimitedHttpProtocol):
         if head.is_forwarded and isinstance(self.app, ProxyHeadersMiddleware):
             return _client_behind(self.app, head, self.client)
         return None if self.client is None else self.client[0]
+
+    def forget(self, request: HotRequest) -> None:
+        """Count a request no more; see `Connection`."""
+        self.tasks.discard(request)
 
     def drop(self) -> None:
         """Close the connection; see `Connection`."""
@@ -175,7 +183,7 @@ class HotHttpProtocol(LimitedHttpProtocol):
                 self._awaited, self._body = known, bytearray(data[end:])
                 self._moves += 1
                 return
-            known.route.ask(data[end:start], self, known.request_id, known.stamp)
+            known.route.ask(data[end:start], self, known.own)
 
     def _is_beyond(self, most: int) -> bool:
         """Return whether uvicorn refuses a request by its option `--limit-concurrency`."""
@@ -189,7 +197,7 @@ class HotHttpProtocol(LimitedHttpProtocol):
         self._body_bytes = len(self._body)
         if len(data) >= missing:
             body, self._body, self._awaited = bytes(self._body), bytearray(), None
-            known.route.ask(body, self, known.request_id, known.stamp)
+            known.route.ask(body, self, known.own)
             if len(data) > missing:
                 self._read(data[missing:])
 
@@ -230,10 +238,11 @@ class HotHttpProtocol(LimitedHttpProtocol):
         return is_alone and not self._held and self._awaited is None
 
     def _give_up(self) -> None:
-        for request in self._pending:
-            self.tasks.discard(request)
+        pending, self._pending = self._pending, deque()
+        for request in pending:
             request.disconnect()
-        self._pending.clear()
+            if request.is_done:
+                self.forget(request)
         self._held.clear()
         self._awaited = None
 

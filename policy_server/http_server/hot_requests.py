@@ -8,16 +8,38 @@ to each other is defined here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from policy_server.serving import Waiting
 
-__all__ = ["Connection", "HotRequest", "HotRoute", "HotRoutes", "RequestHead"]
+__all__ = ["Connection", "HotRequest", "HotRoute", "HotRoutes", "OwnParts", "RequestHead"]
+
+
+class OwnParts(NamedTuple):
+    """The parts of a head that differ from request to request, and are no part of the decision.
+
+    Attributes:
+        request_id: the id that the client gave; empty where it gave none that is sensible.
+        stamp: of the client's observation, which the answer repeats; empty for none.
+        session_id: the session's name in the address: 32 hexadecimal digits; empty for none.
+        step: the header `x-step`; None for none.
+        previous_reward: the header `x-previous-reward` as it was sent; None for none.
+        previous_action: the header `x-previous-action` as it was sent; None for none.
+    """
+
+    request_id: str = ""
+    stamp: str = ""
+    session_id: str = ""
+    step: int | None = None
+    previous_reward: str | None = None
+    previous_action: str | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class RequestHead:
     """The head of a POST with a body of known length and without a query, as ASGI would give it.
+
+    The headers of `OwnParts` are not among its own, but for those that are of no strict form.
 
     Attributes:
         path: the address, unquoted, behind uvicorn's `--root-path`.
@@ -26,6 +48,8 @@ class RequestHead:
         length: how many bytes the body has.
         is_kept_alive: whether the connection stays open after the answer.
         is_forwarded: whether a proxy says whom it forwards for.
+        session_id: the last part of the address that looks like a session's name, which other
+            requests of the same decision have in its place; empty where there is none.
     """
 
     path: str
@@ -34,6 +58,7 @@ class RequestHead:
     length: int
     is_kept_alive: bool
     is_forwarded: bool = False
+    session_id: str = ""
 
 
 class Connection(Protocol):
@@ -55,6 +80,13 @@ class Connection(Protocol):
     def client_of(self, head: RequestHead) -> str | None:
         """Return the address of the client that sent a request, a trusted proxy's own client."""
 
+    def forget(self, request: HotRequest) -> None:
+        """Wait for a request no more: it has no answer.
+
+        Args:
+            request: one that was begun.
+        """
+
     def drop(self) -> None:
         """Close the connection without the answers that are still to come."""
 
@@ -73,26 +105,28 @@ class HotRequest(Waiting):
     written: bytes | None = None
 
     def disconnect(self) -> None:
-        """Give the question up: the client has gone."""
+        """Give the question up: the client has gone.
+
+        A request that is not done then goes on without it.
+        """
         self.give_up()
 
     def cancel(self, msg: str | None = None) -> None:  # noqa: ARG002 -- as a task's
         """End the connection, as uvicorn cancels the tasks of a shutdown that takes too long."""
         self.connection.drop()
+        self.connection.forget(self)
 
 
 class HotRoute(Protocol):
     """The decision about all requests with one head, which the gate has let pass."""
 
-    def ask(self, body: bytes, connection: Connection, request_id: str, stamp: str) -> None:
+    def ask(self, body: bytes, connection: Connection, own: OwnParts) -> None:
         """Begin a request, and finish it now or later; nothing is raised.
 
         Args:
             body: of the head's length.
             connection: the client's.
-            request_id: the id that the client gave, where it differs from request to request;
-                empty takes the head's, or a new one.
-            stamp: of the client's observation, which the answer repeats; empty for none.
+            own: the parts of the head that are the request's own.
         """
 
 

@@ -14,7 +14,7 @@ from policy_server.serving.questions import Answer, AnsweredCall, Question, Wait
 from policy_server.serving.registry import PolicyRegistry
 from policy_server.serving.scheduler import ROWS_PER_CALL, Limits, Scheduler
 from policy_server.serving.session_store import SessionRecord
-from policy_server.serving.sessions import Sessions
+from policy_server.serving.sessions import Sessions, SessionTurn
 from policy_server.serving.slot import PlannedVersion, PolicyOpener, PolicySlot
 from policy_server.serving.traffic import ALL_TRAFFIC, Share, Traffic
 from policy_server.serving.version import OpenedPolicy, PolicyVersion
@@ -42,6 +42,7 @@ __all__ = [
     "Question",
     "Scheduler",
     "SessionRecord",
+    "SessionTurn",
     "Sessions",
     "Share",
     "StatedStep",

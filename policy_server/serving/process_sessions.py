@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,6 +13,7 @@ from policy_server.errors import UnsupportedAnswerError
 from policy_server.metrics import Metrics
 from policy_server.serving.session_store import (
     HeldSession,
+    SessionPlace,
     SessionRecord,
     missed_turn,
     too_many_sessions,
@@ -31,13 +32,49 @@ class _Kept:
     record: SessionRecord
     used: float
     store: ProcessSessions
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    # The requests that ask for it, in the order of their coming; the first has it.
+    places: deque[_Place] = field(default_factory=deque)
 
     async def keep(self, record: SessionRecord) -> None:
         self.store.replace(self, record)
 
     async def remove(self) -> None:
         self.store.end(self, "deleted")
+
+
+class _Place:
+    """A request's `SessionPlace`."""
+
+    __slots__ = ("_kept", "patience_s", "wait")
+
+    def __init__(self, kept: _Kept, patience_s: float) -> None:
+        self._kept = kept
+        self.patience_s = patience_s
+        self.wait: asyncio.Future[None] | None = None
+        if kept.places:
+            self.wait = asyncio.get_running_loop().create_future()
+        kept.places.append(self)
+
+    @property
+    def held(self) -> HeldSession:
+        kept = self._kept
+        if not kept.store.has(kept):
+            raise unknown_session(kept.record.session_id)
+        return kept
+
+    def keep(self, record: SessionRecord) -> None:
+        self._kept.store.replace(self._kept, record)
+
+    def leave(self) -> None:
+        places = self._kept.places
+        if places[0] is not self:
+            places.remove(self)
+            return
+        places.popleft()
+        # One that waits no more hands the session on when it leaves itself.
+        if places and (wait := places[0].wait) is not None and not wait.done():
+            wait.set_result(None)
+        self._kept.store.note_use(self._kept)
 
 
 class ProcessSessions:
@@ -84,25 +121,35 @@ class ProcessSessions:
     @asynccontextmanager
     async def held(self, policy: str, session_id: str) -> AsyncIterator[HeldSession]:
         """Give one request at a time a session; see `SessionStore.held`."""
+        place = self.queue(policy, session_id)
+        try:
+            if place.wait is not None:
+                try:
+                    async with asyncio.timeout(place.patience_s):
+                        await place.wait
+                except TimeoutError:
+                    raise missed_turn(place.patience_s) from None
+            yield place.held
+        finally:
+            place.leave()
+
+    def queue(self, policy: str, session_id: str) -> SessionPlace:
+        """Return a request's place among those of a session; see `ImmediateStore.queue`."""
         self._forget_idle()
         kept = self._kept.get(session_id)
         if kept is None or kept.record.policy != policy:
             raise unknown_session(session_id)
-        try:
-            async with asyncio.timeout(self._patience_s):
-                await kept.turn.acquire()
-        except TimeoutError:
-            raise missed_turn(self._patience_s) from None
-        try:
-            # A request before this one may have ended it.
-            if self._kept.get(session_id) is not kept:
-                raise unknown_session(session_id)
-            yield kept
-        finally:
-            kept.turn.release()
-            kept.used = asyncio.get_running_loop().time()
-            if self._kept.get(session_id) is kept:
-                self._kept.move_to_end(session_id)
+        return _Place(kept, self._patience_s)
+
+    def has(self, kept: _Kept) -> bool:
+        """Return whether a session has not ended."""
+        return self._kept.get(kept.record.session_id) is kept
+
+    def note_use(self, kept: _Kept) -> None:
+        """Note that a request has had a session, which is idle from now on."""
+        kept.used = asyncio.get_running_loop().time()
+        if self.has(kept):
+            self._kept.move_to_end(kept.record.session_id)
 
     async def count(self, policy: str, version: str, digest: str) -> int:
         """Return how many sessions a version answers; see `SessionStore.count`."""
@@ -148,7 +195,7 @@ class ProcessSessions:
             kept = next(iter(self._kept.values()))
             if now - kept.used <= self._idle_s:
                 return
-            if kept.turn.locked():
+            if kept.places:
                 # A request has it, however long it takes.
                 kept.used = now
                 self._kept.move_to_end(kept.record.session_id)

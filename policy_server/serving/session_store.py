@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from policy_server.errors import OverloadedError, UnknownSessionError
 from policy_server.policy import Float32Array
@@ -14,6 +15,8 @@ from policy_server.settings import ENV_PREFIX
 __all__ = [
     "AnsweredStep",
     "HeldSession",
+    "ImmediateStore",
+    "SessionPlace",
     "SessionRecord",
     "SessionStore",
     "missed_turn",
@@ -139,6 +142,48 @@ class SessionStore(Protocol):
             policy: the policy's name.
             version: the version's.
             digest: the start of the digest of the version's files.
+        """
+
+
+class SessionPlace(Protocol):
+    """The place of a request among those of one session, of which the first has the session.
+
+    Attributes:
+        wait: done when the session is the request's; None where it is so at once.
+        patience_s: how long the request may wait, in seconds.
+    """
+
+    wait: asyncio.Future[None] | None
+    patience_s: float
+
+    @property
+    def held(self) -> HeldSession:
+        """Return the session, once it is the request's.
+
+        Raises:
+            UnknownSessionError: if a request before this one has ended it.
+        """
+
+    def keep(self, record: SessionRecord) -> None:
+        """Keep another record of the session; see `HeldSession.keep`."""
+
+    def leave(self) -> None:
+        """Let the next request have the session, or wait no more."""
+
+
+@runtime_checkable
+class ImmediateStore(Protocol):
+    """A `SessionStore` in this process: its sessions are had without a coroutine."""
+
+    def queue(self, policy: str, session_id: str) -> SessionPlace:
+        """Return a request's place behind those that have asked for the session before it.
+
+        Args:
+            policy: the policy's name, or `TEAM`.
+            session_id: the session's.
+
+        Raises:
+            UnknownSessionError: if the policy has no such session.
         """
 
 

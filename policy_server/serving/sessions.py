@@ -8,13 +8,20 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
-from policy_server.errors import NotReadyError, SessionConflictError, UnsupportedAnswerError
+from policy_server.errors import (
+    DeadlineError,
+    NotReadyError,
+    SessionConflictError,
+    UnsupportedAnswerError,
+)
 from policy_server.metrics import PolicyMetrics
 from policy_server.serving.deadlines import within
 from policy_server.serving.memory import EpisodeMemory
 from policy_server.serving.session_store import (
     AnsweredStep,
     HeldSession,
+    ImmediateStore,
+    SessionPlace,
     SessionRecord,
     SessionStore,
 )
@@ -73,15 +80,33 @@ class SessionTurn(Generic[Memory]):
             PolicyServerError: as `make` raised it; the session is as it was then.
         """
         number = self.memory.steps
-        text = self._repeated(step, digest)
+        text = self.repeated(step, digest)
         if text is not None:
             return text, number - 1
         text = await make()
-        record = self.memory.kept_in(self._held.record)
-        await self._held.keep(replace(record, last=AnsweredStep(digest, text)))
+        await self._held.keep(self.record_after(digest, text))
         return text, number
 
-    def _repeated(self, step: int | None, digest: bytes) -> bytes | None:
+    def record_after(self, digest: bytes, text: bytes) -> SessionRecord:
+        """Return the session's record after a step, once the memory has made it.
+
+        Args:
+            digest: of the request.
+            text: the JSON of the answer.
+        """
+        record = self.memory.kept_in(self._held.record)
+        return replace(record, last=AnsweredStep(digest, text))
+
+    def repeated(self, step: int | None, digest: bytes) -> bytes | None:
+        """Return the answer to the last step, if it is asked for again; None for the next step.
+
+        Args:
+            step: the number of the step that the client asks for; None for the next one.
+            digest: of the request.
+
+        Raises:
+            SessionConflictError: as `answer` raises it.
+        """
         record = self._held.record
         if step is None or step == record.steps:
             return None
@@ -112,6 +137,26 @@ class KeptSessions:
         self._metrics = metrics
         self._store = store
         self._policy = policy
+        self._immediate = store if isinstance(store, ImmediateStore) else None
+
+    @property
+    def is_immediate(self) -> bool:
+        """Return whether the sessions are kept in this process, so that they can be queued for."""
+        return self._immediate is not None
+
+    def queue(self, session_id: str) -> SessionPlace:
+        """Return a request's place among those of a session; see `ImmediateStore.queue`.
+
+        Args:
+            session_id: its name.
+        """
+        assert self._immediate is not None, "whoever asks has looked"
+        return self._immediate.queue(self._policy, session_id)
+
+    def refuse_late(self) -> DeadlineError:
+        """Return the error of a request whose own deadline has passed, and count it."""
+        self._metrics.count_rejected("deadline")
+        return DeadlineError()
 
     async def describe(self, session_id: str) -> SessionRecord:
         """Return the record that is kept of a session.
@@ -251,17 +296,33 @@ class Sessions(KeptSessions):
             DeadlineError: if the deadline has passed before its turn.
         """
         async with self._held(session_id, deadline) as held:
-            record = held.record
-            version = await version_begun_with(self._slot, _begun_with(record))
-            if version is None:
+            begun = _begun_with(held.record)
+            if await version_begun_with(self._slot, begun) is None:
                 raise SessionConflictError(
-                    f"this session began with version {record.version}, which is not loaded any "
+                    f"this session began with version {begun.label}, which is not loaded any "
                     f"more; begin another episode with POST /sessions/{session_id}/reset"
                 )
-            memory = EpisodeMemory.resume(
-                version, record.state, record.steps, record.seed, has_action=record.has_action
-            )
-            yield SessionTurn(held, memory)
+            turn = self.turn_of(held)
+            assert turn is not None, "its version was found just now"
+            yield turn
+
+    def turn_of(self, held: HeldSession) -> SessionTurn[EpisodeMemory] | None:
+        """Return the turn of a request that has a session; None where its version is not loaded.
+
+        Args:
+            held: the session.
+
+        Raises:
+            SessionConflictError: if the version has a memory of another size.
+        """
+        record = held.record
+        version = self._slot.find(_begun_with(record))
+        if version is None:
+            return None
+        memory = EpisodeMemory.resume(
+            version, record.state, record.steps, record.seed, has_action=record.has_action
+        )
+        return SessionTurn(held, memory)
 
 
 async def version_begun_with(slot: PolicySlot, begun: VersionName) -> PolicyVersion | None:

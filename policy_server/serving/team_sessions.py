@@ -11,7 +11,7 @@ import numpy as np
 
 from policy_server.errors import NotReadyError
 from policy_server.metrics import PolicyMetrics
-from policy_server.serving.session_store import SessionRecord
+from policy_server.serving.session_store import HeldSession, SessionRecord
 from policy_server.serving.sessions import KeptSessions, SessionTurn, check_seed, version_begun_with
 from policy_server.serving.team import Team, TeamVersions
 from policy_server.serving.team_record import TEAM, TeamRecord, VersionName
@@ -151,6 +151,17 @@ class TeamSessions(KeptSessions):
             # A version that is gone is no matter to a step without its agents; one that comes is.
             await self._loaded(_team_of(held.record))
             yield SessionTurn(held, _memory_of(held.record))
+
+    def turn_of(self, held: HeldSession) -> SessionTurn[TeamMemory] | None:
+        """Return the turn of a request that has a session; None where a version is not loaded.
+
+        Args:
+            held: the session.
+        """
+        team, slots = _team_of(held.record), self._team.slots
+        known = (slots[policy].find(begun) for policy, begun in team.versions.items())
+        is_loaded = team.versions.keys() <= slots.keys() and None not in known
+        return SessionTurn(held, _memory_of(held.record)) if is_loaded else None
 
     def _choose(self, versions: TeamVersions, seed: int | None) -> None:
         """Choose a version of each policy that is loaded; agents of the others are not answered."""

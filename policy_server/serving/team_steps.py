@@ -7,14 +7,14 @@ of it, beside those of other requests. All of them are answered, or the step is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from policy_server.errors import PolicyServerError, SessionConflictError
 from policy_server.policy import LARGEST_SEED
 from policy_server.serving.memory import EpisodeMemory
 from policy_server.serving.previous_step import StatedStep
-from policy_server.serving.questions import Answer, Question
+from policy_server.serving.questions import Answer, AnsweredCall, Question, Waiting
 from policy_server.serving.session_store import SessionRecord
 from policy_server.serving.slot import PolicySlot
 from policy_server.serving.team import TeamVersions, naming_agent
@@ -22,7 +22,7 @@ from policy_server.serving.team_record import AgentRecord, TeamRecord
 from policy_server.serving.version import PolicyVersion
 from policy_server.settings import ENV_PREFIX
 
-__all__ = ["AgentQuestion", "TeamMemory", "abandon", "answers_of", "ask_team"]
+__all__ = ["AgentQuestion", "AskedTeam", "TeamMemory"]
 
 
 @dataclass(eq=False, slots=True)
@@ -143,61 +143,99 @@ class TeamMemory:
         )
 
 
-def ask_team(questions: Sequence[AgentQuestion]) -> list[asyncio.Future[Answer]]:
-    """Ask for the answers of all agents, which come later; all are asked, or none is.
+class AskedTeam:
+    """The questions of a team's step, which are asked together: all are answered, or none is.
 
-    Args:
-        questions: the questions.
-
-    Returns:
-        A future of each answer; see `Scheduler.ask`.
-
-    Raises:
-        PolicyServerError: as the scheduler raised it, naming the agent.
+    Attributes:
+        outcome: the answers in the order of the questions, or the error of the first agent in it
+            that has one; None before.
     """
-    asked: list[asyncio.Future[Answer]] = []
-    for item in questions:
-        try:
-            asked.append(item.version.scheduler.ask(item.question))
-        except PolicyServerError as error:
-            # They are still in the queue, and are taken out of it.
-            abandon(asked)
-            raise naming_agent(error, item.agent) from error
-    return asked
 
+    def __init__(
+        self, questions: Sequence[AgentQuestion], then: Callable[[], None] | None = None
+    ) -> None:
+        """Own the questions until they are answered, and ask none yet.
 
-async def answers_of(
-    questions: Sequence[AgentQuestion], asked: Sequence[asyncio.Future[Answer]]
-) -> list[Answer]:
-    """Wait for the answers of all agents; a cancelled wait takes the questions out of the queue.
+        Args:
+            questions: one of each agent.
+            then: called once when the outcome is there; it raises nothing.
+        """
+        self.outcome: list[Answer] | Exception | None = None
+        self._waiting = [_AgentWaiting(item, self) for item in questions]
+        self._then = then
+        self._answered = 0
+        self._has_outcome: asyncio.Future[None] | None = None
 
-    Args:
-        questions: the questions.
-        asked: as `ask_team` returned them.
+    def ask(self) -> None:
+        """Ask for all answers, which come later.
 
-    Raises:
-        PolicyServerError: if the policy of an agent can't answer, naming the agent.
-    """
-    answers = []
-    try:
-        for item, future in zip(questions, asked, strict=True):
+        Raises:
+            PolicyServerError: as a scheduler raised it, naming the agent; none is asked then.
+        """
+        for number, waiting in enumerate(self._waiting):
             try:
-                answers.append(await future)
+                waiting.agent.version.scheduler.put(waiting)
             except PolicyServerError as error:
-                raise naming_agent(error, item.agent) from error
-    finally:
-        if len(answers) < len(asked):
-            abandon(asked)
-    return answers
+                # The others are still in the queue, and are taken out of it.
+                del self._waiting[number:]
+                self.abandon()
+                raise naming_agent(error, waiting.agent.agent) from error
+        if not self._waiting:
+            self._end([])
+
+    async def wait(self) -> None:
+        """Wait for the outcome; a cancelled wait takes the questions out of the queue."""
+        if self.outcome is not None:
+            return
+        self._has_outcome = asyncio.get_running_loop().create_future()
+        try:
+            await self._has_outcome
+        except asyncio.CancelledError:
+            self.abandon()
+            raise
+
+    def abandon(self) -> None:
+        """Take the questions out of the queue: their answers are not wanted any more."""
+        for waiting in self._waiting:
+            waiting.give_up()
+
+    def go_on(self) -> None:
+        """Look at the answers in their order, as far as they have come."""
+        while self._answered < len(self._waiting):
+            waiting = self._waiting[self._answered]
+            if waiting.error is not None:
+                self.abandon()
+                self._end(naming_agent(waiting.error, waiting.agent.agent))
+                return
+            if waiting.answer is None:
+                return
+            self._answered += 1
+        self._end([item.answer for item in self._waiting if item.answer is not None])
+
+    def _end(self, outcome: list[Answer] | Exception) -> None:
+        if self.outcome is not None:
+            return
+        self.outcome = outcome
+        if self._has_outcome is not None and not self._has_outcome.done():
+            self._has_outcome.set_result(None)
+        if self._then is not None:
+            self._then()
 
 
-def abandon(asked: Iterable[asyncio.Future[Answer]]) -> None:
-    """Take questions out of the queue: their answers are not wanted any more.
+class _AgentWaiting(Waiting):
+    """The question of one agent, which tells its team's step of its answer."""
 
-    Args:
-        asked: as `ask_team` returned them.
-    """
-    for future in asked:
-        if not future.cancel() and not future.cancelled():
-            # asyncio reports an error that no code has looked at.
-            future.exception()
+    def __init__(self, agent: AgentQuestion, asked: AskedTeam) -> None:
+        super().__init__(agent.question)
+        self.agent = agent
+        self.answer: Answer | None = None
+        self.error: PolicyServerError | None = None
+        self._asked = asked
+
+    def take(self, call: AnsweredCall, index: int) -> None:
+        self.answer = Answer(call, index)
+        self._asked.go_on()
+
+    def take_error(self, error: PolicyServerError) -> None:
+        self.error = error
+        self._asked.go_on()

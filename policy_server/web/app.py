@@ -42,10 +42,12 @@ from policy_server.web.problems import install_error_handlers
 from policy_server.web.route_table import RouteTable
 from policy_server.web.routes import policy_routes, server_routes
 from policy_server.web.sdk_routes import client_routes
+from policy_server.web.session_answering import SessionAnswering
 from policy_server.web.session_routes import session_routes
 from policy_server.web.stream import Streams, stream_hints
 from policy_server.web.team_answering import TeamAnswering
 from policy_server.web.team_routes import team_routes
+from policy_server.web.team_session_answering import TeamSessionAnswering
 
 __all__ = ["Application", "create_app"]
 
@@ -91,10 +93,12 @@ def create_app(
     table = RouteTable(registry, has_admin=administration is not None)
     refuse_shared_type_names(table, registry)
     policies = {slot.name: PolicyAnswering(slot) for slot in registry}
-    team = None
+    sessions = {name: SessionAnswering(policy) for name, policy in policies.items()}
+    team = team_sessions = None
     if registry.agents is not None:
         agents = Team(registry, registry.agents)
         team = TeamAnswering(agents, policies, max_agents=settings.max_agents)
+        team_sessions = TeamSessionAnswering(team, TeamSessions(agents, counted.of(TEAM)))
     sdks = SdkStore(settings.sdks_path)
 
     @asynccontextmanager
@@ -131,16 +135,17 @@ def create_app(
         cross_origin=CrossOrigin(settings.cors_origins) if settings.cors_origins else None,
     )
     app.answer_http = gate
-    app.hot_routes = HotAnswers(gate, policies) if has_fast_path else None
+    hot = HotAnswers(gate, policies, sessions, team=team, team_sessions=team_sessions)
+    app.hot_routes = hot if has_fast_path else None
     tokens = StateTokens(state_key=_secret(settings.state_key), access_key=api_key)
     routers = [
         server_routes(registry),
         policy_list_routes(registry),
         policy_routes(table, policies, settings, tokens),
-        session_routes(table, policies),
+        session_routes(table, sessions),
     ]
-    if team is not None:
-        routers.append(team_routes(table, team, TeamSessions(team.team, counted.of(TEAM))))
+    if team is not None and team_sessions is not None:
+        routers.append(team_routes(table, team, team_sessions))
     routers += [stream_hints(table), client_routes(sdks, lambda: app.openapi())]
     if administration is not None:
         routers.append(admin_routes(administration, default=registry.default.name))

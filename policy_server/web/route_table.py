@@ -25,6 +25,7 @@ __all__ = [
     "Route",
     "RouteTable",
     "Transport",
+    "session_in",
 ]
 
 Form = Literal["named", "raw"]
@@ -256,6 +257,15 @@ def _answer_routes(
                     body_limit="batch" if transport == "batch" else "single",
                     namespace=namespace,
                 )
+
+
+def session_in(path: str) -> str:
+    """Return the session's name in an address that has one.
+
+    Args:
+        path: the address.
+    """
+    return path.rpartition(f"{_SESSIONS}/")[2].partition("/")[0]
 
 
 def _with_any_session(path: str) -> str:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from hashlib import blake2b
-from typing import Annotated, Any
+from typing import Annotated
 
-import orjson
 from fastapi import APIRouter, Body, Header, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictStr
 
 from policy_server.serving import SessionRecord, Sessions, StatedStep
-from policy_server.web.answering import PolicyAnswering
 from policy_server.web.json_bodies import BodySeed, JsonRoute
-from policy_server.web.media_types import JSON, is_npy
+from policy_server.web.media_types import JSON
 from policy_server.web.route_table import AnswerRoute, Route, RouteTable, SessionRoutes
 from policy_server.web.routes import ROUTE_TEXTS, Seed
+from policy_server.web.session_answering import SessionAnswering, SessionStep
 
-__all__ = ["LONG", "SessionId", "SessionStart", "Step", "digest_of", "session_routes"]
+__all__ = ["LONG", "SessionId", "SessionStart", "Step", "session_routes"]
 
 SessionId = Annotated[str, Path(description="The session's name, as `POST /sessions` gave it")]
 Step = Annotated[
@@ -81,23 +79,22 @@ class Session(BaseModel):
 _Start = Annotated[SessionStart | None, Body()]
 
 
-def session_routes(table: RouteTable, policies: Mapping[str, PolicyAnswering]) -> APIRouter:
+def session_routes(table: RouteTable, answering: Mapping[str, SessionAnswering]) -> APIRouter:
     """Return the routes of the policies' sessions.
 
     Args:
         table: the server's routes.
-        policies: answer observations, by the policies' names.
+        answering: answer the steps of sessions, by the policies' names.
     """
     router = APIRouter(route_class=JsonRoute)
-    sessions = {name: Sessions(policy.slot) for name, policy in policies.items()}
     for routes in table.sessions():
-        _add_pages(router, routes, sessions[routes.begin.policy])
+        _add_pages(router, routes, answering[routes.begin.policy].sessions)
     for route in table.answering("session"):
         summary, text = ROUTE_TEXTS[route.kind]
         flat = " for a flat observation" if route.is_raw else ""
         router.add_api_route(
             route.path,
-            _endpoint(policies[route.policy], sessions[route.policy], route),
+            _endpoint(answering[route.policy], route),
             methods=["POST"],
             operation_id=route.operation,
             summary=f"{summary} in a session{flat}",
@@ -171,16 +168,6 @@ def _add_pages(router: APIRouter, routes: SessionRoutes, sessions: Sessions) -> 
     )
 
 
-def digest_of(options: list[Any], body: bytes) -> bytes:
-    """Return a digest of a request, which tells it from another one with the same `x-step`.
-
-    Args:
-        options: all that its answer depends on beside the body; values that JSON has.
-        body: its body.
-    """
-    return blake2b(orjson.dumps(options) + body, digest_size=16).digest()
-
-
 def _shown(record: SessionRecord) -> Session:
     return Session(
         session_id=record.session_id,
@@ -193,38 +180,20 @@ def _shown(record: SessionRecord) -> Session:
 
 
 def _endpoint(
-    policy: PolicyAnswering, sessions: Sessions, route: AnswerRoute
+    answering: SessionAnswering, route: AnswerRoute
 ) -> Callable[..., Awaitable[Response]]:
     async def answer(
-        request: Request, session_id: str, step: int | None, seed: int | None
+        request: Request, session_id: str, number: int | None, seed: int | None
     ) -> Response:
         # A slow body keeps no other request waiting.
         body, stated = await request.body(), StatedStep.of(request.headers)
-        content_type = request.state.content_type
-        digest = digest_of([route.kind, route.form, content_type, seed, stated], body)
-        deadline: float | None = request.state.deadline
-        async with sessions.turn(session_id, deadline=deadline) as turn:
-            memory = turn.memory
-            if seed is None and route.kind == "predict":
-                seed = memory.step_seed
-
-            async def make() -> bytes:
-                found = await policy.answer(
-                    route.kind,
-                    body,
-                    is_raw=route.is_raw,
-                    is_npy=is_npy(content_type),
-                    seed=seed,
-                    request_id=request.state.request_id,
-                    memory=memory,
-                    stated=stated,
-                    deadline=deadline,
-                )
-                return found.text
-
-            text, number = await turn.answer(step, digest, make)
+        asked = request.state
+        step = SessionStep(
+            session_id, number, seed, stated, asked.content_type, asked.request_id, asked.deadline
+        )
+        text, headers = await answering.answer(route, body, step)
         response = Response(text, media_type=JSON)
-        response.raw_headers += [memory.version.header, (b"x-step", b"%d" % number)]
+        response.raw_headers += headers
         return response
 
     async def draw(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -18,13 +17,7 @@ from policy_server.observations import parse_agents
 from policy_server.policy import AnswerKind
 from policy_server.serving import NOTHING_STATED, Answer
 from policy_server.serving.team import Team, TeamVersions, agent_seed, naming_agent
-from policy_server.serving.team_steps import (
-    AgentQuestion,
-    TeamMemory,
-    abandon,
-    answers_of,
-    ask_team,
-)
+from policy_server.serving.team_steps import AgentQuestion, AskedTeam, TeamMemory
 from policy_server.settings import ENV_PREFIX
 from policy_server.web.answering import PolicyAnswering, render_answer
 from policy_server.web.frames import split_values
@@ -85,6 +78,37 @@ class TeamAnswering:
             UnsupportedEncodingError: if the body is an array.
             PolicyServerError: as `step` and `TeamStep.fetch` raise it.
         """
+        step, versions = self.lone_step(
+            kind,
+            body,
+            is_raw=is_raw,
+            is_npy=is_npy,
+            seed=seed,
+            request_id=request_id,
+            episode=episode,
+            wanted=wanted,
+            deadline=deadline,
+        )
+        return await step.fetch(), version_headers(versions, has_memory=False)
+
+    def lone_step(
+        self,
+        kind: AnswerKind,
+        body: bytes,
+        *,
+        is_raw: bool,
+        is_npy: bool = False,
+        seed: int | None = None,
+        request_id: str = "",
+        episode: str = "",
+        wanted: str = "",
+        deadline: float | None = None,
+    ) -> tuple[TeamStep, TeamVersions]:
+        """Return a step that belongs to no episode, which is not asked for yet; see `answer`.
+
+        Returns:
+            The step, and the versions that answer it.
+        """
         refuse_array(is_npy=is_npy)
         versions = TeamVersions(episode, self.team.wanted_versions(wanted))
         step = self.step(
@@ -96,7 +120,7 @@ class TeamAnswering:
             request_id=request_id,
             deadline=deadline,
         )
-        return await step.fetch(), version_headers(versions, has_memory=False)
+        return step, versions
 
     def step(
         self,
@@ -241,35 +265,48 @@ class TeamStep:
         self._memory = memory
         self._most = most
         self._request_id = request_id
-        self._asked: list[asyncio.Future[Answer]] | None = None
+        self._asked: AskedTeam | None = None
 
     @property
     def has_memory(self) -> bool:
         """Return whether an agent's answer depends on the steps before."""
         return any(item.version.signature.memory for item in self._questions)
 
-    def ask(self) -> None:
-        """Ask for the answers, which are fetched later.
+    def ask(self, then: Callable[[], None] | None = None) -> None:
+        """Ask for the answers, which `fetch` waits for, or which `finish` gives later.
+
+        Args:
+            then: called once when `finish` may be; it raises nothing.
 
         Raises:
             PolicyServerError: if the policy of an agent takes no question now; none is asked then.
         """
         if self._memory is not None:
             self._memory.prepare(self._questions, most=self._most)
-        self._asked = ask_team(self._questions)
+        self._asked = AskedTeam(self._questions, then)
+        self._asked.ask()
 
     async def fetch(self) -> bytes:
-        """Wait for the JSON of the answers by agent, in the order of the observations.
+        """Wait for the answers, and finish; see `finish`."""
+        if self._asked is None:
+            self.ask()
+        assert self._asked is not None, "it was asked"
+        await self._asked.wait()
+        return self.finish()
+
+    def finish(self) -> bytes:
+        """Return the JSON of the answers by agent, in the order of the observations.
 
         The memories have made a step then; with an error they have not.
 
         Raises:
             PolicyServerError: if the policy of an agent can't answer, naming it.
         """
-        if self._asked is None:
-            self.ask()
         assert self._asked is not None, "it was asked"
-        answers = await answers_of(self._questions, self._asked)
+        answers = self._asked.outcome
+        assert answers is not None, "it is finished when all answers are there"
+        if isinstance(answers, Exception):
+            raise answers
         texts = [self._render(*pair) for pair in zip(self._questions, answers, strict=True)]
         if self._memory is not None:
             self._memory.advance(self._questions, answers)
@@ -285,7 +322,8 @@ class TeamStep:
 
     def abandon(self) -> None:
         """Take the questions out of the queue: their answers are not wanted any more."""
-        abandon(self._asked or ())
+        if self._asked is not None:
+            self._asked.abandon()
 
     @staticmethod
     def _render(item: AgentQuestion, answer: Answer) -> bytes:

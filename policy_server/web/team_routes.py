@@ -9,16 +9,18 @@ from fastapi import APIRouter, Body, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictStr
 
 from policy_server.errors import ObservationError
-from policy_server.observations import parse_agents, problem
-from policy_server.serving import SessionRecord
+from policy_server.observations import problem
+from policy_server.serving import NOTHING_STATED, SessionRecord
 from policy_server.serving.state_tokens import STATE_HEADER
 from policy_server.serving.team_sessions import TeamSessions
 from policy_server.web.json_bodies import JsonRoute
 from policy_server.web.media_types import JSON, is_npy
 from policy_server.web.route_table import AnswerRoute, RouteTable, SessionRoutes
 from policy_server.web.routes import ROUTE_TEXTS, Seed
-from policy_server.web.session_routes import LONG, SessionId, SessionStart, Step, digest_of
-from policy_server.web.team_answering import TeamAnswering, refuse_array, version_headers
+from policy_server.web.session_answering import SessionStep
+from policy_server.web.session_routes import LONG, SessionId, SessionStart, Step
+from policy_server.web.team_answering import TeamAnswering, refuse_array
+from policy_server.web.team_session_answering import TeamSessionAnswering
 
 __all__ = ["team_routes"]
 
@@ -67,23 +69,25 @@ _Start = Annotated[SessionStart | None, Body()]
 _Reset = Annotated[TeamReset | None, Body()]
 
 
-def team_routes(table: RouteTable, answering: TeamAnswering, sessions: TeamSessions) -> APIRouter:
+def team_routes(
+    table: RouteTable, answering: TeamAnswering, sessions: TeamSessionAnswering
+) -> APIRouter:
     """Return the routes of a team.
 
     Args:
         table: the server's routes.
         answering: answers the team's steps.
-        sessions: the team's.
+        sessions: answers the steps of its sessions.
     """
     router = APIRouter(route_class=JsonRoute, tags=[_TAG])
-    _add_pages(router, table.team_sessions(), sessions)
+    _add_pages(router, table.team_sessions(), sessions.sessions)
     for route in table.answering("team", "team_session"):
         is_step = route.transport == "team_session"
         summary, text = ROUTE_TEXTS[route.kind]
         flat = " from flat observations" if route.is_raw else ""
         router.add_api_route(
             route.path,
-            _step_endpoint(answering, sessions, route) if is_step else _endpoint(answering, route),
+            _step_endpoint(sessions, route) if is_step else _endpoint(answering, route),
             methods=["POST"],
             operation_id=route.operation,
             summary=f"{summary} for each agent{' in a session' if is_step else ''}{flat}",
@@ -200,38 +204,26 @@ def _endpoint(answering: TeamAnswering, route: AnswerRoute) -> Callable[..., Awa
 
 
 def _step_endpoint(
-    answering: TeamAnswering, sessions: TeamSessions, route: AnswerRoute
+    answering: TeamSessionAnswering, route: AnswerRoute
 ) -> Callable[..., Awaitable[Response]]:
     async def answer(
-        request: Request, session_id: str, step: int | None, seed: int | None
+        request: Request, session_id: str, number: int | None, seed: int | None
     ) -> Response:
-        refuse_array(is_npy=is_npy(request.state.content_type))
+        asked = request.state
+        refuse_array(is_npy=is_npy(asked.content_type))
+        step = SessionStep(
+            session_id,
+            number,
+            seed,
+            NOTHING_STATED,
+            asked.content_type,
+            asked.request_id,
+            asked.deadline,
+        )
         # A slow body keeps no other request waiting.
-        body = await request.body()
-        digest = digest_of([route.kind, route.form, seed], body)
-        deadline: float | None = request.state.deadline
-        async with sessions.turn(session_id, deadline=deadline) as turn:
-            memory = turn.memory
-            if seed is None and route.kind == "predict":
-                seed = memory.step_seed
-
-            async def make() -> bytes:
-                made = answering.step(
-                    route.kind,
-                    parse_agents(body),
-                    is_raw=route.is_raw,
-                    versions=memory.versions,
-                    seed=seed,
-                    request_id=request.state.request_id,
-                    memory=memory,
-                    deadline=deadline,
-                )
-                return await made.fetch()
-
-            text, number = await turn.answer(step, digest, make)
+        text, headers = await answering.answer(route, await request.body(), step)
         response = Response(text, media_type=JSON)
-        response.raw_headers += version_headers(memory.versions, has_memory=True)
-        response.raw_headers.append((b"x-step", b"%d" % number))
+        response.raw_headers += headers
         return response
 
     async def draw(

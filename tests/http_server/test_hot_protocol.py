@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import Any
 
@@ -18,7 +17,7 @@ from policy_server.http_server.hot_requests import RequestHead
 from policy_server.http_server.limited_protocol import LimitedHttpProtocol
 from policy_server.metrics import Metrics
 from tests.support.connections import LIMITS, Server, answers_in
-from tests.support.fakes import FakeBackend, integer_backend
+from tests.support.fakes import FakeBackend, gated, hold, integer_backend
 from tests.support.waiting import turns, until
 from tests.support.web import KEY, OBSERVATION, build, running
 
@@ -33,17 +32,7 @@ LIVEZ = b"GET /livez HTTP/1.1\r\n\r\n"
 
 def held_backend() -> FakeBackend:
     """Return a backend that answers once its gate is opened."""
-    backend = integer_backend()
-    backend.gate = asyncio.Event()
-    backend.gate.set()
-    return backend
-
-
-def hold(backend: FakeBackend) -> asyncio.Event:
-    """Close a backend's gate, and return it."""
-    assert backend.gate is not None
-    backend.gate.clear()
-    return backend.gate
+    return gated(integer_backend())
 
 
 async def test_answers_keep_the_order_of_their_requests() -> None:
@@ -383,7 +372,7 @@ def test_ids_that_differ_from_request_to_request_need_no_other_decision(
         given = b"id-%d" % number
         found = heads.find(head_of(1, lines.replace(b"%b", given)))
         assert isinstance(found, KnownHead)
-        assert found.request_id == (given.decode() if request_id else "")
+        assert found.own.request_id == (given.decode() if request_id else "")
 
     assert len(routes.asked) == 2
 

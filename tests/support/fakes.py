@@ -201,6 +201,20 @@ def previous_backend() -> FakeBackend:
     return replace(backend, signature=replace(backend.signature, memory=memory))
 
 
+def gated(backend: FakeBackend) -> FakeBackend:
+    """Return the backend with a gate, which is open."""
+    backend.gate = asyncio.Event()
+    backend.gate.set()
+    return backend
+
+
+def hold(backend: FakeBackend) -> asyncio.Event:
+    """Close a backend's gate, and return it."""
+    assert backend.gate is not None
+    backend.gate.clear()
+    return backend.gate
+
+
 def masked_backend(*sizes: int, mask_name: str = "action_mask") -> FakeBackend:
     """Return a policy of integer actions over two numbers, which takes a mask beside them.
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import orjson
@@ -12,8 +11,9 @@ import pytest
 
 from policy_server.access_keys import AccessKey, KeyRing
 from policy_server.metrics import Metrics
-from tests.support.connections import Answer, Server, answers_in
+from tests.support.connections import Server, answers_in
 from tests.support.fakes import integer_backend
+from tests.support.hot_bytes import cut, mutated, shown
 from tests.support.pages import rendered
 from tests.support.waiting import until
 from tests.support.web import KEY, OBSERVATION, build, running
@@ -21,8 +21,6 @@ from tests.support.web import KEY, OBSERVATION, build, running
 BODY = orjson.dumps(OBSERVATION)
 REQUESTS = 2000
 MUTANTS = 2500
-_RANDOM_ID = re.compile(rb"[0-9a-f]{32}")
-_HELD = re.compile(rb"[0-9]+\.[0-9]{3}")
 _BODIES = [
     BODY,
     BODY,
@@ -125,52 +123,6 @@ def request_of(choose: random.Random) -> bytes:
         lines[5] = choose.choice([b"", b"Transfer-Encoding: chunked\r\n"])
         body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if lines[5] else body
     return b"".join(lines) + b"\r\n" + body
-
-
-def shown(answers: Sequence[Answer], data: bytes) -> list[tuple[int, object, bytes]]:
-    """Return what two connections have to share: a draw is its own, and so is a random id."""
-    if b"/predict" in data.replace(b"/predict_deterministic", b""):
-        return [(answer.status, [name for name, _ in answer.headers], b"") for answer in answers]
-    return [
-        (
-            answer.status,
-            [(name, _shown_value(name, value)) for name, value in answer.headers],
-            answer.body,
-        )
-        for answer in answers
-    ]
-
-
-def _shown_value(name: bytes, value: bytes) -> bytes:
-    return _HELD.sub(b"#", value) if name == b"x-held-ms" else _RANDOM_ID.sub(b"#", value)
-
-
-def cut(data: bytes, choose: random.Random) -> list[bytes]:
-    """Return data in a few segments."""
-    ends = sorted(choose.randrange(len(data) + 1) for _ in range(choose.choice([0, 0, 1, 2, 5])))
-    return [
-        data[start:end]
-        for start, end in zip([0, *ends], [*ends, len(data)], strict=True)
-        if end > start
-    ]
-
-
-def mutated(data: bytes, choose: random.Random) -> bytes:
-    """Return data with a few bytes changed, left out, doubled or added."""
-    for _ in range(choose.choice([1, 1, 2, 4])):
-        at, length = choose.randrange(len(data)), choose.choice([1, 1, 1, 2, 8])
-        new = choose.choice(
-            [
-                b"",
-                bytes(choose.randrange(256) for _ in range(length)),
-                choose.choice(
-                    [b"\r\n", b"\r", b"\n", b" ", b":", b"\r\n\r\n", b"0", b"\x00", b"%"]
-                ),
-                data[at : at + length] * 2,
-            ]
-        )
-        data = data[:at] + new + data[at + length :]
-    return data
 
 
 @asynccontextmanager

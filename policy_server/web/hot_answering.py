@@ -1,0 +1,292 @@
+"""Hot requests about one observation: from a body to an answer's bytes, without ASGI.
+
+What the requests of sessions and teams share with them is here too: the decision about a head, and
+the reply to a request.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+from policy_server.errors import PolicyServerError
+from policy_server.http_server import Connection, HotRequest, OwnParts, RequestHead
+from policy_server.policy import AnswerKind
+from policy_server.serving import AnsweredCall, PolicyVersion, Question
+from policy_server.web.answering import PolicyAnswering
+from policy_server.web.gate import Gate, given_id
+from policy_server.web.media_types import is_npy
+from policy_server.web.problems import error_response
+from policy_server.web.request_timing import given_timeout_s, stamp_lines
+from policy_server.web.route_table import AnswerRoute
+
+__all__ = ["HotAnswering", "HotDecision", "HotReply"]
+
+logger = logging.getLogger(__name__)
+
+_OK = 200
+_END = b"\r\n"
+_JSON = b"\r\ncontent-type: application/json\r\n"
+Headers = list[tuple[bytes, bytes]]
+
+
+class HotDecision:
+    """The decision about all requests with one head, which the gate has let pass.
+
+    Attributes:
+        gate: let the head pass; counts and logs.
+        route: the requests'.
+        head: the requests'.
+        request_log: where they are logged.
+        observe_answer: counts an answer, by its time in seconds.
+        key: the name of the key that the head carries; None where none is asked for.
+        content_type: of the bodies.
+        episode: the header `x-episode-id`.
+        wanted: the header `x-policy-version`.
+        timeout_s: how long the client waits for an answer, in seconds; None where it does not say.
+        ending: the headers of an answer behind its request's id, and the end of that line.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        route: AnswerRoute,
+        head: RequestHead,
+        headers: Mapping[bytes, str],
+        *,
+        key: str | None,
+    ) -> None:
+        """Own the decision, for as long as the head is known.
+
+        Args:
+            gate: let the head pass; counts and logs.
+            route: the requests'.
+            head: the requests'.
+            headers: the head's, as `read_headers` gives them.
+            key: the name of the key that the head carries.
+
+        Raises:
+            ObservationError: if the head states no sensible timeout.
+        """
+        self.gate = gate
+        self.route = route
+        self.head = head
+        self.key = key
+        self.request_log = gate.request_log
+        self.observe_answer = gate.metrics.request_recorder(route.policy, route.label, _OK, key=key)
+        self._next_id = gate.request_ids.next
+        self.content_type = headers.get(b"content-type", "")
+        self.episode = headers.get(b"x-episode-id", "")
+        self.wanted = headers.get(b"x-policy-version", "")
+        self.timeout_s = given_timeout_s(headers)
+        self._request_id = given_id(headers)
+        self.ending = _END + _header_lines(gate.page_headers(headers))
+
+    def id_of(self, own: OwnParts) -> str:
+        """Return the id of a request: the client's, or a new one.
+
+        Args:
+            own: the request's parts of the head.
+        """
+        return own.request_id or self._request_id or self._next_id()
+
+    def log(self, request: HotReply, status: int, seconds: float) -> None:
+        """Log a request.
+
+        Args:
+            request: one of these.
+            status: of its answer.
+            seconds: from its body to its answer.
+        """
+        gate, route = self.gate, self.route
+        client = request.connection.client_of(request.head)
+        version = gate.model_version(route)
+        gate.request_log.note(
+            request.request_id, client, "POST", route.label, status, seconds, version, self.key
+        )
+
+    def error_lines(self, headers: Headers, request_id: str) -> bytes:
+        """Return the headers of an error, each ended by CRLF.
+
+        Args:
+            headers: the error's own.
+            request_id: the request's id.
+        """
+        return _header_lines([*headers, (b"x-request-id", request_id.encode())]) + self.ending[2:]
+
+
+class HotReply(HotRequest):
+    """A request of a connection, up to the bytes of its answer."""
+
+    def __init__(self, decision: HotDecision, connection: Connection, own: OwnParts) -> None:
+        """Own the request until it is answered.
+
+        Args:
+            decision: about its head.
+            connection: the client's.
+            own: its parts of the head.
+        """
+        self.connection = connection
+        self.head = decision.head
+        self.request_id = decision.id_of(own)
+        self._decision = decision
+        self._stamp = own.stamp
+        self.started = time.perf_counter()
+
+    @property
+    def own_deadline(self) -> float | None:
+        """Return when the client has no use for the answer any more; None where it never says."""
+        timeout_s = self._decision.timeout_s
+        return None if timeout_s is None else self.started + timeout_s
+
+    def take_error(self, error: PolicyServerError) -> None:
+        """Answer with the error of the question."""
+        self.end(error)
+
+    def succeed(self, text: bytes, opening: bytes) -> None:
+        """Answer.
+
+        Args:
+            text: the JSON of the answer.
+            opening: the headers of the answer between its length and its request's id, the name of
+                the latter too, from the end of the line of the length on.
+        """
+        lines = b"content-length: %d%b%b%b" % (
+            len(text),
+            opening,
+            self.request_id.encode(),
+            self._decision.ending,
+        )
+        self._finish(_OK, lines, text)
+
+    def succeed_with(self, text: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        """Answer.
+
+        Args:
+            text: the JSON of the answer.
+            headers: those that tell of it.
+        """
+        self.succeed(text, b"%b%bx-request-id: " % (_JSON, _header_lines(headers)))
+
+    def end(self, error: Exception) -> None:
+        """Answer with an error."""
+        self.is_done = True
+        response = error_response(error, request_id=self.request_id)
+        lines = self._decision.error_lines(response.raw_headers, self.request_id)
+        self._finish(response.status_code, lines, bytes(response.body))
+
+    def disconnect(self) -> None:
+        """Give the question up: the client has gone."""
+        self.give_up()
+        logger.info("client_disconnected", extra={"request_id": self.request_id})
+
+    def _finish(self, status: int, lines: bytes, body: bytes) -> None:
+        decision, seconds = self._decision, time.perf_counter() - self.started
+        route, gate, key = decision.route, decision.gate, decision.key
+        gate.metrics.observe_request(route.policy, route.label, status, seconds, key=key)
+        if gate.request_log.is_on:
+            client, version = self.connection.client_of(self.head), gate.model_version(route)
+            gate.request_log.note(
+                self.request_id, client, "POST", route.label, status, seconds, version, key
+            )
+        if self._stamp:
+            lines += _header_lines(stamp_lines(self._stamp, self.started))
+        self.connection.finish(self, status, lines, body)
+
+
+class HotAnswering(HotDecision):
+    """The answers to all requests about one observation with one head; see `HotRoute`."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        route: AnswerRoute,
+        head: RequestHead,
+        headers: Mapping[bytes, str],
+        *,
+        key: str | None,
+        policy: PolicyAnswering,
+    ) -> None:
+        """Own the decision; see `HotDecision`.
+
+        Args:
+            gate: see `HotDecision`.
+            route: see `HotDecision`.
+            head: see `HotDecision`.
+            headers: see `HotDecision`.
+            key: see `HotDecision`.
+            policy: answers.
+        """
+        super().__init__(gate, route, head, headers, key=key)
+        self.policy = policy
+        self.kind: AnswerKind = route.kind
+        self._is_npy = is_npy(self.content_type)
+        self.known_version: PolicyVersion | None = None
+        self.opening = b""
+        # Reads the bodies for the version that is asked now.
+        self._asked_version: PolicyVersion | None = None
+        self._read: Callable[[bytes], Question]
+
+    def ask(self, body: bytes, connection: Connection, own: OwnParts) -> None:
+        """Begin a request, and finish it now or later; see `HotRoute.ask`."""
+        request = _Request(self, connection, own)
+        connection.begin(request)
+        policy = self.policy
+        try:
+            request.version = version = policy.slot.choose(self.episode, wanted=self.wanted)
+            if version is not self._asked_version:
+                self._read = policy.reader(
+                    version, self.kind, is_raw=self.route.is_raw, is_npy=self._is_npy
+                )
+                self._asked_version = version
+            request.question = question = self._read(body)
+            if self.timeout_s is not None:
+                question.deadline = request.own_deadline
+            version.scheduler.put(request)
+        except Exception as error:
+            request.end(error)
+        else:
+            policy.slot.metrics.observe_stage("validate", request.asked - request.started)
+
+    def know(self, version: PolicyVersion) -> None:
+        """Make the headers that all answers of a version have.
+
+        Args:
+            version: gives the answers.
+        """
+        given = [(b"content-type", b"application/json"), *version.lone_headers]
+        self.opening = _END + _header_lines(given) + b"x-request-id: "
+        self.known_version = version
+
+
+class _Request(HotReply):
+    """One request, from its body to its answer."""
+
+    version: PolicyVersion
+    # Until its body is read.
+    question = Question([], "predict")
+
+    def __init__(self, route: HotAnswering, connection: Connection, own: OwnParts) -> None:
+        super().__init__(route, connection, own)
+        self._route = route
+
+    def take(self, call: AnsweredCall, index: int) -> None:
+        route, version = self._route, self.version
+        try:
+            text = route.policy.render(version, self.question, call, index, self.request_id)
+        except Exception as error:
+            self.end(error)
+            return
+        if version is not route.known_version:
+            route.know(version)
+        self.succeed(text, route.opening)
+
+
+def _header_lines(headers: Headers) -> bytes:
+    """Return headers as HTTP has them, each line ended by CRLF.
+
+    Args:
+        headers: names and values.
+    """
+    return b"".join(name.lower() + b": " + value + _END for name, value in headers)
