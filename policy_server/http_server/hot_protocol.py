@@ -156,6 +156,16 @@ class HotHttpProtocol(LimitedHttpProtocol):
         else:
             super().shutdown()
 
+    def close_if_answered(self) -> bool:
+        """Close the connection once nothing is left to answer; see `LimitedHttpProtocol`."""
+        # What has come of a body is all that comes of it.
+        self._awaited = None
+        return super().close_if_answered()
+
+    def asked_at(self) -> float:
+        """Return when the last request had come whole; see `LimitedHttpProtocol`."""
+        return self._pending[-1].started if self._pending else super().asked_at()
+
     def _read(self, data: bytes) -> None:
         """Begin the hot requests at the start of some bytes, and hand the rest to uvicorn."""
         start, size = 0, len(data)
@@ -221,6 +231,9 @@ class HotHttpProtocol(LimitedHttpProtocol):
     def _is_answered(self) -> None:
         """Go on: all hot requests that were begun are answered."""
         self._read_held()
+        if self._is_half_closed:
+            self.close_if_answered()
+            return
         is_idle = not self._pending and not self._held and self._awaited is None
         if self._is_draining and is_idle:
             super().shutdown()

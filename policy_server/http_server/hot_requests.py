@@ -97,11 +97,13 @@ class HotRequest(Waiting):
     Attributes:
         connection: the connection.
         head: the head of the request.
+        started: when it had come whole, by `time.perf_counter`.
         written: its answer, where it waits for those before it.
     """
 
     connection: Connection
     head: RequestHead
+    started: float
     written: bytes | None = None
 
     def disconnect(self) -> None:

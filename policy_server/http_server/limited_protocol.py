@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -25,6 +26,8 @@ __all__ = ["LimitedHttpProtocol"]
 _BYTES_A_SECOND = 4096
 # How long what a refused client still sends is read: a reset would take the answer from it.
 _LINGER_S = 2.0
+# A client that ends its side so soon behind a request waits for the answer; later, it has gone.
+_HALF_CLOSED_S = 1.0
 # How long an idle connection stays when the server ends.
 _DRAIN_S = 0.25
 _TIMEOUT, _TOO_LARGE, _UNAVAILABLE = 408, 431, 503
@@ -37,6 +40,9 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
     _too_large: str | None = None
     _is_lingering = False
     _is_draining = False
+    _is_half_closed = False
+    # When the last request had come whole, by `time.perf_counter`.
+    _whole_at = 0.0
     _head_bytes = 0
     _body_bytes = 0
     # Chunk extensions and trailers: what has come of a body since its last byte.
@@ -126,11 +132,48 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
         self._body_parts += 1
         super().on_body(body)
 
+    def on_message_complete(self) -> None:
+        """End reading a request; see `HttpProtocol`."""
+        self._whole_at = time.perf_counter()
+        super().on_message_complete()
+
     def on_response_complete(self) -> None:
         """Go on, without uvicorn's timer of idle connections; see `HttpProtocol`."""
         self._moves += 1
         super().on_response_complete()
         self._unset_keepalive_if_required()
+        if self._is_half_closed:
+            self.close_if_answered()
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio's
+        """Answer the requests that have come before the client ended its side, and close.
+
+        Whether it has closed the other side too can't be seen. A client that ends its side in the
+        moment in which it has sent its request waits for the answer; one that does so later has
+        waited for too long, and its requests are given up.
+
+        Returns:
+            Whether the connection stays open for the answers.
+        """
+        if not self.transport.can_write_eof() or self._is_lingering:
+            return False
+        if time.perf_counter() - self.asked_at() > _HALF_CLOSED_S:
+            return False
+        self._is_half_closed = self._is_draining = True
+        return not self.close_if_answered()
+
+    def asked_at(self) -> float:
+        """Return when the last request had come whole, by `time.perf_counter`."""
+        return self._whole_at
+
+    def close_if_answered(self) -> bool:
+        """Close the connection of a client that sends no more, once nothing is left to answer."""
+        # Where a body has come in part, its request may wait behind others, which are answered.
+        is_behind = self._reads is Reads.BODY and bool(self.pipeline)
+        if self.phase() is Phase.BUSY or is_behind:
+            return False
+        self.drop()
+        return True
 
     def shutdown(self) -> None:
         """Answer the requests that have come, and close the connection.

@@ -158,7 +158,7 @@ class HotReply(HotRequest):
             self.request_id.encode(),
             self._decision.ending,
         )
-        self._finish(_OK, lines, text)
+        self.finish(_OK, lines, text)
 
     def succeed_with(self, text: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         """Answer.
@@ -174,14 +174,21 @@ class HotReply(HotRequest):
         self.is_done = True
         response = error_response(error, request_id=self.request_id)
         lines = self._decision.error_lines(response.raw_headers, self.request_id)
-        self._finish(response.status_code, lines, bytes(response.body))
+        self.finish(response.status_code, lines, bytes(response.body))
 
     def disconnect(self) -> None:
         """Give the question up: the client has gone."""
         self.give_up()
         logger.info("client_disconnected", extra={"request_id": self.request_id})
 
-    def _finish(self, status: int, lines: bytes, body: bytes) -> None:
+    def finish(self, status: int, lines: bytes, body: bytes) -> None:
+        """Count, log and write the answer.
+
+        Args:
+            status: of the answer.
+            lines: its own headers, each ended by CRLF.
+            body: its body.
+        """
         decision, seconds = self._decision, time.perf_counter() - self.started
         route, gate, key = decision.route, decision.gate, decision.key
         gate.metrics.observe_request(route.policy, route.label, status, seconds, key=key)

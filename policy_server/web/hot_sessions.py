@@ -187,9 +187,10 @@ class InTurn(HotReply):
         if place is not None:
             place.leave()
 
-    def _finish(self, status: int, lines: bytes, body: bytes) -> None:
+    def finish(self, status: int, lines: bytes, body: bytes) -> None:
+        """Let the next request have the session, and finish; see `HotReply`."""
         self._leave()
-        super()._finish(status, lines, body)
+        super().finish(status, lines, body)
 
 
 class _Step(InTurn):
