@@ -44,6 +44,8 @@ class HotDecision:
         content_type: of the bodies.
         episode: the header `x-episode-id`.
         wanted: the header `x-policy-version`.
+        request_id: the id that the head carries; empty where it is none that is sensible.
+        next_id: gives a new id.
         timeout_s: how long the client waits for an answer, in seconds; None where it does not say.
         ending: the headers of an answer behind its request's id, and the end of that line.
     """
@@ -75,21 +77,13 @@ class HotDecision:
         self.key = key
         self.request_log = gate.request_log
         self.observe_answer = gate.metrics.request_recorder(route.policy, route.label, _OK, key=key)
-        self._next_id = gate.request_ids.next
+        self.next_id = gate.request_ids.next
         self.content_type = headers.get(b"content-type", "")
         self.episode = headers.get(b"x-episode-id", "")
         self.wanted = headers.get(b"x-policy-version", "")
         self.timeout_s = given_timeout_s(headers)
-        self._request_id = given_id(headers)
+        self.request_id = given_id(headers)
         self.ending = _END + _header_lines(gate.page_headers(headers))
-
-    def id_of(self, own: OwnParts) -> str:
-        """Return the id of a request: the client's, or a new one.
-
-        Args:
-            own: the request's parts of the head.
-        """
-        return own.request_id or self._request_id or self._next_id()
 
     def log(self, request: HotReply, status: int, seconds: float) -> None:
         """Log a request.
@@ -105,6 +99,16 @@ class HotDecision:
         gate.request_log.note(
             request.request_id, client, "POST", route.label, status, seconds, version, self.key
         )
+
+    def observe_error(self, status: int, seconds: float) -> None:
+        """Count a request that is answered by an error.
+
+        Args:
+            status: of its answer.
+            seconds: from its body to its answer.
+        """
+        route, metrics = self.route, self.gate.metrics
+        metrics.observe_request(route.policy, route.label, status, seconds, key=self.key)
 
     def error_lines(self, headers: Headers, request_id: str) -> bytes:
         """Return the headers of an error, each ended by CRLF.
@@ -129,7 +133,7 @@ class HotReply(HotRequest):
         """
         self.connection = connection
         self.head = decision.head
-        self.request_id = decision.id_of(own)
+        self.request_id = own.request_id or decision.request_id or decision.next_id()
         self._decision = decision
         self._stamp = own.stamp
         self.started = time.perf_counter()
@@ -144,30 +148,21 @@ class HotReply(HotRequest):
         """Answer with the error of the question."""
         self.end(error)
 
-    def succeed(self, text: bytes, opening: bytes) -> None:
-        """Answer.
-
-        Args:
-            text: the JSON of the answer.
-            opening: the headers of the answer between its length and its request's id, the name of
-                the latter too, from the end of the line of the length on.
-        """
-        lines = b"content-length: %d%b%b%b" % (
-            len(text),
-            opening,
-            self.request_id.encode(),
-            self._decision.ending,
-        )
-        self.finish(_OK, lines, text)
-
-    def succeed_with(self, text: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    def succeed(self, text: bytes, headers: Headers) -> None:
         """Answer.
 
         Args:
             text: the JSON of the answer.
             headers: those that tell of it.
         """
-        self.succeed(text, b"%b%bx-request-id: " % (_JSON, _header_lines(headers)))
+        lines = b"content-length: %d%b%bx-request-id: %b%b" % (
+            len(text),
+            _JSON,
+            _header_lines(headers),
+            self.request_id.encode(),
+            self._decision.ending,
+        )
+        self.finish(_OK, lines, text)
 
     def end(self, error: Exception) -> None:
         """Answer with an error."""
@@ -189,16 +184,16 @@ class HotReply(HotRequest):
             lines: its own headers, each ended by CRLF.
             body: its body.
         """
-        decision, seconds = self._decision, time.perf_counter() - self.started
-        route, gate, key = decision.route, decision.gate, decision.key
-        gate.metrics.observe_request(route.policy, route.label, status, seconds, key=key)
-        if gate.request_log.is_on:
-            client, version = self.connection.client_of(self.head), gate.model_version(route)
-            gate.request_log.note(
-                self.request_id, client, "POST", route.label, status, seconds, version, key
-            )
+        decision = self._decision
         if self._stamp:
             lines += _header_lines(stamp_lines(self._stamp, self.started))
+        seconds = time.perf_counter() - self.started
+        if status == _OK:
+            decision.observe_answer(seconds)
+        else:
+            decision.observe_error(status, seconds)
+        if decision.request_log.is_on:
+            decision.log(self, status, seconds)
         self.connection.finish(self, status, lines, body)
 
 
@@ -227,6 +222,7 @@ class HotAnswering(HotDecision):
         """
         super().__init__(gate, route, head, headers, key=key)
         self.policy = policy
+        self._observe_validation = policy.slot.metrics.stage_recorder("validate")
         self.kind: AnswerKind = route.kind
         self._is_npy = is_npy(self.content_type)
         self.known_version: PolicyVersion | None = None
@@ -254,7 +250,7 @@ class HotAnswering(HotDecision):
         except Exception as error:
             request.end(error)
         else:
-            policy.slot.metrics.observe_stage("validate", request.asked - request.started)
+            self._observe_validation(request.asked - request.started)
 
     def know(self, version: PolicyVersion) -> None:
         """Make the headers that all answers of a version have.
@@ -270,16 +266,13 @@ class HotAnswering(HotDecision):
 class _Request(HotReply):
     """One request, from its body to its answer."""
 
+    _decision: HotAnswering
     version: PolicyVersion
     # Until its body is read.
     question = Question([], "predict")
 
-    def __init__(self, route: HotAnswering, connection: Connection, own: OwnParts) -> None:
-        super().__init__(route, connection, own)
-        self._route = route
-
     def take(self, call: AnsweredCall, index: int) -> None:
-        route, version = self._route, self.version
+        route, version = self._decision, self.version
         try:
             text = route.policy.render(version, self.question, call, index, self.request_id)
         except Exception as error:
@@ -287,7 +280,13 @@ class _Request(HotReply):
             return
         if version is not route.known_version:
             route.know(version)
-        self.succeed(text, route.opening)
+        lines = b"content-length: %d%b%b%b" % (
+            len(text),
+            route.opening,
+            self.request_id.encode(),
+            route.ending,
+        )
+        self.finish(_OK, lines, text)
 
 
 def _header_lines(headers: Headers) -> bytes:

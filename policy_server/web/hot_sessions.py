@@ -156,7 +156,7 @@ class InTurn(HotReply):
             self.end(error)
         else:
             self.is_done = True
-            self.succeed_with(text, headers)
+            self.succeed(text, headers)
 
     def _go(self, _wait: object = None) -> None:
         place = self._place
@@ -272,7 +272,7 @@ class _Step(InTurn):
             self._tell(text, number)
 
     def _tell(self, text: bytes, number: int) -> None:
-        self.succeed_with(text, [self._turn.memory.version.header, (b"x-step", b"%d" % number)])
+        self.succeed(text, [self._turn.memory.version.header, (b"x-step", b"%d" % number)])
 
 
 def _stated_in(own: OwnParts) -> StatedStep:

@@ -101,7 +101,7 @@ class _TeamRequest(HotReply):
         except Exception as error:
             self.end(error)
         else:
-            self.succeed_with(text, version_headers(self._versions, has_memory=False))
+            self.succeed(text, version_headers(self._versions, has_memory=False))
 
 
 class HotTeamSession(HotDecision):
@@ -200,4 +200,4 @@ class _Step(InTurn):
 
     def _tell(self, text: bytes, number: int) -> None:
         self.is_done = True
-        self.succeed_with(text, self._session.answering.headers(self._turn, number))
+        self.succeed(text, self._session.answering.headers(self._turn, number))
