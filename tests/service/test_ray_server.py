@@ -264,8 +264,15 @@ def test_dashboard_comes_after_the_policy_answers(tmp_path: Path) -> None:
             assert client.post("/predict", json=CASES[0]["observation"]).status_code == 200
 
         wait_until(lambda: _accepts(port), timeout_s=60)
-        assert httpx.get(f"http://127.0.0.1:{port}/api/version", timeout=10).status_code == 401
+        dashboard = f"http://127.0.0.1:{port}"
+        assert httpx.get(f"{dashboard}/api/version", timeout=10).status_code == 401
         processes += descendants(server.process.pid)
+        pages = {line for pid in processes if "-dashboard-" in (line := command_line(pid))}
+        assert len(pages) == 5, "one process a page that has something to show"
+        [token] = re.findall(r'"dashboard_token": "([^"]+)"', server.output())
+        headers = {"Authorization": f"Bearer {Path(token).read_text()}"}
+        shown = httpx.get(f"{dashboard}/api/serve/applications/", headers=headers, timeout=60)
+        assert [name.startswith("policy-") for name in shown.json()["applications"]] == [True]
         server.process.send_signal(signal.SIGTERM)
         server.process.wait(60)
 

@@ -7,10 +7,14 @@ them out. Where these parts have moved, `OwnRay` takes `ray.init`.
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from typing import Any
 
 from ray._private.node import Node
 from ray._private.parameter import RayParams
+from ray._private.services import start_ray_process
 
 __all__ = ["LeanNode", "start_lean_node"]
 
@@ -19,6 +23,12 @@ _NEEDED = ("gcs_server", "raylet")
 # Workers import these while Ray Serve's controller starts, not when it asks for a replica. The
 # first imports Ray Serve without pandas.
 _PRELOADED = ("policy_server.backends.ray.replicas", "ray.serve._private.replica")
+# Ray's own names of the dashboard's parts for what a server has: machines, actors, applications,
+# logs and jobs. Each is a process; those for training, data sets and events have nothing to show.
+_PAGES = ("JobHead", "NodeHead", "ReportHead", "ServeHead", "StateHead", "UsageStatsHead")
+_DASHBOARD = "dashboard"
+_DASHBOARD_TIMEOUT_S = 60.0
+_POLL_S = 0.1
 
 
 class LeanNode(Node):
@@ -33,9 +43,61 @@ class LeanNode(Node):
         """Do nothing: the dashboard is started after the policy answers."""
         self._webui_url = None
 
-    def start_dashboard(self) -> None:
-        """Start the dashboard, and wait until it answers."""
+    def start_dashboard(self, environment: dict[str, str]) -> None:
+        """Start the dashboard with the pages that a server fills, and wait until it answers.
+
+        Where that fails, such as where Ray has other names for the pages, all of them are loaded.
+
+        Args:
+            environment: the variables of its processes.
+
+        Raises:
+            Exception: Ray's own, if the dashboard does not start.
+        """
+        process = self._start_pages(environment)
+        store: Any = self.get_gcs_client()  # type: ignore[no-untyped-call]  # Ray's own
+        deadline = time.monotonic() + _DASHBOARD_TIMEOUT_S
+        while process.poll() is None and time.monotonic() < deadline:
+            if store.internal_kv_get(b"dashboard", b"dashboard") is not None:
+                return
+            time.sleep(_POLL_S)
+        process.kill()
+        del self.all_processes[_DASHBOARD]
         super().start_api_server(include_dashboard=True, raise_on_failure=True)
+
+    def _start_pages(self, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        # Ray annotates some of these, and not as it takes them.
+        node: Any = self
+        start: Any = start_ray_process
+        output, errors = node.get_log_file_names(
+            _DASHBOARD, unique=True, create_out=True, create_err=True
+        )
+        parameters = self._ray_params
+        command = [
+            *(sys.executable, "-m", "ray.dashboard.dashboard"),
+            f"--host={parameters.dashboard_host}",
+            f"--port={parameters.dashboard_port}",
+            f"--gcs-address={node.gcs_address}",
+            f"--cluster-id-hex={node.cluster_id.hex()}",
+            f"--node-ip-address={node.node_ip_address}",
+            f"--temp-dir={node.temp_dir}",
+            f"--log-dir={node.get_logs_dir_path()}",
+            f"--session-dir={node.get_session_dir_path()}",
+            f"--stdout-filepath={output}",
+            f"--stderr-filepath={errors}",
+            f"--modules-to-load={','.join(_PAGES)}",
+        ]
+        started = start(
+            command,
+            _DASHBOARD,
+            fate_share=node.kernel_fate_share,
+            env_updates=environment,
+            stdout_file=subprocess.DEVNULL,
+            stderr_file=subprocess.DEVNULL,
+        )
+        self.all_processes[_DASHBOARD] = [started]
+        process: subprocess.Popen[bytes] = started.process
+        return process
 
     def needed_pids(self) -> list[int]:
         """Return the ids of the processes without which no Ray goes on: the GCS and the raylet."""

@@ -124,7 +124,7 @@ class OwnRay:
         if self._node is None or not self._settings.dashboard_port:
             return
         try:
-            self._node.start_dashboard()
+            self._node.start_dashboard(self._environment())
         except Exception as error:
             # Ray raises plain exceptions too.
             reason = " ".join(str(error).split())
