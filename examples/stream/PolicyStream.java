@@ -8,6 +8,7 @@ import java.net.http.HttpResponse;
 import java.net.http.WebSocket;
 import java.net.http.WebSocketHandshakeException;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.Path;
 import java.time.Duration;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
@@ -70,6 +71,7 @@ public final class PolicyStream implements AutoCloseable {
     private final HttpClient client = HttpClient.newHttpClient();
     private final URI address;
     private final String key;
+    private final Path uds;
     private WebSocket socket;
     private Answers answers;
     // How many observations of the episode were answered.
@@ -82,8 +84,20 @@ public final class PolicyStream implements AutoCloseable {
      * @param key the access key; null where everybody is let in
      */
     public PolicyStream(URI address, String key) {
+        this(address, key, null);
+    }
+
+    /**
+     * Keeps where the policy is; the first question connects.
+     *
+     * @param address a stream's address, ws:// with any host where a UNIX socket is given
+     * @param key the access key; null where everybody is let in
+     * @param uds the UNIX socket of a server on this machine; null for TCP
+     */
+    public PolicyStream(URI address, String key, Path uds) {
         this.address = address;
         this.key = key;
+        this.uds = uds;
     }
 
     /** Begins the next episode, with an empty memory. */
@@ -169,13 +183,31 @@ public final class PolicyStream implements AutoCloseable {
         if (steps > 0 && hasMemory()) {
             throw new PolicyException(CONFLICT, EPISODE_LOST);
         }
+        answers = new Answers();
+        socket = uds == null ? overTcp() : overUnixSocket();
+        for (String text : unanswered) {
+            send(text);
+        }
+    }
+
+    private WebSocket overUnixSocket() throws PolicyException, IOException {
+        try {
+            return UnixWebSocket.connect(uds, address, key, answers);
+        } catch (UnixWebSocket.Refused refused) {
+            if (refused.status == BUSY) {
+                throw refused;
+            }
+            throw new PolicyException(refused.status, "the server refused the connection");
+        }
+    }
+
+    private WebSocket overTcp() throws PolicyException, IOException {
         WebSocket.Builder builder = client.newWebSocketBuilder().connectTimeout(TIMEOUT);
         if (key != null) {
             builder.header("access-token", key);
         }
-        answers = new Answers();
         try {
-            socket = builder.buildAsync(address, answers).join();
+            return builder.buildAsync(address, answers).join();
         } catch (CompletionException failed) {
             if (failed.getCause() instanceof WebSocketHandshakeException refused
                     && refused.getResponse().statusCode() != BUSY) {
@@ -183,9 +215,6 @@ public final class PolicyStream implements AutoCloseable {
                 throw new PolicyException(status, "the server refused the connection");
             }
             throw new IOException(address + ": " + failed.getCause(), failed);
-        }
-        for (String text : unanswered) {
-            send(text);
         }
     }
 
@@ -197,14 +226,18 @@ public final class PolicyStream implements AutoCloseable {
             return true;
         }
         URI schema = URI.create("http" + page.substring(2));
+        String text = uds == null ? page(schema) : UnixWebSocket.get(uds, schema, key);
+        Map<?, ?> policy = (Map<?, ?>) ((Map<?, ?>) Json.read(text)).get("policy");
+        return policy == null || ((Long) policy.get("memory_width")) > 0;
+    }
+
+    private String page(URI schema) throws IOException, InterruptedException {
         HttpRequest.Builder request = HttpRequest.newBuilder(schema).timeout(TIMEOUT);
         if (key != null) {
             request.header("access-token", key);
         }
         request.version(HttpClient.Version.HTTP_1_1);
-        String text = client.send(request.build(), HttpResponse.BodyHandlers.ofString()).body();
-        Map<?, ?> policy = (Map<?, ?>) ((Map<?, ?>) Json.read(text)).get("policy");
-        return policy == null || ((Long) policy.get("memory_width")) > 0;
+        return client.send(request.build(), HttpResponse.BodyHandlers.ofString()).body();
     }
 
     private void send(String text) throws IOException {
@@ -273,18 +306,19 @@ public final class PolicyStream implements AutoCloseable {
 
     private static final String HELP =
             """
-            usage: java PolicyStream [--help] [--url URL] [--key KEY] [--in-flight N]
+            usage: java PolicyStream [--help] [--url URL] [--key KEY] [--in-flight N] [--uds PATH]
 
             Ask a served policy: one JSON observation a line in, one answer a line out.
 
               --url URL      default: ws://127.0.0.1:8000/predict/stream
               --key KEY      default: the environment's POLICY_SERVER_API_KEY
-              --in-flight N  questions that wait at once; default: 1""";
+              --in-flight N  questions that wait at once; default: 1
+              --uds PATH     the server's UNIX socket, in place of the host in --url""";
 
     public static void main(String[] arguments) throws InterruptedException {
         Map<String, String> options = new LinkedHashMap<>();
         for (int i = 0; i < arguments.length; i += 2) {
-            boolean isKnown = List.of("--url", "--key", "--in-flight").contains(arguments[i]);
+            boolean isKnown = List.of("--url", "--key", "--in-flight", "--uds").contains(arguments[i]);
             if (!isKnown || i + 1 == arguments.length) {
                 System.out.println(HELP);
                 System.exit(arguments[i].equals("--help") ? 0 : 2);
@@ -294,10 +328,11 @@ public final class PolicyStream implements AutoCloseable {
         URI address = URI.create(options.getOrDefault("--url", "ws://127.0.0.1:8000/predict/stream"));
         String key = options.getOrDefault("--key", System.getenv("POLICY_SERVER_API_KEY"));
         int inFlight = Integer.parseInt(options.getOrDefault("--in-flight", "1"));
+        Path uds = options.containsKey("--uds") ? Path.of(options.get("--uds")) : null;
         var input = new InputStreamReader(System.in, StandardCharsets.UTF_8);
         Iterator<String> lines = new BufferedReader(input).lines().filter(x -> !x.isBlank()).iterator();
         boolean[] isWrong = {false};
-        try (PolicyStream policy = new PolicyStream(address, key)) {
+        try (PolicyStream policy = new PolicyStream(address, key, uds)) {
             policy.answer(
                     lines,
                     inFlight,

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -22,7 +21,7 @@ from tests.support.fakes import summing_backend
 from tests.support.folders import EXPORTS, ROOT
 from tests.support.processes import Child, child, descendants, program, run
 from tests.support.server_processes import KEY, Server, compiled_home_of, running_server
-from tests.support.servers import free_port, in_thread, served_app
+from tests.support.servers import free_port, served_app
 from tests.support.waiting import wait_until
 from tests.support.web import OBSERVATION, build
 
@@ -282,16 +281,10 @@ def test_python_client_begins_episodes() -> None:
 
 
 def test_python_client_speaks_to_a_unix_socket(tmp_path: Path) -> None:
-    path = str(tmp_path / "policy.sock")
+    uds = tmp_path / "policy.sock"
     url = "ws://localhost/predict_deterministic/stream"
-    server = uvicorn.Server(uvicorn.Config(build(summing_backend()), log_config=None, uds=path))
-
-    def end() -> None:
-        server.should_exit = True
-
-    with in_thread(server.run, end):
-        wait_until(lambda: server.started)
-        with PolicyStream(url, KEY, uds=path) as policy:
+    with served_app(build(summing_backend()), uds=uds):
+        with PolicyStream(url, KEY, uds=str(uds)) as policy:
             actions = [policy.predict(OBSERVATION | {"cat": 1}) for _ in range(2)]
             # A client that has to connect again in an episode asks whether it has a memory.
             policy.close()
@@ -299,6 +292,31 @@ def test_python_client_speaks_to_a_unix_socket(tmp_path: Path) -> None:
                 policy.predict(OBSERVATION)
 
     assert actions == [[1], [2]]
+
+
+def test_java_client_speaks_to_a_unix_socket(tmp_path: Path, java_classes: Path) -> None:
+    uds = tmp_path / "policy.sock"
+    url = "ws://localhost/predict_deterministic/stream"
+    command = [*example("java", java_classes), "--url", url, "--key", KEY, "--uds", uds]
+    with ExitStack() as stack:
+        with served_app(build(summing_backend()), uds=uds):
+            refused = run(
+                *command[:-3], "wrong", "--uds", uds, typed=json.dumps(OBSERVATION), status=2
+            )
+            client = stack.enter_context(child(*command))
+            actions = [_answer_of(client, OBSERVATION | {"cat": 1})["actions"] for _ in range(2)]
+            large = _answer_of(client, {"cat": "x" * 70_000})
+        uds.unlink()
+        with served_app(build(summing_backend()), uds=uds):
+            # A client that has to connect again in an episode asks whether it has a memory.
+            client.tell(json.dumps(OBSERVATION))
+            status, _, said = client.finish()
+
+    assert refused.stderr.startswith("401: ")
+    assert actions == [[1], [2]]
+    assert large["status"] == 422
+    assert status == 2
+    assert said.startswith("409: the connection broke in the middle of an episode")
 
 
 def _answer_of(client: Child, observation: object = OBSERVATIONS[0]) -> Any:  # noqa: ANN401 -- JSON
