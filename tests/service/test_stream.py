@@ -283,13 +283,15 @@ def test_python_client_begins_episodes() -> None:
 def test_python_client_speaks_to_a_unix_socket(tmp_path: Path) -> None:
     uds = tmp_path / "policy.sock"
     url = "ws://localhost/predict_deterministic/stream"
-    with served_app(build(summing_backend()), uds=uds):
-        with PolicyStream(url, KEY, uds=str(uds)) as policy:
-            actions = [policy.predict(OBSERVATION | {"cat": 1}) for _ in range(2)]
-            # A client that has to connect again in an episode asks whether it has a memory.
-            policy.close()
-            with pytest.raises(PolicyError, match="memory"):
-                policy.predict(OBSERVATION)
+    with (
+        served_app(build(summing_backend()), uds=uds),
+        PolicyStream(url, KEY, uds=str(uds)) as policy,
+    ):
+        actions = [policy.predict(OBSERVATION | {"cat": 1}) for _ in range(2)]
+        # A client that has to connect again in an episode asks whether it has a memory.
+        policy.close()
+        with pytest.raises(PolicyError, match="memory"):
+            policy.predict(OBSERVATION)
 
     assert actions == [[1], [2]]
 
