@@ -93,10 +93,12 @@ PROTOCOLS = (
         served=(f"{_ROOM}.web_socket_protocol", "WebSocketProtocol"),
         inner_names=(
             "close_sent",
+            "close_timer",
             "conn",
             "connection_lost",
             "connection_made",
             "curr_msg_data_type",
+            "data_received",
             "disconnected",
             "frames",
             "handle_connect",

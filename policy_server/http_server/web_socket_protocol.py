@@ -2,8 +2,8 @@
 
 An application may listen to frames without ASGI in between (`stream_frames`).
 
-A frame that is built wrongly closes its connection with the code of RFC 6455, and a message in
-fragments takes no more memory than its bytes.
+A frame that is built wrongly closes its connection with the code of RFC 6455, which reaches a
+client that goes on sending too, and a message in fragments takes no more memory than its bytes.
 
 At a shutdown the application may finish its answers: uvicorn closes the connection first and asks
 the application afterwards, so that answers which are a millisecond away are lost.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -32,6 +33,8 @@ __all__ = ["WebSocketProtocol"]
 # More than POLICY_SERVER_REQUEST_TIMEOUT_S has as its default. A client that has not had its
 # answers by then reads none.
 _LONGEST_DRAIN_S = 40.0
+# How long bytes behind a wrong frame are read: a reset would take the code from the client.
+_LINGER_S = 2.0
 _SERVICE_RESTART = 1012
 _SWITCHING_PROTOCOLS = 101
 _NO_TEXT = 1007
@@ -45,6 +48,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     _listener: FrameListener | None = None
     _fragments: bytearray | None = None
+    _has_failed = False
+    _is_lingering = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin.
@@ -55,6 +60,36 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().connection_made(transport)
         joined: Any = self.transport
         self._write = getattr(joined, "write_whole", joined.write)
+
+    def data_received(self, data: bytes) -> None:
+        """Read some bytes, unless a wrong frame came before them.
+
+        Args:
+            data: any part of any number of frames.
+        """
+        if self._is_lingering:
+            return
+        super().data_received(data)
+        if self._has_failed:
+            self.handle_parser_exception()
+
+    def handle_parser_exception(self) -> None:
+        """Tell the client the code of its mistake, and close once it may have read that."""
+        close = self.conn.close_sent
+        assert close is not None, "the connection has failed"
+        self.stop_keepalive()
+        self.queue.put_nowait(
+            {"type": "websocket.disconnect", "code": close.code, "reason": close.reason}
+        )
+        self._write(b"".join(self.conn.data_to_send()))
+        self.close_sent = self._is_lingering = True
+        if not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        self.resume_frames()
+        self.close_timer = self.loop.call_later(_LINGER_S, self.transport.close)
+        with suppress(OSError):
+            self.transport.write_eof()
 
     def handle_connect(self, event: Request) -> None:
         """Ask the application about a handshake, and let it listen to the frames.
@@ -141,7 +176,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.frames = []
             if not self.close_sent:
                 self.conn.fail(_NO_TEXT, "text that is no UTF-8")
-                self.handle_parser_exception()
+                # Frames behind it in the same segment are still to be passed over.
+                self.close_sent = self._has_failed = True
             return
         if self._listener is None:
             super().send_receive_event_to_app()

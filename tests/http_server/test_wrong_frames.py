@@ -3,88 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import gc
 import logging
-import struct
-from contextlib import suppress
 
 import pytest
 
 from policy_server.http_server.web_socket_protocol import WebSocketProtocol
-from tests.support.streams import KEY_HEADER, Served, served
+from tests.fuzz.frames import (
+    BINARY,
+    BOMB,
+    CLOSE,
+    COMPRESSED,
+    FIN,
+    GOOD,
+    PING,
+    PONG,
+    RSV1,
+    RSV2,
+    RSV3,
+    TEXT,
+    RawStream,
+    deflated,
+    frame,
+    send_frames,
+)
+from tests.fuzz.watching import resident_bytes
+from tests.support.streams import served
+from tests.support.waiting import until
 
-TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
-FIN, RSV1, RSV2, RSV3 = 0x80, 0x40, 0x20, 0x10
-MASK = b"\x01\x02\x03\x04"
 PROTOCOL_ERROR, NO_TEXT, TOO_BIG = 1002, 1007, 1009
-GOOD = b'{"cat": 0, "mouse": 1}'
-
-
-def frame(first: int, payload: bytes = b"", *, length: int | None = None) -> bytes:
-    """Return a client's frame with its first byte as given, and a length that may be a lie."""
-    size = len(payload) if length is None else length
-    if size < 126:
-        head = struct.pack("!BB", first, 0x80 | size)
-    elif size < 1 << 16:
-        head = struct.pack("!BBH", first, 0x80 | 126, size)
-    else:
-        head = struct.pack("!BBQ", first, 0x80 | 127, size)
-    return head + MASK + bytes(byte ^ MASK[i % 4] for i, byte in enumerate(payload))
-
-
-class Raw:
-    """A web socket of which a test writes every byte."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self.writer = writer
-
-    @classmethod
-    async def open(cls, server: Served) -> Raw:
-        host, port = server.url.removeprefix("http://").split(":")
-        raw = cls(*await asyncio.open_connection(host, int(port)))
-        key = base64.b64encode(bytes(16)).decode()
-        lines = [
-            "GET /predict/stream HTTP/1.1",
-            f"host: {host}:{port}",
-            "connection: Upgrade",
-            "upgrade: websocket",
-            "sec-websocket-version: 13",
-            f"sec-websocket-key: {key}",
-            *(f"{name}: {value}" for name, value in KEY_HEADER.items()),
-        ]
-        raw.writer.write("\r\n".join([*lines, "", ""]).encode())
-        head = await raw._reader.readuntil(b"\r\n\r\n")
-        assert b" 101 " in head
-        return raw
-
-    async def next(self) -> tuple[int, bytes]:
-        """Return the first byte and the payload of the server's next frame."""
-        first, size = await self._reader.readexactly(2)
-        if size == 126:
-            (size,) = struct.unpack("!H", await self._reader.readexactly(2))
-        payload = await self._reader.readexactly(size)
-        # A slow machine's keepalive is none of the test's business.
-        return await self.next() if first == FIN | PING else (first, payload)
-
-    async def until_closed(self) -> tuple[int, list[bytes]]:
-        """Return the code of the server's close frame, and the payloads before it."""
-        before: list[bytes] = []
-        while True:
-            first, payload = await self.next()
-            if first & 0x0F == CLOSE:
-                # The server says nothing more.
-                with suppress(ConnectionResetError):
-                    assert await self._reader.read() == b""
-                return struct.unpack("!H", payload[:2])[0], before
-            before.append(payload)
-
-    async def close(self) -> None:
-        self.writer.close()
-        with suppress(ConnectionError):
-            await self.writer.wait_closed()
-
 
 WRONG = [
     pytest.param(b"\x81\x02{}", PROTOCOL_ERROR, id="unmasked"),
@@ -118,7 +65,7 @@ async def test_wrong_frame_closes_the_connection_behind_the_answers_before_it(
 ) -> None:
     caplog.set_level(logging.WARNING)
     async with served() as server:
-        raw = await Raw.open(server)
+        raw = await RawStream.open(server)
         raw.writer.write(frame(FIN | TEXT, GOOD))
         _, answer = await raw.next()
         raw.writer.write(wrong + frame(FIN | TEXT, GOOD))
@@ -132,10 +79,41 @@ async def test_wrong_frame_closes_the_connection_behind_the_answers_before_it(
     assert not caplog.records
 
 
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        pytest.param(frame(FIN | RSV1 | TEXT, BOMB), TOO_BIG, id="bomb"),
+        pytest.param(
+            frame(RSV1 | TEXT, BOMB[:999]) + frame(FIN, BOMB[999:]), TOO_BIG, id="bomb in two"
+        ),
+        pytest.param(frame(FIN | RSV1 | TEXT, b"\xff" * 9), PROTOCOL_ERROR, id="not compressed"),
+        pytest.param(frame(FIN | RSV1 | TEXT, deflated(b"\xff")), NO_TEXT, id="no UTF-8"),
+        pytest.param(frame(FIN | RSV1 | PING, deflated(b"x")), PROTOCOL_ERROR, id="ping"),
+        pytest.param(
+            frame(RSV1 | TEXT, deflated(b"{")) + frame(FIN | RSV1, b""), PROTOCOL_ERROR, id="twice"
+        ),
+    ],
+)
+async def test_wrong_compressed_frame_closes_the_connection(wrong: bytes, code: int) -> None:
+    async with served() as server:
+        raw = await RawStream.open(server, COMPRESSED)
+        raw.writer.write(frame(FIN | RSV1 | TEXT, deflated(GOOD)))
+        first, _ = await raw.next()
+        before = resident_bytes()
+        raw.writer.write(wrong)
+        closed = await raw.until_closed()
+        grown = resident_bytes() - before
+        await raw.close()
+
+    assert first & RSV1
+    assert closed == (code, [])
+    assert grown < 40 << 20
+
+
 async def test_frames_cut_at_every_byte_are_answered() -> None:
     whole = frame(TEXT, GOOD[:5]) + frame(FIN | PING, b"p") + frame(FIN, GOOD[5:])
     async with served() as server:
-        raw = await Raw.open(server)
+        raw = await RawStream.open(server)
         for cut in range(1, len(whole)):
             raw.writer.write(whole[:cut])
             await asyncio.sleep(0)
@@ -149,7 +127,7 @@ async def test_frames_cut_at_every_byte_are_answered() -> None:
 async def test_character_cut_by_fragments_is_a_character() -> None:
     text = '{"é": 1}'.encode()
     async with served() as server:
-        raw = await Raw.open(server)
+        raw = await RawStream.open(server)
         raw.writer.write(frame(TEXT, text[:3]) + frame(FIN, text[3:]))
         _, answer = await raw.next()
         await raw.close()
@@ -159,7 +137,7 @@ async def test_character_cut_by_fragments_is_a_character() -> None:
 
 async def test_message_in_a_thousand_fragments_is_kept_as_one() -> None:
     async with served() as server:
-        raw = await Raw.open(server)
+        raw = await RawStream.open(server)
         parts = b"".join(frame(0, payload) for payload in (b"", b"ab")) * 500
         raw.writer.write(frame(BINARY, b"\x91") + parts + frame(FIN | PING))
         await raw.next()
@@ -170,3 +148,37 @@ async def test_message_in_a_thousand_fragments_is_kept_as_one() -> None:
 
     assert len(kept) == 1
     assert b"status" in answer
+
+
+async def test_client_that_goes_on_sending_is_told_its_mistake() -> None:
+    async with served() as server:
+        raw = await RawStream.open(server)
+        raw.writer.write(frame(FIN | TEXT, GOOD) + frame(FIN | 3, GOOD))
+        for _ in range(50):
+            raw.writer.write(frame(FIN | TEXT, GOOD))
+            await raw.writer.drain()
+            await asyncio.sleep(0)
+        code, before = await raw.until_closed()
+        await raw.close()
+        await until(lambda: not server.server.server_state.connections)
+
+    assert code == PROTOCOL_ERROR
+    assert len(before) <= 1
+
+
+async def test_client_that_stays_behind_a_wrong_frame_is_left() -> None:
+    async with served() as server:
+        raw = await RawStream.open(server)
+        raw.writer.write(frame(FIN | 3, GOOD))
+        code, _ = await raw.until_closed()
+        await until(lambda: not server.server.server_state.connections)
+        await raw.close()
+
+    assert code == PROTOCOL_ERROR
+
+
+async def test_frames_of_any_kind_end_their_own_connection_at_most() -> None:
+    ends = await send_frames(320, seed=17)
+
+    assert {"1000", "1002", "1007", "1009", "answers"} <= set(ends)
+    assert ends["no close frame"] < 100
