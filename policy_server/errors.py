@@ -48,7 +48,8 @@ class PolicyServerError(Exception):
 
     Attributes:
         status: the HTTP status that the error is answered with.
-        message: one line, safe to show to a client or to print at start-up.
+        message: one line, safe to show to a client or to print at start-up: line ends and what no
+            terminal shows, such as those of a name in a file, are escaped.
         headers: HTTP headers that belong to the answer.
     """
 
@@ -56,8 +57,15 @@ class PolicyServerError(Exception):
     headers: Mapping[str, str] = {}
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+        shown = message if message.isprintable() else "".join(map(_escaped, message))
+        super().__init__(shown)
+        self.message = shown
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode()
 
 
 class SettingsError(PolicyServerError):

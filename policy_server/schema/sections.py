@@ -40,6 +40,8 @@ from policy_server.schema.yaml_text import load_yaml
 
 __all__ = ["check_name", "parse_document", "policy_schema", "read_schema_text"]
 
+# It takes seconds to read as many, and no policy needs them.
+_MOST_CHARACTERS = 1_000_000
 _SECTIONS = "'observations' and 'parameters'"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _URL_PATH = re.compile(r"[A-Za-z0-9._~-]+(?:/[A-Za-z0-9._~-]+)*")
@@ -55,7 +57,8 @@ def read_schema_text(path: Path) -> str:
         SchemaError: if it is missing or unreadable, in one line.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(_MOST_CHARACTERS + 1)
     except FileNotFoundError as error:
         raise SchemaError(
             f"{path}: not found; write one (docs/schema.md), or draft it from the model with "
@@ -65,6 +68,12 @@ def read_schema_text(path: Path) -> str:
         raise SchemaError(f"{path}: expected text in UTF-8; save it in that encoding") from error
     except OSError as error:
         raise SchemaError(f"{path}: can't be read: {error.strerror or error}") from error
+    if len(text) > _MOST_CHARACTERS:
+        raise SchemaError(
+            f"{path}: has more than {_MOST_CHARACTERS} characters; write observations of one kind "
+            "as one list"
+        )
+    return text
 
 
 def parse_document(text: str, source: str) -> Document:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from itertools import chain
 from typing import Any
 
 import yaml
@@ -14,6 +15,9 @@ from policy_server.schema.yaml_slips import describe_slip
 
 __all__ = ["load_yaml"]
 
+_MOST_VALUES = 500_000
+# As PyYAML says it of those that it can't build; others would be values without an end.
+_RECURSIVE = "found unconstructable recursive node"
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 _TEXT_TAG = "tag:yaml.org,2002:str"
 # The errors that PyYAML's constructors let through for values such as `!!timestamp 2020-13-45`.
@@ -32,6 +36,10 @@ class _WrongKeyError(Exception):
         self.line = line
 
 
+class _TooManyValuesError(Exception):
+    """The document has more values than any policy needs, once its aliases are written out."""
+
+
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader, but it guesses no types and refuses a key that is given twice.
 
@@ -40,6 +48,13 @@ class _Loader(yaml.SafeLoader):
 
     # By the first character; all others of YAML 1.1 turn text into something else.
     yaml_implicit_resolvers = {"<": [(_MERGE_TAG, re.compile("<<"))]}  # noqa: RUF012 -- PyYAML's own
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Compose the document, whose anchors may stand for few values only."""
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _values_in(node, {}) > _MOST_VALUES:
+            raise _TooManyValuesError
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 -- PyYAML's own signature
         seen: set[str] = set()
@@ -56,6 +71,21 @@ class _Loader(yaml.SafeLoader):
 
 for _tag in (_TEXT_TAG, _MERGE_TAG):
     _Loader.add_constructor(_tag, _Loader.construct_text)
+
+
+def _values_in(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many values a node holds where each alias stands for a copy of its anchor."""
+    size = known.get(id(node))
+    if size == 0:
+        raise yaml.constructor.ConstructorError(None, None, _RECURSIVE, node.start_mark)
+    if size is None:
+        known[id(node)] = 0
+        size = 1
+        if isinstance(node, yaml.CollectionNode):
+            parts = node.value if isinstance(node, yaml.SequenceNode) else chain(*node.value)
+            size += sum(_values_in(part, known) for part in parts)
+        known[id(node)] = size
+    return size
 
 
 def _check_key(node: yaml.ScalarNode, seen: Collection[str]) -> None:
@@ -91,6 +121,11 @@ def load_yaml(text: str, source: str) -> object:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 -- a subclass of SafeLoader
     except _WrongKeyError as error:
         raise SchemaError(f"{source} line {error.line}: {error}") from error
+    except _TooManyValuesError as error:
+        raise SchemaError(
+            f"{source}: has more than {_MOST_VALUES} values where each alias stands for a copy of "
+            "its anchor; write fewer"
+        ) from error
     except yaml.MarkedYAMLError as error:
         line, slip = describe_slip(error, text)
         where = source if line is None else f"{source} line {line}"

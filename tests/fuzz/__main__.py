@@ -15,6 +15,7 @@ from typing import Any
 
 from tests.fuzz.frames import send_frames
 from tests.fuzz.raw_requests import compare_mutants, compare_requests
+from tests.fuzz.schema_texts import read_texts
 from tests.fuzz.sockets import send_bytes
 
 Run = Callable[[int, int], Counter[Any]]
@@ -29,6 +30,7 @@ SUBJECTS: dict[str, tuple[Run, int]] = {
     "requests": (_in_loop(compare_requests), 200_000),
     "mutants": (_in_loop(compare_mutants), 200_000),
     "sockets": (_in_loop(send_bytes), 50_000),
+    "schemas": (read_texts, 50_000),
     "frames": (_in_loop(send_frames), 50_000),
 }
 

@@ -346,7 +346,7 @@ MISTAKES = {
     "empty label": ("actions: {a: {labels:\n  - x\n  -\n  }}", " line 2: is no YAML: a list item '- ...' stands where none can; put each on a line of its own below its name, or write [...]"),
     "nothing as label": ("actions:\n  a:\n    labels:\n      - x\n      -", ": actions.a.labels: expected text, got nothing; put it in quotes"),
     "number by its tag as label": ("actions: {a: {labels: [!!int 1, x]}}", ": actions.a.labels: expected text, got 1; put it in quotes"),
-    "labels that hold themselves": ("actions: {a: {labels: &x [*x]}}", ": actions.a.labels: expected text, got [[[...]]]; put it in quotes"),
+    "labels that hold themselves": ("actions: {a: {labels: &x [*x]}}", " line 1: is no YAML: an anchor holds itself; write its values out"),
     "labels and choices": ("actions: {a: {labels: [x, y], choices: 3}}", ": actions.a: gives 2 labels for 3 choices; give one a choice"),
     "unknown values": ("actions: {a: {values: q}}", ": actions.a.values: expected one of logits, probabilities, q_values, action, normal, squashed_normal, got 'q'"),
     "no choices": ("actions: {a: {choices: 0}}", ": actions.a.choices: expected a positive number, got 0"),

@@ -1,0 +1,161 @@
+"""Requests that a server's OpenAPI document allows and forbids, made by schemathesis with all checks.
+
+No 5xx, no status or answer that the document does not have, nothing refused that it allows, nothing
+taken that it forbids.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import schemathesis
+import yaml
+from schemathesis.config import SchemathesisConfig
+from schemathesis.engine import from_schema
+from schemathesis.engine.events import EngineFinished, FatalError, NonFatalError, ScenarioFinished
+
+from policy_server import create_app
+from tests.support.folders import ROOT
+from tests.support.servers import served_app
+
+__all__ = ["HOMES", "ask_documented"]
+
+_KEY = "a-key-of-this-run"
+_TOKEN, _ACTION, _UNKNOWN = "x-state", "x-previous-action", "x-schemathesis-unknown-property"
+# Client libraries are built by Java, for minutes each.
+_SLOW = "/clients/{language}"
+_EXAMPLES = sorted(path.parent.name for path in ROOT.glob("examples/*/schema.yaml"))
+HOMES = [*_EXAMPLES, "several"]
+
+
+def _filter_case(_context: schemathesis.HookContext, case: schemathesis.Case[Any]) -> bool:
+    """Return whether a case's headers are such that the document decides about them.
+
+    HTTP allows any header, and JSON Schema can't say that a header is a signed token or JSON.
+    """
+    headers = {name.lower(): str(value) for name, value in dict(case.headers or {}).items()}
+    return (
+        _UNKNOWN not in headers
+        and headers.get(_TOKEN, "new") == "new"
+        and _is_json(headers.get(_ACTION, "0"))
+    )
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def ask_documented(
+    cases: int, seed: int, *, homes: list[str] | None = None, phases: str = ""
+) -> Counter[str]:
+    """Ask the server of each home, an example or several of them in one server.
+
+    Args:
+        cases: the most of each operation in each phase that draws them.
+        seed: of the draws.
+        homes: some of `HOMES`; None for all.
+        phases: of schemathesis, with commas; empty for all.
+
+    Returns:
+        How many requests were answered with each status.
+    """
+    statuses: Counter[str] = Counter()
+    faults: list[str] = []
+    for name in homes or HOMES:
+        with TemporaryDirectory(prefix="documented-") as folder:
+            home = _home(name, Path(folder) / "home")
+            app = create_app(home, api_key=_KEY)
+            with served_app(app) as port:
+                url = f"http://127.0.0.1:{port}{_prefix(home)}"
+                found, wrong = _asked(url, cases, seed, phases)
+        statuses.update(found)
+        faults.extend(f"{name}: {fault}" for fault in wrong)
+    assert not faults, "\n\n".join(faults)
+    return statuses
+
+
+def _home(name: str, folder: Path) -> Path:
+    if name != "several":
+        shutil.copytree(ROOT / "examples" / name, folder)
+        return folder
+    folder.mkdir()
+    policies: dict[str, Any] = {}
+    for example in ("lpoc", "pendulum", "call_center", "stock", "conveyor"):
+        model = shutil.copyfile(
+            ROOT / "examples" / example / "saved_model.zip", folder / f"{example}.zip"
+        )
+        found = yaml.safe_load((ROOT / "examples" / example / "schema.yaml").read_text())
+        parameters = {k: v for k, v in found["parameters"].items() if k in {"discrete", "tuple"}}
+        policies[example] = {**found, "parameters": parameters, "model": model.name}
+    policies["lpoc"] = {
+        **{key: item for key, item in policies["lpoc"].items() if key != "model"},
+        "versions": {"old": {"model": "lpoc.zip", "traffic": 60}, "new": {"model": "lpoc.zip"}},
+    }
+    team = {"belt_*": "conveyor", "robot": "pendulum"}
+    whole = {"policies": policies, "multi_agent": team, "parameters": {"url_path": "app/v1"}}
+    (folder / "schema.yaml").write_text(yaml.safe_dump(whole, sort_keys=False))
+    return folder
+
+
+def _prefix(home: Path) -> str:
+    path = (yaml.safe_load((home / "schema.yaml").read_text()).get("parameters") or {}).get(
+        "url_path", ""
+    )
+    return f"/{path}".rstrip("/")
+
+
+def _asked(url: str, cases: int, seed: int, phases: str) -> tuple[Mapping[str, int], list[str]]:
+    chosen = phases.split(",") if phases else ["examples", "coverage", "fuzzing", "stateful"]
+    config = SchemathesisConfig.from_dict(
+        {
+            "seed": seed,
+            "headers": {"access-token": _KEY},
+            "continue-on-failure": True,
+            "request-timeout": 30,
+            # Where a policy can't give an answer, the document has 501, with the reason.
+            "checks": {"not_a_server_error": {"expected-statuses": ["2xx", "4xx", "501"]}},
+            "generation": {"max-examples": cases, "database": "none", "no-shrink": cases > 100},
+            "phases": {
+                name: {"enabled": name in chosen}
+                for name in ("examples", "coverage", "fuzzing", "stateful")
+            },
+        }
+    )
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json", config=config)
+    schema = schema.exclude(path=_SLOW)
+    schema.hook("filter_case")(_filter_case)
+    statuses: Counter[str] = Counter()
+    faults: dict[str, str] = {}
+    for event in from_schema(schema).execute():
+        if isinstance(event, FatalError):
+            raise event.exception
+        if isinstance(event, NonFatalError):
+            faults[f"{event.label} {type(event.value).__name__}"] = str(event.value)
+        elif isinstance(event, ScenarioFinished):
+            for asked in event.recorder.interactions.values():
+                statuses[str(asked.response.status_code if asked.response else "none")] += 1
+            faults.update(_faults_of(event.recorder))
+    return statuses, [f"{name}: {told}" for name, told in faults.items()]
+
+
+def _faults_of(recorder: Any) -> dict[str, str]:  # noqa: ANN401 -- schemathesis' own
+    """Return the checks that failed, each once an operation."""
+    found = {}
+    for case_id, checks in recorder.checks.items():
+        for check in checks:
+            if check.failure_info is not None:
+                failure = check.failure_info.failure
+                name = f"{failure.operation} {check.name}: {failure.title}"
+                found[name] = f"{failure.message[:1500]}\n{check.failure_info.code_sample[:1500]}"
+    return found
