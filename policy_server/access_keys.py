@@ -39,12 +39,16 @@ class AccessKey:
         scopes: the routes that it opens: those of policies, those that change versions, the port of
             the metrics.
         is_hashed: whether the server was given the digest alone.
+        max_rate: see `ClientLimit`; None takes the server's limit of all keys.
+        max_in_flight: see `ClientLimit`; None takes the server's.
     """
 
     name: str
     digest: bytes = field(repr=False)
     scopes: frozenset[Scope] = frozenset({"predict"})
     is_hashed: bool = False
+    max_rate: float | None = None
+    max_in_flight: int | None = None
 
     @classmethod
     def of(cls, name: str, key: str, *scopes: Scope) -> AccessKey:
@@ -129,7 +133,11 @@ class KeyRing:
             key: as `admit` returned it.
             scope: of its route.
         """
-        return scope not in self._closed if key is None else key in self._keys
+        if key is None:
+            return scope not in self._closed
+        # Its limits may have changed.
+        known = (key.name, key.digest)
+        return any(known == (one.name, one.digest) and scope in one.scopes for one in self._keys)
 
     def _find(self, given: str, scope: Scope) -> AccessKey | None:
         """Compare with all keys, each in constant time, whichever it is."""

@@ -229,6 +229,21 @@ class UpgradeRequiredError(PolicyServerError):
     headers: Mapping[str, str] = {"upgrade": "websocket", "connection": "upgrade"}
 
 
+class TooManyRequestsError(PolicyServerError):
+    """A client has asked more than its access key or its address may.
+
+    Attributes:
+        reason: the limit that it has reached, as the metrics name it.
+    """
+
+    status = 429
+
+    def __init__(self, message: str, *, reason: str = "", retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.headers = {"retry-after": str(retry_after_s)}
+
+
 class UnsupportedAnswerError(PolicyServerError):
     """The policy's family does not allow the answer that a route gives."""
 

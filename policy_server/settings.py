@@ -191,6 +191,32 @@ class Settings(BaseSettings):
         ge=1,
         description="Requests of one connection that are answered at a time; others wait unread",
     )
+    max_key_rate: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Most observations a second that one access key may ask, unless schema.yaml "
+        "gives it a limit of its own, else 429; 0 for any number",
+    )
+    max_key_in_flight: int = Field(
+        0,
+        ge=0,
+        description="Most requests and frames of one access key that are answered at a time, "
+        "unless schema.yaml gives it a limit of its own, else 429; 0 for any number",
+    )
+    max_address_rate: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Most observations a second that one address may ask, else 429; 0 for any "
+        "number",
+    )
+    max_address_in_flight: int = Field(
+        0,
+        ge=0,
+        description="Most requests and frames of one address that are answered at a time, else "
+        "429; 0 for any number",
+    )
     episode_idle_s: float = Field(
         900.0,
         gt=0,

@@ -34,6 +34,7 @@ from benchmarks.subjects import KEY, OBSERVATION
 from benchmarks.workplace import load_compiled
 from policy_server.access_keys import AccessKey, KeyRing
 from policy_server.backends.local import LocalBackend
+from policy_server.client_limits import ClientLimits
 from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.engine.network import CompiledPolicy, NetworkPolicy
 from policy_server.metrics import Metrics
@@ -174,12 +175,13 @@ async def _gate_us(batch: int) -> float:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    settings = Settings()
+    settings, keys = Settings(), KeyRing([AccessKey.of("api_key", KEY)])
     gate = Gate(
         answer,
         table=RouteTable(_registry(ConstantBackend(), ServerSchema())),
         streams=answer,
-        keys=KeyRing([AccessKey.of("api_key", KEY)]),
+        keys=keys,
+        client_limits=ClientLimits(keys),
         root_path="",
         max_body_bytes=settings.max_body_bytes,
         max_batch_body_bytes=settings.max_batch_body_bytes,

@@ -159,7 +159,8 @@ class PolicyMetrics:
         """Count observations that were not answered.
 
         Args:
-            reason: queue_full, queue_slow, timeout or shutdown.
+            reason: queue_full, queue_slow, timeout or shutdown; or that of a
+                `TooManyRequestsError`.
             count: how many.
         """
         self._tally.count("rejected", {(reason, self.policy): count})

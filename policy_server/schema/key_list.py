@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from policy_server.access_keys import SCOPES, AccessKey, Scope
 from policy_server.errors import SchemaError
@@ -67,18 +68,29 @@ def _key(entry: KeyEntry, where: str) -> AccessKey:
             f"letter or digit, and none of {', '.join(sorted(_RESERVED))}"
         )
     scopes = _scopes(entry.scopes, where)
+    for limit in ("max_rate", "max_in_flight"):
+        if (getattr(entry, limit) or 0) < 0:
+            raise SchemaError(f"{where}.{limit}: expected 0, for no limit, or more")
     if (entry.key is None) == (entry.hash is None):
         raise SchemaError(f"{where}: expected either key or hash")
     if entry.key is not None:
         _check_text(entry.key, f"{where}.key")
-        return AccessKey.of(entry.name, entry.key, *scopes)
+        key = AccessKey.of(entry.name, entry.key, *scopes)
+        return replace(key, max_rate=entry.max_rate, max_in_flight=entry.max_in_flight)
     digest = _HASH.fullmatch((entry.hash or "").strip())
     if digest is None:
         raise SchemaError(
             f"{where}.hash: expected sha256: and 64 digits of 0-9 and a-f, as `generate.py "
             "hash_key` prints them"
         )
-    return AccessKey(entry.name, bytes.fromhex(digest[1]), frozenset(scopes), is_hashed=True)
+    return AccessKey(
+        entry.name,
+        bytes.fromhex(digest[1]),
+        frozenset(scopes),
+        is_hashed=True,
+        max_rate=entry.max_rate,
+        max_in_flight=entry.max_in_flight,
+    )
 
 
 def _scopes(given: Iterable[str] | None, where: str) -> tuple[Scope, ...]:

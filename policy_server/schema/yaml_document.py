@@ -183,6 +183,8 @@ class KeyEntry(_Strict):
     key: _Text | None = None
     hash: _Text | None = None
     scopes: list[_Text] | None = None
+    max_rate: _Number | None = None
+    max_in_flight: _Count | None = None
 
 
 class Parameters(_Strict):
@@ -290,6 +292,8 @@ def _describe_keys(problem: ErrorDetails, where: str) -> str:
             return f"{entry}: has an unknown key; expected {', '.join(KeyEntry.model_fields)}"
         case "text":
             return f"{where}: expected text, got {show_type(problem['input'])}; put it in quotes"
+        case "number" | "count":
+            return f"{where}: expected {problem['msg']}, got {show_type(problem['input'])}"
     return (
         f"{where}: expected a list, such as [{{name: plant, key: ..., scopes: [predict]}}], got "
         f"{show_type(problem['input'])}"

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from policy_server import __version__
 from policy_server.access_keys import AccessKey, KeyRing
+from policy_server.client_limits import ClientLimit, ClientLimits
 from policy_server.errors import PolicyServerError
 from policy_server.http_server import HotRoutes
 from policy_server.metrics import Metrics
@@ -115,6 +116,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
+    valid = keys or KeyRing(() if api_key is None else [AccessKey.of("api_key", api_key)])
     gate = Gate(
         FastPath(app.answer_http, table, policies, team) if has_fast_path else app.answer_http,
         table=table,
@@ -125,7 +127,7 @@ def create_app(
             max_frame_bytes=settings.max_body_bytes,
             metrics=counted,
         ),
-        keys=keys or KeyRing(() if api_key is None else [AccessKey.of("api_key", api_key)]),
+        keys=valid,
         root_path=root_path,
         max_body_bytes=settings.max_body_bytes,
         max_batch_body_bytes=settings.max_batch_body_bytes,
@@ -133,6 +135,11 @@ def create_app(
         metrics=counted,
         request_log=RequestLog(rate=settings.access_log_rate),
         cross_origin=CrossOrigin(settings.cors_origins) if settings.cors_origins else None,
+        client_limits=ClientLimits(
+            valid,
+            of_key=ClientLimit(settings.max_key_rate, settings.max_key_in_flight),
+            of_address=ClientLimit(settings.max_address_rate, settings.max_address_in_flight),
+        ),
     )
     app.answer_http = gate
     hot = HotAnswers(gate, policies, sessions, team=team, team_sessions=team_sessions)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from policy_server.client_limits import Charge, charge_nobody
 from policy_server.errors import BodyTimeoutError, OverloadedError
 from policy_server.observations import (
     BatchLayout,
@@ -54,6 +55,7 @@ class BatchRequest:
         wanted: the name of the version that is asked for; empty leaves that to the traffic.
         has_log_probability: whether an array has it as its last column.
         deadline: the client's own, by `time.perf_counter`; None for none.
+        charge: counts the observations behind the first.
     """
 
     kind: AnswerKind
@@ -66,6 +68,7 @@ class BatchRequest:
     wanted: str = ""
     has_log_probability: bool = False
     deadline: float | None = None
+    charge: Charge = charge_nobody
 
 
 class BatchAnswering:
@@ -120,6 +123,7 @@ class BatchAnswering:
         calls: list[asyncio.Task[None]] = []
 
         def start_call(first: int, rows: PolicyInputs) -> None:
+            request.charge(len(rows) - (first == 0))
             call = _call(version, request, first, rows, answers)
             calls.append(asyncio.create_task(call))
 

@@ -104,6 +104,7 @@ def _answering_team(team: TeamAnswering, route: AnswerRoute) -> Answering:
             episode=asked["episode"],
             wanted=asked["version"],
             deadline=asked["deadline"],
+            charge=asked["charge"],
         )
 
     return answer

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from starlette.types import Message
 
+from policy_server.client_limits import NO_SHARE, Share
 from policy_server.policy import LARGEST_SEED, AnswerKind
 from policy_server.web.frame_timing import Stamp
 
@@ -36,12 +37,16 @@ class FrameQuestion:
         received: when it came, by `time.perf_counter`.
         answer: the pending answer, the answer itself, or the status and the detail of the error.
         stamp: the client's own, which the answer repeats; None for none.
+        observations: how many it holds.
+        share: the frame's, until it is answered.
     """
 
     is_text: bool
     received: float
     answer: Pending | bytes | tuple[int, object]
     stamp: Stamp | None = None
+    observations: int = 1
+    share: Share = NO_SHARE
 
 
 class FrameQuestions(Protocol):

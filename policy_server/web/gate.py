@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import secrets
@@ -14,10 +15,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from policy_server.access_keys import AccessKey, KeyRing
 from policy_server.access_keys import Scope as KeyScope
+from policy_server.client_limits import NO_SHARE, ClientLimits, Share
 from policy_server.errors import (
     BodyTooLargeError,
     ForbiddenOriginError,
     PolicyServerError,
+    TooManyRequestsError,
+    UnauthorizedError,
 )
 from policy_server.metrics import Metrics
 from policy_server.request_log import RequestLog
@@ -78,6 +82,7 @@ class Gate:
         request_log: where requests are logged.
         keys: those that are valid now: whoever remembers that a request passed has to ask again
             when they have changed.
+        client_limits: what one client may ask.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class Gate:
         root_path: str,
         max_body_bytes: int,
         max_batch_body_bytes: int,
+        client_limits: ClientLimits,
         metrics: Metrics,
         request_log: RequestLog | None = None,
         cross_origin: CrossOrigin | None = None,
@@ -106,6 +112,7 @@ class Gate:
             max_body_bytes: the largest body.
             max_batch_body_bytes: the largest body of a batch.
             max_upload_bytes: the largest body of an uploaded policy.
+            client_limits: what one client may ask.
             metrics: where requests are counted.
             request_log: where they are logged; None for a log of all.
             cross_origin: the other origins whose pages may call; None sends no such headers.
@@ -114,6 +121,7 @@ class Gate:
         self._table = table
         self._streams = streams
         self.keys = keys
+        self.client_limits = client_limits
         self._root_path = root_path
         self._limits = {
             of: (limit, f"body is larger than {limit} bytes ({ENV_PREFIX}{name})")
@@ -137,6 +145,7 @@ class Gate:
         route = self._table.find(path) or _UNKNOWN
         key: AccessKey | None = None
         stamp = ""
+        share = NO_SHARE
 
         async def send_with_id(message: Message) -> None:
             if message["type"] in _STARTS:
@@ -186,21 +195,44 @@ class Gate:
             await self._cross_origin.answer_preflight(send_with_id)
             return
         try:
-            key = self._admit(route, scope, headers)
+            key = self._admit_counted(route, scope, headers)
             scope["state"]["key"] = _name_of(key)
             scope["state"]["is_admitted"] = lambda: self.is_admitted(route, key)
             stamp = self._read_timing(route, scope, headers, started)
+            share = self._begin(route, scope)
             limited = self._limited(route, scope, headers, receive)
         except PolicyServerError as error:
+            share.end()
             await send_error(error, scope, receive, send_with_id)
             return
         try:
             if scope["type"] == "websocket":
+                # Each frame has a share of its own.
+                share.end()
                 await self._streams(scope, receive, send_with_id)
             else:
                 await self._app(scope, limited, send_with_id)
         except ClientDisconnect:
             logger.info("client_disconnected", extra={"request_id": request_id})
+        finally:
+            share.end()
+
+    def begin(self, route: Route, key: str | None, address: str | None) -> Share:
+        """Count a request, or a frame, of a client; see `ClientLimits.begin`.
+
+        Args:
+            route: the route that it asks.
+            key: the name of the client's key.
+            address: the client's.
+
+        Raises:
+            TooManyRequestsError: if the client has asked too much; it is counted.
+        """
+        try:
+            return self.client_limits.begin(key, address)
+        except TooManyRequestsError as error:
+            self.metrics.of(route.policy).count_rejected(error.reason)
+            raise
 
     @staticmethod
     def _read_timing(
@@ -294,6 +326,24 @@ class Gate:
         elif scope["method"] == "OPTIONS" and route is not _UNKNOWN:
             return None
         return self.keys.admit(of_route, headers)
+
+    def _admit_counted(
+        self, route: Route, scope: Scope, headers: Mapping[bytes, str]
+    ) -> AccessKey | None:
+        """Return the key of a request; a wrong one is counted as a request of its address."""
+        try:
+            return self._admit(route, scope, headers)
+        except UnauthorizedError:
+            self.begin(route, None, scope["state"]["client"]).end()
+            raise
+
+    def _begin(self, route: Route, scope: Scope) -> Share:
+        """Count a request that was let in, and let its route count the observations in it."""
+        asked = scope["state"]
+        begin = functools.partial(self.begin, route, asked["key"], asked["client"])
+        share = NO_SHARE if route.access == "open" else begin()
+        asked["begin"], asked["charge"] = begin, share.charge
+        return share
 
     def _check_origin(self, scope: Scope, headers: Mapping[bytes, str]) -> None:
         """Refuse a web socket of a page whose origin is not allowed, since browsers don't."""

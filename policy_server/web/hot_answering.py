@@ -10,7 +10,8 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
-from policy_server.errors import PolicyServerError
+from policy_server.client_limits import NO_SHARE
+from policy_server.errors import PolicyServerError, TooManyRequestsError
 from policy_server.http_server import Connection, HotRequest, OwnParts, RequestHead
 from policy_server.policy import AnswerKind
 from policy_server.serving import AnsweredCall, PolicyVersion, Question
@@ -41,6 +42,7 @@ class HotDecision:
         request_log: where they are logged.
         observe_answer: counts an answer, by its time in seconds.
         key: the name of the key that the head carries; None where none is asked for.
+        is_limited: whether any client has limits; where that changes, the head is decided anew.
         content_type: of the bodies.
         episode: the header `x-episode-id`.
         wanted: the header `x-policy-version`.
@@ -75,6 +77,7 @@ class HotDecision:
         self.route = route
         self.head = head
         self.key = key
+        self.is_limited = gate.client_limits.is_on
         self.request_log = gate.request_log
         self.observe_answer = gate.metrics.request_recorder(route.policy, route.label, _OK, key=key)
         self.next_id = gate.request_ids.next
@@ -84,6 +87,23 @@ class HotDecision:
         self.timeout_s = given_timeout_s(headers)
         self.request_id = given_id(headers)
         self.ending = _END + _header_lines(gate.page_headers(headers))
+
+    def lets_in(self, request: HotReply) -> bool:
+        """Count a request of a client that may have limits, and answer one that is too many.
+
+        Args:
+            request: one of these, which was begun.
+
+        Returns:
+            Whether it is to be answered still.
+        """
+        client = request.connection.client_of(request.head)
+        try:
+            request.share = self.gate.begin(self.route, self.key, client)
+        except TooManyRequestsError as error:
+            request.end(error)
+            return False
+        return True
 
     def log(self, request: HotReply, status: int, seconds: float) -> None:
         """Log a request.
@@ -121,7 +141,13 @@ class HotDecision:
 
 
 class HotReply(HotRequest):
-    """A request of a connection, up to the bytes of its answer."""
+    """A request of a connection, up to the bytes of its answer.
+
+    Attributes:
+        share: of its client's limits, until it is answered.
+    """
+
+    share = NO_SHARE
 
     def __init__(self, decision: HotDecision, connection: Connection, own: OwnParts) -> None:
         """Own the request until it is answered.
@@ -143,6 +169,10 @@ class HotReply(HotRequest):
         """Return when the client has no use for the answer any more; None where it never says."""
         timeout_s = self._decision.timeout_s
         return None if timeout_s is None else self.started + timeout_s
+
+    def charge(self, observations: int) -> None:
+        """Count more observations than one; see `Share.charge`."""
+        self.share.charge(observations)
 
     def take_error(self, error: PolicyServerError) -> None:
         """Answer with the error of the question."""
@@ -173,6 +203,7 @@ class HotReply(HotRequest):
 
     def disconnect(self) -> None:
         """Give the question up: the client has gone."""
+        self.share.end()
         self.give_up()
         logger.info("client_disconnected", extra={"request_id": self.request_id})
 
@@ -185,6 +216,8 @@ class HotReply(HotRequest):
             body: its body.
         """
         decision = self._decision
+        if decision.is_limited:
+            self.share.end()
         if self._stamp:
             lines += _header_lines(stamp_lines(self._stamp, self.started))
         seconds = time.perf_counter() - self.started
@@ -235,6 +268,8 @@ class HotAnswering(HotDecision):
         """Begin a request, and finish it now or later; see `HotRoute.ask`."""
         request = _Request(self, connection, own)
         connection.begin(request)
+        if self.is_limited and not self.lets_in(request):
+            return
         policy = self.policy
         try:
             request.version = version = policy.slot.choose(self.episode, wanted=self.wanted)

@@ -63,7 +63,8 @@ class HotSession(HotDecision):
         """Begin a request, and finish it now or later; see `HotRoute.ask`."""
         request = _Step(self, connection, own, body)
         connection.begin(request)
-        request.begin(own)
+        if not self.is_limited or self.lets_in(request):
+            request.begin(own)
 
     def read(self, version: PolicyVersion, body: bytes, seed: int | None) -> Question:
         """Return the question in a body; see `PolicyAnswering.read`."""
@@ -132,6 +133,7 @@ class InTurn(HotReply):
 
     def cancel(self, msg: str | None = None) -> None:
         """End the step, and the connection; see `HotRequest`."""
+        self.share.end()
         self.stop()
         self._leave()
         if self._task is not None:

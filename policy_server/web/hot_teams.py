@@ -55,6 +55,8 @@ class HotTeam(HotDecision):
         """Begin a request, and finish it now or later; see `HotRoute.ask`."""
         request = _TeamRequest(self, connection, own)
         connection.begin(request)
+        if self.is_limited and not self.lets_in(request):
+            return
         try:
             request.begin(*self.step(body, request.request_id, request.own_deadline))
         except Exception as error:
@@ -86,6 +88,7 @@ class _TeamRequest(HotReply):
 
     def begin(self, step: TeamStep, versions: TeamVersions) -> None:
         self._step, self._versions = step, versions
+        self.charge(step.agents - 1)
         step.ask(self._answered)
 
     def give_up(self) -> None:
@@ -134,7 +137,8 @@ class HotTeamSession(HotDecision):
         """Begin a request, and finish it now or later; see `HotRoute.ask`."""
         request = _Step(self, connection, own, body)
         connection.begin(request)
-        request.queue(self.answering.sessions, own.session_id)
+        if not self.is_limited or self.lets_in(request):
+            request.queue(self.answering.sessions, own.session_id)
 
 
 class _Step(InTurn):
@@ -159,6 +163,7 @@ class _Step(InTurn):
             session.content_type,
             self.request_id,
             self.own_deadline,
+            self.charge,
         )
 
     def step(self, place: SessionPlace) -> None:

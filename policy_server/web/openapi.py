@@ -195,6 +195,7 @@ def _describe_operation(operation: Document, route: Route) -> None:
     if route.access == "key":
         operation["security"] = _SECURITY
         describe_error(operation, 401)
+        describe_error(operation, 429)
     if route.path == "/readyz":
         describe_error(operation, 503)
     if "{session_id}" in route.path:

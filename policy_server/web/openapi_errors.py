@@ -34,6 +34,10 @@ _ERRORS = {
         "a body that is packed or encoded in a way that is not taken",
         "content-encoding 'br' is not taken; send the body packed with gzip, or as it is",
     ),
+    429: (
+        "a client that has asked more than its access key or its address may",
+        "key 'plant': expected at most 100 observations a second, got more; try again in 2 s",
+    ),
     500: (
         "a policy that fails",
         "the policy failed on this observation; the server's log has the reason",

@@ -206,6 +206,7 @@ def _batch_endpoint(
             wanted=request.state.version,
             has_log_probability=has_log_probability,
             deadline=request.state.deadline,
+            charge=request.state.charge,
         )
         body, version = await answering.answer(batch, request.stream())
         media_type = NPY if batch.wants_npy else JSON

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from policy_server.client_limits import Charge, charge_nobody
 from policy_server.serving import Sessions, SessionTurn, StatedStep
 from policy_server.serving.memory import EpisodeMemory
 from policy_server.web.answering import PolicyAnswering
@@ -27,6 +28,7 @@ class SessionStep(NamedTuple):
         content_type: of the body.
         request_id: the name of the request in the logs.
         deadline: the client's own, by `time.perf_counter`; None for none.
+        charge: counts the agents of a team behind the first.
     """
 
     session_id: str
@@ -36,6 +38,7 @@ class SessionStep(NamedTuple):
     content_type: str
     request_id: str
     deadline: float | None = None
+    charge: Charge = charge_nobody
 
     def digest(self, route: AnswerRoute, body: bytes) -> bytes:
         """Return the digest of the request; see `digest_of`."""

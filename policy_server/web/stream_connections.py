@@ -18,6 +18,8 @@ from typing import Any
 
 from starlette.types import Message, Receive, Send
 
+from policy_server.client_limits import Share
+from policy_server.errors import TooManyRequestsError
 from policy_server.http_server import FrameConnection
 from policy_server.metrics import Metrics
 from policy_server.telemetry import ACCESS_LOGGER
@@ -69,7 +71,8 @@ class StreamEnds:
 
         Args:
             route: the stream's.
-            asked: the gate's state of the handshake: the client, its key and whether that is valid.
+            asked: the gate's state of the handshake: the client, its key, whether that is valid,
+                and the counting of its frames.
             questions: see the class.
             receive: see the class.
             send: see the class.
@@ -83,7 +86,21 @@ class StreamEnds:
         self._client: str | None = asked["client"]
         self._key: str | None = asked["key"]
         self.is_admitted: Callable[[], bool] = asked["is_admitted"]
+        self._begin: Callable[[], Share] = asked["begin"]
         self._errors = 0
+
+    def ask(self, message: Message) -> FrameQuestion:
+        """Ask the question in a frame, unless the client has asked too much already."""
+        received = time.perf_counter()
+        try:
+            share = self._begin()
+        except TooManyRequestsError as error:
+            is_text = message.get("text") is not None
+            return FrameQuestion(is_text, received, self.questions.failure(error))
+        question = self.questions.ask(message)
+        question.share = share
+        share.charge(question.observations - 1)
+        return question
 
     def outcome(
         self, question: FrameQuestion, answer: bytes | tuple[int, object]
@@ -149,6 +166,7 @@ class Stream(ABC):
             ends.questions.end_episode()
             # All at once: a step that is cancelled alone makes room for the next one.
             for question in self._in_flight:
+                question.share.end()
                 if not isinstance(question.answer, bytes | tuple):
                     question.answer.abandon()
             ends.metrics.count_stream(-1)
@@ -199,7 +217,7 @@ class AsgiStream(Stream):
                 await self._until_in_flight(0, writer)
                 await ends.close(_POLICY_VIOLATION)
                 return _POLICY_VIOLATION
-            self._in_flight.append(ends.questions.ask(message))
+            self._in_flight.append(ends.ask(message))
             self._arrived.set()
             if len(self._in_flight) >= MOST_IN_FLIGHT:
                 await self._until_in_flight(MOST_IN_FLIGHT - 1, writer)
@@ -226,7 +244,7 @@ class AsgiStream(Stream):
             except _CLOSED:
                 # The reader hears of it too.
                 return
-            self._in_flight.popleft()
+            self._in_flight.popleft().share.end()
             self._moved.set()
             self._ends.note_answer(question, status)
 
@@ -317,6 +335,7 @@ class DirectStream(Stream):
         frames: list[tuple[bytes, bool]] = []
         while self._in_flight and (answer := self._answer_of(self._in_flight[0])) is not None:
             question = self._in_flight.popleft()
+            question.share.end()
             status, text = self._ends.outcome(question, answer)
             ready.append((question, status))
             frames.append((answer_payload(text, is_text=question.is_text), question.is_text))
@@ -350,7 +369,7 @@ class DirectStream(Stream):
     def _ask(self, message: Message) -> None:
         """Ask the question in a frame, or begin to end where the key is not valid any more."""
         if self._ends.is_admitted():
-            self._in_flight.append(self._ends.questions.ask(message))
+            self._in_flight.append(self._ends.ask(message))
             return
         self._is_ending = True
         self._held.clear()

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from policy_server.client_limits import Charge, charge_nobody
 from policy_server.errors import (
     BodyTooLargeError,
     ObservationError,
@@ -57,6 +58,7 @@ class TeamAnswering:
         episode: str = "",
         wanted: str = "",
         deadline: float | None = None,
+        charge: Charge = charge_nobody,
     ) -> tuple[bytes, list[tuple[bytes, bytes]]]:
         """Answer a step that belongs to no episode, each agent from the zero state.
 
@@ -70,6 +72,7 @@ class TeamAnswering:
             episode: the id of their episode, which stays on one version of each policy.
             wanted: the versions that are asked for; see `Team.wanted_versions`.
             deadline: the client's own, by `time.perf_counter`; None for none.
+            charge: counts the agents behind the first.
 
         Returns:
             The JSON of the answers by agent, and the headers that tell of them.
@@ -89,6 +92,7 @@ class TeamAnswering:
             wanted=wanted,
             deadline=deadline,
         )
+        charge(step.agents - 1)
         return await step.fetch(), version_headers(versions, has_memory=False)
 
     def lone_step(
@@ -266,6 +270,11 @@ class TeamStep:
         self._most = most
         self._request_id = request_id
         self._asked: AskedTeam | None = None
+
+    @property
+    def agents(self) -> int:
+        """Return how many agents are answered."""
+        return len(self._questions)
 
     @property
     def has_memory(self) -> bool:

@@ -189,6 +189,7 @@ def _endpoint(answering: TeamAnswering, route: AnswerRoute) -> Callable[..., Awa
             episode=asked.episode,
             wanted=asked.version,
             deadline=asked.deadline,
+            charge=asked.charge,
         )
         response = Response(text, media_type=JSON)
         response.raw_headers += headers
@@ -219,6 +220,7 @@ def _step_endpoint(
             asked.content_type,
             asked.request_id,
             asked.deadline,
+            asked.charge,
         )
         # A slow body keeps no other request waiting.
         text, headers = await answering.answer(route, await request.body(), step)

@@ -75,7 +75,7 @@ class TeamSessionAnswering:
         memory, seed = turn.memory, step.seed
         if seed is None and route.kind == "predict":
             seed = memory.step_seed
-        return self._team.step(
+        made = self._team.step(
             route.kind,
             parse_agents(body),
             is_raw=route.is_raw,
@@ -85,6 +85,8 @@ class TeamSessionAnswering:
             memory=memory,
             deadline=step.deadline,
         )
+        step.charge(made.agents - 1)
+        return made
 
     def headers(self, turn: SessionTurn[TeamMemory], number: int) -> list[tuple[bytes, bytes]]:
         """Return the headers that tell of an answer.

@@ -72,7 +72,7 @@ class TeamQuestions:
         received = time.perf_counter()
         is_text = message.get("text") is not None
         answer: Pending | bytes | tuple[int, object]
-        is_reset = False
+        is_reset, observations = False, 1
         try:
             values = parse_team_frame(message, max_bytes=self._max_frame_bytes)
             values, timing = timing_in(values)
@@ -80,11 +80,14 @@ class TeamQuestions:
                 _refuse_stamp()
             reset = self._reset(check_agents(values))
             is_reset = reset is not None
-            answer = self._step(values, timing.deadline(received)) if reset is None else reset
+            if reset is None:
+                answer, observations = self._step(values, timing.deadline(received)), len(values)
+            else:
+                answer = reset
         except Exception as error:
             answer = self.failure(error)
         self.asked += not is_reset
-        return FrameQuestion(is_text, received, answer)
+        return FrameQuestion(is_text, received, answer, observations=observations)
 
     def end_episode(self) -> None:
         """Forget the memories, and the versions that answer the episode."""

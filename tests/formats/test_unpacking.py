@@ -73,7 +73,9 @@ def test_model_at_any_depth_becomes_the_folder_itself(tmp_path: Path, under: str
     assert folder == tmp_path / "models"
     assert files_in(folder) == FILES
     assert stat.S_IMODE(folder.stat().st_mode) == 0o755
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".unfinished-models-")] == []
+    assert [
+        path.name for path in tmp_path.iterdir() if path.name.startswith(".unfinished-models-")
+    ] == []
 
 
 def test_what_is_not_the_model_stays_behind(tmp_path: Path) -> None:
@@ -269,7 +271,9 @@ def test_processes_may_unpack_at_once(tmp_path: Path) -> None:
 
     assert folders == {str(tmp_path / "models")}
     assert files_in(tmp_path / "models") == FILES
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".unfinished-models-")] == []
+    assert [
+        path.name for path in tmp_path.iterdir() if path.name.startswith(".unfinished-models-")
+    ] == []
 
 
 def test_process_that_waited_for_another_finds_its_work(tmp_path: Path) -> None:

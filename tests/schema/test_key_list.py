@@ -31,6 +31,16 @@ def test_list_gives_names_scopes_and_digests() -> None:
     assert "keys" not in str(public_schema(next(iter(file)).schema))
 
 
+@pytest.mark.parametrize("key", ["key: k", f"hash: 'sha256:{HASH}'"], ids=["key", "hash"])
+def test_key_may_have_limits_of_its_own(key: str) -> None:
+    limits = "max_rate: 0.5, max_in_flight: 8"
+
+    file = parse_schema_file(listed(f"{{name: a, {key}, {limits}}}, {{name: b, key: l}}"))
+
+    found = [(known.max_rate, known.max_in_flight) for known in file.api_keys]
+    assert found == [(0.5, 8), (None, None)]
+
+
 def test_list_stands_beside_the_policies() -> None:
     file = parse_schema_file("policies: {door: {model: m}}\n" + listed("{name: plant, key: k}"))
 
@@ -74,7 +84,19 @@ MISTAKES = {
     ),
     "unknown word": (
         "{name: a, key: k, scope: [admin]}",
-        ".0: has an unknown key; expected name, key, hash, scopes",
+        ".0: has an unknown key; expected name, key, hash, scopes, max_rate, max_in_flight",
+    ),
+    "a negative limit": (
+        "{name: a, key: k, max_rate: -1}",
+        ".0.max_rate: expected 0, for no limit, or more",
+    ),
+    "a part of a request": (
+        "{name: a, key: k, max_in_flight: 1.5}",
+        ".0.max_in_flight: expected a valid integer, got text",
+    ),
+    "no number": (
+        "{name: a, key: k, max_rate: many}",
+        ".0.max_rate: expected a number, got text",
     ),
 }
 

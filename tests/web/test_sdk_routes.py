@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 from policy_server.access_keys import KeyRing
+from policy_server.client_limits import ClientLimits
 from policy_server.errors import SdkError
 from policy_server.metrics import Metrics
 from policy_server.schema import ServerSchema
@@ -52,11 +53,13 @@ def gate_of(folder: Path, generator: Generator, *, wait_s: float = 30) -> Gate:
     app.include_router(client_routes(store, lambda: DOCUMENT, wait_s=wait_s))
     install_error_handlers(app, app.routes)
     table = RouteTable(registry_of(integer_backend(), ServerSchema()))
+    keys = KeyRing()
     return Gate(
         app,
         table=table,
         streams=app,
-        keys=KeyRing(),
+        keys=keys,
+        client_limits=ClientLimits(keys),
         root_path="",
         max_batch_body_bytes=1024,
         max_body_bytes=1,
