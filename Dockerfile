@@ -5,23 +5,17 @@
 
 FROM python:3.11-slim-bookworm AS build
 
-# Another build of TensorFlow: --build-arg TENSORFLOW='tensorflow'
-ARG TENSORFLOW
-
 # strip comes from binutils.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends binutils=2.40-* \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /build
-COPY requirements.txt deploy/image-constraints.txt ./
-# On x86-64 TensorFlow has a build for CPUs of its own, which is 1 GB smaller; elsewhere it has none.
+COPY deploy/image-requirements.txt ./
+# `make lock` has pinned each package, with the hashes of its files.
 RUN python3 -m venv /opt/venv \
-    && if [ -n "$TENSORFLOW" ]; then form="$TENSORFLOW\1"; else \
-        form="tensorflow-cpu\1; platform_machine == 'x86_64'\ntensorflow\1; platform_machine != 'x86_64'"; fi \
-    && sed "s/^tensorflow\(==.*\)/$form/" requirements.txt > requirements-image.txt \
     && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check \
-        --constraint image-constraints.txt --requirement requirements-image.txt
+        --require-hashes --requirement image-requirements.txt
 # What no server reads: C++ headers, Java, compilers, tests, debugging symbols and pip itself.
 RUN packages="$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
     && rm -rf "$packages/tensorflow/include" "$packages/clang" "$packages/ray/jars" \
@@ -36,6 +30,17 @@ COPY app.py generate.py LICENSE /opt/policy-server/
 COPY policy_server /opt/policy-server/policy_server
 COPY examples /opt/policy-server/examples
 RUN /opt/venv/bin/python -m compileall -q /opt/policy-server
+
+
+# The bill of materials: which packages the image has, their licenses and what needs what.
+FROM build AS materials
+
+COPY deploy/sbom-requirements.txt ./
+RUN python3 -m venv /opt/sbom \
+    && /opt/sbom/bin/python -m pip install --no-cache-dir --disable-pip-version-check \
+        --require-hashes --requirement sbom-requirements.txt \
+    && /opt/sbom/bin/cyclonedx-py environment --output-reproducible --validate \
+        --output-file /opt/sbom.cdx.json /opt/venv
 
 
 FROM python:3.11-slim-bookworm
@@ -59,6 +64,7 @@ RUN apt-get update \
 
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/policy-server /opt/policy-server
+COPY --from=materials /opt/sbom.cdx.json /opt/policy-server/
 # The policy's folder; the server unpacks saved_model.zip next to it.
 COPY --chown=policy:policy examples/mouse_and_cheese/schema.yaml \
     examples/mouse_and_cheese/saved_model.zip /srv/policy/

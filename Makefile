@@ -42,7 +42,7 @@ define find_python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help python venv serve test test-code test-servers lint check format bench clean broken-venv
+.PHONY: help python venv serve test test-code test-servers lint check format bench lock audit clean broken-venv
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -85,6 +85,19 @@ format: $(DEVELOPMENT)  ## format the code and fix what ruff can fix
 
 bench: $(DEVELOPMENT)  ## measure the server and others, in some 20 minutes (BENCH="--quick" for fewer)
 	$(PYTHON_IN_VENV) -m benchmarks $(BENCH)
+
+# The image has on x86-64 a TensorFlow for CPUs alone, which is 1 GB smaller. Versions that stand in a
+# lock already stay; those of tools that the tests need too are the tests'.
+IMAGE_TENSORFLOW := s/^tensorflow(==.*)/tensorflow-cpu\1; platform_machine == 'x86_64'\ntensorflow\1; platform_machine != 'x86_64'/
+COMPILE := $(VENV)/bin/uv pip compile --no-config --quiet --universal --python-version 3.11 --generate-hashes \
+	--custom-compile-command "make lock" --constraint requirements-dev.txt
+
+lock: $(DEVELOPMENT)  ## pin the packages of the image with hashes, after a change of requirements.txt
+	sed -E "$(IMAGE_TENSORFLOW)" requirements.txt | $(COMPILE) - --output-file deploy/image-requirements.txt
+	grep '^cyclonedx-bom==' requirements-dev.txt | $(COMPILE) - --output-file deploy/sbom-requirements.txt
+
+audit: $(DEVELOPMENT)  ## look the image's packages up among known vulnerabilities (asks PyPI)
+	$(VENV)/bin/pip-audit --strict --disable-pip --require-hashes --requirement deploy/image-requirements.txt
 
 clean:  ## remove .venv, caches and reports; policies stay
 	rm -rf $(VENV) benchmarks/.venvs $(SERVERS_LOG) .coverage .coverage.* coverage.xml htmlcov

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import re
 import shutil
-import subprocess
+import venv
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import distribution, version
 from pathlib import Path
 
 import pytest
@@ -29,6 +33,12 @@ def name_of(requirement: str) -> str:
 def requirements(path: str) -> list[str]:
     lines = (ROOT / path).read_text().splitlines()
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+REQUIREMENTS = requirements("requirements.txt")
+LOCKS = ["deploy/image-requirements.txt", "deploy/sbom-requirements.txt"]
+# The image's.
+PYTHON = {"python_version": "3.11", "python_full_version": "3.11.2"}
 
 
 def is_in_context(path: str) -> bool:
@@ -114,46 +124,138 @@ def test_no_key_is_set_in_a_layer() -> None:
     assert not re.search(r"^(ENV|ARG).*(KEY|TOKEN|PASSWORD|SECRET)", INSTRUCTIONS, re.MULTILINE)
 
 
-def test_constraints_pin_what_requirements_do_not() -> None:
-    direct = {name_of(line) for line in requirements("requirements.txt")}
+@dataclass(frozen=True)
+class Locked:
+    """One package of a lock, with the hashes of its files."""
 
-    constraints = requirements("deploy/image-constraints.txt")
-    assert constraints
-    assert all(re.fullmatch(r"[\w.-]+==[\w.+!]+", line) for line in constraints)
-    assert not {name_of(line) for line in constraints} & direct
+    requirement: Requirement
+    hashes: tuple[str, ...]
+
+    @property
+    def version(self) -> str:
+        [only] = self.requirement.specifier
+        assert only.operator == "=="
+        return only.version
+
+    def is_for(self, machine: str) -> bool:
+        marker = self.requirement.marker
+        linux = {"platform_machine": machine, "sys_platform": "linux", **PYTHON}
+        return marker is None or marker.evaluate(linux)
 
 
-def tensorflow_of_the_image(folder: Path, *, architecture: str, form: str = "") -> list[str]:
-    """Return the requirements of TensorFlow that the Dockerfile's own command writes."""
-    [command] = re.findall(r"(if \[ -n .* > requirements-image\.txt)", INSTRUCTIONS)
-    shutil.copy(ROOT / "requirements.txt", folder)
-    subprocess.run(["sh", "-c", command], cwd=folder, env={"TENSORFLOW": form}, check=True)
-    written = (folder / "requirements-image.txt").read_text()
-    given = [Requirement(line) for line in re.findall(r"^tensorflow.*$", written, re.MULTILINE)]
-    machine = {"platform_machine": architecture}
-    return [
-        f"{one.name}{''.join(f'[{extra}]' for extra in one.extras)}{one.specifier}"
-        for one in given
-        if one.marker is None or one.marker.evaluate(machine)
+def locked(path: str) -> list[Locked]:
+    """Return the packages of a lock; nothing else stands in it."""
+    text = (ROOT / path).read_text().replace("\\\n", "")
+    packages = []
+    for line in text.splitlines():
+        if line.strip() and not line.lstrip().startswith("#"):
+            requirement, *hashes = re.split(r"\s+--hash=", line)
+            packages.append(Locked(Requirement(requirement), tuple(hashes)))
+    return packages
+
+
+def chosen(path: str, *, machine: str = "x86_64") -> dict[str, str]:
+    """Return the versions that a lock gives a machine, by name."""
+    packages = [one for one in locked(path) if one.is_for(machine)]
+    versions = {name_of(one.requirement.name): one.version for one in packages}
+    assert len(versions) == len(packages)
+    return versions
+
+
+@pytest.mark.parametrize("path", LOCKS)
+def test_lock_has_exact_versions_hashes_and_no_address(path: str) -> None:
+    packages = locked(path)
+
+    assert len(packages) > 20
+    for one in packages:
+        assert one.requirement.url is None
+        assert one.version
+        assert one.hashes, one
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", item) for item in one.hashes), one
+    assert "://" not in (ROOT / path).read_text()
+
+
+@pytest.mark.parametrize("path", LOCKS)
+def test_image_takes_nothing_that_a_lock_has_no_hash_of(path: str) -> None:
+    installs = re.findall(r"-m pip install ([^&]*)", INSTRUCTIONS)
+
+    assert len(installs) == len(LOCKS)
+    assert all("--require-hashes" in options for options in installs)
+    assert [options for options in installs if f"--requirement {Path(path).name}" in options]
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_lock_of_the_image_has_the_versions_of_the_requirements(machine: str) -> None:
+    pins = {name_of(line): Requirement(line.partition("#")[0]) for line in REQUIREMENTS}
+    versions = chosen(LOCKS[0], machine=machine)
+    tensorflow = {name: versions.get(name) for name in ("tensorflow", "tensorflow-cpu")}
+    pinned = pins.pop("tensorflow")
+
+    assert len(pins) > 10
+    for name, requirement in pins.items():
+        assert requirement.specifier.contains(versions[name], prereleases=True), name
+    # On x86-64 there is a build for CPUs alone, which is 1 GB smaller.
+    taken = {"x86_64": "tensorflow-cpu", "aarch64": "tensorflow"}[machine]
+    assert {name for name, version in tensorflow.items() if version} == {taken}
+    assert pinned.specifier.contains(tensorflow[taken] or "")
+
+
+def needed(name: str, extras: Iterable[str], seen: dict[str, set[str]]) -> None:
+    """Add to `seen` the packages that an installed one needs, with the extras that are asked."""
+    known = seen.setdefault(name, set())
+    wanted = {"", *extras} - known
+    if not wanted:
+        return
+    known |= wanted
+    for line in distribution(name).requires or ():
+        one = Requirement(line)
+        if one.marker is None or any(one.marker.evaluate({"extra": item}) for item in wanted):
+            needed(name_of(one.name), one.extras, seen)
+
+
+def test_lock_has_each_package_that_the_requirements_bring_along() -> None:
+    seen: dict[str, set[str]] = {}
+    for line in REQUIREMENTS:
+        one = Requirement(line.partition("#")[0])
+        needed(name_of(one.name), one.extras, seen)
+    versions = chosen(LOCKS[0])
+
+    assert len(seen) > 80
+    # The other form of TensorFlow, and what it alone needs, stands in its place.
+    missing = {name for name in seen if name not in versions} - {"tensorflow"}
+    assert missing == set()
+
+
+def test_bill_of_materials_names_each_package_with_its_license(tmp_path: Path) -> None:
+    environment, target = tmp_path / "venv", tmp_path / "sbom.cdx.json"
+    venv.create(environment, with_pip=False)
+    [packages] = environment.glob("lib/python*/site-packages")
+    names = ["fastapi", "numpy", "starlette"]
+    for name in names:
+        described = Path(str(distribution(name).locate_file("")))
+        shutil.copytree(
+            described / f"{name}-{version(name)}.dist-info",
+            packages / f"{name}-{version(name)}.dist-info",
+        )
+    [options] = re.findall(r"cyclonedx-py environment (.*?) +--output-file", INSTRUCTIONS)
+
+    run(
+        script("cyclonedx-py"),
+        *("environment", *options.split(), "--output-file", str(target), str(environment)),
+    )
+
+    assert "--validate" in options
+    document = json.loads(target.read_text())
+    assert document["bomFormat"] == "CycloneDX"
+    assert [(part["name"], part["version"]) for part in document["components"]] == [
+        (name, version(name)) for name in names
     ]
+    assert all(part["licenses"] for part in document["components"])
+    assert document["components"][0]["purl"] == f"pkg:pypi/fastapi@{version('fastapi')}"
 
 
-@pytest.mark.parametrize(
-    ("architecture", "form", "expected"),
-    [
-        pytest.param("x86_64", "", "tensorflow-cpu", id="x86-64"),
-        pytest.param("aarch64", "", "tensorflow", id="arm64"),
-        pytest.param("x86_64", "tensorflow[and-cuda]", "tensorflow[and-cuda]", id="gpu"),
-    ],
-)
-def test_tensorflow_of_the_image_is_the_pinned_one_in_the_architectures_form(
-    architecture: str, form: str, expected: str, tmp_path: Path
-) -> None:
-    [pinned] = [one for one in requirements("requirements.txt") if name_of(one) == "tensorflow"]
-
-    chosen = tensorflow_of_the_image(tmp_path, architecture=architecture, form=form)
-
-    assert chosen == [pinned.replace("tensorflow", expected)]
+def test_tool_of_the_bill_of_materials_is_the_one_that_is_tested() -> None:
+    assert chosen(LOCKS[1])["cyclonedx-bom"] == version("cyclonedx-bom")
 
 
 def test_image_in_kubernetes_examples_is_this_version() -> None:
