@@ -118,30 +118,38 @@ async def test_requests_in_flight_are_limited(*, is_hot: bool) -> None:
     async with running(app):
         backend.gate = asyncio.Event()
         server = Server(app, is_hot=is_hot)
-        connections = [server.connect() for _ in range(3)]
-        for protocol, _ in connections:
-            protocol.data_received(hot("plant"))
+        connections = [server.connect() for _ in range(4)]
+        for (protocol, _), name in zip(connections, ["plant"] * 3 + ["ops"], strict=True):
+            protocol.data_received(hot(name))
         refused = connections[2][1]
         await until(lambda: bool(refused.written))
-        # A client that goes gives its place back.
-        connections[0][0].connection_lost(None)
-        await until(lambda: len(server.state.tasks) < 2)
-        again, answered = server.connect()
-        again.data_received(hot("plant"))
-        for _ in range(20):
-            await asyncio.sleep(0)
-        is_waiting = not answered.written
         backend.gate.set()
-        await until(lambda: bool(answered.written and connections[1][1].written))
-        for protocol, _ in [*connections[1:], (again, answered)]:
+        await until(lambda: all(transport.written for _, transport in connections))
+        for protocol, _ in connections:
             protocol.connection_lost(None)
         await until(lambda: not server.state.tasks)
+        afterwards = await asked(server, hot("plant"), hot("plant"), hot("plant"))
 
-        assert app.hot_routes is not None
-        assert await asked(server, hot("plant"), hot("plant"), hot("plant")) == [200] * 3
-    assert [answer.status for answer in answers_in(refused.written)] == [429]
-    assert is_waiting
-    assert [answer.status for answer in answers_in(answered.written)] == [200]
+    statuses = [answers_in(transport.written)[0].status for _, transport in connections]
+    assert statuses == [200, 200, 429, 200]
+    assert afterwards == [200] * 3
+
+
+async def test_client_that_goes_gives_its_places_back() -> None:
+    backend = integer_backend()
+    app = build(backend, keys=ring(), max_key_in_flight=2)
+    async with running(app):
+        backend.gate = asyncio.Event()
+        server = Server(app, is_hot=True)
+        going, staying = server.connect(), server.connect()
+        going[0].data_received(hot("plant") * 2)
+        going[0].connection_lost(None)
+        staying[0].data_received(hot("plant") * 3)
+        backend.gate.set()
+        await until(lambda: staying[1].written.count(b"HTTP/1.1") == 3)
+        staying[0].connection_lost(None)
+
+    assert [answer.status for answer in answers_in(staying[1].written)] == [200, 200, 429]
 
 
 async def test_batch_counts_as_many_as_it_has_rows() -> None:
