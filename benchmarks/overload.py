@@ -1,126 +1,221 @@
-"""Four times what a server can do: `python -m benchmarks.overload [SECONDS]`.
+"""Four times what a server can do, over HTTP: `python -m benchmarks.overload [SECONDS]`.
 
-In this process, over a policy whose calls take 2 ms a row and that computes one call at a time:
-questions come at an even pace, four times as many as it can answer. The table shows the latency of
-those that are accepted, how soon the others are refused, the peak of the memory, and the latency a
-second afterwards.
+The policy takes 2 ms a row (`benchmarks.apps.paced`), and requests come at an even pace, whether
+others were answered or not, each on a connection that waits for no other answer. Some clients give
+up after a moment and close their connection. The table has the latency of the requests that are
+accepted, how soon the others are refused, how far the requests were behind their pace, how many
+rows were computed, the memory of the server in the course of the load, and the latency a second
+later.
 """
 
 from __future__ import annotations
 
 import asyncio
-import resource
+import shutil
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import httpx
 import numpy as np
 
-from policy_server.errors import OverloadedError
-from policy_server.metrics import Metrics
-from policy_server.policy import (
-    DEFAULT_POLICY,
-    PolicyInputs,
-    PolicyOutputs,
-    PolicySignature,
-    SignatureTensor,
-)
-from policy_server.serving import Limits, Question, Scheduler
+from benchmarks.apps.paced import ROW_S
+from benchmarks.failures import BenchmarkError
+from benchmarks.processes import RunningServer, free_ports, started
+from benchmarks.subjects import ROOT
+from benchmarks.workplace import clean_environment
 
-__all__ = ["Outcome", "overload"]
+__all__ = ["Outcome", "ask"]
 
-_ROW_S = 0.002
 _FACTOR = 4
 _MAX_WAIT_S = 0.1
-_TICK_S = 0.01
+_TICK_S = 0.002
 _PAUSE_S = 1.0
-_KILOBYTES_A_MEGABYTE = 1024
+_START_TIMEOUT_S = 60.0
+_LONGEST_ANSWER_S = 35.0
+# One client in so many gives up, so long after it has asked.
+_GIVES_UP_EACH = 50
+_GIVES_UP_S = 0.02
+_MEGABYTE = 1e6
+_OK, _UNAVAILABLE = b"200", b"503"
+_REQUEST = (
+    b"POST /predict_raw HTTP/1.1\r\nhost: server\r\ncontent-length: 23\r\n\r\n"
+    b'{"obs": [1,2,3,4,5, 6]}'
+)
 
 
 @dataclass
 class Outcome:
-    """What became of the questions.
+    """What became of the requests.
 
     Attributes:
         answered: seconds until each answer.
-        refused: seconds until each refusal.
+        refused: seconds until each 503 that has `Retry-After`.
+        failed: the first bytes of every other answer, and of none where a connection was lost.
+        gave_up: how many closed their connection before the answer.
+        late_s: how far the requests were behind their pace at most, in seconds: where the machine
+            had no time for this process, the figures tell more of that than of the server.
     """
 
     answered: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
+    failed: list[bytes] = field(default_factory=list)
+    gave_up: int = 0
+    late_s: float = 0.0
+
+    def note(self, answer: bytes, seconds: float) -> None:
+        """Count an answer.
+
+        Args:
+            answer: all of it; empty for a connection that was lost.
+            seconds: since the request was sent.
+        """
+        status = answer[9:12]
+        if status == _OK:
+            self.answered.append(seconds)
+        elif status == _UNAVAILABLE and b"\r\nretry-after: " in answer:
+            self.refused.append(seconds)
+        else:
+            self.failed.append(answer[:80])
 
 
-class _Paced:
-    """A policy of one number that takes 2 ms a row, one call at a time."""
+class _Client(asyncio.Protocol):
+    """One connection, with one request in flight at most."""
 
-    signature = PolicySignature(
-        observation_width=1,
-        observation_dtype="float32",
-        inputs=(SignatureTensor("observations", "float32", (None, 1)),),
-        outputs=(),
-        action_outputs=(),
-        components=None,
-        basis="graph",
-    )
-    capacity = 1
+    def __init__(self, outcome: Outcome, idle: list[_Client]) -> None:
+        self._outcome = outcome
+        self._idle = idle
+        self._answer = b""
+        self._sent: float | None = None
+        self._transport: asyncio.Transport | None = None
 
-    def __init__(self) -> None:
-        self._turn = asyncio.Lock()
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
 
-    async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
-        async with self._turn:
-            await asyncio.sleep(_ROW_S * len(inputs))
-        rows = len(inputs)
-        return PolicyOutputs(np.zeros((rows, 1)), np.zeros(rows), None)
+    def ask(self, *, gives_up: bool) -> None:
+        assert self._transport is not None, "it is connected"
+        self._sent = time.perf_counter()
+        self._transport.write(_REQUEST)
+        if gives_up:
+            asyncio.get_running_loop().call_later(_GIVES_UP_S, self._give_up)
 
-    async def is_ready(self) -> bool:
-        return True
+    def data_received(self, data: bytes) -> None:
+        self._answer += data
+        head, end, body = self._answer.partition(b"\r\n\r\n")
+        length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+        if end and len(body) >= int(length):
+            assert self._sent is not None, "it has asked"
+            self._outcome.note(self._answer, time.perf_counter() - self._sent)
+            self._answer, self._sent = b"", None
+            self._idle.append(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's
+        if self._sent is not None:
+            self._outcome.note(b"", 0.0)
+        if self in self._idle:
+            self._idle.remove(self)
+
+    def close(self) -> None:
+        assert self._transport is not None, "it is connected"
+        self._transport.close()
+
+    def _give_up(self) -> None:
+        if self._sent is not None:
+            self._sent = None
+            self._outcome.gave_up += 1
+            self.close()
 
 
-async def overload(seconds: float, *, factor: float, max_wait_s: float) -> tuple[Outcome, Outcome]:
-    """Ask more than a policy can answer, then less.
+async def ask(port: int, seconds: float, per_second: float, *, give_up: bool) -> Outcome:
+    """Send requests at an even pace, and wait for their answers.
 
     Args:
+        port: the server's.
         seconds: for how long.
-        factor: how many times what it can answer.
-        max_wait_s: the bound of the expected wait, in seconds.
+        per_second: how many.
+        give_up: whether some clients close their connection before the answer.
 
     Returns:
-        What became of the questions, and of those that came a second later at a tenth of the pace
-        that the policy can keep.
+        What became of them.
     """
-    limits = Limits(max_batch_size=256, max_queue_size=4096, timeout_s=30.0, max_wait_s=max_wait_s)
-    scheduler = Scheduler(_Paced(), limits, Metrics().of(DEFAULT_POLICY))
-    loaded = await _ask(scheduler, seconds, factor / _ROW_S)
-    await asyncio.sleep(_PAUSE_S)
-    after = await _ask(scheduler, 1.0, 0.1 / _ROW_S)
-    await scheduler.aclose()
-    return loaded, after
-
-
-async def _ask(scheduler: Scheduler, seconds: float, per_second: float) -> Outcome:
-    outcome = Outcome()
-
-    async def ask() -> None:
-        began = time.perf_counter()
-        try:
-            await scheduler.answer(Question([0.0], "predict"))
-        except OverloadedError:
-            outcome.refused.append(time.perf_counter() - began)
-        else:
-            outcome.answered.append(time.perf_counter() - began)
-
-    start, asked = time.perf_counter(), 0
-    async with asyncio.TaskGroup() as group:
-        while (passed := time.perf_counter() - start) < seconds:
-            while asked < passed * per_second:
-                group.create_task(ask())
-                asked += 1
-            await asyncio.sleep(_TICK_S)
+    loop, outcome = asyncio.get_running_loop(), Outcome()
+    idle: list[_Client] = []
+    clients: list[_Client] = []
+    start, sent = time.perf_counter(), 0
+    while (passed := time.perf_counter() - start) < seconds:
+        outcome.late_s = max(outcome.late_s, passed - sent / per_second)
+        while sent < passed * per_second:
+            sent += 1
+            if not idle:
+                made = await loop.create_connection(
+                    lambda: _Client(outcome, idle), "127.0.0.1", port
+                )
+                idle.append(made[1])
+                clients.append(made[1])
+            idle.pop().ask(gives_up=give_up and sent % _GIVES_UP_EACH == 0)
+        await asyncio.sleep(_TICK_S)
+    deadline = time.perf_counter() + _LONGEST_ANSWER_S
+    while _told(outcome) < sent and time.perf_counter() < deadline:
+        await asyncio.sleep(_TICK_S)
+    for client in clients:
+        client.close()
+    outcome.failed += [b"no answer"] * (sent - _told(outcome))
     return outcome
 
 
-def _row(name: str, outcome: Outcome) -> str:
+def _told(outcome: Outcome) -> int:
+    told = len(outcome.answered) + len(outcome.refused) + len(outcome.failed)
+    return told + outcome.gave_up
+
+
+@dataclass(frozen=True)
+class _Server:
+    """The server and what can be read of it from outside."""
+
+    process: RunningServer
+    port: int
+    metrics_port: int
+
+    def megabytes(self) -> float:
+        return self.process.memory_bytes()[0] / _MEGABYTE
+
+    def rows_computed(self) -> int:
+        page = httpx.get(f"http://127.0.0.1:{self.metrics_port}/metrics", trust_env=False).text
+        sums = [line for line in page.splitlines() if line.startswith(_ROWS)]
+        return round(sum(float(line.rpartition(" ")[2]) for line in sums))
+
+
+_ROWS = "policy_server_batch_size_sum"
+
+
+async def _measure(server: _Server, seconds: float, bound_s: float) -> None:
+    pace = 1 / ROW_S
+    await ask(server.port, 1.0, pace / 10, give_up=False)
+    memory = [server.megabytes()]
+
+    async def watch_memory() -> None:
+        while True:
+            await asyncio.sleep(seconds / 3.01)
+            memory.append(server.megabytes())
+
+    rows = server.rows_computed()
+    watching = asyncio.create_task(watch_memory())
+    loaded = await ask(server.port, seconds, _FACTOR * pace, give_up=True)
+    watching.cancel()
+    rows = server.rows_computed() - rows
+    await asyncio.sleep(_PAUSE_S)
+    after = await ask(server.port, 1.0, pace / 10, give_up=False)
+    sizes = " ".join(f"{size:.0f}" for size in memory)
+    _write(f"{_FACTOR} times, bound {bound_s:g} s", loaded, f"{rows} | {sizes}")
+    _write("a second later", after, " | ")
+    for answer in {*loaded.failed, *after.failed}:
+        sys.stdout.write(f"failed: {answer!r}\n")
+
+
+def _write(name: str, outcome: Outcome, ending: str) -> None:
     cells = [
         f"{len(times)} | {1e3 * float(np.quantile(times, 0.5)):.1f} | "
         f"{1e3 * float(np.quantile(times, 0.99)):.1f}"
@@ -128,20 +223,56 @@ def _row(name: str, outcome: Outcome) -> str:
         else "0 | | "
         for times in (outcome.answered, outcome.refused)
     ]
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _KILOBYTES_A_MEGABYTE
-    return f"| {name} | {' | '.join(cells)} | {memory:.0f} |\n"
+    counts = f"{outcome.gave_up} | {len(outcome.failed)} | {1e3 * outcome.late_s:.0f}"
+    sys.stdout.write(f"| {name} | {' | '.join(cells)} | {counts} | {ending} |\n")
+    sys.stdout.flush()
+
+
+def _serve(scratch: Path, seconds: float, bound_s: float) -> None:
+    port, metrics_port = free_ports(2)
+    environment = {
+        **clean_environment(),
+        "POLICY_SERVER_HOME": str(scratch),
+        "POLICY_SERVER_METRICS_PORT": str(metrics_port),
+        "POLICY_SERVER_MAX_WAIT_S": str(bound_s),
+        "POLICY_SERVER_LOG_FORMAT": "json",
+    }
+    app = ["--factory", "benchmarks.apps.paced:paced", "--port", str(port)]
+    command = [sys.executable, "-m", "uvicorn", *app]
+    log = scratch / "server.log"
+    with started(command, environment=environment, folder=ROOT, log=log) as process:
+        _wait(process, port)
+        asyncio.run(_measure(_Server(process, port, metrics_port), seconds, bound_s))
+        process.check_alive()
+
+
+def _wait(process: RunningServer, port: int) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        process.check_alive()
+        try:
+            httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).raise_for_status()
+        except httpx.HTTPError:
+            time.sleep(_TICK_S)
+        else:
+            return
+    raise BenchmarkError(f"the server was not ready within {_START_TIMEOUT_S:g} s")
 
 
 def main() -> None:
     """Measure, and print a table."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 30.0
-    write = sys.stdout.write
-    write("| load | answered | p50 ms | p99 ms | refused | p50 ms | p99 ms | peak MB |\n")
-    write("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n")
-    for bound in (_MAX_WAIT_S, 30.0):
-        loaded, after = asyncio.run(overload(seconds, factor=_FACTOR, max_wait_s=bound))
-        write(_row(f"{_FACTOR} times, bound {bound:g} s", loaded))
-        write(_row("a second later", after))
+    times = ["p50 ms", "p99 ms"]
+    columns = ["answered", *times, "refused", *times, "gave up", "failed", "late ms", "rows", "MB"]
+    sys.stdout.write(f"| load | {' | '.join(columns)} |\n| --- |{' ---: |' * len(columns)}\n")
+    scratch = Path(tempfile.mkdtemp(prefix="bench-"))
+    try:
+        for bound_s in (_MAX_WAIT_S, 1.0):
+            _serve(scratch, seconds, bound_s)
+    except BenchmarkError as error:
+        sys.exit(f"benchmarks: {error}")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ import json
 import re
 import shutil
 import socket
+import ssl
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,18 @@ import pytest
 import yaml
 from starlette.types import Receive, Scope, Send
 from websockets.asyncio.client import connect
+from websockets.sync.client import connect as sync_connect
 
+from policy_server.http_server.web_socket_protocol import WebSocketProtocol
 from policy_server.settings import Settings
+from tests.support.certificates import write_certificate
 from tests.support.folders import ROOT
 from tests.support.processes import child, program
 from tests.support.server_processes import KEY, running_server
 from tests.support.servers import free_port, served_app
+from tests.support.web import KEY as APP_KEY
+from tests.support.web import OBSERVATION as APP_OBSERVATION
+from tests.support.web import build
 
 PREFIX = "/app/v1"
 OBSERVATION = {
@@ -75,11 +83,17 @@ def test_composes_routes_differ_in_the_address_only() -> None:
     assert same == load("routes.toml")
 
 
-def nginx_configuration(folder: Path, *, listen: int, upstream: int) -> Path:
+def nginx_configuration(
+    folder: Path, *, listen: int, upstream: int, certificate: Path | None = None
+) -> Path:
     """Write the documentation's block into a whole configuration, on other ports."""
     text = (ROOT / "docs/proxy.md").read_text()
-    [block] = re.findall(r"```nginx\n(.*?)```", text, re.DOTALL)
-    block, listens = re.subn(r"listen 9999;", f"listen 127.0.0.1:{listen};", block)
+    block, tls = re.findall(r"```nginx\n(.*?)```", text, re.DOTALL)
+    if certificate is not None:
+        tls, certificates = re.subn(r"/etc/nginx/server\.(?:pem|key)", str(certificate), tls)
+        block, replaced = re.subn(r"    listen 9999;\n", tls, block)
+        assert (certificates, replaced) == (2, 1)
+    block, listens = re.subn(r"listen 9999", f"listen 127.0.0.1:{listen}", block)
     block, servers = re.subn(r"server 127.0.0.1:8000;", f"server 127.0.0.1:{upstream};", block)
     assert (listens, servers) == (1, 1)
     temporary = "\n".join(
@@ -95,9 +109,11 @@ def nginx_configuration(folder: Path, *, listen: int, upstream: int) -> Path:
 
 
 @contextmanager
-def nginx(folder: Path, *, upstream: int) -> Iterator[str]:
+def nginx(folder: Path, *, upstream: int, certificate: Path | None = None) -> Iterator[str]:
     listen = free_port()
-    configuration = nginx_configuration(folder, listen=listen, upstream=upstream)
+    configuration = nginx_configuration(
+        folder, listen=listen, upstream=upstream, certificate=certificate
+    )
 
     def is_listening() -> bool:
         with socket.socket() as probe:
@@ -106,7 +122,7 @@ def nginx(folder: Path, *, upstream: int) -> Iterator[str]:
     command = (program("nginx", package="nginx-light"), "-c", configuration, "-p", folder)
     with child(*command, "-e", "stderr", log=folder / "nginx.log") as started:
         started.wait_until(is_listening)
-        yield f"http://127.0.0.1:{listen}"
+        yield f"{'http' if certificate is None else 'https'}://127.0.0.1:{listen}"
 
 
 @pytest.fixture(scope="module")
@@ -254,3 +270,94 @@ def test_web_sockets_pass_the_proxy(echo_through_nginx: str) -> None:
 
     assert seen["path"] == "/predict/stream"
     assert answer == "abab"
+
+
+@dataclass(frozen=True)
+class Secured:
+    """A server behind an nginx that ends TLS.
+
+    Attributes:
+        url: nginx's address, `https://...`.
+        trusting: trusts its certificate.
+    """
+
+    url: str
+    trusting: ssl.SSLContext
+
+    def ask(self, client: str) -> httpx.Response:
+        """Ask as a client for which a proxy in front of nginx forwards."""
+        headers = {"access-token": APP_KEY, "x-forwarded-for": client}
+        with httpx.Client(verify=self.trusting, base_url=self.url, headers=headers) as sender:
+            return sender.post(f"{PREFIX}/predict", json=APP_OBSERVATION)
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    """The server of the tests, which lets an address ask once."""
+    folder = tmp_path_factory.mktemp("tls")
+    certificate = folder / "server.pem"
+    write_certificate(certificate)
+    app = build(max_address_rate=0.001)
+    with (
+        served_app(app, ws=WebSocketProtocol) as port,
+        nginx(folder, upstream=port, certificate=certificate) as url,
+    ):
+        yield Secured(url, ssl.create_default_context(cafile=str(certificate)))
+
+
+def test_proxy_ends_tls_and_its_clients_have_limits_of_their_own(secured: Secured) -> None:
+    statuses = [
+        secured.ask(client).status_code for client in ("192.0.2.1", "192.0.2.2", "192.0.2.1")
+    ]
+
+    assert statuses == [200, 200, 429]
+
+
+def test_streams_pass_the_proxy_by_tls(secured: Secured) -> None:
+    url = f"{secured.url.replace('https', 'wss')}{PREFIX}/predict/stream"
+    headers = {"access-token": APP_KEY, "x-forwarded-for": "192.0.2.3"}
+
+    with sync_connect(url, ssl=secured.trusting, additional_headers=headers) as stream:
+        stream.send(json.dumps(APP_OBSERVATION))
+        answer = json.loads(stream.recv())
+
+    # The handshake was the one request of its address.
+    assert answer["status"] == 429
+
+
+def test_client_that_does_not_trust_the_proxy_sends_no_key(secured: Secured) -> None:
+    with pytest.raises(httpx.ConnectError, match="certificate verify failed"):
+        httpx.post(f"{secured.url}{PREFIX}/predict", headers={"access-token": APP_KEY})
+
+
+def test_client_without_tls_is_refused_by_the_proxy(secured: Secured) -> None:
+    answer = httpx.get(f"{secured.url.replace('https', 'http')}{PREFIX}/livez")
+
+    assert answer.status_code == httpx.codes.BAD_REQUEST
+    assert "x-request-id" not in answer.headers
+
+
+def test_server_behind_tls_hears_of_it(tmp_path: Path) -> None:
+    certificate = tmp_path / "server.pem"
+    write_certificate(certificate)
+    with (
+        served_app(echo, lifespan="off", ws="websockets-sansio") as port,
+        nginx(tmp_path, upstream=port, certificate=certificate) as url,
+    ):
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        seen = httpx.get(f"{url}{PREFIX}/docs", verify=trusting).json()
+
+    assert (seen["scheme"], seen["headers"]["x-forwarded-proto"]) == ("https", "https")
+
+
+def test_traefik_takes_the_lines_for_tls_beside_its_own() -> None:
+    text = (ROOT / "docs/proxy.md").read_text()
+    [lines] = re.findall(r"```toml\n(# traefik.toml.*?)```", text, re.DOTALL)
+    static, dynamic = lines.split("# routes.toml")
+    added = tomllib.loads(static)["entryPoints"]["http"]
+
+    assert added.pop("http") == {"tls": {}}
+    assert added == load("traefik.toml")["entryPoints"]["http"]
+    [pair] = tomllib.loads(dynamic)["tls"]["certificates"]
+    assert pair.keys() == {"certFile", "keyFile"}
+    assert tomllib.loads((ROOT / "routes.toml").read_text() + dynamic)["http"]["routers"]
