@@ -11,7 +11,7 @@ from typing import Any
 import fastapi_standalone_docs
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
-from fastapi.responses import HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import SecretStr
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -255,6 +255,10 @@ def _add_documentation(app: FastAPI) -> None:
             swagger_favicon_url=f"{prefix}/static/fastapi/favicon.png",
             swagger_ui_parameters={"persistAuthorization": True, "tryItOutEnabled": True},
         )
+
+    @app.get("/redoc/logo-mini.svg", include_in_schema=False)
+    async def logo() -> FileResponse:
+        return FileResponse(static / "redoc" / "logo-mini.svg")
 
     @app.get("/redoc", include_in_schema=False)
     async def redoc(request: Request) -> HTMLResponse:

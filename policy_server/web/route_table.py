@@ -64,6 +64,7 @@ _PAGES: dict[str, Access] = {
     "/readyz": "open",
     "/docs": "open",
     "/redoc": "open",
+    "/redoc/": "open",
     "/openapi.json": "open",
     "/static/": "open",
     "/clients": "key",
@@ -72,7 +73,8 @@ _PAGES: dict[str, Access] = {
 }
 
 
-_FOR_BROWSERS = frozenset({"/docs", "/redoc", "/openapi.json", "/static/", "/clients", "/clients/"})
+_DOCUMENTATION = ("/docs", "/redoc", "/redoc/", "/openapi.json", "/static/")
+_FOR_BROWSERS = frozenset({*_DOCUMENTATION, "/clients", "/clients/"})
 
 
 @dataclass(frozen=True, kw_only=True)

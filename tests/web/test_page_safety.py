@@ -36,6 +36,15 @@ async def test_all_that_a_page_loads_is_allowed_by_its_policy(path: str) -> None
     assert set(statuses) == {200}
 
 
+async def test_picture_that_redoc_looks_for_beside_itself_is_there() -> None:
+    async with serve(key=None) as client:
+        picture = await client.get("/redoc/logo-mini.svg")
+
+    assert picture.status_code == 200
+    assert picture.headers["content-type"] == "image/svg+xml"
+    assert picture.headers["x-content-type-options"] == "nosniff"
+
+
 async def test_answers_to_programs_have_none_of_them() -> None:
     async with serve() as client:
         answers = [await client.post("/predict", json=OBSERVATION), await client.get("/schema")]

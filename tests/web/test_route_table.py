@@ -22,7 +22,7 @@ def test_one_policy_has_the_short_addresses_alone() -> None:
     paths = [route.path for route in table_of("door")]
 
     assert "/predict_deterministic_raw/batch" in paths
-    assert len(paths) == len(set(paths)) == 10 + 3 * 2 * 4 + 1 + 3
+    assert len(paths) == len(set(paths)) == 11 + 3 * 2 * 4 + 1 + 3
     assert not any(path.startswith("/policies/") for path in paths)
 
 
