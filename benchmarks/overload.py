@@ -53,7 +53,7 @@ class Outcome:
     Attributes:
         answered: seconds until each answer.
         refused: seconds until each 503 that has `Retry-After`.
-        failed: the first bytes of every other answer, and of none where a connection was lost.
+        failed: the first bytes of every other answer, or why there was none.
         gave_up: how many closed their connection before the answer.
         late_s: how far the requests were behind their pace at most, in seconds: where the machine
             had no time for this process, the figures tell more of that than of the server.
@@ -69,7 +69,7 @@ class Outcome:
         """Count an answer.
 
         Args:
-            answer: all of it; empty for a connection that was lost.
+            answer: all of it.
             seconds: since the request was sent.
         """
         status = answer[9:12]
@@ -112,9 +112,10 @@ class _Client(asyncio.Protocol):
             self._answer, self._sent = b"", None
             self._idle.append(self)
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's
+    def connection_lost(self, exc: Exception | None) -> None:
         if self._sent is not None:
-            self._outcome.note(b"", 0.0)
+            self._sent = None
+            self._outcome.failed.append(f"connection lost: {exc!r}".encode())
         if self in self._idle:
             self._idle.remove(self)
 

@@ -60,6 +60,7 @@ def paced() -> Application:
     async def running() -> AsyncIterator[None]:
         server = find_http_server()
         assert server is not None, "uvicorn runs it"
+        server.keep_alive(settings.keep_alive_s)
         watch = ConnectionWatch(ConnectionLimits.of(settings), metrics)
         server.use_protocols(watch, app, app.hot_routes)
         async with exported_metrics(settings, metrics, None), registry.running():
