@@ -25,6 +25,7 @@ from tests.support.streams import served
 from tests.support.teams import served_team, streamed_team
 from tests.support.waiting import until
 from tests.support.web import (
+    KEY,
     OBSERVATION,
     assert_error,
     build,
@@ -195,6 +196,57 @@ async def test_step_of_a_session_of_a_team_counts_its_agents() -> None:
 
     assert list(answer.json()) == list(team)
     assert_paid_off(after)
+
+
+def posted(path: str, body: bytes, key: str = KEY) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\naccess-token: {key}\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+@pytest.mark.parametrize("is_hot", [True, False], ids=["hot", "ASGI"])
+@pytest.mark.parametrize("has_session", [True, False], ids=["session", "alone"])
+async def test_steps_of_teams_are_counted_on_each_way(*, has_session: bool, is_hot: bool) -> None:
+    team = orjson.dumps({f"hunter_{number}": {"cat": 1, "mouse": 0.5} for number in range(MANY)})
+    async with served_team(max_key_rate=4) as served:
+        path = "/predict/agents"
+        if has_session:
+            session = (await served.client.post("/sessions/agents")).json()["session_id"]
+            path = f"/sessions/{session}{path}"
+        server = Server(served.app, is_hot=is_hot)
+        transport = await server.exchange([posted(path, team)] * 2, turns_between=20)
+
+    first, second = answers_in(transport.written)
+    assert (first.status, second.status) == (200, 429)
+    owed = 4 * int(dict(second.headers)[b"retry-after"])
+    assert 0.6 * MANY < owed < 1.1 * MANY
+
+
+@pytest.mark.parametrize("is_hot", [True, False], ids=["hot", "ASGI"])
+async def test_steps_of_a_session_in_flight_are_limited_and_given_back(*, is_hot: bool) -> None:
+    backend = integer_backend()
+    app = build(backend, keys=ring(), max_key_in_flight=2)
+    async with running(app), client_of(app, key=KEYS["plant"]) as client:
+        session = (await client.post("/sessions")).json()["session_id"]
+        path = f"/sessions/{session}/predict"
+        backend.gate = asyncio.Event()
+        server = Server(app, is_hot=is_hot)
+        # One is computed, and the next one waits for its turn.
+        connections = [server.connect() for _ in range(3)]
+        for protocol, _ in connections:
+            protocol.data_received(posted(path, BODY, KEYS["plant"]))
+        await until(lambda: bool(connections[2][1].written))
+        # A step that waits for its turn is given up when its client goes.
+        connections[1][0].connection_lost(None)
+        backend.gate.set()
+        await until(lambda: bool(connections[0][1].written))
+        for protocol, _ in (connections[0], connections[2]):
+            protocol.connection_lost(None)
+        await until(lambda: not server.state.tasks)
+        afterwards = await asked(server, *[posted(path, BODY, KEYS["plant"])] * 3)
+
+    assert answers_in(connections[0][1].written)[0].status == 200
+    assert answers_in(connections[2][1].written)[0].status == 429
+    assert afterwards == [200] * 3
 
 
 @pytest.mark.parametrize("web_sockets", [WebSocketProtocol, WebSocketsSansIOProtocol])
