@@ -10,11 +10,21 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from typing import Any
 
 from ray._private.node import Node
 from ray._private.parameter import RayParams
 from ray._private.services import start_ray_process
+from ray._raylet import (  # type: ignore[attr-defined]  # a compiled module
+    DASHBOARD_AGENT_LISTEN_PORT_NAME,
+    METRICS_AGENT_PORT_NAME,
+    METRICS_EXPORT_PORT_NAME,
+    RUNTIME_ENV_AGENT_PORT_NAME,
+    persist_port,
+)
+
+from policy_server.ports import bound_sockets
 
 __all__ = ["LeanNode", "start_lean_node"]
 
@@ -26,13 +36,45 @@ _PRELOADED = ("policy_server.backends.ray.replicas", "ray.serve._private.replica
 # Ray's own names of the dashboard's parts for what a server has: machines, actors, applications,
 # logs and jobs. Each is a process; those for training, data sets and events have nothing to show.
 _PAGES = ("JobHead", "NodeHead", "ReportHead", "ServeHead", "StateHead", "UsageStatsHead")
+# The ports of the raylet's two agents: as `RayParams` has them, and as the raylet reads them.
+_AGENTS_PORTS = {
+    "metrics_agent_port": METRICS_AGENT_PORT_NAME,
+    "metrics_export_port": METRICS_EXPORT_PORT_NAME,
+    "dashboard_agent_listen_port": DASHBOARD_AGENT_LISTEN_PORT_NAME,
+    "runtime_env_agent_port": RUNTIME_ENV_AGENT_PORT_NAME,
+}
 _DASHBOARD = "dashboard"
 _DASHBOARD_TIMEOUT_S = 60.0
 _POLL_S = 0.1
 
 
 class LeanNode(Node):
-    """Ray's processes, without waiting for the dashboard."""
+    """Ray's processes, without waiting for the dashboard and for the raylet's agents.
+
+    Attributes:
+        held_ports: keeps the ports of the raylet's agents for them until `end`.
+    """
+
+    def __init__(self, parameters: RayParams, *, is_shared: bool) -> None:
+        """Start the processes, and own them until `end`.
+
+        Args:
+            parameters: of the processes.
+            is_shared: whether Ray goes on where the process that starts it is killed.
+        """
+        self.held_ports = ExitStack()
+        super().__init__(parameters, head=True, shutdown_at_exit=False, spawn_reaper=not is_shared)
+
+    def start_raylet(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401 -- Ray's own
+        """Start the raylet, which takes part at once.
+
+        It waits until its agents, which import for seconds, have written down their ports. No
+        worker needs the agents at its start, so the ports are there already.
+        """
+        for argument, name in _AGENTS_PORTS.items():
+            port = getattr(self._ray_params, argument)
+            persist_port(self._session_dir, self._node_id, name, port)
+        super().start_raylet(*arguments, **named)
 
     def start_api_server(
         self,
@@ -110,6 +152,7 @@ class LeanNode(Node):
             is_graceful: let them end by themselves first, which a raylet can't without the others.
         """
         self.kill_all_processes(check_alive=False, allow_graceful=is_graceful)
+        self.held_ports.close()
 
 
 def start_lean_node(
@@ -117,7 +160,6 @@ def start_lean_node(
     *,
     folder: str,
     is_shared: bool,
-    metrics_port: int,
     environment: dict[str, str],
 ) -> LeanNode:
     """Start Ray's processes.
@@ -126,7 +168,6 @@ def start_lean_node(
         options: those that `ray.init` takes too.
         folder: the folder of Ray's logs and sockets.
         is_shared: whether Ray goes on where the process that starts it is killed.
-        metrics_port: the port of Ray's own metrics.
         environment: the variables of its workers; a runtime environment would cost each replica a
             second worker.
     """
@@ -135,10 +176,15 @@ def start_lean_node(
         **options,
         "include_log_monitor": False,
         "no_monitor": True,
-        "metrics_export_port": metrics_port,
         "temp_dir": folder,
         "env_vars": environment,
         "_system_config": {"preload_python_modules": list(_PRELOADED)},
     }
-    parameters = RayParams(**known)
-    return LeanNode(parameters, head=True, shutdown_at_exit=False, spawn_reaper=not is_shared)
+    with ExitStack() as stack:
+        # Bound and not listening, a port is given to no other program, and the agent can take it.
+        for argument in _AGENTS_PORTS:
+            sockets = [stack.enter_context(opened) for opened in bound_sockets("", 0)]
+            known[argument] = sockets[0].getsockname()[1]
+        node = LeanNode(RayParams(**known), is_shared=is_shared)
+        node.held_ports = stack.pop_all()
+    return node

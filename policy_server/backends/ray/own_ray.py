@@ -21,7 +21,6 @@ from policy_server.backends.ray_processes import (
     make_rays_folder,
     remove_dead_rays,
 )
-from policy_server.ports import free_port
 from policy_server.settings import Settings
 from policy_server.telemetry import adopt_loggers
 
@@ -157,16 +156,14 @@ class OwnRay:
     def _start_lean(self, folder: Path) -> None:
         from policy_server.backends.ray.lean_node import start_lean_node
 
-        metrics_port = free_port("")
         self._node = start_lean_node(
             self._options(),
             folder=str(folder),
             is_shared=self._server != os.getpid(),
-            metrics_port=metrics_port,
             environment=self._environment(),
         )
         self._processes = [Process.of(pid) for pid in self._node.needed_pids()]
-        self.addresses[RAY_METRICS] = f"http://127.0.0.1:{metrics_port}/metrics"
+        self.addresses[RAY_METRICS] = f"http://127.0.0.1:{self._node.metrics_export_port}/metrics"
         connect(self._node.gcs_address)
 
     def _start_whole(self, folder: Path) -> None:

@@ -1,0 +1,31 @@
+"""Ray's processes, started without those that serving does not wait for."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from policy_server.backends.ray.lean_node import start_lean_node
+
+_AGENTS_HANG = """
+import sys, time
+if any(name.endswith("agent.py") or "/agent/" in name for name in sys.orig_argv):
+    time.sleep(3600)
+"""
+_OPTIONS = {"num_cpus": 1, "object_store_memory": 100 * 1024 * 1024, "include_dashboard": False}
+
+
+def test_agents_of_the_raylet_that_take_long_hold_no_start_up(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_AGENTS_HANG)
+    # Paths of sockets have to be short.
+    with tempfile.TemporaryDirectory(prefix="ps-") as folder:
+        node = start_lean_node(
+            _OPTIONS,
+            folder=folder,
+            is_shared=False,
+            environment={"PYTHONPATH": str(tmp_path)},
+        )
+        pids = node.needed_pids()
+        node.end(is_graceful=False)
+
+    assert len(pids) == 2
