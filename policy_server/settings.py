@@ -36,6 +36,7 @@ _TLS_OPTIONS = {
     "ssl_check_hostname",
     "ssl_keyfile",
 }
+_NUMBERS = (int, float, int | None, float | None)
 # Variables that the examples of the client libraries read.
 _OF_CLIENTS = ("URL",)
 # Options of uvicorn that people look for here.
@@ -306,6 +307,16 @@ class Settings(BaseSettings):
             assert info.field_name is not None, "it is a field's validator"
             return cls.model_fields[info.field_name].default
         return port
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_separators(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse `1_0`, which is Python's 10 only."""
+        assert info.field_name is not None, "it is a field's validator"
+        is_number = cls.model_fields[info.field_name].annotation in _NUMBERS
+        if is_number and isinstance(value, str) and "_" in value:
+            raise PydanticCustomError("digits", "a number in digits")
+        return value
 
     @field_validator("api_key", "admin_key", "metrics_key")
     @classmethod

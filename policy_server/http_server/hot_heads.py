@@ -24,6 +24,7 @@ from policy_server.http_server.hot_requests import (
     OwnParts,
     RequestHead,
 )
+from policy_server.http_server.http_protocol import is_sound
 
 __all__ = ["HotHeads", "KnownHead", "parse_head"]
 
@@ -175,14 +176,14 @@ class HotHeads:
 
 
 def _cut(head: bytes) -> _Cut | None:
-    """Return a head without its request's own parts; None where one of a step's is there twice."""
+    """Return a head without its request's own parts; None where one but the id is there twice."""
     session = _SESSION.match(head)
     pieces = _VARYING.split(head)
     if session is None and len(pieces) == 1:
         return _Cut(head, head, _NO_PARTS)
     # Text, and a group of each header, one after another.
     ids, stamps, *of_step = (list(filter(None, pieces[at::_PARTS])) for at in range(1, _PARTS))
-    if any(len(given) > 1 for given in of_step):
+    if any(len(given) > 1 for given in (stamps, *of_step)):
         return None
     step, reward, action = (given[0].decode() if given else None for given in of_step)
     whole = head if len(pieces) == 1 else b"".join(pieces[::_PARTS])
@@ -227,6 +228,7 @@ def parse_head(head: bytes, *, root_path: str = "", session_id: str = "") -> Req
         and parser.get_http_version() == _VERSION
         and _PATH.fullmatch(reader.url) is not None
         and _COLD.isdisjoint(name for name, _ in reader.headers)
+        and is_sound(reader.headers)
         and len(lengths) == 1
         and _LENGTH.fullmatch(lengths[0]) is not None
     )

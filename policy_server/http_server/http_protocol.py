@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import re
 import sys
 from contextlib import suppress
 
@@ -25,7 +26,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from policy_server.http_server.joined_writes import JoinedWrites
 
-__all__ = ["HttpProtocol", "Reads"]
+__all__ = ["HttpProtocol", "Reads", "is_sound"]
+
+# A name or an address, and a port.
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 
 
 class Reads(enum.Enum):
@@ -87,7 +91,13 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Begin to answer a request, or put it behind those that are not answered."""
+        """Begin to answer a request, or put it behind those that are not answered.
+
+        Raises:
+            ValueError: if it is of no one host or of another framing, which ends the parser.
+        """
+        if not is_sound(self.headers):
+            raise ValueError(self.headers)
         self._reads = Reads.BODY
         self._cycle_before = self.cycle
         super().on_headers_complete()
@@ -162,6 +172,21 @@ class HttpProtocol(HttpToolsProtocol):
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
         lines += [b"%b: %b" % (name, text) for name, text in self.headers if name != b"upgrade"]
         return b"\r\n".join([*lines, b"", b""])
+
+
+def is_sound(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Return whether a request is for one host at most, and of a framing that is understood.
+
+    Proxies may take another of two hosts, or another framing, than this server does (RFC 9112,
+    sections 3.2 and 6.1).
+
+    Args:
+        headers: names in lower case, and values.
+    """
+    hosts = [value for name, value in headers if name == b"host"]
+    codings = [value.lower() for name, value in headers if name == b"transfer-encoding"]
+    is_one_host = not hosts or (len(hosts) == 1 and _HOST.fullmatch(hosts[0]) is not None)
+    return is_one_host and codings in ([], [b"chunked"])
 
 
 def _parser_for(protocol: HttpToolsProtocol) -> httptools.HttpRequestParser:

@@ -92,11 +92,14 @@ class EpisodeMemory:
             stated: what the client states of the step before.
 
         Raises:
-            ObservationError: if the policy takes more of the step before than is known.
+            ObservationError: if the policy takes more of the step before than is known, or what is
+                stated is no action or reward.
         """
+        previous = self.version.previous_step
+        if stated is not NOTHING_STATED:
+            previous.check(stated)
         if not self.state.size:
             return
-        previous = self.version.previous_step
         if previous.is_taken and (self.steps or stated != NOTHING_STATED):
             question.state = previous.write(self.state, stated, has_action=self.has_action)
         else:

@@ -84,6 +84,24 @@ class PreviousStep:
         self.takes_reward = self._reward.size > 0
         self.is_taken = self.takes_action or self.takes_reward
 
+    def check(self, stated: StatedStep) -> None:
+        """Refuse a statement that is no reward or action, whether or not the policy takes it.
+
+        Args:
+            stated: what a client states of the step before.
+
+        Raises:
+            ObservationError: if it is none.
+        """
+        if stated.reward is not None:
+            self._checked_reward(stated.reward)
+        if stated.action is not None and _flat(stated.action) is None:
+            raise _refusal(
+                "previous_action",
+                "previous-action",
+                "Input should be an action in the form of `actions`",
+            )
+
     def write(self, state: Float32Array, stated: StatedStep, *, has_action: bool) -> Float32Array:
         """Return a memory with what a client states of the step before.
 

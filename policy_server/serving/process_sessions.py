@@ -59,7 +59,7 @@ class _Place:
     def held(self) -> HeldSession:
         kept = self._kept
         if not kept.store.has(kept):
-            raise unknown_session(kept.record.session_id)
+            raise unknown_session(kept.record.policy, kept.record.session_id)
         return kept
 
     def keep(self, record: SessionRecord) -> None:
@@ -138,7 +138,7 @@ class ProcessSessions:
         self._forget_idle()
         kept = self._kept.get(session_id)
         if kept is None or kept.record.policy != policy:
-            raise unknown_session(session_id)
+            raise unknown_session(policy, session_id)
         return _Place(kept, self._patience_s)
 
     def has(self, kept: _Kept) -> bool:

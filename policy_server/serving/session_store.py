@@ -9,7 +9,8 @@ from typing import Protocol, runtime_checkable
 
 from policy_server.errors import OverloadedError, UnknownSessionError
 from policy_server.policy import Float32Array
-from policy_server.serving.team_record import TeamRecord
+from policy_server.schema import DEFAULT_POLICY
+from policy_server.serving.team_record import TEAM, TeamRecord
 from policy_server.settings import ENV_PREFIX
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "SessionPlace",
     "SessionRecord",
     "SessionStore",
+    "address_of",
     "missed_turn",
     "too_many_sessions",
     "unknown_session",
@@ -187,17 +189,31 @@ class ImmediateStore(Protocol):
         """
 
 
-def unknown_session(session_id: str) -> UnknownSessionError:
+def unknown_session(policy: str, session_id: str) -> UnknownSessionError:
     """Return the error of a session that is not there.
 
     Args:
+        policy: the policy's name; `TEAM` for a team.
         session_id: as the client gave it.
     """
     shown = session_id if len(session_id) <= _SHOWN else f"{session_id[:_SHOWN]}..."
     return UnknownSessionError(
         f"session {shown!r} is unknown, has ended or was idle for too long "
-        f"({ENV_PREFIX}SESSION_IDLE_S); begin another one with POST /sessions"
+        f"({ENV_PREFIX}SESSION_IDLE_S); begin another one with POST {address_of(policy)}"
     )
+
+
+def address_of(policy: str, session: str = "") -> str:
+    """Return the address where sessions begin, or another one begins its next episode.
+
+    Args:
+        policy: the policy's name; `TEAM` for a team.
+        session: what stands behind `/sessions`, such as `/ID/reset`.
+    """
+    if policy == TEAM:
+        return f"/sessions{session}/agents"
+    prefix = "" if policy == DEFAULT_POLICY else f"/policies/{policy}"
+    return f"{prefix}/sessions{session}"
 
 
 _SHOWN = 64

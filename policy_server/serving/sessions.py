@@ -24,6 +24,7 @@ from policy_server.serving.session_store import (
     SessionPlace,
     SessionRecord,
     SessionStore,
+    address_of,
 )
 from policy_server.serving.slot import PolicySlot
 from policy_server.serving.team_record import VersionName
@@ -300,7 +301,8 @@ class Sessions(KeptSessions):
             if await version_begun_with(self._slot, begun) is None:
                 raise SessionConflictError(
                     f"this session began with version {begun.label}, which is not loaded any "
-                    f"more; begin another episode with POST /sessions/{session_id}/reset"
+                    f"more; begin another episode with "
+                    f"POST {address_of(self._policy, f'/{session_id}/reset')}"
                 )
             turn = self.turn_of(held)
             assert turn is not None, "its version was found just now"

@@ -56,16 +56,17 @@ class Team:
         Raises:
             ObservationError: if no rule is about the agent.
         """
-        name = None
-        if len(agent) <= LONGEST_AGENT_ID:
-            name = self._agents.policy_of(agent)
+        if len(agent) > LONGEST_AGENT_ID:
+            message = f"Input should be an agent's id of at most {LONGEST_AGENT_ID} characters"
+            place = ["body", agent[: LONGEST_AGENT_ID + 1]]
+            raise ObservationError([problem("agent_unknown", place, message)])
+        name = self._agents.policy_of(agent)
         if name is not None:
             return self.slots[name]
         known = [*self.rules]
         more = f" and {len(known) - _SHOWN_RULES} more" if len(known) > _SHOWN_RULES else ""
         message = f"Input should be an agent of multi_agent: {', '.join(known[:_SHOWN_RULES])}"
-        shown = agent[: LONGEST_AGENT_ID + 1]
-        raise ObservationError([problem("agent_unknown", ["body", shown], message + more)])
+        raise ObservationError([problem("agent_unknown", ["body", agent], message + more)])
 
     def wanted_versions(self, text: str) -> Mapping[str, str]:
         """Return the versions that a request asks for, by the policies' names.

@@ -6,13 +6,13 @@ from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from policy_server.errors import DeploymentError
 from policy_server.serving import ALL_TRAFFIC, Deployment, Evidence
 from policy_server.serving.administration import Administration
 from policy_server.web.policy_list import ListedVersion, listed_versions
-from policy_server.web.query import QueryCheckedRoute
+from policy_server.web.query import QueryCheckedRoute, in_digits
 from policy_server.web.route_table import ADMIN
 
 __all__ = ["admin_routes"]
@@ -20,7 +20,9 @@ __all__ = ["admin_routes"]
 _POLICY = f"{ADMIN}/policies/{{policy}}"
 _JSON = "application/json"
 
-Percent = Annotated[float, Query(ge=0.0, le=ALL_TRAFFIC)]
+Percent = Annotated[
+    Annotated[float, Field(ge=0.0, le=ALL_TRAFFIC), BeforeValidator(in_digits)], Query()
+]
 
 
 class _Address(BaseModel):
@@ -99,8 +101,12 @@ def admin_routes(administration: Administration, *, default: str) -> APIRouter:
     async def promote(
         policy: str,
         version: str | None = None,
-        after: Annotated[int | None, Query(ge=1)] = None,
-        max_disagreement: Annotated[float, Query(ge=0.0, le=1.0)] = 0.0,
+        after: Annotated[
+            Annotated[int, Field(ge=1), BeforeValidator(in_digits)] | None, Query()
+        ] = None,
+        max_disagreement: Annotated[
+            Annotated[float, Field(ge=0.0, le=1.0), BeforeValidator(in_digits)], Query()
+        ] = 0.0,
     ) -> DeploymentStatus:
         evidence = None if after is None else Evidence(version or "", after, max_disagreement)
         return status_of(policy, await administration.promote(policy, version, evidence))

@@ -7,7 +7,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 
 from starlette.requests import ClientDisconnect
@@ -30,6 +30,7 @@ from policy_server.web.cross_origin import CrossOrigin
 from policy_server.web.packed_bodies import unpacked
 from policy_server.web.page_safety import PAGE_HEADERS
 from policy_server.web.problems import send_error
+from policy_server.web.request_headers import check_headers, given_id, read_headers
 from policy_server.web.request_timing import (
     given_stamp,
     given_timeout_s,
@@ -38,30 +39,12 @@ from policy_server.web.request_timing import (
 )
 from policy_server.web.route_table import Access, AnswerRoute, Route, RouteTable
 
-__all__ = ["Gate", "RequestIds", "given_id", "read_headers"]
+__all__ = ["Gate", "RequestIds"]
 
 logger = logging.getLogger(__name__)
 
-_HEADERS = frozenset(
-    {
-        b"access-control-request-method",
-        b"access-token",
-        b"authorization",
-        b"content-encoding",
-        b"content-length",
-        b"content-type",
-        b"origin",
-        b"x-episode-id",
-        b"x-observation-stamp",
-        b"x-policy-version",
-        b"x-request-id",
-        b"x-request-timeout-ms",
-        b"x-state",
-    }
-)
 # The messages that begin the answer to a request, or to a web socket's handshake.
 _STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ID_BYTES = 16
 _IDS_AT_ONCE = 64
 _LENGTH = re.compile(r"[0-9]{1,18}")
@@ -198,6 +181,7 @@ class Gate:
             key = self._admit_counted(route, scope, headers)
             scope["state"]["key"] = _name_of(key)
             scope["state"]["is_admitted"] = lambda: self.is_admitted(route, key)
+            check_headers(route, scope["headers"])
             stamp = self._read_timing(route, scope, headers, started)
             share = self._begin(route, scope)
             limited = self._limited(route, scope, headers, receive)
@@ -290,6 +274,7 @@ class Gate:
             return None
         try:
             key = self._admit(route, scope, headers)
+            check_headers(route, scope["headers"])
         except PolicyServerError:
             return None
         limit, _ = self._limits[route.body_limit]
@@ -370,27 +355,6 @@ class Gate:
         if coding is None or scope.get("method") != "POST":
             return counted
         return unpacked(counted, coding, limit=limit, too_large=f"the unpacked {too_large}")
-
-
-def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, str]:
-    """Return the headers that are looked at, by name; the first of several counts.
-
-    Args:
-        headers: as ASGI has them: names in lower case.
-    """
-    return {
-        name: value.decode("latin-1") for name, value in reversed([*headers]) if name in _HEADERS
-    }
-
-
-def given_id(headers: Mapping[bytes, str]) -> str:
-    """Return the id that a client gave its request; empty where it gave none that is sensible.
-
-    Args:
-        headers: as `read_headers` gives them.
-    """
-    given = headers.get(b"x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else ""
 
 
 class RequestIds:

@@ -16,9 +16,10 @@ from policy_server.http_server import Connection, HotRequest, OwnParts, RequestH
 from policy_server.policy import AnswerKind
 from policy_server.serving import AnsweredCall, PolicyVersion, Question
 from policy_server.web.answering import PolicyAnswering
-from policy_server.web.gate import Gate, given_id
+from policy_server.web.gate import Gate
 from policy_server.web.media_types import is_npy
 from policy_server.web.problems import error_response
+from policy_server.web.request_headers import given_id
 from policy_server.web.request_timing import given_timeout_s, stamp_lines
 from policy_server.web.route_table import AnswerRoute
 

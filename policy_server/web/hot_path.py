@@ -13,11 +13,12 @@ from typing import Any
 from policy_server.errors import ObservationError
 from policy_server.http_server import HotRoute, RequestHead
 from policy_server.web.answering import PolicyAnswering
-from policy_server.web.gate import Gate, read_headers
+from policy_server.web.gate import Gate
 from policy_server.web.hot_answering import HotAnswering
 from policy_server.web.hot_sessions import HotSession
 from policy_server.web.hot_teams import HotTeam, HotTeamSession
 from policy_server.web.media_types import is_npy
+from policy_server.web.request_headers import read_headers
 from policy_server.web.route_table import AnswerRoute, session_in
 from policy_server.web.session_answering import SessionAnswering
 from policy_server.web.team_answering import TeamAnswering
@@ -25,10 +26,8 @@ from policy_server.web.team_session_answering import TeamSessionAnswering
 
 __all__ = ["HotAnswers"]
 
-# What a step takes of these is cut out of the head before; the others are refused.
-_NOT_OF_STEPS = frozenset(
-    {b"x-step", b"x-previous-reward", b"x-previous-action", b"x-state", b"x-policy-version"}
-)
+# Those of a strict form are cut out of the head before.
+_OF_STEPS = frozenset({b"x-step", b"x-previous-reward", b"x-previous-action"})
 
 
 class HotAnswers:
@@ -76,10 +75,11 @@ class HotAnswers:
         route, key = self._gate.admit_plain(scope, headers) or (None, None)
         if not isinstance(route, AnswerRoute):
             return None
-        has_session = route.transport in ("session", "team_session")
-        if has_session and (session_in(scope["path"]) != head.session_id or _is_odd_step(head)):
+        if route.has_session and (
+            session_in(scope["path"]) != head.session_id or _is_odd_step(head)
+        ):
             return None
-        if not has_session and (head.session_id or b"x-state" in headers):
+        if not route.has_session and (head.session_id or b"x-state" in headers):
             return None
         # A stamp that is none, or is written in an unusual way, is still there.
         if b"x-observation-stamp" in headers:
@@ -113,4 +113,4 @@ class HotAnswers:
 
 
 def _is_odd_step(head: RequestHead) -> bool:
-    return not head.session_id or not _NOT_OF_STEPS.isdisjoint(name for name, _ in head.headers)
+    return not head.session_id or not _OF_STEPS.isdisjoint(name for name, _ in head.headers)

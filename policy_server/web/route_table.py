@@ -138,6 +138,11 @@ class AnswerRoute(Route):
         """Return whether it takes flat observations."""
         return self.form == "raw"
 
+    @property
+    def has_session(self) -> bool:
+        """Return whether it answers a step of a session."""
+        return self.transport in ("session", "team_session")
+
 
 class SessionRoutes(NamedTuple):
     """The routes that begin and end a policy's sessions.

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import BeforeValidator, Field
 
 from policy_server.errors import NotReadyError, ObservationError
 from policy_server.observations import problem
@@ -25,25 +26,21 @@ from policy_server.web.answering import PolicyAnswering
 from policy_server.web.batch_answering import BatchAnswering, BatchRequest
 from policy_server.web.media_types import JSON, NPY, is_npy, media_type
 from policy_server.web.policy_list import listed_actions
-from policy_server.web.query import QueryCheckedRoute
+from policy_server.web.query import QueryCheckedRoute, in_digits
 from policy_server.web.route_table import AnswerRoute, Route, RouteTable
 
 __all__ = ["ROUTE_TEXTS", "Seed", "policy_routes", "server_routes"]
 
 _QUALITY = re.compile(r";\s*q=([01](?:\.[0-9]{0,3})?)\s*(?:;|$)", re.IGNORECASE)
 Seed = Annotated[
-    int | None,
+    Annotated[int, Field(ge=0, le=LARGEST_SEED), BeforeValidator(in_digits)] | None,
     Query(
-        ge=0,
-        le=LARGEST_SEED,
         description="Makes the draw reproducible; left out, each draw is new",
     ),
 ]
 BatchSeed = Annotated[
-    int | None,
+    Annotated[int, Field(ge=0, le=LARGEST_SEED), BeforeValidator(in_digits)] | None,
     Query(
-        ge=0,
-        le=LARGEST_SEED,
         description="Makes the draws reproducible: observation i, from 0, is drawn with this plus "
         "i; left out, each draw is new",
     ),

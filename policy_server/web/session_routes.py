@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Header, Path, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, StrictStr
 
 from policy_server.serving import SessionRecord, Sessions, StatedStep
+from policy_server.serving.team_sessions import TeamSessions
 from policy_server.web.json_bodies import BodySeed, JsonRoute
 from policy_server.web.media_types import JSON
+from policy_server.web.query import in_digits
 from policy_server.web.route_table import AnswerRoute, Route, RouteTable, SessionRoutes
 from policy_server.web.routes import ROUTE_TEXTS, Seed
 from policy_server.web.session_answering import SessionAnswering, SessionStep
 
-__all__ = ["LONG", "SessionId", "SessionStart", "Step", "session_routes"]
+__all__ = [
+    "LONG",
+    "SessionId",
+    "SessionStart",
+    "SessionTexts",
+    "Step",
+    "add_session_pages",
+    "session_routes",
+]
 
 SessionId = Annotated[str, Path(description="The session's name, as `POST /sessions` gave it")]
 Step = Annotated[
-    int | None,
+    Annotated[int, Field(ge=0), BeforeValidator(in_digits)] | None,
     Header(
-        ge=0,
         description="The number of the step in its episode, from 0: that of the last step gives "
         "its answer again without a step, so that a request may be sent twice",
     ),
 ]
 Reward = Annotated[
-    float | None,
+    Annotated[float, BeforeValidator(in_digits)] | None,
     Header(description="The reward of the step before, where the policy takes it"),
 ]
 Action = Annotated[
@@ -76,7 +87,26 @@ class Session(BaseModel):
     episode_id: str = Field(description="The client's own name of the episode")
 
 
-_Start = Annotated[SessionStart | None, Body()]
+SessionBegin = Annotated[SessionStart | None, Body()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionTexts:
+    """The words and types of sessions' routes in OpenAPI.
+
+    Attributes:
+        model: the type that shows a session.
+        tags: their groups.
+        of: stands behind "a session".
+        begin: describes how one begins.
+        reset: describes what a reset does.
+    """
+
+    model: type[BaseModel]
+    tags: list[str | Enum]
+    of: str = ""
+    begin: str
+    reset: str
 
 
 def session_routes(table: RouteTable, answering: Mapping[str, SessionAnswering]) -> APIRouter:
@@ -109,44 +139,58 @@ def _tag(route: Route) -> str:
     return f"Sessions {route.namespace}" if route.namespace else "Sessions"
 
 
-def _add_pages(router: APIRouter, routes: SessionRoutes, sessions: Sessions) -> None:
-    async def begin(request: Request, start: _Start = None) -> Session:
+def add_session_pages(
+    router: APIRouter,
+    routes: SessionRoutes,
+    sessions: Sessions | TeamSessions,
+    texts: SessionTexts,
+    *,
+    reset: Callable[..., Awaitable[BaseModel]],
+    shown: Callable[[SessionRecord], BaseModel],
+) -> None:
+    """Add the routes that begin, show, end and reset sessions.
+
+    Args:
+        router: gets them.
+        routes: their addresses.
+        sessions: a policy's, or a team's.
+        texts: say in OpenAPI what they do.
+        reset: answers a reset.
+        shown: returns what a client sees of a session.
+    """
+
+    async def begin(request: Request, start: SessionBegin = None) -> BaseModel:
         asked = start or SessionStart()
         record = await sessions.begin(
             seed=asked.seed, episode_id=asked.episode_id, wanted=request.state.version
         )
-        return _shown(record)
+        return shown(record)
 
-    async def show(session_id: SessionId) -> Session:
-        return _shown(await sessions.describe(session_id))
+    async def show(session_id: SessionId) -> BaseModel:
+        return shown(await sessions.describe(session_id))
 
     async def end(session_id: SessionId) -> None:
         await sessions.end(session_id)
 
-    async def reset(session_id: SessionId, start: _Start = None) -> Session:
-        asked = start or SessionStart()
-        return _shown(
-            await sessions.reset(session_id, seed=asked.seed, episode_id=asked.episode_id)
-        )
-
-    one = routes.one.operation
+    one, model, of = routes.one.operation, texts.model, texts.of
     router.add_api_route(
         routes.begin.path,
         begin,
         methods=["POST"],
         status_code=201,
+        response_model=model,
         operation_id=f"begin_{one}",
-        summary="Begin a session",
-        description="Begins an episode whose memory the server keeps from step to step; for a "
-        "policy without memory too. It ends by DELETE, or when it was idle for too long.",
-        tags=[_tag(routes.begin)],
+        summary=f"Begin a session{of}",
+        description=texts.begin,
+        tags=texts.tags,
     )
     router.add_api_route(
         routes.one.path,
         show,
+        response_model=model,
         operation_id=f"get_{one}",
-        summary="Show a session",
-        tags=[_tag(routes.begin)],
+        summary=f"Show a session{of}",
+        tags=texts.tags,
     )
     router.add_api_route(
         routes.one.path,
@@ -154,18 +198,36 @@ def _add_pages(router: APIRouter, routes: SessionRoutes, sessions: Sessions) -> 
         methods=["DELETE"],
         status_code=204,
         operation_id=f"end_{one}",
-        summary="End a session",
-        tags=[_tag(routes.begin)],
+        summary=f"End a session{of}",
+        tags=texts.tags,
     )
     router.add_api_route(
         routes.reset.path,
         reset,
         methods=["POST"],
+        response_model=model,
         operation_id=f"reset_{one}",
-        summary="Begin another episode in a session",
-        description="Empties the memory; seed and name stay unless others are given.",
-        tags=[_tag(routes.begin)],
+        summary=f"Begin another episode in a session{of}",
+        description=texts.reset,
+        tags=texts.tags,
     )
+
+
+def _add_pages(router: APIRouter, routes: SessionRoutes, sessions: Sessions) -> None:
+    async def reset(session_id: SessionId, start: SessionBegin = None) -> Session:
+        asked = start or SessionStart()
+        return _shown(
+            await sessions.reset(session_id, seed=asked.seed, episode_id=asked.episode_id)
+        )
+
+    texts = SessionTexts(
+        model=Session,
+        tags=[_tag(routes.begin)],
+        begin="Begins an episode whose memory the server keeps from step to step; for a "
+        "policy without memory too. It ends by DELETE, or when it was idle for too long.",
+        reset="Empties the memory; seed and name stay unless others are given.",
+    )
+    add_session_pages(router, routes, sessions, texts, reset=reset, shown=_shown)
 
 
 def _shown(record: SessionRecord) -> Session:

@@ -18,7 +18,14 @@ from policy_server.web.media_types import JSON, is_npy
 from policy_server.web.route_table import AnswerRoute, RouteTable, SessionRoutes
 from policy_server.web.routes import ROUTE_TEXTS, Seed
 from policy_server.web.session_answering import SessionStep
-from policy_server.web.session_routes import LONG, SessionId, SessionStart, Step
+from policy_server.web.session_routes import (
+    LONG,
+    SessionId,
+    SessionStart,
+    SessionTexts,
+    Step,
+    add_session_pages,
+)
 from policy_server.web.team_answering import TeamAnswering, refuse_array
 from policy_server.web.team_session_answering import TeamSessionAnswering
 
@@ -65,7 +72,6 @@ class TeamSession(BaseModel):
     episode_id: str = Field(description="The client's own name of the episode")
 
 
-_Start = Annotated[SessionStart | None, Body()]
 _Reset = Annotated[TeamReset | None, Body()]
 
 
@@ -98,19 +104,6 @@ def team_routes(
 
 
 def _add_pages(router: APIRouter, routes: SessionRoutes, sessions: TeamSessions) -> None:
-    async def begin(request: Request, start: _Start = None) -> TeamSession:
-        asked = start or SessionStart()
-        record = await sessions.begin(
-            seed=asked.seed, episode_id=asked.episode_id, wanted=request.state.version
-        )
-        return _shown(record)
-
-    async def show(session_id: SessionId) -> TeamSession:
-        return _shown(await sessions.describe(session_id))
-
-    async def end(session_id: SessionId) -> None:
-        await sessions.end(session_id)
-
     async def reset(session_id: SessionId, start: _Reset = None) -> TeamSession:
         asked = start or TeamReset()
         if asked.agents is None:
@@ -119,37 +112,16 @@ def _add_pages(router: APIRouter, routes: SessionRoutes, sessions: TeamSessions)
         _refuse_options(asked)
         return _shown(await sessions.reset_agents(session_id, asked.agents))
 
-    one = routes.one.operation
-    router.add_api_route(
-        routes.begin.path,
-        begin,
-        methods=["POST"],
-        status_code=201,
-        operation_id=f"begin_{one}",
-        summary="Begin a session of a team",
-        description="Begins an episode in which the server keeps the memory of each agent from "
+    texts = SessionTexts(
+        model=TeamSession,
+        tags=[],
+        of=" of a team",
+        begin="Begins an episode in which the server keeps the memory of each agent from "
         "step to step. It ends by DELETE, or when it was idle for too long.",
-    )
-    router.add_api_route(
-        routes.one.path, show, operation_id=f"get_{one}", summary="Show a session of a team"
-    )
-    router.add_api_route(
-        routes.one.path,
-        end,
-        methods=["DELETE"],
-        status_code=204,
-        operation_id=f"end_{one}",
-        summary="End a session of a team",
-    )
-    router.add_api_route(
-        routes.reset.path,
-        reset,
-        methods=["POST"],
-        operation_id=f"reset_{one}",
-        summary="Begin another episode in a session of a team",
-        description="Empties the memories of all agents; seed and name stay unless others are "
+        reset="Empties the memories of all agents; seed and name stay unless others are "
         "given. With `agents` it empties theirs alone, as for agents that begin anew or have left.",
     )
+    add_session_pages(router, routes, sessions, texts, reset=reset, shown=_shown)
 
 
 def _refuse_options(asked: TeamReset) -> None:

@@ -111,9 +111,12 @@ class TeamQuestions:
             self._seeds.begin(self.asked, reset.seed)
             return reset.answer
         agents = values[_RESET] if values.keys() == {_RESET} else None
-        if not isinstance(agents, list) or not all(isinstance(agent, str) for agent in agents):
+        if not isinstance(agents, list):
             return None
-        for agent in agents:
+        for number, agent in enumerate(agents):
+            if not isinstance(agent, str):
+                message = "Input should be an agent's id"
+                raise ObservationError([problem("string_type", ["body", _RESET, number], message)])
             self._answering.team.slot_of(agent)
         return _AgentsReset(self._memory, agents)
 

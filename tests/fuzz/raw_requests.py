@@ -106,6 +106,8 @@ _MORE = [b""] * 10 + [
     b"X-Forwarded-For: 10.1.2.3\r\n",
     b"Transfer-Encoding: identity\r\n",
     b"Odd : x\r\n",
+    b"Host: other\r\n",
+    b"Transfer-Encoding: gzip, chunked\r\n",
     b" folded\r\n",
     b"x: a\rb\r\n",
     b"x: \xff\xfe\r\n",

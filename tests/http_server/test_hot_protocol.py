@@ -200,6 +200,38 @@ async def test_what_follows_a_request_that_closes_is_not_read(body: bytes) -> No
     assert transport.is_gone
 
 
+@pytest.mark.parametrize("is_hot", [False, True], ids=["plain", "hot"])
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        (b"Host: a\r\n", 200),
+        (b"Host: [::1]:8000\r\n", 200),
+        (b"Host: policy_server.local:80\r\n", 200),
+        (b"", 200),
+        (b"Host:\r\n", 400),
+        (b"Host: a b\r\n", 400),
+        (b"Host: a, b\r\n", 400),
+        (b"Host: a/b\r\n", 400),
+        (b"Host: a\r\nHost: a\r\n", 400),
+        (b"Transfer-Encoding: gzip, chunked\r\n", 400),
+        (b"Transfer-Encoding: chunked, chunked\r\n", 400),
+        (b"Transfer-Encoding: gzip\r\n", 400),
+    ],
+)
+async def test_requests_for_no_one_host_or_of_unknown_framing_are_refused(
+    lines: bytes, status: int, *, is_hot: bool
+) -> None:
+    app = build()
+    async with running(app):
+        server = Server(app, is_hot=is_hot)
+        data = REQUEST.replace(b"access-token", lines + b"access-token")
+        if b"Transfer" in lines:
+            data = data.replace(b"Content-Length: %d\r\n" % len(BODY), b"")
+        transport = await server.exchange([data])
+
+    assert [answer.status for answer in answers_in(transport.written)] == [status]
+
+
 async def test_client_that_does_not_read_is_not_read_from() -> None:
     app = build()
     async with running(app):

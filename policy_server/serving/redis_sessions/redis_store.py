@@ -99,7 +99,7 @@ class RedisSessions:
     def held(self, policy: str, session_id: str) -> AbstractAsyncContextManager[HeldSession]:
         """Give one request at a time a session; see `SessionStore.held`."""
         if not _SESSION_ID.fullmatch(session_id):
-            raise unknown_session(session_id)
+            raise unknown_session(policy, session_id)
         return self._turns.held(policy, session_id)
 
     async def count(self, policy: str, version: str, digest: str) -> int:

@@ -122,7 +122,7 @@ class Turn:
         )
         if found[0] == Outcome.UNKNOWN:
             self._is_over = True
-            raise unknown_session(self.session_id)
+            raise unknown_session(policy, self.session_id)
         if found[0] == Outcome.WAITING:
             return False
         self._renew_later()
@@ -151,7 +151,7 @@ class Turn:
         outcome = await self._ask(script, *arguments)
         self._is_over = True
         if outcome == Outcome.UNKNOWN:
-            raise unknown_session(self.session_id)
+            raise unknown_session(self.record.policy, self.session_id)
         if outcome == Outcome.LOST:
             raise SessionStoreError(
                 "this request took so long that another one on its session has begun; try again, a "
