@@ -15,6 +15,7 @@ from benchmarks.load import check_wrk
 from benchmarks.machine import LOAD, describe_machine, is_busy
 from benchmarks.measures.batches import measure_batches
 from benchmarks.measures.engines import measure_engines
+from benchmarks.measures.loops import measure_loops
 from benchmarks.measures.requests import measure_requests
 from benchmarks.measures.stages import measure_stages
 from benchmarks.measures.starts import measure_starts
@@ -28,7 +29,7 @@ from benchmarks.workplace import clean_environment, install_peer, prepare_workpl
 
 __all__ = ["PARTS", "main"]
 
-PARTS = ("requests", "batches", "streams", "starts", "engines", "stages")
+PARTS = ("requests", "batches", "streams", "loops", "starts", "engines", "stages")
 _BACKENDS = ("ray", "local")
 _CONNECTIONS = (1, 8, 32, 128, 256)
 _QUICK_CONNECTIONS = (1, 32, 128)
@@ -175,7 +176,15 @@ def _measure(results: Results, options: argparse.Namespace, scratch: Path) -> No
             repeats=repeats,
         ),
         "streams": lambda: measure_streams(
-            results, workplace, environment, subjects=backends, seconds=seconds, repeats=repeats
+            results,
+            workplace,
+            environment,
+            subjects=[*backends, *(["floor"] if "floor" in options.subjects else [])],
+            seconds=seconds,
+            repeats=repeats,
+        ),
+        "loops": lambda: measure_loops(
+            results, workplace, environment, seconds=seconds, repeats=repeats
         ),
     }
     for name, measure in parts.items():

@@ -3,6 +3,9 @@
 A bare `asyncio.Protocol` on uvloop finds the end of the head, validates the observation of
 mouse_and_cheese with the model that the server validates with, and answers a constant. It reads no
 header but the length, checks no key, counts nothing and logs nothing.
+
+A web socket on the same port is answered by a constant for each frame, by the library that the
+server uses, without validation: a bare echo.
 """
 
 from __future__ import annotations
@@ -11,16 +14,22 @@ import asyncio
 import sys
 from pathlib import Path
 
+import msgpack
+import orjson
 import uvloop
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
 
 from policy_server.observations import ObservationSpace
 from policy_server.schema import read_schema
 
-__all__ = ["CONSTANT_ACTION", "CONSTANT_BODY", "CONSTANT_PROBABILITY", "Floor", "main"]
+__all__ = ["CONSTANT_ACTION", "CONSTANT_BODY", "CONSTANT_PROBABILITY", "Echo", "Floor", "main"]
 
 # The policy's own answer to the observation that the benchmarks send.
 CONSTANT_ACTION, CONSTANT_PROBABILITY = 0, 0.70287585
 CONSTANT_BODY = b'{"actions":[0],"probability":0.70287585,"log_probability":-0.352575}'
+_PACKED_BODY = msgpack.packb(orjson.loads(CONSTANT_BODY))
 _SCHEMA = Path(__file__).resolve().parents[1] / "examples" / "mouse_and_cheese" / "schema.yaml"
 _END_OF_HEAD = b"\r\n\r\n"
 _LENGTH = b"content-length:"
@@ -57,13 +66,45 @@ class Floor(asyncio.Protocol):
         start = 0
         while start < len(data):
             head = data.find(_END_OF_HEAD, start) + len(_END_OF_HEAD)
-            stop = head + _length(data[start:head]) if head >= len(_END_OF_HEAD) else len(data) + 1
+            is_whole = head >= len(_END_OF_HEAD)
+            if is_whole and data.startswith(b"GET ", start):
+                self._transport.set_protocol(Echo(self._transport, data[start:]))
+                return
+            stop = head + _length(data[start:head]) if is_whole else len(data) + 1
             if stop > len(data):
                 self._rest = data[start:]
                 return
             self._space.parse_named(data[head:stop])
             self._transport.write(_ANSWER)
             start = stop
+
+
+class Echo(asyncio.Protocol):
+    """One web socket."""
+
+    def __init__(self, transport: asyncio.Transport, data: bytes) -> None:
+        """Shake hands.
+
+        Args:
+            transport: the connection.
+            data: what has come of it.
+        """
+        self._transport = transport
+        self._connection = ServerProtocol()
+        self.data_received(data)
+
+    def data_received(self, data: bytes) -> None:
+        """Answer the frames of a segment."""
+        connection = self._connection
+        connection.receive_data(data)
+        for event in connection.events_received():
+            if isinstance(event, Request):
+                connection.send_response(connection.accept(event))
+            elif isinstance(event, Frame) and event.opcode is Opcode.TEXT:
+                connection.send_text(CONSTANT_BODY)
+            elif isinstance(event, Frame) and event.opcode is Opcode.BINARY:
+                connection.send_binary(_PACKED_BODY)
+        self._transport.write(b"".join(connection.data_to_send()))
 
 
 def _length(head: bytes) -> int:

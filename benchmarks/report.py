@@ -37,6 +37,7 @@ def render(results: Results) -> str:
         ("Stages in one process", _stages),
         ("Batch route", _batches),
         ("WebSocket", _streams),
+        ("Closed loop, local", _loops),
         ("Start and memory", _starts),
         ("Engines", _engines),
         ("Not measured", _missing),
@@ -224,9 +225,33 @@ def _streams(results: Results) -> list[str]:
                 str(in_flight),
                 number(median(cell.round_trips_per_s for cell in cells)),
                 number(median(cell.p50_ms for cell in cells)),
+                number(_median_of([cell.cpu_us for cell in cells])),
             ]
         )
-    return _table(["", "frames", "in flight", "round trips/s", "p50 in ms"], rows)
+    header = ["", "frames", "in flight", "round trips/s", "p50 in ms", "server, us a frame"]
+    return _table(header, rows)
+
+
+def _median_of(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
+
+
+def _loops(results: Results) -> list[str]:
+    rows = []
+    for transport in dict.fromkeys(cell.transport for cell in results.loops):
+        cells = [cell for cell in results.loops if cell.transport == transport]
+        rows.append(
+            [
+                transport,
+                number(cells[0].hz),
+                *(
+                    number(median(getattr(cell, name) for cell in cells))
+                    for name in ("p50_ms", "p99_ms", "worst_ms", "missed")
+                ),
+            ]
+        )
+    return _table(["", "Hz", "p50 in ms", "p99 in ms", "worst in ms", "missed"], rows)
 
 
 def _starts(results: Results) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-__all__ = ["BatchCell", "Cell", "EngineCell", "Results", "Stage", "Start", "StreamCell"]
+__all__ = ["BatchCell", "Cell", "EngineCell", "LoopCell", "Results", "Stage", "Start", "StreamCell"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ class StreamCell:
         round: which repetition.
         round_trips_per_s: answers a second.
         p50_ms: the median time of one round trip.
+        cpu_us: processor time of all the server's processes for each, in microseconds; None where
+            a run did not measure it.
     """
 
     subject: str
@@ -81,6 +83,30 @@ class StreamCell:
     round: int
     round_trips_per_s: float
     p50_ms: float
+    cpu_us: float | None = None
+
+
+@dataclass(frozen=True)
+class LoopCell:
+    """A closed loop at a fixed rate.
+
+    Attributes:
+        transport: the way to the server.
+        hz: ticks a second.
+        round: which repetition.
+        p50_ms: the median time of one round trip.
+        p99_ms: the time that one of a hundred takes longer than.
+        worst_ms: the longest time.
+        missed: how many answers came after the next tick began.
+    """
+
+    transport: str
+    hz: float
+    round: int
+    p50_ms: float
+    p99_ms: float
+    worst_ms: float
+    missed: int
 
 
 @dataclass(frozen=True)
@@ -148,6 +174,7 @@ class Results:
     cells: list[Cell] = field(default_factory=list)
     batches: list[BatchCell] = field(default_factory=list)
     streams: list[StreamCell] = field(default_factory=list)
+    loops: list[LoopCell] = field(default_factory=list)
     starts: list[Start] = field(default_factory=list)
     engines: list[EngineCell] = field(default_factory=list)
     stages: list[Stage] = field(default_factory=list)
@@ -205,6 +232,7 @@ class Results:
             "cells": Cell,
             "batches": BatchCell,
             "streams": StreamCell,
+            "loops": LoopCell,
             "starts": Start,
             "engines": EngineCell,
             "stages": Stage,

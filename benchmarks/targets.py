@@ -86,6 +86,26 @@ def _latency(subject: str, connections: int, value: str) -> Callable[[Results], 
     return lambda results: results.median_of(subject, connections, value)
 
 
+def _streams_of(results: Results, subject: str, value: str) -> float | None:
+    figures = [
+        getattr(cell, value)
+        for cell in results.streams
+        if (cell.subject, cell.frames, cell.in_flight) == (subject, "JSON", 1)
+    ]
+    return median(figures) if figures else None
+
+
+def _stream_ratio(results: Results) -> float | None:
+    ours, floors = (
+        _streams_of(results, subject, "round_trips_per_s") for subject in ("local", "floor")
+    )
+    return None if ours is None or floors is None else ours / floors
+
+
+def _stream_p50(subject: str) -> Callable[[Results], float | None]:
+    return lambda results: _streams_of(results, subject, "p50_ms")
+
+
 def _rows_per_s(body: str) -> Callable[[Results], float | None]:
     def measure(results: Results) -> float | None:
         """Return the better backend's figure at the largest request."""
@@ -150,6 +170,12 @@ TARGETS = (
         *(11, "x", _best_peer("ray", 128)),
     ),
     Target("p99 with Ray, 128 connections, in the floor's", 2.0, "x", _ratio_of_p99("ray", 128)),
+    _at_least(
+        "round trips/s of a stream, one in flight, local, against the bare echo",
+        *(0.5, "x", _stream_ratio),
+    ),
+    Target("p50 of a stream, one in flight, local", 0.08, "ms", _stream_p50("local")),
+    Target("p50 of a stream, one in flight, with Ray", 0.18, "ms", _stream_p50("ray")),
     Target("p50 with Ray, 1 connection", 2.0, "ms", _latency("ray", 1, "p50_ms")),
     Target("p50 local, 1 connection", 0.3, "ms", _latency("local", 1, "p50_ms")),
     Target("p99 with Ray, 128 connections", 15, "ms", _latency("ray", 128, "p99_ms")),

@@ -18,14 +18,18 @@ from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 
+import msgpack
 import numpy as np
 import pytest
+from websockets.client import ClientProtocol
+from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.sync.server import ServerConnection, serve
+from websockets.uri import parse_uri
 
 from benchmarks.__main__ import PARTS, main
 from benchmarks.failures import BenchmarkError
-from benchmarks.floor import CONSTANT_BODY, Floor
+from benchmarks.floor import CONSTANT_BODY, Echo, Floor
 from benchmarks.load import check_wrk, parse_wrk
 from benchmarks.machine import LOAD
 from benchmarks.measures.batches import BODIES, check_columns
@@ -35,7 +39,16 @@ from benchmarks.plot import draw
 from benchmarks.processes import free_ports, started
 from benchmarks.progress import number
 from benchmarks.report import BUSY, render
-from benchmarks.results import BatchCell, Cell, EngineCell, Results, Stage, Start, StreamCell
+from benchmarks.results import (
+    BatchCell,
+    Cell,
+    EngineCell,
+    LoopCell,
+    Results,
+    Stage,
+    Start,
+    StreamCell,
+)
 from benchmarks.subjects import OBSERVATION, ROOT, SUBJECTS, Workplace
 from benchmarks.targets import outcomes
 from benchmarks.websocket import BINARY, TEXT, connected, encode_frame, read_frames
@@ -193,7 +206,12 @@ def whole_results() -> Results:
         BatchCell("ray", "npy", 100_000, 0, 390_000.0, 250.0, 2.5),
         BatchCell("local", "npy", 100_000, 0, 410_000.0, 240.0, 0.9),
     ]
-    results.streams = [StreamCell("local", "msgpack", 64, 0, 21_000.0, 2.9)]
+    results.streams = [
+        StreamCell("local", "msgpack", 64, 0, 21_000.0, 2.9),
+        StreamCell("local", "JSON", 1, 0, 6_000.0, 0.15, 90.0),
+        StreamCell("floor", "JSON", 1, 0, 24_000.0, 0.04, 20.0),
+    ]
+    results.loops = [LoopCell("stream over UNIX socket", 200.0, 0, 0.2, 0.31, 1.5, 3)]
     results.starts = [
         Start("ray", is_first=True, round=0, seconds=21.5, memory_mb=1200.0, processes=13),
         Start("ray", is_first=False, round=0, seconds=9.5, memory_mb=700.0, processes=11),
@@ -239,6 +257,12 @@ def outcome_of(results: Results, title: str) -> tuple[float | None, bool | None]
         ("p99 with Ray, 128 connections, in the floor's", 16 / 6, False),
         ("req/s local against bare ASGI under uvicorn, 128 connections", None, None),
         ("p50 with Ray, 1 connection", 1000 / 600, True),
+        (
+            "round trips/s of a stream, one in flight, local, against the bare echo",
+            *(0.25, False),
+        ),
+        ("p50 of a stream, one in flight, local", 0.15, False),
+        ("p50 of a stream, one in flight, with Ray", None, None),
         ("p99 with Ray, 128 connections", 64.0, False),
         ("batch route, npy", 410_000.0, True),
         ("batch route, JSON rows", None, None),
@@ -297,7 +321,9 @@ def test_page_shows_every_part_of_a_run() -> None:
     assert "| Policy Server, Ray, 128 | 4 | - | - | 900 | 50.5 |" in page
     assert "less that | 26.7 |" in page
     assert "| Policy Server, Ray | npy | 100,000 | 390,000 | 250 | 2.5 |" in page
-    assert "| Policy Server, local | msgpack | 64 | 21,000 | 2.9 |" in page
+    assert "| Policy Server, local | msgpack | 64 | 21,000 | 2.9 | - |" in page
+    assert "| Policy Server, local | JSON | 1 | 6,000 | 0.15 | 90 |" in page
+    assert "| stream over UNIX socket | 200 | 0.2 | 0.31 | 1.5 | 3 |" in page
     assert "| Policy Server, Ray | served before | 9.5 | 700 | 11 |" in page
     assert "| tensorflow: the network | - |" in page
     assert "- PyTriton: pip can't install it" in page
@@ -668,3 +694,37 @@ def test_floor_answers_requests_however_they_are_cut(size: int) -> None:
         floor.data_received(requests[start : start + size])
 
     assert answers.count == 3
+
+
+class Echoes(asyncio.Transport):
+    """Hands what is written to a client of web sockets."""
+
+    def __init__(self, client: ClientProtocol) -> None:
+        super().__init__()
+        self._client = client
+        self.protocol: asyncio.BaseProtocol | None = None
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._client.receive_data(bytes(data))
+
+
+def test_floor_answers_the_frames_of_a_web_socket() -> None:
+    client = ClientProtocol(parse_uri("ws://server/predict/stream"))
+    transport, floor = Echoes(client), Floor(ObservationSpace(None))
+    floor.connection_made(transport)
+
+    client.send_request(client.connect())
+    floor.data_received(b"".join(client.data_to_send()))
+    client.send_text(b"{}")
+    client.send_binary(b"\x80")
+    echo = transport.protocol
+    assert isinstance(echo, Echo)
+    echo.data_received(b"".join(client.data_to_send()))
+
+    frames = [event for event in client.events_received() if isinstance(event, Frame)]
+    assert [frame.opcode for frame in frames] == [Opcode.TEXT, Opcode.BINARY]
+    assert bytes(frames[0].data) == CONSTANT_BODY
+    assert msgpack.unpackb(bytes(frames[1].data)) == json.loads(CONSTANT_BODY)

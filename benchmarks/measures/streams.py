@@ -64,12 +64,20 @@ def _measure(
             connection.round_trips(frame, in_flight=1, seconds=_WARM_UP_S)
         for in_flight in _IN_FLIGHT:
             with connected(running.ports[0], _ROUTE, {"access-token": KEY}) as connection:
+                before = _spent_us(running)
                 rate, p50_ms = connection.round_trips(frame, in_flight=in_flight, seconds=seconds)
+                cpu_us = (_spent_us(running) - before) / (rate * seconds)
             cell = StreamCell(
-                running.subject.name, frames, in_flight, number, round(rate), round(p50_ms, 3)
+                *(running.subject.name, frames, in_flight, number),
+                *(round(rate), round(p50_ms, 3), round(cpu_us, 1)),
             )
             results.streams.append(cell)
             say(
                 f"stream   {cell.subject:<18} {frames:<7} {in_flight:>2} in flight "
-                f"{cell.round_trips_per_s:>9.0f} round trips/s   p50 {cell.p50_ms:.3g} ms"
+                f"{cell.round_trips_per_s:>9.0f} round trips/s   p50 {cell.p50_ms:.3g} ms   "
+                f"{cell.cpu_us:.3g} us of processor time"
             )
+
+
+def _spent_us(running: Serving) -> float:
+    return sum(running.server.cpu_by_role().values())

@@ -20,7 +20,11 @@ _FEWEST_FORGOTTEN = 64
 
 
 class Deadlines:
-    """The questions of a scheduler that have a deadline of their own, the earliest first."""
+    """The questions of a scheduler that have a deadline of their own.
+
+    Attributes:
+        waiting: deadline, order and question, as a heap; answered ones may be among them.
+    """
 
     def __init__(self, metrics: PolicyMetrics) -> None:
         """Own the order of the deadlines, and a timer for the earliest.
@@ -29,14 +33,10 @@ class Deadlines:
             metrics: counts the questions that were not answered in time.
         """
         self._metrics = metrics
-        self._waiting: list[tuple[float, int, Waiting]] = []
+        self.waiting: list[tuple[float, int, Waiting]] = []
         self._added = 0
         self._kept = _FEWEST_FORGOTTEN
         self._timer: asyncio.TimerHandle | None = None
-
-    def __len__(self) -> int:
-        """Return how many questions are kept; answered ones may be among them."""
-        return len(self._waiting)
 
     def add(self, waiting: Waiting, deadline: float) -> None:
         """Fail a question once its deadline passes.
@@ -45,21 +45,21 @@ class Deadlines:
             waiting: the question, which was just asked.
             deadline: its deadline, by `time.perf_counter`.
         """
-        if len(self._waiting) >= self._kept:
+        if len(self.waiting) >= self._kept:
             # In place: a question that fails may be followed by another one.
-            self._waiting[:] = [item for item in self._waiting if item[2].is_wanted()]
-            heapq.heapify(self._waiting)
-            self._kept = 2 * len(self._waiting) + _FEWEST_FORGOTTEN
+            self.waiting[:] = [item for item in self.waiting if item[2].is_wanted()]
+            heapq.heapify(self.waiting)
+            self._kept = 2 * len(self.waiting) + _FEWEST_FORGOTTEN
         # Two that are due at once are told apart by their order.
         self._added += 1
-        heapq.heappush(self._waiting, (deadline, self._added, waiting))
-        if self._waiting[0][2] is waiting:
+        heapq.heappush(self.waiting, (deadline, self._added, waiting))
+        if self.waiting[0][2] is waiting:
             self._set_timer()
 
     def expire(self) -> None:
         """Fail the questions whose deadline has passed, those that are being computed too."""
         now = time.perf_counter()
-        waiting = self._waiting
+        waiting = self.waiting
         while waiting and (waiting[0][0] <= now or not waiting[0][2].is_wanted()):
             item = heapq.heappop(waiting)[2]
             if item.is_wanted():
@@ -70,14 +70,14 @@ class Deadlines:
         if self._timer is not None:
             self._timer.cancel()
         # uvloop counts whole milliseconds; half of the last one would be counted as none.
-        delay_ms = math.ceil((self._waiting[0][0] - time.perf_counter()) * 1000)
+        delay_ms = math.ceil((self.waiting[0][0] - time.perf_counter()) * 1000)
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(max(delay_ms, 1) / 1000, self._ring)
 
     def _ring(self) -> None:
         self._timer = None
         self.expire()
-        if self._waiting:
+        if self.waiting:
             self._set_timer()
 
 

@@ -329,7 +329,7 @@ class Scheduler:
 
     def _start_calls(self) -> None:
         self._is_scheduled = False
-        if self._deadlines:
+        if self._deadlines.waiting:
             self._deadlines.expire()
         capacity = max(self._backend.capacity, 1)
         most = self._rows_of_a_share(capacity)
@@ -508,7 +508,7 @@ class Scheduler:
         rows = len(call)
         if len(outputs) != rows:
             raise PolicyFailedError(f"expected {rows} answers of the policy, got {len(outputs)}")
-        if self._deadlines:
+        if self._deadlines.waiting:
             # An event loop that was busy has not run their timer.
             self._deadlines.expire()
         ended = time.perf_counter()

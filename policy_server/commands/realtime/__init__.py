@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from policy_server.commands.realtime.connections import Place
-from policy_server.commands.realtime.loop import LoopOptions, Output, realtime
+from policy_server.commands.realtime.loop import LoopOptions, Output, measure, realtime
 
-__all__ = ["LoopOptions", "Output", "Place", "realtime"]
+__all__ = ["LoopOptions", "Output", "Place", "measure", "realtime"]

@@ -24,7 +24,7 @@ from policy_server.commands.realtime.ticks import Asked, Ticks, drive
 from policy_server.errors import PolicyServerError, ServerAnswerError, UsageError
 from policy_server.files.atomic import write_whole
 
-__all__ = ["LoopOptions", "Output", "realtime"]
+__all__ = ["LoopOptions", "Output", "measure", "realtime"]
 
 _OK = 200
 _TRANSPORTS = ("http", "stream")
@@ -50,11 +50,11 @@ class LoopOptions:
     hz: float
     seconds: float
     transport: str
-    policies: Sequence[str]
-    is_deterministic: bool
-    observation: str | None
-    deadline_ms: float | None
-    spin_us: float
+    policies: Sequence[str] = ()
+    is_deterministic: bool = False
+    observation: str | None = None
+    deadline_ms: float | None = None
+    spin_us: float = 200.0
 
     def check(self) -> None:
         """Refuse what can't be driven.
@@ -121,15 +121,7 @@ def realtime(
     options.check()
     if output.picture is not None and not Path(output.picture).resolve().parent.is_dir():
         raise UsageError(f"--picture: there is no folder for {output.picture!r}")
-    with asked(place, options, read_standard_input=read_standard_input) as policies:
-        ticks = drive(
-            policies,
-            hz=options.hz,
-            seconds=options.seconds,
-            spin_s=options.spin_us / 1e6,
-            show=show,
-        )
-        figures = measured(ticks, policies, place, options)
+    ticks, figures = _driven(place, options, read_standard_input, show)
     if figures is not None:
         yield from _report(figures, output)
     if isinstance(ticks.ended, ServerAnswerError):
@@ -138,48 +130,49 @@ def realtime(
         raise ticks.ended
 
 
-def measured(
-    ticks: Ticks, policies: Sequence[Asked], place: Place, options: LoopOptions
-) -> LoopFigures | None:
-    """Return the figures of a loop; None where no tick was answered.
+def measure(place: Place, options: LoopOptions) -> LoopFigures:
+    """Drive a server at a fixed rate, and return the figures of all ticks.
 
     Args:
-        ticks: its times.
-        policies: what was asked.
-        place: where the server is.
-        options: the loop's.
+        place: where it is.
+        options: what is asked, and how often.
+
+    Raises:
+        ServerAnswerError: if the server can't be reached or refuses, or is gone in the middle.
     """
+    ticks, figures = _driven(place, options, str, lambda _done, _total: None)
+    if ticks.ended is not None:
+        raise ticks.ended
+    assert figures is not None, "all ticks were answered"
+    return figures
+
+
+def _driven(
+    place: Place,
+    options: LoopOptions,
+    read_standard_input: Callable[[], str],
+    show: Callable[[int, int], None],
+) -> tuple[Ticks, LoopFigures | None]:
+    """Connect to each policy and drive it; the figures are None where no tick was answered."""
+    with ExitStack() as stack:
+        policies = [
+            stack.enter_context(_asked(place, options, name, read_standard_input))
+            for name in options.policies or [""]
+        ]
+        ticks = drive(
+            policies,
+            hz=options.hz,
+            seconds=options.seconds,
+            spin_s=options.spin_us / 1e6,
+            show=show,
+        )
     way = "TCP" if place.uds is None else "UNIX socket"
-    return figures_of(
+    return ticks, figures_of(
         ticks,
         [policy.name for policy in policies],
         transport=f"{options.transport} over {way}",
         deadline_s=None if options.deadline_ms is None else options.deadline_ms / 1000,
     )
-
-
-@contextmanager
-def asked(
-    place: Place, options: LoopOptions, *, read_standard_input: Callable[[], str]
-) -> Iterator[list[Asked]]:
-    """Connect to each policy, and ask it some times that no figure counts.
-
-    Args:
-        place: where the server is.
-        options: the loop's.
-        read_standard_input: gives the text that is piped in.
-
-    Yields:
-        The policies, in the order of the options.
-
-    Raises:
-        ServerAnswerError: if the server can't be reached, or refuses.
-    """
-    with ExitStack() as stack:
-        yield [
-            stack.enter_context(_asked(place, options, name, read_standard_input))
-            for name in options.policies or [""]
-        ]
 
 
 @contextmanager

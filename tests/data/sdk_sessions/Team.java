@@ -30,7 +30,7 @@ public class Team {
         both.put("b", observation);
         TeamsApi teams = new TeamsApi(client);
 
-        System.out.println("plain" + counts(teams.predictRawAgents(both, 7L)));
+        System.out.println("plain" + counts(teams.predictRawAgents(both, 7L, null)));
         String session = teams.beginSessionAgents(null).getSessionId();
         Map<String, Prediction> answers = null;
         for (long step = 0; step < 2; step++) {
