@@ -336,6 +336,27 @@ async def test_step_that_waits_too_long_for_those_before_it_is_refused() -> None
     assert steps_in(answers_in(again.written)) == ["0"]
 
 
+async def test_step_whose_deadline_passes_before_its_turn_is_not_made() -> None:
+    backend = gated(summing_backend())
+    metrics = Metrics()
+    app = build(backend, metrics=metrics)
+    async with running(app):
+        server = Server(app, is_hot=True)
+        session = await begin(server)
+        gate = hold(backend)
+        (one, first), (two, late) = server.connect(), server.connect()
+        one.data_received(step_of(session))
+        timed = b"x-request-timeout-ms: 20\r\naccess-token"
+        two.data_received(step_of(session).replace(b"access-token", timed))
+        await until(lambda: bool(late.written))
+        gate.set()
+        await until(lambda: bool(first.written))
+        steps = await _steps_of(server, session)
+
+    assert (statuses(first.written), statuses(late.written), steps) == ([200], [504], 1)
+    assert rendered(metrics)["rejected_total policy=default reason=deadline"] == 1
+
+
 async def test_step_of_a_version_that_is_not_loaded_any_more_is_refused() -> None:
     slot = slot_of(summing_backend(), parse_schema(SCHEMA))
     app = create_app(PolicyRegistry([slot]), Settings(), api_key=KEY)

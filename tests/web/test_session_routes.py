@@ -473,8 +473,13 @@ async def test_document_says_which_answers_have_no_memory() -> None:
     step = paths["/sessions/{session_id}/predict"]["post"]
     assert {"x-step"} == set(step["responses"]["200"]["headers"])
     assert {"404", "409"} <= set(step["responses"])
-    assert {"x-step", "x-previous-reward", "x-previous-action", "seed", "session_id"} == {
-        parameter["name"] for parameter in step["parameters"]
+    assert {parameter["name"] for parameter in step["parameters"]} == {
+        "x-step",
+        "x-previous-reward",
+        "x-previous-action",
+        "x-request-timeout-ms",
+        "seed",
+        "session_id",
     }
 
 
