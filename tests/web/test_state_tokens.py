@@ -222,5 +222,6 @@ async def test_document_tells_of_tokens_where_there_is_a_memory() -> None:
         "x-state",
         "x-previous-reward",
         "x-previous-action",
+        "x-request-timeout-ms",
     ]
-    assert [item["name"] for item in other["parameters"]] == ["seed"]
+    assert [item["name"] for item in other["parameters"]] == ["seed", "x-request-timeout-ms"]
