@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -21,6 +23,8 @@ from policy_server.settings import Settings
 
 __all__ = ["LocalBackend", "LocalBackends", "open_local_backend"]
 
+logger = logging.getLogger(__name__)
+
 # A shorter call ends before a thread would have begun with it, or nearly; a longer one would delay
 # the event loop's other work.
 _LONGEST_IN_LOOP_S = 0.5e-3
@@ -29,10 +33,22 @@ _LONGEST_IN_LOOP_S = 0.5e-3
 class LocalBackend:
     """A policy in this process, with one thread for calls too long for the event loop."""
 
-    def __init__(self, policy: Policy, executor: ThreadPoolExecutor) -> None:
-        """Own the policy; the thread belongs to the caller, which ends it."""
+    def __init__(
+        self, policy: Policy, executor: ThreadPoolExecutor, *, longest_call_s: float
+    ) -> None:
+        """Own the policy; the thread belongs to the caller, which ends it.
+
+        Args:
+            policy: computes the calls.
+            executor: its thread.
+            longest_call_s: a call that takes longer hangs, in seconds.
+        """
         self._policy = policy
         self._executor = executor
+        self._longest_call_s = longest_call_s
+        # When the call began that the thread computes.
+        self._began: float | None = None
+        self._is_told = False
 
     @property
     def signature(self) -> PolicySignature:
@@ -49,7 +65,7 @@ class LocalBackend:
         if self.is_immediate(len(inputs)):
             return self.infer_at_once(inputs)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._policy.infer, inputs)
+        return await loop.run_in_executor(self._executor, self._compute, inputs)
 
     def is_immediate(self, rows: int) -> bool:
         """Return whether a call is short; see `ImmediateBackend.is_immediate`."""
@@ -60,8 +76,25 @@ class LocalBackend:
         return self._policy.infer(inputs)
 
     async def is_ready(self) -> bool:
-        """Return whether an observation would be answered now: always, once loaded."""
-        return True
+        """Return whether an observation would be answered now: unless a call hangs.
+
+        A thread can't be ended from outside: whoever watches the server has to start it anew.
+        """
+        began = self._began
+        seconds = 0.0 if began is None else time.monotonic() - began
+        hangs = seconds > self._longest_call_s
+        if hangs and not self._is_told:
+            logger.error("policy_hangs", extra={"seconds": round(seconds, 1)})
+        self._is_told = hangs
+        return not hangs
+
+    def _compute(self, inputs: PolicyInputs) -> PolicyOutputs:
+        """Answer B observations in the policy's own thread."""
+        self._began = time.monotonic()
+        try:
+            return self._policy.infer(inputs)
+        finally:
+            self._began = None
 
 
 class LocalBackends:
@@ -121,7 +154,7 @@ async def open_local_backend(
                 executor,
                 partial(load_policy, model.folder, schema, engine=library_of(model.folder)),
             )
-        yield LocalBackend(policy, executor)
+        yield LocalBackend(policy, executor, longest_call_s=settings.request_timeout_s)
     finally:
         # Without a wait: a policy that hangs would hold the event loop up, and all others with it.
         executor.shutdown(wait=False, cancel_futures=True)

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
-from policy_server.backends.local import open_local_backend
+from policy_server import create_app
+from policy_server.backends.local import LocalBackend, open_local_backend
 from policy_server.errors import ModelError
 from policy_server.formats.model_files import identify_model
-from policy_server.policy import PolicyInputs
+from policy_server.policy import PolicyInputs, PolicyOutputs, PolicySignature
 from policy_server.schema import ServerSchema
 from policy_server.settings import Settings
+from tests.support.fakes import SummingPolicy, summing_backend
 from tests.support.hand_built import Part, V1Policy, observations
+from tests.support.onnx_models import FAILING, HARMLESS, UNKNOWN, failing_actor
 from tests.support.waiting import turns, until
+from tests.support.web import assert_error
 
 TENSORFLOW = Settings(engine="tensorflow")
 
@@ -76,3 +82,73 @@ async def test_compiled_policy_is_kept_and_gives_the_same_answers(tmp_path: Path
     for _, found in outputs[1:]:
         assert (found.actions == outputs[0][1].actions).all()
         assert found.probability == pytest.approx(outputs[0][1].probability, abs=1e-6)
+
+
+@pytest.mark.parametrize("engine", ["numpy", "onnxruntime"])
+async def test_numbers_that_a_policy_fails_on_cost_their_own_requests_alone(
+    tmp_path: Path, engine: str
+) -> None:
+    failing_actor(tmp_path)
+    (tmp_path / "schema.yaml").write_text("parameters: {api_key: secret, discrete: true}")
+    app = create_app(tmp_path, backend="local", engine=engine)
+    rows = [HARMLESS, FAILING, HARMLESS, UNKNOWN] * 16
+    transport = httpx.ASGITransport(app)
+    headers = {"access-token": "secret"}
+
+    async with (
+        app.lifespan(),
+        httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client,
+    ):
+        answers = await asyncio.gather(
+            *(client.post("/predict_deterministic_raw", json={"obs": row}) for row in rows)
+        )
+        alone = await client.post("/predict_deterministic_raw", json={"obs": HARMLESS})
+
+    assert alone.status_code == 200
+    for row, answer in zip(rows, answers, strict=True):
+        if row is HARMLESS:
+            assert answer.json()["actions"] == alone.json()["actions"]
+        else:
+            assert_error(answer, 500, "NaN" if row is UNKNOWN else "the policy")
+
+
+class HangingPolicy(SummingPolicy):
+    """A policy whose calls last until they are let go, in a thread."""
+
+    def __init__(self, signature: PolicySignature, is_let_go: threading.Event) -> None:
+        super().__init__(signature)
+        object.__setattr__(self, "is_let_go", is_let_go)
+
+    def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+        vars(self)["is_let_go"].wait(60)
+        return super().infer(inputs)
+
+    def seconds_for(self, rows: int) -> float:
+        return float(rows)
+
+
+async def settled(backend: LocalBackend, *, is_ready: bool) -> None:
+    """Wait until a backend is ready, or is not."""
+    async with asyncio.timeout(30):
+        while await backend.is_ready() != is_ready:
+            await asyncio.sleep(0.001)
+
+
+async def test_backend_is_not_ready_while_a_call_hangs(caplog: pytest.LogCaptureFixture) -> None:
+    is_let_go = threading.Event()
+    policy = HangingPolicy(summing_backend().signature, is_let_go)
+    with ThreadPoolExecutor(1) as executor:
+        backend = LocalBackend(policy, executor, longest_call_s=0.05)
+        call = asyncio.create_task(backend.infer(PolicyInputs.of(np.zeros((1, 2), np.float32))))
+        was_ready = await backend.is_ready()
+        # Whoever asked has given up.
+        await turns(1)
+        call.cancel()
+
+        await settled(backend, is_ready=False)
+        await settled(backend, is_ready=False)
+        is_let_go.set()
+        await settled(backend, is_ready=True)
+
+    assert was_ready
+    assert [record.message for record in caplog.records] == ["policy_hangs"]

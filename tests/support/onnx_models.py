@@ -11,8 +11,21 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-__all__ = ["Shape", "actor", "node", "tensor", "weights", "write_model"]
+__all__ = [
+    "FAILING",
+    "HARMLESS",
+    "UNKNOWN",
+    "Shape",
+    "actor",
+    "failing_actor",
+    "node",
+    "tensor",
+    "weights",
+    "write_model",
+]
 
+# Observations of `failing_actor`'s: an ordinary one, and those that it fails on or gives NaN for.
+HARMLESS, FAILING, UNKNOWN = [0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 7e4], [0.1, 0.2, 7e4, 0.4]
 Array = NDArray[Any]
 Shape = Sequence[int | str]
 
@@ -102,3 +115,42 @@ def actor(
         constants,
         opset=opset,
     )
+
+
+def failing_actor(folder: Path) -> Path:
+    """Write a policy that fails, or gives NaN, for numbers above 60,000, which no probe has.
+
+    The last number is looked up in a table of that length, the one before is taken from that
+    number under a root; the second one above it is the length of a tensor, times 10 million.
+    """
+    ending = [
+        *(
+            node("Constant", [], [name], value_ints=[place])
+            for name, place in (("second", 1), ("third", 2), ("fourth", 3), ("one", 1))
+        ),
+        node("Constant", [], ["size"], value_ints=[60_000, 1]),
+        node("ConstantOfShape", ["size"], ["table"]),
+        node("Constant", [], ["most"], value_float=6e4),
+        node("Constant", [], ["none"], value_float=0.0),
+        node("Constant", [], ["many"], value_float=1e7),
+        node("Gather", ["obs", "fourth"], ["looked_up"], axis=1),
+        node("Abs", ["looked_up"], ["positive"]),
+        node("Cast", ["positive"], ["index"], to=onnx.TensorProto.INT64),
+        node("Gather", ["table", "index"], ["found"], axis=0),
+        node("ReduceSum", ["found", "one"], ["nothing"], keepdims=0),
+        node("Gather", ["obs", "third"], ["rooted"], axis=1),
+        node("Sub", ["most", "rooted"], ["left"]),
+        node("Sqrt", ["left"], ["root"]),
+        node("Mul", ["root", "none"], ["nothing_or_nan"]),
+        node("Gather", ["obs", "second"], ["long"], axis=1),
+        node("Sub", ["long", "most"], ["over"]),
+        node("Relu", ["over"], ["over_or_none"]),
+        node("ReduceMax", ["over_or_none"], ["largest"], keepdims=0),
+        node("Mul", ["largest", "many"], ["length"]),
+        node("Cast", ["length"], ["whole"], to=onnx.TensorProto.INT64),
+        node("Add", ["whole", "one"], ["at_least_one"]),
+        node("ConstantOfShape", ["at_least_one"], ["filled"]),
+        node("ReduceSum", ["filled"], ["sum"], keepdims=0),
+        node("Sum", ["net", "nothing", "nothing_or_nan", "sum"], ["logits"]),
+    ]
+    return actor(folder, *ending)

@@ -96,7 +96,8 @@ def _load(model: OnnxModel, reading: Reading, engine: Engine) -> NetworkPolicy |
         reason = "POLICY_SERVER_ENGINE asks for it"
     require("onnxruntime", use=f"{model.name}, which NumPy can't compute ({reason})")
     signature = replace(signature, engine="onnxruntime", engine_reason=reason)
-    return OnnxRuntimePolicy(signature, graph.function(plan, is_literal=False))
+    operators = {node.op_type for node in graph.model.proto.graph.node}
+    return OnnxRuntimePolicy(signature, graph.function(plan, is_literal=False), operators=operators)
 
 
 def _compiled(

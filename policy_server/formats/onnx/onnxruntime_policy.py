@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -25,22 +25,41 @@ from policy_server.policy import (
 __all__ = ["OnnxRuntimePolicy"]
 
 _MEASURED_TIMES = 3
+# The size of what these make may be an observation's own number: of some, a call takes seconds.
+_SIZED_BY_VALUES = [
+    "ConstantOfShape",
+    "Expand",
+    "OneHot",
+    "Pad",
+    "Range",
+    "Resize",
+    "Tile",
+    "Upsample",
+]
+# Longer than a call in the event loop may take.
+_SECONDS_IF_SIZED = 1e-3
 
 
 class OnnxRuntimePolicy:
     """A policy whose network onnxruntime computes."""
 
     def __init__(
-        self, signature: PolicySignature, run: Callable[[NDArray[Any]], NDArray[Any]]
+        self,
+        signature: PolicySignature,
+        run: Callable[[NDArray[Any]], NDArray[Any]],
+        *,
+        operators: Collection[str] = (),
     ) -> None:
         """Own the network as a function, for as long as the policy is served.
 
         Args:
             signature: the policy's signature.
             run: the function of rows, float[B, D] -> float[B, K], of an observation and its state.
+            operators: the names of the graph's operators.
         """
         self.signature = signature
         self._run = run
+        self._is_steady = not set(operators).intersection(_SIZED_BY_VALUES)
         assert signature.components is not None, "a graph without a distribution is refused"
         self._actions = ActionDistribution(signature.components, is_greedy=signature.is_value_based)
 
@@ -71,7 +90,7 @@ class OnnxRuntimePolicy:
         Args:
             rows: how many observations the call has.
         """
-        return rows * self._cost
+        return rows * self._cost if self._is_steady else max(rows * self._cost, _SECONDS_IF_SIZED)
 
     @functools.cached_property
     def _cost(self) -> float:

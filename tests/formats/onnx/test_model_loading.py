@@ -22,7 +22,7 @@ from policy_server.policy import Policy, PolicyInputs, PolicyOutputs
 from policy_server.schema import parse_schema, read_schema
 from policy_server.settings import Engine
 from tests.support.library_policies import POLICIES, cases_of, raw_rows
-from tests.support.onnx_models import actor, node, tensor, weights, write_model
+from tests.support.onnx_models import actor, failing_actor, node, tensor, weights, write_model
 from tests.support.processes import run
 
 ROWS = np.random.default_rng(9).standard_normal((6, 4)).astype(np.float32)
@@ -564,6 +564,17 @@ def test_graph_that_numpy_lacks_an_operation_of_is_computed_by_onnxruntime(tmp_p
     (found,) = distribution_of(policy)
     np.testing.assert_allclose(found.probabilities, softmax(theirs(path)[0]), atol=1e-6)
     assert policy.seconds_for(2) > 0
+
+
+def test_call_whose_time_depends_on_values_is_not_computed_in_the_event_loop(
+    tmp_path: Path,
+) -> None:
+    failing_actor(tmp_path)
+
+    policy = load(tmp_path, engine="onnxruntime")
+
+    assert isinstance(policy, OnnxRuntimePolicy)
+    assert policy.seconds_for(1) >= 1e-3
 
 
 def test_engine_that_is_asked_for_computes_the_policy(tmp_path: Path) -> None:
