@@ -12,7 +12,10 @@ from pathlib import Path
 
 from tests.support.processes import program, run
 
-__all__ = ["Control", "Fault", "Kind", "build_layer"]
+__all__ = ["CHANGES", "CONTROL", "Control", "Fault", "Kind", "build_layer"]
+
+CONTROL = "FAULT_CONTROL"
+"""The variable that names the control file."""
 
 _SOURCE = Path(__file__).with_name("layer.c")
 # As `struct control` of layer.c.
@@ -55,11 +58,17 @@ class Control:
     """The file by which a test tells the layer in other processes what fails."""
 
     def __init__(self, path: Path) -> None:
-        """Own the mapping of the file, which is made; nothing fails at first."""
+        """Own the mapping of the file, which is made if need be; nothing fails at first."""
         self.path = path
-        path.write_bytes(bytes(_LAYOUT.size))
+        if not path.exists():
+            path.write_bytes(bytes(_LAYOUT.size))
         with path.open("r+b") as file:
             self._memory = mmap.mmap(file.fileno(), _LAYOUT.size)
+
+    @classmethod
+    def of_this_process(cls) -> Control:
+        """Return the control of the layer that was loaded into this process."""
+        return cls(Path(os.environ[CONTROL]))
 
     def arm(self, folder: Path, fault: Fault) -> None:
         """Count from 0, and let the operation fail that the fault names.
@@ -93,7 +102,7 @@ class Control:
         Args:
             layer: the result of `build_layer`.
         """
-        return {"LD_PRELOAD": str(layer), "FAULT_CONTROL": str(self.path)}
+        return {"LD_PRELOAD": str(layer), CONTROL: str(self.path)}
 
 
 def build_layer(folder: Path) -> Path:

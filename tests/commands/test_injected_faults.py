@@ -1,0 +1,19 @@
+"""A command whose operations on files fail; `python -m tests.injected_faults` has all of them."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+from tests.support.processes import run
+
+FEWEST = 10
+
+
+def test_command_whose_files_fail_changes_all_or_nothing() -> None:
+    done = run(sys.executable, "-m", "tests.injected_faults", "replace", "--every", "12")
+
+    counted = re.findall(r"\| replace \| [^|]* \| (\d+) \| \d+ \| (\d+) \|", done.stdout)
+    assert len(counted) == 2
+    assert sum(int(faults) for faults, _ in counted) >= FEWEST
+    assert all(int(refused) for _, refused in counted)

@@ -1,0 +1,74 @@
+"""The program; see the package."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.injected_faults.commands import COMMANDS, outcomes_of
+from tests.injected_faults.layer import CONTROL, Control, Fault, Kind, build_layer
+from tests.injected_faults.outcomes import COLUMNS, Outcome, line_of
+from tests.injected_faults.servers import STEPS, outcomes_of_steps
+
+FAULTS: dict[str, Callable[[int], Fault]] = {
+    "one operation (EIO)": lambda number: Fault(number, error=errno.EIO),
+    "disk full from then on": lambda number: Fault(
+        number, Kind.OPEN | Kind.WRITE, errno.ENOSPC, is_lasting=True
+    ),
+}
+
+
+def main() -> int:
+    """Measure what is named, or all; return 1 where something happened that must not."""
+    parser = argparse.ArgumentParser(prog="python -m tests.injected_faults")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join([*COMMANDS, *STEPS]))
+    parser.add_argument("--every", type=int, default=1, help="let every n-th operation fail only")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="injected-") as name:
+        place = Path(name)
+        if CONTROL not in os.environ:
+            return _started_with_the_layer(place)
+        control = Control.of_this_process()
+        _say("| " + " | ".join(COLUMNS) + " |")
+        _say("| --- " * len(COLUMNS) + "|")
+        bad: list[Outcome] = []
+        for each in options.names or [*COMMANDS, *STEPS]:
+            for told, fault in FAULTS.items():
+
+                def faults(
+                    operations: int, fault: Callable[[int], Fault] = fault
+                ) -> Iterator[Fault]:
+                    return map(fault, range(1, operations + 1, options.every))
+
+                if each in COMMANDS:
+                    outcomes = list(outcomes_of(COMMANDS[each], control, place, faults))
+                else:
+                    outcomes = list(outcomes_of_steps(STEPS[each], place, faults))
+                _say(line_of(each, told, outcomes))
+                bad += [item for item in outcomes if item.is_bad]
+        for item in bad:
+            _say(f"{item.fault}: {item.kind}: {item.told}")
+    return bool(bad)
+
+
+def _started_with_the_layer(place: Path) -> int:
+    """Run this program again, with the layer in it."""
+    control = Control(place / "control")
+    variables = {**os.environ, **control.variables(build_layer(place))}
+    words = [sys.executable, "-m", __package__, *sys.argv[1:]]
+    return subprocess.run(words, env=variables, check=False).returncode
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

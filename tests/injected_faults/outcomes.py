@@ -1,0 +1,52 @@
+"""The outcome of one fault, and the line that counts many."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from tests.injected_faults.layer import Fault
+
+__all__ = ["COLUMNS", "Outcome", "line_of"]
+
+_GOOD = ("done all the same", "refused in one line")
+_BAD = ("half replaced", "not told in one line", "not mended by the next try")
+COLUMNS = ("what runs", "what fails", "faults", *_GOOD, *_BAD, "left behind")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The outcome of one fault.
+
+    Attributes:
+        fault: the operation that failed.
+        kind: one of the columns.
+        told: more about it.
+        left_behind: files that no later run needs, and none removes.
+    """
+
+    fault: Fault
+    kind: str
+    told: str = ""
+    left_behind: Sequence[str] = field(default=())
+
+    @property
+    def is_bad(self) -> bool:
+        """Return whether this must not happen."""
+        return self.kind in _BAD
+
+
+def line_of(name: str, fails: str, outcomes: Iterable[Outcome]) -> str:
+    """Return a line of the table.
+
+    Args:
+        name: the command, or the deployment's step.
+        fails: the faults in words.
+        outcomes: theirs; those whose operation did not come are not counted.
+    """
+    reached = [item for item in outcomes if item.kind in _GOOD + _BAD]
+    kinds = Counter(item.kind for item in reached)
+    left = sum(bool(item.left_behind) for item in reached)
+    cells = (name, fails, len(reached), *(kinds[kind] for kind in _GOOD + _BAD), left)
+    return "| " + " | ".join(map(str, cells)) + " |"
