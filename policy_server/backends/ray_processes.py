@@ -38,7 +38,7 @@ _PREFIX = "ps-ray-"
 _LOOK_EVERY_S = 0.1
 _END_TIMEOUT_S = 5.0
 # The titles that Ray's Python processes give themselves, and where its own programs lie.
-_TITLES = (b"ray::", b"/ray/core/src/ray/")
+_TITLES = (b"ray::", b"/ray/core/src/ray/", b"/ray/dashboard/", b"/ray/_private/runtime_env/agent/")
 _GUARDS_TITLE = f"{GUARD}\0".encode()
 
 
@@ -194,14 +194,16 @@ def end_ray_in(folder: Path) -> None:
 
 
 def _processes_in(folder: Path) -> list[int]:
-    """Return the processes of Ray's, zombies apart, that have files open in a folder."""
+    """Return the processes of Ray's, zombies apart, that use a folder."""
     place = f"{folder}{os.sep}"
     guards_title = _GUARDS_TITLE + f"{folder}\0".encode()
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             title = (path / "cmdline").read_bytes()
-            is_rays = any(word in title for word in _TITLES) and _has_open(path, place)
+            # An agent that still imports has nothing open yet.
+            is_here = place.encode() in title or _has_open(path, place)
+            is_rays = is_here and any(word in title for word in _TITLES)
             if is_rays or title.endswith(guards_title):
                 found.append(int(path.name))
     return [pid for pid in found if pid != os.getpid()]

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from policy_server.backends.ray.lean_node import start_lean_node
+from policy_server.backends.ray_processes import end_ray_in
 
 _AGENTS_HANG = """
 import sys, time
@@ -18,14 +19,27 @@ _OPTIONS = {"num_cpus": 1, "object_store_memory": 100 * 1024 * 1024, "include_da
 def test_agents_of_the_raylet_that_take_long_hold_no_start_up(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(_AGENTS_HANG)
     # Paths of sockets have to be short.
-    with tempfile.TemporaryDirectory(prefix="ps-") as folder:
+    folder = Path(tempfile.mkdtemp(prefix="ps-"))
+    try:
         node = start_lean_node(
             _OPTIONS,
-            folder=folder,
+            folder=str(folder),
             is_shared=False,
             environment={"PYTHONPATH": str(tmp_path)},
         )
         pids = node.needed_pids()
         node.end(is_graceful=False)
+    finally:
+        end_ray_in(folder)
 
     assert len(pids) == 2
+    named = str(folder).encode()
+    commands = [path for path in Path("/proc").glob("[0-9]*/cmdline") if _holds(path, named)]
+    assert commands == [], "an agent that still imported was left"
+
+
+def _holds(path: Path, text: bytes) -> bool:
+    try:
+        return text in path.read_bytes()
+    except OSError:
+        return False
