@@ -398,7 +398,8 @@ class Scheduler:
                 outcome = error
             else:
                 call.succeed(outcome)
-                self._schedule()
+                if self._waiting or self._bulk:
+                    self._schedule()
                 return
         if isinstance(outcome, OverloadedError):
             self._metrics.count_rejected("timeout", call.waiting())

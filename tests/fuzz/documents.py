@@ -7,7 +7,6 @@ taken that it forbids.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ import schemathesis
 import yaml
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import from_schema
-from schemathesis.engine.events import EngineFinished, FatalError, NonFatalError, ScenarioFinished
+from schemathesis.engine.events import FatalError, NonFatalError, ScenarioFinished
 
 from policy_server import create_app
 from tests.support.folders import ROOT
