@@ -43,6 +43,11 @@ __all__ = [
 ]
 
 
+_LONGEST = 800
+_LONGEST_END = 300
+_CUT = " ... "
+
+
 class PolicyServerError(Exception):
     """Base of all errors of this package.
 
@@ -57,9 +62,18 @@ class PolicyServerError(Exception):
     headers: Mapping[str, str] = {}
 
     def __init__(self, message: str) -> None:
-        shown = message if message.isprintable() else "".join(map(_escaped, message))
+        shown = _printable(message)
         super().__init__(shown)
         self.message = shown
+
+
+def _shortened(message: str) -> str:
+    start = message[: _LONGEST - _LONGEST_END - len(_CUT)]
+    return f"{start}{_CUT}{message[-_LONGEST_END:]}"
+
+
+def _printable(message: str) -> str:
+    return message if message.isprintable() else "".join(map(_escaped, message))
 
 
 def _escaped(character: str) -> str:
@@ -76,11 +90,19 @@ class UsageError(SettingsError):
     """The command line has an argument that is unknown, is missing, or can't be used."""
 
 
-class SchemaError(PolicyServerError):
+class _FileError(PolicyServerError):
+    """A file can't be used; a message that quotes a long text of it is shortened in its middle."""
+
+    def __init__(self, message: str) -> None:
+        shown = _printable(message)
+        super().__init__(shown if len(shown) <= _LONGEST else _shortened(shown))
+
+
+class SchemaError(_FileError):
     """schema.yaml is missing, is no YAML, breaks a rule, or disagrees with the policy."""
 
 
-class ModelError(PolicyServerError):
+class ModelError(_FileError):
     """The model's file can't be read, or can't give the policy."""
 
 

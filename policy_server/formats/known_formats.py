@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from policy_server.errors import ModelError
+import numpy as np
+from numpy.typing import NDArray
+
+from policy_server.engine.network import NetworkPolicy
+from policy_server.errors import DistributionError, ModelError
 from policy_server.formats.keras import KerasFormat
 from policy_server.formats.model_files import files_of_model
 from policy_server.formats.onnx import OnnxFormat
 from policy_server.formats.rllib import RllibFormat
 from policy_server.formats.saved_model import SavedModelFormat
 from policy_server.formats.stable_baselines3 import StableBaselines3Format
-from policy_server.policy import Policy
+from policy_server.policy import Policy, PolicyInputs
 from policy_server.schema import ServerSchema
 from policy_server.settings import Engine
 
@@ -176,6 +181,26 @@ def load_policy(
     """
     files = files_of_model(folder)
     if (form := format_of(files, formats)) is not None:
-        return form.load(files, schema, engine=engine)
+        policy = form.load(files, schema, engine=engine)
+        _refuse_wrong_shapes(policy, form)
+        return policy
     marks = " and no ".join(form.mark for form in formats)
     raise ModelError(f"{folder}: holds no {marks}; expected {expected_formats(formats)}")
+
+
+def _refuse_wrong_shapes(policy: Policy, form: Format) -> None:
+    """Refuse weights that don't fit each other, which shows when a row is computed."""
+    signature = policy.signature
+    if not isinstance(policy, NetworkPolicy) or signature.row_width is None:
+        return
+    row: NDArray[Any] = np.zeros((1, signature.row_width), signature.row_dtype)
+    memory = np.zeros((1, signature.memory_width), np.float32) if signature.memory else None
+    try:
+        # An index or a number that this row lacks is no fault of the file's.
+        with contextlib.suppress(IndexError, ZeroDivisionError, DistributionError):
+            policy.infer(PolicyInputs.of(row, state=memory))
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"the {form.name}: can't compute an observation: {error}; its weights are damaged or "
+            "another network's: save the policy again"
+        ) from error

@@ -43,6 +43,14 @@ def test_names_in_a_refusal_are_shown_without_what_no_terminal_shows() -> None:
     assert caught.value.message.isprintable()
 
 
+def test_long_name_is_shortened_in_a_refusal() -> None:
+    with pytest.raises(SchemaError) as caught:
+        parse_schema("observations: {? " + "x" * 100_000 + " : {type: text}}")
+
+    assert is_clear(caught.value.message)
+    assert caught.value.message.endswith("List[bool], got 'text'")
+
+
 @pytest.mark.parametrize(
     "tag",
     [

@@ -129,6 +129,8 @@ class Model:
             layer.refuse("was saved by Keras 2; load it with Keras 3 and save it again")
         arguments = _resolved(call.get("args", []), known)
         named = _resolved(call.get("kwargs", {}), known)
+        if not isinstance(arguments, list) or not isinstance(named, dict):
+            layer.refuse("is called with neither a list nor names; save the model again")
         named = {key: value for key, value in named.items() if value is not None}
         if named.get("training") is False:
             del named["training"]

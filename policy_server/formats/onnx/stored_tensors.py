@@ -74,6 +74,11 @@ class StoredTensors:
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             return
         entries = {item.key: item.value for item in tensor.external_data}
+        if not all(isinstance(text, str) for pair in entries.items() for text in pair):
+            # protobuf gives text that is no UTF-8 as bytes.
+            raise ModelError(
+                f"{self._name}: is damaged: the place of its weights is no text; export it again"
+            )
         location = entries.get("location", "")
         path = self._file_of(location)
         try:
@@ -83,7 +88,8 @@ class StoredTensors:
                 raise ValueError(f"{length} bytes from {offset}")  # noqa: TRY301 -- one message for both
             with path.open("rb") as file:
                 file.seek(offset)
-                content = file.read(length)
+                # No more than is there: Python makes room for all that it is asked to read.
+                content = file.read(min(length, path.stat().st_size))
         except (OSError, ValueError, OverflowError) as error:
             raise ModelError(f"{self._name}: can't read {location}: {error}") from error
         if len(content) < length:

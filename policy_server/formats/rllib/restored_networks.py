@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from policy_server.engine.network import CompiledPolicy, NetworkPolicy, NumpyNetwork
 from policy_server.formats.rllib.actions import Actions, Scaling
 from policy_server.policy import (
     ObservationPart,
     Policy,
-    PolicyInputs,
     PolicySignature,
     SignatureTensor,
     StateTensor,
@@ -55,7 +52,7 @@ def policy_of(
     module: str | None,
     findings: Sequence[str],
 ) -> Policy:
-    """Return the policy of a network, warmed up.
+    """Return the policy of a network.
 
     Args:
         restored: the network.
@@ -88,9 +85,7 @@ def policy_of(
         engine_reason=f"{len(network.steps)} operations, built from the policy's weights",
     )
     described = describe_signature(signature, schema, has_own_bounds=True)
-    policy = NetworkPolicy(CompiledPolicy(described, network))
-    policy.infer(PolicyInputs.of(np.zeros((1, width), np.float32)))
-    return policy
+    return NetworkPolicy(CompiledPolicy(described, network))
 
 
 def describe_memory(memory: Sequence[StateTensor]) -> Sequence[str]:

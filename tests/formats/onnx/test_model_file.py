@@ -56,6 +56,27 @@ def test_weights_beside_the_file_reach_the_runtime(tmp_path: Path) -> None:
     assert "equal to onnxruntime" in load_policy(tmp_path).signature.engine_reason
 
 
+def test_place_of_weights_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    content = with_external_data(tmp_path).SerializeToString()
+    (tmp_path / "policy.onnx").write_bytes(
+        content.replace(b"policy.onnx.data", b"policy\xff" * 2 + b"xx")
+    )
+
+    assert refused(tmp_path) == (
+        "policy.onnx: is damaged: the place of its weights is no text; export it again"
+    )
+
+
+def test_weights_of_more_bytes_than_memory_are_refused(tmp_path: Path) -> None:
+    model = with_external_data(tmp_path)
+    for item in model.graph.initializer:
+        del item.external_data[1:]
+        item.external_data.add(key="length", value=str(1 << 50))
+    (tmp_path / "policy.onnx").write_bytes(model.SerializeToString())
+
+    assert "ends before the weights" in refused(tmp_path)
+
+
 @pytest.mark.parametrize(
     "location", ["../policy.onnx.data", "/etc/passwd", "a/../../b", "", "..\\x"], ids=str
 )
