@@ -77,6 +77,7 @@ _TIMEOUT: Document = {
     "request up: one that would come later is not computed, and is a 504",
     "schema": {"type": "integer", "minimum": 1, "maximum": LONGEST_TIMEOUT_MS},
 }
+_STATE, *_PREVIOUS_STEP = _EPISODE_HEADERS
 _STEP = "The number of the step in its episode, from 0"
 _MEMORY = "`none`: the answer is that of an episode's first step, since no memory belongs to it"
 _FROM_ZERO = (
@@ -125,6 +126,8 @@ def build_openapi(
     team = _team_of(registry, table, max_agents)
     if team is not None:
         schemas |= team.schemas()
+        if "TeamReset" in schemas:
+            schemas["TeamReset"] = team.describe_reset(schemas["TeamReset"])
     examples = {slot.name: render_examples(slot) for slot in registry}
     for path, methods in document["paths"].items():
         route = table.find(path)
@@ -258,9 +261,14 @@ def _describe_answer(
     if route.transport == "session":
         describe_error(operation, 409)
     elif slot.signature is not None and slot.signature.memory:
-        operation["parameters"] = [*operation.get("parameters", ()), *_EPISODE_HEADERS]
+        headers = [_STATE, *(_PREVIOUS_STEP if _takes_previous_step(slot) else ())]
+        operation["parameters"] = [*operation.get("parameters", ()), *headers]
     _describe_headers(operation["responses"]["200"], route, slot)
     describe_errors(operation, 413, 415, 500, 501, 503, 504)
+
+
+def _takes_previous_step(slot: PolicySlot) -> bool:
+    return slot.live is not None and slot.live.previous_step.is_taken
 
 
 def _describe_headers(answer: Document, route: AnswerRoute, slot: PolicySlot) -> None:

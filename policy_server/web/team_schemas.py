@@ -62,6 +62,24 @@ class TeamSchemas:
                 types[f"{form}EpisodeObservationsByAgent"] = self._by_agent(self._stated(inner))
         return {name: {**schema, "title": name} for name, schema in types.items()}
 
+    def describe_reset(self, reset: Document) -> Document:
+        """Return the body of a reset, whose agents have to be the team's.
+
+        Args:
+            reset: its type as FastAPI states it, which stays as it is.
+        """
+        exact, patterns = self._agents()
+        kinds: list[Document] = [{"pattern": expression} for expression, _ in patterns]
+        kinds += [{"enum": sorted(exact)}] if exact else []
+        agents = {
+            **reset["properties"]["agents"],
+            "anyOf": [
+                {"type": "array", "items": {"type": "string", "anyOf": kinds}},
+                {"type": "null"},
+            ],
+        }
+        return {**reset, "properties": {**reset["properties"], "agents": agents}}
+
     def describe(
         self,
         operation: Document,
@@ -101,28 +119,32 @@ class TeamSchemas:
         }
 
     def _by_agent(self, type_of: Callable[[PolicySlot], Document]) -> Document:
-        known: Document = {}
-        patterns: Document = {}
-        before: list[str] = []
-        rules = self._team.rules
-        for rule, policy in rules.items():
-            if "*" not in rule:
-                known[rule] = type_of(self._team.slots[policy])
+        exact, patterns = self._agents()
+        known = {agent: type_of(slot) for agent, slot in exact.items()}
+        matched = {expression: type_of(slot) for expression, slot in patterns}
+        return {
+            "type": "object",
+            **({"properties": known} if known else {}),
+            **({"patternProperties": matched} if matched else {}),
+            "additionalProperties": False,
+            "maxProperties": self._max_agents,
+        }
+
+    def _agents(self) -> tuple[dict[str, PolicySlot], list[tuple[str, PolicySlot]]]:
+        """Return the policies by an agent's id, and by regular expressions of all other ids."""
+        slots, rules = self._team.slots, self._team.rules
+        known = {rule: slots[policy] for rule, policy in rules.items() if "*" not in rule}
         exact = [re.escape(rule) for rule in known]
+        patterns: list[tuple[str, PolicySlot]] = []
+        before: list[str] = []
         for rule, policy in rules.items():
             if "*" in rule:
                 expression = _ANY.join(map(re.escape, rule.split("*")))
                 others = "|".join([*exact, *before])
                 but = f"(?!(?:{others})$)" if others else ""
-                patterns[f"^{but}{expression}$"] = type_of(self._team.slots[policy])
+                patterns.append((f"^{but}{expression}$", slots[policy]))
                 before.append(expression)
-        return {
-            "type": "object",
-            **({"properties": known} if known else {}),
-            **({"patternProperties": patterns} if patterns else {}),
-            "additionalProperties": False,
-            "maxProperties": self._max_agents,
-        }
+        return known, patterns
 
     def _raw(self, slot: PolicySlot) -> Document:
         return self._names[slot.name].reference("RawObservation")

@@ -13,7 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from tests.fuzz.documents import ask_documented
 from tests.fuzz.frames import send_frames
+from tests.fuzz.model_files import load_files
 from tests.fuzz.raw_requests import compare_mutants, compare_requests
 from tests.fuzz.schema_texts import read_texts
 from tests.fuzz.sockets import send_bytes
@@ -31,6 +33,9 @@ SUBJECTS: dict[str, tuple[Run, int]] = {
     "mutants": (_in_loop(compare_mutants), 200_000),
     "sockets": (_in_loop(send_bytes), 50_000),
     "schemas": (read_texts, 50_000),
+    "models": (load_files, 20_000),
+    # Of each operation of each server: some 5,000 requests and more a schema.
+    "documents": (ask_documented, 200),
     "frames": (_in_loop(send_frames), 50_000),
 }
 

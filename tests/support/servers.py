@@ -193,7 +193,8 @@ def served_app(
             sockets[-1].bind(str(uds))
         run = in_thread(partial(server.run, sockets), partial(_exit, server))
         thread = stack.enter_context(run)
-        wait_until(is_started)
+        # A policy is loaded, which takes long where many tests run.
+        wait_until(is_started, timeout_s=120)
         yield listening.getsockname()[1]
 
 

@@ -69,6 +69,8 @@ async def test_document_forbids_what_a_reset_refuses(team: ServedTeam) -> None:
         ({"seed": 2**63}, 422),
         ({"seed": 2, "agents": []}, 422),
         ({"episode_id": "a", "agents": ["hunter_1"]}, 422),
+        ({"agents": ["hunter_1", "wolf"]}, 422),
+        ({"agents": [""]}, 422),
     ]
 
     for body, status in bodies:
