@@ -191,9 +191,10 @@ def load_policy(
 def _refuse_wrong_shapes(policy: Policy, form: Format) -> None:
     """Refuse weights that don't fit each other, which shows when a row is computed."""
     signature = policy.signature
-    if not isinstance(policy, NetworkPolicy) or signature.row_width is None:
+    width = signature.observation_width
+    if not isinstance(policy, NetworkPolicy) or width is None:
         return
-    row: NDArray[Any] = np.zeros((1, signature.row_width), signature.row_dtype)
+    row: NDArray[Any] = np.zeros((1, width), signature.row_dtype)
     memory = np.zeros((1, signature.memory_width), np.float32) if signature.memory else None
     try:
         # An index or a number that this row lacks is no fault of the file's.

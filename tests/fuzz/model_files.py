@@ -239,7 +239,7 @@ def _answer(policy: Policy) -> None:
     state = np.zeros((2, policy.signature.memory_width), np.float32)
     policy.infer(
         PolicyInputs.of(
-            np.ones((2, policy.signature.row_width or 3), np.float32),
+            np.ones((2, policy.signature.observation_width or 3), np.float32),
             is_deterministic=True,
             seeds=np.full(2, -1),
             state=state if policy.signature.memory else None,

@@ -14,12 +14,7 @@ BEHIND = b"POST /behind HTTP/1.1\r\nContent-Length: 1\r\n\r\nz"
 OFFER = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 # All others are refused.
-TAKEN_FRAMINGS = {
-    b"Transfer-Encoding: identity, chunked\r\n",
-    b"Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n",
-    b"Transfer-Encoding: gzip, chunked\r\n",
-    b"Transfer-Encoding: CHUNKED\r\n",
-}
+TAKEN_FRAMINGS = {b"Transfer-Encoding: CHUNKED\r\n"}
 TAKEN_CHUNKS = {
     b"%(size)x\r\n%(body)b\r\n0\r\n\r\n",
     b"%(size)X;name=value\r\n%(body)b\r\n0;last\r\n\r\n",
