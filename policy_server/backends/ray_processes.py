@@ -73,6 +73,12 @@ class Process:
         """Return whether it has not ended; one that nobody has waited for yet has ended."""
         return beginning_of(self.pid) == self.beginning and not _is_zombie(self.pid)
 
+    def kill(self) -> None:
+        """End it at once, unless it has ended."""
+        if self.is_running():
+            with suppress(OSError):
+                os.kill(self.pid, signal.SIGKILL)
+
 
 async def first_end(processes: Sequence[Process]) -> None:
     """Wait until the first of some processes has ended.

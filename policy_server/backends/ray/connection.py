@@ -18,6 +18,7 @@ from policy_server.errors import NotReadyError, SettingsError
 from policy_server.telemetry import adopt_loggers
 
 __all__ = [
+    "RayletEndedError",
     "as_not_ready_error",
     "connect",
     "restore_signal_handlers",
@@ -25,7 +26,13 @@ __all__ = [
     "without_proxies",
 ]
 
+# Ray sends its last metrics to an agent that may have died, and waits for it: 10 s unless told.
+_EXPORT_TIMEOUT, _EXPORT_TIMEOUT_S = "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "1s"
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
+
+
+class RayletEndedError(Exception):
+    """The raylet has ended while it started, as it does where its agent takes 15 s to start."""
 
 
 @contextmanager
@@ -85,7 +92,7 @@ def connect(
     # It says that it can't replace the handlers of signals from this thread, which are uvicorn's.
     logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
     adopt_loggers()
-    with without_data_frames():
+    with _short_export(), without_data_frames():
         ray.init(
             address=address,
             log_to_driver=False,
@@ -95,6 +102,19 @@ def connect(
         )
         # It looks for pyarrow when it first serializes.
         ray.put(None)
+
+
+@contextmanager
+def _short_export() -> Iterator[None]:
+    """Have Ray's sender of metrics, which reads the environment as it starts, wait for a second."""
+    if _EXPORT_TIMEOUT in os.environ:
+        yield
+        return
+    os.environ[_EXPORT_TIMEOUT] = _EXPORT_TIMEOUT_S
+    try:
+        yield
+    finally:
+        del os.environ[_EXPORT_TIMEOUT]
 
 
 @contextmanager

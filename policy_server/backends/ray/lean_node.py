@@ -10,12 +10,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from ray._private.node import Node
 from ray._private.parameter import RayParams
-from ray._private.services import start_ray_process
+from ray._private.services import get_node_with_retry, start_ray_process
 from ray._raylet import (  # type: ignore[attr-defined]  # a compiled module
     DASHBOARD_AGENT_LISTEN_PORT_NAME,
     METRICS_AGENT_PORT_NAME,
@@ -24,12 +24,13 @@ from ray._raylet import (  # type: ignore[attr-defined]  # a compiled module
     persist_port,
 )
 
+from policy_server.backends.ray.connection import RayletEndedError
 from policy_server.ports import bound_sockets
 
-__all__ = ["LeanNode", "start_lean_node"]
+__all__ = ["GCS", "RAYLET", "LeanNode", "start_lean_node"]
 
 # Ray's own names of the processes without which it does not go on.
-_NEEDED = ("gcs_server", "raylet")
+GCS, RAYLET = _NEEDED = "gcs_server", "raylet"
 # Workers import these while Ray Serve's controller starts, not when it asks for a replica. The
 # first imports Ray Serve without pandas.
 _PRELOADED = ("policy_server.backends.ray.replicas", "ray.serve._private.replica")
@@ -46,6 +47,10 @@ _AGENTS_PORTS = {
 _DASHBOARD = "dashboard"
 _DASHBOARD_TIMEOUT_S = 60.0
 _POLL_S = 0.1
+# How long the raylet is asked for before its process is looked after, and how often.
+_LOOK_S, _PAUSE_S = 1.0, 0.1
+# A process that leaves a GCS that has died tries for so long to tell it of its tasks; Ray's is 5 s.
+_FLUSH_TIMEOUT_MS = 300
 
 
 class LeanNode(Node):
@@ -55,14 +60,18 @@ class LeanNode(Node):
         held_ports: keeps the ports of the raylet's agents for them until `end`.
     """
 
-    def __init__(self, parameters: RayParams, *, is_shared: bool) -> None:
+    def __init__(
+        self, parameters: RayParams, *, is_shared: bool, start_timeout_s: float
+    ) -> None:
         """Start the processes, and own them until `end`.
 
         Args:
             parameters: of the processes.
             is_shared: whether Ray goes on where the process that starts it is killed.
+            start_timeout_s: the longest wait for the raylet, in seconds.
         """
         self.held_ports = ExitStack()
+        self._start_timeout_s = start_timeout_s
         super().__init__(parameters, head=True, shutdown_at_exit=False, spawn_reaper=not is_shared)
 
     def start_raylet(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401 -- Ray's own
@@ -75,6 +84,26 @@ class LeanNode(Node):
             port = getattr(self._ray_params, argument)
             persist_port(self._session_dir, self._node_id, name, port)
         super().start_raylet(*arguments, **named)
+
+    def start_ray_processes(self) -> None:
+        """Start the raylet, and wait until it is up: Ray's own wait ends after 30 s.
+
+        On a busy machine the raylet takes longer, with the agent that it starts first.
+
+        Raises:
+            RayletEndedError: if it has ended by itself.
+        """
+        super().start_ray_processes()  # type: ignore[no-untyped-call]  # Ray's own
+        deadline = time.monotonic() + self._start_timeout_s
+        while time.monotonic() < deadline:
+            if any(self.dead_processes()):  # type: ignore[no-untyped-call]  # Ray's own
+                self.end(is_graceful=False)
+                raise RayletEndedError("the raylet ended while it started")
+            with suppress(RuntimeError):
+                get_node_with_retry(
+                    self.gcs_address, self.node_id, timeout_s=_LOOK_S, retry_interval_s=_PAUSE_S
+                )
+                return
 
     def start_api_server(
         self,
@@ -141,9 +170,13 @@ class LeanNode(Node):
         process: subprocess.Popen[bytes] = started.process
         return process
 
-    def needed_pids(self) -> list[int]:
-        """Return the ids of the processes without which no Ray goes on: the GCS and the raylet."""
-        return [known.process.pid for kind in _NEEDED for known in self.all_processes.get(kind, ())]
+    def needed_pids(self) -> dict[str, int]:
+        """Return the ids of the processes without which no Ray goes on, by Ray's names of them."""
+        return {
+            kind: known.process.pid
+            for kind in _NEEDED
+            for known in self.all_processes.get(kind, ())
+        }
 
     def end(self, *, is_graceful: bool) -> None:
         """End Ray's processes.
@@ -161,6 +194,7 @@ def start_lean_node(
     folder: str,
     is_shared: bool,
     environment: dict[str, str],
+    start_timeout_s: float,
 ) -> LeanNode:
     """Start Ray's processes.
 
@@ -170,6 +204,7 @@ def start_lean_node(
         is_shared: whether Ray goes on where the process that starts it is killed.
         environment: the variables of its workers; a runtime environment would cost each replica a
             second worker.
+        start_timeout_s: the longest wait for the raylet, in seconds.
     """
     # Ray's annotations differ from the arguments that it takes.
     known: dict[str, Any] = {
@@ -178,13 +213,16 @@ def start_lean_node(
         "no_monitor": True,
         "temp_dir": folder,
         "env_vars": environment,
-        "_system_config": {"preload_python_modules": list(_PRELOADED)},
+        "_system_config": {
+            "preload_python_modules": list(_PRELOADED),
+            "task_events_shutdown_flush_timeout_ms": _FLUSH_TIMEOUT_MS,
+        },
     }
     with ExitStack() as stack:
         # Bound and not listening, a port is given to no other program, and the agent can take it.
         for argument in _AGENTS_PORTS:
             sockets = [stack.enter_context(opened) for opened in bound_sockets("", 0)]
             known[argument] = sockets[0].getsockname()[1]
-        node = LeanNode(RayParams(**known), is_shared=is_shared)
+        node = LeanNode(RayParams(**known), is_shared=is_shared, start_timeout_s=start_timeout_s)
         node.held_ports = stack.pop_all()
     return node

@@ -14,7 +14,7 @@ import ray
 import policy_server
 from policy_server.backends.ray.connection import as_not_ready_error, connect
 from policy_server.backends.ray.own_ray import OwnRay
-from policy_server.backends.ray_processes import first_end
+from policy_server.backends.ray_pulse import are_running, end_standstills, first_lost
 from policy_server.errors import NotReadyError
 from policy_server.settings import Settings
 
@@ -108,18 +108,19 @@ class SoleOwner:
 
     def is_alive(self) -> bool:
         """See `Membership.is_alive`."""
-        return all(process.is_running() for process in self._own.processes)
+        return are_running(self._own.watched)
 
     async def lost(self) -> None:
         """See `Membership.lost`."""
-        await first_end(self._own.processes)
+        await first_lost(self._own.watched)
 
     async def rejoin(self) -> None:
         """See `Membership.rejoin`."""
         self._dead.append(self._own)
+        async with end_standstills(self._own.watched):
+            await self._call(ray.shutdown)
         self._own = OwnRay(self._settings, server=os.getpid())
         self._has_served = False
-        await self._call(ray.shutdown)
         await self.join()
 
     async def turn(self) -> None:
@@ -135,7 +136,8 @@ class SoleOwner:
 
     async def leave(self) -> None:
         """See `Membership.leave`; waits for the calls on Ray's thread."""
-        await self._call(self._own.end)
+        async with end_standstills(self._own.watched):
+            await self._call(self._own.end)
         for dead in self._dead:
             await self._call(dead.end_processes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import subprocess
@@ -12,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 import policy_server
-from policy_server.backends.ray.connection import as_not_ready_error, connect, use_token
+from policy_server.backends.ray.connection import (
+    RayletEndedError,
+    as_not_ready_error,
+    connect,
+    use_token,
+)
 from policy_server.backends.ray.slim_serve import write_left_out
 from policy_server.backends.ray_guard import start_guard
 from policy_server.backends.ray_processes import (
@@ -21,6 +27,7 @@ from policy_server.backends.ray_processes import (
     make_rays_folder,
     remove_dead_rays,
 )
+from policy_server.backends.ray_pulse import WatchedProcess, are_running
 from policy_server.settings import Settings
 from policy_server.telemetry import adopt_loggers
 
@@ -44,6 +51,7 @@ REPLICA_ENVIRONMENT = {
 logger = logging.getLogger(__name__)
 
 _LEFT_OUT = "left-out"
+_TRIES = 3
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
 # The errors of a private part of Ray that has moved or takes other arguments.
 _MOVED = (ImportError, AttributeError, TypeError)
@@ -73,7 +81,7 @@ class OwnRay:
         self._settings = settings
         self._folder: Path | None = None
         self._node: LeanNode | None = None
-        self._processes: list[Process] = []
+        self._watched: list[WatchedProcess] = []
 
     @property
     def folder(self) -> Path:
@@ -88,9 +96,9 @@ class OwnRay:
         return address
 
     @property
-    def processes(self) -> list[Process]:
+    def watched(self) -> list[WatchedProcess]:
         """Return the processes without which no Ray goes on; none where it can't be told."""
-        return self._processes
+        return self._watched
 
     def start(self) -> None:
         """Start Ray's processes and connect to them.
@@ -103,19 +111,17 @@ class OwnRay:
         use_token()
         adopt_loggers()
         remove_dead_rays()
-        self._folder = make_rays_folder(self._server)
-        self._guard = start_guard(self._folder)
-        rays_folder = self._folder / "r"
-        rays_folder.mkdir()
-        write_left_out(self._folder / _LEFT_OUT)
-        if self._settings.dashboard_port:
-            self._announce_dashboard(self._folder)
         with as_not_ready_error():
-            try:
-                self._start_lean(rays_folder)
-            except _MOVED as error:
-                logger.warning("ray_started_whole", extra={"reason": str(error)})
-                self._start_whole(rays_folder)
+            for tries_left in reversed(range(_TRIES)):
+                try:
+                    self._start()
+                    break
+                except RayletEndedError as error:
+                    if not tries_left:
+                        raise
+                    # The programs that it waited for lie in the system's memory now.
+                    logger.warning("ray_started_again", extra={"reason": str(error)})
+                    self.end_processes()
         logger.info("ray_started", extra={"seconds": round(time.monotonic() - started, 1)})
 
     def start_dashboard(self) -> None:
@@ -137,13 +143,27 @@ class OwnRay:
     def end_processes(self) -> None:
         """End Ray's processes and remove its folder; this process may belong to another Ray."""
         if self._node is not None:
-            is_whole = all(process.is_running() for process in self.processes)
+            is_whole = are_running(self.watched)
             self._node.end(is_graceful=is_whole)
             self._node = None
         if self._folder is not None:
             end_ray_in(self._folder)
         if self._guard is not None:
             self._guard.wait()
+
+    def _start(self) -> None:
+        self._folder = make_rays_folder(self._server)
+        self._guard = start_guard(self._folder)
+        rays_folder = self._folder / "r"
+        rays_folder.mkdir()
+        write_left_out(self._folder / _LEFT_OUT)
+        if self._settings.dashboard_port:
+            self._announce_dashboard(self._folder)
+        try:
+            self._start_lean(rays_folder)
+        except _MOVED as error:
+            logger.warning("ray_started_whole", extra={"reason": str(error)})
+            self._start_whole(rays_folder)
 
     def _announce_dashboard(self, folder: Path) -> None:
         host, port = self._settings.dashboard_host, self._settings.dashboard_port
@@ -161,10 +181,11 @@ class OwnRay:
             folder=str(folder),
             is_shared=self._server != os.getpid(),
             environment=self._environment(),
+            start_timeout_s=self._settings.start_timeout_s,
         )
-        self._processes = [Process.of(pid) for pid in self._node.needed_pids()]
         self.addresses[RAY_METRICS] = f"http://127.0.0.1:{self._node.metrics_export_port}/metrics"
         connect(self._node.gcs_address)
+        self._watched = _watched(self._node)
 
     def _start_whole(self, folder: Path) -> None:
         """Start Ray by `ray.init`: it takes seconds and 170 MB more, and chooses its own ports."""
@@ -195,3 +216,22 @@ class OwnRay:
         python_path = [str(self.folder / _LEFT_OUT), str(Path(policy_server.__file__).parents[1])]
         python_path += filter(None, [os.environ.get("PYTHONPATH")])
         return {**REPLICA_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(python_path)}
+
+
+def _watched(node: LeanNode) -> list[WatchedProcess]:
+    """Return the processes without which a Ray that this process has joined does not go on."""
+    from policy_server.backends.ray.lean_node import GCS, RAYLET
+
+    host, _, port = node.gcs_address.rpartition(":")
+    [known] = ray.nodes()
+    servers = {
+        GCS: (host, int(port)),
+        RAYLET: (known["NodeManagerAddress"], known["NodeManagerPort"]),
+    }
+    found = []
+    for kind, pid in node.needed_pids().items():
+        watched = WatchedProcess(Process.of(pid), *servers[kind])
+        # Behind TLS (RAY_USE_TLS) a server greets nobody.
+        is_told = asyncio.run(watched.has_pulse())
+        found.append(watched if is_told else WatchedProcess(watched.process))
+    return found

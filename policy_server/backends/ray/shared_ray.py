@@ -21,7 +21,13 @@ from policy_server.backends.ray.connection import as_not_ready_error, connect
 from policy_server.backends.ray.ledger import is_alive
 from policy_server.backends.ray.membership import OnRaysThread
 from policy_server.backends.ray.own_ray import OwnRay
-from policy_server.backends.ray_processes import Process, end_ray_in, first_end, rays_of
+from policy_server.backends.ray_processes import end_ray_in, rays_of
+from policy_server.backends.ray_pulse import (
+    WatchedProcess,
+    are_running,
+    end_standstills,
+    first_lost,
+)
 from policy_server.errors import NotReadyError
 from policy_server.files.locks import FileLock
 from policy_server.files.shared_folders import share_folder
@@ -55,7 +61,7 @@ class SharedRay:
         self._own = OwnRay(settings, server=os.getppid())
         self._dead: list[OwnRay] = []
         self._dead_folders: list[Path] = []
-        self._processes: list[Process] = []
+        self._watched: list[WatchedProcess] = []
         self._settling: asyncio.Task[None] | None = None
         self._folder = share_folder("workers", parent=os.getppid()).path
         self._entry = self._folder / f"member-{os.getpid()}"
@@ -75,11 +81,11 @@ class SharedRay:
 
     def is_alive(self) -> bool:
         """See `Membership.is_alive`."""
-        return all(process.is_running() for process in self._processes)
+        return are_running(self._watched)
 
     async def lost(self) -> None:
         """See `Membership.lost`."""
-        await first_end(self._processes)
+        await first_lost(self._watched)
 
     async def rejoin(self) -> None:
         """See `Membership.rejoin`."""
@@ -88,7 +94,7 @@ class SharedRay:
             self._own = OwnRay(self._settings, server=os.getppid())
             self._has_started = False
         await self._unlock()
-        await self._call(ray.shutdown)
+        await self._disconnect()
         await self.join()
 
     async def turn(self) -> None:
@@ -125,8 +131,12 @@ class SharedRay:
             await self._leave(is_last=self._has_started)
         await self._end_dead()
 
+    async def _disconnect(self) -> None:
+        async with end_standstills(self._watched):
+            await self._call(ray.shutdown)
+
     async def _leave(self, *, is_last: bool) -> None:
-        await self._call(ray.shutdown)
+        await self._disconnect()
         if not is_last:
             return
         if self._has_started:
@@ -160,7 +170,8 @@ class SharedRay:
         if not state.exists():
             return False
         known = json.loads(state.read_text())
-        if not all(Process.read(text).is_running() for text in known["processes"]):
+        watched = [WatchedProcess.read(text) for text in known["watched"]]
+        if not are_running(watched):
             # A worker that was killed could not remove the folder any more.
             if (folder := Path(known["folder"])) not in (dead.folder for dead in self._dead):
                 self._dead_folders.append(folder)
@@ -179,7 +190,7 @@ class SharedRay:
                 end_ray_in(folder)
         self._own.start()
         known = {
-            "processes": [str(process) for process in self._own.processes],
+            "watched": [str(watched) for watched in self._own.watched],
             "address": self._own.address,
             "token": os.environ.get("RAY_AUTH_TOKEN", ""),
             "addresses": self._own.addresses,
@@ -191,7 +202,7 @@ class SharedRay:
     def _take(self, known: dict[str, Any]) -> None:
         self.addresses = known["addresses"]
         self.ledger_folder = Path(known["folder"], _LEDGER)
-        self._processes = [Process.read(text) for text in known["processes"]]
+        self._watched = [WatchedProcess.read(text) for text in known["watched"]]
 
     async def _wait_for_others(self, ledger_folder: Path) -> None:
         """Wait until the other workers have left, or have joined the Ray of a ledger."""

@@ -1,0 +1,118 @@
+"""The pulse of Ray's raylet and GCS: one that stands still is ended, as if it had died by itself.
+
+Both are gRPC servers, and an HTTP/2 server sends its settings to whoever connects (RFC 9113,
+section 3.4): a process that does so still turns its loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Self
+
+from policy_server.backends.ray_processes import Process, first_end
+
+__all__ = ["PULSE_LIMIT_S", "WatchedProcess", "are_running", "end_standstills", "first_lost"]
+
+logger = logging.getLogger(__name__)
+
+PULSE_LIMIT_S = 10.0
+# After a pause of the whole machine one look may fail.
+_LOOKS = 5
+_LOOK_TIMEOUT_S = 1.0
+
+
+@dataclass(frozen=True)
+class WatchedProcess:
+    """A process without which no Ray goes on.
+
+    Attributes:
+        process: the process.
+        host: the address of its gRPC server.
+        port: the port there; 0 where it is not known, and only its end counts.
+    """
+
+    process: Process
+    host: str = ""
+    port: int = 0
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Return the process that `str` has written."""
+        place, _, process = text.partition(" ")
+        host, _, port = place.rpartition(":")
+        return cls(Process.read(process), host, int(port))
+
+    def __str__(self) -> str:
+        """Return its address and the process."""
+        return f"{self.host}:{self.port} {self.process}"
+
+    async def has_pulse(self, *, timeout_s: float = _LOOK_TIMEOUT_S) -> bool:
+        """Return whether it sends its settings in time.
+
+        Args:
+            timeout_s: the longest wait for them, in seconds.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                reader, writer = await asyncio.open_connection(self.host, self.port)
+                try:
+                    return bool(await reader.read(1))
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError):
+            return False
+
+
+@asynccontextmanager
+async def end_standstills(
+    watched: Sequence[WatchedProcess], *, limit_s: float = PULSE_LIMIT_S
+) -> AsyncIterator[None]:
+    """Kill each process that stands still for too long while the block runs.
+
+    Ray's library would wait for it for ever; for one that has ended it does not.
+
+    Args:
+        watched: the raylet and the GCS of a Ray.
+        limit_s: the longest time without a pulse, in seconds.
+    """
+    known = [one for one in watched if one.port]
+    looking = [asyncio.create_task(_end_standstill(one, limit_s)) for one in known]
+    try:
+        yield
+    finally:
+        for task in looking:
+            task.cancel()
+        await asyncio.gather(*looking, return_exceptions=True)
+
+
+async def first_lost(watched: Sequence[WatchedProcess], *, limit_s: float = PULSE_LIMIT_S) -> None:
+    """Wait until the first has ended, or stood still and been killed.
+
+    Args:
+        watched: the raylet and the GCS of a Ray.
+        limit_s: the longest time without a pulse, in seconds.
+    """
+    async with end_standstills(watched, limit_s=limit_s):
+        await first_end([one.process for one in watched])
+
+
+def are_running(watched: Sequence[WatchedProcess]) -> bool:
+    """Return whether none has ended.
+
+    Args:
+        watched: the raylet and the GCS of a Ray.
+    """
+    return all(one.process.is_running() for one in watched)
+
+
+async def _end_standstill(watched: WatchedProcess, limit_s: float) -> None:
+    missed, pause_s = 0, limit_s / _LOOKS / 2
+    while missed < _LOOKS:
+        await asyncio.sleep(pause_s)
+        missed = 0 if await watched.has_pulse(timeout_s=pause_s) else missed + 1
+    logger.warning("ray_stands_still", extra={"ended": watched.process.pid})
+    watched.process.kill()

@@ -1,0 +1,81 @@
+"""Processes of Ray's that stand still: ended, and heard of as if they had died."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from policy_server.backends.ray_processes import Process
+from policy_server.backends.ray_pulse import (
+    WatchedProcess,
+    are_running,
+    end_standstills,
+    first_lost,
+)
+from tests.support.processes import Child, child
+
+# A server that sends an HTTP/2 server's settings to whoever connects, as gRPC's does.
+_SERVER = """
+import socketserver
+
+class Settings(socketserver.BaseRequestHandler):
+    def handle(self):
+        self.request.sendall(bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+
+with socketserver.TCPServer(("127.0.0.1", 0), Settings) as server:
+    print(server.server_address[1], flush=True)
+    server.serve_forever()
+"""
+
+
+@pytest.fixture
+def server() -> Iterator[Child]:
+    with child(sys.executable, "-c", _SERVER) as started:
+        yield started
+
+
+@pytest.fixture
+def watched(server: Child) -> WatchedProcess:
+    return WatchedProcess(Process.of(server.process.pid), "127.0.0.1", int(server.read_line()))
+
+
+async def test_process_that_stands_still_is_ended(server: Child, watched: WatchedProcess) -> None:
+    lost = asyncio.create_task(first_lost([watched], limit_s=0.5))
+    assert await watched.has_pulse()
+
+    os.kill(server.process.pid, signal.SIGSTOP)
+    await asyncio.wait_for(lost, 20)
+
+    assert server.process.wait(10) == -signal.SIGKILL
+
+
+async def test_process_that_goes_on_in_time_is_left_alone(
+    server: Child, watched: WatchedProcess
+) -> None:
+    async with end_standstills([watched], limit_s=20):
+        os.kill(server.process.pid, signal.SIGSTOP)
+        assert not await watched.has_pulse()
+        os.kill(server.process.pid, signal.SIGCONT)
+        assert await watched.has_pulse()
+
+    assert are_running([watched])
+
+
+async def test_process_without_a_known_server_is_heard_of_when_it_ends(server: Child) -> None:
+    watched = WatchedProcess(Process.of(server.process.pid))
+    lost = asyncio.create_task(first_lost([watched], limit_s=0.1))
+    assert await asyncio.wait([lost], timeout=0.5) == (set(), {lost})
+
+    server.process.kill()
+    await asyncio.wait_for(lost, 10)
+
+    assert not are_running([watched])
+
+
+def test_watched_process_is_read_as_it_was_written(watched: WatchedProcess) -> None:
+    assert WatchedProcess.read(str(watched)) == watched
