@@ -1,0 +1,270 @@
+"""Clients that ask without a pause: each request is counted once, and each answer is checked."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from tests.support.folders import EXPORTS
+from tests.support.library_policies import cases_of
+from tests.support.server_processes import KEY
+
+__all__ = [
+    "EXPORT",
+    "OK",
+    "RECURRENT",
+    "Asked",
+    "Episodes",
+    "Load",
+    "Question",
+    "Streams",
+    "Tokens",
+    "first_steps",
+    "modes",
+    "steps",
+]
+
+EXPORT = "ppo_discrete"
+RECURRENT = "sb3_recurrent_ppo"
+OK, _CREATED = 200, 201
+_CLIENTS = 32
+_TIMEOUT_S = 60.0
+_PAUSE_S = 0.01
+_TOLERANCE = 1e-5
+
+
+class Question(NamedTuple):
+    """A request, and the check of its answer."""
+
+    path: str
+    body: str
+    is_right: Callable[[dict[str, Any]], bool]
+
+
+class Asked(NamedTuple):
+    """A request that was sent: when, its status (0 if the connection ended), its seconds."""
+
+    at: float
+    status: int
+    seconds: float
+    is_right: bool
+
+
+class Answer(NamedTuple):
+    """An answer, with status 0 where the connection ended without one."""
+
+    status: int
+    headers: Mapping[str, str] = {}
+    text: bytes = b""
+
+
+class Client:
+    """A client with one connection, which is kept open for as long as the server allows."""
+
+    def __init__(self, load: Load) -> None:
+        """Own the connection, until `close`."""
+        address = urlsplit(load.url)
+        assert address.hostname is not None
+        self._load = load
+        self._connection = http.client.HTTPConnection(
+            address.hostname, address.port, timeout=_TIMEOUT_S
+        )
+
+    def close(self) -> None:
+        """End the connection."""
+        self._connection.close()
+
+    def is_connected(self) -> bool:
+        """Connect, unless it is; return False where nobody listens, which is no request."""
+        if self._connection.sock is None:
+            try:
+                self._connection.connect()
+            except OSError:
+                time.sleep(_PAUSE_S)
+                return False
+        return True
+
+    def ask(
+        self, question: Question, headers: Mapping[str, str] | None = None, *, method: str = "POST"
+    ) -> Answer:
+        """Send a request on the connection, and count it."""
+        began = time.monotonic()
+        known = {"access-token": KEY, "content-type": "application/json", **(headers or {})}
+        is_right = True
+        try:
+            self._connection.request(method, question.path, question.body, known)
+            got = self._connection.getresponse()
+            answer = Answer(got.status, {k.lower(): v for k, v in got.headers.items()}, got.read())
+            if answer.status == OK:
+                is_right = question.is_right(json.loads(answer.text))
+        except (OSError, http.client.HTTPException):
+            answer = Answer(0)
+            self._connection.close()
+        seconds = time.monotonic() - began
+        self._load.sent.append(Asked(began, answer.status, seconds, is_right))
+        return answer
+
+
+@dataclass
+class Load:
+    """Clients of one server, each of which asks questions in turn.
+
+    Attributes:
+        url: the server's address.
+        questions: what is asked.
+        clients: how many ask.
+        sent: the requests, in the order of their answers.
+        is_over: tells the clients to end.
+    """
+
+    url: str
+    questions: list[Question]
+    clients: int = _CLIENTS
+    sent: list[Asked] = field(default_factory=list)
+    is_over: threading.Event = field(default_factory=threading.Event)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Ask until the block ends."""
+        with ThreadPoolExecutor(self.clients) as pool:
+            asking = [pool.submit(self._ask) for _ in range(self.clients)]
+            try:
+                yield
+            finally:
+                self.is_over.set()
+        for client in asking:
+            client.result()
+
+    def _ask(self) -> None:
+        client = Client(self)
+        try:
+            while not self.is_over.is_set():
+                if client.is_connected():
+                    self.go_on(client)
+        finally:
+            client.close()
+
+    def go_on(self, client: Client) -> None:
+        """Ask the next question."""
+        client.ask(self.questions[len(self.sent) % len(self.questions)])
+
+
+@dataclass
+class Episodes(Load):
+    """Clients that step a session each, and send a step again that got no answer."""
+
+    states: dict[Client, tuple[str, int]] = field(default_factory=dict)
+
+    def go_on(self, client: Client) -> None:
+        """Make the next step, or begin."""
+        session, step = self.states.get(client, ("", 0))
+        if not session:
+            begun = client.ask(Question("/sessions", "", bool))
+            if begun.status == _CREATED:
+                self.states[client] = (f"/sessions/{json.loads(begun.text)['session_id']}", 0)
+        elif step == len(self.questions):
+            if client.ask(Question(f"{session}/reset", "", bool)).status == OK:
+                self.states[client] = (session, 0)
+        else:
+            question = self.questions[step]
+            question = question._replace(path=f"{session}{question.path}")
+            if client.ask(question, {"x-step": str(step)}).status == OK:
+                self.states[client] = (session, step + 1)
+
+
+@dataclass
+class Tokens(Load):
+    """Clients that carry the memory of an episode from answer to answer."""
+
+    states: dict[Client, tuple[str, int]] = field(default_factory=dict)
+
+    def go_on(self, client: Client) -> None:
+        """Make the next step, or begin the next episode."""
+        token, step = self.states.get(client, ("new", 0))
+        answer = client.ask(self.questions[step], {"x-state": token})
+        if answer.status == OK:
+            step = (step + 1) % len(self.questions)
+            self.states[client] = (answer.headers["x-state"] if step else "new", step)
+
+
+@dataclass
+class Streams(Load):
+    """Clients of a stream each: a frame without an answer counts unless the stream was closed."""
+
+    def _ask(self) -> None:
+        path = self.questions[0].path + "/stream"
+        while not self.is_over.is_set():
+            try:
+                with connect(
+                    self.url.replace("http", "ws") + path,
+                    additional_headers={"access-token": KEY},
+                    proxy=None,
+                ) as stream:
+                    self._step(stream)
+            except OSError:
+                time.sleep(_PAUSE_S)
+
+    def _step(self, stream: ClientConnection) -> None:
+        while not self.is_over.is_set():
+            question = self.questions[len(self.sent) % len(self.questions)]
+            began, status, is_right = time.monotonic(), OK, True
+            try:
+                stream.send(question.body)
+                is_right = question.is_right(json.loads(stream.recv(_TIMEOUT_S)))
+            except ConnectionClosed as error:
+                if error.rcvd is not None:
+                    # It says that it ends, and the client that it has heard so.
+                    return
+                status = 0
+            self.sent.append(Asked(began, status, time.monotonic() - began, is_right))
+            if not status:
+                return
+
+
+def modes() -> list[Question]:
+    """Return questions for modes of `EXPORT`, to be held against RLlib's."""
+    cases = json.loads((EXPORTS / EXPORT / "cases.json").read_text())
+    return [
+        Question("/predict_deterministic", json.dumps(case["observation"]), _is_action(case))
+        for case in cases
+    ]
+
+
+def steps() -> list[Question]:
+    """Return the steps of an episode of `RECURRENT`, to be held against the library's."""
+    return [
+        Question("/distribution", json.dumps(case["observation"]), _is_distribution(case))
+        for case in cases_of(RECURRENT)
+    ]
+
+
+def first_steps() -> list[Question]:
+    """Return a first step, for requests without memory."""
+    return steps()[:1]
+
+
+def _is_action(case: dict[str, Any]) -> Callable[[dict[str, Any]], bool]:
+    wanted = [case["expected"]["deterministic_action"]]
+    return lambda answer: answer["actions"] == wanted
+
+
+def _is_distribution(case: dict[str, Any]) -> Callable[[dict[str, Any]], bool]:
+    wanted = case["expected"]["probabilities"]
+
+    def is_right(answer: dict[str, Any]) -> bool:
+        [component] = answer["components"]
+        pairs = zip(component["probabilities"], wanted, strict=True)
+        return all(abs(found - right) <= _TOLERANCE for found, right in pairs)
+
+    return is_right

@@ -1,0 +1,79 @@
+"""The store of sessions that dies or stands still: only requests of sessions may wait for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+from tests.faults.load import RECURRENT, Episodes, Load, first_steps, steps
+from tests.faults.measuring import Fault, Scene
+from tests.support.library_policies import POLICIES
+from tests.support.redis_servers import RedisServer, redis_server
+from tests.support.server_processes import running_server
+
+__all__ = ["FAULTS", "recurrent_home"]
+
+_AWAY_S = 6.0
+_EPISODES = 8
+_DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
+
+
+def recurrent_home(folder: Path) -> Path:
+    """Make a home folder that serves a policy with memory."""
+    folder.mkdir()
+    for file in ("policy.zip", "schema.yaml"):
+        shutil.copy(POLICIES / RECURRENT / file, folder / file)
+    return folder
+
+
+@contextmanager
+def _with_redis(
+    folder: Path, happen: Callable[[RedisServer, Callable[[], RedisServer]], None]
+) -> Iterator[Scene]:
+    """Serve sessions that a Redis keeps, beside requests without a session."""
+    data, socket = folder / "data", folder / "redis.sock"
+    data.mkdir()
+    environment = {
+        "TMPDIR": str(folder),
+        "POLICY_SERVER_BACKEND": "local",
+        "POLICY_SERVER_SESSIONS_URL": f"unix://{socket}",
+    }
+    with ExitStack() as running:
+
+        def start() -> RedisServer:
+            return running.enter_context(redis_server(*_DURABLE, folder=data, socket=socket))
+
+        redis = start()
+        home = recurrent_home(folder / "home")
+        with running_server(home, environment=environment) as server:
+            loads = {
+                "plain requests": Load(server.url, first_steps()),
+                "sessions": Episodes(server.url, steps(), _EPISODES),
+            }
+            yield Scene(server, loads, partial(happen, redis, start))
+
+
+def _killed(redis: RedisServer, start: Callable[[], RedisServer]) -> None:
+    redis.kill()
+    time.sleep(_AWAY_S)
+    start()
+
+
+def _still(redis: RedisServer, _: Callable[[], RedisServer]) -> None:
+    os.kill(redis.child.process.pid, signal.SIGSTOP)
+    time.sleep(_AWAY_S)
+    os.kill(redis.child.process.pid, signal.SIGCONT)
+
+
+FAULTS = {
+    "redis": Fault(
+        f"Redis killed, started again after {_AWAY_S:g} s", partial(_with_redis, happen=_killed)
+    ),
+    "redis-still": Fault(f"Redis stopped for {_AWAY_S:g} s", partial(_with_redis, happen=_still)),
+}

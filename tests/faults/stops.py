@@ -1,0 +1,105 @@
+"""Servers that are stopped, killed, started again, and that run side by side."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+from tests.faults.load import EXPORT, OK, Load, Streams, modes
+from tests.faults.measuring import Fault, Scene
+from tests.support.server_processes import (
+    Server,
+    compiled_home_of,
+    running_server,
+    started_server,
+)
+from tests.support.servers import free_port, status_of
+
+__all__ = ["FAULTS"]
+
+_STREAMS = 8
+_START_TIMEOUT_S = 150.0
+
+
+@contextmanager
+def _stopping(
+    folder: Path, number: signal.Signals, *, backend: str, workers: int = 1
+) -> Iterator[Scene]:
+    """Serve requests and streams, until a signal."""
+    home = compiled_home_of(EXPORT, folder / "home")
+    arguments = [] if workers == 1 else ["--workers", str(workers)]
+    environment = _environment(folder, backend)
+    with running_server(home, *arguments, environment=environment) as server:
+        server.child.wait_until(lambda: server.output().count("startup complete") == workers)
+        loads = {
+            "requests": Load(server.url, modes()),
+            "streams": Streams(server.url, modes(), _STREAMS),
+        }
+        happen = partial(os.kill, server.process.pid, number)
+        yield Scene(server, loads, happen, is_last=True)
+
+
+@contextmanager
+def _starting_again(folder: Path, *, backend: str, workers: int = 1) -> Iterator[Scene]:
+    """Kill a server, and start another one at once on its port and its folders."""
+    home, port = compiled_home_of(EXPORT, folder / "home"), free_port()
+    arguments = [] if workers == 1 else ["--workers", str(workers)]
+
+    def start() -> Server:
+        environment = _environment(folder, backend)
+        starting = started_server(home, *arguments, environment=environment, port=port)
+        return running.enter_context(starting)
+
+    def happen() -> None:
+        scene.server.process.kill()
+        scene.server.process.wait()
+        scene.server = start()
+
+    with ExitStack() as running:
+        scene = Scene(start(), {}, happen, after_s=40)
+        scene.server.child.wait_until(_is_ready(scene.server), timeout_s=_START_TIMEOUT_S)
+        scene.loads = {"": Load(scene.server.url, modes())}
+        yield scene
+
+
+@contextmanager
+def _side_by_side(folder: Path) -> Iterator[Scene]:
+    """Serve by two servers, of which one is killed."""
+    homes = [compiled_home_of(EXPORT, folder / name) for name in ("home", "other")]
+    environment = _environment(folder, "ray")
+    with (
+        running_server(homes[0], environment=environment) as server,
+        running_server(homes[1], environment=environment) as other,
+    ):
+        yield Scene(server, {"": Load(server.url, modes())}, other.process.kill)
+
+
+def _environment(folder: Path, backend: str) -> dict[str, str]:
+    return {"TMPDIR": str(folder), "POLICY_SERVER_BACKEND": backend}
+
+
+def _is_ready(server: Server) -> Callable[[], bool]:
+    return lambda: status_of(f"{server.url}/readyz") == OK
+
+
+def _stop(told: str, number: signal.Signals, backend: str, workers: int = 1) -> Fault:
+    return Fault(told, partial(_stopping, number=number, backend=backend, workers=workers))
+
+
+_TERM, _KILL = signal.SIGTERM, signal.SIGKILL
+
+FAULTS = {
+    "term": _stop("SIGTERM", _TERM, "ray"),
+    "term-local": _stop("SIGTERM, BACKEND=local", _TERM, "local"),
+    "term-workers": _stop("SIGTERM, two web processes", _TERM, "ray", 2),
+    "kill": _stop("the server killed", _KILL, "ray"),
+    "again": Fault(
+        "the server killed, and another started at once", partial(_starting_again, backend="ray")
+    ),
+    "again-local": Fault("the same, BACKEND=local", partial(_starting_again, backend="local")),
+    "neighbour": Fault("one of two servers on a machine killed: the other one", _side_by_side),
+}
