@@ -41,14 +41,18 @@ def server() -> Iterator[subprocess.Popen[bytes]]:
 
 def worker_in(folder: Path, *, title: str = "ray::ServeReplica") -> subprocess.Popen[bytes]:
     """Start a process that has a file of a Ray's folder open, as its workers have."""
-    with (folder / f"worker-{title[:3]}.log").open("w") as log:
+    with (folder / f"worker-{title[-3:]}.log").open("w") as log:
         # A title of its own, as `ray::` is one.
         return subprocess.Popen([title, "600"], executable="/bin/sleep", stdout=log, stderr=log)
 
 
-def test_processes_of_a_ray_end_with_its_folder_and_no_others_do() -> None:
+@pytest.mark.parametrize(
+    "title",
+    ["ray::ServeReplica", "/lib/ray/core/src/ray/raylet/raylet", "/lib/ray/dashboard/agent.py"],
+)
+def test_processes_of_a_ray_end_with_its_folder_and_no_others_do(title: str) -> None:
     folder, other = make_rays_folder(os.getpid()), make_rays_folder(os.getpid())
-    inside, outside = worker_in(folder), worker_in(other)
+    inside, outside = worker_in(folder, title=title), worker_in(other)
     reader = worker_in(folder, title="tail")
 
     try:

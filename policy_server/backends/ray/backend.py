@@ -22,7 +22,7 @@ from policy_server.errors import (
     PolicyFailedError,
     PolicyServerError,
 )
-from policy_server.policy import PolicyInputs, PolicyOutputs, PolicySignature
+from policy_server.policy import PolicyBackend, PolicyInputs, PolicyOutputs, PolicySignature
 
 __all__ = ["Handle", "RayBackend"]
 
@@ -33,6 +33,10 @@ _HEARING_S = 0.2
 _MOST_TRIES = 3
 _MOST_KNOWN_LOSSES = 256
 _ACTOR_ID = re.compile(r"actor_id: ([0-9a-f]+)")
+
+
+class _RayHasDiedError(Exception):
+    """A call's Ray has died before the answer."""
 
 
 class Handle:
@@ -106,8 +110,11 @@ class RayBackend:
         """
         self.application = application
         self._handle = handle
-        self._has_ray = asyncio.Event()
-        self._has_ray.set()
+        self._has_ray = True
+        self._stand_in: PolicyBackend | None = None
+        # Whether Ray or the stand-in can be asked.
+        self._can_ask = asyncio.Event()
+        self._can_ask.set()
         self._asking: set[asyncio.Task[Any]] = set()
         self._signature = signature
         self._replicas = replicas
@@ -146,9 +153,19 @@ class RayBackend:
 
         Replicas that outlive their Ray are still called straight.
         """
-        self._has_ray.clear()
+        self._has_ray = False
+        self._can_ask.clear()
         for call in self._asking:
             call.cancel()
+
+    def stand_in(self, policy: PolicyBackend) -> None:
+        """Let a policy answer what no replica does, until `resume`.
+
+        Args:
+            policy: the same one, in this process.
+        """
+        self._stand_in = policy
+        self._can_ask.set()
 
     async def resume(self, handle: Handle) -> None:
         """Call the replicas of another Ray.
@@ -157,7 +174,8 @@ class RayBackend:
             handle: the application's there.
         """
         self._handle = handle
-        self._has_ray.set()
+        self._has_ray, self._stand_in = True, None
+        self._can_ask.set()
         if self._direct is not None:
             await self._direct.connect_missing()
 
@@ -186,7 +204,7 @@ class RayBackend:
                     except (RayError, RayServeException):
                         # The Ray's own death may be heard of after that of its replicas.
                         await asyncio.sleep(_HEARING_S)
-                        if self._has_ray.is_set() and self._handle is handle:
+                        if self._has_ray and self._handle is handle:
                             raise
         except TimeoutError as error:
             raise OverloadedError(
@@ -214,12 +232,13 @@ class RayBackend:
 
     async def is_ready(self) -> bool:
         """Return whether an observation would be answered now."""
-        if not self._has_ray.is_set():
-            return self._direct is not None and self._direct.is_connected
+        if not self._has_ray:
+            is_connected = self._direct is not None and self._direct.is_connected
+            return is_connected or self._stand_in is not None
         try:
             async with asyncio.timeout(_READY_TIMEOUT_S):
                 await self._ask_serve("describe")
-        except (TimeoutError, RayError, RayServeException, PolicyServerError):
+        except (TimeoutError, RayError, RayServeException, PolicyServerError, _RayHasDiedError):
             return False
         return True
 
@@ -244,22 +263,30 @@ class RayBackend:
         return await self._call_by_serve(inputs)
 
     async def _call_by_serve(self, inputs: PolicyInputs) -> PolicyOutputs:
-        outputs: PolicyOutputs = await self._ask_serve("answer", inputs)
-        return outputs
+        while True:
+            await self._can_ask.wait()
+            if self._stand_in is not None:
+                return await self._stand_in.infer(inputs)
+            with suppress(_RayHasDiedError):
+                outputs: PolicyOutputs = await self._ask_serve("answer", inputs)
+                return outputs
 
     async def _ask_serve(self, method: str, *arguments: Any) -> Any:  # noqa: ANN401 -- what the method returns
-        """Call a method of any replica, again on the next Ray where this one dies meanwhile."""
-        while True:
-            await self._has_ray.wait()
-            call = asyncio.create_task(self._handle.call(method, *arguments))
-            self._asking.add(call)
-            try:
-                await asyncio.wait([call])
-            finally:
-                self._asking.discard(call)
-                call.cancel()
-            if not call.cancelled() or self._has_ray.is_set():
-                return call.result()
+        """Call a method of any replica.
+
+        Raises:
+            _RayHasDiedError: if its Ray dies meanwhile.
+        """
+        call = asyncio.create_task(self._handle.call(method, *arguments))
+        self._asking.add(call)
+        try:
+            await asyncio.wait([call])
+        finally:
+            self._asking.discard(call)
+            call.cancel()
+        if call.cancelled() and not self._has_ray:
+            raise _RayHasDiedError
+        return call.result()
 
     def _note_lost(self, replica: str) -> None:
         """Count a replica's death, however many calls and connections tell of it."""

@@ -49,6 +49,7 @@ from policy_server.backends.ray.own_ray import RAY_METRICS
 from policy_server.backends.ray.replica_list import ReplicaList
 from policy_server.backends.ray.shared_ray import SharedRay
 from policy_server.backends.ray.signatures import find_signature
+from policy_server.backends.ray.stand_ins import stand_ins
 from policy_server.backends.replica_counts import ReplicaCounts
 from policy_server.engine.network import CompiledPolicy
 from policy_server.errors import PolicyServerError, SettingsError
@@ -278,10 +279,14 @@ class RayCluster:
             logger.warning("ray_lost")
             for backend in self._backends:
                 backend.suspend()
-            pause_s = _FIRST_PAUSE_S
-            while not await self._is_restarted():
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            async with stand_ins(self._backends, self._applications, self._settings):
+                await self._restart()
+
+    async def _restart(self) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while not await self._is_restarted():
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _is_restarted(self) -> bool:
         started = time.monotonic()

@@ -60,9 +60,7 @@ class LeanNode(Node):
         held_ports: keeps the ports of the raylet's agents for them until `end`.
     """
 
-    def __init__(
-        self, parameters: RayParams, *, is_shared: bool, start_timeout_s: float
-    ) -> None:
+    def __init__(self, parameters: RayParams, *, is_shared: bool, start_timeout_s: float) -> None:
         """Start the processes, and own them until `end`.
 
         Args:

@@ -16,7 +16,7 @@ from policy_server.backends.ray.backend import Handle, RayBackend
 from policy_server.errors import NotReadyError, OverloadedError
 from policy_server.policy import PolicyInputs, PolicyOutputs
 from tests.support.call_replicas import Infer, Replicas
-from tests.support.fakes import components_of, signature_of
+from tests.support.fakes import components_of, signature_of, summing_backend
 from tests.support.waiting import turns, until
 
 SIGNATURE = signature_of(components_of(("categorical", 2)))
@@ -246,3 +246,35 @@ async def test_backend_without_ray_is_ready_while_replicas_are_connected() -> No
     assert is_ready
     assert len(answer) == 1
     assert handle.asked == 0
+
+
+async def test_policy_of_this_process_answers_while_no_ray_does() -> None:
+    hanging, answering, stand_in = HangingHandle(), RaysHandle(), summing_backend()
+    backend, _ = backend_over(hanging)
+    waiting = asyncio.create_task(backend.infer(INPUTS))
+    await until(lambda: hanging.asked)
+    backend.suspend()
+    later = asyncio.create_task(backend.infer(INPUTS))
+    await turns()
+
+    backend.stand_in(stand_in)
+    stood_in = [await waiting, await later]
+    is_ready = await backend.is_ready()
+    await backend.resume(Handle(answering))
+    answer = await backend.infer(INPUTS)
+
+    expected = await stand_in.infer(INPUTS)
+    assert [list(outputs.actions) for outputs in stood_in] == [list(expected.actions)] * 2
+    assert (answer, is_ready, answering.asked) == (ANSWER, True, 1)
+
+
+async def test_replicas_that_outlive_their_ray_are_asked_before_a_policy_of_this_process() -> None:
+    stand_in = summing_backend()
+    async with connected(lambda _: ANSWER, 1) as (backend, _, _, _):
+        backend.suspend()
+        backend.stand_in(stand_in)
+
+        answer = await backend.infer(INPUTS)
+
+    assert len(answer) == 1
+    assert not stand_in.calls

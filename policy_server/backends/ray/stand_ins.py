@@ -1,0 +1,65 @@
+"""Policies in this process: they answer while Ray has died and the next one is not up.
+
+A start of Ray takes seconds, on a busy machine tens of them. Only policies that NumPy computes
+stand in: TensorFlow is never loaded in a web process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+from policy_server.backends.local import LocalBackend
+from policy_server.backends.ray.applications import Application
+from policy_server.backends.ray.backend import RayBackend
+from policy_server.engine.network import NetworkPolicy
+from policy_server.errors import PolicyServerError
+from policy_server.formats.compiling_process import find_compiled
+from policy_server.settings import Settings
+
+__all__ = ["stand_ins"]
+
+logger = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def stand_ins(
+    backends: Collection[RayBackend], applications: Mapping[str, Application], settings: Settings
+) -> AsyncIterator[None]:
+    """Let policies in this process answer while the block runs, where no replica is left.
+
+    Args:
+        backends: those that have no Ray.
+        applications: the applications that they call, by name.
+        settings: the engine.
+    """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="stand-in") as executor:
+        loading = asyncio.create_task(_load(backends, applications, settings, executor))
+        try:
+            yield
+        finally:
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+            executor.shutdown(wait=False)
+
+
+async def _load(
+    backends: Collection[RayBackend],
+    applications: Mapping[str, Application],
+    settings: Settings,
+    executor: ThreadPoolExecutor,
+) -> None:
+    for backend in list(backends):
+        version = applications[backend.application].version
+        try:
+            compiled = await find_compiled(version.model, version.schema, settings, is_quiet=True)
+        except (OSError, PolicyServerError) as error:
+            # Its requests wait for the next Ray.
+            logger.warning("stand_in_not_loaded", extra={"reason": str(error)[:300]})
+            continue
+        if compiled is not None:
+            backend.stand_in(LocalBackend(NetworkPolicy(compiled), executor))
+            logger.info("stand_in_loaded", extra={"application": backend.application})
