@@ -61,5 +61,5 @@ FAULTS = {
     "clock": Fault(
         "the clock set an hour ahead, then two back", partial(_with_clock, backend="ray")
     ),
-    "clock-local": Fault("the same, BACKEND=local", partial(_with_clock, backend="local")),
+    "clock-local": Fault("the same clock, BACKEND=local", partial(_with_clock, backend="local")),
 }

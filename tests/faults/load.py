@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from tests.support.folders import EXPORTS
@@ -212,6 +212,9 @@ class Streams(Load):
                     proxy=None,
                 ) as stream:
                     self._step(stream)
+            except InvalidHandshake as error:
+                status = error.response.status_code if isinstance(error, InvalidStatus) else 0
+                self.sent.append(Asked(time.monotonic(), status, 0.0, is_right=True))
             except OSError:
                 time.sleep(_PAUSE_S)
 

@@ -100,6 +100,8 @@ FAULTS = {
     "again": Fault(
         "the server killed, and another started at once", partial(_starting_again, backend="ray")
     ),
-    "again-local": Fault("the same, BACKEND=local", partial(_starting_again, backend="local")),
+    "again-local": Fault(
+        "the same start, BACKEND=local", partial(_starting_again, backend="local")
+    ),
     "neighbour": Fault("one of two servers on a machine killed: the other one", _side_by_side),
 }

@@ -32,7 +32,7 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 
 
 class RayletEndedError(Exception):
-    """The raylet has ended while it started, as it does where its agent takes 15 s to start."""
+    """The raylet has ended while it started."""
 
 
 @contextmanager

@@ -86,7 +86,7 @@ class LeanNode(Node):
     def start_ray_processes(self) -> None:
         """Start the raylet, and wait until it is up: Ray's own wait ends after 30 s.
 
-        On a busy machine the raylet takes longer, with the agent that it starts first.
+        On a very busy machine the raylet takes longer.
 
         Raises:
             RayletEndedError: if it has ended by itself.

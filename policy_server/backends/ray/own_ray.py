@@ -119,7 +119,6 @@ class OwnRay:
                 except RayletEndedError as error:
                     if not tries_left:
                         raise
-                    # The programs that it waited for lie in the system's memory now.
                     logger.warning("ray_started_again", extra={"reason": str(error)})
                     self.end_processes()
         logger.info("ray_started", extra={"seconds": round(time.monotonic() - started, 1)})
