@@ -61,5 +61,9 @@ async def _load(
             logger.warning("stand_in_not_loaded", extra={"reason": str(error)[:300]})
             continue
         if compiled is not None:
-            backend.stand_in(LocalBackend(NetworkPolicy(compiled), executor))
+            backend.stand_in(
+                LocalBackend(
+                    NetworkPolicy(compiled), executor, longest_call_s=settings.request_timeout_s
+                )
+            )
             logger.info("stand_in_loaded", extra={"application": backend.application})

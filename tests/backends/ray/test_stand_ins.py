@@ -13,6 +13,7 @@ from policy_server.backends.ray.applications import Application
 from policy_server.backends.ray.backend import Handle
 from policy_server.backends.ray.stand_ins import stand_ins
 from policy_server.errors import OverloadedError
+from policy_server.formats.compiling_process import find_compiled
 from policy_server.policy import PolicyInputs
 from policy_server.settings import Settings
 from tests.support.fakes import components_of, signature_of
@@ -45,6 +46,8 @@ def suspended_backend(application: Application, *, timeout_s: float = 60) -> Ray
 
 async def test_compiled_policy_answers_as_its_replicas_do(tmp_path: Path) -> None:
     version = version_of("ppo_discrete", tmp_path)
+    # As it was compiled before it was deployed.
+    assert await find_compiled(version.model, version.schema, SETTINGS) is not None
     application = Application(version, SETTINGS, is_crowded=False)
     backend = suspended_backend(application)
 
