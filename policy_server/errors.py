@@ -127,7 +127,21 @@ class ExportError(PolicyServerError):
 
 
 class ServerAnswerError(PolicyServerError):
-    """A running server refused a request of the command line, or could not be reached."""
+    """A running server refused a request of the command line, or could not be reached.
+
+    Its message has more than one line where the server found several mistakes.
+    """
+
+    def __init__(self, message: str, *mistakes: str) -> None:
+        """Join the message and the mistakes.
+
+        Args:
+            message: what was refused.
+            mistakes: what the server found, a line each.
+        """
+        super().__init__(message)
+        self.message = "\n".join([self.message, *map(_printable, mistakes)])
+        self.args = (self.message,)
 
 
 class SdkError(PolicyServerError):

@@ -217,7 +217,7 @@ class PolicyClient:
             return None
         if response.ok and response.status_code < HTTPStatus.MULTIPLE_CHOICES:
             return self._json(response)
-        raise ServerAnswerError(self._explain(route, response))
+        raise ServerAnswerError(*self._explain(route, response))
 
     def _json(self, response: requests.Response) -> Any:  # noqa: ANN401 -- any JSON
         try:
@@ -227,19 +227,19 @@ class PolicyClient:
                 f"{self.url}: the answer is no JSON; is it a Policy Server that listens there?"
             ) from error
 
-    def _explain(self, route: str, response: requests.Response) -> str:
+    def _explain(self, route: str, response: requests.Response) -> list[str]:
         detail = None
         with contextlib.suppress(requests.JSONDecodeError, AttributeError):
             detail = response.json().get("detail")
         if response.status_code == HTTPStatus.UNAUTHORIZED:
-            return (
+            return [
                 f"{self.url}: {detail or 'access denied'}; the command line takes it from --key, "
                 f"{self._key_places}"
-            )
+            ]
         if isinstance(detail, list):
-            return "\n".join([f"{self.url}{route}: refused, since", *map(_problem, detail)])
+            return [f"{self.url}{route}: refused, since", *map(_problem, detail)]
         reason = detail if isinstance(detail, str) else response.reason
-        return f"{self.url}{route}: answered {response.status_code}: {reason}"
+        return [f"{self.url}{route}: answered {response.status_code}: {reason}"]
 
 
 def find_api_key(key: str | None, settings: Settings) -> str | None:

@@ -26,6 +26,7 @@ def test_agents_of_the_raylet_that_take_long_hold_no_start_up(tmp_path: Path) ->
             folder=str(folder),
             is_shared=False,
             environment={"PYTHONPATH": str(tmp_path)},
+            start_timeout_s=120.0,
         )
         pids = node.needed_pids()
         node.end(is_graceful=False)
