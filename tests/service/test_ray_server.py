@@ -161,6 +161,18 @@ def test_replicas_get_as_much_of_the_processor_as_the_web_process(server: Server
     assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in workers] == [ours, ours]
 
 
+@pytest.mark.parametrize("name", ["gcs_server", "raylet/raylet"])
+def test_logs_of_ray_have_a_bound_and_few_statistics_of_ray(server: Server, name: str) -> None:
+    [pid] = [pid for pid in descendants(server.process.pid) if name in command_line(pid)]
+    variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    [log] = re.findall(r"stdout_filepath=(\S+)", command_line(pid))
+
+    assert "RAY_ROTATION_MAX_BYTES=16777216" in variables
+    assert "RAY_ROTATION_BACKUP_COUNT=1" in variables
+    assert "RAY_event_stats_print_interval_ms=86400000" in variables
+    assert 0 < Path(log).stat().st_size < 500_000
+
+
 def test_scrape_has_our_metrics_only_and_rays_have_a_path_of_their_own(server: Server) -> None:
     with server.client() as client:
         client.post("/predict", json=CASES[0]["observation"])

@@ -13,6 +13,11 @@ os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 # Ray's own default of 15 lets every other program go first, even the web process that asks: where
 # the processor is busy, a replica would wait with each call.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# Ray's logs would grow for as long as it runs: by statistics of itself each minute, which a day is
+# often enough for (with -1 its GCS writes them without a pause), and to 3 GB a file.
+os.environ.setdefault("RAY_event_stats_print_interval_ms", str(24 * 3600 * 1000))
+os.environ.setdefault("RAY_ROTATION_MAX_BYTES", str(16 * 2**20))
+os.environ.setdefault("RAY_ROTATION_BACKUP_COUNT", "1")
 # A Ray that this process starts asks for a secret. Ray would write one to the home
 # folder, which a container may not have.
 if "ray" not in sys.modules and not {"RAY_AUTH_MODE", "RAY_ADDRESS"} & os.environ.keys():
