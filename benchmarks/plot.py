@@ -8,7 +8,7 @@ from benchmarks.machine import is_busy
 from benchmarks.progress import number
 from benchmarks.results import Results
 
-__all__ = ["draw"]
+__all__ = ["draw", "label"]
 
 _COLOURS = {"ours": "#1f6feb", "floor": "#8c959f", "ray": "#bf8700", "peer": "#8250df"}
 _MEANINGS = {
@@ -44,7 +44,7 @@ def draw(results: Results) -> str:
         '<text x="16" y="26" font-size="16" font-weight="bold" fill="#1f2328">'
         f"Predictions a second, one observation a request{busy}</text>",
         *(
-            _text(_LABELS - 12, _middle(row), results.titles[name], anchor="end")
+            label(_LABELS - 12, _middle(row), results.titles[name], anchor="end")
             for row, name in enumerate(names)
         ),
     ]
@@ -58,11 +58,11 @@ def _panel(results: Results, names: list[str], connections: int, left: int) -> l
     rates = {name: results.median_of(name, connections, "requests_per_s") for name in names}
     most = max((rate for rate in rates.values() if rate is not None), default=1.0)
     word = "connection" if connections == 1 else "connections"
-    parts = [_text(left, _TOP - 12, f"{connections} {word}", weight="bold")]
+    parts = [label(left, _TOP - 12, f"{connections} {word}", weight="bold")]
     for row, name in enumerate(names):
         rate = rates[name]
         if rate is None:
-            parts.append(_text(left, _middle(row), "not measured", colour="#8c959f"))
+            parts.append(label(left, _middle(row), "not measured", colour="#8c959f"))
             continue
         length = max(_SHORTEST, rate / most * (_PANEL - _FIGURE))
         colour = _COLOURS[results.groups[name]]
@@ -70,7 +70,7 @@ def _panel(results: Results, names: list[str], connections: int, left: int) -> l
             f'<rect x="{left}" y="{_TOP + row * _ROW + (_ROW - _BAR) / 2:g}" '
             f'width="{length:.1f}" height="{_BAR}" rx="2" fill="{colour}"/>'
         )
-        parts.append(_text(left + length + 6, _middle(row), number(rate)))
+        parts.append(label(left + length + 6, _middle(row), number(rate)))
     return parts
 
 
@@ -82,7 +82,7 @@ def _legend(results: Results, y: int) -> list[str]:
             parts.append(
                 f'<rect x="{left}" y="{y - 11}" width="12" height="12" rx="2" fill="{colour}"/>'
             )
-            parts.append(_text(left + 18, y, _MEANINGS[group]))
+            parts.append(label(left + 18, y, _MEANINGS[group]))
             left += 190
     return parts
 
@@ -91,7 +91,7 @@ def _middle(row: int) -> float:
     return _TOP + row * _ROW + _ROW / 2 + 4.5
 
 
-def _text(
+def label(
     x: float,
     y: float,
     text: str,
@@ -100,6 +100,16 @@ def _text(
     colour: str = "#1f2328",
     weight: str = "normal",
 ) -> str:
+    """Return a line of text.
+
+    Args:
+        x: where it begins, or ends, or has its middle, in pixels from the left.
+        y: its foot, in pixels from the top.
+        text: any.
+        anchor: what of it is at x: `start`, `middle` or `end`.
+        colour: as SVG writes it.
+        weight: `normal` or `bold`.
+    """
     return (
         f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-weight="{weight}" '
         f'fill="{colour}">{escape(text)}</text>'

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.failures import BenchmarkError
 
-__all__ = ["RunningServer", "free_ports", "started"]
+__all__ = ["ProcessFigures", "RunningServer", "free_ports", "started"]
 
 _MARK = "POLICY_BENCHMARK_SERVER"
 _STOP_TIMEOUT_S = 20.0
@@ -38,6 +38,29 @@ _ROLES = (
     ("ray::", "Ray"),
     ("ray/", "Ray"),
 )
+
+
+@dataclass(frozen=True)
+class ProcessFigures:
+    """What one process holds.
+
+    Attributes:
+        pid: its id.
+        role: `web` (the process that was started, and what it forked), `replica` or `Ray`.
+        memory_bytes: the proportional set size: pages that several processes share count once
+            altogether.
+        own_bytes: that part of it which is no pages of files: what a leak is in. Pages of libraries
+            count less when other programs of the machine have loaded them too.
+        files: open file descriptors.
+        threads: how many.
+    """
+
+    pid: int
+    role: str
+    memory_bytes: int
+    own_bytes: int
+    files: int
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -115,13 +138,22 @@ class RunningServer:
 
         Pages that several processes share count once altogether.
         """
-        sizes = []
+        sizes = [each.memory_bytes for each in self.processes()]
+        return sum(sizes), len(sizes)
+
+    def processes(self) -> list[ProcessFigures]:
+        """Return what each of its processes holds now."""
+        found = []
         for pid in self.pids():
             with suppress(OSError):
-                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-                pss = next(line for line in rollup.splitlines() if line.startswith("Pss:"))
-                sizes.append(int(pss.split()[1]) * 1024)
-        return sum(sizes), len(sizes)
+                folder = Path(f"/proc/{pid}")
+                lines = (folder / "smaps_rollup").read_text().splitlines()[1:]
+                sizes = {line.split()[0]: int(line.split()[1]) * 1024 for line in lines}
+                own = sizes["Pss_Anon:"] + sizes["Pss_Shmem:"]
+                files, threads = (len([*(folder / name).iterdir()]) for name in ("fd", "task"))
+                role = self._role(pid)
+                found.append(ProcessFigures(pid, role, sizes["Pss:"], own, files, threads))
+        return found
 
     def _role(self, pid: int) -> str:
         if pid == self.process.pid:

@@ -26,7 +26,14 @@ from policy_server.policy import Float32Array
 from policy_server.schema import read_schema
 from policy_server.settings import Settings
 
-__all__ = ["clean_environment", "fill_home", "install_peer", "load_compiled", "prepare_workplace"]
+__all__ = [
+    "clean_environment",
+    "fill_home",
+    "install_peer",
+    "layers_of",
+    "load_compiled",
+    "prepare_workplace",
+]
 
 EXAMPLE = ROOT / "examples" / "mouse_and_cheese"
 ENVIRONMENTS = ROOT / "benchmarks" / ".venvs"
@@ -59,7 +66,7 @@ def prepare_workplace(scratch: Path) -> Workplace:
     home = scratch / "home"
     fill_home(home)
     compiled = load_compiled(home)
-    layers = _layers(compiled.network)
+    layers = layers_of(compiled.network)
     _check_equal(Network(layers), compiled.network)
     weights = scratch / "weights.npz"
     named = {f"weights_{i}": layer[0] for i, layer in enumerate(layers)}
@@ -96,8 +103,12 @@ def load_compiled(home: Path) -> CompiledPolicy:
     return compiled
 
 
-def _layers(network: NumpyNetwork) -> list[tuple[Float32Array, Float32Array]]:
-    """Return weights and biases of each layer, in order."""
+def layers_of(network: NumpyNetwork) -> list[tuple[Float32Array, Float32Array]]:
+    """Return weights and biases of each layer, in order.
+
+    Args:
+        network: a multilayer perceptron.
+    """
     weights = [
         network.constants[step.inputs[1]] for step in network.steps if step.operation == "MatMul"
     ]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
-from policy_server.errors import DistributionError, PolicyServerError
+from policy_server.errors import DistributionError
 from policy_server.observations import ObservationSpace, Row
 from policy_server.policy import ANSWER_KINDS, NO_SEED, AnswerKind
 from policy_server.serving import (
@@ -23,7 +24,6 @@ from policy_server.serving import (
     PolicyVersion,
     Question,
     StatedStep,
-    Waiting,
 )
 from policy_server.web.rendering import RenderedAnswers
 
@@ -140,12 +140,13 @@ class PolicyAnswering:
         Raises:
             UnsupportedAnswerError: if the version can't give that kind of answer.
         """
+        version.check_answers(kind)
         space = version.space
         parse: Callable[[bytes], Row] = space.parse_raw if is_raw else space.parse_named
         if is_npy:
             width = version.signature.observation_width
             parse = partial(space.arrays.parse, is_raw=is_raw, width=width)
-        return self.asking(version, kind, parse, seed, is_raw=is_raw)
+        return self._asking(version, kind, parse, seed, is_raw=is_raw)
 
     def render(
         self,
@@ -177,35 +178,41 @@ class PolicyAnswering:
 
     def ask(
         self,
-        question: Question,
+        kind: AnswerKind,
+        parse: Callable[[ObservationSpace], Row],
         *,
-        version: PolicyVersion,
+        is_raw: bool,
+        seed: int | None,
         request_id: str,
+        version: PolicyVersion,
         steps: EpisodeSteps | None = None,
         stated: StatedStep = NOTHING_STATED,
+        deadline: float | None = None,
     ) -> PendingAnswer:
-        """Ask for an answer that comes later.
+        """Ask for an answer that is fetched later; see `answer`.
 
         Args:
-            question: see `question`.
-            version: gives the answer.
+            kind: the kind of answer.
+            parse: gives the observation's row.
+            is_raw: whether it was `{"obs": [...]}`.
+            seed: makes the draw reproducible.
             request_id: the name of the request in the logs.
+            version: gives the answer.
             steps: the steps of its episode, to which this one is added; None for the zero state.
             stated: what the client states of the episode's step before.
+            deadline: the client's own, by `time.perf_counter`; None for none.
 
         Returns:
-            The answer.
+            The answer, which comes later.
 
         Raises:
-            ObservationError: if the policy takes more of the step before than is known.
+            ObservationError: if the observation is not what schema.yaml describes.
             PolicyServerError: if the policy can't answer.
         """
-        pending = PendingAnswer(self, version, question, request_id)
-        if steps is None:
-            version.scheduler.put(pending)
-        else:
-            pending.step = steps.put(pending, stated)
-        return pending
+        question = self.question(kind, parse, is_raw=is_raw, seed=seed, version=version)
+        question.deadline = deadline
+        future = version.scheduler.ask(question) if steps is None else steps.ask(question, stated)
+        return PendingAnswer(self, version, question, request_id, future)
 
     def question(
         self,
@@ -229,12 +236,13 @@ class PolicyAnswering:
             ObservationError: if the observation is not what schema.yaml describes.
             UnsupportedAnswerError: if the version gives no answers of that kind.
         """
+        version.check_answers(kind)
         started = time.perf_counter()
-        question = self.asking(version, kind, parse, seed, is_raw=is_raw)(version.space)
+        question = self._asking(version, kind, parse, seed, is_raw=is_raw)(version.space)
         self.slot.metrics.observe_stage("validate", time.perf_counter() - started)
         return question
 
-    def asking(
+    def _asking(
         self,
         version: PolicyVersion,
         kind: AnswerKind,
@@ -245,19 +253,8 @@ class PolicyAnswering:
     ) -> Callable[[_Source], Question]:
         """Return the function that makes questions of what a row is parsed from.
 
-        It refuses a row that is not of the policy's width, by an ObservationError.
-
-        Args:
-            version: answers them.
-            kind: the kind of answer.
-            parse: gives an observation's row.
-            seed: makes the draws reproducible.
-            is_raw: whether observations are `{"obs": [...]}`.
-
-        Raises:
-            UnsupportedAnswerError: if the version gives no answers of that kind.
+        It refuses a row that is not of the policy's width.
         """
-        version.check_answers(kind)
         slot, space, width = self.slot, version.space, version.row_width
         number = NO_SEED if seed is None else seed
 
@@ -270,50 +267,19 @@ class PolicyAnswering:
         return ask
 
 
-class PendingAnswer(Waiting):
-    """An answer that was asked for, and comes later."""
+@dataclass(eq=False, slots=True)
+class PendingAnswer:
+    """An answer that was asked for, and comes later.
 
-    # The step of an episode that it is; None for a question of its own.
-    step: Waiting | None = None
-    _answer: tuple[AnsweredCall, int] | PolicyServerError | None = None
-    _told: Callable[[], None] | None = None
+    Attributes:
+        future: what the scheduler answers, which `finish` renders.
+    """
 
-    def __init__(
-        self, policy: PolicyAnswering, version: PolicyVersion, question: Question, request_id: str
-    ) -> None:
-        """Own the question until it is answered.
-
-        Args:
-            policy: renders the answer.
-            version: gives it.
-            question: the question.
-            request_id: the name of the request in the logs.
-        """
-        super().__init__(question)
-        self._policy = policy
-        self._version = version
-        self._request_id = request_id
-
-    @property
-    def is_there(self) -> bool:
-        """Return whether the answer has come, or its error."""
-        return self._answer is not None
-
-    def take(self, call: AnsweredCall, index: int) -> None:
-        """Take the answer; see `Waiting`."""
-        self._take((call, index))
-
-    def take_error(self, error: PolicyServerError) -> None:
-        """Take the error; see `Waiting`."""
-        self._take(error)
-
-    def when_there(self, told: Callable[[], None]) -> None:
-        """Have a function called when the answer comes.
-
-        Args:
-            told: takes the place of the one before.
-        """
-        self._told = told
+    _policy: PolicyAnswering
+    _version: PolicyVersion
+    _question: Question
+    _request_id: str
+    future: asyncio.Future[Answer]
 
     async def fetch(self) -> bytes:
         """Wait for the JSON of the answer; a cancelled wait takes the question out of the queue.
@@ -321,38 +287,25 @@ class PendingAnswer(Waiting):
         Raises:
             PolicyServerError: if the policy can't answer.
         """
-        arrived = asyncio.Event()
-        self.when_there(arrived.set)
-        try:
-            while not self.is_there:
-                await arrived.wait()
-        except asyncio.CancelledError:
-            self.abandon()
-            raise
-        return self.finish()
+        return self.finish(await self.future)
 
-    def finish(self) -> bytes:
-        """Return the JSON of the answer that has come; see `PolicyAnswering.render`.
+    def finish(self, answer: Answer) -> bytes:
+        """Return the JSON of the answer; see `PolicyAnswering.render`.
+
+        Args:
+            answer: what `future` gave.
 
         Raises:
-            PolicyServerError: if the policy can't answer.
             DistributionError: if the policy's action is no number, or its distribution is none.
         """
-        answer = self._answer
-        assert answer is not None, "it is there"
-        if isinstance(answer, PolicyServerError):
-            raise answer
-        return self._policy.render(self._version, self.question, *answer, self._request_id)
+        version, question = self._version, self._question
+        return self._policy.render(version, question, answer.call, answer.index, self._request_id)
 
     def abandon(self) -> None:
         """Take the question out of the queue: its answer is not wanted any more."""
-        self._told = None
-        (self.step or self).give_up()
-
-    def _take(self, answer: tuple[AnsweredCall, int] | PolicyServerError) -> None:
-        self._answer = answer
-        if self._told is not None:
-            self._told()
+        if not self.future.cancel() and not self.future.cancelled():
+            # asyncio reports an error that no code has looked at.
+            self.future.exception()
 
 
 def render_answer(version: PolicyVersion, kind: AnswerKind, answer: Answer) -> bytes:

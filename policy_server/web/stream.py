@@ -8,8 +8,7 @@ and TCP makes the client wait.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter
@@ -26,14 +25,8 @@ from policy_server.errors import (
 )
 from policy_server.http_server import FRAMES, FrameConnection
 from policy_server.metrics import Metrics
-from policy_server.observations import ObservationSpace, Row, problem
-from policy_server.serving import (
-    NOTHING_STATED,
-    EpisodeMemory,
-    EpisodeSteps,
-    PolicyVersion,
-    Question,
-)
+from policy_server.observations import problem
+from policy_server.serving import NOTHING_STATED, EpisodeMemory, EpisodeSteps, PolicyVersion
 from policy_server.web.answering import PendingAnswer, PolicyAnswering
 from policy_server.web.frame_questions import FrameQuestion, FrameQuestions, FrameSeeds, Pending
 from policy_server.web.frame_timing import NO_TIMING, gives_times, split_timing
@@ -173,10 +166,6 @@ class _Questions:
         self._wanted = wanted
         self._steps: EpisodeSteps | None = None
         self._has_times = False
-        self._observe_validation = policy.slot.metrics.stage_recorder("validate")
-        # Reads the frames for the version that is asked now.
-        self._asked_version: PolicyVersion | None = None
-        self._read: Callable[[Message], Question]
         self.request_id = request_id
         self.asked = 0
 
@@ -233,24 +222,19 @@ class _Questions:
                 steps = self._begin_episode(version)
             if version.previous_step.is_taken:
                 message, stated = split_frame(message)
-        if version is not self._asked_version:
-            self._read = self._policy.asking(
-                version, self._kind, partial(self._parse, version.space), None, is_raw=self._is_raw
-            )
-            self._asked_version = version
-        started = time.perf_counter()
-        question = self._read(message)
-        self._observe_validation(time.perf_counter() - started)
-        question.deadline = deadline
-        seed = self._seeds.of(self.asked)
-        if seed is not None:
-            question.seed = seed
         return self._policy.ask(
-            question, version=version, request_id=self.request_id, steps=steps, stated=stated
+            self._kind,
+            lambda space: parse_frame(
+                message, space, is_raw=self._is_raw, max_bytes=self._max_frame_bytes
+            ),
+            is_raw=self._is_raw,
+            seed=self._seeds.of(self.asked),
+            request_id=self.request_id,
+            version=version,
+            steps=steps,
+            stated=stated,
+            deadline=deadline,
         )
-
-    def _parse(self, space: ObservationSpace, message: Message) -> Row:
-        return parse_frame(message, space, is_raw=self._is_raw, max_bytes=self._max_frame_bytes)
 
     def _chosen(self) -> PolicyVersion:
         return self._policy.slot.choose(self._episode, wanted=self._wanted)

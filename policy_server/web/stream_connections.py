@@ -272,10 +272,9 @@ class DirectStream(Stream):
         self._connection = connection
         # Frames that wait for room: the rest of a segment that was read.
         self._held: deque[Message] = deque()
-        # Fetches the answer to the first frame, where that takes more than one question.
-        self._awaited: asyncio.Task[bytes] | None = None
+        # The answer to the first frame, where it is still to come.
+        self._awaited: asyncio.Future[Any] | None = None
         self._is_ending = False
-        self._is_stopped = False
         self._refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._moved = asyncio.Event()
 
@@ -293,7 +292,7 @@ class DirectStream(Stream):
 
     def go_on(self) -> None:
         """Write the answers that are there; see `FrameListener`."""
-        while self._connection.is_writable and not self._is_stopped:
+        while self._connection.is_writable:
             written = self._write_ready()
             self._ask_held()
             if not written:
@@ -324,9 +323,10 @@ class DirectStream(Stream):
             received.cancel()
 
     def _stop(self) -> None:
-        self._is_ending = self._is_stopped = True
+        self._is_ending = True
         self._held.clear()
         if self._awaited is not None:
+            self._awaited.remove_done_callback(self._take_answer)
             self._awaited.cancel()
 
     def _write_ready(self) -> int:
@@ -350,32 +350,21 @@ class DirectStream(Stream):
         answer = question.answer
         if isinstance(answer, bytes | tuple):
             return answer
+        if self._awaited is None:
+            self._awaited = future = _future_of(answer)
+            if not future.done():
+                future.add_done_callback(self._take_answer)
+        if not self._awaited.done():
+            return None
+        outcome, self._awaited = self._awaited, None
         try:
-            if isinstance(answer, PendingAnswer):
-                if answer.is_there:
-                    return answer.finish()
-                answer.when_there(self._take_answer)
-                return None
-            return self._fetched(answer)
+            result: Any = outcome.result()
+            return answer.finish(result) if isinstance(answer, PendingAnswer) else result
         except Exception as error:
             return self._ends.questions.failure(error)
 
-    def _fetched(self, answer: Pending) -> bytes | None:
-        """Return the first frame's answer, which a task fetches; None while that runs."""
-        if self._awaited is None:
-            self._awaited = asyncio.ensure_future(answer.fetch())
-            self._awaited.add_done_callback(lambda _: self.go_on())
-        if not self._awaited.done():
-            return None
-        fetched, self._awaited = self._awaited, None
-        return fetched.result()
-
-    def _take_answer(self) -> None:
-        """Write the first frame's answer: with those that come in the same call, if there are."""
-        if len(self._in_flight) == 1:
-            self.go_on()
-        else:
-            asyncio.get_running_loop().call_soon(self.go_on)
+    def _take_answer(self, _future: asyncio.Future[Any]) -> None:
+        self.go_on()
 
     def _ask(self, message: Message) -> None:
         """Ask the question in a frame, or begin to end where the key is not valid any more."""
@@ -397,3 +386,10 @@ class DirectStream(Stream):
 
 def _refusal(error: tuple[int, object]) -> tuple[int, bytes]:
     return error[0], error_answer(*error)
+
+
+def _future_of(answer: Pending) -> asyncio.Future[Any]:
+    """Return the future of an answer; a team's step is fetched by a task."""
+    if isinstance(answer, PendingAnswer):
+        return answer.future
+    return asyncio.ensure_future(answer.fetch())

@@ -1,0 +1,1 @@
+"""Hours in minutes: mixed traffic on one server, whose memory, files and threads have to stay."""

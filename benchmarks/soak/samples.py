@@ -1,0 +1,161 @@
+"""What a server holds, moment by moment."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.processes import ProcessFigures, RunningServer
+
+__all__ = ["Figures", "Meter", "Sample"]
+
+_EVERY_S = 5.0
+_MEGABYTE = 1e6
+_TIMEOUT_S = 5.0
+_SETTLE_S = 30.0
+_POLL_S = 0.5
+_STORE = re.compile(r"^ray_object_store_used_memory\S* (\S+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the processes of one role hold.
+
+    Attributes:
+        memory_mb: memory of their own, pages of files left out, in MB.
+        files: open file descriptors.
+        threads: how many.
+        processes: how many.
+    """
+
+    memory_mb: float
+    files: int
+    threads: int
+    processes: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a server holds at one moment.
+
+    Attributes:
+        seconds: since the traffic began.
+        requests: how many there were by then.
+        roles: by `web`, `replica` and `Ray`.
+        folder_mb: the size of Ray's temporary folder, and of what else lies beside it.
+        store_mb: what Ray's object store holds; None without Ray.
+        is_quiet: whether no client was there.
+    """
+
+    seconds: float
+    requests: int
+    roles: dict[str, Figures]
+    folder_mb: float
+    store_mb: float | None
+    is_quiet: bool
+
+    @property
+    def handles(self) -> dict[str, tuple[int, int, int]]:
+        """By role: open files, threads, processes."""
+        return {
+            role: (each.files, each.threads, each.processes) for role, each in self.roles.items()
+        }
+
+
+@dataclass
+class Meter:
+    """Takes samples of a server.
+
+    Attributes:
+        server: the server.
+        folder: where its temporary files lie.
+        ray_page: the address of Ray's metrics; None without Ray.
+        count: returns the number of requests so far.
+        samples: those that were taken.
+    """
+
+    server: RunningServer
+    folder: Path
+    ray_page: str | None
+    count: Callable[[], int]
+    samples: list[Sample] = field(default_factory=list)
+    _began: float = field(default_factory=time.monotonic)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Take a sample every five seconds while the block runs."""
+
+        async def go_on() -> None:
+            while True:
+                await self._take(is_quiet=False)
+                await asyncio.sleep(_EVERY_S)
+
+        task = asyncio.create_task(go_on())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def take_quiet(self) -> Sample:
+        """Take a sample without clients.
+
+        What clients leave behind goes a moment later: the files, threads and processes are waited
+        for that the quiet sample before had, for half a minute at most.
+
+        Returns:
+            The sample.
+        """
+        before = next((each for each in reversed(self.samples) if each.is_quiet), None)
+        deadline = time.monotonic() + _SETTLE_S
+        while True:
+            await asyncio.sleep(_POLL_S)
+            sample = await self._take(is_quiet=True)
+            if before is None or sample.handles == before.handles or time.monotonic() > deadline:
+                return sample
+            self.samples.pop()
+
+    async def _take(self, *, is_quiet: bool) -> Sample:
+        self.server.check_alive()
+        processes, store, folder = await asyncio.to_thread(self._look)
+        roles = {each.role for each in processes}
+        sample = Sample(
+            round(time.monotonic() - self._began, 1),
+            self.count(),
+            {role: _figures([each for each in processes if each.role == role]) for role in roles},
+            folder / _MEGABYTE,
+            store,
+            is_quiet,
+        )
+        self.samples.append(sample)
+        return sample
+
+    def _look(self) -> tuple[list[ProcessFigures], float | None, int]:
+        sizes = []
+        for path in self.folder.rglob("*"):
+            with suppress(OSError):
+                sizes.append(path.lstat().st_size if path.is_file() else 0)
+        return self.server.processes(), self._stored(), sum(sizes)
+
+    def _stored(self) -> float | None:
+        if self.ray_page is None:
+            return None
+        with urllib.request.urlopen(self.ray_page, timeout=_TIMEOUT_S) as answer:  # noqa: S310 -- http
+            found = _STORE.findall(answer.read().decode())
+        return sum(map(float, found)) / _MEGABYTE
+
+
+def _figures(processes: list[ProcessFigures]) -> Figures:
+    return Figures(
+        sum(each.own_bytes for each in processes) / _MEGABYTE,
+        sum(each.files for each in processes),
+        sum(each.threads for each in processes),
+        len(processes),
+    )

@@ -1,0 +1,157 @@
+"""Whether a run holds: no failed visit, and nothing that grows after the warm-up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import median
+
+from benchmarks.failures import BenchmarkError
+from benchmarks.progress import number
+from benchmarks.soak.record import Record
+from benchmarks.soak.samples import Sample
+
+__all__ = ["Finding", "find_growth", "judge", "settled"]
+
+_WARM_SHARE = 1 / 3
+_LEAST_SAMPLES = 3
+# What memory may seem to grow by between the first and the last quiet sample: of the level there,
+# since allocators give pages back when they like, and at least this much.
+_GROWTH_SHARE = 0.02
+_GROWTH_MB = 2.0
+_SECONDS_AN_HOUR = 3600
+_MILLION = 1e6
+# Ray begins and ends threads of its own as it likes, in replicas too.
+_RAYS, _RAYS_SHARE = ("Ray", "replica"), 0.02
+# Ray's own figures of itself come and go in the object store.
+_STORE_MB = 5.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one figure.
+
+    Attributes:
+        subject: the figure.
+        found: in words.
+        bound: in words.
+        holds: whether it keeps to the bound.
+    """
+
+    subject: str
+    found: str
+    bound: str
+    holds: bool
+
+
+def settled(record: Record) -> list[Sample]:
+    """Return the samples without clients of the last two thirds of a run.
+
+    Args:
+        record: the run.
+
+    Raises:
+        BenchmarkError: if there are fewer than three, which tell nothing of growth.
+    """
+    start = record.samples[-1].seconds * _WARM_SHARE
+    samples = [each for each in record.samples if each.is_quiet and each.seconds >= start]
+    if len(samples) < _LEAST_SAMPLES:
+        raise BenchmarkError(
+            f"{len(samples)} samples without clients after the warm-up: expected at least "
+            f"{_LEAST_SAMPLES}; let it run for longer"
+        )
+    return samples
+
+
+def find_growth(
+    samples: Sequence[Sample], figure: Callable[[Sample], float]
+) -> tuple[float, float]:
+    """Return the growth of a figure: the median of the slopes between all pairs of samples.
+
+    Args:
+        samples: at least two, in order of time.
+        figure: of one sample.
+
+    Returns:
+        By how much it grows an hour, and a million requests.
+
+    Source: Theil (1950) and Sen (1968); a single outlier doesn't move it.
+    """
+    pairs = [(figure(b) - figure(a), a, b) for a, b in combinations(samples, 2)]
+    an_hour = median(grown / (b.seconds - a.seconds) for grown, a, b in pairs) * _SECONDS_AN_HOUR
+    a_million = median(grown / (b.requests - a.requests) for grown, a, b in pairs) * _MILLION
+    return an_hour, a_million
+
+
+def judge(record: Record) -> list[Finding]:
+    """Hold a run against the bounds.
+
+    Args:
+        record: the run.
+
+    Returns:
+        A finding for each figure.
+
+    Raises:
+        BenchmarkError: if the run was too short.
+    """
+    samples = settled(record)
+    findings = [
+        Finding(
+            "failed visits",
+            f"{record.failed} of {record.requests:,} requests",
+            "0",
+            not record.failed,
+        )
+    ]
+    for role in sorted({role for sample in samples for role in sample.roles}):
+        findings += _judge_role(role, samples)
+    if record.backend == "ray":
+        findings.append(_judge_memory("Ray's folder", samples, lambda each: each.folder_mb))
+        stored = [each.store_mb or 0.0 for each in samples]
+        most = max(stored) - stored[0]
+        findings.append(
+            Finding(
+                "Ray's object store",
+                f"{number(min(stored))} to {number(max(stored))} MB",
+                f"{_STORE_MB:g} MB above the first",
+                most <= _STORE_MB,
+            )
+        )
+    return findings
+
+
+def _judge_role(role: str, samples: Sequence[Sample]) -> list[Finding]:
+    def memory(sample: Sample) -> float:
+        return sample.roles[role].memory_mb
+
+    handles = [sample.handles.get(role, (0, 0, 0)) for sample in samples]
+    told = "; then ".join(
+        "{} files, {} threads, {} processes".format(*each) for each in dict.fromkeys(handles)
+    )
+    if role in _RAYS:
+        most = [each * (1 + _RAYS_SHARE) for each in handles[0]]
+        holds = all(a <= b for each in handles for a, b in zip(each, most, strict=True))
+        bound = f"{_RAYS_SHARE:.0%} above the first sample"
+    else:
+        holds, bound = len({*handles}) == 1, "the same in each sample"
+    finding = Finding(f"{role}: handles", told, bound, holds)
+    if any(role not in sample.roles for sample in samples):
+        return [finding]
+    return [_judge_memory(f"{role}: memory", samples, memory), finding]
+
+
+def _judge_memory(
+    subject: str, samples: Sequence[Sample], figure: Callable[[Sample], float]
+) -> Finding:
+    an_hour, a_million = find_growth(samples, figure)
+    level = median(map(figure, samples))
+    hours = (samples[-1].seconds - samples[0].seconds) / _SECONDS_AN_HOUR
+    bound = max(_GROWTH_MB, _GROWTH_SHARE * level) / hours
+    return Finding(
+        subject,
+        f"{number(level)} MB, {an_hour:+.1f} MB an hour, {a_million:+.1f} MB a million requests",
+        f"{bound:.1f} MB an hour",
+        an_hour <= bound,
+    )
