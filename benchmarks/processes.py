@@ -34,6 +34,8 @@ _ROLES = (
     ("ServeReplica", "replica"),
     ("ServeController", "Ray"),
     ("raylet", "Ray"),
+    ("ray_guard", "Ray"),
+    ("ray.dashboard", "Ray"),
     ("gcs_server", "Ray"),
     ("ray::", "Ray"),
     ("ray/", "Ray"),

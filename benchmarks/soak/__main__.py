@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     target.with_suffix(".svg").write_text(draw(record), encoding="utf-8")
     say(page)
     if not all(each.holds for each in findings):
-        sys.exit("benchmarks: the server did not hold; its log is in " + str(_log(options)))
+        sys.exit(f"benchmarks: the server did not hold; its log: {_log(options)}")
+    _log(options).unlink(missing_ok=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,8 +79,6 @@ def _run(options: argparse.Namespace) -> Record:
             log = Path(folder, "server.log")
             if log.exists():
                 shutil.copy(log, _log(options))
-    if not record.failed:
-        _log(options).unlink()
     return record
 
 
