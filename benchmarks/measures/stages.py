@@ -269,7 +269,7 @@ def _policy_us(compiled: CompiledPolicy, batch: int) -> dict[str, float]:
 
 async def _whole_us(compiled: CompiledPolicy, schema: ServerSchema, batch: int) -> float:
     with ThreadPoolExecutor(max_workers=1) as executor:
-        backend = LocalBackend(NetworkPolicy(compiled), executor)
+        backend = LocalBackend(NetworkPolicy(compiled), executor, longest_call_s=30.0)
 
         app = create_app(_registry(backend, schema), Settings(), api_key=KEY)
         async with app.router.lifespan_context(app):
