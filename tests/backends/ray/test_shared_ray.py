@@ -40,7 +40,7 @@ async def test_worker_starts_another_ray_and_removes_the_folder_of_the_dead_one(
         (orphan / "log").touch()
         shared = share_folder("workers", parent=os.getppid()).path
         known = {
-            "processes": [f"{_ended_process()} 1"],
+            "watched": [f":0 {_ended_process()} 1"],
             "address": "",
             "token": "",
             "addresses": {},
