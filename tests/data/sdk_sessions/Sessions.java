@@ -74,12 +74,12 @@ public class Sessions {
         String state = "new";
         for (int i = 0; i < 3; i++) {
             ApiResponse<Prediction> found =
-                    policy.predictRawWithHttpInfo(observation, null, state, null, null, null);
+                    policy.predictRawWithHttpInfo(observation, null, state, null);
             state = found.getHeaders().get("x-state").get(0);
             System.out.println("token " + count(found.getData()));
         }
         String changed = state.substring(0, state.length() - 4) + "AAAA";
         System.out.println("changed " + statusOf(() ->
-                policy.predictRaw(observation, null, changed, null, null, null)));
+                policy.predictRaw(observation, null, changed, null)));
     }
 }
