@@ -138,7 +138,7 @@ async def test_sdk_has_no_parameter_that_is_for_arrays_alone() -> None:
     prepared = prepare_document(await document_of(SCHEMA), url=URL)
 
     parameters = prepared["paths"]["/predict/batch"]["post"]["parameters"]
-    assert [parameter["name"] for parameter in parameters] == ["seed"]
+    assert [parameter["name"] for parameter in parameters] == ["seed", "x-request-timeout-ms"]
 
 
 async def test_sdk_numbers_each_step_of_a_session_so_that_it_may_be_sent_again() -> None:
@@ -188,8 +188,7 @@ async def test_sdk_has_state_tokens_where_the_policy_has_a_memory() -> None:
     assert [item["name"] for item in parameters] == [
         "seed",
         "x-state",
-        "x-previous-reward",
-        "x-previous-action",
+        "x-request-timeout-ms",
     ]
     assert not has_memory(prepare_document(await document_of(SCHEMA), url=URL))
 
