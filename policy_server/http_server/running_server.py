@@ -55,10 +55,12 @@ class HttpServer:
     Attributes:
         config: its configuration, which it reads anew for each connection.
         sockets: opened for it by its supervisor; none where it listens by itself.
+        running: the server that runs; None before it does.
     """
 
     config: uvicorn.Config
     sockets: Sequence[socket.socket] = ()
+    running: uvicorn.Server | None = None
 
     @property
     def port(self) -> int | None:
@@ -159,7 +161,7 @@ def find_http_server() -> HttpServer | None:
         if isinstance(found, uvicorn.Config):
             config = config or found
             if isinstance(caller, uvicorn.Server):
-                return HttpServer(config, tuple(frame.f_locals.get("sockets") or ()))
+                return HttpServer(config, tuple(frame.f_locals.get("sockets") or ()), caller)
         frame = frame.f_back
     return None if config is None else HttpServer(config)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from multiprocessing import parent_process
 
 from policy_server.errors import SettingsError
+from policy_server.http_server.end_of_listening import accept_clients, end_listening_first
 from policy_server.http_server.running_server import HttpServer, find_http_server
 from policy_server.http_server.workers import Worker
 from policy_server.ports import check_port
@@ -78,9 +79,19 @@ class WebProcess:
             taken[port] = setting
 
     def note_serving(self) -> None:
-        """Note that this process serves."""
-        if self.worker is not None:
-            self.worker.note_serving()
+        """Note that this process serves, and how its listening ends; called from the lifespan."""
+        worker, server = self.worker, self.server
+        if worker is not None:
+            worker.note_serving()
+        if server is None or server.running is None:
+            return
+        if worker is None:
+            # Sockets that another program has opened may be its other children's too.
+            if server.port is not None:
+                end_listening_first(server.running)
+        elif server.is_supervised:
+            accept_clients(server.sockets)
+            end_listening_first(server.running, worker.stop_serving)
 
     def end_all(self, *, reason: str = "") -> None:
         """End uvicorn's supervisor too, since its next worker could not serve either.

@@ -50,6 +50,11 @@ class Worker:
         """Note that this worker serves: one that can't start does not end it any more."""
         (self.folder / f"{_SERVING}{os.getpid()}").touch()
 
+    def stop_serving(self) -> bool:
+        """Note that this worker serves no more; return whether it was the last one that did."""
+        (self.folder / f"{_SERVING}{os.getpid()}").unlink(missing_ok=True)
+        return not self.has_serving_siblings()
+
     def has_serving_siblings(self) -> bool:
         """Return whether another worker serves."""
         pids = (int(path.name.removeprefix(_SERVING)) for path in self.folder.glob(f"{_SERVING}*"))
@@ -57,8 +62,7 @@ class Worker:
 
     def leave(self) -> None:
         """Remove the workers' folder, if this worker is the last one in it."""
-        (self.folder / f"{_SERVING}{os.getpid()}").unlink(missing_ok=True)
-        if not self.has_serving_siblings():
+        if self.stop_serving():
             # Those that were killed could not remove theirs.
             for path in self.folder.glob(f"{_SERVING}*"):
                 path.unlink(missing_ok=True)

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.support.folders import ROOT
+from tests.support.folders import EXPORTS, ROOT
 from tests.support.processes import command_line, descendants, run
-from tests.support.server_processes import home_of, running_server, started_server
+from tests.support.server_processes import (
+    KEY,
+    compiled_home_of,
+    home_of,
+    running_server,
+    started_server,
+)
 from tests.support.servers import free_port
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.service
 
+CASES = json.loads((EXPORTS / "ppo_discrete" / "cases.json").read_text())
 REASON = "saved_model.zip: not found"
 IN_A_CHILD = """
 import multiprocessing
@@ -120,3 +131,61 @@ def test_worker_that_cannot_start_does_not_end_those_that_serve(tmp_path: Path) 
 
     assert answer.status_code == httpx.codes.OK
     assert not list(tmp_path.glob("ps-*"))
+
+
+def test_sigterm_loses_no_request_of_clients_that_connect_again(tmp_path: Path) -> None:
+    home = compiled_home_of("ppo_discrete", tmp_path / "home")
+    body = json.dumps(CASES[0]["observation"])
+    environment = {"POLICY_SERVER_BACKEND": "local"}
+    with running_server(home, "--workers", "2", environment=environment) as server:
+        server.child.wait_until(lambda: server.output().count("Application startup complete") == 2)
+        place = httpx.URL(server.url).netloc.decode()
+        answered: list[int] = []
+
+        def ask() -> Exception | None:
+            """Ask, each time by another connection, until none is taken any more."""
+            while True:
+                link = http.client.HTTPConnection(place, timeout=30)
+                try:
+                    link.connect()
+                except ConnectionRefusedError:
+                    return None
+                try:
+                    link.request("POST", "/predict", body, {"access-token": KEY})
+                    answered.append(link.getresponse().status)
+                except (OSError, http.client.HTTPException) as error:
+                    return error
+                finally:
+                    link.close()
+
+        with ThreadPoolExecutor(8) as pool:
+            asking = [pool.submit(ask) for _ in range(8)]
+            wait_until(lambda: len(answered) >= 80)
+            server.process.send_signal(signal.SIGTERM)
+        lost = [reason for future in asking if (reason := future.result()) is not None]
+
+        assert lost == []
+        assert {*answered} == {httpx.codes.OK}
+        assert server.process.wait(60) in (0, -signal.SIGTERM)
+
+
+@pytest.mark.parametrize("has_others", [True, False], ids=["one by one", "all at once"])
+def test_workers_that_are_replaced_go_on_listening(tmp_path: Path, *, has_others: bool) -> None:
+    home = compiled_home_of("ppo_discrete", tmp_path / "home")
+    environment = {"POLICY_SERVER_BACKEND": "local"}
+    with running_server(home, "--workers", "2", environment=environment) as server:
+        serving = "Application startup complete"
+        server.child.wait_until(lambda: server.output().count(serving) == 2)
+        if has_others:
+            # uvicorn starts each new worker before it ends an old one.
+            server.process.send_signal(signal.SIGHUP)
+        else:
+            for pid in descendants(server.process.pid):
+                if "spawn" in command_line(pid):
+                    os.kill(pid, signal.SIGTERM)
+        server.child.wait_until(lambda: server.output().count("Finished server process") == 2)
+        server.child.wait_until(lambda: server.output().count(serving) == 4)
+
+        statuses = {httpx.get(f"{server.url}/readyz").status_code for _ in range(8)}
+
+    assert statuses == {httpx.codes.OK}
