@@ -45,5 +45,5 @@ def test_server_settles_the_collector_and_sets_its_log(tmp_path: Path) -> None:
         timeout=100,
     )
 
-    assert ended.stdout.splitlines()[-1].startswith("True (50000, 20, 100) True"), ended.stderr
+    assert ended.stdout.splitlines()[-1].startswith("True (10000, 10, 20) True"), ended.stderr
     assert "policy_served" in ended.stderr
