@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from policy_server.client_limits import NO_SHARE
 from policy_server.errors import PolicyServerError, TooManyRequestsError
@@ -23,7 +24,7 @@ from policy_server.web.request_headers import given_id
 from policy_server.web.request_timing import given_timeout_s, stamp_lines
 from policy_server.web.route_table import AnswerRoute
 
-__all__ = ["HotAnswering", "HotDecision", "HotReply"]
+__all__ = ["AdmittedHead", "HotAnswering", "HotDecision", "HotReply"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,24 @@ _OK = 200
 _END = b"\r\n"
 _JSON = b"\r\ncontent-type: application/json\r\n"
 Headers = list[tuple[bytes, bytes]]
+
+
+class AdmittedHead(NamedTuple):
+    """A head that the gate has let pass.
+
+    Attributes:
+        gate: let it pass; counts and logs.
+        route: the requests'.
+        head: the head.
+        headers: the head's, as `read_headers` gives them.
+        key: the name of the key that it carries; None where none is asked for.
+    """
+
+    gate: Gate
+    route: AnswerRoute
+    head: RequestHead
+    headers: Mapping[bytes, str]
+    key: str | None
 
 
 class HotDecision:
@@ -53,27 +72,16 @@ class HotDecision:
         ending: the headers of an answer behind its request's id, and the end of that line.
     """
 
-    def __init__(
-        self,
-        gate: Gate,
-        route: AnswerRoute,
-        head: RequestHead,
-        headers: Mapping[bytes, str],
-        *,
-        key: str | None,
-    ) -> None:
+    def __init__(self, admitted: AdmittedHead) -> None:
         """Own the decision, for as long as the head is known.
 
         Args:
-            gate: let the head pass; counts and logs.
-            route: the requests'.
-            head: the requests'.
-            headers: the head's, as `read_headers` gives them.
-            key: the name of the key that the head carries.
+            admitted: the head.
 
         Raises:
             ObservationError: if the head states no sensible timeout.
         """
+        gate, route, head, headers, key = admitted
         self.gate = gate
         self.route = route
         self.head = head
@@ -234,30 +242,17 @@ class HotReply(HotRequest):
 class HotAnswering(HotDecision):
     """The answers to all requests about one observation with one head; see `HotRoute`."""
 
-    def __init__(
-        self,
-        gate: Gate,
-        route: AnswerRoute,
-        head: RequestHead,
-        headers: Mapping[bytes, str],
-        *,
-        key: str | None,
-        policy: PolicyAnswering,
-    ) -> None:
+    def __init__(self, admitted: AdmittedHead, policy: PolicyAnswering) -> None:
         """Own the decision; see `HotDecision`.
 
         Args:
-            gate: see `HotDecision`.
-            route: see `HotDecision`.
-            head: see `HotDecision`.
-            headers: see `HotDecision`.
-            key: see `HotDecision`.
+            admitted: see `HotDecision`.
             policy: answers.
         """
-        super().__init__(gate, route, head, headers, key=key)
+        super().__init__(admitted)
         self.policy = policy
         self._observe_validation = policy.slot.metrics.stage_recorder("validate")
-        self.kind: AnswerKind = route.kind
+        self.kind: AnswerKind = admitted.route.kind
         self._is_npy = is_npy(self.content_type)
         self.known_version: PolicyVersion | None = None
         self.opening = b""

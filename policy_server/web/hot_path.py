@@ -14,7 +14,7 @@ from policy_server.errors import ObservationError
 from policy_server.http_server import HotRoute, RequestHead
 from policy_server.web.answering import PolicyAnswering
 from policy_server.web.gate import Gate
-from policy_server.web.hot_answering import HotAnswering
+from policy_server.web.hot_answering import AdmittedHead, HotAnswering
 from policy_server.web.hot_sessions import HotSession
 from policy_server.web.hot_teams import HotTeam, HotTeamSession
 from policy_server.web.media_types import is_npy
@@ -92,23 +92,23 @@ class HotAnswers:
     def _answering(
         self, route: AnswerRoute, head: RequestHead, headers: Mapping[bytes, str], key: str | None
     ) -> HotRoute | None:
-        gate = self._gate
+        admitted = AdmittedHead(self._gate, route, head, headers, key)
         match route.transport:
             case "single":
                 policy = self._policies[route.policy]
-                return HotAnswering(gate, route, head, headers, key=key, policy=policy)
+                return HotAnswering(admitted, policy)
             case "session":
                 answering = self._sessions[route.policy]
                 if answering.sessions.is_immediate:
-                    return HotSession(gate, route, head, headers, key=key, answering=answering)
+                    return HotSession(admitted, answering)
             case "team":
                 assert self._team is not None, "its routes stand where there is a team"
-                return HotTeam(gate, route, head, headers, key=key, team=self._team)
+                return HotTeam(admitted, self._team)
             case "team_session":
                 of_team = self._team_sessions
                 assert of_team is not None, "its routes stand where there is a team"
                 if of_team.sessions.is_immediate and not is_npy(headers.get(b"content-type", "")):
-                    return HotTeamSession(gate, route, head, headers, key=key, answering=of_team)
+                    return HotTeamSession(admitted, of_team)
         return None
 
 

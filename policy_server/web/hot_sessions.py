@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 
-from policy_server.http_server import Connection, OwnParts, RequestHead
+from policy_server.http_server import Connection, OwnParts
 from policy_server.serving import (
     NOTHING_STATED,
     Answer,
@@ -23,10 +22,8 @@ from policy_server.serving.memory import EpisodeMemory
 from policy_server.serving.session_store import SessionPlace, missed_turn
 from policy_server.serving.sessions import Sessions
 from policy_server.serving.team_sessions import TeamSessions
-from policy_server.web.gate import Gate
-from policy_server.web.hot_answering import HotDecision, HotReply
+from policy_server.web.hot_answering import AdmittedHead, HotDecision, HotReply
 from policy_server.web.media_types import is_npy
-from policy_server.web.route_table import AnswerRoute
 from policy_server.web.session_answering import SessionAnswering, SessionStep, step_seed
 
 __all__ = ["HotSession", "InTurn"]
@@ -35,27 +32,14 @@ __all__ = ["HotSession", "InTurn"]
 class HotSession(HotDecision):
     """The answers to all steps of a policy's sessions with one head; see `HotRoute`."""
 
-    def __init__(
-        self,
-        gate: Gate,
-        route: AnswerRoute,
-        head: RequestHead,
-        headers: Mapping[bytes, str],
-        *,
-        key: str | None,
-        answering: SessionAnswering,
-    ) -> None:
+    def __init__(self, admitted: AdmittedHead, answering: SessionAnswering) -> None:
         """Own the decision; see `HotDecision`.
 
         Args:
-            gate: see `HotDecision`.
-            route: see `HotDecision`.
-            head: see `HotDecision`.
-            headers: see `HotDecision`.
-            key: see `HotDecision`.
+            admitted: see `HotDecision`.
             answering: answers the steps.
         """
-        super().__init__(gate, route, head, headers, key=key)
+        super().__init__(admitted)
         self.answering = answering
         self._is_npy = is_npy(self.content_type)
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from policy_server.http_server import Connection, OwnParts, RequestHead
+from policy_server.http_server import Connection, OwnParts
 from policy_server.serving import NOTHING_STATED, Question, SessionTurn
 from policy_server.serving.session_store import SessionPlace
 from policy_server.serving.team import TeamVersions
 from policy_server.serving.team_steps import TeamMemory
-from policy_server.web.gate import Gate
-from policy_server.web.hot_answering import HotDecision, HotReply
+from policy_server.web.hot_answering import AdmittedHead, HotDecision, HotReply
 from policy_server.web.hot_sessions import InTurn
 from policy_server.web.media_types import is_npy
-from policy_server.web.route_table import AnswerRoute
 from policy_server.web.session_answering import SessionStep
 from policy_server.web.team_answering import TeamAnswering, TeamStep, version_headers
 from policy_server.web.team_session_answering import TeamSessionAnswering
@@ -27,27 +23,14 @@ _NO_QUESTION = Question([], "predict")
 class HotTeam(HotDecision):
     """The answers to all steps of a team that belong to no episode; see `HotRoute`."""
 
-    def __init__(
-        self,
-        gate: Gate,
-        route: AnswerRoute,
-        head: RequestHead,
-        headers: Mapping[bytes, str],
-        *,
-        key: str | None,
-        team: TeamAnswering,
-    ) -> None:
+    def __init__(self, admitted: AdmittedHead, team: TeamAnswering) -> None:
         """Own the decision; see `HotDecision`.
 
         Args:
-            gate: see `HotDecision`.
-            route: see `HotDecision`.
-            head: see `HotDecision`.
-            headers: see `HotDecision`.
-            key: see `HotDecision`.
+            admitted: see `HotDecision`.
             team: answers.
         """
-        super().__init__(gate, route, head, headers, key=key)
+        super().__init__(admitted)
         self._team = team
         self._is_npy = is_npy(self.content_type)
 
@@ -110,27 +93,14 @@ class _TeamRequest(HotReply):
 class HotTeamSession(HotDecision):
     """The answers to all steps of a team's sessions with one head; see `HotRoute`."""
 
-    def __init__(
-        self,
-        gate: Gate,
-        route: AnswerRoute,
-        head: RequestHead,
-        headers: Mapping[bytes, str],
-        *,
-        key: str | None,
-        answering: TeamSessionAnswering,
-    ) -> None:
+    def __init__(self, admitted: AdmittedHead, answering: TeamSessionAnswering) -> None:
         """Own the decision; see `HotDecision`.
 
         Args:
-            gate: see `HotDecision`.
-            route: see `HotDecision`.
-            head: see `HotDecision`.
-            headers: see `HotDecision`.
-            key: see `HotDecision`.
+            admitted: see `HotDecision`.
             answering: answers the steps.
         """
-        super().__init__(gate, route, head, headers, key=key)
+        super().__init__(admitted)
         self.answering = answering
 
     def ask(self, body: bytes, connection: Connection, own: OwnParts) -> None:
