@@ -1,4 +1,4 @@
-"""The end of listening: no connection that was made is lost when a signal stops uvicorn.
+"""The end of listening: connections that were made are taken before a signal stops uvicorn.
 
 uvicorn closes its listening sockets, and the kernel resets the connections that lie in their queues
 with the requests in them. And the supervisor of several workers holds the sockets until all have
