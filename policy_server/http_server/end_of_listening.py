@@ -67,7 +67,7 @@ class _EndOfListening:
         self._is_last = is_last
         self._loop = asyncio.get_running_loop()
         self._noting: dict[int, Any] = {}
-        self._has_come = False
+        self._has_come = self._is_noted = False
 
     def hear(self) -> None:
         """Hear of signals in place of uvicorn."""
@@ -86,9 +86,15 @@ class _EndOfListening:
         for server in self._running.servers if self._is_last() else ():
             for known in server.sockets:
                 _refuse_clients(known.fileno())
-        self._loop.call_later(_QUEUE_S, self._note, number, None)
+        self._loop.call_later(_QUEUE_S, self._end, number)
+
+    def _end(self, number: int) -> None:
+        # A second signal may have come first: uvicorn takes SIGINT behind another one for haste.
+        if not self._is_noted:
+            self._note(number, None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        self._is_noted = True
         noted = self._noting[number]
         if callable(noted):
             noted(number, frame)

@@ -1,0 +1,54 @@
+"""What uvicorn hears of the signals that stop it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+import uvicorn
+
+from policy_server.http_server.end_of_listening import end_listening_first
+from tests.support.servers import silent
+
+
+@pytest.fixture
+def heard() -> Iterator[list[int]]:
+    """Take the signals as uvicorn does, and give those that came."""
+    came: list[int] = []
+    known = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    yield came
+    for number, handler in known.items():
+        signal.signal(number, handler)
+
+
+def running() -> uvicorn.Server:
+    server = uvicorn.Server(uvicorn.Config(silent, log_config=None))
+    server.servers = []
+    return server
+
+
+async def test_uvicorn_hears_of_a_signal_once(heard: list[int]) -> None:
+    end_listening_first(running())
+
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(0.2)
+
+    assert heard == [signal.SIGTERM]
+
+
+async def test_second_signal_is_heard_at_once_and_the_first_not_behind_it(heard: list[int]) -> None:
+    end_listening_first(running())
+
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
+    at_once = list(heard)
+    await asyncio.sleep(0.2)
+
+    assert at_once == [signal.SIGTERM]
+    assert heard == [signal.SIGTERM]
