@@ -20,7 +20,7 @@ from tests.support.fakes import components_of, signature_of, summing_backend
 from tests.support.waiting import turns, until
 
 SIGNATURE = signature_of(components_of(("categorical", 2)))
-INPUTS = PolicyInputs.of(np.zeros((1, 2), np.float32))
+INPUTS = PolicyInputs.of(np.zeros((1, 2), np.float32), is_deterministic=True)
 ANSWER = PolicyOutputs(np.zeros((1, 1)), np.zeros(1), None)
 
 
