@@ -43,7 +43,7 @@ from policy_server.serving.questions import (
     Waiting,
 )
 from policy_server.serving.row_cost import RowCost
-from policy_server.serving.service_rate import ServiceRate
+from policy_server.serving.wait_bound import WaitBound
 
 __all__ = ["ROWS_PER_CALL", "Limits", "Scheduler"]
 
@@ -112,7 +112,7 @@ class Scheduler:
         self._holders = 0
         self._is_released = asyncio.Event()
         self._row_cost = RowCost()
-        self._rate = ServiceRate()
+        self._bound = WaitBound(limits.max_wait_s)
         self._deadlines = Deadlines(metrics)
         # With so many questions in the queue the next one is looked at: with one behind each call,
         # whose time may change the rate.
@@ -256,21 +256,23 @@ class Scheduler:
 
     def _check_room(self, taken: int) -> None:
         """Refuse a question that has no place, or would wait too long behind the others."""
-        limits, seconds_a_row = self._limits, self._rate.seconds_a_row
+        limits, fitting = self._limits, self._bound.fitting
         if taken >= limits.max_queue_size:
             self._metrics.count_rejected("queue_full")
             raise OverloadedError(
                 f"{taken} observations are waiting already; try again in a second"
             )
-        expected_s = (taken + 1) * seconds_a_row
-        if expected_s > limits.max_wait_s:
-            self._metrics.count_rejected("queue_slow")
-            raise OverloadedError(
-                f"an answer would take about {expected_s:.2g} s, more than "
-                f"{limits.max_wait_s:g} s; try again in a second"
-            )
-        fitting = limits.max_wait_s / seconds_a_row if seconds_a_row > 0 else math.inf
+        if taken + 1 > fitting:
+            raise self._too_slow(limits.max_wait_s * (taken + 1) / fitting)
         self._room = int(min(limits.max_queue_size, fitting))
+
+    def _too_slow(self, expected_s: float) -> OverloadedError:
+        """Count a question that can't be answered in time, and return the error for it."""
+        self._metrics.count_rejected("queue_slow")
+        return OverloadedError(
+            f"an answer may take {expected_s:.2g} s, more than {self._limits.max_wait_s:g} s; "
+            "try again in a second"
+        )
 
     def _watch(self, waiting: Waiting, deadline: float) -> None:
         """Keep a question's own deadline, unless the scheduler's ends its wait before."""
@@ -421,6 +423,8 @@ class Scheduler:
     def _next_singles(self, most: int) -> SingleCall | None:
         batch: list[Waiting] = []
         waiting, width = self._waiting, -1
+        if waiting and self._bound.is_old(time.perf_counter() - waiting[0].asked):
+            self._refuse_late(most)
         while waiting and len(batch) < most:
             item = waiting.popleft()
             if not item.is_wanted():
@@ -431,6 +435,19 @@ class Scheduler:
                 break
             batch.append(item)
         return SingleCall(batch) if batch else None
+
+    def _refuse_late(self, most: int) -> None:
+        """Refuse the questions at the front that the next call would answer too late."""
+        waiting, now = self._waiting, time.perf_counter()
+        before = sum(map(len, self._single_calls.values()))
+        while waiting:
+            item, rows = waiting[0], before + min(len(waiting), most)
+            waited_s = now - item.asked
+            if not self._bound.is_too_late(waited_s, rows):
+                return
+            waiting.popleft()
+            if item.is_wanted():
+                item.fail(self._too_slow(waited_s + self._bound.expected_s(rows)))
 
     def _start(
         self,
@@ -515,7 +532,7 @@ class Scheduler:
         ended = time.perf_counter()
         seconds = ended - started
         if isinstance(call, SingleCall):
-            self._rate.observe(rows, started=started, ended=ended)
+            self._bound.observe(rows, asked=call.asked, started=started, ended=ended)
             self._room = 1
         self._observe_policy(seconds)
         self._row_cost.observe(rows, seconds)

@@ -281,6 +281,31 @@ async def test_question_that_would_wait_too_long_is_refused_at_once() -> None:
     assert await ask(scheduler, 0.0) == [2]
 
 
+async def test_question_that_can_be_answered_in_time_no_more_is_not_computed() -> None:
+    usual = integer_backend()
+    backend, metrics = SlowBackend(usual.signature, usual.bias), Metrics()
+    scheduler = scheduler_of(
+        backend, metrics=metrics.of(DEFAULT_POLICY), max_wait_s=0.2, max_batch_size=1
+    )
+    for _ in range(4):
+        assert await ask(scheduler, 0.0) == [2]
+
+    # The policy stands still, longer than the questions may wait.
+    async with backend.turn:
+        asked = asyncio.create_task(ask(scheduler, *[0.0] * 5))
+        await until(lambda: scheduler.waiting == 5)
+        await asyncio.sleep(0.25)
+    answered = await asked
+
+    # Two were in calls already.
+    assert answered[:2] == [2, 2]
+    assert [type(answer) for answer in answered[2:]] == [OverloadedError] * 3
+    assert answered[2].message.endswith(" s, more than 0.2 s; try again in a second")
+    assert sum(backend.batches) == 4 + 2
+    assert metrics.snapshot().numbers["rejected"] == {("queue_slow", DEFAULT_POLICY): 3}
+    assert await ask(scheduler, 0.0) == [2]
+
+
 async def test_late_answer_is_an_overload() -> None:
     backend = integer_backend()
     backend.gate = asyncio.Event()
