@@ -94,6 +94,7 @@ PROTOCOLS = (
         inner_names=(
             "close_sent",
             "close_timer",
+            "config",
             "conn",
             "connection_lost",
             "connection_made",

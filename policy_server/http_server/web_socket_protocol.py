@@ -1,6 +1,7 @@
 """uvicorn's web socket protocol over websockets, with a few changes.
 
-An application may listen to frames without ASGI in between (`stream_frames`).
+An application may listen to frames without ASGI in between (`stream_frames`), and then whole
+messages are read and written in one step (`plain_frames`).
 
 A frame that is built wrongly closes its connection with the code of RFC 6455, which reaches a
 client that goes on sending too, and a message in fragments takes no more memory than its bytes.
@@ -26,6 +27,7 @@ from websockets.exceptions import InvalidState
 from websockets.frames import Frame
 from websockets.http11 import Request
 
+from policy_server.http_server.plain_frames import PlainFrames
 from policy_server.http_server.stream_frames import FRAMES, FrameListener
 
 __all__ = ["WebSocketProtocol"]
@@ -47,6 +49,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     """
 
     _listener: FrameListener | None = None
+    _plain: PlainFrames | None = None
     _fragments: bytearray | None = None
     _has_failed = False
     _is_lingering = False
@@ -69,6 +72,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """
         if self._is_lingering:
             return
+        if self._plain is not None:
+            data = self._take_plain(self._plain, data)
+            if not data:
+                return
         super().data_received(data)
         if self._has_failed:
             self.handle_parser_exception()
@@ -102,11 +109,25 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             extensions: dict[str, Any] = self.scope["extensions"]
             extensions[FRAMES] = self
 
+    def _take_plain(self, plain: PlainFrames, data: bytes) -> bytes:
+        """Hand over the plain frames at the start of some bytes, and return the rest."""
+        while len(data) > 1 and self._listener is not None:
+            if not plain.is_between_messages or self.close_sent:
+                break
+            found = plain.read(data)
+            if found is None:
+                break
+            message, end = found
+            data = data[end:]
+            self._listener.take(message)
+        return data
+
     def listen(self, listener: FrameListener) -> None:
         """Hand over each frame from now on; see `FrameConnection`."""
         if self.disconnected:
             return
         self._listener = listener
+        self._plain = PlainFrames.of(self.conn, most_bytes=self.config.ws_max_size)
         self.resume_frames()
         for _ in range(self.queue.qsize()):
             message: Any = self.queue.get_nowait()
@@ -122,6 +143,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def write_frames(self, frames: Sequence[tuple[bytes, bool]]) -> None:
         """Write frames; see `FrameConnection`."""
+        if self._plain is not None and (whole := self._plain.written(frames)) is not None:
+            if not self.disconnected:
+                self._write(whole)
+            return
         connection = self.conn
         try:
             for payload, is_text in frames:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from policy_server.errors import PolicyServerError, SessionConflictError
+from policy_server.errors import PolicyFailedError, PolicyServerError, SessionConflictError
 from policy_server.policy import LARGEST_SEED, Float32Array
 from policy_server.serving.previous_step import NOTHING_STATED, StatedStep
-from policy_server.serving.questions import Answer, AnsweredCall, FutureWaiting, Question
+from policy_server.serving.questions import Answer, AnsweredCall, Question, Waiting
 from policy_server.serving.session_store import SessionRecord
 from policy_server.serving.version import PolicyVersion
 
@@ -131,29 +130,27 @@ class EpisodeMemory:
         return replace(record, state=self.state, steps=self.steps, has_action=self.has_action)
 
 
-class _Step(FutureWaiting):
+class _Step(Waiting):
     """A step of an episode: the memory has moved before its answer is handed over."""
 
-    def __init__(self, question: Question, stated: StatedStep, steps: EpisodeSteps) -> None:
-        super().__init__(question)
+    def __init__(self, asked: Waiting, stated: StatedStep, steps: EpisodeSteps) -> None:
+        super().__init__(asked.question)
         self.stated = stated
+        self._asked = asked
         self._steps = steps
 
     def take(self, call: AnsweredCall, index: int) -> None:
-        if not self.future.done():
-            self._steps.memory.advance(self.question, Answer(call, index))
-        super().take(call, index)
+        self._steps.memory.advance(self.question, Answer(call, index))
+        self._asked.take(call, index)
         self._steps.go_on(self)
 
     def take_error(self, error: PolicyServerError) -> None:
-        super().take_error(error)
+        self._asked.take_error(error)
         self._steps.go_on(self)
 
     def give_up(self) -> None:
-        # A step that still waits for those before it has no place in the scheduler's queue.
-        if self._steps.asked is self:
-            super().give_up()
-            self._steps.go_on(self)
+        super().give_up()
+        self._steps.go_on(self)
 
 
 @dataclass(eq=False, slots=True)
@@ -171,30 +168,27 @@ class EpisodeSteps:
     asked: _Step | None = None
     _waiting: deque[_Step] = field(default_factory=deque)
 
-    def ask(
-        self, question: Question, stated: StatedStep = NOTHING_STATED
-    ) -> asyncio.Future[Answer]:
-        """Ask for the answer of the next step; see `Scheduler.ask`.
+    def ask(self, asked: Waiting, stated: StatedStep = NOTHING_STATED) -> Waiting:
+        """Ask for the answer of the next step; see `Scheduler.put`.
 
         Args:
-            question: the observation, and the kind of its answer; its state is set when the steps
+            asked: takes the answer or the error. The state of its question is set when the steps
                 before it are answered.
             stated: what the client states of the step before.
 
         Returns:
-            A future of the answer. Cancelling it takes the step out of the episode, unless it is
-            answered.
+            The step, which can be given up unless it is answered.
 
         Raises:
             ObservationError: if the policy takes more of the step before than is known.
             PolicyServerError: as the scheduler raised it.
         """
-        step = _Step(question, stated, self)
+        step = _Step(asked, stated, self)
         if self.asked is None:
             self._ask(step)
         else:
             self._waiting.append(step)
-        return step.future
+        return step
 
     def go_on(self, ended: _Step) -> None:
         """Ask for the next step, if the one that was asked for has ended.
@@ -207,12 +201,12 @@ class EpisodeSteps:
         self.asked = None
         while self._waiting and self.asked is None:
             step = self._waiting.popleft()
-            if step.future.done():
+            if step.is_done:
                 continue
             try:
                 self._ask(step)
             except Exception as error:
-                step.future.set_exception(error)
+                step.fail(PolicyFailedError.of(error))
 
     def _ask(self, step: _Step) -> None:
         self.memory.prepare(step.question, step.stated)

@@ -6,7 +6,6 @@ of it, beside those of other requests. All of them are answered, or the step is 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -151,20 +150,16 @@ class AskedTeam:
             that has one; None before.
     """
 
-    def __init__(
-        self, questions: Sequence[AgentQuestion], then: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, questions: Sequence[AgentQuestion]) -> None:
         """Own the questions until they are answered, and ask none yet.
 
         Args:
             questions: one of each agent.
-            then: called once when the outcome is there; it raises nothing.
         """
         self.outcome: list[Answer] | Exception | None = None
         self._waiting = [_AgentWaiting(item, self) for item in questions]
-        self._then = then
+        self._then: Callable[[], None] | None = None
         self._answered = 0
-        self._has_outcome: asyncio.Future[None] | None = None
 
     def ask(self) -> None:
         """Ask for all answers, which come later.
@@ -183,16 +178,14 @@ class AskedTeam:
         if not self._waiting:
             self._end([])
 
-    async def wait(self) -> None:
-        """Wait for the outcome; a cancelled wait takes the questions out of the queue."""
-        if self.outcome is not None:
-            return
-        self._has_outcome = asyncio.get_running_loop().create_future()
-        try:
-            await self._has_outcome
-        except asyncio.CancelledError:
-            self.abandon()
-            raise
+    def tell(self, then: Callable[[], None]) -> bool:
+        """Return whether the outcome is there; if not, call a function once when it is.
+
+        Args:
+            then: the function; it raises nothing.
+        """
+        self._then = then
+        return self.outcome is not None
 
     def abandon(self) -> None:
         """Take the questions out of the queue: their answers are not wanted any more."""
@@ -216,8 +209,6 @@ class AskedTeam:
         if self.outcome is not None:
             return
         self.outcome = outcome
-        if self._has_outcome is not None and not self._has_outcome.done():
-            self._has_outcome.set_result(None)
         if self._then is not None:
             self._then()
 

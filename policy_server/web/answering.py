@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
-from policy_server.errors import DistributionError
+from policy_server.errors import DistributionError, PolicyServerError
 from policy_server.observations import ObservationSpace, Row
 from policy_server.policy import ANSWER_KINDS, NO_SEED, AnswerKind
 from policy_server.serving import (
@@ -24,7 +22,9 @@ from policy_server.serving import (
     PolicyVersion,
     Question,
     StatedStep,
+    Waiting,
 )
+from policy_server.web.pending import Pending
 from policy_server.web.rendering import RenderedAnswers
 
 __all__ = ["AnswerBody", "PendingAnswer", "PolicyAnswering", "render_answer", "render_examples"]
@@ -211,8 +211,9 @@ class PolicyAnswering:
         """
         question = self.question(kind, parse, is_raw=is_raw, seed=seed, version=version)
         question.deadline = deadline
-        future = version.scheduler.ask(question) if steps is None else steps.ask(question, stated)
-        return PendingAnswer(self, version, question, request_id, future)
+        answer = PendingAnswer(self, version, question, request_id)
+        answer.ask(steps, stated)
+        return answer
 
     def question(
         self,
@@ -267,45 +268,76 @@ class PolicyAnswering:
         return ask
 
 
-@dataclass(eq=False, slots=True)
-class PendingAnswer:
-    """An answer that was asked for, and comes later.
+class PendingAnswer(Waiting, Pending):
+    """An answer that the scheduler was asked for, and that comes later."""
 
-    Attributes:
-        future: what the scheduler answers, which `finish` renders.
-    """
+    def __init__(
+        self, policy: PolicyAnswering, version: PolicyVersion, question: Question, request_id: str
+    ) -> None:
+        """Own the question, which is still to be asked.
 
-    _policy: PolicyAnswering
-    _version: PolicyVersion
-    _question: Question
-    _request_id: str
-    future: asyncio.Future[Answer]
+        Args:
+            policy: renders the answer.
+            version: gives it.
+            question: the question.
+            request_id: the name of the request in the logs.
+        """
+        super().__init__(question)
+        self._policy = policy
+        self._version = version
+        self._request_id = request_id
+        self._outcome: Answer | PolicyServerError | None = None
+        self._then: Callable[[], None] | None = None
+        # The step of an episode that waits in its place, until the answer is there.
+        self._step: Waiting | None = None
 
-    async def fetch(self) -> bytes:
-        """Wait for the JSON of the answer; a cancelled wait takes the question out of the queue.
+    def ask(self, steps: EpisodeSteps | None, stated: StatedStep) -> None:
+        """Ask the question; see `PolicyAnswering.ask`."""
+        if steps is None:
+            self._version.scheduler.put(self)
+        else:
+            self._step = steps.ask(self, stated)
+
+    def wait(self, then: Callable[[], None]) -> bool:
+        """Return whether the answer is there; see `Pending.wait`."""
+        self._then = then
+        return self._outcome is not None
+
+    def finish(self) -> bytes:
+        """Return the JSON of the answer; see `PolicyAnswering.render`.
 
         Raises:
             PolicyServerError: if the policy can't answer.
         """
-        return self.finish(await self.future)
-
-    def finish(self, answer: Answer) -> bytes:
-        """Return the JSON of the answer; see `PolicyAnswering.render`.
-
-        Args:
-            answer: what `future` gave.
-
-        Raises:
-            DistributionError: if the policy's action is no number, or its distribution is none.
-        """
-        version, question = self._version, self._question
-        return self._policy.render(version, question, answer.call, answer.index, self._request_id)
+        outcome = self._outcome
+        assert outcome is not None, "the answer is there"
+        if isinstance(outcome, PolicyServerError):
+            raise outcome
+        return self._policy.render(
+            self._version, self.question, outcome.call, outcome.index, self._request_id
+        )
 
     def abandon(self) -> None:
-        """Take the question out of the queue: its answer is not wanted any more."""
-        if not self.future.cancel() and not self.future.cancelled():
-            # asyncio reports an error that no code has looked at.
-            self.future.exception()
+        """Take the question out of the queue; see `Pending.abandon`."""
+        step, self._step, self._then = self._step, None, None
+        if step is None:
+            self.give_up()
+        else:
+            step.give_up()
+
+    def take(self, call: AnsweredCall, index: int) -> None:
+        """Take the answer; see `Waiting`."""
+        self._end(Answer(call, index))
+
+    def take_error(self, error: PolicyServerError) -> None:
+        """Take the error in place of an answer; see `Waiting`."""
+        self._end(error)
+
+    def _end(self, outcome: Answer | PolicyServerError) -> None:
+        self._outcome = outcome
+        then, self._step, self._then = self._then, None, None
+        if then is not None:
+            then()
 
 
 def render_answer(version: PolicyVersion, kind: AnswerKind, answer: Answer) -> bytes:

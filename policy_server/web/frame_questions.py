@@ -10,22 +10,9 @@ from starlette.types import Message
 from policy_server.client_limits import NO_SHARE, Share
 from policy_server.policy import LARGEST_SEED, AnswerKind
 from policy_server.web.frame_timing import Stamp
+from policy_server.web.pending import Pending
 
-__all__ = ["FrameQuestion", "FrameQuestions", "FrameSeeds", "Pending"]
-
-
-class Pending(Protocol):
-    """An answer that was asked for, and comes later."""
-
-    async def fetch(self) -> bytes:
-        """Wait for the JSON of the answer; a cancelled wait takes its questions out of the queue.
-
-        Raises:
-            PolicyServerError: if the policy can't answer.
-        """
-
-    def abandon(self) -> None:
-        """Take the questions out of the queue: their answer is not wanted any more."""
+__all__ = ["FrameQuestion", "FrameQuestions", "FrameSeeds"]
 
 
 @dataclass(eq=False, slots=True)

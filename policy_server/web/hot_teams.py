@@ -72,7 +72,8 @@ class _TeamRequest(HotReply):
     def begin(self, step: TeamStep, versions: TeamVersions) -> None:
         self._step, self._versions = step, versions
         self.charge(step.agents - 1)
-        step.ask(self._answered)
+        if step.wait(self._answered):
+            self._answered()
 
     def give_up(self) -> None:
         self.is_done = True
@@ -149,7 +150,8 @@ class _Step(InTurn):
             self._tell(text, turn.memory.steps - 1)
             return
         self._step = answering.next_step(route, body, asked, turn)
-        self._step.ask(self._answered)
+        if self._step.wait(self._answered):
+            self._answered()
 
     async def answer(self) -> tuple[bytes, list[tuple[bytes, bytes]]]:
         return await self._session.answering.answer(self._session.route, self._body, self._asked)

@@ -28,9 +28,10 @@ from policy_server.metrics import Metrics
 from policy_server.observations import problem
 from policy_server.serving import NOTHING_STATED, EpisodeMemory, EpisodeSteps, PolicyVersion
 from policy_server.web.answering import PendingAnswer, PolicyAnswering
-from policy_server.web.frame_questions import FrameQuestion, FrameQuestions, FrameSeeds, Pending
+from policy_server.web.frame_questions import FrameQuestion, FrameQuestions, FrameSeeds
 from policy_server.web.frame_timing import NO_TIMING, gives_times, split_timing
 from policy_server.web.frames import parse_frame, read_reset, split_frame
+from policy_server.web.pending import Pending
 from policy_server.web.problems import describe_error, send_error
 from policy_server.web.query import check_query
 from policy_server.web.route_table import AnswerRoute, RouteTable

@@ -23,8 +23,7 @@ from policy_server.errors import TooManyRequestsError
 from policy_server.http_server import FrameConnection
 from policy_server.metrics import Metrics
 from policy_server.telemetry import ACCESS_LOGGER
-from policy_server.web.answering import PendingAnswer
-from policy_server.web.frame_questions import FrameQuestion, FrameQuestions, Pending
+from policy_server.web.frame_questions import FrameQuestion, FrameQuestions
 from policy_server.web.frame_timing import stamped
 from policy_server.web.frames import answer_payload, error_answer
 from policy_server.web.route_table import AnswerRoute
@@ -87,6 +86,9 @@ class StreamEnds:
         self._key: str | None = asked["key"]
         self.is_admitted: Callable[[], bool] = asked["is_admitted"]
         self._begin: Callable[[], Share] = asked["begin"]
+        self._observe_answer = metrics.request_recorder(
+            route.policy, route.label, _OK, key=self._key
+        )
         self._errors = 0
 
     def ask(self, message: Message) -> FrameQuestion:
@@ -113,8 +115,12 @@ class StreamEnds:
 
     def note_answer(self, question: FrameQuestion, status: int) -> None:
         """Count a frame whose answer is written."""
-        self._errors += status != _OK
-        route, seconds = self._route, time.perf_counter() - question.received
+        seconds = time.perf_counter() - question.received
+        if status == _OK:
+            self._observe_answer(seconds)
+            return
+        self._errors += 1
+        route = self._route
         self.metrics.observe_request(route.policy, route.label, status, seconds, key=self._key)
 
     def note_end(self, code: int, seconds: float) -> None:
@@ -272,9 +278,8 @@ class DirectStream(Stream):
         self._connection = connection
         # Frames that wait for room: the rest of a segment that was read.
         self._held: deque[Message] = deque()
-        # The answer to the first frame, where it is still to come.
-        self._awaited: asyncio.Future[Any] | None = None
         self._is_ending = False
+        self._is_scheduled = False
         self._refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._moved = asyncio.Event()
 
@@ -292,7 +297,8 @@ class DirectStream(Stream):
 
     def go_on(self) -> None:
         """Write the answers that are there; see `FrameListener`."""
-        while self._connection.is_writable:
+        self._is_scheduled = False
+        while self._in_flight and self._connection.is_writable:
             written = self._write_ready()
             self._ask_held()
             if not written:
@@ -325,9 +331,6 @@ class DirectStream(Stream):
     def _stop(self) -> None:
         self._is_ending = True
         self._held.clear()
-        if self._awaited is not None:
-            self._awaited.remove_done_callback(self._take_answer)
-            self._awaited.cancel()
 
     def _write_ready(self) -> int:
         """Write the answers to the first frames that have one, and return how many."""
@@ -350,21 +353,18 @@ class DirectStream(Stream):
         answer = question.answer
         if isinstance(answer, bytes | tuple):
             return answer
-        if self._awaited is None:
-            self._awaited = future = _future_of(answer)
-            if not future.done():
-                future.add_done_callback(self._take_answer)
-        if not self._awaited.done():
-            return None
-        outcome, self._awaited = self._awaited, None
         try:
-            result: Any = outcome.result()
-            return answer.finish(result) if isinstance(answer, PendingAnswer) else result
+            return answer.finish() if answer.wait(self._take_answer) else None
         except Exception as error:
             return self._ends.questions.failure(error)
 
-    def _take_answer(self, _future: asyncio.Future[Any]) -> None:
-        self.go_on()
+    def _take_answer(self) -> None:
+        """Write the answer to the first frame, together with those that come in the same turn."""
+        if len(self._in_flight) == 1:
+            self.go_on()
+        elif not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self.go_on)
 
     def _ask(self, message: Message) -> None:
         """Ask the question in a frame, or begin to end where the key is not valid any more."""
@@ -386,10 +386,3 @@ class DirectStream(Stream):
 
 def _refusal(error: tuple[int, object]) -> tuple[int, bytes]:
     return error[0], error_answer(*error)
-
-
-def _future_of(answer: Pending) -> asyncio.Future[Any]:
-    """Return the future of an answer; a team's step is fetched by a task."""
-    if isinstance(answer, PendingAnswer):
-        return answer.future
-    return asyncio.ensure_future(answer.fetch())

@@ -22,6 +22,7 @@ from policy_server.serving.team_steps import AgentQuestion, AskedTeam, TeamMemor
 from policy_server.settings import ENV_PREFIX
 from policy_server.web.answering import PolicyAnswering, render_answer
 from policy_server.web.frames import split_values
+from policy_server.web.pending import Pending
 
 __all__ = ["TeamAnswering", "TeamStep", "refuse_array", "version_headers"]
 
@@ -246,7 +247,7 @@ def version_headers(versions: TeamVersions, *, has_memory: bool) -> list[tuple[b
     return headers
 
 
-class TeamStep:
+class TeamStep(Pending):
     """One step of a team: all of its agents are answered, or none is."""
 
     def __init__(
@@ -281,27 +282,21 @@ class TeamStep:
         """Return whether an agent's answer depends on the steps before."""
         return any(item.version.signature.memory for item in self._questions)
 
-    def ask(self, then: Callable[[], None] | None = None) -> None:
-        """Ask for the answers, which `fetch` waits for, or which `finish` gives later.
-
-        Args:
-            then: called once when `finish` may be; it raises nothing.
+    def ask(self) -> AskedTeam:
+        """Ask for the answers before somebody waits for them.
 
         Raises:
             PolicyServerError: if the policy of an agent takes no question now; none is asked then.
         """
         if self._memory is not None:
             self._memory.prepare(self._questions, most=self._most)
-        self._asked = AskedTeam(self._questions, then)
+        self._asked = AskedTeam(self._questions)
         self._asked.ask()
+        return self._asked
 
-    async def fetch(self) -> bytes:
-        """Wait for the answers, and finish; see `finish`."""
-        if self._asked is None:
-            self.ask()
-        assert self._asked is not None, "it was asked"
-        await self._asked.wait()
-        return self.finish()
+    def wait(self, then: Callable[[], None]) -> bool:
+        """Ask for the answers; see `Pending.wait`."""
+        return (self._asked or self.ask()).tell(then)
 
     def finish(self) -> bytes:
         """Return the JSON of the answers by agent, in the order of the observations.
@@ -330,7 +325,7 @@ class TeamStep:
         return b"{" + b",".join(parts) + b"}"
 
     def abandon(self) -> None:
-        """Take the questions out of the queue: their answers are not wanted any more."""
+        """Take the questions out of the queue; see `Pending.abandon`."""
         if self._asked is not None:
             self._asked.abandon()
 

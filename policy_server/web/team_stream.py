@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import orjson
@@ -12,9 +13,10 @@ from policy_server.errors import ObservationError
 from policy_server.observations import check_agents, problem
 from policy_server.serving.team import TeamVersions
 from policy_server.serving.team_steps import TeamMemory
-from policy_server.web.frame_questions import FrameQuestion, FrameSeeds, Pending
+from policy_server.web.frame_questions import FrameQuestion, FrameSeeds
 from policy_server.web.frame_timing import timing_in
 from policy_server.web.frames import parse_team_frame, reset_in
+from policy_server.web.pending import Pending
 from policy_server.web.problems import describe_error
 from policy_server.web.route_table import AnswerRoute
 from policy_server.web.team_answering import TeamAnswering
@@ -149,14 +151,17 @@ def _refuse_stamp() -> NoReturn:
     raise ObservationError([problem("not_allowed", ["body", "stamp"], message)])
 
 
-class _AgentsReset:
+class _AgentsReset(Pending):
     """A reset of some agents, which waits for the answers to the frames before it."""
 
     def __init__(self, memory: TeamMemory, agents: list[str]) -> None:
         self._memory = memory
         self._agents = agents
 
-    async def fetch(self) -> bytes:
+    def wait(self, then: Callable[[], None]) -> bool:  # noqa: ARG002 -- it is there
+        return True
+
+    def finish(self) -> bytes:
         self._memory.forget(self._agents)
         return orjson.dumps({_RESET: self._agents})
 

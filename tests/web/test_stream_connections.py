@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosed
 
 from policy_server.http_server.web_socket_protocol import WebSocketProtocol
 from policy_server.web.stream_connections import MOST_IN_FLIGHT
+from tests.fuzz.frames import FIN, PING, TEXT, RawStream, frame
 from tests.support.fakes import integer_backend
 from tests.support.streams import served
 from tests.support.waiting import turns, until
@@ -70,6 +71,36 @@ async def test_message_in_fragments_is_one_question(web_sockets: type[Any]) -> N
         as_text, as_bytes = json.loads(await stream.recv()), msgpack.unpackb(await stream.recv())
 
     assert as_text.keys() == as_bytes.keys() == {"actions", "probability", "log_probability"}
+
+
+@PROTOCOLS
+async def test_frames_of_all_forms_in_one_segment_are_answered_in_their_order(
+    web_sockets: type[Any],
+) -> None:
+    texts = [
+        json.dumps({**OBSERVATION, "x": 0}) if i % 3 else json.dumps(OBSERVATION) for i in range(30)
+    ]
+    frames = []
+    for number, text in enumerate(map(str.encode, texts)):
+        if number % 5 == 4:
+            frames += [frame(TEXT, text[:4]), frame(FIN | PING, b"p"), frame(FIN, text[4:])]
+        elif number % 5 == 3:
+            frames.append(frame(FIN | TEXT, text + b" " * 70_000))
+        else:
+            frames.append(frame(FIN | TEXT, text))
+    async with served(web_sockets=web_sockets) as server:
+        raw = await RawStream.open(server)
+        segment = b"".join(frames)
+        for start in range(0, len(segment), 40_001):
+            raw.writer.write(segment[start : start + 40_001])
+        answers: list[Any] = []
+        while len(answers) < len(texts):
+            first, payload = await raw.next()
+            if first & 0x0F == TEXT:
+                answers.append(json.loads(payload))
+        await raw.close()
+
+    assert ["actions" in answer for answer in answers] == [i % 3 == 0 for i in range(30)]
 
 
 async def test_server_that_stops_answers_the_frames_that_waited_for_room() -> None:
