@@ -69,6 +69,7 @@ def test_start_that_fails_is_one_line_in_the_form_of_the_log(
         **os.environ,
         "POLICY_SERVER_HOME": str(tmp_path),
         "POLICY_SERVER_LOG_FORMAT": log_format,
+        "POLICY_SERVER_METRICS_PORT": "0",
         **given,
     }
 

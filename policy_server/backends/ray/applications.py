@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ _CALLS_OF_A_REPLICA = 2
 _QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
 # An application that is coming up, or gets a new replica, counts: deploying it again restarts it.
 _PRESENT = ("NOT_STARTED", "DEPLOYING", "RUNNING", "UNHEALTHY")
+# Ray Serve, as it describes a deployment, changes for a moment how all threads pickle a module.
+_describing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -119,22 +122,7 @@ class Application:
             files: the files of `files`, stored for the replicas.
             socket_folder: the folder for the replicas' sockets; None for ports.
         """
-        counts = self.version.replicas
-        scaling: dict[str, Any] = {"num_replicas": counts.fewest}
-        if counts.is_scaled:
-            bounds = {"min_replicas": counts.fewest, "max_replicas": counts.most}
-            load = {"target_ongoing_requests": _CALLS_OF_A_REPLICA}
-            scaling = {"autoscaling_config": {**bounds, **load}}
-        deployment = serve.deployment(
-            name=_DEPLOYMENT,
-            ray_actor_options=self._needs(),
-            max_ongoing_requests=_MAX_ONGOING_CALLS,
-            health_check_period_s=_HEALTH_CHECK_PERIOD_S,
-            graceful_shutdown_timeout_s=self.settings.request_timeout_s,
-            logging_config=_QUIET,
-            **scaling,
-        )(PolicyReplica)
-        bound = deployment.bind(
+        bound = self.deployment().bind(
             files,
             self.version.schema.policy_part(),
             self.digest,
@@ -144,6 +132,26 @@ class Application:
         target = serve.RunTarget(bound, name=self.name, route_prefix=None)
         # Ray Serve's own wait asks once a second; a call is answered as soon as a replica is up.
         serve.run_many([target], wait_for_applications_running=False)
+
+    def deployment(self) -> serve.Deployment:
+        """Return the replicas as Ray Serve describes them. Used from any thread."""
+        counts = self.version.replicas
+        scaling: dict[str, Any] = {"num_replicas": counts.fewest}
+        if counts.is_scaled:
+            bounds = {"min_replicas": counts.fewest, "max_replicas": counts.most}
+            load = {"target_ongoing_requests": _CALLS_OF_A_REPLICA}
+            scaling = {"autoscaling_config": {**bounds, **load}}
+        with _describing:
+            describe = serve.deployment(
+                name=_DEPLOYMENT,
+                ray_actor_options=self._needs(),
+                max_ongoing_requests=_MAX_ONGOING_CALLS,
+                health_check_period_s=_HEALTH_CHECK_PERIOD_S,
+                graceful_shutdown_timeout_s=self.settings.request_timeout_s,
+                logging_config=_QUIET,
+                **scaling,
+            )
+            return describe(PolicyReplica)
 
     def _needs(self) -> dict[str, Any]:
         if not self.is_crowded:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,3 +53,16 @@ def test_name_differs_where_the_answers_may(other: VersionDescription) -> None:
 def test_name_differs_where_the_replicas_do() -> None:
     assert name_of(replace(VERSION, replicas=ReplicaCounts(2, 2, 1.0))) != name_of()
     assert name_of(replace(VERSION, replicas=ReplicaCounts(1, 2, 1.0))) != name_of()
+
+
+def test_many_threads_describe_their_deployments_at_once() -> None:
+    application = Application(VERSION, SETTINGS, is_crowded=False)
+    switched_each_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(max_workers=8) as threads:
+            described = list(threads.map(lambda _: application.deployment(), range(200)))
+    finally:
+        sys.setswitchinterval(switched_each_s)
+
+    assert [deployment.num_replicas for deployment in described] == [1] * 200
