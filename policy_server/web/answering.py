@@ -140,13 +140,12 @@ class PolicyAnswering:
         Raises:
             UnsupportedAnswerError: if the version can't give that kind of answer.
         """
-        version.check_answers(kind)
         space = version.space
         parse: Callable[[bytes], Row] = space.parse_raw if is_raw else space.parse_named
         if is_npy:
             width = version.signature.observation_width
             parse = partial(space.arrays.parse, is_raw=is_raw, width=width)
-        return self._asking(version, kind, parse, seed, is_raw=is_raw)
+        return self.asking(version, kind, parse, seed, is_raw=is_raw)
 
     def render(
         self,
@@ -176,45 +175,6 @@ class PolicyAnswering:
             version.log.record(question.kind, question.row, text, request_id=request_id)
         return text
 
-    def ask(
-        self,
-        kind: AnswerKind,
-        parse: Callable[[ObservationSpace], Row],
-        *,
-        is_raw: bool,
-        seed: int | None,
-        request_id: str,
-        version: PolicyVersion,
-        steps: EpisodeSteps | None = None,
-        stated: StatedStep = NOTHING_STATED,
-        deadline: float | None = None,
-    ) -> PendingAnswer:
-        """Ask for an answer that is fetched later; see `answer`.
-
-        Args:
-            kind: the kind of answer.
-            parse: gives the observation's row.
-            is_raw: whether it was `{"obs": [...]}`.
-            seed: makes the draw reproducible.
-            request_id: the name of the request in the logs.
-            version: gives the answer.
-            steps: the steps of its episode, to which this one is added; None for the zero state.
-            stated: what the client states of the episode's step before.
-            deadline: the client's own, by `time.perf_counter`; None for none.
-
-        Returns:
-            The answer, which comes later.
-
-        Raises:
-            ObservationError: if the observation is not what schema.yaml describes.
-            PolicyServerError: if the policy can't answer.
-        """
-        question = self.question(kind, parse, is_raw=is_raw, seed=seed, version=version)
-        question.deadline = deadline
-        answer = PendingAnswer(self, version, question, request_id)
-        answer.ask(steps, stated)
-        return answer
-
     def question(
         self,
         kind: AnswerKind,
@@ -224,7 +184,7 @@ class PolicyAnswering:
         seed: int | None,
         version: PolicyVersion,
     ) -> Question:
-        """Return the question about an observation; see `ask`.
+        """Return the question about an observation.
 
         Args:
             kind: the kind of answer.
@@ -237,13 +197,12 @@ class PolicyAnswering:
             ObservationError: if the observation is not what schema.yaml describes.
             UnsupportedAnswerError: if the version gives no answers of that kind.
         """
-        version.check_answers(kind)
         started = time.perf_counter()
-        question = self._asking(version, kind, parse, seed, is_raw=is_raw)(version.space)
+        question = self.asking(version, kind, parse, seed, is_raw=is_raw)(version.space)
         self.slot.metrics.observe_stage("validate", time.perf_counter() - started)
         return question
 
-    def _asking(
+    def asking(
         self,
         version: PolicyVersion,
         kind: AnswerKind,
@@ -255,7 +214,18 @@ class PolicyAnswering:
         """Return the function that makes questions of what a row is parsed from.
 
         It refuses a row that is not of the policy's width.
+
+        Args:
+            version: answers the questions.
+            kind: the kind of answer.
+            parse: gives an observation's row.
+            seed: makes the draws reproducible.
+            is_raw: whether the observations are `{"obs": [...]}`.
+
+        Raises:
+            UnsupportedAnswerError: if the version gives no answers of that kind.
         """
+        version.check_answers(kind)
         slot, space, width = self.slot, version.space, version.row_width
         number = NO_SEED if seed is None else seed
 
@@ -292,7 +262,15 @@ class PendingAnswer(Waiting, Pending):
         self._step: Waiting | None = None
 
     def ask(self, steps: EpisodeSteps | None, stated: StatedStep) -> None:
-        """Ask the question; see `PolicyAnswering.ask`."""
+        """Ask the question.
+
+        Args:
+            steps: the steps of its episode, to which this one is added; None for the zero state.
+            stated: what the client states of the episode's step before.
+
+        Raises:
+            PolicyServerError: if the policy takes no question now.
+        """
         if steps is None:
             self._version.scheduler.put(self)
         else:

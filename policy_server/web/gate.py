@@ -27,6 +27,7 @@ from policy_server.metrics import Metrics
 from policy_server.request_log import RequestLog
 from policy_server.settings import ENV_PREFIX
 from policy_server.web.cross_origin import CrossOrigin
+from policy_server.web.frame_admission import FrameAdmission
 from policy_server.web.packed_bodies import unpacked
 from policy_server.web.page_safety import PAGE_HEADERS
 from policy_server.web.problems import send_error
@@ -180,10 +181,9 @@ class Gate:
         try:
             key = self._admit_counted(route, scope, headers)
             scope["state"]["key"] = _name_of(key)
-            scope["state"]["is_admitted"] = lambda: self.is_admitted(route, key)
             check_headers(route, scope["headers"])
             stamp = self._read_timing(route, scope, headers, started)
-            share = self._begin(route, scope)
+            share = self._begin(route, scope, key)
             limited = self._limited(route, scope, headers, receive)
         except PolicyServerError as error:
             share.end()
@@ -322,12 +322,19 @@ class Gate:
             self.begin(route, None, scope["state"]["client"]).end()
             raise
 
-    def _begin(self, route: Route, scope: Scope) -> Share:
+    def _begin(self, route: Route, scope: Scope, key: AccessKey | None) -> Share:
         """Count a request that was let in, and let its route count the observations in it."""
         asked = scope["state"]
         begin = functools.partial(self.begin, route, asked["key"], asked["client"])
         share = NO_SHARE if route.access == "open" else begin()
-        asked["begin"], asked["charge"] = begin, share.charge
+        asked["charge"] = share.charge
+        if scope["type"] == "websocket":
+            asked["admission"] = FrameAdmission(
+                self.keys,
+                self.client_limits,
+                is_admitted=functools.partial(self.is_admitted, route, key),
+                begin=begin,
+            )
         return share
 
     def _check_origin(self, scope: Scope, headers: Mapping[bytes, str]) -> None:

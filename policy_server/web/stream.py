@@ -8,7 +8,7 @@ and TCP makes the client wait.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter
@@ -25,8 +25,14 @@ from policy_server.errors import (
 )
 from policy_server.http_server import FRAMES, FrameConnection
 from policy_server.metrics import Metrics
-from policy_server.observations import problem
-from policy_server.serving import NOTHING_STATED, EpisodeMemory, EpisodeSteps, PolicyVersion
+from policy_server.observations import Row, problem
+from policy_server.serving import (
+    NOTHING_STATED,
+    EpisodeMemory,
+    EpisodeSteps,
+    PolicyVersion,
+    Question,
+)
 from policy_server.web.answering import PendingAnswer, PolicyAnswering
 from policy_server.web.frame_questions import FrameQuestion, FrameQuestions, FrameSeeds
 from policy_server.web.frame_timing import NO_TIMING, gives_times, split_timing
@@ -167,6 +173,10 @@ class _Questions:
         self._wanted = wanted
         self._steps: EpisodeSteps | None = None
         self._has_times = False
+        self._observe_validation = policy.slot.metrics.stage_recorder("validate")
+        # Reads frames for the version that was asked last.
+        self._read_version: PolicyVersion | None = None
+        self._read: Callable[[Message], Question]
         self.request_id = request_id
         self.asked = 0
 
@@ -223,19 +233,28 @@ class _Questions:
                 steps = self._begin_episode(version)
             if version.previous_step.is_taken:
                 message, stated = split_frame(message)
-        return self._policy.ask(
-            self._kind,
-            lambda space: parse_frame(
-                message, space, is_raw=self._is_raw, max_bytes=self._max_frame_bytes
-            ),
-            is_raw=self._is_raw,
-            seed=self._seeds.of(self.asked),
-            request_id=self.request_id,
-            version=version,
-            steps=steps,
-            stated=stated,
-            deadline=deadline,
-        )
+        if version is not self._read_version:
+            self._read = self._reader(version)
+            self._read_version = version
+        started = time.perf_counter()
+        question = self._read(message)
+        self._observe_validation(time.perf_counter() - started)
+        question.deadline = deadline
+        seed = self._seeds.of(self.asked)
+        if seed is not None:
+            question.seed = seed
+        answer = PendingAnswer(self._policy, version, question, self.request_id)
+        answer.ask(steps, stated)
+        return answer
+
+    def _reader(self, version: PolicyVersion) -> Callable[[Message], Question]:
+        """Return the function that reads the questions in frames."""
+        space, is_raw, max_bytes = version.space, self._is_raw, self._max_frame_bytes
+
+        def parse(message: Message) -> Row:
+            return parse_frame(message, space, is_raw=is_raw, max_bytes=max_bytes)
+
+        return self._policy.asking(version, self._kind, parse, None, is_raw=is_raw)
 
     def _chosen(self) -> PolicyVersion:
         return self._policy.slot.choose(self._episode, wanted=self._wanted)

@@ -12,17 +12,17 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from starlette.types import Message, Receive, Send
 
-from policy_server.client_limits import Share
 from policy_server.errors import TooManyRequestsError
 from policy_server.http_server import FrameConnection
 from policy_server.metrics import Metrics
 from policy_server.telemetry import ACCESS_LOGGER
+from policy_server.web.frame_admission import FrameAdmission
 from policy_server.web.frame_questions import FrameQuestion, FrameQuestions
 from policy_server.web.frame_timing import stamped
 from policy_server.web.frames import answer_payload, error_answer
@@ -54,7 +54,7 @@ class StreamEnds:
         receive: ASGI's.
         send: ASGI's.
         metrics: where connections and frames are counted.
-        is_admitted: whether the key of the client is still valid.
+        admission: lets its frames in.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class StreamEnds:
 
         Args:
             route: the stream's.
-            asked: the gate's state of the handshake: the client, its key, whether that is valid,
-                and the counting of its frames.
+            asked: the gate's state of the handshake: the client, its key, and the admission of its
+                frames.
             questions: see the class.
             receive: see the class.
             send: see the class.
@@ -84,8 +84,7 @@ class StreamEnds:
         self._route = route
         self._client: str | None = asked["client"]
         self._key: str | None = asked["key"]
-        self.is_admitted: Callable[[], bool] = asked["is_admitted"]
-        self._begin: Callable[[], Share] = asked["begin"]
+        self.admission: FrameAdmission = asked["admission"]
         self._observe_answer = metrics.request_recorder(
             route.policy, route.label, _OK, key=self._key
         )
@@ -95,7 +94,7 @@ class StreamEnds:
         """Ask the question in a frame, unless the client has asked too much already."""
         received = time.perf_counter()
         try:
-            share = self._begin()
+            share = self.admission.begin()
         except TooManyRequestsError as error:
             is_text = message.get("text") is not None
             return FrameQuestion(is_text, received, self.questions.failure(error))
@@ -219,7 +218,7 @@ class AsgiStream(Stream):
                     await self._until_in_flight(0, writer)
                     await ends.close(code)
                 return code
-            if not ends.is_admitted():
+            if not ends.admission.is_admitted():
                 await self._until_in_flight(0, writer)
                 await ends.close(_POLICY_VIOLATION)
                 return _POLICY_VIOLATION
@@ -368,7 +367,7 @@ class DirectStream(Stream):
 
     def _ask(self, message: Message) -> None:
         """Ask the question in a frame, or begin to end where the key is not valid any more."""
-        if self._ends.is_admitted():
+        if self._ends.admission.is_admitted():
             self._in_flight.append(self._ends.ask(message))
             return
         self._is_ending = True
