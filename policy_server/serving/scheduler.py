@@ -263,15 +263,15 @@ class Scheduler:
                 f"{taken} observations are waiting already; try again in a second"
             )
         if taken + 1 > fitting:
-            raise self._too_slow(limits.max_wait_s * (taken + 1) / fitting)
+            raise self._too_slow()
         self._room = int(min(limits.max_queue_size, fitting))
 
-    def _too_slow(self, expected_s: float) -> OverloadedError:
+    def _too_slow(self) -> OverloadedError:
         """Count a question that can't be answered in time, and return the error for it."""
         self._metrics.count_rejected("queue_slow")
         return OverloadedError(
-            f"an answer may take {expected_s:.2g} s, more than {self._limits.max_wait_s:g} s; "
-            "try again in a second"
+            f"{self.waiting} observations are waiting, and no answer is to be expected within "
+            f"{self._limits.max_wait_s:g} s; try again in a second"
         )
 
     def _watch(self, waiting: Waiting, deadline: float) -> None:
@@ -442,12 +442,11 @@ class Scheduler:
         before = sum(map(len, self._single_calls.values()))
         while waiting:
             item, rows = waiting[0], before + min(len(waiting), most)
-            waited_s = now - item.asked
-            if not self._bound.is_too_late(waited_s, rows):
+            if not self._bound.is_too_late(now - item.asked, rows):
                 return
             waiting.popleft()
             if item.is_wanted():
-                item.fail(self._too_slow(waited_s + self._bound.expected_s(rows)))
+                item.fail(self._too_slow())
 
     def _start(
         self,

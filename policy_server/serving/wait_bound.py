@@ -14,8 +14,8 @@ from policy_server.serving.service_rate import ServiceRate
 
 __all__ = ["WaitBound"]
 
-# A call is late from this share of the bound on: the rest is for the way from and to the client.
-_LATE_SHARE = 0.9
+# An answer is late from this share of the bound on: the rest is for the way from and to the client.
+_WHOLE_SHARE = 0.9
 # One call in so many may be late.
 _CALLS_FOR_ONE_LATE = 100
 _FALL = 0.08
@@ -30,7 +30,7 @@ class WaitBound:
     """How many questions may be in front of another one.
 
     For example, with a bound of 100 ms and calls that take 2 ms a row, a question is accepted
-    behind at most 49 others, and behind fewer where such calls were answered after 90 ms.
+    behind at most 44 others, and behind fewer where such calls were answered after 90 ms.
     """
 
     def __init__(self, longest_s: float) -> None:
@@ -42,7 +42,7 @@ class WaitBound:
         self._longest_s = longest_s
         self._old_s = _OLD_SHARE * longest_s
         self._rate = ServiceRate()
-        self._share = 1.0
+        self._share = _WHOLE_SHARE
 
     @property
     def fitting(self) -> float:
@@ -64,10 +64,10 @@ class WaitBound:
             ended: when it was answered.
         """
         self._rate.observe(rows, started=started, ended=ended)
-        if ended - asked > _LATE_SHARE * self._longest_s:
+        if ended - asked > _WHOLE_SHARE * self._longest_s:
             self._share = max(self._share - _FALL, _LEAST_SHARE)
-        elif self._share < 1.0:
-            self._share = min(self._share + _RISE, 1.0)
+        elif self._share < _WHOLE_SHARE:
+            self._share = min(self._share + _RISE, _WHOLE_SHARE)
 
     def is_old(self, waited_s: float) -> bool:
         """Return whether a question has waited so long that it may be too late.
@@ -84,4 +84,5 @@ class WaitBound:
             waited_s: how long it has waited, in seconds.
             rows: how many are computed until its answer is there.
         """
-        return self.is_old(waited_s) and waited_s + self.expected_s(rows) > self._longest_s
+        expected_s = waited_s + self.expected_s(rows)
+        return self.is_old(waited_s) and expected_s > _WHOLE_SHARE * self._longest_s
