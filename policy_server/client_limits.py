@@ -18,7 +18,15 @@ from ipaddress import IPv6Address, ip_address
 from policy_server.access_keys import KeyRing
 from policy_server.errors import TooManyRequestsError
 
-__all__ = ["NO_SHARE", "Charge", "ClientLimit", "ClientLimits", "Share", "charge_nobody"]
+__all__ = [
+    "NO_SHARE",
+    "Charge",
+    "ClientLimit",
+    "ClientLimits",
+    "Share",
+    "charge_nobody",
+    "network_of",
+]
 
 Charge = Callable[[int], None]
 """Counts observations beside the one that each request counts as."""
@@ -225,7 +233,7 @@ class ClientLimits:
                 self._key_accounts[key.name] = account
 
     def _address_account(self, address: str) -> _Account:
-        network = _network_of(address)
+        network = network_of(address)
         account = self._addresses.get(network)
         if account is not None:
             self._addresses.move_to_end(network)
@@ -238,8 +246,12 @@ class ClientLimits:
 
 
 @functools.lru_cache(maxsize=1024)
-def _network_of(address: str) -> str:
-    """Return the network that is one client: an IPv4 address, or the /64 of an IPv6 one."""
+def network_of(address: str) -> str:
+    """Return the network that is one client: an IPv4 address, or the /64 of an IPv6 one.
+
+    Args:
+        address: a client's.
+    """
     try:
         known = ip_address(address)
     except ValueError:

@@ -218,6 +218,12 @@ class Settings(BaseSettings):
         description="Most requests and frames of one address that are answered at a time, else "
         "429; 0 for any number",
     )
+    max_address_connections: int = Field(
+        0,
+        ge=0,
+        description="Connections of one address that are open at a time in a web process, else "
+        "429; 0 for any number",
+    )
     episode_idle_s: float = Field(
         900.0,
         gt=0,

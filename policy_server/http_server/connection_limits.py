@@ -16,6 +16,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 
+from policy_server.http_server.address_connections import AddressConnections
 from policy_server.metrics import Metrics
 from policy_server.settings import Settings
 
@@ -37,6 +38,7 @@ class ConnectionLimits:
         max_header_bytes: the most bytes of a head.
         max_connections: the most connections at a time.
         max_pipelined: the most requests of a connection that are answered at a time.
+        max_address_connections: the most connections of one address; 0 for any number.
     """
 
     header_timeout_s: float
@@ -44,6 +46,7 @@ class ConnectionLimits:
     max_header_bytes: int
     max_connections: int
     max_pipelined: int
+    max_address_connections: int = 0
 
     @classmethod
     def of(cls, settings: Settings) -> ConnectionLimits:
@@ -54,6 +57,7 @@ class ConnectionLimits:
             max_header_bytes=settings.max_header_bytes,
             max_connections=_possible(settings.max_connections),
             max_pipelined=settings.max_pipelined,
+            max_address_connections=settings.max_address_connections,
         )
 
 
@@ -84,6 +88,7 @@ class ConnectionWatch:
 
     Attributes:
         limits: the connections'.
+        addresses: counts the connections of each address.
     """
 
     def __init__(self, limits: ConnectionLimits, metrics: Metrics | None = None) -> None:
@@ -94,6 +99,7 @@ class ConnectionWatch:
             metrics: counts refused connections; None counts none.
         """
         self.limits = limits
+        self.addresses = AddressConnections(limits.max_address_connections)
         self._metrics = metrics
         self._is_looking = False
 

@@ -18,6 +18,7 @@ from policy_server.http_server.connection_limits import (
     WatchedConnection,
 )
 from policy_server.http_server.http_protocol import HttpProtocol, Reads
+from policy_server.http_server.web_socket_protocol import WebSocketProtocol
 from policy_server.settings import ENV_PREFIX
 
 __all__ = ["LimitedHttpProtocol"]
@@ -30,7 +31,7 @@ _LINGER_S = 2.0
 _HALF_CLOSED_S = 1.0
 # How long an idle connection stays when the server ends.
 _DRAIN_S = 0.25
-_TIMEOUT, _TOO_LARGE, _UNAVAILABLE = 408, 431, 503
+_TIMEOUT, _TOO_MANY, _TOO_LARGE, _UNAVAILABLE = 408, 429, 431, 503
 
 
 class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
@@ -38,6 +39,8 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
 
     # What of a request is too large.
     _too_large: str | None = None
+    # Its connections are counted; empty where they are not.
+    _address = ""
     _is_lingering = False
     _is_draining = False
     _is_half_closed = False
@@ -86,6 +89,37 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
                 f"{most} connections are open already; try again in a second "
                 f"({ENV_PREFIX}MAX_CONNECTIONS)",
             )
+            return
+        self._address = self._watch.addresses.enter(self.client)
+        if self._watch.addresses.is_beyond(self._address):
+            most = self._limits.max_address_connections
+            self.refuse(
+                _TOO_MANY,
+                f"this address has {most} connections open already; close one, or try again in a "
+                f"second ({ENV_PREFIX}MAX_ADDRESS_CONNECTIONS)",
+            )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End; see `HttpProtocol`."""
+        self._leave()
+        super().connection_lost(exc)
+
+    def handle_websocket_upgrade(self) -> None:
+        """Hand the connection on, which its address still has; see `HttpProtocol`."""
+        is_passed_over = self._is_passed_over()
+        super().handle_websocket_upgrade()
+        if is_passed_over:
+            return
+        web_socket = self.transport.get_protocol()
+        if isinstance(web_socket, WebSocketProtocol):
+            web_socket.when_lost = self._leave
+        else:
+            # uvicorn's own says nothing of its end.
+            self._leave()
+
+    def _leave(self) -> None:
+        address, self._address = self._address, ""
+        self._watch.addresses.leave(address)
 
     def data_received(self, data: bytes) -> None:
         """Read a segment of the connection; see `HttpProtocol`."""

@@ -18,7 +18,7 @@ the thousand, and one that was open during a collection for much longer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -46,6 +46,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     """One web socket; uvicorn makes it, and it lives until the connection is lost.
 
     `uvicorn --ws policy_server.http_server.web_socket_protocol:WebSocketProtocol` takes it too.
+
+    Attributes:
+        when_lost: called once when the connection is lost; None for nothing.
     """
 
     _listener: FrameListener | None = None
@@ -53,6 +56,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     _fragments: bytearray | None = None
     _has_failed = False
     _is_lingering = False
+    when_lost: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin.
@@ -230,6 +234,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             exc: why the connection was lost; None where it was closed.
         """
         super().connection_lost(exc)
+        if self.when_lost is not None:
+            self.when_lost()
+            self.when_lost = None
         # The scope and the listener hold this protocol.
         scope: Any = getattr(self, "scope", {})
         scope.get("extensions", {}).pop(FRAMES, None)
