@@ -163,6 +163,13 @@ _FAMILIES = {
     )
 }
 
+# Those of single versions: of `model_info` there is one a policy.
+_OF_VERSIONS = [
+    family.name
+    for family in _FAMILIES.values()
+    if family.labels[:1] == ("version",) and family.kind != "gauge"
+]
+
 
 @dataclass
 class _Histogram:
@@ -212,6 +219,19 @@ class Counts:
             found = np.bincount(np.searchsorted(bounds, values), minlength=len(counts))
             histogram.counts[:] = [a + b for a, b in zip(counts, found.tolist(), strict=True)]
         histogram.total += sum(values)
+
+    def forget_version(self, policy: str, version: str) -> None:
+        """Drop the counters and histograms of a policy's version.
+
+        Args:
+            policy: the policy's name.
+            version: the version's own name.
+        """
+        for name in _OF_VERSIONS:
+            series: dict[Labels, Any]
+            for series in (self.numbers.get(name, {}), self.histograms.get(name, {})):
+                for labels in [key for key in series if (key[0], key[-1]) == (version, policy)]:
+                    del series[labels]
 
     def add(self, other: Counts) -> None:
         """Add another process's counts."""

@@ -205,6 +205,14 @@ class PolicyMetrics:
         """
         self._tally.show_sessions(self.policy, number)
 
+    def forget_version(self, version: str) -> None:
+        """Drop the counts of a version that is not loaded any more.
+
+        Args:
+            version: the version's name.
+        """
+        self._tally.forget_version(self.policy, version)
+
     def count_shadow(self, version: str, result: str, count: int) -> None:
         """Count copies that a shadow was to get.
 
@@ -282,6 +290,11 @@ class _Tally:
             self._counts.observe("shadow_call_seconds", (version, policy), seconds)
             for distance in distances:
                 self._counts.observe("shadow_distance", (version, policy), distance)
+
+    def forget_version(self, policy: str, version: str) -> None:
+        self.fold()
+        with self._lock:
+            self._counts.forget_version(policy, version)
 
     def watch_queue(self, policy: str, depth: Callable[[], int]) -> Callable[[], None]:
         def forget() -> None:

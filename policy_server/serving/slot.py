@@ -34,6 +34,8 @@ PolicyOpener = Callable[[], AbstractAsyncContextManager[OpenedPolicy]]
 # Asking a replica whether it is ready costs a call: the answer holds for this long.
 _READY_FOR_S = 1.0
 _MOST_EPISODES = 100_000
+# So many versions that are not loaded any more stay on the page of metrics.
+_MOST_UNLOADED = 16
 _UNNAMED = "version"
 
 
@@ -69,6 +71,7 @@ class PolicySlot:
         sessions: keeps the sessions of the policy.
         is_expected: returns whether a version, by its name and digest, was deployed by another
             process, and is to be loaded here.
+        on_unloaded: are called each time that a version is unloaded, so that nothing keeps it.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class PolicySlot:
         self.metrics = metrics.of(name)
         self.sessions = sessions or ProcessSessions(settings, metrics)
         self.is_expected: Callable[[str, str], Awaitable[bool]] = _is_not_expected
+        self.on_unloaded: list[Callable[[], None]] = []
         self.failure: str | None = None
         self.failures: dict[str, str] = {}
         self._streams: Counter[PolicyVersion] = Counter()
@@ -106,6 +110,8 @@ class PolicySlot:
         self._load_seconds: dict[str, float] = {}
         self._versions: dict[str, PolicyVersion] = {}
         self._resources: dict[PolicyVersion, AsyncExitStack] = {}
+        # The names of unloaded versions that are still on the page of metrics, the oldest first.
+        self._unloaded: list[str] = []
         self._traffic: Traffic | None = None
         self._episodes = Episodes(most=_MOST_EPISODES, idle_s=settings.episode_idle_s)
         self._space = ObservationSpace(schema.observations)
@@ -388,8 +394,19 @@ class PolicySlot:
         self._episodes.end(version)
         if (shadow := self._shadows.pop(name, None)) is not None:
             shadow.close()
+        for notify in self.on_unloaded:
+            notify()
         async with self._resources.pop(version):
             await version.aclose()
+        self._note_unloaded(version.label)
+
+    def _note_unloaded(self, label: str) -> None:
+        """Drop the metrics of versions that were unloaded long ago: their names never end."""
+        self._unloaded = [*(name for name in self._unloaded if name != label), label]
+        if len(self._unloaded) > _MOST_UNLOADED:
+            oldest = self._unloaded.pop(0)
+            if all(version.label != oldest for version in self._versions.values()):
+                self.metrics.forget_version(oldest)
 
     async def swap(self, open_policy: PolicyOpener, *, name: str = "") -> None:
         """Bring another version up, make it live at once, and drain those before.

@@ -56,11 +56,20 @@ class HotAnswers:
         self._sessions = sessions
         self._team = team
         self._team_sessions = team_sessions
+        self._unloaded = 0
+        for answering in policies.values():
+            answering.slot.on_unloaded.append(self._note_unloaded)
 
     @property
     def changes(self) -> int:
-        """Return how often what the gate lets pass has changed; see `HotRoutes`."""
-        return self._gate.keys.changes
+        """Return how often what the gate lets pass, or who answers, has changed; see `HotRoutes`.
+
+        A head that is remembered keeps the version that answered last, which may be unloaded.
+        """
+        return self._gate.keys.changes + self._unloaded
+
+    def _note_unloaded(self) -> None:
+        self._unloaded += 1
 
     def find(self, head: RequestHead) -> HotRoute | None:
         """Return the route of a request; None where ASGI has to answer it; see `HotRoutes`."""

@@ -177,6 +177,32 @@ async def test_shadow_is_compared_and_answers_nobody() -> None:
     assert counted["v3", "same_mode", "door"] == 20
 
 
+async def test_metrics_of_versions_end_long_after_these_were_unloaded() -> None:
+    async with slot_of_versions(planned("v0", integer_backend(ZERO), 100)) as (slot, metrics):
+        for number in range(1, 30):
+            shadow = planned(f"s{number}", integer_backend(ZERO))
+            await slot.add(shadow.open_policy, name=shadow.name)
+            slot.route({slot.current().label: 100.0}, shadows=[shadow.name])
+            await ask(slot)
+            await until(lambda: slot.shadows[f"s{number}"].report().copies == 1)  # noqa: B023 -- at once
+            await slot.swap(lambda: opened(integer_backend(ZERO)), name=f"v{number}")
+        counts = metrics.snapshot()
+
+    observations = {labels[0] for labels in counts.numbers["version_observations"]}
+    # The live one, and the 16 that were unloaded last.
+    assert observations == {
+        *(f"v{number}" for number in range(21, 30)),
+        *(f"s{number}" for number in range(22, 30)),
+    }
+    for name in ("shadow_distance", "shadow_call_seconds"):
+        assert {labels[0] for labels in counts.histograms[name]} == {
+            f"s{number}" for number in range(22, 30)
+        }
+    assert {labels[0] for labels in counts.numbers["shadow_copies"]} == {
+        f"s{number}" for number in range(22, 30)
+    }
+
+
 async def test_shadow_that_hangs_delays_nobody() -> None:
     backend = integer_backend(TWO)
     async with slot_of_versions(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 
 from policy_server.access_keys import AccessKey, KeyRing
 from policy_server.metrics import Metrics
+from policy_server.schema import parse_schema
+from policy_server.settings import Settings
+from policy_server.web import create_app
 from tests.fuzz.raw_requests import BODY, both, compare_mutants, compare_requests
 from tests.support.connections import Server, answers_in
-from tests.support.fakes import integer_backend
+from tests.support.fakes import integer_backend, opened, registry_of
 from tests.support.hot_bytes import shown
 from tests.support.pages import rendered
 from tests.support.waiting import until
-from tests.support.web import KEY, build, running
+from tests.support.web import KEY, SCHEMA, build, running
 
 REQUESTS = 2000
 MUTANTS = 2500
@@ -113,3 +119,30 @@ async def test_head_with_a_removed_key_is_hot_no_more() -> None:
     assert known == 1
     assert [answer.status for answer in answers] == [200, 200, 200, 200, 401]
     assert rendered(metrics)["key_requests_total key=old"] == 4
+
+
+async def test_heads_keep_no_version_that_was_unloaded() -> None:
+    registry = registry_of(integer_backend(), parse_schema(SCHEMA))
+    app = create_app(registry, Settings(), api_key=KEY)
+    request = (
+        b"POST /predict HTTP/1.1\r\naccess-token: %b\r\nx-robot: %d\r\ncontent-length: %d\r\n\r\n%b"
+    )
+    async with running(app):
+        server = Server(app, is_hot=True)
+        assert server.heads is not None
+        protocol, transport = server.connect()
+        # A head is remembered when it comes for the second time.
+        for robot in (1, 2, 1, 2):
+            protocol.data_received(request % (KEY.encode(), robot, len(BODY), BODY))
+            await until(lambda: not server.state.tasks)
+        known = len(server.heads)
+        before = weakref.ref(registry.default.current())
+        await registry.default.swap(lambda: opened(integer_backend(), digest="second"))
+        # The other robot does not come back.
+        protocol.data_received(request % (KEY.encode(), 1, len(BODY), BODY))
+        await until(lambda: len(answers_in(bytes(transport.written))) == 5)
+        gc.collect()
+        protocol.connection_lost(None)
+
+    assert known == 2
+    assert before() is None
