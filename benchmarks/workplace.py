@@ -43,11 +43,14 @@ _LINES_SHOWN = 3
 
 
 def clean_environment() -> dict[str, str]:
-    """Return this process's environment without settings of the server and of Ray."""
+    """Return this process's environment without settings of the server, of Ray and of Python.
+
+    With PYTHONDONTWRITEBYTECODE every start would compile the server's modules again.
+    """
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("POLICY_SERVER_", "RAY_", "UVICORN_", "PYTHONPATH"))
+        if not name.startswith(("POLICY_SERVER_", "RAY_", "UVICORN_", "PYTHON"))
     }
 
 

@@ -7,13 +7,20 @@ same by the name `app:app`. A program that mounts a policy in an application of 
 
 from __future__ import annotations
 
+import gc
 import os
 
+# All that imports make stays: collections would walk through it again and again.
+gc.disable()
+# pydantic looks through all installed packages for plugins of its own, in each process.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 # NumPy reads it at its import. Where the other core is busy, each product of two threads waits for
 # the one that has none: a large policy took thirty times as long.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from policy_server.launch import build_app, end_start
+from policy_server.launch import build_app, end_start  # noqa: E402 -- the settings above come first
+
+gc.freeze()
 
 __all__ = ["app"]
 

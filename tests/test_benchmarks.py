@@ -52,6 +52,7 @@ from benchmarks.results import (
 from benchmarks.subjects import OBSERVATION, ROOT, SUBJECTS, Workplace
 from benchmarks.targets import outcomes
 from benchmarks.websocket import BINARY, TEXT, connected, encode_frame, read_frames
+from benchmarks.workplace import clean_environment
 from policy_server.observations import ObservationSpace
 from policy_server.schema import read_schema
 from tests.support.servers import in_thread
@@ -151,6 +152,19 @@ def test_output_of_wrk_is_read(
 def test_output_of_wrk_without_figures_is_refused(text: str) -> None:
     with pytest.raises(BenchmarkError, match=r"^wrk: "):
         parse_wrk(text)
+
+
+def test_servers_start_as_with_no_variable_of_theirs_or_of_python(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "POLICY_SERVER_BACKEND", "RAY_ADDRESS"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("LANG", "C.UTF-8")
+
+    kept = clean_environment()
+
+    assert kept["LANG"] == "C.UTF-8"
+    assert not [name for name in kept if name.startswith(("PYTHON", "POLICY_SERVER_", "RAY_"))]
 
 
 def test_missing_wrk_is_one_line_that_says_how_to_install_it(

@@ -12,16 +12,18 @@ from tests.support.folders import ROOT
 
 STARTED = """
 import asyncio, gc
+known = gc.get_stats()
 from policy_server.asgi import app
+are_collected = gc.get_stats() != known
 
 async def main():
-    before = gc.get_threshold()
+    before = gc.get_threshold(), gc.isenabled()
     async with app.lifespan():
-        during = gc.get_threshold(), gc.get_freeze_count() > 0
+        during = gc.get_threshold(), gc.isenabled(), gc.get_freeze_count() > 0
     return before, during
 
-before, (threshold, is_frozen) = asyncio.run(main())
-print(threshold != before, threshold, is_frozen)
+before, during = asyncio.run(main())
+print(are_collected, before[0] != during[0], before[1], *during)
 """
 
 
@@ -45,5 +47,6 @@ def test_server_settles_the_collector_and_sets_its_log(tmp_path: Path) -> None:
         timeout=100,
     )
 
-    assert ended.stdout.splitlines()[-1].startswith("True (10000, 10, 20) True"), ended.stderr
+    line = "False True False (10000, 10, 20) True True"
+    assert ended.stdout.splitlines()[-1] == line, ended.stderr
     assert "policy_served" in ended.stderr

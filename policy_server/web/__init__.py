@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
-from policy_server.web.app import Application, create_app
+from policy_server.web.slim_fastapi import built_when_used
+
+with built_when_used():
+    from policy_server.web.app import Application, create_app
 
 __all__ = ["Application", "create_app"]

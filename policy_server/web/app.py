@@ -45,6 +45,7 @@ from policy_server.web.routes import policy_routes, server_routes
 from policy_server.web.sdk_routes import client_routes
 from policy_server.web.session_answering import SessionAnswering
 from policy_server.web.session_routes import session_routes
+from policy_server.web.slim_fastapi import without_pydantic_1
 from policy_server.web.stream import Streams, stream_hints
 from policy_server.web.team_answering import TeamAnswering
 from policy_server.web.team_routes import team_routes
@@ -57,6 +58,7 @@ logger = logging.getLogger(__name__)
 _TITLE = "Policy Server"
 
 
+@without_pydantic_1()
 def create_app(
     registry: PolicyRegistry,
     settings: Settings,

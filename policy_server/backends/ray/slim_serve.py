@@ -9,13 +9,10 @@ at its import, with a grammar that Ray never asks for.
 from __future__ import annotations
 
 import importlib
-import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib.abc import MetaPathFinder
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import ModuleType
+
+from policy_server.left_out import without_packages
 
 __all__ = ["import_serve", "without_data_frames", "write_left_out"]
 
@@ -23,41 +20,12 @@ _DATA_FRAMES = ("pandas", "pyarrow")
 _CHECKERS = ("rfc3987_syntax",)
 
 
-class _Without(MetaPathFinder):
-    """Tells one thread that packages are not installed; others may be importing them."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        """Own nothing but the thread's name.
-
-        Args:
-            names: the packages' names.
-        """
-        self._names = names
-        self._thread = threading.get_ident()
-
-    def find_spec(
-        self,
-        fullname: str,
-        path: Sequence[str] | None,  # noqa: ARG002 -- Python's own
-        target: ModuleType | None = None,  # noqa: ARG002 -- Python's own
-    ) -> None:
-        """Find nothing, and refuse the packages."""
-        if fullname in self._names and threading.get_ident() == self._thread:
-            raise ModuleNotFoundError(f"{fullname} is kept out of Ray", name=fullname)
-
-
-@contextmanager
-def without_data_frames() -> Iterator[None]:
+def without_data_frames() -> AbstractContextManager[None]:
     """Hide pandas and pyarrow from this thread while the block runs, unless they are there already.
 
     The web process may be another program's, which gets all other packages as they are.
     """
-    finder = _Without(_DATA_FRAMES)
-    sys.meta_path.insert(0, finder)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(finder)
+    return without_packages(*_DATA_FRAMES)
 
 
 def import_serve() -> None:
