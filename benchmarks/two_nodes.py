@@ -7,15 +7,12 @@ that replicas on both hosts serve one deployment, not that two machines are fast
 
 from __future__ import annotations
 
-import ctypes
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.failures import BenchmarkError
@@ -24,10 +21,9 @@ from benchmarks.processes import RunningServer, started
 from benchmarks.progress import say
 from benchmarks.subjects import ROOT
 from benchmarks.subjects.ours import OURS
+from benchmarks.two_hosts import FIRST, SECOND, two_hosts
 from benchmarks.workplace import clean_environment, fill_home
 
-_CLONE_NEWNET = 0x40000000
-_FIRST, _SECOND = "10.77.0.1", "10.77.0.2"
 _GCS_PORT, _HTTP_PORT = 6379, 8000
 _CONNECTIONS = (1, 32, 128)
 _SECONDS = 3.0
@@ -46,7 +42,7 @@ def main() -> None:
     """Measure each arrangement, and print a table."""
     try:
         check_wrk()
-        with _two_hosts() as other:
+        with two_hosts() as other:
             rows = {name: _measure(name, other) for name in _ARRANGEMENTS}
     except BenchmarkError as error:
         sys.exit(f"benchmarks: {error}")
@@ -56,47 +52,6 @@ def main() -> None:
     for name, loads in rows.items():
         cells = (f" {x.requests_per_s:,.0f} ({x.p50_ms:.2f} / {x.p99_ms:.1f}) |" for x in loads)
         sys.stdout.write(f"| {name} |{''.join(cells)}\n")
-
-
-@contextmanager
-def _two_hosts() -> Iterator[list[str]]:
-    """Move this process to a host of its own; gives what a command on the other starts with."""
-    if shutil.which("ip") is None or os.geteuid() != 0:
-        raise BenchmarkError("network namespaces need root and iproute2 (apt-get install iproute2)")
-    here, there = f"bench-{os.getpid()}-a", f"bench-{os.getpid()}-b"
-    try:
-        for name in (here, there):
-            _ip("netns", "add", name)
-            _ip("-n", name, "link", "set", "lo", "up")
-        _ip(
-            "link", "add", "bench0", "netns", here, "type", "veth", "peer", "bench1", "netns", there
-        )
-        for name, link, address in ((here, "bench0", _FIRST), (there, "bench1", _SECOND)):
-            _ip("-n", name, "address", "add", f"{address}/24", "dev", link)
-            _ip("-n", name, "link", "set", link, "up")
-        _enter(Path("/run/netns", here))
-        yield ["ip", "netns", "exec", there]
-    finally:
-        for name in (here, there):
-            _run_ip("netns", "delete", name)
-
-
-def _ip(*arguments: str) -> None:
-    done = _run_ip(*arguments)
-    if done.returncode != 0:
-        raise BenchmarkError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
-
-
-def _run_ip(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = ["ip", *arguments]
-    return subprocess.run(command, capture_output=True, text=True)  # noqa: S603 -- the command is ours
-
-
-def _enter(namespace: Path) -> None:
-    """Enter a network namespace; what is started from here on is in it too."""
-    with namespace.open() as file:
-        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _CLONE_NEWNET) != 0:
-            raise BenchmarkError(f"{namespace}: {os.strerror(ctypes.get_errno())}")
 
 
 def _measure(name: str, other: Sequence[str]) -> list[Load]:
@@ -121,20 +76,20 @@ def _measure(name: str, other: Sequence[str]) -> list[Load]:
 
             start_node = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
             start_node += ["--disable-usage-stats", "--object-store-memory=100000000"]
-            head = ["--head", f"--port={_GCS_PORT}", f"--node-ip-address={_FIRST}"]
+            head = ["--head", f"--port={_GCS_PORT}", f"--node-ip-address={FIRST}"]
             head += ["--include-dashboard=false", f"--temp-dir={scratch}/ray"]
             node = start("first.log", [*start_node, *head, f"--num-cpus={first}"])
             _wait(node, lambda: "Ray runtime started" in node.log.read_text())
             if second is not None:
-                joining = [f"--address={_FIRST}:{_GCS_PORT}", f"--node-ip-address={_SECOND}"]
+                joining = [f"--address={FIRST}:{_GCS_PORT}", f"--node-ip-address={SECOND}"]
                 joining += [f"--num-cpus={second}"]
                 far = start("second.log", [*other, *start_node, *joining])
                 _wait(far, lambda: "Ray runtime started" in far.log.read_text())
-            serve = [sys.executable, "-m", "uvicorn", "app:app", "--host", _FIRST]
+            serve = [sys.executable, "-m", "uvicorn", "app:app", "--host", FIRST]
             server = start(
                 "server.log",
                 [*serve, "--port", str(_HTTP_PORT), "--no-access-log"],
-                RAY_ADDRESS=f"{_FIRST}:{_GCS_PORT}",
+                RAY_ADDRESS=f"{FIRST}:{_GCS_PORT}",
                 POLICY_SERVER_HOME=str(scratch / "home"),
                 POLICY_SERVER_METRICS_PORT="0",
                 POLICY_SERVER_NUM_REPLICAS=str(replicas),
@@ -145,7 +100,7 @@ def _measure(name: str, other: Sequence[str]) -> list[Load]:
 
 
 def _load(name: str, server: RunningServer) -> list[Load]:
-    url, request = f"http://{_FIRST}:{_HTTP_PORT}", OURS[0].request
+    url, request = f"http://{FIRST}:{_HTTP_PORT}", OURS[0].request
     _wait(server, lambda: _answers(url, request))
     server.settle()
     say(f"{name}: under load")

@@ -134,6 +134,12 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="CPUs that a Ray cluster sets aside for a replica",
     )
+    max_call_memory_bytes: int = Field(
+        0,
+        ge=0,
+        description="Most memory that calls of a replica may take beyond what it has before the "
+        "first, in bytes; a call that needs more fails; 0 for any amount",
+    )
     direct_calls: bool = Field(
         default=True,
         description="Call replicas straight, by a socket to each; false sends calls by Ray Serve",

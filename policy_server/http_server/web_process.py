@@ -90,6 +90,7 @@ class WebProcess:
             if server.port is not None:
                 end_listening_first(server.running)
         elif server.is_supervised:
+            worker.end_with_supervisor()
             accept_clients(server.sockets)
             end_listening_first(server.running, worker.stop_serving)
 

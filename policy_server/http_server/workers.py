@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import signal
 import time
@@ -13,6 +15,8 @@ from policy_server.errors import SettingsError
 from policy_server.files.shared_folders import share_folder
 
 __all__ = ["Worker"]
+
+logger = logging.getLogger(__name__)
 
 _PURPOSE = "metrics"
 _LAST_WORD = "failed"
@@ -43,12 +47,27 @@ class Worker:
         assert parent is not None, "a worker has a supervisor"
         assert parent.pid is not None, "it was started"
         self._parent: int = parent.pid
+        self._parents_end = parent.sentinel
         shared = share_folder(_PURPOSE, parent=self._parent)
         self.folder, self.is_first = shared.path, shared.is_new
 
     def note_serving(self) -> None:
         """Note that this worker serves: one that can't start does not end it any more."""
         (self.folder / f"{_SERVING}{os.getpid()}").touch()
+
+    def end_with_supervisor(self) -> None:
+        """Stop, as by SIGTERM, once the supervisor was killed; called from the event loop.
+
+        Otherwise its workers would keep the port, and the next server could not start there.
+        """
+        loop = asyncio.get_running_loop()
+
+        def end() -> None:
+            loop.remove_reader(self._parents_end)
+            logger.warning("supervisor_lost")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        loop.add_reader(self._parents_end, end)
 
     def stop_serving(self) -> bool:
         """Note that this worker serves no more; return whether it was the last one that did."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from tests.faults import clock, processes, redis, stops
-from tests.faults.measuring import HEADS, measure
+from tests.faults import clock, network, policies, processes, redis, stops
+from tests.faults.measuring import HEADS, Fault, measure
 
-FAULTS = {**processes.FAULTS, **stops.FAULTS, **redis.FAULTS, **clock.FAULTS}
+_ROOMS = (processes, stops, redis, clock, policies, network)
+FAULTS: dict[str, Fault] = {name: fault for room in _ROOMS for name, fault in room.FAULTS.items()}
 
 
 def say(line: str) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "RECURRENT",
     "Asked",
     "Episodes",
+    "Harmful",
     "Load",
     "Question",
     "Streams",
@@ -196,6 +197,25 @@ class Tokens(Load):
         if answer.status == OK:
             step = (step + 1) % len(self.questions)
             self.states[client] = (answer.headers["x-state"] if step else "new", step)
+
+
+@dataclass
+class Harmful(Load):
+    """Clients that ask once in a while, from the fault on.
+
+    Attributes:
+        pause_s: how long they wait between two questions, in seconds.
+        begins: the fault.
+    """
+
+    pause_s: float = 1.0
+    begins: threading.Event = field(default_factory=threading.Event)
+
+    def go_on(self, client: Client) -> None:
+        """Ask, and wait."""
+        if self.begins.wait(_PAUSE_S):
+            super().go_on(client)
+            self.is_over.wait(self.pause_s)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,14 +92,11 @@ def _course(scene: Scene) -> Course:
         for load in scene.loads.values():
             asking.enter_context(load.running())
         time.sleep(_BEFORE_S)
-        pids = {first.pid, *descendants(first.pid)}
-        course = Course(time.monotonic(), pids=pids)
-        scene.happen()
-        while not scene.is_last and time.monotonic() < course.happened + scene.after_s:
-            if status_of(f"{scene.server.url}/readyz") != OK:
-                course.ready_s = time.monotonic() - course.happened
-            time.sleep(0.1)
-            pids |= {scene.server.process.pid, *descendants(scene.server.process.pid)}
+        course = Course(time.monotonic(), pids={first.pid, *descendants(first.pid)})
+        with ThreadPoolExecutor(1) as pool:
+            looking = pool.submit(_look, scene, course)
+            scene.happen()
+            looking.result()
         if scene.is_last:
             first.wait(_STOP_TIMEOUT_S)
             course.stop_s = time.monotonic() - course.happened
@@ -108,6 +106,15 @@ def _course(scene: Scene) -> Course:
         scene.server.process.wait(_STOP_TIMEOUT_S)
         course.stop_s = time.monotonic() - stopped
     return course
+
+
+def _look(scene: Scene, course: Course) -> None:
+    """See whether the server is ready, from the fault on."""
+    while not scene.is_last and time.monotonic() < course.happened + scene.after_s:
+        if status_of(f"{scene.server.url}/readyz") != OK:
+            course.ready_s = time.monotonic() - course.happened
+        course.pids |= {scene.server.process.pid, *descendants(scene.server.process.pid)}
+        time.sleep(0.1)
 
 
 def _left(pids: set[int], folder: Path) -> str:

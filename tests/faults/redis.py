@@ -34,14 +34,17 @@ def recurrent_home(folder: Path) -> Path:
 
 @contextmanager
 def _with_redis(
-    folder: Path, happen: Callable[[RedisServer, Callable[[], RedisServer]], None]
+    folder: Path,
+    happen: Callable[[RedisServer, Callable[[], RedisServer]], None],
+    *,
+    backend: str,
 ) -> Iterator[Scene]:
     """Serve sessions that a Redis keeps, beside requests without a session."""
     data, socket = folder / "data", folder / "redis.sock"
     data.mkdir()
     environment = {
         "TMPDIR": str(folder),
-        "POLICY_SERVER_BACKEND": "local",
+        "POLICY_SERVER_BACKEND": backend,
         "POLICY_SERVER_SESSIONS_URL": f"unix://{socket}",
     }
     with ExitStack() as running:
@@ -71,9 +74,19 @@ def _still(redis: RedisServer, _: Callable[[], RedisServer]) -> None:
     os.kill(redis.child.process.pid, signal.SIGCONT)
 
 
+_KILLED, _STILL = (
+    f"Redis killed, started again after {_AWAY_S:g} s",
+    f"Redis stopped for {_AWAY_S:g} s",
+)
+
+
+def _fault(told: str, happen: Callable[..., None], backend: str) -> Fault:
+    return Fault(told, partial(_with_redis, happen=happen, backend=backend))
+
+
 FAULTS = {
-    "redis": Fault(
-        f"Redis killed, started again after {_AWAY_S:g} s", partial(_with_redis, happen=_killed)
-    ),
-    "redis-still": Fault(f"Redis stopped for {_AWAY_S:g} s", partial(_with_redis, happen=_still)),
+    "redis": _fault(_KILLED, _killed, "ray"),
+    "redis-still": _fault(_STILL, _still, "ray"),
+    "redis-local": _fault(f"{_KILLED}, BACKEND=local", _killed, "local"),
+    "redis-still-local": _fault(f"{_STILL}, BACKEND=local", _still, "local"),
 }

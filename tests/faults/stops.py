@@ -103,5 +103,9 @@ FAULTS = {
     "again-local": Fault(
         "the same start, BACKEND=local", partial(_starting_again, backend="local")
     ),
+    "again-workers": Fault(
+        "two web processes and their parent killed, and others started at once",
+        partial(_starting_again, backend="ray", workers=2),
+    ),
     "neighbour": Fault("one of two servers on a machine killed: the other one", _side_by_side),
 }

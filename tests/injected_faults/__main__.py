@@ -8,18 +8,20 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.injected_faults.commands import COMMANDS, outcomes_of
-from tests.injected_faults.layer import CONTROL, Control, Fault, Kind, build_layer
+from tests.injected_faults.layer import CONTROL, Control, Fault, Faults, Kind, build_layer
 from tests.injected_faults.outcomes import COLUMNS, Outcome, line_of
 from tests.injected_faults.servers import STEPS, outcomes_of_steps
 
-FAULTS: dict[str, Callable[[int], Fault]] = {
-    "one operation (EIO)": lambda number: Fault(number, error=errno.EIO),
-    "disk full from then on": lambda number: Fault(
-        number, Kind.OPEN | Kind.WRITE, errno.ENOSPC, is_lasting=True
+# Smaller ones take the memory that is there already, mostly.
+_LARGE_BYTES = 65_536
+FAULTS = {
+    "one operation (EIO)": Fault(1, error=errno.EIO),
+    "disk full from then on": Fault(1, Kind.OPEN | Kind.WRITE, errno.ENOSPC, is_lasting=True),
+    "one allocation of 64 KiB or more": Fault(
+        1, Kind.ALLOCATE, errno.ENOMEM, least_bytes=_LARGE_BYTES
     ),
 }
 
@@ -40,12 +42,7 @@ def main() -> int:
         bad: list[Outcome] = []
         for each in options.names or [*COMMANDS, *STEPS]:
             for told, fault in FAULTS.items():
-
-                def faults(
-                    operations: int, fault: Callable[[int], Fault] = fault
-                ) -> Iterator[Fault]:
-                    return map(fault, range(1, operations + 1, options.every))
-
+                faults = Faults(fault, options.every)
                 if each in COMMANDS:
                     outcomes = list(outcomes_of(COMMANDS[each], control, place, faults))
                 else:

@@ -16,7 +16,7 @@ from policy_server.commands.command_line import run
 from policy_server.commands.program import Commands
 from policy_server.engine.cache import OUTCOME_FILE
 from policy_server.formats.model_files import digest_of_file
-from tests.injected_faults.layer import Control, Fault
+from tests.injected_faults.layer import Control, Fault, Faults
 from tests.injected_faults.outcomes import Outcome
 from tests.support.library_policies import POLICIES
 
@@ -107,7 +107,7 @@ COMMANDS = {
 
 
 def outcomes_of(
-    command: Command, control: Control, place: Path, faults: Callable[[int], Iterator[Fault]]
+    command: Command, control: Control, place: Path, faults: Faults
 ) -> Iterator[Outcome]:
     """Run a command with one fault after the other.
 
@@ -115,7 +115,7 @@ def outcomes_of(
         command: the command.
         control: arms the layer, which this process was started with.
         place: a folder for its files.
-        faults: gives the faults for a number of operations.
+        faults: the faults.
 
     Yields:
         The outcome of each fault.
@@ -133,12 +133,12 @@ def outcomes_of(
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             _in_this_process(words, folder)
         _begin(command, folder)
-        control.arm(folder, Fault(2**40))
+        control.arm(folder, faults.never)
         status, _, told = _forked(words, folder)
         assert not status, told
         control.disarm()
         operations, after = control.counted, _contents(folder)
-        for fault in faults(operations):
+        for fault in faults.each(operations):
             yield _outcome(command, words, control, folder, fault, (before, after))
     finally:
         sys.executable = own

@@ -1,4 +1,4 @@
-/* Makes one operation on files fail: the n-th of those that a control file counts.
+/* Makes one operation on files or memory fail: the n-th of those that a control file counts.
 
    Loaded in front of the C library (LD_PRELOAD) into the processes of a test. All of them share the
    control file (FAULT_CONTROL), which layer.py writes: its layout stands there too. */
@@ -19,7 +19,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { OPENS = 1, WRITES = 2, SYNCS = 4, NAMES = 8, READS = 16 };
+enum { OPENS = 1, WRITES = 2, SYNCS = 4, NAMES = 8, READS = 16, ALLOCATIONS = 32 };
 
 struct control {
     char folder[1024];
@@ -27,6 +27,7 @@ struct control {
     int32_t error;
     int64_t first;
     int64_t most;
+    int64_t least_bytes;
     _Atomic int64_t counted;
     _Atomic int64_t failed;
 };
@@ -92,6 +93,43 @@ static int path_fails(uint32_t kind, int folder, const char *path)
 static int file_fails(uint32_t kind, int file)
 {
     return control && (control->kinds & kind) && is_file_below(file) && fails_now();
+}
+
+static int memory_fails(size_t size)
+{
+    return control && (control->kinds & ALLOCATIONS) && size >= (size_t)control->least_bytes
+           && fails_now();
+}
+
+void *__libc_malloc(size_t size);
+void *__libc_calloc(size_t count, size_t size);
+void *__libc_realloc(void *old, size_t size);
+void *__libc_memalign(size_t alignment, size_t size);
+
+void *malloc(size_t size)
+{
+    return memory_fails(size) ? NULL : __libc_malloc(size);
+}
+
+void *calloc(size_t count, size_t size)
+{
+    return memory_fails(count * size) ? NULL : __libc_calloc(count, size);
+}
+
+void *realloc(void *old, size_t size)
+{
+    return memory_fails(size) ? NULL : __libc_realloc(old, size);
+}
+
+void *aligned_alloc(size_t alignment, size_t size)
+{
+    return memory_fails(size) ? NULL : __libc_memalign(alignment, size);
+}
+
+int posix_memalign(void **made, size_t alignment, size_t size)
+{
+    *made = memory_fails(size) ? NULL : __libc_memalign(alignment, size);
+    return *made ? 0 : ENOMEM;
 }
 
 #define REAL(name) \

@@ -1,4 +1,4 @@
-"""The layer that makes one operation on files fail, and its control."""
+"""The layer that makes one operation on files or memory fail, and its control."""
 
 from __future__ import annotations
 
@@ -7,31 +7,33 @@ import errno
 import mmap
 import os
 import struct
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.support.processes import program, run
 
-__all__ = ["CHANGES", "CONTROL", "Control", "Fault", "Kind", "build_layer"]
+__all__ = ["CHANGES", "CONTROL", "Control", "Fault", "Faults", "Kind", "build_layer"]
 
 CONTROL = "FAULT_CONTROL"
 """The variable that names the control file."""
 
 _SOURCE = Path(__file__).with_name("layer.c")
 # As `struct control` of layer.c.
-_LAYOUT = struct.Struct("1024sIiqqqq")
+_LAYOUT = struct.Struct("1024sIiqqqqq")
 _COUNTS = struct.Struct("qq")
-_ALL_LATER = 2**40
+_ALL_LATER = _NEVER = 2**40
 
 
 class Kind(enum.IntFlag):
-    """Operations on files and folders, as layer.c numbers them."""
+    """Operations on files, folders and memory, as layer.c numbers them."""
 
     OPEN = 1
     WRITE = 2
     SYNC = 4
     NAME = 8
     READ = 16
+    ALLOCATE = 32
 
 
 CHANGES = Kind.OPEN | Kind.WRITE | Kind.SYNC | Kind.NAME
@@ -46,12 +48,41 @@ class Fault:
         kinds: the operations that count.
         error: the error number.
         is_lasting: whether all operations after it fail too, as on a full disk.
+        least_bytes: only allocations of so many bytes or more count.
     """
 
     number: int
     kinds: Kind = CHANGES
     error: int = errno.ENOSPC
     is_lasting: bool = False
+    least_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Faults of one kind, each at another operation.
+
+    Attributes:
+        fault: one of them.
+        every: the distance between the operations that fail.
+    """
+
+    fault: Fault
+    every: int = 1
+
+    @property
+    def never(self) -> Fault:
+        """Return a fault of this kind that does not come: the operations are counted."""
+        return replace(self.fault, number=_NEVER)
+
+    def each(self, operations: int) -> Iterator[Fault]:
+        """Give the faults.
+
+        Args:
+            operations: how many operations there are.
+        """
+        for number in range(1, operations + 1, self.every):
+            yield replace(self.fault, number=number)
 
 
 class Control:
@@ -74,13 +105,14 @@ class Control:
         """Count from 0, and let the operation fail that the fault names.
 
         Args:
-            folder: only what lies in it counts.
+            folder: only what lies in it counts, and all allocations.
             fault: the operation.
         """
         most = _ALL_LATER if fault.is_lasting else 1
         name = os.fsencode(folder.resolve())
         self.disarm()
-        self._memory[:] = _LAYOUT.pack(name, fault.kinds, fault.error, fault.number, most, 0, 0)
+        numbers = (fault.number, most, fault.least_bytes, 0, 0)
+        self._memory[:] = _LAYOUT.pack(name, fault.kinds, fault.error, *numbers)
 
     def disarm(self) -> None:
         """Let nothing fail; the counts stay."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from tests.injected_faults.layer import Control, Fault
+from tests.injected_faults.layer import Control, Fault, Faults
 from tests.injected_faults.outcomes import Outcome
 from tests.support.library_policies import POLICIES, cases_of
 from tests.support.server_processes import Server, running_server, started_server
@@ -26,6 +26,7 @@ _ADMIN_KEY = "admin-key-of-the-test"
 _VERSIONS = "/admin/policies/default"
 _UPLOAD = (POLICIES / POLICY / "policy.zip").read_bytes()
 _START_TIMEOUT_S = 120.0
+_BATCH = [case["observation"] for case in cases_of(POLICY)] * 500
 _ALL = 100.0
 _TOLERANCE = 1e-4
 
@@ -57,6 +58,10 @@ class Admin:
         """Unload version b."""
         return self._client.delete(f"{_VERSIONS}/versions/b")
 
+    def ask(self) -> httpx.Response:
+        """Ask for the distributions of many observations."""
+        return self._client.post("/distribution/batch", json=_BATCH)
+
     def shares(self) -> dict[str, float]:
         """Return each version's share of the questions."""
         found: list[dict[str, Any]] = self._client.get(_VERSIONS).json()["versions"]
@@ -65,15 +70,17 @@ class Admin:
 
 @dataclass(frozen=True)
 class Step:
-    """A change of a server's versions.
+    """A request to a server: most change its versions.
 
     Attributes:
-        act: the change; None for the start of a server.
+        act: the request; None for the start of a server.
         before: the changes that come before it.
+        is_change: whether it changes the versions.
     """
 
     act: Act | None
     before: tuple[Act, ...] = ()
+    is_change: bool = True
 
 
 STEPS = {
@@ -82,18 +89,17 @@ STEPS = {
     "promote": Step(Admin.promote, (Admin.deploy,)),
     "rollback": Step(Admin.roll_back, (Admin.deploy, Admin.promote)),
     "undeploy": Step(Admin.undeploy, (Admin.deploy,)),
+    "batch": Step(Admin.ask, is_change=False),
 }
 
 
-def outcomes_of_steps(
-    step: Step, place: Path, faults: Callable[[int], Iterator[Fault]]
-) -> Iterator[Outcome]:
+def outcomes_of_steps(step: Step, place: Path, faults: Faults) -> Iterator[Outcome]:
     """Let a server do a step with one fault after the other.
 
     Args:
         step: the change, or the start.
         place: a folder for the server's files.
-        faults: gives the faults for a number of operations.
+        faults: the faults.
 
     Yields:
         The outcome of each fault.
@@ -101,10 +107,10 @@ def outcomes_of_steps(
     control, home = Control.of_this_process(), place / "served" / "home"
     if step.act is None:
         _fill(home)
-        control.arm(home, Fault(2**40))
+        control.arm(home, faults.never)
         with running_server(home.parent, environment=_environment(home)):
             control.disarm()
-        for fault in faults(control.counted):
+        for fault in faults.each(control.counted):
             yield _outcome_of_a_start(control, home, fault)
         return
     _fill(home)
@@ -112,14 +118,14 @@ def outcomes_of_steps(
         admin = Admin(server)
         _undone(admin)
         _done(admin, step.before)
-        control.arm(home, Fault(2**40))
+        control.arm(home, faults.never)
         step.act(admin).raise_for_status()
         control.disarm()
         operations = control.counted
-        for fault in faults(operations):
+        for fault in faults.each(operations):
             _undone(admin)
             _done(admin, step.before)
-            yield _outcome_of_a_change(server, home, admin, step.act, fault)
+            yield _outcome_of_a_change(server, home, admin, step, fault)
 
 
 def _environment(home: Path) -> dict[str, str]:
@@ -157,25 +163,30 @@ def _undone(admin: Admin) -> None:
 
 
 def _outcome_of_a_change(
-    server: Server, home: Path, admin: Admin, act: Act, fault: Fault
+    server: Server, home: Path, admin: Admin, step: Step, fault: Fault
 ) -> Outcome:
+    assert step.act is not None, "a start is another function's"
     control, before = Control.of_this_process(), admin.shares()
     control.arm(home, fault)
-    answer = act(admin)
-    control.disarm()
+    try:
+        answer = step.act(admin)
+    except httpx.TransportError as error:
+        return Outcome(fault, "not told in one line", f"{error!r} {server.output()[-500:]}")
+    finally:
+        control.disarm()
     if not control.failed:
         return Outcome(fault, "not reached")
-    told = f"{answer.status_code} {answer.text}"
+    told = f"{answer.status_code} {answer.text[:500]}"
     shares, kept = admin.shares(), _kept(home)
     is_new = shares != before
-    if is_new != answer.is_success or (kept is not None and kept != shares):
+    if is_new != (answer.is_success and step.is_change) or (kept is not None and kept != shares):
         return Outcome(fault, "half replaced", f"{told} {before} {shares} {kept}")
     if not _answers(server):
         return Outcome(fault, "half replaced", f"{told}: another answer")
     if not answer.is_success and not isinstance(answer.json()["detail"], str):
         return Outcome(fault, "not told in one line", told)
     if not answer.is_success:
-        wait_until(partial(_succeeds, act, admin), timeout_s=60)
+        wait_until(partial(_succeeds, step.act, admin), timeout_s=60)
     return Outcome(fault, "done all the same" if answer.is_success else "refused in one line")
 
 

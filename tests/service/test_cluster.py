@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import zipfile
@@ -22,7 +21,8 @@ import httpx
 import pytest
 
 from tests.support.folders import EXPORTS
-from tests.support.processes import child, command_line, descendants, is_running
+from tests.support.processes import command_line, descendants
+from tests.support.ray_nodes import OPEN, end_node, running_node
 from tests.support.server_processes import (
     Server,
     compiled_home_of,
@@ -36,9 +36,7 @@ from tests.support.waiting import wait_until
 pytestmark = [pytest.mark.service, pytest.mark.timeout(300)]
 
 CASES = json.loads((EXPORTS / "ppo_discrete" / "cases.json").read_text())
-OPEN = {"RAY_AUTH_MODE": "disabled"}
 TOLERANCE = 1e-5
-_NODE_TIMEOUT_S = 60.0
 # Every address of 127.0.0.0/8 is this machine: each node has one, as if it were another machine.
 HEAD, OTHER = "127.0.0.1", "127.0.0.2"
 
@@ -61,32 +59,6 @@ class Cluster:
     def environment(self) -> Mapping[str, str]:
         """Return what a server needs to join."""
         return {**OPEN, "RAY_ADDRESS": self.address, "POLICY_SERVER_NUM_REPLICAS": "2"}
-
-
-def end_node(node: subprocess.Popen[str]) -> None:
-    """End a node as a power failure would."""
-    below = descendants(node.pid)
-    node.kill()
-    node.wait(30)
-    for pid in filter(is_running, below):
-        os.kill(pid, signal.SIGKILL)
-
-
-@contextmanager
-def running_node(address: str, log: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a node with one core as `ray start` does, and end it as a power failure would."""
-    command = (
-        f"-m ray.scripts.scripts start --block --num-cpus=1 --node-ip-address={address} "
-        "--object-store-memory=100000000 --disable-usage-stats"
-    )
-    words = (sys.executable, *command.split(), *arguments)
-    with child(*words, log=log, environment={**os.environ, **OPEN}) as node:
-        node.wait_until(lambda: "Ray runtime started" in node.output(), timeout_s=_NODE_TIMEOUT_S)
-        try:
-            yield node.process
-        finally:
-            if node.process.poll() is None:
-                end_node(node.process)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.support.folders import EXPORTS, ROOT
-from tests.support.processes import command_line, descendants, run
+from tests.support.processes import command_line, descendants, is_running, run
 from tests.support.server_processes import (
     KEY,
     compiled_home_of,
@@ -167,6 +167,24 @@ def test_sigterm_loses_no_request_of_clients_that_connect_again(tmp_path: Path) 
         assert lost == []
         assert {*answered} == {httpx.codes.OK}
         assert server.process.wait(60) in (0, -signal.SIGTERM)
+
+
+def test_workers_end_with_their_supervisor_and_the_next_server_has_the_port(
+    tmp_path: Path,
+) -> None:
+    home, port = compiled_home_of("ppo_discrete", tmp_path / "home"), free_port()
+    environment = {"POLICY_SERVER_BACKEND": "local", "TMPDIR": str(tmp_path)}
+    with running_server(home, "--workers", "2", environment=environment, port=port) as server:
+        server.child.wait_until(lambda: server.output().count("Application startup complete") == 2)
+        workers = descendants(server.process.pid)
+
+        server.process.kill()
+        with running_server(home, "--workers", "2", environment=environment, port=port) as another:
+            answer = httpx.get(f"{another.url}/readyz")
+        wait_until(lambda: not any(map(is_running, workers)))
+
+    assert answer.status_code == httpx.codes.OK
+    assert not list(tmp_path.glob("ps-*"))
 
 
 @pytest.mark.parametrize("has_others", [True, False], ids=["one by one", "all at once"])

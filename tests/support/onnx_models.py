@@ -14,6 +14,8 @@ from onnx import helper, numpy_helper
 __all__ = [
     "FAILING",
     "HARMLESS",
+    "HUNGRY",
+    "LASTING",
     "UNKNOWN",
     "Shape",
     "actor",
@@ -24,8 +26,11 @@ __all__ = [
     "write_model",
 ]
 
-# Observations of `failing_actor`'s: an ordinary one, and those that it fails on or gives NaN for.
+# Observations of `failing_actor`'s: an ordinary one, and those that it fails on, gives NaN for,
+# takes 4 GB for, or computes for minutes, if it is a lasting one.
 HARMLESS, FAILING, UNKNOWN = [0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 7e4], [0.1, 0.2, 7e4, 0.4]
+HUNGRY, LASTING = [0.1, 60_100.0, 0.3, 0.4], [63_000.0, 0.2, 0.3, 0.4]
+_PRODUCTS = 300
 Array = NDArray[Any]
 Shape = Sequence[int | str]
 
@@ -117,12 +122,14 @@ def actor(
     )
 
 
-def failing_actor(folder: Path) -> Path:
+def failing_actor(folder: Path, *, is_lasting: bool = False) -> Path:
     """Write a policy that fails, or gives NaN, for numbers above 60,000, which no probe has.
 
     The last number is looked up in a table of that length, the one before is taken from that
-    number under a root; the second one above it is the length of a tensor, times 10 million.
+    number under a root; the second one above it is the length of a tensor, times 10 million. In a
+    lasting policy the first one above it is the width of matrices, of which many are multiplied.
     """
+    products = _products() if is_lasting else [node("Identity", ["none"], ["multiplied"])]
     ending = [
         *(
             node("Constant", [], [name], value_ints=[place])
@@ -151,6 +158,27 @@ def failing_actor(folder: Path) -> Path:
         node("Add", ["whole", "one"], ["at_least_one"]),
         node("ConstantOfShape", ["at_least_one"], ["filled"]),
         node("ReduceSum", ["filled"], ["sum"], keepdims=0),
-        node("Sum", ["net", "nothing", "nothing_or_nan", "sum"], ["logits"]),
+        *products,
+        node("Sum", ["net", "nothing", "nothing_or_nan", "sum", "multiplied"], ["logits"]),
     ]
     return actor(folder, *ending)
+
+
+def _products() -> list[Any]:
+    """Return the product of many square matrices, which are as wide as the first number says."""
+    return [
+        node("Constant", [], ["first"], value_ints=[0]),
+        node("Gather", ["obs", "first"], ["lasting"], axis=1),
+        node("Sub", ["lasting", "most"], ["lasting_over"]),
+        node("Relu", ["lasting_over"], ["lasting_or_not"]),
+        node("ReduceMax", ["lasting_or_not"], ["widest"], keepdims=0),
+        node("Cast", ["widest"], ["width"], to=onnx.TensorProto.INT64),
+        node("Add", ["width", "one"], ["at_least_one_wide"]),
+        node("Concat", ["at_least_one_wide", "at_least_one_wide"], ["square"], axis=0),
+        node("ConstantOfShape", ["square"], ["product0"]),
+        *(
+            node("MatMul", [f"product{i}", "product0"], [f"product{i + 1}"])
+            for i in range(_PRODUCTS)
+        ),
+        node("ReduceSum", [f"product{_PRODUCTS}"], ["multiplied"], keepdims=0),
+    ]

@@ -16,6 +16,7 @@ from ray.serve.schema import LoggingConfig
 
 from policy_server.backends.ray.ledger import PolicyFiles
 from policy_server.backends.ray.own_ray import REPLICA_ENVIRONMENT
+from policy_server.backends.ray.replica_limits import ReplicaLimits
 from policy_server.backends.ray.replica_list import remove_addresses
 from policy_server.backends.ray.replicas import PolicyReplica
 from policy_server.backends.replica_counts import ReplicaCounts
@@ -74,7 +75,7 @@ class Application:
 
     Attributes:
         version: the policy version.
-        settings: the engine, and the longest time of a request.
+        settings: the engine, the longest time of a request, and the memory of calls.
         is_crowded: whether replicas have to ask Ray for CPUs, because other programs use it too.
     """
 
@@ -87,7 +88,8 @@ class Application:
         """Return the application's name, such as `policy-default-1f2e3d4c5b6a`."""
         counts = self.version.replicas
         replicas = (counts.fewest, counts.most, counts.cpus)
-        contents = f"{self.digest} {replicas} {self.settings.engine}"
+        settings = (self.settings.engine, self.settings.max_call_memory_bytes)
+        contents = f"{self.digest} {replicas} {settings}"
         digest = hashlib.sha256(contents.encode()).hexdigest()
         return f"policy-{self.version.name}-{digest[:12]}"
 
@@ -128,6 +130,9 @@ class Application:
             self.digest,
             application=self.name,
             socket_folder=socket_folder,
+            limits=ReplicaLimits(
+                self.settings.request_timeout_s, self.settings.max_call_memory_bytes
+            ),
         )
         target = serve.RunTarget(bound, name=self.name, route_prefix=None)
         # Ray Serve's own wait asks once a second; a call is answered as soon as a replica is up.

@@ -231,12 +231,20 @@ class RayBackend:
         return False
 
     async def is_ready(self) -> bool:
-        """Return whether an observation would be answered now."""
+        """Return whether an observation would be answered now.
+
+        Where replicas are connected they tell: Ray Serve may be late on a busy machine, or dead.
+        """
+        timeout_s = min(_READY_TIMEOUT_S, self._timeout_s)
+        if self._direct is not None and self._direct.is_connected:
+            if await self._direct.has_pulse(timeout_s=timeout_s):
+                return True
+            if self._direct.is_connected:
+                return False
         if not self._has_ray:
-            is_connected = self._direct is not None and self._direct.is_connected
-            return is_connected or self._stand_in is not None
+            return self._stand_in is not None
         try:
-            async with asyncio.timeout(_READY_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 await self._ask_serve("describe")
         except (TimeoutError, RayError, RayServeException, PolicyServerError, _RayHasDiedError):
             return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -66,7 +67,13 @@ OnAnswer = Callable[["ConnectedReplica", AskedCall, PolicyOutputs | PolicyServer
 
 
 class ConnectedReplica:
-    """A replica with the calls that it has, over a connection for short frames and one for long."""
+    """A replica with the calls that it has, over a connection for short frames and one for long.
+
+    Attributes:
+        address: the replica's.
+        is_proved: whether both connections are open.
+        heard_at: when its last frame came, by `time.monotonic`.
+    """
 
     def __init__(
         self,
@@ -87,6 +94,8 @@ class ConnectedReplica:
         self._on_end = on_end
         self._calls: dict[int, AskedCall] = {}
         self._pinged_at = math.inf
+        self._pulse: asyncio.Future[None] | None = None
+        self.heard_at = -math.inf
         self._short = _Line(self)
         self._long = _Line(self)
 
@@ -141,10 +150,23 @@ class ConnectedReplica:
             self._pinged_at = now
             self._short.send(bare_frame(FrameKind.PING, 0))
 
+    def pulse(self) -> asyncio.Future[None]:
+        """Ping it though it is not late, and return a future that ends with its answer.
+
+        The future is cancelled where the connection ends.
+        """
+        if self._pulse is None or self._pulse.done():
+            self._pulse = asyncio.get_running_loop().create_future()
+            self._short.send(bare_frame(FrameKind.PING, 0))
+        return self._pulse
+
     def received(self, kind: int, number: int, body: Body) -> None:
         """Take a frame; see `FrameReceiver`."""
+        self.heard_at = time.monotonic()
         if kind == FrameKind.PONG:
             self._pinged_at = math.inf
+            if self._pulse is not None and not self._pulse.done():
+                self._pulse.set_result(None)
             return
         if kind not in (FrameKind.ANSWER, FrameKind.ERROR):
             raise FrameError(f"a frame of kind {kind}")
@@ -166,6 +188,8 @@ class ConnectedReplica:
     def ended(self) -> None:
         """Take note that one of the connections has ended."""
         self.close("its other connection has ended")
+        if self._pulse is not None:
+            self._pulse.cancel()
         if self.is_proved:
             self.is_proved = False
             for call in self._calls.values():

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from policy_server.backends.ray.call_frames import call_frame
 from policy_server.backends.ray.call_times import DuplicateBudget, UsualTimes
@@ -36,6 +38,13 @@ _GRACE_S = 0.001
 _LOOK_AGAIN_S = 0.02
 # A replica that has been still for so long computes nothing: asking another one is no more work.
 _STILL_S = 0.25
+# The second one has to be still for so many times as long before a third is asked, and so on: an
+# observation on which the policy hangs holds up few of many.
+_PATIENCE = 4.0
+# A replica that ends after it was still for so long has hung.
+_HUNG_S = 1.0
+
+logger = logging.getLogger(__name__)
 
 Answered = Callable[[PolicyOutputs | Exception], None]
 
@@ -97,6 +106,25 @@ class DirectCalls:
     def is_connected(self) -> bool:
         """Return whether there is any connection."""
         return bool(self._replicas)
+
+    async def has_pulse(self, *, timeout_s: float) -> bool:
+        """Return whether a replica has answered of late, or answers a ping in time.
+
+        Args:
+            timeout_s: how long ago "of late" is, and the longest wait for a ping, in seconds.
+        """
+        replicas, since = list(self._replicas.values()), time.monotonic() - timeout_s
+        if any(replica.heard_at > since for replica in replicas):
+            return True
+        pending = {replica.pulse() for replica in replicas}
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while pending:
+                    first = asyncio.FIRST_COMPLETED
+                    done, pending = await asyncio.wait(pending, return_when=first)
+                    if not all(pulse.cancelled() for pulse in done):
+                        return True
+        return False
 
     async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
         """Answer observations; see `ask`.
@@ -176,7 +204,7 @@ class DirectCalls:
         if self._calls.pop(call.number, None) is None:
             return
         if replica is call.first:
-            self._times.observe(call.rows, time.monotonic() - call.asked)
+            self._times.observe(call.rows, replica.heard_at - call.asked)
         if call.replicas:
             call.withdraw()
         call.answered(outcome)
@@ -184,6 +212,8 @@ class DirectCalls:
     def _lose(self, replica: ConnectedReplica) -> None:
         """Take note of the end of a connection: its calls are lost unless others have them too."""
         if not self._is_closing:
+            if replica.is_still_since(time.monotonic() - _HUNG_S):
+                logger.error("replica_hung", extra={"replica": replica.address.replica})
             self._on_lost(replica.address.replica)
         for call in replica.calls:
             if not call.replicas and self._calls.pop(call.number, None) is not None:
@@ -225,8 +255,10 @@ class DirectCalls:
             for replica in self._replicas.values()
             if not replica.is_still and replica not in call.replicas
         ]
-        is_free = all(replica.is_still_since(now - _STILL_S) for replica in call.replicas)
-        if others and (is_free or self._budget.take()):
+        count = len(call.replicas)
+        since = now - _STILL_S * _PATIENCE ** (count - 1)
+        is_free = all(replica.is_still_since(since) for replica in call.replicas)
+        if others and (is_free or (count == 1 and self._budget.take())):
             min(others, key=ConnectedReplica.load).send(call)
             call.look_at = now + self._times.late_after(call.rows)
 

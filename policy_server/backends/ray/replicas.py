@@ -11,6 +11,11 @@ import ray
 
 from policy_server.backends.ray.call_server import CallServer, failure_of
 from policy_server.backends.ray.ledger import PolicyFiles
+from policy_server.backends.ray.replica_limits import (
+    ReplicaLimits,
+    bound_memory,
+    end_if_a_call_hangs,
+)
 from policy_server.backends.ray.replica_list import announce
 from policy_server.engine.cache import decode
 from policy_server.engine.network import NetworkPolicy
@@ -41,6 +46,7 @@ class PolicyReplica:
         *,
         application: str = "",
         socket_folder: Path | None = None,
+        limits: ReplicaLimits | None = None,
     ) -> None:
         """Own the policy for as long as the replica lives.
 
@@ -52,6 +58,7 @@ class PolicyReplica:
                 calls by Ray Serve only.
             socket_folder: the folder for the socket that takes direct calls, where all of Ray is on
                 this machine; None for a port of its machine's address.
+            limits: of its calls; None for none.
 
         Raises:
             NotReadyError: if no machine has the files at the moment: Ray Serve tries again.
@@ -61,6 +68,8 @@ class PolicyReplica:
         self._calls: CallServer | None = None
         self._application = application
         self._socket_folder = socket_folder
+        self._limits = limits
+        self._watch: asyncio.Task[None] | None = None
         with files.opened() as folder:
             try:
                 self._policy = _load(folder, schema, digest)
@@ -71,9 +80,14 @@ class PolicyReplica:
                     f"the policy can't be loaded: {type(error).__name__}: {error}"
                 )
                 self._failure.__cause__ = error
+        if limits is not None:
+            bound_memory(limits.call_memory_bytes)
 
     async def check_health(self) -> None:
         """Take direct calls from now on; Ray Serve asks once a second, and before it calls."""
+        if self._watch is None and self._limits is not None:
+            # In the event loop that computes the calls.
+            self._watch = asyncio.create_task(end_if_a_call_hangs(self._limits.longest_call_s))
         if self._calls is None and self._application:
             context = ray.get_runtime_context()
             self._calls = CallServer(

@@ -58,12 +58,14 @@ class SharedRay:
         """
         self._call = call
         self._settings = settings
-        self._own = OwnRay(settings, server=os.getppid())
+        # Where it was killed, this process has another parent.
+        self._server = os.getppid()
+        self._own = OwnRay(settings, server=self._server)
         self._dead: list[OwnRay] = []
         self._dead_folders: list[Path] = []
         self._watched: list[WatchedProcess] = []
         self._settling: asyncio.Task[None] | None = None
-        self._folder = share_folder("workers", parent=os.getppid()).path
+        self._folder = share_folder("workers", parent=self._server).path
         self._entry = self._folder / f"member-{os.getpid()}"
         self._has_started = False
         self._lock: AsyncExitStack | None = None
@@ -91,7 +93,7 @@ class SharedRay:
         """See `Membership.rejoin`."""
         if self._has_started:
             self._dead.append(self._own)
-            self._own = OwnRay(self._settings, server=os.getppid())
+            self._own = OwnRay(self._settings, server=self._server)
             self._has_started = False
         await self._unlock()
         await self._disconnect()
@@ -141,7 +143,7 @@ class SharedRay:
             return
         if self._has_started:
             await self._call(self._own.end_processes)
-        for folder in rays_of(os.getppid()):
+        for folder in rays_of(self._server):
             await self._call(end_ray_in, folder)
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -184,7 +186,7 @@ class SharedRay:
         return True
 
     def _start(self) -> None:
-        for folder in rays_of(os.getppid()):
+        for folder in rays_of(self._server):
             if not (folder / _LEDGER).exists():
                 # The worker that began to start it was killed.
                 end_ray_in(folder)

@@ -24,9 +24,9 @@ VERSION = VersionDescription(
 SETTINGS = Settings()
 
 
-def name_of(version: VersionDescription = VERSION) -> str:
+def name_of(version: VersionDescription = VERSION, settings: Settings = SETTINGS) -> str:
     """Return the name of a version's application."""
-    return Application(version, SETTINGS, is_crowded=False).name
+    return Application(version, settings, is_crowded=False).name
 
 
 def test_name_tells_the_policy_and_not_the_access_key() -> None:
@@ -53,6 +53,7 @@ def test_name_differs_where_the_answers_may(other: VersionDescription) -> None:
 def test_name_differs_where_the_replicas_do() -> None:
     assert name_of(replace(VERSION, replicas=ReplicaCounts(2, 2, 1.0))) != name_of()
     assert name_of(replace(VERSION, replicas=ReplicaCounts(1, 2, 1.0))) != name_of()
+    assert name_of(settings=Settings(max_call_memory_bytes=10**9)) != name_of()
 
 
 def test_many_threads_describe_their_deployments_at_once() -> None:

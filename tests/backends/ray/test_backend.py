@@ -248,6 +248,42 @@ async def test_backend_without_ray_is_ready_while_replicas_are_connected() -> No
     assert handle.asked == 0
 
 
+async def test_backend_is_ready_while_replicas_answer_though_ray_serve_does_not() -> None:
+    replicas, handle = Replicas(lambda _: ANSWER), HangingHandle()
+    backend, _ = backend_over(handle, replicas)
+    await backend.connect()
+    try:
+        is_ready_before_a_call = await backend.is_ready()
+        await backend.infer(INPUTS)
+        is_ready = await backend.is_ready()
+    finally:
+        await backend.aclose()
+        replicas.end()
+
+    assert (is_ready_before_a_call, is_ready) == (True, True)
+    assert handle.asked == 0
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["stands still", "ends"])
+async def test_backend_is_not_ready_where_its_only_replica(ends: bool) -> None:  # noqa: FBT001 -- a parameter
+    replicas, handle = Replicas(lambda _: ANSWER), HangingHandle()
+    backend, _ = backend_over(handle, replicas, timeout_s=0.1)
+    await backend.connect()
+    try:
+        replicas.threads[0].freeze()
+        asking = asyncio.create_task(backend.is_ready())
+        await turns()
+        if ends:
+            replicas.listed.clear()
+            replicas.threads[0].end_without_answers()
+        is_ready = await asking
+    finally:
+        await backend.aclose()
+        replicas.end()
+
+    assert not is_ready
+
+
 async def test_policy_of_this_process_answers_while_no_ray_does() -> None:
     hanging, answering, stand_in = HangingHandle(), RaysHandle(), summing_backend()
     backend, _ = backend_over(hanging)

@@ -299,6 +299,47 @@ async def test_replica_that_stands_still_is_not_asked_for_a_late_call_either() -
     assert not in_two_places
 
 
+async def test_observation_on_which_the_policy_hangs_holds_up_few_of_many_replicas() -> None:
+    is_let_go = threading.Event()
+
+    def hanging(inputs: PolicyInputs) -> PolicyOutputs:
+        if inputs.observations[0, 0] < 0:
+            assert is_let_go.wait(TIMEOUT_S)
+        return doubled(inputs)
+
+    replicas = Replicas(*[hanging] * 6)
+    async with connected(replicas) as calls:
+        await warmed(calls)
+        asked = time.monotonic()
+        hung = calls.ask(inputs_of(-1), lambda _: None)
+        # Longer than it takes to ask each of them, if none was spared.
+        while time.monotonic() < asked + 0.8:
+            assert number_in(await calls.infer(inputs_of(1))) == 2
+        held_up = len(hung.replicas)
+        is_let_go.set()
+        await until(lambda: calls.capacity == 6)
+
+    assert held_up == 2
+
+
+async def test_replica_that_ends_after_it_stood_still_has_hung(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    replicas = Replicas(doubled, doubled)
+    async with connected(replicas) as calls:
+        await warmed(calls)
+        replicas.threads[0].freeze()
+        began = time.monotonic()
+        while time.monotonic() < began + 1.3:
+            await calls.infer(inputs_of(1))
+        replicas.listed.pop(0)
+        replicas.threads[0].end_without_answers()
+        await until(lambda: replicas.lost == ["a0"])
+
+    hung = [vars(record)["replica"] for record in caplog.records if record.msg == "replica_hung"]
+    assert hung == ["a0"]
+
+
 async def test_only_replica_that_freezes_is_waited_for() -> None:
     replicas = Replicas(doubled)
     async with connected(replicas) as calls:

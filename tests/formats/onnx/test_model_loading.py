@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -575,6 +576,22 @@ def test_call_whose_time_depends_on_values_is_not_computed_in_the_event_loop(
 
     assert isinstance(policy, OnnxRuntimePolicy)
     assert policy.seconds_for(1) >= 1e-3
+
+
+def test_memory_of_a_large_call_is_given_back(tmp_path: Path) -> None:
+    failing_actor(tmp_path)
+    policy = load(tmp_path, engine="onnxruntime")
+    large = PolicyInputs.of(np.array([[0.1, 60_010.0, 0.3, 0.4]], np.float32))
+
+    def mapped_bytes() -> int:
+        [line] = re.findall(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(line) * 1024
+
+    before = mapped_bytes()
+    policy.infer(large)
+
+    # The tensor alone had 400 MB.
+    assert mapped_bytes() - before < 100e6
 
 
 def test_engine_that_is_asked_for_computes_the_policy(tmp_path: Path) -> None:

@@ -1,0 +1,90 @@
+"""The limits of a replica: how long one of its calls may take, and how much memory calls may have.
+
+Nothing outside can end a call that a policy computes. Its process can end, and Ray Serve starts
+another one in its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["ReplicaLimits", "bound_memory", "end_if_a_call_hangs"]
+
+logger = logging.getLogger(__name__)
+
+# A machine that is short of time may hold a process up for as long, and another one is no faster.
+_SHORTEST_HANG_S = 5.0
+# For Ray's own threads, whose stacks count.
+_BESIDE_CALLS_BYTES = 256 * 1024 * 1024
+_STDERR = 2
+
+
+@dataclass(frozen=True)
+class ReplicaLimits:
+    """The limits of a replica.
+
+    Attributes:
+        longest_call_s: the longest that a call may take, in seconds; at least five are allowed.
+        call_memory_bytes: the most memory that calls may take beyond what the process had before
+            the first; 0 for any amount.
+    """
+
+    longest_call_s: float
+    call_memory_bytes: int = 0
+
+
+async def end_if_a_call_hangs(
+    longest_call_s: float, *, shortest_s: float = _SHORTEST_HANG_S, look_every_s: float = 1.0
+) -> None:
+    """Watch the event loop until cancelled: one that a call holds up for too long ends the process.
+
+    The process writes to its standard error where each of its threads stood. The watch needs
+    neither the event loop nor Python's lock, which a call may hold.
+
+    Args:
+        longest_call_s: see `ReplicaLimits`.
+        shortest_s: the least that a call may take, in seconds, whatever is said.
+        look_every_s: how much later than that the end comes at most, in seconds.
+    """
+    limit_s = max(longest_call_s, shortest_s) + look_every_s
+    try:
+        while True:
+            faulthandler.dump_traceback_later(limit_s, file=_STDERR, exit=True)
+            await asyncio.sleep(look_every_s)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def bound_memory(call_memory_bytes: int) -> None:
+    """Let what comes from here on take a bounded amount of memory; more is a MemoryError.
+
+    Linux counts what a process has mapped for itself (`RLIMIT_DATA`), the stacks of its threads
+    too; elsewhere nothing is bounded, and a warning says so.
+
+    Args:
+        call_memory_bytes: see `ReplicaLimits`.
+    """
+    if not call_memory_bytes:
+        return
+    try:
+        import resource
+
+        limit = _mapped_bytes() + _BESIDE_CALLS_BYTES + call_memory_bytes
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        if hard == resource.RLIM_INFINITY or limit < hard:
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    except (ImportError, OSError, ValueError) as error:
+        logger.warning("memory_not_bounded", extra={"reason": repr(error)[:300]})
+
+
+def _mapped_bytes() -> int:
+    """Return how much memory this process has mapped for itself alone, as `RLIMIT_DATA` counts."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, text = line.partition(":")
+        if name == "VmData":
+            return int(text.split()[0]) * 1024
+    raise ValueError("the system does not tell VmData")

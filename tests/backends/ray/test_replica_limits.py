@@ -1,0 +1,78 @@
+"""The limits of a replica: a call that hangs ends its process, one that takes too much fails."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.support.processes import run
+
+# What a replica does, without Ray: calls are computed in the event loop that is watched.
+WATCHED = """
+import asyncio, re, time
+from policy_server.backends.ray.replica_limits import end_if_a_call_hangs
+
+async def main():
+    watch = asyncio.create_task(end_if_a_call_hangs(0.2, shortest_s=0, look_every_s=0.1))
+    for _ in range(8):
+        await asyncio.sleep(0.1)
+    {call}
+    await asyncio.sleep(0.2)
+    print("it goes on")
+    watch.cancel()
+
+asyncio.run(main())
+"""
+HANGS = {
+    "without the lock": "time.sleep(60)",
+    # A pattern that backtracks keeps Python's lock until its end.
+    "with the lock": "re.match('(a*)*b', 'a' * 64)",
+}
+
+
+@pytest.mark.parametrize("call", HANGS.values(), ids=HANGS)
+def test_process_whose_event_loop_is_held_up_ends_and_tells_where(call: str) -> None:
+    ended = run(sys.executable, "-c", WATCHED.format(call=call), status=1, timeout_s=30)
+
+    assert "it goes on" not in ended.stdout
+    assert "Timeout" in ended.stderr
+    assert "main" in ended.stderr
+
+
+def test_process_whose_calls_are_short_goes_on() -> None:
+    ended = run(sys.executable, "-c", WATCHED.format(call="time.sleep(0.1)"), timeout_s=30)
+
+    assert ended.stdout == "it goes on\n"
+    assert not ended.stderr
+
+
+BOUNDED = """
+import numpy as np
+from policy_server.backends.ray.replica_limits import bound_memory
+{before}
+bound_memory({most})
+small = np.empty(10_000_000, np.uint8)
+try:
+    large = np.empty(1_000_000_000, np.uint8)
+except MemoryError:
+    print("a MemoryError")
+print(len(np.empty(10_000_000, np.uint8)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("most", "before", "is_refused"),
+    [
+        (100_000_000, "", True),
+        # What the policy itself has is not counted.
+        (100_000_000, "policy = np.empty(1_000_000_000, np.uint8)", True),
+        (1_000_000_000, "", False),
+        (0, "", False),
+    ],
+    ids=["more than allowed", "beside a large policy", "allowed", "any amount"],
+)
+def test_memory_of_calls_is_bounded(most: int, before: str, is_refused: bool) -> None:  # noqa: FBT001 -- a parameter
+    ended = run(sys.executable, "-c", BOUNDED.format(most=most, before=before), timeout_s=60)
+
+    assert ended.stdout == ("a MemoryError\n" if is_refused else "") + "10000000\n"

@@ -1,0 +1,103 @@
+"""Policies that fail, hang or take too much memory on some observations, beside ordinary ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from tests.faults.load import Harmful, Load, Question
+from tests.faults.measuring import Fault, Scene
+from tests.support.onnx_models import (
+    FAILING,
+    HUNGRY,
+    LASTING,
+    UNKNOWN,
+    failing_actor,
+)
+from tests.support.server_processes import KEY, running_server
+
+__all__ = ["FAULTS"]
+
+_ROUTE = "/predict_deterministic_raw"
+_OBSERVATIONS = 32
+_TIMEOUT_S = 5
+_MEMORY_BYTES = 1_000_000_000
+_AFTER_S = 25.0
+
+
+@contextmanager
+def _serving(
+    folder: Path,
+    hostile: Sequence[Sequence[float]],
+    *,
+    backend: str = "ray",
+    replicas: int = 1,
+    pause_s: float = 1.0,
+    **settings: str,
+) -> Iterator[Scene]:
+    """Serve a policy that onnxruntime computes; from the fault on one client asks what harms it."""
+    home = folder / "home"
+    home.mkdir()
+    model = failing_actor(home, is_lasting=True)
+    (home / "schema.yaml").write_text(f"parameters: {{api_key: {KEY}, discrete: true}}")
+    environment = {
+        "TMPDIR": str(folder),
+        "POLICY_SERVER_BACKEND": backend,
+        "POLICY_SERVER_ENGINE": "onnxruntime",
+        "POLICY_SERVER_NUM_REPLICAS": str(replicas),
+        "POLICY_SERVER_REQUEST_TIMEOUT_S": str(_TIMEOUT_S),
+        **settings,
+    }
+    with running_server(home, environment=environment) as server:
+        harmful = Harmful(server.url, [_question(row) for row in hostile], 1, pause_s=pause_s)
+        loads = {"all others": Load(server.url, _questions(model)), "those": harmful}
+        yield Scene(server, loads, harmful.begins.set, after_s=_AFTER_S)
+
+
+def _questions(model: Path) -> list[Question]:
+    """Return ordinary observations, with the modes that onnxruntime gives here."""
+    session = onnxruntime.InferenceSession(model)
+    rows = np.random.default_rng(0).random((_OBSERVATIONS, 4), np.float32)
+    modes = [int(session.run(None, {"obs": row[None]})[0].argmax()) for row in rows]
+    return [
+        _question(row.tolist(), partial(_is_mode, mode))
+        for row, mode in zip(rows, modes, strict=True)
+    ]
+
+
+def _is_mode(mode: int, answer: dict[str, Any]) -> bool:
+    return bool(answer["actions"] == [mode])
+
+
+def _question(row: Sequence[float], is_right: Callable[[Any], bool] = bool) -> Question:
+    return Question(_ROUTE, json.dumps({"obs": list(row)}), is_right)
+
+
+def _fault(told: str, *hostile: Sequence[float], **options: Any) -> Fault:  # noqa: ANN401 -- those of `_serving`
+    return Fault(told, partial(_serving, hostile=hostile, **options))
+
+
+_BOUND = {"POLICY_SERVER_MAX_CALL_MEMORY_BYTES": str(_MEMORY_BYTES)}
+_ONCE_S = 1000.0
+
+FAULTS = {
+    "fails": _fault(
+        "observations that fail or give NaN, ten a second", FAILING, UNKNOWN, pause_s=0.1
+    ),
+    "fails-local": _fault(
+        "the same, BACKEND=local", FAILING, UNKNOWN, backend="local", pause_s=0.1
+    ),
+    "hangs": _fault("an observation that takes minutes", LASTING, pause_s=_ONCE_S),
+    "hangs-two": _fault(
+        "an observation that takes minutes, two replicas", LASTING, replicas=2, pause_s=_ONCE_S
+    ),
+    "hangs-local": _fault("the same, BACKEND=local", LASTING, backend="local", pause_s=_ONCE_S),
+    "eats": _fault("an observation that takes 4 GB, where calls may take 1 GB", HUNGRY, **_BOUND),
+}
