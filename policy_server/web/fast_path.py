@@ -17,7 +17,7 @@ from policy_server.web.answering import PolicyAnswering
 from policy_server.web.media_types import is_npy
 from policy_server.web.problems import error_response
 from policy_server.web.route_table import AnswerRoute, RouteTable
-from policy_server.web.team_answering import TeamAnswering
+from policy_server.web.team_answering import StepRequest, TeamAnswering
 
 __all__ = ["FastPath"]
 
@@ -95,17 +95,15 @@ def _answering_one(policy: PolicyAnswering, route: AnswerRoute) -> Answering:
 
 def _answering_team(team: TeamAnswering, route: AnswerRoute) -> Answering:
     async def answer(body: bytes, asked: Mapping[str, Any]) -> tuple[bytes, Iterable[Header]]:
-        return await team.answer(
-            route.kind,
-            body,
-            is_raw=route.is_raw,
-            is_npy=is_npy(asked["content_type"]),
+        step = StepRequest(
+            route,
+            content_type=asked["content_type"],
             request_id=asked["request_id"],
             episode=asked["episode"],
             wanted=asked["version"],
             deadline=asked["deadline"],
-            charge=asked["charge"],
         )
+        return await team.answer(body, step, charge=asked["charge"])
 
     return answer
 

@@ -9,9 +9,13 @@ from policy_server.serving.team import TeamVersions
 from policy_server.serving.team_steps import TeamMemory
 from policy_server.web.hot_answering import AdmittedHead, HotDecision, HotReply
 from policy_server.web.hot_sessions import InTurn
-from policy_server.web.media_types import is_npy
 from policy_server.web.session_answering import SessionStep
-from policy_server.web.team_answering import TeamAnswering, TeamStep, version_headers
+from policy_server.web.team_answering import (
+    StepRequest,
+    TeamAnswering,
+    TeamStep,
+    version_headers,
+)
 from policy_server.web.team_session_answering import TeamSessionAnswering
 
 __all__ = ["HotTeam", "HotTeamSession"]
@@ -32,7 +36,6 @@ class HotTeam(HotDecision):
         """
         super().__init__(admitted)
         self._team = team
-        self._is_npy = is_npy(self.content_type)
 
     def ask(self, body: bytes, connection: Connection, own: OwnParts) -> None:
         """Begin a request, and finish it now or later; see `HotRoute.ask`."""
@@ -49,17 +52,15 @@ class HotTeam(HotDecision):
         self, body: bytes, request_id: str, deadline: float | None
     ) -> tuple[TeamStep, TeamVersions]:
         """Return the step in a body; see `TeamAnswering.lone_step`."""
-        route = self.route
-        return self._team.lone_step(
-            route.kind,
-            body,
-            is_raw=route.is_raw,
-            is_npy=self._is_npy,
+        step = StepRequest(
+            self.route,
+            content_type=self.content_type,
             request_id=request_id,
             episode=self.episode,
             wanted=self.wanted,
             deadline=deadline,
         )
+        return self._team.lone_step(body, step)
 
 
 class _TeamRequest(HotReply):

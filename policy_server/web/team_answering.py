@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -15,19 +16,44 @@ from policy_server.errors import (
     UnsupportedEncodingError,
 )
 from policy_server.observations import parse_agents
-from policy_server.policy import AnswerKind
 from policy_server.serving import NOTHING_STATED, Answer
 from policy_server.serving.team import Team, TeamVersions, agent_seed, naming_agent
 from policy_server.serving.team_steps import AgentQuestion, AskedTeam, TeamMemory
 from policy_server.settings import ENV_PREFIX
 from policy_server.web.answering import PolicyAnswering, render_answer
 from policy_server.web.frames import split_values
+from policy_server.web.media_types import is_npy
 from policy_server.web.pending import Pending
+from policy_server.web.route_table import AnswerRoute
 
-__all__ = ["TeamAnswering", "TeamStep", "refuse_array", "version_headers"]
+__all__ = ["StepRequest", "TeamAnswering", "TeamStep", "refuse_array", "version_headers"]
 
 # As many mistakes as one observation's answer names.
 _MOST_PROBLEMS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class StepRequest:
+    """A request for a step of a team, but for the observations.
+
+    Attributes:
+        route: the route that is asked: the kind of answer, and whether observations are raw.
+        content_type: of the body that they are in.
+        seed: makes the draws reproducible; see `agent_seed`.
+        request_id: the name of the request in the logs.
+        episode: of a step by itself, the id of its episode, which stays on one version of each
+            policy.
+        wanted: of a step by itself, the versions that are asked for; see `Team.wanted_versions`.
+        deadline: the client's own, by `time.perf_counter`; None for none.
+    """
+
+    route: AnswerRoute
+    content_type: str = ""
+    seed: int | None = None
+    request_id: str = ""
+    episode: str = ""
+    wanted: str = ""
+    deadline: float | None = None
 
 
 class TeamAnswering:
@@ -48,31 +74,13 @@ class TeamAnswering:
         self._max_agents = max_agents
 
     async def answer(
-        self,
-        kind: AnswerKind,
-        body: bytes,
-        *,
-        is_raw: bool,
-        is_npy: bool = False,
-        seed: int | None = None,
-        request_id: str = "",
-        episode: str = "",
-        wanted: str = "",
-        deadline: float | None = None,
-        charge: Charge = charge_nobody,
+        self, body: bytes, asked: StepRequest, *, charge: Charge = charge_nobody
     ) -> tuple[bytes, list[tuple[bytes, bytes]]]:
         """Answer a step that belongs to no episode, each agent from the zero state.
 
         Args:
-            kind: the kind of answer, of all agents.
-            body: the JSON of their observations.
-            is_raw: whether all of them are `{"obs": [...]}`.
-            is_npy: whether the body is an array in npy format instead.
-            seed: makes the draws reproducible; see `agent_seed`.
-            request_id: the name of the request in the logs.
-            episode: the id of their episode, which stays on one version of each policy.
-            wanted: the versions that are asked for; see `Team.wanted_versions`.
-            deadline: the client's own, by `time.perf_counter`; None for none.
+            body: the JSON of the agents' observations.
+            asked: the request.
             charge: counts the agents behind the first.
 
         Returns:
@@ -82,76 +90,37 @@ class TeamAnswering:
             UnsupportedEncodingError: if the body is an array.
             PolicyServerError: as `step` and `TeamStep.fetch` raise it.
         """
-        step, versions = self.lone_step(
-            kind,
-            body,
-            is_raw=is_raw,
-            is_npy=is_npy,
-            seed=seed,
-            request_id=request_id,
-            episode=episode,
-            wanted=wanted,
-            deadline=deadline,
-        )
+        step, versions = self.lone_step(body, asked)
         charge(step.agents - 1)
         return await step.fetch(), version_headers(versions, has_memory=False)
 
-    def lone_step(
-        self,
-        kind: AnswerKind,
-        body: bytes,
-        *,
-        is_raw: bool,
-        is_npy: bool = False,
-        seed: int | None = None,
-        request_id: str = "",
-        episode: str = "",
-        wanted: str = "",
-        deadline: float | None = None,
-    ) -> tuple[TeamStep, TeamVersions]:
+    def lone_step(self, body: bytes, asked: StepRequest) -> tuple[TeamStep, TeamVersions]:
         """Return a step that belongs to no episode, which is not asked for yet; see `answer`.
 
         Returns:
             The step, and the versions that answer it.
         """
-        refuse_array(is_npy=is_npy)
-        versions = TeamVersions(episode, self.team.wanted_versions(wanted))
-        step = self.step(
-            kind,
-            parse_agents(body),
-            is_raw=is_raw,
-            versions=versions,
-            seed=seed,
-            request_id=request_id,
-            deadline=deadline,
-        )
-        return step, versions
+        refuse_array(asked.content_type)
+        versions = TeamVersions(asked.episode, self.team.wanted_versions(asked.wanted))
+        return self.step(parse_agents(body), asked, versions=versions), versions
 
     def step(
         self,
-        kind: AnswerKind,
         observations: Mapping[str, Any],
+        asked: StepRequest,
         *,
-        is_raw: bool,
         versions: TeamVersions,
-        seed: int | None = None,
-        request_id: str = "",
         memory: TeamMemory | None = None,
-        deadline: float | None = None,
     ) -> TeamStep:
         """Return the next step of a team, which is not asked for yet.
 
         Args:
-            kind: the kind of answer, of all agents.
             observations: the values of each agent's observation, by its id: named or raw; raw for a
                 policy that takes no others. With a memory they may stand beside what is stated of
                 the step before.
-            is_raw: whether all of them are `{"obs": [...]}`.
+            asked: the request.
             versions: answer the agents, one of each policy.
-            seed: makes the draws reproducible; see `agent_seed`.
-            request_id: the name of the request in the logs.
             memory: the memories of the episode, which the step advances; None for the zero states.
-            deadline: the client's own, by `time.perf_counter`; None for none.
 
         Raises:
             BodyTooLargeError: if there are too many agents.
@@ -166,18 +135,9 @@ class TeamAnswering:
             )
         questions, problems = [], []
         for agent, values in observations.items():
-            own_seed = None if seed is None else agent_seed(seed, agent)
             try:
                 questions.append(
-                    self._question(
-                        agent,
-                        values,
-                        kind,
-                        is_raw=is_raw,
-                        versions=versions,
-                        seed=own_seed,
-                        has_memory=memory is not None,
-                    )
+                    self._question(agent, values, asked, versions, has_memory=memory is not None)
                 )
             except ObservationError as error:
                 problems += error.problems
@@ -186,32 +146,30 @@ class TeamAnswering:
         if problems:
             raise ObservationError(problems[:_MOST_PROBLEMS])
         for item in questions:
-            item.question.deadline = deadline
-        return TeamStep(questions, memory, most=self._max_agents, request_id=request_id)
+            item.question.deadline = asked.deadline
+        return TeamStep(questions, memory, most=self._max_agents, request_id=asked.request_id)
 
     def _question(
         self,
         agent: str,
         values: Any,  # noqa: ANN401 -- what the client sent
-        kind: AnswerKind,
-        *,
-        is_raw: bool,
+        asked: StepRequest,
         versions: TeamVersions,
-        seed: int | None,
+        *,
         has_memory: bool,
     ) -> AgentQuestion:
         slot = self.team.slot_of(agent)
-        is_flat = is_raw or slot.schema.observations is None
+        is_flat = asked.route.is_raw or slot.schema.observations is None
         stated = NOTHING_STATED
         try:
             version = versions.of(slot)
             if has_memory and version.previous_step.is_taken:
                 values, stated = split_values(values)
             question = self._policies[slot.name].question(
-                kind,
+                asked.route.kind,
                 lambda space: space.parse_values(values, is_raw=is_flat),
                 is_raw=is_flat,
-                seed=seed,
+                seed=None if asked.seed is None else agent_seed(asked.seed, agent),
                 version=version,
             )
         except PolicyServerError as error:
@@ -219,16 +177,16 @@ class TeamAnswering:
         return AgentQuestion(agent, slot, version, question, stated)
 
 
-def refuse_array(*, is_npy: bool) -> None:
+def refuse_array(content_type: str) -> None:
     """Refuse the body of a team's step that is an array.
 
     Args:
-        is_npy: whether it is one in npy format.
+        content_type: of the body.
 
     Raises:
         UnsupportedEncodingError: if it is.
     """
-    if is_npy:
+    if is_npy(content_type):
         raise UnsupportedEncodingError("an array is one observation; send a team's as JSON")
 
 

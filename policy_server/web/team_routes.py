@@ -14,7 +14,7 @@ from policy_server.serving import NOTHING_STATED, SessionRecord
 from policy_server.serving.state_tokens import STATE_HEADER
 from policy_server.serving.team_sessions import TeamSessions
 from policy_server.web.json_bodies import JsonRoute
-from policy_server.web.media_types import JSON, is_npy
+from policy_server.web.media_types import JSON
 from policy_server.web.route_table import AnswerRoute, RouteTable, SessionRoutes
 from policy_server.web.routes import ROUTE_TEXTS, Seed
 from policy_server.web.session_answering import SessionStep
@@ -26,7 +26,7 @@ from policy_server.web.session_routes import (
     Step,
     add_session_pages,
 )
-from policy_server.web.team_answering import TeamAnswering, refuse_array
+from policy_server.web.team_answering import StepRequest, TeamAnswering, refuse_array
 from policy_server.web.team_session_answering import TeamSessionAnswering
 
 __all__ = ["team_routes"]
@@ -151,18 +151,16 @@ def _endpoint(answering: TeamAnswering, route: AnswerRoute) -> Callable[..., Awa
         if asked.state_token:
             message = "A team has no state token; its sessions and streams keep a memory"
             raise ObservationError([problem("state_token", ["header", STATE_HEADER], message)])
-        text, headers = await answering.answer(
-            route.kind,
-            await request.body(),
-            is_raw=route.is_raw,
-            is_npy=is_npy(asked.content_type),
+        step = StepRequest(
+            route,
+            content_type=asked.content_type,
             seed=seed,
             request_id=asked.request_id,
             episode=asked.episode,
             wanted=asked.version,
             deadline=asked.deadline,
-            charge=asked.charge,
         )
+        text, headers = await answering.answer(await request.body(), step, charge=asked.charge)
         response = Response(text, media_type=JSON)
         response.raw_headers += headers
         return response
@@ -183,7 +181,7 @@ def _step_endpoint(
         request: Request, session_id: str, number: int | None, seed: int | None
     ) -> Response:
         asked = request.state
-        refuse_array(is_npy=is_npy(asked.content_type))
+        refuse_array(asked.content_type)
         step = SessionStep(
             session_id,
             number,

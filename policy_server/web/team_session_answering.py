@@ -8,7 +8,12 @@ from policy_server.serving.team_sessions import TeamSessions
 from policy_server.serving.team_steps import TeamMemory
 from policy_server.web.route_table import AnswerRoute
 from policy_server.web.session_answering import SessionStep, digest_of
-from policy_server.web.team_answering import TeamAnswering, TeamStep, version_headers
+from policy_server.web.team_answering import (
+    StepRequest,
+    TeamAnswering,
+    TeamStep,
+    version_headers,
+)
 
 __all__ = ["TeamSessionAnswering"]
 
@@ -75,16 +80,8 @@ class TeamSessionAnswering:
         memory, seed = turn.memory, step.seed
         if seed is None and route.kind == "predict":
             seed = memory.step_seed
-        made = self._team.step(
-            route.kind,
-            parse_agents(body),
-            is_raw=route.is_raw,
-            versions=memory.versions,
-            seed=seed,
-            request_id=step.request_id,
-            memory=memory,
-            deadline=step.deadline,
-        )
+        asked = StepRequest(route, seed=seed, request_id=step.request_id, deadline=step.deadline)
+        made = self._team.step(parse_agents(body), asked, versions=memory.versions, memory=memory)
         step.charge(made.agents - 1)
         return made
 

@@ -19,7 +19,7 @@ from policy_server.web.frames import parse_team_frame, reset_in
 from policy_server.web.pending import Pending
 from policy_server.web.problems import describe_error
 from policy_server.web.route_table import AnswerRoute
-from policy_server.web.team_answering import TeamAnswering
+from policy_server.web.team_answering import StepRequest, TeamAnswering
 
 __all__ = ["TeamQuestions"]
 
@@ -126,16 +126,13 @@ class TeamQuestions:
         # A policy without memory may change its version from frame to frame.
         pinned = self._memory.versions.chosen
         versions = TeamVersions(self._episode, self._wanted, chosen=dict(pinned))
-        step = self._answering.step(
-            self._route.kind,
-            values,
-            is_raw=self._route.is_raw,
-            versions=versions,
+        asked = StepRequest(
+            self._route,
             seed=self._seeds.of(self.asked),
             request_id=self.request_id,
-            memory=self._memory,
             deadline=deadline,
         )
+        step = self._answering.step(values, asked, versions=versions, memory=self._memory)
         for policy, version in versions.chosen.items():
             if version.signature.memory and policy not in pinned:
                 pinned[policy] = version
