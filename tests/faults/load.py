@@ -235,6 +235,9 @@ class Streams(Load):
             except InvalidHandshake as error:
                 status = error.response.status_code if isinstance(error, InvalidStatus) else 0
                 self.sent.append(Asked(time.monotonic(), status, 0.0, is_right=True))
+            except ConnectionClosed:
+                # Before the handshake.
+                self.sent.append(Asked(time.monotonic(), 0, 0.0, is_right=True))
             except OSError:
                 time.sleep(_PAUSE_S)
 

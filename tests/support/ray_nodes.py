@@ -17,7 +17,7 @@ __all__ = ["OPEN", "end_node", "running_node"]
 OPEN = {"RAY_AUTH_MODE": "disabled"}
 """What lets whoever reaches a node use it."""
 
-_START_TIMEOUT_S = 60.0
+_START_TIMEOUT_S = 120.0
 
 
 def end_node(node: subprocess.Popen[str]) -> None:
