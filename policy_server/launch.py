@@ -24,6 +24,7 @@ from policy_server.http_server import (
     find_http_server,
 )
 from policy_server.policies import Policies
+from policy_server.process_memory import UnusedMemory
 from policy_server.process_output import drain_output, take_output
 from policy_server.public_key import host_of, warn_of_public_key
 from policy_server.remote_files import bring_files
@@ -91,6 +92,9 @@ def build_app() -> Application:
                 address = _UNKNOWN if server is None else server.address()
                 _report(policies.registry, backends, exporter.url, address)
                 _settle_garbage_collector()
+                unused = UnusedMemory()
+                for slot in policies.registry:
+                    slot.on_unloaded.append(unused.release_soon)
                 is_started = True
                 process.note_serving()
                 yield

@@ -394,11 +394,13 @@ class PolicySlot:
         self._episodes.end(version)
         if (shadow := self._shadows.pop(name, None)) is not None:
             shadow.close()
-        for notify in self.on_unloaded:
-            notify()
-        async with self._resources.pop(version):
-            await version.aclose()
-        self._note_unloaded(version.label)
+        try:
+            async with self._resources.pop(version):
+                await version.aclose()
+        finally:
+            self._note_unloaded(version.label)
+            for notify in self.on_unloaded:
+                notify()
 
     def _note_unloaded(self, label: str) -> None:
         """Drop the metrics of versions that were unloaded long ago: their names never end."""
