@@ -13,12 +13,15 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from tests.fuzz.documents import ask_documented
+from tests.fuzz.documents import ask_all
 from tests.fuzz.frames import send_frames
 from tests.fuzz.model_files import load_files
 from tests.fuzz.raw_requests import compare_mutants, compare_requests
+from tests.fuzz.saved_models import load_saved_models
 from tests.fuzz.schema_texts import read_texts
+from tests.fuzz.session_steps import compare_session_mutants, compare_sessions
 from tests.fuzz.sockets import send_bytes
+from tests.fuzz.team_steps import compare_team_mutants, compare_teams
 
 Run = Callable[[int, int], Counter[Any]]
 
@@ -31,11 +34,16 @@ def _in_loop(run: Callable[[int, int], Coroutine[Any, Any, Counter[Any]]]) -> Ru
 SUBJECTS: dict[str, tuple[Run, int]] = {
     "requests": (_in_loop(compare_requests), 200_000),
     "mutants": (_in_loop(compare_mutants), 200_000),
+    "sessions": (_in_loop(compare_sessions), 50_000),
+    "session-mutants": (_in_loop(compare_session_mutants), 50_000),
+    "teams": (_in_loop(compare_teams), 50_000),
+    "team-mutants": (_in_loop(compare_team_mutants), 50_000),
     "sockets": (_in_loop(send_bytes), 50_000),
     "schemas": (read_texts, 50_000),
     "models": (load_files, 20_000),
-    # Of each operation of each server: some 5,000 requests and more a schema.
-    "documents": (ask_documented, 200),
+    "saved-models": (load_saved_models, 5_000),
+    # For each of the servers.
+    "documents": (ask_all, 5_000),
     "frames": (_in_loop(send_frames), 50_000),
 }
 

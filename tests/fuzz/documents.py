@@ -7,13 +7,18 @@ taken that it forbids.
 from __future__ import annotations
 
 import json
+import logging
+import math
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import httpx
 import schemathesis
 import yaml
 from schemathesis.config import SchemathesisConfig
@@ -21,15 +26,17 @@ from schemathesis.engine import from_schema
 from schemathesis.engine.events import FatalError, NonFatalError, ScenarioFinished
 
 from policy_server import create_app
+from policy_server.http_server.http_protocol import HttpProtocol
 from tests.support.folders import ROOT
 from tests.support.servers import served_app
 
-__all__ = ["HOMES", "ask_documented"]
+__all__ = ["HOMES", "ask_all", "ask_documented"]
 
 _KEY = "a-key-of-this-run"
 _TOKEN, _ACTION, _UNKNOWN = "x-state", "x-previous-action", "x-schemathesis-unknown-property"
 # Client libraries are built by Java, for minutes each.
-_SLOW = "/clients/{language}"
+_SLOW = ("/clients", "/clients/{language}")
+_METHODS = frozenset({"get", "post", "put", "patch", "delete", "head", "options"})
 _EXAMPLES = sorted(path.parent.name for path in ROOT.glob("examples/*/schema.yaml"))
 HOMES = [*_EXAMPLES, "several"]
 
@@ -55,6 +62,37 @@ def _is_json(text: str) -> bool:
     return True
 
 
+def ask_all(cases: int, seed: int) -> Counter[str]:
+    """Ask the server of every home, each in a process of its own, as many at once as CPUs.
+
+    Args:
+        cases: see `ask_documented`.
+        seed: of the draws.
+
+    Returns:
+        How many requests were answered with each status.
+    """
+    statuses: Counter[str] = Counter()
+    faults: list[str] = []
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        asked = {pool.submit(_ask_one, cases, seed, name): name for name in HOMES}
+        for done in as_completed(asked):
+            try:
+                found = done.result()
+            except AssertionError as error:
+                faults.append(str(error))
+            else:
+                statuses.update(found)
+                print(f"{asked[done]}: {found.total()} requests", flush=True)  # noqa: T201 -- a command
+    assert not faults, "\n\n".join(faults)
+    return statuses
+
+
+def _ask_one(cases: int, seed: int, name: str) -> Counter[str]:
+    logging.disable(logging.WARNING)
+    return ask_documented(cases, seed, homes=[name])
+
+
 def ask_documented(
     cases: int,
     seed: int,
@@ -66,7 +104,8 @@ def ask_documented(
     """Ask the server of each home, an example or several of them in one server.
 
     Args:
-        cases: the most of each operation in each phase that draws them.
+        cases: the least that is drawn for each server, spread over its operations; the phases that
+            draw nothing come on top.
         seed: of the draws.
         homes: some of `HOMES`.
         phases: of schemathesis, with commas; empty for all.
@@ -81,9 +120,10 @@ def ask_documented(
         with TemporaryDirectory(prefix="documented-") as folder:
             home = _home(name, Path(folder) / "home")
             app = create_app(home, api_key=_KEY)
-            with served_app(app) as port:
+            with served_app(app, http=HttpProtocol) as port:
                 url = f"http://127.0.0.1:{port}{_prefix(home)}"
-                found, wrong = _asked(_document(url, cases, seed, phases), paths)
+                each = math.ceil(cases / _operations(url, paths))
+                found, wrong = _asked(_document(url, each, seed, phases), paths)
         statuses.update(found)
         faults.extend(f"{name}: {fault}" for fault in wrong)
     assert not faults, "\n\n".join(faults)
@@ -113,6 +153,16 @@ def _home(name: str, folder: Path) -> Path:
     return folder
 
 
+def _operations(url: str, paths: Sequence[str]) -> int:
+    """Return how many operations a server's document has, of those that are asked."""
+    found: dict[str, Any] = httpx.get(f"{url}/openapi.json").json()["paths"]
+    return sum(
+        len(_METHODS & item.keys())
+        for path, item in found.items()
+        if path not in _SLOW and (not paths or path in paths)
+    )
+
+
 def _prefix(home: Path) -> str:
     path = (yaml.safe_load((home / "schema.yaml").read_text()).get("parameters") or {}).get(
         "url_path", ""
@@ -139,7 +189,7 @@ def _document(url: str, cases: int, seed: int, phases: str) -> Any:  # noqa: ANN
     )
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json", config=config)
     schema.hook("filter_case")(_filter_case)
-    return schema.exclude(path=_SLOW)
+    return schema.exclude(path=list(_SLOW))
 
 
 def _asked(schema: Any, paths: Sequence[str]) -> tuple[Mapping[str, int], list[str]]:  # noqa: ANN401 -- schemathesis' own

@@ -5,8 +5,10 @@ Nothing is written but the unpacked folder, which is there whole or not at all; 
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+import pickletools
 import random
 import resource
 import shutil
@@ -27,21 +29,17 @@ from policy_server.formats import load_policy
 from policy_server.formats.unpacking import unpack_model
 from policy_server.policy import Policy, PolicyInputs
 from tests.fuzz.schema_texts import is_clear
-from tests.support.folders import EXPORTS, ROOT
+from tests.support.folders import ROOT
 from tests.support.hostile import ATTACKS, BOMBS
 from tests.support.library_policies import POLICIES
 
-__all__ = ["SOURCES", "load_files"]
+__all__ = ["SOURCES", "changed", "end_of", "load_files", "zipped"]
 
 _MOST_BYTES = 64 << 20
 _LONGEST_S = 20.0
 _MOST_GROWTH = 1 << 30
 _LARGEST_SOURCE = 200_000
 SOURCES: dict[str, Sequence[Path]] = {
-    "SavedModel": [
-        *sorted(EXPORTS.glob("*/saved_model.zip")),
-        *sorted((POLICIES / "tf_agents").glob("*.zip")),
-    ],
     "stable-baselines3": sorted(POLICIES.glob("sb3_*/policy.zip")),
     "RLlib": sorted(POLICIES.glob("rllib_*/*.zip")),
     "ONNX": sorted(POLICIES.glob("onnx_*/policy.onnx")),
@@ -87,16 +85,52 @@ def _hostile(_content: bytes, choose: random.Random) -> bytes:
     return choose.choice([choose.choice(attacks), choose.choice(list(BOMBS.values()))])
 
 
+def _operations(content: bytes, choose: random.Random) -> bytes:
+    """Return a pickle with some operations less, more, or in other places."""
+    try:
+        starts = [start for _, _, start in pickletools.genops(content) if start is not None]
+    except ValueError:
+        return _moved(content, choose)
+    ends = [*starts[1:], len(content)]
+    parts = [content[start:end] for start, end in zip(starts, ends, strict=True)]
+    for _ in range(choose.choice([1, 1, 2, 4, 8])):
+        at, other = choose.randrange(len(parts)), choose.choice(parts)
+        parts[at] = choose.choice([b"", parts[at] * 2, other, choose.choice(_PLAIN), parts[at]])
+        if choose.random() < 0.1:
+            parts[at] += choose.choice(choose.choice(list(ATTACKS.values())))[2:-1]
+    return b"".join(parts)
+
+
+_PLAIN = [
+    b"N",
+    b"K\x01",
+    b"]",
+    b"}",
+    b")",
+    b"J\xff\xff\xff\xff",
+    b"\x88",
+    b"G" + b"\x7f\xf8" * 4,
+    b"0",
+]
+_PICKLED = ":serialized:"
+
+
 def _json(content: bytes, choose: random.Random) -> bytes:
-    """Return JSON with other values; other content as it is changed else."""
+    """Return JSON with other values, in its pickles too; other content as it is changed else."""
     try:
         document = json.loads(content)
     except ValueError:
         return _flipped(content, choose)
     places = list(_places(document)) if isinstance(document, dict | list) else []
+    pickles = [place for place in places if place[1] == _PICKLED]
     for _ in range(choose.choice([1, 1, 2]) if places else 0):
-        holder, key = choose.choice(places)
-        holder[key] = choose.choice(_VALUES)
+        holder, key = choose.choice(pickles if pickles and choose.random() < 0.7 else places)
+        if key == _PICKLED and isinstance(holder[key], str) and choose.random() < 0.8:
+            content = base64.b64decode(holder[key])
+            content = choose.choice([_operations, _operations, _hostile])(content, choose)
+            holder[key] = base64.b64encode(content).decode()
+        else:
+            holder[key] = choose.choice(_VALUES)
     return json.dumps(document).encode()
 
 
@@ -127,12 +161,13 @@ def _inside(content: bytes, choose: random.Random) -> bytes:
     if inner[:4] == b"PK\x03\x04" and choose.random() < 0.8:
         members[name] = _inside(inner, choose)
     else:
-        pickles = [_hostile] * 2 if name.endswith(".pkl") else []
-        members[name] = choose.choice([*_CHANGES, *pickles])(inner, choose)
-    return _zipped(members)
+        of_pickles = [_hostile] * 2 + [_operations] * 8 if name.endswith(".pkl") else [_hostile]
+        members[name] = choose.choice([*_CHANGES, *of_pickles])(inner, choose)
+    return zipped(members)
 
 
-def _zipped(members: dict[str, bytes]) -> bytes:
+def zipped(members: dict[str, bytes]) -> bytes:
+    """Return an archive of files."""
     written = io.BytesIO()
     with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, item in members.items():
@@ -181,7 +216,8 @@ def _listed(content: bytes, choose: random.Random) -> bytes:
 _OF_ARCHIVES: list[Change] = [*[_inside] * 8, _archived, _archived, _listed]
 
 
-def _changed(content: bytes, choose: random.Random) -> bytes:
+def changed(content: bytes, choose: random.Random) -> bytes:
+    """Return a file with other bytes; of an archive, also with other members."""
     is_archive = content[:4] == b"PK\x03\x04"
     return choose.choice([*_CHANGES, *(_OF_ARCHIVES if is_archive else _CHANGES)])(content, choose)
 
@@ -199,20 +235,40 @@ def load_files(cases: int, seed: int, *, formats: Sequence[str] = tuple(SOURCES)
         source = choose.choice(
             [path for path in SOURCES[form] if path.stat().st_size < _LARGEST_SOURCE]
         )
-        content = _changed(source.read_bytes(), choose)
-        where = (seed, number, str(source.relative_to(ROOT)))
-        with TemporaryDirectory(prefix="models-") as folder:
-            began, peak = time.process_time(), _peak()
-            refused = _refusal(content, source, Path(folder) / "home" / "in" / source.name)
-            took = time.process_time() - began
-            assert refused is None or is_clear(refused.replace(folder, "")), (where, refused)
-            left = {path.name for path in Path(folder).rglob("*") if "models" not in path.parts}
-            beside = {path.name for path in source.parent.glob("policy.onnx.data")}
-            assert left <= {"home", "in", source.name, ".models.lock", *beside}, (where, left)
-        assert took < _LONGEST_S, (where, took)
-        assert _peak() - peak < _MOST_GROWTH, where
-        ends[f"{form} {'loaded' if refused is None else 'refused'}"] += 1
+        content = changed(source.read_bytes(), choose)
+        ends[end_of(form, content, source, (seed, number))] += 1
     return ends
+
+
+def end_of(
+    form: str,
+    content: bytes,
+    source: Path,
+    case: tuple[int, int],
+    *,
+    longest_s: float = _LONGEST_S,
+) -> str:
+    """Return whether a file is loaded or refused, and hold that it is one of both.
+
+    Args:
+        form: the name of its format, which the end begins with.
+        content: the file's.
+        source: the file that it was made of.
+        case: seed and number, for messages.
+        longest_s: the CPU time that it may take.
+    """
+    where = (*case, str(source.relative_to(ROOT)))
+    with TemporaryDirectory(prefix="models-") as folder:
+        began, peak = time.process_time(), _peak()
+        refused = _refusal(content, source, Path(folder) / "home" / "in" / source.name)
+        took = time.process_time() - began
+        assert refused is None or is_clear(refused.replace(folder, "")), (where, refused)
+        left = {path.name for path in Path(folder).rglob("*") if "models" not in path.parts}
+        beside = {path.name for path in source.parent.glob("policy.onnx.data")}
+        assert left <= {"home", "in", source.name, ".models.lock", *beside}, (where, left)
+    assert took < longest_s, (where, took)
+    assert _peak() - peak < _MOST_GROWTH, where
+    return f"{form} {'loaded' if refused is None else 'refused'}"
 
 
 def _refusal(content: bytes, source: Path, path: Path) -> str | None:

@@ -39,6 +39,11 @@ class Transport(asyncio.Transport):
         self.is_gone = False
         self.is_paused = False
         self.is_ended = False
+        self.successor: asyncio.BaseProtocol | None = None
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Keep the protocol that gets what follows: that of a web socket."""
+        self.successor = protocol
 
     def is_closing(self) -> bool:
         return self.is_gone
@@ -79,8 +84,11 @@ class Answer:
 
 
 def answers_in(written: bytes) -> list[Answer]:
-    """Return the answers in what was written, each of which states its length."""
-    answers = []
+    """Return the answers in what was written, each of which states its length.
+
+    Frames follow the answer that opens a web socket: they are its body.
+    """
+    answers: list[Answer] = []
     while written:
         head = _HEAD.match(written)
         assert head is not None, written
@@ -88,7 +96,11 @@ def answers_in(written: bytes) -> list[Answer]:
         headers = tuple(
             (name, value) for name, _, value in (line.partition(b": ") for line in lines)
         )
-        end = head.end() + int(dict(headers).get(b"content-length", b"0"))
+        if head[1] == b"101":
+            return [*answers, Answer(101, headers, written[head.end() :])]
+        # The web socket's library writes names in capitals.
+        sizes = [int(value) for name, value in headers if name.lower() == b"content-length"]
+        end = head.end() + sum(sizes)
         assert len(written) >= end, written
         answers.append(Answer(int(head[1]), headers, written[head.end() : end]))
         written = written[end:]
@@ -140,11 +152,16 @@ class Server:
         for segment in segments:
             if transport.is_gone:
                 break
-            protocol.data_received(segment)
+            receiver = protocol if transport.successor is None else transport.successor
+            assert isinstance(receiver, asyncio.Protocol), "of uvicorn's"
+            receiver.data_received(segment)
             await turns(turns_between)
-        await until(lambda: self._is_settled(protocol), pause_s=0)
+        if transport.successor is None:
+            await until(lambda: self._is_settled(protocol), pause_s=0)
+        else:
+            await until(lambda: bool(transport.written), pause_s=0)
         await turns(3)
-        protocol.connection_lost(None)
+        (transport.successor or protocol).connection_lost(None)
         await until(lambda: not self.state.tasks, pause_s=0)
         return transport
 

@@ -29,6 +29,9 @@ def shown(answers: Sequence[Answer], data: bytes) -> list[tuple[int, object, byt
 
 
 def _shown_value(name: bytes, value: bytes) -> bytes:
+    if name == b"Date":
+        # Of the web sockets' library; the server's own answers have none.
+        return b"#"
     return _HELD.sub(b"#", value) if name == b"x-held-ms" else _RANDOM_ID.sub(b"#", value)
 
 

@@ -2,128 +2,38 @@
 
 from __future__ import annotations
 
-import random
-from typing import Any
-
 import orjson
 import pytest
 
+from tests.fuzz.team_steps import (
+    HUNTER,
+    TEAM,
+    begin,
+    compare_team_mutants,
+    compare_teams,
+    numbers_in,
+    team_request,
+)
 from tests.support.connections import Server, answers_in
 from tests.support.fakes import gated, hold
-from tests.support.hot_bytes import cut, shown
 from tests.support.teams import build_team, usual_backends
 from tests.support.waiting import turns, until
-from tests.support.web import KEY, running
+from tests.support.web import running
 
-REQUESTS = 500
-HUNTER, PREY, DRONE = {"cat": 1, "mouse": 1.5}, {"distance": 1.0, "is_seen": True}, {"obs": [1, 2]}
-TEAM = {"hunter_1": HUNTER, "hunter_2": HUNTER, "prey": PREY, "drone_7": DRONE}
-_ZEROS = b"0" * 32
-_BODIES: list[Any] = [
-    TEAM,
-    {"prey": PREY},
-    {"drone_1": DRONE, "hunter_1": HUNTER},
-    {},
-    {"stranger": HUNTER},
-    {"hunter_1": {"cat": 1}, "prey": {}},
-    {"prey": {**PREY, "x": 1}},
-    [],
-    None,
-]
-_ENDS = [b"predict", b"predict_deterministic", b"distribution", b"predict_raw"]
-_MORE = [b""] * 8 + [
-    b"x-episode-id: e\r\n",
-    b"x-policy-version: hunter=v1\r\n",
-    b"x-policy-version: nobody\r\n",
-    b"x-state: new\r\n",
-    b"x-state:\r\n",
-    b"content-type: application/x-npy\r\n",
-    b"x-request-id: a:b.c\r\n",
-    b"x-observation-stamp: 7\r\n",
-    b"x-observation-stamp: a b\r\n",
-    b"x-request-timeout-ms: 60000\r\n",
-    b"x-request-timeout-ms: 6_0\r\n",
-    b"Connection: close\r\n",
-    b"x-step: 1_0\r\n",
-    b"x-step: 0\r\nx-step: 0\r\n",
-    b"x-previous-reward: 1\r\n",
-]
-
-
-def team_request(path: bytes, body: bytes, more: bytes = b"") -> bytes:
-    """Return a request of a team."""
-    return b"POST %b/agents HTTP/1.1\r\n%baccess-token: %b\r\nContent-Length: %d\r\n\r\n%b" % (
-        path,
-        more,
-        KEY.encode(),
-        len(body),
-        body,
-    )
-
-
-def request_of(choose: random.Random, step: int) -> bytes:
-    """Return a request for a step: of a session often, and mostly a plain one."""
-    body = orjson.dumps(choose.choice(_BODIES[:3] if choose.random() < 0.7 else _BODIES))
-    end, numbers = choose.choice(_ENDS), [b""] * 3
-    if choose.random() < 0.4:
-        # A draw of its own would differ.
-        return team_request(b"/" + choose.choice(_ENDS[1:3]), body, choose.choice(_MORE))
-    numbers += [b"x-step: %d\r\n" % (step + change) for change in (-1, 0, 0, 1)]
-    more = choose.choice(numbers) + choose.choice(_MORE)
-    return team_request(b"/sessions/%b/%b" % (_ZEROS, end), body, more)
-
-
-async def begin(server: Server, **start: object) -> bytes:
-    """Begin a session of the team, and return its name."""
-    sent = await server.exchange([team_request(b"/sessions", orjson.dumps(start))])
-    (answer,) = answers_in(sent.written)
-    assert answer.status == 201, answer
-    return bytes(orjson.loads(answer.body)["session_id"].encode())
+REQUESTS, MUTANTS = 500, 300
 
 
 async def test_hundreds_of_steps_of_a_team_get_the_same_bytes_three_ways() -> None:
-    choose = random.Random(27)  # noqa: S311 -- reproducible requests, no secret
-    (app, _, _), (slow, _, _) = build_team(), build_team(has_fast_path=False)
-    seen: set[int] = set()
-    async with running(app), running(slow):
-        servers = (Server(app), Server(app, is_hot=True), Server(slow))
-        names = [await begin(server, seed=7) for server in servers]
-        step = 0
-        for _ in range(REQUESTS):
-            requests = [request_of(choose, step) for _ in range(choose.choice([1, 1, 2, 3]))]
-            segments = cut(b"".join(requests), choose)
-            sent = [
-                await server.exchange(_named(segments, name))
-                for server, name in zip(servers, names, strict=True)
-            ]
+    statuses = await compare_teams(REQUESTS, seed=27)
 
-            found = [
-                shown(answers_in(transport.written.replace(name, _ZEROS)), b"")
-                for transport, name in zip(sent, names, strict=True)
-            ]
-            assert found[0] == found[1], requests
-            assert found[0] == found[2], requests
-            assert len({transport.is_gone for transport in sent}) == 1, requests
-            seen |= {status for status, _, _ in found[0]}
-            step = max([step, *_numbers_in(sent[0].written)])
-        assert servers[1].heads is not None
-        assert len(servers[1].heads) > 10
-
-    assert step > 100
-    assert seen >= {200, 409, 415, 422}
+    assert statuses[200] > 200
+    assert set(statuses) >= {200, 409, 415, 422}
 
 
-def _named(segments: list[bytes], name: bytes) -> list[bytes]:
-    whole, at, cuts = b"".join(segments).replace(_ZEROS, name), 0, []
-    for segment in segments:
-        cuts.append(whole[at : at + len(segment)])
-        at += len(segment)
-    return cuts
+async def test_mutated_steps_of_a_team_get_the_same_answers() -> None:
+    statuses = await compare_team_mutants(MUTANTS, seed=28)
 
-
-def _numbers_in(written: bytes) -> list[int]:
-    headers = (dict(answer.headers) for answer in answers_in(written))
-    return [int(found[b"x-step"]) + 1 for found in headers if b"x-step" in found]
+    assert set(statuses) >= {200, 400, 401, 404, 409, 422}
 
 
 async def test_agents_of_one_policy_ride_in_one_call() -> None:
@@ -178,7 +88,7 @@ async def test_step_of_a_team_is_made_without_its_client() -> None:
         )
 
     assert gone.written == b""
-    assert _numbers_in(again.written) == [1, 2]
+    assert numbers_in(again.written) == [1, 2]
 
 
 @pytest.mark.parametrize("is_session", [False, True], ids=["step", "session"])
