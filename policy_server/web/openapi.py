@@ -17,7 +17,13 @@ from policy_server.serving.team import Team
 from policy_server.web.answering import render_examples
 from policy_server.web.media_types import NPY
 from policy_server.web.openapi_errors import describe_error, describe_errors, json_of
-from policy_server.web.openapi_schemas import TypeNames, error_schemas, policy_schemas, sized
+from policy_server.web.openapi_schemas import (
+    REWARD,
+    TypeNames,
+    error_schemas,
+    policy_schemas,
+    sized,
+)
 from policy_server.web.request_timing import LONGEST_TIMEOUT_MS, TIMEOUT_HEADER
 from policy_server.web.route_table import AnswerRoute, Route, RouteTable
 from policy_server.web.team_schemas import TeamSchemas
@@ -59,7 +65,7 @@ _EPISODE_HEADERS: list[Document] = [
         (
             "x-previous-reward",
             "The reward of the step before, where the policy takes it",
-            {"type": "number"},
+            REWARD,
         ),
         (
             "x-previous-action",

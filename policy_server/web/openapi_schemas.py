@@ -6,12 +6,15 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from policy_server.policy import LARGEST
 from policy_server.serving import PolicySlot
 
-__all__ = ["TypeNames", "error_schemas", "policy_schemas", "sized"]
+__all__ = ["REWARD", "TypeNames", "error_schemas", "policy_schemas", "sized"]
 
 Document = dict[str, Any]
 
+REWARD: Document = {"type": "number", "minimum": -LARGEST, "maximum": LARGEST}
+"""The type of the reward of the step before: policies take numbers of 32 bits."""
 _AT_BOUND: Document = {
     "type": "array",
     "items": {"type": "integer", "format": "int32"},

@@ -8,12 +8,21 @@ from enum import Enum
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Header, Path, Request, Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, StrictStr
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StrictStr,
+    WithJsonSchema,
+)
 
 from policy_server.serving import SessionRecord, Sessions, StatedStep
 from policy_server.serving.team_sessions import TeamSessions
 from policy_server.web.json_bodies import BodySeed, JsonRoute
 from policy_server.web.media_types import JSON
+from policy_server.web.openapi_schemas import REWARD
 from policy_server.web.query import in_digits
 from policy_server.web.route_table import AnswerRoute, Route, RouteTable, SessionRoutes
 from policy_server.web.routes import ROUTE_TEXTS, Seed
@@ -38,7 +47,7 @@ Step = Annotated[
     ),
 ]
 Reward = Annotated[
-    Annotated[float, BeforeValidator(in_digits)] | None,
+    Annotated[float, BeforeValidator(in_digits), WithJsonSchema(REWARD)] | None,
     Header(description="The reward of the step before, where the policy takes it"),
 ]
 Action = Annotated[

@@ -14,7 +14,7 @@ from typing import Any
 from policy_server.policy import AnswerKind
 from policy_server.serving import PolicySlot
 from policy_server.serving.team import Team
-from policy_server.web.openapi_schemas import TypeNames
+from policy_server.web.openapi_schemas import REWARD, TypeNames
 from policy_server.web.route_table import AnswerRoute
 
 __all__ = ["TeamSchemas"]
@@ -171,7 +171,7 @@ class TeamSchemas:
                 "type": "object",
                 "properties": {
                     "observation": observation,
-                    "previous_reward": {"type": "number"},
+                    "previous_reward": REWARD,
                     "previous_action": {"type": "array", "items": {}},
                 },
                 "required": ["observation"],

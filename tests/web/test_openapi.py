@@ -10,7 +10,13 @@ import jsonschema  # type: ignore[import-untyped]  # its types are a package of 
 import pytest
 
 from policy_server.policy import ActionOutput
-from tests.support.fakes import FakeBackend, components_of, integer_backend, signature_of
+from tests.support.fakes import (
+    FakeBackend,
+    components_of,
+    integer_backend,
+    signature_of,
+    summing_backend,
+)
 from tests.support.web import KEY, OBSERVATION, SCHEMA, build, client_of, serve, validator_of
 
 PREFIXED = SCHEMA + "  url_path: app/v1\n"
@@ -131,6 +137,31 @@ async def test_schemas_take_what_the_server_takes_and_refuse_what_it_refuses() -
 
     valid = [validator_of(document, "Observation").is_valid(body) for body in bodies]
     assert valid == [status == 200 for status in statuses] == [True] + [False] * 5
+
+
+@pytest.mark.parametrize(
+    ("reward", "status"), [(3.4e38, 200), (-3.4e38, 200), (3.5e38, 422), (-1e300, 422)]
+)
+async def test_reward_has_the_range_that_the_server_takes(reward: float, status: int) -> None:
+    async with serve(summing_backend()) as client:
+        document = (await client.get("/openapi.json")).json()
+        session = (await client.post("/sessions")).json()["session_id"]
+        answer = await client.post(
+            f"/sessions/{session}/predict",
+            json=OBSERVATION,
+            headers={"x-previous-reward": str(reward)},
+        )
+
+    types = [
+        parameter["schema"]
+        for item in document["paths"].values()
+        for parameter in item.get("post", {}).get("parameters", ())
+        if parameter["name"] == "x-previous-reward"
+    ]
+    assert answer.status_code == status
+    assert len(types) == 6
+    for known in types:
+        assert jsonschema.Draft202012Validator(known).is_valid(reward) == (status == 200)
 
 
 BOX = ActionOutput("actions_0", is_integer=False, columns=1, is_vector=True)
