@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.engine.operations import OPERATIONS, slices_of
+from policy_server.engine.overflow import widened, without_overflow
 from policy_server.errors import DistributionError
 from policy_server.policy import (
     Int64Array,
@@ -298,7 +299,18 @@ class NetworkPolicy:
     # As a decorator it costs half of what a block costs.
     @np.errstate(all="ignore")
     def _infer(self, asked: PolicyInputs) -> PolicyOutputs:
-        return answered(self._run, self._actions, self.signature, asked)
+        try:
+            return answered(self._run, self._actions, self.signature, asked)
+        except DistributionError:
+            # Numbers near the largest of 32 bits may have overflowed on the way.
+            return answered(self._run_in_64_bits, self._actions, self.signature, asked)
+
+    def _run_in_64_bits(self, rows: Array) -> Array:
+        return without_overflow(self._run, self._wide, rows, self._actions.components)
+
+    @functools.cached_property
+    def _wide(self) -> Callable[[Array], Array]:
+        return widened(self.compiled.network).compile()
 
 
 def answered(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from policy_server.engine.building import NotCompiledError
 from policy_server.engine.network import FAILURES, NumpyNetwork
+from policy_server.engine.overflow import widened
 
 __all__ = [
     "EngineProof",
@@ -36,6 +37,10 @@ _BATCH_SIZES = (1, 2, 3, 5, 7, 64, 513, 1025)
 _MOST_MULTIPLICATIONS = 50_000_000
 _FLOAT32 = np.finfo(np.float32)
 _LARGEST = {"float16": 65504.0, "bfloat16": 3e38}
+# Numbers of 32 bits may overflow on the way from an observation with a larger one; which sums do
+# depends on their order, which no library promises.
+_MAY_OVERFLOW = 1e30
+_NEARLY_LOWEST = -0.99 * float(_FLOAT32.max)
 
 Rows = NDArray[Any]
 Run = Callable[[Rows], NDArray[Any]]
@@ -186,12 +191,13 @@ def hold_against_graph(
         largest = max(
             largest, _compared(found, theirs, _TOLERANCE, f"{library} in batches of {size}")
         )
-    on_extremes = _compare_extremes(run, graph, extremes, refusal, library)
+    run_wide = _without_warnings(widened(network).compile())
+    on_extremes = _compare_extremes(run, run_wide, graph, extremes, refusal, library)
     return EngineProof(len(probes), len(extremes), largest, on_extremes)
 
 
 def _compare_extremes(
-    run: Run, graph: Run, rows: Rows, refusal: type[Exception], library: str
+    run: Run, run_wide: Run, graph: Run, rows: Rows, refusal: type[Exception], library: str
 ) -> float:
     theirs, refused = _answers(graph, rows, refusal)
     ours, failed = _answers(run, rows, *FAILURES)
@@ -200,11 +206,28 @@ def _compare_extremes(
         words = ("answers", "refuses") if refused[which] else ("refuses", "answers")
         raise NotCompiledError(f"NumPy {words[0]} an extreme observation, {library} {words[1]} it")
     known = ~refused
+    known &= ~_overflows(ours, theirs, run_wide, rows)
     if not known.any():
         return 0.0
     return _compared(
         ours[known], theirs[known], _EXTREME_TOLERANCE, f"{library} on extreme observations"
     )
+
+
+def _overflows(ours: Rows, theirs: Rows, run_wide: Run, rows: Rows) -> NDArray[np.bool_]:
+    """Return for each row whether the graph's own answer is lost to overflow, and no distribution.
+
+    An output of minus infinity may be a mask: it counts as lost where it is a number so low.
+    """
+    is_large = np.logical_or.reduce(np.abs(rows) > _MAY_OVERFLOW, axis=1)
+    is_finite = np.logical_and.reduce(np.isfinite(theirs), axis=1)
+    found: NDArray[np.bool_] = is_large & ~is_finite
+    for row in np.flatnonzero(found):
+        is_masked = np.isneginf(theirs[row]) & ~np.isneginf(ours[row])
+        if is_masked.any():
+            wide = run_wide(rows[row : row + 1].astype(np.float64))[0]
+            found[row] = bool((wide[is_masked] < _NEARLY_LOWEST).all())
+    return found
 
 
 def _answers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,28 @@ def test_network_that_gives_nan_where_the_graph_does_not_is_refused() -> None:
     ):
         hold_against_graph(
             network, np.negative, -np.abs(ROWS), EXTREMES, [1], refusal=tf.errors.OpError
+        )
+
+
+def overflowing_to(value: float, at: float) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Return a graph that gives another value than a sum for observations so large."""
+    return lambda rows: np.where((np.abs(rows) > at).any(axis=1, keepdims=True), value, -rows)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_sum_that_overflows_in_the_graph_alone_is_no_difference(value: float) -> None:
+    graph = overflowing_to(value, 1e37)
+
+    proof = hold_against_graph(NEGATED, graph, ROWS, EXTREMES, [1], refusal=tf.errors.OpError)
+
+    assert proof.largest_on_extremes == 0.0
+
+
+@pytest.mark.parametrize(("value", "at"), [(np.nan, 1e25), (np.inf, 1e25), (-np.inf, 1e37)])
+def test_no_number_that_is_no_overflow_is_a_difference(value: float, at: float) -> None:
+    with pytest.raises(NotCompiledError, match="gives NaN or infinity apart from TensorFlow on"):
+        hold_against_graph(
+            NEGATED, overflowing_to(value, at), ROWS, EXTREMES, [1], refusal=tf.errors.OpError
         )
 
 
