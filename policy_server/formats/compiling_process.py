@@ -1,12 +1,14 @@
 """Compiling a policy in a process of its own, which ends when that is done.
 
 Compiling a policy needs TensorFlow, serving a compiled one does not; a process that has imported
-TensorFlow keeps some 400 MB of it until it ends.
+TensorFlow keeps some 400 MB of it until it ends. And some damaged files end the process that reads
+them, by TensorFlow's own checks: that must not be the server.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -38,6 +40,12 @@ logger = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).parents[2]
 _REFUSED = "error"
+# TensorFlow's and onnxruntime's own checks, and what they lack checks for.
+_CRASHES = frozenset(
+    {-signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL, -signal.SIGSEGV}
+)
+# Of Linux: the process that goes first where memory ends.
+_OOM_ADJUSTMENT = Path("/proc/self/oom_score_adj")
 
 
 async def check_policy(model: Model, schema: ServerSchema | None, settings: Settings) -> None:
@@ -53,14 +61,12 @@ async def check_policy(model: Model, schema: ServerSchema | None, settings: Sett
         SchemaError: if schema.yaml disagrees with the policy.
         NotReadyError: if the process that loads it dies, or takes too long.
     """
-    if schema is not None and settings.engine in ("auto", "numpy"):
+    if schema is not None:
         await find_compiled(model, schema, settings, is_quiet=True)
         return
     try:
-        await _compile(model.folder, "", schema, settings, is_quiet=True)
+        await _compile(model.folder, "", None, settings, is_quiet=True)
     except ModelError:
-        if schema is not None:
-            raise
         # For a file with the network only, schema.yaml has to state the meaning of its output.
         stated = ServerSchema(discrete=True)
         await _compile(model.folder, "", stated, settings, is_quiet=True)
@@ -71,7 +77,9 @@ async def find_compiled(
 ) -> CompiledPolicy | None:
     """Return the policy as NumPy computes it: from an earlier start's file, else compiled now.
 
-    The outcome is written for the next start. Cancelling this call ends the process.
+    Where another library is asked for, the policy is loaded by it once, so that a file which it
+    can't stand ends that process and not the server. The outcome is written for the next start.
+    Cancelling this call ends the process.
 
     Args:
         model: the policy's file.
@@ -80,19 +88,19 @@ async def find_compiled(
         is_quiet: drop the output of TensorFlow, and tracebacks, instead of writing them.
 
     Returns:
-        The policy; None where TensorFlow has to compute it.
+        The policy; None where TensorFlow has to compute it, or onnxruntime.
 
     Raises:
         ModelError: if the file can't give a policy, or not by the engine that was asked for.
         SchemaError: if schema.yaml disagrees with the policy.
-        NotReadyError: if the process dies, or takes too long.
+        NotReadyError: if the process is ended from outside, or takes too long.
     """
     library = library_of(model.folder, settings.engine)
-    if settings.engine == library != "numpy":
-        return None
     digest = digest_of(model.digest, schema)
+    if settings.engine == library != "numpy":
+        digest = f"{digest} {library}"
     kept = read_outcome(model.folder, digest)
-    if kept is not None and (kept.compiled is not None or settings.engine == "auto"):
+    if kept is not None and (kept.compiled is not None or settings.engine != "numpy"):
         return kept.compiled
     started = time.monotonic()
     logger.info("compiling_policy", extra={"path": str(model.folder)})
@@ -139,13 +147,19 @@ async def _compile(
         if process.returncode is None:
             process.kill()
             await process.wait()
-    if process.returncode:
-        raise NotReadyError(_reason(process.returncode))
+    if process.returncode in _CRASHES:
+        raise ModelError(
+            f"{folder}: the library that reads it ended its process by "
+            f"{signal.Signals(-process.returncode).name}, as it does at damaged files; save the "
+            "policy again"
+        )
+    if process.returncode or not answer:
+        raise NotReadyError(_reason(process.returncode or 0))
     return _content_of(answer)
 
 
 def _reason(status: int) -> str:
-    what = f"with status {status}" if status > 0 else f"by {signal.Signals(-status).name}"
+    what = f"with status {status}" if status >= 0 else f"by {signal.Signals(-status).name}"
     return (
         f"the process that compiles the policy was ended {what}; start again with more memory, or "
         "with POLICY_SERVER_ENGINE=tensorflow"
@@ -179,6 +193,9 @@ def _answer(folder: Path, digest: str, schema: ServerSchema | None, engine: Engi
 def _main() -> None:
     # The terminal's Ctrl-C is for the server, which ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A file that fills all memory must not end the server, which may serve others meanwhile.
+    with contextlib.suppress(OSError):
+        _OOM_ADJUSTMENT.write_text("1000")
     request = pickle.load(sys.stdin.buffer)  # noqa: S301 -- the process that started this one wrote it
     # The output of libraries must not get into the answer.
     answers = os.dup(1)

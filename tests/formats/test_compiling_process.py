@@ -100,9 +100,15 @@ async def test_numpy_alone_is_refused_where_tensorflow_is_needed(uncompilable: M
         await find(uncompilable, "numpy")
 
 
-async def test_tensorflow_alone_compiles_nothing(model: Model) -> None:
+async def test_tensorflow_alone_compiles_nothing_and_is_tried_once(model: Model) -> None:
     assert await find(model, "tensorflow") is None
-    assert not (model.folder / KEPT).exists()
+    # That the file can be loaded is kept: without the model nothing could be tried.
+    (model.folder / "saved_model.pb").rename(model.folder / "saved_model.pb.away")
+    (model.folder / "saved_model.pb").write_bytes(b"")
+
+    assert await find(model, "tensorflow") is None
+    with pytest.raises(ModelError, match="holds no graph for serving"):
+        await find(model, "auto")
 
 
 async def test_policy_is_handed_over_where_it_can_not_be_kept(model: Model) -> None:
@@ -138,6 +144,15 @@ async def test_killed_process_is_one_line(model: Model) -> None:
     os.kill(below[0], signal.SIGKILL)
 
     with pytest.raises(NotReadyError, match="was ended by SIGKILL; start again with more memory"):
+        await asking
+
+
+async def test_file_at_which_a_library_ends_its_process_is_refused(model: Model) -> None:
+    asking = asyncio.create_task(find(model, "tensorflow"))
+    below = await until(lambda: descendants(os.getpid()))
+    os.kill(below[0], signal.SIGABRT)
+
+    with pytest.raises(ModelError, match="ended its process by SIGABRT, as it does at damaged"):
         await asking
 
 

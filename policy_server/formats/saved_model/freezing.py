@@ -18,6 +18,7 @@ import numpy as np
 
 from policy_server.errors import ModelError
 from policy_server.formats.saved_model import slim_tensorflow as tf
+from policy_server.formats.saved_model.reaching import refuse_reaching
 
 __all__ = ["LATE_TIMESTEP", "VARIABLE_OPS", "freeze", "node_of", "session_config"]
 
@@ -62,10 +63,11 @@ def freeze(meta_graph: Any, folder: Path, kept: Sequence[str]) -> Any:  # noqa: 
         A GraphDef without variables; without functions too, unless TensorFlow can't inline them.
 
     Raises:
-        ModelError: if the weights are missing.
+        ModelError: if the weights are missing, or an operation reaches beyond the graph's numbers.
         tf.errors.OpError, ValueError: in TensorFlow's own words, if it can't be restored.
     """
     pruned = _pruned(meta_graph, [node_of(tensor) for tensor in kept])
+    refuse_reaching(pruned.graph_def)
     graph = tf.Graph()
     with _quiet(), graph.as_default(), tf.Session(config=session_config()) as session:
         saver = tf.import_meta_graph(pruned, clear_devices=True)
