@@ -1,8 +1,16 @@
-"""A setting of Python's for the whole run."""
+"""Settings of Python and of Hypothesis for the whole run."""
 
 from __future__ import annotations
 
 import gc
+
+from hypothesis import HealthCheck, settings
+
+# How long an example takes is the machine's business.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 
 def pytest_collection_finish() -> None:

@@ -79,9 +79,7 @@ async def test_agents_of_one_policy_ride_in_one_call_of_it() -> None:
     }
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     agents=st.permutations(list(TEAM)),
     count=st.integers(1, 4),

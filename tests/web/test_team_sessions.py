@@ -120,9 +120,7 @@ async def test_steps_of_many_teams_ride_in_one_call(team: ServedTeam) -> None:
     assert [actions_of(answer)["hunter_1"] for answer in answers] == [0, 2, 1]
 
 
-@examples(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=st.lists(st.dictionaries(st.sampled_from(HUNTERS), st.integers(0, 2)), max_size=6),
     seed=st.integers(0, 2**63 - 1),
