@@ -36,7 +36,6 @@ MODULES = {"rllib_agents": "hunter", "rllib_ppo_multiagent": "left", "multi.zip"
 # Folders whose schema.yaml has several policies, with the name of one.
 NAMED = {"pursuit": "hunter"}
 REFUSED = {
-    "examples/pendulum/saved_model.zip": "tensorflow computes it, since NumPy gives NaN",
     "policies/tf_agents/dqn_collect.zip": "tensorflow computes it, since its family is unknown",
 }
 OLD_ONES = "custom_dist custom_model dqn_noisy dqn_param_noise ppo_attention r2d2"

@@ -40,6 +40,8 @@ class SavedModelFormat:
     ) -> Policy:
         """Load the policy; see `Format.load`."""
         # TensorFlow takes seconds to import, and some 400 MB for as long as the process lives.
+        from policy_server.formats.saved_model.graph import as_model_errors
         from policy_server.formats.saved_model.loading import load_policy
 
-        return load_policy(files[_MODEL_FILE].parent, schema, engine=engine)
+        with as_model_errors():
+            return load_policy(files[_MODEL_FILE].parent, schema, engine=engine)

@@ -168,10 +168,11 @@ def reason_of(error: Exception) -> str:
 
 @contextmanager
 def as_model_errors() -> Iterator[None]:
-    """Raise TensorFlow's errors as a ModelError of one line.
+    """Raise TensorFlow's errors as a ModelError of one line, and those that a damaged graph causes.
 
     Raises:
-        ModelError: for every error of TensorFlow about a graph that it can't use.
+        ModelError: for every error of TensorFlow about a graph that it can't use, and where a graph
+            lacks a part that every graph has.
     """
     try:
         yield
@@ -183,6 +184,9 @@ def as_model_errors() -> Iterator[None]:
         TypeError,
         LookupError,
         AttributeError,
+        ArithmeticError,
+        AssertionError,
+        MemoryError,
     ) as error:
         reason = reason_of(error)
         raise ModelError(

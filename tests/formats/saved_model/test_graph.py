@@ -11,6 +11,7 @@ import pytest
 from tensorflow.core.protobuf import saved_model_pb2
 
 from policy_server.errors import ModelError
+from policy_server.formats import load_policy
 from policy_server.formats.saved_model.graph import load_graph, natural_key, reason_of, width_of
 from policy_server.policy import SignatureTensor
 from tests.support.hand_built import Part, V1Policy, save_functions, tf
@@ -189,6 +190,20 @@ def test_signature_of_a_tensor_that_is_not_there_is_refused(tmp_path: Path) -> N
     folder = edited(V1Policy().save(tmp_path / "m"), rename)
 
     assert "(the graph has no node nowhere)" in refusal(folder)
+
+
+@pytest.mark.parametrize("dtype", [0, 9999], ids=["none", "unknown"])
+@pytest.mark.parametrize("side", ["inputs", "outputs"])
+def test_signature_of_a_type_that_is_none_is_refused(side: str, dtype: int, tmp_path: Path) -> None:
+    def change(document: saved_model_pb2.SavedModel) -> None:
+        (signature,) = document.meta_graphs[0].signature_def.values()
+        for item in getattr(signature, side).values():
+            item.dtype = dtype
+
+    folder = edited(V1Policy().save(tmp_path / "m"), change)
+
+    with pytest.raises(ModelError, match=r"can't be restored by TensorFlow .* export the policy"):
+        load_policy(folder)
 
 
 def test_operation_that_tensorflow_does_not_know_is_refused(tmp_path: Path) -> None:
