@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from tests.faults import clock, network, policies, processes, redis, stops
@@ -19,6 +20,8 @@ def say(line: str) -> None:
 
 def main() -> None:
     """Measure the faults."""
+    # What was started is ended first.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     names = sys.argv[1:] or list(FAULTS)
     if unknown := set(names) - set(FAULTS):
         sys.exit(f"faults: expected some of {', '.join(FAULTS)}, got {', '.join(unknown)}")

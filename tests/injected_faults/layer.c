@@ -28,6 +28,7 @@ struct control {
     int64_t first;
     int64_t most;
     int64_t least_bytes;
+    int64_t spared;
     _Atomic int64_t counted;
     _Atomic int64_t failed;
 };
@@ -98,7 +99,7 @@ static int file_fails(uint32_t kind, int file)
 static int memory_fails(size_t size)
 {
     return control && (control->kinds & ALLOCATIONS) && size >= (size_t)control->least_bytes
-           && fails_now();
+           && getpid() != control->spared && fails_now();
 }
 
 void *__libc_malloc(size_t size);

@@ -20,7 +20,7 @@ CONTROL = "FAULT_CONTROL"
 
 _SOURCE = Path(__file__).with_name("layer.c")
 # As `struct control` of layer.c.
-_LAYOUT = struct.Struct("1024sIiqqqqq")
+_LAYOUT = struct.Struct("1024sIiqqqqqq")
 _COUNTS = struct.Struct("qq")
 _ALL_LATER = _NEVER = 2**40
 
@@ -105,13 +105,13 @@ class Control:
         """Count from 0, and let the operation fail that the fault names.
 
         Args:
-            folder: only what lies in it counts, and all allocations.
+            folder: only what lies in it counts, and allocations of all other processes.
             fault: the operation.
         """
         most = _ALL_LATER if fault.is_lasting else 1
         name = os.fsencode(folder.resolve())
         self.disarm()
-        numbers = (fault.number, most, fault.least_bytes, 0, 0)
+        numbers = (fault.number, most, fault.least_bytes, os.getpid(), 0, 0)
         self._memory[:] = _LAYOUT.pack(name, fault.kinds, fault.error, *numbers)
 
     def disarm(self) -> None:

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 
 from tests.injected_faults.layer import Fault
 
-__all__ = ["COLUMNS", "Outcome", "line_of"]
+__all__ = ["COLUMNS", "CONNECTION_ENDED", "PROCESS_ENDED", "Outcome", "line_of"]
 
 _GOOD = ("done all the same", "refused in one line")
 _BAD = ("half replaced", "not told in one line", "not mended by the next try")
-COLUMNS = ("what runs", "what fails", "faults", *_GOOD, *_BAD, "left behind")
+# Where memory is not given, libraries of the web process end it, or its connection.
+_ENDS = CONNECTION_ENDED, PROCESS_ENDED = "connection ended", "process ended"
+_KINDS = (*_GOOD, *_ENDS, *_BAD)
+COLUMNS = ("what runs", "what fails", "faults", *_KINDS, "left behind")
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ def line_of(name: str, fails: str, outcomes: Iterable[Outcome]) -> str:
         fails: the faults in words.
         outcomes: theirs; those whose operation did not come are not counted.
     """
-    reached = [item for item in outcomes if item.kind in _GOOD + _BAD]
+    reached = [item for item in outcomes if item.kind in _KINDS]
     kinds = Counter(item.kind for item in reached)
     left = sum(bool(item.left_behind) for item in reached)
-    cells = (name, fails, len(reached), *(kinds[kind] for kind in _GOOD + _BAD), left)
+    cells = (name, fails, len(reached), *(kinds[kind] for kind in _KINDS), left)
     return "| " + " | ".join(map(str, cells)) + " |"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Any
 import httpx
 
 from tests.injected_faults.layer import Control, Fault, Faults
-from tests.injected_faults.outcomes import Outcome
+from tests.injected_faults.outcomes import CONNECTION_ENDED, PROCESS_ENDED, Outcome
 from tests.support.library_policies import POLICIES, cases_of
-from tests.support.server_processes import Server, running_server, started_server
+from tests.support.server_processes import KEY, Server, running_server, started_server
 from tests.support.servers import status_of
 from tests.support.waiting import wait_until
 
@@ -60,7 +61,8 @@ class Admin:
 
     def ask(self) -> httpx.Response:
         """Ask for the distributions of many observations."""
-        return self._client.post("/distribution/batch", json=_BATCH)
+        key = {"access-token": KEY}
+        return self._client.post("/distribution/batch", json=_BATCH, headers=key)
 
     def shares(self) -> dict[str, float]:
         """Return each version's share of the questions."""
@@ -114,18 +116,32 @@ def outcomes_of_steps(step: Step, place: Path, faults: Faults) -> Iterator[Outco
             yield _outcome_of_a_start(control, home, fault)
         return
     _fill(home)
-    with running_server(home.parent, environment=_environment(home)) as server:
-        admin = Admin(server)
-        _undone(admin)
-        _done(admin, step.before)
-        control.arm(home, faults.never)
-        step.act(admin).raise_for_status()
-        control.disarm()
-        operations = control.counted
-        for fault in faults.each(operations):
-            _undone(admin)
-            _done(admin, step.before)
-            yield _outcome_of_a_change(server, home, admin, step, fault)
+    coming: Iterator[Fault] | None = None
+    has_ended = True
+    while has_ended:
+        with running_server(home.parent, environment=_environment(home)) as server:
+            admin = Admin(server)
+            coming = coming or faults.each(_operations(control, home, admin, step, faults))
+            has_ended = False
+            for fault in coming:
+                _undone(admin)
+                _done(admin, step.before)
+                outcome = _outcome_of_a_change(server, home, admin, step, fault)
+                yield outcome
+                if outcome.kind == PROCESS_ENDED:
+                    has_ended = True
+                    break
+
+
+def _operations(control: Control, home: Path, admin: Admin, step: Step, faults: Faults) -> int:
+    """Return how many operations of a step may fail."""
+    assert step.act is not None, "a start is counted apart"
+    _undone(admin)
+    _done(admin, step.before)
+    control.arm(home, faults.never)
+    step.act(admin).raise_for_status()
+    control.disarm()
+    return control.counted
 
 
 def _environment(home: Path) -> dict[str, str]:
@@ -170,12 +186,17 @@ def _outcome_of_a_change(
     control.arm(home, fault)
     try:
         answer = step.act(admin)
-    except httpx.TransportError as error:
-        return Outcome(fault, "not told in one line", f"{error!r} {server.output()[-500:]}")
-    finally:
+    except httpx.TransportError:
         control.disarm()
+        with suppress(AssertionError):
+            wait_until(lambda: _has_ended(server), timeout_s=2)
+        return Outcome(fault, PROCESS_ENDED if _has_ended(server) else CONNECTION_ENDED)
+    control.disarm()
     if not control.failed:
         return Outcome(fault, "not reached")
+    if answer.status_code == httpx.codes.BAD_REQUEST:
+        # The parser's own answer to what it could not read, before it ends the connection.
+        return Outcome(fault, CONNECTION_ENDED)
     told = f"{answer.status_code} {answer.text[:500]}"
     shares, kept = admin.shares(), _kept(home)
     is_new = shares != before
@@ -183,11 +204,17 @@ def _outcome_of_a_change(
         return Outcome(fault, "half replaced", f"{told} {before} {shares} {kept}")
     if not _answers(server):
         return Outcome(fault, "half replaced", f"{told}: another answer")
-    if not answer.is_success and not isinstance(answer.json()["detail"], str):
+    if not answer.is_success and not _is_told(answer):
         return Outcome(fault, "not told in one line", told)
     if not answer.is_success:
         wait_until(partial(_succeeds, step.act, admin), timeout_s=60)
     return Outcome(fault, "done all the same" if answer.is_success else "refused in one line")
+
+
+def _is_told(answer: httpx.Response) -> bool:
+    """Return whether an error has the one shape of errors, and a line."""
+    is_json = answer.headers.get("content-type") == "application/json"
+    return is_json and isinstance(answer.json()["detail"], str)
 
 
 def _outcome_of_a_start(control: Control, home: Path, fault: Fault) -> Outcome:
