@@ -10,7 +10,8 @@ from __future__ import annotations
 import gc
 import os
 
-# All that imports make stays: collections would walk through it again and again.
+# All that a start makes stays: collections would walk through it again and again. They begin when
+# the policies answer.
 gc.disable()
 # pydantic looks through all installed packages for plugins of its own, in each process.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
@@ -19,8 +20,6 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from policy_server.launch import build_app, end_start  # noqa: E402 -- the settings above come first
-
-gc.freeze()
 
 __all__ = ["app"]
 

@@ -123,8 +123,8 @@ def _settle_garbage_collector() -> None:
     """Leave objects that live as long as the server out of collections, and collect less often.
 
     A full collection over FastAPI's and Ray's objects stops every request for tens of milliseconds.
+    What a start leaves as garbage, a few thousand objects, stays with them.
     """
-    gc.collect()
     gc.freeze()
     gc.enable()
     gc.set_threshold(*_GC_THRESHOLDS)

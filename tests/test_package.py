@@ -182,6 +182,15 @@ def test_ray_serve_comes_without_pandas_which_others_can_import() -> None:
     assert {"pandas", "ray.serve"} <= modules_after(f"import pandas\n{serve}")
 
 
+def test_replica_brings_nothing_that_only_servers_need() -> None:
+    replica = modules_after("import policy_server.backends.ray.replicas")
+
+    assert "ray.serve" in replica
+    rooms = {"commands", "formats", "metrics", "serving", "settings", "web"}
+    assert not {f"policy_server.{room}" for room in rooms} & replica
+    assert not {"prometheus_client", "pydantic_settings", "pydantic.v1"} & replica
+
+
 def test_start_brings_the_reader_of_no_format() -> None:
     packages = "keras|onnx|pickles|rllib|saved_model|stable_baselines3"
 

@@ -19,9 +19,9 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from benchmarks.peers.observation import Answer, Observation
-from policy_server.backends.ray import PolicyReplica
 from policy_server.backends.ray.ledger import FilesHere
 from policy_server.backends.ray.own_ray import OwnRay
+from policy_server.backends.ray.replicas import PolicyReplica
 from policy_server.engine.cache import Outcome, encode
 from policy_server.formats.compiling_process import find_compiled
 from policy_server.formats.finding import prepare_model

@@ -67,7 +67,7 @@ async def open_backends(settings: Settings) -> AsyncIterator[Backends]:
 
         yield LocalBackends(settings)
     else:
-        from policy_server.backends.ray import open_ray_cluster
+        from policy_server.backends.ray.cluster import open_ray_cluster
 
         async with open_ray_cluster(settings) as cluster:
             yield cluster

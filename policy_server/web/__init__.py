@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from policy_server.web.slim_fastapi import built_when_used
+from policy_server.lean_imports import built_when_used
 
 with built_when_used():
     from policy_server.web.app import Application, create_app

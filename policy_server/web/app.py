@@ -21,6 +21,7 @@ from policy_server.access_keys import AccessKey, KeyRing
 from policy_server.client_limits import ClientLimit, ClientLimits
 from policy_server.errors import PolicyServerError
 from policy_server.http_server import HotRoutes
+from policy_server.lean_imports import without_packages
 from policy_server.metrics import Metrics
 from policy_server.request_log import RequestLog
 from policy_server.sdk import SdkStore
@@ -45,7 +46,6 @@ from policy_server.web.routes import policy_routes, server_routes
 from policy_server.web.sdk_routes import client_routes
 from policy_server.web.session_answering import SessionAnswering
 from policy_server.web.session_routes import session_routes
-from policy_server.web.slim_fastapi import without_pydantic_1
 from policy_server.web.stream import Streams, stream_hints
 from policy_server.web.team_answering import TeamAnswering
 from policy_server.web.team_routes import team_routes
@@ -58,7 +58,8 @@ logger = logging.getLogger(__name__)
 _TITLE = "Policy Server"
 
 
-@without_pydantic_1()
+# FastAPI asks of each type whether it is of pydantic 1, and brings that along.
+@without_packages("pydantic.v1")
 def create_app(
     registry: PolicyRegistry,
     settings: Settings,

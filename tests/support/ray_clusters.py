@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from policy_server.backends.ray import RayBackend, VersionDescription
+from policy_server.backends.ray.backend import RayBackend
+from policy_server.backends.ray.cluster import VersionDescription
 from policy_server.backends.replica_counts import ReplicaCounts
 from policy_server.engine.network import NetworkPolicy
 from policy_server.formats.compiling_process import find_compiled

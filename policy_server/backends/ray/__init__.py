@@ -1,4 +1,7 @@
-"""Policies in Ray Serve replicas, here or on a cluster. The only place that imports Ray."""
+"""Policies in Ray Serve replicas, here or on a cluster. The only place that imports Ray.
+
+Importing the package imports Ray Serve and nothing else: a replica needs little of the rest.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +29,3 @@ if "ray" not in sys.modules and not {"RAY_AUTH_MODE", "RAY_ADDRESS"} & os.enviro
 from policy_server.backends.ray.slim_serve import import_serve
 
 import_serve()
-
-from policy_server.backends.ray.backend import RayBackend  # noqa: E402 -- Ray Serve comes first
-from policy_server.backends.ray.cluster import (  # noqa: E402 -- Ray Serve comes first
-    RayCluster,
-    VersionDescription,
-    open_ray_cluster,
-)
-from policy_server.backends.ray.replicas import PolicyReplica  # noqa: E402 -- Ray Serve comes first
-
-__all__ = [
-    "PolicyReplica",
-    "RayBackend",
-    "RayCluster",
-    "VersionDescription",
-    "open_ray_cluster",
-]

@@ -20,8 +20,6 @@ from policy_server.backends.ray.replica_list import announce
 from policy_server.engine.cache import decode
 from policy_server.engine.network import NetworkPolicy
 from policy_server.errors import ModelError, NotReadyError, PolicyFailedError, PolicyServerError
-from policy_server.formats import load_policy
-from policy_server.formats.known_formats import library_of
 from policy_server.policy import Policy, PolicyInputs, PolicyOutputs, PolicySignature
 from policy_server.schema import ServerSchema
 
@@ -134,6 +132,9 @@ class PolicyReplica:
 def _load(folder: Path, schema: ServerSchema, digest: str) -> Policy:
     compiled = folder / PolicyReplica.COMPILED_FILE
     if not compiled.exists():
+        # What reads a model's files is more than all else of a replica.
+        from policy_server.formats.known_formats import library_of, load_policy
+
         return load_policy(folder, schema, engine=library_of(folder))
     outcome = decode(compiled.read_bytes(), digest)
     if outcome is None or outcome.compiled is None:

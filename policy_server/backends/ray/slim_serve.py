@@ -12,7 +12,7 @@ import importlib
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from policy_server.left_out import without_packages
+from policy_server.lean_imports import built_when_used, without_collections, without_packages
 
 __all__ = ["import_serve", "without_data_frames", "write_left_out"]
 
@@ -30,7 +30,7 @@ def without_data_frames() -> AbstractContextManager[None]:
 
 def import_serve() -> None:
     """Import Ray Serve, without pandas unless that is there already."""
-    with without_data_frames():
+    with without_data_frames(), built_when_used(), without_collections():
         importlib.import_module("ray.serve")
 
 

@@ -17,10 +17,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from policy_server.backends.ray import (
-    RayCluster,
-    open_ray_cluster,
-)
+from policy_server.backends.ray.cluster import RayCluster, open_ray_cluster
 from policy_server.backends.ray.replica_list import ReplicaList, announce
 from policy_server.errors import SettingsError
 from policy_server.metrics import Metrics

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from policy_server.backends.ray import open_ray_cluster
+from policy_server.backends.ray.cluster import open_ray_cluster
 from policy_server.backends.ray_processes import rays_of
 from tests.support.processes import is_running
 from tests.support.ray_clusters import SETTINGS, check_answers, processes_of, version_of

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from policy_server.backends.ray import RayBackend, open_ray_cluster
+from policy_server.backends.ray.backend import RayBackend
+from policy_server.backends.ray.cluster import open_ray_cluster
 from policy_server.policy import PolicyInputs
 from tests.support.ray_clusters import SETTINGS, check_answers, processes_of, version_of
 from tests.support.waiting import until

@@ -1,7 +1,8 @@
-"""Packages that a library imports wherever they are installed, kept out of it."""
+"""Imports of libraries without what a server does not need of them."""
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,9 @@ from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from types import ModuleType
 
-__all__ = ["without_packages"]
+from pydantic import BaseModel, ConfigDict
+
+__all__ = ["built_when_used", "without_collections", "without_packages"]
 
 
 class _Without(MetaPathFinder):
@@ -50,3 +53,30 @@ def without_packages(*names: str) -> Iterator[None]:
         yield
     finally:
         sys.meta_path.remove(finder)
+
+
+@contextmanager
+def built_when_used() -> Iterator[None]:
+    """Have pydantic build the models that the block defines when each is first used.
+
+    FastAPI's import alone defines the 35 models of an OpenAPI document, which most servers are
+    never asked for, and Ray Serve's comes with as many.
+    """
+    known = BaseModel.model_config
+    BaseModel.model_config = ConfigDict(**{**known, "defer_build": True})
+    try:
+        yield
+    finally:
+        BaseModel.model_config = known
+
+
+@contextmanager
+def without_collections() -> Iterator[None]:
+    """Collect no garbage while the block imports, all of which stays."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

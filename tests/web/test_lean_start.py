@@ -6,10 +6,6 @@ import json
 import subprocess
 import sys
 
-import pytest
-from pydantic import BaseModel, ConfigDict
-
-from policy_server.web.slim_fastapi import built_when_used
 from tests.support.folders import ROOT
 
 STARTED = """
@@ -44,20 +40,3 @@ def test_start_builds_no_model_of_openapi_and_brings_no_pydantic_1() -> None:
     assert found["built"] == ["Later"]
     assert not found["pydantic 1"]
     assert found["pages"] > 10
-
-
-def test_model_that_is_built_when_used_validates_and_the_next_one_is_built_at_once() -> None:
-    with built_when_used():
-
-        class Deferred(BaseModel):
-            model_config = ConfigDict(extra="forbid")
-            count: int
-
-    class Ordinary(BaseModel):
-        count: int
-
-    kinds = [type(model.__pydantic_validator__).__name__ for model in (Deferred, Ordinary)]
-    assert kinds == ["MockValSer", "SchemaValidator"]
-    assert Deferred(count=2).count == 2
-    with pytest.raises(ValueError, match="extra"):
-        Deferred.model_validate({"count": 2, "more": 1})
