@@ -182,13 +182,16 @@ def test_ray_serve_comes_without_pandas_which_others_can_import() -> None:
     assert {"pandas", "ray.serve"} <= modules_after(f"import pandas\n{serve}")
 
 
-def test_replica_brings_nothing_that_only_servers_need() -> None:
+def test_replica_and_guard_bring_nothing_that_only_servers_need() -> None:
     replica = modules_after("import policy_server.backends.ray.replicas")
+    guard = modules_after("import policy_server.backends.ray_guard")
 
     assert "ray.serve" in replica
     rooms = {"commands", "formats", "metrics", "serving", "settings", "web"}
     assert not {f"policy_server.{room}" for room in rooms} & replica
     assert not {"prometheus_client", "pydantic_settings", "pydantic.v1"} & replica
+    assert "policy_server.backends.ray_processes" in guard
+    assert not {"asyncio", "logging", "ray", "socket"} & guard
 
 
 def test_start_brings_the_reader_of_no_format() -> None:

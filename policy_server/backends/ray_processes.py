@@ -1,4 +1,4 @@
-"""Ray's processes on this machine: their ends are heard of at once, and none is left behind.
+"""Ray's processes on this machine: none is left behind.
 
 Ray's raylet ends the processes below it. Where the raylet, the GCS (Ray's store) or the server was
 killed, others stay: they are found by the files that they have open in their Ray's folder.
@@ -6,13 +6,12 @@ killed, others stay: they are found by the files that they have open in their Ra
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,8 @@ from policy_server.files.shared_folders import beginning_of
 __all__ = [
     "GUARD",
     "Process",
+    "agents_in",
     "end_ray_in",
-    "first_end",
     "make_rays_folder",
     "rays_of",
     "remove_dead_rays",
@@ -37,8 +36,13 @@ GUARD = "policy_server.backends.ray_guard"
 _PREFIX = "ps-ray-"
 _LOOK_EVERY_S = 0.1
 _END_TIMEOUT_S = 5.0
+# The raylet's two agents: one has Ray's metrics, one makes environments for workers.
+_AGENTS = (b"/ray/dashboard/agent.py\0", b"/ray/_private/runtime_env/agent/main.py\0")
 # The titles that Ray's Python processes give themselves, and where its own programs lie.
-_TITLES = (b"ray::", b"/ray/core/src/ray/", b"/ray/dashboard/", b"/ray/_private/runtime_env/agent/")
+_TITLES = (
+    *(b"ray::", b"/ray/core/src/ray/", b"/ray/dashboard/"),
+    *(b"/ray/_private/runtime_env/agent/", b"/ray/_private/workers/default_worker.py"),
+)
 _GUARDS_TITLE = f"{GUARD}\0".encode()
 
 
@@ -78,50 +82,6 @@ class Process:
         if self.is_running():
             with suppress(OSError):
                 os.kill(self.pid, signal.SIGKILL)
-
-
-async def first_end(processes: Sequence[Process]) -> None:
-    """Wait until the first of some processes has ended.
-
-    Args:
-        processes: any processes of this machine, not only children of this one.
-    """
-    with _Ends(processes) as ends:
-        while all(process.is_running() for process in processes):
-            await ends.wait()
-
-
-class _Ends:
-    """A wait for the end of processes: at once where the kernel tells of it, as Linux does."""
-
-    def __init__(self, processes: Sequence[Process]) -> None:
-        self._processes = processes
-        self._descriptors: list[int] = []
-        self._has_ended = asyncio.Event()
-
-    def __enter__(self) -> Self:
-        loop = asyncio.get_running_loop()
-        if hasattr(os, "pidfd_open"):
-            for process in self._processes:
-                with suppress(OSError):
-                    descriptor = os.pidfd_open(process.pid)
-                    self._descriptors.append(descriptor)
-                    loop.add_reader(descriptor, self._has_ended.set)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        loop = asyncio.get_running_loop()
-        for descriptor in self._descriptors:
-            loop.remove_reader(descriptor)
-            os.close(descriptor)
-
-    async def wait(self) -> None:
-        """Wait for an end, or for the time to look whether there was one."""
-        # One that can't be watched has ended already, or the kernel does not tell.
-        is_told = len(self._descriptors) == len(self._processes)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(None if is_told else _LOOK_EVERY_S):
-                await self._has_ended.wait()
 
 
 def _server_file() -> str:
@@ -199,6 +159,21 @@ def end_ray_in(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def agents_in(folder: Path) -> list[int]:
+    """Return the processes of a Ray's agents that have not given themselves a title yet.
+
+    Args:
+        folder: Ray's own, in that of `make_rays_folder`.
+    """
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            title = (path / "cmdline").read_bytes()
+            if f"{folder}{os.sep}".encode() in title and any(name in title for name in _AGENTS):
+                found.append(int(path.name))
+    return found
+
+
 def _processes_in(folder: Path) -> list[int]:
     """Return the processes of Ray's, zombies apart, that use a folder."""
     place = f"{folder}{os.sep}"
@@ -207,7 +182,7 @@ def _processes_in(folder: Path) -> list[int]:
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             title = (path / "cmdline").read_bytes()
-            # An agent that still imports has nothing open yet.
+            # An agent or a worker that still imports has nothing open yet.
             is_here = place.encode() in title or _has_open(path, place)
             is_rays = is_here and any(word in title for word in _TITLES)
             if is_rays or title.endswith(guards_title):

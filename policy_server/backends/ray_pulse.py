@@ -1,21 +1,31 @@
-"""The pulse of Ray's raylet and GCS: one that stands still is ended, as if it had died by itself.
+"""The pulse of Ray's raylet and GCS: an end is heard of, and one that stands still is ended.
 
 Both are gRPC servers, and an HTTP/2 server sends its settings to whoever connects (RFC 9113,
 section 3.4): a process that does so still turns its loop.
+
+The guard of a Ray looks for its processes without these parts, which would double its memory.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Self
 
-from policy_server.backends.ray_processes import Process, first_end
+from policy_server.backends.ray_processes import Process
 
-__all__ = ["PULSE_LIMIT_S", "WatchedProcess", "are_running", "end_standstills", "first_lost"]
+__all__ = [
+    "PULSE_LIMIT_S",
+    "WatchedProcess",
+    "are_running",
+    "end_standstills",
+    "first_end",
+    "first_lost",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +33,52 @@ PULSE_LIMIT_S = 10.0
 # After a pause of the whole machine one look may fail.
 _LOOKS = 5
 _LOOK_TIMEOUT_S = 1.0
+# How often ends are looked for where the kernel does not tell of them.
+_LOOK_EVERY_S = 0.1
+
+
+async def first_end(processes: Sequence[Process]) -> None:
+    """Wait until the first of some processes has ended.
+
+    Args:
+        processes: any processes of this machine, not only children of this one.
+    """
+    with _Ends(processes) as ends:
+        while all(process.is_running() for process in processes):
+            await ends.wait()
+
+
+class _Ends:
+    """A wait for the end of processes: at once where the kernel tells of it, as Linux does."""
+
+    def __init__(self, processes: Sequence[Process]) -> None:
+        self._processes = processes
+        self._descriptors: list[int] = []
+        self._has_ended = asyncio.Event()
+
+    def __enter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        if hasattr(os, "pidfd_open"):
+            for process in self._processes:
+                with suppress(OSError):
+                    descriptor = os.pidfd_open(process.pid)
+                    self._descriptors.append(descriptor)
+                    loop.add_reader(descriptor, self._has_ended.set)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        loop = asyncio.get_running_loop()
+        for descriptor in self._descriptors:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+
+    async def wait(self) -> None:
+        """Wait for an end, or for the time to look whether there was one."""
+        # One that can't be watched has ended already, or the kernel does not tell.
+        is_told = len(self._descriptors) == len(self._processes)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if is_told else _LOOK_EVERY_S):
+                await self._has_ended.wait()
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,10 @@
-"""Processes of Ray's that are left: found by their files, ended, and heard of as they end."""
+"""Processes of Ray's that are left: found by their files, and ended."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +13,7 @@ import pytest
 
 from policy_server.backends.ray_guard import start_guard
 from policy_server.backends.ray_processes import (
-    Process,
     end_ray_in,
-    first_end,
     make_rays_folder,
     rays_of,
     remove_dead_rays,
@@ -118,26 +114,3 @@ def test_guard_ends_with_its_ray() -> None:
     guard.wait(10)
 
     assert not is_running(guard.pid)
-
-
-async def test_end_of_any_process_is_heard_of(server: subprocess.Popen[bytes]) -> None:
-    processes = [Process.of(os.getpid()), Process.of(server.pid)]
-    waiting = asyncio.create_task(first_end(processes))
-    await asyncio.sleep(0)
-    was_waiting = not waiting.done()
-
-    # Nobody has waited for it yet: it is a zombie.
-    server.kill()
-    await asyncio.wait_for(waiting, 10)
-
-    assert was_waiting
-    assert [process.is_running() for process in processes] == [True, False]
-
-
-async def test_process_that_has_ended_already_is_heard_of_at_once() -> None:
-    with subprocess.Popen([sys.executable, "-c", ""]) as process:
-        known = Process.of(process.pid)
-
-    await asyncio.wait_for(first_end([known]), 10)
-
-    assert Process.read(str(known)) == known

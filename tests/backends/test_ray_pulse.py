@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -15,6 +16,7 @@ from policy_server.backends.ray_pulse import (
     WatchedProcess,
     are_running,
     end_standstills,
+    first_end,
     first_lost,
 )
 from tests.support.processes import Child, child
@@ -79,3 +81,26 @@ async def test_process_without_a_known_server_is_heard_of_when_it_ends(server: C
 
 def test_watched_process_is_read_as_it_was_written(watched: WatchedProcess) -> None:
     assert WatchedProcess.read(str(watched)) == watched
+
+
+async def test_end_of_any_process_is_heard_of(server: Child) -> None:
+    processes = [Process.of(os.getpid()), Process.of(server.process.pid)]
+    waiting = asyncio.create_task(first_end(processes))
+    await asyncio.sleep(0)
+    was_waiting = not waiting.done()
+
+    # Nobody has waited for it yet: it is a zombie.
+    server.process.kill()
+    await asyncio.wait_for(waiting, 10)
+
+    assert was_waiting
+    assert [process.is_running() for process in processes] == [True, False]
+
+
+async def test_process_that_has_ended_already_is_heard_of_at_once() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        known = Process.of(process.pid)
+
+    await asyncio.wait_for(first_end([known]), 10)
+
+    assert Process.read(str(known)) == known

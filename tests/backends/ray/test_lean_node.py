@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
 from policy_server.backends.ray.lean_node import start_lean_node
-from policy_server.backends.ray_processes import end_ray_in
+from policy_server.backends.ray_processes import agents_in, end_ray_in
 
 _AGENTS_HANG = """
 import sys, time
@@ -29,11 +30,14 @@ def test_agents_of_the_raylet_that_take_long_hold_no_start_up(tmp_path: Path) ->
             start_timeout_s=120.0,
         )
         pids = node.needed_pids()
+        niceness = [os.getpriority(os.PRIO_PROCESS, pid) for pid in agents_in(folder)]
+        own = os.getpriority(os.PRIO_PROCESS, pids["raylet"])
         node.end(is_graceful=False)
     finally:
         end_ray_in(folder)
 
     assert len(pids) == 2
+    assert niceness == [min(own + 5, 19)] * 2, "the agents go before the policy"
     named = str(folder).encode()
     commands = [path for path in Path("/proc").glob("[0-9]*/cmdline") if _holds(path, named)]
     assert commands == [], "an agent that still imported was left"
