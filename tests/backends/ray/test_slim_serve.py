@@ -12,9 +12,21 @@ import pytest
 from policy_server.backends.ray.slim_serve import write_left_out
 
 
+def run(program: str, *, folder: Path) -> str:
+    """Return what a program prints that has the folder of left-out packages first."""
+    write_left_out(folder)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
 @pytest.mark.parametrize("package", ["pandas", "pyarrow", "rfc3987_syntax"])
 def test_left_out_packages_look_as_if_they_were_not_installed(tmp_path: Path, package: str) -> None:
-    write_left_out(tmp_path / "left-out")
     program = f"""
 try:
     import {package}
@@ -22,12 +34,21 @@ except ModuleNotFoundError as error:
     print(error.name)
 """
 
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "left-out")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    assert run(program, folder=tmp_path / "left-out") == package
 
-    assert done.stdout.strip() == package
+
+def test_checker_of_schemas_is_loaded_when_it_is_used(tmp_path: Path) -> None:
+    program = """
+import sys
+import jsonschema
+print("jsonschema.validators" in sys.modules)
+try:
+    jsonschema.validate({"a": 1}, {"type": "array"})
+except jsonschema.ValidationError as error:
+    print(error.message)
+print("jsonschema.validators" in sys.modules, sys.modules["jsonschema"] is jsonschema)
+"""
+
+    lines = run(program, folder=tmp_path / "left-out").splitlines()
+
+    assert lines == ["False", "{'a': 1} is not of type 'array'", "True True"]
