@@ -231,6 +231,7 @@ def start_lean_node(
         "temp_dir": folder,
         "env_vars": environment,
         "_system_config": {
+            **options.get("_system_config", {}),
             "preload_python_modules": list(_PRELOADED),
             # Workers start with the raylet, not when the first driver has connected to it.
             "enable_worker_prestart": True,

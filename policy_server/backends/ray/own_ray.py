@@ -53,6 +53,13 @@ logger = logging.getLogger(__name__)
 _LEFT_OUT = "left-out"
 _TRIES = 3
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
+# How many that have ended Ray remembers for its dashboard: by itself 100,000 actors and tasks, and
+# 1,000 processes. Each replica of an unloaded version is one, with all that it was started from.
+_REMEMBERED = {
+    "maximum_gcs_destroyed_actor_cached_count": 50,
+    "maximum_gcs_dead_worker_cached_count": 50,
+    "task_events_max_num_task_in_gcs": 1000,
+}
 # The errors of a private part of Ray that has moved or takes other arguments.
 _MOVED = (ImportError, AttributeError, TypeError)
 
@@ -208,13 +215,16 @@ class OwnRay:
             "include_dashboard": settings.dashboard_port > 0,
             "dashboard_host": settings.dashboard_host,
             "dashboard_port": settings.dashboard_port,
+            "_system_config": _REMEMBERED,
         }
 
     def _environment(self) -> dict[str, str]:
         """Return the variables of Ray's processes."""
         python_path = [str(self.folder / _LEFT_OUT), str(Path(policy_server.__file__).parents[1])]
         python_path += filter(None, [os.environ.get("PYTHONPATH")])
-        return {**REPLICA_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(python_path)}
+        # The dashboard reads no other.
+        remembered = {f"RAY_{name}": str(count) for name, count in _REMEMBERED.items()}
+        return {**REPLICA_ENVIRONMENT, **remembered, "PYTHONPATH": os.pathsep.join(python_path)}
 
 
 def _watched(node: LeanNode) -> list[WatchedProcess]:

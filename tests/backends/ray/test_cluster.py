@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 import pytest_asyncio
+from ray._raylet import Config  # type: ignore[attr-defined]  # a compiled module
 
 from policy_server.backends.ray.cluster import RayCluster, open_ray_cluster
 from policy_server.backends.ray.replica_list import ReplicaList, announce
@@ -269,6 +270,17 @@ async def test_frozen_replica_fails_no_request_and_holds_none_up_for_long(
     # Some ten milliseconds on a machine that has nothing else to do.
     assert slowest < 3
     await cluster.undeploy(backend)
+
+
+async def test_ray_remembers_few_of_the_replicas_that_have_ended(
+    cluster: RayCluster, models: Path
+) -> None:
+    backend = await cluster.deploy(version_of("ppo_discrete", models))
+    # What Ray's head process has told this one.
+    remembered = Config.maximum_gcs_destroyed_actor_cached_count()
+    await cluster.undeploy(backend)
+
+    assert remembered == 50
 
 
 async def test_replica_that_has_ended_leaves_the_list(cluster: RayCluster, models: Path) -> None:
