@@ -14,8 +14,8 @@ import asyncio, re, time
 from policy_server.backends.ray.replica_limits import end_if_a_call_hangs
 
 async def main():
-    watch = asyncio.create_task(end_if_a_call_hangs(0.2, shortest_s=0, look_every_s=0.1))
-    for _ in range(8):
+    watch = asyncio.create_task(end_if_a_call_hangs(1.5, shortest_s=0, look_every_s=0.5))
+    for _ in range(25):
         await asyncio.sleep(0.1)
     {call}
     await asyncio.sleep(0.2)
