@@ -27,7 +27,7 @@ __all__ = ["FAULTS"]
 
 _ROUTE = "/predict_deterministic_raw"
 _OBSERVATIONS = 32
-_TIMEOUT_S = 5
+_TIMEOUT_S = 10
 _MEMORY_BYTES = 1_000_000_000
 _AFTER_S = 25.0
 

@@ -48,6 +48,13 @@ def _still_for_a_while(server: Server) -> None:
     os.kill(pid, signal.SIGCONT)
 
 
+def _raylet_and_server(server: Server) -> None:
+    """Kill the raylet, and stop the server while it starts the next Ray."""
+    killed(_RAYLET)(server)
+    server.child.wait_until(lambda: '"ray_lost"' in server.output())
+    server.process.terminate()
+
+
 def _web_process(server: Server, *, has_started_ray: bool) -> None:
     """Kill a web process: the one that has started Ray, or the other."""
     [event] = [line for line in server.output().splitlines() if '"event": "ray_started"' in line]
@@ -96,6 +103,9 @@ FAULTS = {
     "frozen": _fault("one of two replicas stopped for 8 s", _still_for_a_while, replicas=2),
     "controller": _fault("Ray Serve's controller killed", killed("ServeController")),
     "raylet": _fault("Ray's raylet killed", killed(_RAYLET)),
+    "raylet-term": _fault(
+        "Ray's raylet killed, and SIGTERM at once", _raylet_and_server, is_last=True
+    ),
     "gcs": _fault("Ray's GCS killed", killed(_GCS)),
     "both": _fault("raylet and GCS killed", killed(_GCS, _RAYLET)),
     "agent": _fault("Ray's dashboard agent killed", killed("DashboardAgent")),

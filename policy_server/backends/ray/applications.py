@@ -42,6 +42,9 @@ _HEALTH_CHECK_PERIOD_S = 1.0
 # Two calls are in flight from each web process; the rest leaves room for more of those.
 _MAX_ONGOING_CALLS = 64
 _CALLS_OF_A_REPLICA = 2
+# The share of the deadline that a call may take: the rest is for a replica in place of one that
+# hangs, so that calls that wait behind it are answered in time.
+_CALLS_SHARE = 0.8
 _QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
 # An application that is coming up, or gets a new replica, counts: deploying it again restarts it.
 _PRESENT = ("NOT_STARTED", "DEPLOYING", "RUNNING", "UNHEALTHY")
@@ -131,7 +134,8 @@ class Application:
             application=self.name,
             socket_folder=socket_folder,
             limits=ReplicaLimits(
-                self.settings.request_timeout_s, self.settings.max_call_memory_bytes
+                _CALLS_SHARE * self.settings.request_timeout_s,
+                self.settings.max_call_memory_bytes,
             ),
         )
         target = serve.RunTarget(bound, name=self.name, route_prefix=None)

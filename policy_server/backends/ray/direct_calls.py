@@ -210,14 +210,20 @@ class DirectCalls:
         call.answered(outcome)
 
     def _lose(self, replica: ConnectedReplica) -> None:
-        """Take note of the end of a connection: its calls are lost unless others have them too."""
+        """Take note of the end of a connection: its calls are lost unless others have them too.
+
+        Where the replica has hung, the call that came first is the one that it computed.
+        """
+        has_hung = replica.is_still_since(time.monotonic() - _HUNG_S)
         if not self._is_closing:
-            if replica.is_still_since(time.monotonic() - _HUNG_S):
+            if has_hung:
                 logger.error("replica_hung", extra={"replica": replica.address.replica})
             self._on_lost(replica.address.replica)
-        for call in replica.calls:
+        for place, call in enumerate(replica.calls):
             if not call.replicas and self._calls.pop(call.number, None) is not None:
-                call.answered(ConnectionLostError())
+                # It would hold up the next replica too.
+                is_to_blame = has_hung and place == 0
+                call.answered(_hung() if is_to_blame else ConnectionLostError())
 
     def _wake_by(self, moment: float) -> None:
         """Look after the calls at a time, or before."""
@@ -266,3 +272,7 @@ class DirectCalls:
         return OverloadedError(
             f"no replica answered within {self._timeout_s:g} s; try again in a second"
         )
+
+
+def _hung() -> OverloadedError:
+    return OverloadedError("the policy took too long, and its replica was ended; try again")

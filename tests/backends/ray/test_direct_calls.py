@@ -7,6 +7,7 @@ import threading
 import time
 import traceback
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -322,20 +323,25 @@ async def test_observation_on_which_the_policy_hangs_holds_up_few_of_many_replic
     assert held_up == 2
 
 
-async def test_replica_that_ends_after_it_stood_still_has_hung(
+async def test_call_on_which_a_replica_hung_is_not_asked_again_as_others_are(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    replicas = Replicas(doubled, doubled)
+    replicas = Replicas(doubled)
     async with connected(replicas) as calls:
         await warmed(calls)
         replicas.threads[0].freeze()
-        began = time.monotonic()
-        while time.monotonic() < began + 1.3:
-            await calls.infer(inputs_of(1))
-        replicas.listed.pop(0)
+        answers: dict[int, PolicyOutputs | Exception] = {}
+        for number in range(3):
+            calls.ask(inputs_of(number), partial(answers.__setitem__, number))
+        # So long that it counts as hung.
+        await asyncio.sleep(1.3)
+        replicas.listed.clear()
         replicas.threads[0].end_without_answers()
-        await until(lambda: replicas.lost == ["a0"])
+        await until(lambda: len(answers) == 3)
 
+    assert isinstance(answers[0], OverloadedError)
+    assert "took too long" in str(answers[0])
+    assert [type(answers[number]) for number in (1, 2)] == [ConnectionLostError] * 2
     hung = [vars(record)["replica"] for record in caplog.records if record.msg == "replica_hung"]
     assert hung == ["a0"]
 
