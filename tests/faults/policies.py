@@ -27,9 +27,8 @@ __all__ = ["FAULTS"]
 
 _ROUTE = "/predict_deterministic_raw"
 _OBSERVATIONS = 32
-_TIMEOUT_S = 10
 _MEMORY_BYTES = 1_000_000_000
-_AFTER_S = 25.0
+_AFTER_S, _AFTER_A_HANG_S = 25.0, 50.0
 
 
 @contextmanager
@@ -40,6 +39,7 @@ def _serving(
     backend: str = "ray",
     replicas: int = 1,
     pause_s: float = 1.0,
+    after_s: float = _AFTER_S,
     **settings: str,
 ) -> Iterator[Scene]:
     """Serve a policy that onnxruntime computes; from the fault on one client asks what harms it."""
@@ -52,13 +52,12 @@ def _serving(
         "POLICY_SERVER_BACKEND": backend,
         "POLICY_SERVER_ENGINE": "onnxruntime",
         "POLICY_SERVER_NUM_REPLICAS": str(replicas),
-        "POLICY_SERVER_REQUEST_TIMEOUT_S": str(_TIMEOUT_S),
         **settings,
     }
     with running_server(home, environment=environment) as server:
         harmful = Harmful(server.url, [_question(row) for row in hostile], 1, pause_s=pause_s)
         loads = {"all others": Load(server.url, _questions(model)), "those": harmful}
-        yield Scene(server, loads, harmful.begins.set, after_s=_AFTER_S)
+        yield Scene(server, loads, harmful.begins.set, after_s=after_s)
 
 
 def _questions(model: Path) -> list[Question]:
@@ -85,7 +84,7 @@ def _fault(told: str, *hostile: Sequence[float], **options: Any) -> Fault:  # no
 
 
 _BOUND = {"POLICY_SERVER_MAX_CALL_MEMORY_BYTES": str(_MEMORY_BYTES)}
-_ONCE_S = 1000.0
+_ONCE = {"pause_s": 1000.0, "after_s": _AFTER_A_HANG_S}
 
 FAULTS = {
     "fails": _fault(
@@ -94,10 +93,10 @@ FAULTS = {
     "fails-local": _fault(
         "the same, BACKEND=local", FAILING, UNKNOWN, backend="local", pause_s=0.1
     ),
-    "hangs": _fault("an observation that takes minutes", LASTING, pause_s=_ONCE_S),
+    "hangs": _fault("an observation that takes minutes", LASTING, **_ONCE),
     "hangs-two": _fault(
-        "an observation that takes minutes, two replicas", LASTING, replicas=2, pause_s=_ONCE_S
+        "an observation that takes minutes, two replicas", LASTING, replicas=2, **_ONCE
     ),
-    "hangs-local": _fault("the same, BACKEND=local", LASTING, backend="local", pause_s=_ONCE_S),
+    "hangs-local": _fault("the same, BACKEND=local", LASTING, backend="local", **_ONCE),
     "eats": _fault("an observation that takes 4 GB, where calls may take 1 GB", HUNGRY, **_BOUND),
 }
