@@ -186,16 +186,16 @@ TARGETS = (
         "req/s of the fast path against FastAPI's own route, 128 connections",
         *(2.5, "x", _ratio("local", "fastapi-route", 128)),
     ),
-    Target("first answer with Ray", 10, "s", _start("ray", "seconds")),
+    Target("first answer with Ray", 4, "s", _start("ray", "seconds")),
     Target(
         "first answer with Ray, of a policy never served before",
         *(10, "s", _start("ray", "seconds", is_first=True)),
     ),
-    Target("first answer, local", 4, "s", _start("local", "seconds")),
+    Target("first answer, local", 0.6, "s", _start("local", "seconds")),
     Target(
         "first answer, local, of a policy never served before",
         *(4, "s", _start("local", "seconds", is_first=True)),
     ),
-    Target("memory of all processes with Ray", 900, "MB", _start("ray", "memory_mb")),
-    Target("memory of all processes, local", 400, "MB", _start("local", "memory_mb")),
+    Target("memory of all processes with Ray", 750, "MB", _start("ray", "memory_mb")),
+    Target("memory of all processes, local", 60, "MB", _start("local", "memory_mb")),
 )
