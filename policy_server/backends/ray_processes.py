@@ -77,11 +77,19 @@ class Process:
         """Return whether it has not ended; one that nobody has waited for yet has ended."""
         return beginning_of(self.pid) == self.beginning and not _is_zombie(self.pid)
 
-    def kill(self) -> None:
-        """End it at once, unless it has ended."""
+    def signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended.
+
+        Args:
+            number: the signal's, such as `SIGSTOP`.
+        """
         if self.is_running():
             with suppress(OSError):
-                os.kill(self.pid, signal.SIGKILL)
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it at once, unless it has ended."""
+        self.signal(signal.SIGKILL)
 
 
 def _server_file() -> str:

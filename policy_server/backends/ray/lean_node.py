@@ -8,10 +8,10 @@ them out. Where these parts have moved, `OwnRay` takes `ray.init`.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from ray._raylet import (  # type: ignore[attr-defined]  # a compiled module
 from ray.exceptions import RayError
 
 from policy_server.backends.ray.connection import RayletEndedError
-from policy_server.backends.ray_processes import agents_in
+from policy_server.backends.ray_processes import Process, agents_in
 from policy_server.ports import bound_sockets
 
 __all__ = ["GCS", "RAYLET", "LeanNode", "start_lean_node"]
@@ -49,8 +49,9 @@ _AGENTS_PORTS = {
     "dashboard_agent_listen_port": DASHBOARD_AGENT_LISTEN_PORT_NAME,
     "runtime_env_agent_port": RUNTIME_ENV_AGENT_PORT_NAME,
 }
-# How far Ray's agents and its dashboard stand back behind the policy, as `nice` has it: the agents
-# import for as long as all else of a start, and shall be scraped under load.
+# How many agents a raylet has, and how long they are looked for.
+_AGENTS, _AGENTS_TIMEOUT_S = 2, 1.0
+# How far Ray's agents and its dashboard stand back behind the policy, as `nice` has it.
 _NICENESS = 5
 _DASHBOARD = "dashboard"
 _DASHBOARD_TIMEOUT_S = 60.0
@@ -78,6 +79,8 @@ class LeanNode(Node):
             start_timeout_s: the longest wait for the raylet, in seconds.
         """
         self.held_ports = ExitStack()
+        self._is_shared = is_shared
+        self._agents: list[Process] = []
         self._start_timeout_s = start_timeout_s
         super().__init__(parameters, head=True, shutdown_at_exit=False, spawn_reaper=not is_shared)
 
@@ -95,7 +98,9 @@ class LeanNode(Node):
     def start_ray_processes(self) -> None:
         """Start the raylet, and wait until it is up: Ray's own wait ends after 30 s.
 
-        On a very busy machine the raylet takes longer.
+        On a very busy machine the raylet takes longer. Its agents import for a quarter of all that
+        a start computes, and sleep until `wake_agents`; those of a Ray that other processes use go
+        on, since the one that could wake them may be killed.
 
         Raises:
             RayletEndedError: if it has ended by itself.
@@ -109,9 +114,26 @@ class LeanNode(Node):
                 raise RayletEndedError("the raylet ended while it started")
             with suppress(RayError):
                 if store.get_all_node_info(timeout=_LOOK_S):
-                    _stand_back(agents_in(Path(self._session_dir)))
+                    self._hold_agents()
                     return
             time.sleep(_PAUSE_S)
+
+    def _hold_agents(self) -> None:
+        folder = Path(self._session_dir)
+        deadline = time.monotonic() + _AGENTS_TIMEOUT_S
+        # The raylet has forked them, and on a busy machine they are not yet what they will be.
+        while len(found := agents_in(folder)) < _AGENTS and time.monotonic() < deadline:
+            time.sleep(_PAUSE_S)
+        self._agents = [Process.of(pid) for pid in found]
+        for agent in self._agents:
+            _stand_back(agent.pid)
+            if not self._is_shared:
+                agent.signal(signal.SIGSTOP)
+
+    def wake_agents(self) -> None:
+        """Let the raylet's agents go on: Ray's metrics come a second later."""
+        for agent in self._agents:
+            agent.signal(signal.SIGCONT)
 
     def start_api_server(
         self,
@@ -175,7 +197,7 @@ class LeanNode(Node):
             stderr_file=subprocess.DEVNULL,
         )
         self.all_processes[_DASHBOARD] = [started]
-        _stand_back([started.process.pid])
+        _stand_back(started.process.pid)
         process: subprocess.Popen[bytes] = started.process
         return process
 
@@ -193,16 +215,16 @@ class LeanNode(Node):
         Args:
             is_graceful: let them end by themselves first, which a raylet can't without the others.
         """
+        self.wake_agents()
         self.kill_all_processes(check_alive=False, allow_graceful=is_graceful)
         self.held_ports.close()
 
 
-def _stand_back(pids: Iterable[int]) -> None:
-    """Let processes, and those that they start from now on, go behind others."""
-    for pid in pids:
-        with suppress(OSError):
-            own = os.getpriority(os.PRIO_PROCESS, pid)
-            os.setpriority(os.PRIO_PROCESS, pid, own + _NICENESS)
+def _stand_back(pid: int) -> None:
+    """Let a process, and those that it starts from now on, go behind others."""
+    with suppress(OSError):
+        own = os.getpriority(os.PRIO_PROCESS, pid)
+        os.setpriority(os.PRIO_PROCESS, pid, own + _NICENESS)
 
 
 def start_lean_node(

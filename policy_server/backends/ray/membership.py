@@ -127,12 +127,12 @@ class SoleOwner:
         """Return at once: the policy is compiled while Ray starts."""
 
     async def has_served(self) -> None:
-        """Start the dashboard, and end what is left of a Ray that has died."""
+        """Start the rest of Ray, and end what is left of one that has died."""
         if not self._has_served:
             self._has_served = True
             while self._dead:
                 await self._call(self._dead.pop().end_processes)
-            self._call(self._own.start_dashboard)
+            self._call(self._own.start_rest)
 
     async def leave(self) -> None:
         """See `Membership.leave`; waits for the calls on Ray's thread."""

@@ -67,7 +67,7 @@ _MOVED = (ImportError, AttributeError, TypeError)
 class OwnRay:
     """A Ray that this process starts.
 
-    `start`, `start_dashboard` and `end` belong on one thread that lives as long as Ray does: where
+    `start`, `start_rest` and `end` belong on one thread that lives as long as Ray does: where
     no other process shares Ray, the kernel ends its processes with the thread that started them.
 
     Attributes:
@@ -130,9 +130,15 @@ class OwnRay:
                     self.end_processes()
         logger.info("ray_started", extra={"seconds": round(time.monotonic() - started, 1)})
 
-    def start_dashboard(self) -> None:
-        """Start the dashboard if the settings have one; a dashboard that fails is only logged."""
-        if self._node is None or not self._settings.dashboard_port:
+    def start_rest(self) -> None:
+        """Let Ray's agents go on, and start the dashboard if the settings have one.
+
+        The first answer waits for neither; a dashboard that fails is only logged.
+        """
+        if self._node is None:
+            return
+        self._node.wake_agents()
+        if not self._settings.dashboard_port:
             return
         try:
             self._node.start_dashboard(self._environment())

@@ -148,13 +148,13 @@ class SharedRay:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _settle(self) -> None:
-        """End what is left of a Ray that has died, and start the new one's dashboard."""
+        """End what is left of a Ray that has died, and start the rest of the new one."""
         if self._dead or self._dead_folders:
             # Until they have joined the new one, the dead one's replicas answer the others.
             await self._wait_for_others(self.ledger_folder)
             await self._end_dead()
         if self._has_started:
-            await self._call(self._own.start_dashboard)
+            await self._call(self._own.start_rest)
 
     async def _end_dead(self) -> None:
         while self._dead:

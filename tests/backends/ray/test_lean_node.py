@@ -8,6 +8,7 @@ from pathlib import Path
 
 from policy_server.backends.ray.lean_node import start_lean_node
 from policy_server.backends.ray_processes import agents_in, end_ray_in
+from tests.support.waiting import wait_until
 
 _AGENTS_HANG = """
 import sys, time
@@ -30,7 +31,11 @@ def test_agents_of_the_raylet_that_take_long_hold_no_start_up(tmp_path: Path) ->
             start_timeout_s=120.0,
         )
         pids = node.needed_pids()
-        niceness = [os.getpriority(os.PRIO_PROCESS, pid) for pid in agents_in(folder)]
+        agents = agents_in(folder)
+        niceness = [os.getpriority(os.PRIO_PROCESS, pid) for pid in agents]
+        wait_until(lambda: [_state_of(pid) for pid in agents] == ["T", "T"])
+        node.wake_agents()
+        wait_until(lambda: "T" not in [_state_of(pid) for pid in agents])
         own = os.getpriority(os.PRIO_PROCESS, pids["raylet"])
         node.end(is_graceful=False)
     finally:
@@ -41,6 +46,11 @@ def test_agents_of_the_raylet_that_take_long_hold_no_start_up(tmp_path: Path) ->
     named = str(folder).encode()
     commands = [path for path in Path("/proc").glob("[0-9]*/cmdline") if _holds(path, named)]
     assert commands == [], "an agent that still imported was left"
+
+
+def _state_of(pid: int) -> str:
+    """Return a process's state by proc(5): T where a signal has stopped it."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def _holds(path: Path, text: bytes) -> bool:
