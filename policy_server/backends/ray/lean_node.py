@@ -50,7 +50,7 @@ _AGENTS_PORTS = {
     "runtime_env_agent_port": RUNTIME_ENV_AGENT_PORT_NAME,
 }
 # How many agents a raylet has, and how long they are looked for.
-_AGENTS, _AGENTS_TIMEOUT_S = 2, 1.0
+_AGENTS, _AGENTS_TIMEOUT_S = 2, 0.1
 # How far Ray's agents and its dashboard stand back behind the policy, as `nice` has it.
 _NICENESS = 5
 _DASHBOARD = "dashboard"
@@ -99,8 +99,7 @@ class LeanNode(Node):
         """Start the raylet, and wait until it is up: Ray's own wait ends after 30 s.
 
         On a very busy machine the raylet takes longer. Its agents import for a quarter of all that
-        a start computes, and sleep until `wake_agents`; those of a Ray that other processes use go
-        on, since the one that could wake them may be killed.
+        a start computes, and are held.
 
         Raises:
             RayletEndedError: if it has ended by itself.
@@ -114,19 +113,25 @@ class LeanNode(Node):
                 raise RayletEndedError("the raylet ended while it started")
             with suppress(RayError):
                 if store.get_all_node_info(timeout=_LOOK_S):
-                    self._hold_agents()
-                    return
+                    break
+            time.sleep(_PAUSE_S)
+        # The raylet has forked them, and on a busy machine they are not yet what they will be.
+        deadline = time.monotonic() + _AGENTS_TIMEOUT_S
+        while len(self._agents) < _AGENTS and time.monotonic() < deadline:
+            self.hold_agents()
             time.sleep(_PAUSE_S)
 
-    def _hold_agents(self) -> None:
-        folder = Path(self._session_dir)
-        deadline = time.monotonic() + _AGENTS_TIMEOUT_S
-        # The raylet has forked them, and on a busy machine they are not yet what they will be.
-        while len(found := agents_in(folder)) < _AGENTS and time.monotonic() < deadline:
-            time.sleep(_PAUSE_S)
-        self._agents = [Process.of(pid) for pid in found]
-        for agent in self._agents:
-            _stand_back(agent.pid)
+    def hold_agents(self) -> None:
+        """Let those of the raylet's agents that run sleep until `wake_agents`.
+
+        Those of a Ray that other processes use only stand back, since the process that could wake
+        them may be killed.
+        """
+        known = {agent.pid for agent in self._agents}
+        for pid in set(agents_in(Path(self._session_dir))) - known:
+            agent = Process.of(pid)
+            self._agents.append(agent)
+            _stand_back(pid)
             if not self._is_shared:
                 agent.signal(signal.SIGSTOP)
 

@@ -31,6 +31,8 @@ def test_agents_of_the_raylet_that_take_long_hold_no_start_up(tmp_path: Path) ->
             start_timeout_s=120.0,
         )
         pids = node.needed_pids()
+        wait_until(lambda: len(agents_in(folder)) == 2)
+        node.hold_agents()
         agents = agents_in(folder)
         niceness = [os.getpriority(os.PRIO_PROCESS, pid) for pid in agents]
         wait_until(lambda: [_state_of(pid) for pid in agents] == ["T", "T"])
