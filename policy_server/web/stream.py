@@ -33,21 +33,19 @@ from policy_server.serving import (
     PolicyVersion,
     Question,
 )
-from policy_server.web.answering import PendingAnswer, PolicyAnswering
+from policy_server.web.answering import PolicyAnswering
+from policy_server.web.asgi_stream import AsgiStream
+from policy_server.web.direct_stream import DirectStream
 from policy_server.web.frame_questions import FrameQuestion, FrameQuestions, FrameSeeds
 from policy_server.web.frame_timing import NO_TIMING, gives_times, split_timing
 from policy_server.web.frames import parse_frame, read_reset, split_frame
 from policy_server.web.pending import Pending
+from policy_server.web.pending_answer import PendingAnswer
 from policy_server.web.problems import describe_error, send_error
 from policy_server.web.query import check_query
 from policy_server.web.route_table import AnswerRoute, RouteTable
 from policy_server.web.routes import Seed
-from policy_server.web.stream_connections import (
-    AsgiStream,
-    DirectStream,
-    Stream,
-    StreamEnds,
-)
+from policy_server.web.stream_connections import Stream, StreamEnds
 from policy_server.web.team_answering import TeamAnswering
 from policy_server.web.team_stream import TeamQuestions
 
