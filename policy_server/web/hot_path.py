@@ -27,7 +27,9 @@ from policy_server.web.team_session_answering import TeamSessionAnswering
 __all__ = ["HotAnswers"]
 
 # Those of a strict form are cut out of the head before.
-_OF_STEPS = frozenset({b"x-step", b"x-previous-reward", b"x-previous-action"})
+_CUT_OUT = frozenset(
+    {b"x-observation-stamp", b"x-step", b"x-previous-reward", b"x-previous-action"}
+)
 
 
 class HotAnswers:
@@ -84,14 +86,13 @@ class HotAnswers:
         route, key = self._gate.admit_plain(scope, headers) or (None, None)
         if not isinstance(route, AnswerRoute):
             return None
-        if route.has_session and (
-            session_in(scope["path"]) != head.session_id or _is_odd_step(head)
-        ):
+        named = session_in(scope["path"]) if route.has_session else ""
+        if head.session_id != named or route.has_session != bool(named):
             return None
-        if not route.has_session and (head.session_id or b"x-state" in headers):
+        if not route.has_session and b"x-state" in headers:
             return None
-        # A stamp that is none, or is written in an unusual way, is still there.
-        if b"x-observation-stamp" in headers:
+        # What is none, or is written in an unusual way, is still there, maybe for the second time.
+        if not _CUT_OUT.isdisjoint(name for name, _ in head.headers):
             return None
         try:
             return self._answering(route, head, headers, key)
@@ -119,7 +120,3 @@ class HotAnswers:
                 if of_team.sessions.is_immediate and not is_npy(headers.get(b"content-type", "")):
                     return HotTeamSession(admitted, of_team)
         return None
-
-
-def _is_odd_step(head: RequestHead) -> bool:
-    return not head.session_id or not _OF_STEPS.isdisjoint(name for name, _ in head.headers)

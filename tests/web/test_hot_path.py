@@ -64,6 +64,23 @@ async def test_requests_cut_at_every_byte_are_answered_in_order() -> None:
             assert transport.is_gone
 
 
+@pytest.mark.parametrize("name", [b"x-step", b"x-previous-reward", b"x-observation-stamp"])
+@pytest.mark.parametrize("values", [(b"x y", b"0"), (b"0", b"x y"), (b"0", b"0")])
+async def test_header_given_twice_is_refused_in_whichever_form(
+    name: bytes, values: tuple[bytes, bytes]
+) -> None:
+    request = (
+        b"POST /predict_deterministic HTTP/1.1\r\n%b: %b\r\n%b: %b\r\nx-request-id: a\r\n"
+        b"access-token: %b\r\nContent-Length: %d\r\n\r\n%b"
+    ) % (name, values[0], name, values[1], KEY.encode(), len(BODY), BODY)
+    async with both() as servers:
+        plain, hot = [answers_in((await one.exchange([request])).written) for one in servers]
+
+    assert plain == hot
+    assert [answer.status for answer in plain] == [422]
+    assert b"header_repeated" in plain[0].body
+
+
 @pytest.mark.parametrize("length", [1, 2, 7, 1000])
 async def test_requests_in_segments_of_any_length_are_answered_in_order(length: int) -> None:
     segments = [SEQUENCE[at : at + length] for at in range(0, len(SEQUENCE), length)]
