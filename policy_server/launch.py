@@ -24,7 +24,7 @@ from policy_server.http_server import (
     find_http_server,
 )
 from policy_server.policies import Policies
-from policy_server.process_memory import UnusedMemory
+from policy_server.process_memory import UnusedMemory, share_arenas
 from policy_server.process_output import drain_output, take_output
 from policy_server.public_key import host_of, warn_of_public_key
 from policy_server.remote_files import bring_files
@@ -57,6 +57,7 @@ def build_app() -> Application:
     Raises:
         PolicyServerError: if settings or schema can't be used, or remote files can't be fetched.
     """
+    share_arenas()
     settings = read_settings()
     _configure_logging(settings.log_level, settings.log_format)
     process = WebProcess.join()

@@ -10,11 +10,25 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import os
 
-__all__ = ["UnusedMemory"]
+__all__ = ["UnusedMemory", "share_arenas"]
+
+# mallopt(3), and its M_ARENA_MAX.
+_ARENA_MAX, _ARENAS = -8, 2
 
 # Requests that had begun have ended by then, and the next one has let go of remembered versions.
 _DELAY_S = 2.0
+
+
+def share_arenas() -> None:
+    """Have all threads allocate in two arenas (glibc), unless `MALLOC_ARENA_MAX` is set.
+
+    By itself the C library takes another one for each thread, up to eight a processor, and keeps
+    what is freed there for that thread. One thread of Python's runs at a time.
+    """
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        _call("mallopt", _ARENA_MAX, _ARENAS)
 
 
 class UnusedMemory:
@@ -49,6 +63,11 @@ class UnusedMemory:
 
 def _trim() -> None:
     """Give freed pages back, where the C library keeps them (glibc: malloc_trim(3))."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    _call("malloc_trim", 0)
+
+
+def _call(name: str, *numbers: int) -> None:
+    """Call a function of the C library, where it has it."""
+    function = getattr(ctypes.CDLL(None), name, None)
+    if function is not None:
+        function(*numbers)

@@ -44,6 +44,8 @@ REPLICA_ENVIRONMENT = {
     "TF_ENABLE_ONEDNN_OPTS": "0",
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
+    # Ray's forty threads would each keep freed memory for themselves (glibc).
+    "MALLOC_ARENA_MAX": "2",
     # A call of the policy is shorter than handing it to a thread and back.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
 }
