@@ -159,7 +159,7 @@ def _home(name: str, folder: Path) -> Path:
 
 def _operations(url: str, paths: Sequence[str]) -> int:
     """Return how many operations a server's document has, of those that are asked."""
-    found: dict[str, Any] = httpx.get(f"{url}/openapi.json").json()["paths"]
+    found: dict[str, Any] = httpx.get(f"{url}/openapi.json", timeout=60).json()["paths"]
     return sum(
         len(_METHODS & item.keys())
         for path, item in found.items()

@@ -45,6 +45,11 @@ class Transport(asyncio.Transport):
         """Keep the protocol that gets what follows: that of a web socket."""
         self.successor = protocol
 
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """Return the protocol of a web socket, once there is one."""
+        assert self.successor is not None, "the HTTP connection has been handed on"
+        return self.successor
+
     def is_closing(self) -> bool:
         return self.is_gone
 
