@@ -33,7 +33,8 @@ _REACHING = re.compile(
 _KEEPING_STATE = re.compile(
     r"Random\w+|ParameterizedTruncatedNormal|TruncatedNormal|Multinomial|NonDeterministicInts"
     r"|Stateful(Uniform|StandardNormal|TruncatedNormal|RandomBinomial)\w*|Rng\w+"
-    r"|StatelessRandomGetAlg|Timestamp"
+    r"|StatelessRandomGetAlg|Timestamp|SampleDistortedBoundingBox(V2)?"
+    r"|(Uniform|LogUniform|LearnedUnigram|ThreadUnsafeUnigram|All)CandidateSampler"
     r"|\w*Variable\w*|_?VarHandle\w*|VarIsInitializedOp|DestroyResourceOp|DisableCopyOnRead"
     r"|Resource(Apply|SparseApply|Scatter|Gather|CountUpTo|StridedSlice)\w*|Restore(V2|Slice)?"
     r"|\w*HashTable\w*|LookupTable\w+|InitializeTableV2|TensorArray\w*|Stack\w*|Empty|DeepCopy"
