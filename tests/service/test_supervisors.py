@@ -179,9 +179,9 @@ def test_workers_end_with_their_supervisor_and_the_next_server_has_the_port(
         workers = descendants(server.process.pid)
 
         server.process.kill()
+        wait_until(lambda: not any(map(is_running, workers)))
         with running_server(home, "--workers", "2", environment=environment, port=port) as another:
             answer = httpx.get(f"{another.url}/readyz")
-        wait_until(lambda: not any(map(is_running, workers)))
 
     assert answer.status_code == httpx.codes.OK
     assert not list(tmp_path.glob("ps-*"))

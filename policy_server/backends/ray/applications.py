@@ -48,7 +48,7 @@ _CALLS_SHARE = 0.8
 _QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
 # An application that is coming up, or gets a new replica, counts: deploying it again restarts it.
 _PRESENT = ("NOT_STARTED", "DEPLOYING", "RUNNING", "UNHEALTHY")
-# Ray Serve, as it describes a deployment, changes for a moment how all threads pickle a module.
+# Ray Serve, as it describes and runs a deployment, changes for moments how all threads pickle.
 _describing = threading.Lock()
 
 
@@ -121,46 +121,45 @@ class Application:
         return dict(files_of_model(self.version.model.folder))
 
     def run(self, files: PolicyFiles, *, socket_folder: Path | None) -> None:
-        """Have Ray Serve start the replicas; they answer later.
+        """Have Ray Serve start the replicas; they answer later. Used from any thread.
 
         Args:
             files: the files of `files`, stored for the replicas.
             socket_folder: the folder for the replicas' sockets; None for ports.
         """
-        bound = self.deployment().bind(
-            files,
-            self.version.schema.policy_part(),
-            self.digest,
-            application=self.name,
-            socket_folder=socket_folder,
-            limits=ReplicaLimits(
-                _CALLS_SHARE * self.settings.request_timeout_s,
-                self.settings.max_call_memory_bytes,
-            ),
-        )
-        target = serve.RunTarget(bound, name=self.name, route_prefix=None)
-        # Ray Serve's own wait asks once a second; a call is answered as soon as a replica is up.
-        serve.run_many([target], wait_for_applications_running=False)
+        with _describing:
+            bound = self._deployment().bind(
+                files,
+                self.version.schema.policy_part(),
+                self.digest,
+                application=self.name,
+                socket_folder=socket_folder,
+                limits=ReplicaLimits(
+                    _CALLS_SHARE * self.settings.request_timeout_s,
+                    self.settings.max_call_memory_bytes,
+                ),
+            )
+            target = serve.RunTarget(bound, name=self.name, route_prefix=None)
+            # Ray Serve's own wait asks once a second; a replica that is up answers at once.
+            serve.run_many([target], wait_for_applications_running=False)
 
-    def deployment(self) -> serve.Deployment:
-        """Return the replicas as Ray Serve describes them. Used from any thread."""
+    def _deployment(self) -> serve.Deployment:
         counts = self.version.replicas
         scaling: dict[str, Any] = {"num_replicas": counts.fewest}
         if counts.is_scaled:
             bounds = {"min_replicas": counts.fewest, "max_replicas": counts.most}
             load = {"target_ongoing_requests": _CALLS_OF_A_REPLICA}
             scaling = {"autoscaling_config": {**bounds, **load}}
-        with _describing:
-            describe = serve.deployment(
-                name=_DEPLOYMENT,
-                ray_actor_options=self._needs(),
-                max_ongoing_requests=_MAX_ONGOING_CALLS,
-                health_check_period_s=_HEALTH_CHECK_PERIOD_S,
-                graceful_shutdown_timeout_s=self.settings.request_timeout_s,
-                logging_config=_QUIET,
-                **scaling,
-            )
-            return describe(PolicyReplica)
+        describe = serve.deployment(
+            name=_DEPLOYMENT,
+            ray_actor_options=self._needs(),
+            max_ongoing_requests=_MAX_ONGOING_CALLS,
+            health_check_period_s=_HEALTH_CHECK_PERIOD_S,
+            graceful_shutdown_timeout_s=self.settings.request_timeout_s,
+            logging_config=_QUIET,
+            **scaling,
+        )
+        return describe(PolicyReplica)
 
     def _needs(self) -> dict[str, Any]:
         if not self.is_crowded:

@@ -8,8 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ray import serve
+from ray.serve._private.config import DeploymentConfig
 
 from policy_server.backends.ray.applications import Application, VersionDescription
+from policy_server.backends.ray.ledger import FilesHere
 from policy_server.backends.replica_counts import ReplicaCounts
 from policy_server.formats.model_files import Model
 from policy_server.schema import ServerSchema
@@ -56,14 +59,22 @@ def test_name_differs_where_the_replicas_do() -> None:
     assert name_of(settings=Settings(max_call_memory_bytes=10**9)) != name_of()
 
 
-def test_many_threads_describe_their_deployments_at_once() -> None:
+def test_many_threads_run_their_applications_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_many(_targets: object, **_: object) -> None:
+        # As the real one: it describes the deployments once more.
+        DeploymentConfig()
+
+    monkeypatch.setattr(serve, "run_many", run_many)
     application = Application(VERSION, SETTINGS, is_crowded=False)
     switched_each_s = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(max_workers=8) as threads:
-            described = list(threads.map(lambda _: application.deployment(), range(200)))
+            runs = [
+                threads.submit(application.run, FilesHere(Path("files")), socket_folder=None)
+                for _ in range(200)
+            ]
     finally:
         sys.setswitchinterval(switched_each_s)
 
-    assert [deployment.num_replicas for deployment in described] == [1] * 200
+    assert [run.exception() for run in runs] == [None] * 200
