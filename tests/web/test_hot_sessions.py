@@ -141,7 +141,9 @@ async def test_step_that_waits_too_long_for_those_before_it_is_refused() -> None
 
     assert statuses(first.written) == [503]
     assert statuses(second.written) == [503]
-    assert b"the requests before this one" in second.written
+    # The first may have failed a moment before: then it was the second's turn, too late.
+    reasons = (b"the requests before this one", b"no answer within 0.2 s")
+    assert any(reason in second.written for reason in reasons)
     assert steps_in(answers_in(again.written)) == ["0"]
 
 
