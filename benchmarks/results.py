@@ -222,7 +222,7 @@ class Results:
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """Return what `write` wrote.
+        """Return what `write` wrote, now or when a run had fewer parts.
 
         Args:
             path: the file.
@@ -237,5 +237,7 @@ class Results:
             "engines": EngineCell,
             "stages": Stage,
         }
-        lists = {name: [kind(**item) for item in document[name]] for name, kind in kinds.items()}
+        lists = {
+            name: [kind(**item) for item in document.get(name, [])] for name, kind in kinds.items()
+        }
         return cls(**{**document, **lists})

@@ -582,6 +582,13 @@ def test_page_and_picture_are_made_again_from_the_results(tmp_path: Path) -> Non
     assert (tmp_path / "benchmark.svg").read_text() == draw(whole_results())
 
 
+def test_committed_run_can_be_rendered_though_it_has_not_all_parts_of_today() -> None:
+    results = Results.read(ROOT / "benchmarks" / "results" / "benchmark.json")
+
+    assert len(results.cells) > 100
+    assert "| Policy Server, local |" in render(results)
+
+
 def test_nothing_to_render_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match=r"benchmark\.json: is not there"):
         main(["--render-only", "--output", str(tmp_path)])
