@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray import serve
@@ -34,6 +34,7 @@ __all__ = [
     "missing_room",
     "remove_application",
     "start_serve",
+    "undisturbed",
 ]
 
 _DEPLOYMENT = "policy"
@@ -48,8 +49,8 @@ _CALLS_SHARE = 0.8
 _QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
 # An application that is coming up, or gets a new replica, counts: deploying it again restarts it.
 _PRESENT = ("NOT_STARTED", "DEPLOYING", "RUNNING", "UNHEALTHY")
-# Ray Serve, as it describes and runs a deployment, changes for moments how all threads pickle.
-_describing = threading.Lock()
+_UNDISTURBED_TRIES, _PAUSE_S = 50, 0.002
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Application:
 
     def state(self) -> tuple[str, str]:
         """Return Ray Serve's word for the application's state, and its message about it."""
-        known = serve.status().applications.get(self.name)
+        known = undisturbed(serve.status).applications.get(self.name)
         return ("", "") if known is None else (str(known.status.value), known.message)
 
     def files(self, compiled: CompiledPolicy | None) -> Mapping[str, Path | bytes]:
@@ -121,27 +122,29 @@ class Application:
         return dict(files_of_model(self.version.model.folder))
 
     def run(self, files: PolicyFiles, *, socket_folder: Path | None) -> None:
-        """Have Ray Serve start the replicas; they answer later. Used from any thread.
+        """Have Ray Serve start the replicas; they answer later.
 
         Args:
             files: the files of `files`, stored for the replicas.
             socket_folder: the folder for the replicas' sockets; None for ports.
         """
-        with _describing:
-            bound = self._deployment().bind(
-                files,
-                self.version.schema.policy_part(),
-                self.digest,
-                application=self.name,
-                socket_folder=socket_folder,
-                limits=ReplicaLimits(
-                    _CALLS_SHARE * self.settings.request_timeout_s,
-                    self.settings.max_call_memory_bytes,
-                ),
-            )
-            target = serve.RunTarget(bound, name=self.name, route_prefix=None)
-            # Ray Serve's own wait asks once a second; a replica that is up answers at once.
-            serve.run_many([target], wait_for_applications_running=False)
+        undisturbed(lambda: self._run(files, socket_folder))
+
+    def _run(self, files: PolicyFiles, socket_folder: Path | None) -> None:
+        bound = self._deployment().bind(
+            files,
+            self.version.schema.policy_part(),
+            self.digest,
+            application=self.name,
+            socket_folder=socket_folder,
+            limits=ReplicaLimits(
+                _CALLS_SHARE * self.settings.request_timeout_s,
+                self.settings.max_call_memory_bytes,
+            ),
+        )
+        target = serve.RunTarget(bound, name=self.name, route_prefix=None)
+        # Ray Serve's own wait asks once a second; a call is answered as soon as a replica is up.
+        serve.run_many([target], wait_for_applications_running=False)
 
     def _deployment(self) -> serve.Deployment:
         counts = self.version.replicas
@@ -169,6 +172,26 @@ class Application:
         return {"num_cpus": self.version.replicas.cpus, "runtime_env": environment}
 
 
+def undisturbed(call: Callable[[], _Found]) -> _Found:
+    """Call Ray Serve, and again where another thread's call has come in between.
+
+    Ray Serve, as it describes deployments, changes for a moment how all threads pickle a module of
+    its own, and fails where another thread has taken that back. A lock would be held by a call that
+    waits for a Ray that has died.
+
+    Args:
+        call: uses Ray Serve.
+    """
+    for tries_left in reversed(range(_UNDISTURBED_TRIES)):
+        try:
+            return call()
+        except ValueError as error:
+            if not tries_left or "pickle by value" not in str(error):
+                raise
+            time.sleep(_PAUSE_S)
+    raise AssertionError("the last try has returned or raised")
+
+
 def start_serve() -> None:
     """Start Ray Serve, unless it runs, without an HTTP server."""
     serve.start(proxy_location="Disabled", logging_config=_QUIET)
@@ -177,7 +200,7 @@ def start_serve() -> None:
 
 def application_names() -> list[str]:
     """Return the names of the applications that Ray Serve has."""
-    return list(serve.status().applications)
+    return list(undisturbed(serve.status).applications)
 
 
 def remove_application(name: str) -> None:

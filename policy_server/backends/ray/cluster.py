@@ -33,6 +33,7 @@ from policy_server.backends.ray.applications import (
     application_names,
     remove_application,
     start_serve,
+    undisturbed,
 )
 from policy_server.backends.ray.backend import Handle, RayBackend
 from policy_server.backends.ray.cluster_ledger import RENEWAL_PERIOD_S, ClusterLedger
@@ -373,7 +374,7 @@ class RayCluster:
 
     async def _handle(self, name: str) -> Handle:
         """Return the application's handle: Ray Serve has one for each name, for good."""
-        found = await asyncio.to_thread(serve.get_app_handle, name)
+        found = await asyncio.to_thread(undisturbed, lambda: serve.get_app_handle(name))
         if name not in self._handles:
             self._handles[name] = Handle(found)
         return self._handles[name]
