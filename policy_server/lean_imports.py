@@ -72,7 +72,7 @@ def built_when_used() -> Iterator[None]:
 
 @contextmanager
 def without_collections() -> Iterator[None]:
-    """Collect no garbage while the block imports, all of which stays."""
+    """Collect no garbage while the block runs, unless that is off already."""
     was_on = gc.isenabled()
     gc.disable()
     try:

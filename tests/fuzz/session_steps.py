@@ -14,7 +14,7 @@ import orjson
 from tests.fuzz.watching import without_complaints
 from tests.support.connections import Server, answers_in
 from tests.support.fakes import FakeBackend, previous_backend, summing_backend
-from tests.support.hot_bytes import cut, mutated, shown
+from tests.support.hot_bytes import HALF_A_BYTE, cut, cut_alike, mutated, shown
 from tests.support.web import KEY, build, running
 
 __all__ = ["begin", "compare_session_mutants", "compare_sessions", "step_of", "steps_of"]
@@ -187,7 +187,7 @@ async def compare_sessions(
                 whole = b"".join(drawn)
                 segments = cut(whole.replace(_PLACE, _ZEROS), choose)
                 sent = [
-                    await server.exchange(_named(segments, whole, name))
+                    await server.exchange(cut_alike(segments, whole.replace(_PLACE, name)))
                     for server, name in zip(servers, sessions[at], strict=True)
                 ]
 
@@ -209,24 +209,11 @@ async def compare_sessions(
     return statuses
 
 
-def _named(segments: list[bytes], whole: bytes, name: bytes) -> list[bytes]:
-    """Return the bytes with a session's name, cut as the segments are."""
-    text, ends, at = whole.replace(_PLACE, name), [], 0
-    for segment in segments:
-        at += len(segment)
-        ends.append(at)
-    return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-
-
 async def steps_of(server: Server, session: bytes) -> int:
     """Return how many steps a session has made."""
     request = b"GET /sessions/%b HTTP/1.1\r\naccess-token: %b\r\n\r\n" % (session, KEY.encode())
     (answer,) = answers_in((await server.exchange([request])).written)
     return int(orjson.loads(answer.body)["steps"])
-
-
-# What stands for a session's name would be another byte of each name.
-_HALF_A_BYTE = b"%0"
 
 
 async def compare_session_mutants(cases: int, seed: int) -> Counter[int]:
@@ -250,7 +237,7 @@ async def compare_session_mutants(cases: int, seed: int) -> Counter[int]:
                     names = [await begin(server) for server in servers]
                 data = b"".join(step_of(_ZEROS, choose.choice([None, 0, 1])) for _ in range(2))
                 changed = mutated(data, choose)
-                if _HALF_A_BYTE in changed:
+                if HALF_A_BYTE in changed:
                     continue
 
                 sent = [

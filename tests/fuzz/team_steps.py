@@ -10,7 +10,7 @@ import orjson
 
 from tests.fuzz.watching import without_complaints
 from tests.support.connections import Server, answers_in
-from tests.support.hot_bytes import cut, mutated, shown
+from tests.support.hot_bytes import HALF_A_BYTE, cut, cut_alike, mutated, shown
 from tests.support.teams import build_team
 from tests.support.web import KEY, running
 
@@ -93,10 +93,6 @@ async def begin(server: Server, **start: object) -> bytes:
     return bytes(orjson.loads(answer.body)["session_id"].encode())
 
 
-# What stands for a session's name would be another byte of each name.
-_HALF_A_BYTE = b"%0"
-
-
 async def compare_teams(cases: int, seed: int) -> Counter[int]:
     """Hold connections of one to three steps three ways against each other.
 
@@ -135,11 +131,11 @@ async def _compare(cases: int, seed: int, *, is_mutated: bool) -> Counter[int]:
             for number in range(cases):
                 drawn = [request_of(choose, step) for _ in range(choose.choice([1, 1, 2, 3]))]
                 whole = mutated(b"".join(drawn), choose) if is_mutated else b"".join(drawn)
-                if _HALF_A_BYTE in whole:
+                if HALF_A_BYTE in whole:
                     continue
                 segments = cut(whole, choose)
                 sent = [
-                    await server.exchange(_named(segments, name))
+                    await server.exchange(cut_alike(segments, whole.replace(_ZEROS, name)))
                     for server, name in zip(servers, names, strict=True)
                 ]
 
@@ -156,14 +152,6 @@ async def _compare(cases: int, seed: int, *, is_mutated: bool) -> Counter[int]:
             assert servers[1].heads is not None
             assert len(servers[1].heads) > min(10, cases // 100)
     return statuses
-
-
-def _named(segments: list[bytes], name: bytes) -> list[bytes]:
-    whole, at, cuts = b"".join(segments).replace(_ZEROS, name), 0, []
-    for segment in segments:
-        cuts.append(whole[at : at + len(segment)])
-        at += len(segment)
-    return cuts
 
 
 def numbers_in(written: bytes) -> list[int]:

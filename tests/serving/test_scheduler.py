@@ -260,14 +260,20 @@ class SlowBackend(FakeBackend):
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-async def test_question_that_would_wait_too_long_is_refused_at_once() -> None:
+async def bounded(*, max_wait_s: float) -> tuple[SlowBackend, Metrics, Scheduler]:
+    """Return a slow policy behind a scheduler that knows its rate, from four calls."""
     usual = integer_backend()
     backend, metrics = SlowBackend(usual.signature, usual.bias), Metrics()
     scheduler = scheduler_of(
-        backend, metrics=metrics.of(DEFAULT_POLICY), max_wait_s=0.05, max_batch_size=1
+        backend, metrics=metrics.of(DEFAULT_POLICY), max_wait_s=max_wait_s, max_batch_size=1
     )
     for _ in range(4):
         assert await ask(scheduler, 0.0) == [2]
+    return backend, metrics, scheduler
+
+
+async def test_question_that_would_wait_too_long_is_refused_at_once() -> None:
+    backend, _, scheduler = await bounded(max_wait_s=0.05)
 
     answered = await ask(scheduler, *[0.0] * 20)
 
@@ -285,13 +291,7 @@ async def test_question_that_would_wait_too_long_is_refused_at_once() -> None:
 
 
 async def test_question_that_can_be_answered_in_time_no_more_is_not_computed() -> None:
-    usual = integer_backend()
-    backend, metrics = SlowBackend(usual.signature, usual.bias), Metrics()
-    scheduler = scheduler_of(
-        backend, metrics=metrics.of(DEFAULT_POLICY), max_wait_s=0.2, max_batch_size=1
-    )
-    for _ in range(4):
-        assert await ask(scheduler, 0.0) == [2]
+    backend, metrics, scheduler = await bounded(max_wait_s=0.2)
 
     # The policy stands still, longer than the questions may wait.
     async with backend.turn:

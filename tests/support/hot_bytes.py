@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Sequence
 
 from tests.support.connections import Answer
 
-__all__ = ["cut", "mutated", "shown"]
+__all__ = ["HALF_A_BYTE", "cut", "cut_alike", "mutated", "shown"]
+
+# What stands for a session's name would be another byte of each name.
+HALF_A_BYTE = b"%0"
 
 _HELD = re.compile(rb"[0-9]+\.[0-9]{3}")
 _RANDOM_ID = re.compile(rb"[0-9a-f]{32}")
@@ -43,6 +47,12 @@ def cut(data: bytes, choose: random.Random) -> list[bytes]:
         for start, end in zip([0, *ends], [*ends, len(data)], strict=True)
         if end > start
     ]
+
+
+def cut_alike(segments: Sequence[bytes], data: bytes) -> list[bytes]:
+    """Return data of the same length as some segments have together, cut where these are."""
+    ends = list(itertools.accumulate(map(len, segments)))
+    return [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def mutated(data: bytes, choose: random.Random) -> bytes:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from policy_server.commands.realtime.connections import Connection
 from policy_server.errors import ServerAnswerError
+from policy_server.lean_imports import without_collections
 
 __all__ = ["Asked", "Ticks", "drive"]
 
@@ -99,7 +99,8 @@ def drive(
     tick, ended = 0, None
     each_second = max(1, round(hz))
     clock = time.perf_counter
-    with _without_collections():
+    gc.collect()
+    with without_collections():
         start = clock() + 1 / hz
         try:
             for tick in range(planned):
@@ -127,16 +128,3 @@ def _wait_until(due: float, spin_s: float) -> None:
         time.sleep(left)
     while time.perf_counter() < due:
         """Spin: a sleep would end some 50 microseconds late."""
-
-
-@contextmanager
-def _without_collections() -> Iterator[None]:
-    """Keep this process' own garbage collector out of the figures."""
-    was_on = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
