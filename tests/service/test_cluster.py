@@ -62,21 +62,23 @@ class Cluster:
 
 
 @contextmanager
-def running_cluster(logs: Path) -> Iterator[Cluster]:
+def running_cluster(logs: Path, *, is_disk_full: bool = False) -> Iterator[Cluster]:
     """Start a cluster, and end it.
 
     Args:
         logs: a folder for what the nodes print.
+        is_disk_full: have Ray find the disk too full for objects.
     """
     port = free_port()
     # Ray puts sockets there, whose paths may have 107 characters: pytest's folder is too long.
     folder = tempfile.mkdtemp(prefix="ray-")
     address = f"{HEAD}:{port}"
+    node = partial(running_node, is_disk_full=is_disk_full)
     first = (f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}")
     try:
         with (
-            running_node(HEAD, logs / "head.log", "--head", *first) as head,
-            running_node(OTHER, logs / "other.log", f"--address={address}") as other,
+            node(HEAD, logs / "head.log", "--head", *first) as head,
+            node(OTHER, logs / "other.log", f"--address={address}") as other,
         ):
             yield Cluster(address, head, other)
     finally:
@@ -179,13 +181,33 @@ def test_three_servers_that_join_at_once_restart_nobodys_replicas(
     assert pids_below(steady) == seen
 
 
+def large_home(folder: Path) -> Path:
+    """Return a home whose model is larger than the machines' object stores."""
+    home = home_of("ppo_discrete", folder)
+    with zipfile.ZipFile(home / "saved_model.zip", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("assets.extra/padding", bytes(250_000_000))
+    return home
+
+
+def test_model_that_finds_no_room_in_the_object_store_is_one_line(tmp_path: Path) -> None:
+    with running_cluster(tmp_path, is_disk_full=True) as full:
+        environment = light(full, ENGINE="tensorflow", NUM_REPLICAS="1")
+        with started_server(large_home(tmp_path / "large"), environment=environment) as server:
+            status = server.process.wait(120)
+            output = server.output()
+
+    assert status != 0
+    assert "its files could not be stored for the replicas: Local disk is full" in output
+    assert "free disk space on Ray's machines" in output
+    assert "Traceback" not in output
+    # What is still being deployed is not sent a second time.
+    assert output.count('"compiling_policy"') == 1
+
+
 def test_replicas_come_back_when_the_server_that_deployed_them_has_gone(
     steady: Cluster, tmp_path: Path
 ) -> None:
-    # More than the machines' object stores hold.
-    home = home_of("ppo_discrete", tmp_path / "large")
-    with zipfile.ZipFile(home / "saved_model.zip", "a", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("assets.extra/padding", bytes(250_000_000))
+    home = large_home(tmp_path / "large")
     environment = light(steady, ENGINE="tensorflow", NUM_REPLICAS="1")
     with running_server(home, environment=environment) as first:
         application = application_of(first)

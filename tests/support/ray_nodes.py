@@ -17,6 +17,10 @@ __all__ = ["OPEN", "end_node", "running_node"]
 OPEN = {"RAY_AUTH_MODE": "disabled"}
 """What lets whoever reaches a node use it."""
 
+# Ray moves objects to a disk only while less than so much of it is used: 0.95 unless told, which
+# may be reached on a machine with room for all tests.
+_DISK = "RAY_local_fs_capacity_threshold"
+_ANY_DISK, _NO_DISK = "0.999", "0.0001"
 _START_TIMEOUT_S = 120.0
 
 
@@ -31,7 +35,11 @@ def end_node(node: subprocess.Popen[str]) -> None:
 
 @contextmanager
 def running_node(
-    address: str, log: Path, *arguments: str, before: Sequence[str] = ()
+    address: str,
+    log: Path,
+    *arguments: str,
+    before: Sequence[str] = (),
+    is_disk_full: bool = False,
 ) -> Iterator[subprocess.Popen[str]]:
     """Run a node with one core as `ray start` does, and end it as a power failure would.
 
@@ -40,13 +48,15 @@ def running_node(
         log: the file for what it prints.
         *arguments: more of `ray start`.
         before: the words that its command starts with, such as those that enter a namespace.
+        is_disk_full: have Ray find its disk too full for objects.
     """
     command = (
         f"-m ray.scripts.scripts start --block --num-cpus=1 --node-ip-address={address} "
         "--object-store-memory=100000000 --disable-usage-stats"
     )
     words = (*before, sys.executable, *command.split(), *arguments)
-    with child(*words, log=log, environment={**os.environ, **OPEN}) as node:
+    environment = {**os.environ, **OPEN, _DISK: _NO_DISK if is_disk_full else _ANY_DISK}
+    with child(*words, log=log, environment=environment) as node:
         node.wait_until(lambda: "Ray runtime started" in node.output(), timeout_s=_START_TIMEOUT_S)
         try:
             yield node.process

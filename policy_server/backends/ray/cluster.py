@@ -24,7 +24,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from policy_server.backends.ray.applications import (
@@ -53,7 +53,7 @@ from policy_server.backends.ray.signatures import find_signature
 from policy_server.backends.ray.stand_ins import stand_ins
 from policy_server.backends.replica_counts import ReplicaCounts
 from policy_server.engine.network import CompiledPolicy
-from policy_server.errors import PolicyServerError, SettingsError
+from policy_server.errors import NotReadyError, PolicyServerError, SettingsError
 from policy_server.formats.compiling_process import find_compiled
 from policy_server.formats.model_files import Model
 from policy_server.metrics import PolicyMetrics
@@ -72,6 +72,7 @@ _DEPLOY_TRIES = 3
 # Between the starts of a Ray that does not start.
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
+_REASON_LENGTH = 300
 
 Compiling = Awaitable[CompiledPolicy | None]
 
@@ -203,6 +204,10 @@ class RayCluster:
         try:
             ledger = await asyncio.shield(self._joining)
             backend = await self._deployed(application, ledger, compiling, count_lost)
+        except RayError as error:
+            raise NotReadyError(
+                f"ray: {application.name} could not be deployed: {_reason(error)}"
+            ) from error
         finally:
             compiling.cancel()
             await asyncio.gather(compiling, return_exceptions=True)
@@ -411,11 +416,14 @@ class RayCluster:
         while True:
             await asyncio.sleep(RENEWAL_PERIOD_S)
             try:
+                deployed = {backend.application for backend in self._backends}
                 for name in await asyncio.to_thread(ledger.renew, list(self._applications)):
-                    await self._store_again(self._applications[name], ledger)
+                    # The files of one that is still deployed are on their way.
+                    if name in deployed:
+                        await self._store_again(self._applications[name], ledger)
             except (OSError, RayError, PolicyServerError) as error:
                 # It is tried again; replicas that run need neither.
-                logger.warning("ledger_not_renewed", extra={"reason": str(error)[:300]})
+                logger.warning("ledger_not_renewed", extra={"reason": _reason(error)})
 
     async def _store_again(self, application: Application, ledger: Ledger) -> None:
         version = application.version
@@ -449,5 +457,18 @@ def _run(
     """Deploy an application, unless another process has done so meanwhile."""
     with ledger.deploying(application.name):
         if not application.is_present():
-            files = ledger.store(application.name, application.files(compiled))
+            try:
+                files = ledger.store(application.name, application.files(compiled))
+            except (OSError, RayError) as error:
+                raise NotReadyError(
+                    f"ray: {application.name}: its files could not be stored for the replicas: "
+                    f"{_reason(error)}; free disk space on Ray's machines, or start them with a "
+                    "larger --object-store-memory"
+                ) from error
             application.run(files, socket_folder=folder)
+
+
+def _reason(error: Exception) -> str:
+    """Return the first lines of an error's text as one; Ray prints whole tracebacks with some."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return " ".join(str(cause).split())[:_REASON_LENGTH]
