@@ -34,6 +34,7 @@ __all__ = [
     "digest_of",
     "encode",
     "read_outcome",
+    "read_signature",
     "write_outcome",
 ]
 
@@ -115,7 +116,7 @@ def decode(content: bytes, digest: str) -> Outcome | None:
             if not document:
                 return Outcome(None)
             constants = {int(name): arrays[name] for name in arrays.files if name.isdigit()}
-        signature = TypeAdapter(PolicySignature).validate_python(document["signature"])
+        signature = read_signature(document["signature"])
         steps = TypeAdapter(tuple[Step, ...]).validate_python(_with_tuples(document["steps"]))
         network = NumpyNetwork(
             constants, steps, document["result"], document["registers"], document["is_row_by_row"]
@@ -123,6 +124,18 @@ def decode(content: bytes, digest: str) -> Outcome | None:
     except (KeyError, EOFError, zipfile.BadZipFile, ValidationError) as error:
         raise ValueError(str(error)) from error
     return Outcome(CompiledPolicy(signature, network))
+
+
+def read_signature(document: Any) -> PolicySignature:  # noqa: ANN401 -- a value of JSON
+    """Return the signature whose fields, with those of its parts, are in a document.
+
+    Args:
+        document: the signature by `dataclasses.asdict`, as JSON has it.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    return TypeAdapter(PolicySignature).validate_python(document)
 
 
 def _with_tuples(value: Any) -> Any:  # noqa: ANN401 -- a value of JSON

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+from contextlib import suppress
 
 # Ray reads these when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -29,3 +30,8 @@ if "ray" not in sys.modules and not {"RAY_AUTH_MODE", "RAY_ADDRESS"} & os.enviro
 from policy_server.backends.ray.slim_serve import import_serve
 
 import_serve()
+with suppress(ImportError):
+    # A program that has imported Ray before has decided that already; see above.
+    from ray._private import auto_init_hook
+
+    auto_init_hook.enable_auto_connect = False

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from policy_server.backends.ray.ledger import PolicyFiles
@@ -32,6 +33,7 @@ __all__ = [
     "VersionDescription",
     "application_names",
     "missing_room",
+    "new_handle",
     "remove_application",
     "start_serve",
     "undisturbed",
@@ -201,6 +203,18 @@ def start_serve() -> None:
 def application_names() -> list[str]:
     """Return the names of the applications that Ray Serve has."""
     return list(undisturbed(serve.status).applications)
+
+
+def new_handle(name: str) -> DeploymentHandle[Any]:
+    """Return a handle of an application that has been deployed.
+
+    Those of `serve.get_app_handle` Ray Serve keeps for good, each with the classes, the settings
+    and the metrics of its application.
+
+    Args:
+        name: the application's.
+    """
+    return DeploymentHandle(_DEPLOYMENT, name)
 
 
 def remove_application(name: str) -> None:

@@ -43,20 +43,13 @@ class Handle:
     """Ray Serve's handle of an application, whose answers are values or errors of ours."""
 
     def __init__(self, handle: Any) -> None:  # noqa: ANN401 -- Ray's handle is generic
-        """Own the handle's router, in this loop, for as long as the application is used.
+        """Own the handle; its router, in this loop, from the first call to `aclose`.
 
         Args:
-            handle: as `serve.get_app_handle` returns it.
+            handle: Ray Serve's own, which nothing else uses.
         """
-        try:
-            # In this loop: another thread would cost each call two changes of thread.
-            handle._init(_run_router_in_separate_loop=False)  # noqa: SLF001 -- Ray's own way to say so
-            self._options: Mapping[str, Any] = {"_by_reference": False}
-            handle.options(**self._options)
-        except (AttributeError, TypeError, ValueError) as error:
-            logger.warning("ray_handle_plain", extra={"reason": str(error)})
-            self._options = {}
         self._handle = handle
+        self._options: Mapping[str, Any] | None = None
         self._methods: dict[str, Any] = {}
 
     async def call(self, method: str, *arguments: Any) -> Any:  # noqa: ANN401 -- what the method returns
@@ -72,7 +65,7 @@ class Handle:
         """
         bound = self._methods.get(method)
         if bound is None:
-            bound = self._handle.options(method_name=method, **self._options)
+            bound = self._handle.options(method_name=method, **self._routed())
             self._methods[method] = bound
         try:
             answer = await bound.remote(*arguments)
@@ -81,6 +74,28 @@ class Handle:
         if isinstance(answer, PolicyServerError):
             raise answer
         return answer
+
+    def _routed(self) -> Mapping[str, Any]:
+        """Return the options of all calls, once there is a router."""
+        if self._options is None:
+            try:
+                # In this loop: another thread would cost each call two changes of thread.
+                self._handle._init(_run_router_in_separate_loop=False)  # noqa: SLF001 -- Ray's own way to say so
+                self._options = {"_by_reference": False}
+                self._handle.options(**self._options)
+            except (AttributeError, TypeError, ValueError) as error:
+                logger.warning("ray_handle_plain", extra={"reason": str(error)})
+                self._options = {}
+        return self._options
+
+    async def aclose(self) -> None:
+        """End the router; nothing is called any more."""
+        self._methods.clear()
+        try:
+            await self._handle.shutdown_async()
+        except Exception as error:
+            # Its application is removed all the same.
+            logger.info("ray_handle_not_ended", extra={"reason": repr(error)[:300]})
 
 
 class RayBackend:

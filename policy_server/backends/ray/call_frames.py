@@ -34,7 +34,9 @@ __all__ = [
     "answer_frame",
     "bare_frame",
     "call_frame",
+    "error_document",
     "error_frame",
+    "error_in",
     "error_of",
     "inputs_of",
     "outputs_of",
@@ -219,16 +221,24 @@ def error_frame(number: int, error: PolicyServerError) -> Frame:
         number: the number of the call.
         error: the error to raise in the process that asked.
     """
-    notes = [str(note)[-_MOST_TEXT:] for note in getattr(error, "__notes__", ())]
+    body = json.dumps(error_document(error), default=str).encode()
+    return (HEADER.pack(len(body), FrameKind.ERROR, number) + body,)
+
+
+def error_document(error: PolicyServerError) -> dict[str, Any]:
+    """Return the name of an error's kind, its text and its notes, as JSON has them.
+
+    Args:
+        error: the error to raise in another process.
+    """
     document: dict[str, Any] = {
         "kind": type(error).__name__,
         "message": error.message[:_MOST_TEXT],
-        "notes": notes,
+        "notes": [str(note)[-_MOST_TEXT:] for note in getattr(error, "__notes__", ())],
     }
     if isinstance(error, ObservationError):
         document["problems"] = error.problems
-    body = json.dumps(document, default=str).encode()
-    return (HEADER.pack(len(body), FrameKind.ERROR, number) + body,)
+    return document
 
 
 def error_of(body: Body) -> PolicyServerError:
@@ -242,6 +252,21 @@ def error_of(body: Body) -> PolicyServerError:
     """
     try:
         document = json.loads(bytes(body))
+    except (ValueError, RecursionError) as reason:
+        raise FrameError("an error that can't be read") from reason
+    return error_in(document)
+
+
+def error_in(document: Any) -> PolicyServerError:  # noqa: ANN401 -- a value of JSON
+    """Return the error that `error_document` described.
+
+    Args:
+        document: the description.
+
+    Raises:
+        FrameError: if it is none.
+    """
+    try:
         kind, message, notes = document["kind"], str(document["message"]), document["notes"]
         found = getattr(errors, kind) if kind in errors.__all__ else PolicyFailedError
         error: PolicyServerError = (

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
@@ -31,9 +30,9 @@ from policy_server.backends.ray.applications import (
     Application,
     VersionDescription,
     application_names,
+    new_handle,
     remove_application,
     start_serve,
-    undisturbed,
 )
 from policy_server.backends.ray.backend import Handle, RayBackend
 from policy_server.backends.ray.cluster_ledger import RENEWAL_PERIOD_S, ClusterLedger
@@ -57,7 +56,6 @@ from policy_server.errors import NotReadyError, PolicyServerError, SettingsError
 from policy_server.formats.compiling_process import find_compiled
 from policy_server.formats.model_files import Model
 from policy_server.metrics import PolicyMetrics
-from policy_server.policy import PolicySignature
 from policy_server.schema import ServerSchema
 from policy_server.settings import Settings
 
@@ -237,6 +235,7 @@ class RayCluster:
         await asyncio.gather(*kept, return_exceptions=True)
         for backend in list(self._backends):
             await backend.aclose()
+        self._uses.clear()
         if self._is_joined():
             for name in list(self._applications):
                 with suppress(RayError, RayServeException):
@@ -322,7 +321,8 @@ class RayCluster:
             compiling = self._compiled(application.version)
             handles[name] = await self._running(application, ledger, compiling)
         for name, handle in handles.items():
-            await find_signature(self._applications[name], handle)
+            application = self._applications[name]
+            await find_signature(application, handle, self._source(application))
             for backend in list(self._backends):
                 if backend.application == name:
                     await backend.resume(handle)
@@ -340,12 +340,21 @@ class RayCluster:
         try:
             await asyncio.to_thread(ledger.enter, name)
             handle = await self._running(application, ledger, compiling)
-            signature = await find_signature(application, handle)
+            source = self._source(application)
+            signature = await find_signature(application, handle, source)
         except BaseException:
             with suppress(RayError, RayServeException):
                 await self._leave(name, is_retired=True)
             raise
-        backend = self._backend(application, handle, signature, count_lost)
+        backend = RayBackend(
+            handle,
+            signature,
+            application=name,
+            replicas=application.version.replicas.most,
+            source=source,
+            timeout_s=self._settings.request_timeout_s,
+            count_lost=count_lost,
+        )
         self._backends.add(backend)
         await backend.connect()
         seconds = round(time.monotonic() - started, 1)
@@ -356,58 +365,46 @@ class RayCluster:
         self, application: Application, ledger: Ledger, compiling: Compiling
     ) -> Handle:
         """Have the application run, unless it runs or is coming up, and return its handle."""
-        for tries_left in reversed(range(_DEPLOY_TRIES)):
-            if not await asyncio.to_thread(application.is_present):
-                compiled = await compiling
-                # Ray Serve can't build two deployments at once in one process.
-                async with self._building:
-                    await asyncio.to_thread(
-                        _run, application, ledger, compiled, self._membership.ledger_folder
-                    )
-            try:
-                return await self._handle(application.name)
-            except RayServeException:
-                # It was on its way out, and has gone since it was seen.
-                if not tries_left:
-                    raise
-        raise AssertionError
+        for _ in range(_DEPLOY_TRIES):
+            if await asyncio.to_thread(application.is_present):
+                return self._handle(application.name)
+            compiled = await compiling
+            # Ray Serve can't build two deployments at once in one process.
+            async with self._building:
+                await asyncio.to_thread(
+                    _run, application, ledger, compiled, self._membership.ledger_folder
+                )
+        raise NotReadyError(
+            f"ray: {application.name} was removed each of {_DEPLOY_TRIES} times that it was "
+            "deployed; see whether another program deletes it, and start again"
+        )
 
     async def _compiled(self, version: VersionDescription) -> CompiledPolicy | None:
         """Return the policy as NumPy computes it; None where TensorFlow has to."""
         await self._membership.turn()
         return await find_compiled(version.model, version.schema, self._settings)
 
-    async def _handle(self, name: str) -> Handle:
-        """Return the application's handle: Ray Serve has one for each name, for good."""
-        found = await asyncio.to_thread(undisturbed, lambda: serve.get_app_handle(name))
+    def _handle(self, name: str) -> Handle:
+        """Return the application's handle, which all of this process's calls share."""
         if name not in self._handles:
-            self._handles[name] = Handle(found)
+            self._handles[name] = Handle(new_handle(name))
         return self._handles[name]
 
-    def _backend(
-        self,
-        application: Application,
-        handle: Handle,
-        signature: PolicySignature,
-        count_lost: Callable[[], None],
-    ) -> RayBackend:
-        # Ray Serve counts the calls that go its way, and scales replicas by that.
+    def _source(self, application: Application) -> ReplicaList | None:
+        """Return the list of replicas that are called straight; None where Ray Serve calls them.
+
+        Ray Serve counts the calls that go its way, and scales replicas by that.
+        """
         is_direct = self._settings.direct_calls and not application.version.replicas.is_scaled
-        return RayBackend(
-            handle,
-            signature,
-            application=application.name,
-            replicas=application.version.replicas.most,
-            source=ReplicaList(application.name) if is_direct else None,
-            timeout_s=self._settings.request_timeout_s,
-            count_lost=count_lost,
-        )
+        return ReplicaList(application.name) if is_direct else None
 
     async def _leave(self, name: str, *, is_retired: bool) -> None:
         self._uses[name] -= 1
-        if is_retired and self._uses[name]:
+        if self._uses[name] > 0:
             return
         self._applications.pop(name, None)
+        if handle := self._handles.pop(name, None):
+            await handle.aclose()
         ledger = await self._joining
         await asyncio.to_thread(ledger.leave, name, is_retired=is_retired)
 

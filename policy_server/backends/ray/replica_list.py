@@ -1,4 +1,4 @@
-"""The list of an application's replicas: each says where it takes calls and by which key.
+"""The list of an application's replicas: each says where it takes calls, by which key, and of what.
 
 It lies in the store of Ray's own head process, so no actor has to live for it, and only programs
 that may use Ray can read the keys in it.
@@ -10,10 +10,15 @@ import asyncio
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import ray
+
+from policy_server.backends.ray.call_frames import error_document, error_in
+from policy_server.engine.cache import read_signature
+from policy_server.errors import PolicyServerError
+from policy_server.policy import PolicySignature
 
 __all__ = ["ReplicaAddress", "ReplicaList", "announce", "remove_addresses"]
 
@@ -21,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 _NAMESPACE = "policy_server"
 # A new number for entries that older servers don't understand.
-_PREFIX = "replicas-1"
+_PREFIX = "replicas-2"
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class ReplicaAddress:
         path: the path of its UNIX socket; empty where it listens at a port.
         key: the key that both sides of a connection have to prove.
         actor: the name of its actor, by which Ray tells whether it is alive.
+        description: the signature of its policy, or why it could not load the policy.
     """
 
     application: str
@@ -45,6 +51,7 @@ class ReplicaAddress:
     path: str
     key: bytes = field(repr=False)
     actor: str = ""
+    description: PolicySignature | PolicyServerError | None = None
 
 
 def announce(address: ReplicaAddress) -> None:
@@ -64,6 +71,7 @@ def announce(address: ReplicaAddress) -> None:
         "path": address.path,
         "key": address.key.hex(),
         "actor": address.actor,
+        **_described(address.description),
     }
     key = f"{_prefix(address.application)}{address.replica}"
     _internal_kv_put(key, json.dumps(entry), namespace=_NAMESPACE)
@@ -150,4 +158,17 @@ def _address(application: str, replica: str, entry: dict[str, Any]) -> ReplicaAd
         entry["path"],
         bytes.fromhex(entry["key"]),
         entry["actor"],
+        _description(entry),
     )
+
+
+def _described(description: PolicySignature | PolicyServerError | None) -> dict[str, Any]:
+    if isinstance(description, PolicyServerError):
+        return {"failure": error_document(description)}
+    return {} if description is None else {"signature": asdict(description)}
+
+
+def _description(entry: dict[str, Any]) -> PolicySignature | PolicyServerError | None:
+    if "failure" in entry:
+        return error_in(entry["failure"])
+    return read_signature(entry["signature"]) if "signature" in entry else None

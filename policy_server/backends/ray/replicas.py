@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -118,7 +119,9 @@ class PolicyReplica:
         try:
             folder = self._socket_folder
             host = "" if folder is not None else ray.util.get_node_ip_address()
-            await asyncio.to_thread(announce, await calls.listen(host, folder=folder))
+            address = await calls.listen(host, folder=folder)
+            described = replace(address, description=await self.describe())
+            await asyncio.to_thread(announce, described)
         except Exception as error:
             # Calls go by Ray Serve.
             logger.warning("direct_calls_not_taken", extra={"reason": repr(error)[:300]})

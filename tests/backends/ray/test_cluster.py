@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -16,11 +17,13 @@ import httpx
 import numpy as np
 import pytest
 import pytest_asyncio
+from ray._private.worker import global_worker
 from ray._raylet import Config  # type: ignore[attr-defined]  # a compiled module
+from ray.serve._private.request_router.request_router import RequestRouter
 
 from policy_server.backends.ray.cluster import RayCluster, open_ray_cluster
 from policy_server.backends.ray.replica_list import ReplicaList, announce
-from policy_server.errors import SettingsError
+from policy_server.errors import PolicyFailedError, SettingsError
 from policy_server.metrics import Metrics
 from policy_server.serving import OpenedPolicy, PolicyRegistry, PolicySlot
 from policy_server.settings import Settings
@@ -65,6 +68,47 @@ async def test_three_policies_answer_side_by_side_on_one_ray(
     assert len(processes_of("ServeReplica:policy-")) == 3
     for backend in backends:
         await cluster.undeploy(backend)
+
+
+async def test_web_process_keeps_nothing_of_ray_for_a_version_that_comes_and_goes(
+    cluster: RayCluster, models: Path
+) -> None:
+    version = version_of("ppo_discrete", models)
+    for cpus in (1, 2, 3):
+        counts = replace(version.replicas, cpus=cpus)
+        backend = await cluster.deploy(replace(version, replicas=counts))
+        await check_answers(backend, version)
+        await cluster.undeploy(backend)
+
+    gc.collect()
+    kept = [type(found) for found in gc.get_objects() if isinstance(found, RequestRouter)]
+    # Ray keeps each class that a handle has looked at.
+    manager = global_worker.function_actor_manager
+    classes = manager._loaded_actor_classes  # noqa: SLF001 -- told nowhere else
+    assert kept == []
+    assert [kind for kind in classes.values() if "ServeReplica" in kind.__name__] == []
+
+
+async def test_handle_that_was_needed_ends_with_its_version(
+    cluster: RayCluster, models: Path
+) -> None:
+    version = version_of("ppo_discrete", models)
+    backend = await cluster.deploy(version)
+    # Without its connections a backend calls by Ray Serve.
+    await backend.aclose()
+    await check_answers(backend, version)
+    routers = [found for found in gc.get_objects() if isinstance(found, RequestRouter)]
+    count = len(routers)
+    del routers
+    await cluster.undeploy(backend)
+    del backend
+
+    def is_gone() -> bool:
+        gc.collect()
+        return not any(isinstance(found, RequestRouter) for found in gc.get_objects())
+
+    assert count == 1
+    await until(is_gone, pause_s=0.1)
 
 
 def app_of(cluster: RayCluster, models: Path, exports: dict[str, str]) -> Application:
@@ -249,8 +293,10 @@ async def test_frozen_replica_fails_no_request_and_holds_none_up_for_long(
             slowest = max(slowest, time.monotonic() - asked)
             statuses.append(answer.status_code)
 
-    slot = slot_of(open_policy, version.schema, name="freezing")
-    app = create_app(PolicyRegistry([slot]), Settings(), api_key=None)
+    # Calls of few rows, so that both replicas have some all the time.
+    few = Settings(max_batch_size=4)
+    slot = slot_of(open_policy, version.schema, name="freezing", settings=few)
+    app = create_app(PolicyRegistry([slot]), few, api_key=None)
     frozen = processes_of("ServeReplica:policy-freezing-")[0]
     async with running(app), client_of(app) as client:
         await asyncio.gather(*(ask(client, 5) for _ in range(32)))
@@ -297,4 +343,25 @@ async def test_replica_that_has_ended_leaves_the_list(cluster: RayCluster, model
 
     assert set(both) == {alive, ended}
     assert await replicas.addresses() == [alive]
+    await cluster.undeploy(backend)
+
+
+async def test_replica_lists_its_signature_or_why_it_has_none(
+    cluster: RayCluster, models: Path
+) -> None:
+    version = version_of("ppo_tuple", models, name="telling")
+    backend = await cluster.deploy(version)
+    replicas = ReplicaList(backend.application)
+    [alive] = await replicas.addresses()
+    failed = PolicyFailedError("the policy can't be loaded: no room")
+    failed.add_note("In the replica:\nTraceback")
+    await asyncio.to_thread(announce, replace(alive, replica="failed", description=failed))
+
+    [reason] = [
+        address.description for address in await replicas.addresses() if address.replica == "failed"
+    ]
+
+    assert alive.description == backend.signature
+    assert isinstance(reason, PolicyFailedError)
+    assert (str(reason), reason.__notes__) == (str(failed), failed.__notes__)
     await cluster.undeploy(backend)

@@ -1,0 +1,128 @@
+"""The signature of a deployed policy, by its replicas' list or by Ray Serve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from policy_server.backends.ray.applications import Application
+from policy_server.backends.ray.backend import Handle
+from policy_server.backends.ray.replica_list import ReplicaAddress
+from policy_server.backends.ray.signatures import find_signature
+from policy_server.errors import ModelError, NotReadyError
+from tests.support.call_replicas import Replicas, doubled
+from tests.support.fakes import components_of, signature_of
+from tests.support.ray_clusters import SETTINGS, version_of
+
+LISTED = signature_of(components_of(("categorical", 2)))
+ASKED = signature_of(components_of(("categorical", 3)))
+
+
+class ServesHandle:
+    """Ray Serve's handle, by which replicas describe their policy.
+
+    Attributes:
+        asked: how often they were asked.
+    """
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def _init(self, **_: object) -> None:
+        """Have a router."""
+
+    def options(self, **_: object) -> ServesHandle:
+        """Return the method of any replica."""
+        return self
+
+    async def remote(self) -> object:
+        """Describe the policy."""
+        self.asked += 1
+        return ASKED
+
+
+class Told(Application):
+    """An application of which Ray Serve says always the same."""
+
+    word = "RUNNING"
+
+    def state(self) -> tuple[str, str]:
+        return self.word, "no reason"
+
+
+class Failed(Told):
+    word = "DEPLOY_FAILED"
+
+
+class MovedList:
+    """A list of replicas in a store that is not where it was."""
+
+    async def addresses(self) -> Sequence[ReplicaAddress]:
+        raise ImportError("internal_kv has moved")
+
+    async def remove_dead(self, address: ReplicaAddress) -> None:
+        """Remove nothing."""
+
+
+@pytest.fixture
+def replicas() -> Iterator[Replicas]:
+    """Return the list of one replica that takes calls, and describes nothing yet."""
+    replicas = Replicas(doubled)
+    yield replicas
+    replicas.end()
+
+
+def application(tmp_path: Path, kind: type[Application] = Told) -> Application:
+    """Return an application that was deployed."""
+    return kind(version_of("ppo_discrete", tmp_path), SETTINGS, is_crowded=False)
+
+
+async def test_signature_is_that_of_a_replica_that_takes_calls(
+    tmp_path: Path, replicas: Replicas
+) -> None:
+    handle = ServesHandle()
+    [address] = replicas.listed
+    gone = replace(address, replica="gone", port=1, description=ASKED)
+    replicas.listed[:] = [gone, replace(address, description=LISTED)]
+
+    found = await find_signature(application(tmp_path), Handle(handle), replicas)
+
+    assert found == LISTED
+    assert handle.asked == 0
+
+
+async def test_replica_that_could_not_load_its_policy_says_so(
+    tmp_path: Path, replicas: Replicas
+) -> None:
+    [address] = replicas.listed
+    replicas.listed[:] = [replace(address, description=ModelError("saved_model.pb: damaged"))]
+
+    with pytest.raises(ModelError, match=r"saved_model\.pb: damaged"):
+        await find_signature(application(tmp_path), Handle(ServesHandle()), replicas)
+
+
+async def test_ray_serve_is_asked_where_the_list_can_not_be_read(tmp_path: Path) -> None:
+    found = await find_signature(application(tmp_path), Handle(ServesHandle()), MovedList())
+
+    assert found == ASKED
+
+
+async def test_ray_serve_is_asked_where_replicas_run_and_list_nothing(
+    tmp_path: Path, replicas: Replicas
+) -> None:
+    replicas.listed.clear()
+
+    found = await find_signature(application(tmp_path), Handle(ServesHandle()), replicas)
+
+    assert found == ASKED
+
+
+async def test_application_that_ray_serve_gives_up_has_no_signature(
+    tmp_path: Path, replicas: Replicas
+) -> None:
+    replicas.listed.clear()
+    with pytest.raises(NotReadyError, match="could not deploy the policy: no reason"):
+        await find_signature(application(tmp_path, Failed), Handle(ServesHandle()), replicas)
