@@ -15,6 +15,7 @@ from policy_server.serving.session_store import (
     HeldSession,
     SessionPlace,
     SessionRecord,
+    foreign_session,
     missed_turn,
     too_many_sessions,
     unknown_session,
@@ -137,8 +138,10 @@ class ProcessSessions:
         """Return a request's place among those of a session; see `ImmediateStore.queue`."""
         self._forget_idle()
         kept = self._kept.get(session_id)
-        if kept is None or kept.record.policy != policy:
+        if kept is None:
             raise unknown_session(policy, session_id)
+        if kept.record.policy != policy:
+            raise foreign_session(policy, session_id, kept.record.policy)
         return _Place(kept, self._patience_s)
 
     def has(self, kept: _Kept) -> bool:

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from policy_server.errors import OverloadedError, UnknownSessionError
+from policy_server.errors import OverloadedError, SessionConflictError, UnknownSessionError
 from policy_server.policy import Float32Array
 from policy_server.schema import DEFAULT_POLICY
 from policy_server.serving.team_record import TEAM, TeamRecord
@@ -21,6 +21,7 @@ __all__ = [
     "SessionRecord",
     "SessionStore",
     "address_of",
+    "foreign_session",
     "missed_turn",
     "too_many_sessions",
     "unknown_session",
@@ -133,7 +134,8 @@ class SessionStore(Protocol):
             session_id: the session's.
 
         Raises:
-            UnknownSessionError: if the policy has no such session.
+            UnknownSessionError: if there is no such session.
+            SessionConflictError: if it is not of this policy.
             OverloadedError: if the requests before this one take longer than one may wait.
         """
 
@@ -185,7 +187,8 @@ class ImmediateStore(Protocol):
             session_id: the session's.
 
         Raises:
-            UnknownSessionError: if the policy has no such session.
+            UnknownSessionError: if there is no such session.
+            SessionConflictError: if it is not of this policy.
         """
 
 
@@ -200,6 +203,21 @@ def unknown_session(policy: str, session_id: str) -> UnknownSessionError:
     return UnknownSessionError(
         f"session {shown!r} is unknown, has ended or was idle for too long "
         f"({ENV_PREFIX}SESSION_IDLE_S); begin another one with POST {address_of(policy)}"
+    )
+
+
+def foreign_session(policy: str, session_id: str, owner: str) -> SessionConflictError:
+    """Return the error of a session that is asked for at the address of another policy.
+
+    Args:
+        policy: the name of the policy that is asked; `TEAM` for a team.
+        session_id: the session's.
+        owner: the name of the policy whose session it is; `TEAM` for a team.
+    """
+    whose, asked = ("the team" if name == TEAM else f"policy {name!r}" for name in (owner, policy))
+    return SessionConflictError(
+        f"session {session_id!r} was begun for {whose} with POST {address_of(owner)}, and is no "
+        f"session of {asked}: begin one with POST {address_of(policy)}"
     )
 
 

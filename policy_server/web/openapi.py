@@ -193,8 +193,6 @@ def _describe_team_step(
 ) -> None:
     team.describe(operation, route, examples)
     describe_errors(operation, 413, 415, 500, 501, 503, 504)
-    if route.transport == "team_session":
-        describe_error(operation, 409)
 
 
 def _describe_operation(operation: Document, route: Route) -> None:
@@ -209,6 +207,7 @@ def _describe_operation(operation: Document, route: Route) -> None:
         describe_error(operation, 503)
     if "{session_id}" in route.path:
         describe_error(operation, 404)
+        describe_error(operation, 409)
 
 
 def refuse_shared_type_names(table: RouteTable, registry: PolicyRegistry) -> None:
@@ -264,9 +263,7 @@ def _describe_answer(
     if example is not None:
         answer["application/json"]["example"] = example
     operation["responses"]["200"] = {"description": "The policy's answer", "content": answer}
-    if route.transport == "session":
-        describe_error(operation, 409)
-    elif slot.signature is not None and slot.signature.memory:
+    if route.transport != "session" and slot.signature is not None and slot.signature.memory:
         headers = [_STATE, *(_PREVIOUS_STEP if _takes_previous_step(slot) else ())]
         operation["parameters"] = [*operation.get("parameters", ()), *headers]
     _describe_headers(operation["responses"]["200"], route, slot)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pydantic import SecretStr
 
-from policy_server.errors import OverloadedError, UnknownSessionError
+from policy_server.errors import OverloadedError, SessionConflictError, UnknownSessionError
 from policy_server.metrics import Metrics
 from policy_server.serving.process_sessions import NoSessions, ProcessSessions
 from policy_server.serving.redis_sessions import RedisSessions
@@ -164,9 +164,27 @@ async def test_name_of_no_session_is_unknown(url: SecretStr | None, session_id: 
         with pytest.raises(UnknownSessionError, match="is unknown"):
             async with store.held("hunter", session_id):
                 pass
-        with pytest.raises(UnknownSessionError, match="is unknown"):
-            async with store.held("prey", FIRST):
+
+
+@pytest.mark.parametrize(
+    ("owner", "asked", "told"),
+    [
+        ("hunter", "prey", r"begun for policy 'hunter' with POST /policies/hunter/sessions"),
+        ("hunter", TEAM, r"is no session of the team: begin one with POST /sessions/agents"),
+        (TEAM, "hunter", r"begun for the team with POST /sessions/agents"),
+    ],
+)
+async def test_session_of_another_policy_is_a_conflict(
+    url: SecretStr | None, owner: str, asked: str, told: str
+) -> None:
+    async with running(url) as store:
+        await store.add(session(FIRST) if owner != TEAM else team_session(FIRST))
+        with pytest.raises(SessionConflictError, match=told):
+            async with store.held(asked, FIRST):
                 pass
+        # It is as it was.
+        async with store.held(owner, FIRST) as held:
+            assert held.record.steps == 0
 
 
 async def test_request_waits_for_those_before_it_no_longer_than_it_may(

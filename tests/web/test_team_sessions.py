@@ -236,7 +236,7 @@ async def test_session_ends_and_is_unknown_then(team: ServedTeam) -> None:
 
     assert ended.status_code == 204
     assert_error(after, 404, "is unknown, has ended or was idle")
-    assert_error(crossed, 404, "is unknown")
+    assert_error(crossed, 409, "was begun for policy", "POST /sessions/agents")
 
 
 async def test_memories_of_agents_are_bounded() -> None:

@@ -29,6 +29,7 @@ from policy_server.settings import Settings
 from policy_server.telemetry import adopt_loggers
 
 __all__ = [
+    "PRESENT",
     "Application",
     "VersionDescription",
     "application_names",
@@ -50,7 +51,7 @@ _CALLS_OF_A_REPLICA = 2
 _CALLS_SHARE = 0.8
 _QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
 # An application that is coming up, or gets a new replica, counts: deploying it again restarts it.
-_PRESENT = ("NOT_STARTED", "DEPLOYING", "RUNNING", "UNHEALTHY")
+PRESENT = ("NOT_STARTED", "DEPLOYING", "RUNNING", "UNHEALTHY")
 _UNDISTURBED_TRIES, _PAUSE_S = 50, 0.002
 _Found = TypeVar("_Found")
 
@@ -106,7 +107,7 @@ class Application:
 
     def is_present(self) -> bool:
         """Return whether the application runs or is coming up."""
-        return self.state()[0] in _PRESENT
+        return self.state()[0] in PRESENT
 
     def state(self) -> tuple[str, str]:
         """Return Ray Serve's word for the application's state, and its message about it."""

@@ -48,7 +48,7 @@ from policy_server.backends.ray.membership import (
 from policy_server.backends.ray.own_ray import RAY_METRICS
 from policy_server.backends.ray.replica_list import ReplicaList
 from policy_server.backends.ray.shared_ray import SharedRay
-from policy_server.backends.ray.signatures import find_signature
+from policy_server.backends.ray.signatures import ApplicationGoneError, find_signature
 from policy_server.backends.ray.stand_ins import stand_ins
 from policy_server.backends.replica_counts import ReplicaCounts
 from policy_server.engine.network import CompiledPolicy
@@ -56,6 +56,7 @@ from policy_server.errors import NotReadyError, PolicyServerError, SettingsError
 from policy_server.formats.compiling_process import find_compiled
 from policy_server.formats.model_files import Model
 from policy_server.metrics import PolicyMetrics
+from policy_server.policy import PolicySignature
 from policy_server.schema import ServerSchema
 from policy_server.settings import Settings
 
@@ -72,7 +73,7 @@ _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
 _REASON_LENGTH = 300
 
-Compiling = Awaitable[CompiledPolicy | None]
+Compiling = asyncio.Task[CompiledPolicy | None]
 
 
 @asynccontextmanager
@@ -315,17 +316,22 @@ class RayCluster:
     async def _resume(self, ledger: Ledger) -> None:
         """Have all policy versions run on another Ray, and their backends call it."""
         self._handles.clear()
-        handles = {}
-        for name, application in list(self._applications.items()):
-            await asyncio.to_thread(ledger.enter, name)
-            compiling = self._compiled(application.version)
-            handles[name] = await self._running(application, ledger, compiling)
-        for name, handle in handles.items():
-            application = self._applications[name]
-            await find_signature(application, handle, self._source(application))
-            for backend in list(self._backends):
-                if backend.application == name:
-                    await backend.resume(handle)
+        applications = {
+            name: (application, asyncio.create_task(self._compiled(application.version)))
+            for name, application in self._applications.items()
+        }
+        try:
+            for name, (application, compiling) in applications.items():
+                await asyncio.to_thread(ledger.enter, name)
+                await self._run_unless_present(application, ledger, compiling)
+            for name, (application, compiling) in applications.items():
+                handle, _ = await self._running(application, ledger, compiling)
+                for backend in list(self._backends):
+                    if backend.application == name:
+                        await backend.resume(handle)
+        finally:
+            for _, compiling in applications.values():
+                compiling.cancel()
 
     async def _deployed(
         self,
@@ -339,9 +345,7 @@ class RayCluster:
         self._uses[name] += 1
         try:
             await asyncio.to_thread(ledger.enter, name)
-            handle = await self._running(application, ledger, compiling)
-            source = self._source(application)
-            signature = await find_signature(application, handle, source)
+            handle, signature = await self._running(application, ledger, compiling)
         except BaseException:
             with suppress(RayError, RayServeException):
                 await self._leave(name, is_retired=True)
@@ -351,7 +355,7 @@ class RayCluster:
             signature,
             application=name,
             replicas=application.version.replicas.most,
-            source=source,
+            source=self._source(application),
             timeout_s=self._settings.request_timeout_s,
             count_lost=count_lost,
         )
@@ -363,21 +367,31 @@ class RayCluster:
 
     async def _running(
         self, application: Application, ledger: Ledger, compiling: Compiling
-    ) -> Handle:
-        """Have the application run, unless it runs or is coming up, and return its handle."""
+    ) -> tuple[Handle, PolicySignature]:
+        """Have the application run, unless it does or is coming up, and wait until it answers."""
         for _ in range(_DEPLOY_TRIES):
-            if await asyncio.to_thread(application.is_present):
-                return self._handle(application.name)
+            await self._run_unless_present(application, ledger, compiling)
+            handle = self._handle(application.name)
+            # One that was on its way out may have gone since it was seen.
+            with suppress(ApplicationGoneError):
+                source = self._source(application)
+                return handle, await find_signature(application, handle, source)
+        raise NotReadyError(
+            f"ray: {application.name} was removed each of {_DEPLOY_TRIES} times that it was "
+            "deployed; see whether another program deletes it, and start again"
+        )
+
+    async def _run_unless_present(
+        self, application: Application, ledger: Ledger, compiling: Compiling
+    ) -> None:
+        """Have the application run, unless it does or is coming up."""
+        if not await asyncio.to_thread(application.is_present):
             compiled = await compiling
             # Ray Serve can't build two deployments at once in one process.
             async with self._building:
                 await asyncio.to_thread(
                     _run, application, ledger, compiled, self._membership.ledger_folder
                 )
-        raise NotReadyError(
-            f"ray: {application.name} was removed each of {_DEPLOY_TRIES} times that it was "
-            "deployed; see whether another program deletes it, and start again"
-        )
 
     async def _compiled(self, version: VersionDescription) -> CompiledPolicy | None:
         """Return the policy as NumPy computes it; None where TensorFlow has to."""

@@ -12,7 +12,7 @@ import logging
 from ray.exceptions import RayError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
-from policy_server.backends.ray.applications import Application, missing_room
+from policy_server.backends.ray.applications import PRESENT, Application, missing_room
 from policy_server.backends.ray.backend import Handle
 from policy_server.backends.ray.connected_replica import ConnectedReplica
 from policy_server.backends.ray.replica_connections import ReplicaSource
@@ -20,7 +20,7 @@ from policy_server.backends.ray.replica_list import ReplicaAddress
 from policy_server.errors import NotReadyError, PolicyServerError
 from policy_server.policy import PolicySignature
 
-__all__ = ["find_signature"]
+__all__ = ["ApplicationGoneError", "find_signature"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,10 @@ _STATUS_PERIOD_S = 1.0
 _HEARING_PERIOD_S = 0.05
 _LOOK_PERIOD_S = 0.02
 _REACH_TIMEOUT_S = 2.0
+
+
+class ApplicationGoneError(Exception):
+    """The application was removed while its replicas came up."""
 
 
 async def find_signature(
@@ -43,6 +47,7 @@ async def find_signature(
     Raises:
         PolicyServerError: as a replica that can't load the policy says.
         NotReadyError: if Ray Serve gives the application up, or no replica is ready in time.
+        ApplicationGoneError: if it is removed meanwhile.
     """
     watching = asyncio.create_task(_watch(application, handle))
     answering = asyncio.create_task(_listed(source, handle) if source else _describe(handle))
@@ -117,6 +122,8 @@ async def _watch(application: Application, handle: Handle) -> PolicySignature:
         state, message = await asyncio.to_thread(application.state)
         if state == "DEPLOY_FAILED":
             raise _not_deployed(message)
+        if state not in PRESENT:
+            raise ApplicationGoneError
         if was_running and state == "RUNNING":
             return await _describe(handle)
         was_running = state == "RUNNING"

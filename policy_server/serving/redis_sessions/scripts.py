@@ -47,6 +47,7 @@ class Outcome(IntEnum):
     WAITING = 2
     LOST = 3
     FULL = 4
+    FOREIGN = 5
 
 
 @dataclass(frozen=True)
@@ -117,12 +118,13 @@ return {1, open + 1}
 """)
 
 # A session's key; token, policy, lease, idle time, time that a waiting one counts -> outcome,
-# record
+# record or the policy that it is of
 TAKE = Script.of("""
 local token, policy, lease, idle, counts = unpack(ARGV)
 local found = redis.call('HMGET', KEYS[1], 'record', 'policy', 'owner', 'until', 'queue', 'groups')
 local record, owner, queue = found[1], found[3], {}
-if not record or found[2] ~= policy then return {0} end
+if not record then return {0} end
+if found[2] ~= policy then return {5, found[2]} end
 if owner == token then return {1, record} end
 local own
 for _, waiting in ipairs(found[5] and cmsgpack.unpack(found[5]) or {}) do

@@ -17,7 +17,12 @@ from policy_server.serving.redis_sessions import scripts
 from policy_server.serving.redis_sessions.records import decode_record, encode_record
 from policy_server.serving.redis_sessions.script_calls import Argument, RedisScripts
 from policy_server.serving.redis_sessions.scripts import Outcome, Script, session_key
-from policy_server.serving.session_store import SessionRecord, missed_turn, unknown_session
+from policy_server.serving.session_store import (
+    SessionRecord,
+    foreign_session,
+    missed_turn,
+    unknown_session,
+)
 
 __all__ = ["Turn", "Turns", "group_of", "groups_of", "milliseconds"]
 
@@ -113,8 +118,8 @@ class Turn:
             Whether the turn has begun; else it has its place among those that wait.
 
         Raises:
-            UnknownSessionError: if the policy has no such session.
-            SessionConflictError: if its record can't be read.
+            UnknownSessionError: if there is no such session.
+            SessionConflictError: if it is not of this policy, or its record can't be read.
             SessionStoreError: if Redis fails.
         """
         found = await self._ask(
@@ -123,6 +128,9 @@ class Turn:
         if found[0] == Outcome.UNKNOWN:
             self._is_over = True
             raise unknown_session(policy, self.session_id)
+        if found[0] == Outcome.FOREIGN:
+            self._is_over = True
+            raise foreign_session(policy, self.session_id, found[1].decode())
         if found[0] == Outcome.WAITING:
             return False
         self._renew_later()

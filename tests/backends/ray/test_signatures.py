@@ -11,7 +11,7 @@ import pytest
 from policy_server.backends.ray.applications import Application
 from policy_server.backends.ray.backend import Handle
 from policy_server.backends.ray.replica_list import ReplicaAddress
-from policy_server.backends.ray.signatures import find_signature
+from policy_server.backends.ray.signatures import ApplicationGoneError, find_signature
 from policy_server.errors import ModelError, NotReadyError
 from tests.support.call_replicas import Replicas, doubled
 from tests.support.fakes import components_of, signature_of
@@ -55,6 +55,10 @@ class Told(Application):
 
 class Failed(Told):
     word = "DEPLOY_FAILED"
+
+
+class Gone(Told):
+    word = "DELETING"
 
 
 class MovedList:
@@ -126,3 +130,11 @@ async def test_application_that_ray_serve_gives_up_has_no_signature(
     replicas.listed.clear()
     with pytest.raises(NotReadyError, match="could not deploy the policy: no reason"):
         await find_signature(application(tmp_path, Failed), Handle(ServesHandle()), replicas)
+
+
+async def test_application_that_is_removed_meanwhile_is_told_apart(
+    tmp_path: Path, replicas: Replicas
+) -> None:
+    replicas.listed.clear()
+    with pytest.raises(ApplicationGoneError):
+        await find_signature(application(tmp_path, Gone), Handle(ServesHandle()), replicas)
