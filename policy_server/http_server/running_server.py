@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -55,12 +56,20 @@ class HttpServer:
     Attributes:
         config: its configuration, which it reads anew for each connection.
         sockets: opened for it by its supervisor; none where it listens by itself.
-        running: the server that runs; None before it does.
     """
 
     config: uvicorn.Config
     sockets: Sequence[socket.socket] = ()
-    running: uvicorn.Server | None = None
+
+    @property
+    def running(self) -> uvicorn.Server | None:
+        """Return the server that runs, by the signals that it takes; None where it takes none.
+
+        The command `uvicorn` loads an application before it makes its server.
+        """
+        owner = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        is_ours = isinstance(owner, uvicorn.Server) and owner.config is self.config
+        return owner if is_ours else None
 
     @property
     def port(self) -> int | None:
@@ -161,7 +170,7 @@ def find_http_server() -> HttpServer | None:
         if isinstance(found, uvicorn.Config):
             config = config or found
             if isinstance(caller, uvicorn.Server):
-                return HttpServer(config, tuple(frame.f_locals.get("sockets") or ()), caller)
+                return HttpServer(config, tuple(frame.f_locals.get("sockets") or ()))
         frame = frame.f_back
     return None if config is None else HttpServer(config)
 

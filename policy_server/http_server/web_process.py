@@ -83,16 +83,17 @@ class WebProcess:
         worker, server = self.worker, self.server
         if worker is not None:
             worker.note_serving()
-        if server is None or server.running is None:
+        running = None if server is None else server.running
+        if server is None or running is None:
             return
         if worker is None:
             # Sockets that another program has opened may be its other children's too.
             if server.port is not None:
-                end_listening_first(server.running)
+                end_listening_first(running)
         elif server.is_supervised:
             worker.end_with_supervisor()
             accept_clients(server.sockets)
-            end_listening_first(server.running, worker.stop_serving)
+            end_listening_first(running, worker.stop_serving)
 
     def end_all(self, *, reason: str = "") -> None:
         """End uvicorn's supervisor too, since its next worker could not serve either.

@@ -133,12 +133,17 @@ def test_worker_that_cannot_start_does_not_end_those_that_serve(tmp_path: Path) 
     assert not list(tmp_path.glob("ps-*"))
 
 
-def test_sigterm_loses_no_request_of_clients_that_connect_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_loses_no_request_of_clients_that_connect_again(
+    tmp_path: Path, workers: int
+) -> None:
     home = compiled_home_of("ppo_discrete", tmp_path / "home")
     body = json.dumps(CASES[0]["observation"])
     environment = {"POLICY_SERVER_BACKEND": "local"}
-    with running_server(home, "--workers", "2", environment=environment) as server:
-        server.child.wait_until(lambda: server.output().count("Application startup complete") == 2)
+    arguments = [] if workers == 1 else ["--workers", str(workers)]
+    serving = "Application startup complete"
+    with running_server(home, *arguments, environment=environment) as server:
+        server.child.wait_until(lambda: server.output().count(serving) == workers)
         place = httpx.URL(server.url).netloc.decode()
         answered: list[int] = []
 
