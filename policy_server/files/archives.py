@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from policy_server.errors import ModelError
+from policy_server.files.regular import open_file
 
 __all__ = ["Archive", "ArchiveLimits", "fault_of_name", "is_cut_off", "open_archive"]
 
@@ -109,7 +110,11 @@ def open_archive(path: Path, limits: ArchiveLimits) -> Iterator[Archive]:
             shows only while a file is unpacked is raised then.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        file = open_file(path)
+    except OSError as error:
+        raise ModelError(f"{path}: can't be read: {error.strerror or error}") from error
+    try:
+        with file, zipfile.ZipFile(file) as archive:
             if is_cut_off(archive, path):
                 raise ModelError(f"{path}: was cut off or is damaged; copy it again")
             yield Archive(archive, _checked_members(archive, path, limits))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from policy_server.errors import ModelError
+from policy_server.files.regular import open_file
 
 __all__ = [
     "BESIDE_MARK",
@@ -141,7 +142,7 @@ def head_of(path: Path) -> bytes:
         path: the file.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return file.read(HEAD_BYTES)
     except OSError:
         return b""
@@ -157,7 +158,7 @@ def digest_of_file(path: Path) -> str:
         ModelError: if it can't be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ModelError(f"{path}: can't be read: {error.strerror or error}") from error

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from policy_server.files.archives import is_cut_off
+from policy_server.files.regular import open_file
 from policy_server.formats.torch_files import (
     PROGRAM,
     SCRIPT,
@@ -87,7 +88,7 @@ def describe_file(path: Path) -> str | None:
         The phrase, with a remedy where there is one; None for a file that can't be told.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             head = file.read(_HEAD_BYTES)
     except OSError:
         return None

@@ -24,7 +24,7 @@ from policy_server.http_server.hot_requests import (
     OwnParts,
     RequestHead,
 )
-from policy_server.http_server.http_protocol import is_sound
+from policy_server.http_server.http_protocol import is_sound, value_of
 
 __all__ = ["HotHeads", "KnownHead", "parse_head"]
 
@@ -258,7 +258,7 @@ class _Reader:
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        self.headers.append((name.lower(), value_of(value)))
 
     def on_headers_complete(self) -> None:
         self.is_head_whole = True

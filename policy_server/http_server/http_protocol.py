@@ -26,7 +26,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from policy_server.http_server.joined_writes import JoinedWrites
 
-__all__ = ["HttpProtocol", "Reads", "is_sound"]
+__all__ = ["HttpProtocol", "Reads", "is_sound", "value_of"]
 
 # A name or an address, and a port.
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
@@ -88,7 +88,7 @@ class HttpProtocol(HttpToolsProtocol):
             value: behind it.
         """
         if self._reads is Reads.HEAD:
-            super().on_header(name, value)
+            super().on_header(name, value_of(value))
 
     def on_headers_complete(self) -> None:
         """Begin to answer a request, or put it behind those that are not answered.
@@ -172,6 +172,17 @@ class HttpProtocol(HttpToolsProtocol):
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
         lines += [b"%b: %b" % (name, text) for name, text in self.headers if name != b"upgrade"]
         return b"\r\n".join([*lines, b"", b""])
+
+
+def value_of(value: bytes) -> bytes:
+    """Return a header's value without the white space behind it, which is no part of it.
+
+    The parser takes off what is before the value only (RFC 9110, section 5.5, takes off both).
+
+    Args:
+        value: as the parser gives it.
+    """
+    return value.rstrip(b" \t")
 
 
 def is_sound(headers: list[tuple[bytes, bytes]]) -> bool:

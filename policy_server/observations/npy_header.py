@@ -70,7 +70,8 @@ def read_header(body: bytes | bytearray) -> NpyHeader | None:
         return None
     try:
         shape, is_by_column, dtype = read(io.BytesIO(body[8:end]), max_header_size=_LONGEST_HEADER)
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+    except Exception:
+        # Python's own tokenizer and parser stand behind it, with errors of many kinds.
         refuse_npy("npy_header", "The npy header should give descr, fortran_order and shape")
     if dtype.kind not in _NUMBERS:
         refuse_npy("npy_dtype", f"The array should hold numbers, such as float32, not {dtype}")

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from policy_server.errors import ModelError
+from policy_server.files.regular import open_file
 from policy_server.remote_files.failures import CHECK_ADDRESS, PassingError, as_store_errors
 from policy_server.remote_files.listing import list_folder
 from policy_server.remote_files.store_clients import google_client, s3_client
@@ -90,7 +91,7 @@ def opened(
 def _open_file(uri: RemoteUri) -> Iterator[RemoteContent]:
     path = Path(uri.address)
     try:
-        file = path.open("rb")
+        file = open_file(path)
     except FileNotFoundError as error:
         raise ModelError(f"{path}: not found") from error
     except OSError as error:

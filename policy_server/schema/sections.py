@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from policy_server.errors import SchemaError
+from policy_server.files.regular import open_file
 from policy_server.installation import command_for
 from policy_server.schema.fields import (
     ActionField,
@@ -57,7 +59,7 @@ def read_schema_text(path: Path) -> str:
         SchemaError: if it is missing or unreadable, in one line.
     """
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with TextIOWrapper(open_file(path), encoding="utf-8-sig") as file:
             text = file.read(_MOST_CHARACTERS + 1)
     except FileNotFoundError as error:
         raise SchemaError(

@@ -19,6 +19,9 @@ __all__ = ["admin_routes"]
 
 _POLICY = f"{ADMIN}/policies/{{policy}}"
 _JSON = "application/json"
+_NO_ADDRESS = (
+    'the body is no {"model": "s3://..."}; send that, or the archive itself as application/zip'
+)
 
 Percent = Annotated[
     Annotated[float, Field(ge=0.0, le=ALL_TRAFFIC), BeforeValidator(in_digits)], Query()
@@ -141,9 +144,9 @@ def _status_of(
 
 def _address_in(body: bytes) -> str:
     try:
-        return _Address.model_validate_json(body).model
+        address = _Address.model_validate_json(body).model.strip()
     except ValidationError as error:
-        raise DeploymentError(
-            'the body is no {"model": "s3://..."}; send that, or the archive itself as '
-            "application/zip"
-        ) from error
+        raise DeploymentError(_NO_ADDRESS) from error
+    if not address:
+        raise DeploymentError(_NO_ADDRESS)
+    return address

@@ -92,6 +92,7 @@ def create_app(
 
     Raises:
         SettingsError: if types of two policies would have one name in OpenAPI.
+        SchemaError: if the prefix would hide a route.
     """
     counted = metrics or Metrics()
     table = RouteTable(registry, has_admin=administration is not None)
@@ -119,6 +120,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
+    table.check_prefix(root_path)
     valid = keys or KeyRing(() if api_key is None else [AccessKey.of("api_key", api_key)])
     gate = Gate(
         FastPath(app.answer_http, table, policies, team) if has_fast_path else app.answer_http,

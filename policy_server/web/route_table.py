@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from policy_server.errors import SchemaError
 from policy_server.policy import ANSWER_KINDS, AnswerKind
 from policy_server.serving import PolicyRegistry, PolicySlot
 from policy_server.serving.team import Team
@@ -216,6 +217,28 @@ class RouteTable:
     def team_sessions(self) -> SessionRoutes:
         """Return the routes that begin and end a team's sessions, where there is a team."""
         return SessionRoutes(*(self._routes[path] for path in _TEAM_SESSIONS))
+
+    def check_prefix(self, prefix: str) -> None:
+        """Refuse a prefix that hides routes which take a key.
+
+        All routes have their addresses without the prefix too, for who comes past the proxy.
+
+        Args:
+            prefix: of all addresses, such as `/app/v1`; empty for none.
+
+        Raises:
+            SchemaError: naming a route that has the prefix's address, or one below it.
+        """
+        hidden = [
+            route.path
+            for route in self
+            if route.access != "open" and f"{route.path}/".startswith(f"{prefix}/")
+        ]
+        if prefix and hidden:
+            raise SchemaError(
+                f"parameters.url_path: {prefix[1:]!r} would hide the route {hidden[0]}; choose "
+                f"another path, such as app{prefix}"
+            )
 
     def find(self, path: str) -> Route | None:
         """Return the route of an address; None where there is none.

@@ -417,7 +417,6 @@ def test_ids_that_differ_from_request_to_request_need_no_other_decision(
         b"POST /a HTTP/1.1\r\n\r\n",
         b"POST /a HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
         b"POST /a HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
-        b"POST /a HTTP/1.1\r\nContent-Length: 1 \r\n\r\n",
         b"POST /a?b HTTP/1.1\r\nContent-Length: 1\r\n\r\n",
         b"POST /%61 HTTP/1.1\r\nContent-Length: 1\r\n\r\n",
         b"POST http://a/b HTTP/1.1\r\nContent-Length: 1\r\n\r\n",

@@ -199,12 +199,18 @@ async def test_model_is_deployed_from_an_address(home: Path, tmp_path: Path) -> 
         live = await version_of(client)
         missing = await admin(client, "POST", VERSIONS, json={"model": "file:///no/such.zip"})
         wrong = await admin(client, "POST", VERSIONS, json={"modl": "x"})
+        empty = await admin(client, "POST", VERSIONS, json={"model": " "})
+        os.mkfifo(tmp_path / "pipe")
+        pipe = await admin(client, "POST", VERSIONS, json={"model": str(tmp_path / "pipe")})
+        still_live = await version_of(client)
 
     assert answer.status_code == 201, answer.text
     assert live == "next"
     assert missing.status_code == 409
     assert "no/such.zip" in missing.json()["detail"]
-    assert wrong.status_code == 409
+    assert wrong.status_code == empty.status_code == pipe.status_code == 409
+    assert "it is a named pipe; expected a file" in pipe.json()["detail"]
+    assert still_live == "next"
 
 
 async def test_admin_routes_take_the_admin_key_alone(home: Path) -> None:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from policy_server.errors import SchemaError
 from policy_server.metrics import Metrics
 from policy_server.schema import parse_schema
 from policy_server.settings import Settings
@@ -376,6 +377,27 @@ async def test_failure_after_the_answer_began_is_raised() -> None:
 
     assert response.status_code == 200
     assert response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("prefix", ["predict", "predict/batch", "schema", "sessions"])
+def test_prefix_that_would_hide_a_route_is_refused(prefix: str) -> None:
+    schema, settings = parse_schema(SCHEMA), Settings()
+    policies = registry_of(integer_backend(), schema, settings=settings)
+
+    with pytest.raises(SchemaError, match=rf"url_path: '{prefix}' would hide the route /{prefix}"):
+        create_app(policies, settings, api_key=KEY, root_path=f"/{prefix}")
+
+
+async def test_prefix_that_begins_as_a_route_does_hides_none() -> None:
+    schema, settings = parse_schema(SCHEMA), Settings()
+    policies = registry_of(integer_backend(), schema, settings=settings)
+    app = create_app(policies, settings, api_key=KEY, root_path="/predictor")
+    async with running(app), client_of(app) as client:
+        answers = [
+            await client.post(path, json=OBSERVATION) for path in ("/predict", "/predictor/predict")
+        ]
+
+    assert [answer.status_code for answer in answers] == [200, 200]
 
 
 async def test_422_has_one_shape() -> None:

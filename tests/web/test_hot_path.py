@@ -51,6 +51,18 @@ SEQUENCE = (
 )
 
 
+async def test_white_space_around_a_header_is_no_part_of_it() -> None:
+    request = (
+        b"POST /predict_deterministic HTTP/1.1\r\naccess-token:\t %b \t\r\n"
+        b"x-request-timeout-ms: 5000  \r\nContent-Length: %d \r\n\r\n%b"
+    ) % (KEY.encode(), len(BODY), BODY)
+    async with both() as servers:
+        for server in servers:
+            for _ in range(3):  # The hot path remembers a head that it has seen twice.
+                [answer] = answers_in((await server.exchange([request])).written)
+                assert answer.status == 200
+
+
 async def test_requests_cut_at_every_byte_are_answered_in_order() -> None:
     async with both() as (plain, hot):
         expected = answers_in((await plain.exchange([SEQUENCE])).written)

@@ -85,6 +85,19 @@ async def test_body_that_is_no_array_is_refused(*, has_fast_path: bool) -> None:
     assert answer.json()["detail"][0]["type"] == "npy_header"
 
 
+@both_paths
+@pytest.mark.parametrize("path", ["/predict_raw", "/predict_raw/batch"])
+async def test_header_that_python_can_not_read_is_refused(
+    path: str, *, has_fast_path: bool
+) -> None:
+    async with serve(has_fast_path=has_fast_path) as client:
+        for header in (b"(" * 20, b"(" * 5000, b"{'a", b"'''", b"f'{", b"\0", b"{" * 300, b"\xff"):
+            body = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+            answer = await client.post(path, content=body, headers=NPY)
+            assert_invalid(answer, "body")
+            assert answer.json()["detail"][0]["type"] == "npy_header"
+
+
 async def test_seeded_draw_of_an_array_is_that_of_its_json() -> None:
     async with serve(integer_backend(width=6), schema=IMAGE) as client:
         answers = [

@@ -1,0 +1,42 @@
+"""Opening files that come from outside: whatever may never end is refused."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from io import BufferedReader
+from pathlib import Path
+
+__all__ = ["open_file"]
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def open_file(path: Path) -> BufferedReader:
+    """Open a file to read its bytes.
+
+    A named pipe waits for a writer that may never come, and a device such as /dev/zero never ends.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: if it can't be read, or is a named pipe, a socket or a device.
+    """
+    # Without waiting: until it is open, a path may change what it leads to.
+    file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 -- Path.open takes no opener
+    kind = stat.S_IFMT(os.fstat(file.fileno()).st_mode)
+    if kind in _KINDS:
+        file.close()
+        raise OSError(errno.EINVAL, f"it is {_KINDS[kind]}; expected a file", str(path))
+    return file
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
