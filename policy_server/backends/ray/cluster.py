@@ -347,7 +347,8 @@ class RayCluster:
             await asyncio.to_thread(ledger.enter, name)
             handle, signature = await self._running(application, ledger, compiling)
         except BaseException:
-            with suppress(RayError, RayServeException):
+            # The folder of a Ray that has ended meanwhile has gone too.
+            with suppress(OSError, RayError, RayServeException):
                 await self._leave(name, is_retired=True)
             raise
         backend = RayBackend(

@@ -90,12 +90,12 @@ async def _listed(source: ReplicaSource, handle: Handle) -> PolicySignature:
             # Ray's store has moved, or does not answer: its own error says which.
             logger.info("replicas_not_listed", extra={"reason": repr(error)[:300]})
             return await _describe(handle)
-        for address in addresses:
-            if await _is_reached(address):
-                if isinstance(address.description, PolicyServerError):
-                    raise address.description
-                if address.description is not None:
-                    return address.description
+        reached = await asyncio.gather(*map(_is_reached, addresses))
+        for address, is_reached in zip(addresses, reached, strict=True):
+            if is_reached and isinstance(address.description, PolicyServerError):
+                raise address.description
+            if is_reached and address.description is not None:
+                return address.description
         await asyncio.sleep(_LOOK_PERIOD_S)
 
 
