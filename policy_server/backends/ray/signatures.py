@@ -92,10 +92,11 @@ async def _listed(source: ReplicaSource, handle: Handle) -> PolicySignature:
             return await _describe(handle)
         reached = await asyncio.gather(*map(_is_reached, addresses))
         for address, is_reached in zip(addresses, reached, strict=True):
-            if is_reached and isinstance(address.description, PolicyServerError):
-                raise address.description
-            if is_reached and address.description is not None:
-                return address.description
+            description = address.description if is_reached else None
+            if isinstance(description, PolicyServerError):
+                raise description
+            if description is not None:
+                return description
         await asyncio.sleep(_LOOK_PERIOD_S)
 
 
