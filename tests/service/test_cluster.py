@@ -182,6 +182,16 @@ def test_three_servers_that_join_at_once_restart_nobodys_replicas(
     assert pids_below(steady) == seen
 
 
+def refusal_of(home: Path, environment: Mapping[str, str]) -> str:
+    """Return what a server prints that can't start, which is no traceback."""
+    with started_server(home, environment=environment) as server:
+        status = server.process.wait(120)
+        output = server.output()
+    assert status != 0
+    assert "Traceback" not in output
+    return output
+
+
 def large_home(folder: Path) -> Path:
     """Return a home whose model is larger than the machines' object stores."""
     home = home_of("ppo_discrete", folder)
@@ -193,14 +203,10 @@ def large_home(folder: Path) -> Path:
 def test_model_that_finds_no_room_in_the_object_store_is_one_line(tmp_path: Path) -> None:
     with running_cluster(tmp_path, is_disk_full=True) as full:
         environment = light(full, ENGINE="tensorflow", NUM_REPLICAS="1")
-        with started_server(large_home(tmp_path / "large"), environment=environment) as server:
-            status = server.process.wait(120)
-            output = server.output()
+        output = refusal_of(large_home(tmp_path / "large"), environment)
 
-    assert status != 0
     assert "its files could not be stored for the replicas: Local disk is full" in output
     assert "free disk space on Ray's machines" in output
-    assert "Traceback" not in output
     # What is still being deployed is not sent a second time.
     assert output.count('"compiling_policy"') == 1
 
@@ -245,16 +251,11 @@ def test_version_that_is_replaced_goes_when_its_last_server_has(
 
 def test_version_that_finds_no_room_says_what_it_needs(steady: Cluster, tmp_path: Path) -> None:
     environment = light(steady, REPLICA_CPUS="1.5", START_TIMEOUT_S="15")
-    with started_server(
-        compiled_home_of("ppo_discrete", tmp_path), environment=environment
-    ) as server:
-        status = server.process.wait(120)
-        output = server.output()
 
-    assert status != 0
+    output = refusal_of(compiled_home_of("ppo_discrete", tmp_path), environment)
+
     assert "no replica was ready within 15 s: a replica needs 1.5 CPUs on one machine" in output
     assert "at most 1 on one machine" in output
-    assert "Traceback" not in output
 
 
 def test_servers_share_the_deployment_and_leave_the_cluster_running(

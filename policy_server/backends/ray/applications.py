@@ -37,7 +37,6 @@ __all__ = [
     "new_handle",
     "remove_application",
     "start_serve",
-    "undisturbed",
 ]
 
 _DEPLOYMENT = "policy"
@@ -111,7 +110,7 @@ class Application:
 
     def state(self) -> tuple[str, str]:
         """Return Ray Serve's word for the application's state, and its message about it."""
-        known = undisturbed(serve.status).applications.get(self.name)
+        known = _undisturbed(serve.status).applications.get(self.name)
         return ("", "") if known is None else (str(known.status.value), known.message)
 
     def files(self, compiled: CompiledPolicy | None) -> Mapping[str, Path | bytes]:
@@ -131,7 +130,7 @@ class Application:
             files: the files of `files`, stored for the replicas.
             socket_folder: the folder for the replicas' sockets; None for ports.
         """
-        undisturbed(lambda: self._run(files, socket_folder))
+        _undisturbed(lambda: self._run(files, socket_folder))
 
     def _run(self, files: PolicyFiles, socket_folder: Path | None) -> None:
         bound = self._deployment().bind(
@@ -175,7 +174,7 @@ class Application:
         return {"num_cpus": self.version.replicas.cpus, "runtime_env": environment}
 
 
-def undisturbed(call: Callable[[], _Found]) -> _Found:
+def _undisturbed(call: Callable[[], _Found]) -> _Found:
     """Call Ray Serve, and again where another thread's call has come in between.
 
     Ray Serve, as it describes deployments, changes for a moment how all threads pickle a module of
@@ -203,7 +202,7 @@ def start_serve() -> None:
 
 def application_names() -> list[str]:
     """Return the names of the applications that Ray Serve has."""
-    return list(undisturbed(serve.status).applications)
+    return list(_undisturbed(serve.status).applications)
 
 
 def new_handle(name: str) -> DeploymentHandle[Any]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from policy_server.backends.ray.applications import (
@@ -37,7 +37,11 @@ from policy_server.backends.ray.applications import (
 from policy_server.backends.ray.backend import Handle, RayBackend
 from policy_server.backends.ray.cluster_ledger import RENEWAL_PERIOD_S, ClusterLedger
 from policy_server.backends.ray.cluster_records import ClusterRecords
-from policy_server.backends.ray.connection import restore_signal_handlers, without_proxies
+from policy_server.backends.ray.connection import (
+    reason_of,
+    restore_signal_handlers,
+    without_proxies,
+)
 from policy_server.backends.ray.ledger import FolderLedger, Ledger
 from policy_server.backends.ray.membership import (
     ClusterMember,
@@ -71,7 +75,6 @@ _DEPLOY_TRIES = 3
 # Between the starts of a Ray that does not start.
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
-_REASON_LENGTH = 300
 
 Compiling = asyncio.Task[CompiledPolicy | None]
 
@@ -205,7 +208,7 @@ class RayCluster:
             backend = await self._deployed(application, ledger, compiling, count_lost)
         except RayError as error:
             raise NotReadyError(
-                f"ray: {application.name} could not be deployed: {_reason(error)}"
+                f"ray: {application.name} could not be deployed: {reason_of(error)}"
             ) from error
         finally:
             compiling.cancel()
@@ -435,7 +438,7 @@ class RayCluster:
                         await self._store_again(self._applications[name], ledger)
             except (OSError, RayError, PolicyServerError) as error:
                 # It is tried again; replicas that run need neither.
-                logger.warning("ledger_not_renewed", extra={"reason": _reason(error)})
+                logger.warning("ledger_not_renewed", extra={"reason": reason_of(error)})
 
     async def _store_again(self, application: Application, ledger: Ledger) -> None:
         version = application.version
@@ -474,13 +477,7 @@ def _run(
             except (OSError, RayError) as error:
                 raise NotReadyError(
                     f"ray: {application.name}: its files could not be stored for the replicas: "
-                    f"{_reason(error)}; free disk space on Ray's machines, or start them with a "
+                    f"{reason_of(error)}; free disk space on Ray's machines, or start them with a "
                     "larger --object-store-memory"
                 ) from error
             application.run(files, socket_folder=folder)
-
-
-def _reason(error: Exception) -> str:
-    """Return the first lines of an error's text as one; Ray prints whole tracebacks with some."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    return " ".join(str(cause).split())[:_REASON_LENGTH]

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from policy_server.backends.ray.connection import reason_of
 from policy_server.backends.ray.pieces import (
     PieceKeeper,
     Pieces,
@@ -138,5 +139,6 @@ def _as_not_ready() -> Iterator[None]:
     try:
         yield
     except (RayError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise NotReadyError(f"ray: the cluster's records can't be had: {reason}") from error
+        raise NotReadyError(
+            f"ray: the cluster's records can't be had: {reason_of(error)}"
+        ) from error

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
 
 from policy_server.backends.ray.slim_serve import without_data_frames
 from policy_server.errors import NotReadyError, SettingsError
@@ -21,6 +22,7 @@ __all__ = [
     "RayletEndedError",
     "as_not_ready_error",
     "connect",
+    "reason_of",
     "restore_signal_handlers",
     "use_token",
     "without_proxies",
@@ -28,6 +30,7 @@ __all__ = [
 
 # Ray sends its last metrics to an agent that may have died, and waits for it: 10 s unless told.
 _EXPORT_TIMEOUT, _EXPORT_TIMEOUT_S = "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "1s"
+_REASON_LENGTH = 300
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 
 
@@ -131,8 +134,17 @@ def as_not_ready_error(hint: str = "") -> Iterator[None]:
         yield
     except Exception as error:
         # Ray raises plain exceptions too.
-        reason = " ".join(str(error).split())[:300]
-        raise NotReadyError(f"ray: could not start or join: {reason}{hint}") from error
+        raise NotReadyError(f"ray: could not start or join: {reason_of(error)}{hint}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return the start of an error's text as one line.
+
+    Args:
+        error: any; of one that a task of Ray's raised, whose text is a traceback, its cause counts.
+    """
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return " ".join(str(cause).split())[:_REASON_LENGTH]
 
 
 def restore_signal_handlers() -> None:

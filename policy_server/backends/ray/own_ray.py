@@ -17,6 +17,7 @@ from policy_server.backends.ray.connection import (
     RayletEndedError,
     as_not_ready_error,
     connect,
+    reason_of,
     use_token,
 )
 from policy_server.backends.ray.slim_serve import write_left_out
@@ -146,8 +147,7 @@ class OwnRay:
             self._node.start_dashboard(self._environment())
         except Exception as error:
             # Ray raises plain exceptions too.
-            reason = " ".join(str(error).split())
-            logger.warning("dashboard_not_started", extra={"reason": reason[:300]})
+            logger.warning("dashboard_not_started", extra={"reason": reason_of(error)})
 
     def end(self) -> None:
         """Disconnect, end Ray's processes, and remove its folder."""
