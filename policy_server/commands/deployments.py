@@ -283,7 +283,7 @@ def _files_of(path: Path, settings: Settings) -> Mapping[str, Path]:
     """Return the files to send, by their names in the version's folder."""
     schema = path / settings.schema_path.name
     policy = policy_at(path, settings) if path.is_dir() else path
-    if policy is None or not policy.exists():
+    if policy is None or not (policy.is_file() or policy.is_dir()):
         others = describe_others(settings.model_copy(update={"home": path}))
         what = "holds no policy" if path.is_dir() else "not found"
         raise ModelError(others or f"{path}: {what}; expected {expected_formats()}, or its zip")

@@ -101,6 +101,10 @@ def test_wrong_key_and_missing_policy_are_one_line(url: str, tmp_path: Path) -> 
             deployments.status(server, "lift")
         with pytest.raises(ModelError, match="not found; expected"):
             deployed(server, tmp_path / "gone.zip")
+        # Which would wait for a writer.
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(ModelError, match="not found; expected"):
+            deployed(server, tmp_path / "pipe")
         with pytest.raises(ModelError, match="holds no policy"):
             deployed(server, tmp_path)
 
