@@ -172,6 +172,9 @@ def test_three_servers_that_join_at_once_restart_nobodys_replicas(
 
         for server in servers:
             wait_until(partial(is_served, server), timeout_s=120)
+        # They are ready when the first replica is.
+        wait_until(lambda: len(pids_below(steady)) >= 2)
+        seen.update(pids_below(steady))
         names = {application_of(server) for server in servers}
         for server in servers:
             with server.client() as client:
@@ -263,18 +266,19 @@ def test_servers_share_the_deployment_and_leave_the_cluster_running(
 ) -> None:
     homes = [compiled_home_of("ppo_discrete", tmp_path / name) for name in "ab"]
 
-    def served(server: Server) -> int:
+    def served(server: Server) -> set[int]:
         with server.client() as client:
             ask(client, 50)
-        return replicas_below(cluster.head) + replicas_below(cluster.other)
+        return pids_below(cluster)
 
     with running_server(homes[0], environment=cluster.environment) as first:
+        # It is ready when the first replica is.
+        wait_until(lambda: len(pids_below(cluster)) == 2)
         alone = served(first)
         with running_server(homes[1], environment=cluster.environment) as second:
             shared = served(second)
-    afterwards = replicas_below(cluster.head) + replicas_below(cluster.other)
 
-    assert (alone, shared, afterwards) == (2, 2, 2)
+    assert alone == shared == pids_below(cluster)
     assert cluster.head.poll() is None
     assert cluster.other.poll() is None
 
