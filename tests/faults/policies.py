@@ -15,6 +15,7 @@ import onnxruntime
 from tests.faults.load import Harmful, Load, Question
 from tests.faults.measuring import Fault, Scene
 from tests.support.onnx_models import (
+    DEADLY,
     FAILING,
     HUNGRY,
     LASTING,
@@ -92,6 +93,10 @@ FAULTS = {
     ),
     "fails-local": _fault(
         "the same, BACKEND=local", FAILING, UNKNOWN, backend="local", pause_s=0.1
+    ),
+    "ends": _fault("an observation that ends its process", DEADLY, **_ONCE),
+    "ends-two": _fault(
+        "an observation that ends its process, two replicas", DEADLY, replicas=2, **_ONCE
     ),
     "hangs": _fault("an observation that takes minutes", LASTING, **_ONCE),
     "hangs-two": _fault(

@@ -88,6 +88,10 @@ class ReplicaThread:
         self._is_ending = True
         self.thaw()
 
+    def end_in_a_call(self) -> None:
+        """End the connections from within a call, as a process does that a call ends."""
+        self._server.close()
+
     def end(self) -> None:
         """End the replica, with its connections."""
         self.thaw()

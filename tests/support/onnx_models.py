@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 __all__ = [
+    "DEADLY",
     "FAILING",
     "HARMLESS",
     "HUNGRY",
@@ -27,9 +28,10 @@ __all__ = [
 ]
 
 # Observations of `failing_actor`'s: an ordinary one, and those that it fails on, gives NaN for,
-# takes 4 GB for, or computes for minutes, if it is a lasting one.
+# takes 4 GB for; a lasting one computes minutes for the next one, and ends its process at the last.
 HARMLESS, FAILING, UNKNOWN = [0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 7e4], [0.1, 0.2, 7e4, 0.4]
 HUNGRY, LASTING = [0.1, 60_100.0, 0.3, 0.4], [63_000.0, 0.2, 0.3, 0.4]
+DEADLY = [0.1, 0.2, 9e4, 0.4]
 _PRODUCTS = 300
 Array = NDArray[Any]
 Shape = Sequence[int | str]
@@ -127,9 +129,12 @@ def failing_actor(folder: Path, *, is_lasting: bool = False) -> Path:
 
     The last number is looked up in a table of that length, the one before is taken from that
     number under a root; the second one above it is the length of a tensor, times 10 million. In a
-    lasting policy the first one above it is the width of matrices, of which many are multiplied.
+    lasting policy the first one above it is the width of matrices, of which many are multiplied;
+    where the third one is 90,000 the smallest integer is divided by -1, at which the processor
+    ends onnxruntime's process (SIGFPE).
     """
-    products = _products() if is_lasting else [node("Identity", ["none"], ["multiplied"])]
+    nothing = [node("Identity", ["none"], [name]) for name in ("multiplied", "divided")]
+    products = [*_products(), *_division()] if is_lasting else nothing
     ending = [
         *(
             node("Constant", [], [name], value_ints=[place])
@@ -159,7 +164,9 @@ def failing_actor(folder: Path, *, is_lasting: bool = False) -> Path:
         node("ConstantOfShape", ["at_least_one"], ["filled"]),
         node("ReduceSum", ["filled"], ["sum"], keepdims=0),
         *products,
-        node("Sum", ["net", "nothing", "nothing_or_nan", "sum", "multiplied"], ["logits"]),
+        node(
+            "Sum", ["net", "nothing", "nothing_or_nan", "sum", "multiplied", "divided"], ["logits"]
+        ),
     ]
     return actor(folder, *ending)
 
@@ -182,3 +189,24 @@ def _products() -> list[Any]:
         ),
         node("ReduceSum", [f"product{_PRODUCTS}"], ["multiplied"], keepdims=0),
     ]
+
+
+def _division() -> list[Any]:
+    """Return nothing, or the division whose result no integer of 32 bits can hold."""
+    return [
+        node("Constant", [], ["smallest"], value=_whole(-(2**31))),
+        node("Constant", [], ["plus_one"], value=_whole(1)),
+        node("Constant", [], ["two"], value=_whole(2)),
+        node("Constant", [], ["deadly"], value_float=DEADLY[2]),
+        node("Equal", ["rooted", "deadly"], ["is_equal"]),
+        node("Cast", ["is_equal"], ["none_or_one"], to=onnx.TensorProto.INT32),
+        node("Mul", ["none_or_one", "two"], ["none_or_two"]),
+        node("Sub", ["plus_one", "none_or_two"], ["divisor"]),
+        node("Div", ["smallest", "divisor"], ["quotient"]),
+        node("Cast", ["quotient"], ["quotient_float"], to=onnx.TensorProto.FLOAT),
+        node("Mul", ["quotient_float", "none"], ["divided"]),
+    ]
+
+
+def _whole(value: int) -> Any:  # noqa: ANN401 -- onnx is untyped
+    return helper.make_tensor("value", onnx.TensorProto.INT32, [1], [value])

@@ -6,16 +6,18 @@ import asyncio
 import logging
 import re
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from ray.exceptions import ActorDiedError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError
 from ray.serve.exceptions import RayServeException
 
 from policy_server.backends.ray.call_frames import FrameError
 from policy_server.backends.ray.direct_calls import ConnectionLostError, DirectCalls
 from policy_server.backends.ray.replica_connections import ReplicaSource
+from policy_server.backends.ray.serve_handle import Handle
+from policy_server.backends.ray.suspects import MOST_ROWS, Suspects, Suspicion
 from policy_server.errors import (
     NotReadyError,
     OverloadedError,
@@ -24,78 +26,22 @@ from policy_server.errors import (
 )
 from policy_server.policy import PolicyBackend, PolicyInputs, PolicyOutputs, PolicySignature
 
-__all__ = ["Handle", "RayBackend"]
+__all__ = ["RayBackend"]
 
 logger = logging.getLogger(__name__)
 
 _READY_TIMEOUT_S = 2.0
 _HEARING_S = 0.2
-_MOST_TRIES = 3
+# How long a call that may have ended a replica waits for a connection.
+_CONNECTED_WITHIN_S = 5.0
+# How often a call is made anew that Ray Serve's replicas have lost.
+_MOST_TRIES = 10
 _MOST_KNOWN_LOSSES = 256
 _ACTOR_ID = re.compile(r"actor_id: ([0-9a-f]+)")
 
 
 class _RayHasDiedError(Exception):
     """A call's Ray has died before the answer."""
-
-
-class Handle:
-    """Ray Serve's handle of an application, whose answers are values or errors of ours."""
-
-    def __init__(self, handle: Any) -> None:  # noqa: ANN401 -- Ray's handle is generic
-        """Own the handle; its router, in this loop, from the first call to `aclose`.
-
-        Args:
-            handle: Ray Serve's own, which nothing else uses.
-        """
-        self._handle = handle
-        self._options: Mapping[str, Any] | None = None
-        self._methods: dict[str, Any] = {}
-
-    async def call(self, method: str, *arguments: Any) -> Any:  # noqa: ANN401 -- what the method returns
-        """Call a method of any replica.
-
-        Args:
-            method: one of `PolicyReplica`.
-            arguments: the method's.
-
-        Raises:
-            PolicyServerError: the error that the replica raised or returned.
-            RayError, RayServeException: if no replica answers.
-        """
-        bound = self._methods.get(method)
-        if bound is None:
-            bound = self._handle.options(method_name=method, **self._routed())
-            self._methods[method] = bound
-        try:
-            answer = await bound.remote(*arguments)
-        except RayTaskError as error:
-            raise _cause_of(error) from error
-        if isinstance(answer, PolicyServerError):
-            raise answer
-        return answer
-
-    def _routed(self) -> Mapping[str, Any]:
-        """Return the options of all calls, once there is a router."""
-        if self._options is None:
-            try:
-                # In this loop: another thread would cost each call two changes of thread.
-                self._handle._init(_run_router_in_separate_loop=False)  # noqa: SLF001 -- Ray's own way to say so
-                self._options = {"_by_reference": False}
-                self._handle.options(**self._options)
-            except (AttributeError, TypeError, ValueError) as error:
-                logger.warning("ray_handle_plain", extra={"reason": str(error)})
-                self._options = {}
-        return self._options
-
-    async def aclose(self) -> None:
-        """End the router; nothing is called any more."""
-        self._methods.clear()
-        try:
-            await self._handle.shutdown_async()
-        except Exception as error:
-            # Its application is removed all the same.
-            logger.info("ray_handle_not_ended", extra={"reason": repr(error)[:300]})
 
 
 class RayBackend:
@@ -136,6 +82,7 @@ class RayBackend:
         self._timeout_s = timeout_s
         self._count_lost = count_lost
         self._lost: deque[str] = deque(maxlen=_MOST_KNOWN_LOSSES)
+        self._suspects = Suspects()
         self._direct: DirectCalls | None = None
         if source is not None:
             self._direct = DirectCalls(
@@ -203,13 +150,22 @@ class RayBackend:
         """Answer B observations with one call of one replica; see `PolicyBackend.infer`.
 
         A replica that dies meanwhile is no error: a prediction has no side effect, so another one
-        is asked.
+        is asked. Only an observation that has ended three replicas, the last two of them for
+        certain, is asked of no more.
         """
         until = asyncio.get_running_loop().time() + self._timeout_s
-        if self._direct is not None and self._direct.is_connected:
+        if self._direct is not None and self._direct.is_connected and not self._suspects.of(inputs):
             # It keeps the deadline itself: a timeout here would cost each call a timer.
-            with suppress(ConnectionLostError, FrameError):
+            try:
                 return await self._direct.infer(inputs)
+            except ConnectionLostError:
+                self._suspects.suspect(inputs, was_computed=False)
+            except FrameError:
+                pass
+        return await self._infer_by(until, inputs)
+
+    async def _infer_by(self, until: float, inputs: PolicyInputs) -> PolicyOutputs:
+        """Answer a call that has no connection, or has lost it, until a time of the event loop."""
         try:
             async with asyncio.timeout_at(until):
                 while True:
@@ -234,11 +190,15 @@ class RayBackend:
         self, inputs: PolicyInputs, answered: Callable[[PolicyOutputs | Exception | None], None]
     ) -> bool:
         """Send a call straight to a replica; see `SendingBackend.send`."""
-        if self._direct is None or not self._direct.is_connected:
+        if self._direct is None or not self._direct.is_connected or self._suspects.of(inputs):
             return False
 
         def told(outcome: PolicyOutputs | Exception) -> None:
-            answered(None if isinstance(outcome, ConnectionLostError) else outcome)
+            if isinstance(outcome, ConnectionLostError):
+                self._suspects.suspect(inputs, was_computed=False)
+                answered(None)
+            else:
+                answered(outcome)
 
         with suppress(ConnectionLostError, FrameError):
             self._direct.ask(inputs, told)
@@ -270,19 +230,30 @@ class RayBackend:
         for _ in range(_MOST_TRIES - 1):
             try:
                 return await self._call(inputs)
-            except ConnectionLostError:
-                continue
+            except ConnectionLostError as error:
+                self._suspects.suspect(inputs, was_computed=error.was_computed)
             except ActorDiedError as error:
                 found = _ACTOR_ID.search(str(error))
                 self._note_lost(found[1] if found else str(error))
+                if self._direct is not None:
+                    self._suspects.suspect(inputs, was_computed=False)
             except RayError as error:
                 logger.warning("call_lost", extra={"reason": type(error).__name__})
         return await self._call_by_serve(inputs)
 
     async def _call(self, inputs: PolicyInputs) -> PolicyOutputs:
-        if self._direct is not None and self._direct.is_connected:
-            with suppress(FrameError):
-                return await self._direct.infer(inputs)
+        """Answer a call by a connection, or by Ray Serve; see `_refuse`."""
+        suspicion = self._suspects.of(inputs)
+        _refuse(inputs, suspicion)
+        if self._direct is not None:
+            if suspicion:
+                # Ray Serve would not tell whether it was this call that ended the replica.
+                await self._direct.connected(within_s=_CONNECTED_WITHIN_S)
+            if self._direct.is_connected:
+                with suppress(FrameError):
+                    outputs = await self._direct.infer(inputs, is_watched=True)
+                    self._suspects.clear(inputs)
+                    return outputs
         return await self._call_by_serve(inputs)
 
     async def _call_by_serve(self, inputs: PolicyInputs) -> PolicyOutputs:
@@ -319,10 +290,20 @@ class RayBackend:
             self._count_lost()
 
 
-def _cause_of(error: RayTaskError) -> PolicyServerError:
-    """Return the error that a replica raised, with the text of Ray's or Python's own as a note."""
-    if isinstance(error.cause, PolicyServerError):
-        return error.cause
-    failed = PolicyFailedError("the policy failed; the server's log has the reason")
-    failed.add_note(f"In the replica:\n{error}")
-    return failed
+def _refuse(inputs: PolicyInputs, suspicion: Suspicion) -> None:
+    """Refuse a call that has ended its replicas.
+
+    Raises:
+        PolicyFailedError: if its one row is to blame, or if one of them is, and each has to be
+            asked alone.
+        OverloadedError: if it has too many rows for that.
+    """
+    rows = len(inputs)
+    if suspicion == Suspicion.ALONE or (suspicion == Suspicion.COMPUTED and 1 < rows <= MOST_ROWS):
+        subject = "this observation" if rows == 1 else f"one of {rows} observations"
+        raise PolicyFailedError(f"the policy ended its process when it computed {subject}")
+    if suspicion == Suspicion.COMPUTED and rows > 1:
+        raise OverloadedError(
+            f"two replicas ended when they computed these {rows} observations; ask at most "
+            f"{MOST_ROWS} at once to learn which one is to blame"
+        )

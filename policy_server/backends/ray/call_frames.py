@@ -81,6 +81,9 @@ class FrameKind(IntEnum):
     CANCEL = 4
     PING = 5
     PONG = 6
+    # The web process asks to be told when the call of that number begins to be computed.
+    WATCH = 7
+    BEGUN = 8
 
 
 def bare_frame(kind: FrameKind, number: int) -> Frame:

@@ -144,7 +144,11 @@ class CallServer:
         """Compute the first call that is still wanted; the others in later turns of the loop."""
         self._is_scheduled = False
         while self._waiting:
-            caller, number = self._waiting.popleft()
+            caller, number = self._waiting[0]
+            if caller.tell_begun(number):
+                # In the next turn of the loop, which begins once the telling has been sent.
+                break
+            self._waiting.popleft()
             if (inputs := caller.take(number)) is not None:
                 caller.answer(self._outcome(number, inputs))
                 break
@@ -167,6 +171,8 @@ class _Caller:
         handshake = server_handshake(server.key, server.application, server.replica)
         self.connection = CallConnection(handshake, self, proof_timeout_s=server.proof_timeout_s)
         self._waiting: dict[int, PolicyInputs] = {}
+        # The calls of which it is to be told when they begin.
+        self._watched: set[int] = set()
         self._is_choked = False
 
     def proved(self) -> None:
@@ -182,6 +188,11 @@ class _Caller:
             raise FrameError("a body in a frame that has none")
         elif kind == FrameKind.CANCEL:
             self._waiting.pop(number, None)
+            self._watched.discard(number)
+        elif kind == FrameKind.WATCH:
+            if len(self._watched) >= _MOST_WAITING:
+                raise FrameError("too many calls to be watched")
+            self._watched.add(number)
         elif kind == FrameKind.PING:
             self.connection.send(bare_frame(FrameKind.PONG, number))
         else:
@@ -202,7 +213,16 @@ class _Caller:
 
     def ended(self) -> None:
         self._waiting.clear()
+        self._watched.clear()
         self._server.forget(self)
+
+    def tell_begun(self, number: int) -> bool:
+        """Tell that a call begins, if it is watched and nothing was told yet; return whether."""
+        if self._is_choked or number not in self._watched or number not in self._waiting:
+            return False
+        self._watched.discard(number)
+        self.connection.send(bare_frame(FrameKind.BEGUN, number))
+        return True
 
     def take(self, number: int) -> PolicyInputs | None:
         """Return the inputs of a call that is computed now.

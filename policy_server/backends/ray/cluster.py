@@ -34,7 +34,7 @@ from policy_server.backends.ray.applications import (
     remove_application,
     start_serve,
 )
-from policy_server.backends.ray.backend import Handle, RayBackend
+from policy_server.backends.ray.backend import RayBackend
 from policy_server.backends.ray.cluster_ledger import RENEWAL_PERIOD_S, ClusterLedger
 from policy_server.backends.ray.cluster_records import ClusterRecords
 from policy_server.backends.ray.connection import (
@@ -51,6 +51,7 @@ from policy_server.backends.ray.membership import (
 )
 from policy_server.backends.ray.own_ray import RAY_METRICS
 from policy_server.backends.ray.replica_list import ReplicaList
+from policy_server.backends.ray.serve_handle import Handle
 from policy_server.backends.ray.shared_ray import SharedRay
 from policy_server.backends.ray.signatures import ApplicationGoneError, find_signature
 from policy_server.backends.ray.stand_ins import stand_ins

@@ -25,9 +25,20 @@ from policy_server.policy import PolicyOutputs
 
 __all__ = ["AskedCall", "ConnectedReplica", "ConnectionLostError", "OnAnswer"]
 
+# How long the end of one connection waits for the last frames of the other.
+_LAST_WORDS_S = 0.05
+
 
 class ConnectionLostError(Exception):
-    """A replica's connection ended before the answer: the call is made again by another one."""
+    """A replica's connection ended before the answer: the call is made again by another one.
+
+    Attributes:
+        was_computed: whether the replica had said that it computes this call.
+    """
+
+    def __init__(self, *, was_computed: bool = False) -> None:
+        super().__init__()
+        self.was_computed = was_computed
 
 
 @dataclass(eq=False, slots=True)
@@ -44,6 +55,8 @@ class AskedCall:
         deadline: when it is given up.
         replicas: those that compute it.
         first: the one that was asked first.
+        is_watched: whether the replicas tell when they begin with it.
+        begun: those that have.
     """
 
     number: int
@@ -55,6 +68,8 @@ class AskedCall:
     deadline: float
     replicas: list[ConnectedReplica] = field(default_factory=list)
     first: ConnectedReplica | None = None
+    is_watched: bool = False
+    begun: list[ConnectedReplica] = field(default_factory=list)
 
     def withdraw(self) -> None:
         """Tell the replicas that compute it that it is not needed."""
@@ -96,6 +111,8 @@ class ConnectedReplica:
         self._pinged_at = math.inf
         self._pulse: asyncio.Future[None] | None = None
         self.heard_at = -math.inf
+        # Closes the connection that is left when the other one has ended.
+        self._ending: asyncio.TimerHandle | None = None
         self._short = _Line(self)
         self._long = _Line(self)
 
@@ -115,7 +132,7 @@ class ConnectedReplica:
 
     def load(self) -> tuple[bool, int]:
         """Return the key by which replicas are ordered: still ones last, then by their calls."""
-        return self._pinged_at < math.inf, len(self._calls)
+        return self._pinged_at < math.inf or self._ending is not None, len(self._calls)
 
     async def open(self) -> None:
         """Connect, and prove the key.
@@ -137,7 +154,10 @@ class ConnectedReplica:
         call.replicas.append(self)
         if call.first is None:
             call.first = self
-        self._line_of(call).send(call.frame)
+        line = self._line_of(call)
+        if call.is_watched:
+            line.send(bare_frame(FrameKind.WATCH, call.number))
+        line.send(call.frame)
 
     def withdraw(self, call: AskedCall) -> None:
         """Tell it that a call is not needed, if it has not answered the call."""
@@ -168,10 +188,13 @@ class ConnectedReplica:
             if self._pulse is not None and not self._pulse.done():
                 self._pulse.set_result(None)
             return
-        if kind not in (FrameKind.ANSWER, FrameKind.ERROR):
+        if kind not in (FrameKind.ANSWER, FrameKind.ERROR, FrameKind.BEGUN):
             raise FrameError(f"a frame of kind {kind}")
         # A call that was withdrawn meanwhile may be answered all the same.
         if (call := self._calls.get(number)) is None:
+            return
+        if kind == FrameKind.BEGUN:
+            call.begun.append(self)
             return
         outcome = outputs_of(body) if kind == FrameKind.ANSWER else error_of(body)
         if isinstance(outcome, PolicyOutputs) and len(outcome) != call.rows:
@@ -186,8 +209,15 @@ class ConnectedReplica:
             line.close(reason)
 
     def ended(self) -> None:
-        """Take note that one of the connections has ended."""
-        self.close("its other connection has ended")
+        """Take note that one of the connections has ended; the other one ends with what it has."""
+        if self._short.is_open or self._long.is_open:
+            if self._ending is None:
+                loop = asyncio.get_running_loop()
+                reason = "its other connection has ended"
+                self._ending = loop.call_later(_LAST_WORDS_S, self.close, reason)
+            return
+        if self._ending is not None:
+            self._ending.cancel()
         if self._pulse is not None:
             self._pulse.cancel()
         if self.is_proved:
@@ -208,6 +238,7 @@ class _Line:
         self._replica = replica
         self._connection: CallConnection | None = None
         self._is_proved: asyncio.Future[None] | None = None
+        self._has_ended = False
 
     async def open(self, address: ReplicaAddress) -> None:
         loop = asyncio.get_running_loop()
@@ -219,6 +250,10 @@ class _Line:
         else:
             await loop.create_connection(lambda: connection, address.host, address.port)
         await self._is_proved
+
+    @property
+    def is_open(self) -> bool:
+        return self._connection is not None and not self._has_ended
 
     def send(self, frame: Frame) -> None:
         assert self._connection is not None, "it is open"
@@ -243,6 +278,7 @@ class _Line:
         """Do nothing: the scheduler bounds how many calls there are."""
 
     def ended(self) -> None:
+        self._has_ended = True
         assert self._is_proved is not None
         if not self._is_proved.done():
             self._is_proved.set_exception(ConnectionRefusedError("no proof of the key"))

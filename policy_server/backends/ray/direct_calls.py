@@ -34,6 +34,7 @@ __all__ = ["ConnectionLostError", "DirectCalls"]
 
 # A timer may be run before answers that have come meanwhile: they are read within this.
 _GRACE_S = 0.001
+_CONNECTED_PERIOD_S = 0.02
 # How often a late call looks for another replica.
 _LOOK_AGAIN_S = 0.02
 # A replica that has been still for so long computes nothing: asking another one is no more work.
@@ -90,6 +91,13 @@ class DirectCalls:
         """Connect to the replicas that are listed and not connected yet."""
         await self._connections.connect_missing()
 
+    async def connected(self, *, within_s: float) -> None:
+        """Wait until there is a connection, or for so many seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while not self._replicas:
+                    await asyncio.sleep(_CONNECTED_PERIOD_S)
+
     async def aclose(self) -> None:
         """End every connection; calls in flight are lost."""
         self._is_closing = True
@@ -126,11 +134,12 @@ class DirectCalls:
                         return True
         return False
 
-    async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
+    async def infer(self, inputs: PolicyInputs, *, is_watched: bool = False) -> PolicyOutputs:
         """Answer observations; see `ask`.
 
         Args:
             inputs: the inputs of the call.
+            is_watched: whether replicas tell when they begin with it.
 
         Raises:
             ConnectionLostError: if there is no connection, or it ends meanwhile.
@@ -148,20 +157,24 @@ class DirectCalls:
             else:
                 answer.set_exception(outcome)
 
-        call = self.ask(inputs, answered)
+        call = self.ask(inputs, answered, is_watched=is_watched)
         try:
             return await answer
         except asyncio.CancelledError:
             self.give_up(call)
             raise
 
-    def ask(self, inputs: PolicyInputs, answered: Answered) -> AskedCall:
+    def ask(
+        self, inputs: PolicyInputs, answered: Answered, *, is_watched: bool = False
+    ) -> AskedCall:
         """Send a call to the replica that has least to do.
 
         Args:
             inputs: the inputs of the call.
             answered: is called once with the outputs or the error, as `infer` raises it, unless
                 the call is given up before.
+            is_watched: whether replicas tell when they begin with it, so that a
+                `ConnectionLostError` says whether it was computed.
 
         Returns:
             The call, for `give_up`.
@@ -181,6 +194,7 @@ class DirectCalls:
             asked=now,
             look_at=now + self._times.late_after(rows),
             deadline=now + self._timeout_s,
+            is_watched=is_watched,
         )
         self._calls[number] = call
         self._budget.count_call()
@@ -220,10 +234,13 @@ class DirectCalls:
                 logger.error("replica_hung", extra={"replica": replica.address.replica})
             self._on_lost(replica.address.replica)
         for place, call in enumerate(replica.calls):
-            if not call.replicas and self._calls.pop(call.number, None) is not None:
-                # It would hold up the next replica too.
-                is_to_blame = has_hung and place == 0
-                call.answered(_hung() if is_to_blame else ConnectionLostError())
+            # It would hold up the next replica too, and those that compute it have hung as well.
+            is_to_blame = has_hung and place == 0
+            if call.replicas and not is_to_blame:
+                continue
+            self.give_up(call)
+            lost = ConnectionLostError(was_computed=replica in call.begun)
+            call.answered(_hung() if is_to_blame else lost)
 
     def _wake_by(self, moment: float) -> None:
         """Look after the calls at a time, or before."""

@@ -21,7 +21,7 @@ _CONNECT_TIMEOUT_S = 5.0
 # How often the list of replicas is read while some are missing: first, and at the longest.
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
-_PAUSE_GROWTH = 1.3
+_PAUSE_GROWTH = 1.1
 # How long a replica that could not be reached is left alone.
 _UNREACHED_PAUSE_S = 5.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -12,11 +13,7 @@ import ray
 
 from policy_server.backends.ray.call_server import CallServer, failure_of
 from policy_server.backends.ray.ledger import PolicyFiles
-from policy_server.backends.ray.replica_limits import (
-    ReplicaLimits,
-    bound_memory,
-    end_if_a_call_hangs,
-)
+from policy_server.backends.ray.replica_limits import CallWatch, ReplicaLimits, bound_memory
 from policy_server.backends.ray.replica_list import announce
 from policy_server.engine.cache import decode
 from policy_server.engine.network import NetworkPolicy
@@ -67,8 +64,8 @@ class PolicyReplica:
         self._calls: CallServer | None = None
         self._application = application
         self._socket_folder = socket_folder
-        self._limits = limits
-        self._watch: asyncio.Task[None] | None = None
+        self._watch: CallWatch | None = None
+        self._watching: asyncio.Task[None] | None = None
         with files.opened() as folder:
             try:
                 self._policy = _load(folder, schema, digest)
@@ -80,13 +77,14 @@ class PolicyReplica:
                 )
                 self._failure.__cause__ = error
         if limits is not None:
+            self._watch = CallWatch(limits.longest_call_s)
             bound_memory(limits.call_memory_bytes)
 
     async def check_health(self) -> None:
         """Take direct calls from now on; Ray Serve asks once a second, and before it calls."""
-        if self._watch is None and self._limits is not None:
+        if self._watching is None and self._watch is not None:
             # In the event loop that computes the calls.
-            self._watch = asyncio.create_task(end_if_a_call_hangs(self._limits.longest_call_s))
+            self._watching = asyncio.create_task(self._watch.run())
         if self._calls is None and self._application:
             context = ray.get_runtime_context()
             self._calls = CallServer(
@@ -113,7 +111,13 @@ class PolicyReplica:
 
     def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
         """Answer B observations; see `Policy.infer`."""
-        return self._loaded().infer(inputs)
+        if self._watch is None:
+            return self._loaded().infer(inputs)
+        self._watch.begin(len(inputs))
+        started = time.perf_counter()
+        outputs = self._loaded().infer(inputs)
+        self._watch.end(len(inputs), time.perf_counter() - started)
+        return outputs
 
     async def _take_calls(self, calls: CallServer) -> None:
         try:

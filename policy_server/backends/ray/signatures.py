@@ -13,10 +13,10 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
 from policy_server.backends.ray.applications import PRESENT, Application, missing_room
-from policy_server.backends.ray.backend import Handle
 from policy_server.backends.ray.connected_replica import ConnectedReplica
 from policy_server.backends.ray.replica_connections import ReplicaSource
 from policy_server.backends.ray.replica_list import ReplicaAddress
+from policy_server.backends.ray.serve_handle import Handle
 from policy_server.errors import NotReadyError, PolicyServerError
 from policy_server.policy import PolicySignature
 

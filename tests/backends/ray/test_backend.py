@@ -12,10 +12,16 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError
 
-from policy_server.backends.ray.backend import Handle, RayBackend
-from policy_server.errors import NotReadyError, OverloadedError
+from policy_server.backends.ray.backend import RayBackend
+from policy_server.backends.ray.serve_handle import Handle
+from policy_server.errors import (
+    NotReadyError,
+    OverloadedError,
+    PolicyFailedError,
+    PolicyServerError,
+)
 from policy_server.policy import PolicyInputs, PolicyOutputs
-from tests.support.call_replicas import Infer, Replicas
+from tests.support.call_replicas import Infer, Replicas, doubled, inputs_of
 from tests.support.fakes import components_of, signature_of, summing_backend
 from tests.support.waiting import turns, until
 
@@ -127,7 +133,10 @@ async def test_capacity_is_what_ray_serve_may_scale_to() -> None:
     assert backend.capacity == 6
 
 
-async def test_death_of_a_replica_is_counted_once_however_many_calls_it_had() -> None:
+async def test_death_of_a_replica_is_counted_once_however_many_calls_it_had(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(f"{RayBackend.__module__}._CONNECTED_WITHIN_S", 0.05)
     async with connected(lambda _: ANSWER, 1) as (backend, handle, replicas, lost):
         replicas.threads[0].freeze()
         calls = [asyncio.create_task(backend.infer(INPUTS)) for _ in range(4)]
@@ -164,7 +173,7 @@ async def test_each_replica_that_ray_serve_lost_is_counted_once() -> None:
 async def test_call_is_given_up_when_no_replica_is_alive() -> None:
     handle = RaysHandle()
     backend, _ = backend_over(handle)
-    handle.errors = [_died("a1")] * 3
+    handle.errors = [_died("a1")] * 10
 
     with pytest.raises(NotReadyError, match="no replica of the policy is alive"):
         await backend.infer(INPUTS)
@@ -218,7 +227,7 @@ async def test_call_by_ray_serve_waits_for_the_next_ray_where_its_own_dies() -> 
 
 async def test_call_whose_replicas_death_is_heard_of_before_their_rays_is_asked_again() -> None:
     dying, answering = RaysHandle(), RaysHandle()
-    dying.errors = [_died("a1")] * 3
+    dying.errors = [_died("a1")] * 10
     backend, _ = backend_over(dying)
     call = asyncio.create_task(backend.infer(INPUTS))
     await until(lambda: not dying.errors)
@@ -314,3 +323,113 @@ async def test_replicas_that_outlive_their_ray_are_asked_before_a_policy_of_this
 
     assert len(answer) == 1
     assert not stand_in.calls
+
+
+DEADLY = 13.0
+DOUBLED = [[0.0], [2.0]]
+
+
+@asynccontextmanager
+async def ended_by(number: float) -> AsyncIterator[tuple[RayBackend, list[None]]]:
+    """Connect a backend to a replica that ends when it computes a number, as its successors do.
+
+    The list has one entry for each that has ended so.
+    """
+    replicas, ended = Replicas(), list[None]()
+
+    def infer(inputs: PolicyInputs) -> PolicyOutputs:
+        if (inputs.observations == number).any():
+            replicas.listed.clear()
+            replicas.threads[-1].end_in_a_call()
+            ended.append(None)
+        return doubled(inputs)
+
+    async def replace() -> None:
+        while True:
+            if not replicas.listed:
+                replicas.add(infer, f"r{len(replicas.threads)}")
+            await asyncio.sleep(0.01)
+
+    replacing = asyncio.create_task(replace())
+    await until(lambda: replicas.listed)
+    handle = RaysHandle()
+    # Ray Serve still asks those that have ended.
+    handle.errors = [_died(f"a{number}") for number in range(100)]
+    backend, _ = backend_over(handle, replicas, timeout_s=20)
+    await backend.connect()
+    try:
+        yield backend, ended
+    finally:
+        replacing.cancel()
+        await backend.aclose()
+        replicas.end()
+
+
+async def test_observation_that_ends_three_replicas_is_asked_of_no_more() -> None:
+    async with ended_by(DEADLY) as (backend, ended):
+        with pytest.raises(PolicyFailedError, match="it computed this observation"):
+            await backend.infer(inputs_of(DEADLY))
+        with pytest.raises(PolicyFailedError, match="ended its process"):
+            await backend.infer(inputs_of(DEADLY))
+        others = [await backend.infer(inputs_of(number)) for number in (0.0, 1.0)]
+
+    assert len(ended) == 3
+    assert [outputs.actions.tolist() for outputs in others] == [[row] for row in DOUBLED]
+
+
+async def test_those_asked_with_one_that_ends_replicas_are_answered() -> None:
+    inputs = PolicyInputs.of(np.array([[0.0], [1.0], [DEADLY], [1.0]], np.float32))
+    async with ended_by(DEADLY) as (backend, ended):
+        beside = [asyncio.create_task(backend.infer(inputs_of(1.0))) for _ in range(3)]
+        with pytest.raises(PolicyFailedError, match="one of 4 observations"):
+            await backend.infer(inputs)
+        alone = [await _outcome(backend, inputs.part(index, index + 1)) for index in range(4)]
+        answers = [await call for call in beside]
+
+    assert [isinstance(outcome, PolicyFailedError) for outcome in alone] == [
+        False,
+        False,
+        True,
+        False,
+    ]
+    assert [outputs.actions.tolist() for outputs in answers] == [DOUBLED[1:]] * 3
+    assert len(ended) == 3
+
+
+async def test_batch_that_ends_two_replicas_for_certain_is_given_up() -> None:
+    inputs = inputs_of(DEADLY, rows=1025)
+    async with ended_by(DEADLY) as (backend, ended):
+        with pytest.raises(OverloadedError, match="ask at most 1024 at once"):
+            await backend.infer(inputs)
+
+    assert len(ended) == 2
+
+
+async def test_calls_whose_replicas_were_killed_are_suspected_until_they_are_answered() -> None:
+    async with connected(doubled, 2) as (backend, handle, replicas, lost):
+        told: list[object] = []
+        for thread in replicas.threads:
+            thread.freeze()
+        for number in (0.0, 1.0):
+            backend.send(inputs_of(number), told.append)
+        await turns()
+        for thread in replicas.threads:
+            thread.end_without_answers()
+        await until(lambda: len(told) == 2)
+        replicas.listed.clear()
+        replicas.add(doubled, "next")
+        answers = [await backend.infer(inputs_of(number)) for number in (0.0, 1.0)]
+        is_sent_again = backend.send(inputs_of(1.0), told.append)
+
+    assert told[:2] == [None, None]
+    assert [outputs.actions.tolist() for outputs in answers] == [[row] for row in DOUBLED]
+    assert is_sent_again
+    assert handle.asked == 0
+    assert len(lost) == 2
+
+
+async def _outcome(backend: RayBackend, inputs: PolicyInputs) -> PolicyOutputs | PolicyServerError:
+    try:
+        return await backend.infer(inputs)
+    except PolicyServerError as error:
+        return error

@@ -346,6 +346,33 @@ async def test_call_on_which_a_replica_hung_is_not_asked_again_as_others_are(
     assert hung == ["a0"]
 
 
+async def test_call_that_holds_up_two_replicas_is_given_up_with_the_first_that_ends() -> None:
+    outcomes: list[PolicyOutputs | Exception] = []
+    events = [threading.Event(), threading.Event()]
+
+    def hanging(index: int, inputs: PolicyInputs) -> PolicyOutputs:
+        if inputs.observations[0, 0] < 0:
+            assert events[index].wait(TIMEOUT_S)
+            replicas.threads[index].end_in_a_call()
+        return doubled(inputs)
+
+    replicas = Replicas(partial(hanging, 0), partial(hanging, 1))
+    async with connected(replicas) as calls:
+        await warmed(calls)
+        hung = calls.ask(inputs_of(-1), outcomes.append)
+        # So long that the first one counts as hung.
+        await asyncio.sleep(1.3)
+        held_up = len(hung.replicas)
+        replicas.listed.clear()
+        events[0].set()
+        await until(lambda: outcomes)
+        events[1].set()
+
+    assert held_up == 2
+    assert len(outcomes) == 1
+    assert isinstance(outcomes[0], OverloadedError)
+
+
 async def test_only_replica_that_freezes_is_waited_for() -> None:
     replicas = Replicas(doubled)
     async with connected(replicas) as calls:

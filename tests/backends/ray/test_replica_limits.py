@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import faulthandler
 import sys
 
 import pytest
 
+from policy_server.backends.ray.replica_limits import CallWatch
 from tests.support.processes import run
 
 # What a replica does, without Ray: calls are computed in the event loop that is watched.
 WATCHED = """
 import asyncio, re, time
-from policy_server.backends.ray.replica_limits import end_if_a_call_hangs
+from policy_server.backends.ray.replica_limits import CallWatch
 
 async def main():
-    watch = asyncio.create_task(end_if_a_call_hangs(1.5, shortest_s=0, look_every_s=0.5))
+    watch = CallWatch(1.5, shortest_s=0, look_every_s=0.5)
+    watching = asyncio.create_task(watch.run())
     for _ in range(25):
         await asyncio.sleep(0.1)
+    watch.begin(1)
     {call}
     await asyncio.sleep(0.2)
     print("it goes on")
-    watch.cancel()
+    watching.cancel()
 
 asyncio.run(main())
 """
@@ -45,6 +50,41 @@ def test_process_whose_calls_are_short_goes_on() -> None:
 
     assert ended.stdout == "it goes on\n"
     assert not ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("calls", "rows", "allowed_s"),
+    [
+        ([], 1, 24.0),
+        ([(1, 0.001)], 1, 10.0),
+        ([(1, 0.001), (64, 0.002)], 100, 10.0),
+        ([(1, 0.001)], 200, 20.0),
+        ([(1, 0.001), (2, 0.1)], 1, 10.0),
+        ([(1, 0.001), (2, 0.1)], 4, 20.0),
+        ([(1, 0.001)], 10_000, 24.0),
+        ([(1, 1.0)], 1, 24.0),
+    ],
+)
+async def test_call_may_take_a_hundred_times_as_long_as_its_rows_usually_do(
+    calls: list[tuple[int, float]],
+    rows: int,
+    allowed_s: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    armed: list[float] = []
+    monkeypatch.setattr(
+        faulthandler, "dump_traceback_later", lambda seconds, **_: armed.append(seconds)
+    )
+    watch = CallWatch(24.0, look_every_s=1.0)
+    for some, seconds in calls:
+        watch.end(some, seconds)
+
+    watching = asyncio.create_task(watch.run())
+    await asyncio.sleep(0)
+    watch.begin(rows)
+    watching.cancel()
+
+    assert armed[-1] == pytest.approx(allowed_s + 1.0)
 
 
 BOUNDED = """

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from policy_server.backends.ray.applications import Application
-from policy_server.backends.ray.backend import Handle
 from policy_server.backends.ray.replica_list import ReplicaAddress
+from policy_server.backends.ray.serve_handle import Handle
 from policy_server.backends.ray.signatures import ApplicationGoneError, find_signature
 from policy_server.errors import ModelError, NotReadyError
 from tests.support.call_replicas import Replicas, doubled

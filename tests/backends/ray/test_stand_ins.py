@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from policy_server.backends.ray.applications import Application
-from policy_server.backends.ray.backend import Handle, RayBackend
+from policy_server.backends.ray.backend import RayBackend
+from policy_server.backends.ray.serve_handle import Handle
 from policy_server.backends.ray.stand_ins import stand_ins
 from policy_server.errors import OverloadedError
 from policy_server.formats.compiling_process import find_compiled
