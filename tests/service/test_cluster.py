@@ -262,25 +262,27 @@ def test_version_that_finds_no_room_says_what_it_needs(steady: Cluster, tmp_path
 
 
 def test_servers_share_the_deployment_and_leave_the_cluster_running(
-    cluster: Cluster, tmp_path: Path
+    steady: Cluster, tmp_path: Path
 ) -> None:
     homes = [compiled_home_of("ppo_discrete", tmp_path / name) for name in "ab"]
+    environment = light(steady)
 
     def served(server: Server) -> set[int]:
         with server.client() as client:
             ask(client, 50)
-        return pids_below(cluster)
+        return pids_below(steady, application)
 
-    with running_server(homes[0], environment=cluster.environment) as first:
+    with running_server(homes[0], environment=environment) as first:
+        application = application_of(first)
         # It is ready when the first replica is.
-        wait_until(lambda: len(pids_below(cluster)) == 2)
+        wait_until(lambda: len(pids_below(steady, application)) == 2)
         alone = served(first)
-        with running_server(homes[1], environment=cluster.environment) as second:
+        with running_server(homes[1], environment=environment) as second:
             shared = served(second)
 
-    assert alone == shared == pids_below(cluster)
-    assert cluster.head.poll() is None
-    assert cluster.other.poll() is None
+    assert alone == shared == pids_below(steady, application)
+    assert steady.head.poll() is None
+    assert steady.other.poll() is None
 
 
 def test_version_that_one_server_was_given_is_served_by_all(

@@ -204,10 +204,8 @@ def test_replica_that_dies_causes_no_error(server: Server) -> None:
         statuses = {answer.result().status_code for answer in answers}
 
     assert statuses == {httpx.codes.OK}
-    # Ray tells of it too, in colours where it writes itself.
-    events = [json.loads(line) for line in server.output().splitlines()]
-    assert any(event["logger"].startswith("ray") for event in events)
-    assert not any("\x1b" in event["event"] for event in events)
+    events = [json.loads(line)["event"] for line in server.output().splitlines()]
+    assert events.count("replica_lost") == 1
 
 
 def test_sigterm_answers_what_is_in_flight_and_leaves_no_process(tmp_path: Path) -> None:

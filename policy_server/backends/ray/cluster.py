@@ -232,8 +232,7 @@ class RayCluster:
         self._watching.cancel()
         if self._keeping is not None:
             self._keeping.cancel()
-        if self._membership.is_crowded:
-            # No process of the cluster's is this one's: a wait for it can be broken off.
+        if self._membership.is_waiting:
             self._joining.cancel()
         # A start is not broken off: the processes that it has begun have to be ended.
         kept = (self._watching, self._joining, *self._all_kept())

@@ -36,6 +36,10 @@ class Membership(Protocol):
         """Return whether other programs use this Ray too, so that replicas have to ask for CPUs."""
 
     @property
+    def is_waiting(self) -> bool:
+        """Return whether `join` may be cancelled: it waits for others, and has started nothing."""
+
+    @property
     def addresses(self) -> Mapping[str, str]:
         """Return the addresses of Ray's pages, by name; empty before `join`."""
 
@@ -78,6 +82,7 @@ class SoleOwner:
     """The membership of a process that starts a Ray for itself."""
 
     is_crowded = False
+    is_waiting = False
 
     def __init__(self, settings: Settings, call: OnRaysThread) -> None:
         """Own the Ray from `join` to `leave`, and nothing before.
@@ -146,6 +151,8 @@ class ClusterMember:
     """The membership of a process that joins a cluster, `RAY_ADDRESS`."""
 
     is_crowded = True
+    # No process of the cluster's is this one's.
+    is_waiting = True
     ledger_folder = None
 
     def __init__(self, address: str, call: OnRaysThread, *, timeout_s: float) -> None:

@@ -68,6 +68,7 @@ class SharedRay:
         self._folder = share_folder("workers", parent=self._server).path
         self._entry = self._folder / f"member-{os.getpid()}"
         self._has_started = False
+        self.is_waiting = False
         self._lock: AsyncExitStack | None = None
         self._has_turn = asyncio.Event()
         self.addresses: dict[str, str] = {}
@@ -75,7 +76,11 @@ class SharedRay:
 
     async def join(self) -> None:
         """Join the Ray that another worker has started, or start it."""
-        self._lock = await _locked(self._folder)
+        self.is_waiting = True
+        try:
+            self._lock = await _locked(self._folder)
+        finally:
+            self.is_waiting = False
         self._has_turn.set()
         if not await self._call(self._join_others):
             self._has_started = True

@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import stat
 import subprocess
 import tempfile
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from policy_server.backends.ray.shared_ray import SharedRay
+from policy_server.files.locks import FileLock
 from policy_server.files.shared_folders import share_folder
 from tests.support.ray_clusters import SETTINGS, processes_of
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.service
 
@@ -27,6 +31,40 @@ def _ended_process() -> int:
     with subprocess.Popen(["true"]) as process:
         process.wait()
     return process.pid
+
+
+def _called(
+    executor: Executor,
+    function: Callable[..., Any],
+    *arguments: Any,  # noqa: ANN401 -- what the function takes
+) -> Awaitable[Any]:
+    return asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
+
+
+async def test_worker_that_waits_for_one_that_fails_can_be_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    shared = share_folder("workers", parent=os.getppid()).path
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        ray = SharedRay(SETTINGS, partial(_called, executor))
+        with FileLock(shared / "lock"):
+            joining = asyncio.create_task(ray.join())
+            await until(lambda: ray.is_waiting)
+            # As a worker does whose policy can't be served.
+            shutil.rmtree(shared)
+        # Longer than a look at the lock takes to come.
+        done, _ = await asyncio.wait([joining], timeout=0.5)
+        is_waiting = ray.is_waiting
+        joining.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await joining
+        await ray.leave()
+
+    assert not done
+    assert is_waiting
+    assert not ray.is_waiting
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_worker_starts_another_ray_and_removes_the_folder_of_the_dead_one(
@@ -49,12 +87,7 @@ async def test_worker_starts_another_ray_and_removes_the_folder_of_the_dead_one(
         (shared / "ray.json").write_text(json.dumps(known))
 
         with ThreadPoolExecutor(max_workers=1) as executor:
-
-            def call(function: Callable[..., Any], *arguments: Any) -> Awaitable[Any]:  # noqa: ANN401 -- what the function takes
-                loop = asyncio.get_running_loop()
-                return loop.run_in_executor(executor, function, *arguments)
-
-            ray = SharedRay(SETTINGS, call)
+            ray = SharedRay(SETTINGS, partial(_called, executor))
             await ray.join()
             rays = len(processes_of("gcs_server"))
             # The dead one's stays until its replicas are not needed any more.
