@@ -108,11 +108,19 @@ def make_rays_folder(server: int) -> Path:
 
     Args:
         server: the process that the Ray may not outlive.
+
+    Raises:
+        OSError: if the disk is full; no folder is left then.
     """
     # Ray opens its own folder to everybody; the one around it is this user's alone. Sockets
     # lie there, whose paths may have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    (folder / _server_file()).write_text(str(Process.of(server)))
+    try:
+        (folder / _server_file()).write_text(str(Process.of(server)))
+    except OSError:
+        # Nobody could tell any more whose it is.
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from policy_server.backends.ray_processes import (
     rays_of,
     remove_dead_rays,
 )
-from tests.support.processes import is_running
+from tests.support.processes import is_running, run
 from tests.support.waiting import wait_until
 
 
@@ -114,3 +115,25 @@ def test_guard_ends_with_its_ray() -> None:
     guard.wait(10)
 
     assert not is_running(guard.pid)
+
+
+# The size of files is bounded, so that writing fails as on a full disk.
+WITHOUT_ROOM = """
+import os, resource, tempfile
+from policy_server.backends.ray_processes import make_rays_folder
+
+folder = tempfile.gettempdir()
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+try:
+    make_rays_folder(os.getpid())
+except OSError:
+    print(os.listdir(folder))
+"""
+
+
+def test_folder_that_can_not_say_whose_it_is_is_not_left(tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    (tmp_path / "others").mkdir()
+    ended = run(sys.executable, "-c", WITHOUT_ROOM, environment=environment)
+
+    assert ended.stdout == "['others']\n"
