@@ -183,7 +183,8 @@ async def _connect(way: str, folder: Path, rows: int) -> tuple[Call, Callable[[]
     places = json.loads((folder / "places").read_text())
     path = places["unix"] if way == "unix" else ""
     address = ReplicaAddress(_APPLICATION, _REPLICA, "127.0.0.1", places["tcp"], path, _KEY)
-    calls = DirectCalls(_Listed(address), replicas=1, timeout_s=_TIMEOUT_S, on_lost=say)
+    calls = DirectCalls(_Listed(address), replicas=1, timeout_s=_TIMEOUT_S)
+    calls.on_lost = say
     await calls.open()
     inputs = _inputs(rows)
     return lambda: calls.infer(inputs), calls.aclose

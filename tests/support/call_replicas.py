@@ -135,7 +135,9 @@ class Replicas:
     def calls(self, count: int | None = None, *, timeout_s: float = TIMEOUT_S) -> DirectCalls:
         """Return calls to them, not connected yet."""
         count = len(self.threads) if count is None else count
-        return DirectCalls(self, replicas=count, timeout_s=timeout_s, on_lost=self.lost.append)
+        calls = DirectCalls(self, replicas=count, timeout_s=timeout_s)
+        calls.on_lost = self.lost.append
+        return calls
 
     async def addresses(self) -> Sequence[ReplicaAddress]:
         return list(self.listed)

@@ -15,7 +15,6 @@ from ray.serve.exceptions import RayServeException
 
 from policy_server.backends.ray.call_frames import FrameError
 from policy_server.backends.ray.direct_calls import ConnectionLostError, DirectCalls
-from policy_server.backends.ray.replica_connections import ReplicaSource
 from policy_server.backends.ray.serve_handle import Handle
 from policy_server.backends.ray.suspects import MOST_ROWS, Suspects, Suspicion
 from policy_server.errors import (
@@ -54,7 +53,7 @@ class RayBackend:
         *,
         application: str,
         replicas: int,
-        source: ReplicaSource | None,
+        calls: DirectCalls | None,
         timeout_s: float,
         count_lost: Callable[[], None],
     ) -> None:
@@ -65,7 +64,7 @@ class RayBackend:
             signature: that of the policy.
             application: the application's name.
             replicas: the largest number of them.
-            source: knows where the replicas take calls; None sends all of them by Ray Serve.
+            calls: those by connections to the replicas; None sends all of them by Ray Serve.
             timeout_s: the longest that a call may take, in seconds.
             count_lost: called once for each replica that dies.
         """
@@ -83,11 +82,9 @@ class RayBackend:
         self._count_lost = count_lost
         self._lost: deque[str] = deque(maxlen=_MOST_KNOWN_LOSSES)
         self._suspects = Suspects()
-        self._direct: DirectCalls | None = None
-        if source is not None:
-            self._direct = DirectCalls(
-                source, replicas=replicas, timeout_s=timeout_s, on_lost=self._note_lost
-            )
+        self._direct = calls
+        if calls is not None:
+            calls.on_lost = self._note_lost
 
     @property
     def signature(self) -> PolicySignature:

@@ -42,6 +42,7 @@ from policy_server.backends.ray.connection import (
     restore_signal_handlers,
     without_proxies,
 )
+from policy_server.backends.ray.direct_calls import DirectCalls
 from policy_server.backends.ray.ledger import FolderLedger, Ledger
 from policy_server.backends.ray.membership import (
     ClusterMember,
@@ -328,7 +329,10 @@ class RayCluster:
                 await asyncio.to_thread(ledger.enter, name)
                 await self._run_unless_present(application, ledger, compiling)
             for name, (application, compiling) in applications.items():
-                handle, _ = await self._running(application, ledger, compiling)
+                handle, _, calls = await self._running(application, ledger, compiling)
+                if calls is not None:
+                    # The backends have their own.
+                    await calls.aclose()
                 for backend in list(self._backends):
                     if backend.application == name:
                         await backend.resume(handle)
@@ -348,7 +352,7 @@ class RayCluster:
         self._uses[name] += 1
         try:
             await asyncio.to_thread(ledger.enter, name)
-            handle, signature = await self._running(application, ledger, compiling)
+            handle, signature, calls = await self._running(application, ledger, compiling)
         except BaseException:
             # The folder of a Ray that has ended meanwhile has gone too.
             with suppress(OSError, RayError, RayServeException):
@@ -359,7 +363,7 @@ class RayCluster:
             signature,
             application=name,
             replicas=application.version.replicas.most,
-            source=self._source(application),
+            calls=calls,
             timeout_s=self._settings.request_timeout_s,
             count_lost=count_lost,
         )
@@ -371,15 +375,20 @@ class RayCluster:
 
     async def _running(
         self, application: Application, ledger: Ledger, compiling: Compiling
-    ) -> tuple[Handle, PolicySignature]:
+    ) -> tuple[Handle, PolicySignature, DirectCalls | None]:
         """Have the application run, unless it does or is coming up, and wait until it answers."""
         for _ in range(_DEPLOY_TRIES):
             await self._run_unless_present(application, ledger, compiling)
             handle = self._handle(application.name)
-            # One that was on its way out may have gone since it was seen.
-            with suppress(ApplicationGoneError):
-                source = self._source(application)
-                return handle, await find_signature(application, handle, source)
+            calls = self._calls(application)
+            try:
+                return handle, await find_signature(application, handle, calls), calls
+            except BaseException as error:
+                if calls is not None:
+                    await calls.aclose()
+                # One that was on its way out may have gone since it was seen.
+                if not isinstance(error, ApplicationGoneError):
+                    raise
         raise NotReadyError(
             f"ray: {application.name} was removed each of {_DEPLOY_TRIES} times that it was "
             "deployed; see whether another program deletes it, and start again"
@@ -408,13 +417,19 @@ class RayCluster:
             self._handles[name] = Handle(new_handle(name))
         return self._handles[name]
 
-    def _source(self, application: Application) -> ReplicaList | None:
-        """Return the list of replicas that are called straight; None where Ray Serve calls them.
+    def _calls(self, application: Application) -> DirectCalls | None:
+        """Return calls by connections to the replicas; None where Ray Serve calls them.
 
         Ray Serve counts the calls that go its way, and scales replicas by that.
         """
-        is_direct = self._settings.direct_calls and not application.version.replicas.is_scaled
-        return ReplicaList(application.name) if is_direct else None
+        counts = application.version.replicas
+        if not self._settings.direct_calls or counts.is_scaled:
+            return None
+        return DirectCalls(
+            ReplicaList(application.name),
+            replicas=counts.most,
+            timeout_s=self._settings.request_timeout_s,
+        )
 
     async def _leave(self, name: str, *, is_retired: bool) -> None:
         self._uses[name] -= 1

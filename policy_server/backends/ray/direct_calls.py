@@ -28,7 +28,7 @@ from policy_server.backends.ray.connected_replica import (
 )
 from policy_server.backends.ray.replica_connections import ReplicaConnections, ReplicaSource
 from policy_server.errors import OverloadedError, PolicyServerError
-from policy_server.policy import PolicyInputs, PolicyOutputs
+from policy_server.policy import PolicyInputs, PolicyOutputs, PolicySignature
 
 __all__ = ["ConnectionLostError", "DirectCalls"]
 
@@ -51,7 +51,11 @@ Answered = Callable[[PolicyOutputs | Exception], None]
 
 
 class DirectCalls:
-    """The calls of one web process to the replicas of one application."""
+    """The calls of one web process to the replicas of one application.
+
+    Attributes:
+        on_lost: called with Ray's name of a replica when its connection has ended.
+    """
 
     def __init__(
         self,
@@ -59,22 +63,20 @@ class DirectCalls:
         *,
         replicas: int,
         timeout_s: float,
-        on_lost: Callable[[str], None],
     ) -> None:
-        """Own the connections, from `open` to `aclose`.
+        """Own the connections, from `described` or `open` to `aclose`.
 
         Args:
             source: knows where the replicas are.
             replicas: the number of replicas to connect to.
             timeout_s: the longest that a call may take, in seconds.
-            on_lost: called with Ray's name of a replica when its connection has ended.
         """
+        self.on_lost: Callable[[str], None] = _ignore
         self._connections = ReplicaConnections(
             source, replicas=replicas, on_answer=self._take_answer, on_lost=self._lose
         )
         self._replicas = self._connections.replicas
         self._timeout_s = timeout_s
-        self._on_lost = on_lost
         self._numbers = itertools.count(1)
         self._calls: dict[int, AskedCall] = {}
         self._times = UsualTimes()
@@ -82,6 +84,14 @@ class DirectCalls:
         self._timer: asyncio.TimerHandle | None = None
         self._wakes_at = math.inf
         self._is_closing = False
+
+    async def described(self) -> PolicySignature:
+        """Connect to a first replica, and return the signature that it lists.
+
+        Raises:
+            PolicyServerError: as a replica that could not load the policy says.
+        """
+        return await self._connections.described()
 
     async def open(self) -> None:
         """Connect to the replicas that are there; the rest follows."""
@@ -232,7 +242,7 @@ class DirectCalls:
         if not self._is_closing:
             if has_hung:
                 logger.error("replica_hung", extra={"replica": replica.address.replica})
-            self._on_lost(replica.address.replica)
+            self.on_lost(replica.address.replica)
         for place, call in enumerate(replica.calls):
             # It would hold up the next replica too, and those that compute it have hung as well.
             is_to_blame = has_hung and place == 0
@@ -289,6 +299,10 @@ class DirectCalls:
         return OverloadedError(
             f"no replica answered within {self._timeout_s:g} s; try again in a second"
         )
+
+
+def _ignore(_replica: str) -> None:
+    """Do nothing about a replica that was lost."""
 
 
 def _hung() -> OverloadedError:

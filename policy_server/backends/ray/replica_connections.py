@@ -12,12 +12,16 @@ from typing import Protocol
 
 from policy_server.backends.ray.connected_replica import ConnectedReplica, OnAnswer
 from policy_server.backends.ray.replica_list import ReplicaAddress
+from policy_server.errors import PolicyServerError
+from policy_server.policy import PolicySignature
 
 __all__ = ["ReplicaConnections", "ReplicaSource"]
 
 logger = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT_S = 5.0
+# How often the list is read while no replica has come up yet.
+_DESCRIBED_PERIOD_S = 0.02
 # How often the list of replicas is read while some are missing: first, and at the longest.
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
@@ -65,6 +69,7 @@ class ReplicaConnections:
         self._on_answer = on_answer
         self._on_lost = on_lost
         self._unreached: dict[str, float] = {}
+        self._is_listed = True
         self._is_lost = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 
@@ -84,6 +89,22 @@ class ReplicaConnections:
         while self.replicas:
             await asyncio.sleep(0)
 
+    async def described(self) -> PolicySignature:
+        """Connect to a first replica, and return the signature that it lists.
+
+        Raises:
+            PolicyServerError: as a replica that could not load the policy says.
+        """
+        while True:
+            await self.connect_missing()
+            for replica in self.replicas.values():
+                description = replica.address.description
+                if isinstance(description, PolicyServerError):
+                    raise description
+                if description is not None:
+                    return description
+            await asyncio.sleep(_DESCRIBED_PERIOD_S)
+
     async def _keep(self) -> None:
         """Connect to missing replicas, reading the list often at first and then seldom."""
         pause_s = _FIRST_PAUSE_S
@@ -102,8 +123,11 @@ class ReplicaConnections:
             addresses = await self._source.addresses()
         except Exception as error:
             # Only time is lost: calls go by Ray Serve.
-            logger.info("replicas_not_listed", extra={"reason": repr(error)[:300]})
+            if self._is_listed:
+                logger.info("replicas_not_listed", extra={"reason": repr(error)[:300]})
+            self._is_listed = False
             return False
+        self._is_listed = True
         now = time.monotonic()
         missing = [
             address

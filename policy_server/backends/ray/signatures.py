@@ -13,9 +13,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
 from policy_server.backends.ray.applications import PRESENT, Application, missing_room
-from policy_server.backends.ray.connected_replica import ConnectedReplica
-from policy_server.backends.ray.replica_connections import ReplicaSource
-from policy_server.backends.ray.replica_list import ReplicaAddress
+from policy_server.backends.ray.direct_calls import DirectCalls
 from policy_server.backends.ray.serve_handle import Handle
 from policy_server.errors import NotReadyError, PolicyServerError
 from policy_server.policy import PolicySignature
@@ -26,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 _STATUS_PERIOD_S = 1.0
 _HEARING_PERIOD_S = 0.05
-_LOOK_PERIOD_S = 0.02
-_REACH_TIMEOUT_S = 2.0
 
 
 class ApplicationGoneError(Exception):
@@ -35,14 +31,14 @@ class ApplicationGoneError(Exception):
 
 
 async def find_signature(
-    application: Application, handle: Handle, source: ReplicaSource | None
+    application: Application, handle: Handle, calls: DirectCalls | None
 ) -> PolicySignature:
     """Return the policy's signature once a replica takes calls.
 
     Args:
         application: one that has been deployed, and may be coming up still.
         handle: the application's.
-        source: the list of the replicas that are called straight; None where Ray Serve calls them.
+        calls: those by connections to the replicas; None where Ray Serve calls them.
 
     Raises:
         PolicyServerError: as a replica that can't load the policy says.
@@ -50,7 +46,7 @@ async def find_signature(
         ApplicationGoneError: if it is removed meanwhile.
     """
     watching = asyncio.create_task(_watch(application, handle))
-    answering = asyncio.create_task(_listed(source, handle) if source else _describe(handle))
+    answering = asyncio.create_task(calls.described() if calls else _describe(handle))
     try:
         async with asyncio.timeout(application.settings.start_timeout_s):
             await asyncio.wait([watching, answering], return_when=asyncio.FIRST_COMPLETED)
@@ -81,42 +77,11 @@ async def _describe(handle: Handle) -> PolicySignature:
             return signature
 
 
-async def _listed(source: ReplicaSource, handle: Handle) -> PolicySignature:
-    """Return the signature by the first replica of the list that can be reached."""
-    while True:
-        try:
-            addresses = await source.addresses()
-        except Exception as error:
-            # Ray's store has moved, or does not answer: its own error says which.
-            logger.info("replicas_not_listed", extra={"reason": repr(error)[:300]})
-            return await _describe(handle)
-        reached = await asyncio.gather(*map(_is_reached, addresses))
-        for address, is_reached in zip(addresses, reached, strict=True):
-            description = address.description if is_reached else None
-            if isinstance(description, PolicyServerError):
-                raise description
-            if description is not None:
-                return description
-        await asyncio.sleep(_LOOK_PERIOD_S)
-
-
-async def _is_reached(address: ReplicaAddress) -> bool:
-    """Return whether a replica that is listed takes calls: it may have ended."""
-    replica = ConnectedReplica(address, lambda *_: None, lambda _: None)
-    try:
-        async with asyncio.timeout(_REACH_TIMEOUT_S):
-            await replica.open()
-    except (OSError, TimeoutError):
-        return False
-    replica.close("it has been reached")
-    return True
-
-
 async def _watch(application: Application, handle: Handle) -> PolicySignature:
     """Raise an error when Ray Serve gives the application up.
 
-    Where it says twice that replicas run, and none is reached yet, Ray Serve is asked: they may
-    take no calls but its.
+    Where it says twice that replicas run, and none is connected yet, Ray Serve is asked: they may
+    take no calls but its, or their list can't be read.
     """
     was_running = False
     while True:

@@ -87,7 +87,7 @@ def backend_over(
         SIGNATURE,
         application="policy-default-0123456789ab",
         replicas=replicas,
-        source=source,
+        calls=None if source is None else source.calls(replicas, timeout_s=timeout_s),
         timeout_s=timeout_s,
         count_lost=lambda: lost.append(None),
     )

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from policy_server.backends.ray.applications import Application
+from policy_server.backends.ray.direct_calls import DirectCalls
+from policy_server.backends.ray.replica_connections import ReplicaSource
 from policy_server.backends.ray.replica_list import ReplicaAddress
 from policy_server.backends.ray.serve_handle import Handle
 from policy_server.backends.ray.signatures import ApplicationGoneError, find_signature
 from policy_server.errors import ModelError, NotReadyError
-from tests.support.call_replicas import Replicas, doubled
+from policy_server.policy import PolicySignature
+from tests.support.call_replicas import Replicas, doubled, inputs_of, number_in
 from tests.support.fakes import components_of, signature_of
 from tests.support.ray_clusters import SETTINGS, version_of
 
@@ -84,6 +88,23 @@ def application(tmp_path: Path, kind: type[Application] = Told) -> Application:
     return kind(version_of("ppo_discrete", tmp_path), SETTINGS, is_crowded=False)
 
 
+@asynccontextmanager
+async def calls_of(source: ReplicaSource) -> AsyncIterator[DirectCalls]:
+    """Return the calls of replicas, and end their connections."""
+    calls = DirectCalls(source, replicas=1, timeout_s=20)
+    try:
+        yield calls
+    finally:
+        await calls.aclose()
+
+
+async def signature_of_application(
+    application: Application, source: ReplicaSource
+) -> PolicySignature:
+    async with calls_of(source) as calls:
+        return await find_signature(application, Handle(ServesHandle()), calls)
+
+
 async def test_signature_is_that_of_a_replica_that_takes_calls(
     tmp_path: Path, replicas: Replicas
 ) -> None:
@@ -92,9 +113,12 @@ async def test_signature_is_that_of_a_replica_that_takes_calls(
     gone = replace(address, replica="gone", port=1, description=ASKED)
     replicas.listed[:] = [gone, replace(address, description=LISTED)]
 
-    found = await find_signature(application(tmp_path), Handle(handle), replicas)
+    async with calls_of(replicas) as calls:
+        found = await find_signature(application(tmp_path), Handle(handle), calls)
+        answer = await calls.infer(inputs_of(1.0))
 
     assert found == LISTED
+    assert number_in(answer) == 2.0
     assert handle.asked == 0
 
 
@@ -105,11 +129,11 @@ async def test_replica_that_could_not_load_its_policy_says_so(
     replicas.listed[:] = [replace(address, description=ModelError("saved_model.pb: damaged"))]
 
     with pytest.raises(ModelError, match=r"saved_model\.pb: damaged"):
-        await find_signature(application(tmp_path), Handle(ServesHandle()), replicas)
+        await signature_of_application(application(tmp_path), replicas)
 
 
 async def test_ray_serve_is_asked_where_the_list_can_not_be_read(tmp_path: Path) -> None:
-    found = await find_signature(application(tmp_path), Handle(ServesHandle()), MovedList())
+    found = await signature_of_application(application(tmp_path), MovedList())
 
     assert found == ASKED
 
@@ -119,7 +143,7 @@ async def test_ray_serve_is_asked_where_replicas_run_and_list_nothing(
 ) -> None:
     replicas.listed.clear()
 
-    found = await find_signature(application(tmp_path), Handle(ServesHandle()), replicas)
+    found = await signature_of_application(application(tmp_path), replicas)
 
     assert found == ASKED
 
@@ -129,7 +153,7 @@ async def test_application_that_ray_serve_gives_up_has_no_signature(
 ) -> None:
     replicas.listed.clear()
     with pytest.raises(NotReadyError, match="could not deploy the policy: no reason"):
-        await find_signature(application(tmp_path, Failed), Handle(ServesHandle()), replicas)
+        await signature_of_application(application(tmp_path, Failed), replicas)
 
 
 async def test_application_that_is_removed_meanwhile_is_told_apart(
@@ -137,4 +161,4 @@ async def test_application_that_is_removed_meanwhile_is_told_apart(
 ) -> None:
     replicas.listed.clear()
     with pytest.raises(ApplicationGoneError):
-        await find_signature(application(tmp_path, Gone), Handle(ServesHandle()), replicas)
+        await signature_of_application(application(tmp_path, Gone), replicas)

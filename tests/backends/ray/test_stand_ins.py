@@ -36,7 +36,7 @@ def suspended_backend(application: Application, *, timeout_s: float = 60) -> Ray
         signature_of(components_of(("categorical", 2)), width=4),
         application=application.name,
         replicas=1,
-        source=None,
+        calls=None,
         timeout_s=timeout_s,
         count_lost=lambda: None,
     )
