@@ -33,8 +33,9 @@ _READY_TIMEOUT_S = 2.0
 _HEARING_S = 0.2
 # How long a call that may have ended a replica waits for a connection.
 _CONNECTED_WITHIN_S = 5.0
-# How often a call is made anew that Ray Serve's replicas have lost.
-_MOST_TRIES = 10
+# How often a call is made that replicas lose: without connections, nobody knows whether it is to
+# blame.
+_MOST_TRIES, _MOST_TRIES_BY_SERVE = 10, 3
 _MOST_KNOWN_LOSSES = 256
 _ACTOR_ID = re.compile(r"actor_id: ([0-9a-f]+)")
 
@@ -224,7 +225,8 @@ class RayBackend:
 
     async def _infer_again(self, inputs: PolicyInputs) -> PolicyOutputs:
         """Answer a call that has no connection, or has lost it."""
-        for _ in range(_MOST_TRIES - 1):
+        tries = _MOST_TRIES_BY_SERVE if self._direct is None else _MOST_TRIES
+        for _ in range(tries - 1):
             try:
                 return await self._call(inputs)
             except ConnectionLostError as error:

@@ -173,7 +173,7 @@ async def test_each_replica_that_ray_serve_lost_is_counted_once() -> None:
 async def test_call_is_given_up_when_no_replica_is_alive() -> None:
     handle = RaysHandle()
     backend, _ = backend_over(handle)
-    handle.errors = [_died("a1")] * 10
+    handle.errors = [_died("a1")] * 3
 
     with pytest.raises(NotReadyError, match="no replica of the policy is alive"):
         await backend.infer(INPUTS)
@@ -227,7 +227,7 @@ async def test_call_by_ray_serve_waits_for_the_next_ray_where_its_own_dies() -> 
 
 async def test_call_whose_replicas_death_is_heard_of_before_their_rays_is_asked_again() -> None:
     dying, answering = RaysHandle(), RaysHandle()
-    dying.errors = [_died("a1")] * 10
+    dying.errors = [_died("a1")] * 3
     backend, _ = backend_over(dying)
     call = asyncio.create_task(backend.infer(INPUTS))
     await until(lambda: not dying.errors)
