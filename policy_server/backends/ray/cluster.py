@@ -26,11 +26,11 @@ import ray
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from policy_server.backends.ray.application_runs import ApplicationRuns, Compiling
 from policy_server.backends.ray.applications import (
     Application,
     VersionDescription,
     application_names,
-    new_handle,
     remove_application,
     start_serve,
 )
@@ -42,7 +42,6 @@ from policy_server.backends.ray.connection import (
     restore_signal_handlers,
     without_proxies,
 )
-from policy_server.backends.ray.direct_calls import DirectCalls
 from policy_server.backends.ray.ledger import FolderLedger, Ledger
 from policy_server.backends.ray.membership import (
     ClusterMember,
@@ -51,10 +50,7 @@ from policy_server.backends.ray.membership import (
     SoleOwner,
 )
 from policy_server.backends.ray.own_ray import RAY_METRICS
-from policy_server.backends.ray.replica_list import ReplicaList
-from policy_server.backends.ray.serve_handle import Handle
 from policy_server.backends.ray.shared_ray import SharedRay
-from policy_server.backends.ray.signatures import ApplicationGoneError, find_signature
 from policy_server.backends.ray.stand_ins import stand_ins
 from policy_server.backends.replica_counts import ReplicaCounts
 from policy_server.engine.network import CompiledPolicy
@@ -62,7 +58,6 @@ from policy_server.errors import NotReadyError, PolicyServerError, SettingsError
 from policy_server.formats.compiling_process import find_compiled
 from policy_server.formats.model_files import Model
 from policy_server.metrics import PolicyMetrics
-from policy_server.policy import PolicySignature
 from policy_server.schema import ServerSchema
 from policy_server.settings import Settings
 
@@ -73,12 +68,9 @@ logger = logging.getLogger(__name__)
 # The name of the lock that is held while Ray Serve itself starts.
 _SERVE = "serve"
 _LEAVE_TIMEOUT_S = 10.0
-_DEPLOY_TRIES = 3
 # Between the starts of a Ray that does not start.
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
-
-Compiling = asyncio.Task[CompiledPolicy | None]
 
 
 @asynccontextmanager
@@ -142,8 +134,7 @@ class RayCluster:
         self._applications: dict[str, Application] = {}
         self._uses: Counter[str] = Counter()
         self._backends: set[RayBackend] = set()
-        self._handles: dict[str, Handle] = {}
-        self._building = asyncio.Lock()
+        self._runs = ApplicationRuns(settings, membership)
         self._keeping: asyncio.Task[None] | None = None
         self._joining = asyncio.create_task(self._join())
         self._watching = asyncio.create_task(self._watch())
@@ -319,7 +310,7 @@ class RayCluster:
 
     async def _resume(self, ledger: Ledger) -> None:
         """Have all policy versions run on another Ray, and their backends call it."""
-        self._handles.clear()
+        self._runs.lose_all()
         applications = {
             name: (application, asyncio.create_task(self._compiled(application.version)))
             for name, application in self._applications.items()
@@ -327,15 +318,15 @@ class RayCluster:
         try:
             for name, (application, compiling) in applications.items():
                 await asyncio.to_thread(ledger.enter, name)
-                await self._run_unless_present(application, ledger, compiling)
+                await self._runs.run_unless_present(application, ledger, compiling)
             for name, (application, compiling) in applications.items():
-                handle, _, calls = await self._running(application, ledger, compiling)
-                if calls is not None:
+                running = await self._runs.bring_up(application, ledger, compiling)
+                if running.calls is not None:
                     # The backends have their own.
-                    await calls.aclose()
+                    await running.calls.aclose()
                 for backend in list(self._backends):
                     if backend.application == name:
-                        await backend.resume(handle)
+                        await backend.resume(running.handle)
         finally:
             for _, compiling in applications.values():
                 compiling.cancel()
@@ -352,18 +343,18 @@ class RayCluster:
         self._uses[name] += 1
         try:
             await asyncio.to_thread(ledger.enter, name)
-            handle, signature, calls = await self._running(application, ledger, compiling)
+            running = await self._runs.bring_up(application, ledger, compiling)
         except BaseException:
             # The folder of a Ray that has ended meanwhile has gone too.
             with suppress(OSError, RayError, RayServeException):
                 await self._leave(name, is_retired=True)
             raise
         backend = RayBackend(
-            handle,
-            signature,
+            running.handle,
+            running.signature,
             application=name,
             replicas=application.version.replicas.most,
-            calls=calls,
+            calls=running.calls,
             timeout_s=self._settings.request_timeout_s,
             count_lost=count_lost,
         )
@@ -373,71 +364,17 @@ class RayCluster:
         logger.info("policy_deployed", extra={"application": name, "seconds": seconds})
         return backend
 
-    async def _running(
-        self, application: Application, ledger: Ledger, compiling: Compiling
-    ) -> tuple[Handle, PolicySignature, DirectCalls | None]:
-        """Have the application run, unless it does or is coming up, and wait until it answers."""
-        for _ in range(_DEPLOY_TRIES):
-            await self._run_unless_present(application, ledger, compiling)
-            handle = self._handle(application.name)
-            calls = self._calls(application)
-            try:
-                return handle, await find_signature(application, handle, calls), calls
-            except BaseException as error:
-                if calls is not None:
-                    await calls.aclose()
-                # One that was on its way out may have gone since it was seen.
-                if not isinstance(error, ApplicationGoneError):
-                    raise
-        raise NotReadyError(
-            f"ray: {application.name} was removed each of {_DEPLOY_TRIES} times that it was "
-            "deployed; see whether another program deletes it, and start again"
-        )
-
-    async def _run_unless_present(
-        self, application: Application, ledger: Ledger, compiling: Compiling
-    ) -> None:
-        """Have the application run, unless it does or is coming up."""
-        if not await asyncio.to_thread(application.is_present):
-            compiled = await compiling
-            # Ray Serve can't build two deployments at once in one process.
-            async with self._building:
-                await asyncio.to_thread(
-                    _run, application, ledger, compiled, self._membership.ledger_folder
-                )
-
     async def _compiled(self, version: VersionDescription) -> CompiledPolicy | None:
         """Return the policy as NumPy computes it; None where TensorFlow has to."""
         await self._membership.turn()
         return await find_compiled(version.model, version.schema, self._settings)
-
-    def _handle(self, name: str) -> Handle:
-        """Return the application's handle, which all of this process's calls share."""
-        if name not in self._handles:
-            self._handles[name] = Handle(new_handle(name))
-        return self._handles[name]
-
-    def _calls(self, application: Application) -> DirectCalls | None:
-        """Return calls by connections to the replicas; None where Ray Serve calls them.
-
-        Ray Serve counts the calls that go its way, and scales replicas by that.
-        """
-        counts = application.version.replicas
-        if not self._settings.direct_calls or counts.is_scaled:
-            return None
-        return DirectCalls(
-            ReplicaList(application.name),
-            replicas=counts.most,
-            timeout_s=self._settings.request_timeout_s,
-        )
 
     async def _leave(self, name: str, *, is_retired: bool) -> None:
         self._uses[name] -= 1
         if self._uses[name] > 0:
             return
         self._applications.pop(name, None)
-        if handle := self._handles.pop(name, None):
-            await handle.aclose()
+        await self._runs.forget(name)
         ledger = await self._joining
         await asyncio.to_thread(ledger.leave, name, is_retired=is_retired)
 
@@ -476,23 +413,3 @@ def _ledger(folder: Path | None) -> Ledger:
     with ledger.deploying(_SERVE):
         start_serve()
     return ledger
-
-
-def _run(
-    application: Application,
-    ledger: Ledger,
-    compiled: CompiledPolicy | None,
-    folder: Path | None,
-) -> None:
-    """Deploy an application, unless another process has done so meanwhile."""
-    with ledger.deploying(application.name):
-        if not application.is_present():
-            try:
-                files = ledger.store(application.name, application.files(compiled))
-            except (OSError, RayError) as error:
-                raise NotReadyError(
-                    f"ray: {application.name}: its files could not be stored for the replicas: "
-                    f"{reason_of(error)}; free disk space on Ray's machines, or start them with a "
-                    "larger --object-store-memory"
-                ) from error
-            application.run(files, socket_folder=folder)
