@@ -82,7 +82,15 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-class SettingsError(PolicyServerError):
+class _QuotingError(PolicyServerError):
+    """A message that quotes a text of a file or a setting; if that is long, its middle is cut."""
+
+    def __init__(self, message: str) -> None:
+        shown = _printable(message)
+        super().__init__(shown if len(shown) <= _LONGEST else _shortened(shown))
+
+
+class SettingsError(_QuotingError):
     """An environment variable or an option has a value that can't be used."""
 
 
@@ -90,19 +98,11 @@ class UsageError(SettingsError):
     """The command line has an argument that is unknown, is missing, or can't be used."""
 
 
-class _FileError(PolicyServerError):
-    """A file can't be used; a message that quotes a long text of it is shortened in its middle."""
-
-    def __init__(self, message: str) -> None:
-        shown = _printable(message)
-        super().__init__(shown if len(shown) <= _LONGEST else _shortened(shown))
-
-
-class SchemaError(_FileError):
+class SchemaError(_QuotingError):
     """schema.yaml is missing, is no YAML, breaks a rule, or disagrees with the policy."""
 
 
-class ModelError(_FileError):
+class ModelError(_QuotingError):
     """The model's file can't be read, or can't give the policy."""
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from contextlib import ExitStack, closing
 
 from policy_server.errors import SettingsError
 
-__all__ = ["bound_sockets", "check_port", "free_port", "open_listener", "reason_of"]
+__all__ = [
+    "bound_sockets",
+    "check_port",
+    "free_port",
+    "open_listener",
+    "reason_of",
+    "unusable_port",
+]
 
 
 def check_port(port: int, *, host: str, setting: str) -> None:
@@ -17,19 +25,37 @@ def check_port(port: int, *, host: str, setting: str) -> None:
     Args:
         port: 0 is always free.
         host: the address; empty for all of this machine's.
-        setting: the variable that names the port.
+        setting: the variable that names the port, `..._PORT`; `..._HOST` names the host.
 
     Raises:
-        SettingsError: naming the setting.
+        SettingsError: naming the setting that is to blame.
     """
     if not port:
         return
     try:
         open_listener(host, port)
     except OSError as error:
-        raise SettingsError(
-            f"{setting}: port {port} can't be used: {reason_of(error)}; set another one, or 0"
-        ) from error
+        raise unusable_port(error, port=port, host=host, setting=setting) from error
+
+
+def unusable_port(error: OSError, *, port: int, host: str, setting: str) -> SettingsError:
+    """Return the error of a port that can't be listened on, for raising.
+
+    Args:
+        error: the system's.
+        port: the port.
+        host: the address.
+        setting: see `check_port`.
+    """
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        host_setting = f"{setting.removesuffix('_PORT')}_HOST"
+        return SettingsError(
+            f"{host_setting}: can't listen on {host!r}: {reason_of(error)}; expected an address of "
+            "this machine"
+        )
+    return SettingsError(
+        f"{setting}: port {port} can't be used: {reason_of(error)}; set another one, or 0"
+    )
 
 
 def open_listener(host: str, port: int) -> None:

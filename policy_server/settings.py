@@ -37,6 +37,11 @@ _TLS_OPTIONS = {
     "ssl_keyfile",
 }
 _NUMBERS = (int, float, int | None, float | None)
+_SPACE_OR_CONTROL = re.compile(r"[\s\x00-\x1f\x7f]")
+# Beyond, Ray's own processes take gigabytes for replicas that no cluster has room for.
+_MOST_REPLICAS = 10_000
+# The system counts memory in 64 bits.
+_MOST_MEMORY_BYTES = 2**60
 # Variables that the examples of the client libraries read.
 _OF_CLIENTS = ("URL",)
 # Options of uvicorn that people look for here.
@@ -122,10 +127,13 @@ class Settings(BaseSettings):
         "127.0.0.1",
         description="Address that Ray's dashboard listens on; its users can run code",
     )
-    num_replicas: int = Field(1, ge=1, description="Ray Serve replicas of the policy")
+    num_replicas: int = Field(
+        1, ge=1, le=_MOST_REPLICAS, description="Ray Serve replicas of the policy"
+    )
     max_replicas: int = Field(
         0,
         ge=0,
+        le=_MOST_REPLICAS,
         description="Most replicas that Ray Serve scales to under load; 0 keeps NUM_REPLICAS",
     )
     replica_cpus: float = Field(
@@ -137,6 +145,7 @@ class Settings(BaseSettings):
     max_call_memory_bytes: int = Field(
         0,
         ge=0,
+        le=_MOST_MEMORY_BYTES,
         description="Most memory that calls of a replica may take beyond what it has before the "
         "first, in bytes; a call that needs more fails; 0 for any amount",
     )
@@ -323,12 +332,35 @@ class Settings(BaseSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_separators(cls, value: object, info: ValidationInfo) -> object:
-        """Refuse `1_0`, which is Python's 10 only."""
+        """Refuse `1_0`, which is Python's 10 only, and bytes that are no text but in a path."""
         assert info.field_name is not None, "it is a field's validator"
-        is_number = cls.model_fields[info.field_name].annotation in _NUMBERS
-        if is_number and isinstance(value, str) and "_" in value:
+        kind = cls.model_fields[info.field_name].annotation
+        if not isinstance(value, str):
+            return value
+        if kind in _NUMBERS and "_" in value:
             raise PydanticCustomError("digits", "a number in digits")
+        if kind is not Path and not _is_unicode(value):
+            raise PydanticCustomError("utf8", "text in UTF-8")
         return value
+
+    @field_validator("metrics_host", "dashboard_host", "fluentd_host")
+    @classmethod
+    def _check_host(cls, host: str | None) -> str | None:
+        if host is not None and not _is_host_name(host):
+            raise PydanticCustomError("host", "the name or the address of a host")
+        return host
+
+    @field_validator("max_replicas")
+    @classmethod
+    def _check_replicas(cls, most: int, info: ValidationInfo) -> int:
+        fewest = info.data.get("num_replicas", 1)
+        if 0 < most < fewest:
+            raise PydanticCustomError(
+                "replicas",
+                "0, or at least POLICY_SERVER_NUM_REPLICAS, which is {fewest}",
+                {"fewest": fewest},
+            )
+        return most
 
     @field_validator("api_key", "admin_key", "metrics_key")
     @classmethod
@@ -378,6 +410,19 @@ class Settings(BaseSettings):
     def sdks_path(self) -> Path:
         """Return the folder that keeps generated client libraries."""
         return self.home / ".clients-cache"
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether a text of the environment was UTF-8; other bytes are lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _is_host_name(text: str) -> bool:
+    try:
+        text.encode("idna")
+    except UnicodeError:
+        return False
+    return not _SPACE_OR_CONTROL.search(text)
 
 
 def _origin(text: str) -> str:
@@ -445,6 +490,8 @@ def read_settings(
         problem = error.errors(include_url=False)[0]
         field = str(problem["loc"][0])
         expected = problem["msg"].removeprefix("Input should be ")
+        if problem["type"] == "int_parsing_size":
+            expected = "an integer of fewer digits"
         is_secret = Settings.model_fields[field].annotation == SecretStr | None
         got = "" if is_secret else f", got {problem['input']!r}"
         name = field if field in given else f"{ENV_PREFIX}{field.upper()}"
@@ -474,10 +521,16 @@ def find_log_format() -> LogFormat:
 def _check_names(variables: Mapping[str, str | None], *, place: str) -> None:
     """Refuse names that look like a setting and are none, so that no slip goes unnoticed."""
     known = [name.upper() for name in Settings.model_fields]
+    spelled: dict[str, str] = {}
     for variable, value in sorted(variables.items()):
         name = variable.upper()
         if not name.startswith(ENV_PREFIX):
             continue
+        if variables[spelled.setdefault(name, variable)] != value:
+            raise SettingsError(
+                f"{place}{variable}: {spelled[name]} says otherwise, and case does not count; keep "
+                "one of them"
+            )
         name = name.removeprefix(ENV_PREFIX)
         if name not in known and not _is_anothers(name, value or ""):
             # The value may be a secret.

@@ -74,6 +74,17 @@ def test_key_does_not_show_in_the_settings_text(monkeypatch: pytest.MonkeyPatch)
             "expected a valid boolean, unable to interpret input, got 'maybe'",
         ),
         ("LOG_LEVEL", "LOUD", "expected 'DEBUG', 'INFO', 'WARNING' or 'ERROR', got 'LOUD'"),
+        ("NUM_REPLICAS", "1000000", "expected less than or equal to 10000, got '1000000'"),
+        (
+            "MAX_CALL_MEMORY_BYTES",
+            "9223372036854775808",
+            "expected less than or equal to 1152921504606846976, got '9223372036854775808'",
+        ),
+        ("METRICS_HOST", "a..b", "expected the name or the address of a host, got 'a..b'"),
+        ("DASHBOARD_HOST", " ", "expected the name or the address of a host, got ' '"),
+        ("FLUENTD_HOST", "e" * 64, f"expected the name or the address of a host, got '{'e' * 64}'"),
+        ("FLUENTD_HOST", "\udcff", "expected text in UTF-8, got '\\udcff'"),
+        ("STATE_KEY", "\udcff", "expected text in UTF-8"),
     ],
     ids=lambda value: value.lower()[:16],
 )
@@ -86,6 +97,49 @@ def test_mistake_is_one_line_that_names_the_variable(
         read_settings()
 
     assert caught.value.message == f"POLICY_SERVER_{name}: {message}"
+
+
+def test_value_of_any_length_is_quoted_in_one_short_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLICY_SERVER_NUM_REPLICAS", "1" * 100_000)
+
+    with pytest.raises(SettingsError) as caught:
+        read_settings()
+
+    start = "POLICY_SERVER_NUM_REPLICAS: expected an integer of fewer digits, got '111"
+    assert caught.value.message.startswith(start)
+    assert len(caught.value.message) <= 800
+
+
+def test_fewer_replicas_under_load_than_without_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("POLICY_SERVER_NUM_REPLICAS", "4")
+    monkeypatch.setenv("POLICY_SERVER_MAX_REPLICAS", "2")
+
+    with pytest.raises(SettingsError) as caught:
+        read_settings()
+
+    assert caught.value.message == (
+        "POLICY_SERVER_MAX_REPLICAS: expected 0, or at least POLICY_SERVER_NUM_REPLICAS, which is "
+        "4, got '2'"
+    )
+
+
+def test_setting_in_two_spellings_that_disagree_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("POLICY_SERVER_LOG_LEVEL", "debug")
+    monkeypatch.setenv("policy_server_log_level", "debug")
+    assert read_settings().log_level == "DEBUG"
+    monkeypatch.setenv("policy_server_log_level", "error")
+
+    with pytest.raises(SettingsError) as caught:
+        read_settings()
+
+    assert caught.value.message == (
+        "policy_server_log_level: POLICY_SERVER_LOG_LEVEL says otherwise, and case does not "
+        "count; keep one of them"
+    )
 
 
 @pytest.mark.parametrize("key", [" hunter2", "hunter2\n", "schlüssel", "a\tb", " "])

@@ -7,11 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from policy_server.access_keys import KeyRing
-from policy_server.errors import SettingsError
 from policy_server.http_server.web_process import METRICS_PORT
 from policy_server.http_server.workers import Worker
 from policy_server.metrics import Metrics, MetricsExporter
-from policy_server.ports import reason_of
+from policy_server.ports import unusable_port
 from policy_server.settings import Settings
 
 __all__ = ["exported_metrics"]
@@ -53,9 +52,11 @@ async def exported_metrics(
         try:
             exporter.start()
         except OSError as error:
-            raise SettingsError(
-                f"{METRICS_PORT}: port {settings.metrics_port} can't be used: "
-                f"{reason_of(error)}; set another one, or 0"
+            raise unusable_port(
+                error,
+                port=settings.metrics_port,
+                host=settings.metrics_host,
+                setting=METRICS_PORT,
             ) from error
         try:
             yield exporter

@@ -34,6 +34,8 @@ _ALL_TRAFFIC = 100.0
 # The parameters that belong to the server, whatever policies it has.
 _OF_SERVER = ("api_key", "api_keys", "url_path")
 _TRAFFIC_TOLERANCE = 1e-6
+# As for POLICY_SERVER_NUM_REPLICAS.
+_MOST_REPLICAS = 10_000
 
 
 @dataclass(frozen=True)
@@ -299,6 +301,16 @@ def _check_replicas(entry: PolicyEntry, where: str) -> None:
         value = getattr(entry, name)
         if value is not None and value < least:
             raise SchemaError(f"{where}: {name}: expected {least} or more, got {show(value)}")
+        if value is not None and value > _MOST_REPLICAS:
+            raise SchemaError(
+                f"{where}: {name}: expected {_MOST_REPLICAS} or less, got {show(value)}"
+            )
+    fewest, most = entry.num_replicas or 1, entry.max_replicas or 0
+    if 0 < most < fewest:
+        raise SchemaError(
+            f"{where}: max_replicas: expected 0, or at least num_replicas, which is {fewest}, got "
+            f"{most}"
+        )
 
 
 def _versions(entry: PolicyEntry, where: str) -> tuple[VersionSection, ...]:

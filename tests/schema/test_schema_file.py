@@ -88,6 +88,8 @@ MISTAKES = {
     "default": ("policies: {door: {model: m}}\ndefault: lift", ": default: has no policy 'lift'; expected one of door"),
     "default alone": ("default: lift", ": default: is for several policies; remove it, or add policies:"),
     "replicas": ("policies: {door: {model: m, num_replicas: 0}}", ": policies.door: num_replicas: expected 1 or more, got 0"),
+    "many replicas": ("policies: {door: {model: m, num_replicas: 10001}}", ": policies.door: num_replicas: expected 10000 or less, got 10001"),
+    "fewer under load": ("policies: {door: {model: m, num_replicas: 4, max_replicas: 2}}", ": policies.door: max_replicas: expected 0, or at least num_replicas, which is 4, got 2"),
     "cpus": ("policies: {door: {model: m, replica_cpus: -1}}", ": policies.door: replica_cpus: expected 0 or more, got -1"),
     "observation": ("policies: {door: {model: m, observations: {a: {type: int, min_items: 1}}}}", ": policies.door: observations.a.min_items: is for lists, the type is int; remove it or make the type List[int]"),
 }  # fmt: skip
