@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import sys
@@ -12,7 +13,7 @@ from typing import NoReturn
 
 from policy_server.access_keys import KeyRing
 from policy_server.backends.opening import Backends
-from policy_server.errors import PolicyServerError
+from policy_server.errors import NotReadyError, PolicyServerError
 from policy_server.http_server import (
     Address,
     ConnectionLimits,
@@ -46,6 +47,8 @@ _GC_THRESHOLDS = (10_000, 10, 20)
 _UNKNOWN = Address("")
 # The status by which uvicorn tells its supervisor that another try would fail too.
 _START_FAILED = 3
+# Errors by which the system says that it has, or gives, no more of something.
+_LACKS = {errno.EAGAIN, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC}
 
 
 def build_app() -> Application:
@@ -102,6 +105,7 @@ def build_app() -> Application:
         except Exception as error:
             if not is_started:
                 process.end_all(reason=str(error))
+                _explain_lack(error)
             raise
         finally:
             drain_output()
@@ -118,6 +122,23 @@ def build_app() -> Application:
         administration=policies.administration,
     )
     return app
+
+
+def _explain_lack(error: Exception) -> None:
+    """Raise one line in place of an error by which the system refuses what a start needs.
+
+    Raises:
+        NotReadyError: with the system's words.
+    """
+    is_lack = isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno in _LACKS
+    )
+    if is_lack or "can't start new thread" in str(error):
+        reason = " ".join(str(error).split()) or "no memory"
+        raise NotReadyError(
+            f"the system gives less than the start needs: {reason}; raise the limits of memory, "
+            "processes and open files (ulimit, the container's)"
+        ) from error
 
 
 def _settle_garbage_collector() -> None:

@@ -26,8 +26,42 @@ before, during = asyncio.run(main())
 print(are_collected, before[0] != during[0], before[1], *during)
 """
 
+CRAMPED = """
+import asyncio, resource
+from pathlib import Path
+from policy_server.asgi import app
+
+async def main():
+    mapped = Path("/proc/self/status").read_text().partition("VmData:")[2].split()[0]
+    limit = int(mapped) * 1024 + 1_000_000
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
+    async with app.lifespan():
+        pass
+
+asyncio.run(main())
+"""
+
 
 def test_server_settles_the_collector_and_sets_its_log(tmp_path: Path) -> None:
+    ended = run_in_home(STARTED, tmp_path)
+
+    line = "False True False (10000, 10, 20) True True"
+    assert ended.stdout.splitlines()[-1] == line, ended.stderr
+    assert "policy_served" in ended.stderr
+
+
+def test_start_that_the_system_gives_no_thread_is_one_line(tmp_path: Path) -> None:
+    ended = run_in_home(CRAMPED, tmp_path)
+
+    assert ended.stderr.splitlines()[-1] == (
+        "policy_server.errors.NotReadyError: the system gives less than the start needs: can't "
+        "start new thread; raise the limits of memory, processes and open files (ulimit, the "
+        "container's)"
+    )
+
+
+def run_in_home(program: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program where an example's files are served."""
     for file in ("schema.yaml", "saved_model.zip"):
         shutil.copy(ROOT / "examples" / "mouse_and_cheese" / file, tmp_path)
     environment = {
@@ -38,15 +72,11 @@ def test_server_settles_the_collector_and_sets_its_log(tmp_path: Path) -> None:
         "POLICY_SERVER_LOG_FORMAT": "text",
     }
 
-    ended = subprocess.run(
-        [sys.executable, "-c", STARTED],
+    return subprocess.run(
+        [sys.executable, "-c", program],
         cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,
         timeout=100,
     )
-
-    line = "False True False (10000, 10, 20) True True"
-    assert ended.stdout.splitlines()[-1] == line, ended.stderr
-    assert "policy_served" in ended.stderr

@@ -93,7 +93,7 @@ async def find_compiled(
     Raises:
         ModelError: if the file can't give a policy, or not by the engine that was asked for.
         SchemaError: if schema.yaml disagrees with the policy.
-        NotReadyError: if the process is ended from outside, or takes too long.
+        NotReadyError: if the process can't be started, is ended from outside, or takes too long.
     """
     library = library_of(model.folder, settings.engine)
     digest = digest_of(model.digest, schema)
@@ -124,15 +124,21 @@ async def _compile(
 ) -> bytes:
     """Run the process, and return its answer."""
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        __name__,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL if is_quiet else None,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            __name__,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL if is_quiet else None,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        )
+    except OSError as error:
+        raise NotReadyError(
+            f"the process that compiles the policy can't be started: {error.strerror}; it is "
+            f"{sys.executable}, and takes a process and a few open files more"
+        ) from error
     part = None if schema is None else schema.policy_part()
     request = pickle.dumps((folder.resolve(), digest, part, settings.engine))
     try:

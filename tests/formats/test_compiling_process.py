@@ -54,6 +54,20 @@ async def find(
     return await find_compiled(model, ServerSchema(), settings)
 
 
+def test_process_that_the_system_does_not_start_is_one_line(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
+
+    with pytest.raises(NotReadyError) as caught:
+        asyncio.run(find(model))
+
+    assert caught.value.message == (
+        "the process that compiles the policy can't be started: No such file or directory; it is "
+        f"{tmp_path}/gone, and takes a process and a few open files more"
+    )
+
+
 def test_the_process_that_asks_does_not_import_tensorflow(model: Model) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FINDING, str(model.folder)],
