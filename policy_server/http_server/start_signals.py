@@ -34,7 +34,7 @@ def cancelled_by_signals() -> Iterator[None]:
     """Let signals end the start: until it is over, uvicorn only notes them.
 
     Raises:
-        NotReadyError: if a signal came.
+        NotReadyError: if a signal came, or uvicorn has noted one before.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -42,6 +42,7 @@ def cancelled_by_signals() -> Iterator[None]:
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None, "a lifespan is a task"
     noting = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    _end_if_noted(noting[signal.SIGTERM])
     came: list[signal.Signals] = []
 
     def cancel(number: int, frame: FrameType | None) -> None:
@@ -63,6 +64,12 @@ def cancelled_by_signals() -> Iterator[None]:
     finally:
         for number, handler in noting.items():
             signal.signal(number, handler)
+
+
+def _end_if_noted(handler: object) -> None:
+    """End a start whose end uvicorn has noted already, while it imported the application."""
+    if getattr(getattr(handler, "__self__", None), "should_exit", False):
+        raise NotReadyError("the start was ended by a signal")
 
 
 def _end(number: int, _frame: object) -> None:

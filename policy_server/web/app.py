@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
@@ -222,21 +223,27 @@ async def _run_lifespan(app: ASGIApp, scope: Scope, receive: Receive, send: Send
 
     async def hold_failure(message: Message) -> None:
         nonlocal failure
-        if message["type"] == "lifespan.startup.failed":
+        if message["type"] in ("lifespan.startup.failed", "lifespan.shutdown.failed"):
             failure = message
         else:
             await send(message)
 
     try:
         await app(scope, receive, hold_failure)
-    except PolicyServerError as error:
+    except BaseException as error:
         if failure is None:
             raise
-        await send({"type": "lifespan.startup.failed", "message": error.message})
-    except BaseException:
-        if failure is not None:
-            await send(failure)
-        raise
+        await send({**failure, "message": _reason_of(error, failure)})
+        if not isinstance(error, PolicyServerError):
+            raise
+
+
+def _reason_of(error: BaseException, failure: Message) -> str:
+    """Return the reason that a server logs for a lifespan that failed."""
+    if isinstance(error, PolicyServerError):
+        return error.message
+    # A second signal has ended the server at once: a traceback would tell nothing.
+    return "" if isinstance(error, asyncio.CancelledError) else str(failure["message"])
 
 
 def _secret(value: SecretStr | None) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import secrets
 import signal
 import threading
@@ -21,9 +22,11 @@ from policy_server.telemetry import adopt_loggers
 __all__ = [
     "RayletEndedError",
     "as_not_ready_error",
+    "check_open_files",
     "connect",
     "reason_of",
     "restore_signal_handlers",
+    "sockets_hint",
     "use_token",
     "without_proxies",
 ]
@@ -31,6 +34,10 @@ __all__ = [
 # Ray sends its last metrics to an agent that may have died, and waits for it: 10 s unless told.
 _EXPORT_TIMEOUT, _EXPORT_TIMEOUT_S = "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "1s"
 _REASON_LENGTH = 300
+# With 64 Ray ends the process that calls it without a word; a server of one policy takes some 80.
+_FEWEST_FILES = 128
+# Of the 107 bytes of a socket's path, Ray's part and that of the folder around it take the rest.
+_LONGEST_FOLDER = 25
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 
 
@@ -135,6 +142,37 @@ def as_not_ready_error(hint: str = "") -> Iterator[None]:
     except Exception as error:
         # Ray raises plain exceptions too.
         raise NotReadyError(f"ray: could not start or join: {reason_of(error)}{hint}") from error
+
+
+def check_open_files() -> None:
+    """Refuse a limit of open files with which Ray ends this process, which tells nobody why.
+
+    Raises:
+        NotReadyError: naming the limit.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < _FEWEST_FILES:
+        raise NotReadyError(
+            f"ray: needs {_FEWEST_FILES} open files or more, the system allows {most}; raise the "
+            "limit (ulimit -n), or set POLICY_SERVER_BACKEND=local"
+        )
+
+
+def sockets_hint(folder: str) -> str:
+    """Return a remedy for errors of a start in a temporary folder where Ray can't make sockets.
+
+    Args:
+        folder: the temporary folder.
+
+    Returns:
+        The remedy, for `as_not_ready_error`; empty where the folder is not to blame.
+    """
+    if folder.isascii() and len(folder) <= _LONGEST_FOLDER:
+        return ""
+    return (
+        f"; Ray's sockets lie in TMPDIR, now {folder[:_REASON_LENGTH]}: set it to a folder whose "
+        f"path has {_LONGEST_FOLDER} ASCII letters or fewer, such as /tmp"
+    )
 
 
 def reason_of(error: Exception) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,10 @@ import policy_server
 from policy_server.backends.ray.connection import (
     RayletEndedError,
     as_not_ready_error,
+    check_open_files,
     connect,
     reason_of,
+    sockets_hint,
     use_token,
 )
 from policy_server.backends.ray.slim_serve import write_left_out
@@ -114,14 +117,15 @@ class OwnRay:
         """Start Ray's processes and connect to them.
 
         Raises:
-            NotReadyError: if Ray does not start.
+            NotReadyError: if Ray does not start, or would end this process for want of open files.
             SettingsError: if it would run without a token.
         """
         started = time.monotonic()
+        check_open_files()
         use_token()
         adopt_loggers()
         remove_dead_rays()
-        with as_not_ready_error():
+        with as_not_ready_error(sockets_hint(tempfile.gettempdir())):
             for tries_left in reversed(range(_TRIES)):
                 try:
                     self._start()
