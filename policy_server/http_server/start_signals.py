@@ -47,7 +47,8 @@ def cancelled_by_signals() -> Iterator[None]:
 
     def cancel(number: int, frame: FrameType | None) -> None:
         came.append(signal.Signals(number))
-        loop.call_soon_threadsafe(task.cancel)
+        # A second one must not break off what the first one's end has begun.
+        loop.call_soon_threadsafe(task.cancel if len(came) == 1 else _pass)
         note = noting[came[-1]]
         if callable(note):
             note(number, frame)
@@ -64,6 +65,10 @@ def cancelled_by_signals() -> Iterator[None]:
     finally:
         for number, handler in noting.items():
             signal.signal(number, handler)
+
+
+def _pass() -> None:
+    """Wake the event loop."""
 
 
 def _end_if_noted(handler: object) -> None:

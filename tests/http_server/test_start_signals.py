@@ -50,3 +50,23 @@ def test_signal_that_uvicorn_noted_before_ends_the_start_as_it_begins(
 
     with pytest.raises(NotReadyError, match=r"^the start was ended by a signal$"):
         asyncio.run(start())
+
+
+def test_second_signal_lets_the_start_clean_up(server: uvicorn.Server) -> None:
+    steps: list[str] = []
+
+    async def start_that_cleans_up() -> None:
+        with cancelled_by_signals():
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                await asyncio.sleep(100)
+            finally:
+                os.kill(os.getpid(), signal.SIGINT)
+                await asyncio.sleep(0.01)
+                steps.append("cleaned up")
+
+    with pytest.raises(NotReadyError, match=r"^the start was ended by SIGINT$"):
+        asyncio.run(start_that_cleans_up())
+
+    assert steps == ["cleaned up"]
+    assert server.force_exit
