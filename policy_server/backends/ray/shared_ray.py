@@ -121,8 +121,9 @@ class SharedRay:
         if self._settling is not None:
             self._settling.cancel()
             await asyncio.gather(self._settling, return_exceptions=True)
-        if self._lock is None and not self._folder.exists():
-            # The worker whose policy could not be served has ended Ray, and removed the folder.
+        if not self._has_turn.is_set() or (self._lock is None and not self._folder.exists()):
+            # The worker that has the lock ends the Ray that it may be starting now; or the worker
+            # whose policy could not be served has ended Ray, and removed the folder.
             await self._leave(is_last=False)
         elif self._lock is None:
             async with FileLock(self._folder, is_folder=True):

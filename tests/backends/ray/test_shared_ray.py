@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from policy_server.backends.ray.shared_ray import SharedRay
+from policy_server.backends.ray_processes import make_rays_folder
 from policy_server.files.locks import FileLock
 from policy_server.files.shared_folders import share_folder
 from tests.support.ray_clusters import SETTINGS, processes_of
@@ -65,6 +66,26 @@ async def test_worker_that_waits_for_one_that_fails_can_be_stopped(
     assert is_waiting
     assert not ray.is_waiting
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_worker_that_is_stopped_before_its_turn_leaves_the_ray_that_another_one_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    shared = share_folder("workers", parent=os.getppid()).path
+    started = make_rays_folder(os.getppid())
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        ray = SharedRay(SETTINGS, partial(_called, executor))
+        with FileLock(shared / "lock"):
+            joining = asyncio.create_task(ray.join())
+            await until(lambda: ray.is_waiting)
+            joining.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await joining
+            await ray.leave()
+
+    assert started.exists()
+    assert shared.exists()
 
 
 async def test_worker_starts_another_ray_and_removes_the_folder_of_the_dead_one(
