@@ -45,7 +45,9 @@ def accept_clients(listeners: Iterable[socket.socket]) -> None:
 def end_listening_first(
     running: uvicorn.Server, is_last: Callable[[], bool] = lambda: True
 ) -> None:
-    """Take what lies in the queues before uvicorn hears of SIGINT or SIGTERM.
+    """Take what lies in the queues before uvicorn hears of SIGINT, SIGTERM or SIGHUP.
+
+    SIGHUP, which uvicorn would end by without answering, is to it a SIGTERM.
 
     Called from the lifespan. Outside of the main thread, which alone has handlers of signals,
     uvicorn is stopped by other means, and nothing is changed.
@@ -73,8 +75,13 @@ class _EndOfListening:
         """Hear of signals in place of uvicorn."""
         for number in (signal.SIGINT, signal.SIGTERM):
             self._noting[number] = signal.signal(number, self._hear)
+        # By a terminal that closes; where it is ignored (`nohup`), it stays so.
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, self._hear)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            number = signal.SIGTERM
         if self._has_come or self._loop.is_closed():
             # The second one ends uvicorn at once.
             self._note(number, frame)

@@ -22,6 +22,7 @@ def heard() -> Iterator[list[int]]:
         number: signal.signal(number, lambda number, _: came.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)
     }
+    known[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield came
     for number, handler in known.items():
         signal.signal(number, handler)
@@ -52,3 +53,22 @@ async def test_second_signal_is_heard_at_once_and_the_first_not_behind_it(heard:
 
     assert at_once == [signal.SIGTERM]
     assert heard == [signal.SIGTERM]
+
+
+async def test_terminal_that_closes_stops_the_server_as_sigterm_does(heard: list[int]) -> None:
+    end_listening_first(running())
+
+    os.kill(os.getpid(), signal.SIGHUP)
+    await asyncio.sleep(0.2)
+
+    assert heard == [signal.SIGTERM]
+
+
+async def test_terminal_that_closes_is_ignored_under_nohup(heard: list[int]) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    end_listening_first(running())
+
+    os.kill(os.getpid(), signal.SIGHUP)
+    await asyncio.sleep(0.2)
+
+    assert heard == []
