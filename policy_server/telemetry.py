@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import re
+import select
+import stat
 import sys
 import threading
 import time
@@ -54,6 +57,10 @@ _Line = tuple[str, int, str]
 # So many lines, or lines for so long, are written together.
 _MOST_HELD = 512
 _HELD_S = 0.05
+# A write waits so long for a slow reader, and no more for one that stands still.
+_LONGEST_WAIT_S = 0.1
+# A pipe that can be written to takes so many bytes without waiting (pipe(7)).
+_PIPE_BUF = select.PIPE_BUF
 # time, level, logger, pid, event
 _LINE_STARTS = 5
 TEXT_PLACE, NUMBER_PLACE = object(), object()
@@ -167,8 +174,8 @@ def handler_of(logger: logging.Logger) -> HoldingHandler | None:
 class HoldingHandler(logging.StreamHandler[TextIO]):
     """The one handler of a process, which may hold lines back to write many at a time.
 
-    Lines that can't be written, such as on a full disk, are lost; the first line that can be
-    written again is `log_lines_lost`, with their number.
+    Lines that can't be written, such as on a full disk or to a pipe that nobody reads, are lost;
+    the first line that can be written again is `log_lines_lost`, with their number.
 
     Attributes:
         held: the lines that are held back.
@@ -239,18 +246,48 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
                 )
                 vars(notice)["lines"] = lost
                 # The start of a lost line may have been written.
-                self.stream.write(f"\n{self.format(notice)}{self.terminator}")
-            self.stream.write(text)
-            super().flush()
+                text = f"\n{self.format(notice)}{self.terminator}{text}"
+            self._put(text, wait_s=0.0 if lost else _LONGEST_WAIT_S)
         except OSError:
             self._lost += lines
             raise
         self._lost -= lost
 
+    def _put(self, text: str, *, wait_s: float) -> None:
+        """Write a text, piece by piece where a reader that stands still would hold it up.
+
+        Raises:
+            OSError: if it can't be written, or nobody reads what was written before.
+        """
+        pipe = _pipe_of(self.stream)
+        size = len(text) if pipe is None else _PIPE_BUF // (1 if text.isascii() else 4)
+        for start in range(0, len(text), size or 1):
+            if pipe is not None and not _has_room(pipe, wait_s):
+                raise BlockingIOError(errno.EAGAIN, "nobody reads the log")
+            self.stream.write(text[start : start + size])
+            super().flush()
+
     def _text_of(self, held: list[HeldLine]) -> str:
         if isinstance(self.formatter, _JsonFormatter):
             return "".join(_json_lines(held))
         return "".join(self.format(_record_of(line)) + self.terminator for line in held)
+
+
+def _pipe_of(stream: TextIO) -> int | None:
+    """Return the descriptor of a stream that somebody reads; None for a file."""
+    try:
+        descriptor = stream.fileno()
+        mode = os.fstat(descriptor).st_mode
+    except (OSError, ValueError):
+        return None
+    return None if stat.S_ISREG(mode) else descriptor
+
+
+def _has_room(descriptor: int, wait_s: float) -> bool:
+    """Return whether a piece can be written without waiting longer."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(wait_s * 1000))
 
 
 class HeldLine(NamedTuple):

@@ -360,3 +360,25 @@ async def test_lines_that_a_full_disk_loses_are_counted_when_it_has_room_again(
     found = [json.loads(line) for line in lines]
     assert [line["event"] for line in found] == ["log_lines_lost", "written", "written too"]
     assert found[0] | {"level": "WARNING", "lines": 4} == found[0]
+
+
+async def test_reader_that_stands_still_holds_nothing_up_and_hears_how_many_lines_it_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    outlet, inlet = os.pipe()
+    with os.fdopen(inlet, "w") as stream, os.fdopen(outlet, "rb", buffering=0) as reader:
+        configure_logging(level="INFO", log_format="json", stream=stream)
+        logger = logging.getLogger("policy_server.access")
+        # More than a pipe holds.
+        for _ in range(300):
+            logger.info("x" * 1000)
+        kept = reader.read(1_000_000).splitlines()
+        logger.info("read again")
+        empty, notice, last = reader.read(1_000_000).splitlines()
+
+    assert 0 < len(kept) < 300
+    assert empty == b""
+    assert json.loads(notice)["event"] == "log_lines_lost"
+    assert json.loads(notice)["lines"] == 300 - len(kept)
+    assert json.loads(last)["event"] == "read again"
