@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 _READY_TIMEOUT_S = 2.0
 _HEARING_S = 0.2
 # How long a call that may have ended a replica waits for a connection.
-_CONNECTED_WITHIN_S = 5.0
+_CONNECTED_WITHIN_S, _CONNECTED_PERIOD_S = 5.0, 0.02
 # How often a call is made that replicas lose: without connections, nobody knows whether it is to
 # blame.
 _MOST_TRIES, _MOST_TRIES_BY_SERVE = 10, 3
@@ -246,14 +247,29 @@ class RayBackend:
         _refuse(inputs, suspicion)
         if self._direct is not None:
             if suspicion:
-                # Ray Serve would not tell whether it was this call that ended the replica.
-                await self._direct.connected(within_s=_CONNECTED_WITHIN_S)
+                await self._wait_to_be_connected(self._direct, suspicion)
             if self._direct.is_connected:
                 with suppress(FrameError):
                     outputs = await self._direct.infer(inputs, is_watched=True)
                     self._suspects.clear(inputs)
                     return outputs
         return await self._call_by_serve(inputs)
+
+    async def _wait_to_be_connected(self, direct: DirectCalls, suspicion: Suspicion) -> None:
+        """Wait for a connection, for some seconds.
+
+        Ray Serve would not tell whether it was this call that ended the replica. A stand-in may
+        answer a call that was not computed, and would end this process for one that was.
+        """
+        until = time.monotonic() + _CONNECTED_WITHIN_S
+        while not direct.is_connected:
+            if self._stand_in is None:
+                is_over = time.monotonic() > until
+            else:
+                is_over = suspicion == Suspicion.HAD
+            if is_over:
+                return
+            await asyncio.sleep(_CONNECTED_PERIOD_S)
 
     async def _call_by_serve(self, inputs: PolicyInputs) -> PolicyOutputs:
         while True:

@@ -34,7 +34,6 @@ __all__ = ["ConnectionLostError", "DirectCalls"]
 
 # A timer may be run before answers that have come meanwhile: they are read within this.
 _GRACE_S = 0.001
-_CONNECTED_PERIOD_S = 0.02
 # How often a late call looks for another replica.
 _LOOK_AGAIN_S = 0.02
 # A replica that has been still for so long computes nothing: asking another one is no more work.
@@ -100,13 +99,6 @@ class DirectCalls:
     async def connect_missing(self) -> None:
         """Connect to the replicas that are listed and not connected yet."""
         await self._connections.connect_missing()
-
-    async def connected(self, *, within_s: float) -> None:
-        """Wait until there is a connection, or for so many seconds."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(within_s):
-                while not self._replicas:
-                    await asyncio.sleep(_CONNECTED_PERIOD_S)
 
     async def aclose(self) -> None:
         """End every connection; calls in flight are lost."""

@@ -428,6 +428,23 @@ async def test_calls_whose_replicas_were_killed_are_suspected_until_they_are_ans
     assert len(lost) == 2
 
 
+async def test_call_that_died_with_its_ray_is_answered_by_the_stand_in_at_once() -> None:
+    async with connected(doubled, 1) as (backend, handle, replicas, _):
+        replicas.threads[0].freeze()
+        call = asyncio.create_task(backend.infer(inputs_of(1.0)))
+        await turns()
+        replicas.listed.clear()
+        backend.suspend()
+        replicas.threads[0].end_without_answers()
+        await until(lambda: not backend.send(inputs_of(2.0), lambda _: None))
+        backend.stand_in(summing_backend())
+        # Well before a call is given to Ray Serve.
+        answer = await asyncio.wait_for(call, 2)
+
+    assert len(answer) == 1
+    assert handle.asked == 0
+
+
 async def _outcome(backend: RayBackend, inputs: PolicyInputs) -> PolicyOutputs | PolicyServerError:
     try:
         return await backend.infer(inputs)
