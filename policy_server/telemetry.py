@@ -264,6 +264,8 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
         for start in range(0, len(text), size or 1):
             if pipe is not None and not _has_room(pipe, wait_s):
                 raise BlockingIOError(errno.EAGAIN, "nobody reads the log")
+            # Somebody reads.
+            wait_s = _LONGEST_WAIT_S
             self.stream.write(text[start : start + size])
             super().flush()
 

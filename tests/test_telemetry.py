@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -382,3 +383,33 @@ async def test_reader_that_stands_still_holds_nothing_up_and_hears_how_many_line
     assert json.loads(notice)["event"] == "log_lines_lost"
     assert json.loads(notice)["lines"] == 300 - len(kept)
     assert json.loads(last)["event"] == "read again"
+
+
+async def test_reader_that_reads_again_slowly_gets_a_line_longer_than_a_pipe_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    outlet, inlet = os.pipe()
+    read = bytearray()
+
+    def read_slowly() -> None:
+        while part := os.read(outlet, 4096):
+            read.extend(part)
+            time.sleep(0.001)
+
+    with os.fdopen(inlet, "w") as stream:
+        configure_logging(level="INFO", log_format="json", stream=stream)
+        logger = logging.getLogger("policy_server.access")
+        for _ in range(100):
+            logger.info("x" * 1000)
+        reader = threading.Thread(target=read_slowly)
+        reader.start()
+        # The log has found room once the reader has read.
+        await until(lambda: len(read) > 10_000)
+        logger.info("y" * 300_000)
+    reader.join(20)
+    os.close(outlet)
+
+    notice, last = read.splitlines()[-2:]
+    assert json.loads(notice)["event"] == "log_lines_lost"
+    assert json.loads(last)["event"] == "y" * 300_000
