@@ -30,6 +30,10 @@ parameters:
 OBSERVATION = {"cat": 0, "mouse": 1.5}
 
 
+class EndFailedError(Exception):
+    """The lifespan told that its end failed; the message is what uvicorn logs."""
+
+
 class StartFailedError(Exception):
     """The server said that it can't start."""
 
@@ -76,6 +80,9 @@ async def running(app: Application) -> AsyncIterator[None]:
     finally:
         await to_app.put({"type": "lifespan.shutdown"})
         await task
+        message = await from_app.get()
+        if message["type"] == "lifespan.shutdown.failed":
+            raise EndFailedError(message["message"])
 
 
 async def _quiet(call: Awaitable[None]) -> None:

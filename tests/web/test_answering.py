@@ -36,6 +36,7 @@ from tests.support.waiting import turns, until
 from tests.support.web import (
     OBSERVATION,
     SCHEMA,
+    EndFailedError,
     StartFailedError,
     assert_error,
     build,
@@ -330,11 +331,18 @@ async def test_foreign_failure_at_the_start_keeps_its_traceback() -> None:
             pass
 
 
-@pytest.mark.parametrize("kind", [PolicyFailedError, ValueError], ids=["ours", "foreign"])
-async def test_failure_at_the_end_is_no_failed_start(kind: type[Exception]) -> None:
-    error = kind("a replica did not end")
+async def test_failure_at_the_end_is_one_line() -> None:
+    error = PolicyFailedError("a replica did not end")
 
-    with pytest.raises(kind, match="a replica did not end"):
+    with pytest.raises(EndFailedError, match=r"^a replica did not end$"):
+        async with running(build(open_policy=lambda: failing_at_the_end(error))):
+            pass
+
+
+async def test_foreign_failure_at_the_end_is_raised() -> None:
+    error = ValueError("a replica did not end")
+
+    with pytest.raises(ValueError, match="a replica did not end"):
         async with running(build(open_policy=lambda: failing_at_the_end(error))):
             pass
 
