@@ -63,13 +63,13 @@ test: $(DEVELOPMENT)  ## run every test, with coverage
 	$(PYTHON_IN_VENV) -m coverage combine --quiet && \
 	$(PYTHON_IN_VENV) -m coverage report --show-missing --skip-covered && exit $$status
 
-# Tests that start servers wait for them most of the time, so they run beside the others. What they
-# print is shown when all have ended.
+# Tests that start servers wait for them most of the time, so they run beside the others, with those
+# of the demo page, so that both halves take as long. What they print is shown when all have ended.
 test-code: $(DEVELOPMENT)
-	COVERAGE_FILE=.coverage.code $(TESTED) -m "not service"
+	COVERAGE_FILE=.coverage.code $(TESTED) -m "not service and not page"
 
 test-servers: $(DEVELOPMENT)
-	COVERAGE_FILE=.coverage.servers $(TESTED) -m service >$(SERVERS_LOG) 2>&1
+	COVERAGE_FILE=.coverage.servers $(TESTED) -m "service or page" >$(SERVERS_LOG) 2>&1
 
 lint: $(DEVELOPMENT)  ## check format, style, types and layers
 	$(PYTHON_IN_VENV) -m ruff format --check .

@@ -36,6 +36,8 @@ from tests.support.folders import ROOT
 from tests.support.servers import KEY, Handler, answered_by, live_server, served_app
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.page
+
 PAGE = str(ROOT / "frontend.py")
 START_TIMEOUT_S = 120.0
 EXAMPLE_KEY = "1234567asdfgh"
