@@ -35,8 +35,8 @@ class RunningApplication:
     Attributes:
         handle: Ray Serve's, which all calls of this process share.
         signature: the policy's.
-        calls: by connections to its replicas, one of which is connected; whoever has them ends
-            them. None where Ray Serve makes the calls.
+        calls: by connections to its replicas, which whoever has them ends; None where Ray Serve
+            makes the calls.
     """
 
     handle: Handle
