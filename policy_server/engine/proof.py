@@ -206,6 +206,10 @@ def _compare_extremes(
         words = ("answers", "refuses") if refused[which] else ("refuses", "answers")
         raise NotCompiledError(f"NumPy {words[0]} an extreme observation, {library} {words[1]} it")
     known = ~refused
+    # As the network is served: what overflowed in its order of a sum is computed again.
+    lost = known & ~_is_finite(ours) & _is_finite(theirs)
+    if lost.any():
+        ours[lost] = run_wide(rows[lost].astype(np.float64)).clip(-_FLOAT32.max, _FLOAT32.max)
     known &= ~_overflows(ours, theirs, run_wide, rows)
     if not known.any():
         return 0.0
@@ -220,13 +224,18 @@ def _overflows(ours: Rows, theirs: Rows, run_wide: Run, rows: Rows) -> NDArray[n
     An output of minus infinity may be a mask: it counts as lost where it is a number so low.
     """
     is_large = np.logical_or.reduce(np.abs(rows) > _MAY_OVERFLOW, axis=1)
-    is_finite = np.logical_and.reduce(np.isfinite(theirs), axis=1)
-    found: NDArray[np.bool_] = is_large & ~is_finite
+    found: NDArray[np.bool_] = is_large & ~_is_finite(theirs)
     for row in np.flatnonzero(found):
         is_masked = np.isneginf(theirs[row]) & ~np.isneginf(ours[row])
         if is_masked.any():
             wide = run_wide(rows[row : row + 1].astype(np.float64))[0]
             found[row] = bool((wide[is_masked] < _NEARLY_LOWEST).all())
+    return found
+
+
+def _is_finite(rows: Rows) -> NDArray[np.bool_]:
+    """Return for each row whether all its numbers are finite."""
+    found: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(rows), axis=1)
     return found
 
 

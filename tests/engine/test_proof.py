@@ -64,6 +64,18 @@ def test_sum_that_overflows_in_the_graph_alone_is_no_difference(value: float) ->
     assert proof.largest_on_extremes == 0.0
 
 
+def test_number_that_overflows_on_the_way_in_the_network_alone_is_no_difference() -> None:
+    constants = {1: np.array(4, np.float32), 2: np.array(0.25, np.float32)}
+    steps = (Step("Mul", (0, 1), 3), Step("Mul", (3, 2), 4))
+    network = NumpyNetwork(constants, steps, result=4, registers=5)
+    with np.errstate(over="ignore"):
+        assert not np.isfinite(network.compile()(EXTREMES)).all()
+
+    proof = hold_against_graph(network, np.positive, ROWS, EXTREMES, [1], refusal=tf.errors.OpError)
+
+    assert proof.largest_on_extremes == 0.0
+
+
 @pytest.mark.parametrize(("value", "at"), [(np.nan, 1e25), (np.inf, 1e25), (-np.inf, 1e37)])
 def test_no_number_that_is_no_overflow_is_a_difference(value: float, at: float) -> None:
     with pytest.raises(NotCompiledError, match="gives NaN or infinity apart from TensorFlow on"):
