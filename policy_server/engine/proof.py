@@ -82,12 +82,30 @@ class EngineProof:
         extremes: how many extreme ones.
         largest: the largest difference on the common ones, relative above 1.
         largest_on_extremes: the largest on the extreme ones, relative to the row's largest number.
+        overflows: how many extreme ones are beyond numbers of 32 bits on the way to the graph's
+            answer, which says nothing then.
     """
 
     probes: int
     extremes: int
     largest: float
     largest_on_extremes: float
+    overflows: int
+
+    def told(self, library: str) -> str:
+        """Return the result in words.
+
+        Args:
+            library: the library that computes the graph.
+        """
+        extremes, within = f"{self.extremes}", f"within {self.largest_on_extremes:.1e}"
+        if self.overflows:
+            extremes = f"{self.extremes - self.overflows} of {extremes}"
+            within += f"; with the others {library} overflows"
+        return (
+            f"equal to {library} on {self.probes} probes (within {self.largest:.1e}) and on "
+            f"{extremes} extreme ones ({within})"
+        )
 
 
 def extreme_rows(width: int, observation_dtype: str, row_dtype: type[Any]) -> Rows:
@@ -192,13 +210,14 @@ def hold_against_graph(
             largest, _compared(found, theirs, _TOLERANCE, f"{library} in batches of {size}")
         )
     run_wide = _without_warnings(widened(network).compile())
-    on_extremes = _compare_extremes(run, run_wide, graph, extremes, refusal, library)
-    return EngineProof(len(probes), len(extremes), largest, on_extremes)
+    on_extremes, overflows = _compare_extremes(run, run_wide, graph, extremes, refusal, library)
+    return EngineProof(len(probes), len(extremes), largest, on_extremes, overflows)
 
 
 def _compare_extremes(
     run: Run, run_wide: Run, graph: Run, rows: Rows, refusal: type[Exception], library: str
-) -> float:
+) -> tuple[float, int]:
+    """Return the largest difference, and for how many rows the graph's answer overflows."""
     theirs, refused = _answers(graph, rows, refusal)
     ours, failed = _answers(run, rows, *FAILURES)
     if (refused != failed).any():
@@ -209,27 +228,48 @@ def _compare_extremes(
     # As the network is served: what overflowed in its order of a sum is computed again.
     lost = known & ~_is_finite(ours) & _is_finite(theirs)
     if lost.any():
-        ours[lost] = run_wide(rows[lost].astype(np.float64)).clip(-_FLOAT32.max, _FLOAT32.max)
-    known &= ~_overflows(ours, theirs, run_wide, rows)
+        ours[lost] = _wide(run_wide, rows[lost])
+    overflows = known & _overflows(ours, theirs, run_wide, rows)
+    known &= ~overflows
     if not known.any():
-        return 0.0
-    return _compared(
-        ours[known], theirs[known], _EXTREME_TOLERANCE, f"{library} on extreme observations"
-    )
+        return 0.0, int(overflows.sum())
+    where = f"{library} on extreme observations"
+    largest = _compared(ours[known], theirs[known], _EXTREME_TOLERANCE, where)
+    return largest, int(overflows.sum())
 
 
 def _overflows(ours: Rows, theirs: Rows, run_wide: Run, rows: Rows) -> NDArray[np.bool_]:
     """Return for each row whether the graph's own answer is lost to overflow, and no distribution.
 
-    An output of minus infinity may be a mask: it counts as lost where it is a number so low.
+    An output of minus infinity may be a mask: it counts as lost where it is a number so low. A
+    finite one, such as behind a `tanh`, is lost where 64 bits give the network's, not the graph's.
     """
     is_large = np.logical_or.reduce(np.abs(rows) > _MAY_OVERFLOW, axis=1)
-    found: NDArray[np.bool_] = is_large & ~_is_finite(theirs)
+    is_finite = _is_finite(theirs)
+    found: NDArray[np.bool_] = is_large & ~is_finite
     for row in np.flatnonzero(found):
         is_masked = np.isneginf(theirs[row]) & ~np.isneginf(ours[row])
         if is_masked.any():
-            wide = run_wide(rows[row : row + 1].astype(np.float64))[0]
+            wide = _wide(run_wide, rows[row : row + 1])[0]
             found[row] = bool((wide[is_masked] < _NEARLY_LOWEST).all())
+    is_other = is_large & is_finite & _is_finite(ours)
+    is_other[is_other] = _differences(ours[is_other], theirs[is_other]) > _EXTREME_TOLERANCE
+    if is_other.any():
+        wide = _wide(run_wide, rows[is_other])
+        found[is_other] = _differences(ours[is_other], wide) <= _EXTREME_TOLERANCE
+    return found
+
+
+def _wide(run_wide: Run, rows: Rows) -> Rows:
+    """Return the network's answers in 64 bits; what is beyond 32 bits is the largest of them."""
+    found: Rows = run_wide(rows.astype(np.float64)).clip(-_FLOAT32.max, _FLOAT32.max)
+    return found
+
+
+def _differences(ours: Rows, theirs: Rows) -> NDArray[np.float64]:
+    """Return each row's largest difference, relative to its largest number above 1."""
+    wide = theirs.astype(np.float64)
+    found: NDArray[np.float64] = np.abs(ours - wide).max(axis=1) / (1 + np.abs(wide).max(axis=1))
     return found
 
 

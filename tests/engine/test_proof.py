@@ -76,6 +76,21 @@ def test_number_that_overflows_on_the_way_in_the_network_alone_is_no_difference(
     assert proof.largest_on_extremes == 0.0
 
 
+def test_graph_whose_overflow_is_hidden_by_a_bound_is_no_difference() -> None:
+    steps = (Step("Neg", (0,), 1), Step("Tanh", (1,), 2))
+    network = NumpyNetwork({}, steps, result=2, registers=3)
+
+    def graph(at: float) -> Callable[[NDArray[Any]], NDArray[Any]]:
+        return lambda rows: np.tanh(overflowing_to(np.inf, at)(rows))
+
+    proof = hold_against_graph(network, graph(1e37), ROWS, EXTREMES, [1], refusal=tf.errors.OpError)
+
+    assert 0 < proof.overflows < proof.extremes
+    assert f"on {304 - proof.overflows} of 304 extreme ones" in proof.told("TensorFlow")
+    with pytest.raises(NotCompiledError, match="from TensorFlow on extreme observations"):
+        hold_against_graph(network, graph(1e25), ROWS, EXTREMES, [1], refusal=tf.errors.OpError)
+
+
 @pytest.mark.parametrize(("value", "at"), [(np.nan, 1e25), (np.inf, 1e25), (-np.inf, 1e37)])
 def test_no_number_that_is_no_overflow_is_a_difference(value: float, at: float) -> None:
     with pytest.raises(NotCompiledError, match="gives NaN or infinity apart from TensorFlow on"):

@@ -127,9 +127,8 @@ def _compiled(
             continue
         network = compilation.network
         reason = (
-            f"{len(network.steps)} operations{', row by row' if is_row_by_row else ''}, equal to "
-            f"{library} on {proof.probes} probes (within {proof.largest:.1e}) and on "
-            f"{proof.extremes} extreme ones (within {proof.largest_on_extremes:.1e})"
+            f"{len(network.steps)} operations{', row by row' if is_row_by_row else ''}, "
+            f"{proof.told(library)}"
         )
         return CompiledPolicy(replace(signature, engine="numpy", engine_reason=reason), network)
     raise NotCompiledError(reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -116,7 +117,8 @@ def test_real_export_is_served_by_numpy(name: str) -> None:
     # A policy with memory is compared from the zero state, and from others.
     times = 2 if signature.memory else 1
     assert f"equal to TensorFlow on {times * 194} probes" in signature.engine_reason
-    assert f"and on {times * 304} extreme ones" in signature.engine_reason
+    # How many of them overflow depends on the processor, whose instructions order the sums.
+    assert re.search(rf"and on (\d+ of )?{times * 304} extreme ones", signature.engine_reason)
 
 
 @pytest.mark.parametrize("name", NAMES)
