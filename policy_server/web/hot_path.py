@@ -108,15 +108,12 @@ class HotAnswers:
                 policy = self._policies[route.policy]
                 return HotAnswering(admitted, policy)
             case "session":
-                answering = self._sessions[route.policy]
-                if answering.sessions.is_immediate:
-                    return HotSession(admitted, answering)
+                return HotSession(admitted, self._sessions[route.policy])
             case "team":
                 assert self._team is not None, "its routes stand where there is a team"
                 return HotTeam(admitted, self._team)
             case "team_session":
-                of_team = self._team_sessions
-                assert of_team is not None, "its routes stand where there is a team"
-                if of_team.sessions.is_immediate and not is_npy(headers.get(b"content-type", "")):
-                    return HotTeamSession(admitted, of_team)
+                assert self._team_sessions is not None, "its routes stand where there is a team"
+                if not is_npy(headers.get(b"content-type", "")):
+                    return HotTeamSession(admitted, self._team_sessions)
         return None

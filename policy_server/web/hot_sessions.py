@@ -1,6 +1,7 @@
-"""Hot steps of sessions, which wait for their turn and their answer without a coroutine.
+"""Hot steps of sessions: those of this process' wait for turn and answer without a coroutine.
 
-A step goes on when its client has gone, as ASGI's does: the client may ask for its answer again.
+Steps of sessions that another store keeps are made by the coroutine that ASGI's are made by. A step
+goes on when its client has gone, as ASGI's does: the client may ask for its answer again.
 """
 
 from __future__ import annotations
@@ -69,11 +70,16 @@ class InTurn(HotReply):
     def queue(self, sessions: Sessions | TeamSessions, session_id: str) -> None:
         """Make the step once all requests that came before have had the session.
 
+        A store that is not this process' has an order of its own.
+
         Args:
             sessions: those of the policy or of the team.
             session_id: the session's name.
         """
         self._sessions = sessions
+        if not sessions.is_immediate:
+            self.ask_by_coroutine()
+            return
         try:
             place = self._place = sessions.queue(session_id)
         except Exception as error:

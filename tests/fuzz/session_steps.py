@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import orjson
 
+from policy_server.web import Application
 from tests.fuzz.watching import without_complaints
 from tests.support.connections import Server, answers_in
 from tests.support.fakes import FakeBackend, previous_backend, summing_backend
@@ -156,8 +158,20 @@ def step_of(session: bytes, step: int | None = None, *, cat: int = 1) -> bytes:
     ) % (session, number, KEY.encode(), len(body), body)
 
 
+@asynccontextmanager
+async def served(backend: FakeBackend, *, has_fast_path: bool) -> AsyncIterator[Application]:
+    """Serve a policy whose sessions this process keeps."""
+    app = build(backend, has_fast_path=has_fast_path)
+    async with running(app):
+        yield app
+
+
 async def compare_sessions(
-    cases: int, seed: int, *, backend: Callable[[], FakeBackend] | None = None
+    cases: int,
+    seed: int,
+    *,
+    backend: Callable[[], FakeBackend] | None = None,
+    serve: Callable[..., AbstractAsyncContextManager[Application]] = served,
 ) -> Counter[int]:
     """Hold connections of one to three steps three ways against each other.
 
@@ -166,6 +180,7 @@ async def compare_sessions(
         seed: of the draws.
         backend: makes the policy's backend; None for one with a memory, and then one whose
             memory is the previous step.
+        serve: serves the backend; see `served`.
 
     Returns:
         How often each status was answered.
@@ -174,10 +189,12 @@ async def compare_sessions(
         seen = await compare_sessions(cases - cases // 2, seed, backend=summing_backend)
         return seen + await compare_sessions(cases // 2, seed + 1, backend=previous_backend)
     choose = random.Random(seed)  # noqa: S311 -- reproducible requests, no secret
-    app, slow = build(backend()), build(backend(), has_fast_path=False)
     statuses: Counter[int] = Counter()
     with without_complaints():
-        async with running(app), running(slow):
+        async with (
+            serve(backend(), has_fast_path=True) as app,
+            serve(backend(), has_fast_path=False) as slow,
+        ):
             plain, hot, fastapis = servers = (Server(app), Server(app, is_hot=True), Server(slow))
             sessions = [[await begin(one, seed=7) for one in servers] for _ in range(_SESSIONS)]
             steps = [0] * _SESSIONS

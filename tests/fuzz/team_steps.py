@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import orjson
 
+from policy_server.web import Application
 from tests.fuzz.watching import without_complaints
 from tests.support.connections import Server, answers_in
 from tests.support.hot_bytes import HALF_A_BYTE, cut, cut_alike, mutated, shown
@@ -93,17 +96,31 @@ async def begin(server: Server, **start: object) -> bytes:
     return bytes(orjson.loads(answer.body)["session_id"].encode())
 
 
-async def compare_teams(cases: int, seed: int) -> Counter[int]:
+@asynccontextmanager
+async def served(*, has_fast_path: bool) -> AsyncIterator[Application]:
+    """Serve a team whose sessions this process keeps."""
+    app, _, _ = build_team(has_fast_path=has_fast_path)
+    async with running(app):
+        yield app
+
+
+async def compare_teams(
+    cases: int,
+    seed: int,
+    *,
+    serve: Callable[..., AbstractAsyncContextManager[Application]] = served,
+) -> Counter[int]:
     """Hold connections of one to three steps three ways against each other.
 
     Args:
         cases: how many connections.
         seed: of the draws.
+        serve: serves a team; see `served`.
 
     Returns:
         How often each status was answered.
     """
-    return await _compare(cases, seed, is_mutated=False)
+    return await _compare(cases, seed, serve, is_mutated=False)
 
 
 async def compare_team_mutants(cases: int, seed: int) -> Counter[int]:
@@ -116,15 +133,20 @@ async def compare_team_mutants(cases: int, seed: int) -> Counter[int]:
     Returns:
         How often each status was answered.
     """
-    return await _compare(cases, seed, is_mutated=True)
+    return await _compare(cases, seed, served, is_mutated=True)
 
 
-async def _compare(cases: int, seed: int, *, is_mutated: bool) -> Counter[int]:
+async def _compare(
+    cases: int,
+    seed: int,
+    serve: Callable[..., AbstractAsyncContextManager[Application]],
+    *,
+    is_mutated: bool,
+) -> Counter[int]:
     choose = random.Random(seed)  # noqa: S311 -- reproducible requests, no secret
-    (app, _, _), (slow, _, _) = build_team(), build_team(has_fast_path=False)
     statuses: Counter[int] = Counter()
     with without_complaints():
-        async with running(app), running(slow):
+        async with serve(has_fast_path=True) as app, serve(has_fast_path=False) as slow:
             servers = (Server(app), Server(app, is_hot=True), Server(slow))
             names = [await begin(server, seed=7) for server in servers]
             step = 0

@@ -15,7 +15,7 @@ from policy_server.schema import parse_schema
 from policy_server.serving import PolicyRegistry, PolicySlot
 from policy_server.serving.redis_sessions import RedisSessions
 from policy_server.settings import Settings
-from policy_server.web import create_app
+from policy_server.web import Application, create_app
 from tests.support.fakes import FakeBackend, slot_of, summing_backend
 from tests.support.pages import summed
 from tests.support.web import KEY, SCHEMA, client_of, running
@@ -34,6 +34,7 @@ def key_of(session: str) -> str:
 class WebProcess:
     """One of several web processes."""
 
+    app: Application
     client: httpx.AsyncClient
     slot: PolicySlot
     metrics: Metrics
@@ -61,15 +62,18 @@ class WebProcess:
 async def web_process(
     url: str,
     backend: FakeBackend | None = None,
+    *,
+    has_fast_path: bool = True,
     **settings: Any,  # noqa: ANN401 -- their own types
 ) -> AsyncIterator[WebProcess]:
     """Serve a policy with memory whose sessions are in Redis."""
     known, metrics, used = Settings(**settings), Metrics(), backend or summing_backend()
     sessions = RedisSessions(SecretStr(url), known, metrics, swept_every_s=0.02)
     slot = slot_of(used, PARSED, settings=known, metrics=metrics, sessions=sessions)
-    app = create_app(PolicyRegistry([slot]), known, api_key=KEY, metrics=metrics)
+    policies = PolicyRegistry([slot])
+    app = create_app(policies, known, api_key=KEY, has_fast_path=has_fast_path, metrics=metrics)
     async with sessions.running(), running(app), client_of(app) as client:
-        yield WebProcess(client, slot, metrics, used)
+        yield WebProcess(app, client, slot, metrics, used)
 
 
 @asynccontextmanager

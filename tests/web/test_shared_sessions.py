@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from functools import partial
 
 import msgpack
 import pytest
 
 from policy_server.serving.redis_sessions import turns
-from tests.support.fakes import opened, summing_backend
+from policy_server.web import Application
+from tests.fuzz.session_steps import compare_sessions
+from tests.support.fakes import FakeBackend, opened, summing_backend
 from tests.support.redis_servers import RedisServer, redis_server
 from tests.support.shared_sessions import key_of, two, web_process
 from tests.support.waiting import until
 from tests.support.web import assert_error
+
+REQUESTS = 400
 
 
 @pytest.fixture
@@ -67,6 +72,17 @@ async def test_step_takes_two_commands(store: RedisServer) -> None:
         after = store.commands("hmget")
 
     assert after - before == 20
+
+
+async def test_hundreds_of_steps_get_the_same_bytes_three_ways(store: RedisServer) -> None:
+    @asynccontextmanager
+    async def serve(backend: FakeBackend, *, has_fast_path: bool) -> AsyncIterator[Application]:
+        async with web_process(store.url, backend, has_fast_path=has_fast_path) as process:
+            yield process.app
+
+    statuses = await compare_sessions(REQUESTS, seed=27, backend=summing_backend, serve=serve)
+
+    assert set(statuses) >= {200, 204, 400, 401, 404, 405, 409, 415, 422}
 
 
 async def test_requests_of_many_processes_are_answered_in_the_order_of_arrival(

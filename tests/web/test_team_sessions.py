@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -17,11 +18,14 @@ from policy_server.metrics import Metrics
 from policy_server.serving.process_sessions import NoSessions
 from policy_server.serving.redis_sessions import RedisSessions
 from policy_server.settings import Settings
+from policy_server.web import Application
+from tests.fuzz.team_steps import compare_teams
 from tests.support.fakes import integer_backend, opened, previous_backend, summing_backend
 from tests.support.redis_servers import redis_server
-from tests.support.teams import ServedTeam, own_seed, served_team
-from tests.support.web import assert_error, assert_invalid
+from tests.support.teams import ServedTeam, build_team, own_seed, served_team
+from tests.support.web import assert_error, assert_invalid, running
 
+REQUESTS = 200
 HUNTERS = ("hunter_1", "hunter_2", "hunter_3")
 SEEN = {"distance": 2.0, "is_seen": True}
 
@@ -359,6 +363,22 @@ async def test_web_processes_share_the_sessions_of_a_team_in_redis() -> None:
     assert actions_of(after) == {"hunter_1": 2, "hunter_2": 2}
     assert counts == [1, 1]
     assert_error(gone, 404, "is unknown")
+
+
+async def test_steps_of_a_team_in_redis_get_the_same_bytes_three_ways() -> None:
+    def store(settings: Settings, metrics: Metrics) -> RedisSessions:
+        return RedisSessions(SecretStr(server.url), settings, metrics)
+
+    @asynccontextmanager
+    async def serve(*, has_fast_path: bool) -> AsyncIterator[Application]:
+        app, slots, _ = build_team(open_sessions=store, has_fast_path=has_fast_path)
+        async with slots["hunter"].sessions.running(), running(app):
+            yield app
+
+    with redis_server() as server:
+        statuses = await compare_teams(REQUESTS, seed=28, serve=serve)
+
+    assert set(statuses) >= {200, 409, 415, 422}
 
 
 async def test_server_that_keeps_no_sessions_says_so() -> None:
