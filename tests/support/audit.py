@@ -1,15 +1,21 @@
-"""What a piece of code does to the machine, by Python's own audit events."""
+"""What a piece of code does to the machine, by Python's own audit events.
+
+Before Python 3.12 a thread can't be traced, as coverage.py does, while a hook of these events runs
+for another one: it ends with a RuntimeError. A hook can't be removed, so it is added by the first
+test that needs it, and `tests/conftest.py` has those tests run behind all others.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Iterator
 from threading import get_ident
 
 __all__ = ["audited"]
 
-# Set for the thread that is watched; a hook can't be removed, and does nothing without it.
+# Set for the thread that is watched; the hook does nothing without it.
 _seen: dict[int, list[str]] = {}
 _HARMLESS = frozenset(("builtins.id", "object.__getattr__", "sys._getframe"))
 
@@ -20,12 +26,15 @@ def _note(event: str, arguments: tuple[object, ...]) -> None:
         seen.append(" ".join([event, *(str(item)[:200] for item in arguments[:2])]))
 
 
-sys.addaudithook(_note)
+@functools.cache
+def _add_hook() -> None:
+    sys.addaudithook(_note)
 
 
 @contextlib.contextmanager
 def audited() -> Iterator[list[str]]:
     """Give the events of this thread in the block: imports, files, processes, sockets, code."""
+    _add_hook()
     events = _seen[get_ident()] = []
     try:
         yield events
