@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 from tests.faults.load import EXPORT, OK, Load, Streams, modes
 from tests.faults.measuring import Fault, Scene
+from tests.support.processes import descendants
 from tests.support.server_processes import (
     Server,
     compiled_home_of,
@@ -27,9 +28,14 @@ _START_TIMEOUT_S = 150.0
 
 @contextmanager
 def _stopping(
-    folder: Path, number: signal.Signals, *, backend: str, workers: int = 1
+    folder: Path,
+    number: signal.Signals,
+    *,
+    backend: str,
+    workers: int = 1,
+    is_to_all: bool = False,
 ) -> Iterator[Scene]:
-    """Serve requests and streams, until a signal."""
+    """Serve requests and streams, until a signal to the server, or to its processes too."""
     home = compiled_home_of(EXPORT, folder / "home")
     arguments = [] if workers == 1 else ["--workers", str(workers)]
     environment = _environment(folder, backend)
@@ -39,8 +45,9 @@ def _stopping(
             "requests": Load(server.url, modes()),
             "streams": Streams(server.url, modes(), _STREAMS),
         }
-        happen = partial(os.kill, server.process.pid, number)
-        yield Scene(server, loads, happen, is_last=True)
+        yield Scene(
+            server, loads, partial(_signal, server, number, is_to_all=is_to_all), is_last=True
+        )
 
 
 @contextmanager
@@ -78,6 +85,13 @@ def _side_by_side(folder: Path) -> Iterator[Scene]:
         yield Scene(server, {"": Load(server.url, modes())}, other.process.kill)
 
 
+def _signal(server: Server, number: signal.Signals, *, is_to_all: bool) -> None:
+    below = descendants(server.process.pid) if is_to_all else []
+    for pid in (server.process.pid, *below):
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 def _environment(folder: Path, backend: str) -> dict[str, str]:
     return {"TMPDIR": str(folder), "POLICY_SERVER_BACKEND": backend}
 
@@ -86,8 +100,13 @@ def _is_ready(server: Server) -> Callable[[], bool]:
     return lambda: status_of(f"{server.url}/readyz") == OK
 
 
-def _stop(told: str, number: signal.Signals, backend: str, workers: int = 1) -> Fault:
-    return Fault(told, partial(_stopping, number=number, backend=backend, workers=workers))
+def _stop(
+    told: str, number: signal.Signals, backend: str, workers: int = 1, *, is_to_all: bool = False
+) -> Fault:
+    staged = partial(
+        _stopping, number=number, backend=backend, workers=workers, is_to_all=is_to_all
+    )
+    return Fault(told, staged)
 
 
 _TERM, _KILL = signal.SIGTERM, signal.SIGKILL
@@ -96,6 +115,11 @@ FAULTS = {
     "term": _stop("SIGTERM", _TERM, "ray"),
     "term-local": _stop("SIGTERM, BACKEND=local", _TERM, "local"),
     "term-workers": _stop("SIGTERM, two web processes", _TERM, "ray", 2),
+    "term-all": _stop("SIGTERM to Ray's processes too", _TERM, "ray", is_to_all=True),
+    "term-all-workers": _stop(
+        "SIGTERM to two web processes, their parent and Ray's", _TERM, "ray", 2, is_to_all=True
+    ),
+    "int-all": _stop("SIGINT to Ray's processes too", signal.SIGINT, "ray", is_to_all=True),
     "kill": _stop("the server killed", _KILL, "ray"),
     "again": Fault(
         "the server killed, and another started at once", partial(_starting_again, backend="ray")

@@ -36,7 +36,7 @@ from policy_server.backends.ray.applications import (
 )
 from policy_server.backends.ray.backend import RayBackend
 from policy_server.backends.ray.cluster_ledger import RENEWAL_PERIOD_S, ClusterLedger
-from policy_server.backends.ray.cluster_records import ClusterRecords
+from policy_server.backends.ray.cluster_records import ClusterRecords, open_cluster_records
 from policy_server.backends.ray.connection import (
     reason_of,
     restore_signal_handlers,
@@ -136,6 +136,11 @@ class RayCluster:
         self._backends: set[RayBackend] = set()
         self._runs = ApplicationRuns(settings, membership)
         self._keeping: asyncio.Task[None] | None = None
+        # Set from the end of a Ray until another one was joined.
+        self._has_died = asyncio.Event()
+        # Cleared where Ray has died and no version is deployed.
+        self._is_needed = asyncio.Event()
+        self._is_needed.set()
         self._joining = asyncio.create_task(self._join())
         self._watching = asyncio.create_task(self._watch())
 
@@ -158,7 +163,7 @@ class RayCluster:
         if not self._membership.is_crowded:
             return None
         await asyncio.shield(self._joining)
-        return await asyncio.to_thread(ClusterRecords)
+        return await open_cluster_records(timeout_s=self._settings.start_timeout_s)
 
     @asynccontextmanager
     async def open(
@@ -196,6 +201,7 @@ class RayCluster:
         """
         application = Application(version, self._settings, self._membership.is_crowded)
         compiling = asyncio.create_task(self._compiled(version))
+        self._is_needed.set()
         try:
             ledger = await asyncio.shield(self._joining)
             backend = await self._deployed(application, ledger, compiling, count_lost)
@@ -224,7 +230,7 @@ class RayCluster:
         self._watching.cancel()
         if self._keeping is not None:
             self._keeping.cancel()
-        if self._membership.is_waiting:
+        if self._membership.is_waiting or not self._is_needed.is_set():
             self._joining.cancel()
         # A start is not broken off: the processes that it has begun have to be ended.
         kept = (self._watching, self._joining, *self._all_kept())
@@ -247,12 +253,19 @@ class RayCluster:
             if not self._uses[backend.application]:
                 self._applications.pop(backend.application, None)
             return
+        leaving = asyncio.create_task(self._leave(backend.application, is_retired=is_retired))
+        dying = asyncio.create_task(self._has_died.wait())
         try:
             async with asyncio.timeout(_LEAVE_TIMEOUT_S):
-                await self._leave(backend.application, is_retired=is_retired)
+                await asyncio.wait([leaving, dying], return_when=asyncio.FIRST_COMPLETED)
+            if leaving.done():
+                await leaving
         except (RayError, RayServeException, TimeoutError) as error:
             # It has died meanwhile.
             logger.warning("application_not_left", extra={"reason": repr(error)[:300]})
+        finally:
+            leaving.cancel()
+            dying.cancel()
 
     def _is_joined(self) -> bool:
         """Return whether this process belongs to a Ray that runs."""
@@ -278,6 +291,7 @@ class RayCluster:
         while True:
             await self._membership.lost()
             logger.warning("ray_lost")
+            self._has_died.set()
             for backend in self._backends:
                 backend.suspend()
             async with stand_ins(self._backends, self._applications, self._settings):
@@ -304,7 +318,12 @@ class RayCluster:
         return True
 
     async def _rejoin(self) -> Ledger:
+        if not self._applications:
+            # A server that ends needs no other Ray; one that goes on does with its next version.
+            self._is_needed.clear()
+            await self._is_needed.wait()
         await self._membership.rejoin()
+        self._has_died.clear()
         restore_signal_handlers()
         return await asyncio.to_thread(_ledger, self._membership.ledger_folder)
 

@@ -6,6 +6,8 @@ again.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,13 +26,15 @@ from policy_server.backends.ray.pieces import (
 )
 from policy_server.errors import NotReadyError
 
-__all__ = ["ClusterRecords", "RecordBook"]
+__all__ = ["ClusterRecords", "RecordBook", "open_cluster_records"]
 
 # A new number for methods that older servers don't know.
 _ACTOR = "policy-server-records-1"
 _NAMESPACE = "policy_server"
 # Servers look once a second; one that waits for long can't end.
 _READ_TIMEOUT_S = 10.0
+# How long a look whether the actor is up may take: a server that starts looks again, and can end.
+_LOOK_S = 0.5
 
 
 class RecordBook(PieceKeeper):
@@ -78,6 +82,26 @@ class RecordBook(PieceKeeper):
         return True
 
 
+async def open_cluster_records(*, timeout_s: float) -> ClusterRecords:
+    """Return the records of the cluster that this process has joined, once their actor answers.
+
+    Args:
+        timeout_s: the longest wait for the actor to be up, in seconds.
+
+    Raises:
+        NotReadyError: if it is not up in time, or has failed.
+    """
+    records = await asyncio.to_thread(ClusterRecords)
+    deadline = time.monotonic() + timeout_s
+    while not await asyncio.to_thread(records.is_there):
+        if time.monotonic() > deadline:
+            raise NotReadyError(
+                "ray: the cluster's records can't be had: their actor did not start within "
+                f"{timeout_s:g} s; see whether the cluster has room for another process"
+            )
+    return records
+
+
 class ClusterRecords:
     """A server process's side of the records; see `SharedRecords`."""
 
@@ -94,6 +118,19 @@ class ClusterRecords:
                 max_restarts=-1,
                 max_task_retries=-1,
             ).remote()
+            self._first_answer = self._actor.text.remote("")
+
+    def is_there(self) -> bool:
+        """Return whether the actor has answered; waits for it, but not for long.
+
+        Raises:
+            NotReadyError: if it has failed.
+        """
+        with _as_not_ready():
+            answered, _ = ray.wait([self._first_answer], timeout=_LOOK_S)
+            if answered:
+                ray.get(self._first_answer)
+        return bool(answered)
 
     def read(self, key: str) -> str | None:
         """See `SharedRecords.read`."""

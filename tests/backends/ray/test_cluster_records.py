@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
-from policy_server.backends.ray.cluster_records import RecordBook
+import pytest
+import ray
+
+from policy_server.backends.ray.cluster_records import RecordBook, open_cluster_records
+from policy_server.errors import NotReadyError
 
 A: dict[str, list[Any]] = {"policy.zip": ["reference of a"]}
 B: dict[str, list[Any]] = {"policy.zip": ["reference of b"]}
@@ -41,3 +46,42 @@ def test_text_is_not_replaced_where_its_folders_were_lost() -> None:
 
     assert not is_replaced
     assert book.text("door") is None
+
+
+class SlowActor:
+    """An actor of Ray's that is up once it was looked at so many times."""
+
+    def __init__(self, looks: int) -> None:
+        """Be looked at by `ray.wait`."""
+        self.looks = looks
+        self.text = SimpleNamespace(remote=lambda key: f"the text of {key!r}")
+
+    def wait(self, asked: list[str], *, timeout: float) -> tuple[list[str], list[str]]:
+        """Return what is there, and what is not."""
+        assert timeout < 1
+        self.looks -= 1
+        return (asked, []) if self.looks < 0 else ([], asked)
+
+
+@pytest.fixture
+def actor(monkeypatch: pytest.MonkeyPatch) -> SlowActor:
+    """Return the actor that Ray starts."""
+    actor = SlowActor(looks=3)
+    options = SimpleNamespace(remote=lambda: actor)
+    monkeypatch.setattr(ray, "remote", lambda _: SimpleNamespace(options=lambda **_: options))
+    monkeypatch.setattr(ray, "wait", actor.wait)
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    return actor
+
+
+async def test_records_are_waited_for_until_their_actor_is_up(actor: SlowActor) -> None:
+    await open_cluster_records(timeout_s=60)
+
+    assert actor.looks == -1
+
+
+async def test_actor_that_does_not_start_is_one_line(actor: SlowActor) -> None:
+    with pytest.raises(NotReadyError, match="did not start within 0 s; see whether the cluster"):
+        await open_cluster_records(timeout_s=0)
+
+    assert actor.looks == 2
