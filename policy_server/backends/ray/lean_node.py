@@ -158,14 +158,18 @@ class LeanNode(Node):
             environment: the variables of its processes.
 
         Raises:
+            RayletEndedError: if Ray ends meanwhile.
             Exception: Ray's own, if the dashboard does not start.
         """
         process = self._start_pages(environment)
         store: Any = self.get_gcs_client()  # type: ignore[no-untyped-call]  # Ray's own
         deadline = time.monotonic() + _DASHBOARD_TIMEOUT_S
         while process.poll() is None and time.monotonic() < deadline:
-            if store.internal_kv_get(b"dashboard", b"dashboard") is not None:
-                return
+            with suppress(RayError):
+                if store.internal_kv_get(b"dashboard", b"dashboard", timeout=_LOOK_S) is not None:
+                    return
+            if self._has_lost_needed():
+                raise RayletEndedError("Ray has ended while the dashboard started")
             time.sleep(_POLL_S)
         process.kill()
         del self.all_processes[_DASHBOARD]
@@ -213,6 +217,11 @@ class LeanNode(Node):
             for kind in _NEEDED
             for known in self.all_processes.get(kind, ())
         }
+
+    def _has_lost_needed(self) -> bool:
+        """Return whether a process without which no Ray goes on has ended."""
+        dead: Any = self.dead_processes()  # type: ignore[no-untyped-call]  # Ray's own
+        return any(kind in _NEEDED for kind, _ in dead)
 
     def end(self, *, is_graceful: bool) -> None:
         """End Ray's processes.

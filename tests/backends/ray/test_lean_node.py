@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from policy_server.backends.ray.lean_node import start_lean_node
+import pytest
+
+from policy_server.backends.ray.connection import RayletEndedError
+from policy_server.backends.ray.lean_node import LeanNode, start_lean_node
 from policy_server.backends.ray_processes import agents_in, end_ray_in
 from tests.support.waiting import wait_until
 
@@ -15,39 +21,71 @@ import sys, time
 if any(name.endswith("agent.py") or "/agent/" in name for name in sys.orig_argv):
     time.sleep(3600)
 """
+_DASHBOARD_HANGS = """
+import sys, time
+if "ray.dashboard.dashboard" in sys.orig_argv:
+    time.sleep(3600)
+"""
 _OPTIONS = {"num_cpus": 1, "object_store_memory": 100 * 1024 * 1024, "include_dashboard": False}
 
 
-def test_agents_of_the_raylet_that_take_long_hold_no_start_up(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(_AGENTS_HANG)
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Return a folder for a Ray, which is ended."""
     # Paths of sockets have to be short.
     folder = Path(tempfile.mkdtemp(prefix="ps-"))
     try:
-        node = start_lean_node(
-            _OPTIONS,
-            folder=str(folder),
-            is_shared=False,
-            environment={"PYTHONPATH": str(tmp_path)},
-            start_timeout_s=120.0,
-        )
-        pids = node.needed_pids()
-        wait_until(lambda: len(agents_in(folder)) == 2)
-        node.hold_agents()
-        agents = agents_in(folder)
-        niceness = [os.getpriority(os.PRIO_PROCESS, pid) for pid in agents]
-        wait_until(lambda: [_state_of(pid) for pid in agents] == ["T", "T"])
-        node.wake_agents()
-        wait_until(lambda: "T" not in [_state_of(pid) for pid in agents])
-        own = os.getpriority(os.PRIO_PROCESS, pids["raylet"])
-        node.end(is_graceful=False)
+        yield folder
     finally:
         end_ray_in(folder)
+
+
+def started(folder: Path, environment: dict[str, str]) -> LeanNode:
+    """Start a Ray."""
+    return start_lean_node(
+        _OPTIONS,
+        folder=str(folder),
+        is_shared=False,
+        environment=environment,
+        start_timeout_s=120.0,
+    )
+
+
+def test_agents_of_the_raylet_that_take_long_hold_no_start_up(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_AGENTS_HANG)
+    node = started(folder, {"PYTHONPATH": str(tmp_path)})
+    pids = node.needed_pids()
+    wait_until(lambda: len(agents_in(folder)) == 2)
+    node.hold_agents()
+    agents = agents_in(folder)
+    niceness = [os.getpriority(os.PRIO_PROCESS, pid) for pid in agents]
+    wait_until(lambda: [_state_of(pid) for pid in agents] == ["T", "T"])
+    node.wake_agents()
+    wait_until(lambda: "T" not in [_state_of(pid) for pid in agents])
+    own = os.getpriority(os.PRIO_PROCESS, pids["raylet"])
+    node.end(is_graceful=False)
+    end_ray_in(folder)
 
     assert len(pids) == 2
     assert niceness == [min(own + 5, 19)] * 2, "the agents go before the policy"
     named = str(folder).encode()
     commands = [path for path in Path("/proc").glob("[0-9]*/cmdline") if _holds(path, named)]
     assert commands == [], "an agent that still imported was left"
+
+
+def test_dashboard_is_waited_for_no_longer_than_ray_lives(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_DASHBOARD_HANGS)
+    environment = {"PYTHONPATH": str(tmp_path)}
+    with ThreadPoolExecutor(1) as rays_thread:
+        # The kernel ends the processes with the thread that has started them.
+        node = rays_thread.submit(started, folder, environment).result(120)
+        starting = rays_thread.submit(node.start_dashboard, environment)
+        wait_until(lambda: "dashboard" in node.all_processes)
+        os.kill(node.needed_pids()["gcs_server"], signal.SIGKILL)
+
+        with pytest.raises(RayletEndedError, match="while the dashboard started"):
+            starting.result(30)
+        rays_thread.submit(node.end, is_graceful=False).result(60)
 
 
 def _state_of(pid: int) -> str:
