@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -10,10 +11,16 @@ from hypothesis import HealthCheck, settings
 from tests.support.audit import audited
 
 # How long an example takes is the machine's business.
-settings.register_profile(
-    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+settings.register_profile("drawing", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The same examples each time: what is new may not be refused for a drawing of what is old.
+settings.register_profile("any machine", settings.get_profile("drawing"), derandomize=True)
 settings.load_profile("any machine")
+
+
+def pytest_configure() -> None:
+    """Let interrupted programs hear it where a background shell has them ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

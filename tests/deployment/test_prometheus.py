@@ -163,7 +163,7 @@ def test_prometheus_scrapes_the_server(prometheus: httpx.Client) -> None:
     [up] = wait_for(prometheus, 'up{job="policy_server"} == 1')
 
     assert up["value"][1] == "1"
-    [healthy] = wait_for(prometheus, "policy_server_replicas")
+    [healthy] = wait_for(prometheus, "policy_server_replicas == 1")
     assert healthy["value"][1] == "1"
 
 

@@ -243,7 +243,7 @@ def test_version_that_is_replaced_goes_when_its_last_server_has(
             replaced = application_of(old)
             used = pids_below(steady, replaced)
             # Longer than servers take to tell what they use.
-            time.sleep(12)
+            time.sleep(6.5)
             ask(client, 20)
             assert len(used) == 1
             assert pids_below(steady, replaced) == used
@@ -295,7 +295,9 @@ def test_version_that_one_server_was_given_is_served_by_all(
     def is_live(server: Server, version: str) -> bool:
         """Return whether each of a server's processes has the version."""
         return all(
-            httpx.get(f"{server.url}{routes}", headers={"access-token": "admin"}).json()["live"]
+            httpx.get(
+                f"{server.url}{routes}", headers={"access-token": "admin"}, timeout=30
+            ).json()["live"]
             == version
             for _ in range(8)
         )

@@ -21,10 +21,12 @@ from tests.support.onnx_models import (
 from tests.support.server_processes import KEY, Server, running_server
 from tests.support.web import assert_error
 
-pytestmark = [pytest.mark.service, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.service, pytest.mark.timeout(400)]
 
 # A replica that hangs is ended after this, and a second more.
 SHORTEST_HANG_S = 5.0
+# A replica takes seconds to come up, on a busy machine many.
+_REPLACED_WITHIN_S = 120.0
 SETTINGS = {
     "POLICY_SERVER_ENGINE": "onnxruntime",
     "POLICY_SERVER_REQUEST_TIMEOUT_S": "2",
@@ -52,17 +54,23 @@ def test_observation_that_harms_a_replica_costs_its_own_request_alone(tmp_path: 
             assert asked(HARMLESS).json() == alone.json()
         # Three replicas take longer to come up than a request waits here.
         server.child.wait_until(
-            lambda: asked(DEADLY).status_code == httpx.codes.INTERNAL_SERVER_ERROR
+            lambda: asked(DEADLY).status_code == httpx.codes.INTERNAL_SERVER_ERROR,
+            timeout_s=_REPLACED_WITHIN_S,
         )
         lost = events_of(server).count("replica_lost")
         refused = asked(DEADLY)
         lost_since = events_of(server).count("replica_lost")
-        server.child.wait_until(lambda: events_of(server).count("replica_connected") == 4)
+        server.child.wait_until(
+            lambda: events_of(server).count("replica_connected") >= 4,
+            timeout_s=_REPLACED_WITHIN_S,
+        )
         began = time.monotonic()
         late = asked(LASTING)
         given_up_s = time.monotonic() - began
         is_ready = client.get("/readyz").status_code == httpx.codes.OK
-        server.child.wait_until(lambda: asked(HARMLESS).status_code == httpx.codes.OK)
+        server.child.wait_until(
+            lambda: asked(HARMLESS).status_code == httpx.codes.OK, timeout_s=_REPLACED_WITHIN_S
+        )
         replaced_s = time.monotonic() - began
         events = events_of(server)
 

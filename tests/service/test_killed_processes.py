@@ -123,6 +123,11 @@ def kill(pid: int) -> None:
     wait_until(lambda: not is_running(pid))
 
 
+def has_ray(pid: int) -> bool:
+    """Return whether a worker has started Ray."""
+    return any("gcs_server" in command_line(below) for below in descendants(pid))
+
+
 def test_episodes_outlive_a_replica_a_web_process_and_redis(tmp_path: Path) -> None:
     home, data = tmp_path / "home", tmp_path / "redis"
     for folder in (home, data):
@@ -142,11 +147,14 @@ def test_episodes_outlive_a_replica_a_web_process_and_redis(tmp_path: Path) -> N
                     episodes.go_on()
                     kill(processes_of(server, "ServeReplica")[0])
                     episodes.go_on()
-                    # The first one has started Ray.
-                    kill(processes_of(server, "spawn_main")[-1])
+                    kill(
+                        next(pid for pid in processes_of(server, "spawn_main") if not has_ray(pid))
+                    )
                     episodes.go_on()
                     redis.kill()
-                    wait_until(lambda: any("their Redis" in reason for reason in episodes.retries))
+                    wait_until(
+                        lambda: any("their Redis" in reason for reason in [*episodes.retries])
+                    )
                 with redis_server(*DURABLE, folder=data, socket=socket) as redis:
                     episodes.go_on()
                     episodes.is_over.set()

@@ -104,7 +104,7 @@ def test_signal_ends_a_start_that_downloads(tmp_path: Path, number: signal.Signa
         with started_server(tmp_path, environment=environment) as server:
             assert asked.wait(60)
             server.process.send_signal(number)
-            status = server.process.wait(10)
+            status = server.process.wait(60)
         is_over.set()
 
     assert status == 128 + number

@@ -68,7 +68,7 @@ async def test_question_whose_deadline_passes_while_it_is_computed_fails() -> No
     patient = asyncio.create_task(scheduler.answer(question()))
 
     with pytest.raises(DeadlineError):
-        await scheduler.answer(question(0.01))
+        await scheduler.answer(question(0.1))
 
     assert backend.batches == [2]
     backend.gate.set()

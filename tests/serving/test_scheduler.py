@@ -183,7 +183,7 @@ async def test_search_for_a_bad_observation_keeps_the_deadline() -> None:
         scheduler_of(backend, max_batch_size=64, timeout_s=0.15), *[backend.poison] * 64
     )
 
-    assert loop.time() - started < 0.5
+    assert loop.time() - started < 3
     assert {type(answer) for answer in answers} == {OverloadedError}
     assert len(backend.batches) < 10
 
@@ -291,19 +291,19 @@ async def test_question_that_would_wait_too_long_is_refused_at_once() -> None:
 
 
 async def test_question_that_can_be_answered_in_time_no_more_is_not_computed() -> None:
-    backend, metrics, scheduler = await bounded(max_wait_s=0.2)
+    backend, metrics, scheduler = await bounded(max_wait_s=0.5)
 
     # The policy stands still, longer than the questions may wait.
     async with backend.turn:
         asked = asyncio.create_task(ask(scheduler, *[0.0] * 5))
         await until(lambda: scheduler.waiting == 5)
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(0.55)
     answered = await asked
 
     # Two were in calls already.
     assert answered[:2] == [2, 2]
     assert [type(answer) for answer in answered[2:]] == [OverloadedError] * 3
-    assert answered[2].message.endswith(" within 0.2 s; try again in a second")
+    assert answered[2].message.endswith(" within 0.5 s; try again in a second")
     assert sum(backend.batches) == 4 + 2
     assert metrics.snapshot().numbers["rejected"] == {("queue_slow", DEFAULT_POLICY): 3}
     assert await ask(scheduler, 0.0) == [2]
@@ -788,11 +788,11 @@ async def test_each_question_of_a_call_that_hangs_has_its_own_deadline() -> None
     backend = integer_backend()
     backend.gate = asyncio.Event()
     metrics = Metrics()
-    scheduler = scheduler_of(backend, timeout_s=0.4, metrics=metrics.of("walker"))
+    scheduler = scheduler_of(backend, timeout_s=1.2, metrics=metrics.of("walker"))
     blocking = await occupied(scheduler, backend)
-    await asyncio.sleep(0.15)
+    await asyncio.sleep(0.4)
     early = scheduler.ask(question())
-    await asyncio.sleep(0.15)
+    await asyncio.sleep(0.4)
     late = scheduler.ask(question())
     # Both ride in the call that follows when the two that hang are given up.
     await blocking[0]

@@ -61,10 +61,15 @@ class Server:
 
     def figure(self, name: str) -> float | None:
         """Return a number of the metrics page; None while no process has its port."""
+        page = self.metrics()
+        return summed(page, name) if page else None
+
+    def metrics(self, path: str = "") -> str:
+        """Return the metrics page, or one below it; empty while no process has its port."""
         try:
-            return summed(httpx.get(self.metrics_url, timeout=5).text, name)
+            return httpx.get(f"{self.metrics_url}{path}", timeout=30).text
         except httpx.TransportError:
-            return None
+            return ""
 
     def output(self) -> str:
         """Return what the server has printed so far."""

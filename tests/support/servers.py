@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -58,11 +59,16 @@ async def silent(_scope: Scope, _receive: Receive, _send: Send) -> None:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port that nobody listens on, and that the system gives to no other program.
+
+    It is below those that Linux gives by itself, which Ray's processes take too, and above those of
+    Ray's workers: a server that binds it seconds later finds it free.
+    """
+    while True:
+        port = random.randrange(20_000, 32_768)  # noqa: S311 -- no secret
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def status_of(url: str, *, key: str | None = None) -> int | None:

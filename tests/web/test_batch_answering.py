@@ -383,17 +383,23 @@ async def test_client_that_leaves_during_its_upload_is_no_failure(
 async def test_more_batches_than_places_wait_and_then_are_503() -> None:
     async def never() -> AsyncIterator[bytes]:
         yield b"["
-        await asyncio.sleep(1)
+        await asyncio.sleep(5)
 
-    async with serve(request_timeout_s=0.2) as client:
-        slow = [asyncio.create_task(client.post("/predict/batch", content=never()))]
+    async with serve(request_timeout_s=0.6) as client:
+
+        def begin(count: int) -> list[asyncio.Task[httpx.Response]]:
+            return [
+                asyncio.create_task(client.post("/predict/batch", content=never()))
+                for _ in range(count)
+            ]
+
+        slow = begin(1)
         await asyncio.sleep(0.05)
         beside = await client.post("/predict/batch", json=ROWS)
-        # As many again have a place and then get one, and this one waits for too long.
-        slow += [
-            asyncio.create_task(client.post("/predict/batch", content=never()))
-            for _ in range(2 * MOST_AT_ONCE - 1)
-        ]
+        slow += begin(MOST_AT_ONCE - 1)
+        # As many again wait for a place and then get one, and this one waits for too long.
+        await asyncio.sleep(0.3)
+        slow += begin(MOST_AT_ONCE)
         await asyncio.sleep(0.05)
         refused = await client.post("/predict/batch", json=ROWS)
         statuses = {response.status_code for response in await asyncio.gather(*slow)}

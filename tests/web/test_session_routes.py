@@ -332,7 +332,7 @@ async def test_idle_sessions_expire_and_are_counted() -> None:
     def page() -> str:
         return MetricsExporter(metrics, port=0).render().decode()
 
-    async with serve(summing_backend(), metrics=metrics, session_idle_s=0.05) as client:
+    async with serve(summing_backend(), metrics=metrics, session_idle_s=0.5) as client:
         session = await begun(client)
         opened_at_first = summed(page(), "policy_server_sessions")
         await until(lambda: summed(page(), "policy_server_sessions") == 0)

@@ -241,7 +241,7 @@ async def test_idle_sessions_expire_and_are_counted_once(store: RedisServer) -> 
 
 
 async def test_session_does_not_expire_in_its_turn(store: RedisServer) -> None:
-    async with web_process(store.url, session_idle_s=0.05) as process:
+    async with web_process(store.url, session_idle_s=0.5) as process:
         session = await process.begin()
         process.backend.gate = asyncio.Event()
         step = asyncio.create_task(process.step(session))

@@ -439,7 +439,7 @@ async def test_call_that_died_with_its_ray_is_answered_by_the_stand_in_at_once()
         await until(lambda: not backend.send(inputs_of(2.0), lambda _: None))
         backend.stand_in(summing_backend())
         # Well before a call is given to Ray Serve.
-        answer = await asyncio.wait_for(call, 2)
+        answer = await asyncio.wait_for(call, 20)
 
     assert len(answer) == 1
     assert handle.asked == 0

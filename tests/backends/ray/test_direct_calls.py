@@ -334,7 +334,7 @@ async def test_call_on_which_a_replica_hung_is_not_asked_again_as_others_are(
         for number in range(3):
             calls.ask(inputs_of(number), partial(answers.__setitem__, number))
         # So long that it counts as hung.
-        await asyncio.sleep(1.3)
+        await asyncio.sleep(2.5)
         replicas.listed.clear()
         replicas.threads[0].end_without_answers()
         await until(lambda: len(answers) == 3)
@@ -361,7 +361,7 @@ async def test_call_that_holds_up_two_replicas_is_given_up_with_the_first_that_e
         await warmed(calls)
         hung = calls.ask(inputs_of(-1), outcomes.append)
         # So long that the first one counts as hung.
-        await asyncio.sleep(1.3)
+        await asyncio.sleep(2.5)
         held_up = len(hung.replicas)
         replicas.listed.clear()
         events[0].set()
