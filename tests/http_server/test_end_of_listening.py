@@ -38,7 +38,7 @@ async def test_uvicorn_hears_of_a_signal_once(heard: list[int]) -> None:
     end_listening_first(running())
 
     os.kill(os.getpid(), signal.SIGTERM)
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.1)
 
     assert heard == [signal.SIGTERM]
 
@@ -49,7 +49,7 @@ async def test_second_signal_is_heard_at_once_and_the_first_not_behind_it(heard:
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGTERM)
     at_once = list(heard)
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.1)
 
     assert at_once == [signal.SIGTERM]
     assert heard == [signal.SIGTERM]
@@ -59,7 +59,7 @@ async def test_terminal_that_closes_stops_the_server_as_sigterm_does(heard: list
     end_listening_first(running())
 
     os.kill(os.getpid(), signal.SIGHUP)
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.1)
 
     assert heard == [signal.SIGTERM]
 
@@ -69,6 +69,6 @@ async def test_terminal_that_closes_is_ignored_under_nohup(heard: list[int]) -> 
     end_listening_first(running())
 
     os.kill(os.getpid(), signal.SIGHUP)
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.1)
 
     assert heard == []

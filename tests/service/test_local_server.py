@@ -221,9 +221,9 @@ def _is_answered(connection: socket.socket) -> bool:
 @pytest.mark.parametrize(
     ("setting", "arguments", "idle_s", "is_kept"),
     [
-        ({}, [], 6.0, True),
-        ({}, ["--workers", "2"], 6.0, True),
-        ({}, ["--http", "h11"], 6.0, True),
+        ({}, [], 5.5, True),
+        ({}, ["--workers", "2"], 5.5, True),
+        ({}, ["--http", "h11"], 5.5, True),
         ({"POLICY_SERVER_KEEP_ALIVE_S": "0.3"}, [], 1.0, False),
         ({}, ["--timeout-keep-alive", "1"], 2.0, False),
         ({"POLICY_SERVER_KEEP_ALIVE_S": "1"}, ["--timeout-keep-alive=5"], 2.0, True),
@@ -298,6 +298,8 @@ def test_figures_outlive_the_worker_that_shows_them(tmp_path: Path) -> None:
             with server.client() as client:
                 client.post("/predict", json=case["observation"]).raise_for_status()
         wait_for(answered, 20)
+        # Each worker tells where it serves, the second one after the first has answered.
+        server.child.wait_until(lambda: server.output().count('"policy_served"') == 2)
         events = [json.loads(line) for line in server.output().splitlines()]
         [holder] = [
             event["pid"]

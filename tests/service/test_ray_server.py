@@ -162,7 +162,8 @@ def test_only_what_serving_needs_of_ray_runs(server: Server) -> None:
         "ServeReplica",
     )
 
-    assert [line for line in lines if not any(name in line for name in needed)] == []
+    # Of a process that has ended by now the line is empty.
+    assert [line for line in lines if line and not any(name in line for name in needed)] == []
 
 
 def test_replicas_get_as_much_of_the_processor_as_the_web_process(server: Server) -> None:

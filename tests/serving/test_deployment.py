@@ -363,8 +363,8 @@ async def test_version_is_kept_while_the_store_of_its_sessions_is_away(tmp_path:
     async with store.running():
         await start(deployer)
         await deployer.deploy(DeployedVersion("v2", "v2.zip", 100.0))
-        await deployer.deploy(DeployedVersion("v3", "v3.zip", 100.0))
         began = asyncio.get_running_loop().time()
+        await deployer.deploy(DeployedVersion("v3", "v3.zip", 100.0))
         await until(lambda: "v1" not in deployer.slot.versions)
         lasted = asyncio.get_running_loop().time() - began
         await deployer.aclose()

@@ -14,7 +14,7 @@ from policy_server.errors import SessionStoreError, SettingsError
 from policy_server.serving.redis_sessions.script_calls import RedisScripts
 from policy_server.serving.redis_sessions.scripts import Script
 from tests.support.redis_servers import RedisServer, redis_server
-from tests.support.waiting import turns
+from tests.support.waiting import turns, wait_until
 
 APPEND = Script.of("return redis.call('APPEND', KEYS[1], ARGV[1])")
 READ = Script.of("return redis.call('GET', KEYS[1])")
@@ -67,13 +67,15 @@ async def test_lost_connection_and_forgotten_scripts_cost_no_call(store: RedisSe
 async def test_event_loop_that_stood_still_takes_the_answer_that_came_meanwhile(
     store: RedisServer,
 ) -> None:
-    async with connected(store, timeout_s=0.2) as calls:
+    async with connected(store, timeout_s=1) as calls:
         await calls.call(APPEND, "key", "a")
+        read = store.commands("get")
         with store.held_up():
             asked = calls.call(READ, "key")
             # It is sent in these turns, and answered while the loop stands still.
             await turns()
-        time.sleep(0.3)
+        time.sleep(1.1)
+        wait_until(lambda: store.commands("get") > read)
         found = await asked
 
     assert found == b"a"

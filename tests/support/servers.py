@@ -47,6 +47,8 @@ observations:
 parameters: {{api_key: {KEY}}}
 """
 _PROBABILITIES = (0.2, 0.8)
+# The ports that tests of this process were given: nobody may listen on one of them yet.
+_given: set[int] = set()
 # A request that offers HTTP/2, whose chunked body looks like another request.
 CHUNKED = (
     b"POST /chunked?a=%20b HTTP/1.1\r\nUpgrade: h2c\r\nConnection: upgrade\r\nX:  a\tb\r\n"
@@ -68,7 +70,9 @@ def free_port() -> int:
         port = random.randrange(20_000, 32_768)  # noqa: S311 -- no secret
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            return port
+            if port not in _given:
+                _given.add(port)
+                return port
 
 
 def status_of(url: str, *, key: str | None = None) -> int | None:

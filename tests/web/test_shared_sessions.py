@@ -222,7 +222,7 @@ async def test_request_waits_no_longer_than_others_do(store: RedisServer) -> Non
 
 
 async def test_idle_sessions_expire_and_are_counted_once(store: RedisServer) -> None:
-    async with two(store.url, session_idle_s=0.5) as (first, second):
+    async with two(store.url, session_idle_s=1.5) as (first, second):
         sessions = [await first.begin() for _ in range(3)]
         await until(lambda: second.figure("policy_server_sessions") == 3)
         await until(lambda: first.figure("policy_server_sessions") == 3)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from policy_server.backends.ray import direct_calls
 from policy_server.backends.ray.call_times import DuplicateBudget, UsualTimes
 from policy_server.backends.ray.direct_calls import ConnectionLostError, DirectCalls
 from policy_server.errors import (
@@ -37,6 +38,8 @@ from tests.support.waiting import turns, until
 # What a call that is lost to a replica for good would take at least.
 TIMEOUT_S = 20.0
 SOON_S = 5.0
+# After this a replica counts as hung where a test says so.
+HUNG_S = 0.3
 
 
 async def test_calls_in_flight_get_their_own_answers() -> None:
@@ -325,7 +328,9 @@ async def test_observation_on_which_the_policy_hangs_holds_up_few_of_many_replic
 
 async def test_call_on_which_a_replica_hung_is_not_asked_again_as_others_are(
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(direct_calls, "_HUNG_S", HUNG_S)
     replicas = Replicas(doubled)
     async with connected(replicas) as calls:
         await warmed(calls)
@@ -334,7 +339,7 @@ async def test_call_on_which_a_replica_hung_is_not_asked_again_as_others_are(
         for number in range(3):
             calls.ask(inputs_of(number), partial(answers.__setitem__, number))
         # So long that it counts as hung.
-        await asyncio.sleep(2.5)
+        await asyncio.sleep(3 * HUNG_S)
         replicas.listed.clear()
         replicas.threads[0].end_without_answers()
         await until(lambda: len(answers) == 3)
@@ -346,7 +351,10 @@ async def test_call_on_which_a_replica_hung_is_not_asked_again_as_others_are(
     assert hung == ["a0"]
 
 
-async def test_call_that_holds_up_two_replicas_is_given_up_with_the_first_that_ends() -> None:
+async def test_call_that_holds_up_two_replicas_is_given_up_with_the_first_that_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(direct_calls, "_HUNG_S", HUNG_S)
     outcomes: list[PolicyOutputs | Exception] = []
     events = [threading.Event(), threading.Event()]
 
@@ -361,7 +369,7 @@ async def test_call_that_holds_up_two_replicas_is_given_up_with_the_first_that_e
         await warmed(calls)
         hung = calls.ask(inputs_of(-1), outcomes.append)
         # So long that the first one counts as hung.
-        await asyncio.sleep(2.5)
+        await asyncio.sleep(3 * HUNG_S)
         held_up = len(hung.replicas)
         replicas.listed.clear()
         events[0].set()
