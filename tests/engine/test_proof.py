@@ -55,13 +55,31 @@ def overflowing_to(value: float, at: float) -> Callable[[NDArray[Any]], NDArray[
     return lambda rows: np.where((np.abs(rows) > at).any(axis=1, keepdims=True), value, -rows)
 
 
-@pytest.mark.parametrize("value", [np.inf, np.nan])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 def test_sum_that_overflows_in_the_graph_alone_is_no_difference(value: float) -> None:
     graph = overflowing_to(value, 1e37)
 
     proof = hold_against_graph(NEGATED, graph, ROWS, EXTREMES, [1], refusal=tf.errors.OpError)
 
     assert proof.largest_on_extremes == 0.0
+
+
+def test_mask_on_observations_that_overflow_is_no_overflow() -> None:
+    overflowing = EXTREMES[np.abs(EXTREMES).max(axis=1) > 1e37]
+
+    def masked_at_extremes(rows: NDArray[Any]) -> NDArray[Any]:
+        is_masked = (np.abs(rows[:, :1]) > np.abs(rows[:, 1:2])) & (np.abs(rows).max() > 1e20)
+        return np.where(is_masked, -np.inf, overflowing_to(np.inf, 1e37)(rows))
+
+    with pytest.raises(NotCompiledError, match="gives NaN or infinity apart from TensorFlow on"):
+        hold_against_graph(
+            NEGATED,
+            masked_at_extremes,
+            ROWS,
+            overflowing,
+            [1],
+            refusal=tf.errors.OpError,
+        )
 
 
 def test_number_that_overflows_on_the_way_in_the_network_alone_is_no_difference() -> None:
@@ -76,6 +94,29 @@ def test_number_that_overflows_on_the_way_in_the_network_alone_is_no_difference(
     assert proof.largest_on_extremes == 0.0
 
 
+def test_network_whose_overflow_is_hidden_by_a_bound_is_no_difference() -> None:
+    factors = [64.0, 1e-30, 1e-10]
+    constants = {index: np.array(value, np.float32) for index, value in enumerate(factors, 1)}
+    steps = (
+        Step("Mul", (0, 1), 4),
+        Step("Mul", (4, 2), 5),
+        Step("Mul", (5, 3), 6),
+        Step("Tanh", (6,), 7),
+    )
+    network = NumpyNetwork(constants, steps, result=7, registers=8)
+
+    def graph(factor: float) -> Callable[[NDArray[Any]], NDArray[Any]]:
+        return lambda rows: np.tanh(rows.astype(np.float64) * factor).astype(np.float32)
+
+    proof = hold_against_graph(
+        network, graph(64e-40), ROWS, EXTREMES, [1], refusal=tf.errors.OpError
+    )
+
+    assert 0 < proof.overflows < proof.extremes
+    with pytest.raises(NotCompiledError, match="from TensorFlow on extreme observations"):
+        hold_against_graph(network, graph(32e-40), ROWS, EXTREMES, [1], refusal=tf.errors.OpError)
+
+
 def test_graph_whose_overflow_is_hidden_by_a_bound_is_no_difference() -> None:
     steps = (Step("Neg", (0,), 1), Step("Tanh", (1,), 2))
     network = NumpyNetwork({}, steps, result=2, registers=3)
@@ -86,12 +127,14 @@ def test_graph_whose_overflow_is_hidden_by_a_bound_is_no_difference() -> None:
     proof = hold_against_graph(network, graph(1e37), ROWS, EXTREMES, [1], refusal=tf.errors.OpError)
 
     assert 0 < proof.overflows < proof.extremes
-    assert f"on {304 - proof.overflows} of 304 extreme ones" in proof.told("TensorFlow")
+    told = proof.told("TensorFlow")
+    assert f"on {304 - proof.overflows} of 304 extreme ones" in told
+    assert told.endswith("; the others overflow 32 bits)")
     with pytest.raises(NotCompiledError, match="from TensorFlow on extreme observations"):
         hold_against_graph(network, graph(1e25), ROWS, EXTREMES, [1], refusal=tf.errors.OpError)
 
 
-@pytest.mark.parametrize(("value", "at"), [(np.nan, 1e25), (np.inf, 1e25), (-np.inf, 1e37)])
+@pytest.mark.parametrize(("value", "at"), [(np.nan, 1e25), (np.inf, 1e25), (-np.inf, 1e25)])
 def test_no_number_that_is_no_overflow_is_a_difference(value: float, at: float) -> None:
     with pytest.raises(NotCompiledError, match="gives NaN or infinity apart from TensorFlow on"):
         hold_against_graph(

@@ -47,6 +47,8 @@ observations:
 parameters: {{api_key: {KEY}}}
 """
 _PROBABILITIES = (0.2, 0.8)
+# Two runs beside each other draw apart, though `tests.conftest` has their tests draw the same.
+_CHANCE = random.SystemRandom()
 # The ports that tests of this process were given: nobody may listen on one of them yet.
 _given: set[int] = set()
 # A request that offers HTTP/2, whose chunked body looks like another request.
@@ -67,7 +69,7 @@ def free_port() -> int:
     Ray's workers: a server that binds it seconds later finds it free.
     """
     while True:
-        port = random.randrange(20_000, 32_768)  # noqa: S311 -- no secret
+        port = _CHANCE.randrange(20_000, 32_768)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             if port not in _given:
