@@ -14,6 +14,7 @@ from policy_server.files.regular import open_file
 __all__ = [
     "BESIDE_MARK",
     "HEAD_BYTES",
+    "MOST_FILES",
     "SOURCE_MARK",
     "Model",
     "digest_of_file",
@@ -31,6 +32,8 @@ HEAD_BYTES = 512
 # Hidden files of an unpacked model: the digests of its zip or file, and of those from beside it.
 SOURCE_MARK = ".source-sha256"
 BESIDE_MARK = ".beside-sha256"
+# A folder with more is not looked through: it is a data set, or somebody's home.
+MOST_FILES = 10_000
 _VERSION_DIGITS = 12
 
 
@@ -62,13 +65,20 @@ def files_of_model(folder: Path) -> dict[str, Path]:
 
     Args:
         folder: where the model lies.
+
+    Raises:
+        ModelError: if more than `MOST_FILES` files and folders are in it.
     """
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and is_part_of_model(path.relative_to(folder))
-    )
-    return {path.relative_to(folder).as_posix(): path for path in paths}
+    found = []
+    for count, path in enumerate(folder.rglob("*"), 1):
+        if count > MOST_FILES:
+            raise ModelError(
+                f"{folder}: holds more than {MOST_FILES} files; a policy has a few: name the "
+                "folder of one checkpoint"
+            )
+        if path.is_file() and is_part_of_model(path.relative_to(folder)):
+            found.append(path)
+    return {path.relative_to(folder).as_posix(): path for path in sorted(found)}
 
 
 def is_part_of_model(path: Path | PurePosixPath) -> bool:

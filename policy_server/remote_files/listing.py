@@ -14,13 +14,12 @@ from pathlib import Path, PurePosixPath
 
 from policy_server.errors import ModelError
 from policy_server.files.archives import fault_of_name
-from policy_server.formats.model_files import files_of_model, is_part_of_model
+from policy_server.formats.model_files import MOST_FILES, files_of_model, is_part_of_model
 from policy_server.remote_files.store_clients import google_client, s3_client
 from policy_server.remote_files.uris import RemoteUri
 
 __all__ = ["RemoteMember", "list_folder", "read_listing"]
 
-_MOST_MEMBERS = 10_000
 # Characters that an address can't have in the name of a file.
 _NO_ADDRESS = frozenset("?@\\")
 
@@ -95,8 +94,13 @@ def _list_local(uri: RemoteUri) -> Iterator[RemoteMember]:
 
 def _checked(uri: RemoteUri, found: Iterable[RemoteMember]) -> Iterator[RemoteMember]:
     """Yield the files that are part of a model; their names are the store's, and so anybody's."""
-    count = 0
-    for member in found:
+    has_files = False
+    for count, member in enumerate(found, 1):
+        if count > MOST_FILES:
+            raise ModelError(
+                f"{uri.public}: holds more than {MOST_FILES} files; a policy has a few: name the "
+                "folder of one checkpoint"
+            )
         # Stores show an empty object in place of a folder.
         if member.name.endswith("/") or not member.name:
             continue
@@ -105,14 +109,9 @@ def _checked(uri: RemoteUri, found: Iterable[RemoteMember]) -> Iterator[RemoteMe
         fault = None if uri.scheme == "file" else _fault_of(member.name)
         if fault is not None:
             raise ModelError(f"{uri.public}: the file {member.name[:60]!r} {fault}")
-        count += 1
-        if count > _MOST_MEMBERS:
-            raise ModelError(
-                f"{uri.public}: holds more than {_MOST_MEMBERS} files; a policy has a few: name "
-                "the folder of one checkpoint"
-            )
+        has_files = True
         yield member
-    if not count:
+    if not has_files:
         raise ModelError(f"{uri.public}: holds no files; check the address")
 
 

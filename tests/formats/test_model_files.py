@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 from policy_server.errors import ModelError
-from policy_server.formats.model_files import digest_of_files, digest_of_path, identify_model
+from policy_server.formats.model_files import (
+    digest_of_files,
+    digest_of_path,
+    files_of_model,
+    identify_model,
+)
 from policy_server.formats.unpacking import unpack_model
 from tests.support.formats import NotesFormat
 from tests.support.zips import zip_of
@@ -80,3 +85,17 @@ def test_digest_of_a_path_is_that_of_the_file_or_of_the_folders_model(tmp_path: 
 def test_digest_of_nothing_is_one_line(tmp_path: Path, name: str, says: str) -> None:
     with pytest.raises(ModelError, match=says):
         digest_of_path(tmp_path / name)
+
+
+def test_folder_of_more_files_than_a_policy_has_is_not_looked_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("policy_server.formats.model_files.MOST_FILES", 3)
+    for name in ("first", "second", ".hidden"):
+        (tmp_path / name).touch()
+    assert sorted(files_of_model(tmp_path)) == ["first", "second"]
+
+    (tmp_path / "events.out.tfevents.1").touch()
+
+    with pytest.raises(ModelError, match="holds more than 3 files; a policy has a few: name the"):
+        files_of_model(tmp_path)
