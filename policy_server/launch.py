@@ -100,7 +100,9 @@ def build_app() -> Application:
                 for slot in policies.registry:
                     slot.on_unloaded.append(unused.release_soon)
                 is_started = True
-                process.note_serving()
+                process.note_serving(
+                    on_ending=policies.registry.note_ending, drain_s=settings.drain_s
+                )
                 yield
         except Exception as error:
             if not is_started:

@@ -179,6 +179,13 @@ class Settings(BaseSettings):
         description="How long an idle connection stays open, before its first request too, in "
         "seconds; uvicorn's `--timeout-keep-alive` wins",
     )
+    drain_s: float = Field(
+        0.0,
+        ge=0,
+        le=3600,
+        description="For how long requests are still taken after SIGTERM, in seconds, while "
+        "`/readyz` is 503, so that load balancers send no more; SIGINT doesn't wait",
+    )
     header_timeout_s: float = Field(
         10.0,
         gt=0,

@@ -1,5 +1,7 @@
 """The end of listening: connections that were made are taken before a signal stops uvicorn.
 
+Load balancers hear first that the server is not ready, and may be given time for it.
+
 uvicorn closes its listening sockets, and the kernel resets the connections that lie in their queues
 with the requests in them. And the supervisor of several workers holds the sockets until all have
 ended, so that others are made meanwhile which nobody takes.
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import logging
 import os
 import signal
 import socket
@@ -22,6 +25,8 @@ from typing import Any
 import uvicorn
 
 __all__ = ["accept_clients", "end_listening_first"]
+
+logger = logging.getLogger(__name__)
 
 # linux/filter.h and asm-generic/socket.h: a program of one instruction, which keeps 0 bytes of each
 # packet. A connection that is made already has packets of its own.
@@ -43,7 +48,11 @@ def accept_clients(listeners: Iterable[socket.socket]) -> None:
 
 
 def end_listening_first(
-    running: uvicorn.Server, is_last: Callable[[], bool] = lambda: True
+    running: uvicorn.Server,
+    is_last: Callable[[], bool] = lambda: True,
+    *,
+    on_ending: Callable[[], None] = lambda: None,
+    drain_s: float = 0.0,
 ) -> None:
     """Take what lies in the queues before uvicorn hears of SIGINT, SIGTERM or SIGHUP.
 
@@ -56,17 +65,27 @@ def end_listening_first(
         running: the uvicorn of this process; no other program takes clients from its sockets.
         is_last: returns whether no other worker takes clients from them any more. One that is
             started later calls `accept_clients`.
+        on_ending: is called at the first signal, before anything ends.
+        drain_s: for how long clients are still taken after a SIGTERM, in seconds.
     """
     if threading.current_thread() is threading.main_thread():
-        _EndOfListening(running, is_last).hear()
+        _EndOfListening(running, is_last, on_ending, drain_s).hear()
 
 
 class _EndOfListening:
     """The steps between a signal and uvicorn's hearing of it."""
 
-    def __init__(self, running: uvicorn.Server, is_last: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        running: uvicorn.Server,
+        is_last: Callable[[], bool],
+        on_ending: Callable[[], None],
+        drain_s: float,
+    ) -> None:
         self._running = running
         self._is_last = is_last
+        self._on_ending = on_ending
+        self._drain_s = drain_s
         self._loop = asyncio.get_running_loop()
         self._noting: dict[int, Any] = {}
         self._has_come = self._is_noted = False
@@ -80,6 +99,8 @@ class _EndOfListening:
             signal.signal(signal.SIGHUP, self._hear)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
+        # Nobody waits for a terminal that closes.
+        drain_s = self._drain_s if number == signal.SIGTERM else 0.0
         if number == signal.SIGHUP:
             number = signal.SIGTERM
         if self._has_come or self._loop.is_closed():
@@ -87,9 +108,15 @@ class _EndOfListening:
             self._note(number, frame)
         else:
             self._has_come = True
-            self._loop.call_soon_threadsafe(self._begin, number)
+            self._loop.call_soon_threadsafe(self._begin, number, drain_s)
 
-    def _begin(self, number: int) -> None:
+    def _begin(self, number: int, drain_s: float) -> None:
+        self._on_ending()
+        if drain_s:
+            logger.info("draining", extra={"seconds": drain_s})
+        self._loop.call_later(drain_s, self._refuse, number)
+
+    def _refuse(self, number: int) -> None:
         for server in self._running.servers if self._is_last() else ():
             for known in server.sockets:
                 _refuse_clients(known.fileno())

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import parent_process
 
@@ -78,8 +79,15 @@ class WebProcess:
                 )
             taken[port] = setting
 
-    def note_serving(self) -> None:
-        """Note that this process serves, and how its listening ends; called from the lifespan."""
+    def note_serving(
+        self, *, on_ending: Callable[[], None] = lambda: None, drain_s: float = 0.0
+    ) -> None:
+        """Note that this process serves, and how its listening ends; called from the lifespan.
+
+        Args:
+            on_ending: is called at the first signal that ends uvicorn.
+            drain_s: for how long clients are still taken after a SIGTERM, in seconds.
+        """
         worker, server = self.worker, self.server
         if worker is not None:
             worker.note_serving()
@@ -89,11 +97,11 @@ class WebProcess:
         if worker is None:
             # Sockets that another program has opened may be its other children's too.
             if server.port is not None:
-                end_listening_first(running)
+                end_listening_first(running, on_ending=on_ending, drain_s=drain_s)
         elif server.is_supervised:
             worker.end_with_supervisor()
             accept_clients(server.sockets)
-            end_listening_first(running, worker.stop_serving)
+            end_listening_first(running, worker.stop_serving, on_ending=on_ending, drain_s=drain_s)
 
     def end_all(self, *, reason: str = "") -> None:
         """End uvicorn's supervisor too, since its next worker could not serve either.

@@ -22,6 +22,7 @@ class PolicyRegistry:
         default: the slot that answers where a request names no policy.
         is_named: whether people have named the policies, so that the names stand in addresses.
         agents: the policies of a team's agents; None where there is no team.
+        is_ending: whether the server has been told to end; requests are still answered.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class PolicyRegistry:
         self.default = slots[0] if default is None else self._slots[default]
         self.is_named = len(slots) > 1 if is_named is None else is_named
         self.agents = agents
+        self.is_ending = False
 
     def __iter__(self) -> Iterator[PolicySlot]:
         """Iterate over the slots in their order."""
@@ -97,6 +99,10 @@ class PolicyRegistry:
                     if all(other.failure is not None for other in self):
                         raise
             yield
+
+    def note_ending(self) -> None:
+        """Say from now on that no more requests should come; those that do are answered."""
+        self.is_ending = True
 
     async def is_ready(self) -> bool:
         """Return whether every policy that could be loaded would answer a question now."""

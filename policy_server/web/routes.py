@@ -283,6 +283,8 @@ def server_routes(registry: PolicyRegistry) -> APIRouter:
         "/readyz", operation_id="readyz", summary="Say whether an observation would be answered now"
     )
     async def ready() -> str:
+        if registry.is_ending:
+            raise NotReadyError("the server is ending; ask another one")
         if not await registry.is_ready():
             raise NotReadyError("the policy is not ready; try again in a few seconds")
         return "; ".join(

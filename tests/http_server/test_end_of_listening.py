@@ -72,3 +72,42 @@ async def test_terminal_that_closes_is_ignored_under_nohup(heard: list[int]) -> 
     await asyncio.sleep(0.1)
 
     assert heard == []
+
+
+async def test_clients_are_taken_for_a_time_after_sigterm(heard: list[int]) -> None:
+    said: list[str] = []
+    end_listening_first(running(), on_ending=lambda: said.append("ending"), drain_s=0.5)
+
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(0.1)
+    early = (list(said), list(heard))
+    while not heard:
+        await asyncio.sleep(0.01)
+
+    assert early == (["ending"], [])
+    assert (said, heard) == (["ending"], [signal.SIGTERM])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+async def test_nobody_waits_for_a_time_after_another_signal(
+    number: signal.Signals, heard: list[int]
+) -> None:
+    said: list[str] = []
+    end_listening_first(running(), on_ending=lambda: said.append("ending"), drain_s=3600)
+
+    os.kill(os.getpid(), number)
+    await asyncio.sleep(0.1)
+
+    assert said == ["ending"]
+    assert len(heard) == 1
+
+
+async def test_second_signal_does_not_wait_for_the_time_of_the_first(heard: list[int]) -> None:
+    end_listening_first(running(), drain_s=3600)
+
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(0.1)
+
+    assert heard == [signal.SIGTERM]

@@ -213,3 +213,31 @@ def test_workers_that_are_replaced_go_on_listening(tmp_path: Path, *, has_others
         statuses = {httpx.get(f"{server.url}/readyz").status_code for _ in range(8)}
 
     assert statuses == {httpx.codes.OK}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_load_balancers_hear_that_a_server_ends_before_it_does(
+    tmp_path: Path, workers: int
+) -> None:
+    home = compiled_home_of("ppo_discrete", tmp_path / "home")
+    environment = {"POLICY_SERVER_BACKEND": "local", "POLICY_SERVER_DRAIN_S": "4"}
+    arguments = [] if workers == 1 else ["--workers", str(workers)]
+    serving = "Application startup complete"
+    with running_server(home, *arguments, environment=environment) as server:
+        server.child.wait_until(lambda: server.output().count(serving) == workers)
+        headers = {"access-token": KEY}
+        observation = CASES[0]["observation"]
+        assert httpx.get(f"{server.url}/readyz").status_code == httpx.codes.OK
+
+        server.process.send_signal(signal.SIGTERM)
+        server.child.wait_until(lambda: server.output().count("draining") == workers)
+        # Each by a connection of its own.
+        ready = [httpx.get(f"{server.url}/readyz") for _ in range(8)]
+        answers = [
+            httpx.post(f"{server.url}/predict", json=observation, headers=headers) for _ in range(8)
+        ]
+
+        assert {answer.status_code for answer in ready} == {httpx.codes.SERVICE_UNAVAILABLE}
+        assert ready[0].json()["detail"] == "the server is ending; ask another one"
+        assert {answer.status_code for answer in answers} == {httpx.codes.OK}
+        assert server.process.wait(60) in (0, -signal.SIGTERM)
