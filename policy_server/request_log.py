@@ -16,10 +16,10 @@ from policy_server.telemetry import (
     ACCESS_LOGGER,
     NUMBER_PLACE,
     TEXT_PLACE,
-    HeldLine,
     HoldingHandler,
+    LineForm,
     handler_of,
-    line_template,
+    line_form,
 )
 
 __all__ = ["RequestLog"]
@@ -28,7 +28,7 @@ logger = logging.getLogger(ACCESS_LOGGER)
 
 _EVENT = "request"
 # Clients, routes, statuses, models and keys, in all combinations that are seen.
-_MOST_TEMPLATES = 1024
+_MOST_FORMS = 1024
 _Known = tuple[str | None, str, str, int, str, str | None]
 
 
@@ -44,7 +44,7 @@ class RequestLog:
         """
         self._rate = rate
         self._handler: HoldingHandler | None = None
-        self._templates: dict[_Known, str] = {}
+        self._forms: dict[_Known, LineForm] = {}
 
     @property
     def is_on(self) -> bool:
@@ -77,30 +77,30 @@ class RequestLog:
         is_sampled = self._rate < 1 and status < HTTPStatus.BAD_REQUEST
         if is_sampled and random.random() >= self._rate:  # noqa: S311 -- a sample, no secret
             return
-        duration_ms = round(seconds * 1000, 3)
         handler = self._handler
         # Where lines are held back, the handler was found less than 50 ms ago.
         if handler is None or not handler.held:
             self._handler = handler = handler_of(logger)
         if handler is None:
+            duration_ms = round(seconds * 1000, 3)
             fields = _fields(
                 request_id, client, method, route, status, duration_ms, model_version, key
             )
             logger.info(_EVENT, extra=fields)
             return
         known = (client, method, route, status, model_version, key)
-        template = self._templates.get(known) or self._template_of(known)
-        handler.hold(HeldLine(time.time(), template, (request_id, duration_ms)))
+        form = self._forms.get(known) or self._form_of(known)
+        handler.hold((time.time(), form, request_id, seconds * 1000))
 
-    def _template_of(self, known: _Known) -> str:
+    def _form_of(self, known: _Known) -> LineForm:
         client, method, route, status, model_version, key = known
-        if len(self._templates) >= _MOST_TEMPLATES:
-            self._templates.clear()
+        if len(self._forms) >= _MOST_FORMS:
+            self._forms.clear()
         fields = _fields(
             TEXT_PLACE, client, method, route, status, NUMBER_PLACE, model_version, key
         )
-        template = self._templates[known] = line_template(ACCESS_LOGGER, _EVENT, fields)
-        return template
+        form = self._forms[known] = line_form(ACCESS_LOGGER, _EVENT, fields)
+        return form
 
 
 def _fields(

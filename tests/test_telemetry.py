@@ -20,13 +20,13 @@ import pytest
 
 from policy_server.settings import LogFormat
 from policy_server.telemetry import (
+    NUMBER_PLACE,
     TEXT_PLACE,
-    HeldLine,
     adopt_loggers,
     configure_logging,
     flush_log,
     handler_of,
-    line_template,
+    line_form,
 )
 from tests.support.waiting import until
 
@@ -191,8 +191,8 @@ def hold(logger: logging.Logger, **fields: object) -> None:
     """Log a line that is held back."""
     handler = handler_of(logger)
     assert handler is not None
-    template = line_template(logger.name, "request", {**fields, "id": TEXT_PLACE})
-    handler.hold(HeldLine(time.time(), template, ("a:b",)))
+    form = line_form(logger.name, "request", {**fields, "id": TEXT_PLACE, "ms": NUMBER_PLACE})
+    handler.hold((time.time(), form, "a:b", 0.25))
 
 
 async def test_held_line_is_the_librarys(capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,7 +201,7 @@ async def test_held_line_is_the_librarys(capsys: pytest.CaptureFixture[str]) -> 
     fields = {"client": 'a"\u00e9%s', "status": 200, "duration_ms": 0.25, "as%d": None}
 
     hold(logger, **fields)
-    logger.info("request", extra={**fields, "id": "a:b"})
+    logger.info("request", extra={**fields, "id": "a:b", "ms": 0.25})
     held, librarys = (json.loads(line) for line in capsys.readouterr().err.splitlines())
 
     assert list(held) == list(librarys)
