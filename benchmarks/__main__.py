@@ -16,6 +16,7 @@ from benchmarks.machine import LOAD, describe_machine, is_busy
 from benchmarks.measures.batches import measure_batches
 from benchmarks.measures.engines import measure_engines
 from benchmarks.measures.loops import measure_loops
+from benchmarks.measures.one_row import measure_one_row
 from benchmarks.measures.requests import measure_requests
 from benchmarks.measures.stages import measure_stages
 from benchmarks.measures.starts import measure_starts
@@ -29,8 +30,11 @@ from benchmarks.workplace import clean_environment, install_peer, prepare_workpl
 
 __all__ = ["PARTS", "main"]
 
-PARTS = ("requests", "batches", "streams", "loops", "starts", "engines", "stages")
+PARTS = ("requests", "batches", "streams", "loops", "starts", "engines", "stages", "one-row")
 _BACKENDS = ("ray", "local")
+_STARTED = ("ray", "ray-no-dashboard", "local")
+# Nothing but its start and its memory differs.
+_STARTED_ONLY = "ray-no-dashboard"
 _CONNECTIONS = (1, 8, 32, 128, 256)
 _QUICK_CONNECTIONS = (1, 32, 128)
 _QUICK_SUBJECTS = ("ray", "local", "floor", "bare-asgi", "ray-call")
@@ -149,19 +153,22 @@ def _measure(results: Results, options: argparse.Namespace, scratch: Path) -> No
     environment = clean_environment()
     _install_peers(results, options.subjects)
     workplace = prepare_workplace(scratch)
-    backends = [name for name in _BACKENDS if name in options.subjects]
+    backends, started = (
+        [name for name in names if name in options.subjects] for names in (_BACKENDS, _STARTED)
+    )
     seconds, repeats = options.seconds, options.repeats
     parts: dict[str, Callable[[], None]] = {
         "stages": lambda: measure_stages(results, workplace.home, environment),
+        "one-row": lambda: measure_one_row(results, workplace.home, environment),
         "engines": lambda: measure_engines(results, workplace.home, environment),
         "starts": lambda: measure_starts(
-            results, workplace, environment, subjects=backends, repeats=repeats
+            results, workplace, environment, subjects=started, repeats=repeats
         ),
         "requests": lambda: measure_requests(
             results,
             workplace,
             environment,
-            subjects=options.subjects,
+            subjects=[name for name in options.subjects if name != _STARTED_ONLY],
             connections=options.connections,
             seconds=seconds,
             repeats=repeats,

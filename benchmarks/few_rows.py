@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from benchmarks.own_process import median_us
+from benchmarks.own_process import BLOCK_S, median_us
 from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.engine.network import CompiledPolicy, NetworkPolicy, NumpyNetwork, Step
 from policy_server.policy import (
@@ -28,6 +28,8 @@ from policy_server.policy import (
     PolicySignature,
 )
 from policy_server.web.rendering import RenderedAnswers
+
+__all__ = ["ACTIONS", "policy_of", "whole_us"]
 
 _ROWS = (1, 2, 4, 8, 32, 128)
 _WIDTH, _LAYERS = 6, (64, 64)
@@ -46,7 +48,7 @@ def _bounded(kind: ComponentKind, size: int, *, is_normalized: bool = True) -> A
     return ActionComponent(kind, size, 0, 0, low=low, high=high, is_normalized=is_normalized)
 
 
-_ACTIONS: Mapping[str, Sequence[ActionComponent]] = {
+ACTIONS: Mapping[str, Sequence[ActionComponent]] = {
     "Discrete(4)": _choices(4),
     "Discrete(18)": _choices(18),
     "Discrete(200)": _choices(200),
@@ -58,14 +60,15 @@ _ACTIONS: Mapping[str, Sequence[ActionComponent]] = {
     "Box(3), SAC": [_bounded("squashed_normal", 3)],
     "Tuple(Discrete(3), Box(2))": [*_choices(3), ActionComponent("normal", 2, 3, 1)],
 }
+"""Kinds of actions, and what the policies' heads are then."""
 
 
 def main() -> None:
     """Print the tables."""
     _print("| whole call of one row, us | network | draw | JSON | in all |")
     _print("| --- | ---: | ---: | ---: | ---: |")
-    for name, components in _ACTIONS.items():
-        times = _whole_us(components)
+    for name, components in ACTIONS.items():
+        times = whole_us(components)
         _print(f"| {name} |{''.join(f' {us:.1f} |' for us in times)}")
     measures = (
         ("draw and probability", _draw_us),
@@ -75,13 +78,23 @@ def main() -> None:
     for title, measure in measures:
         _print(f"\n| {title}, us: row by row / arrays |{''.join(f' {n} |' for n in _ROWS)}")
         _print(f"| --- |{' ---: |' * len(_ROWS)}")
-        for name, components in _ACTIONS.items():
+        for name, components in ACTIONS.items():
             cells = [measure(components, rows) for rows in _ROWS]
             _print(f"| {name} |{''.join(f' {one:.1f} / {many:.1f} |' for one, many in cells)}")
 
 
-def _whole_us(components: Sequence[ActionComponent]) -> list[float]:
-    policy, distribution = _policy(components), ActionDistribution(components)
+def whole_us(components: Sequence[ActionComponent], *, block_s: float = BLOCK_S) -> list[float]:
+    """Return the processor time of one row's call, in microseconds.
+
+    Args:
+        components: the policy's actions.
+        block_s: how long each block of calls takes, in seconds.
+
+    Returns:
+        That of the network, of the draw with its probability, of the JSON, and of the whole call,
+        each measured by itself.
+    """
+    policy, distribution = policy_of(components), ActionDistribution(components)
     inputs = _inputs(1)
     network = policy.compiled.network.compile()
     values, outputs = network(inputs.observations), policy.infer(inputs)
@@ -97,12 +110,12 @@ def _whole_us(components: Sequence[ActionComponent]) -> list[float]:
         lambda: RenderedAnswers(outputs, layout, distribution).prediction(0),
         lambda: RenderedAnswers(policy.infer(inputs), layout, distribution).prediction(0),
     ]
-    return [median_us(call) for call in calls]
+    return [median_us(call, block_s=block_s) for call in calls]
 
 
 def _draw_us(components: Sequence[ActionComponent], rows: int) -> tuple[float, float]:
     inputs = _inputs(rows)
-    values = _policy(components).compiled.network.compile()(inputs.observations)
+    values = policy_of(components).compiled.network.compile()(inputs.observations)
     distribution, generator = ActionDistribution(components), np.random.default_rng()
     kinds, seeds = inputs.is_deterministic, inputs.seeds
     few = distribution.few_rows
@@ -127,7 +140,7 @@ def _describe_us(components: Sequence[ActionComponent], rows: int) -> tuple[floa
 def _answers_us(
     components: Sequence[ActionComponent], rows: int, kind: AnswerKind
 ) -> tuple[float, float]:
-    policy, distribution = _policy(components), ActionDistribution(components)
+    policy, distribution = policy_of(components), ActionDistribution(components)
     inputs = replace(_inputs(rows), wants_distribution=True)
     outputs, layout = policy.infer(inputs), policy.signature.action_outputs
 
@@ -145,7 +158,12 @@ def _inputs(rows: int) -> PolicyInputs:
     return PolicyInputs(observations, kinds, seeds, wants_distribution=False)
 
 
-def _policy(components: Sequence[ActionComponent]) -> NetworkPolicy:
+def policy_of(components: Sequence[ActionComponent]) -> NetworkPolicy:
+    """Return a policy of six numbers and two layers of 64, the same for the same actions.
+
+    Args:
+        components: its actions.
+    """
     generator = np.random.default_rng(0)
     sizes = (_WIDTH, *_LAYERS, sum(part.inputs for part in components))
     constants, steps, register = {}, [], 0

@@ -46,6 +46,7 @@ class Load:
     Attributes:
         requests_per_s: answers a second.
         p50_ms: the median latency.
+        p90_ms: what 90 of 100 requests stay below.
         p99_ms: what 99 of 100 requests stay below.
         requests: how many were answered.
         errors: answers that are no 2xx or 3xx, timeouts, and connections that failed.
@@ -54,6 +55,7 @@ class Load:
 
     requests_per_s: float
     p50_ms: float
+    p90_ms: float
     p99_ms: float
     requests: int
     errors: int
@@ -94,6 +96,7 @@ def parse_wrk(text: str) -> Load:
     return Load(
         requests_per_s=float(rate[1]),
         p50_ms=_percentile(text, 50),
+        p90_ms=_percentile(text, 90),
         p99_ms=_percentile(text, 99),
         requests=int(total[1]),
         errors=(int(refused[1]) if refused else 0)

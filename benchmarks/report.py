@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
 from benchmarks.machine import is_busy
-from benchmarks.measures.stages import WHOLE
+from benchmarks.measures.stages import LOG, WHOLE
 from benchmarks.progress import ABSENT, number
 from benchmarks.results import Cell, Results
 from benchmarks.targets import Outcome, outcomes
@@ -19,7 +19,11 @@ BUSY = (
 )
 _ROLES = ("web", "replica", "Ray", "wrk")
 _SERVER_STAGES = ("validate", "queue", "policy", "total", "batch")
-_HTTP = "sockets, HTTP and event loop: the running server's time less that"
+_HTTP = "sockets, kernel, waking up: the running server's time less that"
+_WHAT_STAGES_ARE = (
+    "What each stage adds to those before it, where the server's own protocol answers requests in "
+    f"one process without sockets. All of them are {WHOLE}, in which the access log is off."
+)
 
 
 def render(results: Results) -> str:
@@ -40,6 +44,7 @@ def render(results: Results) -> str:
         ("Closed loop, local", _loops),
         ("Start and memory", _starts),
         ("Engines", _engines),
+        ("One row", _one_row),
         ("Not measured", _missing),
     ]
     parts = ["# Results of one run", "", *_head(results)]
@@ -90,7 +95,12 @@ def _requests(results: Results) -> list[str]:
         for name in results.subjects()
     ]
     table = _table(head, rows)
-    return ["req/s (p50 / p99 in ms), medians over the rounds:", "", *table] if table else []
+    return [f"req/s (p50 / p99 in ms), {_medians_over(results)}:", "", *table] if table else []
+
+
+def _medians_over(results: Results) -> str:
+    rounds = len({cell.round for cell in results.cells})
+    return f"medians over {rounds} rounds" if rounds > 1 else "of one round"
 
 
 def _ratios(results: Results) -> list[str]:
@@ -125,9 +135,13 @@ def _targets(results: Results) -> list[str]:
         measured = ABSENT if outcome.measured is None else f"{number(outcome.measured)} {unit}"
         return [target.title, f"≥ {bound}" if target.is_least else f"< {bound}", measured, met]
 
-    return _table(
+    table = _table(
         ["figure", "target", "measured", ""], [row(outcome) for outcome in outcomes(results)]
     )
+    if not results.cells:
+        return table
+    what = "Requests a second and latencies are"
+    return [f"{what} {_medians_over(results)}, the floor's like the servers'.", "", *table]
 
 
 def _medians(cells: Sequence[Cell], values: Callable[[Cell], dict[str, float]], key: str) -> str:
@@ -182,7 +196,9 @@ def _stages(results: Results) -> list[str]:
     if any(name == _HTTP for name, _ in known):
         row = [_HTTP, *(number(known.get((_HTTP, size))) for size in sizes)]
         rows.insert(names.index(WHOLE) + 1, row)
-    return _table(["µs of processor time a request", *(f"{size} at once" for size in sizes)], rows)
+    head = ["µs of processor time a request", *(f"{size} at once" for size in sizes)]
+    # Runs of before had other stages, and no such log.
+    return [*([_WHAT_STAGES_ARE, ""] if LOG in names else []), *_table(head, rows)]
 
 
 def _batches(results: Results) -> list[str]:
@@ -194,7 +210,6 @@ def _batches(results: Results) -> list[str]:
             for cell in results.batches
             if (cell.subject, cell.body, cell.rows) == (name, body, size)
         ]
-        singles = [cell.single_p50_ms for cell in cells if cell.single_p50_ms is not None]
         rows.append(
             [
                 results.titles[name],
@@ -202,11 +217,14 @@ def _batches(results: Results) -> list[str]:
                 f"{size:,}",
                 number(median(cell.rows_per_s for cell in cells)),
                 number(median(cell.p50_ms for cell in cells)),
-                number(median(singles)) if singles else ABSENT,
+                *(
+                    number(_median_of([getattr(cell, name) for cell in cells]))
+                    for name in ("single_p50_ms", "single_p90_ms")
+                ),
             ]
         )
-    head = ["", "body", "rows a request", "rows/s", "p50 in ms", "p50 of single predictions beside"]
-    return _table(head, rows)
+    head = ["", "body", "rows a request", "rows/s", "p50 in ms"]
+    return _table([*head, *(f"{p} of single predictions beside" for p in ("p50", "p90"))], rows)
 
 
 def _streams(results: Results) -> list[str]:
@@ -282,6 +300,18 @@ def _engines(results: Results) -> list[str]:
         rows.append([f"{engine}: the network", *(number(cell.forward_us) for cell in cells)])
         rows.append([f"{engine}: with draws", *(number(cell.call_us) for cell in cells)])
     return _table(["µs of processor time a call", *(f"batch {size}" for size in sizes)], rows)
+
+
+def _one_row(results: Results) -> list[str]:
+    rows = [
+        [
+            cell.actions,
+            *(number(us) for us in (cell.network_us, cell.draw_us, cell.json_us, cell.call_us)),
+        ]
+        for cell in results.rows
+    ]
+    head = ["µs of processor time, two layers of 64", "network", "draw", "JSON", "the whole call"]
+    return _table(head, rows)
 
 
 def _missing(results: Results) -> list[str]:

@@ -8,7 +8,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-__all__ = ["BatchCell", "Cell", "EngineCell", "LoopCell", "Results", "Stage", "Start", "StreamCell"]
+__all__ = [
+    "BatchCell",
+    "Cell",
+    "EngineCell",
+    "LoopCell",
+    "Results",
+    "RowCell",
+    "Stage",
+    "Start",
+    "StreamCell",
+]
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class BatchCell:
         rows_per_s: observations answered a second.
         p50_ms: the median latency of a request.
         single_p50_ms: the median latency of single predictions meanwhile; None where not measured.
+        single_p90_ms: what 90 of 100 of them stay below; None where not measured.
     """
 
     subject: str
@@ -60,6 +71,7 @@ class BatchCell:
     rows_per_s: float
     p50_ms: float
     single_p50_ms: float | None
+    single_p90_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -148,13 +160,32 @@ class EngineCell:
 
 
 @dataclass(frozen=True)
+class RowCell:
+    """The call of one row, in microseconds of processor time; each part is measured by itself.
+
+    Attributes:
+        actions: the kind of actions.
+        network_us: the network.
+        draw_us: the draw and its probability.
+        json_us: the JSON of the answer.
+        call_us: the whole call.
+    """
+
+    actions: str
+    network_us: float
+    draw_us: float
+    json_us: float
+    call_us: float
+
+
+@dataclass(frozen=True)
 class Stage:
-    """A stage of a request's way, called by itself in one process.
+    """A stage of a request's way in one process, without sockets.
 
     Attributes:
         name: what happens there.
         batch: how many requests share a call of the policy.
-        us: microseconds a request.
+        us: microseconds of processor time a request.
     """
 
     name: str
@@ -178,6 +209,7 @@ class Results:
     starts: list[Start] = field(default_factory=list)
     engines: list[EngineCell] = field(default_factory=list)
     stages: list[Stage] = field(default_factory=list)
+    rows: list[RowCell] = field(default_factory=list)
 
     def median_of(self, subject: str, connections: int, value: str) -> float | None:
         """Return the median over the rounds of one of `Cell`'s numbers.
@@ -195,6 +227,10 @@ class Results:
             return None
         figure: float = median(getattr(cell, value) for cell in cells)
         return figure
+
+    def rounds_of(self, subject: str, connections: int) -> set[int]:
+        """Return the rounds in which a subject was measured under a number of connections."""
+        return {cell.round for cell in self.cells_of(subject, connections)}
 
     def cells_of(self, subject: str, connections: int) -> list[Cell]:
         """Return the rounds of one subject under one number of connections."""
@@ -236,6 +272,7 @@ class Results:
             "starts": Start,
             "engines": EngineCell,
             "stages": Stage,
+            "rows": RowCell,
         }
         lists = {
             name: [kind(**item) for item in document.get(name, [])] for name, kind in kinds.items()

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
+from benchmarks.measures.one_row import KINDS
 from benchmarks.results import Results
 
 __all__ = ["TARGETS", "Outcome", "Target", "outcomes"]
 
-Unit = Literal["x", "ms", "rows/s", "s", "MB"]
+Unit = Literal["x", "µs", "ms", "rows/s", "s", "MB"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,10 @@ def _ratio(subject: str, other: str, connections: int) -> Callable[[Results], fl
 
 def _ratio_of_p99(subject: str, connections: int) -> Callable[[Results], float | None]:
     def measure(results: Results) -> float | None:
+        """Return it where both were measured in the same rounds: so few cells scatter."""
+        rounds = (results.rounds_of(name, connections) for name in (subject, "floor"))
+        if len({frozenset(numbers) for numbers in rounds}) != 1:
+            return None
         ours = results.median_of(subject, connections, "p99_ms")
         floors = results.median_of("floor", connections, "p99_ms")
         return None if ours is None or floors is None else ours / floors
@@ -104,6 +109,29 @@ def _stream_ratio(results: Results) -> float | None:
 
 def _stream_p50(subject: str) -> Callable[[Results], float | None]:
     return lambda results: _streams_of(results, subject, "p50_ms")
+
+
+def _single_p90(subject: str) -> Callable[[Results], float | None]:
+    def measure(results: Results) -> float | None:
+        """Return that of the worst kind of body; None where one of its cells has none."""
+        cells = [cell for cell in results.batches if cell.subject == subject]
+        most = max((cell.rows for cell in cells), default=0)
+        by_body: dict[str, list[float]] = {}
+        for cell in cells:
+            if cell.rows == most:
+                if cell.single_p90_ms is None:
+                    return None
+                by_body.setdefault(cell.body, []).append(cell.single_p90_ms)
+        return max((median(figures) for figures in by_body.values()), default=None)
+
+    return measure
+
+
+def _call_us(actions: str) -> Callable[[Results], float | None]:
+    def measure(results: Results) -> float | None:
+        return next((cell.call_us for cell in results.rows if cell.actions == actions), None)
+
+    return measure
 
 
 def _rows_per_s(body: str) -> Callable[[Results], float | None]:
@@ -169,7 +197,18 @@ TARGETS = (
         "req/s with Ray against the best peer, 128 connections",
         *(11, "x", _best_peer("ray", 128)),
     ),
-    Target("p99 with Ray, 128 connections, in the floor's", 2.0, "x", _ratio_of_p99("ray", 128)),
+    *(
+        target
+        for way, subject in (("with Ray", "ray"), ("local", "local"))
+        for target in _against(
+            *(f"{way} and the access log", f"{subject}-logs", "those without it", subject),
+            {1: 0.85, 32: 0.85, 128: 0.85},
+        )
+    ),
+    Target(
+        "p99 with Ray, 128 connections, in the floor's (medians of the same rounds)",
+        *(2.0, "x", _ratio_of_p99("ray", 128)),
+    ),
     _at_least(
         "round trips/s of a stream, one in flight, local, against the bare echo",
         *(0.5, "x", _stream_ratio),
@@ -179,6 +218,17 @@ TARGETS = (
     Target("p50 with Ray, 1 connection", 2.0, "ms", _latency("ray", 1, "p50_ms")),
     Target("p50 local, 1 connection", 0.3, "ms", _latency("local", 1, "p50_ms")),
     Target("p99 with Ray, 128 connections", 15, "ms", _latency("ray", 128, "p99_ms")),
+    *(
+        Target(
+            f"p90 of single predictions beside large batches, {way}, the worst of their bodies",
+            *(3.0, "ms", _single_p90(subject)),
+        )
+        for way, subject in (("with Ray", "ray"), ("local", "local"))
+    ),
+    *(
+        Target(f"one row of a policy of two layers of 64, {actions}", 25, "µs", _call_us(actions))
+        for actions in KINDS
+    ),
     _at_least("batch route, JSON rows", 150_000, "rows/s", _rows_per_s("JSON rows")),
     _at_least("batch route, JSON columns", 300_000, "rows/s", _rows_per_s("JSON columns")),
     _at_least("batch route, npy", 400_000, "rows/s", _rows_per_s("npy")),
@@ -197,5 +247,9 @@ TARGETS = (
         *(4, "s", _start("local", "seconds", is_first=True)),
     ),
     Target("memory of all processes with Ray", 750, "MB", _start("ray", "memory_mb")),
+    Target(
+        "memory of all processes with Ray, without its dashboard",
+        *(600, "MB", _start("ray-no-dashboard", "memory_mb")),
+    ),
     Target("memory of all processes, local", 60, "MB", _start("local", "memory_mb")),
 )

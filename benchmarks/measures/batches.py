@@ -122,6 +122,7 @@ def _measure(
         check_columns(post(running.url, request), size, body, workplace.probabilities)
         times = post_repeatedly(running.url, request, seconds=seconds, least=_LEAST_ANSWERS)
         single = _beside(running, request, seconds) if has_singles else None
+        shown = None if single is None or single.errors else single
         cell = BatchCell(
             subject=name,
             body=body,
@@ -129,11 +130,15 @@ def _measure(
             round=number_of_round,
             rows_per_s=round(size / median(times) * 1000),
             p50_ms=round(median(times), 3),
-            single_p50_ms=None if single is None or single.errors else single.p50_ms,
+            single_p50_ms=None if shown is None else shown.p50_ms,
+            single_p90_ms=None if shown is None else shown.p90_ms,
         )
         results.batches.append(cell)
         beside = (
-            "" if single is None else f"   single predictions meanwhile: {single.p50_ms:.3g} ms"
+            ""
+            if single is None
+            else f"   single predictions meanwhile: p50 {single.p50_ms:.3g} ms, "
+            f"p90 {single.p90_ms:.3g} ms" + (f"   {single.errors} ERRORS" if single.errors else "")
         )
         say(
             f"batches  {name:<18} {size:>7} x {body:<13} {cell.rows_per_s:>9.0f} rows/s   "

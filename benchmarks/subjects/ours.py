@@ -34,17 +34,17 @@ def _uvicorn(*arguments: str) -> Callable[[Workplace, list[int]], list[str]]:
 
 
 def _settings(
-    backend: str, replicas: int = 1
+    backend: str, replicas: int = 1, *, has_dashboard: bool = True
 ) -> Callable[[Workplace, list[int]], Mapping[str, str]]:
     def variables(workplace: Workplace, ports: list[int]) -> Mapping[str, str]:
-        # Whether the dashboard runs is left as it is for users; only its port is another.
-        has_dashboard = Settings.model_fields["dashboard_port"].default != 0
+        # Where it is not turned off, it runs if it does for users; only its port is another.
+        is_shown = has_dashboard and Settings.model_fields["dashboard_port"].default != 0
         return {
             "POLICY_SERVER_HOME": str(workplace.home),
             "POLICY_SERVER_BACKEND": backend,
             "POLICY_SERVER_NUM_REPLICAS": str(replicas),
             "POLICY_SERVER_METRICS_PORT": str(ports[1]),
-            "POLICY_SERVER_DASHBOARD_PORT": str(ports[2] if has_dashboard else 0),
+            "POLICY_SERVER_DASHBOARD_PORT": str(ports[2] if is_shown else 0),
         }
 
     return variables
@@ -57,6 +57,7 @@ def _ours(
     group: Group = "ours",
     backend: str = "local",
     replicas: int = 1,
+    has_dashboard: bool = True,
 ) -> Subject:
     return Subject(
         name=name,
@@ -65,7 +66,7 @@ def _ours(
         request=_REQUEST,
         read=_read,
         command=_uvicorn(*arguments),
-        environment=_settings(backend, replicas),
+        environment=_settings(backend, replicas, has_dashboard=has_dashboard),
         ports=3,
     )
 
@@ -73,6 +74,12 @@ def _ours(
 OURS = (
     _ours("ray", "Policy Server, Ray", *_APP, backend="ray"),
     _ours("ray-logs", "Policy Server, Ray, with access log", "app:app", backend="ray"),
+    _ours(
+        *("ray-no-dashboard", "Policy Server, Ray, without its dashboard"),
+        *_APP,
+        backend="ray",
+        has_dashboard=False,
+    ),
     _ours("local", "Policy Server, local", *_APP),
     _ours("local-logs", "Policy Server, local, with access log", "app:app"),
     _ours("ray-2", "Policy Server, Ray, 2 replicas", *_APP, backend="ray", replicas=2),
