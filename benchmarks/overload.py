@@ -5,7 +5,7 @@ others were answered or not, each on a connection that waits for no other answer
 up after a moment and close their connection. The table has the latency of the requests that are
 accepted, how soon the others are refused, how far the requests were behind their pace, how many
 rows were computed, the memory of the server in the course of the load, and the latency a second
-later.
+later. The status is 1 if the server did not hold (`benchmarks.overload_verdict`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -23,11 +23,12 @@ import numpy as np
 
 from benchmarks.apps.paced import ROW_S
 from benchmarks.failures import BenchmarkError
+from benchmarks.overload_verdict import Outcome, Run, judge
 from benchmarks.processes import RunningServer, free_ports, started
 from benchmarks.subjects import ROOT
 from benchmarks.workplace import clean_environment
 
-__all__ = ["Outcome", "ask"]
+__all__ = ["ask"]
 
 _FACTOR = 4
 _MAX_WAIT_S = 0.1
@@ -39,46 +40,10 @@ _LONGEST_ANSWER_S = 35.0
 _GIVES_UP_EACH = 50
 _GIVES_UP_S = 0.02
 _MEGABYTE = 1e6
-_OK, _UNAVAILABLE = b"200", b"503"
 _REQUEST = (
     b"POST /predict_raw HTTP/1.1\r\nhost: server\r\ncontent-length: 23\r\n\r\n"
     b'{"obs": [1,2,3,4,5, 6]}'
 )
-
-
-@dataclass
-class Outcome:
-    """What became of the requests.
-
-    Attributes:
-        answered: seconds until each answer.
-        refused: seconds until each 503 that has `Retry-After`.
-        failed: the first bytes of every other answer, or why there was none.
-        gave_up: how many closed their connection before the answer.
-        late_s: how far the requests were behind their pace at most, in seconds: where the machine
-            had no time for this process, the figures tell more of that than of the server.
-    """
-
-    answered: list[float] = field(default_factory=list)
-    refused: list[float] = field(default_factory=list)
-    failed: list[bytes] = field(default_factory=list)
-    gave_up: int = 0
-    late_s: float = 0.0
-
-    def note(self, answer: bytes, seconds: float) -> None:
-        """Count an answer.
-
-        Args:
-            answer: all of it.
-            seconds: since the request was sent.
-        """
-        status = answer[9:12]
-        if status == _OK:
-            self.answered.append(seconds)
-        elif status == _UNAVAILABLE and b"\r\nretry-after: " in answer:
-            self.refused.append(seconds)
-        else:
-            self.failed.append(answer[:80])
 
 
 class _Client(asyncio.Protocol):
@@ -192,9 +157,10 @@ class _Server:
 _ROWS = "policy_server_batch_size_sum"
 
 
-async def _measure(server: _Server, seconds: float, bound_s: float) -> None:
+async def _measure(server: _Server, seconds: float, bound_s: float) -> list[str]:
+    """Write the lines of a bound, and return what did not hold."""
     pace = 1 / ROW_S
-    await ask(server.port, 1.0, pace / 10, give_up=False)
+    before = await ask(server.port, 1.0, pace / 10, give_up=False)
     memory = [server.megabytes()]
 
     async def watch_memory() -> None:
@@ -214,6 +180,7 @@ async def _measure(server: _Server, seconds: float, bound_s: float) -> None:
     _write("a second later", after, " | ")
     for answer in {*loaded.failed, *after.failed}:
         sys.stdout.write(f"failed: {answer!r}\n")
+    return judge(Run(bound_s, before, loaded, after, memory))
 
 
 def _write(name: str, outcome: Outcome, ending: str) -> None:
@@ -229,7 +196,7 @@ def _write(name: str, outcome: Outcome, ending: str) -> None:
     sys.stdout.flush()
 
 
-def _serve(scratch: Path, seconds: float, bound_s: float) -> None:
+def _serve(scratch: Path, seconds: float, bound_s: float) -> list[str]:
     port, metrics_port = free_ports(2)
     environment = {
         **clean_environment(),
@@ -243,8 +210,9 @@ def _serve(scratch: Path, seconds: float, bound_s: float) -> None:
     log = scratch / "server.log"
     with started(command, environment=environment, folder=ROOT, log=log) as process:
         _wait(process, port)
-        asyncio.run(_measure(_Server(process, port, metrics_port), seconds, bound_s))
+        broken = asyncio.run(_measure(_Server(process, port, metrics_port), seconds, bound_s))
         process.check_alive()
+    return [f"bound {bound_s:g} s: {each}" for each in broken]
 
 
 def _wait(process: RunningServer, port: int) -> None:
@@ -266,14 +234,17 @@ def main() -> None:
     times = ["p50 ms", "p99 ms"]
     columns = ["answered", *times, "refused", *times, "gave up", "failed", "late ms", "rows", "MB"]
     sys.stdout.write(f"| load | {' | '.join(columns)} |\n| --- |{' ---: |' * len(columns)}\n")
+    broken = []
     scratch = Path(tempfile.mkdtemp(prefix="bench-"))
     try:
         for bound_s in (_MAX_WAIT_S, 1.0):
-            _serve(scratch, seconds, bound_s)
+            broken += _serve(scratch, seconds, bound_s)
     except BenchmarkError as error:
         sys.exit(f"benchmarks: {error}")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    if broken:
+        sys.exit("\n".join(f"benchmarks: {each}" for each in broken))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ are written to another folder, or by a folder in which others read and write.
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import stat
 import tempfile
 from contextlib import suppress
@@ -36,9 +38,12 @@ class SharedFolder:
 def share_folder(purpose: str, *, parent: int) -> SharedFolder:
     """Make the folder that a parent's processes share, or join those that have it.
 
+    Who makes it removes those of parents that were killed with all of their processes.
+
     Example:
-        `share_folder("metrics", parent=4711).path` is `/tmp/ps-metrics-4711-90210` in each process
-        that 4711 started: 90210 is when it began, since process ids come again.
+        `share_folder("metrics", parent=4711).path` is `/tmp/ps-metrics-4711-90210-4026531836` in
+        each process that 4711 started: 90210 is when it began, since process ids come again, and
+        containers that share a temporary folder count processes apart (pid_namespaces(7)).
 
     Args:
         purpose: the middle of its name.
@@ -47,7 +52,8 @@ def share_folder(purpose: str, *, parent: int) -> SharedFolder:
     Raises:
         SettingsError: if somebody else has that name, or others may look into the folder.
     """
-    path = Path(tempfile.gettempdir(), f"ps-{purpose}-{parent}-{beginning_of(parent) or 0}")
+    name = f"ps-{purpose}-{parent}-{beginning_of(parent) or 0}-{_namespace()}"
+    path = Path(tempfile.gettempdir(), name)
     is_new = False
     try:
         with suppress(FileExistsError):
@@ -63,7 +69,35 @@ def share_folder(purpose: str, *, parent: int) -> SharedFolder:
             f"{path}: expected a folder of this user's alone, got {fault}; "
             "remove it, or set TMPDIR to a folder of your own"
         )
+    if is_new:
+        _remove_dead(purpose)
     return SharedFolder(path, is_new)
+
+
+def _remove_dead(purpose: str) -> None:
+    """Remove the folders of parents that have ended, where none of their processes is left."""
+    name = re.compile(rf"ps-{purpose}-(\d+)-([1-9]\d*)-{_namespace()}")
+    for path in Path(tempfile.gettempdir()).glob(f"ps-{purpose}-*"):
+        found = name.fullmatch(path.name)
+        if found is None or beginning_of(int(found[1])) == found[2]:
+            continue
+        with suppress(OSError):
+            if _fault_of(path.lstat()) is None and not any(map(_is_in_use, path.iterdir())):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_in_use(entry: Path) -> bool:
+    """Return whether an entry is named after a process that runs, such as `serving-4712`."""
+    process = entry.name.rpartition("-")[2]
+    return process.isdecimal() and beginning_of(int(process)) is not None
+
+
+def _namespace() -> int:
+    """Return the number of this process's namespace of process ids; 0 where the system has none."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return 0
 
 
 def beginning_of(process: int) -> str | None:

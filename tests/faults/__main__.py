@@ -1,19 +1,23 @@
-"""Measure the faults that are named, or all, and print a line of the table for each."""
+"""Measure the faults that are named, or all, and print a line of the table for each.
+
+Tables that one fault alone has follow, and then a line for each expectation that did not hold; the
+status is 1 if there was one.
+"""
 
 from __future__ import annotations
 
 import signal
 import sys
 
-from tests.faults import clock, network, policies, processes, redis, stops
-from tests.faults.measuring import HEADS, Fault, measure
+from tests.faults import clock, hostile, network, policies, processes, redis, stops
+from tests.faults.measuring import HEADS, Fault, measure, row
 
-_ROOMS = (processes, stops, redis, clock, policies, network)
+_ROOMS = (processes, stops, redis, clock, policies, hostile, network)
 FAULTS: dict[str, Fault] = {name: fault for room in _ROOMS for name, fault in room.FAULTS.items()}
 
 
 def say(line: str) -> None:
-    """Write a line of the table."""
+    """Write a line of a table."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
@@ -25,11 +29,19 @@ def main() -> None:
     names = sys.argv[1:] or list(FAULTS)
     if unknown := set(names) - set(FAULTS):
         sys.exit(f"faults: expected some of {', '.join(FAULTS)}, got {', '.join(unknown)}")
-    say("| " + " | ".join(HEADS) + " |")
+    say(row(HEADS))
     say("| --- " * len(HEADS) + "|")
+    further, broken = [], []
     for name in names:
-        for line in measure(FAULTS[name]):
+        measured = measure(FAULTS[name])
+        for line in measured.lines:
             say(line)
+        further += measured.further
+        broken += measured.broken
+    for line in further:
+        say(line)
+    if broken:
+        sys.exit("\n".join(f"faults: {each}" for each in broken))
 
 
 if __name__ == "__main__":

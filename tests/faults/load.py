@@ -21,6 +21,7 @@ from tests.support.library_policies import cases_of
 from tests.support.server_processes import KEY
 
 __all__ = [
+    "CLIENTS",
     "EXPORT",
     "OK",
     "RECURRENT",
@@ -33,13 +34,14 @@ __all__ = [
     "Tokens",
     "first_steps",
     "modes",
+    "says_when",
     "steps",
 ]
 
 EXPORT = "ppo_discrete"
 RECURRENT = "sb3_recurrent_ppo"
-OK, _CREATED = 200, 201
-_CLIENTS = 32
+OK, _CREATED, _UNAVAILABLE = 200, 201, 503
+CLIENTS = 32
 _TIMEOUT_S = 60.0
 _PAUSE_S = 0.01
 _TOLERANCE = 1e-5
@@ -54,7 +56,14 @@ class Question(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A request that was sent: when, its status (0 if the connection ended), its seconds."""
+    """A request that was sent, and its answer.
+
+    Attributes:
+        at: when it was sent, by `time.monotonic`.
+        status: its status; 0 if the connection ended.
+        seconds: how long its answer took.
+        is_right: whether that is the library's; of a 503, whether it has `Retry-After`.
+    """
 
     at: float
     status: int
@@ -109,6 +118,8 @@ class Client:
             answer = Answer(got.status, {k.lower(): v for k, v in got.headers.items()}, got.read())
             if answer.status == OK:
                 is_right = question.is_right(json.loads(answer.text))
+            else:
+                is_right = says_when(answer.status, answer.headers)
         except (OSError, http.client.HTTPException):
             answer = Answer(0)
             self._connection.close()
@@ -131,7 +142,7 @@ class Load:
 
     url: str
     questions: list[Question]
-    clients: int = _CLIENTS
+    clients: int = CLIENTS
     sent: list[Asked] = field(default_factory=list)
     is_over: threading.Event = field(default_factory=threading.Event)
 
@@ -233,8 +244,11 @@ class Streams(Load):
                 ) as stream:
                     self._step(stream)
             except InvalidHandshake as error:
-                status = error.response.status_code if isinstance(error, InvalidStatus) else 0
-                self.sent.append(Asked(time.monotonic(), status, 0.0, is_right=True))
+                status, is_right = 0, True
+                if isinstance(error, InvalidStatus):
+                    status = error.response.status_code
+                    is_right = says_when(status, error.response.headers)
+                self.sent.append(Asked(time.monotonic(), status, 0.0, is_right))
             except ConnectionClosed:
                 # Before the handshake.
                 self.sent.append(Asked(time.monotonic(), 0, 0.0, is_right=True))
@@ -256,6 +270,16 @@ class Streams(Load):
             self.sent.append(Asked(began, status, time.monotonic() - began, is_right))
             if not status:
                 return
+
+
+def says_when(status: int, headers: Mapping[str, str]) -> bool:
+    """Return whether an answer says when to come back, which each 503 has to.
+
+    Args:
+        status: its status.
+        headers: its headers, by names in lower case.
+    """
+    return status != _UNAVAILABLE or "retry-after" in headers
 
 
 def modes() -> list[Question]:

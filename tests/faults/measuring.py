@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from tests.faults.expectations import TARGET, Counts, Course, Expectation
 from tests.faults.load import OK, Load
 from tests.support.processes import command_line, descendants, is_running
 from tests.support.server_processes import Server
 from tests.support.servers import status_of
 from tests.support.waiting import wait_until
 
-__all__ = ["HEADS", "Fault", "Scene", "measure"]
+__all__ = ["HEADS", "Fault", "Measured", "Scene", "measure", "row", "running_in"]
 
 COUNTS = ("fault", "requests", "answered", "503", "failed", "wrong", "lost")
 TIMES = ("slowest", "last trouble", "ready again", "stop", "left behind")
@@ -24,8 +26,7 @@ HEADS = (*COUNTS, *TIMES)
 _BEFORE_S = 3.0
 _AFTER_S = 25.0
 _STOP_TIMEOUT_S = 90.0
-_UNAVAILABLE = 503
-_SUCCESSES = range(200, 300)
+_LOOK_EVERY_S = 0.1
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Scene:
         happen: the fault.
         is_last: whether the fault ends the server.
         after_s: how long the load goes on afterwards, in seconds.
+        further: returns lines of tables that this fault alone has, after the end.
     """
 
     server: Server
@@ -45,6 +47,7 @@ class Scene:
     happen: Callable[[], None]
     is_last: bool = False
     after_s: float = _AFTER_S
+    further: Callable[[], list[str]] = list
 
 
 @dataclass(frozen=True)
@@ -54,104 +57,140 @@ class Fault:
     Attributes:
         told: its name in the table.
         staged: starts the servers in a folder, and ends them.
+        expected: what must hold.
     """
 
     told: str
     staged: Callable[[Path], AbstractContextManager[Scene]]
+    expected: Expectation = TARGET
 
 
-@dataclass
-class Course:
-    """What was seen of a server from the fault to its end, in seconds after the fault."""
+class Measured(NamedTuple):
+    """What was measured of a fault.
 
-    happened: float
-    ready_s: float = 0.0
-    stop_s: float = 0.0
-    pids: set[int] = field(default_factory=set)
+    Attributes:
+        lines: its lines of the table.
+        further: lines of tables of its own.
+        broken: what of its expectation did not hold, in words.
+    """
+
+    lines: list[str]
+    further: list[str]
+    broken: list[str]
 
 
-def measure(fault: Fault) -> list[str]:
-    """Let a fault happen under load, and return its lines of the table."""
+def row(cells: Iterable[object]) -> str:
+    """Return a line of a table."""
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def measure(fault: Fault) -> Measured:
+    """Let a fault happen under load, and return what was measured."""
     # Ray's sockets lie in there, whose paths have to be short.
     with tempfile.TemporaryDirectory(prefix="f") as place:
         folder = Path(place)
         with fault.staged(folder) as scene:
-            course = _course(scene)
-            left = _left(course.pids, folder)
-        names = list(scene.loads)
-        told = [fault.told if len(names) == 1 else f"{fault.told}: {name}" for name in names]
-        return [
-            _line(told, load, course, left, is_last=scene.is_last)
-            for told, load in zip(told, scene.loads.values(), strict=True)
+            course = _course(scene, folder)
+            course.left = _left(course.pids, folder)
+        counts = {name: Counts.of(load.sent, course.happened) for name, load in scene.loads.items()}
+        lines = [
+            _line(
+                fault.told if len(counts) == 1 else f"{fault.told}: {name}",
+                counted,
+                course,
+                is_last=scene.is_last,
+            )
+            for name, counted in counts.items()
         ]
+        broken = [f"{fault.told}: {each}" for each in fault.expected.broken_by(counts, course)]
+        return Measured(lines, scene.further(), broken)
 
 
-def _course(scene: Scene) -> Course:
+def _course(scene: Scene, folder: Path) -> Course:
     first = scene.server.process
     with ExitStack() as asking:
         for load in scene.loads.values():
             asking.enter_context(load.running())
         time.sleep(_BEFORE_S)
-        course = Course(time.monotonic(), pids={first.pid, *descendants(first.pid)})
+        course = Course(time.monotonic(), pids=_pids_of(scene, folder))
         with ThreadPoolExecutor(1) as pool:
             looking = pool.submit(_look, scene, course)
             scene.happen()
+            if scene.is_last:
+                first.wait(_STOP_TIMEOUT_S)
+                course.stop_s = time.monotonic() - course.happened
             looking.result()
-        if scene.is_last:
-            first.wait(_STOP_TIMEOUT_S)
-            course.stop_s = time.monotonic() - course.happened
     if not scene.is_last:
+        course.pids |= _pids_of(scene, folder)
         stopped = time.monotonic()
         scene.server.process.terminate()
         scene.server.process.wait(_STOP_TIMEOUT_S)
         course.stop_s = time.monotonic() - stopped
+    # Those that it has left may have begun in the course of the stop.
+    course.pids |= set(running_in(folder))
     return course
 
 
 def _look(scene: Scene, course: Course) -> None:
-    """See whether the server is ready, from the fault on."""
-    while not scene.is_last and time.monotonic() < course.happened + scene.after_s:
-        if status_of(f"{scene.server.url}/readyz") != OK:
+    """See which processes there are, and whether the server is ready, from the fault on."""
+    until = course.happened + (_STOP_TIMEOUT_S if scene.is_last else scene.after_s)
+    while time.monotonic() < until:
+        pid = scene.server.process.pid
+        course.pids |= {pid, *descendants(pid)}
+        if scene.is_last:
+            if not is_running(pid):
+                return
+        elif status_of(f"{scene.server.url}/readyz") != OK:
             course.ready_s = time.monotonic() - course.happened
-        course.pids |= {scene.server.process.pid, *descendants(scene.server.process.pid)}
-        time.sleep(0.1)
+        time.sleep(_LOOK_EVERY_S)
 
 
-def _left(pids: set[int], folder: Path) -> str:
-    """Return what is still there three seconds after the end."""
+def _pids_of(scene: Scene, folder: Path) -> set[int]:
+    """Return the server's processes, of which some are below no other once that has died."""
+    pid = scene.server.process.pid
+    return {pid, *descendants(pid), *running_in(folder)}
+
+
+def running_in(folder: Path) -> list[int]:
+    """Return the processes that were started with a folder for temporary files."""
+    variable = f"TMPDIR={folder}".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        # Other users' can't be read, nor those of processes that have ended.
+        with suppress(OSError):
+            if variable in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
+def _left(pids: set[int], folder: Path) -> list[str]:
+    """Return the processes and folders that are still there three seconds after the end."""
     with suppress(AssertionError):
         wait_until(
             lambda: not any(map(is_running, pids)) and not list(folder.glob("ps-ray-*")),
             timeout_s=3,
         )
     processes = [command_line(pid)[:30] for pid in pids if is_running(pid)]
-    return ", ".join([*processes, *(path.name for path in folder.glob("ps-*"))]) or "nothing"
+    return [*processes, *(path.name for path in folder.glob("ps-*"))]
 
 
-def _line(told: str, load: Load, course: Course, left: str, *, is_last: bool) -> str:
-    statuses = [asked.status for asked in load.sent]
-    answered = sum(status in _SUCCESSES for status in statuses)
-    known = answered + statuses.count(_UNAVAILABLE) + statuses.count(0)
-    troubles = [
-        asked.at + asked.seconds - course.happened
-        for asked in load.sent
-        if asked.status not in _SUCCESSES
-    ]
+def _line(told: str, counts: Counts, course: Course, *, is_last: bool) -> str:
+    trouble_s = counts.last_trouble_s
     cells: Sequence[object] = (
         told,
-        f"{len(load.sent):,}",
-        f"{answered:,}",
-        statuses.count(_UNAVAILABLE),
-        len(statuses) - known,
-        sum(not asked.is_right for asked in load.sent),
-        statuses.count(0),
-        f"{max(asked.seconds for asked in load.sent):.2f} s",
-        "none" if not troubles else f"{max(troubles):.1f} s",
+        f"{counts.requests:,}",
+        f"{counts.answered:,}",
+        counts.refused,
+        counts.failed,
+        counts.wrong,
+        counts.lost,
+        f"{counts.slowest_s:.2f} s",
+        "none" if trouble_s is None else f"{trouble_s:.1f} s",
         _ready(course, is_last=is_last),
         f"{course.stop_s:.1f} s",
-        left,
+        ", ".join(course.left) or "nothing",
     )
-    return "| " + " | ".join(map(str, cells)) + " |"
+    return row(cells)
 
 
 def _ready(course: Course, *, is_last: bool) -> str:

@@ -17,9 +17,11 @@ from typing import NamedTuple
 
 from benchmarks.two_hosts import FIRST, LINKS, SECOND, two_hosts
 from tests.faults.cable import Cable
+from tests.faults.expectations import TARGET, Expectation, Limits
 from tests.faults.load import EXPORT, Load, modes
 from tests.faults.measuring import Fault, Scene
-from tests.support.processes import program, run
+from tests.faults.processes import stand_still
+from tests.support.processes import descendants, program, run
 from tests.support.ray_nodes import OPEN, end_node, running_node
 from tests.support.server_processes import compiled_home_of, running_server
 from tests.support.servers import free_port
@@ -76,6 +78,11 @@ def _lose_node(hosts: Hosts) -> None:
     end_node(hosts.node)
 
 
+def _freeze_node(hosts: Hosts) -> None:
+    """Let all of the second node's processes stand still for a while."""
+    stand_still([hosts.node.pid, *descendants(hosts.node.pid)], _BROKEN_S)
+
+
 def _cut(hosts: Hosts) -> None:
     hosts.cable.change(lost=1.0)
 
@@ -99,12 +106,17 @@ def _reset(_: Hosts) -> None:
     run(iptables, "-D", *rule)
 
 
-def _fault(told: str, happen: Callable[[Hosts], None]) -> Fault:
-    return Fault(f"two hosts: {told}", partial(_two_nodes, happen=happen))
+def _fault(told: str, happen: Callable[[Hosts], None], expected: Expectation = TARGET) -> Fault:
+    return Fault(f"two hosts: {told}", partial(_two_nodes, happen=happen), expected)
 
 
 FAULTS = {
     "node": _fault("the second one lost", _lose_node),
+    "node-frozen": _fault(
+        f"all of Ray's processes on the second one stopped for {_BROKEN_S:g} s",
+        _freeze_node,
+        Expectation({"": Limits(slowest_s=_BROKEN_S / 2)}),
+    ),
     "cut": _fault("the network between them cut", _cut),
     "cut-short": _fault(f"the network between them cut for {_BROKEN_S:g} s", _cut_for_a_while),
     "loss": _fault(

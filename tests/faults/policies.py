@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from tests.faults.load import Harmful, Load, Question
+from tests.faults.expectations import Expectation, Limits
+from tests.faults.load import CLIENTS, Harmful, Load, Question
 from tests.faults.measuring import Fault, Scene
 from tests.support.onnx_models import (
     DEADLY,
@@ -30,6 +32,9 @@ _ROUTE = "/predict_deterministic_raw"
 _OBSERVATIONS = 32
 _MEMORY_BYTES = 1_000_000_000
 _AFTER_S, _AFTER_A_HANG_S = 25.0, 50.0
+# The server's own (`POLICY_SERVER_REQUEST_TIMEOUT_S`).
+_DEADLINE_S = 30.0
+_OTHERS, _THOSE = "all others", "those"
 
 
 @contextmanager
@@ -57,7 +62,7 @@ def _serving(
     }
     with running_server(home, environment=environment) as server:
         harmful = Harmful(server.url, [_question(row) for row in hostile], 1, pause_s=pause_s)
-        loads = {"all others": Load(server.url, _questions(model)), "those": harmful}
+        loads = {_OTHERS: Load(server.url, _questions(model)), _THOSE: harmful}
         yield Scene(server, loads, harmful.begins.set, after_s=after_s)
 
 
@@ -80,28 +85,61 @@ def _question(row: Sequence[float], is_right: Callable[[Any], bool] = bool) -> Q
     return Question(_ROUTE, json.dumps({"obs": list(row)}), is_right)
 
 
-def _fault(told: str, *hostile: Sequence[float], **options: Any) -> Fault:  # noqa: ANN401 -- those of `_serving`
-    return Fault(told, partial(_serving, hostile=hostile, **options))
+def _fault(
+    told: str,
+    *hostile: Sequence[float],
+    expected: Expectation,
+    **options: Any,  # noqa: ANN401 -- those of `_serving`
+) -> Fault:
+    return Fault(told, partial(_serving, hostile=hostile, **options), expected)
 
 
+_FAIL = Expectation({_THOSE: Limits(failed=math.inf)})
+_END = Expectation({_THOSE: Limits(failed=1)})
+# A call has the observations of all clients at the most.
+_HANG = Expectation({_OTHERS: Limits(refused=CLIENTS), _THOSE: Limits(refused=1)})
+# Nothing can end a thread: all wait for the deadline, and the server is never ready again.
+_HANG_HERE = Expectation(
+    dict.fromkeys((_OTHERS, _THOSE), Limits(refused=math.inf, slowest_s=_DEADLINE_S + 2)),
+    ready_s=math.inf,
+)
 _BOUND = {"POLICY_SERVER_MAX_CALL_MEMORY_BYTES": str(_MEMORY_BYTES)}
 _ONCE = {"pause_s": 1000.0, "after_s": _AFTER_A_HANG_S}
 
 FAULTS = {
     "fails": _fault(
-        "observations that fail or give NaN, ten a second", FAILING, UNKNOWN, pause_s=0.1
+        "observations that fail or give NaN, ten a second",
+        FAILING,
+        UNKNOWN,
+        expected=_FAIL,
+        pause_s=0.1,
     ),
     "fails-local": _fault(
-        "the same, BACKEND=local", FAILING, UNKNOWN, backend="local", pause_s=0.1
+        "the same, BACKEND=local", FAILING, UNKNOWN, expected=_FAIL, backend="local", pause_s=0.1
     ),
-    "ends": _fault("an observation that ends its process", DEADLY, **_ONCE),
+    "ends": _fault("an observation that ends its process", DEADLY, expected=_END, **_ONCE),
     "ends-two": _fault(
-        "an observation that ends its process, two replicas", DEADLY, replicas=2, **_ONCE
+        "an observation that ends its process, two replicas",
+        DEADLY,
+        expected=_END,
+        replicas=2,
+        **_ONCE,
     ),
-    "hangs": _fault("an observation that takes minutes", LASTING, **_ONCE),
+    "hangs": _fault("an observation that takes minutes", LASTING, expected=_HANG, **_ONCE),
     "hangs-two": _fault(
-        "an observation that takes minutes, two replicas", LASTING, replicas=2, **_ONCE
+        "an observation that takes minutes, two replicas",
+        LASTING,
+        expected=_HANG,
+        replicas=2,
+        **_ONCE,
     ),
-    "hangs-local": _fault("the same, BACKEND=local", LASTING, backend="local", **_ONCE),
-    "eats": _fault("an observation that takes 4 GB, where calls may take 1 GB", HUNGRY, **_BOUND),
+    "hangs-local": _fault(
+        "the same, BACKEND=local", LASTING, expected=_HANG_HERE, backend="local", **_ONCE
+    ),
+    "eats": _fault(
+        "an observation that takes 4 GB, where calls may take 1 GB",
+        HUNGRY,
+        expected=_FAIL,
+        **_BOUND,
+    ),
 }

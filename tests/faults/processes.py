@@ -6,21 +6,28 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tests.faults.expectations import TARGET, Expectation, Limits, connections_lost
 from tests.faults.load import EXPORT, Load, modes
 from tests.faults.measuring import Fault, Scene
 from tests.support.processes import command_line, descendants
 from tests.support.server_processes import Server, compiled_home_of, running_server
 
-__all__ = ["FAULTS", "killed", "pids_of", "serving"]
+__all__ = ["FAULTS", "killed", "pids_of", "serving", "stand_still"]
 
 _STILL_S = 8.0
+# uvicorn ends a worker that has told nothing for five seconds.
+_WORKER_STILL_S = 3.0
+_WORKER_ENDS_S = 8.0
+# How long a machine that is busy takes to let a process go on.
+_WAKES_S = 2.0
 _RAYLET, _GCS = "raylet/raylet", "gcs_server"
+_AGENT, _CONNECTED = "ray::DashboardAgent", '"replica_connected"'
 
 
 def pids_of(server: Server, words: str) -> list[int]:
@@ -40,12 +47,30 @@ def killed(*words: str, most: int = 99, number: int = signal.SIGKILL) -> Callabl
     return happen
 
 
-def _still_for_a_while(server: Server) -> None:
-    """Let a replica stand still, and go on."""
-    [pid, *_] = pids_of(server, "ServeReplica")
-    os.kill(pid, signal.SIGSTOP)
-    time.sleep(_STILL_S)
-    os.kill(pid, signal.SIGCONT)
+def _still(words: str, *, most: int = 99) -> Callable[[Server], None]:
+    """Return the fault that lets processes stand still, and go on, by words of their lines."""
+
+    def happen(server: Server) -> None:
+        found = pids_of(server, words)[:most]
+        assert found, f"no process {words}"
+        stand_still(found, _STILL_S)
+
+    return happen
+
+
+def stand_still(pids: Sequence[int], seconds: float) -> None:
+    """Let processes stand still for a while; the server may end them meanwhile.
+
+    Args:
+        pids: their ids.
+        seconds: how long.
+    """
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(seconds)
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def _raylet_and_server(server: Server) -> None:
@@ -55,12 +80,20 @@ def _raylet_and_server(server: Server) -> None:
     server.process.terminate()
 
 
-def _web_process(server: Server, *, has_started_ray: bool) -> None:
-    """Kill a web process: the one that has started Ray, or the other."""
+def _web_process(server: Server, *, has_started_ray: bool) -> int:
+    """Return a web process: the one that has started Ray, or the other."""
     [event] = [line for line in server.output().splitlines() if '"event": "ray_started"' in line]
     starter = json.loads(event)["pid"]
     others = [pid for pid in pids_of(server, "spawn_main") if pid != starter]
-    os.kill(starter if has_started_ray else others[0], signal.SIGKILL)
+    return int(starter) if has_started_ray else others[0]
+
+
+def _kill_web_process(server: Server, *, has_started_ray: bool) -> None:
+    os.kill(_web_process(server, has_started_ray=has_started_ray), signal.SIGKILL)
+
+
+def _still_web_process(server: Server, *, has_started_ray: bool, seconds: float) -> None:
+    stand_still([_web_process(server, has_started_ray=has_started_ray)], seconds)
 
 
 @contextmanager
@@ -84,37 +117,91 @@ def serving(
     arguments = [] if workers == 1 else ["--workers", str(workers)]
     with running_server(home, *arguments, environment=environment) as server:
         server.child.wait_until(lambda: server.output().count("startup complete") == workers)
+        if backend == "ray":
+            # A replica or an agent that starts later would be spared.
+            connections = replicas * workers
+            server.child.wait_until(lambda: server.output().count(_CONNECTED) >= connections)
+            server.child.wait_until(lambda: pids_of(server, _AGENT))
         loads = {"": Load(server.url, modes())}
         yield Scene(server, loads, partial(happen, server), is_last, after_s)
 
 
-def _fault(told: str, happen: Callable[[Server], None], **options: Any) -> Fault:  # noqa: ANN401 -- those of `serving`
-    return Fault(told, partial(serving, happen=happen, **options))
+def _fault(
+    told: str,
+    happen: Callable[[Server], None],
+    limits: Limits | None = None,
+    **options: Any,  # noqa: ANN401 -- those of `serving`
+) -> Fault:
+    expected = TARGET if limits is None else Expectation({"": limits})
+    return Fault(told, partial(serving, happen=happen, **options), expected)
+
+
+def _workers_fault(
+    told: str, happen: Callable[..., None], limits: Limits, **options: float
+) -> dict[str, Fault]:
+    """Return the fault of the web process that has started Ray, and that of the other."""
+    whose = {"starter": "which started Ray", "worker": "the other one"}
+    return {
+        name: _fault(
+            f"one of two web processes {told}, {which}",
+            partial(happen, has_started_ray=name == "starter", **options),
+            limits,
+            workers=2,
+        )
+        for name, which in whose.items()
+    }
 
 
 _ALL = ("ray::", _RAYLET, _GCS)
-_STARTER = partial(_web_process, has_started_ray=True)
-_OTHER = partial(_web_process, has_started_ray=False)
 _STOP = signal.SIGSTOP
+_KILLED = _workers_fault("killed", _kill_web_process, connections_lost())
+_FROZEN = _workers_fault(
+    f"stopped for {_WORKER_STILL_S:g} s",
+    _still_web_process,
+    Limits(slowest_s=_WORKER_STILL_S + _WAKES_S),
+    seconds=_WORKER_STILL_S,
+)
+_HUNG = _workers_fault(
+    f"stopped for {2 * _STILL_S:g} s",
+    _still_web_process,
+    connections_lost(within_s=_WORKER_ENDS_S, slowest_s=_WORKER_ENDS_S),
+    seconds=2 * _STILL_S,
+)
 
 FAULTS = {
     "replica": _fault("one of two replicas killed", killed("ServeReplica", most=1), replicas=2),
     "replicas": _fault("both replicas killed", killed("ServeReplica"), replicas=2),
-    "frozen": _fault("one of two replicas stopped for 8 s", _still_for_a_while, replicas=2),
+    "frozen": _fault(
+        f"one of two replicas stopped for {_STILL_S:g} s",
+        _still("ServeReplica", most=1),
+        Limits(slowest_s=_STILL_S / 2),
+        replicas=2,
+    ),
+    "frozen-all": _fault(
+        f"both replicas stopped for {_STILL_S:g} s", _still("ServeReplica"), replicas=2
+    ),
+    "frozen-for-good": _fault(
+        "both replicas stopped", killed("ServeReplica", number=_STOP), replicas=2, after_s=50
+    ),
     "controller": _fault("Ray Serve's controller killed", killed("ServeController")),
+    "controller-frozen": _fault(
+        f"Ray Serve's controller stopped for {_STILL_S:g} s", _still("ServeController")
+    ),
     "raylet": _fault("Ray's raylet killed", killed(_RAYLET)),
     "raylet-term": _fault(
         "Ray's raylet killed, and SIGTERM at once", _raylet_and_server, is_last=True
     ),
     "gcs": _fault("Ray's GCS killed", killed(_GCS)),
     "both": _fault("raylet and GCS killed", killed(_GCS, _RAYLET)),
-    "agent": _fault("Ray's dashboard agent killed", killed("DashboardAgent")),
+    "agent": _fault("Ray's dashboard agent killed", killed(_AGENT)),
+    "agent-frozen": _fault(f"Ray's dashboard agent stopped for {_STILL_S:g} s", _still(_AGENT)),
     "guard": _fault("the guard of Ray killed", killed("ray_guard")),
     "all": _fault("raylet and both replicas killed", killed(_RAYLET, "ray::"), replicas=2),
     "whole": _fault("raylet, GCS and both replicas killed", killed(*_ALL), replicas=2),
     "raylet-still": _fault("raylet stopped", killed(_RAYLET, number=_STOP), after_s=40),
     "gcs-still": _fault("GCS stopped", killed(_GCS, number=_STOP), after_s=40),
     "both-still": _fault("raylet and GCS stopped", killed(_GCS, _RAYLET, number=_STOP), after_s=40),
-    "starter": _fault("one of two web processes killed, which started Ray", _STARTER, workers=2),
-    "worker": _fault("one of two web processes killed, the other one", _OTHER, workers=2),
+    **_KILLED,
+    **{f"{name}-frozen": fault for name, fault in _FROZEN.items()},
+    **{f"{name}-hung": fault for name, fault in _HUNG.items()},
 }

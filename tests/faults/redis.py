@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+from tests.faults.expectations import Expectation, Limits
 from tests.faults.load import RECURRENT, Episodes, Load, first_steps, steps
 from tests.faults.measuring import Fault, Scene
 from tests.support.library_policies import POLICIES
@@ -20,6 +22,8 @@ from tests.support.server_processes import running_server
 __all__ = ["FAULTS", "recurrent_home"]
 
 _AWAY_S = 6.0
+# Redis starts, and each process finds it.
+_BACK_S = 3.0
 _EPISODES = 8
 _DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 
@@ -81,7 +85,9 @@ _KILLED, _STILL = (
 
 
 def _fault(told: str, happen: Callable[..., None], backend: str) -> Fault:
-    return Fault(told, partial(_with_redis, happen=happen, backend=backend))
+    staged = partial(_with_redis, happen=happen, backend=backend)
+    refused = Limits(refused=math.inf, trouble_s=_AWAY_S + _BACK_S)
+    return Fault(told, staged, Expectation({"sessions": refused}))
 
 
 FAULTS = {

@@ -9,8 +9,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+from tests.faults.expectations import TARGET, Expectation, connections_lost
 from tests.faults.load import EXPORT, OK, Load, Streams, modes
 from tests.faults.measuring import Fault, Scene
+from tests.faults.processes import pids_of
 from tests.support.processes import descendants
 from tests.support.server_processes import (
     Server,
@@ -24,6 +26,8 @@ __all__ = ["FAULTS"]
 
 _STREAMS = 8
 _START_TIMEOUT_S = 150.0
+# A busy machine may take most of it to start a Ray.
+_AGAIN_S, _READY_AGAIN_S = 60.0, 55.0
 
 
 @contextmanager
@@ -51,8 +55,10 @@ def _stopping(
 
 
 @contextmanager
-def _starting_again(folder: Path, *, backend: str, workers: int = 1) -> Iterator[Scene]:
-    """Kill a server, and start another one at once on its port and its folders."""
+def _starting_again(
+    folder: Path, *, backend: str, workers: int = 1, is_parent_alone: bool = False
+) -> Iterator[Scene]:
+    """Kill a server's web processes, and start another one at once on its port and its folders."""
     home, port = compiled_home_of(EXPORT, folder / "home"), free_port()
     arguments = [] if workers == 1 else ["--workers", str(workers)]
 
@@ -62,13 +68,17 @@ def _starting_again(folder: Path, *, backend: str, workers: int = 1) -> Iterator
         return running.enter_context(starting)
 
     def happen() -> None:
-        scene.server.process.kill()
+        web = [] if is_parent_alone else pids_of(scene.server, "spawn_main")
+        for pid in (scene.server.process.pid, *web):
+            os.kill(pid, _KILL)
         scene.server.process.wait()
         scene.server = start()
 
     with ExitStack() as running:
-        scene = Scene(start(), {}, happen, after_s=40)
-        scene.server.child.wait_until(_is_ready(scene.server), timeout_s=_START_TIMEOUT_S)
+        scene = Scene(start(), {}, happen, after_s=_AGAIN_S)
+        first = scene.server
+        first.child.wait_until(_is_ready(first), timeout_s=_START_TIMEOUT_S)
+        first.child.wait_until(lambda: first.output().count("startup complete") == workers)
         scene.loads = {"": Load(scene.server.url, modes())}
         yield scene
 
@@ -106,7 +116,16 @@ def _stop(
     staged = partial(
         _stopping, number=number, backend=backend, workers=workers, is_to_all=is_to_all
     )
-    return Fault(told, staged)
+    lost = {"requests": connections_lost(), "streams": connections_lost(clients=_STREAMS)}
+    return Fault(told, staged, Expectation(lost) if number == _KILL else TARGET)
+
+
+def _again(told: str, backend: str, workers: int = 1, *, is_parent_alone: bool = False) -> Fault:
+    staged = partial(
+        _starting_again, backend=backend, workers=workers, is_parent_alone=is_parent_alone
+    )
+    lost = {} if is_parent_alone else {"": connections_lost()}
+    return Fault(told, staged, Expectation(lost, ready_s=_READY_AGAIN_S))
 
 
 _TERM, _KILL = signal.SIGTERM, signal.SIGKILL
@@ -121,15 +140,16 @@ FAULTS = {
     ),
     "int-all": _stop("SIGINT to Ray's processes too", signal.SIGINT, "ray", is_to_all=True),
     "kill": _stop("the server killed", _KILL, "ray"),
-    "again": Fault(
-        "the server killed, and another started at once", partial(_starting_again, backend="ray")
+    "again": _again("the server killed, and another started at once", "ray"),
+    "again-local": _again("the same start, BACKEND=local", "local"),
+    "again-workers": _again(
+        "two web processes and their parent killed, and others started at once", "ray", 2
     ),
-    "again-local": Fault(
-        "the same start, BACKEND=local", partial(_starting_again, backend="local")
-    ),
-    "again-workers": Fault(
-        "two web processes and their parent killed, and others started at once",
-        partial(_starting_again, backend="ray", workers=2),
+    "again-parent": _again(
+        "the parent of two web processes killed, and others started at once",
+        "ray",
+        2,
+        is_parent_alone=True,
     ),
     "neighbour": Fault("one of two servers on a machine killed: the other one", _side_by_side),
 }

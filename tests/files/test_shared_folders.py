@@ -124,7 +124,9 @@ def test_parent_that_has_ended_has_a_folder_too(tmp_path: Path) -> None:
         ended.process.wait(60)
     pid = ended.process.pid
 
-    assert share_folder("x", parent=pid).path == tmp_path / f"ps-x-{pid}-0"
+    path = share_folder("x", parent=pid).path
+    assert path.parent == tmp_path
+    assert path.name.startswith(f"ps-x-{pid}-0-")
 
 
 def test_beginning_of_a_process_is_known_until_it_ends() -> None:
@@ -137,3 +139,32 @@ def test_beginning_of_a_process_is_known_until_it_ends() -> None:
     assert int(began) >= int(beginning_of(os.getpid()) or 0) > 0
     assert again == began
     assert beginning_of(pid) is None
+
+
+def killed_parent() -> Path:
+    """Return the folder of a parent that was killed, with an entry of one of its processes."""
+    with child(sys.executable, "-c", "input()") as parent:
+        path = share_folder("x", parent=parent.process.pid).path
+        (path / f"serving-{parent.process.pid}").touch()
+    return path
+
+
+def test_folder_of_a_killed_parent_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    left = killed_parent()
+    elsewhere = left.with_name(f"{left.name}7")
+    elsewhere.mkdir(mode=0o700)
+    of_another_purpose = left.with_name(left.name.replace("-x-", "-x-y-"))
+    of_another_purpose.mkdir(mode=0o700)
+
+    own = share_folder("x", parent=os.getpid()).path
+
+    assert sorted(tmp_path.iterdir()) == sorted([own, elsewhere, of_another_purpose])
+
+
+def test_folder_of_a_killed_parent_stays_while_one_of_its_processes_runs(tmp_path: Path) -> None:
+    left = killed_parent()
+    (left / f"member-{os.getpid()}").touch()
+
+    own = share_folder("x", parent=os.getpid()).path
+
+    assert sorted(tmp_path.iterdir()) == sorted([own, left])

@@ -1,11 +1,17 @@
-"""Replicas of direct calls in threads of this process, each with an event loop that can freeze."""
+"""Replicas of direct calls, each with an event loop that can freeze: in threads, or in a process.
+
+Run as `python -m tests.support.call_replicas FOLDER SECONDS`: a replica whose calls take so long.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +32,7 @@ __all__ = [
     "doubled",
     "inputs_of",
     "number_in",
+    "replica_process",
 ]
 
 APPLICATION = "policy-default-0123456789ab"
@@ -134,7 +141,7 @@ class Replicas:
 
     def calls(self, count: int | None = None, *, timeout_s: float = TIMEOUT_S) -> DirectCalls:
         """Return calls to them, not connected yet."""
-        count = len(self.threads) if count is None else count
+        count = len(self.listed) if count is None else count
         calls = DirectCalls(self, replicas=count, timeout_s=timeout_s)
         calls.on_lost = self.lost.append
         return calls
@@ -165,8 +172,38 @@ async def connected(
     calls = replicas.calls(timeout_s=timeout_s)
     try:
         await calls.open()
-        await until(lambda: calls.capacity == len(replicas.threads))
+        await until(lambda: calls.capacity == len(replicas.listed))
         yield calls
     finally:
         await calls.aclose()
         replicas.end()
+
+
+@contextmanager
+def replica_process(
+    folder: Path, *, call_s: float = 0.0
+) -> Iterator[tuple[subprocess.Popen[str], ReplicaAddress]]:
+    """Run a replica in a process of its own, and end it with the block."""
+    command = [sys.executable, "-m", __name__, str(folder), str(call_s)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            path, key = process.stdout.readline().split()
+            yield process, ReplicaAddress(APPLICATION, "own", "", 0, path, bytes.fromhex(key))
+        finally:
+            process.kill()
+
+
+def _serve(folder: Path, call_s: float) -> None:
+    def answer(inputs: PolicyInputs) -> PolicyOutputs:
+        time.sleep(call_s)
+        return doubled(inputs)
+
+    address = ReplicaThread(answer, "own", folder=folder).address
+    sys.stdout.write(f"{address.path} {address.key.hex()}\n")
+    sys.stdout.flush()
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]), float(sys.argv[2]))

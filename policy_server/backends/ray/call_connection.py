@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import struct
 from contextlib import suppress
 from typing import Protocol, cast
 
@@ -28,6 +29,8 @@ PROOF_TIMEOUT_S = 5.0
 # After this a machine that has gone without a word counts as gone.
 _SILENCE_S = 5
 _PROBES = 3
+# struct ucred of unix(7): process, user, group.
+_CREDENTIALS = struct.Struct("3i")
 
 
 class FrameReceiver(Protocol):
@@ -91,6 +94,19 @@ class CallConnection(asyncio.BufferedProtocol):
         # is there.
         self._long: tuple[int, int, Body] | None = None
         self._filled = 0
+
+    @property
+    def peer(self) -> int | None:
+        """Return the id of the process behind a UNIX socket; None where nobody can tell."""
+        transport, option = self._transport, getattr(socket, "SO_PEERCRED", None)
+        if transport is None or transport.is_closing() or option is None:
+            return None
+        connection: socket.socket = transport.get_extra_info("socket")
+        if connection.family != socket.AF_UNIX:
+            return None
+        found = connection.getsockopt(socket.SOL_SOCKET, option, _CREDENTIALS.size)
+        pid: int = _CREDENTIALS.unpack(found)[0]
+        return pid or None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin with the proofs."""

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
+import os
+import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from policy_server.backends.ray.call_connection import CallConnection
 from policy_server.backends.ray.call_frames import (
@@ -25,6 +30,10 @@ from policy_server.policy import PolicyOutputs
 
 __all__ = ["AskedCall", "ConnectedReplica", "ConnectionLostError", "OnAnswer"]
 
+logger = logging.getLogger(__name__)
+
+# A process that a signal has stopped, as proc(5) writes it; one under a debugger is another.
+_STOPPED = "T"
 # How long the end of one connection waits for the last frames of the other.
 _LAST_WORDS_S = 0.05
 
@@ -88,6 +97,7 @@ class ConnectedReplica:
         address: the replica's.
         is_proved: whether both connections are open.
         heard_at: when its last frame came, by `time.monotonic`.
+        was_stopped: whether a signal had stopped its process, which was killed for that.
     """
 
     def __init__(
@@ -105,6 +115,7 @@ class ConnectedReplica:
         """
         self.address = address
         self.is_proved = False
+        self.was_stopped = False
         self._on_answer = on_answer
         self._on_end = on_end
         self._calls: dict[int, AskedCall] = {}
@@ -169,6 +180,22 @@ class ConnectedReplica:
         if not self.is_still:
             self._pinged_at = now
             self._short.send(bare_frame(FrameKind.PING, 0))
+
+    def end_if_stopped(self) -> None:
+        """Kill its process if it is one of this machine that a signal has stopped (SIGSTOP).
+
+        Nothing else would end it for a minute and more: Ray Serve asks three times for half a
+        minute each, and the replica's own watch is stopped too.
+        """
+        pid = self._short.process
+        if pid is None or self.was_stopped or not _is_stopped(pid):
+            return
+        self.was_stopped = True
+        logger.error(
+            "replica_stands_still", extra={"replica": self.address.replica, "replica_pid": pid}
+        )
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
 
     def pulse(self) -> asyncio.Future[None]:
         """Ping it though it is not late, and return a future that ends with its answer.
@@ -255,6 +282,10 @@ class _Line:
     def is_open(self) -> bool:
         return self._connection is not None and not self._has_ended
 
+    @property
+    def process(self) -> int | None:
+        return self._connection.peer if self._connection is not None and self.is_open else None
+
     def send(self, frame: Frame) -> None:
         assert self._connection is not None, "it is open"
         self._connection.send(frame)
@@ -283,3 +314,11 @@ class _Line:
         if not self._is_proved.done():
             self._is_proved.set_exception(ConnectionRefusedError("no proof of the key"))
         self._replica.ended()
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] == _STOPPED

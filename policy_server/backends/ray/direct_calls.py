@@ -43,6 +43,8 @@ _STILL_S = 0.25
 _PATIENCE = 4.0
 # A replica that ends after it was still for so long has hung.
 _HUNG_S = 1.0
+# One that owes a call, and has been still for so long, may be stopped, and be so for good.
+_STOPPED_S = 7.0
 
 logger = logging.getLogger(__name__)
 
@@ -230,7 +232,7 @@ class DirectCalls:
 
         Where the replica has hung, the call that came first is the one that it computed.
         """
-        has_hung = replica.is_still_since(time.monotonic() - _HUNG_S)
+        has_hung = replica.is_still_since(time.monotonic() - _HUNG_S) and not replica.was_stopped
         if not self._is_closing:
             if has_hung:
                 logger.error("replica_hung", extra={"replica": replica.address.replica})
@@ -275,6 +277,8 @@ class DirectCalls:
         call.look_at = now + _LOOK_AGAIN_S
         for replica in call.replicas:
             replica.ping(now)
+            if replica.is_still_since(now - _STOPPED_S):
+                replica.end_if_stopped()
         others = [
             replica
             for replica in self._replicas.values()

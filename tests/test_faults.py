@@ -1,0 +1,211 @@
+"""The faults' parts: what they count, and what they expect."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.faults.__main__ import FAULTS, main
+from tests.faults.expectations import (
+    TARGET,
+    Counts,
+    Course,
+    Expectation,
+    Limits,
+    connections_lost,
+)
+from tests.faults.load import OK, Asked, Client, Load, Question
+from tests.faults.measuring import Fault, Scene, running_in
+from tests.support.processes import child
+from tests.support.server_processes import Server
+from tests.support.servers import Handler, answered_by, free_port, status_of
+from tests.support.waiting import wait_until
+
+HELD = Counts(100, 100, 0, 0, 0, 0, 0.2, None)
+COURSE = Course(1000.0, ready_s=2.0, stop_s=0.7)
+
+
+def test_requests_are_counted_by_status() -> None:
+    sent = [
+        Asked(999.0, 200, 0.1, is_right=True),
+        Asked(1000.0, 201, 0.5, is_right=False),
+        Asked(1001.0, 503, 0.25, is_right=True),
+        Asked(1002.0, 0, 0.25, is_right=True),
+        Asked(1000.5, 404, 0.1, is_right=True),
+    ]
+
+    counts = Counts.of(sent, 1000.0)
+
+    assert counts == Counts(5, 2, 1, 1, 1, 1, 0.5, 2.25)
+
+
+def test_load_without_trouble_has_none() -> None:
+    assert Counts.of([Asked(1000.0, 200, 0.1, is_right=True)], 1000.0).last_trouble_s is None
+
+
+def test_load_that_sent_nothing_is_an_error() -> None:
+    with pytest.raises(AssertionError, match="the clients sent nothing"):
+        Counts.of([], 1000.0)
+
+
+def test_fault_without_trouble_holds() -> None:
+    assert list(TARGET.broken_by({"": HELD}, COURSE)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"wrong": 1}, "wrong answers: expected 0 at the most, got 1"),
+        ({"refused": 3}, "answers 503: expected 0 at the most, got 3"),
+        ({"failed": 1}, "failed requests: expected 0 at the most, got 1"),
+        ({"lost": 2}, "lost requests: expected 0 at the most, got 2"),
+        ({"slowest_s": 15.5}, "the slowest request: expected 15 s at the most, got 15.5 s"),
+    ],
+    ids=["wrong", "503", "failed", "lost", "slow"],
+)
+def test_target_that_a_load_misses_is_told(changes: dict[str, float], told: str) -> None:
+    counts = Counts(**{**vars(HELD), **changes})
+
+    assert list(TARGET.broken_by({"": counts}, COURSE)) == [told]
+
+
+@pytest.mark.parametrize(
+    ("course", "told"),
+    [
+        (Course(0.0, ready_s=24.9), "ready again: expected 15 s at the most, got 24.9 s"),
+        (Course(0.0, stop_s=60.0), "the stop: expected 10 s at the most, got 60 s"),
+        (
+            Course(0.0, left=["raylet", "ps-ray-1"]),
+            "left behind: expected nothing, got raylet, ps-ray-1",
+        ),
+    ],
+    ids=["not ready", "late stop", "left behind"],
+)
+def test_course_that_misses_the_target_is_told(course: Course, told: str) -> None:
+    assert list(TARGET.broken_by({"": HELD}, course)) == [told]
+
+
+def test_limit_of_one_load_is_not_that_of_the_others() -> None:
+    refused = Counts(100, 90, 10, 0, 0, 0, 0.2, 6.5)
+    expected = Expectation({"sessions": Limits(refused=math.inf, trouble_s=9.0)})
+
+    broken = list(expected.broken_by({"plain": refused, "sessions": refused}, COURSE))
+
+    assert broken == ["plain: answers 503: expected 0 at the most, got 10"]
+
+
+def test_trouble_that_lasts_beyond_its_limit_is_told() -> None:
+    refused = Counts(100, 90, 10, 0, 0, 0, 0.2, 20.0)
+    expected = Expectation({"": Limits(refused=math.inf, trouble_s=9.0)})
+
+    assert list(expected.broken_by({"": refused}, COURSE)) == [
+        "the last trouble: expected 9 s at the most, got 20 s"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lost", "last_trouble_s", "count"),
+    [(64, 0.1, 0), (65, 0.1, 1), (1, 4.0, 1)],
+    ids=["two of each client", "one more", "after the end of the process"],
+)
+def test_killed_process_costs_its_connections_alone(
+    lost: int, last_trouble_s: float, count: int
+) -> None:
+    counts = Counts(1000, 1000 - lost, 0, 0, 0, lost, 0.2, last_trouble_s)
+    expected = Expectation({"": connections_lost(clients=32)})
+
+    assert len(list(expected.broken_by({"": counts}, COURSE))) == count
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_no_fault_may_give_wrong_answers_or_leave_something_behind(name: str) -> None:
+    wrong = Counts(**{**vars(HELD), "wrong": 1})
+
+    broken = FAULTS[name].expected.broken_by({"": wrong}, Course(0.0, left=["raylet"]))
+
+    assert len(list(broken)) == 2
+
+
+class _Unavailable(Handler):
+    """Refuses: with `Retry-After` at one address, without at the other."""
+
+    def answer(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        if self.path == "/told":
+            self.reply(503, retry_after="1")
+        else:
+            self.reply(503)
+
+
+@pytest.mark.parametrize(("path", "is_right"), [("/told", True), ("/silent", False)])
+def test_answer_503_without_retry_after_is_wrong(path: str, *, is_right: bool) -> None:
+    with answered_by(_Unavailable) as url:
+        load = Load(url, [Question(path, "{}", bool)])
+        client = Client(load)
+        client.ask(load.questions[0])
+        client.close()
+
+    assert [(asked.status, asked.is_right) for asked in load.sent] == [(503, is_right)]
+
+
+def test_processes_of_a_folder_are_found_whatever_is_above_them(tmp_path: Path) -> None:
+    words = (sys.executable, "-c", "import time; time.sleep(60)")
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+
+    with child(*words, log=tmp_path / "log", environment=environment) as started:
+        wait_until(lambda: running_in(tmp_path) == [started.process.pid])
+
+    assert running_in(tmp_path) == []
+
+
+@contextmanager
+def _asked_in_vain(folder: Path) -> Iterator[Scene]:
+    """Serve files only, so that each POST is answered 501; `/readyz` is one of them."""
+    (folder / "readyz").touch()
+    port = free_port()
+    words = (sys.executable, "-m", "http.server", str(port), "--directory", str(folder))
+    with child(*words, log=folder / "log") as started:
+        url = f"http://127.0.0.1:{port}"
+        started.wait_until(lambda: status_of(f"{url}/readyz") == OK)
+        loads = {"": Load(url, [Question("/", "{}", bool)], 2)}
+        yield Scene(Server(started, url, url), loads, lambda: None, after_s=0.3)
+
+
+@pytest.fixture
+def _own_signals() -> Iterator[None]:
+    """Give the tests' process its own end by SIGTERM back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("_own_signals")
+def test_program_tells_what_did_not_hold(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    allowed = Expectation({"": Limits(failed=math.inf)})
+    monkeypatch.setitem(FAULTS, "allowed", Fault("allowed", _asked_in_vain, allowed))
+    monkeypatch.setitem(FAULTS, "missed", Fault("missed", _asked_in_vain))
+    monkeypatch.setattr(sys, "argv", ["faults", "allowed", "missed"])
+
+    with pytest.raises(SystemExit, match=r"^faults: missed: failed requests: expected 0") as ended:
+        main()
+
+    assert "\n" not in str(ended.value)
+    assert "| allowed |" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_own_signals")
+def test_program_without_anything_broken_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = Expectation({"": Limits(failed=math.inf)})
+    monkeypatch.setitem(FAULTS, "allowed", Fault("allowed", _asked_in_vain, allowed))
+    monkeypatch.setattr(sys, "argv", ["faults", "allowed"])
+
+    main()

@@ -1,0 +1,109 @@
+"""The verdict on an overload: what is counted as what, and what is held to which bound."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.overload_verdict import Outcome, Run, judge
+
+OFTEN = 100
+HELD = Run(
+    0.1,
+    before=Outcome(answered=[0.003] * 50),
+    loaded=Outcome(answered=[0.08] * OFTEN, refused=[0.001] * OFTEN, late_s=0.01),
+    after=Outcome(answered=[0.003] * 50),
+    memory_mb=(66.0, 71.0, 71.0, 72.0),
+)
+
+
+def test_run_that_kept_to_its_bounds_holds() -> None:
+    assert judge(HELD) == []
+
+
+@pytest.mark.parametrize(
+    ("loaded", "told"),
+    [
+        (
+            Outcome(answered=[0.13] * OFTEN, refused=[0.001] * OFTEN, late_s=0.01),
+            "answered: expected a 99th percentile of 100 ms, with 20 ms for noise, got 130.0 ms",
+        ),
+        (
+            Outcome(answered=[0.08] * OFTEN, refused=[0.05] * OFTEN, late_s=0.01),
+            "refused: expected a 99th percentile of 10 ms, with 11 ms for noise, got 50.0 ms",
+        ),
+        (
+            Outcome(answered=[0.08] * OFTEN),
+            "expected some requests to be answered and some refused, got 100 and 0",
+        ),
+        (
+            Outcome(answered=[0.08], refused=[0.001], failed=[b"HTTP/1.1 500"]),
+            "failed: expected 0, got 1",
+        ),
+    ],
+    ids=["late answers", "late refusals", "none refused", "failed"],
+)
+def test_load_beyond_a_bound_is_told(loaded: Outcome, told: str) -> None:
+    assert judge(replace(HELD, loaded=loaded)) == [told]
+
+
+def test_answers_may_be_as_late_as_their_clients() -> None:
+    loaded = Outcome(answered=[0.13] * OFTEN, refused=[0.001] * OFTEN, late_s=0.03)
+
+    assert judge(replace(HELD, loaded=loaded)) == []
+
+
+@pytest.mark.parametrize(
+    ("memory_mb", "told"),
+    [
+        (
+            (66.0, 77.0, 77.0, 77.0),
+            "memory: expected 10 MB more than before at the most, got 66.0 MB before and 77.0 MB",
+        ),
+        (
+            (66.0, 67.0, 69.0, 70.0),
+            "memory: expected it to grow by 2 MB under the load at the most, got 67.0 MB and then "
+            "70.0 MB",
+        ),
+    ],
+    ids=["taken at once", "growing"],
+)
+def test_memory_that_is_not_flat_is_told(memory_mb: tuple[float, ...], told: str) -> None:
+    assert judge(replace(HELD, memory_mb=memory_mb)) == [told]
+
+
+@pytest.mark.parametrize(
+    ("after", "told"),
+    [
+        (
+            Outcome(answered=[0.006] * 50),
+            "a second later: expected the median of before, 3.0 ms, got 6.0 ms",
+        ),
+        (
+            Outcome(answered=[0.003] * 49, refused=[0.001]),
+            "a second later: expected each request to be answered, got 1 that were not",
+        ),
+    ],
+    ids=["slow", "refused"],
+)
+def test_server_that_is_not_back_is_told(after: Outcome, told: str) -> None:
+    assert judge(replace(HELD, after=after)) == [told]
+
+
+@pytest.mark.parametrize(
+    ("answer", "counted"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n", (1, 0, 0)),
+        (b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n\r\n", (0, 1, 0)),
+        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", (0, 0, 1)),
+        (b"HTTP/1.1 500 Internal Server Error\r\n\r\n", (0, 0, 1)),
+    ],
+    ids=["200", "503", "503 without Retry-After", "500"],
+)
+def test_answer_is_counted_by_its_head(answer: bytes, counted: tuple[int, int, int]) -> None:
+    outcome = Outcome()
+
+    outcome.note(answer, 0.1)
+
+    assert (len(outcome.answered), len(outcome.refused), len(outcome.failed)) == counted
