@@ -5,9 +5,10 @@ uvicorn uses and by the application's gate; the outcome is remembered for exactl
 access key among them. Heads that were seen once are not remembered, so that a client whose heads
 all differ drives out nobody's.
 
-A few parts differ from request to request: an id, headers of tracing, and of a session its name in
-the address and the headers of its step. Those of a strict form are cut out before the head is
-parsed, and read apart; all others stay in it, and may decide that its request isn't hot.
+A few parts differ from request to request: an id, the times that a client gives, headers of
+tracing, and of a session its name in the address and the headers of its step. Those of a strict
+form are cut out before the head is parsed, and read apart; all others stay in it, and may decide
+that its request isn't hot.
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ _FORWARDED = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
 _COLD = frozenset({b"expect", b"transfer-encoding", b"upgrade", b"http2-settings"})
 # The last part of an address that looks like a session's name.
 _SESSION = re.compile(rb"POST [A-Za-z0-9._~/-]*/sessions/([0-9a-f]{32})(?=/)")
-# Headers that differ from request to request: an id, the stamp of an observation, those of a
-# session's step, and those of tracing, which are not read here. None is folded: a line
-# behind it begins with a name.
+# Headers that differ from request to request: an id, the stamp of an observation, the milliseconds
+# that are left for the answer (up to an hour), those of a session's step, and those of tracing,
+# which are not read here. None is folded: a line behind it begins with a name.
 _VARYING = re.compile(
     rb"\r\n(?:x-request-id: ?([A-Za-z0-9._:-]{1,128})|"
-    rb"x-observation-stamp: ?([A-Za-z0-9._:+-]{1,64})|x-step: ?([0-9]{1,18})|"
+    rb"x-observation-stamp: ?([A-Za-z0-9._:+-]{1,64})|"
+    rb"x-request-timeout-ms: ?([1-9][0-9]{0,5}|[12][0-9]{6}|3[0-5][0-9]{5}|3600000)|"
+    rb"x-step: ?([0-9]{1,18})|"
     rb"x-previous-reward: ?(-?[0-9]{1,30}(?:\.[0-9]{1,30})?(?:e[+-]?[0-9]{1,3})?)|"
     rb"x-previous-action: ?([!-~](?:[ -~]*[!-~])?)|"
     rb"(?:traceparent|tracestate|x-b3-[a-z]+|x-amzn-trace-id|x-cloud-trace-context): ?[!-~]+)"
@@ -182,15 +185,16 @@ def _cut(head: bytes) -> _Cut | None:
     if session is None and len(pieces) == 1:
         return _Cut(head, head, _NO_PARTS)
     # Text, and a group of each header, one after another.
-    ids, stamps, *of_step = (list(filter(None, pieces[at::_PARTS])) for at in range(1, _PARTS))
-    if any(len(given) > 1 for given in (stamps, *of_step)):
+    ids, stamps, *others = (list(filter(None, pieces[at::_PARTS])) for at in range(1, _PARTS))
+    if any(len(given) > 1 for given in (stamps, *others)):
         return None
-    step, reward, action = (given[0].decode() if given else None for given in of_step)
+    timeout_ms, step, reward, action = (given[0].decode() if given else None for given in others)
     whole = head if len(pieces) == 1 else b"".join(pieces[::_PARTS])
     own = OwnParts(
         ids[0].decode() if ids else "",
         stamps[0].decode() if stamps else "",
         "" if session is None else session[1].decode(),
+        None if timeout_ms is None else int(timeout_ms),
         None if step is None else int(step),
         reward,
         action,

@@ -19,9 +19,10 @@ class OwnParts(NamedTuple):
     """The parts of a head that differ from request to request, and are no part of the decision.
 
     Attributes:
-        request_id: the id that the client gave; empty where it gave none that is sensible.
+        request_id: the id that the client gave; empty where it gave none.
         stamp: of the client's observation, which the answer repeats; empty for none.
         session_id: the session's name in the address: 32 hexadecimal digits; empty for none.
+        timeout_ms: how many milliseconds the answer is of use; None where the client doesn't say.
         step: the header `x-step`; None for none.
         previous_reward: the header `x-previous-reward` as it was sent; None for none.
         previous_action: the header `x-previous-action` as it was sent; None for none.
@@ -30,6 +31,7 @@ class OwnParts(NamedTuple):
     request_id: str = ""
     stamp: str = ""
     session_id: str = ""
+    timeout_ms: int | None = None
     step: int | None = None
     previous_reward: str | None = None
     previous_action: str | None = None

@@ -72,7 +72,9 @@ import com.policyserver.client.model.Session;
  * <p>Not for several threads at once.
  */
 public final class Episode {
-  /** Such as sessions.sessionPredict(sessionId, xStep, observation, null, null, null, null). */
+  /**
+   * Such as sessions.sessionPredict(sessionId, xStep, observation, null, null, null, null, null).
+   */
   @FunctionalInterface
   public interface Ask<T> {
     T ask(String sessionId, Long xStep) throws ApiException;

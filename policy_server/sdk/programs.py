@@ -99,7 +99,7 @@ public class Example {
 }""",
     Asking(
         """\
-        Prediction answer = new PolicyApi(client).predict%Raw%(observation, null, null);
+        Prediction answer = new PolicyApi(client).predict%Raw%(observation, null, null, null);
         System.out.println(answer.getActions() + " " + answer.getProbability());""",
         """\
 import com.policyserver.client.ApiClient;
@@ -112,7 +112,7 @@ import com.policyserver.client.api.PolicyApi;""",
         for (int i = 0; i < 3; i++) {
             Prediction answer = episode.step((sessionId, xStep) ->
                     sessions.sessionPredict%Raw%(
-                            sessionId, xStep, observation, null, null, null, null));
+                            sessionId, xStep, observation, null, null, null, null, null));
             System.out.println(answer.getActions() + " " + answer.getProbability());
         }
         sessions.endSession(episode.getSessionId());""",

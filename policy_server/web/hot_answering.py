@@ -20,8 +20,7 @@ from policy_server.web.answering import PolicyAnswering
 from policy_server.web.gate import Gate
 from policy_server.web.media_types import is_npy
 from policy_server.web.problems import error_response
-from policy_server.web.request_headers import given_id
-from policy_server.web.request_timing import given_timeout_s, stamp_lines
+from policy_server.web.request_timing import stamp_lines
 from policy_server.web.route_table import AnswerRoute
 
 __all__ = ["AdmittedHead", "HotAnswering", "HotDecision", "HotReply"]
@@ -66,9 +65,7 @@ class HotDecision:
         content_type: of the bodies.
         episode: the header `x-episode-id`.
         wanted: the header `x-policy-version`.
-        request_id: the id that the head carries; empty where it is none that is sensible.
         next_id: gives a new id.
-        timeout_s: how long the client waits for an answer, in seconds; None where it does not say.
         ending: the headers of an answer behind its request's id, and the end of that line.
     """
 
@@ -77,9 +74,6 @@ class HotDecision:
 
         Args:
             admitted: the head.
-
-        Raises:
-            ObservationError: if the head states no sensible timeout.
         """
         gate, route, head, headers, key = admitted
         self.gate = gate
@@ -93,8 +87,6 @@ class HotDecision:
         self.content_type = headers.get(b"content-type", "")
         self.episode = headers.get(b"x-episode-id", "")
         self.wanted = headers.get(b"x-policy-version", "")
-        self.timeout_s = given_timeout_s(headers)
-        self.request_id = given_id(headers)
         self.ending = _END + _header_lines(gate.page_headers(headers))
 
     def lets_in(self, request: HotReply) -> bool:
@@ -168,15 +160,21 @@ class HotReply(HotRequest):
         """
         self.connection = connection
         self.head = decision.head
-        self.request_id = own.request_id or decision.request_id or decision.next_id()
+        self.request_id = own.request_id or decision.next_id()
         self._decision = decision
-        self._stamp = own.stamp
+        self._own = own
         self.started = time.perf_counter()
+
+    @property
+    def own_timeout_s(self) -> float | None:
+        """Return how long the answer is of use, in seconds; None where the client never says."""
+        timeout_ms = self._own.timeout_ms
+        return None if timeout_ms is None else timeout_ms / 1000
 
     @property
     def own_deadline(self) -> float | None:
         """Return when the client has no use for the answer any more; None where it never says."""
-        timeout_s = self._decision.timeout_s
+        timeout_s = self.own_timeout_s
         return None if timeout_s is None else self.started + timeout_s
 
     def charge(self, observations: int) -> None:
@@ -227,8 +225,9 @@ class HotReply(HotRequest):
         decision = self._decision
         if decision.is_limited:
             self.share.end()
-        if self._stamp:
-            lines += _header_lines(stamp_lines(self._stamp, self.started))
+        stamp = self._own.stamp
+        if stamp:
+            lines += _header_lines(stamp_lines(stamp, self.started))
         seconds = time.perf_counter() - self.started
         if status == _OK:
             decision.observe_answer(seconds)
@@ -275,7 +274,7 @@ class HotAnswering(HotDecision):
                 )
                 self._asked_version = version
             request.question = question = self._read(body)
-            if self.timeout_s is not None:
+            if own.timeout_ms is not None:
                 question.deadline = request.own_deadline
             version.scheduler.put(request)
         except Exception as error:

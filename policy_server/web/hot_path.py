@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from policy_server.errors import ObservationError
 from policy_server.http_server import HotRoute, RequestHead
 from policy_server.web.answering import PolicyAnswering
 from policy_server.web.gate import Gate
@@ -28,7 +27,14 @@ __all__ = ["HotAnswers"]
 
 # Those of a strict form are cut out of the head before.
 _CUT_OUT = frozenset(
-    {b"x-observation-stamp", b"x-step", b"x-previous-reward", b"x-previous-action"}
+    {
+        b"x-observation-stamp",
+        b"x-previous-action",
+        b"x-previous-reward",
+        b"x-request-id",
+        b"x-request-timeout-ms",
+        b"x-step",
+    }
 )
 
 
@@ -94,10 +100,7 @@ class HotAnswers:
         # What is none, or is written in an unusual way, is still there, maybe for the second time.
         if not _CUT_OUT.isdisjoint(name for name, _ in head.headers):
             return None
-        try:
-            return self._answering(route, head, headers, key)
-        except ObservationError:
-            return None
+        return self._answering(route, head, headers, key)
 
     def _answering(
         self, route: AnswerRoute, head: RequestHead, headers: Mapping[bytes, str], key: str | None

@@ -89,7 +89,7 @@ class InTurn(HotReply):
             self._go()
         else:
             place.wait.add_done_callback(self._go)
-            wait_s, timeout_s = place.patience_s, self._decision.timeout_s
+            wait_s, timeout_s = place.patience_s, self.own_timeout_s
             if timeout_s is not None:
                 wait_s = min(wait_s, timeout_s)
             self._timer = asyncio.get_running_loop().call_later(wait_s, self._miss)
@@ -166,7 +166,7 @@ class InTurn(HotReply):
         if not self._is_waiting:
             return
         assert self._place is not None, "it waits"
-        patience_s, timeout_s = self._place.patience_s, self._decision.timeout_s
+        patience_s, timeout_s = self._place.patience_s, self.own_timeout_s
         if timeout_s is not None and timeout_s < patience_s:
             self.end(self._sessions.refuse_late())
         else:

@@ -24,7 +24,7 @@ from policy_server.web.openapi_schemas import (
     policy_schemas,
     sized,
 )
-from policy_server.web.request_timing import LONGEST_TIMEOUT_MS, TIMEOUT_HEADER
+from policy_server.web.openapi_timing import describe_timing
 from policy_server.web.route_table import AnswerRoute, Route, RouteTable
 from policy_server.web.team_schemas import TeamSchemas
 
@@ -75,14 +75,6 @@ _EPISODE_HEADERS: list[Document] = [
         ),
     )
 ]
-_TIMEOUT: Document = {
-    "name": TIMEOUT_HEADER,
-    "in": "header",
-    "required": False,
-    "description": "How long the answer is of use, in milliseconds from when the server takes the "
-    "request up: one that would come later is not computed, and is a 504",
-    "schema": {"type": "integer", "minimum": 1, "maximum": LONGEST_TIMEOUT_MS},
-}
 _STATE, *_PREVIOUS_STEP = _EPISODE_HEADERS
 _STEP = "The number of the step in its episode, from 0"
 _MEMORY = "`none`: the answer is that of an episode's first step, since no memory belongs to it"
@@ -174,7 +166,7 @@ def _describe_post(
         describe = _describe_batch if route.transport == "batch" else _describe_answer
         example = examples[route.policy].get(route.kind)
         describe(operation, route, registry[route.policy], example)
-    operation["parameters"] = [*operation.get("parameters", ()), _TIMEOUT]
+    describe_timing(operation)
 
 
 def _team_of(registry: PolicyRegistry, table: RouteTable, max_agents: int) -> TeamSchemas | None:

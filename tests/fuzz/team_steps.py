@@ -13,7 +13,7 @@ import orjson
 from policy_server.web import Application
 from tests.fuzz.watching import without_complaints
 from tests.support.connections import Server, answers_in
-from tests.support.hot_bytes import HALF_A_BYTE, cut, cut_alike, mutated, shown
+from tests.support.hot_bytes import HALF_A_BYTE, cut, cut_alike, mutated, own_lines, shown
 from tests.support.teams import build_team
 from tests.support.web import KEY, running
 
@@ -49,15 +49,6 @@ _MORE = [b""] * 8 + [
     b"x-state: new\r\n",
     b"x-state:\r\n",
     b"content-type: application/x-npy\r\n",
-    b"x-request-id: a:b.c\r\n",
-    b"x-observation-stamp: 7\r\n",
-    b"x-observation-stamp: a b\r\n",
-    b"x-request-timeout-ms: 60000\r\n",
-    b"x-request-timeout-ms: 6_0\r\n",
-    b"X-Request-Timeout-Ms: 3600000\r\n",
-    b"x-request-timeout-ms: 0\r\n",
-    b"x-request-timeout-ms: 60000\r\nx-request-timeout-ms: 60000\r\n",
-    b"x-observation-stamp: 7\r\nX-Observation-Stamp: 8\r\n",
     b"Connection: close\r\n",
     b"x-step: 1_0\r\n",
     b"x-step: 0\r\nx-step: 0\r\n",
@@ -82,9 +73,10 @@ def request_of(choose: random.Random, step: int) -> bytes:
     end, numbers = choose.choice(_ENDS), [b""] * 3
     if choose.random() < 0.4:
         # A draw of its own would differ.
-        return team_request(b"/" + choose.choice(_ENDS[1:3]), body, choose.choice(_MORE))
+        more = own_lines(choose) + choose.choice(_MORE)
+        return team_request(b"/" + choose.choice(_ENDS[1:3]), body, more)
     numbers += [b"x-step: %d\r\n" % (step + change) for change in (-1, 0, 0, 1)]
-    more = choose.choice(numbers) + choose.choice(_MORE)
+    more = choose.choice(numbers) + own_lines(choose) + choose.choice(_MORE)
     return team_request(b"/sessions/%b/%b" % (_ZEROS, end), body, more)
 
 

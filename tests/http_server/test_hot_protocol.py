@@ -409,6 +409,29 @@ def test_ids_that_differ_from_request_to_request_need_no_other_decision(
     assert len(routes.asked) == 2
 
 
+@pytest.mark.parametrize("given", [1, 20, 999_999, 1_000_000, 2_999_999, 3_599_999, 3_600_000])
+def test_timeout_of_a_request_is_no_part_of_the_decision(given: int) -> None:
+    routes = Routes()
+    heads = HotHeads(routes)
+
+    for timeout_ms in (1, 2, given):
+        found = heads.find(head_of(1, b"X-Request-Timeout-MS:%d\r\n" % timeout_ms))
+        assert isinstance(found, KnownHead)
+        assert found.own.timeout_ms == timeout_ms
+
+    assert len(routes.asked) == 2
+    assert all(b"x-request-timeout-ms" not in dict(head.headers) for head in routes.asked)
+
+
+@pytest.mark.parametrize("given", [b"0", b"007", b"3600001", b"3700000", b"-1", b"1.5", b" 7", b""])
+def test_timeout_of_no_strict_form_stays_in_the_head(given: bytes) -> None:
+    routes = Routes()
+
+    HotHeads(routes).find(head_of(1, b"x-request-timeout-ms: %b\r\n" % given))
+
+    assert dict(routes.asked[0].headers)[b"x-request-timeout-ms"] == given.strip()
+
+
 @pytest.mark.parametrize(
     "head",
     [

@@ -138,7 +138,11 @@ async def test_sdk_has_no_parameter_that_is_for_arrays_alone() -> None:
     prepared = prepare_document(await document_of(SCHEMA), url=URL)
 
     parameters = prepared["paths"]["/predict/batch"]["post"]["parameters"]
-    assert [parameter["name"] for parameter in parameters] == ["seed", "x-request-timeout-ms"]
+    assert [parameter["name"] for parameter in parameters] == [
+        "seed",
+        "x-request-timeout-ms",
+        "x-observation-stamp",
+    ]
 
 
 async def test_sdk_numbers_each_step_of_a_session_so_that_it_may_be_sent_again() -> None:
@@ -189,6 +193,7 @@ async def test_sdk_has_state_tokens_where_the_policy_has_a_memory() -> None:
         "seed",
         "x-state",
         "x-request-timeout-ms",
+        "x-observation-stamp",
     ]
     assert not has_memory(prepare_document(await document_of(SCHEMA), url=URL))
 

@@ -30,14 +30,15 @@ async def test_thousands_of_requests_get_the_same_bytes_three_ways() -> None:
     assert set(statuses) >= {200, 400, 401, 404, 405, 409, 415, 422}
 
 
-async def test_mutated_bytes_get_the_same_answers() -> None:
+async def test_mutated_bytes_get_the_same_answers_three_ways() -> None:
     statuses = await compare_mutants(MUTANTS, seed=16)
 
     assert set(statuses) >= {200, 400, 401, 404, 422}
 
 
 SEQUENCE = (
-    b"POST /predict_deterministic HTTP/1.1\r\naccess-token: %b\r\nContent-Length: %d\r\n\r\n%b"
+    b"POST /predict_deterministic HTTP/1.1\r\naccess-token: %b\r\nX-Request-Timeout-Ms: 60000\r\n"
+    b"x-observation-stamp:7\r\nx-request-id: b\r\nContent-Length: %d\r\n\r\n%b"
     b"GET /livez HTTP/1.1\r\nx-request-id: a\r\n\r\n"
     b"POST /distribution HTTP/1.1\r\naccess-token: %b\r\ncontent-length: 2\r\n\r\n{}"
     b"POST /distribution/ HTTP/1.1\r\naccess-token: %b\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -76,8 +77,10 @@ async def test_requests_cut_at_every_byte_are_answered_in_order() -> None:
             assert transport.is_gone
 
 
-@pytest.mark.parametrize("name", [b"x-step", b"x-previous-reward", b"x-observation-stamp"])
-@pytest.mark.parametrize("values", [(b"x y", b"0"), (b"0", b"x y"), (b"0", b"0")])
+@pytest.mark.parametrize(
+    "name", [b"x-step", b"x-previous-reward", b"x-observation-stamp", b"x-request-timeout-ms"]
+)
+@pytest.mark.parametrize("values", [(b"x y", b"7"), (b"7", b"x y"), (b"7", b"7")])
 async def test_header_given_twice_is_refused_in_whichever_form(
     name: bytes, values: tuple[bytes, bytes]
 ) -> None:
@@ -91,6 +94,30 @@ async def test_header_given_twice_is_refused_in_whichever_form(
     assert plain == hot
     assert [answer.status for answer in plain] == [422]
     assert b"header_repeated" in plain[0].body
+
+
+@pytest.mark.parametrize(
+    ("values", "is_echoed"),
+    [
+        ((b"first", b"second"), True),
+        ((b"first", b"x y"), True),
+        ((b"x y", b"second"), False),
+        ((b"", b"second"), False),
+    ],
+)
+async def test_first_request_id_counts_in_whichever_form(
+    values: tuple[bytes, bytes], *, is_echoed: bool
+) -> None:
+    request = (
+        b"POST /predict_deterministic HTTP/1.1\r\nx-request-id: %b\r\nx-request-id: %b\r\n"
+        b"access-token: %b\r\nContent-Length: %d\r\n\r\n%b"
+    ) % (*values, KEY.encode(), len(BODY), BODY)
+    async with both() as servers:
+        sent = [answers_in((await one.exchange([request])).written) for one in servers]
+
+    ids = [dict(answer.headers)[b"x-request-id"] for [answer] in sent]
+    assert not {*ids} & {b"second", b"x y", b""}
+    assert [given == b"first" for given in ids] == [is_echoed] * 2
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 1000])

@@ -53,7 +53,7 @@ async def test_thousands_of_steps_get_the_same_bytes_three_ways(
     assert set(statuses) >= {200, 204, 400, 401, 404, 405, 409, 415, 422}
 
 
-async def test_mutated_steps_get_the_same_answers() -> None:
+async def test_mutated_steps_get_the_same_answers_three_ways() -> None:
     statuses = await compare_session_mutants(MUTANTS, seed=26)
 
     assert set(statuses) >= {200, 400, 401, 404, 409, 422}

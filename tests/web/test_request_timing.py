@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import httpx
+import jsonschema  # type: ignore[import-untyped]  # its types are a package of their own
 import orjson
 import pytest
 
@@ -89,7 +90,7 @@ async def test_hot_request_whose_deadline_passes_is_504_and_not_computed() -> No
 
     assert [answers_in(item.written)[0].status for item in late] == [504, 504]
     assert backend.batches[before:] == [1, 1]
-    assert len(server.heads) == 2
+    assert len(server.heads) == 1
     assert rendered(metrics)[COUNTED] == 2
 
 
@@ -111,15 +112,18 @@ async def test_wrong_observation_stays_a_422_with_a_deadline() -> None:
     assert_invalid(answer, "body.cat", "body.mouse")
 
 
-async def test_document_has_the_header_and_both_statuses() -> None:
+async def test_document_has_the_headers_and_both_statuses() -> None:
     async with serve(key=None) as client:
         paths = (await client.get("/openapi.json")).json()["paths"]
 
     for path in ("/predict", "/predict_raw/batch", "/sessions/{session_id}/distribution"):
         operation = paths[path]["post"]
         assert {"503", "504"} <= operation["responses"].keys()
-        header = operation["parameters"][-1]
-        assert (header["name"], header["in"], header["required"]) == (TIMEOUT, "header", False)
+        # An optional one that came before another would change the order of arguments in Java.
+        last = operation["parameters"][-2:]
+        assert [header["name"] for header in last] == [TIMEOUT, STAMP]
+        assert all(header["in"] == "header" and not header["required"] for header in last)
+        assert operation["responses"]["200"]["headers"].keys() >= {STAMP, HELD}
     assert "504" not in paths["/sessions"]["post"]["responses"]
 
 
@@ -201,7 +205,7 @@ async def test_stamp_of_an_observation_comes_back(path: str, *, has_fast_path: b
     assert wrong.headers[STAMP] == "8"
 
 
-async def test_hot_requests_with_a_stamp_each_are_known_by_one_head() -> None:
+async def test_hot_requests_with_times_of_their_own_are_known_by_one_head() -> None:
     app = build()
     async with running(app):
         server = Server(app, is_hot=True)
@@ -210,7 +214,8 @@ async def test_hot_requests_with_a_stamp_each_are_known_by_one_head() -> None:
         for stamp in range(5):
             protocol.data_received(
                 b"POST /predict HTTP/1.1\r\naccess-token: %b\r\nx-observation-stamp: %d\r\n"
-                b"Content-Length: %d\r\n\r\n%b" % (KEY.encode(), stamp, len(BODY), BODY)
+                b"X-Request-Timeout-Ms: 6000%d\r\nContent-Length: %d\r\n\r\n%b"
+                % (KEY.encode(), stamp, stamp, len(BODY), BODY)
             )
             await until(lambda: not server.state.tasks)
         protocol.connection_lost(None)
@@ -227,3 +232,27 @@ async def test_stamp_that_could_not_be_a_header_is_refused(given: str) -> None:
         answer = await client.post("/predict", content=BODY, headers={STAMP: given})
 
     assert_invalid(answer, f"header.{STAMP}")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "text"),
+    [
+        *[(TIMEOUT, number, str(number)) for number in (0, 1, 3_600_000, 3_600_001)],
+        *[(STAMP, text, text) for text in ("", "t-1.5e+3:7", "a b", "x" * 64, "x" * 65)],
+    ],
+)
+async def test_document_tells_the_times_that_the_server_takes(
+    name: str, given: object, text: str
+) -> None:
+    async with serve() as client:
+        document = (await client.get("/openapi.json")).json()
+        answer = await client.post("/predict", content=BODY, headers={name: text})
+
+    parameters = document["paths"]["/predict"]["post"]["parameters"]
+    [known] = [item["schema"] for item in parameters if item["name"] == name]
+    assert jsonschema.Draft202012Validator(known).is_valid(given) == (answer.status_code != 422)
+    headers = document["paths"]["/predict"]["post"]["responses"]["200"]["headers"]
+    for header in (STAMP, HELD) if name == STAMP and answer.status_code == 200 else ():
+        value = answer.headers[header]
+        shown = float(value) if header == HELD else value
+        assert jsonschema.Draft202012Validator(headers[header]["schema"]).is_valid(shown)

@@ -471,13 +471,15 @@ async def test_document_says_which_answers_have_no_memory() -> None:
         assert "zero state" in answer_of(paths, path)["description"]
         assert "x-policy-memory" not in answer_of(others, path).get("headers", {})
     step = paths["/sessions/{session_id}/predict"]["post"]
-    assert {"x-step"} == set(step["responses"]["200"]["headers"])
+    times = {"x-observation-stamp", "x-held-ms"}
+    assert {"x-step", *times} == set(step["responses"]["200"]["headers"])
     assert {"404", "409"} <= set(step["responses"])
     assert {parameter["name"] for parameter in step["parameters"]} == {
         "x-step",
         "x-previous-reward",
         "x-previous-action",
         "x-request-timeout-ms",
+        "x-observation-stamp",
         "seed",
         "session_id",
     }

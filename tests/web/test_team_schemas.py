@@ -121,8 +121,9 @@ async def test_document_is_a_valid_one_and_names_each_header(team: ServedTeam) -
     plain = document["paths"]["/predict/agents"]["post"]["responses"]
     step = document["paths"]["/sessions/{session_id}/predict/agents"]["post"]["responses"]
 
-    assert plain["200"]["headers"].keys() == {"x-policy-version", "x-policy-memory"}
-    assert step["200"]["headers"].keys() == {"x-policy-version", "x-step"}
+    times = {"x-observation-stamp", "x-held-ms"}
+    assert plain["200"]["headers"].keys() == {"x-policy-version", "x-policy-memory", *times}
+    assert step["200"]["headers"].keys() == {"x-policy-version", "x-step", *times}
     assert {"401", "404", "409", "413", "415", "422", "500", "501", "503"} <= step.keys()
 
 

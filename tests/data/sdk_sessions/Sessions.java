@@ -47,26 +47,31 @@ public class Sessions {
         Prediction answer = null;
         for (int i = 0; i < 2; i++) {
             answer = episode.step((name, step) ->
-                    sessions.sessionPredictRaw(name, step, observation, null, null, null, null));
+                    sessions.sessionPredictRaw(name, step,
+                            observation, null, null, null, null, null));
             System.out.println("step " + count(answer));
         }
         ApiResponse<Prediction> again =
-                sessions.sessionPredictRawWithHttpInfo(id, 1L, observation, null, null, null, null);
+                sessions.sessionPredictRawWithHttpInfo(id, 1L,
+                        observation, null, null, null, null, null);
         System.out.println("again " + again.getData().getActions().equals(answer.getActions())
                 + " " + again.getHeaders().get("x-step").get(0));
         System.out.println("shown " + sessions.getSession(id).getSteps());
         System.out.println("other " + statusOf(() ->
-                sessions.sessionPredictDeterministicRaw(id, 1L, observation, null, null, null)));
+                sessions.sessionPredictDeterministicRaw(id, 1L,
+                        observation, null, null, null, null)));
         System.out.println("ahead " + statusOf(() ->
-                sessions.sessionPredictDeterministicRaw(id, 100000L, observation, null, null, null)));
+                sessions.sessionPredictDeterministicRaw(id, 100000L,
+                        observation, null, null, null, null)));
         session = sessions.resetSession(id, new SessionStart().episodeId("next"));
         System.out.println("reset " + session.getSeed() + " " + session.getSteps() + " "
                 + session.getEpisodeId());
         Episode next = new Episode(session);
         next.step((name, step) ->
-                sessions.sessionDistributionRaw(name, step, observation, null, null, null));
+                sessions.sessionDistributionRaw(name, step, observation, null, null, null, null));
         answer = next.step((name, step) ->
-                sessions.sessionPredictDeterministicRaw(name, step, observation, 0.25, null, null));
+                sessions.sessionPredictDeterministicRaw(name, step,
+                        observation, 0.25, null, null, null));
         System.out.println("steps " + count(answer) + " " + next.getSteps());
         sessions.endSession(id);
         System.out.println("ended " + statusOf(() -> sessions.getSession(id)));
@@ -74,12 +79,12 @@ public class Sessions {
         String state = "new";
         for (int i = 0; i < 3; i++) {
             ApiResponse<Prediction> found =
-                    policy.predictRawWithHttpInfo(observation, null, state, null);
+                    policy.predictRawWithHttpInfo(observation, null, state, null, null);
             state = found.getHeaders().get("x-state").get(0);
             System.out.println("token " + count(found.getData()));
         }
         String changed = state.substring(0, state.length() - 4) + "AAAA";
         System.out.println("changed " + statusOf(() ->
-                policy.predictRaw(observation, null, changed, null)));
+                policy.predictRaw(observation, null, changed, null, null)));
     }
 }

@@ -30,19 +30,21 @@ public class Team {
         both.put("b", observation);
         TeamsApi teams = new TeamsApi(client);
 
-        System.out.println("plain" + counts(teams.predictRawAgents(both, 7L, null)));
+        System.out.println("plain" + counts(teams.predictRawAgents(both, 7L, null, null)));
         String session = teams.beginSessionAgents(null).getSessionId();
         Map<String, Prediction> answers = null;
         for (long step = 0; step < 2; step++) {
-            answers = teams.sessionPredictRawAgents(session, step, both, null, null);
+            answers = teams.sessionPredictRawAgents(session, step, both, null, null, null);
             System.out.println("step" + counts(answers));
         }
         System.out.println("again "
-                + teams.sessionPredictRawAgents(session, 1L, both, null, null).equals(answers));
+                + teams.sessionPredictRawAgents(session, 1L,
+                        both, null, null, null).equals(answers));
         TeamReset reset = new TeamReset().agents(List.of("b"));
         System.out.println("reset " + teams.resetSessionAgents(session, reset).getAgents().get(0));
         System.out.println("step"
-                + counts(teams.sessionPredictDeterministicRawAgents(session, 2L, both, null)));
+                + counts(teams.sessionPredictDeterministicRawAgents(session, 2L,
+                        both, null, null)));
         System.out.println("shown " + teams.getSessionAgents(session).getSteps());
         teams.endSessionAgents(session);
         try {
