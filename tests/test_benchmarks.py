@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
+from statistics import median
 
 import msgpack
 import numpy as np
@@ -837,3 +838,41 @@ def test_floor_answers_the_frames_of_a_web_socket() -> None:
     assert [frame.opcode for frame in frames] == [Opcode.TEXT, Opcode.BINARY]
     assert bytes(frames[0].data) == CONSTANT_BODY
     assert msgpack.unpackb(bytes(frames[1].data)) == json.loads(CONSTANT_BODY)
+
+
+def test_scaling_page_has_the_figures_of_the_committed_run() -> None:
+    results = Results.read(ROOT / "benchmarks" / "results" / "benchmark.json")
+    page = (ROOT / "docs" / "scaling.md").read_text()
+
+    def cost(subject: str, connections: int, process: str) -> float:
+        return median(cell.cpu_us[process] for cell in results.cells_of(subject, connections))
+
+    def shared(subject: str) -> float:
+        return median(cell.stages["batch"] for cell in results.cells_of(subject, 128))
+
+    for row, subject, process in (
+        ("web process, with Ray", "ray", "web"),
+        ("replica", "ray", "replica"),
+        ("web process, local", "local", "web"),
+    ):
+        alone, together = cost(subject, 1, process), cost(subject, 128, process)
+        each_call = (alone - together) / (1 - 1 / shared(subject))
+        assert (
+            f"| {row} | {alone - each_call:.1f} | {each_call:.0f} / n | {alone:.0f} | "
+            f"{together:.1f} |"
+        ) in page
+    for row, subject in (
+        ("local, one worker", "local"),
+        ("local, `--workers 2`", "local-workers-2"),
+        ("Ray, one worker, one replica", "ray"),
+        ("Ray, one worker, two replicas", "ray-2"),
+    ):
+        rate, *latencies = (
+            results.median_of(subject, 128, value)
+            for value in ("requests_per_s", "p50_ms", "p99_ms")
+        )
+        assert rate is not None
+        assert f"| {row} | {rate:,.0f} (" in page
+        shown = re.search(rf"\| {re.escape(row)} \| [\d,]+ \(([\d.]+) / ([\d.]+)\) \|", page)
+        assert shown is not None
+        assert [float(text) for text in shown.groups()] == pytest.approx(latencies, abs=0.006)
