@@ -75,7 +75,11 @@ class Process:
 
     def is_running(self) -> bool:
         """Return whether it has not ended; one that nobody has waited for yet has ended."""
-        return beginning_of(self.pid) == self.beginning and not _is_zombie(self.pid)
+        return beginning_of(self.pid) == self.beginning and _state_of(self.pid) != "Z"
+
+    def is_stopped(self) -> bool:
+        """Return whether a signal has stopped it; one under a debugger is not."""
+        return self.is_running() and _state_of(self.pid) == "T"
 
     def signal(self, number: int) -> None:
         """Send it a signal, unless it has ended.
@@ -214,9 +218,10 @@ def _has_open(process: Path, place: str) -> bool:
     return False
 
 
-def _is_zombie(pid: int) -> bool:
+def _state_of(pid: int) -> str:
+    """Return the letter of a process's state (proc(5)); empty where nobody can tell."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return False
-    return text.rpartition(")")[2].split()[0] == "Z"
+        return ""
+    return text.rpartition(")")[2].split()[0]

@@ -5,13 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
-import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from policy_server.backends.ray.call_connection import CallConnection
 from policy_server.backends.ray.call_frames import (
@@ -25,6 +21,7 @@ from policy_server.backends.ray.call_frames import (
 )
 from policy_server.backends.ray.call_proofs import client_handshake
 from policy_server.backends.ray.replica_list import ReplicaAddress
+from policy_server.backends.ray_processes import Process
 from policy_server.errors import PolicyServerError
 from policy_server.policy import PolicyOutputs
 
@@ -32,8 +29,6 @@ __all__ = ["AskedCall", "ConnectedReplica", "ConnectionLostError", "OnAnswer"]
 
 logger = logging.getLogger(__name__)
 
-# A process that a signal has stopped, as proc(5) writes it; one under a debugger is another.
-_STOPPED = "T"
 # How long the end of one connection waits for the last frames of the other.
 _LAST_WORDS_S = 0.05
 
@@ -188,14 +183,13 @@ class ConnectedReplica:
         minute each, and the replica's own watch is stopped too.
         """
         pid = self._short.process
-        if pid is None or self.was_stopped or not _is_stopped(pid):
+        if pid is None or self.was_stopped or not (process := Process.of(pid)).is_stopped():
             return
         self.was_stopped = True
         logger.error(
             "replica_stands_still", extra={"replica": self.address.replica, "replica_pid": pid}
         )
-        with suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+        process.kill()
 
     def pulse(self) -> asyncio.Future[None]:
         """Ping it though it is not late, and return a future that ends with its answer.
@@ -314,11 +308,3 @@ class _Line:
         if not self._is_proved.done():
             self._is_proved.set_exception(ConnectionRefusedError("no proof of the key"))
         self._replica.ended()
-
-
-def _is_stopped(pid: int) -> bool:
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return text.rpartition(")")[2].split()[0] == _STOPPED
