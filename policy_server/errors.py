@@ -25,6 +25,7 @@ __all__ = [
     "ObservationError",
     "OverloadedError",
     "PolicyFailedError",
+    "PolicyHangsError",
     "PolicyServerError",
     "SchemaError",
     "SdkError",
@@ -297,6 +298,10 @@ class OverloadedError(PolicyServerError):
 
     status = 503
     headers: Mapping[str, str] = {"retry-after": "1"}
+
+
+class PolicyHangsError(OverloadedError):
+    """The policy took too long for a call: one of its observations, or the machine, is to blame."""
 
 
 class NotReadyError(PolicyServerError):

@@ -17,7 +17,6 @@ import logging
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +33,7 @@ from benchmarks.request_way import Way
 from benchmarks.results import Results, Stage
 from benchmarks.subjects import KEY
 from benchmarks.workplace import load_compiled
+from policy_server.backends.call_limit import CallLimit
 from policy_server.backends.local import LocalBackend
 from policy_server.engine.network import CompiledPolicy, NetworkPolicy
 from policy_server.metrics import Metrics
@@ -121,18 +121,18 @@ async def stages_of(
         BenchmarkError: if a request is not answered by the server's own protocol.
     """
     metrics, settings = Metrics(), Settings()
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        backend = LocalBackend(NetworkPolicy(compiled), executor, longest_call_s=30.0)
-        registry = _registry(backend, schema, settings, metrics)
-        app = create_app(registry, settings, api_key=KEY, metrics=metrics)
-        async with app.router.lifespan_context(app):
-            connections = HotConnections(app, batch)
-            await connections.check()
-            way = Way(connections, compiled, backend, batch)
-            # In turns, so that all see the machine's good moments.
-            found = [await _times(way, connections, log, block_s) for _ in range(rounds)]
-            await connections.check()
-            connections.close()
+    backend = LocalBackend(NetworkPolicy(compiled), CallLimit(settings.request_timeout_s))
+    registry = _registry(backend, schema, settings, metrics)
+    app = create_app(registry, settings, api_key=KEY, metrics=metrics)
+    async with app.router.lifespan_context(app):
+        connections = HotConnections(app, batch)
+        await connections.check()
+        way = Way(connections, compiled, backend, batch)
+        # In turns, so that all see the machine's good moments.
+        found = [await _times(way, connections, log, block_s) for _ in range(rounds)]
+        await connections.check()
+        connections.close()
+    backend.close()
     return _differences({name: median(one[name] for one in found) for name in found[0]}, batch)
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
 from collections.abc import AsyncIterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 
+from policy_server.backends.call_limit import SHARE_OF_DEADLINE, CallLimit
+from policy_server.backends.policy_thread import PolicyThread, policy_executor
 from policy_server.backends.replica_counts import ReplicaCounts
+from policy_server.backends.suspects import Suspects
 from policy_server.engine.network import NetworkPolicy
+from policy_server.errors import PolicyHangsError
 from policy_server.formats import load_policy
 from policy_server.formats.compiling_process import find_compiled
 from policy_server.formats.known_formats import library_of
@@ -23,32 +24,31 @@ from policy_server.settings import Settings
 
 __all__ = ["LocalBackend", "LocalBackends", "open_local_backend"]
 
-logger = logging.getLogger(__name__)
-
 # A shorter call ends before a thread would have begun with it, or nearly; a longer one would delay
 # the event loop's other work.
 _LONGEST_IN_LOOP_S = 0.5e-3
+# Those that are asked behind one at which the policy hangs again wait for it a second time.
+_SHARE_APART = 0.25
 
 
 class LocalBackend:
     """A policy in this process, with one thread for calls too long for the event loop."""
 
-    def __init__(
-        self, policy: Policy, executor: ThreadPoolExecutor, *, longest_call_s: float
-    ) -> None:
-        """Own the policy; the thread belongs to the caller, which ends it.
+    def __init__(self, policy: Policy, limit: CallLimit, *, look_every_s: float = 1.0) -> None:
+        """Own the policy and its thread, until `close`.
 
         Args:
             policy: computes the calls.
-            executor: its thread.
-            longest_call_s: a call that takes longer hangs, in seconds.
+            limit: how long a call may take, before its thread is left to it.
+            look_every_s: how much later than that the thread is left at most, in seconds.
         """
         self._policy = policy
-        self._executor = executor
-        self._longest_call_s = longest_call_s
-        # When the call began that the thread computes.
-        self._began: float | None = None
-        self._is_told = False
+        self._thread = PolicyThread(policy.infer, limit, look_every_s=look_every_s)
+        # For observations at which the policy may hang, so that they hold up no others.
+        self._apart = PolicyThread(
+            policy.infer, limit, share=_SHARE_APART, look_every_s=look_every_s
+        )
+        self._suspects = Suspects()
 
     @property
     def signature(self) -> PolicySignature:
@@ -61,11 +61,25 @@ class LocalBackend:
         return 1
 
     async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
-        """Answer B observations; see `PolicyBackend.infer`."""
+        """Answer B observations; see `PolicyBackend.infer`.
+
+        Raises:
+            OverloadedError: if the policy takes too long, or has taken too long for the one row.
+            PolicyFailedError: if it has taken too long for one of the rows, and each has to be
+                asked alone.
+        """
         if self.is_immediate(len(inputs)):
             return self.infer_at_once(inputs)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._compute, inputs)
+        suspicion = self._suspects.check(inputs)
+        try:
+            outputs = await (self._apart if suspicion else self._thread).compute(inputs)
+        except PolicyHangsError:
+            self._suspects.suspect(inputs, was_computed=True, hangs=True)
+            self._suspects.check(inputs)
+            raise
+        if suspicion:
+            self._suspects.clear(inputs)
+        return outputs
 
     def is_immediate(self, rows: int) -> bool:
         """Return whether a call is short; see `ImmediateBackend.is_immediate`."""
@@ -76,25 +90,13 @@ class LocalBackend:
         return self._policy.infer(inputs)
 
     async def is_ready(self) -> bool:
-        """Return whether an observation would be answered now: unless a call hangs.
+        """Return whether an observation would be answered now: unless a call hangs."""
+        return not self._thread.hangs()
 
-        A thread can't be ended from outside: whoever watches the server has to start it anew.
-        """
-        began = self._began
-        seconds = 0.0 if began is None else time.monotonic() - began
-        hangs = seconds > self._longest_call_s
-        if hangs and not self._is_told:
-            logger.error("policy_hangs", extra={"seconds": round(seconds, 1)})
-        self._is_told = hangs
-        return not hangs
-
-    def _compute(self, inputs: PolicyInputs) -> PolicyOutputs:
-        """Answer B observations in the policy's own thread."""
-        self._began = time.monotonic()
-        try:
-            return self._policy.infer(inputs)
-        finally:
-            self._began = None
+    def close(self) -> None:
+        """End the thread after its last call, without a wait for it."""
+        self._thread.close()
+        self._apart.close()
 
 
 class LocalBackends:
@@ -145,16 +147,25 @@ async def open_local_backend(
         NotReadyError: if compiling the policy fails for another reason.
     """
     compiled = await find_compiled(model, schema, settings)
-    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
+    if compiled is not None:
+        policy: Policy = NetworkPolicy(compiled)
+    else:
+        policy = await _loaded(model, schema)
+    longest_s = SHARE_OF_DEADLINE * settings.request_timeout_s
+    backend = LocalBackend(policy, CallLimit(longest_s, usual_s=policy.seconds_for(1)))
     try:
-        if compiled is not None:
-            policy: Policy = NetworkPolicy(compiled)
-        else:
-            policy = await asyncio.get_running_loop().run_in_executor(
-                executor,
-                partial(load_policy, model.folder, schema, engine=library_of(model.folder)),
-            )
-        yield LocalBackend(policy, executor, longest_call_s=settings.request_timeout_s)
+        yield backend
     finally:
-        # Without a wait: a policy that hangs would hold the event loop up, and all others with it.
+        backend.close()
+
+
+async def _loaded(model: Model, schema: ServerSchema) -> Policy:
+    """Load a policy that its library computes, in a thread."""
+    executor = policy_executor()
+    try:
+        return await asyncio.get_running_loop().run_in_executor(
+            executor, partial(load_policy, model.folder, schema, engine=library_of(model.folder))
+        )
+    finally:
+        # Without a wait: a load that hangs would hold the event loop up, and all others with it.
         executor.shutdown(wait=False, cancel_futures=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from policy_server.errors import ModelError
 from policy_server.files.regular import open_file
@@ -14,9 +15,9 @@ from policy_server.files.regular import open_file
 __all__ = [
     "BESIDE_MARK",
     "HEAD_BYTES",
-    "MOST_FILES",
     "SOURCE_MARK",
     "Model",
+    "bounded",
     "digest_of_file",
     "digest_of_files",
     "digest_of_path",
@@ -33,8 +34,9 @@ HEAD_BYTES = 512
 SOURCE_MARK = ".source-sha256"
 BESIDE_MARK = ".beside-sha256"
 # A folder with more is not looked through: it is a data set, or somebody's home.
-MOST_FILES = 10_000
+_MOST_FILES = 10_000
 _VERSION_DIGITS = 12
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -67,18 +69,32 @@ def files_of_model(folder: Path) -> dict[str, Path]:
         folder: where the model lies.
 
     Raises:
-        ModelError: if more than `MOST_FILES` files and folders are in it.
+        ModelError: if there are too many; see `bounded`.
     """
     found = []
-    for count, path in enumerate(folder.rglob("*"), 1):
-        if count > MOST_FILES:
-            raise ModelError(
-                f"{folder}: holds more than {MOST_FILES} files; a policy has a few: name the "
-                "folder of one checkpoint"
-            )
+    for path in bounded(folder.rglob("*"), str(folder)):
         if path.is_file() and is_part_of_model(path.relative_to(folder)):
             found.append(path)
     return {path.relative_to(folder).as_posix(): path for path in sorted(found)}
+
+
+def bounded(found: Iterable[_Found], place: str) -> Iterator[_Found]:
+    """Yield what a folder holds, up to 10,000 files and folders.
+
+    Args:
+        found: what it holds, of which no more than that is asked for.
+        place: the folder, as the error names it.
+
+    Raises:
+        ModelError: if there are more.
+    """
+    for count, one in enumerate(found, 1):
+        if count > _MOST_FILES:
+            raise ModelError(
+                f"{place}: holds more than {_MOST_FILES} files; a policy has a few: name the "
+                "folder of one checkpoint"
+            )
+        yield one
 
 
 def is_part_of_model(path: Path | PurePosixPath) -> bool:

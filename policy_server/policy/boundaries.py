@@ -14,7 +14,8 @@ __all__ = ["ImmediateBackend", "Policy", "PolicyBackend", "SendingBackend"]
 class Policy(Protocol):
     """Something that computes action distributions from observations, at once and in this thread.
 
-    Every format's loader returns one. Calls come from one thread at a time.
+    Every format's loader returns one. Calls come one at a time, but for one that hangs: others go
+    on beside it, from another thread.
     """
 
     @property

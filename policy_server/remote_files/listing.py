@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from policy_server.errors import ModelError
 from policy_server.files.archives import fault_of_name
-from policy_server.formats.model_files import MOST_FILES, files_of_model, is_part_of_model
+from policy_server.formats.model_files import bounded, files_of_model, is_part_of_model
 from policy_server.remote_files.store_clients import google_client, s3_client
 from policy_server.remote_files.uris import RemoteUri
 
@@ -95,12 +95,7 @@ def _list_local(uri: RemoteUri) -> Iterator[RemoteMember]:
 def _checked(uri: RemoteUri, found: Iterable[RemoteMember]) -> Iterator[RemoteMember]:
     """Yield the files that are part of a model; their names are the store's, and so anybody's."""
     has_files = False
-    for count, member in enumerate(found, 1):
-        if count > MOST_FILES:
-            raise ModelError(
-                f"{uri.public}: holds more than {MOST_FILES} files; a policy has a few: name the "
-                "folder of one checkpoint"
-            )
+    for member in bounded(found, uri.public):
         # Stores show an empty object in place of a folder.
         if member.name.endswith("/") or not member.name:
             continue

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -12,8 +14,9 @@ import numpy as np
 import pytest
 
 from policy_server import create_app
+from policy_server.backends.call_limit import CallLimit
 from policy_server.backends.local import LocalBackend, open_local_backend
-from policy_server.errors import ModelError
+from policy_server.errors import ModelError, OverloadedError, PolicyFailedError, PolicyHangsError
 from policy_server.formats.model_files import identify_model
 from policy_server.policy import PolicyInputs, PolicyOutputs, PolicySignature
 from policy_server.schema import ServerSchema
@@ -24,7 +27,19 @@ from tests.support.onnx_models import FAILING, HARMLESS, UNKNOWN, failing_actor
 from tests.support.waiting import turns, until
 from tests.support.web import assert_error
 
+# What a fake's call takes on a machine that is busy with others, and far more.
+_LONGEST_S = 0.5
 TENSORFLOW = Settings(engine="tensorflow")
+
+
+def policy_threads() -> list[threading.Thread]:
+    """Return the threads that compute policies."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith("policy")]
+
+
+async def no_policy_threads() -> None:
+    """Wait until they have ended."""
+    await until(lambda: not policy_threads())
 
 
 async def test_policy_answers_on_a_thread_of_its_own(tmp_path: Path) -> None:
@@ -42,9 +57,7 @@ async def test_policy_answers_on_a_thread_of_its_own(tmp_path: Path) -> None:
     assert (outputs.actions[:, 0] == best).all()
     assert any(name.startswith("policy") for name in threads)
     # It ends by itself, since nobody waits for a policy that may hang.
-    await until(
-        lambda: not any(thread.name.startswith("policy") for thread in threading.enumerate())
-    )
+    await no_policy_threads()
 
 
 async def test_event_loop_stays_free_while_the_policy_answers(tmp_path: Path) -> None:
@@ -113,42 +126,149 @@ async def test_numbers_that_a_policy_fails_on_cost_their_own_requests_alone(
 
 
 class HangingPolicy(SummingPolicy):
-    """A policy whose calls last until they are let go, in a thread."""
+    """A policy that answers at once, but not observations that begin with 7 or more.
+
+    Those last until they are let go; from 8 on they fail then.
+    """
 
     def __init__(self, signature: PolicySignature, is_let_go: threading.Event) -> None:
         super().__init__(signature)
         object.__setattr__(self, "is_let_go", is_let_go)
 
     def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
-        vars(self)["is_let_go"].wait(60)
+        if inputs.observations[0, 0] >= 7:
+            vars(self)["is_let_go"].wait(60)
+        if inputs.observations[0, 0] >= 8:
+            raise ValueError("let go")
         return super().infer(inputs)
 
     def seconds_for(self, rows: int) -> float:
         return float(rows)
 
 
-async def settled(backend: LocalBackend, *, is_ready: bool) -> None:
-    """Wait until a backend is ready, or is not."""
-    async with asyncio.timeout(30):
-        while await backend.is_ready() != is_ready:
-            await asyncio.sleep(0.001)
+@dataclass(frozen=True)
+class Hanging:
+    """A backend that leaves calls which last longer than half a second."""
+
+    backend: LocalBackend
+    let_go: Callable[[], None]
+
+    def ask(self, *firsts: float) -> asyncio.Task[PolicyOutputs]:
+        """Ask for observations by their first values."""
+        rows = np.array([[first, 1.0] for first in firsts], np.float32)
+        inputs = PolicyInputs.of(rows, is_deterministic=True)
+        return asyncio.create_task(self.backend.infer(inputs))
+
+    async def settled(self, *, is_ready: bool) -> None:
+        """Wait until the backend is ready, or is not."""
+        async with asyncio.timeout(30):
+            while await self.backend.is_ready() != is_ready:
+                await asyncio.sleep(0.001)
 
 
-async def test_backend_is_not_ready_while_a_call_hangs(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+async def hanging() -> AsyncIterator[Hanging]:
     is_let_go = threading.Event()
     policy = HangingPolicy(summing_backend().signature, is_let_go)
-    with ThreadPoolExecutor(1) as executor:
-        backend = LocalBackend(policy, executor, longest_call_s=0.05)
-        call = asyncio.create_task(backend.infer(PolicyInputs.of(np.zeros((1, 2), np.float32))))
-        was_ready = await backend.is_ready()
-        # Whoever asked has given up.
-        await turns(1)
-        call.cancel()
-
-        await settled(backend, is_ready=False)
-        await settled(backend, is_ready=False)
+    backend = LocalBackend(policy, CallLimit(_LONGEST_S, shortest_s=0), look_every_s=0.01)
+    try:
+        yield Hanging(backend, is_let_go.set)
+    finally:
         is_let_go.set()
-        await settled(backend, is_ready=True)
+        backend.close()
+        await no_policy_threads()
 
-    assert was_ready
+
+async def test_thread_is_left_to_a_call_that_hangs(
+    hanging: Hanging, caplog: pytest.LogCaptureFixture
+) -> None:
+    hangs, *behind = [hanging.ask(first) for first in (7, 1, 2, 3)]
+    given_up = hanging.ask(4)
+    await turns(2)
+    given_up.cancel()
+
+    with pytest.raises(OverloadedError, match="the policy took too long"):
+        await hangs
+    answers = [await call for call in behind]
+
+    assert [float(answer.actions[0, 0]) for answer in answers] == [1, 2, 0]
+    assert given_up.cancelled()
+    assert await hanging.backend.is_ready()
     assert [record.message for record in caplog.records] == ["policy_hangs"]
+    assert vars(caplog.records[0])["hanging"] == 1
+
+
+async def test_call_whose_asker_has_gone_is_left_too(hanging: Hanging) -> None:
+    hangs = hanging.ask(7)
+    await turns(2)
+    hangs.cancel()
+
+    assert float((await hanging.ask(2)).actions[0, 0]) == 2
+
+
+async def test_observation_at_which_the_policy_hangs_is_asked_twice(hanging: Hanging) -> None:
+    with pytest.raises(PolicyHangsError):
+        await hanging.ask(7)
+    with pytest.raises(OverloadedError, match="took too long for this observation, twice"):
+        await hanging.ask(7)
+    with pytest.raises(OverloadedError, match="twice"):
+        await hanging.ask(7)
+
+    assert len(policy_threads()) == 2
+
+
+async def test_those_that_are_asked_with_it_are_answered(hanging: Hanging) -> None:
+    # Any row of the fake makes the whole call hang, as one of a graph's would.
+    with pytest.raises(PolicyFailedError, match="one of 2"):
+        await hanging.ask(7, 2)
+    apart = hanging.ask(7)
+    await turns(2)
+    with_it = hanging.ask(2)
+    other = await hanging.ask(1)
+    assert not apart.done()
+    with pytest.raises(OverloadedError, match="twice"):
+        await apart
+
+    assert float(other.actions[0, 0]) == 1
+    assert float((await with_it).actions[0, 0]) == 2
+
+
+async def test_time_that_the_whole_process_stands_still_does_not_count(hanging: Hanging) -> None:
+    call = hanging.ask(7)
+    await asyncio.sleep(0.05)
+    time.sleep(2 * _LONGEST_S)
+    await asyncio.sleep(0.02)
+    hanging.let_go()
+
+    assert float((await call).actions[0, 0]) == 1
+
+
+async def test_backend_is_not_ready_while_too_many_calls_hang(
+    hanging: Hanging, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = [hanging.ask(first) for first in (7, 8, 7.5, 8.5, 7.25)]
+    behind = hanging.ask(2)
+    outcomes = await asyncio.gather(*calls[:4], return_exceptions=True)
+    await hanging.settled(is_ready=False)
+    await until(lambda: len(caplog.records) == 5)
+
+    assert all(isinstance(outcome, OverloadedError) for outcome in outcomes)
+    assert not calls[4].done()
+    assert not behind.done()
+    hanging.let_go()
+    assert float((await behind).actions[0, 0]) == 2
+    assert float((await calls[4]).actions[0, 0]) == 1
+    assert await hanging.backend.is_ready()
+    assert {record.message for record in caplog.records} == {"policy_hangs"}
+    # Those that were left have ended, so that others can be.
+    again = [hanging.ask(first) for first in (9, 2)]
+    assert float((await again[1]).actions[0, 0]) == 2
+
+
+async def test_calls_that_wait_at_the_end_are_answered(hanging: Hanging) -> None:
+    calls = [hanging.ask(first) for first in range(3)]
+    await turns(2)
+
+    hanging.backend.close()
+
+    assert [float((await call).actions[0, 0]) for call in calls] == [0, 1, 2]

@@ -90,7 +90,7 @@ def test_digest_of_nothing_is_one_line(tmp_path: Path, name: str, says: str) -> 
 def test_folder_of_more_files_than_a_policy_has_is_not_looked_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("policy_server.formats.model_files.MOST_FILES", 3)
+    monkeypatch.setattr("policy_server.formats.model_files._MOST_FILES", 3)
     for name in ("first", "second", ".hidden"):
         (tmp_path / name).touch()
     assert sorted(files_of_model(tmp_path)) == ["first", "second"]

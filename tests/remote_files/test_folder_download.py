@@ -242,7 +242,7 @@ def test_name_that_is_no_files_is_refused(
 def test_folder_with_too_many_files_is_refused(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("policy_server.formats.model_files.MOST_FILES", 2)
+    monkeypatch.setattr("policy_server.formats.model_files._MOST_FILES", 2)
     for name in "abc":
         (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run" / name).touch()
@@ -253,7 +253,7 @@ def test_folder_with_too_many_files_is_refused(
 def test_prefix_with_too_many_files_that_are_no_models_is_refused(
     google: Callable[[str, bytes], None], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("policy_server.remote_files.listing.MOST_FILES", 2)
+    monkeypatch.setattr("policy_server.formats.model_files._MOST_FILES", 2)
     for name in ("saved_model.pb", "events.out.tfevents.1", "events.out.tfevents.2"):
         google(f"run/{name}", b"x")
 

@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
+from policy_server.backends.call_limit import SHARE_OF_DEADLINE
 from policy_server.backends.ray.ledger import PolicyFiles
 from policy_server.backends.ray.own_ray import REPLICA_ENVIRONMENT
 from policy_server.backends.ray.replica_limits import ReplicaLimits
@@ -45,9 +46,6 @@ _HEALTH_CHECK_PERIOD_S = 1.0
 # Two calls are in flight from each web process; the rest leaves room for more of those.
 _MAX_ONGOING_CALLS = 64
 _CALLS_OF_A_REPLICA = 2
-# The share of the deadline that a call may take: the rest is for a replica in place of one that
-# hangs, so that calls that wait behind it are answered in time.
-_CALLS_SHARE = 0.8
 _QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
 # An application that is coming up, or gets a new replica, counts: deploying it again restarts it.
 PRESENT = ("NOT_STARTED", "DEPLOYING", "RUNNING", "UNHEALTHY")
@@ -140,7 +138,7 @@ class Application:
             application=self.name,
             socket_folder=socket_folder,
             limits=ReplicaLimits(
-                _CALLS_SHARE * self.settings.request_timeout_s,
+                SHARE_OF_DEADLINE * self.settings.request_timeout_s,
                 self.settings.max_call_memory_bytes,
             ),
         )

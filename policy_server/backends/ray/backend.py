@@ -17,11 +17,11 @@ from ray.serve.exceptions import RayServeException
 from policy_server.backends.ray.call_frames import FrameError
 from policy_server.backends.ray.direct_calls import ConnectionLostError, DirectCalls
 from policy_server.backends.ray.serve_handle import Handle
-from policy_server.backends.ray.suspects import MOST_ROWS, Suspects, Suspicion
+from policy_server.backends.suspects import Suspects, Suspicion
 from policy_server.errors import (
     NotReadyError,
     OverloadedError,
-    PolicyFailedError,
+    PolicyHangsError,
     PolicyServerError,
 )
 from policy_server.policy import PolicyBackend, PolicyInputs, PolicyOutputs, PolicySignature
@@ -150,8 +150,16 @@ class RayBackend:
 
         A replica that dies meanwhile is no error: a prediction has no side effect, so another one
         is asked. Only an observation that has ended three replicas, the last two of them for
-        certain, is asked of no more.
+        certain, or at which two replicas have hung, is asked of no more.
         """
+        try:
+            return await self._infer(inputs)
+        except PolicyHangsError:
+            # Asking each row alone at once would hold all others up as long again.
+            self._suspects.suspect(inputs, was_computed=True, hangs=True)
+            raise
+
+    async def _infer(self, inputs: PolicyInputs) -> PolicyOutputs:
         until = asyncio.get_running_loop().time() + self._timeout_s
         if self._direct is not None and self._direct.is_connected and not self._suspects.of(inputs):
             # It keeps the deadline itself: a timeout here would cost each call a timer.
@@ -196,8 +204,10 @@ class RayBackend:
             if isinstance(outcome, ConnectionLostError):
                 self._suspects.suspect(inputs, was_computed=False)
                 answered(None)
-            else:
-                answered(outcome)
+                return
+            if isinstance(outcome, PolicyHangsError):
+                self._suspects.suspect(inputs, was_computed=True, hangs=True)
+            answered(outcome)
 
         with suppress(ConnectionLostError, FrameError):
             self._direct.ask(inputs, told)
@@ -242,9 +252,8 @@ class RayBackend:
         return await self._call_by_serve(inputs)
 
     async def _call(self, inputs: PolicyInputs) -> PolicyOutputs:
-        """Answer a call by a connection, or by Ray Serve; see `_refuse`."""
-        suspicion = self._suspects.of(inputs)
-        _refuse(inputs, suspicion)
+        """Answer a call by a connection, or by Ray Serve; see `Suspects.check`."""
+        suspicion = self._suspects.check(inputs)
         if self._direct is not None:
             if suspicion:
                 await self._wait_to_be_connected(self._direct, suspicion)
@@ -303,22 +312,3 @@ class RayBackend:
             self._lost.append(replica)
             logger.warning("replica_lost", extra={"replica": replica})
             self._count_lost()
-
-
-def _refuse(inputs: PolicyInputs, suspicion: Suspicion) -> None:
-    """Refuse a call that has ended its replicas.
-
-    Raises:
-        PolicyFailedError: if its one row is to blame, or if one of them is, and each has to be
-            asked alone.
-        OverloadedError: if it has too many rows for that.
-    """
-    rows = len(inputs)
-    if suspicion == Suspicion.ALONE or (suspicion == Suspicion.COMPUTED and 1 < rows <= MOST_ROWS):
-        subject = "this observation" if rows == 1 else f"one of {rows} observations"
-        raise PolicyFailedError(f"the policy ended its process when it computed {subject}")
-    if suspicion == Suspicion.COMPUTED and rows > 1:
-        raise OverloadedError(
-            f"two replicas ended when they computed these {rows} observations; ask at most "
-            f"{MOST_ROWS} at once to learn which one is to blame"
-        )

@@ -27,7 +27,7 @@ from policy_server.backends.ray.connected_replica import (
     ConnectionLostError,
 )
 from policy_server.backends.ray.replica_connections import ReplicaConnections, ReplicaSource
-from policy_server.errors import OverloadedError, PolicyServerError
+from policy_server.errors import OverloadedError, PolicyHangsError, PolicyServerError
 from policy_server.policy import PolicyInputs, PolicyOutputs, PolicySignature
 
 __all__ = ["ConnectionLostError", "DirectCalls"]
@@ -301,5 +301,5 @@ def _ignore(_replica: str) -> None:
     """Do nothing about a replica that was lost."""
 
 
-def _hung() -> OverloadedError:
-    return OverloadedError("the policy took too long, and its replica was ended; try again")
+def _hung() -> PolicyHangsError:
+    return PolicyHangsError("the policy took too long, and its replica was ended; try again")

@@ -12,15 +12,12 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from policy_server.backends.call_limit import CallLimit
+
 __all__ = ["CallWatch", "ReplicaLimits", "bound_memory"]
 
 logger = logging.getLogger(__name__)
 
-# A machine that is short of time may hold a process up for as long, and another one is no faster.
-_SHORTEST_HANG_S = 5.0
-# A call may take so many times as long as the slowest rows have, or so many seconds.
-_MOST_USUALS = 100.0
-_UNUSUAL_S = 10.0
 # For Ray's own threads, whose stacks count.
 _BESIDE_CALLS_BYTES = 256 * 1024 * 1024
 _STDERR = 2
@@ -41,40 +38,27 @@ class ReplicaLimits:
 
 
 class CallWatch:
-    """Ends the process whose event loop is held up for too long by a call.
+    """Ends the process whose event loop is held up for too long by a call (`CallLimit`).
 
-    A call may take as long as a hundred times what calls of its rows have taken, ten seconds at
-    the least, and never longer than the longest that is allowed; as long as that while no call has
-    been answered yet. The process writes to its standard error where each of its threads stood.
-    The watch needs neither the event loop nor Python's lock, which a call may hold.
+    The process writes to its standard error where each of its threads stood. The watch needs
+    neither the event loop nor Python's lock, which a call may hold.
     """
 
-    def __init__(
-        self,
-        longest_call_s: float,
-        *,
-        shortest_s: float = _SHORTEST_HANG_S,
-        unusual_s: float = _UNUSUAL_S,
-        look_every_s: float = 1.0,
-    ) -> None:
-        """Own the watch's figures; `run` watches.
+    def __init__(self, limit: CallLimit, *, look_every_s: float = 1.0) -> None:
+        """Own the watch; `run` watches.
 
         Args:
-            longest_call_s: see `ReplicaLimits`.
-            shortest_s: the least that a call may take, in seconds, whatever is said.
-            unusual_s: the least that a call may take whose rows usually take far less.
+            limit: how long a call may take.
             look_every_s: how much later than that the end comes at most, in seconds.
         """
-        self._longest_s = max(longest_call_s, shortest_s)
-        self._unusual_s = min(unusual_s, self._longest_s)
+        self._limit = limit
         self._look_every_s = look_every_s
-        self._row_s = 0.0
 
     async def run(self) -> None:
         """Watch the event loop until cancelled."""
         try:
             while True:
-                self._arm(self._unusual_s if self._row_s else self._longest_s)
+                self._arm(self._limit.least_s)
                 await asyncio.sleep(self._look_every_s)
         finally:
             faulthandler.cancel_dump_traceback_later()
@@ -85,18 +69,12 @@ class CallWatch:
         Args:
             rows: how many observations it has.
         """
-        if self._row_s and (usual_s := _MOST_USUALS * self._row_s * rows) > self._unusual_s:
-            self._arm(min(usual_s, self._longest_s))
+        if (allowed_s := self._limit.allowed_s(rows)) > self._limit.least_s:
+            self._arm(allowed_s)
 
     def end(self, rows: int, seconds: float) -> None:
-        """Learn from a call that was answered.
-
-        Args:
-            rows: how many observations it had; at least one.
-            seconds: how long it took.
-        """
-        if seconds > self._row_s * rows:
-            self._row_s = seconds / rows
+        """Learn from a call that was answered; see `CallLimit.observe`."""
+        self._limit.observe(rows, seconds)
 
     def _arm(self, seconds: float) -> None:
         limit_s = seconds + self._look_every_s

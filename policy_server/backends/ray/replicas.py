@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import ray
 
+from policy_server.backends.call_limit import CallLimit
 from policy_server.backends.ray.call_server import CallServer, failure_of
 from policy_server.backends.ray.ledger import PolicyFiles
 from policy_server.backends.ray.replica_limits import CallWatch, ReplicaLimits, bound_memory
@@ -77,7 +78,8 @@ class PolicyReplica:
                 )
                 self._failure.__cause__ = error
         if limits is not None:
-            self._watch = CallWatch(limits.longest_call_s)
+            usual_s = 0.0 if self._policy is None else self._policy.seconds_for(1)
+            self._watch = CallWatch(CallLimit(limits.longest_call_s, usual_s=usual_s))
             bound_memory(limits.call_memory_bytes)
 
     async def check_health(self) -> None:

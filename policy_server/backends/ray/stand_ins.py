@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
+from policy_server.backends.call_limit import SHARE_OF_DEADLINE, CallLimit
 from policy_server.backends.local import LocalBackend
 from policy_server.backends.ray.applications import Application
 from policy_server.backends.ray.backend import RayBackend
@@ -36,21 +36,22 @@ async def stand_ins(
         applications: the applications that they call, by name.
         settings: the engine.
     """
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="stand-in") as executor:
-        loading = asyncio.create_task(_load(backends, applications, settings, executor))
-        try:
-            yield
-        finally:
-            loading.cancel()
-            await asyncio.gather(loading, return_exceptions=True)
-            executor.shutdown(wait=False)
+    standing: list[LocalBackend] = []
+    loading = asyncio.create_task(_load(backends, applications, settings, standing))
+    try:
+        yield
+    finally:
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
+        for backend in standing:
+            backend.close()
 
 
 async def _load(
     backends: Collection[RayBackend],
     applications: Mapping[str, Application],
     settings: Settings,
-    executor: ThreadPoolExecutor,
+    standing: list[LocalBackend],
 ) -> None:
     for backend in list(backends):
         version = applications[backend.application].version
@@ -61,9 +62,7 @@ async def _load(
             logger.warning("stand_in_not_loaded", extra={"reason": str(error)[:300]})
             continue
         if compiled is not None:
-            backend.stand_in(
-                LocalBackend(
-                    NetworkPolicy(compiled), executor, longest_call_s=settings.request_timeout_s
-                )
-            )
+            limit = CallLimit(SHARE_OF_DEADLINE * settings.request_timeout_s)
+            standing.append(LocalBackend(NetworkPolicy(compiled), limit))
+            backend.stand_in(standing[-1])
             logger.info("stand_in_loaded", extra={"application": backend.application})

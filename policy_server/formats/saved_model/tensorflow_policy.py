@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -44,7 +45,7 @@ _LARGEST_LOG_PROBABILITY = 1e-5
 
 
 class TensorFlowPolicy:
-    """A `Policy` that TensorFlow computes. Not thread-safe; one call at a time."""
+    """A `Policy` that TensorFlow computes."""
 
     def __init__(
         self, runner: GraphRunner, signature: PolicySignature, *, distribution: str
@@ -59,6 +60,7 @@ class TensorFlowPolicy:
         self.signature = signature
         self._runner = runner
         self._distribution_output = distribution
+        self._seconds = _SECONDS_A_CALL
         names = {item.name for item in signature.outputs}
         self._chance_output = next((n for n in (LOG_PROBABILITY, PROBABILITY) if n in names), None)
         self._actions = (
@@ -75,7 +77,12 @@ class TensorFlowPolicy:
         """
         assert self.signature.observation_width is not None, "load_policy has found it"
         probes = probe_rows(self.signature.observation_width, self.signature.row_dtype)
-        answered = [self._is_answered(probes[:size]) for size in _WARM_UP_BATCHES]
+        answered = []
+        for size in _WARM_UP_BATCHES:
+            started = time.perf_counter()
+            answered.append(self._is_answered(probes[:size]))
+            # The last one counts: earlier ones have TensorFlow's own preparations in them.
+            self._seconds = max(_SECONDS_A_CALL, time.perf_counter() - started)
         if not any(answered) and not any(self._is_answered(row[None]) for row in probes):
             raise self._why_never_answered(probes[:1], len(probes))
         if self._actions is None and not self._gives_probabilities(probes):
@@ -170,13 +177,13 @@ class TensorFlowPolicy:
                 "the policy failed on this observation; the server's log has the reason"
             ) from error
 
-    def seconds_for(self, rows: int) -> float:  # noqa: ARG002 -- TensorFlow's threads compute it
+    def seconds_for(self, rows: int) -> float:
         """Return about how long a call takes: even the smallest some tenths of a millisecond.
 
         Args:
             rows: how many observations the call has.
         """
-        return _SECONDS_A_CALL
+        return self._seconds * max(1.0, rows / _WARM_UP_BATCHES[-1])
 
     def _infer(self, asked: PolicyInputs) -> PolicyOutputs:
         if self._actions is None:

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError
 
+from policy_server.backends.ray import direct_calls
 from policy_server.backends.ray.backend import RayBackend
 from policy_server.backends.ray.serve_handle import Handle
 from policy_server.errors import (
     NotReadyError,
     OverloadedError,
     PolicyFailedError,
+    PolicyHangsError,
     PolicyServerError,
 )
 from policy_server.policy import PolicyInputs, PolicyOutputs
@@ -450,3 +452,32 @@ async def _outcome(backend: RayBackend, inputs: PolicyInputs) -> PolicyOutputs |
         return await backend.infer(inputs)
     except PolicyServerError as error:
         return error
+
+
+@pytest.mark.parametrize("is_sent", [False, True], ids=["asked", "sent"])
+async def test_observations_of_a_call_at_which_a_replica_hung_are_asked_alone_from_then_on(
+    is_sent: bool,  # noqa: FBT001 -- a parameter
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(direct_calls, "_HUNG_S", 0.05)
+    async with connected(doubled, 1) as (backend, _, replicas, _):
+        await backend.infer(inputs_of(1))
+        replicas.threads[0].freeze()
+        told = asyncio.get_running_loop().create_future()
+        if is_sent:
+            assert backend.send(inputs_of(3, rows=2), told.set_result)
+        else:
+            asking = asyncio.gather(backend.infer(inputs_of(3, rows=2)), return_exceptions=True)
+            asking.add_done_callback(lambda asked: told.set_result(asked.result()[0]))
+        await asyncio.sleep(0.2)
+        replicas.listed.clear()
+        replicas.threads[0].end_without_answers()
+        outcome = await told
+
+        # It goes by a task from here on, which asks each alone.
+        is_sent_again = backend.send(inputs_of(3), lambda _: None)
+        with pytest.raises(PolicyFailedError, match="took too long for one of 2 observations"):
+            await backend.infer(inputs_of(3, rows=2))
+
+    assert isinstance(outcome, PolicyHangsError)
+    assert not is_sent_again

@@ -8,16 +8,18 @@ import sys
 
 import pytest
 
+from policy_server.backends.call_limit import CallLimit
 from policy_server.backends.ray.replica_limits import CallWatch
 from tests.support.processes import run
 
 # What a replica does, without Ray: calls are computed in the event loop that is watched.
 WATCHED = """
 import asyncio, re, time
+from policy_server.backends.call_limit import CallLimit
 from policy_server.backends.ray.replica_limits import CallWatch
 
 async def main():
-    watch = CallWatch(1.5, shortest_s=0, look_every_s=0.5)
+    watch = CallWatch(CallLimit(1.5, shortest_s=0), look_every_s=0.5)
     watching = asyncio.create_task(watch.run())
     for _ in range(25):
         await asyncio.sleep(0.1)
@@ -56,6 +58,7 @@ def test_process_whose_calls_are_short_goes_on() -> None:
     ("calls", "rows", "allowed_s"),
     [
         ([], 1, 24.0),
+        ([(0, 0.5)], 1, 24.0),
         ([(1, 0.001)], 1, 10.0),
         ([(1, 0.001), (64, 0.002)], 100, 10.0),
         ([(1, 0.001)], 200, 20.0),
@@ -63,6 +66,9 @@ def test_process_whose_calls_are_short_goes_on() -> None:
         ([(1, 0.001), (2, 0.1)], 4, 20.0),
         ([(1, 0.001)], 10_000, 24.0),
         ([(1, 1.0)], 1, 24.0),
+        ([(1, 1.0), *[(1, 0.001)] * 10], 1, 24.0),
+        # What was slow once is forgotten.
+        ([(1, 1.0), *[(1, 0.001)] * 300], 1, 10.0),
     ],
 )
 async def test_call_may_take_a_hundred_times_as_long_as_its_rows_usually_do(
@@ -75,7 +81,7 @@ async def test_call_may_take_a_hundred_times_as_long_as_its_rows_usually_do(
     monkeypatch.setattr(
         faulthandler, "dump_traceback_later", lambda seconds, **_: armed.append(seconds)
     )
-    watch = CallWatch(24.0, look_every_s=1.0)
+    watch = CallWatch(CallLimit(24.0), look_every_s=1.0)
     for some, seconds in calls:
         watch.end(some, seconds)
 
@@ -85,6 +91,12 @@ async def test_call_may_take_a_hundred_times_as_long_as_its_rows_usually_do(
     watching.cancel()
 
     assert armed[-1] == pytest.approx(allowed_s + 1.0)
+
+
+def test_limit_of_the_first_call_is_that_of_the_usual_time_where_it_is_known() -> None:
+    limit = CallLimit(24.0, usual_s=0.15)
+
+    assert [limit.least_s, limit.allowed_s(1), limit.allowed_s(4)] == [10.0, 15.0, 24.0]
 
 
 BOUNDED = """

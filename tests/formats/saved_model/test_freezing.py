@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from policy_server.formats.saved_model.freezing import LATE_TIMESTEP, freeze, node_of
+from policy_server.formats.saved_model.freezing import (
+    LATE_TIMESTEP,
+    freeze,
+    node_of,
+    session_config,
+)
 from policy_server.formats.saved_model.graph import load_graph
 from tests.support.hand_built import V1Policy, answer, load_policy, observations, tf
 
@@ -60,3 +67,20 @@ def test_step_counter_in_a_variable_is_late(
 
     node = next(node for node in loaded.graph_def.node if node.name == "policy/timestep")
     assert tf.make_ndarray(node.attr["value"].tensor).tolist() == expected
+
+
+def test_call_that_takes_long_holds_up_no_other_thread() -> None:
+    with tf.Graph().as_default() as graph:
+        rounds = v1.placeholder(tf.int64, [])
+        last = tf.while_loop(lambda i: i < rounds, lambda i: i + 1, [tf.constant(0, tf.int64)])
+        with v1.Session(graph=graph, config=session_config()) as session:
+            count = session.make_callable(last[0], [rounds])
+            long = threading.Thread(target=count, args=(1_000_000,))
+            long.start()
+            time.sleep(0.3)
+            counted = count(1)
+            goes_on = long.is_alive()
+            long.join()
+
+    assert counted == 1
+    assert goes_on

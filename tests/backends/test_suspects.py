@@ -1,4 +1,4 @@
-"""The observations that may have ended replicas: how sure that is, and for how long."""
+"""Observations that may end replicas, or make the policy hang: how sure that is, and how long."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from policy_server.backends.ray.suspects import Suspects, Suspicion
+from policy_server.backends.suspects import Suspects, Suspicion
+from policy_server.errors import OverloadedError, PolicyFailedError
 from policy_server.policy import PolicyInputs
 from tests.support.call_replicas import inputs_of
 
@@ -96,3 +97,39 @@ def test_call_of_many_rows_is_suspected_as_a_whole() -> None:
 
     assert suspects.of(inputs) == Suspicion.COMPUTED
     assert suspects.of(ONE) == suspects.of(inputs_of(1.0, rows=1025)) == Suspicion.NONE
+
+
+def test_observation_at_which_the_policy_hangs_is_found_among_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    suspects = Suspects()
+    suspects.suspect(MANY, was_computed=True, hangs=True)
+    with pytest.raises(PolicyFailedError, match="took too long for one of 4 observations"):
+        suspects.check(MANY)
+    alone = suspects.check(inputs_of(3.0))
+    suspects.suspect(inputs_of(3.0), was_computed=True, hangs=True)
+
+    assert alone == Suspicion.COMPUTED
+    with pytest.raises(OverloadedError, match=r"this observation, twice.* within 10 minutes"):
+        suspects.check(inputs_of(3.0))
+    # Those that are asked with it are asked alone.
+    with pytest.raises(PolicyFailedError, match="one of 4"):
+        suspects.check(MANY)
+    assert [record.message for record in caplog.records] == ["observation_hangs"]
+
+
+def test_one_observation_that_took_too_long_may_be_asked_once_more() -> None:
+    suspects = Suspects()
+    suspects.suspect(ONE, was_computed=True, hangs=True)
+
+    assert suspects.check(ONE) == Suspicion.COMPUTED
+    suspects.clear(ONE)
+    assert suspects.check(ONE) == Suspicion.NONE
+
+
+def test_long_call_that_took_too_long_is_refused_as_a_whole() -> None:
+    suspects, inputs = Suspects(), inputs_of(1.0, rows=1025)
+    suspects.suspect(inputs, was_computed=True, hangs=True)
+
+    with pytest.raises(OverloadedError, match=r"too long for these 1025 .*; ask at most 1024"):
+        suspects.check(inputs)
