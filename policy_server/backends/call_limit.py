@@ -10,7 +10,7 @@ SHARE_OF_DEADLINE = 0.8
 # A machine that is short of time may hold a process up for as long, and another one is no faster.
 _SHORTEST_HANG_S = 5.0
 # A call may take so many times as long as the slowest of late, or so many seconds.
-_MOST_USUALS = 100.0
+_MOST_USUALS = 50.0
 _UNUSUAL_S = 10.0
 # What the slowest call counts after the next one. The first call of a process, or one that the
 # machine held up, is forgotten after a hundred others.
@@ -20,7 +20,7 @@ _FADES = 0.95
 class CallLimit:
     """Learns from the calls of a policy how long the next one may take.
 
-    A call may take as long as a hundred times what the slowest one of late has taken, in proportion
+    A call may take as long as fifty times what the slowest one of late has taken, in proportion
     to its rows if it has more, ten seconds at the least, and never longer than the longest that is
     allowed; as long as that while nothing is known.
     """

@@ -32,6 +32,8 @@ _ROUTE = "/predict_deterministic_raw"
 _OBSERVATIONS = 32
 _MEMORY_BYTES = 1_000_000_000
 _AFTER_S, _AFTER_A_HANG_S = 25.0, 50.0
+# The server's own (`POLICY_SERVER_REQUEST_TIMEOUT_S`).
+_DEADLINE_S = 30.0
 _OTHERS, _THOSE = "all others", "those"
 
 
@@ -96,9 +98,12 @@ _FAIL = Expectation({_THOSE: Limits(failed=math.inf)})
 _END = Expectation({_THOSE: Limits(failed=1)})
 # A call has the observations of all clients at the most.
 _HANG = Expectation({_OTHERS: Limits(refused=CLIENTS), _THOSE: Limits(refused=1)})
+_HANG_HERE = Expectation({_THOSE: Limits(refused=1)})
 # Asked alone it holds up one more replica, or a thread apart; from then on it is refused at once.
-_HANG_AGAIN = Expectation(
-    {_OTHERS: Limits(refused=CLIENTS), _THOSE: Limits(refused=math.inf, slowest_s=30.0)}
+_HANG_ON_HERE = Expectation({_THOSE: Limits(refused=math.inf)})
+_HANG_ON = Expectation(
+    {_OTHERS: Limits(refused=CLIENTS, slowest_s=_DEADLINE_S), _THOSE: Limits(refused=math.inf)},
+    ready_s=_DEADLINE_S,
 )
 _BOUND = {"POLICY_SERVER_MAX_CALL_MEMORY_BYTES": str(_MEMORY_BYTES)}
 _ONCE = {"pause_s": 1000.0, "after_s": _AFTER_A_HANG_S}
@@ -131,18 +136,18 @@ FAULTS = {
         **_ONCE,
     ),
     "hangs-local": _fault(
-        "the same, BACKEND=local", LASTING, expected=_HANG, backend="local", **_ONCE
+        "the same, BACKEND=local", LASTING, expected=_HANG_HERE, backend="local", **_ONCE
     ),
     "hangs-on": _fault(
         "the same observation again and again, a second after each answer",
         LASTING,
-        expected=_HANG_AGAIN,
+        expected=_HANG_ON,
         after_s=_AFTER_A_HANG_S,
     ),
     "hangs-on-local": _fault(
         "the same, BACKEND=local",
         LASTING,
-        expected=_HANG_AGAIN,
+        expected=_HANG_ON_HERE,
         backend="local",
         after_s=_AFTER_A_HANG_S,
     ),
