@@ -153,15 +153,21 @@ class HotHeads:
         known = self._known.get(cut.key, _UNKNOWN)
         if known is _UNKNOWN:
             known = self._decide(cut)
-            self._remember(cut, known)
+            self._remember(cut.key, len(cut.head), known)
         if known is None or cut.own is _NO_PARTS:
             return known
-        return KnownHead(known.route, known.length, cut.own)
+        known = KnownHead(known.route, known.length, cut.own)
+        if cut.own.timeout_ms is not None and cut.own == OwnParts(timeout_ms=cut.own.timeout_ms):
+            # Most clients give the same time with each request.
+            self._remember(head, len(head), known)
+        return known
 
-    def _remember(self, cut: _Cut, known: KnownHead | None) -> None:
-        if len(cut.head) > _LONGEST_HEAD:
+    def _remember(
+        self, key: bytes | tuple[bytes, bytes], length: int, known: KnownHead | None
+    ) -> None:
+        if length > _LONGEST_HEAD:
             return
-        mark = hash(cut.key)
+        mark = hash(key)
         if mark not in self._seen:
             if len(self._seen) >= _MOST_SEEN:
                 self._seen.clear()
@@ -170,7 +176,7 @@ class HotHeads:
         if len(self._known) >= _MOST_HEADS:
             # The oldest: a head that is still in use comes back at once.
             del self._known[next(iter(self._known))]
-        self._known[cut.key] = known
+        self._known[key] = known
 
     def _decide(self, cut: _Cut) -> KnownHead | None:
         parsed = parse_head(cut.head, root_path=self._root_path, session_id=cut.own.session_id)

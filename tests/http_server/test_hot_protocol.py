@@ -423,6 +423,22 @@ def test_timeout_of_a_request_is_no_part_of_the_decision(given: int) -> None:
     assert all(b"x-request-timeout-ms" not in dict(head.headers) for head in routes.asked)
 
 
+def test_timeout_that_stays_the_same_is_remembered_with_its_head() -> None:
+    heads = HotHeads(Routes())
+    constant = head_of(1, b"x-request-timeout-ms: 50\r\n")
+
+    found = [heads.find(constant) for _ in range(5)]
+
+    assert found[3] is found[4]
+    assert {item.own.timeout_ms for item in found if item is not None} == {50}
+    # With an id of each request there is nothing to remember beyond what all have in common.
+    known = len(heads)
+    for number in range(100):
+        for _ in range(2):
+            heads.find(head_of(1, b"x-request-id: %d\r\nx-request-timeout-ms: 50\r\n" % number))
+    assert len(heads) == known
+
+
 @pytest.mark.parametrize("given", [b"0", b"007", b"3600001", b"3700000", b"-1", b"1.5", b" 7", b""])
 def test_timeout_of_no_strict_form_stays_in_the_head(given: bytes) -> None:
     routes = Routes()
