@@ -43,7 +43,7 @@ class CallLimit:
         """
         self._longest_s = max(longest_s, shortest_s)
         self._unusual_s = min(unusual_s, self._longest_s)
-        self._slowest_s, self._rows = usual_s, 1
+        self._slowest_s, self._rows = usual_s, 1.0
 
     @property
     def least_s(self) -> float:
@@ -66,8 +66,10 @@ class CallLimit:
             seconds: how long it took.
         """
         self._slowest_s *= _FADES
+        # As fast, so that many short calls don't make a long one of many rows seem shorter.
+        self._rows = max(1.0, _FADES * self._rows)
         if rows and seconds > self._usual_s(rows):
-            self._slowest_s, self._rows = seconds, rows
+            self._slowest_s, self._rows = seconds, float(rows)
 
     def _usual_s(self, rows: int) -> float:
         return self._slowest_s * max(1.0, rows / self._rows)

@@ -22,19 +22,19 @@ from policy_server.policy import Policy, PolicyInputs, PolicyOutputs, PolicySign
 from policy_server.schema import ServerSchema
 from policy_server.settings import Settings
 
-__all__ = ["LocalBackend", "LocalBackends", "open_local_backend"]
+__all__ = ["LocalBackend", "LocalBackends", "local_backend", "open_local_backend"]
 
 # A shorter call ends before a thread would have begun with it, or nearly; a longer one would delay
 # the event loop's other work.
 _LONGEST_IN_LOOP_S = 0.5e-3
 # Those that are asked behind one at which the policy hangs again wait for it a second time.
-_SHARE_APART = 0.25
+_SHARE_APART = 0.4
 
 
 class LocalBackend:
     """A policy in this process, with one thread for calls too long for the event loop."""
 
-    def __init__(self, policy: Policy, limit: CallLimit, *, look_every_s: float = 1.0) -> None:
+    def __init__(self, policy: Policy, limit: CallLimit, *, look_every_s: float = 0.5) -> None:
         """Own the policy and its thread, until `close`.
 
         Args:
@@ -43,12 +43,13 @@ class LocalBackend:
             look_every_s: how much later than that the thread is left at most, in seconds.
         """
         self._policy = policy
-        self._thread = PolicyThread(policy.infer, limit, look_every_s=look_every_s)
+        self._suspects = Suspects()
+        suspect = partial(self._suspects.suspect, was_computed=True, hangs=True)
+        self._thread = PolicyThread(policy.infer, limit, suspect, look_every_s=look_every_s)
         # For observations at which the policy may hang, so that they hold up no others.
         self._apart = PolicyThread(
-            policy.infer, limit, share=_SHARE_APART, look_every_s=look_every_s
+            policy.infer, limit, suspect, share=_SHARE_APART, look_every_s=look_every_s
         )
-        self._suspects = Suspects()
 
     @property
     def signature(self) -> PolicySignature:
@@ -74,7 +75,6 @@ class LocalBackend:
         try:
             outputs = await (self._apart if suspicion else self._thread).compute(inputs)
         except PolicyHangsError:
-            self._suspects.suspect(inputs, was_computed=True, hangs=True)
             self._suspects.check(inputs)
             raise
         if suspicion:
@@ -151,12 +151,22 @@ async def open_local_backend(
         policy: Policy = NetworkPolicy(compiled)
     else:
         policy = await _loaded(model, schema)
-    longest_s = SHARE_OF_DEADLINE * settings.request_timeout_s
-    backend = LocalBackend(policy, CallLimit(longest_s, usual_s=policy.seconds_for(1)))
+    backend = local_backend(policy, settings)
     try:
         yield backend
     finally:
         backend.close()
+
+
+def local_backend(policy: Policy, settings: Settings) -> LocalBackend:
+    """Return a backend over a policy in this process, for its owner to close.
+
+    Args:
+        policy: computes the calls.
+        settings: the deadline, by which calls hang.
+    """
+    longest_s = SHARE_OF_DEADLINE * settings.request_timeout_s
+    return LocalBackend(policy, CallLimit(longest_s, usual_s=policy.seconds_for(1)))
 
 
 async def _loaded(model: Model, schema: ServerSchema) -> Policy:

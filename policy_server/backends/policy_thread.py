@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from policy_server.backends.call_limit import CallLimit
-from policy_server.errors import PolicyHangsError
+from policy_server.errors import OverloadedError, PolicyHangsError
 from policy_server.policy import PolicyInputs, PolicyOutputs
 
 __all__ = ["PolicyThread", "policy_executor"]
@@ -48,13 +48,14 @@ class PolicyThread:
 
     A thread can't be ended from outside. The call that hangs gets an error, and another thread
     computes what waits behind it. At most four threads are left at a time: where one more call
-    hangs, those behind it wait. Used from one event loop.
+    hangs, all others are refused until one of them ends. Used from one event loop.
     """
 
     def __init__(
         self,
         infer: Callable[[PolicyInputs], PolicyOutputs],
         limit: CallLimit,
+        on_hang: Callable[[PolicyInputs], None],
         *,
         share: float = 1.0,
         look_every_s: float = 1.0,
@@ -64,11 +65,13 @@ class PolicyThread:
         Args:
             infer: computes a call; several threads may call it at a time.
             limit: how long a call may take.
+            on_hang: told of each call that has taken longer, whether or not anybody waits for it.
             share: of that, the part that a call in this thread may take.
             look_every_s: how much later than that it is left at most, in seconds.
         """
         self._infer = infer
         self._limit = limit
+        self._on_hang = on_hang
         self._share = share
         self._look_every_s = look_every_s
         self._executor = policy_executor()
@@ -82,7 +85,10 @@ class PolicyThread:
 
         Raises:
             PolicyHangsError: if the call hangs.
+            OverloadedError: if so many calls hang that no thread is left for this one.
         """
+        if self._is_stuck():
+            raise _stuck()
         call = _Call(inputs, asyncio.get_running_loop().create_future())
         self._submit(call)
         if not self._is_looking:
@@ -116,11 +122,9 @@ class PolicyThread:
     def _end(self, call: _Call, done: asyncio.Future[PolicyOutputs]) -> None:
         """Hand the answer or the error of a call to its caller."""
         error = None if done.cancelled() else done.exception()
-        if done is not call.done:
-            # The call is another thread's by now.
-            return
-        if call in self._left:
-            self._left.remove(call)
+        self._left.discard(call)
+        if done is not call.done or call not in self._calls:
+            # It hangs, is another thread's by now, or nobody waits for it.
             return
         self._calls.remove(call)
         if call.answer.done() or done.cancelled():
@@ -147,6 +151,10 @@ class PolicyThread:
         if call is not None and self._hangs(call):
             if len(self._left) < _MOST_LEFT:
                 self._leave(call)
+            else:
+                for other in self._calls:
+                    if other.began is None and not other.answer.done():
+                        other.answer.set_exception(_stuck())
             self._tell(call)
         if self._calls:
             self._look_later()
@@ -162,27 +170,44 @@ class PolicyThread:
         allowed_s = self._share * self._limit.allowed_s(len(call.inputs))
         return call.began is not None and time.monotonic() - call.began > allowed_s
 
+    def _is_stuck(self) -> bool:
+        return len(self._left) >= _MOST_LEFT and self.hangs()
+
     def _leave(self, call: _Call) -> None:
         """Leave the thread to a call that hangs, and have another one compute those behind it."""
-        self._calls.remove(call)
         self._left.add(call)
-        behind = [other for other in self._calls if other.began is None]
-        self._calls = [other for other in self._calls if other.began is not None]
-        self._executor.shutdown(wait=False, cancel_futures=True)
-        self._executor = policy_executor()
-        for other in behind:
-            if not other.answer.done():
-                self._submit(other)
         if not call.answer.done():
             call.answer.set_exception(
                 PolicyHangsError("the policy took too long, and was asked no further; try again")
             )
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._executor = policy_executor()
+        calls, self._calls = self._calls, []
+        for other in calls:
+            if other is call or other.answer.done():
+                continue
+            if other.work is None or not other.work.cancelled():
+                # The thread has come to it just now.
+                self._calls.append(other)
+                continue
+            try:
+                self._submit(other)
+            except RuntimeError as error:
+                reason = f"no thread can be started for the policy: {error}; try again in a minute"
+                other.answer.set_exception(OverloadedError(reason))
 
     def _tell(self, call: _Call) -> None:
         if not call.is_told and call.began is not None:
             call.is_told = True
+            self._on_hang(call.inputs)
             seconds = round(time.monotonic() - call.began, 1)
-            logger.error("policy_hangs", extra={"seconds": seconds, "hanging": len(self._left)})
+            logger.error("policy_hangs", extra={"seconds": seconds, "left": len(self._left)})
+
+
+def _stuck() -> OverloadedError:
+    return OverloadedError(
+        f"the policy takes too long for {_MOST_LEFT + 1} calls at a time; try again in a minute"
+    )
 
 
 def policy_executor() -> ThreadPoolExecutor:

@@ -8,6 +8,7 @@ without an end would hold up one thread or replica after the other.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Iterator
@@ -110,18 +111,18 @@ class Suspects:
         """
         now = time.monotonic()
         if len(inputs) > _MOST_ROWS:
-            known = self._long.get(inputs, _NOTHING).suspicion
-            grown = _grown(known, Suspicion.COMPUTED, was_computed=was_computed)
-            self._long[inputs] = _Known(grown, hangs, now)
+            known = self._long.get(inputs, _NOTHING)
+            grown = _grown(known.suspicion, Suspicion.COMPUTED, was_computed=was_computed)
+            self._long[inputs] = _Known(grown, hangs or known.hangs, now)
             return
         most = Suspicion.ALONE if len(inputs) == 1 else Suspicion.COMPUTED
         for row in _rows(inputs):
-            known = self._known.pop(row, _NOTHING).suspicion
-            suspicion = _grown(known, most, was_computed=was_computed)
+            known = self._known.pop(row, _NOTHING)
+            suspicion = _grown(known.suspicion, most, was_computed=was_computed)
             if suspicion == Suspicion.ALONE:
                 logger.error("observation_hangs" if hangs else "observation_ends_replicas")
             lasts_s = _GUILTY_S if suspicion == Suspicion.ALONE else _SUSPECTED_S
-            self._known[row] = _Known(suspicion, hangs, now + lasts_s)
+            self._known[row] = _Known(suspicion, hangs or known.hangs, now + lasts_s)
         while len(self._known) > _MOST_KNOWN:
             del self._known[next(iter(self._known))]
 
@@ -154,8 +155,13 @@ def _grown(known: Suspicion, most: Suspicion, *, was_computed: bool) -> Suspicio
 
 
 def _rows(inputs: PolicyInputs) -> Iterator[bytes]:
-    """Return all that a policy computes a row from, but for its seed."""
-    columns = [inputs.observations, inputs.state, inputs.masks]
-    given = [column for column in columns if column is not None]
+    """Return a digest of all that a policy computes a row from, but for its seed."""
+    # No state is a state of zeros.
+    state = None if inputs.state is None or not inputs.state.any() else inputs.state
     for index in range(len(inputs)):
-        yield b"".join(column[index].tobytes() for column in given)
+        digest = hashlib.blake2b(inputs.observations[index].tobytes(), digest_size=16)
+        if state is not None and state[index].any():
+            digest.update(b"state" + state[index].tobytes())
+        if inputs.masks is not None:
+            digest.update(b"mask" + inputs.masks[index].tobytes())
+        yield digest.digest()

@@ -14,7 +14,7 @@ that its request isn't hot.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -55,8 +55,14 @@ _VARYING = re.compile(
 )
 _PARTS = _VARYING.groups + 1
 _MOST_HEADS = 1024
+_MOST_TIMED = 64
 _LONGEST_HEAD = 4096
 _MOST_SEEN = 8192
+
+
+_Decision = TypeVar("_Decision")
+# A session's head is known by what comes before and behind its name.
+_Key = bytes | tuple[bytes, bytes]
 
 
 class KnownHead(NamedTuple):
@@ -105,7 +111,9 @@ class HotHeads:
         """
         self._routes = routes
         self._root_path = root_path
-        self._known: dict[bytes | tuple[bytes, bytes], KnownHead | None] = {}
+        self._known: dict[_Key, KnownHead | None] = {}
+        # Whole, with the time that they give for the answer.
+        self._timed: dict[_Key, KnownHead] = {}
         self._seen: set[int] = set()
         self._changes = routes.changes
         self.default_headers: list[tuple[bytes, bytes]] = []
@@ -114,7 +122,7 @@ class HotHeads:
 
     def __len__(self) -> int:
         """Return how many heads are remembered."""
-        return len(self._known)
+        return len(self._known) + len(self._timed)
 
     def opening(self, default_headers: list[tuple[bytes, bytes]], status: int) -> bytes:
         """Return the status line of an answer and the headers that each answer has.
@@ -142,46 +150,56 @@ class HotHeads:
         if self._routes.changes != self._changes:
             self._changes = self._routes.changes
             self._known.clear()
+            self._timed.clear()
         known = self._known.get(head, _UNKNOWN)
+        if known is _UNKNOWN:
+            known = self._timed.get(head, _UNKNOWN)
         if known is not _UNKNOWN:
             return known
-        if not head.startswith(_METHOD):
-            return None
-        cut = _cut(head)
-        if cut is None:
-            return None
+        cut = _cut(head) if head.startswith(_METHOD) else None
+        return None if cut is None else self._find_cut(cut, head)
+
+    def _find_cut(self, cut: _Cut, head: bytes) -> KnownHead | None:
         known = self._known.get(cut.key, _UNKNOWN)
         if known is _UNKNOWN:
             known = self._decide(cut)
-            self._remember(cut.key, len(cut.head), known)
+            if self._comes_again(cut.key, len(cut.head)):
+                _add(self._known, cut.key, known, most=_MOST_HEADS)
         if known is None or cut.own is _NO_PARTS:
             return known
         known = KnownHead(known.route, known.length, cut.own)
-        if cut.own.timeout_ms is not None and cut.own == OwnParts(timeout_ms=cut.own.timeout_ms):
+        if (
+            cut.own.timeout_ms is not None
+            and cut.own == OwnParts(timeout_ms=cut.own.timeout_ms)
+            and self._comes_again(head, len(head))
+        ):
             # Most clients give the same time with each request.
-            self._remember(head, len(head), known)
+            _add(self._timed, head, known, most=_MOST_TIMED)
         return known
 
-    def _remember(
-        self, key: bytes | tuple[bytes, bytes], length: int, known: KnownHead | None
-    ) -> None:
+    def _comes_again(self, key: _Key, length: int) -> bool:
+        """Return whether a head is short, and was seen before."""
         if length > _LONGEST_HEAD:
-            return
+            return False
         mark = hash(key)
-        if mark not in self._seen:
-            if len(self._seen) >= _MOST_SEEN:
-                self._seen.clear()
-            self._seen.add(mark)
-            return
-        if len(self._known) >= _MOST_HEADS:
-            # The oldest: a head that is still in use comes back at once.
-            del self._known[next(iter(self._known))]
-        self._known[key] = known
+        if mark in self._seen:
+            return True
+        if len(self._seen) >= _MOST_SEEN:
+            self._seen.clear()
+        self._seen.add(mark)
+        return False
 
     def _decide(self, cut: _Cut) -> KnownHead | None:
         parsed = parse_head(cut.head, root_path=self._root_path, session_id=cut.own.session_id)
         route = None if parsed is None else self._routes.find(parsed)
         return None if parsed is None or route is None else KnownHead(route, parsed.length)
+
+
+def _add(heads: dict[_Key, _Decision], key: _Key, known: _Decision, *, most: int) -> None:
+    if len(heads) >= most:
+        # The oldest: a head that is still in use comes back at once.
+        del heads[next(iter(heads))]
+    heads[key] = known
 
 
 def _cut(head: bytes) -> _Cut | None:

@@ -23,7 +23,15 @@ from policy_server.schema import ServerSchema
 from policy_server.settings import Settings
 from tests.support.fakes import SummingPolicy, summing_backend
 from tests.support.hand_built import Part, V1Policy, observations
-from tests.support.onnx_models import FAILING, HARMLESS, UNKNOWN, failing_actor
+from tests.support.onnx_models import (
+    FAILING,
+    HARMLESS,
+    UNKNOWN,
+    failing_actor,
+    node,
+    tensor,
+    write_model,
+)
 from tests.support.waiting import turns, until
 from tests.support.web import assert_error
 
@@ -125,6 +133,33 @@ async def test_numbers_that_a_policy_fails_on_cost_their_own_requests_alone(
             assert_error(answer, 500, "NaN" if row is UNKNOWN else "the policy")
 
 
+async def test_policy_that_fails_on_zeros_answers_other_observations(tmp_path: Path) -> None:
+    nodes = [
+        node("Constant", [], ["one"], value_ints=[1]),
+        node("ReduceSum", ["obs", "one"], ["sum"], keepdims=1),
+        node("Div", ["obs", "sum"], ["logits"]),
+    ]
+    ends = [tensor(name, ["batch", 4]) for name in ("obs", "logits")]
+    write_model(tmp_path, nodes, ends[:1], ends[1:])
+    (tmp_path / "schema.yaml").write_text("parameters: {api_key: secret, discrete: true}")
+    app = create_app(tmp_path, backend="local", engine="onnxruntime")
+    transport = httpx.ASGITransport(app)
+
+    async with (
+        app.lifespan(),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
+        answered, failed = [
+            await client.post(
+                "/predict_deterministic_raw", json={"obs": row}, headers={"access-token": "secret"}
+            )
+            for row in ([1, 4, 2, 3], [0, 0, 0, 0])
+        ]
+
+    assert answered.json()["actions"] == [1]
+    assert_error(failed, 500, "NaN")
+
+
 class HangingPolicy(SummingPolicy):
     """A policy that answers at once, but not observations that begin with 7 or more.
 
@@ -195,7 +230,7 @@ async def test_thread_is_left_to_a_call_that_hangs(
     assert given_up.cancelled()
     assert await hanging.backend.is_ready()
     assert [record.message for record in caplog.records] == ["policy_hangs"]
-    assert vars(caplog.records[0])["hanging"] == 1
+    assert vars(caplog.records[0])["left"] == 1
 
 
 async def test_call_whose_asker_has_gone_is_left_too(hanging: Hanging) -> None:
@@ -204,6 +239,8 @@ async def test_call_whose_asker_has_gone_is_left_too(hanging: Hanging) -> None:
     hangs.cancel()
 
     assert float((await hanging.ask(2)).actions[0, 0]) == 2
+    with pytest.raises(OverloadedError, match="twice"):
+        await hanging.ask(7)
 
 
 async def test_observation_at_which_the_policy_hangs_is_asked_twice(hanging: Hanging) -> None:
@@ -253,10 +290,12 @@ async def test_backend_is_not_ready_while_too_many_calls_hang(
     await until(lambda: len(caplog.records) == 5)
 
     assert all(isinstance(outcome, OverloadedError) for outcome in outcomes)
+    # Whoever waits is told so at once, as is whoever comes now.
+    for refused in (behind, hanging.ask(1)):
+        with pytest.raises(OverloadedError, match="too long for 5 calls at a time"):
+            await refused
     assert not calls[4].done()
-    assert not behind.done()
     hanging.let_go()
-    assert float((await behind).actions[0, 0]) == 2
     assert float((await calls[4]).actions[0, 0]) == 1
     assert await hanging.backend.is_ready()
     assert {record.message for record in caplog.records} == {"policy_hangs"}

@@ -230,7 +230,8 @@ class DirectCalls:
     def _lose(self, replica: ConnectedReplica) -> None:
         """Take note of the end of a connection: its calls are lost unless others have them too.
 
-        Where the replica has hung, the call that came first is the one that it computed.
+        Where the replica has hung, the call that came first is the one that it computed, unless it
+        was another web process's. A call that is watched is known to have begun.
         """
         has_hung = replica.is_still_since(time.monotonic() - _HUNG_S) and not replica.was_stopped
         if not self._is_closing:
@@ -239,7 +240,8 @@ class DirectCalls:
             self.on_lost(replica.address.replica)
         for place, call in enumerate(replica.calls):
             # It would hold up the next replica too, and those that compute it have hung as well.
-            is_to_blame = has_hung and place == 0
+            has_begun = replica in call.begun or not call.is_watched
+            is_to_blame = has_hung and place == 0 and has_begun
             if call.replicas and not is_to_blame:
                 continue
             self.give_up(call)

@@ -11,8 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 
-from policy_server.backends.call_limit import SHARE_OF_DEADLINE, CallLimit
-from policy_server.backends.local import LocalBackend
+from policy_server.backends.local import LocalBackend, local_backend
 from policy_server.backends.ray.applications import Application
 from policy_server.backends.ray.backend import RayBackend
 from policy_server.engine.network import NetworkPolicy
@@ -62,7 +61,6 @@ async def _load(
             logger.warning("stand_in_not_loaded", extra={"reason": str(error)[:300]})
             continue
         if compiled is not None:
-            limit = CallLimit(SHARE_OF_DEADLINE * settings.request_timeout_s)
-            standing.append(LocalBackend(NetworkPolicy(compiled), limit))
+            standing.append(local_backend(NetworkPolicy(compiled), settings))
             backend.stand_in(standing[-1])
             logger.info("stand_in_loaded", extra={"application": backend.application})

@@ -104,13 +104,13 @@ def node_of(tensor: str) -> str:
 def session_config() -> Any:  # noqa: ANN401 -- TensorFlow is untyped
     """Return a session's configuration: one thread, since policies are small, replicas many.
 
-    It is the caller's own: a thread of the session's, which all callers share, would be held up by
-    one call that hangs.
+    It is the caller's own: threads that all callers share would be held up by calls that hang.
     """
     return tf.ConfigProto(
         intra_op_parallelism_threads=1,
         inter_op_parallelism_threads=-1,
-        use_per_session_threads=True,
+        # With threads of its own it would have as many as the machine has cores, and share them.
+        use_per_session_threads=False,
         device_count={"GPU": 0},
     )
 

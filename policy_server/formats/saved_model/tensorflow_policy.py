@@ -178,7 +178,7 @@ class TensorFlowPolicy:
             ) from error
 
     def seconds_for(self, rows: int) -> float:
-        """Return about how long a call takes: even the smallest some tenths of a millisecond.
+        """Return about how long a call takes, that of 32 observations at the least.
 
         Args:
             rows: how many observations the call has.

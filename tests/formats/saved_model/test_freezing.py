@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -69,18 +70,24 @@ def test_step_counter_in_a_variable_is_late(
     assert tf.make_ndarray(node.attr["value"].tensor).tolist() == expected
 
 
-def test_call_that_takes_long_holds_up_no_other_thread() -> None:
+def test_calls_that_take_long_hold_up_no_other_thread() -> None:
     with tf.Graph().as_default() as graph:
         rounds = v1.placeholder(tf.int64, [])
         last = tf.while_loop(lambda i: i < rounds, lambda i: i + 1, [tf.constant(0, tf.int64)])
         with v1.Session(graph=graph, config=session_config()) as session:
             count = session.make_callable(last[0], [rounds])
-            long = threading.Thread(target=count, args=(1_000_000,))
-            long.start()
-            time.sleep(0.3)
+            # One more than TensorFlow's own threads would be.
+            long = [
+                threading.Thread(target=count, args=(300_000,))
+                for _ in range((os.cpu_count() or 1) + 1)
+            ]
+            for thread in long:
+                thread.start()
+            time.sleep(0.2)
             counted = count(1)
-            goes_on = long.is_alive()
-            long.join()
+            go_on = all(thread.is_alive() for thread in long)
+            for thread in long:
+                thread.join()
 
     assert counted == 1
-    assert goes_on
+    assert go_on
