@@ -7,6 +7,7 @@ protocol on a UNIX socket that sends and receives as many bytes and reads none o
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import subprocess
@@ -24,6 +25,7 @@ from typing import NamedTuple, cast
 import numpy as np
 import uvloop
 
+from benchmarks.arguments import parser_of
 from benchmarks.failures import BenchmarkError
 from benchmarks.own_process import ENVIRONMENT
 from benchmarks.progress import say
@@ -65,8 +67,11 @@ class _Figures(NamedTuple):
 
 def main() -> None:
     """Measure each way in turn, several times, and print a table of medians."""
-    if len(sys.argv) > 1:
-        uvloop.run(_serve(Path(sys.argv[1])))
+    parser = parser_of("benchmarks.calls", __doc__)
+    # The process that this one starts, as a replica.
+    parser.add_argument("folder", nargs="?", type=Path, help=argparse.SUPPRESS)
+    if (replicas_folder := parser.parse_args().folder) is not None:
+        uvloop.run(_serve(replicas_folder))
         return
     found: dict[tuple[int, str], list[_Figures]] = {}
     try:

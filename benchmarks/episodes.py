@@ -19,6 +19,7 @@ from statistics import median
 from typing import NamedTuple
 
 from benchmarks.apps.episodes import FORGETTING, REMEMBERING
+from benchmarks.arguments import parser_of
 from benchmarks.failures import BenchmarkError
 from benchmarks.own_process import ENVIRONMENT
 from benchmarks.processes import RunningServer, free_ports, started
@@ -52,6 +53,7 @@ class _Figures(NamedTuple):
 
 def main() -> None:
     """Measure both policies in turn, several times, and print a table of medians."""
+    parser_of("benchmarks.episodes", __doc__).parse_args()
     found: dict[tuple[tuple[int, int], str], list[_Figures]] = {}
     try:
         with _served() as (server, port):

@@ -15,6 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from benchmarks.arguments import parser_of
 from benchmarks.own_process import BLOCK_S, median_us
 from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.engine.network import CompiledPolicy, NetworkPolicy, NumpyNetwork, Step
@@ -65,6 +66,7 @@ ACTIONS: Mapping[str, Sequence[ActionComponent]] = {
 
 def main() -> None:
     """Print the tables."""
+    parser_of("benchmarks.few_rows", __doc__).parse_args()
     _print("| whole call of one row, us | network | draw | JSON | in all |")
     _print("| --- | ---: | ---: | ---: | ---: |")
     for name, components in ACTIONS.items():

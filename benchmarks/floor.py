@@ -11,7 +11,6 @@ server uses, without validation: a bare echo.
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 
 import msgpack
@@ -21,6 +20,7 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
+from benchmarks.arguments import parser_of
 from policy_server.observations import ObservationSpace
 from policy_server.schema import read_schema
 
@@ -124,9 +124,9 @@ async def _serve(port: int) -> None:
 
 def main() -> None:
     """Serve on the port that is named, until a signal ends it."""
-    if len(sys.argv) != 2 or not sys.argv[1].isdigit():
-        sys.exit("expected one port: python -m benchmarks.floor PORT")
-    uvloop.run(_serve(int(sys.argv[1])))
+    parser = parser_of("benchmarks.floor", __doc__)
+    parser.add_argument("port", type=int, help="of 127.0.0.1")
+    uvloop.run(_serve(parser.parse_args().port))
 
 
 if __name__ == "__main__":

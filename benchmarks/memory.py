@@ -18,6 +18,7 @@ from pathlib import Path
 
 from websockets.sync.client import connect
 
+from benchmarks.arguments import parser_of
 from benchmarks.failures import BenchmarkError
 from benchmarks.load import post
 from benchmarks.processes import RunningServer, free_ports, started
@@ -36,8 +37,10 @@ _MEGABYTE = 1e6
 
 
 def main() -> None:
-    """Measure the backend that is named, `local` or `ray`, and print a table."""
-    backend = sys.argv[1] if len(sys.argv) > 1 else "local"
+    """Measure the backend that is named, and print a table."""
+    parser = parser_of("benchmarks.memory", __doc__)
+    parser.add_argument("backend", nargs="?", choices=("local", "ray"), default="local")
+    backend = parser.parse_args().backend
     scratch = Path(tempfile.mkdtemp(prefix="bench-"))
     try:
         fill_home(scratch / "home")

@@ -22,6 +22,7 @@ import httpx
 import numpy as np
 
 from benchmarks.apps.paced import ROW_S
+from benchmarks.arguments import parser_of
 from benchmarks.failures import BenchmarkError
 from benchmarks.overload_verdict import Outcome, Run, judge
 from benchmarks.processes import RunningServer, free_ports, started
@@ -230,7 +231,9 @@ def _wait(process: RunningServer, port: int) -> None:
 
 def main() -> None:
     """Measure, and print a table."""
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 30.0
+    parser = parser_of("benchmarks.overload", __doc__)
+    parser.add_argument("seconds", nargs="?", type=float, default=30.0, help="of each load (30)")
+    seconds = parser.parse_args().seconds
     times = ["p50 ms", "p99 ms"]
     columns = ["answered", *times, "refused", *times, "gave up", "failed", "late ms", "rows", "MB"]
     sys.stdout.write(f"| load | {' | '.join(columns)} |\n| --- |{' ---: |' * len(columns)}\n")

@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.apps.timed import FILE_VARIABLE, STEPS
+from benchmarks.arguments import parser_of
 from benchmarks.failures import BenchmarkError
 from benchmarks.own_process import ENVIRONMENT
 from benchmarks.processes import RunningServer, free_ports, started
@@ -46,6 +47,7 @@ _OK = b"HTTP/1.1 200 "
 
 def main() -> None:
     """Measure, and print a table of medians in microseconds."""
+    parser_of("benchmarks.steps", __doc__).parse_args()
     try:
         found = _measure()
     except BenchmarkError as error:

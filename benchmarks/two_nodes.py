@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from benchmarks.arguments import parser_of
 from benchmarks.failures import BenchmarkError
 from benchmarks.load import Load, Request, check_wrk, drive, post
 from benchmarks.processes import RunningServer, started
@@ -40,6 +41,7 @@ _ARRANGEMENTS = {
 
 def main() -> None:
     """Measure each arrangement, and print a table."""
+    parser_of("benchmarks.two_nodes", __doc__).parse_args()
     try:
         check_wrk()
         with two_hosts() as other:

@@ -6,6 +6,7 @@ status is 1 if there was one.
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
 
@@ -26,9 +27,13 @@ def main() -> None:
     """Measure the faults."""
     # What was started is ended first.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    names = sys.argv[1:] or list(FAULTS)
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"some of {', '.join(FAULTS)}; all if left out"
+    )
+    names = parser.parse_args().names or list(FAULTS)
     if unknown := set(names) - set(FAULTS):
-        sys.exit(f"faults: expected some of {', '.join(FAULTS)}, got {', '.join(unknown)}")
+        parser.error(f"expected some of {', '.join(FAULTS)}, got {', '.join(unknown)}")
     say(row(HEADS))
     say("| --- " * len(HEADS) + "|")
     further, broken = [], []
