@@ -19,6 +19,7 @@ STATUSES = {
     "NotReadyError": 503,
     "ObservationError": 422,
     "OverloadedError": 503,
+    "PolicyHangsError": 503,
     "SdkPendingError": 503,
     "SessionConflictError": 409,
     "SessionStoreError": 503,
