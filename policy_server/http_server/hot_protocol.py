@@ -66,6 +66,8 @@ class HotHttpProtocol(LimitedHttpProtocol):
         # Bytes that wait for the answers to those before them.
         self._held = bytearray()
         self._is_over = False
+        # Whether bytes of this segment are still to be read, where the connection is to end.
+        self._has_rest = False
 
     def data_received(self, data: bytes) -> None:
         """Read a segment of the connection; see `LimitedHttpProtocol`."""
@@ -141,8 +143,10 @@ class HotHttpProtocol(LimitedHttpProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End: nobody waits for the answers any more; see `LimitedHttpProtocol`."""
-        self._give_up()
-        super().connection_lost(exc)
+        try:
+            self._give_up()
+        finally:
+            super().connection_lost(exc)
 
     def resume_writing(self) -> None:
         """Read on once the client has read its answers; see `LimitedHttpProtocol`."""
@@ -191,8 +195,11 @@ class HotHttpProtocol(LimitedHttpProtocol):
             start = end + known.length
             if start > size:
                 self._awaited, self._body = known, bytearray(data[end:])
+                self._body_bytes = size - end
                 self._moves += 1
                 return
+            if self._is_draining:
+                self._has_rest = start < size
             known.route.ask(data[end:start], self, known.own)
 
     def _is_beyond(self, most: int) -> bool:
@@ -207,6 +214,7 @@ class HotHttpProtocol(LimitedHttpProtocol):
         self._body_bytes = len(self._body)
         if len(data) >= missing:
             body, self._body, self._awaited = bytes(self._body), bytearray(), None
+            self._has_rest = len(data) > missing
             known.route.ask(body, self, known.own)
             if len(data) > missing:
                 self._read(data[missing:])
@@ -248,12 +256,14 @@ class HotHttpProtocol(LimitedHttpProtocol):
 
     def _is_last(self, request: HotRequest) -> bool:
         is_alone = self._pending[-1] is request
-        return is_alone and not self._held and self._awaited is None
+        has_more = self._held or self._has_rest or self._awaited is not None
+        return is_alone and not has_more
 
     def _give_up(self) -> None:
         pending, self._pending = self._pending, deque()
         for request in pending:
-            request.disconnect()
+            if request.written is None:
+                request.disconnect()
             if request.is_done:
                 self.forget(request)
         self._held.clear()

@@ -7,6 +7,7 @@ to each other is defined here.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -116,7 +117,14 @@ class HotRequest(Waiting):
         self.give_up()
 
     def cancel(self, msg: str | None = None) -> None:  # noqa: ARG002 -- as a task's
-        """End the connection, as uvicorn cancels the tasks of a shutdown that takes too long."""
+        """End the connection, as uvicorn cancels the tasks of a shutdown that takes too long.
+
+        It does so a moment later: uvicorn still goes through all that it counts.
+        """
+        asyncio.get_running_loop().call_soon(self.abort)
+
+    def abort(self) -> None:
+        """End the connection without an answer."""
         self.connection.drop()
         self.connection.forget(self)
 

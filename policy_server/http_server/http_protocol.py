@@ -158,6 +158,9 @@ class HttpProtocol(HttpToolsProtocol):
         self.parser = None  # type: ignore[assignment]  # see above
 
     def _is_passed_over(self) -> bool:
+        if self._is_answering:
+            # The answers to the requests before it would come inside the web socket.
+            return b"upgrade" in dict(self.headers)
         headers = dict(self.headers)
         upgrade = headers.get(b"upgrade")
         if upgrade is None:  # a CONNECT stops the parser too

@@ -29,6 +29,10 @@ _BYTES_A_SECOND = 4096
 _LINGER_S = 2.0
 # A client that ends its side so soon behind a request waits for the answer; later, it has gone.
 _HALF_CLOSED_S = 1.0
+# How long a client may read nothing of what is left to send, once the connection is to end.
+_UNREAD_S = 5.0
+# So many connections beyond the limit are told so; more are closed without a wait for their bytes.
+_MOST_REFUSED = 64
 # How long an idle connection stays when the server ends.
 _DRAIN_S = 0.25
 _TIMEOUT, _TOO_MANY, _TOO_LARGE, _UNAVAILABLE = 408, 429, 431, 503
@@ -55,6 +59,9 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
     _body_parts = 0
     _seen: tuple[Phase, int] | None = None
     _since = 0.0
+    # What the client has not read of its answers, and since when it has read nothing.
+    _unsent_bytes = 0
+    _unsent_since = 0.0
 
     def __init__(
         self,
@@ -89,6 +96,8 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
                 f"{most} connections are open already; try again in a second "
                 f"({ENV_PREFIX}MAX_CONNECTIONS)",
             )
+            if len(self.connections) > most + _MOST_REFUSED:
+                self.drop()
             return
         self._address = self._watch.addresses.enter(self.client)
         if self._watch.addresses.is_beyond(self._address):
@@ -225,6 +234,19 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
         if self.phase() is Phase.IDLE:
             self.drop()
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP; see `HttpProtocol`."""
+        if self._reads is Reads.BODY and self.cycle.response_started:
+            # A second answer would stand inside the first one, or behind it.
+            self.drop()
+        else:
+            super().send_400_response(msg)
+
+    def resume_writing(self) -> None:
+        """Take note that the client reads; see `HttpProtocol`."""
+        self._unsent_bytes = 0
+        super().resume_writing()
+
     def refuse_bytes(self, message: str) -> None:
         """Refuse a head that is too large, or no HTTP; see `HttpProtocol`."""
         if self._too_large is not None:
@@ -238,11 +260,8 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
             super().refuse_bytes(message)
 
     def _refuse_framing(self) -> None:
-        if self.cycle.response_started:
-            self.drop()
-        else:
-            self._too_large = "chunk extensions or trailers are"
-            self.send_400_response("")
+        self._too_large = "chunk extensions or trailers are"
+        self.send_400_response("")
 
     def refuse(self, status: int, detail: str) -> None:
         """Answer with an error, and close the connection once the client may have read it.
@@ -271,6 +290,8 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
 
     def look(self, now: float) -> None:
         """Close the connection if it does the same for too long; see `WatchedConnection`."""
+        if self._reads_nothing(now):
+            self.transport.abort()
         if self.transport.is_closing():
             return
         phase = self.phase()
@@ -281,6 +302,17 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
         limit = self._limit_of(phase)
         if now - self._since >= limit:
             self._end(phase)
+
+    def _reads_nothing(self, now: float) -> bool:
+        """Return whether the client has for too long read nothing of what is left to send."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent == 0 or unsent < self._unsent_bytes or self._unsent_bytes == 0:
+            self._unsent_since = now
+        self._unsent_bytes = unsent
+        is_draining = self._is_draining and not self._is_half_closed
+        is_ending = is_draining or self.transport.is_closing()
+        limit_s = min(_UNREAD_S, self.timeout_keep_alive) if is_ending else self.timeout_keep_alive
+        return unsent > 0 and now - self._unsent_since >= limit_s
 
     def _limit_of(self, phase: Phase) -> float:
         match phase:

@@ -121,14 +121,14 @@ class InTurn(HotReply):
             self._leave()
             super().disconnect()
 
-    def cancel(self, msg: str | None = None) -> None:
+    def abort(self) -> None:
         """End the step, and the connection; see `HotRequest`."""
         self.share.end()
         self.stop()
         self._leave()
         if self._task is not None:
             self._task.cancel()
-        super().cancel(msg)
+        super().abort()
 
     def stop(self) -> None:
         """Give up what has been asked, if anything was; nothing is answered any more."""

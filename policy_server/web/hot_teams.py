@@ -67,7 +67,8 @@ class _TeamRequest(HotReply):
     """One step of a team, from its body to its answer."""
 
     question = _NO_QUESTION
-    _step: TeamStep
+    # None where the request is refused before its step.
+    _step: TeamStep | None = None
     _versions: TeamVersions
 
     def begin(self, step: TeamStep, versions: TeamVersions) -> None:
@@ -78,10 +79,11 @@ class _TeamRequest(HotReply):
 
     def give_up(self) -> None:
         self.is_done = True
-        self._step.abandon()
+        if self._step is not None:
+            self._step.abandon()
 
     def _answered(self) -> None:
-        if self.is_done:
+        if self.is_done or self._step is None:
             return
         self.is_done = True
         try:

@@ -143,6 +143,38 @@ async def test_request_that_comes_as_the_server_ends_is_answered(request_: bytes
     assert ends == [False, True]
 
 
+async def test_end_of_the_server_loses_no_request_of_a_segment_whose_first_is_refused() -> None:
+    refused = b"POST /predict HTTP/1.1\r\naccess-token: %b\r\nContent-Length: 2\r\n\r\n{}" % (
+        KEY.encode()
+    )
+    app = build(integer_backend())
+    async with running(app):
+        server = Server(app, is_hot=True)
+        protocol, transport = server.connect()
+        protocol.shutdown()
+        protocol.data_received(refused + REQUEST + refused + REQUEST)
+        await until(lambda: transport.is_gone)
+
+    answers = answers_in(transport.written)
+    assert [answer.status for answer in answers] == [422, 200, 422, 200]
+    ends = [(b"connection", b"close") in answer.headers for answer in answers]
+    assert ends == [False, False, False, True]
+
+
+async def test_time_of_a_hot_body_is_that_of_its_own_bytes() -> None:
+    app = build(integer_backend())
+    async with running(app):
+        server = Server(app, is_hot=True)
+        await server.exchange([REQUEST])
+        protocol, _ = server.connect()
+        cold = b"POST /livez HTTP/1.1\r\nHost: a\r\nContent-Length: 4000000\r\n\r\n"
+        for segment in (cold, bytes(4_000_000), REQUEST[:-1]):
+            protocol.data_received(segment)
+            await turns(20)
+
+    assert protocol._body_bytes < len(REQUEST)  # noqa: SLF001 -- the limit grows with it
+
+
 async def test_shutdown_that_takes_too_long_cuts_hot_requests_off() -> None:
     backend = held_backend()
     app = build(backend)
@@ -151,9 +183,10 @@ async def test_shutdown_that_takes_too_long_cuts_hot_requests_off() -> None:
         server = Server(app, is_hot=True)
         protocol, transport = server.connect()
         protocol.data_received(REQUEST * 3)
-        # As uvicorn does.
-        for task in list(server.state.tasks):
+        # As uvicorn does: it goes through the set itself.
+        for task in server.state.tasks:
             task.cancel(msg="too long")
+        await turns(2)
         gate.set()
 
     assert transport.is_gone

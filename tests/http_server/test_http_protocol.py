@@ -218,6 +218,19 @@ async def test_request_that_can_open_no_web_socket_is_answered_as_any_other(head
     assert recorder.requests == [(method, "/x", body), ("POST", "/plain", b"abc")]
 
 
+async def test_handshake_behind_an_unanswered_request_is_a_plain_request() -> None:
+    offer = b"Connection: Upgrade\r\nUpgrade: websocket\r\nHost: a\r\n"
+    opening = b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+
+    recorder, transport = await received(
+        b"GET /before HTTP/1.1\r\n\r\nGET /stream HTTP/1.1\r\n" + offer + opening + PLAIN
+    )
+
+    paths = [path for _, path, _ in recorder.requests]
+    assert paths == ["/before", "/stream", "/plain"]
+    assert transport.successor is None
+
+
 async def test_lines_behind_a_body_are_no_headers_of_any_request() -> None:
     chunked = b"POST /chunked HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n"
 

@@ -217,6 +217,61 @@ async def test_what_a_refused_client_still_sends_is_read_and_dropped_for_a_while
     assert transport.written == before
 
 
+@pytest.mark.parametrize("is_ending", [False, True], ids=["serving", "ending"])
+async def test_client_that_reads_nothing_of_its_answer_is_cut_off(*, is_ending: bool) -> None:
+    server = Server(reading, limits=SHORT, timeout_keep_alive=0.3)
+    protocol, transport = server.connect()
+    protocol.data_received(b"GET /early HTTP/1.1\r\n\r\n")
+    await until(lambda: transport.written != b"")
+    transport.unsent = 1_000_000
+    if is_ending:
+        protocol.shutdown()
+    # It reads some, and has as long again from then on.
+    for unsent in range(900_000, 0, -100_000):
+        await asyncio.sleep(0.1)
+        transport.unsent = unsent
+        assert not transport.is_aborted
+    await until(lambda: transport.is_aborted)
+    protocol.connection_lost(None)
+
+    assert not server.state.connections
+
+
+@pytest.mark.parametrize("path", [b"/early", b"/part"])
+async def test_broken_body_of_an_answered_request_gets_no_second_answer(path: bytes) -> None:
+    async def answering(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/early":
+            await reading(scope, receive, send)
+            return
+        headers = [(b"content-length", b"4")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"ab", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            """Wait for the end."""
+
+    server = Server(answering, limits=LIMITS)
+    protocol, transport = server.connect()
+    protocol.data_received(b"POST %b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" % path)
+    await until(lambda: transport.written != b"")
+    protocol.data_received(b"zz\r\n")
+    protocol.connection_lost(None)
+
+    assert transport.written.count(b"HTTP/1.1") == 1
+    assert transport.is_gone
+
+
+async def test_connections_far_beyond_the_limit_are_not_waited_for() -> None:
+    server = Server(reading, limits=replace(SHORT, max_connections=1))
+
+    connections = [server.connect() for _ in range(200)]
+
+    gone = [transport.is_gone for _, transport in connections]
+    assert gone == [False] * 65 + [True] * 135
+    assert {refusal(transport)[0] for _, transport in connections[1:]} == {503}
+    for protocol, _ in connections:
+        protocol.connection_lost(None)
+
+
 async def test_connection_beyond_the_limit_is_refused() -> None:
     server = Server(reading, limits=replace(LIMITS, max_connections=2))
     first = [server.connect() for _ in range(2)]

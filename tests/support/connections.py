@@ -39,6 +39,8 @@ class Transport(asyncio.Transport):
         self.is_gone = False
         self.is_paused = False
         self.is_ended = False
+        self.is_aborted = False
+        self.unsent = 0
         self.successor: asyncio.BaseProtocol | None = None
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
@@ -59,6 +61,13 @@ class Transport(asyncio.Transport):
 
     def close(self) -> None:
         self.is_gone = True
+
+    def abort(self) -> None:
+        self.is_gone = self.is_aborted = True
+
+    def get_write_buffer_size(self) -> int:
+        """Return how many bytes the client has not read, as the test says."""
+        return self.unsent
 
     def can_write_eof(self) -> bool:
         return True

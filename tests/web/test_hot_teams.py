@@ -48,6 +48,23 @@ async def test_agents_of_one_policy_ride_in_one_call() -> None:
     assert backends["hunter"].batches[before:] == [6]
 
 
+async def test_connection_with_a_refused_step_behind_one_in_flight_is_left_like_any_other() -> None:
+    backends = {name: gated(backend) for name, backend in usual_backends().items()}
+    app, _, _ = build_team(backends)
+    async with running(app):
+        gate = hold(backends["hunter"])
+        server = Server(app, is_hot=True)
+        protocol, _ = server.connect()
+        for body in (orjson.dumps({"hunter_1": HUNTER}), b'{"nobody": {}}'):
+            protocol.data_received(team_request(b"/predict", body))
+        await turns(5)
+        protocol.connection_lost(ConnectionResetError())
+        gate.set()
+        await until(lambda: not server.state.tasks)
+
+    assert not server.state.connections
+
+
 async def test_team_whose_client_has_gone_frees_its_places() -> None:
     backends = {name: gated(backend) for name, backend in usual_backends().items()}
     app, _, _ = build_team(backends, max_queue_size=2)
