@@ -45,6 +45,8 @@ class DeploymentFile:
         self._basis = basis
         self._told: set[str] = set()
         self._seen: tuple[tuple[int, int], dict[str, Any]] | None = None
+        # Between reading and writing: what can't be read must not be written without it.
+        self._is_changing = False
 
     def read(self, policy: str) -> Deployment | None:
         """Return a policy's deployment; see `DeploymentStore.read`."""
@@ -95,11 +97,14 @@ class DeploymentFile:
     def _locked(self) -> Iterator[None]:
         try:
             with FileLock(self._lock):
+                self._is_changing = True
                 yield
         except OSError as error:
             raise DeploymentError(
                 f"{self._path}: can't be written: {error.strerror or error}; nothing has changed"
             ) from error
+        finally:
+            self._is_changing = False
 
     def _entries(self) -> dict[str, Any]:
         """Return the file's contents, which are read anew when the file has changed."""
@@ -112,6 +117,8 @@ class DeploymentFile:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
+            if self._is_changing and isinstance(error, OSError):
+                raise
             self._tell("", f"it can't be read: {error}")
             return {}
         if not isinstance(entries, dict):

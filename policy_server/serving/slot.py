@@ -310,6 +310,9 @@ class PolicySlot:
         if not percents:
             assert refusal is not None, "a version that answers was planned, and is not there"
             self.failure = refusal.message
+            for name in [*self.versions]:
+                # Nobody would know of a version that answers nothing.
+                await self.remove(name)
             raise refusal
         self.route(percents, shadows=shadows)
 

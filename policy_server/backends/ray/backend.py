@@ -115,16 +115,19 @@ class RayBackend:
         Replicas that outlive their Ray are still called straight.
         """
         self._has_ray = False
-        self._can_ask.clear()
+        if self._stand_in is None:
+            self._can_ask.clear()
         for call in self._asking:
             call.cancel()
 
     def stand_in(self, policy: PolicyBackend) -> None:
-        """Let a policy answer what no replica does, until `resume`.
+        """Let a policy answer what no replica does, until `resume`; not where it came meanwhile.
 
         Args:
             policy: the same one, in this process.
         """
+        if self._has_ray:
+            return
         self._stand_in = policy
         self._can_ask.set()
 

@@ -54,7 +54,7 @@ from policy_server.backends.ray.shared_ray import SharedRay
 from policy_server.backends.ray.stand_ins import stand_ins
 from policy_server.backends.replica_counts import ReplicaCounts
 from policy_server.engine.network import CompiledPolicy
-from policy_server.errors import NotReadyError, PolicyServerError, SettingsError
+from policy_server.errors import NotReadyError, SettingsError
 from policy_server.formats.compiling_process import find_compiled
 from policy_server.formats.model_files import Model
 from policy_server.metrics import PolicyMetrics
@@ -314,7 +314,11 @@ class RayCluster:
             return False
         seconds = round(time.monotonic() - started, 1)
         logger.info("ray_restarted", extra={"seconds": seconds})
-        await self._membership.has_served()
+        try:
+            await self._membership.has_served()
+        except Exception as error:
+            # The policies answer all the same.
+            logger.warning("ray_not_whole", extra={"reason": reason_of(error)})
         return True
 
     async def _rejoin(self) -> Ledger:
@@ -322,6 +326,10 @@ class RayCluster:
             # A server that ends needs no other Ray; one that goes on does with its next version.
             self._is_needed.clear()
             await self._is_needed.wait()
+        if not self._membership.is_alive():
+            for backend in self._backends:
+                # Some may have been resumed on one that has died since.
+                backend.suspend()
         await self._membership.rejoin()
         self._has_died.clear()
         restore_signal_handlers()
@@ -394,7 +402,7 @@ class RayCluster:
             return
         self._applications.pop(name, None)
         await self._runs.forget(name)
-        ledger = await self._joining
+        ledger = await asyncio.shield(self._joining)
         await asyncio.to_thread(ledger.leave, name, is_retired=is_retired)
 
     async def _keep(self, ledger: Ledger) -> None:
@@ -405,9 +413,10 @@ class RayCluster:
                 deployed = {backend.application for backend in self._backends}
                 for name in await asyncio.to_thread(ledger.renew, list(self._applications)):
                     # The files of one that is still deployed are on their way.
-                    if name in deployed:
-                        await self._store_again(self._applications[name], ledger)
-            except (OSError, RayError, PolicyServerError) as error:
+                    application = self._applications.get(name)
+                    if name in deployed and application is not None:
+                        await self._store_again(application, ledger)
+            except Exception as error:
                 # It is tried again; replicas that run need neither.
                 logger.warning("ledger_not_renewed", extra={"reason": reason_of(error)})
 

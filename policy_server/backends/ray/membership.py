@@ -121,6 +121,9 @@ class SoleOwner:
 
     async def rejoin(self) -> None:
         """See `Membership.rejoin`."""
+        if self.is_alive():
+            # The applications could not be had on it; another try may have them.
+            return
         self._dead.append(self._own)
         async with end_standstills(self._own.watched):
             await self._call(ray.shutdown)

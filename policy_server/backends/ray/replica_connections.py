@@ -155,6 +155,10 @@ class ReplicaConnections:
                 await self._source.remove_dead(address)
             return False
         self._unreached.pop(address.replica, None)
+        if address.replica in self.replicas:
+            # Another look at the list has connected it meanwhile.
+            replica.close("the replica is connected already")
+            return True
         self.replicas[address.replica] = replica
         logger.info(
             "replica_connected",
@@ -166,6 +170,8 @@ class ReplicaConnections:
         return True
 
     def _drop(self, replica: ConnectedReplica) -> None:
-        self.replicas.pop(replica.address.replica, None)
+        if self.replicas.get(replica.address.replica) is not replica:
+            return
+        del self.replicas[replica.address.replica]
         self._is_lost.set()
         self._on_lost(replica)

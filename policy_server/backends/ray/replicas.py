@@ -63,6 +63,8 @@ class PolicyReplica:
         self._policy: Policy | None = None
         self._failure: PolicyServerError | None = None
         self._calls: CallServer | None = None
+        # Why it takes no calls, as the log was told last.
+        self._not_taken = ""
         self._application = application
         self._socket_folder = socket_folder
         self._watch: CallWatch | None = None
@@ -129,8 +131,12 @@ class PolicyReplica:
             described = replace(address, description=await self.describe())
             await asyncio.to_thread(announce, described)
         except Exception as error:
-            # Calls go by Ray Serve.
-            logger.warning("direct_calls_not_taken", extra={"reason": repr(error)[:300]})
+            # Calls go by Ray Serve until it is tried again, at the next question for its health.
+            if (reason := repr(error)[:300]) != self._not_taken:
+                self._not_taken = reason
+                logger.warning("direct_calls_not_taken", extra={"reason": reason})
+            await calls.aclose()
+            self._calls = None
 
     def _loaded(self) -> Policy:
         if self._policy is None:

@@ -96,6 +96,9 @@ class SharedRay:
 
     async def rejoin(self) -> None:
         """See `Membership.rejoin`."""
+        if self.is_alive():
+            # The applications could not be had on it; another try may have them.
+            return
         if self._has_started:
             self._dead.append(self._own)
             self._own = OwnRay(self._settings, server=self._server)
@@ -111,8 +114,10 @@ class SharedRay:
     async def has_served(self) -> None:
         """Let the next worker join, since this one's policy answers."""
         if self._lock is not None:
-            self._entry.write_text(str(self.ledger_folder))
-            await self._unlock()
+            try:
+                self._entry.write_text(str(self.ledger_folder))
+            finally:
+                await self._unlock()
             self._settling = asyncio.create_task(self._settle())
 
     async def leave(self) -> None:

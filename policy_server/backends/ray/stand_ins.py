@@ -53,7 +53,11 @@ async def _load(
     standing: list[LocalBackend],
 ) -> None:
     for backend in list(backends):
-        version = applications[backend.application].version
+        application = applications.get(backend.application)
+        if application is None:
+            # It was undeployed meanwhile.
+            continue
+        version = application.version
         try:
             compiled = await find_compiled(version.model, version.schema, settings, is_quiet=True)
         except (OSError, PolicyServerError) as error:
