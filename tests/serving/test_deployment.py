@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -457,3 +459,40 @@ async def test_policy_that_could_not_be_loaded_is_mended_by_a_deploy(tmp_path: P
     assert (slot.failure, slot.failures) == (None, {})
     await deployer.aclose()
     await slot.aclose()
+
+
+async def test_policy_without_a_live_version_keeps_none_loaded() -> None:
+    former, broken = V1, DeployedVersion("v2", BROKEN, 100.0)
+    planned = [
+        PlannedVersion(former.name, opener(former), former.model, 0.0),
+        PlannedVersion(broken.name, opener(broken), broken.model, 100.0),
+    ]
+    slot = PolicySlot("door", SCHEMA, planned, settings=Settings(), metrics=Metrics())
+
+    with pytest.raises(ModelError, match="broken"):
+        await slot.start()
+
+    assert not slot.versions
+    await slot.aclose()
+
+
+def test_deployments_of_other_policies_outlive_a_file_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bases = {"door": "today", "gate": "today"}
+    for policy in bases:
+        DeploymentFile(tmp_path, bases).write(policy, begun())
+    store, read = DeploymentFile(tmp_path, bases), Path.read_text
+
+    def failing(path: Path, **options: Any) -> str:  # noqa: ANN401 -- those of `read_text`
+        if path.name == "versions.json":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path, **options)
+
+    monkeypatch.setattr(Path, "read_text", failing)
+    with pytest.raises(DeploymentError, match="Input/output error; nothing has changed"):
+        store.write("door", replace(begun(), serial=9))
+    monkeypatch.undo()
+
+    assert DeploymentFile(tmp_path, bases).read("gate") == begun()
+    assert DeploymentFile(tmp_path, bases).read("door") == begun()

@@ -315,6 +315,18 @@ async def test_policy_of_this_process_answers_while_no_ray_does() -> None:
     assert (answer, is_ready, answering.asked) == (ANSWER, True, 1)
 
 
+async def test_policy_of_this_process_that_is_ready_too_late_answers_nothing() -> None:
+    answering, stand_in = RaysHandle(), summing_backend()
+    backend, _ = backend_over(HangingHandle())
+    backend.suspend()
+    await backend.resume(Handle(answering))
+
+    backend.stand_in(stand_in)
+
+    assert await backend.infer(INPUTS) == ANSWER
+    assert not stand_in.calls
+
+
 async def test_replicas_that_outlive_their_ray_are_asked_before_a_policy_of_this_process() -> None:
     stand_in = summing_backend()
     async with connected(lambda _: ANSWER, 1) as (backend, _, _, _):

@@ -17,7 +17,9 @@ import pytest
 
 from policy_server.backends.ray import direct_calls
 from policy_server.backends.ray.call_times import DuplicateBudget, UsualTimes
+from policy_server.backends.ray.connected_replica import ConnectedReplica
 from policy_server.backends.ray.direct_calls import ConnectionLostError, DirectCalls
+from policy_server.backends.ray.replica_connections import ReplicaConnections
 from policy_server.errors import (
     ObservationError,
     OverloadedError,
@@ -560,3 +562,20 @@ def test_duplicates_are_one_in_twenty_calls_after_the_first_few() -> None:
 
     assert at_once == 16
     assert 49 <= later <= 50
+
+
+async def test_replica_that_is_found_twice_at_once_is_connected_once() -> None:
+    replicas = Replicas(doubled)
+    lost: list[ConnectedReplica] = []
+    connections = ReplicaConnections(
+        replicas, replicas=1, on_answer=lambda *_: None, on_lost=lost.append
+    )
+    try:
+        await asyncio.gather(*(connections.connect_missing() for _ in range(3)))
+        await turns(5)
+        lost_before, connected = len(lost), len(connections.replicas)
+        await connections.aclose()
+    finally:
+        replicas.end()
+
+    assert (lost_before, connected, len(lost)) == (0, 1, 1)

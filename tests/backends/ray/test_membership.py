@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from policy_server.backends.ray.cluster import RayCluster
 from policy_server.backends.ray.connection import connect
-from policy_server.backends.ray.membership import ClusterMember
+from policy_server.backends.ray.membership import ClusterMember, SoleOwner
+from policy_server.backends.ray.shared_ray import SharedRay
 from policy_server.errors import NotReadyError
 from policy_server.settings import Settings
 from tests.support.servers import free_port
@@ -69,3 +72,17 @@ async def test_stop_breaks_the_wait_for_a_cluster_off() -> None:
     await turns()
 
     await asyncio.wait_for(cluster.aclose(), 5)
+
+
+@pytest.mark.parametrize("kind", [SoleOwner, SharedRay])
+async def test_owner_whose_ray_lives_starts_no_other_one(
+    kind: type[SoleOwner | SharedRay], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # The policies could not be had on it; another Ray would stay behind, or end under all workers.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(kind, "is_alive", lambda _: True)
+    thread = RaysThread()
+
+    await kind(Settings(), thread).rejoin()
+
+    assert thread.called == []
