@@ -34,6 +34,8 @@ _MEMORY_BYTES = 1_000_000_000
 _AFTER_S, _AFTER_A_HANG_S = 25.0, 50.0
 # The server's own (`POLICY_SERVER_REQUEST_TIMEOUT_S`).
 _DEADLINE_S = 30.0
+# What hangs holds up ten seconds of calls, and four of those that were asked with it.
+_HERE_S = 17.0
 _OTHERS, _THOSE = "all others", "those"
 
 
@@ -98,9 +100,13 @@ _FAIL = Expectation({_THOSE: Limits(failed=math.inf)})
 _END = Expectation({_THOSE: Limits(failed=1)})
 # A call has the observations of all clients at the most.
 _HANG = Expectation({_OTHERS: Limits(refused=CLIENTS), _THOSE: Limits(refused=1)})
-_HANG_HERE = Expectation({_THOSE: Limits(refused=1)})
+_HANG_HERE = Expectation(
+    {_OTHERS: Limits(slowest_s=_HERE_S), _THOSE: Limits(refused=1, slowest_s=_HERE_S)}
+)
 # Asked alone it holds up one more replica, or a thread apart; from then on it is refused at once.
-_HANG_ON_HERE = Expectation({_THOSE: Limits(refused=math.inf)})
+_HANG_ON_HERE = Expectation(
+    {_OTHERS: Limits(slowest_s=_HERE_S), _THOSE: Limits(refused=math.inf, slowest_s=_HERE_S)}
+)
 _HANG_ON = Expectation(
     {_OTHERS: Limits(refused=CLIENTS, slowest_s=_DEADLINE_S), _THOSE: Limits(refused=math.inf)},
     ready_s=_DEADLINE_S,
