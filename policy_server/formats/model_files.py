@@ -79,7 +79,7 @@ def files_of_model(folder: Path) -> dict[str, Path]:
 
 
 def bounded(found: Iterable[_Found], place: str) -> Iterator[_Found]:
-    """Return what a folder holds, one after the other, up to 10,000 files and folders.
+    """Return the 10,000 files and folders at most of a folder, one after the other.
 
     Args:
         found: what it holds, of which no more than that is asked for.
