@@ -79,7 +79,7 @@ def files_of_model(folder: Path) -> dict[str, Path]:
 
 
 def bounded(found: Iterable[_Found], place: str) -> Iterator[_Found]:
-    """Return the 10,000 files and folders at most of a folder, one after the other.
+    """Return the contents of a folder one after the other, 10,000 at most.
 
     Args:
         found: what it holds, of which no more than that is asked for.
