@@ -176,8 +176,8 @@ class Settings(BaseSettings):
         75.0,
         gt=0,
         allow_inf_nan=False,
-        description="How long an idle connection stays open, before its first request too, and one "
-        "whose client reads nothing of its answer, in seconds; uvicorn's `--timeout-keep-alive` wins",
+        description="How long an idle connection stays open, before its first request too, or one "
+        "whose client reads nothing of its answer, in seconds; `--timeout-keep-alive` wins",
     )
     drain_s: float = Field(
         0.0,
