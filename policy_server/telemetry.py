@@ -276,11 +276,14 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
         """
         pipe = _pipe_of(self.stream)
         size = len(text) if pipe is None else _PIPE_BUF // (1 if text.isascii() else 4)
+        until = time.monotonic() + wait_s
         for start in range(0, len(text), size or 1):
-            if pipe is not None and not _has_room(pipe, wait_s):
+            left_s = max(0.0, until - time.monotonic())
+            if pipe is not None and not _has_room(pipe, left_s):
                 raise BlockingIOError(errno.EAGAIN, "nobody reads the log")
-            # Somebody reads.
-            wait_s = _LONGEST_WAIT_S
+            if not start:
+                # Somebody reads.
+                until = time.monotonic() + _LONGEST_WAIT_S
             self.stream.write(text[start : start + size])
             super().flush()
 

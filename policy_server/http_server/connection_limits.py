@@ -20,7 +20,17 @@ from policy_server.http_server.address_connections import AddressConnections
 from policy_server.metrics import Metrics
 from policy_server.settings import Settings
 
-__all__ = ["ConnectionLimits", "ConnectionWatch", "Phase", "WatchedConnection"]
+__all__ = [
+    "UNREAD_S",
+    "ConnectionLimits",
+    "ConnectionWatch",
+    "Phase",
+    "Unread",
+    "WatchedConnection",
+]
+
+# How long a client may read nothing of what is left to send, once its connection is to end.
+UNREAD_S = 5.0
 
 _LONGEST_PAUSE_S = 1.0
 _LOOKS_A_LIMIT = 4
@@ -69,6 +79,32 @@ class Phase(enum.Enum):
     BODY = enum.auto()
     BUSY = enum.auto()
     LINGER = enum.auto()
+
+
+class Unread:
+    """How long a client has read nothing of what is left to send to it."""
+
+    def __init__(self) -> None:
+        """Begin with nothing that is left."""
+        self._bytes = 0
+        self._since = 0.0
+
+    def is_read(self) -> None:
+        """Take note that the client reads."""
+        self._bytes = 0
+
+    def seconds(self, transport: asyncio.WriteTransport, now: float) -> float:
+        """Return for how many seconds it has read nothing; 0 where nothing is left.
+
+        Args:
+            transport: the connection's.
+            now: the time by the event loop's clock.
+        """
+        unsent = transport.get_write_buffer_size()
+        if unsent == 0 or unsent < self._bytes or self._bytes == 0:
+            self._since = now
+        self._bytes = unsent
+        return now - self._since
 
 
 class WatchedConnection:

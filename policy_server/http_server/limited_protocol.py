@@ -13,8 +13,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
 from policy_server.http_server.connection_limits import (
+    UNREAD_S,
     ConnectionWatch,
     Phase,
+    Unread,
     WatchedConnection,
 )
 from policy_server.http_server.http_protocol import HttpProtocol, Reads
@@ -29,8 +31,6 @@ _BYTES_A_SECOND = 4096
 _LINGER_S = 2.0
 # A client that ends its side so soon behind a request waits for the answer; later, it has gone.
 _HALF_CLOSED_S = 1.0
-# How long a client may read nothing of what is left to send, once the connection is to end.
-_UNREAD_S = 5.0
 # So many connections beyond the limit are told so; more are closed without a wait for their bytes.
 _MOST_REFUSED = 64
 # How long an idle connection stays when the server ends.
@@ -59,9 +59,6 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
     _body_parts = 0
     _seen: tuple[Phase, int] | None = None
     _since = 0.0
-    # What the client has not read of its answers, and since when it has read nothing.
-    _unsent_bytes = 0
-    _unsent_since = 0.0
 
     def __init__(
         self,
@@ -83,6 +80,7 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
         """
         super().__init__(config, server_state, app_state, _loop)
         self._watch = watch
+        self._unread_answers = Unread()
         self._limits = watch.limits
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
@@ -244,7 +242,7 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
 
     def resume_writing(self) -> None:
         """Take note that the client reads; see `HttpProtocol`."""
-        self._unsent_bytes = 0
+        self._unread_answers.is_read()
         super().resume_writing()
 
     def refuse_bytes(self, message: str) -> None:
@@ -305,14 +303,10 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
 
     def _reads_nothing(self, now: float) -> bool:
         """Return whether the client has for too long read nothing of what is left to send."""
-        unsent = self.transport.get_write_buffer_size()
-        if unsent == 0 or unsent < self._unsent_bytes or self._unsent_bytes == 0:
-            self._unsent_since = now
-        self._unsent_bytes = unsent
         is_draining = self._is_draining and not self._is_half_closed
         is_ending = is_draining or self.transport.is_closing()
-        limit_s = min(_UNREAD_S, self.timeout_keep_alive) if is_ending else self.timeout_keep_alive
-        return unsent > 0 and now - self._unsent_since >= limit_s
+        limit_s = min(UNREAD_S, self.timeout_keep_alive) if is_ending else self.timeout_keep_alive
+        return self._unread_answers.seconds(self.transport, now) >= limit_s
 
     def _limit_of(self, phase: Phase) -> float:
         match phase:

@@ -27,6 +27,7 @@ from websockets.exceptions import InvalidState
 from websockets.frames import Frame
 from websockets.http11 import Request
 
+from policy_server.http_server.connection_limits import UNREAD_S, Unread, WatchedConnection
 from policy_server.http_server.plain_frames import PlainFrames
 from policy_server.http_server.stream_frames import FRAMES, FrameListener
 
@@ -42,7 +43,7 @@ _SWITCHING_PROTOCOLS = 101
 _NO_TEXT = 1007
 
 
-class WebSocketProtocol(WebSocketsSansIOProtocol):
+class WebSocketProtocol(WebSocketsSansIOProtocol, WatchedConnection):
     """One web socket; uvicorn makes it, and it lives until the connection is lost.
 
     `uvicorn --ws policy_server.http_server.web_socket_protocol:WebSocketProtocol` takes it too.
@@ -56,6 +57,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     _fragments: bytearray | None = None
     _has_failed = False
     _is_lingering = False
+    _is_ending = False
     when_lost: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -65,6 +67,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             transport: the connection.
         """
         super().connection_made(transport)
+        self._unread = Unread()
         joined: Any = self.transport
         self._write = getattr(joined, "write_whole", joined.write)
 
@@ -179,8 +182,34 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def resume_writing(self) -> None:
         """Go on: the client has read what was written."""
         super().resume_writing()
+        self._unread.is_read()
         if self._listener is not None:
             self._listener.go_on()
+
+    def look(self, now: float) -> None:
+        """Cut off a client that reads nothing, where the connection ends; see `WatchedConnection`.
+
+        Before that its answers wait for it, and its pings tell whether it is there.
+        """
+        unread_s = self._unread.seconds(self.transport, now)
+        if (self._is_ending or self.transport.is_closing()) and unread_s >= UNREAD_S:
+            self.transport.abort()
+
+    def handle_ping(self) -> None:
+        """Answer a ping, unless the client does not read what it has been sent."""
+        pong = b"".join(self.conn.data_to_send())
+        if self.writable.is_set():
+            self.transport.write(pong)
+
+    def keepalive_timeout(self) -> None:
+        """End a connection whose client does not answer a ping; see uvicorn's own.
+
+        Where its frames are held back, its answer may lie behind them, and it is waited for.
+        """
+        if self.read_paused and self.writable.is_set() and self.ping_timeout is not None:
+            self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
+        else:
+            super().keepalive_timeout()
 
     def handle_cont(self, event: Frame) -> None:
         """Add a fragment to its message: a list of them would take many times their bytes.
@@ -220,6 +249,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
         It is told `websocket.disconnect` with code 1012, may answer, and then closes.
         """
+        self._is_ending = True
         if self.close_sent or not self.handshake_complete:
             super().shutdown()
             return

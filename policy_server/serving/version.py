@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import logging
@@ -248,7 +249,8 @@ class PolicyVersion:
     async def aclose(self) -> None:
         """Answer the questions that wait, refuse others, and end the prediction log."""
         await self.scheduler.aclose()
-        self.log.close()
+        # A collector that does not answer is waited for.
+        await asyncio.to_thread(self.log.close)
 
     async def _warm_up(self) -> dict[AnswerKind, Answer]:
         """Ask for an answer of each kind, so that the first request is as fast as later ones."""

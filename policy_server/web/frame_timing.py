@@ -10,14 +10,13 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import msgpack
 import orjson
 from starlette.types import Message
 
 from policy_server.errors import ObservationError
 from policy_server.observations import problem
 from policy_server.schema import EXACT_INTEGER_MAX
-from policy_server.web.frames import FRAME_WORDS, OBSERVATION, value_of
+from policy_server.web.frames import FRAME_WORDS, OBSERVATION, value_of, written_again
 from policy_server.web.request_timing import LONGEST_TIMEOUT_MS, STAMP
 
 __all__ = [
@@ -73,9 +72,7 @@ def split_timing(message: Message) -> tuple[Message, FrameTiming]:
     rest, timing = timing_in(value)
     if rest is value:
         return message, timing
-    if message.get("text") is not None:
-        return {"text": orjson.dumps(rest).decode()}, timing
-    return {"bytes": msgpack.packb(rest)}, timing
+    return written_again(message, rest), timing
 
 
 def gives_times(message: Message) -> bool:

@@ -27,6 +27,7 @@ __all__ = [
     "split_frame",
     "split_values",
     "value_of",
+    "written_again",
 ]
 
 _RESET, _SEED = "reset", "seed"
@@ -145,9 +146,27 @@ def split_frame(message: Message) -> tuple[Message, StatedStep]:
     observation, stated = split_values(value)
     if observation is value:
         return message, NOTHING_STATED
-    if message.get("text") is not None:
-        return {"text": orjson.dumps(observation).decode()}, stated
-    return {"bytes": msgpack.packb(observation)}, stated
+    return written_again(message, observation), stated
+
+
+def written_again(message: Message, value: Any) -> Message:  # noqa: ANN401 -- what the client sent
+    """Return a frame of the same encoding with another value.
+
+    Args:
+        message: the frame.
+        value: a part of its value.
+
+    Raises:
+        ObservationError: if it is nested too deeply to be written.
+    """
+    try:
+        if message.get("text") is not None:
+            return {"text": orjson.dumps(value).decode()}
+        return {"bytes": msgpack.packb(value)}
+    except (TypeError, ValueError) as error:
+        raise ObservationError(
+            [problem("frame_invalid", ["body"], "the frame is nested too deeply")]
+        ) from error
 
 
 def split_values(value: Any) -> tuple[Any, StatedStep]:  # noqa: ANN401 -- what the client sent

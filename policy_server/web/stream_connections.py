@@ -102,6 +102,8 @@ class StreamEnds:
             share = self.admission.begin()
         except TooManyRequestsError as error:
             is_text = message.get("text") is not None
+            # A frame that is an error counts as well: the seeds of those behind it stay theirs.
+            self.questions.asked += 1
             return FrameQuestion(is_text, received, self.questions.failure(error))
         question = self.questions.ask(message)
         question.share = share
