@@ -24,6 +24,8 @@ from policy_server.settings import ENV_PREFIX, Settings
 __all__ = ["Fetch", "VersionFiles"]
 
 _FOLDER = "versions"
+# versions/POLICY/VERSION
+_UPLOAD_PARTS = 3
 _INCOMING = ".incoming-"
 
 # Brings an uploaded version's files to an empty folder, and returns whether it could.
@@ -158,8 +160,17 @@ class VersionFiles:
             shutil.move(upload, unpacked / self._settings.zip_path.name)
         else:
             limits = ArchiveLimits(most, f"{ENV_PREFIX}MAX_UNPACKED_BYTES={most}")
+            # What a start makes itself, a compiled policy or the unzipped one, is nobody's to send.
+            made = self._settings.models_path.name
             with open_archive(upload, limits) as archive:
-                archive.extract(PurePosixPath(), unpacked, is_wanted=lambda _path: True)
+                archive.extract(
+                    PurePosixPath(),
+                    unpacked,
+                    is_wanted=lambda path: (
+                        path.parts[0] != made
+                        and not any(part.startswith(".") for part in path.parts)
+                    ),
+                )
         model = f"{_FOLDER}/{policy}/{version}.{secrets.token_hex(6)}"
         unpacked.rename(self._own(model).home)
         return model
@@ -245,7 +256,8 @@ class VersionFiles:
         return "" if "://" in model else _digest_of(self._settings.home / model)
 
     def _is_uploaded(self, model: str | None) -> bool:
-        return model is not None and model.startswith(f"{_FOLDER}/")
+        parts = PurePosixPath(model or "").parts
+        return len(parts) == _UPLOAD_PARTS and parts[0] == _FOLDER and ".." not in parts
 
     def _folder_of(self, version: DeployedVersion) -> str | None:
         """Return the name of a version's own folder; None for one without."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,40 @@ def test_two_uploads_of_one_name_have_folders_of_their_own(
     assert first.model is not None
     assert (tmp_path / first.model).is_dir()
     assert len(list((tmp_path / "versions" / "default").iterdir())) == 1
+
+
+def test_upload_brings_nothing_that_a_start_makes_itself(
+    files: VersionFiles, tmp_path: Path
+) -> None:
+    sent = {
+        "saved_model.zip": ZIP.read_bytes(),
+        "schema.yaml": b"{}",
+        ".compiled-policy.npz": b"evil",
+        "another/saved_model.pb": b"which makes two, so that the upload is no policy itself",
+        "models/saved_model.pb": b"evil",
+        "models/.source-sha256": b"evil",
+        "beside/.hidden": b"evil",
+    }
+    with files.incoming("default", "v2") as upload:
+        with zipfile.ZipFile(upload, "w") as archive:
+            for name, content in sent.items():
+                archive.writestr(name, content)
+        home = tmp_path / files.take("default", "v2", upload)
+
+    found = {path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()}
+    assert found == {"saved_model.zip", "schema.yaml", "another/saved_model.pb"}
+
+
+@pytest.mark.parametrize("model", ["versions/..", "versions/default", "versions/a/../..", "models"])
+def test_version_of_another_place_removes_nothing(
+    files: VersionFiles, model: str, tmp_path: Path
+) -> None:
+    kept = uploaded(files, "v2")
+
+    files.forget("default", DeployedVersion("v3", model, 100.0))
+
+    assert (tmp_path / (kept.model or "")).is_dir()
+    assert names_in(tmp_path) == {"v2"}
 
 
 def test_start_removes_what_is_neither_deployed_nor_on_its_way(

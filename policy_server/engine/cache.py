@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import zipfile
+import zlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,8 @@ def read_outcome(folder: Path, digest: str) -> Outcome | None:
         return decode(path.read_bytes(), digest)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError, RuntimeError, zlib.error) as error:
+        # What zipfile and NumPy raise for a damaged file; NotImplementedError is a RuntimeError.
         logger.warning("compiled_policy_unusable", extra={"path": str(path), "reason": str(error)})
         return None
 

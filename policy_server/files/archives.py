@@ -16,7 +16,14 @@ from pathlib import Path, PurePosixPath
 from policy_server.errors import ModelError
 from policy_server.files.regular import open_file
 
-__all__ = ["Archive", "ArchiveLimits", "fault_of_name", "is_cut_off", "open_archive"]
+__all__ = [
+    "Archive",
+    "ArchiveLimits",
+    "fault_of_name",
+    "is_bounded",
+    "is_cut_off",
+    "open_archive",
+]
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 # zipfile unpacks the others by whole blocks: a few bytes of them may fill the memory.
@@ -198,9 +205,18 @@ def _fault_of(member: zipfile.ZipInfo) -> str | None:
         return fault
     if stat.S_ISLNK(member.external_attr >> 16):
         return "is a link; refused"
-    if member.compress_type not in _METHODS:
+    if not is_bounded(member):
         return f"is compressed in an unusual way; {_ZIP_AGAIN}"
     return None
+
+
+def is_bounded(member: zipfile.ZipInfo) -> bool:
+    """Return whether a member gives no more bytes than it states, however it is read.
+
+    Args:
+        member: any zip's.
+    """
+    return member.compress_type in _METHODS
 
 
 def fault_of_name(name: str) -> str | None:

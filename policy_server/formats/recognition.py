@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from policy_server.files.archives import is_cut_off
+from policy_server.files.archives import is_bounded, is_cut_off
 from policy_server.files.regular import open_file
 from policy_server.formats.torch_files import (
     PROGRAM,
@@ -188,7 +188,8 @@ def _describe_inner(names: Collection[str]) -> str | None:
 
 def _algorithm_in(archive: zipfile.ZipFile) -> str:
     """Return the algorithm of a stable-baselines3 policy, or `policy` where it can't be told."""
-    if archive.getinfo("data").file_size > _MOST_SETTINGS_BYTES:
+    member = archive.getinfo("data")
+    if member.file_size > _MOST_SETTINGS_BYTES or not is_bounded(member):
         return "policy"
     try:
         data = json.loads(archive.read("data"))

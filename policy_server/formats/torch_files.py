@@ -18,6 +18,8 @@ __all__ = [
     "is_torch_script",
 ]
 
+from policy_server.files.archives import is_bounded
+
 _MOST_BYTES = 16 * 1024 * 1024
 _MOST_OPERATIONS = 100_000
 _ONNX = (
@@ -56,7 +58,7 @@ def describe_torch_file(archive: zipfile.ZipFile) -> str | None:
     if is_torch_script(names):
         return SCRIPT
     member = archive.getinfo(names["data.pkl"])
-    if member.file_size > _MOST_BYTES:
+    if member.file_size > _MOST_BYTES or not is_bounded(member):
         return describe_tensors(b"")
     return describe_tensors(archive.read(member))
 

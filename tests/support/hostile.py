@@ -193,4 +193,21 @@ BOMBS: Mapping[str, bytes] = {
     "a huge frame": b"\x80\x04\x95" + (2**60).to_bytes(8, "little") + b".",
     "a million operations": b"(" + b"N" * 1_000_000 + b"t.",
     "a million marks": b"(" * 1_000_000 + b".",
+    "attributes of many objects": b"".join(
+        (
+            _P4,
+            b"}\x94("
+            + b"".join(b"M" + n.to_bytes(2, "little") + b"N" for n in range(20_000))
+            + b"u",
+            b"cgymnasium.spaces.x\nX\n\x94(" + b"h\x01)\x81h\x00b" * 5_000 + b"t.",
+        )
+    ),
+    # The last one looked at holds a list in itself.
+    "many objects": b"".join(
+        (
+            _P4,
+            b"]\x94h\x00a](cgymnasium.spaces.x\nX\n\x94)\x81}K\x01h\x00sb",
+            b"h\x01)\x81" * 100_000 + b"e.",
+        )
+    ),
 }

@@ -72,10 +72,13 @@ def read_weights(path: Path) -> Weights:
 
     arrays: dict[str, NDArray[Any]] = {}
     names: dict[str, str] = {}
+    size = path.stat().st_size
 
     def collect(name: str, found: Any) -> None:  # noqa: ANN401 -- h5py is untyped
         if isinstance(found, h5py.Dataset):
             arrays[name] = _array(name, found)
+            if sum(array.nbytes for array in arrays.values()) > size:
+                raise ValueError("arrays that take more than the file")
         elif isinstance(stated := found.attrs.get("name"), str):
             names[name] = stated
 

@@ -134,6 +134,7 @@ class _Reader:
         self._name = name
         self._functions = {(item.domain, item.name): item for item in proto.functions}
         self._names = 0
+        self._called = 0
         self._inlined: list[Any] = []
 
     def read(self) -> OnnxModel:
@@ -220,6 +221,10 @@ class _Reader:
         """
         known = dict(names)
         for proto in protos:
+            if depth:
+                # A function without outputs makes no names.
+                self._called += 1
+                self._check_made(self._called)
             self._check_text(*proto.input, *proto.output, proto.op_type, proto.domain)
             inputs = [known.get(name, name) for name in proto.input]
             outputs = [self._renamed(name, known, depth) for name in proto.output]
@@ -269,10 +274,13 @@ class _Reader:
         """Return an output's name in the whole graph: a function's own are new at each call."""
         if depth and name and name not in known:
             self._names += 1
-            if self._names > _MOST_NODES:
-                raise ModelError(f"{self._name}: its functions make more than {_MOST_NODES} nodes")
+            self._check_made(self._names)
             known[name] = f"{name}/{self._names}"
         return known.get(name, name)
+
+    def _check_made(self, count: int) -> None:
+        if count > _MOST_NODES:
+            raise ModelError(f"{self._name}: its functions make more than {_MOST_NODES} nodes")
 
     def _check_operator(self, proto: Any) -> None:  # noqa: ANN401 -- onnx is untyped
         if proto.domain not in (*_STANDARD, "ai.onnx.ml", "com.microsoft"):

@@ -17,6 +17,10 @@ __all__ = ["StoredTensors"]
 Array = NDArray[Any]
 
 
+# Weights that share their numbers are read once for each.
+_MOST_TIMES = 4
+
+
 class StoredTensors:
     """Reads tensors, whose numbers may lie in files beside the model's."""
 
@@ -29,6 +33,7 @@ class StoredTensors:
         """
         self._files = files
         self._name = name
+        self._read_bytes = 0
 
     def array(self, tensor: Any) -> Array:  # noqa: ANN401 -- onnx is untyped
         """Return a tensor's numbers, after checking that the file holds as many as it says.
@@ -96,6 +101,13 @@ class StoredTensors:
             raise ModelError(
                 f"{self._name}: {location} ends before the weights {tensor.name!r}; copy both "
                 "files again, as they were exported together"
+            )
+        self._read_bytes += length
+        if self._read_bytes > _MOST_TIMES * sum(
+            file.stat().st_size for file in self._files.values()
+        ):
+            raise ModelError(
+                f"{self._name}: takes the same numbers for many of its weights; export it again"
             )
         tensor.raw_data = content
         tensor.data_location = onnx.TensorProto.DEFAULT

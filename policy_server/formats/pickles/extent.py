@@ -53,16 +53,17 @@ class _Measuring:
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
         self._extents: dict[int, tuple[int, int]] = {}
-        self._stubs: dict[int, Stub] = {}
+        self._stubs: set[int] = set()
+        self._unmeasured: list[Stub] = []
         self._under_way: set[int] = set()
         self._path: list[_Container] = []
 
     def measure(self, found: object) -> None:
         roots = [found]
         while roots:
-            known = len(self._stubs)
             self._measure(roots.pop())
-            for stub in list(self._stubs.values())[known:]:
+            while self._unmeasured:
+                stub = self._unmeasured.pop()
                 roots.extend((stub.arguments, stub.named, stub.state, stub.items, stub.entries))
 
     def _measure(self, root: object) -> None:
@@ -79,8 +80,9 @@ class _Measuring:
         """Count an item; return whether it is a container that comes first."""
         items = _items_of(item)
         if items is None:
-            if isinstance(item, Stub):
-                self._stubs.setdefault(id(item), item)
+            if isinstance(item, Stub) and id(item) not in self._stubs:
+                self._stubs.add(id(item))
+                self._unmeasured.append(item)
             self._add(_bytes_of(item), 0)
             return False
         if (extent := self._extents.get(id(item))) is not None:

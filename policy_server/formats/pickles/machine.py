@@ -30,6 +30,8 @@ __all__ = ["Machine"]
 _MOST_OPERATIONS = 500_000
 _NEWEST_PROTOCOL = 5
 _SPARE_BYTES = 1024 * 1024
+# The fewest that an attribute of an object takes in a pickle.
+_ATTRIBUTE_BYTES = 4
 
 
 class Machine:
@@ -216,7 +218,7 @@ class Machine:
     def _build(self, _: object) -> None:
         state, target = self._stack.pop(), self._stack[-1]
         if isinstance(target, Stub):
-            target.restore(state)
+            target.restore(state, self._spend_attributes)
         elif isinstance(target, np.ndarray):
             restore_array(target, state, self._budget)
         elif isinstance(target, np.dtype):
@@ -224,6 +226,10 @@ class Machine:
         # PyTorch keeps versions as an attribute of the dictionary.
         elif not isinstance(target, dict):
             raise PickleFaultError(f"sets attributes of a {type(target).__name__}")
+
+    def _spend_attributes(self, count: int) -> None:
+        # One dictionary may be many objects'.
+        self._budget.spend(count, item_bytes=_ATTRIBUTE_BYTES)
 
     def _tensor(self, _: object) -> None:
         if self._tensors is None:

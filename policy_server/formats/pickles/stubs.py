@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 __all__ = ["PickleFaultError", "Stub", "stub_class"]
@@ -47,14 +47,16 @@ class Stub:
         stub.state, stub.items, stub.entries = {}, [], {}
         return stub
 
-    def restore(self, state: object) -> None:
+    def restore(self, state: object, spend: Callable[[int], None]) -> None:
         """Take over the attributes: of a dictionary, or of one and the slots beside it.
 
         Args:
             state: as the pickle has it; another kind is left aside.
+            spend: told how many attributes are taken over; may refuse.
         """
         for part in state if isinstance(state, tuple) else (state,):
             if isinstance(part, Mapping):
+                spend(len(part))
                 self.state.update(part)
 
 

@@ -62,7 +62,6 @@ def find_width(loaded: LoadedGraph) -> int | None:
     seen: set[str] = set()
     while waiting:
         tensor = waiting.popleft()
-        seen.add(tensor)
         for node in nodes.consumers_of(tensor):
             if node.op == "MatMul" and nodes.inputs_of(node)[0] == tensor:
                 weights = nodes.constant(node.input[1])
@@ -70,6 +69,7 @@ def find_width(loaded: LoadedGraph) -> int | None:
                     return int(weights.shape[1 if node.attr["transpose_b"].b else 0])
             following = f"{node.name}:0"
             if node.op in _ELEMENTWISE_OPS and following not in seen:
+                seen.add(following)
                 waiting.append(following)
     return None
 

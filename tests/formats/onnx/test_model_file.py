@@ -77,6 +77,21 @@ def test_weights_of_more_bytes_than_memory_are_refused(tmp_path: Path) -> None:
     assert "ends before the weights" in refused(tmp_path)
 
 
+def test_weights_that_share_their_numbers_many_times_are_refused(tmp_path: Path) -> None:
+    model = with_external_data(tmp_path)
+    with (tmp_path / "policy.onnx.data").open("ab") as data:
+        data.write(bytes(1_000_000))
+    for number in range(60):
+        again = model.graph.initializer.add()
+        again.CopyFrom(model.graph.initializer[0])
+        again.name, again.dims[:] = f"again{number}", [250_000]
+        del again.external_data[1:]
+        again.external_data.add(key="length", value="1000000")
+    (tmp_path / "policy.onnx").write_bytes(model.SerializeToString())
+
+    assert "takes the same numbers for many of its weights" in refused(tmp_path)
+
+
 @pytest.mark.parametrize(
     "location", ["../policy.onnx.data", "/etc/passwd", "a/../../b", "", "..\\x"], ids=str
 )
@@ -211,6 +226,25 @@ def test_functions_that_call_each_other_without_end_are_refused(tmp_path: Path) 
     )
 
     assert refused(tmp_path) == "policy.onnx: its functions call each other without end"
+
+
+def test_functions_without_outputs_that_grow_without_bound_are_refused(tmp_path: Path) -> None:
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    functions = []
+    for depth in range(25):
+        calls = (
+            [node(f"f{depth - 1}", [], [], domain="own")] * 2 if depth else [node("Neg", [], [])]
+        )
+        functions.append(helper.make_function("own", f"f{depth}", [], [], calls, opsets))
+    write_model(
+        tmp_path,
+        [node("f24", [], [], domain="own"), node("Neg", ["obs"], ["logits"])],
+        [tensor("obs", ["batch", 3])],
+        [tensor("logits", ["batch", 3])],
+        functions=functions,
+    )
+
+    assert "its functions make more than 100000 nodes" in refused(tmp_path)
 
 
 def test_functions_that_grow_without_bound_are_refused(tmp_path: Path) -> None:
