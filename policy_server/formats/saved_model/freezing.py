@@ -40,6 +40,8 @@ _NEVER_SHARED = (
     "PlaceholderWithDefault",
     "Switch",
 )
+# More than the calls that may hang at a time, in both threads of a policy.
+_THREADS = 12
 _LARGEST_SHARED_CONSTANT = 4096
 _BY_VALUE = {
     "RefEnter": "Enter",
@@ -102,15 +104,15 @@ def node_of(tensor: str) -> str:
 
 
 def session_config() -> Any:  # noqa: ANN401 -- TensorFlow is untyped
-    """Return a session's configuration: one thread, since policies are small, replicas many.
+    """Return a session's configuration: one thread for an operation, since policies are small.
 
-    It is the caller's own: threads that all callers share would be held up by calls that hang.
+    Calls that hang each hold up one of the session's threads, and the others go on. In the caller's
+    own thread TensorFlow would not take numbers near zero for zero, as it does in its own.
     """
     return tf.ConfigProto(
         intra_op_parallelism_threads=1,
-        inter_op_parallelism_threads=-1,
-        # With threads of its own it would have as many as the machine has cores, and share them.
-        use_per_session_threads=False,
+        inter_op_parallelism_threads=_THREADS,
+        use_per_session_threads=True,
         device_count={"GPU": 0},
     )
 
