@@ -431,7 +431,8 @@ def test_noisy_network_is_drawn_by_the_graph_and_has_no_distribution(tmp_path: P
     with pytest.raises(UnsupportedAnswerError, match="draws new noise at every pass"):
         answer(policy, observations(), is_deterministic=True)
     rows = np.zeros((1, 4))
-    assert {answer(policy, rows).actions[0, 0] for _ in range(40)} == {0.0, 1.0, 2.0}
+    # The rarest is one in eight draws.
+    assert {answer(policy, rows).actions[0, 0] for _ in range(400)} == {0.0, 1.0, 2.0}
 
 
 def test_seed_is_refused_where_the_graph_draws(tmp_path: Path) -> None:
