@@ -57,8 +57,8 @@ class PolicyThread:
         limit: CallLimit,
         on_hang: Callable[[PolicyInputs], None],
         *,
+        look_every_s: float,
         share: float = 1.0,
-        look_every_s: float = 1.0,
     ) -> None:
         """Own the thread, until `close`.
 

@@ -156,12 +156,11 @@ def _grown(known: Suspicion, most: Suspicion, *, was_computed: bool) -> Suspicio
 
 def _rows(inputs: PolicyInputs) -> Iterator[bytes]:
     """Return a digest of all that a policy computes a row from, but for its seed."""
-    # No state is a state of zeros.
-    state = None if inputs.state is None or not inputs.state.any() else inputs.state
     for index in range(len(inputs)):
         digest = hashlib.blake2b(inputs.observations[index].tobytes(), digest_size=16)
-        if state is not None and state[index].any():
-            digest.update(b"state" + state[index].tobytes())
+        # No state is a state of zeros.
+        if inputs.state is not None and inputs.state[index].any():
+            digest.update(b"state" + inputs.state[index].tobytes())
         if inputs.masks is not None:
             digest.update(b"mask" + inputs.masks[index].tobytes())
         yield digest.digest()

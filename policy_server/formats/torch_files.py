@@ -9,6 +9,8 @@ import pickletools
 import zipfile
 from collections.abc import Callable, Collection, Mapping
 
+from policy_server.files.archives import is_bounded
+
 __all__ = [
     "PROGRAM",
     "SCRIPT",
@@ -17,8 +19,6 @@ __all__ = [
     "is_torch_program",
     "is_torch_script",
 ]
-
-from policy_server.files.archives import is_bounded
 
 _MOST_BYTES = 16 * 1024 * 1024
 _MOST_OPERATIONS = 100_000

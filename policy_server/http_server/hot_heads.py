@@ -95,7 +95,7 @@ class _Cut(NamedTuple):
 
 
 class HotHeads:
-    """The heads that are known, at most 1,024 of up to 4 KiB.
+    """The heads that are known: at most 1,024 of up to 4 KiB, and 64 whole ones with a timeout.
 
     Attributes:
         default_headers: uvicorn's, as `opening` was given them last.

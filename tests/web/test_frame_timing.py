@@ -11,7 +11,9 @@ import pytest
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.asyncio.client import ClientConnection
 
+from policy_server.errors import ObservationError
 from policy_server.http_server.web_socket_protocol import WebSocketProtocol
+from policy_server.web.frame_timing import split_timing
 from tests.support.fakes import integer_backend, previous_backend, summing_backend
 from tests.support.streams import served
 from tests.support.teams import streamed_team, usual_backends
@@ -111,6 +113,13 @@ async def test_time_that_is_none_is_refused(words: dict[str, Any], place: str) -
     assert refused["status"] == 422
     assert [problem["loc"] for problem in refused["detail"]] == [["body", place]]
     assert "actions" in after
+
+
+def test_frame_that_is_nested_too_deeply_is_refused_with_a_stamp_too() -> None:
+    nested = "[" * 300 + "]" * 300
+
+    with pytest.raises(ObservationError, match="nested too deeply"):
+        split_timing({"text": f'{{"observation": {nested}, "stamp": "a"}}'})
 
 
 @pytest.mark.parametrize("header", ["x-request-timeout-ms", "x-observation-stamp"])

@@ -72,17 +72,20 @@ def read_weights(path: Path) -> Weights:
 
     arrays: dict[str, NDArray[Any]] = {}
     names: dict[str, str] = {}
-    size = path.stat().st_size
+    taken = 0
 
     def collect(name: str, found: Any) -> None:  # noqa: ANN401 -- h5py is untyped
+        nonlocal taken
         if isinstance(found, h5py.Dataset):
             arrays[name] = _array(name, found)
-            if sum(array.nbytes for array in arrays.values()) > size:
+            taken += arrays[name].nbytes
+            if taken > size:
                 raise ValueError("arrays that take more than the file")
         elif isinstance(stated := found.attrs.get("name"), str):
             names[name] = stated
 
     try:
+        size = path.stat().st_size
         with h5py.File(path, "r") as root:
             # It visits each group and array once, and follows no link to another place.
             root.visititems(collect)

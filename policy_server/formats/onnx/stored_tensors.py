@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -103,15 +104,17 @@ class StoredTensors:
                 "files again, as they were exported together"
             )
         self._read_bytes += length
-        if self._read_bytes > _MOST_TIMES * sum(
-            file.stat().st_size for file in self._files.values()
-        ):
+        if self._read_bytes > _MOST_TIMES * self._bytes_there:
             raise ModelError(
                 f"{self._name}: takes the same numbers for many of its weights; export it again"
             )
         tensor.raw_data = content
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
+
+    @functools.cached_property
+    def _bytes_there(self) -> int:
+        return sum(file.stat().st_size for file in self._files.values())
 
     def _file_of(self, location: str) -> Path:
         pure = PurePosixPath(location.replace("\\", "/"))
