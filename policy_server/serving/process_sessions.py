@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,6 +25,9 @@ from policy_server.serving.team_record import TEAM
 from policy_server.settings import ENV_PREFIX, Settings
 
 __all__ = ["NoSessions", "ProcessSessions"]
+
+# Between two looks for sessions that were idle for too long.
+_SHORTEST_PAUSE_S = 0.01
 
 
 @dataclass(eq=False, slots=True)
@@ -112,7 +116,7 @@ class ProcessSessions:
         if len(self._kept) >= self._most:
             metrics.count_session("refused")
             raise too_many_sessions(len(self._kept))
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         self._kept[record.session_id] = _Kept(record, now, self)
         self._count(record, 1)
         self._show(record.policy, 1)
@@ -150,7 +154,7 @@ class ProcessSessions:
 
     def note_use(self, kept: _Kept) -> None:
         """Note that a request has had a session, which is idle from now on."""
-        kept.used = asyncio.get_running_loop().time()
+        kept.used = time.monotonic()
         if self.has(kept):
             self._kept.move_to_end(kept.record.session_id)
 
@@ -193,7 +197,7 @@ class ProcessSessions:
         self._metrics.of(policy).show_sessions(self._open[policy])
 
     def _forget_idle(self) -> None:
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         while self._kept:
             kept = next(iter(self._kept.values()))
             if now - kept.used <= self._idle_s:
@@ -207,15 +211,16 @@ class ProcessSessions:
 
     def _sweep_later(self) -> None:
         """Forget sessions in time for the metrics, whether or not any request comes."""
-        if not self._is_sweeping:
+        if self._kept and not self._is_sweeping:
             self._is_sweeping = True
-            asyncio.get_running_loop().call_later(self._idle_s, self._sweep)
+            oldest = next(iter(self._kept.values()))
+            wait_s = max(oldest.used + self._idle_s - time.monotonic(), _SHORTEST_PAUSE_S)
+            asyncio.get_running_loop().call_later(wait_s, self._sweep)
 
     def _sweep(self) -> None:
         self._is_sweeping = False
         self._forget_idle()
-        if self._kept:
-            self._sweep_later()
+        self._sweep_later()
 
 
 class NoSessions:

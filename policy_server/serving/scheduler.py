@@ -84,7 +84,7 @@ class Limits:
 class Scheduler:
     """A `PolicyBackend` that gathers questions into calls of another one.
 
-    There is no delay: an idle backend is called at once. Used from one event loop.
+    There is no delay: an idle backend is called at once. Made in the event loop that uses it.
     """
 
     def __init__(self, backend: PolicyBackend, limits: Limits, metrics: PolicyMetrics) -> None:
@@ -96,6 +96,8 @@ class Scheduler:
             metrics: counts calls, waits and refusals.
         """
         self._backend = backend
+        # Python 3.11 asks the kernel for the process's id with each look for the running loop.
+        self._loop = asyncio.get_running_loop()
         self._immediate = backend if isinstance(backend, ImmediateBackend) else None
         self._sending = backend if isinstance(backend, SendingBackend) else None
         self._limits = limits
@@ -190,7 +192,7 @@ class Scheduler:
             self._check_room(places.taken)
         # The loop's own clock is too coarse for a stage: uvloop's has milliseconds.
         waiting.asked = time.perf_counter()
-        waiting.deadline = asyncio.get_running_loop().time() + self._limits.timeout_s
+        waiting.deadline = self._loop.time() + self._limits.timeout_s
         if waiting.question.deadline is not None:
             self._watch(waiting, waiting.question.deadline)
         if len(self._waiting) > 2 * places.taken + _FEWEST_FORGOTTEN:
@@ -220,7 +222,7 @@ class Scheduler:
             self._refuse_closed()
         answer = BulkAnswer(len(inputs))
         asked = time.perf_counter()
-        deadline = asyncio.get_running_loop().time() + self._limits.timeout_s
+        deadline = self._loop.time() + self._limits.timeout_s
         # Inputs without a row are a call too: the backend knows the columns of its outputs.
         for start in range(0, max(len(inputs), 1), ROWS_PER_CALL):
             rows = inputs.part(start, start + ROWS_PER_CALL)
@@ -291,7 +293,7 @@ class Scheduler:
         return {*self._single_calls, *self._bulk_calls}
 
     def _schedule(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         if not self._is_sweeping:
             self._is_sweeping = True
             loop.call_later(self._limits.timeout_s * _SWEEP_SHARE, self._sweep)
@@ -306,8 +308,7 @@ class Scheduler:
 
     def _sweep(self) -> None:
         """Fail the questions that waited too long; one timer for all is cheaper than one each."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = self._loop.time()
         while self._waiting and self._waiting[0].deadline <= now:
             self._give_up(SingleCall([self._waiting.popleft()]))
         while self._bulk and self._bulk[0].deadline <= now:
@@ -318,7 +319,7 @@ class Scheduler:
                 self._metrics.count_rejected("timeout", expired)
         self._is_sweeping = bool(self._places.taken or self._bulk)
         if self._is_sweeping:
-            loop.call_later(self._limits.timeout_s * _SWEEP_SHARE, self._sweep)
+            self._loop.call_later(self._limits.timeout_s * _SWEEP_SHARE, self._sweep)
 
     def _give_up(self, call: Call) -> None:
         if call.is_wanted():
@@ -371,7 +372,7 @@ class Scheduler:
         """Send a call to a backend that tells of its answer; return whether that was possible."""
         if self._sending is None:
             return False
-        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        ended: asyncio.Future[None] = self._loop.create_future()
         started, rows = 0.0, len(call)
 
         def answered(outcome: PolicyOutputs | Exception | None) -> None:
