@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import threading
@@ -11,6 +12,7 @@ import msgpack
 import pytest
 
 from policy_server.prediction_log import PredictionLog
+from tests.support.web import build, running
 
 ANSWER = b'{"actions":[1],"probability":0.5}'
 
@@ -83,3 +85,22 @@ def test_collector_that_is_down_delays_nothing() -> None:
     log.close()
 
     assert time.monotonic() - started < 5.0
+
+
+async def test_collector_that_is_waited_for_at_the_end_delays_no_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop, is_asked, goes_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+    def close(_log: PredictionLog) -> None:
+        loop.call_soon_threadsafe(is_asked.set)
+        went_on.append(goes_on.wait(30))
+
+    went_on: list[bool] = []
+    monkeypatch.setattr(PredictionLog, "close", close)
+    app = build()
+    async with running(app):
+        pass_on = asyncio.create_task(is_asked.wait())
+        pass_on.add_done_callback(lambda _: goes_on.set())
+
+    assert went_on == [True]

@@ -269,6 +269,28 @@ async def test_frame_beyond_the_rate_is_answered_by_an_error_in_its_turn(
 
 
 @pytest.mark.parametrize("web_sockets", [WebSocketProtocol, WebSocketsSansIOProtocol])
+async def test_frames_behind_one_beyond_the_rate_keep_their_seeds(
+    web_sockets: type[WebSocketsSansIOProtocol],
+) -> None:
+    frame, backend = json.dumps(OBSERVATION), integer_backend((0.0,) * 50)
+    async with served(backend) as server:
+        drawn = [(await server.post(f"/predict?seed={seed}", BODY)).json() for seed in (7, 8, 9)]
+    keys = ring()
+    async with served(backend, web_sockets=web_sockets, keys=keys) as server:
+        path = "/predict/stream?seed=7"
+        async with server.stream(path, additional_headers=by("plant")) as stream:
+            answers = []
+            for rate in (ONCE, ONCE, None):
+                keys.replace([replace(PLANT, max_rate=rate)])
+                await stream.send(frame)
+                answers.append(json.loads(await stream.recv()))
+
+    assert answers[1]["status"] == 429
+    assert [answers[0], answers[2]] == [drawn[0], drawn[2]]
+    assert drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize("web_sockets", [WebSocketProtocol, WebSocketsSansIOProtocol])
 async def test_frames_in_flight_are_limited_and_given_back(
     web_sockets: type[WebSocketsSansIOProtocol],
 ) -> None:

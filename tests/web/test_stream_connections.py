@@ -121,3 +121,34 @@ async def test_server_that_stops_answers_the_frames_that_waited_for_room() -> No
     assert all("actions" in answer for answer in answers)
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1012
+
+
+async def test_client_whose_pong_lies_behind_frames_that_are_held_back_stays() -> None:
+    backend, wait_s = integer_backend(), 0.2
+    # More than one read of the server's takes, so that the pong stays behind them.
+    text = json.dumps(OBSERVATION) + " " * 40_000
+    count = MOST_IN_FLIGHT + 40
+    async with served(backend) as server:
+        config = server.server.config
+        config.ws_ping_interval = config.ws_ping_timeout = wait_s
+        async with server.stream(ping_interval=None) as stream:
+            backend.gate = asyncio.Event()
+            for _ in range(count):
+                await stream.send(text)
+            await until(lambda: server.counted("policy_server_queue_depth") == MOST_IN_FLIGHT)
+            await asyncio.sleep(5 * wait_s)
+            backend.gate.set()
+            answers = [json.loads(await stream.recv()) for _ in range(count)]
+
+    assert all("actions" in answer for answer in answers)
+
+
+async def test_client_that_answers_no_ping_is_left() -> None:
+    async with served() as server:
+        config = server.server.config
+        config.ws_ping_interval = config.ws_ping_timeout = 0.1
+        raw = await RawStream.open(server)
+        code, answers = await raw.until_closed()
+        await raw.close()
+
+    assert (code, answers) == (1011, [])
