@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.failures import BenchmarkError
+from benchmarks.progress import say
+from benchmarks.results import Results
 from benchmarks.subjects import ROOT
 
 __all__ = ["BLOCK_S", "ENVIRONMENT", "median_us", "median_us_async", "run_module"]
@@ -23,34 +24,38 @@ BLOCK_S = 0.03
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
-def run_module(module: str, home: Path, environment: Mapping[str, str]) -> Any:  # noqa: ANN401 -- JSON
+def run_module(module: str, home: Path, environment: Mapping[str, str], results: Results) -> Any:  # noqa: ANN401 -- JSON
     """Run a module of `benchmarks.measures` and return what it printed.
 
     Args:
         module: its name.
         home: holds schema.yaml and the policy; the module's argument.
         environment: what the process inherits.
+        results: gets the reason where it fails.
 
     Returns:
-        The JSON of the last line.
-
-    Raises:
-        BenchmarkError: if it fails.
+        The JSON of the last line; None where it fails.
     """
+    command = [sys.executable, "-m", f"benchmarks.measures.{module}", str(home)]
     try:
         done = subprocess.run(  # noqa: S603 -- the command is ours
-            [sys.executable, "-m", f"benchmarks.measures.{module}", str(home)],
+            command,
             cwd=ROOT,
             env={**environment, **ENVIRONMENT},
             capture_output=True,
             text=True,
             timeout=_TIMEOUT_S,
         )
-    except subprocess.TimeoutExpired as error:
-        raise BenchmarkError(f"{module}: took more than {_TIMEOUT_S} s") from error
-    if done.returncode != 0:
-        raise BenchmarkError(f"{module}: {' '.join(done.stderr.split())[-300:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        reason = f"took more than {_TIMEOUT_S} s"
+    else:
+        if done.returncode == 0:
+            return json.loads(done.stdout.splitlines()[-1])
+        reason = " ".join(done.stderr.split())[-300:]
+    part = module.replace("_", " ")
+    results.missing[part] = f"{module}: {reason}"
+    say(f"{part}: left out: {reason}")
+    return None
 
 
 def median_us(call: Callable[[], object], *, block_s: float = BLOCK_S) -> float:

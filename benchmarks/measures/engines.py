@@ -14,7 +14,6 @@ from typing import Any, get_args
 
 import numpy as np
 
-from benchmarks.failures import BenchmarkError
 from benchmarks.own_process import median_us, run_module
 from benchmarks.progress import say
 from benchmarks.results import EngineCell, Results
@@ -38,11 +37,8 @@ def measure_engines(results: Results, home: Path, environment: Mapping[str, str]
         home: holds schema.yaml and the policy.
         environment: what the process inherits.
     """
-    try:
-        document = run_module("engines", home, environment)
-    except BenchmarkError as error:
-        results.missing["engines"] = str(error)
-        say(f"engines: left out: {error}")
+    document = run_module("engines", home, environment, results)
+    if document is None:
         return
     results.engines = [EngineCell(**item) for item in document["cells"]]
     results.missing |= document["missing"]

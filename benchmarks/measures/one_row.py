@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
-from benchmarks.failures import BenchmarkError
 from benchmarks.few_rows import ACTIONS, whole_us
 from benchmarks.own_process import BLOCK_S, run_module
 from benchmarks.progress import say
@@ -37,11 +36,8 @@ def measure_one_row(results: Results, home: Path, environment: Mapping[str, str]
         home: any folder: the policies are made up.
         environment: what the process inherits.
     """
-    try:
-        document = run_module("one_row", home, environment)
-    except BenchmarkError as error:
-        results.missing["one row"] = str(error)
-        say(f"one row: left out: {error}")
+    document = run_module("one_row", home, environment, results)
+    if document is None:
         return
     results.rows = [RowCell(**item) for item in document]
     for cell in results.rows:

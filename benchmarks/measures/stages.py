@@ -25,7 +25,6 @@ from typing import TextIO
 
 import uvloop
 
-from benchmarks.failures import BenchmarkError
 from benchmarks.hot_connections import HotConnections
 from benchmarks.own_process import BLOCK_S, median_us, median_us_async, run_module
 from benchmarks.progress import say
@@ -68,11 +67,8 @@ def measure_stages(results: Results, home: Path, environment: Mapping[str, str])
         home: holds schema.yaml and the policy.
         environment: what the process inherits.
     """
-    try:
-        document = run_module("stages", home, environment)
-    except BenchmarkError as error:
-        results.missing["stages"] = str(error)
-        say(f"stages: left out: {error}")
+    document = run_module("stages", home, environment, results)
+    if document is None:
         return
     results.stages = [Stage(**item) for item in document]
     for stage in results.stages:
