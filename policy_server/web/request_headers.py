@@ -33,6 +33,8 @@ _HEADERS = frozenset(
 _ONCE = (_HEADERS | {b"x-step", b"x-previous-reward", b"x-previous-action"}) - {b"x-request-id"}
 # Headers of a request by itself: a session has its version, episode and memory from its beginning.
 _NOT_IN_SESSIONS = frozenset({b"x-episode-id", b"x-policy-version", b"x-state"})
+# As long as the one that a session begins with: it is kept while its episode runs.
+_LONGEST_EPISODE_ID = 256
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -58,7 +60,7 @@ def given_id(headers: Mapping[bytes, str]) -> str:
 
 
 def check_headers(route: Route, headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """Refuse headers that are given twice, are empty, or are not for a route.
+    """Refuse headers that are given twice, are empty, too long, or not for a route.
 
     Args:
         route: the route that is asked.
@@ -83,6 +85,11 @@ def check_headers(route: Route, headers: Iterable[tuple[bytes, bytes]]) -> None:
         ]
     elif (b"x-state", b"") in read:
         problems.append(_problem("state_token", b"x-state", "Input should be a token, or new"))
+    problems += [
+        _problem("string_too_long", name, f"Input should have at most {_LONGEST_EPISODE_ID} bytes")
+        for name, value in read
+        if name == b"x-episode-id" and len(value) > _LONGEST_EPISODE_ID
+    ]
     if problems:
         raise ObservationError(problems)
 

@@ -157,6 +157,23 @@ def test_chart_takes_every_setting_and_no_other() -> None:
     assert set(schema["properties"]) == {name.upper() for name in Settings.model_fields} - ELSEWHERE
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (10_485_760, "10485760"),
+        (4_294_967_296, "4294967296"),
+        (0.5, "0.5"),
+        (30, "30"),
+        ("64MB", "64MB"),
+        (True, "true"),
+    ],
+)
+def test_numbers_reach_the_server_as_they_are_written(given: object, expected: str) -> None:
+    manifests = render({"settings": {"MAX_BODY_BYTES": given}})
+
+    assert variables_of(pod_of(manifests))["POLICY_SERVER_MAX_BODY_BYTES"]["value"] == expected
+
+
 @pytest.mark.parametrize("port", [9100, "9100"])
 def test_metrics_port_moves_in_the_server_the_container_and_the_service(port: int | str) -> None:
     manifests = render({"settings": {"METRICS_PORT": port}})

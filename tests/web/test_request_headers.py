@@ -52,6 +52,19 @@ async def test_empty_state_token_is_refused() -> None:
     assert_invalid(answer, "header.x-state")
 
 
+@pytest.mark.parametrize("has_fast_path", [True, False])
+async def test_id_of_an_episode_is_short_since_it_is_kept(*, has_fast_path: bool) -> None:
+    async with serve(has_fast_path=has_fast_path) as client:
+        fitting, long = [
+            await client.post("/predict", json=OBSERVATION, headers={"x-episode-id": "e" * size})
+            for size in (256, 257)
+        ]
+
+    assert fitting.status_code == 200
+    assert_invalid(long, "header.x-episode-id")
+    assert long.json()["detail"][0]["msg"] == "Input should have at most 256 bytes"
+
+
 @pytest.mark.parametrize("name", ["x-policy-version", "x-episode-id", "x-state"])
 async def test_step_of_a_session_takes_nothing_that_the_session_has(name: str) -> None:
     async with serve(summing_backend()) as client:
