@@ -15,6 +15,7 @@ from policy_server.installation import require
 from policy_server.schema import read_schema_file
 from policy_server.sdk import (
     BUNDLE,
+    CLIENT_MARK,
     LANGUAGES,
     Document,
     LanguageName,
@@ -30,8 +31,6 @@ __all__ = ["choose_languages", "local_document", "served_document", "write_clien
 Progress = Callable[[int, int], None]
 
 _URL = "http://localhost:8000"
-# A file that is in each SDK: no folder without it is ever replaced.
-_MARK = PurePosixPath(".openapi-generator/VERSION")
 
 
 def choose_languages(text: str | None) -> list[LanguageName]:
@@ -154,7 +153,7 @@ async def _fetch(sdk: Sdk, folder: Path) -> bytes:
 
 def _check_are_ours(folders: Sequence[Path]) -> None:
     for folder in folders:
-        if folder.exists() and not (folder / _MARK).is_file():
+        if folder.exists() and not (folder / CLIENT_MARK).is_file():
             raise SettingsError(
                 f"{folder}: exists and is no client library; remove it, or name another folder "
                 "with --output"

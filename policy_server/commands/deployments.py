@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from policy_server.commands.client import PolicyClient
-from policy_server.errors import ModelError, SettingsError
+from policy_server.errors import ModelError, SettingsError, UsageError
 from policy_server.formats.finding import describe_others, format_of_folder, policy_at
 from policy_server.formats.known_formats import expected_formats
 from policy_server.formats.model_files import files_of_model
@@ -107,7 +107,7 @@ def deploy(
         ModelError: if there is no policy at the path.
         ServerAnswerError: if the server refuses, in words.
     """
-    params = {"traffic": f"{traffic:g}", "shadow": str(is_shadow).lower()}
+    params = {"traffic": repr(traffic), "shadow": str(is_shadow).lower()}
     if version is not None:
         params["version"] = version
     route = f"{_route(policy)}/versions"
@@ -134,7 +134,7 @@ def promote(
     *,
     version: str | None,
     after: int | None,
-    max_disagreement: float,
+    max_disagreement: float | None,
 ) -> Status:
     """Give all questions to a version, at once or when the evidence is there.
 
@@ -143,17 +143,23 @@ def promote(
         policy: the policy's name.
         version: the version's name; None for the only candidate.
         after: how many questions have to be compared first; None for none.
-        max_disagreement: the largest share of them that may have another deterministic action.
+        max_disagreement: the largest share of them that may have another deterministic action;
+            None for 0.
 
     Returns:
         The versions as they are then.
 
     Raises:
+        UsageError: if the share is given without a number of questions.
         ServerAnswerError: if the server refuses, in words.
     """
     params = {} if version is None else {"version": version}
     if after is not None:
-        params |= {"after": str(after), "max_disagreement": repr(max_disagreement)}
+        params["after"] = str(after)
+    elif max_disagreement is not None:
+        raise UsageError("--max-disagreement: say by --after how many questions are compared first")
+    if max_disagreement is not None:
+        params["max_disagreement"] = repr(max_disagreement)
     known: Status = server.request("POST", f"{_route(policy)}/promote", params=params)
     return known
 

@@ -187,6 +187,11 @@ def import_environment(file: Path) -> Callable[[], Environment | TeamEnvironment
     try:
         spec.loader.exec_module(module)
     except ModuleNotFoundError as error:
+        if (file.parent / f"{(error.name or '').partition('.')[0]}.py").is_file():
+            raise SettingsError(
+                f"{file}: imports {error.name}, which lies beside it; put both into one file, "
+                f"or the folder on the path: PYTHONPATH={file.parent}"
+            ) from error
         raise SettingsError(
             f"{file}: needs the package {error.name}; install it with pip"
         ) from error

@@ -477,7 +477,7 @@ class Commands:
         policy: str | None = None,
         version: str | None = None,
         after: int | None = None,
-        max_disagreement: float = 0.0,
+        max_disagreement: float | None = None,
         url: str = _URL,
         key: str | None = None,
     ) -> Iterator[str]:
@@ -488,7 +488,7 @@ class Commands:
             version: Name of the version; the only candidate if left out.
             after: Wait until so many questions were compared with the live version's answers.
             max_disagreement: Largest share of them that may have another deterministic action, such
-                as 0.02; with more the version is taken back.
+                as 0.02 (0 if left out); with more the version is taken back. Only with --after.
             url: Where the server answers.
             key: Its admin key; POLICY_SERVER_ADMIN_KEY if left out.
         """

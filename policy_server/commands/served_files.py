@@ -24,6 +24,7 @@ from policy_server.formats.unpacking import pack_model, unpack_model
 from policy_server.installation import command_for, examples_folder
 from policy_server.remote_files import RECORD_FILE
 from policy_server.schema import SchemaFile, find_example_of, read_schema_file
+from policy_server.sdk import CLIENT_MARK
 from policy_server.servable import check_servable
 from policy_server.settings import Settings
 
@@ -160,7 +161,7 @@ def clean(settings: Settings) -> list[Path]:
             home / RECORD_FILE,
             *unzipped,
             *sorted(path for path in compiled if not {path, *path.parents} & set(unzipped)),
-            home / _CLIENTS,
+            *_clients_in(home / _CLIENTS),
             settings.sdks_path,
         )
         if os.path.lexists(path)
@@ -172,6 +173,15 @@ def clean(settings: Settings) -> list[Path]:
             else:
                 path.unlink()
     return found
+
+
+def _clients_in(folder: Path) -> list[Path]:
+    """Return the client libraries of the command `clients`; where nothing else is there, all."""
+    if folder.is_symlink() or not folder.is_dir():
+        return [folder]
+    inside = list(folder.iterdir())
+    ours = [path for path in inside if (path / CLIENT_MARK).is_file()]
+    return sorted(ours) if len(ours) < len(inside) else [folder]
 
 
 def _unzip_servable(

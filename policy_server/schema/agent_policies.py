@@ -15,6 +15,8 @@ LONGEST_AGENT_ID = 128
 """The most characters of an agent's id."""
 
 _ANY = "*"
+# Each is held against those above it, and an id of an agent against all.
+_MOST_PATTERNS = 1000
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,9 @@ def agent_policies(
     if not section:
         raise SchemaError(f"{where}: is empty; give each agent a policy, or leave the section out")
     rules: dict[str, str] = {}
+    patterns = sum(_ANY in str(agent) for agent in section)
+    if patterns > _MOST_PATTERNS:
+        raise SchemaError(f"{where}: expected at most {_MOST_PATTERNS} patterns, got {patterns}")
     for agent, name in section.items():
         if not isinstance(agent, str) or not 0 < len(agent) <= LONGEST_AGENT_ID:
             raise SchemaError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 import reprlib
 from collections.abc import Sequence
@@ -60,6 +59,8 @@ _TYPE_NAMES: dict[type, str] = {
     dict: "a mapping",
 }
 _SHOWN_CHARACTERS = 60
+# Each integer up to it is a float too.
+_LARGEST_COUNT = 2**53
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = _SHOWN_CHARACTERS
 _SHORT.maxlevel = 2
@@ -100,7 +101,7 @@ def _parse_flag(value: object) -> bool:
 
 def _parse_count(value: object) -> int:
     found = read_number(value)
-    if found is None or not math.isfinite(found) or found % 1:
+    if found is None or not -_LARGEST_COUNT <= found <= _LARGEST_COUNT or found % 1:
         raise PydanticCustomError("count", "a valid integer")
     return int(found)
 

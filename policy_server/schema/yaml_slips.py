@@ -9,7 +9,7 @@ import yaml
 
 __all__ = ["describe_slip"]
 
-_BARE_LIST = re.compile(r"\{.*:\s*[Ll]ist\[")
+_BARE_LIST = re.compile(r"\{[^{]*:\s*[Ll]ist\[")
 _QUOTED = re.compile(r" '[^'<]{2,}'.*")
 _COLON = re.compile(r":(?:\s|$)")
 _ONLY_SPACES = "YAML allows spaces only"

@@ -10,22 +10,25 @@ from typing import Any
 import yaml
 
 from policy_server.errors import SchemaError
-from policy_server.schema.scalars import Unquoted, is_nothing
+from policy_server.schema.scalars import Unquoted, is_nothing, read_number
 from policy_server.schema.yaml_slips import describe_slip
 
 __all__ = ["load_yaml"]
 
 _MOST_VALUES = 500_000
+# What no text of UTF-8 holds, and the escapes of a quoted text do.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 # As PyYAML says it of those that it can't build; others would be values without an end.
 _RECURSIVE = "found unconstructable recursive node"
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 _TEXT_TAG = "tag:yaml.org,2002:str"
+_INT_TAG, _FLOAT_TAG = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 # The errors that PyYAML's constructors let through for values such as `!!timestamp 2020-13-45`.
 _PYYAML_ERRORS = (ValueError, ArithmeticError, LookupError, AttributeError)
 
 
-class _WrongKeyError(Exception):
-    """A key stands twice in one mapping, or behind spaces that are none to YAML.
+class _WrongTextError(Exception):
+    """A key stands twice in one mapping, or behind spaces that are none to YAML; or half a letter.
 
     Attributes:
         line: the number of its line, from 1.
@@ -66,11 +69,26 @@ class _Loader(yaml.SafeLoader):
         return {_key(key): None if is_nothing(item) else item for key, item in found.items()}
 
     def construct_text(self, node: yaml.ScalarNode) -> str:
+        if _SURROGATE.search(node.value):
+            raise _WrongTextError(
+                "holds half a character, such as \\ud83d; write the character itself, or as "
+                "\\U0001F600",
+                node.start_mark.line + 1,
+            )
         return str(node.value) if node.style else Unquoted(node.value)
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        # YAML's own reads `1:1:1` in base 60, in a time that grows with the square of its length.
+        found = read_number(Unquoted(self.construct_scalar(node)))
+        if found is None:
+            raise ValueError("no number")
+        return int(found) if node.tag == _INT_TAG else float(found)
 
 
 for _tag in (_TEXT_TAG, _MERGE_TAG):
     _Loader.add_constructor(_tag, _Loader.construct_text)
+for _tag in (_INT_TAG, _FLOAT_TAG):
+    _Loader.add_constructor(_tag, _Loader.construct_number)
 
 
 def _values_in(node: yaml.Node, known: dict[int, int]) -> int:
@@ -97,7 +115,7 @@ def _check_key(node: yaml.ScalarNode, seen: Collection[str]) -> None:
             "a space of another kind indents the line; YAML allows plain ones only: replace it"
         )
     if problem is not None:
-        raise _WrongKeyError(problem, node.start_mark.line + 1)
+        raise _WrongTextError(problem, node.start_mark.line + 1)
 
 
 def _key(key: object) -> object:
@@ -119,7 +137,7 @@ def load_yaml(text: str, source: str) -> object:
     """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 -- a subclass of SafeLoader
-    except _WrongKeyError as error:
+    except _WrongTextError as error:
         raise SchemaError(f"{source} line {error.line}: {error}") from error
     except _TooManyValuesError as error:
         raise SchemaError(

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
-__all__ = ["BUNDLE", "JVM_FOLDER", "LANGUAGES", "SDK_NAME", "Language", "LanguageName"]
+__all__ = [
+    "BUNDLE",
+    "CLIENT_MARK",
+    "JVM_FOLDER",
+    "LANGUAGES",
+    "SDK_NAME",
+    "Language",
+    "LanguageName",
+]
 
 LanguageName = Literal["python", "java", "scala", "r", "typescript", "csharp", "go", "kotlin"]
 SDK_NAME = "policy-client"
@@ -152,4 +160,7 @@ _ALL = (
     ),
 )
 LANGUAGES: Mapping[LanguageName, Language] = {language.name: language for language in _ALL}
+CLIENT_MARK = PurePosixPath(".openapi-generator/VERSION")
+"""A file that is in each client library: no folder without it is ever replaced or removed."""
+
 BUNDLE: tuple[LanguageName, ...] = ("python", "java", "scala", "r")

@@ -8,7 +8,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from policy_server.errors import DeploymentError
+from policy_server.errors import DeploymentError, ObservationError
+from policy_server.observations import problem
 from policy_server.serving import ALL_TRAFFIC, Deployment, Evidence
 from policy_server.serving.administration import Administration
 from policy_server.web.policy_list import ListedVersion, listed_versions
@@ -108,10 +109,10 @@ def admin_routes(administration: Administration, *, default: str) -> APIRouter:
             Annotated[int, Field(ge=1), BeforeValidator(in_digits)] | None, Query()
         ] = None,
         max_disagreement: Annotated[
-            Annotated[float, Field(ge=0.0, le=1.0), BeforeValidator(in_digits)], Query()
-        ] = 0.0,
+            Annotated[float, Field(ge=0.0, le=1.0), BeforeValidator(in_digits)] | None, Query()
+        ] = None,
     ) -> DeploymentStatus:
-        evidence = None if after is None else Evidence(version or "", after, max_disagreement)
+        evidence = _evidence(version, after, max_disagreement)
         return status_of(policy, await administration.promote(policy, version, evidence))
 
     @router.post(f"{_POLICY}/rollback")
@@ -123,6 +124,17 @@ def admin_routes(administration: Administration, *, default: str) -> APIRouter:
         return status_of(policy, await administration.undeploy(policy, version))
 
     return router
+
+
+def _evidence(
+    version: str | None, after: int | None, max_disagreement: float | None
+) -> Evidence | None:
+    if after is not None:
+        return Evidence(version or "", after, max_disagreement or 0.0)
+    if max_disagreement is None:
+        return None
+    expected = "Say how many questions are compared before max_disagreement counts"
+    raise ObservationError([problem("missing", ["query", "after"], expected)])
 
 
 def _status_of(

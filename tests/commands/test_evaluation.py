@@ -363,15 +363,17 @@ def test_numbers_that_measure_nothing_are_refused(coin: Path, options: dict[str,
     [
         (None, r"environment\.py: not found; expected an example's folder"),
         ("import not_there.at_all", r"environment\.py: needs the package not_there"),
+        ("import rules_of_it", r"environment\.py: imports rules_of_it, which lies beside it"),
         ("import", r"environment\.py: can't be imported: SyntaxError"),
         ("1 / 0", r"environment\.py: can't be imported: ZeroDivisionError: division by zero"),
         ("", r"environment\.py: has no function make_environment"),
     ],
-    ids=["missing", "package", "syntax", "error", "empty"],
+    ids=["missing", "package", "module beside it", "syntax", "error", "empty"],
 )
 def test_an_environment_that_is_none_is_said(coin: Path, text: str | None, message: str) -> None:
     file = coin / "environment.py"
     file.unlink()
+    (coin / "rules_of_it.py").touch()
     if text is not None:
         file.write_text(text)
 

@@ -337,8 +337,7 @@ def test_cleaning_removes_the_policy_and_the_clients_only(settings: Settings) ->
     put_old(settings)
     (settings.models_path / ".gitkeep").touch()
     (settings.models_path / "variables").mkdir()
-    (settings.home / "clients").mkdir()
-    (settings.home / "clients" / "python.zip").touch()
+    put_client(settings.home / "clients" / "python")
 
     removed = served_files.clean(settings)
 
@@ -351,6 +350,23 @@ def test_cleaning_removes_the_policy_and_the_clients_only(settings: Settings) ->
     ]
     assert sorted(contents(settings.home)) == ["models/.gitkeep", "schema.yaml"]
     assert served_files.clean(settings) == []
+
+
+def put_client(folder: Path) -> None:
+    (folder / ".openapi-generator").mkdir(parents=True)
+    (folder / ".openapi-generator" / "VERSION").touch()
+
+
+def test_cleaning_leaves_what_else_lies_beside_clients(settings: Settings) -> None:
+    clients = settings.home / "clients"
+    put_client(clients / "java")
+    (clients / "mine").mkdir()
+    (clients / "mine" / "customers.csv").touch()
+
+    removed = served_files.clean(settings)
+
+    assert removed == [clients / "java"]
+    assert [path.name for path in clients.iterdir()] == ["mine"]
 
 
 def test_cleaning_leaves_a_policy_that_somebody_put_there(settings: Settings) -> None:

@@ -115,6 +115,14 @@ BOMBS: dict[str, str] = {
     "long key": "observations: {" + "x" * 1_000_000 + ": {type: float}}",
     "long number": _OBSERVED.format("minimum: " + "9" * 900_000),
     "long fraction": _OBSERVED.format("minimum: 0." + "9" * 900_000),
+    "almost a number": _OBSERVED.format("minimum: " + "1" * 900_000 + "x"),
+    "almost a type": "observations: {x: {type: " + "1" * 900_000 + "x}}",
+    "number of sixties by its tag": _OBSERVED.format("minimum: !!int '" + "1:" * 400_000 + "1'"),
+    "fraction of sixties by its tag": _OBSERVED.format("minimum: !!float " + "1:" * 400_000 + "1"),
+    "many braces": "observations: " + "{" * 100 + "\n" + "{x: " * 100_000,
+    "many patterns": "multi_agent:\n"
+    + "".join(f"  a{n}*: default\n" for n in range(50_000))
+    + "policies: {default: {model: x.zip}}\nparameters: {api_key: k}\n",
     "long exponent": _OBSERVED.format("minimum: 1e" + "9" * 100_000),
     "sexagesimal": _OBSERVED.format("minimum: " + "1:" * 100_000 + "1"),
     "many items": _OBSERVED.format("example: [" + "1," * 500_000 + "1]"),

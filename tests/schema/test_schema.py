@@ -315,6 +315,10 @@ MISTAKES = {
     "no items": ("observations: {a: {type: 'List[int]', max_items: 0}}", ": observations.a.max_items: expected a number from 1 to 1000000, got 0"),
     "a billion items": ("observations: {a: {type: 'List[int]', min_items: 1000000000}}", ": observations.a.min_items: expected a number from 0 to 1000000, got 1000000000"),
     "length as text": ("observations: {a: {type: 'List[int]', min_items: '2'}}", ": observations.a.min_items: expected a valid integer, got '2'"),
+    "length beyond any": ("observations: {a: {type: 'List[int]', min_items: 1" + "0" * 400 + "}}", ": observations.a.min_items: expected a valid integer, got an integer that is too large"),
+    "shape beyond any": ("observations: {a: {type: 'List[int]', shape: [0x" + "f" * 400 + "]}}", ": observations.a.shape: expected a valid integer, got [4446241647709404462001681406...59538970957296160626364645375]"),
+    "half a character": ('observations: {a: {type: int, description: "x\\ud800"}}', " line 1: holds half a character, such as \\ud83d; write the character itself, or as \\U0001F600"),
+    "number of sixties by its tag": ("observations: {a: {type: float, minimum: !!float 1:30}}", ": is no YAML: holds a number or date that can't be read; put text in quotes"),
     "length as bool": ("observations: {a: {type: 'List[int]', min_items: True}}", ": observations.a.min_items: expected a valid integer, got True"),
     # Ranges.
     "minimum over maximum": ("observations: {a: {type: int, minimum: 3, maximum: 2}}", ": observations.a: minimum 3 is larger than maximum 2; swap them"),

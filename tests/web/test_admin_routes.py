@@ -18,6 +18,7 @@ import pytest
 
 from policy_server import create_app
 from tests.support.library_policies import POLICIES
+from tests.support.web import assert_invalid
 
 KEY, ADMIN = "1234567asdfgh", "admin-secret"
 OBSERVATION = {"obs": [0.1, 0.2, 0.3, 0.4]}
@@ -129,6 +130,18 @@ async def test_episode_stays_on_its_version_through_a_promote(home: Path) -> Non
 
     assert set(before + after) == {first}
     assert others == "next"
+
+
+async def test_disagreement_counts_only_behind_a_number_of_questions(home: Path) -> None:
+    async with served(home) as client:
+        first = await version_of(client)
+        await admin(client, "POST", f"{VERSIONS}?version=v2&traffic=10", content=ZIP.read_bytes())
+        path = "/admin/policies/default/promote?max_disagreement=0.02"
+        refused = await admin(client, "POST", path)
+        status = await admin(client, "GET", "/admin/policies/default")
+
+    assert_invalid(refused, "query.after")
+    assert status.json()["live"] == first
 
 
 async def test_candidate_is_promoted_by_name(home: Path) -> None:
