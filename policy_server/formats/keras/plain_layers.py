@@ -179,8 +179,15 @@ def _unit_normalization(steps: Steps, part: Part, inputs: Sequence[int], _arrays
     return steps.add("RealDiv", x, steps.add("Sqrt", steps.with_constant("Maximum", total, 1e-12)))
 
 
-def _flatten(steps: Steps, _part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
-    return steps.reshape(inputs[0], (steps.size(inputs[0]),))
+def _flatten(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
+    """Lay a row's numbers one after another, the channels last in any format.
+
+    Source: Keras `Flatten`, which moves the first axis to the end for `channels_first`.
+    """
+    x, rank = inputs[0], len(steps.shape(inputs[0]))
+    if part.settings.get("data_format") == "channels_first" and rank > 1:
+        x = steps.add("Transpose", x, steps.keep(np.array([0, *range(2, rank + 1), 1])))
+    return steps.reshape(x, (steps.size(x),))
 
 
 def _reshape(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:

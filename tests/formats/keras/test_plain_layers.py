@@ -198,6 +198,13 @@ def test_statistics_that_training_adapted_are_read(tmp_path: Path) -> None:
     compare(layer, (4,), tmp_path, is_shaken=False)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 4), (3, 4), (5,)], ids=["image", "sequence", "vector"])
+def test_flattening_moves_channels_that_come_first_to_the_end(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    compare(layers.Flatten(data_format="channels_first"), shape, tmp_path)
+
+
 def own(x: Keras) -> Keras:
     """Be a function of somebody's own."""
     return x * 2
