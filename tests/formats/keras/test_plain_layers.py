@@ -205,6 +205,18 @@ def test_flattening_moves_channels_that_come_first_to_the_end(
     compare(layers.Flatten(data_format="channels_first"), shape, tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:You passed `rms_scaling=True`:UserWarning")
+@pytest.mark.parametrize("axis", [-1, [1, 2]], ids=["last-axis", "both-axes"])
+def test_layer_normalization_with_rms_scaling_leaves_the_mean_in(
+    axis: int | list[int], tmp_path: Path
+) -> None:
+    compare(
+        lambda x: layers.Flatten()(layers.LayerNormalization(axis=axis, rms_scaling=True)(x + 2)),
+        (3, 4),
+        tmp_path,
+    )
+
+
 def own(x: Keras) -> Keras:
     """Be a function of somebody's own."""
     return x * 2
