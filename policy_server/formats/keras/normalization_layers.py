@@ -88,10 +88,15 @@ def _layer_normalization(steps: Steps, part: Part, inputs: Sequence[int], arrays
 
 
 def _unit_normalization(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
+    """Divide each row by its length, or by 1e-12 where that is less.
+
+    Source: Keras `UnitNormalization`, which multiplies by min(1 / sqrt(sum of squares), 1e12).
+    """
     x = steps.number(inputs[0])
     places = tuple(steps.axis(x, axis) for axis in part.integers("axis"))
     total = steps.reduced("Sum", steps.add("Square", x), places, keeps=True)
-    return steps.add("RealDiv", x, steps.add("Sqrt", steps.with_constant("Maximum", total, 1e-12)))
+    factor = steps.with_constant("Minimum", steps.add("Rsqrt", total), 1e12)
+    return steps.add("Mul", x, factor)
 
 
 NORMALIZATIONS: Mapping[str, Layer] = {

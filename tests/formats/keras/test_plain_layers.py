@@ -217,6 +217,13 @@ def test_layer_normalization_with_rms_scaling_leaves_the_mean_in(
     )
 
 
+@pytest.mark.parametrize("size", [1e-3, 1e-8, 1e-14, 0.0])
+def test_unit_normalization_of_small_numbers_gives_keras_numbers(
+    size: float, tmp_path: Path
+) -> None:
+    compare(lambda x: layers.UnitNormalization()(x * size), (4,), tmp_path)
+
+
 def own(x: Keras) -> Keras:
     """Be a function of somebody's own."""
     return x * 2
