@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from policy_server.engine.network import CompiledPolicy, NetworkPolicy
 from policy_server.errors import ModelError
 from policy_server.formats.keras.layer_calls import Model, Output
@@ -15,6 +17,7 @@ from policy_server.formats.keras.model_parts import layers_below
 from policy_server.formats.keras.network_steps import Steps
 from policy_server.formats.keras.stored_weights import Weights, read_weights
 from policy_server.formats.output_meaning import Meaning, NetworkOutput, ReadOutput, read_meaning
+from policy_server.formats.probability_checks import check_probabilities
 from policy_server.formats.scaled_actions import without_rescaling
 from policy_server.policy import ObservationPart, PolicySignature, SignatureTensor
 from policy_server.schema import ServerSchema
@@ -133,6 +136,7 @@ class _Loading:
             for item, output in shown.values()
             if output.register in steps.bounds
         }
+        self._check_probabilities(meaning, [shown[one.output.name][1] for one in meaning.read])
         read = [self._source(one, shown[one.output.name][1]) for one in meaning.read]
         result = steps.joined(*[steps.number(x) for x in (*read, *after)])
         builder = steps.builder
@@ -190,6 +194,17 @@ class _Loading:
                 f"schema.yaml with 'choices: {shape[-1]}' each"
             )
         return whole
+
+    def _check_probabilities(self, meaning: Meaning, outputs: Sequence[Output]) -> None:
+        """Refuse outputs that are read as probabilities and are none of the actions' choices."""
+        rows = [self._steps.builder.tried(output.register) for output in outputs]
+        endings = {one.output.ending for one in meaning.read}
+        if endings == {"log_softmax"}:
+            rows = [np.exp(values) for values in rows]
+        elif {one.form for one in meaning.read} != {"probabilities"}:
+            return
+        flat = [values.reshape(len(values), -1) for values in rows]
+        check_probabilities(SUBJECT, meaning.components, np.concatenate(flat, axis=1))
 
     def _source(self, one: ReadOutput, output: Output) -> int:
         """Return the register of an output's numbers, as the distribution takes them."""

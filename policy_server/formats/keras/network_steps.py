@@ -99,7 +99,7 @@ class Steps:
         if function is not None and x in self.bounds:
             low, high = (function(side, np.asarray(value, np.float64)) for side in self.bounds[x])
             self.bounds[result] = np.minimum(low, high), np.maximum(low, high)
-            if x in self.endings:
+            if x in self.endings and self.endings[x][0] != "activation":
                 self.endings[result] = self.endings[x]
         return result
 

@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_server.formats.keras.activation_functions import activated, elu, leaky_relu, softmax
+from policy_server.formats.keras.activation_functions import (
+    activated,
+    elu,
+    leaky_relu,
+    relu,
+    softmax,
+)
 from policy_server.formats.keras.model_config import NO, Part
 from policy_server.formats.keras.network_steps import MOST_NUMBERS, Steps
 
@@ -71,8 +77,7 @@ def _relu(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> i
     slope = part.get("negative_slope", float, 0.0)
     part.expect("threshold", 0, 0.0, None)
     highest = part.get("max_value", float)
-    x = leaky_relu(steps, x, slope) if slope else steps.add("Relu", x)
-    return x if highest is None else steps.with_constant("Minimum", x, highest)
+    return relu(steps, x, slope, highest)
 
 
 def _softmax(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
@@ -88,7 +93,9 @@ def _prelu(steps: Steps, part: Part, inputs: Sequence[int], arrays: Arrays) -> i
     if len(arrays) != 1:
         part.refuse(f"has {len(arrays)} weights, expected one")
     below = steps.with_constant("Mul", steps.with_constant("Minimum", x, 0), arrays[0])
-    return steps.add("AddV2", steps.add("Relu", x), below)
+    result = steps.add("AddV2", steps.add("Relu", x), below)
+    steps.endings[result] = ("activation", x)
+    return result
 
 
 def _rescaling(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:

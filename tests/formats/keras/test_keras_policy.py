@@ -102,6 +102,74 @@ def test_outputs_that_nothing_tells_the_meaning_of_are_refused(
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("outputs", "schema", "expected"),
+    [
+        (dense(4, "probs", "sigmoid"), None, r"its probabilities sum to [\d.]+ for an observation"),
+        (dense(4, "probs"), None, "its probabilities hold -.* expected none below 0"),
+        (
+            layers.Flatten(name="probs")(layers.Softmax()(layers.Reshape((2, 3))(dense(6)))),
+            None,
+            "its probabilities sum to 2 for an observation, expected 1",
+        ),
+        (
+            layers.Softmax(name="probs")(layers.Reshape((2, 3))(dense(6))),
+            "actions: {a: {choices: 2}, b: {choices: 4}}",
+            "its probabilities sum to",
+        ),
+        (
+            layers.Activation("log_softmax")(layers.Reshape((2, 3))(dense(6))),
+            "actions: {a: {choices: 2}, b: {choices: 4}}",
+            "its probabilities sum to",
+        ),
+    ],
+    ids=["sigmoids", "numbers", "two-softmaxes-in-one", "cut-elsewhere", "logarithms"],
+)
+def test_probabilities_of_no_distribution_over_the_choices_are_refused(
+    outputs: Keras, schema: str | None, expected: str, tmp_path: Path
+) -> None:
+    folder = save(keras.Model(INPUTS, outputs), tmp_path)
+
+    with pytest.raises(ModelError, match=expected):
+        load(folder, schema)
+
+
+def test_probabilities_that_another_layer_has_made_are_taken_by_their_name(tmp_path: Path) -> None:
+    positive = dense(3, activation="exponential")
+    model = keras.Model(
+        INPUTS, layers.Identity(name="probs")(positive / ops.sum(positive, axis=1, keepdims=True))
+    )
+
+    policy = load(save(model, tmp_path))
+
+    assert policy.signature.family == "categorical(3)"
+    assert np.exp(numbers(policy, ROWS)) == pytest.approx(np.asarray(model(ROWS)), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        *(
+            dense(3, activation=name)
+            for name in ("sigmoid", "relu", "relu6", "elu", "silu", "gelu")
+        ),
+        layers.ReLU(max_value=2.0)(dense(3)),
+        layers.LeakyReLU()(dense(3)),
+        layers.PReLU()(dense(3)),
+        ops.gelu(dense(3)),
+    ],
+    ids=[
+        *("sigmoid", "relu", "relu6", "elu", "silu", "gelu"),
+        *("layer", "leaky-layer", "prelu-layer", "function"),
+    ],
+)
+def test_activation_at_the_end_is_no_layer_of_logits(outputs: Keras, tmp_path: Path) -> None:
+    folder = save(keras.Model(INPUTS, outputs), tmp_path)
+
+    with pytest.raises(ModelError, match="ends with an activation, as a layer of features does"):
+        load(folder, "parameters: {discrete: True}")
+
+
 def test_rows_of_softmaxes_are_as_many_actions_where_schema_yaml_lists_them(tmp_path: Path) -> None:
     model = keras.Model(INPUTS, layers.Softmax()(layers.Reshape((2, 3))(dense(6))))
     theirs = np.asarray(model(ROWS))
