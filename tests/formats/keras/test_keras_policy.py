@@ -298,6 +298,93 @@ def test_sequence_of_open_length_is_one_step_with_memory(kind: str, tmp_path: Pa
     assert numbers(policy, ROWS[:1]) == pytest.approx(theirs[:1], abs=1e-5)
 
 
+def episode(build: Keras) -> keras.Model:
+    """Return a model over sequences of open length, which a function builds."""
+    steps = keras.Input((None, 4), name="steps")
+    return keras.Model(steps, layers.Dense(2, name="logits")(build(steps)))
+
+
+def lstm_of_all(x: Keras) -> Keras:
+    return layers.LSTM(3, return_sequences=True)(x)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda x: layers.GRU(4)(lstm_of_all(x)),
+        lambda x: lstm_of_all(x)[:, -1, :],
+        lambda x: layers.LSTM(3)(layers.LayerNormalization()(layers.Dense(5, "relu")(x))),
+        lambda x: layers.Concatenate()([layers.LSTM(3)(x), layers.GRU(2)(x)]),
+        lambda x: layers.LSTM(3)(layers.Conv1D(5, 1)(x)),
+    ],
+    ids=["stacked", "last-of-all", "dense-before", "side-by-side", "convolution-of-one"],
+)
+def test_model_whose_recurrent_layers_alone_see_time_is_stepped(
+    build: Keras, tmp_path: Path
+) -> None:
+    model = episode(build)
+
+    policy = load(save(model, tmp_path))
+
+    ours, theirs = sequence(model, policy, ROWS[:5])
+    assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_model_that_answers_every_step_is_stepped(tmp_path: Path) -> None:
+    model = episode(lstm_of_all)
+
+    policy = load(save(model, tmp_path))
+
+    ours, theirs = sequence(model, policy, ROWS[:1])
+    assert ours == pytest.approx(theirs[:, -1], abs=1e-5)
+
+
+def test_input_beside_a_sequence_may_stay_the_same(tmp_path: Path) -> None:
+    steps, goal = keras.Input((None, 4), name="steps"), keras.Input((2,), name="goal")
+    joined = layers.Concatenate()([layers.LSTM(3)(steps), goal])
+    model = keras.Model([steps, goal], layers.Dense(2, name="logits")(joined))
+
+    policy = load(save(model, tmp_path))
+
+    rows = np.concatenate([ROWS[:1], [[1.0, 2.0]]], axis=1)
+    theirs = np.asarray(model([ROWS[:1, None], rows[:, 4:]]))
+    assert numbers(policy, rows) == pytest.approx(theirs, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda x: layers.LSTM(3)(layers.Conv1D(4, 3, padding="causal")(x)),
+        lambda x: layers.LSTM(3)(layers.Conv1D(4, 3, padding="same")(x)),
+        lambda x: layers.LSTM(3)(layers.MaxPooling1D(2, strides=1, padding="same")(x)),
+        lambda x: layers.GlobalAveragePooling1D()(lstm_of_all(x)),
+        lambda x: layers.GlobalMaxPooling1D()(lstm_of_all(x)),
+        lambda x: layers.LSTM(3)(x - ops.mean(x, axis=1, keepdims=True)),
+        lambda x: lstm_of_all(x)[:, 0, :],
+    ],
+    ids=[
+        *("causal-convolution", "convolution", "pooling", "global-mean", "global-largest"),
+        *("mean", "first-of-all"),
+    ],
+)
+def test_model_with_another_layer_that_sees_time_is_refused(build: Keras, tmp_path: Path) -> None:
+    folder = save(episode(build), tmp_path)
+
+    with pytest.raises(ModelError, match="another layer than the recurrent ones looks at several"):
+        load(folder)
+
+
+def test_model_that_only_takes_one_step_at_once_is_refused(tmp_path: Path) -> None:
+    folder = save(episode(lambda x: ops.reshape(lstm_of_all(x), (-1, 3))), tmp_path)
+
+    with pytest.raises(
+        ModelError, match=r"over 4 steps at once, .* \(.*does not keep each"
+    ) as caught:
+        load(folder)
+
+    assert "\n" not in caught.value.message
+
+
 def test_states_between_inputs_and_outputs_are_the_memory(tmp_path: Path) -> None:
     row = keras.Input((1, 4), name="row")
     hidden, cell = keras.Input((3,), name="h_in"), keras.Input((3,), name="c_in")
