@@ -148,6 +148,7 @@ class Model:
             arguments: results, numbers, and lists of these, in order.
             named: the same by name.
         """
+        self._steps.layer = layer
         if layer.is_operation:
             return self._operation(layer, arguments, named)
         state = named.pop("initial_state", None)

@@ -18,7 +18,8 @@ from policy_server.formats.keras.activation_functions import (
     softmax,
 )
 from policy_server.formats.keras.model_config import NO, Part
-from policy_server.formats.keras.network_steps import MOST_NUMBERS, Steps
+from policy_server.formats.keras.network_steps import Steps
+from policy_server.formats.keras.result_sizes import MOST_NUMBERS
 
 __all__ = ["LAYERS", "Arrays", "Layer", "shaped"]
 

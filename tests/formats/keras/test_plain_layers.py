@@ -262,6 +262,39 @@ def test_parts_that_are_not_computed_are_refused_by_name(
     assert "\n" not in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("build", "shape", "kind"),
+    [
+        (
+            lambda x: layers.Multiply()(
+                [layers.Reshape((3000, 1))(x), layers.Reshape((1, 3000))(x)]
+            ),
+            (3000,),
+            "Multiply",
+        ),
+        (
+            lambda x: layers.Reshape((100_000, 1))(x) > layers.Reshape((1, 100_000))(x),
+            (100_000,),
+            "Greater",
+        ),
+        (lambda x: layers.Dense(50)(layers.Reshape((100_000, 1))(x)), (100_000,), "Dense"),
+        (layers.Conv2D(50, 1), (300, 300, 1), "Conv2D"),
+        (layers.Embedding(2, 50), (100_000,), "Embedding"),
+        (lambda x: layers.Concatenate()([x] * 50), (100_000,), "Concatenate"),
+        (lambda x: ops.stack([x] * 50, axis=1), (100_000,), "Stack"),
+    ],
+    ids=["product", "comparison", "dense", "convolution", "embedding", "joined", "stacked"],
+)
+def test_result_that_is_too_large_is_refused_before_it_is_computed(
+    build: Build, shape: tuple[int, ...], kind: str, tmp_path: Path
+) -> None:
+    inputs = keras.Input(shape)
+    folder = save(keras.Model(inputs, build(inputs)), tmp_path)
+
+    with pytest.raises(ModelError, match=rf"\({kind}\): its result has [\d,]+ numbers for one"):
+        load(folder, ACTION)
+
+
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     folder = save(keras.Sequential([keras.Input((4,)), layers.Dense(3)]), tmp_path)
     change_config(folder, lambda config: config["config"]["layers"][1]["config"].update(units=4))
