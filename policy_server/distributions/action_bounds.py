@@ -1,7 +1,8 @@
 """schema.yaml's bounds of continuous actions, and the probability that they cut one.
 
 An action beyond a bound is answered as the bound. The bound is thus drawn with a probability above
-zero: the normal distribution's mass beyond it.
+zero: the normal distribution's mass beyond it. A dimension whose bounds are equal has one answer,
+with the probability 1.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class ActionBounds:
         self._low, self._high = np.array(part.low, float), np.array(part.high, float)
         self._scale = (self._high - self._low) / 2.0 if part.is_normalized else None
         self.scale = np.ones(part.size) if self._scale is None else self._scale
-        self._log_scale = np.log(self.scale)
+        self._is_locked = self._low == self._high
+        self._has_locked = bool(self._is_locked.any())
+        self._log_scale = np.log(np.where(self._is_locked, 1.0, self.scale))
         # The limits in the policy's own numbers, before the tanh.
         self._lowest, self._highest = self._low, self._high
         if part.is_normalized:
@@ -55,6 +58,7 @@ class ActionBounds:
         # A tanh may be rounded to a bound that it can't exceed.
         self._cut_low = np.where(self._lowest == -np.inf, np.nan, self._low)
         self._cut_high = np.where(self._highest == np.inf, np.nan, self._high)
+        self._cut_low[self._is_locked] = self._low[self._is_locked]
 
     def rescale(self, values: Float64Array) -> Float64Array:
         """Return actions in the environment's units, before they are cut.
@@ -95,6 +99,7 @@ class ActionBounds:
                 cut_low=float(self._cut_low[place]),
                 cut_high=float(self._cut_high[place]),
                 is_cutting=self.is_cutting,
+                is_locked=bool(self._is_locked[place]),
             )
             for place in range(len(self._low))
         ]
@@ -118,9 +123,10 @@ class ActionBounds:
 
         Returns:
             float64[B, size] at the lower bounds, and at the upper ones; -inf where nothing is cut.
+            Where the two are equal, the lower one has it all.
         """
-        low = (self._lowest - rows.mean) / rows.std
-        high = (rows.mean - self._highest) / rows.std
+        low = np.where(self._is_locked, np.inf, (self._lowest - rows.mean) / rows.std)
+        high = np.where(self._is_locked, -np.inf, (rows.mean - self._highest) / rows.std)
         return _log_probabilities(low), _log_probabilities(high)
 
     def log_densities(
@@ -134,7 +140,7 @@ class ActionBounds:
             answers: float64[B, size], as `apply` returns them.
 
         Returns:
-            float64[B, size]; densities in the environment's units.
+            float64[B, size]; densities in the environment's units. 0 where the bounds are equal.
         """
         logarithms = rows.log_densities(values) - self._log_scale
         if self.is_cutting:
@@ -143,6 +149,8 @@ class ActionBounds:
             if is_cut.any():
                 beyond = np.where(is_low, self._lowest - rows.mean, rows.mean - self._highest)
                 logarithms[is_cut] = _log_probabilities(beyond[is_cut] / rows.std[is_cut])
+        if self._has_locked:
+            logarithms[:, self._is_locked] = 0.0
         return logarithms
 
 
@@ -160,6 +168,7 @@ class DimensionBounds:
         cut_low: `low` where the distribution goes beyond it, else NaN.
         cut_high: the same for `high`.
         is_cutting: the distribution goes beyond a bound of the component.
+        is_locked: the bounds are equal, so that every answer is the same.
     """
 
     scale: float | None
@@ -171,6 +180,7 @@ class DimensionBounds:
     cut_low: float
     cut_high: float
     is_cutting: bool
+    is_locked: bool
 
     def apply(self, value: float) -> float:
         """Return an action as it is answered; see `ActionBounds.apply`.
@@ -201,6 +211,8 @@ class DimensionBounds:
             mean: the mean in the policy's own space, before the tanh.
             std: the deviation.
         """
+        if self.is_locked:
+            return 0.0, -math.inf
         return (
             log_normal_probability((self.lowest - mean) / std),
             log_normal_probability((mean - self.highest) / std),
@@ -215,6 +227,8 @@ class DimensionBounds:
             mean: the mean in the policy's own space, before the tanh.
             std: the deviation.
         """
+        if self.is_locked:
+            return 0.0
         if self.is_cutting:
             if answer == self.cut_low:
                 return log_normal_probability((self.lowest - mean) / std)

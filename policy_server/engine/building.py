@@ -226,6 +226,17 @@ class NetworkBuilder:
         """
         return [value.shape for value in self._trials[register].values]
 
+    def tried(self, register: int) -> Array:
+        """Return a register's value for the largest batch of random observations it was tried on.
+
+        Args:
+            register: its number.
+
+        Returns:
+            One row an observation; a constant may have fewer.
+        """
+        return self._trials[register].values[-1]
+
     def dtype(self, register: int) -> np.dtype[Any]:
         """Return the type of a register's numbers.
 

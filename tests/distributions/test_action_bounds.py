@@ -186,3 +186,75 @@ def test_action_beyond_a_bound_is_answered_as_the_bound_itself(low: float, high:
     assert answers[:2].tolist() == [[low], [low]]
     assert answers[3:].tolist() == [[high]] * 3
     assert low < answers[2, 0] < high
+
+
+LOCKED = pytest.mark.parametrize(
+    ("kind", "is_normalized"),
+    [
+        ("squashed_normal", True),
+        ("squashed_normal", False),
+        ("normal", True),
+        ("normal", False),
+    ],
+    ids=["squashed-rescaled", "squashed-clipped", "rescaled", "clipped"],
+)
+
+
+@LOCKED
+@pytest.mark.parametrize("lock", [0.5, -1.0, 1.0])
+@pytest.mark.parametrize("is_deterministic", [True, False], ids=["mode", "draw"])
+def test_dimension_whose_bounds_are_equal_leaves_the_probability_to_the_others(
+    kind: ComponentKind,
+    is_normalized: bool,  # noqa: FBT001 -- by parametrize
+    lock: float,
+    is_deterministic: bool,  # noqa: FBT001 -- by parametrize
+) -> None:
+    both = ActionDistribution(
+        [bounded(kind, (-2.0, lock), (1.5, lock), is_normalized=is_normalized)]
+    )
+    alone = ActionDistribution([bounded(kind, (-2.0,), (1.5,), is_normalized=is_normalized)])
+    chosen, seeds = np.array([is_deterministic] * 3), np.array([3, 4, 5])
+    rows = np.array([[0.3, 0.2, -1, -1], [2.5, -9, 0, 0], [-2.5, 9, 0.5, 0]], np.float32)
+    of_one = rows[:, [0, 2]]
+
+    answers = [
+        (
+            both.answer(rows, is_deterministic=chosen, seeds=seeds),
+            alone.answer(of_one, is_deterministic=chosen, seeds=seeds),
+        ),
+        (
+            both.answer_in_arrays(rows, is_deterministic=chosen, seeds=seeds),
+            alone.answer_in_arrays(of_one, is_deterministic=chosen, seeds=seeds),
+        ),
+    ]
+
+    for found, expected in answers:
+        assert found.actions[:, 1].tolist() == [lock] * 3
+        if is_deterministic:
+            assert found.actions[:, 0] == pytest.approx(expected.actions[:, 0])
+            assert found.log_probability == pytest.approx(expected.log_probability)
+        assert np.isfinite(found.log_probability).all()
+    assert answers[0][0].log_probability == pytest.approx(answers[1][0].log_probability)
+
+
+@LOCKED
+def test_dimension_whose_bounds_are_equal_has_its_whole_mass_at_one(
+    kind: ComponentKind,
+    is_normalized: bool,  # noqa: FBT001 -- by parametrize
+) -> None:
+    part = bounded(kind, (-2.0, 0.5), (1.5, 0.5), is_normalized=is_normalized)
+    distribution = ActionDistribution([part])
+    row = np.array([[0.3, 0.2, -1, -1]], np.float32)
+
+    (described,) = distribution.describe(row)
+    singly = distribution.few_rows.describe(row[0].tolist())
+
+    assert singly is not None
+    assert np.isfinite([*singly[0]["mean"], *singly[0]["std"]]).all()
+    if part.is_clipped:
+        assert described.mass_at_low is not None
+        assert described.mass_at_high is not None
+        assert (described.mass_at_low[0, 1], described.mass_at_high[0, 1]) == (1.0, 0.0)
+        assert (singly[0]["mass_at_low"][1], singly[0]["mass_at_high"][1]) == (1.0, 0.0)
+        assert distribution.at_bound(np.array([[0.1, 0.5]])).tolist() == [[False, True]]
+        assert distribution.columns_at_bound([0.1, 0.5]) == [1]

@@ -10,7 +10,7 @@ import numpy as np
 from policy_server.formats.keras.model_config import Part, part_of
 from policy_server.formats.keras.network_steps import Steps
 
-__all__ = ["ACTIVATIONS", "activated", "elu", "gelu", "leaky_relu", "softmax", "tanh_gelu"]
+__all__ = ["ACTIVATIONS", "activated", "elu", "gelu", "leaky_relu", "relu", "softmax", "tanh_gelu"]
 
 _Activation = Callable[[Steps, int], int]
 
@@ -35,7 +35,7 @@ def leaky_relu(steps: Steps, x: int, slope: float) -> int:
         x: the register of its input.
         slope: the factor below zero.
     """
-    return steps.add("LeakyRelu", x, alpha=slope)
+    return _featured(steps, x, steps.add("LeakyRelu", x, alpha=slope))
 
 
 def elu(steps: Steps, x: int, alpha: float = 1.0) -> int:
@@ -47,10 +47,25 @@ def elu(steps: Steps, x: int, alpha: float = 1.0) -> int:
         alpha: the factor below zero.
     """
     curve = steps.add("Elu", x)
-    if alpha == 1.0:
-        return curve
-    is_above = steps.with_constant("Greater", x, 0)
-    return steps.add("SelectV2", is_above, x, steps.with_constant("Mul", curve, alpha))
+    if alpha != 1.0:
+        is_above = steps.with_constant("Greater", x, 0)
+        curve = steps.add("SelectV2", is_above, x, steps.with_constant("Mul", curve, alpha))
+    return _featured(steps, x, curve)
+
+
+def relu(steps: Steps, x: int, slope: float = 0.0, highest: float | None = None) -> int:
+    """Return the register of the input above zero, and less steep below.
+
+    Args:
+        steps: the network.
+        x: the register of its input.
+        slope: the factor below zero.
+        highest: the largest number that is left; None for any.
+    """
+    result = leaky_relu(steps, x, slope) if slope else steps.add("Relu", x)
+    if highest is not None:
+        result = steps.with_constant("Minimum", result, highest)
+    return _featured(steps, x, result)
 
 
 def activated(steps: Steps, x: int, part: Part, key: str = "activation") -> int:
@@ -80,6 +95,13 @@ def activated(steps: Steps, x: int, part: Part, key: str = "activation") -> int:
     return ACTIVATIONS[name](steps, x)
 
 
+def _featured(steps: Steps, x: int, result: int) -> int:
+    """Return the result of a function that ends a layer of features, and note it."""
+    if result != x:
+        steps.endings[result] = ("activation", x)
+    return result
+
+
 def _of_layer(steps: Steps, x: int, part: Part, inner: Part) -> int:
     if inner.kind in ("LeakyReLU", "LeakyRelu"):
         return leaky_relu(steps, x, inner.get("negative_slope", float, 0.3))
@@ -105,7 +127,7 @@ def _tanh(steps: Steps, x: int) -> int:
 
 
 def _sigmoid(steps: Steps, x: int) -> int:
-    result = steps.add("Sigmoid", x)
+    result = _featured(steps, x, steps.add("Sigmoid", x))
     steps.bounds[result] = np.asarray(0.0), np.asarray(1.0)
     return result
 
@@ -130,7 +152,7 @@ def tanh_gelu(steps: Steps, x: int) -> int:
     inner = steps.add("AddV2", x, steps.with_constant("Mul", cube, 0.044715))
     curve = steps.add("Tanh", steps.with_constant("Mul", inner, math.sqrt(2 / math.pi)))
     half = steps.with_constant("Mul", x, 0.5)
-    return steps.add("Mul", half, steps.with_constant("AddV2", curve, 1))
+    return _featured(steps, x, steps.add("Mul", half, steps.with_constant("AddV2", curve, 1)))
 
 
 def gelu(steps: Steps, x: int) -> int:
@@ -142,7 +164,7 @@ def gelu(steps: Steps, x: int) -> int:
     """
     curve = steps.add("erf", steps.with_constant("Mul", x, math.sqrt(0.5)))
     half = steps.with_constant("Mul", x, 0.5)
-    return steps.add("Mul", half, steps.with_constant("AddV2", curve, 1))
+    return _featured(steps, x, steps.add("Mul", half, steps.with_constant("AddV2", curve, 1)))
 
 
 def _mish(steps: Steps, x: int) -> int:
@@ -157,34 +179,37 @@ def _step(operation: str) -> _Activation:
     return lambda steps, x: steps.add(operation, x)
 
 
+def _feature(function: _Activation) -> _Activation:
+    return lambda steps, x: _featured(steps, x, function(steps, x))
+
+
 def _gated(gate: _Activation) -> _Activation:
     return lambda steps, x: steps.add("Mul", x, gate(steps, x))
 
 
-_RELU = _step("Relu")
 ACTIVATIONS: Mapping[str, _Activation] = {
     "celu": elu,
     "elu": elu,
     "exponential": _step("Exp"),
     "gelu": gelu,
-    "hard_sigmoid": _hard_sigmoid,
-    "hard_silu": _gated(_hard_sigmoid),
-    "hard_swish": _gated(_hard_sigmoid),
+    "hard_sigmoid": _feature(_hard_sigmoid),
+    "hard_silu": _feature(_gated(_hard_sigmoid)),
+    "hard_swish": _feature(_gated(_hard_sigmoid)),
     "hard_tanh": lambda steps, x: _clipped(steps, x, -1, 1),
     "leaky_relu": lambda steps, x: leaky_relu(steps, x, 0.2),
     "linear": lambda _steps, x: x,
     "log_sigmoid": _log_sigmoid,
     "log_softmax": _log_softmax,
-    "mish": _mish,
-    "relu": _RELU,
-    "relu6": lambda steps, x: steps.with_constant("Minimum", _RELU(steps, x), 6),
-    "selu": _step("Selu"),
+    "mish": _feature(_mish),
+    "relu": relu,
+    "relu6": lambda steps, x: relu(steps, x, highest=6),
+    "selu": _feature(_step("Selu")),
     "sigmoid": _sigmoid,
-    "silu": _gated(_step("Sigmoid")),
+    "silu": _feature(_gated(_step("Sigmoid"))),
     "softmax": softmax,
-    "softplus": _step("Softplus"),
-    "softsign": _step("Softsign"),
-    "swish": _gated(_step("Sigmoid")),
+    "softplus": _feature(_step("Softplus")),
+    "softsign": _feature(_step("Softsign")),
+    "swish": _feature(_gated(_step("Sigmoid"))),
     "tanh": _tanh,
     "tanh_shrink": lambda steps, x: steps.add("Sub", x, steps.add("Tanh", x)),
 }

@@ -10,8 +10,9 @@ import numpy as np
 
 from policy_server.formats.keras.activation_functions import activated
 from policy_server.formats.keras.model_config import Part
-from policy_server.formats.keras.network_steps import MOST_NUMBERS, Steps
+from policy_server.formats.keras.network_steps import Steps
 from policy_server.formats.keras.plain_layers import Arrays, Layer, shaped
+from policy_server.formats.keras.result_sizes import MOST_NUMBERS
 
 __all__ = ["CONVOLUTIONS"]
 

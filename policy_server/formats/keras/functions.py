@@ -14,7 +14,7 @@ from policy_server.formats.keras.activation_functions import (
     tanh_gelu,
 )
 from policy_server.formats.keras.call_arguments import Arguments, Function
-from policy_server.formats.keras.network_steps import MOST_NUMBERS
+from policy_server.formats.keras.result_sizes import MOST_NUMBERS
 from policy_server.formats.keras.shape_functions import SHAPING
 
 __all__ = ["FUNCTIONS"]

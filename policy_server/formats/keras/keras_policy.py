@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from policy_server.engine.network import CompiledPolicy, NetworkPolicy
 from policy_server.errors import ModelError
@@ -14,7 +17,14 @@ from policy_server.formats.keras.model_inputs import ModelInput, inputs_of, memo
 from policy_server.formats.keras.model_parts import layers_below
 from policy_server.formats.keras.network_steps import Steps
 from policy_server.formats.keras.stored_weights import Weights, read_weights
+from policy_server.formats.keras.window_check import (
+    WINDOW,
+    Run,
+    check_window,
+    uncomputed_window,
+)
 from policy_server.formats.output_meaning import Meaning, NetworkOutput, ReadOutput, read_meaning
+from policy_server.formats.probability_checks import check_probabilities
 from policy_server.formats.scaled_actions import without_rescaling
 from policy_server.policy import ObservationPart, PolicySignature, SignatureTensor
 from policy_server.schema import ServerSchema
@@ -57,7 +67,7 @@ def load_policy(
     try:
         part = read_config(config)
         loading = _Loading(part, read_weights(weights), schema)
-        return loading.policy(schema, version)
+        return loading.policy(version)
     except RecursionError as error:
         raise ModelError(f"{SUBJECT}: is nested too deeply; no model is") from error
 
@@ -80,10 +90,12 @@ def _version(metadata: Path | None) -> str:
 class _Loading:
     """One model on its way to a policy."""
 
-    def __init__(self, part: Part, weights: Weights, schema: ServerSchema | None) -> None:
-        self._part = part
+    def __init__(
+        self, part: Part, weights: Weights, schema: ServerSchema | None, *, length: int = 1
+    ) -> None:
+        self._part, self._weights, self._schema = part, weights, schema
         dtype = _dtype_of(part)
-        inputs = inputs_of(part)
+        inputs = inputs_of(part, length)
         self._memory = memory_of(part, inputs)
         observed = [item for item in inputs if item.name not in self._memory.inputs]
         self._observed = ordered(observed, schema)
@@ -117,9 +129,9 @@ class _Loading:
             registers[name] = self._state(index)
         return self._model.run(self._part, [registers[item.name] for item in inputs])
 
-    def policy(self, schema: ServerSchema | None, version: str) -> NetworkPolicy:
+    def policy(self, version: str) -> NetworkPolicy:
         """Return the policy that the model's outputs give."""
-        after = self._memory.after(self._outputs, self._model.states)
+        schema, after = self._schema, self._after()
         shown = {
             output.name: (self._network_output(output, schema), output)
             for output in self._outputs
@@ -133,6 +145,9 @@ class _Loading:
             for item, output in shown.values()
             if output.register in steps.bounds
         }
+        self._check_probabilities(meaning, [shown[one.output.name][1] for one in meaning.read])
+        if any(item.is_sequence for item in self._observed):
+            self._check_window([one.output.name for one in meaning.read])
         read = [self._source(one, shown[one.output.name][1]) for one in meaning.read]
         result = steps.joined(*[steps.number(x) for x in (*read, *after)])
         builder = steps.builder
@@ -164,6 +179,37 @@ class _Loading:
         described = describe_signature(signature, without_rescaling(meaning, schema, bounds))
         return NetworkPolicy(CompiledPolicy(described, network))
 
+    def _after(self) -> list[int]:
+        """Return the registers of the memory after the step."""
+        return self._memory.after(self._outputs, self._model.states)
+
+    def _check_window(self, names: Sequence[str]) -> None:
+        """Refuse a model that gives other numbers for a whole window than step by step."""
+        shapes = {output.name: self._steps.shape(output.register) for output in self._outputs}
+        shapes = {name: shapes[name] for name in names}
+        try:
+            window = _Loading(self._part, self._weights, self._schema, length=WINDOW)
+            step, whole = self.last_step(shapes), window.last_step(shapes)
+        except ModelError as error:
+            raise uncomputed_window(error) from error
+        check_window(step, whole, self._observed, self._memory.width, self._steps.dtype)
+
+    def last_step(self, shapes: Mapping[str, tuple[int, ...]]) -> Run:
+        """Return the function of outputs' numbers at the last step, followed by the memory.
+
+        Args:
+            shapes: the outputs' shapes for one step, by their names.
+        """
+        steps, found = self._steps, []
+        registers = {output.name: output.register for output in self._outputs}
+        for name, shape in shapes.items():
+            x = registers[name]
+            if steps.shape(x) != shape:
+                x = steps.part(x, 0, steps.shape(x)[0] - 1, 1)
+            found.append(steps.number(steps.reshape(x, (math.prod(shape),))))
+        result = steps.joined(*found, *[steps.number(x) for x in self._after()])
+        return steps.builder.finish(result).compile()
+
     def _observed_part(self, item: ModelInput) -> ObservationPart:
         return ObservationPart(
             item.name if len(self._observed) > 1 else "",
@@ -190,6 +236,17 @@ class _Loading:
                 f"schema.yaml with 'choices: {shape[-1]}' each"
             )
         return whole
+
+    def _check_probabilities(self, meaning: Meaning, outputs: Sequence[Output]) -> None:
+        """Refuse outputs that are read as probabilities and are none of the actions' choices."""
+        rows = [self._steps.builder.tried(output.register) for output in outputs]
+        endings = {one.output.ending for one in meaning.read}
+        if endings == {"log_softmax"}:
+            rows = [np.exp(values) for values in rows]
+        elif {one.form for one in meaning.read} != {"probabilities"}:
+            return
+        flat = [values.reshape(len(values), -1) for values in rows]
+        check_probabilities(SUBJECT, meaning.components, np.concatenate(flat, axis=1))
 
     def _source(self, one: ReadOutput, output: Output) -> int:
         """Return the register of an output's numbers, as the distribution takes them."""

@@ -19,6 +19,7 @@ from policy_server.formats.keras.model_parts import (
     is_model,
 )
 from policy_server.formats.keras.network_steps import Steps
+from policy_server.formats.keras.normalization_layers import NORMALIZATIONS
 from policy_server.formats.keras.plain_layers import LAYERS
 from policy_server.formats.keras.recurrent_layers import RECURRENT, unrolled
 from policy_server.formats.keras.stored_weights import Weights
@@ -26,7 +27,7 @@ from policy_server.formats.keras.stored_weights import Weights
 __all__ = ["Model", "Output"]
 
 _MOST_CALLS = 5_000
-_KNOWN = {**LAYERS, **CONVOLUTIONS}
+_KNOWN = {**LAYERS, **CONVOLUTIONS, **NORMALIZATIONS}
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ class Model:
             arguments: results, numbers, and lists of these, in order.
             named: the same by name.
         """
+        self._steps.layer = layer
         if layer.is_operation:
             return self._operation(layer, arguments, named)
         state = named.pop("initial_state", None)

@@ -32,9 +32,9 @@ class ModelInput:
 
     Attributes:
         name: its name.
-        shape: of one row; an open length of a sequence is 1.
+        shape: of one row; for an open length of a sequence the number of steps it is built for.
         dtype: NumPy's name of its type.
-        is_sequence: whether its length is open, so that a row is one step of it.
+        is_sequence: whether its length is open, so that an observation is one step of it.
     """
 
     name: str
@@ -93,11 +93,12 @@ class Memory:
         return [found[index] for index in sorted(found)]
 
 
-def inputs_of(part: Part) -> list[ModelInput]:
+def inputs_of(part: Part, length: int = 1) -> list[ModelInput]:
     """Return a model's inputs in Keras's order.
 
     Args:
         part: the model.
+        length: how many steps a sequence of an open length has.
 
     Raises:
         ModelError: if their sizes are open or too large, or their type is none of numbers.
@@ -106,23 +107,23 @@ def inputs_of(part: Part) -> list[ModelInput]:
     if part.kind == "Sequential":
         names = [*layers][:1]
         if not names:
-            return [_sequential_input(part)]
+            return [_sequential_input(part, length)]
     else:
         names = [key[0] for _, key in histories(part.settings.get("input_layers"))]
     missing = [name for name in names if name not in layers]
     if missing or not names:
         raise ModelError(f"{SUBJECT}: has no input layer; begin it with keras.Input")
-    return [_input(layers[name]) for name in names]
+    return [_input(layers[name], length) for name in names]
 
 
-def _sequential_input(part: Part) -> ModelInput:
+def _sequential_input(part: Part, length: int) -> ModelInput:
     shape = part.settings.get("build_input_shape")
     if not isinstance(shape, list) or len(shape) < 2:
         part.refuse("has no input layer; begin it with keras.Input")
-    return _shaped(part, "observations", shape, "float32")
+    return _shaped(part, "observations", shape, "float32", length)
 
 
-def _input(layer: Part) -> ModelInput:
+def _input(layer: Part, length: int) -> ModelInput:
     for key in ("sparse", "ragged", "optional"):
         layer.expect(key, *NO)
     shape, dtype = layer.settings.get("batch_shape"), layer.settings.get("dtype", "float32")
@@ -130,13 +131,13 @@ def _input(layer: Part) -> ModelInput:
         layer.refuse(f"takes {str(dtype)[:40]}, expected numbers")
     if not isinstance(shape, list) or not shape:
         layer.refuse("states no batch_shape; save the model again")
-    return _shaped(layer, layer.name, shape, str(dtype))
+    return _shaped(layer, layer.name, shape, str(dtype), length)
 
 
-def _shaped(layer: Part, name: str, shape: Sequence[object], dtype: str) -> ModelInput:
+def _shaped(layer: Part, name: str, shape: Sequence[object], dtype: str, length: int) -> ModelInput:
     sizes = shape[1:]
     is_sequence = len(sizes) > 1 and sizes[0] is None
-    known = [1, *sizes[1:]] if is_sequence else list(sizes)
+    known = [length, *sizes[1:]] if is_sequence else list(sizes)
     if not all(isinstance(size, int) and size > 0 for size in known):
         layer.refuse(f"has the open shape {list(shape)}; give the sizes of an observation")
     found = ModelInput(name, tuple(int(str(size)) for size in known), dtype, is_sequence)

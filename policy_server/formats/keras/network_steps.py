@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,14 +11,12 @@ from numpy.typing import ArrayLike
 from policy_server.engine.building import NetworkBuilder
 from policy_server.engine.network import FAILURES
 from policy_server.errors import ModelError
-from policy_server.formats.keras.model_config import SUBJECT
+from policy_server.formats.keras.model_config import SUBJECT, Part
+from policy_server.formats.keras.result_sizes import MOST_NUMBERS, result_size
 from policy_server.formats.output_meaning import Ending
 from policy_server.formats.scaled_actions import Bounds
 
-__all__ = ["MOST_NUMBERS", "Steps"]
-
-MOST_NUMBERS = 4_000_000
-"""The largest result of a layer for one observation."""
+__all__ = ["Steps"]
 
 _AFFINE = {
     "AddV2": np.add,
@@ -36,6 +34,7 @@ class Steps:
         dtype: the type of the model's numbers, float32 or float64.
         endings: for the result of a softmax, a tanh and the like, its name and its input.
         bounds: the least and the most that a tanh or a sigmoid leaves, after a scaling too.
+        layer: the layer whose steps are added now, for messages; None for none.
     """
 
     def __init__(self, width: int, dtype: str) -> None:
@@ -49,6 +48,7 @@ class Steps:
         self.dtype = np.dtype(dtype)
         self.endings: dict[int, tuple[Ending, int]] = {}
         self.bounds: dict[int, Bounds] = {}
+        self.layer: Part | None = None
 
     def add(self, operation: str, *inputs: int, **attributes: Any) -> int:  # noqa: ANN401 -- by operation
         """Return the register of a step's result.
@@ -59,8 +59,16 @@ class Steps:
             attributes: its constant attributes.
 
         Raises:
-            ModelError: if the inputs don't fit each other.
+            ModelError: if the inputs don't fit each other, or the result is too large.
         """
+        shapes = [self.builder.shapes(x)[0] for x in inputs]
+        last = self.builder.constant(inputs[-1])
+        size = result_size(operation, shapes, last, attributes)
+        if size is not None and size > MOST_NUMBERS:
+            self._refuse(
+                f"its result has {size:,} numbers for one observation, expected at most "
+                f"{MOST_NUMBERS:,}; make its inputs smaller"
+            )
         try:
             return self.builder.add(operation, inputs, tuple(attributes.items()))
         except FAILURES as error:
@@ -68,6 +76,13 @@ class Steps:
             raise ModelError(
                 f"{SUBJECT}: a layer does not fit its inputs or weights ({operation}: {words})"
             ) from error
+        except MemoryError:
+            self._refuse("its result takes more memory than there is; make its inputs smaller")
+
+    def _refuse(self, words: str) -> NoReturn:
+        if self.layer is not None:
+            self.layer.refuse(words)
+        raise ModelError(f"{SUBJECT}: {words}")
 
     def keep(self, value: ArrayLike) -> int:
         """Return the register of a constant; floats take the model's type.
@@ -99,7 +114,7 @@ class Steps:
         if function is not None and x in self.bounds:
             low, high = (function(side, np.asarray(value, np.float64)) for side in self.bounds[x])
             self.bounds[result] = np.minimum(low, high), np.maximum(low, high)
-            if x in self.endings:
+            if x in self.endings and self.endings[x][0] != "activation":
                 self.endings[result] = self.endings[x]
         return result
 

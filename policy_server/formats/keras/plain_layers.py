@@ -1,4 +1,4 @@
-"""Keras's layers as steps, but for convolutions, pooling and recurrent layers."""
+"""Keras's layers as steps, but for convolutions, pooling, normalisation and recurrent layers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_server.formats.keras.activation_functions import activated, elu, leaky_relu, softmax
+from policy_server.formats.keras.activation_functions import (
+    activated,
+    elu,
+    leaky_relu,
+    relu,
+    softmax,
+)
 from policy_server.formats.keras.model_config import NO, Part
-from policy_server.formats.keras.network_steps import MOST_NUMBERS, Steps
+from policy_server.formats.keras.network_steps import Steps
+from policy_server.formats.keras.result_sizes import MOST_NUMBERS
 
 __all__ = ["LAYERS", "Arrays", "Layer", "shaped"]
 
@@ -71,8 +78,7 @@ def _relu(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> i
     slope = part.get("negative_slope", float, 0.0)
     part.expect("threshold", 0, 0.0, None)
     highest = part.get("max_value", float)
-    x = leaky_relu(steps, x, slope) if slope else steps.add("Relu", x)
-    return x if highest is None else steps.with_constant("Minimum", x, highest)
+    return relu(steps, x, slope, highest)
 
 
 def _softmax(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
@@ -88,35 +94,9 @@ def _prelu(steps: Steps, part: Part, inputs: Sequence[int], arrays: Arrays) -> i
     if len(arrays) != 1:
         part.refuse(f"has {len(arrays)} weights, expected one")
     below = steps.with_constant("Mul", steps.with_constant("Minimum", x, 0), arrays[0])
-    return steps.add("AddV2", steps.add("Relu", x), below)
-
-
-def _normalization(steps: Steps, part: Part, inputs: Sequence[int], arrays: Arrays) -> int:
-    """Normalise by statistics of training.
-
-    Source: Keras `Normalization`, which divides by max(sqrt(variance), 1e-7).
-    """
-    x = steps.number(inputs[0])
-    stated = [part.settings.get(key) for key in ("mean", "variance")]
-    if stated[0] is None:
-        if len(arrays) != 3:
-            part.refuse("has no statistics; call its adapt on observations before it is saved")
-        mean, variance = (np.asarray(array, np.float64) for array in arrays[:2])
-    else:
-        mean, variance = (np.asarray(value, np.float64) for value in stated)
-    axes = part.settings.get("axis", -1)
-    kept = [] if axes is None else axes if isinstance(axes, list) else [axes]
-    places = [steps.axis(x, axis) for axis in kept]
-    sizes = [size if at in places else 1 for at, size in enumerate(steps.shape(x))]
-    if mean.size != math.prod(sizes) or variance.size != mean.size:
-        if mean.size != 1 or variance.size != 1:
-            part.refuse(f"has statistics of {mean.size} numbers, expected {math.prod(sizes)}")
-        sizes = [1] * len(sizes)
-    mean, deviation = mean.reshape(sizes), np.sqrt(variance.reshape(sizes).astype(steps.dtype))
-    deviation = np.maximum(deviation, 1e-7)
-    if part.get("invert", bool, default=False):
-        return steps.with_constant("AddV2", steps.with_constant("Mul", x, deviation), mean)
-    return steps.with_constant("RealDiv", steps.with_constant("Sub", x, mean), deviation)
+    result = steps.add("AddV2", steps.add("Relu", x), below)
+    steps.endings[result] = ("activation", x)
+    return result
 
 
 def _rescaling(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
@@ -129,58 +109,15 @@ def _rescaling(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays)
     return steps.with_constant("AddV2", steps.with_constant("Mul", x, scale), offset)
 
 
-def _batch_normalization(steps: Steps, part: Part, inputs: Sequence[int], arrays: Arrays) -> int:
-    """Normalise by the moving moments of training.
+def _flatten(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
+    """Lay a row's numbers one after another, the channels last in any format.
 
-    Source: Keras `BatchNormalization`; weights gamma, beta, moving mean, moving variance.
+    Source: Keras `Flatten`, which moves the first axis to the end for `channels_first`.
     """
-    x = steps.number(inputs[0])
-    place = steps.axis(x, part.integers("axis", 1)[0])
-    size = steps.shape(x)[place]
-    flags = [part.get(key, bool, default=True) for key in ("scale", "center")]
-    found = [*shaped(part, arrays, *[(size,)] * (2 + sum(flags)))]
-    gamma = found.pop(0) if flags[0] else np.ones(size)
-    beta = found.pop(0) if flags[1] else np.zeros(size)
-    mean, variance = (np.asarray(array, np.float64) for array in found)
-    factor = gamma / np.sqrt(variance + part.get("epsilon", float, 1e-3))
-    form = [-1 if at == place else 1 for at in range(len(steps.shape(x)))]
-    x = steps.with_constant("Sub", x, mean.reshape(form))
-    x = steps.with_constant("Mul", x, factor.reshape(form))
-    return steps.with_constant("AddV2", x, np.reshape(beta, form))
-
-
-def _layer_normalization(steps: Steps, part: Part, inputs: Sequence[int], arrays: Arrays) -> int:
-    """Normalise each row by its own moments.
-
-    Source: Keras `LayerNormalization` and `RMSNormalization`; weights gamma, beta.
-    """
-    x = steps.number(inputs[0])
-    places = tuple(sorted(steps.axis(x, axis) for axis in part.integers("axis")))
-    is_rms = part.kind == "RMSNormalization" or part.get("rms_scaling", bool, default=False)
-    is_scaled = is_rms or part.get("scale", bool, default=True)
-    is_centred = not is_rms and part.get("center", bool, default=True)
-    sizes = tuple(steps.shape(x)[place] for place in places)
-    found = shaped(part, arrays, *[sizes] * (is_scaled + is_centred))
-    form = [size if at in places else 1 for at, size in enumerate(steps.shape(x))]
-    centred = x if is_rms else steps.add("Sub", x, steps.reduced("Mean", x, places, keeps=True))
-    spread = steps.reduced("Mean", steps.add("Square", centred), places, keeps=True)
-    epsilon = part.get("epsilon", float, 1e-3)
-    deviation = steps.add("Sqrt", steps.with_constant("AddV2", spread, epsilon))
-    x = steps.add("RealDiv", centred, deviation)
-    if is_scaled:
-        x = steps.with_constant("Mul", x, found[0].reshape(form))
-    return steps.with_constant("AddV2", x, found[-1].reshape(form)) if is_centred else x
-
-
-def _unit_normalization(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
-    x = steps.number(inputs[0])
-    places = tuple(steps.axis(x, axis) for axis in part.integers("axis"))
-    total = steps.reduced("Sum", steps.add("Square", x), places, keeps=True)
-    return steps.add("RealDiv", x, steps.add("Sqrt", steps.with_constant("Maximum", total, 1e-12)))
-
-
-def _flatten(steps: Steps, _part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
-    return steps.reshape(inputs[0], (steps.size(inputs[0]),))
+    x, rank = inputs[0], len(steps.shape(inputs[0]))
+    if part.settings.get("data_format") == "channels_first" and rank > 1:
+        x = steps.add("Transpose", x, steps.keep(np.array([0, *range(2, rank + 1), 1])))
+    return steps.reshape(x, (steps.size(x),))
 
 
 def _reshape(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
@@ -272,7 +209,6 @@ LAYERS: Mapping[str, Layer] = {
     "Activation": _activation,
     "Add": _merged("AddV2"),
     "Average": _average,
-    "BatchNormalization": _batch_normalization,
     "CategoryEncoding": _category_encoding,
     "Concatenate": _concatenate,
     "Dense": _dense,
@@ -282,23 +218,19 @@ LAYERS: Mapping[str, Layer] = {
     ),
     "Embedding": _embedding,
     "Flatten": _flatten,
-    "LayerNormalization": _layer_normalization,
     "LeakyReLU": lambda steps, part, inputs, _arrays: leaky_relu(
         steps, steps.number(inputs[0]), part.get("negative_slope", float, 0.3)
     ),
     "Maximum": _merged("Maximum"),
     "Minimum": _merged("Minimum"),
     "Multiply": _merged("Mul"),
-    "Normalization": _normalization,
     "PReLU": _prelu,
     "Permute": _permute,
-    "RMSNormalization": _layer_normalization,
     "ReLU": _relu,
     "RepeatVector": _repeat_vector,
     "Rescaling": _rescaling,
     "Reshape": _reshape,
     "Softmax": _softmax,
     "Subtract": _merged("Sub"),
-    "UnitNormalization": _unit_normalization,
 }
 """Keras's class names of layers, and the steps that compute them."""

@@ -14,6 +14,7 @@ from policy_server.errors import ModelError
 from policy_server.formats.onnx.action_outputs import Actions
 from policy_server.formats.onnx.graph_runs import GraphRuns, RowFunction
 from policy_server.formats.onnx.plan import Piece, Plan
+from policy_server.formats.probability_checks import check_probabilities
 from policy_server.policy import PolicySignature
 
 __all__ = ["check_mask", "checked_actions"]
@@ -46,7 +47,7 @@ def checked_actions(
     inputs = function(rows)[:, : sum(part.inputs for part in actions.components)]
     for piece in actions.pieces:
         if piece.transform == "log" and any(p.kind == "categorical" for p in actions.components):
-            _check_probabilities(graph.model.name, actions, inputs)
+            check_probabilities(graph.model.name, actions.components, np.exp(inputs))
     if not actions.modes:
         return actions
     widths = [item.columns for item in actions.outputs]
@@ -66,16 +67,6 @@ def checked_actions(
         f"{graph.model.name}: its output {actions.modes[0]!r} differs from the mode of the "
         "distribution that it draws from; export the logits, or mean and log_std"
     )
-
-
-def _check_probabilities(name: str, actions: Actions, inputs: Array) -> None:
-    for part in actions.components:
-        total = np.exp(inputs[:, part.first_input : part.first_input + part.size]).sum(axis=1)
-        if not np.allclose(total, 1, atol=_MODE_TOLERANCE):
-            raise ModelError(
-                f"{name}: its probabilities sum to {total[0]:.4g} for an observation, expected 1; "
-                "export the logits, or one softmax for each action"
-            )
 
 
 def check_mask(graph: GraphRuns, plan: Plan, signature: PolicySignature) -> None:

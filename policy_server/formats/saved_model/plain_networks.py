@@ -35,7 +35,9 @@ __all__ = ["is_plain_network", "read_network"]
 
 _SUBJECT = "saved_model.pb"
 _NUMBERED = re.compile(r"output_\d+")
+_ACTIVATIONS = ("Elu", "LeakyRelu", "Relu", "Relu6", "Selu", "Softplus", "Softsign")
 _ENDINGS: Mapping[str, Ending] = {
+    **dict.fromkeys(_ACTIVATIONS, "activation"),
     "ArgMax": "arg_max",
     "LogSoftmax": "log_softmax",
     "OneHot": "one_hot",
@@ -129,7 +131,9 @@ def _bounds(nodes: GraphNodes, tensor: str) -> tuple[Ending | None, Bounds | Non
     for operation, value in reversed(scales):
         sides = [_AFFINE[operation](side, value) for side in (low, high)]
         low, high = np.minimum(*sides), np.maximum(*sides)
-    return ("tanh" if node.op == "Tanh" else None), (low, high)
+    if node.op == "Tanh":
+        return "tanh", (low, high)
+    return (None if scales else "activation"), (low, high)
 
 
 def _told_name(

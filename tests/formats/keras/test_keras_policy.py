@@ -102,6 +102,74 @@ def test_outputs_that_nothing_tells_the_meaning_of_are_refused(
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("outputs", "schema", "expected"),
+    [
+        (dense(4, "probs", "sigmoid"), None, r"its probabilities sum to [\d.]+ for an observation"),
+        (dense(4, "probs"), None, "its probabilities hold -.* expected none below 0"),
+        (
+            layers.Flatten(name="probs")(layers.Softmax()(layers.Reshape((2, 3))(dense(6)))),
+            None,
+            "its probabilities sum to 2 for an observation, expected 1",
+        ),
+        (
+            layers.Softmax(name="probs")(layers.Reshape((2, 3))(dense(6))),
+            "actions: {a: {choices: 2}, b: {choices: 4}}",
+            "its probabilities sum to",
+        ),
+        (
+            layers.Activation("log_softmax")(layers.Reshape((2, 3))(dense(6))),
+            "actions: {a: {choices: 2}, b: {choices: 4}}",
+            "its probabilities sum to",
+        ),
+    ],
+    ids=["sigmoids", "numbers", "two-softmaxes-in-one", "cut-elsewhere", "logarithms"],
+)
+def test_probabilities_of_no_distribution_over_the_choices_are_refused(
+    outputs: Keras, schema: str | None, expected: str, tmp_path: Path
+) -> None:
+    folder = save(keras.Model(INPUTS, outputs), tmp_path)
+
+    with pytest.raises(ModelError, match=expected):
+        load(folder, schema)
+
+
+def test_probabilities_that_another_layer_has_made_are_taken_by_their_name(tmp_path: Path) -> None:
+    positive = dense(3, activation="exponential")
+    model = keras.Model(
+        INPUTS, layers.Identity(name="probs")(positive / ops.sum(positive, axis=1, keepdims=True))
+    )
+
+    policy = load(save(model, tmp_path))
+
+    assert policy.signature.family == "categorical(3)"
+    assert np.exp(numbers(policy, ROWS)) == pytest.approx(np.asarray(model(ROWS)), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        *(
+            dense(3, activation=name)
+            for name in ("sigmoid", "relu", "relu6", "elu", "silu", "gelu")
+        ),
+        layers.ReLU(max_value=2.0)(dense(3)),
+        layers.LeakyReLU()(dense(3)),
+        layers.PReLU()(dense(3)),
+        ops.gelu(dense(3)),
+    ],
+    ids=[
+        *("sigmoid", "relu", "relu6", "elu", "silu", "gelu"),
+        *("layer", "leaky-layer", "prelu-layer", "function"),
+    ],
+)
+def test_activation_at_the_end_is_no_layer_of_logits(outputs: Keras, tmp_path: Path) -> None:
+    folder = save(keras.Model(INPUTS, outputs), tmp_path)
+
+    with pytest.raises(ModelError, match="ends with an activation, as a layer of features does"):
+        load(folder, "parameters: {discrete: True}")
+
+
 def test_rows_of_softmaxes_are_as_many_actions_where_schema_yaml_lists_them(tmp_path: Path) -> None:
     model = keras.Model(INPUTS, layers.Softmax()(layers.Reshape((2, 3))(dense(6))))
     theirs = np.asarray(model(ROWS))
@@ -228,6 +296,93 @@ def test_sequence_of_open_length_is_one_step_with_memory(kind: str, tmp_path: Pa
     assert policy.signature.observation_width == 4
     assert ours == pytest.approx(theirs, abs=1e-5)
     assert numbers(policy, ROWS[:1]) == pytest.approx(theirs[:1], abs=1e-5)
+
+
+def episode(build: Keras) -> keras.Model:
+    """Return a model over sequences of open length, which a function builds."""
+    steps = keras.Input((None, 4), name="steps")
+    return keras.Model(steps, layers.Dense(2, name="logits")(build(steps)))
+
+
+def lstm_of_all(x: Keras) -> Keras:
+    return layers.LSTM(3, return_sequences=True)(x)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda x: layers.GRU(4)(lstm_of_all(x)),
+        lambda x: lstm_of_all(x)[:, -1, :],
+        lambda x: layers.LSTM(3)(layers.LayerNormalization()(layers.Dense(5, "relu")(x))),
+        lambda x: layers.Concatenate()([layers.LSTM(3)(x), layers.GRU(2)(x)]),
+        lambda x: layers.LSTM(3)(layers.Conv1D(5, 1)(x)),
+    ],
+    ids=["stacked", "last-of-all", "dense-before", "side-by-side", "convolution-of-one"],
+)
+def test_model_whose_recurrent_layers_alone_see_time_is_stepped(
+    build: Keras, tmp_path: Path
+) -> None:
+    model = episode(build)
+
+    policy = load(save(model, tmp_path))
+
+    ours, theirs = sequence(model, policy, ROWS[:5])
+    assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_model_that_answers_every_step_is_stepped(tmp_path: Path) -> None:
+    model = episode(lstm_of_all)
+
+    policy = load(save(model, tmp_path))
+
+    ours, theirs = sequence(model, policy, ROWS[:1])
+    assert ours == pytest.approx(theirs[:, -1], abs=1e-5)
+
+
+def test_input_beside_a_sequence_may_stay_the_same(tmp_path: Path) -> None:
+    steps, goal = keras.Input((None, 4), name="steps"), keras.Input((2,), name="goal")
+    joined = layers.Concatenate()([layers.LSTM(3)(steps), goal])
+    model = keras.Model([steps, goal], layers.Dense(2, name="logits")(joined))
+
+    policy = load(save(model, tmp_path))
+
+    rows = np.concatenate([ROWS[:1], [[1.0, 2.0]]], axis=1)
+    theirs = np.asarray(model([ROWS[:1, None], rows[:, 4:]]))
+    assert numbers(policy, rows) == pytest.approx(theirs, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda x: layers.LSTM(3)(layers.Conv1D(4, 3, padding="causal")(x)),
+        lambda x: layers.LSTM(3)(layers.Conv1D(4, 3, padding="same")(x)),
+        lambda x: layers.LSTM(3)(layers.MaxPooling1D(2, strides=1, padding="same")(x)),
+        lambda x: layers.GlobalAveragePooling1D()(lstm_of_all(x)),
+        lambda x: layers.GlobalMaxPooling1D()(lstm_of_all(x)),
+        lambda x: layers.LSTM(3)(x - ops.mean(x, axis=1, keepdims=True)),
+        lambda x: lstm_of_all(x)[:, 0, :],
+    ],
+    ids=[
+        *("causal-convolution", "convolution", "pooling", "global-mean", "global-largest"),
+        *("mean", "first-of-all"),
+    ],
+)
+def test_model_with_another_layer_that_sees_time_is_refused(build: Keras, tmp_path: Path) -> None:
+    folder = save(episode(build), tmp_path)
+
+    with pytest.raises(ModelError, match="another layer than the recurrent ones looks at several"):
+        load(folder)
+
+
+def test_model_that_only_takes_one_step_at_once_is_refused(tmp_path: Path) -> None:
+    folder = save(episode(lambda x: ops.reshape(lstm_of_all(x), (-1, 3))), tmp_path)
+
+    with pytest.raises(
+        ModelError, match=r"over 4 steps at once, .* \(.*does not keep each"
+    ) as caught:
+        load(folder)
+
+    assert "\n" not in caught.value.message
 
 
 def test_states_between_inputs_and_outputs_are_the_memory(tmp_path: Path) -> None:

@@ -198,6 +198,32 @@ def test_statistics_that_training_adapted_are_read(tmp_path: Path) -> None:
     compare(layer, (4,), tmp_path, is_shaken=False)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 4), (3, 4), (5,)], ids=["image", "sequence", "vector"])
+def test_flattening_moves_channels_that_come_first_to_the_end(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    compare(layers.Flatten(data_format="channels_first"), shape, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:You passed `rms_scaling=True`:UserWarning")
+@pytest.mark.parametrize("axis", [-1, [1, 2]], ids=["last-axis", "both-axes"])
+def test_layer_normalization_with_rms_scaling_leaves_the_mean_in(
+    axis: int | list[int], tmp_path: Path
+) -> None:
+    compare(
+        lambda x: layers.Flatten()(layers.LayerNormalization(axis=axis, rms_scaling=True)(x + 2)),
+        (3, 4),
+        tmp_path,
+    )
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-8, 1e-14, 0.0])
+def test_unit_normalization_of_small_numbers_gives_keras_numbers(
+    size: float, tmp_path: Path
+) -> None:
+    compare(lambda x: layers.UnitNormalization()(x * size), (4,), tmp_path)
+
+
 def own(x: Keras) -> Keras:
     """Be a function of somebody's own."""
     return x * 2
@@ -234,6 +260,39 @@ def test_parts_that_are_not_computed_are_refused_by_name(
         load(folder, ACTION)
 
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("build", "shape", "kind"),
+    [
+        (
+            lambda x: layers.Multiply()(
+                [layers.Reshape((3000, 1))(x), layers.Reshape((1, 3000))(x)]
+            ),
+            (3000,),
+            "Multiply",
+        ),
+        (
+            lambda x: layers.Reshape((100_000, 1))(x) > layers.Reshape((1, 100_000))(x),
+            (100_000,),
+            "Greater",
+        ),
+        (lambda x: layers.Dense(50)(layers.Reshape((100_000, 1))(x)), (100_000,), "Dense"),
+        (layers.Conv2D(50, 1), (300, 300, 1), "Conv2D"),
+        (layers.Embedding(2, 50), (100_000,), "Embedding"),
+        (lambda x: layers.Concatenate()([x] * 50), (100_000,), "Concatenate"),
+        (lambda x: ops.stack([x] * 50, axis=1), (100_000,), "Stack"),
+    ],
+    ids=["product", "comparison", "dense", "convolution", "embedding", "joined", "stacked"],
+)
+def test_result_that_is_too_large_is_refused_before_it_is_computed(
+    build: Build, shape: tuple[int, ...], kind: str, tmp_path: Path
+) -> None:
+    inputs = keras.Input(shape)
+    folder = save(keras.Model(inputs, build(inputs)), tmp_path)
+
+    with pytest.raises(ModelError, match=rf"\({kind}\): its result has [\d,]+ numbers for one"):
+        load(folder, ACTION)
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:

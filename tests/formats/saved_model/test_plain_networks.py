@@ -11,7 +11,7 @@ import pytest
 from keras import layers, ops
 
 from policy_server.distributions.action_distribution import ActionDistribution
-from policy_server.errors import PolicyServerError
+from policy_server.errors import ModelError, PolicyServerError
 from policy_server.formats.known_formats import load_policy
 from policy_server.policy import Policy, PolicyInputs
 from policy_server.schema import parse_schema
@@ -83,6 +83,14 @@ def test_meaning_is_read_from_the_end_the_layers_and_schema_yaml(
     policy = load(exported(keras.Model(INPUTS, outputs), tmp_path), schema)
 
     assert (policy.signature.family, policy.signature.basis) == (family, basis)
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "softplus"])
+def test_activation_at_the_end_is_no_layer_of_logits(activation: str, tmp_path: Path) -> None:
+    folder = exported(keras.Model(INPUTS, dense(3, activation=activation)), tmp_path)
+
+    with pytest.raises(ModelError, match="ends with an activation, as a layer of features does"):
+        load(folder, "parameters: {discrete: True}")
 
 
 def test_mean_and_deviation_of_two_outputs_are_the_networks(tmp_path: Path) -> None:

@@ -1,0 +1,38 @@
+"""Steps of Keras's layers that can't be added."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from policy_server.engine.building import Attributes, NetworkBuilder
+from policy_server.errors import ModelError
+from policy_server.formats.keras.model_config import Part
+from policy_server.formats.keras.network_steps import Steps
+
+
+class FullBuilder(NetworkBuilder):
+    """A network in a process that has no memory left."""
+
+    def add(self, operation: str, inputs: Sequence[int], attributes: Attributes = ()) -> int:
+        raise MemoryError(f"{operation} of {inputs} with {attributes}")
+
+
+@pytest.mark.parametrize(
+    ("layer", "subject"),
+    [
+        (None, "the Keras model"),
+        (
+            Part("Softmax", "keras.layers", {"name": "ends"}, []),
+            r"the Keras model: the layer 'ends' \(Softmax\)",
+        ),
+    ],
+    ids=["no-layer", "layer"],
+)
+def test_result_that_no_memory_is_left_for_is_refused(layer: Part | None, subject: str) -> None:
+    steps = Steps(2, "float32")
+    steps.builder, steps.layer = FullBuilder(2), layer
+
+    with pytest.raises(ModelError, match=f"^{subject}: its result takes more memory than there is"):
+        steps.add("Softmax", 0)
