@@ -14,6 +14,7 @@ from policy_server.formats.onnx.described_graph import (
 from policy_server.formats.onnx.graph_runs import GraphRuns, RowFunction
 from policy_server.formats.onnx.leapp import Description
 from policy_server.formats.onnx.model_file import OnnxModel
+from policy_server.formats.onnx.observed_inputs import check_places
 from policy_server.formats.onnx.plan import Piece, Plan
 from policy_server.formats.onnx.policy_metadata import POLICY_KEY, VECTORS_KEY, PolicyDocument
 from policy_server.formats.onnx.roles import Roles, find_roles
@@ -59,6 +60,7 @@ def read_by_graph(
     """
     roles = find_roles(model, schema, flow=None if description is None else description.flow)
     _check_width(roles, schema)
+    _check_places(model, roles, schema)
     graph = GraphRuns(model, roles)
     # A graph that can't be run is refused before it is looked into.
     graph.measure([item.name for item in model.outputs])
@@ -88,6 +90,9 @@ def read_by_metadata(
         SchemaError: if schema.yaml disagrees with the policy.
     """
     roles = described_roles(model, document)
+    if not document.observation_parts():
+        # Parts are held against schema.yaml by their own names.
+        _check_places(model, roles, schema)
     graph = GraphRuns(model, roles)
     actions = described_actions(model, document, graph.measure)
     plan = _plan(roles, actions)
@@ -113,6 +118,16 @@ def _check_width(roles: Roles, schema: ServerSchema | None) -> None:
         kept = tuple(item for item in schema.observations if item.name != mask)
         schema = replace(schema, observations=kept)
     check_schema_fits(replace(schema, discrete=None, tuple=None), known)
+
+
+def _check_places(model: OnnxModel, roles: Roles, schema: ServerSchema | None) -> None:
+    widths = {feed.name: feed.width for feed in roles.feeds}
+    check_places(
+        {item.name: widths[item.name] for item in roles.observations},
+        schema,
+        None if roles.mask is None else roles.mask.name,
+        subject=model.name,
+    )
 
 
 def _plan(roles: Roles, actions: Actions) -> Plan:

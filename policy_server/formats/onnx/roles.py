@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from policy_server.errors import ModelError
 from policy_server.formats.onnx.model_file import Node, OnnxModel
+from policy_server.formats.onnx.observed_inputs import in_schema_order
 from policy_server.formats.onnx.plan import Feed
 from policy_server.formats.onnx.state_pairs import (
     RECURRENT,
@@ -36,7 +37,7 @@ class Roles:
     Attributes:
         feeds: all inputs; those of the observation take the first columns of a row in order, and
             those of the state the last.
-        observations: the inputs that make an observation, in order.
+        observations: the inputs that make an observation, in the order of a row.
         mask: the input that is an action mask; None where there is none.
         states: the state's tensors, in the order of their inputs.
         outputs: the outputs that carry no state.
@@ -93,7 +94,11 @@ def find_roles(
     fixed = [feed for item in others if (feed := _fixed(item, model.name)) is not None]
     masks = [item for item in others if _MASK.fullmatch(item.name.lower())]
     known = {feed.name for feed in fixed} | {item.name for item in masks}
-    observations = tuple(item for item in others if item.name not in known)
+    observations = in_schema_order(
+        [item for item in others if item.name not in known],
+        schema,
+        masks[0].name if masks else None,
+    )
     if not observations:
         names = ", ".join(repr(item.name) for item in model.inputs)
         raise ModelError(f"{model.name}: no input is an observation, got {names or 'none'}")
