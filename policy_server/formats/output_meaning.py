@@ -75,6 +75,8 @@ class NetworkOutput:
         is_integer: whether its type is an integer.
         is_vector: whether a row has a dimension of its own: (N, k), and not (N,).
         ending: the operation that it ends with; None for any that does not tell its meaning.
+        row_length: how many numbers lie along its last dimension: (N, 2, 3) has two rows of 3;
+            None where that is not known.
     """
 
     name: str
@@ -82,6 +84,12 @@ class NetworkOutput:
     is_integer: bool = False
     is_vector: bool = True
     ending: Ending | None = None
+    row_length: int | None = None
+
+    @property
+    def has_several_rows(self) -> bool:
+        """Return whether it has several rows of choices, each of an action of its own."""
+        return self.row_length not in (None, self.width)
 
 
 @dataclass(frozen=True)
@@ -311,6 +319,8 @@ class _Reader:
                 "True or leave it out"
             )
         is_one = len(items) == 1
+        for item in items:
+            self._check_rows(item, form, is_one=is_one)
         sizes = self._sizes(items[0], form) if is_one else [item.width for item in items]
         parts = [ActionComponent("categorical", size, 0, 0) for size in sizes]
         outputs = (
@@ -325,6 +335,22 @@ class _Reader:
             basis,
             is_value_based=form == "q_values",
         )
+
+    def _check_rows(self, item: NetworkOutput, form: str, *, is_one: bool = True) -> None:
+        """Refuse several rows of choices that schema.yaml does not state as several actions."""
+        if not item.has_several_rows:
+            return
+        assert item.row_length is not None, "it has several"
+        rows = item.width // item.row_length
+        if not is_one or [field.choices for field in self._fields] != [item.row_length] * rows:
+            remedy = (
+                f"if these are {rows} actions, list them under 'actions' in {self._schema.source} "
+                f"with 'choices: {item.row_length}' each"
+            )
+            raise ModelError(
+                f"{self._subject}: the output {item.name!r} holds {rows} rows of "
+                f"{item.row_length} {form}; {remedy if is_one else 'export one row in an output'}"
+            )
 
     def _sizes(self, item: NetworkOutput, form: Form) -> list[int]:
         """Return the sizes of the integer actions whose logits one output holds."""
@@ -375,6 +401,8 @@ class _Reader:
 
     def _actions(self, items: Sequence[NetworkOutput], form: Form, basis: Basis) -> Meaning:
         """Return actions that the network gives alone, without a distribution."""
+        for item in items if form == "one_hot" else ():
+            self._check_rows(item, form, is_one=False)
         read = [ReadOutput(item, form) for item in items]
         parts: list[ActionComponent] = []
         outputs: list[ActionOutput] = []

@@ -299,6 +299,86 @@ def test_schema_states_the_parts_of_a_nameless_output(tmp_path: Path) -> None:
     np.testing.assert_allclose(second.probabilities, softmax(logits[:, 3:]), atol=1e-6)
 
 
+def rows_of_choices(
+    folder: Path,
+    *ending: Any,  # noqa: ANN401 -- onnx is untyped
+    output: str,
+    sizes: Sequence[int],
+) -> Path:
+    """Write a network whose tensor `rows` has two rows of three numbers for an observation."""
+    reshape = node("Reshape", ["net", "two by three"], ["rows"])
+    return write_model(
+        folder,
+        [node("MatMul", ["obs", "w"], ["net"]), reshape, *ending],
+        [tensor("obs", ["batch", 4])],
+        [tensor(output, ["batch", *sizes])],
+        {
+            "w": weights(4, 6),
+            "two by three": np.array([-1, 2, 3]),
+            "six": np.array([-1, 6]),
+        },
+    )
+
+
+ROWS_ENDINGS = [
+    pytest.param([node("Softmax", ["rows"], ["out"])], "out", id="softmax"),
+    pytest.param([node("LogSoftmax", ["rows"], ["out"])], "out", id="log-softmax"),
+    pytest.param([node("Identity", ["rows"], ["logits"])], "logits", id="logits"),
+    pytest.param([node("Identity", ["rows"], ["q_values"])], "q_values", id="q values"),
+]
+
+
+@pytest.mark.parametrize(("ending", "output"), ROWS_ENDINGS)
+def test_rows_of_choices_are_the_actions_that_schema_states(
+    ending: Sequence[Any], output: str, tmp_path: Path
+) -> None:
+    path = rows_of_choices(tmp_path, *ending, output=output, sizes=[2, 3])
+
+    policy = load(tmp_path, "actions: {a: {choices: 3}, b: {choices: 3}}")
+
+    assert policy.signature.components is not None
+    assert [part.size for part in policy.signature.components] == [3, 3]
+    expected = theirs(path)[0].argmax(axis=2)
+    assert asked(policy).actions.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("schema", [DISCRETE, "actions: {a: {choices: 2}, b: {choices: 4}}"])
+@pytest.mark.parametrize(("ending", "output"), ROWS_ENDINGS)
+def test_rows_of_choices_are_not_cut_elsewhere(
+    ending: Sequence[Any], output: str, schema: str, tmp_path: Path
+) -> None:
+    rows_of_choices(tmp_path, *ending, output=output, sizes=[2, 3])
+
+    with pytest.raises(ModelError, match=r"holds 2 rows of 3 .*; if these are 2 actions, list"):
+        load(tmp_path, schema)
+
+
+def test_rows_of_a_softmax_are_known_behind_a_reshape(tmp_path: Path) -> None:
+    ending = [node("Softmax", ["rows"], ["p"]), node("Reshape", ["p", "six"], ["probs"])]
+    rows_of_choices(tmp_path, *ending, output="probs", sizes=[6])
+
+    with pytest.raises(ModelError, match="'probs' holds 2 rows of 3 probabilities; if these are"):
+        load(tmp_path, "actions: {a: {choices: 2}, b: {choices: 4}}")
+
+
+def test_rows_of_one_hot_vectors_are_refused(tmp_path: Path) -> None:
+    ending = node("Hardmax", ["rows"], ["out"])
+    rows_of_choices(tmp_path, ending, output="out", sizes=[2, 3])
+
+    with pytest.raises(ModelError, match="holds 2 rows of 3 one_hot; export one row in an output"):
+        load(tmp_path, "actions: {a: {choices: 3}, b: {choices: 3}}")
+
+
+@pytest.mark.parametrize("operator", ["Softmax", "LogSoftmax"])
+def test_softmax_along_another_axis_than_the_last_is_refused(operator: str, tmp_path: Path) -> None:
+    ending = node(operator, ["rows"], ["probs"], axis=1)
+    rows_of_choices(tmp_path, ending, output="probs", sizes=[2, 3])
+
+    message = f"its output 'probs' ends with a {operator} along axis 1 of 3, expected the last"
+    with pytest.raises(ModelError, match=message):
+        load(tmp_path, "actions: {a: {choices: 3}, b: {choices: 3}}")
+
+
 def test_several_observations_are_one_after_another(tmp_path: Path) -> None:
     path = write_model(
         tmp_path,
