@@ -18,6 +18,7 @@ from policy_server.formats.onnx.observed_inputs import check_places
 from policy_server.formats.onnx.plan import Piece, Plan
 from policy_server.formats.onnx.policy_metadata import POLICY_KEY, VECTORS_KEY, PolicyDocument
 from policy_server.formats.onnx.roles import Roles, find_roles
+from policy_server.formats.onnx.state_pairs import look_alikes
 from policy_server.policy import PolicySignature
 from policy_server.schema import ServerSchema
 from policy_server.schema_fit import check_schema_fits, describe_signature
@@ -159,7 +160,7 @@ def _signature(model: OnnxModel, roles: Roles, actions: Actions) -> PolicySignat
         basis=actions.basis,
         memory=roles.memory,
         mask_name=roles.mask.name if roles.mask is not None and has_mask else None,
-        findings=(*_read(model), *actions.findings, *_assumed(roles)),
+        findings=(*_read(model), *actions.findings, *_assumed(model, roles)),
     )
 
 
@@ -172,11 +173,20 @@ def _read(model: OnnxModel) -> list[str]:
     return found
 
 
-def _assumed(roles: Roles) -> list[str]:
+def _assumed(model: OnnxModel, roles: Roles) -> list[str]:
     found = []
     if len(roles.observations) > 1:
         names = ", ".join(item.name for item in roles.observations)
         found.append(f"an observation is the inputs {names}, one after another")
+    observed = {item.name for item in roles.observations}
+    found += [
+        f"the input {pair.before.name} is an observation, and no state that {pair.after} follows; "
+        "name them h_in and h_out if they are one"
+        for pair in look_alikes(model)
+        if pair.before.name in observed
+    ]
     if roles.memory:
+        pairs = ", ".join(f"{pair.after} to {pair.before.name}" for pair in roles.states)
+        found.append(f"a step's state goes from {pairs} of the next step")
         found.append("recurrent: every answer starts from the zero state")
     return found

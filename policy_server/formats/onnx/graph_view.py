@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.formats.onnx.model_file import Node, OnnxModel
-from policy_server.formats.onnx.roles import ancestors_of
+from policy_server.formats.onnx.state_pairs import ancestors_of
 from policy_server.formats.output_meaning import Ending
 
 __all__ = ["NORMALIZING", "RANDOM", "GraphView", "NormalDraw"]

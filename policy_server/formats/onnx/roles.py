@@ -14,6 +14,7 @@ from policy_server.formats.onnx.plan import Feed
 from policy_server.formats.onnx.state_pairs import (
     RECURRENT,
     StatePair,
+    ancestors_of,
     flow_pairs,
     layer_pairs,
     moved_from,
@@ -22,7 +23,7 @@ from policy_server.formats.onnx.state_pairs import (
 from policy_server.policy import SignatureTensor, StateTensor
 from policy_server.schema import ServerSchema
 
-__all__ = ["Roles", "ancestors_of", "find_roles"]
+__all__ = ["Roles", "find_roles"]
 
 _MASK = re.compile(r"(?:action|available_actions?|legal_actions?)_?masks?|avail_actions")
 _LENGTHS = re.compile(r"seq_?lens?|sequence_lengths?")
@@ -84,6 +85,8 @@ def find_roles(
     _refuse_merged_states(model, pairs)
     after = {pair.after for pair in pairs}
     outputs = tuple(item for item in model.outputs if item.name not in after)
+    if not outputs:
+        raise ModelError(f"{model.name}: no output holds an action{_taken(pairs)}")
     # A dummy state goes from its input to its output, and no action depends on it.
     needed = ancestors_of(model, [item.name for item in outputs])
     states = tuple(pair for pair in pairs if pair.before.name in needed)
@@ -101,7 +104,9 @@ def find_roles(
     )
     if not observations:
         names = ", ".join(repr(item.name) for item in model.inputs)
-        raise ModelError(f"{model.name}: no input is an observation, got {names or 'none'}")
+        raise ModelError(
+            f"{model.name}: no input is an observation, got {names or 'none'}{_taken(pairs)}"
+        )
     feeds = [
         *_observation_feeds(model, observations, schema, states),
         *fixed,
@@ -126,18 +131,12 @@ def _pairs(model: OnnxModel) -> list[StatePair]:
     return [found[item.name] for item in model.inputs if item.name in found]
 
 
-def ancestors_of(model: OnnxModel, tensors: Sequence[str]) -> set[str]:
-    """Return the names of all tensors that some tensors are computed from, themselves among them.
-
-    Args:
-        model: the graph.
-        tensors: the names of the tensors.
-    """
-    wanted = set(tensors)
-    for node in reversed(model.nodes):
-        if wanted.intersection(node.outputs):
-            wanted.update(name for name in node.inputs if name)
-    return wanted
+def _taken(pairs: Sequence[StatePair]) -> str:
+    """Return the end of a message that names what was taken for state; empty for nothing."""
+    if not pairs:
+        return ""
+    found = ", ".join(f"{pair.before.name!r} and {pair.after!r}" for pair in pairs)
+    return f": {found} are taken for the state before and after a step; name what is none otherwise"
 
 
 def _refuse_endless(nodes: Sequence[Node], name: str) -> None:

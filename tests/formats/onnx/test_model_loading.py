@@ -560,6 +560,63 @@ def test_state_that_no_action_depends_on_is_no_memory(tmp_path: Path) -> None:
     assert policy.signature.family == "categorical(3)"
 
 
+@pytest.mark.parametrize("goal", [[], ["goal"]], ids=["alone", "beside a goal"])
+def test_observation_whose_next_is_predicted_is_no_state(goal: list[str], tmp_path: Path) -> None:
+    path = write_model(
+        tmp_path,
+        [
+            node("Concat", ["state", *goal], ["x"], axis=1),
+            node("MatMul", ["x", "w"], ["logits"]),
+            node("MatMul", ["state", "v"], ["next_state"]),
+        ],
+        [tensor(name, ["batch", 2]) for name in ("state", *goal)],
+        [tensor("logits", ["batch", 3]), tensor("next_state", ["batch", 2])],
+        {"w": weights(2 + 2 * len(goal), 3), "v": weights(2, 2)},
+    )
+
+    policy = load(tmp_path)
+
+    feeds = {name: ROWS[:, 2 * at : 2 * at + 2] for at, name in enumerate(["state", *goal])}
+    (logits,) = onnxruntime.InferenceSession(path).run(["logits"], feeds)
+    (found,) = distribution_of(policy, ROWS[:, : 2 + 2 * len(goal)])
+    np.testing.assert_allclose(found.probabilities, softmax(logits), atol=1e-6)
+    assert policy.signature.memory == ()
+    assert (
+        "the input state is an observation, and no state that next_state follows; name them h_in "
+        "and h_out if they are one"
+    ) in policy.signature.findings
+
+
+def test_cell_of_plain_operations_keeps_its_state(tmp_path: Path) -> None:
+    path = write_model(
+        tmp_path,
+        [
+            node("Concat", ["obs", "hidden"], ["x"], axis=1),
+            node("MatMul", ["x", "w"], ["y"]),
+            node("Tanh", ["y"], ["next_hidden"]),
+            node("MatMul", ["next_hidden", "v"], ["logits"]),
+        ],
+        [tensor("obs", ["batch", 4]), tensor("hidden", ["batch", 3])],
+        [tensor("logits", ["batch", 2]), tensor("next_hidden", ["batch", 3])],
+        {"w": weights(7, 3), "v": weights(3, 2)},
+    )
+
+    policy = load(tmp_path)
+
+    state = np.full((6, 3), 0.5, np.float32)
+    expected = onnxruntime.InferenceSession(path).run(
+        ["logits", "next_hidden"], {"obs": ROWS, "hidden": state}
+    )
+    outputs = asked(policy, ROWS, state)
+    assert outputs.distribution is not None
+    assert outputs.state is not None
+    np.testing.assert_allclose(outputs.distribution, expected[0], atol=1e-6)
+    np.testing.assert_allclose(outputs.state, expected[1], atol=1e-6)
+    assert "a step's state goes from next_hidden to hidden of the next step" in (
+        policy.signature.findings
+    )
+
+
 def test_recurrent_layer_without_its_state_is_refused(tmp_path: Path) -> None:
     write_model(
         tmp_path,
