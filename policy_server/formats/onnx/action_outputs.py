@@ -188,6 +188,13 @@ class _Reader:
         """Return the distribution that an output is drawn from; None where it is not known."""
         draws = self._view.leaves(name, "Multinomial")
         if draws is not None:
+            width = self._measure([name])[name].width
+            if width != len(draws):
+                raise ModelError(
+                    f"{self._model.name}: its output {name!r} holds {width} integers of "
+                    f"{len(draws)} Multinomial, expected one of each; export it with sample_size "
+                    "1, and a Multinomial for each action"
+                )
             tensors = [self._logits(node.inputs[0]) for node in draws]
             sizes = self._measure(tensors)
             widths = [sizes[tensor].width for tensor in tensors]

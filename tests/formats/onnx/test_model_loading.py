@@ -498,6 +498,19 @@ def test_draw_of_an_unknown_distribution_is_refused(tmp_path: Path) -> None:
     )
 
 
+def test_action_of_several_draws_from_one_distribution_is_refused(tmp_path: Path) -> None:
+    path = actor(
+        tmp_path,
+        node("Multinomial", ["net"], ["action"], sample_size=2, dtype=7),
+        outputs=[tensor("action", ["batch", 2], "int64")],
+    )
+    assert theirs(path)[0].shape == (6, 2)
+
+    message = "'action' holds 2 integers of 1 Multinomial, expected one of each; export it with"
+    with pytest.raises(ModelError, match=message):
+        load(tmp_path)
+
+
 def masked(folder: Path, *, forbids: bool) -> Path:
     """Write a graph with an action mask as an input, or one that adds it to the logits."""
     ending = (
