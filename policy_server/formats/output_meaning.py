@@ -46,10 +46,9 @@ _BY_NAME: Mapping[Form, re.Pattern[str]] = {
     "action": re.compile(r"(?:output_|deterministic_|continuous_|discrete_)*actions?(?:[._]?\d+)?"),
 }
 # What a value function or a training step gives beside the actions.
-_OTHERS = re.compile(
-    r"(?:output_|state_)?(?:values?|v|vf|vf_preds|critic|baseline)(?:_?(?:out|preds?|head))?"
-    r"|(?:action_)?(?:log_?prob|logp|prob|entropy|neglogp)"
-)
+_VALUES = r"(?:output_|state_)?(?:values?|v|vf|vf_preds|critic|baseline)(?:_?(?:out|preds?|head))?"
+_CHANCES = re.compile(r"(?:action_)?(?:log_?prob|logp|prob|entropy|neglogp)")
+_OTHERS = re.compile(rf"{_VALUES}|{_CHANCES.pattern}")
 _DISTRIBUTIONS: Sequence[Form] = ("logits", "probabilities", "q_values")
 # An action beside its distribution is a draw of it, or its mode.
 _PREFERRED: Sequence[Form] = (*_DISTRIBUTIONS, "mean", "action", "one_hot")
@@ -167,8 +166,7 @@ class _Reader:
     def __init__(
         self, outputs: Sequence[NetworkOutput], schema: ServerSchema, subject: str
     ) -> None:
-        others = [item for item in outputs if _OTHERS.fullmatch(_plain(item.name))]
-        self._outputs = [item for item in outputs if item not in others]
+        self._outputs = _actors(outputs)
         self._schema = schema
         self._fields: Sequence[ActionField] = schema.actions or ()
         self._subject = subject
@@ -205,7 +203,10 @@ class _Reader:
         if item.ending in (None, "activation") or (item.ending == "tanh" and named is not None):
             return named
         assert item.ending is not None, "looked at above"
-        is_continuous = item.ending == "softmax" and self._schema.discrete is False
+        discrete = self._schema.discrete
+        is_stated = discrete is False or (discrete is None and self._dimensions() is not None)
+        # Continuous shares of a whole, such as the weights of a portfolio, end with a softmax too.
+        is_continuous = item.ending == "softmax" and is_stated
         return "action" if is_continuous else _BY_ENDING[item.ending]
 
     @staticmethod
@@ -468,6 +469,22 @@ class _Reader:
         return Meaning(
             tuple(read), _placed(parts), tuple(outputs), is_value_based, basis, tuple(findings)
         )
+
+
+def _actors(outputs: Sequence[NetworkOutput]) -> list[NetworkOutput]:
+    """Return the outputs that may hold actions, as far as their names and ends tell."""
+    found = [
+        item
+        for item in outputs
+        if not _OTHERS.fullmatch(_plain(item.name))
+        # The probability of a draw is one number; a softmax has one for each choice.
+        or (
+            _CHANCES.fullmatch(_plain(item.name))
+            and item.ending in ("arg_max", "log_softmax", "one_hot", "softmax")
+        )
+    ]
+    # One number may be a value; several have a meaning that schema.yaml can state.
+    return found or [item for item in outputs if item.width >= _FEWEST_CHOICES]
 
 
 def _plain(name: str) -> str:

@@ -182,6 +182,24 @@ def test_softmax_at_the_end_is_not_taken_twice(
     assert "operations, equal to onnxruntime" in policy.signature.engine_reason
 
 
+def test_softmax_called_prob_is_the_distribution(tmp_path: Path) -> None:
+    path = actor(tmp_path, node("Softmax", ["net"], ["prob"]), output="prob")
+
+    (found,) = distribution_of(load(tmp_path))
+
+    np.testing.assert_allclose(found.probabilities, theirs(path)[0], atol=1e-6)
+
+
+def test_softmax_of_continuous_shares_is_an_action_where_schema_states_dimensions(
+    tmp_path: Path,
+) -> None:
+    path = actor(tmp_path, node("Softmax", ["net"], ["weights"]), output="weights")
+
+    outputs = asked(load(tmp_path, "actions: {weights: {dimensions: 3}}"))
+
+    np.testing.assert_allclose(outputs.actions, theirs(path)[0], atol=1e-6)
+
+
 def test_softmax_that_is_spelled_out_is_told_by_its_numbers(tmp_path: Path) -> None:
     nodes = [
         node("Exp", ["net"], ["e"]),
