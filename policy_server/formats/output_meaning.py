@@ -350,7 +350,8 @@ class _Reader:
             )
             raise ModelError(
                 f"{self._subject}: the output {item.name!r} holds {rows} rows of "
-                f"{item.row_length} {form}; {remedy if is_one else 'export one row in an output'}"
+                f"{item.row_length} {form.replace('_', ' ')}; "
+                f"{remedy if is_one else 'export one row in an output'}"
             )
 
     def _sizes(self, item: NetworkOutput, form: Form) -> list[int]:

@@ -383,7 +383,7 @@ def test_rows_of_one_hot_vectors_are_refused(tmp_path: Path) -> None:
     ending = node("Hardmax", ["rows"], ["out"])
     rows_of_choices(tmp_path, ending, output="out", sizes=[2, 3])
 
-    with pytest.raises(ModelError, match="holds 2 rows of 3 one_hot; export one row in an output"):
+    with pytest.raises(ModelError, match="holds 2 rows of 3 one hot; export one row in an output"):
         load(tmp_path, "actions: {a: {choices: 3}, b: {choices: 3}}")
 
 
