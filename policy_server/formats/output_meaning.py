@@ -46,10 +46,9 @@ _BY_NAME: Mapping[Form, re.Pattern[str]] = {
     "action": re.compile(r"(?:output_|deterministic_|continuous_|discrete_)*actions?(?:[._]?\d+)?"),
 }
 # What a value function or a training step gives beside the actions.
-_OTHERS = re.compile(
-    r"(?:output_|state_)?(?:values?|v|vf|vf_preds|critic|baseline)(?:_?(?:out|preds?|head))?"
-    r"|(?:action_)?(?:log_?prob|logp|prob|entropy|neglogp)"
-)
+_VALUES = r"(?:output_|state_)?(?:values?|v|vf|vf_preds|critic|baseline)(?:_?(?:out|preds?|head))?"
+_CHANCES = re.compile(r"(?:action_)?(?:log_?prob|logp|prob|entropy|neglogp)")
+_OTHERS = re.compile(rf"{_VALUES}|{_CHANCES.pattern}")
 _DISTRIBUTIONS: Sequence[Form] = ("logits", "probabilities", "q_values")
 # An action beside its distribution is a draw of it, or its mode.
 _PREFERRED: Sequence[Form] = (*_DISTRIBUTIONS, "mean", "action", "one_hot")
@@ -75,6 +74,8 @@ class NetworkOutput:
         is_integer: whether its type is an integer.
         is_vector: whether a row has a dimension of its own: (N, k), and not (N,).
         ending: the operation that it ends with; None for any that does not tell its meaning.
+        row_length: how many numbers lie along its last dimension: (N, 2, 3) has two rows of 3;
+            None where that is not known.
     """
 
     name: str
@@ -82,6 +83,12 @@ class NetworkOutput:
     is_integer: bool = False
     is_vector: bool = True
     ending: Ending | None = None
+    row_length: int | None = None
+
+    @property
+    def has_several_rows(self) -> bool:
+        """Return whether it has several rows of choices, each of an action of its own."""
+        return self.row_length not in (None, self.width)
 
 
 @dataclass(frozen=True)
@@ -159,8 +166,7 @@ class _Reader:
     def __init__(
         self, outputs: Sequence[NetworkOutput], schema: ServerSchema, subject: str
     ) -> None:
-        others = [item for item in outputs if _OTHERS.fullmatch(_plain(item.name))]
-        self._outputs = [item for item in outputs if item not in others]
+        self._outputs = _actors(outputs)
         self._schema = schema
         self._fields: Sequence[ActionField] = schema.actions or ()
         self._subject = subject
@@ -197,7 +203,10 @@ class _Reader:
         if item.ending in (None, "activation") or (item.ending == "tanh" and named is not None):
             return named
         assert item.ending is not None, "looked at above"
-        is_continuous = item.ending == "softmax" and self._schema.discrete is False
+        discrete = self._schema.discrete
+        is_stated = discrete is False or (discrete is None and self._dimensions() is not None)
+        # Continuous shares of a whole, such as the weights of a portfolio, end with a softmax too.
+        is_continuous = item.ending == "softmax" and is_stated
         return "action" if is_continuous else _BY_ENDING[item.ending]
 
     @staticmethod
@@ -311,6 +320,8 @@ class _Reader:
                 "True or leave it out"
             )
         is_one = len(items) == 1
+        for item in items:
+            self._check_rows(item, form, is_one=is_one)
         sizes = self._sizes(items[0], form) if is_one else [item.width for item in items]
         parts = [ActionComponent("categorical", size, 0, 0) for size in sizes]
         outputs = (
@@ -325,6 +336,23 @@ class _Reader:
             basis,
             is_value_based=form == "q_values",
         )
+
+    def _check_rows(self, item: NetworkOutput, form: str, *, is_one: bool = True) -> None:
+        """Refuse several rows of choices that schema.yaml does not state as several actions."""
+        if not item.has_several_rows:
+            return
+        assert item.row_length is not None, "it has several"
+        rows = item.width // item.row_length
+        if not is_one or [field.choices for field in self._fields] != [item.row_length] * rows:
+            remedy = (
+                f"if these are {rows} actions, list them under 'actions' in {self._schema.source} "
+                f"with 'choices: {item.row_length}' each"
+            )
+            raise ModelError(
+                f"{self._subject}: the output {item.name!r} holds {rows} rows of "
+                f"{item.row_length} {form.replace('_', ' ')}; "
+                f"{remedy if is_one else 'export one row in an output'}"
+            )
 
     def _sizes(self, item: NetworkOutput, form: Form) -> list[int]:
         """Return the sizes of the integer actions whose logits one output holds."""
@@ -375,6 +403,8 @@ class _Reader:
 
     def _actions(self, items: Sequence[NetworkOutput], form: Form, basis: Basis) -> Meaning:
         """Return actions that the network gives alone, without a distribution."""
+        for item in items if form == "one_hot" else ():
+            self._check_rows(item, form, is_one=False)
         read = [ReadOutput(item, form) for item in items]
         parts: list[ActionComponent] = []
         outputs: list[ActionOutput] = []
@@ -440,6 +470,22 @@ class _Reader:
         return Meaning(
             tuple(read), _placed(parts), tuple(outputs), is_value_based, basis, tuple(findings)
         )
+
+
+def _actors(outputs: Sequence[NetworkOutput]) -> list[NetworkOutput]:
+    """Return the outputs that may hold actions, as far as their names and ends tell."""
+    found = [
+        item
+        for item in outputs
+        if not _OTHERS.fullmatch(_plain(item.name))
+        # The probability of a draw is one number; a softmax has one for each choice.
+        or (
+            _CHANCES.fullmatch(_plain(item.name))
+            and item.ending in ("arg_max", "log_softmax", "one_hot", "softmax")
+        )
+    ]
+    # One number may be a value; several have a meaning that schema.yaml can state.
+    return found or [item for item in outputs if item.width >= _FEWEST_CHOICES]
 
 
 def _plain(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from policy_server.errors import ModelError, PolicyServerError, SchemaError
-from policy_server.formats.output_meaning import Meaning, NetworkOutput, read_meaning
+from policy_server.formats.output_meaning import Ending, Meaning, NetworkOutput, read_meaning
 from policy_server.schema import ServerSchema, parse_schema
 
 VALUE = NetworkOutput("value", 1)
@@ -287,3 +287,40 @@ def test_portfolio_of_a_softmax_is_an_action_where_schema_says_so() -> None:
     meaning = read_meaning([output], ServerSchema(discrete=False), subject="x")
 
     assert kinds_of(meaning) == [("deterministic", 3, 0, 0)]
+
+
+def test_portfolio_of_a_softmax_is_an_action_where_schema_states_dimensions() -> None:
+    meaning = read(NetworkOutput("x", 3, ending="softmax"), schema="actions: {w: {dimensions: 3}}")
+
+    assert kinds_of(meaning) == [("deterministic", 3, 0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "ending", "form"),
+    [
+        ("prob", "softmax", "probabilities"),
+        ("action_prob", "softmax", "probabilities"),
+        ("log_prob", "log_softmax", "logits"),
+        ("value", "softmax", "probabilities"),
+    ],
+)
+def test_softmax_of_a_name_for_one_number_is_read_where_it_stands_alone(
+    name: str, ending: Ending, form: str
+) -> None:
+    meaning = read(NetworkOutput(name, 3, ending=ending))
+
+    assert [item.form for item in meaning.read] == [form]
+
+
+def test_softmax_is_read_beside_the_action_that_it_gives() -> None:
+    meaning = read(
+        NetworkOutput("action", 1, is_integer=True), NetworkOutput("prob", 3, ending="softmax")
+    )
+
+    assert [item.output.name for item in meaning.read] == ["prob"]
+
+
+def test_softmax_of_a_value_is_left_aside() -> None:
+    meaning = read(NetworkOutput("q_values", 3), NetworkOutput("value", 51, ending="softmax"))
+
+    assert [item.output.name for item in meaning.read] == ["q_values"]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
-from policy_server.formats.onnx.graph_view import GraphView, NormalDraw
+from policy_server.formats.onnx.graph_view import NORMALIZING, GraphView, NormalDraw
 from policy_server.formats.onnx.model_file import OnnxModel
 from policy_server.formats.onnx.plan import Piece, Transform
 from policy_server.formats.onnx.roles import Roles
@@ -45,16 +45,23 @@ class Measured:
         rows: its numbers: float[B, width].
         has_integer_type: whether its type is an integer.
         is_one_a_row: whether it has no dimension but that of the rows.
+        shape: its dimensions for a batch.
     """
 
     rows: Array
     has_integer_type: bool
     is_one_a_row: bool
+    shape: tuple[int, ...]
 
     @property
     def width(self) -> int:
         """Return how many numbers it has in one row."""
         return int(self.rows.shape[1])
+
+    @property
+    def row_length(self) -> int:
+        """Return how many numbers its last dimension has, leaving those of one number out."""
+        return min(next((size for size in self.shape[::-1] if size > 1), 1), self.width)
 
     @property
     def is_integer(self) -> bool:
@@ -69,7 +76,8 @@ class Measured:
         rows = self.rows
         if self.has_integer_type or self.width < 2 or not ((rows >= 0) & (rows <= 1)).all():
             return None
-        if not np.allclose(rows.sum(axis=1), 1, atol=_SUM_TOLERANCE):
+        sums = rows.reshape(len(rows), -1, self.row_length).sum(axis=2)
+        if not np.allclose(sums, 1, atol=_SUM_TOLERANCE):
             return None
         return "one_hot" if ((rows == 0) | (rows == 1)).all() else "softmax"
 
@@ -143,7 +151,7 @@ class _Reader:
         self._model = model
         self._schema = schema
         self._measure = measure
-        self._view = GraphView(model)
+        self._view = GraphView(model, lambda name: measure([name])[name].shape)
         self._names = [item.name for item in roles.outputs if not _CONSTANTS.fullmatch(item.name)]
 
     def read(self) -> Actions:
@@ -180,6 +188,13 @@ class _Reader:
         """Return the distribution that an output is drawn from; None where it is not known."""
         draws = self._view.leaves(name, "Multinomial")
         if draws is not None:
+            width = self._measure([name])[name].width
+            if width != len(draws):
+                raise ModelError(
+                    f"{self._model.name}: its output {name!r} holds {width} integers of "
+                    f"{len(draws)} Multinomial, expected one of each; export it with sample_size "
+                    "1, and a Multinomial for each action"
+                )
             tensors = [self._logits(node.inputs[0]) for node in draws]
             sizes = self._measure(tensors)
             widths = [sizes[tensor].width for tensor in tensors]
@@ -247,6 +262,8 @@ class _Reader:
         outputs = [self._output(name, said[name], measured[name]) for name in names]
         tensors = {said[name]: name for name in names}
         meaning = read_meaning(outputs, self._schema, subject=self._model.name)
+        for one in meaning.read:
+            self._refuse_other_axis(tensors[one.output.name])
         pieces = tuple(
             self._piece(tensors[one.output.name], one.width, one.form) for one in meaning.read
         )
@@ -260,12 +277,25 @@ class _Reader:
         )
 
     def _output(self, tensor: str, name: str, measured: Measured) -> NetworkOutput:
-        ending = self._view.ending(tensor)
+        ending, row_length = self._view.ending(tensor), self._view.row_length(tensor)
         if ending in (None, "activation"):
             ending = measured.ending or ending
         # A one-hot vector holds integers too, and is one action.
         is_integer = measured.is_integer and ending != "one_hot"
-        return NetworkOutput(name, measured.width, is_integer, ending=ending)
+        row_length = row_length or measured.row_length
+        return NetworkOutput(name, measured.width, is_integer, ending=ending, row_length=row_length)
+
+    def _refuse_other_axis(self, tensor: str) -> None:
+        """Refuse an output that is normalized along another axis than its last."""
+        node = self._view.node(tensor)
+        if node is None or node.operator not in NORMALIZING or self._view.row_length(tensor):
+            return
+        shape = self._measure([node.outputs[0]])[node.outputs[0]].shape
+        raise ModelError(
+            f"{self._model.name}: its output {tensor!r} ends with a {node.operator} along axis "
+            f"{node.attributes.get('axis', 'of its default')} of {len(shape)}, expected the last, "
+            "where the choices of one action are; export it so"
+        )
 
     def _piece(self, tensor: str, width: int, form: Form) -> Piece:
         if form == "probabilities" and self._view.ending(tensor) == "softmax":

@@ -14,9 +14,11 @@ from policy_server.formats.onnx.described_graph import (
 from policy_server.formats.onnx.graph_runs import GraphRuns, RowFunction
 from policy_server.formats.onnx.leapp import Description
 from policy_server.formats.onnx.model_file import OnnxModel
+from policy_server.formats.onnx.observed_inputs import check_places
 from policy_server.formats.onnx.plan import Piece, Plan
 from policy_server.formats.onnx.policy_metadata import POLICY_KEY, VECTORS_KEY, PolicyDocument
 from policy_server.formats.onnx.roles import Roles, find_roles
+from policy_server.formats.onnx.state_pairs import look_alikes
 from policy_server.policy import PolicySignature
 from policy_server.schema import ServerSchema
 from policy_server.schema_fit import check_schema_fits, describe_signature
@@ -59,6 +61,7 @@ def read_by_graph(
     """
     roles = find_roles(model, schema, flow=None if description is None else description.flow)
     _check_width(roles, schema)
+    _check_places(model, roles, schema)
     graph = GraphRuns(model, roles)
     # A graph that can't be run is refused before it is looked into.
     graph.measure([item.name for item in model.outputs])
@@ -88,6 +91,9 @@ def read_by_metadata(
         SchemaError: if schema.yaml disagrees with the policy.
     """
     roles = described_roles(model, document)
+    if not document.observation_parts():
+        # Parts are held against schema.yaml by their own names.
+        _check_places(model, roles, schema)
     graph = GraphRuns(model, roles)
     actions = described_actions(model, document, graph.measure)
     plan = _plan(roles, actions)
@@ -113,6 +119,16 @@ def _check_width(roles: Roles, schema: ServerSchema | None) -> None:
         kept = tuple(item for item in schema.observations if item.name != mask)
         schema = replace(schema, observations=kept)
     check_schema_fits(replace(schema, discrete=None, tuple=None), known)
+
+
+def _check_places(model: OnnxModel, roles: Roles, schema: ServerSchema | None) -> None:
+    widths = {feed.name: feed.width for feed in roles.feeds}
+    check_places(
+        {item.name: widths[item.name] for item in roles.observations},
+        schema,
+        None if roles.mask is None else roles.mask.name,
+        subject=model.name,
+    )
 
 
 def _plan(roles: Roles, actions: Actions) -> Plan:
@@ -144,7 +160,7 @@ def _signature(model: OnnxModel, roles: Roles, actions: Actions) -> PolicySignat
         basis=actions.basis,
         memory=roles.memory,
         mask_name=roles.mask.name if roles.mask is not None and has_mask else None,
-        findings=(*_read(model), *actions.findings, *_assumed(roles)),
+        findings=(*_read(model), *actions.findings, *_assumed(model, roles)),
     )
 
 
@@ -157,11 +173,20 @@ def _read(model: OnnxModel) -> list[str]:
     return found
 
 
-def _assumed(roles: Roles) -> list[str]:
+def _assumed(model: OnnxModel, roles: Roles) -> list[str]:
     found = []
     if len(roles.observations) > 1:
         names = ", ".join(item.name for item in roles.observations)
         found.append(f"an observation is the inputs {names}, one after another")
+    observed = {item.name for item in roles.observations}
+    found += [
+        f"the input {pair.before.name} is an observation, and no state that {pair.after} follows; "
+        "name them h_in and h_out if they are one"
+        for pair in look_alikes(model)
+        if pair.before.name in observed
+    ]
     if roles.memory:
+        pairs = ", ".join(f"{pair.after} to {pair.before.name}" for pair in roles.states)
+        found.append(f"a step's state goes from {pairs} of the next step")
         found.append("recurrent: every answer starts from the zero state")
     return found

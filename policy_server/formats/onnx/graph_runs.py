@@ -78,7 +78,12 @@ class GraphRuns:
         size = 1 if self.is_batch_fixed else _MEASURED_ROWS
         rows = rows[: len(rows) // size * size]
         found = {
-            name: Measured(value.reshape(1, -1), value.dtype.kind in "iub", is_one_a_row=False)
+            name: Measured(
+                value.reshape(1, -1),
+                value.dtype.kind in "iub",
+                is_one_a_row=False,
+                shape=value.shape,
+            )
             for name, value in constants.items()
         }
         if not computed:
@@ -101,6 +106,7 @@ class GraphRuns:
                 np.concatenate(tables),
                 has_integer_type=parts[0].dtype.kind in "iub",
                 is_one_a_row=is_of_rows and parts[0].ndim == 1,
+                shape=parts[0].shape,
             )
         return found
 

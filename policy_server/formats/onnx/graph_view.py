@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.formats.onnx.model_file import Node, OnnxModel
-from policy_server.formats.onnx.roles import ancestors_of
+from policy_server.formats.onnx.state_pairs import ancestors_of
 from policy_server.formats.output_meaning import Ending
 
-__all__ = ["RANDOM", "GraphView", "NormalDraw"]
+__all__ = ["NORMALIZING", "RANDOM", "GraphView", "NormalDraw"]
 
 Array = NDArray[Any]
 
@@ -21,6 +22,9 @@ RANDOM = (
     *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"),
     *("RandomUniform", "RandomUniformLike"),
 )
+NORMALIZING = ("Hardmax", "LogSoftmax", "Softmax", "OneHot")
+"""Their numbers along one axis are one choice."""
+
 _NORMAL = ("RandomNormal", "RandomNormalLike")
 # They give the numbers of their first input, in another shape or type.
 _PASSED = ("Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
@@ -66,13 +70,15 @@ class NormalDraw:
 class GraphView:
     """A graph that is followed from its outputs to what they are computed from."""
 
-    def __init__(self, model: OnnxModel) -> None:
+    def __init__(self, model: OnnxModel, shape_of: Callable[[str], tuple[int, ...]]) -> None:
         """Own nothing but the order of the nodes.
 
         Args:
             model: the graph.
+            shape_of: gives a tensor's dimensions for a batch, by its name.
         """
         self._model = model
+        self._shape_of = shape_of
         self._writers = model.writers()
         self._constants = dict(model.constants)
         for node in model.nodes:
@@ -117,12 +123,31 @@ class GraphView:
             node = self.node(following[0])
         return "tanh" if node is not None and node.operator == "Tanh" else None
 
+    def row_length(self, tensor: str) -> int | None:
+        """Return how many numbers a softmax at a tensor's end is taken over; None without one.
+
+        Args:
+            tensor: its name.
+        """
+        node = self.node(tensor)
+        return None if node is None or node.operator not in NORMALIZING else self._length(node)
+
     def _is_along_last_axis(self, node: Node) -> bool:
-        if node.operator not in ("ArgMax", "Hardmax", "LogSoftmax", "OneHot", "Softmax"):
-            return True
-        # For a table of rows, the second axis is the last.
-        default = 0 if node.operator == "ArgMax" else 1 if self._model.opset < 13 else -1
-        return int(node.attributes.get("axis", default)) != 0
+        return node.operator not in ("ArgMax", *NORMALIZING) or self._length(node) is not None
+
+    def _length(self, node: Node) -> int | None:
+        """Return how many numbers a node compares; None where they are not behind one another."""
+        shape = self._shape_of((node.inputs if node.operator == "ArgMax" else node.outputs)[0])
+        # Before opset 13 a softmax was taken over all axes from the one that it names.
+        is_over_rest = self._model.opset < 13 and node.operator in NORMALIZING[:3]
+        default = 0 if node.operator == "ArgMax" else 1 if is_over_rest else -1
+        axis = int(node.attributes.get("axis", default))
+        axis += len(shape) if axis < 0 else 0
+        behind = math.prod(shape[axis + 1 :])
+        if behind != 1 and not is_over_rest:
+            return None
+        is_over_rows = axis == 0 and len(shape) > 1 and shape[1:] != (1,) * (len(shape) - 1)
+        return None if is_over_rows else shape[axis] * behind
 
     def is_constant(self, tensor: str) -> bool:
         """Return whether a tensor is computed from constants alone.

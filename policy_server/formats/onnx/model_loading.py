@@ -31,6 +31,7 @@ from policy_server.formats.onnx.plan_compiler import Compilation, compile_plan
 from policy_server.formats.onnx.policy_metadata import read_document
 from policy_server.formats.onnx.policy_vectors import check_vectors, vectors_in
 from policy_server.formats.onnx.runtimes import GraphRunError, has_onnxruntime
+from policy_server.formats.onnx.step_checks import check_steps
 from policy_server.installation import require
 from policy_server.policy import Policy, PolicySignature
 from policy_server.schema import ServerSchema
@@ -78,6 +79,7 @@ def load_policy(
 
 def _load(model: OnnxModel, reading: Reading, engine: Engine) -> NetworkPolicy | OnnxRuntimePolicy:
     graph, plan, signature = reading.graph, reading.plan, reading.signature
+    check_steps(graph, plan)
     if signature.mask_name is not None:
         check_mask(graph, plan, signature)
     if engine != "onnxruntime":

@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 
 from policy_server.errors import ModelError
 from policy_server.formats.onnx.model_file import Node, OnnxModel
+from policy_server.formats.onnx.observed_inputs import in_schema_order
 from policy_server.formats.onnx.plan import Feed
 from policy_server.formats.onnx.state_pairs import (
     RECURRENT,
     StatePair,
+    ancestors_of,
     flow_pairs,
     layer_pairs,
     moved_from,
@@ -21,7 +23,7 @@ from policy_server.formats.onnx.state_pairs import (
 from policy_server.policy import SignatureTensor, StateTensor
 from policy_server.schema import ServerSchema
 
-__all__ = ["Roles", "ancestors_of", "find_roles"]
+__all__ = ["Roles", "find_roles"]
 
 _MASK = re.compile(r"(?:action|available_actions?|legal_actions?)_?masks?|avail_actions")
 _LENGTHS = re.compile(r"seq_?lens?|sequence_lengths?")
@@ -36,7 +38,7 @@ class Roles:
     Attributes:
         feeds: all inputs; those of the observation take the first columns of a row in order, and
             those of the state the last.
-        observations: the inputs that make an observation, in order.
+        observations: the inputs that make an observation, in the order of a row.
         mask: the input that is an action mask; None where there is none.
         states: the state's tensors, in the order of their inputs.
         outputs: the outputs that carry no state.
@@ -83,6 +85,8 @@ def find_roles(
     _refuse_merged_states(model, pairs)
     after = {pair.after for pair in pairs}
     outputs = tuple(item for item in model.outputs if item.name not in after)
+    if not outputs:
+        raise ModelError(f"{model.name}: no output holds an action{_taken(pairs)}")
     # A dummy state goes from its input to its output, and no action depends on it.
     needed = ancestors_of(model, [item.name for item in outputs])
     states = tuple(pair for pair in pairs if pair.before.name in needed)
@@ -93,10 +97,16 @@ def find_roles(
     fixed = [feed for item in others if (feed := _fixed(item, model.name)) is not None]
     masks = [item for item in others if _MASK.fullmatch(item.name.lower())]
     known = {feed.name for feed in fixed} | {item.name for item in masks}
-    observations = tuple(item for item in others if item.name not in known)
+    observations = in_schema_order(
+        [item for item in others if item.name not in known],
+        schema,
+        masks[0].name if masks else None,
+    )
     if not observations:
         names = ", ".join(repr(item.name) for item in model.inputs)
-        raise ModelError(f"{model.name}: no input is an observation, got {names or 'none'}")
+        raise ModelError(
+            f"{model.name}: no input is an observation, got {names or 'none'}{_taken(pairs)}"
+        )
     feeds = [
         *_observation_feeds(model, observations, schema, states),
         *fixed,
@@ -121,18 +131,12 @@ def _pairs(model: OnnxModel) -> list[StatePair]:
     return [found[item.name] for item in model.inputs if item.name in found]
 
 
-def ancestors_of(model: OnnxModel, tensors: Sequence[str]) -> set[str]:
-    """Return the names of all tensors that some tensors are computed from, themselves among them.
-
-    Args:
-        model: the graph.
-        tensors: the names of the tensors.
-    """
-    wanted = set(tensors)
-    for node in reversed(model.nodes):
-        if wanted.intersection(node.outputs):
-            wanted.update(name for name in node.inputs if name)
-    return wanted
+def _taken(pairs: Sequence[StatePair]) -> str:
+    """Return the end of a message that names what was taken for state; empty for nothing."""
+    if not pairs:
+        return ""
+    found = ", ".join(f"{pair.before.name!r} and {pair.after!r}" for pair in pairs)
+    return f": {found} are taken for the state before and after a step; name what is none otherwise"
 
 
 def _refuse_endless(nodes: Sequence[Node], name: str) -> None:

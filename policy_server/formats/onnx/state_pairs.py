@@ -1,6 +1,7 @@
 """The tensors that carry a recurrent policy's state from one step to the next.
 
 They are told by their names, or by the LSTM, GRU or RNN that reads the one and gives the other.
+A name alone is enough only where no observation is called so.
 
 Source of the names: those that RSL-RL, Isaac Lab, ML-Agents, Godot RL, RLlib, rl_games and Sample
 Factory write, which are alike before and after the step: `h_in` and `h_out`.
@@ -9,14 +10,23 @@ Factory write, which are alike before and after the step: `h_in` and `h_out`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from policy_server.errors import ModelError
 from policy_server.formats.onnx.model_file import OnnxModel
 from policy_server.policy import SignatureTensor
 
-__all__ = ["RECURRENT", "StatePair", "flow_pairs", "layer_pairs", "moved_from", "named_pairs"]
+__all__ = [
+    "RECURRENT",
+    "StatePair",
+    "ancestors_of",
+    "flow_pairs",
+    "layer_pairs",
+    "look_alikes",
+    "moved_from",
+    "named_pairs",
+]
 
 RECURRENT = ("GRU", "LSTM", "RNN")
 """ONNX's recurrent operators."""
@@ -31,9 +41,15 @@ _STEP_WORDS = frozenset(
     )
 )
 _STEMS = {"hn": "h", "cn": "c", "hx": "h", "cx": "c", "state": "states", "hidden": "h", "cell": "c"}
-_STATE_WORDS = frozenset(
-    ("c", "h", "hidden", "lstm", "gru", "memory", "recurrent", "rnn", "state", "states")
+_MEMORY_WORDS = frozenset(
+    (
+        *("c", "h", "hidden", "lstm", "gru", "memory", "recurrent", "rnn", "carry", "mem"),
+        *("cell", "hn", "cn", "hx", "cx"),
+    )
 )
+# An observation may be called so too, and the next one be predicted: `state` and `next_state`.
+_STATE_WORDS = frozenset(("state", "states"))
+_CARRIED_WORDS = frozenset(("in", "ins", "out", "outs"))
 # The places of a recurrent layer's states among its inputs, and of the last ones among its outputs.
 _STATE_PLACES = ((5, 1), (6, 2))
 # They move numbers and compute none.
@@ -63,9 +79,33 @@ class StatePair:
 def named_pairs(model: OnnxModel) -> list[StatePair]:
     """Return the inputs and outputs that carry state, by their names and shapes.
 
+    Names that an observation may have too, such as `state` and `next_state`, are state only where
+    the input goes into the state of a recurrent layer.
+
     Args:
         model: the graph.
     """
+    given = [
+        state
+        for node in model.nodes
+        if node.operator in RECURRENT
+        for state in node.inputs[5:7]
+        if state
+    ]
+    carried = ancestors_of(model, given)
+    return _matched(model, lambda before, after: before in carried or _is_memory(before, after))
+
+
+def look_alikes(model: OnnxModel) -> list[StatePair]:
+    """Return the inputs and outputs whose names are those of a state, or of an observation.
+
+    Args:
+        model: the graph.
+    """
+    return _matched(model, lambda _before, _after: True)
+
+
+def _matched(model: OnnxModel, accepts: Callable[[str, str], bool]) -> list[StatePair]:
     by_stem: dict[tuple[str, ...], list[str]] = {}
     for item in model.outputs:
         for stem in _stems(item.name):
@@ -79,9 +119,19 @@ def named_pairs(model: OnnxModel) -> list[StatePair]:
             for name in by_stem.get(stem, ())
             if name not in taken
         ]
-        if found and _may_be_state(item, found[0], model):
+        if found and _may_be_state(item, found[0], model) and accepts(item.name, found[0]):
             pairs.append(StatePair(item, found[0]))
     return pairs
+
+
+def _is_memory(before: str, after: str) -> bool:
+    """Return whether the names of an input and an output are those of a state alone."""
+    words = _words(before, after)
+    return bool(words & _MEMORY_WORDS) or bool(words & _STATE_WORDS and words & _CARRIED_WORDS)
+
+
+def _words(*names: str) -> set[str]:
+    return {word for name in names for word in re.findall(r"[a-z]+", name.lower())}
 
 
 def _stems(name: str) -> Iterator[tuple[str, ...]]:
@@ -100,10 +150,10 @@ def _may_be_state(item: SignatureTensor, after: str, model: OnnxModel) -> bool:
     output = next(one for one in model.outputs if one.name == after)
     if not _are_alike(item, output):
         return False
-    words = set(re.findall(r"[a-z]+", f"{item.name} {after}".lower()))
+    words = _words(item.name, after)
     if words & _OBSERVED_WORDS:
         return False
-    return bool(words & (_STATE_WORDS | _STEP_WORDS | set(_STEMS)))
+    return bool(words & (_MEMORY_WORDS | _STATE_WORDS | _STEP_WORDS))
 
 
 def _are_alike(before: SignatureTensor, after: SignatureTensor) -> bool:
@@ -153,6 +203,20 @@ def moved_from(model: OnnxModel, tensor: str) -> set[str]:
         if node.operator in _MOVING and found.intersection(node.outputs):
             found.update(name for name in node.inputs if name)
     return found
+
+
+def ancestors_of(model: OnnxModel, tensors: Sequence[str]) -> set[str]:
+    """Return the names of all tensors that some tensors are computed from, themselves among them.
+
+    Args:
+        model: the graph.
+        tensors: the names of the tensors.
+    """
+    wanted = set(tensors)
+    for node in reversed(model.nodes):
+        if wanted.intersection(node.outputs):
+            wanted.update(name for name in node.inputs if name)
+    return wanted
 
 
 def flow_pairs(model: OnnxModel, flow: Mapping[str, str]) -> list[StatePair]:

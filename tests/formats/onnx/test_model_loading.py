@@ -182,6 +182,24 @@ def test_softmax_at_the_end_is_not_taken_twice(
     assert "operations, equal to onnxruntime" in policy.signature.engine_reason
 
 
+def test_softmax_called_prob_is_the_distribution(tmp_path: Path) -> None:
+    path = actor(tmp_path, node("Softmax", ["net"], ["prob"]), output="prob")
+
+    (found,) = distribution_of(load(tmp_path))
+
+    np.testing.assert_allclose(found.probabilities, theirs(path)[0], atol=1e-6)
+
+
+def test_softmax_of_continuous_shares_is_an_action_where_schema_states_dimensions(
+    tmp_path: Path,
+) -> None:
+    path = actor(tmp_path, node("Softmax", ["net"], ["weights"]), output="weights")
+
+    outputs = asked(load(tmp_path, "actions: {weights: {dimensions: 3}}"))
+
+    np.testing.assert_allclose(outputs.actions, theirs(path)[0], atol=1e-6)
+
+
 def test_softmax_that_is_spelled_out_is_told_by_its_numbers(tmp_path: Path) -> None:
     nodes = [
         node("Exp", ["net"], ["e"]),
@@ -297,6 +315,86 @@ def test_schema_states_the_parts_of_a_nameless_output(tmp_path: Path) -> None:
     logits = theirs(path)[0]
     np.testing.assert_allclose(first.probabilities, softmax(logits[:, :3]), atol=1e-6)
     np.testing.assert_allclose(second.probabilities, softmax(logits[:, 3:]), atol=1e-6)
+
+
+def rows_of_choices(
+    folder: Path,
+    *ending: Any,  # noqa: ANN401 -- onnx is untyped
+    output: str,
+    sizes: Sequence[int],
+) -> Path:
+    """Write a network whose tensor `rows` has two rows of three numbers for an observation."""
+    reshape = node("Reshape", ["net", "two by three"], ["rows"])
+    return write_model(
+        folder,
+        [node("MatMul", ["obs", "w"], ["net"]), reshape, *ending],
+        [tensor("obs", ["batch", 4])],
+        [tensor(output, ["batch", *sizes])],
+        {
+            "w": weights(4, 6),
+            "two by three": np.array([-1, 2, 3]),
+            "six": np.array([-1, 6]),
+        },
+    )
+
+
+ROWS_ENDINGS = [
+    pytest.param([node("Softmax", ["rows"], ["out"])], "out", id="softmax"),
+    pytest.param([node("LogSoftmax", ["rows"], ["out"])], "out", id="log-softmax"),
+    pytest.param([node("Identity", ["rows"], ["logits"])], "logits", id="logits"),
+    pytest.param([node("Identity", ["rows"], ["q_values"])], "q_values", id="q values"),
+]
+
+
+@pytest.mark.parametrize(("ending", "output"), ROWS_ENDINGS)
+def test_rows_of_choices_are_the_actions_that_schema_states(
+    ending: Sequence[Any], output: str, tmp_path: Path
+) -> None:
+    path = rows_of_choices(tmp_path, *ending, output=output, sizes=[2, 3])
+
+    policy = load(tmp_path, "actions: {a: {choices: 3}, b: {choices: 3}}")
+
+    assert policy.signature.components is not None
+    assert [part.size for part in policy.signature.components] == [3, 3]
+    expected = theirs(path)[0].argmax(axis=2)
+    assert asked(policy).actions.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("schema", [DISCRETE, "actions: {a: {choices: 2}, b: {choices: 4}}"])
+@pytest.mark.parametrize(("ending", "output"), ROWS_ENDINGS)
+def test_rows_of_choices_are_not_cut_elsewhere(
+    ending: Sequence[Any], output: str, schema: str, tmp_path: Path
+) -> None:
+    rows_of_choices(tmp_path, *ending, output=output, sizes=[2, 3])
+
+    with pytest.raises(ModelError, match=r"holds 2 rows of 3 .*; if these are 2 actions, list"):
+        load(tmp_path, schema)
+
+
+def test_rows_of_a_softmax_are_known_behind_a_reshape(tmp_path: Path) -> None:
+    ending = [node("Softmax", ["rows"], ["p"]), node("Reshape", ["p", "six"], ["probs"])]
+    rows_of_choices(tmp_path, *ending, output="probs", sizes=[6])
+
+    with pytest.raises(ModelError, match="'probs' holds 2 rows of 3 probabilities; if these are"):
+        load(tmp_path, "actions: {a: {choices: 2}, b: {choices: 4}}")
+
+
+def test_rows_of_one_hot_vectors_are_refused(tmp_path: Path) -> None:
+    ending = node("Hardmax", ["rows"], ["out"])
+    rows_of_choices(tmp_path, ending, output="out", sizes=[2, 3])
+
+    with pytest.raises(ModelError, match="holds 2 rows of 3 one hot; export one row in an output"):
+        load(tmp_path, "actions: {a: {choices: 3}, b: {choices: 3}}")
+
+
+@pytest.mark.parametrize("operator", ["Softmax", "LogSoftmax"])
+def test_softmax_along_another_axis_than_the_last_is_refused(operator: str, tmp_path: Path) -> None:
+    ending = node(operator, ["rows"], ["probs"], axis=1)
+    rows_of_choices(tmp_path, ending, output="probs", sizes=[2, 3])
+
+    message = f"its output 'probs' ends with a {operator} along axis 1 of 3, expected the last"
+    with pytest.raises(ModelError, match=message):
+        load(tmp_path, "actions: {a: {choices: 3}, b: {choices: 3}}")
 
 
 def test_several_observations_are_one_after_another(tmp_path: Path) -> None:
@@ -418,6 +516,19 @@ def test_draw_of_an_unknown_distribution_is_refused(tmp_path: Path) -> None:
     )
 
 
+def test_action_of_several_draws_from_one_distribution_is_refused(tmp_path: Path) -> None:
+    path = actor(
+        tmp_path,
+        node("Multinomial", ["net"], ["action"], sample_size=2, dtype=7),
+        outputs=[tensor("action", ["batch", 2], "int64")],
+    )
+    assert theirs(path)[0].shape == (6, 2)
+
+    message = "'action' holds 2 integers of 1 Multinomial, expected one of each; export it with"
+    with pytest.raises(ModelError, match=message):
+        load(tmp_path)
+
+
 def masked(folder: Path, *, forbids: bool) -> Path:
     """Write a graph with an action mask as an input, or one that adds it to the logits."""
     ending = (
@@ -478,6 +589,63 @@ def test_state_that_no_action_depends_on_is_no_memory(tmp_path: Path) -> None:
 
     assert policy.signature.memory == ()
     assert policy.signature.family == "categorical(3)"
+
+
+@pytest.mark.parametrize("goal", [[], ["goal"]], ids=["alone", "beside a goal"])
+def test_observation_whose_next_is_predicted_is_no_state(goal: list[str], tmp_path: Path) -> None:
+    path = write_model(
+        tmp_path,
+        [
+            node("Concat", ["state", *goal], ["x"], axis=1),
+            node("MatMul", ["x", "w"], ["logits"]),
+            node("MatMul", ["state", "v"], ["next_state"]),
+        ],
+        [tensor(name, ["batch", 2]) for name in ("state", *goal)],
+        [tensor("logits", ["batch", 3]), tensor("next_state", ["batch", 2])],
+        {"w": weights(2 + 2 * len(goal), 3), "v": weights(2, 2)},
+    )
+
+    policy = load(tmp_path)
+
+    feeds = {name: ROWS[:, 2 * at : 2 * at + 2] for at, name in enumerate(["state", *goal])}
+    (logits,) = onnxruntime.InferenceSession(path).run(["logits"], feeds)
+    (found,) = distribution_of(policy, ROWS[:, : 2 + 2 * len(goal)])
+    np.testing.assert_allclose(found.probabilities, softmax(logits), atol=1e-6)
+    assert policy.signature.memory == ()
+    assert (
+        "the input state is an observation, and no state that next_state follows; name them h_in "
+        "and h_out if they are one"
+    ) in policy.signature.findings
+
+
+def test_cell_of_plain_operations_keeps_its_state(tmp_path: Path) -> None:
+    path = write_model(
+        tmp_path,
+        [
+            node("Concat", ["obs", "hidden"], ["x"], axis=1),
+            node("MatMul", ["x", "w"], ["y"]),
+            node("Tanh", ["y"], ["next_hidden"]),
+            node("MatMul", ["next_hidden", "v"], ["logits"]),
+        ],
+        [tensor("obs", ["batch", 4]), tensor("hidden", ["batch", 3])],
+        [tensor("logits", ["batch", 2]), tensor("next_hidden", ["batch", 3])],
+        {"w": weights(7, 3), "v": weights(3, 2)},
+    )
+
+    policy = load(tmp_path)
+
+    state = np.full((6, 3), 0.5, np.float32)
+    expected = onnxruntime.InferenceSession(path).run(
+        ["logits", "next_hidden"], {"obs": ROWS, "hidden": state}
+    )
+    outputs = asked(policy, ROWS, state)
+    assert outputs.distribution is not None
+    assert outputs.state is not None
+    np.testing.assert_allclose(outputs.distribution, expected[0], atol=1e-6)
+    np.testing.assert_allclose(outputs.state, expected[1], atol=1e-6)
+    assert "a step's state goes from next_hidden to hidden of the next step" in (
+        policy.signature.findings
+    )
 
 
 def test_recurrent_layer_without_its_state_is_refused(tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ def pairs_of(folder: Path, inputs: Sequence[str], outputs: Sequence[str]) -> lis
         (["h_0", "c_0"], ["h_n", "c_n"]),
         (["hidden"], ["next_hidden"]),
         (["lstm_state"], ["new_lstm_state"]),
+        (["carry_in"], ["carry_out"]),
+        (["state"], ["state_out"]),
     ],
     ids=str,
 )
@@ -58,6 +60,10 @@ def test_names_of_libraries_are_paired(
         (["input"], ["output"]),
         (["obs_0", "obs_1"], ["logits_0", "logits_1"]),
         (["state"], ["state_value", "logits"]),
+        (["state", "goal"], ["logits", "next_state"]),
+        (["prev_state", "goal"], ["logits", "state"]),
+        (["policy_input"], ["policy_output"]),
+        (["net_in", "goal"], ["net_out"]),
     ],
     ids=str,
 )
@@ -154,3 +160,49 @@ def test_observation_with_its_steps_before_its_rows_is_refused(tmp_path: Path) -
 
     with pytest.raises(ModelError, match="has its steps before its rows; export it with the rows"):
         find_roles(read_model({path.name: path}), None)
+
+
+def test_state_that_is_reset_before_its_layer_is_paired_by_a_plain_name(tmp_path: Path) -> None:
+    path = write_model(
+        tmp_path,
+        [
+            node("Mul", ["state", "alive"], ["kept"]),
+            node("GRU", ["obs", "W", "R", "", "", "kept"], ["", "next_state"], hidden_size=3),
+            node("MatMul", ["next_state", "head"], ["logits"]),
+        ],
+        [tensor("obs", [1, 1, 4]), tensor("alive", [1, 1, 1]), tensor("state", [1, 1, 3])],
+        [tensor("logits", [1, 1, 2]), tensor("next_state", [1, 1, 3])],
+        {"W": weights(1, 9, 4), "R": weights(1, 9, 3), "head": weights(3, 2)},
+    )
+
+    (pair,) = named_pairs(read_model({path.name: path}))
+
+    assert (pair.before.name, pair.after) == ("state", "next_state")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "message"),
+    [
+        pytest.param(
+            ["h_in"], ["logits", "h_out"], "no input is an observation, got 'h_in'", id="input"
+        ),
+        pytest.param(["obs", "h_in"], ["h_out"], "no output holds an action", id="output"),
+    ],
+)
+def test_state_that_takes_the_last_place_is_named(
+    inputs: Sequence[str], outputs: Sequence[str], message: str, tmp_path: Path
+) -> None:
+    path = write_model(
+        tmp_path,
+        [node("Identity", [inputs[-1]], [name]) for name in outputs],
+        [tensor(name, [1, 4]) for name in inputs],
+        [tensor(name, [1, 4]) for name in outputs],
+    )
+
+    with pytest.raises(ModelError) as caught:
+        find_roles(read_model({path.name: path}), None)
+
+    assert caught.value.message == (
+        f"policy.onnx: {message}: 'h_in' and 'h_out' are taken for the state before and after a "
+        "step; name what is none otherwise"
+    )
