@@ -170,5 +170,6 @@ async def _end_standstill(watched: WatchedProcess, limit_s: float) -> None:
     while missed < _LOOKS:
         await asyncio.sleep(pause_s)
         missed = 0 if await watched.has_pulse(timeout_s=pause_s) else missed + 1
-    logger.warning("ray_stands_still", extra={"ended": watched.process.pid})
-    watched.process.kill()
+    if watched.process.is_running():
+        logger.warning("ray_stands_still", extra={"ended": watched.process.pid})
+        watched.process.kill()

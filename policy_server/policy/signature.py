@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -265,15 +265,19 @@ class PolicySignature:
             )
         if self.mask_sizes != other.mask_sizes:
             return "takes another action mask than that"
-        if self.action_outputs != other.action_outputs:
+        # Formats name their outputs as they do; no client sees the names.
+        mine, theirs = (
+            [replace(action, name="") for action in item.action_outputs] for item in (self, other)
+        )
+        if mine != theirs:
             return "gives other actions than those"
         if self.components is None or other.components is None:
             return None
-        mine, theirs = (
+        parts, others = (
             [(part.size, part.columns, part.name, part.labels) for part in item.components or ()]
             for item in (self, other)
         )
-        return None if mine == theirs else f"gives {self.family} in place of the {other.family}"
+        return None if parts == others else f"gives {self.family} in place of the {other.family}"
 
     @functools.cached_property
     def memory_width(self) -> int:

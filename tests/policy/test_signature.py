@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from policy_server.policy import ObservationPart, SignatureTensor
+from policy_server.policy import ActionOutput, ObservationPart, SignatureTensor
 from tests.support.fakes import components_of, signature_of
 
 
@@ -47,3 +47,13 @@ def test_shape_of_an_observation_is_told_where_it_is_one_array(
     )
 
     assert known.observation_shape == shape
+
+
+def test_names_of_the_outputs_in_the_file_make_no_other_policy() -> None:
+    output = ActionOutput("actions_0", is_integer=True, columns=1, is_vector=False)
+    known = signature_of(None, outputs=(output,))
+    renamed = signature_of(None, outputs=(replace(output, name="actions"),))
+    other = signature_of(None, outputs=(replace(output, is_integer=False),))
+
+    assert known.difference(renamed) is None
+    assert known.difference(other) == "gives other actions than those"

@@ -135,7 +135,8 @@ class Application:
             files,
             self.version.schema.policy_part(),
             self.digest,
-            application=self.name,
+            # Ray Serve picks among replicas that it adds by itself: nobody connects to them.
+            application="" if self.version.replicas.is_scaled else self.name,
             socket_folder=socket_folder,
             limits=ReplicaLimits(
                 SHARE_OF_DEADLINE * self.settings.request_timeout_s,

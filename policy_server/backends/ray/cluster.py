@@ -260,7 +260,7 @@ class RayCluster:
                 await asyncio.wait([leaving, dying], return_when=asyncio.FIRST_COMPLETED)
             if leaving.done():
                 await leaving
-        except (RayError, RayServeException, TimeoutError) as error:
+        except (RayError, RayServeException, OSError) as error:
             # It has died meanwhile.
             logger.warning("application_not_left", extra={"reason": repr(error)[:300]})
         finally:
@@ -437,6 +437,9 @@ def _ledger(folder: Path | None) -> Ledger:
         ledger = FolderLedger(folder, remove_application)
     else:
         ledger = ClusterLedger(remove_application, application_names)
+    if not ray.is_initialized():
+        # Ray Serve would start a Ray of its own, which nobody ends.
+        raise NotReadyError("ray: is not connected")
     # Of two that start it at once Ray Serve fails one.
     with ledger.deploying(_SERVE):
         start_serve()

@@ -95,6 +95,7 @@ class SoleOwner:
         self._own = OwnRay(settings, server=os.getpid())
         self._dead: list[OwnRay] = []
         self._call = call
+        self._has_joined = False
         self._has_served = False
 
     @property
@@ -110,10 +111,12 @@ class SoleOwner:
     async def join(self) -> None:
         """See `Membership.join`."""
         await self._call(self._own.start)
+        self._has_joined = True
 
     def is_alive(self) -> bool:
         """See `Membership.is_alive`."""
-        return are_running(self._own.watched)
+        # One that could not be started watches nothing, and nothing of it has ended.
+        return self._has_joined and are_running(self._own.watched)
 
     async def lost(self) -> None:
         """See `Membership.lost`."""
@@ -128,7 +131,7 @@ class SoleOwner:
         async with end_standstills(self._own.watched):
             await self._call(ray.shutdown)
         self._own = OwnRay(self._settings, server=os.getpid())
-        self._has_served = False
+        self._has_joined = self._has_served = False
         await self.join()
 
     async def turn(self) -> None:

@@ -129,6 +129,8 @@ class ReplicaConnections:
             return False
         self._is_listed = True
         now = time.monotonic()
+        listed = {address.replica for address in addresses}
+        self._unreached = {name: at for name, at in self._unreached.items() if name in listed}
         missing = [
             address
             for address in addresses

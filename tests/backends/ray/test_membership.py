@@ -26,10 +26,13 @@ class RaysThread:
     def __init__(self) -> None:
         """Own the list of the functions."""
         self.called: list[Callable[..., Any]] = []
+        self.fault: Exception | None = None
 
     async def __call__(self, function: Callable[..., Any], *_: object) -> None:
-        """Note a function."""
+        """Note a function, and let it fail where it starts a Ray that can't be started."""
         self.called.append(function)
+        if self.fault is not None and function.__name__ == "start":
+            raise self.fault
 
 
 async def test_cluster_that_is_not_there_is_an_error_in_time() -> None:
@@ -72,6 +75,26 @@ async def test_stop_breaks_the_wait_for_a_cluster_off() -> None:
     await turns()
 
     await asyncio.wait_for(cluster.aclose(), 5)
+
+
+async def test_ray_that_could_not_be_started_is_started_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    thread = RaysThread()
+    owner = SoleOwner(Settings(), thread)
+    await owner.join()
+    thread.fault = NotReadyError("no room")
+
+    for _ in range(2):
+        with pytest.raises(NotReadyError, match="no room"):
+            await owner.rejoin()
+    was_alive = owner.is_alive()
+    thread.fault = None
+    await owner.rejoin()
+
+    assert [function.__name__ for function in thread.called].count("start") == 4
+    assert (was_alive, owner.is_alive()) == (False, True)
 
 
 @pytest.mark.parametrize("kind", [SoleOwner, SharedRay])
