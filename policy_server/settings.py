@@ -261,6 +261,12 @@ class Settings(BaseSettings):
     max_sessions: int = Field(
         10_000, ge=1, description="Sessions that are open at a time, else 503"
     )
+    max_key_sessions: int = Field(
+        0,
+        ge=0,
+        description="Sessions of one access key that are open at a time, or of one address without "
+        "a key, else 429; 0 for any number",
+    )
     sessions_url: SecretStr | None = Field(
         None,
         description="Redis that keeps the sessions, for all web processes: redis://, rediss:// or "

@@ -7,7 +7,12 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from policy_server.errors import OverloadedError, SessionConflictError, UnknownSessionError
+from policy_server.errors import (
+    OverloadedError,
+    SessionConflictError,
+    TooManyRequestsError,
+    UnknownSessionError,
+)
 from policy_server.policy import Float32Array
 from policy_server.schema import DEFAULT_POLICY
 from policy_server.serving.team_record import TEAM, TeamRecord
@@ -23,6 +28,7 @@ __all__ = [
     "address_of",
     "foreign_session",
     "missed_turn",
+    "too_many_of_client",
     "too_many_sessions",
     "unknown_session",
 ]
@@ -57,6 +63,8 @@ class SessionRecord:
         has_action: whether the memory has the last step's action, where the policy takes it.
         last: the last step; None before the first one of an episode.
         team: the team's versions and agents; None for a session of one policy.
+        client: the name of the client that began it, as `client_name` gives it; empty where it is
+            not known.
     """
 
     session_id: str
@@ -70,6 +78,7 @@ class SessionRecord:
     has_action: bool = True
     last: AnsweredStep | None = None
     team: TeamRecord | None = None
+    client: str = ""
 
     @property
     def answering(self) -> frozenset[tuple[str, str, str]]:
@@ -123,6 +132,7 @@ class SessionStore(Protocol):
 
         Raises:
             OverloadedError: if as many sessions are kept as may be.
+            TooManyRequestsError: if as many are its client's as may be; it is counted.
             UnsupportedAnswerError: if this server keeps none.
         """
 
@@ -246,6 +256,22 @@ def too_many_sessions(number: int) -> OverloadedError:
     return OverloadedError(
         f"{number} sessions are open already ({ENV_PREFIX}MAX_SESSIONS); end some with DELETE, or "
         "try again later"
+    )
+
+
+def too_many_of_client(client: str, number: int) -> TooManyRequestsError:
+    """Return the error of a session beyond as many as one client may have.
+
+    Args:
+        client: the name of the client, as `client_name` gives it.
+        number: how many it has.
+    """
+    kind, _, name = client.partition(":")
+    subject = f"key {name!r}" if kind == "key" else "this address"
+    return TooManyRequestsError(
+        f"{subject}: {number} sessions are open already ({ENV_PREFIX}MAX_KEY_SESSIONS); end some "
+        "with DELETE, or try again later",
+        reason=f"{kind}_sessions",
     )
 
 

@@ -205,7 +205,12 @@ class Sessions(KeptSessions):
         self._slot = slot
 
     async def begin(
-        self, *, seed: int | None = None, episode_id: str = "", wanted: str = ""
+        self,
+        *,
+        seed: int | None = None,
+        episode_id: str = "",
+        wanted: str = "",
+        client: str = "",
     ) -> SessionRecord:
         """Begin a session, with the zero state.
 
@@ -214,12 +219,15 @@ class Sessions(KeptSessions):
             episode_id: the client's own name of the episode, which may choose the version that
                 answers it.
             wanted: the name of the version that is asked for; empty leaves that to the traffic.
+            client: the name of the client, as `client_name` gives it; empty for one that is not
+                known.
 
         Returns:
             What is kept of it.
 
         Raises:
             OverloadedError: if as many sessions are open as may be.
+            TooManyRequestsError: if as many of its client's are.
             UnsupportedAnswerError: if this server keeps no sessions, or the policy takes no seed.
             NotReadyError: if no version is loaded.
             DeploymentError: if the version that is asked for is not loaded.
@@ -234,6 +242,7 @@ class Sessions(KeptSessions):
             state=EpisodeMemory.begin(version).state,
             seed=seed,
             episode_id=episode_id,
+            client=client,
         )
         await self._store.add(record)
         return record

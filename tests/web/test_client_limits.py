@@ -174,6 +174,32 @@ async def test_bodies_that_come_slowly_take_no_places_from_the_batches_of_others
     assert other.status_code == 200
 
 
+async def test_key_opens_no_more_sessions_than_it_may() -> None:
+    metrics = Metrics()
+    async with serve(key=None, keys=ring(), metrics=metrics, max_key_sessions=2) as client:
+        opened = [await client.post("/sessions", headers=by("plant")) for _ in range(3)]
+        other = await client.post("/sessions", headers=by("ops"))
+        one = f"/sessions/{opened[0].json()['session_id']}"
+        reset = await client.post(f"{one}/reset", headers=by("plant"))
+        await client.delete(one, headers=by("plant"))
+        again = await client.post("/sessions", headers=by("plant"))
+
+    assert [answer.status_code for answer in opened] == [201, 201, 429]
+    assert_error(opened[2], 429, "key 'plant': 2 sessions are open already", "MAX_KEY_SESSIONS")
+    assert opened[2].headers["retry-after"] == "1"
+    assert [other.status_code, reset.status_code, again.status_code] == [201, 200, 201]
+    assert rendered(metrics)["rejected_total policy=default reason=key_sessions"] == 1
+
+
+async def test_sessions_of_a_team_count_for_their_key() -> None:
+    async with served_team(max_key_sessions=2) as team:
+        routes = ("/sessions/agents", "/policies/prey/sessions", "/sessions/agents")
+        opened = [await team.client.post(route) for route in routes]
+
+    assert [answer.status_code for answer in opened] == [201, 201, 429]
+    assert rendered(team.metrics)["rejected_total policy= reason=key_sessions"] == 1
+
+
 async def test_batch_counts_as_many_as_it_has_rows() -> None:
     rows = [OBSERVATION] * MANY
     async with serve(key=None, keys=ring(), max_key_rate=2) as client:

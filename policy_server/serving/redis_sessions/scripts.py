@@ -10,8 +10,9 @@ A session is a hash, which ends by Redis' own expiry:
 - `done`: the token of the last request that changed it, so that a command may be sent twice.
 
 A group is a sorted set of sessions by the time of their expiry, in which they are counted: those of
-a policy (`:policy`), and those that a version answers (`policy:version:digest`). All scripts take
-one key and work the others out: they are for one Redis, not for the slots of a Redis Cluster.
+a policy (`:policy`), those that a version answers (`policy:version:digest`), and those that a
+client began (`@client`). All scripts take one key and work the others out: they are for one Redis,
+not for the slots of a Redis Cluster.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Outcome(IntEnum):
     LOST = 3
     FULL = 4
     FOREIGN = 5
+    CLIENT_FULL = 6
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,15 @@ local function forget(session, groups)
 end
 """
 
-# A session's key; record, policy, groups, most sessions, idle time -> outcome, sessions
+# A session's key; record, policy, groups, most sessions, idle time, the client's group or nothing,
+# most sessions of that -> outcome, sessions
 ADD = Script.of("""
-local record, policy, groups, most, idle = unpack(ARGV)
+local record, policy, groups, most, idle, client, most_of_client = unpack(ARGV)
 if redis.call('EXISTS', KEYS[1]) == 1 then return {1, 0} end
+if client ~= '' and tonumber(most_of_client) > 0 then
+  local own = redis.call('ZCOUNT', members(client), now, '+inf')
+  if own >= tonumber(most_of_client) then return {6, own} end
+end
 local open = 0
 for _, group in ipairs(redis.call('SMEMBERS', known_groups)) do
   if string.sub(group, 1, 1) == ':' then

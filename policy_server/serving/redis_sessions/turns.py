@@ -24,7 +24,7 @@ from policy_server.serving.session_store import (
     unknown_session,
 )
 
-__all__ = ["Turn", "Turns", "group_of", "groups_of", "milliseconds"]
+__all__ = ["Turn", "Turns", "client_group", "group_of", "groups_of", "milliseconds"]
 
 # A process that dies in its turn holds its session for as long as this.
 _LEASE_S = 5.0
@@ -55,7 +55,17 @@ def groups_of(record: SessionRecord) -> str:
         record: the record of the session.
     """
     versions = sorted(group_of(*answering) for answering in record.answering)
-    return "\n".join([f":{record.policy}", *versions])
+    client = client_group(record)
+    return "\n".join([f":{record.policy}", *versions, *([client] if client else [])])
+
+
+def client_group(record: SessionRecord) -> str:
+    """Return the group of the sessions that the client of one began; empty where it is not known.
+
+    Args:
+        record: the record of the session.
+    """
+    return f"@{record.client}" if record.client else ""
 
 
 def milliseconds(seconds: float) -> int:
