@@ -267,6 +267,12 @@ class Settings(BaseSettings):
         description="Sessions of one access key that are open at a time, or of one address without "
         "a key, else 429; 0 for any number",
     )
+    max_kept_answer_bytes: int = Field(
+        268_435_456,
+        ge=0,
+        description="Bytes of last answers over 16 KiB that sessions keep in all, for a step that "
+        "is sent again; beyond, a long answer is not kept, and its step sent again is 409",
+    )
     sessions_url: SecretStr | None = Field(
         None,
         description="Redis that keeps the sessions, for all web processes: redis://, rediss:// or "

@@ -97,6 +97,8 @@ class ProcessSessions:
         """
         self._most = settings.max_sessions
         self._most_of_client = settings.max_key_sessions
+        self._most_long_bytes = settings.max_kept_answer_bytes
+        self._long_bytes = 0
         self._idle_s = settings.session_idle_s
         self._patience_s = settings.request_timeout_s
         self._metrics = metrics
@@ -183,6 +185,10 @@ class ProcessSessions:
         if record.answering != kept.record.answering:
             self._count(kept.record, -1)
             self._count(record, 1)
+        others = self._long_bytes - kept.record.long_bytes
+        if record.long_bytes and others + record.long_bytes > self._most_long_bytes:
+            record = record.without_text()
+        self._long_bytes = others + record.long_bytes
         kept.record = record
 
     def end(self, kept: _Kept, change: str) -> None:
@@ -195,6 +201,7 @@ class ProcessSessions:
         record = kept.record
         del self._kept[record.session_id]
         self._count(record, -1)
+        self._long_bytes -= record.long_bytes
         self._of_clients[record.client] -= 1
         if not self._of_clients[record.client]:
             del self._of_clients[record.client]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from policy_server.errors import (
@@ -19,6 +19,7 @@ from policy_server.serving.team_record import TEAM, TeamRecord
 from policy_server.settings import ENV_PREFIX
 
 __all__ = [
+    "LONGEST_SHORT_ANSWER",
     "AnsweredStep",
     "HeldSession",
     "ImmediateStore",
@@ -34,17 +35,22 @@ __all__ = [
 ]
 
 
+LONGEST_SHORT_ANSWER = 16_384
+"""In bytes: a last answer that is longer is kept only while all such ones take no more memory than
+`Settings.max_kept_answer_bytes`; the number of sessions bounds that of the others."""
+
+
 @dataclass(frozen=True)
 class AnsweredStep:
     """The last step of a session, for a client that asks for it again.
 
     Attributes:
         digest: of the request: its kind, its body and its options.
-        text: the JSON of the answer.
+        text: the JSON of the answer; None for a long one that was not kept.
     """
 
     digest: bytes
-    text: bytes
+    text: bytes | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +85,17 @@ class SessionRecord:
     last: AnsweredStep | None = None
     team: TeamRecord | None = None
     client: str = ""
+
+    @property
+    def long_bytes(self) -> int:
+        """Return the bytes of a last answer that is a long one; 0 for a short one, or none."""
+        text = None if self.last is None else self.last.text
+        return 0 if text is None or len(text) <= LONGEST_SHORT_ANSWER else len(text)
+
+    def without_text(self) -> SessionRecord:
+        """Return the record without the text of its last answer."""
+        assert self.last is not None, "whoever asks has looked"
+        return replace(self, last=replace(self.last, text=None))
 
     @property
     def answering(self) -> frozenset[tuple[str, str, str]]:

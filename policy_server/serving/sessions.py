@@ -29,6 +29,7 @@ from policy_server.serving.session_store import (
 from policy_server.serving.slot import PolicySlot
 from policy_server.serving.team_record import VersionName
 from policy_server.serving.version import PolicyVersion
+from policy_server.settings import ENV_PREFIX
 
 __all__ = ["KeptSessions", "SessionTurn", "Sessions", "check_seed", "version_begun_with"]
 
@@ -77,7 +78,7 @@ class SessionTurn(Generic[Memory]):
 
         Raises:
             SessionConflictError: if the step is neither the last one nor the next, or if the last
-                one was asked with another request.
+                one was asked with another request, or its answer is not kept.
             PolicyServerError: as `make` raised it; the session is as it was then.
         """
         number = self.memory.steps
@@ -120,6 +121,12 @@ class SessionTurn(Generic[Memory]):
             raise SessionConflictError(
                 f"x-step {step}: was answered to another request; send that one again, or the next "
                 f"step {record.steps}"
+            )
+        if record.last.text is None:
+            raise SessionConflictError(
+                f"x-step {step}: was answered, and its long answer could not be kept beside those "
+                f"of other sessions ({ENV_PREFIX}MAX_KEPT_ANSWER_BYTES); go on with step "
+                f"{record.steps}, or begin another episode"
             )
         return record.last.text
 

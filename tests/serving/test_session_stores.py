@@ -23,7 +23,12 @@ from policy_server.metrics import Metrics
 from policy_server.serving.process_sessions import NoSessions, ProcessSessions
 from policy_server.serving.redis_sessions import RedisSessions
 from policy_server.serving.redis_sessions.records import decode_record, encode_record
-from policy_server.serving.session_store import AnsweredStep, SessionRecord, SessionStore
+from policy_server.serving.session_store import (
+    LONGEST_SHORT_ANSWER,
+    AnsweredStep,
+    SessionRecord,
+    SessionStore,
+)
 from policy_server.serving.session_stores import session_store
 from policy_server.serving.team_record import TEAM, AgentRecord, TeamRecord, VersionName
 from policy_server.settings import Settings
@@ -191,6 +196,34 @@ async def test_idle_sessions_count_for_their_client_no_more(url: SecretStr | Non
             await store.add(replace(session(SECOND), client="address:10.0.0.1"))
         await asyncio.sleep(0.1)
         await store.add(replace(session(SECOND), client="address:10.0.0.1"))
+
+
+async def test_long_last_answers_take_no_more_memory_than_they_may(url: SecretStr | None) -> None:
+    text = b"x" * 2**15
+    long, short = AnsweredStep(b"1", text), AnsweredStep(b"1", text[:LONGEST_SHORT_ANSWER])
+
+    async def kept(store: SessionStore, name: str, last: AnsweredStep) -> bytes | None:
+        async with store.held("hunter", name) as held:
+            await held.keep(replace(held.record, steps=held.record.steps + 1, last=last))
+        async with store.held("hunter", name) as held:
+            assert held.record.last is not None
+            return held.record.last.text
+
+    async with running(url, max_kept_answer_bytes=2 * 2**15) as store:
+        for name in (FIRST, SECOND, THIRD):
+            await store.add(session(name))
+        full = [await kept(store, name, long) for name in (FIRST, SECOND, THIRD)]
+        # One that has its place keeps it, and a short one needs none.
+        again, third = await kept(store, FIRST, long), await kept(store, THIRD, short)
+        await kept(store, FIRST, short)
+        after_step = await kept(store, THIRD, long)
+        async with store.held("hunter", SECOND) as held:
+            await held.remove()
+        after_end = await kept(store, FIRST, long)
+
+    assert full == [text, text, None]
+    assert (again, third) == (text, short.text)
+    assert (after_step, after_end) == (text, text)
 
 
 def test_record_of_the_release_before_is_read_from_redis() -> None:

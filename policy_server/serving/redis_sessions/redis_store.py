@@ -68,6 +68,7 @@ class RedisSessions:
             metrics,
             idle_s=settings.session_idle_s,
             patience_s=settings.request_timeout_s,
+            most_long_bytes=settings.max_kept_answer_bytes,
         )
         self._most = settings.max_sessions
         self._most_of_client = settings.max_key_sessions
