@@ -25,6 +25,7 @@ __all__ = [
     "ClientLimits",
     "Share",
     "charge_nobody",
+    "client_name",
     "network_of",
 ]
 
@@ -243,6 +244,21 @@ class ClientLimits:
         account = _Account("address", "this address", self._of_address, self._clock())
         self._addresses[network] = account
         return account
+
+
+def client_name(key: str | None, address: str | None) -> str:
+    """Return the one name of a client in what it shares with others: its key's, or its address.
+
+    Args:
+        key: the name of its access key; None where none let it in.
+        address: the client's; None where it is not known.
+
+    Returns:
+        `key:NAME`, else `address:NETWORK`, else an empty text.
+    """
+    if key is not None:
+        return f"key:{key}"
+    return "" if address is None else f"address:{network_of(address)}"
 
 
 @functools.lru_cache(maxsize=1024)

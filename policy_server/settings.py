@@ -261,6 +261,18 @@ class Settings(BaseSettings):
     max_sessions: int = Field(
         10_000, ge=1, description="Sessions that are open at a time, else 503"
     )
+    max_key_sessions: int = Field(
+        0,
+        ge=0,
+        description="Sessions of one access key that are open at a time, or of one address without "
+        "a key, else 429; 0 for any number",
+    )
+    max_kept_answer_bytes: int = Field(
+        268_435_456,
+        ge=0,
+        description="Bytes of last answers over 16 KiB that sessions keep in all, for a step that "
+        "is sent again; beyond, a long answer is not kept, and its step sent again is 409",
+    )
     sessions_url: SecretStr | None = Field(
         None,
         description="Redis that keeps the sessions, for all web processes: redis://, rediss:// or "

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from policy_server.access_keys import AccessKey, KeyRing
-from policy_server.client_limits import NO_SHARE, ClientLimit, ClientLimits
+from policy_server.client_limits import NO_SHARE, ClientLimit, ClientLimits, client_name
 from policy_server.errors import TooManyRequestsError
 
 PLANT = AccessKey.of("plant", "plant key")
@@ -211,3 +211,18 @@ def test_limits_follow_the_keys_and_what_was_asked_stays_counted(clock: Clock) -
     ring.replace([PLANT])
     assert asked(limits, 5) == 5
     assert not limits.is_on
+
+
+@pytest.mark.parametrize(
+    ("key", "address", "expected"),
+    [
+        ("plant", ADDRESS, "key:plant"),
+        (None, ADDRESS, f"address:{ADDRESS}"),
+        (None, "2001:db8::1", client_name(None, "2001:db8::2")),
+        (None, None, ""),
+    ],
+)
+def test_client_has_the_name_of_its_key_or_else_its_network(
+    key: str | None, address: str | None, expected: str
+) -> None:
+    assert client_name(key, address) == expected

@@ -18,6 +18,7 @@ from policy_server.serving.session_store import (
     SessionRecord,
     foreign_session,
     missed_turn,
+    too_many_of_client,
     too_many_sessions,
     unknown_session,
 )
@@ -95,6 +96,9 @@ class ProcessSessions:
             metrics: counts them.
         """
         self._most = settings.max_sessions
+        self._most_of_client = settings.max_key_sessions
+        self._most_long_bytes = settings.max_kept_answer_bytes
+        self._long_bytes = 0
         self._idle_s = settings.session_idle_s
         self._patience_s = settings.request_timeout_s
         self._metrics = metrics
@@ -102,6 +106,7 @@ class ProcessSessions:
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._numbers: Counter[tuple[str, str, str]] = Counter()
         self._open: Counter[str] = Counter()
+        self._of_clients: Counter[str] = Counter()
         self._is_sweeping = False
 
     @asynccontextmanager
@@ -113,12 +118,19 @@ class ProcessSessions:
         """Keep a new session; see `SessionStore.add`."""
         self._forget_idle()
         metrics = self._metrics.of(record.policy)
+        number = self._of_clients[record.client]
+        if record.client and self._most_of_client and number >= self._most_of_client:
+            metrics.count_session("refused")
+            refusal = too_many_of_client(record.client, number)
+            metrics.count_rejected(refusal.reason)
+            raise refusal
         if len(self._kept) >= self._most:
             metrics.count_session("refused")
             raise too_many_sessions(len(self._kept))
         now = time.monotonic()
         self._kept[record.session_id] = _Kept(record, now, self)
         self._count(record, 1)
+        self._of_clients[record.client] += 1
         self._show(record.policy, 1)
         metrics.count_session("opened")
         self._sweep_later()
@@ -173,6 +185,10 @@ class ProcessSessions:
         if record.answering != kept.record.answering:
             self._count(kept.record, -1)
             self._count(record, 1)
+        others = self._long_bytes - kept.record.long_bytes
+        if record.long_bytes and others + record.long_bytes > self._most_long_bytes:
+            record = record.without_text()
+        self._long_bytes = others + record.long_bytes
         kept.record = record
 
     def end(self, kept: _Kept, change: str) -> None:
@@ -185,6 +201,10 @@ class ProcessSessions:
         record = kept.record
         del self._kept[record.session_id]
         self._count(record, -1)
+        self._long_bytes -= record.long_bytes
+        self._of_clients[record.client] -= 1
+        if not self._of_clients[record.client]:
+            del self._of_clients[record.client]
         self._show(record.policy, -1)
         self._metrics.of(record.policy).count_session(change)
 

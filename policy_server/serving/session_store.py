@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
-from policy_server.errors import OverloadedError, SessionConflictError, UnknownSessionError
+from policy_server.errors import (
+    OverloadedError,
+    SessionConflictError,
+    TooManyRequestsError,
+    UnknownSessionError,
+)
 from policy_server.policy import Float32Array
 from policy_server.schema import DEFAULT_POLICY
 from policy_server.serving.team_record import TEAM, TeamRecord
 from policy_server.settings import ENV_PREFIX
 
 __all__ = [
+    "LONGEST_SHORT_ANSWER",
     "AnsweredStep",
     "HeldSession",
     "ImmediateStore",
@@ -23,9 +29,15 @@ __all__ = [
     "address_of",
     "foreign_session",
     "missed_turn",
+    "too_many_of_client",
     "too_many_sessions",
     "unknown_session",
 ]
+
+
+LONGEST_SHORT_ANSWER = 16_384
+"""In bytes: a last answer that is longer is kept only while all such ones take no more memory than
+`Settings.max_kept_answer_bytes`; the number of sessions bounds that of the others."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +46,11 @@ class AnsweredStep:
 
     Attributes:
         digest: of the request: its kind, its body and its options.
-        text: the JSON of the answer.
+        text: the JSON of the answer; None for a long one that was not kept.
     """
 
     digest: bytes
-    text: bytes
+    text: bytes | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +69,8 @@ class SessionRecord:
         has_action: whether the memory has the last step's action, where the policy takes it.
         last: the last step; None before the first one of an episode.
         team: the team's versions and agents; None for a session of one policy.
+        client: the name of the client that began it, as `client_name` gives it; empty where it is
+            not known.
     """
 
     session_id: str
@@ -70,6 +84,18 @@ class SessionRecord:
     has_action: bool = True
     last: AnsweredStep | None = None
     team: TeamRecord | None = None
+    client: str = ""
+
+    @property
+    def long_bytes(self) -> int:
+        """Return the bytes of a last answer that is a long one; 0 for a short one, or none."""
+        text = None if self.last is None else self.last.text
+        return 0 if text is None or len(text) <= LONGEST_SHORT_ANSWER else len(text)
+
+    def without_text(self) -> SessionRecord:
+        """Return the record without the text of its last answer."""
+        assert self.last is not None, "whoever asks has looked"
+        return replace(self, last=replace(self.last, text=None))
 
     @property
     def answering(self) -> frozenset[tuple[str, str, str]]:
@@ -123,6 +149,7 @@ class SessionStore(Protocol):
 
         Raises:
             OverloadedError: if as many sessions are kept as may be.
+            TooManyRequestsError: if as many are its client's as may be; it is counted.
             UnsupportedAnswerError: if this server keeps none.
         """
 
@@ -246,6 +273,22 @@ def too_many_sessions(number: int) -> OverloadedError:
     return OverloadedError(
         f"{number} sessions are open already ({ENV_PREFIX}MAX_SESSIONS); end some with DELETE, or "
         "try again later"
+    )
+
+
+def too_many_of_client(client: str, number: int) -> TooManyRequestsError:
+    """Return the error of a session beyond as many as one client may have.
+
+    Args:
+        client: the name of the client, as `client_name` gives it.
+        number: how many it has.
+    """
+    kind, _, name = client.partition(":")
+    subject = f"key {name!r}" if kind == "key" else "this address"
+    return TooManyRequestsError(
+        f"{subject}: {number} sessions are open already ({ENV_PREFIX}MAX_KEY_SESSIONS); end some "
+        "with DELETE, or try again later",
+        reason=f"{kind}_sessions",
     )
 
 

@@ -29,6 +29,7 @@ from policy_server.serving.session_store import (
 from policy_server.serving.slot import PolicySlot
 from policy_server.serving.team_record import VersionName
 from policy_server.serving.version import PolicyVersion
+from policy_server.settings import ENV_PREFIX
 
 __all__ = ["KeptSessions", "SessionTurn", "Sessions", "check_seed", "version_begun_with"]
 
@@ -77,7 +78,7 @@ class SessionTurn(Generic[Memory]):
 
         Raises:
             SessionConflictError: if the step is neither the last one nor the next, or if the last
-                one was asked with another request.
+                one was asked with another request, or its answer is not kept.
             PolicyServerError: as `make` raised it; the session is as it was then.
         """
         number = self.memory.steps
@@ -120,6 +121,12 @@ class SessionTurn(Generic[Memory]):
             raise SessionConflictError(
                 f"x-step {step}: was answered to another request; send that one again, or the next "
                 f"step {record.steps}"
+            )
+        if record.last.text is None:
+            raise SessionConflictError(
+                f"x-step {step}: was answered, and its long answer could not be kept beside those "
+                f"of other sessions ({ENV_PREFIX}MAX_KEPT_ANSWER_BYTES); go on with step "
+                f"{record.steps}, or begin another episode"
             )
         return record.last.text
 
@@ -205,7 +212,12 @@ class Sessions(KeptSessions):
         self._slot = slot
 
     async def begin(
-        self, *, seed: int | None = None, episode_id: str = "", wanted: str = ""
+        self,
+        *,
+        seed: int | None = None,
+        episode_id: str = "",
+        wanted: str = "",
+        client: str = "",
     ) -> SessionRecord:
         """Begin a session, with the zero state.
 
@@ -214,12 +226,15 @@ class Sessions(KeptSessions):
             episode_id: the client's own name of the episode, which may choose the version that
                 answers it.
             wanted: the name of the version that is asked for; empty leaves that to the traffic.
+            client: the name of the client, as `client_name` gives it; empty for one that is not
+                known.
 
         Returns:
             What is kept of it.
 
         Raises:
             OverloadedError: if as many sessions are open as may be.
+            TooManyRequestsError: if as many of its client's are.
             UnsupportedAnswerError: if this server keeps no sessions, or the policy takes no seed.
             NotReadyError: if no version is loaded.
             DeploymentError: if the version that is asked for is not loaded.
@@ -234,6 +249,7 @@ class Sessions(KeptSessions):
             state=EpisodeMemory.begin(version).state,
             seed=seed,
             episode_id=episode_id,
+            client=client,
         )
         await self._store.add(record)
         return record

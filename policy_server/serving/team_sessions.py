@@ -34,7 +34,12 @@ class TeamSessions(KeptSessions):
         self._team = team
 
     async def begin(
-        self, *, seed: int | None = None, episode_id: str = "", wanted: str = ""
+        self,
+        *,
+        seed: int | None = None,
+        episode_id: str = "",
+        wanted: str = "",
+        client: str = "",
     ) -> SessionRecord:
         """Begin a session, in which no agent has a memory yet.
 
@@ -44,12 +49,15 @@ class TeamSessions(KeptSessions):
             episode_id: the client's own name of the episode, which may choose the versions that
                 answer it.
             wanted: the versions that are asked for; see `Team.wanted_versions`.
+            client: the name of the client, as `client_name` gives it; empty for one that is not
+                known.
 
         Returns:
             What is kept of it.
 
         Raises:
             OverloadedError: if as many sessions are open as may be.
+            TooManyRequestsError: if as many of its client's are.
             UnsupportedAnswerError: if this server keeps no sessions, or a policy takes no seed.
             NotReadyError: if no version of any policy is loaded.
             DeploymentError: if a version that is asked for is not loaded.
@@ -65,6 +73,7 @@ class TeamSessions(KeptSessions):
             seed=seed,
             episode_id=episode_id,
             team=TeamRecord(versions.names, {}),
+            client=client,
         )
         await self._store.add(record)
         return record

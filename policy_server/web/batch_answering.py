@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,9 +23,10 @@ from policy_server.serving import ROWS_PER_CALL, PolicySlot, PolicyVersion
 from policy_server.serving.deadlines import within
 from policy_server.settings import Settings
 from policy_server.web.answering import AnswerBody
+from policy_server.web.batch_places import BatchPlaces
 from policy_server.web.rendering import BatchAnswers, RenderedAnswers
 
-__all__ = ["MOST_AT_ONCE", "BatchAnswering", "BatchRequest"]
+__all__ = ["BatchAnswering", "BatchRequest"]
 
 StartCall = Callable[[int, PolicyInputs], None]
 
@@ -34,8 +35,6 @@ _SEED_BITS = np.uint64(2**63 - 1)
 _BYTES_AT_ONCE = 8192
 # How many turns of the event loop a single observation takes from its socket and back.
 _TURNS = 4
-# More batches than these wait with their bodies unread, so that memory stays bounded.
-MOST_AT_ONCE = 32
 # A seeded row is computed by itself, in some twenty microseconds: twenty times a row without.
 _SEEDED_ROWS_PER_CALL = ROWS_PER_CALL // 16
 
@@ -51,6 +50,7 @@ class BatchRequest:
         wants_npy: whether the answer shall be one.
         seed: row i is drawn with this plus i; None for independent draws.
         request_id: the id of the request in the logs.
+        client: the name of the client, as `client_name` gives it.
         episode: the id of its episode, which stays on one version; empty for none.
         wanted: the name of the version that is asked for; empty leaves that to the traffic.
         has_log_probability: whether an array has it as its last column.
@@ -64,6 +64,7 @@ class BatchRequest:
     wants_npy: bool
     seed: int | None
     request_id: str
+    client: str = ""
     episode: str = ""
     wanted: str = ""
     has_log_probability: bool = False
@@ -75,7 +76,7 @@ class BatchAnswering:
     """The answers to batches of one policy, whichever version of it answers."""
 
     def __init__(self, slot: PolicySlot, settings: Settings) -> None:
-        """Own nothing but a limit of batches at a time: each answer is a version's of the slot.
+        """Own the places of batches; each answer is a version's of the slot.
 
         Args:
             slot: the policy's slot.
@@ -83,7 +84,7 @@ class BatchAnswering:
         """
         self._slot = slot
         self._settings = settings
-        self._at_once = asyncio.Semaphore(MOST_AT_ONCE)
+        self._places = BatchPlaces()
 
     async def answer(self, request: BatchRequest, body: AsyncIterator[bytes]) -> AnswerBody:
         """Answer a batch, all of it by one version.
@@ -99,11 +100,12 @@ class BatchAnswering:
             ObservationError: naming row and field of the first mistake.
             BodyTimeoutError: if the body takes too long to arrive.
             DeadlineError: if it is not answered before the request's own deadline.
+            OverloadedError: if other batches, of its client above all, have the places.
             PolicyServerError: if the policy can't answer.
         """
         # The version may be another one once there is a place; only a held one stays open.
         self._slot.current().check_answers(request.kind)
-        async with within(request.deadline, self._slot.metrics), self._place():
+        async with within(request.deadline, self._slot.metrics), self._place(request.client):
             version = self._slot.choose(request.episode, wanted=request.wanted)
             with version.scheduler.held():
                 return AnswerBody(await self._answer(version, request, body), version)
@@ -138,20 +140,15 @@ class BatchAnswering:
         return answers.finish()
 
     @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
-        timeout_s = self._settings.request_timeout_s
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._at_once.acquire()
-        except TimeoutError as error:
-            self._slot.metrics.count_rejected("queue_full")
-            raise OverloadedError(
-                f"{MOST_AT_ONCE} batches are being answered already; try again in a second"
-            ) from error
-        try:
+    async def _place(self, client: str) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            place = self._places.one(client, patience_s=self._settings.request_timeout_s)
+            try:
+                await stack.enter_async_context(place)
+            except OverloadedError:
+                self._slot.metrics.count_rejected("queue_full")
+                raise
             yield
-        finally:
-            self._at_once.release()
 
     async def _read(
         self,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BeforeValidator, Field
 
+from policy_server.client_limits import client_name
 from policy_server.errors import NotReadyError, ObservationError
 from policy_server.observations import problem
 from policy_server.policy import LARGEST_SEED, AnswerKind
@@ -199,6 +200,7 @@ def _batch_endpoint(
             wants_npy=accepted.get(NPY, 0) > accepted.get(JSON, 0),
             seed=seed,
             request_id=request.state.request_id,
+            client=client_name(request.state.key, request.state.client),
             episode=request.state.episode,
             wanted=request.state.version,
             has_log_probability=has_log_probability,

@@ -18,6 +18,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from policy_server.client_limits import client_name
 from policy_server.serving import SessionRecord, Sessions, StatedStep
 from policy_server.serving.team_sessions import TeamSessions
 from policy_server.web.json_bodies import BodySeed, JsonRoute
@@ -171,7 +172,10 @@ def add_session_pages(
     async def begin(request: Request, start: SessionBegin = None) -> BaseModel:
         asked = start or SessionStart()
         record = await sessions.begin(
-            seed=asked.seed, episode_id=asked.episode_id, wanted=request.state.version
+            seed=asked.seed,
+            episode_id=asked.episode_id,
+            wanted=request.state.version,
+            client=client_name(request.state.key, request.state.client),
         )
         return shown(record)
 

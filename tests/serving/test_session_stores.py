@@ -8,15 +8,27 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 from pydantic import SecretStr
 
-from policy_server.errors import OverloadedError, SessionConflictError, UnknownSessionError
+from policy_server.errors import (
+    OverloadedError,
+    SessionConflictError,
+    TooManyRequestsError,
+    UnknownSessionError,
+)
 from policy_server.metrics import Metrics
 from policy_server.serving.process_sessions import NoSessions, ProcessSessions
 from policy_server.serving.redis_sessions import RedisSessions
-from policy_server.serving.session_store import AnsweredStep, SessionRecord, SessionStore
+from policy_server.serving.redis_sessions.records import decode_record, encode_record
+from policy_server.serving.session_store import (
+    LONGEST_SHORT_ANSWER,
+    AnsweredStep,
+    SessionRecord,
+    SessionStore,
+)
 from policy_server.serving.session_stores import session_store
 from policy_server.serving.team_record import TEAM, AgentRecord, TeamRecord, VersionName
 from policy_server.settings import Settings
@@ -155,6 +167,73 @@ async def test_number_is_that_of_all_policies(url: SecretStr | None) -> None:
         await store.add(session(SECOND))
         with pytest.raises(OverloadedError, match="2 sessions are open already"):
             await store.add(session(THIRD))
+
+
+async def test_client_keeps_no_more_sessions_than_it_may(url: SecretStr | None) -> None:
+    metrics = Metrics()
+    async with running(url, metrics, max_key_sessions=2) as store:
+        await store.add(replace(session(FIRST), client="key:plant"))
+        await store.add(replace(team_session(SECOND), client="key:plant"))
+        with pytest.raises(TooManyRequestsError, match="key 'plant': 2 sessions are open already"):
+            await store.add(replace(session(THIRD), client="key:plant"))
+        await store.add(replace(session(THIRD), client="key:ops"))
+        async with store.held(TEAM, SECOND) as held:
+            await held.remove()
+        await store.add(replace(session("d" * 32), client="key:plant"))
+        # Of a client that nothing is known of.
+        for digit in "ef0":
+            await store.add(session(digit * 32))
+
+    page = rendered(metrics)
+    assert page["rejected_total policy=hunter reason=key_sessions"] == 1
+    assert page["session_changes_total change=refused policy=hunter"] == 1
+
+
+async def test_idle_sessions_count_for_their_client_no_more(url: SecretStr | None) -> None:
+    async with running(url, max_key_sessions=1, session_idle_s=0.05) as store:
+        await store.add(replace(session(FIRST), client="address:10.0.0.1"))
+        with pytest.raises(TooManyRequestsError, match="this address: 1 sessions are open"):
+            await store.add(replace(session(SECOND), client="address:10.0.0.1"))
+        await asyncio.sleep(0.1)
+        await store.add(replace(session(SECOND), client="address:10.0.0.1"))
+
+
+async def test_long_last_answers_take_no_more_memory_than_they_may(url: SecretStr | None) -> None:
+    text = b"x" * 2**15
+    long, short = AnsweredStep(b"1", text), AnsweredStep(b"1", text[:LONGEST_SHORT_ANSWER])
+
+    async def kept(store: SessionStore, name: str, last: AnsweredStep) -> bytes | None:
+        async with store.held("hunter", name) as held:
+            await held.keep(replace(held.record, steps=held.record.steps + 1, last=last))
+        async with store.held("hunter", name) as held:
+            assert held.record.last is not None
+            return held.record.last.text
+
+    async with running(url, max_kept_answer_bytes=2 * 2**15) as store:
+        for name in (FIRST, SECOND, THIRD):
+            await store.add(session(name))
+        full = [await kept(store, name, long) for name in (FIRST, SECOND, THIRD)]
+        # One that has its place keeps it, and a short one needs none.
+        again, third = await kept(store, FIRST, long), await kept(store, THIRD, short)
+        await kept(store, FIRST, short)
+        after_step = await kept(store, THIRD, long)
+        async with store.held("hunter", SECOND) as held:
+            await held.remove()
+        after_end = await kept(store, FIRST, long)
+
+    assert full == [text, text, None]
+    assert (again, third) == (text, short.text)
+    assert (after_step, after_end) == (text, text)
+
+
+def test_record_of_the_release_before_is_read_from_redis() -> None:
+    kept = replace(team_session(FIRST), client="key:plant")
+    form, *values, client = msgpack.unpackb(encode_record(kept))
+    before = decode_record(FIRST, msgpack.packb([form - 1, *values]))
+
+    assert client == decode_record(FIRST, encode_record(kept)).client == "key:plant"
+    assert (before.policy, before.client) == (TEAM, "")
+    assert before.team is not None
 
 
 @pytest.mark.parametrize("session_id", ["", "x" * 5000, FIRST.upper(), "*", SECOND])

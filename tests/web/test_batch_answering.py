@@ -19,7 +19,8 @@ from policy_server.errors import PolicyFailedError
 from policy_server.schema import parse_schema
 from policy_server.serving import ROWS_PER_CALL
 from policy_server.settings import Settings
-from policy_server.web.batch_answering import MOST_AT_ONCE, BatchAnswering, BatchRequest
+from policy_server.web.batch_answering import BatchAnswering, BatchRequest
+from policy_server.web.batch_places import MOST_AT_ONCE
 from tests.support.action_shapes import SHAPES
 from tests.support.fakes import (
     FakeBackend,
@@ -45,6 +46,8 @@ NPY = {"content-type": "application/x-npy"}
 NPY_OUT = {**NPY, "accept": "application/x-npy"}
 KINDS = ["predict", "predict_deterministic", "distribution"]
 ROWS = [{"cat": i, "mouse": i / 7} for i in range(5)]
+# All the places that one client may have.
+SHARE = MOST_AT_ONCE // 2
 UNKNOWN = replace(
     integer_backend(),
     signature=signature_of(None, outputs=integer_backend().signature.action_outputs),
@@ -396,17 +399,17 @@ async def test_more_batches_than_places_wait_and_then_are_503() -> None:
         slow = begin(1)
         await asyncio.sleep(0.05)
         beside = await client.post("/predict/batch", json=ROWS)
-        slow += begin(MOST_AT_ONCE - 1)
+        slow += begin(SHARE - 1)
         # As many again wait for a place and then get one, and this one waits for too long.
         await asyncio.sleep(0.3)
-        slow += begin(MOST_AT_ONCE)
+        slow += begin(SHARE)
         await asyncio.sleep(0.05)
         refused = await client.post("/predict/batch", json=ROWS)
         statuses = {response.status_code for response in await asyncio.gather(*slow)}
         after = await client.post("/predict/batch", json=ROWS)
 
     assert beside.status_code == after.status_code == 200
-    assert_error(refused, 503, f"{MOST_AT_ONCE} batches are being answered already")
+    assert_error(refused, 503, f"{SHARE} batches are being answered already")
     assert refused.headers["retry-after"] == "1"
     assert statuses == {408}
 
@@ -432,7 +435,7 @@ async def test_batch_that_waited_for_its_place_is_answered_by_the_version_live_b
         seed=None,
         request_id="",
     )
-    placed = [asyncio.create_task(answering.answer(request, late())) for _ in range(MOST_AT_ONCE)]
+    placed = [asyncio.create_task(answering.answer(request, late())) for _ in range(SHARE)]
     await turns()
     waiting = asyncio.create_task(answering.answer(request, late()))
     await turns()

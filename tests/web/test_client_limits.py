@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 import httpx
@@ -23,7 +23,7 @@ from tests.support.fakes import integer_backend
 from tests.support.pages import rendered
 from tests.support.streams import served
 from tests.support.teams import served_team, streamed_team
-from tests.support.waiting import until
+from tests.support.waiting import turns, until
 from tests.support.web import (
     KEY,
     OBSERVATION,
@@ -151,6 +151,53 @@ async def test_client_that_goes_gives_its_places_back() -> None:
         staying[0].connection_lost(None)
 
     assert [answer.status for answer in answers_in(staying[1].written)] == [200, 200, 429]
+
+
+async def test_bodies_that_come_slowly_take_no_places_from_the_batches_of_others() -> None:
+    async def never() -> AsyncIterator[bytes]:
+        yield b"["
+        await asyncio.sleep(30)
+
+    app = build(keys=ring(), max_key_in_flight=64, request_timeout_s=5)
+    async with running(app), client_of(app, key=None) as client:
+        slow = [
+            asyncio.create_task(client.post("/predict/batch", content=never(), headers=by("plant")))
+            for _ in range(64)
+        ]
+        await turns()
+        batch = client.post("/predict/batch", json=[OBSERVATION], headers=by("ops"))
+        other = await asyncio.wait_for(batch, 2.5)
+        for task in slow:
+            task.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+
+    assert other.status_code == 200
+
+
+async def test_key_opens_no_more_sessions_than_it_may() -> None:
+    metrics = Metrics()
+    async with serve(key=None, keys=ring(), metrics=metrics, max_key_sessions=2) as client:
+        opened = [await client.post("/sessions", headers=by("plant")) for _ in range(3)]
+        other = await client.post("/sessions", headers=by("ops"))
+        one = f"/sessions/{opened[0].json()['session_id']}"
+        reset = await client.post(f"{one}/reset", headers=by("plant"))
+        await client.delete(one, headers=by("plant"))
+        again = await client.post("/sessions", headers=by("plant"))
+
+    assert [answer.status_code for answer in opened] == [201, 201, 429]
+    assert_error(opened[2], 429, "key 'plant': 2 sessions are open already", "MAX_KEY_SESSIONS")
+    assert opened[2].headers["retry-after"] == "1"
+    assert [other.status_code, reset.status_code, again.status_code] == [201, 200, 201]
+    assert rendered(metrics)["rejected_total policy=default reason=key_sessions"] == 1
+
+
+async def test_sessions_of_a_team_count_for_their_key() -> None:
+    async with served_team(max_key_sessions=2) as team:
+        routes = ("/sessions/agents", "/policies/prey/sessions", "/sessions/agents")
+        opened = [await team.client.post(route) for route in routes]
+
+    assert [answer.status_code for answer in opened] == [201, 201, 429]
+    assert rendered(team.metrics)["rejected_total policy= reason=key_sessions"] == 1
 
 
 async def test_batch_counts_as_many_as_it_has_rows() -> None:

@@ -315,7 +315,7 @@ async def test_session_of_a_version_that_is_about_to_be_loaded_is_asked_again_la
     ("record", "says"),
     [
         (b"\xff", "it is damaged"),
-        (msgpack.packb([2, "default"]), "form 2, expected 1"),
+        (msgpack.packb([3, "default"]), "form 3, expected 2"),
         (msgpack.packb([1, "default"]), "it is damaged"),
         (msgpack.packb(7), "it is damaged"),
     ],

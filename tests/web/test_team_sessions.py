@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from policy_server.metrics import Metrics
 from policy_server.serving.process_sessions import NoSessions
 from policy_server.serving.redis_sessions import RedisSessions
+from policy_server.serving.session_store import LONGEST_SHORT_ANSWER
 from policy_server.settings import Settings
 from policy_server.web import Application
 from tests.fuzz.team_steps import compare_teams
@@ -170,6 +171,20 @@ async def test_step_that_is_sent_again_gets_its_answer_again(team: ServedTeam) -
     assert_error(other, 409, "x-step 0: was answered to another request")
     assert_error(late, 409, "x-step 7: expected 1")
     assert actions_of(second) == {"hunter_1": 2, "hunter_2": 2}
+
+
+async def test_long_answer_that_could_not_be_kept_is_a_409_when_its_step_is_sent_again() -> None:
+    many = observed(**{f"hunter_{number}": 1 for number in range(400)})
+    async with served_team(max_kept_answer_bytes=0) as team:
+        session = await begun(team)
+        first = await stepped(team, session, many, x_step="0")
+        again = await stepped(team, session, many, x_step="0")
+        short = [await stepped(team, session, observed(hunter_1=1), x_step="1") for _ in range(2)]
+
+    assert first.status_code == 200
+    assert len(first.content) > LONGEST_SHORT_ANSWER
+    assert_error(again, 409, "x-step 0", "could not be kept", "go on with step 1")
+    assert actions_of(short[0]) == actions_of(short[1]) == {"hunter_1": 2}
 
 
 async def test_step_that_fails_for_one_agent_moves_nobodys_memory(team: ServedTeam) -> None:

@@ -16,7 +16,9 @@ from policy_server.serving.team_record import AgentRecord, TeamRecord, VersionNa
 __all__ = ["decode_record", "encode_record"]
 
 # Of the list in `encode_record`: it changes with what the list holds.
-_FORM = 1
+_FORM = 2
+# Without the client, its last value.
+_FORM_BEFORE = 1
 _NUMBERS = np.dtype("<f4")
 
 
@@ -40,6 +42,7 @@ def encode_record(record: SessionRecord) -> bytes:
             record.has_action,
             None if last is None else [last.digest, last.text],
             None if record.team is None else _team_values(record.team),
+            record.client,
         ]
     )
     return packed
@@ -69,7 +72,7 @@ def decode_record(session_id: str, packed: bytes) -> SessionRecord:
     """
     try:
         form, *values = msgpack.unpackb(packed)
-        if form == _FORM:
+        if form in (_FORM, _FORM_BEFORE):
             return _record(session_id, *values)
         reason = f"form {form!r}, expected {_FORM}"
     except (ValueError, TypeError, msgpack.UnpackException):
@@ -92,6 +95,7 @@ def _record(
     has_action: bool,  # noqa: FBT001 -- likewise
     last: list[bytes] | None,
     team: list[Any] | None,
+    client: str = "",
 ) -> SessionRecord:
     return SessionRecord(
         session_id=session_id,
@@ -105,6 +109,7 @@ def _record(
         has_action=has_action,
         last=None if last is None else AnsweredStep(*last),
         team=None if team is None else _team(*team),
+        client=client,
     )
 
 

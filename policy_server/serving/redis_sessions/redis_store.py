@@ -16,10 +16,17 @@ from policy_server.serving.redis_sessions import scripts
 from policy_server.serving.redis_sessions.records import encode_record
 from policy_server.serving.redis_sessions.script_calls import RedisScripts
 from policy_server.serving.redis_sessions.scripts import Outcome, session_key
-from policy_server.serving.redis_sessions.turns import Turns, group_of, groups_of, milliseconds
+from policy_server.serving.redis_sessions.turns import (
+    Turns,
+    client_group,
+    group_of,
+    groups_of,
+    milliseconds,
+)
 from policy_server.serving.session_store import (
     HeldSession,
     SessionRecord,
+    too_many_of_client,
     too_many_sessions,
     unknown_session,
 )
@@ -61,8 +68,10 @@ class RedisSessions:
             metrics,
             idle_s=settings.session_idle_s,
             patience_s=settings.request_timeout_s,
+            most_long_bytes=settings.max_kept_answer_bytes,
         )
         self._most = settings.max_sessions
+        self._most_of_client = settings.max_key_sessions
         self._idle_ms = milliseconds(settings.session_idle_s)
         self._metrics = metrics
         self._swept_every_s = swept_every_s
@@ -90,7 +99,14 @@ class RedisSessions:
             groups_of(record),
             self._most,
             self._idle_ms,
+            client_group(record),
+            self._most_of_client,
         )
+        if outcome == Outcome.CLIENT_FULL:
+            metrics.count_session("refused")
+            refusal = too_many_of_client(record.client, number)
+            metrics.count_rejected(refusal.reason)
+            raise refusal
         if outcome == Outcome.FULL:
             metrics.count_session("refused")
             raise too_many_sessions(number)

@@ -10,8 +10,10 @@ A session is a hash, which ends by Redis' own expiry:
 - `done`: the token of the last request that changed it, so that a command may be sent twice.
 
 A group is a sorted set of sessions by the time of their expiry, in which they are counted: those of
-a policy (`:policy`), and those that a version answers (`policy:version:digest`). All scripts take
-one key and work the others out: they are for one Redis, not for the slots of a Redis Cluster.
+a policy (`:policy`), those that a version answers (`policy:version:digest`), those that a client
+began (`@client`), and those whose last answer is long, by the power of two that holds its bytes
+(`!15` for up to 32 KiB). All scripts take one key and work the others out: they are for one Redis,
+not for the slots of a Redis Cluster.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ class Outcome(IntEnum):
     LOST = 3
     FULL = 4
     FOREIGN = 5
+    CLIENT_FULL = 6
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,15 @@ local function forget(session, groups)
 end
 """
 
-# A session's key; record, policy, groups, most sessions, idle time -> outcome, sessions
+# A session's key; record, policy, groups, most sessions, idle time, the client's group or nothing,
+# most sessions of that -> outcome, sessions
 ADD = Script.of("""
-local record, policy, groups, most, idle = unpack(ARGV)
+local record, policy, groups, most, idle, client, most_of_client = unpack(ARGV)
 if redis.call('EXISTS', KEYS[1]) == 1 then return {1, 0} end
+if client ~= '' and tonumber(most_of_client) > 0 then
+  local own = redis.call('ZCOUNT', members(client), now, '+inf')
+  if own >= tonumber(most_of_client) then return {6, own} end
+end
 local open = 0
 for _, group in ipairs(redis.call('SMEMBERS', known_groups)) do
   if string.sub(group, 1, 1) == ':' then
@@ -148,13 +156,21 @@ redis.call('HSET', KEYS[1], 'queue', cmsgpack.pack(queue))
 return {2}
 """)
 
-# A session's key; token, record, groups, idle time -> outcome
+# A session's key; token, record, groups, idle time, the power of two of a long answer or nothing,
+# most bytes of those -> outcome, which is that of a full store where the long answer has no place
 KEEP = Script.of("""
-local token, record, groups, idle = unpack(ARGV)
+local token, record, groups, idle, power, most = unpack(ARGV)
 local found = redis.call('HMGET', KEYS[1], 'owner', 'done', 'groups')
 if found[2] == token then return 1 end
 if not found[3] then return 0 end
 if found[1] ~= token then return 3 end
+if power ~= '' and found[3] ~= groups then
+  local bytes = 2 ^ tonumber(power)
+  for at = 15, 40 do
+    bytes = bytes + 2 ^ at * redis.call('ZCOUNT', members('!' .. at), now, '+inf')
+  end
+  if bytes > tonumber(most) then return 4 end
+end
 redis.call('HSET', KEYS[1], 'record', record, 'groups', groups, 'done', token)
 redis.call('HDEL', KEYS[1], 'owner', 'until')
 if found[3] ~= groups then forget(KEYS[1], found[3]) end

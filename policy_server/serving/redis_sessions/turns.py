@@ -24,7 +24,7 @@ from policy_server.serving.session_store import (
     unknown_session,
 )
 
-__all__ = ["Turn", "Turns", "group_of", "groups_of", "milliseconds"]
+__all__ = ["Turn", "Turns", "client_group", "group_of", "groups_of", "milliseconds"]
 
 # A process that dies in its turn holds its session for as long as this.
 _LEASE_S = 5.0
@@ -55,7 +55,23 @@ def groups_of(record: SessionRecord) -> str:
         record: the record of the session.
     """
     versions = sorted(group_of(*answering) for answering in record.answering)
-    return "\n".join([f":{record.policy}", *versions])
+    client, power = client_group(record), _power_of(record)
+    groups = [f":{record.policy}", *versions, client, f"!{power}" if power else ""]
+    return "\n".join(filter(None, groups))
+
+
+def _power_of(record: SessionRecord) -> str:
+    """Return the power of two that holds the bytes of a long answer; empty without one."""
+    return str((record.long_bytes - 1).bit_length()) if record.long_bytes else ""
+
+
+def client_group(record: SessionRecord) -> str:
+    """Return the group of the sessions that the client of one began; empty where it is not known.
+
+    Args:
+        record: the record of the session.
+    """
+    return f"@{record.client}" if record.client else ""
 
 
 def milliseconds(seconds: float) -> int:
@@ -81,6 +97,7 @@ class Turn:
         token: str,
         *,
         idle_ms: int,
+        most_long_bytes: int,
         metrics: Metrics,
     ) -> None:
         """Own nothing before `begin`; from then on the session, until `leave`.
@@ -90,6 +107,7 @@ class Turn:
             session_id: the session's name.
             token: the name of the turn, which no other has.
             idle_ms: for how long an idle session is kept.
+            most_long_bytes: the most bytes of long answers that all sessions keep.
             metrics: counts sessions that are deleted.
         """
         self.session_id = session_id
@@ -97,6 +115,7 @@ class Turn:
         self._key = session_key(session_id)
         self._token = token
         self._idle_ms = idle_ms
+        self._most_long_bytes = most_long_bytes
         self._metrics = metrics
         self._record: SessionRecord | None = None
         self._is_over = False
@@ -139,8 +158,21 @@ class Turn:
 
     async def keep(self, record: SessionRecord) -> None:
         """Keep another record, and end the turn; see `HeldSession.keep`."""
-        await self._end(scripts.KEEP, encode_record(record), groups_of(record), self._idle_ms)
+        if not await self._keep(record):
+            record = record.without_text()
+            await self._keep(record)
         self._record = record
+
+    async def _keep(self, record: SessionRecord) -> bool:
+        """Keep a record, and return whether its long answer had a place."""
+        return await self._end(
+            scripts.KEEP,
+            encode_record(record),
+            groups_of(record),
+            self._idle_ms,
+            _power_of(record),
+            self._most_long_bytes,
+        )
 
     async def remove(self) -> None:
         """Forget the session; see `HeldSession.remove`."""
@@ -155,8 +187,10 @@ class Turn:
             self._is_over = True
             self._calls.tell(scripts.LEAVE, self._key, self._token, self._idle_ms)
 
-    async def _end(self, script: Script, *arguments: Argument) -> None:
+    async def _end(self, script: Script, *arguments: Argument) -> bool:
         outcome = await self._ask(script, *arguments)
+        if outcome == Outcome.FULL:
+            return False
         self._is_over = True
         if outcome == Outcome.UNKNOWN:
             raise unknown_session(self.record.policy, self.session_id)
@@ -165,6 +199,7 @@ class Turn:
                 "this request took so long that another one on its session has begun; try again, a "
                 "step with its number in x-step"
             )
+        return True
 
     def _ask(self, script: Script, *arguments: Argument) -> asyncio.Future[Any]:
         return self._calls.call(script, self._key, self._token, *arguments)
@@ -188,7 +223,13 @@ class Turns:
     """
 
     def __init__(
-        self, calls: RedisScripts, metrics: Metrics, *, idle_s: float, patience_s: float
+        self,
+        calls: RedisScripts,
+        metrics: Metrics,
+        *,
+        idle_s: float,
+        patience_s: float,
+        most_long_bytes: int,
     ) -> None:
         """Own the places of the requests that wait.
 
@@ -197,11 +238,13 @@ class Turns:
             metrics: counts sessions that are deleted.
             idle_s: for how long an idle session is kept, in seconds.
             patience_s: the longest wait for a turn, in seconds.
+            most_long_bytes: the most bytes of long answers that all sessions keep.
         """
         self._calls = calls
         self._metrics = metrics
         self._idle_ms = milliseconds(idle_s)
         self._patience_s = patience_s
+        self._most_long_bytes = most_long_bytes
         self._waiting: dict[str, deque[asyncio.Event]] = {}
         self._process = secrets.token_hex(8)
         self._numbers = itertools.count()
@@ -210,7 +253,14 @@ class Turns:
     async def held(self, policy: str, session_id: str) -> AsyncIterator[Turn]:
         """Give one request at a time a session; see `SessionStore.held`."""
         token = f"{self._process}:{next(self._numbers)}"
-        turn = Turn(self._calls, session_id, token, idle_ms=self._idle_ms, metrics=self._metrics)
+        turn = Turn(
+            self._calls,
+            session_id,
+            token,
+            idle_ms=self._idle_ms,
+            most_long_bytes=self._most_long_bytes,
+            metrics=self._metrics,
+        )
         try:
             if not await turn.begin(policy):
                 await self._wait(turn, policy)
