@@ -13,10 +13,10 @@ from policy_server.errors import (
     DeploymentChangedError,
     DeploymentError,
     PolicyServerError,
-    SessionStoreError,
 )
 from policy_server.serving.deployment import DeployedVersion, Deployment, Evidence
 from policy_server.serving.deployment_store import DeploymentStore
+from policy_server.serving.draining import Draining, still_drains
 from policy_server.serving.slot import PlannedVersion, PolicyOpener, PolicySlot
 from policy_server.serving.traffic import ALL_TRAFFIC
 from policy_server.serving.verdicts import weigh
@@ -29,8 +29,6 @@ VersionOpener = Callable[[DeployedVersion], PolicyOpener]
 
 # How often the store is looked at, evidence is weighed, and the episodes of an old version counted.
 _PERIOD_S = 1.0
-# Other processes have looked at the store by then.
-_PERIODS_TO_FOLLOW = 5
 # A change that comes after another process's is made anew, so many times in all.
 _MOST_TRIES = 3
 # A deployment that can't be followed is tried again, later each time.
@@ -50,6 +48,7 @@ class Deployer:
     Attributes:
         slot: the policy's slot.
         deployment: the versions that are served now.
+        draining: the versions that answer what they have, and are unloaded then.
     """
 
     def __init__(
@@ -70,7 +69,8 @@ class Deployer:
             store: keeps deployments.
             forget: removes the files of a version that is undeployed.
             period_s: how often the store is looked at, in seconds.
-            session_drain_s: for how long a version waits for its sessions to end, in seconds.
+            session_drain_s: for how long a version waits for its episodes and sessions to end, in
+                seconds.
         """
         self.slot = slot
         self.deployment: Deployment | None = None
@@ -78,7 +78,6 @@ class Deployer:
         self._store = store
         self._forget = forget
         self._period_s = period_s
-        self._session_drain_s = session_drain_s
         # The store's latest deployment that was carried out here, or planned.
         self._kept: Deployment | None = None
         self._loaded: dict[str, DeployedVersion] = {}
@@ -86,7 +85,9 @@ class Deployer:
         self._delay_s = 0.0
         self._retry_at = 0.0
         self._changing = asyncio.Lock()
-        self._draining: dict[str, asyncio.Task[None]] = {}
+        self.draining = Draining(
+            slot, self._unload_for_good, period_s=period_s, longest_s=session_drain_s
+        )
         slot.is_expected = self._is_expected
 
     def plan(self) -> None:
@@ -110,9 +111,7 @@ class Deployer:
 
     async def aclose(self) -> None:
         """Stop draining; the slot unloads its versions itself."""
-        for task in [*self._draining.values()]:
-            task.cancel()
-        await asyncio.gather(*self._draining.values(), return_exceptions=True)
+        await self.draining.aclose()
 
     async def run(self) -> None:
         """Follow the other processes of the server, and weigh evidence, for ever."""
@@ -176,7 +175,7 @@ class Deployer:
         return await self._change(lambda before: before.rolled_back(reason=reason))
 
     async def undeploy(self, name: str) -> Deployment:
-        """Unload a version, once it has answered what it has.
+        """Unload a version, once it has answered what it has; one that drains already, at once.
 
         Args:
             name: the version's name; not that of the live one.
@@ -184,6 +183,10 @@ class Deployer:
         Raises:
             DeploymentError: if there is no such version, or it is live.
         """
+        latest = await self._latest()
+        if name in self.draining and name not in latest.names:
+            await self.draining.end(name)
+            return latest
         return await self._change(lambda before: before.undeployed(name))
 
     async def _change(self, make: Callable[[Deployment], Deployment]) -> Deployment:
@@ -260,8 +263,8 @@ class Deployer:
         )
         kept = {version.name for version in target}
         for name in [name for name in self.slot.versions if name not in kept]:
-            if name not in self._draining:
-                self._draining[name] = asyncio.create_task(self._drain(name))
+            if name not in self.draining:
+                self.draining.begin(name)
 
     async def _add(
         self, version: DeployedVersion, added: list[DeployedVersion], outgoing: dict[str, str]
@@ -275,14 +278,11 @@ class Deployer:
                 that another process has undeployed, before it has deployed this one.
         """
         name = version.name
-        if name in self._draining and not version.digest:
-            raise DeploymentError(
-                f"version {name} still answers its last episodes; try again later, or give the new "
-                "one another name"
-            )
+        if name in self.draining and not version.digest:
+            raise DeploymentError(still_drains(name))
         if name in self.slot.versions:
             is_same = version.digest in ("", self._digest(name))
-            if is_same and name not in self._draining:
+            if is_same and name not in self.draining:
                 self._loaded[name] = version
                 return
             outgoing[name] = f"{name} (outgoing {time.monotonic_ns()})"
@@ -302,9 +302,7 @@ class Deployer:
     def _rename(self, name: str, key: str) -> None:
         self.slot.rename(name, key)
         self._loaded[key] = self._loaded.pop(name)
-        if (draining := self._draining.pop(name, None)) is not None:
-            draining.cancel()
-            self._draining[key] = asyncio.create_task(self._drain(key))
+        self.draining.rename(name, key)
 
     async def _unload(self, name: str) -> DeployedVersion:
         # First: another version may get the name while this one is unloaded.
@@ -312,37 +310,11 @@ class Deployer:
         await self.slot.remove(name)
         return version
 
-    async def _drain(self, name: str) -> None:
-        """Unload a version when its episodes have ended, and its sessions in their time."""
-        patience = started = time.monotonic()
-        patience += self._session_drain_s
-        try:
-            while self.slot.episodes_of(name) or (
-                time.monotonic() < patience and await self._has_sessions(name, since=started)
-            ):
-                await asyncio.sleep(self._period_s)
-            version = await self._unload(name)
-            if all(version.model != item.model for item in self.deployment or ()):
-                await asyncio.to_thread(self._forget, version)
-        finally:
-            if self._draining.get(name) is asyncio.current_task():
-                del self._draining[name]
-
-    async def _has_sessions(self, name: str, *, since: float) -> bool:
-        """Return whether a version has sessions, or may get some from another process.
-
-        Args:
-            name: the version's name.
-            since: when this process moved the traffic away from it, on the monotonic clock.
-        """
-        followed_at = since + _PERIODS_TO_FOLLOW * self._period_s
-        if self.slot.sessions.is_shared and time.monotonic() < followed_at:
-            return True
-        try:
-            return bool(await self.slot.sessions_of(name))
-        except SessionStoreError:
-            # There may be some.
-            return True
+    async def _unload_for_good(self, name: str) -> None:
+        """Unload a version that is not deployed any more, and remove its files."""
+        version = await self._unload(name)
+        if all(version.model != item.model for item in self.deployment or ()):
+            await asyncio.to_thread(self._forget, version)
 
     async def _is_expected(self, name: str, digest: str) -> bool:
         """Return whether another process has deployed a version that is not loaded here yet."""

@@ -91,6 +91,11 @@ class Deployment:
         return iter(self.versions)
 
     @property
+    def names(self) -> frozenset[str]:
+        """Return the names of the versions."""
+        return frozenset(version.name for version in self)
+
+    @property
     def percents(self) -> Mapping[str, float]:
         """Return the share of each version that answers, by name."""
         return {version.name: version.percent for version in self if version.percent > 0.0}

@@ -274,7 +274,7 @@ TestDeployments.settings = settings(
 
 
 async def test_version_is_unloaded_when_its_episodes_have_ended(tmp_path: Path) -> None:
-    deployer = deployer_of(tmp_path)
+    deployer = deployer_of(tmp_path, session_drain_s=60.0)
     await start(deployer)
     version = deployer.slot.choose("episode")
     await deployer.deploy(DeployedVersion("v2", "v2.zip", 100.0))
@@ -287,6 +287,47 @@ async def test_version_is_unloaded_when_its_episodes_have_ended(tmp_path: Path) 
 
     assert version is still
     assert deployer.slot.choose("episode").label == "v3"
+    await deployer.aclose()
+    await deployer.slot.aclose()
+
+
+async def test_episode_that_never_ends_keeps_its_version_for_a_bounded_time(
+    tmp_path: Path,
+) -> None:
+    deployer = deployer_of(tmp_path, session_drain_s=0.05)
+    await start(deployer)
+    deployer.slot.choose("episode")
+    await deployer.deploy(DeployedVersion("v2", "v2.zip", 100.0))
+    await deployer.deploy(DeployedVersion("v3", "v3.zip", 100.0))
+    during = deployer.slot.choose("episode").label
+    await until(lambda: deployer.slot.choose("episode").label == "v3", timeout_s=5)
+
+    assert during == "v1"
+    assert "v1" not in deployer.slot.versions
+    await deployer.aclose()
+    await deployer.slot.aclose()
+
+
+async def test_version_that_drains_is_unloaded_at_once_when_it_is_undeployed_again(
+    tmp_path: Path,
+) -> None:
+    deployer = deployer_of(tmp_path, session_drain_s=3600.0)
+    await start(deployer)
+    deployer.slot.choose("episode")
+    await deployer.deploy(DeployedVersion("v2", "v2.zip", 100.0))
+    before = await deployer.undeploy("v1")
+    await turns()
+    is_kept = "v1" in deployer.slot.versions
+
+    after = await deployer.undeploy("v1")
+
+    assert is_kept
+    assert after is before
+    assert set(deployer.slot.versions) == {"v2"}
+    assert deployer.slot.choose("episode").label == "v2"
+    with pytest.raises(DeploymentError, match="there is no version v1"):
+        await deployer.undeploy("v1")
+    await deployer.deploy(DeployedVersion("v1", "v1.zip", 100.0))
     await deployer.aclose()
     await deployer.slot.aclose()
 
