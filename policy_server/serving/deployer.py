@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from policy_server.errors import (
     DeploymentChangedError,
@@ -20,6 +21,7 @@ from policy_server.serving.draining import Draining, still_drains
 from policy_server.serving.slot import PlannedVersion, PolicyOpener, PolicySlot
 from policy_server.serving.traffic import ALL_TRAFFIC
 from policy_server.serving.verdicts import weigh
+from policy_server.serving.version import PolicyVersion
 
 __all__ = ["Deployer", "VersionOpener"]
 
@@ -85,6 +87,9 @@ class Deployer:
         self._delay_s = 0.0
         self._retry_at = 0.0
         self._changing = asyncio.Lock()
+        self._deploying = asyncio.Lock()
+        # Loaded beside, until the deployment with it is carried out.
+        self._ready: dict[str, PolicyVersion] = {}
         self.draining = Draining(
             slot, self._unload_for_good, period_s=period_s, longest_s=session_drain_s
         )
@@ -131,22 +136,28 @@ class Deployer:
     async def deploy(self, version: DeployedVersion) -> Deployment:
         """Load a version, and give it its share of the questions.
 
+        Other changes are carried out while it is loaded. One deploy waits for another.
+
         Args:
             version: its name, model and share; with 100 per cent it is live at once.
 
         Raises:
-            DeploymentError: if the name is taken.
+            DeploymentError: if the name is taken, or a version was promoted, rolled back or
+                undeployed while this one was loaded.
             PolicyServerError: if the version can't be loaded, or is no version of this policy.
         """
-
-        def deployed(before: Deployment) -> Deployment:
-            if before.versions:
-                return before.deployed(version)
-            # The policy could not be loaded: this is its first version.
-            whole = replace(version, percent=ALL_TRAFFIC, is_shadow=False)
-            return replace(Deployment.begin([whole]), serial=before.serial + 1)
-
-        return await self._change(deployed)
+        async with self._deploying:
+            begun = await self._latest()
+            _deployed(begun, version)
+            if version.name in self.draining:
+                raise DeploymentError(still_drains(version.name))
+            loaded = await self.slot.load(self._opener(version), name=version.name)
+            self._ready[version.name] = loaded
+            try:
+                return await self._change(partial(_deployed_since, begun, version))
+            finally:
+                if self._ready.pop(version.name) not in self.slot.versions.values():
+                    await self.slot.discard(loaded)
 
     async def promote(self, name: str | None, *, evidence: Evidence | None = None) -> Deployment:
         """Give all questions to a version, at once or when the evidence is there.
@@ -240,7 +251,11 @@ class Deployer:
                 await asyncio.to_thread(self._store.write, self.slot.name, target)
         except BaseException:
             for version in added:
-                await self._unload(version.name)
+                if self.slot.versions[version.name] is self._ready.get(version.name):
+                    del self._loaded[version.name]
+                    self.slot.release(version.name)
+                else:
+                    await self._unload(version.name)
             for name, key in outgoing.items():
                 self._rename(key, name)
             raise
@@ -287,7 +302,10 @@ class Deployer:
                 return
             outgoing[name] = f"{name} (outgoing {time.monotonic_ns()})"
             self._rename(name, outgoing[name])
-        await self.slot.add(self._opener(version), name=name)
+        if name in self._ready and not version.digest:
+            self.slot.keep(self._ready[name])
+        else:
+            await self.slot.add(self._opener(version), name=name)
         self._loaded[name] = version
         added.append(version)
         if version.digest not in ("", self._digest(name)):
@@ -389,3 +407,23 @@ class Deployer:
             former=kept.former if kept.former in names else None,
             waiting_for=None,
         )
+
+
+def _deployed(before: Deployment, version: DeployedVersion) -> Deployment:
+    """Return a deployment with another version."""
+    if before.versions:
+        return before.deployed(version)
+    # The policy could not be loaded: this is its first version.
+    whole = replace(version, percent=ALL_TRAFFIC, is_shadow=False)
+    return replace(Deployment.begin([whole]), serial=before.serial + 1)
+
+
+def _deployed_since(begun: Deployment, version: DeployedVersion, before: Deployment) -> Deployment:
+    """Return a deployment with a version that was loaded meanwhile."""
+    target = _deployed(before, version)
+    if not begun.is_followed_by(before):
+        raise DeploymentError(
+            f"version {version.name} is not deployed: the deployment changed meanwhile; look at it "
+            "with `status`, and deploy again"
+        )
+    return target

@@ -134,6 +134,18 @@ class Deployment:
         others = [replace(item, percent=item.percent * rest) for item in self]
         return self._with((*others, version), reason="")
 
+    def is_followed_by(self, later: Deployment) -> bool:
+        """Return whether nothing was taken away from this deployment up to a later one.
+
+        Versions may have come to it, and have a share; whoever has promoted, rolled back or
+        undeployed one knew nothing of a version that was still being loaded.
+
+        Args:
+            later: the later deployment.
+        """
+        known = (self.live, self.former)
+        return known == (later.live, later.former) and self.names <= later.names
+
     def identified(self, digests: Mapping[str, str]) -> Deployment:
         """Return the same deployment, whose versions have the digests of what was loaded.
 
