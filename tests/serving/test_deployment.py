@@ -475,6 +475,25 @@ async def test_change_during_a_deploy_is_carried_out_at_once_and_the_deploy_is_r
     await deployer.slot.aclose()
 
 
+async def test_deploy_that_is_not_carried_out_is_ended_with_the_server(tmp_path: Path) -> None:
+    loads = SlowLoads("v2")
+    deployer = deployer_of(tmp_path, opening=loads)
+    await start(deployer)
+    versions = [DeployedVersion(name, f"{name}.zip", 100.0) for name in ("v2", "v3")]
+    deploys = [asyncio.create_task(deployer.deploy(version)) for version in versions]
+    await loads.is_asked.wait()
+
+    deployer.end_deploys()
+    ended = await asyncio.wait_for(asyncio.gather(*deploys, return_exceptions=True), 5)
+
+    assert [type(error) for error in ended] == [NotReadyError, NotReadyError]
+    assert "the server is ending" in str(ended[0])
+    assert set(deployer.slot.versions) == {"v1"}
+    assert not (tmp_path / "versions.json").exists()
+    await deployer.aclose()
+    await deployer.slot.aclose()
+
+
 async def test_deploy_of_another_process_during_a_deploy_is_kept(tmp_path: Path) -> None:
     loads = SlowLoads("v3")
     first, second = deployer_of(tmp_path, opening=loads), deployer_of(tmp_path)
