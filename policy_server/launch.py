@@ -100,9 +100,7 @@ def build_app() -> Application:
                 for slot in policies.registry:
                     slot.on_unloaded.append(unused.release_soon)
                 is_started = True
-                process.note_serving(
-                    on_ending=policies.registry.note_ending, drain_s=settings.drain_s
-                )
+                process.note_serving(on_ending=policies.note_ending, drain_s=settings.drain_s)
                 yield
         except Exception as error:
             if not is_started:

@@ -14,6 +14,7 @@ from policy_server.backends.shared_records import SharedRecords
 from policy_server.errors import SettingsError
 from policy_server.formats.model_files import identify_model
 from policy_server.metrics import Metrics
+from policy_server.remote_files import fetch_in_thread
 from policy_server.schema import PolicySection, SchemaFile, named_as_example
 from policy_server.server_keys import keys_of
 from policy_server.serving import (
@@ -79,6 +80,7 @@ class Policies:
         self._settings = settings
         self._open_backends = opening or partial(open_backends, settings)
         self._backends: Backends | None = None
+        self._deployers: list[Deployer] = []
         self._files = VersionFiles(settings)
         self._sections = {section.name: section for section in file}
         self._file = file
@@ -127,7 +129,7 @@ class Policies:
             await stack.enter_async_context(self._sessions.running())
             basis = await asyncio.to_thread(self._files.basis, self._file)
             store = self._store_of(basis, await backends.shared_records())
-            deployers = [self._deployer(slot, store) for slot in self.registry]
+            self._deployers = deployers = [self._deployer(slot, store) for slot in self.registry]
             for deployer in deployers:
                 await asyncio.to_thread(deployer.plan)
             await stack.enter_async_context(self.registry.running())
@@ -141,6 +143,12 @@ class Policies:
             if self.administration is not None:
                 self.administration.serve(deployers)
             yield backends
+
+    def note_ending(self) -> None:
+        """End deploys that are not carried out yet; see also `PolicyRegistry.note_ending`."""
+        self.registry.note_ending()
+        for deployer in self._deployers:
+            deployer.end_deploys()
 
     def _store_of(self, basis: Mapping[str, str], records: SharedRecords | None) -> DeploymentStore:
         """Return the store of the deployments: the cluster's, else that of the server's folder."""
@@ -171,7 +179,7 @@ class Policies:
         self, section: PolicySection, version: DeployedVersion, fetch: Fetch
     ) -> AsyncIterator[OpenedPolicy]:
         assert self._backends is not None, "the registry runs while they are open"
-        folder = await asyncio.to_thread(self._files.prepare, section, version, fetch)
+        folder = await fetch_in_thread(partial(self._files.prepare, section, version, fetch))
         model = await asyncio.to_thread(identify_model, folder)
         schema = self._files.schema_of(version)
         metrics = self.metrics.of(section.name)

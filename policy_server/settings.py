@@ -288,8 +288,8 @@ class Settings(BaseSettings):
         3600.0,
         ge=0,
         allow_inf_nan=False,
-        description="For how long a version that answers nobody else is kept for the sessions that "
-        "began with it, in seconds",
+        description="For how long a version that answers nobody else is kept for the episodes and "
+        "sessions that began with it, in seconds",
     )
     start_timeout_s: float = Field(
         300.0,

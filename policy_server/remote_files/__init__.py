@@ -2,12 +2,13 @@
 
 `uris` reads the addresses, `stores` opens them by `store_clients`, `listing` lists a folder,
 `failures` puts the stores' errors into words, `pump` ends a slow read at the deadline, `download`
-fetches one file and `folder_download` a folder, `fetching` both files of a server, and
-`fetched_files` records where they came from.
+fetches one file and `folder_download` a folder, `fetching` both files of a server,
+`fetch_threads` beside an event loop, and `fetched_files` records where they came from.
 """
 
 from __future__ import annotations
 
+from policy_server.remote_files.fetch_threads import fetch_in_thread
 from policy_server.remote_files.fetched_files import RECORD_FILE, FetchedFile
 from policy_server.remote_files.fetching import PairCheck, bring_files, fetch_files
 from policy_server.remote_files.uris import RemoteUri, parse_uri
@@ -19,5 +20,6 @@ __all__ = [
     "RemoteUri",
     "bring_files",
     "fetch_files",
+    "fetch_in_thread",
     "parse_uri",
 ]

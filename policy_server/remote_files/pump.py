@@ -11,18 +11,30 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 
+from policy_server.errors import ModelError
 from policy_server.remote_files.stores import RemoteContent, opened
 from policy_server.remote_files.uris import RemoteUri
 
-__all__ = ["DeadlineError", "opened_until"]
+__all__ = ["DeadlineError", "end_with", "opened_until"]
 
 _MOST_CHUNKS = 4
 _POLL_S = 0.5
+_is_ended: ContextVar[threading.Event | None] = ContextVar("_is_ended", default=None)
 
 
 class DeadlineError(Exception):
     """The deadline came before the end of the file."""
+
+
+def end_with(is_ended: threading.Event) -> None:
+    """End each download of this thread when an event is set.
+
+    Args:
+        is_ended: the event.
+    """
+    _is_ended.set(is_ended)
 
 
 @contextlib.contextmanager
@@ -43,7 +55,7 @@ def opened_until(
     Raises:
         DeadlineError: if the deadline comes first, also while the chunks are read.
         PassingError: if the store fails but may answer later.
-        ModelError: if it fails otherwise.
+        ModelError: if it fails otherwise, or `end_with` ends it.
     """
     pump = _Pump(deadline)
     # A store that never ends its answer must not keep the process.
@@ -86,10 +98,17 @@ class _Pump:
 
     def receive(self) -> _Item:
         """Return the next item that was read, or raise the reader's error."""
-        try:
-            item = self._items.get(timeout=max(self._deadline - time.monotonic(), 0))
-        except queue.Empty:
-            raise DeadlineError from None
+        is_ended = _is_ended.get()
+        while True:
+            left_s = max(self._deadline - time.monotonic(), 0)
+            if is_ended is not None and is_ended.is_set():
+                raise ModelError("the download was ended")
+            try:
+                item = self._items.get(timeout=left_s if is_ended is None else min(left_s, _POLL_S))
+                break
+            except queue.Empty:
+                if left_s <= _POLL_S or is_ended is None:
+                    raise DeadlineError from None
         if isinstance(item, BaseException):
             raise item
         return item

@@ -20,6 +20,7 @@ from policy_server.errors import (
 from policy_server.schema import can_stand_in_an_address
 from policy_server.serving.deployer import Deployer
 from policy_server.serving.deployment import DeployedVersion, Deployment, Evidence
+from policy_server.serving.draining import still_drains
 from policy_server.settings import ENV_PREFIX, Settings
 
 __all__ = ["Administration"]
@@ -195,6 +196,8 @@ class Administration:
             raise DeploymentError(
                 f"the name {name!r} can't be used; use up to 63 letters, digits, '-' and '_'"
             )
+        if name in deployer.draining:
+            raise DeploymentError(still_drains(name))
         if name in taken:
             raise DeploymentError(
                 f"version {name} is deployed already; give the new one another name with "

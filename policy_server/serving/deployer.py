@@ -8,18 +8,21 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from policy_server.errors import (
     DeploymentChangedError,
     DeploymentError,
+    NotReadyError,
     PolicyServerError,
-    SessionStoreError,
 )
 from policy_server.serving.deployment import DeployedVersion, Deployment, Evidence
 from policy_server.serving.deployment_store import DeploymentStore
+from policy_server.serving.draining import Draining, still_drains
 from policy_server.serving.slot import PlannedVersion, PolicyOpener, PolicySlot
 from policy_server.serving.traffic import ALL_TRAFFIC
 from policy_server.serving.verdicts import weigh
+from policy_server.serving.version import PolicyVersion
 
 __all__ = ["Deployer", "VersionOpener"]
 
@@ -29,10 +32,9 @@ VersionOpener = Callable[[DeployedVersion], PolicyOpener]
 
 # How often the store is looked at, evidence is weighed, and the episodes of an old version counted.
 _PERIOD_S = 1.0
-# Other processes have looked at the store by then.
-_PERIODS_TO_FOLLOW = 5
 # A change that comes after another process's is made anew, so many times in all.
 _MOST_TRIES = 3
+_ENDING = "the server is ending, and nothing is deployed; deploy again when another one answers"
 # A deployment that can't be followed is tried again, later each time.
 _LONGEST_DELAY_S = 60.0
 # Of a policy that could not be loaded: no change but a first deployment fits it.
@@ -50,6 +52,7 @@ class Deployer:
     Attributes:
         slot: the policy's slot.
         deployment: the versions that are served now.
+        draining: the versions that answer what they have, and are unloaded then.
     """
 
     def __init__(
@@ -70,7 +73,8 @@ class Deployer:
             store: keeps deployments.
             forget: removes the files of a version that is undeployed.
             period_s: how often the store is looked at, in seconds.
-            session_drain_s: for how long a version waits for its sessions to end, in seconds.
+            session_drain_s: for how long a version waits for its episodes and sessions to end, in
+                seconds.
         """
         self.slot = slot
         self.deployment: Deployment | None = None
@@ -78,7 +82,6 @@ class Deployer:
         self._store = store
         self._forget = forget
         self._period_s = period_s
-        self._session_drain_s = session_drain_s
         # The store's latest deployment that was carried out here, or planned.
         self._kept: Deployment | None = None
         self._loaded: dict[str, DeployedVersion] = {}
@@ -86,7 +89,14 @@ class Deployer:
         self._delay_s = 0.0
         self._retry_at = 0.0
         self._changing = asyncio.Lock()
-        self._draining: dict[str, asyncio.Task[None]] = {}
+        self._deploying = asyncio.Lock()
+        self._loading: asyncio.Task[PolicyVersion] | None = None
+        self._is_ending = False
+        # Loaded beside, until the deployment with it is carried out.
+        self._ready: dict[str, PolicyVersion] = {}
+        self.draining = Draining(
+            slot, self._unload_for_good, period_s=period_s, longest_s=session_drain_s
+        )
         slot.is_expected = self._is_expected
 
     def plan(self) -> None:
@@ -109,10 +119,15 @@ class Deployer:
             self._loaded = {version.name: version for version in self.deployment}
 
     async def aclose(self) -> None:
-        """Stop draining; the slot unloads its versions itself."""
-        for task in [*self._draining.values()]:
-            task.cancel()
-        await asyncio.gather(*self._draining.values(), return_exceptions=True)
+        """Stop draining, and end deploys; the slot unloads its versions itself."""
+        self.end_deploys()
+        await self.draining.aclose()
+
+    def end_deploys(self) -> None:
+        """Refuse the deploy whose version is being loaded, and those that come, for good."""
+        self._is_ending = True
+        if self._loading is not None:
+            self._loading.cancel()
 
     async def run(self) -> None:
         """Follow the other processes of the server, and weigh evidence, for ever."""
@@ -132,22 +147,44 @@ class Deployer:
     async def deploy(self, version: DeployedVersion) -> Deployment:
         """Load a version, and give it its share of the questions.
 
+        Other changes are carried out while it is loaded. One deploy waits for another.
+
         Args:
             version: its name, model and share; with 100 per cent it is live at once.
 
         Raises:
-            DeploymentError: if the name is taken.
+            DeploymentError: if the name is taken, or a version was promoted, rolled back or
+                undeployed while this one was loaded.
+            NotReadyError: if the server ends first.
             PolicyServerError: if the version can't be loaded, or is no version of this policy.
         """
+        async with self._deploying:
+            if self._is_ending:
+                raise NotReadyError(_ENDING)
+            begun = await self._latest()
+            _deployed(begun, version)
+            if version.name in self.draining:
+                raise DeploymentError(still_drains(version.name))
+            loaded = await self._load(version)
+            self._ready[version.name] = loaded
+            try:
+                return await self._change(partial(_deployed_since, begun, version))
+            finally:
+                if self._ready.pop(version.name) not in self.slot.versions.values():
+                    await self.slot.discard(loaded)
 
-        def deployed(before: Deployment) -> Deployment:
-            if before.versions:
-                return before.deployed(version)
-            # The policy could not be loaded: this is its first version.
-            whole = replace(version, percent=ALL_TRAFFIC, is_shadow=False)
-            return replace(Deployment.begin([whole]), serial=before.serial + 1)
-
-        return await self._change(deployed)
+    async def _load(self, version: DeployedVersion) -> PolicyVersion:
+        opener = self._opener(version)
+        self._loading = asyncio.create_task(self.slot.load(opener, name=version.name))
+        try:
+            return await self._loading
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._is_ending and task is not None and not task.cancelling():
+                raise NotReadyError(_ENDING) from None
+            raise
+        finally:
+            self._loading = None
 
     async def promote(self, name: str | None, *, evidence: Evidence | None = None) -> Deployment:
         """Give all questions to a version, at once or when the evidence is there.
@@ -176,7 +213,7 @@ class Deployer:
         return await self._change(lambda before: before.rolled_back(reason=reason))
 
     async def undeploy(self, name: str) -> Deployment:
-        """Unload a version, once it has answered what it has.
+        """Unload a version, once it has answered what it has; one that drains already, at once.
 
         Args:
             name: the version's name; not that of the live one.
@@ -184,6 +221,10 @@ class Deployer:
         Raises:
             DeploymentError: if there is no such version, or it is live.
         """
+        latest = await self._latest()
+        if name in self.draining and name not in latest.names:
+            await self.draining.end(name)
+            return latest
         return await self._change(lambda before: before.undeployed(name))
 
     async def _change(self, make: Callable[[Deployment], Deployment]) -> Deployment:
@@ -237,7 +278,11 @@ class Deployer:
                 await asyncio.to_thread(self._store.write, self.slot.name, target)
         except BaseException:
             for version in added:
-                await self._unload(version.name)
+                if self.slot.versions[version.name] is self._ready.get(version.name):
+                    del self._loaded[version.name]
+                    self.slot.release(version.name)
+                else:
+                    await self._unload(version.name)
             for name, key in outgoing.items():
                 self._rename(key, name)
             raise
@@ -260,8 +305,8 @@ class Deployer:
         )
         kept = {version.name for version in target}
         for name in [name for name in self.slot.versions if name not in kept]:
-            if name not in self._draining:
-                self._draining[name] = asyncio.create_task(self._drain(name))
+            if name not in self.draining:
+                self.draining.begin(name)
 
     async def _add(
         self, version: DeployedVersion, added: list[DeployedVersion], outgoing: dict[str, str]
@@ -275,19 +320,19 @@ class Deployer:
                 that another process has undeployed, before it has deployed this one.
         """
         name = version.name
-        if name in self._draining and not version.digest:
-            raise DeploymentError(
-                f"version {name} still answers its last episodes; try again later, or give the new "
-                "one another name"
-            )
+        if name in self.draining and not version.digest:
+            raise DeploymentError(still_drains(name))
         if name in self.slot.versions:
             is_same = version.digest in ("", self._digest(name))
-            if is_same and name not in self._draining:
+            if is_same and name not in self.draining:
                 self._loaded[name] = version
                 return
             outgoing[name] = f"{name} (outgoing {time.monotonic_ns()})"
             self._rename(name, outgoing[name])
-        await self.slot.add(self._opener(version), name=name)
+        if name in self._ready and not version.digest:
+            self.slot.keep(self._ready[name])
+        else:
+            await self.slot.add(self._opener(version), name=name)
         self._loaded[name] = version
         added.append(version)
         if version.digest not in ("", self._digest(name)):
@@ -302,9 +347,7 @@ class Deployer:
     def _rename(self, name: str, key: str) -> None:
         self.slot.rename(name, key)
         self._loaded[key] = self._loaded.pop(name)
-        if (draining := self._draining.pop(name, None)) is not None:
-            draining.cancel()
-            self._draining[key] = asyncio.create_task(self._drain(key))
+        self.draining.rename(name, key)
 
     async def _unload(self, name: str) -> DeployedVersion:
         # First: another version may get the name while this one is unloaded.
@@ -312,37 +355,11 @@ class Deployer:
         await self.slot.remove(name)
         return version
 
-    async def _drain(self, name: str) -> None:
-        """Unload a version when its episodes have ended, and its sessions in their time."""
-        patience = started = time.monotonic()
-        patience += self._session_drain_s
-        try:
-            while self.slot.episodes_of(name) or (
-                time.monotonic() < patience and await self._has_sessions(name, since=started)
-            ):
-                await asyncio.sleep(self._period_s)
-            version = await self._unload(name)
-            if all(version.model != item.model for item in self.deployment or ()):
-                await asyncio.to_thread(self._forget, version)
-        finally:
-            if self._draining.get(name) is asyncio.current_task():
-                del self._draining[name]
-
-    async def _has_sessions(self, name: str, *, since: float) -> bool:
-        """Return whether a version has sessions, or may get some from another process.
-
-        Args:
-            name: the version's name.
-            since: when this process moved the traffic away from it, on the monotonic clock.
-        """
-        followed_at = since + _PERIODS_TO_FOLLOW * self._period_s
-        if self.slot.sessions.is_shared and time.monotonic() < followed_at:
-            return True
-        try:
-            return bool(await self.slot.sessions_of(name))
-        except SessionStoreError:
-            # There may be some.
-            return True
+    async def _unload_for_good(self, name: str) -> None:
+        """Unload a version that is not deployed any more, and remove its files."""
+        version = await self._unload(name)
+        if all(version.model != item.model for item in self.deployment or ()):
+            await asyncio.to_thread(self._forget, version)
 
     async def _is_expected(self, name: str, digest: str) -> bool:
         """Return whether another process has deployed a version that is not loaded here yet."""
@@ -417,3 +434,23 @@ class Deployer:
             former=kept.former if kept.former in names else None,
             waiting_for=None,
         )
+
+
+def _deployed(before: Deployment, version: DeployedVersion) -> Deployment:
+    """Return a deployment with another version."""
+    if before.versions:
+        return before.deployed(version)
+    # The policy could not be loaded: this is its first version.
+    whole = replace(version, percent=ALL_TRAFFIC, is_shadow=False)
+    return replace(Deployment.begin([whole]), serial=before.serial + 1)
+
+
+def _deployed_since(begun: Deployment, version: DeployedVersion, before: Deployment) -> Deployment:
+    """Return a deployment with a version that was loaded meanwhile."""
+    target = _deployed(before, version)
+    if not begun.is_followed_by(before):
+        raise DeploymentError(
+            f"version {version.name} is not deployed: the deployment changed meanwhile; look at it "
+            "with `status`, and deploy again"
+        )
+    return target

@@ -91,6 +91,11 @@ class Deployment:
         return iter(self.versions)
 
     @property
+    def names(self) -> frozenset[str]:
+        """Return the names of the versions."""
+        return frozenset(version.name for version in self)
+
+    @property
     def percents(self) -> Mapping[str, float]:
         """Return the share of each version that answers, by name."""
         return {version.name: version.percent for version in self if version.percent > 0.0}
@@ -128,6 +133,18 @@ class Deployment:
         rest = (ALL_TRAFFIC - version.percent) / ALL_TRAFFIC
         others = [replace(item, percent=item.percent * rest) for item in self]
         return self._with((*others, version), reason="")
+
+    def is_followed_by(self, later: Deployment) -> bool:
+        """Return whether nothing was taken away from this deployment up to a later one.
+
+        Versions may have come to it, and have a share; whoever has promoted, rolled back or
+        undeployed one knew nothing of a version that was still being loaded.
+
+        Args:
+            later: the later deployment.
+        """
+        known = (self.live, self.former)
+        return known == (later.live, later.former) and self.names <= later.names
 
     def identified(self, digests: Mapping[str, str]) -> Deployment:
         """Return the same deployment, whose versions have the digests of what was loaded.

@@ -107,7 +107,7 @@ class PolicySlot:
         self.failures: dict[str, str] = {}
         self._streams: Counter[PolicyVersion] = Counter()
         self._shadows: dict[str, Shadow] = {}
-        self._load_seconds: dict[str, float] = {}
+        self._load_seconds: dict[PolicyVersion, float] = {}
         self._versions: dict[str, PolicyVersion] = {}
         self._resources: dict[PolicyVersion, AsyncExitStack] = {}
         # The names of unloaded versions that are still on the page of metrics, the oldest first.
@@ -331,6 +331,24 @@ class PolicySlot:
                 loaded.
             PolicyServerError: if it can't be loaded or does not answer. Nothing has changed then.
         """
+        version = await self.load(open_policy, name=name)
+        self.keep(version)
+        return version
+
+    async def load(self, open_policy: PolicyOpener, *, name: str = "") -> PolicyVersion:
+        """Load a version that nobody can ask for before `keep` puts it beside the others.
+
+        Args:
+            open_policy: loads the version, and unloads it again.
+            name: the version's name; empty takes the start of its digest.
+
+        Returns:
+            The version; `keep` takes it, or `discard` unloads it.
+
+        Raises:
+            ModelError: as `add` does.
+            PolicyServerError: as `add` does.
+        """
         started = time.monotonic()
         async with AsyncExitStack() as stack:
             opened = await stack.enter_async_context(open_policy())
@@ -344,11 +362,41 @@ class PolicySlot:
                 self.metrics,
                 label=name or self._free_label(opened.digest),
             )
+            self._load_seconds[version] = time.monotonic() - started
             self._resources[version] = stack.pop_all()
-        self._versions[version.label] = version
-        self._load_seconds[version.label] = time.monotonic() - started
-        self.failures.pop(name, None)
         return version
+
+    def keep(self, version: PolicyVersion) -> None:
+        """Put a version that was loaded beside the others.
+
+        Args:
+            version: the version; no other one has its name.
+        """
+        self._versions[version.label] = version
+        self.failures.pop(version.label, None)
+
+    def release(self, name: str) -> PolicyVersion:
+        """Take a version that answers nobody from beside the others; it stays loaded.
+
+        Args:
+            name: the version's name.
+        """
+        return self._versions.pop(name)
+
+    async def discard(self, version: PolicyVersion) -> None:
+        """Unload a version that is not beside the others.
+
+        Args:
+            version: the version.
+        """
+        del self._load_seconds[version]
+        try:
+            async with self._resources.pop(version):
+                await version.aclose()
+        finally:
+            self._note_unloaded(version.label)
+            for notify in self.on_unloaded:
+                notify()
 
     def route(self, percents: Mapping[str, float], *, shadows: Collection[str] = ()) -> None:
         """Split the questions anew, in one step.
@@ -369,7 +417,7 @@ class PolicySlot:
         self.metrics.describe_model(
             version=traffic.live.digest,
             family=traffic.live.signature.family,
-            load_seconds=self._load_seconds[traffic.live.label],
+            load_seconds=self._load_seconds[traffic.live],
         )
 
     def rename(self, name: str, key: str) -> None:
@@ -382,7 +430,6 @@ class PolicySlot:
             key: the other one.
         """
         self._versions[key] = self._versions.pop(name)
-        self._load_seconds[key] = self._load_seconds.pop(name)
         if (shadow := self._shadows.pop(name, None)) is not None:
             self._shadows[key] = shadow
 
@@ -393,17 +440,10 @@ class PolicySlot:
             name: the version's name.
         """
         version = self._versions.pop(name)
-        self._load_seconds.pop(name, None)
         self._episodes.end(version)
         if (shadow := self._shadows.pop(name, None)) is not None:
             shadow.close()
-        try:
-            async with self._resources.pop(version):
-                await version.aclose()
-        finally:
-            self._note_unloaded(version.label)
-            for notify in self.on_unloaded:
-                notify()
+        await self.discard(version)
 
     def _note_unloaded(self, label: str) -> None:
         """Drop the metrics of versions that were unloaded long ago: their names never end."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Coroutine
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,6 +37,7 @@ from policy_server.serving import (
     PolicySlot,
     Question,
     Sessions,
+    VersionOpener,
 )
 from policy_server.serving.deployment_file import DeploymentFile
 from policy_server.serving.redis_sessions import RedisSessions
@@ -145,15 +146,16 @@ def deployer_of(
     basis: str = "today",
     session_drain_s: float = 0.0,
     sessions: SessionStore | None = None,
+    opening: VersionOpener = opener,
 ) -> Deployer:
     """Return a deployer of a policy that begins with one version."""
-    planned = [PlannedVersion("v1", opener(V1), V1.model)]
+    planned = [PlannedVersion("v1", opening(V1), V1.model)]
     slot = PolicySlot(
         "door", SCHEMA, planned, settings=Settings(), metrics=Metrics(), sessions=sessions
     )
     return Deployer(
         slot,
-        opener,
+        opening,
         DeploymentFile(home, {"door": basis}),
         period_s=0.01,
         session_drain_s=session_drain_s,
@@ -274,7 +276,7 @@ TestDeployments.settings = settings(
 
 
 async def test_version_is_unloaded_when_its_episodes_have_ended(tmp_path: Path) -> None:
-    deployer = deployer_of(tmp_path)
+    deployer = deployer_of(tmp_path, session_drain_s=60.0)
     await start(deployer)
     version = deployer.slot.choose("episode")
     await deployer.deploy(DeployedVersion("v2", "v2.zip", 100.0))
@@ -287,6 +289,47 @@ async def test_version_is_unloaded_when_its_episodes_have_ended(tmp_path: Path) 
 
     assert version is still
     assert deployer.slot.choose("episode").label == "v3"
+    await deployer.aclose()
+    await deployer.slot.aclose()
+
+
+async def test_episode_that_never_ends_keeps_its_version_for_a_bounded_time(
+    tmp_path: Path,
+) -> None:
+    deployer = deployer_of(tmp_path, session_drain_s=0.05)
+    await start(deployer)
+    deployer.slot.choose("episode")
+    await deployer.deploy(DeployedVersion("v2", "v2.zip", 100.0))
+    await deployer.deploy(DeployedVersion("v3", "v3.zip", 100.0))
+    during = deployer.slot.choose("episode").label
+    await until(lambda: deployer.slot.choose("episode").label == "v3", timeout_s=5)
+
+    assert during == "v1"
+    assert "v1" not in deployer.slot.versions
+    await deployer.aclose()
+    await deployer.slot.aclose()
+
+
+async def test_version_that_drains_is_unloaded_at_once_when_it_is_undeployed_again(
+    tmp_path: Path,
+) -> None:
+    deployer = deployer_of(tmp_path, session_drain_s=3600.0)
+    await start(deployer)
+    deployer.slot.choose("episode")
+    await deployer.deploy(DeployedVersion("v2", "v2.zip", 100.0))
+    before = await deployer.undeploy("v1")
+    await turns()
+    is_kept = "v1" in deployer.slot.versions
+
+    after = await deployer.undeploy("v1")
+
+    assert is_kept
+    assert after is before
+    assert set(deployer.slot.versions) == {"v2"}
+    assert deployer.slot.choose("episode").label == "v2"
+    with pytest.raises(DeploymentError, match="there is no version v1"):
+        await deployer.undeploy("v1")
+    await deployer.deploy(DeployedVersion("v1", "v1.zip", 100.0))
     await deployer.aclose()
     await deployer.slot.aclose()
 
@@ -373,6 +416,100 @@ async def test_version_is_kept_while_the_store_of_its_sessions_is_away(tmp_path:
         await deployer.slot.aclose()
 
     assert lasted > 0.2
+
+
+class SlowLoads:
+    """Openers of versions that are loaded when they are let go."""
+
+    def __init__(self, slow: str) -> None:
+        self.slow = slow
+        self.is_asked, self.may_end = asyncio.Event(), asyncio.Event()
+        self.unloaded: list[str] = []
+
+    def __call__(self, version: DeployedVersion) -> PolicyOpener:
+        """Return what loads a version."""
+
+        @asynccontextmanager
+        async def open_version() -> AsyncIterator[OpenedPolicy]:
+            if version.name == self.slow:
+                self.is_asked.set()
+                await self.may_end.wait()
+            async with opened(integer_backend()) as policy:
+                yield policy
+            self.unloaded.append(version.name)
+
+        return open_version
+
+
+MEANWHILE: dict[str, Callable[[Deployer], Coroutine[Any, Any, Deployment]]] = {
+    "rollback": lambda deployer: deployer.roll_back(),
+    "promote": lambda deployer: deployer.promote("v1"),
+    "undeploy": lambda deployer: deployer.undeploy("v1"),
+}
+
+
+@pytest.mark.parametrize("change", MEANWHILE.values(), ids=MEANWHILE)
+async def test_change_during_a_deploy_is_carried_out_at_once_and_the_deploy_is_refused(
+    tmp_path: Path, change: Callable[[Deployer], Coroutine[Any, Any, Deployment]]
+) -> None:
+    loads = SlowLoads("v3")
+    deployer = deployer_of(tmp_path, opening=loads)
+    await start(deployer)
+    await deployer.deploy(DeployedVersion("v2", "v2.zip", 100.0))
+    deploying = asyncio.create_task(deployer.deploy(DeployedVersion("v3", "v3.zip", 100.0)))
+    await loads.is_asked.wait()
+
+    changed = await asyncio.wait_for(change(deployer), 5)
+    during = deployer.slot.choose().label
+    loads.may_end.set()
+    with pytest.raises(DeploymentError, match="the deployment changed meanwhile"):
+        await deploying
+
+    assert during == changed.live == deployer.slot.choose().label
+    assert deployer.deployment == changed
+    assert deployer.slot.versions.keys() <= {"v1", "v2"}
+    assert loads.unloaded[-1] == "v3"
+    again = await deployer.deploy(DeployedVersion("v3", "v3.zip", 100.0))
+    assert (again.live, again.former) == ("v3", changed.live)
+    await deployer.aclose()
+    await deployer.slot.aclose()
+
+
+async def test_deploy_that_is_not_carried_out_is_ended_with_the_server(tmp_path: Path) -> None:
+    loads = SlowLoads("v2")
+    deployer = deployer_of(tmp_path, opening=loads)
+    await start(deployer)
+    versions = [DeployedVersion(name, f"{name}.zip", 100.0) for name in ("v2", "v3")]
+    deploys = [asyncio.create_task(deployer.deploy(version)) for version in versions]
+    await loads.is_asked.wait()
+
+    deployer.end_deploys()
+    ended = await asyncio.wait_for(asyncio.gather(*deploys, return_exceptions=True), 5)
+
+    assert [type(error) for error in ended] == [NotReadyError, NotReadyError]
+    assert "the server is ending" in str(ended[0])
+    assert set(deployer.slot.versions) == {"v1"}
+    assert not (tmp_path / "versions.json").exists()
+    await deployer.aclose()
+    await deployer.slot.aclose()
+
+
+async def test_deploy_of_another_process_during_a_deploy_is_kept(tmp_path: Path) -> None:
+    loads = SlowLoads("v3")
+    first, second = deployer_of(tmp_path, opening=loads), deployer_of(tmp_path)
+    for deployer in (first, second):
+        await start(deployer)
+    deploying = asyncio.create_task(first.deploy(DeployedVersion("v3", "v3.zip", 20.0)))
+    await loads.is_asked.wait()
+
+    await second.deploy(DeployedVersion("v2", "v2.zip", 20.0))
+    loads.may_end.set()
+    deployed = await deploying
+
+    assert deployed.names == set(first.slot.versions) == {"v1", "v2", "v3"}
+    for deployer in (first, second):
+        await deployer.aclose()
+        await deployer.slot.aclose()
 
 
 async def test_process_follows_the_deployment_of_another(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ class Server:
         planned = [PlannedVersion("v1", self.opener(V1), V1.model)]
         self.slot = PolicySlot("door", SCHEMA, planned, settings=Settings(), metrics=Metrics())
         self.store = store
-        self.deployer = Deployer(self.slot, self.opener, store, period_s=0.01)
+        self.deployer = Deployer(self.slot, self.opener, store, period_s=0.01, session_drain_s=60.0)
         self.following: asyncio.Task[None] | None = None
 
     def uploads(self, _policy: str, deployment: Deployment) -> Mapping[str, Path]:

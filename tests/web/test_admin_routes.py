@@ -283,3 +283,23 @@ async def test_requests_are_answered_while_versions_change(home: Path) -> None:
 
     assert failed == []
     assert sum(counts) > 50
+
+
+async def test_version_that_drains_can_be_unloaded_and_its_name_used_again(home: Path) -> None:
+    headers = {"x-episode-id": "e"}
+    async with served(home) as client:
+        first = await version_of(client, **headers)
+        await admin(client, "POST", f"{VERSIONS}?version=two", content=ZIP.read_bytes())
+        await admin(client, "DELETE", f"{VERSIONS}/{first}")
+        during = await version_of(client, **headers)
+        taken = await admin(client, "POST", f"{VERSIONS}?version={first}", content=ZIP.read_bytes())
+        gone = await admin(client, "DELETE", f"{VERSIONS}/{first}")
+        after = await version_of(client, **headers)
+        free = await admin(client, "POST", f"{VERSIONS}?version={first}", content=ZIP.read_bytes())
+
+    assert (during, after) == (first, "two")
+    assert taken.status_code == 409
+    assert "still answers its last episodes and sessions" in taken.json()["detail"]
+    assert "undeploy it once more" in taken.json()["detail"]
+    assert gone.status_code == 200, gone.text
+    assert free.status_code == 201, free.text
