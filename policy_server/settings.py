@@ -16,6 +16,7 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from policy_server.access_keys import LEAST_RATE
 from policy_server.errors import SettingsError
 
 __all__ = ["ENV_PREFIX", "Engine", "LogFormat", "Settings", "find_log_format", "read_settings"]
@@ -368,6 +369,13 @@ class Settings(BaseSettings):
                 {"fewest": fewest},
             )
         return most
+
+    @field_validator("max_key_rate", "max_address_rate")
+    @classmethod
+    def _check_rate(cls, rate: float) -> float:
+        if 0 < rate < LEAST_RATE:
+            raise PydanticCustomError("rate", f"0, for no limit, or at least {LEAST_RATE:f}")
+        return rate
 
     @field_validator("api_key", "admin_key", "metrics_key")
     @classmethod

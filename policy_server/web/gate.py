@@ -185,7 +185,7 @@ class Gate:
             stamp = self._read_timing(route, scope, headers, started)
             share = self._begin(route, scope, key)
             limited = self._limited(route, scope, headers, receive)
-        except PolicyServerError as error:
+        except Exception as error:
             share.end()
             await send_error(error, scope, receive, send_with_id)
             return
