@@ -208,7 +208,7 @@ async def test_signed_token_of_an_action_that_the_policy_does_not_have_is_422() 
 
 @pytest.mark.parametrize(
     "options",
-    [{"api_key": "another"}, {"state_key": "another"}],
+    [{"api_key": "another"}, {"state_key": "another-0123456789"}],
     ids=["another access key", "a key of its own"],
 )
 async def test_token_of_another_key_is_foreign(options: dict[str, str]) -> None:
@@ -224,8 +224,10 @@ async def test_token_of_another_key_is_foreign(options: dict[str, str]) -> None:
 
 async def test_state_key_outlives_a_change_of_the_access_key() -> None:
     async with (
-        serve(summing_backend(), state_key="shared") as before,
-        serve(summing_backend(), state_key="shared", api_key="new-key", key="new-key") as after,
+        serve(summing_backend(), state_key="shared-0123456789") as before,
+        serve(
+            summing_backend(), state_key="shared-0123456789", api_key="new-key", key="new-key"
+        ) as after,
     ):
         token = (await episode(before, 1))[0].headers["x-state"]
         answer = await stepped(after, token)
