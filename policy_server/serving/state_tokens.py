@@ -40,7 +40,7 @@ _BEGIN = f"begin another episode with '{STATE_HEADER}: {NEW_EPISODE}'"
 
 
 class _Content(NamedTuple):
-    """What a token says; `numbers` are float32[memory_width] in little endian."""
+    """The parts of a token; `numbers` are float32[memory_width] in little endian."""
 
     policy: str
     label: str
@@ -150,7 +150,7 @@ class StateTokens:
 
 
 def _content_of(packed: bytes) -> _Content:
-    """Return what a signed part says, each part of its type and in its range."""
+    """Return the parts of a signed text, each of its type and in its range."""
     try:
         parts = msgpack.unpackb(packed)
     except (ValueError, TypeError, msgpack.UnpackException):
