@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 from policy_server.errors import UnauthorizedError
 
-__all__ = ["SCOPES", "SHORTEST_HASHED", "AccessKey", "KeyRing", "Scope"]
+__all__ = ["LEAST_RATE", "SCOPES", "SHORTEST_HASHED", "AccessKey", "KeyRing", "Scope"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,9 @@ Scope = Literal["predict", "admin", "metrics"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 SHORTEST_HASHED = 22
 """The fewest characters of a key that is given by its hash."""
+
+LEAST_RATE = 1e-6
+"""The least limit of observations a second: one in twelve days."""
 
 _CALLED: dict[Scope, str] = {"predict": "access", "admin": "admin", "metrics": "metrics"}
 

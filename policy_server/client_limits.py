@@ -38,6 +38,8 @@ _MOST_ADDRESSES = 10_000
 # chooses the others.
 _IPV6_HOST_BITS = 64
 _LONGEST_ADDRESS = 64
+# A client that waited so long may ask again, whatever it owes still.
+_LONGEST_WAIT_S = 86_400
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class _Account:
         self.tokens = min(self.tokens + earned, self._burst)
         self.refilled = now
         if self.tokens < 1:
-            wait_s = max(1, math.ceil((1 - self.tokens) / limit.max_rate))
+            wait_s = math.ceil(min(max(1, (1 - self.tokens) / limit.max_rate), _LONGEST_WAIT_S))
             raise TooManyRequestsError(
                 f"{self.subject}: expected at most {limit.max_rate:g} observations a second, got "
                 f"more; try again in {wait_s} s",

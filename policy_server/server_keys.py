@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from policy_server.access_keys import AccessKey, KeyRing, Scope
-from policy_server.errors import PolicyServerError
+from policy_server.errors import PolicyServerError, SettingsError
 from policy_server.schema import SchemaFile, read_schema_file
-from policy_server.settings import Settings
+from policy_server.settings import ENV_PREFIX, Settings
 
 __all__ = ["followed_keys", "keys_of"]
 
@@ -30,6 +30,9 @@ def keys_of(settings: Settings, file: SchemaFile) -> tuple[AccessKey, ...]:
     Args:
         settings: its `api_key` stands in place of schema.yaml's `api_key`.
         file: the contents of schema.yaml.
+
+    Raises:
+        SettingsError: if one that opens the routes of versions is the key of other clients too.
     """
     api_key = file.api_key if settings.api_key is None else settings.api_key.get_secret_value()
     keys = [] if api_key is None else [AccessKey.of("api_key", api_key, "predict")]
@@ -38,7 +41,23 @@ def keys_of(settings: Settings, file: SchemaFile) -> tuple[AccessKey, ...]:
         key = getattr(settings, name)
         if key is not None:
             keys.append(AccessKey.of(name, key.get_secret_value(), scope))
-    return (*keys, *file.api_keys)
+    keys += file.api_keys
+    _check_admin_keys(keys, file.source)
+    return tuple(keys)
+
+
+def _check_admin_keys(keys: Sequence[AccessKey], source: str) -> None:
+    """Refuse one text as two keys, by which clients without the scope `admin` would have it."""
+    holders = {key.digest: key.name for key in keys if "admin" in key.scopes}
+    for key in keys:
+        holder = holders.get(key.digest)
+        if holder is not None and "predict" in key.scopes and "admin" not in key.scopes:
+            is_setting = holder == "admin_key"
+            where = f"{ENV_PREFIX}ADMIN_KEY" if is_setting else f"{source}: key {holder!r}"
+            raise SettingsError(
+                f"{where}: is the access key {key.name!r} too, whose clients could change "
+                "versions; give it a text of its own"
+            )
 
 
 @asynccontextmanager
@@ -88,10 +107,11 @@ def _stamp(path: Path) -> _Stamp:
 async def _read_again(keys: KeyRing, settings: Settings) -> None:
     try:
         file = await asyncio.to_thread(read_schema_file, settings.schema_path)
+        now = keys_of(settings, file)
     except PolicyServerError as error:
         logger.error("keys_not_read", extra={"reason": f"{error.message}; the keys stay"})  # noqa: TRY400 -- the reason is in the message
         return
-    before, now = keys.keys, keys_of(settings, file)
+    before = keys.keys
     if before == now:
         return
     keys.replace(now)

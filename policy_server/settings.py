@@ -16,6 +16,7 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from policy_server.access_keys import LEAST_RATE
 from policy_server.errors import SettingsError
 
 __all__ = ["ENV_PREFIX", "Engine", "LogFormat", "Settings", "find_log_format", "read_settings"]
@@ -40,6 +41,8 @@ _NUMBERS = (int, float, int | None, float | None)
 _SPACE_OR_CONTROL = re.compile(r"[\s\x00-\x1f\x7f]")
 # Beyond, Ray's own processes take gigabytes for replicas that no cluster has room for.
 _MOST_REPLICAS = 10_000
+# A token and its signature are enough to try keys on, at any rate.
+_SHORTEST_STATE_KEY = 16
 # The system counts memory in 64 bits.
 _MOST_MEMORY_BYTES = 2**60
 # Variables that the examples of the client libraries read.
@@ -381,6 +384,13 @@ class Settings(BaseSettings):
             )
         return most
 
+    @field_validator("max_key_rate", "max_address_rate")
+    @classmethod
+    def _check_rate(cls, rate: float) -> float:
+        if 0 < rate < LEAST_RATE:
+            raise PydanticCustomError("rate", f"0, for no limit, or at least {LEAST_RATE:f}")
+        return rate
+
     @field_validator("api_key", "admin_key", "metrics_key")
     @classmethod
     def _check_api_key(cls, api_key: SecretStr | None) -> SecretStr | None:
@@ -390,6 +400,19 @@ class Settings(BaseSettings):
                 "printable ASCII text without spaces at its ends; HTTP headers carry nothing else",
             )
         return api_key
+
+    @field_validator("state_key")
+    @classmethod
+    def _check_state_key(cls, state_key: SecretStr | None) -> SecretStr | None:
+        if state_key is not None and (
+            len(state_key.get_secret_value().strip()) < _SHORTEST_STATE_KEY
+        ):
+            raise PydanticCustomError(
+                "state_key",
+                "{least} random characters or more, blanks at its ends not counted",
+                {"least": _SHORTEST_STATE_KEY},
+            )
+        return state_key
 
     @field_validator("sessions_url")
     @classmethod

@@ -87,6 +87,17 @@ def test_slow_rate_takes_one_request_in_its_time(clock: Clock) -> None:
     assert asked(limits, 2) == 1
 
 
+@pytest.mark.parametrize("rate", [1e-6, 1e-320])
+def test_client_is_told_to_wait_for_a_day_at_the_most(clock: Clock, rate: float) -> None:
+    limits = limits_of(clock, of_key=ClientLimit(max_rate=rate))
+    limits.begin("plant", None).charge(100_000)
+
+    with pytest.raises(TooManyRequestsError) as caught:
+        limits.begin("plant", None)
+
+    assert caught.value.headers == {"retry-after": "86400"}
+
+
 def test_large_batch_is_paid_off_later(clock: Clock) -> None:
     limits = limits_of(clock, of_key=ClientLimit(max_rate=8))
     share = limits.begin("plant", ADDRESS)

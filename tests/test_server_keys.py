@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from pydantic import SecretStr
 from websockets.exceptions import ConnectionClosed
 
 from policy_server.access_keys import KeyRing
+from policy_server.errors import SettingsError
 from policy_server.schema import read_schema_file
 from policy_server.server_keys import followed_keys, keys_of
 from policy_server.settings import Settings
@@ -58,6 +60,77 @@ def test_keys_of_settings_stand_beside_the_listed_ones(settings: Settings) -> No
         "metrics_key": {"metrics"},
         "old": {"predict"},
     }
+
+
+@pytest.mark.parametrize(
+    ("schema", "given", "message"),
+    [
+        pytest.param(
+            f"parameters: {{api_key: {OLD}}}\n",
+            {"admin_key": OLD},
+            "POLICY_SERVER_ADMIN_KEY: is the access key 'api_key' too",
+            id="schema.yaml's key",
+        ),
+        pytest.param(
+            text_of(old=NEW),
+            {"admin_key": OLD, "api_key": OLD},
+            "POLICY_SERVER_ADMIN_KEY: is the access key 'api_key' too",
+            id="a setting",
+        ),
+        pytest.param(
+            text_of(new=NEW, old=OLD),
+            {"admin_key": OLD},
+            "POLICY_SERVER_ADMIN_KEY: is the access key 'old' too",
+            id="a listed key",
+        ),
+        pytest.param(
+            "parameters: {api_keys: [{name: old, hash: "
+            f"'sha256:{sha256((OLD * 2).encode()).hexdigest()}'}}]}}\n",
+            {"admin_key": OLD * 2},
+            "POLICY_SERVER_ADMIN_KEY: is the access key 'old' too",
+            id="the hash of a listed key",
+        ),
+        pytest.param(
+            f"parameters: {{api_keys: [{{name: ops, key: {OLD}, scopes: [admin]}}]}}\n",
+            {"api_key": OLD},
+            "schema.yaml: key 'ops': is the access key 'api_key' too",
+            id="a listed key of administrators",
+        ),
+    ],
+)
+def test_admin_key_that_clients_have_is_refused_in_one_line(
+    settings: Settings, schema: str, given: dict[str, str], message: str
+) -> None:
+    settings.schema_path.write_text(schema)
+    known = settings.model_copy(update={name: SecretStr(key) for name, key in given.items()})
+
+    with pytest.raises(SettingsError) as caught:
+        keys_of(known, read_schema_file(known.schema_path))
+
+    expected = ", whose clients could change versions; give it a text of its own"
+    assert caught.value.message.endswith(message + expected)
+    assert OLD not in caught.value.message
+
+
+def test_admin_key_may_be_listed_with_its_scope(settings: Settings) -> None:
+    entry = f"{{name: ops, key: {OLD}, scopes: [predict, admin]}}"
+    settings.schema_path.write_text(f"parameters: {{api_keys: [{entry}]}}\n")
+    given = settings.model_copy(update={"admin_key": SecretStr(OLD)})
+
+    keys = keys_of(given, read_schema_file(settings.schema_path))
+
+    assert [key.name for key in keys] == ["admin_key", "ops"]
+
+
+async def test_admin_key_is_not_taken_over_as_an_access_key(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    admin = settings.model_copy(update={"admin_key": SecretStr(NEW)})
+    async with followed(admin) as ring:
+        settings.schema_path.write_text(text_of(new=NEW))
+        await until(lambda: "keys_not_read" in caplog.text)
+
+    assert names(ring) == ["admin_key", "old"]
 
 
 async def test_keys_rotate_without_a_restart(

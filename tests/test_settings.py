@@ -85,6 +85,26 @@ def test_key_does_not_show_in_the_settings_text(monkeypatch: pytest.MonkeyPatch)
         ("FLUENTD_HOST", "e" * 64, f"expected the name or the address of a host, got '{'e' * 64}'"),
         ("FLUENTD_HOST", "\udcff", "expected text in UTF-8, got '\\udcff'"),
         ("STATE_KEY", "\udcff", "expected text in UTF-8"),
+        (
+            "STATE_KEY",
+            " ",
+            "expected 16 random characters or more, blanks at its ends not counted",
+        ),
+        (
+            "STATE_KEY",
+            f"fifteen-letters{' ' * 9}",
+            "expected 16 random characters or more, blanks at its ends not counted",
+        ),
+        (
+            "MAX_KEY_RATE",
+            "1e-320",
+            "expected 0, for no limit, or at least 0.000001, got '1e-320'",
+        ),
+        (
+            "MAX_ADDRESS_RATE",
+            "9e-7",
+            "expected 0, for no limit, or at least 0.000001, got '9e-7'",
+        ),
     ],
     ids=lambda value: value.lower()[:16],
 )

@@ -13,6 +13,7 @@ that its request isn't hot.
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import NamedTuple, TypeVar
 
@@ -28,6 +29,8 @@ from policy_server.http_server.hot_requests import (
 from policy_server.http_server.http_protocol import is_sound, value_of
 
 __all__ = ["HotHeads", "KnownHead", "parse_head"]
+
+logger = logging.getLogger(__name__)
 
 _OK = 200
 _METHOD = b"POST "
@@ -190,8 +193,13 @@ class HotHeads:
         return False
 
     def _decide(self, cut: _Cut) -> KnownHead | None:
-        parsed = parse_head(cut.head, root_path=self._root_path, session_id=cut.own.session_id)
-        route = None if parsed is None else self._routes.find(parsed)
+        try:
+            parsed = parse_head(cut.head, root_path=self._root_path, session_id=cut.own.session_id)
+            route = None if parsed is None else self._routes.find(parsed)
+        except Exception:
+            # The request has its answer from ASGI, an error where it fails there too.
+            logger.exception("hot_head_failed")
+            return None
         return None if parsed is None or route is None else KnownHead(route, parsed.length)
 
 

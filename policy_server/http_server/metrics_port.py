@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from policy_server.access_keys import KeyRing
+from policy_server.client_limits import ClientLimit
 from policy_server.http_server.web_process import METRICS_PORT
 from policy_server.http_server.workers import Worker
 from policy_server.metrics import Metrics, MetricsExporter
@@ -29,7 +30,7 @@ async def exported_metrics(
     """Serve metrics; of uvicorn's workers whichever gets the port serves them for all.
 
     Args:
-        settings: which port.
+        settings: which port, and how often an address may send a wrong key.
         metrics: the counts.
         worker: one of uvicorn's workers, where there are several.
         keys: those that are valid; None shows metrics to everybody.
@@ -47,6 +48,7 @@ async def exported_metrics(
         host=settings.metrics_host,
         shared=shared,
         keys=keys,
+        of_address=ClientLimit(max_rate=settings.max_address_rate),
     )
     if worker is None or shared is None:
         try:

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 
 from policy_server.access_keys import KeyRing
+from policy_server.client_limits import ClientLimit
 from policy_server.metrics.counts import Counts
 from policy_server.metrics.page_server import PageServer
 from policy_server.metrics.recording import Metrics
@@ -57,6 +58,7 @@ class MetricsExporter:
         host: str = "127.0.0.1",
         shared: Path | None = None,
         keys: KeyRing | None = None,
+        of_address: ClientLimit | None = None,
     ) -> None:
         """Own the port from `start` to `stop`; nothing listens yet.
 
@@ -66,8 +68,10 @@ class MetricsExporter:
             host: the address to listen on.
             shared: a folder that all workers share; None where this process is the only one.
             keys: those that are valid; None shows the pages to everybody.
+            of_address: how many wrong keys an address may send; None for any number.
         """
         self._keys = keys or KeyRing()
+        self._of_address = of_address
         self._metrics = metrics
         self._port = port
         self._host = host
@@ -92,7 +96,13 @@ class MetricsExporter:
             OSError: if the port is taken, or the host is not this machine's.
         """
         pages = {"": self.render, "/metrics": self.render, "/metrics/ray": self.render_ray}
-        self._server = PageServer(pages, host=self._host, port=self._port, keys=self._keys)
+        self._server = PageServer(
+            pages,
+            host=self._host,
+            port=self._port,
+            keys=self._keys,
+            of_address=self._of_address,
+        )
 
     def stop(self) -> None:
         """Stop listening."""

@@ -16,7 +16,8 @@ from contextlib import ExitStack, suppress
 from http import HTTPStatus
 
 from policy_server.access_keys import KeyRing
-from policy_server.errors import UnauthorizedError
+from policy_server.client_limits import ClientLimit, ClientLimits
+from policy_server.errors import PolicyServerError, TooManyRequestsError, UnauthorizedError
 from policy_server.ports import bound_sockets
 
 __all__ = ["PageServer"]
@@ -51,6 +52,7 @@ class PageServer:
         port: int,
         client_timeout_s: float = _CLIENT_TIMEOUT_S,
         keys: KeyRing | None = None,
+        of_address: ClientLimit | None = None,
     ) -> None:
         """Own the port and a thread that serves it, until `stop`.
 
@@ -61,12 +63,16 @@ class PageServer:
             client_timeout_s: how long a client may take to send its request, and to read the
                 answer, in seconds.
             keys: those that are valid; None shows the pages to everybody.
+            of_address: how many wrong keys an address may send; beyond, it is refused with a right
+                one too. None for any number.
 
         Raises:
             OSError: if the port is taken, or the host is not this machine's.
         """
         self._pages = pages
         self._keys = keys or KeyRing()
+        # Those of the web process are used from its own event loop alone.
+        self._limits = ClientLimits(KeyRing(), of_address=of_address or ClientLimit())
         self._client_timeout_s = client_timeout_s
         self._connections: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
@@ -111,7 +117,7 @@ class PageServer:
 
     def _accept(self, listening: socket.socket) -> None:
         try:
-            connection, _ = listening.accept()
+            connection, address = listening.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError:
@@ -123,7 +129,7 @@ class PageServer:
             connection.close()
             return
         connection.settimeout(0)
-        task = self._loop.create_task(self._answer(connection))
+        task = self._loop.create_task(self._answer(connection, address[0]))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
 
@@ -131,13 +137,13 @@ class PageServer:
         if not self._stopping.is_set():
             self._loop.add_reader(listening, self._accept, listening)
 
-    async def _answer(self, connection: socket.socket) -> None:
+    async def _answer(self, connection: socket.socket, address: str) -> None:
         with connection:
             reader, writer = await asyncio.open_connection(sock=connection, limit=_MOST_HEAD_BYTES)
             try:
                 async with asyncio.timeout(self._client_timeout_s):
                     head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(await self._response(head))
+                writer.write(await self._response(head, address))
                 async with asyncio.timeout(self._client_timeout_s):
                     writer.close()
                     await writer.wait_closed()
@@ -151,13 +157,13 @@ class PageServer:
                 # Of a connection that is closed already this does nothing.
                 writer.transport.abort()
 
-    async def _response(self, head: bytes) -> bytes:
+    async def _response(self, head: bytes, address: str) -> bytes:
         method, _, rest = head.decode("latin-1").partition(" ")
         page = self._pages.get(rest.split(" ")[0].split("?")[0].rstrip("/"))
         status, body = HTTPStatus.OK, b""
-        refusal = self._refusal(head)
+        refusal = self._refusal(head, address)
         if refusal is not None:
-            status, body = HTTPStatus.UNAUTHORIZED, f"{refusal}\n".encode()
+            status, body = HTTPStatus(refusal.status), f"{refusal.message}\n".encode()
         elif method not in ("GET", "HEAD"):
             status, body = HTTPStatus.METHOD_NOT_ALLOWED, b"GET or HEAD\n"
         elif page is None:
@@ -169,19 +175,32 @@ class PageServer:
             f"content-type: {_CONTENT_TYPE}",
             f"content-length: {len(body)}",
             "connection: close",
-            *(["www-authenticate: Bearer"] if refusal is not None else []),
+            *(f"{name}: {value}" for name, value in (refusal.headers if refusal else {}).items()),
         ]
         sent = b"" if method == "HEAD" else body
         return "\r\n".join(fields).encode() + b"\r\n\r\n" + sent
 
-    def _refusal(self, head: bytes) -> str | None:
-        """Return why a client may not see the pages; None where it may."""
+    def _refusal(self, head: bytes, address: str) -> PolicyServerError | None:
+        """Return why a client may not see the pages; None where it may.
+
+        An address that has sent too many wrong keys is refused whatever it sends: a guess that is
+        right must not be told from the others.
+        """
         headers: dict[bytes, str] = {}
         for line in head.split(b"\r\n")[1:]:
             name, _, value = line.partition(b":")
             headers.setdefault(name.strip().lower(), value.strip().decode("latin-1"))
         try:
+            share = self._limits.begin(None, address)
+        except TooManyRequestsError as error:
+            return error
+        try:
             self._keys.admit("metrics", headers)
         except UnauthorizedError as error:
-            return error.message
+            return error
+        else:
+            # Whoever has the key may scrape at any rate.
+            share.charge(-1)
+        finally:
+            share.end()
         return None

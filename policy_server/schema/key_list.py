@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from policy_server.access_keys import SCOPES, AccessKey, Scope
+from policy_server.access_keys import LEAST_RATE, SCOPES, AccessKey, Scope
 from policy_server.errors import SchemaError
 from policy_server.schema.yaml_document import KeyEntry
 
@@ -68,9 +68,7 @@ def _key(entry: KeyEntry, where: str) -> AccessKey:
             f"letter or digit, and none of {', '.join(sorted(_RESERVED))}"
         )
     scopes = _scopes(entry.scopes, where)
-    for limit in ("max_rate", "max_in_flight"):
-        if (getattr(entry, limit) or 0) < 0:
-            raise SchemaError(f"{where}.{limit}: expected 0, for no limit, or more")
+    _check_limits(entry, where)
     if (entry.key is None) == (entry.hash is None):
         raise SchemaError(f"{where}: expected either key or hash")
     if entry.key is not None:
@@ -91,6 +89,14 @@ def _key(entry: KeyEntry, where: str) -> AccessKey:
         max_rate=entry.max_rate,
         max_in_flight=entry.max_in_flight,
     )
+
+
+def _check_limits(entry: KeyEntry, where: str) -> None:
+    rate, in_flight = entry.max_rate or 0, entry.max_in_flight or 0
+    if rate < 0 or 0 < rate < LEAST_RATE:
+        raise SchemaError(f"{where}.max_rate: expected 0, for no limit, or at least {LEAST_RATE:f}")
+    if in_flight < 0:
+        raise SchemaError(f"{where}.max_in_flight: expected 0, for no limit, or more")
 
 
 def _scopes(given: Iterable[str] | None, where: str) -> tuple[Scope, ...]:

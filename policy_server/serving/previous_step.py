@@ -138,6 +138,19 @@ class PreviousStep:
         if self.takes_action:
             state[self._action] = self._own_action(action)
 
+    def can_follow(self, state: Float32Array) -> bool:
+        """Return whether the action in a memory is one that `note_action` could have written.
+
+        Args:
+            state: float32[memory_width], finite.
+        """
+        action = state[self._action]
+        return not self.takes_action or all(
+            action[part.first_column] in range(part.size)
+            for part in self._components
+            if part.kind == "categorical"
+        )
+
     def _own_action(self, action: Float64Array) -> Float64Array:
         """Return an action in the policy's own space, from the environment's units."""
         own = action.copy()

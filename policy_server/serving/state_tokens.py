@@ -1,7 +1,8 @@
 """State tokens: the memory of an episode, carried by the client from answer to request.
 
 A token is opaque to the client, and signed: base64url of HMAC-SHA256 and the signed part, which
-begins with the number of its form.
+begins with the number of its form. A signature does not say that a server wrote it: where the key
+is derived from the access key, clients can sign too, so the content is checked as any input is.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ import base64
 import binascii
 import hmac
 from hashlib import sha256
-from typing import Any
+from typing import NamedTuple
 
 import msgpack
 import numpy as np
 
 from policy_server.errors import ObservationError, UnsupportedAnswerError
 from policy_server.observations import problem
+from policy_server.policy import LARGEST_SEED, Float32Array
 from policy_server.serving.memory import EpisodeMemory
 from policy_server.serving.slot import PolicySlot
+from policy_server.serving.version import PolicyVersion
 from policy_server.settings import ENV_PREFIX
 
 __all__ = ["NEW_EPISODE", "STATE_HEADER", "StateTokens"]
@@ -30,8 +33,24 @@ NEW_EPISODE = "new"
 _FORM = b"\x01"
 _MAC_BYTES = 32
 _DERIVED = b"policy-server state tokens"
-_NUMBERS = "<f4"
+_NUMBERS = np.dtype("<f4")
+# Steps are added to a seed.
+_MOST_STEPS = LARGEST_SEED
 _BEGIN = f"begin another episode with '{STATE_HEADER}: {NEW_EPISODE}'"
+
+
+class _Content(NamedTuple):
+    """The parts of a token; `numbers` are float32[memory_width] in little endian."""
+
+    policy: str
+    label: str
+    fingerprint: bytes
+    steps: int
+    has_action: bool
+    numbers: bytes
+
+
+_KINDS = [str, str, bytes, int, bool, bytes]
 
 
 class StateTokens:
@@ -63,7 +82,8 @@ class StateTokens:
             wanted: the name of the version that is asked for by one that begins; see there.
 
         Raises:
-            ObservationError: if it is no token of this server, or its version is not loaded.
+            ObservationError: if it is no token of this server, or its version is not loaded, or it
+                was signed with a memory that the version can't have.
             UnsupportedAnswerError: if there is no key.
             NotReadyError: if no version is loaded.
         """
@@ -73,17 +93,19 @@ class StateTokens:
             )
         if token == NEW_EPISODE:
             return EpisodeMemory.begin(slot.choose(episode, wanted=wanted))
-        policy, label, fingerprint, steps, has_action, numbers = self._opened(token)
-        if policy != slot.name:
-            raise _refusal(f"Input should be a token of the policy {slot.name}, not of {policy}")
-        version = slot.versions.get(label)
-        if version is None or version.fingerprint != fingerprint:
+        content = _content_of(self._opened(token))
+        if content.policy != slot.name:
             raise _refusal(
-                f"Input is outdated: version {label} is not loaded any more, or has changed; "
-                f"{_BEGIN}"
+                f"Input should be a token of the policy {slot.name}, not of {content.policy}"
             )
-        state = np.frombuffer(numbers, _NUMBERS).astype(np.float32)
-        return EpisodeMemory(version, state, steps, has_action=has_action)
+        version = slot.versions.get(content.label)
+        if version is None or version.fingerprint != content.fingerprint:
+            raise _refusal(
+                f"Input is outdated: version {content.label} is not loaded any more, or has "
+                f"changed; {_BEGIN}"
+            )
+        state = _state_of(content.numbers, version)
+        return EpisodeMemory(version, state, content.steps, has_action=content.has_action)
 
     def token_of(self, memory: EpisodeMemory) -> str:
         """Return the token that carries a memory to the next request.
@@ -93,11 +115,19 @@ class StateTokens:
         """
         version = memory.version
         numbers = memory.state.astype(_NUMBERS).tobytes()
-        content = [version.name, version.label, version.fingerprint, memory.steps]
-        signed = _FORM + msgpack.packb([*content, memory.has_action, numbers])
+        content = _Content(
+            version.name,
+            version.label,
+            version.fingerprint,
+            memory.steps,
+            memory.has_action,
+            numbers,
+        )
+        signed = _FORM + msgpack.packb(content)
         return _text_of(self._mac(signed) + signed)
 
-    def _opened(self, token: str) -> Any:  # noqa: ANN401 -- as `token_of` packed it
+    def _opened(self, token: str) -> bytes:
+        """Return the signed part of a token, without its form."""
         try:
             content = base64.b64decode(f"{token}{'=' * (-len(token) % 4)}", b"-_", validate=True)
         except (binascii.Error, ValueError):
@@ -112,11 +142,42 @@ class StateTokens:
             )
         if signed[:1] != _FORM:
             raise _refusal(f"Input is a token of another release of the server; {_BEGIN}")
-        return msgpack.unpackb(signed[1:])
+        return signed[1:]
 
     def _mac(self, signed: bytes) -> bytes:
         assert self._key is not None, "no token is opened or written without one"
         return hmac.digest(self._key, signed, "sha256")
+
+
+def _content_of(packed: bytes) -> _Content:
+    """Return the parts of a signed text, each of its type and in its range."""
+    try:
+        parts = msgpack.unpackb(packed)
+    except (ValueError, TypeError, msgpack.UnpackException):
+        parts = None
+    is_whole = isinstance(parts, list) and [type(part) for part in parts] == _KINDS
+    # The names come back in messages of one line.
+    if not is_whole or not all(name.isprintable() for name in parts[:2]):
+        raise _refusal(f"Input should have the parts of a token that a server wrote; {_BEGIN}")
+    content = _Content(*parts)
+    if not 0 <= content.steps <= _MOST_STEPS:
+        raise _refusal(f"Input should have 0 to {_MOST_STEPS} steps; {_BEGIN}")
+    return content
+
+
+def _state_of(numbers: bytes, version: PolicyVersion) -> Float32Array:
+    """Return the memory in a token: float32[memory_width], which the version can go on from."""
+    expected = version.signature.memory_width * _NUMBERS.itemsize
+    if len(numbers) != expected:
+        raise _refusal(
+            f"Input should have {expected} bytes of memory, not {len(numbers)}; {_BEGIN}"
+        )
+    state: Float32Array = np.frombuffer(numbers, _NUMBERS).astype(np.float32)
+    if not np.isfinite(state).all():
+        raise _refusal(f"Input should have finite numbers of memory; {_BEGIN}")
+    if not version.previous_step.can_follow(state):
+        raise _refusal(f"Input should have a previous action of the policy; {_BEGIN}")
+    return state
 
 
 def _text_of(content: bytes) -> str:

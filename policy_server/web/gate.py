@@ -185,7 +185,7 @@ class Gate:
             stamp = self._read_timing(route, scope, headers, started)
             share = self._begin(route, scope, key)
             limited = self._limited(route, scope, headers, receive)
-        except PolicyServerError as error:
+        except Exception as error:
             share.end()
             await send_error(error, scope, receive, send_with_id)
             return
@@ -299,17 +299,14 @@ class Gate:
     def _admit(self, route: Route, scope: Scope, headers: Mapping[bytes, str]) -> AccessKey | None:
         """Return the key of a request that is let in.
 
-        Clients without a key are refused where one is needed, and web sockets of foreign pages.
-
-        OPTIONS needs no key on the routes that exist: its answer says no more than OpenAPI does.
+        Clients without a key are refused where one is needed, and web sockets of foreign pages. So
+        is OPTIONS, whose answer tells which paths exist; a preflight is answered before.
         """
         of_route = _SCOPES.get(route.access)
         if of_route is None:
             return None
         if scope["type"] == "websocket":
             self._check_origin(scope, headers)
-        elif scope["method"] == "OPTIONS" and route is not _UNKNOWN:
-            return None
         return self.keys.admit(of_route, headers)
 
     def _admit_counted(

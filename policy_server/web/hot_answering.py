@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from policy_server.client_limits import NO_SHARE
-from policy_server.errors import PolicyServerError, TooManyRequestsError
+from policy_server.errors import PolicyServerError
 from policy_server.http_server import Connection, HotRequest, OwnParts, RequestHead
 from policy_server.policy import AnswerKind
 from policy_server.serving import AnsweredCall, PolicyVersion, Question
@@ -92,16 +92,18 @@ class HotDecision:
     def lets_in(self, request: HotReply) -> bool:
         """Count a request of a client that may have limits, and answer one that is too many.
 
+        What else fails is answered 500: nobody but the connection would hear of it, and end.
+
         Args:
             request: one of these, which was begun.
 
         Returns:
             Whether it is to be answered still.
         """
-        client = request.connection.client_of(request.head)
         try:
+            client = request.connection.client_of(request.head)
             request.share = self.gate.begin(self.route, self.key, client)
-        except TooManyRequestsError as error:
+        except Exception as error:
             request.end(error)
             return False
         return True

@@ -15,8 +15,11 @@ import httpx
 import pytest
 
 from policy_server.access_keys import AccessKey, KeyRing
+from policy_server.client_limits import ClientLimit
 from policy_server.files.shared_folders import beginning_of
+from policy_server.http_server.metrics_port import exported_metrics
 from policy_server.metrics import Metrics, MetricsExporter
+from policy_server.settings import Settings
 from tests.support.pages import samples
 from tests.support.servers import Handler, answered_by
 
@@ -243,3 +246,34 @@ def test_key_of_metrics_is_asked_for_on_every_page() -> None:
     assert {answer.status_code for answer in [*refused, none]} == {401}
     assert none.headers["www-authenticate"] == "Bearer"
     assert [answer.status_code for answer in let_in] == [200] * 3
+
+
+async def test_address_that_guesses_keys_of_metrics_is_refused() -> None:
+    keys = KeyRing([AccessKey.of("prometheus", "k", "metrics")])
+    settings = Settings(metrics_host="127.0.0.1", metrics_port=0, max_address_rate=0.001)
+    right, wrong = {"access-token": "k"}, {"access-token": "guess"}
+    async with exported_metrics(settings, Metrics(), None, keys=keys) as exporter:
+        assert exporter.url is not None
+        let_in = [httpx.get(exporter.url, headers=right) for _ in range(3)]
+        guesses = [httpx.get(exporter.url, headers=wrong) for _ in range(3)]
+        found = httpx.get(exporter.url, headers=right)
+
+    assert [answer.status_code for answer in let_in] == [200] * 3
+    assert [answer.status_code for answer in guesses] == [401, 429, 429]
+    assert "this address: expected at most 0.001 observations" in guesses[1].text
+    assert 900 < int(guesses[1].headers["retry-after"]) <= 1000
+    assert "www-authenticate" not in guesses[1].headers
+    # A guess that is right looks like the others.
+    assert found.status_code == 429
+
+
+def test_pages_without_a_key_are_shown_at_any_rate() -> None:
+    exporter = MetricsExporter(Metrics(), port=0, of_address=ClientLimit(max_rate=0.001))
+    exporter.start()
+    try:
+        assert exporter.url is not None
+        answers = [httpx.get(exporter.url, headers={"access-token": "x"}) for _ in range(3)]
+    finally:
+        exporter.stop()
+
+    assert [answer.status_code for answer in answers] == [200] * 3

@@ -88,7 +88,15 @@ MISTAKES = {
     ),
     "a negative limit": (
         "{name: a, key: k, max_rate: -1}",
-        ".0.max_rate: expected 0, for no limit, or more",
+        ".0.max_rate: expected 0, for no limit, or at least 0.000001",
+    ),
+    "a rate that is nearly none": (
+        "{name: a, key: k, max_rate: 1.0e-320}",
+        ".0.max_rate: expected 0, for no limit, or at least 0.000001",
+    ),
+    "a negative number of requests": (
+        "{name: a, key: k, max_in_flight: -1}",
+        ".0.max_in_flight: expected 0, for no limit, or more",
     ),
     "a part of a request": (
         "{name: a, key: k, max_in_flight: 1.5}",

@@ -16,8 +16,10 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from policy_server.access_keys import AccessKey, KeyRing
+from policy_server.client_limits import ClientLimits, Share
 from policy_server.http_server.web_socket_protocol import WebSocketProtocol
 from policy_server.metrics import Metrics
+from policy_server.web.gate import Gate
 from tests.support.connections import Server, answers_in
 from tests.support.fakes import integer_backend
 from tests.support.pages import rendered
@@ -38,6 +40,7 @@ from tests.support.web import (
 # One request, and then none for a quarter of an hour.
 ONCE = 0.001
 MANY = 200
+MARK = "limits are broken"
 BODY = orjson.dumps(OBSERVATION)
 KEYS = {"plant": "plant key", "ops": "ops key"}
 PLANT, OPS = (AccessKey.of(name, key) for name, key in KEYS.items())
@@ -471,3 +474,44 @@ async def test_refused_body_over_the_limit_gives_its_place_back() -> None:
         ]
 
     assert statuses == [413, 422, 200]
+
+
+class BrokenLimits(ClientLimits):
+    """Limits that can't be worked out: when a request begins, or before that too."""
+
+    def __init__(self, broken: str) -> None:
+        super().__init__(ring())
+        self.broken = broken
+
+    @property
+    def is_on(self) -> bool:
+        if self.broken == "is_on":
+            raise OverflowError(MARK)
+        return True
+
+    def begin(self, key: str | None, address: str | None) -> Share:
+        if key == "ops":
+            return super().begin(key, address)
+        raise OverflowError(MARK)
+
+
+@pytest.mark.parametrize("is_hot", [True, False], ids=["hot", "ASGI"])
+@pytest.mark.parametrize("broken", ["is_on", "begin"])
+async def test_limits_that_fail_are_a_500_in_the_log_and_no_lost_connection(
+    broken: str, caplog: pytest.LogCaptureFixture, *, is_hot: bool
+) -> None:
+    app = build(keys=ring())
+    gate = app.answer_http
+    assert isinstance(gate, Gate)
+    gate.client_limits = BrokenLimits(broken)
+    async with running(app):
+        server = Server(app, is_hot=is_hot)
+        transport = await server.exchange(
+            [hot("plant"), hot("ops"), hot("plant")], turns_between=20
+        )
+    answers = answers_in(transport.written)
+
+    assert [answer.status for answer in answers] == [500, 200, 500]
+    assert MARK not in transport.written.decode()
+    failed = [item for item in caplog.records if item.message == "request_failed"]
+    assert [str(item.exc_info and item.exc_info[1]) for item in failed] == [MARK] * 2

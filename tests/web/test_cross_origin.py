@@ -123,10 +123,10 @@ async def test_preflight_is_answered_without_a_key(path: str, origins: str) -> N
     ],
 )
 @pytest.mark.parametrize("origins", [None, ORIGINS], ids=["off", "on"])
-async def test_options_is_405_with_the_right_methods_and_without_a_key(
+async def test_options_is_405_with_the_right_methods(
     path: str, methods: str, origins: str | None
 ) -> None:
-    async with serve(cors_origins=origins, key=None) as client:
+    async with serve(cors_origins=origins) as client:
         plain = await client.options(path)
         foreign = await client.options(
             path, headers={**PREFLIGHT, "origin": "https://evil.example"}
@@ -138,9 +138,27 @@ async def test_options_is_405_with_the_right_methods_and_without_a_key(
         assert "access-control-allow-origin" not in response.headers
 
 
-async def test_options_on_an_unknown_path_asks_for_the_key() -> None:
-    async with serve(key=None) as client:
-        assert_error(await client.options("/nowhere"), 401)
+@pytest.mark.parametrize("origins", [None, ORIGINS], ids=["off", "on"])
+@pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/livez"])
+async def test_options_on_an_open_path_needs_no_key(path: str, origins: str | None) -> None:
+    async with serve(cors_origins=origins, key=None) as client:
+        assert_error(await client.options(path), 405, "method not allowed")
+
+
+@pytest.mark.parametrize("origins", [None, ORIGINS], ids=["off", "on"])
+async def test_options_without_a_key_tells_no_path_from_another(origins: str | None) -> None:
+    paths = ["/predict", "/schema", "/predict/stream", "/admin/policies", "/nowhere"]
+    foreign = {**PREFLIGHT, "origin": "https://evil.example"}
+    async with serve(cors_origins=origins, key=None) as client:
+        answers = [
+            await client.options(path, headers=headers)
+            for path in paths
+            for headers in ({}, foreign, {"access-token": "a guess"})
+        ]
+
+    for answer in answers:
+        assert_error(answer, 401)
+        assert "allow" not in answer.headers
 
 
 @pytest.mark.parametrize(

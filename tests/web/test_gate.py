@@ -109,7 +109,7 @@ async def test_open_route_needs_no_key(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", CLOSED)
-@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
 async def test_any_other_path_needs_the_key_before_it_says_anything(path: str, method: str) -> None:
     async with serve(key=None) as client:
         url = httpx.URL("http://server", raw_path=path.encode())

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import base64
+import hmac
 import string
+import struct
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import httpx
+import msgpack
 import pytest
 
 from policy_server.policy import StateTensor
@@ -104,9 +108,107 @@ async def test_tampered_token_is_422_in_words() -> None:
         assert "x-state: new" in message
 
 
+def contents_of(token: str) -> list[Any]:
+    """Return the parts that a token has signed."""
+    content = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+    return list(msgpack.unpackb(content[33:]))
+
+
+def signed(packed: bytes) -> str:
+    """Return a token of any content, as a client can sign it that knows the access key."""
+    key = hmac.digest(KEY.encode(), b"policy-server state tokens", "sha256")
+    content = b"\x01" + packed
+    mac = hmac.digest(key, content, "sha256")
+    return base64.urlsafe_b64encode(mac + content).rstrip(b"=").decode()
+
+
+def floats(*numbers: float) -> bytes:
+    return struct.pack(f"<{len(numbers)}f", *numbers)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        pytest.param(0, 7, "the parts of a token", id="a policy that is no text"),
+        pytest.param(0, "door\n", "the parts of a token", id="a policy of two lines"),
+        pytest.param(1, [], "the parts of a token", id="a version that is no text"),
+        pytest.param(2, None, "the parts of a token", id="a fingerprint that is no bytes"),
+        pytest.param(3, 1.0, "the parts of a token", id="steps that are no integer"),
+        pytest.param(3, True, "the parts of a token", id="steps that are a boolean"),
+        pytest.param(3, -1, "0 to 9223372036854775807 steps", id="fewer steps than none"),
+        pytest.param(3, 2**63, "0 to 9223372036854775807 steps", id="more steps than are counted"),
+        pytest.param(4, 1, "the parts of a token", id="has_action that is no boolean"),
+        pytest.param(5, "abcd", "the parts of a token", id="numbers that are no bytes"),
+        pytest.param(5, b"", "4 bytes of memory, not 0", id="no number"),
+        pytest.param(5, b"abc", "4 bytes of memory, not 3", id="a piece of a number"),
+        pytest.param(5, floats(1, 2), "4 bytes of memory, not 8", id="a number too many"),
+        pytest.param(5, floats(float("nan")), "finite numbers", id="NaN"),
+        pytest.param(5, floats(float("-inf")), "finite numbers", id="infinity"),
+    ],
+)
+async def test_signed_token_of_wrong_content_is_422_and_asks_no_policy(
+    place: int, value: object, says: str
+) -> None:
+    backend = summing_backend()
+    async with serve(backend) as client:
+        contents = contents_of((await episode(client, 1))[0].headers["x-state"])
+        as_it_was = signed(msgpack.packb(contents))
+        contents[place] = value
+        del backend.calls[:]
+        answer = await stepped(client, signed(msgpack.packb(contents)))
+        calls = len(backend.calls)
+        good = await stepped(client, as_it_was)
+
+    assert_invalid(answer, "header.x-state")
+    message = answer.json()["detail"][0]["msg"]
+    assert says in message
+    assert "x-state: new" in message
+    assert calls == 0
+    assert good.json()["actions"] == [2]
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"\xc1", id="no MessagePack"),
+        pytest.param(b"\x91" * 9000, id="lists in lists"),
+        pytest.param(msgpack.packb("text"), id="no list"),
+        pytest.param(msgpack.packb({"policy": "default"}), id="a map"),
+        pytest.param(msgpack.packb(["default"]), id="parts that are missing"),
+        pytest.param(msgpack.packb(list(range(20))), id="parts too many"),
+        pytest.param(b"\x96" + b"\xc7\x0c\xff" + b"\xff" * 12, id="a time that is none"),
+    ],
+)
+async def test_signed_token_that_is_no_list_of_its_parts_is_422(packed: bytes) -> None:
+    async with serve(summing_backend()) as client:
+        answer = await stepped(client, signed(packed))
+
+    assert_invalid(answer, "header.x-state")
+    assert "the parts of a token" in answer.json()["detail"][0]["msg"]
+
+
+async def test_signed_token_of_an_action_that_the_policy_does_not_have_is_422() -> None:
+    backend = previous_backend()
+    reward = {"x-previous-reward": "0"}
+    async with serve(backend) as client:
+        contents = contents_of((await episode(client, 1))[0].headers["x-state"])
+        answers = []
+        for action in (2.0, 3.0, 0.5, -1.0, 1e38):
+            contents[5] = floats(1.0, action, 0.0)
+            headers = {"x-state": signed(msgpack.packb(contents)), **reward}
+            body = {"cat": 1, "mouse": 1.0}
+            answers.append(await client.post("/predict", json=body, headers=headers))
+
+    assert [answer.status_code for answer in answers] == [200, 422, 422, 422, 422]
+    for answer in answers[1:]:
+        assert_invalid(answer, "header.x-state")
+        assert "a previous action of the policy" in answer.json()["detail"][0]["msg"]
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"api_key": "another"}, {"state_key": "another"}],
+    [{"api_key": "another"}, {"state_key": "another-0123456789"}],
     ids=["another access key", "a key of its own"],
 )
 async def test_token_of_another_key_is_foreign(options: dict[str, str]) -> None:
@@ -122,8 +224,10 @@ async def test_token_of_another_key_is_foreign(options: dict[str, str]) -> None:
 
 async def test_state_key_outlives_a_change_of_the_access_key() -> None:
     async with (
-        serve(summing_backend(), state_key="shared") as before,
-        serve(summing_backend(), state_key="shared", api_key="new-key", key="new-key") as after,
+        serve(summing_backend(), state_key="shared-0123456789") as before,
+        serve(
+            summing_backend(), state_key="shared-0123456789", api_key="new-key", key="new-key"
+        ) as after,
     ):
         token = (await episode(before, 1))[0].headers["x-state"]
         answer = await stepped(after, token)
