@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ __all__ = [
     "prepare_policy",
     "served_names",
 ]
+
+logger = logging.getLogger(__name__)
 
 _SOME_FILES = 5
 # The names under which training libraries write their files: others in the folder are no policy.
@@ -81,6 +84,8 @@ def prepare_model(settings: Settings, *, formats: Sequence[Format] = FORMATS) ->
             f"{expected_formats(formats)}, zipped, or try an example with `{example}`"
         )
     if found.is_dir() and found != settings.zip_path:
+        if found.is_relative_to(settings.models_path):
+            _tell_passed_over(settings, formats)
         return found
     return unpack_model(
         found, settings.models_path, max_bytes=settings.max_unpacked_bytes, formats=formats
@@ -218,15 +223,31 @@ def describe_others(settings: Settings, *, formats: Sequence[Format] = FORMATS) 
             f"{home}: holds the files of a policy beside others; move them to a folder of their "
             f"own, such as {settings.models_path}"
         )
-    seen = [
-        f"{path.name} ({seems})"
-        for path in _entries(home)
-        if (seems := _seeming(path, settings, formats)) is not None
-    ]
+    seen = _seeming_files(settings, formats)
     if not seen:
         return None
     found, expected = ", ".join(seen[:_SOME_FILES]), expected_formats(formats)
     return f"{home}: holds no policy, but {found}; expected {expected}, zipped or not"
+
+
+def _seeming_files(settings: Settings, formats: Sequence[Format]) -> list[str]:
+    """Return what lies in the server's folder and seems to be a policy that can't be served."""
+    return [
+        f"{path.name} ({seems})"
+        for path in _entries(settings.home)
+        if (seems := _seeming(path, settings, formats)) is not None
+    ]
+
+
+def _tell_passed_over(settings: Settings, formats: Sequence[Format]) -> None:
+    """Log what seems to be the policy, such as a zip that was cut off, and isn't served."""
+    inside = settings.models_path.name
+    seen = [
+        item for item in _seeming_files(settings, formats) if not item.startswith(f"{inside} (")
+    ]
+    if seen:
+        served = str(settings.models_path)
+        logger.warning("policy_passed_over", extra={"seen": seen[:_SOME_FILES], "served": served})
 
 
 def find_model(folder: Path, *, formats: Sequence[Format] = FORMATS) -> Path | None:

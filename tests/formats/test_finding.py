@@ -50,6 +50,23 @@ def test_prepare_unpacks_the_zip_of_the_home(tmp_path: Path) -> None:
     assert set(files_of_model(folder)) == set(FILES)
 
 
+@pytest.mark.parametrize("content", [PPO.read_bytes()[:-2000], b""], ids=["cut off", "empty"])
+def test_file_that_can_not_be_served_is_told_where_models_is_served_in_its_place(
+    content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = folder_of(tmp_path / "models", "saved_model.pb")
+    (tmp_path / "notes.txt").touch()
+    prepare_model(Settings(home=tmp_path))
+    told_before = len(caplog.records)
+    (tmp_path / "cartpole.zip").write_bytes(content)
+
+    assert prepare_model(Settings(home=tmp_path)) == folder
+    [line] = caplog.records
+    assert (told_before, line.message) == (0, "policy_passed_over")
+    assert [item.split()[0] for item in vars(line)["seen"]] == ["cartpole.zip"]
+    assert vars(line)["served"] == str(folder)
+
+
 def test_prepare_takes_an_unzipped_policy_as_it_is(tmp_path: Path) -> None:
     folder = tmp_path / "models" / "export"
     folder.mkdir(parents=True)
