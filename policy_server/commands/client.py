@@ -9,10 +9,11 @@ from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import requests
 
+from policy_server.commands.server_addresses import read_address
 from policy_server.commands.unix_requests import UnixAdapter
 from policy_server.errors import SchemaError, ServerAnswerError, SettingsError, UsageError
 from policy_server.schema import read_schema_file
@@ -58,22 +59,21 @@ class PolicyClient:
             UsageError: if the address can't be used.
             SettingsError: if the key can't be used.
         """
-        if not url.startswith(("http://", "https://")):
-            raise UsageError(
-                f"--url: expected an address such as http://127.0.0.1:8000, got {url!r}"
-            )
+        address = read_address(url)
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             raise SettingsError(
                 "the access key: expected printable ASCII text; HTTP headers carry nothing else"
             )
-        self.url = url.rstrip("/")
+        # Without a password, which messages and generated files would show.
+        self.url = address.shown
+        self._address = address
         self._where = self.url if uds is None else uds
         self.prefix = "" if policy is None else f"/policies/{quote(policy, safe='')}"
         self._timeout_s = timeout_s
         self._key_places = key_places
         self._session = requests.Session()
         # No proxy leads to this machine, whatever the environment says.
-        self._session.trust_env = urlsplit(url).hostname not in _LOOPBACK
+        self._session.trust_env = address.hostname not in _LOOPBACK
         if uds is not None:
             self._session.mount("http://", UnixAdapter(uds))
         if api_key is not None:
@@ -191,17 +191,13 @@ class PolicyClient:
         try:
             response = self._session.request(
                 method,
-                self.url + route,
+                self._address.url + route,
                 data=data,
                 params=params,
                 headers={"content-type": content_type, **(headers or {})},
                 timeout=self._timeout_s if timeout_s is None else timeout_s,
                 allow_redirects=False,
             )
-        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
-            raise UsageError(
-                f"--url: expected an address such as http://127.0.0.1:8000, got {self.url!r}"
-            ) from error
         except requests.Timeout as error:
             raise ServerAnswerError(
                 f"{self._where}: no answer within {self._timeout_s:g} s; look into the server's log"
@@ -277,11 +273,17 @@ def read_observation(text: str, read_standard_input: Callable[[], str]) -> str:
     """
     where, content = "the observation", text
     if text == "-":
-        where, content = "standard input", read_standard_input()
+        where, content = "standard input", _read_piped(read_standard_input)
     elif not text.lstrip().startswith(("{", "[")):
         where, content = text, _read_file(text)
     try:
+        # Bytes that are no UTF-8 come from a terminal as halves of characters.
+        content.encode()
         value = json.loads(content)
+    except RecursionError as error:
+        raise SettingsError(f"{where}: expected JSON that is nested less deeply") from error
+    except UnicodeEncodeError as error:
+        raise SettingsError(f"{where}: expected text in UTF-8, got {_show(content)}") from error
     except ValueError as error:
         raise SettingsError(f"{where}: expected JSON, got {_show(content)} ({error})") from error
     if not isinstance(value, dict | list):
@@ -373,6 +375,13 @@ def _is_flat(client: PolicyClient, value: Mapping[str, Any]) -> bool:
     schema = client.schema()
     mask = schema["policy"].get("action_mask") or {}
     return others == [mask.get("name")] and "obs" not in schema.get("observations", {})
+
+
+def _read_piped(read_standard_input: Callable[[], str]) -> str:
+    try:
+        return read_standard_input()
+    except ValueError as error:
+        raise SettingsError(f"standard input: expected text in UTF-8: {error}") from error
 
 
 def _read_file(name: str) -> str:
