@@ -14,6 +14,8 @@ from urllib.parse import quote
 import requests
 
 from policy_server.commands.server_addresses import read_address
+from policy_server.commands.server_answers import Answer, AnswerObject, receive
+from policy_server.commands.timed_answers import TimedAdapter
 from policy_server.commands.unix_requests import UnixAdapter
 from policy_server.errors import SchemaError, ServerAnswerError, SettingsError, UsageError
 from policy_server.schema import read_schema_file
@@ -60,9 +62,10 @@ class PolicyClient:
             SettingsError: if the key can't be used.
         """
         address = read_address(url)
-        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+        if api_key is not None and not _is_for_headers(api_key):
             raise SettingsError(
-                "the access key: expected printable ASCII text; HTTP headers carry nothing else"
+                "the access key: expected printable ASCII text without spaces at its ends; HTTP "
+                "headers carry nothing else"
             )
         # Without a password, which messages and generated files would show.
         self.url = address.shown
@@ -74,8 +77,8 @@ class PolicyClient:
         self._session = requests.Session()
         # No proxy leads to this machine, whatever the environment says.
         self._session.trust_env = address.hostname not in _LOOPBACK
-        if uds is not None:
-            self._session.mount("http://", UnixAdapter(uds))
+        self._session.mount("https://", TimedAdapter())
+        self._session.mount("http://", TimedAdapter() if uds is None else UnixAdapter(uds))
         if api_key is not None:
             self._session.headers["access-token"] = api_key
 
@@ -92,21 +95,21 @@ class PolicyClient:
         """Close the connection."""
         self._session.close()
 
-    def get(self, route: str) -> Any:  # noqa: ANN401 -- any JSON
+    def get(self, route: str) -> AnswerObject:
         """Ask for a document.
 
         Args:
             route: such as /schema.
 
         Returns:
-            The answer's JSON.
+            The answer's JSON object.
 
         Raises:
             ServerAnswerError: if the server can't be reached or refuses, in words.
         """
         return self.request("GET", route)
 
-    def schema(self) -> Any:  # noqa: ANN401 -- any JSON
+    def schema(self) -> AnswerObject:
         """Ask for the policy's schema.
 
         Raises:
@@ -114,7 +117,7 @@ class PolicyClient:
         """
         return self.get(f"{self.prefix}/schema")
 
-    def schema_of(self, policy: str) -> Any:  # noqa: ANN401 -- any JSON
+    def schema_of(self, policy: str) -> AnswerObject:
         """Ask for the schema of a policy of the server.
 
         Args:
@@ -132,7 +135,7 @@ class PolicyClient:
         *,
         seed: int | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> Any:  # noqa: ANN401 -- any JSON
+    ) -> AnswerObject:
         """Ask the policy about an observation, or for a change of a session.
 
         Args:
@@ -142,7 +145,7 @@ class PolicyClient:
             headers: besides those of every request, such as `x-previous-reward`.
 
         Returns:
-            The answer's JSON.
+            The answer's JSON object.
 
         Raises:
             ServerAnswerError: if the server can't be reached or refuses, in words.
@@ -161,7 +164,7 @@ class PolicyClient:
         Raises:
             ServerAnswerError: if the server can't be reached or refuses, in words.
         """
-        self.request("DELETE", self.prefix + route)
+        self._receive("DELETE", self.prefix + route, headers={}, timeout_s=self._timeout_s)
 
     def request(
         self,
@@ -173,8 +176,8 @@ class PolicyClient:
         headers: Mapping[str, str] | None = None,
         content_type: str = "application/json",
         timeout_s: float | None = None,
-    ) -> Any:  # noqa: ANN401 -- any JSON
-        """Send a request, and return the answer's JSON; None where it has no body (204).
+    ) -> AnswerObject:
+        """Send a request, and return the answer's JSON object.
 
         Args:
             method: such as POST.
@@ -188,54 +191,50 @@ class PolicyClient:
         Raises:
             ServerAnswerError: if the server can't be reached or refuses, in words.
         """
-        try:
-            response = self._session.request(
-                method,
-                self._address.url + route,
-                data=data,
-                params=params,
-                headers={"content-type": content_type, **(headers or {})},
-                timeout=self._timeout_s if timeout_s is None else timeout_s,
-                allow_redirects=False,
-            )
-        except requests.Timeout as error:
-            raise ServerAnswerError(
-                f"{self._where}: no answer within {self._timeout_s:g} s; look into the server's log"
-            ) from error
-        except requests.exceptions.SSLError as error:
-            raise ServerAnswerError(f"{self._where}: no secure connection: {error}") from error
-        except requests.RequestException as error:
-            raise ServerAnswerError(
-                f"{self._where}: no server answers there; start one with `uvicorn app:app`, or "
-                "name another with --url"
-            ) from error
-        if response.status_code == HTTPStatus.NO_CONTENT:
-            return None
-        if response.ok and response.status_code < HTTPStatus.MULTIPLE_CHOICES:
-            return self._json(response)
-        raise ServerAnswerError(*self._explain(route, response))
+        answer = self._receive(
+            method,
+            route,
+            data=data,
+            params=params,
+            headers={"content-type": content_type, **(headers or {})},
+            timeout_s=self._timeout_s if timeout_s is None else timeout_s,
+        )
+        return answer.as_object()
 
-    def _json(self, response: requests.Response) -> Any:  # noqa: ANN401 -- any JSON
-        try:
-            return response.json()
-        except requests.JSONDecodeError as error:
-            raise ServerAnswerError(
-                f"{self.url}: the answer is no JSON; is it a Policy Server that listens there?"
-            ) from error
+    def _receive(
+        self,
+        method: str,
+        route: str,
+        *,
+        data: bytes | Iterable[bytes] = b"",
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str],
+        timeout_s: float,
+    ) -> Answer:
+        answer = receive(
+            self._session,
+            method,
+            self._address.url + route,
+            where=self._where,
+            data=data,
+            params=params,
+            headers=headers,
+            timeout_s=timeout_s,
+        )
+        if HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
+            return answer
+        raise ServerAnswerError(*self._explain(route, answer))
 
-    def _explain(self, route: str, response: requests.Response) -> list[str]:
-        detail = None
-        with contextlib.suppress(requests.JSONDecodeError, AttributeError):
-            detail = response.json().get("detail")
-        if response.status_code == HTTPStatus.UNAUTHORIZED:
+    def _explain(self, route: str, answer: Answer) -> list[str]:
+        if answer.status == HTTPStatus.UNAUTHORIZED:
             return [
-                f"{self.url}: {detail or 'access denied'}; the command line takes it from --key, "
-                f"{self._key_places}"
+                f"{self.url}: {answer.detail() or 'access denied'}; the command line takes it from "
+                f"--key, {self._key_places}"
             ]
-        if isinstance(detail, list):
-            return [f"{self.url}{route}: refused, since", *map(_problem, detail)]
-        reason = detail if isinstance(detail, str) else response.reason
-        return [f"{self.url}{route}: answered {response.status_code}: {reason}"]
+        if problems := answer.problems():
+            return [f"{self.url}{route}: refused, since", *problems]
+        reason = answer.detail() or answer.reason
+        return [f"{self.url}{route}: answered {answer.status}: {reason}"]
 
 
 def find_api_key(key: str | None, settings: Settings) -> str | None:
@@ -315,7 +314,7 @@ def example_observation(client: PolicyClient) -> str:
         name = content["schema"]["$ref"].rpartition("/")[2]
         example = document["components"]["schemas"][name]["examples"][0]
         return json.dumps(example if is_named else example["obs"])
-    except (LookupError, TypeError) as error:
+    except (AttributeError, LookupError, TypeError, ServerAnswerError) as error:
         where = f"{client.url}/openapi.json"
         whose = f" of {client.prefix}" if client.prefix else ""
         raise ServerAnswerError(f"{where}: gives no example{whose}; name an observation") from error
@@ -377,6 +376,10 @@ def _is_flat(client: PolicyClient, value: Mapping[str, Any]) -> bool:
     return others == [mask.get("name")] and "obs" not in schema.get("observations", {})
 
 
+def _is_for_headers(key: str) -> bool:
+    return key.isascii() and key.isprintable() and key == key.strip()
+
+
 def _read_piped(read_standard_input: Callable[[], str]) -> str:
     try:
         return read_standard_input()
@@ -393,11 +396,6 @@ def _read_file(name: str) -> str:
         ) from error
     except (OSError, ValueError) as error:
         raise SettingsError(f"{_show(name)}: expected a readable text file: {error}") from error
-
-
-def _problem(item: Mapping[str, Any]) -> str:
-    place = ".".join(str(part) for part in item["loc"][1:]) or "the observation"
-    return f"  {place}: {item['msg']}"
 
 
 def _show(text: str) -> str:

@@ -161,9 +161,10 @@ def test_a_server_without_tls_is_said(url: str) -> None:
         server.get("/schema")
 
 
-def test_a_key_that_no_header_carries_is_refused() -> None:
+@pytest.mark.parametrize("key", ["schlüssel", " abc", "abc\n", "a\x07"])
+def test_a_key_that_no_header_carries_is_refused(key: str) -> None:
     with pytest.raises(SettingsError, match="the access key: expected printable ASCII"):
-        PolicyClient("http://localhost", "schlüssel")
+        PolicyClient("http://localhost", key)
 
 
 def test_the_key_is_the_given_the_environments_or_the_schemas(
