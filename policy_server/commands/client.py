@@ -18,12 +18,13 @@ from policy_server.commands.server_answers import Answer, AnswerObject, receive
 from policy_server.commands.timed_answers import TimedAdapter
 from policy_server.commands.unix_requests import UnixAdapter
 from policy_server.errors import SchemaError, ServerAnswerError, SettingsError, UsageError
-from policy_server.schema import read_schema_file
+from policy_server.schema import can_stand_in_an_address, read_schema_file
 from policy_server.settings import Settings
 
 __all__ = [
     "PolicyClient",
     "ask",
+    "check_name",
     "choose_answer",
     "example_observation",
     "find_api_key",
@@ -58,10 +59,12 @@ class PolicyClient:
             uds: the server's UNIX socket, in place of the host and port in `url`; None for TCP.
 
         Raises:
-            UsageError: if the address can't be used.
+            UsageError: if the address or the policy's name can't be used.
             SettingsError: if the key can't be used.
         """
         address = read_address(url)
+        if policy is not None:
+            check_name(policy, "--policy")
         if api_key is not None and not _is_for_headers(api_key):
             raise SettingsError(
                 "the access key: expected printable ASCII text without spaces at its ends; HTTP "
@@ -115,7 +118,7 @@ class PolicyClient:
         Raises:
             ServerAnswerError: if the server can't be reached or refuses, in words.
         """
-        return self.get(f"{self.prefix}/schema")
+        return self._schema_at(f"{self.prefix}/schema")
 
     def schema_of(self, policy: str) -> AnswerObject:
         """Ask for the schema of a policy of the server.
@@ -126,7 +129,7 @@ class PolicyClient:
         Raises:
             ServerAnswerError: if the server can't be reached or refuses, in words.
         """
-        return self.get(f"/policies/{quote(policy, safe='')}/schema")
+        return self._schema_at(f"/policies/{quote(policy, safe='')}/schema")
 
     def post(
         self,
@@ -201,6 +204,14 @@ class PolicyClient:
         )
         return answer.as_object()
 
+    def _schema_at(self, route: str) -> AnswerObject:
+        schema = self.get(route)
+        fields = schema.get("observations") or {}
+        parts = [schema["policy"], fields, *(fields.values() if isinstance(fields, dict) else ())]
+        if not all(isinstance(part, dict) for part in parts):
+            raise ServerAnswerError(f"{self._where}{route}: answered with no schema of a policy")
+        return schema
+
     def _receive(
         self,
         method: str,
@@ -235,6 +246,23 @@ class PolicyClient:
             return [f"{self.url}{route}: refused, since", *problems]
         reason = answer.detail() or answer.reason
         return [f"{self.url}{route}: answered {answer.status}: {reason}"]
+
+
+def check_name(name: str, argument: str) -> None:
+    """Refuse a name of a policy or version that can't stand in an address.
+
+    Args:
+        name: the name.
+        argument: the argument that holds it, for the message.
+
+    Raises:
+        UsageError: naming the argument.
+    """
+    if not can_stand_in_an_address(name):
+        raise UsageError(
+            f"{argument}: expected a name of letters, digits, - and _, which begins with a letter "
+            f"or a digit, got {name!r}"
+        )
 
 
 def find_api_key(key: str | None, settings: Settings) -> str | None:

@@ -457,7 +457,7 @@ class Commands:
         """
         settings = read_settings()
         with deployments.admin_client(url, key, settings) as server:
-            name = deployments.name_of(server, policy)
+            name = _policy_of(server, policy)
             deployed = deployments.deploy(
                 server,
                 name,
@@ -493,7 +493,7 @@ class Commands:
             key: Its admin key; POLICY_SERVER_ADMIN_KEY if left out.
         """
         with deployments.admin_client(url, key, read_settings()) as server:
-            name = deployments.name_of(server, policy)
+            name = _policy_of(server, policy)
             yield from deployments.as_text(
                 deployments.promote(
                     server, name, version=version, after=after, max_disagreement=max_disagreement
@@ -512,7 +512,7 @@ class Commands:
             key: Its admin key; POLICY_SERVER_ADMIN_KEY if left out.
         """
         with deployments.admin_client(url, key, read_settings()) as server:
-            name = deployments.name_of(server, policy)
+            name = _policy_of(server, policy)
             yield from deployments.as_text(deployments.roll_back(server, name))
 
     @command
@@ -532,8 +532,9 @@ class Commands:
             url: Where the server answers.
             key: Its admin key; POLICY_SERVER_ADMIN_KEY if left out.
         """
+        client.check_name(version, "VERSION")
         with deployments.admin_client(url, key, read_settings()) as server:
-            name = deployments.name_of(server, policy)
+            name = _policy_of(server, policy)
             yield from deployments.as_text(deployments.undeploy(server, name, version))
 
     @command
@@ -554,8 +555,15 @@ class Commands:
             json: Print one JSON object.
         """
         with deployments.admin_client(url, key, read_settings()) as server:
-            known = deployments.status(server, deployments.name_of(server, policy))
+            known = deployments.status(server, _policy_of(server, policy))
             yield from [deployments.as_json(known)] if json else deployments.as_text(known)
+
+
+def _policy_of(server: client.PolicyClient, policy: str | None) -> str:
+    """Return the name of the policy that is meant, which stands in the routes that change it."""
+    if policy is not None:
+        client.check_name(policy, "--policy")
+    return deployments.name_of(server, policy)
 
 
 def main(arguments: Sequence[str], *, program: str) -> int:

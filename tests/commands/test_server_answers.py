@@ -14,6 +14,8 @@ import pytest
 
 from policy_server.commands import client
 from policy_server.commands.client import PolicyClient
+from policy_server.commands.clients import served_document
+from policy_server.commands.served_policies import served_as_team
 from policy_server.errors import ServerAnswerError
 from tests.support.servers import Handler, answered_by, in_thread
 
@@ -168,3 +170,35 @@ def test_key_that_an_answer_has_not_is_said() -> None:
         pytest.raises(ServerAnswerError, match="the answer has no 'memory_width'; is it a Policy"),
     ):
         server.schema()["policy"]["memory_width"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"policy": null}',
+        b'{"policy": {}, "observations": [1]}',
+        b"""
+     {"policy": {}, "observations": {"x": 1}}""",
+    ],
+    ids=["policy", "observations", "field"],
+)
+def test_schema_that_is_none_is_said(body: bytes) -> None:
+    with answering(200, body) as server, pytest.raises(ServerAnswerError, match="with no schema"):
+        server.schema()
+
+
+def test_team_that_is_none_is_said() -> None:
+    with (
+        answering(200, b'{"multi_agent": [1]}') as server,
+        pytest.raises(ServerAnswerError, match="answered with no multi_agent"),
+    ):
+        served_as_team(server, ["a"])
+
+
+@pytest.mark.parametrize("paths", [b"null", b"[]", b"{}"])
+def test_document_without_routes_is_another_api(paths: bytes) -> None:
+    with (
+        answering(200, b'{"paths": %b}' % paths) as server,
+        pytest.raises(ServerAnswerError, match="expected a Policy Server, got another API"),
+    ):
+        served_document(server.url)
