@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from policy_server import __version__
 from policy_server.commands import (
     client,
     clients,
@@ -26,7 +25,7 @@ from policy_server.formats.model_files import digest_of_path
 from policy_server.installation import command_for, serving_command
 from policy_server.settings import read_settings
 
-__all__ = ["Commands", "installed_program", "main"]
+__all__ = ["Commands", "main"]
 
 _URL = "http://127.0.0.1:8000"
 
@@ -576,12 +575,4 @@ def main(arguments: Sequence[str], *, program: str) -> int:
     Returns:
         The exit code.
     """
-    if list(arguments) == ["--version"]:
-        print(f"Policy Server {__version__}")
-        return 0
     return run(Commands, arguments, program=program)
-
-
-def installed_program() -> int:
-    """Run `policy-server`, the command of the installed package."""
-    return main(sys.argv[1:], program="policy-server")
