@@ -1,4 +1,4 @@
-"""What a server answers: received whole, and refusals and failures in words."""
+"""The answers of a server: received whole, and refusals and failures in words."""
 
 from __future__ import annotations
 
