@@ -11,6 +11,9 @@ except ModuleNotFoundError as error:
         f"generate.py: needs the package {error.name}; install what requirements.txt lists, or use "
         ".venv/bin/python after `make venv`"
     )
+except KeyboardInterrupt:
+    # As of each command that Ctrl-C ends; imports take the first second.
+    sys.exit(130)
 
 __all__ = ["main"]
 
@@ -24,7 +27,10 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit code.
     """
-    return program.main(arguments, program="python generate.py")
+    try:
+        return program.main(arguments, program="python generate.py")
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

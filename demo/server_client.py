@@ -234,7 +234,7 @@ class ServerClient:
             raise _refusal(response)
         try:
             return response.json()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RefusalError(f"{self.url} answers, but not as a Policy Server does") from error
 
     def _headers(self) -> dict[str, str]:
@@ -267,14 +267,13 @@ def _refusal(response: requests.Response) -> RefusalError:
     status = response.status_code
     try:
         detail = response.json()["detail"]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         detail = None
-    if isinstance(detail, list):
-        problems = [(_field(item["loc"]), str(item["msg"])) for item in detail]
+    if problems := _problems(detail):
         return RefusalError(
             "the server does not accept this observation", answered=status, problems=problems
         )
-    reason = str(detail or response.reason)
+    reason = detail if isinstance(detail, str) and detail else response.reason
     match status:
         case HTTPStatus.UNAUTHORIZED:
             what = "is missing" if reason.startswith("no ") else "is wrong"
@@ -288,6 +287,16 @@ def _refusal(response: requests.Response) -> RefusalError:
         case _:
             message = f"the server answered {status}: {reason}"
     return RefusalError(message, answered=status)
+
+
+def _problems(detail: Any) -> list[tuple[str, str]]:  # noqa: ANN401 -- any JSON
+    """Return the mistakes that a refusal lists; none where it is no list of ours."""
+    if not isinstance(detail, list):
+        return []
+    try:
+        return [(_field(item["loc"]), str(item["msg"])) for item in detail]
+    except (LookupError, TypeError):
+        return []
 
 
 def _field(location: Sequence[str | int]) -> str:

@@ -171,6 +171,10 @@ def answering(status: int, detail: object) -> Iterator[str]:
         pytest.param(404, "none", "no such route", id="404"),
         pytest.param(418, b"<html>", "answered 418: I'm a Teapot", id="not ours"),
         pytest.param(200, b"<html>", "not as a Policy Server does", id="not JSON"),
+        pytest.param(200, b"[" * 200_000, "not as a Policy Server does", id="deep"),
+        pytest.param(422, b"[" * 200_000, "answered 422: Unprocessable", id="deep refusal"),
+        pytest.param(422, ["x"], "answered 422: Unprocessable", id="strange list"),
+        pytest.param(422, {"x": 1}, "answered 422: Unprocessable", id="object"),
     ],
 )
 def test_refusal_is_said_in_words(status: int, detail: object, message: str) -> None:

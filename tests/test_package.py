@@ -113,7 +113,7 @@ def test_wheel_gives_the_command(wheel: zipfile.ZipFile) -> None:
 
     assert wheel.read(name).decode().split() == [
         *("[console_scripts]", "policy-server", "="),
-        "policy_server.commands.program:installed_program",
+        "policy_server.commands.installed_program:installed_program",
     ]
 
 

@@ -9,18 +9,22 @@ from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import requests
 
+from policy_server.commands.server_addresses import read_address
+from policy_server.commands.server_answers import Answer, AnswerObject, receive
+from policy_server.commands.timed_answers import TimedAdapter
 from policy_server.commands.unix_requests import UnixAdapter
 from policy_server.errors import SchemaError, ServerAnswerError, SettingsError, UsageError
-from policy_server.schema import read_schema_file
+from policy_server.schema import can_stand_in_an_address, read_schema_file
 from policy_server.settings import Settings
 
 __all__ = [
     "PolicyClient",
     "ask",
+    "check_name",
     "choose_answer",
     "example_observation",
     "find_api_key",
@@ -55,27 +59,29 @@ class PolicyClient:
             uds: the server's UNIX socket, in place of the host and port in `url`; None for TCP.
 
         Raises:
-            UsageError: if the address can't be used.
+            UsageError: if the address or the policy's name can't be used.
             SettingsError: if the key can't be used.
         """
-        if not url.startswith(("http://", "https://")):
-            raise UsageError(
-                f"--url: expected an address such as http://127.0.0.1:8000, got {url!r}"
-            )
-        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+        address = read_address(url)
+        if policy is not None:
+            check_name(policy, "--policy")
+        if api_key is not None and not _is_for_headers(api_key):
             raise SettingsError(
-                "the access key: expected printable ASCII text; HTTP headers carry nothing else"
+                "the access key: expected printable ASCII text without spaces at its ends; HTTP "
+                "headers carry nothing else"
             )
-        self.url = url.rstrip("/")
+        # Without a password, which messages and generated files would show.
+        self.url = address.shown
+        self._address = address
         self._where = self.url if uds is None else uds
         self.prefix = "" if policy is None else f"/policies/{quote(policy, safe='')}"
         self._timeout_s = timeout_s
         self._key_places = key_places
         self._session = requests.Session()
         # No proxy leads to this machine, whatever the environment says.
-        self._session.trust_env = urlsplit(url).hostname not in _LOOPBACK
-        if uds is not None:
-            self._session.mount("http://", UnixAdapter(uds))
+        self._session.trust_env = address.hostname not in _LOOPBACK
+        self._session.mount("https://", TimedAdapter())
+        self._session.mount("http://", TimedAdapter() if uds is None else UnixAdapter(uds))
         if api_key is not None:
             self._session.headers["access-token"] = api_key
 
@@ -92,29 +98,29 @@ class PolicyClient:
         """Close the connection."""
         self._session.close()
 
-    def get(self, route: str) -> Any:  # noqa: ANN401 -- any JSON
+    def get(self, route: str) -> AnswerObject:
         """Ask for a document.
 
         Args:
             route: such as /schema.
 
         Returns:
-            The answer's JSON.
+            The answer's JSON object.
 
         Raises:
             ServerAnswerError: if the server can't be reached or refuses, in words.
         """
         return self.request("GET", route)
 
-    def schema(self) -> Any:  # noqa: ANN401 -- any JSON
+    def schema(self) -> AnswerObject:
         """Ask for the policy's schema.
 
         Raises:
             ServerAnswerError: if the server can't be reached or refuses, in words.
         """
-        return self.get(f"{self.prefix}/schema")
+        return self._schema_at(f"{self.prefix}/schema")
 
-    def schema_of(self, policy: str) -> Any:  # noqa: ANN401 -- any JSON
+    def schema_of(self, policy: str) -> AnswerObject:
         """Ask for the schema of a policy of the server.
 
         Args:
@@ -123,7 +129,7 @@ class PolicyClient:
         Raises:
             ServerAnswerError: if the server can't be reached or refuses, in words.
         """
-        return self.get(f"/policies/{quote(policy, safe='')}/schema")
+        return self._schema_at(f"/policies/{quote(policy, safe='')}/schema")
 
     def post(
         self,
@@ -132,7 +138,7 @@ class PolicyClient:
         *,
         seed: int | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> Any:  # noqa: ANN401 -- any JSON
+    ) -> AnswerObject:
         """Ask the policy about an observation, or for a change of a session.
 
         Args:
@@ -142,7 +148,7 @@ class PolicyClient:
             headers: besides those of every request, such as `x-previous-reward`.
 
         Returns:
-            The answer's JSON.
+            The answer's JSON object.
 
         Raises:
             ServerAnswerError: if the server can't be reached or refuses, in words.
@@ -161,7 +167,7 @@ class PolicyClient:
         Raises:
             ServerAnswerError: if the server can't be reached or refuses, in words.
         """
-        self.request("DELETE", self.prefix + route)
+        self._receive("DELETE", self.prefix + route, headers={}, timeout_s=self._timeout_s)
 
     def request(
         self,
@@ -173,8 +179,8 @@ class PolicyClient:
         headers: Mapping[str, str] | None = None,
         content_type: str = "application/json",
         timeout_s: float | None = None,
-    ) -> Any:  # noqa: ANN401 -- any JSON
-        """Send a request, and return the answer's JSON; None where it has no body (204).
+    ) -> AnswerObject:
+        """Send a request, and return the answer's JSON object.
 
         Args:
             method: such as POST.
@@ -188,58 +194,75 @@ class PolicyClient:
         Raises:
             ServerAnswerError: if the server can't be reached or refuses, in words.
         """
-        try:
-            response = self._session.request(
-                method,
-                self.url + route,
-                data=data,
-                params=params,
-                headers={"content-type": content_type, **(headers or {})},
-                timeout=self._timeout_s if timeout_s is None else timeout_s,
-                allow_redirects=False,
-            )
-        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
-            raise UsageError(
-                f"--url: expected an address such as http://127.0.0.1:8000, got {self.url!r}"
-            ) from error
-        except requests.Timeout as error:
-            raise ServerAnswerError(
-                f"{self._where}: no answer within {self._timeout_s:g} s; look into the server's log"
-            ) from error
-        except requests.exceptions.SSLError as error:
-            raise ServerAnswerError(f"{self._where}: no secure connection: {error}") from error
-        except requests.RequestException as error:
-            raise ServerAnswerError(
-                f"{self._where}: no server answers there; start one with `uvicorn app:app`, or "
-                "name another with --url"
-            ) from error
-        if response.status_code == HTTPStatus.NO_CONTENT:
-            return None
-        if response.ok and response.status_code < HTTPStatus.MULTIPLE_CHOICES:
-            return self._json(response)
-        raise ServerAnswerError(*self._explain(route, response))
+        answer = self._receive(
+            method,
+            route,
+            data=data,
+            params=params,
+            headers={"content-type": content_type, **(headers or {})},
+            timeout_s=self._timeout_s if timeout_s is None else timeout_s,
+        )
+        return answer.as_object()
 
-    def _json(self, response: requests.Response) -> Any:  # noqa: ANN401 -- any JSON
-        try:
-            return response.json()
-        except requests.JSONDecodeError as error:
-            raise ServerAnswerError(
-                f"{self.url}: the answer is no JSON; is it a Policy Server that listens there?"
-            ) from error
+    def _schema_at(self, route: str) -> AnswerObject:
+        schema = self.get(route)
+        fields = schema.get("observations") or {}
+        parts = [schema["policy"], fields, *(fields.values() if isinstance(fields, dict) else ())]
+        if not all(isinstance(part, dict) for part in parts):
+            raise ServerAnswerError(f"{self._where}{route}: answered with no schema of a policy")
+        return schema
 
-    def _explain(self, route: str, response: requests.Response) -> list[str]:
-        detail = None
-        with contextlib.suppress(requests.JSONDecodeError, AttributeError):
-            detail = response.json().get("detail")
-        if response.status_code == HTTPStatus.UNAUTHORIZED:
+    def _receive(
+        self,
+        method: str,
+        route: str,
+        *,
+        data: bytes | Iterable[bytes] = b"",
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str],
+        timeout_s: float,
+    ) -> Answer:
+        answer = receive(
+            self._session,
+            method,
+            self._address.url + route,
+            where=self._where,
+            data=data,
+            params=params,
+            headers=headers,
+            timeout_s=timeout_s,
+        )
+        if HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
+            return answer
+        raise ServerAnswerError(*self._explain(route, answer))
+
+    def _explain(self, route: str, answer: Answer) -> list[str]:
+        if answer.status == HTTPStatus.UNAUTHORIZED:
             return [
-                f"{self.url}: {detail or 'access denied'}; the command line takes it from --key, "
-                f"{self._key_places}"
+                f"{self.url}: {answer.detail() or 'access denied'}; the command line takes it from "
+                f"--key, {self._key_places}"
             ]
-        if isinstance(detail, list):
-            return [f"{self.url}{route}: refused, since", *map(_problem, detail)]
-        reason = detail if isinstance(detail, str) else response.reason
-        return [f"{self.url}{route}: answered {response.status_code}: {reason}"]
+        if problems := answer.problems():
+            return [f"{self.url}{route}: refused, since", *problems]
+        reason = answer.detail() or answer.reason
+        return [f"{self.url}{route}: answered {answer.status}: {reason}"]
+
+
+def check_name(name: str, argument: str) -> None:
+    """Refuse a name of a policy or version that can't stand in an address.
+
+    Args:
+        name: the name.
+        argument: the argument that holds it, for the message.
+
+    Raises:
+        UsageError: naming the argument.
+    """
+    if not can_stand_in_an_address(name):
+        raise UsageError(
+            f"{argument}: expected a name of letters, digits, - and _, which begins with a letter "
+            f"or a digit, got {name!r}"
+        )
 
 
 def find_api_key(key: str | None, settings: Settings) -> str | None:
@@ -277,11 +300,17 @@ def read_observation(text: str, read_standard_input: Callable[[], str]) -> str:
     """
     where, content = "the observation", text
     if text == "-":
-        where, content = "standard input", read_standard_input()
+        where, content = "standard input", _read_piped(read_standard_input)
     elif not text.lstrip().startswith(("{", "[")):
         where, content = text, _read_file(text)
     try:
+        # Bytes that are no UTF-8 come from a terminal as halves of characters.
+        content.encode()
         value = json.loads(content)
+    except RecursionError as error:
+        raise SettingsError(f"{where}: expected JSON that is nested less deeply") from error
+    except UnicodeEncodeError as error:
+        raise SettingsError(f"{where}: expected text in UTF-8, got {_show(content)}") from error
     except ValueError as error:
         raise SettingsError(f"{where}: expected JSON, got {_show(content)} ({error})") from error
     if not isinstance(value, dict | list):
@@ -313,7 +342,7 @@ def example_observation(client: PolicyClient) -> str:
         name = content["schema"]["$ref"].rpartition("/")[2]
         example = document["components"]["schemas"][name]["examples"][0]
         return json.dumps(example if is_named else example["obs"])
-    except (LookupError, TypeError) as error:
+    except (AttributeError, LookupError, TypeError, ServerAnswerError) as error:
         where = f"{client.url}/openapi.json"
         whose = f" of {client.prefix}" if client.prefix else ""
         raise ServerAnswerError(f"{where}: gives no example{whose}; name an observation") from error
@@ -375,6 +404,17 @@ def _is_flat(client: PolicyClient, value: Mapping[str, Any]) -> bool:
     return others == [mask.get("name")] and "obs" not in schema.get("observations", {})
 
 
+def _is_for_headers(key: str) -> bool:
+    return key.isascii() and key.isprintable() and key == key.strip()
+
+
+def _read_piped(read_standard_input: Callable[[], str]) -> str:
+    try:
+        return read_standard_input()
+    except ValueError as error:
+        raise SettingsError(f"standard input: expected text in UTF-8: {error}") from error
+
+
 def _read_file(name: str) -> str:
     try:
         return Path(name).read_text(encoding="utf-8-sig")
@@ -384,11 +424,6 @@ def _read_file(name: str) -> str:
         ) from error
     except (OSError, ValueError) as error:
         raise SettingsError(f"{_show(name)}: expected a readable text file: {error}") from error
-
-
-def _problem(item: Mapping[str, Any]) -> str:
-    place = ".".join(str(part) for part in item["loc"][1:]) or "the observation"
-    return f"  {place}: {item['msg']}"
 
 
 def _show(text: str) -> str:

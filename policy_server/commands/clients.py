@@ -71,7 +71,8 @@ def served_document(url: str) -> Document:
     """
     with PolicyClient(url, None) as server:
         document = server.get("/openapi.json")
-        if not isinstance(document, dict) or "/predict_raw" not in document.get("paths", {}):
+        paths = document.get("paths")
+        if not isinstance(paths, dict) or "/predict_raw" not in paths:
             raise ServerAnswerError(f"{server.url}: expected a Policy Server, got another API")
         return prepare_document({**document, "servers": [{"url": ""}]}, url=server.url)
 

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import inspect
 import io
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, Protocol, get_type_hints
@@ -20,7 +19,14 @@ from typing import Any, ParamSpec, Protocol, get_type_hints
 import fire
 from fire.core import FireError, FireExit
 
+from policy_server import __version__
 from policy_server.commands.help_text import command_help, overview, usage
+from policy_server.commands.standard_streams import (
+    drop_output,
+    flush_output,
+    open_closed_streams,
+    write_output,
+)
 from policy_server.commands.usage import check_values, explain, named_method
 from policy_server.errors import PolicyServerError, UsageError
 
@@ -52,7 +58,7 @@ class Task:
     def run(self) -> None:
         """Print the lines while they come."""
         for line in self._start():
-            print(line)
+            write_output(f"{line}\n")
 
 
 def command(method: Callable[Parameters, Iterator[str]]) -> Callable[Parameters, Task]:
@@ -89,13 +95,14 @@ def run(commands: type, arguments: Sequence[str], *, program: str) -> int:
         The exit code: 0; 1 after an error in one line on standard error; 2 after a wrong usage,
         which is explained there.
     """
+    open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     methods = dict(inspect.getmembers(commands, inspect.isfunction))
     methods = {name: method for name, method in methods.items() if not name.startswith("_")}
     try:
         _run(commands, methods, arguments, program)
-        sys.stdout.flush()
+        flush_output()
     except UsageError as error:
         _fail(program, error.message)
         sys.stderr.write(_how_to(methods, arguments, program))
@@ -105,8 +112,7 @@ def run(commands: type, arguments: Sequence[str], *, program: str) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        # Python flushes standard output once more at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return _BROKEN_PIPE
     except Exception as error:
         if sys.flags.dev_mode:
@@ -156,10 +162,12 @@ def _run(
 ) -> None:
     is_help = "--help" in arguments or "-h" in arguments
     named = named_method(methods, arguments)
-    if not arguments or (is_help and arguments[0] in ("--help", "-h")):
-        sys.stdout.write(overview(program, commands, methods))
+    if list(arguments) == ["--version"]:
+        write_output(f"Policy Server {__version__}\n")
+    elif not arguments or (is_help and arguments[0] in ("--help", "-h")):
+        write_output(overview(program, commands, methods))
     elif is_help and named is not None:
-        sys.stdout.write(command_help(program, named))
+        write_output(command_help(program, named))
     else:
         if named is not None:
             check_values(named, arguments[1:])

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from policy_server import __version__
 from policy_server.commands import (
     client,
     clients,
@@ -26,7 +25,7 @@ from policy_server.formats.model_files import digest_of_path
 from policy_server.installation import command_for, serving_command
 from policy_server.settings import read_settings
 
-__all__ = ["Commands", "installed_program", "main"]
+__all__ = ["Commands", "main"]
 
 _URL = "http://127.0.0.1:8000"
 
@@ -457,7 +456,7 @@ class Commands:
         """
         settings = read_settings()
         with deployments.admin_client(url, key, settings) as server:
-            name = deployments.name_of(server, policy)
+            name = _policy_of(server, policy)
             deployed = deployments.deploy(
                 server,
                 name,
@@ -493,7 +492,7 @@ class Commands:
             key: Its admin key; POLICY_SERVER_ADMIN_KEY if left out.
         """
         with deployments.admin_client(url, key, read_settings()) as server:
-            name = deployments.name_of(server, policy)
+            name = _policy_of(server, policy)
             yield from deployments.as_text(
                 deployments.promote(
                     server, name, version=version, after=after, max_disagreement=max_disagreement
@@ -512,7 +511,7 @@ class Commands:
             key: Its admin key; POLICY_SERVER_ADMIN_KEY if left out.
         """
         with deployments.admin_client(url, key, read_settings()) as server:
-            name = deployments.name_of(server, policy)
+            name = _policy_of(server, policy)
             yield from deployments.as_text(deployments.roll_back(server, name))
 
     @command
@@ -532,8 +531,9 @@ class Commands:
             url: Where the server answers.
             key: Its admin key; POLICY_SERVER_ADMIN_KEY if left out.
         """
+        client.check_name(version, "VERSION")
         with deployments.admin_client(url, key, read_settings()) as server:
-            name = deployments.name_of(server, policy)
+            name = _policy_of(server, policy)
             yield from deployments.as_text(deployments.undeploy(server, name, version))
 
     @command
@@ -554,8 +554,15 @@ class Commands:
             json: Print one JSON object.
         """
         with deployments.admin_client(url, key, read_settings()) as server:
-            known = deployments.status(server, deployments.name_of(server, policy))
+            known = deployments.status(server, _policy_of(server, policy))
             yield from [deployments.as_json(known)] if json else deployments.as_text(known)
+
+
+def _policy_of(server: client.PolicyClient, policy: str | None) -> str:
+    """Return the name of the policy that is meant, which stands in the routes that change it."""
+    if policy is not None:
+        client.check_name(policy, "--policy")
+    return deployments.name_of(server, policy)
 
 
 def main(arguments: Sequence[str], *, program: str) -> int:
@@ -568,12 +575,4 @@ def main(arguments: Sequence[str], *, program: str) -> int:
     Returns:
         The exit code.
     """
-    if list(arguments) == ["--version"]:
-        print(f"Policy Server {__version__}")
-        return 0
     return run(Commands, arguments, program=program)
-
-
-def installed_program() -> int:
-    """Run `policy-server`, the command of the installed package."""
-    return main(sys.argv[1:], program="policy-server")

@@ -84,6 +84,8 @@ def served_as_team(client: PolicyClient, agents: Sequence[str]) -> ServedPolicie
             f"{client.url}: serves no team; expected the section multi_agent in its schema.yaml, "
             f"with policies for {', '.join(agents)}"
         )
+    if not isinstance(rules, dict) or not all(isinstance(name, str) for name in rules.values()):
+        raise ServerAnswerError(f"{client.url}/policies: answered with no multi_agent of a server")
     found = AgentPolicies(rules)
     members: dict[str, list[str]] = {}
     for agent in agents:

@@ -9,6 +9,9 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool
 from urllib3.connection import HTTPConnection
+from urllib3.exceptions import NewConnectionError
+
+from policy_server.commands.timed_answers import TimedAnswer
 
 __all__ = ["UnixAdapter"]
 
@@ -27,11 +30,17 @@ class UnixAdapter(HTTPAdapter):
         class Connection(HTTPConnection):
             """A connection of the pool."""
 
+            response_class = TimedAnswer
+
             def connect(self) -> None:
                 """Connect to the socket."""
                 self.sock = socket.socket(socket.AF_UNIX)
                 self.sock.settimeout(self.timeout)
-                self.sock.connect(path)
+                try:
+                    self.sock.connect(path)
+                except OSError as error:
+                    # As urllib3 says it where nobody listens; any other is of a lost connection.
+                    raise NewConnectionError(self, str(error)) from error
 
         self._pool = HTTPConnectionPool("localhost")
         self._pool.ConnectionCls = Connection

@@ -102,9 +102,10 @@ def parse_uri(text: str, *, name: str) -> RemoteUri:
     address, mark, fragment = text.strip().partition("#")
     pin = _PIN.fullmatch(fragment)
     if mark and pin is None:
+        # It may be the rest of a password, as of `https://user:pass#word@host`.
+        got = "other text" if "@" in fragment else repr(mark + fragment)
         raise SettingsError(
-            f"{name}: expected #sha256= and 64 hexadecimal digits behind the address, got "
-            f"{mark + fragment!r}"
+            f"{name}: expected #sha256= and 64 hexadecimal digits behind the address, got {got}"
         )
     sha256 = None if pin is None else pin[1].lower()
     found = _SCHEME.match(address)
@@ -142,8 +143,8 @@ def _parse_known(scheme: Scheme, address: str, sha256: str | None, name: str) ->
     except ValueError:
         # Its text would show the address.
         raise SettingsError(f"{name}: expected an address, and it can't be read as one") from None
-    public = f"{scheme}://{parts.netloc}{parts.path}" + ("?..." if parts.query else "")
     _check_no_credentials(scheme, parts, name)
+    public = f"{scheme}://{parts.netloc}{parts.path}" + ("?..." if parts.query else "")
     if scheme == "file":
         if host not in (None, "localhost") or not parts.path.strip("/"):
             raise SettingsError(f"{name}: expected {_PATH_OF_SCHEME[scheme]}, got {public}")
@@ -160,10 +161,21 @@ def _parse_known(scheme: Scheme, address: str, sha256: str | None, name: str) ->
 
 
 def _check_no_credentials(scheme: str, parts: SplitResult, name: str) -> None:
-    # A secret key may hold a slash: `s3://id:se/cret@bucket/key` has its @ in a seeming path.
-    is_hidden_in_path = scheme == "s3" and ":" in parts.netloc and "@" in parts.path
-    if "@" in parts.netloc or is_hidden_in_path:
+    # A password may hold a slash or a question mark: `https://user:pass/word@host/key` has its @ in
+    # a seeming path.
+    behind = f"{parts.path}?{parts.query}"
+    is_hidden_behind = scheme != "file" and ":" in parts.netloc and "@" in behind
+    if "@" in parts.netloc or is_hidden_behind:
         places = _CREDENTIALS.get(scheme, "~/.netrc")
+        also = "; an @ behind the port is written as %40" if is_hidden_behind else ""
         raise SettingsError(
             f"{name}: holds a user or a password; take it out, credentials come from {places} only"
+            f"{also}"
         )
+    try:
+        _ = parts.port
+    except ValueError:
+        # It may be a password whose @ was left out.
+        raise SettingsError(
+            f"{name}: expected a number from 0 to 65535 as the port behind the host"
+        ) from None

@@ -161,15 +161,10 @@ def test_a_server_without_tls_is_said(url: str) -> None:
         server.get("/schema")
 
 
-@pytest.mark.parametrize("address", ["localhost:8000", "ftp://localhost", "", "http://"])
-def test_an_address_has_to_be_one(address: str) -> None:
-    with pytest.raises(SettingsError, match="--url: expected an address such as"):
-        PolicyClient(address, None).get("/schema")
-
-
-def test_a_key_that_no_header_carries_is_refused() -> None:
+@pytest.mark.parametrize("key", ["schlüssel", " abc", "abc\n", "a\x07"])
+def test_a_key_that_no_header_carries_is_refused(key: str) -> None:
     with pytest.raises(SettingsError, match="the access key: expected printable ASCII"):
-        PolicyClient("http://localhost", "schlüssel")
+        PolicyClient("http://localhost", key)
 
 
 def test_the_key_is_the_given_the_environments_or_the_schemas(
@@ -202,12 +197,19 @@ def test_an_observation_is_json_a_file_or_standard_input(tmp_path: Path) -> None
         ("7", "expected JSON, a file, or - for standard input, got '7'"),
         ("-", "standard input: expected a JSON object, or a list .*, got '7'"),
         (".", "'.': expected a readable text file"),
+        ("[" * 100_000, "the observation: expected JSON that is nested less deeply"),
+        ('{"a\udcff": 1}', "the observation: expected text in UTF-8"),
         ("x" * 300, "got 'xxx.*|'xxx.*: expected a readable text file: .*File name too long"),
     ],
 )
 def test_an_observation_that_is_none_is_refused(text: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         client.read_observation(text, lambda: "7")
+
+
+def test_standard_input_that_is_no_utf_8_is_refused() -> None:
+    with pytest.raises(SettingsError, match="standard input: expected text in UTF-8"):
+        client.read_observation("-", lambda: b"\xff".decode())
 
 
 @pytest.mark.parametrize(

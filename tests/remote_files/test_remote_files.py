@@ -99,6 +99,13 @@ def test_address_is_read(text: str, scheme: str, address: str, public: str) -> N
         ("s3://id:hush@b/k", "credentials come from AWS's variables, profiles and roles only"),
         ("s3://id:hu/hush@b/k", "holds a user or a password"),
         ("gs://hush@b/k", "Google's application default credentials only"),
+        ("gs://id:hu/hush@b/k", "holds a user or a password"),
+        ("https://me:hu/hush@h/p", "an @ behind the port is written as %40"),
+        ("https://me:12/hush@h/p", "holds a user or a password"),
+        ("http://me:hush?hush@127.0.0.1/p", "holds a user or a password"),
+        ("https://me:hu#hush@h/p", "64 hexadecimal digits behind the address, got other text"),
+        ("https://me:hush/p", "expected a number from 0 to 65535 as the port behind the host"),
+        ("https://h:65536/p", "expected a number from 0 to 65535 as the port behind the host"),
     ],
 )
 def test_address_that_cannot_be_used_is_one_line(text: str, message: str) -> None:

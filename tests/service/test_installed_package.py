@@ -16,7 +16,10 @@ from tests.support.folders import ROOT
 from tests.support.server_processes import KEY, running_server
 from tests.support.servers import status_of
 
-PROGRAM = "import sys; from policy_server.commands.program import installed_program as program\n"
+PROGRAM = (
+    "import sys\n"
+    "from policy_server.commands.installed_program import installed_program as program\n"
+)
 OBSERVATION = [5, 0, 1, 4, 3, 2]
 
 pytestmark = pytest.mark.service

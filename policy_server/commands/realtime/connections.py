@@ -10,7 +10,6 @@ import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import httptools
 from websockets.client import ClientProtocol
@@ -19,7 +18,8 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
 from websockets.uri import parse_uri
 
-from policy_server.errors import ServerAnswerError, UsageError
+from policy_server.commands.server_addresses import ServerAddress, read_address
+from policy_server.errors import ServerAnswerError
 
 __all__ = ["Connection", "HttpConnection", "Place", "StreamConnection"]
 
@@ -45,24 +45,24 @@ class Place:
     timeout_s: float = 10.0
 
     @property
+    def address(self) -> ServerAddress:
+        """Return the address, read.
+
+        Raises:
+            UsageError: if it is none.
+        """
+        return read_address(self.url)
+
+    @property
     def headers(self) -> Mapping[str, str]:
         """Return the headers that every request has."""
-        return {} if self.key is None else {"access-token": self.key}
+        key = {} if self.key is None else {"access-token": self.key}
+        return {**self.address.headers, **key}
 
     @property
     def where(self) -> str:
         """Return the name of the place in messages."""
-        return self.url if self.uds is None else self.uds
-
-    @property
-    def path(self) -> str:
-        """Return the proxy's prefix; empty without one."""
-        return urlsplit(self.url).path.rstrip("/")
-
-    @property
-    def host(self) -> str:
-        """Return the host and port, as the header `host` has them."""
-        return urlsplit(self.url).netloc
+        return self.address.shown if self.uds is None else self.uds
 
     def connect(self) -> socket.socket:
         """Return an open socket.
@@ -73,8 +73,6 @@ class Place:
         """
         try:
             return self._connect()
-        except ValueError as error:
-            raise UsageError(f"--url: expected an address, got {self.url!r}") from error
         except OSError as error:
             raise ServerAnswerError(
                 f"{self.where}: no server answers there; start one with `uvicorn app:app`, or name "
@@ -87,13 +85,11 @@ class Place:
             link.settimeout(self.timeout_s)
             link.connect(self.uds)
             return link
-        parts = urlsplit(self.url)
-        is_secure = parts.scheme == "https"
-        address = (parts.hostname or "", parts.port or (443 if is_secure else 80))
-        link = socket.create_connection(address, self.timeout_s)
+        address = self.address
+        link = socket.create_connection((address.hostname, address.port), self.timeout_s)
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if is_secure:
-            return ssl.create_default_context().wrap_socket(link, server_hostname=parts.hostname)
+        if address.is_secure:
+            return ssl.create_default_context().wrap_socket(link, server_hostname=address.hostname)
         return link
 
 
@@ -173,9 +169,10 @@ class HttpConnection(Connection):
             route: such as `/predict`, below the proxy's prefix.
         """
         super().__init__(place)
+        address = place.address
         lines = [
-            f"POST {place.path}{route} HTTP/1.1",
-            f"host: {place.host}",
+            f"POST {address.path}{route} HTTP/1.1",
+            f"host: {address.host}",
             "content-type: application/json",
             *(f"{name}: {value}" for name, value in place.headers.items()),
         ]
@@ -223,9 +220,11 @@ class StreamConnection(Connection):
             route: such as `/predict/stream`, below the proxy's prefix.
         """
         super().__init__(place)
-        scheme = "wss" if place.url.startswith("https") else "ws"
+        address = place.address
+        scheme = "wss" if address.is_secure else "ws"
         # A frame is a few hundred bytes: packing it costs more than it saves.
-        self._protocol = ClientProtocol(parse_uri(f"{scheme}://{place.host}{place.path}{route}"))
+        uri = parse_uri(f"{scheme}://{address.host}{address.path}{route}")
+        self._protocol = ClientProtocol(uri)
         request = self._protocol.connect()
         for name, value in place.headers.items():
             request.headers[name] = value

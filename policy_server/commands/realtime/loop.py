@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from policy_server.commands.client import PolicyClient
+from policy_server.commands.client import PolicyClient, check_name
 from policy_server.commands.realtime.asked_observations import AskedObservations, observations_of
 from policy_server.commands.realtime.connections import (
     Connection,
@@ -69,6 +69,8 @@ class LoopOptions:
                 f"--seconds: expected more than 0, and at most {_MOST_TICKS} ticks in all, got "
                 f"{self.seconds:g}"
             )
+        for policy in self.policies:
+            check_name(policy, "--policy")
         if self.transport not in _TRANSPORTS:
             raise UsageError(
                 f"--transport: expected one of {', '.join(_TRANSPORTS)}, got {self.transport!r}"
@@ -154,10 +156,10 @@ def _driven(
     show: Callable[[int, int], None],
 ) -> tuple[Ticks, LoopFigures | None]:
     """Connect to each policy and drive it; the figures are None where no tick was answered."""
+    names: Sequence[str | None] = options.policies or [None]
     with ExitStack() as stack:
         policies = [
-            stack.enter_context(_asked(place, options, name, read_standard_input))
-            for name in options.policies or [""]
+            stack.enter_context(_asked(place, options, name, read_standard_input)) for name in names
         ]
         ticks = drive(
             policies,
@@ -177,11 +179,10 @@ def _driven(
 
 @contextmanager
 def _asked(
-    place: Place, options: LoopOptions, name: str, read_standard_input: Callable[[], str]
+    place: Place, options: LoopOptions, name: str | None, read_standard_input: Callable[[], str]
 ) -> Iterator[Asked]:
-    policy = name or None
     with (
-        PolicyClient(place.url, place.key, policy=policy, uds=place.uds) as client,
+        PolicyClient(place.url, place.key, policy=name, uds=place.uds) as client,
         ExitStack() as stack,
     ):
         schema = client.schema()

@@ -119,6 +119,7 @@ def test_picture_is_written_whole(
         (["--policy", "nobody"], "/policies/nobody/schema: answered 404"),
         (["--uds", "nowhere"], "nowhere: no server answers there"),
         (["--url", "http://127.0.0.1:1"], "http://127.0.0.1:1: no server answers there"),
+        (["--url", "http://["], "--url: expected an address such as"),
         (["--transport", "udp"], "--transport: expected one of http, stream, got 'udp'"),
         (["--hz", "0"], "--hz: expected more than 0"),
         (["--hz", "nan"], "--hz: expected more than 0"),
@@ -179,3 +180,31 @@ def test_loop_that_ends_early_reports_what_was_measured(
     caught = capsys.readouterr()
     assert "9 of 2000 ticks" in caught.out
     assert ("closed the connection; 9 ticks were answered before" in caught.err) == (code == 1)
+
+
+@pytest.mark.parametrize("transport", ["http", "stream"])
+def test_user_and_password_of_the_address_are_sent_and_not_shown(
+    transport: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[tuple[str, str]] = []
+
+    class Proxy(_Ends):
+        """A server that answers a question or two, and refuses streams."""
+
+        def answer(self) -> None:
+            seen.append((self.headers["host"], self.headers["authorization"]))
+            if self.headers["upgrade"]:
+                self.reply(403)
+            else:
+                super().answer()
+
+    with answered_by(Proxy) as url:
+        address = url.replace("http://", "http://me:hush@")
+        code = typed("--url", address, "--observation", "[1]", "--transport", transport)
+
+    caught = capsys.readouterr()
+    assert code == 1
+    assert url in caught.err
+    assert "hush" not in caught.err
+    assert len(seen) > 2
+    assert set(seen) == {(url.removeprefix("http://"), "Basic bWU6aHVzaA==")}
