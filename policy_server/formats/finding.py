@@ -231,7 +231,7 @@ def describe_others(settings: Settings, *, formats: Sequence[Format] = FORMATS) 
 
 
 def _seeming_files(settings: Settings, formats: Sequence[Format]) -> list[str]:
-    """Return what lies in the server's folder and seems to be a policy that can't be served."""
+    """Return the files of the server's folder that seem to be a policy, and can't be served."""
     return [
         f"{path.name} ({seems})"
         for path in _entries(settings.home)
