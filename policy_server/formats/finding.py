@@ -223,29 +223,28 @@ def describe_others(settings: Settings, *, formats: Sequence[Format] = FORMATS) 
             f"{home}: holds the files of a policy beside others; move them to a folder of their "
             f"own, such as {settings.models_path}"
         )
-    seen = _seeming_files(settings, formats)
+    seen = _seeming_policies(_entries(home), settings, formats)
     if not seen:
         return None
     found, expected = ", ".join(seen[:_SOME_FILES]), expected_formats(formats)
     return f"{home}: holds no policy, but {found}; expected {expected}, zipped or not"
 
 
-def _seeming_files(settings: Settings, formats: Sequence[Format]) -> list[str]:
-    """Return the files of the server's folder that seem to be a policy, and can't be served."""
+def _seeming_policies(
+    paths: Sequence[Path], settings: Settings, formats: Sequence[Format]
+) -> list[str]:
+    """Return which files and folders seem to be a policy, and can't be served."""
     return [
         f"{path.name} ({seems})"
-        for path in _entries(settings.home)
+        for path in paths
         if (seems := _seeming(path, settings, formats)) is not None
     ]
 
 
 def _tell_passed_over(settings: Settings, formats: Sequence[Format]) -> None:
     """Log what seems to be the policy, such as a zip that was cut off, and isn't served."""
-    inside = settings.models_path.name
-    seen = [
-        item for item in _seeming_files(settings, formats) if not item.startswith(f"{inside} (")
-    ]
-    if seen:
+    others = [path for path in _entries(settings.home) if path != settings.models_path]
+    if seen := _seeming_policies(others, settings, formats):
         served = str(settings.models_path)
         logger.warning("policy_passed_over", extra={"seen": seen[:_SOME_FILES], "served": served})
 

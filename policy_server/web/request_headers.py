@@ -10,7 +10,10 @@ from policy_server.errors import ObservationError
 from policy_server.observations import problem
 from policy_server.web.route_table import AnswerRoute, Route
 
-__all__ = ["check_headers", "given_id", "read_headers"]
+__all__ = ["LONGEST_EPISODE_ID", "check_headers", "given_id", "read_headers"]
+
+LONGEST_EPISODE_ID = 256
+"""In bytes: the id of an episode is kept while the episode runs."""
 
 _HEADERS = frozenset(
     {
@@ -33,8 +36,6 @@ _HEADERS = frozenset(
 _ONCE = (_HEADERS | {b"x-step", b"x-previous-reward", b"x-previous-action"}) - {b"x-request-id"}
 # Headers of a request by itself: a session has its version, episode and memory from its beginning.
 _NOT_IN_SESSIONS = frozenset({b"x-episode-id", b"x-policy-version", b"x-state"})
-# As long as the one that a session begins with: it is kept while its episode runs.
-_LONGEST_EPISODE_ID = 256
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -86,9 +87,9 @@ def check_headers(route: Route, headers: Iterable[tuple[bytes, bytes]]) -> None:
     elif (b"x-state", b"") in read:
         problems.append(_problem("state_token", b"x-state", "Input should be a token, or new"))
     problems += [
-        _problem("string_too_long", name, f"Input should have at most {_LONGEST_EPISODE_ID} bytes")
+        _problem("string_too_long", name, f"Input should have at most {LONGEST_EPISODE_ID} bytes")
         for name, value in read
-        if name == b"x-episode-id" and len(value) > _LONGEST_EPISODE_ID
+        if name == b"x-episode-id" and len(value) > LONGEST_EPISODE_ID
     ]
     if problems:
         raise ObservationError(problems)

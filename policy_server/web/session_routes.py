@@ -25,6 +25,7 @@ from policy_server.web.json_bodies import BodySeed, JsonRoute
 from policy_server.web.media_types import JSON
 from policy_server.web.openapi_schemas import REWARD
 from policy_server.web.query import in_digits
+from policy_server.web.request_headers import LONGEST_EPISODE_ID
 from policy_server.web.route_table import AnswerRoute, Route, RouteTable, SessionRoutes
 from policy_server.web.routes import ROUTE_TEXTS, Seed
 from policy_server.web.session_answering import SessionAnswering, SessionStep
@@ -78,7 +79,7 @@ class SessionStart(BaseModel):
         json_schema_extra=LONG,
     )
     episode_id: StrictStr = Field(
-        "", max_length=256, description="The client's own name of the episode"
+        "", max_length=LONGEST_EPISODE_ID, description="The client's own name of the episode"
     )
 
 

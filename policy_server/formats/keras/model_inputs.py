@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from policy_server.errors import ModelError
+from policy_server.formats.input_order import in_stated_order
 from policy_server.formats.keras.layer_calls import Output
 from policy_server.formats.keras.model_config import NO, SUBJECT, Part
 from policy_server.formats.keras.model_parts import (
@@ -157,9 +158,7 @@ def ordered(inputs: Sequence[ModelInput], schema: ServerSchema | None) -> Sequen
     """
     names = [item.name for item in (schema.observations if schema else None) or ()]
     by_name = {item.name: item for item in inputs}
-    if len(inputs) > 1 and sorted(names) == sorted(by_name):
-        return [by_name[name] for name in names]
-    return inputs
+    return [by_name[name] for name in in_stated_order(list(by_name), names)]
 
 
 def memory_of(part: Part, inputs: Sequence[ModelInput]) -> Memory:

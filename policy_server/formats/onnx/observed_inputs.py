@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from policy_server.errors import SchemaError
+from policy_server.formats.input_order import in_stated_order
 from policy_server.policy import SignatureTensor
 from policy_server.schema import ServerSchema
 
@@ -26,9 +27,7 @@ def in_schema_order(
     fields = None if schema is None else schema.without(mask).observations
     names = [field.name for field in fields or ()]
     by_name = {item.name: item for item in inputs}
-    if sorted(names) != sorted(by_name):
-        return tuple(inputs)
-    return tuple(by_name[name] for name in names)
+    return tuple(by_name[name] for name in in_stated_order(list(by_name), names))
 
 
 def check_places(

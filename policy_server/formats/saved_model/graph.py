@@ -18,6 +18,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from policy_server.errors import ModelError
+from policy_server.formats.input_order import in_stated_order
 from policy_server.formats.saved_model import slim_tensorflow as tf
 from policy_server.formats.saved_model import tf_agents
 from policy_server.formats.saved_model.exploration import (
@@ -32,7 +33,6 @@ from policy_server.formats.saved_model.exploration import (
 from policy_server.formats.saved_model.freezing import freeze, node_of
 from policy_server.formats.saved_model.joined_inputs import (
     JOINED,
-    in_order,
     join_inputs,
     joined_input,
 )
@@ -342,7 +342,9 @@ def _observation_parts(signature: Any, order: Sequence[str]) -> list[SignatureTe
     is_network = not any(key.startswith(ACTIONS.strip("_")) for key in signature.outputs)
     if len(names) < 2 or not (is_network or tf_agents.STEP_TYPE in signature.inputs):
         return []
-    return [_signature_tensor(name, signature.inputs[name]) for name in in_order(names, order)]
+    return [
+        _signature_tensor(name, signature.inputs[name]) for name in in_stated_order(names, order)
+    ]
 
 
 def _inputs(

@@ -12,21 +12,10 @@ from policy_server.formats.saved_model.freezing import node_of
 from policy_server.formats.saved_model.graph_nodes import add_constant, add_node
 from policy_server.policy import SignatureTensor
 
-__all__ = ["JOINED", "in_order", "join_inputs", "joined_input"]
+__all__ = ["JOINED", "join_inputs", "joined_input"]
 
 JOINED = "policy_server/observations"
 """The placeholder of the whole observation."""
-
-
-def in_order(names: Sequence[str], stated: Sequence[str]) -> list[str]:
-    """Return inputs in the order in which an observation's numbers come.
-
-    Args:
-        names: the inputs', in the order of the alphabet.
-        stated: the observations of schema.yaml, whose order counts where they are named as the
-            inputs are.
-    """
-    return list(stated if sorted(names) == sorted(stated) else names)
 
 
 def joined_input(parts: Sequence[SignatureTensor], name: str) -> SignatureTensor:
