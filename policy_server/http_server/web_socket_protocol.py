@@ -174,10 +174,16 @@ class WebSocketProtocol(WebSocketsSansIOProtocol, WatchedConnection):
             self.transport.pause_reading()
 
     def resume_frames(self) -> None:
-        """Read frames again; see `FrameConnection`."""
+        """Read frames again; see `FrameConnection`.
+
+        The answer to a ping may lie behind frames that were held back: its time begins anew.
+        """
         if self.read_paused and not self.disconnected:
             self.read_paused = False
             self.transport.resume_reading()
+            if self.pong_timer is not None:
+                self.pong_timer.cancel()
+                self._await_pong()
 
     def resume_writing(self) -> None:
         """Go on: the client has read what was written."""
@@ -206,10 +212,14 @@ class WebSocketProtocol(WebSocketsSansIOProtocol, WatchedConnection):
 
         Where its frames are held back, its answer may lie behind them, and it is waited for.
         """
-        if self.read_paused and self.writable.is_set() and self.ping_timeout is not None:
-            self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
+        if self.read_paused and self.writable.is_set():
+            self._await_pong()
         else:
             super().keepalive_timeout()
+
+    def _await_pong(self) -> None:
+        assert self.ping_timeout is not None, "only a ping's answer that is awaited has a timer"
+        self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
 
     def handle_cont(self, event: Frame) -> None:
         """Add a fragment to its message: a list of them would take many times their bytes.

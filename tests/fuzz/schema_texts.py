@@ -121,7 +121,7 @@ BOMBS: dict[str, str] = {
     "fraction of sixties by its tag": _OBSERVED.format("minimum: !!float " + "1:" * 400_000 + "1"),
     "many braces": "observations: " + "{" * 100 + "\n" + "{x: " * 100_000,
     "many patterns": "multi_agent:\n"
-    + "".join(f"  a{n}*: default\n" for n in range(50_000))
+    + "".join(f"  a{n:05}*: default\n" for n in range(8_000))
     + "policies: {default: {model: x.zip}}\nparameters: {api_key: k}\n",
     "long exponent": _OBSERVED.format("minimum: 1e" + "9" * 100_000),
     "sexagesimal": _OBSERVED.format("minimum: " + "1:" * 100_000 + "1"),

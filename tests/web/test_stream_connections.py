@@ -124,7 +124,7 @@ async def test_server_that_stops_answers_the_frames_that_waited_for_room() -> No
 
 
 async def test_client_whose_pong_lies_behind_frames_that_are_held_back_stays() -> None:
-    backend, wait_s = integer_backend(), 0.2
+    backend, wait_s = integer_backend(), 0.5
     # More than one read of the server's takes, so that the pong stays behind them.
     text = json.dumps(OBSERVATION) + " " * 40_000
     count = MOST_IN_FLIGHT + 40
@@ -136,11 +136,35 @@ async def test_client_whose_pong_lies_behind_frames_that_are_held_back_stays() -
             for _ in range(count):
                 await stream.send(text)
             await until(lambda: server.counted("policy_server_queue_depth") == MOST_IN_FLIGHT)
-            await asyncio.sleep(5 * wait_s)
+            await asyncio.sleep(3 * wait_s)
             backend.gate.set()
             answers = [json.loads(await stream.recv()) for _ in range(count)]
 
     assert all("actions" in answer for answer in answers)
+
+
+async def test_time_of_a_pong_begins_anew_where_frames_were_held_back() -> None:
+    backend = integer_backend()
+    async with served(backend) as server:
+        config = server.server.config
+        config.ws_ping_interval, config.ws_ping_timeout = 0.01, 60.0
+        async with server.stream(ping_interval=None) as stream:
+            (connection,) = server.server.server_state.connections
+            assert isinstance(connection, WebSocketProtocol)
+            connection.pause_frames()
+            await until(lambda: connection.pong_timer is not None)
+            first = connection.pong_timer
+            await asyncio.sleep(0.01)
+            connection.resume_frames()
+            second = connection.pong_timer
+            await stream.send(json.dumps(OBSERVATION))
+            answer = json.loads(await stream.recv())
+
+    assert first is not None
+    assert second is not None
+    assert first.cancelled()
+    assert second.when() > first.when()
+    assert "actions" in answer
 
 
 async def test_client_that_answers_no_ping_is_left() -> None:
