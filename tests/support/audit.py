@@ -1,6 +1,6 @@
 """What a piece of code does to the machine, by Python's own audit events.
 
-Before Python 3.12 a thread can't be traced, as coverage.py does, while a hook of these events runs
+Before Python 3.12 a thread can't be traced, as a debugger does, while a hook of these events runs
 for another one: it ends with a RuntimeError. A hook can't be removed, so it is added by the first
 test that needs it, and `tests/conftest.py` has those tests run behind all others.
 """
