@@ -12,7 +12,7 @@ from policy_server.errors import ModelError
 from policy_server.formats.known_formats import FORMATS, Format, expected_formats, format_of
 from policy_server.formats.model_files import files_of_model
 from policy_server.formats.recognition import describe_file, describe_names
-from policy_server.formats.unpacking import choose_root, format_of_file, unpack_model
+from policy_server.formats.unpacking import FolderCheck, choose_root, format_of_file, unpack_model
 from policy_server.installation import command_for
 from policy_server.settings import Settings
 
@@ -61,12 +61,18 @@ class _Candidate:
     form: Format
 
 
-def prepare_model(settings: Settings, *, formats: Sequence[Format] = FORMATS) -> Path:
+def prepare_model(
+    settings: Settings,
+    *,
+    formats: Sequence[Format] = FORMATS,
+    check: FolderCheck = lambda _folder: None,
+) -> Path:
     """Make sure that the policy of the server's folder lies unzipped.
 
     Args:
         settings: the folder, and how much may be unpacked.
         formats: those that may read the policy.
+        check: as `unpack_model` takes it.
 
     Returns:
         The folder that holds the policy's files, such as saved_model.pb: `models/` for a zip or
@@ -74,6 +80,7 @@ def prepare_model(settings: Settings, *, formats: Sequence[Format] = FORMATS) ->
 
     Raises:
         ModelError: if there is no policy or more than one, or its zip is refused.
+        PolicyServerError: as `check` raises it.
     """
     found = find_policy(settings, formats=formats)
     if found is None:
@@ -87,13 +94,17 @@ def prepare_model(settings: Settings, *, formats: Sequence[Format] = FORMATS) ->
         if found.is_relative_to(settings.models_path):
             _tell_passed_over(settings, formats)
         return found
-    return unpack_model(
-        found, settings.models_path, max_bytes=settings.max_unpacked_bytes, formats=formats
-    )
+    most, target = settings.max_unpacked_bytes, settings.models_path
+    return unpack_model(found, target, max_bytes=most, formats=formats, check=check)
 
 
 def prepare_policy(
-    path: Path, target: Path, settings: Settings, *, formats: Sequence[Format] = FORMATS
+    path: Path,
+    target: Path,
+    settings: Settings,
+    *,
+    formats: Sequence[Format] = FORMATS,
+    check: FolderCheck = lambda _folder: None,
 ) -> Path:
     """Make sure that the policy of a file or folder lies unzipped.
 
@@ -102,12 +113,14 @@ def prepare_policy(
         target: the folder that a file is unpacked to.
         settings: how much may be unpacked.
         formats: those that may read the policy.
+        check: as `unpack_model` takes it.
 
     Returns:
         The folder that holds the policy's files.
 
     Raises:
         ModelError: if there is no policy or more than one, or the zip is refused.
+        PolicyServerError: as `check` raises it.
     """
     if not os.path.lexists(path):
         raise ModelError(f"{path}: not found; expected {expected_formats(formats)}, or its zip")
@@ -119,7 +132,8 @@ def prepare_policy(
         raise ModelError(f"{path}: is {seems}; expected {expected_formats(formats)}")
     if found.is_dir():
         return found
-    return unpack_model(found, target, max_bytes=settings.max_unpacked_bytes, formats=formats)
+    most = settings.max_unpacked_bytes
+    return unpack_model(found, target, max_bytes=most, formats=formats, check=check)
 
 
 def find_policy(settings: Settings, *, formats: Sequence[Format] = FORMATS) -> Path | None:
