@@ -182,8 +182,7 @@ class Administration:
 
     async def _receive(self, body: AsyncIterator[bytes], upload: Path) -> None:
         """Write an upload to its file, until the server ends."""
-        if self._is_ending:
-            raise NotReadyError(ENDING)
+        self._refuse_at_end()
         receiving = asyncio.create_task(self._write(body, upload))
         self._receiving.add(receiving)
         try:
@@ -195,6 +194,10 @@ class Administration:
             raise
         finally:
             self._receiving.discard(receiving)
+
+    def _refuse_at_end(self) -> None:
+        if self._is_ending:
+            raise NotReadyError(ENDING)
 
     async def _write(self, body: AsyncIterator[bytes], upload: Path) -> None:
         size = 0
