@@ -16,7 +16,7 @@ from policy_server.commands.server_answers import AnswerObject
 from policy_server.errors import ModelError, ServerAnswerError, SettingsError, UsageError
 from policy_server.formats.finding import describe_others, format_of_folder, policy_at
 from policy_server.formats.known_formats import expected_formats
-from policy_server.formats.model_files import files_of_model
+from policy_server.formats.model_files import files_of_model, named_folder
 from policy_server.formats.unpacking import format_of_file
 from policy_server.settings import ENV_PREFIX, Settings
 
@@ -306,7 +306,9 @@ def _files_of(path: Path, settings: Settings) -> Mapping[str, Path]:
     if policy is None or not (policy.is_file() or policy.is_dir()):
         others = describe_others(settings.model_copy(update={"home": path}))
         what = "holds no policy" if path.is_dir() else "not found"
-        raise ModelError(others or f"{path}: {what}; expected {expected_formats()}, or its zip")
+        raise ModelError(
+            others or f"{named_folder(path)}: {what}; expected {expected_formats()}, or its zip"
+        )
     if policy.is_dir():
         inside = {f"policy/{name}": file for name, file in files_of_model(policy).items()}
         form = format_of_folder(policy)

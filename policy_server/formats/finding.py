@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from policy_server.errors import ModelError
 from policy_server.formats.known_formats import FORMATS, Format, expected_formats, format_of
-from policy_server.formats.model_files import files_of_model
+from policy_server.formats.model_files import files_of_model, named_folder
 from policy_server.formats.recognition import describe_file, describe_names
 from policy_server.formats.unpacking import FolderCheck, choose_root, format_of_file, unpack_model
 from policy_server.installation import command_for
@@ -129,7 +129,7 @@ def prepare_policy(
         found = policy_at(path, settings, formats=formats) or find_model(path, formats=formats)
     if found is None:
         seems = _seeming_folder(path, settings, formats) or "a folder without a policy"
-        raise ModelError(f"{path}: is {seems}; expected {expected_formats(formats)}")
+        raise ModelError(f"{named_folder(path)}: is {seems}; expected {expected_formats(formats)}")
     if found.is_dir():
         return found
     most = settings.max_unpacked_bytes
@@ -167,7 +167,8 @@ def find_policy(settings: Settings, *, formats: Sequence[Format] = FORMATS) -> P
         candidates.extend(_unzipped(settings, formats))
     if len(candidates) > 1:
         names = ", ".join(_shown(item) for item in candidates)
-        raise ModelError(f"{settings.home}: holds {len(candidates)} policies ({names}); keep one")
+        place = named_folder(settings.home)
+        raise ModelError(f"{place}: holds {len(candidates)} policies ({names}); keep one")
     return candidates[0].path if candidates else None
 
 
@@ -234,14 +235,14 @@ def describe_others(settings: Settings, *, formats: Sequence[Format] = FORMATS) 
     is_one_file = any(path.suffix.lower() in _ONE_FILE for path in _entries(home))
     if format_of_folder(home, formats) is not None and not is_one_file:
         return (
-            f"{home}: holds the files of a policy beside others; move them to a folder of their "
-            f"own, such as {settings.models_path}"
+            f"{named_folder(home)}: holds the files of a policy beside others; move them to a "
+            f"folder of their own, such as {settings.models_path}"
         )
     seen = _seeming_policies(_entries(home), settings, formats)
     if not seen:
         return None
     found, expected = ", ".join(seen[:_SOME_FILES]), expected_formats(formats)
-    return f"{home}: holds no policy, but {found}; expected {expected}, zipped or not"
+    return f"{named_folder(home)}: holds no policy, but {found}; expected {expected}, zipped or not"
 
 
 def _seeming_policies(
@@ -274,7 +275,7 @@ def find_model(folder: Path, *, formats: Sequence[Format] = FORMATS) -> Path | N
         ModelError: if several lie at the same depth.
     """
     paths = [PurePosixPath(name) for name in files_of_model(folder)]
-    root = choose_root(paths, str(folder), formats)
+    root = choose_root(paths, named_folder(folder), formats)
     return None if root is None else folder / root
 
 
