@@ -145,8 +145,13 @@ class Policies:
             yield backends
 
     def note_ending(self) -> None:
-        """End deploys that are not carried out yet; see also `PolicyRegistry.note_ending`."""
+        """End deploys that are not carried out yet, and uploads that are not received.
+
+        See also `PolicyRegistry.note_ending`.
+        """
         self.registry.note_ending()
+        if self.administration is not None:
+            self.administration.end_uploads()
         for deployer in self._deployers:
             deployer.end_deploys()
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import re
-import select
 import stat
 import sys
 import threading
@@ -20,6 +18,8 @@ from typing import Literal, TextIO
 import orjson
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
+
+from policy_server.pipe_writing import PipeWriter
 
 __all__ = [
     "ACCESS_LOGGER",
@@ -58,10 +58,6 @@ _Line = tuple[str, int, str]
 # So many lines, or lines for so long, are written together.
 _MOST_HELD = 512
 _HELD_S = 0.05
-# A write waits so long for a slow reader, and no more for one that stands still.
-_LONGEST_WAIT_S = 0.1
-# A pipe that can be written to takes so many bytes without waiting (pipe(7)).
-_PIPE_BUF = select.PIPE_BUF
 # time, level, logger, pid, event
 _LINE_STARTS = 5
 _THOUSANDTHS = [f"{number:03d}" for number in range(1000)]
@@ -190,7 +186,8 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
     """The one handler of a process, which may hold lines back to write many at a time.
 
     Lines that can't be written, such as on a full disk or to a pipe that nobody reads, are lost;
-    the first line that can be written again is `log_lines_lost`, with their number.
+    the first line that can be written again is `log_lines_lost`, with their number. Those for a
+    pipe whose reader is slow wait in a `PipeWriter`.
 
     Attributes:
         held: the lines that are held back.
@@ -206,6 +203,7 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
         self.held: list[HeldLine] = []
         self._timed_in: asyncio.AbstractEventLoop | None = None
         self._lost = 0
+        self._pipe: PipeWriter | None = None
 
     def hold(self, line: HeldLine) -> None:
         """Write a line within 50 ms, in its turn; called from the event loop.
@@ -221,7 +219,7 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
                 self._timed_in = loop
                 loop.call_later(_HELD_S, self._end_hold)
         elif len(held) >= _MOST_HELD:
-            self.flush()
+            self._write_held()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record behind the lines before it."""
@@ -232,13 +230,15 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
             self.handleError(record)
 
     def flush(self) -> None:
-        """Write the lines that are held back."""
+        """Write the lines that are held back, and wait for a slow reader, for seconds at most."""
         self._write_held()
         super().flush()
+        if self._pipe is not None:
+            self._pipe.drain()
 
     def _end_hold(self) -> None:
         self._timed_in = None
-        self.flush()
+        self._write_held()
 
     def _write_held(self) -> None:
         if not self.held:
@@ -253,6 +253,9 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
             self.release()
 
     def _write(self, text: str, *, lines: int) -> None:
+        pipe = self._pipe_now()
+        if pipe is not None:
+            self._lost += pipe.take_lost()
         lost = self._lost
         try:
             if lost:
@@ -262,30 +265,25 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
                 vars(notice)["lines"] = lost
                 # The start of a lost line may have been written.
                 text = f"\n{self.format(notice)}{self.terminator}{text}"
-            self._put(text, wait_s=0.0 if lost else _LONGEST_WAIT_S)
+            if pipe is None:
+                self.stream.write(text)
+                super().flush()
+            else:
+                content = text.encode(self.stream.encoding, self.stream.errors or "strict")
+                pipe.write(content, lines=lines + bool(lost))
         except OSError:
             self._lost += lines
             raise
         self._lost -= lost
 
-    def _put(self, text: str, *, wait_s: float) -> None:
-        """Write a text, piece by piece where a reader that stands still would hold it up.
-
-        Raises:
-            OSError: if it can't be written, or nobody reads what was written before.
-        """
-        pipe = _pipe_of(self.stream)
-        size = len(text) if pipe is None else _PIPE_BUF // (1 if text.isascii() else 4)
-        until = time.monotonic() + wait_s
-        for start in range(0, len(text), size or 1):
-            left_s = max(0.0, until - time.monotonic())
-            if pipe is not None and not _has_room(pipe, left_s):
-                raise BlockingIOError(errno.EAGAIN, "nobody reads the log")
-            if not start:
-                # Somebody reads.
-                until = time.monotonic() + _LONGEST_WAIT_S
-            self.stream.write(text[start : start + size])
-            super().flush()
+    def _pipe_now(self) -> PipeWriter | None:
+        """Return the writer of the stream's pipe; None for a file."""
+        descriptor = _pipe_of(self.stream)
+        if descriptor is None:
+            return None
+        if self._pipe is None or self._pipe.descriptor != descriptor:
+            self._pipe = PipeWriter(descriptor)
+        return self._pipe
 
     def _text_of(self, held: list[HeldLine]) -> str:
         if isinstance(self.formatter, _JsonFormatter):
@@ -301,13 +299,6 @@ def _pipe_of(stream: TextIO) -> int | None:
     except (OSError, ValueError):
         return None
     return None if stat.S_ISREG(mode) else descriptor
-
-
-def _has_room(descriptor: int, wait_s: float) -> bool:
-    """Return whether a piece can be written without waiting longer."""
-    poll = select.poll()
-    poll.register(descriptor, select.POLLOUT)
-    return bool(poll.poll(wait_s * 1000))
 
 
 def line_form(logger: str, event: str, fields: Mapping[str, object]) -> LineForm:

@@ -13,10 +13,11 @@ from pathlib import Path, PurePosixPath
 from policy_server.errors import DeploymentError, ModelError
 from policy_server.files.archives import ArchiveLimits, open_archive
 from policy_server.files.locks import FileLock, is_locked
+from policy_server.formats.compiling_process import find_compiled
 from policy_server.formats.finding import find_policy, prepare_model, prepare_policy
 from policy_server.formats.model_files import digest_of_file, identify_model
-from policy_server.formats.unpacking import format_of_file
-from policy_server.remote_files import fetch_files, parse_uri
+from policy_server.formats.unpacking import FolderCheck, format_of_file
+from policy_server.remote_files import fetch_files, parse_uri, run_in_waiting_loop
 from policy_server.schema import PolicySection, SchemaFile, ServerSchema, read_schema
 from policy_server.serving import DeployedVersion, Deployment
 from policy_server.settings import ENV_PREFIX, Settings
@@ -52,6 +53,8 @@ class VersionFiles:
     def prepare(self, section: PolicySection, version: DeployedVersion, fetch: Fetch) -> Path:
         """Return the folder with a version's files; fetch and unpack them where that is needed.
 
+        A policy that is unpacked is loaded before: it may replace the only copy of another.
+
         Args:
             section: the part of schema.yaml about the policy.
             version: the version; its name is empty where schema.yaml names none.
@@ -59,9 +62,11 @@ class VersionFiles:
 
         Raises:
             ModelError: if there is no policy, or it can't be had.
+            SchemaError: if schema.yaml disagrees with the policy.
+            NotReadyError: if the process that loads it dies, or takes too long.
         """
         if version.model is None:
-            return prepare_model(self._settings)
+            return prepare_model(self._settings, check=self._check(section))
         if self._is_uploaded(version.model):
             return self._prepare_uploaded(section.name, version.model, fetch)
         key = f"versions.{version.name}.model" if section.versions else "model"
@@ -75,13 +80,28 @@ class VersionFiles:
         if "://" in model:
             own = self._own(f"{_FOLDER}/{section.name}/{version.name or 'model'}")
             own.home.mkdir(parents=True, exist_ok=True)
+            check = self._check(section)
             uri = parse_uri(model, name=f"policies.{section.name}.model")
             fetch_files(
-                own, model=uri, schema=None, check=lambda *_: None, is_outdated_allowed=True
+                own,
+                model=uri,
+                schema=None,
+                check=lambda folder, _schema: check(folder),
+                is_outdated_allowed=True,
             )
-            return prepare_model(own)
+            return prepare_model(own, check=check)
         target = settings.models_path / section.name / version.name
-        return prepare_policy(settings.home / model, target, settings)
+        check = self._check(section)
+        return prepare_policy(settings.home / model, target, settings, check=check)
+
+    def _check(self, section: PolicySection) -> FolderCheck:
+        """Return the check by loading, whose outcome the folder keeps for the start itself."""
+
+        def check(folder: Path) -> None:
+            model = identify_model(folder)
+            run_in_waiting_loop(find_compiled(model, section.schema, self._settings))
+
+        return check
 
     def _prepare_uploaded(self, policy: str, model: str, fetch: Fetch) -> Path:
         own = self._own(model)

@@ -363,32 +363,53 @@ async def test_lines_that_a_full_disk_loses_are_counted_when_it_has_room_again(
     assert found[0] | {"level": "WARNING", "lines": 4} == found[0]
 
 
+def read_to_the_end(outlet: int) -> list[bytes]:
+    """Return the lines of a pipe whose other end is closed, or is when all is written."""
+    with os.fdopen(outlet, "rb") as reader:
+        return reader.read().splitlines()
+
+
+async def test_reader_that_reads_late_gets_every_line_in_order() -> None:
+    """More than a pipe holds, so that each line would have to wait for the reader."""
+    outlet, inlet = os.pipe()
+    with os.fdopen(inlet, "w") as stream:
+        configure_logging(level="INFO", log_format="json", stream=stream)
+        logger = logging.getLogger("policy_server.access")
+        for number in range(300):
+            logger.info("line", extra={"number": number, "filling": "x" * 1000})
+        hold(logger, number=300)
+        logger.info("line", extra={"number": "y" * 300_000})
+
+    lines = [json.loads(line) for line in read_to_the_end(outlet)]
+
+    assert [line["number"] for line in lines] == [*range(301), "y" * 300_000]
+
+
 async def test_reader_that_stands_still_holds_nothing_up_and_hears_how_many_lines_it_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(logging, "raiseExceptions", False)
     outlet, inlet = os.pipe()
-    with os.fdopen(inlet, "w") as stream, os.fdopen(outlet, "rb", buffering=0) as reader:
+    with os.fdopen(inlet, "w") as stream:
         configure_logging(level="INFO", log_format="json", stream=stream)
         logger = logging.getLogger("policy_server.access")
-        # More than a pipe holds.
-        for _ in range(300):
+        # More than a pipe holds, and more than waits for it.
+        for _ in range(2000):
             logger.info("x" * 1000)
-        kept = reader.read(1_000_000).splitlines()
+        # Until there is room for another line.
+        start = b"".join(os.read(outlet, 4096) for _ in range(50))
         logger.info("read again")
-        empty, notice, last = reader.read(1_000_000).splitlines()
 
-    assert 0 < len(kept) < 300
+    *kept, empty, notice, last = (start + b"\n".join(read_to_the_end(outlet))).splitlines()
+
+    assert 500 < len(kept) < 2000
     assert empty == b""
     assert json.loads(notice)["event"] == "log_lines_lost"
-    assert json.loads(notice)["lines"] == 300 - len(kept)
+    assert json.loads(notice)["lines"] == 2000 - len(kept)
     assert json.loads(last)["event"] == "read again"
 
 
-async def test_reader_that_reads_again_slowly_gets_a_line_longer_than_a_pipe_whole(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(logging, "raiseExceptions", False)
+async def test_lines_that_wait_for_a_slow_reader_are_written_at_the_end() -> None:
     outlet, inlet = os.pipe()
     read = bytearray()
 
@@ -400,16 +421,37 @@ async def test_reader_that_reads_again_slowly_gets_a_line_longer_than_a_pipe_who
     with os.fdopen(inlet, "w") as stream:
         configure_logging(level="INFO", log_format="json", stream=stream)
         logger = logging.getLogger("policy_server.access")
-        for _ in range(100):
+        for _ in range(300):
             logger.info("x" * 1000)
         reader = threading.Thread(target=read_slowly)
         reader.start()
-        # The log has found room once the reader has read.
-        await until(lambda: len(read) > 10_000)
-        logger.info("y" * 300_000)
+        flush_log()
+        is_written = len(read) > 300_000 - 2**16
     reader.join(20)
     os.close(outlet)
 
-    notice, last = read.splitlines()[-2:]
-    assert json.loads(notice)["event"] == "log_lines_lost"
-    assert json.loads(last)["event"] == "y" * 300_000
+    assert is_written
+    assert len(read.splitlines()) == 300
+
+
+async def test_lines_for_a_reader_that_has_gone_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    outlet, inlet = os.pipe()
+    next_outlet, next_inlet = os.pipe()
+    with os.fdopen(inlet, "w") as stream, os.fdopen(next_inlet, "w") as next_stream:
+        configure_logging(level="INFO", log_format="json", stream=stream)
+        logger = logging.getLogger("policy_server.access")
+        for _ in range(300):
+            logger.info("x" * 1000)
+        os.close(outlet)
+        await until(lambda: not any(item.name == "log" for item in threading.enumerate()))
+        logger.info("nobody reads")
+        os.dup2(next_stream.fileno(), stream.fileno())
+        logger.info("read again")
+
+    lines = [json.loads(line) for line in read_to_the_end(next_outlet) if line]
+
+    assert [line["event"] for line in lines] == ["log_lines_lost", "read again"]
+    assert 200 < lines[0]["lines"] <= 301

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from policy_server.schema import PolicySection, read_schema_file
 from policy_server.serving import DeployedVersion, Deployment
 from policy_server.settings import Settings
 from policy_server.version_files import VersionFiles
+from tests.support.folders import EXPORTS
 from tests.support.library_policies import POLICIES
 
 ZIP = POLICIES / "sb3_v18_ppo_discrete" / "policy.zip"
@@ -147,3 +149,60 @@ def test_upload_whose_folder_can_not_be_removed_is_deployed_all_the_same(
 
     assert version.model is not None
     assert (tmp_path / version.model).is_dir()
+
+
+def cut_off(path: Path) -> None:
+    """Keep the head of a file, by which its format is told, and lose the end."""
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def with_a_damaged_network(path: Path) -> None:
+    """Write a sound zip whose network is none."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            is_network = name.endswith((".pb", ".pth", ".pkl", ".h5"))
+            archive.writestr(name, b"damaged" if is_network else content)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the files of a folder, by their names."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("source", "damage"),
+    [
+        (POLICIES / "onnx_sb3_doc_ppo_box" / "policy.onnx", cut_off),
+        (POLICIES / "sb3_ppo_box" / "policy.zip", with_a_damaged_network),
+        (POLICIES / "rllib_dqn" / "checkpoint.zip", with_a_damaged_network),
+        (POLICIES / "keras_actor_softmax" / "actor.keras", with_a_damaged_network),
+        (EXPORTS / "ppo_discrete" / "saved_model.zip", with_a_damaged_network),
+    ],
+    ids=["ONNX", "stable-baselines3", "RLlib", "Keras", "SavedModel"],
+)
+def test_damaged_file_leaves_the_policy_that_lies_in_models_alone(
+    files: VersionFiles,
+    section: PolicySection,
+    tmp_path: Path,
+    source: Path,
+    damage: Callable[[Path], None],
+) -> None:
+    """The file of the policy that was unpacked has gone, so that models/ has the only copy."""
+    only = DeployedVersion("", None, 100.0)
+    (tmp_path / "first.zip").write_bytes(ZIP.read_bytes())
+    models = files.prepare(section, only, lambda *_: False)
+    (tmp_path / "first.zip").unlink()
+    before = contents(models)
+    damaged = tmp_path / f"new{source.suffix}"
+    damaged.write_bytes(source.read_bytes())
+    damage(damaged)
+
+    with pytest.raises(ModelError) as caught:
+        files.prepare(section, only, lambda *_: False)
+
+    assert contents(models) == before
+    assert caught.value.message.startswith(str(damaged))
+    assert ".unfinished" not in caught.value.message
+    assert [path.name for path in tmp_path.glob(".unfinished-*")] == []

@@ -29,19 +29,30 @@ __all__ = ["LocalBackend", "LocalBackends", "local_backend", "open_local_backend
 _LONGEST_IN_LOOP_S = 0.5e-3
 # Those that are asked behind one at which the policy hangs again wait for it a second time.
 _SHARE_APART = 0.4
+# Calls that have all hung for as long, each past its own limit before, don't come back.
+_LOST_AFTER_S = 60.0
 
 
 class LocalBackend:
     """A policy in this process, with one thread for calls too long for the event loop."""
 
-    def __init__(self, policy: Policy, limit: CallLimit, *, look_every_s: float = 0.5) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        limit: CallLimit,
+        *,
+        look_every_s: float = 0.5,
+        lost_after_s: float = _LOST_AFTER_S,
+    ) -> None:
         """Own the policy and its thread, until `close`.
 
         Args:
             policy: computes the calls.
             limit: how long a call may take, before its thread is left to it.
             look_every_s: how much later than that the thread is left at most, in seconds.
+            lost_after_s: how long no thread may be left until the policy is lost, in seconds.
         """
+        self._lost_after_s = lost_after_s
         self._policy = policy
         self._suspects = Suspects()
         suspect = partial(self._suspects.suspect, was_computed=True, hangs=True)
@@ -92,6 +103,10 @@ class LocalBackend:
     async def is_ready(self) -> bool:
         """Return whether an observation would be answered now: unless a call hangs."""
         return not self._thread.hangs()
+
+    def is_lost(self) -> bool:
+        """Return whether no thread is left, and none will be; see `LosableBackend.is_lost`."""
+        return not self.is_immediate(1) and self._thread.stuck_s() > self._lost_after_s
 
     def close(self) -> None:
         """End the thread after its last call, without a wait for it."""

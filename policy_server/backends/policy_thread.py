@@ -79,6 +79,7 @@ class PolicyThread:
         self._left: set[_Call] = set()
         self._is_looking = False
         self._looks_at = 0.0
+        self._stuck_since: float | None = None
 
     async def compute(self, inputs: PolicyInputs) -> PolicyOutputs:
         """Answer B observations; see `PolicyBackend.infer`.
@@ -103,6 +104,12 @@ class PolicyThread:
     def hangs(self) -> bool:
         """Return whether the call that is computed now has taken longer than it may."""
         return (call := self._computed()) is not None and self._hangs(call)
+
+    def stuck_s(self) -> float:
+        """Return for how many seconds no thread has been left for a call; 0 where one is."""
+        if self._stuck_since is None or not self._is_stuck():
+            return 0.0
+        return time.monotonic() - self._stuck_since
 
     def close(self) -> None:
         """End the thread after its last call, without a wait; calls behind one that hangs go."""
@@ -145,9 +152,10 @@ class PolicyThread:
         """Leave the thread if its call hangs."""
         self._is_looking = False
         call = self._computed()
+        # The time that the whole process stood still does not count.
+        lost_s = max(0.0, time.monotonic() - self._looks_at)
         if call is not None and call.began is not None:
-            # The time that the whole process stood still does not count.
-            call.began += max(0.0, time.monotonic() - self._looks_at)
+            call.began += lost_s
         if call is not None and self._hangs(call):
             if len(self._left) < _MOST_LEFT:
                 self._leave(call)
@@ -156,6 +164,7 @@ class PolicyThread:
                     if other.began is None and not other.answer.done():
                         other.answer.set_exception(_stuck())
             self._tell(call)
+        self._note_stuck(lost_s)
         if self._calls:
             self._look_later()
 
@@ -172,6 +181,14 @@ class PolicyThread:
 
     def _is_stuck(self) -> bool:
         return len(self._left) >= _MOST_LEFT and self.hangs()
+
+    def _note_stuck(self, lost_s: float) -> None:
+        if not self._is_stuck():
+            self._stuck_since = None
+        elif self._stuck_since is None:
+            self._stuck_since = time.monotonic()
+        else:
+            self._stuck_since += lost_s
 
     def _leave(self, call: _Call) -> None:
         """Leave the thread to a call that hangs, and have another one compute those behind it."""

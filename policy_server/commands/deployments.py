@@ -12,10 +12,11 @@ from typing import Any
 from urllib.parse import quote
 
 from policy_server.commands.client import PolicyClient
-from policy_server.errors import ModelError, SettingsError, UsageError
+from policy_server.commands.server_answers import AnswerObject
+from policy_server.errors import ModelError, ServerAnswerError, SettingsError, UsageError
 from policy_server.formats.finding import describe_others, format_of_folder, policy_at
 from policy_server.formats.known_formats import expected_formats
-from policy_server.formats.model_files import files_of_model
+from policy_server.formats.model_files import files_of_model, named_folder
 from policy_server.formats.unpacking import format_of_file
 from policy_server.settings import ENV_PREFIX, Settings
 
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 Progress = Callable[[int, int], None]
-Status = Mapping[str, Any]
+Status = AnswerObject
 
 _PIECE_BYTES = 1024 * 1024
 # Loading and proving a large policy takes minutes; the server has a limit of its own.
@@ -222,12 +223,25 @@ def as_json(known: Status) -> str:
     return json.dumps(known, ensure_ascii=False)
 
 
-def as_text(known: Status) -> Iterator[str]:
-    """Yield the versions of a policy as lines of a table.
+def as_text(known: Status) -> list[str]:
+    """Return the versions of a policy as lines of a table.
 
     Args:
         known: what `status` returns.
+
+    Raises:
+        ServerAnswerError: if it is the answer of another server, or of another version of this one.
     """
+    try:
+        return list(_lines(known))
+    except (AttributeError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise ServerAnswerError(
+            f"{known.where}: the answer holds no versions of a policy as this program knows them; "
+            "is it a Policy Server of this version that listens there?"
+        ) from error
+
+
+def _lines(known: Status) -> Iterator[str]:
     rows = [("version", "state", "traffic", "agreement", "")]
     for version in known["versions"]:
         name = version["name"]
@@ -244,7 +258,7 @@ def as_text(known: Status) -> Iterator[str]:
             f"{waiting['max_disagreement']:.2%} of them have another action"
         )
     if known["reason"]:
-        yield known["reason"]
+        yield f"{known['reason']}"
     yield from (
         f"{version['name']} could not be loaded: {version['reason']}"
         for version in known["versions"]
@@ -292,7 +306,9 @@ def _files_of(path: Path, settings: Settings) -> Mapping[str, Path]:
     if policy is None or not (policy.is_file() or policy.is_dir()):
         others = describe_others(settings.model_copy(update={"home": path}))
         what = "holds no policy" if path.is_dir() else "not found"
-        raise ModelError(others or f"{path}: {what}; expected {expected_formats()}, or its zip")
+        raise ModelError(
+            others or f"{named_folder(path)}: {what}; expected {expected_formats()}, or its zip"
+        )
     if policy.is_dir():
         inside = {f"policy/{name}": file for name, file in files_of_model(policy).items()}
         form = format_of_folder(policy)

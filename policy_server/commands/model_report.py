@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,12 +53,14 @@ class ModelReport:
         signature: its inputs, outputs and distribution; with the schema's names where that fits.
         schema: the schema.yaml; None where there is none.
         problem: why the schema can't be served with this model; None where it can.
+        path: the path that was asked about; None for the served policy.
     """
 
     source: Path
     signature: PolicySignature
     schema: Path | None
     problem: str | None
+    path: Path | None = None
 
     def check_fits(self) -> None:
         """Raise a SchemaError if there is a schema.yaml that can't be served with the model."""
@@ -88,15 +91,14 @@ def inspect_model(
     schema = find_schema(source, settings) if named is None else settings.schema_path
     with unzipped_model(source, settings) as folder:
         if schema is None:
-            return ModelReport(source, signature_of(folder, None), None, None)
+            return ModelReport(source, signature_of(folder, None), None, None, path)
         try:
-            with named_as_example(schema):
-                return ModelReport(
-                    source, signature_of(folder, read_schema(schema, policy)), schema, None
-                )
+            with named_as_example(schema, draft=_draft_to(path, schema)):
+                signature = signature_of(folder, read_schema(schema, policy))
+                return ModelReport(source, signature, schema, None, path)
         except SchemaError as error:
             try:
-                return ModelReport(source, signature_of(folder, None), schema, error.message)
+                return ModelReport(source, signature_of(folder, None), schema, error.message, path)
             except ModelError:
                 raise error from None
 
@@ -110,7 +112,7 @@ def report_as_text(report: ModelReport) -> list[str]:
     signature = report.signature
     width = signature.observation_width
     values = "any number of values" if width is None else _count(width, "value")
-    fits = f"there is none; draft one with `{command_for('schema')}`"
+    fits = f"there is none; draft one with `{command_for(_draft_of(report.path))}`"
     if report.schema is not None:
         fits = (
             f"{report.schema} fits" if report.problem is None else f"does not fit: {report.problem}"
@@ -160,6 +162,15 @@ def report_as_json(report: ModelReport) -> str:
         "schema_problem": report.problem,
     }
     return orjson.dumps(document).decode()
+
+
+def _draft_of(path: Path | None) -> str:
+    """Return the words of the command that drafts a schema.yaml for the policy at a path."""
+    return "schema" if path is None else f"schema {shlex.quote(str(path))}"
+
+
+def _draft_to(path: Path | None, schema: Path) -> str:
+    return f"{_draft_of(path)} --output {shlex.quote(str(schema))}"
 
 
 def _find_named(settings: Settings, policy: str | None) -> Path | None:

@@ -12,6 +12,7 @@ from policy_server.errors import ModelError
 from policy_server.formats import load_policy
 from policy_server.formats.finding import describe_others, find_model, find_policy, policy_at
 from policy_server.formats.known_formats import expected_formats
+from policy_server.formats.model_files import named_folder
 from policy_server.formats.unpacking import unpack_model
 from policy_server.installation import command_for
 from policy_server.policy import PolicySignature
@@ -70,7 +71,8 @@ def find_source(path: Path | None, settings: Settings) -> Path:
             raise ModelError(others)
         what = f"holds no policy, {expected_formats()}" if path.is_dir() else "not found"
         raise ModelError(
-            f"{path}: {what}; expected a policy's file or folder, or an example's folder"
+            f"{named_folder(path)}: {what}; expected a policy's file or folder, or an example's "
+            "folder"
         )
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from shlex import quote
 
 from policy_server.commands import (
     client,
@@ -349,8 +350,8 @@ class Commands:
                 overwrite=overwrite,
             )
             yield f"wrote {written}"
-            yield f"look into it:  {command_for(f'inspect {written}')}"
-            yield f"draft its schema.yaml:  {command_for(f'schema {written}')}"
+            yield f"look into it:  {command_for(f'inspect {quote(str(written))}')}"
+            yield f"draft its schema.yaml:  {command_for(f'schema {quote(str(written))}')}"
             return
         notes: list[str] = []
         paths = export.export_policy(
@@ -364,7 +365,7 @@ class Commands:
         )
         yield from (f"wrote {path}" for path in paths)
         yield from (f"note: {note}" for note in notes)
-        yield f"serve it:  {command_for(f'copy_server_files {folder}')}"
+        yield f"serve it:  {command_for(f'copy_server_files {quote(folder)}')}"
 
     @command
     def clients(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from policy_server.commands.client import PolicyClient
@@ -145,7 +146,8 @@ def check_serves(folder: Path, url: str, served: ServedPolicies) -> None:
     if any(_types(schema) != expected.get(name) for name, schema in served.schemas.items()):
         raise ServerAnswerError(
             f"{url}: serves another schema than {folder / 'schema.yaml'}; serve that with "
-            f"`{command_for(f'copy_server_files {folder}')}`, and start the server again"
+            f"`{command_for(f'copy_server_files {quote(str(folder))}')}`, and start the server "
+            "again"
         )
 
 

@@ -24,7 +24,11 @@ _BROKEN = (requests.exceptions.ChunkedEncodingError, requests.exceptions.Content
 
 
 class AnswerObject(dict[str, Any]):
-    """A JSON object of an answer; a key that it has not is the server's mistake."""
+    """A JSON object of an answer; a key that it has not is the server's mistake.
+
+    Attributes:
+        where: the server, for messages.
+    """
 
     def __init__(self, where: str, items: Mapping[str, Any]) -> None:
         """Own the items.
@@ -34,7 +38,7 @@ class AnswerObject(dict[str, Any]):
             items: of the object.
         """
         super().__init__(items)
-        self._where = where
+        self.where = where
 
     def __missing__(self, key: str) -> Any:  # noqa: ANN401 -- raises
         """Refuse the answer.
@@ -42,7 +46,7 @@ class AnswerObject(dict[str, Any]):
         Raises:
             ServerAnswerError: naming the key.
         """
-        raise ServerAnswerError(f"{self._where}: the answer has no {key!r}; {_IS_IT}")
+        raise ServerAnswerError(f"{self.where}: the answer has no {key!r}; {_IS_IT}")
 
 
 @dataclass(frozen=True, kw_only=True)

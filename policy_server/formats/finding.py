@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 
 from policy_server.errors import ModelError
 from policy_server.formats.known_formats import FORMATS, Format, expected_formats, format_of
-from policy_server.formats.model_files import files_of_model
+from policy_server.formats.model_files import files_of_model, named_folder
 from policy_server.formats.recognition import describe_file, describe_names
-from policy_server.formats.unpacking import choose_root, format_of_file, unpack_model
+from policy_server.formats.unpacking import FolderCheck, choose_root, format_of_file, unpack_model
 from policy_server.installation import command_for
 from policy_server.settings import Settings
 
@@ -61,12 +61,18 @@ class _Candidate:
     form: Format
 
 
-def prepare_model(settings: Settings, *, formats: Sequence[Format] = FORMATS) -> Path:
+def prepare_model(
+    settings: Settings,
+    *,
+    formats: Sequence[Format] = FORMATS,
+    check: FolderCheck = lambda _folder: None,
+) -> Path:
     """Make sure that the policy of the server's folder lies unzipped.
 
     Args:
         settings: the folder, and how much may be unpacked.
         formats: those that may read the policy.
+        check: as `unpack_model` takes it.
 
     Returns:
         The folder that holds the policy's files, such as saved_model.pb: `models/` for a zip or
@@ -74,6 +80,7 @@ def prepare_model(settings: Settings, *, formats: Sequence[Format] = FORMATS) ->
 
     Raises:
         ModelError: if there is no policy or more than one, or its zip is refused.
+        PolicyServerError: as `check` raises it.
     """
     found = find_policy(settings, formats=formats)
     if found is None:
@@ -87,13 +94,17 @@ def prepare_model(settings: Settings, *, formats: Sequence[Format] = FORMATS) ->
         if found.is_relative_to(settings.models_path):
             _tell_passed_over(settings, formats)
         return found
-    return unpack_model(
-        found, settings.models_path, max_bytes=settings.max_unpacked_bytes, formats=formats
-    )
+    most, target = settings.max_unpacked_bytes, settings.models_path
+    return unpack_model(found, target, max_bytes=most, formats=formats, check=check)
 
 
 def prepare_policy(
-    path: Path, target: Path, settings: Settings, *, formats: Sequence[Format] = FORMATS
+    path: Path,
+    target: Path,
+    settings: Settings,
+    *,
+    formats: Sequence[Format] = FORMATS,
+    check: FolderCheck = lambda _folder: None,
 ) -> Path:
     """Make sure that the policy of a file or folder lies unzipped.
 
@@ -102,12 +113,14 @@ def prepare_policy(
         target: the folder that a file is unpacked to.
         settings: how much may be unpacked.
         formats: those that may read the policy.
+        check: as `unpack_model` takes it.
 
     Returns:
         The folder that holds the policy's files.
 
     Raises:
         ModelError: if there is no policy or more than one, or the zip is refused.
+        PolicyServerError: as `check` raises it.
     """
     if not os.path.lexists(path):
         raise ModelError(f"{path}: not found; expected {expected_formats(formats)}, or its zip")
@@ -116,10 +129,11 @@ def prepare_policy(
         found = policy_at(path, settings, formats=formats) or find_model(path, formats=formats)
     if found is None:
         seems = _seeming_folder(path, settings, formats) or "a folder without a policy"
-        raise ModelError(f"{path}: is {seems}; expected {expected_formats(formats)}")
+        raise ModelError(f"{named_folder(path)}: is {seems}; expected {expected_formats(formats)}")
     if found.is_dir():
         return found
-    return unpack_model(found, target, max_bytes=settings.max_unpacked_bytes, formats=formats)
+    most = settings.max_unpacked_bytes
+    return unpack_model(found, target, max_bytes=most, formats=formats, check=check)
 
 
 def find_policy(settings: Settings, *, formats: Sequence[Format] = FORMATS) -> Path | None:
@@ -153,7 +167,8 @@ def find_policy(settings: Settings, *, formats: Sequence[Format] = FORMATS) -> P
         candidates.extend(_unzipped(settings, formats))
     if len(candidates) > 1:
         names = ", ".join(_shown(item) for item in candidates)
-        raise ModelError(f"{settings.home}: holds {len(candidates)} policies ({names}); keep one")
+        place = named_folder(settings.home)
+        raise ModelError(f"{place}: holds {len(candidates)} policies ({names}); keep one")
     return candidates[0].path if candidates else None
 
 
@@ -220,14 +235,14 @@ def describe_others(settings: Settings, *, formats: Sequence[Format] = FORMATS) 
     is_one_file = any(path.suffix.lower() in _ONE_FILE for path in _entries(home))
     if format_of_folder(home, formats) is not None and not is_one_file:
         return (
-            f"{home}: holds the files of a policy beside others; move them to a folder of their "
-            f"own, such as {settings.models_path}"
+            f"{named_folder(home)}: holds the files of a policy beside others; move them to a "
+            f"folder of their own, such as {settings.models_path}"
         )
     seen = _seeming_policies(_entries(home), settings, formats)
     if not seen:
         return None
     found, expected = ", ".join(seen[:_SOME_FILES]), expected_formats(formats)
-    return f"{home}: holds no policy, but {found}; expected {expected}, zipped or not"
+    return f"{named_folder(home)}: holds no policy, but {found}; expected {expected}, zipped or not"
 
 
 def _seeming_policies(
@@ -260,7 +275,7 @@ def find_model(folder: Path, *, formats: Sequence[Format] = FORMATS) -> Path | N
         ModelError: if several lie at the same depth.
     """
     paths = [PurePosixPath(name) for name in files_of_model(folder)]
-    root = choose_root(paths, str(folder), formats)
+    root = choose_root(paths, named_folder(folder), formats)
     return None if root is None else folder / root
 
 

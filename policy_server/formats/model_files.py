@@ -25,6 +25,7 @@ __all__ = [
     "head_of",
     "identify_model",
     "is_part_of_model",
+    "named_folder",
     "read_mark",
 ]
 
@@ -72,7 +73,7 @@ def files_of_model(folder: Path) -> dict[str, Path]:
         ModelError: if there are too many; see `bounded`.
     """
     found = []
-    for path in bounded(folder.rglob("*"), str(folder)):
+    for path in bounded(folder.rglob("*"), named_folder(folder)):
         if path.is_file() and is_part_of_model(path.relative_to(folder)):
             found.append(path)
     return {path.relative_to(folder).as_posix(): path for path in sorted(found)}
@@ -151,7 +152,7 @@ def digest_of_path(path: Path) -> str:
         return digest_of_file(path)
     files = files_of_model(path)
     if not files:
-        raise ModelError(f"{path}: holds no files")
+        raise ModelError(f"{named_folder(path)}: holds no files")
     return digest_of_files(files)
 
 
@@ -188,6 +189,15 @@ def digest_of_file(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ModelError(f"{path}: can't be read: {error.strerror or error}") from error
+
+
+def named_folder(folder: Path) -> str:
+    """Return a folder as a message names it: as it was given, and the current one in words.
+
+    Args:
+        folder: the folder.
+    """
+    return "this folder" if str(folder) == "." else str(folder)
 
 
 def read_mark(path: Path) -> str | None:

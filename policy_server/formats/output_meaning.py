@@ -398,6 +398,12 @@ class _Reader:
                 "for each dimension; mend it"
             )
         size = item.width // 2
+        if item.has_several_rows and item.row_length != size:
+            raise ModelError(
+                f"{self._subject}: the output {item.name!r} holds "
+                f"{item.width // (item.row_length or 1)} rows of {item.row_length} numbers; "
+                "expected the means of all dimensions followed by their deviations; export it so"
+            )
         parts = [ActionComponent(kind, size, 0, 0)]
         return self._meaning([ReadOutput(item, "normal")], parts, _vector(size), "schema")
 

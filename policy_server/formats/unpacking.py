@@ -6,10 +6,10 @@ import contextlib
 import logging
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from policy_server.errors import ModelError
+from policy_server.errors import ModelError, PolicyServerError
 from policy_server.files.archives import Archive, ArchiveLimits, open_archive
 from policy_server.files.atomic import whole_folder
 from policy_server.files.locks import FileLock
@@ -27,12 +27,15 @@ from policy_server.formats.model_files import (
 from policy_server.formats.recognition import describe_file
 from policy_server.settings import ENV_PREFIX
 
-__all__ = ["choose_root", "format_of_file", "pack_model", "unpack_model"]
+__all__ = ["FolderCheck", "choose_root", "format_of_file", "pack_model", "unpack_model"]
 
 logger = logging.getLogger(__name__)
 
 # Keeps the folder in the repository.
 _KEPT = ".gitkeep"
+
+# Raises the errors that a start would have with the unzipped policy in a folder.
+FolderCheck = Callable[[Path], None]
 
 
 def unpack_model(
@@ -42,6 +45,7 @@ def unpack_model(
     max_bytes: int,
     beside: Path | None = None,
     formats: Sequence[Format] = FORMATS,
+    check: FolderCheck = lambda _folder: None,
 ) -> Path:
     """Unpack a zip to a new folder, which then takes the place of `models`.
 
@@ -55,6 +59,8 @@ def unpack_model(
         max_bytes: the largest size of all files together.
         beside: the folder to look for files that belong to the source; None for its own.
         formats: those that may read the files.
+        check: the check that the new folder has to pass before it takes the place of `models`,
+            which may hold the only copy of a policy. Its errors name the source.
 
     Returns:
         `models`, which holds the policy's files itself.
@@ -62,8 +68,9 @@ def unpack_model(
     Raises:
         ModelError: if the zip is damaged, is too large, holds no single policy, or would write
             outside the folder; or if the file is no policy. The folder is then as it was.
+        PolicyServerError: as `check` raises it; the folder is then as it was, too.
     """
-    unpacking = _Unpacking(source, models, max_bytes, beside or source.parent, formats)
+    unpacking = _Unpacking(source, models, max_bytes, beside or source.parent, formats, check)
     if unpacking.is_done():
         return models
     with _locked(models):
@@ -139,12 +146,14 @@ class _Unpacking:
         max_bytes: int,
         beside: Path,
         formats: Sequence[Format],
+        check: FolderCheck,
     ) -> None:
         self._source = source
         self._models = models
         self._max_bytes = max_bytes
         self._beside = beside
         self._formats = formats
+        self._check = check
         self._digest = digest_of_file(source)
 
     def is_done(self) -> bool:
@@ -174,7 +183,7 @@ class _Unpacking:
     def _copy(self, name: str, form: Format) -> None:
         """Copy the policy that is one file."""
         self._check_size(self._source)
-        with self._filled(form) as new:
+        with self._filled(form, name) as new:
             shutil.copyfile(self._source, new / name)
 
     def _unpack(self, archive: Archive) -> None:
@@ -183,8 +192,11 @@ class _Unpacking:
             archive.extract(root, new, is_wanted=is_part_of_model)
 
     @contextlib.contextmanager
-    def _filled(self, form: Format) -> Iterator[Path]:
-        """Give a folder for the policy's own files, which then gets the others and replaces it."""
+    def _filled(self, form: Format, name: str = "") -> Iterator[Path]:
+        """Give a folder for the policy's own files, which then gets the others and replaces it.
+
+        The source is the file `name` in the folder, or the folder if that is empty.
+        """
         with whole_folder(self._models, key=form.mark) as new:
             new.chmod(0o755)
             yield new
@@ -197,6 +209,19 @@ class _Unpacking:
                 (new / BESIDE_MARK).write_text(digest_of_files(copies))
             if (self._models / _KEPT).exists():
                 (new / _KEPT).touch()
+            self._check_new(new, name)
+
+    def _check_new(self, new: Path, name: str) -> None:
+        try:
+            self._check(new)
+        except PolicyServerError as error:
+            # Nobody knows the new folder, which goes.
+            source, message = str(self._source), error.message
+            for path in (new.resolve() / name, new / name, new.resolve(), new):
+                message = message.replace(str(path), source)
+            if isinstance(error, ModelError) and not message.startswith(source):
+                message = f"{source}: {message.removeprefix(f'{name}: ')}"
+            raise type(error)(message) from error
 
     def _choose(self, paths: Sequence[PurePosixPath]) -> tuple[PurePosixPath, Format]:
         found = _policies_in(paths, self._formats)

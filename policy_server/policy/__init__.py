@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from policy_server.policy.boundaries import (
     ImmediateBackend,
+    LosableBackend,
     Policy,
     PolicyBackend,
     SendingBackend,
@@ -54,6 +55,7 @@ __all__ = [
     "Float64Array",
     "ImmediateBackend",
     "Int64Array",
+    "LosableBackend",
     "ObservationPart",
     "Policy",
     "PolicyBackend",

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from policy_server.policy.calls import PolicyInputs, PolicyOutputs
 from policy_server.policy.signature import PolicySignature
 
-__all__ = ["ImmediateBackend", "Policy", "PolicyBackend", "SendingBackend"]
+__all__ = ["ImmediateBackend", "LosableBackend", "Policy", "PolicyBackend", "SendingBackend"]
 
 
 class Policy(Protocol):
@@ -85,6 +85,14 @@ class ImmediateBackend(PolicyBackend, Protocol):
 
     def infer_at_once(self, inputs: PolicyInputs) -> PolicyOutputs:
         """Answer B observations, where `is_immediate` said so; see `infer`."""
+
+
+@runtime_checkable
+class LosableBackend(PolicyBackend, Protocol):
+    """A backend that may never answer again in this process, but would in a new one."""
+
+    def is_lost(self) -> bool:
+        """Return whether it has come to that."""
 
 
 @runtime_checkable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -264,20 +265,24 @@ class PolicySignature:
                 f"takes {self.observation_width} numbers in place of the {other.observation_width}"
             )
         if self.mask_sizes != other.mask_sizes:
-            return "takes another action mask than that"
+            return _mask_difference(self.mask_sizes, other.mask_sizes)
         # Formats name their outputs as they do; no client sees the names.
         mine, theirs = (
             [replace(action, name="") for action in item.action_outputs] for item in (self, other)
         )
         if mine != theirs:
-            return "gives other actions than those"
+            return f"gives {_action_words(mine)} in place of the {_action_words(theirs)}"
         if self.components is None or other.components is None:
             return None
         parts, others = (
             [(part.size, part.columns, part.name, part.labels) for part in item.components or ()]
             for item in (self, other)
         )
-        return None if parts == others else f"gives {self.family} in place of the {other.family}"
+        if parts == others or self.family != other.family:
+            return (
+                None if parts == others else f"gives {self.family} in place of the {other.family}"
+            )
+        return f"gives {_named(self)} in place of the {_named(other)}"
 
     @functools.cached_property
     def memory_width(self) -> int:
@@ -292,6 +297,33 @@ class PolicySignature:
             if self.observation_dtype in ("float32", "float16", "bfloat16")
             else np.float64
         )
+
+
+def _mask_difference(mine: tuple[int, ...], theirs: tuple[int, ...]) -> str:
+    if not mine:
+        return "takes no action mask, unlike that"
+    one, other = (" + ".join(map(str, sizes)) for sizes in (mine, theirs))
+    rest = f" in place of the {other}" if other else ", unlike that"
+    return f"takes an action mask of {one} choices{rest}"
+
+
+def _action_words(outputs: Sequence[ActionOutput]) -> str:
+    """Return actions in words, such as `1 integer and 2 numbers in a list`."""
+    words = [
+        f"{item.columns} {'integer' if item.is_integer else 'number'}"
+        f"{'' if item.columns == 1 else 's'}{' in a list' if item.is_vector else ''}"
+        for item in outputs
+    ]
+    return " and ".join(words) or "no actions"
+
+
+def _named(signature: PolicySignature) -> str:
+    """Return the components with the names and labels that schema.yaml gives them."""
+    return " + ".join(
+        " ".join(filter(None, [item.name, f"({', '.join(item.labels)})" if item.labels else ""]))
+        or "action without a name"
+        for item in signature.components or ()
+    )
 
 
 def _static_shape(item: SignatureTensor) -> tuple[int, ...]:

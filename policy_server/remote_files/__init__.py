@@ -8,7 +8,7 @@ fetches one file and `folder_download` a folder, `fetching` both files of a serv
 
 from __future__ import annotations
 
-from policy_server.remote_files.fetch_threads import fetch_in_thread
+from policy_server.remote_files.fetch_threads import fetch_in_thread, run_in_waiting_loop
 from policy_server.remote_files.fetched_files import RECORD_FILE, FetchedFile
 from policy_server.remote_files.fetching import PairCheck, bring_files, fetch_files
 from policy_server.remote_files.uris import RemoteUri, parse_uri
@@ -22,4 +22,5 @@ __all__ = [
     "fetch_files",
     "fetch_in_thread",
     "parse_uri",
+    "run_in_waiting_loop",
 ]

@@ -222,10 +222,11 @@ class ServerSchema:
             other: the other schema.
 
         Returns:
-            The difference; None where a client of the one can be a client of the other.
+            The first difference, such as `has observations.speed.maximum: 5 in its schema.yaml in
+            place of the 3`; None where a client of the one can be a client of the other.
         """
         mine, theirs = (_undescribed(item.observations) for item in (self, other))
-        return None if mine == theirs else "has other observations in its schema.yaml than those"
+        return None if mine == theirs else _difference(mine, theirs)
 
     def policy_part(self) -> ServerSchema:
         """Return the part of the schema that a policy's answers depend on.
@@ -246,6 +247,36 @@ class ServerSchema:
 
 def _undescribed(fields: tuple[_Field, ...] | None) -> tuple[_Field, ...] | None:
     return None if fields is None else tuple(replace(item, description=None) for item in fields)
+
+
+def _difference(
+    mine: tuple[ObservationField, ...] | None, theirs: tuple[ObservationField, ...] | None
+) -> str:
+    """Return where the second observations differ from the first, in words."""
+    kept, changed = (
+        {item.name: _public_observation(item) for item in fields or ()} for fields in (mine, theirs)
+    )
+    if mine is None or theirs is None:
+        return _unlike("observations", is_there=mine is None)
+    alone = next(
+        (name for name in (*kept, *changed) if name not in kept or name not in changed), None
+    )
+    if alone is not None:
+        return _unlike(f"observations.{alone}", is_there=alone in changed)
+    if [*kept] != [*changed]:
+        orders = [", ".join(names) for names in (changed, kept)]
+        return f"has the observations {orders[0]} in its schema.yaml in place of the {orders[1]}"
+    for name, before in kept.items():
+        for key in {**before, **changed[name]}:
+            old, new = (item.get(key, "none") for item in (before, changed[name]))
+            if old != new:
+                where = f"observations.{name}.{key}"
+                return f"has {where}: {new} in its schema.yaml in place of the {old}"
+    return "has other observations in its schema.yaml than those"
+
+
+def _unlike(place: str, *, is_there: bool) -> str:
+    return f"has {'' if is_there else 'no '}{place} in its schema.yaml, unlike that"
 
 
 def public_schema(schema: ServerSchema) -> dict[str, Any]:

@@ -29,11 +29,12 @@ def find_example_of(path: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def named_as_example(path: Path) -> Iterator[None]:
+def named_as_example(path: Path, *, draft: str = "schema --output schema.yaml") -> Iterator[None]:
     """Add to a refusal of a schema.yaml that the file is an example's, where it is.
 
     Args:
         path: the schema.yaml that the block compares with a policy.
+        draft: the words of the command that drafts the policy's own.
 
     Raises:
         SchemaError: the block's own, with the remedy for a file that was made for another policy.
@@ -47,7 +48,7 @@ def named_as_example(path: Path) -> Iterator[None]:
         problem = error.message.partition("; ")[0]
         raise SchemaError(
             f"{problem}; this schema.yaml is the example's ({example}), unchanged: draft your "
-            f"policy's own with `{command_for('schema --output schema.yaml')}`"
+            f"policy's own with `{command_for(draft)}`"
         ) from error
 
 

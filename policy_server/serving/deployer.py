@@ -24,7 +24,7 @@ from policy_server.serving.traffic import ALL_TRAFFIC
 from policy_server.serving.verdicts import weigh
 from policy_server.serving.version import PolicyVersion
 
-__all__ = ["Deployer", "VersionOpener"]
+__all__ = ["ENDING", "Deployer", "VersionOpener"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ VersionOpener = Callable[[DeployedVersion], PolicyOpener]
 _PERIOD_S = 1.0
 # A change that comes after another process's is made anew, so many times in all.
 _MOST_TRIES = 3
-_ENDING = "the server is ending, and nothing is deployed; deploy again when another one answers"
+ENDING = "the server is ending, and nothing is deployed; deploy again when another one answers"
 # A deployment that can't be followed is tried again, later each time.
 _LONGEST_DELAY_S = 60.0
 # Of a policy that could not be loaded: no change but a first deployment fits it.
@@ -160,7 +160,7 @@ class Deployer:
         """
         async with self._deploying:
             if self._is_ending:
-                raise NotReadyError(_ENDING)
+                raise NotReadyError(ENDING)
             begun = await self._latest()
             _deployed(begun, version)
             if version.name in self.draining:
@@ -181,7 +181,7 @@ class Deployer:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._is_ending and task is not None and not task.cancelling():
-                raise NotReadyError(_ENDING) from None
+                raise NotReadyError(ENDING) from None
             raise
         finally:
             self._loading = None

@@ -111,6 +111,13 @@ class PolicyRegistry:
                 return False
         return True
 
+    def lost(self) -> str | None:
+        """Return the name of a policy that only another process would answer for; None for none.
+
+        One is enough: the server is not ready without it, so that nobody asks it for the others.
+        """
+        return next((slot.name for slot in self if slot.is_lost()), None)
+
     @property
     def failures(self) -> Mapping[str, str]:
         """Return the reason of each policy that could not be loaded, by name."""

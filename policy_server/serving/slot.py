@@ -489,6 +489,11 @@ class PolicySlot:
             self._is_ready = asyncio.create_task(self._ask_ready(self._traffic))
         return await asyncio.shield(self._is_ready)
 
+    def is_lost(self) -> bool:
+        """Return whether nothing but another process would answer questions of the traffic."""
+        shares = () if self._traffic is None else self._traffic.shares
+        return any(share.version.is_lost() for share in shares)
+
     async def _ask_ready(self, traffic: Traffic) -> bool:
         answers = [await share.version.scheduler.is_ready() for share in traffic.shares]
         self._ready_until = time.monotonic() + _READY_FOR_S

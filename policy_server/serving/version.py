@@ -29,6 +29,7 @@ from policy_server.policy import (
     NO_SEED,
     AnswerKind,
     ImmediateBackend,
+    LosableBackend,
     PolicyBackend,
     PolicyInputs,
     PolicyOutputs,
@@ -230,6 +231,10 @@ class PolicyVersion:
         except BaseException:
             await version.aclose()
             raise
+
+    def is_lost(self) -> bool:
+        """Return whether nothing but another process would answer; see `LosableBackend`."""
+        return isinstance(self.backend, LosableBackend) and self.backend.is_lost()
 
     def check_answers(self, kind: AnswerKind) -> None:
         """Refuse a kind of answer that the policy's family does not allow.

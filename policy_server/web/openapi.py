@@ -195,7 +195,7 @@ def _describe_operation(operation: Document, route: Route) -> None:
         operation["security"] = _SECURITY
         describe_error(operation, 401)
         describe_error(operation, 429)
-    if route.path == "/readyz":
+    if route.path in ("/livez", "/readyz"):
         describe_error(operation, 503)
     if "{session_id}" in route.path:
         describe_error(operation, 404)

@@ -277,8 +277,16 @@ def server_routes(registry: PolicyRegistry) -> APIRouter:
     router = APIRouter(tags=["Health"])
 
     @router.get("/", operation_id="root", summary="Say that the server runs")
+    async def root() -> str:
+        return "ok"
+
     @router.get("/livez", operation_id="livez", summary="Say that the process is alive")
     async def alive() -> str:
+        if (name := registry.lost()) is not None:
+            raise NotReadyError(
+                f"each thread of the policy {name!r} hangs, for more than a minute by now; start "
+                "the server anew"
+            )
         return "ok"
 
     @router.get(
@@ -294,6 +302,6 @@ def server_routes(registry: PolicyRegistry) -> APIRouter:
         )
 
     # Load balancers ask so.
-    for path, answer in (("/", alive), ("/livez", alive), ("/readyz", ready)):
+    for path, answer in (("/", root), ("/livez", alive), ("/readyz", ready)):
         router.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)
     return router

@@ -202,10 +202,14 @@ class Hanging:
 
 
 @pytest.fixture
-async def hanging() -> AsyncIterator[Hanging]:
+async def hanging(request: pytest.FixtureRequest) -> AsyncIterator[Hanging]:
+    """Give a backend that is lost after a minute, or the seconds that the test gives."""
     is_let_go = threading.Event()
     policy = HangingPolicy(summing_backend().signature, is_let_go)
-    backend = LocalBackend(policy, CallLimit(_LONGEST_S, shortest_s=0), look_every_s=0.01)
+    limit = CallLimit(_LONGEST_S, shortest_s=0)
+    backend = LocalBackend(
+        policy, limit, look_every_s=0.01, lost_after_s=getattr(request, "param", 60.0)
+    )
     try:
         yield Hanging(backend, is_let_go.set)
     finally:
@@ -295,6 +299,8 @@ async def test_backend_is_not_ready_while_too_many_calls_hang(
         with pytest.raises(OverloadedError, match="too long for 5 calls at a time"):
             await refused
     assert not calls[4].done()
+    # It may answer again: nobody starts the process anew for a short hang.
+    assert not hanging.backend.is_lost()
     hanging.let_go()
     assert float((await calls[4]).actions[0, 0]) == 1
     assert await hanging.backend.is_ready()
@@ -302,6 +308,33 @@ async def test_backend_is_not_ready_while_too_many_calls_hang(
     # Those that were left have ended, so that others can be.
     again = [hanging.ask(first) for first in (9, 2)]
     assert float((await again[1]).actions[0, 0]) == 2
+
+
+@pytest.mark.parametrize("hanging", [0.0], indirect=True)
+async def test_policy_is_lost_once_all_its_threads_have_hung_for_long(hanging: Hanging) -> None:
+    calls = [hanging.ask(first) for first in (7, 8, 7.5, 8.5, 7.25)]
+    await until(hanging.backend.is_lost)
+    is_ready = await hanging.backend.is_ready()
+    hanging.let_go()
+    await asyncio.gather(*calls, return_exceptions=True)
+
+    assert not is_ready
+    assert not hanging.backend.is_lost()
+
+
+@pytest.mark.parametrize("hanging", [0.0], indirect=True)
+async def test_policy_that_answers_in_the_event_loop_is_not_lost(
+    hanging: Hanging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = [hanging.ask(first) for first in (7, 8, 7.5, 8.5, 7.25)]
+    await until(hanging.backend.is_lost)
+    monkeypatch.setattr(HangingPolicy, "seconds_for", lambda _self, rows: rows * 1e-4)
+
+    is_lost = hanging.backend.is_lost()
+    hanging.let_go()
+    await asyncio.gather(*calls, return_exceptions=True)
+
+    assert not is_lost
 
 
 async def test_calls_that_wait_at_the_end_are_answered(hanging: Hanging) -> None:

@@ -13,6 +13,7 @@ import pytest
 from policy_server import create_app
 from policy_server.commands import deployments
 from policy_server.commands.client import PolicyClient
+from policy_server.commands.server_answers import AnswerObject
 from policy_server.errors import ModelError, ServerAnswerError, SettingsError, UsageError
 from policy_server.settings import Settings
 from tests.support.library_policies import POLICIES
@@ -113,6 +114,42 @@ def test_wrong_key_and_missing_policy_are_one_line(url: str, tmp_path: Path) -> 
             deployed(server, tmp_path)
 
 
+def status_of(*versions: object, **changed: object) -> AnswerObject:
+    """Return an answer about versions."""
+    known = {"live": "v1", "former": None, "waiting_for": None, "reason": "", "versions": versions}
+    return AnswerObject("http://other:80/admin", {**known, **changed})
+
+
+VERSION = {"name": "v1", "state": "live", "traffic": 100.0, "agreement": None, "reason": None}
+REPORT = {"same_mode": 1.0, "copies": 2, "mean_distance": 0.1, "call_seconds": 0.1, "failed": 0}
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        status_of(versions=3),
+        status_of("v1"),
+        status_of({**VERSION, "name": 7}),
+        status_of({**VERSION, "traffic": "all"}),
+        status_of(VERSION, live=["v1"]),
+        status_of(VERSION, waiting_for=True),
+        status_of(VERSION, waiting_for={"version": 1, "after": 2, "max_disagreement": "few"}),
+        status_of({**VERSION, "agreement": "good"}),
+        status_of({**VERSION, "agreement": {**REPORT, "course": [9.0]}}),
+        status_of({**VERSION, "agreement": {**REPORT, "course": [float("nan")]}}),
+        status_of({**VERSION, "agreement": {**REPORT, "course": [float("inf")]}}),
+    ],
+)
+def test_answer_of_other_types_is_one_line(known: AnswerObject) -> None:
+    with pytest.raises(ServerAnswerError) as caught:
+        list(deployments.as_text(known))
+
+    assert caught.value.message == (
+        "http://other:80/admin: the answer holds no versions of a policy as this program knows "
+        "them; is it a Policy Server of this version that listens there?"
+    )
+
+
 def test_agreement_is_shown_with_its_course() -> None:
     report = {
         "copies": 200,
@@ -125,7 +162,7 @@ def test_agreement_is_shown_with_its_course() -> None:
         "course": [0.0, 0.5, 1.0],
     }
     version = {"name": "v2", "state": "shadow", "traffic": 0.0, "agreement": report, "reason": None}
-    known = {"live": "v1", "former": None, "waiting_for": None, "reason": "", "versions": [version]}
+    known = status_of(version)
 
     (_, line) = deployments.as_text(known)
 

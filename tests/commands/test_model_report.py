@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -174,8 +175,34 @@ def test_inspect_takes_a_policy_of_any_name(categorical: Path) -> None:
 def test_inspect_without_a_schema_says_how_to_get_one(models: Path, settings: Settings) -> None:
     report = model_report.inspect_model(models / "normal", settings)
 
-    assert "generate.py schema" in model_report.report_as_text(report)[-1]
+    shown = model_report.report_as_text(report)[-1]
+    assert f"`python generate.py schema {models / 'normal'}`" in shown
     report.check_fits()
+
+
+def test_inspect_of_a_path_with_a_space_says_a_command_that_can_be_copied(
+    models: Path, tmp_path: Path, settings: Settings
+) -> None:
+    path = tmp_path / "my run"
+    shutil.copytree(models / "normal", path)
+
+    report = model_report.inspect_model(path, settings)
+
+    assert f"`python generate.py schema '{path}'`" in model_report.report_as_text(report)[-1]
+
+
+def test_inspect_of_an_examples_schema_says_where_to_draft_the_policys_own(
+    categorical: Path, settings: Settings
+) -> None:
+    schema = categorical / "schema.yaml"
+    shutil.copyfile(ROOT / "examples" / "mouse_and_cheese" / "schema.yaml", schema)
+
+    report = model_report.inspect_model(categorical / "saved_model.zip", settings)
+
+    assert report.problem is not None
+    assert report.problem.endswith(
+        f"`python generate.py schema {categorical / 'saved_model.zip'} --output {schema}`"
+    )
 
 
 def test_inspect_shows_bounds(models: Path, tmp_path: Path, settings: Settings) -> None:

@@ -329,6 +329,54 @@ def test_key_comes_from_a_secret_only() -> None:
         assert secret is None or reference["key"] in secret["stringData"]
 
 
+KEYS = {"ADMIN_KEY": "admin-key", "METRICS_KEY": "metrics-key", "STATE_KEY": "state-key"}
+
+
+def test_keys_among_the_settings_are_in_the_charts_secret_alone() -> None:
+    manifests = render({"settings": {name: f"{name}-in-clear" for name in KEYS}})
+    variables = variables_of(pod_of(manifests))
+
+    secret = manifests["Secret/mouse-policy-server"]["stringData"]
+    for name, key in KEYS.items():
+        variable = variables[f"POLICY_SERVER_{name}"]
+        reference = {"name": "mouse-policy-server", "key": key}
+        assert variable["valueFrom"] == {"secretKeyRef": reference}
+        assert secret[key] == f"{name}-in-clear"
+    assert "in-clear" not in str(manifests["Deployment/mouse-policy-server"])
+
+
+def test_key_that_is_a_number_is_kept_as_it_is_written() -> None:
+    secret = render({"settings": {"ADMIN_KEY": 12345678}})["Secret/mouse-policy-server"]
+
+    assert secret["stringData"] == {"admin-key": "12345678"}
+
+
+def test_changed_key_of_the_chart_starts_the_pods_anew() -> None:
+    def annotations(key: str) -> object:
+        manifests = render({"settings": {"ADMIN_KEY": key}})
+        return manifests["Deployment/mouse-policy-server"]["spec"]["template"]["metadata"]
+
+    assert annotations("a") != annotations("b")
+
+
+def test_keys_come_from_a_secret_of_ones_own() -> None:
+    manifests = render(
+        {"keys": {"existingSecret": "mine", "adminKey": "admin", "metricsKey": "scraper"}}
+    )
+    variables = variables_of(pod_of(manifests))
+
+    assert "Secret/mouse-policy-server" not in manifests
+    for name, key in (("ADMIN_KEY", "admin"), ("METRICS_KEY", "scraper")):
+        reference = variables[f"POLICY_SERVER_{name}"]["valueFrom"]["secretKeyRef"]
+        assert reference == {"name": "mine", "key": key}
+    assert "POLICY_SERVER_STATE_KEY" not in variables
+
+
+def test_versions_can_be_changed_in_one_pod_or_in_the_pods_of_a_cluster() -> None:
+    for values in ({}, {"replicaCount": 3, "ray": {"address": "head:6379"}}):
+        assert render({**values, "settings": {"ADMIN_KEY": "a"}})
+
+
 def test_address_of_the_sessions_comes_from_a_secret_only() -> None:
     variable = variables_of(pod_of(render(VALUES["fetched"])))["POLICY_SERVER_SESSIONS_URL"]
 
@@ -372,6 +420,44 @@ def test_server_that_fetches_its_policy_needs_no_copy() -> None:
             {"policy": {"configMap": "a", "existingClaim": "b"}}, "not several", id="two-policies"
         ),
         pytest.param({"backend": "local", "ray": {"address": "a:1"}}, "backend: ray", id="ray"),
+        pytest.param(
+            {"replicaCount": 2, "settings": {"ADMIN_KEY": "a"}}, "one pod only", id="admin-of-two"
+        ),
+        pytest.param(
+            {"replicaCount": 2, "keys": {"existingSecret": "a", "adminKey": "b"}},
+            "one pod only",
+            id="admin-of-two-by-a-secret",
+        ),
+        pytest.param(
+            {"replicaCount": 2, "env": [{"name": "POLICY_SERVER_ADMIN_KEY", "value": "a"}]},
+            "one pod only",
+            id="admin-of-two-by-a-variable",
+        ),
+        pytest.param(
+            {"autoscaling": {"enabled": True}, "settings": {"ADMIN_KEY": "a"}},
+            "one pod only",
+            id="admin-of-many",
+        ),
+        pytest.param(
+            {
+                "settings": {"ADMIN_KEY": "a"},
+                "keys": {"existingSecret": "a", "adminKey": "b"},
+            },
+            "not both",
+            id="two-admin-keys",
+        ),
+        pytest.param({"keys": {"adminKey": "b"}}, "existingSecret", id="key-of-no-secret"),
+        pytest.param({"keys": {"existingSecret": "b"}}, "name adminKey", id="secret-of-no-key"),
+        pytest.param(
+            {"settings": {"DRAIN_S": 30}},
+            "terminationGracePeriodSeconds: is 60; expected more than 65",
+            id="short-grace",
+        ),
+        pytest.param(
+            {"settings": {"DRAIN_S": "0", "REQUEST_TIMEOUT_S": "55.5"}},
+            "expected more than 60.5",
+            id="short-grace-of-texts",
+        ),
     ],
 )
 def test_values_that_contradict_each_other_are_refused(

@@ -99,6 +99,16 @@ def test_two_unzipped_policies_are_refused(tmp_path: Path) -> None:
         find_model(tmp_path)
 
 
+def test_current_folder_is_named_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "ab":
+        folder_of(tmp_path / name, "saved_model.pb")
+    monkeypatch.chdir(tmp_path)
+
+    for find_any in (find_model, lambda home: find_policy(Settings(home=home))):
+        with pytest.raises(ModelError, match=r"^this folder: holds 2 policies \(a"):
+            find_any(Path())
+
+
 def test_zip_of_any_name_is_unpacked_by_its_content(tmp_path: Path) -> None:
     zip_of(tmp_path / "run 7.ZIP", NOTES, under="best/")
     zip_of(tmp_path / "images.zip", {"a.png": b"x"})

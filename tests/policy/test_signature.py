@@ -9,6 +9,8 @@ import pytest
 from policy_server.policy import ActionOutput, ObservationPart, SignatureTensor
 from tests.support.fakes import components_of, signature_of
 
+(TWO,) = components_of(("categorical", 2))
+
 
 def tensor(*shape: int | None) -> SignatureTensor:
     """Return an input with these dimensions behind the batch's."""
@@ -56,4 +58,41 @@ def test_names_of_the_outputs_in_the_file_make_no_other_policy() -> None:
     other = signature_of(None, outputs=(replace(output, is_integer=False),))
 
     assert known.difference(renamed) is None
-    assert known.difference(other) == "gives other actions than those"
+    assert known.difference(other) == "gives 1 integer in place of the 1 number"
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "expected"),
+    [
+        ({"observation_width": 7}, {"observation_width": 6}, "takes 7 numbers in place of the 6"),
+        (
+            {"mask_name": "mask"},
+            {},
+            "takes an action mask of 2 choices, unlike that",
+        ),
+        (
+            {"action_outputs": (ActionOutput("a", is_integer=True, columns=1, is_vector=False),)},
+            {"action_outputs": (ActionOutput("b", is_integer=False, columns=2, is_vector=True),)},
+            "gives 1 integer in place of the 2 numbers in a list",
+        ),
+        (
+            {"components": components_of(("categorical", 2))},
+            {"components": components_of(("categorical", 3))},
+            "gives categorical(2) in place of the categorical(3)",
+        ),
+        (
+            {"components": (replace(TWO, name="go", labels=("left", "right")),)},
+            {"components": (TWO,)},
+            "gives go (left, right) in place of the action without a name",
+        ),
+    ],
+    ids=["width", "mask", "actions", "family", "names"],
+)
+def test_difference_names_both_sides(
+    mine: dict[str, object], theirs: dict[str, object], expected: str
+) -> None:
+    same = signature_of((TWO,))
+
+    difference = replace(same, **mine).difference(replace(same, **theirs))  # type: ignore[arg-type]  # of each case
+
+    assert difference == expected

@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 
 from policy_server.errors import ModelError
-from policy_server.remote_files import fetch_files, fetch_in_thread, parse_uri
+from policy_server.remote_files import (
+    fetch_files,
+    fetch_in_thread,
+    parse_uri,
+    run_in_waiting_loop,
+)
 from policy_server.settings import Settings
 from tests.support.stores import pass_any
 from tests.support.waiting import until
@@ -47,3 +52,31 @@ async def test_result_and_error_of_the_work_are_the_callers() -> None:
     assert await fetch_in_thread(lambda: 7) == 7
     with pytest.raises(ModelError, match="no policy"):
         await fetch_in_thread(fail)
+
+
+async def test_coroutine_of_the_thread_is_cancelled_with_its_wait() -> None:
+    here = asyncio.get_running_loop()
+    seen: list[object] = []
+
+    async def wait() -> None:
+        seen.append(asyncio.get_running_loop() is here)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            seen.append("ended")
+
+    working = asyncio.create_task(fetch_in_thread(lambda: run_in_waiting_loop(wait())))
+    await until(lambda: seen == [True])
+    working.cancel()
+    await asyncio.wait([working])
+
+    assert working.cancelled()
+    assert seen == [True, "ended"]
+    await until(lambda: not _fetching())
+
+
+def test_coroutine_of_a_thread_that_no_loop_waits_for_has_a_loop_of_its_own() -> None:
+    async def seven() -> int:
+        return 7
+
+    assert run_in_waiting_loop(seven()) == 7

@@ -666,3 +666,46 @@ def test_any_schema_survives_a_round_trip_and_accepts_its_own_example(
     row = space.parse_named(json.dumps(space.example).encode())
     assert schema.min_width <= len(row)
     assert space.parse_raw(json.dumps({"obs": space.raw_example(None)}).encode()) == row
+
+
+PLACE = 'place: {type: "List[int]", min_items: 2, max_items: 2}'
+SPEED = f"observations: {{speed: {{type: float, maximum: 3}}, {PLACE}}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (SPEED, None),
+        (SPEED.replace("type: float", "type: float, description: fast"), None),
+        (
+            SPEED.replace("maximum: 3", "maximum: 5"),
+            "has observations.speed.maximum: 5 in its schema.yaml in place of the 3",
+        ),
+        (
+            SPEED.replace(", maximum: 3", ""),
+            "has observations.speed.maximum: none in its schema.yaml in place of the 3",
+        ),
+        (
+            f"observations: {{{PLACE}}}",
+            "has no observations.speed in its schema.yaml, unlike that",
+        ),
+        (
+            SPEED.replace("speed", "pace: {type: int}, speed"),
+            "has observations.pace in its schema.yaml, unlike that",
+        ),
+        (
+            f"observations: {{{PLACE}, speed: {{type: float, maximum: 3}}}}",
+            "has the observations place, speed in its schema.yaml in place of the speed, place",
+        ),
+        ("parameters: {}", "has no observations in its schema.yaml, unlike that"),
+    ],
+)
+def test_difference_of_observations_names_the_key_and_both_values(
+    text: str, expected: str | None, tmp_path: Path
+) -> None:
+    schemas = []
+    for name, content in (("ours.yaml", SPEED), ("theirs.yaml", text)):
+        (tmp_path / name).write_text(content)
+        schemas.append(read_schema(tmp_path / name))
+
+    assert schemas[0].difference(schemas[1]) == expected

@@ -107,6 +107,33 @@ def test_two_servers_run_side_by_side(tmp_path: Path) -> None:
     assert kinds == ["categorical", "squashed_normal"]
 
 
+def test_upload_that_is_under_way_ends_with_a_stop_and_leaves_nothing(tmp_path: Path) -> None:
+    """The client goes on sending nothing, so that its body's own time would be the longest wait."""
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copy(POLICIES / "sb3_v18_ppo_discrete" / "policy.zip", home)
+    (home / "schema.yaml").write_text(f"parameters: {{api_key: {KEY}}}")
+    settings = {**LOCAL, "POLICY_SERVER_ADMIN_KEY": "admin", "POLICY_SERVER_BODY_TIMEOUT_S": "600"}
+    with running_server(home, environment=settings) as server:
+        port = int(server.url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(
+                b"POST /admin/policies/default/versions HTTP/1.1\r\nhost: a\r\n"
+                b"access-token: admin\r\n"
+                b"content-type: application/zip\r\ncontent-length: 1000000\r\n\r\nPK"
+            )
+            versions = home / "versions" / "default"
+            wait_until(lambda: list(versions.glob(".incoming-*")))
+            server.process.send_signal(signal.SIGTERM)
+            client.settimeout(60)
+            answer = b"".join(iter(lambda: client.recv(65536), b""))
+            server.process.wait(60)
+
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"the server is ending, and nothing is deployed" in answer
+    assert list(versions.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("schema", "expected"),
     [

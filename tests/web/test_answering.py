@@ -386,6 +386,30 @@ async def test_readiness_is_the_backends(*, is_up: bool, status: int) -> None:
     assert (ready.status_code, alive.status_code) == (status, 200)
 
 
+class LosableFake(FakeBackend):
+    """A backend in this process whose threads may all hang."""
+
+    has_lost_all = False
+
+    def is_lost(self) -> bool:
+        """Return whether nothing but another process would answer."""
+        return self.has_lost_all
+
+
+@pytest.mark.parametrize(("has_lost_all", "status"), [(False, 200), (True, 503)])
+async def test_process_whose_policy_is_lost_for_good_is_not_alive(
+    *, has_lost_all: bool, status: int
+) -> None:
+    backend = LosableFake(integer_backend().signature, (0.0, 0.0))
+    async with serve(backend) as client:
+        backend.is_up, backend.has_lost_all = False, has_lost_all
+        alive, root = await client.get("/livez"), await client.get("/")
+
+    assert (alive.status_code, root.status_code) == (status, 200)
+    if has_lost_all:
+        assert_error(alive, 503, "each thread of the policy 'default' hangs")
+
+
 async def test_app_runs_twice(caplog: pytest.LogCaptureFixture) -> None:
     app = build()
     with caplog.at_level(logging.WARNING):

@@ -131,7 +131,7 @@ class ApplicationRuns:
         if not self._settings.direct_calls or counts.is_scaled:
             return None
         return DirectCalls(
-            ReplicaList(application.name),
+            ReplicaList(application.name, socket_folder=self._membership.ledger_folder),
             replicas=counts.most,
             timeout_s=self._settings.request_timeout_s,
         )

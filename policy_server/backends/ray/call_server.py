@@ -22,7 +22,7 @@ from policy_server.backends.ray.call_frames import (
     inputs_of,
 )
 from policy_server.backends.ray.call_proofs import KEY_BYTES, server_handshake
-from policy_server.backends.ray.replica_list import ReplicaAddress
+from policy_server.backends.ray.replica_list import ReplicaAddress, new_socket_path
 from policy_server.errors import PolicyFailedError, PolicyServerError
 from policy_server.policy import PolicyInputs, PolicyOutputs
 
@@ -32,7 +32,6 @@ __all__ = ["CallServer", "failure_of"]
 _MOST_WAITING = 256
 # So many connections may be about to prove the key.
 _MOST_STRANGERS = 64
-_NAME_BYTES = 8
 
 
 class CallServer:
@@ -83,7 +82,7 @@ class CallServer:
         """
         loop, port = asyncio.get_running_loop(), 0
         if folder is not None:
-            self._path = folder / f"calls-{secrets.token_hex(_NAME_BYTES)}"
+            self._path = new_socket_path(folder)
             self._server = await loop.create_unix_server(self._connected, str(self._path))
         else:
             self._server = await loop.create_server(self._connected, host, 0)

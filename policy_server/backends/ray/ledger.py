@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from policy_server.backends.ray_processes import Process
 from policy_server.files.locks import FileLock
 
-__all__ = ["FilesHere", "FolderLedger", "Ledger", "PolicyFiles", "Remove", "is_alive"]
+__all__ = ["FilesHere", "FolderLedger", "Ledger", "PolicyFiles", "Remove"]
 
 Remove = Callable[[str], None]
 
@@ -96,6 +97,7 @@ class FolderLedger:
         """
         self._folder = folder
         self._remove = remove
+        self._name = str(Process.of(os.getpid()))
         folder.mkdir(mode=0o700, exist_ok=True)
 
     def enter(self, application: str) -> None:
@@ -103,14 +105,16 @@ class FolderLedger:
         with FileLock(self._folder / "lock"):
             entries = self._entries(application)
             entries.mkdir(parents=True, exist_ok=True)
-            (entries / str(os.getpid())).touch()
+            (entries / self._name).touch()
 
     def leave(self, application: str, *, is_retired: bool) -> None:
         """See `Ledger.leave`."""
         with FileLock(self._folder / "lock"):
             entries = self._entries(application)
-            (entries / str(os.getpid())).unlink(missing_ok=True)
-            if is_retired and not any(is_alive(int(entry.name)) for entry in entries.iterdir()):
+            (entries / self._name).unlink(missing_ok=True)
+            if is_retired and not any(
+                Process.read(entry.name).is_running() for entry in entries.iterdir()
+            ):
                 self._remove(application)
                 shutil.rmtree(self._folder / application, ignore_errors=True)
 
@@ -138,18 +142,3 @@ class FolderLedger:
 
     def _entries(self, application: str) -> Path:
         return self._folder / application / "users"
-
-
-def is_alive(pid: int) -> bool:
-    """Return whether a process exists.
-
-    Args:
-        pid: its number.
-    """
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

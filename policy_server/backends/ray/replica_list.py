@@ -9,8 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
+import secrets
+import socket
+import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,13 +26,23 @@ from policy_server.engine.cache import read_signature
 from policy_server.errors import PolicyServerError
 from policy_server.policy import PolicySignature
 
-__all__ = ["ReplicaAddress", "ReplicaList", "announce", "remove_addresses"]
+__all__ = [
+    "ReplicaAddress",
+    "ReplicaList",
+    "announce",
+    "new_socket_path",
+    "remove_addresses",
+    "remove_left_socket",
+]
 
 logger = logging.getLogger(__name__)
 
 _NAMESPACE = "policy_server"
 # A new number for entries that older servers don't understand.
 _PREFIX = "replicas-2"
+_NAME_BYTES = 8
+_SOCKET = re.compile(rf"calls-[0-9a-f]{{{2 * _NAME_BYTES}}}")
+_PROBE_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -95,12 +111,14 @@ def remove_addresses(application: str) -> None:
 class ReplicaList:
     """The list of one application's replicas, as a web process reads it."""
 
-    def __init__(self, application: str) -> None:
+    def __init__(self, application: str, *, socket_folder: Path | None = None) -> None:
         """Own copies of the entries that have been read.
 
         Args:
             application: the application's name.
+            socket_folder: the folder of its replicas' sockets; None where they listen at ports.
         """
+        self._socket_folder = socket_folder
         self._application = application
         self._known: dict[str, ReplicaAddress] = {}
 
@@ -139,10 +157,45 @@ class ReplicaList:
     def _remove_dead(self, address: ReplicaAddress) -> None:
         from ray.experimental.internal_kv import _internal_kv_del
 
+        # First: Ray may not know yet that the replica has ended.
+        if self._socket_folder is not None:
+            remove_left_socket(address.path, self._socket_folder)
         alive = ray.util.list_named_actors(all_namespaces=True)
         if address.actor not in {actor["name"] for actor in alive}:
             key = f"{_prefix(self._application)}{address.replica}"
             _internal_kv_del(key, namespace=_NAMESPACE)
+
+
+def new_socket_path(folder: Path) -> Path:
+    """Return a path for a replica's socket that no other one has.
+
+    Args:
+        folder: the folder of the sockets.
+    """
+    return folder / f"calls-{secrets.token_hex(_NAME_BYTES)}"
+
+
+def remove_left_socket(path: str, folder: Path) -> None:
+    """Remove the socket of a replica that was killed, at which nobody listens any more.
+
+    The path comes from Ray's store: one of another form, or in another folder, is left alone.
+
+    Args:
+        path: the replica's.
+        folder: the folder of the sockets.
+    """
+    name = path.rpartition("/")[2]
+    left = folder / name
+    if not _SOCKET.fullmatch(name) or path != str(left):
+        return
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+        if not stat.S_ISSOCK(left.lstat().st_mode):
+            return
+        probe.settimeout(_PROBE_TIMEOUT_S)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            left.unlink(missing_ok=True)
 
 
 def _prefix(application: str) -> str:

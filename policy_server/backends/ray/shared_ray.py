@@ -18,10 +18,9 @@ from typing import Any
 import ray
 
 from policy_server.backends.ray.connection import as_not_ready_error, connect
-from policy_server.backends.ray.ledger import is_alive
 from policy_server.backends.ray.membership import OnRaysThread
 from policy_server.backends.ray.own_ray import OwnRay
-from policy_server.backends.ray_processes import end_ray_in, rays_of
+from policy_server.backends.ray_processes import Process, end_ray_in, rays_of
 from policy_server.backends.ray_pulse import (
     WatchedProcess,
     are_running,
@@ -38,6 +37,7 @@ __all__ = ["SharedRay"]
 _LAST_WORKER_TIMEOUT_S = 30.0
 _POLL_S = 0.1
 _LEDGER = "ledger"
+_MEMBER = "member-"
 
 
 class SharedRay:
@@ -66,7 +66,7 @@ class SharedRay:
         self._watched: list[WatchedProcess] = []
         self._settling: asyncio.Task[None] | None = None
         self._folder = share_folder("workers", parent=self._server).path
-        self._entry = self._folder / f"member-{os.getpid()}"
+        self._entry = self._folder / f"{_MEMBER}{Process.of(os.getpid())}"
         self._has_started = False
         self.is_waiting = False
         self._lock: AsyncExitStack | None = None
@@ -229,8 +229,8 @@ class SharedRay:
         """Return the entries of the other workers that serve."""
         return [
             path
-            for path in self._folder.glob("member-*")
-            if path != self._entry and is_alive(int(path.name.split("-")[1]))
+            for path in self._folder.glob(f"{_MEMBER}*")
+            if path != self._entry and Process.read(path.name.removeprefix(_MEMBER)).is_running()
         ]
 
 

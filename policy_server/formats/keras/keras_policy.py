@@ -223,10 +223,12 @@ class _Loading:
         steps, shape = self._steps, self._steps.shape(output.register)
         ending = steps.endings.get(output.register, (None, 0))[0]
         is_integer = steps.builder.dtype(output.register).kind in "iu"
-        whole = NetworkOutput(
-            output.name, steps.size(output.register), is_integer, bool(shape), ending
-        )
-        if ending not in ("softmax", "log_softmax") or whole.width == shape[-1]:
+        size, is_normalized = steps.size(output.register), ending in ("softmax", "log_softmax")
+        # Dimensions of one number make no rows.
+        row_length = next((length for length in reversed(shape) if length > 1), size)
+        known = None if is_normalized else row_length
+        whole = NetworkOutput(output.name, size, is_integer, bool(shape), ending, known)
+        if not is_normalized or whole.width == shape[-1]:
             return whole
         rows = whole.width // shape[-1]
         if schema is None or not (schema.tuple or len(schema.actions or ()) == rows):

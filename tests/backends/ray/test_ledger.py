@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from policy_server.backends.ray.ledger import FolderLedger
+from policy_server.backends.ray_processes import Process
 
 APPLICATION = "policy-default-0123456789ab"
 # More than Linux gives a process.
-NOBODY = 2**22 + 1
+NOBODY = Process(2**22 + 1, "0")
+PARENT = Process.of(os.getppid())
 
 
 class Serve:
@@ -29,19 +31,19 @@ def ledger_in(folder: Path) -> tuple[FolderLedger, Serve]:
     return FolderLedger(folder / "ledger", serve.removed.append), serve
 
 
-def enter_as(folder: Path, pid: int) -> None:
+def enter_as(folder: Path, process: Process) -> None:
     """Enter an application for another process."""
-    (folder / "ledger" / APPLICATION / "users" / str(pid)).touch()
+    (folder / "ledger" / APPLICATION / "users" / str(process)).touch()
 
 
 def test_retired_application_goes_with_its_last_user(tmp_path: Path) -> None:
     ledger, serve = ledger_in(tmp_path)
     ledger.enter(APPLICATION)
-    enter_as(tmp_path, os.getppid())
+    enter_as(tmp_path, PARENT)
 
     ledger.leave(APPLICATION, is_retired=True)
     while_used = list(serve.removed)
-    (tmp_path / "ledger" / APPLICATION / "users" / str(os.getppid())).unlink()
+    (tmp_path / "ledger" / APPLICATION / "users" / str(PARENT)).unlink()
     ledger.enter(APPLICATION)
     ledger.leave(APPLICATION, is_retired=True)
 
@@ -49,10 +51,15 @@ def test_retired_application_goes_with_its_last_user(tmp_path: Path) -> None:
     assert serve.removed == [APPLICATION]
 
 
-def test_process_that_died_uses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "died",
+    [NOBODY, Process(PARENT.pid, "1")],
+    ids=["no process has its number", "another process has its number"],
+)
+def test_process_that_died_uses_nothing(died: Process, tmp_path: Path) -> None:
     ledger, serve = ledger_in(tmp_path)
     ledger.enter(APPLICATION)
-    enter_as(tmp_path, NOBODY)
+    enter_as(tmp_path, died)
 
     ledger.leave(APPLICATION, is_retired=True)
 

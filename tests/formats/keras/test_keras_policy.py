@@ -90,8 +90,12 @@ def test_meaning_is_read_from_the_end_the_names_and_schema_yaml(
             layers.Softmax()(layers.Reshape((2, 3))(dense(6))),
             "holds 2 softmaxes over 3 numbers; if these are 2 actions",
         ),
+        (
+            layers.Reshape((2, 3), name="logits")(dense(6)),
+            "'logits' holds 2 rows of 3 logits; if these are 2 actions, list them under",
+        ),
     ],
-    ids=["one", "two", "value", "rows-of-softmaxes"],
+    ids=["one", "two", "value", "rows-of-softmaxes", "rows-of-logits"],
 )
 def test_outputs_that_nothing_tells_the_meaning_of_are_refused(
     outputs: Keras, expected: str, tmp_path: Path
@@ -168,6 +172,50 @@ def test_activation_at_the_end_is_no_layer_of_logits(outputs: Keras, tmp_path: P
 
     with pytest.raises(ModelError, match="ends with an activation, as a layer of features does"):
         load(folder, "parameters: {discrete: True}")
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 1), (1, 2, 3)])
+def test_rows_of_logits_are_as_many_actions_where_schema_yaml_lists_them(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    model = keras.Model(INPUTS, layers.Reshape(shape, name="logits")(dense(6)))
+    theirs = np.asarray(model(ROWS)).reshape(len(ROWS), 6)
+
+    policy = load(save(model, tmp_path), "actions: {a: {choices: 3}, b: {choices: 3}}")
+
+    assert policy.signature.family == "categorical(3) + categorical(3)"
+    assert numbers(policy, ROWS) == pytest.approx(theirs, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 1), (1, 6)])
+def test_logits_in_one_row_are_one_action_whatever_their_shape(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    model = keras.Model(INPUTS, layers.Reshape(shape, name="logits")(dense(6)))
+
+    assert load(save(model, tmp_path)).signature.family == "categorical(6)"
+
+
+def test_rows_of_logits_that_schema_yaml_cuts_elsewhere_are_refused(tmp_path: Path) -> None:
+    model = keras.Model(INPUTS, layers.Reshape((2, 3), name="logits")(dense(6)))
+
+    with pytest.raises(ModelError, match="holds 2 rows of 3 logits"):
+        load(save(model, tmp_path), "actions: {a: {choices: 2}, b: {choices: 4}}")
+
+
+def test_mean_and_deviation_of_each_dimension_side_by_side_are_refused(tmp_path: Path) -> None:
+    model = keras.Model(INPUTS, layers.Reshape((3, 2))(dense(6)))
+
+    with pytest.raises(ModelError, match="holds 3 rows of 2 numbers; expected the means"):
+        load(save(model, tmp_path), "actions: {go: {dimensions: 3, values: normal}}")
+
+
+def test_row_of_means_above_one_of_deviations_is_a_normal(tmp_path: Path) -> None:
+    model = keras.Model(INPUTS, layers.Reshape((2, 3))(dense(6)))
+
+    policy = load(save(model, tmp_path), "actions: {go: {dimensions: 3, values: normal}}")
+
+    assert policy.signature.family == "normal(3)"
 
 
 def test_rows_of_softmaxes_are_as_many_actions_where_schema_yaml_lists_them(tmp_path: Path) -> None:

@@ -66,3 +66,70 @@ capabilities:
 {{- define "policy-server.rayMetricsPort" -}}
 {{- if eq (include "policy-server.metricsPort" .) "8081" }}8082{{ else }}8081{{ end -}}
 {{- end -}}
+
+{{/* A setting as the server reads it. YAML's numbers come as floats, which Helm writes as 1e+06 from a
+million on. */}}
+{{- define "policy-server.text" -}}
+{{- if and (kindIs "float64" .) (eq (floor .) .) }}{{ int64 . }}{{ else }}{{ . | toString }}{{ end -}}
+{{- end -}}
+
+{{/* The settings that are keys of the server, by their names in `keys` and in the chart's own Secret. */}}
+{{- define "policy-server.keyNames" -}}
+ADMIN_KEY: [adminKey, admin-key]
+METRICS_KEY: [metricsKey, metrics-key]
+STATE_KEY: [stateKey, state-key]
+{{- end -}}
+
+{{/* The keys of the server that lie in Secrets: the Secret and its key, by the setting's name. */}}
+{{- define "policy-server.keys" -}}
+{{- $named := 0 -}}
+{{- range $name, $places := include "policy-server.keyNames" . | fromYaml -}}
+{{- $own := index $.Values.settings $name -}}
+{{- with index $.Values.keys (first $places) -}}
+{{- $named = add1 $named -}}
+{{- if $own -}}
+{{- fail (printf "keys: give %s or settings.%s, not both" (first $places) $name) -}}
+{{- end -}}
+{{- if not $.Values.keys.existingSecret -}}
+{{- fail (printf "keys.%s: names a key of keys.existingSecret, which is not given" (first $places)) -}}
+{{- end }}
+{{ $name }}: [{{ $.Values.keys.existingSecret | quote }}, {{ . | quote }}]
+{{- end }}
+{{- if $own }}
+{{ $name }}: [{{ include "policy-server.name" $ | quote }}, {{ last $places }}]
+{{- end }}
+{{- end }}
+{{- if and .Values.keys.existingSecret (not $named) -}}
+{{- fail "keys.existingSecret: name adminKey, metricsKey or stateKey, the keys that it has" -}}
+{{- end }}
+{{- end -}}
+
+{{/* The contents of the chart's own Secret; empty where it has none. */}}
+{{- define "policy-server.secretData" -}}
+{{- if and .Values.apiKey.value (eq (include "policy-server.secret" .) (include "policy-server.name" .)) }}
+{{ .Values.apiKey.secretKey }}: {{ .Values.apiKey.value | quote }}
+{{- end }}
+{{- range $name, $places := include "policy-server.keyNames" . | fromYaml }}
+{{- with index $.Values.settings $name }}
+{{ last $places }}: {{ include "policy-server.text" . | quote }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Refuses what would lose versions or requests. */}}
+{{- define "policy-server.checks" -}}
+{{- $isAdmin := hasKey (include "policy-server.keys" . | fromYaml) "ADMIN_KEY" -}}
+{{- range .Values.env -}}
+{{- if eq (.name | default "") "POLICY_SERVER_ADMIN_KEY" }}{{ $isAdmin = true }}{{ end -}}
+{{- end -}}
+{{- $isSeveral := or .Values.autoscaling.enabled (gt (int .Values.replicaCount) 1) -}}
+{{- if and $isAdmin $isSeveral (not .Values.ray.address) -}}
+{{- fail "ADMIN_KEY: a deploy would reach one pod only; use one pod, or ray.address, whose cluster the pods share their versions by" -}}
+{{- end -}}
+{{- $drain := float64 (.Values.settings.DRAIN_S | default 0) -}}
+{{- $timeout := float64 (.Values.settings.REQUEST_TIMEOUT_S | default 30) -}}
+{{- $needed := addf 5 $drain $timeout -}}
+{{- if le (float64 .Values.terminationGracePeriodSeconds) $needed -}}
+{{- fail (printf "terminationGracePeriodSeconds: is %d; expected more than %v: 5 s until the proxies know, %v s of settings.DRAIN_S and %v s of settings.REQUEST_TIMEOUT_S" (int .Values.terminationGracePeriodSeconds) $needed $drain $timeout) -}}
+{{- end -}}
+{{- end -}}
