@@ -38,7 +38,7 @@ from policy_server.telemetry import adopt_loggers
 if TYPE_CHECKING:
     from policy_server.backends.ray.lean_node import LeanNode
 
-__all__ = ["RAY_METRICS", "REPLICA_ENVIRONMENT", "OwnRay"]
+__all__ = ["RAY_METRICS", "REPLICA_ENVIRONMENT", "OwnRay", "report_unshared_class"]
 
 # The name of the address of Ray's own metrics; people read them on the server's port.
 RAY_METRICS = "ray_metrics"
@@ -144,6 +144,7 @@ class OwnRay:
         """
         if self._node is None:
             return
+        report_unshared_class()
         self._node.wake_agents()
         if not self._settings.dashboard_port:
             return
@@ -237,6 +238,18 @@ class OwnRay:
         # The dashboard reads no other.
         remembered = {f"RAY_{name}": str(count) for name, count in _REMEMBERED.items()}
         return {**REPLICA_ENVIRONMENT, **remembered, "PYTHONPATH": os.pathsep.join(python_path)}
+
+
+def report_unshared_class() -> None:
+    """Log why replicas don't share a class of actors, where Ray Serve has changed."""
+    try:
+        from policy_server.backends.ray.replica_class import unexpected_insides
+
+        reason = unexpected_insides()
+    except ImportError as error:
+        reason = reason_of(error)
+    if reason:
+        logger.warning("replica_class_not_shared", extra={"reason": reason})
 
 
 def _watched(node: LeanNode) -> list[WatchedProcess]:
