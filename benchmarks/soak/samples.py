@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -17,10 +15,8 @@ __all__ = ["Figures", "Meter", "Sample"]
 
 _EVERY_S = 5.0
 _MEGABYTE = 1e6
-_TIMEOUT_S = 5.0
 _SETTLE_S = 30.0
 _POLL_S = 0.5
-_STORE = re.compile(r"^ray_object_store_used_memory\S* (\S+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class Sample:
         requests: how many there were by then.
         roles: by `web`, `replica` and `Ray`.
         folder_mb: the size of Ray's temporary folder, and of what else lies beside it.
-        store_mb: what Ray's object store holds; None without Ray.
+        store_mb: what Ray's object store holds, or has held at once; None without Ray.
         is_quiet: whether no client was there.
     """
 
@@ -75,14 +71,14 @@ class Meter:
     Attributes:
         server: the server.
         folder: where its temporary files lie.
-        ray_page: the address of Ray's metrics; None without Ray.
+        has_store: whether there is a Ray, with an object store.
         count: returns the number of requests so far.
         samples: those that were taken.
     """
 
     server: RunningServer
     folder: Path
-    ray_page: str | None
+    has_store: bool
     count: Callable[[], int]
     samples: list[Sample] = field(default_factory=list)
     _began: float = field(default_factory=time.monotonic)
@@ -145,11 +141,19 @@ class Meter:
         return self.server.processes(), self._stored(), sum(sizes)
 
     def _stored(self) -> float | None:
-        if self.ray_page is None:
+        """Return the pages of shared memory that the raylet, which has the store, has touched."""
+        if not self.has_store:
             return None
-        with urllib.request.urlopen(self.ray_page, timeout=_TIMEOUT_S) as answer:  # noqa: S310 -- http
-            found = _STORE.findall(answer.read().decode())
-        return sum(map(float, found)) / _MEGABYTE
+        found = 0
+        for pid in self.server.pids():
+            with suppress(OSError):
+                folder = Path(f"/proc/{pid}")
+                if (folder / "cmdline").read_bytes().split(b"\0")[0].endswith(b"/raylet"):
+                    lines = (folder / "status").read_text().splitlines()
+                    found += sum(
+                        int(line.split()[1]) for line in lines if line.startswith("RssShmem:")
+                    )
+        return found * 1024 / _MEGABYTE
 
 
 def _figures(processes: list[ProcessFigures]) -> Figures:

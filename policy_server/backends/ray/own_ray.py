@@ -66,6 +66,9 @@ _REMEMBERED = {
     "maximum_gcs_dead_worker_cached_count": 50,
     "task_events_max_num_task_in_gcs": 1000,
 }
+# Ray's metrics cost its agent 250 KB for each version that ever was, and the server reads none of
+# them. Whoever wants them sets the variable, which is Ray's own.
+_METRICS = "enable_metrics_collection"
 # The errors of a private part of Ray that has moved or takes other arguments.
 _MOVED = (ImportError, AttributeError, TypeError)
 
@@ -202,7 +205,9 @@ class OwnRay:
             environment=self._environment(),
             start_timeout_s=self._settings.start_timeout_s,
         )
-        self.addresses[RAY_METRICS] = f"http://127.0.0.1:{self._node.metrics_export_port}/metrics"
+        if f"RAY_{_METRICS}" in os.environ:
+            port = self._node.metrics_export_port
+            self.addresses[RAY_METRICS] = f"http://127.0.0.1:{port}/metrics"
         connect(self._node.gcs_address)
         self._watched = _watched(self._node)
 
@@ -228,7 +233,11 @@ class OwnRay:
             "include_dashboard": settings.dashboard_port > 0,
             "dashboard_host": settings.dashboard_host,
             "dashboard_port": settings.dashboard_port,
-            "_system_config": _REMEMBERED,
+            "_system_config": {
+                **_REMEMBERED,
+                # Here it would go before the variable.
+                **({} if f"RAY_{_METRICS}" in os.environ else {_METRICS: False}),
+            },
         }
 
     def _environment(self) -> dict[str, str]:
