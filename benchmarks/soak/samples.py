@@ -11,12 +11,14 @@ from pathlib import Path
 
 from benchmarks.processes import ProcessFigures, RunningServer
 
-__all__ = ["Figures", "Meter", "Sample"]
+__all__ = ["Figures", "Meter", "Sample", "stored_bytes"]
 
 _EVERY_S = 5.0
 _MEGABYTE = 1e6
 _SETTLE_S = 30.0
 _POLL_S = 0.5
+# Of stat(2), whatever the file system.
+_BLOCK_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -141,19 +143,32 @@ class Meter:
         return self.server.processes(), self._stored(), sum(sizes)
 
     def _stored(self) -> float | None:
-        """Return the pages of shared memory that the raylet, which has the store, has touched."""
         if not self.has_store:
             return None
-        found = 0
-        for pid in self.server.pids():
-            with suppress(OSError):
-                folder = Path(f"/proc/{pid}")
-                if (folder / "cmdline").read_bytes().split(b"\0")[0].endswith(b"/raylet"):
-                    lines = (folder / "status").read_text().splitlines()
-                    found += sum(
-                        int(line.split()[1]) for line in lines if line.startswith("RssShmem:")
-                    )
-        return found * 1024 / _MEGABYTE
+        return sum(map(stored_bytes, self.server.pids())) / _MEGABYTE
+
+
+def stored_bytes(pid: int) -> int:
+    """Return the size of Ray's object store as far as it is filled, or was at once.
+
+    Its file has no name any more, and a process counts among its memory only those of the file's
+    pages that it has touched itself: the size is read by the raylet's open file.
+
+    Args:
+        pid: a process; 0 is returned for all but the raylet.
+    """
+    found = 0
+    with suppress(OSError):
+        if _is_raylet(pid):
+            for number in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):
+                    if number.readlink().name.startswith("plasma"):
+                        found += number.stat().st_blocks * _BLOCK_BYTES
+    return found
+
+
+def _is_raylet(pid: int) -> bool:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"/raylet")
 
 
 def _figures(processes: list[ProcessFigures]) -> Figures:
