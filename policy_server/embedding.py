@@ -129,6 +129,7 @@ def create_app(
             await stack.enter_async_context(followed_keys(keys, known))
             if exporter is not None:
                 exporter.foreign_url = lambda: used.metrics_url
+                exporter.healthy_replicas = lambda: used.healthy_replicas
             yield
 
     return create_web_app(

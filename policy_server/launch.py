@@ -93,6 +93,7 @@ def build_app() -> Application:
                     backends = await stack.enter_async_context(policies.running())
                 await stack.enter_async_context(followed_keys(keys, settings))
                 exporter.foreign_url = lambda: backends.metrics_url
+                exporter.healthy_replicas = lambda: backends.healthy_replicas
                 address = _UNKNOWN if server is None else server.address()
                 _report(policies.registry, backends, exporter.url, address)
                 _settle_garbage_collector()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from benchmarks.soak.picture import draw
 from benchmarks.soak.questions import ask_one
 from benchmarks.soak.raw import connected, encode_request
 from benchmarks.soak.record import Record
-from benchmarks.soak.samples import Figures, Sample
+from benchmarks.soak.samples import Figures, Sample, stored_bytes
 from benchmarks.soak.traffic import ScenarioCounts, Traffic, Trouble, Visitor
 from benchmarks.soak.verdict import find_growth, judge
 from tests.support.waiting import until, wait_until
@@ -324,6 +325,41 @@ def test_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_nothing_to_render_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"soak-local\.json: is not there"):
         main(["--render-only", "--output", str(tmp_path)])
+
+
+_HOLDS_A_STORE = """
+import sys
+from pathlib import Path
+path = Path(sys.argv[1], "plasmaX")
+with path.open("wb") as store:
+    store.write(bytes(range(256)) * 1024)
+    store.flush()
+    path.unlink()
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(("name", "is_counted"), [("raylet", True), ("worker", False)])
+def test_object_store_is_the_raylets_open_file(
+    name: str,
+    is_counted: bool,  # noqa: FBT001 -- a parameter
+    tmp_path: Path,
+) -> None:
+    with subprocess.Popen(
+        [f"/ray/{name}", "-c", _HOLDS_A_STORE, str(tmp_path)],
+        executable=sys.executable,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        found = stored_bytes(process.pid)
+        process.stdin.close()
+
+    assert (found >= 256 * 1024) is is_counted
+    assert stored_bytes(process.pid) == 0
 
 
 def test_picture_of_ray_shows_its_folder_and_object_store() -> None:

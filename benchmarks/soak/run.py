@@ -98,11 +98,10 @@ async def soak(options: Options, scratch: Path, machine: Mapping[str, str]) -> R
     traffic = Traffic(place.port, place.metrics_port, expected, chosen, options.clients)
     with _served(place) as server:
         await _wait(server, place)
-        page = f"http://127.0.0.1:{place.metrics_port}/metrics/ray"
         meter = Meter(
             server,
             place.temporary,
-            page if options.backend == "ray" else None,
+            options.backend == "ray",
             lambda: traffic.counts.total,
         )
         rounds = max(_LEAST_ROUNDS, round(60 * options.minutes / _ROUND_S))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -13,14 +11,14 @@ from pathlib import Path
 
 from benchmarks.processes import ProcessFigures, RunningServer
 
-__all__ = ["Figures", "Meter", "Sample"]
+__all__ = ["Figures", "Meter", "Sample", "stored_bytes"]
 
 _EVERY_S = 5.0
 _MEGABYTE = 1e6
-_TIMEOUT_S = 5.0
 _SETTLE_S = 30.0
 _POLL_S = 0.5
-_STORE = re.compile(r"^ray_object_store_used_memory\S* (\S+)$", re.MULTILINE)
+# Of stat(2), whatever the file system.
+_BLOCK_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Sample:
         requests: how many there were by then.
         roles: by `web`, `replica` and `Ray`.
         folder_mb: the size of Ray's temporary folder, and of what else lies beside it.
-        store_mb: what Ray's object store holds; None without Ray.
+        store_mb: what Ray's object store holds, or has held at once; None without Ray.
         is_quiet: whether no client was there.
     """
 
@@ -75,14 +73,14 @@ class Meter:
     Attributes:
         server: the server.
         folder: where its temporary files lie.
-        ray_page: the address of Ray's metrics; None without Ray.
+        has_store: whether there is a Ray, with an object store.
         count: returns the number of requests so far.
         samples: those that were taken.
     """
 
     server: RunningServer
     folder: Path
-    ray_page: str | None
+    has_store: bool
     count: Callable[[], int]
     samples: list[Sample] = field(default_factory=list)
     _began: float = field(default_factory=time.monotonic)
@@ -145,11 +143,32 @@ class Meter:
         return self.server.processes(), self._stored(), sum(sizes)
 
     def _stored(self) -> float | None:
-        if self.ray_page is None:
+        if not self.has_store:
             return None
-        with urllib.request.urlopen(self.ray_page, timeout=_TIMEOUT_S) as answer:  # noqa: S310 -- http
-            found = _STORE.findall(answer.read().decode())
-        return sum(map(float, found)) / _MEGABYTE
+        return sum(map(stored_bytes, self.server.pids())) / _MEGABYTE
+
+
+def stored_bytes(pid: int) -> int:
+    """Return the size of Ray's object store as far as it is filled, or was at once.
+
+    Its file has no name any more, and a process counts among its memory only those of the file's
+    pages that it has touched itself: the size is read by the raylet's open file.
+
+    Args:
+        pid: a process; 0 is returned for all but the raylet.
+    """
+    found = 0
+    with suppress(OSError):
+        if _is_raylet(pid):
+            for number in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):
+                    if number.readlink().name.startswith("plasma"):
+                        found += number.stat().st_blocks * _BLOCK_BYTES
+    return found
+
+
+def _is_raylet(pid: int) -> bool:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"/raylet")
 
 
 def _figures(processes: list[ProcessFigures]) -> Figures:

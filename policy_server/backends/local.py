@@ -119,6 +119,7 @@ class LocalBackends:
 
     addresses: Mapping[str, str] = {}
     metrics_url = None
+    healthy_replicas = None
 
     def __init__(self, settings: Settings) -> None:
         """Own nothing but the settings: each policy belongs to the block that opens it.

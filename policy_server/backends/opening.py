@@ -26,7 +26,11 @@ class Backends(Protocol):
 
     @property
     def metrics_url(self) -> str | None:
-        """Return the address of Ray's own metrics; None without Ray."""
+        """Return the address of Ray's own metrics; None where it has none, or without Ray."""
+
+    @property
+    def healthy_replicas(self) -> int | None:
+        """Return how many replicas answer; None where they are not this server's own."""
 
     async def shared_records(self) -> SharedRecords | None:
         """Return the state that the servers of a cluster share; None where there is no cluster.

@@ -138,7 +138,7 @@ _FAMILIES = {
             ("version", "policy"),
             _SECONDS,
         ),
-        _Family("replicas", "gauge", "Replicas of the policy that Ray Serve finds healthy"),
+        _Family("replicas", "gauge", "Replicas of the policies that answer"),
         _Family(
             "replica_restarts",
             "counter",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
@@ -26,14 +25,16 @@ logger = logging.getLogger(__name__)
 
 _FOREIGN_TIMEOUT_S = 2.0
 _ALL_INTERFACES = ("", "0.0.0.0", "::")  # noqa: S104 -- compared with, not bound to
-# Of Ray Serve: 1 or 0 for each replica.
-_HEALTHY_REPLICA = re.compile(rb"^ray_serve_deployment_replica_healthy\{.*\} (\S+)$", re.MULTILINE)
 # Ray's page is on this machine: no proxy is in between.
 _LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def _nowhere() -> None:
     """Return None: there is no Ray."""
+
+
+def _uncounted() -> None:
+    """Return None: there are no replicas."""
 
 
 class _Registered:
@@ -47,7 +48,7 @@ class _Registered:
 class MetricsExporter:
     """Serves `/metrics`, the counts of all workers, and `/metrics/ray`, Ray's own.
 
-    Of some 1,600 lines that Ray writes, only the number of replicas is on the first page.
+    None of some 1,600 lines that Ray writes is on the first page.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class MetricsExporter:
         self._server: PageServer | None = None
         # A function: a Ray that is started again has another one.
         self.foreign_url: Callable[[], str | None] = _nowhere
+        self.healthy_replicas: Callable[[], int | None] = _uncounted
 
     @property
     def url(self) -> str | None:
@@ -134,14 +136,14 @@ class MetricsExporter:
                 self._shared.write(total)
             with self._reporting("read"):
                 total.add(self._shared.read_others())
-        if healthy := _HEALTHY_REPLICA.findall(self.render_ray()):
-            total.numbers["replicas"] = {(): sum(map(float, healthy))}
+        if (healthy := self.healthy_replicas()) is not None:
+            total.numbers["replicas"] = {(): float(healthy)}
         registry = CollectorRegistry()
         registry.register(_Registered(total))
         return generate_latest(registry)
 
     def render_ray(self) -> bytes:
-        """Return Ray's page; empty where there is no Ray, and while it does not answer."""
+        """Return Ray's page; empty where Ray has none, and while it does not answer."""
         if (url := self.foreign_url()) is None:
             return b""
         try:

@@ -143,10 +143,11 @@ def beside_ray() -> Iterator[MetricsExporter]:
     """An exporter on a free port, beside a Ray that has a page of its own."""
     with answered_by(_Ray) as url, exported(Metrics()) as exporter:
         exporter.foreign_url = lambda: f"{url}/metrics"
+        exporter.healthy_replicas = lambda: 2
         yield exporter
 
 
-def test_page_has_no_metric_of_rays_but_its_healthy_replicas(beside_ray: MetricsExporter) -> None:
+def test_page_has_no_metric_of_rays_and_the_number_of_replicas(beside_ray: MetricsExporter) -> None:
     assert beside_ray.url is not None
     _, page = get(beside_ray.url)
 

@@ -185,19 +185,28 @@ def test_logs_of_ray_have_a_bound_and_few_statistics_of_ray(server: Server, name
     assert 0 < Path(log).stat().st_size < 500_000
 
 
-def test_scrape_has_our_metrics_only_and_rays_have_a_path_of_their_own(server: Server) -> None:
+def test_scrape_has_our_metrics_only(server: Server) -> None:
     with server.client() as client:
         client.post("/predict", json=CASES[0]["observation"])
 
-    wait_until(lambda: "ray_serve_deployment_replica_healthy" in server.metrics("/ray"))
-    # A figure that comes from Ray's own page, which may be late once.
-    wait_until(lambda: "policy_server_replicas 1.0" in server.metrics())
     page = server.metrics()
+    assert "\npolicy_server_replicas 1.0\n" in page
     assert all(line.startswith(("policy_server_", "# ")) for line in page.splitlines())
     assert 'policy_server_requests_total{policy="default",route="/predict",status="200"}' in page
     assert 'policy_server_stage_seconds_count{policy="default",stage="policy"}' in page
     assert 'policy_server_actions_total{action="' in page
     assert 'family="categorical(2)"' in page
+
+
+def test_ray_collects_no_metrics_that_nobody_asked_for(server: Server) -> None:
+    lines = [command_line(pid) for pid in descendants(server.process.pid)]
+
+    # The raylet's own line has that of its agent.
+    [agent] = [
+        each for each in lines if "dashboard/agent.py" in each and "raylet/raylet" not in each
+    ]
+    assert "--disable-metrics-collection" in agent
+    assert server.metrics("/ray") == ""
 
 
 def test_replica_that_dies_causes_no_error(server: Server) -> None:
@@ -309,13 +318,15 @@ def test_proxy_in_the_environment_is_not_asked_for_this_machine(tmp_path: Path) 
         for base in ("http_proxy", "https_proxy", "all_proxy")
         for name in (base, base.upper())
     }
+    # It wins over the server's own choice.
+    environment["RAY_enable_metrics_collection"] = "1"
     with running_server(
         compiled_home_of("ppo_discrete", tmp_path), environment=environment
     ) as server:
         with server.client() as client:
             answer = client.post("/predict", json=CASES[0]["observation"])
-        # A figure that comes from Ray's own page.
-        wait_until(lambda: "policy_server_replicas 1.0" in server.metrics())
+        # Ray's own page, which is on this machine.
+        wait_until(lambda: "ray_serve_deployment_replica_healthy" in server.metrics("/ray"))
         lines = server.output().splitlines()
 
     assert answer.status_code == 200

@@ -204,6 +204,20 @@ def application_names() -> list[str]:
     return list(_undisturbed(serve.status).applications)
 
 
+def running_replicas() -> dict[str, int]:
+    """Return how many replicas of each application Ray Serve finds healthy."""
+    return {
+        name: sum(
+            count
+            for deployment in status.deployments.values()
+            for state, count in deployment.replica_states.items()
+            # A text, or an enumeration of texts.
+            if state == "RUNNING"
+        )
+        for name, status in _undisturbed(serve.status).applications.items()
+    }
+
+
 def new_handle(name: str) -> DeploymentHandle[Any]:
     """Return a handle of an application that has been deployed.
 

@@ -104,6 +104,11 @@ class RayBackend:
             return max(self._direct.capacity, 1)
         return self._replicas
 
+    @property
+    def connected_replicas(self) -> int | None:
+        """Return how many replicas are connected and don't stand still; None if none ever is."""
+        return None if self._direct is None else self._direct.capacity
+
     async def connect(self) -> None:
         """Connect to the replicas, as far as that goes at once; the rest follows."""
         if self._direct is not None:

@@ -42,6 +42,7 @@ from policy_server.backends.ray.connection import (
     restore_signal_handlers,
     without_proxies,
 )
+from policy_server.backends.ray.healthy_replicas import HealthyReplicas
 from policy_server.backends.ray.ledger import FolderLedger, Ledger
 from policy_server.backends.ray.membership import (
     ClusterMember,
@@ -141,6 +142,8 @@ class RayCluster:
         # Cleared where Ray has died and no version is deployed.
         self._is_needed = asyncio.Event()
         self._is_needed.set()
+        self._healthy = HealthyReplicas(self._backends)
+        self._counting = asyncio.create_task(self._healthy.run())
         self._joining = asyncio.create_task(self._join())
         self._watching = asyncio.create_task(self._watch())
 
@@ -152,8 +155,13 @@ class RayCluster:
 
     @property
     def metrics_url(self) -> str | None:
-        """Return the address of Ray's own metrics; None where it has none, or on a cluster."""
+        """Return the address of Ray's own metrics; None where it collects none, or on a cluster."""
         return self._membership.addresses.get(RAY_METRICS)
+
+    @property
+    def healthy_replicas(self) -> int | None:
+        """Return how many replicas answer; None on a cluster, whose servers share them."""
+        return None if self._membership.is_crowded else self._healthy.count()
 
     async def shared_records(self) -> ClusterRecords | None:
         """Return the records of the cluster; see `Backends.shared_records`.
@@ -228,12 +236,13 @@ class RayCluster:
     async def aclose(self) -> None:
         """Leave Ray, and end it if it is this process's; a cluster's applications go on."""
         self._watching.cancel()
+        self._counting.cancel()
         if self._keeping is not None:
             self._keeping.cancel()
         if self._membership.is_waiting or not self._is_needed.is_set():
             self._joining.cancel()
         # A start is not broken off: the processes that it has begun have to be ended.
-        kept = (self._watching, self._joining, *self._all_kept())
+        kept = (self._watching, self._counting, self._joining, *self._all_kept())
         await asyncio.gather(*kept, return_exceptions=True)
         for backend in list(self._backends):
             await backend.aclose()

@@ -37,8 +37,12 @@ __all__ = ["GCS", "RAYLET", "LeanNode", "start_lean_node"]
 # Ray's own names of the processes without which it does not go on.
 GCS, RAYLET = _NEEDED = "gcs_server", "raylet"
 # Workers import these while Ray Serve's controller starts, not when it asks for a replica. The
-# first imports Ray Serve without pandas.
-_PRELOADED = ("policy_server.backends.ray.replicas", "ray.serve._private.replica")
+# first imports Ray Serve without pandas, the last has what is done in workers only.
+_PRELOADED = (
+    "policy_server.backends.ray.replicas",
+    "ray.serve._private.replica",
+    "policy_server.backends.ray.worker_start",
+)
 # Ray's own names of the dashboard's parts for what a server has: machines, actors, applications
 # and logs. Each is a process; those for jobs, training, data sets and events have nothing to show.
 _PAGES = ("NodeHead", "ReportHead", "ServeHead", "StateHead", "UsageStatsHead")

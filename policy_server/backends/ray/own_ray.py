@@ -38,7 +38,7 @@ from policy_server.telemetry import adopt_loggers
 if TYPE_CHECKING:
     from policy_server.backends.ray.lean_node import LeanNode
 
-__all__ = ["RAY_METRICS", "REPLICA_ENVIRONMENT", "OwnRay"]
+__all__ = ["RAY_METRICS", "REPLICA_ENVIRONMENT", "OwnRay", "report_unshared_class"]
 
 # The name of the address of Ray's own metrics; people read them on the server's port.
 RAY_METRICS = "ray_metrics"
@@ -66,6 +66,9 @@ _REMEMBERED = {
     "maximum_gcs_dead_worker_cached_count": 50,
     "task_events_max_num_task_in_gcs": 1000,
 }
+# Ray's metrics cost its agent 250 KB for each version that ever was, and the server reads none of
+# them. Whoever wants them sets the variable, which is Ray's own.
+_METRICS = "enable_metrics_collection"
 # The errors of a private part of Ray that has moved or takes other arguments.
 _MOVED = (ImportError, AttributeError, TypeError)
 
@@ -144,6 +147,7 @@ class OwnRay:
         """
         if self._node is None:
             return
+        report_unshared_class()
         self._node.wake_agents()
         if not self._settings.dashboard_port:
             return
@@ -201,7 +205,9 @@ class OwnRay:
             environment=self._environment(),
             start_timeout_s=self._settings.start_timeout_s,
         )
-        self.addresses[RAY_METRICS] = f"http://127.0.0.1:{self._node.metrics_export_port}/metrics"
+        if f"RAY_{_METRICS}" in os.environ:
+            port = self._node.metrics_export_port
+            self.addresses[RAY_METRICS] = f"http://127.0.0.1:{port}/metrics"
         connect(self._node.gcs_address)
         self._watched = _watched(self._node)
 
@@ -227,7 +233,11 @@ class OwnRay:
             "include_dashboard": settings.dashboard_port > 0,
             "dashboard_host": settings.dashboard_host,
             "dashboard_port": settings.dashboard_port,
-            "_system_config": _REMEMBERED,
+            "_system_config": {
+                **_REMEMBERED,
+                # Here it would go before the variable.
+                **({} if f"RAY_{_METRICS}" in os.environ else {_METRICS: False}),
+            },
         }
 
     def _environment(self) -> dict[str, str]:
@@ -237,6 +247,18 @@ class OwnRay:
         # The dashboard reads no other.
         remembered = {f"RAY_{name}": str(count) for name, count in _REMEMBERED.items()}
         return {**REPLICA_ENVIRONMENT, **remembered, "PYTHONPATH": os.pathsep.join(python_path)}
+
+
+def report_unshared_class() -> None:
+    """Log why replicas don't share a class of actors, where Ray Serve has changed."""
+    try:
+        from policy_server.backends.ray.replica_class import unexpected_insides
+
+        reason = unexpected_insides()
+    except ImportError as error:
+        reason = reason_of(error)
+    if reason:
+        logger.warning("replica_class_not_shared", extra={"reason": reason})
 
 
 def _watched(node: LeanNode) -> list[WatchedProcess]:

@@ -46,6 +46,8 @@ async def test_replicas_are_added_under_load_up_to_the_most(tmp_path: Path) -> N
             timeout_s=120,
             pause_s=0.2,
         )
+        # Nothing is connected to them: Ray Serve is asked.
+        await until(lambda: cluster.healthy_replicas == MOST, timeout_s=60)
         await check_answers(backend, version)
         failed = [task for task in asking if task.done()]
         for task in asking:
