@@ -55,10 +55,12 @@ class ProcessUse:
 
     Attributes:
         is_stopped: whether a signal has stopped it.
+        is_ready: whether its main thread computes, or waits for nothing but a processor.
         processor_s: for how long its threads have computed so far, in seconds.
     """
 
     is_stopped: bool
+    is_ready: bool
     processor_s: float
 
 
@@ -247,7 +249,7 @@ def use_of(pid: int) -> ProcessUse | None:
     if not (fields := _fields_of(pid)):
         return None
     ticks = int(fields[11]) + int(fields[12])
-    return ProcessUse(fields[0] == "T", ticks / os.sysconf("SC_CLK_TCK"))
+    return ProcessUse(fields[0] == "T", fields[0] == "R", ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def _state_of(pid: int) -> str:

@@ -14,13 +14,15 @@ _WINDOW_S = 0.1
 # A process that shares its processors with twenty others gets as much; one that waits for a lock,
 # or is frozen, has its library's other threads alone.
 _LEAST_SHARE = 0.05
+# A machine that is short of time gives less to one that is ready to compute, but something.
+_STARVED_S = 2.0
 
 
 class CallProgress:
     """Tells a process that computes for long from one that stands still.
 
-    It counts as computing until it was seen to take no processor time for a tenth of a second; not
-    where a signal has stopped it.
+    It counts as computing until it was seen to take no processor time for a tenth of a second, or
+    for two seconds while it waited for a processor; not where a signal has stopped it.
     """
 
     def __init__(
@@ -54,9 +56,11 @@ class CallProgress:
             return False
         if call != self._call:
             self._call, self._is_made = call, True
-        elif now < self._since + _WINDOW_S:
+        elif now < self._since + (_STARVED_S if use.is_ready else _WINDOW_S):
             return self._is_made
         else:
-            self._is_made = use.processor_s - self._had_s >= _LEAST_SHARE * (now - self._since)
+            taken_s = use.processor_s - self._had_s
+            is_enough = taken_s >= _LEAST_SHARE * (now - self._since)
+            self._is_made = is_enough or (use.is_ready and taken_s > 0)
         self._since, self._had_s = now, use.processor_s
         return self._is_made

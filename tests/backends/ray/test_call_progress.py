@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from policy_server.backends.ray.call_progress import CallProgress
 from policy_server.backends.ray_processes import ProcessUse
 
@@ -13,14 +15,14 @@ class Watched:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.use: ProcessUse | None = ProcessUse(is_stopped=False, processor_s=5.0)
+        self.use: ProcessUse | None = ProcessUse(is_stopped=False, is_ready=False, processor_s=5.0)
         self.progress = CallProgress(lambda _: self.use, lambda: self.now)
 
     def after(self, seconds: float, *, computed_s: float = 0.0, call: int = CALL) -> bool:
         """Return whether it gets on, after so long."""
         self.now += seconds
         if self.use is not None:
-            self.use = ProcessUse(self.use.is_stopped, self.use.processor_s + computed_s)
+            self.use = replace(self.use, processor_s=self.use.processor_s + computed_s)
         return self.progress.is_made(PROCESS, call)
 
 
@@ -48,6 +50,23 @@ def test_process_that_computes_no_more_is_found_out_in_two_tenths_of_a_second() 
     assert not any(found[11:])
 
 
+def test_process_that_is_given_a_little_time_of_a_busy_machine_gets_on() -> None:
+    watched = Watched()
+    watched.use = ProcessUse(is_stopped=False, is_ready=True, processor_s=5.0)
+    found = [watched.after(0.02, computed_s=0.01 * (n % 50 == 0)) for n in range(1000)]
+
+    assert all(found)
+
+
+def test_process_that_is_ready_and_gets_no_time_at_all_is_found_out_in_four_seconds() -> None:
+    watched = Watched()
+    watched.use = ProcessUse(is_stopped=False, is_ready=True, processor_s=5.0)
+    found = [watched.after(0.02) for _ in range(300)]
+
+    assert found[0]
+    assert not any(found[200:])
+
+
 def test_process_that_goes_on_gets_on() -> None:
     watched = Watched()
     for _ in range(20):
@@ -69,7 +88,7 @@ def test_next_call_of_a_process_is_watched_anew() -> None:
 def test_process_that_a_signal_has_stopped_or_of_which_nobody_can_tell_does_not_get_on() -> None:
     watched = Watched()
     watched.after(0.02, computed_s=0.02)
-    watched.use = ProcessUse(is_stopped=True, processor_s=5.0)
+    watched.use = ProcessUse(is_stopped=True, is_ready=False, processor_s=5.0)
     is_stopped = not watched.after(0.02)
     watched.use = None
 

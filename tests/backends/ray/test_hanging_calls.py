@@ -76,7 +76,11 @@ class Use:
     def __call__(self, process: int) -> ProcessUse:
         """Return the use of a process."""
         assert process
-        return ProcessUse(self.is_stopped, 0.0 if self.is_at_rest else time.monotonic())
+        return ProcessUse(
+            is_stopped=self.is_stopped,
+            is_ready=not self.is_at_rest,
+            processor_s=0.0 if self.is_at_rest else time.monotonic(),
+        )
 
 
 async def warmed(calls: DirectCalls) -> None:
