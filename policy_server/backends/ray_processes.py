@@ -11,7 +11,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,15 @@ from policy_server.files.shared_folders import beginning_of
 __all__ = [
     "GUARD",
     "Process",
+    "ProcessUse",
+    "UseOf",
     "agents_in",
     "end_ray_in",
     "make_rays_folder",
     "rays_of",
     "remove_dead_rays",
     "server_of",
+    "use_of",
 ]
 
 # The module of the process that ends what a killed server has left.
@@ -44,6 +47,25 @@ _TITLES = (
     *(b"/ray/_private/runtime_env/agent/", b"/ray/_private/workers/default_worker.py"),
 )
 _GUARDS_TITLE = f"{GUARD}\0".encode()
+
+
+@dataclass(frozen=True)
+class ProcessUse:
+    """The use that a process makes of the machine.
+
+    Attributes:
+        is_stopped: whether a signal has stopped it.
+        is_ready: whether its main thread computes, or waits for nothing but a processor.
+        processor_s: for how long its threads have computed so far, in seconds.
+    """
+
+    is_stopped: bool
+    is_ready: bool
+    processor_s: float
+
+
+# None where nobody can tell.
+UseOf = Callable[[int], ProcessUse | None]
 
 
 @dataclass(frozen=True)
@@ -218,10 +240,27 @@ def _has_open(process: Path, place: str) -> bool:
     return False
 
 
+def use_of(pid: int) -> ProcessUse | None:
+    """Return the use that a process makes of the machine; None where nobody can tell.
+
+    Args:
+        pid: the process's id.
+    """
+    if not (fields := _fields_of(pid)):
+        return None
+    ticks = int(fields[11]) + int(fields[12])
+    return ProcessUse(fields[0] == "T", fields[0] == "R", ticks / os.sysconf("SC_CLK_TCK"))
+
+
 def _state_of(pid: int) -> str:
     """Return the letter of a process's state (proc(5)); empty where nobody can tell."""
+    return fields[0] if (fields := _fields_of(pid)) else ""
+
+
+def _fields_of(pid: int) -> list[str]:
+    """Return what the kernel says of a process from its state on; none where nobody can tell."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return ""
-    return text.rpartition(")")[2].split()[0]
+        return []
+    return text.rpartition(")")[2].split()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from policy_server.backends.ray_processes import (
     make_rays_folder,
     rays_of,
     remove_dead_rays,
+    use_of,
 )
 from tests.support.processes import is_running, run
 from tests.support.waiting import wait_until
@@ -137,3 +139,14 @@ def test_folder_that_can_not_say_whose_it_is_is_not_left(tmp_path: Path) -> None
     ended = run(sys.executable, "-c", WITHOUT_ROOM, environment=environment)
 
     assert ended.stdout == "['others']\n"
+
+
+def test_use_of_a_process_tells_that_it_computes_and_that_a_signal_has_stopped_it() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        try:
+            wait_until(lambda: (use := use_of(process.pid)) and use.processor_s > 0.05)
+            process.send_signal(signal.SIGSTOP)
+            wait_until(lambda: (use := use_of(process.pid)) and use.is_stopped)
+        finally:
+            process.kill()
+    assert use_of(process.pid) is None

@@ -20,6 +20,7 @@ import numpy as np
 from policy_server.backends.ray.call_server import CallServer
 from policy_server.backends.ray.direct_calls import DirectCalls
 from policy_server.backends.ray.replica_list import ReplicaAddress
+from policy_server.backends.ray_processes import UseOf, use_of
 from policy_server.policy import PolicyInputs, PolicyOutputs
 from tests.support.waiting import until
 
@@ -132,17 +133,25 @@ class Replicas:
         lost: those that `calls` has lost.
     """
 
-    def __init__(self, *infers: Infer) -> None:
+    def __init__(self, *infers: Infer, folder: Path | None = None) -> None:
         """Own the replicas, until `end`."""
-        self.threads = [ReplicaThread(infer, f"a{i}") for i, infer in enumerate(infers)]
+        self.threads = [
+            ReplicaThread(infer, f"a{i}", folder=folder) for i, infer in enumerate(infers)
+        ]
         self.listed = [thread.address for thread in self.threads]
         self.removed: list[ReplicaAddress] = []
         self.lost: list[str] = []
 
-    def calls(self, count: int | None = None, *, timeout_s: float = TIMEOUT_S) -> DirectCalls:
+    def calls(
+        self,
+        count: int | None = None,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        use_of: UseOf = use_of,
+    ) -> DirectCalls:
         """Return calls to them, not connected yet."""
         count = len(self.listed) if count is None else count
-        calls = DirectCalls(self, replicas=count, timeout_s=timeout_s)
+        calls = DirectCalls(self, replicas=count, timeout_s=timeout_s, use_of=use_of)
         calls.on_lost = self.lost.append
         return calls
 
@@ -166,10 +175,10 @@ class Replicas:
 
 @asynccontextmanager
 async def connected(
-    replicas: Replicas, *, timeout_s: float = TIMEOUT_S
+    replicas: Replicas, *, timeout_s: float = TIMEOUT_S, use_of: UseOf = use_of
 ) -> AsyncIterator[DirectCalls]:
     """Connect to all replicas; end the connections and the replicas."""
-    calls = replicas.calls(timeout_s=timeout_s)
+    calls = replicas.calls(timeout_s=timeout_s, use_of=use_of)
     try:
         await calls.open()
         await until(lambda: calls.capacity == len(replicas.listed))

@@ -21,7 +21,6 @@ from policy_server.backends.suspects import Suspects, Suspicion
 from policy_server.errors import (
     NotReadyError,
     OverloadedError,
-    PolicyHangsError,
     PolicyServerError,
 )
 from policy_server.policy import PolicyBackend, PolicyInputs, PolicyOutputs, PolicySignature
@@ -87,6 +86,7 @@ class RayBackend:
         self._direct = calls
         if calls is not None:
             calls.on_lost = self._note_lost
+            calls.on_hang = self._note_hang
 
     @property
     def signature(self) -> PolicySignature:
@@ -160,14 +160,6 @@ class RayBackend:
         is asked. Only an observation that has ended three replicas, the last two of them for
         certain, or at which two replicas have hung, is asked of no more.
         """
-        try:
-            return await self._infer(inputs)
-        except PolicyHangsError:
-            # Asking each row alone at once would hold all others up as long again.
-            self._suspects.suspect(inputs, was_computed=True, hangs=True)
-            raise
-
-    async def _infer(self, inputs: PolicyInputs) -> PolicyOutputs:
         until = asyncio.get_running_loop().time() + self._timeout_s
         if self._direct is not None and self._direct.is_connected and not self._suspects.of(inputs):
             # It keeps the deadline itself: a timeout here would cost each call a timer.
@@ -213,8 +205,6 @@ class RayBackend:
                 self._suspects.suspect(inputs, was_computed=False)
                 answered(None)
                 return
-            if isinstance(outcome, PolicyHangsError):
-                self._suspects.suspect(inputs, was_computed=True, hangs=True)
             answered(outcome)
 
         with suppress(ConnectionLostError, FrameError):
@@ -267,7 +257,8 @@ class RayBackend:
                 await self._wait_to_be_connected(self._direct, suspicion)
             if self._direct.is_connected:
                 with suppress(FrameError):
-                    outputs = await self._direct.infer(inputs, is_watched=True)
+                    is_alone = suspicion >= Suspicion.COMPUTED
+                    outputs = await self._direct.infer(inputs, is_watched=True, is_alone=is_alone)
                     self._suspects.clear(inputs)
                     return outputs
         return await self._call_by_serve(inputs)
@@ -320,3 +311,10 @@ class RayBackend:
             self._lost.append(replica)
             logger.warning("replica_lost", extra={"replica": replica})
             self._count_lost()
+
+    def _note_hang(self, inputs: PolicyInputs) -> None:
+        """Suspect the rows of a call at which a replica has hung.
+
+        The call is not asked again in halves: that would hold all others up as long again.
+        """
+        self._suspects.suspect(inputs, was_computed=True, hangs=True)

@@ -21,6 +21,7 @@ from policy_server.backends.ray.call_frames import (
     error_frame,
     inputs_of,
 )
+from policy_server.backends.ray.call_notes import CallNote
 from policy_server.backends.ray.call_proofs import KEY_BYTES, server_handshake
 from policy_server.backends.ray.replica_list import ReplicaAddress, new_socket_path
 from policy_server.errors import PolicyFailedError, PolicyServerError
@@ -65,6 +66,7 @@ class CallServer:
         self._infer = infer
         self._server: asyncio.Server | None = None
         self._path: Path | None = None
+        self._note = CallNote()
         self._callers: set[_Caller] = set()
         self._strangers: set[_Caller] = set()
         self._waiting: deque[tuple[_Caller, int]] = deque()
@@ -83,6 +85,7 @@ class CallServer:
         loop, port = asyncio.get_running_loop(), 0
         if folder is not None:
             self._path = new_socket_path(folder)
+            self._note.publish(self._path)
             self._server = await loop.create_unix_server(self._connected, str(self._path))
         else:
             self._server = await loop.create_server(self._connected, host, 0)
@@ -104,6 +107,7 @@ class CallServer:
             self._server.close()
         for caller in [*self._callers, *self._strangers]:
             caller.connection.close("the replica ends")
+        self._note.close()
         if self._path is not None:
             with suppress(OSError):
                 self._path.unlink(missing_ok=True)
@@ -156,10 +160,13 @@ class CallServer:
             asyncio.get_running_loop().call_soon(self._compute_next)
 
     def _outcome(self, number: int, inputs: PolicyInputs) -> Frame:
+        self._note.begin(number)
         try:
             return answer_frame(number, self._infer(inputs))
         except Exception as error:
             return error_frame(number, failure_of(error))
+        finally:
+            self._note.end()
 
 
 class _Caller:

@@ -7,79 +7,32 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from policy_server.backends.ray.call_connection import CallConnection
+from policy_server.backends.ray.asked_call import AskedCall
 from policy_server.backends.ray.call_frames import (
     Body,
-    Frame,
     FrameError,
     FrameKind,
     bare_frame,
     error_of,
     outputs_of,
 )
-from policy_server.backends.ray.call_proofs import client_handshake
+from policy_server.backends.ray.call_notes import NotedCall
+from policy_server.backends.ray.call_progress import CallProgress
+from policy_server.backends.ray.replica_line import ReplicaLine
 from policy_server.backends.ray.replica_list import ReplicaAddress
-from policy_server.backends.ray_processes import Process
+from policy_server.backends.ray_processes import Process, UseOf, use_of
 from policy_server.errors import PolicyServerError
 from policy_server.policy import PolicyOutputs
 
-__all__ = ["AskedCall", "ConnectedReplica", "ConnectionLostError", "OnAnswer"]
+__all__ = ["ConnectedReplica", "OnAnswer"]
 
 logger = logging.getLogger(__name__)
 
 # How long the end of one connection waits for the last frames of the other.
 _LAST_WORDS_S = 0.05
-
-
-class ConnectionLostError(Exception):
-    """A replica's connection ended before the answer: the call is made again by another one.
-
-    Attributes:
-        was_computed: whether the replica had said that it computes this call.
-    """
-
-    def __init__(self, *, was_computed: bool = False) -> None:
-        super().__init__()
-        self.was_computed = was_computed
-
-
-@dataclass(eq=False, slots=True)
-class AskedCall:
-    """A call that has been sent and not been answered.
-
-    Attributes:
-        number: its number, which no other call of this process and application has.
-        frame: its frame.
-        rows: how many rows it has.
-        answered: takes the outputs, or the error.
-        asked: when it was asked, by `time.monotonic`.
-        look_at: when it is late, by the same clock.
-        deadline: when it is given up.
-        replicas: those that compute it.
-        first: the one that was asked first.
-        is_watched: whether the replicas tell when they begin with it.
-        begun: those that have.
-    """
-
-    number: int
-    frame: Frame
-    rows: int
-    answered: Callable[[PolicyOutputs | Exception], None]
-    asked: float
-    look_at: float
-    deadline: float
-    replicas: list[ConnectedReplica] = field(default_factory=list)
-    first: ConnectedReplica | None = None
-    is_watched: bool = False
-    begun: list[ConnectedReplica] = field(default_factory=list)
-
-    def withdraw(self) -> None:
-        """Tell the replicas that compute it that it is not needed."""
-        for replica in self.replicas:
-            replica.withdraw(self)
-        self.replicas.clear()
+# The number of a ping that belongs to no call.
+_NO_CALL = 0
 
 
 OnAnswer = Callable[["ConnectedReplica", AskedCall, PolicyOutputs | PolicyServerError], None]
@@ -100,6 +53,8 @@ class ConnectedReplica:
         address: ReplicaAddress,
         on_answer: OnAnswer,
         on_end: Callable[[ConnectedReplica], None],
+        *,
+        use_of: UseOf = use_of,
     ) -> None:
         """Own the connections, from `open` until one of them ends.
 
@@ -107,25 +62,31 @@ class ConnectedReplica:
             address: the replica's.
             on_answer: called with each answer.
             on_end: called once when the replica can't be asked any more.
+            use_of: tells what its process has used so far.
         """
         self.address = address
         self.is_proved = False
         self.was_stopped = False
         self._on_answer = on_answer
         self._on_end = on_end
+        # All that it may compute still, in the order in which they were sent. Those of them that
+        # were withdrawn stay until it has told that it is past them, and since when it has not.
         self._calls: dict[int, AskedCall] = {}
+        self._withdrawn: dict[int, float] = {}
+        self._note: NotedCall | None = None
+        self._progress = CallProgress(use_of)
         self._pinged_at = math.inf
         self._pulse: asyncio.Future[None] | None = None
         self.heard_at = -math.inf
         # Closes the connection that is left when the other one has ended.
         self._ending: asyncio.TimerHandle | None = None
-        self._short = _Line(self)
-        self._long = _Line(self)
+        self._short = ReplicaLine(self)
+        self._long = ReplicaLine(self)
 
     @property
     def calls(self) -> list[AskedCall]:
-        """Return the calls that it has not answered."""
-        return list(self._calls.values())
+        """Return the calls that it has not answered, but for those that were withdrawn."""
+        return [call for number, call in self._calls.items() if number not in self._withdrawn]
 
     @property
     def is_still(self) -> bool:
@@ -136,9 +97,35 @@ class ConnectedReplica:
         """Return whether it has not answered a ping that was sent before a time."""
         return self._pinged_at <= moment
 
+    def has_hung_since(self, moment: float) -> bool:
+        """Return whether it owes the answer to a ping since a time, or to a withdrawn call's."""
+        return min(self._pinged_at, *self._withdrawn.values(), math.inf) <= moment
+
     def load(self) -> tuple[bool, int]:
         """Return the key by which replicas are ordered: still ones last, then by their calls."""
-        return self._pinged_at < math.inf or self._ending is not None, len(self._calls)
+        is_last = self._pinged_at < math.inf or self._ending is not None
+        return is_last, len(self._calls) - len(self._withdrawn)
+
+    def computes(self, call: AskedCall) -> bool:
+        """Return whether it gets on with a call; False where nobody can tell.
+
+        Reads what the system says of its process, so it is for calls that are late.
+        """
+        if self._note is None or self._note.number() != call.number:
+            return False
+        process = self._short.process
+        return process is not None and self._progress.is_made(process, call.number)
+
+    def computed(self) -> AskedCall | None:
+        """Return the call that it computes, or that it had begun when it ended; None for none.
+
+        Where it leaves no note it is taken to be the one that came first, which is wrong where that
+        was another web process's. A call that is watched is known to have begun.
+        """
+        if self._note is not None:
+            return self._calls.get(self._note.number())
+        first = next(iter(self._calls.values()), None)
+        return None if first is None or (first.is_watched and self not in first.begun) else first
 
     async def open(self) -> None:
         """Connect, and prove the key.
@@ -152,6 +139,7 @@ class ConnectedReplica:
         except BaseException:
             self.close("not connected")
             raise
+        self._note = NotedCall.of(self._short.process, self.address.path)
         self.is_proved = True
 
     def send(self, call: AskedCall) -> None:
@@ -166,15 +154,22 @@ class ConnectedReplica:
         line.send(call.frame)
 
     def withdraw(self, call: AskedCall) -> None:
-        """Tell it that a call is not needed, if it has not answered the call."""
-        if self._calls.pop(call.number, None) is not None:
-            self._line_of(call).send(bare_frame(FrameKind.CANCEL, call.number))
+        """Tell it that a call is not needed, if it has not answered the call.
+
+        It may have begun with it, and hang at it. Its answer to the ping says that it has not, or
+        that it is done with it.
+        """
+        if call.number in self._calls and call.number not in self._withdrawn:
+            self._withdrawn[call.number] = time.monotonic()
+            line = self._line_of(call)
+            line.send(bare_frame(FrameKind.CANCEL, call.number))
+            line.send(bare_frame(FrameKind.PING, call.number))
 
     def ping(self, now: float) -> None:
         """Send it a ping, unless it owes the answer to another one."""
         if not self.is_still:
             self._pinged_at = now
-            self._short.send(bare_frame(FrameKind.PING, 0))
+            self._short.send(bare_frame(FrameKind.PING, _NO_CALL))
 
     def end_if_stopped(self) -> None:
         """Kill its process if it is one of this machine that a signal has stopped (SIGSTOP).
@@ -198,24 +193,25 @@ class ConnectedReplica:
         """
         if self._pulse is None or self._pulse.done():
             self._pulse = asyncio.get_running_loop().create_future()
-            self._short.send(bare_frame(FrameKind.PING, 0))
+            self._short.send(bare_frame(FrameKind.PING, _NO_CALL))
         return self._pulse
 
     def received(self, kind: int, number: int, body: Body) -> None:
         """Take a frame; see `FrameReceiver`."""
         self.heard_at = time.monotonic()
         if kind == FrameKind.PONG:
-            self._pinged_at = math.inf
-            if self._pulse is not None and not self._pulse.done():
-                self._pulse.set_result(None)
+            self._take_pong(number)
             return
         if kind not in (FrameKind.ANSWER, FrameKind.ERROR, FrameKind.BEGUN):
             raise FrameError(f"a frame of kind {kind}")
-        # A call that was withdrawn meanwhile may be answered all the same.
         if (call := self._calls.get(number)) is None:
             return
         if kind == FrameKind.BEGUN:
             call.begun.append(self)
+            return
+        if number in self._withdrawn:
+            # It may be answered all the same.
+            self._forget(number)
             return
         outcome = outputs_of(body) if kind == FrameKind.ANSWER else error_of(body)
         if isinstance(outcome, PolicyOutputs) and len(outcome) != call.rows:
@@ -223,6 +219,19 @@ class ConnectedReplica:
         del self._calls[number]
         call.replicas.remove(self)
         self._on_answer(self, call, outcome)
+
+    def _take_pong(self, number: int) -> None:
+        if number != _NO_CALL:
+            self._forget(number)
+            return
+        self._pinged_at = math.inf
+        if self._pulse is not None and not self._pulse.done():
+            self._pulse.set_result(None)
+
+    def _forget(self, number: int) -> None:
+        """Take note that it is past a call that was withdrawn."""
+        if self._withdrawn.pop(number, None) is not None:
+            del self._calls[number]
 
     def close(self, reason: str) -> None:
         """End the connections."""
@@ -243,68 +252,13 @@ class ConnectedReplica:
             self._pulse.cancel()
         if self.is_proved:
             self.is_proved = False
-            for call in self._calls.values():
+            for call in self.calls:
                 call.replicas.remove(self)
             self._on_end(self)
+        if self._note is not None:
+            self._note.close()
+            self._note = None
 
-    def _line_of(self, call: AskedCall) -> _Line:
+    def _line_of(self, call: AskedCall) -> ReplicaLine:
         """Return the connection of a call: one that takes long to send delays no short one."""
         return self._long if len(call.frame) > 1 else self._short
-
-
-class _Line:
-    """One of the connections to a replica; see `FrameReceiver`."""
-
-    def __init__(self, replica: ConnectedReplica) -> None:
-        self._replica = replica
-        self._connection: CallConnection | None = None
-        self._is_proved: asyncio.Future[None] | None = None
-        self._has_ended = False
-
-    async def open(self, address: ReplicaAddress) -> None:
-        loop = asyncio.get_running_loop()
-        self._is_proved = loop.create_future()
-        handshake = client_handshake(address.key, address.application, address.replica)
-        connection = self._connection = CallConnection(handshake, self)
-        if address.path:
-            await loop.create_unix_connection(lambda: connection, address.path)
-        else:
-            await loop.create_connection(lambda: connection, address.host, address.port)
-        await self._is_proved
-
-    @property
-    def is_open(self) -> bool:
-        return self._connection is not None and not self._has_ended
-
-    @property
-    def process(self) -> int | None:
-        return self._connection.peer if self._connection is not None and self.is_open else None
-
-    def send(self, frame: Frame) -> None:
-        assert self._connection is not None, "it is open"
-        self._connection.send(frame)
-
-    def close(self, reason: str) -> None:
-        if self._connection is not None:
-            self._connection.close(reason)
-
-    def proved(self) -> None:
-        assert self._is_proved is not None
-        if not self._is_proved.done():
-            self._is_proved.set_result(None)
-
-    def received(self, kind: int, number: int, body: Body) -> None:
-        self._replica.received(kind, number, body)
-
-    def read(self) -> None:
-        """Do nothing: each answer has been taken."""
-
-    def choked(self, *, is_choked: bool) -> None:
-        """Do nothing: the scheduler bounds how many calls there are."""
-
-    def ended(self) -> None:
-        self._has_ended = True
-        assert self._is_proved is not None
-        if not self._is_proved.done():
-            self._is_proved.set_exception(ConnectionRefusedError("no proof of the key"))
-        self._replica.ended()

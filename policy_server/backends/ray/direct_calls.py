@@ -6,7 +6,8 @@ replica has ended, goes by Ray Serve.
 
 A call that is late is asked again of another replica, and the first answer counts: a call has no
 side effect, and its draws belong to its answer. So a replica that stands still delays nobody for
-long, and gets no further calls until it answers a ping.
+long, and gets no further calls until it answers a ping. Only the one call that a replica of this
+machine gets on computing waits for it: another one would take as long.
 """
 
 from __future__ import annotations
@@ -14,26 +15,24 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import math
+import secrets
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
+from policy_server.backends.ray.alarm import Alarm
+from policy_server.backends.ray.asked_call import AskedCall, ConnectionLostError
 from policy_server.backends.ray.call_frames import call_frame
 from policy_server.backends.ray.call_times import DuplicateBudget, UsualTimes
-from policy_server.backends.ray.connected_replica import (
-    AskedCall,
-    ConnectedReplica,
-    ConnectionLostError,
-)
+from policy_server.backends.ray.connected_replica import ConnectedReplica
 from policy_server.backends.ray.replica_connections import ReplicaConnections, ReplicaSource
+from policy_server.backends.ray_processes import UseOf, use_of
 from policy_server.errors import OverloadedError, PolicyHangsError, PolicyServerError
 from policy_server.policy import PolicyInputs, PolicyOutputs, PolicySignature
 
 __all__ = ["ConnectionLostError", "DirectCalls"]
 
-# A timer may be run before answers that have come meanwhile: they are read within this.
-_GRACE_S = 0.001
+# Leaves as many numbers again to count.
+_NUMBER_BITS = 63
 # How often a late call looks for another replica.
 _LOOK_AGAIN_S = 0.02
 # A replica that has been still for so long computes nothing: asking another one is no more work.
@@ -56,6 +55,8 @@ class DirectCalls:
 
     Attributes:
         on_lost: called with Ray's name of a replica when its connection has ended.
+        on_hang: called with the inputs of a call at which a replica has hung, whether or not
+            anybody waits for its answer any more.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class DirectCalls:
         *,
         replicas: int,
         timeout_s: float,
+        use_of: UseOf = use_of,
     ) -> None:
         """Own the connections, from `described` or `open` to `aclose`.
 
@@ -71,19 +73,25 @@ class DirectCalls:
             source: knows where the replicas are.
             replicas: the number of replicas to connect to.
             timeout_s: the longest that a call may take, in seconds.
+            use_of: tells what a replica's process has used so far.
         """
         self.on_lost: Callable[[str], None] = _ignore
+        self.on_hang: Callable[[PolicyInputs], None] = _ignore
         self._connections = ReplicaConnections(
-            source, replicas=replicas, on_answer=self._take_answer, on_lost=self._lose
+            source,
+            replicas=replicas,
+            on_answer=self._take_answer,
+            on_lost=self._lose,
+            use_of=use_of,
         )
         self._replicas = self._connections.replicas
         self._timeout_s = timeout_s
-        self._numbers = itertools.count(1)
+        # Replicas note the number of the call that they compute, of whichever web process.
+        self._numbers = itertools.count(1 + secrets.randbits(_NUMBER_BITS))
         self._calls: dict[int, AskedCall] = {}
         self._times = UsualTimes()
         self._budget = DuplicateBudget()
-        self._timer: asyncio.TimerHandle | None = None
-        self._wakes_at = math.inf
+        self._alarm = Alarm(self._look_after)
         self._is_closing = False
 
     async def described(self) -> PolicySignature:
@@ -106,8 +114,7 @@ class DirectCalls:
         """End every connection; calls in flight are lost."""
         self._is_closing = True
         await self._connections.aclose()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.cancel()
 
     @property
     def capacity(self) -> int:
@@ -120,30 +127,18 @@ class DirectCalls:
         return bool(self._replicas)
 
     async def has_pulse(self, *, timeout_s: float) -> bool:
-        """Return whether a replica has answered of late, or answers a ping in time.
+        """Return whether a replica answers; see `ReplicaConnections.has_pulse`."""
+        return await self._connections.has_pulse(timeout_s=timeout_s)
 
-        Args:
-            timeout_s: how long ago "of late" is, and the longest wait for a ping, in seconds.
-        """
-        replicas, since = list(self._replicas.values()), time.monotonic() - timeout_s
-        if any(replica.heard_at > since for replica in replicas):
-            return True
-        pending = {replica.pulse() for replica in replicas}
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while pending:
-                    first = asyncio.FIRST_COMPLETED
-                    done, pending = await asyncio.wait(pending, return_when=first)
-                    if not all(pulse.cancelled() for pulse in done):
-                        return True
-        return False
-
-    async def infer(self, inputs: PolicyInputs, *, is_watched: bool = False) -> PolicyOutputs:
+    async def infer(
+        self, inputs: PolicyInputs, *, is_watched: bool = False, is_alone: bool = False
+    ) -> PolicyOutputs:
         """Answer observations; see `ask`.
 
         Args:
             inputs: the inputs of the call.
             is_watched: whether replicas tell when they begin with it.
+            is_alone: whether it is asked of one replica only, however late it is.
 
         Raises:
             ConnectionLostError: if there is no connection, or it ends meanwhile.
@@ -161,7 +156,7 @@ class DirectCalls:
             else:
                 answer.set_exception(outcome)
 
-        call = self.ask(inputs, answered, is_watched=is_watched)
+        call = self.ask(inputs, answered, is_watched=is_watched, is_alone=is_alone)
         try:
             return await answer
         except asyncio.CancelledError:
@@ -169,7 +164,12 @@ class DirectCalls:
             raise
 
     def ask(
-        self, inputs: PolicyInputs, answered: Answered, *, is_watched: bool = False
+        self,
+        inputs: PolicyInputs,
+        answered: Answered,
+        *,
+        is_watched: bool = False,
+        is_alone: bool = False,
     ) -> AskedCall:
         """Send a call to the replica that has least to do.
 
@@ -179,6 +179,7 @@ class DirectCalls:
                 the call is given up before.
             is_watched: whether replicas tell when they begin with it, so that a
                 `ConnectionLostError` says whether it was computed.
+            is_alone: whether it is asked of one replica only, however late it is.
 
         Returns:
             The call, for `give_up`.
@@ -192,6 +193,7 @@ class DirectCalls:
         number, rows, now = next(self._numbers), len(inputs), time.monotonic()
         call = AskedCall(
             number,
+            inputs,
             call_frame(number, inputs),
             rows,
             answered,
@@ -199,11 +201,12 @@ class DirectCalls:
             look_at=now + self._times.late_after(rows),
             deadline=now + self._timeout_s,
             is_watched=is_watched,
+            is_alone=is_alone,
         )
         self._calls[number] = call
         self._budget.count_call()
         min(self._replicas.values(), key=ConnectedReplica.load).send(call)
-        self._wake_by(min(call.look_at, call.deadline))
+        self._alarm.ring_by(min(call.look_at, call.deadline))
         return call
 
     def give_up(self, call: AskedCall) -> None:
@@ -223,6 +226,7 @@ class DirectCalls:
             return
         if replica is call.first:
             self._times.observe(call.rows, replica.heard_at - call.asked)
+        call.is_answered = isinstance(outcome, PolicyOutputs)
         if call.replicas:
             call.withdraw()
         call.answered(outcome)
@@ -230,49 +234,39 @@ class DirectCalls:
     def _lose(self, replica: ConnectedReplica) -> None:
         """Take note of the end of a connection: its calls are lost unless others have them too.
 
-        Where the replica has hung, the call that came first is the one that it computed, unless it
-        was another web process's. A call that is watched is known to have begun.
+        Where the replica has hung, the call that it computed is to blame.
         """
-        has_hung = replica.is_still_since(time.monotonic() - _HUNG_S) and not replica.was_stopped
+        has_hung = replica.has_hung_since(time.monotonic() - _HUNG_S) and not replica.was_stopped
         if not self._is_closing:
             if has_hung:
                 logger.error("replica_hung", extra={"replica": replica.address.replica})
             self.on_lost(replica.address.replica)
-        for place, call in enumerate(replica.calls):
+        to_blame = replica.computed() if has_hung else None
+        if to_blame is not None and not to_blame.is_answered:
+            self.on_hang(to_blame.inputs)
+        for call in replica.calls:
             # It would hold up the next replica too, and those that compute it have hung as well.
-            has_begun = replica in call.begun or not call.is_watched
-            is_to_blame = has_hung and place == 0 and has_begun
-            if call.replicas and not is_to_blame:
+            if call.replicas and call is not to_blame:
                 continue
             self.give_up(call)
             lost = ConnectionLostError(was_computed=replica in call.begun)
-            call.answered(_hung() if is_to_blame else lost)
-
-    def _wake_by(self, moment: float) -> None:
-        """Look after the calls at a time, or before."""
-        if moment < self._wakes_at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._wakes_at = moment
-            delay_s = max(moment - time.monotonic(), 0.0)
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(delay_s, self._wait_a_moment)
-
-    def _wait_a_moment(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(_GRACE_S, self._look_after)
+            call.answered(_hung() if call is to_blame else lost)
 
     def _look_after(self) -> None:
         """Give up the calls whose time is over, and ask again those that are late."""
-        self._timer, self._wakes_at = None, math.inf
         now = time.monotonic()
         for call in list(self._calls.values()):
             if call.deadline <= now:
+                for replica in call.replicas:
+                    replica.ping(now)
                 self.give_up(call)
                 call.answered(self._late())
             elif call.look_at <= now:
                 self._ask_again(call, now)
         if self._calls:
-            self._wake_by(min(min(call.look_at, call.deadline) for call in self._calls.values()))
+            self._alarm.ring_by(
+                min(min(call.look_at, call.deadline) for call in self._calls.values())
+            )
 
     def _ask_again(self, call: AskedCall, now: float) -> None:
         """Ask another replica for a late call, and ping those that it has been asked of."""
@@ -281,6 +275,9 @@ class DirectCalls:
             replica.ping(now)
             if replica.is_still_since(now - _STOPPED_S):
                 replica.end_if_stopped()
+        # The next replica would hang too at an observation at which the policy hangs.
+        if call.is_alone or any(replica.computes(call) for replica in call.replicas):
+            return
         others = [
             replica
             for replica in self._replicas.values()
@@ -299,8 +296,8 @@ class DirectCalls:
         )
 
 
-def _ignore(_replica: str) -> None:
-    """Do nothing about a replica that was lost."""
+def _ignore(_: object) -> None:
+    """Do nothing about a replica that was lost, or a call at which one has hung."""
 
 
 def _hung() -> PolicyHangsError:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from policy_server.backends.ray.connected_replica import ConnectedReplica, OnAnswer
 from policy_server.backends.ray.replica_list import ReplicaAddress
+from policy_server.backends.ray_processes import UseOf, use_of
 from policy_server.errors import PolicyServerError
 from policy_server.policy import PolicySignature
 
@@ -54,6 +55,7 @@ class ReplicaConnections:
         replicas: int,
         on_answer: OnAnswer,
         on_lost: Callable[[ConnectedReplica], None],
+        use_of: UseOf = use_of,
     ) -> None:
         """Own the connections, from `open` to `aclose`.
 
@@ -62,12 +64,14 @@ class ReplicaConnections:
             replicas: how many there shall be.
             on_answer: called with each answer.
             on_lost: called with each replica whose connection has ended.
+            use_of: tells what a replica's process has used so far.
         """
         self.replicas: dict[str, ConnectedReplica] = {}
         self._source = source
         self._count = replicas
         self._on_answer = on_answer
         self._on_lost = on_lost
+        self._use_of = use_of
         self._unreached: dict[str, float] = {}
         self._is_listed = True
         self._is_lost = asyncio.Event()
@@ -104,6 +108,25 @@ class ReplicaConnections:
                 if description is not None:
                     return description
             await asyncio.sleep(_DESCRIBED_PERIOD_S)
+
+    async def has_pulse(self, *, timeout_s: float) -> bool:
+        """Return whether a replica has answered of late, or answers a ping in time.
+
+        Args:
+            timeout_s: how long ago "of late" is, and the longest wait for a ping, in seconds.
+        """
+        replicas, since = list(self.replicas.values()), time.monotonic() - timeout_s
+        if any(replica.heard_at > since for replica in replicas):
+            return True
+        pending = {replica.pulse() for replica in replicas}
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while pending:
+                    first = asyncio.FIRST_COMPLETED
+                    done, pending = await asyncio.wait(pending, return_when=first)
+                    if not all(pulse.cancelled() for pulse in done):
+                        return True
+        return False
 
     async def _keep(self) -> None:
         """Connect to missing replicas, reading the list often at first and then seldom."""
@@ -143,7 +166,7 @@ class ReplicaConnections:
         return any(found)
 
     async def _connect(self, address: ReplicaAddress) -> bool:
-        replica = ConnectedReplica(address, self._on_answer, self._drop)
+        replica = ConnectedReplica(address, self._on_answer, self._drop, use_of=self._use_of)
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
                 await replica.open()

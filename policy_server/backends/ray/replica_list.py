@@ -22,6 +22,7 @@ from typing import Any
 import ray
 
 from policy_server.backends.ray.call_frames import error_document, error_in
+from policy_server.backends.ray.call_notes import remove_note
 from policy_server.engine.cache import read_signature
 from policy_server.errors import PolicyServerError
 from policy_server.policy import PolicySignature
@@ -176,7 +177,9 @@ def new_socket_path(folder: Path) -> Path:
 
 
 def remove_left_socket(path: str, folder: Path) -> None:
-    """Remove the socket of a replica that was killed, at which nobody listens any more.
+    """Remove the socket of a replica that was killed, and the link to its note.
+
+    It goes only where nobody listens any more.
 
     The path comes from Ray's store: one of another form, or in another folder, is left alone.
 
@@ -196,6 +199,7 @@ def remove_left_socket(path: str, folder: Path) -> None:
             probe.connect(path)
         except ConnectionRefusedError:
             left.unlink(missing_ok=True)
+            remove_note(left)
 
 
 def _prefix(application: str) -> str:

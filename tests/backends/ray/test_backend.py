@@ -493,3 +493,25 @@ async def test_observations_of_a_call_at_which_a_replica_hung_are_asked_alone_fr
 
     assert isinstance(outcome, PolicyHangsError)
     assert not is_sent_again
+
+
+async def test_observation_whose_client_did_not_wait_until_its_replica_ended_is_asked_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(direct_calls, "_HUNG_S", 0.05)
+    async with connected(doubled, 1) as (backend, _, replicas, lost):
+        replicas.threads[0].freeze()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(backend.infer(inputs_of(3)), 0.05)
+        await asyncio.sleep(0.2)
+        replicas.listed.clear()
+        replicas.threads[0].end_without_answers()
+        await until(lambda: lost)
+        replicas.add(doubled, "next")
+        await until(lambda: backend.send(inputs_of(1), lambda _: None))
+
+        is_sent_again = backend.send(inputs_of(3), lambda _: None)
+        answer = await backend.infer(inputs_of(3))
+
+    assert not is_sent_again
+    assert len(answer) == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from policy_server.backends.ray.call_notes import CallNote
 from policy_server.backends.ray.replica_list import new_socket_path, remove_left_socket
 
 
@@ -34,6 +35,17 @@ def test_socket_that_a_dead_replica_has_left_goes(tmp_path: Path) -> None:
     assert not path.exists()
     # Another process of the server may have been first.
     remove_left_socket(str(path), tmp_path)
+
+
+def test_note_of_a_dead_replica_goes_with_its_socket(tmp_path: Path) -> None:
+    path, note = left(new_socket_path(tmp_path)), CallNote()
+    note.publish(path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+    remove_left_socket(str(path), tmp_path)
+
+    assert list(tmp_path.iterdir()) == []
+    note.close()
 
 
 def test_socket_of_a_replica_that_listens_stays(tmp_path: Path) -> None:
