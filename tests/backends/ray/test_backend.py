@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -351,17 +352,19 @@ async def ended_by(number: float) -> AsyncIterator[tuple[RayBackend, list[None]]
     """
     replicas, ended = Replicas(), list[None]()
 
-    def infer(inputs: PolicyInputs) -> PolicyOutputs:
+    def infer(place: int, inputs: PolicyInputs) -> PolicyOutputs:
         if (inputs.observations == number).any():
-            replicas.listed.clear()
-            replicas.threads[-1].end_in_a_call()
+            # First: its successor is there as soon as it is not listed.
+            replicas.threads[place].end_in_a_call()
             ended.append(None)
+            replicas.listed.clear()
         return doubled(inputs)
 
     async def replace() -> None:
         while True:
             if not replicas.listed:
-                replicas.add(infer, f"r{len(replicas.threads)}")
+                place = len(replicas.threads)
+                replicas.add(partial(infer, place), f"r{place}")
             await asyncio.sleep(0.01)
 
     replacing = asyncio.create_task(replace())
