@@ -15,6 +15,7 @@ from policy_server.formats.onnx.graph_view import NORMALIZING, GraphView, Normal
 from policy_server.formats.onnx.model_file import OnnxModel
 from policy_server.formats.onnx.plan import Piece, Transform
 from policy_server.formats.onnx.roles import Roles
+from policy_server.formats.onnx.whole_numbers import WholeNumbers
 from policy_server.formats.output_meaning import Ending, Form, NetworkOutput, read_meaning
 from policy_server.policy import ActionComponent, ActionOutput, Basis, ComponentKind
 from policy_server.schema import ServerSchema
@@ -64,22 +65,33 @@ class Measured:
         return min(next((size for size in self.shape[::-1] if size > 1), 1), self.width)
 
     @property
-    def is_integer(self) -> bool:
-        """Return whether it holds integers, in a type of integers or of any numbers."""
-        rows = self.rows
-        is_whole = bool((rows == np.rint(rows)).all()) and bool((rows != rows[:1]).any())
-        return self.has_integer_type or is_whole
-
-    @property
     def ending(self) -> Ending | None:
-        """Return the operation that its numbers show, where the graph spells it out in others."""
+        """Return the operation that its numbers show, where the graph spells it out in others.
+
+        Zeros and ones show none: a clipped action holds them too, wherever the probes saturate it.
+        """
         rows = self.rows
         if self.has_integer_type or self.width < 2 or not ((rows >= 0) & (rows <= 1)).all():
             return None
         sums = rows.reshape(len(rows), -1, self.row_length).sum(axis=2)
         if not np.allclose(sums, 1, atol=_SUM_TOLERANCE):
             return None
-        return "one_hot" if ((rows == 0) | (rows == 1)).all() else "softmax"
+        return None if self.is_saturated else "softmax"
+
+    @property
+    def ending_of_whole(self) -> Ending | None:
+        """Return the ending of whole numbers, which may be a one-hot vector."""
+        rows = self.rows
+        if self.has_integer_type or self.width < 2 or not ((rows == 0) | (rows == 1)).all():
+            return None
+        sums = rows.reshape(len(rows), -1, self.row_length).sum(axis=2)
+        return "one_hot" if (sums == 1).all() else None
+
+    @property
+    def is_saturated(self) -> bool:
+        """Return whether it holds nothing but zeros and ones, or the same for all observations."""
+        rows = self.rows
+        return bool(((rows == 0) | (rows == 1)).all() or (rows == rows[:1]).all())
 
 
 @dataclass(frozen=True)
@@ -152,6 +164,7 @@ class _Reader:
         self._schema = schema
         self._measure = measure
         self._view = GraphView(model, lambda name: measure([name])[name].shape)
+        self._whole = WholeNumbers(model, lambda name: measure([name])[name].has_integer_type)
         self._names = [item.name for item in roles.outputs if not _CONSTANTS.fullmatch(item.name)]
 
     def read(self) -> Actions:
@@ -278,12 +291,22 @@ class _Reader:
 
     def _output(self, tensor: str, name: str, measured: Measured) -> NetworkOutput:
         ending, row_length = self._view.ending(tensor), self._view.row_length(tensor)
+        is_whole = measured.has_integer_type or tensor in self._whole
         if ending in (None, "activation"):
-            ending = measured.ending or ending
+            ending = (measured.ending_of_whole if is_whole else measured.ending) or ending
         # A one-hot vector holds integers too, and is one action.
-        is_integer = measured.is_integer and ending != "one_hot"
+        is_integer = measured.has_integer_type or (is_whole and not self._states_continuous)
+        is_integer = is_integer and ending != "one_hot"
         row_length = row_length or measured.row_length
         return NetworkOutput(name, measured.width, is_integer, ending=ending, row_length=row_length)
+
+    @property
+    def _states_continuous(self) -> bool:
+        """Return whether schema.yaml states continuous actions, which whole floats may be too."""
+        if self._schema is None or self._schema.discrete is not None:
+            return self._schema is not None and self._schema.discrete is False
+        fields = self._schema.actions or ()
+        return any(field.low or field.high or field.dimensions for field in fields)
 
     def _refuse_other_axis(self, tensor: str) -> None:
         """Refuse an output that is normalized along another axis than its last."""

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.distributions.action_distribution import ActionDistribution
-from policy_server.engine.proof import probe_rows
 from policy_server.errors import ModelError
 from policy_server.formats.onnx.action_outputs import Actions
 from policy_server.formats.onnx.graph_runs import GraphRuns, RowFunction
@@ -43,7 +42,7 @@ def checked_actions(
     Raises:
         ModelError: if the graph's own answers differ.
     """
-    rows = probe_rows(plan.width, np.float32)
+    rows = graph.probes
     inputs = function(rows)[:, : sum(part.inputs for part in actions.components)]
     for piece in actions.pieces:
         if piece.transform == "log" and any(p.kind == "categorical" for p in actions.components):
@@ -87,7 +86,7 @@ def check_mask(graph: GraphRuns, plan: Plan, signature: PolicySignature) -> None
             f"{graph.model.name}: its input {mask.name!r} has {mask.width} numbers, expected one "
             f"for each of the {sum(sizes)} choices; name it otherwise if it is no action mask"
         )
-    rows = probe_rows(plan.width, np.float32)
+    rows = graph.probes
     generator = np.random.default_rng(4)
     masks = generator.integers(0, 2, (len(rows), mask.width)).astype(bool)
     for first in np.cumsum([0, *sizes[:-1]]):

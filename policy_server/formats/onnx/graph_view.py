@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.formats.onnx.model_file import Node, OnnxModel
+from policy_server.formats.onnx.node_constants import constants_of
 from policy_server.formats.onnx.state_pairs import ancestors_of
 from policy_server.formats.output_meaning import Ending
 
@@ -80,10 +81,7 @@ class GraphView:
         self._model = model
         self._shape_of = shape_of
         self._writers = model.writers()
-        self._constants = dict(model.constants)
-        for node in model.nodes:
-            if node.operator == "Constant" and "value" in node.attributes:
-                self._constants[node.outputs[0]] = node.attributes["value"]
+        self._constants = constants_of(model)
 
     def source(self, tensor: str) -> str:
         """Return the tensor that another only gives in another shape or type.

@@ -17,7 +17,6 @@ from policy_server.engine.proof import (
     batch_sizes,
     extreme_rows,
     hold_against_graph,
-    probe_rows,
 )
 from policy_server.errors import ModelError
 from policy_server.formats.onnx.answer_checks import check_mask
@@ -123,7 +122,7 @@ def _compiled(
         try:
             compilation = compile_plan(graph.model, plan, is_row_by_row=is_row_by_row)
             _check_cost(compilation.in_convolutions, is_forced=is_forced)
-            proof = _hold(compilation, function, plan, signature.memory_width, library)
+            proof = _hold(compilation, function, graph, plan, library)
         except NotCompiledError as error:
             reason = reason or str(error)
             continue
@@ -137,7 +136,7 @@ def _compiled(
 
 
 def _hold(
-    compilation: Compilation, function: RowFunction, plan: Plan, memory: int, library: str
+    compilation: Compilation, function: RowFunction, graph: GraphRuns, plan: Plan, library: str
 ) -> EngineProof:
     """Compare a network's answers with a runtime's.
 
@@ -149,8 +148,8 @@ def _hold(
     return hold_against_graph(
         compilation.network,
         function,
-        probe_rows(plan.width, np.float32),
-        _extremes(plan, memory),
+        graph.probes,
+        _extremes(plan, sum(item.size for item in graph.roles.memory)),
         batch_sizes(compilation.in_convolutions),
         refusal=GraphRunError,
         library=library,

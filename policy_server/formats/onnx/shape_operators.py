@@ -9,6 +9,7 @@ import numpy as np
 
 from policy_server.engine.building import NotCompiledError
 from policy_server.formats.onnx.model_file import Node
+from policy_server.formats.onnx.node_constants import constant_value
 from policy_server.formats.onnx.registers import Registers
 
 __all__ = ["SHAPES"]
@@ -40,12 +41,10 @@ def _axes(registers: Registers, node: Node, x: Inputs) -> tuple[int, ...] | None
 
 
 def _constant(registers: Registers, node: Node, _x: Inputs) -> int:
-    for name in ("value", "value_float", "value_floats", "value_int", "value_ints"):
-        if name in node.attributes:
-            value = node.attributes[name]
-            dtype = np.float32 if "float" in name else np.int64
-            return registers.keep(value if name == "value" else np.asarray(value, dtype))
-    raise NotCompiledError("NumPy has no constant text")
+    value = constant_value(node)
+    if value is None:
+        raise NotCompiledError("NumPy has no constant text")
+    return registers.keep(value)
 
 
 def _identity(_registers: Registers, _node: Node, x: Inputs) -> int:
