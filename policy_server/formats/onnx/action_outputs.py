@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
 from policy_server.formats.onnx.graph_view import NORMALIZING, GraphView, NormalDraw
-from policy_server.formats.onnx.model_file import OnnxModel
+from policy_server.formats.onnx.model_file import Node, OnnxModel
 from policy_server.formats.onnx.plan import Piece, Transform
+from policy_server.formats.onnx.random_nodes import RandomNodes
 from policy_server.formats.onnx.roles import Roles
 from policy_server.formats.onnx.whole_numbers import WholeNumbers
 from policy_server.formats.output_meaning import Ending, Form, NetworkOutput, read_meaning
@@ -163,7 +164,12 @@ class _Reader:
         self._model = model
         self._schema = schema
         self._measure = measure
-        self._view = GraphView(model, lambda name: measure([name])[name].shape)
+        self._view = GraphView(
+            model,
+            lambda name: measure([name])[name].shape,
+            lambda name: measure([name])[name].has_integer_type,
+            RandomNodes(model, roles.fixed),
+        )
         self._whole = WholeNumbers(model, lambda name: measure([name])[name].has_integer_type)
         self._names = [item.name for item in roles.outputs if not _CONSTANTS.fullmatch(item.name)]
 
@@ -176,21 +182,39 @@ class _Reader:
         drawn = [
             name
             for name in drawn
-            if not self._view.written_before([one for one in drawn if one != name], name)
+            if not self._view.written_before(
+                [one for one in drawn if self._view.source(one) != self._view.source(name)], name
+            )
         ]
         parts = [self._draw(name) for name in self._in_order(drawn)]
         if all(part is not None for part in parts):
+            self._refuse_shared(drawn)
             modes = [f"{_DETERMINISTIC}{name}" for name in self._in_order(drawn)]
             found = self._joined([part for part in parts if part is not None])
             return replace(found, modes=tuple(modes) if {*modes} <= {*plain} else ())
         if not plain:
             operators = {node.operator for name in drawn for node in self._view.random_nodes(name)}
+            remedy = "export the logits, or mean and log_std"
+            if "Dropout" in operators:
+                remedy = "export it in evaluation mode (model.eval())"
             raise ModelError(
-                f"{self._model.name}: its output {drawn[0]!r} is a draw by {', '.join(operators)}, "
-                "and the graph does not show the distribution that it comes from; export the "
-                "logits, or mean and log_std"
+                f"{self._model.name}: its output {drawn[0]!r} is a draw by "
+                f"{', '.join(sorted(operators))}, and the graph does not show the distribution "
+                f"that it comes from; {remedy}"
             )
         return self._plain(plain)
+
+    def _refuse_shared(self, drawn: Sequence[str]) -> None:
+        """Refuse outputs that are drawn by the same random numbers, and so not independently."""
+        users: dict[int, str] = {}
+        for name in drawn:
+            for node in self._view.random_nodes(name):
+                if (other := users.setdefault(id(node), name)) != name:
+                    raise ModelError(
+                        f"{self._model.name}: its outputs {other!r} and {name!r} share the random "
+                        f"numbers of a {node.operator}, expected a draw for each; export the "
+                        "logits, or mean and log_std"
+                    )
 
     @staticmethod
     def _in_order(names: Sequence[str]) -> list[str]:
@@ -200,7 +224,7 @@ class _Reader:
     def _draw(self, name: str) -> _Part | None:
         """Return the distribution that an output is drawn from; None where it is not known."""
         draws = self._view.leaves(name, "Multinomial")
-        if draws is not None:
+        if draws is not None and self._are_independent(draws):
             width = self._measure([name])[name].width
             if width != len(draws):
                 raise ModelError(
@@ -219,7 +243,21 @@ class _Reader:
                 "logits are read; the graph's own draws are left out",
             )
         draw = self._view.normal_draw(name)
-        return None if draw is None else self._normal(name, draw)
+        if draw is None or not self._has_noise_each(name, draw):
+            return None
+        return self._normal(name, draw)
+
+    def _are_independent(self, draws: Sequence[Node]) -> bool:
+        """Return whether each action has a draw of its own, from logits that are none."""
+        random = [node for draw in draws for node in self._view.random_nodes(draw.inputs[0])]
+        return not random and len({id(draw) for draw in draws}) == len(draws)
+
+    def _has_noise_each(self, name: str, draw: NormalDraw) -> bool:
+        """Return whether each dimension of a draw has a mean and a random number of its own."""
+        tensors = [name, draw.mean, draw.noise, draw.std]
+        sizes = self._measure(tensors)
+        width, mean, noise, std = (sizes[tensor].width for tensor in tensors)
+        return mean == noise == width and std in (1, width)
 
     def _normal(self, name: str, draw: NormalDraw) -> _Part:
         width = self._measure([name])[name].width

@@ -13,10 +13,11 @@ from policy_server.errors import ModelError
 from policy_server.formats.onnx.action_outputs import Actions
 from policy_server.formats.onnx.graph_runs import GraphRuns, RowFunction
 from policy_server.formats.onnx.plan import Piece, Plan
+from policy_server.formats.onnx.runtimes import GraphRunError
 from policy_server.formats.probability_checks import check_probabilities
 from policy_server.policy import PolicySignature
 
-__all__ = ["check_mask", "checked_actions"]
+__all__ = ["check_mask", "check_repeats", "checked_actions"]
 
 Array = NDArray[Any]
 
@@ -108,3 +109,26 @@ def check_mask(graph: GraphRuns, plan: Plan, signature: PolicySignature) -> None
                 f"{graph.model.name}: its input {mask.name!r} does not only forbid choices; name "
                 "it otherwise if it is no action mask"
             )
+
+
+def check_repeats(name: str, function: RowFunction, rows: Array) -> None:
+    """Refuse a graph that answers the same observations otherwise a second time.
+
+    Args:
+        name: the file's name, for messages.
+        function: the graph as the runtime computes it.
+        rows: float[N, D], observations.
+
+    Raises:
+        ModelError: if an answer differs.
+    """
+    try:
+        first, second = function(rows), function(rows)
+    except GraphRunError:
+        # One that fails for an observation says so when it is asked.
+        return
+    if not np.array_equal(first, second, equal_nan=True):
+        raise ModelError(
+            f"{name}: answers an observation otherwise each time, as by random numbers; export it "
+            "in evaluation mode, without draws"
+        )

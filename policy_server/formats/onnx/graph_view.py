@@ -12,23 +12,23 @@ from numpy.typing import NDArray
 
 from policy_server.formats.onnx.model_file import Node, OnnxModel
 from policy_server.formats.onnx.node_constants import constants_of
+from policy_server.formats.onnx.random_nodes import RandomNodes
 from policy_server.formats.onnx.state_pairs import ancestors_of
 from policy_server.formats.output_meaning import Ending
 
-__all__ = ["NORMALIZING", "RANDOM", "GraphView", "NormalDraw"]
+__all__ = ["NORMALIZING", "GraphView", "NormalDraw"]
 
 Array = NDArray[Any]
 
-RANDOM = (
-    *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"),
-    *("RandomUniform", "RandomUniformLike"),
-)
 NORMALIZING = ("Hardmax", "LogSoftmax", "Softmax", "OneHot")
 """Their numbers along one axis are one choice."""
 
 _NORMAL = ("RandomNormal", "RandomNormalLike")
-# They give the numbers of their first input, in another shape or type.
-_PASSED = ("Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+# They give the numbers of their first input, in another shape.
+_PASSED = ("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+# TensorProto's types that hold any number of a network, and those that hold any index.
+_FLOATS = (1, 10, 11, 16)
+_INTEGERS = (2, 3, 4, 5, 6, 7, 12, 13)
 _ACTIVATIONS = (
     *("Celu", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu"),
     *("Selu", "Sigmoid", "Softplus", "Softsign", "Swish"),
@@ -54,6 +54,7 @@ class NormalDraw:
     Attributes:
         mean: the tensor of the mean.
         std: the tensor of the deviation.
+        noise: the tensor of the graph's own noise.
         noise_scale: the deviation of the graph's own noise.
         is_squashed: whether f is a tanh.
         bounds: the bounds that the draw is clipped to; None for none.
@@ -62,6 +63,7 @@ class NormalDraw:
 
     mean: str
     std: str
+    noise: str
     noise_scale: float
     is_squashed: bool
     bounds: tuple[float, float] | None
@@ -71,15 +73,25 @@ class NormalDraw:
 class GraphView:
     """A graph that is followed from its outputs to what they are computed from."""
 
-    def __init__(self, model: OnnxModel, shape_of: Callable[[str], tuple[int, ...]]) -> None:
+    def __init__(
+        self,
+        model: OnnxModel,
+        shape_of: Callable[[str], tuple[int, ...]],
+        has_integer_type: Callable[[str], bool],
+        random: RandomNodes,
+    ) -> None:
         """Own nothing but the order of the nodes.
 
         Args:
             model: the graph.
             shape_of: gives a tensor's dimensions for a batch, by its name.
+            has_integer_type: whether a tensor's type is an integer or a truth value, by its name.
+            random: the graph's operations that draw random numbers.
         """
         self._model = model
         self._shape_of = shape_of
+        self._has_integer_type = has_integer_type
+        self._random = random
         self._writers = model.writers()
         self._constants = constants_of(model)
 
@@ -89,9 +101,19 @@ class GraphView:
         Args:
             tensor: the other's name.
         """
-        while (node := self._writers.get(tensor)) is not None and node.operator in _PASSED:
+        while (node := self._writers.get(tensor)) is not None and self._is_passed(node, tensor):
             tensor = node.inputs[0]
         return tensor
+
+    def _is_passed(self, node: Node, tensor: str) -> bool:
+        """Return whether a node gives the numbers of its first input; an integer cuts a float."""
+        if node.operator == "Dropout":
+            # Its second output is a mask.
+            return node.outputs[0] == tensor and not self._random.is_random(node)
+        if node.operator != "Cast":
+            return node.operator in _PASSED
+        kind = node.attributes.get("to")
+        return kind in _FLOATS or (kind in _INTEGERS and self._has_integer_type(node.inputs[0]))
 
     def node(self, tensor: str) -> Node | None:
         """Return the node that gives a tensor's numbers; None for an input or a constant.
@@ -157,8 +179,7 @@ class GraphView:
             return True
         inputs = {item.name for item in self._model.inputs}
         found = ancestors_of(self._model, [tensor])
-        writers = (self._writers.get(name) for name in found)
-        return not found & inputs and not any(node and node.operator in RANDOM for node in writers)
+        return not found & inputs and not self._random.before(tensor)
 
     def random_nodes(self, tensor: str) -> list[Node]:
         """Return the nodes that draw random numbers on the way to a tensor.
@@ -166,12 +187,7 @@ class GraphView:
         Args:
             tensor: its name.
         """
-        found = ancestors_of(self._model, [tensor])
-        return [
-            node
-            for node in self._model.nodes
-            if node.operator in RANDOM and found.intersection(node.outputs)
-        ]
+        return self._random.before(tensor)
 
     def leaves(self, tensor: str, operator: str) -> list[Node] | None:
         """Return the nodes of one operator that a tensor joins in order.
@@ -240,7 +256,8 @@ class GraphView:
             if std is None or noise is None or noise.attributes.get("mean", 0.0):
                 continue
             scale = float(noise.attributes.get("scale", 1.0))
-            return NormalDraw(mean, std, scale, is_squashed, bounds, factor)
+            noise_name = noise.outputs[0]
+            return NormalDraw(mean, std, noise_name, scale, is_squashed, bounds, factor)
         return None
 
     def _deviation(self, node: Node) -> tuple[str | None, Node | None]:

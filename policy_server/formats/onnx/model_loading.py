@@ -19,7 +19,7 @@ from policy_server.engine.proof import (
     hold_against_graph,
 )
 from policy_server.errors import ModelError
-from policy_server.formats.onnx.answer_checks import check_mask
+from policy_server.formats.onnx.answer_checks import check_mask, check_repeats
 from policy_server.formats.onnx.graph_readings import Reading, read_by_graph, read_by_metadata
 from policy_server.formats.onnx.graph_runs import GraphRuns, RowFunction
 from policy_server.formats.onnx.leapp import read_description
@@ -97,8 +97,10 @@ def _load(model: OnnxModel, reading: Reading, engine: Engine) -> NetworkPolicy |
         reason = "POLICY_SERVER_ENGINE asks for it"
     require("onnxruntime", use=f"{model.name}, which NumPy can't compute ({reason})")
     signature = replace(signature, engine="onnxruntime", engine_reason=reason)
-    operators = {node.op_type for node in graph.model.proto.graph.node}
-    return OnnxRuntimePolicy(signature, graph.function(plan, is_literal=False), operators=operators)
+    operators = {one.operator for node in model.nodes for one in (node, *node.inner)}
+    function = graph.function(plan, is_literal=False)
+    check_repeats(model.name, function, graph.probes)
+    return OnnxRuntimePolicy(signature, function, operators=operators)
 
 
 def _compiled(
