@@ -328,6 +328,8 @@ class _Reader:
         )
 
     def _output(self, tensor: str, name: str, measured: Measured) -> NetworkOutput:
+        if joined := self._view.joined_softmaxes(tensor):
+            return NetworkOutput(name, measured.width, ending="softmax", joined=joined)
         ending, row_length = self._view.ending(tensor), self._view.row_length(tensor)
         is_whole = measured.has_integer_type or tensor in self._whole
         if ending in (None, "activation"):

@@ -14,8 +14,12 @@ from policy_server.formats.onnx.action_outputs import Actions
 from policy_server.formats.onnx.graph_runs import GraphRuns, RowFunction
 from policy_server.formats.onnx.plan import Piece, Plan
 from policy_server.formats.onnx.runtimes import GraphRunError
-from policy_server.formats.probability_checks import check_probabilities
+from policy_server.formats.probability_checks import (
+    check_probabilities,
+    refuse_hidden_probabilities,
+)
 from policy_server.policy import PolicySignature
+from policy_server.schema import ServerSchema
 
 __all__ = ["check_mask", "check_repeats", "checked_actions"]
 
@@ -27,7 +31,11 @@ _BARE_MODE = "the graph's own deterministic action is the mean without its tanh,
 
 
 def checked_actions(
-    graph: GraphRuns, plan: Plan, actions: Actions, function: RowFunction
+    graph: GraphRuns,
+    plan: Plan,
+    actions: Actions,
+    function: RowFunction,
+    schema: ServerSchema | None,
 ) -> Actions:
     """Return the actions of a graph, after holding them against its probabilities and own modes.
 
@@ -36,6 +44,7 @@ def checked_actions(
         plan: its inputs and results.
         actions: what was read.
         function: the plan's function.
+        schema: the contents of schema.yaml; None where there is none.
 
     Returns:
         The actions; their mode may be the mean of a squashed normal without its tanh.
@@ -48,6 +57,13 @@ def checked_actions(
     for piece in actions.pieces:
         if piece.transform == "log" and any(p.kind == "categorical" for p in actions.components):
             check_probabilities(graph.model.name, actions.components, np.exp(inputs))
+    if all(part.kind == "categorical" for part in actions.components) and actions.basis in (
+        "names",
+        "schema",
+    ):
+        is_plain = all(piece.transform == "as it is" for piece in actions.pieces)
+        if is_plain and not actions.is_value_based:
+            refuse_hidden_probabilities(graph.model.name, actions.components, inputs, schema)
     if not actions.modes:
         return actions
     widths = [item.columns for item in actions.outputs]

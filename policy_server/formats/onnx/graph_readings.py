@@ -71,7 +71,7 @@ def read_by_graph(
     plan = _plan(roles, actions)
     _refuse_random(graph, plan)
     function = graph.function(plan)
-    actions = checked_actions(graph, plan, actions, function)
+    actions = checked_actions(graph, plan, actions, function, schema)
     signature = _signature(model, roles, actions)
     if description is not None:
         signature = replace(signature, findings=(*signature.findings, description.finding))

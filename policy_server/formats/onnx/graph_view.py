@@ -152,6 +152,19 @@ class GraphView:
         node = self.node(tensor)
         return None if node is None or node.operator not in NORMALIZING else self._length(node)
 
+    def joined_softmaxes(self, tensor: str) -> tuple[int, ...]:
+        """Return the sizes of the softmaxes that a tensor joins in order; empty for another.
+
+        Args:
+            tensor: its name.
+        """
+        parts = self.leaves(tensor, "Softmax") or []
+        sizes = [self._length(part) for part in parts]
+        known = tuple(size for size in sizes if size is not None)
+        width = math.prod(self._shape_of(tensor)[1:]) if len(known) > 1 else 0
+        # A softmax of several rows, or along another axis, has other sizes than its width.
+        return known if len(known) == len(parts) and sum(known) == width else ()
+
     def _is_along_last_axis(self, node: Node) -> bool:
         return node.operator not in ("ArgMax", *NORMALIZING) or self._length(node) is not None
 

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from policy_server.errors import ModelError
 from policy_server.formats.known_formats import load_policy
 from policy_server.policy import Policy, PolicyInputs
 from policy_server.schema import parse_schema
@@ -184,3 +185,76 @@ def add_constant(path: Path, name: str, value: Array) -> None:
     model = onnx.load(path)
     model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
     onnx.save(model, path)
+
+
+TWO = "actions: {a: {choices: 2}, b: {choices: 3}}"
+CUT = [
+    node("Constant", [], ["sizes"], value_ints=[2, 3]),
+    node("Split", ["net", "sizes"], ["first", "second"], axis=1),
+]
+JOINED = [
+    *CUT,
+    node("Softmax", ["first"], ["p"]),
+    node("Softmax", ["second"], ["q"]),
+    node("Concat", ["p", "q"], ["out"], axis=1),
+]
+ROWS = np.random.default_rng(9).standard_normal((6, 4)).astype(np.float32)
+
+
+def test_joined_softmaxes_are_the_probabilities_of_each_action(tmp_path: Path) -> None:
+    path = actor(tmp_path, *JOINED, output="out", actions=5)
+
+    policy = load(tmp_path, TWO)
+
+    inputs = policy.infer(PolicyInputs.of(ROWS, is_deterministic=True)).distribution
+    assert inputs is not None
+    np.testing.assert_allclose(np.exp(inputs), theirs(path, ROWS), atol=1e-6)
+    assert policy.signature.family == "categorical(2) + categorical(3)"
+    assert any("as the graph shows" in finding for finding in policy.signature.findings)
+
+
+def test_joined_softmaxes_are_not_cut_elsewhere(tmp_path: Path) -> None:
+    actor(tmp_path, *JOINED, output="out", actions=5)
+
+    with pytest.raises(ModelError, match="holds softmaxes of 2, 3 numbers; if these are 2 actions"):
+        load(tmp_path, "actions: {a: {choices: 3}, b: {choices: 2}}")
+
+
+@pytest.mark.parametrize("output", ["out", "logits"])
+def test_probabilities_that_the_graph_spells_out_are_no_logits(output: str, tmp_path: Path) -> None:
+    path = actor(
+        tmp_path,
+        *JOINED[:-1],
+        node("Sub", ["p", "nothing"], ["p less"]),
+        node("Concat", ["p less", "q"], [output], axis=1),
+        output=output,
+        actions=5,
+    )
+    add_constant(path, "nothing", np.array(0, np.float32))
+
+    with pytest.raises(ModelError, match="'values: probabilities' or 'values: logits' under"):
+        load(tmp_path, TWO)
+
+    stated = "actions: {a: {choices: 2, values: %s}, b: {choices: 3, values: %s}}"
+    for values, read in (("probabilities", np.exp), ("logits", np.asarray)):
+        policy = load(tmp_path, stated % (values, values))
+        inputs = policy.infer(PolicyInputs.of(ROWS, is_deterministic=True)).distribution
+        assert inputs is not None
+        np.testing.assert_allclose(read(inputs), theirs(path, ROWS), atol=1e-6)
+        assert any("as schema.yaml states" in one for one in policy.signature.findings)
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        (TWO, "as logits, for the choices in schema.yaml"),
+        ("parameters: {discrete: True}", "as logits, for the 'discrete: True' in schema.yaml"),
+        ("actions: {a: {dimensions: 5}}", "as action, for the dimensions in schema.yaml"),
+    ],
+)
+def test_meaning_that_schema_does_not_state_itself_is_told_so(
+    schema: str, words: str, tmp_path: Path
+) -> None:
+    actor(tmp_path, output="out", actions=5)
+
+    assert any(words in finding for finding in load(tmp_path, schema).signature.findings)
