@@ -29,8 +29,10 @@ from policy_server.formats.onnx.plan import Plan
 from policy_server.formats.onnx.plan_compiler import Compilation, compile_plan
 from policy_server.formats.onnx.policy_metadata import read_document
 from policy_server.formats.onnx.policy_vectors import check_vectors, vectors_in
+from policy_server.formats.onnx.registers import TooLargeError
 from policy_server.formats.onnx.runtimes import GraphRunError, has_onnxruntime
 from policy_server.formats.onnx.step_checks import check_steps
+from policy_server.formats.onnx.tensor_sizes import check_sizes
 from policy_server.installation import require
 from policy_server.policy import Policy, PolicySignature
 from policy_server.schema import ServerSchema
@@ -64,6 +66,7 @@ def load_policy(
         MissingPackageError: if a package is missing that the file needs.
     """
     model = read_model(files)
+    check_sizes(model)
     document = read_document(model)
     if document is None:
         return _load(model, read_by_graph(model, read_description(files, model), schema), engine)
@@ -125,6 +128,11 @@ def _compiled(
             compilation = compile_plan(graph.model, plan, is_row_by_row=is_row_by_row)
             _check_cost(compilation.in_convolutions, is_forced=is_forced)
             proof = _hold(compilation, function, graph, plan, library)
+        except TooLargeError as error:
+            # onnxruntime would take the memory.
+            raise ModelError(
+                f"{graph.model.name}: {error}; export the network without it"
+            ) from error
         except NotCompiledError as error:
             reason = reason or str(error)
             continue
