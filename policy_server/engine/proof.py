@@ -85,6 +85,7 @@ class EngineProof:
         largest_on_extremes: the largest on the extreme ones, relative to the row's largest number.
         overflows: how many extreme ones are beyond numbers of 32 bits on the way to an answer,
             which says nothing then. They were compared a billion times smaller.
+        answers: how many different answers the common ones have; of a saturated network few.
     """
 
     probes: int
@@ -92,6 +93,7 @@ class EngineProof:
     largest: float
     largest_on_extremes: float
     overflows: int
+    answers: int
 
     def told(self, library: str) -> str:
         """Return the result in words.
@@ -103,8 +105,13 @@ class EngineProof:
         if self.overflows:
             extremes = f"{self.extremes - self.overflows} of {extremes}"
             within += "; the others overflow 32 bits"
+        few = ""
+        if self.answers == 1:
+            few = ", all with the same answer"
+        elif self.answers < _FEWEST_PROBES:
+            few = f", with {self.answers} different answers"
         return (
-            f"equal to {library} on {self.probes} probes (within {self.largest:.1e}) and on "
+            f"equal to {library} on {self.probes} probes{few} (within {self.largest:.1e}) and on "
             f"{extremes} extreme ones ({within})"
         )
 
@@ -212,7 +219,8 @@ def hold_against_graph(
         )
     run_wide = _without_warnings(widened(network).compile())
     on_extremes, overflows = _compare_extremes(run, run_wide, graph, extremes, refusal, library)
-    return EngineProof(len(probes), len(extremes), largest, on_extremes, overflows)
+    answers = len(np.unique(expected, axis=0))
+    return EngineProof(len(probes), len(extremes), largest, on_extremes, overflows, answers)
 
 
 def _compare_extremes(

@@ -76,6 +76,7 @@ class NetworkOutput:
         ending: the operation that it ends with; None for any that does not tell its meaning.
         row_length: how many numbers lie along its last dimension: (N, 2, 3) has two rows of 3;
             None where that is not known.
+        joined: how many numbers each of the softmaxes has that it joins; empty where it joins none.
     """
 
     name: str
@@ -84,6 +85,7 @@ class NetworkOutput:
     is_vector: bool = True
     ending: Ending | None = None
     row_length: int | None = None
+    joined: tuple[int, ...] = ()
 
     @property
     def has_several_rows(self) -> bool:
@@ -339,7 +341,9 @@ class _Reader:
 
     def _check_rows(self, item: NetworkOutput, form: str, *, is_one: bool = True) -> None:
         """Refuse several rows of choices that schema.yaml does not state as several actions."""
-        if not item.has_several_rows:
+        if item.joined:
+            self._check_joined(item)
+        if item.joined or not item.has_several_rows:
             return
         assert item.row_length is not None, "it has several"
         rows = item.width // item.row_length
@@ -352,6 +356,16 @@ class _Reader:
                 f"{self._subject}: the output {item.name!r} holds {rows} rows of "
                 f"{item.row_length} {form.replace('_', ' ')}; "
                 f"{remedy if is_one else 'export one row in an output'}"
+            )
+
+    def _check_joined(self, item: NetworkOutput) -> None:
+        """Refuse joined softmaxes of other sizes than schema.yaml's actions."""
+        if tuple(field.choices for field in self._fields) != item.joined:
+            sizes = ", ".join(map(str, item.joined))
+            raise ModelError(
+                f"{self._subject}: the output {item.name!r} holds softmaxes of {sizes} numbers; if "
+                f"these are {len(item.joined)} actions, list them under 'actions' in "
+                f"{self._schema.source} with these 'choices'"
             )
 
     def _sizes(self, item: NetworkOutput, form: Form) -> list[int]:
@@ -450,6 +464,17 @@ class _Reader:
             )
         return [_alone(size) for size in known]
 
+    def _stated_source(self) -> str:
+        """Return the words for what schema.yaml says; only `values` states a meaning itself."""
+        source, fields = self._schema.source, self._fields
+        if any(field.values is not None for field in fields):
+            return f"as {source} states"
+        if any(field.choices is not None for field in fields):
+            return f"for the choices in {source}"
+        if self._schema.discrete:
+            return f"for the 'discrete: True' in {source}"
+        return f"for the dimensions in {source}"
+
     def _meaning(
         self,
         read: Sequence[ReadOutput],
@@ -462,7 +487,7 @@ class _Reader:
         source = {
             "structure": "as the graph shows",
             "names": "by its name",
-            "schema": f"as {self._schema.source} states",
+            "schema": self._stated_source(),
         }[basis]
         findings = [
             f"the output {one.output.name!r} is read as {one.form.replace('_', ' ')}, {source}"

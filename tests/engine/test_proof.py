@@ -291,3 +291,20 @@ def test_extreme_observations_stay_within_the_policys_own_type() -> None:
             assert np.isfinite(kept).all()
         else:
             assert (kept == rows).all()
+
+
+def test_probes_with_few_different_answers_are_told() -> None:
+    """A network that is saturated on all probes equals another there, and says little."""
+    constants = {1: np.array(1e30, np.float32)}
+    steps = (Step("Mul", (0, 1), 2), Step("Tanh", (2,), 3), Step("Abs", (3,), 4))
+    network = NumpyNetwork(constants, steps, result=4, registers=5)
+
+    def graph(rows: NDArray[Any]) -> NDArray[Any]:
+        return np.abs(np.tanh(rows.astype(np.float64) * 1e30)).astype(np.float32)
+
+    rows = np.abs(ROWS) + np.float32(1)
+    proof = hold_against_graph(network, graph, rows, rows, [1], refusal=tf.errors.OpError)
+
+    assert proof.told("TensorFlow").startswith(
+        f"equal to TensorFlow on {len(rows)} probes, all with the same answer (within 0.0e+00)"
+    )

@@ -24,7 +24,10 @@ from policy_server.formats.keras.window_check import (
     uncomputed_window,
 )
 from policy_server.formats.output_meaning import Meaning, NetworkOutput, ReadOutput, read_meaning
-from policy_server.formats.probability_checks import check_probabilities
+from policy_server.formats.probability_checks import (
+    check_probabilities,
+    refuse_hidden_probabilities,
+)
 from policy_server.formats.scaled_actions import without_rescaling
 from policy_server.policy import ObservationPart, PolicySignature, SignatureTensor
 from policy_server.schema import ServerSchema
@@ -243,12 +246,16 @@ class _Loading:
         """Refuse outputs that are read as probabilities and are none of the actions' choices."""
         rows = [self._steps.builder.tried(output.register) for output in outputs]
         endings = {one.output.ending for one in meaning.read}
+        forms = {one.form for one in meaning.read}
         if endings == {"log_softmax"}:
             rows = [np.exp(values) for values in rows]
-        elif {one.form for one in meaning.read} != {"probabilities"}:
+        elif forms not in ({"probabilities"}, {"logits"}):
             return
-        flat = [values.reshape(len(values), -1) for values in rows]
-        check_probabilities(SUBJECT, meaning.components, np.concatenate(flat, axis=1))
+        flat = np.concatenate([values.reshape(len(values), -1) for values in rows], axis=1)
+        if forms == {"logits"} and endings != {"log_softmax"}:
+            refuse_hidden_probabilities(SUBJECT, meaning.components, flat, self._schema)
+        else:
+            check_probabilities(SUBJECT, meaning.components, flat)
 
     def _source(self, one: ReadOutput, output: Output) -> int:
         """Return the register of an output's numbers, as the distribution takes them."""

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
 from policy_server.formats.onnx.graph_view import NORMALIZING, GraphView, NormalDraw
-from policy_server.formats.onnx.model_file import OnnxModel
+from policy_server.formats.onnx.model_file import Node, OnnxModel
 from policy_server.formats.onnx.plan import Piece, Transform
+from policy_server.formats.onnx.random_nodes import RandomNodes
 from policy_server.formats.onnx.roles import Roles
+from policy_server.formats.onnx.whole_numbers import WholeNumbers
 from policy_server.formats.output_meaning import Ending, Form, NetworkOutput, read_meaning
 from policy_server.policy import ActionComponent, ActionOutput, Basis, ComponentKind
 from policy_server.schema import ServerSchema
@@ -64,22 +66,33 @@ class Measured:
         return min(next((size for size in self.shape[::-1] if size > 1), 1), self.width)
 
     @property
-    def is_integer(self) -> bool:
-        """Return whether it holds integers, in a type of integers or of any numbers."""
-        rows = self.rows
-        is_whole = bool((rows == np.rint(rows)).all()) and bool((rows != rows[:1]).any())
-        return self.has_integer_type or is_whole
-
-    @property
     def ending(self) -> Ending | None:
-        """Return the operation that its numbers show, where the graph spells it out in others."""
+        """Return the operation that its numbers show, where the graph spells it out in others.
+
+        Zeros and ones show none: a clipped action holds them too, wherever the probes saturate it.
+        """
         rows = self.rows
         if self.has_integer_type or self.width < 2 or not ((rows >= 0) & (rows <= 1)).all():
             return None
         sums = rows.reshape(len(rows), -1, self.row_length).sum(axis=2)
         if not np.allclose(sums, 1, atol=_SUM_TOLERANCE):
             return None
-        return "one_hot" if ((rows == 0) | (rows == 1)).all() else "softmax"
+        return None if self.is_saturated else "softmax"
+
+    @property
+    def ending_of_whole(self) -> Ending | None:
+        """Return the ending of whole numbers, which may be a one-hot vector."""
+        rows = self.rows
+        if self.has_integer_type or self.width < 2 or not ((rows == 0) | (rows == 1)).all():
+            return None
+        sums = rows.reshape(len(rows), -1, self.row_length).sum(axis=2)
+        return "one_hot" if (sums == 1).all() else None
+
+    @property
+    def is_saturated(self) -> bool:
+        """Return whether it holds nothing but zeros and ones, or the same for all observations."""
+        rows = self.rows
+        return bool(((rows == 0) | (rows == 1)).all() or (rows == rows[:1]).all())
 
 
 @dataclass(frozen=True)
@@ -151,7 +164,13 @@ class _Reader:
         self._model = model
         self._schema = schema
         self._measure = measure
-        self._view = GraphView(model, lambda name: measure([name])[name].shape)
+        self._view = GraphView(
+            model,
+            lambda name: measure([name])[name].shape,
+            lambda name: measure([name])[name].has_integer_type,
+            RandomNodes(model, roles.fixed),
+        )
+        self._whole = WholeNumbers(model, lambda name: measure([name])[name].has_integer_type)
         self._names = [item.name for item in roles.outputs if not _CONSTANTS.fullmatch(item.name)]
 
     def read(self) -> Actions:
@@ -163,21 +182,39 @@ class _Reader:
         drawn = [
             name
             for name in drawn
-            if not self._view.written_before([one for one in drawn if one != name], name)
+            if not self._view.written_before(
+                [one for one in drawn if self._view.source(one) != self._view.source(name)], name
+            )
         ]
         parts = [self._draw(name) for name in self._in_order(drawn)]
         if all(part is not None for part in parts):
+            self._refuse_shared(drawn)
             modes = [f"{_DETERMINISTIC}{name}" for name in self._in_order(drawn)]
             found = self._joined([part for part in parts if part is not None])
             return replace(found, modes=tuple(modes) if {*modes} <= {*plain} else ())
         if not plain:
             operators = {node.operator for name in drawn for node in self._view.random_nodes(name)}
+            remedy = "export the logits, or mean and log_std"
+            if "Dropout" in operators:
+                remedy = "export it in evaluation mode (model.eval())"
             raise ModelError(
-                f"{self._model.name}: its output {drawn[0]!r} is a draw by {', '.join(operators)}, "
-                "and the graph does not show the distribution that it comes from; export the "
-                "logits, or mean and log_std"
+                f"{self._model.name}: its output {drawn[0]!r} is a draw by "
+                f"{', '.join(sorted(operators))}, and the graph does not show the distribution "
+                f"that it comes from; {remedy}"
             )
         return self._plain(plain)
+
+    def _refuse_shared(self, drawn: Sequence[str]) -> None:
+        """Refuse outputs that are drawn by the same random numbers, and so not independently."""
+        users: dict[int, str] = {}
+        for name in drawn:
+            for node in self._view.random_nodes(name):
+                if (other := users.setdefault(id(node), name)) != name:
+                    raise ModelError(
+                        f"{self._model.name}: its outputs {other!r} and {name!r} share the random "
+                        f"numbers of a {node.operator}, expected a draw for each; export the "
+                        "logits, or mean and log_std"
+                    )
 
     @staticmethod
     def _in_order(names: Sequence[str]) -> list[str]:
@@ -187,7 +224,7 @@ class _Reader:
     def _draw(self, name: str) -> _Part | None:
         """Return the distribution that an output is drawn from; None where it is not known."""
         draws = self._view.leaves(name, "Multinomial")
-        if draws is not None:
+        if draws is not None and self._are_independent(draws):
             width = self._measure([name])[name].width
             if width != len(draws):
                 raise ModelError(
@@ -206,7 +243,21 @@ class _Reader:
                 "logits are read; the graph's own draws are left out",
             )
         draw = self._view.normal_draw(name)
-        return None if draw is None else self._normal(name, draw)
+        if draw is None or not self._has_noise_each(name, draw):
+            return None
+        return self._normal(name, draw)
+
+    def _are_independent(self, draws: Sequence[Node]) -> bool:
+        """Return whether each action has a draw of its own, from logits that are none."""
+        random = [node for draw in draws for node in self._view.random_nodes(draw.inputs[0])]
+        return not random and len({id(draw) for draw in draws}) == len(draws)
+
+    def _has_noise_each(self, name: str, draw: NormalDraw) -> bool:
+        """Return whether each dimension of a draw has a mean and a random number of its own."""
+        tensors = [name, draw.mean, draw.noise, draw.std]
+        sizes = self._measure(tensors)
+        width, mean, noise, std = (sizes[tensor].width for tensor in tensors)
+        return mean == noise == width and std in (1, width)
 
     def _normal(self, name: str, draw: NormalDraw) -> _Part:
         width = self._measure([name])[name].width
@@ -277,13 +328,25 @@ class _Reader:
         )
 
     def _output(self, tensor: str, name: str, measured: Measured) -> NetworkOutput:
+        if joined := self._view.joined_softmaxes(tensor):
+            return NetworkOutput(name, measured.width, ending="softmax", joined=joined)
         ending, row_length = self._view.ending(tensor), self._view.row_length(tensor)
+        is_whole = measured.has_integer_type or tensor in self._whole
         if ending in (None, "activation"):
-            ending = measured.ending or ending
+            ending = (measured.ending_of_whole if is_whole else measured.ending) or ending
         # A one-hot vector holds integers too, and is one action.
-        is_integer = measured.is_integer and ending != "one_hot"
+        is_integer = measured.has_integer_type or (is_whole and not self._states_continuous)
+        is_integer = is_integer and ending != "one_hot"
         row_length = row_length or measured.row_length
         return NetworkOutput(name, measured.width, is_integer, ending=ending, row_length=row_length)
+
+    @property
+    def _states_continuous(self) -> bool:
+        """Return whether schema.yaml states continuous actions, which whole floats may be too."""
+        if self._schema is None or self._schema.discrete is not None:
+            return self._schema is not None and self._schema.discrete is False
+        fields = self._schema.actions or ()
+        return any(field.low or field.high or field.dimensions for field in fields)
 
     def _refuse_other_axis(self, tensor: str) -> None:
         """Refuse an output that is normalized along another axis than its last."""

@@ -9,15 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.distributions.action_distribution import ActionDistribution
-from policy_server.engine.proof import probe_rows
 from policy_server.errors import ModelError
 from policy_server.formats.onnx.action_outputs import Actions
 from policy_server.formats.onnx.graph_runs import GraphRuns, RowFunction
 from policy_server.formats.onnx.plan import Piece, Plan
-from policy_server.formats.probability_checks import check_probabilities
+from policy_server.formats.onnx.runtimes import GraphRunError
+from policy_server.formats.probability_checks import (
+    check_probabilities,
+    refuse_hidden_probabilities,
+)
 from policy_server.policy import PolicySignature
+from policy_server.schema import ServerSchema
 
-__all__ = ["check_mask", "checked_actions"]
+__all__ = ["check_mask", "check_repeats", "checked_actions"]
 
 Array = NDArray[Any]
 
@@ -27,7 +31,11 @@ _BARE_MODE = "the graph's own deterministic action is the mean without its tanh,
 
 
 def checked_actions(
-    graph: GraphRuns, plan: Plan, actions: Actions, function: RowFunction
+    graph: GraphRuns,
+    plan: Plan,
+    actions: Actions,
+    function: RowFunction,
+    schema: ServerSchema | None,
 ) -> Actions:
     """Return the actions of a graph, after holding them against its probabilities and own modes.
 
@@ -36,6 +44,7 @@ def checked_actions(
         plan: its inputs and results.
         actions: what was read.
         function: the plan's function.
+        schema: the contents of schema.yaml; None where there is none.
 
     Returns:
         The actions; their mode may be the mean of a squashed normal without its tanh.
@@ -43,11 +52,18 @@ def checked_actions(
     Raises:
         ModelError: if the graph's own answers differ.
     """
-    rows = probe_rows(plan.width, np.float32)
+    rows = graph.probes
     inputs = function(rows)[:, : sum(part.inputs for part in actions.components)]
     for piece in actions.pieces:
         if piece.transform == "log" and any(p.kind == "categorical" for p in actions.components):
             check_probabilities(graph.model.name, actions.components, np.exp(inputs))
+    if all(part.kind == "categorical" for part in actions.components) and actions.basis in (
+        "names",
+        "schema",
+    ):
+        is_plain = all(piece.transform == "as it is" for piece in actions.pieces)
+        if is_plain and not actions.is_value_based:
+            refuse_hidden_probabilities(graph.model.name, actions.components, inputs, schema)
     if not actions.modes:
         return actions
     widths = [item.columns for item in actions.outputs]
@@ -87,7 +103,7 @@ def check_mask(graph: GraphRuns, plan: Plan, signature: PolicySignature) -> None
             f"{graph.model.name}: its input {mask.name!r} has {mask.width} numbers, expected one "
             f"for each of the {sum(sizes)} choices; name it otherwise if it is no action mask"
         )
-    rows = probe_rows(plan.width, np.float32)
+    rows = graph.probes
     generator = np.random.default_rng(4)
     masks = generator.integers(0, 2, (len(rows), mask.width)).astype(bool)
     for first in np.cumsum([0, *sizes[:-1]]):
@@ -109,3 +125,26 @@ def check_mask(graph: GraphRuns, plan: Plan, signature: PolicySignature) -> None
                 f"{graph.model.name}: its input {mask.name!r} does not only forbid choices; name "
                 "it otherwise if it is no action mask"
             )
+
+
+def check_repeats(name: str, function: RowFunction, rows: Array) -> None:
+    """Refuse a graph that answers the same observations otherwise a second time.
+
+    Args:
+        name: the file's name, for messages.
+        function: the graph as the runtime computes it.
+        rows: float[N, D], observations.
+
+    Raises:
+        ModelError: if an answer differs.
+    """
+    try:
+        first, second = function(rows), function(rows)
+    except GraphRunError:
+        # One that fails for an observation says so when it is asked.
+        return
+    if not np.array_equal(first, second, equal_nan=True):
+        raise ModelError(
+            f"{name}: answers an observation otherwise each time, as by random numbers; export it "
+            "in evaluation mode, without draws"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from policy_server.errors import ModelError
 from policy_server.formats.onnx.action_outputs import Actions, read_actions
 from policy_server.formats.onnx.answer_checks import checked_actions
 from policy_server.formats.onnx.described_graph import (
@@ -17,6 +18,7 @@ from policy_server.formats.onnx.model_file import OnnxModel
 from policy_server.formats.onnx.observed_inputs import check_places
 from policy_server.formats.onnx.plan import Piece, Plan
 from policy_server.formats.onnx.policy_metadata import POLICY_KEY, VECTORS_KEY, PolicyDocument
+from policy_server.formats.onnx.random_nodes import RandomNodes
 from policy_server.formats.onnx.roles import Roles, find_roles
 from policy_server.formats.onnx.state_pairs import look_alikes
 from policy_server.policy import PolicySignature
@@ -67,8 +69,9 @@ def read_by_graph(
     graph.measure([item.name for item in model.outputs])
     actions = read_actions(model, roles, schema, graph.measure)
     plan = _plan(roles, actions)
+    _refuse_random(graph, plan)
     function = graph.function(plan)
-    actions = checked_actions(graph, plan, actions, function)
+    actions = checked_actions(graph, plan, actions, function, schema)
     signature = _signature(model, roles, actions)
     if description is not None:
         signature = replace(signature, findings=(*signature.findings, description.finding))
@@ -97,6 +100,7 @@ def read_by_metadata(
     graph = GraphRuns(model, roles)
     actions = described_actions(model, document, graph.measure)
     plan = _plan(roles, actions)
+    _refuse_random(graph, plan)
     signature = described_signature(model, document, _signature(model, roles, actions))
     signature = describe_signature(signature, schema, has_own_bounds=True)
     return Reading(graph, plan, graph.function(plan), signature)
@@ -141,6 +145,18 @@ def _plan(roles: Roles, actions: Actions) -> Plan:
     ]
     memory = sum(piece.width for piece in states)
     return Plan(roles.observation_width + memory, roles.feeds, (*actions.pieces, *states))
+
+
+def _refuse_random(graph: GraphRuns, plan: Plan) -> None:
+    """Refuse what is read of a graph, such as a state, where each call gives other numbers."""
+    random = RandomNodes(graph.model, graph.roles.fixed)
+    for tensor in (piece.tensor for piece in plan.pieces):
+        if nodes := random.before(tensor):
+            raise ModelError(
+                f"{graph.model.name}: its {tensor!r} depends on the random numbers of a "
+                f"{nodes[0].operator}, and would be another at each call; export it in evaluation "
+                "mode, without draws"
+            )
 
 
 def _signature(model: OnnxModel, roles: Roles, actions: Actions) -> PolicySignature:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from policy_server.formats.onnx.model_file import OnnxModel
 from policy_server.formats.onnx.plan import Plan, rows_first
 from policy_server.formats.onnx.roles import Roles
 from policy_server.formats.onnx.runtimes import GraphRunError, open_runtime, row_function
+from policy_server.formats.onnx.working_range import working_rows
 
 __all__ = ["GraphRuns", "RowFunction"]
 
@@ -57,6 +59,13 @@ class GraphRuns:
 
         self._measured: dict[str, Measured] = {}
 
+    @functools.cached_property
+    def probes(self) -> Array:
+        """Return observations of many kinds, and of those around the graph's own normaliser."""
+        common = probe_rows(self.width, np.float32)
+        working = working_rows(self.model, self.roles.feeds, self.width)
+        return common if working is None else np.concatenate([common, working])
+
     def measure(self, tensors: Sequence[str]) -> Mapping[str, Measured]:
         """Return the values of tensors for probes, as a runtime gives them.
 
@@ -74,7 +83,7 @@ class GraphRuns:
     def _run(self, tensors: Sequence[str]) -> dict[str, Measured]:
         constants = {n: self.model.constants[n] for n in tensors if n in self.model.constants}
         computed = [name for name in tensors if name not in constants]
-        rows = probe_rows(self.width, np.float32)
+        rows = self.probes
         size = 1 if self.is_batch_fixed else _MEASURED_ROWS
         rows = rows[: len(rows) // size * size]
         found = {

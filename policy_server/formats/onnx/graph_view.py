@@ -11,23 +11,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.formats.onnx.model_file import Node, OnnxModel
+from policy_server.formats.onnx.node_constants import constants_of
+from policy_server.formats.onnx.random_nodes import RandomNodes
 from policy_server.formats.onnx.state_pairs import ancestors_of
 from policy_server.formats.output_meaning import Ending
 
-__all__ = ["NORMALIZING", "RANDOM", "GraphView", "NormalDraw"]
+__all__ = ["NORMALIZING", "GraphView", "NormalDraw"]
 
 Array = NDArray[Any]
 
-RANDOM = (
-    *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"),
-    *("RandomUniform", "RandomUniformLike"),
-)
 NORMALIZING = ("Hardmax", "LogSoftmax", "Softmax", "OneHot")
 """Their numbers along one axis are one choice."""
 
 _NORMAL = ("RandomNormal", "RandomNormalLike")
-# They give the numbers of their first input, in another shape or type.
-_PASSED = ("Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+# They give the numbers of their first input, in another shape.
+_PASSED = ("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+# TensorProto's types that hold any number of a network, and those that hold any index.
+_FLOATS = (1, 10, 11, 16)
+_INTEGERS = (2, 3, 4, 5, 6, 7, 12, 13)
 _ACTIVATIONS = (
     *("Celu", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu"),
     *("Selu", "Sigmoid", "Softplus", "Softsign", "Swish"),
@@ -53,6 +54,7 @@ class NormalDraw:
     Attributes:
         mean: the tensor of the mean.
         std: the tensor of the deviation.
+        noise: the tensor of the graph's own noise.
         noise_scale: the deviation of the graph's own noise.
         is_squashed: whether f is a tanh.
         bounds: the bounds that the draw is clipped to; None for none.
@@ -61,6 +63,7 @@ class NormalDraw:
 
     mean: str
     std: str
+    noise: str
     noise_scale: float
     is_squashed: bool
     bounds: tuple[float, float] | None
@@ -70,20 +73,27 @@ class NormalDraw:
 class GraphView:
     """A graph that is followed from its outputs to what they are computed from."""
 
-    def __init__(self, model: OnnxModel, shape_of: Callable[[str], tuple[int, ...]]) -> None:
+    def __init__(
+        self,
+        model: OnnxModel,
+        shape_of: Callable[[str], tuple[int, ...]],
+        has_integer_type: Callable[[str], bool],
+        random: RandomNodes,
+    ) -> None:
         """Own nothing but the order of the nodes.
 
         Args:
             model: the graph.
             shape_of: gives a tensor's dimensions for a batch, by its name.
+            has_integer_type: whether a tensor's type is an integer or a truth value, by its name.
+            random: the graph's operations that draw random numbers.
         """
         self._model = model
         self._shape_of = shape_of
+        self._has_integer_type = has_integer_type
+        self._random = random
         self._writers = model.writers()
-        self._constants = dict(model.constants)
-        for node in model.nodes:
-            if node.operator == "Constant" and "value" in node.attributes:
-                self._constants[node.outputs[0]] = node.attributes["value"]
+        self._constants = constants_of(model)
 
     def source(self, tensor: str) -> str:
         """Return the tensor that another only gives in another shape or type.
@@ -91,9 +101,19 @@ class GraphView:
         Args:
             tensor: the other's name.
         """
-        while (node := self._writers.get(tensor)) is not None and node.operator in _PASSED:
+        while (node := self._writers.get(tensor)) is not None and self._is_passed(node, tensor):
             tensor = node.inputs[0]
         return tensor
+
+    def _is_passed(self, node: Node, tensor: str) -> bool:
+        """Return whether a node gives the numbers of its first input; an integer cuts a float."""
+        if node.operator == "Dropout":
+            # Its second output is a mask.
+            return node.outputs[0] == tensor and not self._random.is_random(node)
+        if node.operator != "Cast":
+            return node.operator in _PASSED
+        kind = node.attributes.get("to")
+        return kind in _FLOATS or (kind in _INTEGERS and self._has_integer_type(node.inputs[0]))
 
     def node(self, tensor: str) -> Node | None:
         """Return the node that gives a tensor's numbers; None for an input or a constant.
@@ -132,6 +152,19 @@ class GraphView:
         node = self.node(tensor)
         return None if node is None or node.operator not in NORMALIZING else self._length(node)
 
+    def joined_softmaxes(self, tensor: str) -> tuple[int, ...]:
+        """Return the sizes of the softmaxes that a tensor joins in order; empty for another.
+
+        Args:
+            tensor: its name.
+        """
+        parts = self.leaves(tensor, "Softmax") or []
+        sizes = [self._length(part) for part in parts]
+        known = tuple(size for size in sizes if size is not None)
+        width = math.prod(self._shape_of(tensor)[1:]) if len(known) > 1 else 0
+        # A softmax of several rows, or along another axis, has other sizes than its width.
+        return known if len(known) == len(parts) and sum(known) == width else ()
+
     def _is_along_last_axis(self, node: Node) -> bool:
         return node.operator not in ("ArgMax", *NORMALIZING) or self._length(node) is not None
 
@@ -159,8 +192,7 @@ class GraphView:
             return True
         inputs = {item.name for item in self._model.inputs}
         found = ancestors_of(self._model, [tensor])
-        writers = (self._writers.get(name) for name in found)
-        return not found & inputs and not any(node and node.operator in RANDOM for node in writers)
+        return not found & inputs and not self._random.before(tensor)
 
     def random_nodes(self, tensor: str) -> list[Node]:
         """Return the nodes that draw random numbers on the way to a tensor.
@@ -168,12 +200,7 @@ class GraphView:
         Args:
             tensor: its name.
         """
-        found = ancestors_of(self._model, [tensor])
-        return [
-            node
-            for node in self._model.nodes
-            if node.operator in RANDOM and found.intersection(node.outputs)
-        ]
+        return self._random.before(tensor)
 
     def leaves(self, tensor: str, operator: str) -> list[Node] | None:
         """Return the nodes of one operator that a tensor joins in order.
@@ -242,7 +269,8 @@ class GraphView:
             if std is None or noise is None or noise.attributes.get("mean", 0.0):
                 continue
             scale = float(noise.attributes.get("scale", 1.0))
-            return NormalDraw(mean, std, scale, is_squashed, bounds, factor)
+            noise_name = noise.outputs[0]
+            return NormalDraw(mean, std, noise_name, scale, is_squashed, bounds, factor)
         return None
 
     def _deviation(self, node: Node) -> tuple[str | None, Node | None]:

@@ -40,12 +40,20 @@ class Node:
         inputs: the tensors that it reads; an empty name for an optional input that is left out.
         outputs: the tensors that it writes; an empty name for one that is not wanted.
         attributes: its constant attributes; a tensor is an array.
+        inner: the operations of its own graphs, such as the branches of an If, at any depth.
     """
 
     operator: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
+    inner: tuple[Node, ...] = ()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Return the tensors that it reads, those that its own graphs read among them."""
+        within = (name for node in self.inner for name in node.inputs)
+        return tuple(name for name in (*self.inputs, *within) if name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +143,7 @@ class _Reader:
         self._functions = {(item.domain, item.name): item for item in proto.functions}
         self._names = 0
         self._called = 0
+        self._within = 0
         self._inlined: list[Any] = []
 
     def read(self) -> OnnxModel:
@@ -234,7 +243,9 @@ class _Reader:
                 self._check_operator(proto)
                 if self._functions:
                     self._inlined.append(self._copied(proto, inputs, outputs, given))
-                yield Node(proto.op_type, tuple(inputs), tuple(outputs), attributes)
+                inner = tuple(self._inner(proto))
+                self._check_captured(inner, known)
+                yield Node(proto.op_type, tuple(inputs), tuple(outputs), attributes, inner)
                 continue
             if depth == _DEEPEST_CALL:
                 raise ModelError(f"{self._name}: its functions call each other without end")
@@ -246,6 +257,32 @@ class _Reader:
                 if (value := self._value(item)) is not None
             }
             yield from self._nodes(function.node, within, defaults | attributes, depth + 1)
+
+    def _inner(self, proto: Any) -> Iterator[Node]:  # noqa: ANN401 -- onnx is untyped
+        """Yield the operations of a node's own graphs; their constants are operations too."""
+        for graph in (graph for item in proto.attribute for graph in (item.g, *item.graphs)):
+            for kept in graph.initializer:
+                yield Node("Constant", (), (kept.name,), {"value": self._stored.array(kept)})
+            for inner in graph.node:
+                self._within += 1
+                if self._within > _MOST_NODES:
+                    raise ModelError(
+                        f"{self._name}: its branches hold more than {_MOST_NODES} operations"
+                    )
+                self._check_text(*inner.input, *inner.output, inner.op_type, inner.domain)
+                self._check_operator(inner)
+                attributes = self._attributes(inner, {})
+                yield Node(inner.op_type, tuple(inner.input), tuple(inner.output), attributes)
+                yield from self._inner(inner)
+
+    def _check_captured(self, inner: Sequence[Node], known: Mapping[str, str]) -> None:
+        """Refuse a branch that reads a function's own tensor, which gets another name."""
+        read = {name for node in inner for name in node.inputs}
+        if any(known.get(name, name) != name for name in read):
+            raise ModelError(
+                f"{self._name}: its functions hold an If or a loop that reads their own tensors; "
+                "export it without functions"
+            )
 
     @staticmethod
     def _copied(

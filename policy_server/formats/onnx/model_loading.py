@@ -17,10 +17,9 @@ from policy_server.engine.proof import (
     batch_sizes,
     extreme_rows,
     hold_against_graph,
-    probe_rows,
 )
 from policy_server.errors import ModelError
-from policy_server.formats.onnx.answer_checks import check_mask
+from policy_server.formats.onnx.answer_checks import check_mask, check_repeats
 from policy_server.formats.onnx.graph_readings import Reading, read_by_graph, read_by_metadata
 from policy_server.formats.onnx.graph_runs import GraphRuns, RowFunction
 from policy_server.formats.onnx.leapp import read_description
@@ -30,8 +29,10 @@ from policy_server.formats.onnx.plan import Plan
 from policy_server.formats.onnx.plan_compiler import Compilation, compile_plan
 from policy_server.formats.onnx.policy_metadata import read_document
 from policy_server.formats.onnx.policy_vectors import check_vectors, vectors_in
+from policy_server.formats.onnx.registers import TooLargeError
 from policy_server.formats.onnx.runtimes import GraphRunError, has_onnxruntime
 from policy_server.formats.onnx.step_checks import check_steps
+from policy_server.formats.onnx.tensor_sizes import check_sizes
 from policy_server.installation import require
 from policy_server.policy import Policy, PolicySignature
 from policy_server.schema import ServerSchema
@@ -65,6 +66,7 @@ def load_policy(
         MissingPackageError: if a package is missing that the file needs.
     """
     model = read_model(files)
+    check_sizes(model)
     document = read_document(model)
     if document is None:
         return _load(model, read_by_graph(model, read_description(files, model), schema), engine)
@@ -98,8 +100,10 @@ def _load(model: OnnxModel, reading: Reading, engine: Engine) -> NetworkPolicy |
         reason = "POLICY_SERVER_ENGINE asks for it"
     require("onnxruntime", use=f"{model.name}, which NumPy can't compute ({reason})")
     signature = replace(signature, engine="onnxruntime", engine_reason=reason)
-    operators = {node.op_type for node in graph.model.proto.graph.node}
-    return OnnxRuntimePolicy(signature, graph.function(plan, is_literal=False), operators=operators)
+    operators = {one.operator for node in model.nodes for one in (node, *node.inner)}
+    function = graph.function(plan, is_literal=False)
+    check_repeats(model.name, function, graph.probes)
+    return OnnxRuntimePolicy(signature, function, operators=operators)
 
 
 def _compiled(
@@ -123,7 +127,12 @@ def _compiled(
         try:
             compilation = compile_plan(graph.model, plan, is_row_by_row=is_row_by_row)
             _check_cost(compilation.in_convolutions, is_forced=is_forced)
-            proof = _hold(compilation, function, plan, signature.memory_width, library)
+            proof = _hold(compilation, function, graph, plan, library)
+        except TooLargeError as error:
+            # onnxruntime would take the memory.
+            raise ModelError(
+                f"{graph.model.name}: {error}; export the network without it"
+            ) from error
         except NotCompiledError as error:
             reason = reason or str(error)
             continue
@@ -137,7 +146,7 @@ def _compiled(
 
 
 def _hold(
-    compilation: Compilation, function: RowFunction, plan: Plan, memory: int, library: str
+    compilation: Compilation, function: RowFunction, graph: GraphRuns, plan: Plan, library: str
 ) -> EngineProof:
     """Compare a network's answers with a runtime's.
 
@@ -149,8 +158,8 @@ def _hold(
     return hold_against_graph(
         compilation.network,
         function,
-        probe_rows(plan.width, np.float32),
-        _extremes(plan, memory),
+        graph.probes,
+        _extremes(plan, sum(item.size for item in graph.roles.memory)),
         batch_sizes(compilation.in_convolutions),
         refusal=GraphRunError,
         library=library,

@@ -12,9 +12,13 @@ from numpy.typing import NDArray
 from policy_server.engine.building import NetworkBuilder, NotCompiledError
 from policy_server.engine.row_dependence import FOLLOWED
 
-__all__ = ["Registers"]
+__all__ = ["Registers", "TooLargeError"]
 
 Array = NDArray[Any]
+
+
+class TooLargeError(NotCompiledError):
+    """A tensor has too many numbers for any engine."""
 
 
 class Registers:

@@ -6,6 +6,10 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
 from policy_server.formats.onnx.model_file import Node, OnnxModel
@@ -55,6 +59,16 @@ class Roles:
         """Return how many numbers an observation has."""
         names = {item.name for item in self.observations}
         return sum(feed.width for feed in self.feeds if feed.name in names)
+
+    @property
+    def fixed(self) -> Mapping[str, NDArray[Any]]:
+        """Return the values of the inputs that are the same for every observation, by name."""
+        mask = None if self.mask is None else self.mask.name
+        return {
+            feed.name: np.array(feed.value)
+            for feed in self.feeds
+            if feed.first is None and feed.name != mask
+        }
 
     @property
     def memory(self) -> tuple[StateTensor, ...]:
@@ -140,7 +154,9 @@ def _taken(pairs: Sequence[StatePair]) -> str:
 
 
 def _refuse_endless(nodes: Sequence[Node], name: str) -> None:
-    found = next((node.operator for node in nodes if node.operator in _ENDLESS), None)
+    # A branch may be taken at one observation alone, which no probe has.
+    every = (one.operator for node in nodes for one in (node, *node.inner))
+    found = next((operator for operator in every if operator in _ENDLESS), None)
     if found is not None:
         raise ModelError(
             f"{name}: holds a {found}, whose turns are not bounded; export the network for one "

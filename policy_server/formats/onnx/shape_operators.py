@@ -9,14 +9,14 @@ import numpy as np
 
 from policy_server.engine.building import NotCompiledError
 from policy_server.formats.onnx.model_file import Node
-from policy_server.formats.onnx.registers import Registers
+from policy_server.formats.onnx.node_constants import constant_value
+from policy_server.formats.onnx.registers import Registers, TooLargeError
+from policy_server.formats.onnx.tensor_sizes import MOST_NUMBERS
 
 __all__ = ["SHAPES"]
 
 Inputs = Sequence[int | None]
 Translation = Callable[[Registers, Node, Sequence[int | None]], int | Sequence[int]]
-
-_MOST_NUMBERS = 50_000_000
 
 
 def _given(x: Inputs, place: int) -> int | None:
@@ -40,12 +40,10 @@ def _axes(registers: Registers, node: Node, x: Inputs) -> tuple[int, ...] | None
 
 
 def _constant(registers: Registers, node: Node, _x: Inputs) -> int:
-    for name in ("value", "value_float", "value_floats", "value_int", "value_ints"):
-        if name in node.attributes:
-            value = node.attributes[name]
-            dtype = np.float32 if "float" in name else np.int64
-            return registers.keep(value if name == "value" else np.asarray(value, dtype))
-    raise NotCompiledError("NumPy has no constant text")
+    value = constant_value(node)
+    if value is None:
+        raise NotCompiledError("NumPy has no constant text")
+    return registers.keep(value)
 
 
 def _identity(_registers: Registers, _node: Node, x: Inputs) -> int:
@@ -162,8 +160,8 @@ def _filled(registers: Registers, node: Node, x: Inputs) -> int:
     value = np.ravel(node.attributes.get("value", np.zeros(1, np.float32)))[:1].reshape(())
     shape = _value(x)
     known = registers.constant(shape)
-    if known is not None and math.prod(int(size) for size in known) > _MOST_NUMBERS:
-        raise NotCompiledError(f"an array of {math.prod(known.tolist())} numbers is asked for")
+    if known is not None and math.prod(int(size) for size in known) > MOST_NUMBERS:
+        raise TooLargeError(f"an array of {math.prod(known.tolist())} numbers is asked for")
     return registers.add("expand", registers.keep(value), shape)
 
 
@@ -176,8 +174,8 @@ def _expand(registers: Registers, _node: Node, x: Inputs) -> int:
 
 def _tile(registers: Registers, _node: Node, x: Inputs) -> int:
     value, repeats = _value(x), registers.integers(_given(x, 1), "repeats")
-    if math.prod(repeats) > _MOST_NUMBERS:
-        raise NotCompiledError(f"an array is asked for {math.prod(repeats)} times")
+    if math.prod(repeats) > MOST_NUMBERS:
+        raise TooLargeError(f"an array is asked for {math.prod(repeats)} times")
     return registers.add("Tile", value, registers.keep(np.array(repeats)))
 
 
@@ -200,8 +198,8 @@ def _range(registers: Registers, _node: Node, x: Inputs) -> int:
     if any(item is None for item in bounds):
         raise NotCompiledError("its Range depends on the observation or their number")
     start, limit, step = (np.asarray(item).reshape(()) for item in bounds)
-    if not step or abs(float(limit - start)) / abs(float(step)) > _MOST_NUMBERS:
-        raise NotCompiledError("a range has too many numbers")
+    if not step or abs(float(limit - start)) / abs(float(step)) > MOST_NUMBERS:
+        raise TooLargeError("a range has too many numbers")
     return registers.add("Range", *(registers.keep(item) for item in (start, limit, step)))
 
 
@@ -209,7 +207,7 @@ def _one_hot(registers: Registers, node: Node, x: Inputs) -> int:
     indices, depth, values = (item for item in x[:3])
     size = registers.integers(depth, "depth")[0]
     both = registers.constant(values)
-    if indices is None or both is None or size > _MOST_NUMBERS:
+    if indices is None or both is None or size > MOST_NUMBERS:
         raise NotCompiledError("NumPy has no such OneHot")
     off, on = (registers.keep(item.reshape(())) for item in both)
     whole = registers.cast(indices, "int64")

@@ -215,7 +215,7 @@ def ancestors_of(model: OnnxModel, tensors: Sequence[str]) -> set[str]:
     wanted = set(tensors)
     for node in reversed(model.nodes):
         if wanted.intersection(node.outputs):
-            wanted.update(name for name in node.inputs if name)
+            wanted.update(node.reads)
     return wanted
 
 

@@ -18,6 +18,7 @@ from policy_server.engine.proof import (
     probe_rows,
 )
 from policy_server.errors import ModelError
+from policy_server.formats.probability_checks import refuse_hidden_probabilities
 from policy_server.formats.saved_model import slim_tensorflow as tf
 from policy_server.formats.saved_model.agent_actions import (
     is_of_tf_agents,
@@ -131,6 +132,7 @@ def load_policy(
         distribution=distribution,
     )
     policy.warm_up()
+    _refuse_hidden_probabilities(policy, schema)
     if engine == "tensorflow":
         policy.explain_engine("POLICY_SERVER_ENGINE asks for it")
         return policy
@@ -145,6 +147,17 @@ def load_policy(
         policy.explain_engine(str(error))
         return policy
     return NetworkPolicy(compiled)
+
+
+def _refuse_hidden_probabilities(policy: TensorFlowPolicy, schema: ServerSchema | None) -> None:
+    """Refuse a network whose numbers only its names or schema.yaml call logits."""
+    signature = policy.signature
+    components = signature.components
+    if components is None or signature.memory or signature.basis not in ("names", "schema"):
+        return
+    if not signature.is_value_based and all(part.kind == "categorical" for part in components):
+        rows = policy.results(policy.answered(_common_rows(signature)))
+        refuse_hidden_probabilities("saved_model.pb", components, rows, schema)
 
 
 def _compiled(

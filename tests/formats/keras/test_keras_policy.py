@@ -598,3 +598,33 @@ def test_missing_h5py_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     with pytest.raises(MissingPackageError, match="needs h5py, which is not installed"):
         load(tmp_path)
+
+
+def spelled_out() -> Keras:
+    """Return a softmax of plain operations."""
+    powers = ops.exp(dense(3))
+    return powers / ops.sum(powers, axis=-1, keepdims=True)
+
+
+def both_of(chance: Keras) -> Keras:
+    """Return the probabilities of a choice and of the other."""
+    return layers.Concatenate()([1 - chance, chance])
+
+
+@pytest.mark.parametrize(
+    ("output", "schema"),
+    [
+        (layers.Rescaling(1.0)(dense(3, activation="softmax")), "parameters: {discrete: True}"),
+        (ops.clip(dense(3, activation="softmax"), 1e-6, 1), "parameters: {discrete: True}"),
+        (spelled_out(), "parameters: {discrete: True}"),
+        (both_of(dense(1, activation="sigmoid")), "parameters: {discrete: True}"),
+        (
+            layers.Flatten()(layers.Softmax()(layers.Reshape((2, 3))(dense(6)))),
+            "actions: {a: {choices: 3}, b: {choices: 3}}",
+        ),
+    ],
+    ids=["rescaled", "clipped", "spelled out", "sigmoid and rest", "rows of softmaxes"],
+)
+def test_probabilities_are_not_read_as_logits(output: Keras, schema: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="'values: probabilities' or 'values: logits' under"):
+        load(save(keras.Model(INPUTS, output), tmp_path), schema)

@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
+from onnx import helper
 
 from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.engine.network import NetworkPolicy
@@ -901,3 +902,56 @@ def test_cases_of_the_refused_export_name_its_missing_file() -> None:
         "policy.onnx: its weights lie in policy.onnx.data, which is not beside it; put both files "
         "into one folder or zip, or export with external_data=False"
     )
+
+
+@pytest.mark.parametrize("operator", ["Loop", "Scan"])
+def test_loop_within_a_branch_is_refused(operator: str, tmp_path: Path) -> None:
+    """It would turn for ever at the one observation that takes the branch."""
+    body = helper.make_graph(
+        [node("Identity", ["is_on"], ["is_on_then"]), node("Neg", ["x"], ["x_then"])],
+        "body",
+        [tensor("turn", [], "int64"), tensor("is_on", [], "bool"), tensor("x", None)],
+        [tensor("is_on_then", [], "bool"), tensor("x_then", None)],
+    )
+    turning = [
+        node("Constant", [], ["turns"], value_int=2**40),
+        node("Loop", ["turns", "", "net"], ["y"], body=body),
+    ]
+    if operator == "Scan":
+        step = helper.make_graph(
+            [node("Neg", ["x"], ["x_then"])], "s", [tensor("x", None)], [tensor("x_then", None)]
+        )
+        turning = [node("Scan", ["net"], ["y"], body=step, num_scan_inputs=1)]
+    yes = helper.make_graph(turning, "yes", [], [tensor("y", None)])
+    no = helper.make_graph([node("Identity", ["net"], ["z"])], "no", [], [tensor("z", None)])
+    actor(
+        tmp_path,
+        node("Constant", [], ["rare"], value_float=77.5),
+        node("ReduceMax", ["obs"], ["largest"], keepdims=0),
+        node("Equal", ["largest", "rare"], ["is_rare"]),
+        node("If", ["is_rare"], ["logits"], then_branch=yes, else_branch=no),
+    )
+
+    with pytest.raises(ModelError, match=f"holds a {operator}, whose turns are not bounded"):
+        load(tmp_path)
+
+
+def test_state_that_a_branch_alone_reads_is_memory(tmp_path: Path) -> None:
+    yes = helper.make_graph([node("Add", ["x", "h_in"], ["y"])], "yes", [], [tensor("y", None)])
+    no = helper.make_graph([node("Sub", ["x", "h_in"], ["z"])], "no", [], [tensor("z", None)])
+    write_model(
+        tmp_path,
+        [
+            node("MatMul", ["obs", "w"], ["x"]),
+            node("Constant", [], ["none"], value_float=0.0),
+            node("ReduceMax", ["obs"], ["largest"], keepdims=0),
+            node("Greater", ["largest", "none"], ["is_above"]),
+            node("If", ["is_above"], ["logits"], then_branch=yes, else_branch=no),
+            node("Tanh", ["x"], ["h_out"]),
+        ],
+        [tensor("obs", ["batch", 4]), tensor("h_in", ["batch", 3])],
+        [tensor("logits", ["batch", 3]), tensor("h_out", ["batch", 3])],
+        {"w": weights(4, 3)},
+    )
+
+    assert [item.name for item in load(tmp_path).signature.memory] == ["h_in"]

@@ -157,3 +157,11 @@ def test_outputs_that_nothing_tells_the_meaning_of_are_refused(
 
     with pytest.raises(PolicyServerError, match=expected):
         load(folder)
+
+
+def test_probabilities_behind_another_operation_are_not_read_as_logits(tmp_path: Path) -> None:
+    output = layers.Rescaling(1.0)(dense(3, activation="softmax"))
+    folder = exported(keras.Model(INPUTS, output), tmp_path)
+
+    with pytest.raises(ModelError, match="'values: probabilities' or 'values: logits' under"):
+        load(folder, "parameters: {discrete: True}")

@@ -1,0 +1,260 @@
+"""The meaning of a graph's outputs where probes alone would mislead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from policy_server.errors import ModelError
+from policy_server.formats.known_formats import load_policy
+from policy_server.policy import Policy, PolicyInputs
+from policy_server.schema import parse_schema
+from tests.support.onnx_models import actor, node, tensor, weights, write_model
+
+Array = NDArray[Any]
+CENTRE = np.array([300, 250, 20, 1000], np.float32)
+SCALE = np.array([0.05, 0.02, 0.01, 0.1], np.float32)
+# Where the policy works, which no common probe comes near.
+WORKING = CENTRE + SCALE * np.random.default_rng(7).standard_normal((6, 4)).astype(np.float32)
+CONTINUOUS = [
+    pytest.param("parameters: {}", id="nothing"),
+    pytest.param("parameters: {discrete: False}", id="discrete False"),
+    pytest.param("actions: {valve: {low: [0, 0], high: [10, 10], normalized: false}}", id="bounds"),
+]
+
+
+def load(folder: Path, schema: str = "parameters: {}") -> Policy:
+    return load_policy(folder, parse_schema(schema))
+
+
+def modes_of(policy: Policy, rows: Array) -> Array:
+    return policy.infer(PolicyInputs.of(rows, is_deterministic=True)).actions
+
+
+def theirs(path: Path, rows: Array) -> Array:
+    found: Array = onnxruntime.InferenceSession(path).run(None, {"obs": rows})[0]
+    return found
+
+
+def normalizing_actor(folder: Path, *ending: Any, output: str = "actions") -> Path:  # noqa: ANN401 -- onnx is untyped
+    """Write an actor with its normaliser inside, whose tensor `net` the ending bounds."""
+    return write_model(
+        folder,
+        [
+            node("Sub", ["obs", "mean"], ["centred"]),
+            node("Div", ["centred", "std"], ["normal"]),
+            node("Gemm", ["normal", "w0", "b0"], ["layer"]),
+            node("Relu", ["layer"], ["hidden"]),
+            node("MatMul", ["hidden", "w1"], ["net"]),
+            *ending,
+        ],
+        [tensor("obs", ["batch", 4])],
+        [tensor(output, ["batch", 2])],
+        {
+            "mean": CENTRE,
+            "std": SCALE,
+            "w0": weights(4, 64, seed=17),
+            "b0": weights(64, seed=1),
+            "w1": weights(64, 2, seed=117) / 8,
+            "low": np.array(-1, np.float32),
+            "high": np.array(1, np.float32),
+            "many": np.array(1e7, np.float32),
+        },
+    )
+
+
+BOUNDED = [
+    pytest.param([node("Tanh", ["net"], ["actions"])], id="tanh"),
+    pytest.param([node("Clip", ["net", "low", "high"], ["actions"])], id="clip"),
+    pytest.param([node("HardSigmoid", ["net"], ["actions"])], id="hard sigmoid"),
+    pytest.param([node("Mul", ["net", "many"], ["actions"])], id="large"),
+]
+
+
+@pytest.mark.parametrize("schema", CONTINUOUS)
+@pytest.mark.parametrize("ending", BOUNDED)
+def test_continuous_action_that_the_probes_saturate_is_no_integer(
+    ending: list[Any], schema: str, tmp_path: Path
+) -> None:
+    path = normalizing_actor(tmp_path, *ending)
+
+    policy = load(tmp_path, schema)
+
+    assert not policy.signature.action_outputs[0].is_integer
+    if "low" not in schema:
+        expected = theirs(path, WORKING)
+        np.testing.assert_allclose(modes_of(policy, WORKING), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        pytest.param([node("Round", ["net"], ["actions"])], id="round"),
+        pytest.param(
+            [node("Floor", ["net"], ["f"]), node("Clip", ["f", "low", "high"], ["actions"])],
+            id="clipped floor",
+        ),
+        pytest.param(
+            [node("Cast", ["net"], ["i"], to=7), node("Cast", ["i"], ["actions"], to=1)],
+            id="cast",
+        ),
+        pytest.param(
+            [
+                node("Sign", ["net"], ["s"]),
+                node("Add", ["s", "high"], ["a"]),
+                node("Identity", ["a"], ["actions"]),
+            ],
+            id="shifted sign",
+        ),
+    ],
+)
+def test_numbers_that_the_graph_makes_whole_are_integers(ending: list[Any], tmp_path: Path) -> None:
+    normalizing_actor(tmp_path, *ending)
+
+    assert load(tmp_path).signature.action_outputs[0].is_integer
+
+
+@pytest.mark.parametrize("schema", CONTINUOUS[1:])
+def test_whole_floats_are_continuous_where_schema_states_it(schema: str, tmp_path: Path) -> None:
+    path = normalizing_actor(tmp_path, node("Round", ["net"], ["actions"]))
+
+    policy = load(tmp_path, schema)
+
+    assert not policy.signature.action_outputs[0].is_integer
+    if "low" not in schema:
+        np.testing.assert_allclose(modes_of(policy, WORKING), theirs(path, WORKING))
+
+
+def test_softmax_that_the_probes_saturate_is_no_one_hot_vector(tmp_path: Path) -> None:
+    path = normalizing_actor(
+        tmp_path,
+        node("ReduceMax", ["net"], ["largest"], axes=[1]),
+        node("Sub", ["net", "largest"], ["below"]),
+        node("Exp", ["below"], ["e"]),
+        node("ReduceSum", ["e", "axes"], ["sum"]),
+        node("Div", ["e", "sum"], ["out"]),
+        output="out",
+    )
+    add_constant(path, "axes", np.array([1]))
+
+    policy = load(tmp_path, "parameters: {discrete: True}")
+
+    assert policy.signature.family == "categorical(2)"
+    described = policy.infer(PolicyInputs.of(WORKING, is_deterministic=True)).distribution
+    assert described is not None
+    np.testing.assert_allclose(np.exp(described), theirs(path, WORKING), atol=1e-5)
+
+
+def test_corner_of_a_box_is_no_distribution_of_choices(tmp_path: Path) -> None:
+    """Both shares are clipped to 1 and 0 for whatever a probe holds."""
+    actor(
+        tmp_path,
+        node("Constant", [], ["far"], value_floats=[1e6, -1e6]),
+        node("Constant", [], ["none"], value_float=0.0),
+        node("Constant", [], ["one"], value_float=1.0),
+        node("Add", ["net", "far"], ["shifted"]),
+        node("Clip", ["shifted", "none", "one"], ["actions"]),
+        output="actions",
+        actions=2,
+    )
+
+    policy = load(tmp_path)
+
+    assert policy.signature.family == "deterministic(2)"
+    assert not policy.signature.action_outputs[0].is_integer
+    assert "the same answer" in policy.signature.engine_reason
+
+
+def test_working_range_is_compared_with_the_runtime(tmp_path: Path) -> None:
+    normalizing_actor(tmp_path, node("Tanh", ["net"], ["actions"]))
+
+    reason = load(tmp_path).signature.engine_reason
+
+    assert "equal to onnxruntime on 382 probes" in reason
+    assert "the same answer" not in reason
+
+
+def add_constant(path: Path, name: str, value: Array) -> None:
+    import onnx
+
+    model = onnx.load(path)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    onnx.save(model, path)
+
+
+TWO = "actions: {a: {choices: 2}, b: {choices: 3}}"
+CUT = [
+    node("Constant", [], ["sizes"], value_ints=[2, 3]),
+    node("Split", ["net", "sizes"], ["first", "second"], axis=1),
+]
+JOINED = [
+    *CUT,
+    node("Softmax", ["first"], ["p"]),
+    node("Softmax", ["second"], ["q"]),
+    node("Concat", ["p", "q"], ["out"], axis=1),
+]
+ROWS = np.random.default_rng(9).standard_normal((6, 4)).astype(np.float32)
+
+
+def test_joined_softmaxes_are_the_probabilities_of_each_action(tmp_path: Path) -> None:
+    path = actor(tmp_path, *JOINED, output="out", actions=5)
+
+    policy = load(tmp_path, TWO)
+
+    inputs = policy.infer(PolicyInputs.of(ROWS, is_deterministic=True)).distribution
+    assert inputs is not None
+    np.testing.assert_allclose(np.exp(inputs), theirs(path, ROWS), atol=1e-6)
+    assert policy.signature.family == "categorical(2) + categorical(3)"
+    assert any("as the graph shows" in finding for finding in policy.signature.findings)
+
+
+def test_joined_softmaxes_are_not_cut_elsewhere(tmp_path: Path) -> None:
+    actor(tmp_path, *JOINED, output="out", actions=5)
+
+    with pytest.raises(ModelError, match="holds softmaxes of 2, 3 numbers; if these are 2 actions"):
+        load(tmp_path, "actions: {a: {choices: 3}, b: {choices: 2}}")
+
+
+@pytest.mark.parametrize("output", ["out", "logits"])
+def test_probabilities_that_the_graph_spells_out_are_no_logits(output: str, tmp_path: Path) -> None:
+    path = actor(
+        tmp_path,
+        *JOINED[:-1],
+        node("Sub", ["p", "nothing"], ["p less"]),
+        node("Concat", ["p less", "q"], [output], axis=1),
+        output=output,
+        actions=5,
+    )
+    add_constant(path, "nothing", np.array(0, np.float32))
+
+    with pytest.raises(ModelError, match="'values: probabilities' or 'values: logits' under"):
+        load(tmp_path, TWO)
+
+    stated = "actions: {a: {choices: 2, values: %s}, b: {choices: 3, values: %s}}"
+    for values, read in (("probabilities", np.exp), ("logits", np.asarray)):
+        policy = load(tmp_path, stated % (values, values))
+        inputs = policy.infer(PolicyInputs.of(ROWS, is_deterministic=True)).distribution
+        assert inputs is not None
+        np.testing.assert_allclose(read(inputs), theirs(path, ROWS), atol=1e-6)
+        assert any("as schema.yaml states" in one for one in policy.signature.findings)
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        (TWO, "as logits, for the choices in schema.yaml"),
+        ("parameters: {discrete: True}", "as logits, for the 'discrete: True' in schema.yaml"),
+        ("actions: {a: {dimensions: 5}}", "as action, for the dimensions in schema.yaml"),
+    ],
+)
+def test_meaning_that_schema_does_not_state_itself_is_told_so(
+    schema: str, words: str, tmp_path: Path
+) -> None:
+    actor(tmp_path, output="out", actions=5)
+
+    assert any(words in finding for finding in load(tmp_path, schema).signature.findings)
