@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-__all__ = ["changed_pickle"]
+__all__ = ["changed_in_json", "changed_pickle"]
 
 # Their objects are made as they are; those of all others are stand-ins.
 _REAL = ("_codecs", "builtins", "collections", "copyreg", "numpy")
@@ -63,5 +64,19 @@ def changed_pickle(content: bytes, change: Callable[[Any], object]) -> bytes:
     reader = _Reader(content)
     value = reader.load()
     change(value)
-    with patch.dict(sys.modules, reader.modules):
+    # pickle imports the package of each class too.
+    packages = {name.partition(".")[0] for name in reader.modules} - {*sys.modules}
+    known = {name: ModuleType(name) for name in packages}
+    with patch.dict(sys.modules, known | reader.modules):
         return pickle.dumps(value)
+
+
+def changed_in_json(part: Mapping[str, str], change: Callable[[Any], object]) -> dict[str, str]:
+    """Return a setting of stable-baselines3's `data` with its pickled value changed in place.
+
+    Args:
+        part: the setting, with the pickle in base64.
+        change: takes the value.
+    """
+    content = changed_pickle(base64.b64decode(part[":serialized:"]), change)
+    return {**part, ":serialized:": base64.b64encode(content).decode()}

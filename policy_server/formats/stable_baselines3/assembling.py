@@ -10,6 +10,7 @@ import numpy as np
 
 from policy_server.engine.network import CompiledPolicy, NetworkPolicy, NumpyNetwork
 from policy_server.errors import ModelError
+from policy_server.formats.pickles.space_parts import needs_float64
 from policy_server.formats.pickles.spaces import BoxSpace, Space, width_of
 from policy_server.formats.stable_baselines3.action_spaces import Answers, has_integer_actions
 from policy_server.formats.stable_baselines3.algorithms import Algorithm, algorithm_of
@@ -118,7 +119,10 @@ def load_policy(
         turned=turned,
     )
     parts = read_parts(saved, scaling, turned)
-    signature = replace(_signature(saved, answers, network, findings), observation_parts=parts)
+    signature = replace(
+        _signature(saved, answers, network, findings, is_scaled=scaling is not None),
+        observation_parts=parts,
+    )
     described = describe_signature(
         signature, schema, has_own_bounds=True, has_separate_scaling=True
     )
@@ -206,13 +210,18 @@ def _mask_start(saved: SavedPolicy, schema: ServerSchema | None, choices: int) -
 
 
 def _signature(
-    saved: SavedPolicy, answers: Answers, network: NumpyNetwork, findings: tuple[str, ...]
+    saved: SavedPolicy,
+    answers: Answers,
+    network: NumpyNetwork,
+    findings: tuple[str, ...],
+    *,
+    is_scaled: bool,
 ) -> PolicySignature:
     width = width_of(saved.observation_space)
     columns = sum(part.columns for part in answers.components)
     inputs = sum(part.inputs for part in answers.components)
     is_one = type(saved.action_space).__name__ == "DiscreteSpace"
-    dtype = _dtype_of(saved.observation_space)
+    dtype = _dtype_of(saved.observation_space, is_scaled=is_scaled)
     return PolicySignature(
         observation_width=width,
         observation_dtype=dtype,
@@ -232,7 +241,9 @@ def _signature(
     )
 
 
-def _dtype_of(space: Space) -> str:
+def _dtype_of(space: Space, *, is_scaled: bool) -> str:
     parts = parts_of(space).values()
-    is_double = any(isinstance(part, BoxSpace) and part.dtype == "float64" for part in parts)
+    # VecNormalize reckons in float64 with all digits of an integer; PyTorch rounds them.
+    is_double = is_scaled and needs_float64(space)
+    is_double |= any(isinstance(part, BoxSpace) and part.dtype == "float64" for part in parts)
     return "float64" if is_double else "float32"
