@@ -6,12 +6,12 @@ import base64
 import io
 import pickle
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-__all__ = ["changed_in_json", "changed_pickle"]
+__all__ = ["changed_in_json", "changed_pickle", "places_of"]
 
 # Their objects are made as they are; those of all others are stand-ins.
 _REAL = ("_codecs", "builtins", "collections", "copyreg", "numpy")
@@ -80,3 +80,20 @@ def changed_in_json(part: Mapping[str, str], change: Callable[[Any], object]) ->
     """
     content = changed_pickle(base64.b64decode(part[":serialized:"]), change)
     return {**part, ":serialized:": base64.b64encode(content).decode()}
+
+
+def places_of(value: Any) -> Iterator[tuple[Any, Any]]:  # noqa: ANN401 -- as a pickle has it
+    """Give each part of a value: the dictionary or list that holds it, and its key there.
+
+    Args:
+        value: of `changed_pickle`; the attributes of a stand-in are a dictionary.
+    """
+    held: Any = vars(value) if isinstance(value, _StandIn) else value
+    if isinstance(held, tuple):
+        for item in held:
+            yield from places_of(item)
+    elif isinstance(held, dict | list):
+        for key in list(held) if isinstance(held, dict) else range(len(held)):
+            if key != "__arguments__":
+                yield held, key
+                yield from places_of(held[key])

@@ -21,7 +21,15 @@ from policy_server.errors import ModelError, SeveralPoliciesError
 from policy_server.formats.pickles.spaces import SPACE_NAMES, Space, read_space
 from policy_server.formats.pickles.unpickling import Stub, unpickle
 
-__all__ = ["ANY_NAME", "Checkpoint", "Connector", "RlModule", "read_checkpoint", "unpack_msgpack"]
+__all__ = [
+    "ANY_NAME",
+    "Checkpoint",
+    "Connector",
+    "RlModule",
+    "read_checkpoint",
+    "unpack_msgpack",
+    "weight_of",
+]
 
 Array = NDArray[Any]
 
@@ -246,14 +254,32 @@ def _read_weights(files: Mapping[str, Path], folder: PurePosixPath) -> Mapping[s
     state = _read_state(files, folder / "module_state")
     weights = {}
     for key, value in state.items():
-        array = np.asarray(value)
-        if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
-            raise ModelError(
-                f"{folder / 'module_state'}: {key}: expected finite numbers, got {array.dtype}; "
-                "save the checkpoint anew"
-            )
-        weights[str(key)] = array
+        weights[str(key)] = weight_of(
+            value, f"{folder / 'module_state'}: {key}", "save the checkpoint anew"
+        )
     return weights
+
+
+def weight_of(value: object, subject: str, remedy: str) -> Array:
+    """Return a weight as an array of finite numbers.
+
+    Args:
+        value: as the file has it.
+        subject: the file and the weight's name, for messages.
+        remedy: the advice in messages.
+
+    Raises:
+        ModelError: if it is none.
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ModelError(
+            f"{subject}: expected finite numbers, got lists of several lengths; {remedy}"
+        ) from error
+    if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
+        raise ModelError(f"{subject}: expected finite numbers, got {array.dtype}; {remedy}")
+    return array
 
 
 def _ray_version(files: Mapping[str, Path], folder: PurePosixPath) -> str:

@@ -95,7 +95,7 @@ def load_policy(
         )
     saved = read_saved_policy(files)
     algorithm = algorithm_of(saved)
-    unknown = sorted({*saved.arguments} - _ARGUMENTS)
+    unknown = sorted(map(str, {*saved.arguments} - _ARGUMENTS))
     if unknown:
         raise ModelError(
             f"data: policy_kwargs: {unknown[0]} is not known, and may change the network; expected "
@@ -108,7 +108,7 @@ def load_policy(
     turned = turned_images(
         saved.observation_space, schema, known={} if scaling is None else scaling.has_channels_first
     )
-    network, answers = _network(saved, algorithm, scaling, schema, turned)
+    network, answers = _build(saved, algorithm, scaling, schema, turned)
     findings = findings_of(
         saved,
         algorithm,
@@ -127,6 +127,31 @@ def load_policy(
         signature, schema, has_own_bounds=True, has_separate_scaling=True
     )
     return NetworkPolicy(CompiledPolicy(described, network))
+
+
+def _build(
+    saved: SavedPolicy,
+    algorithm: Algorithm,
+    scaling: Scaling | None,
+    schema: ServerSchema | None,
+    turned: frozenset[str | None],
+) -> tuple[NumpyNetwork, Answers]:
+    """Return the network and its answers; errors of damaged settings and weights in one line."""
+    try:
+        return _network(saved, algorithm, scaling, schema, turned)
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        TypeError,
+        ValueError,
+    ) as error:
+        words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ModelError(
+            f"policy.pth: its weights don't fit data's policy_kwargs and spaces: {words}; save the "
+            "policy anew"
+        ) from error
 
 
 def _network(

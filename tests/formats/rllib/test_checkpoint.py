@@ -165,8 +165,9 @@ def test_truncated_pickle_is_refused(tmp_path: Path, name: Path) -> None:
         msgpack.packb({"w": {b"nd": True, b"type": "|O8", b"shape": [1], b"data": b"12345678"}}),
         msgpack.packb({"w": {b"nd": True, b"type": "<f4", b"shape": [10**9], b"data": b"1234"}}),
         msgpack.packb({"w": "text"}),
+        msgpack.packb({"w": [[1, 2], [3]]}),
     ],
-    ids=["empty", "no msgpack", "list", "objects", "too few numbers", "text"],
+    ids=["empty", "no msgpack", "list", "objects", "too few numbers", "text", "uneven lists"],
 )
 def test_damaged_msgpack_is_refused(tmp_path: Path, content: bytes) -> None:
     folder = unzipped("rllib_ppo_discrete", "module_msgpack.zip", tmp_path)

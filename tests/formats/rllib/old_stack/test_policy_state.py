@@ -151,6 +151,7 @@ def test_damaged_msgpack_is_refused(tmp_path: Path, content: bytes) -> None:
     [
         ({"weights": {"w": np.array([np.nan])}}, "weights: w: expected finite numbers"),
         ({"weights": {"w": "text"}}, "weights: w: expected finite numbers, got <U4"),
+        ({"weights": {"w": [[1, 2], [3]]}}, "weights: w: expected finite numbers, got lists of"),
         ({"weights": {}}, "_hidden_layers.: expected 1 layers by its settings, got 0"),
         ({"connector_configs": {"agent": 3}}, "connector_configs: is no pipeline"),
         (
@@ -162,7 +163,7 @@ def test_damaged_msgpack_is_refused(tmp_path: Path, content: bytes) -> None:
             "the connector MyConnector: changes what the policy sees or does",
         ),
     ],
-    ids=["NaN", "text", "none", "pipeline", "agent", "action"],
+    ids=["NaN", "text", "uneven lists", "none", "pipeline", "agent", "action"],
 )
 def test_state_that_can_not_give_the_policy_is_refused(
     tmp_path: Path, change: dict[str, Any], says: str
