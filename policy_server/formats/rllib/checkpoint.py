@@ -27,6 +27,7 @@ __all__ = [
     "Connector",
     "RlModule",
     "read_checkpoint",
+    "refuse_namesakes",
     "unpack_msgpack",
     "weight_of",
 ]
@@ -151,6 +152,7 @@ def _module_folder(files: Mapping[str, Path], name: str | None) -> PurePosixPath
             "rllib_checkpoint.json: is a checkpoint without a policy: there is no module_state of "
             "an RLModule, and no policy_state of RLlib's old API stack; copy the whole folder"
         )
+    refuse_namesakes(folders)
     by_name = {one.name: one for one in folders}
     if name in by_name:
         return by_name[name]
@@ -163,6 +165,24 @@ def _module_folder(files: Mapping[str, Path], name: str | None) -> PurePosixPath
             sorted(by_name),
         )
     return folders.pop()
+
+
+def refuse_namesakes(folders: Iterable[PurePosixPath]) -> None:
+    """Refuse a checkpoint that holds two policies of one name, of which schema.yaml can name none.
+
+    Args:
+        folders: the folders of its policies.
+
+    Raises:
+        ModelError: naming both folders.
+    """
+    known: dict[str, PurePosixPath] = {}
+    for one in sorted({*folders}):
+        if known.setdefault(one.name, one) != one:
+            raise ModelError(
+                f"the RLlib checkpoint: {known[one.name]} and {one} are policies of one name; copy "
+                "the folder of one checkpoint"
+            )
 
 
 def _check_whole(paths: Iterable[PurePosixPath], folders: Collection[PurePosixPath]) -> None:

@@ -17,7 +17,12 @@ from numpy.typing import NDArray
 from policy_server.errors import ModelError, SeveralPoliciesError
 from policy_server.formats.pickles.spaces import Space
 from policy_server.formats.pickles.unpickling import Stub, unpickle
-from policy_server.formats.rllib.checkpoint import ANY_NAME, unpack_msgpack, weight_of
+from policy_server.formats.rllib.checkpoint import (
+    ANY_NAME,
+    refuse_namesakes,
+    unpack_msgpack,
+    weight_of,
+)
 from policy_server.formats.rllib.old_stack.written_spaces import read_written_space
 
 __all__ = ["OldPolicy", "is_old_checkpoint", "name_of", "read_policy"]
@@ -129,6 +134,7 @@ def _states(files: Mapping[str, Path]) -> Iterator[PurePosixPath]:
 
 
 def _choose(states: list[PurePosixPath], name: str | None) -> PurePosixPath:
+    refuse_namesakes(path.parent for path in states)
     by_name = {path.parent.name: path for path in states}
     if name in by_name:
         return by_name[name]
