@@ -198,6 +198,8 @@ def test_lstm_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
         ("sb3_ppo_dict_image", "assumed: images come with their channels last"),
         ("sb3_v16_vecnorm_image", "read: VecNormalize scaled the observations"),
         ("sb3_sac", "assumed: observations were not scaled by VecNormalize"),
+        ("sb3_sac", "if the training had it, the answers are wrong until its statistics lie"),
+        ("sb3_ppo_cnn", "the `shape` of the observation in schema.yaml tells it"),
     ],
 )
 def test_findings_say_what_was_read_and_what_was_assumed(
@@ -205,7 +207,7 @@ def test_findings_say_what_was_read_and_what_was_assumed(
 ) -> None:
     findings = load_policy(unzipped(name, tmp_path)).signature.findings
 
-    assert sum(line.startswith(expected) for line in findings) == 1
+    assert sum(expected in line for line in findings) == 1
 
 
 @pytest.mark.parametrize("name", ["sb3_ppo_box", "sb3_ppo_dict_order", "sb3_td3", "sb3_ppo_cnn"])
