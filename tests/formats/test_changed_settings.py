@@ -14,9 +14,11 @@ import pytest
 
 from policy_server.errors import ModelError
 from policy_server.formats import load_policy
-from tests.formats.test_hostile_policies import Members, members_of, put
 from tests.support.changed_pickles import changed_pickle, places_of
 from tests.support.library_policies import POLICIES
+from tests.support.zips import members_of, put
+
+Members = dict[str, bytes]
 
 VALUES: list[Any] = [None, 5, "x", [], {}, float("nan"), -1, 1e9, [[1, 2], [3]]]
 CASES = 40

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from policy_server.formats.known_formats import load_policy
 from policy_server.policy import PolicyInputs
-from tests.formats.stable_baselines3.test_assembling import cases_of, unzipped
 from tests.support.changed_pickles import changed_in_json, changed_pickle
+from tests.support.library_policies import cases_of
+from tests.support.library_policies import unzipped_sb3 as unzipped
 
 FAR = 1e8
 

@@ -8,8 +8,9 @@ import pytest
 
 from policy_server.errors import ModelError
 from policy_server.formats.known_formats import load_policy
-from tests.formats.stable_baselines3.test_assembling import changed_data, unzipped
 from tests.support.changed_pickles import changed_pickle
+from tests.support.library_policies import changed_data
+from tests.support.library_policies import unzipped_sb3 as unzipped
 
 
 @pytest.mark.parametrize(
