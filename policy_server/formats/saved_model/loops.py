@@ -7,7 +7,6 @@ sequence, end by the shape of their inputs or by `seq_lens`, which the server fi
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from itertools import chain
 from typing import Any
 
 from policy_server.errors import ModelError
@@ -18,13 +17,17 @@ __all__ = ["refuse_endless"]
 
 # These read how long a list is, not its values.
 _LENGTH_OPS = (*SHAPE_OPS, "TensorArraySizeV3", "TensorListLength", "TensorListElementShape")
-_WHOLE_LOOPS = ("StatelessWhile", "While", "XlaWhile", "_While")
+# The condition of a loop in parts, and loops in one piece.
+_LOOPS = ("LoopCond", "StatelessWhile", "While", "XlaWhile", "_While")
 # A branch's constants hang on the switch of its condition through these.
 _PIVOTS = ("Identity", "NoOp")
 
 
 def refuse_endless(graph_def: Any, given: Collection[str]) -> None:  # noqa: ANN401 -- TensorFlow is untyped
     """Refuse a loop whose end depends on the numbers of an observation or of a state.
+
+    A function that could not be made part of the graph may be called with such numbers: all its
+    arguments count as them.
 
     Args:
         graph_def: a frozen graph.
@@ -33,18 +36,19 @@ def refuse_endless(graph_def: Any, given: Collection[str]) -> None:  # noqa: ANN
     Raises:
         ModelError: naming the loop.
     """
-    nodes = {node.name: node for node in graph_def.node}
+    _check({node.name: node for node in graph_def.node}, given)
+    for function in graph_def.library.function:
+        arguments = [item.name for item in function.signature.input_arg]
+        _check({node.name: node for node in function.node_def}, arguments)
+
+
+def _check(nodes: Mapping[str, Any], given: Collection[str]) -> None:
     depending = _depending(nodes, given)
-    in_functions = chain.from_iterable(one.node_def for one in graph_def.library.function)
-    ends = chain(
-        (node for node in nodes.values() if node.op in ("LoopCond", *_WHOLE_LOOPS)),
-        (node for node in in_functions if node.op in _WHOLE_LOOPS),
-    )
-    for node in ends:
-        if node.name in depending or node.name not in nodes:
+    for name, node in nodes.items():
+        if node.op in _LOOPS and name in depending:
             raise ModelError(
-                f"saved_model.pb: the loop '{node.name}' ends by the numbers that it is given, and "
-                "may never; expected rounds by a constant or a shape; export the policy without it"
+                f"saved_model.pb: the loop '{name}' ends by the numbers that it is given, and may "
+                "never; expected rounds by a constant or a shape; export the policy without it"
             )
 
 
@@ -54,10 +58,10 @@ def _depending(nodes: Mapping[str, Any], given: Collection[str]) -> set[str]:
     for name, node in nodes.items():
         for source in {*_sources(nodes, node)}:
             readers.setdefault(source, []).append(name)
-    found, waiting = set[str](), [name for name in given if name in nodes]
+    found, waiting = set[str](), [*given]
     while waiting:
         name = waiting.pop()
-        if name not in found and nodes[name].op not in _LENGTH_OPS:
+        if name not in found and (name not in nodes or nodes[name].op not in _LENGTH_OPS):
             found.add(name)
             waiting += readers.get(name, ())
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,13 @@ from policy_server.errors import ModelError
 from policy_server.formats.saved_model.graph import load_graph
 from tests.support.hand_built import save_functions, tf, weights
 
+v1 = tf.compat.v1
+
 
 def _endless(x: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
-    return tf.while_loop(lambda v: tf.reduce_max(v) == 77.5, lambda v: (tf.identity(v),), [x])[0]
+    return tf.while_loop(
+        lambda v: tf.equal(tf.reduce_max(v), 77.5), lambda v: (tf.identity(v),), [x]
+    )[0]
 
 
 ENDLESS: dict[str, Callable[[Any], Any]] = {
@@ -48,6 +52,18 @@ ENDING: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.fixture(params=["functional", "in parts"])
+def flow(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Write loops and branches as TensorFlow 2 does, or as TensorFlow 1, in functions too."""
+    was_functional = v1.control_flow_v2_enabled()
+    switch = (
+        v1.enable_control_flow_v2 if request.param == "functional" else v1.disable_control_flow_v2
+    )
+    switch()
+    yield
+    (v1.enable_control_flow_v2 if was_functional else v1.disable_control_flow_v2)()
+
+
 def saved(folder: Path, function: Callable[[Any], Any]) -> Path:
     """Write a network behind a function of the observation."""
     kernel, bias = weights(4, 3)
@@ -58,6 +74,7 @@ def saved(folder: Path, function: Callable[[Any], Any]) -> Path:
     )
 
 
+@pytest.mark.usefixtures("flow")
 @pytest.mark.parametrize("function", ENDLESS.values(), ids=ENDLESS)
 def test_loop_that_may_never_end_is_refused_by_its_name(
     tmp_path: Path, function: Callable[[Any], Any]
@@ -66,6 +83,7 @@ def test_loop_that_may_never_end_is_refused_by_its_name(
         load_graph(saved(tmp_path, function))
 
 
+@pytest.mark.usefixtures("flow")
 @pytest.mark.parametrize("function", ENDING.values(), ids=ENDING)
 def test_loop_that_ends_is_loaded(tmp_path: Path, function: Callable[[Any], Any]) -> None:
     assert "action_dist_inputs" in load_graph(saved(tmp_path, function)).fetches
