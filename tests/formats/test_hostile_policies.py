@@ -18,6 +18,7 @@ from policy_server.formats import load_policy
 from tests.support.audit import audited
 from tests.support.hostile import ATTACKS, BOMBS
 from tests.support.library_policies import POLICIES
+from tests.support.zips import members_of, put
 
 Members = dict[str, bytes]
 Change = Callable[[bytes], bytes]
@@ -48,12 +49,6 @@ MSGPACK: dict[str, Change] = {
     "another value": lambda _: msgpack.packb([1]),
     "a cut": lambda content: content[: len(content) // 2],
 }
-
-
-def members_of(content: bytes) -> Members:
-    """Return the files of an archive."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        return {name: archive.read(name) for name in archive.namelist() if name[-1] != "/"}
 
 
 def zipped(members: Members) -> bytes:
@@ -91,14 +86,6 @@ def _changed_settings(what: str, change: Change, members: Members) -> Iterator[t
             part = {**value, ":serialized:": base64.b64encode(pickled).decode()}
             data = json.dumps({**settings, key: part}).encode()
             yield f"data, {key}: {what}", {**members, "data": data}
-
-
-def put(members: Members, folder: Path) -> Path:
-    """Write the files to a new folder."""
-    for name, content in members.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    return folder
 
 
 @pytest.mark.parametrize(

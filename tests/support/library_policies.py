@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from tests.support.folders import ROOT
 
-__all__ = ["POLICIES", "cases_of", "raw_rows", "unzipped"]
+__all__ = ["POLICIES", "cases_of", "changed_data", "raw_rows", "unzipped", "unzipped_sb3"]
 
 POLICIES = ROOT / "tests" / "data" / "policies"
 
@@ -34,3 +35,19 @@ def unzipped(name: str, archive: str, folder: Path) -> Path:
     with zipfile.ZipFile(POLICIES / name / archive) as file:
         file.extractall(folder)
     return folder
+
+
+def unzipped_sb3(name: str, folder: Path) -> Path:
+    """Unzip a policy of stable-baselines3, with the statistics that lie beside it."""
+    source = POLICIES / name
+    with zipfile.ZipFile(source / "policy.zip") as archive:
+        archive.extractall(folder)
+    if (source / "vec_normalize.pkl").exists():
+        shutil.copy(source / "vec_normalize.pkl", folder)
+    return folder
+
+
+def changed_data(folder: Path, **changes: object) -> None:
+    """Change settings of an unzipped policy of stable-baselines3."""
+    data = json.loads((folder / "data").read_text())
+    (folder / "data").write_text(json.dumps(data | changes))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["FILES", "zip_of"]
+__all__ = ["FILES", "members_of", "put", "zip_of"]
 
 FILES = {
     "saved_model.pb": b"graph",
@@ -25,3 +26,17 @@ def zip_of(
             info.compress_type = method
             archive.writestr(info, content)
     return path
+
+
+def members_of(content: bytes) -> dict[str, bytes]:
+    """Return the files of an archive."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return {name: archive.read(name) for name in archive.namelist() if name[-1] != "/"}
+
+
+def put(members: Mapping[str, bytes], folder: Path) -> Path:
+    """Write the files to a new folder."""
+    for name, content in members.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder

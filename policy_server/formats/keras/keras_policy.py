@@ -69,6 +69,8 @@ def load_policy(
     version = _version(metadata)
     try:
         part = read_config(config)
+        # Weights of another type are not stored as plain numbers: the type is the reason to state.
+        _dtype_of(part)
         loading = _Loading(part, read_weights(weights), schema)
         return loading.policy(version)
     except RecursionError as error:

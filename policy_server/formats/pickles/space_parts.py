@@ -17,10 +17,26 @@ from policy_server.formats.pickles.spaces import (
 )
 from policy_server.policy import ObservationPart
 
-__all__ = ["parts_of_space"]
+__all__ = ["needs_float64", "parts_of_space"]
 
 # gym gave the largest float32 for a number without a bound.
 _NO_BOUND = float(np.finfo(np.float32).max)
+# float32 holds all whole numbers of the smaller types.
+_WIDE = frozenset({"float64", "int32", "int64", "uint32", "uint64"})
+
+
+def needs_float64(space: Space) -> bool:
+    """Return whether a row of float32 would round the numbers of a space.
+
+    A network of float32 rounds them itself; a scaling ahead of it reckons with all their digits.
+
+    Args:
+        space: the environment's observation space.
+    """
+    if isinstance(space, DictSpace | TupleSpace):
+        inner = space.parts.values() if isinstance(space, DictSpace) else space.parts
+        return any(map(needs_float64, inner))
+    return isinstance(space, BoxSpace) and space.dtype in _WIDE
 
 
 def parts_of_space(space: Space, *, is_sorted: bool) -> tuple[ObservationPart, ...]:

@@ -23,6 +23,7 @@ __all__ = [
     "MultiDiscreteSpace",
     "Space",
     "TupleSpace",
+    "check_bounds",
     "read_space",
     "width_of",
 ]
@@ -163,9 +164,25 @@ def width_of(space: Space) -> int:
 
 def _box(state: Mapping[str, Any]) -> Space:
     low, high = (np.asarray(state[name]) for name in ("low", "high"))
-    if low.shape != high.shape or low.dtype.kind not in "biuf":
+    if low.shape != high.shape or low.dtype.kind not in "biuf" or high.dtype.kind not in "biuf":
         raise ValueError("its bounds are no two arrays of one shape")
+    check_bounds(low, high)
     return BoxSpace(low.shape, str(low.dtype), low, high)
+
+
+def check_bounds(low: NDArray[Any], high: NDArray[Any]) -> None:
+    """Refuse bounds between which there is no number.
+
+    Args:
+        low: the smallest number at each place.
+        high: the largest number at each place, of the same shape.
+
+    Raises:
+        ValueError: naming the first such place.
+    """
+    for place in np.argwhere(~(low <= high))[:1]:
+        where = tuple(place)
+        raise ValueError(f"its bounds at {place.tolist()} are {low[where]} and {high[where]}")
 
 
 def _discrete(state: Mapping[str, Any]) -> Space:

@@ -21,7 +21,16 @@ from policy_server.errors import ModelError, SeveralPoliciesError
 from policy_server.formats.pickles.spaces import SPACE_NAMES, Space, read_space
 from policy_server.formats.pickles.unpickling import Stub, unpickle
 
-__all__ = ["ANY_NAME", "Checkpoint", "Connector", "RlModule", "read_checkpoint", "unpack_msgpack"]
+__all__ = [
+    "ANY_NAME",
+    "Checkpoint",
+    "Connector",
+    "RlModule",
+    "read_checkpoint",
+    "refuse_namesakes",
+    "unpack_msgpack",
+    "weight_of",
+]
 
 Array = NDArray[Any]
 
@@ -143,6 +152,7 @@ def _module_folder(files: Mapping[str, Path], name: str | None) -> PurePosixPath
             "rllib_checkpoint.json: is a checkpoint without a policy: there is no module_state of "
             "an RLModule, and no policy_state of RLlib's old API stack; copy the whole folder"
         )
+    refuse_namesakes(folders)
     by_name = {one.name: one for one in folders}
     if name in by_name:
         return by_name[name]
@@ -155,6 +165,24 @@ def _module_folder(files: Mapping[str, Path], name: str | None) -> PurePosixPath
             sorted(by_name),
         )
     return folders.pop()
+
+
+def refuse_namesakes(folders: Iterable[PurePosixPath]) -> None:
+    """Refuse a checkpoint that holds two policies of one name, of which schema.yaml can name none.
+
+    Args:
+        folders: the folders of its policies.
+
+    Raises:
+        ModelError: naming both folders.
+    """
+    known: dict[str, PurePosixPath] = {}
+    for one in sorted({*folders}):
+        if known.setdefault(one.name, one) != one:
+            raise ModelError(
+                f"the RLlib checkpoint: {known[one.name]} and {one} are policies of one name; copy "
+                "the folder of one checkpoint"
+            )
 
 
 def _check_whole(paths: Iterable[PurePosixPath], folders: Collection[PurePosixPath]) -> None:
@@ -246,14 +274,32 @@ def _read_weights(files: Mapping[str, Path], folder: PurePosixPath) -> Mapping[s
     state = _read_state(files, folder / "module_state")
     weights = {}
     for key, value in state.items():
-        array = np.asarray(value)
-        if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
-            raise ModelError(
-                f"{folder / 'module_state'}: {key}: expected finite numbers, got {array.dtype}; "
-                "save the checkpoint anew"
-            )
-        weights[str(key)] = array
+        weights[str(key)] = weight_of(
+            value, f"{folder / 'module_state'}: {key}", "save the checkpoint anew"
+        )
     return weights
+
+
+def weight_of(value: object, subject: str, remedy: str) -> Array:
+    """Return a weight as an array of finite numbers.
+
+    Args:
+        value: as the file has it.
+        subject: the file and the weight's name, for messages.
+        remedy: the advice in messages.
+
+    Raises:
+        ModelError: if it is none.
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ModelError(
+            f"{subject}: expected finite numbers, got lists of several lengths; {remedy}"
+        ) from error
+    if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
+        raise ModelError(f"{subject}: expected finite numbers, got {array.dtype}; {remedy}")
+    return array
 
 
 def _ray_version(files: Mapping[str, Path], folder: PurePosixPath) -> str:

@@ -8,11 +8,10 @@ from dataclasses import replace
 from policy_server.formats.pickles.space_parts import parts_of_space
 from policy_server.formats.pickles.spaces import BoxSpace, DictSpace, Space, width_of
 from policy_server.formats.rllib.checkpoint import Checkpoint, Connector
+from policy_server.formats.rllib.pipelines import FLATTENING
 from policy_server.policy import ObservationPart
 
-__all__ = ["read_parts"]
-
-_FLATTENING = "FlattenObservations"
+__all__ = ["environment_space_of", "read_parts"]
 
 
 def read_parts(
@@ -30,15 +29,29 @@ def read_parts(
     Returns:
         The parts; none where the checkpoint does not tell which column is which.
     """
-    flattening = [item for item in checkpoint.env_to_module or () if item.name == _FLATTENING]
-    space = _flattened(checkpoint, flattening[0], width) if flattening else _own_space(checkpoint)
+    space = environment_space_of(checkpoint, width)
     parts = () if space is None else parts_of_space(space, is_sorted=True)
-    if not flattening and checkpoint.environment_space is not space:
+    if not _flattening_of(checkpoint) and checkpoint.environment_space is not space:
         # A filter would have changed the bounds.
         parts = tuple(replace(part, low=None, high=None) for part in parts)
     if sum(part.columns for part in parts) != width:
         return ()
     return tuple(replace(part, is_normalized=is_normalized) for part in parts)
+
+
+def environment_space_of(checkpoint: Checkpoint, width: int) -> Space | None:
+    """Return the environment's space of the observations that go to the network; None if not known.
+
+    Args:
+        checkpoint: the policy.
+        width: how many numbers the network takes.
+    """
+    flattening = _flattening_of(checkpoint)
+    return _flattened(checkpoint, flattening[0], width) if flattening else _own_space(checkpoint)
+
+
+def _flattening_of(checkpoint: Checkpoint) -> list[Connector]:
+    return [item for item in checkpoint.env_to_module or () if item.name == FLATTENING]
 
 
 def _flattened(checkpoint: Checkpoint, connector: Connector, width: int) -> Space | None:

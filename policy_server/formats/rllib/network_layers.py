@@ -232,6 +232,11 @@ class Layers:
         if found.limit is not None:
             register = self.by("Minimum", register, found.limit)
             register = self.by("Maximum", register, -found.limit)
+        if found.is_whole is not None:
+            whole = self.add("Cast", register, dtype="int64")
+            whole = self.add("Cast", whole, dtype="float64")
+            condition = self.builder.keep(found.is_whole)
+            register = self.builder.add("SelectV2", (condition, whole, register))
         return self.add("Cast", register, dtype="float32")
 
     def columns(self, register: int, begin: int, size: int) -> int:

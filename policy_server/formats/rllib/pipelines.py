@@ -21,6 +21,8 @@ from policy_server.formats.rllib.actions import Scaling
 from policy_server.formats.rllib.checkpoint import Connector
 
 __all__ = [
+    "FILTER",
+    "FLATTENING",
     "ObservationFilter",
     "array_of_text",
     "describe_connectors",
@@ -31,14 +33,14 @@ __all__ = [
 
 Array = NDArray[Any]
 
-_FILTER = "MeanStdFilter"
-_FLATTENING = "FlattenObservations"
+FILTER = "MeanStdFilter"
+FLATTENING = "FlattenObservations"
 _SCALING = "NormalizeAndClipActions"
 # They bring observations to the network, and actions back, without changing a number: a client
 # sends the flat vector that FlattenObservations makes.
 _ENV_TO_MODULE = (
-    _FILTER,
-    _FLATTENING,
+    FILTER,
+    FLATTENING,
     "AddObservationsFromEpisodesToBatch",
     "AddTimeDimToBatchAndZeroPad",
     "AddStatesFromEpisodesToBatch",
@@ -68,11 +70,13 @@ class ObservationFilter:
         mean: float64[width].
         deviation: float[width], with the small number that RLlib adds.
         limit: the largest size of a filtered number; None clips nothing.
+        is_whole: bool[width], the numbers that it gives without their fraction; None for none.
     """
 
     mean: Array
     deviation: Array
     limit: float | None
+    is_whole: Array | None = None
 
 
 def read_filter(
@@ -89,20 +93,20 @@ def read_filter(
         ModelError: if a piece is not RLlib's own, or the filter does not fit the network.
     """
     _check_known(connectors, _ENV_TO_MODULE, "env-to-module")
-    filters = [item for item in connectors if item.name == _FILTER]
+    filters = [item for item in connectors if item.name == FILTER]
     if not filters:
         return None
     states = filters[0].state or {}
     if len(filters) > 1 or not states:
         raise ModelError(
-            f"{_FILTER}: expected one with its statistics, got {len(filters)} "
+            f"{FILTER}: expected one with its statistics, got {len(filters)} "
             f"{'with' if states else 'without'}; save the whole checkpoint of a policy with one"
         )
     try:
         return _filter_of(_state_of_agent(states, width, module), width)
     except (ArithmeticError, EOFError, LookupError, TypeError, ValueError, zlib.error) as error:
         raise ModelError(
-            f"{_FILTER}: its state can't be read: {error}; save the checkpoint anew"
+            f"{FILTER}: its state can't be read: {error}; save the checkpoint anew"
         ) from error
 
 
@@ -132,9 +136,9 @@ def describe_connectors(connectors: Iterable[Connector]) -> list[str]:
     """
     found = []
     for item in connectors:
-        if item.name == _FILTER:
+        if item.name == FILTER:
             found.append("observations pass the checkpoint's MeanStdFilter, which learns no more")
-        elif item.name == _FLATTENING:
+        elif item.name == FLATTENING:
             removed = [str(key) for key in item.settings.get("keys_to_remove") or ()]
             found.append(
                 "observations are flat: the keys of a Dict in alphabetical order, integers one-hot"
@@ -169,7 +173,7 @@ def _state_of_agent(
         return fitting[module]
     if len(fitting) != 1:
         raise ModelError(
-            f"{_FILTER}: has the statistics of the agents {', '.join(map(repr, states))}, and "
+            f"{FILTER}: has the statistics of the agents {', '.join(map(repr, states))}, and "
             f"none tells that its observations go to {module!r}; name the RLModule as its agent"
         )
     return next(iter(fitting.values()))
@@ -210,7 +214,7 @@ def filter_of(
     mean, variance = (np.concatenate(parts) for parts in zip(*_moments(stats), strict=True))
     if mean.shape != (width,):
         raise ModelError(
-            f"{_FILTER}: has the statistics of {mean.size} numbers, the network takes {width}; "
+            f"{FILTER}: has the statistics of {mean.size} numbers, the network takes {width}; "
             "put the filter behind FlattenObservations"
         )
     deviation = np.sqrt(np.maximum(variance, 0.0)) + np.float32(_SMALL)

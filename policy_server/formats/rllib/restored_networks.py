@@ -51,6 +51,7 @@ def policy_of(
     parts: tuple[ObservationPart, ...],
     module: str | None,
     findings: Sequence[str],
+    dtype: str = "float32",
 ) -> Policy:
     """Return the policy of a network.
 
@@ -62,6 +63,7 @@ def policy_of(
             where the file does not tell them.
         module: the policy's name in the file; None for one that was saved alone.
         findings: how the policy was read.
+        dtype: the type of the observation's numbers.
 
     Raises:
         SchemaError: if schema.yaml disagrees with the policy.
@@ -69,8 +71,8 @@ def policy_of(
     network, actions, memory = restored.network, restored.actions, restored.memory
     signature = PolicySignature(
         observation_width=width,
-        observation_dtype="float32",
-        inputs=(SignatureTensor("observations", "float32", (None, width)),),
+        observation_dtype=dtype,
+        inputs=(SignatureTensor("observations", dtype, (None, width)),),
         outputs=(SignatureTensor("action_dist_inputs", "float32", (None, actions.inputs)),),
         action_outputs=actions.outputs,
         components=actions.components,

@@ -10,6 +10,11 @@ from policy_server.errors import ModelError
 from policy_server.formats.rllib.actions import Actions, Scaling, read_actions
 from policy_server.formats.rllib.checkpoint import Checkpoint, read_checkpoint
 from policy_server.formats.rllib.environment_parts import read_parts
+from policy_server.formats.rllib.filtered_numbers import (
+    filtered_space,
+    row_dtype,
+    with_whole_numbers,
+)
 from policy_server.formats.rllib.module_kinds import kind_of, observation_shape
 from policy_server.formats.rllib.networks import BuiltNetwork, build_network
 from policy_server.formats.rllib.old_stack.old_policies import load_old_policy
@@ -68,6 +73,9 @@ def load_policy(
     kind = kind_of(module)
     width = math.prod(observation_shape(module))
     observation_filter = read_filter(checkpoint.env_to_module or (), width, module=module.name)
+    filtered = filtered_space(checkpoint, width)
+    if observation_filter is not None:
+        observation_filter = with_whole_numbers(observation_filter, filtered)
     scaling: Scaling = read_scaling(checkpoint.module_to_env or ())
     actions = read_actions(
         module.action_space, module.subject, scaling=scaling, is_squashed=kind.is_squashed
@@ -85,6 +93,7 @@ def load_policy(
         parts=read_parts(checkpoint, width, is_normalized=observation_filter is not None),
         module=module.name,
         findings=_findings(checkpoint, built, actions, scaling),
+        dtype=row_dtype(filtered),
     )
 
 

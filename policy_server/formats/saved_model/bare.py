@@ -33,6 +33,8 @@ _RECURRENT_WORDS = ("state", "seq_len", "Placeholder", "memory")
 _HARMLESS_INPUTS = ("is_training", "timestep")
 LOGITS_NAMES = (DISTRIBUTION_INPUTS, "logits", "fc_out", Q_VALUES)
 """The outputs of RLlib's networks, and of those made like them, that hold logits or Q values."""
+# The names that RLlib's own networks give their outputs.
+_RLLIB_OUTPUTS = frozenset({"fc_out", "value_out"})
 _ASK_AGAIN = (
     "Ray 2.1 to 2.9 export the network alone; train and export with Ray 2.0.1 or older and "
     "framework 'tf', whose files hold the whole policy"
@@ -55,11 +57,7 @@ def logits_output(loaded: LoadedGraph) -> SignatureTensor:
     check_inputs(loaded)
     chosen, width = _candidate(loaded)
     if is_feature_layer(loaded, chosen.name):
-        raise ModelError(
-            f"saved_model.pb: the output {chosen.name} ({width} wide) is a layer of features, not "
-            "action logits: only "
-            f"the trunk of the policy was exported; {_ASK_AGAIN}"
-        )
+        raise ModelError(_about_features(loaded, f"{chosen.name} ({width} wide)"))
     if is_untrained(loaded):
         raise ModelError(
             "saved_model.pb: holds the weights that training started from, not the trained ones "
@@ -68,6 +66,19 @@ def logits_output(loaded: LoadedGraph) -> SignatureTensor:
             "or train with framework 'tf2'"
         )
     return chosen
+
+
+def _about_features(loaded: LoadedGraph, output: str) -> str:
+    if _RLLIB_OUTPUTS.isdisjoint(item.name for item in loaded.outputs):
+        return (
+            f"saved_model.pb: the output {output} comes out of an activation, or another output is "
+            "computed from it, as with features and probabilities; expected action logits: export "
+            "the layer ahead of it"
+        )
+    return (
+        f"saved_model.pb: the output {output} is a layer of features, not action logits: only the "
+        f"trunk of the policy was exported; {_ASK_AGAIN}"
+    )
 
 
 def check_inputs(loaded: LoadedGraph) -> None:

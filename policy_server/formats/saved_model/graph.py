@@ -36,6 +36,7 @@ from policy_server.formats.saved_model.joined_inputs import (
     join_inputs,
     joined_input,
 )
+from policy_server.formats.saved_model.loops import refuse_endless
 from policy_server.formats.saved_model.state_steps import PREVIOUS, Memory, find_memory
 from policy_server.policy import SignatureTensor
 
@@ -248,6 +249,8 @@ def load_graph(folder: Path, order: Sequence[str] = ()) -> LoadedGraph:
     }
     known = {node_of(tensor) for tensor in (*infos.values(), *([exploring] if exploring else []))}
     feeds |= _unlisted(needed, known)
+    given = (infos[OBSERVATIONS], *_states(feeds))
+    refuse_endless(graph_def, {node_of(tensor) for tensor in given})
     memory = find_memory(
         graph_def,
         states=_states(feeds),

@@ -92,7 +92,7 @@ def _actor_critic(layers: Layers, x: int, saved: SavedPolicy) -> Answers:
 
 
 def _renormalised_actor(layers: Layers, x: int, saved: SavedPolicy) -> Answers:
-    epsilon = float(saved.arguments.get("batch_norm_eps", _NORM_EPSILON))
+    epsilon = saved.number("batch_norm_eps", _NORM_EPSILON)
     latent = layers.renormalised_sequence(x, "actor.latent_pi", epsilon=epsilon)
     return soft_heads(layers, latent, saved)
 
@@ -135,7 +135,7 @@ def _random_search(layers: Layers, x: int, saved: SavedPolicy) -> Answers:
         x = layers.sequence(x, "action_net", is_last_activated=False)
     if has_integer_actions(saved):
         return Answers(x, choices(sizes_of_choices(saved)), is_value_based=True)
-    is_rescaled = bool(saved.arguments.get("squash_output", not is_linear))
+    is_rescaled = saved.flag("squash_output", default=not is_linear)
     # Until 1.6, MlpPolicy ended with a tanh whatever the setting was.
     if is_rescaled or (saved.is_older_than(1, 7) and not is_linear):
         x = add_activation(layers.builder, x, "Tanh")

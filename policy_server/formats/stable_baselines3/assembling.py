@@ -10,6 +10,7 @@ import numpy as np
 
 from policy_server.engine.network import CompiledPolicy, NetworkPolicy, NumpyNetwork
 from policy_server.errors import ModelError
+from policy_server.formats.pickles.space_parts import needs_float64
 from policy_server.formats.pickles.spaces import BoxSpace, Space, width_of
 from policy_server.formats.stable_baselines3.action_spaces import Answers, has_integer_actions
 from policy_server.formats.stable_baselines3.algorithms import Algorithm, algorithm_of
@@ -94,7 +95,7 @@ def load_policy(
         )
     saved = read_saved_policy(files)
     algorithm = algorithm_of(saved)
-    unknown = sorted({*saved.arguments} - _ARGUMENTS)
+    unknown = sorted(map(str, {*saved.arguments} - _ARGUMENTS))
     if unknown:
         raise ModelError(
             f"data: policy_kwargs: {unknown[0]} is not known, and may change the network; expected "
@@ -107,7 +108,7 @@ def load_policy(
     turned = turned_images(
         saved.observation_space, schema, known={} if scaling is None else scaling.has_channels_first
     )
-    network, answers = _network(saved, algorithm, scaling, schema, turned)
+    network, answers = _build(saved, algorithm, scaling, schema, turned)
     findings = findings_of(
         saved,
         algorithm,
@@ -118,11 +119,39 @@ def load_policy(
         turned=turned,
     )
     parts = read_parts(saved, scaling, turned)
-    signature = replace(_signature(saved, answers, network, findings), observation_parts=parts)
+    signature = replace(
+        _signature(saved, answers, network, findings, is_scaled=scaling is not None),
+        observation_parts=parts,
+    )
     described = describe_signature(
         signature, schema, has_own_bounds=True, has_separate_scaling=True
     )
     return NetworkPolicy(CompiledPolicy(described, network))
+
+
+def _build(
+    saved: SavedPolicy,
+    algorithm: Algorithm,
+    scaling: Scaling | None,
+    schema: ServerSchema | None,
+    turned: frozenset[str | None],
+) -> tuple[NumpyNetwork, Answers]:
+    """Return the network and its answers; errors of damaged settings and weights in one line."""
+    try:
+        return _network(saved, algorithm, scaling, schema, turned)
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        TypeError,
+        ValueError,
+    ) as error:
+        words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ModelError(
+            f"policy.pth: its weights don't fit data's policy_kwargs and spaces: {words}; save the "
+            "policy anew"
+        ) from error
 
 
 def _network(
@@ -206,13 +235,18 @@ def _mask_start(saved: SavedPolicy, schema: ServerSchema | None, choices: int) -
 
 
 def _signature(
-    saved: SavedPolicy, answers: Answers, network: NumpyNetwork, findings: tuple[str, ...]
+    saved: SavedPolicy,
+    answers: Answers,
+    network: NumpyNetwork,
+    findings: tuple[str, ...],
+    *,
+    is_scaled: bool,
 ) -> PolicySignature:
     width = width_of(saved.observation_space)
     columns = sum(part.columns for part in answers.components)
     inputs = sum(part.inputs for part in answers.components)
     is_one = type(saved.action_space).__name__ == "DiscreteSpace"
-    dtype = _dtype_of(saved.observation_space)
+    dtype = _dtype_of(saved.observation_space, is_scaled=is_scaled)
     return PolicySignature(
         observation_width=width,
         observation_dtype=dtype,
@@ -232,7 +266,9 @@ def _signature(
     )
 
 
-def _dtype_of(space: Space) -> str:
+def _dtype_of(space: Space, *, is_scaled: bool) -> str:
     parts = parts_of(space).values()
-    is_double = any(isinstance(part, BoxSpace) and part.dtype == "float64" for part in parts)
+    # VecNormalize reckons in float64 with all digits of an integer; PyTorch rounds them.
+    is_double = is_scaled and needs_float64(space)
+    is_double |= any(isinstance(part, BoxSpace) and part.dtype == "float64" for part in parts)
     return "float64" if is_double else "float32"

@@ -106,7 +106,7 @@ def _prepared(layers: Layers, x: int, saved: SavedPolicy, scaling: Scaling | Non
         x = layers.with_constant("Minimum", x, scaling.limit)
         x = layers.with_constant("Maximum", x, -scaling.limit)
     x = layers.add("Cast", x, attributes=(("dtype", "float32"),))
-    if not saved.arguments.get("normalize_images", True) or not any(map(is_image, parts.values())):
+    if not saved.flag("normalize_images", default=True) or not any(map(is_image, parts.values())):
         return x
     divisors = [
         np.full(width_of(part), 255 if is_image(part) else 1, np.float32) for part in parts.values()

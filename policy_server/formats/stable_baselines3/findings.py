@@ -7,6 +7,7 @@ from pathlib import Path
 
 from policy_server.formats.stable_baselines3.action_spaces import Answers, first_of_choices
 from policy_server.formats.stable_baselines3.algorithms import Algorithm
+from policy_server.formats.stable_baselines3.file_names import STATISTICS_FILE
 from policy_server.formats.stable_baselines3.images import is_image, parts_of
 from policy_server.formats.stable_baselines3.layers import activation_of
 from policy_server.formats.stable_baselines3.vec_normalize import Scaling
@@ -72,7 +73,11 @@ def _about_scaling(
     elif is_unscaled:
         yield "stated: observations were not scaled by VecNormalize, by schema.yaml"
     elif not algorithm.is_on_policy:
-        yield "assumed: observations were not scaled by VecNormalize, as the file shows none of it"
+        yield (
+            "assumed: observations were not scaled by VecNormalize, as the file shows none of it; "
+            "scaled ones may lie in their space too, and if the training had it, the "
+            f"answers are wrong until its statistics lie beside the policy as {STATISTICS_FILE}"
+        )
 
 
 def _about_images(
@@ -85,7 +90,10 @@ def _about_images(
         yield f"read: images come with their channels {order}, from VecNormalize's statistics"
     unknown = images - {*known}
     if unknown & turned:
-        yield "assumed: images come with their channels last, as environments give them"
+        yield (
+            "assumed: images come with their channels last, as environments give them; the file is "
+            "the same for either order, and the `shape` of the observation in schema.yaml tells it"
+        )
     if unknown - turned:
         yield "stated: images come with their channels first, by schema.yaml"
 

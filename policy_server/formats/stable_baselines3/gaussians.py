@@ -51,7 +51,11 @@ def _state_dependent(
             "data: policy_kwargs: sde_net_arch is not computed, as today's stable-baselines3 has "
             "none; train without it"
         )
-    is_linear = bool(saved.arguments.get("use_expln"))
+    is_linear = saved.flag("use_expln")
+    if log_std.ndim != 2:
+        raise ModelError(
+            f"policy.pth: log_std has the shape {log_std.shape}, and gSDE by use_sde takes a matrix"
+        )
     variances = (_expln(log_std) if is_linear else np.exp(log_std)) ** 2
     size = dimensions(saved)
     if variances.shape[-1] != size:
@@ -60,7 +64,7 @@ def _state_dependent(
     variance = layers.with_constant("Add", variance, np.float32(_SDE_EPSILON))
     half = layers.with_constant("Mul", layers.add("Log", variance), np.float32(0.5))
     result = layers.add("ConcatV2", mean, half, layers.builder.keep(np.asarray(1)))
-    is_squashed = saved.arguments.get("squash_output") or "actor.log_std" in saved.weights
+    is_squashed = saved.flag("squash_output") or "actor.log_std" in saved.weights
     return Answers(result, (box_component(saved, "squashed_normal" if is_squashed else "normal"),))
 
 
@@ -73,7 +77,7 @@ def soft_heads(layers: Layers, latent: int, saved: SavedPolicy) -> Answers:
         saved: the policy.
     """
     if saved.has_sde:
-        limit = float(saved.arguments.get("clip_mean", 2.0))
+        limit = saved.number("clip_mean", 2.0)
         mean = layers.dense(latent, *layers.linear("actor.mu.0" if limit > 0 else "actor.mu"))
         if limit > 0:
             mean = layers.with_constant("Minimum", mean, np.float32(limit))

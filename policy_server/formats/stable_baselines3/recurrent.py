@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -31,7 +32,10 @@ def memory_of(saved: SavedPolicy) -> tuple[StateTensor, ...]:
     Raises:
         ModelError: if its LSTM is of another kind than the library's own policies have.
     """
-    unknown = sorted({*(saved.arguments.get("lstm_kwargs") or {})} - _KNOWN_ARGUMENTS)
+    arguments = saved.arguments.get("lstm_kwargs") or {}
+    if not isinstance(arguments, Mapping):
+        raise ModelError("data: policy_kwargs: lstm_kwargs: expected a dictionary")
+    unknown = sorted(map(str, {*arguments} - _KNOWN_ARGUMENTS))
     if unknown:
         raise ModelError(
             f"data: policy_kwargs: lstm_kwargs: {unknown[0]} is not computed; train without it"

@@ -33,7 +33,7 @@ def _parts(
     saved: SavedPolicy, scaling: Scaling | None, turned: frozenset[str | None]
 ) -> Iterator[ObservationPart]:
     space, start = saved.observation_space, 0
-    divides_images = bool(saved.arguments.get("normalize_images", True))
+    divides_images = saved.flag("normalize_images", default=True)
     found = zip(parts_of(space).items(), parts_of_space(space, is_sorted=False), strict=True)
     for (key, known), part in found:
         end = start + part.columns

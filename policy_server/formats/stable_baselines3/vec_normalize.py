@@ -143,8 +143,13 @@ def _columns(
             raise ModelError(
                 f"{subject}: has statistics of {mean.size} values, {where} has {width}"
             )
-        limit = np.full(width, float(state["clip_obs"]))
-        yield mean, np.sqrt(variance + float(state["epsilon"])), limit
+        limit, variance = float(state["clip_obs"]), variance + float(state["epsilon"])
+        if not (np.isfinite([mean, variance]).all() and (variance > 0).all() and limit > 0):
+            raise ModelError(
+                f"{subject}: holds statistics that are no finite means and positive variances; "
+                "give what VecNormalize.save wrote in the policy's own training"
+            )
+        yield mean, np.sqrt(variance), np.full(width, limit)
 
 
 def _statistics(state: Mapping[str, Any], key: str | None) -> Mapping[str, Any] | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
@@ -62,6 +63,37 @@ class SavedPolicy:
         """Return the name of its class without the module."""
         return self.class_path.rpartition(".")[2]
 
+    def flag(self, name: str, *, default: bool = False) -> bool:
+        """Return a setting of `policy_kwargs` that is true or false.
+
+        Args:
+            name: the setting's.
+            default: its value where the file states none.
+
+        Raises:
+            ModelError: if it is neither.
+        """
+        stated = self.arguments.get(name, default)
+        return default if stated is None else _flag(stated, f"policy_kwargs: {name}")
+
+    def number(self, name: str, default: float) -> float:
+        """Return a setting of `policy_kwargs` that is a number.
+
+        Args:
+            name: the setting's.
+            default: its value where the file states none.
+
+        Raises:
+            ModelError: if it is none, or none that is finite.
+        """
+        stated = self.arguments.get(name, default)
+        if not isinstance(stated, int | float | np.number) or not np.isfinite(stated):
+            raise ModelError(
+                f"{DATA_FILE}: policy_kwargs: {name}: expected a number, got {str(stated)[:40]!r}; "
+                "save the policy anew"
+            )
+        return float(stated)
+
     def is_older_than(self, *version: int) -> bool:
         """Return whether an older stable-baselines3 wrote the file; False where it says none.
 
@@ -96,10 +128,27 @@ def read_saved_policy(files: Mapping[str, Path]) -> SavedPolicy:
         read_space(data.value("action_space"), f"{DATA_FILE}: action_space"),
         read_tensors(files[WEIGHTS_FILE]),
         "of another version" if version is None else version.read_text(errors="replace").strip(),
-        has_sde=bool(data.value("use_sde") or arguments.get("use_sde")),
+        has_sde=any(
+            _flag(value, name)
+            for name, value in (
+                ("use_sde", data.value("use_sde")),
+                ("policy_kwargs: use_sde", arguments.get("use_sde")),
+            )
+            if value is not None
+        ),
         last=data.value("_last_obs"),
         original=data.value("_last_original_obs"),
     )
+
+
+def _flag(stated: object, subject: str) -> bool:
+    is_flag = isinstance(stated, bool | np.bool_) or (type(stated) is int and stated in (0, 1))
+    if not is_flag:
+        raise ModelError(
+            f"{DATA_FILE}: {subject}: expected true or false, got {str(stated)[:40]!r}; save the "
+            "policy anew"
+        )
+    return bool(stated)
 
 
 def class_path(found: object) -> str | None:

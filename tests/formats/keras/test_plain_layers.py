@@ -244,10 +244,11 @@ def own(x: Keras) -> Keras:
         (lambda x: x[0] + x, "takes some observations of a batch"),
         (lambda x: ops.erf(x), r"the operation .*Erf\): is not computed"),
         (layers.Dense(2, dtype="mixed_float16"), "computes in float32, mixed_float16"),
+        (layers.Dense(2, dtype="bfloat16"), "computes in bfloat16, float32; expected float32"),
     ],
     ids=[
         *("lambda", "own-activation", "attention", "discretization", "dropout"),
-        *("mean-of-batch", "slice-of-batch", "unknown-function", "mixed-precision"),
+        *("mean-of-batch", "slice-of-batch", "unknown-function", "mixed-precision", "bfloat16"),
     ],
 )
 def test_parts_that_are_not_computed_are_refused_by_name(

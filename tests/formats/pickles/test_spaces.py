@@ -72,6 +72,30 @@ def test_box_keeps_its_bounds() -> None:
     np.testing.assert_array_equal(read.high, [3, np.inf])
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "says"),
+    [(np.nan, 1, "are nan and 1.0"), (-1, np.nan, "are -1.0 and nan"), (5, 1, "are 5.0 and 1.0")],
+)
+def test_bounds_without_a_number_between_them_are_refused(
+    low: float, high: float, says: str
+) -> None:
+    space = spaces.Box(np.zeros(2, np.float32), np.ones(2, np.float32))
+    space.low[1], space.high[1] = low, high
+
+    with pytest.raises(ModelError) as refused:
+        _read(space)
+
+    assert refused.value.message == (
+        f"x.pkl: space: is no Box that can be read: ValueError: its bounds at [1] {says}"
+    )
+
+
+def test_bounds_of_one_number_are_read() -> None:
+    space = spaces.Box(np.ones(2, np.float32), np.ones(2, np.float32))
+
+    assert isinstance(_read(space), BoxSpace)
+
+
 def test_what_is_no_space_is_refused() -> None:
     with pytest.raises(ModelError, match=r"^x: expected a space of gymnasium or gym, got list$"):
         read_space([], "x")

@@ -73,6 +73,26 @@ def test_several_modules_are_served_where_one_is_left(tmp_path: Path) -> None:
     assert load_policy(folder).signature.family == "categorical(4)"
 
 
+@pytest.mark.parametrize(
+    ("name", "archive", "policy"),
+    [
+        ("rllib_ppo_box", "checkpoint.zip", MODULE),
+        ("rllib_old", "multi.zip", Path("policies/left")),
+    ],
+    ids=["new stack", "old stack"],
+)
+def test_two_policies_of_one_name_are_refused(
+    tmp_path: Path, name: str, archive: str, policy: Path
+) -> None:
+    folder = unzipped(name, archive, tmp_path)
+    other = policy.parent / "other" / policy.name
+    shutil.copytree(folder / policy, folder / other)
+
+    assert f"{other} and {policy} are policies of one name" in refusal_of(folder).replace(
+        f"{policy} and {other}", f"{other} and {policy}"
+    )
+
+
 def test_checkpoint_without_a_policy_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rllib_checkpoint.json").write_text('{"type": "Algorithm"}')
     (tmp_path / "algorithm_state.pkl").write_bytes(pickle.dumps({}))
@@ -165,8 +185,9 @@ def test_truncated_pickle_is_refused(tmp_path: Path, name: Path) -> None:
         msgpack.packb({"w": {b"nd": True, b"type": "|O8", b"shape": [1], b"data": b"12345678"}}),
         msgpack.packb({"w": {b"nd": True, b"type": "<f4", b"shape": [10**9], b"data": b"1234"}}),
         msgpack.packb({"w": "text"}),
+        msgpack.packb({"w": [[1, 2], [3]]}),
     ],
-    ids=["empty", "no msgpack", "list", "objects", "too few numbers", "text"],
+    ids=["empty", "no msgpack", "list", "objects", "too few numbers", "text", "uneven lists"],
 )
 def test_damaged_msgpack_is_refused(tmp_path: Path, content: bytes) -> None:
     folder = unzipped("rllib_ppo_discrete", "module_msgpack.zip", tmp_path)

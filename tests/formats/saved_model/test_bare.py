@@ -223,6 +223,21 @@ def test_layer_of_features_is_refused(activation: Callable[[Any], Any], tmp_path
     assert "is a layer of features, not action logits" in refusal(folder)
 
 
+def test_probabilities_of_no_file_of_rllib_are_refused_as_such(tmp_path: Path) -> None:
+    def both(x: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
+        chance = tf.sigmoid(x[:, :1])
+        return tf.concat([1 - chance, chance], axis=1)
+
+    folder = save_network(tmp_path / "m", lambda x: {"logits": both(x)})
+
+    message = refusal(folder)
+    assert message == (
+        "saved_model.pb: the output logits (2 wide) comes out of an activation, or another output "
+        "is computed from it, as with features and probabilities; expected action logits: export "
+        "the layer ahead of it"
+    )
+
+
 def test_layer_that_the_value_is_computed_from_is_refused(tmp_path: Path) -> None:
     kernel = tf.constant(weights(4, 1)[0])
     folder = save_network(

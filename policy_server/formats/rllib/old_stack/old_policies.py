@@ -15,6 +15,7 @@ from policy_server.formats.pickles.spaces import BoxSpace, DictSpace, TupleSpace
 from policy_server.formats.pickles.unpickling import Stub
 from policy_server.formats.rllib.actions import Actions, Scaling, read_actions
 from policy_server.formats.rllib.checkpoint import RlModule
+from policy_server.formats.rllib.filtered_numbers import row_dtype
 from policy_server.formats.rllib.networks import build_network
 from policy_server.formats.rllib.old_stack.algorithm_heads import head_of, module_of
 from policy_server.formats.rllib.old_stack.default_models import Model
@@ -98,6 +99,7 @@ def load_old_policy(files: Mapping[str, Path], schema: ServerSchema | None) -> P
         parts=environment_parts(policy, is_normalized=found is not None),
         module=policy.name,
         findings=_findings(policy, module, found, built, scaling),
+        dtype=row_dtype(None if found is None else policy.model_space),
     )
 
 

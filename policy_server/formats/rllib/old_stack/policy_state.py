@@ -12,13 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.errors import ModelError, SeveralPoliciesError
 from policy_server.formats.pickles.spaces import Space
 from policy_server.formats.pickles.unpickling import Stub, unpickle
-from policy_server.formats.rllib.checkpoint import ANY_NAME, unpack_msgpack
+from policy_server.formats.rllib.checkpoint import (
+    ANY_NAME,
+    refuse_namesakes,
+    unpack_msgpack,
+    weight_of,
+)
 from policy_server.formats.rllib.old_stack.written_spaces import read_written_space
 
 __all__ = ["OldPolicy", "is_old_checkpoint", "name_of", "read_policy"]
@@ -130,6 +134,7 @@ def _states(files: Mapping[str, Path]) -> Iterator[PurePosixPath]:
 
 
 def _choose(states: list[PurePosixPath], name: str | None) -> PurePosixPath:
+    refuse_namesakes(path.parent for path in states)
     by_name = {path.parent.name: path for path in states}
     if name in by_name:
         return by_name[name]
@@ -197,13 +202,9 @@ def _arrays(found: object, path: PurePosixPath) -> Mapping[str, Array]:
         raise ModelError(f"{path}: weights: expected arrays by name, got {name_of(found)}")
     weights = {}
     for name, value in items.items():
-        array = np.asarray(value)
-        if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
-            raise ModelError(
-                f"{path}: weights: {name}: expected finite numbers, got {array.dtype}; save an "
-                "earlier state of the policy"
-            )
-        weights[name] = array
+        weights[name] = weight_of(
+            value, f"{path}: weights: {name}", "save an earlier state of the policy"
+        )
     return weights
 
 

@@ -20,6 +20,7 @@ from policy_server.formats.pickles.spaces import (
     MultiDiscreteSpace,
     Space,
     TupleSpace,
+    check_bounds,
 )
 from policy_server.formats.rllib.pipelines import array_of_text
 
@@ -79,6 +80,7 @@ def _box(found: Mapping[str, Any]) -> Space:
     low, high = (array_of_text(found[side]).astype(dtype) for side in ("low", "high"))
     if low.shape != shape or high.shape != shape:
         raise ValueError("its bounds are not of its shape")
+    check_bounds(low, high)
     return BoxSpace(shape, dtype.name, low, high)
 
 

@@ -151,6 +151,7 @@ def test_damaged_msgpack_is_refused(tmp_path: Path, content: bytes) -> None:
     [
         ({"weights": {"w": np.array([np.nan])}}, "weights: w: expected finite numbers"),
         ({"weights": {"w": "text"}}, "weights: w: expected finite numbers, got <U4"),
+        ({"weights": {"w": [[1, 2], [3]]}}, "weights: w: expected finite numbers, got lists of"),
         ({"weights": {}}, "_hidden_layers.: expected 1 layers by its settings, got 0"),
         ({"connector_configs": {"agent": 3}}, "connector_configs: is no pipeline"),
         (
@@ -162,12 +163,26 @@ def test_damaged_msgpack_is_refused(tmp_path: Path, content: bytes) -> None:
             "the connector MyConnector: changes what the policy sees or does",
         ),
     ],
-    ids=["NaN", "text", "none", "pipeline", "agent", "action"],
+    ids=["NaN", "text", "uneven lists", "none", "pipeline", "agent", "action"],
 )
 def test_state_that_can_not_give_the_policy_is_refused(
     tmp_path: Path, change: dict[str, Any], says: str
 ) -> None:
     assert says in refusal_of(written(tmp_path / "policy", state_of_policy(**change)))
+
+
+@pytest.mark.parametrize("low", [np.nan, 5.0])
+def test_bounds_without_a_number_between_them_are_refused(tmp_path: Path, low: float) -> None:
+    state = state_of_policy()
+    box = state["policy_spec"]["observation_space"]["space"]
+    box["low"] = box_text(np.full(2, low, np.float32))
+
+    folder = written(tmp_path / "policy", state)
+
+    assert (
+        f"observation_space: is no space that can be read: ValueError: its bounds at [0] are {low}"
+        in (refusal_of(folder))
+    )
 
 
 @pytest.mark.parametrize(
