@@ -116,6 +116,14 @@ class ConnectedReplica:
         process = self._short.process
         return process is not None and self._progress.is_made(process, call.number)
 
+    def has_begun(self, call: AskedCall) -> bool:
+        """Return whether it is known to have begun with a call that is watched.
+
+        Its word may be lost with the connection, its note is not.
+        """
+        is_noted = self._note is not None and self._note.number() == call.number
+        return self in call.begun or (call.is_watched and is_noted)
+
     def computed(self) -> AskedCall | None:
         """Return the call that it computes, or that it had begun when it ended; None for none.
 

@@ -249,7 +249,7 @@ class DirectCalls:
             if call.replicas and call is not to_blame:
                 continue
             self.give_up(call)
-            lost = ConnectionLostError(was_computed=replica in call.begun)
+            lost = ConnectionLostError(was_computed=replica.has_begun(call))
             call.answered(_hung() if call is to_blame else lost)
 
     def _look_after(self) -> None:

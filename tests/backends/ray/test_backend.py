@@ -410,7 +410,8 @@ async def test_those_asked_with_one_that_ends_replicas_are_answered() -> None:
         False,
     ]
     assert [outputs.actions.tolist() for outputs in answers] == [DOUBLED[1:]] * 3
-    assert len(ended) == 3
+    # One that has said that it begins may end before that is read: it costs one more.
+    assert len(ended) in (3, 4)
 
 
 async def test_batch_that_ends_two_replicas_for_certain_is_given_up() -> None:
