@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.http11 import Request
 
 from policy_server.http_server import web_socket_ending
+from policy_server.http_server.http_protocol import HttpProtocol
 from policy_server.http_server.web_socket_protocol import WebSocketProtocol
+from policy_server.metrics import Metrics
 from policy_server.web.stream_connections import MOST_IN_FLIGHT
 from tests.fuzz.frames import FIN, TEXT, RawStream, frame
+from tests.support.certificates import write_certificate
 from tests.support.fakes import FakeBackend, gated, hold, integer_backend, summing_backend
+from tests.support.servers import app_in_loop
 from tests.support.streams import Served, served
 from tests.support.teams import streamed_team, usual_backends
-from tests.support.waiting import until
+from tests.support.waiting import turns, until
+from tests.support.web import build
 
 RESTART = 1012
 ONE = '{"cat": 1, "mouse": 1.0}'
@@ -49,6 +57,24 @@ async def _one(backend: FakeBackend) -> AsyncIterator[tuple[Served, FakeBackend]
         backend.gate.set()
 
 
+class AsgiOnly(WebSocketProtocol):
+    """This project's protocol, whose frames come by ASGI."""
+
+    def handle_connect(self, event: Request) -> None:
+        """Ask the application without offering it the frames."""
+        super(WebSocketProtocol, self).handle_connect(event)
+
+
+@asynccontextmanager
+async def _by_asgi() -> AsyncIterator[tuple[Served, FakeBackend]]:
+    backend = gated(integer_backend())
+    async with served(backend, web_sockets=AsgiOnly) as server:
+        backend.batches.clear()
+        yield server, backend
+        assert backend.gate is not None
+        backend.gate.set()
+
+
 @asynccontextmanager
 async def _team() -> AsyncIterator[tuple[Served, FakeBackend]]:
     backends = usual_backends()
@@ -65,6 +91,7 @@ KINDS = pytest.mark.parametrize(
     "kind",
     [
         pytest.param(PLAIN, id="one policy"),
+        pytest.param(Kind(PLAIN.path, ONE, _by_asgi), id="by ASGI"),
         pytest.param(
             Kind("/predict_deterministic/stream", ONE, lambda: _one(summing_backend())),
             id="a policy with memory",
@@ -124,6 +151,37 @@ async def test_frames_that_had_come_are_answered_and_none_behind_them(
     assert code == RESTART
     assert [is_answer(answer) for answer in answers] == [True] * depth
     assert sum(backend.batches) == depth
+
+
+@pytest.mark.parametrize("count", [0, 3, 1000])
+async def test_frames_that_had_come_by_tls_are_answered(count: int, tmp_path: Path) -> None:
+    certificate = tmp_path / "server.pem"
+    write_certificate(certificate)
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    backend, metrics = gated(integer_backend()), Metrics()
+    app = build(backend, metrics=metrics)
+    options = {"ws": WebSocketProtocol, "ssl_certfile": str(certificate)}
+    async with app_in_loop(app, http=HttpProtocol, **options) as (url, running):
+        server = Served(url, running, metrics)
+        raw = await RawStream.open(server, path=PLAIN.path, tls=trusting)
+        connection = await connection_of(server)
+        gate = hold(backend)
+        backend.batches.clear()
+        raw.writer.write(frames(PLAIN, min(count, 300)))
+        await until(lambda: not count or backend.batches)
+        await until(lambda: count <= MOST_IN_FLIGHT or connection.read_paused)
+        # Of these the kernel has some, and asyncio may have read others ahead.
+        raw.writer.write(frames(PLAIN, max(count - 300, 0)))
+        await raw.writer.drain()
+        await turns()
+        running.should_exit = True
+        await until(lambda: connection.is_ending)
+        gate.set()
+        code, answers = await rest_of(raw)
+        await raw.close()
+
+    assert code == RESTART
+    assert [is_answer(answer) for answer in answers] == [True] * count
 
 
 @KINDS
