@@ -21,6 +21,7 @@ __all__ = [
     "ForbiddenOriginError",
     "MissingPackageError",
     "ModelError",
+    "NoStreamError",
     "NotReadyError",
     "ObservationError",
     "OverloadedError",
@@ -264,6 +265,13 @@ class UpgradeRequiredError(PolicyServerError):
 
     status = 426
     headers: Mapping[str, str] = {"upgrade": "websocket", "connection": "upgrade"}
+
+
+class NoStreamError(PolicyServerError):
+    """A web socket was opened at the address of a route that takes requests."""
+
+    status = 405
+    headers: Mapping[str, str] = {"allow": "POST"}
 
 
 class TooManyRequestsError(PolicyServerError):

@@ -16,6 +16,7 @@ STATUSES = {
     "DeploymentChangedError": 409,
     "DeploymentError": 409,
     "MissingPackageError": 501,
+    "NoStreamError": 405,
     "NotReadyError": 503,
     "ObservationError": 422,
     "OverloadedError": 503,

@@ -6,8 +6,9 @@ request that offers another protocol, as Java's HttpClient and `curl --http2` of
 their first (`Connection: Upgrade`, `Upgrade: h2c`), is answered by HTTP/1.1 with its body read: a
 server may ignore an offer (RFC 9110, section 7.8), but the parser stops at the end of the head and
 uvicorn takes the body for the next request (Kludex/uvicorn#2722). An offer of a web socket that can
-open none, by another method than GET or with a body, is such an offer too: uvicorn hands it to the
-web socket without its body, which then waits for that, and no limit ends the connection.
+open none, by another method than GET, with a body or by HTTP/1.0, is such an offer too: uvicorn
+hands it to the web socket without its body, which then waits for that, and no limit ends the
+connection.
 
 Lines behind a body (trailers) are dropped: uvicorn takes them for headers of the request, past
 every proxy that looks at its head (RFC 9110, section 6.5.1, forbids it).
@@ -167,7 +168,9 @@ class HttpProtocol(HttpToolsProtocol):
             return False
         # Java's web sockets say that their body has no bytes.
         has_body = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
-        is_opening = self.parser.get_method() == b"GET" and not has_body
+        # A server ignores what an older client offers (RFC 9110, section 7.8).
+        is_new_enough = self.parser.get_http_version() != "1.0"
+        is_opening = self.parser.get_method() == b"GET" and not has_body and is_new_enough
         return upgrade.lower() != b"websocket" or not is_opening
 
     def _head_without_offer(self) -> bytes:

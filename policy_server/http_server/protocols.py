@@ -110,6 +110,7 @@ PROTOCOLS = (
             "queue",
             "read_paused",
             "resume_writing",
+            "send",
             "send_receive_event_to_app",
             "shutdown",
             "stop_keepalive",

@@ -6,8 +6,7 @@ messages are read and written in one step (`plain_frames`).
 A frame that is built wrongly closes its connection with the code of RFC 6455, which reaches a
 client that goes on sending too, and a message in fragments takes no more memory than its bytes.
 
-At a shutdown the application may finish its answers: uvicorn closes the connection first and asks
-the application afterwards, so that answers which are a millisecond away are lost.
+At a shutdown the application may finish its answers (`web_socket_ending`).
 
 And a connection that has gone is freed at once. It is held by a cycle of references: the parser of
 websockets is a generator that holds the connection it belongs to, and with the compressor of its
@@ -19,10 +18,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.exceptions import InvalidState
 from websockets.frames import Frame
 from websockets.http11 import Request
@@ -30,20 +27,15 @@ from websockets.http11 import Request
 from policy_server.http_server.connection_limits import UNREAD_S, Unread, WatchedConnection
 from policy_server.http_server.plain_frames import PlainFrames
 from policy_server.http_server.stream_frames import FRAMES, FrameListener
+from policy_server.http_server.web_socket_ending import EndingWebSocket
 
 __all__ = ["WebSocketProtocol"]
 
-# More than POLICY_SERVER_REQUEST_TIMEOUT_S has as its default. A client that has not had its
-# answers by then reads none.
-_LONGEST_DRAIN_S = 40.0
-# How long bytes behind a wrong frame are read: a reset would take the code from the client.
-_LINGER_S = 2.0
-_SERVICE_RESTART = 1012
 _SWITCHING_PROTOCOLS = 101
 _NO_TEXT = 1007
 
 
-class WebSocketProtocol(WebSocketsSansIOProtocol, WatchedConnection):
+class WebSocketProtocol(EndingWebSocket, WatchedConnection):
     """One web socket; uvicorn makes it, and it lives until the connection is lost.
 
     `uvicorn --ws policy_server.http_server.web_socket_protocol:WebSocketProtocol` takes it too.
@@ -56,8 +48,6 @@ class WebSocketProtocol(WebSocketsSansIOProtocol, WatchedConnection):
     _plain: PlainFrames | None = None
     _fragments: bytearray | None = None
     _has_failed = False
-    _is_lingering = False
-    _is_ending = False
     when_lost: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -69,21 +59,15 @@ class WebSocketProtocol(WebSocketsSansIOProtocol, WatchedConnection):
         super().connection_made(transport)
         self._unread = Unread()
         joined: Any = self.transport
-        self._write = getattr(joined, "write_whole", joined.write)
+        self.write = getattr(joined, "write_whole", joined.write)
 
-    def data_received(self, data: bytes) -> None:
-        """Read some bytes, unless a wrong frame came before them.
-
-        Args:
-            data: any part of any number of frames.
-        """
-        if self._is_lingering:
-            return
+    def read(self, data: bytes) -> None:
+        """Read some bytes; see `EndingWebSocket`."""
         if self._plain is not None:
             data = self._take_plain(self._plain, data)
             if not data:
                 return
-        super().data_received(data)
+        super().read(data)
         if self._has_failed:
             self.handle_parser_exception()
 
@@ -95,15 +79,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol, WatchedConnection):
         self.queue.put_nowait(
             {"type": "websocket.disconnect", "code": close.code, "reason": close.reason}
         )
-        self._write(b"".join(self.conn.data_to_send()))
-        self.close_sent = self._is_lingering = True
-        if not self.transport.can_write_eof():
+        self.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        if self.transport.can_write_eof():
+            self.linger()
+        else:
+            self.is_lingering = True
             self.transport.close()
-            return
-        self.resume_frames()
-        self.close_timer = self.loop.call_later(_LINGER_S, self.transport.close)
-        with suppress(OSError):
-            self.transport.write_eof()
 
     def handle_connect(self, event: Request) -> None:
         """Ask the application about a handshake, and let it listen to the frames.
@@ -126,7 +108,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol, WatchedConnection):
                 break
             message, end = found
             data = data[end:]
-            self._listener.take(message)
+            if self.is_taken():
+                self._listener.take(message)
         return data
 
     def listen(self, listener: FrameListener) -> None:
@@ -152,7 +135,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol, WatchedConnection):
         """Write frames; see `FrameConnection`."""
         if self._plain is not None and (whole := self._plain.written(frames)) is not None:
             if not self.disconnected:
-                self._write(whole)
+                self.write(whole)
             return
         connection = self.conn
         try:
@@ -165,7 +148,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol, WatchedConnection):
             # Closed by either side: nobody reads them.
             return
         if not self.disconnected:
-            self._write(b"".join(connection.data_to_send()))
+            self.write(b"".join(connection.data_to_send()))
 
     def pause_frames(self) -> None:
         """Read no more frames; see `FrameConnection`."""
@@ -178,7 +161,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol, WatchedConnection):
 
         The answer to a ping may lie behind frames that were held back: its time begins anew.
         """
-        if self.read_paused and not self.disconnected:
+        if self.read_paused and not self.disconnected and not self.is_flooded:
             self.read_paused = False
             self.transport.resume_reading()
             if self.pong_timer is not None:
@@ -198,7 +181,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol, WatchedConnection):
         Before that its answers wait for it, and its pings tell whether it is there.
         """
         unread_s = self._unread.seconds(self.transport, now)
-        if (self._is_ending or self.transport.is_closing()) and unread_s >= UNREAD_S:
+        if (self.is_ending or self.transport.is_closing()) and unread_s >= UNREAD_S:
             self.transport.abort()
 
     def handle_ping(self) -> None:
@@ -247,25 +230,15 @@ class WebSocketProtocol(WebSocketsSansIOProtocol, WatchedConnection):
                 # Frames behind it in the same segment are still to be passed over.
                 self.close_sent = self._has_failed = True
             return
+        if not self.is_taken():
+            self.frames = []
+            return
         if self._listener is None:
             super().send_receive_event_to_app()
             return
         self.frames = []
         if not self.close_sent:
             self._listener.take({"text": text} if is_text else {"bytes": data})
-
-    def shutdown(self) -> None:
-        """Ask the application to come to an end, while its answers still go out.
-
-        It is told `websocket.disconnect` with code 1012, may answer, and then closes.
-        """
-        self._is_ending = True
-        if self.close_sent or not self.handshake_complete:
-            super().shutdown()
-            return
-        self.stop_keepalive()
-        self.queue.put_nowait({"type": "websocket.disconnect", "code": _SERVICE_RESTART})
-        self.loop.call_later(_LONGEST_DRAIN_S, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End, and let go of the parser.

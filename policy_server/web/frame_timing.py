@@ -5,7 +5,6 @@ They stand beside the observation, as in `{"observation": {...}, "timeout_ms": 2
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +99,10 @@ def timing_in(value: Any) -> tuple[Any, FrameTiming]:  # noqa: ANN401 -- what th
         message = f"Input should be a whole number of milliseconds from 1 to {LONGEST_TIMEOUT_MS}"
         raise ObservationError([problem("request_timeout", ["body", _TIMEOUT], message)])
     if stamp is not None and not _is_stamp(stamp):
-        message = "Input should be a number, or 1 to 64 letters, digits and any of . _ : + -"
+        message = (
+            f"Input should be a number of at most {EXACT_INTEGER_MAX} in absolute value, or 1 to "
+            "64 letters, digits and any of . _ : + -"
+        )
         raise ObservationError([problem("observation_stamp", ["body", _STAMP], message)])
     rest = {name: item for name, item in value.items() if name in FRAME_WORDS}
     return rest if len(rest) > 1 else rest[OBSERVATION], FrameTiming(timeout_ms, stamp)
@@ -135,7 +137,6 @@ def _is_timeout(value: object) -> bool:
 def _is_stamp(value: object) -> bool:
     if isinstance(value, str):
         return STAMP.fullmatch(value) is not None
-    if isinstance(value, float):
-        return math.isfinite(value)
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    return is_whole and abs(value) <= EXACT_INTEGER_MAX  # type: ignore[arg-type]  # it is an int
+    # A whole number of more than 64 bits is read as a float, whose last digits are others.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= EXACT_INTEGER_MAX  # type: ignore[arg-type]  # it is a number

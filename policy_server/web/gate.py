@@ -35,7 +35,7 @@ from policy_server.web.request_headers import check_headers, given_id, read_head
 from policy_server.web.request_timing import (
     given_stamp,
     given_timeout_s,
-    refuse_timing,
+    refuse_request_headers,
     stamp_lines,
 )
 from policy_server.web.route_table import Access, AnswerRoute, Route, RouteTable
@@ -226,7 +226,7 @@ class Gate:
         if not isinstance(route, AnswerRoute):
             return ""
         if scope["type"] == "websocket":
-            refuse_timing(headers)
+            refuse_request_headers(scope["headers"])
             return ""
         timeout_s = given_timeout_s(headers)
         if timeout_s is not None:

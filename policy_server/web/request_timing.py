@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from policy_server.errors import ObservationError
 from policy_server.observations import problem
@@ -17,7 +17,7 @@ __all__ = [
     "TIMEOUT_HEADER",
     "given_stamp",
     "given_timeout_s",
-    "refuse_timing",
+    "refuse_request_headers",
     "stamp_lines",
 ]
 
@@ -28,6 +28,15 @@ LONGEST_TIMEOUT_MS = 3_600_000
 STAMP = re.compile(r"[A-Za-z0-9._:+-]{1,64}")
 _WHOLE = re.compile(r"[0-9]{1,7}")
 _TIMEOUT_NAME, _STAMP_NAME = TIMEOUT_HEADER.encode(), STAMP_HEADER.encode()
+# Headers of one request, and the word that each frame of a stream has instead; None for none.
+_OF_REQUESTS = {
+    _TIMEOUT_NAME: "timeout_ms",
+    _STAMP_NAME: "stamp",
+    b"x-previous-action": "previous_action",
+    b"x-previous-reward": "previous_reward",
+    b"x-state": None,
+    b"x-step": None,
+}
 
 
 def given_timeout_s(headers: Mapping[bytes, str]) -> float | None:
@@ -66,19 +75,29 @@ def given_stamp(headers: Mapping[bytes, str]) -> str:
     return given
 
 
-def refuse_timing(headers: Mapping[bytes, str]) -> None:
-    """Refuse both headers at a handshake: each frame of a stream has its own.
+def refuse_request_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Refuse the headers of one request at a handshake: a stream would pass over them.
 
     Args:
-        headers: as `read_headers` gives them.
+        headers: as ASGI has them: names in lower case.
 
     Raises:
-        ObservationError: naming the first of them.
+        ObservationError: naming each of them.
     """
-    for name, word in ((_TIMEOUT_NAME, "timeout_ms"), (_STAMP_NAME, "stamp")):
-        if name in headers:
-            message = f"A stream takes the word {word} in each frame instead"
-            raise ObservationError([problem("not_allowed", ["header", name.decode()], message)])
+    given = {name for name, _ in headers} & _OF_REQUESTS.keys()
+    if given:
+        raise ObservationError(
+            [
+                problem("not_allowed", ["header", name.decode()], _remedy(_OF_REQUESTS[name]))
+                for name in sorted(given)
+            ]
+        )
+
+
+def _remedy(word: str | None) -> str:
+    if word is None:
+        return "A stream keeps its own memory and counts its own steps; leave it out"
+    return f"A stream takes the word {word} in each frame instead"
 
 
 def stamp_lines(stamp: str, started: float) -> list[tuple[bytes, bytes]]:

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from policy_server.errors import (
+    NoStreamError,
     ObservationError,
     PolicyServerError,
     SessionConflictError,
@@ -93,6 +94,7 @@ class Streams:
             max_frame_bytes: the largest frame.
             metrics: where connections and frames are counted.
         """
+        self._table = table
         self._policies = policies
         self._team = team
         self._max_frame_bytes = max_frame_bytes
@@ -111,7 +113,7 @@ class Streams:
     def _open(self, scope: Scope, receive: Receive, send: Send) -> Stream:
         route = self._routes.get(scope["state"]["path"])
         if route is None:
-            raise HTTPException(404)
+            raise self._no_stream(scope)
         query = QueryParams(scope["query_string"])
         # uvicorn logs the address of each connection, and a query may hold anything.
         scope["query_string"] = b""
@@ -127,6 +129,21 @@ class Streams:
         stream = StreamEnds(route, asked, questions, receive, send, self._metrics)
         frames: FrameConnection | None = scope.get("extensions", {}).get(FRAMES)
         return AsgiStream(stream) if frames is None else DirectStream(stream, frames)
+
+    def _no_stream(self, scope: Scope) -> Exception:
+        route = self._table.find(scope["state"]["path"])
+        if not isinstance(route, AnswerRoute):
+            return HTTPException(404)
+        transport = "team_stream" if route.transport in ("team", "team_session") else "stream"
+        wanted = (transport, route.namespace, route.kind, route.form)
+        address = next(
+            stream.path
+            for stream in self._routes.values()
+            if (stream.transport, stream.namespace, stream.kind, stream.form) == wanted
+        )
+        return NoStreamError(
+            f"this route opens no web socket; its stream is {scope['root_path']}{address}"
+        )
 
     def _questions(self, route: AnswerRoute, **options: Any) -> FrameQuestions:  # noqa: ANN401 -- theirs
         if route.transport == "team_stream":

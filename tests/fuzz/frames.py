@@ -13,6 +13,7 @@ import struct
 import zlib
 from collections import Counter
 from contextlib import suppress
+from ssl import SSLContext
 
 from tests.fuzz.watching import resident_bytes, without_complaints
 from tests.support.hot_bytes import cut
@@ -137,13 +138,19 @@ class RawStream:
         self.writer = writer
 
     @classmethod
-    async def open(cls, server: Served, *extra: str) -> RawStream:
-        """Open a stream of a server, with more headers."""
+    async def open(
+        cls,
+        server: Served,
+        *extra: str,
+        path: str = "/predict/stream",
+        tls: SSLContext | None = None,
+    ) -> RawStream:
+        """Open a stream of a server, with more headers, or at another address."""
         host, port = server.url.removeprefix("http://").split(":")
-        raw = cls(*await asyncio.open_connection(host, int(port)))
+        raw = cls(*await asyncio.open_connection(host, int(port), ssl=tls))
         key = base64.b64encode(bytes(16)).decode()
         lines = [
-            "GET /predict/stream HTTP/1.1",
+            f"GET {path} HTTP/1.1",
             f"host: {host}:{port}",
             "connection: Upgrade",
             "upgrade: websocket",

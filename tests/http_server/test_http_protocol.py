@@ -218,6 +218,16 @@ async def test_request_that_can_open_no_web_socket_is_answered_as_any_other(head
     assert recorder.requests == [(method, "/x", body), ("POST", "/plain", b"abc")]
 
 
+async def test_handshake_by_http_1_0_is_a_plain_request() -> None:
+    offer = b"Connection: Upgrade\r\nUpgrade: websocket\r\nHost: a\r\n"
+    opening = b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+
+    recorder, transport = await received(b"GET /stream HTTP/1.0\r\n" + offer + opening)
+
+    assert [path for _, path, _ in recorder.requests] == ["/stream"]
+    assert transport.successor is None
+
+
 async def test_handshake_behind_an_unanswered_request_is_a_plain_request() -> None:
     offer = b"Connection: Upgrade\r\nUpgrade: websocket\r\nHost: a\r\n"
     opening = b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"

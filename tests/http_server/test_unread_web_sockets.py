@@ -14,7 +14,7 @@ import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from policy_server.http_server import web_socket_protocol
+from policy_server.http_server import web_socket_ending, web_socket_protocol
 from policy_server.http_server.connection_limits import ConnectionWatch
 from policy_server.http_server.limited_protocol import LimitedHttpProtocol
 from policy_server.http_server.stream_frames import FRAMES, FrameConnection
@@ -85,7 +85,7 @@ async def test_client_that_reads_nothing_is_cut_off_once_its_connection_ends(
     last: bytes | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(web_socket_protocol, "UNREAD_S", 0.2)
-    monkeypatch.setattr(web_socket_protocol, "_LINGER_S", 0.05)
+    monkeypatch.setattr(web_socket_ending, "_LINGER_S", 0.05)
     app = Flooding()
     async with unread_socket(app) as (state, client):
         await asyncio.get_running_loop().sock_sendall(client, b"\x82\x81\0\0\0\0a")

@@ -15,7 +15,7 @@ from policy_server.errors import ObservationError
 from policy_server.http_server.web_socket_protocol import WebSocketProtocol
 from policy_server.web.frame_timing import split_timing
 from tests.support.fakes import integer_backend, previous_backend, summing_backend
-from tests.support.streams import served
+from tests.support.streams import KEY_HEADER, served
 from tests.support.teams import streamed_team, usual_backends
 from tests.support.web import OBSERVATION
 
@@ -104,6 +104,9 @@ async def test_times_stand_beside_what_a_frame_states_of_the_step_before() -> No
         ({"stamp": [1]}, "stamp"),
         ({"stamp": False}, "stamp"),
         ({"stamp": 2**60}, "stamp"),
+        ({"stamp": 12345678901234567890123}, "stamp"),
+        ({"stamp": -12345678901234567890123}, "stamp"),
+        ({"stamp": 1e300}, "stamp"),
     ],
 )
 async def test_time_that_is_none_is_refused(words: dict[str, Any], place: str) -> None:
@@ -122,11 +125,38 @@ def test_frame_that_is_nested_too_deeply_is_refused_with_a_stamp_too() -> None:
         split_timing({"text": f'{{"observation": {nested}, "stamp": "a"}}'})
 
 
-@pytest.mark.parametrize("header", ["x-request-timeout-ms", "x-observation-stamp"])
-async def test_handshake_with_the_header_of_a_request_is_refused(header: str) -> None:
-    key = {"access-token": "1234567asdfgh"}
-    async with served(integer_backend()) as server:
-        answer = await server.refusal(MODES, additional_headers={**key, header: "5"})
+@PROTOCOLS
+@pytest.mark.parametrize(
+    ("header", "remedy"),
+    [
+        ("x-request-timeout-ms", "A stream takes the word timeout_ms in each frame instead"),
+        ("x-observation-stamp", "A stream takes the word stamp in each frame instead"),
+        ("x-previous-reward", "A stream takes the word previous_reward in each frame instead"),
+        ("x-previous-action", "A stream takes the word previous_action in each frame instead"),
+        ("x-state", "A stream keeps its own memory and counts its own steps; leave it out"),
+        ("x-step", "A stream keeps its own memory and counts its own steps; leave it out"),
+    ],
+)
+async def test_handshake_with_the_header_of_a_request_is_refused(
+    header: str,
+    remedy: str,
+    protocol: Any,  # noqa: ANN401 -- uvicorn's
+) -> None:
+    async with served(summing_backend(), web_sockets=protocol) as server:
+        answer = await server.refusal(MODES, additional_headers={**KEY_HEADER, header: "5"})
+
+    assert answer.status_code == 422
+    assert json.loads(answer.body)["detail"] == [
+        {"type": "not_allowed", "loc": ["header", header], "msg": remedy}
+    ]
+
+
+@pytest.mark.parametrize("header", ["x-state", "x-step", "x-previous-reward"])
+async def test_handshake_of_a_team_with_the_header_of_a_request_is_refused(header: str) -> None:
+    async with streamed_team(usual_backends()) as (server, _):
+        answer = await server.refusal(
+            f"{MODES}/agents", additional_headers={**KEY_HEADER, header: "5"}
+        )
 
     assert answer.status_code == 422
     assert json.loads(answer.body)["detail"][0]["loc"] == ["header", header]

@@ -252,13 +252,34 @@ async def test_without_a_key_everybody_is_let_in() -> None:
         assert "actions" in await ask(stream, json.dumps(OBSERVATION))
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/predict", "/docs", "/schema/stream", "/"])
+@pytest.mark.parametrize("path", ["/nowhere", "/docs", "/schema/stream", "/"])
 async def test_unknown_stream_is_404(path: str) -> None:
     async with served() as server:
         response = await server.refusal(path)
 
     assert response.status_code == 404
     assert json.loads(response.body) == {"detail": "no such route; /docs lists them"}
+
+
+@pytest.mark.parametrize(
+    ("path", "stream"),
+    [
+        ("/predict", "/predict/stream"),
+        ("/app/v1/predict_raw/batch", "/predict_raw/stream"),
+        ("/sessions/abc/distribution", "/distribution/stream"),
+    ],
+)
+async def test_web_socket_at_the_address_of_another_route_is_told_its_stream(
+    path: str, stream: str
+) -> None:
+    async with served(schema=SCHEMA + "  url_path: app/v1\n") as server:
+        response = await server.refusal(path)
+
+    assert response.status_code == 405
+    assert response.headers["allow"] == "POST"
+    assert json.loads(response.body) == {
+        "detail": f"this route opens no web socket; its stream is /app/v1{stream}"
+    }
 
 
 async def test_named_stream_needs_named_observations() -> None:
