@@ -182,6 +182,22 @@ async def test_numbers_of_a_session_are_long_and_may_be_null_where_the_server_sa
     assert "maximum" not in start
 
 
+async def test_sdk_has_one_range_for_all_items_of_a_list() -> None:
+    served = await document_of("observations: {a: {type: 'List[int]', one_hot: [2, 3]}}")
+    prepared = prepare_document(served, url=URL)
+
+    field, simple = (
+        document["components"]["schemas"]["Observation"]["properties"]["a"]
+        for document in (served, prepared)
+    )
+    column = served["components"]["schemas"]["ObservationColumns"]["properties"]["a"]
+    whole = {"type": "integer", "format": "int64", "minimum": 0}
+    assert field["prefixItems"] == [{**whole, "maximum": 1}, {**whole, "maximum": 2}]
+    assert column["items"]["prefixItems"] == field["prefixItems"]
+    assert "prefixItems" not in simple
+    assert simple["items"] == {**whole, "maximum": 2}
+
+
 async def test_sdk_has_state_tokens_where_the_policy_has_a_memory() -> None:
     served = await document_with_memory()
 
