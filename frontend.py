@@ -17,6 +17,7 @@ import streamlit as st
 from demo.asking import show_asking, show_refusal
 from demo.asking_team import show_asking_team
 from demo.examples import EXAMPLES, example_introduction, example_names
+from demo.plain_text import as_text
 from demo.played import served_team
 from demo.playing import show_playing
 from demo.server_client import RefusalError, ServerClient
@@ -164,7 +165,7 @@ def _offer_start(slot: ServerSlot) -> None:
                     source, backend=cast("Backend", backend), replace_served_policy=replaces
                 )
     except PolicyServerError as error:
-        st.error(f"The policy can't be served: {error.message}.")
+        st.error(f"The policy can't be served: {as_text(error.message)}.")
         return
     st.session_state["served"] = name
     st.session_state["is_ready"] = False
@@ -233,7 +234,7 @@ def _show_policy(client: ServerClient) -> None:
         st.session_state["shown"] = digest
         for stale in ("answers", "team_answers", "episode", "is_running", "sessions"):
             st.session_state.pop(stale, None)
-    st.sidebar.caption(_describe_policy(schema))
+    st.sidebar.caption(as_text(_describe_policy(schema)))
     tabs: dict[str, Callable[[], None]] = {
         "Ask for an action": lambda: show_asking(client, schema, key=digest)
     }

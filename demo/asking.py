@@ -11,6 +11,7 @@ import streamlit as st
 from demo.answers import describe_actions, describe_masses, format_probability, split_actions
 from demo.charts import component_chart
 from demo.observation_form import named_fields, named_inputs, raw_input
+from demo.plain_text import as_code, as_text
 from demo.server_client import AnswerKind, Observation, RefusalError, ServerClient
 from policy_server.errors import SettingsError
 
@@ -91,17 +92,18 @@ def _show_answers(
             st.markdown(f"**{title}**")
             answer = answers[kind]
             if isinstance(answer, RefusalError):
-                st.caption(answer.message)
+                st.caption(as_text(answer.message))
                 continue
             described = describe_actions(answer["actions"], components)
             if len(described) == 1:
-                st.markdown(f"## {described[0][1]}")
+                st.markdown(f"## {as_text(described[0][1])}")
             else:
-                st.markdown("  \n".join(f"{name}: **{text}**" for name, text in described))
+                lines = [f"{as_text(name)}: **{as_text(text)}**" for name, text in described]
+                st.markdown("  \n".join(lines))
             st.caption(format_probability(answer, components))
     distribution = answers["distribution"]
     if isinstance(distribution, RefusalError):
-        st.info(distribution.message)
+        st.info(as_text(distribution.message))
     else:
         _show_distribution(schema, answers)
     with st.expander("The requests"):
@@ -119,7 +121,7 @@ def _show_distribution(schema: Mapping[str, Any], answers: Mapping[str, Any]) ->
     for index, component in enumerate(answers["distribution"]["components"]):
         name = component.get("name") or f"action {index}"
         entry = schema.get("actions", {}).get(name, {})
-        st.markdown(f"**{name}** &nbsp; {entry.get('description', '')}")
+        st.markdown(f"**{as_text(name)}** &nbsp; {as_text(entry.get('description', ''))}")
         chart = component_chart(
             component,
             bounds=entry,
@@ -166,6 +168,6 @@ def show_refusal(refusal: RefusalError) -> None:
     Args:
         refusal: the server's refusal, or the failure to reach it.
     """
-    message = refusal.message[:1].upper() + refusal.message[1:]
-    problems = [f"- `{field}`: {problem}" for field, problem in refusal.problems]
+    message = as_text(refusal.message[:1].upper() + refusal.message[1:])
+    problems = [f"- {as_code(field)}: {as_text(problem)}" for field, problem in refusal.problems]
     st.error("\n".join([f"{message}{':' if problems else '.'}", "", *problems]))

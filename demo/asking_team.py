@@ -10,6 +10,7 @@ import streamlit as st
 from demo.answers import describe_actions, format_probability
 from demo.asking import show_refusal, show_request
 from demo.observation_form import named_fields, named_inputs, raw_input
+from demo.plain_text import as_text
 from demo.played import ServedTeam
 from demo.server_client import AnswerKind, Observation, RefusalError
 from policy_server.commands.served_policies import team_body
@@ -56,9 +57,10 @@ def show_asking_team(team: ServedTeam, *, key: str) -> None:
     )
     strangers = [agent for agent in agents if team.agents.policy_of(agent) is None]
     if strangers:
+        known_rules = as_text(", ".join(team.agents.rules))
         st.error(
-            f"The server has no policy for {', '.join(strangers)}: its multi_agent has "
-            f"{', '.join(team.agents.rules)}."
+            f"The server has no policy for {as_text(', '.join(strangers))}: its multi_agent has "
+            f"{known_rules}."
         )
         return
     left, right = st.columns([7, 6], gap="large")
@@ -84,7 +86,7 @@ def _inputs(team: ServedTeam, agent: str, *, key: str) -> Given | dict[str, Any]
     assert policy is not None, "a stranger is refused before"
     schema = team.schemas[policy]
     fields = named_fields(schema)
-    with st.expander(f"**{agent}** · {policy}", expanded=True):
+    with st.expander(f"**{as_text(agent)}** · {as_text(policy)}", expanded=True):
         if fields is None:
             return raw_input(schema, key=f"obs.{key}")
         return named_inputs(fields, key=key)
@@ -119,7 +121,7 @@ def _show_answers(team: ServedTeam, answers: Mapping[AnswerKind, Any]) -> None:
         assert policy is not None, "the server has answered"
         components = team.schemas[policy]["policy"]["components"]
         cells = [_describe(found[agent], components) for found in (drawn, modes)]
-        rows.append(f"| {agent} | {' | '.join(cells)} |")
+        rows.append(f"| {as_text(agent)} | {' | '.join(cells)} |")
     st.markdown("\n".join(rows))
     with st.expander("The requests"):
         for request, found in answers.values():
@@ -129,6 +131,7 @@ def _show_answers(team: ServedTeam, answers: Mapping[AnswerKind, Any]) -> None:
 def _describe(answer: Mapping[str, Any], components: Sequence[Mapping[str, Any]]) -> str:
     described = describe_actions(answer["actions"], components)
     texts = [
-        f"**{text}**" if len(described) == 1 else f"{name}: **{text}**" for name, text in described
+        f"**{as_text(text)}**" if len(described) == 1 else f"{as_text(name)}: **{as_text(text)}**"
+        for name, text in described
     ]
     return f"{', '.join(texts)}, {format_probability(answer, components)}"

@@ -18,6 +18,8 @@ _AGENT_COLORS = ("#f97316", "#2563eb", "#16a34a", "#9333ea", "#db2777", "#0891b2
 _DARK, _PALE = "#475569", "#cbd5e1"
 _MOST_BARS = 24
 _BAR_STEP_PX = 30
+# Vega makes room for a text beyond the axis, and measures it by another font than the browser's.
+_BAR_TEXT_PX = 20
 _DASHES = ([1, 0], [8, 8], [2, 4], [12, 4], [4, 8], [8, 2])
 _SMALLEST_SHOWN = 0.001
 _POINTS = 301
@@ -175,8 +177,7 @@ def _bars(
         x=alt.X(
             "probability:Q",
             title=None,
-            # Beyond 100 % there is room for the text.
-            scale=alt.Scale(domain=[0, 1.35]),
+            scale=alt.Scale(domain=[0, 1]),
             axis=alt.Axis(format=".0%", values=[0, 0.25, 0.5, 0.75, 1]),
         ),
         tooltip=["choice:N", alt.Tooltip("probability:Q", format=".4%")],
@@ -185,7 +186,8 @@ def _bars(
         color=alt.condition("datum.is_mode", alt.value(_BLUE), alt.value(_LIGHT_BLUE))
     )
     texts = base.mark_text(align="left", dx=6, color=text_color, fontSize=13).encode(text="text:N")
-    return alt.layer(bars, texts).properties(height=alt.Step(_BAR_STEP_PX))
+    room = {"left": 5, "top": 5, "right": _BAR_TEXT_PX, "bottom": 5}
+    return alt.layer(bars, texts).properties(height=alt.Step(_BAR_STEP_PX), padding=room)
 
 
 def _curves(

@@ -7,6 +7,7 @@ import streamlit as st
 from demo.answers import describe_actions
 from demo.charts import reward_chart, team_return_chart
 from demo.episode import Episode
+from demo.plain_text import as_text
 from demo.played import Played
 from policy_server.commands.games import ALONE
 
@@ -53,7 +54,7 @@ def _show_figures(episode: Episode, played: Played) -> None:
             st.metric(label, value, width=120)
         if episode.actions:
             described = describe_actions(episode.actions[ALONE], played.components_of(ALONE))
-            actions = [f"{name}: **{text}**" for name, text in described]
+            actions = [f"{as_text(name)}: **{as_text(text)}**" for name, text in described]
             st.markdown("  \n".join([":small[Last action]", *actions]), width="content")
 
 
@@ -69,7 +70,8 @@ def _show_team(episode: Episode, played: Played) -> None:
         )
         last = f"{rewards[-1]:.2f}" if rewards else "-"
         rows.append(
-            f"| {agent} | {played.policy_of(agent)} | **{action or '-'}** | {last} "
+            f"| {as_text(agent)} | {as_text(played.policy_of(agent))} | "
+            f"**{as_text(action) if action else '-'}** | {last} "
             f"| {sum(rewards):.2f} |"
         )
     with st.container(horizontal=True, gap="medium"):

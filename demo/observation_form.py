@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import streamlit as st
 
+from demo.plain_text import as_text
 from demo.server_client import Observation
 from policy_server.errors import SettingsError
 from policy_server.schema import FLOAT32_MAX
@@ -95,14 +96,15 @@ def raw_input(schema: Mapping[str, Any], *, key: str) -> Observation | SettingsE
     width = schema["policy"]["observation_width"]
     how_many = "The values" if width is None else f"{width} numbers"
     text = st.text_area(
-        "obs", _as_text(example), key=key, help="Numbers with commas or spaces between them"
+        "obs", _list_text(example), key=key, help="Numbers with commas or spaces between them"
     )
     names = ", ".join(_observed(schema) or {})
     mask = schema["policy"].get("action_mask")
     last = (
         "" if mask is None else f" The {sum(mask['sizes'])} numbers of an action mask may follow."
     )
-    st.caption(f"{how_many} in the order of training{f': {names}' if names else ''}.{last}")
+    order = as_text(f": {names}") if names else ""
+    st.caption(f"{how_many} in the order of training{order}.{last}")
     return _parsed(text)
 
 
@@ -188,6 +190,7 @@ def _item_input(
     label: str, field: Mapping[str, Any], value: float, *, key: str, shows_label: bool = True
 ) -> bool | int | float:
     low, high = _bounds(field)
+    label = as_text(label)
     visibility: Literal["visible", "collapsed"] = "visible" if shows_label else "collapsed"
     match _kind(field):
         case "bool":
@@ -220,12 +223,12 @@ def _item_input(
 def _list_input(name: str, field: Mapping[str, Any], *, key: str) -> list[Any] | SettingsError:
     example, length = _example(field), field.get("max_items")
     if length is None or length != field.get("min_items") or length > _MOST_INPUTS_IN_A_ROW:
-        text = st.text_area(name, _as_text(example), key=key, height="content")
+        text = st.text_area(as_text(name), _list_text(example), key=key, height="content")
         values = _parsed(text)
         if isinstance(values, list) and "shape" in field:
             return _folded(values, field["shape"])
         return values
-    st.markdown(f":small[{name}]")
+    st.markdown(f":small[{as_text(name)}]")
     values = []
     for index, column in enumerate(st.columns(length, gap="xsmall")):
         with column:
@@ -243,7 +246,7 @@ def _parsed(text: str) -> list[Any] | SettingsError:
         return error
 
 
-def _as_text(values: list[Any]) -> str:
+def _list_text(values: list[Any]) -> str:
     return json.dumps(values).strip("[]")
 
 
@@ -254,17 +257,22 @@ def _explain(field: Mapping[str, Any]) -> None:
     if _is_list(field) or _kind(field) != "bool":
         example = [f"e.g. {json.dumps(field['example'])}"] if "example" in field else []
         words.append(", ".join([_limits(field), *example]))
-    st.caption(": ".join(filter(None, words)))
+    st.caption(as_text(": ".join(filter(None, words))))
 
 
 def _limits(field: Mapping[str, Any]) -> str:
     kind, (low, high) = _kind(field), _bounds(field)
     what = f"{_length(field)} {_TYPE_NAMES[kind]}s" if _is_list(field) else _TYPE_NAMES[kind]
     if low is not None and high is not None:
-        return f"{what} from {low:g} to {high:g}"
+        return f"{what} from {_exact(low)} to {_exact(high)}"
     if low is not None:
-        return f"{what} from {low:g} on"
-    return what if high is None else f"{what} up to {high:g}"
+        return f"{what} from {_exact(low)} on"
+    return what if high is None else f"{what} up to {_exact(high)}"
+
+
+def _exact(number: float) -> str:
+    """Return a number with all its digits, without those behind the point of a whole one."""
+    return repr(number).removesuffix(".0")
 
 
 def _bounds(field: Mapping[str, Any]) -> tuple[float | None, float | None]:

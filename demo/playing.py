@@ -11,6 +11,7 @@ from demo.asking import show_refusal
 from demo.episode import Episode
 from demo.episode_view import show_episode
 from demo.pictures import is_board
+from demo.plain_text import as_text
 from demo.played import Played, ServedTeam, find_played
 from demo.server_client import RefusalError, ServerClient
 from policy_server.errors import SettingsError
@@ -51,7 +52,7 @@ def _play(played: Played) -> None:
         try:
             state["episode"], state["begun"] = Episode(played.name, seed=seed), begun
         except SettingsError as error:
-            st.error(f"{error.message}.")
+            st.error(f"{as_text(error.message)}.")
             return
     episode: Episode = state["episode"]
     steps = _draw_buttons(episode)

@@ -258,7 +258,7 @@ class ServerClient:
         if isinstance(error, requests.ConnectionError):
             return (
                 f"no server answers at {self.url}; start one on the left, or with "
-                "`uvicorn app:app`, and check host and port"
+                "python generate.py serve, and check host and port"
             )
         return f"expected an address such as http://127.0.0.1:8000, got {self.url!r}"
 

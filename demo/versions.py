@@ -9,6 +9,7 @@ import streamlit as st
 
 from demo.answers import describe_actions, format_probability
 from demo.charts import component_chart
+from demo.plain_text import as_text
 from demo.server_client import RefusalError, ServerClient
 
 __all__ = ["choose_version", "show_comparison"]
@@ -45,7 +46,7 @@ def choose_version(client: ServerClient) -> tuple[ServerClient, Listed, Mapping[
         client = client.of(version="" if version == _BY_TRAFFIC else version)
     if len(entry["versions"]) > 1:
         for version in entry["versions"]:
-            st.caption(_describe_version(version))
+            st.caption(as_text(_describe_version(version)))
     return client, entry, listed.get("multi_agent")
 
 
@@ -83,11 +84,12 @@ def _show_version(
         mode = client.ask("predict_deterministic", observation)
         distribution = client.ask("distribution", observation)
     except RefusalError as refusal:
-        st.caption(refusal.message)
+        st.caption(as_text(refusal.message))
         return
     with st.container(border=True):
         for name, text in describe_actions(mode["actions"], components):
-            st.markdown(f"{name}: **{text}**" if len(components) > 1 else f"## {text}")
+            shown = as_text(text)
+            st.markdown(f"{as_text(name)}: **{shown}**" if len(components) > 1 else f"## {shown}")
         st.caption(format_probability(mode, components))
     for index, component in enumerate(distribution["components"]):
         name = component.get("name") or f"action {index}"

@@ -1,17 +1,20 @@
-"""Ports: whether one is free, asked before anything is loaded."""
+"""Ports and UNIX sockets: whether one can be listened on, asked before anything is loaded."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 from policy_server.errors import SettingsError
 
 __all__ = [
     "bound_sockets",
     "check_port",
+    "check_unix_socket",
     "free_port",
     "open_listener",
     "reason_of",
@@ -101,6 +104,32 @@ def bound_sockets(host: str, port: int) -> list[socket.socket]:
             bound.append(opened)
         stack.pop_all()
     return bound
+
+
+def check_unix_socket(path: str) -> None:
+    """Refuse the path of a UNIX socket that uvicorn can't open, or would take from another server.
+
+    Args:
+        path: of the socket, as `--uds` has it; a socket that nobody listens on may be there.
+
+    Raises:
+        SettingsError: with the reason.
+    """
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        with contextlib.suppress(OSError):
+            probe.connect(path)
+            raise SettingsError(f"--uds: {path} can't be used: another server answers there")
+    try:
+        if not Path(path).is_socket():
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.bind(path)
+            Path(path).unlink()
+    except OSError as error:
+        raise SettingsError(
+            f"--uds: {path} can't be used: {reason_of(error)}; expected the path of a new socket, "
+            "in a folder that is there and may be written to"
+        ) from error
 
 
 def free_port(host: str) -> int:

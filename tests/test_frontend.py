@@ -24,6 +24,7 @@ from demo.charts import component_chart, density, reward_chart
 from demo.episode import Episode
 from demo.examples import EXAMPLES, example_names, find_example, find_team_example
 from demo.observation_form import flat_example, parse_values
+from demo.plain_text import as_text
 from demo.played import Played, ServedTeam, find_played
 from demo.server_client import RefusalError, ServerClient
 from demo.server_process import ServerProcess
@@ -114,7 +115,7 @@ def press(page: AppTest, key: str) -> AppTest:
 
 
 def widget(widgets: Any, label: str) -> Any:  # noqa: ANN401 -- streamlit's own elements
-    return next(item for item in widgets if item.label == label)
+    return next(item for item in widgets if item.label == as_text(label))
 
 
 def text_of(page: AppTest) -> str:
@@ -335,6 +336,10 @@ def test_bars_carry_labels_percentages_and_marks() -> None:
     (rows,) = chart["datasets"].values()
     assert [row["choice"] for row in rows] == ["stay", "go"]
     assert [row["text"] for row in rows] == ["100.0 % ◆", "< 0.1 % ●"]
+    # The text stands beyond the axis: as a part of that it was cut off on a narrow page.
+    scales = [layer["encoding"]["x"]["scale"]["domain"] for layer in chart["layer"]]
+    assert scales == [[0, 1], [0, 1]]
+    assert chart["padding"]["right"] == 20
 
 
 def test_many_choices_show_the_likeliest() -> None:
@@ -544,7 +549,7 @@ def test_agent_that_no_rule_is_about_is_said(pursuit: str) -> None:
     page.multiselect[0].set_value(["prey", "cat"]).run()
 
     assert page.error[0].value == (
-        "The server has no policy for cat: its multi_agent has hunter_*, prey."
+        "The server has no policy for cat: its multi_agent has hunter\\_\\*, prey."
     )
 
 
@@ -643,6 +648,39 @@ def test_form_is_made_from_the_schema() -> None:
     assert (gear.value, gear.min, gear.max, gear.step) == (1, 1, 6, 1)
     assert widget(page.checkbox, "is_open").value is True
     assert "In m/s: number from 0 to 30, e.g. 12.5" in text_of(page)
+
+
+def test_texts_of_the_schema_are_shown_as_they_are() -> None:
+    description = "which *gear* <b>x</b> $a$ and $b$ :smile:"
+    names = {"_a_": {"type": "float", "description": description}, "_b_": {"type": "bool"}}
+    names["_c_"] = {"type": "List[int]", "min_items": 1, "max_items": 1}
+    schema = {"observations": names, "parameters": {"api_key": KEY}}
+    with live_server(json.dumps(schema)) as url:
+        page = press(connected_page(url), "predict")
+
+    widget(page.number_input, "_a_")
+    widget(page.checkbox, "_b_")
+    text = text_of(page)
+    assert as_text(f"{description}: number") in text
+    assert f":small[{as_text('_c_')}]" in text
+    assert description not in text
+
+
+def test_limits_are_shown_with_all_their_digits() -> None:
+    limits = "minimum: -9999999, maximum: 9999999"
+    schema = f"""
+observations:
+  a: {{type: float, {limits}}}
+  b: {{type: int, minimum: 1234567}}
+  c: {{type: float, maximum: 0.12345678}}
+parameters: {{api_key: {KEY}}}
+"""
+    with live_server(schema) as url:
+        text = text_of(connected_page(url))
+
+    assert "number from -9999999 to 9999999" in text
+    assert "whole number from 1234567 on" in text
+    assert "number up to 0.12345678" in text
 
 
 def test_prediction_shows_action_probability_and_distribution() -> None:

@@ -83,7 +83,7 @@ class Commands:
         Args:
             host: Address to listen on; 0.0.0.0 lets other machines in. 127.0.0.1 if left out.
             port: Port to listen on; 0 takes a free one. 8000 if left out.
-            uds: UNIX socket to listen on, in place of a port.
+            uds: UNIX socket to listen on, in place of a host and a port.
             workers: Web processes, which share the replicas. 1 if left out.
             reload: Start again when schema.yaml or the policy's file changes.
             ssl_certfile: Certificate, for https.

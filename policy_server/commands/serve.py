@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import policy_server
+from policy_server.commands.serving_files import check_serving_files
 from policy_server.errors import UsageError
 from policy_server.formats.finding import served_names
 from policy_server.settings import Settings
@@ -33,8 +34,10 @@ def serve(settings: Settings, options: Mapping[str, str | int | None], *, reload
 
     Raises:
         UsageError: if options contradict each other, or a number is out of its range.
+        SettingsError: if a certificate, its key or the UNIX socket can't be used.
     """
     _check(options.get("port"), options.get("workers"), reload=reload)
+    check_serving_files(options, os.environ)
     given = [
         word
         for name, value in options.items()

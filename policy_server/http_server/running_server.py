@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import os
 import signal
@@ -19,7 +18,7 @@ from policy_server.errors import SettingsError
 from policy_server.http_server.connection_limits import ConnectionWatch
 from policy_server.http_server.hot_requests import HotRoutes
 from policy_server.http_server.protocols import use_protocols
-from policy_server.ports import free_port, open_listener, reason_of
+from policy_server.ports import check_unix_socket, free_port, open_listener, reason_of
 
 __all__ = ["Address", "HttpServer", "find_http_server"]
 
@@ -119,7 +118,7 @@ class HttpServer:
             SettingsError: if another program has it, or it is none of this machine's.
         """
         if self.config.uds is not None and not self.sockets:
-            _check_socket(self.config.uds)
+            check_unix_socket(self.config.uds)
         if self.port is None:
             return
         host = self.config.host
@@ -180,14 +179,6 @@ def _is_option_given() -> bool:
         text == _OPTION or text.startswith(f"{_OPTION}=") for text in sys.argv[1:]
     )
     return is_on_command_line or bool(os.environ.get(_VARIABLE))
-
-
-def _check_socket(path: str) -> None:
-    """Refuse the path of a UNIX socket that another program answers at: uvicorn would take it."""
-    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
-        probe.settimeout(1)
-        probe.connect(path)
-        raise SettingsError(f"--uds: {path} can't be used: another server answers there")
 
 
 def _name_of(given: socket.socket) -> tuple[str, int] | str:

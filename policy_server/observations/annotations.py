@@ -122,9 +122,11 @@ def _one_hot_items(field: ObservationField, sizes: tuple[int, ...]) -> Any:  # n
     ends = [field.first + size - 1 for size in sizes]
     ends = ends if high is None else [min(end, int(high)) for end in ends]
     items: Any = tuple(_number("int", low, end, is_integer=True) for end in ends)
-    # Few languages know a type for each item; the largest range is the only one that fits all.
+    # `items` is about those behind the others only, of which there are none: it is for readers that
+    # don't know `prefixItems`, and the largest range is the only one that fits all.
     document: dict[str, Any] = {
         "type": "array",
+        "prefixItems": [{"type": "integer", "minimum": low, "maximum": end} for end in ends],
         "items": {"type": "integer", "minimum": low, "maximum": max(ends)},
         "minItems": len(sizes),
         "maxItems": len(sizes),

@@ -50,7 +50,8 @@ _PATTERNS = (
         rb"\1if (!is.null(\3)) {\n"
         rb'\1  header_params["\2"] <- format(\3, digits = 15, scientific = FALSE)\n\1}',
     ),
-    # Its errors don't tell the status, and its retries call functions that no package has.
+    # Its errors don't tell the status, and its retries call functions that no package has. httr2
+    # itself would sleep as long as an answer names: for hours where it is 429.
     (
         "*_api.R",
         rb"stop\(local_var_error_msg\)",
@@ -59,7 +60,12 @@ _PATTERNS = (
     (
         "api_client.R",
         rb" *req <- req %>% retry_max_tries\(.*\n *req <- req %>% retry_max_seconds\(.*\n",
-        b"        retry <- list(req = req, max_tries = self$max_retry_attempts)\n"
+        b"        retry <- list(\n"
+        b"          req = req,\n"
+        b"          max_tries = self$max_retry_attempts,\n"
+        b"          is_transient = function(resp) resp_status(resp) == 503,\n"
+        b"          after = function(resp) min(resp_retry_after(resp), 5)\n"
+        b"        )\n"
         b"        # From httr2 1.1.0 on a lost connection is tried again on demand only.\n"
         b'        if ("retry_on_failure" %in% names(formals(req_retry))) {\n'
         b"          retry$retry_on_failure <- TRUE\n"

@@ -178,6 +178,8 @@ def _simplify(node: Document) -> None:
         # The generators know no conditions; the server refuses what they exclude.
         node.pop("if", None)
         node.pop("then", None)
+    # Few languages know a type for each item; `items` has one that fits all of them.
+    node.pop("prefixItems", None)
     # Python's code has a property of that name for some of them. Its absence means the same.
     if node.get("additionalProperties") is False:
         del node["additionalProperties"]

@@ -51,7 +51,14 @@ import urllib3
 configuration = Configuration(
     host=os.environ.get("POLICY_SERVER_URL", "%url%"),
     api_key={"accessToken": os.environ["POLICY_SERVER_API_KEY"]},
-    retries=urllib3.Retry(3, allowed_methods=None, backoff_factor=0.1, raise_on_status=False),
+    retries=urllib3.Retry(
+        3,
+        allowed_methods=None,
+        status_forcelist=[503],
+        respect_retry_after_header=False,
+        backoff_factor=0.5,
+        raise_on_status=False,
+    ),
 )
 observation = %model%(
 %properties%

@@ -253,4 +253,6 @@ def sized(schema: Document) -> Document:
         result["properties"] = {name: sized(part) for name, part in schema["properties"].items()}
     if "items" in schema:
         result["items"] = sized(schema["items"])
+    if "prefixItems" in schema:
+        result["prefixItems"] = [sized(part) for part in schema["prefixItems"]]
     return result

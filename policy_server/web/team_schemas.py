@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from policy_server.policy import AnswerKind
+from policy_server.schema import LONGEST_AGENT_ID
 from policy_server.serving import PolicySlot
 from policy_server.serving.team import Team
 from policy_server.web.openapi_schemas import REWARD, TypeNames
@@ -30,6 +31,7 @@ _STEP = "The number of the team's step in its episode, from 0"
 _VERSIONS = "The version that answered, for each policy: `hunter=v1, prey=v2`"
 _MEMORY = "`none`: the answers are those of an episode's first step, since no memory belongs to it"
 _ANY = "[\\s\\S]*"
+_ID: Document = {"maxLength": LONGEST_AGENT_ID}
 
 
 class TeamSchemas:
@@ -74,7 +76,7 @@ class TeamSchemas:
         agents = {
             **reset["properties"]["agents"],
             "anyOf": [
-                {"type": "array", "items": {"type": "string", "anyOf": kinds}},
+                {"type": "array", "items": {"type": "string", **_ID, "anyOf": kinds}},
                 {"type": "null"},
             ],
         }
@@ -127,6 +129,7 @@ class TeamSchemas:
             **({"properties": known} if known else {}),
             **({"patternProperties": matched} if matched else {}),
             "additionalProperties": False,
+            "propertyNames": _ID,
             "maxProperties": self._max_agents,
         }
 

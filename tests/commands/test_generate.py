@@ -141,6 +141,7 @@ def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
         (["serve", "--port", "65536"], "--port: expected a number from 0 to 65535, got 65536"),
         (["serve", "--workers=0"], "--workers: expected a number from 1, got 0"),
         (["serve", "--reload", "--workers=2"], "--reload: starts one process again; leave"),
+        (["serve", "--uds=s", "--port=3"], "--uds: stands in place of a host and a port; leave"),
         (["serve", "app:app"], "app:app: is one argument too many"),
         (["evaluate", "x", "--episodes", "many"], "--episodes: expected a whole number"),
         (["predict", "--seed=1.5"], "--seed: expected a whole number, got '1.5'"),

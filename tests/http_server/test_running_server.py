@@ -132,6 +132,32 @@ def test_unix_socket_that_another_server_answers_at_is_refused(tmp_path: Path) -
     server_of(uds=path).claim()
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("no/s", "No such file or directory"),
+        ("file", "Address already in use"),
+        ("file/s", "Not a directory"),
+        ("s" * 200, "AF_UNIX path too long"),
+    ],
+)
+def test_unix_socket_that_cannot_be_opened_is_refused_before_anything_is_loaded(
+    tmp_path: Path, name: str, reason: str
+) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / name
+
+    with pytest.raises(SettingsError) as caught:
+        server_of(uds=str(path)).claim()
+
+    assert caught.value.message == (
+        f"--uds: {path} can't be used: {reason}; expected the path of a new socket, in a folder "
+        "that is there and may be written to"
+    )
+    server_of(uds=str(tmp_path / "new")).claim()
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
 def test_opened_sockets_are_not_looked_at(taken: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as bound:
         server_of(bound, port=taken).claim()

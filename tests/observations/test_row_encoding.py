@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import jsonschema  # type: ignore[import-untyped]  # its types are a package of their own
 import numpy as np
 import pytest
 from hypothesis import given
@@ -226,6 +227,38 @@ def test_openapi_nests_arrays_with_their_lengths_and_ranges() -> None:
     assert (known["gear"]["minimum"], known["gear"]["maximum"]) == (1, 4)
     assert known["doors"]["items"] == {"type": "integer", "minimum": 0, "maximum": 2}
     assert (known["doors"]["minItems"], known["doors"]["maxItems"]) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "{type: 'List[int]', one_hot: [2, 3]}",
+        "{type: 'List[int]', one_hot: [4, 2], minimum: 1}",
+        "{type: 'List[float]', min_items: 2, max_items: 2, "
+        "normalize: {mean: [0, 9.0e+37], std: [3, 0.5]}}",
+        "{type: 'List[float]', min_items: 2, max_items: 2, "
+        "normalize: {mean: [0, 1], std: [3, 0.5]}, minimum: -1}",
+    ],
+    ids=["one_hot", "one_hot from 1 on", "normalize", "normalize with a bound"],
+)
+def test_openapi_forbids_an_item_that_is_refused_in_its_place(field: str) -> None:
+    space = ObservationSpace(parse_schema(f"observations: {{a: {field}}}").observations)
+    document = space.json_schema()
+    assert document is not None
+    allowed = jsonschema.Draft202012Validator(document)
+    items = [-2, -1, 0, 1, 2, 3, 4, 5, 1e37, 2e38, 3.4e38, -3.4e38]
+
+    taken = 0
+    for body in [{"a": [one, two]} for one in items for two in items]:
+        try:
+            space.parse_named(json.dumps(body).encode())
+        except ObservationError:
+            assert not allowed.is_valid(body), body
+        else:
+            assert allowed.is_valid(body), body
+            taken += 1
+
+    assert 0 < taken < len(items) ** 2
 
 
 IMAGE = parse_schema(

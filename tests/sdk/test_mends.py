@@ -51,3 +51,15 @@ def test_list_that_is_left_out_is_not_sent_by_java() -> None:
 )
 def test_headers_of_a_request_are_text(file: str, text: bytes, mended: bytes) -> None:
     assert mend(PurePosixPath(file), text, {}) == mended
+
+
+def test_retries_of_r_sleep_for_no_429_and_for_no_longer_than_a_bound() -> None:
+    text = (
+        b"      req <- req %>% retry_max_tries(self$max_retry_attempts)\n"
+        b"      req <- req %>% retry_max_seconds(self$timeout)\n"
+    )
+
+    mended = mend(PurePosixPath("R/api_client.R"), text, {}).decode()
+
+    assert "is_transient = function(resp) resp_status(resp) == 503" in mended
+    assert "after = function(resp) min(resp_retry_after(resp), 5)" in mended

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import copy
 import io
 import os
+import re
 import zipfile
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -13,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
+import urllib3
 
 from policy_server.errors import SdkError, SdkPendingError
 from policy_server.sdk import (
@@ -28,7 +31,9 @@ from policy_server.sdk import (
 from policy_server.sdk.generator import Files, generate
 from policy_server.sdk.languages import Language
 from policy_server.sdk.openapi_document import has_memory
+from policy_server.sdk.programs import PROGRAMS
 from tests.support.fakes import summing_backend
+from tests.support.folders import ROOT
 from tests.support.waiting import turns
 from tests.support.web import document_of, serve
 
@@ -67,7 +72,7 @@ TIMEOUTS = {
     "kotlin": "callTimeout(Duration.ofSeconds(10))",
 }
 RETRIES = {
-    "python": "urllib3.Retry(3, allowed_methods=None",
+    "python": "retries=urllib3.Retry(",
     "java": '"jdk.httpclient.enableAllMethodRetry", "true"',
     "scala": '"jdk.httpclient.enableAllMethodRetry", "true"',
     "r": "max_retry_attempts = 3",
@@ -180,6 +185,46 @@ async def test_numbers_of_a_session_are_long_and_may_be_null_where_the_server_sa
     start = prepared["components"]["schemas"]["SessionStart"]["properties"]["seed"]
     # A bound of 2^63 is no number of 64 bits.
     assert "maximum" not in start
+
+
+async def test_sdk_has_one_range_for_all_items_of_a_list() -> None:
+    served = await document_of("observations: {a: {type: 'List[int]', one_hot: [2, 3]}}")
+    prepared = prepare_document(served, url=URL)
+
+    field, simple = (
+        document["components"]["schemas"]["Observation"]["properties"]["a"]
+        for document in (served, prepared)
+    )
+    column = served["components"]["schemas"]["ObservationColumns"]["properties"]["a"]
+    whole = {"type": "integer", "format": "int64", "minimum": 0}
+    assert field["prefixItems"] == [{**whole, "maximum": 1}, {**whole, "maximum": 2}]
+    assert column["items"]["prefixItems"] == field["prefixItems"]
+    assert "prefixItems" not in simple
+    assert simple["items"] == {**whole, "maximum": 2}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [PROGRAMS["python"].text, (ROOT / "docs/clients.md").read_text()],
+    ids=["readme", "documentation"],
+)
+def test_python_program_waits_for_no_number_of_seconds_that_an_answer_names(text: str) -> None:
+    arguments = re.search(r"retries=urllib3\.Retry\((.*?)\),\n", text, re.DOTALL)
+    assert arguments is not None
+    options = ast.parse(f"dict(total={arguments[1].strip()})", mode="eval").body
+    assert isinstance(options, ast.Call)
+    retry = urllib3.Retry(
+        **{str(item.arg): ast.literal_eval(item.value) for item in options.keywords}
+    )
+
+    assert not retry.is_retry("POST", 429, has_retry_after=True)
+    assert retry.is_retry("POST", 503, has_retry_after=True)
+    assert not retry.respect_retry_after_header
+    waits = []
+    for _ in range(3):
+        retry = retry.increment("POST", "/predict", urllib3.HTTPResponse(status=503))
+        waits.append(retry.get_backoff_time())
+    assert 1 < sum(waits) < 10
 
 
 async def test_sdk_has_state_tokens_where_the_policy_has_a_memory() -> None:

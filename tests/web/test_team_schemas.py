@@ -34,7 +34,9 @@ async def test_document_allows_what_is_answered_and_nothing_else(team: ServedTea
     for body in (
         {"hunter_1": HUNTED, "hunter_0": SEEN, "drone.1": FLAT},
         {"hunter_of_prey": SEEN},
+        {"hunter_" + "é" * 121: HUNTED},
         {},
+        {"hunter_" + "é" * 122: HUNTED},
         {"hunter_of_prey": HUNTED},
         {"hunter_0": HUNTED},
         {"hunter_1": SEEN},
@@ -47,7 +49,7 @@ async def test_document_allows_what_is_answered_and_nothing_else(team: ServedTea
         assert observations.is_valid(body) == (answer.status_code == 200), body
         assert answer.status_code != 200 or answers.is_valid(answer.json())
 
-    assert statuses == [200] * 3 + [422] * 6
+    assert statuses == [200] * 4 + [422] * 7
 
 
 async def test_address_of_teams_sessions_names_its_own_methods(team: ServedTeam) -> None:
@@ -71,6 +73,8 @@ async def test_document_forbids_what_a_reset_refuses(team: ServedTeam) -> None:
         ({"episode_id": "a", "agents": ["hunter_1"]}, 422),
         ({"agents": ["hunter_1", "wolf"]}, 422),
         ({"agents": [""]}, 422),
+        ({"agents": ["hunter_" + "1" * 121]}, 200),
+        ({"agents": ["hunter_" + "1" * 122]}, 422),
     ]
 
     for body, status in bodies:
