@@ -652,8 +652,11 @@ def test_form_is_made_from_the_schema() -> None:
 
 def test_texts_of_the_schema_are_shown_as_they_are() -> None:
     description = "which *gear* <b>x</b> $a$ and $b$ :smile:"
-    names = {"_a_": {"type": "float", "description": description}, "_b_": {"type": "bool"}}
-    names["_c_"] = {"type": "List[int]", "min_items": 1, "max_items": 1}
+    names = {
+        "_a_": {"type": "float", "description": description},
+        "_b_": {"type": "bool"},
+        "_c_": {"type": "List[int]", "min_items": 1, "max_items": 1},
+    }
     schema = {"observations": names, "parameters": {"api_key": KEY}}
     with live_server(json.dumps(schema)) as url:
         page = press(connected_page(url), "predict")
