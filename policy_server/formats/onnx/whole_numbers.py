@@ -20,18 +20,25 @@ __all__ = ["WholeNumbers"]
 Array = NDArray[Any]
 
 _MAKING = frozenset(
-    ("ArgMax", "ArgMin", "Bernoulli", "Ceil", "Floor", "Hardmax", "Multinomial", "Round", "Sign")
+    (
+        *("ArgMax", "ArgMin", "Bernoulli", "Binarizer", "Ceil", "Floor", "Hardmax", "Multinomial"),
+        *("Round", "Sign"),
+    )
 )
 # Their results are whole where all that they read is.
 _KEEPING_ALL = frozenset(
-    ("Abs", "Add", "Clip", "Concat", "MatMul", "Max", "Min", "Mul", "Neg", "Relu", "Sub", "Sum")
+    (
+        *("Abs", "Add", "Clip", "Concat", "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Relu"),
+        *("Sub", "Sum"),
+    )
 )
 # And these where their first input is.
 _KEEPING_FIRST = frozenset(
     (
-        *("Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "ReduceMax"),
-        *("ReduceMin", "ReduceSum", "Reshape", "Slice", "Split", "Squeeze", "Tile", "TopK"),
-        *("Transpose", "Unsqueeze"),
+        *("ArrayFeatureExtractor", "Compress", "CumSum", "Dropout", "Expand", "Flatten", "Gather"),
+        *("GatherElements", "GatherND", "Identity", "ReduceMax", "ReduceMin", "ReduceProd"),
+        *("ReduceSum", "Reshape", "Slice", "Split", "Squeeze", "Tile", "TopK", "Transpose"),
+        "Unsqueeze",
     )
 )
 _DEEPEST = 64
@@ -76,6 +83,12 @@ class WholeNumbers:
             return self._has_integer_type(source) or self._is_whole(source, depth + 1)
         if node.operator in _MAKING:
             return True
+        if node.operator == "LabelEncoder":
+            values = [
+                *node.attributes.get("values_floats", ()),
+                node.attributes.get("default_float", 0),
+            ]
+            return len(values) > 1 and all(float(value).is_integer() for value in values)
         read = self._read(node)
         return bool(read) and all(self._is_whole(name, depth + 1) for name in read)
 

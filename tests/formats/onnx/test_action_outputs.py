@@ -61,6 +61,7 @@ def normalizing_actor(folder: Path, *ending: Any, output: str = "actions") -> Pa
             "w0": weights(4, 64, seed=17),
             "b0": weights(64, seed=1),
             "w1": weights(64, 2, seed=117) / 8,
+            "axis": np.array(1),
             "low": np.array(-1, np.float32),
             "high": np.array(1, np.float32),
             "many": np.array(1e7, np.float32),
@@ -110,6 +111,18 @@ def test_continuous_action_that_the_probes_saturate_is_no_integer(
                 node("Identity", ["a"], ["actions"]),
             ],
             id="shifted sign",
+        ),
+        pytest.param(
+            [
+                node("Round", ["net"], ["r"]),
+                node("Mod", ["r", "high"], ["m"], fmod=1),
+                node("Dropout", ["m"], ["actions"]),
+            ],
+            id="remainder",
+        ),
+        pytest.param(
+            [node("Ceil", ["net"], ["c"]), node("CumSum", ["c", "axis"], ["actions"])],
+            id="sums",
         ),
     ],
 )
