@@ -652,7 +652,8 @@ def test_form_is_made_from_the_schema() -> None:
 
 def test_texts_of_the_schema_are_shown_as_they_are() -> None:
     description = "which *gear* <b>x</b> $a$ and $b$ :smile:"
-    names = {"_a_": {"type": "float", "description": description}, "_b_": {"type": "bool"}}
+    names: dict[str, Any] = {"_a_": {"type": "float", "description": description}}
+    names["_b_"] = {"type": "bool"}
     names["_c_"] = {"type": "List[int]", "min_items": 1, "max_items": 1}
     schema = {"observations": names, "parameters": {"api_key": KEY}}
     with live_server(json.dumps(schema)) as url:
