@@ -416,12 +416,16 @@ def _read_piped(read_standard_input: Callable[[], str]) -> str:
 
 
 def _read_file(name: str) -> str:
+    none = SettingsError(
+        f"the observation: expected JSON, a file, or - for standard input, got {_show(name)}"
+    )
+    if not name.strip():
+        # Of an empty name pathlib makes the folder that one is in.
+        raise none
     try:
         return Path(name).read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise SettingsError(
-            f"the observation: expected JSON, a file, or - for standard input, got {_show(name)}"
-        ) from error
+        raise none from error
     except (OSError, ValueError) as error:
         raise SettingsError(f"{_show(name)}: expected a readable text file: {error}") from error
 

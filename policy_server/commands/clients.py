@@ -28,6 +28,8 @@ from policy_server.settings import Settings
 
 __all__ = ["choose_languages", "local_document", "served_document", "write_clients"]
 
+_ALL = "all"
+
 Progress = Callable[[int, int], None]
 
 _URL = "http://localhost:8000"
@@ -37,7 +39,8 @@ def choose_languages(text: str | None) -> list[LanguageName]:
     """Read a list of languages.
 
     Args:
-        text: names with commas between them, or `all`; None for those of the server's bundle.
+        text: names with commas between them, `all` among them for all; None for those of the
+            server's bundle.
 
     Raises:
         UsageError: if one is unknown.
@@ -47,16 +50,16 @@ def choose_languages(text: str | None) -> list[LanguageName]:
     require("sdk", use="generating client libraries")
     if text is None:
         return list(BUNDLE)
-    if text == "all":
-        return list(LANGUAGES)
     wanted = [name.strip().lower() for name in text.split(",")]
     known = {str(name): name for name in LANGUAGES}
-    unknown = [name for name in wanted if name not in known]
+    unknown = [name for name in wanted if name not in known and name != _ALL]
     if unknown:
         raise UsageError(
             f"--languages: expected all, or some of {', '.join(LANGUAGES)} with commas between "
             f"them, got {unknown[0]!r}"
         )
+    if _ALL in wanted:
+        return list(LANGUAGES)
     return list(dict.fromkeys(known[name] for name in wanted))
 
 

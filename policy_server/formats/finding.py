@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from policy_server.errors import ModelError
 from policy_server.formats.known_formats import FORMATS, Format, expected_formats, format_of
-from policy_server.formats.model_files import files_of_model, named_folder
+from policy_server.formats.model_files import files_of_model, may_be_looked_at, named_folder
 from policy_server.formats.recognition import describe_file, describe_names
 from policy_server.formats.unpacking import FolderCheck, choose_root, format_of_file, unpack_model
 from policy_server.installation import command_for
@@ -315,9 +315,10 @@ def _unzipped(settings: Settings, formats: Sequence[Format]) -> Iterator[_Candid
 def _entries(folder: Path) -> list[Path]:
     """Return a folder's visible files and folders by name; none where it can't be read."""
     try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
     except OSError:
         return []
+    return sorted(path for path in visible if may_be_looked_at(path))
 
 
 def _format_of_file(path: Path, settings: Settings, formats: Sequence[Format]) -> Format | None:

@@ -25,6 +25,7 @@ __all__ = [
     "head_of",
     "identify_model",
     "is_part_of_model",
+    "may_be_looked_at",
     "named_folder",
     "read_mark",
 ]
@@ -64,7 +65,8 @@ class Model:
 def files_of_model(folder: Path) -> dict[str, Path]:
     """Return a model's files by their names below its folder, in the order of their paths.
 
-    TensorBoard's events and hidden files, such as an earlier start's compiled policy, are none.
+    TensorBoard's events and hidden files, such as an earlier start's compiled policy, are none, and
+    what may not be looked at is passed over.
 
     Args:
         folder: where the model lies.
@@ -74,9 +76,22 @@ def files_of_model(folder: Path) -> dict[str, Path]:
     """
     found = []
     for path in bounded(folder.rglob("*"), named_folder(folder)):
-        if path.is_file() and is_part_of_model(path.relative_to(folder)):
+        if may_be_looked_at(path) and path.is_file() and is_part_of_model(path.relative_to(folder)):
             found.append(path)
     return {path.relative_to(folder).as_posix(): path for path in sorted(found)}
+
+
+def may_be_looked_at(path: Path) -> bool:
+    """Return whether the system tells of a path whether it is a file; it may be missing.
+
+    Args:
+        path: an entry of a folder, such as /proc/1/cwd, which only a privileged user may follow.
+    """
+    try:
+        path.is_file()
+    except OSError:
+        return False
+    return True
 
 
 def bounded(found: Iterable[_Found], place: str) -> Iterator[_Found]:

@@ -239,3 +239,13 @@ def test_options_that_exclude_each_other_are_refused(
     else:
         with pytest.raises(SettingsError):
             choose()
+
+
+@pytest.mark.parametrize("text", ["", "  "], ids=["empty", "blank"])
+def test_no_observation_at_all_is_no_file(text: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        client.read_observation(text, str)
+
+    assert caught.value.message == (
+        "the observation: expected JSON, a file, or - for standard input, got ''"
+    )

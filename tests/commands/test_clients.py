@@ -27,8 +27,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (None, list(BUNDLE)),
         ("all", list(LANGUAGES)),
         ("Go, python,go", ["go", "python"]),
+        ("all,python", list(LANGUAGES)),
+        ("python, All", list(LANGUAGES)),
     ],
-    ids=["none", "all", "some"],
+    ids=["none", "all", "some", "all and some", "some and all"],
 )
 def test_languages_are_chosen_by_name(text: str | None, expected: list[str]) -> None:
     assert choose_languages(text) == expected

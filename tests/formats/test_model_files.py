@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from policy_server.errors import ModelError
+from policy_server.formats.finding import format_of_folder
 from policy_server.formats.model_files import (
     digest_of_files,
     digest_of_path,
@@ -99,3 +100,13 @@ def test_folder_of_more_files_than_a_policy_has_is_not_looked_through(
 
     with pytest.raises(ModelError, match="holds more than 3 files; a policy has a few: name the"):
         files_of_model(tmp_path)
+
+
+def test_entries_that_may_not_be_looked_at_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "saved_model.pb").touch()
+    # Refused to every user, root too, as /proc/1/cwd is in a container.
+    (tmp_path / "link").symlink_to("x" * 300)
+    (tmp_path / "dead").symlink_to("nowhere")
+
+    assert list(files_of_model(tmp_path)) == ["saved_model.pb"]
+    assert format_of_folder(tmp_path) is not None
