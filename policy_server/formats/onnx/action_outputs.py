@@ -253,11 +253,15 @@ class _Reader:
         return not random and len({id(draw) for draw in draws}) == len(draws)
 
     def _has_noise_each(self, name: str, draw: NormalDraw) -> bool:
-        """Return whether each dimension of a draw has a mean and a random number of its own."""
+        """Return whether each dimension of a draw has a mean and a random number of its own.
+
+        And a deviation, which is no negative number.
+        """
         tensors = [name, draw.mean, draw.noise, draw.std]
         sizes = self._measure(tensors)
         width, mean, noise, std = (sizes[tensor].width for tensor in tensors)
-        return mean == noise == width and std in (1, width)
+        is_deviation = std in (1, width) and bool((sizes[draw.std].rows >= 0).all())
+        return mean == noise == width and is_deviation
 
     def _normal(self, name: str, draw: NormalDraw) -> _Part:
         width = self._measure([name])[name].width

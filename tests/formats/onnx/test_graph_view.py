@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,14 +115,22 @@ def draw(
     *behind: Any,  # noqa: ANN401 -- onnx is untyped
     noise: Any = None,  # noqa: ANN401 -- onnx is untyped
     output: str = "draw",
+    std: Sequence[float] = (0.5, 1.0, 2.0),
 ) -> list[Any]:
     return [
-        number("std", [0.5, 1.0, 2.0]),
+        number("std", [*std]),
         noise or node("RandomNormalLike", ["net"], ["noise"]),
         node("Mul", ["noise", "std"], ["scaled"]),
         node("Add", ["net", "scaled"], [output]),
         *behind,
     ]
+
+
+def test_draw_with_a_negative_deviation_is_no_normal_distribution(tmp_path: Path) -> None:
+    actor(tmp_path, *draw(output="actions", std=(0.5, -1.0, 2.0)), output="actions")
+
+    with pytest.raises(ModelError, match="does not show the distribution that it comes from"):
+        load(tmp_path)
 
 
 def test_dropout_behind_a_draw_is_no_normal_distribution(tmp_path: Path) -> None:
