@@ -19,6 +19,7 @@ from policy_server.errors import (
 from policy_server.serving.deployment import DeployedVersion, Deployment, Evidence
 from policy_server.serving.deployment_store import DeploymentStore
 from policy_server.serving.draining import Draining, still_drains
+from policy_server.serving.following import FollowedVersions
 from policy_server.serving.slot import PlannedVersion, PolicyOpener, PolicySlot
 from policy_server.serving.traffic import ALL_TRAFFIC
 from policy_server.serving.verdicts import weigh
@@ -94,6 +95,7 @@ class Deployer:
         self._is_ending = False
         # Loaded beside, until the deployment with it is carried out.
         self._ready: dict[str, PolicyVersion] = {}
+        self._followed = FollowedVersions(slot, opener)
         self.draining = Draining(
             slot, self._unload_for_good, period_s=period_s, longest_s=session_drain_s
         )
@@ -331,6 +333,8 @@ class Deployer:
             self._rename(name, outgoing[name])
         if name in self._ready and not version.digest:
             self.slot.keep(self._ready[name])
+        elif followed := await self._followed.take(version):
+            self.slot.keep(followed)
         else:
             await self.slot.add(self._opener(version), name=name)
         self._loaded[name] = version
@@ -371,20 +375,34 @@ class Deployer:
         )
 
     async def _follow(self) -> None:
-        """Carry out what another process has decided."""
-        async with self._changing:
-            kept = await self._read()
-            if kept is None or not self._is_newer(kept):
-                return
-            if kept == self._refused and time.monotonic() < self._retry_at:
-                return
-            try:
-                await self._carry_out(kept, is_kept=True)
-            except Exception:
-                is_again = kept == self._refused
-                self._delay_s = min(2 * self._delay_s, _LONGEST_DELAY_S) if is_again else _PERIOD_S
-                self._refused, self._retry_at = kept, time.monotonic() + self._delay_s
-                raise
+        """Carry out what another process has decided.
+
+        Other changes are carried out while its versions are loaded.
+        """
+        kept = await self._due()
+        if kept is None:
+            return
+        try:
+            names = {*self.slot.versions, *self._ready}
+            await self._followed.load(item for item in kept if item.name not in names)
+            async with self._changing:
+                if kept == await self._due():
+                    await self._carry_out(kept, is_kept=True)
+        except Exception:
+            is_again = kept == self._refused
+            self._delay_s = min(2 * self._delay_s, _LONGEST_DELAY_S) if is_again else _PERIOD_S
+            self._refused, self._retry_at = kept, time.monotonic() + self._delay_s
+            raise
+        finally:
+            await self._followed.discard()
+
+    async def _due(self) -> Deployment | None:
+        """Return a deployment of another process that is to be carried out; None for none."""
+        kept = await self._read()
+        if kept is None or not self._is_newer(kept):
+            return None
+        is_refused = kept == self._refused and time.monotonic() < self._retry_at
+        return None if is_refused else kept
 
     async def _weigh(self) -> None:
         """Promote a version that has shown what was asked, or take it back."""

@@ -425,6 +425,7 @@ class SlowLoads:
         self.slow = slow
         self.is_asked, self.may_end = asyncio.Event(), asyncio.Event()
         self.unloaded: list[str] = []
+        self.asked = 0
 
     def __call__(self, version: DeployedVersion) -> PolicyOpener:
         """Return what loads a version."""
@@ -432,6 +433,7 @@ class SlowLoads:
         @asynccontextmanager
         async def open_version() -> AsyncIterator[OpenedPolicy]:
             if version.name == self.slow:
+                self.asked += 1
                 self.is_asked.set()
                 await self.may_end.wait()
             async with opened(integer_backend()) as policy:
@@ -526,6 +528,54 @@ async def test_process_follows_the_deployment_of_another(tmp_path: Path) -> None
     second.deployment = kept
 
     following.cancel()
+    for deployer in (first, second):
+        await deployer.aclose()
+        await deployer.slot.aclose()
+
+
+async def test_change_while_the_deploy_of_another_process_is_loaded_is_carried_out_at_once(
+    tmp_path: Path,
+) -> None:
+    loads = SlowLoads("v2")
+    first, second = deployer_of(tmp_path), deployer_of(tmp_path, opening=loads)
+    for deployer in (first, second):
+        await start(deployer)
+    following = asyncio.create_task(second.run())
+    await first.deploy(DeployedVersion("v2", "v2.zip", 20.0))
+    await loads.is_asked.wait()
+
+    changed = await asyncio.wait_for(second.roll_back(), 5)
+    loads.may_end.set()
+    await until(lambda: loads.unloaded == ["v2"])
+
+    assert changed.names == set(second.slot.versions) == {"v1"}
+    following.cancel()
+    for deployer in (first, second):
+        await deployer.aclose()
+        await deployer.slot.aclose()
+
+
+async def test_change_waits_for_a_version_that_it_needs_and_that_is_loaded_once(
+    tmp_path: Path,
+) -> None:
+    loads = SlowLoads("v2")
+    first, second = deployer_of(tmp_path), deployer_of(tmp_path, opening=loads)
+    for deployer in (first, second):
+        await start(deployer)
+    following = asyncio.create_task(second.run())
+    await first.deploy(DeployedVersion("v2", "v2.zip", 20.0))
+    await loads.is_asked.wait()
+
+    promoting = asyncio.create_task(second.promote("v2"))
+    await turns()
+    loads.may_end.set()
+    promoted = await asyncio.wait_for(promoting, 5)
+    following.cancel()
+    await asyncio.wait([following])
+
+    assert promoted.live == second.slot.choose().label == "v2"
+    assert loads.asked == 1
+    assert loads.unloaded == []
     for deployer in (first, second):
         await deployer.aclose()
         await deployer.slot.aclose()
