@@ -258,7 +258,7 @@ def _state_of(pid: int) -> str:
 
 
 def _fields_of(pid: int) -> list[str]:
-    """Return what the kernel says of a process from its state on; none where nobody can tell."""
+    """Return the kernel's figures of a process, from its state on; none where nobody can tell."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
