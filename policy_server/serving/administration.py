@@ -18,9 +18,10 @@ from policy_server.errors import (
     SettingsError,
 )
 from policy_server.schema import can_stand_in_an_address
-from policy_server.serving.deployer import ENDING, Deployer
+from policy_server.serving.deployer import Deployer
 from policy_server.serving.deployment import DeployedVersion, Deployment, Evidence
 from policy_server.serving.draining import still_drains
+from policy_server.serving.ending import EndableWork
 from policy_server.settings import ENV_PREFIX, Settings
 
 __all__ = ["Administration"]
@@ -69,8 +70,7 @@ class Administration:
         self._most = settings.max_unpacked_bytes
         self._deployers: dict[str, Deployer] = {}
         self._coming: set[tuple[str, str]] = set()
-        self._receiving: set[asyncio.Task[None]] = set()
-        self._is_ending = False
+        self._uploads = EndableWork()
 
     def serve(self, deployers: Sequence[Deployer]) -> None:
         """Begin to take requests.
@@ -78,14 +78,12 @@ class Administration:
         Args:
             deployers: those of the policies, which are loaded.
         """
-        self._is_ending = False
+        self._uploads.begin()
         self._deployers = {deployer.slot.name: deployer for deployer in deployers}
 
     def end_uploads(self) -> None:
         """Refuse the uploads that are under way, however slow, and those that come."""
-        self._is_ending = True
-        for receiving in self._receiving:
-            receiving.cancel()
+        self._uploads.end()
 
     @property
     def names(self) -> list[str]:
@@ -182,22 +180,7 @@ class Administration:
 
     async def _receive(self, body: AsyncIterator[bytes], upload: Path) -> None:
         """Write an upload to its file, until the server ends."""
-        self._refuse_at_end()
-        receiving = asyncio.create_task(self._write(body, upload))
-        self._receiving.add(receiving)
-        try:
-            await receiving
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._is_ending and task is not None and not task.cancelling():
-                raise NotReadyError(ENDING) from None
-            raise
-        finally:
-            self._receiving.discard(receiving)
-
-    def _refuse_at_end(self) -> None:
-        if self._is_ending:
-            raise NotReadyError(ENDING)
+        await self._uploads.run(self._write(body, upload))
 
     async def _write(self, body: AsyncIterator[bytes], upload: Path) -> None:
         size = 0

@@ -13,19 +13,19 @@ from functools import partial
 from policy_server.errors import (
     DeploymentChangedError,
     DeploymentError,
-    NotReadyError,
     PolicyServerError,
 )
 from policy_server.serving.deployment import DeployedVersion, Deployment, Evidence
 from policy_server.serving.deployment_store import DeploymentStore
 from policy_server.serving.draining import Draining, still_drains
+from policy_server.serving.ending import EndableWork
 from policy_server.serving.following import FollowedVersions
 from policy_server.serving.slot import PlannedVersion, PolicyOpener, PolicySlot
 from policy_server.serving.traffic import ALL_TRAFFIC
 from policy_server.serving.verdicts import weigh
 from policy_server.serving.version import PolicyVersion
 
-__all__ = ["ENDING", "Deployer", "VersionOpener"]
+__all__ = ["Deployer", "VersionOpener"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,6 @@ VersionOpener = Callable[[DeployedVersion], PolicyOpener]
 _PERIOD_S = 1.0
 # A change that comes after another process's is made anew, so many times in all.
 _MOST_TRIES = 3
-ENDING = "the server is ending, and nothing is deployed; deploy again when another one answers"
 # A deployment that can't be followed is tried again, later each time.
 _LONGEST_DELAY_S = 60.0
 # Of a policy that could not be loaded: no change but a first deployment fits it.
@@ -91,8 +90,7 @@ class Deployer:
         self._retry_at = 0.0
         self._changing = asyncio.Lock()
         self._deploying = asyncio.Lock()
-        self._loading: asyncio.Task[PolicyVersion] | None = None
-        self._is_ending = False
+        self._loads = EndableWork()
         # Loaded beside, until the deployment with it is carried out.
         self._ready: dict[str, PolicyVersion] = {}
         self._followed = FollowedVersions(slot, opener)
@@ -127,9 +125,7 @@ class Deployer:
 
     def end_deploys(self) -> None:
         """Refuse the deploy whose version is being loaded, and those that come, for good."""
-        self._is_ending = True
-        if self._loading is not None:
-            self._loading.cancel()
+        self._loads.end()
 
     async def run(self) -> None:
         """Follow the other processes of the server, and weigh evidence, for ever."""
@@ -161,32 +157,19 @@ class Deployer:
             PolicyServerError: if the version can't be loaded, or is no version of this policy.
         """
         async with self._deploying:
-            if self._is_ending:
-                raise NotReadyError(ENDING)
+            self._loads.check()
             begun = await self._latest()
             _deployed(begun, version)
             if version.name in self.draining:
                 raise DeploymentError(still_drains(version.name))
-            loaded = await self._load(version)
+            loading = self.slot.load(self._opener(version), name=version.name)
+            loaded = await self._loads.run(loading)
             self._ready[version.name] = loaded
             try:
                 return await self._change(partial(_deployed_since, begun, version))
             finally:
                 if self._ready.pop(version.name) not in self.slot.versions.values():
                     await self.slot.discard(loaded)
-
-    async def _load(self, version: DeployedVersion) -> PolicyVersion:
-        opener = self._opener(version)
-        self._loading = asyncio.create_task(self.slot.load(opener, name=version.name))
-        try:
-            return await self._loading
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._is_ending and task is not None and not task.cancelling():
-                raise NotReadyError(ENDING) from None
-            raise
-        finally:
-            self._loading = None
 
     async def promote(self, name: str | None, *, evidence: Evidence | None = None) -> Deployment:
         """Give all questions to a version, at once or when the evidence is there.

@@ -16,7 +16,6 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-import pytest_asyncio
 from ray._private.worker import global_worker
 from ray._raylet import Config  # type: ignore[attr-defined]  # a compiled module
 from ray.serve._private.request_router.request_router import RequestRouter
@@ -35,19 +34,6 @@ from tests.support.waiting import until
 from tests.support.web import client_of, running
 
 pytestmark = [pytest.mark.service, pytest.mark.asyncio(loop_scope="module")]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder for unpacked models: compiled by the first test, kept for the others."""
-    return tmp_path_factory.mktemp("models")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def cluster() -> AsyncIterator[RayCluster]:
-    """Start a Ray for the tests of this module."""
-    async with open_ray_cluster(SETTINGS) as cluster:
-        yield cluster
 
 
 async def until_no_replica_of(name: str) -> None:

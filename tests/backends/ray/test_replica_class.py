@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 import ray
 from ray import _raylet
 from ray.experimental.internal_kv import _internal_kv_list
 from ray.serve._private.config import DeploymentConfig, ReplicaConfig
 from ray.serve._private.deployment_info import DeploymentInfo
 
-from policy_server.backends.ray.cluster import RayCluster, open_ray_cluster
+from policy_server.backends.ray.cluster import RayCluster
 from policy_server.backends.ray.own_ray import report_unshared_class
 from policy_server.backends.ray.replica_class import (
     SharedReplica,
@@ -25,21 +24,8 @@ from policy_server.backends.ray.replica_class import (
     share_replica_class,
     unexpected_insides,
 )
-from tests.support.ray_clusters import SETTINGS, check_answers, processes_of, version_of
+from tests.support.ray_clusters import check_answers, processes_of, version_of
 from tests.support.waiting import until
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder for unpacked models: compiled by the first test, kept for the others."""
-    return tmp_path_factory.mktemp("models")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def cluster() -> AsyncIterator[RayCluster]:
-    """Start a Ray for the tests of this module."""
-    async with open_ray_cluster(SETTINGS) as cluster:
-        yield cluster
 
 
 def exported_classes() -> set[bytes]:
