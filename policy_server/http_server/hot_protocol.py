@@ -156,7 +156,7 @@ class HotHttpProtocol(LimitedHttpProtocol):
     def shutdown(self) -> None:
         """Answer the requests that have come, and close; see `LimitedHttpProtocol`."""
         if self._pending or self._awaited is not None or self._held:
-            self._is_draining = True
+            self.begin_to_end()
         else:
             super().shutdown()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from contextlib import suppress
 from typing import Any
@@ -33,9 +34,12 @@ _LINGER_S = 2.0
 _HALF_CLOSED_S = 1.0
 # So many connections beyond the limit are told so; more are closed without a wait for their bytes.
 _MOST_REFUSED = 64
-# How long an idle connection stays when the server ends.
+# How long an idle connection stays when the server ends, and how long it waits for the rest of a
+# request of which a part has come.
 _DRAIN_S = 0.25
+_REST_S = 5.0
 _TIMEOUT, _TOO_MANY, _TOO_LARGE, _UNAVAILABLE = 408, 429, 431, 503
+_PASSING = frozenset({_TOO_MANY, _UNAVAILABLE})
 
 
 class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
@@ -48,6 +52,8 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
     _is_lingering = False
     _is_draining = False
     _is_half_closed = False
+    # When the server began to end, by the event loop's clock.
+    _ends_since = math.inf
     # When the last request had come whole, by `time.perf_counter`.
     _whole_at = 0.0
     _head_bytes = 0
@@ -220,13 +226,18 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
         """Answer the requests that have come, and close the connection.
 
         An idle one stays for a moment, since the client may be sending a request: it is answered,
-        and the client told that the connection ends.
+        and the client told that the connection ends. What is left of a request has seconds to come.
         """
-        self._is_draining = True
+        self.begin_to_end()
         if self.phase() is Phase.IDLE:
             self.loop.call_later(_DRAIN_S, self._close_idle)
         else:
             super().shutdown()
+
+    def begin_to_end(self) -> None:
+        """Take note that the server ends."""
+        self._is_draining = True
+        self._ends_since = min(self._ends_since, self.loop.time())
 
     def _close_idle(self) -> None:
         if self.phase() is Phase.IDLE:
@@ -276,6 +287,8 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
             (b"content-type", b"application/json"),
             (b"connection", b"close"),
         ]
+        if status in _PASSING:
+            lines.append((b"retry-after", b"1"))
         head = b"".join(name + b": " + value + b"\r\n" for name, value in lines)
         self.transport.write(STATUS_LINE[status] + head + b"\r\n" + body)
         if self.transport.can_write_eof():
@@ -293,6 +306,9 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
         if self.transport.is_closing():
             return
         phase = self.phase()
+        if phase in (Phase.HEAD, Phase.BODY) and now - self._ends_since >= _REST_S:
+            self._end(phase, is_shutdown=True)
+            return
         seen = (phase, self._moves)
         if phase is Phase.BUSY or seen != self._seen:
             self._seen, self._since = seen, now
@@ -318,15 +334,24 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
                 return _LINGER_S
         return self.timeout_keep_alive
 
-    def _end(self, phase: Phase) -> None:
+    def _end(self, phase: Phase, *, is_shutdown: bool = False) -> None:
         limits = self._limits
-        is_answered = self.cycle is not None and self.cycle.response_started  # type: ignore[redundant-expr]  # None at first
-        if phase is Phase.HEAD:
+        is_answered = self._reads is Reads.BODY and self.cycle.response_started
+        if is_answered:
+            self.drop()
+        elif is_shutdown:
+            self.refuse(
+                _UNAVAILABLE,
+                f"the server is shutting down, and the rest of the request did not arrive within "
+                f"{_REST_S:g} s; try another one",
+            )
+            self.drop()
+        elif phase is Phase.HEAD:
             self.refuse(
                 _TIMEOUT,
                 f"the request's head did not arrive within {limits.header_timeout_s:g} s",
             )
-        elif phase is Phase.BODY and not (is_answered and self._reads is Reads.BODY):
+        elif phase is Phase.BODY:
             self.refuse(
                 _TIMEOUT,
                 f"the request's body did not arrive within {limits.body_timeout_s:g} s, and one "

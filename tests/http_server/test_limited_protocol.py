@@ -9,6 +9,7 @@ import orjson
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from policy_server.http_server import limited_protocol
 from policy_server.http_server.connection_limits import ConnectionLimits
 from policy_server.metrics import Metrics
 from policy_server.settings import Settings
@@ -94,6 +95,35 @@ async def test_body_that_does_not_come_is_refused(*, is_hot: bool) -> None:
         408,
         "the request's body did not arrive within 0.1 s, and one second for each 4096 bytes",
     )
+
+
+@pytest.mark.parametrize("is_hot", [False, True], ids=["plain", "hot"])
+async def test_body_that_drips_while_the_server_ends_is_waited_for_for_seconds(
+    *, is_hot: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limited_protocol, "_REST_S", 0.3)
+    app = build()
+    async with running(app):
+        server = Server(app, is_hot=is_hot, limits=replace(LIMITS, body_timeout_s=600))
+        (dripping, cut_off), (late, answered) = server.connect(), server.connect()
+        for protocol in (dripping, late):
+            protocol.data_received(HEAD + BODY[:5])
+            protocol.shutdown()
+        late.data_received(BODY[5:])
+        for byte in BODY[5:-1]:
+            dripping.data_received(bytes([byte]))
+            await asyncio.sleep(0)
+        await until(lambda: cut_off.is_gone and answered.is_gone)
+        dripping.connection_lost(None)
+        await until(lambda: not server.state.tasks)
+
+    assert [answer.status for answer in answers_in(answered.written)] == [200]
+    assert refusal(cut_off) == (
+        503,
+        "the server is shutting down, and the rest of the request did not arrive within 0.3 s; "
+        "try another one",
+    )
+    assert (b"retry-after", b"1") in answers_in(cut_off.written)[-1].headers
 
 
 async def test_body_has_a_second_more_for_each_4096_bytes() -> None:
