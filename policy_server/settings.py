@@ -19,7 +19,15 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from policy_server.access_keys import LEAST_RATE
 from policy_server.errors import SettingsError
 
-__all__ = ["ENV_PREFIX", "Engine", "LogFormat", "Settings", "find_log_format", "read_settings"]
+__all__ = [
+    "ENV_PREFIX",
+    "SECRET_VARIABLES",
+    "Engine",
+    "LogFormat",
+    "Settings",
+    "find_log_format",
+    "read_settings",
+]
 
 ENV_PREFIX = "POLICY_SERVER_"
 Engine = Literal["auto", "numpy", "tensorflow", "onnxruntime"]
@@ -481,6 +489,14 @@ def _origin(text: str) -> str:
     return origin
 
 
+# The variables whose values nobody may see.
+SECRET_VARIABLES = frozenset(
+    f"{ENV_PREFIX}{name.upper()}"
+    for name, field in Settings.model_fields.items()
+    if field.annotation == SecretStr | None
+)
+
+
 def _is_redis_url(text: str) -> bool:
     """Return whether a text is an address of a Redis, and nothing in it would be passed over."""
     try:
@@ -534,7 +550,7 @@ def read_settings(
         expected = problem["msg"].removeprefix("Input should be ")
         if problem["type"] == "int_parsing_size":
             expected = "an integer of fewer digits"
-        is_secret = Settings.model_fields[field].annotation == SecretStr | None
+        is_secret = f"{ENV_PREFIX}{field.upper()}" in SECRET_VARIABLES
         got = "" if is_secret else f", got {problem['input']!r}"
         name = field if field in given else f"{ENV_PREFIX}{field.upper()}"
         raise SettingsError(f"{name}: expected {expected}{got}") from error

@@ -65,8 +65,10 @@ def test_no_key_is_written_or_shown(server: Server, tmp_path: Path, folder: Path
             for path in ("/schema", "/policies", "/openapi.json")
         ]
     pages = [httpx.get(metrics_url, headers={"access-token": key}) for key in (SCRAPER, API)]
-    shown = [answer.text for answer in (*answers, *listed, *pages)]
     pids = [server.process.pid, *descendants(server.process.pid)]
+    of_ray = [pid for pid in pids[1:] if "ray" in command_line(pid)]
+    environments = [Path("/proc", str(pid), "environ").read_bytes() for pid in of_ray]
+    shown = [answer.text for answer in (*answers, *listed, *pages)]
     titles = [command_line(pid) for pid in pids]
     written = {
         str(path): path.read_bytes()
@@ -76,10 +78,13 @@ def test_no_key_is_written_or_shown(server: Server, tmp_path: Path, folder: Path
     }
 
     assert [answer.status_code for answer in listed] == [200, 200, 200]
+    # The GCS, the raylet, two agents, the controller, the replica and the guard.
+    assert len(environments) >= len(("GCS", "raylet", "agents", "controller", "replica"))
     assert [page.status_code for page in pages] == [200, 401]
     assert 'policy_server_key_requests_total{key="listed"}' in pages[0].text
     assert [path for path in written if "session_" in path and path.endswith(".log")], list(written)
     assert '"key"' in server.output() or "key=" in server.output()
     for key in (*KEYS, KEPT):
         assert not [text for text in (*shown, *titles, server.output()) if key in text]
+        assert not [text for text in environments if key.encode() in text]
         assert not [path for path, content in written.items() if key.encode() in content]
