@@ -22,7 +22,7 @@ from websockets.sync.client import connect
 
 from tests.support.folders import EXPORTS
 from tests.support.hand_built import V1Policy, picking
-from tests.support.processes import command_line, descendants, is_running
+from tests.support.processes import command_line, descendants, is_running, listening_on
 from tests.support.server_processes import (
     KEY,
     Server,
@@ -164,6 +164,20 @@ def test_only_what_serving_needs_of_ray_runs(server: Server) -> None:
 
     # Of a process that has ended by now the line is empty.
     assert [line for line in lines if line and not any(name in line for name in needed)] == []
+
+
+def test_ray_listens_on_this_machine_alone_but_for_one_port_of_a_replica(server: Server) -> None:
+    ray = {pid: command_line(pid) for pid in descendants(server.process.pid)}
+    # Its guard listens on nothing.
+    elsewhere = {
+        name: others
+        for pid, name in ray.items()
+        if (others := listening_on(pid) - {"127.0.0.1"}) and "guard" not in name
+    }
+
+    assert any(listening_on(pid) for pid in ray)
+    # Ray Serve's own calls of a replica, which ask for the token.
+    assert [name.partition(":policy")[0] for name in elsewhere] == ["ray::ServeReplica"], elsewhere
 
 
 def test_replicas_get_as_much_of_the_processor_as_the_web_process(server: Server) -> None:

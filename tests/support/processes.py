@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import shutil
 import signal
@@ -24,6 +25,7 @@ __all__ = [
     "command_line",
     "descendants",
     "is_running",
+    "listening_on",
     "program",
     "run",
     "script",
@@ -32,6 +34,8 @@ __all__ = [
 T = TypeVar("T")
 _SYSTEM_FOLDERS = os.pathsep.join(("/usr/sbin", "/usr/local/sbin", "/sbin"))
 _STOP_TIMEOUT_S = 60.0
+# As the system has the states of its sockets.
+_LISTENING = "0A"
 
 
 @dataclass(frozen=True)
@@ -190,6 +194,29 @@ def command_line(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
     except OSError:
         return ""
+
+
+def listening_on(pid: int) -> set[str]:
+    """Return the addresses of the TCP ports that a process listens on."""
+    sockets = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            sockets.add(str(descriptor.readlink()))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if state == _LISTENING and f"socket:[{rest[5]}]" in sockets:
+                found.add(_address(local.split(":")[0]))
+    return found
+
+
+def _address(text: str) -> str:
+    """Return an address that the system lists: words of four bytes, each of its last byte first."""
+    words = [bytes.fromhex(text[at : at + 8])[::-1] for at in range(0, len(text), 8)]
+    address = ipaddress.ip_address(b"".join(words))
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)
 
 
 def descendants(pid: int) -> list[int]:

@@ -55,7 +55,9 @@ def running_node(
         "--object-store-memory=100000000 --disable-usage-stats"
     )
     words = (*before, sys.executable, *command.split(), *arguments)
-    environment = {**os.environ, **OPEN, _DISK: _NO_DISK if is_disk_full else _ANY_DISK}
+    # A Ray that a test has started in this process has turned clusters off.
+    clusters = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
+    environment = {**os.environ, **OPEN, **clusters, _DISK: _NO_DISK if is_disk_full else _ANY_DISK}
     with child(*words, log=log, environment=environment) as node:
         node.wait_until(lambda: "Ray runtime started" in node.output(), timeout_s=_START_TIMEOUT_S)
         try:

@@ -22,6 +22,10 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_event_stats_print_interval_ms", str(24 * 3600 * 1000))
 os.environ.setdefault("RAY_ROTATION_MAX_BYTES", str(16 * 2**20))
 os.environ.setdefault("RAY_ROTATION_BACKUP_COUNT", "1")
+# A Ray that this process starts listens on this machine alone: Ray takes the address of loopback
+# for its own where clusters are off. Linux has them on; the name is from systems that have not.
+if "RAY_ADDRESS" not in os.environ:
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 # A Ray that this process starts asks for a secret. Ray would write one to the home
 # folder, which a container may not have.
 if "ray" not in sys.modules and not {"RAY_AUTH_MODE", "RAY_ADDRESS"} & os.environ.keys():
