@@ -168,15 +168,18 @@ class Administration:
         self, policy: str, version: str | None, evidence: Evidence | None
     ) -> Deployment:
         """Give all questions to a version; see `Deployer.promote`."""
-        return await self.deployer_of(policy).promote(version, evidence=evidence)
+        with _as_refusals():
+            return await self.deployer_of(policy).promote(version, evidence=evidence)
 
     async def roll_back(self, policy: str) -> Deployment:
         """Take the candidates back, or make the former version live; see `Deployer.roll_back`."""
-        return await self.deployer_of(policy).roll_back()
+        with _as_refusals():
+            return await self.deployer_of(policy).roll_back()
 
     async def undeploy(self, policy: str, version: str) -> Deployment:
         """Unload a version; see `Deployer.undeploy`."""
-        return await self.deployer_of(policy).undeploy(version)
+        with _as_refusals():
+            return await self.deployer_of(policy).undeploy(version)
 
     async def _receive(self, body: AsyncIterator[bytes], upload: Path) -> None:
         """Write an upload to its file, until the server ends."""
@@ -199,8 +202,7 @@ class Administration:
         """Give a new version its name, which no other one gets meanwhile."""
         policy = deployer.slot.name
         taken = {
-            *deployer.slot.versions,
-            *(item.name for item in deployer.deployment or ()),
+            *deployer.names,
             *(name for other, name in self._coming if other == policy),
         }
         name = version if version is not None else _first_free(taken)

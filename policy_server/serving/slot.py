@@ -25,7 +25,7 @@ from policy_server.serving.traffic import ALL_TRAFFIC, Episodes, Traffic
 from policy_server.serving.version import OpenedPolicy, PolicyVersion
 from policy_server.settings import Settings
 
-__all__ = ["PlannedVersion", "PolicyOpener", "PolicySlot"]
+__all__ = ["PlannedVersion", "PolicyOpener", "PolicySlot", "log_not_served"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,8 @@ class PlannedVersion:
             server's folder.
         percent: its share of the questions, in per cent.
         is_shadow: whether it gets copies of the questions, and answers nobody.
+        stands_in_for: the name of the version whose share it takes where that can't be loaded;
+            empty for none.
     """
 
     name: str
@@ -57,6 +59,7 @@ class PlannedVersion:
     model: str | None = None
     percent: float = ALL_TRAFFIC
     is_shadow: bool = False
+    stands_in_for: str = ""
 
 
 class PolicySlot:
@@ -283,13 +286,13 @@ class PolicySlot:
     async def start(self) -> None:
         """Load the planned versions, and split the questions among them.
 
-        One that can't be loaded leaves its share to the others.
+        One that can't be loaded leaves its share to the one that stands in for it, else to the
+        others.
 
         Raises:
             PolicyServerError: if no version that answers can be loaded.
         """
-        percents: dict[str, float] = {}
-        shadows: set[str] = set()
+        loaded: dict[str, PlannedVersion] = {}
         refusal: PolicyServerError | None = None
         for item in self._planned:
             try:
@@ -297,16 +300,11 @@ class PolicySlot:
             except PolicyServerError as error:
                 refusal = refusal or error
                 self.failures[item.name] = error.message
-                logger.error(  # noqa: TRY400 -- the message says it all
-                    "version_not_served",
-                    extra={"policy": self.name, "version": item.name, "reason": error.message},
-                )
+                log_not_served(self.name, item.name, error)
             else:
                 self._models[version.label] = item.model
-                if item.is_shadow:
-                    shadows.add(version.label)
-                elif item.percent:
-                    percents[version.label] = item.percent
+                loaded[version.label] = item
+        percents = self._percents_of(loaded)
         if not percents:
             assert refusal is not None, "a version that answers was planned, and is not there"
             self.failure = refusal.message
@@ -314,7 +312,17 @@ class PolicySlot:
                 # Nobody would know of a version that answers nothing.
                 await self.remove(name)
             raise refusal
-        self.route(percents, shadows=shadows)
+        self.route(percents, shadows={name for name, item in loaded.items() if item.is_shadow})
+
+    def _percents_of(self, loaded: Mapping[str, PlannedVersion]) -> Mapping[str, float]:
+        """Return the share of each loaded version that answers, by name."""
+        left = {item.name: item.percent for item in self._planned if item.name in self.failures}
+        percents = {
+            name: item.percent + left.get(item.stands_in_for, 0.0)
+            for name, item in loaded.items()
+            if not item.is_shadow
+        }
+        return {name: percent for name, percent in percents.items() if percent}
 
     async def add(self, open_policy: PolicyOpener, *, name: str = "") -> PolicyVersion:
         """Load a version beside the others; it answers nobody before `route` gives it a share.
@@ -533,6 +541,18 @@ class PolicySlot:
                 "the same observations and give the same actions: give it a name of its own under "
                 "policies"
             )
+
+
+def log_not_served(policy: str, version: str, error: PolicyServerError) -> None:
+    """Log that a version could not be loaded.
+
+    Args:
+        policy: the policy's name.
+        version: the version's.
+        error: the reason.
+    """
+    extra = {"policy": policy, "version": version, "reason": error.message}
+    logger.error("version_not_served", extra=extra)
 
 
 async def _is_not_expected(_label: str, _digest: str) -> bool:
