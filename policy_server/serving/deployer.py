@@ -18,7 +18,7 @@ from policy_server.serving.deployment import DeployedVersion, Deployment, Eviden
 from policy_server.serving.deployment_store import DeploymentStore
 from policy_server.serving.draining import Draining, still_drains
 from policy_server.serving.ending import EndableWork
-from policy_server.serving.loaded_versions import LoadedVersions, VersionOpener
+from policy_server.serving.loaded_versions import LoadedVersions, VersionOpener, as_deployed
 from policy_server.serving.served_part import begun_deployment, needed_versions, served_part
 from policy_server.serving.slot import PlannedVersion, PolicySlot, log_not_served
 from policy_server.serving.stored_deployment import StoredDeployment
@@ -77,7 +77,7 @@ class Deployer:
         """
         self.slot = slot
         self.deployment: Deployment | None = None
-        self._opener = opener
+        self._opener = opener = as_deployed(opener)
         self._stored = StoredDeployment(slot, store)
         self._forget = forget
         self._period_s = period_s
@@ -112,14 +112,17 @@ class Deployer:
 
     def adopt(self) -> None:
         """Begin with the versions that the slot has loaded."""
-        kept = self._stored.known
-        if kept is not None and not kept.names <= self.slot.versions.keys():
+        kept, loaded = self._stored.known, self.slot.versions.keys()
+        if kept is not None and self.slot.traffic is not None and not kept.names & loaded:
+            self._stored.overrule(kept)
+        elif kept is not None and not kept.names <= loaded:
             self._stored.postpone(kept)
         if self.slot.traffic is None:
             return
-        self.deployment = begun_deployment(self.slot) if kept is None else kept
+        begun = self._stored.in_force
+        self.deployment = begun or begun_deployment(self.slot, serial=kept.serial if kept else 0)
         self._versions.begin(self.deployment)
-        here = served_part(self.deployment, self.deployment.names - self.slot.versions.keys())
+        here = served_part(self.deployment, self.deployment.names - loaded)
         assert here is not None, "a version that answers was loaded"
         self._served = here
         self.slot.route(here.percents, shadows=here.shadows)

@@ -14,7 +14,7 @@ from policy_server.serving.following import FollowedVersions
 from policy_server.serving.slot import PolicyOpener, PolicySlot
 from policy_server.serving.version import OpenedPolicy, PolicyVersion
 
-__all__ = ["LoadedVersions", "VersionOpener"]
+__all__ = ["LoadedVersions", "VersionOpener", "as_deployed"]
 
 VersionOpener = Callable[[DeployedVersion], PolicyOpener]
 
@@ -53,7 +53,7 @@ class LoadedVersions:
             draining: the versions that the traffic has left.
         """
         self._slot = slot
-        self._opener = opener = as_deployed(opener)
+        self._opener = opener
         self._draining = draining
         self._loaded: dict[str, DeployedVersion] = {}
         # Loaded beside, until the deployment with it is carried out.

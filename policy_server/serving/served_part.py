@@ -12,16 +12,17 @@ from policy_server.serving.traffic import ALL_TRAFFIC
 __all__ = ["begun_deployment", "needed_versions", "served_part"]
 
 
-def begun_deployment(slot: PolicySlot) -> Deployment:
+def begun_deployment(slot: PolicySlot, *, serial: int) -> Deployment:
     """Return the deployment of the versions of schema.yaml that could be loaded.
 
     Args:
         slot: has loaded them.
+        serial: how many changes there were before.
     """
     traffic = slot.traffic
     assert traffic is not None, "a version that answers was loaded"
     percents = {share.version.label: share.percent for share in traffic.shares}
-    return Deployment.begin(
+    begun = Deployment.begin(
         [
             DeployedVersion(
                 name,
@@ -33,6 +34,7 @@ def begun_deployment(slot: PolicySlot) -> Deployment:
             for name, version in slot.versions.items()
         ]
     )
+    return replace(begun, serial=serial)
 
 
 def served_part(deployment: Deployment, missing: Collection[str]) -> Deployment | None:

@@ -100,6 +100,7 @@ class PolicySlot:
         self.name = name
         self.schema = schema
         self._planned = [PlannedVersion("", planned)] if callable(planned) else list(planned)
+        self._own = self._planned
         self._models: dict[str, str | None] = {}
         self._settings = settings
         self.metrics = metrics.of(name)
@@ -287,14 +288,30 @@ class PolicySlot:
         """Load the planned versions, and split the questions among them.
 
         One that can't be loaded leaves its share to the one that stands in for it, else to the
-        others.
+        others. Where none that answers can be loaded, the policy's own address is tried, whose
+        files may be others than those that were deployed.
 
         Raises:
             PolicyServerError: if no version that answers can be loaded.
         """
+        try:
+            await self._start(self._planned)
+        except PolicyServerError:
+            if not self._has_own_address():
+                raise
+            # It may have other files by now, and is named after them: they win.
+            await self._start(self._own)
+
+    def _has_own_address(self) -> bool:
+        """Return whether the policy's own address was to be loaded under a version's name."""
+        named = {item.model for item in self._planned if item.name}
+        own = [item.model for item in self._own if not item.name and item.model in named]
+        return any("://" in (model or "") for model in own)
+
+    async def _start(self, planned: Sequence[PlannedVersion]) -> None:
         loaded: dict[str, PlannedVersion] = {}
         refusal: PolicyServerError | None = None
-        for item in self._planned:
+        for item in planned:
             try:
                 version = await self.add(item.open_policy, name=item.name)
             except PolicyServerError as error:
@@ -304,7 +321,7 @@ class PolicySlot:
             else:
                 self._models[version.label] = item.model
                 loaded[version.label] = item
-        percents = self._percents_of(loaded)
+        percents = self._percents_of(planned, loaded)
         if not percents:
             assert refusal is not None, "a version that answers was planned, and is not there"
             self.failure = refusal.message
@@ -314,9 +331,11 @@ class PolicySlot:
             raise refusal
         self.route(percents, shadows={name for name, item in loaded.items() if item.is_shadow})
 
-    def _percents_of(self, loaded: Mapping[str, PlannedVersion]) -> Mapping[str, float]:
+    def _percents_of(
+        self, planned: Sequence[PlannedVersion], loaded: Mapping[str, PlannedVersion]
+    ) -> Mapping[str, float]:
         """Return the share of each loaded version that answers, by name."""
-        left = {item.name: item.percent for item in self._planned if item.name in self.failures}
+        left = {item.name: item.percent for item in planned if item.name in self.failures}
         percents = {
             name: item.percent + left.get(item.stands_in_for, 0.0)
             for name, item in loaded.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 
 from policy_server.serving.deployment import Deployment
@@ -10,6 +11,8 @@ from policy_server.serving.deployment_store import DeploymentStore
 from policy_server.serving.slot import PolicySlot
 
 __all__ = ["StoredDeployment"]
+
+logger = logging.getLogger(__name__)
 
 _FIRST_DELAY_S = 1.0
 # A deployment that can't be carried out, or only in parts, is tried again, later each time.
@@ -33,6 +36,7 @@ class StoredDeployment:
         self.known: Deployment | None = None
         self._slot = slot
         self._store = store
+        self._overruled: Deployment | None = None
         self._refused: Deployment | None = None
         self._delay_s = 0.0
         self._retry_at = 0.0
@@ -41,6 +45,26 @@ class StoredDeployment:
         """Return the deployment to begin with; None for that of schema.yaml."""
         self.known = self._store.read(self._slot.name)
         return self.known
+
+    @property
+    def in_force(self) -> Deployment | None:
+        """Return the deployment that is known; None for none, or one that is overruled."""
+        return None if self.known == self._overruled else self.known
+
+    def overrule(self, deployment: Deployment) -> None:
+        """Have the policy's own files win over the store's deployment, until that is changed.
+
+        Args:
+            deployment: the store's.
+        """
+        self._overruled = deployment
+        logger.warning(
+            "deployment_not_used",
+            extra={
+                "policy": self._slot.name,
+                "reason": "none of its versions can be loaded; the policy's own files are served",
+            },
+        )
 
     async def read(self) -> Deployment | None:
         """Return the store's deployment; None for none."""
@@ -67,9 +91,9 @@ class StoredDeployment:
         """
         kept = await self.read()
         # A store that was lost may have one again that is older than the one that is known here.
-        if kept is not None and (self.known is None or kept.serial >= self.known.serial):
-            return kept
-        return self.known
+        if kept is None or (self.known is not None and kept.serial < self.known.serial):
+            kept = self.known
+        return None if kept == self._overruled else kept
 
     async def due(self) -> Deployment | None:
         """Return the deployment that is to be carried out now; None for none.
@@ -104,4 +128,4 @@ class StoredDeployment:
         self._refused, self._retry_at = deployment, time.monotonic() + self._delay_s
 
     def _is_in_parts(self, kept: Deployment) -> bool:
-        return kept == self.known and not kept.names <= self._slot.versions.keys()
+        return kept == self.in_force and not kept.names <= self._slot.versions.keys()

@@ -30,6 +30,7 @@ from tests.support.waiting import until
 
 SCHEMA = parse_schema("observations: {cat: {type: int}, mouse: {type: float}}")
 BASE = "base.zip"
+ADDRESS = "s3://policies/base.zip"
 
 
 class Process:
@@ -38,8 +39,9 @@ class Process:
     def __init__(self, home: Path, there: dict[str, str]) -> None:
         self.there = there
         self.asked: list[str] = []
-        base = DeployedVersion("v1", BASE, 100.0)
-        planned = [PlannedVersion("v1", self.opener(base), BASE)]
+        # A policy that schema.yaml has at an address is named after its files.
+        name, model = ("", ADDRESS) if ADDRESS in there else ("v1", BASE)
+        planned = [PlannedVersion(name, self.opener(DeployedVersion(name, model)), model)]
         self.slot = PolicySlot("door", SCHEMA, planned, settings=Settings(), metrics=Metrics())
         store = DeploymentFile(home, {"door": "today"})
         self.deployer = Deployer(self.slot, self.opener, store, period_s=0.01)
@@ -212,3 +214,48 @@ async def test_promotion_waits_for_its_evidence_after_a_restart_too(tmp_path: Pa
     async with running(tmp_path, {"a": "second"}) as second:
         assert second.deployer.deployment == kept(tmp_path)
         assert set(second.slot.shadows) == {"v2"}
+
+
+async def test_start_serves_no_other_files_under_a_versions_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(tmp_path, {"a": "second"}) as first:
+        await first.deployer.deploy(DeployedVersion("v2", "a", 100.0))
+        async with running(tmp_path, {"a": "changed"}) as second:
+            assert first.slot.choose().digest == "second"
+            assert second.shares == {"v1": 100.0}
+            assert set(second.slot.versions) == {"v1"}
+            assert second.deployer.deployment == kept(tmp_path)
+    [reason] = second.slot.failures.values()
+    assert reason == (
+        "version v2: a holds another policy than the one that was deployed; deploy it anew under "
+        "another name"
+    )
+    logged = [record for record in caplog.records if record.message == "version_not_served"]
+    assert [vars(record)["reason"] for record in logged] == [reason]
+
+
+async def test_other_files_at_the_policys_own_address_leave_the_deployed_version(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, {ADDRESS: "base", "a": "second"}) as first:
+        await first.deployer.deploy(DeployedVersion("v2", "a", 10.0))
+    async with running(tmp_path, {ADDRESS: "renewed", "a": "second"}) as second:
+        assert second.shares == {"v2": 100.0}
+        assert set(second.slot.failures) == {"base"}
+
+
+async def test_policys_own_other_files_win_where_nothing_deployed_can_be_served(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, {ADDRESS: "base", "a": "second"}) as first:
+        await first.deployer.deploy(DeployedVersion("v2", "a", 100.0))
+        await first.deployer.roll_back()
+    there = {ADDRESS: "renewed", "b": "third"}
+    async with running(tmp_path, there, is_following=False) as second:
+        begun = second.shares
+        await second.deployer.deploy(DeployedVersion("v3", "b", 10.0))
+
+        assert begun == {"renewed": 100.0}
+        assert second.shares == {"renewed": 90.0, "v3": 10.0}
+    assert (kept(tmp_path).live, kept(tmp_path).names) == ("renewed", {"renewed", "v3"})
