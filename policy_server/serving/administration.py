@@ -17,6 +17,7 @@ from policy_server.errors import (
     SchemaError,
     SettingsError,
 )
+from policy_server.files.atomic import make_durable
 from policy_server.schema import can_stand_in_an_address
 from policy_server.serving.deployer import Deployer
 from policy_server.serving.deployment import DeployedVersion, Deployment, Evidence
@@ -64,10 +65,11 @@ class Administration:
 
         Args:
             files: where uploaded versions lie.
-            settings: the largest upload.
+            settings: the server's folder, and the largest upload.
         """
         self._files = files
         self._most = settings.max_unpacked_bytes
+        self._home = settings.home
         self._deployers: dict[str, Deployer] = {}
         self._coming: set[tuple[str, str]] = set()
         self._uploads = EndableWork()
@@ -140,6 +142,8 @@ class Administration:
                 model = await asyncio.to_thread(self._files.take, policy, name, upload)
             deployed = DeployedVersion(name, model, percent, is_shadow)
             try:
+                # Before the deployment that names it, which is written to the disk too.
+                await asyncio.to_thread(make_durable, self._home / model, below=self._home)
                 return await _deploy(deployer, deployed)
             except BaseException:
                 self._files.forget(policy, deployed)

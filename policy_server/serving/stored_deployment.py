@@ -79,10 +79,28 @@ class StoredDeployment:
     async def write(self, deployment: Deployment) -> None:
         """Keep a deployment; see `DeploymentStore.write`.
 
+        Whoever is cancelled meanwhile returns from here all the same where it is kept, and ends at
+        the next thing that it waits for: what is kept has to be carried out.
+
         Args:
             deployment: the one that follows the one that is there.
         """
-        await asyncio.to_thread(self._store.write, self._slot.name, deployment)
+        writing = asyncio.create_task(
+            asyncio.to_thread(self._store.write, self._slot.name, deployment)
+        )
+        cancelled: asyncio.CancelledError | None = None
+        while not writing.done():
+            try:
+                await asyncio.wait([writing])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is None:
+            return writing.result()
+        task = asyncio.current_task()
+        if writing.exception() is not None or task is None:
+            raise cancelled
+        task.cancel()
+        return None
 
     async def latest(self) -> Deployment | None:
         """Return the deployment that a change is made of; None where none was made before.

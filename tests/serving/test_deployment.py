@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -527,6 +528,44 @@ async def test_process_follows_the_deployment_of_another(tmp_path: Path) -> None
     for deployer in (first, second):
         await deployer.aclose()
         await deployer.slot.aclose()
+
+
+class SlowStore(DeploymentFile):
+    """A store that writes when it is let go."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home, {"door": "today"})
+        self.is_asked, self.may_end = threading.Event(), threading.Event()
+
+    def write(self, policy: str, deployment: Deployment) -> None:
+        """See `DeploymentStore.write`."""
+        self.is_asked.set()
+        self.may_end.wait()
+        super().write(policy, deployment)
+
+
+async def test_deploy_whose_client_has_gone_is_carried_out_once_it_is_written(
+    tmp_path: Path,
+) -> None:
+    planned = [PlannedVersion("v1", opener(V1), V1.model)]
+    slot = PolicySlot("door", SCHEMA, planned, settings=Settings(), metrics=Metrics())
+    store = SlowStore(tmp_path)
+    deployer = Deployer(slot, opener, store)
+    await start(deployer)
+    deploying = asyncio.create_task(deployer.deploy(DeployedVersion("v2", "v2.zip", 100.0)))
+    await until(store.is_asked.is_set)
+
+    for _ in range(2):
+        deploying.cancel()
+        await turns()
+    store.may_end.set()
+    await asyncio.wait([deploying])
+
+    assert deployer.deployment == store.read("door")
+    assert slot.choose().label == "v2"
+    assert (await deployer.roll_back()).live == "v1"
+    await deployer.aclose()
+    await slot.aclose()
 
 
 class LateStore(DeploymentFile):

@@ -258,4 +258,5 @@ async def test_policys_own_other_files_win_where_nothing_deployed_can_be_served(
 
         assert begun == {"renewed": 100.0}
         assert second.shares == {"renewed": 90.0, "v3": 10.0}
-    assert (kept(tmp_path).live, kept(tmp_path).names) == ("renewed", {"renewed", "v3"})
+    assert kept(tmp_path).live == "renewed"
+    assert kept(tmp_path).names == {"renewed", "v3"}
