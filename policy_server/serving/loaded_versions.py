@@ -33,8 +33,8 @@ def as_deployed(opener: VersionOpener) -> VersionOpener:
         async with opener(version)() as opened:
             if version.digest not in ("", opened.digest):
                 raise DeploymentError(
-                    f"version {version.name}: {version.model} holds another policy than the one "
-                    "that was deployed; deploy it anew under another name"
+                    f"version {version.name}: its address or path holds another policy than the "
+                    "one that was deployed; deploy it anew under another name"
                 )
             yield opened
 

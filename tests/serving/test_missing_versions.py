@@ -228,8 +228,8 @@ async def test_start_serves_no_other_files_under_a_versions_name(
             assert second.deployer.deployment == kept(tmp_path)
     [reason] = second.slot.failures.values()
     assert reason == (
-        "version v2: a holds another policy than the one that was deployed; deploy it anew under "
-        "another name"
+        "version v2: its address or path holds another policy than the one that was deployed; "
+        "deploy it anew under another name"
     )
     logged = [record for record in caplog.records if record.message == "version_not_served"]
     assert [vars(record)["reason"] for record in logged] == [reason]
