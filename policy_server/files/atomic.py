@@ -19,7 +19,7 @@ from pathlib import Path
 
 from policy_server.files.locks import FileLock, is_locked
 
-__all__ = ["UNFINISHED", "scratch_folder", "whole_folder", "write_whole"]
+__all__ = ["UNFINISHED", "make_durable", "scratch_folder", "whole_folder", "write_whole"]
 
 # The names of files that a process which is killed while it writes leaves behind.
 UNFINISHED = ".unfinished-*"
@@ -41,21 +41,53 @@ def write_whole(path: Path, content: bytes | str, *, is_durable: bool = False) -
         OSError: if it can't be written; the file is then as it was.
     """
     aside = path.with_name(UNFINISHED.replace("*", secrets.token_hex(8)))
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    # Opened before the file is there: afterwards nothing fails that a caller would undo.
+    folder = os.open(path.parent, os.O_RDONLY) if is_durable else None
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            with contextlib.suppress(FileNotFoundError):
-                os.fchmod(descriptor, stat.S_IMODE(path.stat().st_mode))
-            file.write(content.encode() if isinstance(content, str) else content)
-            if is_durable:
-                file.flush()
-                os.fsync(descriptor)
+        _write_aside(path, aside, content, is_durable=is_durable)
         aside.replace(path)
+        if folder is not None:
+            _sync(folder)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    if is_durable:
-        _sync_folder(path.parent)
+    finally:
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                os.close(folder)
+
+
+def _write_aside(path: Path, aside: Path, content: bytes | str, *, is_durable: bool) -> None:
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    with os.fdopen(descriptor, "wb") as file:
+        with contextlib.suppress(FileNotFoundError):
+            os.fchmod(descriptor, stat.S_IMODE(path.stat().st_mode))
+        file.write(content.encode() if isinstance(content, str) else content)
+        if is_durable:
+            file.flush()
+            os.fsync(descriptor)
+
+
+def make_durable(folder: Path, *, below: Path) -> None:
+    """Return when the disk has a folder, so that a power cut takes none of its files away.
+
+    Args:
+        folder: the folder, with all that lies in it.
+        below: the folder that has been there before, in which this one lies.
+
+    Raises:
+        OSError: if a file can't be written to the disk.
+    """
+    found = [*folder.rglob("*"), folder, *folder.parents]
+    for path in found[: found.index(below) + 1]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            if path.is_dir():
+                _sync(descriptor)
+            else:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -141,11 +173,8 @@ def _refill(folder: Path, new: Path, key: str | None) -> None:
         shutil.move(path, folder / path.name)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        # Some network file systems can't, and say so; the file itself is on the disk.
-        with contextlib.suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _sync(folder: int) -> None:
+    """Have the disk take a folder's entries, by its descriptor."""
+    # Some network file systems can't, and say so; the file itself is on the disk.
+    with contextlib.suppress(OSError):
+        os.fsync(folder)

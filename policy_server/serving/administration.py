@@ -17,6 +17,7 @@ from policy_server.errors import (
     SchemaError,
     SettingsError,
 )
+from policy_server.files.atomic import make_durable
 from policy_server.schema import can_stand_in_an_address
 from policy_server.serving.deployer import Deployer
 from policy_server.serving.deployment import DeployedVersion, Deployment, Evidence
@@ -64,10 +65,11 @@ class Administration:
 
         Args:
             files: where uploaded versions lie.
-            settings: the largest upload.
+            settings: the server's folder, and the largest upload.
         """
         self._files = files
         self._most = settings.max_unpacked_bytes
+        self._home = settings.home
         self._deployers: dict[str, Deployer] = {}
         self._coming: set[tuple[str, str]] = set()
         self._uploads = EndableWork()
@@ -140,6 +142,8 @@ class Administration:
                 model = await asyncio.to_thread(self._files.take, policy, name, upload)
             deployed = DeployedVersion(name, model, percent, is_shadow)
             try:
+                # Before the deployment that names it, which is written to the disk too.
+                await asyncio.to_thread(make_durable, self._home / model, below=self._home)
                 return await _deploy(deployer, deployed)
             except BaseException:
                 self._files.forget(policy, deployed)
@@ -168,15 +172,18 @@ class Administration:
         self, policy: str, version: str | None, evidence: Evidence | None
     ) -> Deployment:
         """Give all questions to a version; see `Deployer.promote`."""
-        return await self.deployer_of(policy).promote(version, evidence=evidence)
+        with _as_refusals():
+            return await self.deployer_of(policy).promote(version, evidence=evidence)
 
     async def roll_back(self, policy: str) -> Deployment:
         """Take the candidates back, or make the former version live; see `Deployer.roll_back`."""
-        return await self.deployer_of(policy).roll_back()
+        with _as_refusals():
+            return await self.deployer_of(policy).roll_back()
 
     async def undeploy(self, policy: str, version: str) -> Deployment:
         """Unload a version; see `Deployer.undeploy`."""
-        return await self.deployer_of(policy).undeploy(version)
+        with _as_refusals():
+            return await self.deployer_of(policy).undeploy(version)
 
     async def _receive(self, body: AsyncIterator[bytes], upload: Path) -> None:
         """Write an upload to its file, until the server ends."""
@@ -199,8 +206,7 @@ class Administration:
         """Give a new version its name, which no other one gets meanwhile."""
         policy = deployer.slot.name
         taken = {
-            *deployer.slot.versions,
-            *(item.name for item in deployer.deployment or ()),
+            *deployer.names,
             *(name for other, name in self._coming if other == policy),
         }
         name = version if version is not None else _first_free(taken)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -19,24 +18,21 @@ from policy_server.serving.deployment import DeployedVersion, Deployment, Eviden
 from policy_server.serving.deployment_store import DeploymentStore
 from policy_server.serving.draining import Draining, still_drains
 from policy_server.serving.ending import EndableWork
-from policy_server.serving.following import FollowedVersions
-from policy_server.serving.slot import PlannedVersion, PolicyOpener, PolicySlot
+from policy_server.serving.loaded_versions import LoadedVersions, VersionOpener, as_deployed
+from policy_server.serving.served_part import begun_deployment, needed_versions, served_part
+from policy_server.serving.slot import PlannedVersion, PolicySlot, log_not_served
+from policy_server.serving.stored_deployment import StoredDeployment
 from policy_server.serving.traffic import ALL_TRAFFIC
 from policy_server.serving.verdicts import weigh
-from policy_server.serving.version import PolicyVersion
 
-__all__ = ["Deployer", "VersionOpener"]
+__all__ = ["Deployer"]
 
 logger = logging.getLogger(__name__)
-
-VersionOpener = Callable[[DeployedVersion], PolicyOpener]
 
 # How often the store is looked at, evidence is weighed, and the episodes of an old version counted.
 _PERIOD_S = 1.0
 # A change that comes after another process's is made anew, so many times in all.
 _MOST_TRIES = 3
-# A deployment that can't be followed is tried again, later each time.
-_LONGEST_DELAY_S = 60.0
 # Of a policy that could not be loaded: no change but a first deployment fits it.
 _NOTHING = Deployment((), live="")
 
@@ -49,9 +45,12 @@ class Deployer:
     not needed any more answer the questions and episodes that they have, and are unloaded. Where
     any of the first two fails, everything is as it was.
 
+    A version that only other processes could load stays in the deployment: this one serves the
+    rest, lists the version as failed, and tries to load it again.
+
     Attributes:
         slot: the policy's slot.
-        deployment: the versions that are served now.
+        deployment: the versions that are to be served now; None where the policy is not loaded.
         draining: the versions that answer what they have, and are unloaded then.
     """
 
@@ -78,45 +77,61 @@ class Deployer:
         """
         self.slot = slot
         self.deployment: Deployment | None = None
-        self._opener = opener
-        self._store = store
+        self._opener = opener = as_deployed(opener)
+        self._stored = StoredDeployment(slot, store)
         self._forget = forget
         self._period_s = period_s
-        # The store's latest deployment that was carried out here, or planned.
-        self._kept: Deployment | None = None
-        self._loaded: dict[str, DeployedVersion] = {}
-        self._refused: Deployment | None = None
-        self._delay_s = 0.0
-        self._retry_at = 0.0
+        # What this process serves of `deployment`.
+        self._served: Deployment | None = None
         self._changing = asyncio.Lock()
         self._deploying = asyncio.Lock()
         self._loads = EndableWork()
-        # Loaded beside, until the deployment with it is carried out.
-        self._ready: dict[str, PolicyVersion] = {}
-        self._followed = FollowedVersions(slot, opener)
         self.draining = Draining(
             slot, self._unload_for_good, period_s=period_s, longest_s=session_drain_s
         )
+        self._versions = LoadedVersions(slot, opener, self.draining)
         slot.is_expected = self._is_expected
 
     def plan(self) -> None:
         """Have the slot begin with the kept deployment, where there is one for today's files."""
-        self._kept = self._store.read(self.slot.name)
-        if self._kept is not None:
+        kept = self._stored.begin()
+        if kept is not None:
             self.slot.plan(
                 [
                     PlannedVersion(
-                        item.name, self._opener(item), item.model, item.percent, item.is_shadow
+                        item.name,
+                        self._opener(item),
+                        item.model,
+                        item.percent,
+                        item.is_shadow,
+                        stands_in_for=kept.live if item.name == kept.former else "",
                     )
-                    for item in self._kept
+                    for item in kept
                 ]
             )
 
     def adopt(self) -> None:
         """Begin with the versions that the slot has loaded."""
-        if self.slot.traffic is not None:
-            self.deployment = self._begun(self._kept)
-            self._loaded = {version.name: version for version in self.deployment}
+        kept, loaded = self._stored.known, self.slot.versions.keys()
+        if kept is not None and self.slot.traffic is not None and not kept.names & loaded:
+            self._stored.overrule(kept)
+        elif kept is not None and not kept.names <= loaded:
+            self._stored.postpone(kept)
+        if self.slot.traffic is None:
+            return
+        begun = self._stored.in_force
+        self.deployment = begun or begun_deployment(self.slot, serial=kept.serial if kept else 0)
+        self._versions.begin(self.deployment)
+        here = served_part(self.deployment, self.deployment.names - loaded)
+        assert here is not None, "a version that answers was loaded"
+        self._served = here
+        self.slot.route(here.percents, shadows=here.shadows)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Return the names that are taken: of all versions that are to be served, or loaded."""
+        known = self._stored.known or self.deployment
+        return frozenset({*(() if known is None else known.names), *self.slot.versions})
 
     async def aclose(self) -> None:
         """Stop draining, and end deploys; the slot unloads its versions itself."""
@@ -162,14 +177,9 @@ class Deployer:
             _deployed(begun, version)
             if version.name in self.draining:
                 raise DeploymentError(still_drains(version.name))
-            loading = self.slot.load(self._opener(version), name=version.name)
-            loaded = await self._loads.run(loading)
-            self._ready[version.name] = loaded
-            try:
+            loaded = await self._loads.run(self._versions.load(version))
+            async with self._versions.ready(loaded):
                 return await self._change(partial(_deployed_since, begun, version))
-            finally:
-                if self._ready.pop(version.name) not in self.slot.versions.values():
-                    await self.slot.discard(loaded)
 
     async def promote(self, name: str | None, *, evidence: Evidence | None = None) -> Deployment:
         """Give all questions to a version, at once or when the evidence is there.
@@ -220,140 +230,87 @@ class Deployer:
         """
         async with self._changing:
             for _ in range(_MOST_TRIES - 1):
-                try:
-                    return await self._carry_out(make(await self._latest()), is_kept=False)
-                except DeploymentChangedError:
-                    continue
-            return await self._carry_out(make(await self._latest()), is_kept=False)
+                with suppress(DeploymentChangedError):
+                    return await self._make(make)
+            return await self._make(make)
+
+    async def _make(self, make: Callable[[Deployment], Deployment]) -> Deployment:
+        before = await self._latest()
+        target = make(before)
+        return await self._carry_out(target, needed_versions(before, target), is_kept=False)
 
     async def _latest(self) -> Deployment:
-        kept = await self._read()
-        if kept is not None and self._is_newer(kept):
-            return kept
-        if self.deployment is not None:
-            return self.deployment
-        return _NOTHING if kept is None else replace(_NOTHING, serial=kept.serial)
+        return await self._stored.latest() or self.deployment or _NOTHING
 
-    async def _read(self) -> Deployment | None:
-        reading = asyncio.create_task(asyncio.to_thread(self._store.read, self.slot.name))
-        try:
-            return await asyncio.shield(reading)
-        except asyncio.CancelledError:
-            # The store may not be there any more when the server has ended.
-            await asyncio.wait([reading])
-            raise
+    async def _carry_out(
+        self, target: Deployment, needed: Collection[str], *, is_kept: bool
+    ) -> Deployment:
+        """Load, keep and serve a deployment.
 
-    def _is_newer(self, kept: Deployment) -> bool:
-        """Return whether the store's deployment is another one than that which was carried out.
-
-        A store that was lost may have been given another one with the same serial.
+        Args:
+            target: the deployment.
+            needed: the names of the versions without which nothing changes.
+            is_kept: whether the store has it.
         """
-        known = self._kept
-        return known is None or (kept.serial >= known.serial and kept != known)
-
-    async def _carry_out(self, target: Deployment, *, is_kept: bool) -> Deployment:
-        added: list[DeployedVersion] = []
-        outgoing: dict[str, str] = {}
         kept = target
-        try:
-            for version in target:
-                await self._add(version, added, outgoing)
-            target = target.identified({name: self._digest(name) for name in self.slot.versions})
+        # A change, such as a rollback, waits for no files that are away: `_follow` tries them.
+        failed = {} if is_kept else self._failed()
+        async with self._versions.added(target, needed, failed) as missing:
+            target = target.identified(self._versions.digests)
+            here = served_part(target, missing)
+            if here is None:
+                raise missing.get(target.live) or next(iter(missing.values()))
             if not is_kept:
-                await asyncio.to_thread(self._store.write, self.slot.name, target)
-        except BaseException:
-            for version in added:
-                if self.slot.versions[version.name] is self._ready.get(version.name):
-                    del self._loaded[version.name]
-                    self.slot.release(version.name)
-                else:
-                    await self._unload(version.name)
-            for name, key in outgoing.items():
-                self._rename(key, name)
-            raise
-        self._kept = kept if is_kept else target
-        self._move_traffic(target)
+                await self._stored.write(target)
+        self._stored.known = kept if is_kept else target
+        self._note_missing(missing)
+        if (target, here) != (self.deployment, self._served):
+            self._move_traffic(target, here)
         return target
 
-    def _move_traffic(self, target: Deployment) -> None:
+    def _failed(self) -> Mapping[str, PolicyServerError]:
+        return {name: DeploymentError(reason) for name, reason in self.slot.failures.items()}
+
+    def _note_missing(self, missing: Mapping[str, PolicyServerError]) -> None:
+        """List the versions that could not be loaded, log what is new, and try them again."""
+        known = dict(self.slot.failures)
         self.slot.failures.clear()
-        self.slot.route(target.percents, shadows=target.shadows)
-        self.deployment = target
+        for name, error in missing.items():
+            self.slot.failures[name] = error.message
+            if known.get(name) != error.message:
+                log_not_served(self.slot.name, name, error)
+        if missing:
+            assert self._stored.known is not None, "it was carried out"
+            self._stored.postpone(self._stored.known)
+
+    def _move_traffic(self, target: Deployment, here: Deployment) -> None:
+        self.slot.route(here.percents, shadows=here.shadows)
+        self.deployment, self._served = target, here
         logger.info(
             "deployment_changed",
             extra={
                 "policy": self.slot.name,
                 "live": target.live,
-                "traffic": dict(target.percents),
+                "traffic": dict(here.percents),
                 "reason": target.reason,
             },
         )
-        kept = {version.name for version in target}
-        for name in [name for name in self.slot.versions if name not in kept]:
+        for name in [name for name in self.slot.versions if name not in target.names]:
             if name not in self.draining:
                 self.draining.begin(name)
 
-    async def _add(
-        self, version: DeployedVersion, added: list[DeployedVersion], outgoing: dict[str, str]
-    ) -> None:
-        """Load a version unless it is loaded.
-
-        Args:
-            version: the version.
-            added: takes it if it was loaded.
-            outgoing: takes its name, and that of another version which has had it until now: one
-                that another process has undeployed, before it has deployed this one.
-        """
-        name = version.name
-        if name in self.draining and not version.digest:
-            raise DeploymentError(still_drains(name))
-        if name in self.slot.versions:
-            is_same = version.digest in ("", self._digest(name))
-            if is_same and name not in self.draining:
-                self._loaded[name] = version
-                return
-            outgoing[name] = f"{name} (outgoing {time.monotonic_ns()})"
-            self._rename(name, outgoing[name])
-        if name in self._ready and not version.digest:
-            self.slot.keep(self._ready[name])
-        elif followed := await self._followed.take(version):
-            self.slot.keep(followed)
-        else:
-            await self.slot.add(self._opener(version), name=name)
-        self._loaded[name] = version
-        added.append(version)
-        if version.digest not in ("", self._digest(name)):
-            raise DeploymentError(
-                f"version {name}: {version.model} holds another policy than the one that was "
-                "deployed; deploy it anew under another name"
-            )
-
-    def _digest(self, name: str) -> str:
-        return self.slot.versions[name].digest
-
-    def _rename(self, name: str, key: str) -> None:
-        self.slot.rename(name, key)
-        self._loaded[key] = self._loaded.pop(name)
-        self.draining.rename(name, key)
-
-    async def _unload(self, name: str) -> DeployedVersion:
-        # First: another version may get the name while this one is unloaded.
-        version = self._loaded.pop(name)
-        await self.slot.remove(name)
-        return version
-
     async def _unload_for_good(self, name: str) -> None:
         """Unload a version that is not deployed any more, and remove its files."""
-        version = await self._unload(name)
+        version = await self._versions.unload(name)
         if all(version.model != item.model for item in self.deployment or ()):
             await asyncio.to_thread(self._forget, version)
 
     async def _is_expected(self, name: str, digest: str) -> bool:
         """Return whether another process has deployed a version that is not loaded here yet."""
-        kept = await self._read()
+        kept = await self._stored.read()
         return (
             kept is not None
-            and self._is_newer(kept)
+            and self._stored.is_newer(kept)
             and (name, digest) in {(version.name, version.digest) for version in kept}
         )
 
@@ -362,34 +319,20 @@ class Deployer:
 
         Other changes are carried out while its versions are loaded.
         """
-        kept = await self._due()
+        kept = await self._stored.due()
         if kept is None:
             return
         try:
-            names = {*self.slot.versions, *self._ready}
-            await self._followed.load(item for item in kept if item.name not in names)
-            async with self._changing:
-                if kept == await self._due():
-                    await self._carry_out(kept, is_kept=True)
+            async with self._versions.followed(kept), self._changing:
+                if kept == await self._stored.due():
+                    await self._carry_out(kept, (), is_kept=True)
         except Exception:
-            is_again = kept == self._refused
-            self._delay_s = min(2 * self._delay_s, _LONGEST_DELAY_S) if is_again else _PERIOD_S
-            self._refused, self._retry_at = kept, time.monotonic() + self._delay_s
+            self._stored.postpone(kept)
             raise
-        finally:
-            await self._followed.discard()
-
-    async def _due(self) -> Deployment | None:
-        """Return a deployment of another process that is to be carried out; None for none."""
-        kept = await self._read()
-        if kept is None or not self._is_newer(kept):
-            return None
-        is_refused = kept == self._refused and time.monotonic() < self._retry_at
-        return None if is_refused else kept
 
     async def _weigh(self) -> None:
         """Promote a version that has shown what was asked, or take it back."""
-        weighed = self.deployment
+        weighed = self._served
         verdict = None if weighed is None else weigh(self.slot, weighed)
         if weighed is None or verdict is None:
             return
@@ -409,32 +352,6 @@ class Deployer:
                 "version_promoted" if verdict.is_promoted else "version_taken_back",
                 extra={"version": verdict.version, "reason": verdict.reason},
             )
-
-    def _begun(self, kept: Deployment | None) -> Deployment:
-        """Return the deployment of the versions that could be loaded."""
-        slot, traffic = self.slot, self.slot.traffic
-        assert traffic is not None, "a version that answers was loaded"
-        percents = {share.version.label: share.percent for share in traffic.shares}
-        known = {item.name: item for item in kept or ()}
-        versions = tuple(
-            replace(
-                known.get(name, DeployedVersion(name, self.slot.models.get(name))),
-                percent=percents.get(name, 0.0),
-                is_shadow=name in slot.shadows,
-                digest=slot.versions[name].digest,
-            )
-            for name in slot.versions
-        )
-        if kept is None:
-            return Deployment.begin(versions)
-        names = set(slot.versions)
-        return replace(
-            kept,
-            versions=versions,
-            live=kept.live if kept.live in names else traffic.live.label,
-            former=kept.former if kept.former in names else None,
-            waiting_for=None,
-        )
 
 
 def _deployed(before: Deployment, version: DeployedVersion) -> Deployment:

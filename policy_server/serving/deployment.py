@@ -150,9 +150,9 @@ class Deployment:
         """Return the same deployment, whose versions have the digests of what was loaded.
 
         Args:
-            digests: the start of the digest of each version's files, by the version's name.
+            digests: the start of the digest of each loaded version's files, by its name.
         """
-        known = tuple(replace(item, digest=digests[item.name]) for item in self)
+        known = tuple(replace(item, digest=digests.get(item.name, item.digest)) for item in self)
         return replace(self, versions=known)
 
     def promoted(self, name: str | None = None, *, reason: str = "") -> Deployment:

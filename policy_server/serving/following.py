@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
+from policy_server.errors import PolicyServerError
 from policy_server.serving.deployment import DeployedVersion
 from policy_server.serving.slot import PolicyOpener, PolicySlot
 from policy_server.serving.version import PolicyVersion
@@ -28,19 +30,17 @@ class FollowedVersions:
         self._loading: dict[tuple[str, str], asyncio.Task[PolicyVersion]] = {}
 
     async def load(self, versions: Iterable[DeployedVersion]) -> None:
-        """Load versions, one after the other.
+        """Load versions, one after the other; `take` raises the reason of one that can't be loaded.
 
         Args:
             versions: those that are to be served; each has its digest.
-
-        Raises:
-            PolicyServerError: if one can't be loaded.
         """
         for version in versions:
             loading = self._slot.load(self._opener(version), name=version.name)
             task = asyncio.create_task(loading)
             self._loading[version.name, version.digest] = task
-            await task
+            with suppress(PolicyServerError):
+                await task
 
     async def take(self, version: DeployedVersion) -> PolicyVersion | None:
         """Return a version that is loaded, or being loaded, and is the caller's from now on.

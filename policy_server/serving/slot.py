@@ -25,7 +25,7 @@ from policy_server.serving.traffic import ALL_TRAFFIC, Episodes, Traffic
 from policy_server.serving.version import OpenedPolicy, PolicyVersion
 from policy_server.settings import Settings
 
-__all__ = ["PlannedVersion", "PolicyOpener", "PolicySlot"]
+__all__ = ["PlannedVersion", "PolicyOpener", "PolicySlot", "log_not_served"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,8 @@ class PlannedVersion:
             server's folder.
         percent: its share of the questions, in per cent.
         is_shadow: whether it gets copies of the questions, and answers nobody.
+        stands_in_for: the name of the version whose share it takes where that can't be loaded;
+            empty for none.
     """
 
     name: str
@@ -57,6 +59,7 @@ class PlannedVersion:
     model: str | None = None
     percent: float = ALL_TRAFFIC
     is_shadow: bool = False
+    stands_in_for: str = ""
 
 
 class PolicySlot:
@@ -97,6 +100,7 @@ class PolicySlot:
         self.name = name
         self.schema = schema
         self._planned = [PlannedVersion("", planned)] if callable(planned) else list(planned)
+        self._own = self._planned
         self._models: dict[str, str | None] = {}
         self._settings = settings
         self.metrics = metrics.of(name)
@@ -283,30 +287,41 @@ class PolicySlot:
     async def start(self) -> None:
         """Load the planned versions, and split the questions among them.
 
-        One that can't be loaded leaves its share to the others.
+        One that can't be loaded leaves its share to the one that stands in for it, else to the
+        others. Where none that answers can be loaded, the policy's own address is tried, whose
+        files may be others than those that were deployed.
 
         Raises:
             PolicyServerError: if no version that answers can be loaded.
         """
-        percents: dict[str, float] = {}
-        shadows: set[str] = set()
+        try:
+            await self._start(self._planned)
+        except PolicyServerError:
+            if not self._has_own_address():
+                raise
+            # It may have other files by now, and is named after them: they win.
+            await self._start(self._own)
+
+    def _has_own_address(self) -> bool:
+        """Return whether the policy's own address was to be loaded under a version's name."""
+        named = {item.model for item in self._planned if item.name}
+        own = [item.model for item in self._own if not item.name and item.model in named]
+        return any("://" in (model or "") for model in own)
+
+    async def _start(self, planned: Sequence[PlannedVersion]) -> None:
+        loaded: dict[str, PlannedVersion] = {}
         refusal: PolicyServerError | None = None
-        for item in self._planned:
+        for item in planned:
             try:
                 version = await self.add(item.open_policy, name=item.name)
             except PolicyServerError as error:
                 refusal = refusal or error
                 self.failures[item.name] = error.message
-                logger.error(  # noqa: TRY400 -- the message says it all
-                    "version_not_served",
-                    extra={"policy": self.name, "version": item.name, "reason": error.message},
-                )
+                log_not_served(self.name, item.name, error)
             else:
                 self._models[version.label] = item.model
-                if item.is_shadow:
-                    shadows.add(version.label)
-                elif item.percent:
-                    percents[version.label] = item.percent
+                loaded[version.label] = item
+        percents = self._percents_of(planned, loaded)
         if not percents:
             assert refusal is not None, "a version that answers was planned, and is not there"
             self.failure = refusal.message
@@ -314,7 +329,19 @@ class PolicySlot:
                 # Nobody would know of a version that answers nothing.
                 await self.remove(name)
             raise refusal
-        self.route(percents, shadows=shadows)
+        self.route(percents, shadows={name for name, item in loaded.items() if item.is_shadow})
+
+    def _percents_of(
+        self, planned: Sequence[PlannedVersion], loaded: Mapping[str, PlannedVersion]
+    ) -> Mapping[str, float]:
+        """Return the share of each loaded version that answers, by name."""
+        left = {item.name: item.percent for item in planned if item.name in self.failures}
+        percents = {
+            name: item.percent + left.get(item.stands_in_for, 0.0)
+            for name, item in loaded.items()
+            if not item.is_shadow
+        }
+        return {name: percent for name, percent in percents.items() if percent}
 
     async def add(self, open_policy: PolicyOpener, *, name: str = "") -> PolicyVersion:
         """Load a version beside the others; it answers nobody before `route` gives it a share.
@@ -533,6 +560,18 @@ class PolicySlot:
                 "the same observations and give the same actions: give it a name of its own under "
                 "policies"
             )
+
+
+def log_not_served(policy: str, version: str, error: PolicyServerError) -> None:
+    """Log that a version could not be loaded.
+
+    Args:
+        policy: the policy's name.
+        version: the version's.
+        error: the reason.
+    """
+    extra = {"policy": policy, "version": version, "reason": error.message}
+    logger.error("version_not_served", extra=extra)
 
 
 async def _is_not_expected(_label: str, _digest: str) -> bool:

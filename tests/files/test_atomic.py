@@ -106,6 +106,35 @@ def test_write_that_ends_halfway_leaves_the_old_file(tmp_path: Path, end: str) -
         assert done.returncode == -signal.SIGXFSZ
 
 
+@pytest.mark.parametrize("call", ["open", "fsync", "close"])
+def test_durable_write_that_fails_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Each operation on the folder fails; an error says that the file is as it was."""
+    file = tmp_path / "versions.json"
+    file.write_bytes(b"old")
+    real = getattr(os, call)
+
+    def failing(target: Path | int, *rest: int) -> object:
+        where = Path(f"/proc/self/fd/{target}").resolve() if isinstance(target, int) else target
+        done = None if call == "open" and where == tmp_path else real(target, *rest)
+        if where == tmp_path:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return done
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, failing)
+        try:
+            write_whole(file, b"new", is_durable=True)
+        except OSError:
+            expected = b"old"
+        else:
+            expected = b"new"
+
+    assert file.read_bytes() == expected
+    assert names(tmp_path) == ["versions.json"]
+
+
 def test_writers_at_once_each_write_whole(tmp_path: Path) -> None:
     file = tmp_path / "shared"
     contents = [bytes([number]) * 100_000 for number in range(8)]

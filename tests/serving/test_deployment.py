@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -324,7 +325,7 @@ async def test_version_that_drains_is_unloaded_at_once_when_it_is_undeployed_aga
     after = await deployer.undeploy("v1")
 
     assert is_kept
-    assert after is before
+    assert after == before
     assert set(deployer.slot.versions) == {"v2"}
     assert deployer.slot.choose("episode").label == "v2"
     with pytest.raises(DeploymentError, match="there is no version v1"):
@@ -522,15 +523,72 @@ async def test_process_follows_the_deployment_of_another(tmp_path: Path) -> None
 
     await first.deploy(DeployedVersion("v2", "v2.zip", 100.0))
     await until(lambda: second.slot.choose().label == "v2")
-    second.deployment, kept = begun(), second.deployment
-    with pytest.raises(DeploymentError, match="were changed by another process"):
-        await second.deploy(DeployedVersion("v4", "v4.zip", 10.0))
-    second.deployment = kept
 
     following.cancel()
     for deployer in (first, second):
         await deployer.aclose()
         await deployer.slot.aclose()
+
+
+class SlowStore(DeploymentFile):
+    """A store that writes when it is let go."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home, {"door": "today"})
+        self.is_asked, self.may_end = threading.Event(), threading.Event()
+
+    def write(self, policy: str, deployment: Deployment) -> None:
+        """See `DeploymentStore.write`."""
+        self.is_asked.set()
+        self.may_end.wait()
+        super().write(policy, deployment)
+
+
+async def test_deploy_whose_client_has_gone_is_carried_out_once_it_is_written(
+    tmp_path: Path,
+) -> None:
+    planned = [PlannedVersion("v1", opener(V1), V1.model)]
+    slot = PolicySlot("door", SCHEMA, planned, settings=Settings(), metrics=Metrics())
+    store = SlowStore(tmp_path)
+    deployer = Deployer(slot, opener, store)
+    await start(deployer)
+    deploying = asyncio.create_task(deployer.deploy(DeployedVersion("v2", "v2.zip", 100.0)))
+    await until(store.is_asked.is_set)
+
+    for _ in range(2):
+        deploying.cancel()
+        await turns()
+    store.may_end.set()
+    await asyncio.wait([deploying])
+
+    assert deployer.deployment == store.read("door")
+    assert slot.choose().label == "v2"
+    assert (await deployer.roll_back()).live == "v1"
+    await deployer.aclose()
+    await slot.aclose()
+
+
+class LateStore(DeploymentFile):
+    """A store that another process has always written to just before."""
+
+    def write(self, policy: str, deployment: Deployment) -> None:
+        """See `DeploymentStore.write`."""
+        super().write(policy, replace(self.read(policy) or begun(), serial=deployment.serial))
+        super().write(policy, deployment)
+
+
+async def test_change_that_always_comes_after_another_process_is_refused(tmp_path: Path) -> None:
+    planned = [PlannedVersion("v1", opener(V1), V1.model)]
+    slot = PolicySlot("door", SCHEMA, planned, settings=Settings(), metrics=Metrics())
+    deployer = Deployer(slot, opener, LateStore(tmp_path, {"door": "today"}))
+    await start(deployer)
+
+    with pytest.raises(DeploymentError, match="were changed by another process"):
+        await deployer.deploy(DeployedVersion("v4", "v4.zip", 10.0))
+
+    assert set(slot.versions) == {"v1"}
+    await deployer.aclose()
+    await slot.aclose()
 
 
 async def test_change_while_the_deploy_of_another_process_is_loaded_is_carried_out_at_once(

@@ -255,7 +255,7 @@ async def test_name_that_was_given_to_other_files_is_loaded_anew(
     await late.aclose()
 
 
-async def test_server_that_gets_other_files_does_not_follow(
+async def test_server_that_gets_other_files_does_not_serve_them(
     tmp_path: Path, records: Records
 ) -> None:
     first = await Server(tmp_path / "a", records).start()
@@ -264,11 +264,17 @@ async def test_server_that_gets_other_files_does_not_follow(
     second.upload("v2", "two", "changed")
 
     await first.deployer.deploy(first.upload("v2", "two", "second"))
-    with pytest.raises(DeploymentError, match="two holds another policy than the one that was"):
-        await second.deployer.roll_back()
+    await until(lambda: "v2" in second.slot.failures)
 
+    assert first.served == ("v2", "second")
     assert second.served == ("v1", "first")
     assert set(second.slot.versions) == {"v1"}
+    assert "holds another policy than the one that was" in second.slot.failures["v2"]
+    await second.deployer.roll_back()
+    await until(lambda: first.served == ("v1", "first"))
+    with pytest.raises(DeploymentError, match="holds another policy than the one that was"):
+        await second.deployer.promote("v2")
+    assert second.served == ("v1", "first")
     await first.aclose()
     await second.aclose()
 

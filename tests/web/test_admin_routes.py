@@ -109,6 +109,26 @@ async def test_deployed_version_is_live_and_survives_a_restart(home: Path) -> No
     assert folder.name.startswith("v2.")
 
 
+async def test_upload_is_on_the_disk_before_the_deployment_that_names_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def noting(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append(Path(f"/proc/self/fd/{descriptor}").resolve())
+
+    async with served(home) as client:
+        monkeypatch.setattr(os, "fsync", noting)
+        answer = await admin(client, "POST", VERSIONS, content=ZIP.read_bytes())
+
+    [folder] = (home / "versions" / "default").iterdir()
+    assert answer.status_code == 201, answer.text
+    needed = {folder / "saved_model.zip", folder, folder.parent, folder.parent.parent, home}
+    assert needed - {home} <= {*synced[: synced.index(home)]}
+
+
 async def test_changed_schema_wins_over_a_deployment(home: Path) -> None:
     async with served(home) as client:
         first = await version_of(client)

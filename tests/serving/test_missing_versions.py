@@ -1,0 +1,262 @@
+"""Versions that one process of a server can't load: they stay deployed, and are tried again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from policy_server.errors import ModelError
+from policy_server.metrics import Metrics
+from policy_server.schema import parse_schema
+from policy_server.serving import (
+    DeployedVersion,
+    Deployer,
+    Deployment,
+    Evidence,
+    OpenedPolicy,
+    PlannedVersion,
+    PolicyOpener,
+    PolicySlot,
+)
+from policy_server.serving.deployment_file import DeploymentFile
+from policy_server.settings import Settings
+from tests.support.fakes import integer_backend, opened
+from tests.support.waiting import until
+
+SCHEMA = parse_schema("observations: {cat: {type: int}, mouse: {type: float}}")
+BASE = "base.zip"
+ADDRESS = "s3://policies/base.zip"
+
+
+class Process:
+    """A process of a server: it finds the files at `there`, a digest at each address."""
+
+    def __init__(self, home: Path, there: dict[str, str]) -> None:
+        self.there = there
+        self.asked: list[str] = []
+        # A policy that schema.yaml has at an address is named after its files.
+        name, model = ("", ADDRESS) if ADDRESS in there else ("v1", BASE)
+        planned = [PlannedVersion(name, self.opener(DeployedVersion(name, model)), model)]
+        self.slot = PolicySlot("door", SCHEMA, planned, settings=Settings(), metrics=Metrics())
+        store = DeploymentFile(home, {"door": "today"})
+        self.deployer = Deployer(self.slot, self.opener, store, period_s=0.01)
+
+    def opener(self, version: DeployedVersion) -> PolicyOpener:
+        """Return what loads a version."""
+
+        def open_version() -> AbstractAsyncContextManager[OpenedPolicy]:
+            assert version.model is not None
+            self.asked.append(version.model)
+            if version.model not in self.there:
+                raise ModelError(f"{version.model}: not found")
+            return opened(integer_backend(), digest=self.there[version.model])
+
+        return open_version
+
+    @property
+    def shares(self) -> dict[str, object]:
+        """Return the share of each version that answers."""
+        traffic = self.slot.traffic
+        found = () if traffic is None else traffic.shares
+        return {share.version.label: pytest.approx(share.percent) for share in found}
+
+
+@asynccontextmanager
+async def running(
+    home: Path, there: dict[str, str], *, has_base: bool = True, is_following: bool = True
+) -> AsyncIterator[Process]:
+    """Run a process, which follows the others."""
+    process = Process(home, {**there, **({BASE: "base"} if has_base else {})})
+    process.deployer.plan()
+    with suppress(ModelError):
+        await process.slot.start()
+    process.deployer.adopt()
+    following = asyncio.create_task(process.deployer.run() if is_following else asyncio.sleep(0))
+    try:
+        yield process
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
+        await process.deployer.aclose()
+        await process.slot.aclose()
+
+
+def kept(home: Path) -> Deployment:
+    """Return the deployment that the processes share."""
+    found = DeploymentFile(home, {"door": "today"}).read("door")
+    assert found is not None
+    return found
+
+
+async def test_change_by_a_process_that_lacks_a_version_keeps_it(tmp_path: Path) -> None:
+    async with running(tmp_path, {"a": "second", "b": "third"}) as first:
+        await first.deployer.deploy(DeployedVersion("v2", "a", 50.0))
+        async with running(tmp_path, {"b": "third"}) as second:
+            before = second.shares
+            await second.deployer.deploy(DeployedVersion("v3", "b", 10.0))
+            await until(lambda: "v3" in first.slot.versions)
+
+            assert before == {"v1": 100.0}
+            assert first.shares == {"v1": 45.0, "v2": 45.0, "v3": 10.0}
+            assert second.shares == {"v1": 100 * 45 / 55, "v3": 100 * 10 / 55}
+            assert second.slot.failures == {"v2": "a: not found"}
+    assert kept(tmp_path).names == {"v1", "v2", "v3"}
+
+
+async def test_candidate_of_a_process_that_could_load_nothing_is_no_more_than_one(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, {"a": "second", "b": "third"}) as first:
+        await first.deployer.deploy(DeployedVersion("v2", "a", 100.0))
+        async with running(tmp_path, {"b": "third"}, has_base=False) as second:
+            await second.deployer.deploy(DeployedVersion("v3", "b", 10.0))
+            await until(lambda: "v3" in first.slot.versions)
+
+            assert first.shares == {"v2": 90.0, "v3": 10.0}
+    assert (kept(tmp_path).live, kept(tmp_path).former) == ("v2", "v1")
+
+
+async def test_version_that_could_not_be_loaded_is_tried_again(tmp_path: Path) -> None:
+    async with running(tmp_path, {"a": "second"}) as first:
+        await first.deployer.deploy(DeployedVersion("v2", "a", 50.0))
+        async with running(tmp_path, {}) as second:
+            second.there["a"] = "second"
+            await until(lambda: "v2" in second.slot.versions)
+
+            assert second.shares == {"v1": 50.0, "v2": 50.0}
+            assert second.slot.failures == {}
+
+
+async def test_policy_that_could_not_be_loaded_is_tried_again(tmp_path: Path) -> None:
+    async with running(tmp_path, {"a": "second"}) as first:
+        await first.deployer.deploy(DeployedVersion("v2", "a", 100.0))
+        await first.deployer.undeploy("v1")
+        async with running(tmp_path, {}) as second:
+            failure = second.slot.failure
+            second.there["a"] = "second"
+            await until(lambda: second.slot.traffic is not None)
+
+            assert failure == "a: not found"
+            assert second.slot.failure is None
+            assert second.shares == {"v2": 100.0}
+
+
+async def test_new_version_that_one_process_cant_load_leaves_it_the_others(tmp_path: Path) -> None:
+    async with (
+        running(tmp_path, {"a": "second", "b": "third"}) as first,
+        running(tmp_path, {"b": "third"}) as second,
+    ):
+        await first.deployer.deploy(DeployedVersion("v2", "a", 50.0))
+        await first.deployer.deploy(DeployedVersion("v3", "b", 20.0))
+        await until(lambda: "v3" in second.slot.versions)
+
+        assert set(second.shares) == {"v1", "v3"}
+        assert second.slot.failures == {"v2": "a: not found"}
+
+
+async def test_former_version_answers_where_the_live_one_cant_be_loaded(tmp_path: Path) -> None:
+    async with running(tmp_path, {"a": "second", "b": "third"}) as first:
+        await first.deployer.deploy(DeployedVersion("v2", "a", 100.0))
+        await first.deployer.deploy(DeployedVersion("v3", "b", 10.0))
+    async with running(tmp_path, {"b": "third"}) as second:
+        assert second.slot.failure is None
+        assert second.shares == {"v1": 90.0, "v3": 10.0}
+
+
+@pytest.mark.parametrize("is_awaited", [False, True], ids=["at once", "by evidence"])
+async def test_version_that_is_not_loaded_here_is_not_promoted_here(
+    tmp_path: Path, *, is_awaited: bool
+) -> None:
+    evidence = Evidence("v2", 10, 0.0) if is_awaited else None
+    async with running(tmp_path, {"a": "second"}) as first:
+        await first.deployer.deploy(DeployedVersion("v2", "a", 50.0))
+        async with running(tmp_path, {}) as second:
+            with pytest.raises(ModelError, match="a: not found"):
+                await second.deployer.promote("v2", evidence=evidence)
+            assert second.shares == {"v1": 100.0}
+    assert kept(tmp_path).serial == 1
+
+
+CHANGES: dict[str, Callable[[Deployer], Coroutine[Any, Any, Deployment]]] = {
+    "rollback": lambda deployer: deployer.roll_back(),
+    "undeploy": lambda deployer: deployer.undeploy("v3"),
+    "deploy": lambda deployer: deployer.deploy(DeployedVersion("v4", "b", 100.0)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+async def test_missing_version_hinders_no_change_that_does_without_it(
+    tmp_path: Path, change: Callable[[Deployer], Coroutine[Any, Any, Deployment]]
+) -> None:
+    async with running(tmp_path, {"a": "second", "b": "third"}) as first:
+        await first.deployer.deploy(DeployedVersion("v2", "a", 100.0))
+        await first.deployer.deploy(DeployedVersion("v3", "b", 10.0))
+    async with running(tmp_path, {"b": "third"}, is_following=False) as second:
+        asked = second.asked.count("a")
+        changed = await change(second.deployer)
+
+        # A change does not wait for files that are away.
+        assert second.asked.count("a") == asked
+        assert second.shares == {"v4" if "v4" in changed.names else "v1": 100.0}
+        assert "v2" in changed.names
+    assert kept(tmp_path) == changed
+
+
+async def test_promotion_waits_for_its_evidence_after_a_restart_too(tmp_path: Path) -> None:
+    async with running(tmp_path, {"a": "second"}) as first:
+        await first.deployer.deploy(DeployedVersion("v2", "a", 10.0))
+        await first.deployer.promote("v2", evidence=Evidence("v2", 10, 0.0))
+    async with running(tmp_path, {"a": "second"}) as second:
+        assert second.deployer.deployment == kept(tmp_path)
+        assert set(second.slot.shadows) == {"v2"}
+
+
+async def test_start_serves_no_other_files_under_a_versions_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(tmp_path, {"a": "second"}) as first:
+        await first.deployer.deploy(DeployedVersion("v2", "a", 100.0))
+        async with running(tmp_path, {"a": "changed"}) as second:
+            assert first.slot.choose().digest == "second"
+            assert second.shares == {"v1": 100.0}
+            assert set(second.slot.versions) == {"v1"}
+            assert second.deployer.deployment == kept(tmp_path)
+    [reason] = second.slot.failures.values()
+    assert reason == (
+        "version v2: its address or path holds another policy than the one that was deployed; "
+        "deploy it anew under another name"
+    )
+    logged = [record for record in caplog.records if record.message == "version_not_served"]
+    assert [vars(record)["reason"] for record in logged] == [reason]
+
+
+async def test_other_files_at_the_policys_own_address_leave_the_deployed_version(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, {ADDRESS: "base", "a": "second"}) as first:
+        await first.deployer.deploy(DeployedVersion("v2", "a", 10.0))
+    async with running(tmp_path, {ADDRESS: "renewed", "a": "second"}) as second:
+        assert second.shares == {"v2": 100.0}
+        assert set(second.slot.failures) == {"base"}
+
+
+async def test_policys_own_other_files_win_where_nothing_deployed_can_be_served(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, {ADDRESS: "base", "a": "second"}) as first:
+        await first.deployer.deploy(DeployedVersion("v2", "a", 100.0))
+        await first.deployer.roll_back()
+    there = {ADDRESS: "renewed", "b": "third"}
+    async with running(tmp_path, there, is_following=False) as second:
+        begun = second.shares
+        await second.deployer.deploy(DeployedVersion("v3", "b", 10.0))
+
+        assert begun == {"renewed": 100.0}
+        assert second.shares == {"renewed": 90.0, "v3": 10.0}
+    assert kept(tmp_path).live == "renewed"
+    assert kept(tmp_path).names == {"renewed", "v3"}
