@@ -32,7 +32,8 @@ def keys_of(settings: Settings, file: SchemaFile) -> tuple[AccessKey, ...]:
         file: the contents of schema.yaml.
 
     Raises:
-        SettingsError: if one that opens the routes of versions is the key of other clients too.
+        SettingsError: if one that opens the routes of versions is the key of other clients too, or
+            one text is two keys of one scope.
     """
     api_key = file.api_key if settings.api_key is None else settings.api_key.get_secret_value()
     keys = [] if api_key is None else [AccessKey.of("api_key", api_key, "predict")]
@@ -43,6 +44,7 @@ def keys_of(settings: Settings, file: SchemaFile) -> tuple[AccessKey, ...]:
             keys.append(AccessKey.of(name, key.get_secret_value(), scope))
     keys += file.api_keys
     _check_admin_keys(keys, file.source)
+    _check_twins(keys, settings, file.source)
     return tuple(keys)
 
 
@@ -58,6 +60,26 @@ def _check_admin_keys(keys: Sequence[AccessKey], source: str) -> None:
                 f"{where}: is the access key {key.name!r} too, whose clients could change "
                 "versions; give it a text of its own"
             )
+
+
+def _check_twins(keys: Sequence[AccessKey], settings: Settings, source: str) -> None:
+    """Refuse one text as two keys of a scope, the first of which would hide the other's limits.
+
+    A client would keep its access, too, when one of them is taken out.
+    """
+    first: dict[tuple[bytes, Scope], AccessKey] = {}
+    for key in keys:
+        for scope in sorted(key.scopes):
+            twin = first.setdefault((key.digest, scope), key)
+            if twin is not key:
+                is_setting = getattr(settings, twin.name, None) is not None
+                setting = f"{ENV_PREFIX}{twin.name.upper()}"
+                raise SettingsError(
+                    f"{source}: key {key.name!r}: is the text of "
+                    f"{setting if is_setting else f'parameters.{twin.name}'} too, which has the "
+                    f"scope {scope} without its limits; give it a text of its own, or leave one "
+                    "of them out"
+                )
 
 
 @asynccontextmanager

@@ -112,14 +112,62 @@ def test_admin_key_that_clients_have_is_refused_in_one_line(
     assert OLD not in caught.value.message
 
 
-def test_admin_key_may_be_listed_with_its_scope(settings: Settings) -> None:
-    entry = f"{{name: ops, key: {OLD}, scopes: [predict, admin]}}"
-    settings.schema_path.write_text(f"parameters: {{api_keys: [{entry}]}}\n")
-    given = settings.model_copy(update={"admin_key": SecretStr(OLD)})
+@pytest.mark.parametrize(
+    ("schema", "given", "message"),
+    [
+        pytest.param(
+            f"parameters: {{api_key: {OLD}, api_keys: [{{name: plant, key: {OLD}}}]}}\n",
+            {},
+            "key 'plant': is the text of parameters.api_key too, which has the scope predict",
+            id="schema.yaml's key",
+        ),
+        pytest.param(
+            text_of(plant=OLD),
+            {"api_key": OLD},
+            "key 'plant': is the text of POLICY_SERVER_API_KEY too, which has the scope predict",
+            id="a setting",
+        ),
+        pytest.param(
+            "parameters: {api_keys: [{name: plant, hash: "
+            f"'sha256:{sha256(OLD.encode()).hexdigest()}'}}]}}\n",
+            {"api_key": OLD},
+            "key 'plant': is the text of POLICY_SERVER_API_KEY too, which has the scope predict",
+            id="a hash",
+        ),
+        pytest.param(
+            f"parameters: {{api_keys: [{{name: ops, key: {OLD}, scopes: [predict, admin]}}]}}\n",
+            {"admin_key": OLD},
+            "key 'ops': is the text of POLICY_SERVER_ADMIN_KEY too, which has the scope admin",
+            id="the admin key",
+        ),
+        pytest.param(
+            f"parameters: {{api_keys: [{{name: page, key: {OLD}, scopes: [metrics]}}]}}\n",
+            {"metrics_key": OLD},
+            "key 'page': is the text of POLICY_SERVER_METRICS_KEY too, which has the scope metrics",
+            id="the metrics key",
+        ),
+    ],
+)
+def test_one_text_as_two_keys_of_a_scope_is_refused_in_one_line(
+    settings: Settings, schema: str, given: dict[str, str], message: str
+) -> None:
+    settings.schema_path.write_text(schema)
+    known = settings.model_copy(update={name: SecretStr(key) for name, key in given.items()})
+
+    with pytest.raises(SettingsError) as caught:
+        keys_of(known, read_schema_file(known.schema_path))
+
+    expected = " without its limits; give it a text of its own, or leave one of them out"
+    assert caught.value.message.endswith(f"schema.yaml: {message}{expected}")
+    assert OLD not in caught.value.message
+
+
+def test_one_text_may_be_two_keys_of_other_scopes(settings: Settings) -> None:
+    given = settings.model_copy(update={"metrics_key": SecretStr(OLD)})
 
     keys = keys_of(given, read_schema_file(settings.schema_path))
 
-    assert [key.name for key in keys] == ["admin_key", "ops"]
+    assert [key.name for key in keys] == ["metrics_key", "old"]
 
 
 async def test_admin_key_is_not_taken_over_as_an_access_key(
