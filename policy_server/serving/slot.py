@@ -192,6 +192,16 @@ class PolicySlot:
         self._episodes.begin(episode, version)
         return version
 
+    def go_on(self, episode: str, version: PolicyVersion) -> None:
+        """Note that an episode is asked about, whose version its state token tells.
+
+        Args:
+            episode: its id; empty for one that has none.
+            version: answers it, and is loaded.
+        """
+        if episode:
+            self._episodes.begin(episode, version)
+
     def end_episode(self, episode: str) -> None:
         """Forget the version of an episode that has ended.
 
