@@ -88,7 +88,7 @@ class PolicyAnswering:
             version = self.slot.choose(episode, wanted=wanted)
         else:
             version = memory.version
-            self.slot.go_on(episode, version)
+            self.slot.go_on(episode, version, wanted=wanted)
         started = time.perf_counter()
         question = self.read(version, kind, body, is_raw=is_raw, is_npy=is_npy, seed=seed)
         self.slot.metrics.observe_stage("validate", time.perf_counter() - started)

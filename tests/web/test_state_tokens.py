@@ -298,6 +298,26 @@ async def test_episode_of_a_token_is_known_for_as_long_as_its_steps_name_it() ->
     assert (begun, idle, again) == (1, 0, 1)
 
 
+async def test_token_of_another_version_than_the_one_that_is_asked_for_is_409() -> None:
+    slot = slot_of(summing_backend(), PARSED)
+    app = create_app(PolicyRegistry([slot]), Settings(), api_key=KEY)
+    body = {"cat": 1, "mouse": 1.0}
+    async with running(app), client_of(app) as client:
+        first = await client.post("/predict", json=body, headers={"x-state": "new"})
+        old, token = (first.headers[name] for name in ("x-policy-version", "x-state"))
+        await slot.add(lambda: opened(summing_backend()), name="v2")
+        answers = [
+            await client.post(
+                "/predict", json=body, headers={"x-state": token, "x-policy-version": name}
+            )
+            for name in (old, "v2", "nowhere")
+        ]
+
+    assert answers[0].headers["x-policy-version"] == old
+    assert_error(answers[1], 409, f"x-policy-version: expected {old}", "got v2")
+    assert_error(answers[2], 409, "x-policy-version: 'nowhere' is not loaded")
+
+
 async def test_token_carries_the_previous_action() -> None:
     backend = summing_backend()
     memory = (
