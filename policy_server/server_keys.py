@@ -116,7 +116,7 @@ async def _follow(keys: KeyRing, settings: Settings, look_every_s: float) -> Non
 
 
 class _Following:
-    """What has been seen and read of schema.yaml."""
+    """The states of schema.yaml that were seen and read last."""
 
     def __init__(self, keys: KeyRing, settings: Settings) -> None:
         self._keys = keys
