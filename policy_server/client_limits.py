@@ -78,10 +78,15 @@ class Share:
         """Count more observations than the one that each request counts as.
 
         Args:
-            observations: how many more.
+            observations: how many more; -1 of a team without agents gives nothing back.
         """
         for account in self._accounts:
-            account.tokens -= observations
+            account.tokens -= max(0, observations)
+
+    def refund(self) -> None:
+        """Let the request count as no observation."""
+        for account in self._accounts:
+            account.tokens += 1
 
     def end(self) -> None:
         """Give the places back; more than once does nothing."""

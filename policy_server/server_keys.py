@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 # A change is taken when the file was the same twice: within a second of its last write.
 _LOOK_EVERY_S = 0.4
 
-_Stamp = tuple[int, int, int] | None
+_Stamp = tuple[int, int, int, int]
 
 
 def keys_of(settings: Settings, file: SchemaFile) -> tuple[AccessKey, ...]:
@@ -32,7 +32,8 @@ def keys_of(settings: Settings, file: SchemaFile) -> tuple[AccessKey, ...]:
         file: the contents of schema.yaml.
 
     Raises:
-        SettingsError: if one that opens the routes of versions is the key of other clients too.
+        SettingsError: if one that opens the routes of versions is the key of other clients too, or
+            one text is two keys of one scope.
     """
     api_key = file.api_key if settings.api_key is None else settings.api_key.get_secret_value()
     keys = [] if api_key is None else [AccessKey.of("api_key", api_key, "predict")]
@@ -43,6 +44,7 @@ def keys_of(settings: Settings, file: SchemaFile) -> tuple[AccessKey, ...]:
             keys.append(AccessKey.of(name, key.get_secret_value(), scope))
     keys += file.api_keys
     _check_admin_keys(keys, file.source)
+    _check_twins(keys, settings, file.source)
     return tuple(keys)
 
 
@@ -60,13 +62,34 @@ def _check_admin_keys(keys: Sequence[AccessKey], source: str) -> None:
             )
 
 
+def _check_twins(keys: Sequence[AccessKey], settings: Settings, source: str) -> None:
+    """Refuse one text as two keys of a scope, the first of which would hide the other's limits.
+
+    A client would keep its access, too, when one of them is taken out.
+    """
+    first: dict[tuple[bytes, Scope], AccessKey] = {}
+    for key in keys:
+        for scope in sorted(key.scopes):
+            twin = first.setdefault((key.digest, scope), key)
+            if twin is not key:
+                is_setting = getattr(settings, twin.name, None) is not None
+                setting = f"{ENV_PREFIX}{twin.name.upper()}"
+                raise SettingsError(
+                    f"{source}: key {key.name!r}: is the text of "
+                    f"{setting if is_setting else f'parameters.{twin.name}'} too, which has the "
+                    f"scope {scope} without its limits; give it a text of its own, or leave one "
+                    "of them out"
+                )
+
+
 @asynccontextmanager
 async def followed_keys(
     keys: KeyRing, settings: Settings, *, look_every_s: float = _LOOK_EVERY_S
 ) -> AsyncIterator[None]:
     """Take over the keys of schema.yaml whenever it changes, while the block runs.
 
-    A file that can't be read leaves the keys as they are, with a line in the log.
+    A file that can't be read leaves the keys as they are, with a line in the log, and is tried
+    again until it can.
 
     Args:
         keys: the server's.
@@ -82,35 +105,77 @@ async def followed_keys(
 
 
 async def _follow(keys: KeyRing, settings: Settings, look_every_s: float) -> None:
-    path = settings.schema_path
-    # What has been read at the start may have changed since.
-    read: _Stamp = None
-    seen: _Stamp = None
+    following = _Following(keys, settings)
     while True:
-        stamp = await asyncio.to_thread(_stamp, path)
-        # One that is being written is waited for.
-        if stamp is not None and stamp == seen and stamp != read:
-            read = stamp
-            await _read_again(keys, settings)
-        seen = stamp
+        try:
+            await following.look()
+        except Exception as error:
+            # A key that is taken out later must not stay valid because this has ended.
+            following.tell_once(f"internal error, {type(error).__name__}", error)
         await asyncio.sleep(look_every_s)
 
 
-def _stamp(path: Path) -> _Stamp:
+class _Following:
+    """The states of schema.yaml that were seen and read last."""
+
+    def __init__(self, keys: KeyRing, settings: Settings) -> None:
+        self._keys = keys
+        self._settings = settings
+        # What has been read at the start may have changed since.
+        self._read: _Stamp | None = None
+        self._seen: _Stamp | str | None = None
+        self._told = ""
+
+    async def look(self) -> None:
+        """Read the keys of a file that is not the one that was read last."""
+        stamp = await asyncio.to_thread(_stamp, self._settings.schema_path)
+        is_settled, self._seen = stamp == self._seen, stamp
+        # One that is being written, or has gone for a moment, is waited for.
+        if not is_settled:
+            return
+        if isinstance(stamp, str):
+            self.tell_once(stamp)
+        elif stamp == self._read:
+            self._told = ""
+        else:
+            await self._read_again(stamp)
+
+    def tell_once(self, reason: str, error: Exception | None = None) -> None:
+        """Log a failure that may last: each look would log it again."""
+        if reason != self._told:
+            self._told = reason
+            _tell(reason, error)
+
+    async def _read_again(self, stamp: _Stamp) -> None:
+        try:
+            file = await asyncio.to_thread(read_schema_file, self._settings.schema_path)
+            now = keys_of(self._settings, file)
+        except PolicyServerError as error:
+            if isinstance(error.__cause__, OSError):
+                # It may be read at the next look, although it does not change.
+                self.tell_once(error.message)
+            else:
+                self._read = stamp
+                _tell(error.message)
+            return
+        _take(self._keys, now)
+        self._read, self._told = stamp, ""
+
+
+def _stamp(path: Path) -> _Stamp | str:
+    """Return by what a file is known, its rights among it; a text tells why it can't be found."""
     try:
         found = os.stat(path)  # noqa: PTH116 -- a link is followed, as Kubernetes changes it
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    except OSError as error:
+        return f"{path}: can't be found: {error.strerror or error}"
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
 
 
-async def _read_again(keys: KeyRing, settings: Settings) -> None:
-    try:
-        file = await asyncio.to_thread(read_schema_file, settings.schema_path)
-        now = keys_of(settings, file)
-    except PolicyServerError as error:
-        logger.error("keys_not_read", extra={"reason": f"{error.message}; the keys stay"})  # noqa: TRY400 -- the reason is in the message
-        return
+def _tell(reason: str, error: Exception | None = None) -> None:
+    logger.error("keys_not_read", extra={"reason": f"{reason}; the keys stay"}, exc_info=error)
+
+
+def _take(keys: KeyRing, now: Sequence[AccessKey]) -> None:
     before = keys.keys
     if before == now:
         return

@@ -114,6 +114,17 @@ def test_large_batch_is_paid_off_later(clock: Clock) -> None:
     assert counts == [0, 1]
 
 
+def test_request_without_observations_counts_as_one_and_a_refunded_one_as_none(
+    clock: Clock,
+) -> None:
+    limits = limits_of(clock, of_address=ClientLimit(max_rate=2))
+
+    limits.begin(None, ADDRESS).refund()
+    limits.begin(None, ADDRESS).charge(-1)
+
+    assert asked(limits, 3) == 1
+
+
 def test_requests_in_flight_are_limited_until_they_end(clock: Clock) -> None:
     limits = limits_of(clock, of_key=ClientLimit(max_in_flight=2))
     first, _second = limits.begin("plant", ADDRESS), limits.begin("plant", ADDRESS)

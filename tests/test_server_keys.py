@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+import os
+import resource
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from pydantic import SecretStr
 from websockets.exceptions import ConnectionClosed
 
-from policy_server.access_keys import KeyRing
+from policy_server.access_keys import AccessKey, KeyRing
 from policy_server.errors import SettingsError
 from policy_server.schema import read_schema_file
 from policy_server.server_keys import followed_keys, keys_of
@@ -41,6 +43,11 @@ def ring_of(settings: Settings) -> KeyRing:
 
 def names(ring: KeyRing) -> list[str]:
     return [key.name for key in ring.keys]
+
+
+def reasons(caplog: pytest.LogCaptureFixture) -> list[str]:
+    told = [vars(item) for item in caplog.records if item.message == "keys_not_read"]
+    return [item["reason"] for item in told]
 
 
 @asynccontextmanager
@@ -112,14 +119,62 @@ def test_admin_key_that_clients_have_is_refused_in_one_line(
     assert OLD not in caught.value.message
 
 
-def test_admin_key_may_be_listed_with_its_scope(settings: Settings) -> None:
-    entry = f"{{name: ops, key: {OLD}, scopes: [predict, admin]}}"
-    settings.schema_path.write_text(f"parameters: {{api_keys: [{entry}]}}\n")
-    given = settings.model_copy(update={"admin_key": SecretStr(OLD)})
+@pytest.mark.parametrize(
+    ("schema", "given", "message"),
+    [
+        pytest.param(
+            f"parameters: {{api_key: {OLD}, api_keys: [{{name: plant, key: {OLD}}}]}}\n",
+            {},
+            "key 'plant': is the text of parameters.api_key too, which has the scope predict",
+            id="schema.yaml's key",
+        ),
+        pytest.param(
+            text_of(plant=OLD),
+            {"api_key": OLD},
+            "key 'plant': is the text of POLICY_SERVER_API_KEY too, which has the scope predict",
+            id="a setting",
+        ),
+        pytest.param(
+            "parameters: {api_keys: [{name: plant, hash: "
+            f"'sha256:{sha256(OLD.encode()).hexdigest()}'}}]}}\n",
+            {"api_key": OLD},
+            "key 'plant': is the text of POLICY_SERVER_API_KEY too, which has the scope predict",
+            id="a hash",
+        ),
+        pytest.param(
+            f"parameters: {{api_keys: [{{name: ops, key: {OLD}, scopes: [predict, admin]}}]}}\n",
+            {"admin_key": OLD},
+            "key 'ops': is the text of POLICY_SERVER_ADMIN_KEY too, which has the scope admin",
+            id="the admin key",
+        ),
+        pytest.param(
+            f"parameters: {{api_keys: [{{name: page, key: {OLD}, scopes: [metrics]}}]}}\n",
+            {"metrics_key": OLD},
+            "key 'page': is the text of POLICY_SERVER_METRICS_KEY too, which has the scope metrics",
+            id="the metrics key",
+        ),
+    ],
+)
+def test_one_text_as_two_keys_of_a_scope_is_refused_in_one_line(
+    settings: Settings, schema: str, given: dict[str, str], message: str
+) -> None:
+    settings.schema_path.write_text(schema)
+    known = settings.model_copy(update={name: SecretStr(key) for name, key in given.items()})
+
+    with pytest.raises(SettingsError) as caught:
+        keys_of(known, read_schema_file(known.schema_path))
+
+    expected = " without its limits; give it a text of its own, or leave one of them out"
+    assert caught.value.message.endswith(f"schema.yaml: {message}{expected}")
+    assert OLD not in caught.value.message
+
+
+def test_one_text_may_be_two_keys_of_other_scopes(settings: Settings) -> None:
+    given = settings.model_copy(update={"metrics_key": SecretStr(OLD)})
 
     keys = keys_of(given, read_schema_file(settings.schema_path))
 
-    assert [key.name for key in keys] == ["admin_key", "ops"]
+    assert [key.name for key in keys] == ["metrics_key", "old"]
 
 
 async def test_admin_key_is_not_taken_over_as_an_access_key(
@@ -161,6 +216,83 @@ async def test_file_that_cannot_be_read_leaves_the_keys(
         await until(lambda: names(ring) == ["new"])
 
     assert before == ["old"]
+
+
+async def test_file_that_could_not_be_read_for_a_while_is_tried_again(
+    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(text_of(new=NEW))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with followed(settings) as ring:
+        # No file can be opened, and each can be found.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        try:
+            other.replace(settings.schema_path)
+            await until(lambda: "keys_not_read" in caplog.text)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        await until(lambda: names(ring) == ["new"])
+
+    assert "Too many open files; the keys stay" in reasons(caplog)[0]
+
+
+async def test_file_that_changes_within_its_time_and_size_is_read_again(
+    settings: Settings,
+) -> None:
+    async with followed(settings) as ring:
+        settings.schema_path.write_text(text_of(one=OLD))
+        await until(lambda: names(ring) == ["one"])
+        before = settings.schema_path.stat()
+        settings.schema_path.write_text(text_of(two=OLD))
+        os.utime(settings.schema_path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        await until(lambda: names(ring) == ["two"])
+
+    after = settings.schema_path.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+async def test_file_that_has_gone_is_told_each_time_and_leaves_the_keys(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with followed(settings) as ring:
+        settings.schema_path.unlink()
+        await until(lambda: len(reasons(caplog)) == 1)
+        settings.schema_path.write_text(text_of(new=NEW))
+        await until(lambda: names(ring) == ["new"])
+        settings.schema_path.unlink()
+        await until(lambda: len(reasons(caplog)) == 2)
+
+    assert names(ring) == ["new"]
+    for reason in reasons(caplog):
+        assert reason.endswith(
+            "schema.yaml: can't be found: No such file or directory; the keys stay"
+        )
+
+
+class FailingRing(KeyRing):
+    """Takes no other keys until it is mended."""
+
+    is_mended = True
+
+    def replace(self, keys: Iterable[AccessKey]) -> None:
+        if not self.is_mended:
+            raise ValueError("broken")
+        super().replace(keys)
+
+
+async def test_failure_of_ours_is_told_and_ends_nothing(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    ring = FailingRing(keys_of(settings, read_schema_file(settings.schema_path)))
+    ring.is_mended = False
+    async with followed_keys(ring, settings, look_every_s=0.01):
+        settings.schema_path.write_text(text_of(new=NEW))
+        await until(lambda: reasons(caplog))
+        ring.is_mended = True
+        await until(lambda: names(ring) == ["new"])
+
+    assert reasons(caplog) == ["internal error, ValueError; the keys stay"]
 
 
 async def test_file_without_a_key_lets_nobody_in(settings: Settings) -> None:

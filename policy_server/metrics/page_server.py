@@ -200,7 +200,7 @@ class PageServer:
             return error
         else:
             # Whoever has the key may scrape at any rate.
-            share.charge(-1)
+            share.refund()
         finally:
             share.end()
         return None

@@ -17,6 +17,9 @@ from policy_server.policy import LARGEST, Float32Array, Float64Array, PolicySign
 
 __all__ = ["NOTHING_STATED", "PreviousStep", "StatedStep"]
 
+# Of lists in lists, an action has one or two; orjson and Python's stack have limits of their own.
+_DEEPEST = 32
+
 
 @dataclass(frozen=True)
 class StatedStep:
@@ -39,7 +42,7 @@ class StatedStep:
             headers: the request's, by their names in lower case.
 
         Raises:
-            ObservationError: if a reward is no number, or an action no JSON.
+            ObservationError: if a reward is no number, or an action no JSON or none of numbers.
         """
         reward, action = headers.get("x-previous-reward"), headers.get("x-previous-action")
         if reward is None and action is None:
@@ -51,11 +54,13 @@ class StatedStep:
                 "float_parsing", "previous-reward", "Input should be a number"
             ) from error
         try:
-            return cls(known, None if action is None else orjson.loads(action))
+            executed = None if action is None else orjson.loads(action)
         except orjson.JSONDecodeError as error:
             raise _refusal(
                 "json_invalid", "previous-action", f"JSON decode error: {error}"
             ) from error
+        _check_action(executed)
+        return cls(known, executed)
 
 
 NOTHING_STATED = StatedStep()
@@ -95,12 +100,7 @@ class PreviousStep:
         """
         if stated.reward is not None:
             self._checked_reward(stated.reward)
-        if stated.action is not None and _flat(stated.action) is None:
-            raise _refusal(
-                "previous_action",
-                "previous-action",
-                "Input should be an action in the form of `actions`",
-            )
+        _check_action(stated.action)
 
     def write(self, state: Float32Array, stated: StatedStep, *, has_action: bool) -> Float32Array:
         """Return a memory with what a client states of the step before.
@@ -204,19 +204,41 @@ def _places(signature: PolicySignature, role: StateRole) -> NDArray[np.intp]:
     return np.array(found, np.intp)
 
 
-def _flat(value: object) -> list[float] | None:
-    """Return the numbers of nested lists; None where anything else is in them."""
-    if isinstance(value, list):
-        numbers: list[float] = []
-        for item in value:
-            found = _flat(item)
-            if found is None:
-                return None
-            numbers += found
-        return numbers
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+def _check_action(action: object) -> None:
+    """Refuse what is no action of any policy; None states none."""
+    if action is not None and _flat(action) is None:
+        raise _refusal(
+            "previous_action",
+            "previous-action",
+            "Input should be an action in the form of `actions`",
+        )
+
+
+def _flat(value: object, levels: int = _DEEPEST) -> list[float] | None:
+    """Return the numbers of nested lists; None where anything else is in them, or more levels."""
+    if not isinstance(value, list):
+        number = _finite(value)
+        return None if number is None else [number]
+    if not levels:
         return None
-    return [float(value)]
+    numbers: list[float] = []
+    for item in value:
+        found = _flat(item, levels - 1)
+        if found is None:
+            return None
+        numbers += found
+    return numbers
+
+
+def _finite(value: object) -> float | None:
+    """Return the number of a JSON value; None where it is none, or none that a float holds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _refusal(kind: str, name: str, message: str) -> ObservationError:

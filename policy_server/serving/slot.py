@@ -196,6 +196,25 @@ class PolicySlot:
         self._episodes.begin(episode, version)
         return version
 
+    def go_on(self, episode: str, version: PolicyVersion, *, wanted: str = "") -> None:
+        """Note that an episode is asked about, whose version is known from its memory.
+
+        Args:
+            episode: its id; empty for one that has none.
+            version: answers it, and is loaded.
+            wanted: the name of the version that is asked for; empty for none.
+
+        Raises:
+            DeploymentError: if another version is asked for, or one that is not loaded.
+        """
+        if wanted and self._named(wanted) is not version:
+            raise DeploymentError(
+                f"x-policy-version: expected {version.label}, with which this episode began, got "
+                f"{wanted}; leave it out, or begin another episode"
+            )
+        if episode:
+            self._episodes.begin(episode, version)
+
     def end_episode(self, episode: str) -> None:
         """Forget the version of an episode that has ended.
 

@@ -162,17 +162,21 @@ def agent_seed(seed: int, agent: str) -> int:
 
 
 def naming_agent(error: PolicyServerError, agent: str) -> PolicyServerError:
-    """Return an error about one agent that names it.
+    """Return an error about one agent that names it, and has the other as its cause for the log.
 
     Args:
         error: the error, as for an observation alone.
         agent: the agent's id.
     """
+    named: PolicyServerError
     if isinstance(error, ObservationError):
-        return ObservationError(
+        named = ObservationError(
             [{**item, "loc": _place_of(agent, item["loc"])} for item in error.problems]
         )
-    return type(error)(f"agent {agent!r}: {error.message}")
+    else:
+        named = type(error)(f"agent {agent!r}: {error.message}")
+    named.__cause__ = error
+    return named
 
 
 def _place_of(agent: str, loc: list[str | int]) -> list[str | int]:

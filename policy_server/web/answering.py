@@ -84,7 +84,11 @@ class PolicyAnswering:
             ObservationError: if the body is not what schema.yaml describes.
             PolicyServerError: if the policy can't answer.
         """
-        version = self.slot.choose(episode, wanted=wanted) if memory is None else memory.version
+        if memory is None:
+            version = self.slot.choose(episode, wanted=wanted)
+        else:
+            version = memory.version
+            self.slot.go_on(episode, version, wanted=wanted)
         started = time.perf_counter()
         question = self.read(version, kind, body, is_raw=is_raw, is_npy=is_npy, seed=seed)
         self.slot.metrics.observe_stage("validate", time.perf_counter() - started)

@@ -156,8 +156,11 @@ def _describe_post(
 ) -> None:
     if not isinstance(route, AnswerRoute):
         # A session is begun, or begun anew.
-        for status in (413, 415, 503):
-            describe_error(operation, status)
+        describe_error(operation, 413)
+        describe_error(operation, 415)
+        _describe_sessions(operation)
+        if "{session_id}" not in route.path:
+            describe_error(operation, 409, of="version")
         return
     if not route.policy:
         assert team is not None, "its routes stand where there is a team"
@@ -166,6 +169,8 @@ def _describe_post(
         describe = _describe_batch if route.transport == "batch" else _describe_answer
         example = examples[route.policy].get(route.kind)
         describe(operation, route, registry[route.policy], example)
+    if not route.has_session:
+        describe_error(operation, 409, of="version")
     describe_timing(operation)
 
 
@@ -195,11 +200,18 @@ def _describe_operation(operation: Document, route: Route) -> None:
         operation["security"] = _SECURITY
         describe_error(operation, 401)
         describe_error(operation, 429)
-    if route.path in ("/livez", "/readyz"):
+    if route.path.endswith(("/livez", "/readyz", "/schema")):
         describe_error(operation, 503)
     if "{session_id}" in route.path:
         describe_error(operation, 404)
         describe_error(operation, 409)
+        _describe_sessions(operation)
+
+
+def _describe_sessions(operation: Document) -> None:
+    """Describe the errors of the store of sessions."""
+    for status in (501, 503):
+        describe_error(operation, status, of="sessions")
 
 
 def refuse_shared_type_names(table: RouteTable, registry: PolicyRegistry) -> None:

@@ -57,6 +57,24 @@ _ERRORS = {
     ),
 }
 
+# Where a status has another reason than on most routes.
+_ERRORS_OF = {
+    ("version", 409): (
+        "a version that is asked for (x-policy-version), and is not loaded",
+        "x-policy-version: 'v3' is not loaded; expected one of v1, v2",
+    ),
+    ("sessions", 501): (
+        "web processes that share no sessions, or a seed that the policy can't take",
+        "several web processes answer here, and share no sessions; give them a Redis "
+        "(POLICY_SERVER_SESSIONS_URL), or let the answers carry the memory (header x-state: new)",
+    ),
+    ("sessions", 503): (
+        "a store of sessions that can't be reached, or is full, or a policy that is not ready",
+        "sessions can't be reached: their Redis (POLICY_SERVER_SESSIONS_URL) gave no answer in "
+        "time; try again, a step with its number in x-step",
+    ),
+}
+
 
 def describe_errors(operation: Document, *statuses: int) -> None:
     """Describe the errors of a route that takes observations: 422, and others.
@@ -74,14 +92,15 @@ def describe_errors(operation: Document, *statuses: int) -> None:
         describe_error(operation, status)
 
 
-def describe_error(operation: Document, status: int) -> None:
+def describe_error(operation: Document, status: int, *, of: str = "") -> None:
     """Describe an error that is one sentence, with an example.
 
     Args:
         operation: the route's in the document, which is changed.
         status: the error's status.
+        of: `version` or `sessions`, where it is about these; empty for its usual reason.
     """
-    text, example = _ERRORS[status]
+    text, example = _ERRORS_OF[of, status] if of else _ERRORS[status]
     content = json_of("Problem")
     content["application/json"]["example"] = {"detail": example}
     operation["responses"][str(status)] = {"description": text.capitalize(), "content": content}

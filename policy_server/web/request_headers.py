@@ -8,9 +8,15 @@ from collections.abc import Iterable, Mapping
 
 from policy_server.errors import ObservationError
 from policy_server.observations import problem
-from policy_server.web.route_table import AnswerRoute, Route
+from policy_server.web.route_table import Route
 
-__all__ = ["LONGEST_EPISODE_ID", "check_headers", "given_id", "read_headers"]
+__all__ = [
+    "LONGEST_EPISODE_ID",
+    "check_headers",
+    "episode_of_session",
+    "given_id",
+    "read_headers",
+]
 
 LONGEST_EPISODE_ID = 256
 """In bytes: the id of an episode is kept while the episode runs."""
@@ -79,11 +85,14 @@ def check_headers(route: Route, headers: Iterable[tuple[bytes, bytes]]) -> None:
             if count > 1
         ]
     given = {name for name, _ in read}
-    if isinstance(route, AnswerRoute) and route.has_session:
+    if route.is_of_session:
         problems += [
             _problem("not_allowed", name, "A session has it from its beginning; leave it out")
             for name in sorted(given & _NOT_IN_SESSIONS)
         ]
+    elif route.begins_session and b"x-state" in given:
+        message = "A session keeps its memory in the server; leave it out"
+        problems.append(_problem("not_allowed", b"x-state", message))
     elif (b"x-state", b"") in read:
         problems.append(_problem("state_token", b"x-state", "Input should be a token, or new"))
     problems += [
@@ -93,6 +102,22 @@ def check_headers(route: Route, headers: Iterable[tuple[bytes, bytes]]) -> None:
     ]
     if problems:
         raise ObservationError(problems)
+
+
+def episode_of_session(header: str, body: str) -> str:
+    """Return the id of the episode that a session begins with.
+
+    Args:
+        header: the request's header `x-episode-id`; empty for none.
+        body: the `episode_id` of its body; empty for none.
+
+    Raises:
+        ObservationError: if the two are different ids.
+    """
+    if header and body and header != body:
+        message = "Input should be the episode_id of the body; leave one of them out"
+        raise ObservationError([_problem("not_allowed", b"x-episode-id", message)])
+    return body or header
 
 
 def _problem(kind: str, name: bytes, message: str) -> dict[str, object]:

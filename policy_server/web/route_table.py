@@ -113,6 +113,16 @@ class Route:
         """Return whether it is for browsers: documentation, its files, and client libraries."""
         return self.path in _FOR_BROWSERS
 
+    @functools.cached_property
+    def is_of_session(self) -> bool:
+        """Return whether it is about a session that has begun."""
+        return _SESSION in self.path
+
+    @functools.cached_property
+    def begins_session(self) -> bool:
+        """Return whether it begins a session, of a policy or a team."""
+        return self.path.removesuffix(_AGENTS).endswith(_SESSIONS)
+
     @property
     def is_folder(self) -> bool:
         """Return whether the path stands for all addresses below it."""

@@ -25,7 +25,7 @@ from policy_server.web.json_bodies import BodySeed, JsonRoute
 from policy_server.web.media_types import JSON
 from policy_server.web.openapi_schemas import REWARD
 from policy_server.web.query import in_digits
-from policy_server.web.request_headers import LONGEST_EPISODE_ID
+from policy_server.web.request_headers import LONGEST_EPISODE_ID, episode_of_session
 from policy_server.web.route_table import AnswerRoute, Route, RouteTable, SessionRoutes
 from policy_server.web.routes import ROUTE_TEXTS, Seed
 from policy_server.web.session_answering import SessionAnswering, SessionStep
@@ -174,7 +174,7 @@ def add_session_pages(
         asked = start or SessionStart()
         record = await sessions.begin(
             seed=asked.seed,
-            episode_id=asked.episode_id,
+            episode_id=episode_of_session(request.state.episode, asked.episode_id),
             wanted=request.state.version,
             client=client_name(request.state.key, request.state.client),
         )

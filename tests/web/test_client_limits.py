@@ -248,6 +248,26 @@ async def test_step_of_a_session_of_a_team_counts_its_agents() -> None:
     assert_paid_off(after)
 
 
+@pytest.mark.parametrize("has_fast_path", [True, False], ids=["fast path", "FastAPI"])
+@pytest.mark.parametrize("has_session", [True, False], ids=["session", "alone"])
+async def test_step_of_a_team_without_agents_counts_as_one(
+    *, has_session: bool, has_fast_path: bool
+) -> None:
+    path = "/predict/agents"
+    async with served_team(max_address_rate=ONCE, has_fast_path=has_fast_path) as served:
+        if has_session:
+            session = (await served.client.post("/sessions/agents")).json()["session_id"]
+            path = f"/sessions/{session}{path}"
+        elsewhere = httpx.ASGITransport(served.app, client=("203.0.113.7", 1234))
+        headers = {"access-token": KEY}
+        async with httpx.AsyncClient(
+            transport=elsewhere, base_url="http://test", headers=headers
+        ) as client:
+            answers = [await client.post(path, json={}) for _ in range(3)]
+
+    assert [answer.status_code for answer in answers] == [200, 429, 429]
+
+
 def posted(path: str, body: bytes, key: str = KEY) -> bytes:
     head = f"POST {path} HTTP/1.1\r\naccess-token: {key}\r\ncontent-length: {len(body)}\r\n\r\n"
     return head.encode() + body

@@ -6,18 +6,35 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import jsonschema  # type: ignore[import-untyped]  # its types are a package of their own
 import pytest
 
 from policy_server.policy import ActionOutput
+from policy_server.schema import parse_schema
+from policy_server.serving import PolicyRegistry
+from policy_server.serving.process_sessions import NoSessions
+from policy_server.settings import Settings
+from policy_server.web import create_app
 from tests.support.fakes import (
     FakeBackend,
     components_of,
     integer_backend,
     signature_of,
+    slot_of,
     summing_backend,
 )
-from tests.support.web import KEY, OBSERVATION, SCHEMA, build, client_of, serve, validator_of
+from tests.support.teams import served_team
+from tests.support.web import (
+    KEY,
+    OBSERVATION,
+    SCHEMA,
+    build,
+    client_of,
+    running,
+    serve,
+    validator_of,
+)
 
 PREFIXED = SCHEMA + "  url_path: app/v1\n"
 KINDS = ["predict", "predict_deterministic", "distribution"]
@@ -101,8 +118,66 @@ async def test_every_answer_has_a_description_and_errors_have_examples() -> None
             assert all(response["description"] for response in responses.values())
             assert ("401" in responses) == ("security" in operation) == (path not in OPEN)
     predict = document["paths"]["/predict"]["post"]["responses"]
-    statuses = ["200", "401", "413", "415", "422", "429", "500", "501", "503", "504"]
+    statuses = ["200", "401", "409", "413", "415", "422", "429", "500", "501", "503", "504"]
     assert sorted(predict) == statuses
+
+
+async def answers_without_sessions() -> list[httpx.Response]:
+    """Return the answers to requests about sessions where there are none."""
+    slot = slot_of(integer_backend(), parse_schema(SCHEMA), sessions=NoSessions())
+    app = create_app(PolicyRegistry([slot]), Settings(), api_key=KEY)
+    async with running(app), client_of(app) as client:
+        return [
+            await client.post("/sessions"),
+            await client.get("/sessions/0123"),
+            await client.delete("/sessions/0123"),
+            await client.post("/sessions/0123/reset"),
+        ]
+
+
+async def test_documented_statuses_hold_those_that_are_answered() -> None:
+    nowhere = {"x-policy-version": "nowhere"}
+    async with client_of(build()) as client:
+        answers = [await client.get("/schema")]
+    async with serve() as client:
+        document = (await client.get("/openapi.json")).json()
+        answers += [
+            await client.post("/predict", json=OBSERVATION, headers=nowhere),
+            await client.post("/predict/batch", json=[OBSERVATION], headers=nowhere),
+            await client.post("/sessions", headers=nowhere),
+        ]
+    answers += await answers_without_sessions()
+
+    assert [answer.status_code for answer in answers] == [503, *[409] * 3, *[501] * 4]
+    for answer in answers:
+        path = answer.request.url.path.replace("0123", "{session_id}")
+        operation = document["paths"][path][answer.request.method.lower()]
+        told = operation["responses"][str(answer.status_code)]
+        example = told["content"]["application/json"]["example"]["detail"]
+        is_of_kind = example.split()[0] == answer.json()["detail"].split()[0]
+        assert is_of_kind or answer.status_code == 503
+
+
+async def test_store_of_sessions_may_be_out_of_reach_for_each_of_their_routes() -> None:
+    document = await document_of()
+
+    for path, methods in document["paths"].items():
+        for operation in methods.values() if "/sessions" in path else ():
+            assert {"501", "503"} <= set(operation["responses"])
+
+
+async def test_document_of_a_team_has_the_statuses_of_versions_and_sessions() -> None:
+    async with served_team() as team:
+        document = (await team.client.get("/openapi.json")).json()
+        nowhere = {"x-policy-version": "hunter=nowhere"}
+        body = {"hunter_1": {"cat": 1, "mouse": 0.5}}
+        answer = await team.client.post("/predict/agents", json=body, headers=nowhere)
+
+    paths = document["paths"]
+    assert answer.status_code == 409
+    assert "409" in paths["/predict/agents"]["post"]["responses"]
+    assert {"409", "501", "503"} <= set(paths["/sessions/agents"]["post"]["responses"])
+    assert "501" in paths["/sessions/{session_id}/agents"]["get"]["responses"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -74,6 +74,54 @@ async def test_step_of_a_session_takes_nothing_that_the_session_has(name: str) -
     assert_invalid(answer, f"header.{name}")
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "name"),
+    [
+        ("POST", "/reset", "x-episode-id"),
+        ("POST", "/reset", "x-policy-version"),
+        ("POST", "/reset", "x-state"),
+        ("GET", "", "x-policy-version"),
+        ("DELETE", "", "x-state"),
+    ],
+)
+@pytest.mark.parametrize("team", ["", "/agents"])
+async def test_page_of_a_session_takes_nothing_that_the_session_has(
+    team: str, method: str, path: str, name: str
+) -> None:
+    async with served_team() as served:
+        begin = team or "/policies/hunter"
+        sessions = "/sessions/agents" if team else f"{begin}/sessions"
+        session = (await served.client.post(sessions)).json()["session_id"]
+        one = f"{sessions.removesuffix(team)}/{session}"
+        answer = await served.client.request(method, one + path + team, headers={name: "new"})
+
+    assert_invalid(answer, f"header.{name}")
+
+
+@pytest.mark.parametrize("team", ["", "/agents"])
+async def test_session_begins_with_no_state_token(team: str) -> None:
+    path = "/sessions/agents" if team else "/policies/hunter/sessions"
+    async with served_team() as served:
+        answer = await served.client.post(path, headers={"x-state": "new"})
+
+    assert_invalid(answer, "header.x-state")
+
+
+@pytest.mark.parametrize("team", ["", "/agents"])
+async def test_session_takes_its_episode_from_the_header_where_the_body_has_none(
+    team: str,
+) -> None:
+    path = "/sessions/agents" if team else "/policies/hunter/sessions"
+    lap = {"x-episode-id": "lap"}
+    async with served_team() as served:
+        alone = await served.client.post(path, headers=lap)
+        same = await served.client.post(path, headers=lap, json={"episode_id": "lap"})
+        other = await served.client.post(path, headers=lap, json={"episode_id": "pal"})
+
+    assert [answer.json().get("episode_id") for answer in (alone, same)] == ["lap", "lap"]
+    assert_invalid(other, "header.x-episode-id")
+
+
 @pytest.mark.parametrize("number", ["1_0", "1 0", "\u0663", "0_"])
 async def test_numbers_are_digits(number: str) -> None:
     async with serve(summing_backend()) as client:

@@ -275,6 +275,49 @@ async def test_token_is_bound_to_policy_and_version() -> None:
     assert f"version {old} is not loaded any more" in outdated.json()["detail"][0]["msg"]
 
 
+async def test_episode_of_a_token_is_known_for_as_long_as_its_steps_name_it() -> None:
+    slot = slot_of(summing_backend(), PARSED)
+    app = create_app(PolicyRegistry([slot]), Settings(), api_key=KEY)
+    lap = {"x-episode-id": "lap"}
+    body = {"cat": 1, "mouse": 1.0}
+    async with running(app), client_of(app) as client:
+        first = await client.post("/predict", json=body, headers={**lap, "x-state": "new"})
+        old = first.headers["x-policy-version"]
+        await slot.add(lambda: opened(summing_backend()), name="v2")
+        slot.route({"v2": 100.0})
+        begun = slot.episodes_of(old)
+        # As after EPISODE_IDLE_S.
+        slot.end_episode("lap")
+        token = {"x-state": first.headers["x-state"]}
+        nameless = await client.post("/predict", json=body, headers=token)
+        idle = slot.episodes_of(old)
+        await client.post("/predict", json=body, headers={**token, **lap})
+        again = slot.episodes_of(old)
+
+    assert nameless.headers["x-policy-version"] == old
+    assert (begun, idle, again) == (1, 0, 1)
+
+
+async def test_token_of_another_version_than_the_one_that_is_asked_for_is_409() -> None:
+    slot = slot_of(summing_backend(), PARSED)
+    app = create_app(PolicyRegistry([slot]), Settings(), api_key=KEY)
+    body = {"cat": 1, "mouse": 1.0}
+    async with running(app), client_of(app) as client:
+        first = await client.post("/predict", json=body, headers={"x-state": "new"})
+        old, token = (first.headers[name] for name in ("x-policy-version", "x-state"))
+        await slot.add(lambda: opened(summing_backend()), name="v2")
+        answers = [
+            await client.post(
+                "/predict", json=body, headers={"x-state": token, "x-policy-version": name}
+            )
+            for name in (old, "v2", "nowhere")
+        ]
+
+    assert answers[0].headers["x-policy-version"] == old
+    assert_error(answers[1], 409, f"x-policy-version: expected {old}", "got v2")
+    assert_error(answers[2], 409, "x-policy-version: 'nowhere' is not loaded")
+
+
 async def test_token_carries_the_previous_action() -> None:
     backend = summing_backend()
     memory = (

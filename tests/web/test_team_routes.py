@@ -224,6 +224,20 @@ async def test_policy_that_fails_on_one_agent_fails_the_step_and_is_named() -> N
     assert "secret" not in answer.text
 
 
+@pytest.mark.parametrize("path", ["/predict/agents", "/sessions/{}/predict/agents"])
+async def test_reason_of_a_policy_that_fails_is_in_the_log(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served_team() as team:
+        team.backends["prey"].error = RuntimeError("the reason")
+        session = (await team.client.post("/sessions/agents")).json()["session_id"]
+        body = {**TEAM, "prey": {"distance": 666.0, "is_seen": False}}
+        answer = await team.client.post(path.format(session), json=body)
+
+    assert_error(answer, 500, "the server's log has the reason")
+    assert "RuntimeError: the reason" in caplog.text
+
+
 async def test_policy_that_hangs_ends_the_step_in_time_and_frees_the_others() -> None:
     backends = usual_backends()
     gate = asyncio.Event()
