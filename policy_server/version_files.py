@@ -11,16 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from policy_server.errors import DeploymentError, ModelError
-from policy_server.files.archives import ArchiveLimits, open_archive
 from policy_server.files.locks import FileLock, is_locked
 from policy_server.formats.compiling_process import find_compiled
 from policy_server.formats.finding import find_policy, prepare_model, prepare_policy
 from policy_server.formats.model_files import digest_of_file, identify_model
-from policy_server.formats.unpacking import FolderCheck, format_of_file
+from policy_server.formats.unpacking import FolderCheck
+from policy_server.formats.version_archives import unpack_version
 from policy_server.remote_files import fetch_files, parse_uri, run_in_waiting_loop
 from policy_server.schema import PolicySection, SchemaFile, ServerSchema, read_schema
 from policy_server.serving import DeployedVersion, Deployment
-from policy_server.settings import ENV_PREFIX, Settings
+from policy_server.settings import Settings
 
 __all__ = ["Fetch", "VersionFiles"]
 
@@ -165,8 +165,7 @@ class VersionFiles:
         Args:
             policy: the policy's name.
             version: the new version's name.
-            upload: the archive: a policy's zip; or the zip of a folder with a policy's file, what
-                lies beside it, and maybe its schema.yaml.
+            upload: the archive, as `unpack_version` takes it.
 
         Returns:
             The place, as `DeployedVersion.model` has it; it is another one for each upload.
@@ -174,32 +173,11 @@ class VersionFiles:
         Raises:
             ModelError: if the archive can't be used.
         """
-        most = self._settings.max_unpacked_bytes
         unpacked = _unpacked(upload)
-        if self._is_policy(upload):
-            shutil.move(upload, unpacked / self._settings.zip_path.name)
-        else:
-            limits = ArchiveLimits(most, f"{ENV_PREFIX}MAX_UNPACKED_BYTES={most}")
-            # What a start makes itself, a compiled policy or the unzipped one, is nobody's to send.
-            made = self._settings.models_path.name
-            with open_archive(upload, limits) as archive:
-                archive.extract(
-                    PurePosixPath(),
-                    unpacked,
-                    is_wanted=lambda path: (
-                        path.parts[0] != made
-                        and not any(part.startswith(".") for part in path.parts)
-                    ),
-                )
+        unpack_version(upload, self._settings.model_copy(update={"home": unpacked}))
         model = f"{_FOLDER}/{policy}/{version}.{secrets.token_hex(6)}"
         unpacked.rename(self._own(model).home)
         return model
-
-    def _is_policy(self, upload: Path) -> bool:
-        try:
-            return format_of_file(upload, max_bytes=self._settings.max_unpacked_bytes) is not None
-        except ModelError:
-            return False
 
     def forget(self, policy: str, version: DeployedVersion) -> None:
         """Remove the files of a version that was uploaded or fetched; others stay.

@@ -80,6 +80,42 @@ def test_upload_brings_nothing_that_a_start_makes_itself(
     assert found == {"saved_model.zip", "schema.yaml", "another/saved_model.pb"}
 
 
+def members_of(path: Path, below: str) -> dict[str, bytes]:
+    """Return the files of a zip, as they lie in a folder."""
+    with zipfile.ZipFile(path) as archive:
+        return {f"{below}{name}": archive.read(name) for name in archive.namelist()}
+
+
+ONNX = (POLICIES / "onnx_sb3_doc_ppo_box" / "policy.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("sent", "schema"),
+    [
+        (members_of(ZIP, "policy/"), "schema.yaml"),
+        (members_of(ZIP, "new/policy/"), "new/schema.yaml"),
+        (members_of(ZIP, ""), "schema.yaml"),
+        ({"policy.onnx": ONNX}, "schema.yaml"),
+        ({"new/policy.onnx": ONNX}, "new/schema.yaml"),
+    ],
+    ids=["unzipped", "a folder", "the policy itself", "ONNX", "a folder with ONNX"],
+)
+def test_schema_of_an_upload_counts_wherever_the_policy_lies(
+    files: VersionFiles, section: PolicySection, sent: dict[str, bytes], schema: str
+) -> None:
+    with files.incoming("default", "v2") as upload:
+        with zipfile.ZipFile(upload, "w") as archive:
+            for name, content in sent.items():
+                archive.writestr(name, content)
+            archive.writestr(schema, "observations: {d: {type: float}, c: {type: float}}")
+        version = DeployedVersion("v2", files.take("default", "v2", upload), 100.0)
+
+    found = files.schema_of(version)
+    assert found is not None
+    assert [item.name for item in found.observations or ()] == ["d", "c"]
+    assert files.prepare(section, version, lambda *_: False).is_dir()
+
+
 @pytest.mark.parametrize("model", ["versions/..", "versions/default", "versions/a/../..", "models"])
 def test_version_of_another_place_removes_nothing(
     files: VersionFiles, model: str, tmp_path: Path

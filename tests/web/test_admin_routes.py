@@ -161,6 +161,13 @@ async def test_candidate_is_promoted_by_name(home: Path) -> None:
     assert "v2" in {item["name"] for item in listed["versions"]}
 
 
+def unzipped() -> dict[str, bytes]:
+    """Return the files of the policy in a folder, as `generate.py deploy FOLDER` sends them."""
+    with zipfile.ZipFile(ZIP) as archive:
+        return {f"policy/{name}": archive.read(name) for name in archive.namelist()}
+
+
+OTHER_SCHEMA = b"observations: {a: {type: List[float], min_items: 4, max_items: 4}}"
 BAD = {
     "no zip": b"hello",
     "no policy": bundle(readme__txt=b"hello"),
@@ -169,7 +176,11 @@ BAD = {
     "climbs": bundle(**{"../outside": b"x"}),
     "other schema": bundle(
         saved_model__zip=ZIP.read_bytes(),
-        schema__yaml=b"observations: {a: {type: List[float], min_items: 4, max_items: 4}}",
+        schema__yaml=OTHER_SCHEMA,
+    ),
+    "other schema beside a policy's folder": bundle(
+        **unzipped(),
+        schema__yaml=OTHER_SCHEMA,
     ),
 }
 
