@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -23,6 +24,8 @@ from policy_server.serving import DeployedVersion, Deployment
 from policy_server.settings import Settings
 
 __all__ = ["Fetch", "VersionFiles"]
+
+logger = logging.getLogger(__name__)
 
 _FOLDER = "versions"
 # versions/POLICY/VERSION
@@ -189,19 +192,23 @@ class VersionFiles:
         if (folder := self._folder_of(version)) is not None:
             shutil.rmtree(self._root / policy / folder, ignore_errors=True)
 
-    def clear(self, section: PolicySection, read: Callable[[], Deployment | None]) -> None:
-        """Remove what interrupted deployments have left.
+    def clear(self, section: PolicySection, named: Callable[[], Iterable[DeployedVersion]]) -> None:
+        """Remove what interrupted deployments have left; nothing where that can't be told.
 
         Args:
             section: the part of schema.yaml about the policy.
-            read: returns the policy's deployment.
+            named: returns the versions whose files are kept, as `DeploymentStore.named` does.
         """
         folder = self._root / section.name
         found = [*folder.iterdir()] if folder.is_dir() else []
         # In this order, since other processes go on: what is deployed meanwhile is on its way
         # first, and is in the deployment when it has arrived.
         coming = {_version_of(path) for path in found if is_locked(path)}
-        deployed = [self._folder_of(version) for version in read() or ()]
+        try:
+            deployed = [self._folder_of(version) for version in named()]
+        except DeploymentError as error:
+            logger.warning("versions_not_cleared", extra={"reason": error.message})
+            return
         kept = {*deployed, *(version.name for version in section.versions), "model"}
         for path in found:
             if path.name not in kept and _version_of(path) not in coming:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from policy_server.errors import DeploymentError, ModelError
 from policy_server.schema import PolicySection, read_schema_file
 from policy_server.serving import DeployedVersion, Deployment
+from policy_server.serving.deployment_file import DeploymentFile
 from policy_server.settings import Settings
 from policy_server.version_files import VersionFiles
 from tests.support.folders import EXPORTS
@@ -147,6 +150,40 @@ def test_start_removes_what_is_neither_deployed_nor_on_its_way(
     assert while_coming == (True, True)
     assert names_in(tmp_path) == {"v2"}
     assert not abandoned.exists()
+
+
+def changed(path: Path, entry: dict[str, Any]) -> None:
+    """Write a deployment over another schema.yaml."""
+    entry["default"]["basis"] = "another"
+    path.write_text(json.dumps(entry))
+
+
+@pytest.mark.parametrize(
+    "happen",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-3]),
+        lambda path: path.write_text("[]"),
+        lambda path: path.write_text('{"default": {"basis": "today", "deployment": 7}}'),
+        lambda path: changed(path, json.loads(path.read_text())),
+        # What can't be opened, whoever asks: the file's rights say nothing to root.
+        lambda path: (path.unlink(), path.mkdir()),
+    ],
+    ids=["cut off", "no object", "damaged entry", "other schema.yaml", "unreadable"],
+)
+def test_start_that_cannot_use_its_deployment_keeps_the_uploads(
+    files: VersionFiles, section: PolicySection, tmp_path: Path, happen: Callable[[Path], None]
+) -> None:
+    version = uploaded(files, "v2")
+    basis = {"default": "today"}
+    DeploymentFile(tmp_path, basis).write("default", Deployment((version,), "v2", serial=1))
+    happen(tmp_path / "versions.json")
+    store = DeploymentFile(tmp_path, basis)
+
+    used = store.read("default")
+    files.clear(section, lambda: store.named("default"))
+
+    assert used is None
+    assert names_in(tmp_path) == {"v2"}
 
 
 def test_files_that_are_not_here_are_fetched(
