@@ -237,6 +237,14 @@ async def test_model_is_deployed_from_an_address(home: Path, tmp_path: Path) -> 
     assert still_live == "next"
 
 
+async def test_address_that_is_refused_leaves_no_files(home: Path) -> None:
+    async with served(home) as client:
+        answer = await admin(client, "POST", VERSIONS, json={"model": OTHER.as_uri()})
+
+        assert answer.status_code == 409, answer.text
+        assert not list((home / "versions" / "default").iterdir())
+
+
 async def test_admin_routes_take_the_admin_key_alone(home: Path) -> None:
     async with served(home) as client:
         by_access_key = await client.get("/admin/policies/default")

@@ -3,45 +3,43 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import secrets
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from policy_server.errors import DeploymentError, ModelError
-from policy_server.files.locks import FileLock, is_locked
 from policy_server.formats.compiling_process import find_compiled
 from policy_server.formats.finding import find_policy, prepare_model, prepare_policy
 from policy_server.formats.model_files import digest_of_file, identify_model
 from policy_server.formats.unpacking import FolderCheck
 from policy_server.formats.version_archives import unpack_version
-from policy_server.remote_files import fetch_files, parse_uri, run_in_waiting_loop
+from policy_server.remote_files import (
+    RemoteUri,
+    fetch_files,
+    is_copy_of,
+    parse_uri,
+    run_in_waiting_loop,
+)
 from policy_server.schema import PolicySection, SchemaFile, ServerSchema, read_schema
 from policy_server.serving import DeployedVersion, Deployment
 from policy_server.settings import Settings
+from policy_server.version_files.folders import VersionFolders, version_of
+from policy_server.version_files.places import FOLDER, VersionPlaces
 
 __all__ = ["Fetch", "VersionFiles"]
 
-logger = logging.getLogger(__name__)
-
-_FOLDER = "versions"
-# versions/POLICY/VERSION
-_UPLOAD_PARTS = 3
-_INCOMING = ".incoming-"
-
 # Brings an uploaded version's files to an empty folder, and returns whether it could.
 Fetch = Callable[[str, Path], bool]
+# Returns the versions whose files are kept.
+Named = Callable[[], Iterable[DeployedVersion]]
 
 
 class VersionFiles:
     """The models of a server's policies: in its folder, at a path or address, or uploaded.
 
-    Uploaded and fetched versions have a folder of their own, which is laid out as a server's folder
-    is: a policy, and maybe a schema.yaml. That of a fetched one is `versions/POLICY/VERSION/`, that
-    of an uploaded one `versions/POLICY/VERSION.ID/`, whose id no other upload has.
+    Uploaded, fetched and deployed versions have folders of their own, `versions/POLICY/VERSION.ID`,
+    which are laid out as a server's folder is: a policy, and maybe a schema.yaml.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -51,7 +49,9 @@ class VersionFiles:
             settings: the folder, and limits.
         """
         self._settings = settings
-        self._root = settings.home / _FOLDER
+        self._places = VersionPlaces(settings)
+        self._folders = VersionFolders(settings.home / FOLDER)
+        self._known: dict[str, tuple[PolicySection, Named]] = {}
 
     def prepare(self, section: PolicySection, version: DeployedVersion, fetch: Fetch) -> Path:
         """Return the folder with a version's files; fetch and unpack them where that is needed.
@@ -70,7 +70,7 @@ class VersionFiles:
         """
         if version.model is None:
             return prepare_model(self._settings, check=self._check(section))
-        if self._is_uploaded(version.model):
+        if self._places.is_uploaded(version.model):
             return self._prepare_uploaded(section.name, version.model, fetch)
         key = f"versions.{version.name}.model" if section.versions else "model"
         try:
@@ -79,23 +79,28 @@ class VersionFiles:
             raise ModelError(f"{section.schema.source}: {key}: {error.message}") from error
 
     def _prepare(self, section: PolicySection, version: DeployedVersion, model: str) -> Path:
-        settings = self._settings
-        if "://" in model:
-            own = self._own(f"{_FOLDER}/{section.name}/{version.name or 'model'}")
-            own.home.mkdir(parents=True, exist_ok=True)
-            check = self._check(section)
-            uri = parse_uri(model, name=f"policies.{section.name}.model")
-            fetch_files(
-                own,
-                model=uri,
-                schema=None,
-                check=lambda folder, _schema: check(folder),
-                is_outdated_allowed=True,
-            )
-            return prepare_model(own, check=check)
-        target = settings.models_path / section.name / version.name
         check = self._check(section)
-        return prepare_policy(settings.home / model, target, settings, check=check)
+        unpacked = self._places.unpacked(section, version)
+        if unpacked is not None:
+            path = self._settings.home / model
+            return prepare_policy(path, unpacked, self._settings, check=check)
+        own = self._places.own(
+            f"{FOLDER}/{section.name}/{self._places.folder_of(section, version)}"
+        )
+        if "://" not in model:
+            path = self._settings.home / model
+            return prepare_policy(path, own.models_path, self._settings, check=check)
+        uri = parse_uri(model, name=f"policies.{section.name}.model")
+        _take_over(uri, own, [version.name, "model"])
+        own.home.mkdir(parents=True, exist_ok=True)
+        fetch_files(
+            own,
+            model=uri,
+            schema=None,
+            check=lambda folder, _schema: check(folder),
+            is_outdated_allowed=True,
+        )
+        return prepare_model(own, check=check)
 
     def _check(self, section: PolicySection) -> FolderCheck:
         """Return the check by loading, whose outcome the folder keeps for the start itself."""
@@ -107,7 +112,7 @@ class VersionFiles:
         return check
 
     def _prepare_uploaded(self, policy: str, model: str, fetch: Fetch) -> Path:
-        own = self._own(model)
+        own = self._places.own(model)
         if not own.home.is_dir():
             with self.incoming(policy, own.home.name.partition(".")[0]) as upload:
                 unpacked = _unpacked(upload)
@@ -130,37 +135,23 @@ class VersionFiles:
         Raises:
             SchemaError: if it can't be used.
         """
-        if version.model is None or not self._is_uploaded(version.model):
+        if version.model is None or not self._places.is_uploaded(version.model):
             return None
-        path = self._own(version.model).schema_path
+        path = self._places.own(version.model).schema_path
         return read_schema(path) if path.is_file() else None
 
     @contextmanager
     def incoming(self, policy: str, version: str) -> Iterator[Path]:
         """Give a file to write an upload to; it is gone at the end of the block.
 
-        No process clears the version's files meanwhile.
+        No process clears the version's files meanwhile, be they uploaded or fetched.
 
         Args:
             policy: the policy's name.
             version: the version's name.
         """
-        folder = self._root / policy
-        prefix = f"{_INCOMING}{version}."
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with (
-                # What can't be removed changes nothing of a deployment; the next start clears it.
-                tempfile.TemporaryDirectory(
-                    prefix=prefix, dir=folder, ignore_cleanup_errors=True
-                ) as scratch,
-                FileLock(Path(scratch), is_folder=True),
-            ):
-                yield Path(scratch) / "upload.zip"
-        except OSError as error:
-            raise DeploymentError(
-                f"{folder}: can't be written: {error.strerror or error}; nothing has changed"
-            ) from error
+        with self._folders.incoming(policy, version) as scratch:
+            yield scratch / "upload.zip"
 
     def take(self, policy: str, version: str, upload: Path) -> str:
         """Put an uploaded archive in its place.
@@ -178,41 +169,47 @@ class VersionFiles:
         """
         unpacked = _unpacked(upload)
         unpack_version(upload, self._settings.model_copy(update={"home": unpacked}))
-        model = f"{_FOLDER}/{policy}/{version}.{secrets.token_hex(6)}"
-        unpacked.rename(self._own(model).home)
+        model = f"{FOLDER}/{policy}/{version}.{secrets.token_hex(6)}"
+        unpacked.rename(self._places.own(model).home)
         return model
 
     def forget(self, policy: str, version: DeployedVersion) -> None:
-        """Remove the files of a version that was uploaded or fetched; others stay.
+        """Remove the files of a version that was uploaded, fetched or unpacked; others stay.
+
+        They stay too where another process deploys them meanwhile, or has deployed them.
 
         Args:
             policy: the policy's name.
             version: the version.
         """
-        if (folder := self._folder_of(version)) is not None:
-            shutil.rmtree(self._root / policy / folder, ignore_errors=True)
+        section, named = self._known.get(policy, (None, tuple))
+        folder = self._places.folder_of(section, version)
+        if folder is None:
+            return
+        is_own = self._places.is_uploaded(version.model)
 
-    def clear(self, section: PolicySection, named: Callable[[], Iterable[DeployedVersion]]) -> None:
+        def unused(path: Path, coming: Collection[str]) -> bool:
+            # An upload's folder is nobody else's, and on its way while it is refused.
+            return path.name == folder and (is_own or version.name not in coming)
+
+        self._folders.remove(policy, lambda: self._places.kept(section, named()), unused)
+
+    def clear(self, section: PolicySection, named: Named) -> None:
         """Remove what interrupted deployments have left; nothing where that can't be told.
 
         Args:
             section: the part of schema.yaml about the policy.
-            named: returns the versions whose files are kept, as `DeploymentStore.named` does.
+            named: returns the versions whose files are kept, as `DeploymentStore.named` does; it
+                is asked again when a version is forgotten.
         """
-        folder = self._root / section.name
-        found = [*folder.iterdir()] if folder.is_dir() else []
-        # In this order, since other processes go on: what is deployed meanwhile is on its way
-        # first, and is in the deployment when it has arrived.
-        coming = {_version_of(path) for path in found if is_locked(path)}
-        try:
-            deployed = [self._folder_of(version) for version in named()]
-        except DeploymentError as error:
-            logger.warning("versions_not_cleared", extra={"reason": error.message})
-            return
-        kept = {*deployed, *(version.name for version in section.versions), "model"}
-        for path in found:
-            if path.name not in kept and _version_of(path) not in coming:
-                shutil.rmtree(path, ignore_errors=True)
+        self._known[section.name] = (section, named)
+        # Folders of earlier servers; a version of theirs takes its own over when it is loaded.
+        earlier = {"model", *(version.name for version in section.versions)}
+
+        def unused(path: Path, coming: Collection[str]) -> bool:
+            return path.name not in earlier and version_of(path) not in coming
+
+        self._folders.remove(section.name, lambda: self._places.kept(section, named()), unused)
 
     def uploads(self, section: PolicySection, deployment: Deployment) -> Mapping[str, Path]:
         """Return the folders of a deployment's uploaded versions, by their `model`.
@@ -228,13 +225,19 @@ class VersionFiles:
         named = {None, section.model, *(version.model for version in section.versions)}
         for version in deployment:
             model = version.model
-            if model not in named and "://" not in (model or "") and not self._is_uploaded(model):
+            if (
+                model not in named
+                and "://" not in (model or "")
+                and not self._places.is_uploaded(model)
+            ):
                 raise DeploymentError(
                     f"version {version.name}: {model}: is a path of one machine, and the servers "
                     "of a cluster have folders of their own; send the archive itself"
                 )
-        models = [version.model for version in deployment if self._is_uploaded(version.model)]
-        return {model: self._own(model).home for model in models if model is not None}
+        models = [
+            version.model for version in deployment if self._places.is_uploaded(version.model)
+        ]
+        return {model: self._places.own(model).home for model in models if model is not None}
 
     def basis(self, file: SchemaFile) -> dict[str, str]:
         """Return the digest of each policy's part of schema.yaml and its files, by its name.
@@ -260,22 +263,6 @@ class VersionFiles:
     def _digest(self, model: str) -> str:
         return "" if "://" in model else _digest_of(self._settings.home / model)
 
-    def _is_uploaded(self, model: str | None) -> bool:
-        parts = PurePosixPath(model or "").parts
-        return len(parts) == _UPLOAD_PARTS and parts[0] == _FOLDER and ".." not in parts
-
-    def _folder_of(self, version: DeployedVersion) -> str | None:
-        """Return the name of a version's own folder; None for one without."""
-        if version.model is None:
-            return None
-        if self._is_uploaded(version.model):
-            return PurePosixPath(version.model).name
-        return version.name if "://" in version.model else None
-
-    def _own(self, model: str) -> Settings:
-        """Return the settings of a version's folder, laid out as a server's folder."""
-        return self._settings.model_copy(update={"home": self._settings.home / model})
-
 
 def _digest_of(path: Path) -> str:
     if path.is_dir():
@@ -283,13 +270,24 @@ def _digest_of(path: Path) -> str:
     return digest_of_file(path) if path.is_file() else ""
 
 
+def _take_over(uri: RemoteUri, own: Settings, names: Sequence[str]) -> None:
+    """Give a version the files that an earlier server fetched to a folder without an id.
+
+    Args:
+        uri: the version's address.
+        own: the settings of its folder.
+        names: those that the earlier folder may have.
+    """
+    for name in [name for name in names if name and not own.home.exists()]:
+        earlier = own.home.with_name(name)
+        if is_copy_of(uri, own.model_copy(update={"home": earlier})):
+            # Another process may be first.
+            with suppress(OSError):
+                earlier.rename(own.home)
+
+
 def _unpacked(upload: Path) -> Path:
     """Make the folder beside an upload that its files go to."""
     folder = upload.with_name("home")
     folder.mkdir()
     return folder
-
-
-def _version_of(folder: Path) -> str:
-    """Return the name of the version that a folder belongs to."""
-    return folder.name.removeprefix(_INCOMING).partition(".")[0]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from policy_server.errors import DeploymentError, ModelError
+from policy_server.formats.model_files import identify_model
 from policy_server.schema import PolicySection, read_schema_file
 from policy_server.serving import DeployedVersion, Deployment
 from policy_server.serving.deployment_file import DeploymentFile
@@ -279,3 +280,166 @@ def test_damaged_file_leaves_the_policy_that_lies_in_models_alone(
     assert caught.value.message.startswith(str(damaged))
     assert ".unfinished" not in caught.value.message
     assert [path.name for path in tmp_path.glob(".unfinished-*")] == []
+
+
+def nothing_fetched(_model: str, _target: Path) -> bool:
+    """Fetch no upload."""
+    return False
+
+
+def address_of(path: Path) -> str:
+    """Return the address of a copy of the policy."""
+    path.write_bytes(ZIP.read_bytes())
+    return path.as_uri()
+
+
+def test_path_that_is_deployed_is_not_unpacked_into_the_served_policy(
+    files: VersionFiles, section: PolicySection, tmp_path: Path
+) -> None:
+    """The policy of the server's folder is `models/` itself."""
+    with zipfile.ZipFile(ZIP) as archive:
+        archive.extractall(tmp_path / "models")
+    file = read_schema_file(tmp_path / "schema.yaml")
+    version = DeployedVersion("v2", str(ZIP), 100.0)
+    before = files.basis(file)
+
+    folder = files.prepare(section, version, nothing_fetched)
+    files.clear(section, lambda: [version])
+
+    assert files.basis(file) == before
+    assert folder.is_relative_to(tmp_path / "versions" / "default")
+    assert files.prepare(section, version, nothing_fetched) == folder
+    files.clear(section, lambda: [])
+    assert names_in(tmp_path) == set()
+
+
+def test_path_beside_a_policy_in_models_is_unpacked_elsewhere(tmp_path: Path) -> None:
+    with zipfile.ZipFile(ZIP) as archive:
+        archive.extractall(tmp_path / "models" / "door")
+    shutil.copy(ZIP, tmp_path / "second.zip")
+    (tmp_path / "schema.yaml").write_text(
+        "parameters: {api_key: k}\n"
+        "policies:\n"
+        "  door: {versions: {v1: {model: models/door}, v2: {model: second.zip, traffic: 9}}}"
+    )
+    [section] = file = read_schema_file(tmp_path / "schema.yaml")
+    files = VersionFiles(Settings(home=tmp_path))
+    before = files.basis(file)
+
+    files.prepare(section, DeployedVersion("v2", "second.zip"), nothing_fetched)
+    files.clear(section, lambda: [])
+
+    assert files.basis(file) == before
+    assert {path.name.partition(".")[0] for path in (tmp_path / "versions/door").iterdir()} == {
+        "v2"
+    }
+
+
+def test_version_of_another_address_keeps_its_files_when_the_name_was_anothers(
+    files: VersionFiles, section: PolicySection, tmp_path: Path
+) -> None:
+    (tmp_path / "store").mkdir()
+    first = DeployedVersion("v2", address_of(tmp_path / "store" / "a.zip"))
+    second = DeployedVersion("v2", address_of(tmp_path / "store" / "b.zip"))
+    folders = [files.prepare(section, version, nothing_fetched) for version in (first, second)]
+
+    files.forget("default", first)
+
+    assert [folder.is_dir() for folder in folders] == [False, True]
+
+
+@pytest.fixture
+def fetched(files: VersionFiles, section: PolicySection, tmp_path: Path) -> DeployedVersion:
+    """Return a version that was fetched from an address."""
+    (tmp_path / "store").mkdir()
+    version = DeployedVersion("v2", address_of(tmp_path / "store" / "policy.zip"), 100.0)
+    files.prepare(section, version, nothing_fetched)
+    return version
+
+
+def test_files_that_another_process_deploys_or_has_deployed_are_not_forgotten(
+    files: VersionFiles, section: PolicySection, fetched: DeployedVersion, tmp_path: Path
+) -> None:
+    deployed = [fetched]
+    files.clear(section, lambda: deployed)
+
+    files.forget("default", fetched)
+    while_deployed = names_in(tmp_path)
+    deployed.clear()
+    with VersionFiles(Settings(home=tmp_path)).incoming("default", "v2"):
+        files.forget("default", fetched)
+        files.clear(section, lambda: deployed)
+        while_coming = names_in(tmp_path)
+    files.forget("default", fetched)
+
+    assert while_deployed == {"v2"}
+    assert while_coming == {"v2", ""}
+    assert names_in(tmp_path) == set()
+
+
+def test_nothing_is_forgotten_where_nobody_knows_the_deployment(
+    files: VersionFiles, section: PolicySection, fetched: DeployedVersion, tmp_path: Path
+) -> None:
+    def unreadable() -> list[DeployedVersion]:
+        raise DeploymentError("versions.json: can't be read")
+
+    files.clear(section, unreadable)
+    files.forget("default", fetched)
+
+    assert names_in(tmp_path) == {"v2"}
+
+
+def test_model_of_schema_yaml_has_one_folder_before_and_after_the_first_deployment(
+    files: VersionFiles, tmp_path: Path
+) -> None:
+    (tmp_path / "store").mkdir()
+    address = address_of(tmp_path / "store" / "policy.zip")
+    path = tmp_path / "schema.yaml"
+    path.write_text(f"parameters: {{api_key: k}}\npolicies: {{door: {{model: '{address}'}}}}")
+    [section] = read_schema_file(path)
+    namesake = DeployedVersion("model", address)
+
+    first = files.prepare(section, DeployedVersion("", address), nothing_fetched)
+    files.prepare(section, namesake, nothing_fetched)
+    files.clear(section, lambda: [])
+    files.forget("door", namesake)
+    version = identify_model(first).version
+    deployed = DeployedVersion(version, address, digest=version)
+
+    assert files.prepare(section, deployed, nothing_fetched) == first
+
+
+def earlier(folder: Path, name: str) -> tuple[Path, int]:
+    """Give a version's files the folder of an earlier server, and return it and the zip's inode."""
+    [own] = folder.iterdir()
+    return own.rename(folder / name), (folder / name / "saved_model.zip").stat().st_ino
+
+
+@pytest.mark.parametrize("name", ["v2", "model"])
+def test_files_that_an_earlier_server_fetched_are_found(
+    files: VersionFiles,
+    section: PolicySection,
+    fetched: DeployedVersion,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    old, inode = earlier(tmp_path / "versions" / "default", name)
+    files.clear(section, lambda: [fetched])
+    is_kept = old.is_dir()
+
+    folder = files.prepare(section, fetched, nothing_fetched)
+
+    assert is_kept
+    assert not old.exists()
+    assert (folder.parent / "saved_model.zip").stat().st_ino == inode
+
+
+def test_files_that_an_earlier_server_fetched_from_elsewhere_are_not_taken(
+    files: VersionFiles, section: PolicySection, fetched: DeployedVersion, tmp_path: Path
+) -> None:
+    old, _ = earlier(tmp_path / "versions" / "default", fetched.name)
+    other = DeployedVersion("v2", address_of(tmp_path / "store" / "other.zip"))
+
+    files.prepare(section, other, nothing_fetched)
+
+    assert old.is_dir()
