@@ -186,6 +186,7 @@ class Policies:
         assert self._backends is not None, "the registry runs while they are open"
         folder = await fetch_in_thread(partial(self._files.prepare, section, version, fetch))
         model = await asyncio.to_thread(identify_model, folder)
+        self._files.check_deployed(section, version, model)
         schema = self._files.schema_of(version)
         metrics = self.metrics.of(section.name)
         replicas = ReplicaCounts.of(self._settings, section)

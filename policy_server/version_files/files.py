@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from policy_server.errors import DeploymentError, ModelError
 from policy_server.formats.compiling_process import find_compiled
-from policy_server.formats.finding import find_policy, prepare_model, prepare_policy
-from policy_server.formats.model_files import digest_of_file, identify_model
+from policy_server.formats.finding import (
+    prepare_model,
+    prepare_policy,
+)
+from policy_server.formats.model_files import Model, identify_model
 from policy_server.formats.unpacking import FolderCheck
 from policy_server.formats.version_archives import unpack_version
 from policy_server.remote_files import (
-    RemoteUri,
     fetch_files,
-    is_copy_of,
     parse_uri,
     run_in_waiting_loop,
 )
 from policy_server.schema import PolicySection, SchemaFile, ServerSchema, read_schema
 from policy_server.serving import DeployedVersion, Deployment
 from policy_server.settings import Settings
+from policy_server.version_files.basis import basis_of
+from policy_server.version_files.copies import holds, take_over
 from policy_server.version_files.folders import VersionFolders, version_of
 from policy_server.version_files.places import FOLDER, VersionPlaces
 
@@ -87,11 +89,14 @@ class VersionFiles:
         own = self._places.own(
             f"{FOLDER}/{section.name}/{self._places.folder_of(section, version)}"
         )
-        if "://" not in model:
+        uri = parse_uri(model, name=f"policies.{section.name}.model") if "://" in model else None
+        if uri is not None:
+            take_over(uri, own, [version.name, "model"])
+        if holds(own.models_path, version.digest):
+            return own.models_path
+        if uri is None:
             path = self._settings.home / model
             return prepare_policy(path, own.models_path, self._settings, check=check)
-        uri = parse_uri(model, name=f"policies.{section.name}.model")
-        _take_over(uri, own, [version.name, "model"])
         own.home.mkdir(parents=True, exist_ok=True)
         fetch_files(
             own,
@@ -101,6 +106,34 @@ class VersionFiles:
             is_outdated_allowed=True,
         )
         return prepare_model(own, check=check)
+
+    def check_deployed(
+        self, section: PolicySection, version: DeployedVersion, found: Model
+    ) -> None:
+        """Refuse other files than those that were deployed.
+
+        A deployment over other files of schema.yaml's own paths is not used at all; see `basis`.
+
+        Args:
+            section: the part of schema.yaml about the policy.
+            version: the version, with its digest if it was deployed.
+            found: its files.
+
+        Raises:
+            ModelError: if its address or path holds others by now.
+        """
+        place = model = version.model or ""
+        if "://" in model:
+            # Behind its question mark may be a signature.
+            place = parse_uri(model, name="model").public
+        elif model in {"", section.model, *(item.model for item in section.versions)}:
+            return
+        if version.digest in ("", found.version):
+            return
+        raise ModelError(
+            f"version {version.name}: {place} holds another policy than the one that was deployed; "
+            "deploy it anew under another name"
+        )
 
     def _check(self, section: PolicySection) -> FolderCheck:
         """Return the check by loading, whose outcome the folder keeps for the start itself."""
@@ -245,45 +278,7 @@ class VersionFiles:
         Args:
             file: the contents of schema.yaml.
         """
-        return {section.name: self._basis(section) for section in file}
-
-    def _basis(self, section: PolicySection) -> str:
-        models = [section.model, *(version.model for version in section.versions)]
-        shares = [(item.name, item.traffic, item.is_shadow) for item in section.versions]
-        digests = [self._digest(model) for model in models if model is not None]
-        if models == [None]:
-            try:
-                found = find_policy(self._settings)
-            except ModelError:
-                found = None
-            digests.append("" if found is None else _digest_of(found))
-        text = f"{section.schema.policy_part()!r} {models} {shares} {digests}"
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def _digest(self, model: str) -> str:
-        return "" if "://" in model else _digest_of(self._settings.home / model)
-
-
-def _digest_of(path: Path) -> str:
-    if path.is_dir():
-        return identify_model(path).digest
-    return digest_of_file(path) if path.is_file() else ""
-
-
-def _take_over(uri: RemoteUri, own: Settings, names: Sequence[str]) -> None:
-    """Give a version the files that an earlier server fetched to a folder without an id.
-
-    Args:
-        uri: the version's address.
-        own: the settings of its folder.
-        names: those that the earlier folder may have.
-    """
-    for name in [name for name in names if name and not own.home.exists()]:
-        earlier = own.home.with_name(name)
-        if is_copy_of(uri, own.model_copy(update={"home": earlier})):
-            # Another process may be first.
-            with suppress(OSError):
-                earlier.rename(own.home)
+        return basis_of(file, self._settings)
 
 
 def _unpacked(upload: Path) -> Path:

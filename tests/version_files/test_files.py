@@ -6,13 +6,14 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from policy_server.errors import DeploymentError, ModelError
-from policy_server.formats.model_files import identify_model
+from policy_server.formats.model_files import Model, identify_model
 from policy_server.schema import PolicySection, read_schema_file
 from policy_server.serving import DeployedVersion, Deployment
 from policy_server.serving.deployment_file import DeploymentFile
@@ -407,6 +408,58 @@ def test_model_of_schema_yaml_has_one_folder_before_and_after_the_first_deployme
     deployed = DeployedVersion(version, address, digest=version)
 
     assert files.prepare(section, deployed, nothing_fetched) == first
+
+
+@pytest.mark.parametrize("is_address", [True, False], ids=["address", "path"])
+def test_deployed_version_is_served_from_its_copy_when_the_store_has_another(
+    files: VersionFiles,
+    section: PolicySection,
+    tmp_path: Path,
+    is_address: bool,  # noqa: FBT001 -- pytest's own
+) -> None:
+    (tmp_path / "store").mkdir()
+    source = tmp_path / "store" / "policy.zip"
+    address = address_of(source)
+    version = DeployedVersion("v2", address if is_address else str(source), 100.0)
+    folder = files.prepare(section, version, nothing_fetched)
+    version = replace(version, digest=identify_model(folder).version)
+    source.unlink()
+
+    again = files.prepare(section, version, nothing_fetched)
+
+    assert again == folder
+    files.check_deployed(section, version, identify_model(again))
+
+
+@pytest.mark.parametrize(
+    "model", ["https://host/policy.zip?signature=hush", "/policy.zip", "versions/default/v2.1"]
+)
+def test_other_files_than_those_that_were_deployed_are_refused(
+    files: VersionFiles, section: PolicySection, tmp_path: Path, model: str
+) -> None:
+    version = DeployedVersion("v2", model, 100.0, digest="123456789012")
+
+    with pytest.raises(ModelError, match="^version v2: .* holds another policy") as caught:
+        files.check_deployed(section, version, Model(tmp_path, "abcdef" * 8))
+
+    assert "hush" not in caught.value.message
+
+
+@pytest.mark.parametrize("digest", ["", "abcdefabcdef"])
+def test_files_that_were_deployed_are_taken(
+    files: VersionFiles, section: PolicySection, tmp_path: Path, digest: str
+) -> None:
+    version = DeployedVersion("v2", "/policy.zip", 100.0, digest=digest)
+
+    files.check_deployed(section, version, Model(tmp_path, "abcdef" * 8))
+
+
+def test_files_of_the_servers_folder_are_told_by_the_basis_of_the_deployment(
+    files: VersionFiles, section: PolicySection, tmp_path: Path
+) -> None:
+    version = DeployedVersion("v2", None, 100.0, digest="123456789012")
+
+    files.check_deployed(section, version, Model(tmp_path, "abcdef" * 8))
 
 
 def earlier(folder: Path, name: str) -> tuple[Path, int]:

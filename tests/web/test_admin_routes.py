@@ -237,6 +237,39 @@ async def test_model_is_deployed_from_an_address(home: Path, tmp_path: Path) -> 
     assert still_live == "next"
 
 
+async def test_start_serves_the_files_that_were_deployed_or_none(
+    home: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "policy.zip"
+    shutil.copy(ZIP, source)
+    async with served(home) as client:
+        body = {"model": source.as_uri()}
+        answer = await admin(client, "POST", f"{VERSIONS}?version=v2&traffic=50", json=body)
+        deployed = await versions_in(client)
+    with zipfile.ZipFile(source, "a") as archive:
+        archive.writestr("another.txt", "and so another policy")
+
+    async with served(home) as client:
+        from_the_copy = await versions_in(client)
+    [copy] = (home / "versions" / "default").glob("v2.*")
+    shutil.rmtree(copy)
+    async with served(home) as client:
+        without = await versions_in(client)
+        live = await version_of(client)
+
+    assert answer.status_code == 201, answer.text
+    assert from_the_copy == deployed
+    assert without["v2"]["state"] == "failed"
+    assert "holds another policy than the one that was deployed" in without["v2"]["reason"]
+    assert live != "v2"
+
+
+async def versions_in(client: httpx.AsyncClient) -> dict[str, dict[str, Any]]:
+    """Return the versions of the only policy, by name."""
+    status = await admin(client, "GET", "/admin/policies/default")
+    return {item["name"]: item for item in status.json()["versions"]}
+
+
 async def test_address_that_is_refused_leaves_no_files(home: Path) -> None:
     async with served(home) as client:
         answer = await admin(client, "POST", VERSIONS, json={"model": OTHER.as_uri()})
