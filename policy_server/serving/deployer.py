@@ -324,7 +324,7 @@ class Deployer:
         added.append(version)
         if version.digest not in ("", self._digest(name)):
             raise DeploymentError(
-                f"version {name}: {version.model} holds another policy than the one that was "
+                f"version {name}: its address or path holds another policy than the one that was "
                 "deployed; deploy it anew under another name"
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _NAME = "versions.json"
 _LOCK = ".versions.lock"
+_PRIVATE = 0o600
 _ADAPTER = TypeAdapter(Deployment)
 
 
@@ -102,7 +104,20 @@ class DeploymentFile:
     def _replace(self, policy: str, deployment: Deployment) -> None:
         entry = {"basis": self._basis.get(policy, ""), "deployment": asdict(deployment)}
         text = json.dumps({**self._entries(), policy: entry}, indent=1)
+        self._make_private()
         write_whole(self._path, text, is_durable=True)
+
+    def _make_private(self) -> None:
+        """Give the file to the server's user alone: a presigned address in it is a credential."""
+        try:
+            self._path.chmod(_PRIVATE)
+        except FileNotFoundError:
+            # The file that replaces this one keeps its permissions.
+            with os.fdopen(os.open(self._path, os.O_WRONLY | os.O_CREAT, _PRIVATE), "w") as file:
+                file.write("{}")
+        except PermissionError:
+            # Another user's: the new file is this user's, and is made private with the next change.
+            pass
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -280,7 +280,7 @@ async def test_server_that_gets_other_files_does_not_follow(
     second.upload("v2", "two", "changed")
 
     await first.deployer.deploy(first.upload("v2", "two", "second"))
-    with pytest.raises(DeploymentError, match="two holds another policy than the one that was"):
+    with pytest.raises(DeploymentError, match="v2: its address or path holds another policy"):
         await second.deployer.roll_back()
 
     assert second.served == ("v1", "first")

@@ -439,7 +439,7 @@ def test_other_files_than_those_that_were_deployed_are_refused(
 ) -> None:
     version = DeployedVersion("v2", model, 100.0, digest="123456789012")
 
-    with pytest.raises(ModelError, match="^version v2: .* holds another policy") as caught:
+    with pytest.raises(ModelError, match=r"^version v2: .* holds another policy") as caught:
         files.check_deployed(section, version, Model(tmp_path, "abcdef" * 8))
 
     assert "hush" not in caught.value.message
