@@ -136,8 +136,8 @@ class Policies:
             for deployer in deployers:
                 deployer.adopt()
                 section = self._sections[deployer.slot.name]
-                read = partial(store.read, section.name)
-                await asyncio.to_thread(self._files.clear, section, read)
+                named = partial(store.named, section.name)
+                await asyncio.to_thread(self._files.clear, section, named)
                 stack.push_async_callback(deployer.aclose)
                 await stack.enter_async_context(_in_background(deployer.run()))
             if self.administration is not None:

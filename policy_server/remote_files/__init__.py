@@ -9,7 +9,7 @@ fetches one file and `folder_download` a folder, `fetching` both files of a serv
 from __future__ import annotations
 
 from policy_server.remote_files.fetch_threads import fetch_in_thread, run_in_waiting_loop
-from policy_server.remote_files.fetched_files import RECORD_FILE, FetchedFile
+from policy_server.remote_files.fetched_files import RECORD_FILE, FetchedFile, is_copy_of
 from policy_server.remote_files.fetching import PairCheck, bring_files, fetch_files
 from policy_server.remote_files.uris import RemoteUri, parse_uri
 
@@ -21,6 +21,7 @@ __all__ = [
     "bring_files",
     "fetch_files",
     "fetch_in_thread",
+    "is_copy_of",
     "parse_uri",
     "run_in_waiting_loop",
 ]

@@ -16,6 +16,7 @@ __all__ = [
     "RECORD_FILE",
     "FetchedCopy",
     "FetchedFile",
+    "is_copy_of",
     "pinned_file",
     "read_record",
     "write_record",
@@ -89,6 +90,20 @@ def pinned_file(
         return None
     size = copy.size if copy is not None and is_copy else path.stat().st_size
     return FetchedFile(path, uri.public, size, uri.sha256, "unchanged")
+
+
+def is_copy_of(uri: RemoteUri, settings: Settings) -> bool:
+    """Return whether a folder has the policy that was fetched from an address.
+
+    Args:
+        uri: the address.
+        settings: the folder.
+
+    Raises:
+        ModelError: if a file can't be read.
+    """
+    copy = read_record(settings).get(settings.zip_path.name)
+    return copy is not None and copy.identity == uri.identity
 
 
 def read_record(settings: Settings) -> dict[str, FetchedCopy]:

@@ -166,7 +166,13 @@ class Administration:
         """
         deployer = self.deployer_of(policy)
         with self._reserved(deployer, version) as name:
-            return await _deploy(deployer, DeployedVersion(name, model, percent, is_shadow))
+            deployed = DeployedVersion(name, model, percent, is_shadow)
+            try:
+                with self._files.incoming(policy, name):
+                    return await _deploy(deployer, deployed)
+            except BaseException:
+                self._files.forget(policy, deployed)
+                raise
 
     async def promote(
         self, policy: str, version: str | None, evidence: Evidence | None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from policy_server.errors import DeploymentChangedError, DeploymentError
 from policy_server.files.atomic import write_whole
 from policy_server.files.locks import FileLock
-from policy_server.serving.deployment import Deployment
+from policy_server.serving.deployment import DeployedVersion, Deployment
 
 __all__ = ["DeploymentFile"]
 
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _NAME = "versions.json"
 _LOCK = ".versions.lock"
+_PRIVATE = 0o600
 _ADAPTER = TypeAdapter(Deployment)
 
 
@@ -62,6 +64,17 @@ class DeploymentFile:
             self._tell(policy, "it is damaged")
             return None
 
+    def named(self, policy: str) -> Sequence[DeployedVersion]:
+        """Return a policy's versions, deployed over any files; see `DeploymentStore.named`."""
+        try:
+            entry = self._parsed().get(policy)
+            kept = () if entry is None else _ADAPTER.validate_python(entry["deployment"])
+        except FileNotFoundError:
+            return ()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DeploymentError(f"{self._path}: can't be read: {error}") from error
+        return tuple(kept)
+
     def write(self, policy: str, deployment: Deployment) -> None:
         """Keep a deployment; see `DeploymentStore.write`."""
         with self._locked():
@@ -91,7 +104,20 @@ class DeploymentFile:
     def _replace(self, policy: str, deployment: Deployment) -> None:
         entry = {"basis": self._basis.get(policy, ""), "deployment": asdict(deployment)}
         text = json.dumps({**self._entries(), policy: entry}, indent=1)
+        self._make_private()
         write_whole(self._path, text, is_durable=True)
+
+    def _make_private(self) -> None:
+        """Give the file to the server's user alone: a presigned address in it is a credential."""
+        try:
+            self._path.chmod(_PRIVATE)
+        except FileNotFoundError:
+            # The file that replaces this one keeps its permissions.
+            with os.fdopen(os.open(self._path, os.O_WRONLY | os.O_CREAT, _PRIVATE), "w") as file:
+                file.write("{}")
+        except PermissionError:
+            # Another user's: the new file is this user's, and is made private with the next change.
+            pass
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -107,13 +133,9 @@ class DeploymentFile:
             self._is_changing = False
 
     def _entries(self) -> dict[str, Any]:
-        """Return the file's contents, which are read anew when the file has changed."""
+        """Return the file's contents; none where it is not there, or is damaged."""
         try:
-            known = self._path.stat()
-            mark = (known.st_mtime_ns, known.st_ino)
-            if self._seen is not None and self._seen[0] == mark:
-                return self._seen[1]
-            entries = json.loads(self._path.read_text(encoding="utf-8"))
+            return self._parsed()
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
@@ -121,8 +143,16 @@ class DeploymentFile:
                 raise
             self._tell("", f"it can't be read: {error}")
             return {}
+
+    def _parsed(self) -> dict[str, Any]:
+        """Return the file's contents, which are read anew when the file has changed."""
+        known = self._path.stat()
+        mark = (known.st_mtime_ns, known.st_ino)
+        if self._seen is not None and self._seen[0] == mark:
+            return self._seen[1]
+        entries = json.loads(self._path.read_text(encoding="utf-8"))
         if not isinstance(entries, dict):
-            return {}
+            raise ValueError("it holds no deployments")  # noqa: TRY004 -- as json's own errors
         self._seen = (mark, entries)
         return entries
 

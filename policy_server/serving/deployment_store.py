@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from policy_server.serving.deployment import Deployment
+from policy_server.serving.deployment import DeployedVersion, Deployment
 
 __all__ = ["DeploymentStore"]
 
@@ -18,6 +19,16 @@ class DeploymentStore(Protocol):
 
         Args:
             policy: the policy's name.
+        """
+
+    def named(self, policy: str) -> Sequence[DeployedVersion]:
+        """Return the versions of a policy whose files are kept, be it for other files than today's.
+
+        Args:
+            policy: the policy's name.
+
+        Raises:
+            DeploymentError: if that can't be told, so that no files may go.
         """
 
     def write(self, policy: str, deployment: Deployment) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from policy_server.backends.shared_records import SharedRecords
 from policy_server.errors import DeploymentChangedError, DeploymentError
-from policy_server.serving.deployment import Deployment
+from policy_server.serving.deployment import DeployedVersion, Deployment
 from policy_server.serving.deployment_file import DeploymentFile
 
 __all__ = ["SharedDeployments"]
@@ -63,6 +63,11 @@ class SharedDeployments:
         if kept is not None and kept != self._seen.get(policy):
             self._note(policy, kept)
         return kept
+
+    def named(self, policy: str) -> Sequence[DeployedVersion]:
+        """Return a policy's versions by this server's folder; see `DeploymentStore.named`."""
+        # The folder's copy may not have been written.
+        return (*self._file.named(policy), *self._seen.get(policy, ()))
 
     def write(self, policy: str, deployment: Deployment) -> None:
         """Keep a deployment; see `DeploymentStore.write`."""

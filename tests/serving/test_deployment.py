@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import stat
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -719,6 +720,38 @@ async def test_policy_without_a_live_version_keeps_none_loaded() -> None:
 
     assert not slot.versions
     await slot.aclose()
+
+
+@pytest.mark.parametrize("mode", [None, 0o644, 0o600], ids=["new", "readable", "own"])
+def test_file_is_the_servers_alone_since_an_address_may_hold_a_signature(
+    tmp_path: Path, mode: int | None
+) -> None:
+    path = tmp_path / "versions.json"
+    if mode is not None:
+        path.write_text("{}")
+        path.chmod(mode)
+
+    DeploymentFile(tmp_path, {"door": "today"}).write("door", begun())
+
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert DeploymentFile(tmp_path, {"door": "today"}).read("door") == begun()
+
+
+async def test_address_is_not_told_when_it_holds_another_policy(tmp_path: Path) -> None:
+    deployer = deployer_of(tmp_path)
+    await start(deployer)
+    address = "https://host/b.zip?X-Amz-Signature=hush"
+    other = DeployedVersion("v2", address, 50.0, digest="123456789012")
+    DeploymentFile(tmp_path, {"door": "today"}).write(
+        "door", replace(begun().deployed(other), serial=1)
+    )
+
+    with pytest.raises(DeploymentError, match=r"^version v2: .* deploy it anew") as caught:
+        await deployer.promote("v2")
+
+    assert "hush" not in caught.value.message
+    await deployer.aclose()
+    await deployer.slot.aclose()
 
 
 def test_deployments_of_other_policies_outlive_a_file_that_cannot_be_read(

@@ -71,6 +71,22 @@ class Records:
         self.folders.clear()
 
 
+def test_kept_versions_are_those_of_the_copy_and_nobody_knows_them_without(tmp_path: Path) -> None:
+    """Where the copy can't be read, no files may go."""
+    bases = {"door": "today"}
+    records = Records()
+    first = SharedDeployments(records, DeploymentFile(tmp_path, bases), bases, lambda *_: {})
+    first.write("door", Deployment((V1,), "v1", serial=1))
+    (tmp_path / "readonly").write_text("no folder")
+    copyless = DeploymentFile(tmp_path / "readonly", bases)
+    second = SharedDeployments(records, copyless, bases, lambda *_: {})
+    second.read("door")
+
+    assert {version.name for version in first.named("door")} == {"v1"}
+    with pytest.raises(DeploymentError, match="can't be read"):
+        second.named("door")
+
+
 class Server:
     """A server with a folder of its own; its policies are named after their files' contents."""
 

@@ -181,6 +181,13 @@ async def test_candidate_is_promoted_by_name(home: Path) -> None:
     assert "v2" in {item["name"] for item in listed["versions"]}
 
 
+def unzipped() -> dict[str, bytes]:
+    """Return the files of the policy in a folder, as `generate.py deploy FOLDER` sends them."""
+    with zipfile.ZipFile(ZIP) as archive:
+        return {f"policy/{name}": archive.read(name) for name in archive.namelist()}
+
+
+OTHER_SCHEMA = b"observations: {a: {type: List[float], min_items: 4, max_items: 4}}"
 BAD = {
     "no zip": b"hello",
     "no policy": bundle(readme__txt=b"hello"),
@@ -189,7 +196,11 @@ BAD = {
     "climbs": bundle(**{"../outside": b"x"}),
     "other schema": bundle(
         saved_model__zip=ZIP.read_bytes(),
-        schema__yaml=b"observations: {a: {type: List[float], min_items: 4, max_items: 4}}",
+        schema__yaml=OTHER_SCHEMA,
+    ),
+    "other schema beside a policy's folder": bundle(
+        **unzipped(),
+        schema__yaml=OTHER_SCHEMA,
     ),
 }
 
@@ -244,6 +255,47 @@ async def test_model_is_deployed_from_an_address(home: Path, tmp_path: Path) -> 
     assert wrong.status_code == empty.status_code == pipe.status_code == 409
     assert "it is a named pipe; expected a file" in pipe.json()["detail"]
     assert still_live == "next"
+
+
+async def test_start_serves_the_files_that_were_deployed_or_none(
+    home: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "policy.zip"
+    shutil.copy(ZIP, source)
+    async with served(home) as client:
+        body = {"model": source.as_uri()}
+        answer = await admin(client, "POST", f"{VERSIONS}?version=v2&traffic=50", json=body)
+        deployed = await versions_in(client)
+    with zipfile.ZipFile(source, "a") as archive:
+        archive.writestr("another.txt", "and so another policy")
+
+    async with served(home) as client:
+        from_the_copy = await versions_in(client)
+    [copy] = (home / "versions" / "default").glob("v2.*")
+    shutil.rmtree(copy)
+    async with served(home) as client:
+        without = await versions_in(client)
+        live = await version_of(client)
+
+    assert answer.status_code == 201, answer.text
+    assert from_the_copy == deployed
+    assert without["v2"]["state"] == "failed"
+    assert "holds another policy than the one that was deployed" in without["v2"]["reason"]
+    assert live != "v2"
+
+
+async def versions_in(client: httpx.AsyncClient) -> dict[str, dict[str, Any]]:
+    """Return the versions of the only policy, by name."""
+    status = await admin(client, "GET", "/admin/policies/default")
+    return {item["name"]: item for item in status.json()["versions"]}
+
+
+async def test_address_that_is_refused_leaves_no_files(home: Path) -> None:
+    async with served(home) as client:
+        answer = await admin(client, "POST", VERSIONS, json={"model": OTHER.as_uri()})
+
+        assert answer.status_code == 409, answer.text
+        assert not list((home / "versions" / "default").iterdir())
 
 
 async def test_admin_routes_take_the_admin_key_alone(home: Path) -> None:

@@ -1,0 +1,466 @@
+"""The folders of uploaded versions: each has its own, and what nobody needs goes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from policy_server.errors import DeploymentError, ModelError
+from policy_server.formats.model_files import identify_model
+from policy_server.schema import PolicySection, read_schema_file
+from policy_server.serving import DeployedVersion, Deployment
+from policy_server.serving.deployment_file import DeploymentFile
+from policy_server.settings import Settings
+from policy_server.version_files import VersionFiles
+from tests.support.folders import EXPORTS
+from tests.support.library_policies import POLICIES
+
+ZIP = POLICIES / "sb3_v18_ppo_discrete" / "policy.zip"
+
+
+@pytest.fixture
+def section(tmp_path: Path) -> PolicySection:
+    """Return the only policy of a server's folder."""
+    (tmp_path / "schema.yaml").write_text("parameters: {api_key: k}")
+    [section] = read_schema_file(tmp_path / "schema.yaml")
+    return section
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> VersionFiles:
+    """Return the files of that folder."""
+    return VersionFiles(Settings(home=tmp_path))
+
+
+def uploaded(files: VersionFiles, name: str) -> DeployedVersion:
+    """Upload a version."""
+    with files.incoming("default", name) as upload:
+        upload.write_bytes(ZIP.read_bytes())
+        return DeployedVersion(name, files.take("default", name, upload), 100.0)
+
+
+def names_in(home: Path) -> set[str]:
+    """Return the names of the versions that have folders."""
+    return {path.name.partition(".")[0] for path in (home / "versions" / "default").iterdir()}
+
+
+def test_two_uploads_of_one_name_have_folders_of_their_own(
+    files: VersionFiles, tmp_path: Path
+) -> None:
+    first, second = uploaded(files, "v2"), uploaded(files, "v2")
+
+    files.forget("default", second)
+
+    assert first.model is not None
+    assert (tmp_path / first.model).is_dir()
+    assert len(list((tmp_path / "versions" / "default").iterdir())) == 1
+
+
+def test_upload_brings_nothing_that_a_start_makes_itself(
+    files: VersionFiles, tmp_path: Path
+) -> None:
+    sent = {
+        "saved_model.zip": ZIP.read_bytes(),
+        "schema.yaml": b"{}",
+        ".compiled-policy.npz": b"evil",
+        "another/saved_model.pb": b"which makes two, so that the upload is no policy itself",
+        "models/saved_model.pb": b"evil",
+        "models/.source-sha256": b"evil",
+        "beside/.hidden": b"evil",
+    }
+    with files.incoming("default", "v2") as upload:
+        with zipfile.ZipFile(upload, "w") as archive:
+            for name, content in sent.items():
+                archive.writestr(name, content)
+        home = tmp_path / files.take("default", "v2", upload)
+
+    found = {path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()}
+    assert found == {"saved_model.zip", "schema.yaml", "another/saved_model.pb"}
+
+
+def members_of(path: Path, below: str) -> dict[str, bytes]:
+    """Return the files of a zip, as they lie in a folder."""
+    with zipfile.ZipFile(path) as archive:
+        return {f"{below}{name}": archive.read(name) for name in archive.namelist()}
+
+
+ONNX = (POLICIES / "onnx_sb3_doc_ppo_box" / "policy.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("sent", "schema"),
+    [
+        (members_of(ZIP, "policy/"), "schema.yaml"),
+        (members_of(ZIP, "new/policy/"), "new/schema.yaml"),
+        (members_of(ZIP, ""), "schema.yaml"),
+        ({"policy.onnx": ONNX}, "schema.yaml"),
+        ({"new/policy.onnx": ONNX}, "new/schema.yaml"),
+    ],
+    ids=["unzipped", "a folder", "the policy itself", "ONNX", "a folder with ONNX"],
+)
+def test_schema_of_an_upload_counts_wherever_the_policy_lies(
+    files: VersionFiles, section: PolicySection, sent: dict[str, bytes], schema: str
+) -> None:
+    with files.incoming("default", "v2") as upload:
+        with zipfile.ZipFile(upload, "w") as archive:
+            for name, content in sent.items():
+                archive.writestr(name, content)
+            archive.writestr(schema, "observations: {d: {type: float}, c: {type: float}}")
+        version = DeployedVersion("v2", files.take("default", "v2", upload), 100.0)
+
+    found = files.schema_of(version)
+    assert found is not None
+    assert [item.name for item in found.observations or ()] == ["d", "c"]
+    assert files.prepare(section, version, lambda *_: False).is_dir()
+
+
+@pytest.mark.parametrize("model", ["versions/..", "versions/default", "versions/a/../..", "models"])
+def test_version_of_another_place_removes_nothing(
+    files: VersionFiles, model: str, tmp_path: Path
+) -> None:
+    kept = uploaded(files, "v2")
+
+    files.forget("default", DeployedVersion("v3", model, 100.0))
+
+    assert (tmp_path / (kept.model or "")).is_dir()
+    assert names_in(tmp_path) == {"v2"}
+
+
+def test_start_removes_what_is_neither_deployed_nor_on_its_way(
+    files: VersionFiles, section: PolicySection, tmp_path: Path
+) -> None:
+    deployed, interrupted = uploaded(files, "v2"), uploaded(files, "v3")
+    abandoned = tmp_path / "versions" / "default" / ".incoming-v4.x"
+    abandoned.mkdir()
+    deployment = Deployment.begin([deployed])
+
+    with files.incoming("default", "v5") as upload:
+        upload.write_bytes(ZIP.read_bytes())
+        taken = files.take("default", "v5", upload)
+        files.clear(section, lambda: deployment)
+        while_coming = (upload.parent.is_dir(), (tmp_path / taken).is_dir())
+    files.clear(section, lambda: deployment)
+
+    assert interrupted.model is not None
+    assert while_coming == (True, True)
+    assert names_in(tmp_path) == {"v2"}
+    assert not abandoned.exists()
+
+
+def changed(path: Path, entry: dict[str, Any]) -> None:
+    """Write a deployment over another schema.yaml."""
+    entry["default"]["basis"] = "another"
+    path.write_text(json.dumps(entry))
+
+
+@pytest.mark.parametrize(
+    "happen",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-3]),
+        lambda path: path.write_text("[]"),
+        lambda path: path.write_text('{"default": {"basis": "today", "deployment": 7}}'),
+        lambda path: changed(path, json.loads(path.read_text())),
+        # What can't be opened, whoever asks: the file's rights say nothing to root.
+        lambda path: (path.unlink(), path.mkdir()),
+    ],
+    ids=["cut off", "no object", "damaged entry", "other schema.yaml", "unreadable"],
+)
+def test_start_that_cannot_use_its_deployment_keeps_the_uploads(
+    files: VersionFiles, section: PolicySection, tmp_path: Path, happen: Callable[[Path], None]
+) -> None:
+    version = uploaded(files, "v2")
+    basis = {"default": "today"}
+    DeploymentFile(tmp_path, basis).write("default", Deployment((version,), "v2", serial=1))
+    happen(tmp_path / "versions.json")
+    store = DeploymentFile(tmp_path, basis)
+
+    used = store.read("default")
+    files.clear(section, lambda: store.named("default"))
+
+    assert used is None
+    assert names_in(tmp_path) == {"v2"}
+
+
+def test_files_that_are_not_here_are_fetched(
+    files: VersionFiles, section: PolicySection, tmp_path: Path
+) -> None:
+    version = DeployedVersion("v2", "versions/default/v2.1234", 100.0)
+
+    def fetch(_model: str, target: Path) -> bool:
+        (target / "policy.zip").write_bytes(ZIP.read_bytes())
+        return True
+
+    with pytest.raises(ModelError, match="the version's files are gone: deploy it anew"):
+        files.prepare(section, version, lambda *_: False)
+    folder = files.prepare(section, version, fetch)
+
+    assert folder.is_relative_to(tmp_path / "versions" / "default" / "v2.1234")
+    assert names_in(tmp_path) == {"v2"}
+
+
+def test_path_of_one_machine_cant_travel(files: VersionFiles, section: PolicySection) -> None:
+    deployment = Deployment.begin([DeployedVersion("v2", "/somewhere/policy.zip", 100.0)])
+
+    with pytest.raises(DeploymentError, match="is a path of one machine"):
+        files.uploads(section, deployment)
+
+
+def test_upload_whose_folder_can_not_be_removed_is_deployed_all_the_same(
+    files: VersionFiles, tmp_path: Path
+) -> None:
+    with files.incoming("default", "v2") as upload:
+        upload.write_bytes(ZIP.read_bytes())
+        version = DeployedVersion("v2", files.take("default", "v2", upload), 100.0)
+        # The end of the block expects a folder there.
+        shutil.rmtree(upload.parent)
+        upload.parent.touch()
+
+    assert version.model is not None
+    assert (tmp_path / version.model).is_dir()
+
+
+def cut_off(path: Path) -> None:
+    """Keep the head of a file, by which its format is told, and lose the end."""
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def with_a_damaged_network(path: Path) -> None:
+    """Write a sound zip whose network is none."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            is_network = name.endswith((".pb", ".pth", ".pkl", ".h5"))
+            archive.writestr(name, b"damaged" if is_network else content)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the files of a folder, by their names."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("source", "damage"),
+    [
+        (POLICIES / "onnx_sb3_doc_ppo_box" / "policy.onnx", cut_off),
+        (POLICIES / "sb3_ppo_box" / "policy.zip", with_a_damaged_network),
+        (POLICIES / "rllib_dqn" / "checkpoint.zip", with_a_damaged_network),
+        (POLICIES / "keras_actor_softmax" / "actor.keras", with_a_damaged_network),
+        (EXPORTS / "ppo_discrete" / "saved_model.zip", with_a_damaged_network),
+    ],
+    ids=["ONNX", "stable-baselines3", "RLlib", "Keras", "SavedModel"],
+)
+def test_damaged_file_leaves_the_policy_that_lies_in_models_alone(
+    files: VersionFiles,
+    section: PolicySection,
+    tmp_path: Path,
+    source: Path,
+    damage: Callable[[Path], None],
+) -> None:
+    """The file of the policy that was unpacked has gone, so that models/ has the only copy."""
+    only = DeployedVersion("", None, 100.0)
+    (tmp_path / "first.zip").write_bytes(ZIP.read_bytes())
+    models = files.prepare(section, only, lambda *_: False)
+    (tmp_path / "first.zip").unlink()
+    before = contents(models)
+    damaged = tmp_path / f"new{source.suffix}"
+    damaged.write_bytes(source.read_bytes())
+    damage(damaged)
+
+    with pytest.raises(ModelError) as caught:
+        files.prepare(section, only, lambda *_: False)
+
+    assert contents(models) == before
+    assert caught.value.message.startswith(str(damaged))
+    assert ".unfinished" not in caught.value.message
+    assert [path.name for path in tmp_path.glob(".unfinished-*")] == []
+
+
+def nothing_fetched(_model: str, _target: Path) -> bool:
+    """Fetch no upload."""
+    return False
+
+
+def address_of(path: Path) -> str:
+    """Return the address of a copy of the policy."""
+    path.write_bytes(ZIP.read_bytes())
+    return path.as_uri()
+
+
+def test_path_that_is_deployed_is_not_unpacked_into_the_served_policy(
+    files: VersionFiles, section: PolicySection, tmp_path: Path
+) -> None:
+    """The policy of the server's folder is `models/` itself."""
+    with zipfile.ZipFile(ZIP) as archive:
+        archive.extractall(tmp_path / "models")
+    file = read_schema_file(tmp_path / "schema.yaml")
+    version = DeployedVersion("v2", str(ZIP), 100.0)
+    before = files.basis(file)
+
+    folder = files.prepare(section, version, nothing_fetched)
+    files.clear(section, lambda: [version])
+
+    assert files.basis(file) == before
+    assert folder.is_relative_to(tmp_path / "versions" / "default")
+    assert files.prepare(section, version, nothing_fetched) == folder
+    files.clear(section, lambda: [])
+    assert names_in(tmp_path) == set()
+
+
+def test_path_beside_a_policy_in_models_is_unpacked_elsewhere(tmp_path: Path) -> None:
+    with zipfile.ZipFile(ZIP) as archive:
+        archive.extractall(tmp_path / "models" / "door")
+    shutil.copy(ZIP, tmp_path / "second.zip")
+    (tmp_path / "schema.yaml").write_text(
+        "parameters: {api_key: k}\n"
+        "policies:\n"
+        "  door: {versions: {v1: {model: models/door}, v2: {model: second.zip, traffic: 9}}}"
+    )
+    [section] = file = read_schema_file(tmp_path / "schema.yaml")
+    files = VersionFiles(Settings(home=tmp_path))
+    before = files.basis(file)
+
+    files.prepare(section, DeployedVersion("v2", "second.zip"), nothing_fetched)
+    files.clear(section, lambda: [])
+
+    assert files.basis(file) == before
+    assert {path.name.partition(".")[0] for path in (tmp_path / "versions/door").iterdir()} == {
+        "v2"
+    }
+
+
+def test_version_of_another_address_keeps_its_files_when_the_name_was_anothers(
+    files: VersionFiles, section: PolicySection, tmp_path: Path
+) -> None:
+    (tmp_path / "store").mkdir()
+    first = DeployedVersion("v2", address_of(tmp_path / "store" / "a.zip"))
+    second = DeployedVersion("v2", address_of(tmp_path / "store" / "b.zip"))
+    folders = [files.prepare(section, version, nothing_fetched) for version in (first, second)]
+
+    files.forget("default", first)
+
+    assert [folder.is_dir() for folder in folders] == [False, True]
+
+
+@pytest.fixture
+def fetched(files: VersionFiles, section: PolicySection, tmp_path: Path) -> DeployedVersion:
+    """Return a version that was fetched from an address."""
+    (tmp_path / "store").mkdir()
+    version = DeployedVersion("v2", address_of(tmp_path / "store" / "policy.zip"), 100.0)
+    files.prepare(section, version, nothing_fetched)
+    return version
+
+
+def test_files_that_another_process_deploys_or_has_deployed_are_not_forgotten(
+    files: VersionFiles, section: PolicySection, fetched: DeployedVersion, tmp_path: Path
+) -> None:
+    deployed = [fetched]
+    files.clear(section, lambda: deployed)
+
+    files.forget("default", fetched)
+    while_deployed = names_in(tmp_path)
+    deployed.clear()
+    with VersionFiles(Settings(home=tmp_path)).incoming("default", "v2"):
+        files.forget("default", fetched)
+        files.clear(section, lambda: deployed)
+        while_coming = names_in(tmp_path)
+    files.forget("default", fetched)
+
+    assert while_deployed == {"v2"}
+    assert while_coming == {"v2", ""}
+    assert names_in(tmp_path) == set()
+
+
+def test_nothing_is_forgotten_where_nobody_knows_the_deployment(
+    files: VersionFiles, section: PolicySection, fetched: DeployedVersion, tmp_path: Path
+) -> None:
+    def unreadable() -> list[DeployedVersion]:
+        raise DeploymentError("versions.json: can't be read")
+
+    files.clear(section, unreadable)
+    files.forget("default", fetched)
+
+    assert names_in(tmp_path) == {"v2"}
+
+
+def test_model_of_schema_yaml_has_one_folder_before_and_after_the_first_deployment(
+    files: VersionFiles, tmp_path: Path
+) -> None:
+    (tmp_path / "store").mkdir()
+    address = address_of(tmp_path / "store" / "policy.zip")
+    path = tmp_path / "schema.yaml"
+    path.write_text(f"parameters: {{api_key: k}}\npolicies: {{door: {{model: '{address}'}}}}")
+    [section] = read_schema_file(path)
+    namesake = DeployedVersion("model", address)
+
+    first = files.prepare(section, DeployedVersion("", address), nothing_fetched)
+    files.prepare(section, namesake, nothing_fetched)
+    files.clear(section, lambda: [])
+    files.forget("door", namesake)
+    version = identify_model(first).version
+    deployed = DeployedVersion(version, address, digest=version)
+
+    assert files.prepare(section, deployed, nothing_fetched) == first
+
+
+@pytest.mark.parametrize("is_address", [True, False], ids=["address", "path"])
+def test_deployed_version_is_served_from_its_copy_when_the_store_has_another(
+    files: VersionFiles,
+    section: PolicySection,
+    tmp_path: Path,
+    is_address: bool,  # noqa: FBT001 -- pytest's own
+) -> None:
+    (tmp_path / "store").mkdir()
+    source = tmp_path / "store" / "policy.zip"
+    address = address_of(source)
+    version = DeployedVersion("v2", address if is_address else str(source), 100.0)
+    folder = files.prepare(section, version, nothing_fetched)
+    version = replace(version, digest=identify_model(folder).version)
+    source.unlink()
+
+    again = files.prepare(section, version, nothing_fetched)
+
+    assert again == folder
+
+
+def earlier(folder: Path, name: str) -> tuple[Path, int]:
+    """Give a version's files the folder of an earlier server, and return it and the zip's inode."""
+    [own] = folder.iterdir()
+    return own.rename(folder / name), (folder / name / "saved_model.zip").stat().st_ino
+
+
+@pytest.mark.parametrize("name", ["v2", "model"])
+def test_files_that_an_earlier_server_fetched_are_found(
+    files: VersionFiles,
+    section: PolicySection,
+    fetched: DeployedVersion,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    old, inode = earlier(tmp_path / "versions" / "default", name)
+    files.clear(section, lambda: [fetched])
+    is_kept = old.is_dir()
+
+    folder = files.prepare(section, fetched, nothing_fetched)
+
+    assert is_kept
+    assert not old.exists()
+    assert (folder.parent / "saved_model.zip").stat().st_ino == inode
+
+
+def test_files_that_an_earlier_server_fetched_from_elsewhere_are_not_taken(
+    files: VersionFiles, section: PolicySection, fetched: DeployedVersion, tmp_path: Path
+) -> None:
+    old, _ = earlier(tmp_path / "versions" / "default", fetched.name)
+    other = DeployedVersion("v2", address_of(tmp_path / "store" / "other.zip"))
+
+    files.prepare(section, other, nothing_fetched)
+
+    assert old.is_dir()
