@@ -104,6 +104,11 @@ def test_address_is_read(text: str, scheme: str, address: str, public: str) -> N
         ("https://me:12/hush@h/p", "holds a user or a password"),
         ("http://me:hush?hush@127.0.0.1/p", "holds a user or a password"),
         ("https://me:hu#hush@h/p", "64 hexadecimal digits behind the address, got other text"),
+        (
+            f"https://h/p#sha256={'a' * 64}?X-Amz-Signature=hush",
+            "behind the address, got other text",
+        ),
+        ("https://h/p#sha256=12&X-Amz-Signature=hush", "behind the address, got other text"),
         ("https://me:hush/p", "expected a number from 0 to 65535 as the port behind the host"),
         ("https://h:65536/p", "expected a number from 0 to 65535 as the port behind the host"),
     ],
