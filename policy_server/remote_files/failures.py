@@ -29,6 +29,8 @@ _WHERE_CREDENTIALS_COME_FROM: dict[Scheme, str] = {
     "machine's service account",
     "https": "~/.netrc, or a presigned address",
 }
+# Names another server than the store's own.
+_ENDPOINT_SETTINGS: dict[Scheme, str] = {"s3": "AWS_ENDPOINT_URL", "gs": "STORAGE_EMULATOR_HOST"}
 _AWS = "botocore.exceptions"
 _GOOGLE, _GOOGLE_AUTH = "google.api_core.exceptions", "google.auth.exceptions"
 _BROKEN = "the connection broke"
@@ -61,7 +63,7 @@ def as_store_errors(uri: RemoteUri, *, silence_s: float) -> Iterator[None]:
             raise ModelError(
                 f"{uri.public}: no credentials, or they can't be used; they come from {where}"
             ) from error
-        if (reason := _lasting_reason(error)) is not None:
+        if (reason := _lasting_reason(error, uri)) is not None:
             raise ModelError(f"{uri.public}: {reason}") from error
         raise PassingError(_passing_reason(error, silence_s)) from error
 
@@ -71,6 +73,8 @@ def _library_errors() -> tuple[type[BaseException], ...]:
 
     return (
         OSError,
+        # botocore's for an endpoint, and Python's for a header that it can't read.
+        ValueError,
         http.HTTPError,
         *_errors(_AWS, "BotoCoreError", "ClientError"),
         *_errors(_GOOGLE_AUTH, "GoogleAuthError"),
@@ -140,18 +144,15 @@ def _lacks_credentials(error: BaseException) -> bool:
     )
 
 
-def _lasting_reason(error: BaseException) -> str | None:
+def _lasting_reason(error: BaseException, uri: RemoteUri) -> str | None:
     import requests.exceptions as http
 
     if isinstance(error, (http.SSLError, *_errors(_AWS, "SSLError"))):
         return "its certificate can't be verified; REQUESTS_CA_BUNDLE and AWS_CA_BUNDLE name others"
     if isinstance(error, http.TooManyRedirects):
         return "redirects without end"
-    if isinstance(error, http.InvalidSchema):
-        return "redirects to an address that is not encrypted; refused"
     if isinstance(error, ValueError):
-        # requests' InvalidURL and its like.
-        return "is no address that can be asked"
+        return _reason_of_value(error, uri)
     about_connection = _errors(
         _AWS, "ConnectionError", "HTTPClientError", "IncompleteReadError", "ResponseStreamingError"
     )
@@ -159,6 +160,23 @@ def _lasting_reason(error: BaseException) -> str | None:
     if is_boto and not isinstance(error, about_connection):
         return f"can't be asked for: {' '.join(str(error).split())}"
     return None
+
+
+def _reason_of_value(error: ValueError, uri: RemoteUri) -> str:
+    import requests.exceptions as http
+    import urllib3.exceptions as raw_http
+
+    if (setting := _ENDPOINT_SETTINGS.get(uri.scheme)) is not None:
+        return (
+            f"can't be asked, or the answer can't be read; {setting}, if it is set, has to be an "
+            "address with https:// or http://"
+        )
+    if isinstance(error, http.InvalidSchema):
+        return "redirects to an address that is not encrypted; refused"
+    # requests' InvalidURL and its like.
+    if isinstance(error, (http.RequestException, raw_http.HTTPError)):
+        return "is no address that can be asked"
+    return "the answer can't be read; is it a web server?"
 
 
 def _passing_reason(error: BaseException, silence_s: float) -> str:

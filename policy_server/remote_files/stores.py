@@ -155,6 +155,8 @@ def _open_http(uri: RemoteUri, known_etag: str | None, silence_s: float) -> _Ope
     response: requests.Response = file.response
     if response.status_code == HTTPStatus.NOT_MODIFIED:
         file.close()
+        if known_etag is None:
+            raise ModelError(f"{uri.public}: answered 304 Not Modified, and no version was named")
         return None, None, None
     size = response.headers.get("Content-Length", "")
     body = cast("IO[bytes]", _RawBody(file))

@@ -204,6 +204,30 @@ def test_s3_that_is_down_is_tried_again(
 
 
 @pytest.mark.usefixtures("s3")
+@pytest.mark.parametrize("endpoint", ["minio:9000", "minio.example"])
+def test_endpoint_that_is_no_address_is_named(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    endpoint: str,
+    waits: Callable[[], list[float]],
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+
+    assert_refused(settings, f"s3://{BUCKET}/k", f"s3://{BUCKET}/k: ", "AWS_ENDPOINT_URL")
+    assert_refused(settings, f"s3://{BUCKET}/k/", f"s3://{BUCKET}/k/: ", "AWS_ENDPOINT_URL")
+    assert waits() == []
+
+
+@pytest.mark.parametrize("endpoint", ["store:9000", "http://store:port"])
+def test_emulator_that_is_no_address_is_named(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
+
+    assert_refused(settings, f"gs://{BUCKET}/k", f"gs://{BUCKET}/k: ", "STORAGE_EMULATOR_HOST")
+
+
+@pytest.mark.usefixtures("s3")
 @pytest.mark.parametrize(
     ("status", "message"),
     [(403, "access denied (403 Forbidden)"), (503, "answered 503 Service Unavailable; tried 4")],
@@ -396,6 +420,24 @@ def test_credentials_come_from_netrc_and_go_nowhere_unencrypted(
     assert settings.zip_path.read_bytes() == other
     assert [path for path, _ in web.asked] == ["/m", "http://store.example/m"]
     assert ["authorization" in headers for _, headers in web.asked] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("head", "says"),
+    [
+        ("304 Not Modified\r\n", "answered 304 Not Modified, and no version was named"),
+        ("302 Found\r\nLocation: /\xff\xfe\r\n", "the answer can't be read"),
+        (f"200 OK\r\nContent-Length: {'9' * 5000}\r\n", "the answer can't be read"),
+    ],
+    ids=["not-modified", "location", "size"],
+)
+def test_answer_against_the_protocol_is_one_line(settings: Settings, head: str, says: str) -> None:
+    class Wrong(Handler):
+        def answer(self) -> None:
+            self.wfile.write(f"HTTP/1.0 {head}\r\n".encode("latin-1"))
+
+    with answered_by(Wrong) as url:
+        assert_refused(settings, f"{url}/m?X-Amz-Signature=hush", f"{url}/m?...: ", says)
 
 
 def test_https_needs_a_certificate_that_can_be_verified(
