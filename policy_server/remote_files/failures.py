@@ -22,6 +22,7 @@ _FOLDER_HINT = "check the address; that of a folder ends in /"
 CHECK_ADDRESS: Mapping[Scheme, str] = {"s3": _FOLDER_HINT, "gs": _FOLDER_HINT}
 
 _PASSING_STATUSES = (408, 412, 425, 429)
+_MISSING = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 _SERVER_ERRORS = 500
 _WHERE_CREDENTIALS_COME_FROM: dict[Scheme, str] = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role",
@@ -42,12 +43,14 @@ class PassingError(Exception):
 
 
 @contextlib.contextmanager
-def as_store_errors(uri: RemoteUri, *, silence_s: float) -> Iterator[None]:
+def as_store_errors(uri: RemoteUri, *, silence_s: float, is_found: bool = False) -> Iterator[None]:
     """Raise the errors of a store's library as errors of this package.
 
     Args:
         uri: the address of the file.
         silence_s: how long the store may be silent, in seconds, for messages.
+        is_found: the store has said that the file is there; if it is not now, it was replaced, and
+            the next attempt tells whether by another.
 
     Raises:
         PassingError: if a later attempt may succeed.
@@ -57,7 +60,7 @@ def as_store_errors(uri: RemoteUri, *, silence_s: float) -> Iterator[None]:
         yield
     except _library_errors() as error:
         if (status := _status_of(error)) is not None:
-            raise _explain_status(status, uri) from error
+            raise _explain_status(status, uri, is_found=is_found) from error
         if _lacks_credentials(error):
             where = _WHERE_CREDENTIALS_COME_FROM[uri.scheme]
             raise ModelError(
@@ -107,7 +110,7 @@ def _status_of(error: BaseException) -> int | None:
     return None
 
 
-def _explain_status(status: int, uri: RemoteUri) -> Exception:
+def _explain_status(status: int, uri: RemoteUri, *, is_found: bool) -> Exception:
     try:
         words = f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
@@ -120,7 +123,9 @@ def _explain_status(status: int, uri: RemoteUri) -> Exception:
             f"{uri.public}: access denied ({words}), or there is no such file; credentials come "
             f"from {where}"
         )
-    if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
+    if status in _MISSING and is_found:
+        return PassingError(f"was replaced or removed while it was read ({words})")
+    if status in _MISSING:
         remedy = CHECK_ADDRESS.get(uri.scheme, "check the address")
         return ModelError(f"{uri.public}: not found ({words}); {remedy}")
     return ModelError(f"{uri.public}: answered {words}; check the address and the credentials")

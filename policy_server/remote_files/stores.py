@@ -115,7 +115,9 @@ def _open_s3(uri: RemoteUri, known_etag: str | None, silence_s: float) -> _Opene
         return None, None, None
     # smart_open continues a broken read, which must not be that of another version.
     same = {} if etag is None else {"S3.Client.get_object": {"IfMatch": etag}}
-    file = _smart_open(uri, {"client": client, "client_kwargs": same, "buffer_size": _CHUNK_BYTES})
+    parameters = {"client": client, "client_kwargs": same, "buffer_size": _CHUNK_BYTES}
+    with as_store_errors(uri, silence_s=silence_s, is_found=True):
+        file = _smart_open(uri, parameters)
     return file, head["ContentLength"], etag
 
 
@@ -128,14 +130,13 @@ def _open_google(uri: RemoteUri, known_etag: str | None, silence_s: float) -> _O
         raise ModelError(f"{uri.public}: not found; {CHECK_ADDRESS['gs']}")
     if blob.etag is not None and blob.etag == known_etag:
         return None, None, None
-    file = _smart_open(
-        uri,
-        {
-            "client": client,
-            "get_blob_kwargs": {**request, "generation": blob.generation},
-            "blob_open_kwargs": {**request, "chunk_size": _GOOGLE_CHUNK_BYTES},
-        },
-    )
+    parameters = {
+        "client": client,
+        "get_blob_kwargs": {**request, "generation": blob.generation},
+        "blob_open_kwargs": {**request, "chunk_size": _GOOGLE_CHUNK_BYTES},
+    }
+    with as_store_errors(uri, silence_s=silence_s, is_found=True):
+        file = _smart_open(uri, parameters)
     return file, blob.size, blob.etag
 
 
@@ -219,7 +220,7 @@ def _smart_open(uri: RemoteUri, parameters: Mapping[str, Any]) -> IO[bytes]:
 def _read(uri: RemoteUri, file: IO[bytes], size: int | None, silence_s: float) -> Iterator[bytes]:
     done = 0
     while True:
-        with as_store_errors(uri, silence_s=silence_s):
+        with as_store_errors(uri, silence_s=silence_s, is_found=True):
             chunk = file.read(_CHUNK_BYTES)
         if not chunk:
             break

@@ -275,6 +275,28 @@ def test_google_errors_pass_or_last(
     assert_refused(settings, f"gs://{BUCKET}/none", "answered 503 Service Unavailable; tried 4")
 
 
+def test_google_object_that_is_overwritten_meanwhile_is_asked_for_again(
+    google: Callable[[str, bytes], None], web: WebServer, settings: Settings
+) -> None:
+    google("model.zip", NEW)
+    path = f"/download/storage/v1/b/{BUCKET}/o/model.zip"
+    # The generation that was found is gone once another is there.
+    web.answer(path, Reply(status=404), *web.replies[path])
+
+    assert fetch(settings, f"gs://{BUCKET}/model.zip") == ["fetched"]
+
+
+def test_google_object_that_is_overwritten_before_it_is_opened_is_asked_for_again(
+    google: Callable[[str, bytes], None], web: WebServer, settings: Settings
+) -> None:
+    google("model.zip", NEW)
+    path = f"/storage/v1/b/{BUCKET}/o/model.zip"
+    found = web.replies[path][0]
+    web.answer(path, found, Reply(status=404), found)
+
+    assert fetch(settings, f"gs://{BUCKET}/model.zip") == ["fetched"]
+
+
 def test_google_without_credentials_says_where_they_come_from(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
