@@ -147,7 +147,10 @@ def _open_http(uri: RemoteUri, known_etag: str | None, silence_s: float) -> _Ope
     file: Any = _smart_open(
         uri,
         {
-            "session": http_session(is_open_allowed=uri.scheme == "http"),
+            # As for the address itself: without a pin, anybody on the way may change the content.
+            "session": http_session(
+                is_open_allowed=uri.scheme == "http" and uri.sha256 is not None
+            ),
             "timeout": silence_s,
             "headers": headers,
             "buffer_size": _CHUNK_BYTES,

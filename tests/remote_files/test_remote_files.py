@@ -444,6 +444,24 @@ def test_credentials_come_from_netrc_and_go_nowhere_unencrypted(
     assert ["authorization" in headers for _, headers in web.asked] == [True, False]
 
 
+@pytest.mark.parametrize("is_pinned", [True, False], ids=["pinned", "unpinned"])
+def test_redirect_to_an_open_address_is_followed_for_pinned_content_alone(
+    web: WebServer, settings: Settings, monkeypatch: pytest.MonkeyPatch, *, is_pinned: bool
+) -> None:
+    # As a proxy, the web server sees what is sent to any other.
+    monkeypatch.setenv("http_proxy", web.url)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    web.answer("http://store.example/m", Reply(NEW))
+    there = {"Location": "http://store.example/m"}
+    address = web.answer("/a", Reply(status=302, headers=there))
+
+    if is_pinned:
+        assert fetch(settings, f"{address}#sha256={digest(NEW)}") == ["fetched"]
+    else:
+        assert_refused(settings, address, "redirects to an address that is not encrypted; refused")
+        assert [path for path, _ in web.asked] == ["/a"]
+
+
 @pytest.mark.parametrize(
     ("head", "says"),
     [
