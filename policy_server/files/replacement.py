@@ -10,18 +10,45 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from policy_server.errors import ModelError
 from policy_server.files.locks import FileLock
 
-__all__ = ["INCOMING", "incoming_folder", "replaced", "restore_interrupted"]
+__all__ = [
+    "INCOMING",
+    "as_model_errors",
+    "incoming_folder",
+    "limit_permissions",
+    "replaced",
+    "restore_interrupted",
+]
 
 logger = logging.getLogger(__name__)
 
 INCOMING = ".incoming"
 _OLD = "old"
 _ABSENT = ".absent"
+_OWNER_MAY_WRITE = stat.S_IRUSR | stat.S_IWUSR
+
+
+@contextlib.contextmanager
+def as_model_errors(home: Path) -> Iterator[None]:
+    """Tell in one line what the system refuses while files are replaced.
+
+    Args:
+        home: the folder that is named where the system names no path.
+
+    Raises:
+        ModelError: if the block raises an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = error.filename2 or error.filename or home
+        raise ModelError(f"{where}: can't be changed: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
@@ -43,7 +70,8 @@ def incoming_folder(home: Path) -> Iterator[Path]:
         _undo_interrupted(home)
         if folder.exists():
             shutil.rmtree(folder)
-        folder.mkdir()
+        # schema.yaml holds an access key, and its own permissions come last.
+        folder.mkdir(mode=stat.S_IRWXU)
         try:
             yield folder
         finally:
@@ -57,7 +85,7 @@ def replaced(names: Sequence[str], folder: Path) -> Iterator[None]:
     """Put new files in place for good if the block succeeds, and the old ones back if it fails.
 
     Args:
-        names: of the files to replace.
+        names: of the files to replace; those that exist keep their permissions.
         folder: the result of `incoming_folder`; it holds the new files under these names.
 
     Raises:
@@ -67,12 +95,28 @@ def replaced(names: Sequence[str], folder: Path) -> Iterator[None]:
     _copy_old(names, home, folder / f"{_OLD}.unfinished").rename(old)
     try:
         for name in names:
+            if (old / name).exists():
+                (folder / name).chmod(stat.S_IMODE((old / name).stat().st_mode))
             (folder / name).replace(home / name)
         yield
         old.rename(folder / f"{_OLD}.finished")
     except BaseException:
         _restore(home)
         raise
+
+
+def limit_permissions(file: Path, source: Path) -> None:
+    """Let nobody but the owner do with a copy that is nowhere yet more than with its source.
+
+    Args:
+        file: the copy; whoever owns it may always read and change it.
+        source: the file or folder that it was made of.
+
+    Raises:
+        OSError: if the permissions can't be read or changed.
+    """
+    allowed = stat.S_IMODE(source.stat().st_mode) | _OWNER_MAY_WRITE
+    file.chmod(stat.S_IMODE(file.stat().st_mode) & allowed)
 
 
 def restore_interrupted(home: Path) -> None:

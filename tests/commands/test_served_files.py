@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import stat
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,22 @@ def test_copying_makes_the_folder_and_leaves_nothing_else_in_it(
         "saved_model.zip",
         "schema.yaml",
     ]
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["first", "replacing"])
+def test_copies_are_as_private_as_the_files_that_they_come_from_or_replace(
+    source: Path, settings: Settings, *, is_first: bool
+) -> None:
+    """schema.yaml holds the access key."""
+    names = [settings.schema_path.name, settings.zip_path.name]
+    if not is_first:
+        put_old(settings)
+    for name in names:
+        ((source if is_first else settings.home) / name).chmod(0o600)
+
+    served_files.copy_server_files(source, settings)
+
+    assert [stat.S_IMODE((settings.home / name).stat().st_mode) for name in names] == [0o600] * 2
 
 
 def test_copying_a_folder_onto_itself_keeps_it(source: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -11,7 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from policy_server.files.replacement import incoming_folder, replaced, restore_interrupted
+from policy_server.files.replacement import (
+    incoming_folder,
+    limit_permissions,
+    replaced,
+    restore_interrupted,
+)
 from policy_server.remote_files import bring_files
 from policy_server.settings import Settings
 from tests.support.folders import ROOT
@@ -54,6 +60,38 @@ def test_files_are_replaced_together_or_not_at_all(home: Path, *, is_failing: bo
         replace()
 
     assert contents(home) == (before if is_failing else dict.fromkeys(before, b"new"))
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+def test_replaced_file_keeps_its_permissions(home: Path, mode: int) -> None:
+    (home / "schema.yaml").chmod(mode)
+
+    with incoming_folder(home) as folder:
+        # Whoever may not read a file there may not read what will replace it either.
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        (folder / "schema.yaml").write_bytes(b"new")
+        with replaced(["schema.yaml"], folder):
+            assert stat.S_IMODE((home / "schema.yaml").stat().st_mode) == mode
+
+    assert stat.S_IMODE((home / "schema.yaml").stat().st_mode) == mode
+    assert (home / "schema.yaml").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [(0o600, 0o600), (0o444, 0o644), (0o777, 0o644), (0o700, 0o600)],
+    ids=oct,
+)
+def test_copy_gives_nobody_more_than_its_source_and_its_owner_may_change_it(
+    tmp_path: Path, source: int, expected: int
+) -> None:
+    for name, mode in (("source", source), ("copy", 0o644)):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(mode)
+
+    limit_permissions(tmp_path / "copy", tmp_path / "source")
+
+    assert stat.S_IMODE((tmp_path / "copy").stat().st_mode) == expected
 
 
 def test_old_files_that_cannot_be_put_back_are_kept(home: Path) -> None:

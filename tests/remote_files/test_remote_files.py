@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import ssl
+import stat
 import threading
 import time
 import zipfile
@@ -314,6 +315,22 @@ def test_pair_is_fetched_from_files(settings: Settings, tmp_path: Path, form: st
 
     assert settings.zip_path.read_bytes() == NEW
     assert settings.schema_path.read_bytes() == SCHEMA
+
+
+@pytest.mark.parametrize("policy_name", ["model.zip", "policy.onnx"])
+def test_files_of_this_machine_stay_as_private_as_they_are(
+    settings: Settings, tmp_path: Path, policy_name: str
+) -> None:
+    onnx = ROOT / "tests/data/policies/onnx_actor_logits_dynamic/policy.onnx"
+    contents_of = {policy_name: NEW if policy_name == "model.zip" else onnx.read_bytes()}
+    for name, content in {**contents_of, "it.yaml": SCHEMA}.items():
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / name).chmod(0o600)
+
+    fetch(settings, policy_name, "it.yaml")
+
+    fetched = settings.zip_path, settings.schema_path
+    assert [stat.S_IMODE(path.stat().st_mode) for path in fetched] == [0o600] * 2
 
 
 def test_files_that_are_not_there_are_one_line(settings: Settings, tmp_path: Path) -> None:
