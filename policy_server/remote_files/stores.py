@@ -156,15 +156,19 @@ def _open_http(uri: RemoteUri, known_etag: str | None, silence_s: float) -> _Ope
             "buffer_size": _CHUNK_BYTES,
         },
     )
-    response: requests.Response = file.response
-    if response.status_code == HTTPStatus.NOT_MODIFIED:
-        file.close()
-        if known_etag is None:
-            raise ModelError(f"{uri.public}: answered 304 Not Modified, and no version was named")
-        return None, None, None
-    size = response.headers.get("Content-Length", "")
-    body = cast("IO[bytes]", _RawBody(file))
-    return body, int(size) if size.isdecimal() else None, response.headers.get("ETag")
+    with contextlib.ExitStack() as unless_opened:
+        unless_opened.callback(file.close)
+        response: requests.Response = file.response
+        if response.status_code == HTTPStatus.NOT_MODIFIED:
+            if known_etag is None:
+                raise ModelError(
+                    f"{uri.public}: answered 304 Not Modified, and no version was named"
+                )
+            return None, None, None
+        size = response.headers.get("Content-Length", "")
+        size_bytes = int(size) if size.isdecimal() else None
+        unless_opened.pop_all()
+    return cast("IO[bytes]", _RawBody(file)), size_bytes, response.headers.get("ETag")
 
 
 class _RawBody:
@@ -205,7 +209,16 @@ def http_session(*, is_open_allowed: bool) -> requests.Session:
                 request.headers.pop("Authorization", None)
             return super().send(request, *args, **kwargs)
 
-    session = requests.Session()
+    class Following(requests.Session):
+        def get_redirect_target(self, resp: requests.Response) -> str | None:
+            try:
+                return super().get_redirect_target(resp)
+            except UnicodeDecodeError:
+                # Nobody else would close its connection.
+                resp.close()
+                raise
+
+    session = Following()
     session.max_redirects = _MOST_REDIRECTS
     session.mount("http://", OpenHttp())
     return session
