@@ -80,7 +80,8 @@ def copy_server_files(source: Path, settings: Settings) -> dict[Path, Path]:
             shutil.copyfile(policy, zip_path)
         for source_of_copy, copy in ((schema, folder / schema.name), (policy, zip_path)):
             limit_permissions(copy, source_of_copy)
-        with replaced([schema.name, zip_path.name], folder):
+        models = settings.models_path.name
+        with replaced([schema.name, zip_path.name], folder, folders=[models]):
             # Another policy in the server's folder would be a second candidate.
             find_policy(settings)
             _unzip_in_place(settings.zip_path, unzipped, settings)
@@ -234,7 +235,7 @@ def _copy_several(file: SchemaFile, schema: Path, settings: Settings) -> dict[Pa
         for path in (schema, *zips.values()):
             shutil.copyfile(path, folder / path.name)
             limit_permissions(folder / path.name, path)
-        with replaced([schema.name, *zips], folder):
+        with replaced([schema.name, *zips], folder, folders=[settings.models_path.name]):
             for place, name in placed.items():
                 in_place = unpack_model(
                     settings.home / name,

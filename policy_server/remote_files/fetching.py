@@ -203,7 +203,8 @@ class _Fetcher:
         if unzipped is not None:
             check(unzipped, self._schema(names))
         write_record(self._folder, self._copies | self._new)
-        with replaced([*names, RECORD_FILE], self._folder):
+        changed = [settings.models_path.name] if names else []
+        with replaced([*names, RECORD_FILE], self._folder, folders=changed):
             if settings.zip_path.name in names:
                 # Another policy in the server's folder would be a second candidate.
                 find_policy(settings)
