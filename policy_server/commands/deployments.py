@@ -293,7 +293,8 @@ def _packed(path: Path, settings: Settings) -> Iterator[Path]:
     files = _files_of(path, settings)
     with tempfile.TemporaryDirectory() as scratch:
         archive = Path(scratch) / "version.zip"
-        with zipfile.ZipFile(archive, "w") as packed:
+        # Zip's years are 1980 to 2107; reproducible builds date their files to 1970.
+        with zipfile.ZipFile(archive, "w", strict_timestamps=False) as packed:
             for name, file in files.items():
                 packed.write(file, name)
         yield archive

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from policy_server.engine.cache import OUTCOME_FILE, carry_outcome
 from policy_server.errors import ModelError, SchemaError
-from policy_server.files.replacement import incoming_folder, replaced
+from policy_server.files.replacement import (
+    as_model_errors,
+    incoming_folder,
+    limit_permissions,
+    replaced,
+)
 from policy_server.formats.finding import (
     describe_others,
     find_policy,
@@ -62,7 +65,7 @@ def copy_server_files(source: Path, settings: Settings) -> dict[Path, Path]:
         raise ModelError(
             f"{policy}: is in the server's folder already; a start serves it as it lies"
         )
-    with _as_model_errors(settings.home), incoming_folder(settings.home) as folder:
+    with as_model_errors(settings.home), incoming_folder(settings.home) as folder:
         zip_path = folder / settings.zip_path.name
         if policy.is_dir():
             pack_model(policy, zip_path)
@@ -75,7 +78,10 @@ def copy_server_files(source: Path, settings: Settings) -> dict[Path, Path]:
             pack_model(unzipped, zip_path)
         elif policy.is_file():
             shutil.copyfile(policy, zip_path)
-        with replaced([schema.name, zip_path.name], folder):
+        for source_of_copy, copy in ((schema, folder / schema.name), (policy, zip_path)):
+            limit_permissions(copy, source_of_copy)
+        models = settings.models_path.name
+        with replaced([schema.name, zip_path.name], folder, folders=[models]):
             # Another policy in the server's folder would be a second candidate.
             find_policy(settings)
             _unzip_in_place(settings.zip_path, unzipped, settings)
@@ -127,7 +133,7 @@ def unzip(settings: Settings) -> tuple[Path, Path]:
             f"schema with `{command_for('copy_server_files FOLDER')}`"
         )
     schema = settings.schema_path if settings.schema_path.exists() else None
-    with _as_model_errors(settings.home), incoming_folder(settings.home) as folder:
+    with as_model_errors(settings.home), incoming_folder(settings.home) as folder:
         unzipped = _unzip_servable(zip_path, schema, folder, settings)
         return zip_path, _unzip_in_place(zip_path, unzipped, settings)
 
@@ -166,7 +172,7 @@ def clean(settings: Settings) -> list[Path]:
         )
         if os.path.lexists(path)
     ]
-    with _as_model_errors(settings.home):
+    with as_model_errors(settings.home):
         for path in found:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -219,7 +225,7 @@ def _copy_several(file: SchemaFile, schema: Path, settings: Settings) -> dict[Pa
     """Copy the schema.yaml of several policies, and their zips beside it; unzip these."""
     placed = _places_of_models(file, schema)
     zips = {name: schema.parent / name for name in sorted(set(placed.values()))}
-    with _as_model_errors(settings.home), incoming_folder(settings.home) as folder:
+    with as_model_errors(settings.home), incoming_folder(settings.home) as folder:
         unzipped = {
             place: _unzip_servable(
                 zips[name], schema, folder, settings, policy=place.parts[0], place=place
@@ -228,7 +234,8 @@ def _copy_several(file: SchemaFile, schema: Path, settings: Settings) -> dict[Pa
         }
         for path in (schema, *zips.values()):
             shutil.copyfile(path, folder / path.name)
-        with replaced([schema.name, *zips], folder):
+            limit_permissions(folder / path.name, path)
+        with replaced([schema.name, *zips], folder, folders=[settings.models_path.name]):
             for place, name in placed.items():
                 in_place = unpack_model(
                     settings.home / name,
@@ -290,12 +297,3 @@ def _check_beside(policy: Path, unzipped: Path, settings: Settings) -> None:
                 f"{there}: would be taken for the one of {policy.name}, which is another; move it "
                 "away"
             )
-
-
-@contextlib.contextmanager
-def _as_model_errors(home: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        where = error.filename2 or error.filename or home
-        raise ModelError(f"{where}: can't be changed: {error.strerror or error}") from error

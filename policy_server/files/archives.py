@@ -226,6 +226,9 @@ def fault_of_name(name: str) -> str | None:
         name: its path below the folder that it is to be written to.
     """
     path = _path_of(name)
+    # A folder of that kind, `./`, is the one that everything is written to.
+    if not path.parts and not name.endswith("/"):
+        return "has no name; refused"
     if path.is_absolute() or ".." in path.parts or _DRIVE.match(str(path)):
         return "climbs out of the folder; refused"
     size = _size_of(str(path))

@@ -126,13 +126,15 @@ def whole_folder(folder: Path, *, key: str | None = None) -> Iterator[Path]:
     Args:
         folder: the folder to replace, or to make; its parent has to exist.
         key: the file without which the folder is nothing. Where the folder can't be renamed, since
-            it is a volume, its files are replaced one by one; the key goes first and comes last.
+            it is a volume, its files are replaced one by one; the key goes first and comes last,
+            and is not there after an error.
 
     Yields:
         The folder to fill.
 
     Raises:
-        OSError: if the new folder can't take the place of the old one, which is then as it was.
+        OSError: if the new folder can't take the place of the old one, which is then as it was, a
+            volume excepted.
     """
     with scratch_folder(folder) as scratch:
         new = scratch / "new"
@@ -154,10 +156,11 @@ def _swap(folder: Path, new: Path, old: Path, key: str | None) -> None:
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
-    except OSError as error:
-        if old.exists():
+    except BaseException as error:
+        # A signal may come between the two, and the old one would go with the scratch folder.
+        if old.exists() and not folder.exists():
             old.rename(folder)
-        if error.errno not in _MOUNT_POINT_ERRNOS:
+        if not isinstance(error, OSError) or error.errno not in _MOUNT_POINT_ERRNOS:
             raise
         _refill(folder, new, key)
 
@@ -170,7 +173,10 @@ def _refill(folder: Path, new: Path, key: str | None) -> None:
         else:
             path.unlink()
     for path in sorted(new.iterdir(), key=lambda item: item.name == key):
-        shutil.move(path, folder / path.name)
+        # Between file systems it is copied, which may end halfway where the volume is full.
+        aside = folder / UNFINISHED.replace("*", secrets.token_hex(8))
+        shutil.move(path, aside)
+        aside.rename(folder / path.name)
 
 
 def _sync(folder: int) -> None:

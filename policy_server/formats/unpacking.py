@@ -197,7 +197,7 @@ class _Unpacking:
 
         The source is the file `name` in the folder, or the folder if that is empty.
         """
-        with whole_folder(self._models, key=form.mark) as new:
+        with whole_folder(self._models, key=SOURCE_MARK) as new:
             new.chmod(0o755)
             yield new
             (new / SOURCE_MARK).write_text(self._digest)

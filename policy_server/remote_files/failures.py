@@ -22,6 +22,7 @@ _FOLDER_HINT = "check the address; that of a folder ends in /"
 CHECK_ADDRESS: Mapping[Scheme, str] = {"s3": _FOLDER_HINT, "gs": _FOLDER_HINT}
 
 _PASSING_STATUSES = (408, 412, 425, 429)
+_MISSING = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 _SERVER_ERRORS = 500
 _WHERE_CREDENTIALS_COME_FROM: dict[Scheme, str] = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role",
@@ -29,6 +30,8 @@ _WHERE_CREDENTIALS_COME_FROM: dict[Scheme, str] = {
     "machine's service account",
     "https": "~/.netrc, or a presigned address",
 }
+# Names another server than the store's own.
+_ENDPOINT_SETTINGS: dict[Scheme, str] = {"s3": "AWS_ENDPOINT_URL", "gs": "STORAGE_EMULATOR_HOST"}
 _AWS = "botocore.exceptions"
 _GOOGLE, _GOOGLE_AUTH = "google.api_core.exceptions", "google.auth.exceptions"
 _BROKEN = "the connection broke"
@@ -40,12 +43,14 @@ class PassingError(Exception):
 
 
 @contextlib.contextmanager
-def as_store_errors(uri: RemoteUri, *, silence_s: float) -> Iterator[None]:
+def as_store_errors(uri: RemoteUri, *, silence_s: float, is_found: bool = False) -> Iterator[None]:
     """Raise the errors of a store's library as errors of this package.
 
     Args:
         uri: the address of the file.
         silence_s: how long the store may be silent, in seconds, for messages.
+        is_found: the store has said that the file is there; if it is not now, it was replaced, and
+            the next attempt tells whether by another.
 
     Raises:
         PassingError: if a later attempt may succeed.
@@ -55,13 +60,13 @@ def as_store_errors(uri: RemoteUri, *, silence_s: float) -> Iterator[None]:
         yield
     except _library_errors() as error:
         if (status := _status_of(error)) is not None:
-            raise _explain_status(status, uri) from error
+            raise _explain_status(status, uri, is_found=is_found) from error
         if _lacks_credentials(error):
             where = _WHERE_CREDENTIALS_COME_FROM[uri.scheme]
             raise ModelError(
                 f"{uri.public}: no credentials, or they can't be used; they come from {where}"
             ) from error
-        if (reason := _lasting_reason(error)) is not None:
+        if (reason := _lasting_reason(error, uri)) is not None:
             raise ModelError(f"{uri.public}: {reason}") from error
         raise PassingError(_passing_reason(error, silence_s)) from error
 
@@ -71,6 +76,8 @@ def _library_errors() -> tuple[type[BaseException], ...]:
 
     return (
         OSError,
+        # botocore's for an endpoint, and Python's for a header that it can't read.
+        ValueError,
         http.HTTPError,
         *_errors(_AWS, "BotoCoreError", "ClientError"),
         *_errors(_GOOGLE_AUTH, "GoogleAuthError"),
@@ -103,7 +110,7 @@ def _status_of(error: BaseException) -> int | None:
     return None
 
 
-def _explain_status(status: int, uri: RemoteUri) -> Exception:
+def _explain_status(status: int, uri: RemoteUri, *, is_found: bool) -> Exception:
     try:
         words = f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
@@ -116,7 +123,9 @@ def _explain_status(status: int, uri: RemoteUri) -> Exception:
             f"{uri.public}: access denied ({words}), or there is no such file; credentials come "
             f"from {where}"
         )
-    if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
+    if status in _MISSING and is_found:
+        return PassingError(f"was replaced or removed while it was read ({words})")
+    if status in _MISSING:
         remedy = CHECK_ADDRESS.get(uri.scheme, "check the address")
         return ModelError(f"{uri.public}: not found ({words}); {remedy}")
     return ModelError(f"{uri.public}: answered {words}; check the address and the credentials")
@@ -140,18 +149,15 @@ def _lacks_credentials(error: BaseException) -> bool:
     )
 
 
-def _lasting_reason(error: BaseException) -> str | None:
+def _lasting_reason(error: BaseException, uri: RemoteUri) -> str | None:
     import requests.exceptions as http
 
     if isinstance(error, (http.SSLError, *_errors(_AWS, "SSLError"))):
         return "its certificate can't be verified; REQUESTS_CA_BUNDLE and AWS_CA_BUNDLE name others"
     if isinstance(error, http.TooManyRedirects):
         return "redirects without end"
-    if isinstance(error, http.InvalidSchema):
-        return "redirects to an address that is not encrypted; refused"
     if isinstance(error, ValueError):
-        # requests' InvalidURL and its like.
-        return "is no address that can be asked"
+        return _reason_of_value(error, uri)
     about_connection = _errors(
         _AWS, "ConnectionError", "HTTPClientError", "IncompleteReadError", "ResponseStreamingError"
     )
@@ -159,6 +165,23 @@ def _lasting_reason(error: BaseException) -> str | None:
     if is_boto and not isinstance(error, about_connection):
         return f"can't be asked for: {' '.join(str(error).split())}"
     return None
+
+
+def _reason_of_value(error: ValueError, uri: RemoteUri) -> str:
+    import requests.exceptions as http
+    import urllib3.exceptions as raw_http
+
+    if (setting := _ENDPOINT_SETTINGS.get(uri.scheme)) is not None:
+        return (
+            f"can't be asked, or the answer can't be read; {setting}, if it is set, has to be an "
+            "address with https:// or http://"
+        )
+    if isinstance(error, http.InvalidSchema):
+        return "redirects to an address that is not encrypted; refused"
+    # requests' InvalidURL and its like.
+    if isinstance(error, (http.RequestException, raw_http.HTTPError)):
+        return "is no address that can be asked"
+    return "the answer can't be read; is it a web server?"
 
 
 def _passing_reason(error: BaseException, silence_s: float) -> str:

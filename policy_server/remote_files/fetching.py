@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from policy_server.engine.cache import carry_outcome
-from policy_server.errors import ModelError, PolicyServerError, SchemaError
-from policy_server.files.replacement import incoming_folder, replaced, restore_interrupted
+from policy_server.errors import ModelError, SchemaError
+from policy_server.files.replacement import (
+    as_model_errors,
+    incoming_folder,
+    limit_permissions,
+    replaced,
+    restore_interrupted,
+)
 from policy_server.formats.finding import find_policy, policy_at
 from policy_server.formats.model_files import digest_of_file
 from policy_server.formats.unpacking import pack_model, unpack_model
@@ -62,7 +67,7 @@ def bring_files(settings: Settings, *, check: PairCheck) -> None:
         SchemaError: if the fetched schema.yaml is wrong.
         PolicyServerError: as `check` raises it.
     """
-    with _as_model_errors(settings.home):
+    with as_model_errors(settings.home):
         restore_interrupted(settings.home)
     if settings.model_uri is None and settings.schema_uri is None:
         return
@@ -110,7 +115,7 @@ def fetch_files(
     """
     wanted = {settings.schema_path: schema, settings.zip_path: model}
     sources = {path: uri for path, uri in wanted.items() if uri is not None}
-    with _as_model_errors(settings.home):
+    with as_model_errors(settings.home):
         copies = read_record(settings)
         pinned = [pinned_file(path, uri, copies) for path, uri in sources.items()]
         if (kept := [file for file in pinned if file is not None]) and len(kept) == len(pinned):
@@ -171,6 +176,8 @@ class _Fetcher:
             self._take_schema(target, new, uri)
         else:
             self._take_policy(target, new, uri)
+        if uri.scheme == "file":
+            limit_permissions(new, Path(uri.address))
         digest = digest_of_file(new)
         self._new[path.name] = FetchedCopy(uri.identity, got.sha256, digest, got.size, got.etag)
         is_there = path.is_file() and digest_of_file(path) == digest
@@ -196,7 +203,8 @@ class _Fetcher:
         if unzipped is not None:
             check(unzipped, self._schema(names))
         write_record(self._folder, self._copies | self._new)
-        with replaced([*names, RECORD_FILE], self._folder):
+        changed = [settings.models_path.name] if names else []
+        with replaced([*names, RECORD_FILE], self._folder, folders=changed):
             if settings.zip_path.name in names:
                 # Another policy in the server's folder would be a second candidate.
                 find_policy(settings)
@@ -288,14 +296,3 @@ def _check_pin(uri: RemoteUri, got: Download) -> None:
             f"{uri.public}: expected sha256 {uri.sha256}, got {got.sha256}; refused: it is another "
             "version, or was tampered with"
         )
-
-
-@contextlib.contextmanager
-def _as_model_errors(home: Path) -> Iterator[None]:
-    try:
-        yield
-    except PolicyServerError:
-        raise
-    except OSError as error:
-        where = error.filename2 or error.filename or home
-        raise ModelError(f"{where}: can't be changed: {error.strerror or error}") from error

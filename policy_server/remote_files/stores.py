@@ -115,7 +115,9 @@ def _open_s3(uri: RemoteUri, known_etag: str | None, silence_s: float) -> _Opene
         return None, None, None
     # smart_open continues a broken read, which must not be that of another version.
     same = {} if etag is None else {"S3.Client.get_object": {"IfMatch": etag}}
-    file = _smart_open(uri, {"client": client, "client_kwargs": same, "buffer_size": _CHUNK_BYTES})
+    parameters = {"client": client, "client_kwargs": same, "buffer_size": _CHUNK_BYTES}
+    with as_store_errors(uri, silence_s=silence_s, is_found=True):
+        file = _smart_open(uri, parameters)
     return file, head["ContentLength"], etag
 
 
@@ -128,14 +130,13 @@ def _open_google(uri: RemoteUri, known_etag: str | None, silence_s: float) -> _O
         raise ModelError(f"{uri.public}: not found; {CHECK_ADDRESS['gs']}")
     if blob.etag is not None and blob.etag == known_etag:
         return None, None, None
-    file = _smart_open(
-        uri,
-        {
-            "client": client,
-            "get_blob_kwargs": {**request, "generation": blob.generation},
-            "blob_open_kwargs": {**request, "chunk_size": _GOOGLE_CHUNK_BYTES},
-        },
-    )
+    parameters = {
+        "client": client,
+        "get_blob_kwargs": {**request, "generation": blob.generation},
+        "blob_open_kwargs": {**request, "chunk_size": _GOOGLE_CHUNK_BYTES},
+    }
+    with as_store_errors(uri, silence_s=silence_s, is_found=True):
+        file = _smart_open(uri, parameters)
     return file, blob.size, blob.etag
 
 
@@ -146,19 +147,28 @@ def _open_http(uri: RemoteUri, known_etag: str | None, silence_s: float) -> _Ope
     file: Any = _smart_open(
         uri,
         {
-            "session": http_session(is_open_allowed=uri.scheme == "http"),
+            # As for the address itself: without a pin, anybody on the way may change the content.
+            "session": http_session(
+                is_open_allowed=uri.scheme == "http" and uri.sha256 is not None
+            ),
             "timeout": silence_s,
             "headers": headers,
             "buffer_size": _CHUNK_BYTES,
         },
     )
-    response: requests.Response = file.response
-    if response.status_code == HTTPStatus.NOT_MODIFIED:
-        file.close()
-        return None, None, None
-    size = response.headers.get("Content-Length", "")
-    body = cast("IO[bytes]", _RawBody(file))
-    return body, int(size) if size.isdecimal() else None, response.headers.get("ETag")
+    with contextlib.ExitStack() as unless_opened:
+        unless_opened.callback(file.close)
+        response: requests.Response = file.response
+        if response.status_code == HTTPStatus.NOT_MODIFIED:
+            if known_etag is None:
+                raise ModelError(
+                    f"{uri.public}: answered 304 Not Modified, and no version was named"
+                )
+            return None, None, None
+        size = response.headers.get("Content-Length", "")
+        size_bytes = int(size) if size.isdecimal() else None
+        unless_opened.pop_all()
+    return cast("IO[bytes]", _RawBody(file)), size_bytes, response.headers.get("ETag")
 
 
 class _RawBody:
@@ -199,7 +209,16 @@ def http_session(*, is_open_allowed: bool) -> requests.Session:
                 request.headers.pop("Authorization", None)
             return super().send(request, *args, **kwargs)
 
-    session = requests.Session()
+    class Following(requests.Session):
+        def get_redirect_target(self, resp: requests.Response) -> str | None:
+            try:
+                return super().get_redirect_target(resp)
+            except UnicodeDecodeError:
+                # Nobody else would close its connection.
+                resp.close()
+                raise
+
+    session = Following()
     session.max_redirects = _MOST_REDIRECTS
     session.mount("http://", OpenHttp())
     return session
@@ -217,7 +236,7 @@ def _smart_open(uri: RemoteUri, parameters: Mapping[str, Any]) -> IO[bytes]:
 def _read(uri: RemoteUri, file: IO[bytes], size: int | None, silence_s: float) -> Iterator[bytes]:
     done = 0
     while True:
-        with as_store_errors(uri, silence_s=silence_s):
+        with as_store_errors(uri, silence_s=silence_s, is_found=True):
             chunk = file.read(_CHUNK_BYTES)
         if not chunk:
             break

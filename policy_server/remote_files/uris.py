@@ -18,6 +18,7 @@ Scheme = Literal["s3", "gs", "https", "http", "file"]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _PIN = re.compile(r"sha256=([0-9a-fA-F]{64})")
+_NOT_SHOWN = frozenset("@?&")
 _PATH_OF_SCHEME = {"s3": "s3://bucket/key", "gs": "gs://bucket/key", "file": "file:///path"}
 _MOST_NAME_BYTES = 200
 _KNOWN = ("s3", "gs", "https", "http", "file")
@@ -102,8 +103,9 @@ def parse_uri(text: str, *, name: str) -> RemoteUri:
     address, mark, fragment = text.strip().partition("#")
     pin = _PIN.fullmatch(fragment)
     if mark and pin is None:
-        # It may be the rest of a password, as of `https://user:pass#word@host`.
-        got = "other text" if "@" in fragment else repr(mark + fragment)
+        # It may be the rest of a password, as of `https://user:pass#word@host`, or the signature of
+        # a presigned address whose pin was written before its query.
+        got = "other text" if _NOT_SHOWN & set(fragment) else repr(mark + fragment)
         raise SettingsError(
             f"{name}: expected #sha256= and 64 hexadecimal digits behind the address, got {got}"
         )

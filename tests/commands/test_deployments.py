@@ -92,6 +92,17 @@ def test_version_is_deployed_promoted_rolled_back_and_undeployed(url: str, tmp_p
     assert json.loads(deployments.as_json(gone))["live"] == first
 
 
+def test_file_dated_before_1980_is_deployed(url: str, tmp_path: Path) -> None:
+    """Nix, and builds with SOURCE_DATE_EPOCH=0, date their files so; zip's years begin in 1980."""
+    shutil.copy(ZIP, tmp_path / "old.zip")
+    os.utime(tmp_path / "old.zip", (0, 0))
+
+    with deployments.admin_client(url, ADMIN, SETTINGS) as server:
+        known = deployed(server, tmp_path / "old.zip", version="of-1970", traffic=0.0)
+
+    assert "of-1970" in [version["name"] for version in known["versions"]]
+
+
 def test_wrong_key_and_missing_policy_are_one_line(url: str, tmp_path: Path) -> None:
     with (
         deployments.admin_client(url, "wrong", SETTINGS) as server,

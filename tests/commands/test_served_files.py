@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import shutil
+import stat
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from policy_server.engine.cache import digest_of, read_outcome
 from policy_server.errors import ModelError, PolicyServerError
 from policy_server.formats.model_files import files_of_model, identify_model
 from policy_server.formats.unpacking import unpack_model
+from policy_server.remote_files import fetch_files, parse_uri
 from policy_server.schema import read_schema
 from policy_server.settings import Settings
 from tests.support.folders import ROOT
@@ -91,6 +96,69 @@ def test_copying_makes_the_folder_and_leaves_nothing_else_in_it(
         "saved_model.zip",
         "schema.yaml",
     ]
+
+
+class Signalled(logging.Handler):
+    """Lets Ctrl-C come once the policy has been unpacked in its place."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self._in_place = settings.zip_path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage() == "model_unpacked" and vars(record)["path"] == str(self._in_place):
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def signalled(settings: Settings) -> Iterator[None]:
+    logger, handler = logging.getLogger("policy_server.formats.unpacking"), Signalled(settings)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+@pytest.mark.parametrize("way", ["copied", "fetched"])
+@pytest.mark.parametrize("is_zipped", [True, False], ids=["zip", "models-only"])
+def test_signal_while_a_policy_is_put_in_place_leaves_the_old_one_unzipped_too(
+    source: Path, settings: Settings, way: str, *, is_zipped: bool
+) -> None:
+    before = put_old(settings)
+    if not is_zipped:
+        settings.zip_path.unlink()
+        del before[settings.zip_path.name]
+
+    def put_in_place() -> object:
+        if way == "copied":
+            return served_files.copy_server_files(source, settings)
+        model = parse_uri(str(source / "saved_model.zip"), name="model")
+        return fetch_files(settings, model=model, schema=None, check=lambda _model, _schema: None)
+
+    with signalled(settings), pytest.raises(KeyboardInterrupt):
+        put_in_place()
+
+    assert contents(settings.home) == before
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["first", "replacing"])
+def test_copies_are_as_private_as_the_files_that_they_come_from_or_replace(
+    source: Path, settings: Settings, *, is_first: bool
+) -> None:
+    """schema.yaml holds the access key."""
+    names = [settings.schema_path.name, settings.zip_path.name]
+    if not is_first:
+        put_old(settings)
+    for name in names:
+        ((source if is_first else settings.home) / name).chmod(0o600)
+
+    served_files.copy_server_files(source, settings)
+
+    assert [stat.S_IMODE((settings.home / name).stat().st_mode) for name in names] == [0o600] * 2
 
 
 def test_copying_a_folder_onto_itself_keeps_it(source: Path) -> None:

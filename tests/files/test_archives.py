@@ -91,6 +91,19 @@ def test_member_that_climbs_out_is_refused(tmp_path: Path, name: str) -> None:
     assert_refused(path, "climbs out of the folder; refused")
 
 
+@pytest.mark.parametrize("name", ["", ".", "./.", ".\\."])
+def test_file_without_a_name_is_refused(tmp_path: Path, name: str) -> None:
+    path = zip_of(tmp_path / "a.zip", {name: b"x"})
+
+    assert_refused(path, "has no name; refused")
+
+
+def test_folder_that_is_the_archives_own_is_no_file(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "a.zip", {"./": b"", **FILES})
+
+    assert unpack(path) == FILES
+
+
 def test_member_with_a_hidden_tail_is_refused(tmp_path: Path) -> None:
     path = zip_of(tmp_path / "a.zip", {**FILES, "variables/eviX": b"x"})
     path.write_bytes(path.read_bytes().replace(b"variables/eviX", b"variables/evi\0"))

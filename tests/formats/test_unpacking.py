@@ -16,6 +16,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -322,6 +323,82 @@ def test_mount_point_is_filled_in_place(tmp_path: Path, mount_point: Path) -> No
     assert folder.stat().st_ino == inode
     assert set(contents(folder)) == {*FILES, ".source-sha256"}
     assert path.exists()
+
+
+class Killed(BaseException):
+    """Ends a process where it is."""
+
+
+class Volume:
+    """A folder on another file system, where one copy of a file ends halfway."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.copies_before_the_end = 0
+        self.end: BaseException | None = None
+
+    def rename(self, do: Callable[[Path, Path], None], source: Path, target: Path) -> None:
+        paths = [Path(source), Path(target)]
+        if self.folder in paths:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        if len({path.is_relative_to(self.folder) for path in paths}) > 1:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        do(source, target)
+
+    def copyfile(self, do: Callable[..., Path], source: Path, target: Path, **how: bool) -> Path:
+        if Path(target).is_relative_to(self.folder) and self.end is not None:
+            self.copies_before_the_end -= 1
+            if self.copies_before_the_end < 0:
+                content = Path(source).read_bytes()
+                Path(target).write_bytes(content[: len(content) // 2])
+                raise self.end
+        return do(source, target, **how)
+
+
+@pytest.fixture
+def volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Volume:
+    """Give a volume that stands in for models/."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    volume = Volume(folder)
+    monkeypatch.setattr(os, "rename", partial(volume.rename, os.rename))
+    monkeypatch.setattr(shutil, "copyfile", partial(volume.copyfile, shutil.copyfile))
+    return volume
+
+
+@pytest.mark.parametrize("end", [OSError(errno.ENOSPC, "full"), Killed()], ids=["full", "killed"])
+@pytest.mark.parametrize("kind", ["saved_model", "rllib", "onnx"])
+def test_volume_that_was_filled_halfway_is_filled_again(
+    tmp_path: Path, volume: Volume, kind: str, end: BaseException
+) -> None:
+    sources = {
+        "rllib": POLICIES / "rllib_checkpoints" / "clip.zip",
+        "onnx": POLICIES / "onnx_actor_logits_dynamic" / "policy.onnx",
+    }
+    path = tmp_path / ("actor.onnx" if kind == "onnx" else "saved_model.zip")
+    if kind == "saved_model":
+        zip_of(path)
+    else:
+        shutil.copy(sources[kind], path)
+    unpacked = unpack_model(path, tmp_path / "whole", max_bytes=1 << 30)
+    whole = {str(name): content for name, content in contents(unpacked).items()}
+
+    for number in range(len(whole)):
+        zip_of(tmp_path / "old.zip", {**FILES, "old": b"old"})
+        volume.end = None
+        unpack(tmp_path / "old.zip")
+        volume.copies_before_the_end, volume.end = number, end
+        with pytest.raises((ModelError, Killed)):
+            unpack_model(path, volume.folder, max_bytes=1 << 30)
+        # It may be asked for once more before there is room.
+        volume.copies_before_the_end = number
+        with pytest.raises((ModelError, Killed)):
+            unpack_model(path, volume.folder, max_bytes=1 << 30)
+        volume.end = None
+
+        unpack_model(path, volume.folder, max_bytes=1 << 30)
+
+        assert contents(volume.folder) == whole
 
 
 def test_model_comes_back_if_the_new_one_cant_take_its_place(

@@ -220,6 +220,7 @@ def test_folder_without_its_slash_is_told_how_to_end(settings: Settings) -> None
     [
         (["../evil"], "the file '../evil' climbs out of the folder"),
         (["a/../../evil"], "climbs out of the folder"),
+        (["."], "the file '.' has no name; refused"),
         (["a//b"], "a name that can't be asked for"),
         (["./a"], "a name that can't be asked for"),
         (["a\\..\\b"], "a name that can't be asked for"),

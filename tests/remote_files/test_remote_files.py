@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import ssl
+import stat
 import threading
 import time
 import zipfile
@@ -104,6 +105,11 @@ def test_address_is_read(text: str, scheme: str, address: str, public: str) -> N
         ("https://me:12/hush@h/p", "holds a user or a password"),
         ("http://me:hush?hush@127.0.0.1/p", "holds a user or a password"),
         ("https://me:hu#hush@h/p", "64 hexadecimal digits behind the address, got other text"),
+        (
+            f"https://h/p#sha256={'a' * 64}?X-Amz-Signature=hush",
+            "behind the address, got other text",
+        ),
+        ("https://h/p#sha256=12&X-Amz-Signature=hush", "behind the address, got other text"),
         ("https://me:hush/p", "expected a number from 0 to 65535 as the port behind the host"),
         ("https://h:65536/p", "expected a number from 0 to 65535 as the port behind the host"),
     ],
@@ -199,6 +205,30 @@ def test_s3_that_is_down_is_tried_again(
 
 
 @pytest.mark.usefixtures("s3")
+@pytest.mark.parametrize("endpoint", ["minio:9000", "minio.example"])
+def test_endpoint_that_is_no_address_is_named(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    endpoint: str,
+    waits: Callable[[], list[float]],
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+
+    assert_refused(settings, f"s3://{BUCKET}/k", f"s3://{BUCKET}/k: ", "AWS_ENDPOINT_URL")
+    assert_refused(settings, f"s3://{BUCKET}/k/", f"s3://{BUCKET}/k/: ", "AWS_ENDPOINT_URL")
+    assert waits() == []
+
+
+@pytest.mark.parametrize("endpoint", ["store:9000", "http://store:port"])
+def test_emulator_that_is_no_address_is_named(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
+
+    assert_refused(settings, f"gs://{BUCKET}/k", f"gs://{BUCKET}/k: ", "STORAGE_EMULATOR_HOST")
+
+
+@pytest.mark.usefixtures("s3")
 @pytest.mark.parametrize(
     ("status", "message"),
     [(403, "access denied (403 Forbidden)"), (503, "answered 503 Service Unavailable; tried 4")],
@@ -246,6 +276,28 @@ def test_google_errors_pass_or_last(
     assert_refused(settings, f"gs://{BUCKET}/none", "answered 503 Service Unavailable; tried 4")
 
 
+def test_google_object_that_is_overwritten_meanwhile_is_asked_for_again(
+    google: Callable[[str, bytes], None], web: WebServer, settings: Settings
+) -> None:
+    google("model.zip", NEW)
+    path = f"/download/storage/v1/b/{BUCKET}/o/model.zip"
+    # The generation that was found is gone once another is there.
+    web.answer(path, Reply(status=404), *web.replies[path])
+
+    assert fetch(settings, f"gs://{BUCKET}/model.zip") == ["fetched"]
+
+
+def test_google_object_that_is_overwritten_before_it_is_opened_is_asked_for_again(
+    google: Callable[[str, bytes], None], web: WebServer, settings: Settings
+) -> None:
+    google("model.zip", NEW)
+    path = f"/storage/v1/b/{BUCKET}/o/model.zip"
+    found = web.replies[path][0]
+    web.answer(path, found, Reply(status=404), found)
+
+    assert fetch(settings, f"gs://{BUCKET}/model.zip") == ["fetched"]
+
+
 def test_google_without_credentials_says_where_they_come_from(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -263,6 +315,22 @@ def test_pair_is_fetched_from_files(settings: Settings, tmp_path: Path, form: st
 
     assert settings.zip_path.read_bytes() == NEW
     assert settings.schema_path.read_bytes() == SCHEMA
+
+
+@pytest.mark.parametrize("policy_name", ["model.zip", "policy.onnx"])
+def test_files_of_this_machine_stay_as_private_as_they_are(
+    settings: Settings, tmp_path: Path, policy_name: str
+) -> None:
+    onnx = ROOT / "tests/data/policies/onnx_actor_logits_dynamic/policy.onnx"
+    contents_of = {policy_name: NEW if policy_name == "model.zip" else onnx.read_bytes()}
+    for name, content in {**contents_of, "it.yaml": SCHEMA}.items():
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / name).chmod(0o600)
+
+    fetch(settings, policy_name, "it.yaml")
+
+    fetched = settings.zip_path, settings.schema_path
+    assert [stat.S_IMODE(path.stat().st_mode) for path in fetched] == [0o600] * 2
 
 
 def test_files_that_are_not_there_are_one_line(settings: Settings, tmp_path: Path) -> None:
@@ -391,6 +459,42 @@ def test_credentials_come_from_netrc_and_go_nowhere_unencrypted(
     assert settings.zip_path.read_bytes() == other
     assert [path for path, _ in web.asked] == ["/m", "http://store.example/m"]
     assert ["authorization" in headers for _, headers in web.asked] == [True, False]
+
+
+@pytest.mark.parametrize("is_pinned", [True, False], ids=["pinned", "unpinned"])
+def test_redirect_to_an_open_address_is_followed_for_pinned_content_alone(
+    web: WebServer, settings: Settings, monkeypatch: pytest.MonkeyPatch, *, is_pinned: bool
+) -> None:
+    # As a proxy, the web server sees what is sent to any other.
+    monkeypatch.setenv("http_proxy", web.url)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    web.answer("http://store.example/m", Reply(NEW))
+    there = {"Location": "http://store.example/m"}
+    address = web.answer("/a", Reply(status=302, headers=there))
+
+    if is_pinned:
+        assert fetch(settings, f"{address}#sha256={digest(NEW)}") == ["fetched"]
+    else:
+        assert_refused(settings, address, "redirects to an address that is not encrypted; refused")
+        assert [path for path, _ in web.asked] == ["/a"]
+
+
+@pytest.mark.parametrize(
+    ("head", "says"),
+    [
+        ("304 Not Modified\r\n", "answered 304 Not Modified, and no version was named"),
+        ("302 Found\r\nLocation: /\xff\xfe\r\n", "the answer can't be read"),
+        (f"200 OK\r\nContent-Length: {'9' * 5000}\r\n", "the answer can't be read"),
+    ],
+    ids=["not-modified", "location", "size"],
+)
+def test_answer_against_the_protocol_is_one_line(settings: Settings, head: str, says: str) -> None:
+    class Wrong(Handler):
+        def answer(self) -> None:
+            self.wfile.write(f"HTTP/1.0 {head}\r\n".encode("latin-1"))
+
+    with answered_by(Wrong) as url:
+        assert_refused(settings, f"{url}/m?X-Amz-Signature=hush", f"{url}/m?...: ", says)
 
 
 def test_https_needs_a_certificate_that_can_be_verified(
