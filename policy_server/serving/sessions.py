@@ -17,6 +17,7 @@ from policy_server.errors import (
 from policy_server.metrics import PolicyMetrics
 from policy_server.serving.deadlines import within
 from policy_server.serving.memory import EpisodeMemory
+from policy_server.serving.session_refusals import address_of
 from policy_server.serving.session_store import (
     AnsweredStep,
     HeldSession,
@@ -24,7 +25,6 @@ from policy_server.serving.session_store import (
     SessionPlace,
     SessionRecord,
     SessionStore,
-    address_of,
 )
 from policy_server.serving.slot import PolicySlot
 from policy_server.serving.team_record import VersionName

@@ -25,6 +25,7 @@ from policy_server.serving.redis_sessions import RedisSessions
 from policy_server.serving.redis_sessions.records import decode_record, encode_record
 from policy_server.serving.session_store import (
     LONGEST_SHORT_ANSWER,
+    MOST_WAITING,
     AnsweredStep,
     SessionRecord,
     SessionStore,
@@ -34,7 +35,7 @@ from policy_server.serving.team_record import TEAM, AgentRecord, TeamRecord, Ver
 from policy_server.settings import Settings
 from tests.support.pages import rendered
 from tests.support.redis_servers import redis_server
-from tests.support.waiting import until
+from tests.support.waiting import turns, until
 
 NOTHING = np.zeros(0, np.float32)
 FIRST, SECOND, THIRD = ("a" * 32, "b" * 32, "c" * 32)
@@ -300,3 +301,28 @@ async def test_turns_are_taken_in_the_order_of_arrival_and_none_is_lost_by_cance
         await asyncio.gather(*tasks, return_exceptions=True)
 
     assert order == [0, 1, 4, 5]
+
+
+async def test_no_more_requests_wait_for_a_session_than_may(url: SecretStr | None) -> None:
+    metrics = Metrics()
+    made: list[int] = []
+
+    async def take(store: SessionStore, number: int) -> None:
+        async with store.held("hunter", FIRST):
+            made.append(number)
+
+    async with running(url, metrics) as store:
+        await store.add(session(FIRST))
+        async with store.held("hunter", FIRST):
+            tasks = [asyncio.create_task(take(store, number)) for number in range(MOST_WAITING)]
+            await turns()
+            for _ in range(2):
+                with pytest.raises(OverloadedError, match="64 requests wait for their turn"):
+                    await take(store, -1)
+            tasks[0].cancel()
+            await turns()
+            tasks.append(asyncio.create_task(take(store, MOST_WAITING)))
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert made == list(range(1, MOST_WAITING + 1))
+    assert rendered(metrics)["rejected_total policy=hunter reason=session_queue"] == 2

@@ -12,8 +12,9 @@ import pytest
 
 from policy_server.serving.redis_sessions import turns
 from policy_server.web import Application
-from tests.fuzz.session_steps import compare_sessions
-from tests.support.fakes import FakeBackend, opened, summing_backend
+from tests.fuzz.session_steps import begin, compare_sessions, step_of, steps_of
+from tests.support.connections import Server
+from tests.support.fakes import FakeBackend, gated, hold, opened, summing_backend
 from tests.support.redis_servers import RedisServer, redis_server
 from tests.support.shared_sessions import key_of, two, web_process
 from tests.support.waiting import until
@@ -134,6 +135,29 @@ async def test_cancelled_requests_leave_the_session_to_the_next(store: RedisServ
         first.backend.gate.set()
 
     assert (answer.json()["actions"], answer.headers["x-step"]) == ([2], "0")
+
+
+async def test_step_whose_client_has_gone_before_its_turn_is_not_made(store: RedisServer) -> None:
+    backend = gated(summing_backend())
+    async with web_process(store.url, backend) as process:
+        server = Server(process.app, is_hot=True)
+        session = await begin(server)
+        gate = hold(backend)
+        (one, first), (two, _) = server.connect(), server.connect()
+        one.data_received(step_of(session))
+        await until(partial(_has_places, store, 0))
+        two.data_received(step_of(session))
+        await until(partial(_has_places, store, 1))
+        # The one in its turn is made to its end.
+        for protocol in (two, one):
+            protocol.connection_lost(None)
+        await until(partial(_has_places, store, 0))
+        gate.set()
+        await until(lambda: not server.state.tasks)
+        steps = await steps_of(server, session)
+
+    assert first.written == b""
+    assert steps == 1
 
 
 async def test_step_that_is_sent_again_while_it_is_answered_waits_for_its_answer(

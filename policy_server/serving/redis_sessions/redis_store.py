@@ -13,23 +13,17 @@ from pydantic import SecretStr
 from policy_server.errors import SessionStoreError
 from policy_server.metrics import Metrics
 from policy_server.serving.redis_sessions import scripts
+from policy_server.serving.redis_sessions.groups import client_group, group_of, groups_of
 from policy_server.serving.redis_sessions.records import encode_record
 from policy_server.serving.redis_sessions.script_calls import RedisScripts
 from policy_server.serving.redis_sessions.scripts import Outcome, session_key
-from policy_server.serving.redis_sessions.turns import (
-    Turns,
-    client_group,
-    group_of,
-    groups_of,
-    milliseconds,
-)
-from policy_server.serving.session_store import (
-    HeldSession,
-    SessionRecord,
+from policy_server.serving.redis_sessions.turns import Turns, milliseconds
+from policy_server.serving.session_refusals import (
     too_many_of_client,
     too_many_sessions,
     unknown_session,
 )
+from policy_server.serving.session_store import HeldSession, SessionRecord
 from policy_server.settings import Settings
 
 __all__ = ["RedisSessions"]

@@ -51,6 +51,7 @@ class Outcome(IntEnum):
     FULL = 4
     FOREIGN = 5
     CLIENT_FULL = 6
+    CROWDED = 7
 
 
 @dataclass(frozen=True)
@@ -125,10 +126,10 @@ touch(KEYS[1], groups, idle)
 return {1, open + 1}
 """)
 
-# A session's key; token, policy, lease, idle time, time that a waiting one counts -> outcome,
-# record or the policy that it is of
+# A session's key; token, policy, lease, idle time, time that a waiting one counts, most of those ->
+# outcome, record or the policy that it is of or how many wait
 TAKE = Script.of("""
-local token, policy, lease, idle, counts = unpack(ARGV)
+local token, policy, lease, idle, counts, most = unpack(ARGV)
 local found = redis.call('HMGET', KEYS[1], 'record', 'policy', 'owner', 'until', 'queue', 'groups')
 local record, owner, queue = found[1], found[3], {}
 if not record then return {0} end
@@ -151,6 +152,7 @@ if is_free and (not queue[1] or queue[1] == own) then
   touch(KEYS[1], found[6], lease + idle)
   return {1, record}
 end
+if not own and #queue >= tonumber(most) then return {7, #queue} end
 if own then own[2] = now + counts else table.insert(queue, {token, now + counts}) end
 redis.call('HSET', KEYS[1], 'queue', cmsgpack.pack(queue))
 return {2}
