@@ -11,6 +11,7 @@ import msgpack
 import pytest
 
 from policy_server.serving.redis_sessions import turns
+from policy_server.serving.session_store import MOST_WAITING
 from policy_server.web import Application
 from tests.fuzz.session_steps import begin, compare_sessions, step_of, steps_of
 from tests.support.connections import Server
@@ -234,15 +235,66 @@ async def test_turn_goes_on_for_as_long_as_its_process_lives(
 
 
 async def test_request_waits_no_longer_than_others_do(store: RedisServer) -> None:
-    async with two(store.url, request_timeout_s=0.2) as (first, second):
+    async with (
+        web_process(store.url) as first,
+        web_process(store.url, request_timeout_s=0.2) as second,
+    ):
         session = await first.begin()
-        store.ask(
-            *("HSET", key_of(session)),
-            *("owner", "another", "until", str(2**50)),
-        )
+        first.backend.gate = asyncio.Event()
+        step = asyncio.create_task(first.step(session))
+        await until(partial(_has_places, store, 0))
         refused = await second.step(session)
+        first.backend.gate.set()
+        await step
 
     assert_error(refused, 503, "longer than 0.2 s (POLICY_SERVER_REQUEST_TIMEOUT_S)")
+
+
+_PACK = """
+local queue = {}
+for at = 1, ARGV[2] do queue[at] = {'dead' .. at, tonumber(ARGV[1])} end
+return redis.call('HSET', KEYS[1], 'queue', cmsgpack.pack(queue))
+"""
+
+
+async def test_clock_of_redis_that_is_set_back_locks_no_session(
+    store: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "_LEASE_MS", 100)
+    monkeypatch.setattr(turns, "_COUNTS_S", 0.1)
+    async with web_process(store.url) as process:
+        session = await process.begin()
+        key, in_an_hour = key_of(session), int(store.ask("TIME")[0]) * 1000 + 3_600_000
+        # As processes leave them that died an hour ago by the clock of now.
+        store.ask("HSET", key, "owner", "dead", "until", in_an_hour)
+        held = await process.step(session)
+        store.ask("EVAL", _PACK, 1, key, in_an_hour, 1)
+        queued = await process.step(session)
+        store.ask("EVAL", _PACK, 1, key, in_an_hour, MOST_WAITING)
+        async with asyncio.timeout(20):
+            while (crowded := await process.step(session)).status_code == 503:
+                assert "64 requests wait" in crowded.text
+
+    assert [answer.status_code for answer in (held, queued)] == [200, 200]
+
+
+async def test_clock_of_redis_that_is_set_back_takes_no_turn_from_a_process_that_lives(
+    store: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "_RENEWED_AFTER_S", 0.01)
+    async with two(store.url) as (first, second):
+        session = await first.begin()
+        key, in_an_hour = key_of(session), int(store.ask("TIME")[0]) * 1000 + 3_600_000
+        first.backend.gate = asyncio.Event()
+        step = asyncio.create_task(first.step(session, 1))
+        await until(partial(_has_places, store, 0))
+        store.ask("HSET", key, "until", in_an_hour)
+        later = asyncio.create_task(second.step(session, 1))
+        await until(partial(_has_places, store, 1))
+        first.backend.gate.set()
+        answers = [await step, await later]
+
+    assert [answer.headers["x-step"] for answer in answers] == ["0", "1"]
 
 
 async def test_idle_sessions_expire_and_are_counted_once(store: RedisServer) -> None:

@@ -135,12 +135,17 @@ local record, owner, queue = found[1], found[3], {}
 if not record then return {0} end
 if found[2] ~= policy then return {5, found[2]} end
 if owner == token then return {1, record} end
+-- No time that somebody was given is longer than it is from now: where Redis' clock was set back,
+-- it would last until the clock is there again.
+local lasts, is_set_back = math.min(tonumber(found[4] or 0), now + lease), false
+if owner and lasts < tonumber(found[4]) then redis.call('HSET', KEYS[1], 'until', lasts) end
 local own
 for _, waiting in ipairs(found[5] and cmsgpack.unpack(found[5]) or {}) do
+  if waiting[2] > now + counts then waiting[2], is_set_back = now + counts, true end
   if waiting[1] == token then own = waiting end
   if waiting[1] == token or waiting[2] > now then table.insert(queue, waiting) end
 end
-local is_free = not owner or tonumber(found[4]) <= now
+local is_free = not owner or lasts <= now
 if is_free and (not queue[1] or queue[1] == own) then
   redis.call('HSET', KEYS[1], 'owner', token, 'until', now + lease)
   if own then table.remove(queue, 1) end
@@ -152,7 +157,10 @@ if is_free and (not queue[1] or queue[1] == own) then
   touch(KEYS[1], found[6], lease + idle)
   return {1, record}
 end
-if not own and #queue >= tonumber(most) then return {7, #queue} end
+if not own and #queue >= tonumber(most) then
+  if is_set_back then redis.call('HSET', KEYS[1], 'queue', cmsgpack.pack(queue)) end
+  return {7, #queue}
+end
 if own then own[2] = now + counts else table.insert(queue, {token, now + counts}) end
 redis.call('HSET', KEYS[1], 'queue', cmsgpack.pack(queue))
 return {2}
