@@ -62,6 +62,8 @@ class SessionRecord:
         team: the team's versions and agents; None for a session of one policy.
         client: the name of the client that began it, as `client_name` gives it; empty where it is
             not known.
+        schema: the digest of that version's schema.yaml; empty for a team's, and in a record of an
+            older release, which kept none.
     """
 
     session_id: str
@@ -76,6 +78,7 @@ class SessionRecord:
     last: AnsweredStep | None = None
     team: TeamRecord | None = None
     client: str = ""
+    schema: str = ""
 
     @property
     def long_bytes(self) -> int:

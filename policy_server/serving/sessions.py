@@ -246,6 +246,7 @@ class Sessions(KeptSessions):
             policy=self._slot.name,
             version=version.label,
             digest=version.digest,
+            schema=version.version_name.schema,
             state=EpisodeMemory.begin(version).state,
             seed=seed,
             episode_id=episode_id,
@@ -281,6 +282,7 @@ class Sessions(KeptSessions):
                 record,
                 version=version.label,
                 digest=version.digest,
+                schema=version.version_name.schema,
                 state=EpisodeMemory.begin(version).state,
                 steps=0,
                 has_action=True,
@@ -317,7 +319,7 @@ class Sessions(KeptSessions):
             if await version_begun_with(self._slot, begun) is None:
                 raise SessionConflictError(
                     f"this session began with version {begun.label}, which is not loaded any "
-                    f"more; begin another episode with "
+                    f"more, or not with its schema.yaml; begin another episode with "
                     f"POST {address_of(self._policy, f'/{session_id}/reset')}"
                 )
             turn = self.turn_of(held)
@@ -363,7 +365,7 @@ async def version_begun_with(slot: PolicySlot, begun: VersionName) -> PolicyVers
 
 
 def _begun_with(record: SessionRecord) -> VersionName:
-    return VersionName(record.version, record.digest)
+    return VersionName(record.version, record.digest, record.schema)
 
 
 def check_seed(version: PolicyVersion, seed: int | None) -> None:

@@ -119,7 +119,7 @@ async def test_memories_of_a_team_come_back_as_they_were_kept(url: SecretStr | N
             found = held.record.team
 
     assert found is not None
-    assert found.versions == {"hunter": ("v1", "aa"), "prey": ("v7", "bb")}
+    assert found.versions == {"hunter": ("v1", "aa", ""), "prey": ("v7", "bb", "")}
     agent = found.agents["hunter_1"]
     assert (agent.policy, agent.state.tolist(), agent.steps) == ("hunter", [1.0] * 3, 4)
 
@@ -227,14 +227,22 @@ async def test_long_last_answers_take_no_more_memory_than_they_may(url: SecretSt
     assert (after_step, after_end) == (text, text)
 
 
-def test_record_of_the_release_before_is_read_from_redis() -> None:
-    kept = replace(team_session(FIRST), client="key:plant")
-    form, *values, client = msgpack.unpackb(encode_record(kept))
-    before = decode_record(FIRST, msgpack.packb([form - 1, *values]))
+@pytest.mark.parametrize("before", [1, 2])
+def test_record_of_a_release_before_is_read_from_redis(before: int) -> None:
+    hunter, prey = VersionName("v1", "aa", "s1"), VersionName("v7", "bb", "s2")
+    team = TeamRecord({"hunter": hunter, "prey": prey}, {})
+    kept = replace(team_session(FIRST), client="key:plant", schema="s0", team=team)
+    form, *values = msgpack.unpackb(encode_record(kept))
+    for version in values[9][0].values():
+        del version[2:]
+    found = decode_record(FIRST, msgpack.packb([form - before, *values[:-before]]))
+    now = decode_record(FIRST, encode_record(kept))
 
-    assert client == decode_record(FIRST, encode_record(kept)).client == "key:plant"
-    assert (before.policy, before.client) == (TEAM, "")
-    assert before.team is not None
+    assert now.team is not None
+    assert (now.client, now.schema, now.team.versions) == ("key:plant", "s0", team.versions)
+    assert (found.policy, found.client, found.schema) == (TEAM, ["key:plant", ""][before - 1], "")
+    assert found.team is not None
+    assert found.team.versions == {"hunter": ("v1", "aa", ""), "prey": ("v7", "bb", "")}
 
 
 @pytest.mark.parametrize("session_id", ["", "x" * 5000, FIRST.upper(), "*", SECOND])

@@ -19,7 +19,7 @@ from tests.support.fakes import FakeBackend, gated, hold, opened, summing_backen
 from tests.support.redis_servers import RedisServer, redis_server
 from tests.support.shared_sessions import key_of, two, web_process
 from tests.support.waiting import until
-from tests.support.web import assert_error
+from tests.support.web import SCHEMA, assert_error
 
 REQUESTS = 400
 
@@ -365,6 +365,41 @@ async def test_sessions_stay_on_their_version_in_every_process(store: RedisServe
     assert (begun, moved) == ("v2", (1, 0))
 
 
+async def test_session_does_not_go_on_under_another_order_of_the_observations(
+    store: RedisServer,
+) -> None:
+    lines = SCHEMA.splitlines(keepends=True)
+    swapped = "".join([*lines[:2], lines[3], lines[2], *lines[4:]])
+    async with web_process(store.url) as first, web_process(store.url, schema=swapped) as second:
+        session = await first.begin()
+        await first.step(session)
+        other = await second.step(session)
+        hot = await Server(second.app, is_hot=True).exchange(
+            [step_of(session.rpartition("/")[2].encode())]
+        )
+        same = await first.step(session)
+        await second.client.post(f"{session}/reset")
+        after = await second.step(session, 2)
+
+    assert_error(other, 409, "began with version", "schema.yaml", f"POST {session}/reset")
+    assert b" 409 " in bytes(hot.written)
+    assert same.json()["actions"] == [2]
+    # Of the mouse, which comes first there.
+    assert after.json()["actions"] == [1]
+
+
+async def test_session_of_the_release_before_goes_on(store: RedisServer) -> None:
+    async with web_process(store.url) as process:
+        session = await process.begin()
+        await process.step(session)
+        form, *values = msgpack.unpackb(store.ask("HGET", key_of(session), "record"))
+        # Without the digest of schema.yaml.
+        store.ask("HSET", key_of(session), "record", msgpack.packb([form - 1, *values[:-1]]))
+        answers = [await process.step(session) for _ in range(2)]
+
+    assert [answer.json()["actions"] for answer in answers] == [[2], [0]]
+
+
 async def test_session_of_a_version_that_is_about_to_be_loaded_is_asked_again_later(
     store: RedisServer,
 ) -> None:
@@ -391,7 +426,7 @@ async def test_session_of_a_version_that_is_about_to_be_loaded_is_asked_again_la
     ("record", "says"),
     [
         (b"\xff", "it is damaged"),
-        (msgpack.packb([3, "default"]), "form 3, expected 2"),
+        (msgpack.packb([4, "default"]), "form 4, expected 3"),
         (msgpack.packb([1, "default"]), "it is damaged"),
         (msgpack.packb(7), "it is damaged"),
     ],

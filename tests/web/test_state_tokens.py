@@ -275,6 +275,36 @@ async def test_token_is_bound_to_policy_and_version() -> None:
     assert f"version {old} is not loaded any more" in outdated.json()["detail"][0]["msg"]
 
 
+_SWAPPED = """
+observations:
+  mouse: {type: float, maximum: 10}
+  cat: {type: int}
+parameters:
+  discrete: True
+  api_key: "1234567asdfgh"
+"""
+
+
+async def test_token_is_bound_to_the_order_of_the_observations() -> None:
+    async with (
+        serve(summing_backend()) as first,
+        serve(summing_backend(), schema=_SWAPPED) as second,
+    ):
+        token = (await stepped(first, "new")).headers["x-state"]
+        answer = await stepped(second, token)
+
+    assert_invalid(answer, "header.x-state")
+
+
+async def test_token_is_good_where_only_the_words_of_the_schema_differ() -> None:
+    told = SCHEMA.replace("cat: {type: int}", "cat: {type: int, description: its row, example: 1}")
+    async with serve(summing_backend()) as first, serve(summing_backend(), schema=told) as second:
+        token = (await stepped(first, "new")).headers["x-state"]
+        answer = await stepped(second, token)
+
+    assert answer.status_code == 200
+
+
 async def test_token_carries_the_previous_action() -> None:
     backend = summing_backend()
     memory = (
