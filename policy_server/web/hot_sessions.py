@@ -267,8 +267,8 @@ class _Step(InTurn):
         number = memory.steps
         try:
             policy = self._session.answering.policy
-            text = policy.render(memory.version, self.question, call, index, self.request_id)
             memory.advance(self.question, Answer(call, index))
+            text = policy.render(memory.version, self.question, call, index, self.request_id)
             place.keep(self._turn.record_after(self._digest, text))
         except Exception as error:
             self.end(error)

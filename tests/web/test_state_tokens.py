@@ -334,6 +334,23 @@ async def test_token_carries_the_previous_action() -> None:
     assert state[0].tolist() == [2.0, 2.0, 3.0]
 
 
+@pytest.mark.parametrize(("width", "status"), [(11_000, 200), (13_000, 501)])
+async def test_episode_whose_token_no_request_could_carry_is_refused(
+    width: int, status: int
+) -> None:
+    backend = summing_backend()
+    memory = (*backend.signature.memory, StateTensor("more", (width,)))
+    signature = replace(backend.signature, memory=memory)
+    async with serve(replace(backend, signature=signature)) as client:
+        answer = await stepped(client, "new")
+
+    assert answer.status_code == status
+    if status == 501:
+        assert_error(answer, 501, "POLICY_SERVER_MAX_HEADER_BYTES", "POST /sessions")
+    else:
+        assert 50_000 < len(answer.headers["x-state"]) < 65_536
+
+
 async def test_batch_belongs_to_no_episode() -> None:
     async with serve(summing_backend()) as client:
         answer = await client.post(
