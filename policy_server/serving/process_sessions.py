@@ -154,6 +154,11 @@ class ProcessSessions:
         finally:
             place.leave()
 
+    async def remove(self, policy: str, session_id: str) -> None:
+        """Forget a session; see `SessionStore.remove`."""
+        async with self.held(policy, session_id) as held:
+            await held.remove()
+
     def queue(self, policy: str, session_id: str) -> SessionPlace:
         """Return a request's place among those of a session; see `ImmediateStore.queue`."""
         self._forget_idle()
@@ -267,6 +272,10 @@ class NoSessions:
 
     def held(self, policy: str, session_id: str) -> NoReturn:  # noqa: ARG002 -- none is kept
         """Refuse a session; see `SessionStore.held`."""
+        raise self._refusal(policy)
+
+    async def remove(self, policy: str, session_id: str) -> NoReturn:  # noqa: ARG002 -- likewise
+        """Refuse a session; see `SessionStore.remove`."""
         raise self._refusal(policy)
 
     async def count(self, policy: str, version: str, digest: str) -> int:  # noqa: ARG002 -- none

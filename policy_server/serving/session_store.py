@@ -161,6 +161,14 @@ class SessionStore(Protocol):
                 one take longer than one may wait.
         """
 
+    async def remove(self, policy: str, session_id: str) -> None:
+        """Forget a session, once the requests before this one have had it; see `held`.
+
+        Args:
+            policy: the policy's name, or `TEAM`.
+            session_id: the session's.
+        """
+
     async def count(self, policy: str, version: str, digest: str) -> int:
         """Return how many sessions a version of a policy answers.
 

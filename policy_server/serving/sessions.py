@@ -195,8 +195,7 @@ class KeptSessions:
         Raises:
             UnknownSessionError: if there is none of that name.
         """
-        async with self._store.held(self._policy, session_id) as held:
-            await held.remove()
+        await self._store.remove(self._policy, session_id)
 
 
 class Sessions(KeptSessions):
