@@ -12,6 +12,7 @@ observation holds.
 from __future__ import annotations
 
 from policy_server.schema.agent_policies import LONGEST_AGENT_ID, AgentPolicies
+from policy_server.schema.digests import schema_digest
 from policy_server.schema.fields import (
     FLOAT32_MAX,
     ActionField,
@@ -63,4 +64,5 @@ __all__ = [
     "public_schema",
     "read_schema",
     "read_schema_file",
+    "schema_digest",
 ]

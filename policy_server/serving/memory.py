@@ -110,7 +110,15 @@ class EpisodeMemory:
         Args:
             question: the question.
             answer: its answer.
+
+        Raises:
+            PolicyFailedError: if the state has a NaN or an infinity; the memory is as it was.
         """
+        if answer.state is not None and not np.isfinite(answer.state).all():
+            # No later step would recover from it, and no token may carry it.
+            raise PolicyFailedError(
+                "the policy's memory is no longer finite after this step, so the step is not made"
+            )
         self.steps += 1
         if answer.state is None:
             return
@@ -140,8 +148,12 @@ class _Step(Waiting):
         self._steps = steps
 
     def take(self, call: AnsweredCall, index: int) -> None:
-        self._steps.memory.advance(self.question, Answer(call, index))
-        self._asked.take(call, index)
+        try:
+            self._steps.memory.advance(self.question, Answer(call, index))
+        except PolicyServerError as error:
+            self._asked.take_error(error)
+        else:
+            self._asked.take(call, index)
         self._steps.go_on(self)
 
     def take_error(self, error: PolicyServerError) -> None:

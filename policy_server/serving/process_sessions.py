@@ -12,15 +12,19 @@ from typing import NoReturn
 
 from policy_server.errors import UnsupportedAnswerError
 from policy_server.metrics import Metrics
-from policy_server.serving.session_store import (
-    HeldSession,
-    SessionPlace,
-    SessionRecord,
+from policy_server.serving.session_refusals import (
+    crowded_session,
     foreign_session,
     missed_turn,
     too_many_of_client,
     too_many_sessions,
     unknown_session,
+)
+from policy_server.serving.session_store import (
+    MOST_WAITING,
+    HeldSession,
+    SessionPlace,
+    SessionRecord,
 )
 from policy_server.serving.team_record import TEAM
 from policy_server.settings import ENV_PREFIX, Settings
@@ -150,6 +154,11 @@ class ProcessSessions:
         finally:
             place.leave()
 
+    async def remove(self, policy: str, session_id: str) -> None:
+        """Forget a session; see `SessionStore.remove`."""
+        async with self.held(policy, session_id) as held:
+            await held.remove()
+
     def queue(self, policy: str, session_id: str) -> SessionPlace:
         """Return a request's place among those of a session; see `ImmediateStore.queue`."""
         self._forget_idle()
@@ -158,6 +167,10 @@ class ProcessSessions:
             raise unknown_session(policy, session_id)
         if kept.record.policy != policy:
             raise foreign_session(policy, session_id, kept.record.policy)
+        # The first of them has the session.
+        if len(kept.places) > MOST_WAITING:
+            self._metrics.of(policy).count_rejected("session_queue")
+            raise crowded_session(MOST_WAITING)
         return _Place(kept, self._patience_s)
 
     def has(self, kept: _Kept) -> bool:
@@ -259,6 +272,10 @@ class NoSessions:
 
     def held(self, policy: str, session_id: str) -> NoReturn:  # noqa: ARG002 -- none is kept
         """Refuse a session; see `SessionStore.held`."""
+        raise self._refusal(policy)
+
+    async def remove(self, policy: str, session_id: str) -> NoReturn:  # noqa: ARG002 -- likewise
+        """Refuse a session; see `SessionStore.remove`."""
         raise self._refusal(policy)
 
     async def count(self, policy: str, version: str, digest: str) -> int:  # noqa: ARG002 -- none

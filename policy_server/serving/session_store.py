@@ -7,37 +7,28 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
-from policy_server.errors import (
-    OverloadedError,
-    SessionConflictError,
-    TooManyRequestsError,
-    UnknownSessionError,
-)
 from policy_server.policy import Float32Array
-from policy_server.schema import DEFAULT_POLICY
-from policy_server.serving.team_record import TEAM, TeamRecord
-from policy_server.settings import ENV_PREFIX
+from policy_server.serving.team_record import TeamRecord
 
 __all__ = [
     "LONGEST_SHORT_ANSWER",
+    "MOST_WAITING",
     "AnsweredStep",
     "HeldSession",
     "ImmediateStore",
     "SessionPlace",
     "SessionRecord",
     "SessionStore",
-    "address_of",
-    "foreign_session",
-    "missed_turn",
-    "too_many_of_client",
-    "too_many_sessions",
-    "unknown_session",
 ]
 
 
 LONGEST_SHORT_ANSWER = 16_384
 """In bytes: a last answer that is longer is kept only while all such ones take no more memory than
 `Settings.max_kept_answer_bytes`; the number of sessions bounds that of the others."""
+
+MOST_WAITING = 64
+"""How many requests may wait for one session, beside the one that has it: each holds its body, and
+a place that every store looks through."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +62,8 @@ class SessionRecord:
         team: the team's versions and agents; None for a session of one policy.
         client: the name of the client that began it, as `client_name` gives it; empty where it is
             not known.
+        schema: the digest of that version's schema.yaml; empty for a team's, and in a record of an
+            older release, which kept none.
     """
 
     session_id: str
@@ -85,6 +78,7 @@ class SessionRecord:
     last: AnsweredStep | None = None
     team: TeamRecord | None = None
     client: str = ""
+    schema: str = ""
 
     @property
     def long_bytes(self) -> int:
@@ -163,7 +157,16 @@ class SessionStore(Protocol):
         Raises:
             UnknownSessionError: if there is no such session.
             SessionConflictError: if it is not of this policy.
-            OverloadedError: if the requests before this one take longer than one may wait.
+            OverloadedError: if `MOST_WAITING` requests wait for it already, or those before this
+                one take longer than one may wait.
+        """
+
+    async def remove(self, policy: str, session_id: str) -> None:
+        """Forget a session, once the requests before this one have had it; see `held`.
+
+        Args:
+            policy: the policy's name, or `TEAM`.
+            session_id: the session's.
         """
 
     async def count(self, policy: str, version: str, digest: str) -> int:
@@ -216,89 +219,5 @@ class ImmediateStore(Protocol):
         Raises:
             UnknownSessionError: if there is no such session.
             SessionConflictError: if it is not of this policy.
+            OverloadedError: if `MOST_WAITING` requests wait for it already.
         """
-
-
-def unknown_session(policy: str, session_id: str) -> UnknownSessionError:
-    """Return the error of a session that is not there.
-
-    Args:
-        policy: the policy's name; `TEAM` for a team.
-        session_id: as the client gave it.
-    """
-    shown = session_id if len(session_id) <= _SHOWN else f"{session_id[:_SHOWN]}..."
-    return UnknownSessionError(
-        f"session {shown!r} is unknown, has ended or was idle for too long "
-        f"({ENV_PREFIX}SESSION_IDLE_S); begin another one with POST {address_of(policy)}"
-    )
-
-
-def foreign_session(policy: str, session_id: str, owner: str) -> SessionConflictError:
-    """Return the error of a session that is asked for at the address of another policy.
-
-    Args:
-        policy: the name of the policy that is asked; `TEAM` for a team.
-        session_id: the session's.
-        owner: the name of the policy whose session it is; `TEAM` for a team.
-    """
-    whose, asked = ("the team" if name == TEAM else f"policy {name!r}" for name in (owner, policy))
-    return SessionConflictError(
-        f"session {session_id!r} was begun for {whose} with POST {address_of(owner)}, and is no "
-        f"session of {asked}: begin one with POST {address_of(policy)}"
-    )
-
-
-def address_of(policy: str, session: str = "") -> str:
-    """Return the address where sessions begin, or another one begins its next episode.
-
-    Args:
-        policy: the policy's name; `TEAM` for a team.
-        session: what stands behind `/sessions`, such as `/ID/reset`.
-    """
-    if policy == TEAM:
-        return f"/sessions{session}/agents"
-    prefix = "" if policy == DEFAULT_POLICY else f"/policies/{policy}"
-    return f"{prefix}/sessions{session}"
-
-
-_SHOWN = 64
-
-
-def too_many_sessions(number: int) -> OverloadedError:
-    """Return the error of a session beyond as many as may be.
-
-    Args:
-        number: how many there are.
-    """
-    return OverloadedError(
-        f"{number} sessions are open already ({ENV_PREFIX}MAX_SESSIONS); end some with DELETE, or "
-        "try again later"
-    )
-
-
-def too_many_of_client(client: str, number: int) -> TooManyRequestsError:
-    """Return the error of a session beyond as many as one client may have.
-
-    Args:
-        client: the name of the client, as `client_name` gives it.
-        number: how many it has.
-    """
-    kind, _, name = client.partition(":")
-    subject = f"key {name!r}" if kind == "key" else "this address"
-    return TooManyRequestsError(
-        f"{subject}: {number} sessions are open already ({ENV_PREFIX}MAX_KEY_SESSIONS); end some "
-        "with DELETE, or try again later",
-        reason=f"{kind}_sessions",
-    )
-
-
-def missed_turn(waited_s: float) -> OverloadedError:
-    """Return the error of a request that has waited too long for those before it.
-
-    Args:
-        waited_s: for how long, in seconds.
-    """
-    return OverloadedError(
-        f"the requests before this one on its session took longer than {waited_s:g} s "
-        f"({ENV_PREFIX}REQUEST_TIMEOUT_S); try again"
-    )

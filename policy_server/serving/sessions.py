@@ -17,6 +17,7 @@ from policy_server.errors import (
 from policy_server.metrics import PolicyMetrics
 from policy_server.serving.deadlines import within
 from policy_server.serving.memory import EpisodeMemory
+from policy_server.serving.session_refusals import address_of
 from policy_server.serving.session_store import (
     AnsweredStep,
     HeldSession,
@@ -24,7 +25,6 @@ from policy_server.serving.session_store import (
     SessionPlace,
     SessionRecord,
     SessionStore,
-    address_of,
 )
 from policy_server.serving.slot import PolicySlot
 from policy_server.serving.team_record import VersionName
@@ -195,8 +195,7 @@ class KeptSessions:
         Raises:
             UnknownSessionError: if there is none of that name.
         """
-        async with self._store.held(self._policy, session_id) as held:
-            await held.remove()
+        await self._store.remove(self._policy, session_id)
 
 
 class Sessions(KeptSessions):
@@ -246,6 +245,7 @@ class Sessions(KeptSessions):
             policy=self._slot.name,
             version=version.label,
             digest=version.digest,
+            schema=version.version_name.schema,
             state=EpisodeMemory.begin(version).state,
             seed=seed,
             episode_id=episode_id,
@@ -281,6 +281,7 @@ class Sessions(KeptSessions):
                 record,
                 version=version.label,
                 digest=version.digest,
+                schema=version.version_name.schema,
                 state=EpisodeMemory.begin(version).state,
                 steps=0,
                 has_action=True,
@@ -317,7 +318,7 @@ class Sessions(KeptSessions):
             if await version_begun_with(self._slot, begun) is None:
                 raise SessionConflictError(
                     f"this session began with version {begun.label}, which is not loaded any "
-                    f"more; begin another episode with "
+                    f"more, or not with its schema.yaml; begin another episode with "
                     f"POST {address_of(self._policy, f'/{session_id}/reset')}"
                 )
             turn = self.turn_of(held)
@@ -363,7 +364,7 @@ async def version_begun_with(slot: PolicySlot, begun: VersionName) -> PolicyVers
 
 
 def _begun_with(record: SessionRecord) -> VersionName:
-    return VersionName(record.version, record.digest)
+    return VersionName(record.version, record.digest, record.schema)
 
 
 def check_seed(version: PolicyVersion, seed: int | None) -> None:

@@ -276,13 +276,13 @@ class PolicySlot:
         """Return a loaded version, under whichever name it is kept by now; None for none.
 
         Args:
-            begun: the version's own name, and the start of the digest of its files.
+            begun: the version, as the episode knows it.
         """
         version = self._versions.get(begun.label)
-        if version is not None and version.digest == begun.digest:
+        if version is not None and begun.is_of(version.version_name):
             return version
-        known = self._versions.values()
-        return next((item for item in known if (item.label, item.digest) == begun), None)
+        known = (item for item in self._versions.values() if item.label == begun.label)
+        return next((item for item in known if begun.is_of(item.version_name)), None)
 
     def count_stream(self, version: PolicyVersion, change: int) -> None:
         """Count a stream whose memory is a version's.

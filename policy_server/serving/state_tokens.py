@@ -20,6 +20,7 @@ from policy_server.errors import ObservationError, UnsupportedAnswerError
 from policy_server.observations import problem
 from policy_server.policy import LARGEST_SEED, Float32Array
 from policy_server.serving.memory import EpisodeMemory
+from policy_server.serving.session_refusals import address_of
 from policy_server.serving.slot import PolicySlot
 from policy_server.serving.version import PolicyVersion
 from policy_server.settings import ENV_PREFIX
@@ -34,6 +35,10 @@ _FORM = b"\x01"
 _MAC_BYTES = 32
 _DERIVED = b"policy-server state tokens"
 _NUMBERS = np.dtype("<f4")
+# In bytes: a request line, a host, a key and what proxies add.
+_OTHER_HEADERS = 1024
+# In bytes: what MessagePack's head of a long text has beside that of an empty one.
+_LONGER_HEAD = 3
 # Steps are added to a seed.
 _MOST_STEPS = LARGEST_SEED
 _BEGIN = f"begin another episode with '{STATE_HEADER}: {NEW_EPISODE}'"
@@ -53,17 +58,27 @@ class _Content(NamedTuple):
 _KINDS = [str, str, bytes, int, bool, bytes]
 
 
+def _signed(version: PolicyVersion, steps: int, numbers: bytes, *, has_action: bool) -> bytes:
+    """Return the part of a token that is signed."""
+    names = version.name, version.label, version.fingerprint
+    packed: bytes = msgpack.packb(_Content(*names, steps, has_action, numbers))
+    return _FORM + packed
+
+
 class StateTokens:
     """Writes and reads the state tokens of one server, or of several with the same key."""
 
-    def __init__(self, *, state_key: str | None, access_key: str | None) -> None:
+    def __init__(self, *, state_key: str | None, access_key: str | None, most_bytes: int) -> None:
         """Own the key.
 
         Args:
             state_key: signs the tokens.
             access_key: the key is derived from it where there is no other; None for neither, so
                 that there are no tokens.
+            most_bytes: of the head of a request, which has to hold the token.
         """
+        # A small limit has small heads.
+        self._most_bytes = most_bytes - min(_OTHER_HEADERS, most_bytes // 2)
         self._key: bytes | None = None
         if state_key is not None:
             self._key = sha256(state_key.encode()).digest()
@@ -84,7 +99,8 @@ class StateTokens:
         Raises:
             ObservationError: if it is no token of this server, or its version is not loaded, or it
                 was signed with a memory that the version can't have.
-            UnsupportedAnswerError: if there is no key.
+            UnsupportedAnswerError: if there is no key, or no request could carry the token of an
+                episode that begins.
             NotReadyError: if no version is loaded.
         """
         if self._key is None:
@@ -92,7 +108,7 @@ class StateTokens:
                 f"state tokens are signed, and this server has no key: set {ENV_PREFIX}STATE_KEY"
             )
         if token == NEW_EPISODE:
-            return EpisodeMemory.begin(slot.choose(episode, wanted=wanted))
+            return self._begun(slot.choose(episode, wanted=wanted))
         content = _content_of(self._opened(token))
         if content.policy != slot.name:
             raise _refusal(
@@ -113,18 +129,23 @@ class StateTokens:
         Args:
             memory: the memory after a step, as `memory_of` returned it before.
         """
-        version = memory.version
         numbers = memory.state.astype(_NUMBERS).tobytes()
-        content = _Content(
-            version.name,
-            version.label,
-            version.fingerprint,
-            memory.steps,
-            memory.has_action,
-            numbers,
-        )
-        signed = _FORM + msgpack.packb(content)
+        signed = _signed(memory.version, memory.steps, numbers, has_action=memory.has_action)
         return _text_of(self._mac(signed) + signed)
+
+    def _begun(self, version: PolicyVersion) -> EpisodeMemory:
+        """Return the memory of an episode that begins, whose token a request can carry."""
+        memory = EpisodeMemory.begin(version)
+        without = _MAC_BYTES + len(_signed(version, _MOST_STEPS, b"", has_action=True))
+        # Base64 has four letters for three bytes.
+        needed = (without + _LONGER_HEAD + memory.state.size * _NUMBERS.itemsize) * 4 // 3 + 1
+        if needed > self._most_bytes:
+            raise UnsupportedAnswerError(
+                f"a state token of this policy has up to {needed} bytes, more than a request's "
+                f"head can carry ({ENV_PREFIX}MAX_HEADER_BYTES); let the server keep the memory: "
+                f"begin a session with POST {address_of(version.name)}, or take a stream"
+            )
+        return memory
 
     def _opened(self, token: str) -> bytes:
         """Return the signed part of a token, without its form."""

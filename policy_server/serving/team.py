@@ -127,7 +127,7 @@ class TeamVersions:
     def names(self) -> Mapping[str, VersionName]:
         """Return the versions of the episode so far, by policy."""
         chosen = self.chosen.items()
-        named = {policy: VersionName(item.label, item.digest) for policy, item in chosen}
+        named = {policy: item.version_name for policy, item in chosen}
         return {**self.begun, **named}
 
     def _begun_or_new(self, slot: PolicySlot) -> PolicyVersion:
@@ -143,7 +143,7 @@ class TeamVersions:
 def _not_loaded(policy: str, label: str) -> SessionConflictError:
     return SessionConflictError(
         f"this episode began with version {label} of the policy {policy}, which is not loaded any "
-        "more; begin another one by a reset"
+        "more, or not with its schema.yaml; begin another one by a reset"
     )
 
 

@@ -15,10 +15,26 @@ TEAM = ""
 
 
 class VersionName(NamedTuple):
-    """The version of a policy that answers an episode: its name, and its digest's start."""
+    """The version of a policy that answers an episode.
+
+    Attributes:
+        label: the version's own name.
+        digest: the start of the digest of its files.
+        schema: the digest of its schema.yaml; empty for an episode of an older release, which
+            kept none.
+    """
 
     label: str
     digest: str
+    schema: str = ""
+
+    def is_of(self, other: VersionName) -> bool:
+        """Return whether files and schema are those of a loaded version.
+
+        Args:
+            other: names the loaded version.
+        """
+        return self.digest == other.digest and self.schema in ("", other.schema)
 
 
 @dataclass(frozen=True, eq=False)

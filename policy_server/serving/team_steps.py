@@ -99,12 +99,19 @@ class TeamMemory:
         Args:
             questions: the questions, as `prepare` left them.
             answers: their answers.
+
+        Raises:
+            PolicyFailedError: if an agent's state has a NaN or an infinity; the memories are as
+                they were.
         """
         changed = {}
         for item, answer in zip(questions, answers, strict=True):
             memory = item.memory
             if memory is not None:
-                memory.advance(item.question, answer)
+                try:
+                    memory.advance(item.question, answer)
+                except PolicyServerError as error:
+                    raise naming_agent(error, item.agent) from error
                 changed[item.agent] = AgentRecord(
                     item.slot.name, memory.state, memory.steps, memory.has_action
                 )

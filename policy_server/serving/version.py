@@ -36,10 +36,11 @@ from policy_server.policy import (
     PolicySignature,
 )
 from policy_server.prediction_log import PredictionLog
-from policy_server.schema import ServerSchema, number_range, public_schema
+from policy_server.schema import ServerSchema, number_range, schema_digest
 from policy_server.serving.previous_step import PreviousStep
 from policy_server.serving.questions import Answer, Question
 from policy_server.serving.scheduler import Limits, Scheduler
+from policy_server.serving.team_record import VersionName
 from policy_server.settings import Settings
 
 __all__ = ["OpenedPolicy", "PolicyVersion"]
@@ -142,12 +143,14 @@ class PolicyVersion:
         return (b"x-policy-version", self.label.encode())
 
     @functools.cached_property
+    def version_name(self) -> VersionName:
+        """Return the name by which the episodes that it answers know it."""
+        return VersionName(self.label, self.digest, schema_digest(self.schema))
+
+    @functools.cached_property
     def fingerprint(self) -> bytes:
         """Return 16 bytes that no other version has: a digest of names, model and schema."""
-        schema = json.dumps(public_schema(self.schema), sort_keys=True)
-        about = json.dumps(
-            [self.name, self.label, self.digest, schema, self.signature.memory_width]
-        )
+        about = json.dumps([self.name, *self.version_name, self.signature.memory_width])
         return blake2b(about.encode(), digest_size=16).digest()
 
     @functools.cached_property

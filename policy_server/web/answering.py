@@ -96,9 +96,10 @@ class PolicyAnswering:
         if memory is not None:
             memory.prepare(question, stated)
         answer = await version.scheduler.answer(question)
-        text = self.render(version, question, answer.call, answer.index, request_id)
         if memory is not None:
+            # Before it is recorded: a step whose memory is refused is not made.
             memory.advance(question, answer)
+        text = self.render(version, question, answer.call, answer.index, request_id)
         return AnswerBody(text, version)
 
     def read(

@@ -150,7 +150,11 @@ def create_app(
     app.answer_http = gate
     hot = HotAnswers(gate, policies, sessions, team=team, team_sessions=team_sessions)
     app.hot_routes = hot if has_fast_path else None
-    tokens = StateTokens(state_key=_secret(settings.state_key), access_key=api_key)
+    tokens = StateTokens(
+        state_key=_secret(settings.state_key),
+        access_key=api_key,
+        most_bytes=settings.max_header_bytes,
+    )
     routers = [
         server_routes(registry),
         policy_list_routes(registry),

@@ -20,7 +20,8 @@ from policy_server.serving import (
     StatedStep,
 )
 from policy_server.serving.memory import EpisodeMemory
-from policy_server.serving.session_store import SessionPlace, missed_turn
+from policy_server.serving.session_refusals import missed_turn
+from policy_server.serving.session_store import SessionPlace
 from policy_server.serving.sessions import Sessions
 from policy_server.serving.team_sessions import TeamSessions
 from policy_server.web.hot_answering import AdmittedHead, HotDecision, HotReply
@@ -66,6 +67,8 @@ class InTurn(HotReply):
     _place: SessionPlace | None = None
     _timer: asyncio.TimerHandle | None = None
     _task: asyncio.Task[None] | None = None
+    # Of the coroutine: until then its step has not begun.
+    _has_turn = False
 
     def queue(self, sessions: Sessions | TeamSessions, session_id: str) -> None:
         """Make the step once all requests that came before have had the session.
@@ -114,11 +117,17 @@ class InTurn(HotReply):
         self._leave()
         self._task = asyncio.get_running_loop().create_task(self._answer())
 
+    def note_turn(self) -> None:
+        """Note that the coroutine has the session: its step is made, with or without the client."""
+        self._has_turn = True
+
     def disconnect(self) -> None:
         """Go on without the client, unless the step has not begun."""
         if self._is_waiting and not self.is_done:
             self.is_done = True
             self._leave()
+            if self._task is not None:
+                self._task.cancel()
             super().disconnect()
 
     def abort(self) -> None:
@@ -138,6 +147,8 @@ class InTurn(HotReply):
 
     @property
     def _is_waiting(self) -> bool:
+        if self._task is not None:
+            return not self._has_turn
         place = self._place
         return place is not None and place.wait is not None and not place.wait.done()
 
@@ -221,6 +232,7 @@ class _Step(InTurn):
             session.content_type,
             self.request_id,
             self.own_deadline,
+            note_turn=self.note_turn,
         )
         self.queue(session.answering.sessions, own.session_id)
 
@@ -255,8 +267,8 @@ class _Step(InTurn):
         number = memory.steps
         try:
             policy = self._session.answering.policy
-            text = policy.render(memory.version, self.question, call, index, self.request_id)
             memory.advance(self.question, Answer(call, index))
+            text = policy.render(memory.version, self.question, call, index, self.request_id)
             place.keep(self._turn.record_after(self._digest, text))
         except Exception as error:
             self.end(error)

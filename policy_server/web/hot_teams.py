@@ -138,6 +138,7 @@ class _Step(InTurn):
             self.request_id,
             self.own_deadline,
             self.charge,
+            self.note_turn,
         )
 
     def step(self, place: SessionPlace) -> None:

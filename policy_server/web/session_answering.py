@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -17,6 +18,10 @@ from policy_server.web.route_table import AnswerRoute
 __all__ = ["SessionAnswering", "SessionStep", "digest_of", "step_seed"]
 
 
+def _note_nothing() -> None:
+    """Take note of a turn that nobody asks for."""
+
+
 class SessionStep(NamedTuple):
     """A request for a step of a session.
 
@@ -29,6 +34,7 @@ class SessionStep(NamedTuple):
         request_id: the name of the request in the logs.
         deadline: the client's own, by `time.perf_counter`; None for none.
         charge: counts the agents of a team behind the first.
+        note_turn: is called when the request has its session for itself.
     """
 
     session_id: str
@@ -39,6 +45,7 @@ class SessionStep(NamedTuple):
     request_id: str
     deadline: float | None = None
     charge: Charge = charge_nobody
+    note_turn: Callable[[], None] = _note_nothing
 
     def digest(self, route: AnswerRoute, body: bytes) -> bytes:
         """Return the digest of the request; see `digest_of`."""
@@ -81,6 +88,7 @@ class SessionAnswering:
         """
         digest = step.digest(route, body)
         async with self.sessions.turn(step.session_id, deadline=step.deadline) as turn:
+            step.note_turn()
             memory = turn.memory
             seed = step_seed(route, step.seed, turn)
 

@@ -52,6 +52,7 @@ class TeamSessionAnswering:
             PolicyServerError: as the session, its turn and the policies raise it.
         """
         async with self.sessions.turn(step.session_id, deadline=step.deadline) as turn:
+            step.note_turn()
 
             async def make() -> bytes:
                 return await self.next_step(route, body, step, turn).fetch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from tests.support.redis_servers import RedisServer, redis_server
 from tests.support.waiting import turns, wait_until
 
 APPEND = Script.of("return redis.call('APPEND', KEYS[1], ARGV[1])")
+WRITE = Script.of("return redis.call('APPEND', KEYS[1], ARGV[1])", takes_room=True)
 READ = Script.of("return redis.call('GET', KEYS[1])")
 
 
@@ -91,6 +93,67 @@ async def test_call_that_fails_leaves_those_beside_it(store: RedisServer) -> Non
     assert isinstance(answers[0], SessionStoreError)
     assert "refuses what it is asked for" in answers[0].message
     assert answers[1] == 1
+
+
+async def test_refusals_among_answers_are_told_once(
+    store: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with connected(store, quiet_s=60) as calls:
+        store.ask("LPUSH", "list", "item")
+        for _ in range(5):
+            with pytest.raises(SessionStoreError):
+                await calls.call(READ, "list")
+            await calls.call(WRITE, "key", "a")
+
+    assert caplog.messages == ["sessions_unreachable"]
+
+
+async def test_end_of_refusals_is_told_once_redis_writes(
+    store: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with connected(store, quiet_s=0) as calls:
+        store.ask("LPUSH", "list", "item")
+        with pytest.raises(SessionStoreError):
+            await calls.call(READ, "list")
+        await calls.call(APPEND, "key", "a")
+        read = caplog.messages.copy()
+        for _ in range(2):
+            await calls.call(WRITE, "key", "a")
+
+    assert read == ["sessions_unreachable"]
+    assert caplog.messages == ["sessions_unreachable", "sessions_reachable"]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "connections"),
+    [
+        ("OOM no room", 0),
+        ("WRONGTYPE no text", 0),
+        ("READONLY a replica", 3),
+        ("MASTERDOWN a replica", 3),
+    ],
+)
+async def test_refusal_takes_a_new_connection_where_another_redis_may_be_there(
+    store: RedisServer, refusal: str, connections: int
+) -> None:
+    refuse = Script.of(f"return redis.error_reply('{refusal}')")
+    async with connected(store) as calls:
+        await calls.call(APPEND, "key", "a")
+        before = _connections(store)
+        for _ in range(3):
+            with pytest.raises(SessionStoreError):
+                await calls.call(refuse, "key")
+        await calls.call(APPEND, "key", "a")
+        made = _connections(store) - before - 1
+
+    assert made == connections
+
+
+def _connections(store: RedisServer) -> int:
+    """Return how many were made so far, with the one that asks."""
+    return int(store.ask("INFO", "stats")["total_connections_received"])
 
 
 async def test_nobody_waits_for_a_redis_that_has_just_failed(store: RedisServer) -> None:

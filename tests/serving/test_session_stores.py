@@ -25,6 +25,7 @@ from policy_server.serving.redis_sessions import RedisSessions
 from policy_server.serving.redis_sessions.records import decode_record, encode_record
 from policy_server.serving.session_store import (
     LONGEST_SHORT_ANSWER,
+    MOST_WAITING,
     AnsweredStep,
     SessionRecord,
     SessionStore,
@@ -34,7 +35,7 @@ from policy_server.serving.team_record import TEAM, AgentRecord, TeamRecord, Ver
 from policy_server.settings import Settings
 from tests.support.pages import rendered
 from tests.support.redis_servers import redis_server
-from tests.support.waiting import until
+from tests.support.waiting import turns, until
 
 NOTHING = np.zeros(0, np.float32)
 FIRST, SECOND, THIRD = ("a" * 32, "b" * 32, "c" * 32)
@@ -118,7 +119,7 @@ async def test_memories_of_a_team_come_back_as_they_were_kept(url: SecretStr | N
             found = held.record.team
 
     assert found is not None
-    assert found.versions == {"hunter": ("v1", "aa"), "prey": ("v7", "bb")}
+    assert found.versions == {"hunter": ("v1", "aa", ""), "prey": ("v7", "bb", "")}
     agent = found.agents["hunter_1"]
     assert (agent.policy, agent.state.tolist(), agent.steps) == ("hunter", [1.0] * 3, 4)
 
@@ -226,14 +227,22 @@ async def test_long_last_answers_take_no_more_memory_than_they_may(url: SecretSt
     assert (after_step, after_end) == (text, text)
 
 
-def test_record_of_the_release_before_is_read_from_redis() -> None:
-    kept = replace(team_session(FIRST), client="key:plant")
-    form, *values, client = msgpack.unpackb(encode_record(kept))
-    before = decode_record(FIRST, msgpack.packb([form - 1, *values]))
+@pytest.mark.parametrize("before", [1, 2])
+def test_record_of_a_release_before_is_read_from_redis(before: int) -> None:
+    hunter, prey = VersionName("v1", "aa", "s1"), VersionName("v7", "bb", "s2")
+    team = TeamRecord({"hunter": hunter, "prey": prey}, {})
+    kept = replace(team_session(FIRST), client="key:plant", schema="s0", team=team)
+    form, *values = msgpack.unpackb(encode_record(kept))
+    for version in values[9][0].values():
+        del version[2:]
+    found = decode_record(FIRST, msgpack.packb([form - before, *values[:-before]]))
+    now = decode_record(FIRST, encode_record(kept))
 
-    assert client == decode_record(FIRST, encode_record(kept)).client == "key:plant"
-    assert (before.policy, before.client) == (TEAM, "")
-    assert before.team is not None
+    assert now.team is not None
+    assert (now.client, now.schema, now.team.versions) == ("key:plant", "s0", team.versions)
+    assert (found.policy, found.client, found.schema) == (TEAM, ["key:plant", ""][before - 1], "")
+    assert found.team is not None
+    assert found.team.versions == {"hunter": ("v1", "aa", ""), "prey": ("v7", "bb", "")}
 
 
 @pytest.mark.parametrize("session_id", ["", "x" * 5000, FIRST.upper(), "*", SECOND])
@@ -300,3 +309,28 @@ async def test_turns_are_taken_in_the_order_of_arrival_and_none_is_lost_by_cance
         await asyncio.gather(*tasks, return_exceptions=True)
 
     assert order == [0, 1, 4, 5]
+
+
+async def test_no_more_requests_wait_for_a_session_than_may(url: SecretStr | None) -> None:
+    metrics = Metrics()
+    made: list[int] = []
+
+    async def take(store: SessionStore, number: int) -> None:
+        async with store.held("hunter", FIRST):
+            made.append(number)
+
+    async with running(url, metrics) as store:
+        await store.add(session(FIRST))
+        async with store.held("hunter", FIRST):
+            tasks = [asyncio.create_task(take(store, number)) for number in range(MOST_WAITING)]
+            await turns()
+            for _ in range(2):
+                with pytest.raises(OverloadedError, match="64 requests wait for their turn"):
+                    await take(store, -1)
+            tasks[0].cancel()
+            await turns()
+            tasks.append(asyncio.create_task(take(store, MOST_WAITING)))
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert made == list(range(1, MOST_WAITING + 1))
+    assert rendered(metrics)["rejected_total policy=hunter reason=session_queue"] == 2

@@ -22,8 +22,6 @@ from tests.support.web import KEY, SCHEMA, client_of, running
 
 __all__ = ["WebProcess", "key_of", "two", "web_process"]
 
-PARSED = parse_schema(SCHEMA)
-
 
 def key_of(session: str) -> str:
     """Return where Redis keeps a session, by its address."""
@@ -64,12 +62,13 @@ async def web_process(
     backend: FakeBackend | None = None,
     *,
     has_fast_path: bool = True,
+    schema: str = SCHEMA,
     **settings: Any,  # noqa: ANN401 -- their own types
 ) -> AsyncIterator[WebProcess]:
     """Serve a policy with memory whose sessions are in Redis."""
     known, metrics, used = Settings(**settings), Metrics(), backend or summing_backend()
     sessions = RedisSessions(SecretStr(url), known, metrics, swept_every_s=0.02)
-    slot = slot_of(used, PARSED, settings=known, metrics=metrics, sessions=sessions)
+    slot = slot_of(used, parse_schema(schema), settings=known, metrics=metrics, sessions=sessions)
     policies = PolicyRegistry([slot])
     app = create_app(policies, known, api_key=KEY, has_fast_path=has_fast_path, metrics=metrics)
     async with sessions.running(), running(app), client_of(app) as client:

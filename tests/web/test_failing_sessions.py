@@ -155,13 +155,21 @@ async def test_redis_that_starts_empty_has_forgotten_sessions_and_takes_new_ones
     assert new == [1]
 
 
-async def test_redis_that_is_full_says_so_until_there_is_room() -> None:
+async def test_redis_that_is_full_says_so_until_there_is_room(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
     with redis_server() as store:
         async with web_process(store.url) as process:
-            session = await process.begin()
+            session, other = await process.begin(), await process.begin()
             await process.step(session)
             store.ask("CONFIG", "SET", "maxmemory", "1mb")
-            answers = [await process.step(session), await process.client.post("/sessions")]
+            answers = [
+                *[await process.step(session) for _ in range(10)],
+                await process.client.post("/sessions"),
+            ]
+            deleted = await process.client.delete(other)
+            gone, told = await process.client.delete(other), caplog.messages.copy()
             plain = await process.client.post("/predict_deterministic", json=OBSERVATION)
             store.ask("CONFIG", "SET", "maxmemory", "0")
             action = await stepped(process, session)
@@ -170,7 +178,27 @@ async def test_redis_that_is_full_says_so_until_there_is_room() -> None:
         assert_error(answer, 503, "is full (maxmemory)")
         assert answer.headers["retry-after"]
     assert plain.status_code == 200
+    assert (deleted.status_code, gone.status_code) == (204, 404)
+    assert told.count("sessions_unreachable") == 1
+    assert "sessions_reachable" not in told
     assert action == [2]
+
+
+async def test_full_redis_deletes_no_session_that_another_request_has() -> None:
+    with redis_server() as store:
+        async with two(store.url) as (first, second):
+            session = await first.begin()
+            first.backend.gate = asyncio.Event()
+            step = asyncio.create_task(first.step(session))
+            await until(lambda: store.ask("HGET", key_of(session), "owner"))
+            store.ask("CONFIG", "SET", "maxmemory", "1mb")
+            refused = await second.client.delete(session)
+            store.ask("CONFIG", "SET", "maxmemory", "0")
+            first.backend.gate.set()
+            answer = await step
+
+    assert_error(refused, 503, "is full (maxmemory)")
+    assert answer.json()["actions"] == [1]
 
 
 async def test_replica_that_takes_no_writes_says_so_until_it_is_the_primary() -> None:

@@ -11,13 +11,15 @@ import msgpack
 import pytest
 
 from policy_server.serving.redis_sessions import turns
+from policy_server.serving.session_store import MOST_WAITING
 from policy_server.web import Application
-from tests.fuzz.session_steps import compare_sessions
-from tests.support.fakes import FakeBackend, opened, summing_backend
+from tests.fuzz.session_steps import begin, compare_sessions, step_of, steps_of
+from tests.support.connections import Server
+from tests.support.fakes import FakeBackend, gated, hold, opened, summing_backend
 from tests.support.redis_servers import RedisServer, redis_server
 from tests.support.shared_sessions import key_of, two, web_process
 from tests.support.waiting import until
-from tests.support.web import assert_error
+from tests.support.web import SCHEMA, assert_error
 
 REQUESTS = 400
 
@@ -136,6 +138,29 @@ async def test_cancelled_requests_leave_the_session_to_the_next(store: RedisServ
     assert (answer.json()["actions"], answer.headers["x-step"]) == ([2], "0")
 
 
+async def test_step_whose_client_has_gone_before_its_turn_is_not_made(store: RedisServer) -> None:
+    backend = gated(summing_backend())
+    async with web_process(store.url, backend) as process:
+        server = Server(process.app, is_hot=True)
+        session = await begin(server)
+        gate = hold(backend)
+        (one, first), (two, _) = server.connect(), server.connect()
+        one.data_received(step_of(session))
+        await until(partial(_has_places, store, 0))
+        two.data_received(step_of(session))
+        await until(partial(_has_places, store, 1))
+        # The one in its turn is made to its end.
+        for protocol in (two, one):
+            protocol.connection_lost(None)
+        await until(partial(_has_places, store, 0))
+        gate.set()
+        await until(lambda: not server.state.tasks)
+        steps = await steps_of(server, session)
+
+    assert first.written == b""
+    assert steps == 1
+
+
 async def test_step_that_is_sent_again_while_it_is_answered_waits_for_its_answer(
     store: RedisServer,
 ) -> None:
@@ -210,15 +235,66 @@ async def test_turn_goes_on_for_as_long_as_its_process_lives(
 
 
 async def test_request_waits_no_longer_than_others_do(store: RedisServer) -> None:
-    async with two(store.url, request_timeout_s=0.2) as (first, second):
+    async with (
+        web_process(store.url) as first,
+        web_process(store.url, request_timeout_s=0.2) as second,
+    ):
         session = await first.begin()
-        store.ask(
-            *("HSET", key_of(session)),
-            *("owner", "another", "until", str(2**50)),
-        )
+        first.backend.gate = asyncio.Event()
+        step = asyncio.create_task(first.step(session))
+        await until(partial(_has_places, store, 0))
         refused = await second.step(session)
+        first.backend.gate.set()
+        await step
 
     assert_error(refused, 503, "longer than 0.2 s (POLICY_SERVER_REQUEST_TIMEOUT_S)")
+
+
+_PACK = """
+local queue = {}
+for at = 1, ARGV[2] do queue[at] = {'dead' .. at, tonumber(ARGV[1])} end
+return redis.call('HSET', KEYS[1], 'queue', cmsgpack.pack(queue))
+"""
+
+
+async def test_clock_of_redis_that_is_set_back_locks_no_session(
+    store: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "_LEASE_MS", 100)
+    monkeypatch.setattr(turns, "_COUNTS_S", 0.1)
+    async with web_process(store.url) as process:
+        session = await process.begin()
+        key, in_an_hour = key_of(session), int(store.ask("TIME")[0]) * 1000 + 3_600_000
+        # As processes leave them that died an hour ago by the clock of now.
+        store.ask("HSET", key, "owner", "dead", "until", in_an_hour)
+        held = await process.step(session)
+        store.ask("EVAL", _PACK, 1, key, in_an_hour, 1)
+        queued = await process.step(session)
+        store.ask("EVAL", _PACK, 1, key, in_an_hour, MOST_WAITING)
+        async with asyncio.timeout(20):
+            while (crowded := await process.step(session)).status_code == 503:
+                assert "64 requests wait" in crowded.text
+
+    assert [answer.status_code for answer in (held, queued)] == [200, 200]
+
+
+async def test_clock_of_redis_that_is_set_back_takes_no_turn_from_a_process_that_lives(
+    store: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "_RENEWED_AFTER_S", 0.01)
+    async with two(store.url) as (first, second):
+        session = await first.begin()
+        key, in_an_hour = key_of(session), int(store.ask("TIME")[0]) * 1000 + 3_600_000
+        first.backend.gate = asyncio.Event()
+        step = asyncio.create_task(first.step(session, 1))
+        await until(partial(_has_places, store, 0))
+        store.ask("HSET", key, "until", in_an_hour)
+        later = asyncio.create_task(second.step(session, 1))
+        await until(partial(_has_places, store, 1))
+        first.backend.gate.set()
+        answers = [await step, await later]
+
+    assert [answer.headers["x-step"] for answer in answers] == ["0", "1"]
 
 
 async def test_idle_sessions_expire_and_are_counted_once(store: RedisServer) -> None:
@@ -289,6 +365,41 @@ async def test_sessions_stay_on_their_version_in_every_process(store: RedisServe
     assert (begun, moved) == ("v2", (1, 0))
 
 
+async def test_session_does_not_go_on_under_another_order_of_the_observations(
+    store: RedisServer,
+) -> None:
+    lines = SCHEMA.splitlines(keepends=True)
+    swapped = "".join([*lines[:2], lines[3], lines[2], *lines[4:]])
+    async with web_process(store.url) as first, web_process(store.url, schema=swapped) as second:
+        session = await first.begin()
+        await first.step(session)
+        other = await second.step(session)
+        hot = await Server(second.app, is_hot=True).exchange(
+            [step_of(session.rpartition("/")[2].encode())]
+        )
+        same = await first.step(session)
+        await second.client.post(f"{session}/reset")
+        after = await second.step(session, 2)
+
+    assert_error(other, 409, "began with version", "schema.yaml", f"POST {session}/reset")
+    assert b" 409 " in bytes(hot.written)
+    assert same.json()["actions"] == [2]
+    # Of the mouse, which comes first there.
+    assert after.json()["actions"] == [1]
+
+
+async def test_session_of_the_release_before_goes_on(store: RedisServer) -> None:
+    async with web_process(store.url) as process:
+        session = await process.begin()
+        await process.step(session)
+        form, *values = msgpack.unpackb(store.ask("HGET", key_of(session), "record"))
+        # Without the digest of schema.yaml.
+        store.ask("HSET", key_of(session), "record", msgpack.packb([form - 1, *values[:-1]]))
+        answers = [await process.step(session) for _ in range(2)]
+
+    assert [answer.json()["actions"] for answer in answers] == [[2], [0]]
+
+
 async def test_session_of_a_version_that_is_about_to_be_loaded_is_asked_again_later(
     store: RedisServer,
 ) -> None:
@@ -315,7 +426,7 @@ async def test_session_of_a_version_that_is_about_to_be_loaded_is_asked_again_la
     ("record", "says"),
     [
         (b"\xff", "it is damaged"),
-        (msgpack.packb([3, "default"]), "form 3, expected 2"),
+        (msgpack.packb([4, "default"]), "form 4, expected 3"),
         (msgpack.packb([1, "default"]), "it is damaged"),
         (msgpack.packb(7), "it is damaged"),
     ],

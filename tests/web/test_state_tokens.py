@@ -318,6 +318,36 @@ async def test_token_of_another_version_than_the_one_that_is_asked_for_is_409() 
     assert_error(answers[2], 409, "x-policy-version: 'nowhere' is not loaded")
 
 
+_SWAPPED = """
+observations:
+  mouse: {type: float, maximum: 10}
+  cat: {type: int}
+parameters:
+  discrete: True
+  api_key: "1234567asdfgh"
+"""
+
+
+async def test_token_is_bound_to_the_order_of_the_observations() -> None:
+    async with (
+        serve(summing_backend()) as first,
+        serve(summing_backend(), schema=_SWAPPED) as second,
+    ):
+        token = (await stepped(first, "new")).headers["x-state"]
+        answer = await stepped(second, token)
+
+    assert_invalid(answer, "header.x-state")
+
+
+async def test_token_is_good_where_only_the_words_of_the_schema_differ() -> None:
+    told = SCHEMA.replace("cat: {type: int}", "cat: {type: int, description: its row, example: 1}")
+    async with serve(summing_backend()) as first, serve(summing_backend(), schema=told) as second:
+        token = (await stepped(first, "new")).headers["x-state"]
+        answer = await stepped(second, token)
+
+    assert answer.status_code == 200
+
+
 async def test_token_carries_the_previous_action() -> None:
     backend = summing_backend()
     memory = (
@@ -345,6 +375,23 @@ async def test_token_carries_the_previous_action() -> None:
     state = backend.calls[0].state
     assert state is not None
     assert state[0].tolist() == [2.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(("width", "status"), [(11_000, 200), (13_000, 501)])
+async def test_episode_whose_token_no_request_could_carry_is_refused(
+    width: int, status: int
+) -> None:
+    backend = summing_backend()
+    memory = (*backend.signature.memory, StateTensor("more", (width,)))
+    signature = replace(backend.signature, memory=memory)
+    async with serve(replace(backend, signature=signature)) as client:
+        answer = await stepped(client, "new")
+
+    assert answer.status_code == status
+    if status == 501:
+        assert_error(answer, 501, "POLICY_SERVER_MAX_HEADER_BYTES", "POST /sessions")
+    else:
+        assert 50_000 < len(answer.headers["x-state"]) < 65_536
 
 
 async def test_batch_belongs_to_no_episode() -> None:

@@ -16,9 +16,9 @@ from policy_server.serving.team_record import AgentRecord, TeamRecord, VersionNa
 __all__ = ["decode_record", "encode_record"]
 
 # Of the list in `encode_record`: it changes with what the list holds.
-_FORM = 2
-# Without the client, its last value.
-_FORM_BEFORE = 1
+_FORM = 3
+# Each without the last value of the next one: the schema, and the client.
+_FORMS_BEFORE = (2, 1)
 _NUMBERS = np.dtype("<f4")
 
 
@@ -43,6 +43,7 @@ def encode_record(record: SessionRecord) -> bytes:
             None if last is None else [last.digest, last.text],
             None if record.team is None else _team_values(record.team),
             record.client,
+            record.schema,
         ]
     )
     return packed
@@ -72,7 +73,7 @@ def decode_record(session_id: str, packed: bytes) -> SessionRecord:
     """
     try:
         form, *values = msgpack.unpackb(packed)
-        if form in (_FORM, _FORM_BEFORE):
+        if form in (_FORM, *_FORMS_BEFORE):
             return _record(session_id, *values)
         reason = f"form {form!r}, expected {_FORM}"
     except (ValueError, TypeError, msgpack.UnpackException):
@@ -96,6 +97,7 @@ def _record(
     last: list[bytes] | None,
     team: list[Any] | None,
     client: str = "",
+    schema: str = "",
 ) -> SessionRecord:
     return SessionRecord(
         session_id=session_id,
@@ -110,6 +112,7 @@ def _record(
         last=None if last is None else AnsweredStep(*last),
         team=None if team is None else _team(*team),
         client=client,
+        schema=schema,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ssl import SSLCertVerificationError
 
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
@@ -11,9 +11,11 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from policy_server.errors import SessionStoreError
 from policy_server.settings import ENV_PREFIX
 
-__all__ = ["describe_failure", "store_failure", "system_failure"]
+__all__ = ["describe_failure", "is_elsewhere", "store_failure", "system_failure"]
 
 _CODE = re.compile(r"\b[A-Z]{3,}\b")
+# After a change of the primary.
+_ELSEWHERE = frozenset({"LOADING", "MASTERDOWN", "READONLY"})
 _WORDS = {
     "LOADING": "is still loading its data",
     "MASTERDOWN": "is a replica without its primary",
@@ -49,9 +51,7 @@ def describe_failure(error: Exception, *, timeout_s: float) -> str:
     if isinstance(error, TimeoutError):
         return f"does not answer within {timeout_s:g} s"
     causes = [item for item in _chain(error) if isinstance(item, RedisError)]
-    # An older Redis gives the code of an error in a script within its text.
-    codes = [code for item in causes for code in (item.status_code, *_CODE.findall(str(item)))]
-    known = next((code for code in codes if code in _WORDS), None)
+    known = next((code for code in _codes(causes) if code in _WORDS), None)
     if known is not None:
         return _WORDS[known]
     if any(isinstance(item, AuthenticationError) for item in causes):
@@ -61,6 +61,23 @@ def describe_failure(error: Exception, *, timeout_s: float) -> str:
     if any(isinstance(item, SSLCertVerificationError) for item in _chain(error)):
         return "shows a certificate that can't be verified"
     return "does not answer"
+
+
+def is_elsewhere(error: RedisError) -> bool:
+    """Return whether a new connection may reach another Redis, which does not refuse a call.
+
+    Args:
+        error: the refusal.
+    """
+    return not _ELSEWHERE.isdisjoint(_codes([error]))
+
+
+def _codes(errors: Iterable[RedisError]) -> Iterator[str]:
+    """Yield the codes of errors: an older Redis gives that of a script's within its text."""
+    for error in errors:
+        if error.status_code is not None:
+            yield error.status_code
+        yield from _CODE.findall(str(error))
 
 
 def system_failure(error: Exception) -> str:

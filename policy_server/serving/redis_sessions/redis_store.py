@@ -13,23 +13,18 @@ from pydantic import SecretStr
 from policy_server.errors import SessionStoreError
 from policy_server.metrics import Metrics
 from policy_server.serving.redis_sessions import scripts
+from policy_server.serving.redis_sessions.groups import client_group, group_of, groups_of
 from policy_server.serving.redis_sessions.records import encode_record
 from policy_server.serving.redis_sessions.script_calls import RedisScripts
 from policy_server.serving.redis_sessions.scripts import Outcome, session_key
-from policy_server.serving.redis_sessions.turns import (
-    Turns,
-    client_group,
-    group_of,
-    groups_of,
-    milliseconds,
-)
-from policy_server.serving.session_store import (
-    HeldSession,
-    SessionRecord,
+from policy_server.serving.redis_sessions.turns import Turns, milliseconds
+from policy_server.serving.session_refusals import (
+    foreign_session,
     too_many_of_client,
     too_many_sessions,
     unknown_session,
 )
+from policy_server.serving.session_store import HeldSession, SessionRecord
 from policy_server.settings import Settings
 
 __all__ = ["RedisSessions"]
@@ -117,6 +112,24 @@ class RedisSessions:
         if not _SESSION_ID.fullmatch(session_id):
             raise unknown_session(policy, session_id)
         return self._turns.held(policy, session_id)
+
+    async def remove(self, policy: str, session_id: str) -> None:
+        """Forget a session; see `SessionStore.remove`.
+
+        A full Redis takes no turn, and yet a session that no other request has is deleted from it.
+        """
+        try:
+            async with self.held(policy, session_id) as held:
+                await held.remove()
+        except SessionStoreError:
+            found = await self._calls.call(scripts.REMOVE_FREE, session_key(session_id), policy)
+            if found[0] == Outcome.UNKNOWN:
+                raise unknown_session(policy, session_id) from None
+            if found[0] == Outcome.FOREIGN:
+                raise foreign_session(policy, session_id, found[1].decode()) from None
+            if found[0] == Outcome.WAITING:
+                raise
+            self._metrics.of(policy).count_session("deleted")
 
     async def count(self, policy: str, version: str, digest: str) -> int:
         """Return how many sessions a version answers; see `SessionStore.count`."""

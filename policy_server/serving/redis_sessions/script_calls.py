@@ -13,11 +13,16 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 from redis.asyncio.connection import Connection, parse_url
 from redis.exceptions import ConnectionError as LostConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import (
+    NoScriptError,
+    RedisError,
+    ResponseError,
+)
 
 from policy_server.errors import SettingsError
 from policy_server.serving.redis_sessions.redis_failures import (
     describe_failure,
+    is_elsewhere,
     store_failure,
     system_failure,
 )
@@ -30,10 +35,13 @@ logger = logging.getLogger(__name__)
 
 Argument: TypeAlias = bytes | str | int
 
+
 # A Redis in the same network answers in a millisecond.
 _TIMEOUT_S = 1.0
 # No request waits for a Redis that has just failed.
 _PAUSE_S = 0.5
+# One that refuses some calls goes on with others.
+_QUIET_S = 5.0
 _MOST_CALLS = 256
 _MOMENT_S = 0.05
 
@@ -64,7 +72,12 @@ class RedisScripts:
     """
 
     def __init__(
-        self, url: SecretStr, *, timeout_s: float = _TIMEOUT_S, pause_s: float = _PAUSE_S
+        self,
+        url: SecretStr,
+        *,
+        timeout_s: float = _TIMEOUT_S,
+        pause_s: float = _PAUSE_S,
+        quiet_s: float = _QUIET_S,
     ) -> None:
         """Own the connection, from the first call to `aclose`.
 
@@ -72,6 +85,7 @@ class RedisScripts:
             url: the address of the Redis, as the setting has it.
             timeout_s: the longest time that a round trip may take, in seconds.
             pause_s: for how long calls fail at once after a failure, in seconds.
+            quiet_s: for how long Redis refuses nothing before its refusals are over, in seconds.
 
         Raises:
             SettingsError: if the URL can't be used.
@@ -82,8 +96,12 @@ class RedisScripts:
         self._pause_s = pause_s
         self._waiting: list[_Call] = []
         self._sending: asyncio.Task[None] | None = None
+        self._quiet_s = quiet_s
         self._failed: str | None = None
         self._paused_until = 0.0
+        # The reasons that were logged since Redis was reachable last.
+        self._told: set[str] = set()
+        self._refused_at: float | None = None
 
     def call(self, script: Script, key: str, *arguments: Argument) -> asyncio.Future[Any]:
         """Run a script.
@@ -128,7 +146,7 @@ class RedisScripts:
                         await self._exchange(calls)
                 except (RedisError, OSError, ValueError) as error:
                     await self._disconnect()
-                    self._note(error)
+                    self._note_failure(error)
                     self._paused_until = asyncio.get_running_loop().time() + self._pause_s
                     break
         finally:
@@ -155,10 +173,12 @@ class RedisScripts:
             await self._disconnect()
             found = await self._round_trip(calls)
         failure = next((item for item in found if isinstance(item, ResponseError)), None)
-        if failure is not None:
-            # After a change of the primary the next connection may reach another Redis.
-            await self._disconnect()
-        self._note(failure)
+        if failure is None:
+            self._note_answers(calls)
+        else:
+            self._note_failure(failure)
+            if is_elsewhere(failure):
+                await self._disconnect()
         for call, item in zip(calls, found, strict=True):
             is_error = isinstance(item, Exception)
             call.give(store_failure(self._describe(item)) if is_error else item)
@@ -189,18 +209,32 @@ class RedisScripts:
     def _describe(self, error: Exception) -> str:
         return describe_failure(error, timeout_s=self._timeout_s)
 
-    def _note(self, error: Exception | None) -> None:
-        """Log a failure, and its end, once."""
-        reason = None if error is None else self._describe(error)
-        if reason == self._failed:
+    def _note_failure(self, error: Exception) -> None:
+        """Log each reason once, until Redis is reachable again."""
+        self._failed = reason = self._describe(error)
+        is_refusal = isinstance(error, ResponseError)
+        self._refused_at = asyncio.get_running_loop().time() if is_refusal else None
+        if reason not in self._told:
+            self._told.add(reason)
+            known = {"reason": f"it {reason}", "system": system_failure(error)}
+            logger.warning("sessions_unreachable", extra={"redis": self._place, **known})
+
+    def _note_answers(self, calls: Iterable[_Call]) -> None:
+        """Log the end of failures, once.
+
+        A Redis that refuses some calls answers others all the while: the refusals are over when
+        none has come for some time, and it takes what a full one or a replica would not.
+        """
+        self._failed = None
+        if not self._told:
             return
-        self._failed = reason
-        known = {"redis": self._place}
-        if error is None:
-            logger.info("sessions_reachable", extra=known)
-        else:
-            known = {**known, "reason": f"it {reason}", "system": system_failure(error)}
-            logger.warning("sessions_unreachable", extra=known)
+        if self._refused_at is not None:
+            seconds = asyncio.get_running_loop().time() - self._refused_at
+            if seconds < self._quiet_s or not any(call.script.takes_room for call in calls):
+                return
+        self._told.clear()
+        self._refused_at = None
+        logger.info("sessions_reachable", extra={"redis": self._place})
 
     async def _disconnect(self) -> None:
         with suppress(RedisError, OSError):

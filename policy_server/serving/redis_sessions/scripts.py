@@ -29,6 +29,7 @@ __all__ = [
     "KEEP",
     "LEAVE",
     "REMOVE",
+    "REMOVE_FREE",
     "RENEW",
     "SWEEP",
     "TAKE",
@@ -51,6 +52,7 @@ class Outcome(IntEnum):
     FULL = 4
     FOREIGN = 5
     CLIENT_FULL = 6
+    CROWDED = 7
 
 
 @dataclass(frozen=True)
@@ -60,21 +62,25 @@ class Script:
     Attributes:
         text: its Lua.
         digest: its name once Redis has seen it.
+        takes_room: whether a full Redis refuses it.
     """
 
     text: bytes
     digest: bytes
+    takes_room: bool
 
     @classmethod
-    def of(cls, text: str) -> Script:
+    def of(cls, text: str, *, takes_room: bool = False) -> Script:
         """Return the script of a text, which may use what all of them do.
 
         Args:
             text: its Lua.
+            takes_room: see the class.
         """
         whole = (_COMMON + text).encode()
         # SHA-1 is Redis' name for a script, and no secret.
-        return cls(whole, hashlib.sha1(whole, usedforsecurity=False).hexdigest().encode())
+        digest = hashlib.sha1(whole, usedforsecurity=False).hexdigest().encode()
+        return cls(whole, digest, takes_room)
 
 
 def session_key(session_id: str) -> str:
@@ -106,7 +112,8 @@ end
 
 # A session's key; record, policy, groups, most sessions, idle time, the client's group or nothing,
 # most sessions of that -> outcome, sessions
-ADD = Script.of("""
+ADD = Script.of(
+    """
 local record, policy, groups, most, idle, client, most_of_client = unpack(ARGV)
 if redis.call('EXISTS', KEYS[1]) == 1 then return {1, 0} end
 if client ~= '' and tonumber(most_of_client) > 0 then
@@ -123,23 +130,31 @@ if open >= tonumber(most) then return {4, open} end
 redis.call('HSET', KEYS[1], 'record', record, 'policy', policy, 'groups', groups)
 touch(KEYS[1], groups, idle)
 return {1, open + 1}
-""")
+""",
+    takes_room=True,
+)
 
-# A session's key; token, policy, lease, idle time, time that a waiting one counts -> outcome,
-# record or the policy that it is of
-TAKE = Script.of("""
-local token, policy, lease, idle, counts = unpack(ARGV)
+# A session's key; token, policy, lease, idle time, time that a waiting one counts, most of those ->
+# outcome, record or the policy that it is of or how many wait
+TAKE = Script.of(
+    """
+local token, policy, lease, idle, counts, most = unpack(ARGV)
 local found = redis.call('HMGET', KEYS[1], 'record', 'policy', 'owner', 'until', 'queue', 'groups')
 local record, owner, queue = found[1], found[3], {}
 if not record then return {0} end
 if found[2] ~= policy then return {5, found[2]} end
 if owner == token then return {1, record} end
+-- No time that somebody was given is longer than it is from now: where Redis' clock was set back,
+-- it would last until the clock is there again.
+local lasts, is_set_back = math.min(tonumber(found[4] or 0), now + lease), false
+if owner and lasts < tonumber(found[4]) then redis.call('HSET', KEYS[1], 'until', lasts) end
 local own
 for _, waiting in ipairs(found[5] and cmsgpack.unpack(found[5]) or {}) do
+  if waiting[2] > now + counts then waiting[2], is_set_back = now + counts, true end
   if waiting[1] == token then own = waiting end
   if waiting[1] == token or waiting[2] > now then table.insert(queue, waiting) end
 end
-local is_free = not owner or tonumber(found[4]) <= now
+local is_free = not owner or lasts <= now
 if is_free and (not queue[1] or queue[1] == own) then
   redis.call('HSET', KEYS[1], 'owner', token, 'until', now + lease)
   if own then table.remove(queue, 1) end
@@ -151,14 +166,21 @@ if is_free and (not queue[1] or queue[1] == own) then
   touch(KEYS[1], found[6], lease + idle)
   return {1, record}
 end
+if not own and #queue >= tonumber(most) then
+  if is_set_back then redis.call('HSET', KEYS[1], 'queue', cmsgpack.pack(queue)) end
+  return {7, #queue}
+end
 if own then own[2] = now + counts else table.insert(queue, {token, now + counts}) end
 redis.call('HSET', KEYS[1], 'queue', cmsgpack.pack(queue))
 return {2}
-""")
+""",
+    takes_room=True,
+)
 
 # A session's key; token, record, groups, idle time, the power of two of a long answer or nothing,
 # most bytes of those -> outcome, which is that of a full store where the long answer has no place
-KEEP = Script.of("""
+KEEP = Script.of(
+    """
 local token, record, groups, idle, power, most = unpack(ARGV)
 local found = redis.call('HMGET', KEYS[1], 'owner', 'done', 'groups')
 if found[2] == token then return 1 end
@@ -176,6 +198,22 @@ redis.call('HDEL', KEYS[1], 'owner', 'until')
 if found[3] ~= groups then forget(KEYS[1], found[3]) end
 touch(KEYS[1], groups, idle)
 return 1
+""",
+    takes_room=True,
+)
+
+# A session's key; policy -> outcome, and the policy that it is of. It takes no room, unlike a turn.
+REMOVE_FREE = Script.of("""
+local found = redis.call('HMGET', KEYS[1], 'record', 'policy', 'owner', 'until', 'queue', 'groups')
+if not found[1] then return {0} end
+if found[2] ~= ARGV[1] then return {5, found[2]} end
+if found[3] and tonumber(found[4]) > now then return {2} end
+for _, waiting in ipairs(found[5] and cmsgpack.unpack(found[5]) or {}) do
+  if waiting[2] > now then return {2} end
+end
+redis.call('DEL', KEYS[1])
+forget(KEYS[1], found[6])
+return {1}
 """)
 
 # A session's key; token -> outcome

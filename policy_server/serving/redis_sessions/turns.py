@@ -14,17 +14,19 @@ from typing import Any
 from policy_server.errors import SessionStoreError
 from policy_server.metrics import Metrics
 from policy_server.serving.redis_sessions import scripts
+from policy_server.serving.redis_sessions.groups import groups_of, power_of
 from policy_server.serving.redis_sessions.records import decode_record, encode_record
 from policy_server.serving.redis_sessions.script_calls import Argument, RedisScripts
 from policy_server.serving.redis_sessions.scripts import Outcome, Script, session_key
-from policy_server.serving.session_store import (
-    SessionRecord,
+from policy_server.serving.session_refusals import (
+    crowded_session,
     foreign_session,
     missed_turn,
     unknown_session,
 )
+from policy_server.serving.session_store import MOST_WAITING, SessionRecord
 
-__all__ = ["Turn", "Turns", "client_group", "group_of", "groups_of", "milliseconds"]
+__all__ = ["Turn", "Turns", "milliseconds"]
 
 # A process that dies in its turn holds its session for as long as this.
 _LEASE_S = 5.0
@@ -35,43 +37,6 @@ _ASKED_AGAIN_S = 0.5
 # The first that waits in this process asks more often, since another process may have the turn.
 _SHORTEST_PAUSE_S = 0.001
 _LONGEST_PAUSE_S = 0.02
-
-
-def group_of(policy: str, version: str, digest: str) -> str:
-    """Return the group of the sessions that a version of a policy answers.
-
-    Args:
-        policy: the policy's name, which has no colon.
-        version: the version's name.
-        digest: the start of the digest of its files.
-    """
-    return f"{policy}:{version}:{digest}"
-
-
-def groups_of(record: SessionRecord) -> str:
-    """Return the groups in which a session is counted.
-
-    Args:
-        record: the record of the session.
-    """
-    versions = sorted(group_of(*answering) for answering in record.answering)
-    client, power = client_group(record), _power_of(record)
-    groups = [f":{record.policy}", *versions, client, f"!{power}" if power else ""]
-    return "\n".join(filter(None, groups))
-
-
-def _power_of(record: SessionRecord) -> str:
-    """Return the power of two that holds the bytes of a long answer; empty without one."""
-    return str((record.long_bytes - 1).bit_length()) if record.long_bytes else ""
-
-
-def client_group(record: SessionRecord) -> str:
-    """Return the group of the sessions that the client of one began; empty where it is not known.
-
-    Args:
-        record: the record of the session.
-    """
-    return f"@{record.client}" if record.client else ""
 
 
 def milliseconds(seconds: float) -> int:
@@ -108,7 +73,7 @@ class Turn:
             token: the name of the turn, which no other has.
             idle_ms: for how long an idle session is kept.
             most_long_bytes: the most bytes of long answers that all sessions keep.
-            metrics: counts sessions that are deleted.
+            metrics: counts sessions that are deleted, and requests that are refused.
         """
         self.session_id = session_id
         self._calls = calls
@@ -139,10 +104,12 @@ class Turn:
         Raises:
             UnknownSessionError: if there is no such session.
             SessionConflictError: if it is not of this policy, or its record can't be read.
+            OverloadedError: if `MOST_WAITING` requests wait for it already.
             SessionStoreError: if Redis fails.
         """
         found = await self._ask(
-            scripts.TAKE, policy, _LEASE_MS, self._idle_ms, milliseconds(_COUNTS_S)
+            *(scripts.TAKE, policy, _LEASE_MS, self._idle_ms),
+            *(milliseconds(_COUNTS_S), MOST_WAITING),
         )
         if found[0] == Outcome.UNKNOWN:
             self._is_over = True
@@ -150,6 +117,10 @@ class Turn:
         if found[0] == Outcome.FOREIGN:
             self._is_over = True
             raise foreign_session(policy, self.session_id, found[1].decode())
+        if found[0] == Outcome.CROWDED:
+            self._is_over = True
+            self._metrics.of(policy).count_rejected("session_queue")
+            raise crowded_session(found[1])
         if found[0] == Outcome.WAITING:
             return False
         self._renew_later()
@@ -170,7 +141,7 @@ class Turn:
             encode_record(record),
             groups_of(record),
             self._idle_ms,
-            _power_of(record),
+            power_of(record),
             self._most_long_bytes,
         )
 
@@ -235,7 +206,7 @@ class Turns:
 
         Args:
             calls: runs scripts.
-            metrics: counts sessions that are deleted.
+            metrics: counts sessions that are deleted, and requests that are refused.
             idle_s: for how long an idle session is kept, in seconds.
             patience_s: the longest wait for a turn, in seconds.
             most_long_bytes: the most bytes of long answers that all sessions keep.
