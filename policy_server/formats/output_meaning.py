@@ -6,49 +6,26 @@ the outputs' names, then schema.yaml; with none of them the file is refused, nev
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from policy_server.errors import ModelError, SchemaError
+from policy_server.formats.network_outputs import (
+    BY_ENDING,
+    FEWEST_CHOICES,
+    Ending,
+    Form,
+    NetworkOutput,
+    ReadOutput,
+    actors,
+    form_by_name,
+    name_tells,
+)
 from policy_server.policy import ActionComponent, ActionOutput, Basis, ComponentKind
 from policy_server.schema import ActionField, ActionValues, ServerSchema
 
 __all__ = ["Ending", "Form", "Meaning", "NetworkOutput", "ReadOutput", "name_tells", "read_meaning"]
 
-Ending = Literal["activation", "arg_max", "log_softmax", "one_hot", "softmax", "tanh"]
-"""The last operation of an output, where it tells something of the output's meaning.
-
-An `activation`, such as a ReLU, ends a layer of features, and no layer of logits.
-"""
-
-Form = Literal[
-    "action", "log_std", "logits", "mean", "normal", "one_hot", "probabilities", "q_values", "std"
-]
-"""The meaning of an output's numbers: `normal` is the mean followed by the log of the deviation."""
-
-_BY_ENDING: Mapping[Ending, Form] = {
-    "arg_max": "action",
-    "log_softmax": "logits",
-    "one_hot": "one_hot",
-    "softmax": "probabilities",
-    "tanh": "action",
-}
-_PREFIX = r"(?:output_|policy_|pi_|actor_|actions?_)?"
-_BY_NAME: Mapping[Form, re.Pattern[str]] = {
-    "logits": re.compile(rf"{_PREFIX}(?:logits?|log_probs|log_probabilities)(?:[._]?\d+)?"),
-    "q_values": re.compile(r"q|q_?values|q_?vals|action_values"),
-    "probabilities": re.compile(rf"{_PREFIX}(?:probs|probabilities)(?:[._]?\d+)?"),
-    "mean": re.compile(rf"{_PREFIX}(?:means?|mu|loc)"),
-    "log_std": re.compile(rf"{_PREFIX}log_?stds?"),
-    "std": re.compile(rf"{_PREFIX}(?:std|stddev)"),
-    "action": re.compile(r"(?:output_|deterministic_|continuous_|discrete_)*actions?(?:[._]?\d+)?"),
-}
-# What a value function or a training step gives beside the actions.
-_VALUES = r"(?:output_|state_)?(?:values?|v|vf|vf_preds|critic|baseline)(?:_?(?:out|preds?|head))?"
-_CHANCES = re.compile(r"(?:action_)?(?:log_?prob|logp|prob|entropy|neglogp)")
-_OTHERS = re.compile(rf"{_VALUES}|{_CHANCES.pattern}")
 _DISTRIBUTIONS: Sequence[Form] = ("logits", "probabilities", "q_values")
 # An action beside its distribution is a draw of it, or its mode.
 _PREFERRED: Sequence[Form] = (*_DISTRIBUTIONS, "mean", "action", "one_hot")
@@ -60,55 +37,7 @@ _BY_VALUES: Mapping[ActionValues, Form] = {
     "q_values": "q_values",
     "squashed_normal": "normal",
 }
-_FEWEST_CHOICES = 2
 _STATE_IT = "state it as 'values' under 'actions'"
-
-
-@dataclass(frozen=True)
-class NetworkOutput:
-    """An output of a network.
-
-    Attributes:
-        name: its name in the file.
-        width: how many numbers it has in one row.
-        is_integer: whether its type is an integer.
-        is_vector: whether a row has a dimension of its own: (N, k), and not (N,).
-        ending: the operation that it ends with; None for any that does not tell its meaning.
-        row_length: how many numbers lie along its last dimension: (N, 2, 3) has two rows of 3;
-            None where that is not known.
-        joined: how many numbers each of the softmaxes has that it joins; empty where it joins none.
-    """
-
-    name: str
-    width: int
-    is_integer: bool = False
-    is_vector: bool = True
-    ending: Ending | None = None
-    row_length: int | None = None
-    joined: tuple[int, ...] = ()
-
-    @property
-    def has_several_rows(self) -> bool:
-        """Return whether it has several rows of choices, each of an action of its own."""
-        return self.row_length not in (None, self.width)
-
-
-@dataclass(frozen=True)
-class ReadOutput:
-    """An output that the actions come from.
-
-    Attributes:
-        output: the output.
-        form: its meaning.
-    """
-
-    output: NetworkOutput
-    form: Form
-
-    @property
-    def width(self) -> int:
-        """Return how many numbers of `action_dist_inputs` it gives: a one-hot vector its index."""
-        return 1 if self.form == "one_hot" else self.output.width
 
 
 @dataclass(frozen=True)
@@ -154,21 +83,11 @@ def read_meaning(
     return _Reader(outputs, schema or ServerSchema(), subject).read()
 
 
-def name_tells(name: str) -> bool:
-    """Return whether a name tells what an output holds, such as actions or a value.
-
-    Args:
-        name: the output's, or that of the layer which gives it.
-    """
-    known = [*_BY_NAME.values(), _OTHERS]
-    return any(pattern.fullmatch(_plain(name)) for pattern in known)
-
-
 class _Reader:
     def __init__(
         self, outputs: Sequence[NetworkOutput], schema: ServerSchema, subject: str
     ) -> None:
-        self._outputs = _actors(outputs)
+        self._outputs = actors(outputs)
         self._schema = schema
         self._fields: Sequence[ActionField] = schema.actions or ()
         self._subject = subject
@@ -198,9 +117,7 @@ class _Reader:
     def _form_of(self, item: NetworkOutput) -> Form | None:
         if item.is_integer:
             return "action"
-        named = next(
-            (form for form, it in _BY_NAME.items() if it.fullmatch(_plain(item.name))), None
-        )
+        named = form_by_name(item.name)
         # A tanh may also bound a mean, or logits.
         if item.ending in (None, "activation") or (item.ending == "tanh" and named is not None):
             return named
@@ -209,12 +126,12 @@ class _Reader:
         is_stated = discrete is False or (discrete is None and self._dimensions() is not None)
         # Continuous shares of a whole, such as the weights of a portfolio, end with a softmax too.
         is_continuous = item.ending == "softmax" and is_stated
-        return "action" if is_continuous else _BY_ENDING[item.ending]
+        return "action" if is_continuous else BY_ENDING[item.ending]
 
     @staticmethod
     def _basis(items: Sequence[NetworkOutput], form: Form) -> Basis:
         is_shown = all(
-            item.is_integer or (item.ending is not None and _BY_ENDING.get(item.ending) == form)
+            item.is_integer or (item.ending is not None and BY_ENDING.get(item.ending) == form)
             for item in items
         )
         return "structure" if is_shown else "names"
@@ -232,7 +149,7 @@ class _Reader:
         item = self._only(f"'values: {values}'")
         form = _BY_VALUES[values]
         ending = item.ending if item.ending not in ("activation", "tanh") else None
-        shown = None if ending is None else _BY_ENDING[ending]
+        shown = None if ending is None else BY_ENDING[ending]
         if shown is not None and form != shown:
             raise SchemaError(
                 f"{self._schema.source}: actions.{self._fields[0].name}.values: is {values}, and "
@@ -296,7 +213,7 @@ class _Reader:
         outputs = self._outputs
         if self._schema.discrete and not self._schema.tuple:
             # One number, as of a value without a name, is no choice among several.
-            wide = [item for item in outputs if item.width >= _FEWEST_CHOICES]
+            wide = [item for item in outputs if item.width >= FEWEST_CHOICES]
             outputs = wide if len(wide) == 1 else outputs
         if len(outputs) > 1:
             names = ", ".join(repr(item.name) for item in outputs)
@@ -371,7 +288,7 @@ class _Reader:
     def _sizes(self, item: NetworkOutput, form: Form) -> list[int]:
         """Return the sizes of the integer actions whose logits one output holds."""
         if len(self._fields) < 2 and not self._schema.tuple:
-            if item.width < _FEWEST_CHOICES:
+            if item.width < FEWEST_CHOICES:
                 raise ModelError(
                     f"{self._subject}: the output {item.name!r} is one number, which is no choice "
                     "among several; export one for each choice, of a sigmoid for both of two"
@@ -501,27 +418,6 @@ class _Reader:
         return Meaning(
             tuple(read), _placed(parts), tuple(outputs), is_value_based, basis, tuple(findings)
         )
-
-
-def _actors(outputs: Sequence[NetworkOutput]) -> list[NetworkOutput]:
-    """Return the outputs that may hold actions, as far as their names and ends tell."""
-    found = [
-        item
-        for item in outputs
-        if not _OTHERS.fullmatch(_plain(item.name))
-        # The probability of a draw is one number; a softmax has one for each choice.
-        or (
-            _CHANCES.fullmatch(_plain(item.name))
-            and item.ending in ("arg_max", "log_softmax", "one_hot", "softmax")
-        )
-    ]
-    # One number may be a value; several have a meaning that schema.yaml can state.
-    return found or [item for item in outputs if item.width >= _FEWEST_CHOICES]
-
-
-def _plain(name: str) -> str:
-    """Return an output's name as the patterns have it: lower-case, without the port."""
-    return re.sub(r":\d+$", "", name).rpartition("/")[2].lower()
 
 
 def _alone(size: int, *, is_integer: bool = False) -> ActionComponent:
