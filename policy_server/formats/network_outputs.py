@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from numpy.typing import NDArray
 
 __all__ = [
     "BY_ENDING",
@@ -69,6 +71,8 @@ class NetworkOutput:
         row_length: how many numbers lie along its last dimension: (N, 2, 3) has two rows of 3;
             None where that is not known.
         joined: how many numbers each of the softmaxes has that it joins; empty where it joins none.
+        rows: its numbers for some observations, float[B, width], the same ones for all outputs of
+            a network; None where it was not computed.
     """
 
     name: str
@@ -78,6 +82,7 @@ class NetworkOutput:
     ending: Ending | None = None
     row_length: int | None = None
     joined: tuple[int, ...] = ()
+    rows: NDArray[Any] | None = field(default=None, compare=False, repr=False)
 
     @property
     def has_several_rows(self) -> bool:

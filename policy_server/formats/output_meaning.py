@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from policy_server.errors import ModelError, SchemaError
+from policy_server.formats.mean_actions import mean_action
 from policy_server.formats.network_outputs import (
     BY_ENDING,
     FEWEST_CHOICES,
@@ -26,6 +31,8 @@ from policy_server.schema import ActionField, ActionValues, ServerSchema
 
 __all__ = ["Ending", "Form", "Meaning", "NetworkOutput", "ReadOutput", "name_tells", "read_meaning"]
 
+Array = NDArray[Any]
+
 _DISTRIBUTIONS: Sequence[Form] = ("logits", "probabilities", "q_values")
 # An action beside its distribution is a draw of it, or its mode.
 _PREFERRED: Sequence[Form] = (*_DISTRIBUTIONS, "mean", "action", "one_hot")
@@ -36,6 +43,10 @@ _BY_VALUES: Mapping[ActionValues, Form] = {
     "probabilities": "probabilities",
     "q_values": "q_values",
     "squashed_normal": "normal",
+}
+_NORMALS: Mapping[ActionValues, ComponentKind] = {
+    "normal": "normal",
+    "squashed_normal": "squashed_normal",
 }
 _STATE_IT = "state it as 'values' under 'actions'"
 
@@ -53,6 +64,7 @@ class Meaning:
         is_value_based: the best action is taken, as by Q values.
         basis: `structure`, `names` or `schema`.
         findings: the outputs and their meanings in words.
+        has_own_bounds: the network's own action tells the bounds of the distribution.
     """
 
     read: tuple[ReadOutput, ...]
@@ -61,6 +73,7 @@ class Meaning:
     is_value_based: bool
     basis: Basis
     findings: tuple[str, ...]
+    has_own_bounds: bool = False
 
 
 def read_meaning(
@@ -102,10 +115,7 @@ class _Reader:
         stated = self._stated_values()
         if stated is not None:
             return self._by_values(stated)
-        by_form: dict[Form, list[NetworkOutput]] = {}
-        for item in self._outputs:
-            if (found := self._form_of(item)) is not None:
-                by_form.setdefault(found, []).append(item)
+        by_form = self._by_form()
         form = next((one for one in _PREFERRED if one in by_form), None)
         if form is None:
             return self._by_schema()
@@ -113,6 +123,14 @@ class _Reader:
             return self._normal(by_form)
         read = self._choices if form in _DISTRIBUTIONS else self._actions
         return read(by_form[form], form, self._basis(by_form[form], form))
+
+    def _by_form(self) -> dict[Form, list[NetworkOutput]]:
+        """Return the outputs that tell their meaning themselves."""
+        found: dict[Form, list[NetworkOutput]] = {}
+        for item in self._outputs:
+            if (form := self._form_of(item)) is not None:
+                found.setdefault(form, []).append(item)
+        return found
 
     def _form_of(self, item: NetworkOutput) -> Form | None:
         if item.is_integer:
@@ -146,22 +164,30 @@ class _Reader:
         return stated.pop() if stated else None
 
     def _by_values(self, values: ActionValues) -> Meaning:
-        item = self._only(f"'values: {values}'")
+        by_form = self._by_form()
+        if values in _NORMALS and "mean" in by_form and ("log_std" in by_form or "std" in by_form):
+            return self._normal(by_form, stated=values)
         form = _BY_VALUES[values]
+        items = by_form.get(form, []) if len(self._outputs) > 1 else []
+        items = items or [self._only(f"'values: {values}'")]
+        for item in items:
+            self._check_ending(item, values)
+        if form == "action":
+            return self._actions(items, form, "schema")
+        if form == "normal":
+            return self._mean_and_log_std(items[0], _NORMALS[values])
+        return self._choices(items, form, "schema")
+
+    def _check_ending(self, item: NetworkOutput, values: ActionValues) -> None:
+        """Refuse `values` that the end of an output contradicts."""
         ending = item.ending if item.ending not in ("activation", "tanh") else None
         shown = None if ending is None else BY_ENDING[ending]
-        if shown is not None and form != shown:
+        if shown is not None and shown != _BY_VALUES[values]:
             raise SchemaError(
                 f"{self._schema.source}: actions.{self._fields[0].name}.values: is {values}, and "
                 f"the output {item.name!r} of {self._subject} ends with a "
                 f"{item.ending}: it holds {shown}; mend it or leave it out"
             )
-        if form == "action":
-            return self._actions([item], form, "schema")
-        if form == "normal":
-            kind: ComponentKind = "normal" if values == "normal" else "squashed_normal"
-            return self._mean_and_log_std(item, kind)
-        return self._choices([item], form, "schema")
 
     def _only(self, purpose: str) -> NetworkOutput:
         if len(self._outputs) > 1:
@@ -304,7 +330,13 @@ class _Reader:
             )
         return sizes
 
-    def _normal(self, by_form: Mapping[Form, Sequence[NetworkOutput]]) -> Meaning:
+    def _normal(
+        self,
+        by_form: Mapping[Form, Sequence[NetworkOutput]],
+        *,
+        stated: ActionValues | None = None,
+    ) -> Meaning:
+        """Return the normal distribution of a mean and a deviation, before a tanh or without."""
         mean, *more = by_form["mean"]
         deviations = [
             ReadOutput(item, form) for form in ("log_std", "std") for item in by_form.get(form, ())
@@ -317,9 +349,53 @@ class _Reader:
                 f"{self._subject}: expected one mean and one deviation of the same width, got the "
                 f"outputs {names}; name the deviation log_std or std, or export the mean alone"
             )
-        parts = [ActionComponent("normal", mean.width, 0, 0)]
+        part, finding = self._normal_part(mean, by_form.get("action", ()), stated)
         read = [ReadOutput(mean, "mean"), deviations[0]]
-        return self._meaning(read, parts, _vector(mean.width), "names")
+        basis: Basis = "names" if stated is None else "schema"
+        found = self._meaning(read, [part], _vector(mean.width), basis)
+        findings = (*found.findings, *([finding] if finding else []))
+        return replace(found, findings=findings, has_own_bounds=part.low is not None)
+
+    def _normal_part(
+        self, mean: NetworkOutput, actions: Sequence[NetworkOutput], stated: ActionValues | None
+    ) -> tuple[ActionComponent, str]:
+        """Return the distribution of a mean, which the action beside it tells, and its finding.
+
+        SAC's action is the tanh of the draw, and nothing of a mean and a deviation shows it.
+        """
+        part = ActionComponent("normal" if stated is None else _NORMALS[stated], mean.width, 0, 0)
+        item = next((one for one in actions if one.rows is not None), None)
+        if item is None or item.rows is None or mean.rows is None:
+            assumed = (
+                f"assumed: no tanh follows a draw around {mean.name!r}; of SAC, whose action is "
+                f"the tanh of a draw, state 'values: squashed_normal' under 'actions' of "
+                f"{self._schema.source}"
+            )
+            return part, assumed if stated is None else ""
+        has_tanh = item.ending == "tanh" and mean.ending != "tanh"
+        way = mean_action(item.rows, mean.rows, has_tanh=has_tanh)
+        if stated is None and way is None:
+            raise ModelError(
+                f"{self._subject}: its action {item.name!r} is neither its {mean.name!r} nor the "
+                "tanh of it, clipped or scaled, so that the distribution is not known; state "
+                "'values: normal' or 'values: squashed_normal' under 'actions' of "
+                f"{self._schema.source}, or 'values: action' for the action alone"
+            )
+        if way is None or (stated is not None and stated != way.values):
+            return part, ""
+        if not way.is_squashed:
+            scaled = f", scaled by {_told(way.scale)} and moved by {_told(way.offset)}"
+            return part, (
+                f"its action {item.name!r} is its {mean.name!r}"
+                f"{scaled if way.is_scaled else ''}, for every probe: no tanh follows a draw"
+            )
+        if way.is_scaled:
+            low, high = way.offset - way.scale, way.offset + way.scale
+            part = replace(part, low=tuple(low.tolist()), high=tuple(high.tolist()))
+        return replace(part, kind="squashed_normal"), (
+            f"its action {item.name!r} is the tanh of its {mean.name!r}"
+            f"{', scaled' if way.is_scaled else ''}, for every probe: so is a draw"
+        )
 
     def _mean_and_log_std(self, item: NetworkOutput, kind: ComponentKind) -> Meaning:
         if item.width % 2:
@@ -418,6 +494,11 @@ class _Reader:
         return Meaning(
             tuple(read), _placed(parts), tuple(outputs), is_value_based, basis, tuple(findings)
         )
+
+
+def _told(numbers: Array) -> str:
+    """Return one number for each dimension in words; one for all where they are alike."""
+    return ", ".join(f"{number:g}" for number in (numbers[:1] if np.ptp(numbers) == 0 else numbers))
 
 
 def _alone(size: int, *, is_integer: bool = False) -> ActionComponent:

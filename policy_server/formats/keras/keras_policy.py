@@ -181,7 +181,11 @@ class _Loading:
             engine="numpy",
             engine_reason=f"{len(network.steps)} operations, from the file's own weights",
         )
-        described = describe_signature(signature, without_rescaling(meaning, schema, bounds))
+        described = describe_signature(
+            signature,
+            without_rescaling(meaning, schema, bounds),
+            has_own_bounds=meaning.has_own_bounds,
+        )
         return NetworkPolicy(CompiledPolicy(described, network))
 
     def _after(self) -> list[int]:
@@ -232,7 +236,12 @@ class _Loading:
         # Dimensions of one number make no rows.
         row_length = next((length for length in reversed(shape) if length > 1), size)
         known = None if is_normalized else row_length
-        whole = NetworkOutput(output.name, size, is_integer, bool(shape), ending, known)
+        tried = steps.builder.tried(output.register)
+        # An output that is the same for every observation has no row for each.
+        numbers = tried.reshape(len(tried), -1) if tried.ndim and tried.size > size else None
+        whole = NetworkOutput(
+            output.name, size, is_integer, bool(shape), ending, known, rows=numbers
+        )
         if not is_normalized or whole.width == shape[-1]:
             return whole
         rows = whole.width // shape[-1]

@@ -194,7 +194,10 @@ class _Reader:
             return replace(found, modes=tuple(modes) if {*modes} <= {*plain} else ())
         if not plain:
             operators = {node.operator for name in drawn for node in self._view.random_nodes(name)}
-            remedy = "export the logits, or mean and log_std"
+            remedy = (
+                "export the logits, or mean and log_std, of SAC with 'values: squashed_normal' in "
+                "schema.yaml"
+            )
             if "Dropout" in operators:
                 remedy = "export it in evaluation mode (model.eval())"
             raise ModelError(
@@ -329,11 +332,13 @@ class _Reader:
             meaning.basis,
             meaning.findings,
             is_value_based=meaning.is_value_based,
+            has_own_bounds=meaning.has_own_bounds,
         )
 
     def _output(self, tensor: str, name: str, measured: Measured) -> NetworkOutput:
         if joined := self._view.joined_softmaxes(tensor):
-            return NetworkOutput(name, measured.width, ending="softmax", joined=joined)
+            rows = measured.rows
+            return NetworkOutput(name, measured.width, ending="softmax", joined=joined, rows=rows)
         ending, row_length = self._view.ending(tensor), self._view.row_length(tensor)
         is_whole = measured.has_integer_type or tensor in self._whole
         if ending in (None, "activation"):
@@ -342,7 +347,14 @@ class _Reader:
         is_integer = measured.has_integer_type or (is_whole and not self._states_continuous)
         is_integer = is_integer and ending != "one_hot"
         row_length = row_length or measured.row_length
-        return NetworkOutput(name, measured.width, is_integer, ending=ending, row_length=row_length)
+        return NetworkOutput(
+            name,
+            measured.width,
+            is_integer,
+            ending=ending,
+            row_length=row_length,
+            rows=measured.rows,
+        )
 
     @property
     def _states_continuous(self) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.engine.building import NotCompiledError
@@ -58,6 +61,7 @@ __all__ = ["load_policy"]
 _MOST_IN_CONVOLUTIONS = 1_000_000
 # So many observations show whether one depends on the others. The number is one that the size of
 # the distribution is no multiple of, so that the batch's size is told from other sizes.
+_FEWEST_COMPARED = 2
 _ROWS_READ = (3, 5, 7, 11)
 _MOST_ROWS_READ = max(_ROWS_READ)
 
@@ -95,7 +99,7 @@ def load_policy(
     if schema is not None:
         # Before the policy runs: a wrong width has the clearer words here.
         check_schema_fits(replace(schema, discrete=None, tuple=None), signature)
-    bounds = None
+    bounds, has_own_bounds = None, False
     if any(item.name.startswith(ACTIONS) for item in loaded.outputs):
         _check_inputs(loaded)
         runner = GraphRunner(loaded, row_dtype=signature.row_dtype)
@@ -105,9 +109,11 @@ def load_policy(
             runner = GraphRunner(loaded, row_dtype=signature.row_dtype)
         loaded, signature, compilation = _identify(loaded, runner, signature)
         signature = with_bounds(signature, bounds)
+        has_own_bounds = bounds is not None
         distribution = DISTRIBUTION_INPUTS
     elif is_plain_network(loaded):
-        loaded, meaning, schema = read_network(loaded, schema)
+        measure = functools.partial(_measured, loaded, signature)
+        loaded, meaning, schema = read_network(loaded, schema, measure)
         runner = GraphRunner(loaded, row_dtype=signature.row_dtype)
         signature = replace(
             signature,
@@ -117,6 +123,7 @@ def load_policy(
             basis=meaning.basis,
             findings=meaning.findings,
         )
+        has_own_bounds = meaning.has_own_bounds
         distribution = DISTRIBUTION_INPUTS
         assert signature.observation_width is not None, "found above"
         compilation = compile_network(loaded, distribution, signature.observation_width)
@@ -128,7 +135,7 @@ def load_policy(
         compilation = compile_network(loaded, distribution, signature.observation_width)
     policy = TensorFlowPolicy(
         runner,
-        _described(signature, schema, loaded, has_own_bounds=bounds is not None),
+        _described(signature, schema, loaded, has_own_bounds=has_own_bounds),
         distribution=distribution,
     )
     policy.warm_up()
@@ -147,6 +154,25 @@ def load_policy(
         policy.explain_engine(str(error))
         return policy
     return NetworkPolicy(compiled)
+
+
+def _measured(loaded: LoadedGraph, signature: PolicySignature) -> Mapping[str, NDArray[Any]]:
+    """Return the outputs' numbers for observations, without those that a draw changes."""
+    names = [item.name for item in loaded.outputs]
+    if len(names) < _FEWEST_COMPARED:
+        return {}
+    runner = GraphRunner(loaded, row_dtype=signature.row_dtype)
+    rows = _common_rows(signature)
+    try:
+        first, second = runner.run(names, rows), runner.run(names, rows)
+    except tf.errors.OpError:
+        # The graph that is served is tried once more, with words of its own.
+        return {}
+    return {
+        name: values.reshape(len(values), -1)
+        for name, values, again in zip(names, first, second, strict=True)
+        if values.shape[:1] == (len(rows),) and np.array_equal(values, again, equal_nan=True)
+    }
 
 
 def _refuse_hidden_probabilities(policy: TensorFlowPolicy, schema: ServerSchema | None) -> None:

@@ -7,7 +7,7 @@ the layer that gives it, tell its meaning, or else schema.yaml.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -73,7 +73,9 @@ def is_plain_network(loaded: LoadedGraph) -> bool:
 
 
 def read_network(
-    loaded: LoadedGraph, schema: ServerSchema | None
+    loaded: LoadedGraph,
+    schema: ServerSchema | None,
+    measure: Callable[[], Mapping[str, NDArray[Any]]],
 ) -> tuple[LoadedGraph, Meaning, ServerSchema | None]:
     """Return the graph with the distribution's inputs as an output, their meaning, and the schema.
 
@@ -82,6 +84,8 @@ def read_network(
     Args:
         loaded: the frozen graph.
         schema: the contents of schema.yaml; None where there is none.
+        measure: gives the outputs' numbers for some observations, by their names; without those
+            that it can't tell.
 
     Raises:
         ModelError: if nothing tells the meaning, or the graph has inputs that nobody can fill in.
@@ -89,12 +93,14 @@ def read_network(
     """
     check_inputs(loaded)
     nodes = GraphNodes(loaded.graph_def)
+    rows = measure()
     by_name: dict[str, SignatureTensor] = {}
     outputs = []
     for item in loaded.outputs:
         name = _told_name(nodes, item.name, loaded.fetches[item.name], taken=by_name)
         by_name[name] = item
-        outputs.append(_network_output(nodes, name, item, loaded.fetches[item.name]))
+        output = _network_output(nodes, name, item, loaded.fetches[item.name])
+        outputs.append(replace(output, rows=rows.get(item.name)))
     meaning = read_meaning(outputs, schema, subject=_SUBJECT)
     graph = type(loaded.graph_def)()
     graph.CopyFrom(loaded.graph_def)

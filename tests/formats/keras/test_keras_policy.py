@@ -628,3 +628,15 @@ def both_of(chance: Keras) -> Keras:
 def test_probabilities_are_not_read_as_logits(output: Keras, schema: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="'values: probabilities' or 'values: logits' under"):
         load(save(keras.Model(INPUTS, output), tmp_path), schema)
+
+
+def test_action_that_is_the_tanh_of_the_mean_is_the_mode_of_sac(tmp_path: Path) -> None:
+    mean = dense(2)
+    outputs = {"action": ops.tanh(mean), "mean": mean, "log_std": dense(2)}
+    model = keras.Model(INPUTS, outputs)
+
+    policy = load(save(model, tmp_path))
+
+    assert policy.signature.family == "squashed_normal(2)"
+    modes = policy.infer(PolicyInputs.of(ROWS, is_deterministic=True)).actions
+    assert modes == pytest.approx(np.asarray(model(ROWS)["action"]), abs=1e-6)

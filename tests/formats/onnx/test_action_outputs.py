@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from policy_server.errors import ModelError
+from policy_server.errors import ModelError, SchemaError
 from policy_server.formats.known_formats import load_policy
 from policy_server.policy import Policy, PolicyInputs
 from policy_server.schema import parse_schema
@@ -271,3 +271,52 @@ def test_meaning_that_schema_does_not_state_itself_is_told_so(
     actor(tmp_path, output="out", actions=5)
 
     assert any(words in finding for finding in load(tmp_path, schema).signature.findings)
+
+
+HALVES = node("Split", ["net"], ["mean", "log_std"], axis=1)
+
+
+def test_action_that_is_the_tanh_of_the_mean_is_the_mode_of_sac(tmp_path: Path) -> None:
+    names = ("action", "mean", "log_std")
+    path = actor(
+        tmp_path,
+        HALVES,
+        node("Tanh", ["mean"], ["action"]),
+        actions=4,
+        outputs=[tensor(name, ["batch", 2]) for name in names],
+    )
+
+    policy = load(tmp_path)
+
+    assert policy.signature.family == "squashed_normal(2)"
+    np.testing.assert_allclose(modes_of(policy, ROWS), theirs(path, ROWS), atol=1e-6)
+
+
+def test_bounds_of_a_scaled_tanh_are_held_against_schema(tmp_path: Path) -> None:
+    path = actor(
+        tmp_path,
+        HALVES,
+        node("Tanh", ["mean"], ["bounded"]),
+        node("Mul", ["bounded", "most"], ["action"]),
+        actions=4,
+        outputs=[tensor(name, ["batch", 2]) for name in ("action", "mean", "log_std")],
+    )
+    add_constant(path, "most", np.array([2, 0.5], np.float32))
+
+    policy = load(tmp_path, "actions: {torque: {low: [-2, -0.5], high: [2, 0.5]}}")
+
+    np.testing.assert_allclose(modes_of(policy, ROWS), theirs(path, ROWS), atol=1e-6)
+    with pytest.raises(SchemaError, match="low: is -3, the policy's file says -2"):
+        load(tmp_path, "actions: {torque: {low: -3, high: 3}}")
+    np.testing.assert_allclose(modes_of(load(tmp_path), ROWS), theirs(path, ROWS), atol=1e-6)
+
+
+def test_mean_and_deviation_are_of_sac_where_schema_states_it(tmp_path: Path) -> None:
+    path = actor(
+        tmp_path, HALVES, actions=4, outputs=[tensor(x, ["batch", 2]) for x in ("mean", "log_std")]
+    )
+
+    policy = load(tmp_path, "actions: {a: {low: -2, high: 2, values: squashed_normal}}")
+
+    expected = 2 * np.tanh(theirs(path, ROWS))
+    np.testing.assert_allclose(modes_of(policy, ROWS), expected, atol=1e-6)
