@@ -18,6 +18,8 @@ __all__ = [
     "ReadOutput",
     "actors",
     "form_by_name",
+    "form_of",
+    "may_act",
     "name_tells",
 ]
 
@@ -71,6 +73,7 @@ class NetworkOutput:
         row_length: how many numbers lie along its last dimension: (N, 2, 3) has two rows of 3;
             None where that is not known.
         joined: how many numbers each of the softmaxes has that it joins; empty where it joins none.
+        is_inner: whether other outputs that may hold actions are computed from it.
         rows: its numbers for some observations, float[B, width], the same ones for all outputs of
             a network; None where it was not computed.
     """
@@ -82,6 +85,7 @@ class NetworkOutput:
     ending: Ending | None = None
     row_length: int | None = None
     joined: tuple[int, ...] = ()
+    is_inner: bool = False
     rows: NDArray[Any] | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -118,6 +122,15 @@ def name_tells(name: str) -> bool:
     return any(pattern.fullmatch(_plain(name)) for pattern in known)
 
 
+def may_act(name: str) -> bool:
+    """Return whether an output may hold an action by its name, unlike a value's.
+
+    Args:
+        name: the output's.
+    """
+    return _OTHERS.fullmatch(_plain(name)) is None
+
+
 def form_by_name(name: str) -> Form | None:
     """Return the meaning that an output's name tells; None for a name that tells none.
 
@@ -127,12 +140,30 @@ def form_by_name(name: str) -> Form | None:
     return next((form for form, it in _BY_NAME.items() if it.fullmatch(_plain(name))), None)
 
 
+def form_of(item: NetworkOutput, *, is_continuous: bool = False) -> Form | None:
+    """Return the meaning that an output tells itself, by its end or its name; None for none.
+
+    Args:
+        item: the output.
+        is_continuous: schema.yaml states continuous actions: a softmax gives shares of a whole.
+    """
+    if item.is_integer:
+        return "action"
+    named = form_by_name(item.name)
+    # A tanh may also bound a mean, or logits.
+    if item.ending in (None, "activation") or (item.ending == "tanh" and named is not None):
+        return named
+    assert item.ending is not None, "looked at above"
+    # Continuous shares of a whole, such as the weights of a portfolio, end with a softmax too.
+    return "action" if item.ending == "softmax" and is_continuous else BY_ENDING[item.ending]
+
+
 def actors(outputs: Sequence[NetworkOutput]) -> list[NetworkOutput]:
     """Return the outputs that may hold actions, as far as their names and ends tell."""
     found = [
         item
         for item in outputs
-        if not _OTHERS.fullmatch(_plain(item.name))
+        if may_act(item.name)
         # The probability of a draw is one number; a softmax has one for each choice.
         or (
             _CHANCES.fullmatch(_plain(item.name))

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from policy_server.errors import ModelError, SchemaError
-from policy_server.formats.mean_actions import mean_action
 from policy_server.formats.network_outputs import (
     BY_ENDING,
     FEWEST_CHOICES,
@@ -24,17 +21,23 @@ from policy_server.formats.network_outputs import (
     ReadOutput,
     actors,
     form_by_name,
+    form_of,
     name_tells,
+)
+from policy_server.formats.normal_outputs import NORMALS, normal_part
+from policy_server.formats.second_actions import (
+    BestChoices,
+    has_values_of_action,
+    is_second,
+    refuse_second_actions,
 )
 from policy_server.policy import ActionComponent, ActionOutput, Basis, ComponentKind
 from policy_server.schema import ActionField, ActionValues, ServerSchema
 
 __all__ = ["Ending", "Form", "Meaning", "NetworkOutput", "ReadOutput", "name_tells", "read_meaning"]
 
-Array = NDArray[Any]
-
 _DISTRIBUTIONS: Sequence[Form] = ("logits", "probabilities", "q_values")
-# An action beside its distribution is a draw of it, or its mode.
+# An action beside its distribution is its mode, which is compared.
 _PREFERRED: Sequence[Form] = (*_DISTRIBUTIONS, "mean", "action", "one_hot")
 _BY_VALUES: Mapping[ActionValues, Form] = {
     "action": "action",
@@ -43,10 +46,6 @@ _BY_VALUES: Mapping[ActionValues, Form] = {
     "probabilities": "probabilities",
     "q_values": "q_values",
     "squashed_normal": "normal",
-}
-_NORMALS: Mapping[ActionValues, ComponentKind] = {
-    "normal": "normal",
-    "squashed_normal": "squashed_normal",
 }
 _STATE_IT = "state it as 'values' under 'actions'"
 
@@ -121,8 +120,43 @@ class _Reader:
             return self._by_schema()
         if form == "mean":
             return self._normal(by_form)
-        read = self._choices if form in _DISTRIBUTIONS else self._actions
-        return read(by_form[form], form, self._basis(by_form[form], form))
+        if form in _DISTRIBUTIONS:
+            return self._choices_or_action(form, by_form)
+        return self._actions(by_form[form], form, self._basis(by_form[form], form))
+
+    def _choices_or_action(
+        self, form: Form, by_form: Mapping[Form, Sequence[NetworkOutput]]
+    ) -> Meaning:
+        """Return the choices that outputs hold, unless they are values of the action beside."""
+        items = by_form[form]
+        of_action = [item for item in by_form.get("action", ()) if is_second(item)]
+        if of_action and has_values_of_action(items, form, (of_action[0], "action")):
+            found = self._actions(of_action, "action", self._basis(of_action, "action"))
+            names = ", ".join(repr(item.name) for item in items)
+            left = f"{names} of each dimension of the action, and no choices, are left out"
+            return replace(found, findings=(*found.findings, left))
+        found = self._choices(items, form, self._basis(items, form))
+        rows = [item.rows for item in items if item.rows is not None]
+        best = None
+        if len(rows) == len(items):
+            sizes = [part.size for part in found.components]
+            best = BestChoices.of(np.concatenate(rows, axis=1), sizes)
+        beside = [(item, one) for one, group in by_form.items() if one != form for item in group]
+        refuse_second_actions(
+            best, items[0].name, form, beside, subject=self._subject, source=self._schema.source
+        )
+        return replace(found, findings=(*found.findings, *self._left_out(items)))
+
+    def _left_out(self, read: Sequence[NetworkOutput]) -> list[str]:
+        """Return a finding for the outputs that may hold an action, and tell nothing of it."""
+        names = [
+            repr(item.name)
+            for item in self._outputs
+            if item not in read and form_by_name(item.name) in (None, "mean")
+        ]
+        if not names:
+            return []
+        return [f"nothing tells that {', '.join(names)} are actions: they are left out"]
 
     def _by_form(self) -> dict[Form, list[NetworkOutput]]:
         """Return the outputs that tell their meaning themselves."""
@@ -133,18 +167,9 @@ class _Reader:
         return found
 
     def _form_of(self, item: NetworkOutput) -> Form | None:
-        if item.is_integer:
-            return "action"
-        named = form_by_name(item.name)
-        # A tanh may also bound a mean, or logits.
-        if item.ending in (None, "activation") or (item.ending == "tanh" and named is not None):
-            return named
-        assert item.ending is not None, "looked at above"
         discrete = self._schema.discrete
-        is_stated = discrete is False or (discrete is None and self._dimensions() is not None)
-        # Continuous shares of a whole, such as the weights of a portfolio, end with a softmax too.
-        is_continuous = item.ending == "softmax" and is_stated
-        return "action" if is_continuous else BY_ENDING[item.ending]
+        is_continuous = discrete is False or (discrete is None and self._dimensions() is not None)
+        return form_of(item, is_continuous=is_continuous)
 
     @staticmethod
     def _basis(items: Sequence[NetworkOutput], form: Form) -> Basis:
@@ -165,7 +190,7 @@ class _Reader:
 
     def _by_values(self, values: ActionValues) -> Meaning:
         by_form = self._by_form()
-        if values in _NORMALS and "mean" in by_form and ("log_std" in by_form or "std" in by_form):
+        if values in NORMALS and "mean" in by_form and ("log_std" in by_form or "std" in by_form):
             return self._normal(by_form, stated=values)
         form = _BY_VALUES[values]
         items = by_form.get(form, []) if len(self._outputs) > 1 else []
@@ -175,7 +200,7 @@ class _Reader:
         if form == "action":
             return self._actions(items, form, "schema")
         if form == "normal":
-            return self._mean_and_log_std(items[0], _NORMALS[values])
+            return self._mean_and_log_std(items[0], NORMALS[values])
         return self._choices(items, form, "schema")
 
     def _check_ending(self, item: NetworkOutput, values: ActionValues) -> None:
@@ -349,53 +374,18 @@ class _Reader:
                 f"{self._subject}: expected one mean and one deviation of the same width, got the "
                 f"outputs {names}; name the deviation log_std or std, or export the mean alone"
             )
-        part, finding = self._normal_part(mean, by_form.get("action", ()), stated)
+        part, finding = normal_part(
+            mean,
+            by_form.get("action", ()),
+            stated,
+            subject=self._subject,
+            source=self._schema.source,
+        )
         read = [ReadOutput(mean, "mean"), deviations[0]]
         basis: Basis = "names" if stated is None else "schema"
         found = self._meaning(read, [part], _vector(mean.width), basis)
         findings = (*found.findings, *([finding] if finding else []))
         return replace(found, findings=findings, has_own_bounds=part.low is not None)
-
-    def _normal_part(
-        self, mean: NetworkOutput, actions: Sequence[NetworkOutput], stated: ActionValues | None
-    ) -> tuple[ActionComponent, str]:
-        """Return the distribution of a mean, which the action beside it tells, and its finding.
-
-        SAC's action is the tanh of the draw, and nothing of a mean and a deviation shows it.
-        """
-        part = ActionComponent("normal" if stated is None else _NORMALS[stated], mean.width, 0, 0)
-        item = next((one for one in actions if one.rows is not None), None)
-        if item is None or item.rows is None or mean.rows is None:
-            assumed = (
-                f"assumed: no tanh follows a draw around {mean.name!r}; of SAC, whose action is "
-                f"the tanh of a draw, state 'values: squashed_normal' under 'actions' of "
-                f"{self._schema.source}"
-            )
-            return part, assumed if stated is None else ""
-        has_tanh = item.ending == "tanh" and mean.ending != "tanh"
-        way = mean_action(item.rows, mean.rows, has_tanh=has_tanh)
-        if stated is None and way is None:
-            raise ModelError(
-                f"{self._subject}: its action {item.name!r} is neither its {mean.name!r} nor the "
-                "tanh of it, clipped or scaled, so that the distribution is not known; state "
-                "'values: normal' or 'values: squashed_normal' under 'actions' of "
-                f"{self._schema.source}, or 'values: action' for the action alone"
-            )
-        if way is None or (stated is not None and stated != way.values):
-            return part, ""
-        if not way.is_squashed:
-            scaled = f", scaled by {_told(way.scale)} and moved by {_told(way.offset)}"
-            return part, (
-                f"its action {item.name!r} is its {mean.name!r}"
-                f"{scaled if way.is_scaled else ''}, for every probe: no tanh follows a draw"
-            )
-        if way.is_scaled:
-            low, high = way.offset - way.scale, way.offset + way.scale
-            part = replace(part, low=tuple(low.tolist()), high=tuple(high.tolist()))
-        return replace(part, kind="squashed_normal"), (
-            f"its action {item.name!r} is the tanh of its {mean.name!r}"
-            f"{', scaled' if way.is_scaled else ''}, for every probe: so is a draw"
-        )
 
     def _mean_and_log_std(self, item: NetworkOutput, kind: ComponentKind) -> Meaning:
         if item.width % 2:
@@ -494,11 +484,6 @@ class _Reader:
         return Meaning(
             tuple(read), _placed(parts), tuple(outputs), is_value_based, basis, tuple(findings)
         )
-
-
-def _told(numbers: Array) -> str:
-    """Return one number for each dimension in words; one for all where they are alike."""
-    return ", ".join(f"{number:g}" for number in (numbers[:1] if np.ptp(numbers) == 0 else numbers))
 
 
 def _alone(size: int, *, is_integer: bool = False) -> ActionComponent:

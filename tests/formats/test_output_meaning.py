@@ -100,7 +100,7 @@ def test_action_that_is_the_tanh_of_the_mean_tells_a_squashed_normal() -> None:
     meaning = read(*beside_mean(np.tanh))
 
     assert kinds_of(meaning) == [("squashed_normal", 2, 0, 0)]
-    assert "is the tanh of its 'mean', for every probe" in meaning.findings[-1]
+    assert "is the tanh of its 'mean', on every probe" in meaning.findings[-1]
     assert not meaning.has_own_bounds
 
 

@@ -23,6 +23,7 @@ from policy_server.formats.keras.window_check import (
     check_window,
     uncomputed_window,
 )
+from policy_server.formats.network_outputs import may_act
 from policy_server.formats.output_meaning import Meaning, NetworkOutput, ReadOutput, read_meaning
 from policy_server.formats.probability_checks import (
     check_probabilities,
@@ -240,7 +241,14 @@ class _Loading:
         # An output that is the same for every observation has no row for each.
         numbers = tried.reshape(len(tried), -1) if tried.ndim and tried.size > size else None
         whole = NetworkOutput(
-            output.name, size, is_integer, bool(shape), ending, known, rows=numbers
+            output.name,
+            size,
+            is_integer,
+            bool(shape),
+            ending,
+            known,
+            is_inner=self._is_inner(output),
+            rows=numbers,
         )
         if not is_normalized or whole.width == shape[-1]:
             return whole
@@ -252,6 +260,19 @@ class _Loading:
                 f"schema.yaml with 'choices: {shape[-1]}' each"
             )
         return whole
+
+    def _is_inner(self, output: Output) -> bool:
+        """Return whether another output that may hold an action is computed from one."""
+        others = [
+            other.register
+            for other in self._outputs
+            if other.register != output.register and may_act(other.name)
+        ]
+        return any(
+            output.register in step.inputs
+            for register in others
+            for step in self._steps.builder.finish(register).steps
+        )
 
     def _check_probabilities(self, meaning: Meaning, outputs: Sequence[Output]) -> None:
         """Refuse outputs that are read as probabilities and are none of the actions' choices."""

@@ -7,7 +7,7 @@ the layer that gives it, tell its meaning, or else schema.yaml.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
+from policy_server.formats.network_outputs import may_act
 from policy_server.formats.output_meaning import (
     Ending,
     Meaning,
@@ -100,7 +101,11 @@ def read_network(
         name = _told_name(nodes, item.name, loaded.fetches[item.name], taken=by_name)
         by_name[name] = item
         output = _network_output(nodes, name, item, loaded.fetches[item.name])
-        outputs.append(replace(output, rows=rows.get(item.name)))
+        others = [
+            loaded.fetches[one.name] for one in loaded.outputs if one != item and may_act(one.name)
+        ]
+        is_inner = _is_before(nodes, loaded.fetches[item.name], others)
+        outputs.append(replace(output, is_inner=is_inner, rows=rows.get(item.name)))
     meaning = read_meaning(outputs, schema, subject=_SUBJECT)
     graph = type(loaded.graph_def)()
     graph.CopyFrom(loaded.graph_def)
@@ -117,6 +122,22 @@ def read_network(
     }
     loaded = replace(loaded, graph_def=graph, fetches=fetches)
     return loaded, meaning, without_rescaling(meaning, schema, bounds)
+
+
+def _is_before(nodes: GraphNodes, tensor: str, others: Sequence[str]) -> bool:
+    """Return whether one of other tensors is computed from a tensor."""
+    sought = nodes.node(nodes.source(tensor)).name
+    waiting = [nodes.node(nodes.source(one)) for one in others]
+    seen = {node.name for node in waiting} - {sought}
+    while waiting:
+        for name in nodes.inputs_of(waiting.pop()):
+            node = nodes.node(name)
+            if node.name == sought:
+                return True
+            if node.name not in seen:
+                seen.add(node.name)
+                waiting.append(node)
+    return False
 
 
 def _ending(nodes: GraphNodes, tensor: str) -> Ending | None:

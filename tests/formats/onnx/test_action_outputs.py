@@ -320,3 +320,90 @@ def test_mean_and_deviation_are_of_sac_where_schema_states_it(tmp_path: Path) ->
 
     expected = 2 * np.tanh(theirs(path, ROWS))
     np.testing.assert_allclose(modes_of(policy, ROWS), expected, atol=1e-6)
+
+
+MULTINOMIAL = node("Multinomial", ["chances"], ["discrete_actions"], sample_size=1, dtype=7)
+CHOICE = tensor("discrete_actions", ["batch", 1], "int64")
+HYBRID = [
+    node("Constant", [], ["parts"], value_ints=[3, 2]),
+    node("Split", ["net", "parts"], ["chances", "aim"], axis=1),
+    MULTINOMIAL,
+]
+
+
+@pytest.mark.parametrize("name", ["continuous_actions", "mean", "aimed"])
+def test_action_beside_a_draw_is_never_dropped(name: str, tmp_path: Path) -> None:
+    others = [tensor(name, ["batch", 2])]
+    ending = [*HYBRID, node("Tanh", ["aim"], [name])]
+    if name == "mean":
+        ending.append(node("Neg", ["aim"], ["log_std"]))
+        others.append(tensor("log_std", ["batch", 2]))
+    actor(tmp_path, *ending, actions=5, outputs=[CHOICE, *others])
+
+    with pytest.raises(ModelError) as caught:
+        load(tmp_path)
+
+    assert caught.value.message == (
+        f"policy.onnx: its output {name!r} is an action beside the draw 'discrete_actions', and "
+        "would be left out; export one of the two alone, draw both in the graph, or describe both "
+        "in the file's metadata (docs/onnx.md)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("ending", "outputs"),
+    [
+        ([node("Identity", ["chances"], ["logits"])], [tensor("logits", ["batch", 3])]),
+        ([node("LogSoftmax", ["chances"], ["log_probs"])], [tensor("log_probs", ["batch", 3])]),
+        (
+            [node("ArgMax", ["chances"], ["action"], axis=1)],
+            [tensor("action", ["batch", 1], "int64")],
+        ),
+        (
+            [
+                node("MatMul", ["obs", "v"], ["value"]),
+                node("Constant", [], ["size"], value_floats=[1.0]),
+                node("Add", ["value", "size"], ["q_values"]),
+            ],
+            [tensor("value", ["batch", 2]), tensor("q_values", ["batch", 2])],
+        ),
+    ],
+    ids=["logits", "log-softmax", "mode", "values"],
+)
+def test_outputs_of_a_draws_own_distribution_stand_beside_it(
+    ending: list[Any], outputs: list[Any], tmp_path: Path
+) -> None:
+    path = actor(tmp_path, *HYBRID, *ending, actions=5, outputs=[CHOICE, *outputs])
+    add_constant(path, "v", weights(4, 2))
+
+    assert load(tmp_path).signature.family == "categorical(3)"
+
+
+@pytest.mark.parametrize("operator", ["ArgMax", "ArgMin"])
+def test_action_beside_its_values_is_compared_with_their_best(
+    operator: str, tmp_path: Path
+) -> None:
+    actor(
+        tmp_path,
+        node(operator, ["net"], ["action"], axis=1, keepdims=0),
+        node("Identity", ["net"], ["q_values"]),
+        outputs=[tensor("action", ["batch"], "int64"), tensor("q_values", ["batch", 3])],
+    )
+
+    if operator == "ArgMax":
+        assert load(tmp_path).signature.family == "greedy over categorical(3)"
+        return
+    with pytest.raises(ModelError, match="is not always the best choice of its 'q_values'"):
+        load(tmp_path)
+    stated = load(tmp_path, "actions: {a: {values: action}}")
+    assert stated.signature.family == "deterministic(1)"
+
+
+def test_bounded_features_are_no_second_action(tmp_path: Path) -> None:
+    actor(
+        tmp_path,
+        node("Identity", ["net"], ["logits"]),
+        outputs=[tensor("logits", ["batch", 3]), tensor("hidden", ["batch", 8])],
+    )
+
+    assert load(tmp_path).signature.family == "categorical(3)"
