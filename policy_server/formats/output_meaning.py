@@ -328,7 +328,8 @@ class _Reader:
 
     def _check_joined(self, item: NetworkOutput) -> None:
         """Refuse joined softmaxes of other sizes than schema.yaml's actions."""
-        if tuple(field.choices for field in self._fields) != item.joined:
+        stated = tuple(field.choices for field in self._fields)
+        if stated and stated != item.joined:
             sizes = ", ".join(map(str, item.joined))
             raise ModelError(
                 f"{self._subject}: the output {item.name!r} holds softmaxes of {sizes} numbers; if "
@@ -338,6 +339,8 @@ class _Reader:
 
     def _sizes(self, item: NetworkOutput, form: Form) -> list[int]:
         """Return the sizes of the integer actions whose logits one output holds."""
+        if item.joined and not self._fields:
+            return list(item.joined)
         if len(self._fields) < 2 and not self._schema.tuple:
             if item.width < FEWEST_CHOICES:
                 raise ModelError(

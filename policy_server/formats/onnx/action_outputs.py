@@ -29,7 +29,9 @@ __all__ = ["Actions", "read_actions"]
 Array = NDArray[Any]
 
 # ML-Agents' outputs that are no actions.
-_CONSTANTS = re.compile(r"version_number|memory_size|(?:\w+_)?action_output_shape")
+_CONSTANTS = re.compile(
+    r"version_number|memory_size|is_continuous_control|(?:\w+_)?action_output_shape"
+)
 _DRAWN = ("continuous_actions", "discrete_actions")
 _DETERMINISTIC = "deterministic_"
 _TRANSFORMS: Mapping[Form, Transform] = {
@@ -183,13 +185,17 @@ class _Reader:
         )
 
     def _output(self, tensor: str, name: str, measured: Measured) -> NetworkOutput:
-        if joined := self._view.joined_softmaxes(tensor):
+        if joined := self._view.joined(tensor, "Softmax"):
             rows = measured.rows
             return NetworkOutput(name, measured.width, ending="softmax", joined=joined, rows=rows)
+        joined = self._view.joined(tensor, "LogSoftmax")
         ending, row_length = self._view.ending(tensor), self._view.row_length(tensor)
         is_whole = measured.has_integer_type or tensor in self._whole
         if ending in (None, "activation"):
             ending = (measured.ending_of_whole if is_whole else measured.ending) or ending
+            joined = joined or measured.log_probability_sizes
+        if joined:
+            ending, joined = "log_softmax", joined if len(joined) > 1 else ()
         # A one-hot vector holds integers too, and is one action.
         is_integer = measured.has_integer_type or (is_whole and not self._states_continuous)
         is_integer = is_integer and ending != "one_hot"
@@ -199,7 +205,8 @@ class _Reader:
             measured.width,
             is_integer,
             ending=ending,
-            row_length=row_length,
+            row_length=None if joined else row_length,
+            joined=joined,
             is_inner=self._is_inner(tensor),
             rows=measured.rows,
         )

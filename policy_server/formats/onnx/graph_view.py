@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,13 +152,14 @@ class GraphView:
         node = self.node(tensor)
         return None if node is None or node.operator not in NORMALIZING else self._length(node)
 
-    def joined_softmaxes(self, tensor: str) -> tuple[int, ...]:
+    def joined(self, tensor: str, operator: Literal["LogSoftmax", "Softmax"]) -> tuple[int, ...]:
         """Return the sizes of the softmaxes that a tensor joins in order; empty for another.
 
         Args:
             tensor: its name.
+            operator: the softmaxes' operator.
         """
-        parts = self.leaves(tensor, "Softmax") or []
+        parts = self.leaves(tensor, operator) or []
         sizes = [self._length(part) for part in parts]
         known = tuple(size for size in sizes if size is not None)
         width = math.prod(self._shape_of(tensor)[1:]) if len(known) > 1 else 0

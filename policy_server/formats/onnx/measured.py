@@ -67,6 +67,25 @@ class Measured:
         return "one_hot" if (sums == 1).all() else None
 
     @property
+    def log_probability_sizes(self) -> tuple[int, ...]:
+        """Return the sizes of the choices whose log-probabilities it joins; empty for another.
+
+        ML-Agents spells them out: the logarithm of a softmax and a small number.
+        """
+        if self.has_integer_type or len(self.shape) != len(("rows", "choices")):
+            return ()
+        rows = self.rows.astype(np.float64)
+        if self.width < 2 or self.is_saturated or not (rows <= _SUM_TOLERANCE).all():
+            return ()
+        sums, first = np.exp(rows).cumsum(axis=1), 0
+        sizes: list[int] = []
+        for last in range(1, self.width + 1):
+            if np.allclose(sums[:, last - 1], len(sizes) + 1, atol=_SUM_TOLERANCE):
+                sizes.append(last - first)
+                first = last
+        return tuple(sizes) if first == self.width and min(sizes) > 1 else ()
+
+    @property
     def is_saturated(self) -> bool:
         """Return whether it holds nothing but zeros and ones, or the same for all observations."""
         rows = self.rows

@@ -407,3 +407,47 @@ def test_bounded_features_are_no_second_action(tmp_path: Path) -> None:
     )
 
     assert load(tmp_path).signature.family == "categorical(3)"
+
+
+SPELLED_OUT = [
+    node("Softmax", ["first"], ["p"], axis=1),
+    node("Softmax", ["second"], ["q"], axis=1),
+    node("Concat", ["p", "q"], ["chances"], axis=1),
+    node("Constant", [], ["small"], value_float=1e-7),
+    node("Add", ["chances", "small"], ["positive"]),
+    node("Log", ["positive"], ["action"]),
+]
+
+
+@pytest.mark.parametrize("schema", ["parameters: {}", TWO])
+@pytest.mark.parametrize(
+    "ending",
+    [
+        [
+            node("LogSoftmax", ["first"], ["p"], axis=1),
+            node("LogSoftmax", ["second"], ["q"], axis=1),
+            node("Concat", ["p", "q"], ["action"], axis=1),
+        ],
+        SPELLED_OUT,
+    ],
+    ids=["log-softmax", "spelled out"],
+)
+def test_discrete_action_of_old_ml_agents_is_the_logits_of_its_branches(
+    ending: list[Any], schema: str, tmp_path: Path
+) -> None:
+    control = node("Constant", [], ["is_continuous_control"], value_ints=[0])
+    outputs = [tensor("action", ["batch", 5]), tensor("is_continuous_control", [1], "int64")]
+    path = actor(tmp_path, *CUT, *ending, control, actions=5, outputs=outputs)
+
+    policy = load(tmp_path, schema)
+
+    assert policy.signature.family == "categorical(2) + categorical(3)"
+    numbers = theirs(path, ROWS)
+    expected = np.stack([numbers[:, :2].argmax(axis=1), numbers[:, 2:].argmax(axis=1)], axis=1)
+    np.testing.assert_array_equal(modes_of(policy, ROWS), expected)
+
+
+def test_softmaxes_that_the_graph_joins_are_cut_where_it_joins_them(tmp_path: Path) -> None:
+    actor(tmp_path, *JOINED, output="out", actions=5)
+
+    assert load(tmp_path).signature.family == "categorical(2) + categorical(3)"
