@@ -20,6 +20,7 @@ __all__ = [
     "form_by_name",
     "form_of",
     "may_act",
+    "may_be_shares",
     "name_tells",
 ]
 
@@ -51,6 +52,9 @@ _BY_NAME: Mapping[Form, re.Pattern[str]] = {
     "std": re.compile(rf"{_PREFIX}(?:std|stddev)"),
     "action": re.compile(r"(?:output_|deterministic_|continuous_|discrete_)*actions?(?:[._]?\d+)?"),
 }
+_SHARES = re.compile(
+    r"(?:\w+_)?(?:weights?|allocations?|fractions?|portfolio|proportions?|shares?)"
+)
 # What a value function or a training step gives beside the actions.
 _VALUES = r"(?:output_|state_)?(?:values?|v|vf|vf_preds|critic|baseline)(?:_?(?:out|preds?|head))?"
 _CHANCES = re.compile(r"(?:action_)?(?:log_?prob|logp|prob|entropy|neglogp)")
@@ -120,6 +124,15 @@ def name_tells(name: str) -> bool:
     """
     known = [*_BY_NAME.values(), _OTHERS]
     return any(pattern.fullmatch(_plain(name)) for pattern in known)
+
+
+def may_be_shares(name: str) -> bool:
+    """Return whether an output may be shares of a whole by its name, such as a portfolio's weights.
+
+    Args:
+        name: the output's.
+    """
+    return form_by_name(name) == "action" or _SHARES.fullmatch(_plain(name)) is not None
 
 
 def may_act(name: str) -> bool:

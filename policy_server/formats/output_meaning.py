@@ -22,6 +22,7 @@ from policy_server.formats.network_outputs import (
     actors,
     form_by_name,
     form_of,
+    may_be_shares,
     name_tells,
 )
 from policy_server.formats.normal_outputs import NORMALS, normal_part
@@ -299,13 +300,32 @@ class _Reader:
             if is_one
             else _one_output_each(parts)
         )
-        return self._meaning(
+        found = self._meaning(
             [ReadOutput(item, form) for item in items],
             parts,
             outputs,
             basis,
             is_value_based=form == "q_values",
         )
+        assumed = self._assumed(items[0], form) if len(parts) == 1 else []
+        return replace(found, findings=(*found.findings, *assumed))
+
+    def _assumed(self, item: NetworkOutput, form: Form) -> list[str]:
+        """Return a finding where one integer action is usual, and nothing says that it is one."""
+        if self._fields or self._schema.discrete is not None:
+            return []
+        if form == "logits" and item.ending != "log_softmax":
+            return [
+                f"assumed: {item.name!r} is one action of {item.width} choices; if it is several, "
+                f"list them under 'actions' of {self._schema.source}, each with its 'choices'"
+            ]
+        if form == "probabilities" and may_be_shares(item.name):
+            return [
+                f"assumed: the softmax of {item.name!r} gives the probabilities of {item.width} "
+                "choices; if it gives shares of a whole, as a portfolio's, write 'discrete: "
+                f"False' under 'parameters' of {self._schema.source}"
+            ]
+        return []
 
     def _check_rows(self, item: NetworkOutput, form: str, *, is_one: bool = True) -> None:
         """Refuse several rows of choices that schema.yaml does not state as several actions."""

@@ -402,3 +402,47 @@ def test_softmax_of_a_value_is_left_aside() -> None:
     meaning = read(NetworkOutput("q_values", 3), NetworkOutput("value", 51, ending="softmax"))
 
     assert [item.output.name for item in meaning.read] == ["q_values"]
+
+
+ONE_ACTION = (
+    "assumed: 'logits' is one action of 8 choices; if it is several, list them under 'actions' of "
+    "schema.yaml, each with its 'choices'"
+)
+
+
+@pytest.mark.parametrize(
+    ("output", "schema", "is_assumed"),
+    [
+        (NetworkOutput("logits", 8), "parameters: {}", True),
+        (NetworkOutput("logits", 8), "parameters: {discrete: True}", False),
+        (NetworkOutput("logits", 8), "actions: {a: {choices: 8}}", False),
+        (NetworkOutput("logits", 8), "actions: {a: {choices: 3}, b: {choices: 5}}", False),
+        (NetworkOutput("logits", 8, ending="log_softmax"), "parameters: {}", False),
+        (NetworkOutput("q_values", 8), "parameters: {}", False),
+    ],
+)
+def test_logits_of_one_action_are_told_as_an_assumption(
+    output: NetworkOutput,
+    schema: str,
+    is_assumed: bool,  # noqa: FBT001 -- a parameter
+) -> None:
+    assert (ONE_ACTION in read(output, schema=schema).findings) == is_assumed
+
+
+@pytest.mark.parametrize("name", ["actions", "weights", "portfolio_weights"])
+def test_softmax_that_may_be_shares_is_told_as_an_assumption(name: str) -> None:
+    meaning = read(NetworkOutput(name, 3, ending="softmax"))
+
+    assert kinds_of(meaning) == [("categorical", 3, 0, 0)]
+    assert meaning.findings[-1] == (
+        f"assumed: the softmax of {name!r} gives the probabilities of 3 choices; if it gives "
+        "shares of a whole, as a portfolio's, write 'discrete: False' under 'parameters' of "
+        "schema.yaml"
+    )
+
+
+@pytest.mark.parametrize("name", ["probs", "policy_logits", "dense_2"])
+def test_softmax_of_another_name_is_no_assumption(name: str) -> None:
+    meaning = read(NetworkOutput(name, 3, ending="softmax"))
+
+    assert not any("assumed" in finding for finding in meaning.findings)
