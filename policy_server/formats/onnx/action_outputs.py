@@ -118,6 +118,7 @@ class _Reader:
         if not drawn:
             return self._plain(plain)
         # The log-probability of a draw is computed from it, and is none itself.
+        drawn = [name for name in drawn if may_act(name)] or drawn
         drawn = [
             name
             for name in drawn
@@ -142,7 +143,10 @@ class _Reader:
                 f"{', '.join(sorted(operators))}, and the graph does not show the distribution "
                 f"that it comes from; {remedy}"
             )
-        return self._plain(plain)
+        found = self._plain(plain)
+        names = ", ".join(repr(name) for name in drawn)
+        left = f"the draw {names} is left out: its distribution is not known"
+        return replace(found, findings=(*found.findings, left))
 
     def _of_draws(
         self, drawn: Sequence[str], parts: Sequence[Part], plain: Sequence[str]

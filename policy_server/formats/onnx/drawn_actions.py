@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from policy_server.errors import ModelError
-from policy_server.formats.onnx.graph_view import GraphView, NormalDraw
+from policy_server.formats.onnx.graph_view import GraphView
 from policy_server.formats.onnx.measured import Measured
 from policy_server.formats.onnx.model_file import Node
+from policy_server.formats.onnx.normal_draws import NormalDraw, normal_draw
 from policy_server.formats.onnx.plan import Piece, Transform
 from policy_server.policy import ActionComponent, ActionOutput, ComponentKind
 
@@ -80,7 +81,7 @@ class Draws:
                 f"the output {name!r} is drawn from {len(widths)} categorical distributions, whose "
                 "logits are read; the graph's own draws are left out",
             )
-        draw = self._view.normal_draw(name)
+        draw = normal_draw(self._view, name)
         if draw is None or not self._has_noise_each(name, draw):
             return None
         return self._normal(name, draw)
@@ -99,24 +100,20 @@ class Draws:
         sizes = self._measure(tensors)
         width, mean, noise, std = (sizes[tensor].width for tensor in tensors)
         is_deviation = std in (1, width) and bool((sizes[draw.std].rows >= 0).all())
-        return mean == noise == width and is_deviation
+        has_bounds = draw.bounds is None or draw.bounds[0].size in (1, width)
+        return mean == noise == width and is_deviation and has_bounds
 
     def _normal(self, name: str, draw: NormalDraw) -> Part:
         width = self._measure([name])[name].width
         kind: ComponentKind = "squashed_normal" if draw.is_squashed else "normal"
-        is_scaled = draw.factor != 1.0 and not draw.is_squashed
-        bounds = draw.bounds
         component = ActionComponent(kind, width, 0, 0)
-        if bounds is not None or (draw.is_squashed and draw.factor != 1.0):
-            low, high = bounds if bounds is not None else (-1.0, 1.0)
+        factor = draw.factor
+        if draw.bounds is not None:
+            low, high = (np.broadcast_to(side * factor, (width,)).tolist() for side in draw.bounds)
             component = replace(
-                component,
-                low=(low * draw.factor,) * width,
-                high=(high * draw.factor,) * width,
-                is_normalized=draw.is_squashed,
+                component, low=tuple(low), high=tuple(high), is_normalized=draw.is_squashed
             )
-        factor = draw.factor if is_scaled else 1.0
-        offset = float(np.log(abs(factor) * draw.noise_scale))
+        offset = float(np.log(factor * draw.noise_scale))
         mean = Piece(draw.mean, width, rows_axis=self._axis(draw.mean), factor=factor)
         return Part(
             (mean, *self._log_std(draw, width, offset)),

@@ -451,3 +451,56 @@ def test_softmaxes_that_the_graph_joins_are_cut_where_it_joins_them(tmp_path: Pa
     actor(tmp_path, *JOINED, output="out", actions=5)
 
     assert load(tmp_path).signature.family == "categorical(2) + categorical(3)"
+
+
+def test_draw_of_an_unknown_distribution_is_left_out_with_a_word(tmp_path: Path) -> None:
+    actor(
+        tmp_path,
+        node("RandomUniformLike", ["net"], ["noise"]),
+        node("Add", ["net", "noise"], ["noisy"]),
+        node("ArgMax", ["noisy"], ["action"], axis=1, keepdims=0),
+        node("Identity", ["net"], ["mean"]),
+        outputs=[tensor("action", ["batch"], "int64"), tensor("mean", ["batch", 3])],
+    )
+
+    policy = load(tmp_path)
+
+    assert policy.signature.family == "deterministic(3)"
+    left_out = "the draw 'action' is left out: its distribution is not known"
+    assert left_out in policy.signature.findings
+
+
+def test_draw_of_cleanrls_sac_is_a_squashed_normal_in_its_bounds(tmp_path: Path) -> None:
+    """SAC's `get_action` gives the draw, its log-probability and the mean's tanh, scaled."""
+    path = actor(
+        tmp_path,
+        node("Split", ["net"], ["mu", "log_std"], axis=1),
+        node("Exp", ["log_std"], ["std"]),
+        node("RandomNormalLike", ["mu"], ["noise"]),
+        node("Mul", ["noise", "std"], ["spread"]),
+        node("Add", ["mu", "spread"], ["x"]),
+        node("Tanh", ["x"], ["y"]),
+        node("Mul", ["y", "scale"], ["scaled"]),
+        node("Add", ["scaled", "bias"], ["action"]),
+        node("Constant", [], ["one"], value_ints=[1]),
+        node("ReduceSum", ["y", "one"], ["log_prob"], keepdims=1),
+        node("Tanh", ["mu"], ["bounded"]),
+        node("Mul", ["scale", "bounded"], ["scaled_mean"]),
+        node("Add", ["bias", "scaled_mean"], ["mean"]),
+        actions=4,
+        outputs=[
+            tensor("mean", ["batch", 2]),
+            tensor("action", ["batch", 2]),
+            tensor("log_prob", ["batch", 1]),
+        ],
+    )
+    add_constant(path, "scale", np.array([2, 0.5], np.float32))
+    add_constant(path, "bias", np.array([1, 0], np.float32))
+
+    policy = load(tmp_path)
+
+    assert policy.signature.family == "squashed_normal(2)"
+    assert policy.signature.components is not None
+    (part,) = policy.signature.components
+    assert (part.low, part.high) == ((-1, -0.5), (3, 0.5))
+    np.testing.assert_allclose(modes_of(policy, ROWS), theirs(path, ROWS), atol=1e-6)
