@@ -48,6 +48,8 @@ _BY_VALUES: Mapping[ActionValues, Form] = {
     "q_values": "q_values",
     "squashed_normal": "normal",
 }
+# An action on the scale of [-1, 1] may leave it a little.
+_BEYOND = 1.5
 _STATE_IT = "state it as 'values' under 'actions'"
 
 
@@ -446,7 +448,24 @@ class _Reader:
             name = "actions" if len(read) == 1 else f"actions_{index}"
             is_vector = not is_integer or one.width > 1
             outputs.append(ActionOutput(name, is_integer, one.width, is_vector))
-        return self._meaning(read, parts, outputs, basis)
+        found = self._meaning(read, parts, outputs, basis)
+        rescaled = [line for item in items if (line := self._rescaled(item))]
+        return replace(found, findings=(*found.findings, *rescaled))
+
+    def _rescaled(self, item: NetworkOutput) -> str:
+        """Return a finding where bounds rescale actions that leave [-1, 1]; empty for none."""
+        has_bounds = any(one.low and one.high and one.normalized for one in self._fields)
+        if not has_bounds or item.is_integer or item.ending is not None or item.rows is None:
+            return ""
+        low, high = np.nanmin(item.rows), np.nanmax(item.rows)
+        if max(-low, high) < _BEYOND:
+            return ""
+        return (
+            f"assumed: low and high rescale {item.name!r} from [-1, 1], and on the probes it is "
+            f"between {low:.3g} and {high:.3g}; of a policy that clips, such as "
+            "stable-baselines3's PPO and A2C, write 'normalized: False' beside them in "
+            f"{self._schema.source}"
+        )
 
     def _check_kind(self, item: NetworkOutput, *, is_integer: bool) -> None:
         if self._schema.discrete and not is_integer:

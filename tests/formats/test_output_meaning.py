@@ -446,3 +446,33 @@ def test_softmax_of_another_name_is_no_assumption(name: str) -> None:
     meaning = read(NetworkOutput(name, 3, ending="softmax"))
 
     assert not any("assumed" in finding for finding in meaning.findings)
+
+
+@pytest.mark.parametrize(
+    ("output", "bounds", "is_told"),
+    [
+        (NetworkOutput("actions", 2, rows=np.array([[-3, 0], [1, 2.5]])), "", True),
+        (NetworkOutput("actions", 2, rows=np.array([[-1.2, 0], [1, 0.5]])), "", False),
+        (
+            NetworkOutput("actions", 2, rows=np.array([[-3, 0], [1, 2.5]])),
+            ", normalized: False",
+            False,
+        ),
+        (NetworkOutput("actions", 2, ending="tanh", rows=np.array([[-3, 3]])), "", False),
+        (NetworkOutput("actions", 2), "", False),
+    ],
+    ids=["beyond", "within", "clipped", "tanh", "not computed"],
+)
+def test_bounds_that_rescale_an_action_beyond_its_scale_are_told(
+    output: NetworkOutput,
+    bounds: str,
+    is_told: bool,  # noqa: FBT001 -- a parameter
+) -> None:
+    findings = read(output, schema=f"actions: {{a: {{low: -2, high: 2{bounds}}}}}").findings
+
+    finding = (
+        "assumed: low and high rescale 'actions' from [-1, 1], and on the probes it is between -3 "
+        "and 2.5; of a policy that clips, such as stable-baselines3's PPO and A2C, write "
+        "'normalized: False' beside them in schema.yaml"
+    )
+    assert (finding in findings) == is_told

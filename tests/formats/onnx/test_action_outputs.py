@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from policy_server.errors import ModelError, SchemaError
 from policy_server.formats.known_formats import load_policy
 from policy_server.policy import Policy, PolicyInputs
 from policy_server.schema import parse_schema
+from tests.support.library_policies import POLICIES
 from tests.support.onnx_models import actor, node, tensor, weights, write_model
 
 Array = NDArray[Any]
@@ -504,3 +506,11 @@ def test_draw_of_cleanrls_sac_is_a_squashed_normal_in_its_bounds(tmp_path: Path)
     (part,) = policy.signature.components
     assert (part.low, part.high) == ((-1, -0.5), (3, 0.5))
     np.testing.assert_allclose(modes_of(policy, ROWS), theirs(path, ROWS), atol=1e-6)
+
+
+def test_bounds_that_rescale_sb3s_documented_export_are_told(tmp_path: Path) -> None:
+    shutil.copy(POLICIES / "onnx_sb3_doc_ppo_box" / "policy.onnx", tmp_path)
+
+    policy = load(tmp_path, "actions: {a: {low: [-1, 0], high: [3, 0.5]}}")
+
+    assert any("write 'normalized: False'" in one for one in policy.signature.findings)
