@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.engine.building import NotCompiledError
@@ -61,7 +58,6 @@ __all__ = ["load_policy"]
 _MOST_IN_CONVOLUTIONS = 1_000_000
 # So many observations show whether one depends on the others. The number is one that the size of
 # the distribution is no multiple of, so that the batch's size is told from other sizes.
-_FEWEST_COMPARED = 2
 _ROWS_READ = (3, 5, 7, 11)
 _MOST_ROWS_READ = max(_ROWS_READ)
 
@@ -112,8 +108,7 @@ def load_policy(
         has_own_bounds = bounds is not None
         distribution = DISTRIBUTION_INPUTS
     elif is_plain_network(loaded):
-        measure = functools.partial(_measured, loaded, signature)
-        loaded, meaning, schema = read_network(loaded, schema, measure)
+        loaded, meaning, schema = read_network(loaded, schema, _common_rows(signature))
         runner = GraphRunner(loaded, row_dtype=signature.row_dtype)
         signature = replace(
             signature,
@@ -154,25 +149,6 @@ def load_policy(
         policy.explain_engine(str(error))
         return policy
     return NetworkPolicy(compiled)
-
-
-def _measured(loaded: LoadedGraph, signature: PolicySignature) -> Mapping[str, NDArray[Any]]:
-    """Return the outputs' numbers for observations, without those that a draw changes."""
-    names = [item.name for item in loaded.outputs]
-    if len(names) < _FEWEST_COMPARED:
-        return {}
-    runner = GraphRunner(loaded, row_dtype=signature.row_dtype)
-    rows = _common_rows(signature)
-    try:
-        first, second = runner.run(names, rows), runner.run(names, rows)
-    except tf.errors.OpError:
-        # The graph that is served is tried once more, with words of its own.
-        return {}
-    return {
-        name: values.reshape(len(values), -1)
-        for name, values, again in zip(names, first, second, strict=True)
-        if values.shape[:1] == (len(rows),) and np.array_equal(values, again, equal_nan=True)
-    }
 
 
 def _refuse_hidden_probabilities(policy: TensorFlowPolicy, schema: ServerSchema | None) -> None:

@@ -7,7 +7,7 @@ the layer that gives it, tell its meaning, or else schema.yaml.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,10 +24,12 @@ from policy_server.formats.output_meaning import (
     name_tells,
     read_meaning,
 )
+from policy_server.formats.saved_model import slim_tensorflow as tf
 from policy_server.formats.saved_model.bare import LOGITS_NAMES, check_inputs, is_value
 from policy_server.formats.saved_model.graph import DISTRIBUTION_INPUTS, LoadedGraph
 from policy_server.formats.saved_model.graph_nodes import add_constant, add_node
 from policy_server.formats.saved_model.nodes import GraphNodes
+from policy_server.formats.saved_model.runner import GraphRunner
 from policy_server.formats.scaled_actions import Bounds, without_rescaling
 from policy_server.policy import SignatureTensor
 from policy_server.schema import ServerSchema
@@ -53,6 +55,7 @@ _AFFINE = {
     "Sub": np.subtract,
 }
 _LIMITS = {"Sigmoid": (0.0, 1.0), "Tanh": (-1.0, 1.0)}
+_FEWEST_COMPARED = 2
 _SHOWING = ("arg_max", "log_softmax", "one_hot", "softmax")
 
 
@@ -74,9 +77,7 @@ def is_plain_network(loaded: LoadedGraph) -> bool:
 
 
 def read_network(
-    loaded: LoadedGraph,
-    schema: ServerSchema | None,
-    measure: Callable[[], Mapping[str, NDArray[Any]]],
+    loaded: LoadedGraph, schema: ServerSchema | None, observations: NDArray[Any]
 ) -> tuple[LoadedGraph, Meaning, ServerSchema | None]:
     """Return the graph with the distribution's inputs as an output, their meaning, and the schema.
 
@@ -85,8 +86,7 @@ def read_network(
     Args:
         loaded: the frozen graph.
         schema: the contents of schema.yaml; None where there is none.
-        measure: gives the outputs' numbers for some observations, by their names; without those
-            that it can't tell.
+        observations: float[B, observation_width], that outputs are compared on.
 
     Raises:
         ModelError: if nothing tells the meaning, or the graph has inputs that nobody can fill in.
@@ -94,7 +94,7 @@ def read_network(
     """
     check_inputs(loaded)
     nodes = GraphNodes(loaded.graph_def)
-    rows = measure()
+    rows = _measured(loaded, observations)
     by_name: dict[str, SignatureTensor] = {}
     outputs = []
     for item in loaded.outputs:
@@ -122,6 +122,26 @@ def read_network(
     }
     loaded = replace(loaded, graph_def=graph, fetches=fetches)
     return loaded, meaning, without_rescaling(meaning, schema, bounds)
+
+
+def _measured(loaded: LoadedGraph, observations: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
+    """Return the outputs' numbers by their names, without those that a draw changes."""
+    names = [item.name for item in loaded.outputs]
+    if len(names) < _FEWEST_COMPARED:
+        return {}
+    row_dtype = np.float64 if observations.dtype == np.float64 else np.float32
+    runner = GraphRunner(loaded, row_dtype=row_dtype)
+    try:
+        first, second = (runner.run(names, observations) for _ in range(2))
+    except tf.errors.OpError:
+        # The graph that is served is tried once more, with words of its own.
+        return {}
+    return {
+        name: values.reshape(len(values), -1)
+        for name, values, again in zip(names, first, second, strict=True)
+        if values.shape[:1] == (len(observations),)
+        and np.array_equal(values, again, equal_nan=True)
+    }
 
 
 def _is_before(nodes: GraphNodes, tensor: str, others: Sequence[str]) -> bool:
