@@ -6,51 +6,39 @@ the outputs' names, then schema.yaml; with none of them the file is refused, nev
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+
+import numpy as np
 
 from policy_server.errors import ModelError, SchemaError
+from policy_server.formats.network_outputs import (
+    BY_ENDING,
+    FEWEST_CHOICES,
+    Ending,
+    Form,
+    NetworkOutput,
+    ReadOutput,
+    actors,
+    form_by_name,
+    form_of,
+    may_be_shares,
+    name_tells,
+)
+from policy_server.formats.normal_outputs import NORMALS, normal_part
+from policy_server.formats.second_actions import (
+    BestChoices,
+    has_values_of_action,
+    is_second,
+    refuse_second_actions,
+)
 from policy_server.policy import ActionComponent, ActionOutput, Basis, ComponentKind
 from policy_server.schema import ActionField, ActionValues, ServerSchema
 
 __all__ = ["Ending", "Form", "Meaning", "NetworkOutput", "ReadOutput", "name_tells", "read_meaning"]
 
-Ending = Literal["activation", "arg_max", "log_softmax", "one_hot", "softmax", "tanh"]
-"""The last operation of an output, where it tells something of the output's meaning.
-
-An `activation`, such as a ReLU, ends a layer of features, and no layer of logits.
-"""
-
-Form = Literal[
-    "action", "log_std", "logits", "mean", "normal", "one_hot", "probabilities", "q_values", "std"
-]
-"""The meaning of an output's numbers: `normal` is the mean followed by the log of the deviation."""
-
-_BY_ENDING: Mapping[Ending, Form] = {
-    "arg_max": "action",
-    "log_softmax": "logits",
-    "one_hot": "one_hot",
-    "softmax": "probabilities",
-    "tanh": "action",
-}
-_PREFIX = r"(?:output_|policy_|pi_|actor_|actions?_)?"
-_BY_NAME: Mapping[Form, re.Pattern[str]] = {
-    "logits": re.compile(rf"{_PREFIX}(?:logits?|log_probs|log_probabilities)(?:[._]?\d+)?"),
-    "q_values": re.compile(r"q|q_?values|q_?vals|action_values"),
-    "probabilities": re.compile(rf"{_PREFIX}(?:probs|probabilities)(?:[._]?\d+)?"),
-    "mean": re.compile(rf"{_PREFIX}(?:means?|mu|loc)"),
-    "log_std": re.compile(rf"{_PREFIX}log_?stds?"),
-    "std": re.compile(rf"{_PREFIX}(?:std|stddev)"),
-    "action": re.compile(r"(?:output_|deterministic_|continuous_|discrete_)*actions?(?:[._]?\d+)?"),
-}
-# What a value function or a training step gives beside the actions.
-_VALUES = r"(?:output_|state_)?(?:values?|v|vf|vf_preds|critic|baseline)(?:_?(?:out|preds?|head))?"
-_CHANCES = re.compile(r"(?:action_)?(?:log_?prob|logp|prob|entropy|neglogp)")
-_OTHERS = re.compile(rf"{_VALUES}|{_CHANCES.pattern}")
 _DISTRIBUTIONS: Sequence[Form] = ("logits", "probabilities", "q_values")
-# An action beside its distribution is a draw of it, or its mode.
+# An action beside its distribution is its mode, which is compared.
 _PREFERRED: Sequence[Form] = (*_DISTRIBUTIONS, "mean", "action", "one_hot")
 _BY_VALUES: Mapping[ActionValues, Form] = {
     "action": "action",
@@ -60,55 +48,9 @@ _BY_VALUES: Mapping[ActionValues, Form] = {
     "q_values": "q_values",
     "squashed_normal": "normal",
 }
-_FEWEST_CHOICES = 2
+# An action on the scale of [-1, 1] may leave it a little.
+_BEYOND = 1.5
 _STATE_IT = "state it as 'values' under 'actions'"
-
-
-@dataclass(frozen=True)
-class NetworkOutput:
-    """An output of a network.
-
-    Attributes:
-        name: its name in the file.
-        width: how many numbers it has in one row.
-        is_integer: whether its type is an integer.
-        is_vector: whether a row has a dimension of its own: (N, k), and not (N,).
-        ending: the operation that it ends with; None for any that does not tell its meaning.
-        row_length: how many numbers lie along its last dimension: (N, 2, 3) has two rows of 3;
-            None where that is not known.
-        joined: how many numbers each of the softmaxes has that it joins; empty where it joins none.
-    """
-
-    name: str
-    width: int
-    is_integer: bool = False
-    is_vector: bool = True
-    ending: Ending | None = None
-    row_length: int | None = None
-    joined: tuple[int, ...] = ()
-
-    @property
-    def has_several_rows(self) -> bool:
-        """Return whether it has several rows of choices, each of an action of its own."""
-        return self.row_length not in (None, self.width)
-
-
-@dataclass(frozen=True)
-class ReadOutput:
-    """An output that the actions come from.
-
-    Attributes:
-        output: the output.
-        form: its meaning.
-    """
-
-    output: NetworkOutput
-    form: Form
-
-    @property
-    def width(self) -> int:
-        """Return how many numbers of `action_dist_inputs` it gives: a one-hot vector its index."""
-        return 1 if self.form == "one_hot" else self.output.width
 
 
 @dataclass(frozen=True)
@@ -124,6 +66,7 @@ class Meaning:
         is_value_based: the best action is taken, as by Q values.
         basis: `structure`, `names` or `schema`.
         findings: the outputs and their meanings in words.
+        has_own_bounds: the network's own action tells the bounds of the distribution.
     """
 
     read: tuple[ReadOutput, ...]
@@ -132,6 +75,7 @@ class Meaning:
     is_value_based: bool
     basis: Basis
     findings: tuple[str, ...]
+    has_own_bounds: bool = False
 
 
 def read_meaning(
@@ -154,21 +98,11 @@ def read_meaning(
     return _Reader(outputs, schema or ServerSchema(), subject).read()
 
 
-def name_tells(name: str) -> bool:
-    """Return whether a name tells what an output holds, such as actions or a value.
-
-    Args:
-        name: the output's, or that of the layer which gives it.
-    """
-    known = [*_BY_NAME.values(), _OTHERS]
-    return any(pattern.fullmatch(_plain(name)) for pattern in known)
-
-
 class _Reader:
     def __init__(
         self, outputs: Sequence[NetworkOutput], schema: ServerSchema, subject: str
     ) -> None:
-        self._outputs = _actors(outputs)
+        self._outputs = actors(outputs)
         self._schema = schema
         self._fields: Sequence[ActionField] = schema.actions or ()
         self._subject = subject
@@ -183,38 +117,67 @@ class _Reader:
         stated = self._stated_values()
         if stated is not None:
             return self._by_values(stated)
-        by_form: dict[Form, list[NetworkOutput]] = {}
-        for item in self._outputs:
-            if (found := self._form_of(item)) is not None:
-                by_form.setdefault(found, []).append(item)
+        by_form = self._by_form()
         form = next((one for one in _PREFERRED if one in by_form), None)
         if form is None:
             return self._by_schema()
         if form == "mean":
             return self._normal(by_form)
-        read = self._choices if form in _DISTRIBUTIONS else self._actions
-        return read(by_form[form], form, self._basis(by_form[form], form))
+        if form in _DISTRIBUTIONS:
+            return self._choices_or_action(form, by_form)
+        return self._actions(by_form[form], form, self._basis(by_form[form], form))
+
+    def _choices_or_action(
+        self, form: Form, by_form: Mapping[Form, Sequence[NetworkOutput]]
+    ) -> Meaning:
+        """Return the choices that outputs hold, unless they are values of the action beside."""
+        items = by_form[form]
+        of_action = [item for item in by_form.get("action", ()) if is_second(item)]
+        if of_action and has_values_of_action(items, form, (of_action[0], "action")):
+            found = self._actions(of_action, "action", self._basis(of_action, "action"))
+            names = ", ".join(repr(item.name) for item in items)
+            left = f"{names} of each dimension of the action, and no choices, are left out"
+            return replace(found, findings=(*found.findings, left))
+        found = self._choices(items, form, self._basis(items, form))
+        rows = [item.rows for item in items if item.rows is not None]
+        best = None
+        if len(rows) == len(items):
+            sizes = [part.size for part in found.components]
+            best = BestChoices.of(np.concatenate(rows, axis=1), sizes)
+        beside = [(item, one) for one, group in by_form.items() if one != form for item in group]
+        refuse_second_actions(
+            best, items[0].name, form, beside, subject=self._subject, source=self._schema.source
+        )
+        return replace(found, findings=(*found.findings, *self._left_out(items)))
+
+    def _left_out(self, read: Sequence[NetworkOutput]) -> list[str]:
+        """Return a finding for the outputs that may hold an action, and tell nothing of it."""
+        names = [
+            repr(item.name)
+            for item in self._outputs
+            if item not in read and form_by_name(item.name) in (None, "mean")
+        ]
+        if not names:
+            return []
+        return [f"nothing tells that {', '.join(names)} are actions: they are left out"]
+
+    def _by_form(self) -> dict[Form, list[NetworkOutput]]:
+        """Return the outputs that tell their meaning themselves."""
+        found: dict[Form, list[NetworkOutput]] = {}
+        for item in self._outputs:
+            if (form := self._form_of(item)) is not None:
+                found.setdefault(form, []).append(item)
+        return found
 
     def _form_of(self, item: NetworkOutput) -> Form | None:
-        if item.is_integer:
-            return "action"
-        named = next(
-            (form for form, it in _BY_NAME.items() if it.fullmatch(_plain(item.name))), None
-        )
-        # A tanh may also bound a mean, or logits.
-        if item.ending in (None, "activation") or (item.ending == "tanh" and named is not None):
-            return named
-        assert item.ending is not None, "looked at above"
         discrete = self._schema.discrete
-        is_stated = discrete is False or (discrete is None and self._dimensions() is not None)
-        # Continuous shares of a whole, such as the weights of a portfolio, end with a softmax too.
-        is_continuous = item.ending == "softmax" and is_stated
-        return "action" if is_continuous else _BY_ENDING[item.ending]
+        is_continuous = discrete is False or (discrete is None and self._dimensions() is not None)
+        return form_of(item, is_continuous=is_continuous)
 
     @staticmethod
     def _basis(items: Sequence[NetworkOutput], form: Form) -> Basis:
         is_shown = all(
-            item.is_integer or (item.ending is not None and _BY_ENDING.get(item.ending) == form)
+            item.is_integer or (item.ending is not None and BY_ENDING.get(item.ending) == form)
             for item in items
         )
         return "structure" if is_shown else "names"
@@ -229,22 +192,30 @@ class _Reader:
         return stated.pop() if stated else None
 
     def _by_values(self, values: ActionValues) -> Meaning:
-        item = self._only(f"'values: {values}'")
+        by_form = self._by_form()
+        if values in NORMALS and "mean" in by_form and ("log_std" in by_form or "std" in by_form):
+            return self._normal(by_form, stated=values)
         form = _BY_VALUES[values]
+        items = by_form.get(form, []) if len(self._outputs) > 1 else []
+        items = items or [self._only(f"'values: {values}'")]
+        for item in items:
+            self._check_ending(item, values)
+        if form == "action":
+            return self._actions(items, form, "schema")
+        if form == "normal":
+            return self._mean_and_log_std(items[0], NORMALS[values])
+        return self._choices(items, form, "schema")
+
+    def _check_ending(self, item: NetworkOutput, values: ActionValues) -> None:
+        """Refuse `values` that the end of an output contradicts."""
         ending = item.ending if item.ending not in ("activation", "tanh") else None
-        shown = None if ending is None else _BY_ENDING[ending]
-        if shown is not None and form != shown:
+        shown = None if ending is None else BY_ENDING[ending]
+        if shown is not None and shown != _BY_VALUES[values]:
             raise SchemaError(
                 f"{self._schema.source}: actions.{self._fields[0].name}.values: is {values}, and "
                 f"the output {item.name!r} of {self._subject} ends with a "
                 f"{item.ending}: it holds {shown}; mend it or leave it out"
             )
-        if form == "action":
-            return self._actions([item], form, "schema")
-        if form == "normal":
-            kind: ComponentKind = "normal" if values == "normal" else "squashed_normal"
-            return self._mean_and_log_std(item, kind)
-        return self._choices([item], form, "schema")
 
     def _only(self, purpose: str) -> NetworkOutput:
         if len(self._outputs) > 1:
@@ -296,7 +267,7 @@ class _Reader:
         outputs = self._outputs
         if self._schema.discrete and not self._schema.tuple:
             # One number, as of a value without a name, is no choice among several.
-            wide = [item for item in outputs if item.width >= _FEWEST_CHOICES]
+            wide = [item for item in outputs if item.width >= FEWEST_CHOICES]
             outputs = wide if len(wide) == 1 else outputs
         if len(outputs) > 1:
             names = ", ".join(repr(item.name) for item in outputs)
@@ -331,13 +302,32 @@ class _Reader:
             if is_one
             else _one_output_each(parts)
         )
-        return self._meaning(
+        found = self._meaning(
             [ReadOutput(item, form) for item in items],
             parts,
             outputs,
             basis,
             is_value_based=form == "q_values",
         )
+        assumed = self._assumed(items[0], form) if len(parts) == 1 else []
+        return replace(found, findings=(*found.findings, *assumed))
+
+    def _assumed(self, item: NetworkOutput, form: Form) -> list[str]:
+        """Return a finding where one integer action is usual, and nothing says that it is one."""
+        if self._fields or self._schema.discrete is not None:
+            return []
+        if form == "logits" and item.ending != "log_softmax":
+            return [
+                f"assumed: {item.name!r} is one action of {item.width} choices; if it is several, "
+                f"list them under 'actions' of {self._schema.source}, each with its 'choices'"
+            ]
+        if form == "probabilities" and may_be_shares(item.name):
+            return [
+                f"assumed: the softmax of {item.name!r} gives the probabilities of {item.width} "
+                "choices; if it gives shares of a whole, as a portfolio's, write 'discrete: "
+                f"False' under 'parameters' of {self._schema.source}"
+            ]
+        return []
 
     def _check_rows(self, item: NetworkOutput, form: str, *, is_one: bool = True) -> None:
         """Refuse several rows of choices that schema.yaml does not state as several actions."""
@@ -360,7 +350,8 @@ class _Reader:
 
     def _check_joined(self, item: NetworkOutput) -> None:
         """Refuse joined softmaxes of other sizes than schema.yaml's actions."""
-        if tuple(field.choices for field in self._fields) != item.joined:
+        stated = tuple(field.choices for field in self._fields)
+        if stated and stated != item.joined:
             sizes = ", ".join(map(str, item.joined))
             raise ModelError(
                 f"{self._subject}: the output {item.name!r} holds softmaxes of {sizes} numbers; if "
@@ -370,8 +361,10 @@ class _Reader:
 
     def _sizes(self, item: NetworkOutput, form: Form) -> list[int]:
         """Return the sizes of the integer actions whose logits one output holds."""
+        if item.joined and not self._fields:
+            return list(item.joined)
         if len(self._fields) < 2 and not self._schema.tuple:
-            if item.width < _FEWEST_CHOICES:
+            if item.width < FEWEST_CHOICES:
                 raise ModelError(
                     f"{self._subject}: the output {item.name!r} is one number, which is no choice "
                     "among several; export one for each choice, of a sigmoid for both of two"
@@ -387,7 +380,13 @@ class _Reader:
             )
         return sizes
 
-    def _normal(self, by_form: Mapping[Form, Sequence[NetworkOutput]]) -> Meaning:
+    def _normal(
+        self,
+        by_form: Mapping[Form, Sequence[NetworkOutput]],
+        *,
+        stated: ActionValues | None = None,
+    ) -> Meaning:
+        """Return the normal distribution of a mean and a deviation, before a tanh or without."""
         mean, *more = by_form["mean"]
         deviations = [
             ReadOutput(item, form) for form in ("log_std", "std") for item in by_form.get(form, ())
@@ -400,9 +399,18 @@ class _Reader:
                 f"{self._subject}: expected one mean and one deviation of the same width, got the "
                 f"outputs {names}; name the deviation log_std or std, or export the mean alone"
             )
-        parts = [ActionComponent("normal", mean.width, 0, 0)]
+        part, finding = normal_part(
+            mean,
+            by_form.get("action", ()),
+            stated,
+            subject=self._subject,
+            source=self._schema.source,
+        )
         read = [ReadOutput(mean, "mean"), deviations[0]]
-        return self._meaning(read, parts, _vector(mean.width), "names")
+        basis: Basis = "names" if stated is None else "schema"
+        found = self._meaning(read, [part], _vector(mean.width), basis)
+        findings = (*found.findings, *([finding] if finding else []))
+        return replace(found, findings=findings, has_own_bounds=part.low is not None)
 
     def _mean_and_log_std(self, item: NetworkOutput, kind: ComponentKind) -> Meaning:
         if item.width % 2:
@@ -440,7 +448,24 @@ class _Reader:
             name = "actions" if len(read) == 1 else f"actions_{index}"
             is_vector = not is_integer or one.width > 1
             outputs.append(ActionOutput(name, is_integer, one.width, is_vector))
-        return self._meaning(read, parts, outputs, basis)
+        found = self._meaning(read, parts, outputs, basis)
+        rescaled = [line for item in items if (line := self._rescaled(item))]
+        return replace(found, findings=(*found.findings, *rescaled))
+
+    def _rescaled(self, item: NetworkOutput) -> str:
+        """Return a finding where bounds rescale actions that leave [-1, 1]; empty for none."""
+        has_bounds = any(one.low and one.high and one.normalized for one in self._fields)
+        if not has_bounds or item.is_integer or item.ending is not None or item.rows is None:
+            return ""
+        low, high = np.nanmin(item.rows), np.nanmax(item.rows)
+        if max(-low, high) < _BEYOND:
+            return ""
+        return (
+            f"assumed: low and high rescale {item.name!r} from [-1, 1], and on the probes it is "
+            f"between {low:.3g} and {high:.3g}; of a policy that clips, such as "
+            "stable-baselines3's PPO and A2C, write 'normalized: False' beside them in "
+            f"{self._schema.source}"
+        )
 
     def _check_kind(self, item: NetworkOutput, *, is_integer: bool) -> None:
         if self._schema.discrete and not is_integer:
@@ -501,27 +526,6 @@ class _Reader:
         return Meaning(
             tuple(read), _placed(parts), tuple(outputs), is_value_based, basis, tuple(findings)
         )
-
-
-def _actors(outputs: Sequence[NetworkOutput]) -> list[NetworkOutput]:
-    """Return the outputs that may hold actions, as far as their names and ends tell."""
-    found = [
-        item
-        for item in outputs
-        if not _OTHERS.fullmatch(_plain(item.name))
-        # The probability of a draw is one number; a softmax has one for each choice.
-        or (
-            _CHANCES.fullmatch(_plain(item.name))
-            and item.ending in ("arg_max", "log_softmax", "one_hot", "softmax")
-        )
-    ]
-    # One number may be a value; several have a meaning that schema.yaml can state.
-    return found or [item for item in outputs if item.width >= _FEWEST_CHOICES]
-
-
-def _plain(name: str) -> str:
-    """Return an output's name as the patterns have it: lower-case, without the port."""
-    return re.sub(r":\d+$", "", name).rpartition("/")[2].lower()
 
 
 def _alone(size: int, *, is_integer: bool = False) -> ActionComponent:

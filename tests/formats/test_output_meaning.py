@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from policy_server.errors import ModelError, PolicyServerError, SchemaError
 from policy_server.formats.output_meaning import Ending, Meaning, NetworkOutput, read_meaning
 from policy_server.schema import ServerSchema, parse_schema
 
+Array = NDArray[np.float32]
 VALUE = NetworkOutput("value", 1)
 
 
@@ -18,6 +23,16 @@ def read(*outputs: NetworkOutput, schema: str = "parameters: {}") -> Meaning:
 def kinds_of(meaning: Meaning) -> list[tuple[str, int, int, int]]:
     return [
         (part.kind, part.size, part.first_input, part.first_column) for part in meaning.components
+    ]
+
+
+def beside_mean(action: Callable[[Array], Array]) -> list[NetworkOutput]:
+    """Return an action beside the mean and the deviation that it comes from."""
+    rows = np.random.default_rng(3).normal(size=(64, 2)).astype(np.float32) * 2
+    return [
+        NetworkOutput("action", 2, rows=action(rows)),
+        NetworkOutput("mean", 2, rows=rows),
+        NetworkOutput("log_std", 2),
     ]
 
 
@@ -59,6 +74,69 @@ def test_mean_and_log_of_the_deviation_are_a_normal_distribution() -> None:
         ("log_std", "log_std"),
     ]
     assert kinds_of(meaning) == [("normal", 2, 0, 0)]
+
+
+def test_mean_and_deviation_without_an_action_say_what_is_assumed() -> None:
+    meaning = read(NetworkOutput("mean", 2), NetworkOutput("log_std", 2))
+
+    assert meaning.findings[-1] == (
+        "assumed: no tanh follows a draw around 'mean'; of SAC, whose action is the tanh of a "
+        "draw, state 'values: squashed_normal' under 'actions' of schema.yaml"
+    )
+
+
+@pytest.mark.parametrize("kind", ["normal", "squashed_normal"])
+def test_schema_states_the_distribution_of_a_mean_and_a_deviation(kind: str) -> None:
+    outputs = [NetworkOutput("mean", 2), NetworkOutput("std", 2), VALUE]
+
+    meaning = read(*outputs, schema=f"actions: {{a: {{values: {kind}}}}}")
+
+    assert kinds_of(meaning) == [(kind, 2, 0, 0)]
+    assert meaning.basis == "schema"
+    assert not any("assumed" in finding for finding in meaning.findings)
+
+
+def test_action_that_is_the_tanh_of_the_mean_tells_a_squashed_normal() -> None:
+    meaning = read(*beside_mean(np.tanh))
+
+    assert kinds_of(meaning) == [("squashed_normal", 2, 0, 0)]
+    assert "is the tanh of its 'mean', on every probe" in meaning.findings[-1]
+    assert not meaning.has_own_bounds
+
+
+def test_action_that_is_a_scaled_tanh_tells_its_bounds_too() -> None:
+    meaning = read(*beside_mean(lambda mean: 3 * np.tanh(mean) + 1))
+
+    (part,) = meaning.components
+    assert (part.kind, part.low, part.high) == ("squashed_normal", (-2, -2), (4, 4))
+    assert meaning.has_own_bounds
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_action_that_is_the_mean_tells_a_normal_distribution(scale: int) -> None:
+    meaning = read(*beside_mean(lambda mean: (mean * scale).clip(-2, 2)))
+
+    assert kinds_of(meaning) == [("normal", 2, 0, 0)]
+    assert "no tanh follows a draw" in meaning.findings[-1]
+    assert ("scaled by 3 and moved by 0" in meaning.findings[-1]) == (scale == 3)
+
+
+def test_action_that_is_no_mode_of_the_mean_is_refused_until_schema_states_values() -> None:
+    outputs = beside_mean(np.sin)
+
+    with pytest.raises(ModelError) as caught:
+        read(*outputs)
+
+    assert caught.value.message == (
+        "policy.onnx: its action 'action' is neither its 'mean' nor the tanh of it, clipped or "
+        "scaled, so that the distribution is not known; state 'values: normal' or 'values: "
+        "squashed_normal' under 'actions' of schema.yaml, or 'values: action' for the action alone"
+    )
+    for kind in ("normal", "squashed_normal"):
+        stated = read(*outputs, schema=f"actions: {{a: {{values: {kind}}}}}")
+        assert kinds_of(stated) == [(kind, 2, 0, 0)]
+    alone = read(*outputs, schema="actions: {a: {values: action}}")
+    assert [one.output.name for one in alone.read] == ["action"]
 
 
 def test_values_make_a_greedy_policy() -> None:
@@ -324,3 +402,77 @@ def test_softmax_of_a_value_is_left_aside() -> None:
     meaning = read(NetworkOutput("q_values", 3), NetworkOutput("value", 51, ending="softmax"))
 
     assert [item.output.name for item in meaning.read] == ["q_values"]
+
+
+ONE_ACTION = (
+    "assumed: 'logits' is one action of 8 choices; if it is several, list them under 'actions' of "
+    "schema.yaml, each with its 'choices'"
+)
+
+
+@pytest.mark.parametrize(
+    ("output", "schema", "is_assumed"),
+    [
+        (NetworkOutput("logits", 8), "parameters: {}", True),
+        (NetworkOutput("logits", 8), "parameters: {discrete: True}", False),
+        (NetworkOutput("logits", 8), "actions: {a: {choices: 8}}", False),
+        (NetworkOutput("logits", 8), "actions: {a: {choices: 3}, b: {choices: 5}}", False),
+        (NetworkOutput("logits", 8, ending="log_softmax"), "parameters: {}", False),
+        (NetworkOutput("q_values", 8), "parameters: {}", False),
+    ],
+)
+def test_logits_of_one_action_are_told_as_an_assumption(
+    output: NetworkOutput,
+    schema: str,
+    is_assumed: bool,  # noqa: FBT001 -- a parameter
+) -> None:
+    assert (ONE_ACTION in read(output, schema=schema).findings) == is_assumed
+
+
+@pytest.mark.parametrize("name", ["actions", "weights", "portfolio_weights"])
+def test_softmax_that_may_be_shares_is_told_as_an_assumption(name: str) -> None:
+    meaning = read(NetworkOutput(name, 3, ending="softmax"))
+
+    assert kinds_of(meaning) == [("categorical", 3, 0, 0)]
+    assert meaning.findings[-1] == (
+        f"assumed: the softmax of {name!r} gives the probabilities of 3 choices; if it gives "
+        "shares of a whole, as a portfolio's, write 'discrete: False' under 'parameters' of "
+        "schema.yaml"
+    )
+
+
+@pytest.mark.parametrize("name", ["probs", "policy_logits", "dense_2"])
+def test_softmax_of_another_name_is_no_assumption(name: str) -> None:
+    meaning = read(NetworkOutput(name, 3, ending="softmax"))
+
+    assert not any("assumed" in finding for finding in meaning.findings)
+
+
+@pytest.mark.parametrize(
+    ("output", "bounds", "is_told"),
+    [
+        (NetworkOutput("actions", 2, rows=np.array([[-3, 0], [1, 2.5]])), "", True),
+        (NetworkOutput("actions", 2, rows=np.array([[-1.2, 0], [1, 0.5]])), "", False),
+        (
+            NetworkOutput("actions", 2, rows=np.array([[-3, 0], [1, 2.5]])),
+            ", normalized: False",
+            False,
+        ),
+        (NetworkOutput("actions", 2, ending="tanh", rows=np.array([[-3, 3]])), "", False),
+        (NetworkOutput("actions", 2), "", False),
+    ],
+    ids=["beyond", "within", "clipped", "tanh", "not computed"],
+)
+def test_bounds_that_rescale_an_action_beyond_its_scale_are_told(
+    output: NetworkOutput,
+    bounds: str,
+    is_told: bool,  # noqa: FBT001 -- a parameter
+) -> None:
+    findings = read(output, schema=f"actions: {{a: {{low: -2, high: 2{bounds}}}}}").findings
+
+    finding = (
+        "assumed: low and high rescale 'actions' from [-1, 1], and on the probes it is between -3 "
+        "and 2.5; of a policy that clips, such as stable-baselines3's PPO and A2C, write "
+        "'normalized: False' beside them in schema.yaml"
+    )
+    assert (finding in findings) == is_told

@@ -23,6 +23,7 @@ from policy_server.formats.keras.window_check import (
     check_window,
     uncomputed_window,
 )
+from policy_server.formats.network_outputs import may_act
 from policy_server.formats.output_meaning import Meaning, NetworkOutput, ReadOutput, read_meaning
 from policy_server.formats.probability_checks import (
     check_probabilities,
@@ -181,7 +182,11 @@ class _Loading:
             engine="numpy",
             engine_reason=f"{len(network.steps)} operations, from the file's own weights",
         )
-        described = describe_signature(signature, without_rescaling(meaning, schema, bounds))
+        described = describe_signature(
+            signature,
+            without_rescaling(meaning, schema, bounds),
+            has_own_bounds=meaning.has_own_bounds,
+        )
         return NetworkPolicy(CompiledPolicy(described, network))
 
     def _after(self) -> list[int]:
@@ -232,7 +237,19 @@ class _Loading:
         # Dimensions of one number make no rows.
         row_length = next((length for length in reversed(shape) if length > 1), size)
         known = None if is_normalized else row_length
-        whole = NetworkOutput(output.name, size, is_integer, bool(shape), ending, known)
+        tried = steps.builder.tried(output.register)
+        # An output that is the same for every observation has no row for each.
+        numbers = tried.reshape(len(tried), -1) if tried.ndim and tried.size > size else None
+        whole = NetworkOutput(
+            output.name,
+            size,
+            is_integer,
+            bool(shape),
+            ending,
+            known,
+            is_inner=self._is_inner(output),
+            rows=numbers,
+        )
         if not is_normalized or whole.width == shape[-1]:
             return whole
         rows = whole.width // shape[-1]
@@ -243,6 +260,19 @@ class _Loading:
                 f"schema.yaml with 'choices: {shape[-1]}' each"
             )
         return whole
+
+    def _is_inner(self, output: Output) -> bool:
+        """Return whether another output that may hold an action is computed from one."""
+        others = [
+            other.register
+            for other in self._outputs
+            if other.register != output.register and may_act(other.name)
+        ]
+        return any(
+            output.register in step.inputs
+            for register in others
+            for step in self._steps.builder.finish(register).steps
+        )
 
     def _check_probabilities(self, meaning: Meaning, outputs: Sequence[Output]) -> None:
         """Refuse outputs that are read as probabilities and are none of the actions' choices."""

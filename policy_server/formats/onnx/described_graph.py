@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from policy_server.errors import ModelError
-from policy_server.formats.onnx.action_outputs import Actions, Measured
+from policy_server.formats.onnx.action_outputs import Actions
+from policy_server.formats.onnx.measured import Measured
 from policy_server.formats.onnx.model_file import OnnxModel
 from policy_server.formats.onnx.plan import Piece
 from policy_server.formats.onnx.policy_metadata import POLICY_KEY, PolicyDocument

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from policy_server.engine.proof import batch_sizes, extreme_rows, mixes_rows, probe_rows
 from policy_server.errors import ModelError
-from policy_server.formats.onnx.action_outputs import Measured
+from policy_server.formats.onnx.measured import Measured
 from policy_server.formats.onnx.model_file import OnnxModel
 from policy_server.formats.onnx.plan import Plan, rows_first
 from policy_server.formats.onnx.roles import Roles

@@ -1,13 +1,11 @@
-"""The operation that an output of a graph ends with, and the draw that it holds."""
+"""The operation that an output of a graph ends with, and the tensors that it comes from."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.formats.onnx.model_file import Node, OnnxModel
@@ -16,14 +14,13 @@ from policy_server.formats.onnx.random_nodes import RandomNodes
 from policy_server.formats.onnx.state_pairs import ancestors_of
 from policy_server.formats.output_meaning import Ending
 
-__all__ = ["NORMALIZING", "GraphView", "NormalDraw"]
+__all__ = ["NORMALIZING", "GraphView"]
 
 Array = NDArray[Any]
 
 NORMALIZING = ("Hardmax", "LogSoftmax", "Softmax", "OneHot")
 """Their numbers along one axis are one choice."""
 
-_NORMAL = ("RandomNormal", "RandomNormalLike")
 # They give the numbers of their first input, in another shape.
 _PASSED = ("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 # TensorProto's types that hold any number of a network, and those that hold any index.
@@ -43,31 +40,6 @@ _ENDINGS: Mapping[str, Ending] = {
     "Tanh": "tanh",
 }
 _LINEAR = ("Add", "Div", "Mul", "Sub")
-
-
-@dataclass(frozen=True)
-class NormalDraw:
-    """A draw from a normal distribution, as the graph makes it.
-
-    The action is factor * clip(f(mean + std * noise), bounds), where f is a tanh or nothing.
-
-    Attributes:
-        mean: the tensor of the mean.
-        std: the tensor of the deviation.
-        noise: the tensor of the graph's own noise.
-        noise_scale: the deviation of the graph's own noise.
-        is_squashed: whether f is a tanh.
-        bounds: the bounds that the draw is clipped to; None for none.
-        factor: the number that everything is multiplied by at last.
-    """
-
-    mean: str
-    std: str
-    noise: str
-    noise_scale: float
-    is_squashed: bool
-    bounds: tuple[float, float] | None
-    factor: float
 
 
 class GraphView:
@@ -152,13 +124,14 @@ class GraphView:
         node = self.node(tensor)
         return None if node is None or node.operator not in NORMALIZING else self._length(node)
 
-    def joined_softmaxes(self, tensor: str) -> tuple[int, ...]:
+    def joined(self, tensor: str, operator: Literal["LogSoftmax", "Softmax"]) -> tuple[int, ...]:
         """Return the sizes of the softmaxes that a tensor joins in order; empty for another.
 
         Args:
             tensor: its name.
+            operator: the softmaxes' operator.
         """
-        parts = self.leaves(tensor, "Softmax") or []
+        parts = self.leaves(tensor, operator) or []
         sizes = [self._length(part) for part in parts]
         known = tuple(size for size in sizes if size is not None)
         width = math.prod(self._shape_of(tensor)[1:]) if len(known) > 1 else 0
@@ -227,83 +200,13 @@ class GraphView:
             found += part
         return found
 
-    def normal_draw(self, tensor: str) -> NormalDraw | None:
-        """Return the draw from a normal distribution that a tensor is; None for another.
+    def constant(self, tensor: str) -> Array | None:
+        """Return the value that a constant holds; None for another tensor.
 
         Args:
             tensor: its name.
         """
-        factor, bounds, is_squashed = 1.0, None, False
-        node = self.node(tensor)
-        while node is not None and node.operator != "Add":
-            scale = self._factor(node)
-            if scale is not None and bounds is None and not is_squashed:
-                factor *= scale
-            elif node.operator == "Clip" and bounds is None and not is_squashed:
-                bounds = self._clip_bounds(node)
-                if bounds is None:
-                    return None
-            elif node.operator == "Tanh" and not is_squashed and bounds is None:
-                is_squashed = True
-            else:
-                return None
-            node = self.node(node.inputs[0])
-        return None if node is None else self._sum(node, factor, bounds, is_squashed=is_squashed)
-
-    def _sum(
-        self,
-        node: Node,
-        factor: float,
-        bounds: tuple[float, float] | None,
-        *,
-        is_squashed: bool,
-    ) -> NormalDraw | None:
-        """Return the draw that a sum of the mean and the noise is."""
-        for mean, other in (node.inputs, node.inputs[::-1]):
-            if self.random_nodes(mean):
-                continue
-            product = self.node(other)
-            if product is None or product.operator != "Mul":
-                continue
-            std, noise = self._deviation(product)
-            if std is None or noise is None or noise.attributes.get("mean", 0.0):
-                continue
-            scale = float(noise.attributes.get("scale", 1.0))
-            noise_name = noise.outputs[0]
-            return NormalDraw(mean, std, noise_name, scale, is_squashed, bounds, factor)
-        return None
-
-    def _deviation(self, node: Node) -> tuple[str | None, Node | None]:
-        for std, other in (node.inputs, node.inputs[::-1]):
-            noise = self.node(other)
-            if noise is not None and noise.operator in _NORMAL and not self.random_nodes(std):
-                return std, noise
-        return None, None
-
-    def _factor(self, node: Node) -> float | None:
-        """Return the number that a node multiplies its first input by; None for another node."""
-        if node.operator not in ("Div", "Mul"):
-            return None
-        number = self.number(node.inputs[1])
-        if number is None or number <= 0:
-            return None
-        return 1 / number if node.operator == "Div" else number
-
-    def _clip_bounds(self, node: Node) -> tuple[float, float] | None:
-        if len(node.inputs) > 1:
-            low, high = (self.number(name) for name in (*node.inputs[1:], "")[:2])
-        else:
-            low, high = node.attributes.get("min"), node.attributes.get("max")
-        return None if low is None or high is None else (float(low), float(high))
-
-    def number(self, tensor: str) -> float | None:
-        """Return the one number that a constant holds; None for another tensor.
-
-        Args:
-            tensor: its name.
-        """
-        value = self._constants.get(self.source(tensor))
-        return float(np.ravel(value)[0]) if value is not None and np.size(value) == 1 else None
+        return self._constants.get(self.source(tensor))
 
     def written_before(self, tensors: Sequence[str], tensor: str) -> bool:
         """Return whether a tensor is computed from another of some tensors.

@@ -95,7 +95,7 @@ def load_policy(
     if schema is not None:
         # Before the policy runs: a wrong width has the clearer words here.
         check_schema_fits(replace(schema, discrete=None, tuple=None), signature)
-    bounds = None
+    bounds, has_own_bounds = None, False
     if any(item.name.startswith(ACTIONS) for item in loaded.outputs):
         _check_inputs(loaded)
         runner = GraphRunner(loaded, row_dtype=signature.row_dtype)
@@ -105,9 +105,10 @@ def load_policy(
             runner = GraphRunner(loaded, row_dtype=signature.row_dtype)
         loaded, signature, compilation = _identify(loaded, runner, signature)
         signature = with_bounds(signature, bounds)
+        has_own_bounds = bounds is not None
         distribution = DISTRIBUTION_INPUTS
     elif is_plain_network(loaded):
-        loaded, meaning, schema = read_network(loaded, schema)
+        loaded, meaning, schema = read_network(loaded, schema, _common_rows(signature))
         runner = GraphRunner(loaded, row_dtype=signature.row_dtype)
         signature = replace(
             signature,
@@ -117,6 +118,7 @@ def load_policy(
             basis=meaning.basis,
             findings=meaning.findings,
         )
+        has_own_bounds = meaning.has_own_bounds
         distribution = DISTRIBUTION_INPUTS
         assert signature.observation_width is not None, "found above"
         compilation = compile_network(loaded, distribution, signature.observation_width)
@@ -128,7 +130,7 @@ def load_policy(
         compilation = compile_network(loaded, distribution, signature.observation_width)
     policy = TensorFlowPolicy(
         runner,
-        _described(signature, schema, loaded, has_own_bounds=bounds is not None),
+        _described(signature, schema, loaded, has_own_bounds=has_own_bounds),
         distribution=distribution,
     )
     policy.warm_up()

@@ -7,7 +7,7 @@ the layer that gives it, tell its meaning, or else schema.yaml.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
+from policy_server.formats.network_outputs import may_act
 from policy_server.formats.output_meaning import (
     Ending,
     Meaning,
@@ -23,10 +24,12 @@ from policy_server.formats.output_meaning import (
     name_tells,
     read_meaning,
 )
+from policy_server.formats.saved_model import slim_tensorflow as tf
 from policy_server.formats.saved_model.bare import LOGITS_NAMES, check_inputs, is_value
 from policy_server.formats.saved_model.graph import DISTRIBUTION_INPUTS, LoadedGraph
 from policy_server.formats.saved_model.graph_nodes import add_constant, add_node
 from policy_server.formats.saved_model.nodes import GraphNodes
+from policy_server.formats.saved_model.runner import GraphRunner
 from policy_server.formats.scaled_actions import Bounds, without_rescaling
 from policy_server.policy import SignatureTensor
 from policy_server.schema import ServerSchema
@@ -52,6 +55,7 @@ _AFFINE = {
     "Sub": np.subtract,
 }
 _LIMITS = {"Sigmoid": (0.0, 1.0), "Tanh": (-1.0, 1.0)}
+_FEWEST_COMPARED = 2
 _SHOWING = ("arg_max", "log_softmax", "one_hot", "softmax")
 
 
@@ -73,7 +77,7 @@ def is_plain_network(loaded: LoadedGraph) -> bool:
 
 
 def read_network(
-    loaded: LoadedGraph, schema: ServerSchema | None
+    loaded: LoadedGraph, schema: ServerSchema | None, observations: NDArray[Any]
 ) -> tuple[LoadedGraph, Meaning, ServerSchema | None]:
     """Return the graph with the distribution's inputs as an output, their meaning, and the schema.
 
@@ -82,6 +86,7 @@ def read_network(
     Args:
         loaded: the frozen graph.
         schema: the contents of schema.yaml; None where there is none.
+        observations: float[B, observation_width], that outputs are compared on.
 
     Raises:
         ModelError: if nothing tells the meaning, or the graph has inputs that nobody can fill in.
@@ -89,12 +94,18 @@ def read_network(
     """
     check_inputs(loaded)
     nodes = GraphNodes(loaded.graph_def)
+    rows = _measured(loaded, observations)
     by_name: dict[str, SignatureTensor] = {}
     outputs = []
     for item in loaded.outputs:
         name = _told_name(nodes, item.name, loaded.fetches[item.name], taken=by_name)
         by_name[name] = item
-        outputs.append(_network_output(nodes, name, item, loaded.fetches[item.name]))
+        output = _network_output(nodes, name, item, loaded.fetches[item.name])
+        others = [
+            loaded.fetches[one.name] for one in loaded.outputs if one != item and may_act(one.name)
+        ]
+        is_inner = _is_before(nodes, loaded.fetches[item.name], others)
+        outputs.append(replace(output, is_inner=is_inner, rows=rows.get(item.name)))
     meaning = read_meaning(outputs, schema, subject=_SUBJECT)
     graph = type(loaded.graph_def)()
     graph.CopyFrom(loaded.graph_def)
@@ -111,6 +122,42 @@ def read_network(
     }
     loaded = replace(loaded, graph_def=graph, fetches=fetches)
     return loaded, meaning, without_rescaling(meaning, schema, bounds)
+
+
+def _measured(loaded: LoadedGraph, observations: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
+    """Return the outputs' numbers by their names, without those that a draw changes."""
+    names = [item.name for item in loaded.outputs]
+    if len(names) < _FEWEST_COMPARED:
+        return {}
+    row_dtype = np.float64 if observations.dtype == np.float64 else np.float32
+    runner = GraphRunner(loaded, row_dtype=row_dtype)
+    try:
+        first, second = (runner.run(names, observations) for _ in range(2))
+    except tf.errors.OpError:
+        # The graph that is served is tried once more, with words of its own.
+        return {}
+    return {
+        name: values.reshape(len(values), -1)
+        for name, values, again in zip(names, first, second, strict=True)
+        if values.shape[:1] == (len(observations),)
+        and np.array_equal(values, again, equal_nan=True)
+    }
+
+
+def _is_before(nodes: GraphNodes, tensor: str, others: Sequence[str]) -> bool:
+    """Return whether one of other tensors is computed from a tensor."""
+    sought = nodes.node(nodes.source(tensor)).name
+    waiting = [nodes.node(nodes.source(one)) for one in others]
+    seen = {node.name for node in waiting} - {sought}
+    while waiting:
+        for name in nodes.inputs_of(waiting.pop()):
+            node = nodes.node(name)
+            if node.name == sought:
+                return True
+            if node.name not in seen:
+                seen.add(node.name)
+                waiting.append(node)
+    return False
 
 
 def _ending(nodes: GraphNodes, tensor: str) -> Ending | None:

@@ -628,3 +628,29 @@ def both_of(chance: Keras) -> Keras:
 def test_probabilities_are_not_read_as_logits(output: Keras, schema: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="'values: probabilities' or 'values: logits' under"):
         load(save(keras.Model(INPUTS, output), tmp_path), schema)
+
+
+def test_action_that_is_the_tanh_of_the_mean_is_the_mode_of_sac(tmp_path: Path) -> None:
+    mean = dense(2)
+    outputs = {"action": ops.tanh(mean), "mean": mean, "log_std": dense(2)}
+    model = keras.Model(INPUTS, outputs)
+
+    policy = load(save(model, tmp_path))
+
+    assert policy.signature.family == "squashed_normal(2)"
+    modes = policy.infer(PolicyInputs.of(ROWS, is_deterministic=True)).actions
+    assert modes == pytest.approx(np.asarray(model(ROWS)["action"]), abs=1e-6)
+
+
+def test_continuous_action_beside_a_choice_is_never_dropped(tmp_path: Path) -> None:
+    outputs = {"logits": dense(3), "mean": dense(2), "log_std": dense(2)}
+
+    with pytest.raises(ModelError, match="its 'mean' and its 'logits' are two actions"):
+        load(save(keras.Model(INPUTS, outputs), tmp_path))
+
+
+def test_bounded_features_are_no_second_action(tmp_path: Path) -> None:
+    features = dense(8, activation="tanh")
+    outputs = {"logits": layers.Dense(3)(features), "features": features}
+
+    assert load(save(keras.Model(INPUTS, outputs), tmp_path)).signature.family == "categorical(3)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from policy_server.errors import ModelError
+from policy_server.errors import ModelError, SchemaError
 from policy_server.formats.known_formats import load_policy
 from policy_server.policy import Policy, PolicyInputs
 from policy_server.schema import parse_schema
+from tests.support.library_policies import POLICIES
 from tests.support.onnx_models import actor, node, tensor, weights, write_model
 
 Array = NDArray[Any]
@@ -271,3 +273,244 @@ def test_meaning_that_schema_does_not_state_itself_is_told_so(
     actor(tmp_path, output="out", actions=5)
 
     assert any(words in finding for finding in load(tmp_path, schema).signature.findings)
+
+
+HALVES = node("Split", ["net"], ["mean", "log_std"], axis=1)
+
+
+def test_action_that_is_the_tanh_of_the_mean_is_the_mode_of_sac(tmp_path: Path) -> None:
+    names = ("action", "mean", "log_std")
+    path = actor(
+        tmp_path,
+        HALVES,
+        node("Tanh", ["mean"], ["action"]),
+        actions=4,
+        outputs=[tensor(name, ["batch", 2]) for name in names],
+    )
+
+    policy = load(tmp_path)
+
+    assert policy.signature.family == "squashed_normal(2)"
+    np.testing.assert_allclose(modes_of(policy, ROWS), theirs(path, ROWS), atol=1e-6)
+
+
+def test_bounds_of_a_scaled_tanh_are_held_against_schema(tmp_path: Path) -> None:
+    path = actor(
+        tmp_path,
+        HALVES,
+        node("Tanh", ["mean"], ["bounded"]),
+        node("Mul", ["bounded", "most"], ["action"]),
+        actions=4,
+        outputs=[tensor(name, ["batch", 2]) for name in ("action", "mean", "log_std")],
+    )
+    add_constant(path, "most", np.array([2, 0.5], np.float32))
+
+    policy = load(tmp_path, "actions: {torque: {low: [-2, -0.5], high: [2, 0.5]}}")
+
+    np.testing.assert_allclose(modes_of(policy, ROWS), theirs(path, ROWS), atol=1e-6)
+    with pytest.raises(SchemaError, match="low: is -3, the policy's file says -2"):
+        load(tmp_path, "actions: {torque: {low: -3, high: 3}}")
+    np.testing.assert_allclose(modes_of(load(tmp_path), ROWS), theirs(path, ROWS), atol=1e-6)
+
+
+def test_mean_and_deviation_are_of_sac_where_schema_states_it(tmp_path: Path) -> None:
+    path = actor(
+        tmp_path, HALVES, actions=4, outputs=[tensor(x, ["batch", 2]) for x in ("mean", "log_std")]
+    )
+
+    policy = load(tmp_path, "actions: {a: {low: -2, high: 2, values: squashed_normal}}")
+
+    expected = 2 * np.tanh(theirs(path, ROWS))
+    np.testing.assert_allclose(modes_of(policy, ROWS), expected, atol=1e-6)
+
+
+MULTINOMIAL = node("Multinomial", ["chances"], ["discrete_actions"], sample_size=1, dtype=7)
+CHOICE = tensor("discrete_actions", ["batch", 1], "int64")
+HYBRID = [
+    node("Constant", [], ["parts"], value_ints=[3, 2]),
+    node("Split", ["net", "parts"], ["chances", "aim"], axis=1),
+    MULTINOMIAL,
+]
+
+
+@pytest.mark.parametrize("name", ["continuous_actions", "mean", "aimed"])
+def test_action_beside_a_draw_is_never_dropped(name: str, tmp_path: Path) -> None:
+    others = [tensor(name, ["batch", 2])]
+    ending = [*HYBRID, node("Tanh", ["aim"], [name])]
+    if name == "mean":
+        ending.append(node("Neg", ["aim"], ["log_std"]))
+        others.append(tensor("log_std", ["batch", 2]))
+    actor(tmp_path, *ending, actions=5, outputs=[CHOICE, *others])
+
+    with pytest.raises(ModelError) as caught:
+        load(tmp_path)
+
+    assert caught.value.message == (
+        f"policy.onnx: its output {name!r} is an action beside the draw 'discrete_actions', and "
+        "would be left out; export one of the two alone, draw both in the graph, or describe both "
+        "in the file's metadata (docs/onnx.md)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("ending", "outputs"),
+    [
+        ([node("Identity", ["chances"], ["logits"])], [tensor("logits", ["batch", 3])]),
+        ([node("LogSoftmax", ["chances"], ["log_probs"])], [tensor("log_probs", ["batch", 3])]),
+        (
+            [node("ArgMax", ["chances"], ["action"], axis=1)],
+            [tensor("action", ["batch", 1], "int64")],
+        ),
+        (
+            [
+                node("MatMul", ["obs", "v"], ["value"]),
+                node("Constant", [], ["size"], value_floats=[1.0]),
+                node("Add", ["value", "size"], ["q_values"]),
+            ],
+            [tensor("value", ["batch", 2]), tensor("q_values", ["batch", 2])],
+        ),
+    ],
+    ids=["logits", "log-softmax", "mode", "values"],
+)
+def test_outputs_of_a_draws_own_distribution_stand_beside_it(
+    ending: list[Any], outputs: list[Any], tmp_path: Path
+) -> None:
+    path = actor(tmp_path, *HYBRID, *ending, actions=5, outputs=[CHOICE, *outputs])
+    add_constant(path, "v", weights(4, 2))
+
+    assert load(tmp_path).signature.family == "categorical(3)"
+
+
+@pytest.mark.parametrize("operator", ["ArgMax", "ArgMin"])
+def test_action_beside_its_values_is_compared_with_their_best(
+    operator: str, tmp_path: Path
+) -> None:
+    actor(
+        tmp_path,
+        node(operator, ["net"], ["action"], axis=1, keepdims=0),
+        node("Identity", ["net"], ["q_values"]),
+        outputs=[tensor("action", ["batch"], "int64"), tensor("q_values", ["batch", 3])],
+    )
+
+    if operator == "ArgMax":
+        assert load(tmp_path).signature.family == "greedy over categorical(3)"
+        return
+    with pytest.raises(ModelError, match="is not always the best choice of its 'q_values'"):
+        load(tmp_path)
+    stated = load(tmp_path, "actions: {a: {values: action}}")
+    assert stated.signature.family == "deterministic(1)"
+
+
+def test_bounded_features_are_no_second_action(tmp_path: Path) -> None:
+    actor(
+        tmp_path,
+        node("Identity", ["net"], ["logits"]),
+        outputs=[tensor("logits", ["batch", 3]), tensor("hidden", ["batch", 8])],
+    )
+
+    assert load(tmp_path).signature.family == "categorical(3)"
+
+
+SPELLED_OUT = [
+    node("Softmax", ["first"], ["p"], axis=1),
+    node("Softmax", ["second"], ["q"], axis=1),
+    node("Concat", ["p", "q"], ["chances"], axis=1),
+    node("Constant", [], ["small"], value_float=1e-7),
+    node("Add", ["chances", "small"], ["positive"]),
+    node("Log", ["positive"], ["action"]),
+]
+
+
+@pytest.mark.parametrize("schema", ["parameters: {}", TWO])
+@pytest.mark.parametrize(
+    "ending",
+    [
+        [
+            node("LogSoftmax", ["first"], ["p"], axis=1),
+            node("LogSoftmax", ["second"], ["q"], axis=1),
+            node("Concat", ["p", "q"], ["action"], axis=1),
+        ],
+        SPELLED_OUT,
+    ],
+    ids=["log-softmax", "spelled out"],
+)
+def test_discrete_action_of_old_ml_agents_is_the_logits_of_its_branches(
+    ending: list[Any], schema: str, tmp_path: Path
+) -> None:
+    control = node("Constant", [], ["is_continuous_control"], value_ints=[0])
+    outputs = [tensor("action", ["batch", 5]), tensor("is_continuous_control", [1], "int64")]
+    path = actor(tmp_path, *CUT, *ending, control, actions=5, outputs=outputs)
+
+    policy = load(tmp_path, schema)
+
+    assert policy.signature.family == "categorical(2) + categorical(3)"
+    numbers = theirs(path, ROWS)
+    expected = np.stack([numbers[:, :2].argmax(axis=1), numbers[:, 2:].argmax(axis=1)], axis=1)
+    np.testing.assert_array_equal(modes_of(policy, ROWS), expected)
+
+
+def test_softmaxes_that_the_graph_joins_are_cut_where_it_joins_them(tmp_path: Path) -> None:
+    actor(tmp_path, *JOINED, output="out", actions=5)
+
+    assert load(tmp_path).signature.family == "categorical(2) + categorical(3)"
+
+
+def test_draw_of_an_unknown_distribution_is_left_out_with_a_word(tmp_path: Path) -> None:
+    actor(
+        tmp_path,
+        node("RandomUniformLike", ["net"], ["noise"]),
+        node("Add", ["net", "noise"], ["noisy"]),
+        node("ArgMax", ["noisy"], ["action"], axis=1, keepdims=0),
+        node("Identity", ["net"], ["mean"]),
+        outputs=[tensor("action", ["batch"], "int64"), tensor("mean", ["batch", 3])],
+    )
+
+    policy = load(tmp_path)
+
+    assert policy.signature.family == "deterministic(3)"
+    left_out = "the draw 'action' is left out: its distribution is not known"
+    assert left_out in policy.signature.findings
+
+
+def test_draw_of_cleanrls_sac_is_a_squashed_normal_in_its_bounds(tmp_path: Path) -> None:
+    """SAC's `get_action` gives the draw, its log-probability and the mean's tanh, scaled."""
+    path = actor(
+        tmp_path,
+        node("Split", ["net"], ["mu", "log_std"], axis=1),
+        node("Exp", ["log_std"], ["std"]),
+        node("RandomNormalLike", ["mu"], ["noise"]),
+        node("Mul", ["noise", "std"], ["spread"]),
+        node("Add", ["mu", "spread"], ["x"]),
+        node("Tanh", ["x"], ["y"]),
+        node("Mul", ["y", "scale"], ["scaled"]),
+        node("Add", ["scaled", "bias"], ["action"]),
+        node("Constant", [], ["one"], value_ints=[1]),
+        node("ReduceSum", ["y", "one"], ["log_prob"], keepdims=1),
+        node("Tanh", ["mu"], ["bounded"]),
+        node("Mul", ["scale", "bounded"], ["scaled_mean"]),
+        node("Add", ["bias", "scaled_mean"], ["mean"]),
+        actions=4,
+        outputs=[
+            tensor("mean", ["batch", 2]),
+            tensor("action", ["batch", 2]),
+            tensor("log_prob", ["batch", 1]),
+        ],
+    )
+    add_constant(path, "scale", np.array([2, 0.5], np.float32))
+    add_constant(path, "bias", np.array([1, 0], np.float32))
+
+    policy = load(tmp_path)
+
+    assert policy.signature.family == "squashed_normal(2)"
+    assert policy.signature.components is not None
+    (part,) = policy.signature.components
+    assert (part.low, part.high) == ((-1, -0.5), (3, 0.5))
+    np.testing.assert_allclose(modes_of(policy, ROWS), theirs(path, ROWS), atol=1e-6)
+
+
+def test_bounds_that_rescale_sb3s_documented_export_are_told(tmp_path: Path) -> None:
+    shutil.copy(POLICIES / "onnx_sb3_doc_ppo_box" / "policy.onnx", tmp_path)
+
+    policy = load(tmp_path, "actions: {a: {low: [-1, 0], high: [3, 0.5]}}")
+
+    assert any("write 'normalized: False'" in one for one in policy.signature.findings)

@@ -513,7 +513,8 @@ def test_draw_of_an_unknown_distribution_is_refused(tmp_path: Path) -> None:
 
     assert caught.value.message == (
         "policy.onnx: its output 'action' is a draw by RandomUniformLike, and the graph does not "
-        "show the distribution that it comes from; export the logits, or mean and log_std"
+        "show the distribution that it comes from; export the logits, or mean and log_std, "
+        "of SAC with 'values: squashed_normal' in schema.yaml"
     )
 
 

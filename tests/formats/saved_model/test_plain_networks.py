@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers, ops
 
 from policy_server.distributions.action_distribution import ActionDistribution
@@ -165,3 +166,42 @@ def test_probabilities_behind_another_operation_are_not_read_as_logits(tmp_path:
 
     with pytest.raises(ModelError, match="'values: probabilities' or 'values: logits' under"):
         load(folder, "parameters: {discrete: True}")
+
+
+def test_action_that_is_the_tanh_of_the_mean_is_the_mode_of_sac(tmp_path: Path) -> None:
+    mean = dense(2)
+    outputs = {"action": ops.tanh(mean) * 2, "mean": mean, "log_std": dense(2)}
+    model = keras.Model(INPUTS, outputs)
+
+    policy = load(exported(model, tmp_path), "actions: {torque: {}}")
+
+    assert policy.signature.family == "squashed_normal(2)"
+    modes = policy.infer(PolicyInputs.of(ROWS, is_deterministic=True)).actions
+    assert modes == pytest.approx(np.asarray(model(ROWS)["action"]), abs=1e-5)
+
+
+def test_draw_that_the_graph_makes_itself_says_nothing_of_the_mean(tmp_path: Path) -> None:
+    mean = dense(2)
+    drawn = layers.Lambda(lambda x: x + tf.random.normal((2,)))(mean)
+    outputs = {"action": drawn, "mean": mean, "log_std": dense(2)}
+
+    policy = load(exported(keras.Model(INPUTS, outputs), tmp_path))
+
+    assert policy.signature.family == "normal(2)"
+    assert any("no tanh follows a draw" in finding for finding in policy.signature.findings)
+
+
+@pytest.mark.parametrize("is_inner", [False, True], ids=["aim", "features"])
+def test_bounded_vector_beside_a_choice_is_an_action_if_it_ends_there(
+    is_inner: bool,  # noqa: FBT001 -- a parameter
+    tmp_path: Path,
+) -> None:
+    bounded = dense(8, activation="tanh")
+    logits = layers.Dense(3, name="logits")(bounded if is_inner else INPUTS)
+    folder = exported(keras.Model(INPUTS, [logits, bounded]), tmp_path)
+
+    if is_inner:
+        assert load(folder).signature.family == "categorical(3)"
+        return
+    with pytest.raises(ModelError, match="its 'output_1' and its 'logits' are two actions"):
+        load(folder)
