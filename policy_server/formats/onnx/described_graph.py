@@ -27,7 +27,8 @@ def described_roles(model: OnnxModel, document: PolicyDocument) -> Roles:
         ModelError: if the graph has other inputs or outputs, or an input can't be filled.
     """
     flow = {item.input: item.output for item in document.memory}
-    roles = find_roles(model, None, flow=flow)
+    masks = () if document.mask is None else (document.mask,)
+    roles = find_roles(model, None, flow=flow, masks=masks)
     found = {
         "observation.inputs": [item.name for item in roles.observations],
         "memory": [item.name for item in roles.memory],

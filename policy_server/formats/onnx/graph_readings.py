@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from policy_server.errors import ModelError
+from policy_server.errors import ModelError, SchemaError
 from policy_server.formats.onnx.action_outputs import Actions, read_actions
-from policy_server.formats.onnx.answer_checks import checked_actions
+from policy_server.formats.onnx.answer_checks import checked_actions, needs_mask_itself
 from policy_server.formats.onnx.described_graph import (
     described_actions,
     described_roles,
@@ -61,7 +61,10 @@ def read_by_graph(
         ModelError: if nothing tells the meaning of an input or output.
         SchemaError: if schema.yaml disagrees with the graph.
     """
-    roles = find_roles(model, schema, flow=None if description is None else description.flow)
+    flow = None if description is None else description.flow
+    roles = find_roles(model, schema, flow=flow)
+    if roles.mask is not None and _needs_mask_itself(model, roles, schema):
+        roles = find_roles(model, schema, flow=flow, masks=())
     _check_width(roles, schema)
     _check_places(model, roles, schema)
     graph = GraphRuns(model, roles)
@@ -101,9 +104,23 @@ def read_by_metadata(
     actions = described_actions(model, document, graph.measure)
     plan = _plan(roles, actions)
     _refuse_random(graph, plan)
+    if needs_mask_itself(graph, plan, actions.components):
+        raise ModelError(
+            f"{model.name}: {POLICY_KEY}: mask is {document.mask!r}, which changes more than the "
+            "logits of integer actions; name it among observation.inputs instead, or export the "
+            "masked logits"
+        )
     signature = described_signature(model, document, _signature(model, roles, actions))
     signature = describe_signature(signature, schema, has_own_bounds=True)
     return Reading(graph, plan, graph.function(plan), signature)
+
+
+def _needs_mask_itself(model: OnnxModel, roles: Roles, schema: ServerSchema | None) -> bool:
+    """Return whether a mask is a part of the observation, since it changes more than logits."""
+    graph = GraphRuns(model, roles)
+    graph.measure([item.name for item in model.outputs])
+    actions = read_actions(model, roles, schema, graph.measure)
+    return needs_mask_itself(graph, _plan(roles, actions), actions.components)
 
 
 def _check_width(roles: Roles, schema: ServerSchema | None) -> None:
@@ -122,7 +139,21 @@ def _check_width(roles: Roles, schema: ServerSchema | None) -> None:
     if mask is not None and schema.observations is not None:
         kept = tuple(item for item in schema.observations if item.name != mask)
         schema = replace(schema, observations=kept)
-    check_schema_fits(replace(schema, discrete=None, tuple=None), known)
+    try:
+        check_schema_fits(replace(schema, discrete=None, tuple=None), known)
+    except SchemaError as error:
+        if not roles.observed_masks:
+            raise
+        raise SchemaError(f"{error.message}; {_mask_words(roles)}") from error
+
+
+def _mask_words(roles: Roles) -> str:
+    names = " and ".join(map(repr, roles.observed_masks))
+    is_one = len(roles.observed_masks) == 1
+    return (
+        f"the graph's {names} {'is a part' if is_one else 'are parts'} of the observation, as more "
+        "than logits depends on it; export the masked logits for a mask beside the observation"
+    )
 
 
 def _check_places(model: OnnxModel, roles: Roles, schema: ServerSchema | None) -> None:
@@ -194,6 +225,8 @@ def _assumed(model: OnnxModel, roles: Roles) -> list[str]:
     if len(roles.observations) > 1:
         names = ", ".join(item.name for item in roles.observations)
         found.append(f"an observation is the inputs {names}, one after another")
+    if roles.observed_masks:
+        found.append(_mask_words(roles))
     observed = {item.name for item in roles.observations}
     found += [
         f"the input {pair.before.name} is an observation, and no state that {pair.after} follows; "

@@ -570,6 +570,118 @@ def test_mask_that_does_more_than_forbid_is_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def masked_action(
+    folder: Path,
+    *ending: Any,  # noqa: ANN401 -- onnx is untyped
+    masks: Sequence[str] = ("action_mask",),
+) -> Path:
+    """Write a graph that answers the best action alone, of logits that the ending has masked."""
+    return write_model(
+        folder,
+        [
+            node("MatMul", ["obs", "w"], ["net"]),
+            node("Constant", [], ["low"], value_float=-1e8),
+            *ending,
+            node("ArgMax", ["masked"], ["actions"], axis=1, keepdims=0),
+        ],
+        [tensor("obs", ["batch", 4]), *(tensor(name, ["batch", 3]) for name in masks)],
+        [tensor("actions", ["batch"], "int64")],
+        {"w": weights(4, 3)},
+    )
+
+
+ALLOWED = (
+    node("Cast", ["action_mask"], ["allowed"], to=9),
+    node("Where", ["allowed", "net", "low"], ["masked"]),
+)
+FORBIDDEN = (
+    node("Mul", ["action_mask", "low"], ["penalty"]),
+    node("Add", ["net", "penalty"], ["masked"]),
+)
+MASKS = np.random.default_rng(2).integers(0, 2, (6, 3)).astype(np.float32)
+MASKED_ROWS = np.concatenate([ROWS, MASKS], axis=1)
+
+
+@pytest.mark.parametrize("ending", [ALLOWED, FORBIDDEN], ids=["1 allows", "1 forbids"])
+def test_mask_of_an_action_alone_is_part_of_the_observation(
+    ending: Sequence[Any], tmp_path: Path
+) -> None:
+    path = masked_action(tmp_path, *ending)
+
+    policy = load(tmp_path)
+
+    assert policy.signature.mask_name is None
+    assert policy.signature.observation_width == 7
+    (expected,) = onnxruntime.InferenceSession(path).run(None, {"obs": ROWS, "action_mask": MASKS})
+    assert asked(policy, MASKED_ROWS).actions[:, 0].tolist() == expected.tolist()
+    assert any("export the masked logits" in line for line in policy.signature.findings)
+
+
+def test_mask_of_an_action_alone_is_a_field_of_schema(tmp_path: Path) -> None:
+    masked_action(tmp_path, *ALLOWED)
+    field = '{{type: "List[float]", min_items: {0}, max_items: {0}}}'
+    fields = f"obs: {field.format(4)}, action_mask: {field.format(3)}"
+
+    policy = load(tmp_path, f"observations: {{{fields}}}\nparameters: {{}}")
+
+    assert policy.signature.observation_width == 7
+    with pytest.raises(SchemaError, match="'action_mask' is a part of the observation"):
+        load(tmp_path, f"observations: {{obs: {field.format(4)}}}\nparameters: {{}}")
+
+
+def test_one_of_two_masks_that_both_matter_is_not_taken_for_ones(tmp_path: Path) -> None:
+    names = ("action_mask", "legal_actions_mask")
+    path = masked_action(
+        tmp_path,
+        node("Mul", ["action_mask", "legal_actions_mask"], ["both"]),
+        node("Cast", ["both"], ["allowed"], to=9),
+        node("Where", ["allowed", "net", "low"], ["masked"]),
+        masks=names,
+    )
+
+    policy = load(tmp_path)
+
+    feeds = {"obs": ROWS, "action_mask": MASKS, "legal_actions_mask": MASKS[::-1]}
+    (expected,) = onnxruntime.InferenceSession(path).run(None, feeds)
+    rows = np.concatenate([MASKED_ROWS, MASKS[::-1]], axis=1)
+    assert asked(policy, rows).actions[:, 0].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.0], ids=["remembered", "forgotten"])
+def test_mask_that_a_state_depends_on_is_part_of_the_observation(
+    weight: float, tmp_path: Path
+) -> None:
+    path = write_model(
+        tmp_path,
+        [
+            node("Constant", [], ["low"], value_float=-1e8),
+            node("Cast", ["action_mask"], ["allowed"], to=9),
+            node("MatMul", ["obs", "w"], ["net"]),
+            node("Add", ["net", "h_in"], ["sum"]),
+            node("Where", ["allowed", "sum", "low"], ["logits"]),
+            node("Mul", ["action_mask", "weight"], ["noted"]),
+            node("Add", ["h_in", "noted"], ["h_out"]),
+        ],
+        [
+            tensor("obs", ["batch", 4]),
+            tensor("action_mask", ["batch", 3]),
+            tensor("h_in", ["batch", 3]),
+        ],
+        [tensor("logits", ["batch", 3]), tensor("h_out", ["batch", 3])],
+        {"w": weights(4, 3), "weight": np.full(1, weight, np.float32)},
+    )
+
+    policy = load(tmp_path)
+
+    assert policy.signature.mask_name == (None if weight else "action_mask")
+    if not weight:
+        return
+    state = np.zeros((6, 3), np.float32)
+    found = asked(policy, MASKED_ROWS, state).state
+    feeds = {"obs": ROWS, "action_mask": MASKS, "h_in": state}
+    np.testing.assert_array_equal(found, onnxruntime.InferenceSession(path).run(None, feeds)[1])
+
+
 def test_state_that_no_action_depends_on_is_no_memory(tmp_path: Path) -> None:
     actor(
         tmp_path,
