@@ -13,6 +13,8 @@ from policy_server.formats.onnx.described_graph import (
     described_signature,
 )
 from policy_server.formats.onnx.graph_runs import GraphRuns, RowFunction
+from policy_server.formats.onnx.graph_view import GraphView
+from policy_server.formats.onnx.kept_bounds import KeptBounds
 from policy_server.formats.onnx.leapp import Description
 from policy_server.formats.onnx.model_file import OnnxModel
 from policy_server.formats.onnx.observed_inputs import check_places
@@ -21,6 +23,7 @@ from policy_server.formats.onnx.policy_metadata import POLICY_KEY, VECTORS_KEY, 
 from policy_server.formats.onnx.random_nodes import RandomNodes
 from policy_server.formats.onnx.roles import Roles, find_roles
 from policy_server.formats.onnx.state_pairs import look_alikes
+from policy_server.formats.scaled_actions import KeptPart, with_kept_bounds
 from policy_server.policy import PolicySignature
 from policy_server.schema import ServerSchema
 from policy_server.schema_fit import check_schema_fits, describe_signature
@@ -78,8 +81,27 @@ def read_by_graph(
     signature = _signature(model, roles, actions)
     if description is not None:
         signature = replace(signature, findings=(*signature.findings, description.finding))
-    signature = describe_signature(signature, schema, has_own_bounds=actions.has_own_bounds)
+    bounded = _without_rescaling(graph, actions, schema)
+    signature = describe_signature(signature, bounded, has_own_bounds=actions.has_own_bounds)
     return Reading(graph, plan, function, signature)
+
+
+def _without_rescaling(
+    graph: GraphRuns, actions: Actions, schema: ServerSchema | None
+) -> ServerSchema | None:
+    """Return schema.yaml, where bounds that a scaled tanh or a clipping keeps rescale nothing."""
+    view = GraphView(
+        graph.model,
+        lambda name: graph.measure([name])[name].shape,
+        lambda name: graph.measure([name])[name].has_integer_type,
+        RandomNodes(graph.model, graph.roles.fixed),
+    )
+    kept = KeptBounds(graph.model, view)
+    parts = [
+        kept.part(piece.tensor, piece.width) if piece.is_plain else KeptPart(piece.width, None)
+        for piece in actions.pieces
+    ]
+    return with_kept_bounds(actions.components, parts, schema)
 
 
 def read_by_metadata(

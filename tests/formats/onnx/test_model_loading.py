@@ -280,6 +280,68 @@ def test_scaled_tanh_is_an_action(tmp_path: Path) -> None:
     np.testing.assert_allclose(outputs.actions, theirs(path)[0], atol=1e-6)
 
 
+SCALED_TANH = (
+    node("Tanh", ["net"], ["squashed"]),
+    node("Constant", [], ["scale"], value_floats=[2.0, 0.5, 1.0]),
+    node("Constant", [], ["bias"], value_floats=[0.0, 0.5, -1.0]),
+    node("Mul", ["squashed", "scale"], ["scaled"]),
+    node("Add", ["scaled", "bias"], ["actions"]),
+)
+SIGMOID = (
+    node("Sigmoid", ["net"], ["squashed"]),
+    node("Constant", [], ["scale"], value_floats=[4.0, 1.0, 2.0]),
+    node("Constant", [], ["bias"], value_floats=[2.0, 0.0, 2.0]),
+    node("Mul", ["scale", "squashed"], ["scaled"]),
+    node("Sub", ["scaled", "bias"], ["actions"]),
+)
+CLIPPED = (
+    node("Constant", [], ["least"], value_floats=[-2.0, 0.0, -2.0]),
+    node("Constant", [], ["most"], value_floats=[2.0, 1.0, 0.0]),
+    node("Max", ["net", "least"], ["upper"]),
+    node("Min", ["most", "upper"], ["actions"]),
+)
+
+
+@pytest.mark.parametrize(
+    "ending", [SCALED_TANH, SIGMOID, CLIPPED], ids=["tanh", "sigmoid", "clipped"]
+)
+def test_action_in_the_environments_units_is_not_scaled_again(
+    ending: Sequence[Any], tmp_path: Path
+) -> None:
+    path = actor(tmp_path, *ending, output="actions")
+
+    policy = load(tmp_path, "actions: {force: {low: [-2, 0, -2], high: [2, 1, 0]}}")
+
+    np.testing.assert_allclose(asked(policy).actions, theirs(path)[0], atol=1e-6)
+
+
+def test_action_of_other_units_than_schema_rescales_is_refused(tmp_path: Path) -> None:
+    actor(tmp_path, *SCALED_TANH, output="actions")
+
+    with pytest.raises(ModelError, match=r"gives numbers in \[-2, 2\]; write 'normalized: False'"):
+        load(tmp_path, "actions: {force: {low: [-3, -3, -3], high: [3, 3, 3]}}")
+    load(tmp_path, "actions: {force: {low: [-1, -1, -1], high: [1, 1, 1]}}")
+
+
+def test_clipping_to_other_bounds_is_no_scaling(tmp_path: Path) -> None:
+    path = actor(tmp_path, *CLIPPED, output="actions")
+
+    policy = load(tmp_path, "actions: {force: {low: [0, 0, 0], high: [8, 8, 8]}}")
+
+    expected = np.clip(4 * (theirs(path)[0] + 1), 0, 8)
+    np.testing.assert_allclose(asked(policy).actions, expected, atol=1e-5)
+
+
+def test_action_of_a_plain_or_weak_tanh_is_rescaled(tmp_path: Path) -> None:
+    half = node("Constant", [], ["half"], value_float=0.5)
+    ending = [node("Tanh", ["net"], ["full"]), half, node("Mul", ["full", "half"], ["actions"])]
+    path = actor(tmp_path, *ending, output="actions")
+
+    policy = load(tmp_path, "actions: {force: {low: [-2, -2, -2], high: [2, 2, 2]}}")
+
+    np.testing.assert_allclose(asked(policy).actions, 2 * theirs(path)[0], atol=1e-6)
+
+
 @pytest.mark.parametrize("deviation", ["log_std", "std"])
 def test_mean_and_deviation_are_a_normal_distribution(deviation: str, tmp_path: Path) -> None:
     ending = [node("Identity", ["net"], ["mu"])]
