@@ -164,6 +164,8 @@ class PolicySignature:
         observation_width: how many numbers one observation has; None where the model leaves it
             open.
         observation_dtype: NumPy's name of the type of the `observations` input.
+        observation_columns: the type and the width of each of several inputs that make an
+            observation, in order, where their types differ; else empty.
         observation_parts: the parts of the environment's observation in the order of their columns,
             where the policy's file tells them; else empty.
         inputs: the signature's inputs.
@@ -205,6 +207,7 @@ class PolicySignature:
     memory: tuple[StateTensor, ...] = ()
     mask_name: str | None = None
     observation_parts: tuple[ObservationPart, ...] = ()
+    observation_columns: tuple[tuple[str, int], ...] = ()
     findings: tuple[str, ...] = ()
     engine: Literal["numpy", "onnxruntime", "tensorflow"] = "tensorflow"
     engine_reason: str = ""
