@@ -106,6 +106,9 @@ def find_roles(
     _refuse_merged_states(model, pairs)
     after = {pair.after for pair in pairs}
     outputs = tuple(item for item in model.outputs if item.name not in after)
+    if not outputs and flow is not None:
+        # An action that the next step takes is one still.
+        outputs = model.outputs
     if not outputs:
         raise ModelError(f"{model.name}: no output holds an action{_taken(pairs)}")
     # A dummy state goes from its input to its output, and no action depends on it.
