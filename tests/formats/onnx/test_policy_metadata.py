@@ -53,6 +53,31 @@ def component(policy: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def continuous(policy: dict[str, Any], **part: Any) -> dict[str, Any]:  # noqa: ANN401 -- JSON
+    """Return the distribution of three continuous numbers."""
+    parts = [{"kind": "deterministic", "size": 3, **part}]
+    return {**policy["distribution"], "components": parts}
+
+
+@pytest.mark.parametrize("role", ["previous_action", "previous_reward"])
+def test_previous_step_of_another_size_is_refused(role: str, folder: Path) -> None:
+    path = folder / "policy.onnx"
+    model = onnx.load(path)
+    model.graph.input.append(tensor("before", ["batch", 3]))
+    model.graph.output.append(tensor("after", ["batch", 3]))
+    (last,) = (item for item in model.graph.node if "logits" in item.output)
+    last.output[:] = ["net"]
+    model.graph.node.extend(
+        [node("Add", ["net", "before"], ["logits"]), node("Identity", ["before"], ["after"])]
+    )
+    onnx.save(model, path)
+    entry = {"name": "last", "input": "before", "output": "after", "role": role}
+    change(folder, POLICY_KEY, lambda p: p.update(memory=[entry]))
+
+    with pytest.raises(ModelError, match=f"memory.0: the {role} has 3 numbers, expected 1"):
+        load_policy(folder)
+
+
 def test_file_of_the_page_is_served_without_schema_yaml(folder: Path) -> None:
     policy = load_policy(folder)
 
@@ -159,6 +184,29 @@ def test_schema_that_contradicts_the_file_is_refused(folder: Path) -> None:
             ),
             "is_value_based: is for categorical",
             id="values",
+        ),
+        pytest.param(
+            lambda p: p.update(
+                distribution=continuous(p),
+                actions=[{"name": "a", "is_integer": True, "columns": 3, "is_vector": True}],
+            ),
+            "actions.0.is_integer: is True, its components give continuous numbers",
+            id="integers",
+        ),
+        pytest.param(
+            lambda p: p.update(distribution=continuous(p, low=[0.0, 2.0, 0.0], high=[1.0] * 3)),
+            "components.0.low: is 2.0, above the high of 1.0",
+            id="low above high",
+        ),
+        pytest.param(
+            lambda p: p.update(distribution=continuous(p, mean_bounds=[2.0, -2.0])),
+            "components.0.mean_bounds: is 2.0, above the high of -2.0",
+            id="mean bounds",
+        ),
+        pytest.param(
+            lambda p: p["observation"].update(parts=[{"shape": [2], "low": 1.0, "high": -1.0}]),
+            "observation.parts.0.low: is 1.0, above the high of -1.0",
+            id="part's bounds",
         ),
     ],
 )
