@@ -337,20 +337,21 @@ def answered(
     inputs = found[:, :-width] if width else found
     if asked.masks is not None:
         inputs = actions.masked(inputs, asked.masks)
-    outputs = actions.answer(
-        inputs,
-        is_deterministic=asked.is_deterministic,
-        seeds=asked.seeds,
-        wants_distribution=asked.wants_distribution,
-    )
+    options: dict[str, Any] = {
+        "is_deterministic": asked.is_deterministic,
+        "seeds": asked.seeds,
+        "wants_distribution": asked.wants_distribution,
+    }
     if asked.state is None:
-        return outputs
-    return PolicyOutputs(
-        outputs.actions,
-        outputs.log_probability,
-        outputs.distribution,
-        found[:, inputs.shape[1] :],
-    )
+        return actions.answer(inputs, **options)
+    state = found[:, inputs.shape[1] :]
+    if signature.noted_places:
+        outputs, own = actions.answer_with_own(inputs, **options)
+        state = state.copy()
+        state[:, signature.noted_places] = own
+    else:
+        outputs = actions.answer(inputs, **options)
+    return PolicyOutputs(outputs.actions, outputs.log_probability, outputs.distribution, state)
 
 
 def _with_state(asked: PolicyInputs, width: int) -> Array:

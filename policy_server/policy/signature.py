@@ -53,7 +53,8 @@ class StateTensor:
         role: `state` for numbers that the network itself gives after a step. `previous_action`
             for the action that was answered, in the numbers of the policy's own space (one for each
             action value, as the model's input takes it), and `previous_reward` for its reward:
-            the network's result keeps their places, and the keeper of the memory writes them.
+            the network's result keeps their places, and the keeper of the memory writes them, or
+            the policy itself the action (`PolicySignature.noted_places`).
     """
 
     name: str
@@ -291,6 +292,30 @@ class PolicySignature:
     def memory_width(self) -> int:
         """Return how many numbers the state of one episode has; 0 for a policy without memory."""
         return sum(tensor.size for tensor in self.memory)
+
+    def places_of(self, role: StateRole) -> list[int]:
+        """Return the indices of a role's numbers in the state of an episode.
+
+        Args:
+            role: the role of the state's tensors.
+        """
+        found: list[int] = []
+        first = 0
+        for tensor in self.memory:
+            if tensor.role == role:
+                found += range(first, first + tensor.size)
+            first += tensor.size
+        return found
+
+    @functools.cached_property
+    def noted_places(self) -> list[int]:
+        """Return the places of the previous action, where the policy itself writes it.
+
+        It does so where bounds cut its actions: the answered one does not tell the policy's own.
+        """
+        parts = self.components or ()
+        is_cut = any(part.low is not None or part.high is not None for part in parts)
+        return self.places_of("previous_action") if is_cut else []
 
     @property
     def row_dtype(self) -> type[np.float32] | type[np.float64]:
