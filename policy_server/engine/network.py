@@ -50,6 +50,8 @@ _ROWS_AT_ONCE = 512
 # The sizes of the calls whose times tell that of every call, and how often each is tried.
 _MEASURED_ROWS = (1, 33)
 _MEASURED_TIMES = 3
+# 32-bit floats hold every integer below it.
+_ROUNDED = 2.0**24
 _SUMS = ("Add", "AddV2", "BiasAdd")
 _ACTIVATIONS = ("Relu", "Tanh")
 
@@ -335,6 +337,11 @@ def answered(
     rows = _with_state(asked, width) if width else asked.observations
     found = seeded_apart(run, rows, asked.seeds).astype(np.float32, copy=False)
     inputs = found[:, :-width] if width else found
+    if signature.whole_inputs and (np.abs(inputs[:, signature.whole_inputs]) >= _ROUNDED).any():
+        raise DistributionError(
+            "the policy's action is an integer beyond 16777215, which 32-bit floats round; export "
+            "a smaller one, such as an index"
+        )
     if asked.masks is not None:
         inputs = actions.masked(inputs, asked.masks)
     options: dict[str, Any] = {

@@ -317,6 +317,12 @@ class PolicySignature:
         is_cut = any(part.low is not None or part.high is not None for part in parts)
         return self.places_of("previous_action") if is_cut else []
 
+    @functools.cached_property
+    def whole_inputs(self) -> list[int]:
+        """Return the columns of `action_dist_inputs` that are integer actions themselves."""
+        parts = [part for part in self.components or () if part.has_integers]
+        return [part.first_input + column for part in parts for column in range(part.size)]
+
     @property
     def row_dtype(self) -> type[np.float32] | type[np.float64]:
         """Return the type that observations travel in: wide enough for the policy's own."""

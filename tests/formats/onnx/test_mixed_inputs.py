@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from policy_server.errors import ObservationError
+from policy_server.errors import DistributionError, ObservationError
 from policy_server.formats.known_formats import load_policy
 from policy_server.observation_fit import fit_observations
 from policy_server.observations import ObservationSpace
@@ -70,3 +70,20 @@ def test_number_that_its_own_input_does_not_hold_is_refused(body: str, tmp_path:
         ArrayRules(None, numbers).check(np.array([[x, number]]), None)
     space.parse_raw(b'{"obs": [0.5, 255]}')
     space.parse_named(b'{"x": 0.5, "id": 255}')
+
+
+@pytest.mark.parametrize("engine", ["numpy", "onnxruntime"])
+def test_integer_action_that_would_be_rounded_is_refused(engine: Engine, tmp_path: Path) -> None:
+    write_model(
+        tmp_path,
+        [node("Identity", ["id"], ["actions"])],
+        [tensor("id", ["batch", 1], "int64")],
+        [tensor("actions", ["batch", 1], "int64")],
+    )
+    policy = load_policy(tmp_path, engine=engine)
+
+    largest = policy.infer(PolicyInputs.of(np.array([[2.0**24 - 1]]))).actions
+
+    assert largest.tolist() == [[2**24 - 1]]
+    with pytest.raises(DistributionError, match="an integer beyond 16777215"):
+        policy.infer(PolicyInputs.of(np.array([[2.0**24 + 1]])))
