@@ -60,7 +60,7 @@ def check_schema_fits(schema: ServerSchema, signature: PolicySignature) -> None:
                 f"{schema.source}: gives {given} values{beside}, the policy expects {expected}; "
                 "mend the lists' bounds"
             )
-    numbers = number_range(signature.observation_dtype)
+    numbers = number_range(signature.observation_dtype, signature.observation_columns)
     # An example of another length than the policy leaves is in the first ones only.
     for fields in (stated.observations, observed.observations):
         numbers.check_fields(fields or (), schema.source)

@@ -228,10 +228,37 @@ class ActionDistribution:
         Raises:
             DistributionError: if a row is no distribution.
         """
+        return self.answer_with_own(
+            inputs,
+            is_deterministic=is_deterministic,
+            seeds=seeds,
+            wants_distribution=wants_distribution,
+        )[0]
+
+    def answer_with_own(
+        self,
+        inputs: Float32Array,
+        *,
+        is_deterministic: NDArray[np.bool_],
+        seeds: Int64Array,
+        wants_distribution: bool = True,
+    ) -> tuple[PolicyOutputs, Float64Array]:
+        """Return the answers, and float64[B, A], their actions in the policy's own space.
+
+        Args:
+            inputs: see `answer`, and so for the others.
+            is_deterministic: see `answer`.
+            seeds: see `answer`.
+            wants_distribution: see `answer`.
+
+        Raises:
+            DistributionError: if a row is no distribution.
+        """
         kept = inputs if wants_distribution else None
         if self.is_greedy:
-            actions = self.in_environment_units(self.mode(inputs))
-            return PolicyOutputs(actions, np.zeros(len(inputs)), kept)
+            own = self.mode(inputs)
+            actions = self.in_environment_units(own)
+            return PolicyOutputs(actions, np.zeros(len(inputs)), kept), own
         reading = self._read(inputs)
         modes = np.count_nonzero(is_deterministic)
         if modes == len(is_deterministic):
@@ -244,7 +271,8 @@ class ActionDistribution:
         if self._bare and modes:
             self._unsquash_modes(own, values, is_deterministic)
         actions = self.in_environment_units(own)
-        return PolicyOutputs(actions, self._log_probability(reading, values, actions), kept)
+        chance = self._log_probability(reading, values, actions)
+        return PolicyOutputs(actions, chance, kept), own
 
     def mode(self, inputs: NDArray[np.floating[Any]]) -> Float64Array:
         """Return each row's deterministic action, as RLlib takes it with exploration off.

@@ -50,6 +50,8 @@ _ROWS_AT_ONCE = 512
 # The sizes of the calls whose times tell that of every call, and how often each is tried.
 _MEASURED_ROWS = (1, 33)
 _MEASURED_TIMES = 3
+# 32-bit floats hold every integer below it.
+_ROUNDED = 2.0**24
 _SUMS = ("Add", "AddV2", "BiasAdd")
 _ACTIVATIONS = ("Relu", "Tanh")
 
@@ -335,22 +337,28 @@ def answered(
     rows = _with_state(asked, width) if width else asked.observations
     found = seeded_apart(run, rows, asked.seeds).astype(np.float32, copy=False)
     inputs = found[:, :-width] if width else found
+    if signature.whole_inputs and (np.abs(inputs[:, signature.whole_inputs]) >= _ROUNDED).any():
+        raise DistributionError(
+            "the policy's action is an integer beyond 16777215, which 32-bit floats round; export "
+            "a smaller one, such as an index"
+        )
     if asked.masks is not None:
         inputs = actions.masked(inputs, asked.masks)
-    outputs = actions.answer(
-        inputs,
-        is_deterministic=asked.is_deterministic,
-        seeds=asked.seeds,
-        wants_distribution=asked.wants_distribution,
-    )
+    options: dict[str, Any] = {
+        "is_deterministic": asked.is_deterministic,
+        "seeds": asked.seeds,
+        "wants_distribution": asked.wants_distribution,
+    }
     if asked.state is None:
-        return outputs
-    return PolicyOutputs(
-        outputs.actions,
-        outputs.log_probability,
-        outputs.distribution,
-        found[:, inputs.shape[1] :],
-    )
+        return actions.answer(inputs, **options)
+    state = found[:, inputs.shape[1] :]
+    if signature.noted_places:
+        outputs, own = actions.answer_with_own(inputs, **options)
+        state = state.copy()
+        state[:, signature.noted_places] = own
+    else:
+        outputs = actions.answer(inputs, **options)
+    return PolicyOutputs(outputs.actions, outputs.log_probability, outputs.distribution, state)
 
 
 def _with_state(asked: PolicyInputs, width: int) -> Array:

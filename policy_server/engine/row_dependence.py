@@ -239,11 +239,13 @@ def _softmax(sets: Sequence[Array], _values: Sequence[Array], _named: Mapping[st
 
 
 def _normalised(sets: Sequence[Array], _values: Sequence[Array], named: Mapping[str, Any]) -> Array:
-    if not named["is_training"]:
-        return sets[0]
     is_channels_first = named["data_format"] == "NCHW"
     axes = (0, 2, 3) if is_channels_first else (0, 1, 2)
     shape = (1, -1, 1, 1) if is_channels_first else (-1,)
+    if not named["is_training"]:
+        # Scale, offset and moments may be those of the batch.
+        given = np.bitwise_or.reduce([item.reshape(shape) for item in sets[1:5]], axis=0)
+        return np.asarray(sets[0] | given)
     moments: Array = np.bitwise_or.reduce(sets[0], axis=axes, keepdims=True)
     scales = np.bitwise_or.reduce([item.reshape(shape) for item in sets[1:3]], axis=0)
     joined: Array = moments | scales

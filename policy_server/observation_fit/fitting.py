@@ -9,7 +9,7 @@ from policy_server.errors import SchemaError
 from policy_server.observation_fit.lengths import fit_lists
 from policy_server.observation_fit.readings import expand_integers
 from policy_server.policy import ObservationPart, PolicySignature, part_names
-from policy_server.schema import ObservationField, ServerSchema
+from policy_server.schema import ObservationField, ServerSchema, number_range
 
 __all__ = ["fit_observations"]
 
@@ -30,6 +30,17 @@ def fit_observations(
     Raises:
         SchemaError: if schema.yaml contradicts the policy's file.
     """
+    fields = _fitted(schema, signature)
+    if fields is None or not all(field.has_fixed_length for field in fields):
+        return fields
+    numbers = number_range(signature.observation_dtype, signature.observation_columns)
+    return tuple(numbers.narrowed(field, start) for field, start in _placed(fields))
+
+
+def _fitted(
+    schema: ServerSchema, signature: PolicySignature
+) -> tuple[ObservationField, ...] | None:
+    """Return the observations as the file's parts of an observation tell more of them."""
     fields, width, parts = (
         schema.without(signature.mask_name).observations,
         signature.observation_width,

@@ -66,7 +66,10 @@ def probe_vectors(policy: NetworkPolicy, *, most: int) -> PolicyVectors:
         state=None if questions.state is None else questions.state[chosen],
         masks=None if questions.masks is None else questions.masks[chosen],
     )
-    return PolicyVectors(kept, policy.infer(kept))
+    outputs = policy.infer(kept)
+    if outputs.state is not None:
+        outputs = replace(outputs, state=_kept(policy, kept, outputs.state))
+    return PolicyVectors(kept, outputs)
 
 
 def _answers(policy: NetworkPolicy, questions: PolicyInputs) -> list[Array | None]:
@@ -81,12 +84,22 @@ def _answers(policy: NetworkPolicy, questions: PolicyInputs) -> list[Array | Non
         return [_answers(policy, questions.part(row, row + 1))[0] for row in rows]
     found = outputs.distribution
     assert found is not None, "the distribution was asked for"
-    after: list[Array] = [] if outputs.state is None else [outputs.state]
+    after: list[Array] = [] if outputs.state is None else [_kept(policy, questions, outputs.state)]
     joined: Array = np.concatenate([found, *after], axis=1)
     # Minus infinity is a forbidden choice.
     is_unknown = np.isnan(joined).any(axis=1) | np.isposinf(joined).any(axis=1)
     is_unknown |= ~np.isfinite(np.concatenate([outputs.actions, *after], axis=1)).all(axis=1)
     return [None if is_unknown[row] else joined[row] for row in range(len(joined))]
+
+
+def _kept(policy: NetworkPolicy, questions: PolicyInputs, after: Array) -> Array:
+    """Return the state as the network gives it: the policy itself writes its action into it."""
+    places = policy.signature.noted_places
+    if not places or questions.state is None:
+        return after
+    kept = after.copy()
+    kept[:, places] = questions.state[:, places]
+    return kept
 
 
 def _is_clear(inputs: Array, signature: PolicySignature) -> bool:

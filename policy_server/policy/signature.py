@@ -53,7 +53,8 @@ class StateTensor:
         role: `state` for numbers that the network itself gives after a step. `previous_action`
             for the action that was answered, in the numbers of the policy's own space (one for each
             action value, as the model's input takes it), and `previous_reward` for its reward:
-            the network's result keeps their places, and the keeper of the memory writes them.
+            the network's result keeps their places, and the keeper of the memory writes them, or
+            the policy itself the action (`PolicySignature.noted_places`).
     """
 
     name: str
@@ -164,6 +165,8 @@ class PolicySignature:
         observation_width: how many numbers one observation has; None where the model leaves it
             open.
         observation_dtype: NumPy's name of the type of the `observations` input.
+        observation_columns: the type and the width of each of several inputs that make an
+            observation, in order, where their types differ; else empty.
         observation_parts: the parts of the environment's observation in the order of their columns,
             where the policy's file tells them; else empty.
         inputs: the signature's inputs.
@@ -205,6 +208,7 @@ class PolicySignature:
     memory: tuple[StateTensor, ...] = ()
     mask_name: str | None = None
     observation_parts: tuple[ObservationPart, ...] = ()
+    observation_columns: tuple[tuple[str, int], ...] = ()
     findings: tuple[str, ...] = ()
     engine: Literal["numpy", "onnxruntime", "tensorflow"] = "tensorflow"
     engine_reason: str = ""
@@ -288,6 +292,36 @@ class PolicySignature:
     def memory_width(self) -> int:
         """Return how many numbers the state of one episode has; 0 for a policy without memory."""
         return sum(tensor.size for tensor in self.memory)
+
+    def places_of(self, role: StateRole) -> list[int]:
+        """Return the indices of a role's numbers in the state of an episode.
+
+        Args:
+            role: the role of the state's tensors.
+        """
+        found: list[int] = []
+        first = 0
+        for tensor in self.memory:
+            if tensor.role == role:
+                found += range(first, first + tensor.size)
+            first += tensor.size
+        return found
+
+    @functools.cached_property
+    def noted_places(self) -> list[int]:
+        """Return the places of the previous action, where the policy itself writes it.
+
+        It does so where bounds cut its actions: the answered one does not tell the policy's own.
+        """
+        parts = self.components or ()
+        is_cut = any(part.low is not None or part.high is not None for part in parts)
+        return self.places_of("previous_action") if is_cut else []
+
+    @functools.cached_property
+    def whole_inputs(self) -> list[int]:
+        """Return the columns of `action_dist_inputs` that are integer actions themselves."""
+        parts = [part for part in self.components or () if part.has_integers]
+        return [part.first_input + column for part in parts for column in range(part.size)]
 
     @property
     def row_dtype(self) -> type[np.float32] | type[np.float64]:

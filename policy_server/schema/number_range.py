@@ -36,12 +36,45 @@ class NumberRange:
         is_integer: whether it holds whole numbers only.
         low: the smallest.
         high: the largest.
+        columns: the first number, the number behind the last one, and the narrower range of each
+            part of an observation that has one of its own, such as an image of uint8 beside floats.
     """
 
     dtype: str
     is_integer: bool
     low: Number
     high: Number
+    columns: tuple[tuple[int, int, NumberRange], ...] = ()
+
+    def mistake(self, numbers: Sequence[Number]) -> tuple[int, NumberRange] | None:
+        """Return the first number that its part's range lacks: its index, and that range.
+
+        Args:
+            numbers: an observation, or its beginning.
+        """
+        for first, stop, known in self.columns:
+            for place, number in enumerate(numbers[first:stop], first):
+                if not known.low <= number <= known.high or (known.is_integer and number % 1):
+                    return place, known
+        return None
+
+    def narrowed(self, field: ObservationField, start: int) -> ObservationField:
+        """Return a field that lies in a part of a narrower range, with that range.
+
+        Args:
+            field: an observation of schema.yaml, of a known length.
+            start: the index of its first number in a row.
+        """
+        stop = start + (field.max_columns or 0)
+        if field.kind == "bool" or field.one_hot is not None or field.normalize is not None:
+            return field
+        for first, last, known in self.columns:
+            if first <= start and stop <= last:
+                low = known.low if field.minimum is None else max(field.minimum, known.low)
+                high = known.high if field.maximum is None else min(field.maximum, known.high)
+                kind = "int" if known.is_integer else field.kind
+                return replace(field, kind=kind, minimum=low, maximum=high)
+        return field
 
     def within(self, field: ObservationField) -> tuple[Number, Number]:
         """Return the smallest and the largest number that a field and the policy both allow.
@@ -144,16 +177,19 @@ def _as_float32(number: Number) -> Number:
     return nearest
 
 
-def number_range(dtype: str) -> NumberRange:
+def number_range(dtype: str, columns: Sequence[tuple[str, int]] = ()) -> NumberRange:
     """Return the numbers that a type of observation holds.
 
     Args:
         dtype: NumPy's name of the type, such as a signature's `observation_dtype`.
+        columns: the type and the width of each part of an observation, where they differ.
 
     Returns:
         The range of float32 for float64 too, since answers are given in float32; whole numbers of
         64 bits as far as 64-bit floats hold them exactly.
     """
+    if columns:
+        return replace(number_range(dtype), columns=tuple(_narrower(columns)))
     if dtype == "bool":
         return NumberRange(dtype, is_integer=True, low=0, high=1)
     integer = _INTEGER.fullmatch(dtype)
@@ -169,3 +205,13 @@ def number_range(dtype: str) -> NumberRange:
         low=max(low, -EXACT_INTEGER_MAX),
         high=min(high, EXACT_INTEGER_MAX),
     )
+
+
+def _narrower(columns: Sequence[tuple[str, int]]) -> Iterator[tuple[int, int, NumberRange]]:
+    """Yield the parts of an observation that hold fewer numbers than float32."""
+    first = 0
+    for dtype, width in columns:
+        known = number_range(dtype)
+        if known.is_integer or known.high < FLOAT32_MAX:
+            yield first, first + width, known
+        first += width

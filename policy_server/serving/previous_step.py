@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from policy_server.errors import ObservationError
 from policy_server.observations import problem
-from policy_server.policy import LARGEST, Float32Array, Float64Array, PolicySignature, StateRole
+from policy_server.policy import LARGEST, Float32Array, Float64Array, PolicySignature
 
 __all__ = ["NOTHING_STATED", "PreviousStep", "StatedStep"]
 
 # Of lists in lists, an action has one or two; orjson and Python's stack have limits of their own.
 _DEEPEST = 32
+# An answer's numbers are rounded to 32 bits.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,9 @@ class PreviousStep:
         """
         self._components = signature.components or ()
         self._columns = sum(item.columns for item in signature.action_outputs)
-        self._action = _places(signature, "previous_action")
-        self._reward = _places(signature, "previous_reward")
+        self._action = np.array(signature.places_of("previous_action"), np.intp)
+        self._reward = np.array(signature.places_of("previous_reward"), np.intp)
+        self._is_noted = bool(signature.noted_places)
         self.takes_action = self._action.size > 0
         self.takes_reward = self._reward.size > 0
         self.is_taken = self.takes_action or self.takes_reward
@@ -116,7 +118,9 @@ class PreviousStep:
         written = state.copy()
         if self.takes_action:
             if stated.action is not None:
-                written[self._action] = self._own_action(self._checked(stated.action))
+                written[self._action] = self._own_action(
+                    self._checked(stated.action), state[self._action], has_action=has_action
+                )
             elif not has_action:
                 raise _refusal(
                     "missing",
@@ -131,12 +135,14 @@ class PreviousStep:
     def note_action(self, state: Float32Array, action: Float64Array) -> None:
         """Write the action that was answered into the memory after the step.
 
+        A policy whose actions are cut to bounds has written its own, as RLlib feeds that one back.
+
         Args:
             state: float32[memory_width], which is changed.
             action: float64[A], in the units that actions are answered in.
         """
-        if self.takes_action:
-            state[self._action] = self._own_action(action)
+        if self.takes_action and not self._is_noted:
+            state[self._action] = action
 
     def can_follow(self, state: Float32Array) -> bool:
         """Return whether the action in a memory is one that `note_action` could have written.
@@ -151,14 +157,32 @@ class PreviousStep:
             if part.kind == "categorical"
         )
 
-    def _own_action(self, action: Float64Array) -> Float64Array:
-        """Return an action in the policy's own space, from the environment's units."""
+    def _own_action(
+        self, action: Float64Array, before: Float32Array, *, has_action: bool
+    ) -> Float64Array:
+        """Return an executed action in the policy's own space, from the environment's units.
+
+        Args:
+            action: float64[A], in the units that actions are answered in.
+            before: float32[A], the memory's own action. It stays in a dimension of a single number,
+                and where it is the one that was answered, and only cut to the bounds.
+            has_action: whether it was answered.
+        """
         own = action.copy()
         for part in self._components:
-            if part.low is not None and part.high is not None and part.is_normalized:
-                columns = slice(part.first_column, part.first_column + part.columns)
-                low, high = np.array(part.low), np.array(part.high)
-                own[columns] = 2.0 * (action[columns] - low) / (high - low) - 1.0
+            if part.low is None or part.high is None:
+                continue
+            columns = slice(part.first_column, part.first_column + part.columns)
+            low, high = np.array(part.low), np.array(part.high)
+            is_same = low == high
+            cut = np.clip(before[columns], low, high)
+            if part.is_normalized:
+                width = np.where(is_same, 1.0, high - low)
+                own[columns] = 2.0 * (action[columns] - low) / width - 1.0
+                cut = np.clip(before[columns], -1.0, 1.0)
+            if has_action:
+                is_same |= np.isclose(own[columns], cut, rtol=0, atol=_ROUNDING)
+            own[columns] = np.where(is_same, before[columns], own[columns])
         return own
 
     def _checked(self, value: object) -> Float64Array:
@@ -191,17 +215,6 @@ class PreviousStep:
         if numbers is None or isinstance(reward, list) or abs(numbers[0]) > LARGEST:
             raise _refusal("finite_number", "previous-reward", "Input should be a finite number")
         return numbers[0]
-
-
-def _places(signature: PolicySignature, role: StateRole) -> NDArray[np.intp]:
-    """Return the indices of the numbers of a role in a memory."""
-    found: list[int] = []
-    first = 0
-    for tensor in signature.memory:
-        if tensor.role == role:
-            found += range(first, first + tensor.size)
-        first += tensor.size
-    return np.array(found, np.intp)
 
 
 def _check_action(action: object) -> None:

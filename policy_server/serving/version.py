@@ -207,7 +207,7 @@ class PolicyVersion:
             schema=schema,
             space=ObservationSpace(
                 fit_observations(schema, signature),
-                number_range(signature.observation_dtype),
+                number_range(signature.observation_dtype, signature.observation_columns),
                 mask,
                 shape=signature.observation_shape,
             ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,16 +13,17 @@ from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.errors import ModelError
 from policy_server.formats.onnx.action_outputs import Actions
 from policy_server.formats.onnx.graph_runs import GraphRuns, RowFunction
-from policy_server.formats.onnx.plan import Piece, Plan
+from policy_server.formats.onnx.plan import Feed, Piece, Plan
 from policy_server.formats.onnx.runtimes import GraphRunError
+from policy_server.formats.onnx.state_pairs import ancestors_of
 from policy_server.formats.probability_checks import (
     check_probabilities,
     refuse_hidden_probabilities,
 )
-from policy_server.policy import PolicySignature
+from policy_server.policy import ActionComponent, PolicySignature
 from policy_server.schema import ServerSchema
 
-__all__ = ["check_mask", "check_repeats", "checked_actions"]
+__all__ = ["check_mask", "check_repeats", "checked_actions", "needs_mask_itself"]
 
 Array = NDArray[Any]
 
@@ -108,10 +110,7 @@ def check_mask(graph: GraphRuns, plan: Plan, signature: PolicySignature) -> None
     masks = generator.integers(0, 2, (len(rows), mask.width)).astype(bool)
     for first in np.cumsum([0, *sizes[:-1]]):
         masks[:, first] = True
-    fed = replace(mask, first=plan.width)
-    feeds = tuple(fed if feed.name == mask.name else feed for feed in plan.feeds)
-    masked = replace(plan, width=plan.width + mask.width, feeds=feeds)
-    theirs = graph.function(masked)(np.concatenate([rows, masks.astype(np.float32)], axis=1))
+    theirs = _masked(graph, plan, mask, masks)
     distribution = ActionDistribution(signature.components)
     columns = sum(part.inputs for part in signature.components)
     ours = distribution.masked(graph.function(plan)(rows)[:, :columns], masks)
@@ -125,6 +124,46 @@ def check_mask(graph: GraphRuns, plan: Plan, signature: PolicySignature) -> None
                 f"{graph.model.name}: its input {mask.name!r} does not only forbid choices; name "
                 "it otherwise if it is no action mask"
             )
+
+
+def needs_mask_itself(graph: GraphRuns, plan: Plan, components: Sequence[ActionComponent]) -> bool:
+    """Return whether the mask changes numbers that are no logits, such as an action or a state.
+
+    Logits are masked behind the graph, which is given a mask that allows all.
+
+    Args:
+        graph: runs the graph.
+        plan: its inputs and results.
+        components: the distribution's components.
+    """
+    mask = graph.roles.mask
+    if mask is None:
+        return False
+    logits = np.zeros(sum(piece.width for piece in plan.pieces), np.bool_)
+    for part in components:
+        if part.kind == "categorical":
+            logits[part.first_input : part.first_input + part.inputs] = True
+    first, reached = 0, False
+    for piece in plan.pieces:
+        others = ~logits[first : first + piece.width]
+        first += piece.width
+        reached |= bool(others.any()) and mask.name in ancestors_of(graph.model, [piece.tensor])
+    if not reached or not logits.any():
+        return reached
+    masks = np.random.default_rng(8).integers(0, 2, (len(graph.probes), mask.width)).astype(bool)
+    masks[:, 0] = True
+    theirs = _masked(graph, plan, mask, masks)[:, ~logits]
+    ours = graph.function(plan)(graph.probes)[:, ~logits]
+    return not np.allclose(theirs, ours, atol=_TOLERANCE, equal_nan=True)
+
+
+def _masked(graph: GraphRuns, plan: Plan, mask: Feed, masks: NDArray[np.bool_]) -> Array:
+    """Return a plan's results for the probes, each with a mask of its own."""
+    fed = replace(mask, first=plan.width)
+    feeds = tuple(fed if feed.name == mask.name else feed for feed in plan.feeds)
+    masked = replace(plan, width=plan.width + mask.width, feeds=feeds)
+    rows = np.concatenate([graph.probes, masks.astype(np.float32)], axis=1)
+    return graph.function(masked)(rows)
 
 
 def check_repeats(name: str, function: RowFunction, rows: Array) -> None:

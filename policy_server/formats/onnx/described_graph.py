@@ -28,7 +28,8 @@ def described_roles(model: OnnxModel, document: PolicyDocument) -> Roles:
         ModelError: if the graph has other inputs or outputs, or an input can't be filled.
     """
     flow = {item.input: item.output for item in document.memory}
-    roles = find_roles(model, None, flow=flow)
+    masks = () if document.mask is None else (document.mask,)
+    roles = find_roles(model, None, flow=flow, masks=masks)
     found = {
         "observation.inputs": [item.name for item in roles.observations],
         "memory": [item.name for item in roles.memory],
@@ -101,7 +102,8 @@ def described_signature(
         signature: what the graph tells.
 
     Raises:
-        ModelError: if the parts of the observation have other sizes than the graph's inputs.
+        ModelError: if the parts of the observation have other sizes than the graph's inputs, or
+            the previous action or reward has another size than an action or a reward.
     """
     parts = document.observation_parts()
     columns = sum(part.columns for part in parts)
@@ -114,6 +116,7 @@ def described_signature(
         StateTensor(item.name, tensor.shape, item.role)
         for item, tensor in zip(document.memory, signature.memory, strict=True)
     )
+    _check_previous(model.name, memory, signature)
     return replace(
         signature,
         observation_dtype=document.observation.dtype or signature.observation_dtype,
@@ -122,3 +125,15 @@ def described_signature(
         memory=memory,
         module=document.module,
     )
+
+
+def _check_previous(name: str, memory: Sequence[StateTensor], signature: PolicySignature) -> None:
+    """Refuse a tensor of the previous action or reward that has another size than those."""
+    columns = sum(action.columns for action in signature.action_outputs)
+    expected = {"previous_action": columns, "previous_reward": 1}
+    for place, tensor in enumerate(memory):
+        if tensor.size != expected.get(tensor.role, tensor.size):
+            raise ModelError(
+                f"{name}: {POLICY_KEY}: memory.{place}: the {tensor.role} has {tensor.size} "
+                f"numbers, expected {expected[tensor.role]}; mend it as docs/onnx.md has it"
+            )

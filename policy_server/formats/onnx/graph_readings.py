@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from policy_server.errors import ModelError
+from policy_server.errors import ModelError, SchemaError
 from policy_server.formats.onnx.action_outputs import Actions, read_actions
-from policy_server.formats.onnx.answer_checks import checked_actions
+from policy_server.formats.onnx.answer_checks import checked_actions, needs_mask_itself
 from policy_server.formats.onnx.described_graph import (
     described_actions,
     described_roles,
     described_signature,
 )
 from policy_server.formats.onnx.graph_runs import GraphRuns, RowFunction
+from policy_server.formats.onnx.graph_view import GraphView
+from policy_server.formats.onnx.kept_bounds import KeptBounds
 from policy_server.formats.onnx.leapp import Description
 from policy_server.formats.onnx.model_file import OnnxModel
 from policy_server.formats.onnx.observed_inputs import check_places
@@ -21,6 +24,7 @@ from policy_server.formats.onnx.policy_metadata import POLICY_KEY, VECTORS_KEY, 
 from policy_server.formats.onnx.random_nodes import RandomNodes
 from policy_server.formats.onnx.roles import Roles, find_roles
 from policy_server.formats.onnx.state_pairs import look_alikes
+from policy_server.formats.scaled_actions import KeptPart, with_kept_bounds
 from policy_server.policy import PolicySignature
 from policy_server.schema import ServerSchema
 from policy_server.schema_fit import check_schema_fits, describe_signature
@@ -28,6 +32,8 @@ from policy_server.schema_fit import check_schema_fits, describe_signature
 __all__ = ["Reading", "read_by_graph", "read_by_metadata"]
 
 _SHOWN_NAMES = 8
+# They hold numbers that float32 rounds.
+_WIDE = ("float64", "int32", "int64", "uint32", "uint64")
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,10 @@ def read_by_graph(
         ModelError: if nothing tells the meaning of an input or output.
         SchemaError: if schema.yaml disagrees with the graph.
     """
-    roles = find_roles(model, schema, flow=None if description is None else description.flow)
+    flow = None if description is None else description.flow
+    roles = find_roles(model, schema, flow=flow)
+    if roles.mask is not None and _needs_mask_itself(model, roles, schema):
+        roles = find_roles(model, schema, flow=flow, masks=())
     _check_width(roles, schema)
     _check_places(model, roles, schema)
     graph = GraphRuns(model, roles)
@@ -75,8 +84,27 @@ def read_by_graph(
     signature = _signature(model, roles, actions)
     if description is not None:
         signature = replace(signature, findings=(*signature.findings, description.finding))
-    signature = describe_signature(signature, schema, has_own_bounds=actions.has_own_bounds)
+    bounded = _without_rescaling(graph, actions, schema)
+    signature = describe_signature(signature, bounded, has_own_bounds=actions.has_own_bounds)
     return Reading(graph, plan, function, signature)
+
+
+def _without_rescaling(
+    graph: GraphRuns, actions: Actions, schema: ServerSchema | None
+) -> ServerSchema | None:
+    """Return schema.yaml, where bounds that a scaled tanh or a clipping keeps rescale nothing."""
+    view = GraphView(
+        graph.model,
+        lambda name: graph.measure([name])[name].shape,
+        lambda name: graph.measure([name])[name].has_integer_type,
+        RandomNodes(graph.model, graph.roles.fixed),
+    )
+    kept = KeptBounds(graph.model, view)
+    parts = [
+        kept.part(piece.tensor, piece.width) if piece.is_plain else KeptPart(piece.width, None)
+        for piece in actions.pieces
+    ]
+    return with_kept_bounds(actions.components, parts, schema)
 
 
 def read_by_metadata(
@@ -101,9 +129,23 @@ def read_by_metadata(
     actions = described_actions(model, document, graph.measure)
     plan = _plan(roles, actions)
     _refuse_random(graph, plan)
+    if needs_mask_itself(graph, plan, actions.components):
+        raise ModelError(
+            f"{model.name}: {POLICY_KEY}: mask is {document.mask!r}, which changes more than the "
+            "logits of integer actions; name it among observation.inputs instead, or export the "
+            "masked logits"
+        )
     signature = described_signature(model, document, _signature(model, roles, actions))
     signature = describe_signature(signature, schema, has_own_bounds=True)
     return Reading(graph, plan, graph.function(plan), signature)
+
+
+def _needs_mask_itself(model: OnnxModel, roles: Roles, schema: ServerSchema | None) -> bool:
+    """Return whether a mask is a part of the observation, since it changes more than logits."""
+    graph = GraphRuns(model, roles)
+    graph.measure([item.name for item in model.outputs])
+    actions = read_actions(model, roles, schema, graph.measure)
+    return needs_mask_itself(graph, _plan(roles, actions), actions.components)
 
 
 def _check_width(roles: Roles, schema: ServerSchema | None) -> None:
@@ -122,7 +164,21 @@ def _check_width(roles: Roles, schema: ServerSchema | None) -> None:
     if mask is not None and schema.observations is not None:
         kept = tuple(item for item in schema.observations if item.name != mask)
         schema = replace(schema, observations=kept)
-    check_schema_fits(replace(schema, discrete=None, tuple=None), known)
+    try:
+        check_schema_fits(replace(schema, discrete=None, tuple=None), known)
+    except SchemaError as error:
+        if not roles.observed_masks:
+            raise
+        raise SchemaError(f"{error.message}; {_mask_words(roles)}") from error
+
+
+def _mask_words(roles: Roles) -> str:
+    names = " and ".join(map(repr, roles.observed_masks))
+    is_one = len(roles.observed_masks) == 1
+    return (
+        f"the graph's {names} {'is a part' if is_one else 'are parts'} of the observation, as more "
+        "than logits depends on it; export the masked logits for a mask beside the observation"
+    )
 
 
 def _check_places(model: OnnxModel, roles: Roles, schema: ServerSchema | None) -> None:
@@ -160,14 +216,16 @@ def _refuse_random(graph: GraphRuns, plan: Plan) -> None:
 
 
 def _signature(model: OnnxModel, roles: Roles, actions: Actions) -> PolicySignature:
-    dtypes = {item.dtype for item in roles.observations}
-    dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
+    widths = {feed.name: feed.width for feed in roles.feeds}
+    columns = tuple((item.dtype, widths[item.name]) for item in roles.observations)
+    is_mixed = len({dtype for dtype, _ in columns}) > 1
     has_mask = roles.mask is not None and any(
         part.kind == "categorical" for part in actions.components
     )
     return PolicySignature(
         observation_width=roles.observation_width,
-        observation_dtype=dtype,
+        observation_dtype=_common_dtype([dtype for dtype, _ in columns]),
+        observation_columns=columns if is_mixed else (),
         inputs=model.inputs,
         outputs=model.outputs,
         action_outputs=actions.outputs,
@@ -178,6 +236,13 @@ def _signature(model: OnnxModel, roles: Roles, actions: Actions) -> PolicySignat
         mask_name=roles.mask.name if roles.mask is not None and has_mask else None,
         findings=(*_read(model), *actions.findings, *_assumed(model, roles)),
     )
+
+
+def _common_dtype(dtypes: Sequence[str]) -> str:
+    """Return a type whose numbers hold all of those of some types, as far as rows do."""
+    if len(set(dtypes)) == 1:
+        return dtypes[0]
+    return "float64" if any(dtype in _WIDE for dtype in dtypes) else "float32"
 
 
 def _read(model: OnnxModel) -> list[str]:
@@ -194,6 +259,8 @@ def _assumed(model: OnnxModel, roles: Roles) -> list[str]:
     if len(roles.observations) > 1:
         names = ", ".join(item.name for item in roles.observations)
         found.append(f"an observation is the inputs {names}, one after another")
+    if roles.observed_masks:
+        found.append(_mask_words(roles))
     observed = {item.name for item in roles.observations}
     found += [
         f"the input {pair.before.name} is an observation, and no state that {pair.after} follows; "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,11 +102,7 @@ class _Description:
             [item.name for item in self._model.inputs],
             [item.name for item in self._model.outputs],
         )
-        named = self._renamed(
-            flow,
-            dict(zip(inputs, ours[0], strict=False)),
-            dict(zip(outputs, ours[1], strict=False)),
-        )
+        named = self._renamed(flow, _by_place(inputs, ours[0]), _by_place(outputs, ours[1]))
         states = ", ".join(flow) or "none"
         return Description(named, f"read: {self._name}, a description by LEAPP; state: {states}")
 
@@ -146,3 +142,11 @@ class _Description:
                 f"{self._name}: its state begins with the numbers of {name}, expected zeros; "
                 "export a policy whose memory starts at zero"
             )
+
+
+def _by_place(stated: Sequence[str], own: Sequence[str]) -> Mapping[str, str]:
+    """Return the graph's names by the description's; empty where it has more or fewer of them.
+
+    An exporter drops what is not used, and the places of what follows then tell nothing.
+    """
+    return dict(zip(stated, own, strict=True)) if len(stated) == len(own) else {}

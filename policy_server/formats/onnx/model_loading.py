@@ -20,6 +20,7 @@ from policy_server.engine.proof import (
 )
 from policy_server.errors import ModelError
 from policy_server.formats.onnx.answer_checks import check_mask, check_repeats
+from policy_server.formats.onnx.document_reading import read_document
 from policy_server.formats.onnx.graph_readings import Reading, read_by_graph, read_by_metadata
 from policy_server.formats.onnx.graph_runs import GraphRuns, RowFunction
 from policy_server.formats.onnx.leapp import read_description
@@ -27,7 +28,6 @@ from policy_server.formats.onnx.model_file import OnnxModel, read_model
 from policy_server.formats.onnx.onnxruntime_policy import OnnxRuntimePolicy
 from policy_server.formats.onnx.plan import Plan
 from policy_server.formats.onnx.plan_compiler import Compilation, compile_plan
-from policy_server.formats.onnx.policy_metadata import read_document
 from policy_server.formats.onnx.policy_vectors import check_vectors, vectors_in
 from policy_server.formats.onnx.registers import TooLargeError
 from policy_server.formats.onnx.runtimes import GraphRunError, has_onnxruntime

@@ -81,6 +81,11 @@ class Piece:
     factor: float = 1.0
     offset: float = 0.0
 
+    @property
+    def is_plain(self) -> bool:
+        """Return whether it gives the tensor's own numbers."""
+        return self.transform == "as it is" and self.factor == 1.0 and not self.offset
+
     def of(self, value: Array, rows: int) -> Array:
         """Return float[B, width] of the tensor's value.
 

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from policy_server.errors import ModelError
-from policy_server.formats.onnx.model_file import OnnxModel
 from policy_server.policy import (
     ActionComponent,
     ActionOutput,
@@ -26,13 +23,11 @@ from policy_server.policy import (
     StateRole,
 )
 
-__all__ = ["POLICY_KEY", "VECTORS_KEY", "PolicyDocument", "policy_document", "read_document"]
+__all__ = ["POLICY_KEY", "VECTORS_KEY", "PolicyDocument", "policy_document"]
 
 POLICY_KEY = "policy_server.policy.v1"
 VECTORS_KEY = "policy_server.test_vectors.v1"
 
-_VERSIONED = re.compile(r"policy_server\.policy\.v\w+")
-_PAGE = "docs/onnx.md"
 _NUMBERS = r"^(bool|bfloat16|float(16|32|64)|u?int(8|16|32|64))$"
 
 Size = Annotated[int, Field(gt=0, le=10_000_000)]
@@ -229,67 +224,3 @@ def _finite(value: Any) -> Any:  # noqa: ANN401 -- an attribute of any type
     if isinstance(value, tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and math.isinf(value) else value
-
-
-def read_document(model: OnnxModel) -> PolicyDocument | None:
-    """Return the description in an .onnx file, after checking that it is whole.
-
-    Args:
-        model: the file's contents.
-
-    Returns:
-        The description; None where the file has none.
-
-    Raises:
-        ModelError: naming the first mistake in it.
-    """
-    text = model.metadata.get(POLICY_KEY)
-    if text is None:
-        other = next((key for key in model.metadata if _VERSIONED.fullmatch(key)), None)
-        if other is None:
-            return None
-        raise ModelError(
-            f"{model.name}: describes its policy by {other}, this server reads {POLICY_KEY}; "
-            "update the server, or export it again"
-        )
-    try:
-        document = PolicyDocument.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the text"
-        raise ModelError(
-            f"{model.name}: {POLICY_KEY}: {where}: {first['msg']}; mend it as {_PAGE} has it"
-        ) from error
-    problem = next(_problems(document), None)
-    if problem is not None:
-        raise ModelError(f"{model.name}: {POLICY_KEY}: {problem}; mend it as {_PAGE} has it")
-    return document
-
-
-def _problems(document: PolicyDocument) -> Iterator[str]:
-    column = 0
-    for place, part in enumerate(document.components()):
-        where = f"distribution.components.{place}"
-        if part.first_column != column:
-            yield f"{where}.first_column: is {part.first_column}, expected {column}"
-        column += part.columns
-        yield from _problems_of(part, where)
-        if document.distribution.is_value_based and part.kind != "categorical":
-            yield "distribution.is_value_based: is for categorical components"
-    columns = sum(action.columns for action in document.action_outputs())
-    if columns != column:
-        yield f"actions: have {columns} columns, the components {column}"
-    for place, item in enumerate(document.observation.parts):
-        count = math.prod(item.shape)
-        if item.kind == "one_hot" and len(item.sizes) != count:
-            yield f"observation.parts.{place}.sizes: has {len(item.sizes)} for {count} integers"
-
-
-def _problems_of(part: ActionComponent, where: str) -> Iterator[str]:
-    if (part.low is None) != (part.high is None):
-        yield f"{where}: has low or high alone, expected both"
-    for key, values in (("low", part.low), ("high", part.high)):
-        if values is not None and (len(values) != part.size or part.is_integer):
-            yield f"{where}.{key}: expected one bound a dimension of a continuous action"
-    if part.labels is not None and len(part.labels) != part.size:
-        yield f"{where}.labels: has {len(part.labels)} labels for {part.size} choices"

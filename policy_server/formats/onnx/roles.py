@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,6 +44,7 @@ class Roles:
             those of the state the last.
         observations: the inputs that make an observation, in the order of a row.
         mask: the input that is an action mask; None where there is none.
+        observed_masks: the inputs of an action mask's name that are observations.
         states: the state's tensors, in the order of their inputs.
         outputs: the outputs that carry no state.
     """
@@ -53,6 +54,7 @@ class Roles:
     mask: Feed | None
     states: tuple[StatePair, ...]
     outputs: tuple[SignatureTensor, ...]
+    observed_masks: tuple[str, ...] = ()
 
     @property
     def observation_width(self) -> int:
@@ -79,7 +81,11 @@ class Roles:
 
 
 def find_roles(
-    model: OnnxModel, schema: ServerSchema | None, *, flow: Mapping[str, str] | None = None
+    model: OnnxModel,
+    schema: ServerSchema | None,
+    *,
+    flow: Mapping[str, str] | None = None,
+    masks: Collection[str] | None = None,
 ) -> Roles:
     """Return the parts that a graph's inputs and outputs play.
 
@@ -89,6 +95,7 @@ def find_roles(
             open.
         flow: the outputs that become inputs of the next step, by the inputs' names; None to tell
             them by the names.
+        masks: the names of the inputs that are action masks; None to tell them by the names.
 
     Raises:
         ModelError: if an input can't be filled, or a memory would be lost.
@@ -99,6 +106,9 @@ def find_roles(
     _refuse_merged_states(model, pairs)
     after = {pair.after for pair in pairs}
     outputs = tuple(item for item in model.outputs if item.name not in after)
+    if not outputs and flow is not None:
+        # An action that the next step takes is one still.
+        outputs = model.outputs
     if not outputs:
         raise ModelError(f"{model.name}: no output holds an action{_taken(pairs)}")
     # A dummy state goes from its input to its output, and no action depends on it.
@@ -109,12 +119,13 @@ def find_roles(
     before = {pair.before.name for pair in pairs}
     others = [item for item in model.inputs if item.name not in before]
     fixed = [feed for item in others if (feed := _fixed(item, model.name)) is not None]
-    masks = [item for item in others if _MASK.fullmatch(item.name.lower())]
-    known = {feed.name for feed in fixed} | {item.name for item in masks}
+    taken = _masks(others, needed) if masks is None else masks
+    filled = [item for item in others if item.name in taken]
+    mask = next((item.name for item in filled if item.name in needed), None)
+    mask = filled[0].name if mask is None and filled else mask
+    known = {feed.name for feed in fixed} | {item.name for item in filled}
     observations = in_schema_order(
-        [item for item in others if item.name not in known],
-        schema,
-        masks[0].name if masks else None,
+        [item for item in others if item.name not in known], schema, mask
     )
     if not observations:
         names = ", ".join(repr(item.name) for item in model.inputs)
@@ -124,7 +135,7 @@ def find_roles(
     feeds = [
         *_observation_feeds(model, observations, schema, states),
         *fixed,
-        *(_shaped(item, model.name, value=1.0) for item in masks),
+        *(_shaped(item, model.name, value=1.0) for item in filled),
         *(_state_feed(model, pair) for pair in states),
         *(_shaped(pair.before, model.name) for pair in pairs if pair.before.name in dummies),
     ]
@@ -132,10 +143,22 @@ def find_roles(
     return Roles(
         tuple(_placed(feeds, order)),
         observations,
-        next((feed for feed in feeds if masks and feed.name == masks[0].name), None),
+        next((feed for feed in feeds if feed.name == mask), None),
         states,
         outputs,
+        tuple(item.name for item in observations if _MASK.fullmatch(item.name.lower())),
     )
+
+
+def _masks(inputs: Sequence[SignatureTensor], needed: set[str]) -> list[str]:
+    """Return the names of the action masks, of which the outputs need no more than one.
+
+    A client gives one mask beside an observation; several are a part of it, such as one of the
+    choices and one of the things that are seen.
+    """
+    names = [item.name for item in inputs if _MASK.fullmatch(item.name.lower())]
+    used = needed.intersection(names)
+    return names if len(used) < 2 else [name for name in names if name not in used]
 
 
 def _pairs(model: OnnxModel) -> list[StatePair]:

@@ -9,6 +9,7 @@ Factory write, which are alike before and after the step: `h_in` and `h_out`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -227,14 +228,33 @@ def flow_pairs(model: OnnxModel, flow: Mapping[str, str]) -> list[StatePair]:
         flow: the outputs by the names of the inputs that they become.
 
     Raises:
-        ModelError: if the graph lacks one of them.
+        ModelError: if the graph lacks one of them, or an output has another size than its input.
     """
     inputs = {item.name: item for item in model.inputs}
-    outputs = {item.name for item in model.outputs}
+    outputs = {item.name: item for item in model.outputs}
     for before, after in flow.items():
         if before not in inputs or after not in outputs:
             raise ModelError(
                 f"{model.name}: its description says that {after!r} becomes {before!r} of the next "
                 "step, and the graph has no such output and input; export both again"
             )
+        shapes = outputs[after].shape, inputs[before].shape
+        if None not in shapes and _differ(*(shape or () for shape in shapes)):
+            raise ModelError(
+                f"{model.name}: its description says that {after!r} becomes {before!r} of the next "
+                f"step, and their shapes are {_told(shapes[0])} and {_told(shapes[1])}; export "
+                "both again"
+            )
     return [StatePair(item, flow[name]) for name, item in inputs.items() if name in flow]
+
+
+def _differ(one: tuple[int | None, ...], other: tuple[int | None, ...]) -> bool:
+    """Return whether two shapes hold another number of numbers, as far as that is told."""
+    if one.count(None) != other.count(None):
+        return False
+    sizes = (math.prod(size for size in shape if size is not None) for shape in (one, other))
+    return len({*sizes}) > 1
+
+
+def _told(shape: tuple[int | None, ...] | None) -> str:
+    return f"[{', '.join('any' if size is None else str(size) for size in shape or ())}]"

@@ -104,6 +104,83 @@ def test_flow_to_an_input_that_is_not_there_is_refused(tmp_path: Path) -> None:
     )
 
 
+def renamed(folder: Path, inputs: list[str], outputs: list[str], flow: dict[str, str]) -> None:
+    """Give the description other names than the graph's."""
+    path = folder / "walker.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["models"]["policy"]["inputs"] = [{"name": name} for name in inputs]
+    content["models"]["policy"]["outputs"] = [{"name": name} for name in outputs]
+    content["pipeline"]["feedback_flow"] = {
+        f"policy/{after}": [f"policy/{before}"] for before, after in flow.items()
+    }
+    path.write_text(yaml.safe_dump(content))
+
+
+def test_other_names_are_matched_by_their_places(tmp_path: Path) -> None:
+    described(tmp_path)
+    renamed(tmp_path, ["seen", "known"], ["act", "next"], {"known": "next"})
+
+    assert load_policy(tmp_path).signature.memory[0].name == "past"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs"),
+    [
+        (["unused", "known", "seen"], ["actions", "kept"]),
+        (["seen", "known"], ["values", "act", "kept"]),
+    ],
+    ids=["inputs", "outputs"],
+)
+def test_other_names_of_another_number_are_refused(
+    inputs: list[str], outputs: list[str], tmp_path: Path
+) -> None:
+    described(tmp_path)
+    after = "kept" if "kept" in outputs and len(outputs) == 2 else "act"
+    renamed(tmp_path, inputs, outputs, {"known": after})
+
+    assert "the graph has no such output and input; export both again" in refused(tmp_path)
+
+
+def test_flow_between_other_sizes_is_refused(tmp_path: Path) -> None:
+    described(tmp_path, feedback_flow={"policy/actions": ["policy/past"]})
+
+    assert refused(tmp_path) == (
+        "policy.onnx: its description says that 'actions' becomes 'past' of the next step, and "
+        "their shapes are [1, 2] and [1, 4]; export both again"
+    )
+
+
+def test_fed_back_output_may_be_the_action(tmp_path: Path) -> None:
+    path = write_model(
+        tmp_path,
+        [
+            node("Concat", ["obs", "last"], ["row"], axis=1),
+            node("MatMul", ["row", "w"], ["actions"]),
+        ],
+        [tensor("obs", [1, 4]), tensor("last", [1, 2])],
+        [tensor("actions", [1, 2])],
+        {"w": weights(6, 2)},
+    )
+    model = {
+        "inputs": [{"name": "obs"}, {"name": "last"}],
+        "outputs": [{"name": "actions"}],
+        "parameters": {"model_path": path.name},
+    }
+    flow = {"feedback_flow": {"policy/actions": ["policy/last"]}}
+    (tmp_path / "walker.yaml").write_text(
+        yaml.safe_dump({"models": {"policy": model}, "pipeline": flow})
+    )
+
+    policy = load_policy(tmp_path)
+
+    observation, state = np.full((1, 4), 0.3, np.float32), np.full((1, 2), 0.2, np.float32)
+    outputs = policy.infer(PolicyInputs.of(observation, is_deterministic=True, state=state))
+    expected = np.concatenate([observation, state], axis=1) @ weights(6, 2)
+    np.testing.assert_allclose(outputs.actions, expected, atol=1e-6)
+    assert outputs.state is not None
+    np.testing.assert_allclose(outputs.state, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("first", [0.0, 0.5], ids=["zeros", "other numbers"])
 def test_state_that_begins_with_other_numbers_than_zeros_is_refused(
     first: float, tmp_path: Path

@@ -280,6 +280,68 @@ def test_scaled_tanh_is_an_action(tmp_path: Path) -> None:
     np.testing.assert_allclose(outputs.actions, theirs(path)[0], atol=1e-6)
 
 
+SCALED_TANH = (
+    node("Tanh", ["net"], ["squashed"]),
+    node("Constant", [], ["scale"], value_floats=[2.0, 0.5, 1.0]),
+    node("Constant", [], ["bias"], value_floats=[0.0, 0.5, -1.0]),
+    node("Mul", ["squashed", "scale"], ["scaled"]),
+    node("Add", ["scaled", "bias"], ["actions"]),
+)
+SIGMOID = (
+    node("Sigmoid", ["net"], ["squashed"]),
+    node("Constant", [], ["scale"], value_floats=[4.0, 1.0, 2.0]),
+    node("Constant", [], ["bias"], value_floats=[2.0, 0.0, 2.0]),
+    node("Mul", ["scale", "squashed"], ["scaled"]),
+    node("Sub", ["scaled", "bias"], ["actions"]),
+)
+CLIPPED = (
+    node("Constant", [], ["least"], value_floats=[-2.0, 0.0, -2.0]),
+    node("Constant", [], ["most"], value_floats=[2.0, 1.0, 0.0]),
+    node("Max", ["net", "least"], ["upper"]),
+    node("Min", ["most", "upper"], ["actions"]),
+)
+
+
+@pytest.mark.parametrize(
+    "ending", [SCALED_TANH, SIGMOID, CLIPPED], ids=["tanh", "sigmoid", "clipped"]
+)
+def test_action_in_the_environments_units_is_not_scaled_again(
+    ending: Sequence[Any], tmp_path: Path
+) -> None:
+    path = actor(tmp_path, *ending, output="actions")
+
+    policy = load(tmp_path, "actions: {force: {low: [-2, 0, -2], high: [2, 1, 0]}}")
+
+    np.testing.assert_allclose(asked(policy).actions, theirs(path)[0], atol=1e-6)
+
+
+def test_action_of_other_units_than_schema_rescales_is_refused(tmp_path: Path) -> None:
+    actor(tmp_path, *SCALED_TANH, output="actions")
+
+    with pytest.raises(ModelError, match=r"gives numbers in \[-2, 2\]; write 'normalized: False'"):
+        load(tmp_path, "actions: {force: {low: [-3, -3, -3], high: [3, 3, 3]}}")
+    load(tmp_path, "actions: {force: {low: [-1, -1, -1], high: [1, 1, 1]}}")
+
+
+def test_clipping_to_other_bounds_is_no_scaling(tmp_path: Path) -> None:
+    path = actor(tmp_path, *CLIPPED, output="actions")
+
+    policy = load(tmp_path, "actions: {force: {low: [0, 0, 0], high: [8, 8, 8]}}")
+
+    expected = np.clip(4 * (theirs(path)[0] + 1), 0, 8)
+    np.testing.assert_allclose(asked(policy).actions, expected, atol=1e-5)
+
+
+def test_action_of_a_plain_or_weak_tanh_is_rescaled(tmp_path: Path) -> None:
+    half = node("Constant", [], ["half"], value_float=0.5)
+    ending = [node("Tanh", ["net"], ["full"]), half, node("Mul", ["full", "half"], ["actions"])]
+    path = actor(tmp_path, *ending, output="actions")
+
+    policy = load(tmp_path, "actions: {force: {low: [-2, -2, -2], high: [2, 2, 2]}}")
+
+    np.testing.assert_allclose(asked(policy).actions, 2 * theirs(path)[0], atol=1e-6)
+
+
 @pytest.mark.parametrize("deviation", ["log_std", "std"])
 def test_mean_and_deviation_are_a_normal_distribution(deviation: str, tmp_path: Path) -> None:
     ending = [node("Identity", ["net"], ["mu"])]
@@ -569,6 +631,118 @@ def test_mask_that_does_more_than_forbid_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match="'action_mask' does not only forbid choices; name it"):
         load(tmp_path)
+
+
+def masked_action(
+    folder: Path,
+    *ending: Any,  # noqa: ANN401 -- onnx is untyped
+    masks: Sequence[str] = ("action_mask",),
+) -> Path:
+    """Write a graph that answers the best action alone, of logits that the ending has masked."""
+    return write_model(
+        folder,
+        [
+            node("MatMul", ["obs", "w"], ["net"]),
+            node("Constant", [], ["low"], value_float=-1e8),
+            *ending,
+            node("ArgMax", ["masked"], ["actions"], axis=1, keepdims=0),
+        ],
+        [tensor("obs", ["batch", 4]), *(tensor(name, ["batch", 3]) for name in masks)],
+        [tensor("actions", ["batch"], "int64")],
+        {"w": weights(4, 3)},
+    )
+
+
+ALLOWED = (
+    node("Cast", ["action_mask"], ["allowed"], to=9),
+    node("Where", ["allowed", "net", "low"], ["masked"]),
+)
+FORBIDDEN = (
+    node("Mul", ["action_mask", "low"], ["penalty"]),
+    node("Add", ["net", "penalty"], ["masked"]),
+)
+MASKS = np.random.default_rng(2).integers(0, 2, (6, 3)).astype(np.float32)
+MASKED_ROWS = np.concatenate([ROWS, MASKS], axis=1)
+
+
+@pytest.mark.parametrize("ending", [ALLOWED, FORBIDDEN], ids=["1 allows", "1 forbids"])
+def test_mask_of_an_action_alone_is_part_of_the_observation(
+    ending: Sequence[Any], tmp_path: Path
+) -> None:
+    path = masked_action(tmp_path, *ending)
+
+    policy = load(tmp_path)
+
+    assert policy.signature.mask_name is None
+    assert policy.signature.observation_width == 7
+    (expected,) = onnxruntime.InferenceSession(path).run(None, {"obs": ROWS, "action_mask": MASKS})
+    assert asked(policy, MASKED_ROWS).actions[:, 0].tolist() == expected.tolist()
+    assert any("export the masked logits" in line for line in policy.signature.findings)
+
+
+def test_mask_of_an_action_alone_is_a_field_of_schema(tmp_path: Path) -> None:
+    masked_action(tmp_path, *ALLOWED)
+    field = '{{type: "List[float]", min_items: {0}, max_items: {0}}}'
+    fields = f"obs: {field.format(4)}, action_mask: {field.format(3)}"
+
+    policy = load(tmp_path, f"observations: {{{fields}}}\nparameters: {{}}")
+
+    assert policy.signature.observation_width == 7
+    with pytest.raises(SchemaError, match="'action_mask' is a part of the observation"):
+        load(tmp_path, f"observations: {{obs: {field.format(4)}}}\nparameters: {{}}")
+
+
+def test_one_of_two_masks_that_both_matter_is_not_taken_for_ones(tmp_path: Path) -> None:
+    names = ("action_mask", "legal_actions_mask")
+    path = masked_action(
+        tmp_path,
+        node("Mul", ["action_mask", "legal_actions_mask"], ["both"]),
+        node("Cast", ["both"], ["allowed"], to=9),
+        node("Where", ["allowed", "net", "low"], ["masked"]),
+        masks=names,
+    )
+
+    policy = load(tmp_path)
+
+    feeds = {"obs": ROWS, "action_mask": MASKS, "legal_actions_mask": MASKS[::-1]}
+    (expected,) = onnxruntime.InferenceSession(path).run(None, feeds)
+    rows = np.concatenate([MASKED_ROWS, MASKS[::-1]], axis=1)
+    assert asked(policy, rows).actions[:, 0].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.0], ids=["remembered", "forgotten"])
+def test_mask_that_a_state_depends_on_is_part_of_the_observation(
+    weight: float, tmp_path: Path
+) -> None:
+    path = write_model(
+        tmp_path,
+        [
+            node("Constant", [], ["low"], value_float=-1e8),
+            node("Cast", ["action_mask"], ["allowed"], to=9),
+            node("MatMul", ["obs", "w"], ["net"]),
+            node("Add", ["net", "h_in"], ["sum"]),
+            node("Where", ["allowed", "sum", "low"], ["logits"]),
+            node("Mul", ["action_mask", "weight"], ["noted"]),
+            node("Add", ["h_in", "noted"], ["h_out"]),
+        ],
+        [
+            tensor("obs", ["batch", 4]),
+            tensor("action_mask", ["batch", 3]),
+            tensor("h_in", ["batch", 3]),
+        ],
+        [tensor("logits", ["batch", 3]), tensor("h_out", ["batch", 3])],
+        {"w": weights(4, 3), "weight": np.full(1, weight, np.float32)},
+    )
+
+    policy = load(tmp_path)
+
+    assert policy.signature.mask_name == (None if weight else "action_mask")
+    if not weight:
+        return
+    state = np.zeros((6, 3), np.float32)
+    found = asked(policy, MASKED_ROWS, state).state
+    feeds = {"obs": ROWS, "action_mask": MASKS, "h_in": state}
+    np.testing.assert_array_equal(found, onnxruntime.InferenceSession(path).run(None, feeds)[1])
 
 
 def test_state_that_no_action_depends_on_is_no_memory(tmp_path: Path) -> None:

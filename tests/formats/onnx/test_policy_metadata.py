@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from policy_server.schema import parse_schema
 from policy_server.settings import read_settings
 from tests.support.documents import code_blocks
 from tests.support.folders import ROOT
+from tests.support.onnx_models import node, tensor
 
 PAGE = ROOT / "docs" / "onnx.md"
 ROWS: NDArray[np.float32] = np.array([[1.0, -0.5], [0.2, 2.0]], np.float32)
@@ -50,6 +51,31 @@ def change(folder: Path, key: str, mend: Change) -> None:
 def component(policy: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = policy["distribution"]["components"][0]
     return found
+
+
+def continuous(policy: dict[str, Any], **part: Any) -> dict[str, Any]:  # noqa: ANN401 -- JSON
+    """Return the distribution of three continuous numbers."""
+    parts = [{"kind": "deterministic", "size": 3, **part}]
+    return {**policy["distribution"], "components": parts}
+
+
+@pytest.mark.parametrize("role", ["previous_action", "previous_reward"])
+def test_previous_step_of_another_size_is_refused(role: str, folder: Path) -> None:
+    path = folder / "policy.onnx"
+    model = onnx.load(path)
+    model.graph.input.append(tensor("before", ["batch", 3]))
+    model.graph.output.append(tensor("after", ["batch", 3]))
+    (last,) = (item for item in model.graph.node if "logits" in item.output)
+    last.output[:] = ["net"]
+    model.graph.node.extend(
+        [node("Add", ["net", "before"], ["logits"]), node("Identity", ["before"], ["after"])]
+    )
+    onnx.save(model, path)
+    entry = {"name": "last", "input": "before", "output": "after", "role": role}
+    change(folder, POLICY_KEY, lambda p: p.update(memory=[entry]))
+
+    with pytest.raises(ModelError, match=f"memory.0: the {role} has 3 numbers, expected 1"):
+        load_policy(folder)
 
 
 def test_file_of_the_page_is_served_without_schema_yaml(folder: Path) -> None:
@@ -159,6 +185,29 @@ def test_schema_that_contradicts_the_file_is_refused(folder: Path) -> None:
             "is_value_based: is for categorical",
             id="values",
         ),
+        pytest.param(
+            lambda p: p.update(
+                distribution=continuous(p),
+                actions=[{"name": "a", "is_integer": True, "columns": 3, "is_vector": True}],
+            ),
+            "actions.0.is_integer: is True, its components give continuous numbers",
+            id="integers",
+        ),
+        pytest.param(
+            lambda p: p.update(distribution=continuous(p, low=[0.0, 2.0, 0.0], high=[1.0] * 3)),
+            "components.0.low: is 2.0, above the high of 1.0",
+            id="low above high",
+        ),
+        pytest.param(
+            lambda p: p.update(distribution=continuous(p, mean_bounds=[2.0, -2.0])),
+            "components.0.mean_bounds: is 2.0, above the high of -2.0",
+            id="mean bounds",
+        ),
+        pytest.param(
+            lambda p: p["observation"].update(parts=[{"shape": [2], "low": 1.0, "high": -1.0}]),
+            "observation.parts.0.low: is 1.0, above the high of -1.0",
+            id="part's bounds",
+        ),
     ],
 )
 def test_mistake_in_the_description_is_one_line(folder: Path, mend: Change, message: str) -> None:
@@ -221,3 +270,49 @@ def test_open_bounds_are_null(folder: Path) -> None:
     assert part.low == (-1.0, -np.inf, 0.0)
     assert part.high == (np.inf, 2.0, 0.5)
     assert policy.signature.action_outputs[0].is_vector
+
+
+def add_mask(folder: Path, *, output: Sequence[Any]) -> None:
+    """Give the file an action mask as an input, on which its `logits` depend."""
+    path = folder / "policy.onnx"
+    model = onnx.load(path)
+    (last,) = (item for item in model.graph.node if "logits" in item.output)
+    last.output[:] = ["net"]
+    model.graph.input.append(tensor("action_mask", ["batch", 3]))
+    model.graph.node.extend(output)
+    onnx.save(model, path)
+    change(folder, POLICY_KEY, lambda p: p.update(mask="action_mask"))
+
+
+def test_mask_of_continuous_numbers_is_refused(folder: Path) -> None:
+    add_mask(folder, output=[node("Mul", ["net", "action_mask"], ["logits"])])
+    part = {"kind": "deterministic", "size": 3}
+    change(folder, POLICY_KEY, lambda p: p["distribution"].update(components=[part]))
+
+    with pytest.raises(ModelError, match="mask is 'action_mask', which changes more than the"):
+        load_policy(folder)
+
+
+def test_mask_that_the_file_names_as_an_observation_is_one(folder: Path) -> None:
+    add_mask(folder, output=[node("Mul", ["net", "action_mask"], ["logits"])])
+    part = {"kind": "deterministic", "size": 3}
+
+    def mend(policy: dict[str, Any]) -> None:
+        policy["distribution"]["components"] = [part]
+        policy["observation"] = {"inputs": ["observation", "action_mask"]}
+        policy["mask"] = None
+
+    def forbid(vectors: dict[str, Any]) -> None:
+        for row in vectors["observations"]:
+            row += [0.0] * 3
+        vectors["distributions"] = [[0.0] * 3] * len(vectors["observations"])
+        vectors["actions"] = vectors["distributions"]
+
+    change(folder, POLICY_KEY, mend)
+    change(folder, VECTORS_KEY, forbid)
+
+    policy = load_policy(folder)
+
+    assert policy.signature.observation_width == 5
+    rows = np.concatenate([ROWS, np.zeros((2, 3), np.float32)], axis=1)
+    assert policy.infer(PolicyInputs.of(rows)).actions.tolist() == [[0.0] * 3] * 2

@@ -1,0 +1,89 @@
+"""Graphs whose inputs hold numbers of different types, which one row carries."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from policy_server.errors import DistributionError, ObservationError
+from policy_server.formats.known_formats import load_policy
+from policy_server.observation_fit import fit_observations
+from policy_server.observations import ObservationSpace
+from policy_server.observations.array_rules import ArrayRules
+from policy_server.policy import PolicyInputs
+from policy_server.schema import number_range, parse_schema
+from policy_server.settings import Engine
+from tests.support.onnx_models import node, tensor, write_model
+
+
+def two_inputs(folder: Path, dtype: str) -> Path:
+    """Write a graph that adds the remainder of a whole number by 2 to the first observation."""
+    return write_model(
+        folder,
+        [
+            node("Mod", ["id", "two"], ["odd"], fmod=int(dtype.startswith("float"))),
+            node("Cast", ["odd"], ["parity"], to=1),
+            node("Add", ["x", "parity"], ["actions"]),
+        ],
+        [tensor("x", ["batch", 1]), tensor("id", ["batch", 1], dtype)],
+        [tensor("actions", ["batch", 1])],
+        {"two": np.array([2], dtype)},
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int64", "int32"])
+@pytest.mark.parametrize("engine", ["numpy", "onnxruntime"])
+def test_large_number_beside_a_float32_is_not_rounded(
+    engine: Engine, dtype: str, tmp_path: Path
+) -> None:
+    two_inputs(tmp_path, dtype)
+
+    policy = load_policy(tmp_path, engine=engine)
+
+    assert policy.signature.row_dtype is np.float64
+    rows = np.array([[0.5, 2**24 + 1], [0.5, 2**24]], np.float64)
+    found = policy.infer(PolicyInputs.of(rows)).actions[:, 0]
+    assert found.tolist() == [1.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    "body",
+    ['{"obs": [0.5, 300]}', '{"obs": [0.5, 0.9]}', '{"obs": [0.5, -1]}'],
+    ids=["too large", "no whole number", "negative"],
+)
+def test_number_that_its_own_input_does_not_hold_is_refused(body: str, tmp_path: Path) -> None:
+    two_inputs(tmp_path, "uint8")
+    schema = parse_schema("observations: {x: {type: float}, id: {type: float}}")
+    signature = load_policy(tmp_path, schema).signature
+    numbers = number_range(signature.observation_dtype, signature.observation_columns)
+    space = ObservationSpace(fit_observations(schema, signature), numbers)
+    x, number = json.loads(body)["obs"]
+
+    with pytest.raises(ObservationError, match="whole number"):
+        space.parse_raw(body.encode())
+    with pytest.raises(ObservationError, match=r"body\.id"):
+        space.parse_named(json.dumps({"x": x, "id": number}).encode())
+    with pytest.raises(ObservationError, match="whole number"):
+        ArrayRules(None, numbers).check(np.array([[x, number]]), None)
+    space.parse_raw(b'{"obs": [0.5, 255]}')
+    space.parse_named(b'{"x": 0.5, "id": 255}')
+
+
+@pytest.mark.parametrize("engine", ["numpy", "onnxruntime"])
+def test_integer_action_that_would_be_rounded_is_refused(engine: Engine, tmp_path: Path) -> None:
+    write_model(
+        tmp_path,
+        [node("Identity", ["id"], ["actions"])],
+        [tensor("id", ["batch", 1], "int64")],
+        [tensor("actions", ["batch", 1], "int64")],
+    )
+    policy = load_policy(tmp_path, engine=engine)
+
+    largest = policy.infer(PolicyInputs.of(np.array([[2.0**24 - 1]]))).actions
+
+    assert largest.tolist() == [[2**24 - 1]]
+    with pytest.raises(DistributionError, match="an integer beyond 16777215"):
+        policy.infer(PolicyInputs.of(np.array([[2.0**24 + 1]])))
