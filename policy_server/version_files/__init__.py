@@ -5,6 +5,6 @@
 
 from __future__ import annotations
 
-from policy_server.version_files.files import Fetch, VersionFiles
+from policy_server.version_files.kept_files import Fetch, VersionFiles
 
 __all__ = ["Fetch", "VersionFiles"]
