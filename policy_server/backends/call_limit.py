@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["SHARE_OF_DEADLINE", "CallLimit"]
+__all__ = ["SHARE_APART", "SHARE_OF_DEADLINE", "CallLimit"]
 
 # The share of a deadline that a call may take. In the rest another thread or replica answers those
 # that wait behind one that hangs.
 SHARE_OF_DEADLINE = 0.8
+# The share of its time that an observation may take which is asked again, since a call with it has
+# hung: those that are asked behind one at which the policy hangs again wait for it a second time.
+SHARE_APART = 0.4
 # A machine that is short of time may hold a process up for as long, and another one is no faster.
 _SHORTEST_HANG_S = 5.0
 # A call may take so many times as long as the slowest of late, or so many seconds.

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 
-from policy_server.backends.call_limit import SHARE_OF_DEADLINE, CallLimit
+from policy_server.backends.call_limit import SHARE_APART, SHARE_OF_DEADLINE, CallLimit
 from policy_server.backends.policy_thread import PolicyThread, policy_executor
 from policy_server.backends.replica_counts import ReplicaCounts
 from policy_server.backends.suspects import Suspects
@@ -27,8 +27,6 @@ __all__ = ["LocalBackend", "LocalBackends", "local_backend", "open_local_backend
 # A shorter call ends before a thread would have begun with it, or nearly; a longer one would delay
 # the event loop's other work.
 _LONGEST_IN_LOOP_S = 0.5e-3
-# Those that are asked behind one at which the policy hangs again wait for it a second time.
-_SHARE_APART = 0.4
 # Calls that have all hung for as long, each past its own limit before, don't come back.
 _LOST_AFTER_S = 60.0
 
@@ -59,7 +57,7 @@ class LocalBackend:
         self._thread = PolicyThread(policy.infer, limit, suspect, look_every_s=look_every_s)
         # For observations at which the policy may hang, so that they hold up no others.
         self._apart = PolicyThread(
-            policy.infer, limit, suspect, share=_SHARE_APART, look_every_s=look_every_s
+            policy.infer, limit, suspect, share=SHARE_APART, look_every_s=look_every_s
         )
 
     @property

@@ -21,6 +21,8 @@ from tests.support.server_processes import Server, compiled_home_of, running_ser
 __all__ = ["FAULTS", "killed", "pids_of", "serving", "stand_still"]
 
 _STILL_S = 8.0
+# What one of two replicas that stands still may cost a request.
+_FROZEN_S = 2.0
 # uvicorn ends a worker that has told nothing for five seconds.
 _WORKER_STILL_S = 3.0
 _WORKER_ENDS_S = 8.0
@@ -174,7 +176,7 @@ FAULTS = {
     "frozen": _fault(
         f"one of two replicas stopped for {_STILL_S:g} s",
         _still("ServeReplica", most=1),
-        Limits(slowest_s=_STILL_S / 2),
+        Limits(slowest_s=_FROZEN_S),
         replicas=2,
     ),
     "frozen-all": _fault(

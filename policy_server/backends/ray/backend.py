@@ -21,6 +21,7 @@ from policy_server.backends.suspects import Suspects, Suspicion
 from policy_server.errors import (
     NotReadyError,
     OverloadedError,
+    PolicyHangsError,
     PolicyServerError,
 )
 from policy_server.policy import PolicyBackend, PolicyInputs, PolicyOutputs, PolicySignature
@@ -167,9 +168,20 @@ class RayBackend:
                 return await self._direct.infer(inputs)
             except ConnectionLostError:
                 self._suspects.suspect(inputs, was_computed=False)
+            except PolicyHangsError:
+                if not self._may_ask_apart(inputs):
+                    raise
             except FrameError:
                 pass
         return await self._infer_by(until, inputs)
+
+    def _may_ask_apart(self, inputs: PolicyInputs) -> bool:
+        """Return whether the rows of a call that has hung are asked again, each for itself.
+
+        The one at which the policy hangs holds up one more replica, for less time: where there is
+        only one, it would keep all others waiting twice as long.
+        """
+        return len(inputs) > 1 and self._replicas > 1
 
     async def _infer_by(self, until: float, inputs: PolicyInputs) -> PolicyOutputs:
         """Answer a call that has no connection, or has lost it, until a time of the event loop."""
@@ -204,8 +216,10 @@ class RayBackend:
             if isinstance(outcome, ConnectionLostError):
                 self._suspects.suspect(inputs, was_computed=False)
                 answered(None)
-                return
-            answered(outcome)
+            elif isinstance(outcome, PolicyHangsError) and self._may_ask_apart(inputs):
+                answered(None)
+            else:
+                answered(outcome)
 
         with suppress(ConnectionLostError, FrameError):
             self._direct.ask(inputs, told)
@@ -313,8 +327,5 @@ class RayBackend:
             self._count_lost()
 
     def _note_hang(self, inputs: PolicyInputs) -> None:
-        """Suspect the rows of a call at which a replica has hung.
-
-        The call is not asked again in halves: that would hold all others up as long again.
-        """
+        """Suspect the rows of a call at which a replica has hung: each is asked alone then."""
         self._suspects.suspect(inputs, was_computed=True, hangs=True)

@@ -34,14 +34,17 @@ _MOST_WAITING = 256
 # So many connections may be about to prove the key.
 _MOST_STRANGERS = 64
 
+_Infer = Callable[[PolicyInputs], PolicyOutputs]
+
 
 class CallServer:
     """The address of a replica, the connections to it, and the calls that wait."""
 
     def __init__(
         self,
-        infer: Callable[[PolicyInputs], PolicyOutputs],
+        infer: _Infer,
         *,
+        infer_apart: _Infer | None = None,
         application: str,
         replica: str,
         actor: str = "",
@@ -52,6 +55,7 @@ class CallServer:
 
         Args:
             infer: answers observations at once, as `Policy.infer`.
+            infer_apart: answers those of calls that are watched; None for `infer`.
             application: the name of the application that the replica belongs to.
             replica: Ray's name of the replica.
             actor: the name of its actor.
@@ -64,6 +68,7 @@ class CallServer:
         self.proof_timeout_s = proof_timeout_s
         self._actor = actor
         self._infer = infer
+        self._infer_apart = infer_apart or infer
         self._server: asyncio.Server | None = None
         self._path: Path | None = None
         self._note = CallNote()
@@ -153,16 +158,17 @@ class CallServer:
                 break
             self._waiting.popleft()
             if (inputs := caller.take(number)) is not None:
-                caller.answer(self._outcome(number, inputs))
+                infer = self._infer_apart if caller.was_told(number) else self._infer
+                caller.answer(self._outcome(number, inputs, infer))
                 break
         if self._waiting:
             self._is_scheduled = True
             asyncio.get_running_loop().call_soon(self._compute_next)
 
-    def _outcome(self, number: int, inputs: PolicyInputs) -> Frame:
+    def _outcome(self, number: int, inputs: PolicyInputs, infer: _Infer) -> Frame:
         self._note.begin(number)
         try:
-            return answer_frame(number, self._infer(inputs))
+            return answer_frame(number, infer(inputs))
         except Exception as error:
             return error_frame(number, failure_of(error))
         finally:
@@ -177,8 +183,9 @@ class _Caller:
         handshake = server_handshake(server.key, server.application, server.replica)
         self.connection = CallConnection(handshake, self, proof_timeout_s=server.proof_timeout_s)
         self._waiting: dict[int, PolicyInputs] = {}
-        # The calls of which it is to be told when they begin.
+        # The calls of which it is to be told when they begin, and those of which it was.
         self._watched: set[int] = set()
+        self._told: set[int] = set()
         self._is_choked = False
 
     def proved(self) -> None:
@@ -195,6 +202,7 @@ class _Caller:
         elif kind == FrameKind.CANCEL:
             self._waiting.pop(number, None)
             self._watched.discard(number)
+            self._told.discard(number)
         elif kind == FrameKind.WATCH:
             if len(self._watched) >= _MOST_WAITING:
                 raise FrameError("too many calls to be watched")
@@ -220,6 +228,7 @@ class _Caller:
     def ended(self) -> None:
         self._waiting.clear()
         self._watched.clear()
+        self._told.clear()
         self._server.forget(self)
 
     def tell_begun(self, number: int) -> bool:
@@ -227,8 +236,15 @@ class _Caller:
         if self._is_choked or number not in self._watched or number not in self._waiting:
             return False
         self._watched.discard(number)
+        self._told.add(number)
         self.connection.send(bare_frame(FrameKind.BEGUN, number))
         return True
+
+    def was_told(self, number: int) -> bool:
+        """Return whether it was told that a call begins; asked once, as the call does."""
+        is_told = number in self._told
+        self._told.discard(number)
+        return is_told
 
     def take(self, number: int) -> PolicyInputs | None:
         """Return the inputs of a call that is computed now.

@@ -12,7 +12,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from policy_server.backends.call_limit import CallLimit
+from policy_server.backends.call_limit import SHARE_APART, CallLimit
 
 __all__ = ["CallWatch", "ReplicaLimits", "bound_memory"]
 
@@ -63,18 +63,25 @@ class CallWatch:
         finally:
             faulthandler.cancel_dump_traceback_later()
 
-    def begin(self, rows: int) -> None:
+    def begin(self, rows: int, *, is_apart: bool = False) -> None:
         """Allow a call the time that it may need.
 
         Args:
             rows: how many observations it has.
+            is_apart: whether it is asked again, since a replica has ended that had it.
         """
-        if (allowed_s := self._limit.allowed_s(rows)) > self._limit.least_s:
+        allowed_s = self._limit.allowed_s(rows)
+        if is_apart:
+            self._arm(SHARE_APART * allowed_s)
+        elif allowed_s > self._limit.least_s:
             self._arm(allowed_s)
 
-    def end(self, rows: int, seconds: float) -> None:
-        """Learn from a call that was answered; see `CallLimit.observe`."""
+    def end(self, rows: int, seconds: float, *, is_apart: bool = False) -> None:
+        """Learn from a call that was answered; see `CallLimit.observe` and `begin`."""
         self._limit.observe(rows, seconds)
+        if is_apart:
+            # The next one may need longer, and comes before the event loop looks again.
+            self._arm(self._limit.least_s)
 
     def _arm(self, seconds: float) -> None:
         limit_s = seconds + self._look_every_s

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -93,6 +94,7 @@ class PolicyReplica:
             context = ray.get_runtime_context()
             self._calls = CallServer(
                 self.infer,
+                infer_apart=partial(self.infer, is_apart=True),
                 application=self._application,
                 replica=str(context.get_actor_id()),
                 actor=str(context.get_actor_name()),
@@ -113,14 +115,14 @@ class PolicyReplica:
         except Exception as error:
             return failure_of(error)
 
-    def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
-        """Answer B observations; see `Policy.infer`."""
+    def infer(self, inputs: PolicyInputs, *, is_apart: bool = False) -> PolicyOutputs:
+        """Answer B observations; see `Policy.infer` and `CallWatch.begin`."""
         if self._watch is None:
             return self._loaded().infer(inputs)
-        self._watch.begin(len(inputs))
+        self._watch.begin(len(inputs), is_apart=is_apart)
         started = time.perf_counter()
         outputs = self._loaded().infer(inputs)
-        self._watch.end(len(inputs), time.perf_counter() - started)
+        self._watch.end(len(inputs), time.perf_counter() - started, is_apart=is_apart)
         return outputs
 
     async def _take_calls(self, calls: CallServer) -> None:

@@ -499,6 +499,46 @@ async def test_observations_of_a_call_at_which_a_replica_hung_are_asked_alone_fr
     assert not is_sent_again
 
 
+@pytest.mark.parametrize("is_sent", [False, True], ids=["asked", "sent"])
+async def test_those_asked_with_one_at_which_a_replica_hung_are_answered_by_another(
+    is_sent: bool,  # noqa: FBT001 -- a parameter
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(direct_calls, "_HUNG_S", 0.05)
+    inputs = inputs_of(1, rows=2)
+    async with connected(doubled, 2) as (backend, _, replicas, _):
+        # So it knows when a call is late.
+        await backend.infer(inputs_of(2))
+        for thread in replicas.threads:
+            thread.freeze()
+        told: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        asking = None
+        if is_sent:
+            assert backend.send(inputs, told.set_result)
+        else:
+            asking = asyncio.create_task(_outcome(backend, inputs))
+        await asyncio.sleep(0.2)
+        replicas.listed.clear()
+        hung = [*replicas.threads]
+        replicas.add(doubled, "next")
+        for thread in hung:
+            thread.end_without_answers()
+        # What is sent becomes a task, which asks all at once first.
+        outcome = await (asking or _told_as_task(told, backend, inputs))
+        alone = [await backend.infer(inputs.part(index, index + 1)) for index in range(2)]
+
+    assert isinstance(outcome, PolicyFailedError)
+    assert "took too long for one of 2 observations" in str(outcome)
+    assert [outputs.actions.tolist() for outputs in alone] == [DOUBLED[1:]] * 2
+
+
+async def _told_as_task(
+    told: asyncio.Future[object], backend: RayBackend, inputs: PolicyInputs
+) -> PolicyOutputs | PolicyServerError:
+    assert await told is None
+    return await _outcome(backend, inputs)
+
+
 async def test_observation_whose_client_did_not_wait_until_its_replica_ended_is_asked_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -319,6 +319,24 @@ async def test_who_reads_no_answers_is_read_no_further() -> None:
     assert answered == calls + 1
 
 
+async def test_call_that_is_watched_is_computed_as_one_that_is_asked_again() -> None:
+    server = CallServer(untouched, infer_apart=doubled, application=APPLICATION, replica="r")
+    address = await server.listen("127.0.0.1")
+    watch = b"".join(bare_frame(FrameKind.WATCH, 5))
+    try:
+        async with proved(address) as peer:
+            peer.writer.write(watch + b"".join(call_frame(5, inputs_of(4))))
+            frames = [await peer.frame() for _ in range(2)]
+            peer.writer.write(b"".join(call_frame(6, inputs_of(4))))
+            unwatched = await peer.frame()
+    finally:
+        await server.aclose()
+
+    assert [kind for kind, *_ in frames] == [FrameKind.BEGUN, FrameKind.ANSWER]
+    assert number_in(outputs_of(frames[1][2])) == 8.0
+    assert unwatched[0] == FrameKind.ERROR
+
+
 async def test_unix_socket_is_taken_away_at_the_end(tmp_path: Path) -> None:
     server = CallServer(doubled, application=APPLICATION, replica="r")
 

@@ -47,6 +47,22 @@ def test_process_whose_event_loop_is_held_up_ends_and_tells_where(call: str) -> 
     assert "main" in ended.stderr
 
 
+def test_call_that_is_asked_again_may_take_less_and_the_next_one_as_much_as_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ends_after: list[float] = []
+    monkeypatch.setattr(
+        faulthandler, "dump_traceback_later", lambda seconds, **_: ends_after.append(seconds)
+    )
+    watch = CallWatch(CallLimit(24.0, usual_s=0.001), look_every_s=1.0)
+
+    watch.begin(1, is_apart=True)
+    watch.end(1, 0.001, is_apart=True)
+    watch.begin(1)
+
+    assert ends_after == [5.0, 11.0]
+
+
 def test_process_whose_calls_are_short_goes_on() -> None:
     ended = run(sys.executable, "-c", WATCHED.format(call="time.sleep(0.1)"), timeout_s=30)
 
