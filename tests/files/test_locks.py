@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from policy_server.files.locks import FileLock
+from tests.support.permissions import read_only
 from tests.support.processes import child
 from tests.support.waiting import is_waited_for, turns, wait_until
 
@@ -28,7 +29,6 @@ with FileLock(path, is_folder=path.is_dir()):
     print("held", flush=True)
     sys.stdin.read()
 """
-needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 
 
 @pytest.fixture(params=["file", "folder"])
@@ -166,15 +166,12 @@ def test_file_of_the_lock_stays_empty(tmp_path: Path) -> None:
     assert (tmp_path / ".lock").read_bytes() == b""
 
 
-@needs_permissions
 def test_read_only_folder_has_a_lock_and_a_new_file_in_it_is_an_error(tmp_path: Path) -> None:
-    tmp_path.chmod(0o555)
-
-    with FileLock(tmp_path, is_folder=True):
-        assert is_held(tmp_path)
-    with pytest.raises(PermissionError):
-        FileLock(tmp_path / ".lock")
-    tmp_path.chmod(0o755)
+    with read_only(tmp_path):
+        with FileLock(tmp_path, is_folder=True):
+            assert is_held(tmp_path)
+        with pytest.raises(PermissionError):
+            FileLock(tmp_path / ".lock")
 
 
 def test_file_and_folder_are_not_taken_for_each_other(tmp_path: Path) -> None:

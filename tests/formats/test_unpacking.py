@@ -28,12 +28,12 @@ from policy_server.formats.unpacking import unpack_model
 from tests.support.folders import ROOT
 from tests.support.formats import NotesFormat
 from tests.support.library_policies import POLICIES
+from tests.support.permissions import read_only
 from tests.support.servers import in_thread
 from tests.support.waiting import is_waited_for, wait_until
 from tests.support.zips import FILES, zip_of
 
 BIG = 1 << 20
-needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 
 
 def unpack(path: Path, *, max_bytes: int = BIG) -> Path:
@@ -418,25 +418,23 @@ def test_model_comes_back_if_the_new_one_cant_take_its_place(
     assert_refused(zip_of(path, {"saved_model.pb": b"new"}), "Input/output error")
 
 
-@needs_permissions
 def test_folder_that_cant_be_written_is_one_line(tmp_path: Path) -> None:
     path = zip_of(tmp_path / "saved_model.zip")
-    tmp_path.chmod(0o555)
 
-    with pytest.raises(ModelError, match="can't be written: Permission denied; unpack the policy"):
+    with (
+        read_only(tmp_path),
+        pytest.raises(ModelError, match="can't be written: Permission denied; unpack the policy"),
+    ):
         unpack(path)
-    tmp_path.chmod(0o755)
 
 
-@needs_permissions
 def test_unpacked_model_is_used_where_nothing_can_be_written(tmp_path: Path) -> None:
     path = zip_of(tmp_path / "saved_model.zip")
     unpack(path)
     (tmp_path / ".models.lock").unlink()
-    tmp_path.chmod(0o555)
 
-    assert files_in(unpack(path)) == FILES
-    tmp_path.chmod(0o755)
+    with read_only(tmp_path):
+        assert files_in(unpack(path)) == FILES
 
 
 def test_file_in_place_of_the_home_is_one_line(tmp_path: Path) -> None:

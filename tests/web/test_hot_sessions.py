@@ -59,7 +59,7 @@ async def test_mutated_steps_get_the_same_answers_three_ways() -> None:
     assert set(statuses) >= {200, 400, 401, 404, 409, 422}
 
 
-async def teststeps_of_many_requests_are_made_in_their_order() -> None:
+async def test_steps_of_many_requests_are_made_in_their_order() -> None:
     backend = gated(summing_backend())
     app = build(backend)
     async with running(app):
