@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
@@ -27,6 +27,7 @@ __all__ = [
     "Settings",
     "find_log_format",
     "read_settings",
+    "without_secrets",
 ]
 
 ENV_PREFIX = "POLICY_SERVER_"
@@ -495,6 +496,26 @@ SECRET_VARIABLES = frozenset(
     for name, field in Settings.model_fields.items()
     if field.annotation == SecretStr | None
 )
+# Those that are not in the environment for the moment.
+_hidden: dict[str, str] = {}
+
+
+@contextlib.contextmanager
+def without_secrets() -> Iterator[None]:
+    """Hide the secrets from the processes that are started while the block runs.
+
+    `read_settings` finds them all the same.
+    """
+    hidden = {name: text for name, text in os.environ.items() if name.upper() in SECRET_VARIABLES}
+    _hidden.update(hidden)
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+        for name in hidden:
+            _hidden.pop(name, None)
 
 
 def _is_redis_url(text: str) -> bool:
@@ -543,7 +564,8 @@ def read_settings(
     try:
         _check_names(os.environ, place="")
         _check_names(dotenv_values(_ENV_FILE, encoding="utf-8"), place=f"{_ENV_FILE}: ")
-        return Settings(**given)
+        hidden = {name[len(ENV_PREFIX) :].lower(): text for name, text in _hidden.items()}
+        return Settings(**{**hidden, **given})
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         field = str(problem["loc"][0])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from policy_server.errors import SettingsError
-from policy_server.settings import ENV_PREFIX, Settings, read_settings
+from policy_server.settings import ENV_PREFIX, Settings, read_settings, without_secrets
 
 
 @pytest.fixture(autouse=True)
@@ -351,3 +352,22 @@ def test_address_of_the_sessions_that_is_none_is_refused_without_being_shown(
 
     assert caught.value.message.startswith("POLICY_SERVER_SESSIONS_URL: expected a URL such as ")
     assert "hunter2" not in caught.value.message
+
+
+def test_secrets_are_hidden_from_processes_that_are_started_and_read_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("POLICY_SERVER_API_KEY", "hush-hush-hush")
+    monkeypatch.setenv("policy_server_metrics_key", "hush-hush-too")
+    monkeypatch.setenv("POLICY_SERVER_METRICS_PORT", "0")
+
+    with without_secrets():
+        inside, settings = dict(os.environ), read_settings()
+
+    assert "hush" not in str(inside)
+    assert inside["POLICY_SERVER_METRICS_PORT"] == "0"
+    assert settings.api_key is not None
+    assert settings.api_key.get_secret_value() == "hush-hush-hush"
+    assert settings.metrics_key is not None
+    assert os.environ["POLICY_SERVER_API_KEY"] == "hush-hush-hush"
+    assert os.environ["policy_server_metrics_key"] == "hush-hush-too"

@@ -41,7 +41,6 @@ from policy_server.backends.ray.connection import (
     reason_of,
     restore_signal_handlers,
     without_proxies,
-    without_secrets,
 )
 from policy_server.backends.ray.healthy_replicas import HealthyReplicas
 from policy_server.backends.ray.ledger import FolderLedger, Ledger
@@ -96,7 +95,6 @@ async def open_ray_cluster(settings: Settings) -> AsyncIterator[RayCluster]:
         )
     with (
         without_proxies(),
-        without_secrets(),
         ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray") as executor,
     ):
 

@@ -8,7 +8,7 @@ import resource
 import secrets
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,6 @@ from ray.exceptions import RayTaskError
 
 from policy_server.backends.ray.slim_serve import without_data_frames
 from policy_server.errors import NotReadyError, SettingsError
-from policy_server.settings import SECRET_VARIABLES
 from policy_server.telemetry import adopt_loggers
 
 __all__ = [
@@ -30,7 +29,6 @@ __all__ = [
     "sockets_hint",
     "use_token",
     "without_proxies",
-    "without_secrets",
 ]
 
 # Ray sends its last metrics to an agent that may have died, and waits for it: 10 s unless told.
@@ -54,30 +52,13 @@ def without_proxies() -> Iterator[None]:
     Ray's processes call each other by the machine's own address, which NO_PROXY rarely lists; gRPC
     would ask the proxy for it. Remote files are fetched before Ray starts.
     """
-    with _without(lambda name: name.lower() in _PROXIES):
-        yield
-
-
-@contextmanager
-def without_secrets() -> Iterator[None]:
-    """Hide the settings that are secrets from Ray's processes while the block runs.
-
-    They need none, and show their environments to whoever may use Ray. This process has read its
-    settings before.
-    """
-    with _without(lambda name: name.upper() in SECRET_VARIABLES):
-        yield
-
-
-@contextmanager
-def _without(is_hidden: Callable[[str], bool]) -> Iterator[None]:
-    hidden = {name: text for name, text in os.environ.items() if is_hidden(name)}
-    for name in hidden:
+    proxies = {name: text for name, text in os.environ.items() if name.lower() in _PROXIES}
+    for name in proxies:
         del os.environ[name]
     try:
         yield
     finally:
-        os.environ.update(hidden)
+        os.environ.update(proxies)
 
 
 def use_token() -> None:

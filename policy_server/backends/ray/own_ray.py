@@ -32,7 +32,7 @@ from policy_server.backends.ray_processes import (
     remove_dead_rays,
 )
 from policy_server.backends.ray_pulse import WatchedProcess, are_running
-from policy_server.settings import Settings
+from policy_server.settings import Settings, without_secrets
 from policy_server.telemetry import adopt_loggers
 
 if TYPE_CHECKING:
@@ -131,7 +131,9 @@ class OwnRay:
         with as_not_ready_error(sockets_hint(tempfile.gettempdir())):
             for tries_left in reversed(range(_TRIES)):
                 try:
-                    self._start()
+                    # Ray shows the environments of its processes to whoever may use it.
+                    with without_secrets():
+                        self._start()
                     break
                 except RayletEndedError as error:
                     if not tries_left:
@@ -152,7 +154,8 @@ class OwnRay:
         if not self._settings.dashboard_port:
             return
         try:
-            self._node.start_dashboard(self._environment())
+            with without_secrets():
+                self._node.start_dashboard(self._environment())
         except Exception as error:
             # Ray raises plain exceptions too.
             logger.warning("dashboard_not_started", extra={"reason": reason_of(error)})

@@ -76,12 +76,13 @@ class CallWatch:
         elif allowed_s > self._limit.least_s:
             self._arm(allowed_s)
 
-    def end(self, rows: int, seconds: float, *, is_apart: bool = False) -> None:
-        """Learn from a call that was answered; see `CallLimit.observe` and `begin`."""
+    def end_apart(self) -> None:
+        """Allow the next call as much time as ever: it may come before the event loop looks."""
+        self._arm(self._limit.least_s)
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """Learn from a call that was answered; see `CallLimit.observe`."""
         self._limit.observe(rows, seconds)
-        if is_apart:
-            # The next one may need longer, and comes before the event loop looks again.
-            self._arm(self._limit.least_s)
 
     def _arm(self, seconds: float) -> None:
         limit_s = seconds + self._look_every_s

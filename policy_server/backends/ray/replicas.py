@@ -121,8 +121,12 @@ class PolicyReplica:
             return self._loaded().infer(inputs)
         self._watch.begin(len(inputs), is_apart=is_apart)
         started = time.perf_counter()
-        outputs = self._loaded().infer(inputs)
-        self._watch.end(len(inputs), time.perf_counter() - started, is_apart=is_apart)
+        try:
+            outputs = self._loaded().infer(inputs)
+            self._watch.observe(len(inputs), time.perf_counter() - started)
+        finally:
+            if is_apart:
+                self._watch.end_apart()
         return outputs
 
     async def _take_calls(self, calls: CallServer) -> None:

@@ -57,7 +57,7 @@ def test_call_that_is_asked_again_may_take_less_and_the_next_one_as_much_as_ever
     watch = CallWatch(CallLimit(24.0, usual_s=0.001), look_every_s=1.0)
 
     watch.begin(1, is_apart=True)
-    watch.end(1, 0.001, is_apart=True)
+    watch.end_apart()
     watch.begin(1)
 
     assert ends_after == [5.0, 11.0]
@@ -101,7 +101,7 @@ async def test_call_may_take_fifty_times_as_long_as_its_rows_usually_do(
     )
     watch = CallWatch(CallLimit(24.0), look_every_s=1.0)
     for some, seconds in calls:
-        watch.end(some, seconds)
+        watch.observe(some, seconds)
 
     watching = asyncio.create_task(watch.run())
     await asyncio.sleep(0)
