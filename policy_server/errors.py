@@ -24,6 +24,7 @@ __all__ = [
     "NoStreamError",
     "NotReadyError",
     "ObservationError",
+    "OtherFilesError",
     "OverloadedError",
     "PolicyFailedError",
     "PolicyHangsError",
@@ -154,6 +155,10 @@ class DeploymentError(PolicyServerError):
     """A change of a policy's versions does not fit those that are deployed."""
 
     status = 409
+
+
+class OtherFilesError(DeploymentError):
+    """A version's address or path holds other files than those that were deployed."""
 
 
 class DeploymentChangedError(DeploymentError):

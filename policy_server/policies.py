@@ -28,6 +28,7 @@ from policy_server.serving import (
     PolicyRegistry,
     PolicySlot,
     VersionOpener,
+    check_files,
 )
 from policy_server.serving.administration import Administration
 from policy_server.serving.deployment_file import DeploymentFile
@@ -186,6 +187,8 @@ class Policies:
         assert self._backends is not None, "the registry runs while they are open"
         folder = await fetch_in_thread(partial(self._files.prepare, section, version, fetch))
         model = await asyncio.to_thread(identify_model, folder)
+        # Before it is loaded: it is tried again and again.
+        check_files(version, model.version)
         schema = self._files.schema_of(version)
         metrics = self.metrics.of(section.name)
         replicas = ReplicaCounts.of(self._settings, section)

@@ -14,6 +14,7 @@ STATUSES = {
     "BodyTooLargeError": 413,
     "DeadlineError": 504,
     "DeploymentChangedError": 409,
+    "OtherFilesError": 409,
     "DeploymentError": 409,
     "MissingPackageError": 501,
     "NoStreamError": 405,

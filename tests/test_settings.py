@@ -370,4 +370,4 @@ def test_secrets_are_hidden_from_processes_that_are_started_and_read_all_the_sam
     assert settings.api_key.get_secret_value() == "hush-hush-hush"
     assert settings.metrics_key is not None
     assert os.environ["POLICY_SERVER_API_KEY"] == "hush-hush-hush"
-    assert os.environ["policy_server_metrics_key"] == "hush-hush-too"
+    assert os.environ.get("policy_server_metrics_key") == "hush-hush-too"  # noqa: SIM112 -- pydantic takes either

@@ -8,7 +8,7 @@ from __future__ import annotations
 from policy_server.serving.deployer import Deployer
 from policy_server.serving.deployment import DeployedVersion, Deployment, Evidence
 from policy_server.serving.deployment_store import DeploymentStore
-from policy_server.serving.loaded_versions import VersionOpener
+from policy_server.serving.loaded_versions import VersionOpener, check_files
 from policy_server.serving.memory import EpisodeMemory, EpisodeSteps
 from policy_server.serving.previous_step import NOTHING_STATED, StatedStep
 from policy_server.serving.questions import Answer, AnsweredCall, Question, Waiting
@@ -50,4 +50,5 @@ __all__ = [
     "Traffic",
     "VersionOpener",
     "Waiting",
+    "check_files",
 ]

@@ -130,7 +130,7 @@ class Deployer:
     @property
     def names(self) -> frozenset[str]:
         """Return the names that are taken: of all versions that are to be served, or loaded."""
-        known = self._stored.known or self.deployment
+        known = self._stored.in_force or self.deployment
         return frozenset({*(() if known is None else known.names), *self.slot.versions})
 
     async def aclose(self) -> None:
@@ -306,11 +306,13 @@ class Deployer:
             await asyncio.to_thread(self._forget, version)
 
     async def _is_expected(self, name: str, digest: str) -> bool:
-        """Return whether another process has deployed a version that is not loaded here yet."""
+        """Return whether a version is deployed that is not loaded here yet."""
         kept = await self._stored.read()
+        loaded = self.slot.versions.get(name)
         return (
             kept is not None
-            and self._stored.is_newer(kept)
+            and (self._stored.is_newer(kept) or kept == self._stored.in_force)
+            and (loaded is None or loaded.digest != digest)
             and (name, digest) in {(version.name, version.digest) for version in kept}
         )
 

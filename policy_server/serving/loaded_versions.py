@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 from contextlib import asynccontextmanager
 from functools import partial
 
-from policy_server.errors import DeploymentError, PolicyServerError
+from policy_server.errors import DeploymentError, OtherFilesError, PolicyServerError
 from policy_server.serving.deployment import DeployedVersion, Deployment
 from policy_server.serving.draining import Draining, still_drains
 from policy_server.serving.following import FollowedVersions
 from policy_server.serving.slot import PolicyOpener, PolicySlot
 from policy_server.serving.version import OpenedPolicy, PolicyVersion
 
-__all__ = ["LoadedVersions", "VersionOpener", "as_deployed"]
+__all__ = ["LoadedVersions", "VersionOpener", "as_deployed", "check_files"]
 
 VersionOpener = Callable[[DeployedVersion], PolicyOpener]
 
@@ -31,14 +31,27 @@ def as_deployed(opener: VersionOpener) -> VersionOpener:
     @asynccontextmanager
     async def open_version(version: DeployedVersion) -> AsyncIterator[OpenedPolicy]:
         async with opener(version)() as opened:
-            if version.digest not in ("", opened.digest):
-                raise DeploymentError(
-                    f"version {version.name}: its address or path holds another policy than the "
-                    "one that was deployed; deploy it anew under another name"
-                )
+            check_files(version, opened.digest)
             yield opened
 
     return lambda version: partial(open_version, version)
+
+
+def check_files(version: DeployedVersion, digest: str) -> None:
+    """Refuse other files than those that were deployed.
+
+    Args:
+        version: the version, with its digest if it was deployed.
+        digest: the start of the digest of the files that were found.
+
+    Raises:
+        OtherFilesError: if they are others.
+    """
+    if version.digest not in ("", digest):
+        raise OtherFilesError(
+            f"version {version.name}: its address or path holds another policy than the one that "
+            "was deployed; deploy it anew under another name"
+        )
 
 
 class LoadedVersions:

@@ -11,7 +11,13 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 
-from policy_server.errors import DeploymentError, ModelError, NotReadyError, PolicyServerError
+from policy_server.errors import (
+    DeploymentError,
+    ModelError,
+    NotReadyError,
+    OtherFilesError,
+    PolicyServerError,
+)
 from policy_server.metrics import Metrics
 from policy_server.observations import ObservationSpace
 from policy_server.policy import PolicySignature
@@ -212,7 +218,8 @@ class PolicySlot:
                 f"x-policy-version: expected {version.label}, with which this episode began, got "
                 f"{wanted}; leave it out, or begin another episode"
             )
-        if episode:
+        # It may have gone since the request's head was read, while its body came.
+        if episode and version in self._versions.values():
             self._episodes.begin(episode, version)
 
     def end_episode(self, episode: str) -> None:
@@ -313,13 +320,15 @@ class PolicySlot:
         Raises:
             PolicyServerError: if no version that answers can be loaded.
         """
+        refusals: list[PolicyServerError] = []
         try:
-            await self._start(self._planned)
+            await self._start(self._planned, refusals)
         except PolicyServerError:
-            if not self._has_own_address():
+            are_others = any(isinstance(error, OtherFilesError) for error in refusals)
+            if not are_others or not self._has_own_address():
                 raise
             # It may have other files by now, and is named after them: they win.
-            await self._start(self._own)
+            await self._start(self._own, [])
 
     def _has_own_address(self) -> bool:
         """Return whether the policy's own address was to be loaded under a version's name."""
@@ -327,14 +336,15 @@ class PolicySlot:
         own = [item.model for item in self._own if not item.name and item.model in named]
         return any("://" in (model or "") for model in own)
 
-    async def _start(self, planned: Sequence[PlannedVersion]) -> None:
+    async def _start(
+        self, planned: Sequence[PlannedVersion], refusals: list[PolicyServerError]
+    ) -> None:
         loaded: dict[str, PlannedVersion] = {}
-        refusal: PolicyServerError | None = None
         for item in planned:
             try:
                 version = await self.add(item.open_policy, name=item.name)
             except PolicyServerError as error:
-                refusal = refusal or error
+                refusals.append(error)
                 self.failures[item.name] = error.message
                 log_not_served(self.name, item.name, error)
             else:
@@ -342,12 +352,12 @@ class PolicySlot:
                 loaded[version.label] = item
         percents = self._percents_of(planned, loaded)
         if not percents:
-            assert refusal is not None, "a version that answers was planned, and is not there"
-            self.failure = refusal.message
+            assert refusals, "a version that answers was planned, and is not there"
+            self.failure = refusals[0].message
             for name in [*self.versions]:
                 # Nobody would know of a version that answers nothing.
                 await self.remove(name)
-            raise refusal
+            raise refusals[0]
         self.route(percents, shadows={name for name, item in loaded.items() if item.is_shadow})
 
     def _percents_of(
