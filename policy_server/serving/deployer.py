@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from policy_server.errors import (
     DeploymentChangedError,
@@ -86,6 +87,8 @@ class Deployer:
         self._changing = asyncio.Lock()
         self._deploying = asyncio.Lock()
         self._loads = EndableWork()
+        # Tries the versions again that could not be loaded.
+        self._trying: asyncio.Task[None] | None = None
         self.draining = Draining(
             slot, self._unload_for_good, period_s=period_s, longest_s=session_drain_s
         )
@@ -144,18 +147,25 @@ class Deployer:
 
     async def run(self) -> None:
         """Follow the other processes of the server, and weigh evidence, for ever."""
-        while True:
-            await asyncio.sleep(self._period_s)
-            try:
-                await self._follow()
-                await self._weigh()
-            except PolicyServerError as error:
-                logger.warning(
-                    "deployment_not_followed",
-                    extra={"policy": self.slot.name, "reason": error.message},
-                )
-            except Exception:
-                logger.exception("deployment_not_followed", extra={"policy": self.slot.name})
+        try:
+            while True:
+                await asyncio.sleep(self._period_s)
+                await self._logged(self._follow())
+                await self._logged(self._weigh())
+        finally:
+            await self._try_no_more()
+
+    async def _logged(self, step: Coroutine[Any, Any, None]) -> None:
+        """Take a step of `run`, and log why it fails."""
+        try:
+            await step
+        except PolicyServerError as error:
+            logger.warning(
+                "deployment_not_followed",
+                extra={"policy": self.slot.name, "reason": error.message},
+            )
+        except Exception:
+            logger.exception("deployment_not_followed", extra={"policy": self.slot.name})
 
     async def deploy(self, version: DeployedVersion) -> Deployment:
         """Load a version, and give it its share of the questions.
@@ -317,13 +327,28 @@ class Deployer:
         )
 
     async def _follow(self) -> None:
-        """Carry out what another process has decided.
+        """Carry out what another process has decided, and try what could not be loaded again.
 
-        Other changes are carried out while its versions are loaded.
+        Other changes are carried out while versions are loaded. An address that does not answer
+        may take minutes, so that the next decision breaks off what is only tried again.
         """
         kept = await self._stored.due()
         if kept is None:
             return
+        if self._stored.is_newer(kept):
+            await self._try_no_more()
+            await self._take_over(kept)
+        elif self._trying is None or self._trying.done():
+            self._trying = asyncio.create_task(self._logged(self._take_over(kept)))
+
+    async def _try_no_more(self) -> None:
+        if self._trying is not None:
+            self._trying.cancel()
+            await asyncio.wait([self._trying])
+            self._trying = None
+
+    async def _take_over(self, kept: Deployment) -> None:
+        """Carry out a deployment that the store has, unless it has another one by then."""
         try:
             async with self._versions.followed(kept), self._changing:
                 if kept == await self._stored.due():

@@ -39,6 +39,9 @@ class Process:
     def __init__(self, home: Path, there: dict[str, str]) -> None:
         self.there = there
         self.asked: list[str] = []
+        # Addresses that don't answer, and how often such a load was broken off.
+        self.silent: set[str] = set()
+        self.broken_off = 0
         # A policy that schema.yaml has at an address is named after its files.
         name, model = ("", ADDRESS) if ADDRESS in there else ("v1", BASE)
         planned = [PlannedVersion(name, self.opener(DeployedVersion(name, model)), model)]
@@ -52,11 +55,21 @@ class Process:
         def open_version() -> AbstractAsyncContextManager[OpenedPolicy]:
             assert version.model is not None
             self.asked.append(version.model)
+            if version.model in self.silent:
+                return self._never()
             if version.model not in self.there:
                 raise ModelError(f"{version.model}: not found")
             return opened(integer_backend(), digest=self.there[version.model])
 
         return open_version
+
+    @asynccontextmanager
+    async def _never(self) -> AsyncIterator[OpenedPolicy]:
+        try:
+            await asyncio.Event().wait()
+            yield OpenedPolicy(integer_backend(), "")
+        finally:
+            self.broken_off += 1
 
     @property
     def shares(self) -> dict[str, object]:
@@ -105,6 +118,10 @@ async def test_change_by_a_process_that_lacks_a_version_keeps_it(tmp_path: Path)
             assert first.shares == {"v1": 45.0, "v2": 45.0, "v3": 10.0}
             assert second.shares == {"v1": 100 * 45 / 55, "v3": 100 * 10 / 55}
             assert second.slot.failures == {"v2": "a: not found"}
+            # Its sessions wait for it, and don't end.
+            assert await second.slot.is_expected("v2", "second")
+            assert not await second.slot.is_expected("v2", "another")
+            assert not await first.slot.is_expected("v2", "second")
     assert kept(tmp_path).names == {"v1", "v2", "v3"}
 
 
@@ -130,6 +147,20 @@ async def test_version_that_could_not_be_loaded_is_tried_again(tmp_path: Path) -
 
             assert second.shares == {"v1": 50.0, "v2": 50.0}
             assert second.slot.failures == {}
+
+
+async def test_rollback_is_followed_while_a_missing_version_is_tried_again(tmp_path: Path) -> None:
+    async with running(tmp_path, {"a": "second"}) as first:
+        await first.deployer.deploy(DeployedVersion("v2", "a", 50.0))
+        async with running(tmp_path, {}) as second:
+            second.silent.add("a")
+            asked = len(second.asked)
+            await until(lambda: len(second.asked) > asked)
+            await first.deployer.roll_back()
+            await until(lambda: second.deployer.deployment == first.deployer.deployment)
+
+            assert second.shares == {"v1": 100.0}
+            assert second.broken_off == 1
 
 
 async def test_policy_that_could_not_be_loaded_is_tried_again(tmp_path: Path) -> None:
@@ -253,10 +284,11 @@ async def test_policys_own_other_files_win_where_nothing_deployed_can_be_served(
         await first.deployer.roll_back()
     there = {ADDRESS: "renewed", "b": "third"}
     async with running(tmp_path, there, is_following=False) as second:
-        begun = second.shares
+        begun, taken = second.shares, second.deployer.names
         await second.deployer.deploy(DeployedVersion("v3", "b", 10.0))
 
         assert begun == {"renewed": 100.0}
+        assert taken == {"renewed"}
         assert second.shares == {"renewed": 90.0, "v3": 10.0}
     assert kept(tmp_path).live == "renewed"
     assert kept(tmp_path).names == {"renewed", "v3"}
