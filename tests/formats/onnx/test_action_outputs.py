@@ -313,6 +313,23 @@ def test_bounds_of_a_scaled_tanh_are_held_against_schema(tmp_path: Path) -> None
     np.testing.assert_allclose(modes_of(load(tmp_path), ROWS), theirs(path, ROWS), atol=1e-6)
 
 
+def test_bounds_of_a_mean_are_none_of_the_action(tmp_path: Path) -> None:
+    actor(
+        tmp_path,
+        node("Split", ["net"], ["wide", "log_std"], axis=1),
+        node("Constant", [], ["five"], value_float=5.0),
+        node("Div", ["wide", "five"], ["narrow"]),
+        node("Tanh", ["narrow"], ["bounded"]),
+        node("Mul", ["bounded", "five"], ["mean"]),
+        actions=4,
+        outputs=[tensor(name, ["batch", 2]) for name in ("mean", "log_std")],
+    )
+
+    policy = load(tmp_path, "actions: {torque: {low: -2, high: 2}}")
+
+    assert policy.signature.family == "normal(2)"
+
+
 def test_mean_and_deviation_are_of_sac_where_schema_states_it(tmp_path: Path) -> None:
     path = actor(
         tmp_path, HALVES, actions=4, outputs=[tensor(x, ["batch", 2]) for x in ("mean", "log_std")]
