@@ -197,7 +197,8 @@ class _Reader:
         is_whole = measured.has_integer_type or tensor in self._whole
         if ending in (None, "activation"):
             ending = (measured.ending_of_whole if is_whole else measured.ending) or ending
-            joined = joined or measured.log_probability_sizes
+            if not joined and measured.may_join_log_probabilities:
+                joined = measured.log_probability_sizes(self._told_sizes(tensor))
         if joined:
             ending, joined = "log_softmax", joined if len(joined) > 1 else ()
         # A one-hot vector holds integers too, and is one action.
@@ -214,6 +215,17 @@ class _Reader:
             is_inner=self._is_inner(tensor),
             rows=measured.rows,
         )
+
+    def _told_sizes(self, tensor: str) -> list[tuple[int, ...]]:
+        """Return the sizes of a tensor's parts, as its Concat and schema.yaml tell them."""
+        parts = self._view.concatenated(tensor)
+        sizes = self._measure(parts)
+        fields = self._schema.actions or () if self._schema is not None else ()
+        stated = [field.choices for field in fields if field.choices is not None]
+        told = [tuple(sizes[part].width for part in parts)]
+        if len(stated) == len(fields):
+            told.append(tuple(stated))
+        return [one for one in told if one]
 
     def _is_inner(self, tensor: str) -> bool:
         """Return whether another output that may hold an action is computed from one."""

@@ -200,6 +200,18 @@ class GraphView:
             found += part
         return found
 
+    def concatenated(self, tensor: str) -> tuple[str, ...]:
+        """Return the tensors that another joins, before constants or a log change it.
+
+        Args:
+            tensor: the other's name.
+        """
+        node = self.node(tensor)
+        while node is not None and node.operator in (*_LINEAR, "Clip", "Log", "Max"):
+            following = [name for name in node.inputs if name and not self.is_constant(name)]
+            node = self.node(following[0]) if len(following) == 1 else None
+        return node.inputs if node is not None and node.operator == "Concat" else ()
+
     def constant(self, tensor: str) -> Array | None:
         """Return the value that a constant holds; None for another tensor.
 

@@ -466,6 +466,76 @@ def test_discrete_action_of_old_ml_agents_is_the_logits_of_its_branches(
     np.testing.assert_array_equal(modes_of(policy, ROWS), expected)
 
 
+def logarithms(names: str) -> list[Any]:
+    """Return the nodes that normalise logits to log-probabilities, named by an `n` behind."""
+    return [
+        one
+        for name in names.split()
+        for one in (
+            node("ReduceLogSumExp", [name], [f"{name}_sum"], axes=[1], keepdims=1),
+            node("Sub", [name, f"{name}_sum"], [f"{name}_n"]),
+        )
+    ]
+
+
+def test_log_probabilities_beside_their_logits_are_no_second_action(tmp_path: Path) -> None:
+    names = [("logits", 3), ("log_pi", 3), ("value", 1)]
+    actor(
+        tmp_path,
+        *logarithms("net"),
+        node("Identity", ["net"], ["logits"]),
+        node("Identity", ["net_n"], ["log_pi"]),
+        node("ReduceMean", ["net"], ["value"], axes=[1], keepdims=1),
+        outputs=[tensor(name, ["batch", width]) for name, width in names],
+    )
+
+    assert load(tmp_path).signature.family == "categorical(3)"
+
+
+def test_joined_log_probabilities_given_twice_are_read_once(tmp_path: Path) -> None:
+    actor(
+        tmp_path,
+        *CUT,
+        *logarithms("first second"),
+        node("Concat", ["first_n", "second_n"], ["action"], axis=1),
+        node("Identity", ["action"], ["discrete_actions"]),
+        actions=5,
+        outputs=[tensor(name, ["batch", 5]) for name in ("action", "discrete_actions")],
+    )
+
+    assert load(tmp_path).signature.family == "categorical(2) + categorical(3)"
+
+
+@pytest.mark.parametrize(
+    "schema", ["parameters: {}", "actions: {a: {choices: 4}, b: {choices: 2}}"]
+)
+@pytest.mark.parametrize("is_joined", [True, False], ids=["concat", "sum"])
+def test_choice_that_is_never_taken_does_not_move_the_cut(
+    is_joined: bool,  # noqa: FBT001 -- a parameter
+    schema: str,
+    tmp_path: Path,
+) -> None:
+    path = actor(
+        tmp_path,
+        node("Add", ["net", "shift"], ["shifted"]),
+        node("Split", ["shifted", "sizes"], ["first", "second"], axis=1),
+        *logarithms("first second"),
+        node("Concat", ["first_n", "second_n"], ["joined"], axis=1),
+        # As where no Concat shows the sizes.
+        node("Identity" if is_joined else "Abs", ["joined"], ["steps"]),
+        node("Identity" if is_joined else "Neg", ["steps"], ["logits"]),
+        actions=6,
+        outputs=[tensor("logits", ["batch", 6])],
+    )
+    add_constant(path, "shift", np.array([0, 0, 0, -40, 0, 0], np.float32))
+    add_constant(path, "sizes", np.array([4, 2]))
+
+    family = load(tmp_path, schema).signature.family
+
+    is_told = is_joined or "choices" in schema
+    assert family == ("categorical(4) + categorical(2)" if is_told else "categorical(6)")
+
+
 def test_softmaxes_that_the_graph_joins_are_cut_where_it_joins_them(tmp_path: Path) -> None:
     actor(tmp_path, *JOINED, output="out", actions=5)
 
