@@ -542,6 +542,52 @@ def test_softmaxes_that_the_graph_joins_are_cut_where_it_joins_them(tmp_path: Pa
     assert load(tmp_path).signature.family == "categorical(2) + categorical(3)"
 
 
+@pytest.mark.parametrize("sharpness", [1, 30])
+def test_masked_branches_of_old_ml_agents_are_the_logits_of_their_softmaxes(
+    sharpness: float, tmp_path: Path
+) -> None:
+    names, sizes = ("first", "second"), (3, 2)
+    branches = [
+        one
+        for name in names
+        for one in (
+            node("Mul", [name, f"{name}_mask"], [f"{name}_kept"]),
+            node("Sub", ["one", f"{name}_mask"], [f"{name}_off"]),
+            node("Mul", [f"{name}_off", "huge"], [f"{name}_low"]),
+            node("Sub", [f"{name}_kept", f"{name}_low"], [f"{name}_masked"]),
+            node("Softmax", [f"{name}_masked"], [f"{name}_p"], axis=-1),
+            node("Add", [f"{name}_p", "tiny"], [f"{name}_positive"]),
+            node("Log", [f"{name}_positive"], [f"{name}_log"]),
+        )
+    ]
+    write_model(
+        tmp_path,
+        [
+            node("MatMul", ["obs", "w"], ["net"]),
+            node("Split", ["net", "sizes"], [*names], axis=1),
+            node("Split", ["action_masks", "sizes"], [f"{x}_mask" for x in names], axis=1),
+            *branches,
+            node("Concat", [f"{name}_log" for name in names], ["action"], axis=1),
+        ],
+        [tensor("obs", ["batch", 4]), tensor("action_masks", ["batch", 5])],
+        [tensor("action", ["batch", 5])],
+        {
+            "w": weights(4, 5) * np.float32(sharpness),
+            "sizes": np.array(sizes),
+            "one": np.array(1, np.float32),
+            "huge": np.array(1e8, np.float32),
+            "tiny": np.array(1e-7, np.float32),
+        },
+    )
+
+    policy = load(tmp_path)
+
+    assert policy.signature.family == "categorical(3) + categorical(2)"
+    assert policy.signature.mask_name == "action_masks"
+    logits = policy.infer(PolicyInputs.of(ROWS)).distribution
+    np.testing.assert_allclose(logits, ROWS @ weights(4, 5) * sharpness, rtol=1e-5, atol=1e-4)
+
+
 def test_draw_of_an_unknown_distribution_is_left_out_with_a_word(tmp_path: Path) -> None:
     actor(
         tmp_path,
