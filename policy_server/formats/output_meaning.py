@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from policy_server.errors import ModelError, SchemaError
 from policy_server.formats.network_outputs import (
@@ -50,6 +52,8 @@ _BY_VALUES: Mapping[ActionValues, Form] = {
 }
 # An action on the scale of [-1, 1] may leave it a little.
 _BEYOND = 1.5
+# Logits of float32 that differ by less have the same probabilities.
+_SAME = 1e-4
 _STATE_IT = "state it as 'values' under 'actions'"
 
 
@@ -167,6 +171,8 @@ class _Reader:
         for item in self._outputs:
             if (form := self._form_of(item)) is not None:
                 found.setdefault(form, []).append(item)
+        if "logits" in found:
+            found["logits"] = _distinct(found["logits"])
         return found
 
     def _form_of(self, item: NetworkOutput) -> Form | None:
@@ -295,7 +301,11 @@ class _Reader:
         is_one = len(items) == 1
         for item in items:
             self._check_rows(item, form, is_one=is_one)
-        sizes = self._sizes(items[0], form) if is_one else [item.width for item in items]
+        sizes = (
+            self._sizes(items[0], form)
+            if is_one
+            else [size for item in items for size in item.joined or (item.width,)]
+        )
         parts = [ActionComponent("categorical", size, 0, 0) for size in sizes]
         outputs = (
             [ActionOutput("actions", is_integer=True, columns=len(sizes), is_vector=len(sizes) > 1)]
@@ -331,7 +341,7 @@ class _Reader:
 
     def _check_rows(self, item: NetworkOutput, form: str, *, is_one: bool = True) -> None:
         """Refuse several rows of choices that schema.yaml does not state as several actions."""
-        if item.joined:
+        if item.joined and is_one:
             self._check_joined(item)
         if item.joined or not item.has_several_rows:
             return
@@ -526,6 +536,37 @@ class _Reader:
         return Meaning(
             tuple(read), _placed(parts), tuple(outputs), is_value_based, basis, tuple(findings)
         )
+
+
+def _distinct(items: Sequence[NetworkOutput]) -> list[NetworkOutput]:
+    """Return outputs of logits, without those that give an earlier one's choices once more.
+
+    Those with numbers behind their names are of actions of their own, also before any training.
+    """
+    found: list[NetworkOutput] = []
+    for item in items:
+        is_numbered = item.name[-1:].isdigit()
+        if is_numbered or not any(_has_same_choices(item, other) for other in found):
+            found.append(item)
+    return found
+
+
+def _has_same_choices(one: NetworkOutput, other: NetworkOutput) -> bool:
+    """Return whether two outputs are logits of the same probabilities."""
+    if one.rows is None or other.rows is None or one.rows.shape != other.rows.shape:
+        return False
+    cuts = np.cumsum(one.joined or other.joined or (one.width,))[:-1]
+    mine, theirs = (
+        [_log_softmax(part) for part in np.split(rows, cuts, axis=1)]
+        for rows in (one.rows, other.rows)
+    )
+    return all(np.allclose(part, same, atol=_SAME) for part, same in zip(mine, theirs, strict=True))
+
+
+def _log_softmax(rows: NDArray[Any]) -> NDArray[Any]:
+    shifted = rows.astype(np.float64) - rows.max(axis=1, keepdims=True)
+    found: NDArray[Any] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return found
 
 
 def _alone(size: int, *, is_integer: bool = False) -> ActionComponent:

@@ -84,6 +84,9 @@ def with_kept_bounds(
         )
         # The bounds of what is squashed afterwards are none of the action.
         is_known = part.bounds is not None and component.kind != "squashed_normal"
+        # A mean's bounds are none of the actions that are drawn around it.
+        is_strict = part.is_strict and component.kind == "deterministic"
+        part = replace(part, is_strict=is_strict)
         fields.append(_bounded(entry, part, schema.source) if is_known else entry)
     return replace(schema, actions=tuple(fields))
 

@@ -114,3 +114,13 @@ def test_float_bound_takes_the_float32_nearest_to_it(bound: float) -> None:
     assert low <= -bound <= bound <= high
     assert low <= np.float64(np.float32(-bound)) <= np.float64(np.float32(bound)) <= high
     assert high == max(bound, np.float64(np.float32(bound)))
+
+
+@pytest.mark.parametrize("wrong", [-1, 256, 2.5, float("nan")])
+def test_first_number_that_its_part_does_not_hold_is_told(wrong: float) -> None:
+    numbers = number_range("float32", [("float32", 2), ("uint8", 3)])
+
+    assert numbers.mistake([0.5, 300, 0, 255.0, 7]) is None
+    assert numbers.mistake([0.5, 300]) is None
+    found = numbers.mistake([0.5, 300, 0, wrong, wrong])
+    assert found == (3, number_range("uint8"))

@@ -20,7 +20,7 @@ from policy_server.formats.onnx.plan import Piece, Transform
 from policy_server.formats.onnx.random_nodes import RandomNodes
 from policy_server.formats.onnx.roles import Roles
 from policy_server.formats.onnx.whole_numbers import WholeNumbers
-from policy_server.formats.output_meaning import Form, NetworkOutput, read_meaning
+from policy_server.formats.output_meaning import Form, NetworkOutput, ReadOutput, read_meaning
 from policy_server.policy import ActionComponent, ActionOutput, Basis
 from policy_server.schema import ServerSchema
 
@@ -110,6 +110,7 @@ class _Reader:
         )
         self._draws = Draws(model.name, self._view, measure)
         self._whole = WholeNumbers(model, lambda name: measure([name])[name].has_integer_type)
+        self._has_mask = roles.mask is not None
         self._names = [item.name for item in roles.outputs if not _CONSTANTS.fullmatch(item.name)]
 
     def read(self) -> Actions:
@@ -176,7 +177,9 @@ class _Reader:
         for one in meaning.read:
             self._refuse_other_axis(tensors[one.output.name])
         pieces = tuple(
-            self._piece(tensors[one.output.name], one.width, one.form) for one in meaning.read
+            piece
+            for one in meaning.read
+            for piece in self._pieces(tensors[one.output.name], one.output, one.form)
         )
         return Actions(
             pieces,
@@ -197,7 +200,8 @@ class _Reader:
         is_whole = measured.has_integer_type or tensor in self._whole
         if ending in (None, "activation"):
             ending = (measured.ending_of_whole if is_whole else measured.ending) or ending
-            joined = joined or measured.log_probability_sizes
+            if not joined and measured.may_join_log_probabilities:
+                joined = measured.log_probability_sizes(self._told_sizes(tensor))
         if joined:
             ending, joined = "log_softmax", joined if len(joined) > 1 else ()
         # A one-hot vector holds integers too, and is one action.
@@ -214,6 +218,22 @@ class _Reader:
             is_inner=self._is_inner(tensor),
             rows=measured.rows,
         )
+
+    def _told_sizes(self, tensor: str) -> list[tuple[int, ...]]:
+        """Return the sizes of a tensor's parts, as the graph and schema.yaml tell them."""
+        fields = self._schema.actions or () if self._schema is not None else ()
+        stated = [field.choices for field in fields if field.choices is not None]
+        told = [
+            self._widths(self._view.softmax_inputs(tensor)),
+            self._widths(self._view.concatenated(tensor)),
+        ]
+        if len(stated) == len(fields):
+            told.append(tuple(stated))
+        return [one for one in told if one]
+
+    def _widths(self, tensors: Sequence[str]) -> tuple[int, ...]:
+        measured = self._measure(tensors)
+        return tuple(measured[tensor].width for tensor in tensors)
 
     def _is_inner(self, tensor: str) -> bool:
         """Return whether another output that may hold an action is computed from one."""
@@ -240,6 +260,20 @@ class _Reader:
             f"{node.attributes.get('axis', 'of its default')} of {len(shape)}, expected the last, "
             "where the choices of one action are; export it so"
         )
+
+    def _pieces(self, tensor: str, output: NetworkOutput, form: Form) -> list[Piece]:
+        """Return the tensors that hold an output's numbers, or the logits that they come from.
+
+        ML-Agents adds a tiny number to the probabilities before their logarithm, which a mask
+        leaves of the choices that it forbids.
+        """
+        if form == "logits" and self._has_mask:
+            inputs = self._view.softmax_inputs(tensor)
+            widths = self._widths(inputs)
+            if widths == (output.joined or (output.width,)):
+                return [Piece(*one) for one in zip(inputs, widths, strict=True)]
+        width = ReadOutput(output, form).width
+        return [self._piece(tensor, width, form)]
 
     def _piece(self, tensor: str, width: int, form: Form) -> Piece:
         if form == "probabilities" and self._view.ending(tensor) == "softmax":

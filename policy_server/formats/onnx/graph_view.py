@@ -39,6 +39,8 @@ _ENDINGS: Mapping[str, Ending] = {
     "Softmax": "softmax",
     "Tanh": "tanh",
 }
+# What is added to a probability, so that it has a logarithm.
+_TINY = 1e-5
 _LINEAR = ("Add", "Div", "Mul", "Sub")
 
 
@@ -199,6 +201,48 @@ class GraphView:
                 return None
             found += part
         return found
+
+    def concatenated(self, tensor: str) -> tuple[str, ...]:
+        """Return the tensors that another joins, before constants or a log change it.
+
+        Args:
+            tensor: the other's name.
+        """
+        node = self.node(tensor)
+        while node is not None and node.operator in (*_LINEAR, "Clip", "Log", "Max"):
+            following = [name for name in node.inputs if name and not self.is_constant(name)]
+            node = self.node(following[0]) if len(following) == 1 else None
+        return node.inputs if node is not None and node.operator == "Concat" else ()
+
+    def softmax_inputs(self, tensor: str) -> tuple[str, ...]:
+        """Return the logits of the softmaxes whose logarithms a tensor joins; empty for another.
+
+        A tiny number may be added to the probabilities, as ML-Agents does.
+
+        Args:
+            tensor: its name.
+        """
+        return tuple(self._softmax_inputs(tensor, is_log=False) or ())
+
+    def _softmax_inputs(self, tensor: str, *, is_log: bool) -> list[str] | None:
+        node = self.node(tensor)
+        if node is None:
+            return None
+        if node.operator == "Concat":
+            parts = [self._softmax_inputs(name, is_log=is_log) for name in node.inputs]
+            known = [part for part in parts if part is not None]
+            return [name for part in known for name in part] if len(known) == len(parts) else None
+        if node.operator == "Log" and not is_log:
+            return self._softmax_inputs(node.inputs[0], is_log=True)
+        if node.operator == "Add" and is_log:
+            following = [name for name in node.inputs if not self._is_tiny(name)]
+            return self._softmax_inputs(following[0], is_log=True) if len(following) == 1 else None
+        is_softmax = is_log and node.operator == "Softmax" and self._length(node) is not None
+        return [node.inputs[0]] if is_softmax else None
+
+    def _is_tiny(self, tensor: str) -> bool:
+        value = self.constant(tensor)
+        return value is not None and bool((abs(value) <= _TINY).all())
 
     def constant(self, tensor: str) -> Array | None:
         """Return the value that a constant holds; None for another tensor.

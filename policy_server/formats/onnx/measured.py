@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,26 +68,49 @@ class Measured:
         return "one_hot" if (sums == 1).all() else None
 
     @property
-    def log_probability_sizes(self) -> tuple[int, ...]:
+    def may_join_log_probabilities(self) -> bool:
+        """Return whether its numbers are none that rule log-probabilities out."""
+        if self.has_integer_type or len(self.shape) != len(("rows", "choices")):
+            return False
+        return (
+            self.width > 1 and not self.is_saturated and bool((self.rows <= _SUM_TOLERANCE).all())
+        )
+
+    def log_probability_sizes(self, told: Sequence[tuple[int, ...]] = ()) -> tuple[int, ...]:
         """Return the sizes of the choices whose log-probabilities it joins; empty for another.
 
-        ML-Agents spells them out: the logarithm of a softmax and a small number.
+        ML-Agents spells them out: the logarithm of a softmax and a small number. A choice that is
+        never taken hides where the next ones begin, so that numbers alone do not tell it.
+
+        Args:
+            told: sizes that something else tells, the likeliest first.
         """
-        if self.has_integer_type or len(self.shape) != len(("rows", "choices")):
+        if not self.may_join_log_probabilities:
             return ()
-        rows = self.rows.astype(np.float64)
-        if self.width < 2 or self.is_saturated or not (rows <= _SUM_TOLERANCE).all():
-            return ()
-        sums, first = np.exp(rows).cumsum(axis=1), 0
-        sizes: list[int] = []
-        for last in range(1, self.width + 1):
-            if np.allclose(sums[:, last - 1], len(sizes) + 1, atol=_SUM_TOLERANCE):
-                sizes.append(last - first)
-                first = last
-        return tuple(sizes) if first == self.width and min(sizes) > 1 else ()
+        chances = np.exp(self.rows.astype(np.float64))
+        for sizes in told:
+            if sum(sizes) == self.width and min(sizes) > 0:
+                sums = np.add.reduceat(chances, np.cumsum((0, *sizes[:-1])), axis=1)
+                if np.allclose(sums, 1, atol=_SUM_TOLERANCE):
+                    return sizes
+        return _cut(chances)
 
     @property
     def is_saturated(self) -> bool:
         """Return whether it holds nothing but zeros and ones, or the same for all observations."""
         rows = self.rows
         return bool(((rows == 0) | (rows == 1)).all() or (rows == rows[:1]).all())
+
+
+def _cut(chances: Array) -> tuple[int, ...]:
+    """Return the sizes of the parts that sum to one; empty where there may be others."""
+    sums, first = chances.cumsum(axis=1), 0
+    width = chances.shape[1]
+    sizes: list[int] = []
+    for last in range(1, width + 1):
+        if np.allclose(sums[:, last - 1], len(sizes) + 1, atol=_SUM_TOLERANCE):
+            if last < width and (chances[:, last] <= _SUM_TOLERANCE).all():
+                return ()
+            sizes.append(last - first)
+            first = last
+    return tuple(sizes) if first == width and min(sizes) > 1 else ()

@@ -56,6 +56,7 @@ _AFFINE = {
 }
 _LIMITS = {"Sigmoid": (0.0, 1.0), "Tanh": (-1.0, 1.0)}
 _FEWEST_COMPARED = 2
+_NUMBERS = ("bfloat", "bool", "float", "int", "uint")
 _SHOWING = ("arg_max", "log_softmax", "one_hot", "softmax")
 
 
@@ -126,14 +127,14 @@ def read_network(
 
 def _measured(loaded: LoadedGraph, observations: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
     """Return the outputs' numbers by their names, without those that a draw changes."""
-    names = [item.name for item in loaded.outputs]
+    names = [item.name for item in loaded.outputs if _holds_rows(item)]
     if len(names) < _FEWEST_COMPARED:
         return {}
     row_dtype = np.float64 if observations.dtype == np.float64 else np.float32
     runner = GraphRunner(loaded, row_dtype=row_dtype)
     try:
         first, second = (runner.run(names, observations) for _ in range(2))
-    except tf.errors.OpError:
+    except (tf.errors.OpError, TypeError, ValueError):
         # The graph that is served is tried once more, with words of its own.
         return {}
     return {
@@ -142,6 +143,11 @@ def _measured(loaded: LoadedGraph, observations: NDArray[Any]) -> Mapping[str, N
         if values.shape[:1] == (len(observations),)
         and np.array_equal(values, again, equal_nan=True)
     }
+
+
+def _holds_rows(item: SignatureTensor) -> bool:
+    """Return whether an output holds numbers, in a row for each observation."""
+    return item.dtype.startswith(_NUMBERS) and item.shape != ()
 
 
 def _is_before(nodes: GraphNodes, tensor: str, others: Sequence[str]) -> bool:

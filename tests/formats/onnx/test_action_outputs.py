@@ -313,6 +313,23 @@ def test_bounds_of_a_scaled_tanh_are_held_against_schema(tmp_path: Path) -> None
     np.testing.assert_allclose(modes_of(load(tmp_path), ROWS), theirs(path, ROWS), atol=1e-6)
 
 
+def test_bounds_of_a_mean_are_none_of_the_action(tmp_path: Path) -> None:
+    actor(
+        tmp_path,
+        node("Split", ["net"], ["wide", "log_std"], axis=1),
+        node("Constant", [], ["five"], value_float=5.0),
+        node("Div", ["wide", "five"], ["narrow"]),
+        node("Tanh", ["narrow"], ["bounded"]),
+        node("Mul", ["bounded", "five"], ["mean"]),
+        actions=4,
+        outputs=[tensor(name, ["batch", 2]) for name in ("mean", "log_std")],
+    )
+
+    policy = load(tmp_path, "actions: {torque: {low: -2, high: 2}}")
+
+    assert policy.signature.family == "normal(2)"
+
+
 def test_mean_and_deviation_are_of_sac_where_schema_states_it(tmp_path: Path) -> None:
     path = actor(
         tmp_path, HALVES, actions=4, outputs=[tensor(x, ["batch", 2]) for x in ("mean", "log_std")]
@@ -449,10 +466,126 @@ def test_discrete_action_of_old_ml_agents_is_the_logits_of_its_branches(
     np.testing.assert_array_equal(modes_of(policy, ROWS), expected)
 
 
+def logarithms(names: str) -> list[Any]:
+    """Return the nodes that normalise logits to log-probabilities, named by an `n` behind."""
+    return [
+        one
+        for name in names.split()
+        for one in (
+            node("ReduceLogSumExp", [name], [f"{name}_sum"], axes=[1], keepdims=1),
+            node("Sub", [name, f"{name}_sum"], [f"{name}_n"]),
+        )
+    ]
+
+
+def test_log_probabilities_beside_their_logits_are_no_second_action(tmp_path: Path) -> None:
+    names = [("logits", 3), ("log_pi", 3), ("value", 1)]
+    actor(
+        tmp_path,
+        *logarithms("net"),
+        node("Identity", ["net"], ["logits"]),
+        node("Identity", ["net_n"], ["log_pi"]),
+        node("ReduceMean", ["net"], ["value"], axes=[1], keepdims=1),
+        outputs=[tensor(name, ["batch", width]) for name, width in names],
+    )
+
+    assert load(tmp_path).signature.family == "categorical(3)"
+
+
+def test_joined_log_probabilities_given_twice_are_read_once(tmp_path: Path) -> None:
+    actor(
+        tmp_path,
+        *CUT,
+        *logarithms("first second"),
+        node("Concat", ["first_n", "second_n"], ["action"], axis=1),
+        node("Identity", ["action"], ["discrete_actions"]),
+        actions=5,
+        outputs=[tensor(name, ["batch", 5]) for name in ("action", "discrete_actions")],
+    )
+
+    assert load(tmp_path).signature.family == "categorical(2) + categorical(3)"
+
+
+@pytest.mark.parametrize(
+    "schema", ["parameters: {}", "actions: {a: {choices: 4}, b: {choices: 2}}"]
+)
+@pytest.mark.parametrize("is_joined", [True, False], ids=["concat", "sum"])
+def test_choice_that_is_never_taken_does_not_move_the_cut(
+    is_joined: bool,  # noqa: FBT001 -- a parameter
+    schema: str,
+    tmp_path: Path,
+) -> None:
+    path = actor(
+        tmp_path,
+        node("Add", ["net", "shift"], ["shifted"]),
+        node("Split", ["shifted", "sizes"], ["first", "second"], axis=1),
+        *logarithms("first second"),
+        node("Concat", ["first_n", "second_n"], ["joined"], axis=1),
+        # As where no Concat shows the sizes.
+        node("Identity" if is_joined else "Abs", ["joined"], ["steps"]),
+        node("Identity" if is_joined else "Neg", ["steps"], ["logits"]),
+        actions=6,
+        outputs=[tensor("logits", ["batch", 6])],
+    )
+    add_constant(path, "shift", np.array([0, 0, 0, -40, 0, 0], np.float32))
+    add_constant(path, "sizes", np.array([4, 2]))
+
+    family = load(tmp_path, schema).signature.family
+
+    is_told = is_joined or "choices" in schema
+    assert family == ("categorical(4) + categorical(2)" if is_told else "categorical(6)")
+
+
 def test_softmaxes_that_the_graph_joins_are_cut_where_it_joins_them(tmp_path: Path) -> None:
     actor(tmp_path, *JOINED, output="out", actions=5)
 
     assert load(tmp_path).signature.family == "categorical(2) + categorical(3)"
+
+
+@pytest.mark.parametrize("sharpness", [1, 30])
+def test_masked_branches_of_old_ml_agents_are_the_logits_of_their_softmaxes(
+    sharpness: float, tmp_path: Path
+) -> None:
+    names, sizes = ("first", "second"), (3, 2)
+    branches = [
+        one
+        for name in names
+        for one in (
+            node("Mul", [name, f"{name}_mask"], [f"{name}_kept"]),
+            node("Sub", ["one", f"{name}_mask"], [f"{name}_off"]),
+            node("Mul", [f"{name}_off", "huge"], [f"{name}_low"]),
+            node("Sub", [f"{name}_kept", f"{name}_low"], [f"{name}_masked"]),
+            node("Softmax", [f"{name}_masked"], [f"{name}_p"], axis=-1),
+            node("Add", [f"{name}_p", "tiny"], [f"{name}_positive"]),
+            node("Log", [f"{name}_positive"], [f"{name}_log"]),
+        )
+    ]
+    write_model(
+        tmp_path,
+        [
+            node("MatMul", ["obs", "w"], ["net"]),
+            node("Split", ["net", "sizes"], [*names], axis=1),
+            node("Split", ["action_masks", "sizes"], [f"{x}_mask" for x in names], axis=1),
+            *branches,
+            node("Concat", [f"{name}_log" for name in names], ["action"], axis=1),
+        ],
+        [tensor("obs", ["batch", 4]), tensor("action_masks", ["batch", 5])],
+        [tensor("action", ["batch", 5])],
+        {
+            "w": weights(4, 5) * np.float32(sharpness),
+            "sizes": np.array(sizes),
+            "one": np.array(1, np.float32),
+            "huge": np.array(1e8, np.float32),
+            "tiny": np.array(1e-7, np.float32),
+        },
+    )
+
+    policy = load(tmp_path)
+
+    assert policy.signature.family == "categorical(3) + categorical(2)"
+    assert policy.signature.mask_name == "action_masks"
+    logits = policy.infer(PolicyInputs.of(ROWS)).distribution
+    np.testing.assert_allclose(logits, ROWS @ weights(4, 5) * sharpness, rtol=1e-5, atol=1e-4)
 
 
 def test_draw_of_an_unknown_distribution_is_left_out_with_a_word(tmp_path: Path) -> None:

@@ -205,3 +205,29 @@ def test_bounded_vector_beside_a_choice_is_an_action_if_it_ends_there(
         return
     with pytest.raises(ModelError, match="its 'output_1' and its 'logits' are two actions"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("beside", "rows"),
+    [
+        (lambda obs: tf.as_string(tf.argmax(obs, axis=1)), None),
+        (lambda obs: tf.squeeze(obs[:, :1]), 1),
+        (tf.reduce_mean, None),
+    ],
+    ids=["text", "scalar of one row", "scalar"],
+)
+def test_output_without_rows_of_numbers_stands_beside_the_actions(
+    beside: Any,  # noqa: ANN401 -- TensorFlow is untyped
+    rows: int | None,
+    tmp_path: Path,
+) -> None:
+    module = tf.Module()
+    module.weight = tf.Variable(np.eye(4, 3, dtype=np.float32))
+    signature = [tf.TensorSpec([rows, 4], tf.float32, name="obs")]
+    module.answer = tf.function(
+        lambda obs: {"probs": tf.nn.softmax(obs @ module.weight), "value": beside(obs)},
+        input_signature=signature,
+    )
+    tf.saved_model.save(module, str(tmp_path / "saved"), signatures=module.answer)
+
+    assert load(tmp_path / "saved").signature.family == "categorical(3)"
