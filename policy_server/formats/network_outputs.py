@@ -77,7 +77,7 @@ class NetworkOutput:
         row_length: how many numbers lie along its last dimension: (N, 2, 3) has two rows of 3;
             None where that is not known.
         joined: how many numbers each of the softmaxes has that it joins; empty where it joins none.
-        is_inner: whether other outputs that may hold actions are computed from it.
+        is_inner: whether other outputs are computed from it.
         rows: its numbers for some observations, float[B, width], the same ones for all outputs of
             a network; None where it was not computed.
     """

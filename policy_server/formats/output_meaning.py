@@ -401,7 +401,7 @@ class _Reader:
             )
         part, finding = normal_part(
             mean,
-            by_form.get("action", ()),
+            [item for item in by_form.get("action", ()) if _is_beside(item, mean)],
             stated,
             subject=self._subject,
             source=self._schema.source,
@@ -526,6 +526,11 @@ class _Reader:
         return Meaning(
             tuple(read), _placed(parts), tuple(outputs), is_value_based, basis, tuple(findings)
         )
+
+
+def _is_beside(item: NetworkOutput, mean: NetworkOutput) -> bool:
+    """Return whether an output may be the action around a mean, and no layer of features."""
+    return is_second(item) and (form_by_name(item.name) == "action" or item.width == mean.width)
 
 
 def _alone(size: int, *, is_integer: bool = False) -> ActionComponent:

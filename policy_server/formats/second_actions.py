@@ -25,6 +25,7 @@ __all__ = [
     "BestChoices",
     "Told",
     "has_values_of_action",
+    "is_integer",
     "is_second",
     "refuse_second_actions",
 ]
@@ -163,7 +164,8 @@ def refuse_second_actions(
     if mean is not None and any(form in ("log_std", "std") for _, form in beside):
         raise _two_actions(subject, mean.name, name, ("normal", values), source)
     for item, form in beside:
-        if form not in ("action", "one_hot") or not is_second(item):
+        # A tanh alone does not tell an action from features.
+        if form not in ("action", "one_hot") or form_by_name(item.name) != "action":
             continue
         if best is not None and item.rows is not None:
             if best.are(item, form):

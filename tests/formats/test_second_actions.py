@@ -39,11 +39,10 @@ def names_of(meaning: Meaning) -> list[str]:
     [
         ((LOGITS, MEAN, LOG_STD), "normal"),
         ((replace(LOGITS, name="probs"), MEAN, LOG_STD), "normal"),
-        ((LOGITS, AIM), "action"),
         ((LOGITS, replace(ACTION, name="continuous_actions")), "action"),
         ((LOGITS, replace(ACTION, rows=None)), "action"),
     ],
-    ids=["mean and deviation", "beside probabilities", "tanh", "action", "action not computed"],
+    ids=["mean and deviation", "beside probabilities", "action", "action not computed"],
 )
 def test_continuous_action_beside_a_choice_is_never_dropped(
     outputs: tuple[NetworkOutput, ...], values: str
@@ -131,11 +130,12 @@ def test_values_of_a_continuous_action_are_no_choices(name: str, rows: np.ndarra
     [
         NetworkOutput("features", 8),
         replace(AIM, name="features", is_inner=True),
+        AIM,
         NetworkOutput("outcome", 1, ending="tanh", rows=np.tanh(NUMBERS)[:, :1]),
         MEAN,
         NetworkOutput("steps", 1, is_integer=True, rows=WORST),
     ],
-    ids=["features", "features of a tanh", "one number", "mean alone", "integer"],
+    ids=["features", "features of a tanh", "tanh", "one number", "mean alone", "integer"],
 )
 def test_other_outputs_are_left_out_with_a_word(beside: NetworkOutput) -> None:
     meaning = read(LOGITS, beside)

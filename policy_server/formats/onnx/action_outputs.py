@@ -158,8 +158,9 @@ class _Reader:
         names = [name for name in plain if name not in modes and may_act(name)]
         measured = self._measure(names)
         beside = [self._output(name, name, measured[name]) for name in names]
-        refuse_beside_draws(self._model.name, parts, beside, self._measure)
-        return replace(self._joined(parts), modes=modes)
+        left = refuse_beside_draws(self._model.name, parts, beside, self._measure)
+        found = self._joined(parts)
+        return replace(found, modes=modes, findings=(*found.findings, *left))
 
     @staticmethod
     def _in_order(names: Sequence[str]) -> list[str]:
@@ -216,10 +217,10 @@ class _Reader:
         )
 
     def _is_inner(self, tensor: str) -> bool:
-        """Return whether another output that may hold an action is computed from one."""
+        """Return whether another output is computed from one, as from a layer of features."""
         source = self._view.source(tensor)
         others = [name for name in self._names if self._view.source(name) != source]
-        return any(self._view.written_before([tensor], name) for name in others if may_act(name))
+        return any(self._view.written_before([tensor], name) for name in others)
 
     @property
     def _states_continuous(self) -> bool:

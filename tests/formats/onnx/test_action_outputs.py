@@ -333,7 +333,7 @@ HYBRID = [
 ]
 
 
-@pytest.mark.parametrize("name", ["continuous_actions", "mean", "aimed"])
+@pytest.mark.parametrize("name", ["continuous_actions", "mean"])
 def test_action_beside_a_draw_is_never_dropped(name: str, tmp_path: Path) -> None:
     others = [tensor(name, ["batch", 2])]
     ending = [*HYBRID, node("Tanh", ["aim"], [name])]
@@ -350,6 +350,68 @@ def test_action_beside_a_draw_is_never_dropped(name: str, tmp_path: Path) -> Non
         "would be left out; export one of the two alone, draw both in the graph, or describe both "
         "in the file's metadata (docs/onnx.md)"
     )
+
+
+def test_bounded_vector_beside_a_draw_is_left_out_with_a_word(tmp_path: Path) -> None:
+    ending = [*HYBRID, node("Tanh", ["aim"], ["aimed"])]
+    actor(tmp_path, *ending, actions=5, outputs=[CHOICE, tensor("aimed", ["batch", 2])])
+
+    signature = load(tmp_path).signature
+
+    assert signature.family == "categorical(3)"
+    assert "nothing tells that 'aimed' is an action: it is left out" in signature.findings
+
+
+@pytest.mark.parametrize("wide", [1, 8])
+def test_bounded_features_of_the_value_stand_beside_a_draw(wide: int, tmp_path: Path) -> None:
+    path = actor(
+        tmp_path,
+        *HYBRID,
+        node("MatMul", ["obs", "v"], ["h"]),
+        node("Tanh", ["h"], ["latent_vf"]),
+        node("ReduceSum", ["latent_vf"], ["value"]),
+        actions=5,
+        outputs=[CHOICE, tensor("latent_vf", ["batch", wide]), tensor("value", [1, 1])],
+    )
+    add_constant(path, "v", weights(4, wide))
+
+    assert load(tmp_path).signature.family == "categorical(3)"
+
+
+@pytest.mark.parametrize(
+    ("ending", "others"),
+    [
+        (
+            [node("Tanh", ["h"], ["features"]), node("MatMul", ["features", "k2"], ["mean"])],
+            [tensor("features", ["batch", 8])],
+        ),
+        (
+            [
+                node("MatMul", ["obs", "k3"], ["v0"]),
+                node("Tanh", ["v0"], ["critic_value"]),
+                node("MatMul", ["h", "k2"], ["mean"]),
+            ],
+            [tensor("critic_value", ["batch", 1])],
+        ),
+    ],
+    ids=["features", "value"],
+)
+def test_bounded_output_beside_a_mean_is_no_action(
+    ending: list[Any], others: list[Any], tmp_path: Path
+) -> None:
+    path = actor(
+        tmp_path,
+        node("MatMul", ["obs", "k1"], ["h"]),
+        *ending,
+        node("Identity", ["net"], ["log_std"]),
+        actions=2,
+        outputs=[tensor("mean", ["batch", 2]), tensor("log_std", ["batch", 2]), *others],
+    )
+    add_constant(path, "k1", weights(4, 8))
+    add_constant(path, "k2", weights(8, 2))
+    add_constant(path, "k3", weights(4, 1))
+
+    assert load(tmp_path).signature.family == "normal(2)"
 
 
 @pytest.mark.parametrize(
