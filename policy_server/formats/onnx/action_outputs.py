@@ -32,6 +32,7 @@ Array = NDArray[Any]
 _CONSTANTS = re.compile(
     r"version_number|memory_size|is_continuous_control|(?:\w+_)?action_output_shape"
 )
+_NOISE = re.compile(r"(?:\w+_)?(?:noise|eps|epsilon)")
 _DRAWN = ("continuous_actions", "discrete_actions")
 _DETERMINISTIC = "deterministic_"
 _TRANSFORMS: Mapping[Form, Transform] = {
@@ -110,6 +111,7 @@ class _Reader:
         )
         self._draws = Draws(model.name, self._view, measure)
         self._whole = WholeNumbers(model, lambda name: measure([name])[name].has_integer_type)
+        self._noise = [item.name for item in model.inputs if _NOISE.fullmatch(item.name.lower())]
         self._names = [item.name for item in roles.outputs if not _CONSTANTS.fullmatch(item.name)]
 
     def read(self) -> Actions:
@@ -213,6 +215,7 @@ class _Reader:
             row_length=None if joined else row_length,
             joined=joined,
             is_inner=self._is_inner(tensor),
+            has_noise=self._view.written_before(self._noise, tensor),
             rows=measured.rows,
         )
 

@@ -294,6 +294,53 @@ def test_action_that_is_the_tanh_of_the_mean_is_the_mode_of_sac(tmp_path: Path) 
     np.testing.assert_allclose(modes_of(policy, ROWS), theirs(path, ROWS), atol=1e-6)
 
 
+def test_draw_by_the_clients_noise_leaves_the_mean_as_it_is(tmp_path: Path) -> None:
+    write_model(
+        tmp_path,
+        [
+            node("MatMul", ["obs", "w"], ["net"]),
+            node("Split", ["net"], ["mean", "log_std"], axis=1),
+            node("Exp", ["log_std"], ["std"]),
+            node("Mul", ["std", "noise"], ["spread"]),
+            node("Add", ["mean", "spread"], ["action"]),
+        ],
+        [tensor("obs", ["batch", 4]), tensor("noise", ["batch", 2])],
+        [tensor(name, ["batch", 2]) for name in ("action", "mean", "log_std")],
+        {"w": weights(4, 4)},
+    )
+
+    signature = load(tmp_path).signature
+
+    assert signature.family == "normal(2)"
+    assert any("(its 'action' does not tell it)" in finding for finding in signature.findings)
+
+
+@pytest.mark.parametrize("size", [1, 100, 1000])
+def test_mode_of_a_scaled_draw_stands_beside_it(size: int, tmp_path: Path) -> None:
+    path = write_model(
+        tmp_path,
+        [
+            node("MatMul", ["obs", "w"], ["mu"]),
+            node("RandomNormalLike", ["mu"], ["noise"]),
+            node("Add", ["mu", "noise"], ["drawn"]),
+            node("Tanh", ["drawn"], ["bounded"]),
+            node("Mul", ["bounded", "most"], ["action"]),
+            node("Tanh", ["mu"], ["mode"]),
+            node("Mul", ["mode", "most"], ["deterministic_actions"]),
+        ],
+        [tensor("obs", ["batch", 4])],
+        [tensor(name, ["batch", 2]) for name in ("action", "deterministic_actions")],
+        {"w": weights(4, 2) * size, "most": np.array([2, 0.5], np.float32)},
+    )
+    rows = np.ones((1, 4), np.float32)
+
+    modes = modes_of(load(tmp_path), rows)
+
+    session = onnxruntime.InferenceSession(path)
+    expected = session.run(["deterministic_actions"], {"obs": rows})[0]
+    assert modes == pytest.approx(expected, abs=1e-5)
+
+
 def test_bounds_of_a_scaled_tanh_are_held_against_schema(tmp_path: Path) -> None:
     path = actor(
         tmp_path,
