@@ -77,7 +77,8 @@ class NetworkOutput:
         row_length: how many numbers lie along its last dimension: (N, 2, 3) has two rows of 3;
             None where that is not known.
         joined: how many numbers each of the softmaxes has that it joins; empty where it joins none.
-        is_inner: whether other outputs that may hold actions are computed from it.
+        is_inner: whether other outputs are computed from it.
+        has_noise: whether it is computed from an input of noise, which the client gives.
         rows: its numbers for some observations, float[B, width], the same ones for all outputs of
             a network; None where it was not computed.
     """
@@ -90,6 +91,7 @@ class NetworkOutput:
     row_length: int | None = None
     joined: tuple[int, ...] = ()
     is_inner: bool = False
+    has_noise: bool = False
     rows: NDArray[Any] | None = field(default=None, compare=False, repr=False)
 
     @property

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
-from policy_server.formats.mean_actions import MeanAction, mean_action
-from policy_server.formats.network_outputs import NetworkOutput
+from policy_server.formats.mean_actions import MeanAction, NotTold, mean_action
+from policy_server.formats.network_outputs import NetworkOutput, form_by_name
 from policy_server.policy import ActionComponent, ComponentKind
 from policy_server.schema import ActionValues
 
@@ -47,25 +47,40 @@ def normal_part(
         ModelError: if the action beside is none that is known, and schema.yaml states nothing.
     """
     part = ActionComponent("normal" if stated is None else NORMALS[stated], mean.width, 0, 0)
-    item = next((one for one in actions if one.rows is not None), None)
-    if item is None or item.rows is None or mean.rows is None:
-        assumed = (
-            f"assumed: no tanh follows a draw around {mean.name!r}; of SAC, whose action is the "
-            f"tanh of a draw, state 'values: squashed_normal' under 'actions' of {source}"
-        )
-        return part, assumed if stated is None else ""
+    assumed = (
+        f"assumed: no tanh follows a draw around {mean.name!r}; of SAC, whose action is the "
+        f"tanh of a draw, state 'values: squashed_normal' under 'actions' of {source}"
+    )
+    assumed = assumed if stated is None else ""
+    if mean.rows is None:
+        return part, assumed
+    ways = [(item, _way(item, mean)) for item in actions if item.rows is not None]
+    for item, way in ways:
+        if isinstance(way, MeanAction):
+            if stated is not None and stated != way.values:
+                return part, ""
+            return _part_of(part, way), _finding(way, item.name, mean.name)
+    for item, way in ways:
+        if stated is None and way is None and form_by_name(item.name) == "action":
+            raise ModelError(
+                f"{subject}: its action {item.name!r} is neither its {mean.name!r} nor the tanh of "
+                "it, clipped or scaled, so that the distribution is not known; state 'values: "
+                f"normal' or 'values: squashed_normal' under 'actions' of {source}, or 'values: "
+                "action' for the action alone"
+            )
+    if ways and stated is None:
+        assumed += f" (its {ways[0][0].name!r} does not tell it)"
+    return part, assumed
+
+
+def _way(item: NetworkOutput, mean: NetworkOutput) -> MeanAction | NotTold | None:
+    """Return the way from a mean to an action; a draw by the client's own noise tells none."""
+    assert item.rows is not None, "it was computed"
+    assert mean.rows is not None, "it was computed"
     has_tanh = item.ending == "tanh" and mean.ending != "tanh"
-    way = mean_action(item.rows, mean.rows, has_tanh=has_tanh)
-    if stated is None and way is None:
-        raise ModelError(
-            f"{subject}: its action {item.name!r} is neither its {mean.name!r} nor the tanh of it, "
-            "clipped or scaled, so that the distribution is not known; state 'values: normal' or "
-            f"'values: squashed_normal' under 'actions' of {source}, or 'values: action' for the "
-            "action alone"
-        )
-    if way is None or (stated is not None and stated != way.values):
-        return part, ""
-    return _part_of(part, way), _finding(way, item.name, mean.name)
+    if item.has_noise and not mean.has_noise and not has_tanh:
+        return "not told"
+    return mean_action(item.rows, mean.rows, has_tanh=has_tanh)
 
 
 def _part_of(part: ActionComponent, way: MeanAction) -> ActionComponent:

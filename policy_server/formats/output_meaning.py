@@ -31,6 +31,7 @@ from policy_server.formats.normal_outputs import NORMALS, normal_part
 from policy_server.formats.second_actions import (
     BestChoices,
     has_values_of_action,
+    is_integer,
     is_second,
     refuse_second_actions,
 )
@@ -137,7 +138,12 @@ class _Reader:
         """Return the choices that outputs hold, unless they are values of the action beside."""
         items = by_form[form]
         of_action = [item for item in by_form.get("action", ()) if is_second(item)]
-        if of_action and has_values_of_action(items, form, (of_action[0], "action")):
+        is_choice = self._schema.discrete is True
+        if (
+            not is_choice
+            and of_action
+            and has_values_of_action(items, form, (of_action[0], "action"))
+        ):
             found = self._actions(of_action, "action", self._basis(of_action, "action"))
             names = ", ".join(repr(item.name) for item in items)
             left = f"{names} of each dimension of the action, and no choices, are left out"
@@ -149,10 +155,18 @@ class _Reader:
             sizes = [part.size for part in found.components]
             best = BestChoices.of(np.concatenate(rows, axis=1), sizes)
         beside = [(item, one) for one, group in by_form.items() if one != form for item in group]
+        made = [item for item, _ in beside if is_choice and best is not None and best.gives(item)]
+        beside = [(item, one) for item, one in beside if item not in made]
         refuse_second_actions(
             best, items[0].name, form, beside, subject=self._subject, source=self._schema.source
         )
-        return replace(found, findings=(*found.findings, *self._left_out(items)))
+        numbered = [
+            f"assumed: the choices are counted from 0, and {item.name!r} gives them other numbers"
+            for item, _ in beside
+            if best is not None and is_integer(item) and best.are_numbered(item)
+        ]
+        numbered += [f"{item.name!r} is made from the choice: it is left out" for item in made]
+        return replace(found, findings=(*found.findings, *numbered, *self._left_out(items)))
 
     def _left_out(self, read: Sequence[NetworkOutput]) -> list[str]:
         """Return a finding for the outputs that may hold an action, and tell nothing of it."""
@@ -411,7 +425,7 @@ class _Reader:
             )
         part, finding = normal_part(
             mean,
-            by_form.get("action", ()),
+            [item for item in by_form.get("action", ()) if _is_beside(item, mean)],
             stated,
             subject=self._subject,
             source=self._schema.source,
@@ -536,6 +550,11 @@ class _Reader:
         return Meaning(
             tuple(read), _placed(parts), tuple(outputs), is_value_based, basis, tuple(findings)
         )
+
+
+def _is_beside(item: NetworkOutput, mean: NetworkOutput) -> bool:
+    """Return whether an output may be the action around a mean, and no layer of features."""
+    return is_second(item) and (form_by_name(item.name) == "action" or item.width == mean.width)
 
 
 def _distinct(items: Sequence[NetworkOutput]) -> list[NetworkOutput]:

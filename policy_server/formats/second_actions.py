@@ -25,6 +25,7 @@ __all__ = [
     "BestChoices",
     "Told",
     "has_values_of_action",
+    "is_integer",
     "is_second",
     "refuse_second_actions",
 ]
@@ -85,12 +86,44 @@ class BestChoices:
             rows = rows.argmax(axis=1)[:, None]
         width = rows.shape[1]
         places = range(self.choices.shape[1] - width + 1)
-        return any(
-            bool(
-                (rows == self.choices[:, at : at + width])[self.is_clear[:, at : at + width]].all()
-            )
-            for at in places
-        )
+        if any(all(self._are(rows[:, one], at + one) for one in range(width)) for at in places):
+            return True
+        return is_integer(item) and self.are_numbered(item)
+
+    def _are(self, numbers: Array, column: int) -> bool:
+        is_clear = self.is_clear[:, column]
+        return bool((numbers == self.choices[:, column])[is_clear].all())
+
+    def are_numbered(self, item: NetworkOutput) -> bool:
+        """Return whether an output has a number of its own for each choice, and not its index.
+
+        An environment may count from 1, or give its choices other numbers. Where a mask lies
+        between, one choice has several numbers.
+
+        Args:
+            item: the output, with its numbers for the same observations.
+        """
+        rows, is_clear = item.rows, self.is_clear[:, 0]
+        if rows is None or rows.shape != self.choices.shape or rows.shape[1] != 1:
+            return False
+        choices, numbers = self.choices[is_clear, 0].tolist(), rows[is_clear, 0].tolist()
+        pairs = len({*zip(choices, numbers, strict=True)})
+        # Of two choices the worse one is another index of the two.
+        is_swapped = self.numbers.shape[1] == FEWEST_CHOICES and {*numbers} <= {0, 1}
+        is_one_each = pairs == len({*choices}) == len({*numbers}) > 1
+        return is_one_each and choices != numbers and not is_swapped
+
+    def gives(self, item: NetworkOutput) -> bool:
+        """Return whether numbers that are no integers are made from the choice, as by a table.
+
+        Args:
+            item: the output, with its numbers for the same observations.
+        """
+        if item.rows is None or is_integer(item) or self.choices.shape[1] != 1:
+            return False
+        is_clear = self.is_clear[:, 0]
+        choices, rows = self.choices[is_clear, 0], item.rows[is_clear]
+        return all(np.ptp(rows[choices == one], axis=0).max() == 0 for one in np.unique(choices))
 
 
 def has_values_of_action(choices: Sequence[NetworkOutput], form: Form, action: Told) -> bool:
@@ -163,7 +196,8 @@ def refuse_second_actions(
     if mean is not None and any(form in ("log_std", "std") for _, form in beside):
         raise _two_actions(subject, mean.name, name, ("normal", values), source)
     for item, form in beside:
-        if form not in ("action", "one_hot") or not is_second(item):
+        # A tanh alone does not tell an action from features.
+        if form not in ("action", "one_hot") or form_by_name(item.name) != "action":
             continue
         if best is not None and item.rows is not None:
             if best.are(item, form):

@@ -139,6 +139,14 @@ def test_action_that_is_no_mode_of_the_mean_is_refused_until_schema_states_value
     assert [one.output.name for one in alone.read] == ["action"]
 
 
+def test_action_that_the_probes_do_not_tell_leaves_the_assumption() -> None:
+    meaning = read(*beside_mean(lambda mean: (1000 * mean).clip(-1, 1)))
+
+    assert kinds_of(meaning) == [("normal", 2, 0, 0)]
+    assert meaning.findings[-1].startswith("assumed: no tanh follows a draw around 'mean'")
+    assert meaning.findings[-1].endswith("(its 'action' does not tell it)")
+
+
 def test_values_make_a_greedy_policy() -> None:
     assert read(NetworkOutput("q_values", 4)).is_value_based
 

@@ -39,11 +39,10 @@ def names_of(meaning: Meaning) -> list[str]:
     [
         ((LOGITS, MEAN, LOG_STD), "normal"),
         ((replace(LOGITS, name="probs"), MEAN, LOG_STD), "normal"),
-        ((LOGITS, AIM), "action"),
         ((LOGITS, replace(ACTION, name="continuous_actions")), "action"),
         ((LOGITS, replace(ACTION, rows=None)), "action"),
     ],
-    ids=["mean and deviation", "beside probabilities", "tanh", "action", "action not computed"],
+    ids=["mean and deviation", "beside probabilities", "action", "action not computed"],
 )
 def test_continuous_action_beside_a_choice_is_never_dropped(
     outputs: tuple[NetworkOutput, ...], values: str
@@ -94,6 +93,40 @@ def test_action_that_is_not_the_best_choice_is_refused(choices: NetworkOutput) -
     )
 
 
+@pytest.mark.parametrize("numbers", [[1, 2, 3, 4, 5], [0, 2, 1, 4, 3], [10, 20, 5, 7, 8]])
+def test_choices_may_have_other_numbers(numbers: list[int]) -> None:
+    action = replace(CHOICE, rows=np.array(numbers)[BEST])
+
+    meaning = read(LOGITS, action)
+
+    assert names_of(meaning) == ["logits"]
+    assert meaning.findings[-1] == (
+        "assumed: the choices are counted from 0, and 'action' gives them other numbers"
+    )
+
+
+def test_worse_of_two_choices_is_no_other_number_for_the_best() -> None:
+    logits = replace(LOGITS, width=2, rows=NUMBERS)
+    action = replace(CHOICE, rows=NUMBERS.argmin(axis=1)[:, None])
+
+    with pytest.raises(ModelError, match="is not always the best choice"):
+        read(logits, action)
+
+
+def test_action_that_a_table_gives_for_the_choice_is_left_aside_where_schema_says_discrete() -> (
+    None
+):
+    action = replace(ACTION, rows=NUMBERS[:5][BEST[:, 0]])
+
+    for choices in (LOGITS, Q_VALUES):
+        meaning = read(choices, action, schema="parameters: {discrete: True}")
+        assert names_of(meaning) == [choices.name]
+        assert "'action' is made from the choice: it is left out" in meaning.findings
+        with pytest.raises(ModelError, match="are two actions"):
+            read(choices, ACTION, schema="parameters: {discrete: True}")
+    assert names_of(read(Q_VALUES, action)) == ["action"]
+
+
 def test_choices_that_are_about_alike_are_not_compared() -> None:
     rows = np.zeros((3, 2))
     rows[0, 0] = 1
@@ -131,11 +164,12 @@ def test_values_of_a_continuous_action_are_no_choices(name: str, rows: np.ndarra
     [
         NetworkOutput("features", 8),
         replace(AIM, name="features", is_inner=True),
+        AIM,
         NetworkOutput("outcome", 1, ending="tanh", rows=np.tanh(NUMBERS)[:, :1]),
         MEAN,
         NetworkOutput("steps", 1, is_integer=True, rows=WORST),
     ],
-    ids=["features", "features of a tanh", "one number", "mean alone", "integer"],
+    ids=["features", "features of a tanh", "tanh", "one number", "mean alone", "integer"],
 )
 def test_other_outputs_are_left_out_with_a_word(beside: NetworkOutput) -> None:
     meaning = read(LOGITS, beside)

@@ -23,7 +23,6 @@ from policy_server.formats.keras.window_check import (
     check_window,
     uncomputed_window,
 )
-from policy_server.formats.network_outputs import may_act
 from policy_server.formats.output_meaning import Meaning, NetworkOutput, ReadOutput, read_meaning
 from policy_server.formats.probability_checks import (
     check_probabilities,
@@ -262,12 +261,8 @@ class _Loading:
         return whole
 
     def _is_inner(self, output: Output) -> bool:
-        """Return whether another output that may hold an action is computed from one."""
-        others = [
-            other.register
-            for other in self._outputs
-            if other.register != output.register and may_act(other.name)
-        ]
+        """Return whether another output is computed from one, as from a layer of features."""
+        others = [other.register for other in self._outputs if other.register != output.register]
         return any(
             output.register in step.inputs
             for register in others

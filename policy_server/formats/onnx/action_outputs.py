@@ -32,6 +32,7 @@ Array = NDArray[Any]
 _CONSTANTS = re.compile(
     r"version_number|memory_size|is_continuous_control|(?:\w+_)?action_output_shape"
 )
+_NOISE = re.compile(r"(?:\w+_)?(?:noise|eps|epsilon)")
 _DRAWN = ("continuous_actions", "discrete_actions")
 _DETERMINISTIC = "deterministic_"
 _TRANSFORMS: Mapping[Form, Transform] = {
@@ -111,6 +112,7 @@ class _Reader:
         self._draws = Draws(model.name, self._view, measure)
         self._whole = WholeNumbers(model, lambda name: measure([name])[name].has_integer_type)
         self._has_mask = roles.mask is not None
+        self._noise = [item.name for item in model.inputs if _NOISE.fullmatch(item.name.lower())]
         self._names = [item.name for item in roles.outputs if not _CONSTANTS.fullmatch(item.name)]
 
     def read(self) -> Actions:
@@ -159,8 +161,9 @@ class _Reader:
         names = [name for name in plain if name not in modes and may_act(name)]
         measured = self._measure(names)
         beside = [self._output(name, name, measured[name]) for name in names]
-        refuse_beside_draws(self._model.name, parts, beside, self._measure)
-        return replace(self._joined(parts), modes=modes)
+        left = refuse_beside_draws(self._model.name, parts, beside, self._measure)
+        found = self._joined(parts)
+        return replace(found, modes=modes, findings=(*found.findings, *left))
 
     @staticmethod
     def _in_order(names: Sequence[str]) -> list[str]:
@@ -216,6 +219,7 @@ class _Reader:
             row_length=None if joined else row_length,
             joined=joined,
             is_inner=self._is_inner(tensor),
+            has_noise=self._view.written_before(self._noise, tensor),
             rows=measured.rows,
         )
 
@@ -236,10 +240,10 @@ class _Reader:
         return tuple(measured[tensor].width for tensor in tensors)
 
     def _is_inner(self, tensor: str) -> bool:
-        """Return whether another output that may hold an action is computed from one."""
+        """Return whether another output is computed from one, as from a layer of features."""
         source = self._view.source(tensor)
         others = [name for name in self._names if self._view.source(name) != source]
-        return any(self._view.written_before([tensor], name) for name in others if may_act(name))
+        return any(self._view.written_before([tensor], name) for name in others)
 
     @property
     def _states_continuous(self) -> bool:

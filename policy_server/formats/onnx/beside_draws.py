@@ -10,10 +10,15 @@ from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
 from policy_server.formats.mean_actions import mean_action
-from policy_server.formats.network_outputs import FEWEST_CHOICES, NetworkOutput, form_of
+from policy_server.formats.network_outputs import (
+    FEWEST_CHOICES,
+    NetworkOutput,
+    form_by_name,
+    form_of,
+)
 from policy_server.formats.onnx.drawn_actions import Part
 from policy_server.formats.onnx.measured import Measured
-from policy_server.formats.second_actions import BestChoices, Told, is_second
+from policy_server.formats.second_actions import BestChoices, Told, is_integer, is_second
 
 __all__ = ["refuse_beside_draws"]
 
@@ -26,8 +31,8 @@ def refuse_beside_draws(
     parts: Sequence[Part],
     beside: Sequence[NetworkOutput],
     measure: Callable[[Sequence[str]], Mapping[str, Measured]],
-) -> None:
-    """Refuse an action beside the draws that is none of theirs.
+) -> list[str]:
+    """Refuse an action beside the draws that is none of theirs; return what is left out in words.
 
     Args:
         subject: the file's name, for messages.
@@ -41,13 +46,19 @@ def refuse_beside_draws(
     told = [(item, form) for item in beside if (form := form_of(item)) is not None]
     drawn = _Drawn(parts, measure)
     has_deviation = any(form in _DEVIATIONS for _, form in told)
+    left: list[str] = []
     for item, form in told:
-        if not drawn.holds(item, form, has_deviation=has_deviation):
+        if drawn.holds(item, form, has_deviation=has_deviation):
+            continue
+        if form == "action" and form_by_name(item.name) is None and not is_integer(item):
+            left.append(f"nothing tells that {item.name!r} is an action: it is left out")
+        else:
             raise ModelError(
                 f"{subject}: its output {item.name!r} is an action beside the draw "
                 f"{parts[0].output.name!r}, and would be left out; export one of the two alone, "
                 "draw both in the graph, or describe both in the file's metadata (docs/onnx.md)"
             )
+    return left
 
 
 class _Drawn:

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
-from policy_server.formats.network_outputs import may_act
 from policy_server.formats.output_meaning import (
     Ending,
     Meaning,
@@ -102,9 +101,7 @@ def read_network(
         name = _told_name(nodes, item.name, loaded.fetches[item.name], taken=by_name)
         by_name[name] = item
         output = _network_output(nodes, name, item, loaded.fetches[item.name])
-        others = [
-            loaded.fetches[one.name] for one in loaded.outputs if one != item and may_act(one.name)
-        ]
+        others = [loaded.fetches[one.name] for one in loaded.outputs if one != item]
         is_inner = _is_before(nodes, loaded.fetches[item.name], others)
         outputs.append(replace(output, is_inner=is_inner, rows=rows.get(item.name)))
     meaning = read_meaning(outputs, schema, subject=_SUBJECT)

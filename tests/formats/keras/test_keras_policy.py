@@ -654,3 +654,13 @@ def test_bounded_features_are_no_second_action(tmp_path: Path) -> None:
     outputs = {"logits": layers.Dense(3)(features), "features": features}
 
     assert load(save(keras.Model(INPUTS, outputs), tmp_path)).signature.family == "categorical(3)"
+
+
+def test_bounded_features_of_the_value_stand_beside_the_mean(tmp_path: Path) -> None:
+    features = dense(2, "critic_features", "tanh")
+    value = layers.Dense(1, name="value")(features)
+    outputs = [dense(2, "mean"), dense(2, "log_std"), value, features]
+
+    policy = load(save(keras.Model(INPUTS, outputs), tmp_path))
+
+    assert policy.signature.family == "normal(2)"

@@ -294,6 +294,53 @@ def test_action_that_is_the_tanh_of_the_mean_is_the_mode_of_sac(tmp_path: Path) 
     np.testing.assert_allclose(modes_of(policy, ROWS), theirs(path, ROWS), atol=1e-6)
 
 
+def test_draw_by_the_clients_noise_leaves_the_mean_as_it_is(tmp_path: Path) -> None:
+    write_model(
+        tmp_path,
+        [
+            node("MatMul", ["obs", "w"], ["net"]),
+            node("Split", ["net"], ["mean", "log_std"], axis=1),
+            node("Exp", ["log_std"], ["std"]),
+            node("Mul", ["std", "noise"], ["spread"]),
+            node("Add", ["mean", "spread"], ["action"]),
+        ],
+        [tensor("obs", ["batch", 4]), tensor("noise", ["batch", 2])],
+        [tensor(name, ["batch", 2]) for name in ("action", "mean", "log_std")],
+        {"w": weights(4, 4)},
+    )
+
+    signature = load(tmp_path).signature
+
+    assert signature.family == "normal(2)"
+    assert any("(its 'action' does not tell it)" in finding for finding in signature.findings)
+
+
+@pytest.mark.parametrize("size", [1, 100, 1000])
+def test_mode_of_a_scaled_draw_stands_beside_it(size: int, tmp_path: Path) -> None:
+    path = write_model(
+        tmp_path,
+        [
+            node("MatMul", ["obs", "w"], ["mu"]),
+            node("RandomNormalLike", ["mu"], ["noise"]),
+            node("Add", ["mu", "noise"], ["drawn"]),
+            node("Tanh", ["drawn"], ["bounded"]),
+            node("Mul", ["bounded", "most"], ["action"]),
+            node("Tanh", ["mu"], ["mode"]),
+            node("Mul", ["mode", "most"], ["deterministic_actions"]),
+        ],
+        [tensor("obs", ["batch", 4])],
+        [tensor(name, ["batch", 2]) for name in ("action", "deterministic_actions")],
+        {"w": weights(4, 2) * size, "most": np.array([2, 0.5], np.float32)},
+    )
+    rows = np.ones((1, 4), np.float32)
+
+    modes = modes_of(load(tmp_path), rows)
+
+    session = onnxruntime.InferenceSession(path)
+    expected = session.run(["deterministic_actions"], {"obs": rows})[0]
+    assert modes == pytest.approx(expected, abs=1e-5)
+
+
 def test_bounds_of_a_scaled_tanh_are_held_against_schema(tmp_path: Path) -> None:
     path = actor(
         tmp_path,
@@ -350,7 +397,7 @@ HYBRID = [
 ]
 
 
-@pytest.mark.parametrize("name", ["continuous_actions", "mean", "aimed"])
+@pytest.mark.parametrize("name", ["continuous_actions", "mean"])
 def test_action_beside_a_draw_is_never_dropped(name: str, tmp_path: Path) -> None:
     others = [tensor(name, ["batch", 2])]
     ending = [*HYBRID, node("Tanh", ["aim"], [name])]
@@ -367,6 +414,68 @@ def test_action_beside_a_draw_is_never_dropped(name: str, tmp_path: Path) -> Non
         "would be left out; export one of the two alone, draw both in the graph, or describe both "
         "in the file's metadata (docs/onnx.md)"
     )
+
+
+def test_bounded_vector_beside_a_draw_is_left_out_with_a_word(tmp_path: Path) -> None:
+    ending = [*HYBRID, node("Tanh", ["aim"], ["aimed"])]
+    actor(tmp_path, *ending, actions=5, outputs=[CHOICE, tensor("aimed", ["batch", 2])])
+
+    signature = load(tmp_path).signature
+
+    assert signature.family == "categorical(3)"
+    assert "nothing tells that 'aimed' is an action: it is left out" in signature.findings
+
+
+@pytest.mark.parametrize("wide", [1, 8])
+def test_bounded_features_of_the_value_stand_beside_a_draw(wide: int, tmp_path: Path) -> None:
+    path = actor(
+        tmp_path,
+        *HYBRID,
+        node("MatMul", ["obs", "v"], ["h"]),
+        node("Tanh", ["h"], ["latent_vf"]),
+        node("ReduceSum", ["latent_vf"], ["value"]),
+        actions=5,
+        outputs=[CHOICE, tensor("latent_vf", ["batch", wide]), tensor("value", [1, 1])],
+    )
+    add_constant(path, "v", weights(4, wide))
+
+    assert load(tmp_path).signature.family == "categorical(3)"
+
+
+@pytest.mark.parametrize(
+    ("ending", "others"),
+    [
+        (
+            [node("Tanh", ["h"], ["features"]), node("MatMul", ["features", "k2"], ["mean"])],
+            [tensor("features", ["batch", 8])],
+        ),
+        (
+            [
+                node("MatMul", ["obs", "k3"], ["v0"]),
+                node("Tanh", ["v0"], ["critic_value"]),
+                node("MatMul", ["h", "k2"], ["mean"]),
+            ],
+            [tensor("critic_value", ["batch", 1])],
+        ),
+    ],
+    ids=["features", "value"],
+)
+def test_bounded_output_beside_a_mean_is_no_action(
+    ending: list[Any], others: list[Any], tmp_path: Path
+) -> None:
+    path = actor(
+        tmp_path,
+        node("MatMul", ["obs", "k1"], ["h"]),
+        *ending,
+        node("Identity", ["net"], ["log_std"]),
+        actions=2,
+        outputs=[tensor("mean", ["batch", 2]), tensor("log_std", ["batch", 2]), *others],
+    )
+    add_constant(path, "k1", weights(4, 8))
+    add_constant(path, "k2", weights(8, 2))
+    add_constant(path, "k3", weights(4, 1))
+
+    assert load(tmp_path).signature.family == "normal(2)"
 
 
 @pytest.mark.parametrize(
