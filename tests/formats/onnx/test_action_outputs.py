@@ -694,6 +694,7 @@ def test_masked_branches_of_old_ml_agents_are_the_logits_of_their_softmaxes(
     assert policy.signature.family == "categorical(3) + categorical(2)"
     assert policy.signature.mask_name == "action_masks"
     logits = policy.infer(PolicyInputs.of(ROWS)).distribution
+    assert logits is not None
     np.testing.assert_allclose(logits, ROWS @ weights(4, 5) * sharpness, rtol=1e-5, atol=1e-4)
 
 
