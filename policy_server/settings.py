@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
@@ -21,13 +21,13 @@ from policy_server.errors import SettingsError
 
 __all__ = [
     "ENV_PREFIX",
-    "SECRET_VARIABLES",
     "Engine",
     "LogFormat",
     "Settings",
     "find_log_format",
     "read_settings",
     "without_secrets",
+    "without_variables",
 ]
 
 ENV_PREFIX = "POLICY_SERVER_"
@@ -491,7 +491,7 @@ def _origin(text: str) -> str:
 
 
 # The variables whose values nobody may see.
-SECRET_VARIABLES = frozenset(
+_SECRETS = frozenset(
     f"{ENV_PREFIX}{name.upper()}"
     for name, field in Settings.model_fields.items()
     if field.annotation == SecretStr | None
@@ -506,16 +506,32 @@ def without_secrets() -> Iterator[None]:
 
     `read_settings` finds them all the same.
     """
-    hidden = {name: text for name, text in os.environ.items() if name.upper() in SECRET_VARIABLES}
-    _hidden.update(hidden)
+    with without_variables(lambda name: name.upper() in _SECRETS) as hidden:
+        _hidden.update(hidden)
+        try:
+            yield
+        finally:
+            for name in hidden:
+                _hidden.pop(name, None)
+
+
+@contextlib.contextmanager
+def without_variables(is_hidden: Callable[[str], bool]) -> Iterator[Mapping[str, str]]:
+    """Take variables out of the environment while the block runs.
+
+    Args:
+        is_hidden: returns whether to take out the variable of a name.
+
+    Yields:
+        The values of those that were taken out, by their names.
+    """
+    hidden = {name: text for name, text in os.environ.items() if is_hidden(name)}
     for name in hidden:
         del os.environ[name]
     try:
-        yield
+        yield hidden
     finally:
         os.environ.update(hidden)
-        for name in hidden:
-            _hidden.pop(name, None)
 
 
 def _is_redis_url(text: str) -> bool:
@@ -572,7 +588,7 @@ def read_settings(
         expected = problem["msg"].removeprefix("Input should be ")
         if problem["type"] == "int_parsing_size":
             expected = "an integer of fewer digits"
-        is_secret = f"{ENV_PREFIX}{field.upper()}" in SECRET_VARIABLES
+        is_secret = f"{ENV_PREFIX}{field.upper()}" in _SECRETS
         got = "" if is_secret else f", got {problem['input']!r}"
         name = field if field in given else f"{ENV_PREFIX}{field.upper()}"
         raise SettingsError(f"{name}: expected {expected}{got}") from error

@@ -219,7 +219,7 @@ class PolicySlot:
                 f"{wanted}; leave it out, or begin another episode"
             )
         # It may have gone since the request's head was read, while its body came.
-        if episode and version in self._versions.values():
+        if episode and self.has(version):
             self._episodes.begin(episode, version)
 
     def end_episode(self, episode: str) -> None:

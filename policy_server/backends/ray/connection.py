@@ -17,6 +17,7 @@ from ray.exceptions import RayTaskError
 
 from policy_server.backends.ray.slim_serve import without_data_frames
 from policy_server.errors import NotReadyError, SettingsError
+from policy_server.settings import without_variables
 from policy_server.telemetry import adopt_loggers
 
 __all__ = [
@@ -52,13 +53,8 @@ def without_proxies() -> Iterator[None]:
     Ray's processes call each other by the machine's own address, which NO_PROXY rarely lists; gRPC
     would ask the proxy for it. Remote files are fetched before Ray starts.
     """
-    proxies = {name: text for name, text in os.environ.items() if name.lower() in _PROXIES}
-    for name in proxies:
-        del os.environ[name]
-    try:
+    with without_variables(lambda name: name.lower() in _PROXIES):
         yield
-    finally:
-        os.environ.update(proxies)
 
 
 def use_token() -> None:
