@@ -23,6 +23,7 @@ __all__ = ["DeploymentFile"]
 logger = logging.getLogger(__name__)
 
 _NAME = "versions.json"
+_DAMAGED = "versions.json.damaged"
 _LOCK = ".versions.lock"
 _PRIVATE = 0o600
 _ADAPTER = TypeAdapter(Deployment)
@@ -43,6 +44,7 @@ class DeploymentFile:
             basis: the digest of each policy's part of schema.yaml and its files, by its name.
         """
         self._path = home / _NAME
+        self._damaged = home / _DAMAGED
         self._lock = home / _LOCK
         self._basis = basis
         self._told: set[str] = set()
@@ -66,6 +68,11 @@ class DeploymentFile:
 
     def named(self, policy: str) -> Sequence[DeployedVersion]:
         """Return a policy's versions, deployed over any files; see `DeploymentStore.named`."""
+        if self._damaged.exists():
+            raise DeploymentError(
+                f"{self._damaged}: may name uploaded versions, so that no upload is removed; "
+                "remove that file once you need none of them"
+            )
         try:
             entry = self._parsed().get(policy)
             kept = () if entry is None else _ADAPTER.validate_python(entry["deployment"])
@@ -102,10 +109,26 @@ class DeploymentFile:
         return False
 
     def _replace(self, policy: str, deployment: Deployment) -> None:
+        self._keep_damaged(policy)
         entry = {"basis": self._basis.get(policy, ""), "deployment": asdict(deployment)}
         text = json.dumps({**self._entries(), policy: entry}, indent=1)
         self._make_private()
         write_whole(self._path, text, is_durable=True)
+
+    def _keep_damaged(self, policy: str) -> None:
+        """Put a file aside that can't be read, or not as to this policy: it may name uploads."""
+        try:
+            entry = self._parsed().get(policy)
+            if entry is not None:
+                _ADAPTER.validate_python(entry["deployment"])
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError, TypeError):
+            self._path.replace(self._damaged)
+            logger.warning(
+                "damaged_deployment_kept",
+                extra={"path": str(self._damaged), "policy": policy},
+            )
 
     def _make_private(self) -> None:
         """Give the file to the server's user alone: a presigned address in it is a credential."""

@@ -188,6 +188,40 @@ def test_start_that_cannot_use_its_deployment_keeps_the_uploads(
     assert names_in(tmp_path) == {"v2"}
 
 
+@pytest.mark.parametrize(
+    "happen",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-3]),
+        lambda path: path.write_bytes(b"\xff\xfe"),
+        lambda path: path.write_text("[]"),
+        lambda path: path.write_text('{"default": 7}'),
+        lambda path: path.write_text('{"default": {"basis": "today", "deployment": 7}}'),
+    ],
+    ids=["cut off", "no text", "no object", "no entry", "damaged entry"],
+)
+def test_deployment_over_a_damaged_one_keeps_the_uploads_that_it_may_have_named(
+    files: VersionFiles, section: PolicySection, tmp_path: Path, happen: Callable[[Path], None]
+) -> None:
+    old, new = uploaded(files, "v2"), uploaded(files, "v3")
+    basis = {"default": "today"}
+    kept = tmp_path / "versions.json"
+    DeploymentFile(tmp_path, basis).write("default", Deployment((old,), "v2", serial=1))
+    happen(kept)
+    damaged = kept.read_bytes()
+
+    DeploymentFile(tmp_path, basis).write("default", Deployment((new,), "v3", serial=1))
+    later = DeploymentFile(tmp_path, basis)
+    files.clear(section, lambda: later.named("default"))
+
+    assert later.read("default") == Deployment((new,), "v3", serial=1)
+    assert names_in(tmp_path) == {"v2", "v3"}
+    aside = tmp_path / "versions.json.damaged"
+    assert aside.read_bytes() == damaged
+    aside.unlink()
+    files.clear(section, lambda: later.named("default"))
+    assert names_in(tmp_path) == {"v3"}
+
+
 def test_files_that_are_not_here_are_fetched(
     files: VersionFiles, section: PolicySection, tmp_path: Path
 ) -> None:
