@@ -580,8 +580,7 @@ def read_settings(
     try:
         _check_names(os.environ, place="")
         _check_names(dotenv_values(_ENV_FILE, encoding="utf-8"), place=f"{_ENV_FILE}: ")
-        hidden = {name[len(ENV_PREFIX) :].lower(): text for name, text in _hidden.items()}
-        return Settings(**{**hidden, **given})
+        return Settings(**{**_of_the_environment_alone(), **given})
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         field = str(problem["loc"][0])
@@ -599,11 +598,28 @@ def read_settings(
         ) from error
 
 
+def _of_the_environment_alone() -> dict[str, Any]:
+    """Return settings of the environment that pydantic would not take from it.
+
+    An empty variable means the default: without it, `.env` would have the last word. What is hidden
+    for the moment counts as if it were there.
+    """
+    prefix, fields = len(ENV_PREFIX), Settings.model_fields
+    here = {name.upper(): text for name, text in {**os.environ, **_hidden}.items()}
+    found: dict[str, Any] = {}
+    for name in fields:
+        text = here.get(f"{ENV_PREFIX}{name.upper()}")
+        if text == "":
+            found[name] = fields[name].get_default(call_default_factory=True)
+    hidden = {name[prefix:].lower(): text for name, text in _hidden.items() if text}
+    return {**found, **hidden}
+
+
 def find_log_format() -> LogFormat:
     """Return the format of logs, even where another setting is wrong and has to be reported."""
     variable = f"{ENV_PREFIX}LOG_FORMAT"
     given = os.environ.get(variable)
-    if not given:
+    if given is None:
         with contextlib.suppress(OSError, UnicodeDecodeError):
             given = dotenv_values(_ENV_FILE, encoding="utf-8").get(variable)
     match (given or "").lower():

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from policy_server.errors import SettingsError
-from policy_server.settings import ENV_PREFIX, Settings, read_settings, without_secrets
+from policy_server.settings import (
+    ENV_PREFIX,
+    Settings,
+    find_log_format,
+    read_settings,
+    without_secrets,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +42,31 @@ def test_environment_wins_over_dotenv(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert settings.models_path == Path("from-environment/models")
     assert settings.backend == "local"
+
+
+def test_empty_variable_wins_over_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text(
+        "POLICY_SERVER_MODEL_URI=s3://bucket/other.zip\nPOLICY_SERVER_NUM_REPLICAS=3\n"
+        "POLICY_SERVER_LOG_FORMAT=json\n"
+    )
+    for name in ("MODEL_URI", "NUM_REPLICAS", "LOG_FORMAT"):
+        monkeypatch.setenv(f"POLICY_SERVER_{name}", "")
+
+    settings = read_settings()
+
+    assert (settings.model_uri, settings.num_replicas) == (None, 1)
+    assert find_log_format() == "auto"
+
+
+def test_empty_secret_means_the_default_while_secrets_are_hidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("POLICY_SERVER_API_KEY", "")
+
+    with without_secrets():
+        assert read_settings() == read_settings(api_key=None)
 
 
 def test_empty_variable_means_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
