@@ -68,6 +68,9 @@ def format_probability(answer: Mapping[str, Any], components: Sequence[Mapping[s
         return "probability unknown"
     continuous = sum(part["size"] for part in components if part["kind"] != "categorical")
     cut = len(answer.get("at_bound", ()))
+    if not components:
+        # The family is not known, and with it whether this is a density.
+        return f"probability or density {probability:.4g}"
     where = f", {cut} of {continuous} numbers at a bound" if cut else ""
     if cut < continuous:
         return f"probability density {probability:.4g}{where}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from demo.plain_text import as_code, as_text
 from demo.server_client import AnswerKind, Observation, RefusalError, ServerClient
 from policy_server.errors import SettingsError
 
-__all__ = ["show_asking", "show_refusal", "show_request"]
+__all__ = ["ask_each_kind", "show_asking", "show_refusal", "show_request"]
 
 
 def show_asking(client: ServerClient, schema: Mapping[str, Any], *, key: str) -> None:
@@ -43,7 +44,7 @@ def show_asking(client: ServerClient, schema: Mapping[str, Any], *, key: str) ->
             )
     if is_pressed:
         unread = _unread(given)
-        st.session_state["answers"] = unread or _ask(client, cast("Observation", given))
+        st.session_state["answers"] = unread or ask_each_kind(client, cast("Observation", given))
     with right:
         if schema["policy"].get("memory_width"):
             st.caption(
@@ -66,17 +67,25 @@ def _unread(given: Observation | SettingsError) -> RefusalError | None:
     return RefusalError("this is no observation yet", problems=problems) if problems else None
 
 
-def _ask(client: ServerClient, observation: Observation) -> dict[str, Any] | RefusalError:
-    """Return the answer of each kind, and the observation; a kind that is not served refuses."""
+def ask_each_kind(client: ServerClient, observation: Observation) -> dict[str, Any] | RefusalError:
+    """Return the answer of each kind, and the observation; a kind that is not served refuses.
+
+    One version answers all of them: they are shown as one policy's.
+
+    Args:
+        client: of the server.
+        observation: by name, or flat.
+    """
     answers: dict[str, Any] = {"observation": observation}
+    episode = secrets.token_hex(8)
     try:
-        answers["predict"] = client.ask("predict", observation)
+        answers["predict"] = client.ask("predict", observation, episode=episode)
     except RefusalError as refusal:
         return refusal
     kinds: tuple[AnswerKind, ...] = ("predict_deterministic", "distribution")
     for kind in kinds:
         try:
-            answers[kind] = client.ask(kind, observation)
+            answers[kind] = client.ask(kind, observation, episode=episode)
         except RefusalError as refusal:
             answers[kind] = refusal
     return answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -104,10 +105,12 @@ def _ask(team: ServedTeam, given: Mapping[str, Given]) -> dict[str, Any] | Refus
         return RefusalError("these are no observations yet", problems=problems)
     body, is_flat = team_body(cast("Mapping[str, Observation]", given), {}, ())
     answers: dict[str, Any] = {}
+    episode = secrets.token_hex(8)
     try:
         for kind in _KINDS:
             request = team.client.request_of(kind, body, is_flat=is_flat)
-            answers[kind] = (request, team.client.ask(kind, body, is_flat=is_flat))
+            answer = team.client.ask(kind, body, is_flat=is_flat, episode=episode)
+            answers[kind] = (request, answer)
     except RefusalError as refusal:
         return refusal
     return answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +44,8 @@ class Episode:
         self.rewards: list[dict[str, float]] = []
         self.actions: dict[str, list[Any]] = {}
         self.is_over = False
+        # One version of the policy answers all steps.
+        self._id = secrets.token_hex(8)
 
     @property
     def agents(self) -> Sequence[str]:
@@ -84,6 +87,7 @@ class Episode:
             session=session,
             step=len(self.rewards),
             previous_reward=self.rewards[-1][ALONE] if self.rewards else None,
+            episode=self._id,
         )
         return {ALONE: answer["actions"]}
 
@@ -94,7 +98,12 @@ class Episode:
             [agent for agent in self.agents if played.takes_reward(agent)],
         )
         answers = played.client.ask(
-            kind, body, is_flat=is_flat, session=session, step=len(self.rewards)
+            kind,
+            body,
+            is_flat=is_flat,
+            session=session,
+            step=len(self.rewards),
+            episode=self._id,
         )
         return {agent: answer["actions"] for agent, answer in answers.items()}
 

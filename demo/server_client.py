@@ -97,8 +97,16 @@ class ServerClient:
         Raises:
             RefusalError: if it can't be reached, or refuses.
         """
-        document: dict[str, Any] = self._ask("GET", "/policies")
-        return document
+        document = self._ask("GET", "/policies")
+        try:
+            versions = {entry["name"]: list(entry["versions"]) for entry in document["policies"]}
+            is_ours = document["default"] in versions
+        except (LookupError, TypeError):
+            is_ours = False
+        if not is_ours:
+            raise RefusalError(f"{self.url} answers, but not as a Policy Server does")
+        listed: dict[str, Any] = document
+        return listed
 
     def schema(self) -> dict[str, Any]:
         """Return the server's description of its policy.
@@ -129,6 +137,7 @@ class ServerClient:
         session: str = "",
         step: int = 0,
         previous_reward: float | None = None,
+        episode: str = "",
     ) -> dict[str, Any]:
         """Ask about an observation.
 
@@ -140,6 +149,8 @@ class ServerClient:
             step: the number of that step in its episode, from 0, by which a step that was asked
                 twice is made once.
             previous_reward: of the step before.
+            episode: names an episode that has no session: one version answers all that is asked of
+                it; empty leaves that to the traffic.
 
         Returns:
             The answer's JSON.
@@ -153,6 +164,8 @@ class ServerClient:
             headers["x-step"] = str(step)
             if previous_reward is not None:
                 headers["x-previous-reward"] = repr(previous_reward)
+        elif episode:
+            headers["x-episode-id"] = episode
         try:
             answer: dict[str, Any] = self._ask("POST", route, body, headers)
         except RefusalError as refusal:
@@ -224,7 +237,7 @@ class ServerClient:
                     method,
                     self.url + route,
                     data=None if body is None else body.encode(),
-                    headers={**self._headers(), **(headers or {})},
+                    headers={**self._headers(route), **(headers or {})},
                     timeout=self._timeout_s,
                     allow_redirects=False,
                 )
@@ -237,7 +250,7 @@ class ServerClient:
         except (ValueError, RecursionError) as error:
             raise RefusalError(f"{self.url} answers, but not as a Policy Server does") from error
 
-    def _headers(self) -> dict[str, str]:
+    def _headers(self, route: str) -> dict[str, str]:
         headers = {"content-type": "application/json"}
         if self._api_key:
             if not (self._api_key.isascii() and self._api_key.isprintable()):
@@ -246,7 +259,8 @@ class ServerClient:
                     "letters, digits and punctuation"
                 )
             headers["access-token"] = self._api_key
-        if self.version:
+        # A session has its version from its beginning.
+        if self.version and not route.startswith(f"{self._prefix}/sessions/"):
             headers["x-policy-version"] = self.version
         return headers
 

@@ -28,6 +28,10 @@ _TAG = "policy_server"
 _LABEL = "prediction"
 _MOST_WAITING = 1000
 _TIMEOUT_S = 1.0
+_MASK = "action_mask"
+_FIELDS = ("kind", "observation", "answer", "request_id")
+_OF_A_LINE = ("time", "level", "logger", "pid", "event", "message", "asctime")
+_TAKEN = frozenset({*vars(logging.makeLogRecord({})), *_OF_A_LINE, *_FIELDS})
 
 
 class PredictionLog:
@@ -55,7 +59,8 @@ class PredictionLog:
             MissingPackageError: if the package that speaks to fluentd is not installed.
         """
         self._rate = rate
-        self._mask_name = mask_name
+        # An ONNX file may name its mask as a record of the log names its own parts.
+        self._mask_name = _MASK if mask_name in _TAKEN else mask_name
         self._mask_width = mask_width
         self._sender: FluentSender | None = None
         if rate > 0 and fluentd_host is not None:

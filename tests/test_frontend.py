@@ -19,6 +19,7 @@ from streamlit.dataframe_util import convert_arrow_bytes_to_pandas_df
 from streamlit.testing.v1 import AppTest
 
 from demo.answers import describe_actions, describe_masses, format_probability, split_actions
+from demo.asking import ask_each_kind
 from demo.asking_team import some_agents
 from demo.charts import component_chart, density, reward_chart
 from demo.episode import Episode
@@ -74,6 +75,7 @@ from demo.asking_team import show_asking_team
 
 show_asking_team(st.session_state["team"], key="")
 """
+SCANNED = {"scanned": [True, False, False], "is_at_gate": False}
 RAW = f"parameters: {{api_key: {KEY}}}\n"
 COMPONENTS = [
     {"kind": "categorical", "size": 2, "name": "move", "labels": ["stay", "go"]},
@@ -209,6 +211,18 @@ def test_server_that_can_not_be_asked_is_said_in_words(url: str, key: str, messa
         ServerClient(url, key).schema()
 
 
+@pytest.mark.parametrize(
+    "answer",
+    ["{}", "[]", '"ok"', '{"policies": []}', '{"default": "a", "policies": [{"name": 1}]}'],
+)
+def test_server_of_another_kind_is_said_in_words(answer: str) -> None:
+    with answering(200, answer.encode()) as url:
+        page = connected_page(url)
+
+    assert not page.exception
+    assert "not as a Policy Server does" in text_of(page)
+
+
 # Values and words
 
 
@@ -265,6 +279,7 @@ def test_probability_is_called_a_density_where_an_action_is_continuous() -> None
     assert format_probability({"probability": 2.5}, COMPONENTS) == "probability density 2.5"
     assert format_probability({"probability": 0.25}, COMPONENTS[:1]) == "probability 25.0 %"
     assert format_probability({"probability": None}, []) == "probability unknown"
+    assert format_probability({"probability": 2.5}, []) == "probability or density 2.5"
 
 
 def test_probability_of_numbers_at_a_bound_says_so() -> None:
@@ -446,12 +461,45 @@ def test_episode_keeps_its_memory_in_a_session_and_the_next_one_begins_without(
     assert played(client, "") < 12
 
 
+def test_version_that_was_chosen_plays_an_episode_with_its_memory(conveyor: str) -> None:
+    client = ServerClient(conveyor, EXAMPLE_KEY)
+    entry = client.policies()["policies"][0]
+    chosen = client.of(version=entry["versions"][0]["name"])
+
+    session = chosen.begin_episode()
+    answered = chosen.ask("predict", SCANNED, session=session)
+
+    assert len(answered["actions"]) == 1
+    assert chosen.begin_episode(session) == session
+
+
+def test_what_is_shown_together_is_asked_of_one_version() -> None:
+    """Where traffic is shared, an episode's name keeps its questions together."""
+    named: list[str | None] = []
+
+    class Noting(Handler):
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            named.append(self.headers.get("x-episode-id"))
+            self.reply(200, b'{"actions": [0], "probability": 1.0}')
+
+    with answered_by(Noting) as url:
+        client = ServerClient(url, KEY)
+        ask_each_kind(client, SCANNED)
+        ask_each_kind(client, SCANNED)
+        client.ask("predict", SCANNED, session="0" * 32, episode="mine")
+
+    assert named[0] == named[1] == named[2]
+    assert named[3] == named[4] == named[5]
+    assert None not in named[:6]
+    assert named[0] != named[3]
+    assert named[6] is None
+
+
 def test_step_that_is_asked_twice_is_made_once(conveyor: str) -> None:
     client = ServerClient(conveyor, EXAMPLE_KEY)
     session = client.begin_episode()
-    observation = {"scanned": [True, False, False], "is_at_gate": False}
-
-    answers = [client.ask("predict", observation, session=session) for _ in range(2)]
+    answers = [client.ask("predict", SCANNED, session=session) for _ in range(2)]
 
     assert answers[0] == answers[1]
 

@@ -31,6 +31,20 @@ def test_every_prediction_is_recorded_at_rate_one(caplog: pytest.LogCaptureFixtu
     assert vars(record)["request_id"] == "abc"
 
 
+@pytest.mark.parametrize("name", ["name", "message", "level", "observation", "answer"])
+def test_mask_that_is_named_as_a_part_of_the_record_is_recorded_as_a_mask(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = PredictionLog(rate=1.0, fluentd_host=None, fluentd_port=0, mask_name=name, mask_width=1)
+
+    with caplog.at_level(logging.INFO):
+        log.record("predict", [1.5, 1.0], ANSWER, request_id="abc")
+
+    [record] = caplog.records
+    assert vars(record)["action_mask"] == [1]
+    assert vars(record)["observation"] == [1.5]
+
+
 def test_nothing_is_recorded_at_rate_zero(caplog: pytest.LogCaptureFixture) -> None:
     log = PredictionLog(rate=0.0, fluentd_host="127.0.0.1", fluentd_port=9)
 
