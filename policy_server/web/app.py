@@ -173,8 +173,13 @@ def create_app(
         app, [*app.routes, *(route for router in routers for route in router.routes)]
     )
 
+    documented: list[str | None] = []
+
     def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
+        # A policy that could not be loaded at the start has no types until a version is deployed.
+        live = [None if slot.live is None else slot.live.digest for slot in registry]
+        if app.openapi_schema is None or live != documented:
+            documented[:] = live
             app.openapi_schema = build_openapi(
                 app, table, registry, root_path=root_path, max_agents=settings.max_agents
             )

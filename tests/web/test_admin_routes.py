@@ -109,6 +109,33 @@ async def test_deployed_version_is_live_and_survives_a_restart(home: Path) -> No
     assert folder.name.startswith("v2.")
 
 
+async def test_policy_that_is_deployed_later_has_its_types_in_the_document(home: Path) -> None:
+    (home / "schema.yaml").write_text(
+        f"""
+policies:
+  door: {{model: door.zip}}
+  lift: {{model: missing.zip}}
+parameters: {{api_key: {KEY}}}
+"""
+    )
+    (home / ZIP.name).rename(home / "door.zip")
+    async with served(home) as client:
+        before = (await client.get("/openapi.json")).json()["components"]["schemas"]
+        answer = await admin(
+            client,
+            "POST",
+            "/admin/policies/lift/versions?version=v2",
+            content=(home / "door.zip").read_bytes(),
+        )
+        after = (await client.get("/openapi.json")).json()["components"]["schemas"]
+
+    assert answer.status_code == 201, answer.text
+    assert before["DoorPrediction"] == after["DoorPrediction"]
+    assert before["LiftPrediction"] != after["LiftPrediction"]
+    lift = after["LiftPrediction"]["properties"]["actions"]
+    assert lift == after["DoorPrediction"]["properties"]["actions"]
+
+
 async def test_upload_is_on_the_disk_before_the_deployment_that_names_it(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
