@@ -28,6 +28,9 @@ _FOR_ARRAYS = "log_probability"
 _STATE = "x-state"
 _STEP = "x-step"
 _BY_AGENT = "ByAgent"
+# What is keyed by names that somebody chose, and what is no schema.
+_NAMES = frozenset({"properties", "patternProperties", "schemas", "paths", "responses", "content"})
+_VALUES = frozenset({"example", "examples", "default", "const", "enum"})
 _NUMBERS = ("integer", "number", "boolean")
 
 
@@ -153,13 +156,20 @@ def _use_maps(document: Document) -> None:
 
 
 def _nodes(node: object) -> Iterator[Document]:
-    if isinstance(node, dict):
-        yield node
-        children = list(node.values())
-    else:
-        children = node if isinstance(node, list) else []
-    for child in children:
-        yield from _nodes(child)
+    """Yield the objects of a document whose keys are words of OpenAPI or JSON Schema."""
+    if isinstance(node, list):
+        for child in node:
+            yield from _nodes(child)
+    if not isinstance(node, dict):
+        return
+    yield node
+    for key, child in list(node.items()):
+        if key in _NAMES and isinstance(child, dict):
+            # An observation may be called as a word is.
+            for named in list(child.values()):
+                yield from _nodes(named)
+        elif key not in _VALUES:
+            yield from _nodes(child)
 
 
 def _simplify(node: Document) -> None:

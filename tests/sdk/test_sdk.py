@@ -130,6 +130,26 @@ async def test_document_is_prepared_without_touching_the_served_one() -> None:
     assert served == before
 
 
+async def test_observation_may_be_called_as_a_word_of_json_schema_is() -> None:
+    words = [
+        *("minimum", "maximum", "properties", "required", "type", "if", "then", "example", "enum"),
+        *("anyOf", "prefixItems", "additionalProperties", "items", "examples", "default", "const"),
+        *("schemas", "content", "title", "format", "patternProperties"),
+    ]
+    lines = "".join(f'  "{word}": {{type: "List[float]", example: [0.5, 0]}}\n' for word in words)
+    served = await document_of(f"observations:\n{lines}parameters: {{api_key: key}}\n")
+
+    prepared = prepare_document(served, url=URL)
+
+    sent, before = (
+        document["components"]["schemas"]["Observation"] for document in (prepared, served)
+    )
+    assert list(sent["properties"]) == list(before["properties"]) == words
+    assert sent["required"] == words
+    assert sent["examples"] == before["examples"]
+    assert "additionalProperties" not in sent
+
+
 async def test_prepared_document_has_the_policys_routes_and_one_way_to_send_the_key() -> None:
     prepared = prepare_document(await document_of(SCHEMA), url=URL)
 
