@@ -24,7 +24,7 @@ from policy_server.installation import require
 from policy_server.sdk.episodes import add_episode
 from policy_server.sdk.languages import Language
 from policy_server.sdk.mends import mend
-from policy_server.sdk.names import observation_names
+from policy_server.sdk.names import names_by_model, observation_names
 from policy_server.sdk.openapi_document import Document
 from policy_server.sdk.readme import observation_model, render_readme
 
@@ -145,7 +145,7 @@ async def _run(command: Sequence[str], language: Language) -> None:
 
 def _collect(folder: Path, document: Document, language: Language) -> Files:
     files: dict[PurePosixPath, bytes] = {}
-    names = observation_names(document, language.name)
+    names = names_by_model(document, language.name)
     for path in folder.rglob("*"):
         file = PurePosixPath(path.relative_to(folder).as_posix())
         if path.is_file() and language.keeps(file):

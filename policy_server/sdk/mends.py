@@ -106,13 +106,13 @@ _PATTERNS = (
 )
 
 
-def mend(file: PurePosixPath, content: bytes, names: Mapping[str, str]) -> bytes:
+def mend(file: PurePosixPath, content: bytes, names: Mapping[str, Mapping[str, str]]) -> bytes:
     """Return a generated file, corrected.
 
     Args:
         file: its path in the SDK.
         content: the file as the generator wrote it.
-        names: the name of each observation in the SDK's language.
+        names: by model, the name of each observation in the SDK's language.
     """
     if file.name == "package.json":
         package = json.loads(content)
@@ -131,20 +131,21 @@ def mend(file: PurePosixPath, content: bytes, names: Mapping[str, str]) -> bytes
     return content
 
 
-def _rename_in_scala(content: bytes, names: Mapping[str, str]) -> bytes:
+def _rename_in_scala(content: bytes, names: Mapping[str, Mapping[str, str]]) -> bytes:
     """Send each observation under its own name; json4s takes that of the class."""
-    renamed = [
-        f'FieldSerializer.renameTo("{chosen}", "{name}")'
-        for name, chosen in names.items()
-        if chosen.strip("`") != name
-    ]
-    if not renamed:
-        return content
-    joined = " orElse\n    ".join(renamed)
-    serializer = f"FieldSerializer[Observation](\n    {joined}\n  )"
+    serializers = ""
+    for model, chosen_names in names.items():
+        renamed = [
+            f'FieldSerializer.renameTo("{chosen}", "{name}")'
+            for name, chosen in chosen_names.items()
+            if chosen.strip("`") != name
+        ]
+        if renamed:
+            joined = " orElse\n    ".join(renamed)
+            serializers += f" +\n  FieldSerializer[{model}](\n    {joined}\n  )"
     return re.sub(
         rb"(?m)^  implicit val format: .*$",
-        lambda line: line[0] + f" +\n  {serializer}".encode(),
+        lambda line: line[0] + serializers.encode(),
         content,
     )
 

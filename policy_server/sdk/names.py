@@ -25,12 +25,13 @@ from policy_server.sdk.words import (
     TYPESCRIPT_WORDS,
 )
 
-__all__ = ["NAMINGS", "Naming", "observation_names", "property_names"]
+__all__ = ["NAMINGS", "Naming", "names_by_model", "observation_names", "property_names"]
 
 # `hasUp` is has and Up, `HPLevel` is HP and Level, `team_0` is team and 0.
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_+")
 _WITHOUT_WORDS = "field"
-_SENT = ("Observation", "RawObservation")
+# The end of the title of each model that is sent: a policy's name stands before it.
+_SENT = "Observation"
 
 
 @dataclass(frozen=True)
@@ -189,20 +190,36 @@ NAMINGS: Mapping[str, Naming] = {
 
 
 def observation_names(document: Document, language: str) -> dict[str, str]:
-    """Return the name of each property of the model that is sent, in the document's order.
+    """Return the name of each property of the models that are sent, in the document's order.
+
+    The generator names a property alike in all models, those of all policies.
 
     Args:
         document: the OpenAPI document of the SDK.
         language: of the SDK.
     """
     schemas: Document = document["components"].get("schemas", {})
-    named: Document = next((schemas[model] for model in _SENT if model in schemas), {})
-    others = {
-        name
-        for title, schema in schemas.items()
-        if not title.startswith(_SENT)
-        for name in schema.get("properties", {})
+    sent: dict[str, None] = {}
+    others: set[str] = set()
+    for title, schema in schemas.items():
+        properties = schema.get("properties", {})
+        if title.endswith(_SENT):
+            sent |= dict.fromkeys(properties)
+        elif _SENT not in title:
+            others |= set(properties)
+    return property_names(list(sent), NAMINGS[language], others=sorted(others))
+
+
+def names_by_model(document: Document, language: str) -> dict[str, dict[str, str]]:
+    """Return the name of each property of each model that is sent.
+
+    Args:
+        document: the OpenAPI document of the SDK.
+        language: of the SDK.
+    """
+    names = observation_names(document, language)
+    return {
+        title: {name: names[name] for name in schema.get("properties", {})}
+        for title, schema in document["components"].get("schemas", {}).items()
+        if title.endswith(_SENT)
     }
-    return property_names(
-        list(named.get("properties", {})), NAMINGS[language], others=sorted(others)
-    )

@@ -92,7 +92,8 @@ def render_readme(document: Document, language: Language, source: str) -> str:
     schema = document["components"]["schemas"][model]
     observation: dict[str, Any] = schema["examples"][0]
     names = observation_names(document, language.name)
-    missing = sorted(set(names.values()) - set(_NAME.findall(source)))
+    shown = {names[name] for name in schema["properties"]}
+    missing = sorted(shown - set(_NAME.findall(source)))
     if missing:
         raise SdkError(
             f"{language.title}: expected the property {missing[0]} in {model}, found none; is "

@@ -19,6 +19,7 @@ SPECIAL = (
     *("copy", "to_dict", "toString", "ToJson", "hashCode", "toJSON", "MarshalJSON", "wait", "int"),
     *("property", "print", "field", "equals", "initialize", "team_", "com", "client", "__proto__"),
 )
+OF_ANOTHER = ("t", "T", "wait", "ab", "aB", "copy", "probability", "hasup", "lift")
 # How a model's code says which name on the wire is whose.
 WIRES = {
     "python": r'(?m)^    {name}: .*alias="{wire}"|^    {wire}: ',
@@ -92,20 +93,30 @@ async def test_generated_model_sends_each_observation_by_its_own_name(name: Lang
     fields = "".join(f'  "{item}": {{type: int, example: 1}}\n' for item in (*ALIKE, *SPECIAL))
     schema = f"observations:\n{fields}parameters: {{api_key: key}}\n"
     document = prepare_document(await document_of(schema), url="http://localhost:8000")
+    # As of another policy of the server.
+    schemas = document["components"]["schemas"]
+    properties = dict.fromkeys(OF_ANOTHER, schemas["Observation"]["properties"]["t"])
+    lift = {**schemas["Observation"], "title": "LiftObservation", "properties": properties}
+    schemas["LiftObservation"] = {**lift, "required": list(OF_ANOTHER), "examples": []}
     language = LANGUAGES[name]
 
     files = await generate(document, language)
 
-    path = language.model.format(name="Observation", snake="observation")
-    source = files[PurePosixPath(path)].decode()
     names = observation_names(document, name)
-    assert len(set(names.values())) == len(ALIKE) + len(SPECIAL)
-    for wire, chosen in names.items():
-        pattern = WIRES[name].format(wire=re.escape(wire), name=re.escape(chosen))
-        assert len(re.findall(pattern, source)) == 1, (wire, chosen)
+    assert len(set(names.values())) == len({*ALIKE, *SPECIAL, *OF_ANOTHER, "obs"})
+    for model, snake, wires in (
+        ("Observation", "observation", (*ALIKE, *SPECIAL)),
+        ("LiftObservation", "lift_observation", OF_ANOTHER),
+    ):
+        path = language.model.format(name=model, snake=snake)
+        source = files[PurePosixPath(path)].decode()
+        for wire in wires:
+            pattern = WIRES[name].format(wire=re.escape(wire), name=re.escape(names[wire]))
+            assert len(re.findall(pattern, source)) == 1, (model, wire, names[wire])
     if name == "scala":
         support = next(text for file, text in files.items() if file.name == "JsonSupport.scala")
         assert b'FieldSerializer.renameTo("wait_value", "wait")' in support
+        assert b"FieldSerializer[LiftObservation](" in support
         assert support.count(b"renameTo") == sum(
-            chosen.strip("`") != wire for wire, chosen in names.items()
+            names[wire].strip("`") != wire for wire in (*ALIKE, *SPECIAL, *OF_ANOTHER)
         )
