@@ -44,7 +44,9 @@ public final class PolicyStream implements AutoCloseable {
     private static final int ATTEMPTS = 6;
     private static final long FIRST_PAUSE_MS = 100;
     private static final Duration TIMEOUT = Duration.ofSeconds(30);
-    private static final int BUSY = 503;
+    private static final int OK = 200;
+    // A server that is busy or not there yet, or the proxy's word for it.
+    private static final List<Integer> BUSY = List.of(502, 503, 504);
     private static final int CONFLICT = 409;
     private static final String RESET = "{\"reset\":true}";
     private static final String EPISODE_LOST =
@@ -133,6 +135,19 @@ public final class PolicyStream implements AutoCloseable {
     public void answer(Iterator<String> observations, int inFlight, Consumer<String> consumer)
             throws PolicyException, IOException, InterruptedException {
         Deque<String> asked = new ArrayDeque<>();
+        try {
+            answerAll(observations, inFlight, consumer, asked);
+        } finally {
+            if (!asked.isEmpty()) {
+                // Answers that nobody waits for must not be taken for those of the next question.
+                abort();
+            }
+        }
+    }
+
+    private void answerAll(
+            Iterator<String> observations, int inFlight, Consumer<String> consumer, Deque<String> asked)
+            throws PolicyException, IOException, InterruptedException {
         int failures = 0;
         while (!asked.isEmpty() || observations.hasNext()) {
             String text;
@@ -192,9 +207,9 @@ public final class PolicyStream implements AutoCloseable {
 
     private WebSocket overUnixSocket() throws PolicyException, IOException {
         try {
-            return UnixWebSocket.connect(uds, address, key, answers);
+            return UnixWebSocket.connect(uds, address, key, TIMEOUT, answers);
         } catch (UnixWebSocket.Refused refused) {
-            if (refused.status == BUSY) {
+            if (BUSY.contains(refused.status)) {
                 throw refused;
             }
             throw new PolicyException(refused.status, "the server refused the connection");
@@ -210,7 +225,7 @@ public final class PolicyStream implements AutoCloseable {
             return builder.buildAsync(address, answers).join();
         } catch (CompletionException failed) {
             if (failed.getCause() instanceof WebSocketHandshakeException refused
-                    && refused.getResponse().statusCode() != BUSY) {
+                    && !BUSY.contains(refused.getResponse().statusCode())) {
                 int status = refused.getResponse().statusCode();
                 throw new PolicyException(status, "the server refused the connection");
             }
@@ -226,7 +241,7 @@ public final class PolicyStream implements AutoCloseable {
             return true;
         }
         URI schema = URI.create("http" + page.substring(2));
-        String text = uds == null ? page(schema) : UnixWebSocket.get(uds, schema, key);
+        String text = uds == null ? page(schema) : UnixWebSocket.get(uds, schema, key, TIMEOUT);
         Map<?, ?> policy = (Map<?, ?>) ((Map<?, ?>) Json.read(text)).get("policy");
         return policy == null || ((Long) policy.get("memory_width")) > 0;
     }
@@ -237,7 +252,11 @@ public final class PolicyStream implements AutoCloseable {
             request.header("access-token", key);
         }
         request.version(HttpClient.Version.HTTP_1_1);
-        return client.send(request.build(), HttpResponse.BodyHandlers.ofString()).body();
+        var answer = client.send(request.build(), HttpResponse.BodyHandlers.ofString());
+        if (answer.statusCode() != OK) {
+            throw new IOException(schema + ": answered " + answer.statusCode());
+        }
+        return answer.body();
     }
 
     private void send(String text) throws IOException {

@@ -10,9 +10,11 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
+import java.time.Duration;
 import java.util.Base64;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ThreadLocalRandom;
+import java.util.concurrent.TimeUnit;
 
 /**
  * A web socket over the UNIX socket of a server on this machine, which java.net.http can't open.
@@ -26,6 +28,7 @@ final class UnixWebSocket implements WebSocket {
     private static final int PING = 9;
     private static final int PONG = 10;
     private static final int SWITCHING = 101;
+    private static final int OK = 200;
     private static final String ACCEPTED = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
     /** The server answered the handshake by something else than a web socket. */
@@ -54,13 +57,17 @@ final class UnixWebSocket implements WebSocket {
      * @param path the server's UNIX socket
      * @param address the stream's, whose host is only named
      * @param key the access key; null where everybody is let in
+     * @param timeout the longest wait for the handshake's answer
      * @param listener hears of messages, of the end, and of errors, on a thread of its own
      */
-    static UnixWebSocket connect(Path path, URI address, String key, Listener listener)
+    static UnixWebSocket connect(
+            Path path, URI address, String key, Duration timeout, Listener listener)
             throws IOException {
         UnixWebSocket socket = new UnixWebSocket(path);
+        var timer = socket.endAfter(timeout);
         try {
             socket.shakeHands(address, key);
+            timer.complete(null);
         } catch (IOException failed) {
             socket.abort();
             throw failed;
@@ -77,20 +84,45 @@ final class UnixWebSocket implements WebSocket {
      * @param path the server's UNIX socket
      * @param page its address, whose host is only named
      * @param key the access key; null where everybody is let in
+     * @param timeout the longest wait for all of it
      */
-    static String get(Path path, URI page, String key) throws IOException {
+    static String get(Path path, URI page, String key, Duration timeout) throws IOException {
         UnixWebSocket socket = new UnixWebSocket(path);
+        var timer = socket.endAfter(timeout);
         try {
             socket.write(head(page, key, "Connection: close\r\n"));
-            socket.readHead();
+            int status = statusOf(socket.readHead());
+            if (status != OK) {
+                throw new IOException(page + ": answered " + status);
+            }
             var body = new ByteArrayOutputStream();
             while (socket.received.hasRemaining() || socket.fill()) {
                 body.write(socket.received.get());
             }
             return body.toString(StandardCharsets.UTF_8);
         } finally {
+            timer.complete(null);
             socket.abort();
         }
+    }
+
+    /** Returns a timer that ends the connection unless it is completed before. */
+    private CompletableFuture<Void> endAfter(Duration timeout) {
+        var timer = new CompletableFuture<Void>();
+        timer.orTimeout(timeout.toMillis(), TimeUnit.MILLISECONDS)
+                .exceptionally(late -> {
+                    abort();
+                    return null;
+                });
+        return timer;
+    }
+
+    private static int statusOf(String head) throws IOException {
+        String[] words = head.split(" ", 3);
+        if (words.length < 2 || !words[1].matches("[0-9]{3}")) {
+            throw new IOException("the server answered what is no HTTP");
+        }
+        return Integer.parseInt(words[1]);
     }
 
     private static ByteBuffer head(URI address, String key, String more) {
@@ -108,7 +140,7 @@ final class UnixWebSocket implements WebSocket {
         String upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n";
         write(head(address, key, upgrade + "Sec-WebSocket-Key: " + nonce + "\r\n"));
         String answer = readHead();
-        int status = Integer.parseInt(answer.split(" ", 3)[1]);
+        int status = statusOf(answer);
         if (status != SWITCHING) {
             throw new Refused(status);
         }

@@ -31,7 +31,8 @@ from websockets.sync.client import ClientConnection, connect, unix_connect
 __all__ = ["PolicyError", "PolicyStream"]
 
 _FIRST_PAUSE_S = 0.1
-_BUSY = 503
+# A server that is busy or not there yet, or the proxy's word for it.
+_BUSY = (502, 503, 504)
 _CONFLICT = 409
 _RESET = {"reset": True}
 _EPISODE_LOST = (
@@ -191,10 +192,11 @@ class PolicyStream:
                     )
                 )
             except InvalidStatus as error:
-                if error.response.status_code == _BUSY:
+                if error.response.status_code in _BUSY:
                     raise
-                body = json.loads(error.response.body or b"{}")
-                raise PolicyError(error.response.status_code, body.get("detail")) from error
+                raise PolicyError(
+                    error.response.status_code, _detail(error.response.body)
+                ) from error
             for frame in unanswered:
                 self._connection.send(frame)
         return self._connection
@@ -243,6 +245,14 @@ class _Unix(urllib.request.HTTPHandler):
         return self.do_open(connection, req)  # type: ignore[arg-type]  # it makes one
 
 
+def _detail(body: bytes | None) -> Any:  # noqa: ANN401 -- a text, or a list of mistakes
+    """Return the reason of a refusal, which may be a proxy's page."""
+    try:
+        return json.loads(body or b"{}")["detail"]
+    except (ValueError, LookupError, TypeError):
+        return (body or b"").decode(errors="replace")
+
+
 def _read(line: str) -> Any:  # noqa: ANN401 -- whatever the line says
     try:
         return json.loads(line)
@@ -274,7 +284,8 @@ def main() -> int:
             for answer in policy.answers(observations, in_flight=options.in_flight):
                 if isinstance(answer, PolicyError):
                     is_wrong = True
-                    print(json.dumps({"status": answer.status, "detail": answer.detail}))
+                    refused = {"status": answer.status, "detail": answer.detail}
+                    print(json.dumps(refused), flush=True)
                 else:
                     print(json.dumps(answer), flush=True)
         except (PolicyError, ConnectionError) as error:

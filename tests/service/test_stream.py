@@ -21,7 +21,7 @@ from tests.support.fakes import summing_backend
 from tests.support.folders import EXPORTS, ROOT
 from tests.support.processes import Child, child, descendants, program, run
 from tests.support.server_processes import KEY, Server, compiled_home_of, running_server
-from tests.support.servers import free_port, served_app
+from tests.support.servers import Handler, answered_by, free_port, served_app
 from tests.support.waiting import wait_until
 from tests.support.web import OBSERVATION, build
 
@@ -47,6 +47,13 @@ public class Loop {
                 policy.predict(Map.of("quote \\" and \\u00fc", List.of(true, -0.5)));
             } catch (PolicyStream.PolicyException error) {
                 System.out.println(error.status + " " + error.answer);
+            }
+            try {
+                policy.answer(List.of("{}", "{}").iterator(), 2, text -> {
+                    throw new IllegalStateException("left");
+                });
+            } catch (IllegalStateException left) {
+                System.out.println(left.getMessage());
             }
             System.out.println(policy.predict(observation));
         }
@@ -218,8 +225,10 @@ def test_program_shows_its_options(java_classes: Path, language: str) -> None:
 def test_java_client_gives_actions_and_typed_errors(server: Server, java_classes: Path) -> None:
     done = run("java", "-cp", java_classes, "Loop", address(server), KEY)
 
-    first, error, last = done.stdout.splitlines()
+    first, error, left, last = done.stdout.splitlines()
     assert json.loads(first) == json.loads(last) == posted(server)[0]["actions"]
+    # What was asked before is not taken for the answer of what is asked now.
+    assert left == "left"
     assert error.startswith("422 ")
     assert 'quote \\" and' in error
 
@@ -266,6 +275,28 @@ def test_client_does_not_go_on_with_an_episode_whose_memory_is_gone(
     assert reset == {"reset": True}
     assert (status, printed) == (2, "")
     assert "409: the connection broke in the middle of an episode" in told
+
+
+@pytest.mark.parametrize("language", ["python", "java"])
+def test_client_takes_a_proxys_page_for_what_it_is(java_classes: Path, language: str) -> None:
+    statuses = iter([502, 504, 403])
+
+    class Proxy(Handler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            self.reply(next(statuses), b"<html>none of ours</html>", connection="close")
+
+    with answered_by(Proxy) as url:
+        command = [
+            *example(language, java_classes),
+            "--url",
+            url.replace("http", "ws") + "/predict",
+        ]
+        done = run(*command, typed=json.dumps(OBSERVATION), status=2)
+
+    assert done.stderr.startswith("403: ")
+    assert next(statuses, None) is None
 
 
 def test_python_client_begins_episodes() -> None:
