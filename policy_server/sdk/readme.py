@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from policy_server.errors import SdkError
 from policy_server.sdk.examples import EXAMPLES
 from policy_server.sdk.languages import Language
+from policy_server.sdk.literals import literal
 from policy_server.sdk.names import NAMINGS, observation_names
 from policy_server.sdk.openapi_document import Document, has_memory
 from policy_server.sdk.programs import PROGRAMS
@@ -17,7 +17,6 @@ from policy_server.sdk.programs import PROGRAMS
 __all__ = ["observation_model", "render_readme"]
 
 _NAME = re.compile(r"`\w+`|\w+")
-Literal = Callable[[Any], str]
 
 _README = """# {title} client of Policy Server
 
@@ -99,10 +98,11 @@ def render_readme(document: Document, language: Language, source: str) -> str:
             f"{language.title}: expected the property {missing[0]} in {model}, found none; is "
             "another version of openapi-generator-cli installed?"
         )
+    required = schema.get("required", ())
     kinds = [_kind(schema["properties"][name]) for name in observation]
     values = [
-        _LITERALS[language.name](value, kind)
-        for value, kind in zip(observation.values(), kinds, strict=True)
+        literal(language.name, value, kind, is_optional=name not in required)
+        for (name, value), kind in zip(observation.items(), kinds, strict=True)
     ]
     example = EXAMPLES[language.name]
     raw = language.raw if model == "RawObservation" else ""
@@ -174,80 +174,4 @@ _FORMS = {
     "csharp": ("    ", ": ", ",", ""),
     "go": ("\t\t", ": ", ",", ","),
     "kotlin": ("        ", " = ", ",", ","),
-}
-
-
-def _write(value: object, kind: str, *, integer: str, lists: Callable[[str, int, str], str]) -> str:
-    """Return a literal.
-
-    Args:
-        value: a number, a truth value, or nested lists of them.
-        kind: the JSON type of the innermost items.
-        integer: the ending of an integer.
-        lists: makes a list's literal of the kind, the number of levels and the items.
-    """
-    if isinstance(value, list):
-        items = ", ".join(_write(item, kind, integer=integer, lists=lists) for item in value)
-        return lists(kind, _levels(value), items)
-    if kind == "integer":
-        return f"{value}{integer}"
-    return json.dumps(float(str(value)) if kind == "number" else value)
-
-
-def _levels(value: object) -> int:
-    return 1 + max(map(_levels, value), default=0) if isinstance(value, list) else 0
-
-
-def _python(value: object, _kind: str) -> str:
-    return repr(value)
-
-
-def _java(value: object, kind: str) -> str:
-    return _write(value, kind, integer="L", lists=lambda _kind, _levels, items: f"List.of({items})")
-
-
-def _scala(value: object, kind: str) -> str:
-    return _write(value, kind, integer="L", lists=lambda _kind, _levels, items: f"Seq({items})")
-
-
-def _r(value: object, kind: str) -> str:
-    text = _write(value, kind, integer="", lists=lambda _kind, _levels, items: f"list({items})")
-    return text.replace("true", "TRUE").replace("false", "FALSE")
-
-
-def _typescript(value: object, kind: str) -> str:
-    return _write(value, kind, integer="", lists=lambda _kind, _levels, items: f"[{items}]")
-
-
-def _csharp(value: object, kind: str) -> str:
-    types = {"integer": "long", "number": "double", "boolean": "bool"}
-
-    def lists(kind: str, levels: int, items: str) -> str:
-        return f"new {'List<' * levels}{types[kind]}{'>' * levels} {{ {items} }}"
-
-    return _write(value, kind, integer="", lists=lists)
-
-
-def _go(value: object, kind: str) -> str:
-    types = {"integer": "int64", "number": "float64", "boolean": "bool"}
-
-    def lists(kind: str, levels: int, items: str) -> str:
-        return f"{'[]' * levels}{types[kind]}{{{items}}}"
-
-    return _write(value, kind, integer="", lists=lists)
-
-
-def _kotlin(value: object, kind: str) -> str:
-    return _write(value, kind, integer="L", lists=lambda _kind, _levels, items: f"listOf({items})")
-
-
-_LITERALS = {
-    "python": _python,
-    "java": _java,
-    "scala": _scala,
-    "r": _r,
-    "typescript": _typescript,
-    "csharp": _csharp,
-    "go": _go,
-    "kotlin": _kotlin,
 }
