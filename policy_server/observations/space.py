@@ -21,6 +21,7 @@ from policy_server.observations.models import (
     validate,
 )
 from policy_server.observations.observation_arrays import ObservationArrays
+from policy_server.observations.part_rules import check_row
 from policy_server.observations.row_encoding import Row, row_maker
 from policy_server.observations.unpacked_values import as_json
 from policy_server.schema import NumberRange, ObservationField, number_range
@@ -82,6 +83,8 @@ class ObservationSpace:
         self._raw_row: Callable[[Mapping[str, Any]], list[float]] = (
             itemgetter("obs") if mask is None else self._row_of_raw
         )
+        if self.numbers.columns:
+            self._raw_row = self._with_checked_parts(self._raw_row)
 
     @functools.cached_property
     def example(self) -> dict[str, Any] | None:
@@ -166,6 +169,16 @@ class ObservationSpace:
             ObservationError: naming the first item that is no finite number.
         """
         return self._raw_row(validate(self._read_raw, body).__dict__)
+
+    def _with_checked_parts(
+        self, row_of: Callable[[Mapping[str, Any]], list[float]]
+    ) -> Callable[[Mapping[str, Any]], list[float]]:
+        def checked(values: Mapping[str, Any]) -> list[float]:
+            row = row_of(values)
+            check_row(row, self.numbers, lambda column: ["obs", column])
+            return row
+
+        return checked
 
     def _row_of_raw(self, values: Mapping[str, Any], *place: int) -> list[float]:
         """Return the row of a flat observation's fields, for a policy that takes a mask."""

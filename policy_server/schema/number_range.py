@@ -58,12 +58,25 @@ class NumberRange:
         for first, stop, known in self.columns:
             part = numbers[first:stop]
             # A look at each number of an image takes several times as long.
-            if _holds(known, np.asarray(part, np.float64)):
+            if known.holds(np.asarray(part, np.float64)):
                 continue
             for place, number in enumerate(part, first):
                 if not known.low <= number <= known.high or (known.is_integer and number % 1):
                     return place, known
         return None
+
+    def holds(self, numbers: NDArray[Any]) -> bool:
+        """Return whether all numbers are in this range, its parts aside; a NaN is in none.
+
+        Args:
+            numbers: of any shape.
+        """
+        if not numbers.size:
+            return True
+        is_within = self.low <= numbers.min() and numbers.max() <= self.high
+        if not self.is_integer or numbers.dtype.kind != "f":
+            return bool(is_within)
+        return bool(is_within and (np.rint(numbers) == numbers).all())
 
     def narrowed(self, field: ObservationField, start: int) -> ObservationField:
         """Return a field that lies in a part of a narrower range, with that range.
@@ -161,14 +174,6 @@ class NumberRange:
         if self.is_integer:
             return f"whole numbers from {self.low} to {self.high} ({self.dtype})"
         return f"numbers from {self.low:.8g} to {self.high:.8g} ({self.dtype})"
-
-
-def _holds(known: NumberRange, numbers: NDArray[np.float64]) -> bool:
-    """Return whether all numbers are in a range; a NaN is in none."""
-    if not numbers.size:
-        return True
-    is_within = known.low <= numbers.min() and numbers.max() <= known.high
-    return bool(is_within and (not known.is_integer or (np.rint(numbers) == numbers).all()))
 
 
 def _places_of(first: int, size: int) -> NumberRange:
