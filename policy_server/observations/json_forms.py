@@ -235,14 +235,19 @@ class Columns:
         count = max(1, min(_ROWS_AT_ONCE, _NUMBERS_AT_ONCE // max(self._width or 1, 1)))
         for start in range(0, columns[0].count, count):
             taken = [column.next_rows(count) for column in columns]
-            matrix = self._matrix([*taken, *self._absent_mask(taken[0], start)], start)
-            self._check_parts(matrix, start)
+            taken += self._absent_mask(taken[0], start)
+            matrix = self._matrix(taken, start)
+            self._check_parts(matrix, taken, start)
             yield matrix.astype(self.layout.dtype, copy=False)
 
-    def _check_parts(self, matrix: Matrix, start: int) -> None:
+    def _check_parts(
+        self, matrix: Matrix, columns: Sequence[Matrix | list[Any]], start: int
+    ) -> None:
+        space = self.layout.space
         if self.layout.is_raw:
-            numbers = self.layout.space.numbers
-            check_rows(matrix, numbers, lambda row, column: ["obs", start + row, column])
+            check_rows(matrix, space.numbers, lambda row, column: ["obs", start + row, column])
+        elif space.named_parts is not None:
+            space.named_parts.check_columns(matrix, columns, start)
 
     def _absent_mask(self, first: Matrix | list[Any], start: int) -> list[Matrix]:
         """Return the column of an action mask that was left out: none where `obs` ends with it.
