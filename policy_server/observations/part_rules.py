@@ -12,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.errors import ObservationError
+from policy_server.observations.annotations import JSON_TYPES
 from policy_server.observations.models import problem
 from policy_server.schema import NumberRange, ObservationField
 
-__all__ = ["NamedParts", "check_row", "check_rows", "named_place"]
+__all__ = ["NamedParts", "check_row", "check_rows", "named_place", "places_of_parts"]
 
 _MOST_PROBLEMS = 100
+# The document has a line or more for each.
+_MOST_PLACES = 100
 
 
 class NamedParts:
@@ -136,6 +139,23 @@ def named_place(
             return [field.name, *map(int, inner)]
         place -= width
     return [column]
+
+
+def places_of_parts(numbers: NumberRange, width: int) -> dict[str, Any]:
+    """Return the JSON schema of a row's places, where inputs differ in type and a row is short.
+
+    Args:
+        numbers: the numbers of the policy's types.
+        width: how many numbers a row has.
+    """
+    if not numbers.columns or width > _MOST_PLACES:
+        return {}
+    places: list[dict[str, Any]] = []
+    for first, stop, known in numbers.over(0, width):
+        kind = JSON_TYPES["int" if known.is_integer else "float"]
+        place = {"type": kind, "minimum": known.low, "maximum": known.high}
+        places += [place] * (stop - first)
+    return {"prefixItems": places}
 
 
 def _problem(known: NumberRange, place: Sequence[str | int]) -> dict[str, Any]:

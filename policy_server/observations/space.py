@@ -21,7 +21,7 @@ from policy_server.observations.models import (
     validate,
 )
 from policy_server.observations.observation_arrays import ObservationArrays
-from policy_server.observations.part_rules import NamedParts, check_row
+from policy_server.observations.part_rules import NamedParts, check_row, places_of_parts
 from policy_server.observations.row_encoding import Row, row_maker
 from policy_server.observations.unpacked_values import as_json
 from policy_server.schema import NumberRange, ObservationField, are_held, number_range
@@ -132,6 +132,7 @@ class ObservationSpace:
         document = self._raw.model_json_schema()
         if width is not None:
             document["properties"]["obs"] |= {"minItems": width, "maxItems": width}
+            document["properties"]["obs"] |= places_of_parts(self.numbers, width)
         return document | {"examples": [{"obs": self.raw_example(width)} | self._mask_example]}
 
     def example_row(self, width: int | None) -> list[float]:

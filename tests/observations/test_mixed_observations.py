@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 
 from policy_server.errors import ObservationError, SchemaError
-from policy_server.observation_fit import fit_observations
 from policy_server.observations import (
     BatchLayout,
     JsonBatchReader,
@@ -20,9 +20,8 @@ from policy_server.observations import (
     ObservationSpace,
 )
 from policy_server.policy import PolicySignature
-from policy_server.schema import number_range, parse_schema
-from policy_server.schema_fit import check_schema_fits
-from tests.support.batches import problems_of, read
+from policy_server.schema import number_range
+from tests.support.batches import problems_of, read, space_of
 from tests.support.fakes import components_of, signature_of
 
 Columns = Sequence[tuple[str, int]]
@@ -35,14 +34,6 @@ def signature_over(columns: Columns) -> PolicySignature:
     """Return a policy over inputs of these types."""
     known = signature_of(components_of(("categorical", 3)), width=sum(size for _, size in columns))
     return replace(known, observation_columns=tuple(columns))
-
-
-def space_of(fields: str, columns: Columns) -> ObservationSpace:
-    """Return the observations that a server would take with this schema.yaml."""
-    schema, signature = parse_schema(f"observations: {fields}"), signature_over(columns)
-    check_schema_fits(schema, signature)
-    numbers = number_range(signature.observation_dtype, signature.observation_columns)
-    return ObservationSpace(fit_observations(schema, signature), numbers)
 
 
 def layout_over(space: ObservationSpace) -> BatchLayout:
@@ -100,12 +91,13 @@ WRONG: dict[str, tuple[str, Columns, dict[str, Any], list[Any]]] = {
 def test_number_that_its_input_lacks_is_refused_in_one_observation(
     fields: str, columns: Columns, item: dict[str, Any], place: list[Any]
 ) -> None:
-    space = space_of(fields, columns)
+    space = space_of(f"observations: {fields}", signature_over(columns))
 
-    for parse in (
+    parsers: list[Callable[[], Any]] = [
         lambda: space.parse_named(json.dumps(item).encode()),
         lambda: space.parse_values(item, is_raw=False),
-    ):
+    ]
+    for parse in parsers:
         with pytest.raises(ObservationError) as caught:
             parse()
         assert [problem["loc"] for problem in caught.value.problems] == [["body", *place]]
@@ -119,7 +111,7 @@ def test_number_that_its_input_lacks_is_refused_in_a_batch(
     if form == "npy" and fields == OPEN:
         # An array does not tell how long each list is.
         place = [1]
-    space = space_of(fields, columns)
+    space = space_of(f"observations: {fields}", signature_over(columns))
     good = json.loads(json.dumps(item).replace("300", "5").replace("2.5", "5").replace("-1", "5"))
     good = json.loads(json.dumps(good).replace("2.00000001", "5").replace("100.0", "0.0"))
     expected = [place[0], 1, *place[1:]] if form == "columns" else [1, *place]
@@ -134,8 +126,9 @@ def test_number_that_its_input_lacks_is_refused_in_a_batch(
 
 @pytest.mark.parametrize("fields", [ALL, NESTED, OPEN])
 def test_numbers_that_their_inputs_hold_are_taken_over_several(fields: str) -> None:
-    space = space_of(fields, IMAGE_AND_X)
-    item = {"a": [7], "b": [255, 0.5]} if fields == OPEN else {"all": [7, 255, 0.5]}
+    space = space_of(f"observations: {fields}", signature_over(IMAGE_AND_X))
+    item: dict[str, Any] = {"all": [7, 255, 0.5]}
+    item = {"a": [7], "b": [255, 0.5]} if fields == OPEN else item
     item = {"all": [[7], [255], [0.5]]} if fields == NESTED else item
 
     assert space.parse_named(json.dumps(item).encode()) == [7, 255, 0.5]
@@ -146,7 +139,7 @@ def test_numbers_that_their_inputs_hold_are_taken_over_several(fields: str) -> N
 
 def test_inputs_of_one_type_hold_a_field_over_both_as_one_does() -> None:
     fields = '{pixels: {type: "List[int]", min_items: 4, max_items: 4}, x: {type: float}}'
-    space = space_of(fields, TWO_IMAGES)
+    space = space_of(f"observations: {fields}", signature_over(TWO_IMAGES))
 
     assert space.named_parts is None
     document = space.json_schema() or {}
@@ -157,9 +150,30 @@ def test_inputs_of_one_type_hold_a_field_over_both_as_one_does() -> None:
     assert space.parse_named(b'{"pixels": [1, 255, 2, 3], "x": 0.5}') == [1, 255, 2, 3, 0.5]
 
 
+@pytest.mark.parametrize(
+    ("row", "is_taken"),
+    [([255, 2.0, 0.5], True), ([300, 2, 0], False), ([3, 2.5, 0], False)],
+    ids=["all held", "too large", "fraction"],
+)
+def test_openapi_tells_the_numbers_of_each_input(row: list[float], *, is_taken: bool) -> None:
+    space = space_of(f"observations: {ALL}", signature_over(IMAGE_AND_X))
+
+    document = space.raw_json_schema(3)
+
+    assert jsonschema.Draft202012Validator(document).is_valid({"obs": row}) is is_taken
+    if is_taken:
+        assert space.parse_raw(json.dumps({"obs": row}).encode()) == row
+
+
+def test_openapi_lists_no_places_of_a_long_row() -> None:
+    space = ObservationSpace(None, number_range("float32", [("uint8", 900), ("float32", 1)]))
+
+    assert "prefixItems" not in space.raw_json_schema(901)["properties"]["obs"]
+
+
 @pytest.mark.parametrize("fields", [ALL.replace("3}", "3, minimum: 0.5}"), NESTED])
 def test_example_of_a_field_over_several_inputs_is_one_that_is_taken(fields: str) -> None:
-    space = space_of(fields, IMAGE_AND_X)
+    space = space_of(f"observations: {fields}", signature_over(IMAGE_AND_X))
 
     space.parse_named(json.dumps(space.example).encode())
     space.parse_raw(json.dumps({"obs": space.raw_example(3)}).encode())
@@ -193,7 +207,7 @@ def test_field_that_an_input_can_not_take_is_refused_at_the_start(
     fields: str, message: str
 ) -> None:
     with pytest.raises(SchemaError) as caught:
-        space_of(fields, IMAGE_AND_X)
+        space_of(f"observations: {fields}", signature_over(IMAGE_AND_X))
 
     assert message in caught.value.message
 
@@ -204,6 +218,8 @@ def test_field_beside_integers_may_be_normalized() -> None:
         "x: {type: float, normalize: {mean: 1, std: 2, epsilon: 0}}}"
     )
 
-    row = space_of(fields, IMAGE_AND_X).parse_named(b'{"img": [1, 2], "x": 2}')
+    row = space_of(f"observations: {fields}", signature_over(IMAGE_AND_X)).parse_named(
+        b'{"img": [1, 2], "x": 2}'
+    )
 
     assert row == [1, 2, 0.5]
