@@ -10,7 +10,13 @@ from dataclasses import replace
 from policy_server.errors import SchemaError
 from policy_server.observation_fit import fit_observations
 from policy_server.policy import ActionComponent, ComponentKind, PolicySignature
-from policy_server.schema import ActionField, ActionValues, ServerSchema, number_range
+from policy_server.schema import (
+    ActionField,
+    ActionValues,
+    ServerSchema,
+    check_fields,
+    number_range,
+)
 
 __all__ = [
     "check_schema_fits",
@@ -63,7 +69,7 @@ def check_schema_fits(schema: ServerSchema, signature: PolicySignature) -> None:
     numbers = number_range(signature.observation_dtype, signature.observation_columns)
     # An example of another length than the policy leaves is in the first ones only.
     for fields in (stated.observations, observed.observations):
-        numbers.check_fields(fields or (), schema.source)
+        check_fields(fields or (), numbers, schema.source)
     _check_flags(schema, signature)
 
 

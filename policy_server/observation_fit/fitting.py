@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import takewhile
 
 from policy_server.errors import SchemaError
 from policy_server.observation_fit.lengths import fit_lists
 from policy_server.observation_fit.readings import expand_integers
 from policy_server.policy import ObservationPart, PolicySignature, part_names
-from policy_server.schema import ObservationField, ServerSchema, number_range
+from policy_server.schema import ObservationField, ServerSchema, narrowed, number_range
 
 __all__ = ["fit_observations"]
 
@@ -31,10 +32,12 @@ def fit_observations(
         SchemaError: if schema.yaml contradicts the policy's file.
     """
     fields = _fitted(schema, signature)
-    if fields is None or not all(field.has_fixed_length for field in fields):
-        return fields
+    if fields is None:
+        return None
     numbers = number_range(signature.observation_dtype, signature.observation_columns)
-    return tuple(numbers.narrowed(field, start) for field, start in _placed(fields))
+    known = list(takewhile(lambda field: field.has_fixed_length, fields))
+    fitted = [narrowed(field, start, numbers) for field, start in _placed(known)]
+    return (*fitted, *fields[len(known) :])
 
 
 def _fitted(

@@ -109,7 +109,10 @@ class ActionMask:
         bounds = {} if self.field.kind == "bool" else {"minimum": 0, "maximum": 1}
         document = WithJsonSchema({"type": JSON_TYPES[self.field.kind], **bounds})
         item = Annotated[int, ZeroOrOne(_ITEM), document]
-        length = Field(min_length=self.width, max_length=self.width)
+        is_bool, is_only = self.field.kind == "bool", len(self.sizes) == 1
+        # JSON schema has no words for one of the items of a part of a list.
+        some: Any = {"contains": {"const": True if is_bool else 1}} if is_only else None
+        length = Field(min_length=self.width, max_length=self.width, json_schema_extra=some)
         return Annotated[list_of(item), length, AfterValidator(self._checked)]
 
     def _field(self, default_factory: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401 -- pydantic types Field() so

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from policy_server.errors import ObservationError
 from policy_server.observations.models import TOO_LARGE, problem
+from policy_server.observations.part_rules import check_rows
 from policy_server.schema import FLOAT32_MAX, NumberRange, ObservationField
 
 __all__ = ["ArrayRules"]
@@ -49,7 +50,7 @@ class ArrayRules:
             if field.one_hot is not None and len(field.one_hot) > 1:
                 ends = field.first + np.array(field.one_hot) - 1
                 high[start : start + len(ends)] = np.minimum(ends, high[start])
-        self._parts = numbers.columns if fields is None else ()
+        self._parts = numbers if fields is None else None
         self._low, self._high, self._is_integer = low, high, is_integer
         self._has_integers = bool(is_integer.any())
         self._has_bounds = bool((np.abs([low, high]) < FLOAT32_MAX).any())
@@ -76,19 +77,13 @@ class ArrayRules:
         if self._has_bounds:
             self._refuse(values < self._low, first, self._below)
             self._refuse(values > self._high, first, self._above)
-        for start, stop, known in self._parts:
-            self._check_part(values, first, start, stop, known)
-
-    def _check_part(
-        self, values: NDArray[Any], first: int | None, start: int, stop: int, known: NumberRange
-    ) -> None:
-        """Refuse rows with a number that the type of its part of an observation does not hold."""
-        part = values[:, start:stop]
-        wrong = np.zeros(values.shape, np.bool_)
-        wrong[:, start:stop] = (part < known.low) | (part > known.high)
-        if known.is_integer:
-            wrong[:, start:stop] |= part != np.rint(part)
-        self._refuse(wrong, first, lambda _: ("number_of_part", f"have {known}"))
+        if self._parts is not None:
+            start = [] if first is None else [first]
+            check_rows(
+                values,
+                self._parts,
+                lambda row, column: [*(at + row for at in start), *self._path(column)],
+            )
 
     def _below(self, column: int) -> tuple[str, str]:
         bound = self._low[column % len(self._low)]

@@ -23,7 +23,7 @@ class Column:
             layout: the form that the rows must have.
         """
         self._layout = layout
-        self._dtype = layout.dtype if layout.encoder is None else np.float64
+        self._dtype = layout.exact_dtype if layout.encoder is None else np.float64
         self._parts: deque[Matrix | list[Any]] = deque()
         self.count = 0
 
@@ -78,7 +78,7 @@ class BegunRow:
         Args:
             layout: the form that the rows must have.
         """
-        self._dtype = layout.dtype
+        self._dtype = layout.exact_dtype
         self._parts: list[Matrix] = []
 
     def add(self, numbers: Sequence[float]) -> None:

@@ -42,6 +42,14 @@ class BatchLayout:
         """Return the encoder of the rows; None where values are the row's numbers."""
         return None if self.is_raw else self.space.encoder
 
+    @property
+    def exact_dtype(self) -> type[np.float32] | type[np.float64]:
+        """Return the type of numbers whose parts are still to be checked.
+
+        A float32 would round 2.00000001 to a whole number before.
+        """
+        return np.float64 if self.space.numbers.columns else self.dtype
+
     def check_rows(self, rows: int) -> None:
         """Refuse a batch that is longer than the limit.
 

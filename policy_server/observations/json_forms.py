@@ -15,6 +15,7 @@ from policy_server.errors import ObservationError
 from policy_server.observations.batch_columns import BegunRow, Column
 from policy_server.observations.batch_layout import BatchLayout, Matrix
 from policy_server.observations.models import problem
+from policy_server.observations.part_rules import check_rows
 from policy_server.observations.row_encoding import RowEncoder, flatten
 
 __all__ = ["Columns", "Form", "Rows"]
@@ -144,9 +145,12 @@ class Rows:
             self._width = len(rows[0])
         if set(map(len, rows)) != {self._width}:
             _check_widths(self._layout, [len(row) for row in rows], self._width, self._count)
+        start, space = self._count, self._layout.space
         self._count += len(rows)
-        matrix: Matrix = np.array(rows, self._layout.dtype)
-        return matrix
+        matrix: Matrix = np.array(rows, self._layout.exact_dtype)
+        if self._layout.is_raw:
+            check_rows(matrix, space.numbers, lambda row, column: [start + row, "obs", column])
+        return matrix.astype(self._layout.dtype, copy=False)
 
     def _shifted(self, item: Mapping[str, Any]) -> Mapping[str, Any]:
         body, *path = item["loc"]
@@ -231,7 +235,19 @@ class Columns:
         count = max(1, min(_ROWS_AT_ONCE, _NUMBERS_AT_ONCE // max(self._width or 1, 1)))
         for start in range(0, columns[0].count, count):
             taken = [column.next_rows(count) for column in columns]
-            yield self._matrix([*taken, *self._absent_mask(taken[0], start)], start)
+            taken += self._absent_mask(taken[0], start)
+            matrix = self._matrix(taken, start)
+            self._check_parts(matrix, taken, start)
+            yield matrix.astype(self.layout.dtype, copy=False)
+
+    def _check_parts(
+        self, matrix: Matrix, columns: Sequence[Matrix | list[Any]], start: int
+    ) -> None:
+        space = self.layout.space
+        if self.layout.is_raw:
+            check_rows(matrix, space.numbers, lambda row, column: ["obs", start + row, column])
+        elif space.named_parts is not None:
+            space.named_parts.check_columns(matrix, columns, start)
 
     def _absent_mask(self, first: Matrix | list[Any], start: int) -> list[Matrix]:
         """Return the column of an action mask that was left out: none where `obs` ends with it.
@@ -266,7 +282,7 @@ class Columns:
         if self._width is None:
             self._width = widths[0]
         _check_widths(self.layout, widths, self._width, start)
-        return np.array([flatten(map(_plain, row)) for row in rows], self.layout.dtype)
+        return np.array([flatten(map(_plain, row)) for row in rows], self.layout.exact_dtype)
 
     def _encoded(
         self, encoder: RowEncoder, columns: list[Matrix | list[Any]], start: int
@@ -275,7 +291,7 @@ class Columns:
         if self._width is None:
             self._width = widths[0]
         _check_widths(self.layout, widths, self._width, start)
-        return encoder.matrix(columns).astype(self.layout.dtype)
+        return encoder.matrix(columns)
 
     def _check_lengths(self, names: Sequence[str], lengths: Sequence[int]) -> None:
         wrong = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import ErrorDetails
 
 from policy_server.errors import ObservationError
 from policy_server.observations.annotations import (
@@ -89,27 +89,9 @@ def raw_model(numbers: NumberRange, **last: tuple[Any, Any]) -> type[BaseModel]:
         last: the fields beside `obs`, as pydantic's `create_model` takes them.
     """
     description = "The values in the order of training; booleans are 0 and 1"
-    items = _raw_list(numbers)
+    items = list_of(raw_number(numbers))
     obs: dict[str, Any] = {"obs": (items, Field(description=description))}
     return create_model("RawObservation", __config__=_STRICT, **(obs | last))
-
-
-def _raw_list(numbers: NumberRange) -> Any:  # noqa: ANN401 -- an annotation made at run time
-    """Return the annotation of a flat observation."""
-    items = list_of(raw_number(numbers))
-    if not numbers.columns:
-        return items
-
-    def checked(row: list[float]) -> list[float]:
-        if (found := numbers.mistake(row)) is None:
-            return row
-        place, known = found
-        context = {"known": str(known), "place": place}
-        raise PydanticCustomError(
-            "number_of_part", "Input should have {known} as number {place}", context
-        )
-
-    return Annotated[items, AfterValidator(checked)]
 
 
 def columns_model(
@@ -136,7 +118,7 @@ def raw_columns_model(numbers: NumberRange, **last: tuple[Any, Any]) -> type[Bas
         numbers: the numbers that the policy's type holds.
         last: the columns beside `obs`, as pydantic's `create_model` takes them.
     """
-    obs: dict[str, Any] = {"obs": (list_of(_raw_list(numbers)), Field(None))}
+    obs: dict[str, Any] = {"obs": (list_of(list_of(raw_number(numbers))), Field(None))}
     return create_model("RawObservationColumns", __config__=_STRICT, **(obs | last))
 
 

@@ -66,7 +66,9 @@ class NpyBatchReader:
             refuse_npy("npy_length", f"The body {kind} the array of shape {header.shape} does")
         if header.is_by_column:
             values: NDArray[Any] = np.frombuffer(self._buffer, header.dtype)
-            values = values.reshape(header.shape, order="F").reshape(rows, -1)
+            # Of no rows NumPy can't tell how many numbers each would have.
+            width = math.prod(header.shape[1:])
+            values = values.reshape(header.shape, order="F").reshape(rows, width)
             for start in range(0, rows, _ROWS_AT_ONCE):
                 yield self._checked(values[start : start + _ROWS_AT_ONCE])
 

@@ -73,9 +73,16 @@ def read_header(body: bytes | bytearray) -> NpyHeader | None:
     except Exception:
         # Python's own tokenizer and parser stand behind it, with errors of many kinds.
         refuse_npy("npy_header", "The npy header should give descr, fortran_order and shape")
+    _check_header(shape, dtype)
+    return NpyHeader(shape, is_by_column, dtype, end)
+
+
+def _check_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    # Truth values are integers to Python, and no dimensions to NumPy.
+    if any(isinstance(size, bool) for size in shape):
+        refuse_npy("npy_header", f"The array's shape should have whole numbers, not {shape}")
     if dtype.kind not in _NUMBERS:
         refuse_npy("npy_dtype", f"The array should hold numbers, such as float32, not {dtype}")
-    return NpyHeader(shape, is_by_column, dtype, end)
 
 
 def refuse_npy(kind: str, message: str) -> NoReturn:

@@ -12,6 +12,7 @@ from policy_server.errors import UnsupportedEncodingError
 from policy_server.observations.action_mask import ActionMask
 from policy_server.observations.array_rules import ArrayRules
 from policy_server.observations.npy_observation import read_array
+from policy_server.observations.part_rules import check_rows, named_place
 from policy_server.observations.row_encoding import RowEncoder
 from policy_server.schema import NumberRange, ObservationField
 
@@ -150,6 +151,8 @@ class ObservationArrays:
         rows = numbers
         if not is_raw and self._encoder is not None:
             rows = self._encoder.matrix(self._encoder.split(numbers))
+        if not is_raw:
+            self._check_parts(rows, first)
         if self._mask is None or items is None:
             return rows
         masks = values[:, items:]
@@ -164,6 +167,18 @@ class ObservationArrays:
 
         self._mask.check(masks, path)
         return np.concatenate([rows, masks], axis=1)
+
+    def _check_parts(self, rows: NDArray[Any], first: int | None) -> None:
+        """Refuse rows of named observations with a number that its part does not hold."""
+        fields = self._fields or ()
+        is_known = all(field.has_fixed_length for field in fields)
+        sizes = [field.items for field in fields] if is_known else []
+
+        def place(row: int, column: int) -> list[str | int]:
+            start = [] if first is None else [first + row]
+            return [*start, *named_place(fields, sizes, column)]
+
+        check_rows(rows, self._numbers, place)
 
     @functools.cached_property
     def _raw_rules(self) -> ArrayRules:

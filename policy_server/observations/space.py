@@ -21,9 +21,10 @@ from policy_server.observations.models import (
     validate,
 )
 from policy_server.observations.observation_arrays import ObservationArrays
+from policy_server.observations.part_rules import NamedParts, check_row, places_of_parts
 from policy_server.observations.row_encoding import Row, row_maker
 from policy_server.observations.unpacked_values import as_json
-from policy_server.schema import NumberRange, ObservationField, number_range
+from policy_server.schema import NumberRange, ObservationField, are_held, number_range
 
 __all__ = ["ObservationSpace"]
 
@@ -39,6 +40,8 @@ class ObservationSpace:
         numbers: the numbers that the policy's type holds.
         mask: the action mask that the policy takes beside its observation; None for none.
         encoder: makes rows of values; None where the values are the row's numbers.
+        named_parts: makes and checks rows of named observations; None where the fields' own bounds
+            hold each number to its input's type.
         arrays: reads observations that come as arrays.
     """
 
@@ -76,12 +79,17 @@ class ObservationSpace:
             None if self._named is None else TypeAdapter(self._named).validator.validate_json
         )
         self._row, self.encoder = row_maker(fields or (), has_mask=mask is not None)
+        is_held = are_held(fields or (), self.numbers)
+        self.named_parts = None if is_held else NamedParts(fields or (), self.numbers, self._row)
         self.arrays = ObservationArrays(
             fields, self.numbers, mask=mask, encoder=self.encoder, shape=shape
         )
+        self._named_row = self._row if self.named_parts is None else self.named_parts.row
         self._raw_row: Callable[[Mapping[str, Any]], list[float]] = (
             itemgetter("obs") if mask is None else self._row_of_raw
         )
+        if self.numbers.columns:
+            self._raw_row = self._with_checked_parts(self._raw_row)
 
     @functools.cached_property
     def example(self) -> dict[str, Any] | None:
@@ -124,6 +132,7 @@ class ObservationSpace:
         document = self._raw.model_json_schema()
         if width is not None:
             document["properties"]["obs"] |= {"minItems": width, "maxItems": width}
+            document["properties"]["obs"] |= places_of_parts(self.numbers, width)
         return document | {"examples": [{"obs": self.raw_example(width)} | self._mask_example]}
 
     def example_row(self, width: int | None) -> list[float]:
@@ -151,7 +160,7 @@ class ObservationSpace:
         assert self._read_named is not None, (
             "routes for named observations exist only where the schema names some"
         )
-        return self._row(validate(self._read_named, body).__dict__.values())
+        return self._named_row(validate(self._read_named, body).__dict__.values())
 
     def parse_raw(self, body: bytes) -> list[float]:
         """Turn the JSON of a raw observation, `{"obs": [...]}`, into a row.
@@ -166,6 +175,16 @@ class ObservationSpace:
             ObservationError: naming the first item that is no finite number.
         """
         return self._raw_row(validate(self._read_raw, body).__dict__)
+
+    def _with_checked_parts(
+        self, row_of: Callable[[Mapping[str, Any]], list[float]]
+    ) -> Callable[[Mapping[str, Any]], list[float]]:
+        def checked(values: Mapping[str, Any]) -> list[float]:
+            row = row_of(values)
+            check_row(row, self.numbers, lambda column: ["obs", column])
+            return row
+
+        return checked
 
     def _row_of_raw(self, values: Mapping[str, Any], *place: int) -> list[float]:
         """Return the row of a flat observation's fields, for a policy that takes a mask."""
@@ -193,7 +212,7 @@ class ObservationSpace:
             # pydantic words a few mistakes by the language that they came from.
             body = as_json(values)
             return self.parse_raw(body) if is_raw else self.parse_named(body)
-        return self._raw_row(found) if is_raw else self._row(found.values())
+        return self._raw_row(found) if is_raw else self._named_row(found.values())
 
     def names(self, *, is_raw: bool) -> list[str]:
         """Return the names of an observation's fields in order, the action mask's last.
@@ -232,7 +251,9 @@ class ObservationSpace:
             return [self._row_of_raw(item.__dict__, row) for row, item in enumerate(found)]
         if is_raw:
             return [item.__dict__["obs"] for item in found]
-        return [self._row(item.__dict__.values()) for item in found]
+        if self.named_parts is None:
+            return [self._row(item.__dict__.values()) for item in found]
+        return [self.named_parts.row(item.__dict__.values(), row) for row, item in enumerate(found)]
 
     def parse_columns(self, body: bytes, *, is_raw: bool) -> dict[str, list[Any]]:
         """Return the columns of a JSON object that has a list for each field, a value a row.

@@ -5,14 +5,15 @@ rest of the program trusts. Every mistake is one line: the file, the key, the va
 value found, and the remedy. `yaml_text`, `yaml_document`, `sections` and `schema_file` hold the
 steps.
 `scalars` reads a value without quotes as its key means it, `yaml_slips` words mistakes in YAML,
-`shipped` knows the examples' files, and `number_range` says which numbers a policy's type of
-observation holds.
+`shipped` knows the examples' files, `number_range` says which numbers a policy's type of
+observation holds, and `field_parts` which of them each field gives.
 """
 
 from __future__ import annotations
 
 from policy_server.schema.agent_policies import LONGEST_AGENT_ID, AgentPolicies
 from policy_server.schema.digests import schema_digest
+from policy_server.schema.field_parts import are_held, check_fields, narrowed
 from policy_server.schema.fields import (
     FLOAT32_MAX,
     ActionField,
@@ -55,9 +56,12 @@ __all__ = [
     "SchemaFile",
     "ServerSchema",
     "VersionSection",
+    "are_held",
     "can_stand_in_an_address",
+    "check_fields",
     "find_example_of",
     "named_as_example",
+    "narrowed",
     "number_range",
     "parse_schema",
     "parse_schema_file",

@@ -11,15 +11,16 @@ import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_server.errors import SchemaError
 from policy_server.schema.fields import FLOAT32_MAX, Normalization, Number, ObservationField
 
-__all__ = ["EXACT_INTEGER_MAX", "NumberRange", "number_range"]
+__all__ = ["EXACT_INTEGER_MAX", "NumberRange", "number_range", "places_of"]
 
 # JSON's numbers are read, and observations travel, as 64-bit floats. Up to here no other whole
 # number is rounded to one of these (RFC 8259, section 6).
@@ -58,30 +59,42 @@ class NumberRange:
         for first, stop, known in self.columns:
             part = numbers[first:stop]
             # A look at each number of an image takes several times as long.
-            if _holds(known, np.asarray(part, np.float64)):
+            if known.holds(np.asarray(part, np.float64)):
                 continue
             for place, number in enumerate(part, first):
                 if not known.low <= number <= known.high or (known.is_integer and number % 1):
                     return place, known
         return None
 
-    def narrowed(self, field: ObservationField, start: int) -> ObservationField:
-        """Return a field that lies in a part of a narrower range, with that range.
+    def holds(self, numbers: NDArray[Any]) -> bool:
+        """Return whether all numbers are in this range, its parts aside; a NaN is in none.
 
         Args:
-            field: an observation of schema.yaml, of a known length.
-            start: the index of its first number in a row.
+            numbers: of any shape.
         """
-        stop = start + (field.max_columns or 0)
-        if field.kind == "bool" or field.one_hot is not None or field.normalize is not None:
-            return field
+        if not numbers.size:
+            return True
+        is_within = self.low <= numbers.min() and numbers.max() <= self.high
+        if not self.is_integer or numbers.dtype.kind != "f":
+            return bool(is_within)
+        return bool(is_within and (np.rint(numbers) == numbers).all())
+
+    def over(self, start: int, stop: int) -> list[tuple[int, int, NumberRange]]:
+        """Return the parts of some columns: the first one, the one behind the last, their range.
+
+        Args:
+            start: the first of the columns.
+            stop: the column behind the last.
+        """
+        found, column, other = [], start, replace(self, columns=())
         for first, last, known in self.columns:
-            if first <= start and stop <= last:
-                low = known.low if field.minimum is None else max(field.minimum, known.low)
-                high = known.high if field.maximum is None else min(field.maximum, known.high)
-                kind = "int" if known.is_integer else field.kind
-                return replace(field, kind=kind, minimum=low, maximum=high)
-        return field
+            if last <= start or stop <= first:
+                continue
+            if column < first:
+                found.append((column, first, other))
+            column = min(last, stop)
+            found.append((max(first, start), column, known))
+        return [*found, (column, stop, other)] if column < stop else found
 
     def within(self, field: ObservationField) -> tuple[Number, Number]:
         """Return the smallest and the largest number that a field and the policy both allow.
@@ -95,7 +108,7 @@ class NumberRange:
         if field.kind == "bool":
             return 0, 1
         if field.one_hot is not None:
-            known = _places_of(field.first, max(field.one_hot))
+            known = places_of(field.first, max(field.one_hot))
         else:
             known = self if field.normalize is None else self._before(field.normalize)
         known = known.whole if field.kind == "int" else known
@@ -124,38 +137,6 @@ class NumberRange:
         high = min(math.floor(self.high), EXACT_INTEGER_MAX)
         return replace(self, is_integer=True, low=low, high=high)
 
-    def check_fields(self, fields: Sequence[ObservationField], source: str) -> None:
-        """Refuse fields whose bounds leave no number of the type, or whose example is none of it.
-
-        Args:
-            fields: the observations of schema.yaml.
-            source: the file's name, for messages.
-
-        Raises:
-            SchemaError: naming the first of them.
-        """
-        for field in fields:
-            low, high = self.within(field)
-            known = self.whole if field.kind == "int" else self
-            if field.one_hot is not None:
-                known = _places_of(field.first, max(field.one_hot))
-            where = f"{source}: observations.{field.name}"
-            if field.normalize is not None and self.is_integer:
-                raise SchemaError(
-                    f"{where}.normalize: gives fractions, the policy takes {self}; remove it"
-                )
-            if low > high:
-                raise SchemaError(
-                    f"{where}: its minimum and maximum allow none of the numbers that the policy "
-                    f"takes, {known}; mend them"
-                )
-            for value in _numbers_of(field.example):
-                if not low <= value <= high or (self.is_integer and value % 1):
-                    raise SchemaError(
-                        f"{where}.example: expected numbers that the policy takes, {known}, got "
-                        f"{value}"
-                    )
-
     def __str__(self) -> str:
         """Return the range in words, such as `whole numbers from 0 to 255 (uint8)`."""
         if self.is_integer:
@@ -163,25 +144,14 @@ class NumberRange:
         return f"numbers from {self.low:.8g} to {self.high:.8g} ({self.dtype})"
 
 
-def _holds(known: NumberRange, numbers: NDArray[np.float64]) -> bool:
-    """Return whether all numbers are in a range; a NaN is in none."""
-    if not numbers.size:
-        return True
-    is_within = known.low <= numbers.min() and numbers.max() <= known.high
-    return bool(is_within and (not known.is_integer or (np.rint(numbers) == numbers).all()))
+def places_of(first: int, size: int) -> NumberRange:
+    """Return the integers that have a place in a one-hot vector.
 
-
-def _places_of(first: int, size: int) -> NumberRange:
-    """Return the integers that have a place in a one-hot vector."""
+    Args:
+        first: the integer of the first place.
+        size: how many places there are.
+    """
     return NumberRange("one-hot", is_integer=True, low=first, high=first + size - 1)
-
-
-def _numbers_of(example: Any) -> Iterator[Number]:  # noqa: ANN401 -- numbers, lists of them, or None
-    if isinstance(example, list):
-        for item in example:
-            yield from _numbers_of(item)
-    elif example is not None:
-        yield example
 
 
 def _as_float32(number: Number) -> Number:
@@ -224,9 +194,10 @@ def number_range(dtype: str, columns: Sequence[tuple[str, int]] = ()) -> NumberR
 
 def _narrower(columns: Sequence[tuple[str, int]]) -> Iterator[tuple[int, int, NumberRange]]:
     """Yield the parts of an observation that hold fewer numbers than float32."""
-    first = 0
-    for dtype, width in columns:
-        known = number_range(dtype)
+    stop = 0
+    # A field may lie over inputs of one type as over one.
+    for dtype, inputs in groupby(columns, itemgetter(0)):
+        first, known = stop, number_range(dtype)
+        stop += sum(width for _, width in inputs)
         if known.is_integer or known.high < FLOAT32_MAX:
-            yield first, first + width, known
-        first += width
+            yield first, stop, known

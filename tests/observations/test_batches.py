@@ -116,6 +116,15 @@ def test_space_before_a_batch_is_not_kept() -> None:
         read(reader, b"[x]")
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_array_without_a_row_is_an_empty_batch(order: Literal["C", "F"]) -> None:
+    header = {"descr": "<f4", "fortran_order": order == "F", "shape": (0, 5)}
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, header)
+
+    assert read(NpyBatchReader(layout_of()), file.getvalue()).shape[0] == 0
+
+
 def test_columns_without_a_row_are_an_empty_batch() -> None:
     body = json.dumps({name: [] for name in ROWS[0]})
 
@@ -211,6 +220,12 @@ def npy_with(row: int, column: int, value: float, dtype: str = "f4") -> bytes:
     return npy_of(values)
 
 
+def npy_of_shape(shape: str, *, is_by_column: bool = True) -> bytes:
+    """Return the npy format of zeros with a shape that NumPy itself would not write."""
+    header = f"{{'descr': '<f4', 'fortran_order': {is_by_column}, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(20)
+
+
 NPY_MISTAKES: dict[str, tuple[bytes, list[tuple[str, str]]]] = {
     "NaN": (npy_with(7, 3, np.nan), [("body.7.calls.1", "finite_number")]),
     "infinity": (npy_with(7, 4, np.inf), [("body.7.speed", "finite_number")]),
@@ -233,6 +248,7 @@ NPY_MISTAKES: dict[str, tuple[bytes, list[tuple[str, str]]]] = {
     "version": (b"\x93NUMPY\x07" + npy_of(MATRIX)[7:], [("body", "npy_header")]),
     "long header": (npy_of(MATRIX)[:8] + b"\xff\xff" + b" " * 70000, [("body", "npy_header")]),
     "no header": (npy_of(MATRIX).replace(b"descr", b"desks"), [("body", "npy_header")]),
+    "truth value in the shape": (npy_of_shape("(True, 5)"), [("body", "npy_header")]),
     "code": (
         npy_of(MATRIX).replace(b"'descr': '<f4'", b"'descr': f(1)\x20"),
         [("body", "npy_header")],

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from policy_server.errors import SchemaError
-from policy_server.schema import FLOAT32_MAX, ObservationField, number_range, parse_schema
+from policy_server.schema import (
+    FLOAT32_MAX,
+    ObservationField,
+    check_fields,
+    number_range,
+    parse_schema,
+)
 
 EXACT = 2**53 - 1
 
@@ -90,7 +96,7 @@ def test_field_that_the_policy_can_take_no_number_of_is_one_line(
     schema = parse_schema(f"observations: {{a: {field}}}")
 
     with pytest.raises(SchemaError) as caught:
-        number_range(dtype).check_fields(schema.observations or (), schema.source)
+        check_fields(schema.observations or (), number_range(dtype), schema.source)
 
     assert caught.value.message == f"schema.yaml: observations.{message}"
 
@@ -102,7 +108,7 @@ def test_field_that_the_policy_takes_passes(dtype: str) -> None:
         "c: {type: 'List[float]', example: [1.0, 0]}, d: {type: float, maximum: 0.5}}"
     )
 
-    number_range(dtype).check_fields(schema.observations or (), schema.source)
+    check_fields(schema.observations or (), number_range(dtype), schema.source)
 
 
 @pytest.mark.parametrize("bound", [2.3, 4.8, 0.1, 1e-45, 3.4e38])

@@ -9,8 +9,11 @@ import pytest
 from numpy.typing import NDArray
 
 from policy_server.errors import ObservationError
+from policy_server.observation_fit import fit_observations
 from policy_server.observations import BatchLayout, BatchReader, ObservationSpace
-from policy_server.schema import parse_schema
+from policy_server.policy import PolicySignature
+from policy_server.schema import number_range, parse_schema
+from policy_server.schema_fit import check_schema_fits
 
 FIELDS = """
 observations:
@@ -33,6 +36,14 @@ def layout_of(
     """Return the layout of a schema's batches."""
     space = ObservationSpace(parse_schema(schema).observations)
     return BatchLayout(space, is_raw, width, np.float32, max_rows)
+
+
+def space_of(schema: str, signature: PolicySignature) -> ObservationSpace:
+    """Return the observations that a server takes for a policy by this schema.yaml."""
+    parsed = parse_schema(schema)
+    check_schema_fits(parsed, signature)
+    numbers = number_range(signature.observation_dtype, signature.observation_columns)
+    return ObservationSpace(fit_observations(parsed, signature), numbers)
 
 
 def read(reader: BatchReader, body: bytes, *, step: int = 10**9) -> NDArray[Any]:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from policy_server.sdk.openapi_document import prepare_document
 from tests.support.fakes import FakeBackend, integer_backend, masked_backend
 from tests.support.streams import served
 from tests.support.web import (
@@ -381,6 +382,21 @@ async def test_mask_that_the_schema_lists_is_required_wherever_it_stands() -> No
     assert schemas["Observation"]["properties"]["legal"]["items"] == {"type": "boolean"}
     assert schemas["Observation"]["properties"]["legal"]["description"] == "What may be done"
     assert schemas["RawObservation"]["required"] == ["obs"]
+
+
+async def test_document_forbids_a_mask_of_one_action_that_allows_nothing() -> None:
+    async with serve(masked_backend(3)) as client:
+        document = (await client.get("/openapi.json")).json()
+
+    for name in ("Observation", "RawObservation"):
+        example = document["components"]["schemas"][name]["examples"][0]
+        validator = validator_of(document, name)
+        assert validator.is_valid({**example, "action_mask": [0, 1, 0]})
+        assert not validator.is_valid({**example, "action_mask": [0, 0, 0]})
+    columns = document["components"]["schemas"]["ObservationColumns"]["properties"]
+    assert columns["action_mask"]["items"]["contains"] == {"const": 1}
+    prepared = prepare_document(document, url="http://a-server")["components"]["schemas"]
+    assert "contains" not in prepared["Observation"]["properties"]["action_mask"]
 
 
 async def test_document_and_schema_describe_the_mask() -> None:

@@ -28,6 +28,7 @@ from policy_server.formats.probability_checks import (
     check_probabilities,
     refuse_hidden_probabilities,
 )
+from policy_server.formats.row_types import common_dtype, mixed_columns
 from policy_server.formats.scaled_actions import without_rescaling
 from policy_server.policy import ObservationPart, PolicySignature, SignatureTensor
 from policy_server.schema import ServerSchema
@@ -165,7 +166,10 @@ class _Loading:
         inputs = sum(part.inputs for part in meaning.components)
         signature = PolicySignature(
             observation_width=self._width,
-            observation_dtype=_observation_dtype(self._observed, steps.dtype.name),
+            observation_dtype=common_dtype([item.dtype for item in self._observed]),
+            observation_columns=mixed_columns(
+                [(item.dtype, item.width) for item in self._observed]
+            ),
             inputs=tuple(
                 SignatureTensor(item.name, item.dtype, (None, *item.shape))
                 for item in self._observed
@@ -324,8 +328,3 @@ def _dtype_of(part: Part) -> str:
             "results NumPy repeats"
         )
     return found.pop() if found else "float32"
-
-
-def _observation_dtype(inputs: Sequence[ModelInput], dtype: str) -> str:
-    found = {item.dtype for item in inputs}
-    return found.pop() if len(found) == 1 else dtype

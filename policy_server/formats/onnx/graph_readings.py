@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from policy_server.errors import ModelError, SchemaError
@@ -24,6 +23,7 @@ from policy_server.formats.onnx.policy_metadata import POLICY_KEY, VECTORS_KEY, 
 from policy_server.formats.onnx.random_nodes import RandomNodes
 from policy_server.formats.onnx.roles import Roles, find_roles
 from policy_server.formats.onnx.state_pairs import look_alikes
+from policy_server.formats.row_types import common_dtype, mixed_columns
 from policy_server.formats.scaled_actions import KeptPart, with_kept_bounds
 from policy_server.policy import PolicySignature
 from policy_server.schema import ServerSchema
@@ -32,8 +32,6 @@ from policy_server.schema_fit import check_schema_fits, describe_signature
 __all__ = ["Reading", "read_by_graph", "read_by_metadata"]
 
 _SHOWN_NAMES = 8
-# They hold numbers that float32 rounds.
-_WIDE = ("float64", "int32", "int64", "uint32", "uint64")
 
 
 @dataclass(frozen=True)
@@ -218,14 +216,13 @@ def _refuse_random(graph: GraphRuns, plan: Plan) -> None:
 def _signature(model: OnnxModel, roles: Roles, actions: Actions) -> PolicySignature:
     widths = {feed.name: feed.width for feed in roles.feeds}
     columns = tuple((item.dtype, widths[item.name]) for item in roles.observations)
-    is_mixed = len({dtype for dtype, _ in columns}) > 1
     has_mask = roles.mask is not None and any(
         part.kind == "categorical" for part in actions.components
     )
     return PolicySignature(
         observation_width=roles.observation_width,
-        observation_dtype=_common_dtype([dtype for dtype, _ in columns]),
-        observation_columns=columns if is_mixed else (),
+        observation_dtype=common_dtype([dtype for dtype, _ in columns]),
+        observation_columns=mixed_columns(columns),
         inputs=model.inputs,
         outputs=model.outputs,
         action_outputs=actions.outputs,
@@ -236,13 +233,6 @@ def _signature(model: OnnxModel, roles: Roles, actions: Actions) -> PolicySignat
         mask_name=roles.mask.name if roles.mask is not None and has_mask else None,
         findings=(*_read(model), *actions.findings, *_assumed(model, roles)),
     )
-
-
-def _common_dtype(dtypes: Sequence[str]) -> str:
-    """Return a type whose numbers hold all of those of some types, as far as rows do."""
-    if len(set(dtypes)) == 1:
-        return dtypes[0]
-    return "float64" if any(dtype in _WIDE for dtype in dtypes) else "float32"
 
 
 def _read(model: OnnxModel) -> list[str]:

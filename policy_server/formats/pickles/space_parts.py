@@ -15,14 +15,13 @@ from policy_server.formats.pickles.spaces import (
     Space,
     TupleSpace,
 )
+from policy_server.formats.row_types import EXACT_AS_FLOAT64
 from policy_server.policy import ObservationPart
 
 __all__ = ["needs_float64", "parts_of_space"]
 
 # gym gave the largest float32 for a number without a bound.
 _NO_BOUND = float(np.finfo(np.float32).max)
-# float32 holds all whole numbers of the smaller types.
-_WIDE = frozenset({"float64", "int32", "int64", "uint32", "uint64"})
 
 
 def needs_float64(space: Space) -> bool:
@@ -36,7 +35,7 @@ def needs_float64(space: Space) -> bool:
     if isinstance(space, DictSpace | TupleSpace):
         inner = space.parts.values() if isinstance(space, DictSpace) else space.parts
         return any(map(needs_float64, inner))
-    return isinstance(space, BoxSpace) and space.dtype in _WIDE
+    return isinstance(space, BoxSpace) and space.dtype in EXACT_AS_FLOAT64
 
 
 def parts_of_space(space: Space, *, is_sorted: bool) -> tuple[ObservationPart, ...]:

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 
 from policy_server.errors import ModelError
 from policy_server.formats.input_order import in_stated_order
+from policy_server.formats.row_types import mixed_columns
 from policy_server.formats.saved_model import slim_tensorflow as tf
 from policy_server.formats.saved_model import tf_agents
 from policy_server.formats.saved_model.exploration import (
@@ -33,6 +34,7 @@ from policy_server.formats.saved_model.exploration import (
 from policy_server.formats.saved_model.freezing import freeze, node_of
 from policy_server.formats.saved_model.joined_inputs import (
     JOINED,
+    columns_of,
     join_inputs,
     joined_input,
 )
@@ -99,6 +101,8 @@ class LoadedGraph:
         changed_variables: the variables that it changes at each call and answers by.
         observation_parts: the names of the inputs that make up an observation, in order; empty
             where it is one input.
+        observation_columns: the type and the width of each of these; empty where they are of one
+            type.
         memory: the state that it takes and gives; its fetch is called `STATE`.
         has_callback: the actions need a Python callback of training, so that they can't be run.
     """
@@ -115,6 +119,7 @@ class LoadedGraph:
     memory: Memory = field(default_factory=Memory)
     changed_variables: tuple[str, ...] = ()
     observation_parts: tuple[str, ...] = ()
+    observation_columns: tuple[tuple[str, int], ...] = ()
 
     @property
     def observation_input(self) -> SignatureTensor:
@@ -272,6 +277,7 @@ def load_graph(folder: Path, order: Sequence[str] = ()) -> LoadedGraph:
         exploration_state=exploration_state(needed, meta_graph.graph_def),
         changed_variables=changed_variables(meta_graph.graph_def, fetches.values()),
         observation_parts=tuple(item.name for item in parts),
+        observation_columns=mixed_columns(columns_of(parts)),
         has_callback=runs_callback(
             _ancestors(
                 graph_def, [tensor for name, tensor in fetches.items() if name.startswith(ACTIONS)]

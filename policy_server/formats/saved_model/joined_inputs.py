@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from policy_server.errors import ModelError
+from policy_server.formats.row_types import common_dtype
 from policy_server.formats.saved_model import slim_tensorflow as tf
 from policy_server.formats.saved_model.freezing import node_of
 from policy_server.formats.saved_model.graph_nodes import add_constant, add_node
 from policy_server.policy import SignatureTensor
 
-__all__ = ["JOINED", "join_inputs", "joined_input"]
+__all__ = ["JOINED", "columns_of", "join_inputs", "joined_input"]
 
 JOINED = "policy_server/observations"
 """The placeholder of the whole observation."""
@@ -28,16 +29,26 @@ def joined_input(parts: Sequence[SignatureTensor], name: str) -> SignatureTensor
     Raises:
         ModelError: if the size of one is open.
     """
-    width = 0
     for part in parts:
         if part.shape is None or part.shape[:1] != (None,) or None in part.shape[1:]:
             raise ModelError(
                 f"saved_model.pb: the input '{part.name}' has the shape {part.shape}; expected "
                 "fixed sizes behind the number of observations"
             )
-        width += math.prod(size for size in part.shape[1:] if size is not None)
-    is_double = any(part.dtype in ("float64", "int64", "uint64") for part in parts)
-    return SignatureTensor(name, "float64" if is_double else "float32", (None, width))
+    width = sum(width for _, width in columns_of(parts))
+    return SignatureTensor(name, common_dtype([part.dtype for part in parts]), (None, width))
+
+
+def columns_of(parts: Sequence[SignatureTensor]) -> tuple[tuple[str, int], ...]:
+    """Return the type and the width of each input.
+
+    Args:
+        parts: the inputs, in order, of fixed sizes behind the number of observations.
+    """
+    return tuple(
+        (part.dtype, math.prod(size for size in (part.shape or ())[1:] if size is not None))
+        for part in parts
+    )
 
 
 def join_inputs(

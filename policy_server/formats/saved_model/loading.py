@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.engine.building import NotCompiledError
@@ -48,7 +49,7 @@ from policy_server.formats.saved_model.tensorflow_policy import TensorFlowPolicy
 from policy_server.formats.saved_model.tf_agents import STEP_TYPE
 from policy_server.formats.saved_model.weights import find_width
 from policy_server.policy import Policy, PolicySignature
-from policy_server.schema import ServerSchema
+from policy_server.schema import ServerSchema, number_range
 from policy_server.schema_fit import check_schema_fits, describe_signature
 from policy_server.settings import Engine
 
@@ -86,6 +87,7 @@ def load_policy(
     signature = PolicySignature(
         observation_width=_width(loaded, schema),
         observation_dtype=loaded.observation_input.dtype,
+        observation_columns=loaded.observation_columns,
         inputs=loaded.inputs,
         outputs=loaded.outputs,
         action_outputs=(),
@@ -203,7 +205,7 @@ def _common_rows(signature: PolicySignature) -> NDArray[Any]:
     if signature.observation_dtype.startswith("uint"):
         # The cast of a negative number is not defined.
         rows = rows[(rows >= 0).all(axis=1)]
-    return rows
+    return _answerable(rows, signature)
 
 
 def _extreme_rows(signature: PolicySignature) -> NDArray[Any]:
@@ -211,6 +213,19 @@ def _extreme_rows(signature: PolicySignature) -> NDArray[Any]:
     return extreme_rows(
         signature.observation_width, signature.observation_dtype, signature.row_dtype
     )
+
+
+def _answerable(rows: NDArray[Any], signature: PolicySignature) -> NDArray[Any]:
+    """Return rows that each input's own type holds: no request has others.
+
+    The cast of a number beyond its type is not defined, and libraries differ there.
+    """
+    numbers = number_range(signature.observation_dtype, signature.observation_columns)
+    found = rows.copy()
+    for first, stop, known in numbers.columns:
+        part = rows[:, first:stop].clip(known.low, known.high)
+        found[:, first:stop] = np.rint(part) if known.is_integer else part
+    return found
 
 
 def _width(loaded: LoadedGraph, schema: ServerSchema | None) -> int:

@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from policy_server.errors import MissingPackageError, ModelError, PolicyServerError
+from policy_server.errors import (
+    MissingPackageError,
+    ModelError,
+    ObservationError,
+    PolicyServerError,
+)
 from policy_server.policy import PolicyInputs
+from tests.support.batches import space_of
 from tests.support.keras_files import change_config, load, numbers, save
 from tests.support.library_policies import cases_of, raw_rows, unzipped
 
@@ -311,6 +317,25 @@ def test_several_inputs_lie_one_after_another(
     assert {item.name for item in policy.signature.inputs} == {"near", "far"}
     parts = {part.key: part.shape for part in policy.signature.observation_parts}
     assert parts == {"near": (2,), "far": (2, 3)}
+
+
+def test_whole_numbers_beside_a_float_are_held_to_their_type(tmp_path: Path) -> None:
+    number, x = keras.Input((2,), name="id", dtype="int32"), keras.Input((1,), name="x")
+    vectors = layers.Flatten()(layers.Embedding(5, 2)(number))
+    model = keras.Model(
+        [number, x], layers.Dense(3, name="logits")(layers.Concatenate()([vectors, x]))
+    )
+    schema = "observations: {id: {type: 'List[float]'}, x: {type: float}}"
+
+    policy = load(save(model, tmp_path), schema)
+
+    space = space_of(schema, policy.signature)
+    assert policy.signature.row_dtype is np.float64
+    assert space.parse_named(b'{"id": [1, 2.0], "x": 0.5}') == [1, 2, 0.5]
+    with pytest.raises(ObservationError):
+        space.parse_named(b'{"id": [1.9, 2.5], "x": 0.5}')
+    with pytest.raises(ObservationError):
+        space.parse_raw(b'{"obs": [1, 2.5, 0.5]}')
 
 
 def sequence(model: Keras, policy: Keras, rows: Keras) -> tuple[Any, Any]:

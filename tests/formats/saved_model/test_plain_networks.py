@@ -12,10 +12,11 @@ import tensorflow as tf
 from keras import layers, ops
 
 from policy_server.distributions.action_distribution import ActionDistribution
-from policy_server.errors import ModelError, PolicyServerError
+from policy_server.errors import ModelError, ObservationError, PolicyServerError
 from policy_server.formats.known_formats import load_policy
 from policy_server.policy import Policy, PolicyInputs
 from policy_server.schema import parse_schema
+from tests.support.batches import space_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -140,6 +141,23 @@ def test_several_inputs_are_one_observation(tmp_path: Path) -> None:
     found = policy.infer(PolicyInputs.of(rows)).distribution
     assert found == pytest.approx(np.asarray(theirs), abs=1e-5)
     assert "an observation is the inputs near, far, one after another" in policy.signature.findings
+
+
+def test_whole_number_beside_a_float_arrives_exactly(tmp_path: Path) -> None:
+    number, x = keras.Input((1,), name="id", dtype="int32"), keras.Input((1,), name="x")
+    odd = layers.Lambda(lambda value: ops.cast(value % 2, "float32"))(number)
+    model = keras.Model([number, x], layers.Concatenate(name="logits")([odd, x]))
+    schema = "observations: {id: {type: float}, x: {type: float}}"
+
+    policy = load(exported(model, tmp_path), schema)
+
+    rows = np.array([[2**24 + 1, 0.5], [2**24, 0.5], [-3, 0.5]], np.float64)
+    found = policy.infer(PolicyInputs.of(rows)).distribution
+    assert policy.signature.row_dtype is np.float64
+    assert found is not None
+    assert found.tolist() == [[1, 0.5], [0, 0.5], [1, 0.5]]
+    with pytest.raises(ObservationError):
+        space_of(schema, policy.signature).parse_named(b'{"id": 1.9, "x": 0.5}')
 
 
 @pytest.mark.parametrize(
