@@ -151,7 +151,7 @@ class HotHttpProtocol(LimitedHttpProtocol):
     def resume_writing(self) -> None:
         """Read on once the client has read its answers; see `LimitedHttpProtocol`."""
         super().resume_writing()
-        self._read_held()
+        self.do_or_abort(self._read_held)
 
     def shutdown(self) -> None:
         """Answer the requests that have come, and close; see `LimitedHttpProtocol`."""
@@ -237,7 +237,17 @@ class HotHttpProtocol(LimitedHttpProtocol):
             self._read(data)
 
     def _is_answered(self) -> None:
-        """Go on: all hot requests that were begun are answered."""
+        """Go on: all hot requests that were begun are answered.
+
+        Whoever has handed over the last answer has those of other connections yet to give: what
+        this client has sent behind is read in a turn of its own.
+        """
+        if self._held:
+            self.loop.call_soon(self.do_or_abort, self._go_on)
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
         self._read_held()
         if self._is_half_closed:
             self.close_if_answered()
