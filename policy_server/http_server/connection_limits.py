@@ -187,7 +187,7 @@ class ConnectionWatch:
         now = loop.time()
         for connection in list(connections):
             if isinstance(connection, WatchedConnection):
-                connection.look(now)
+                connection.do_or_abort(connection.look, now)
         self._is_looking = bool(connections)
         if self._is_looking:
             loop.call_later(pause_s, self._look, connections, pause_s)

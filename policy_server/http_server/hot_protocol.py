@@ -66,7 +66,7 @@ class HotHttpProtocol(LimitedHttpProtocol):
         # Bytes that wait for the answers to those before them.
         self._held = bytearray()
         self._is_over = False
-        # Whether bytes of this segment are still to be read, where the connection is to end.
+        # Whether bytes of this segment are still to be read, while one of its requests is asked.
         self._has_rest = False
 
     def data_received(self, data: bytes) -> None:
@@ -153,12 +153,12 @@ class HotHttpProtocol(LimitedHttpProtocol):
         super().resume_writing()
         self.do_or_abort(self._read_held)
 
-    def shutdown(self) -> None:
-        """Answer the requests that have come, and close; see `LimitedHttpProtocol`."""
+    def end_in_order(self) -> None:
+        """Shut down; see `LimitedHttpProtocol`."""
         if self._pending or self._awaited is not None or self._held:
             self.begin_to_end()
         else:
-            super().shutdown()
+            super().end_in_order()
 
     def close_if_answered(self) -> bool:
         """Close the connection once nothing is left to answer; see `LimitedHttpProtocol`."""
@@ -198,9 +198,9 @@ class HotHttpProtocol(LimitedHttpProtocol):
                 self._body_bytes = size - end
                 self._moves += 1
                 return
-            if self._is_draining:
-                self._has_rest = start < size
+            self._has_rest = start < size
             known.route.ask(data[end:start], self, known.own)
+            self._has_rest = False
 
     def _is_beyond(self, most: int) -> bool:
         """Return whether uvicorn refuses a request by its option `--limit-concurrency`."""
@@ -216,6 +216,7 @@ class HotHttpProtocol(LimitedHttpProtocol):
             body, self._body, self._awaited = bytes(self._body), bytearray(), None
             self._has_rest = len(data) > missing
             known.route.ask(body, self, known.own)
+            self._has_rest = False
             if len(data) > missing:
                 self._read(data[missing:])
 
@@ -254,7 +255,7 @@ class HotHttpProtocol(LimitedHttpProtocol):
             return
         is_idle = not self._pending and not self._held and self._awaited is None
         if self._is_draining and is_idle:
-            super().shutdown()
+            super().end_in_order()
 
     def phase(self) -> Phase:
         """Return the phase of the connection."""

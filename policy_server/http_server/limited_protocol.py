@@ -228,11 +228,18 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
         An idle one stays for a moment, since the client may be sending a request: it is answered,
         and the client told that the connection ends. What is left of a request has seconds to come.
         """
+        self.do_or_abort(self.end_in_order)
+
+    def end_in_order(self) -> None:
+        """Shut down, and raise what there is to raise; see `shutdown`."""
         self.begin_to_end()
-        if self.phase() is Phase.IDLE:
-            self.loop.call_later(_DRAIN_S, self._close_idle)
-        else:
-            super().shutdown()
+        match self.phase():
+            case Phase.IDLE:
+                self.loop.call_later(_DRAIN_S, self.do_or_abort, self._close_idle)
+            case Phase.HEAD:
+                """The watch waits for the rest, which uvicorn does not."""
+            case _:
+                super().shutdown()
 
     def begin_to_end(self) -> None:
         """Take note that the server ends."""
