@@ -126,6 +126,7 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
         web_socket = self.transport.get_protocol()
         if isinstance(web_socket, WebSocketProtocol):
             web_socket.when_lost = self._leave
+            web_socket.handshake_timeout_s = self._limits.header_timeout_s
         else:
             # uvicorn's own says nothing of its end.
             self._leave()
