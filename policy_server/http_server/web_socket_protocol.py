@@ -121,17 +121,17 @@ class WebSocketProtocol(EndingWebSocket, WatchedConnection):
 
     def _take_plain(self, plain: PlainFrames, data: bytes) -> bytes:
         """Hand over the plain frames at the start of some bytes, and return the rest."""
-        while len(data) > 1 and self._listener is not None:
+        start, last = 0, len(data) - 1
+        while start < last and self._listener is not None:
             if not plain.is_between_messages or self.close_sent:
                 break
-            found = plain.read(data)
+            found = plain.read(data, start)
             if found is None:
                 break
-            message, end = found
-            data = data[end:]
+            message, start = found
             if self.is_taken():
                 self._listener.take(message)
-        return data
+        return data[start:] if start else data
 
     def listen(self, listener: FrameListener) -> None:
         """Hand over each frame from now on; see `FrameConnection`."""
