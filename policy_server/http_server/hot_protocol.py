@@ -63,8 +63,6 @@ class HotHttpProtocol(LimitedHttpProtocol):
         # The head whose body has not come whole, and what has come of it.
         self._awaited: KnownHead | None = None
         self._body = bytearray()
-        # Bytes that wait for the answers to those before them.
-        self._held = bytearray()
         self._is_over = False
         # Whether bytes of this segment are still to be read, while one of its requests is asked.
         self._has_rest = False
@@ -74,11 +72,11 @@ class HotHttpProtocol(LimitedHttpProtocol):
         if self._is_lingering:
             return
         if self._held:
-            self._held += data
+            self._hold(data, 0)
         elif self._awaited is not None:
             self._read_body(data)
         else:
-            self._read(data)
+            self.read(data)
 
     def begin(self, request: HotRequest) -> None:
         """Add a request; see `Connection`."""
@@ -170,8 +168,12 @@ class HotHttpProtocol(LimitedHttpProtocol):
         """Return when the last request had come whole; see `LimitedHttpProtocol`."""
         return self._pending[-1].started if self._pending else super().asked_at()
 
-    def _read(self, data: bytes) -> None:
-        """Begin the hot requests at the start of some bytes, and hand the rest to uvicorn."""
+    def read(self, data: bytes) -> None:
+        """Begin the hot requests at the start of some bytes, and hand the rest to uvicorn.
+
+        Args:
+            data: see `LimitedHttpProtocol`.
+        """
         start, size = 0, len(data)
         most = self.limit_concurrency
         while start < size and not self._is_over:
@@ -218,24 +220,14 @@ class HotHttpProtocol(LimitedHttpProtocol):
             known.route.ask(body, self, known.own)
             self._has_rest = False
             if len(data) > missing:
-                self._read(data[missing:])
+                self.read(data[missing:])
 
     def _hand_over(self, data: bytes, start: int) -> None:
         """Give the rest of some bytes to uvicorn, once the requests before it are answered."""
         if self._pending:
             self._hold(data, start)
         else:
-            super().data_received(data[start:] if start else data)
-
-    def _hold(self, data: bytes, start: int) -> None:
-        self._held += data[start:]
-        self.flow.pause_reading()
-
-    def _read_held(self) -> None:
-        if self._held and not self.transport.is_closing():
-            data, self._held = bytes(self._held), bytearray()
-            self.flow.resume_reading()
-            self._read(data)
+            super().read(data[start:] if start else data)
 
     def _is_answered(self) -> None:
         """Go on: all hot requests that were begun are answered.
@@ -244,24 +236,15 @@ class HotHttpProtocol(LimitedHttpProtocol):
         this client has sent behind is read in a turn of its own.
         """
         if self._held:
-            self.loop.call_soon(self.do_or_abort, self._go_on)
+            self.loop.call_soon(self.do_or_abort, self.go_on)
         else:
-            self._go_on()
-
-    def _go_on(self) -> None:
-        self._read_held()
-        if self._is_half_closed:
-            self.close_if_answered()
-            return
-        is_idle = not self._pending and not self._held and self._awaited is None
-        if self._is_draining and is_idle:
-            super().end_in_order()
+            self.go_on()
 
     def phase(self) -> Phase:
         """Return the phase of the connection."""
         if self._is_lingering:
             return Phase.LINGER
-        if self._pending or self._held:
+        if self._pending:
             return Phase.BUSY
         return super().phase() if self._awaited is None else Phase.BODY
 
