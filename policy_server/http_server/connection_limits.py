@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import logging
 import resource
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ __all__ = [
     "Unread",
     "WatchedConnection",
 ]
+
+logger = logging.getLogger(__name__)
 
 # How long a client may read nothing of what is left to send, once its connection is to end.
 UNREAD_S = 5.0
@@ -108,7 +111,28 @@ class Unread:
 
 
 class WatchedConnection:
-    """A connection that the watch looks at."""
+    """A connection that the watch looks at.
+
+    Attributes:
+        transport: the connection's.
+    """
+
+    transport: asyncio.Transport
+
+    def do_or_abort(self, act: Callable[..., None], *values: object) -> None:
+        """Do something of the connection's; where that raises, log it and end this connection.
+
+        Nothing is raised: whoever calls has other connections to care for.
+
+        Args:
+            act: a method of the connection.
+            values: what it takes.
+        """
+        try:
+            act(*values)
+        except Exception:
+            logger.exception("connection_failed")
+            self.transport.abort()
 
     def look(self, now: float) -> None:
         """Close the connection if it does the same for too long.
@@ -163,7 +187,7 @@ class ConnectionWatch:
         now = loop.time()
         for connection in list(connections):
             if isinstance(connection, WatchedConnection):
-                connection.look(now)
+                connection.do_or_abort(connection.look, now)
         self._is_looking = bool(connections)
         if self._is_looking:
             loop.call_later(pause_s, self._look, connections, pause_s)

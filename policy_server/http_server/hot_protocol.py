@@ -63,10 +63,8 @@ class HotHttpProtocol(LimitedHttpProtocol):
         # The head whose body has not come whole, and what has come of it.
         self._awaited: KnownHead | None = None
         self._body = bytearray()
-        # Bytes that wait for the answers to those before them.
-        self._held = bytearray()
         self._is_over = False
-        # Whether bytes of this segment are still to be read, where the connection is to end.
+        # Whether bytes of this segment are still to be read, while one of its requests is asked.
         self._has_rest = False
 
     def data_received(self, data: bytes) -> None:
@@ -74,11 +72,11 @@ class HotHttpProtocol(LimitedHttpProtocol):
         if self._is_lingering:
             return
         if self._held:
-            self._held += data
+            self._hold(data, 0)
         elif self._awaited is not None:
             self._read_body(data)
         else:
-            self._read(data)
+            self.read(data)
 
     def begin(self, request: HotRequest) -> None:
         """Add a request; see `Connection`."""
@@ -151,14 +149,14 @@ class HotHttpProtocol(LimitedHttpProtocol):
     def resume_writing(self) -> None:
         """Read on once the client has read its answers; see `LimitedHttpProtocol`."""
         super().resume_writing()
-        self._read_held()
+        self.do_or_abort(self._read_held)
 
-    def shutdown(self) -> None:
-        """Answer the requests that have come, and close; see `LimitedHttpProtocol`."""
+    def end_in_order(self) -> None:
+        """Shut down; see `LimitedHttpProtocol`."""
         if self._pending or self._awaited is not None or self._held:
             self.begin_to_end()
         else:
-            super().shutdown()
+            super().end_in_order()
 
     def close_if_answered(self) -> bool:
         """Close the connection once nothing is left to answer; see `LimitedHttpProtocol`."""
@@ -170,8 +168,12 @@ class HotHttpProtocol(LimitedHttpProtocol):
         """Return when the last request had come whole; see `LimitedHttpProtocol`."""
         return self._pending[-1].started if self._pending else super().asked_at()
 
-    def _read(self, data: bytes) -> None:
-        """Begin the hot requests at the start of some bytes, and hand the rest to uvicorn."""
+    def read(self, data: bytes) -> None:
+        """Begin the hot requests at the start of some bytes, and hand the rest to uvicorn.
+
+        Args:
+            data: see `LimitedHttpProtocol`.
+        """
         start, size = 0, len(data)
         most = self.limit_concurrency
         while start < size and not self._is_over:
@@ -198,9 +200,9 @@ class HotHttpProtocol(LimitedHttpProtocol):
                 self._body_bytes = size - end
                 self._moves += 1
                 return
-            if self._is_draining:
-                self._has_rest = start < size
+            self._has_rest = start < size
             known.route.ask(data[end:start], self, known.own)
+            self._has_rest = False
 
     def _is_beyond(self, most: int) -> bool:
         """Return whether uvicorn refuses a request by its option `--limit-concurrency`."""
@@ -216,41 +218,33 @@ class HotHttpProtocol(LimitedHttpProtocol):
             body, self._body, self._awaited = bytes(self._body), bytearray(), None
             self._has_rest = len(data) > missing
             known.route.ask(body, self, known.own)
+            self._has_rest = False
             if len(data) > missing:
-                self._read(data[missing:])
+                self.read(data[missing:])
 
     def _hand_over(self, data: bytes, start: int) -> None:
         """Give the rest of some bytes to uvicorn, once the requests before it are answered."""
         if self._pending:
             self._hold(data, start)
         else:
-            super().data_received(data[start:] if start else data)
-
-    def _hold(self, data: bytes, start: int) -> None:
-        self._held += data[start:]
-        self.flow.pause_reading()
-
-    def _read_held(self) -> None:
-        if self._held and not self.transport.is_closing():
-            data, self._held = bytes(self._held), bytearray()
-            self.flow.resume_reading()
-            self._read(data)
+            super().read(data[start:] if start else data)
 
     def _is_answered(self) -> None:
-        """Go on: all hot requests that were begun are answered."""
-        self._read_held()
-        if self._is_half_closed:
-            self.close_if_answered()
-            return
-        is_idle = not self._pending and not self._held and self._awaited is None
-        if self._is_draining and is_idle:
-            super().shutdown()
+        """Go on: all hot requests that were begun are answered.
+
+        Whoever has handed over the last answer has those of other connections yet to give: what
+        this client has sent behind is read in a turn of its own.
+        """
+        if self._held:
+            self.loop.call_soon(self.do_or_abort, self.go_on)
+        else:
+            self.go_on()
 
     def phase(self) -> Phase:
         """Return the phase of the connection."""
         if self._is_lingering:
             return Phase.LINGER
-        if self._pending or self._held:
+        if self._pending:
             return Phase.BUSY
         return super().phase() if self._awaited is None else Phase.BODY
 

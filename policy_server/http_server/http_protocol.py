@@ -96,12 +96,14 @@ class HttpProtocol(HttpToolsProtocol):
 
         Raises:
             ValueError: if it is of no one host or of another framing, which ends the parser.
+            AttributeError: uvicorn's, if its address has no path, which ends the parser too.
         """
         if not is_sound(self.headers):
             raise ValueError(self.headers)
-        self._reads = Reads.BODY
-        self._cycle_before = self.cycle
+        cycle_before = self.cycle
+        # It raises for an address without a path: the request is still in its head then.
         super().on_headers_complete()
+        self._reads, self._cycle_before = Reads.BODY, cycle_before
 
     def on_message_complete(self) -> None:
         """End reading a request."""

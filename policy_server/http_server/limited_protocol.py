@@ -26,6 +26,9 @@ from policy_server.settings import ENV_PREFIX
 
 __all__ = ["LimitedHttpProtocol"]
 
+# After so many bytes, and up to the next end of a head, it is looked whether enough requests wait:
+# they are some sixty of the shortest. A body is rarely cut.
+_PIECE_BYTES, _BLANK_LINE = 1024, b"\r\n\r\n"
 # A body may take one second more for each of these bytes that have come.
 _BYTES_A_SECOND = 4096
 # How long what a refused client still sends is read: a reset would take the answer from it.
@@ -52,6 +55,7 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
     _is_lingering = False
     _is_draining = False
     _is_half_closed = False
+    _is_reading_held = False
     # When the server began to end, by the event loop's clock.
     _ends_since = math.inf
     # When the last request had come whole, by `time.perf_counter`.
@@ -87,6 +91,8 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
         super().__init__(config, server_state, app_state, _loop)
         self._watch = watch
         self._unread_answers = Unread()
+        # Bytes that wait for the answers to those before them.
+        self._held = bytearray()
         self._limits = watch.limits
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
@@ -126,6 +132,7 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
         web_socket = self.transport.get_protocol()
         if isinstance(web_socket, WebSocketProtocol):
             web_socket.when_lost = self._leave
+            web_socket.handshake_timeout_s = self._limits.header_timeout_s
         else:
             # uvicorn's own says nothing of its end.
             self._leave()
@@ -138,6 +145,59 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
         """Read a segment of the connection; see `HttpProtocol`."""
         if self._is_lingering:
             return
+        if self._held:
+            self._hold(data, 0)
+        else:
+            self.read(data)
+
+    def read(self, data: bytes) -> None:
+        """Read some bytes, or hold them while as many requests wait as may.
+
+        Args:
+            data: any part of any number of requests, of which none before is held.
+        """
+        start = 0
+        while start < len(data):
+            if len(self.pipeline) >= self._limits.max_pipelined:
+                self._hold(data, start)
+                return
+            blank = data.find(_BLANK_LINE, start + _PIECE_BYTES)
+            end = len(data) if blank < 0 else blank + len(_BLANK_LINE)
+            self._parse(data if end - start == len(data) else data[start:end])
+            start = end
+            if self._reads_no_more:
+                return
+
+    @property
+    def _reads_no_more(self) -> bool:
+        """Return whether what follows is no request of this connection any more."""
+        is_handed_on = self.parser is None
+        is_refused = self._refusal is not None or self._is_lingering
+        return is_handed_on or is_refused or self.transport.is_closing()
+
+    def _hold(self, data: bytes, start: int) -> None:
+        self._held += data[start:]
+        self.flow.pause_reading()
+
+    def _read_held(self) -> None:
+        if self._held and not self._is_lingering and not self.transport.is_closing():
+            data, self._held = bytes(self._held), bytearray()
+            self.flow.resume_reading()
+            self._is_reading_held = True
+            try:
+                self.read(data)
+            finally:
+                self._is_reading_held = False
+
+    def go_on(self) -> None:
+        """Read what was held, and end if the connection is to end with what has come."""
+        self._read_held()
+        if self._is_half_closed:
+            self.close_if_answered()
+        elif self._is_draining and not self._held:
+            self.end_in_order()
+
+    def _parse(self, data: bytes) -> None:
         moves, body_parts = self._moves, self._body_parts
         super().data_received(data)
         if self._reads is Reads.HEAD:
@@ -171,7 +231,8 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
         self._moves += 1
         self._body_bytes = 0
         super().on_headers_complete()
-        if self._is_draining and self._is_answering:
+        # Of requests that had come before the end, only the last one is told.
+        if self._is_draining and self._is_answering and not self._is_reading_held:
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -189,7 +250,10 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
         self._moves += 1
         super().on_response_complete()
         self._unset_keepalive_if_required()
-        if self._is_half_closed:
+        if self._held and not self._is_lingering:
+            self.flow.pause_reading()
+            self.loop.call_soon(self.do_or_abort, self.go_on)
+        elif self._is_half_closed:
             self.close_if_answered()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio's
@@ -228,11 +292,21 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
         An idle one stays for a moment, since the client may be sending a request: it is answered,
         and the client told that the connection ends. What is left of a request has seconds to come.
         """
+        self.do_or_abort(self.end_in_order)
+
+    def end_in_order(self) -> None:
+        """Shut down, and raise what there is to raise; see `shutdown`."""
         self.begin_to_end()
-        if self.phase() is Phase.IDLE:
-            self.loop.call_later(_DRAIN_S, self._close_idle)
-        else:
-            super().shutdown()
+        if self._held:
+            # They have come: the last of them ends the connection.
+            return
+        match self.phase():
+            case Phase.IDLE:
+                self.loop.call_later(_DRAIN_S, self.do_or_abort, self._close_idle)
+            case Phase.HEAD:
+                """The watch waits for the rest, which uvicorn does not."""
+            case _:
+                super().shutdown()
 
     def begin_to_end(self) -> None:
         """Take note that the server ends."""
@@ -369,6 +443,8 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
         """Return the phase of the connection, as far as uvicorn's part goes."""
         if self._is_lingering:
             return Phase.LINGER
+        if self._held:
+            return Phase.BUSY
         if self._reads is Reads.BODY:
             # Whoever answers may read later: the client waits then.
             return Phase.BUSY if self.flow.read_paused else Phase.BODY

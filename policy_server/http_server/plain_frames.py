@@ -68,20 +68,21 @@ class PlainFrames:
             and connection.state is State.OPEN
         )
 
-    def read(self, data: bytes) -> tuple[Message, int] | None:
-        """Read the frame at the start of some bytes.
+    def read(self, data: bytes, begin: int = 0) -> tuple[Message, int] | None:
+        """Read one frame of some bytes.
 
         Args:
-            data: two bytes or more, whose first is the first of a frame.
+            data: the bytes, which are not copied for each frame in them.
+            begin: where the frame begins; two bytes or more are there.
 
         Returns:
             The message as ASGI has it, and where the frame ends; None where it is no plain frame.
         """
-        opcode, length = data[0], data[1] - _MASKED
-        start = _BEHIND_SHORT
-        if length == _LONG and len(data) > _BEHIND_LONG:
-            length = data[2] << 8 | data[3]
-            start = _BEHIND_LONG
+        opcode, length = data[begin], data[begin + 1] - _MASKED
+        start = begin + _BEHIND_SHORT
+        if length == _LONG and len(data) > begin + _BEHIND_LONG:
+            length = data[start] << 8 | data[start + 1]
+            start = begin + _BEHIND_LONG
         elif not 0 <= length <= _MOST_SHORT:
             return None
         end = start + _MASK_BYTES + length

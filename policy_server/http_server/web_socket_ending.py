@@ -89,6 +89,10 @@ class EndingWebSocket(WebSocketsSansIOProtocol):
         It is told `websocket.disconnect` with code 1012, may answer, and then closes.
         """
         self.is_ending = True
+        if not self.handshake_initiated:
+            # There is nobody to answer for, and websockets may have ended its side.
+            self.transport.close()
+            return
         if self.close_sent or not self.handshake_complete:
             super().shutdown()
             return

@@ -17,6 +17,7 @@ the thousand, and one that was open during a collection for much longer.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ __all__ = ["WebSocketProtocol"]
 
 _SWITCHING_PROTOCOLS = 101
 _NO_TEXT = 1007
+_BAD_HANDSHAKE = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class WebSocketProtocol(EndingWebSocket, WatchedConnection):
@@ -42,6 +44,7 @@ class WebSocketProtocol(EndingWebSocket, WatchedConnection):
 
     Attributes:
         when_lost: called once when the connection is lost; None for nothing.
+        handshake_timeout_s: how long the connection stays without a handshake, in seconds.
     """
 
     _listener: FrameListener | None = None
@@ -49,6 +52,7 @@ class WebSocketProtocol(EndingWebSocket, WatchedConnection):
     _fragments: bytearray | None = None
     _has_failed = False
     when_lost: Callable[[], None] | None = None
+    handshake_timeout_s = math.inf
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin.
@@ -58,6 +62,7 @@ class WebSocketProtocol(EndingWebSocket, WatchedConnection):
         """
         super().connection_made(transport)
         self._unread = Unread()
+        self._begun = self.loop.time()
         joined: Any = self.transport
         self.write = getattr(joined, "write_whole", joined.write)
 
@@ -70,6 +75,18 @@ class WebSocketProtocol(EndingWebSocket, WatchedConnection):
         super().read(data)
         if self._has_failed:
             self.handle_parser_exception()
+        elif not self.handshake_initiated and self.conn.handshake_exc is not None:
+            self._refuse_handshake()
+
+    def _refuse_handshake(self) -> None:
+        """Answer a handshake that websockets does not read, of which uvicorn says nothing.
+
+        Its limits are narrower than this server's: 128 headers, and 8,192 bytes for each of them.
+        """
+        self.handshake_complete = self.close_sent = True
+        # websockets has an answer of its own where a limit is exceeded.
+        self.write(b"".join(self.conn.data_to_send()) or _BAD_HANDSHAKE)
+        self.transport.close()
 
     def handle_parser_exception(self) -> None:
         """Tell the client the code of its mistake, and close once it may have read that."""
@@ -87,6 +104,10 @@ class WebSocketProtocol(EndingWebSocket, WatchedConnection):
             self.is_lingering = True
             self.transport.close()
 
+    def shutdown(self) -> None:
+        """End in order; see `EndingWebSocket`. Nothing is raised: others are to end too."""
+        self.do_or_abort(super().shutdown)
+
     def handle_connect(self, event: Request) -> None:
         """Ask the application about a handshake, and let it listen to the frames.
 
@@ -100,17 +121,17 @@ class WebSocketProtocol(EndingWebSocket, WatchedConnection):
 
     def _take_plain(self, plain: PlainFrames, data: bytes) -> bytes:
         """Hand over the plain frames at the start of some bytes, and return the rest."""
-        while len(data) > 1 and self._listener is not None:
+        start, last = 0, len(data) - 1
+        while start < last and self._listener is not None:
             if not plain.is_between_messages or self.close_sent:
                 break
-            found = plain.read(data)
+            found = plain.read(data, start)
             if found is None:
                 break
-            message, end = found
-            data = data[end:]
+            message, start = found
             if self.is_taken():
                 self._listener.take(message)
-        return data
+        return data[start:] if start else data
 
     def listen(self, listener: FrameListener) -> None:
         """Hand over each frame from now on; see `FrameConnection`."""
@@ -178,8 +199,12 @@ class WebSocketProtocol(EndingWebSocket, WatchedConnection):
     def look(self, now: float) -> None:
         """Cut off a client that reads nothing, where the connection ends; see `WatchedConnection`.
 
-        Before that its answers wait for it, and its pings tell whether it is there.
+        Before that its answers wait for it, and its pings tell whether it is there. One whose
+        handshake never came to the application has no pings.
         """
+        if not self.handshake_initiated and now - self._begun >= self.handshake_timeout_s:
+            self.transport.abort()
+            return
         unread_s = self._unread.seconds(self.transport, now)
         if (self.is_ending or self.transport.is_closing()) and unread_s >= UNREAD_S:
             self.transport.abort()

@@ -164,6 +164,10 @@ class _Step(Waiting):
         super().give_up()
         self._steps.go_on(self)
 
+    def abort(self) -> None:
+        self._steps.go_on(self)
+        self._asked.abort()
+
 
 @dataclass(eq=False, slots=True)
 class EpisodeSteps:

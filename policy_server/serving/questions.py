@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -39,6 +40,8 @@ __all__ = [
     "SingleCall",
     "Waiting",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, slots=True)
@@ -146,7 +149,7 @@ class Waiting:
         return not self.is_done
 
     def take(self, call: AnsweredCall, index: int) -> None:
-        """Take the answer; an exception of this method would keep the answers of others back.
+        """Take the answer; where this raises, the exception is logged and `abort` is called.
 
         Args:
             call: the call that had the question.
@@ -158,12 +161,18 @@ class Waiting:
         """Take the error in place of an answer."""
         raise NotImplementedError
 
+    def abort(self) -> None:
+        """End without an answer: whoever waits could not take it."""
+
     def fail(self, error: PolicyServerError) -> None:
-        """Hand over an error, unless the question is done."""
+        """Hand over an error, unless the question is done; nothing is raised."""
         if not self.is_done:
             self.is_done = True
             self.places.taken -= 1
-            self.take_error(error)
+            try:
+                self.take_error(error)
+            except Exception as deaf:
+                _end_deaf(self, deaf)
 
     def give_up(self) -> None:
         """Take the question out of the queue: nobody waits for its answer any more."""
@@ -326,19 +335,38 @@ class SingleCall:
         return first, second
 
     def succeed(self, outputs: PolicyOutputs) -> None:
-        """Answer every question that is still waited for."""
-        call = AnsweredCall(outputs)
-        for index, item in enumerate(self._waiting):
-            if not item.is_done:
-                item.is_done = True
-                item.places.taken -= 1
-                item.take(call, index)
+        """Answer every question that is still waited for; nothing is raised."""
+        call, rest = AnsweredCall(outputs), enumerate(self._waiting)
+        while True:
+            # Outside of the loop, which goes on behind a question whose answer was not taken.
+            try:
+                for index, item in rest:
+                    if not item.is_done:
+                        item.is_done = True
+                        item.places.taken -= 1
+                        item.take(call, index)
+            except Exception as deaf:
+                _end_deaf(item, deaf)
+            else:
+                return
 
     def fail(self, error: Exception) -> None:
         """Give the error to every question that is still waited for."""
         failed = PolicyFailedError.of(error)
         for item in self._waiting:
             item.fail(failed)
+
+
+def _end_deaf(item: Waiting, error: Exception) -> None:
+    """End a question whose answer or error was not taken, and log why.
+
+    The others of its call have their answers yet to come, so that nothing may be raised.
+    """
+    logger.error("answer_not_taken", exc_info=error)
+    try:
+        item.abort()
+    except Exception:
+        logger.exception("answer_not_taken")
 
 
 def _states_of(questions: list[Question], signature: PolicySignature) -> Float32Array | None:

@@ -217,27 +217,32 @@ class HotReply(HotRequest):
         logger.info("client_disconnected", extra={"request_id": self.request_id})
 
     def finish(self, status: int, lines: bytes, body: bytes) -> None:
-        """Count, log and write the answer.
+        """Count, log and write the answer, or end the connection where that fails.
 
         Args:
             status: of the answer.
             lines: its own headers, each ended by CRLF.
             body: its body.
         """
-        decision = self._decision
-        if decision.is_limited:
-            self.share.end()
-        stamp = self._own.stamp
-        if stamp:
-            lines += _header_lines(stamp_lines(stamp, self.started))
-        seconds = time.perf_counter() - self.started
-        if status == _OK:
-            decision.observe_answer(seconds)
-        else:
-            decision.observe_error(status, seconds)
-        if decision.request_log.is_on:
-            decision.log(self, status, seconds)
-        self.connection.finish(self, status, lines, body)
+        try:
+            decision = self._decision
+            if decision.is_limited:
+                self.share.end()
+            stamp = self._own.stamp
+            if stamp:
+                lines += _header_lines(stamp_lines(stamp, self.started))
+            seconds = time.perf_counter() - self.started
+            if status == _OK:
+                decision.observe_answer(seconds)
+            else:
+                decision.observe_error(status, seconds)
+            if decision.request_log.is_on:
+                decision.log(self, status, seconds)
+            self.connection.finish(self, status, lines, body)
+        except Exception:
+            # Whoever calls has the answers of other connections yet to give.
+            logger.exception("answer_not_taken", extra={"request_id": self.request_id})
+            self.abort()
 
 
 class HotAnswering(HotDecision):

@@ -6,12 +6,16 @@ import random
 from typing import Any
 
 import pytest
+from starlette.types import Receive, Scope, Send
 from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol, Side, State
 
 from policy_server.http_server.plain_frames import PlainFrames
+from policy_server.http_server.stream_frames import Message
+from policy_server.http_server.web_socket_protocol import WebSocketProtocol
 from tests.fuzz.frames import BINARY, CLOSE, FIN, PING, RSV1, TEXT, frame
+from tests.support.connections import Server, Transport
 
 _MOST_BYTES = 1 << 24
 _LENGTHS = [0, 1, 2, 125, 126, 127, 1000, 65535]
@@ -139,3 +143,49 @@ def test_websockets_without_the_inner_names_has_no_plain_frames() -> None:
     del used.current_size
 
     assert PlainFrames.of(used, most_bytes=_MOST_BYTES) is None
+
+
+class Counted(bytes):
+    """Bytes that count how many of them are copied."""
+
+    copied = 0
+
+    def __getitem__(self, key: Any) -> Any:  # noqa: ANN401 -- as of any bytes
+        found = super().__getitem__(key)
+        if not isinstance(key, slice):
+            return found
+        Counted.copied += len(found)
+        return Counted(found)
+
+
+class Heard:
+    """A listener that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+
+    def take(self, message: Message) -> None:
+        self.messages.append(message)
+
+    def go_on(self) -> None:
+        """Have nothing to write."""
+
+
+async def unasked(_scope: Scope, _receive: Receive, _send: Send) -> None:
+    """Stand in for an application that is not asked."""
+
+
+async def test_segment_of_many_frames_is_not_copied_for_each() -> None:
+    server = Server(unasked, ws=WebSocketProtocol)
+    web_socket = WebSocketProtocol(server.config, server.state, {})
+    web_socket.connection_made(Transport())
+    web_socket.conn.state = State.OPEN
+    heard = Heard()
+    web_socket.listen(heard)
+    Counted.copied = 0
+    data = Counted(b"\x81\x80abcd" * 2000)
+
+    web_socket.data_received(data)
+
+    assert heard.messages == [{"text": ""}] * 2000
+    assert Counted.copied <= 2 * len(data)

@@ -925,6 +925,54 @@ async def test_one_bad_observation_of_a_call_at_once_fails_alone(place: int) -> 
     assert len(backend.batches) <= 1 + 2 * 2
 
 
+class Deaf(Heard):
+    """A question whose answer is not taken: that raises."""
+
+    def take(self, call: AnsweredCall, index: int) -> None:
+        super().take(call, index)
+        raise AttributeError("no")
+
+    def take_error(self, error: PolicyServerError) -> None:
+        super().take_error(error)
+        raise AttributeError("no")
+
+    def abort(self) -> None:
+        self.told.append("aborted")
+        raise AttributeError("neither")
+
+
+@pytest.mark.parametrize("make_backend", [integer_backend, immediate_backend])
+@pytest.mark.parametrize("places", [(0,), (2, 3), (1, 2, 3)], ids=str)
+@pytest.mark.parametrize("is_failing", [False, True], ids=["answer", "error"])
+async def test_question_that_does_not_take_its_answer_keeps_back_nobody_elses(
+    make_backend: Callable[[], FakeBackend],
+    places: tuple[int, ...],
+    caplog: pytest.LogCaptureFixture,
+    *,
+    is_failing: bool,
+) -> None:
+    backend = make_backend()
+    if is_failing:
+        backend.error = NotReadyError("no replica")
+    scheduler = scheduler_of(backend)
+    start = backend.poison if is_failing else 9.0
+    waiting = [(Deaf if place in places else Heard)(question(start)) for place in range(4)]
+    for item in waiting:
+        scheduler.put(item)
+
+    await until(lambda: all(item.told for item in waiting))
+    later = Heard(question(start))
+    scheduler.put(later)
+    await until(lambda: later.told)
+
+    told = NotReadyError if is_failing else 0
+    for place, item in enumerate(waiting):
+        assert item.told == ([told, "aborted"] if place in places else [told])
+    assert (later.told, scheduler.waiting) == ([told], 0)
+    messages = [record.message for record in caplog.records if record.exc_info]
+    assert messages == ["answer_not_taken", "answer_not_taken"] * len(places)
+
+
 async def test_question_that_was_given_up_frees_its_place_at_once() -> None:
     scheduler = scheduler_of(immediate_backend(), max_queue_size=1)
     first, second = Heard(question(9.0)), Heard(question(0.0))
