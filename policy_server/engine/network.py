@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.engine.operations import OPERATIONS, slices_of
-from policy_server.engine.overflow import widened, without_overflow
+from policy_server.engine.overflow import is_finite, widened, without_overflow
 from policy_server.errors import DistributionError
 from policy_server.policy import (
     Int64Array,
@@ -301,14 +301,14 @@ class NetworkPolicy:
     # As a decorator it costs half of what a block costs.
     @np.errstate(all="ignore")
     def _infer(self, asked: PolicyInputs) -> PolicyOutputs:
-        try:
-            return answered(self._run, self._actions, self.signature, asked)
-        except DistributionError:
-            # Numbers near the largest of 32 bits may have overflowed on the way.
-            return answered(self._run_in_64_bits, self._actions, self.signature, asked)
+        return answered(self._run_widely, self._actions, self.signature, asked)
 
-    def _run_in_64_bits(self, rows: Array) -> Array:
-        return without_overflow(self._run, self._wide, rows, self._actions.components)
+    def _run_widely(self, rows: Array) -> Array:
+        """Run the network, in 64 bits where numbers of 32 may have overflowed on the way."""
+        found = self._run(rows).astype(np.float32, copy=False)
+        if is_finite(found):
+            return found
+        return without_overflow(found, self._wide, rows, self._actions.components)
 
     @functools.cached_property
     def _wide(self) -> Callable[[Array], Array]:
