@@ -40,7 +40,7 @@ __all__ = [
     "seeded_apart",
 ]
 
-FAILURES = (IndexError, ValueError, TypeError, ZeroDivisionError)
+FAILURES = (IndexError, ValueError, TypeError, OverflowError, ZeroDivisionError)
 """What a step raises on an observation that it can't compute, such as an index out of range."""
 
 Array = NDArray[Any]
@@ -249,8 +249,8 @@ class NetworkPolicy:
             The answers.
 
         Raises:
-            IndexError, ValueError, TypeError, ZeroDivisionError: if the network can't compute an
-                observation (`FAILURES`).
+            IndexError, ValueError, TypeError, OverflowError, ZeroDivisionError: if the network
+                can't compute an observation (`FAILURES`).
             DistributionError: if the network's outputs are no distribution.
             UnsupportedAnswerError: if a state or a mask is given to a policy that takes none.
         """
