@@ -192,7 +192,7 @@ def _pool(
     axes = tuple(range(-len(window), 0))
     ones = [1] * len(window)
     if kind == "max":
-        padded = _padded(x, pads, -np.inf)
+        padded = _padded(x, pads, _lowest(x.dtype))
         largest: Array = _windows(padded, window, strides, ones).max(axis=axes)
         return largest
     total: Array = _windows(_padded(x, pads, 0), window, strides, ones).sum(axis=axes)
@@ -202,16 +202,22 @@ def _pool(
     return np.asarray(total / math.prod(window), x.dtype)
 
 
+def _lowest(dtype: np.dtype[Any]) -> float:
+    """Return the number that no other number of a type is below."""
+    return int(np.iinfo(dtype).min) if dtype.kind in "iu" else -math.inf
+
+
 SPATIAL: Mapping[str, Callable[..., Array]] = {"pool": _pool}
 """Operations on the last axes, beside batch and channels."""
 
 
 def _arg_max(x: Array, *, axis: int, keep_dims: bool, is_last: bool, is_min: bool) -> Array:
-    values = -x if is_min else x
+    # An integer's negative may be none of its type.
+    place = np.argmin if is_min else np.argmax
     if is_last:
-        found = x.shape[axis] - 1 - np.flip(values, axis).argmax(axis=axis, keepdims=keep_dims)
+        found = x.shape[axis] - 1 - place(np.flip(x, axis), axis=axis, keepdims=keep_dims)
     else:
-        found = values.argmax(axis=axis, keepdims=keep_dims)
+        found = place(x, axis=axis, keepdims=keep_dims)
     return np.asarray(found, np.int64)
 
 

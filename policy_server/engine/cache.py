@@ -24,7 +24,14 @@ from pydantic import TypeAdapter, ValidationError
 from policy_server import __version__
 from policy_server.engine.network import CompiledPolicy, NumpyNetwork, Step
 from policy_server.files.atomic import write_whole
-from policy_server.policy import ActionComponent, ActionOutput, PolicySignature, StateTensor
+from policy_server.policy import (
+    ActionComponent,
+    ActionOutput,
+    ObservationPart,
+    PolicySignature,
+    SignatureTensor,
+    StateTensor,
+)
 from policy_server.schema import ServerSchema
 
 __all__ = [
@@ -44,7 +51,16 @@ logger = logging.getLogger(__name__)
 # The name of the compiled policy beside the files of its model.
 OUTCOME_FILE = ".compiled-policy.npz"
 # The types in the file: one that was written with other fields is not read.
-_KEPT = (PolicySignature, ActionComponent, ActionOutput, StateTensor, NumpyNetwork, Step)
+_KEPT = (
+    PolicySignature,
+    SignatureTensor,
+    ActionComponent,
+    ActionOutput,
+    ObservationPart,
+    StateTensor,
+    NumpyNetwork,
+    Step,
+)
 _DOCUMENT, _DIGEST = "document", "digest"
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.engine.operations import OPERATIONS, slices_of
-from policy_server.engine.overflow import widened, without_overflow
+from policy_server.engine.overflow import is_finite, widened, without_overflow
 from policy_server.errors import DistributionError
 from policy_server.policy import (
     Int64Array,
@@ -40,7 +40,7 @@ __all__ = [
     "seeded_apart",
 ]
 
-FAILURES = (IndexError, ValueError, TypeError, ZeroDivisionError)
+FAILURES = (IndexError, ValueError, TypeError, OverflowError, ZeroDivisionError)
 """What a step raises on an observation that it can't compute, such as an index out of range."""
 
 Array = NDArray[Any]
@@ -249,8 +249,8 @@ class NetworkPolicy:
             The answers.
 
         Raises:
-            IndexError, ValueError, TypeError, ZeroDivisionError: if the network can't compute an
-                observation (`FAILURES`).
+            IndexError, ValueError, TypeError, OverflowError, ZeroDivisionError: if the network
+                can't compute an observation (`FAILURES`).
             DistributionError: if the network's outputs are no distribution.
             UnsupportedAnswerError: if a state or a mask is given to a policy that takes none.
         """
@@ -301,14 +301,14 @@ class NetworkPolicy:
     # As a decorator it costs half of what a block costs.
     @np.errstate(all="ignore")
     def _infer(self, asked: PolicyInputs) -> PolicyOutputs:
-        try:
-            return answered(self._run, self._actions, self.signature, asked)
-        except DistributionError:
-            # Numbers near the largest of 32 bits may have overflowed on the way.
-            return answered(self._run_in_64_bits, self._actions, self.signature, asked)
+        return answered(self._run_widely, self._actions, self.signature, asked)
 
-    def _run_in_64_bits(self, rows: Array) -> Array:
-        return without_overflow(self._run, self._wide, rows, self._actions.components)
+    def _run_widely(self, rows: Array) -> Array:
+        """Run the network, in 64 bits where numbers of 32 may have overflowed on the way."""
+        found = self._run(rows).astype(np.float32, copy=False)
+        if is_finite(found):
+            return found
+        return without_overflow(found, self._wide, rows, self._actions.components)
 
     @functools.cached_property
     def _wide(self) -> Callable[[Array], Array]:

@@ -198,7 +198,7 @@ def _refuse_wrong_shapes(policy: Policy, form: Format) -> None:
     memory = np.zeros((1, signature.memory_width), np.float32) if signature.memory else None
     try:
         # An index or a number that this row lacks is no fault of the file's.
-        with contextlib.suppress(IndexError, ZeroDivisionError, DistributionError):
+        with contextlib.suppress(IndexError, OverflowError, ZeroDivisionError, DistributionError):
             policy.infer(PolicyInputs.of(row, state=memory))
     except (TypeError, ValueError) as error:
         raise ModelError(

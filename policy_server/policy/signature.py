@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from policy_server.policy.observed_parts import ObservationPart, whole_shape
+from policy_server.schema import Number, number_range
 
 __all__ = [
     "ActionComponent",
@@ -270,6 +271,11 @@ class PolicySignature:
             )
         if self.mask_sizes != other.mask_sizes:
             return _mask_difference(self.mask_sizes, other.mask_sizes)
+        if self.mask_name != other.mask_name:
+            return f"takes the action mask {self.mask_name!r} in place of the {other.mask_name!r}"
+        mine_taken, their_taken = (_taken_numbers(item) for item in (self, other))
+        if mine_taken != their_taken:
+            return f"takes {_taken_words(mine_taken)} in place of the {_taken_words(their_taken)}"
         # Formats name their outputs as they do; no client sees the names.
         mine, theirs = (
             [replace(action, name="") for action in item.action_outputs] for item in (self, other)
@@ -339,6 +345,32 @@ def _mask_difference(mine: tuple[int, ...], theirs: tuple[int, ...]) -> str:
     one, other = (" + ".join(map(str, sizes)) for sizes in (mine, theirs))
     rest = f" in place of the {other}" if other else ", unlike that"
     return f"takes an action mask of {one} choices{rest}"
+
+
+def _taken_numbers(signature: PolicySignature) -> list[tuple[int, Number, Number, bool]]:
+    """Return the numbers that clients may send: from which one on, bounds, and if whole alone.
+
+    Neighbours of the same numbers are one, so that no type counts by its name.
+    """
+    known = number_range(signature.observation_dtype)
+    found: list[tuple[int, Number, Number, bool]] = []
+    first = 0
+    for dtype, width in signature.observation_columns or ((known.dtype, 0),):
+        known = number_range(dtype)
+        taken = (known.low, known.high, known.is_integer)
+        if not found or found[-1][1:] != taken:
+            found.append((first, *taken))
+        first += width
+    return found
+
+
+def _taken_words(taken: Sequence[tuple[int, Number, Number, bool]]) -> str:
+    words = [
+        f"{'whole ' if is_whole else ''}numbers from {low:.8g} to {high:.8g}"
+        f"{f' from place {first} on' if first else ''}"
+        for first, low, high, is_whole in taken
+    ]
+    return " and ".join(words)
 
 
 def _action_words(outputs: Sequence[ActionOutput]) -> str:

@@ -225,7 +225,12 @@ class ServerSchema:
             The first difference, such as `has observations.speed.maximum: 5 in its schema.yaml in
             place of the 3`; None where a client of the one can be a client of the other.
         """
-        mine, theirs = (_undescribed(item.observations) for item in (self, other))
+        mine, theirs = (
+            None
+            if item.observations is None
+            else tuple(replace(one, description=None, example=None) for one in item.observations)
+            for item in (self, other)
+        )
         return None if mine == theirs else _difference(mine, theirs)
 
     def policy_part(self) -> ServerSchema:
@@ -233,7 +238,8 @@ class ServerSchema:
 
         It goes to the processes that compile and compute the policy, and into the digest of the
         results. It has no access key, proxy prefix or descriptions, so that a new key needs no new
-        compiling and no new replicas.
+        compiling and no new replicas. It has the examples: those who read the policy's file refuse
+        one that the policy does not take, which a kept result would hide.
         """
         return replace(
             self,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 
+from policy_server.engine import cache
 from policy_server.engine.cache import (
     Outcome,
     decode,
@@ -16,7 +18,8 @@ from policy_server.engine.cache import (
     read_outcome,
     write_outcome,
 )
-from policy_server.engine.network import NetworkPolicy, Step
+from policy_server.engine.network import CompiledPolicy, NetworkPolicy, Step
+from policy_server.policy import ObservationPart, SignatureTensor
 from policy_server.schema import ActionField, ObservationField, ServerSchema
 from tests.support.compiled import COMPILED
 from tests.support.fakes import components_of, signature_of
@@ -146,6 +149,26 @@ def test_outcome_of_other_fields_belongs_to_something_else(monkeypatch: pytest.M
     monkeypatch.setattr("policy_server.engine.cache._KEPT", (Step,))
 
     assert digest_of("model", ServerSchema()) != before
+
+
+def test_fields_of_every_type_in_the_file_count() -> None:
+    found = parts_of(CompiledPolicy) - {CompiledPolicy}
+
+    assert {SignatureTensor, ObservationPart} < found
+    assert found == set(cache._KEPT)  # noqa: SLF001 -- the list that the test holds
+
+
+def parts_of(kind: type) -> set[type]:
+    """Return a dataclass with all dataclasses that its fields may hold, and theirs."""
+    found: set[type] = set()
+    waiting: list[object] = [kind]
+    while waiting:
+        item = waiting.pop()
+        waiting += get_args(item)
+        if isinstance(item, type) and is_dataclass(item) and item not in found:
+            found.add(item)
+            waiting += get_type_hints(item).values()
+    return found
 
 
 def test_digest_does_not_depend_on_the_access_key_or_on_words_for_people() -> None:

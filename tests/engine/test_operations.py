@@ -240,3 +240,25 @@ def test_strided_slice_reads_every_mask_as_tensorflow(
     ours = OPERATIONS["StridedSlice"](MATRIX, *bounds, **attributes)
 
     assert ours.tolist() == _tensorflow("StridedSlice", (MATRIX, *bounds), attributes).tolist()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int64", "float32"])
+def test_largest_of_a_padded_window_is_never_the_padding(dtype: str) -> None:
+    values = np.array([[[1, 0, 2]]], dtype)
+    low = values if dtype == "uint8" else values - np.array(5, dtype)
+
+    found = OPERATIONS["pool"](low, window=(3,), strides=(1,), pads=(1, 1), kind="max")
+
+    assert found.dtype == low.dtype
+    assert found.tolist() == [[[low[0, 0, 0], low[0, 0, 2], low[0, 0, 2]]]]
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int8", "int64", "float32"])
+def test_place_of_the_smallest_is_that_of_any_type(dtype: str, *, is_last: bool) -> None:
+    lowest = np.iinfo(dtype).min if dtype.startswith(("int", "uint")) else 0
+    values = np.array([[1, lowest, 1, lowest, 1]], dtype)
+
+    found = OPERATIONS["arg_max"](values, axis=1, keep_dims=False, is_last=is_last, is_min=True)
+
+    assert found.tolist() == [3 if is_last else 1]

@@ -28,6 +28,7 @@ from policy_server.schema import ServerSchema, parse_schema, read_schema
 from tests.support.compiled import COMPILED
 from tests.support.folders import EXPORTS, ROOT
 from tests.support.library_policies import POLICIES
+from tests.support.onnx_models import node, tensor, weights, write_model
 
 Array = NDArray[Any]
 
@@ -90,7 +91,14 @@ def told(signature: PolicySignature) -> Mapping[str, Any]:
         key: getattr(signature, key)
         for key in (
             *("action_outputs", "components", "is_tuple_of_one", "is_value_based", "memory"),
-            *("mask_sizes", "module", "observation_dtype", "observation_width", "row_dtype"),
+            *(
+                "mask_name",
+                "mask_sizes",
+                "module",
+                "observation_dtype",
+                "observation_width",
+                "row_dtype",
+            ),
         )
     }
 
@@ -221,6 +229,26 @@ def test_normalization_outside_of_the_policy_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ExportError, match=r"schema\.yaml normalizes 'x' outside of it"):
         export_onnx(folder, schema, tmp_path / "policy.onnx")
+
+
+def test_mask_keeps_its_name(tmp_path: Path) -> None:
+    write_model(
+        tmp_path,
+        [
+            node("MatMul", ["obs", "w"], ["numbers"]),
+            node("Cast", ["avail_actions"], ["allowed"], to=9),
+            node("Where", ["allowed", "numbers", "lowest"], ["logits"]),
+        ],
+        [tensor("obs", ["batch", 4]), tensor("avail_actions", ["batch", 3])],
+        [tensor("logits", ["batch", 3])],
+        {"w": weights(4, 3), "lowest": np.array(-1e9, np.float32)},
+    )
+    target = tmp_path / "written" / "policy.onnx"
+
+    export_onnx(tmp_path, None, target)
+
+    assert load_policy(tmp_path).signature.mask_name == "avail_actions"
+    assert load_policy(target.parent).signature.mask_name == "avail_actions"
 
 
 def test_mask_forbids_choices_in_the_graph(tmp_path: Path) -> None:

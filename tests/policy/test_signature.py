@@ -85,8 +85,25 @@ def test_names_of_the_outputs_in_the_file_make_no_other_policy() -> None:
             {"components": (TWO,)},
             "gives go (left, right) in place of the action without a name",
         ),
+        (
+            {"mask_name": "avail_actions"},
+            {"mask_name": "action_mask"},
+            "takes the action mask 'avail_actions' in place of the 'action_mask'",
+        ),
+        (
+            {"observation_dtype": "uint8"},
+            {},
+            "takes whole numbers from 0 to 255 in place of the numbers from -3.4028236e+38 to "
+            "3.4028236e+38",
+        ),
+        (
+            {"observation_columns": (("int8", 1), ("uint8", 1))},
+            {"observation_dtype": "int8"},
+            "takes whole numbers from -128 to 127 and whole numbers from 0 to 255 from place 1 on "
+            "in place of the whole numbers from -128 to 127",
+        ),
     ],
-    ids=["width", "mask", "actions", "family", "names"],
+    ids=["width", "mask", "actions", "family", "names", "name of the mask", "type", "columns"],
 )
 def test_difference_names_both_sides(
     mine: dict[str, object], theirs: dict[str, object], expected: str
@@ -96,3 +113,23 @@ def test_difference_names_both_sides(
     difference = replace(same, **mine).difference(replace(same, **theirs))  # type: ignore[arg-type]  # of each case
 
     assert difference == expected
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [
+        ({"observation_dtype": "float64"}, {}),
+        ({"observation_columns": (("float64", 1), ("float32", 1))}, {}),
+        (
+            {"observation_columns": (("uint8", 1), ("uint8", 1))},
+            {"observation_columns": (("uint8", 2),)},
+        ),
+    ],
+    ids=["floats", "columns of floats", "neighbours of one type"],
+)
+def test_types_that_take_the_same_numbers_are_no_difference(
+    mine: dict[str, object], theirs: dict[str, object]
+) -> None:
+    same = signature_of((TWO,))
+
+    assert replace(same, **mine).difference(replace(same, **theirs)) is None  # type: ignore[arg-type]  # of each case

@@ -677,6 +677,7 @@ SPEED = f"observations: {{speed: {{type: float, maximum: 3}}, {PLACE}}}"
     [
         (SPEED, None),
         (SPEED.replace("type: float", "type: float, description: fast"), None),
+        (SPEED.replace("type: float", "type: float, example: 2.5"), None),
         (
             SPEED.replace("maximum: 3", "maximum: 5"),
             "has observations.speed.maximum: 5 in its schema.yaml in place of the 3",

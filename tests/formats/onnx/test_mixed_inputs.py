@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from policy_server.engine.operations import OPERATIONS
 from policy_server.errors import DistributionError, ObservationError
 from policy_server.formats.known_formats import load_policy
 from policy_server.observation_fit import fit_observations
@@ -16,7 +19,7 @@ from policy_server.observations.array_rules import ArrayRules
 from policy_server.policy import PolicyInputs
 from policy_server.schema import number_range, parse_schema
 from policy_server.settings import Engine
-from tests.support.onnx_models import node, tensor, write_model
+from tests.support.onnx_models import node, tensor, weights, write_model
 
 
 def two_inputs(folder: Path, dtype: str) -> Path:
@@ -87,3 +90,51 @@ def test_integer_action_that_would_be_rounded_is_refused(engine: Engine, tmp_pat
     assert largest.tolist() == [[2**24 - 1]]
     with pytest.raises(DistributionError, match="an integer beyond 16777215"):
         policy.infer(PolicyInputs.of(np.array([[2.0**24 + 1]])))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_padded_pool_of_an_image_of_integers_is_that_of_onnxruntime(
+    dtype: str, tmp_path: Path
+) -> None:
+    write_model(
+        tmp_path,
+        [
+            node("MaxPool", ["obs"], ["pooled"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+            node("Cast", ["pooled"], ["numbers"], to=1),
+            node("Flatten", ["numbers"], ["flat"]),
+            node("MatMul", ["flat", "w"], ["logits"]),
+        ],
+        [tensor("obs", ["batch", 1, 4, 4], dtype)],
+        [tensor("logits", ["batch", 3])],
+        {"w": weights(16, 3)},
+    )
+    rows = np.random.default_rng(1).integers(-128 if dtype == "int8" else 0, 127, (5, 16))
+    inputs = PolicyInputs.of(rows.astype(np.float64), is_deterministic=True)
+
+    ours, theirs = (
+        load_policy(tmp_path, engine=engine).infer(inputs).distribution
+        for engine in ("numpy", "onnxruntime")
+    )
+
+    assert ours is not None
+    assert theirs is not None
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
+def test_number_that_an_array_of_integers_can_not_hold_leaves_the_policy_to_onnxruntime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflowing(_: NDArray[Any]) -> NDArray[Any]:
+        raise OverflowError("cannot convert float infinity to integer")
+
+    monkeypatch.setitem(OPERATIONS, "Tanh", overflowing)
+    write_model(
+        tmp_path,
+        [node("Tanh", ["obs"], ["logits"])],
+        [tensor("obs", ["batch", 3])],
+        [tensor("logits", ["batch", 3])],
+    )
+
+    signature = load_policy(tmp_path).signature
+
+    assert signature.engine == "onnxruntime"

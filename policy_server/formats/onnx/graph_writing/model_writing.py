@@ -26,7 +26,6 @@ _OPSET = 13
 _IR_VERSION = 8
 _OBSERVATION = "observation"
 _DISTRIBUTION = "distribution"
-_MASK = "action_mask"
 _BATCH = "N"
 
 
@@ -63,11 +62,12 @@ def model_bytes(compiled: CompiledPolicy, vectors: PolicyVectors) -> bytes:
     numbers = vectors.outputs.distribution.shape[1]
     after = _states_after(writer, signature, pairs, result, numbers)
     found = writer.slice(result, [1], [0], [numbers]) if signature.memory else result
-    has_mask = signature.mask_name is not None
-    if has_mask:
+    # Clients know the mask by its name, and so may a schema.yaml.
+    mask = signature.mask_name
+    if mask is not None:
         choices = sum(signature.mask_sizes)
-        inputs.append(_tensor(_MASK, onnx_type(np.float32), [batch, choices]))
-        found = _masked(writer, signature.components or (), found, numbers)
+        inputs.append(_tensor(mask, onnx_type(np.float32), [batch, choices]))
+        found = _masked(writer, mask, signature.components or (), found, numbers)
     writer.add("Identity", found, output=_DISTRIBUTION)
     writer.prune([_DISTRIBUTION, *after])
     outputs = [
@@ -96,7 +96,7 @@ def model_bytes(compiled: CompiledPolicy, vectors: PolicyVectors) -> bytes:
         inputs=[_OBSERVATION],
         output=_DISTRIBUTION,
         memory=pairs,
-        mask=_MASK if has_mask else None,
+        mask=mask,
     )
     metadata = {POLICY_KEY: document, VECTORS_KEY: vectors_text(vectors)}
     onnx.helper.set_model_props(model, metadata)
@@ -146,10 +146,14 @@ def _states_after(
 
 
 def _masked(
-    writer: GraphWriter, components: Sequence[ActionComponent], result: str, numbers: int
+    writer: GraphWriter,
+    name: str,
+    components: Sequence[ActionComponent],
+    result: str,
+    numbers: int,
 ) -> str:
     """Return the distribution's inputs with minus infinity for what the mask forbids."""
-    mask = writer.cast_name(_MASK, np.bool_)
+    mask = writer.cast_name(name, np.bool_)
     lowest = writer.keep(np.array(-math.inf, np.float32))
     pieces, column, choice = [], 0, 0
     for part in components:
