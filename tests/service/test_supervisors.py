@@ -198,7 +198,9 @@ def test_workers_end_with_their_supervisor_and_the_next_server_has_the_port(
 def test_workers_that_are_replaced_go_on_listening(tmp_path: Path, *, has_others: bool) -> None:
     home = compiled_home_of("ppo_discrete", tmp_path / "home")
     environment = {"POLICY_SERVER_BACKEND": "local"}
-    with running_server(home, "--workers", "2", environment=environment) as server:
+    # uvicorn gives a new worker 5 s to start, which is short where many tests run.
+    arguments = ("--workers", "2", "--timeout-worker-healthcheck", "60")
+    with running_server(home, *arguments, environment=environment) as server:
         serving = "Application startup complete"
         server.child.wait_until(lambda: server.output().count(serving) == 2)
         if has_others:
