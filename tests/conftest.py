@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 import random
 import signal
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from policy_server.formats import compiling_process
 from tests.support.audit import audited
+from tests.support.compiling import compiling_once
 
 # How long an example takes is the machine's business.
 settings.register_profile("drawing", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -19,6 +22,24 @@ settings.load_profile("any machine")
 # Keras draws its first weights from here, at the import of a module and in a test.
 _SEED = 20
 random.seed(_SEED)
+
+
+_compile_anew = compiling_process._compile  # noqa: SLF001 -- see `_compiled_once`
+_compile_once = compiling_once(_compile_anew)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_once() -> Iterator[None]:
+    """Compile each policy once; a test of the process itself asks for `compiled_anew`."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(compiling_process, "_compile", _compile_once)
+        yield
+
+
+@pytest.fixture
+def compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each policy compiled in a process, as a server has it, also where it was before."""
+    monkeypatch.setattr(compiling_process, "_compile", _compile_anew)
 
 
 def pytest_configure() -> None:

@@ -18,6 +18,7 @@ import policy_server
 from policy_server import create_app
 from policy_server.errors import SchemaError, SettingsError
 from policy_server.web import Application
+from tests.support import asking
 from tests.support.folders import ROOT
 from tests.support.processes import run
 from tests.support.servers import free_port
@@ -257,7 +258,7 @@ async def test_metrics_are_shown_on_a_port_where_one_is_given(homes: dict[str, P
     port = free_port()
     host = host_of(mouse=create_app(homes["mouse"], metrics_port=port))
 
-    async with asked(host) as client, httpx.AsyncClient() as scraper:
+    async with asked(host) as client, asking.async_client() as scraper:
         await client.post("/mouse/predict_raw", json=MOUSE)
         page = await scraper.get(f"http://127.0.0.1:{port}/metrics")
 

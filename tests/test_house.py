@@ -1,11 +1,18 @@
-"""The rooms of policy_server: a name says which module is meant."""
+"""The rooms of policy_server: a name says which module is meant. Tests ask HTTP in one way."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
-ROOMS = Path(__file__).parents[1] / "policy_server"
+TESTS = Path(__file__).parent
+ROOMS = TESTS.parent / "policy_server"
+# A client of its own that is neither told whom to trust nor has another transport.
+READS_CERTIFICATES = re.compile(
+    r"httpx\.(?:get|post|put|delete|request|stream|Client|AsyncClient)\("
+    r"(?![^()]*(?:\([^()]*\)[^()]*)*\b(?:verify|transport)=)"
+)
 
 
 def test_no_two_modules_have_one_name() -> None:
@@ -16,3 +23,14 @@ def test_no_two_modules_have_one_name() -> None:
 
     assert len(counted) > 100
     assert [name for name, count in counted.items() if count > 1] == []
+
+
+def test_no_test_reads_the_authorities_certificates_for_a_client_of_its_own() -> None:
+    own = [
+        f"{path.relative_to(TESTS)}: {found[0]}"
+        for path in sorted(TESTS.rglob("*.py"))
+        if path.name not in ("asking.py", "test_house.py")
+        for found in READS_CERTIFICATES.finditer(path.read_text())
+    ]
+
+    assert own == []

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from policy_server.settings import Settings
+from tests.support import asking
 from tests.support.folders import ROOT
 from tests.support.processes import child, program, run
 from tests.support.server_processes import Server, compiled_home_of, running_server
@@ -135,7 +136,7 @@ def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
         f"--web.listen-address={url.removeprefix('http://')}",
     )
     with (
-        httpx.Client(base_url=url, timeout=10) as client,
+        asking.client(base_url=url, timeout=10) as client,
         child(*command, log=folder / "prometheus.log") as started,
     ):
         started.wait_until(lambda: status_of(f"{url}/-/ready") == httpx.codes.OK)
@@ -190,7 +191,7 @@ def test_server_writes_every_metric_that_dashboard_and_alerts_read(server: Serve
         client.post("/predict_raw", json={"obs": [0.0] * 4}).raise_for_status()
     types = re.findall(
         r"^# TYPE (policy_server_\w+) (\w+)$",
-        httpx.get(server.metrics_url).text,
+        asking.get(server.metrics_url).text,
         re.MULTILINE,
     )
 

@@ -24,6 +24,7 @@ from websockets.sync.client import connect as sync_connect
 
 from policy_server.http_server.web_socket_protocol import WebSocketProtocol
 from policy_server.settings import Settings
+from tests.support import asking
 from tests.support.certificates import write_certificate
 from tests.support.folders import ROOT
 from tests.support.processes import child, program
@@ -138,7 +139,7 @@ def through_nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Cl
     with (
         running_server(home, environment=local) as server,
         nginx(tmp_path_factory.mktemp("nginx"), upstream=int(server.url.rpartition(":")[2])) as url,
-        httpx.Client(base_url=url, headers={"access-token": KEY}, timeout=30) as client,
+        asking.client(base_url=url, headers={"access-token": KEY}, timeout=30) as client,
     ):
         yield client
 
@@ -243,7 +244,7 @@ def echo_through_nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
 
 def test_proxy_strips_the_prefix_and_says_who_asked(echo_through_nginx: str) -> None:
     headers = {"x-forwarded-for": "203.0.113.9", "x-request-id": "abc"}
-    seen = httpx.get(f"{echo_through_nginx}{PREFIX}/predict?seed=1", headers=headers).json()
+    seen = asking.get(f"{echo_through_nginx}{PREFIX}/predict?seed=1", headers=headers).json()
 
     host = echo_through_nginx.removeprefix("http://")
     assert seen["path"] == "/predict"
@@ -327,11 +328,11 @@ def test_streams_pass_the_proxy_by_tls(secured: Secured) -> None:
 
 def test_client_that_does_not_trust_the_proxy_sends_no_key(secured: Secured) -> None:
     with pytest.raises(httpx.ConnectError, match="certificate verify failed"):
-        httpx.post(f"{secured.url}{PREFIX}/predict", headers={"access-token": APP_KEY})
+        asking.post(f"{secured.url}{PREFIX}/predict", headers={"access-token": APP_KEY})
 
 
 def test_client_without_tls_is_refused_by_the_proxy(secured: Secured) -> None:
-    answer = httpx.get(f"{secured.url.replace('https', 'http')}{PREFIX}/livez")
+    answer = asking.get(f"{secured.url.replace('https', 'http')}{PREFIX}/livez")
 
     assert answer.status_code == httpx.codes.BAD_REQUEST
     assert "x-request-id" not in answer.headers

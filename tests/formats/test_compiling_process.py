@@ -22,6 +22,8 @@ from tests.support.hand_built import Part, V1Policy, observations
 from tests.support.processes import descendants, is_running
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.usefixtures("compiled_anew")
+
 KEPT = ".compiled-policy.npz"
 FINDING = """
 import asyncio, sys

@@ -18,7 +18,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import httpx
 import schemathesis
 import yaml
 from schemathesis.config import SchemathesisConfig
@@ -27,6 +26,7 @@ from schemathesis.engine.events import FatalError, NonFatalError, ScenarioFinish
 
 from policy_server import create_app
 from policy_server.http_server.http_protocol import HttpProtocol
+from tests.support import asking
 from tests.support.folders import ROOT
 from tests.support.servers import served_app
 
@@ -159,7 +159,7 @@ def _home(name: str, folder: Path) -> Path:
 
 def _operations(url: str, paths: Sequence[str]) -> int:
     """Return how many operations a server's document has, of those that are asked."""
-    found: dict[str, Any] = httpx.get(f"{url}/openapi.json", timeout=60).json()["paths"]
+    found: dict[str, Any] = asking.get(f"{url}/openapi.json", timeout=60).json()["paths"]
     return sum(
         len(_METHODS & item.keys())
         for path, item in found.items()

@@ -8,13 +8,13 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from policy_server.http_server.http_protocol import HttpProtocol
+from tests.support import asking
 from tests.support.connections import Transport
 from tests.support.servers import CHUNKED, served_app
 from tests.support.waiting import turns
@@ -298,7 +298,7 @@ def test_response_of_uvicorn_is_one_write() -> None:
 
     with (
         served_app(build(), ws="none", http=Recorded) as port,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"access-token": KEY}) as client,
+        asking.client(base_url=f"http://127.0.0.1:{port}", headers={"access-token": KEY}) as client,
     ):
         answers = [client.post("/predict", json=OBSERVATION) for _ in range(2)]
 

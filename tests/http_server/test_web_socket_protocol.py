@@ -7,13 +7,13 @@ import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 
-import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.server import ServerProtocol
 
 from policy_server.http_server.http_protocol import HttpProtocol
 from policy_server.http_server.web_socket_protocol import WebSocketProtocol
+from tests.support import asking
 from tests.support.streams import KEY_HEADER, Served, served
 from tests.support.waiting import until
 from tests.support.web import OBSERVATION
@@ -55,7 +55,7 @@ async def send_nonsense(server: Served) -> None:
 
 async def shake_hands_wrongly(server: Served) -> None:
     upgrade = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
-    async with httpx.AsyncClient(headers={**KEY_HEADER, **upgrade}) as client:
+    async with asking.async_client(headers={**KEY_HEADER, **upgrade}) as client:
         assert (await client.get(f"{server.url}/predict/stream")).status_code == 400
 
 

@@ -15,6 +15,7 @@ import httpx
 
 from tests.injected_faults.layer import Control, Fault, Faults
 from tests.injected_faults.outcomes import CONNECTION_ENDED, PROCESS_ENDED, Outcome
+from tests.support import asking
 from tests.support.library_policies import POLICIES, cases_of
 from tests.support.server_processes import KEY, Server, running_server, started_server
 from tests.support.servers import status_of
@@ -40,7 +41,7 @@ class Admin:
     def __init__(self, server: Server) -> None:
         """Own the connection, as long as the server runs."""
         headers = {"access-token": _ADMIN_KEY}
-        self._client = httpx.Client(base_url=server.url, headers=headers, timeout=120)
+        self._client = asking.client(base_url=server.url, headers=headers, timeout=120)
 
     def deploy(self) -> httpx.Response:
         """Deploy version b, with a tenth of the traffic."""

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 
 from policy_server.access_keys import AccessKey, KeyRing
@@ -20,6 +19,7 @@ from policy_server.files.shared_folders import beginning_of
 from policy_server.http_server.metrics_port import exported_metrics
 from policy_server.metrics import Metrics, MetricsExporter
 from policy_server.settings import Settings
+from tests.support import asking
 from tests.support.pages import samples
 from tests.support.servers import Handler, answered_by
 
@@ -237,9 +237,9 @@ def test_key_of_metrics_is_asked_for_on_every_page() -> None:
     try:
         assert exporter.url is not None
         pages = [exporter.url, f"{exporter.url}/ray", exporter.url.removesuffix("/metrics")]
-        refused = [httpx.get(page, headers={"access-token": "p"}) for page in pages]
-        none = httpx.get(exporter.url)
-        let_in = [httpx.get(page, headers={"authorization": "Bearer k"}) for page in pages]
+        refused = [asking.get(page, headers={"access-token": "p"}) for page in pages]
+        none = asking.get(exporter.url)
+        let_in = [asking.get(page, headers={"authorization": "Bearer k"}) for page in pages]
     finally:
         exporter.stop()
 
@@ -255,9 +255,9 @@ async def test_address_that_guesses_keys_of_metrics_is_refused() -> None:
     right, wrong = {"access-token": "k"}, {"access-token": "guess"}
     async with exported_metrics(settings, Metrics(), None, keys=keys) as exporter:
         assert exporter.url is not None
-        let_in = [httpx.get(exporter.url, headers=right) for _ in range(3)]
-        guesses = [httpx.get(exporter.url, headers=wrong) for _ in range(3)]
-        found = httpx.get(exporter.url, headers=right)
+        let_in = [asking.get(exporter.url, headers=right) for _ in range(3)]
+        guesses = [asking.get(exporter.url, headers=wrong) for _ in range(3)]
+        found = asking.get(exporter.url, headers=right)
 
     assert [answer.status_code for answer in let_in] == [200] * 3
     assert [answer.status_code for answer in guesses] == [401, 429, 429]
@@ -273,7 +273,7 @@ def test_pages_without_a_key_are_shown_at_any_rate() -> None:
     exporter.start()
     try:
         assert exporter.url is not None
-        answers = [httpx.get(exporter.url, headers={"access-token": "x"}) for _ in range(3)]
+        answers = [asking.get(exporter.url, headers={"access-token": "x"}) for _ in range(3)]
     finally:
         exporter.stop()
 

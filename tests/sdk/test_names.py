@@ -7,19 +7,10 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from policy_server.sdk import LANGUAGES, LanguageName, prepare_document
-from policy_server.sdk.generator import generate
+from policy_server.sdk import LANGUAGES, LanguageName
 from policy_server.sdk.names import NAMINGS, observation_names, property_names
-from tests.support.web import document_of
+from tests.support.sdks import ALIKE, OF_ANOTHER, SPECIAL, generated, names_document
 
-ALIKE = ("T", "t", "a_b", "aB", "a__b", "_a_b", "hasUp", "set_t", "_", "__", "_1")
-SPECIAL = (
-    *("true", "False", "None", "nil", "NULL", "if", "class", "from", "self", "type", "object"),
-    *("default", "fun", "val", "in", "func", "this", "observation", "Actions", "probability"),
-    *("copy", "to_dict", "toString", "ToJson", "hashCode", "toJSON", "MarshalJSON", "wait", "int"),
-    *("property", "print", "field", "equals", "initialize", "team_", "com", "client", "__proto__"),
-)
-OF_ANOTHER = ("t", "T", "wait", "ab", "aB", "copy", "probability", "hasup", "lift")
 # How a model's code says which name on the wire is whose.
 WIRES = {
     "python": r'(?m)^    {name}: .*alias="{wire}"|^    {wire}: ',
@@ -90,20 +81,13 @@ def test_names_of_answers_stay_what_they_are(language: str) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", LANGUAGES)
 async def test_generated_model_sends_each_observation_by_its_own_name(name: LanguageName) -> None:
-    fields = "".join(f'  "{item}": {{type: int, example: 1}}\n' for item in (*ALIKE, *SPECIAL))
-    schema = f"observations:\n{fields}parameters: {{api_key: key}}\n"
-    document = prepare_document(await document_of(schema), url="http://localhost:8000")
-    # As of another policy of the server.
-    schemas = document["components"]["schemas"]
-    properties = dict.fromkeys(OF_ANOTHER, schemas["Observation"]["properties"]["t"])
-    lift = {**schemas["Observation"], "title": "LiftObservation", "properties": properties}
-    schemas["LiftObservation"] = {**lift, "required": list(OF_ANOTHER), "examples": []}
-    language = LANGUAGES[name]
+    document, language = await names_document(), LANGUAGES[name]
 
-    files = await generate(document, language)
+    files = await generated(name)
 
     names = observation_names(document, name)
-    assert len(set(names.values())) == len({*ALIKE, *SPECIAL, *OF_ANOTHER, "obs"})
+    assert len(set(names.values())) == len(names)
+    assert names.keys() >= {*ALIKE, *SPECIAL, *OF_ANOTHER}
     for model, snake, wires in (
         ("Observation", "observation", (*ALIKE, *SPECIAL)),
         ("LiftObservation", "lift_observation", OF_ANOTHER),

@@ -34,6 +34,8 @@ from policy_server.sdk.openapi_document import has_memory
 from policy_server.sdk.programs import PROGRAMS
 from tests.support.fakes import summing_backend
 from tests.support.folders import ROOT
+from tests.support.sdks import URL as SERVER
+from tests.support.sdks import generated, names_document
 from tests.support.waiting import turns
 from tests.support.web import document_of, serve
 
@@ -313,13 +315,13 @@ def test_types_that_generators_write_wrong_are_simplified(
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", LANGUAGES)
 async def test_sdk_has_an_example_with_the_policys_own_observation(name: LanguageName) -> None:
-    document = prepare_document(await document_of(SCHEMA), url="http://localhost:1234/app/v1")
+    document = await names_document()
 
-    files = await generate(document, LANGUAGES[name])
+    files = await generated(name)
 
     readme = files[PurePosixPath("README.md")].decode()
     text = b"".join(files.values())
-    assert b"http://localhost:1234/app/v1" in text
+    assert SERVER.encode() in text
     assert "POLICY_SERVER_API_KEY" in readme
     assert "-1.5" in readme
     assert NESTED[name] in readme
@@ -354,11 +356,9 @@ async def test_sdk_of_a_policy_with_memory_shows_an_episode(name: LanguageName) 
 
 @pytest.mark.timeout(300)
 async def test_same_document_gives_the_same_bytes() -> None:
-    document = prepare_document(await document_of(SCHEMA), url=URL)
+    again = await generate(await names_document(), LANGUAGES["csharp"])
 
-    first, second = [await generate(document, LANGUAGES["csharp"]) for _ in range(2)]
-
-    assert first == second
+    assert again == await generated("csharp")
 
 
 @pytest.mark.timeout(300)

@@ -29,6 +29,7 @@ from policy_server.sdk import Sdk, files_of, prepare_document
 from policy_server.serving import PolicyRegistry
 from policy_server.settings import Settings
 from policy_server.web import create_app
+from tests.support import asking
 from tests.support.fakes import FakeBackend, components_of, signature_of, slot_of
 from tests.support.lost_answers import LosingProxy, losing_proxy
 from tests.support.processes import program, run
@@ -204,7 +205,7 @@ def fetch(url: str, route: str) -> httpx.Response:
     """Download a zip as the 503's Retry-After says."""
 
     def answer() -> httpx.Response | None:
-        response = httpx.get(url + route, headers={"access-token": KEY}, timeout=60)
+        response = asking.get(url + route, headers={"access-token": KEY}, timeout=60)
         if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
             assert int(response.headers["retry-after"]) == PAUSE_S
             return None
@@ -323,7 +324,7 @@ def test_r_sdk_sends_lists_as_lists_and_stops_on_an_error(served: Served, tmp_pa
     output = served.run("Rscript", "lists.R", folder=folder, R_LIBS=str(tmp_path))
 
     sent, kind, error = output.split(" ", 2)
-    assert httpx.post(
+    assert asking.post(
         served.url + "/predict", content=sent, headers={"access-token": KEY}
     ).is_success
     assert kind == "list"
@@ -377,7 +378,7 @@ def test_two_starts_of_the_same_policy_have_the_same_sdk(tmp_path: Path) -> None
 
 
 def test_predictions_go_on_while_an_sdk_is_generated(served: Served) -> None:
-    with httpx.Client(base_url=served.url, headers={"access-token": KEY}, timeout=60) as client:
+    with asking.client(base_url=served.url, headers={"access-token": KEY}, timeout=60) as client:
         example = client.get("/openapi.json").json()["components"]["schemas"]["Observation"]
         answers = 0
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support import asking
 from tests.support.folders import EXPORTS
 from tests.support.processes import command_line, descendants
 from tests.support.ray_nodes import OPEN, end_node, running_node
@@ -295,7 +296,7 @@ def test_version_that_one_server_was_given_is_served_by_all(
     def is_live(server: Server, version: str) -> bool:
         """Return whether each of a server's processes has the version."""
         return all(
-            httpx.get(
+            asking.get(
                 f"{server.url}{routes}", headers={"access-token": "admin"}, timeout=30
             ).json()["live"]
             == version
@@ -308,7 +309,7 @@ def test_version_that_one_server_was_given_is_served_by_all(
     ):
         with zipfile.ZipFile(homes[0] / "saved_model.zip", "a") as archive:
             archive.writestr("assets.extra/other", b"another version")
-        answer = httpx.post(
+        answer = asking.post(
             f"{first.url}{routes}/versions",
             content=(homes[0] / "saved_model.zip").read_bytes(),
             headers={"access-token": "admin"},
@@ -317,7 +318,7 @@ def test_version_that_one_server_was_given_is_served_by_all(
         wait_until(partial(is_live, second, "v2"), timeout_s=60)
         with second.client() as client:
             ask(client, 20)
-        back = httpx.post(
+        back = asking.post(
             f"{second.url}{routes}/rollback", headers={"access-token": "admin"}, timeout=60
         )
         former = back.json()["live"]

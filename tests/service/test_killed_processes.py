@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.support import asking
 from tests.support.library_policies import POLICIES, cases_of
 from tests.support.processes import command_line, descendants, is_running
 from tests.support.redis_servers import redis_server
@@ -83,7 +84,7 @@ class Episodes:
 
         def answer() -> httpx.Response | None:
             try:
-                found = httpx.post(
+                found = asking.post(
                     self.url + path,
                     json=body,
                     headers={"access-token": KEY, **(headers or {})},

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from websockets.sync.client import connect
 
+from tests.support import asking
 from tests.support.folders import EXPORTS
 from tests.support.hand_built import V1Policy, picking
 from tests.support.processes import command_line, descendants, is_running, listening_on
@@ -313,13 +314,13 @@ def test_dashboard_comes_after_the_policy_answers(tmp_path: Path) -> None:
 
         wait_until(lambda: _accepts(port), timeout_s=60)
         dashboard = f"http://127.0.0.1:{port}"
-        assert httpx.get(f"{dashboard}/api/version", timeout=10).status_code == 401
+        assert asking.get(f"{dashboard}/api/version", timeout=10).status_code == 401
         processes += descendants(server.process.pid)
         pages = {line for pid in processes if "-dashboard-" in (line := command_line(pid))}
         assert len(pages) == 4, "one process a page that has something to show"
         [token] = re.findall(r'"dashboard_token": "([^"]+)"', server.output())
         headers = {"Authorization": f"Bearer {Path(token).read_text()}"}
-        shown = httpx.get(f"{dashboard}/api/serve/applications/", headers=headers, timeout=60)
+        shown = asking.get(f"{dashboard}/api/serve/applications/", headers=headers, timeout=60)
         assert [name.startswith("policy-") for name in shown.json()["applications"]] == [True]
         server.process.send_signal(signal.SIGTERM)
         server.process.wait(60)

@@ -7,9 +7,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
+from tests.support import asking
 from tests.support.folders import ROOT
 from tests.support.processes import command_line, descendants
 from tests.support.server_processes import Server, running_server
@@ -54,7 +54,7 @@ def server(tmp_path: Path, folder: Path) -> Iterator[Server]:
 
 def test_no_key_is_written_or_shown(server: Server, tmp_path: Path, folder: Path) -> None:
     url, metrics_url = server.url, server.metrics_url
-    with httpx.Client(base_url=url, timeout=60) as client:
+    with asking.client(base_url=url, timeout=60) as client:
         answers = [
             client.post(path, headers={"access-token": key}, content=b"{}")
             for key in (*KEYS, KEPT)
@@ -64,7 +64,7 @@ def test_no_key_is_written_or_shown(server: Server, tmp_path: Path, folder: Path
             client.get(path, headers={"access-token": LISTED})
             for path in ("/schema", "/policies", "/openapi.json")
         ]
-    pages = [httpx.get(metrics_url, headers={"access-token": key}) for key in (SCRAPER, API)]
+    pages = [asking.get(metrics_url, headers={"access-token": key}) for key in (SCRAPER, API)]
     pids = [server.process.pid, *descendants(server.process.pid)]
     of_ray = [pid for pid in pids[1:] if "ray" in command_line(pid)]
     environments = [Path("/proc", str(pid), "environ").read_bytes() for pid in of_ray]

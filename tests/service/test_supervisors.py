@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support import asking
 from tests.support.folders import EXPORTS, ROOT
 from tests.support.processes import command_line, descendants, is_running, run
 from tests.support.server_processes import (
@@ -126,7 +127,7 @@ def test_worker_that_cannot_start_does_not_end_those_that_serve(tmp_path: Path) 
 
         os.kill(workers[0], signal.SIGKILL)
         server.child.wait_until(lambda: server.output().count("schema.yaml: observations") >= 2)
-        answer = httpx.get(f"{server.url}/readyz")
+        answer = asking.get(f"{server.url}/readyz")
         (home / "schema.yaml").write_text(schema)
         server.child.wait_until(lambda: server.output().count(serving) == 3)
 
@@ -187,7 +188,7 @@ def test_workers_end_with_their_supervisor_and_the_next_server_has_the_port(
         server.process.kill()
         wait_until(lambda: not any(map(is_running, workers)))
         with running_server(home, "--workers", "2", environment=environment, port=port) as another:
-            answer = httpx.get(f"{another.url}/readyz")
+            answer = asking.get(f"{another.url}/readyz")
 
     assert answer.status_code == httpx.codes.OK
     assert not list(tmp_path.glob("ps-*"))
@@ -197,7 +198,9 @@ def test_workers_end_with_their_supervisor_and_the_next_server_has_the_port(
 def test_workers_that_are_replaced_go_on_listening(tmp_path: Path, *, has_others: bool) -> None:
     home = compiled_home_of("ppo_discrete", tmp_path / "home")
     environment = {"POLICY_SERVER_BACKEND": "local"}
-    with running_server(home, "--workers", "2", environment=environment) as server:
+    # uvicorn gives a new worker 5 s to start, which is short where many tests run.
+    arguments = ("--workers", "2", "--timeout-worker-healthcheck", "60")
+    with running_server(home, *arguments, environment=environment) as server:
         serving = "Application startup complete"
         server.child.wait_until(lambda: server.output().count(serving) == 2)
         if has_others:
@@ -210,7 +213,7 @@ def test_workers_that_are_replaced_go_on_listening(tmp_path: Path, *, has_others
         server.child.wait_until(lambda: server.output().count("Finished server process") == 2)
         server.child.wait_until(lambda: server.output().count(serving) == 4)
 
-        statuses = {httpx.get(f"{server.url}/readyz").status_code for _ in range(8)}
+        statuses = {asking.get(f"{server.url}/readyz").status_code for _ in range(8)}
 
     assert statuses == {httpx.codes.OK}
 
@@ -227,14 +230,15 @@ def test_load_balancers_hear_that_a_server_ends_before_it_does(
         server.child.wait_until(lambda: server.output().count(serving) == workers)
         headers = {"access-token": KEY}
         observation = CASES[0]["observation"]
-        assert httpx.get(f"{server.url}/readyz").status_code == httpx.codes.OK
+        assert asking.get(f"{server.url}/readyz").status_code == httpx.codes.OK
 
         server.process.send_signal(signal.SIGTERM)
         server.child.wait_until(lambda: server.output().count("draining") == workers)
         # Each by a connection of its own.
-        ready = [httpx.get(f"{server.url}/readyz") for _ in range(8)]
+        ready = [asking.get(f"{server.url}/readyz") for _ in range(8)]
         answers = [
-            httpx.post(f"{server.url}/predict", json=observation, headers=headers) for _ in range(8)
+            asking.post(f"{server.url}/predict", json=observation, headers=headers)
+            for _ in range(8)
         ]
 
         assert {answer.status_code for answer in ready} == {httpx.codes.SERVICE_UNAVAILABLE}

@@ -14,6 +14,7 @@ from uvicorn.server import ServerState
 from policy_server.http_server.connection_limits import (
     ConnectionLimits,
     ConnectionWatch,
+    Phase,
 )
 from policy_server.http_server.hot_heads import HotHeads
 from policy_server.http_server.hot_protocol import HotHttpProtocol
@@ -181,8 +182,11 @@ class Server:
 
     def _is_settled(self, protocol: LimitedHttpProtocol) -> bool:
         """Return whether all is answered but a request that waits for more of its body."""
+        if not self.state.tasks:
+            # What was held is read a turn later.
+            return protocol.phase() is not Phase.BUSY or protocol.transport.is_closing()
         if len(self.state.tasks) != 1:
-            return not self.state.tasks
+            return False
         # There is no cycle before the first request.
         is_waiting = getattr(protocol.cycle, "more_body", False) and not protocol.pipeline
         return is_waiting and not protocol.cycle.body

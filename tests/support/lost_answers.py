@@ -9,6 +9,7 @@ from http import HTTPStatus
 
 import httpx
 
+from tests.support import asking
 from tests.support.servers import Handler, answered_by
 
 __all__ = ["LosingProxy", "losing_proxy"]
@@ -68,5 +69,5 @@ def losing_proxy(url: httpx.URL) -> Iterator[LosingProxy]:
 
         do_DELETE = do_GET = do_POST = answer  # noqa: N815 -- http.server's own names
 
-    with httpx.Client(base_url=url, timeout=30) as client, answered_by(Losing) as address:
+    with asking.client(base_url=url, timeout=30) as client, answered_by(Losing) as address:
         yield LosingProxy(address, lost)

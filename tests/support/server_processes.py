@@ -23,6 +23,7 @@ from policy_server.formats.model_files import identify_model
 from policy_server.formats.unpacking import unpack_model
 from policy_server.schema import read_schema
 from policy_server.settings import Settings
+from tests.support import asking
 from tests.support.folders import EXPORTS, ROOT
 from tests.support.pages import summed
 from tests.support.processes import Child, child
@@ -57,7 +58,7 @@ class Server:
 
     def client(self) -> httpx.Client:
         """Return a client with the access key."""
-        return httpx.Client(base_url=self.url, headers={"access-token": KEY}, timeout=60)
+        return asking.client(base_url=self.url, headers={"access-token": KEY}, timeout=60)
 
     def figure(self, name: str) -> float | None:
         """Return a number of the metrics page; None while no process has its port."""
@@ -67,7 +68,7 @@ class Server:
     def metrics(self, path: str = "") -> str:
         """Return the metrics page, or one below it; empty while no process has its port."""
         try:
-            return httpx.get(f"{self.metrics_url}{path}", timeout=30).text
+            return asking.get(f"{self.metrics_url}{path}", timeout=30).text
         except httpx.TransportError:
             return ""
 

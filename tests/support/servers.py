@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from policy_server.schema import parse_schema
 from policy_server.settings import Settings
 from policy_server.web import create_app
+from tests.support import asking
 from tests.support.fakes import FakeBackend, integer_backend, registry_of
 from tests.support.waiting import until, wait_until
 
@@ -80,7 +81,7 @@ def free_port() -> int:
 def status_of(url: str, *, key: str | None = None) -> int | None:
     """Return how an address answers, or None while nobody answers there."""
     try:
-        return httpx.get(
+        return asking.get(
             url, headers={} if key is None else {"access-token": key}, timeout=5
         ).status_code
     except httpx.TransportError:

@@ -17,6 +17,7 @@ from websockets.exceptions import InvalidStatus
 from policy_server.http_server.http_protocol import HttpProtocol
 from policy_server.http_server.web_socket_protocol import WebSocketProtocol
 from policy_server.metrics import Metrics, MetricsExporter
+from tests.support import asking
 from tests.support.fakes import FakeBackend, integer_backend
 from tests.support.pages import summed
 from tests.support.servers import app_in_loop
@@ -48,7 +49,7 @@ class Served:
 
     async def post(self, path: str, content: bytes) -> httpx.Response:
         """Ask the POST route."""
-        async with httpx.AsyncClient(base_url=self.url, headers=KEY_HEADER) as client:
+        async with asking.async_client(base_url=self.url, headers=KEY_HEADER) as client:
             return await client.post(path, content=content)
 
     async def refusal(self, path: str, **options: Any) -> Any:  # noqa: ANN401 -- websockets' own

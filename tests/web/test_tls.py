@@ -13,6 +13,7 @@ import pytest
 from websockets.sync.client import connect
 
 from policy_server.http_server.web_socket_protocol import WebSocketProtocol
+from tests.support import asking
 from tests.support.certificates import write_certificate
 from tests.support.servers import served_app
 from tests.support.web import KEY, OBSERVATION, build
@@ -53,12 +54,12 @@ def test_client_that_trusts_the_certificate_is_answered(port: int, certificate: 
 
 def test_client_that_does_not_trust_it_sends_no_key(port: int) -> None:
     with pytest.raises(httpx.ConnectError, match="certificate verify failed"):
-        httpx.post(f"https://127.0.0.1:{port}/predict", headers={"access-token": KEY})
+        asking.post(f"https://127.0.0.1:{port}/predict", headers={"access-token": KEY})
 
 
 def test_plain_http_is_not_answered(port: int) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
-        httpx.get(f"http://127.0.0.1:{port}/livez")
+        asking.get(f"http://127.0.0.1:{port}/livez")
 
 
 def test_curl_takes_the_certificate(port: int, certificate: Path) -> None:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
@@ -19,6 +18,7 @@ from policy_server.formats.model_files import identify_model
 from policy_server.policy import PolicyInputs, PolicyOutputs
 from policy_server.schema import ServerSchema
 from policy_server.settings import Engine, Settings
+from tests.support import asking
 from tests.support.fakes import FakeBackend, integer_backend, opened
 from tests.support.hand_built import Part, V1Policy, picking, tf
 from tests.support.streams import Served, served
@@ -86,7 +86,7 @@ async def test_bad_observation_costs_its_neighbours_nothing_and_is_logged_once(
     async with (
         open_local_backend(model, ServerSchema(), settings) as backend,
         served(schema=RAW, open_policy=lambda: opened(backend)) as server,
-        httpx.AsyncClient(base_url=server.url, headers={"access-token": KEY}) as client,
+        asking.async_client(base_url=server.url, headers={"access-token": KEY}) as client,
     ):
         for kind in ("predict", "predict_deterministic"):
             answers = await stream_of(server, kind, rows)
