@@ -380,8 +380,10 @@ class Scheduler:
             ended.set_result(None)
             self._take(call, outcome, started)
 
+        within_s = call.deadline - self._loop.time()
         try:
-            if not self._sending.send(call.inputs(self._backend.signature), answered):
+            inputs = call.inputs(self._backend.signature)
+            if not self._sending.send(inputs, answered, within_s=within_s):
                 return False
         except Exception as error:
             self._start(call, self._single_calls, error)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import traceback
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,7 +28,14 @@ from policy_server.policy import (
     PolicyOutputs,
 )
 from policy_server.serving import AnsweredCall, Limits, Question, Scheduler, Waiting
-from tests.support.fakes import FakeBackend, integer_backend, summing_backend
+from tests.support.fakes import (
+    FakeBackend,
+    Sending,
+    immediate_backend,
+    integer_backend,
+    sending_backend,
+    summing_backend,
+)
 from tests.support.waiting import turns, until
 
 
@@ -846,36 +852,6 @@ async def test_questions_without_state_ask_for_none() -> None:
 # Backends that answer short calls at once
 
 
-@dataclass
-class Immediate(FakeBackend):
-    """A backend whose calls of up to 4 rows are computed at once.
-
-    Attributes:
-        at_once: how many rows each of these had.
-    """
-
-    at_once: list[int] = field(default_factory=list)
-
-    def is_immediate(self, rows: int) -> bool:
-        return rows <= 4
-
-    def infer_at_once(self, inputs: PolicyInputs) -> PolicyOutputs:
-        self.at_once.append(len(inputs))
-        coroutine = self.infer(inputs)
-        try:
-            coroutine.send(None)
-        except StopIteration as end:
-            outputs: PolicyOutputs = end.value
-            return outputs
-        raise AssertionError("it waits for nothing")
-
-
-def immediate_backend(error: Exception | None = None) -> Immediate:
-    """Return such a backend."""
-    known = integer_backend()
-    return Immediate(known.signature, known.bias, error=error)
-
-
 class Heard(Waiting):
     """A question that keeps what it is told."""
 
@@ -965,49 +941,6 @@ async def test_closing_answers_every_call_that_is_computed_at_once() -> None:
 
 
 # Backends that tell of their answers
-
-
-@dataclass
-class Sending(FakeBackend):
-    """A backend that is sent calls, and answers them when the gate is open.
-
-    Attributes:
-        sent: how many rows each call had that was sent.
-        is_taking: whether calls can be sent.
-        losses: so many calls are lost.
-    """
-
-    sent: list[int] = field(default_factory=list)
-    is_taking: bool = True
-    losses: int = 0
-
-    def send(
-        self, inputs: PolicyInputs, answered: Callable[[PolicyOutputs | Exception | None], None]
-    ) -> bool:
-        if not self.is_taking:
-            return False
-        self.sent.append(len(inputs))
-        # Held by nobody else: a task of its own, which no scheduler waits for.
-        self.answering = asyncio.create_task(self._answer(inputs, answered))
-        return True
-
-    async def _answer(
-        self, inputs: PolicyInputs, answered: Callable[[PolicyOutputs | Exception | None], None]
-    ) -> None:
-        if self.losses:
-            self.losses -= 1
-            answered(None)
-            return
-        try:
-            answered(await self.infer(inputs))
-        except Exception as error:
-            answered(error)
-
-
-def sending_backend(**changes: Any) -> Sending:  # noqa: ANN401 -- of the fake
-    """Return such a backend."""
-    known = integer_backend()
-    return Sending(known.signature, known.bias, **changes)
 
 
 async def test_questions_are_sent_together_and_told_of_their_answers() -> None:
