@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -194,7 +195,9 @@ class HotHttpProtocol(LimitedHttpProtocol):
                 return
             start = end + known.length
             if start > size:
-                self._awaited, self._body = known, bytearray(data[end:])
+                # The client's own times count from the head.
+                own = known.own._replace(head_came=time.perf_counter())
+                self._awaited, self._body = known._replace(own=own), bytearray(data[end:])
                 self._body_bytes = size - end
                 self._moves += 1
                 return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -225,6 +226,31 @@ async def test_hot_requests_with_times_of_their_own_are_known_by_one_head() -> N
     assert [answer[STAMP.encode()] for answer in answers] == [b"0", b"1", b"2", b"3", b"4"]
     assert all(float(answer[HELD.encode()]) >= 0 for answer in answers)
     assert len(server.heads) == 1
+
+
+async def test_times_of_a_hot_request_count_from_its_head_where_its_body_comes_later() -> None:
+    app = build()
+    async with running(app):
+        server = Server(app, is_hot=True)
+        assert server.heads is not None
+        protocol, transport = server.connect()
+        head = (
+            b"POST /predict HTTP/1.1\r\naccess-token: %b\r\nx-observation-stamp: 1\r\n"
+            b"X-Request-Timeout-Ms: %%d\r\nContent-Length: %d\r\n\r\n" % (KEY.encode(), len(BODY))
+        )
+        for timeout_ms in (60_000, 20, 60_000):
+            protocol.data_received(head % timeout_ms + BODY[:5])
+            came = time.perf_counter()
+            await until(lambda came=came: time.perf_counter() > came + 0.02)
+            protocol.data_received(BODY[5:])
+            await until(lambda: not server.state.tasks)
+        is_hot = len(server.heads) > 0
+        protocol.connection_lost(None)
+
+    answers = answers_in(transport.written)
+    assert [answer.status for answer in answers] == [200, 504, 200]
+    assert all(float(dict(answer.headers)[HELD.encode()]) >= 20 for answer in answers)
+    assert is_hot
 
 
 @pytest.mark.parametrize("given", ["", "a b", "x" * 65, "{}"])
