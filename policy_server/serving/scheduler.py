@@ -304,7 +304,10 @@ class Scheduler:
 
     def _forget_abandoned(self) -> None:
         """Drop the questions whose requests have gone: a call that hangs takes none of them out."""
-        self._waiting = deque(item for item in self._waiting if item.is_wanted())
+        kept = [item for item in self._waiting if item.is_wanted()]
+        # In place: whoever takes questions out may have one fail, which another one follows.
+        self._waiting.clear()
+        self._waiting.extend(kept)
 
     def _sweep(self) -> None:
         """Fail the questions that waited too long; one timer for all is cheaper than one each."""

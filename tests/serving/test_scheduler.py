@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import traceback
 import weakref
 from dataclasses import dataclass, field, replace
@@ -912,6 +913,45 @@ async def test_question_that_was_given_up_frees_its_place_at_once() -> None:
 
     assert (first.told, second.told) == ([], [2])
     assert scheduler.waiting == 0
+
+
+async def test_question_that_follows_a_refused_one_has_no_other_computed_twice() -> None:
+    class Followed(Heard):
+        """A question whose client asks the next one when it is refused."""
+
+        def take_error(self, error: PolicyServerError) -> None:
+            super().take_error(error)
+            scheduler.put(follower)
+
+    backend = integer_backend()
+    backend.gate = asyncio.Event()
+    scheduler = scheduler_of(backend, max_queue_size=1000, max_wait_s=0.02)
+    busy = await occupied(scheduler, backend)
+    follower, refused = Heard(question(9.0)), Followed(question())
+    for item in (*(Heard(question()) for _ in range(9)), refused):
+        scheduler.put(item)
+    # So many that the queue is searched for them when the others before them are refused.
+    abandoned = [Heard(question()) for _ in range(76)]
+    for item in abandoned:
+        scheduler.put(item)
+    for item in abandoned:
+        item.give_up()
+    asked = time.perf_counter()
+    await until(lambda: time.perf_counter() > asked + 0.02)
+    # A question that waits a moment only: more replicas have come, and take it up at once.
+    backend.capacity = 3
+    young = [Heard(question(9.0)) for _ in range(3)]
+    for item in young:
+        scheduler.put(item)
+    await until(lambda: len(backend.batches) >= 3)
+    backend.gate.set()
+    await asyncio.gather(*busy)
+    await until(lambda: scheduler.waiting == 0)
+    await scheduler.aclose()
+
+    assert refused.told == [OverloadedError]
+    assert sum(backend.batches) == len(busy) + len(young) + 1
+    assert [item.told for item in (*young, follower)] == [[0]] * 4
 
 
 async def test_late_question_is_told_of_the_overload_once() -> None:
