@@ -171,7 +171,7 @@ class PolicyVersion:
             signature=signature,
             row_width=signature.row_width,
             backend=opened.backend,
-            scheduler=Scheduler(backend, limits, metrics),
+            scheduler=Scheduler(backend, limits, metrics, label=label),
             distribution=(
                 None
                 if signature.components is None
