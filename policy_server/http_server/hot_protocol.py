@@ -196,8 +196,9 @@ class HotHttpProtocol(LimitedHttpProtocol):
             start = end + known.length
             if start > size:
                 # The client's own times count from the head.
-                own = known.own._replace(head_came=time.perf_counter())
-                self._awaited, self._body = known._replace(own=own), bytearray(data[end:])
+                own = known.own.with_head_at(time.perf_counter())
+                self._awaited = KnownHead(known.route, known.length, own)
+                self._body = bytearray(data[end:])
                 self._body_bytes = size - end
                 self._moves += 1
                 return

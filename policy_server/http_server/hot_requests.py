@@ -40,6 +40,14 @@ class OwnParts(NamedTuple):
     previous_action: str | None = None
     head_came: float | None = None
 
+    def with_head_at(self, moment: float) -> OwnParts:
+        """Return the parts of a request whose body is still to come.
+
+        Args:
+            moment: when its head had come, by `time.perf_counter`.
+        """
+        return self._replace(head_came=moment)
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class RequestHead:
