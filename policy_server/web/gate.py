@@ -130,7 +130,7 @@ class Gate:
         route = self._table.find(path) or _UNKNOWN
         key: AccessKey | None = None
         # Errors carry it too, whatever they refuse.
-        stamp = sensible_stamp(headers) if isinstance(route, AnswerRoute) else ""
+        stamp = sensible_stamp(scope["headers"]) if isinstance(route, AnswerRoute) else ""
         share = NO_SHARE
 
         async def send_with_id(message: Message) -> None:

@@ -58,14 +58,14 @@ def given_timeout_s(headers: Mapping[bytes, str]) -> float | None:
     return int(given) / 1000
 
 
-def sensible_stamp(headers: Mapping[bytes, str]) -> str:
+def sensible_stamp(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """Return the stamp of a client's observation; empty where it has none, or one that is refused.
 
     Args:
-        headers: as `read_headers` gives them.
+        headers: as ASGI has them: names in lower case.
     """
-    given = headers.get(_STAMP_NAME, "")
-    return given if STAMP.fullmatch(given) else ""
+    given = [value.decode("latin-1") for name, value in headers if name == _STAMP_NAME]
+    return given[0] if len(given) == 1 and STAMP.fullmatch(given[0]) else ""
 
 
 def check_stamp(headers: Mapping[bytes, str]) -> None:
@@ -77,7 +77,8 @@ def check_stamp(headers: Mapping[bytes, str]) -> None:
     Raises:
         ObservationError: if the header is there, and is no stamp.
     """
-    if _STAMP_NAME in headers and not sensible_stamp(headers):
+    given = headers.get(_STAMP_NAME)
+    if given is not None and not STAMP.fullmatch(given):
         message = "Input should be 1 to 64 letters, digits and any of . _ : + -"
         raise ObservationError([problem("observation_stamp", ["header", STAMP_HEADER], message)])
 
